@@ -1,0 +1,51 @@
+"""One account, and the Protocol by which rooms look accounts up.
+
+On the path: see the room.
+Holds: addresses are lower case in their domain and in their local part (mailbox names are matched without regard to case).
+Fails: never; look-ups return None.
+Standards: RFC 5321 2.3.11.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+DEAD_LETTER = "dead-letter"  # the postmaster's Maildir in state_dir, where none is configured
+
+
+class Role(StrEnum):
+    """What an account's token may see and do beyond its own mailbox."""
+
+    USER = "user"
+    READ = "read"  # sees all messages
+    OPERATE = "operate"  # may also change the queue
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """`quota` is in bytes, None for no limit; `aliases` are further addresses of the same mailbox."""
+
+    address: str
+    aliases: tuple[str, ...] = ()
+    quota: int | None = None
+    role: Role = Role.USER
+
+    def owns(self, address: str) -> bool:
+        """Whether mail from `address` is this account's own."""
+        return address.lower() in (self.address, *self.aliases)
+
+
+class AccountDirectory(Protocol):
+    """Who there is."""
+
+    def by_token(self, token: str) -> Account | None:
+        """The account of a bearer token; constant time per candidate."""
+        ...
+
+    def by_address(self, address: str) -> Account | None:
+        """The account that gets mail for `address`: itself, an alias, or `local+tag`; case-insensitive. Never makes one."""
+        ...
+
+    async def by_password(self, user: str, password: str) -> Account | None:
+        """The account that logs in so (Argon2 in a bounded thread; successes cached briefly)."""
+        ...

@@ -1,0 +1,5 @@
+"""The `relay` command."""
+
+
+def main() -> None:
+    """Run the command line."""

@@ -1,0 +1,60 @@
+"""The named points at which a crash test kills the process: one per fsync, link, rename, commit and reply.
+
+On the path: between a request and the removal of its note; each room calls reached() right behind the act it names.
+Holds: without a point set, reached() does nothing.
+Fails: by SIGKILL, which is its purpose.
+Standards: none; DESIGN's invariant 10.
+"""
+
+import os
+import signal
+from enum import StrEnum
+
+
+class CrashPoint(StrEnum):
+    """Every point, in the order in which a sendMail passes them."""
+
+    DRAFT_WRITTEN = "draft-written"  # tmp file complete, not synced
+    DRAFT_SYNCED = "draft-synced"  # fsync of the tmp file
+    NOTE_PREPARED = "note-prepared"  # link into preparing/
+    DRAFT_LINKED = "draft-linked"  # link into .Drafts/cur
+    NOTE_READY = "note-ready"  # rename to ready/
+    DRAFTS_DIRECTORY_SYNCED = "drafts-directory-synced"  # fsync of .Drafts/cur
+    READY_DIRECTORY_SYNCED = "ready-directory-synced"  # fsync of ready/
+    DRAFT_TMP_REMOVED = "draft-tmp-removed"  # unlink of the tmp file
+    REQUEST_ANSWERED = "request-answered"  # the 202 was handed to the socket
+    NOTE_CONVERTED = "note-converted"  # MIME made, not submitted
+    SUBMISSION_SENT = "submission-sent"  # final dot written
+    SPOOL_BODY_SYNCED = "spool-body-synced"  # fsync of a body file and its directory
+    SPOOL_BEFORE_COMMIT = "spool-before-commit"
+    SPOOL_COMMITTED = "spool-committed"
+    SMTP_REPLIED = "smtp-replied"  # 250 was handed to the socket
+    SUBMISSION_ACCEPTED = "submission-accepted"  # pickup has read the 250
+    ORIGINAL_FILED = "original-filed"  # moved to Sent Items, or removed
+    SENT_DIRECTORY_SYNCED = "sent-directory-synced"
+    DRAFTS_DIRECTORY_SYNCED_AGAIN = "drafts-directory-synced-again"
+    STEP_RECORDED = "step-recorded"  # step 4 is in the store's log
+    NOTE_REMOVED = "note-removed"
+    NOTE_REMOVAL_SYNCED = "note-removal-synced"
+    REPORT_WRITTEN = "report-written"  # step 3 failed for good: the report is in the Inbox
+
+
+class CrashPoints:
+    """Kills this process with SIGKILL at one point, the nth time it is reached."""
+
+    def __init__(self, at: str = "") -> None:
+        """`at` is "", "POINT" or "POINT:N".
+
+        Raises ValueError for a point that does not exist.
+        """
+        name, _, count = at.partition(":")
+        self._point = CrashPoint(name) if name else None
+        self._left = int(count or 1)
+
+    def reached(self, point: CrashPoint) -> None:
+        """Say that the process is right behind the act that `point` names."""
+        if point is not self._point:
+            return
+        self._left -= 1
+        if self._left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,95 @@
+"""CONTRACT's metrics, in one registry that is passed in.
+
+On the path: rooms count into it; web prints it.
+Holds: bounded labels, never an address.
+Fails: never.
+Standards: Prometheus text format 0.0.4.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+    300,
+    3600,
+)
+
+
+class Metrics:
+    """Every metric that Relay exposes."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.accepted = Counter(
+            "relay_messages_accepted",
+            "Messages accepted into the spool.",
+            ["via"],
+            registry=registry,
+        )
+        self.recipients = Counter(
+            "relay_recipients",
+            "Recipients that reached a final state.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.queue_entries = Gauge(
+            "relay_queue_entries", "Entries in the queue.", ["state"], registry=registry
+        )
+        self.queue_oldest = Gauge(
+            "relay_queue_oldest_seconds", "Age of the oldest queued entry.", registry=registry
+        )
+        self.queue_unaccounted = Gauge(
+            "relay_queue_unaccounted",
+            "Recipients accepted, less those final and those live; 0 unless one was lost.",
+            registry=registry,
+        )
+        self.delivery_seconds = Histogram(
+            "relay_delivery_seconds",
+            "From acceptance to a recipient's delivery.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.attempts = Counter(
+            "relay_attempts", "Attempts by outcome.", ["outcome", "class"], registry=registry
+        )
+        self.commit_seconds = Histogram(
+            "relay_commit_seconds", "Time of one spool commit.", buckets=_SECONDS, registry=registry
+        )
+        self.commit_batch = Histogram(
+            "relay_commit_batch_size",
+            "Writes that shared one commit.",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+            registry=registry,
+        )
+        self.connections = Gauge(
+            "relay_connections", "Open connections.", ["state"], registry=registry
+        )
+        self.pressure = Gauge(
+            "relay_pressure_level", "0 normal, 1 slow, 2 refuse.", registry=registry
+        )
+        self.pickup_waiting = Gauge(
+            "relay_pickup_waiting", "Notes that wait for pickup.", registry=registry
+        )
+        self.reports = Counter("relay_reports", "Reports made.", ["kind"], registry=registry)
+        self.policy_rules = Counter(
+            "relay_policy_rule", "Rules that matched.", ["rule", "outcome"], registry=registry
+        )
+
+    def exposition(self) -> bytes:
+        """The text that /metrics answers."""
+        return generate_latest(self.registry)

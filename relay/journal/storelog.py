@@ -1,0 +1,188 @@
+"""The store's log: steps 1 to 4 of every submission, one JSON line each, a file a day and role.
+
+On the path: mailbox and pickup append; the journey reads.
+Holds: append-only; a line is whole or it is not read; unique by step when read.
+Fails: OSError when the disk refuses; a damaged line is skipped.
+Standards: none.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from relay.clock import Clock, id_time_us
+from relay.journal.events import Event, Step
+
+_DAY_US = 86_400_000_000
+_CHUNK_BYTES = 1 << 20
+_LINE_BYTES_MAX = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SubmissionFacts:
+    """What every line says of its submission. `recipients` are addresses, Bcc included."""
+
+    submission_id: str
+    graph_id: str
+    account: str
+    sender: str
+    message_id: str = ""
+    subject: str = ""
+    recipients: tuple[str, ...] = ()
+
+
+class StoreLog:
+    """Appends the steps of one role and finds submissions in the logs of all roles."""
+
+    def __init__(self, directory: Path, *, role: str, clock: Clock) -> None:
+        """`directory` is `<mailboxes.root>/.submissions/log`; it is made on first use."""
+        self._directory = directory
+        self._role = role
+        self._clock = clock
+        self._file: int | None = None
+        self._day = ""
+
+    def append(self, facts: SubmissionFacts, event: Event, *, queue_id: str = "") -> None:
+        """Write one step in one write(2), so that readers never see a part of a line."""
+        day = f"{datetime.fromtimestamp(self._clock.time_us() // 1_000_000, UTC):%Y-%m-%d}"
+        if self._file is None or day != self._day:
+            self.close()
+            self._directory.mkdir(parents=True, exist_ok=True)
+            path = self._directory / f"{day}-{self._role}"
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            self._day = day
+        line: dict[str, Any] = {
+            "submission_id": facts.submission_id,
+            "step": int(event.step),
+            "at_us": event.at_us,
+            "detail": dict(event.detail),
+        }
+        if event.step is Step.CREATED:  # the other steps are joined to this line
+            line |= {
+                "graph_id": facts.graph_id,
+                "account": facts.account,
+                "sender": facts.sender,
+                "message_id": facts.message_id,
+                "subject": facts.subject[:200],
+                "recipients": facts.recipients[:1000],
+            }
+        if queue_id:
+            line["queue_id"] = queue_id
+        os.write(self._file, msgspec.json.encode(line) + b"\n")
+
+    def close(self) -> None:
+        """Close today's file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    async def submission(self, submission_id: str) -> dict[str, Any] | None:
+        """Facts and steps 1 to 4 of one submission (StoreJourneys)."""
+        return await asyncio.to_thread(self._submission, submission_id)
+
+    async def find_submission_ids(
+        self, key: str, *, account: str | None, limit: int
+    ) -> Sequence[str]:
+        """Submission ids by any of their names, newest first (StoreJourneys)."""
+        return await asyncio.to_thread(self._find, key, account, limit)
+
+    def prune(self, keep_days: int) -> int:
+        """Remove whole days older than `keep_days`; return how many files went."""
+        oldest = datetime.fromtimestamp(
+            (self._clock.time_us() - keep_days * _DAY_US) // 1_000_000, UTC
+        )
+        old = [path for path in self._files() if path.name[:10] < f"{oldest:%Y-%m-%d}"]
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(old)
+
+    def _submission(self, submission_id: str) -> dict[str, Any] | None:
+        earliest = id_time_us(submission_id)
+        found: dict[str, Any] = {"submission_id": submission_id, "queue_id": None, "steps": []}
+        steps: dict[int, Event] = {}
+        wanted = submission_id.encode()
+        for path in self._files():
+            if earliest is not None and path.name[:10] < _day_of(earliest):
+                break
+            for line in _lines_backwards(path):
+                if wanted not in line or (told := _decoded(line)) is None:
+                    continue
+                if told.get("submission_id") != submission_id:
+                    continue
+                step = int(told["step"])
+                steps[step] = Event(Step(step), int(told["at_us"]), told.get("detail", {}))
+                if told.get("queue_id"):
+                    found["queue_id"] = told["queue_id"]
+                if step == Step.CREATED:
+                    found |= {name: told[name] for name in _FACTS if name in told}
+        if not steps:
+            return None
+        found["steps"] = [steps[step].as_json() for step in sorted(steps)]
+        return found
+
+    def _find(self, key: str, account: str | None, limit: int) -> list[str]:
+        found: dict[str, None] = {}
+        wanted = b"" if key == "last" else key.encode()
+        for path in self._files():
+            for line in _lines_backwards(path):
+                if wanted not in line or (told := _decoded(line)) is None:
+                    continue
+                if "account" not in told or account not in (None, told["account"]):
+                    continue
+                names = (told["submission_id"], told["graph_id"], told["message_id"])
+                people = (told["sender"], *told["recipients"])
+                if key == "last" or key in names or key.lower() in map(str.lower, people):
+                    found[told["submission_id"]] = None
+                    if len(found) >= limit:
+                        return list(found)
+        return list(found)
+
+    def _files(self) -> list[Path]:
+        """Newest day first."""
+        try:
+            names = [path for path in self._directory.iterdir() if path.name[:1].isdigit()]
+        except FileNotFoundError:
+            return []
+        return sorted(names, key=lambda path: (path.name[:10], path.name), reverse=True)
+
+
+_FACTS = ("graph_id", "account", "sender", "message_id", "subject", "recipients")
+
+
+def _day_of(time_us: int) -> str:
+    return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%d}"
+
+
+def _decoded(line: bytes) -> dict[str, Any] | None:
+    try:
+        told = msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return None
+    return told if isinstance(told, dict) and "submission_id" in told and "step" in told else None
+
+
+def _lines_backwards(path: Path) -> Iterator[bytes]:
+    """Yield a file's lines from the last to the first in bounded memory; overlong lines are skipped."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:  # pruned meanwhile
+        return
+    with file:
+        end = file.seek(0, os.SEEK_END)
+        rest = b""
+        while end > 0:
+            start = max(0, end - _CHUNK_BYTES)
+            file.seek(start)
+            block = file.read(end - start) + rest
+            first, _, complete = block.partition(b"\n")
+            if start == 0:
+                complete, first = block, b""
+            yield from reversed(complete.splitlines())
+            rest = first + b"\n" if start and len(first) < _LINE_BYTES_MAX else b""
+            end = start

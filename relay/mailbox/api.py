@@ -1,0 +1,104 @@
+"""The store as its callers know it: one Protocol; store.py is the Maildir++ behind it.
+
+On the path: graph creates and submits (steps 1, 2), pickup reads notes and files originals (4), delivery delivers (6).
+Holds: every coroutine returns only when what it promises is on disk, directories fsynced.
+Fails: StoreError's children (types.py); after one, nothing is half-written.
+Standards: Maildir++; Graph's message and mailFolder.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from enum import Enum
+from typing import Protocol
+
+from relay.mailbox.types import Folder, MessageChange, Note, Page, SendOptions, StoredMessage
+from relay.message.properties import MessageProperties
+
+
+class DeliveryResult(Enum):
+    """What came of a local delivery."""
+
+    DELIVERED = "delivered"
+    ALREADY_THERE = "already there"
+
+
+class MailStore(Protocol):
+    """All mailboxes under one root. `account` is always the mailbox's canonical address, lower case."""
+
+    # -- steps 1 and 2
+    async def create_draft(
+        self, account: str, content: MessageProperties | bytes, *, folder_id: str = "drafts"
+    ) -> StoredMessage:
+        """Write a draft (properties, or MIME kept byte for byte). Raises MailboxFullError, StoreUnavailableError, NoSuchItemError."""
+        ...
+
+    async def submit_new(
+        self, account: str, content: MessageProperties | bytes, options: SendOptions
+    ) -> Note:
+        """Write a draft and its note: sendMail's steps 1 and 2. Raises MailboxFullError, StoreUnavailableError."""
+        ...
+
+    async def submit_draft(self, account: str, message_id: str, options: SendOptions) -> Note:
+        """Submit an existing draft: /send. Raises NoSuchItemError, NotADraftError, BeingSentError and the above."""
+        ...
+
+    # -- reading and changing
+    async def get(self, account: str, message_id: str, *, folder_id: str = "") -> StoredMessage:
+        """One message, wherever it is (or only in `folder_id`). Raises NoSuchItemError."""
+        ...
+
+    async def list_messages(
+        self, account: str, *, folder_id: str = "", skip: int = 0, top: int = 10
+    ) -> Page:
+        """Newest first; all folders when `folder_id` is "". Raises NoSuchItemError."""
+        ...
+
+    async def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
+        """PATCH. Raises NoSuchItemError, NotADraftError, BeingSentError, MailboxFullError, StoreUnavailableError."""
+        ...
+
+    async def delete(self, account: str, message_id: str) -> None:
+        """Move to Deleted Items; from there, remove. Raises NoSuchItemError, BeingSentError."""
+        ...
+
+    async def mime(self, account: str, message_id: str) -> bytes:
+        """`$value`: MIME without the private block (a JSON draft is converted). Raises NoSuchItemError."""
+        ...
+
+    async def list_folders(self, account: str) -> Sequence[Folder]:
+        """Every folder, well-known ones first. Makes the mailbox on first use."""
+        ...
+
+    async def get_folder(self, account: str, folder_id: str) -> Folder:
+        """By id or well-known name, case-insensitively. Raises NoSuchItemError."""
+        ...
+
+    # -- pickup
+    def notes(self) -> AsyncIterator[Note]:
+        """Notes in ready/, those there at start first, then each as it comes; never ends."""
+        ...
+
+    async def file_original(self, note: Note, *, queue_id: str) -> None:
+        """Step 4: move to Sent Items (or remove), record it, remove the note. Idempotent."""
+        ...
+
+    async def fail_note(self, note: Note, report: bytes | None) -> None:
+        """Step 3 failed for good: the report goes into the Inbox, then the note goes; the draft stays a plain draft."""
+        ...
+
+    # -- step 6
+    def mailbox_exists(self, account: str) -> bool:
+        """Whether the Maildir is there already."""
+        ...
+
+    async def has_room(self, account: str, size: int) -> bool:
+        """Whether a message of `size` bytes fits under the quota: asked at RCPT."""
+        ...
+
+    async def deliver(
+        self, account: str, *, unique: str, content: bytes, over_quota: bool = False
+    ) -> DeliveryResult:
+        """Put a message into the Inbox under a name made of `unique`; the same again changes nothing.
+
+        `over_quota` lets reports pass. Raises MailboxFullError, StoreUnavailableError.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Policy: the engine that reads policies/ and decides about messages (step 5)."""

@@ -1,0 +1,200 @@
+"""The configuration as one frozen typed tree; its attribute names are the TOML keys.
+
+On the path: loader makes it, app hands each room its branch.
+Holds: frozen; durations are seconds (float), sizes are bytes (int), paths are absolute.
+Fails: never; the loader has checked everything.
+Standards: none.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """Marks a number of seconds, written as "8s", "5m", "4h", "2d" or a number of seconds."""
+
+    at_least: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Marks a number of bytes, written as "150 MiB", "64 kB" or a number of bytes."""
+
+    at_least: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Marks an integer with limits, both included."""
+
+    low: int
+    high: int
+
+
+Seconds = Annotated[float, Duration()]
+PositiveSeconds = Annotated[float, Duration(at_least=0.001)]
+Bytes = Annotated[int, Size(at_least=1024)]
+Port = Annotated[int, Between(1, 65535)]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen or connect: a TCP host and port, or a Unix socket path (then host is "" and port 0)."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Http:
+    """The HTTP front door."""
+
+    listen: tuple[Address, ...] = (Address("127.0.0.1", 8025),)
+    public_url: str = ""
+    max_body: Bytes = 35 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """A certificate chain and its key, PEM files."""
+
+    certificate: Path
+    key: Path
+    require: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SmtpListener:
+    """One SMTP listener; role relay is port 25, submission 587, submissions 465 (TLS from the first byte)."""
+
+    listen: Address
+    role: Literal["relay", "submission", "submissions"] = "relay"
+    trusted_networks: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    max_message_size: Bytes = 150 * 1024 * 1024
+    max_recipients: Annotated[int, Between(1, 100_000)] = 1000
+    max_sessions: Annotated[int, Between(1, 100_000)] = 500
+    timeout: PositiveSeconds = 300.0
+    tls: Tls | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mailboxes:
+    """The local domains and where their mail lives."""
+
+    domains: tuple[str, ...] = ()
+    root: Path = Path("mail")
+    accounts: Path = Path("accounts.toml")
+    catch_all: str = ""
+    postmaster: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pickup:
+    """The pickup daemon."""
+
+    give_up_after: PositiveSeconds = 86400.0
+    max_concurrent: Annotated[int, Between(1, 1000)] = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Spool:
+    """The durable queue; `url` is "sqlite:PATH" with PATH relative to state_dir."""
+
+    url: str = "sqlite:spool.sqlite"
+    keep: PositiveSeconds = 14 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dns:
+    """Name servers as "HOST:PORT"; none: the system's."""
+
+    nameservers: tuple[Address, ...] = ()
+    timeout: PositiveSeconds = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How mail leaves: retries, limits, TLS."""
+
+    port: Port = 25
+    tls: Literal["none", "opportunistic", "required"] = "opportunistic"
+    retry: tuple[PositiveSeconds, ...] = (60.0, 300.0, 900.0, 1800.0, 3600.0)
+    expire_after: PositiveSeconds = 2 * 86400.0
+    max_connections: Annotated[int, Between(1, 10_000)] = 200
+    max_connections_per_next_hop: Annotated[int, Between(1, 10_000)] = 20
+    connect_timeout: PositiveSeconds = 30.0
+    command_timeout: PositiveSeconds = 300.0
+    shutdown_grace: Seconds = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class RouteAuth:
+    """Credentials for a next hop."""
+
+    user: str
+    password_file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One line of the route table: a domain pattern and its next hop ("mx", "local", "capture", a URL, "reject:TEXT")."""
+
+    domain: str
+    next_hop: str
+    auth: RouteAuth | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Where the mail-flow rules are."""
+
+    directory: Path = Path("policies")
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """Metrics, health and logs."""
+
+    metrics: Address | None = None
+    log: Literal["auto", "json", "logfmt", "pretty"] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The whole configuration."""
+
+    hostname: str
+    state_dir: Path
+    http: Http = field(default_factory=Http)
+    smtp: tuple[SmtpListener, ...] = ()
+    mailboxes: Mailboxes = field(default_factory=Mailboxes)
+    pickup: Pickup = field(default_factory=Pickup)
+    spool: Spool = field(default_factory=Spool)
+    dns: Dns = field(default_factory=Dns)
+    delivery: Delivery = field(default_factory=Delivery)
+    route: tuple[Route, ...] = ()
+    policy: Policy = field(default_factory=Policy)
+    observe: Observe = field(default_factory=Observe)
+
+    @property
+    def run_dir(self) -> Path:
+        """Sockets and the lock live here."""
+        return self.state_dir / "run"
+
+    @property
+    def pickup_socket(self) -> Path:
+        """Where pickup submits: its own SMTP listener, a Unix socket."""
+        return self.run_dir / "pickup.sock"
+
+    @property
+    def control_socket(self) -> Path:
+        """`/relay/v1` with operator's rights, for the command line."""
+        return self.run_dir / "control.sock"

@@ -1,0 +1,251 @@
+"""What goes into the spool and what comes out: the values of its Protocol.
+
+On the path: ingress and reports make NewMessage, delivery settles Claims, web and journal read.
+Holds: queue ids are Ids of the clock; times are microseconds since 1970 UTC.
+Fails: SpoolError and its children.
+Standards: RFC 3461 (what is kept of the envelope), RFC 3464 (what a report will need).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from relay.journal.events import Event
+from relay.message.envelope import Notify
+from relay.message.lifecycle import State
+from relay.message.nexthop import NextHop
+from relay.message.outcome import Outcome
+from relay.message.verdict import Source
+
+
+class SpoolError(Exception):
+    """The spool did not do it; nothing was changed."""
+
+
+class SpoolFullError(SpoolError):
+    """No room on the disk: 452 4.3.1."""
+
+
+class SpoolUnavailableError(SpoolError):
+    """It cannot be written now: 451 4.3.0."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewRecipient:
+    """A recipient as accepted. With a final `state` it has no entry: rejected, invalid, discarded, redirected.
+
+    `successors` are the addresses that stand for a redirected one.
+    `added_by` names the rule that added it: such a one has NOTIFY=NEVER and is not in the sender's journey.
+    """
+
+    address: str
+    notify: frozenset[Notify] = frozenset()
+    orcpt: str = ""
+    state: State = State.QUEUED
+    status: str = ""
+    reply: str = ""
+    added_by: str = ""
+    successors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NewEntry:
+    """The copy for one next hop; `content` is an index into NewMessage.contents."""
+
+    next_hop: NextHop
+    recipients: tuple[NewRecipient, ...]
+    content: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """Everything one transaction makes durable: message, contents, entries, and recipients that are final already.
+
+    `account` owns the message's trace: the authenticated account or the sender's; "" for strangers.
+    `submission_id` is set for pickup's submissions; `client` is "name [address]" for Received-From-MTA.
+    """
+
+    id: str
+    reverse_path: str
+    source: Source
+    trusted: bool
+    received_us: int
+    expires_us: int
+    contents: tuple[bytes, ...]
+    entries: tuple[NewEntry, ...]
+    final_recipients: tuple[NewRecipient, ...] = ()
+    account: str = ""
+    submission_id: str = ""
+    envid: str = ""
+    ret: str = ""
+    smtputf8: bool = False
+    eight_bit: bool = False
+    client: str = ""
+    message_id: str = ""
+    subject: str = ""
+    events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MessageFacts:
+    """A message's row, without its contents; fields as in NewMessage."""
+
+    id: str
+    reverse_path: str
+    source: Source
+    trusted: bool
+    received_us: int
+    expires_us: int
+    size: int
+    account: str
+    submission_id: str
+    envid: str
+    ret: str
+    smtputf8: bool
+    eight_bit: bool
+    client: str
+    message_id: str
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRecipient:
+    """A recipient of a claimed entry; `id` never changes and names its file in a local mailbox."""
+
+    id: int
+    address: str
+    notify: frozenset[Notify]
+    orcpt: str
+    added_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to try one entry once: it ends with settle or release, or when another raises the epoch.
+
+    `attempts` counts those before this one. `content` is there for small messages that were just accepted;
+    else None: read it with Spool.read_content(content_id).
+    """
+
+    entry_id: int
+    epoch: int
+    message: MessageFacts
+    next_hop: NextHop
+    recipients: tuple[ClaimedRecipient, ...]
+    attempts: int
+    content_id: int
+    content_size: int
+    content: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a claim came to. Recipients without an outcome (never tried) stay as they are.
+
+    `due_us` is when those deferred or untried are tried next; None where nothing is left.
+    `expired` recipients end as State.EXPIRED with their last evidence. `reports` become durable with it.
+    """
+
+    claim: Claim
+    at_us: int
+    outcomes: Mapping[int, Outcome]
+    due_us: int | None = None
+    expired: Mapping[int, Outcome] = field(default_factory=dict)
+    reports: tuple[NewMessage, ...] = ()
+    events: tuple[Event, ...] = ()
+    counts_as_attempt: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """`queue_id` is the id of the first acceptance when `repeated` (same submission key)."""
+
+    queue_id: str
+    claims: tuple[Claim, ...] = ()
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Which entries a queue command means (CONTRACT, "Commands"); all given conditions must hold."""
+
+    ids: tuple[str, ...] = ()
+    sender: str = ""
+    recipient: str = ""
+    domain: str = ""
+    next_hop: str = ""
+    state: str = ""
+    older_than_s: float | None = None
+    all: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCounts:
+    """How many entries by state, the age of the oldest, and recipients that are nowhere."""
+
+    entries: Mapping[str, int]
+    oldest_us: int | None
+    unaccounted: int
+
+
+class Spool(Protocol):
+    """The durable queue. Every coroutine returns only after the commit (and fsync) that covers it."""
+
+    async def accept(
+        self,
+        message: NewMessage,
+        *,
+        reports: Sequence[NewMessage] = (),
+        submission_key: str = "",
+        claim: bool = True,
+    ) -> Accepted:
+        """Make a message and the reports already due durable; with `claim`, its entries come back claimed.
+
+        The same `submission_key` again changes nothing and returns the first queue id.
+        Raises SpoolFullError, SpoolUnavailableError.
+        """
+        ...
+
+    async def settle(
+        self, settlement: Settlement, *, claim_reports: bool = True
+    ) -> tuple[bool, tuple[Claim, ...]]:
+        """Record what a claim came to; (False, ()) if its epoch is over. Claims of its reports come back."""
+        ...
+
+    async def claim_due(self, now_us: int, limit: int) -> tuple[Claim, ...]:
+        """Claim up to `limit` entries that are due or expired, oldest due first."""
+        ...
+
+    async def next_due_us(self) -> int | None:
+        """When the next unclaimed entry is due (or expires), None if there is none."""
+        ...
+
+    async def release(self, claims: Sequence[Claim]) -> None:
+        """Give claims back untried; they are due at once."""
+        ...
+
+    async def read_content(self, content_id: int) -> bytes:
+        """The bytes of a content. Raises SpoolError when they are gone or damaged."""
+        ...
+
+    async def queue_list(self, selector: Selector, *, limit: int) -> list[dict[str, Any]]:
+        """Entries not yet final, as CONTRACT's `queue list` JSON, oldest first."""
+        ...
+
+    async def retry(
+        self, selector: Selector, *, now_us: int, who: str, dry_run: bool = False
+    ) -> list[dict[str, Any]]:
+        """Make deferred entries due at once; returns them as in queue_list."""
+        ...
+
+    async def journey(self, queue_id: str) -> dict[str, Any] | None:
+        """What the spool knows of one message: its half of `/relay/v1/messages/{id}`."""
+        ...
+
+    async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
+        """Queue ids for a queue id, submission id, draft id, Message-ID or address; "last"; newest first."""
+        ...
+
+    async def counts(self) -> QueueCounts:
+        """Queue figures for the metrics."""
+        ...
