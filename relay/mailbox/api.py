@@ -77,6 +77,14 @@ class MailStore(Protocol):
         """Notes in ready/, those there at start first, then each as it comes; never ends."""
         ...
 
+    async def note_content(self, note: Note) -> bytes:
+        """The note's file, private block and all: what convert() wants. Raises NoSuchItemError, StoreUnavailableError."""
+        ...
+
+    def retry_note(self, note: Note, delay_s: float) -> None:
+        """Put a note back: notes() yields it again after `delay_s` seconds."""
+        ...
+
     async def file_original(self, note: Note, *, queue_id: str) -> None:
         """Step 4: move to Sent Items (or remove), record it, remove the note. Idempotent."""
         ...
