@@ -41,7 +41,7 @@ Port = Annotated[int, Between(1, 65535)]
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen or connect: a TCP host and port, or a Unix socket path (then host is "" and port 0)."""
+    """Where to listen or connect: host and port, or a Unix socket's path (then "" and 0)."""
 
     host: str = ""
     port: int = 0
@@ -73,7 +73,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class SmtpListener:
-    """One SMTP listener; role relay is port 25, submission 587, submissions 465 (TLS from the first byte)."""
+    """One SMTP listener: relay is port 25, submission 587, submissions 465 (TLS at once)."""
 
     listen: Address
     role: Literal["relay", "submission", "submissions"] = "relay"
@@ -145,7 +145,10 @@ class RouteAuth:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One line of the route table: a domain pattern and its next hop ("mx", "local", "capture", a URL, "reject:TEXT")."""
+    """One line of the route table: a domain pattern and where its mail goes.
+
+    `next_hop` is "mx", "local", "capture", "smtp://HOST:PORT", "smtps://HOST:PORT" or "reject:TEXT".
+    """
 
     domain: str
     next_hop: str

@@ -1,0 +1,309 @@
+"""The log: one event per line on stderr, as JSON, logfmt or for eyes.
+
+On the path: every room logs through get_logger(); app calls configure() once at start.
+Holds: a line has at most 4096 bytes and no control character; values are clipped, secrets left out.
+Fails: never; a reader that stops reading costs lines, which are counted, not time (see LogSink).
+Standards: sd-daemon(3) prefixes, JOURNAL_STREAM of systemd.exec(5), logfmt, JSON lines.
+"""
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import re
+import select
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import PurePath
+from typing import Any, Literal
+
+import msgspec
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from relay.clock import Clock, SystemClock, rfc3339
+
+Form = Literal["auto", "json", "logfmt", "pretty"]
+
+LINE_BYTES_MAX = 4096  # PIPE_BUF: what polls writable takes such a line whole, without blocking
+BACKLOG_LINES_MAX = 4000  # 16 MiB at the very most
+_CLIPS = (512, 128, 32, 8)  # characters per value; the first that makes the line fit
+_FIELDS_MAX = 24
+_FRAMES_MAX = 4
+_DRAIN_TIMEOUT_MS = 1000
+_SECRET_NAMES = frozenset({"authorization", "body", "content", "password", "secret", "token"})
+_PRIORITY = {"critical": 2, "exception": 3, "error": 3, "warning": 4, "info": 6, "debug": 7}
+_COLORS = {2: "\x1b[31m", 3: "\x1b[31m", 4: "\x1b[33m"}
+_NEEDS_QUOTES = re.compile(r'[\s"=\\]|^$')
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """Return the logger of a room: `log.info("accepted", qid=..., size_bytes=...)`.
+
+    The event is a few fixed words; everything that varies is a field.
+    """
+    logger: FilteringBoundLogger = structlog.get_logger(room=name)
+    return logger
+
+
+def configure(
+    form: Form,
+    *,
+    clock: Clock,
+    environ_journal_stream: str = "",
+    color: bool = True,
+    descriptor: int = 2,
+) -> None:
+    """Choose the form of the lines and where they go; route the standard library's loggers in.
+
+    `environ_journal_stream` is JOURNAL_STREAM: if it names `descriptor`, the journal keeps time and
+    priority itself. "auto" is pretty on a terminal, else logfmt.
+    """
+    _sink.clock = clock
+    _sink.point_at(descriptor)
+    _sink.to_journal = _is_journal(descriptor, environ_journal_stream)
+    is_terminal = os.isatty(descriptor)
+    _sink.form = ("pretty" if is_terminal else "logfmt") if form == "auto" else form
+    _sink.color = color and is_terminal
+    _sink.priority_max = _PRIORITY["info"]
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if isinstance(each, _StandardLibrary)]:
+        root.removeHandler(handler)
+    root.addHandler(_StandardLibrary(logging.WARNING))
+    root.setLevel(logging.WARNING)
+    for name in ("uvicorn", "uvicorn.error", "asyncio", "mail.log"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.captureWarnings(capture=True)
+
+
+def drain(timeout_ms: int = _DRAIN_TIMEOUT_MS) -> None:
+    """Write what waits for a slow reader, at most so long: the last act of a process."""
+    _sink.drain(timeout_ms)
+
+
+class LogSink:
+    """Renders events and writes lines to a descriptor that may not take them.
+
+    Before each line the descriptor is polled, without waiting. If its reader is behind (a stopped
+    pager, a full pipe, a stalled journal), the line waits in a bounded backlog that goes out before
+    the next line; when the backlog is full, new lines are dropped and counted, and the first line
+    after that says how many. So a log that nobody reads never stops the mail.
+    """
+
+    def __init__(self) -> None:
+        """Until configure(): warnings and worse, as logfmt, on stderr."""
+        self.clock: Clock = SystemClock()
+        self.form: Form = "logfmt"
+        self.to_journal = False
+        self.color = False
+        self.priority_max = _PRIORITY["warning"]
+        self._backlog: deque[bytes] = deque()
+        self._dropped = 0
+        self._lock = threading.Lock()
+        self._poll = select.poll()
+        self._second = -1
+        self._second_text = ""
+        self.point_at(2)
+
+    def point_at(self, descriptor: int) -> None:
+        """Write to `descriptor` from now on."""
+        self.descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+
+    def render(self, _logger: object, method: str, event: MutableMapping[str, Any]) -> str:
+        """Turn an event into its line (a structlog processor)."""
+        priority = _PRIORITY[method]
+        if priority > self.priority_max:
+            raise structlog.DropEvent
+        _tell_exception(event, method)
+        for clip in _CLIPS:
+            line = self._line(priority, _fields(event, clip))
+            if len(line) < LINE_BYTES_MAX // 4 or _size(line) < LINE_BYTES_MAX:
+                return line
+        return line[: LINE_BYTES_MAX // 8]
+
+    def write(self, line: str) -> None:
+        """Write a line, or keep it for later, or drop and count it; never wait."""
+        encoded = line.encode("utf-8", "backslashreplace") + b"\n"
+        with self._lock:
+            if self._backlog or self._dropped:
+                self._write_backlog(0)
+            if not self._backlog and self._is_writable(0):
+                self._write_now(encoded)
+            elif len(self._backlog) < BACKLOG_LINES_MAX:
+                self._backlog.append(encoded)
+            else:
+                self._dropped += 1
+
+    debug = info = warning = error = critical = exception = write
+
+    def drain(self, timeout_ms: int) -> None:
+        """Write the backlog; give up when the reader takes nothing for `timeout_ms`."""
+        with self._lock:
+            self._write_backlog(timeout_ms)
+
+    def _write_backlog(self, timeout_ms: int) -> None:
+        while self._backlog and self._is_writable(timeout_ms):
+            self._write_now(self._backlog.popleft())
+        if self._dropped and not self._backlog and self._is_writable(timeout_ms):
+            fields = {"room": "journal", "event": "log lines dropped", "lines": self._dropped}
+            self._dropped = 0
+            self._write_now(self._line(_PRIORITY["warning"], fields).encode() + b"\n")
+
+    def _is_writable(self, timeout_ms: int) -> bool:
+        return bool(self._poll.poll(timeout_ms))
+
+    def _write_now(self, encoded: bytes) -> None:
+        with contextlib.suppress(OSError):  # stderr is closed: there is nobody to tell
+            os.write(self.descriptor, encoded)
+
+    def _line(self, priority: int, fields: Mapping[str, Any]) -> str:
+        prefix = f"<{priority}>" if self.to_journal else ""
+        now = "" if self.to_journal else self._now()
+        if self.form == "json":
+            head = {} if self.to_journal else {"at": now, "level": _level(priority)}
+            return prefix + _json_line({**head, **fields})
+        if self.form == "pretty":
+            return prefix + self._pretty(priority, now, fields)
+        head_text = "" if self.to_journal else f"at={now} level={_level(priority)} "
+        return prefix + head_text + " ".join(_pairs(fields))
+
+    def _now(self) -> str:
+        """The time as rfc3339() writes it; the text of a second is made once."""
+        time_us = self.clock.time_us()
+        second, fraction_us = divmod(time_us, 1_000_000)
+        if second != self._second:
+            self._second, self._second_text = second, rfc3339(time_us)[: len("2026-01-01T00:00:00")]
+        return f"{self._second_text}.{fraction_us:06d}Z"
+
+    def _pretty(self, priority: int, now: str, fields: Mapping[str, Any]) -> str:
+        rest = dict(fields)
+        room, event = rest.pop("room", ""), rest.pop("event", "")
+        color = _COLORS.get(priority, "") if self.color else ""
+        event = event if event.isprintable() else json.dumps(event)
+        event = f"{color}{event}\x1b[0m" if color else event
+        return " ".join((now[11:19], f"{room:<9}", event, *_pairs(rest)))
+
+
+class _StandardLibrary(logging.Handler):
+    """Hands the records of uvicorn, asyncio, aiosmtpd and other libraries to the log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        method = record.levelname.lower()
+        try:
+            text = record.getMessage()
+        except Exception:  # noqa: BLE001 -- a library's bad format string must not stop the mail
+            text = str(record.msg)
+        event: dict[str, Any] = {"room": record.name, "event": text}
+        if record.exc_info:
+            event["exc_info"] = record.exc_info
+        known = method if method in _PRIORITY else "warning"
+        with contextlib.suppress(structlog.DropEvent):
+            _sink.write(_sink.render(None, known, event))
+
+
+def _tell_exception(event: MutableMapping[str, Any], method: str) -> None:
+    """Replace exc_info by what went wrong and the innermost places, on one line."""
+    given = event.pop("exc_info", method == "exception")
+    if not given:
+        return
+    match given:
+        case BaseException():
+            error: BaseException | None = given
+        case (_, BaseException() as error, _):
+            pass
+        case _:
+            error = sys.exception()
+    if error is None:
+        return
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES_MAX:]
+    places = (f"{PurePath(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+    event["error"] = error
+    event["where"] = " < ".join(places)
+
+
+def _fields(event: Mapping[str, Any], clip: int) -> dict[str, Any]:
+    """Return the event's fields, room and event first, each value clipped."""
+    fields: dict[str, Any] = {"room": event.get("room", ""), "event": ""}
+    for name, value in itertools.islice(event.items(), _FIELDS_MAX):
+        fields[name] = "(left out)" if name in _SECRET_NAMES else _plain(value, clip)
+    return fields
+
+
+def _plain(value: object, clip: int) -> str | float | None:
+    match value:
+        case str():
+            text = value
+        case None | int() | float():
+            return value
+        case bytes() | bytearray() | memoryview():
+            return f"({len(value)} bytes)"
+        case BaseException():
+            text = f"{type(value).__name__}: {value}"
+        case list() | tuple() | set() | frozenset():
+            text = ", ".join(str(item) for item in itertools.islice(value, 64))
+        case _:
+            text = str(value)
+    return text if len(text) <= clip else f"{text[:clip]}…"
+
+
+def _pairs(fields: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in fields.items():
+        match value:
+            case str():
+                yield f"{name}={_quoted(value)}"
+            case bool():
+                yield f"{name}={'true' if value else 'false'}"
+            case None:
+                yield f"{name}=-"
+            case _:
+                yield f"{name}={value}"
+
+
+def _quoted(text: str) -> str:
+    """Return `text` as it is, or in quotes with JSON's escapes where a reader needs them."""
+    if not text.isprintable():
+        return json.dumps(text)
+    if not _NEEDS_QUOTES.search(text):
+        return text
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _json_line(fields: Mapping[str, Any]) -> str:
+    with contextlib.suppress(UnicodeEncodeError, OverflowError):  # a lone surrogate, a huge number
+        line = msgspec.json.encode(fields).decode()
+        if line.isprintable():
+            return line
+    return json.dumps(fields)
+
+
+def _level(priority: int) -> str:
+    return ("error", "warning", "info", "info", "debug")[max(0, priority - 3)]
+
+
+def _size(line: str) -> int:
+    return len(line.encode("utf-8", "backslashreplace"))
+
+
+def _is_journal(descriptor: int, journal_stream: str) -> bool:
+    """Whether JOURNAL_STREAM ("device:inode") names this very descriptor."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return False
+    return journal_stream == f"{status.st_dev}:{status.st_ino}"
+
+
+_sink = LogSink()  # the process has one stderr, so it has one log
+
+structlog.configure(
+    processors=[_sink.render],
+    wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    logger_factory=lambda *_: _sink,
+    cache_logger_on_first_use=True,
+)
