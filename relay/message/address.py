@@ -1,0 +1,204 @@
+"""Read addresses as RFC 5321 writes them: mailboxes, and the paths of MAIL and RCPT.
+
+On the path: ingress parses MAIL and RCPT with it, graph the recipients of JSON, routing domains.
+Holds: what comes out has no CR, LF, NUL or other control, a lower-case domain, one way of quoting.
+Fails: AddressError, which says what is wrong and has the RFC 3463 status for the reply.
+Standards: RFC 5321 4.1.2, 4.1.3, 4.5.3.1 and appendix C; RFC 6531 3.3; RFC 5890.
+"""
+
+import ipaddress
+import re
+from encodings import idna
+
+LOCAL_PART_OCTETS_MAX = 64
+DOMAIN_OCTETS_MAX = 255
+PATH_OCTETS_MAX = 256  # with its angle brackets
+_ADDRESS_OCTETS_MAX = PATH_OCTETS_MAX - 2
+_LABEL_OCTETS_MAX = 63
+_SHOWN_MAX = 40
+
+BAD_SYNTAX = "5.1.3"
+NEEDS_SMTPUTF8 = "5.6.7"
+
+# What RFC 6532 adds to atext and qtext, without what a terminal or a log takes for a line end.
+_BEYOND_ASCII = r"[^\x00-\x9f\u2028\u2029\ud800-\udfff]"
+_ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
+_ATOM = rf"(?:{_ATEXT}|{_BEYOND_ASCII})+"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_ORDINARY = rf"(?=[^@]{{1,64}}@){_ATEXT}+(?:\.{_ATEXT}+)*@{_LABEL}(?:\.{_LABEL})*"
+
+_ordinary_mailbox = re.compile(_ORDINARY).fullmatch
+_ordinary_path = re.compile(rf"<({_ORDINARY})>(?: +(.*))?", re.DOTALL).fullmatch
+_dot_string = re.compile(rf"{_ATOM}(?:\.{_ATOM})*").fullmatch
+_label = re.compile(_LABEL).fullmatch
+_quoted = re.compile(
+    rf'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|{_BEYOND_ASCII}|\\[\x20-\x7e])*)"'
+).fullmatch
+_in_brackets = re.compile(r'<((?:[^<>"\\]|"(?:[^"\\]|\\.)*")*)>(?: +(.*)|$)', re.DOTALL).fullmatch
+_source_route = re.compile(r"@[^@:,]+(?:,@[^@:,]+)*:").match
+_pair = re.compile(r"\\(.)")
+_not_plain = re.compile(r'(["\\])')
+
+
+class AddressError(ValueError):
+    """An address that cannot be used; `status` is the RFC 3463 code that a reply should carry."""
+
+    def __init__(self, text: str, status: str = BAD_SYNTAX) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def parse_mailbox(text: str, *, smtputf8: bool = False) -> str:
+    """Return the canonical form of `local-part@domain`.
+
+    The domain is lower case, a quoted local part that needs no quotes loses them.
+    `smtputf8` allows what is beyond ASCII.
+    Raises AddressError: 5.1.3, or 5.6.7 for what only SMTPUTF8 would allow.
+    """
+    if len(text) <= _ADDRESS_OCTETS_MAX and _ordinary_mailbox(text):
+        at = text.rindex("@")
+        return text[:at] + text[at:].lower()
+    return _parse_rare(text, smtputf8=smtputf8)
+
+
+def parse_path(text: str, *, smtputf8: bool = False) -> tuple[str, str]:
+    """Return the address in `<...>` and what follows it: the argument of MAIL FROM or RCPT TO.
+
+    "<>" gives "", the null path; `<Postmaster>` gives "postmaster"; a source route is dropped.
+    Which of these a command takes is the caller's to say.
+    Raises AddressError as parse_mailbox does.
+    """
+    text = text.strip(" ")
+    found = _ordinary_path(text)
+    if found:
+        address, rest = found.groups()
+        if len(address) <= _ADDRESS_OCTETS_MAX:
+            at = address.rindex("@")
+            return address[:at] + address[at:].lower(), rest or ""
+    found = _in_brackets(text)
+    if not found:
+        raise AddressError(f"expected an address in angle brackets, found {_shown(text)}")
+    inner, rest = found.group(1), (found.group(2) or "").lstrip(" ")
+    if not inner:
+        return "", rest
+    if inner.lower() == "postmaster":
+        return "postmaster", rest
+    if len(inner.encode("utf-8", "surrogatepass")) > _ADDRESS_OCTETS_MAX:
+        raise AddressError(f"the path is longer than {PATH_OCTETS_MAX} octets")
+    return parse_mailbox(_without_source_route(inner), smtputf8=smtputf8), rest
+
+
+def to_ascii_domain(domain: str) -> str:
+    """Return `domain` with A-labels, lower case: as the DNS has it. Raises AddressError."""
+    if domain.isascii():
+        return domain.lower()
+    try:
+        labels = [idna.ToASCII(label).decode("ascii").lower() for label in domain.split(".")]
+    except UnicodeError as error:
+        raise AddressError(f"the domain {_shown(domain)} is no internationalised name") from error
+    ascii_domain = ".".join(labels)
+    _check_ascii_domain(ascii_domain, shown=domain)
+    return ascii_domain
+
+
+def _parse_rare(text: str, *, smtputf8: bool) -> str:
+    if not text.isascii():
+        _check_international(text, smtputf8=smtputf8)
+    if len(text.encode("utf-8")) > _ADDRESS_OCTETS_MAX:
+        raise AddressError(f"the address is longer than {_ADDRESS_OCTETS_MAX} octets")
+    local_part, at, domain = text.rpartition("@")
+    if not at:
+        raise AddressError(f"expected local-part@domain, found {_shown(text)}")
+    return f"{_canonical_local_part(local_part)}@{_canonical_domain(domain)}"
+
+
+def _check_international(text: str, *, smtputf8: bool) -> None:
+    if not smtputf8:
+        raise AddressError(
+            f"the address {_shown(text)} is not ASCII and needs SMTPUTF8", NEEDS_SMTPUTF8
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise AddressError(f"the address {_shown(text)} is not valid UTF-8") from error
+
+
+def _canonical_local_part(local_part: str) -> str:
+    if not local_part:
+        raise AddressError("the local part in front of the @ is missing")
+    if len(local_part.encode("utf-8")) > LOCAL_PART_OCTETS_MAX:
+        raise AddressError(f"the local part is longer than {LOCAL_PART_OCTETS_MAX} octets")
+    if _dot_string(local_part):
+        return local_part
+    quoted = _quoted(local_part)
+    if not quoted:
+        raise AddressError(
+            f"the local part {_shown(local_part)} is neither atoms with single dots between them"
+            " nor one quoted string"
+        )
+    plain = _pair.sub(r"\1", quoted.group(1))
+    if _dot_string(plain):
+        return plain
+    return '"' + _not_plain.sub(r"\\\1", plain) + '"'
+
+
+def _canonical_domain(domain: str) -> str:
+    if domain.startswith("["):
+        return _canonical_literal(domain)
+    if domain.isascii():
+        _check_ascii_domain(domain, shown=domain)
+        return domain.lower()
+    try:
+        domain = ".".join(idna.nameprep(label) for label in domain.split("."))
+    except UnicodeError as error:
+        raise AddressError(f"the domain {_shown(domain)} is no internationalised name") from error
+    to_ascii_domain(domain)  # the only check that there is such a name
+    return domain
+
+
+def _check_ascii_domain(domain: str, *, shown: str) -> None:
+    if not domain:
+        raise AddressError("the domain behind the @ is missing")
+    if len(domain) > DOMAIN_OCTETS_MAX:
+        raise AddressError(f"the domain is longer than {DOMAIN_OCTETS_MAX} octets")
+    for label in domain.split("."):
+        if not _label(label):
+            raise AddressError(f"the domain {_shown(shown)} has {_fault_of(label)}")
+
+
+def _fault_of(label: str) -> str:
+    if not label:
+        return "an empty label (a dot too many)"
+    if len(label) > _LABEL_OCTETS_MAX:
+        return f"a label longer than {_LABEL_OCTETS_MAX} octets"
+    return f"the label {_shown(label)}; expected letters, digits and inner hyphens"
+
+
+def _canonical_literal(domain: str) -> str:
+    """Check `[192.0.2.1]` or `[IPv6:2001:db8::1]`; no other kind of literal has been registered."""
+    inner = domain[1:-1]
+    try:
+        if not domain.endswith("]") or "%" in inner:
+            raise ValueError  # noqa: TRY301 - one text for every bad literal
+        if inner[:5].lower() == "ipv6:":
+            return f"[IPv6:{ipaddress.IPv6Address(inner[5:])}]"
+        return f"[{ipaddress.IPv4Address(inner)}]"
+    except ValueError as error:
+        raise AddressError(
+            f"expected [192.0.2.1] or [IPv6:2001:db8::1] behind the @, found {_shown(domain)}"
+        ) from error
+
+
+def _without_source_route(path: str) -> str:
+    if not path.startswith("@"):
+        return path
+    route = _source_route(path)
+    if not route:
+        raise AddressError(f"the source route of {_shown(path)} has no end")
+    return path[route.end() :]
+
+
+def _shown(text: str) -> str:
+    """Quote a bit of the client's text for a reply: ASCII, no controls, not long."""
+    clipped = text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "..."
+    return ascii(clipped)
