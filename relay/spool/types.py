@@ -110,13 +110,19 @@ class MessageFacts:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRecipient:
-    """A recipient of a claimed entry; `id` never changes and names its file in a local mailbox."""
+    """A recipient of a claimed entry.
+
+    `id` is its number in the message: with the queue id it names its file in a local mailbox.
+    `status` and `reply` are those of the last attempt, "" before the first.
+    """
 
     id: int
     address: str
     notify: frozenset[Notify]
     orcpt: str
     added_by: str
+    status: str = ""
+    reply: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,85 @@
+-- The spool, schema 1. Times are microseconds since 1970 UTC; ids of messages sort by time.
+-- Clustered keys (WITHOUT ROWID) keep what belongs to one message together, so that nothing
+-- but the one partial index below is written twice.
+
+CREATE TABLE message (
+    id            TEXT PRIMARY KEY,   -- queue id
+    reverse_path  TEXT NOT NULL,
+    source        TEXT NOT NULL,      -- graph | smtp | sendmail | report
+    trusted       INTEGER NOT NULL,
+    received_us   INTEGER NOT NULL,
+    expires_us    INTEGER NOT NULL,
+    size          INTEGER NOT NULL,
+    account       TEXT NOT NULL,
+    submission_id TEXT NOT NULL,
+    envid         TEXT NOT NULL,
+    ret           TEXT NOT NULL,
+    smtputf8      INTEGER NOT NULL,
+    eight_bit     INTEGER NOT NULL,
+    client        TEXT NOT NULL,
+    message_id    TEXT NOT NULL,
+    subject       TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX message_message_id ON message (message_id) WHERE message_id <> '';
+CREATE INDEX message_submission ON message (submission_id) WHERE submission_id <> '';
+
+-- Bytes, once per version however many entries share them; gone with their last live entry.
+CREATE TABLE content (
+    id   INTEGER PRIMARY KEY,
+    size INTEGER NOT NULL,
+    data BLOB,                        -- inline, or
+    file TEXT                         -- a name in the content directory
+);
+
+-- The copy for one next hop: the unit of scheduling.
+CREATE TABLE entry (
+    message_id TEXT NOT NULL,
+    number     INTEGER NOT NULL,      -- from 1
+    next_hop   TEXT NOT NULL,
+    content_id INTEGER NOT NULL,
+    state      TEXT NOT NULL,         -- queued | deferred | held | captured | final
+    claimed    INTEGER NOT NULL,
+    due_us     INTEGER,               -- when to look at it next: a retry, or its expiry
+    attempts   INTEGER NOT NULL,
+    epoch      INTEGER NOT NULL,
+    PRIMARY KEY (message_id, number)
+) WITHOUT ROWID;
+CREATE INDEX entry_live ON entry (claimed, due_us) WHERE state <> 'final';
+
+CREATE TABLE recipient (
+    message_id TEXT NOT NULL,
+    entry      INTEGER NOT NULL,      -- 0: final from the start
+    number     INTEGER NOT NULL,      -- from 1, in the order of the envelope
+    address    TEXT NOT NULL,
+    notify     TEXT NOT NULL,
+    orcpt      TEXT NOT NULL,
+    state      TEXT NOT NULL,
+    status     TEXT NOT NULL,
+    reply      TEXT NOT NULL,
+    added_by   TEXT NOT NULL,
+    successors TEXT NOT NULL,         -- addresses, one a line
+    PRIMARY KEY (message_id, entry, number)
+) WITHOUT ROWID;
+
+-- Append-only. An attempt is an event of step 6 that tells each recipient's outcome.
+CREATE TABLE event (
+    message_id TEXT NOT NULL,
+    sequence   INTEGER NOT NULL,
+    step       INTEGER NOT NULL,
+    at_us      INTEGER NOT NULL,
+    detail     TEXT NOT NULL,
+    PRIMARY KEY (message_id, sequence)
+) WITHOUT ROWID;
+
+-- Which submission became which message; independent of history.
+CREATE TABLE submission (
+    key        TEXT PRIMARY KEY,
+    message_id TEXT NOT NULL,
+    expires_us INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- accepted, and final by state: what relay_queue_unaccounted is computed from.
+CREATE TABLE counter (
+    name  TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) WITHOUT ROWID;

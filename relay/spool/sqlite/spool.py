@@ -1,0 +1,279 @@
+"""The embedded spool: one SQLite file, one writer thread, readers beside it.
+
+On the path: ingress accepts into it, delivery claims from it and settles, web and the command line read.
+Holds: spool.types.Spool's promises; a coroutine returns after the fsync that covers its change.
+Fails: SpoolFullError, SpoolUnavailableError, SpoolError.
+Standards: DESIGN 4.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+
+from relay.clock import Clock
+from relay.journal.crash import CrashPoints
+from relay.journal.events import Event, Step
+from relay.journal.metrics import Metrics
+from relay.spool.sqlite import queries, transactions
+from relay.spool.sqlite.contents import INLINE_BYTES_MAX, ContentFiles
+from relay.spool.sqlite.database import open_database, translated
+from relay.spool.sqlite.writer import Writer
+from relay.spool.types import (
+    Accepted,
+    Claim,
+    NewMessage,
+    QueueCounts,
+    Selector,
+    Settlement,
+    SpoolError,
+)
+
+T = TypeVar("T")
+_PRUNE_MESSAGES = 200
+_RETRY_MAX = 100_000
+
+
+class SqliteSpool:
+    """A Spool. Open it only while holding the owner's lock: it releases what a dead owner had claimed."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Clock,
+        crash: CrashPoints,
+        metrics: Metrics,
+        submission_keep_s: float,
+    ) -> None:
+        """`submission_keep_s` is how long a submission key is remembered after its first use."""
+        self._path = path
+        self._clock = clock
+        self._metrics = metrics
+        self._submission_keep_us = int(submission_keep_s * 1_000_000)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._files = ContentFiles(path.with_name(path.name + "-content"), crash=crash)
+        self._connection = open_database(path)
+        self._writer = Writer(self._connection, crash=crash, metrics=metrics)
+        self._contents = _Reader(path)
+        self._queries = _Reader(path)
+
+    async def start(self) -> int:
+        """Release a dead owner's claims and sweep orphaned files; return how many claims there were."""
+        self._writer.start()
+        self._files.prepare()
+        now_us = self._clock.time_us()
+        released = await self._writer.submit(lambda c: transactions.release_all(c, now_us))
+        named = await self._queries.run(
+            lambda c: {row[0] for row in c.execute("SELECT file FROM content WHERE file <> ''")}
+        )
+        await asyncio.to_thread(self._files.sweep, named)
+        return released
+
+    async def stop(self) -> None:
+        """Finish what waits and close the file."""
+        await self._writer.stop()
+        self._contents.close()
+        self._queries.close()
+        self._connection.close()
+
+    async def accept(
+        self,
+        message: NewMessage,
+        *,
+        reports: Sequence[NewMessage] = (),
+        submission_key: str = "",
+        claim: bool = True,
+    ) -> Accepted:
+        """Spool.accept."""
+        messages = (message, *reports)
+        files = await self._store_large(messages)
+        expires_us = self._clock.time_us() + self._submission_keep_us
+        try:
+            accepted = await self._writer.submit(
+                lambda cursor: transactions.accept(
+                    cursor, messages, files, submission_key=submission_key,
+                    submission_expires_us=expires_us, claim=claim,
+                ),
+                accepts=True,
+            )  # fmt: skip
+        except SpoolError:
+            self._drop(files)
+            raise
+        if accepted.repeated:
+            self._drop(files)
+        else:
+            for one in messages:
+                self._metrics.accepted.labels(via=one.source).inc()
+        return accepted
+
+    async def settle(
+        self, settlement: Settlement, *, claim_reports: bool = True
+    ) -> tuple[bool, tuple[Claim, ...]]:
+        """Spool.settle."""
+        files = await self._store_large(settlement.reports) if settlement.reports else ()
+        try:
+            held, claims, unneeded = await self._writer.submit(
+                lambda cursor: transactions.settle(
+                    cursor, settlement, files, claim_reports=claim_reports
+                )
+            )
+        except SpoolError:
+            self._drop(files)
+            raise
+        if unneeded:
+            self._drop([[unneeded]])
+        if not held:
+            self._drop(files)
+        for report in settlement.reports if held else ():
+            self._metrics.accepted.labels(via=report.source).inc()
+        return held, claims
+
+    async def claim_due(self, now_us: int, limit: int) -> tuple[Claim, ...]:
+        """Spool.claim_due."""
+        return await self._writer.submit(lambda c: transactions.claim_due(c, now_us, limit))
+
+    async def next_due_us(self) -> int | None:
+        """Spool.next_due_us."""
+        sql = "SELECT min(due_us) FROM entry WHERE state <> 'final' AND claimed = 0"
+        row = await self._queries.run(lambda c: c.execute(sql).fetchone())
+        return None if row is None or row[0] is None else int(row[0])
+
+    async def release(self, claims: Sequence[Claim]) -> None:
+        """Spool.release."""
+        now_us = self._clock.time_us()
+        await self._writer.submit(lambda c: transactions.release(c, claims, now_us))
+
+    async def read_content(self, content_id: int) -> bytes:
+        """Spool.read_content."""
+        row = await self._contents.run(
+            lambda c: c.execute(
+                "SELECT size, data, file FROM content WHERE id = ?", (content_id,)
+            ).fetchone()
+        )
+        if row is None:
+            raise SpoolError(f"content {content_id} is not in the spool")
+        size, data, file = row
+        if file:
+            return await self._contents.run(lambda _: self._files.read(file, size))
+        if not isinstance(data, bytes) or len(data) != size:
+            raise SpoolError(f"content {content_id} is damaged: expected {size} bytes")
+        return data
+
+    async def queue_list(self, selector: Selector, *, limit: int) -> list[dict[str, Any]]:
+        """Spool.queue_list."""
+        now_us = self._clock.time_us()
+        return await self._queries.run(lambda c: queries.queue_list(c, selector, limit, now_us))
+
+    async def retry(
+        self, selector: Selector, *, now_us: int, who: str, dry_run: bool = False
+    ) -> list[dict[str, Any]]:
+        """Spool.retry."""
+        listed = [
+            one
+            for one in await self.queue_list(selector, limit=_RETRY_MAX)
+            if one["state"] in ("queued", "deferred")
+        ]
+        if dry_run:
+            return listed
+        keys = [(one["id"], one["entry"]) for one in listed]
+
+        def make_due(cursor: apsw.Cursor) -> set[tuple[str, int]]:
+            done = set()
+            for message_id, number in keys:
+                changed = cursor.execute(
+                    "UPDATE entry SET due_us = ?, epoch = epoch + 1 WHERE message_id = ?"
+                    " AND number = ? AND claimed = 0 AND state <> 'final' RETURNING number",
+                    (now_us, message_id, number),
+                ).fetchone()
+                if changed:
+                    done.add((message_id, number))
+                    event = Event(Step.DELIVERY, now_us, {"entry": number, "retry": who})
+                    transactions.append_events(cursor, message_id, [event])
+            return done
+
+        done = await self._writer.submit(make_due)
+        return [one for one in listed if (one["id"], one["entry"]) in done]
+
+    async def journey(self, queue_id: str) -> dict[str, Any] | None:
+        """Spool.journey."""
+        return await self._queries.run(lambda c: queries.journey(c, queue_id))
+
+    async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
+        """Spool.find_queue_ids."""
+        return await self._queries.run(
+            lambda c: queries.find_queue_ids(c, key, account=account, limit=limit)
+        )
+
+    async def counts(self) -> QueueCounts:
+        """Spool.counts."""
+        return await self._queries.run(queries.counts)
+
+    async def prune(self, before_us: int) -> int:
+        """Remove the history of some finished messages received before `before_us`; 0 when none is left."""
+
+        def remove(cursor: apsw.Cursor) -> int:
+            ids = cursor.execute(
+                "SELECT (id) FROM message m WHERE received_us < ? AND NOT EXISTS (SELECT 1 FROM entry e"
+                " WHERE e.message_id = m.id AND e.state <> 'final') ORDER BY id LIMIT ?",
+                (before_us, _PRUNE_MESSAGES),
+            ).fetchall()
+            for table, column in _HISTORY:
+                cursor.executemany(f"DELETE FROM {table} WHERE {column} = ?", ids)
+            cursor.execute("DELETE FROM submission WHERE expires_us < ?", (self._clock.time_us(),))
+            return len(ids)
+
+        return await self._writer.submit(remove)
+
+    async def _store_large(self, messages: Iterable[NewMessage]) -> Sequence[Sequence[str]]:
+        names: list[Sequence[str]] = []
+        for message in messages:
+            if any(len(content) > INLINE_BYTES_MAX for content in message.contents):
+                names.append(
+                    await asyncio.to_thread(self._files.write, message.id, message.contents)
+                )
+            else:
+                names.append(("",) * len(message.contents))
+        return names
+
+    def _drop(self, files: Iterable[Sequence[str]]) -> None:
+        for names in files:
+            if any(names):
+                self._contents.later(lambda names=names: self._files.remove(names))  # type: ignore[misc]
+
+
+_HISTORY = (
+    ("recipient", "message_id"),
+    ("event", "message_id"),
+    ("entry", "message_id"),
+    ("message", "id"),
+)
+
+
+class _Reader:
+    """A connection for reading with the one thread that uses it."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = open_database(path, read_only=True)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="spool-reader")
+
+    async def run(self, query: Callable[[apsw.Cursor], T]) -> T:
+        """Run `query` in the reader's thread."""
+
+        def ask() -> T:
+            with translated():
+                return query(self._connection.cursor())
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, ask)
+
+    def later(self, task: Callable[[], None]) -> None:
+        """Run `task` in the reader's thread some time."""
+        self._executor.submit(task)
+
+    def close(self) -> None:
+        """Wait for what runs, then close."""
+        self._executor.shutdown()
+        self._connection.close()

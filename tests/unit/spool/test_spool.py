@@ -1,0 +1,260 @@
+"""The spool's Protocol, on the real SQLite file."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import apsw
+import pytest
+
+from relay.journal.events import Event, Step
+from relay.message.lifecycle import State
+from relay.message.outcome import Deferred, DeferralClass, Delivered, Evidence, Failed, Relayed
+from relay.spool.sqlite.contents import INLINE_BYTES_MAX
+from relay.spool.types import NewRecipient, Selector, Settlement, SpoolError
+
+OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
+LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
+NO = Failed(Evidence("5.1.1", "550 5.1.1 no such user", "mx.a.test", remote=True))
+
+
+async def test_accept_gives_claims_with_content(spool, make) -> None:
+    message = make({"mx:a.test": ["x@a.test", "y@a.test"], "local": ["bob@example.test"]})
+    accepted = await spool.accept(message)
+    assert accepted.queue_id == message.id
+    assert not accepted.repeated
+    assert [str(claim.next_hop) for claim in accepted.claims] == ["mx:a.test", "local"]
+    assert [one.id for claim in accepted.claims for one in claim.recipients] == [1, 2, 3]
+    assert accepted.claims[0].content == message.contents[0]
+    assert await spool.read_content(accepted.claims[0].content_id) == message.contents[0]
+
+
+async def test_the_same_submission_key_is_the_same_message(spool, make) -> None:
+    first = await spool.accept(make(), submission_key="draft.1")
+    again = await spool.accept(make(), submission_key="draft.1")
+    assert again.repeated
+    assert again.queue_id == first.queue_id
+    assert again.claims == ()
+    assert len(await spool.queue_list(Selector(all=True), limit=10)) == 1
+
+
+async def test_settling_everything_ends_the_entry_and_its_content(spool, make) -> None:
+    claim = (await spool.accept(make())).claims[0]
+    held, _ = await spool.settle(Settlement(claim, 5, {1: OK}))
+    assert held
+    assert await spool.queue_list(Selector(all=True), limit=10) == []
+    with pytest.raises(SpoolError):
+        await spool.read_content(claim.content_id)
+    journey = await spool.journey(claim.message.id)
+    assert journey is not None
+    assert journey["state"] == "relayed"
+    assert journey["recipients"][0]["reply"] == "250 2.0.0 ok"
+
+
+async def test_a_shared_content_stays_until_its_last_entry_ends(spool, make) -> None:
+    claims = (
+        await spool.accept(make({"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]}))
+    ).claims
+    await spool.settle(Settlement(claims[0], 5, {1: OK}))
+    assert await spool.read_content(claims[1].content_id)
+    await spool.settle(Settlement(claims[1], 6, {2: OK}))
+    with pytest.raises(SpoolError):
+        await spool.read_content(claims[1].content_id)
+
+
+async def test_a_deferred_recipient_is_claimed_again_when_due_alone(spool, make, clock) -> None:
+    claim = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
+    due_us = clock.time_us() + 60_000_000
+    await spool.settle(Settlement(claim, 5, {1: OK, 2: LATER}, due_us=due_us))
+    assert await spool.next_due_us() == due_us
+    assert await spool.claim_due(due_us - 1, 10) == ()
+    (again,) = await spool.claim_due(due_us, 10)
+    assert [one.address for one in again.recipients] == ["y@a.test"]
+    assert again.recipients[0].reply == "450 4.2.0 later"
+    assert again.attempts == 1
+    assert again.content is None
+    assert again.epoch > claim.epoch
+    assert await spool.claim_due(due_us, 10) == ()
+
+
+async def test_a_fenced_claim_cannot_settle(spool, make, clock) -> None:
+    claim = (await spool.accept(make())).claims[0]
+    await spool.release([claim])
+    (stolen,) = await spool.claim_due(clock.time_us(), 10)
+    assert (await spool.settle(Settlement(claim, 5, {1: NO})))[0] is False
+    assert (await spool.settle(Settlement(stolen, 5, {1: OK})))[0] is True
+
+
+async def test_failure_and_report_are_one_transaction(spool, make) -> None:
+    claim = (await spool.accept(make())).claims[0]
+    report = make({"local": ["alice@example.test"]}, reverse_path="", content=b"report")
+    event = Event(Step.REPORT, 7, {"report_id": report.id})
+    held, claims = await spool.settle(
+        Settlement(claim, 5, {1: NO}, reports=(report,), events=(event,))
+    )
+    assert held
+    assert [one.message.id for one in claims] == [report.id]
+    journey = await spool.journey(claim.message.id)
+    assert journey is not None
+    assert [step["step"] for step in journey["steps"]] == [7]
+
+
+async def test_a_new_owner_takes_over_what_a_dead_one_had_claimed(
+    tmp_path: Path, make, clock, open_spool
+) -> None:
+    path = tmp_path / "spool.sqlite"
+    dead = open_spool(path)
+    await dead.start()
+    claim = (await dead.accept(make())).claims[0]
+    await dead.stop()
+    alive = open_spool(path)
+    assert await alive.start() == 1
+    (taken,) = await alive.claim_due(clock.time_us(), 10)
+    assert taken.epoch == claim.epoch + 2
+    journey = await alive.journey(claim.message.id)
+    await alive.stop()
+    assert journey is not None
+    assert journey["steps"][0]["detail"]["outcome"] == "indeterminate"
+
+
+async def test_large_contents_are_files_and_go_with_their_entry(
+    spool, make, tmp_path: Path
+) -> None:
+    large = b"x" * (INLINE_BYTES_MAX + 1)
+    claim = (await spool.accept(make(content=large))).claims[0]
+    files = tmp_path / "spool.sqlite-content"
+    assert claim.content is None
+    assert [path.stat().st_size for path in files.iterdir()] == [len(large)]
+    assert await spool.read_content(claim.content_id) == large
+    await spool.settle(Settlement(claim, 5, {1: OK}))
+    with pytest.raises(SpoolError):  # the reader's queue is in order: the removal has run
+        await spool.read_content(claim.content_id)
+    assert list(files.iterdir()) == []
+
+
+async def test_orphaned_files_are_swept_at_start(tmp_path: Path, open_spool) -> None:
+    files = tmp_path / "spool.sqlite-content"
+    files.mkdir()
+    (files / "orphan-0").write_bytes(b"x")
+    spool = open_spool(tmp_path / "spool.sqlite")
+    await spool.start()
+    await spool.stop()
+    assert list(files.iterdir()) == []
+
+
+async def test_unaccounted_is_zero_and_rises_when_a_row_is_lost(
+    spool, make, tmp_path: Path
+) -> None:
+    final = NewRecipient("bad@example.test", state=State.FAILED, status="5.1.1", reply="550")
+    await spool.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}, final_recipients=(final,)))
+    claim = (await spool.accept(make())).claims[0]
+    await spool.settle(Settlement(claim, 5, {1: NO}))
+    counts = await spool.counts()
+    assert counts.unaccounted == 0
+    assert counts.entries["queued"] == 1
+    other = apsw.Connection(str(tmp_path / "spool.sqlite"))
+    other.execute("DELETE FROM recipient WHERE address = 'y@a.test'")
+    other.close()
+    assert (await spool.counts()).unaccounted == 1
+
+
+async def test_concurrent_accepts_share_commits(spool, make) -> None:
+    await asyncio.gather(*(spool.accept(make()) for _ in range(50)))
+    samples = {
+        s.name: s.value for s in spool._metrics.commit_batch.collect()[0].samples if not s.labels
+    }
+    assert samples["relay_commit_batch_size_sum"] >= 50
+    assert samples["relay_commit_batch_size_count"] < 50
+
+
+async def test_one_bad_operation_fails_alone(spool, make) -> None:
+    message = make()
+    twin = replace(message, subject="the same id")
+    answers = await asyncio.gather(
+        spool.accept(message), spool.accept(twin), spool.accept(make()), return_exceptions=True
+    )
+    assert [isinstance(one, SpoolError) for one in answers] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("selector", "found"),
+    [
+        (Selector(all=True), 2),
+        (Selector(sender="carol@*"), 1),
+        (Selector(recipient="x@a.test"), 1),
+        (Selector(domain="b.test"), 1),
+        (Selector(next_hop="b.test"), 1),
+        (Selector(state="deferred"), 0),
+        (Selector(older_than_s=10), 0),
+        (Selector(ids=("nothing",)), 0),
+    ],
+)
+async def test_selectors(spool, make, selector: Selector, found: int) -> None:
+    await spool.accept(make())
+    await spool.accept(make({"mx:b.test": ["y@b.test"]}, reverse_path="carol@example.test"))
+    assert len(await spool.queue_list(selector, limit=10)) == found
+
+
+async def test_every_name_of_a_message_finds_it(spool, make) -> None:
+    message = make(submission_id="0123456789abcdef.1", message_id="<m@x>")
+    await spool.accept(message)
+    await spool.accept(make(account="carol@example.test", reverse_path="carol@example.test"))
+    for key in (
+        message.id,
+        "0123456789abcdef",
+        "0123456789abcdef.1",
+        "<m@x>",
+        "m@x",
+        "alice@example.test",
+    ):
+        assert await spool.find_queue_ids(key, account=None, limit=5) == [message.id], key
+    assert await spool.find_queue_ids("last", account="alice@example.test", limit=1) == [message.id]
+    assert await spool.find_queue_ids(message.id, account="carol@example.test", limit=1) == []
+    assert len(await spool.find_queue_ids("x@a.test", account=None, limit=5)) == 2
+
+
+async def test_recipients_that_policy_added_stay_out_of_the_journey(spool, make) -> None:
+    message = make()
+    entry = message.entries[0]
+    added = NewRecipient("audit@example.test", added_by="copy to audit")
+    message = replace(message, entries=(replace(entry, recipients=(*entry.recipients, added)),))
+    claim = (await spool.accept(message)).claims[0]
+    told = {"host": "mx", "recipients": [
+        {"number": n, "outcome": "relayed", "status": "2.0.0", "reply": "250"} for n in (1, 2)
+    ]}  # fmt: skip
+    event = Event(Step.DELIVERY, 5, told)
+    await spool.settle(Settlement(claim, 5, {1: OK, 2: NO}, events=(event,)))
+    journey = await spool.journey(message.id)
+    assert journey is not None
+    assert [one["address"] for one in journey["recipients"]] == ["x@a.test"]
+    assert journey["state"] == "relayed"
+    assert len(journey["recipients"][0]["attempts"]) == 1
+    assert [one["number"] for one in journey["steps"][0]["detail"]["recipients"]] == [1]
+
+
+async def test_prune_removes_finished_history_only(spool, make, clock) -> None:
+    done = (await spool.accept(make())).claims[0]
+    await spool.settle(Settlement(done, 5, {1: OK}))
+    waiting = await spool.accept(make())
+    assert await spool.prune(clock.time_us() + 1) == 1
+    assert await spool.journey(done.message.id) is None
+    assert await spool.journey(waiting.queue_id) is not None
+    assert (await spool.counts()).unaccounted == 0
+
+
+async def test_retry_makes_deferred_mail_due(spool, make, clock) -> None:
+    claim = (await spool.accept(make())).claims[0]
+    await spool.settle(Settlement(claim, 5, {1: LATER}, due_us=clock.time_us() + 10**9))
+    now_us = clock.time_us()
+    assert len(await spool.retry(Selector(all=True), now_us=now_us, who="t", dry_run=True)) == 1
+    assert await spool.claim_due(now_us, 10) == ()
+    assert len(await spool.retry(Selector(all=True), now_us=now_us, who="t")) == 1
+    assert len(await spool.claim_due(now_us, 10)) == 1
+
+
+async def test_local_delivery_is_a_final_state(spool, make) -> None:
+    claim = (await spool.accept(make({"local": ["bob@example.test"]}))).claims[0]
+    await spool.settle(Settlement(claim, 5, {1: Delivered(Evidence("2.1.5", "250 2.1.5 ok"))}))
+    journey = await spool.journey(claim.message.id)
+    assert journey is not None
+    assert journey["state"] == "delivered"
