@@ -1,0 +1,107 @@
+"""What a [[route]]'s next_hop text means, and the credentials that go with it.
+
+On the path: read once when the table is made.
+Holds: a route that cannot be understood never becomes a route that does something else.
+Fails: ValueError that names the route and says what was expected.
+Standards: RFC 3463 (the code in front of a reject text).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
+from relay.settings.tree import Route
+
+REJECT_STATUS = "5.7.1"  # X.7.1: delivery not authorised, which is what a route that refuses says
+
+_EXPECTED = "mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT"
+
+
+@dataclass(frozen=True, slots=True)
+class UseMx:
+    """The MX hosts of the recipient's own domain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """No such recipient: `status` is 5.y.z, `text` what the sender reads."""
+
+    status: str
+    text: str
+
+
+Action = UseMx | Reject | NextHop
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A login for a next hop."""
+
+    user: str
+    password: str = field(repr=False)
+
+
+def parse_action(text: str) -> Action:
+    """Read a route's `next_hop`.
+
+    "reject:5.1.6 Moved to example.org" carries its own enhanced status code; without one: 5.7.1.
+    Raises ValueError that says what was expected.
+    """
+    if text == "mx":
+        return UseMx()
+    if text == "local":
+        return LOCAL
+    if text == "capture":
+        return CAPTURE
+    if text.startswith("reject:"):
+        return _parse_reject(text.removeprefix("reject:").strip())
+    try:
+        hop = NextHop.parse(text)
+    except ValueError:
+        hop = None
+    if hop is None or hop.kind not in (HopKind.SMTP, HopKind.SMTPS):
+        raise ValueError(f"found {text!r}, expected {_EXPECTED}")
+    return NextHop(hop.kind, hop.host.lower(), hop.port)
+
+
+def read_credentials(routes: Sequence[Route]) -> Mapping[NextHop, Credentials]:
+    """Read the password files of the routes that have `auth`.
+
+    Raises ValueError for a route that has no host to log in to, for a file that cannot be read or
+    is empty, and for two different logins at one next hop, which the spool could not tell apart.
+    """
+    found: dict[NextHop, Credentials] = {}
+    for route in routes:
+        if route.auth is None:
+            continue
+        hop = parse_action(route.next_hop)
+        if not isinstance(hop, NextHop) or hop.kind not in (HopKind.SMTP, HopKind.SMTPS):
+            raise ValueError(f"route {route.domain!r}: auth needs a smtp:// or smtps:// next hop")
+        path = route.auth.password_file
+        try:
+            password = path.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"route {route.domain!r}: password_file {path} cannot be read: {error}"
+            ) from error
+        if not password:
+            raise ValueError(f"route {route.domain!r}: password_file {path} is empty")
+        login = Credentials(route.auth.user, password)
+        if found.setdefault(hop, login) != login:
+            raise ValueError(
+                f"route {route.domain!r}: another route logs in to {hop} differently; "
+                "give the host a second name"
+            )
+    return found
+
+
+def _parse_reject(text: str) -> Reject:
+    status, _, rest = text.partition(" ")
+    parts = status.split(".")
+    if len(parts) != 3 or not all(part.isascii() and part.isdecimal() for part in parts):
+        status, rest = REJECT_STATUS, text
+    if not status.startswith("5."):
+        raise ValueError(f"found code {status}, expected 5.y.z: a reject is permanent")
+    if not rest.strip() or not rest.isprintable():
+        raise ValueError("found no printable text behind reject:, expected one line for the sender")
+    return Reject(status, rest.strip())

@@ -1,0 +1,178 @@
+"""Ask name servers one question at a time each, and remember the answers for as long as they hold.
+
+On the path: the resolver asks; the name servers answer.
+Holds: one query in flight per question; bounded queries and cache; a TTL is never stretched.
+Fails: never; whatever goes wrong is Silence, with the reason as text, and is not remembered.
+Standards: RFC 1035, RFC 2181 5.2 and 8 (TTL), RFC 2308 (negative answers), RFC 6891 (EDNS).
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+
+import dns.asyncbackend
+import dns.asyncresolver
+import dns.exception
+import dns.message
+import dns.name
+import dns.nameserver
+import dns.rdatatype
+import dns.resolver
+
+from relay.clock import Clock
+from relay.routing.answers import Answer, NoName, NoRecords, Records, Silence
+from relay.settings.tree import Address
+
+Question = tuple[
+    str, str
+]  # name in lower case without the final dot, and "MX", "A", "AAAA" or "HOST"
+
+QUERIES_MAX = 256  # in flight at once; what is more waits its turn
+CACHE_MAX = 20_000  # questions remembered
+TTL_MAX_S = 86_400.0
+NEGATIVE_TTL_MAX_S = 900.0
+ONE_SERVER_TIMEOUT_S = 2.0  # then the next server, or the same again, until the time-out is over
+EDNS_PAYLOAD_BYTES = 1232  # DNS flag day 2020: never fragmented
+
+Asked = tuple[Answer, float]  # an answer and for how many seconds it holds
+
+
+class NameServers:
+    """One stub resolver over the given name servers; asks and does not remember."""
+
+    def __init__(self, nameservers: Sequence[Address], *, timeout_s: float) -> None:
+        """`nameservers` empty: those of /etc/resolv.conf, read once."""
+        self._timeout_s = timeout_s
+        self._backend = dns.asyncbackend.get_backend("asyncio")
+        self._resolver = dns.asyncresolver.Resolver(configure=False)
+        self._resolver.timeout = min(ONE_SERVER_TIMEOUT_S, timeout_s)
+        self._resolver.use_edns(0, 0, EDNS_PAYLOAD_BYTES)
+        if nameservers:
+            self._resolver.nameservers = [
+                dns.nameserver.Do53Nameserver(each.host, each.port) for each in nameservers
+            ]
+        else:
+            _configure_from_system(self._resolver)
+
+    async def ask(self, question: Question) -> Asked:
+        """Ask; the name server follows CNAMEs; what was truncated is asked again by TCP."""
+        name, kind = question
+        try:
+            absolute = dns.name.from_text(name, dns.name.root)
+        except dns.exception.DNSException:
+            return NoName(), TTL_MAX_S  # no name that the DNS could hold
+        try:
+            async with asyncio.timeout(self._timeout_s + ONE_SERVER_TIMEOUT_S):
+                answer = await self._resolver.resolve(
+                    absolute,
+                    kind,
+                    raise_on_no_answer=False,
+                    lifetime=self._timeout_s,
+                    search=False,
+                    backend=self._backend,
+                )
+        except dns.resolver.NXDOMAIN as error:
+            return NoName(), _negative_ttl_s(*error.kwargs["responses"].values())
+        except (TimeoutError, dns.exception.Timeout):
+            return Silence(f"no answer within {self._timeout_s:g} s"), 0.0
+        except dns.resolver.NoNameservers as error:
+            return Silence(_why(error)), 0.0
+        except (dns.exception.DNSException, OSError, ValueError) as error:
+            return Silence(f"{type(error).__name__}: {error}"), 0.0
+        if answer.rrset is None:
+            return NoRecords(), _negative_ttl_s(answer.response)
+        values = tuple(_text(each, kind) for each in answer.rrset)
+        return Records(values), min(float(answer.chaining_result.minimum_ttl), TTL_MAX_S)
+
+
+class Questions:
+    """A bounded cache in front of `ask`, in which equal questions share one query."""
+
+    def __init__(self, ask: Callable[[Question], Awaitable[Asked]], *, clock: Clock) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._slots = asyncio.Semaphore(QUERIES_MAX)
+        self._cache: OrderedDict[Question, tuple[float, Answer]] = OrderedDict()
+        self._running: dict[Question, asyncio.Task[Answer]] = {}
+
+    async def answers(self, *questions: Question) -> list[Answer]:
+        """Return the answers in the questions' order; what is not remembered is asked at once."""
+        remembered = {each: self._remembered(each) for each in questions}
+        tasks = [self._task(each) for each, answer in remembered.items() if answer is None]
+        if tasks:
+            await asyncio.wait(
+                tasks
+            )  # which leaves them running for others if this caller gives up
+            fresh = [each for each, answer in remembered.items() if answer is None]
+            remembered |= {each: _result(task) for each, task in zip(fresh, tasks, strict=True)}
+        return [answer for each in questions if (answer := remembered[each]) is not None]
+
+    async def close(self) -> None:
+        """Give up the queries in flight."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _task(self, question: Question) -> asyncio.Task[Answer]:
+        task = self._running.get(question)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._fetch(question))
+            self._running[question] = task
+            task.add_done_callback(lambda _: self._running.pop(question, None))
+        return task
+
+    async def _fetch(self, question: Question) -> Answer:
+        async with self._slots:
+            answer, ttl_s = await self._ask(question)
+        if ttl_s > 0:
+            self._cache[question] = (self._clock.monotonic() + ttl_s, answer)
+            self._cache.move_to_end(question)
+            if len(self._cache) > CACHE_MAX:
+                self._cache.popitem(last=False)
+        return answer
+
+    def _remembered(self, question: Question) -> Answer | None:
+        found = self._cache.get(question)
+        if found is None:
+            return None
+        expires_s, answer = found
+        if expires_s <= self._clock.monotonic():
+            del self._cache[question]
+            return None
+        self._cache.move_to_end(question)
+        return answer
+
+
+def _configure_from_system(resolver: dns.asyncresolver.Resolver) -> None:
+    try:
+        resolver.read_resolv_conf("/etc/resolv.conf")
+    except (OSError, dns.exception.DNSException):
+        resolver.nameservers = []  # every look-up is then a temporary failure that says so
+    resolver.rotate = False
+
+
+def _result(task: asyncio.Task[Answer]) -> Answer:
+    return Silence("the relay is shutting down") if task.cancelled() else task.result()
+
+
+def _text(record: object, kind: str) -> str:
+    text = str(record)
+    return text.lower().rstrip(".") if kind == "MX" else text
+
+
+def _negative_ttl_s(response: dns.message.QueryMessage) -> float:
+    """Take the SOA's minimum (RFC 2308 5); without an SOA a negative answer is not remembered."""
+    for rrset in response.authority:
+        if rrset.rdtype == dns.rdatatype.SOA:
+            return min(float(rrset.ttl), float(rrset[0].minimum), NEGATIVE_TTL_MAX_S)
+    return 0.0
+
+
+def _why(error: dns.resolver.NoNameservers) -> str:
+    """Say in a few words why no name server was of use: the last one's answer."""
+    attempts = error.kwargs.get("errors") or []
+    if not attempts:
+        return "no name server is configured"
+    server, _, port, reason, _ = attempts[-1]
+    return f"{server} port {port} answered {reason}"

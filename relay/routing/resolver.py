@@ -1,0 +1,188 @@
+"""Find the hosts of a next hop.
+
+On the path: delivery asks before it connects; `relay explain` asks to tell.
+Holds: a failure to answer is never taken for "no such domain"; mail is never routed to ourselves.
+Fails: by value: NullMx, NoSuchDomain, NoAddress, Looped, TemporaryFailure.
+Standards: RFC 5321 5.1, RFC 7505, RFC 8499 (terms).
+"""
+
+import asyncio
+import random
+import socket
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv6Address, ip_address
+
+from relay.clock import Clock
+from relay.message.nexthop import HopKind, NextHop
+from relay.routing.answers import (
+    Answer,
+    Exchange,
+    Host,
+    Hosts,
+    Looped,
+    NoAddress,
+    NoName,
+    NoRecords,
+    Records,
+    Resolution,
+    Silence,
+    TemporaryFailure,
+    addresses_of,
+    better_than_own,
+    exchanges_of,
+    in_order,
+)
+from relay.routing.questions import Asked, NameServers, Question, Questions
+from relay.routing.table import literal_address
+from relay.settings.tree import Address
+
+HOSTS_FILE_TTL_S = 30.0
+
+
+class Resolver:
+    """Next hop → hosts, through name servers (and the system's host table for smarthosts only)."""
+
+    def __init__(
+        self,
+        nameservers: Sequence[Address],
+        *,
+        timeout_s: float,
+        clock: Clock,
+        chance: random.Random,
+        hostname: str,
+        own_addresses: Iterable[Address] = (),
+        port: int = 25,
+    ) -> None:
+        """`port` is that of MX hosts; `own_addresses` are where our SMTP listeners listen."""
+        self._timeout_s = timeout_s
+        self._chance = chance
+        self._hostname = hostname.lower()
+        self._own = frozenset((_plain(own.host), own.port) for own in own_addresses if own.host)
+        self._port = port
+        self._servers = NameServers(nameservers, timeout_s=timeout_s)
+        self._questions = Questions(self._ask, clock=clock)
+
+    async def resolve(self, next_hop: NextHop) -> Resolution:
+        """Return the hosts of a next hop, best first; equals in a new order each time.
+
+        Raises ValueError for LOCAL and CAPTURE, which have no hosts.
+        """
+        match next_hop.kind:
+            case HopKind.MX:
+                return await self._resolve_mx(next_hop.host)
+            case HopKind.SMTP | HopKind.SMTPS:
+                return await self._resolve_smarthost(next_hop)
+            case _:
+                raise ValueError(f"{next_hop} has no hosts")
+
+    async def close(self) -> None:
+        """Give up the queries in flight."""
+        await self._questions.close()
+
+    async def _resolve_mx(self, domain: str) -> Resolution:
+        if literal := literal_address(domain):
+            return self._literal(literal, domain, self._port)
+        [answer] = await self._questions.answers((domain, "MX"))
+        exchanges = exchanges_of(domain, answer)
+        if not isinstance(exchanges, tuple):
+            return exchanges
+        better = better_than_own(exchanges, lambda each: each.name == self._hostname)
+        if not better:
+            return Looped(domain)
+        return await self._with_addresses(domain, in_order(better, self._chance))
+
+    async def _with_addresses(self, domain: str, exchanges: list[Exchange]) -> Resolution:
+        """Look the addresses of all exchanges up side by side, and drop what leads back here."""
+        kinds = [(each.name, kind) for each in exchanges for kind in ("A", "AAAA")]
+        answers = await self._questions.answers(*kinds)
+        hosts: dict[Exchange, tuple[str, ...]] = {}
+        silence: Silence | None = None
+        for exchange, four, six in zip(exchanges, answers[::2], answers[1::2], strict=True):
+            found = addresses_of(four, six, self._chance)
+            if isinstance(found, Silence):
+                silence = silence or found
+            elif found:
+                hosts[exchange] = found
+        if not hosts and silence:
+            return TemporaryFailure(f"no mail host of {domain} could be looked up: {silence.text}")
+        if not hosts:
+            return NoAddress(domain)
+        better = better_than_own(list(hosts), lambda each: self._is_own(hosts[each], self._port))
+        if not better:
+            return Looped(domain)
+        return Hosts(
+            tuple(Host(each.name, each.preference, hosts[each], self._port) for each in better)
+        )
+
+    async def _resolve_smarthost(self, next_hop: NextHop) -> Resolution:
+        """A configured host that cannot be found is our fault, so its mail waits for the repair."""
+        name, port = next_hop.host, next_hop.port
+        try:
+            return self._literal(str(ip_address(name)), name, port)
+        except ValueError:
+            pass  # a name, then
+        four, six = (
+            await self._questions.answers((name, "A"), (name, "AAAA"))
+            if "." in name
+            else (NoName(), NoName())  # one label never leaves for the DNS: localhost, containers
+        )
+        found = addresses_of(four, six, self._chance)
+        if found == ():
+            [table] = await self._questions.answers((name, "HOST"))
+            found = addresses_of(table, NoRecords(), self._chance)
+        if isinstance(found, Silence):
+            return TemporaryFailure(f"the next hop {name} could not be looked up: {found.text}")
+        if not found:
+            return TemporaryFailure(f"the next hop {name} has no address; check [[route]]", "4.4.4")
+        return self._hosts_unless_own(Host(name, 0, found, port))
+
+    def _literal(self, address: str, name: str, port: int) -> Resolution:
+        return self._hosts_unless_own(Host(name, 0, (address,), port))
+
+    def _hosts_unless_own(self, host: Host) -> Resolution:
+        if self._is_own(host.addresses, host.port):
+            return Looped(host.name)
+        return Hosts((host,))
+
+    def _is_own(self, addresses: tuple[str, ...], port: int) -> bool:
+        return any((_plain(address), port) in self._own for address in addresses)
+
+    async def _ask(self, question: Question) -> Asked:
+        if question[1] != "HOST":
+            return await self._servers.ask(question)
+        return await self._ask_system(question[0]), HOSTS_FILE_TTL_S
+
+    async def _ask_system(self, name: str) -> Answer:
+        """Ask /etc/hosts and whatever else the system's own look-up knows."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                found = await asyncio.get_running_loop().getaddrinfo(
+                    name, None, type=socket.SOCK_STREAM
+                )
+        except TimeoutError:
+            return Silence(f"no answer within {self._timeout_s:g} s")
+        except (OSError, UnicodeError):
+            return NoName()
+        return Records(tuple(dict.fromkeys(str(address[0]) for *_, address in found)))
+
+
+class NoResolver:
+    """The resolver of a relay that sends nothing: development mode opens no outbound socket."""
+
+    async def resolve(self, next_hop: NextHop) -> Resolution:
+        """Return that `next_hop` cannot be looked up here, whatever it is."""
+        return TemporaryFailure(f"development mode asks no DNS, so {next_hop} stays unknown")
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def _plain(address: str) -> str:
+    """Write an address in one way; an IPv4 address mapped into IPv6 is that IPv4 address."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address.lower()
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(parsed)

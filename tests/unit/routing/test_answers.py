@@ -1,0 +1,57 @@
+"""DNS answers as values: what an unresolved next hop means for its recipients."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.message.outcome import DeferralClass, Deferred, Failed
+from relay.routing import (
+    Looped,
+    NoAddress,
+    NoSuchDomain,
+    NullMx,
+    TemporaryFailure,
+    outcome_of,
+)
+from relay.routing.answers import EXCHANGES_MAX, Exchange, better_than_own, in_order
+
+
+@pytest.mark.parametrize(
+    ("unresolved", "kind", "status"),
+    [
+        (NullMx("x.test"), Failed, "5.1.10"),
+        (NoSuchDomain("x.test"), Failed, "5.1.2"),
+        (NoAddress("x.test"), Failed, "5.4.4"),
+        (Looped("x.test"), Failed, "5.4.6"),
+        (TemporaryFailure("x.test: SERVFAIL"), Deferred, "4.4.3"),
+        (TemporaryFailure("x.test has no address", "4.4.4"), Deferred, "4.4.4"),
+    ],
+)
+def test_only_definite_answers_fail_and_each_says_what_about(unresolved, kind, status):
+    outcome = outcome_of(unresolved)
+    assert isinstance(outcome, kind)
+    assert outcome.evidence.status == status
+    assert "x.test" in outcome.evidence.reply
+    assert not outcome.evidence.remote
+    if isinstance(outcome, Deferred):
+        assert outcome.kind is DeferralClass.DNS
+
+
+EXCHANGES = st.lists(st.builds(Exchange, st.integers(0, 5), st.sampled_from("abcdefgh")))
+
+
+@given(EXCHANGES, st.integers())
+def test_order_never_puts_a_worse_preference_first(exchanges, seed):
+    ordered = in_order(exchanges, random.Random(seed))
+    preferences = [each.preference for each in ordered]
+    assert preferences == sorted(each.preference for each in exchanges)[:EXCHANGES_MAX]
+
+
+@given(EXCHANGES)
+def test_what_is_left_is_strictly_better_than_every_own_entry(exchanges):
+    left = better_than_own(exchanges, lambda each: each.name == "a")
+    own = [each.preference for each in exchanges if each.name == "a"]
+    assert all(each.preference < least for each in left for least in own)
+    assert own or left == exchanges

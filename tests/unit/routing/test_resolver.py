@@ -1,0 +1,283 @@
+"""Next hop → hosts, against a real DNS server on loopback."""
+
+import asyncio
+import contextlib
+import random
+
+import pytest
+import uvloop
+
+from relay.clock import ManualClock
+from relay.message.nexthop import CAPTURE, HopKind, NextHop
+from relay.routing import (
+    Host,
+    Hosts,
+    Looped,
+    NoAddress,
+    NoResolver,
+    NoSuchDomain,
+    NullMx,
+    Resolver,
+    TemporaryFailure,
+)
+from relay.settings.tree import Address
+from tests.support.dns_server import DnsServer
+
+ZONE = {
+    "three.test": {"MX": ["20 mx2.three.test", "10 mx1.three.test", "30 mx3.three.test"]},
+    "mx1.three.test": {"A": ["127.0.0.11"], "AAAA": ["::1"]},
+    "mx2.three.test": {"A": ["127.0.0.12"]},
+    "mx3.three.test": {"AAAA": ["2001:db8::3"]},
+    "null.test": {"MX": ["0 ."], "A": ["127.0.0.1"]},
+    "mixed.test": {"MX": ["0 .", "5 mx1.three.test"]},
+    "implicit.test": {"A": ["127.0.0.13"]},
+    "servfail.test": "SERVFAIL",
+    "refused.test": "REFUSED",
+    "silent.test": "TIMEOUT",
+    "mx-servfail.test": {"MX": "SERVFAIL", "A": ["127.0.0.14"]},
+    "mx-silent.test": {"MX": "TIMEOUT", "A": ["127.0.0.14"]},
+    "no-target.test": {"MX": ["10 gone.test", "20 nothing.test"]},
+    "nothing.test": {},
+    "target-servfail.test": {"MX": ["10 servfail.test", "20 nothing.test"]},
+    "half.test": {"MX": ["10 servfail.test", "20 mx2.three.test"]},
+    "v6-silent.test": {"A": ["127.0.0.15"], "AAAA": "SERVFAIL"},
+    "alias.test": {"CNAME": ["three.test"]},
+    "alias-target.test": {"MX": ["10 www.alias-target.test"]},
+    "www.alias-target.test": {"CNAME": ["mx1.three.test"]},
+    "backup.test": {"MX": ["10 mx1.three.test", "20 relay.example.test", "20 mx2.three.test"]},
+    "loop.test": {"MX": ["10 Relay.Example.Test", "20 mx2.three.test"]},
+    "loop-address.test": {"MX": ["10 other-name.test", "20 mx2.three.test"]},
+    "other-name.test": {"A": ["127.0.0.1"]},
+    "unspecified.test": {"A": ["0.0.0.0"], "AAAA": ["::", "ff02::1"]},
+    "relay.example.test": {"A": ["127.0.0.1"]},
+}
+MX1 = Host("mx1.three.test", 10, ("127.0.0.11", "::1"), 25)
+MX2 = Host("mx2.three.test", 20, ("127.0.0.12",), 25)
+
+
+@pytest.fixture
+def dns():
+    with DnsServer(ZONE) as server:
+        yield server
+
+
+@pytest.fixture
+def clock():
+    return ManualClock()
+
+
+@contextlib.asynccontextmanager
+async def resolving(*servers, clock=None, timeout_s=5.0):
+    resolver = Resolver(
+        [server.address for server in servers],
+        timeout_s=timeout_s,
+        clock=clock or ManualClock(),
+        chance=random.Random(7),
+        hostname="relay.example.test",
+        own_addresses=[Address("127.0.0.1", 25), Address(path="/run/pickup.sock")],
+    )
+    try:
+        yield resolver
+    finally:
+        await resolver.close()
+
+
+def mx(domain):
+    return NextHop(HopKind.MX, domain)
+
+
+@pytest.mark.parametrize(
+    ("domain", "expected"),
+    [
+        ("three.test", Hosts((MX1, MX2, Host("mx3.three.test", 30, ("2001:db8::3",), 25)))),
+        ("null.test", NullMx("null.test")),
+        ("mixed.test", Hosts((Host("mx1.three.test", 5, ("127.0.0.11", "::1"), 25),))),
+        ("implicit.test", Hosts((Host("implicit.test", 0, ("127.0.0.13",), 25),))),
+        ("gone.test", NoSuchDomain("gone.test")),
+        ("nothing.test", NoAddress("nothing.test")),
+        ("no-target.test", NoAddress("no-target.test")),
+        ("unspecified.test", NoAddress("unspecified.test")),
+        ("half.test", Hosts((MX2,))),
+        ("v6-silent.test", Hosts((Host("v6-silent.test", 0, ("127.0.0.15",), 25),))),
+        ("alias.test", Hosts((MX1, MX2, Host("mx3.three.test", 30, ("2001:db8::3",), 25)))),
+        (
+            "alias-target.test",
+            Hosts((Host("www.alias-target.test", 10, ("127.0.0.11", "::1"), 25),)),
+        ),
+        ("backup.test", Hosts((MX1,))),
+        ("loop.test", Looped("loop.test")),
+        ("loop-address.test", Looped("loop-address.test")),
+        ("relay.example.test", Looped("relay.example.test")),
+        ("[192.0.2.7]", Hosts((Host("[192.0.2.7]", 0, ("192.0.2.7",), 25),))),
+        ("[127.0.0.1]", Looped("[127.0.0.1]")),
+        ("a..b", NoSuchDomain("a..b")),
+        (f"{'a' * 64}.test", NoSuchDomain(f"{'a' * 64}.test")),
+    ],
+)
+async def test_what_the_dns_says_decides_where_to_try(dns, domain, expected):
+    async with resolving(dns) as resolver:
+        assert await resolver.resolve(mx(domain)) == expected
+
+
+@pytest.mark.parametrize(
+    ("domain", "told"),
+    [
+        ("servfail.test", "SERVFAIL"),
+        ("refused.test", "REFUSED"),
+        ("mx-servfail.test", "SERVFAIL"),
+        ("target-servfail.test", "SERVFAIL"),
+        ("silent.test", "no answer within 0.5 s"),
+        ("mx-silent.test", "no answer within 0.5 s"),
+    ],
+)
+async def test_a_failing_name_server_is_temporary_and_never_an_implicit_mx(dns, domain, told):
+    async with resolving(dns, timeout_s=0.5) as resolver:
+        found = await resolver.resolve(mx(domain))
+    assert isinstance(found, TemporaryFailure)
+    assert told in found.text
+    assert dns.asked(domain, "A") == 0 or domain == "target-servfail.test"
+
+
+async def test_equal_preferences_are_shuffled_at_each_call_though_the_answer_is_remembered(dns):
+    names = [f"mx{number}.equal.test" for number in range(4)]
+    dns.zone["equal.test"] = {"MX": [f"10 {name}" for name in names]}
+    dns.zone |= {name: {"A": ["127.0.0.20"]} for name in names}
+    async with resolving(dns) as resolver:
+        found = [await resolver.resolve(mx("equal.test")) for _ in range(40)]
+    assert {hosts.hosts[0].name for hosts in found} == set(names)
+    assert dns.asked("equal.test", "MX") == 1
+
+
+async def test_an_answer_is_remembered_for_its_ttl_and_no_longer(dns, clock):
+    dns.ttl_s = 100
+    async with resolving(dns, clock=clock) as resolver:
+        await resolver.resolve(mx("implicit.test"))
+        clock.advance(59)  # the negative answer to MX holds 60 s
+        await resolver.resolve(mx("implicit.test"))
+        assert (dns.asked("implicit.test", "MX"), dns.asked("implicit.test", "A")) == (1, 1)
+        clock.advance(2)
+        await resolver.resolve(mx("implicit.test"))
+        assert (dns.asked("implicit.test", "MX"), dns.asked("implicit.test", "A")) == (2, 1)
+        clock.advance(40)
+        await resolver.resolve(mx("implicit.test"))
+        assert dns.asked("implicit.test", "A") == 2
+
+
+async def test_ttls_are_capped_at_a_day_and_a_quarter_of_an_hour(dns, clock):
+    dns.ttl_s = dns.negative_ttl_s = 10_000_000
+    async with resolving(dns, clock=clock) as resolver:
+        for domain in ("three.test", "gone.test"):
+            await resolver.resolve(mx(domain))
+        clock.advance(899)
+        await resolver.resolve(mx("gone.test"))
+        clock.advance(2)
+        await resolver.resolve(mx("gone.test"))
+        clock.advance(86_400)
+        await resolver.resolve(mx("three.test"))
+    assert dns.asked("gone.test", "MX") == 2
+    assert dns.asked("three.test", "MX") == 2
+
+
+async def test_a_failure_is_not_remembered(dns):
+    async with resolving(dns) as resolver:
+        assert isinstance(await resolver.resolve(mx("servfail.test")), TemporaryFailure)
+        dns.zone["servfail.test"] = {"A": ["127.0.0.16"]}
+        assert isinstance(await resolver.resolve(mx("servfail.test")), Hosts)
+
+
+async def test_equal_look_ups_share_one_query_and_one_giving_up_harms_no_other(dns):
+    dns.zone["silent.test"] = "TIMEOUT"
+    async with resolving(dns) as resolver:
+        waiting = [asyncio.create_task(resolver.resolve(mx("silent.test"))) for _ in range(20)]
+        await dns.until_asked("silent.test", "MX")
+        waiting[0].cancel()
+        dns.zone["silent.test"] = {"A": ["127.0.0.17"]}
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(found[0], asyncio.CancelledError)
+    assert all(isinstance(each, Hosts) for each in found[1:])
+    assert dns.asked("silent.test", "MX") == 2  # the lost one and its repetition, for all twenty
+    assert dns.asked("silent.test", "A") == 1
+
+
+async def test_closing_answers_those_who_wait(dns):
+    async with resolving(dns) as resolver:
+        waiting = asyncio.create_task(resolver.resolve(mx("silent.test")))
+        await dns.until_asked("silent.test", "MX")
+        await resolver.close()
+        assert "shutting down" in (await waiting).text
+
+
+async def test_a_large_answer_comes_by_tcp(dns):
+    addresses = [f"127.1.{number // 250}.{number % 250 + 1}" for number in range(300)]
+    dns.zone["large.test"] = {"A": addresses}
+    async with resolving(dns) as resolver:
+        found = await resolver.resolve(mx("large.test"))
+    assert dns.tcp_queries == 1
+    assert len(set(found.hosts[0].addresses) & set(addresses)) == 16
+
+
+async def test_the_next_name_server_is_asked_when_one_fails(dns):
+    with DnsServer({"implicit.test": "SERVFAIL"}) as broken:
+        async with resolving(broken, dns) as resolver:
+            assert isinstance(await resolver.resolve(mx("implicit.test")), Hosts)
+
+
+async def test_families_take_turns_and_ipv4_begins(dns):
+    dns.zone["both.test"] = {
+        "A": ["127.0.0.30", "127.0.0.31"],
+        "AAAA": ["2001:db8::1", "2001:db8::2", "2001:db8::3"],
+    }
+    async with resolving(dns) as resolver:
+        found = await resolver.resolve(mx("both.test"))
+    assert [":" in each for each in found.hosts[0].addresses] == [False, True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "expected"),
+    [
+        ("192.0.2.1", 2626, Hosts((Host("192.0.2.1", 0, ("192.0.2.1",), 2626),))),
+        ("::1", 2626, Hosts((Host("::1", 0, ("::1",), 2626),))),
+        ("mx2.three.test", 587, Hosts((Host("mx2.three.test", 0, ("127.0.0.12",), 587),))),
+        ("three.test", 25, None),  # has MX only, which a smarthost's name is not asked for
+        ("127.0.0.1", 25, Looped("127.0.0.1")),
+        ("::ffff:127.0.0.1", 25, Looped("::ffff:127.0.0.1")),
+        ("relay.example.test", 2626, Hosts((Host("relay.example.test", 0, ("127.0.0.1",), 2626),))),
+    ],
+)
+async def test_a_smarthost_is_that_host_and_port(dns, host, port, expected):
+    async with resolving(dns) as resolver:
+        found = await resolver.resolve(NextHop(HopKind.SMTP, host, port))
+    if expected is None:
+        assert isinstance(found, TemporaryFailure)
+        assert found.status == "4.4.4"
+        assert "[[route]]" in found.text
+    else:
+        assert found == expected
+
+
+async def test_localhost_comes_from_the_systems_host_table_not_from_the_dns(dns):
+    async with resolving(dns) as resolver:
+        found = await resolver.resolve(NextHop(HopKind.SMTPS, "localhost", 465))
+    assert set(found.hosts[0].addresses) & {"127.0.0.1", "::1"}
+    assert not dns.queries
+
+
+async def test_local_and_capture_have_no_hosts(dns):
+    async with resolving(dns) as resolver:
+        with pytest.raises(ValueError, match="capture has no hosts"):
+            await resolver.resolve(CAPTURE)
+
+
+async def test_no_resolver_knows_nothing_and_says_why():
+    found = await NoResolver().resolve(mx("three.test"))
+    assert isinstance(found, TemporaryFailure)
+    assert "development mode asks no DNS" in found.text
+
+
+def test_it_runs_on_uvloop_too(dns):
+    async def story():
+        async with resolving(dns) as resolver:
+            return await resolver.resolve(mx("backup.test"))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(story()) == Hosts((MX1,))

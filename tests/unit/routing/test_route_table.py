@@ -1,0 +1,184 @@
+"""Where addresses go: order of routes, local domains, postmaster, what is refused."""
+
+import pytest
+
+from relay.accounts import Account
+from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
+from relay.routing import InvalidRecipient, LocalRecipient, RemoteRecipient, RouteTable
+from relay.settings.tree import Route, RouteAuth
+
+SMARTHOST = NextHop(HopKind.SMTP, "127.0.0.1", 2626)
+
+
+PEOPLE = {
+    "alice@example.test": Account("alice@example.test"),
+    "al@example.test": Account("alice@example.test"),
+    "carol@example.test": Account("carol@example.test"),
+}
+
+
+class Accounts:
+    """alice (also as al) and carol."""
+
+    def by_token(self, token):
+        raise NotImplementedError
+
+    def by_address(self, address):
+        return PEOPLE.get(address.lower())
+
+    async def by_password(self, user, password):
+        raise NotImplementedError
+
+
+def table(*routes, **options):
+    return RouteTable(
+        [Route(domain, hop) for domain, hop in routes], ["example.test"], Accounts(), **options
+    )
+
+
+def mx(domain):
+    return RemoteRecipient(NextHop(HopKind.MX, domain))
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("alice@example.test", LocalRecipient("alice@example.test")),
+        ("AL@Example.TEST", LocalRecipient("alice@example.test")),
+        ("bob@Other.Test", mx("other.test")),
+        ("bob@bücher.test", mx("xn--bcher-kva.test")),
+        ("postmaster", LocalRecipient("dead-letter")),
+        ("PostMaster@example.test", LocalRecipient("dead-letter")),
+        ("postmaster@other.test", mx("other.test")),
+    ],
+)
+def test_without_routes_a_mailbox_or_the_domains_mx(address, expected):
+    assert table().examine(address) == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [
+        ("nobody@example.test", "5.1.1"),
+        ("bob@[192.0.2.1]", "5.1.2"),
+        ("bob@[IPv6:2001:db8::1]", "5.1.2"),
+        ("bob@[no.address]", "5.1.3"),
+        ("bob", "5.1.3"),
+        (f"bob@{'ü' * 64}.test", "5.1.2"),
+    ],
+)
+def test_an_invalid_recipient_carries_a_whole_reply_with_its_code(address, status):
+    found = table().examine(address)
+    assert isinstance(found, InvalidRecipient)
+    assert found.status == status
+    assert found.text.startswith(f"550 {status} <{address}>: ")
+
+
+@pytest.mark.parametrize(
+    ("routes", "domain", "expected"),
+    [
+        ([("*.corp.test", "local"), ("a.corp.test", "capture")], "a.corp.test", None),
+        ([("a.corp.test", "capture"), ("*.corp.test", "local")], "a.corp.test", CAPTURE),
+        ([("*", "capture"), ("a.corp.test", "smtp://127.0.0.1:2626")], "a.corp.test", CAPTURE),
+        ([("*.corp.test", "capture")], "deep.below.corp.test", CAPTURE),
+        ([("*.corp.test", "capture")], "corp.test", NextHop(HopKind.MX, "corp.test")),
+        ([("*.corp.test", "capture")], "evilcorp.test", NextHop(HopKind.MX, "evilcorp.test")),
+        ([("x.test", "capture"), ("x.test", "mx")], "x.test", CAPTURE),
+        ([("x.test", "mx"), ("*", "capture")], "x.test", NextHop(HopKind.MX, "x.test")),
+        ([("X.Test", "smtps://Mail.Corp.Test:465")], "x.test", NextHop(HopKind.SMTPS, "mail.corp.test", 465)),
+        ([("*", "smtp://[::1]:25")], "x.test", NextHop(HopKind.SMTP, "::1", 25)),
+        ([("*", "capture")], "[192.0.2.1]", CAPTURE),
+        ([("*", "mx")], "[192.0.2.1]", NextHop(HopKind.MX, "[192.0.2.1]")),
+    ],
+)  # fmt: skip
+def test_the_first_matching_route_wins(routes, domain, expected):
+    assert table(*routes).next_hop_for(f"bob@{domain}") == expected
+
+
+def test_star_is_the_rest_of_the_world_and_not_the_local_domains():
+    routes = table(("*", "smtp://127.0.0.1:2626"))
+    assert routes.examine("alice@example.test") == LocalRecipient("alice@example.test")
+    assert routes.examine("bob@other.test") == RemoteRecipient(SMARTHOST)
+
+
+def test_a_route_that_names_a_local_domain_takes_its_mail_but_not_its_postmasters():
+    routes = table(("example.test", "smtp://127.0.0.1:2626"))
+    assert routes.examine("alice@example.test") == RemoteRecipient(SMARTHOST)
+    assert routes.examine("postmaster@example.test") == LocalRecipient("dead-letter")
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "reply"),
+    [
+        ("reject:We do not talk", "5.7.1", "550 5.7.1 <b@x.test>: We do not talk"),
+        ("reject:5.1.6 Moved", "5.1.6", "550 5.1.6 <b@x.test>: Moved"),
+    ],
+)
+def test_a_rejecting_route_says_why(text, status, reply):
+    assert table(("x.test", text)).examine("b@x.test") == InvalidRecipient(status, reply)
+
+
+def test_catch_all_takes_unknown_users_and_postmaster_has_its_own_mailbox():
+    routes = table(catch_all="al@example.test", postmaster="carol@example.test")
+    assert routes.examine("nobody@example.test") == LocalRecipient("alice@example.test")
+    for address in ("postmaster", "postmaster@example.test"):
+        assert routes.examine(address) == LocalRecipient("carol@example.test")
+        assert routes.mailbox_for(address) == "carol@example.test"
+        assert routes.next_hop_for(address) == LOCAL
+
+
+def test_mailbox_for_asks_no_routes_and_knows_no_strangers():
+    routes = table(("example.test", "capture"))
+    assert routes.mailbox_for("alice@example.test") == "alice@example.test"
+    assert routes.mailbox_for("nobody@example.test") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hold", "lmtp://127.0.0.1:24", "smtp://host", "smtp://host:0", "mx:other.test", "", "reject:",
+     "reject:4.7.1 later", "reject:two\r\nlines"],
+)  # fmt: skip
+def test_a_next_hop_that_is_none_is_a_fault_that_names_the_route(text):
+    with pytest.raises(ValueError, match=r"route 'x\.test': next_hop: found"):
+        table(("x.test", text))
+
+
+@pytest.mark.parametrize("key", ["catch_all", "postmaster"])
+def test_a_mailbox_that_is_no_account_is_a_fault(key):
+    with pytest.raises(ValueError, match=rf"mailboxes\.{key}: found 'who@example\.test'"):
+        table(**{key: "who@example.test"})
+
+
+def with_auth(tmp_path, *logins, hop="smtp://127.0.0.1:2626", password="secret\n"):
+    (tmp_path / "password").write_text(password)
+    routes = [
+        Route(f"{number}.test", hop, RouteAuth(user, tmp_path / "password"))
+        for number, user in enumerate(logins)
+    ]
+    return RouteTable(routes, [], Accounts())
+
+
+def test_credentials_are_read_once_and_belong_to_the_next_hop(tmp_path):
+    routes = with_auth(tmp_path, "u", "u")
+    (tmp_path / "password").unlink()
+    assert routes.credentials_for(SMARTHOST) == ("u", "secret")
+    assert routes.credentials_for(NextHop(HopKind.SMTP, "127.0.0.1", 25)) is None
+
+
+@pytest.mark.parametrize(
+    ("logins", "options", "fault"),
+    [
+        (["u", "v"], {}, "logs in to smtp://127.0.0.1:2626 differently"),
+        (["u"], {"hop": "mx"}, "auth needs a smtp:// or smtps:// next hop"),
+        (["u"], {"password": "\n"}, "is empty"),
+    ],
+)
+def test_credentials_that_make_no_sense_are_faults(tmp_path, logins, options, fault):
+    with pytest.raises(ValueError, match=fault):
+        with_auth(tmp_path, *logins, **options)
+
+
+def test_a_missing_password_file_is_a_fault_that_names_it(tmp_path):
+    route = Route("x.test", "smtp://127.0.0.1:25", RouteAuth("u", tmp_path / "gone"))
+    with pytest.raises(ValueError, match="gone cannot be read"):
+        RouteTable([route], [], Accounts())
