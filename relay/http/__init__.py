@@ -1,1 +1,31 @@
-"""http"""
+"""What graph and web share of HTTP, and the server that carries both.
+
+On the path: in front of step 1: a client's bytes become a Call, a bearer token an Account,
+and what a room returns or raises becomes an answer with its request id.
+Touches: sockets; accounts through their Protocol.
+Promises: bodies, headers, time and memory are bounded for every request; an unexpected fault is a
+500 that says nothing of itself; no client can stall the daemon.
+"""
+
+from relay.http.bearer import bearer_account
+from relay.http.call import Call, ClientGoneError
+from relay.http.control import ControlClient, ControlError, ControlUnavailableError
+from relay.http.dispatch import Dispatch
+from relay.http.errors import ApiError
+from relay.http.gateway import Gateway, Limits, json_response
+from relay.http.server import HttpServer
+
+__all__ = [
+    "ApiError",
+    "Call",
+    "ClientGoneError",
+    "ControlClient",
+    "ControlError",
+    "ControlUnavailableError",
+    "Dispatch",
+    "Gateway",
+    "HttpServer",
+    "Limits",
+    "bearer_account",
+    "json_response",
+]

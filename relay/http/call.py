@@ -1,0 +1,174 @@
+"""One request as the rooms see it: decoded names, and a body that is read when it is wanted.
+
+On the path: the gateway makes it from the ASGI scope; graph and web read it.
+Holds: no body over its limit is held, whatever Content-Length says; all together keep a budget.
+Fails: ApiError 400, 408, 413, 503; ClientGoneError when there is nobody left to answer.
+Standards: RFC 9110 8.6, 15.5.9, 15.5.14; RFC 3986 2.1.
+"""
+
+import asyncio
+import re
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope
+
+from relay.http.errors import ApiError, RequestNames, try_later
+
+_HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
+_QUERY_FIELDS_MAX = 64
+_DRAIN_TIMEOUT_S = 10.0
+
+
+class ClientGoneError(Exception):
+    """The client hung up before its request was complete."""
+
+
+class BodyBudget:
+    """How many bytes of bodies may be held at once by all requests together."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._left = limit_bytes
+
+    def take(self, size: int) -> bool:
+        """Whether `size` more bytes fit; if so they are taken."""
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """Return bytes that were taken."""
+        self._left += size
+
+
+class Call:
+    """A request. `segments` are the path's, percent-decoded, empty ones left out."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, *, names: RequestNames, reading: "Reading"
+    ) -> None:
+        self.names = names
+        self.method = "GET" if scope["method"] == "HEAD" else str(scope["method"])
+        self.headers = Headers(scope=scope)
+        self.segments = _segments(scope)
+        self.query = _query(scope["query_string"])
+        self._scheme = str(scope["scheme"])
+        self._receive = receive
+        self._reading = reading
+        self._taken_bytes = 0
+        self._complete = False
+        self._reading_began = False
+
+    def base_url(self, public_url: str, fallback_host: str) -> str:
+        """Return where the client found us, without a final slash: `public_url`, else by Host."""
+        if public_url:
+            return public_url.rstrip("/")
+        host = self.headers.get("host", "")
+        return f"{self._scheme}://{host if _HOST.fullmatch(host) else fallback_host}"
+
+    async def body(self) -> bytes:
+        """Read the whole body, once.
+
+        Raises ApiError 413 over the limit, 408 when it takes too long, 503 over the budget.
+        """
+        limit = self._reading.limit_bytes
+        declared = self.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared[:20]) > limit:
+            raise self._too_large()
+        self._reading_began = True
+        chunks: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._reading.timeout_s):
+                while not self._complete:
+                    chunk = await self._next_chunk()
+                    if self._taken_bytes + len(chunk) > limit:
+                        raise self._too_large()
+                    self._take(len(chunk))
+                    chunks.append(chunk)
+        except TimeoutError:
+            raise ApiError(
+                408,
+                "RequestTimeout",
+                f"The body was not complete within {self._reading.timeout_s:g} seconds.",
+            ) from None
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def finish(self) -> bool:
+        """Read past what is left of a body, so that the client sees its answer.
+
+        Returns whether the body has gone by. One that waits for 100 Continue is never sent.
+
+        """
+        self._reading.budget.give_back(self._taken_bytes)
+        self._taken_bytes = 0
+        if self._complete or self._waits_for_continue():
+            return self._complete
+        left = self._reading.limit_bytes + (1 << 20)
+        try:
+            async with asyncio.timeout(_DRAIN_TIMEOUT_S):
+                while not self._complete and left > 0:
+                    left -= len(await self._next_chunk())
+        except TimeoutError:
+            return False
+        return self._complete
+
+    def _waits_for_continue(self) -> bool:
+        return not self._reading_began and "100-continue" in self.headers.get("expect", "").lower()
+
+    async def _next_chunk(self) -> bytes:
+        event = await self._receive()
+        if event["type"] != "http.request":
+            raise ClientGoneError
+        self._complete = not event.get("more_body", False)
+        chunk: bytes = event.get("body", b"")
+        return chunk
+
+    def _take(self, size: int) -> None:
+        if not self._reading.budget.take(size):
+            raise try_later(
+                "ResourceUnhealthy", "Too many large requests are being read; try again.", after_s=2
+            )
+        self._taken_bytes += size
+
+    def _too_large(self) -> ApiError:
+        limit = self._reading.limit_bytes
+        return ApiError(
+            413,
+            "RequestEntityTooLarge",
+            f"The request body is larger than the maximum of {limit} bytes.",
+        )
+
+
+class Reading:
+    """How bodies are read: `limit_bytes` and `timeout_s` for each, `budget` for all together."""
+
+    def __init__(self, *, limit_bytes: int, timeout_s: float, budget: BodyBudget) -> None:
+        self.limit_bytes = limit_bytes
+        self.timeout_s = timeout_s
+        self.budget = budget
+
+
+def _segments(scope: Scope) -> tuple[str, ...]:
+    raw: bytes = scope.get("raw_path") or str(scope["path"]).encode()
+    try:
+        return tuple(unquote_to_bytes(part).decode() for part in raw.split(b"/") if part)
+    except UnicodeDecodeError:
+        raise ApiError(400, "BadRequest", "The path is not UTF-8.") from None
+
+
+def _query(raw: bytes) -> tuple[tuple[str, str], ...]:
+    try:
+        return tuple(
+            parse_qsl(
+                raw.decode("ascii"),
+                keep_blank_values=True,
+                max_num_fields=_QUERY_FIELDS_MAX,
+                errors="strict",
+            )
+        )
+    except UnicodeError:
+        raise ApiError(400, "BadRequest", "The query is not percent-encoded UTF-8.") from None
+    except ValueError:
+        message = f"The query has more than {_QUERY_FIELDS_MAX} fields."
+        raise ApiError(400, "BadRequest", message) from None

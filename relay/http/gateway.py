@@ -1,0 +1,128 @@
+"""The ASGI application around a room's handler: ids, limits, and an answer to every request.
+
+On the path: the server calls it; it hands a Call to graph or web and sends what they return.
+Holds: each answer has request-id, client-request-id and date, each refusal Graph's envelope; an
+unexpected fault is logged with its request id and told to nobody.
+Fails: never.
+Standards: ASGI 3.0; RFC 9110 6.6.1 (Date).
+"""
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from relay.clock import Clock, Ids, rfc3339
+from relay.http.call import BodyBudget, Call, ClientGoneError, Reading
+from relay.http.errors import ApiError, RequestNames, envelope, try_later
+from relay.journal.logs import get_logger
+
+_CLIENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_log = get_logger("relay.http")
+
+Handler = Callable[[Call], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one application takes on.
+
+    `body_bytes` limits one body, `held_bytes` all bodies held at once, `requests` those in work,
+    `read_timeout_s` the time one body may take to arrive.
+    """
+
+    body_bytes: int
+    held_bytes: int
+    requests: int = 1000
+    read_timeout_s: float = 300.0
+
+
+class Gateway:
+    """One ASGI application made of one handler."""
+
+    def __init__(self, handler: Handler, *, clock: Clock, limits: Limits) -> None:
+        self._handler = handler
+        self._clock = clock
+        self._ids = Ids(clock)
+        self._requests_max = limits.requests
+        self._requests = 0
+        self._reading = Reading(
+            limit_bytes=limits.body_bytes,
+            timeout_s=limits.read_timeout_s,
+            budget=BodyBudget(max(limits.held_bytes, limits.body_bytes)),
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (ASGI)."""
+        assert scope["type"] == "http", "the server is set up for HTTP alone"
+        names = self._names(scope)
+        self._requests += 1
+        call: Call | None = None
+        try:
+            self._refuse_excess()
+            call = Call(scope, receive, names=names, reading=self._reading)
+            response = await self._handler(call)
+        except ApiError as error:
+            response = self._refusal(error, names)
+        except ClientGoneError:
+            return
+        except Exception:  # noqa: BLE001 - the last line of defence: a traceback never leaves the server
+            _log.exception("request failed", request_id=names.request_id, method=scope["method"])
+            message = f"The server made an error; its log tells more under {names.request_id}."
+            response = self._refusal(ApiError(500, "InternalServerError", message), names)
+        finally:
+            self._requests -= 1
+            ended = await _finish(call)
+        if not ended:
+            response.headers["connection"] = "close"
+        response.headers["request-id"] = names.request_id
+        response.headers["client-request-id"] = names.client_request_id
+        response.headers["date"] = formatdate(self._clock.time_us() // 1_000_000, usegmt=True)
+        response.headers["x-content-type-options"] = "nosniff"
+        await response(scope, receive, send)
+
+    def _refuse_excess(self) -> None:
+        if self._requests > self._requests_max:
+            raise try_later("ResourceUnhealthy", "Too many requests are in work.", after_s=2)
+
+    def _names(self, scope: Scope) -> RequestNames:
+        request_id = self._ids.new()
+        for name, value in scope["headers"]:
+            if name == b"client-request-id":
+                theirs = value.decode("latin-1")
+                if _CLIENT_REQUEST_ID.fullmatch(theirs):
+                    return RequestNames(request_id, theirs)
+        return RequestNames(request_id, request_id)
+
+    def _refusal(self, error: ApiError, names: RequestNames) -> Response:
+        date = rfc3339(self._clock.time_us())[:19]
+        return json_response(
+            envelope(error, names=names, date=date), status=error.status, headers=error.headers
+        )
+
+
+async def _finish(call: Call | None) -> bool:
+    """Whether the connection can serve another request: the call's body has gone by completely."""
+    if call is None:
+        return False
+    try:
+        return await call.finish()
+    except ClientGoneError:
+        return False
+
+
+def json_response(
+    value: Any, *, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """Return `value` as a JSON answer."""
+    return Response(
+        msgspec.json.encode(value),
+        status_code=status,
+        headers=headers,
+        media_type="application/json",
+    )

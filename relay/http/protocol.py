@@ -1,0 +1,103 @@
+"""uvicorn's connection with the bounds it lacks: header bytes and time, number of connections.
+
+On the path: the server makes one for each connection; complete headers go on to the gateway.
+Holds: a connection with no request in work ends within the time for headers.
+Fails: never; a connection over a bound is answered and closed.
+Standards: RFC 9110 4.1, 5.4 (limits); RFC 6585 5 (431).
+"""
+
+import asyncio
+from typing import Any
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+CONNECTIONS_MAX = 2000
+HEADER_BYTES_MAX = 64 * 1024  # URL and header fields together; long tokens have a few KB
+HEADER_TIMEOUT_S = 30.0
+
+
+class _HeadersTooLargeError(Exception):
+    """Raised inside the parser's callback to make it stop."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One HTTP/1.1 connection."""
+
+    _header_bytes = 0
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, or turn it away when there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS_MAX:
+            self._refuse(503, "ResourceUnhealthy", "Too many connections; try again.")
+        else:
+            self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._headers_are_here()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; between requests it starts the time for headers."""
+        if self.transport.is_closing():
+            return
+        if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
+            self._expect_headers()
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """Start counting a request's header."""
+        self._header_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Count the URL."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count one header field."""
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Stop the time for headers and start the request."""
+        self._headers_are_here()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, or too much of it, with an envelope."""
+        if self._header_bytes > HEADER_BYTES_MAX:
+            text = f"The URL and the header fields are larger than {HEADER_BYTES_MAX} bytes."
+            self._refuse(431, "RequestHeaderFieldsTooLarge", text)
+        else:
+            self._refuse(400, "BadRequest", msg)
+
+    def _count(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > HEADER_BYTES_MAX:
+            raise _HeadersTooLargeError
+
+    def _expect_headers(self) -> None:
+        self._deadline = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.close)
+
+    def _headers_are_here(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        error: dict[str, Any] = {"error": {"code": code, "message": message, "innerError": {}}}
+        body = msgspec.json.encode(error)
+        retry = b"retry-after: 2\r\n" if status == 503 else b""
+        self.transport.write(
+            STATUS_LINE[status]
+            + b"content-type: application/json\r\nconnection: close\r\n"
+            + retry
+            + b"content-length: %d\r\n\r\n" % len(body)
+            + body
+        )
+        self.transport.close()

@@ -1,0 +1,197 @@
+"""The HTTP server: uvicorn inside the running loop, on sockets bound before it starts.
+
+On the path: app starts it with the dispatch of graph and web, and stops it.
+Holds: a listener that cannot be had is found before anything starts; signals stay the daemon's;
+requests in work have their grace time, and after stop() nothing is left running.
+Fails: OSError from bind().
+Standards: RFC 9112.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from relay.http.protocol import BoundedProtocol
+from relay.settings.tree import Address
+
+_BACKLOG = 1024
+_KEEP_ALIVE_S = 75
+_CANCELLED_GRACE_S = 1.0
+
+
+class HttpServer:
+    """One application on some addresses. bind(), start(), stop(); each once, in this order."""
+
+    def __init__(self, app: ASGIApp, addresses: Sequence[Address], *, mode: int = 0o600) -> None:
+        """Unix sockets get the file mode `mode`."""
+        self._addresses = tuple(addresses)
+        self._mode = mode
+        self._sockets: list[socket.socket] = []
+        self._paths: list[Path] = []
+        self._task: asyncio.Task[None] | None = None
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http=BoundedProtocol,
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                workers=1,
+                proxy_headers=False,
+                forwarded_allow_ips="",
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                backlog=_BACKLOG,
+                reset_contextvars=True,
+            )
+        )
+
+    @property
+    def bound(self) -> tuple[Address, ...]:
+        """Where it really listens: ports of 0 have become numbers."""
+        return tuple(map(_bound, self._sockets))
+
+    def bind(self) -> None:
+        """Take every address.
+
+        Raises OSError that names the one that cannot be had; none is kept then.
+        """
+        try:
+            for address in self._addresses:
+                self._sockets.append(_listener(address, self._mode))
+                if address.path:
+                    self._paths.append(Path(address.path))
+        except OSError:
+            self._close_sockets()
+            raise
+
+    async def start(self) -> None:
+        """Accept connections; returns when it does. Raises what made the start fail."""
+        if not self._sockets:
+            self.bind()
+        self._task = asyncio.create_task(self._server.serve(self._sockets), name="http server")
+        ready = asyncio.create_task(self._server.accepting.wait())
+        try:
+            await asyncio.wait({ready, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+        if self._task.done():
+            self._close_sockets()
+            await self._task
+
+    async def stop(self, grace_s: float) -> None:
+        """Stop listening, let requests in work end within `grace_s` seconds, cancel the rest."""
+        if self._task is None:
+            self._close_sockets()
+            return
+        self._server.config.timeout_graceful_shutdown = grace_s  # type: ignore[assignment]
+        self._server.should_exit = True
+        await self._task
+        cancelled = tuple(self._server.server_state.tasks)
+        if cancelled:
+            await asyncio.wait(cancelled, timeout=_CANCELLED_GRACE_S)
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        for listener in self._sockets:
+            listener.close()
+        self._sockets.clear()
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        self._paths.clear()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its own signals, and with Unix sockets that are bound already."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.accepting = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave the daemon's signal handlers alone."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start serving on `sockets`."""
+        loop = asyncio.get_running_loop()
+
+        def connection() -> BoundedProtocol:
+            return BoundedProtocol(self.config, self.server_state, {}, loop)
+
+        await self.lifespan.startup()
+        self.servers = []
+        for listener in sockets or ():
+            if listener.family == socket.AF_UNIX:
+                server = await loop.create_unix_server(connection, sock=listener, backlog=_BACKLOG)
+            else:
+                server = await loop.create_server(connection, sock=listener, backlog=_BACKLOG)
+            self.servers.append(server)
+        self.started = True
+        self.accepting.set()
+
+
+def _listener(address: Address, mode: int) -> socket.socket:
+    if address.path:
+        return _unix_listener(address.path, mode)
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((address.host, address.port))
+        listener.listen(_BACKLOG)  # now, so that a port somebody else listens on is found out
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from None
+    return listener
+
+
+def _unix_listener(path: str, mode: int) -> socket.socket:
+    """Bind with the mode already narrow; a socket file that nobody answers on is removed first."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        before = os.umask(0o777 & ~mode)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(before)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        text = f"cannot listen on unix:{path}: {error.strerror or error}"
+        raise OSError(error.errno or errno.EINVAL, text) from None
+    return listener
+
+
+def _remove_stale(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            Path(path).unlink(missing_ok=True)
+            return
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _bound(listener: socket.socket) -> Address:
+    name = listener.getsockname()
+    return Address(path=name) if isinstance(name, str) else Address(name[0], name[1])
