@@ -1,0 +1,137 @@
+"""What is written for a transaction: commands with the parameters a peer offers, and content dot-stuffed.
+
+On the path: connection writes it; nothing here reads or waits.
+Holds: pure; a parameter is used only when the peer offers its extension; nobody can smuggle a line in.
+Fails: ValueError for an address with a control character: it must not have come this far.
+Standards: RFC 5321 4.5.2; RFC 1870; RFC 6152; RFC 6531 3.4; RFC 3461 4.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from relay.smtp.transaction import Recipient, Transaction
+
+BLOCK_BYTES = 128 * 1024
+FINAL_DOT = b".\r\n"
+DATA = b"DATA\r\n"
+RSET = b"RSET\r\n"
+QUIT = b"QUIT\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Extensions:
+    """What a peer's EHLO offered; `size_max` is 0 when it named no limit."""
+
+    pipelining: bool = False
+    eight_bit: bool = False
+    smtputf8: bool = False
+    dsn: bool = False
+    size: bool = False
+    size_max: int = 0
+
+    @classmethod
+    def offered(cls, keywords: Mapping[str, str]) -> Self:
+        """Read EHLO's keywords (lower case) and their parameters."""
+        size = keywords.get("size", "").strip()
+        return cls(
+            pipelining="pipelining" in keywords,
+            eight_bit="8bitmime" in keywords,
+            smtputf8="smtputf8" in keywords,
+            dsn="dsn" in keywords,
+            size="size" in keywords,
+            size_max=int(size) if size.isascii() and size.isdigit() and len(size) <= 20 else 0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a message cannot be offered to this peer at all: RFC 3463 status and our own words."""
+
+    status: str
+    text: str
+
+
+def refusal(transaction: Transaction, offered: Extensions) -> Refusal | None:
+    """Return why the peer's extensions do not suffice for the message, None if they do."""
+    if not offered.eight_bit and not transaction.content.isascii():
+        return Refusal("5.6.3", "the message has 8-bit content, which the host does not accept")
+    if not offered.smtputf8 and needs_smtputf8(transaction):
+        return Refusal("5.6.7", "the message needs SMTPUTF8, which the host does not offer")
+    size = len(transaction.content)
+    if offered.size_max and size > offered.size_max:
+        text = f"the message has {size} bytes, the host accepts at most {offered.size_max}"
+        return Refusal("5.3.4", text)
+    return None
+
+
+def needs_smtputf8(transaction: Transaction) -> bool:
+    """Whether an address is not ASCII, or the header is not and its client declared SMTPUTF8."""
+    if not transaction.reverse_path.isascii():
+        return True
+    if not all(recipient.address.isascii() for recipient in transaction.recipients):
+        return True
+    if not transaction.smtputf8 or transaction.content.isascii():
+        return False
+    return not transaction.content.partition(b"\r\n\r\n")[0].isascii()
+
+
+def mail_command(transaction: Transaction, offered: Extensions) -> bytes:
+    """Return MAIL FROM with what the peer can take of SIZE, BODY, SMTPUTF8, RET and ENVID."""
+    words = [f"MAIL FROM:<{transaction.reverse_path}>"]
+    if offered.size:
+        words.append(f"SIZE={len(transaction.content)}")
+    if offered.eight_bit and (transaction.eight_bit or not transaction.content.isascii()):
+        words.append("BODY=8BITMIME")
+    if offered.smtputf8 and needs_smtputf8(transaction):
+        words.append("SMTPUTF8")
+    if offered.dsn and transaction.ret:
+        words.append(f"RET={transaction.ret}")
+    if offered.dsn and transaction.envid and transaction.envid.isascii():
+        words.append(f"ENVID={xtext(transaction.envid)}")
+    return _line(words)
+
+
+def rcpt_command(recipient: Recipient, offered: Extensions) -> bytes:
+    """Return RCPT TO with NOTIFY and ORCPT where the peer offers DSN."""
+    words = [f"RCPT TO:<{recipient.address}>"]
+    if offered.dsn and recipient.notify:
+        words.append("NOTIFY=" + ",".join(sorted(recipient.notify)))
+    if offered.dsn and recipient.orcpt and recipient.orcpt.isascii():
+        kind, _, address = recipient.orcpt.partition(";")
+        words.append(f"ORCPT={kind};{xtext(address)}")
+    return _line(words)
+
+
+def xtext(text: str) -> str:
+    """Encode ASCII text as xtext (RFC 3461 4)."""
+    if text.isalnum():
+        return text
+    return "".join(
+        letter if "!" <= letter <= "~" and letter not in "+=" else f"+{ord(letter):02X}"
+        for letter in text
+    )
+
+
+def stuffed_blocks(content: bytes, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
+    """Yield `content` dot-stuffed in blocks, ending in CRLF; the final dot is not part of it."""
+    start = 0
+    while start < len(content):
+        end = start + block_bytes
+        if content[end - 1 : end] == b"\r":  # CR LF stay together: "\r|\n." would escape replace()
+            end += 1
+        block = content[start:end].replace(b"\r\n.", b"\r\n..")
+        at_line_start = start == 0 or content[start - 2 : start] == b"\r\n"
+        if at_line_start and block.startswith(b"."):
+            block = b"." + block
+        start = end
+        if start >= len(content) and not content.endswith(b"\r\n"):
+            block += b"\r\n"
+        yield block
+
+
+def _line(words: list[str]) -> bytes:
+    line = " ".join(words)
+    if any(letter in line for letter in "\r\n\0"):
+        raise ValueError(f"{line!r}: an address or parameter has a control character")
+    return line.encode() + b"\r\n"

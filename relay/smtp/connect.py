@@ -1,0 +1,221 @@
+"""From an address to a session that can take mail: TCP or Unix socket, TLS, EHLO, AUTH.
+
+On the path: pickup and delivery call connect(); aiosmtplib speaks until the session stands, then the wire is ours.
+Holds: at most two connections per call, the second in clear where opportunistic TLS broke on the first.
+Fails: ConnectError with the outcome for every recipient that was to go this way; nothing else.
+Standards: RFC 5321 3.1, 3.2; RFC 3207; RFC 7435 (opportunistic security); RFC 4954; RFC 8314.
+"""
+
+import asyncio
+import socket
+import ssl
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Literal, cast
+
+import aiosmtplib
+
+from relay.message.classify import Peer, Reply, Stage, Trouble, classify, classify_trouble
+from relay.message.outcome import Deferred, DeferralClass, Evidence, Failed
+from relay.smtp.commands import Extensions
+from relay.smtp.connection import Connection, Timeouts
+from relay.smtp.replies import joined, printable
+from relay.smtp.wire import Wire
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to: `host` is the name shown, and sent as SNI; `address` the IP address dialled at `port`.
+
+    With `path`, a Unix socket instead. `opportunistic` and `required` encrypt without authenticating the peer.
+    """
+
+    host: str
+    address: str = ""
+    port: int = 25
+    path: str = ""
+    tls: Literal["none", "opportunistic", "required", "implicit"] = "opportunistic"
+    credentials: tuple[str, str] | None = field(default=None, repr=False)
+
+
+class ConnectError(Exception):
+    """No session with this target; a Failed outcome is its word alone, other hosts are asked first."""
+
+    def __init__(self, outcome: Deferred | Failed, stage: Stage) -> None:
+        super().__init__(outcome.evidence.reply)
+        self.outcome = outcome
+        self.stage = stage
+
+
+async def connect(target: Target, *, ehlo_name: str, timeouts: Timeouts) -> Connection:
+    """Open a session with `target`. Raises ConnectError."""
+    try:
+        return await _Attempt(target, ehlo_name, timeouts).session()
+    except ConnectError as error:
+        if error.stage is not Stage.STARTTLS or target.tls != "opportunistic":
+            raise
+    in_clear = replace(target, tls="none")  # RFC 7435: some mail in clear is better than none
+    return await _Attempt(in_clear, ehlo_name, timeouts).session()
+
+
+class _Attempt:
+    """One connection on its way; `_stage` says what broke if anything does."""
+
+    def __init__(self, target: Target, ehlo_name: str, timeouts: Timeouts) -> None:
+        self._target = target
+        self._timeouts = timeouts
+        self._stage = Stage.CONNECT
+        self._client = aiosmtplib.SMTP(
+            local_hostname=ehlo_name,
+            timeout=timeouts.command_s,
+            start_tls=False,
+            tls_context=_unauthenticated(),
+        )
+
+    async def session(self) -> Connection:
+        """Raises ConnectError."""
+        try:
+            await self._open()
+            await self._hello()
+            await self._secure()
+            await self._log_in()
+            return self._take_over()
+        except ConnectError:
+            self._client.close()
+            raise
+        except aiosmtplib.SMTPResponseException as error:
+            self._client.close()
+            raise self._refused(error) from error
+        # ValueError: the library's own decoding of what a peer sent (base64, for one).
+        except (aiosmtplib.SMTPException, OSError, ValueError) as error:
+            self._client.close()
+            raise self._broken(error) from error
+        except BaseException:
+            self._client.close()
+            raise
+
+    async def _open(self) -> None:
+        """TCP or Unix connection, TLS from the first byte where asked for, and the banner."""
+        target = self._target
+        use_tls = target.tls == "implicit"
+        if target.path:
+            # One bound for all: the socket is this machine's.
+            await self._client.connect(
+                hostname=target.host or None, socket_path=target.path, use_tls=use_tls
+            )
+            return
+        sock = await _dialled(target, self._timeouts.connect_s)
+        self._stage = Stage.STARTTLS if use_tls else Stage.BANNER
+        try:
+            await self._client.connect(hostname=target.host, sock=sock, use_tls=use_tls)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _hello(self) -> None:
+        """EHLO, or HELO for a host that does not know it."""
+        self._stage = Stage.EHLO
+        try:
+            await self._client.ehlo()
+        except aiosmtplib.SMTPHeloError as error:
+            if error.code // 100 != 5:
+                raise
+            await self._client.helo()
+
+    async def _secure(self) -> None:
+        """STARTTLS by the target's policy, and EHLO again: nothing said in clear counts any more."""
+        tls = self._target.tls
+        if tls in ("none", "implicit"):
+            return
+        if not self._client.supports_extension("starttls"):
+            if tls == "required":
+                text = "4.7.4 TLS is required here, and the host does not offer STARTTLS"
+                evidence = Evidence("4.7.4", text, host=self._target.host)
+                raise ConnectError(Deferred(evidence, DeferralClass.TLS), Stage.STARTTLS)
+            return
+        self._stage = Stage.STARTTLS
+        await self._client.starttls(server_hostname=self._target.host or None)
+        await self._hello()
+
+    async def _log_in(self) -> None:
+        if self._target.credentials is None:
+            return
+        self._stage = Stage.AUTH
+        user, password = self._target.credentials
+        await self._client.login(user, password)
+
+    def _take_over(self) -> Connection:
+        """Put our protocol on the transport; the library must hold no byte that it has not told us."""
+        protocol, transport = self._client.protocol, self._client.transport
+        if protocol is None or transport is None or transport.is_closing():
+            raise aiosmtplib.SMTPServerDisconnected("the host closed the connection")
+        if protocol._buffer:  # noqa: SLF001  (the library offers no other way to see surplus bytes)
+            words = "the peer spoke before it was asked"
+            outcome = classify_trouble(self._stage, Trouble.NONSENSE, words, peer=self._peer())
+            raise ConnectError(cast("Deferred", outcome), self._stage)
+        extensions = Extensions.offered(self._client.esmtp_extensions)
+        stream = cast("asyncio.Transport", transport)
+        peer = self._peer()
+        wire = Wire(stream)
+        stream.set_protocol(wire)
+        return Connection(wire, peer=peer, extensions=extensions, timeouts=self._timeouts)
+
+    def _peer(self) -> Peer:
+        transport = self._client.transport
+        tls = transport.get_extra_info("ssl_object") if transport is not None else None
+        return Peer(self._target.host, tls.version() or "" if tls is not None else "")
+
+    def _refused(self, error: aiosmtplib.SMTPResponseException) -> ConnectError:
+        """The host answered, but not as hoped. A code below 200 stands for nonsense in the library."""
+        if isinstance(error, aiosmtplib.SMTPConnectResponseError):
+            self._stage = Stage.BANNER
+        text = joined(
+            [printable(line.encode("utf-8", "replace")) for line in error.message.split("\n")]
+        )
+        reply, peer = Reply(error.code, text), Peer(self._target.host)
+        outcome = classify(self._stage, reply, peer)
+        if outcome is None:
+            words = f"{reply} is no answer to {self._stage}"
+            outcome = classify_trouble(self._stage, Trouble.NONSENSE, words, peer=peer)
+        assert isinstance(outcome, Deferred | Failed)
+        return ConnectError(outcome, self._stage)
+
+    def _broken(self, error: Exception) -> ConnectError:
+        """There was no answer, or none that could be read."""
+        if isinstance(error.__cause__, ssl.SSLError):
+            self._stage = Stage.STARTTLS
+        timed_out = isinstance(error, TimeoutError)
+        nonsense = isinstance(error, ValueError) and not isinstance(error, OSError)
+        trouble = Trouble.NONSENSE if nonsense else Trouble.TIMEOUT if timed_out else Trouble.LOST
+        words = f"{self._stage}: {error or type(error).__name__}"
+        peer = Peer(self._target.host)
+        outcome = classify_trouble(self._stage, trouble, words, peer=peer)
+        assert isinstance(outcome, Deferred)
+        return ConnectError(outcome, self._stage)
+
+
+async def _dialled(target: Target, timeout_s: float) -> socket.socket:
+    """Return a socket connected to the target's address. Raises OSError, ValueError for no address."""
+    family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        async with asyncio.timeout(timeout_s):
+            await asyncio.get_running_loop().sock_connect(sock, (target.address, target.port))
+    except TimeoutError as error:
+        sock.close()
+        raise TimeoutError(f"no connection within {timeout_s:g} s") from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+@lru_cache(maxsize=1)
+def _unauthenticated() -> ssl.SSLContext:
+    """Encrypts, believes anybody: the peer is not authenticated, as with Postfix's `may` and `encrypt`."""
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context

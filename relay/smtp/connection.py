@@ -1,0 +1,183 @@
+"""A connection to one host on which transactions follow each other.
+
+On the path: connect makes it; pickup (step 3) and delivery (step 6) hold it, one transaction at a time.
+Holds: replies are paired with commands or the connection closes; no final dot before `before_dot` is through.
+Fails: never towards the caller: trouble becomes outcomes. What `before_dot` raises passes, the connection closed.
+Standards: RFC 5321 3.3, 4.1.1.4, 4.5.3.2; RFC 2920 (PIPELINING).
+"""
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from relay.message.classify import Peer, Reply
+from relay.smtp.commands import (
+    BLOCK_BYTES,
+    DATA,
+    FINAL_DOT,
+    QUIT,
+    RSET,
+    Extensions,
+    mail_command,
+    rcpt_command,
+    refusal,
+    stuffed_blocks,
+)
+from relay.smtp.transaction import Progress, Transaction, TransactionResult
+from relay.smtp.wire import Wire, WireError
+
+BeforeDot = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long a peer may take, in seconds (RFC 5321 4.5.3.2): connecting, a reply to a command, to DATA,
+    taking a block of content, answering the final dot, and leaving.
+    """
+
+    connect_s: float = 30.0
+    command_s: float = 300.0
+    data_s: float = 120.0
+    block_s: float = 180.0
+    dot_s: float = 600.0
+    quit_s: float = 2.0
+
+
+class Connection:
+    """An open SMTP session. `transactions` counts those that ended on it."""
+
+    def __init__(
+        self, wire: Wire, *, peer: Peer, extensions: Extensions, timeouts: Timeouts
+    ) -> None:
+        self.peer = peer
+        self.extensions = extensions
+        self.transactions = 0
+        self._wire = wire
+        self._timeouts = timeouts
+        self._busy = False
+        self._needs_reset = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can take a transaction: a peer that closed or said 421 while idle shows here."""
+        return self._wire.is_open and not self._busy
+
+    async def transact(
+        self, transaction: Transaction, *, before_dot: BeforeDot | None = None
+    ) -> TransactionResult:
+        """Offer one message to its recipients.
+
+        `before_dot` is awaited before the final dot is written; for a small message before its content, so that
+        both leave in one write. Cancelling closes the connection. Unless the result is `reusable`, it is closed.
+        """
+        assert not self._busy, "one transaction at a time"
+        progress = Progress(len(transaction.recipients), self.peer)
+        refused = refusal(transaction, self.extensions)
+        if refused is not None:
+            progress.refuse(refused.status, refused.text)
+            return progress.result()
+        self._busy = True
+        try:
+            await self._run(transaction, progress, before_dot)
+        except WireError as error:
+            progress.broken(error.trouble, error.words, unasked=error.unasked)
+        except BaseException:
+            self._wire.close()
+            raise
+        finally:
+            self._busy = False
+        if progress.closing:
+            self._wire.close()
+            if self.transactions and progress.never_begun:
+                return TransactionResult({}, stale=True)
+        self.transactions += 1
+        return progress.result()
+
+    async def quit(self) -> None:
+        """Say goodbye and close, within `quit_s`; what the peer answers does not matter."""
+        with suppress(WireError):
+            self._wire.send(QUIT, replies=1)
+            await self._wire.reply(self._timeouts.quit_s)
+        self._wire.close()
+        await self._wire.closed(self._timeouts.quit_s)
+
+    def close(self) -> None:
+        """Close at once, without a word."""
+        self._wire.close()
+
+    async def _run(
+        self, transaction: Transaction, progress: Progress, before_dot: BeforeDot | None
+    ) -> None:
+        if self.extensions.pipelining:
+            go_ahead = await self._envelope_at_once(transaction, progress)
+        else:
+            go_ahead = await self._envelope_by_steps(transaction, progress)
+        if not go_ahead:
+            return
+        if not progress.accepted:  # 354 for nobody: RFC 2920 3.1
+            await self._exchange(FINAL_DOT, self._timeouts.dot_s)
+            return
+        await self._content(transaction.content, progress, before_dot)
+
+    async def _envelope_at_once(self, transaction: Transaction, progress: Progress) -> bool:
+        """MAIL, every RCPT and DATA in one write; return whether the peer waits for content."""
+        reset = self._needs_reset
+        commands = [RSET] if reset else []
+        commands.append(mail_command(transaction, self.extensions))
+        commands.extend(rcpt_command(one, self.extensions) for one in transaction.recipients)
+        commands.append(DATA)
+        self._wire.send(b"".join(commands), replies=len(commands))
+        self._needs_reset = True
+        command_s = self._timeouts.command_s
+        if reset:
+            await self._wire.reply(command_s)
+        progress.mail(await self._wire.reply(command_s))
+        for index in range(len(transaction.recipients)):
+            if progress.closing:
+                return False
+            progress.rcpt(index, await self._wire.reply(command_s))
+        if progress.closing:
+            return False
+        return progress.data(await self._wire.reply(self._timeouts.data_s))
+
+    async def _envelope_by_steps(self, transaction: Transaction, progress: Progress) -> bool:
+        """Do the same for a peer without PIPELINING: each command waits for the reply before it."""
+        command_s = self._timeouts.command_s
+        if self._needs_reset:
+            await self._exchange(RSET, command_s)
+        self._needs_reset = True
+        mail = mail_command(transaction, self.extensions)
+        if not progress.mail(await self._exchange(mail, command_s)):
+            return False
+        for index, recipient in enumerate(transaction.recipients):
+            command = rcpt_command(recipient, self.extensions)
+            progress.rcpt(index, await self._exchange(command, command_s))
+            if progress.closing:
+                return False
+        if not progress.accepted:
+            return False
+        return progress.data(await self._exchange(DATA, self._timeouts.data_s))
+
+    async def _content(
+        self, content: bytes, progress: Progress, before_dot: BeforeDot | None
+    ) -> None:
+        """Write content and final dot, big content in blocks that the peer must keep taking."""
+        if len(content) <= BLOCK_BYTES:
+            if before_dot is not None:
+                await before_dot()
+            last = b"".join((*stuffed_blocks(content), FINAL_DOT))
+        else:
+            for block in stuffed_blocks(content):
+                self._wire.send(block, replies=0)
+                await self._wire.drained(self._timeouts.block_s)
+            if before_dot is not None:
+                await before_dot()
+            last = FINAL_DOT
+        self._wire.send(last, replies=1)
+        progress.dot_written()
+        self._needs_reset = False
+        progress.dot(await self._wire.reply(self._timeouts.dot_s))
+
+    async def _exchange(self, command: bytes, timeout_s: float) -> Reply:
+        self._wire.send(command, replies=1)
+        return await self._wire.reply(timeout_s)

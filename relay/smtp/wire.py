@@ -1,0 +1,152 @@
+"""One connection as bytes out and replies in: the protocol that takes over once the session stands.
+
+On the path: connect installs it on a transport; connection speaks through it.
+Holds: each reply answers the oldest command that has none; a reply nobody asked for ends the connection.
+Fails: WireError, after which the wire is shut; replies that came before the trouble can still be read.
+Standards: RFC 5321 4.5.3.2 (time-outs), RFC 2920 3.1 (replies in order).
+"""
+
+import asyncio
+from collections import deque
+
+from relay.message.classify import Reply, Trouble
+from relay.smtp.replies import ReplyReader
+
+
+class WireError(Exception):
+    """The connection is of no more use; `unasked` is a reply that came before its command, if one did."""
+
+    def __init__(self, trouble: Trouble, words: str, *, unasked: Reply | None = None) -> None:
+        super().__init__(words)
+        self.trouble = trouble
+        self.words = words
+        self.unasked = unasked
+
+
+class Wire(asyncio.Protocol):
+    """Writes with flow control, pairs replies with commands, and notices a dead peer while idle."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._reader = ReplyReader()
+        self._replies: deque[Reply] = deque()
+        self._outstanding = 0
+        self._paused = False
+        self._trouble: WireError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._closed = self._loop.create_future()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a command may be written: no trouble, no EOF, nothing unasked-for."""
+        return self._trouble is None and not self._transport.is_closing()
+
+    # -- for connection
+    def send(self, data: bytes, *, replies: int) -> None:
+        """Write `data`, to which the peer owes `replies`. Raises WireError."""
+        if self._trouble is not None:
+            raise self._trouble
+        if self._transport.is_closing():
+            raise WireError(Trouble.LOST, "the connection is closed")
+        self._outstanding += replies
+        self._transport.write(data)
+
+    async def reply(self, timeout_s: float) -> Reply:
+        """Return the reply to the oldest unanswered command. Raises WireError."""
+        deadline = self._loop.time() + timeout_s
+        while not self._replies:
+            if self._trouble is not None:
+                raise self._trouble
+            await self._woken(deadline, f"no reply within {timeout_s:g} s")
+        return self._replies.popleft()
+
+    async def drained(self, timeout_s: float) -> None:
+        """Wait until the peer has taken most of what was written. Raises WireError."""
+        deadline = self._loop.time() + timeout_s
+        while self._paused and self._trouble is None:
+            await self._woken(deadline, f"the peer took nothing for {timeout_s:g} s")
+        if self._trouble is not None:
+            raise self._trouble
+
+    def close(self) -> None:
+        """Shut the wire; unwritten bytes are dropped, for a stalled peer would keep them for ever."""
+        self._fail(WireError(Trouble.LOST, "the connection is closed"))
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()
+        else:
+            self._transport.close()
+
+    async def closed(self, timeout_s: float) -> None:
+        """Wait until the transport is gone; after `timeout_s` it is torn down."""
+        done, _ = await asyncio.wait([self._closed], timeout=timeout_s)
+        if not done:
+            self._transport.abort()
+
+    async def _woken(self, deadline: float, words: str) -> None:
+        self._waiter = waiter = self._loop.create_future()
+        timer = self._loop.call_at(deadline, self._expire, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+        if self._loop.time() >= deadline and not self._replies and self._trouble is None:
+            self._fail(WireError(Trouble.TIMEOUT, words))
+
+    def _expire(self, waiter: asyncio.Future[None]) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, error: WireError) -> None:
+        """Keep the first trouble: what follows is only its consequence."""
+        if self._trouble is None:
+            self._trouble = error
+        self._wake()
+
+    # -- for the transport
+    def data_received(self, data: bytes) -> None:
+        """Take replies in; after nonsense the connection goes at once, even if nobody looks at it."""
+        if self._trouble is not None:
+            return
+        replies = self._reader.feed(data)
+        asked, unasked = replies[: self._outstanding], replies[self._outstanding :]
+        self._replies.extend(asked)
+        self._outstanding -= len(asked)
+        if unasked:
+            self._nonsense(f"{str(unasked[0])!r} before it was asked", unasked[0])
+        elif self._reader.fault:
+            self._nonsense(self._reader.fault)
+        elif not self._outstanding and not self._reader.is_empty:
+            self._nonsense("something before it was asked")
+        elif asked:
+            self._wake()
+
+    def _nonsense(self, words: str, unasked: Reply | None = None) -> None:
+        self._fail(WireError(Trouble.NONSENSE, f"the peer sent {words}", unasked=unasked))
+        self._transport.abort()
+
+    def eof_received(self) -> bool:
+        """Treat a half-closed connection as closed."""
+        self._fail(WireError(Trouble.LOST, "the peer closed the connection"))
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever waits."""
+        words = f"the connection broke: {exc}" if exc else "the peer closed the connection"
+        self._fail(WireError(Trouble.LOST, words))
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+    def pause_writing(self) -> None:
+        """Hold the writer back: the socket is full."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Let the writer go on."""
+        self._paused = False
+        self._wake()

@@ -1,0 +1,1 @@
+"""What the tests share: servers that do as they are told, certificates, clients."""
