@@ -1,1 +1,22 @@
-"""settings"""
+"""Settings: the configuration, and the environment, each read once into frozen values.
+
+On the path: before step 1; app hands every room its branch of the tree.
+Touches: relay.toml and the files it names, os.environ.
+Promises: a tree that exists is right; a file that is wrong tells all its faults, with their lines.
+"""
+
+from relay.settings.environment import Environment, read_environment
+from relay.settings.faults import Fault, SettingsError
+from relay.settings.loader import load
+from relay.settings.shipped import shipped
+from relay.settings.tree import Settings
+
+__all__ = [
+    "Environment",
+    "Fault",
+    "Settings",
+    "SettingsError",
+    "load",
+    "read_environment",
+    "shipped",
+]

@@ -35,6 +35,16 @@ class Document:
                 return self.lines[path[:length]]
         return 0
 
+    def value(self, path: KeyPath) -> object:
+        """Return what stands at `path` in the file, as tomllib read it; None for nothing."""
+        found: Any = self.table
+        for part in path:
+            try:
+                found = found[part]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return found
+
     def fault(self, path: KeyPath, message: str) -> Fault:
         """Return a fault at the place of `path`."""
         return Fault(self.file, self.line(path), dotted(path), message)

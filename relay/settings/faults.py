@@ -55,6 +55,8 @@ def shown(value: object) -> str:
             text = str(value).lower()
         case str():
             text = ascii(value) if not value.isprintable() else f'"{value}"'
+        case None:
+            return "nothing"
         case dict():
             return "a table"
         case list():

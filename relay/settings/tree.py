@@ -7,6 +7,7 @@ Standards: none.
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,10 +34,29 @@ class Between:
     high: int
 
 
+class Form(StrEnum):
+    """Marks a text that must have a form; the loader brings it into one spelling."""
+
+    DOMAIN = "domain"  # lower case, A-labels
+    DOMAIN_PATTERN = "domain pattern"  # a domain, "*.suffix" or "*"
+    MAILBOX = "mailbox"  # local-part@domain, lower case
+    NETWORK = "network"  # ADDRESS/BITS
+    NEXT_HOP = "next hop"
+    SPOOL_URL = "spool url"
+    WEB_URL = "web url"  # without a slash at its end
+
+
+class Secret:
+    """Marks a text that no fault may show."""
+
+
 Seconds = Annotated[float, Duration()]
 PositiveSeconds = Annotated[float, Duration(at_least=0.001)]
 Bytes = Annotated[int, Size(at_least=1024)]
 Port = Annotated[int, Between(1, 65535)]
+Domain = Annotated[str, Form.DOMAIN]
+Mailbox = Annotated[str, Form.MAILBOX]
+Network = Annotated[str, Form.NETWORK]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +78,7 @@ class Http:
     """The HTTP front door."""
 
     listen: tuple[Address, ...] = (Address("127.0.0.1", 8025),)
-    public_url: str = ""
+    public_url: Annotated[str, Form.WEB_URL] = ""
     max_body: Bytes = 35 * 1024 * 1024
 
 
@@ -77,7 +97,7 @@ class SmtpListener:
 
     listen: Address
     role: Literal["relay", "submission", "submissions"] = "relay"
-    trusted_networks: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    trusted_networks: tuple[Network, ...] = ("127.0.0.0/8", "::1/128")
     max_message_size: Bytes = 150 * 1024 * 1024
     max_recipients: Annotated[int, Between(1, 100_000)] = 1000
     max_sessions: Annotated[int, Between(1, 100_000)] = 500
@@ -89,11 +109,11 @@ class SmtpListener:
 class Mailboxes:
     """The local domains and where their mail lives."""
 
-    domains: tuple[str, ...] = ()
+    domains: tuple[Domain, ...] = ()
     root: Path = Path("mail")
     accounts: Path = Path("accounts.toml")
-    catch_all: str = ""
-    postmaster: str = ""
+    catch_all: Mailbox = ""
+    postmaster: Mailbox = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +128,7 @@ class Pickup:
 class Spool:
     """The durable queue; `url` is "sqlite:PATH" with PATH relative to state_dir."""
 
-    url: str = "sqlite:spool.sqlite"
+    url: Annotated[str, Form.SPOOL_URL] = "sqlite:spool.sqlite"
     keep: PositiveSeconds = 14 * 86400.0
 
 
@@ -147,11 +167,11 @@ class RouteAuth:
 class Route:
     """One line of the route table: a domain pattern and where its mail goes.
 
-    `next_hop` is "mx", "local", "capture", "smtp://HOST:PORT", "smtps://HOST:PORT" or "reject:TEXT".
+    `next_hop` is mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT.
     """
 
-    domain: str
-    next_hop: str
+    domain: Annotated[str, Form.DOMAIN_PATTERN]
+    next_hop: Annotated[str, Form.NEXT_HOP]
     auth: RouteAuth | None = None
 
 
@@ -174,7 +194,7 @@ class Observe:
 class Settings:
     """The whole configuration."""
 
-    hostname: str
+    hostname: Domain
     state_dir: Path
     http: Http = field(default_factory=Http)
     smtp: tuple[SmtpListener, ...] = ()

@@ -1,0 +1,162 @@
+"""Check what no single value shows: values against each other, and the files they name.
+
+On the path: loader asks after everything was read.
+Holds: looks at what was right; so it finds its faults beside those of the reader.
+Fails: never; yields what was expected, and where. What was found is shown as it stands in the file.
+Standards: RFC 3207, RFC 8314 (where TLS is needed).
+"""
+
+import ipaddress
+import ssl
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from relay.settings.faults import KeyPath
+from relay.settings.tree import (
+    Address,
+    Delivery,
+    Dns,
+    Http,
+    Mailboxes,
+    Observe,
+    Route,
+    SmtpListener,
+    Tls,
+)
+from relay.settings.values import is_ip
+
+Found = Iterator[tuple[KeyPath, str]]
+_SOCKET_PATH_BYTES_MAX = 107  # sun_path
+_LONGEST_SOCKET = "run/control.sock"
+
+
+def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | None) -> Found:
+    """Yield the place of every fault and what was expected there; `read` is the reader's."""
+    yield from _listening_twice(read)
+    if state_dir is not None:
+        yield from _sockets_fit(state_dir)
+    for path, made in read:
+        match made:
+            case SmtpListener():
+                yield from _listener(path, made)
+            case Tls():
+                yield from _certificate(path, made)
+            case Dns():
+                yield from _name_servers(path, made)
+            case Mailboxes():
+                yield from _mailboxes(path, made)
+            case Delivery(retry=()):
+                yield (*path, "retry"), "a list of at least one duration"
+            case Route():
+                yield from _credentials(path, made)
+    yield from _routes([(path, made) for path, made in read if isinstance(made, Route)])
+
+
+def is_loopback(address: Address) -> bool:
+    """Whether only this machine reaches the address."""
+    if address.path or address.host == "localhost":
+        return True
+    return is_ip(address.host) and ipaddress.ip_address(address.host).is_loopback
+
+
+def _listening_twice(read: Sequence[tuple[KeyPath, object]]) -> Found:
+    places: list[tuple[KeyPath, Address]] = []
+    for path, made in read:
+        match made:
+            case SmtpListener():
+                places.append(((*path, "listen"), made.listen))
+            case Http():
+                places += [((*path, "listen"), address) for address in made.listen]
+            case Observe(metrics=Address() as address):
+                places.append(((*path, "metrics"), address))
+    for number, (path, address) in enumerate(places):
+        if any(_overlap(address, earlier) for _, earlier in places[:number]):
+            yield path, "an address at which nothing else here listens"
+
+
+def _overlap(one: Address, other: Address) -> bool:
+    if one.path or other.path:
+        return one.path == other.path
+    if one.port != other.port or not one.port:  # port 0: a free one each time
+        return False
+    return one.host == other.host or _is_wildcard_over(one, other) or _is_wildcard_over(other, one)
+
+
+def _is_wildcard_over(one: Address, other: Address) -> bool:
+    wildcard = "::" if ":" in other.host else "0.0.0.0"  # noqa: S104 -- compared, not bound
+    return one.host == wildcard
+
+
+def _sockets_fit(state_dir: Path) -> Found:
+    longest = len(str(state_dir / _LONGEST_SOCKET).encode())
+    if longest > _SOCKET_PATH_BYTES_MAX:
+        spare = _SOCKET_PATH_BYTES_MAX - len(f"/{_LONGEST_SOCKET}")
+        yield ("state_dir",), f"at most {spare} bytes, from the root on: there are sockets in it"
+
+
+def _listener(path: KeyPath, listener: SmtpListener) -> Found:
+    if listener.tls is not None:
+        return
+    if listener.role == "submissions":
+        yield (*path, "role"), "tls beside it: a certificate and a key"
+    elif listener.role == "submission" and not is_loopback(listener.listen):
+        expected = "tls beside it, or loopback: passwords do not travel in the clear"
+        yield (*path, "role"), expected
+
+
+def _certificate(path: KeyPath, tls: Tls) -> Found:
+    unreadable = [*_unreadable((*path, "certificate"), tls.certificate)]
+    unreadable += _unreadable((*path, "key"), tls.key)
+    yield from unreadable
+    if unreadable:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # the password stands for a prompt that nobody would answer
+        context.load_cert_chain(tls.certificate, tls.key, password="-")  # noqa: S106
+    except (ssl.SSLError, ValueError, OSError) as error:
+        reason = getattr(error, "reason", None) or "not PEM"
+        expected = f"a PEM certificate chain and its key, without a password ({reason})"
+        yield (*path, "certificate"), expected
+
+
+def _unreadable(path: KeyPath, file: Path) -> Found:
+    try:
+        if not file.is_file():
+            yield path, "the path of a file that is there"
+            return
+        with file.open("rb"):
+            return
+    except OSError as error:
+        yield path, f"a file that can be read ({error.strerror})"
+
+
+def _name_servers(path: KeyPath, dns: Dns) -> Found:
+    for number, server in enumerate(dns.nameservers):
+        if not (is_ip(server.host) and server.port):
+            yield (*path, "nameservers", number), "the IP address and port of a name server"
+
+
+def _mailboxes(path: KeyPath, mailboxes: Mailboxes) -> Found:
+    for name in ("catch_all", "postmaster"):
+        address = getattr(mailboxes, name)
+        if address and address.rpartition("@")[2] not in mailboxes.domains:
+            yield (*path, name), "a mailbox in one of mailboxes.domains"
+
+
+def _credentials(path: KeyPath, route: Route) -> Found:
+    if route.auth is None:
+        return
+    if not route.next_hop.startswith(("smtp://", "smtps://")):
+        yield (*path, "auth"), "auth only beside an smtp:// or smtps:// next hop"
+    yield from _unreadable((*path, "auth", "password_file"), route.auth.password_file)
+
+
+def _routes(routes: Sequence[tuple[KeyPath, Route]]) -> Found:
+    seen: set[str] = set()
+    for path, route in routes:
+        if route.domain in seen or "*" in seen:
+            other = "*" if "*" in seen else route.domain
+            expected = f'a route that mail can reach: the one for "{other}" above takes it all'
+            yield (*path, "domain"), expected
+        seen.add(route.domain)

@@ -1,0 +1,43 @@
+"""The environment of the process, read once and only here.
+
+On the path: the command line reads it and hands it to app.
+Holds: frozen; nothing else in Relay looks into os.environ.
+Fails: never; what is not set is "".
+Standards: sd_notify(3), systemd.exec(5) JOURNAL_STREAM, no-color.org.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_CONFIG = Path("/etc/relay/relay.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What the environment says. `crash_at` is for crash tests (relay.journal.crash)."""
+
+    config: Path
+    crash_at: str
+    notify_socket: str
+    journal_stream: str
+    no_color: bool
+    variables: Mapping[str, str]
+
+    def config_file(self, given: Path | None) -> Path:
+        """Return the file to read: `--config`, else RELAY_CONFIG, else /etc/relay/relay.toml."""
+        return given or self.config
+
+
+def read_environment() -> Environment:
+    """Return the environment as it is now."""
+    variables = dict(os.environ)
+    return Environment(
+        config=Path(variables.get("RELAY_CONFIG") or DEFAULT_CONFIG),
+        crash_at=variables.get("RELAY_CRASH_AT", ""),
+        notify_socket=variables.get("NOTIFY_SOCKET", ""),
+        journal_stream=variables.get("JOURNAL_STREAM", ""),
+        no_color=bool(variables.get("NO_COLOR")),
+        variables=variables,
+    )

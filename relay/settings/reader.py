@@ -1,0 +1,220 @@
+"""Read a table of a TOML file into a frozen dataclass, by the types of its fields.
+
+On the path: loader reads Settings with it, accounts its accounts.
+Holds: goes on behind a fault, so that all faults of a file are found at once.
+Fails: never; `faults` has what is wrong, `read` what was right, each with its place.
+Standards: none.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from relay.settings.document import Document
+from relay.settings.faults import Fault, KeyPath, shown, unknown_key
+from relay.settings.references import expand, has_reference
+from relay.settings.tree import Address, Between, Duration, Form, Secret, Size
+from relay.settings.values import (
+    DURATION_EXPECTED,
+    PARSERS,
+    SIZE_EXPECTED,
+    parse_address,
+    parse_duration,
+    parse_size,
+)
+
+_SECONDS_MAX = 10 * 366 * 86400.0
+_SIZE_MAX = 1 << 50
+_WORDS = {"true": True, "false": False}
+
+
+class _FaultyError(Exception):
+    """The value at hand is faulty, and its fault is told."""
+
+
+class Reader:
+    """Reads one document; `base` is the folder that paths are relative to."""
+
+    def __init__(self, document: Document, *, base: Path, environ: Mapping[str, str]) -> None:
+        self.document = document
+        self.faults: list[Fault] = []
+        self.read: list[tuple[KeyPath, object]] = []
+        self._base = base
+        self._environ = environ
+
+    def fields(self, kind: type, table: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
+        """Read the fields of the dataclass `kind`.
+
+        Those that are right are returned, and those whose default depends on `base`.
+        """
+        hints = get_type_hints(kind, include_extras=True)
+        for key in table.keys() - hints.keys():
+            self._tell((*path, key), unknown_key(key, hints))
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(kind):
+            place = (*path, field.name)
+            hint = hints[field.name]
+            try:
+                if field.name in table:
+                    empty_allowed = field.default == ""
+                    values[field.name] = self._value(hint, table[field.name], place, empty_allowed)
+                elif _is_required(field):
+                    self._tell(place, "found nothing, expected a value: this key is required")
+                elif dataclasses.is_dataclass(hint):
+                    values[field.name] = self._table(hint, {}, place)
+                elif hint is Path:
+                    values[field.name] = self._base / str(field.default)
+            except _FaultyError:
+                continue
+        return values
+
+    def tables(self, kind: type, raw: object, path: KeyPath) -> list[tuple[KeyPath, Any]]:
+        """Read an array of tables: each right one with its place."""
+        if not isinstance(raw, list):
+            self._tell(path, f"found {shown(raw)}, expected [[{path[-1]}]]")
+            return []
+        found = []
+        for index, item in enumerate(raw):
+            try:
+                found.append(((*path, index), self._table(kind, item, (*path, index))))
+            except _FaultyError:
+                continue
+        return found
+
+    def _tell(self, path: KeyPath, message: str) -> None:
+        self.faults.append(self.document.fault(path, message))
+
+    def _value(self, hint: Any, raw: Any, path: KeyPath, empty_allowed: bool = False) -> Any:
+        origin = get_origin(hint)
+        if origin in (UnionType, Union):  # X | None: what is there is an X
+            return self._value(get_args(hint)[0], raw, path)
+        if origin is tuple:
+            return self._items(get_args(hint)[0], raw, path)
+        if dataclasses.is_dataclass(hint) and hint is not Address:
+            return self._table(hint, raw, path)
+        if raw == "" and empty_allowed:
+            return raw
+        return self._leaf(hint, raw, path)
+
+    def _table(self, kind: Any, raw: Any, path: KeyPath) -> Any:
+        if not isinstance(raw, dict):
+            self._tell(path, f"found {shown(raw)}, expected a table")
+            raise _FaultyError
+        values = self.fields(kind, raw, path)
+        if any(_is_required(each) and each.name not in values for each in dataclasses.fields(kind)):
+            raise _FaultyError
+        made = kind(**values)
+        self.read.append((path, made))
+        return made
+
+    def _items(self, hint: Any, raw: Any, path: KeyPath) -> tuple[Any, ...]:
+        is_table = dataclasses.is_dataclass(hint) and hint is not Address
+        if is_table:
+            return tuple(made for _, made in self.tables(hint, raw, path))
+        if not isinstance(raw, list):
+            self._tell(path, f"found {shown(raw)}, expected a list in [ ]")
+            raise _FaultyError
+        items = []
+        for index, item in enumerate(raw):
+            try:
+                items.append(self._value(hint, item, (*path, index)))
+            except _FaultyError:
+                continue
+        return tuple(items)
+
+    def _leaf(self, hint: Any, raw: Any, path: KeyPath) -> Any:
+        is_secret = get_origin(hint) is Annotated and Secret in get_args(hint)
+        try:
+            value = raw
+            if isinstance(raw, str) and has_reference(raw):
+                value = expand(raw, base=self._base, environ=self._environ)
+                if not _wants_text(hint):
+                    value = _number_or_word(value)
+            return read_leaf(hint, value, self._base)
+        except ValueError as error:
+            found = "another text" if is_secret and not has_reference(str(raw)) else shown(raw)
+            self._tell(path, f"found {found}, expected {error}")
+            raise _FaultyError from None
+
+
+def read_leaf(hint: Any, value: object, base: Path) -> Any:
+    """Return `value` as the type `hint` wants it. Raises ValueError with what was expected."""
+    if get_origin(hint) is Annotated:
+        return _read_marked(get_args(hint)[1], value)
+    if get_origin(hint) is Literal:
+        return _read_choice(get_args(hint), value)
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        raise ValueError("true or false")
+    if not isinstance(value, str):
+        raise ValueError("a text in quotes")
+    if "\0" in value:
+        raise ValueError("a text without NUL")
+    if hint is Address:
+        return parse_address(value, base)
+    if hint is Path:
+        if not value:
+            raise ValueError("a path")
+        return base / value
+    return value
+
+
+def _read_marked(marker: object, value: object) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    match marker:
+        case Form():
+            if isinstance(value, str):
+                return PARSERS[marker](value)
+            raise ValueError(f"a {marker.value} in quotes")
+        case Duration():
+            if not is_number and not isinstance(value, str):
+                raise ValueError(DURATION_EXPECTED)
+            seconds = parse_duration(value) if isinstance(value, str) else float(str(value))
+            if not marker.at_least <= seconds <= _SECONDS_MAX:
+                raise ValueError(f"a duration of {marker.at_least:g} s to 10 years")
+            return seconds
+        case Size():
+            if not isinstance(value, str) and not (is_number and isinstance(value, int)):
+                raise ValueError(SIZE_EXPECTED)
+            size = parse_size(value) if isinstance(value, str) else int(str(value))
+            if not marker.at_least <= size <= _SIZE_MAX:
+                raise ValueError(f"a size of {marker.at_least} bytes to 1024 TiB")
+            return size
+        case Between():
+            is_fit = is_number and isinstance(value, int) and marker.low <= value <= marker.high
+            if not is_fit:
+                raise ValueError(f"a whole number from {marker.low} to {marker.high}")
+            return value
+        case _:
+            if isinstance(value, str):
+                return value
+            raise ValueError("a text in quotes")
+
+
+def _read_choice(choices: tuple[str, ...], value: object) -> object:
+    if value in choices:
+        return value
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f' (did you mean "{near[0]}"?)' if near else ""
+    raise ValueError(f"one of {', '.join(choices)}{hint}")
+
+
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _wants_text(hint: Any) -> bool:
+    return get_args(hint)[0] is str if get_origin(hint) is Annotated else hint is not bool
+
+
+def _number_or_word(text: str) -> str | float | bool:
+    """Return what a text from elsewhere would be if it stood in the file without quotes."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if text.isascii() and text.isdecimal() and len(text) < 20:
+        return int(text)
+    return text

@@ -1,0 +1,192 @@
+"""Read the values that people write as text: durations, sizes, addresses, domains, next hops.
+
+On the path: reader calls these for each leaf of a file; policy reads its sizes here.
+Holds: pure; each returns one spelling of what it read.
+Fails: ValueError, whose text is only what was expected: it never shows what was found.
+Standards: RFC 1035 2.3.1 and RFC 5890 (domains), RFC 5321 4.1.2 (mailboxes), RFC 3986 3.2.2.
+"""
+
+import contextlib
+import ipaddress
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from relay.settings.tree import Address, Form
+
+_SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([smhd])")
+_BYTES_PER_UNIT = {"b": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([kmgt]?i?b)", re.IGNORECASE)
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_DOMAIN_LENGTH_MAX = 253
+_LOCAL_PART_BYTES_MAX = 64
+_ATOM_SPECIALS = frozenset("!#$%&'*+-=?^_`{|}~")  # RFC 5322 atext less "/": mailboxes are folders
+_UNIX_PATH_BYTES_MAX = 107  # sun_path
+_REJECT_TEXT_LENGTH_MAX = 400  # a reply line has at most 512 octets (RFC 5321 4.5.3.1.5)
+_WIDEST_NETWORK_BITS = {4: 8, 6: 7}  # 10.0.0.0/8 and fc00::/7 are the widest that are anybody's own
+
+DURATION_EXPECTED = 'a duration such as "8s", "5m", "4h", "2d", or a number of seconds'
+SIZE_EXPECTED = 'a size such as "150 MiB", "64 kB", or a number of bytes'
+ADDRESS_EXPECTED = '"HOST:PORT", "[IPV6]:PORT" or "unix:PATH"'
+_NEXT_HOP_EXPECTED = "mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT"
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of "8s", "1.5h", "2d"."""
+    found = _DURATION.fullmatch(text.strip())
+    if not found:
+        raise ValueError(DURATION_EXPECTED)
+    return float(found[1]) * _SECONDS_PER_UNIT[found[2]]
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of "150 MiB" (1024s), "64 kB" (1000s), "10 B"."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found or found[2].lower() not in _BYTES_PER_UNIT:
+        raise ValueError(SIZE_EXPECTED)
+    return int(float(found[1]) * _BYTES_PER_UNIT[found[2].lower()])
+
+
+def parse_address(text: str, base: Path) -> Address:
+    """Return a place to listen at or to connect to; a socket's path is relative to `base`."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path or "\0" in path:
+            raise ValueError(ADDRESS_EXPECTED)
+        place = str(base / path)
+        if len(place.encode()) > _UNIX_PATH_BYTES_MAX:
+            raise ValueError(f"a socket path of at most {_UNIX_PATH_BYTES_MAX} bytes")
+        return Address(path=place)
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdecimal() and int(port) <= 65535):
+        raise ValueError(f"{ADDRESS_EXPECTED} with a port of 0 to 65535")
+    if host.startswith("[") and host.endswith("]") and is_ip(host[1:-1]):
+        return Address(str(ipaddress.ip_address(host[1:-1])), int(port))
+    if ":" in host:
+        raise ValueError("an IPv6 address in brackets, as [::1]:25")
+    try:
+        return Address(host if is_ip(host) else parse_domain(host), int(port))
+    except ValueError:
+        raise ValueError(ADDRESS_EXPECTED) from None
+
+
+def is_ip(text: str) -> bool:
+    """Whether `text` is an IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def parse_domain(text: str) -> str:
+    """Return a domain in lower case."""
+    if not text.isascii():
+        raise ValueError('a domain in ASCII; names in other scripts as A-labels ("xn--...")')
+    domain = text.lower()
+    labels = domain.split(".")
+    is_name = all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdecimal()
+    if not is_name or len(domain) > _DOMAIN_LENGTH_MAX:
+        raise ValueError('a domain such as "example.org"')
+    return domain
+
+
+def parse_domain_pattern(text: str) -> str:
+    """Return "*", "*.suffix" or a domain, in lower case."""
+    try:
+        if text == "*":
+            return text
+        return f"*.{parse_domain(text[2:])}" if text.startswith("*.") else parse_domain(text)
+    except ValueError:
+        raise ValueError('a domain, "*.suffix" or "*"') from None
+
+
+def parse_mailbox(text: str) -> str:
+    """Return local-part@domain in lower case; the local part is a dot-atom without "/"."""
+    local_part, _, domain = text.lower().rpartition("@")
+    is_fit = len(local_part.encode()) <= _LOCAL_PART_BYTES_MAX and all(
+        atom and all(map(_is_atom_character, atom)) for atom in local_part.split(".")
+    )
+    with contextlib.suppress(ValueError):
+        if is_fit:
+            return f"{local_part}@{parse_domain(domain)}"
+    raise ValueError('an address such as "alice@example.org"')
+
+
+def _is_atom_character(character: str) -> bool:
+    return character.isalnum() or character in _ATOM_SPECIALS
+
+
+def parse_network(text: str) -> str:
+    """Return ADDRESS/BITS; refused is what is so wide that it would make an open relay."""
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError:
+        expected = 'a network such as "192.0.2.0/24" (with no bit set behind the prefix)'
+        raise ValueError(expected) from None
+    widest = _WIDEST_NETWORK_BITS[network.version]
+    if network.prefixlen < widest:
+        raise ValueError(f"a network of your own, /{widest} or narrower: who is in it may relay")
+    return str(network)
+
+
+def parse_next_hop(text: str) -> str:
+    """Return a next hop in one spelling; RFC 5321 text for reject."""
+    if text in ("mx", "local", "capture"):
+        return text
+    scheme, separator, place = text.partition("://")
+    if separator and scheme in ("smtp", "smtps"):
+        try:
+            address = parse_address(place, Path())
+        except ValueError:
+            raise ValueError(_NEXT_HOP_EXPECTED) from None
+        if address.port and not address.path:
+            return f"{scheme}://{address}"
+    kind, separator, reason = text.partition(":")
+    if separator and kind == "reject":
+        reason = reason.strip(" ")
+        if reason and reason.isascii() and reason.isprintable():
+            if len(reason) <= _REJECT_TEXT_LENGTH_MAX:
+                return f"reject:{reason}"
+            raise ValueError(f"a text of at most {_REJECT_TEXT_LENGTH_MAX} characters")
+        raise ValueError("reject:TEXT with one line of printable ASCII")
+    raise ValueError(_NEXT_HOP_EXPECTED)
+
+
+def parse_spool_url(text: str) -> str:
+    """Return "sqlite:PATH"; PATH lies in state_dir, because the lock there is what guards it."""
+    kind, _, path = text.partition(":")
+    is_inside = not Path(path).is_absolute() and ".." not in Path(path).parts
+    if kind != "sqlite" or not path or "\0" in path or not is_inside:
+        raise ValueError('"sqlite:PATH" with a PATH inside state_dir')
+    return text
+
+
+def parse_web_url(text: str) -> str:
+    """Return an http or https URL without a slash at its end."""
+    expected = 'a URL such as "https://mail.example.org"'
+    try:
+        url = urlsplit(text)
+        is_fit = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        raise ValueError(expected) from None
+    is_plain = text.isascii() and text.isprintable() and " " not in text
+    if not (is_fit and is_plain) or url.query or url.fragment or url.username:
+        raise ValueError(expected)
+    return text.rstrip("/")
+
+
+PARSERS = {
+    Form.DOMAIN: parse_domain,
+    Form.DOMAIN_PATTERN: parse_domain_pattern,
+    Form.MAILBOX: parse_mailbox,
+    Form.NETWORK: parse_network,
+    Form.NEXT_HOP: parse_next_hop,
+    Form.SPOOL_URL: parse_spool_url,
+    Form.WEB_URL: parse_web_url,
+}
