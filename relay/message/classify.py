@@ -1,6 +1,6 @@
 """The one table from what a remote host said, or failed to say, to an outcome.
 
-On the path: smtp asks it for every reply and every broken session; delivery and pickup act on the outcome.
+On the path: smtp asks it for each reply and broken session; delivery and pickup act on it.
 Holds: nothing but a 2yz to the final dot is Relayed; after that dot only a clear no is a no.
 Fails: never; nonsense is an outcome too.
 Standards: RFC 5321 4.2, 4.3.2, 4.5.3.1.10; RFC 3463; RFC 7504 (521, 556); RFC 1047.
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from relay.message.outcome import (
-    Deferred,
     DeferralClass,
+    Deferred,
     Evidence,
     Failed,
     Indeterminate,
@@ -64,7 +64,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """`goes_on` is the class of codes that lets the session continue; 5yz is final only where `final`.
+    """`goes_on` is the class of codes that lets a session go on; 5yz is final only where `final`.
 
     `status` replaces what the code would mean, where it would mislead.
     """
@@ -125,7 +125,7 @@ _CLOSING = 421
 
 
 def classify(stage: Stage, reply: Reply, peer: Peer) -> Outcome | None:
-    """Return what `reply` means for the recipients it is about; None when the session simply goes on.
+    """Return what `reply` means for its recipients; None when the session simply goes on.
 
     At DOT a 2yz is Relayed. A code of the wrong class is nonsense: see classify_trouble.
     """
@@ -171,9 +171,10 @@ def classify_trouble(
 
 
 def is_overflow(reply: Reply) -> bool:
-    """Whether a reply to RCPT says that a transaction has no room for more recipients (RFC 5321 4.5.3.1.10).
+    """Whether a reply to RCPT says that the transaction is full (RFC 5321 4.5.3.1.10).
 
-    It holds only where an earlier RCPT was accepted; a 452 or 552 with another enhanced code means something else.
+    It holds only where an earlier RCPT was accepted; with another enhanced code, 452 and 552
+    mean something else.
     """
     return reply.code in (452, 552) and (
         _says_too_many(reply) or _ENHANCED.match(reply.text) is None
@@ -186,7 +187,7 @@ def closes(reply: Reply) -> bool:
 
 
 def status_of(stage: Stage, reply: Reply) -> str:
-    """Return the peer's own enhanced status if its class is the reply's, else the table's (RFC 3463)."""
+    """Return the peer's enhanced status if its class is the reply's, else the table's."""
     severity = str(reply.code)[0]
     said = _ENHANCED.match(reply.text)
     if said and said[0][0] == severity:

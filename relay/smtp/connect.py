@@ -1,8 +1,8 @@
 """From an address to a session that can take mail: TCP or Unix socket, TLS, EHLO, AUTH.
 
-On the path: pickup and delivery call connect(); aiosmtplib speaks until the session stands, then the wire is ours.
-Holds: at most two connections per call, the second in clear where opportunistic TLS broke on the first.
-Fails: ConnectError with the outcome for every recipient that was to go this way; nothing else.
+On the path: pickup and delivery call it; aiosmtplib speaks first, then the wire is ours.
+Holds: at most two connections a call, the second in clear where opportunistic TLS broke.
+Fails: ConnectError with the outcome for whoever was to go this way; nothing else.
 Standards: RFC 5321 3.1, 3.2; RFC 3207; RFC 7435 (opportunistic security); RFC 4954; RFC 8314.
 """
 
@@ -16,7 +16,7 @@ from typing import Literal, cast
 import aiosmtplib
 
 from relay.message.classify import Peer, Reply, Stage, Trouble, classify, classify_trouble
-from relay.message.outcome import Deferred, DeferralClass, Evidence, Failed
+from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.smtp.commands import Extensions
 from relay.smtp.connection import Connection, Timeouts
 from relay.smtp.replies import joined, printable
@@ -25,9 +25,9 @@ from relay.smtp.wire import Wire
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to: `host` is the name shown, and sent as SNI; `address` the IP address dialled at `port`.
+    """Where to: `host` is the name shown and sent as SNI, `address` the IP address dialled.
 
-    With `path`, a Unix socket instead. `opportunistic` and `required` encrypt without authenticating the peer.
+    With `path`, a Unix socket instead. TLS encrypts without authenticating the peer.
     """
 
     host: str
@@ -39,7 +39,7 @@ class Target:
 
 
 class ConnectError(Exception):
-    """No session with this target; a Failed outcome is its word alone, other hosts are asked first."""
+    """No session with this target. Failed is its word alone: other hosts are asked first."""
 
     def __init__(self, outcome: Deferred | Failed, stage: Stage) -> None:
         super().__init__(outcome.evidence.reply)
@@ -123,7 +123,7 @@ class _Attempt:
             await self._client.helo()
 
     async def _secure(self) -> None:
-        """STARTTLS by the target's policy, and EHLO again: nothing said in clear counts any more."""
+        """STARTTLS by the target's policy, then EHLO again: what was said in clear is void."""
         tls = self._target.tls
         if tls in ("none", "implicit"):
             return
@@ -145,7 +145,7 @@ class _Attempt:
         await self._client.login(user, password)
 
     def _take_over(self) -> Connection:
-        """Put our protocol on the transport; the library must hold no byte that it has not told us."""
+        """Put our protocol on the transport; the library must hold no byte it has not told us."""
         protocol, transport = self._client.protocol, self._client.transport
         if protocol is None or transport is None or transport.is_closing():
             raise aiosmtplib.SMTPServerDisconnected("the host closed the connection")
@@ -166,7 +166,7 @@ class _Attempt:
         return Peer(self._target.host, tls.version() or "" if tls is not None else "")
 
     def _refused(self, error: aiosmtplib.SMTPResponseException) -> ConnectError:
-        """The host answered, but not as hoped. A code below 200 stands for nonsense in the library."""
+        """The host answered, but not as hoped; the library's own code for nonsense is -1."""
         if isinstance(error, aiosmtplib.SMTPConnectResponseError):
             self._stage = Stage.BANNER
         text = joined(
@@ -195,7 +195,7 @@ class _Attempt:
 
 
 async def _dialled(target: Target, timeout_s: float) -> socket.socket:
-    """Return a socket connected to the target's address. Raises OSError, ValueError for no address."""
+    """Return a socket connected to the target's address. Raises OSError."""
     family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -213,7 +213,7 @@ async def _dialled(target: Target, timeout_s: float) -> socket.socket:
 
 @lru_cache(maxsize=1)
 def _unauthenticated() -> ssl.SSLContext:
-    """Encrypts, believes anybody: the peer is not authenticated, as with Postfix's `may` and `encrypt`."""
+    """Encrypts and believes anybody, as Postfix's `may` and `encrypt` do."""
     context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,8 +1,8 @@
 """A connection to one host on which transactions follow each other.
 
-On the path: connect makes it; pickup (step 3) and delivery (step 6) hold it, one transaction at a time.
-Holds: replies are paired with commands or the connection closes; no final dot before `before_dot` is through.
-Fails: never towards the caller: trouble becomes outcomes. What `before_dot` raises passes, the connection closed.
+On the path: connect makes it; pickup (step 3) and delivery (step 6) hold it.
+Holds: one transaction at a time; no final dot before `before_dot` is through.
+Fails: never: trouble becomes outcomes. What `before_dot` raises passes, connection closed.
 Standards: RFC 5321 3.3, 4.1.1.4, 4.5.3.2; RFC 2920 (PIPELINING).
 """
 
@@ -31,8 +31,10 @@ BeforeDot = Callable[[], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long a peer may take, in seconds (RFC 5321 4.5.3.2): connecting, a reply to a command, to DATA,
-    taking a block of content, answering the final dot, and leaving.
+    """How long a peer may take, in seconds (RFC 5321 4.5.3.2).
+
+    For connecting, a reply to a command and to DATA, each block of content, the reply to the
+    final dot, and for leaving.
     """
 
     connect_s: float = 30.0
@@ -59,7 +61,7 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether it can take a transaction: a peer that closed or said 421 while idle shows here."""
+        """Whether it can take a transaction; a peer that closed or said 421 meanwhile shows."""
         return self._wire.is_open and not self._busy
 
     async def transact(
@@ -67,8 +69,9 @@ class Connection:
     ) -> TransactionResult:
         """Offer one message to its recipients.
 
-        `before_dot` is awaited before the final dot is written; for a small message before its content, so that
-        both leave in one write. Cancelling closes the connection. Unless the result is `reusable`, it is closed.
+        `before_dot` is awaited before the final dot is written; for a small message before its
+        content, so that both leave in one write. Unless the result is `reusable`, and when
+        cancelled, the connection is closed.
         """
         assert not self._busy, "one transaction at a time"
         progress = Progress(len(transaction.recipients), self.peer)

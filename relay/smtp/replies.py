@@ -15,7 +15,7 @@ _SHOWN_MAX = 80
 
 
 class ReplyReader:
-    """Takes bytes in, gives whole replies out; `fault` says what was wrong with them, "" if nothing."""
+    """Takes bytes in, gives whole replies out; `fault` says what was wrong, "" if nothing."""
 
     def __init__(self) -> None:
         self.fault = ""
@@ -59,7 +59,7 @@ class ReplyReader:
 
 
 def printable(raw: bytes) -> str:
-    """Return `raw` as text that is safe in a report, a log and JSON: what is not printable becomes "?"."""
+    """Return `raw` as text safe in a report, a log, JSON: what is not printable becomes "?"."""
     text = raw.decode("utf-8", "replace")
     if text.isprintable():
         return text
@@ -67,7 +67,7 @@ def printable(raw: bytes) -> str:
 
 
 def joined(lines: list[str]) -> str:
-    """Return the lines of a reply as one, without the enhanced status that some hosts repeat on each."""
+    """Return a reply's lines as one, without the enhanced status that hosts repeat on each."""
     if len(lines) == 1:
         return lines[0]
     first = lines[0].partition(" ")[0]

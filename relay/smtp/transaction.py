@@ -1,7 +1,7 @@
-"""A transaction as values, and the book-keeping that turns its replies into an outcome per recipient.
+"""A transaction as values, and what turns its replies into an outcome per recipient.
 
-On the path: delivery and pickup make a Transaction; connection feeds Progress the replies; the result goes back.
-Holds: sans-I/O; an outcome is never overwritten; only recipients whose RCPT was accepted can be Relayed.
+On the path: delivery and pickup make a Transaction; connection feeds its replies to Progress.
+Holds: sans-I/O; an outcome is never overwritten; only an accepted RCPT can end as Relayed.
 Fails: never.
 Standards: RFC 5321 3.3, 4.5.3.1.10; RFC 3461 (parameters); RFC 1047.
 """
@@ -36,7 +36,7 @@ class Recipient:
 class Transaction:
     """One MAIL…dot. `content` has CRLF line ends and is not dot-stuffed; `envid` is decoded.
 
-    `smtputf8` and `eight_bit` say what the client declared; what is needed is looked up in the content.
+    `smtputf8` and `eight_bit` are what the client declared; the content shows what is needed.
     """
 
     reverse_path: str
@@ -52,8 +52,9 @@ class Transaction:
 class TransactionResult:
     """What came of it; keys and `again` are indexes into Transaction.recipients.
 
-    `again`: the transaction was full; a new one at once, not an attempt. Every other recipient has an outcome,
-    unless `stale`: a reused connection was dead already and nothing was tried; repeat on a fresh one, uncounted.
+    `again`: the transaction was full; a new one at once, which is not an attempt. Every other
+    recipient has an outcome, unless `stale`: a reused connection was dead already and nothing
+    was tried; repeat on a fresh one, uncounted.
     """
 
     outcomes: Mapping[int, Outcome]

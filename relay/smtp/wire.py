@@ -1,8 +1,8 @@
 """One connection as bytes out and replies in: the protocol that takes over once the session stands.
 
 On the path: connect installs it on a transport; connection speaks through it.
-Holds: each reply answers the oldest command that has none; a reply nobody asked for ends the connection.
-Fails: WireError, after which the wire is shut; replies that came before the trouble can still be read.
+Holds: each reply answers the oldest command without one; one nobody asked for ends it all.
+Fails: WireError, and then always; replies that came before the trouble can still be read.
 Standards: RFC 5321 4.5.3.2 (time-outs), RFC 2920 3.1 (replies in order).
 """
 
@@ -14,7 +14,7 @@ from relay.smtp.replies import ReplyReader
 
 
 class WireError(Exception):
-    """The connection is of no more use; `unasked` is a reply that came before its command, if one did."""
+    """The connection is of no more use; `unasked` is a reply that came before its command."""
 
     def __init__(self, trouble: Trouble, words: str, *, unasked: Reply | None = None) -> None:
         super().__init__(words)
@@ -70,7 +70,7 @@ class Wire(asyncio.Protocol):
             raise self._trouble
 
     def close(self) -> None:
-        """Shut the wire; unwritten bytes are dropped, for a stalled peer would keep them for ever."""
+        """Shut the wire; unwritten bytes are dropped: a stalled peer would keep them for ever."""
         self._fail(WireError(Trouble.LOST, "the connection is closed"))
         if self._transport.get_write_buffer_size():
             self._transport.abort()
@@ -110,7 +110,7 @@ class Wire(asyncio.Protocol):
 
     # -- for the transport
     def data_received(self, data: bytes) -> None:
-        """Take replies in; after nonsense the connection goes at once, even if nobody looks at it."""
+        """Take replies in; after nonsense the connection goes at once, watched or not."""
         if self._trouble is not None:
             return
         replies = self._reader.feed(data)
