@@ -139,6 +139,14 @@ def field(name: str, value: str) -> bytes:
     return "\r\n".join((*_folded(name, words), "")).encode("ascii")
 
 
+def fold(name: str, value: str) -> bytes:
+    """Return a whole field with its CRLF as it stands, in UTF-8; the caller vouches for `value`.
+
+    For trace fields and reports, whose values are clean already and are no RFC 2047 text.
+    """
+    return "\r\n".join((*_folded(name, value.split(" ")), "")).encode("utf-8")
+
+
 def prefix_subject(content: bytes, tag: str) -> bytes:
     """Return `content` with `tag` and a space in front of its Subject, unless it is there already.
 

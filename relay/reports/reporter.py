@@ -1,0 +1,182 @@
+"""Make the reports on failed recipients, as messages that the spool can take at once.
+
+On the path: ingress (step 5) and delivery (step 6) commit what comes out with the failure itself;
+pickup asks for the report of a failed step 3 and puts it into the Inbox.
+Holds: each message has the null reverse-path, one recipient with NOTIFY=NEVER, and a next hop.
+Fails: never.
+Standards: RFC 3461 6.1, RFC 3464, RFC 5321 4.4 (Return-Path), 4.5.5 (null reverse-path).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from relay.clock import Clock, Ids
+from relay.journal.events import Event, Step
+from relay.journal.metrics import Metrics
+from relay.message.dsn import failure_report
+from relay.message.envelope import Notify
+from relay.message.headers import decoded
+from relay.message.nexthop import LOCAL, NextHop
+from relay.message.reporting import ReportedMessage, ReportedRecipient
+from relay.message.verdict import Source
+from relay.reports.decide import POSTMASTER, decide
+from relay.spool.types import NewEntry, NewMessage, NewRecipient
+
+_NAMED_MAX = 100  # addresses in an event, which stays small
+_SUBJECT_CHARACTERS_MAX = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ReportPlan:
+    """What to commit with the failure: messages to accept, and events of the failed message."""
+
+    messages: tuple[NewMessage, ...] = ()
+    events: tuple[Event, ...] = ()
+
+
+class Reporter:
+    """Decides, writes and routes reports."""
+
+    def __init__(
+        self,
+        *,
+        hostname: str,
+        clock: Clock,
+        ids: Ids,
+        next_hop_for: Callable[[str], NextHop | None],
+        expire_after_s: float,
+        metrics: Metrics,
+    ) -> None:
+        """`next_hop_for` answers None for an address that nothing can be delivered to."""
+        self._hostname = hostname
+        self._clock = clock
+        self._ids = ids
+        self._next_hop_for = next_hop_for
+        self._expire_after_us = int(expire_after_s * 1_000_000)
+        self._metrics = metrics
+
+    def failures(
+        self,
+        message: ReportedMessage,
+        *,
+        trusted: bool,
+        source: Source,
+        account: str,
+        recipients: Sequence[ReportedRecipient],
+    ) -> ReportPlan:
+        """Return what the failure of `recipients` causes: at most one report and one dead letter.
+
+        `account` owns the failed message's trace, and so the report's; a dead letter is the
+        operator's alone. Recipients that a rule added leave no event: the sender sees the trace.
+        """
+        decision = decide(
+            recipients, reverse_path=message.reverse_path, trusted=trusted, source=source
+        )
+        messages: list[NewMessage] = []
+        events: list[Event] = []
+        if decision.reported:
+            report, event = self._report(message, decision.reported, account=account)
+            messages.append(report)
+            events.append(event)
+        if decision.dead:
+            letter = self._message(message.content, _TO_POSTMASTER, about=message)
+            messages.append(letter)
+            self._count("dead-letter")
+            if source is Source.REPORT:
+                events.append(_event(letter, "dead-letter", decision.dead))
+        if decision.dropped:
+            self._count("dropped")
+            detail = {"kind": "dropped", "recipients": _named(decision.dropped)}
+            events.append(Event(Step.REPORT, self._clock.time_us(), detail))
+        return ReportPlan(tuple(messages), tuple(events))
+
+    def inbox_report(
+        self, message: ReportedMessage, recipients: Sequence[ReportedRecipient]
+    ) -> bytes:
+        """Return the report on a submission that failed in step 3, fit to lie in an Inbox.
+
+        It has the Return-Path that final delivery adds, because no delivery follows.
+        """
+        self._count("failure")
+        return b"Return-Path: <>\r\n" + self._written(message, recipients)
+
+    def _report(
+        self,
+        message: ReportedMessage,
+        recipients: Sequence[ReportedRecipient],
+        *,
+        account: str,
+    ) -> tuple[NewMessage, Event]:
+        next_hop = self._next_hop_for(message.reverse_path)
+        if next_hop is None:  # the sender's own address leads nowhere
+            route, kind, account = _TO_POSTMASTER, "dead-letter", ""
+        else:
+            route, kind = _Route(message.reverse_path, next_hop), "failure"
+        self._count(kind)
+        content = self._written(message, recipients)
+        report = self._message(content, route, about=message, account=account)
+        return report, _event(report, kind, recipients)
+
+    def _written(self, message: ReportedMessage, recipients: Sequence[ReportedRecipient]) -> bytes:
+        return failure_report(
+            message,
+            recipients,
+            hostname=self._hostname,
+            report_id=self._ids.new(),
+            now_us=self._clock.time_us(),
+        )
+
+    def _message(
+        self, content: bytes, route: "_Route", *, about: ReportedMessage, account: str = ""
+    ) -> NewMessage:
+        """Return `content` as a message for one recipient, routed: it skips policy."""
+        now_us = self._clock.time_us()
+        routed = {
+            "rules": [],
+            "next_hops": {str(route.next_hop): [route.address]},
+            "about": about.queue_id,
+        }
+        recipient = NewRecipient(route.address, notify=frozenset({Notify.NEVER}))
+        return NewMessage(
+            id=self._ids.new(),
+            reverse_path="",
+            source=Source.REPORT,
+            trusted=True,
+            received_us=now_us,
+            expires_us=now_us + self._expire_after_us,
+            contents=(content,),
+            entries=(NewEntry(route.next_hop, (recipient,)),),
+            account=account,
+            smtputf8=not route.address.isascii(),
+            eight_bit=not content.isascii(),
+            message_id=decoded(content, "message-id"),
+            subject=decoded(content, "subject")[:_SUBJECT_CHARACTERS_MAX],
+            events=(Event(Step.POLICY_AND_ROUTING, now_us, routed),),
+        )
+
+    def _count(self, kind: str) -> None:
+        self._metrics.reports.labels(kind=kind).inc()
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    address: str
+    next_hop: NextHop
+
+
+_TO_POSTMASTER = _Route(POSTMASTER, LOCAL)
+
+
+def _event(made: NewMessage, kind: str, recipients: Sequence[ReportedRecipient]) -> Event:
+    """Return what the failed message's trace says of `made`."""
+    detail = {
+        "report_id": made.id,
+        "to": made.entries[0].recipients[0].address,
+        "kind": kind,
+        "recipients": _named(recipients),
+    }
+    return Event(Step.REPORT, made.received_us, detail)
+
+
+def _named(recipients: Sequence[ReportedRecipient]) -> list[str]:
+    return [recipient.address for recipient in recipients[:_NAMED_MAX]]
