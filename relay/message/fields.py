@@ -1,0 +1,150 @@
+"""Write header fields: text, people, parameters and dates, in ASCII, folded, exact when decoded.
+
+On the path: the draft form (step 1) and conversion (step 3) write their headers with it.
+Holds: no value can end its field or start another; lines stay under 998, near 78 where they can.
+Fails: never; what a field cannot hold (CR, LF, NUL) is replaced by a space.
+Standards: RFC 5322 2.2.3, 3.3, 3.4; RFC 2047; RFC 2231; RFC 6532 for addresses only.
+"""
+
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+from relay.message.properties import Person
+
+CRLF = "\r\n"
+_FOLD_AT = 76
+_LINE_MAX = 900  # under RFC 5322's 998, with room for what stands before
+_WORD_BYTES = 39  # 52 characters of base64, 64 as an encoded word: "Subject: " fits before it
+_SEGMENT_CHARACTERS = 60
+_PHRASE_CHARACTERS = 64
+_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]+")
+_ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$&^_.+-]+")
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def text_field(name: str, value: str) -> str:
+    """Return an unstructured field: ASCII folded at spaces, anything else as encoded words."""
+    value = _CONTROLS.sub(" ", value)
+    if not _is_plain(value):
+        return f"{name}: {_encoded_words(value)}{CRLF}"
+    if len(name) + len(value) < _FOLD_AT:
+        return f"{name}: {value}{CRLF}"
+    folded = _folded(value, used=len(name) + 2)
+    if max(map(len, folded)) > _LINE_MAX:
+        return f"{name}: {_encoded_words(value)}{CRLF}"
+    return f"{name}: {(CRLF).join(folded)}{CRLF}"
+
+
+def raw_field(name: str, value: str) -> str:
+    """Return a field whose value is ASCII with a syntax of its own, and folded if need be."""
+    return f"{name}: {value}{CRLF}"
+
+
+def people_field(name: str, people: Sequence[Person]) -> str:
+    """Return an address list, one mailbox a line; "" when there is nobody."""
+    if not people:
+        return ""
+    return f"{name}: {f',{CRLF} '.join(_mailbox(person) for person in people)}{CRLF}"
+
+
+def parameter(name: str, value: str) -> str:
+    """Return "; name=value" for a MIME field, RFC 2231 encoded where it must be."""
+    value = _CONTROLS.sub(" ", value)
+    if _TOKEN.fullmatch(value) and len(value) <= _SEGMENT_CHARACTERS:
+        return f";{CRLF} {name}={value}"
+    if value.isascii() and len(value) <= _SEGMENT_CHARACTERS:
+        return f";{CRLF} {name}={_quoted(value)}"
+    segments = list(_percent_segments(value))
+    if len(segments) == 1:
+        return f";{CRLF} {name}*=utf-8''{segments[0]}"
+    written = [
+        f";{CRLF} {name}*{number}*={segment}"
+        for number, segment in enumerate([f"utf-8''{segments[0]}", *segments[1:]])
+    ]
+    return "".join(written)
+
+
+def date_text(time_us: int) -> str:
+    """Return RFC 5322's date-time in UTC, never in the words of a locale."""
+    at = datetime.fromtimestamp(time_us // 1_000_000, UTC)
+    day, month = _DAYS[at.weekday()], _MONTHS[at.month - 1]
+    return f"{day}, {at.day:02d} {month} {at.year:04d} {at:%H:%M:%S} +0000"
+
+
+def ascii_address(address: str) -> str:
+    """Return the address with its domain in A-labels; the local part stays as it is."""
+    if address.isascii():
+        return address
+    local_part, _, domain = address.rpartition("@")
+    try:
+        return f"{local_part}@{domain.encode('idna').decode()}"
+    except UnicodeError:
+        return address
+
+
+def _is_plain(value: str) -> bool:
+    return value.isascii() and "=?" not in value and value == value.strip()
+
+
+def _folded(value: str, *, used: int) -> list[str]:
+    """Break before white space so that removing the breaks gives the value again."""
+    lines: list[str] = []
+    line = ""
+    for piece in re.findall(r"[ \t]*[^ \t]+", value):
+        if line and used + len(line) + len(piece) > _FOLD_AT:
+            lines.append(line)
+            line, used = piece, 0
+        else:
+            line += piece
+    return [*lines, line]
+
+
+def _encoded_words(value: str) -> str:
+    words = (f"=?utf-8?b?{b64encode(chunk).decode()}?=" for chunk in _utf8_chunks(value))
+    return f"{CRLF} ".join(words)
+
+
+def _utf8_chunks(value: str) -> Iterator[bytes]:
+    """Cut between characters, never inside one (RFC 2047 5)."""
+    chunk = b""
+    for character in value:
+        encoded = character.encode("utf-8", "replace")
+        if len(chunk) + len(encoded) > _WORD_BYTES:
+            yield chunk
+            chunk = b""
+        chunk += encoded
+    yield chunk
+
+
+def _mailbox(person: Person) -> str:
+    address = ascii_address(person.address)
+    name = _CONTROLS.sub(" ", person.name).strip()
+    if not name:
+        return address
+    if not name.isascii() or "=?" in name or len(name) > _PHRASE_CHARACTERS:
+        return f"{_encoded_words(name)}{CRLF} <{address}>"
+    return f"{name if _ATOMS.fullmatch(name) else _quoted(name)} <{address}>"
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _percent_segments(value: str) -> Iterator[str]:
+    return _gathered(quote(one.encode("utf-8", "replace"), safe="") for one in value)
+
+
+def _gathered(pieces: Iterable[str]) -> Iterator[str]:
+    segment = ""
+    for piece in pieces:
+        if len(segment) + len(piece) > _SEGMENT_CHARACTERS:
+            yield segment
+            segment = ""
+        segment += piece
+    yield segment

@@ -1,0 +1,291 @@
+"""Read any MIME message as Graph's properties.
+
+On the path: the front door checks MIME it is given; the store shows what others wrote.
+Holds: damaged MIME gives the best that can be read of it; reading never raises.
+Fails: never; what cannot be read is empty.
+Standards: RFC 5322; RFC 2045-2047, 2231; RFC 2183 (inline, attachment).
+"""
+
+import contextlib
+import re
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email import message_from_bytes, policy
+from email.header import decode_header, make_header
+from email.message import Message
+from email.utils import getaddresses, parsedate_to_datetime
+
+from relay.message.draft import Part, read_properties, split_private
+from relay.message.properties import Attachment, MessageProperties, Person
+
+_FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
+_UNFOLD = re.compile(r"[\r\n]+")
+_SPACES = re.compile(r"\s+")
+_PARTS_MAX = 1000
+_ADDRESSES_MAX = 2000
+_REPRESENTED = frozenset(
+    (
+        *("from", "sender", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id"),
+        *("importance", "x-priority", "mime-version", "received", "return-path", "delivered-to"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AttachmentFacts:
+    """An attachment without its bytes; `size` counts the decoded ones."""
+
+    name: str
+    content_type: str
+    size: int
+    inline: bool
+    content_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadMessage:
+    """A message as it was read; `date_us` is 0 without a Date that makes sense."""
+
+    properties: MessageProperties
+    attachments: tuple[AttachmentFacts, ...]
+    date_us: int
+
+    @property
+    def has_attachments(self) -> bool:
+        """As Graph counts: those that are only inline are none."""
+        return any(not one.inline for one in self.attachments)
+
+
+def check_mime(content: bytes) -> str | None:
+    """Return why `content` is no MIME message at all, or None if it is one."""
+    if not content.strip():
+        return "expected a MIME message, found nothing"
+    if b"\0" in content:
+        return "expected a MIME message, found a NUL byte"
+    if _FIELD.match(content) is None:
+        return "expected a MIME message, found no header field in its first line"
+    return None
+
+
+def read_message(raw: bytes) -> ReadMessage:
+    """Read a file of a mailbox: a draft by its block, anything else as MIME."""
+    block, length = split_private(raw)
+    if block is None or block.properties is None:
+        return read_mime(raw[length:])
+    attachments = tuple(_facts(part) for part in block.attachments)
+    return ReadMessage(read_properties(raw), attachments, block.origin.created_us)
+
+
+def read_mime(content: bytes) -> ReadMessage:
+    """Read a MIME message; attachments' bytes are only counted."""
+    message = _parsed(content)
+    html, text, attached = _sorted_parts(message)
+    body = html if html is not None else text
+    properties = MessageProperties(
+        subject=read_text(message, "subject"),
+        body_type="text" if html is None else "html",
+        body="" if body is None else _text(body),
+        from_=_first(read_people(message, "from")),
+        sender=_first(read_people(message, "sender")),
+        to=read_people(message, "to"),
+        cc=read_people(message, "cc"),
+        bcc=read_people(message, "bcc"),
+        reply_to=read_people(message, "reply-to"),
+        importance=_importance(message),
+        internet_message_id=read_token(message, "message-id"),
+        internet_message_headers=_other_fields(message),
+    )
+    facts = tuple(_attachment(part, len(_payload(part)), html is not None) for part in attached)
+    return ReadMessage(properties, facts, _date_us(read_token(message, "date")))
+
+
+def read_mime_attachments(content: bytes) -> tuple[Attachment, ...]:
+    """Return the attachments of a MIME message with their bytes as base64."""
+    html, _, attached = _sorted_parts(_parsed(content))
+    found = []
+    for part in attached:
+        payload = _payload(part)
+        facts = _attachment(part, len(payload), html is not None)
+        found.append(
+            Attachment(
+                facts.name,
+                facts.content_type,
+                b64encode(payload),
+                facts.size,
+                inline=facts.inline,
+                content_id=facts.content_id,
+            )
+        )
+    return tuple(found)
+
+
+def read_header(header: bytes) -> "Message[str, str]":
+    """Parse a header section alone."""
+    return message_from_bytes(header, policy=policy.compat32)
+
+
+def read_people(message: "Message[str, str]", name: str) -> tuple[Person, ...]:
+    """Return the people of an address field; groups flattened, names decoded."""
+    with contextlib.suppress(Exception):  # headers of strangers break `email` in many ways
+        values = [_UNFOLD.sub("", str(value)) for value in message.get_all(name, [])]
+        pairs = getaddresses(values)[:_ADDRESSES_MAX]
+        return tuple(
+            Person(_address(address), _words(person)) for person, address in pairs if "@" in address
+        )
+    return ()
+
+
+def _parsed(content: bytes) -> "Message[str, str]":
+    return message_from_bytes(content, policy=policy.compat32)
+
+
+def _sorted_parts(
+    message: "Message[str, str]",
+) -> tuple["Message[str, str] | None", "Message[str, str] | None", Sequence["Message[str, str]"]]:
+    """Return the html body, the text body and everything else that is a leaf."""
+    html = text = None
+    attached = []
+    for part in _leaves(message):
+        kind = part.get_content_type()
+        wants_to_attach = part.get_content_disposition() == "attachment" or _filename(part)
+        if kind == "text/html" and html is None and not wants_to_attach:
+            html = part
+        elif kind == "text/plain" and text is None and not wants_to_attach:
+            text = part
+        else:
+            attached.append(part)
+    return html, text, attached
+
+
+def _leaves(message: "Message[str, str]") -> Iterator["Message[str, str]"]:
+    """Walk depth first without recursion; a message/rfc822 is a leaf."""
+    waiting = [message]
+    for _ in range(_PARTS_MAX):
+        if not waiting:
+            return
+        part = waiting.pop()
+        inner = part.get_payload()
+        if part.get_content_maintype() == "multipart" and isinstance(inner, list):
+            waiting += [one for one in reversed(inner) if isinstance(one, Message)]
+        else:
+            yield part
+
+
+def _payload(part: "Message[str, str]") -> bytes:
+    with contextlib.suppress(Exception):
+        inner = part.get_payload()
+        if isinstance(inner, list):  # message/rfc822
+            return b"".join(one.as_bytes() for one in inner if isinstance(one, Message))
+        decoded = part.get_payload(decode=True)
+        return decoded if isinstance(decoded, bytes) else b""
+    return b""
+
+
+def _text(part: "Message[str, str]") -> str:
+    payload = _payload(part)
+    with contextlib.suppress(LookupError, UnicodeError, ValueError):
+        return payload.decode(str(part.get_content_charset("utf-8")))
+    return payload.decode("utf-8", "replace")
+
+
+def _attachment(part: "Message[str, str]", size: int, has_html: bool) -> AttachmentFacts:
+    content_id = read_token(part, "content-id").strip("<> ")
+    disposition = part.get_content_disposition()
+    inline = disposition == "inline" or (disposition is None and bool(content_id) and has_html)
+    return AttachmentFacts(
+        name=_filename(part) or _title(part),
+        content_type=part.get_content_type(),
+        size=size,
+        inline=inline,
+        content_id=content_id,
+    )
+
+
+def _title(part: "Message[str, str]") -> str:
+    """Name an attached message by its subject, as mail clients do."""
+    inner = part.get_payload()
+    if isinstance(inner, list) and inner and isinstance(inner[0], Message):
+        return read_text(inner[0], "subject")
+    return ""
+
+
+def _filename(part: "Message[str, str]") -> str:
+    with contextlib.suppress(Exception):
+        return _words(part.get_filename("") or "")
+    return ""
+
+
+def read_text(message: "Message[str, str]", name: str) -> str:
+    """Return a field's text, unfolded and decoded; "" without one."""
+    return _words(_UNFOLD.sub("", _value(message, name))).strip()
+
+
+def read_token(message: "Message[str, str]", name: str) -> str:
+    """Return a field's value as it is, on one line; "" without one."""
+    return _SPACES.sub(" ", _value(message, name)).strip()
+
+
+def _value(message: "Message[str, str]", name: str) -> str:
+    with contextlib.suppress(Exception):
+        return _repaired(str(message.get(name) or ""))
+    return ""
+
+
+def _repaired(value: str) -> str:
+    """Read raw 8-bit header text as the UTF-8 that it mostly is."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _words(value: str) -> str:
+    """Decode RFC 2047 words; what does not decode stays as it is."""
+    value = _repaired(value)
+    if "=?" not in value:
+        return value
+    try:
+        return str(make_header(decode_header(value)))
+    except (LookupError, ValueError, UnicodeError):
+        return value
+
+
+def _address(address: str) -> str:
+    local_part, _, domain = _repaired(address).rpartition("@")
+    return f"{local_part}@{domain.lower()}"
+
+
+def _first(people: tuple[Person, ...]) -> Person | None:
+    return people[0] if people else None
+
+
+def _importance(message: "Message[str, str]") -> str:
+    told = read_token(message, "importance").lower()
+    if told in ("low", "normal", "high"):
+        return told
+    return {"1": "high", "2": "high", "4": "low", "5": "low"}.get(
+        read_token(message, "x-priority")[:1], "normal"
+    )
+
+
+def _other_fields(message: "Message[str, str]") -> tuple[tuple[str, str], ...]:
+    found = []
+    for name in message.keys():  # noqa: SIM118 - a Message iterates over no names by itself
+        lower = name.lower()
+        if lower not in _REPRESENTED and not lower.startswith(("content-", "x-relay-")):
+            found.append((name, lower))
+    return tuple((name, read_text(message, lower)) for name, lower in found)
+
+
+def _date_us(value: str) -> int:
+    try:
+        at = parsedate_to_datetime(value)
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)
+        return int((at - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()) * 1_000_000
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0
+
+
+def _facts(part: Part) -> AttachmentFacts:
+    return AttachmentFacts(
+        part.name, part.content_type, part.size, inline=part.inline, content_id=part.content_id
+    )
