@@ -57,10 +57,10 @@ def refusal(transaction: Transaction, offered: Extensions) -> Refusal | None:
     """Return why the message cannot be offered, None if it can."""
     if not all(map(str.isprintable, _addresses(transaction))):
         return Refusal("5.1.3", "an address has a control character")
-    if not offered.eight_bit and not transaction.content.isascii():
-        return Refusal("5.6.3", "the message has 8-bit content, which the host does not accept")
     if not offered.smtputf8 and needs_smtputf8(transaction):
         return Refusal("5.6.7", "the message needs SMTPUTF8, which the host does not offer")
+    if not offered.eight_bit and not transaction.content.isascii():
+        return Refusal("5.6.3", "the message has 8-bit content, which the host does not accept")
     size = len(transaction.content)
     if offered.size_max and size > offered.size_max:
         text = f"the message has {size} bytes, the host accepts at most {offered.size_max}"

@@ -107,7 +107,9 @@ class _Attempt:
         sock = await _dialled(target, self._timeouts.connect_s)
         self._stage = Stage.STARTTLS if use_tls else Stage.BANNER
         try:
-            await self._client.connect(hostname=target.host, sock=sock, use_tls=use_tls)
+            await self._client.connect(
+                hostname=target.host or target.address, sock=sock, use_tls=use_tls
+            )
         except BaseException:
             sock.close()
             raise
@@ -134,7 +136,7 @@ class _Attempt:
                 raise ConnectError(Deferred(evidence, DeferralClass.TLS), Stage.STARTTLS)
             return
         self._stage = Stage.STARTTLS
-        await self._client.starttls(server_hostname=self._target.host or None)
+        await self._client.starttls(server_hostname=self._target.host or self._target.address)
         await self._hello()
 
     async def _log_in(self) -> None:
@@ -187,7 +189,7 @@ class _Attempt:
         timed_out = isinstance(error, TimeoutError)
         nonsense = isinstance(error, ValueError) and not isinstance(error, OSError)
         trouble = Trouble.NONSENSE if nonsense else Trouble.TIMEOUT if timed_out else Trouble.LOST
-        words = f"{self._stage}: {error or type(error).__name__}"
+        words = f"{self._stage}: {error.__cause__ or error}"
         peer = Peer(self._target.host)
         outcome = classify_trouble(self._stage, trouble, words, peer=peer)
         assert isinstance(outcome, Deferred)

@@ -6,6 +6,7 @@ Fails: never: trouble becomes outcomes. What `before_dot` raises passes, connect
 Standards: RFC 5321 3.3, 4.1.1.4, 4.5.3.2; RFC 2920 (PIPELINING).
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from relay.smtp.transaction import Progress, Transaction, TransactionResult
 from relay.smtp.wire import Wire, WireError
 
 BeforeDot = Callable[[], Awaitable[None]]
+AfterDot = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +67,33 @@ class Connection:
         return self._wire.is_open and not self._busy
 
     async def transact(
-        self, transaction: Transaction, *, before_dot: BeforeDot | None = None
+        self,
+        transaction: Transaction,
+        *,
+        before_dot: BeforeDot | None = None,
+        after_dot: AfterDot | None = None,
     ) -> TransactionResult:
         """Offer one message to its recipients.
 
         `before_dot` is awaited before the final dot is written; for a small message before its
-        content, so that both leave in one write. Unless the result is `reusable`, and when
+        content, so that both leave in one write. `after_dot` is called when the dot has been
+        handed to the system and its reply not been read. Unless the result is `reusable`, and when
         cancelled, the connection is closed.
         """
         assert not self._busy, "one transaction at a time"
-        progress = Progress(len(transaction.recipients), self.peer)
+        progress = Progress(len(transaction.recipients), self.peer, whole=transaction.whole)
         refused = refusal(transaction, self.extensions)
         if refused is not None:
             progress.refuse(refused.status, refused.text)
             return progress.result()
         self._busy = True
         try:
-            await self._run(transaction, progress, before_dot)
+            if await self._envelope(transaction, progress):
+                await self._content(transaction.content, progress, before_dot)
+                if after_dot is not None:
+                    await asyncio.sleep(0)  # uvloop writes at the end of its turn
+                    after_dot()
+                progress.dot(await self._wire.reply(self._timeouts.dot_s))
         except WireError as error:
             progress.broken(error.trouble, error.words, unasked=error.unasked)
         except BaseException:
@@ -108,19 +120,16 @@ class Connection:
         """Close at once, without a word."""
         self._wire.close()
 
-    async def _run(
-        self, transaction: Transaction, progress: Progress, before_dot: BeforeDot | None
-    ) -> None:
+    async def _envelope(self, transaction: Transaction, progress: Progress) -> bool:
+        """MAIL, RCPT and DATA; return whether the peer waits for content that goes to somebody."""
         if self.extensions.pipelining:
             go_ahead = await self._envelope_at_once(transaction, progress)
         else:
             go_ahead = await self._envelope_by_steps(transaction, progress)
-        if not go_ahead:
-            return
-        if not progress.accepted:  # 354 for nobody: RFC 2920 3.1
+        if go_ahead and not progress.accepted:  # 354 for nobody: RFC 2920 3.1
             await self._exchange(FINAL_DOT, self._timeouts.dot_s)
-            return
-        await self._content(transaction.content, progress, before_dot)
+            return False
+        return go_ahead
 
     async def _envelope_at_once(self, transaction: Transaction, progress: Progress) -> bool:
         """MAIL, every RCPT and DATA in one write; return whether the peer waits for content."""
@@ -179,7 +188,6 @@ class Connection:
         self._wire.send(last, replies=1)
         progress.dot_written()
         self._needs_reset = False
-        progress.dot(await self._wire.reply(self._timeouts.dot_s))
 
     async def _exchange(self, command: bytes, timeout_s: float) -> Reply:
         self._wire.send(command, replies=1)

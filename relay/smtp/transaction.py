@@ -20,7 +20,7 @@ from relay.message.classify import (
     is_overflow,
 )
 from relay.message.envelope import Notify
-from relay.message.outcome import Evidence, Failed, Outcome, Relayed
+from relay.message.outcome import Deferred, Evidence, Failed, Outcome, Relayed
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class Transaction:
     """One MAIL…dot. `content` has CRLF line ends and is not dot-stuffed; `envid` is decoded.
 
     `smtputf8` and `eight_bit` are what the client declared; the content shows what is needed.
+    With `whole` the message goes to all its recipients or, unless every RCPT is accepted, to none.
     """
 
     reverse_path: str
@@ -46,6 +47,7 @@ class Transaction:
     ret: str = ""
     smtputf8: bool = False
     eight_bit: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,8 @@ class Progress:
     `never_begun`: no reply to MAIL, or a 421. `closing`: the connection is of no more use.
     """
 
-    def __init__(self, count: int, peer: Peer) -> None:
-        """`count` is the number of recipients."""
+    def __init__(self, count: int, peer: Peer, *, whole: bool = False) -> None:
+        """`count` is the number of recipients; `whole` as in Transaction."""
         self.outcomes: dict[int, Outcome] = {}
         self.accepted: list[int] = []
         self.stage = Stage.MAIL
@@ -78,6 +80,7 @@ class Progress:
         self.never_begun = True
         self._everybody = range(count)
         self._again: list[int] = []
+        self._whole = whole
         self._peer = peer
 
     def refuse(self, status: str, text: str) -> None:
@@ -98,7 +101,7 @@ class Progress:
         outcome = classify(Stage.RCPT, reply, self._peer)
         if outcome is None:
             self.accepted.append(index)
-        elif self.accepted and is_overflow(reply):
+        elif self.accepted and is_overflow(reply) and not self._whole:
             self._again.append(index)
         else:
             self.outcomes[index] = outcome
@@ -107,6 +110,12 @@ class Progress:
     def data(self, reply: Reply) -> bool:
         """Take the reply to DATA; return whether content, or at least a lone dot, must follow."""
         self.stage = Stage.DATA
+        refused = list(self.outcomes.values())
+        if self._whole and self.accepted and refused:
+            self.closing = True  # without the dot, the peer forgets the transaction
+            later = [outcome for outcome in refused if isinstance(outcome, Deferred)]
+            self._set(self.accepted, (later or refused)[0])
+            return False
         if self.accepted:
             return self._go_on(Stage.DATA, reply)
         self.closing = closes(reply) or reply.code // 100 == 2
