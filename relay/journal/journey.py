@@ -9,6 +9,9 @@ Standards: none.
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from relay.journal.events import Step
+from relay.message.lifecycle import State
+
 
 class SpoolJourneys(Protocol):
     """The spool's half."""
@@ -26,11 +29,105 @@ class StoreJourneys(Protocol):
     """The store's half: steps 1 to 4 by submission."""
 
     async def submission(self, submission_id: str) -> dict[str, Any] | None:
-        """Facts {submission_id, graph_id, account, message_id, sender, subject, queue_id, recipients, steps} or None."""
+        """Facts {submission_id, graph_id, account, ..., queue_id, recipients, steps} or None."""
         ...
 
     async def find_submission_ids(
         self, key: str, *, account: str | None, limit: int
     ) -> Sequence[str]:
-        """Submission ids for a submission id, draft id, Message-ID or sender address; "last"; newest first."""
+        """Submission ids for any of a submission's names, newest first."""
         ...
+
+
+class Journeys:
+    """Joins the halves by submission id."""
+
+    def __init__(self, spool: SpoolJourneys, store: StoreJourneys) -> None:
+        self._spool = spool
+        self._store = store
+
+    async def journey(self, key: str, *, account: str | None) -> dict[str, Any] | None:
+        """The newest message that `key` names, if it is `account`'s (None: anybody's).
+
+        `key` is a Graph id, submission id, queue id, Message-ID, an address, or "last".
+        """
+        found = await self._recent(key, account=account, limit=1)
+        return found[0] if found else None
+
+    async def recent(self, key: str, *, account: str | None, limit: int) -> list[dict[str, Any]]:
+        """The newest messages that `key` names."""
+        return await self._recent(key, account=account, limit=limit)
+
+    async def _recent(self, key: str, *, account: str | None, limit: int) -> list[dict[str, Any]]:
+        queue_ids = await self._spool.find_queue_ids(key, account=account, limit=limit)
+        if queue_ids and limit == 1 and key != "last":
+            told = await self._by_queue_id(queue_ids[0])
+            return [told] if told else []
+        submissions = await self._store.find_submission_ids(key, account=account, limit=limit)
+        journeys: dict[str, dict[str, Any]] = {}
+        for queue_id in queue_ids:
+            if told := await self._by_queue_id(queue_id):
+                journeys[told["submission_id"] or queue_id] = told
+        for submission_id in submissions:
+            if submission_id in journeys:
+                continue
+            if told := await self._by_submission(submission_id):
+                journeys[submission_id] = told
+        newest = sorted(journeys, reverse=True)  # both kinds of id begin with their time
+        return [journeys[one] for one in newest[:limit]]
+
+    async def _by_queue_id(self, queue_id: str) -> dict[str, Any] | None:
+        transport = await self._spool.journey(queue_id)
+        if transport is None:
+            return None
+        submission_id = transport["submission_id"]
+        store = await self._store.submission(submission_id) if submission_id else None
+        return join(store, transport)
+
+    async def _by_submission(self, submission_id: str) -> dict[str, Any] | None:
+        store = await self._store.submission(submission_id)
+        if store is None:
+            return None
+        queue_ids = await self._spool.find_queue_ids(submission_id, account=None, limit=1)
+        transport = await self._spool.journey(queue_ids[0]) if queue_ids else None
+        return join(store, transport)
+
+
+def join(store: dict[str, Any] | None, transport: dict[str, Any] | None) -> dict[str, Any] | None:
+    """One document from what there is of the two halves (pure)."""
+    if transport is None and store is None:
+        return None
+    steps = [*(store or {}).get("steps", []), *(transport or {}).get("steps", [])]
+    steps.sort(key=lambda step: (step["step"], step["at"]))
+    known = transport or store or {}
+    failed = any(step["step"] == Step.REPORT for step in (store or {}).get("steps", []))
+    waiting = State.FAILED if failed else State.QUEUED
+    return {
+        "id": transport["id"] if transport else None,
+        "graph_id": (store or {}).get("graph_id") or _draft_of(known.get("submission_id")),
+        "submission_id": known.get("submission_id"),
+        "message_id": known.get("message_id", ""),
+        "sender": known.get("sender", ""),
+        "subject": known.get("subject", ""),
+        "state": transport["state"] if transport else str(waiting),
+        "steps": steps,
+        "recipients": transport["recipients"]
+        if transport
+        else [_not_yet(address, waiting) for address in known.get("recipients", ())],
+    }
+
+
+def _draft_of(submission_id: str | None) -> str | None:
+    return submission_id.partition(".")[0] if submission_id else None
+
+
+def _not_yet(address: str, state: State) -> dict[str, Any]:
+    """A recipient that transport does not know of yet."""
+    return {
+        "address": address,
+        "state": str(state),
+        "next_hop": None,
+        "status": "",
+        "reply": "",
+        "attempts": [],
+    }

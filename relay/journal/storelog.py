@@ -121,6 +121,7 @@ class StoreLog:
                     found["queue_id"] = told["queue_id"]
                 if step == Step.CREATED:
                     found |= {name: told[name] for name in _FACTS if name in told}
+                    break  # its other steps come later in the file, and were seen
         if not steps:
             return None
         found["steps"] = [steps[step].as_json() for step in sorted(steps)]

@@ -1,0 +1,67 @@
+"""The bytes of claims in work, within a budget.
+
+On the path: sites and the settler ask for a claim's content; it is given back when the claim is settled.
+Holds: contents read from the spool never exceed the budget, but for a single one larger than it.
+Fails: SpoolError when a content is gone or damaged.
+Standards: DESIGN 7, invariant 8.
+"""
+
+import asyncio
+from collections import deque
+
+from relay.message.outcome import DeferralClass, Deferred, Evidence, Outcome
+from relay.spool.types import Claim, Spool, SpoolError
+
+Key = tuple[str, int]
+
+
+class Contents:
+    """Reads contents and keeps each until its claim is settled."""
+
+    def __init__(self, spool: Spool, *, budget_bytes: int) -> None:
+        self._spool = spool
+        self._budget = budget_bytes
+        self._used = 0
+        self._held: dict[Key, bytes] = {}
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def of(self, claim: Claim) -> bytes:
+        """The content of a claim. Raises SpoolError."""
+        if claim.content is not None:
+            return claim.content
+        key = (claim.message.id, claim.entry_id)
+        if key in self._held:
+            return self._held[key]
+        await self._take(claim.content_size)
+        try:
+            content = await self._spool.read_content(claim.content_id)
+        except BaseException:
+            self._give_back(claim.content_size)
+            raise
+        self._held[key] = content
+        return content
+
+    def release(self, claim: Claim) -> None:
+        """The claim is settled: let its content go."""
+        if self._held.pop((claim.message.id, claim.entry_id), None) is not None:
+            self._give_back(claim.content_size)
+
+    async def _take(self, size: int) -> None:
+        while self._used and self._used + size > self._budget:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            await waiter
+        self._used += size
+
+    def _give_back(self, size: int) -> None:
+        self._used -= size
+        while self._waiting:  # each looks for itself whether there is room now
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def unreadable(claim: Claim, error: SpoolError) -> dict[int, Outcome]:
+    """The outcome of a claim whose content cannot be read now: it stays queued."""
+    evidence = Evidence("4.3.0", f"451 4.3.0 the message cannot be read: {error}")
+    return {one.id: Deferred(evidence, DeferralClass.INTERNAL) for one in claim.recipients}

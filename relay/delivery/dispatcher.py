@@ -1,0 +1,258 @@
+"""The scheduler: a bounded window of claims, sorted to sites and mailboxes, settled and put back.
+
+On the path: ingress offers what was just accepted, the due index gives the rest; sites try them.
+Holds: at most WINDOW_CLAIMS claims and WINDOW_BYTES of inline content in memory, however long the
+    queue; no polling: one timer for the next due entry, a wake-up for what becomes due earlier.
+Fails: a spool that cannot be read now is asked again; nothing is dropped.
+Standards: RFC 5321 4.5.4.1; DESIGN 5.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from relay.clock import Clock
+from relay.delivery.conclude import is_expired
+from relay.delivery.contents import Contents, unreadable
+from relay.delivery.local import LocalDelivery
+from relay.delivery.ports import LocalTable, Resolver
+from relay.delivery.settlement import Settled, Settler
+from relay.delivery.site import Site, SiteOptions
+from relay.delivery.slots import ConnectionSlots
+from relay.journal.logs import get_logger
+from relay.message.nexthop import HopKind, NextHop
+from relay.message.outcome import Outcome
+from relay.routing import Hosts, outcome_of
+from relay.spool.types import Claim, Spool, SpoolError
+
+_log = get_logger("delivery")
+
+WINDOW_CLAIMS = 2000
+WINDOW_BYTES = 64 * 1024 * 1024
+_LOW_WATER_CLAIMS = WINDOW_CLAIMS * 3 // 4
+_REFILL_CLAIMS = 200
+_SLEEP_S_MAX = 60.0  # so that a jump of the wall clock is noticed
+_LOCAL_AT_ONCE = 16
+_SITES_MAX = 4000
+_PLACE_S = 1.0  # how long the site of a next hop is remembered without asking the resolver
+
+SiteKey = tuple[tuple[str, int], ...]
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where a next hop's claims went a moment ago."""
+
+    site: Site
+    until: float
+
+
+class Dispatcher:
+    """Runs delivery. offer() takes claims at any time; run() fetches what is due."""
+
+    def __init__(  # noqa: PLR0913 - it is where delivery's parts meet
+        self,
+        spool: Spool,
+        settler: Settler,
+        contents: Contents,
+        local: LocalDelivery,
+        *,
+        resolver: Resolver,
+        table: LocalTable,
+        slots: ConnectionSlots,
+        options: SiteOptions,
+        clock: Clock,
+        on_change: Callable[[str], None] = lambda _queue_id: None,
+    ) -> None:
+        """`on_change` hears the queue id of every message whose state has changed."""
+        self._spool = spool
+        self._settler = settler
+        self._contents = contents
+        self._local = local
+        self._resolver = resolver
+        self._table = table
+        self._slots = slots
+        self._options = options
+        self._clock = clock
+        self._on_change = on_change
+        self._claims = 0
+        self._bytes = 0
+        self._wake = asyncio.Event()
+        self._backlog = True
+        self._sites: dict[tuple[SiteKey, str], Site] = {}
+        self._places: dict[NextHop, _Place] = {}
+        self._resolving: dict[NextHop, list[Claim]] = {}
+        self._local_limit = asyncio.Semaphore(_LOCAL_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    @property
+    def has_room(self) -> bool:
+        """Whether what is accepted now may come as claims; else it waits in the spool as due."""
+        room = self._claims < WINDOW_CLAIMS and self._bytes < WINDOW_BYTES
+        return room and not self._stopping
+
+    def offer(self, claims: Iterable[Claim]) -> None:
+        """Take claims over."""
+        for claim in claims:
+            self._claims += 1
+            self._bytes += len(claim.content or b"")
+            self._dispatch(claim)
+
+    def due_now(self) -> None:
+        """Say that the spool has something due that came as no claim."""
+        self._backlog = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Fetch what is due until cancelled."""
+        pause_s = 0.0
+        while True:
+            try:
+                pause_s = await self._refill()
+            except SpoolError as error:
+                _log.error("spool unreadable", error=str(error))
+                pause_s = 1.0
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._backlog = True
+            self._wake.clear()
+
+    async def drain(self, grace_s: float) -> None:
+        """Finish what is in work within `grace_s`; give the rest back to the spool."""
+        self._stopping = True
+        self._settler.claims_reports = False
+        untried = [claim for site in self._sites.values() for claim in site.close()]
+        untried += [claim for waiting in self._resolving.values() for claim in waiting]
+        self._resolving.clear()
+        joined = [asyncio.ensure_future(site.join()) for site in self._sites.values()]
+        pending: set[asyncio.Future[None]] = {*joined, *self._tasks}
+        if pending:
+            _, pending = await asyncio.wait(pending, timeout=grace_s)
+        for site in self._sites.values():
+            site.abort()
+        for task in pending:
+            task.cancel()
+        if pending:
+            await asyncio.wait(pending, timeout=1.0)
+        if untried:
+            await self._spool.release(untried)
+
+    # -- for the sites
+    async def content_of(self, claim: Claim) -> bytes:
+        """The bytes of a claim. Raises SpoolError."""
+        return await self._contents.of(claim)
+
+    async def settle(self, claim: Claim, outcomes: Mapping[int, Outcome]) -> None:
+        """Settle an attempt and go on with what follows from it."""
+        self._finished(claim, await self._settler.attempted(claim, outcomes))
+
+    async def _refill(self) -> float:
+        """Claim what is due while there is room; return for how many seconds nothing is."""
+        while self._backlog and self.has_room:
+            limit = min(_REFILL_CLAIMS, WINDOW_CLAIMS - self._claims)
+            claims = await self._spool.claim_due(self._clock.time_us(), limit)
+            self._backlog = len(claims) == limit
+            self.offer(claims)
+        if self._backlog:
+            return _SLEEP_S_MAX  # woken when there is room
+        due_us = await self._spool.next_due_us()
+        if due_us is None:
+            return _SLEEP_S_MAX
+        wait_s = (due_us - self._clock.time_us()) / 1_000_000
+        return min(max(wait_s, 0.0), _SLEEP_S_MAX)
+
+    def _finished(self, claim: Claim, settled: Settled) -> None:
+        self._claims -= 1
+        self._bytes -= len(claim.content or b"")
+        if self._stopping:
+            return
+        if settled.due_us is not None or (self._backlog and self._claims < _LOW_WATER_CLAIMS):
+            self._wake.set()
+        self.offer(settled.reports)
+        self._on_change(claim.message.id)
+
+    # -- where a claim goes
+    def _dispatch(self, claim: Claim) -> None:
+        if is_expired(claim, self._clock.time_us()):
+            self._spawn(self._expire(claim))
+        elif claim.next_hop.kind is HopKind.LOCAL:
+            self._spawn(self._deliver_locally(claim))
+        elif self._stopping:
+            self._spawn(self._give_back(claim))
+        else:
+            place = self._places.get(claim.next_hop)
+            if place is not None and place.until > self._clock.monotonic():
+                place.site.push(claim)
+            elif (waiting := self._resolving.get(claim.next_hop)) is not None:
+                waiting.append(claim)
+            else:
+                self._resolving[claim.next_hop] = [claim]
+                self._spawn(self._find_site(claim.next_hop))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _expire(self, claim: Claim) -> None:
+        self._finished(claim, await self._settler.expired(claim))
+
+    async def _give_back(self, claim: Claim) -> None:
+        await self._spool.release([claim])
+
+    async def _deliver_locally(self, claim: Claim) -> None:
+        outcomes: dict[int, Outcome]
+        async with self._local_limit:
+            try:
+                content = await self._contents.of(claim)
+            except SpoolError as error:
+                outcomes = unreadable(claim, error)
+            else:
+                outcomes = {
+                    recipient.id: await self._local.deliver(claim, recipient, content)
+                    for recipient in claim.recipients
+                }
+        await self.settle(claim, outcomes)
+
+    async def _find_site(self, next_hop: NextHop) -> None:
+        """Resolve a next hop and push everything that waits for it."""
+        resolution = await self._resolver.resolve(next_hop)
+        claims = self._resolving.pop(next_hop, [])
+        if isinstance(resolution, Hosts):
+            site = self._site(next_hop, resolution)
+            self._places[next_hop] = _Place(site, self._clock.monotonic() + _PLACE_S)
+            for claim in claims:
+                site.push(claim)
+            return
+        outcome = outcome_of(resolution)
+        for claim in claims:
+            await self.settle(claim, {recipient.id: outcome for recipient in claim.recipients})
+
+    def _site(self, next_hop: NextHop, hosts: Hosts) -> Site:
+        """The site of these hosts: the same for every domain that they serve."""
+        credentials = self._table.credentials_for(next_hop)
+        implicit = next_hop.kind is HopKind.SMTPS
+        places = tuple(sorted((host.name, host.port) for host in hosts.hosts))
+        key = (places, f"{implicit} {credentials[0] if credentials else ''}")
+        site = self._sites.get(key)
+        if site is None:
+            if len(self._sites) >= _SITES_MAX:
+                self._forget_unused()
+            site = self._sites[key] = Site(
+                name=",".join(f"{name}:{port}" for name, port in places[:3]),
+                hosts=hosts,
+                options=replace(self._options, tls="implicit") if implicit else self._options,
+                credentials=credentials,
+                settler=self,
+                slots=self._slots,
+                clock=self._clock,
+            )
+        site.hosts = hosts
+        return site
+
+    def _forget_unused(self) -> None:
+        self._places.clear()
+        self._sites = {key: site for key, site in self._sites.items() if not site.is_unused}

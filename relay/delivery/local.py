@@ -1,0 +1,70 @@
+"""Local delivery: into the Maildirs of this relay.
+
+On the path: the dispatcher hands entries for LOCAL over; the store makes them durable.
+Holds: idempotent: the file's name comes from the queue id and the recipient's number.
+Fails: never; trouble becomes an outcome.
+Standards: RFC 5321 4.4 (Return-Path); RFC 3463 X.2.
+"""
+
+from typing import Protocol
+
+from relay.journal.logs import get_logger
+from relay.mailbox.api import DeliveryResult
+from relay.mailbox.types import MailboxFullError, StoreUnavailableError
+from relay.message.outcome import DeferralClass, Deferred, Delivered, Evidence, Failed, Outcome
+from relay.message.verdict import Source
+from relay.spool.types import Claim, ClaimedRecipient
+
+_log = get_logger("delivery")
+
+
+class Mailboxes(Protocol):
+    """The part of the store that delivery needs."""
+
+    async def deliver(
+        self, account: str, *, unique: str, content: bytes, over_quota: bool = False
+    ) -> DeliveryResult:
+        """See relay.mailbox.api.MailStore."""
+        ...
+
+
+class Addresses(Protocol):
+    """The part of the route table that local delivery asks."""
+
+    def mailbox_for(self, address: str) -> str | None:
+        """The mailbox that takes mail for `address`, None if there is none."""
+        ...
+
+
+class LocalDelivery:
+    """Delivers to mailboxes."""
+
+    def __init__(self, store: Mailboxes, addresses: Addresses) -> None:
+        self._store = store
+        self._addresses = addresses
+
+    async def deliver(self, claim: Claim, recipient: ClaimedRecipient, content: bytes) -> Outcome:
+        """Put the message into one recipient's Inbox."""
+        mailbox = self._addresses.mailbox_for(recipient.address)
+        if mailbox is None:
+            reply = f"550 5.1.1 <{recipient.address}>: no such user here"
+            return Failed(Evidence("5.1.1", reply))
+        head = f"Return-Path: <{claim.message.reverse_path}>\r\n"
+        head += f"Delivered-To: {recipient.address}\r\n"
+        try:
+            result = await self._store.deliver(
+                mailbox,
+                unique=f"{claim.message.id}-{recipient.id}",
+                content=head.encode() + content,
+                over_quota=claim.message.source is Source.REPORT or bool(recipient.added_by),
+            )
+        except MailboxFullError as error:
+            return Deferred(Evidence("4.2.2", f"452 4.2.2 {error}"), DeferralClass.MAILBOX)
+        except StoreUnavailableError as error:
+            return Deferred(Evidence("4.3.0", f"451 4.3.0 {error}"), DeferralClass.MAILBOX)
+        except Exception as error:  # noqa: BLE001 - a fault of ours defers, it loses nothing
+            _log.exception("local delivery broken off", qid=claim.message.id)
+            words = f"451 4.3.0 internal error: {type(error).__name__}"
+            return Deferred(Evidence("4.3.0", words), DeferralClass.INTERNAL)
+        note = " (it was there already)" if result is DeliveryResult.ALREADY_THERE else ""
+        return Delivered(Evidence("2.1.5", f"250 2.1.5 delivered to {mailbox}{note}"))

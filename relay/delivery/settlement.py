@@ -1,0 +1,150 @@
+"""Make the end of an attempt durable: outcomes, reports and events in one transaction.
+
+On the path: sites and local delivery bring outcomes; the spool commits; report claims come back.
+Holds: a final status and its report are one transaction; returns only when it is committed.
+Fails: never; a spool that refuses is asked again with growing pauses until it agrees.
+Standards: RFC 3461 6; DESIGN 4, invariants 1 and 5.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from relay.clock import Clock
+from relay.delivery.conclude import Conclusion, conclude, deferral_class, expire, outcome_name
+from relay.delivery.contents import Contents
+from relay.delivery.ports import Reporter
+from relay.delivery.schedule import Schedule
+from relay.journal.events import Event
+from relay.journal.logs import get_logger
+from relay.journal.metrics import Metrics
+from relay.message.lifecycle import State
+from relay.message.outcome import Delivered, Outcome, Relayed
+from relay.message.reporting import ReportedMessage
+from relay.spool.types import Claim, NewMessage, Settlement, Spool, SpoolError
+
+_log = get_logger("delivery")
+_PAUSE_S_FIRST = 0.2
+_PAUSE_S_MAX = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """`reports` are claimed already; `due_us` is when the entry is tried again, None if it is done."""
+
+    reports: tuple[Claim, ...]
+    due_us: int | None
+
+
+class Settler:
+    """Concludes attempts and writes them down."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        contents: Contents,
+        reporter: Reporter,
+        *,
+        schedule: Schedule,
+        clock: Clock,
+        metrics: Metrics,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._spool = spool
+        self._contents = contents
+        self._reporter = reporter
+        self._schedule = schedule
+        self._clock = clock
+        self._metrics = metrics
+        self._pause = pause
+        self.claims_reports = True  # False while delivery drains: they wait in the spool
+
+    async def attempted(self, claim: Claim, outcomes: Mapping[int, Outcome]) -> Settled:
+        """Settle an attempt."""
+        now_us = self._clock.time_us()
+        conclusion = conclude(claim, outcomes, now_us=now_us, schedule=self._schedule)
+        return await self._settle(claim, conclusion)
+
+    async def expired(self, claim: Claim) -> Settled:
+        """Settle a claim whose time is over, untried."""
+        return await self._settle(claim, expire(claim, now_us=self._clock.time_us()))
+
+    async def _settle(self, claim: Claim, conclusion: Conclusion) -> Settled:
+        reports, events = await self._reports(claim, conclusion)
+        settlement = Settlement(
+            claim=claim,
+            at_us=conclusion.event.at_us,
+            outcomes=conclusion.outcomes,
+            due_us=conclusion.due_us,
+            expired=conclusion.expired,
+            reports=reports,
+            events=(conclusion.event, *events),
+            counts_as_attempt=bool(conclusion.outcomes),
+        )
+        held, claims = await self._until_written(settlement)
+        self._contents.release(claim)
+        if not held:
+            _log.warning("settled too late", qid=claim.message.id, entry=claim.entry_id)
+            return Settled((), None)
+        self._tell(claim, conclusion)
+        return Settled(claims, conclusion.due_us)
+
+    async def _until_written(self, settlement: Settlement) -> tuple[bool, tuple[Claim, ...]]:
+        pause_s = _PAUSE_S_FIRST
+        while True:
+            try:
+                return await self._spool.settle(settlement, claim_reports=self.claims_reports)
+            except SpoolError as error:
+                qid = settlement.claim.message.id
+                _log.error("spool refuses to settle", qid=qid, error=str(error))
+                await self._pause(pause_s)
+                pause_s = min(pause_s * 2, _PAUSE_S_MAX)
+
+    async def _reports(
+        self, claim: Claim, conclusion: Conclusion
+    ) -> tuple[tuple[NewMessage, ...], tuple[Event, ...]]:
+        if not conclusion.failed:
+            return (), ()
+        message = claim.message
+        try:
+            content = await self._contents.of(claim)
+        except SpoolError as error:
+            _log.error("content lost", qid=message.id, error=str(error))
+            content = b"Subject: (the original message could not be read)\r\n\r\n"
+        reported = ReportedMessage(
+            queue_id=message.id, reverse_path=message.reverse_path, envid=message.envid,
+            ret=message.ret, arrival_us=message.received_us, client=message.client,
+            content=content,
+        )  # fmt: skip
+        plan = self._reporter.failures(
+            reported, trusted=message.trusted, source=message.source, account=message.account,
+            recipients=conclusion.failed,
+        )  # fmt: skip
+        return plan.messages, plan.events
+
+    def _tell(self, claim: Claim, conclusion: Conclusion) -> None:
+        """Metrics and one log line per recipient, in Postfix's words where they fit."""
+        delay_s = (conclusion.event.at_us - claim.message.received_us) / 1_000_000
+        for recipient in claim.recipients:
+            outcome = conclusion.outcomes.get(recipient.id)
+            if outcome is None:
+                if recipient.id not in conclusion.expired:
+                    continue
+                outcome = conclusion.expired[recipient.id]
+                name = str(State.EXPIRED)
+            else:
+                name = outcome_name(outcome)
+                self._metrics.attempts.labels(name, deferral_class(outcome)).inc()
+            if name in _FINAL_NAMES:
+                self._metrics.recipients.labels(name).inc()
+            if isinstance(outcome, Delivered | Relayed):
+                self._metrics.delivery_seconds.observe(max(0.0, delay_s))
+            evidence = outcome.evidence
+            _log.info(
+                "recipient", qid=claim.message.id, to=recipient.address, status=name,
+                relay=evidence.host or str(claim.next_hop), delay_s=round(delay_s, 3),
+                dsn=evidence.status, reply=evidence.reply,
+            )  # fmt: skip
+
+
+_FINAL_NAMES = frozenset({"delivered", "relayed", "failed", "expired"})
