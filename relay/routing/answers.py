@@ -9,6 +9,7 @@ Standards: RFC 5321 5.1 (MX, implicit MX, loops), RFC 7505 (null MX), RFC 3463 (
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from itertools import zip_longest
 from typing import assert_never
@@ -189,6 +190,7 @@ def _exchange(value: str) -> Exchange:
     return Exchange(int(preference), name)
 
 
+@lru_cache(maxsize=4096)
 def _usable(address: str) -> bool:
     """Whether it names one host: 0.0.0.0 and :: would quietly mean ourselves, multicast nobody."""
     parsed = ip_address(address)

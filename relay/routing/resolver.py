@@ -10,6 +10,7 @@ import asyncio
 import random
 import socket
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
 from relay.clock import Clock
@@ -177,6 +178,7 @@ class NoResolver:
         """Nothing is open."""
 
 
+@lru_cache(maxsize=4096)
 def _plain(address: str) -> str:
     """Write an address in one way; an IPv4 address mapped into IPv6 is that IPv4 address."""
     try:

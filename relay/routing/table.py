@@ -12,6 +12,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from relay.accounts import AccountDirectory
 from relay.accounts.account import DEAD_LETTER
+from relay.message.address import AddressError, to_ascii_domain
 from relay.message.envelope import domain_of
 from relay.message.nexthop import LOCAL, HopKind, NextHop
 from relay.routing.actions import (
@@ -93,8 +94,8 @@ class RouteTable:
             return self._examine_without_domain(address)
         if not domain.isascii():
             try:
-                domain = domain.encode("idna").decode("ascii")
-            except UnicodeError:
+                domain = to_ascii_domain(domain)
+            except AddressError:
                 return _refused("5.1.2", address, "this domain cannot exist; check its spelling")
         if domain in self._domains and _local_part(address) == "postmaster":
             return LocalRecipient(self.mailbox_for(address) or self._postmaster)
