@@ -1,0 +1,245 @@
+"""Step 5: examine, apply the rules, fan out, and make it all durable before the 250.
+
+On the path: a session (SMTP or pickup's) hands a message in; delivery gets its claims.
+Holds: 250 only behind one spool transaction with message, entries and the reports already due.
+Fails: every fault is a reply: 451 or 452 for ours, 5xx for the message's; never exception text.
+Standards: RFC 5321 4.2.5, 6.1, 6.3; RFC 3461 5; RFC 6409 8.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from relay.clock import Clock, Ids
+from relay.ingress import fields
+from relay.ingress.fanout import FanOut, fan_out, judge, reported
+from relay.ingress.ports import Decision, Origin, Passwords, Policy, Reporter, ReportPlan, Router
+from relay.journal.events import Event, Step
+from relay.journal.logs import get_logger
+from relay.journal.metrics import Metrics
+from relay.message import headers
+from relay.message.envelope import Envelope, domain_of
+from relay.message.reporting import ReportedMessage
+from relay.message.verdict import Examined, Subject, Verdict
+from relay.routing.table import Examination, InvalidRecipient, LocalRecipient
+from relay.spool.types import (
+    Claim,
+    NewMessage,
+    Spool,
+    SpoolFullError,
+    SpoolUnavailableError,
+)
+
+_log = get_logger("ingress")
+_INLINE_BYTES = 65536  # rules read so much faster than a thread is asked
+_POLICY_TIMEOUT_S = 10.0
+_POLICY_THREADS = 2
+_RECEIVED_MAX = 100
+_NAMED_MAX = 100  # addresses per next hop in an event, which stays small
+_SUBJECT_CHARACTERS_MAX = 200
+
+_LOCAL_ERROR = Decision("451 4.3.0 Local error, try again later")
+_NO_POLICY = Decision("451 4.7.1 The mail rules could not be applied, try again later")
+_NO_ROOM = Decision("452 4.3.1 The queue is full, try again later")
+_LOOP = Decision("554 5.4.6 Routing loop detected: too many Received fields")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acceptance:
+    """Takes responsibility for messages, or says why not.
+
+    `policy` returns the rules in force; `on_accepted` gets the claims of what was committed.
+    """
+
+    hostname: str
+    router: Router
+    policy: Callable[[], Policy]
+    reporter: Reporter
+    spool: Spool
+    accounts: Passwords
+    clock: Clock
+    ids: Ids
+    metrics: Metrics
+    on_accepted: Callable[[Sequence[Claim]], None]
+    expire_after_s: float
+    policy_timeout_s: float = _POLICY_TIMEOUT_S
+    threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(_POLICY_THREADS, thread_name_prefix="policy"),
+        init=False,
+    )
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
+    async def accept(self, envelope: Envelope, content: bytes, origin: Origin) -> Decision:
+        """Return the reply to the final dot; with a queue id it is durable. Never raises."""
+        try:
+            return await self._accept(envelope, content, origin)
+        except SpoolFullError:
+            return _NO_ROOM
+        except SpoolUnavailableError as error:
+            _log.warning("spool unavailable", error=error)
+            return _LOCAL_ERROR
+        except Exception:  # noqa: BLE001 -- whatever it was, the client keeps the message
+            _log.exception("acceptance failed", client=origin.ip)
+            return _LOCAL_ERROR
+
+    async def _accept(self, envelope: Envelope, content: bytes, origin: Origin) -> Decision:
+        if fields.is_looping(content, _RECEIVED_MAX):
+            return _LOOP
+        queue_id, now_us = self.ids.new(), self.clock.time_us()
+        content = fields.prepare(
+            content,
+            envelope,
+            origin,
+            hostname=self.hostname,
+            queue_id=queue_id,
+            time_us=now_us,
+        )
+        examinations = [self.router.examine(path.address) for path in envelope.forward_paths]
+        verdict = await self._evaluate(self._subject(envelope, content, origin, examinations))
+        if verdict is None:
+            return _NO_POLICY
+        judged = judge(envelope.forward_paths, examinations, verdict)
+        fan = fan_out(judged, verdict, self.router.examine)
+        self._count_rules(verdict)
+        if fan.refuses_all and not origin.pickup:  # the client is still there to hear it
+            return Decision(fan.refused[0].reply)
+        message = self._message(envelope, origin, queue_id=queue_id, time_us=now_us)
+        plan = self._reports(message, fan, content=content) if fan.refused else None
+        message = replace(
+            message,
+            contents=fan.contents,
+            entries=fan.entries,
+            final_recipients=fan.final_recipients,
+            message_id=(headers.first(content, "Message-ID") or b"").decode("utf-8", "replace"),
+            subject=headers.decoded(content, "Subject")[:_SUBJECT_CHARACTERS_MAX],
+            events=(_step5(verdict, fan, self.clock.time_us()), *(plan.events if plan else ())),
+        )
+        return await self._commit(message, plan.messages if plan else ())
+
+    def _subject(
+        self,
+        envelope: Envelope,
+        content: bytes,
+        origin: Origin,
+        examinations: Sequence[Examination],
+    ) -> Subject:
+        return Subject(
+            reverse_path=envelope.reverse_path,
+            sender_local=self.router.is_local_domain(domain_of(envelope.reverse_path)),
+            recipients=tuple(
+                Examined(path.address, isinstance(found, LocalRecipient))
+                for path, found in zip(envelope.forward_paths, examinations, strict=True)
+                if not isinstance(found, InvalidRecipient)
+            ),
+            content=content,
+            source=origin.source,
+        )
+
+    async def _evaluate(self, subject: Subject) -> Verdict | None:
+        """Apply the rules, bounded in time; None when they failed."""
+        if not subject.recipients:
+            return Verdict((), (), (subject.content,), ())
+        rules = self.policy()
+        try:
+            if len(subject.content) <= _INLINE_BYTES:
+                return rules.evaluate(subject)
+            async with asyncio.timeout(self.policy_timeout_s):
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self.threads, rules.evaluate, subject)
+        except TimeoutError:
+            _log.error("policy timed out", size_bytes=len(subject.content))
+        except Exception:  # noqa: BLE001 -- a rule may fail in any way; no message slips past it
+            _log.exception("policy failed")
+        return None
+
+    def _message(
+        self, envelope: Envelope, origin: Origin, *, queue_id: str, time_us: int
+    ) -> NewMessage:
+        """Return what the spool keeps of envelope and origin; contents come later."""
+        address = f" [{origin.ip}]" if origin.ip else ""
+        return NewMessage(
+            id=queue_id,
+            reverse_path=envelope.reverse_path,
+            source=origin.source,
+            trusted=origin.trusted,
+            received_us=time_us,
+            expires_us=time_us + int(self.expire_after_s * 1_000_000),
+            contents=(),
+            entries=(),
+            account=self._account_of(envelope, origin),
+            submission_id=envelope.envid if origin.pickup else "",
+            envid=envelope.envid,
+            ret=envelope.ret,
+            smtputf8=envelope.smtputf8,
+            eight_bit=envelope.eight_bit,
+            client="" if origin.pickup else f"{origin.helo}{address}",
+        )
+
+    def _account_of(self, envelope: Envelope, origin: Origin) -> str:
+        """Return whose message it is: who logged in, or the trusted reverse-path's account."""
+        if origin.login or not origin.trusted:
+            return origin.login
+        account = self.accounts.by_address(envelope.reverse_path)
+        return account.address if account else ""
+
+    def _reports(self, message: NewMessage, fan: FanOut, *, content: bytes) -> ReportPlan:
+        about = ReportedMessage(
+            queue_id=message.id,
+            reverse_path=message.reverse_path,
+            envid=message.envid,
+            ret=message.ret,
+            arrival_us=message.received_us,
+            client=message.client,
+            content=content,
+        )
+        return self.reporter.failures(
+            about,
+            trusted=message.trusted,
+            source=message.source,
+            account=message.account,
+            recipients=[reported(each) for each in fan.refused],
+        )
+
+    async def _commit(self, message: NewMessage, reports: Sequence[NewMessage]) -> Decision:
+        """Make it durable, then count it and hand its claims on."""
+        accepted = await self.spool.accept(
+            message, reports=reports, submission_key=message.submission_id
+        )
+        if not accepted.repeated:
+            for each in (message, *reports):
+                self.metrics.accepted.labels(via=each.source).inc()
+            for recipient in message.final_recipients:
+                self.metrics.recipients.labels(outcome=recipient.state).inc()
+        if accepted.claims:
+            self._hand_on(accepted.claims)
+        return Decision(f"250 2.0.0 Ok: queued as {accepted.queue_id}", accepted.queue_id)
+
+    def _hand_on(self, claims: Sequence[Claim]) -> None:
+        try:
+            self.on_accepted(claims)
+        except Exception:  # noqa: BLE001 -- it is ours by now, so the client must hear 250
+            _log.exception("claims were not taken", queue_id=claims[0].message.id)
+
+    def _count_rules(self, verdict: Verdict) -> None:
+        for hit in verdict.hits:
+            self.metrics.policy_rules.labels(rule=hit.rule, outcome=hit.outcome).inc()
+
+
+def _step5(verdict: Verdict, fan: FanOut, at_us: int) -> Event:
+    """Return the event of this step, without recipients that rules added."""
+    next_hops: dict[str, list[str]] = {}
+    for entry in fan.entries:
+        named = [each.address for each in entry.recipients if not each.added_by]
+        if named:
+            known = next_hops.setdefault(str(entry.next_hop), [])
+            known.extend(named[: _NAMED_MAX - len(known)])
+    detail: dict[str, Any] = {
+        "rules": [hit.as_json() for hit in verdict.hits],
+        "next_hops": next_hops,
+    }
+    return Event(Step.POLICY_AND_ROUTING, at_us, detail)

@@ -1,0 +1,53 @@
+"""Make an arriving content ours: trace field in front, forged and missing fields put right.
+
+On the path: acceptance does it before policy looks.
+Holds: pure; body and all other fields stay as they came, octet for octet.
+Fails: never; a content without any header gets one.
+Standards: RFC 5321 4.4 (trace, Return-Path), 6.3 (loops); RFC 6409 8 (Date, Message-ID).
+"""
+
+from relay.ingress.ports import Origin
+from relay.message import headers
+from relay.message.envelope import Envelope
+
+
+def is_looping(content: bytes, received_max: int) -> bool:
+    """Whether so many hosts have had it that it must be going round."""
+    return headers.count(content, "Received") > received_max
+
+
+def prepare(
+    content: bytes,
+    envelope: Envelope,
+    origin: Origin,
+    *,
+    hostname: str,
+    queue_id: str,
+    time_us: int,
+) -> bytes:
+    """Return `content` with this hop's Received, without Return-Path and X-Relay-* fields.
+
+    A submission (from somebody trusted) also gets the Date and Message-ID that it lacks; others are
+    relayed as they are.
+    """
+    content = headers.strip_private(headers.remove(content, ("Return-Path",)))
+    new = headers.received(
+        helo=origin.helo,
+        ip=origin.ip,
+        hostname=hostname,
+        protocol=headers.protocol(
+            extended=origin.extended,
+            tls=origin.tls,
+            authenticated=bool(origin.login),
+            smtputf8=envelope.smtputf8,
+        ),
+        queue_id=queue_id,
+        time_us=time_us,
+        recipient=envelope.forward_paths[0].address if len(envelope.forward_paths) == 1 else "",
+    )
+    if origin.trusted:
+        if headers.first(content, "Date") is None:
+            new += headers.field("Date", headers.date_field(time_us))
+        if headers.first(content, "Message-ID") is None:
+            new += headers.field("Message-ID", f"<{queue_id}@{hostname}>")
+    return headers.prepend(content, new)

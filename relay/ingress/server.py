@@ -1,0 +1,208 @@
+"""One SMTP listener: its socket, its sessions, and how it stops.
+
+On the path: app makes one per [[smtp]] and one for pickup; sessions hand messages to acceptance.
+Holds: a Unix socket has mode 0600 before anybody can connect; an acceptance that began is finished.
+Fails: OSError when address or certificate cannot be had; ValueError for a wrong network.
+Standards: RFC 5321 3.8; RFC 8314 3.3 (TLS from the first byte); RFC 9325 (TLS 1.2 and up).
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import stat
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+from relay.ingress.acceptance import Acceptance
+from relay.ingress.conversation import Service
+from relay.ingress.limits import Budget, Limits, SessionCount
+from relay.ingress.ports import Decision, Origin, Passwords, Quota, Router
+from relay.ingress.session import Door, SmtpSession
+from relay.journal.crash import CrashPoints
+from relay.message.envelope import Envelope
+from relay.settings.tree import Address, SmtpListener, Tls
+
+_BACKLOG = 512
+_LOOPBACK = "127.0.0.1"  # stands for a Unix socket, whose peers are on this machine
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """What every listener of a process shares."""
+
+    hostname: str
+    acceptance: Acceptance
+    router: Router
+    accounts: Passwords
+    quota: Quota
+    crash: CrashPoints = field(default_factory=CrashPoints)
+
+
+class SmtpServer:
+    """A listener. `pickup` makes it pickup's own: it accepts all, ENVID is the submission key."""
+
+    def __init__(
+        self,
+        listener: SmtpListener,
+        neighbours: Neighbours,
+        *,
+        pickup: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
+        """Read the certificate and the networks; nothing listens yet.
+
+        Raises ValueError for a network, OSError or ssl.SSLError for a certificate.
+        """
+        self._listener = listener
+        self._neighbours = neighbours
+        self._limits = limits or Limits()
+        self._networks = [ip_network(text) for text in listener.trusted_networks]
+        self._tls_context = tls_context(listener.tls) if listener.tls else None
+        self._server: asyncio.Server | None = None
+        self._acceptances: set[asyncio.Task[Decision]] = set()
+        self._door = Door(
+            service=self._service(pickup=pickup),
+            count=SessionCount(
+                sessions=listener.max_sessions, per_client=self._limits.sessions_per_client
+            ),
+            sessions=set(),
+            timeout_s=listener.timeout,
+            tls_context=self._tls_context,
+            is_trusted=(lambda _ip: True) if pickup else self._is_trusted,
+        )
+
+    @property
+    def address(self) -> Address:
+        """Where it listens, with the port that was really taken."""
+        wanted = self._listener.listen
+        if self._server is None or wanted.path:
+            return wanted
+        return Address(wanted.host, int(self._server.sockets[0].getsockname()[1]))
+
+    @property
+    def sessions(self) -> int:
+        """How many are open."""
+        return self._door.count.sessions
+
+    async def start(self) -> None:
+        """Listen. A Unix socket that was left behind is replaced: the caller holds the lock.
+
+        Raises OSError.
+        """
+        loop = asyncio.get_running_loop()
+        wanted = self._listener.listen
+        implicit_tls = self._tls_context if self._listener.role == "submissions" else None
+        if wanted.path:
+            unix_socket = _bind_unix(Path(wanted.path))
+            self._server = await loop.create_unix_server(
+                self._new_session, sock=unix_socket, backlog=_BACKLOG
+            )
+        else:
+            self._server = await loop.create_server(
+                self._new_session, wanted.host, wanted.port, ssl=implicit_tls, backlog=_BACKLOG
+            )
+
+    def stop_listening(self) -> None:
+        """Take no more connections; those that are open go on."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            if self._listener.listen.path:
+                Path(self._listener.listen.path).unlink(missing_ok=True)
+
+    async def drain(self, grace_s: float) -> None:
+        """Stop: open transactions may finish within the grace time, acceptances always."""
+        self.stop_listening()
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + grace_s
+        for session in tuple(self._door.sessions):
+            session.drain_down()
+        while self._door.sessions and (left_s := deadline_s - loop.time()) > 0:
+            gone = {session.gone for session in self._door.sessions}
+            await asyncio.wait(gone, timeout=left_s)
+        for session in tuple(self._door.sessions):
+            session.leave("421 4.3.2 This server is shutting down, try again later")
+        if self._acceptances:
+            await asyncio.wait(tuple(self._acceptances))
+
+    def _new_session(self) -> SmtpSession:
+        return SmtpSession(self._door)
+
+    def _service(self, *, pickup: bool) -> Service:
+        listener, neighbours = self._listener, self._neighbours
+        on_this_machine = bool(listener.listen.path) or _is_loopback(listener.listen.host)
+        return Service(
+            hostname=neighbours.hostname,
+            limits=self._limits,
+            max_message_bytes=listener.max_message_size,
+            max_recipients=listener.max_recipients,
+            budget=Budget(max(self._limits.buffered_bytes, 2 * listener.max_message_size)),
+            router=neighbours.router,
+            accounts=neighbours.accounts,
+            quota=neighbours.quota,
+            accept=self._accept,
+            crash=neighbours.crash,
+            offers_tls=self._tls_context is not None,
+            requires_tls=listener.tls is not None and listener.tls.require,
+            requires_auth=listener.role != "relay",
+            offers_auth_in_clear=on_this_machine,
+            pickup=pickup,
+        )
+
+    async def _accept(self, envelope: Envelope, content: bytes, origin: Origin) -> Decision:
+        """Accept in a task of its own: the client may go away, the commit goes on."""
+        task = _start(self._neighbours.acceptance.accept(envelope, content, origin))
+        self._acceptances.add(task)
+        task.add_done_callback(self._acceptances.discard)
+        return await asyncio.shield(task)
+
+    def _is_trusted(self, ip: str) -> bool:
+        address = ip_address((ip or _LOOPBACK).partition("%")[0])
+        return any(address in network for network in self._networks)
+
+
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """Return the context for a listener's certificate.
+
+    Raises OSError or ssl.SSLError when the files cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(tls.certificate, tls.key)
+    return context
+
+
+def _start(accepting: Coroutine[Any, Any, Decision]) -> asyncio.Task[Decision]:
+    return asyncio.get_running_loop().create_task(accepting)
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    """Bind; connections are refused until listen(), so the mode is right before the first."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise FileExistsError(f"{path} exists and is not a socket")
+        path.unlink()
+    unix_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        unix_socket.bind(str(path))
+        path.chmod(0o600)
+    except OSError as error:
+        unix_socket.close()
+        raise OSError(
+            error.errno, f"cannot listen on unix:{path}: {error.strerror or error}"
+        ) from error
+    unix_socket.setblocking(False)
+    return unix_socket
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,286 @@
+"""The connection of one SMTP session: aiosmtpd's protocol with a command loop of our own.
+
+On the path: server makes one per connection; conversation decides, this reads, writes, times.
+Holds: replies of a pipelined batch leave in one write; input is bounded; one timer per session.
+Fails: an internal error is a fixed 451 and a log line; a lost connection ends the session quietly.
+Standards: RFC 5321 4.2.4.2 (421), 4.5.3.2.7 (time-out); RFC 2920 3.2; RFC 3207 4.
+"""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from aiosmtpd.smtp import SMTP
+
+from relay.ingress.conversation import Conversation, Service
+from relay.ingress.data import ContentReader
+from relay.ingress.input import Input, LineFault
+from relay.ingress.limits import SessionCount
+from relay.ingress.parameters import Refused
+from relay.journal.logs import get_logger
+
+_log = get_logger("ingress")
+_LOCAL_ERROR = "451 4.3.0 Local error, try again later"
+_TLS_HANDSHAKE_S = 30.0
+_AUTH_VERB = b"AUTH "
+
+
+class ClientGone(Exception):  # noqa: N818 -- what happened, and no error of anybody's
+    """The client closed, or its TLS handshake failed: nothing more can be said to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What sessions of a listener share: the service, its counters, and whom it trusts."""
+
+    service: Service
+    count: SessionCount
+    sessions: set["SmtpSession"]
+    timeout_s: float
+    tls_context: ssl.SSLContext | None
+    is_trusted: Callable[[str], bool]
+
+
+class SmtpSession(SMTP):
+    """One connection. From aiosmtpd come the protocol, the stream writer and the task."""
+
+    def __init__(self, door: Door) -> None:
+        super().__init__(
+            None,
+            hostname=door.service.hostname,
+            timeout=door.timeout_s,
+            loop=asyncio.get_running_loop(),
+        )
+        self._door = door
+        self._ip = ""
+        self._input = Input(
+            limit_bytes=door.service.limits.input_bytes,
+            pause=lambda: self._transport_of().pause_reading(),
+            resume=lambda: self._transport_of().resume_reading(),
+        )
+        self._replies: list[bytes] = []
+        self._conversation: Conversation | None = None
+        self._waits_since: float | None = None  # loop time of the last input; None while we work
+        self._began_s = self.loop.time()
+        self._counted = False
+        self.gone = self.loop.create_future()
+
+    # -- the protocol: what the transport tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Turn the client away, or begin the session."""
+        self._ip = _ip_of(transport)
+        trusted = self._door.is_trusted(self._ip)
+        refusal = self._door.count.enter(self._ip, exempt=trusted)
+        if refusal:
+            refused = cast("asyncio.Transport", transport)
+            refused.write(refusal.encode("ascii") + b"\r\n")
+            refused.close()
+            return
+        self._counted = True
+        self._door.sessions.add(self)
+        self._conversation = Conversation(
+            self,
+            self._door.service,
+            ip=self._ip,
+            trusted=trusted,
+            tls=transport.get_extra_info("ssl_object") is not None,
+        )
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what the client sent."""
+        if self._waits_since is not None:
+            self._waits_since = self.loop.time()
+        self._input.feed(data)
+
+    def eof_received(self) -> bool:
+        """Let the commands that have come be answered; True keeps our half open."""
+        self._input.feed_end()
+        return self.transport is not None and not self._is_tls()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End the session; a message that is being committed goes on without it."""
+        self._input.feed_end()
+        if not self.gone.done():
+            self.gone.set_result(None)
+        if self._counted:
+            self._counted = False
+            self._door.count.leave(self._ip)
+            self._door.sessions.discard(self)
+            super().connection_lost(None if isinstance(error, OSError) else error)
+
+    def _timeout_cb(self) -> None:
+        """End the session if the client was silent for too long; else look again later."""
+        now = self.loop.time()
+        too_old = now - self._began_s >= self._door.service.limits.session_s
+        silent_s = 0.0 if self._waits_since is None else now - self._waits_since
+        if self.transport is None:
+            return
+        if self._waits_since is None or (silent_s < self._timeout_duration and not too_old):
+            self._reset_timeout(max(self._timeout_duration - silent_s, 0.001))
+            return
+        self.leave("421 4.4.2 Time is up, closing the connection")
+
+    def leave(self, reply: str) -> None:
+        """Say a last reply and close, whatever the client is doing."""
+        if self.transport is None or self._transport_of().is_closing():
+            return
+        self._put(reply)
+        self._write()
+        self._transport_of().close()
+        self.loop.call_later(self._door.service.limits.goodbye_s, self._abort)
+
+    def drain_down(self) -> None:
+        """Finish: at once between transactions, else behind the one that is going on."""
+        if self._conversation is None or self._conversation.draining:
+            return
+        self._conversation.draining = True
+        if self._waits_since is not None and not self._conversation.in_transaction:
+            self.leave("421 4.3.2 This server is shutting down, try again later")
+
+    # -- the command loop
+
+    async def _handle_client(self) -> None:
+        conversation = self._conversation
+        assert conversation is not None
+        try:
+            self._put(conversation.banner)
+            while not conversation.closing:
+                line = await self._next_line()
+                if line is None:
+                    break
+                self._put(await self._reply_to(conversation, line))
+            await self._flush()
+        except ClientGone:
+            pass  # it hears no more
+        finally:
+            if self.transport is not None:
+                self._transport_of().close()
+                self.loop.call_later(self._door.service.limits.goodbye_s, self._abort)
+
+    async def _reply_to(self, conversation: Conversation, line: bytes | LineFault) -> str:
+        if isinstance(line, LineFault):
+            return conversation.count(line)
+        limits = self._door.service.limits
+        if len(line) + 2 > limits.command_bytes and line[: len(_AUTH_VERB)].upper() != _AUTH_VERB:
+            return conversation.count(LineFault.TOO_LONG)
+        try:
+            return await conversation.handle(line)
+        except ClientGone:
+            raise
+        except Exception:  # noqa: BLE001 -- a fault of ours costs a command, not the session
+            _log.exception("command failed", client=self._ip, verb=_verb(line))
+            return _LOCAL_ERROR
+
+    async def _next_line(self) -> bytes | LineFault | None:
+        """Return the next command line; None when the client is gone."""
+        while True:
+            line = self._input.take_line(self._door.service.limits.auth_line_bytes)
+            if line is not None:
+                return line
+            if not await self._more():
+                return None
+
+    async def _more(self) -> bool:
+        """Write what is due, then wait for input."""
+        await self._flush()
+        self._waits_since = self.loop.time()
+        try:
+            return await self._input.more()
+        finally:
+            self._waits_since = None
+
+    async def _flush(self) -> None:
+        self._write()
+        self._waits_since = self.loop.time()  # a client that does not read is as silent as another
+        try:
+            await self._writer.drain()
+        except OSError as error:
+            raise ClientGone from error
+        finally:
+            self._waits_since = None
+
+    def _put(self, reply: str) -> None:
+        if reply:
+            self._replies.append(reply.encode("ascii", "backslashreplace") + b"\r\n")
+
+    def _write(self) -> None:
+        if self._replies:
+            self._writer.write(b"".join(self._replies))
+            self._replies.clear()
+
+    # -- conversation.Wire
+
+    async def send(self, reply: str) -> None:
+        """Write a reply now, with those before it."""
+        self._put(reply)
+        await self._flush()
+
+    async def ask(self, reply: str) -> str:
+        """Write a reply and return the client's next line. Raises Refused, ClientGone."""
+        self._put(reply)
+        line = await self._next_line()
+        if line is None:
+            raise ClientGone
+        if isinstance(line, LineFault):
+            raise Refused(line)
+        return line.decode("utf-8", "replace")
+
+    async def read_content(self, reader: ContentReader) -> bool:
+        """Say 354 and feed `reader` to the end of data; False when the client went away before."""
+        self._put("354 End data with <CR><LF>.<CR><LF>")
+        while True:
+            if self._input.is_empty and not await self._more():
+                return False
+            rest = reader.feed(self._input.take_all())
+            if rest is not None:
+                self._input.give_back(rest)
+                return True
+
+    async def start_tls(self) -> None:
+        """Discard what the client sent ahead, say 220 and do the handshake."""
+        assert self._door.tls_context is not None
+        # RFC 3207 4.2: what came in clear behind STARTTLS may be somebody else's.
+        self._input.clear()
+        await self.send("220 2.0.0 Ready to start TLS")
+        try:
+            await self._writer.start_tls(
+                self._door.tls_context, ssl_handshake_timeout=_TLS_HANDSHAKE_S
+            )
+        except OSError as error:
+            raise ClientGone from error
+        self.transport = self._writer.transport
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, unless the client goes away."""
+        await self._flush()
+        await asyncio.wait({self.gone}, timeout=seconds)
+
+    # -- the transport
+
+    def _transport_of(self) -> asyncio.Transport:
+        return cast("asyncio.Transport", self.transport)  # uvloop's is no subclass of asyncio's
+
+    def _is_tls(self) -> bool:
+        return self._transport_of().get_extra_info("ssl_object") is not None
+
+    def _abort(self) -> None:
+        if self.transport is not None:
+            with contextlib.suppress(OSError):
+                self._transport_of().abort()
+
+
+def _ip_of(transport: asyncio.BaseTransport) -> str:
+    """Return the client's address, an IPv4 one as such; "" on a Unix socket."""
+    peer = transport.get_extra_info("peername")
+    if not isinstance(peer, tuple):
+        return ""
+    return str(peer[0]).removeprefix("::ffff:")
+
+
+def _verb(line: bytes) -> str:
+    return line.partition(b" ")[0][:16].decode("ascii", "replace")
