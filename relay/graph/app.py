@@ -1,0 +1,80 @@
+"""The front door as an ASGI application: who asks, whose mailbox, which handler.
+
+On the path: the server's dispatch hands /v1.0 and /beta in; handlers call the store.
+Holds: nothing is read of a body before the token is known and the mailbox is the account's own.
+Fails: ApiError: 401, 403 for another account's mailbox, 404 for nobody's, 503 while not ready.
+Standards: Graph's user and mail resources; GRAPH's fact that paths ignore case.
+"""
+
+from collections.abc import Callable
+
+from starlette.responses import Response
+
+from relay.accounts import Account, AccountDirectory
+from relay.clock import Clock, Ids
+from relay.graph.routes import find_route
+from relay.graph.visit import Door, Visit, refusal
+from relay.http.bearer import bearer_account
+from relay.http.call import Call
+from relay.http.errors import ApiError, shown, try_later
+from relay.http.gateway import Gateway, Limits
+from relay.journal.crash import CrashPoints
+from relay.mailbox.api import MailStore
+from relay.mailbox.types import StoreError
+
+_HELD_BODIES = 4  # how many of the largest bodies may be in memory at once
+_READY_RETRY_S = 5
+
+
+def create_app(
+    store: MailStore,
+    accounts: AccountDirectory,
+    *,
+    clock: Clock,
+    hostname: str,
+    public_url: str,
+    max_body: int,
+    crash: CrashPoints,
+    ready: Callable[[], str],
+) -> Gateway:
+    """Return the application for /v1.0 and /beta.
+
+    `max_body` is in bytes; `ready` returns "" or why nothing can be taken on now; `public_url` is
+    "" where clients reach us under the Host they name.
+    """
+    door = Door(store=store, ids=Ids(clock), hostname=hostname, public_url=public_url, crash=crash)
+
+    async def handle(call: Call) -> Response:
+        account = bearer_account(call.headers, accounts, realm=hostname)
+        if reason := ready():
+            raise try_later("ResourceUnhealthy", reason, after_s=_READY_RETRY_S)
+        rest = _behind_owner(call.segments[1:], account, accounts)
+        match = find_route(call.method, rest)
+        try:
+            return await match.handler(Visit(door, call, account, match.names))
+        except StoreError as error:
+            raise refusal(error) from error
+
+    limits = Limits(body_bytes=max_body, held_bytes=_HELD_BODIES * max_body)
+    return Gateway(handle, clock=clock, limits=limits)
+
+
+def _behind_owner(
+    segments: tuple[str, ...], account: Account, accounts: AccountDirectory
+) -> tuple[str, ...]:
+    """Return the path behind /me or /users/{address}, which must be the account's own."""
+    first = segments[0].lower() if segments else ""
+    if first == "me":
+        return segments[1:]
+    if first != "users" or len(segments) == 1:
+        path = "/".join(segments)
+        message = f"Resource not found for the path {shown(path)}; mail is under /me and /users/…."
+        raise ApiError(404, "ResourceNotFound", message)
+    owner = accounts.by_address(segments[1])
+    if owner is None:
+        message = f"The requested user {shown(segments[1])} is invalid."
+        raise ApiError(404, "ErrorInvalidUser", message)
+    if owner.address != account.address:
+        message = "Access is denied. Check credentials and try again."
+        raise ApiError(403, "ErrorAccessDenied", message)
+    return segments[2:]

@@ -1,0 +1,157 @@
+"""Messages and mail folders: create, get, list, change, delete, and the MIME of one.
+
+On the path: step 1 for drafts; everything else reads or changes what the store has.
+Holds: a 201 is durable; two changes of one mailbox's drafts never lose each other's fields.
+Fails: ApiError for what cannot be read; the store's refusals.
+Standards: Graph's message and mailFolder resource types.
+"""
+
+import asyncio
+from dataclasses import replace
+from urllib.parse import quote
+
+from starlette.responses import Response
+
+from relay.graph.mime import parse_mime
+from relay.graph.parse import ParsedMessage, check_recipients_count, parse_message
+from relay.graph.show import (
+    FOLDER_PROPERTIES,
+    MESSAGE_PROPERTIES,
+    USER_PROPERTIES,
+    show_folder,
+    show_message,
+    show_user,
+)
+from relay.graph.values import json_object
+from relay.graph.visit import Visit
+from relay.http.gateway import json_response
+from relay.mailbox.types import MessageChange, StoredMessage
+
+
+async def get_user(visit: Visit) -> Response:
+    """GET the account itself."""
+    options = visit.options({"select"}, USER_PROPERTIES)
+    user = show_user(visit.account, options.select)
+    return json_response({**visit.context("users/$entity"), **user})
+
+
+async def create_message(visit: Visit) -> Response:
+    """POST a draft, as JSON or MIME."""
+    visit.options()
+    mime = visit.is_mime()
+    body = await visit.call.body()
+    store = visit.door.store
+    folder_id = visit.folder_id or "drafts"
+    if mime:
+        content = parse_mime(body, visit.account).content
+        created = await store.create_draft(visit.mailbox, content, folder_id=folder_id)
+    else:
+        parsed = parse_message(json_object(body), visit.account)
+        created = await store.create_draft(visit.mailbox, parsed.properties, folder_id=folder_id)
+        if parsed.flagged or parsed.is_read is False:
+            change = MessageChange(is_read=parsed.is_read, flagged=parsed.flagged)
+            created = await store.update(visit.mailbox, created.id, change)
+    location = f"{visit.root_url()}/users/{quote(visit.mailbox)}/messages/{created.id}"
+    return _message(visit, created, status=201, headers={"location": location})
+
+
+async def get_message(visit: Visit) -> Response:
+    """GET one message."""
+    options = visit.options({"select"}, MESSAGE_PROPERTIES)
+    found = await _found(visit)
+    shown = show_message(found, options.select)
+    return json_response({**visit.context(_context_of(visit) + "/$entity"), **shown})
+
+
+async def list_messages(visit: Visit) -> Response:
+    """GET a page of messages, newest first."""
+    options = visit.options({"select", "top", "skip"}, MESSAGE_PROPERTIES)
+    page = await visit.door.store.list_messages(
+        visit.mailbox, folder_id=visit.folder_id, skip=options.skip, top=options.top
+    )
+    shown = [show_message(one, options.select) for one in page.messages]
+    answer = {**visit.context(_context_of(visit)), "value": shown}
+    if options.skip + len(shown) < page.total and shown:
+        path = "/".join(quote(segment, safe="@") for segment in visit.call.segments[1:])
+        answer["@odata.nextLink"] = options.next_link(f"{visit.root_url()}/{path}")
+    return json_response(answer)
+
+
+async def change_message(visit: Visit) -> Response:
+    """PATCH: what the JSON gives replaces what is there."""
+    visit.options()
+    parsed = parse_message(json_object(await visit.call.body()), visit.account, patch=True)
+    async with visit.door.changing.setdefault(visit.mailbox, asyncio.Lock()):
+        before = await _found(visit)
+        change = _change(before, parsed)
+        changed = before
+        if change != MessageChange():
+            changed = await visit.door.store.update(visit.mailbox, before.id, change)
+    return _message(visit, changed, status=200)
+
+
+async def delete_message(visit: Visit) -> Response:
+    """DELETE: to Deleted Items, and from there for good."""
+    visit.options()
+    if visit.folder_id:
+        await _found(visit)
+    await visit.door.store.delete(visit.mailbox, visit.message_id)
+    return Response(status_code=204)
+
+
+async def get_mime(visit: Visit) -> Response:
+    """GET $value: the message as MIME."""
+    visit.options()
+    if visit.folder_id:
+        await _found(visit)
+    content = await visit.door.store.mime(visit.mailbox, visit.message_id)
+    return Response(content, headers={"content-type": "text/plain"})
+
+
+async def list_folders(visit: Visit) -> Response:
+    """GET a page of mail folders."""
+    options = visit.options({"select", "top", "skip"}, FOLDER_PROPERTIES)
+    folders = await visit.door.store.list_folders(visit.mailbox)
+    page = folders[options.skip : options.skip + options.top]
+    answer = {
+        **visit.context(f"users('{quote(visit.mailbox)}')/mailFolders"),
+        "value": [show_folder(one, options.select) for one in page],
+    }
+    if page and options.skip + len(page) < len(folders):
+        path = "/".join(quote(segment, safe="@") for segment in visit.call.segments[1:])
+        answer["@odata.nextLink"] = options.next_link(f"{visit.root_url()}/{path}")
+    return json_response(answer)
+
+
+async def get_folder(visit: Visit) -> Response:
+    """GET one mail folder."""
+    options = visit.options({"select"}, FOLDER_PROPERTIES)
+    folder = await visit.door.store.get_folder(visit.mailbox, visit.folder_id)
+    context = visit.context(f"users('{quote(visit.mailbox)}')/mailFolders/$entity")
+    return json_response({**context, **show_folder(folder, options.select)})
+
+
+async def _found(visit: Visit) -> StoredMessage:
+    return await visit.door.store.get(visit.mailbox, visit.message_id, folder_id=visit.folder_id)
+
+
+def _change(before: StoredMessage, parsed: ParsedMessage) -> MessageChange:
+    properties = None
+    if parsed.fields:
+        properties = replace(before.properties, **parsed.fields)
+        check_recipients_count(properties)
+    return MessageChange(properties=properties, is_read=parsed.is_read, flagged=parsed.flagged)
+
+
+def _message(
+    visit: Visit, message: StoredMessage, *, status: int, headers: dict[str, str] | None = None
+) -> Response:
+    context = visit.context(_context_of(visit) + "/$entity")
+    return json_response({**context, **show_message(message)}, status=status, headers=headers)
+
+
+def _context_of(visit: Visit) -> str:
+    owner = f"users('{quote(visit.mailbox)}')"
+    if visit.folder_id:
+        return f"{owner}/mailFolders('{quote(visit.folder_id)}')/messages"
+    return f"{owner}/messages"

@@ -1,0 +1,93 @@
+"""A message given as MIME: base64 text in the body of sendMail or of a new draft.
+
+On the path: the handlers hand the body in when its type is text/plain.
+Holds: the bytes are not changed; Bcc counts as a recipient; nobody sends from another's address.
+Fails: ApiError 400 for what is no base64, no MIME or has no recipients; 403 ErrorSendAsDenied.
+Standards: Graph's sendMail in MIME format; RFC 5322 3.6.2, 3.6.3.
+"""
+
+import binascii
+import re
+from dataclasses import dataclass
+
+from relay.accounts import Account
+from relay.graph.attachments import decode_base64
+from relay.graph.parse import check_has_recipients, check_own, check_recipients_count
+from relay.http.errors import ApiError, shown
+from relay.message.address import AddressError, parse_mailbox
+from relay.message.mimeread import check_mime, read_header, read_people
+from relay.message.properties import MessageProperties
+
+_HEADER_END = re.compile(rb"\r?\n\r?\n|\r\r")
+_HEADER_BYTES_MAX = 256 * 1024
+_MESSAGE_ID = re.compile(r"<[!-;=?-~]+>")
+
+
+@dataclass(frozen=True, slots=True)
+class MimeMessage:
+    """MIME content, who gets it, and its Message-ID ("" where it has none that can be shown)."""
+
+    content: bytes
+    recipients: MessageProperties
+    internet_message_id: str
+
+
+def parse_mime(body: bytes, account: Account) -> MimeMessage:
+    """Decode and check a MIME body, which may have no recipients yet.
+
+    Raises ApiError.
+    """
+    try:
+        content = decode_base64(body)
+    except binascii.Error as error:
+        message = f"Invalid base64 string for MIME content. {error}."
+        raise ApiError(400, "ErrorMimeContentInvalidBase64String", message) from None
+    if reason := check_mime(content):
+        raise ApiError(400, "ErrorMimeContentInvalid", f"Invalid MIME content: {reason}.")
+    found = _HEADER_END.search(content, 0, _HEADER_BYTES_MAX)
+    header = read_header(content[: found.start() if found else _HEADER_BYTES_MAX])
+    for name in ("From", "Sender"):
+        people = read_people(header, name)
+        if header.get(name) is not None and not people:
+            message = f"Invalid MIME content: {name} has no address."
+            raise ApiError(400, "ErrorMimeContentInvalid", message)
+        for person in people:
+            check_own(person, account, path=name)
+    recipients = MessageProperties(
+        to=read_people(header, "To"),
+        cc=read_people(header, "Cc"),
+        bcc=read_people(header, "Bcc"),
+    )
+    check_recipients_count(recipients)
+    _check_addresses(recipients)
+    message_id = str(header.get("Message-ID", "")).strip()
+    return MimeMessage(
+        content=content,
+        recipients=recipients,
+        internet_message_id=message_id if _MESSAGE_ID.fullmatch(message_id) else "",
+    )
+
+
+def parse_mime_to_send(body: bytes, account: Account) -> MimeMessage:
+    """Decode and check a MIME body that is sent at once.
+
+    Raises ApiError.
+    """
+    message = parse_mime(body, account)
+    check_has_recipients(message.recipients)
+    return message
+
+
+def _check_addresses(recipients: MessageProperties) -> None:
+    fields = (("To", recipients.to), ("Cc", recipients.cc), ("Bcc", recipients.bcc))
+    for name, people in fields:
+        for person in people:
+            try:
+                parse_mailbox(person.address, smtputf8=True)
+            except AddressError as error:
+                raise ApiError(
+                    400,
+                    "ErrorInvalidRecipients",
+                    f"At least one recipient is not valid., {name}: {shown(person.address)} is no "
+                    f"mail address: {error}.",
+                ) from None

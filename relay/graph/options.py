@@ -1,0 +1,92 @@
+"""OData's query options: $select, $top and $skip, and a refusal of all others.
+
+On the path: every handler asks, also those that take none.
+Holds: an option that would change the answer is never silently ignored.
+Fails: ApiError 400 that names the option.
+Standards: OData 4.01 URL conventions 5.1; Graph's paging (absolute @odata.nextLink).
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from urllib.parse import quote, urlencode
+
+from relay.http.errors import ApiError, shown
+
+TOP_DEFAULT = 10
+TOP_MAX = 1000
+_SKIP_MAX = 2**31 - 1
+# Graph takes these without the dollar sign as well.
+_SYSTEM = frozenset(
+    (
+        *("select", "top", "skip", "filter", "orderby", "search", "count", "expand", "format"),
+        *("skiptoken", "deltatoken", "apply", "compute"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a request asks for; `select` is empty for everything."""
+
+    select: tuple[str, ...] = ()
+    top: int = TOP_DEFAULT
+    skip: int = 0
+
+    def next_link(self, url: str) -> str:
+        """Return the absolute URL of the page behind this one; `url` has no query."""
+        query = {"$select": ",".join(self.select)} if self.select else {}
+        query |= {"$top": str(self.top), "$skip": str(self.skip + self.top)}
+        return f"{url}?{urlencode(query, safe='$,', quote_via=quote)}"
+
+
+def parse_options(
+    query: Collection[tuple[str, str]],
+    *,
+    allowed: Collection[str] = (),
+    known: Collection[str] = (),
+) -> Options:
+    """Read the options of a query; `known` are the properties that $select may name.
+
+    Raises ApiError 400.
+    """
+    given: dict[str, str] = {}
+    for name, value in query:
+        option = name.removeprefix("$").lower()
+        if option not in _SYSTEM:
+            if name.startswith("$"):
+                raise _bad(f"The query option {shown(name)} is not supported.")
+            continue
+        if option not in allowed:
+            raise _bad(f"The query option '${option}' is not supported here.")
+        if option in given:
+            raise _bad(f"The query option '${option}' is given twice.")
+        given[option] = value
+    return Options(
+        select=_select(given.get("select", ""), known),
+        top=_number(given, "top", default=TOP_DEFAULT, limits=(1, TOP_MAX)),
+        skip=_number(given, "skip", default=0, limits=(0, _SKIP_MAX)),
+    )
+
+
+def _select(value: str, known: Collection[str]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+    for name in names:
+        if name not in known:
+            raise _bad(f"$select: could not find a property named {shown(name)}.")
+    return names
+
+
+def _number(given: dict[str, str], name: str, *, default: int, limits: tuple[int, int]) -> int:
+    text = given.get(name)
+    if text is None:
+        return default
+    low, high = limits
+    if text.isascii() and text.isdecimal() and len(text) <= len(str(high)):
+        number = int(text)
+        if low <= number <= high:
+            return number
+    raise _bad(f"${name}: found {shown(text)}, expected a number from {low} to {high}.")
+
+
+def _bad(message: str) -> ApiError:
+    return ApiError(400, "BadRequest", message)

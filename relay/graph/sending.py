@@ -1,0 +1,63 @@
+"""sendMail, and send of a draft: the answers that promise a message will go out.
+
+On the path: steps 1 and 2: the store has draft and note on disk before anything is answered.
+Holds: 202 comes after the store's promise, with an empty body, as Graph's clients expect.
+Fails: ApiError before anything is written; the store's refusals.
+Standards: Graph's user: sendMail, message: send; RFC 5322 3.6.4.
+"""
+
+from dataclasses import replace
+
+from starlette.background import BackgroundTask
+from starlette.responses import Response
+
+from relay.graph.mime import parse_mime_to_send
+from relay.graph.parse import check_has_recipients, check_own, parse_send_mail
+from relay.graph.values import json_object
+from relay.graph.visit import Visit
+from relay.journal.crash import CrashPoint
+from relay.mailbox.types import NotADraftError, Note, SendOptions
+
+
+async def send_mail(visit: Visit) -> Response:
+    """POST sendMail: a draft and its note in one go."""
+    visit.options()
+    mime = visit.is_mime()
+    body = await visit.call.body()
+    if mime:
+        given = parse_mime_to_send(body, visit.account)
+        note = await visit.door.store.submit_new(visit.mailbox, given.content, SendOptions())
+        return _accepted(visit, note, given.internet_message_id)
+    asked = parse_send_mail(json_object(body), visit.account)
+    properties = asked.message.properties
+    check_has_recipients(properties)
+    if not properties.internet_message_id:  # made here, so that the 202 can tell it
+        message_id = f"<{visit.door.ids.new()}@{visit.door.hostname}>"
+        properties = replace(properties, internet_message_id=message_id)
+    options = SendOptions(save_to_sent_items=asked.save_to_sent_items)
+    note = await visit.door.store.submit_new(visit.mailbox, properties, options)
+    return _accepted(visit, note, properties.internet_message_id)
+
+
+async def send_draft(visit: Visit) -> Response:
+    """POST {message}/send: a note for a draft that is there. A body has nothing to say."""
+    visit.options()
+    store = visit.door.store
+    draft = await store.get(visit.mailbox, visit.message_id, folder_id=visit.folder_id)
+    if not draft.is_draft:
+        raise NotADraftError("The message is not a draft and cannot be sent.")
+    check_has_recipients(draft.properties)
+    check_own(draft.properties.from_, visit.account, path="from")
+    check_own(draft.properties.sender, visit.account, path="sender")
+    note = await store.submit_draft(visit.mailbox, draft.id, SendOptions())
+    return _accepted(visit, note, draft.properties.internet_message_id)
+
+
+def _accepted(visit: Visit, note: Note, internet_message_id: str) -> Response:
+    async def answered() -> None:
+        visit.door.crash.reached(CrashPoint.REQUEST_ANSWERED)
+
+    headers = {"x-relay-message-id": note.draft_id, "x-relay-submission-id": note.submission_id}
+    if internet_message_id.isascii() and internet_message_id.isprintable():
+        headers["x-relay-internet-message-id"] = internet_message_id
+    return Response(status_code=202, headers=headers, background=BackgroundTask(answered))

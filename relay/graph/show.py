@@ -1,0 +1,156 @@
+"""Messages, folders and people as Graph's JSON.
+
+On the path: the handlers show what the store has; a table says how each property is made.
+Holds: enumerations in lower camel case, dates in UTC with Z, as strict clients need them.
+Fails: never.
+Standards: Graph's message, mailFolder and user resource types.
+"""
+
+import html
+from collections.abc import Callable, Collection, Mapping
+from hashlib import blake2b
+from typing import Any
+
+from relay.accounts import Account
+from relay.clock import rfc3339
+from relay.mailbox.types import Folder, StoredMessage
+from relay.message.properties import Person
+
+ROOT_FOLDER_ID = "msgfolderroot"
+_PREVIEW_CHARACTERS = 255
+_PREVIEW_SOURCE_CHARACTERS = 16_000
+_UNSEEN_ELEMENTS = ("head", "script", "style", "title")
+
+
+def show_message(message: StoredMessage, select: Collection[str] = ()) -> dict[str, Any]:
+    """Return a message's JSON; with `select` only those properties (and what always goes along)."""
+    wanted = (*_ALWAYS, *select) if select else _BY_DEFAULT
+    shown = {name: MESSAGE_PROPERTIES[name](message) for name in wanted}
+    return {name: value for name, value in shown.items() if value is not None}
+
+
+def show_folder(folder: Folder, select: Collection[str] = ()) -> dict[str, Any]:
+    """Return a mail folder's JSON."""
+    wanted = ("id", *select) if select else tuple(FOLDER_PROPERTIES)
+    return {name: FOLDER_PROPERTIES[name](folder) for name in wanted}
+
+
+def show_user(account: Account, select: Collection[str] = ()) -> dict[str, Any]:
+    """Return a user's JSON: the address is the id as well."""
+    shown = {
+        "id": account.address,
+        "displayName": account.address.rpartition("@")[0],
+        "mail": account.address,
+        "userPrincipalName": account.address,
+    }
+    return {name: value for name, value in shown.items() if not select or name in ("id", *select)}
+
+
+USER_PROPERTIES = frozenset({"id", "displayName", "mail", "userPrincipalName"})
+
+
+def graph_date(time_us: int) -> str:
+    """Return a DateTimeOffset to the second."""
+    return rfc3339(time_us)[:19] + "Z"
+
+
+def preview(text: str, body_type: str) -> str:
+    """Return the beginning of a body as one line of plain text."""
+    source = text[:_PREVIEW_SOURCE_CHARACTERS]
+    if body_type == "html":
+        source = html.unescape(_without_tags(source))
+    return " ".join(source.split())[:_PREVIEW_CHARACTERS]
+
+
+def _without_tags(source: str) -> str:
+    """Return what stands between tags, in one pass whatever the text is like."""
+    pieces: list[str] = []
+    position = 0
+    unseen = ""
+    while (start := source.find("<", position)) >= 0 and (end := source.find(">", start)) >= 0:
+        if not unseen:
+            pieces.append(source[position:start])
+        tag = source[start + 1 : end].split(maxsplit=1)
+        name = tag[0].lower() if tag else ""
+        if not unseen and name in _UNSEEN_ELEMENTS:
+            unseen = name
+        elif name == f"/{unseen}":
+            unseen = ""
+        position = end + 1
+    if not unseen:
+        pieces.append(source[position:])
+    return " ".join(pieces)
+
+
+def _conversation_id(message: StoredMessage) -> str:
+    """Derive the id from the thread's first message: the root of References, else itself."""
+    fields = {name.lower(): value for name, value in message.properties.internet_message_headers}
+    thread = fields.get("references") or fields.get("in-reply-to") or ""
+    root = thread.split()[0] if thread.split() else message.properties.internet_message_id
+    return blake2b((root or message.id).encode(), digest_size=16).hexdigest()
+
+
+def _person(person: Person) -> dict[str, Any]:
+    return {"emailAddress": {"name": person.name or person.address, "address": person.address}}
+
+
+def _people(people: tuple[Person, ...]) -> list[dict[str, Any]]:
+    return [_person(person) for person in people]
+
+
+def _originator(person: Person | None) -> dict[str, Any] | None:
+    return None if person is None else _person(person)
+
+
+def _date(field: str) -> Callable[[StoredMessage], str]:
+    return lambda message: graph_date(getattr(message, field))
+
+
+MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
+    "@odata.etag": lambda message: f'W/"{message.change_key}"',
+    "id": lambda message: message.id,
+    "createdDateTime": _date("created_us"),
+    "lastModifiedDateTime": _date("modified_us"),
+    "changeKey": lambda message: message.change_key,
+    "categories": lambda message: list(message.properties.categories),
+    "receivedDateTime": _date("received_us"),
+    "sentDateTime": _date("sent_us"),
+    "hasAttachments": lambda message: any(not one.inline for one in message.attachments),
+    "internetMessageId": lambda message: message.properties.internet_message_id,
+    "subject": lambda message: message.properties.subject,
+    "bodyPreview": lambda message: preview(message.properties.body, message.properties.body_type),
+    "importance": lambda message: message.properties.importance,
+    "parentFolderId": lambda message: message.folder.id,
+    "conversationId": _conversation_id,
+    "isDeliveryReceiptRequested": lambda _: False,
+    "isReadReceiptRequested": lambda _: False,
+    "isRead": lambda message: message.is_read,
+    "isDraft": lambda message: message.is_draft,
+    "body": lambda message: {
+        "contentType": message.properties.body_type,
+        "content": message.properties.body,
+    },
+    "sender": lambda message: _originator(message.properties.sender or message.properties.from_),
+    "from": lambda message: _originator(message.properties.from_),
+    "toRecipients": lambda message: _people(message.properties.to),
+    "ccRecipients": lambda message: _people(message.properties.cc),
+    "bccRecipients": lambda message: _people(message.properties.bcc),
+    "replyTo": lambda message: _people(message.properties.reply_to),
+    "flag": lambda message: {"flagStatus": "flagged" if message.flagged else "notFlagged"},
+    "internetMessageHeaders": lambda message: [
+        {"name": name, "value": value}
+        for name, value in message.properties.internet_message_headers
+    ],
+}
+_ALWAYS = ("@odata.etag", "id")
+_BY_DEFAULT = tuple(name for name in MESSAGE_PROPERTIES if name != "internetMessageHeaders")
+
+FOLDER_PROPERTIES: Mapping[str, Callable[[Folder], Any]] = {
+    "id": lambda folder: folder.id,
+    "displayName": lambda folder: folder.display_name,
+    "parentFolderId": lambda _: ROOT_FOLDER_ID,
+    "childFolderCount": lambda _: 0,
+    "unreadItemCount": lambda folder: folder.unread,
+    "totalItemCount": lambda folder: folder.total,
+    "isHidden": lambda _: False,
+}

@@ -1,0 +1,127 @@
+"""What a handler has in hand: the front door's means, the request, its account, the path's names.
+
+On the path: app makes a Visit per request; the handlers in messages and sending take it.
+Holds: the account is the token's own, and the mailbox in the path is that account's.
+Fails: ApiError for a body of another type; the store's refusals become Graph's errors here.
+Standards: RFC 9110 8.3.
+"""
+
+import asyncio
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakValueDictionary
+
+from relay.accounts import Account
+from relay.clock import Ids
+from relay.graph.options import Options, parse_options
+from relay.http.call import Call
+from relay.http.errors import ApiError, shown, try_later
+from relay.journal.crash import CrashPoints
+from relay.mailbox.api import MailStore
+from relay.mailbox.types import (
+    BeingSentError,
+    MailboxFullError,
+    NoSuchItemError,
+    NotADraftError,
+    StoreError,
+    StoreUnavailableError,
+)
+
+_ID = re.compile(r"[A-Za-z0-9._=+-]{1,512}")
+_STORE_RETRY_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """The front door's means; `changing` has a lock for each mailbox where a PATCH is in work."""
+
+    store: MailStore
+    ids: Ids
+    hostname: str
+    public_url: str
+    crash: CrashPoints
+    changing: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One request to one mailbox; `names` are the parts of the path that the route left open."""
+
+    door: Door
+    call: Call
+    account: Account
+    names: Mapping[str, str]
+
+    @property
+    def mailbox(self) -> str:
+        """The store's name for the mailbox."""
+        return self.account.address
+
+    @property
+    def message_id(self) -> str:
+        """The message that the path names. Raises ApiError 400 for what cannot be an id."""
+        identifier = self.names["message"]
+        if not _ID.fullmatch(identifier):
+            message = f"Id is malformed: {shown(identifier)}."
+            raise ApiError(400, "ErrorInvalidIdMalformed", message)
+        return identifier
+
+    @property
+    def folder_id(self) -> str:
+        """The folder that the path names, "" if it names none."""
+        return self.names.get("folder", "")
+
+    def options(self, allowed: Collection[str] = (), known: Collection[str] = ()) -> Options:
+        """Read the query options; what is not allowed is refused."""
+        return parse_options(self.call.query, allowed=allowed, known=known)
+
+    def root_url(self) -> str:
+        """Where the API of this version is, as the client sees it."""
+        base = self.call.base_url(self.door.public_url, self.door.hostname)
+        return f"{base}/{self.call.segments[0].lower()}"
+
+    def context(self, what: str) -> dict[str, Any]:
+        """Return the JSON's @odata.context."""
+        return {"@odata.context": f"{self.root_url()}/$metadata#{what}"}
+
+    def is_mime(self) -> bool:
+        """Whether the body is MIME in base64, by its type; JSON when it says nothing.
+
+        Raises ApiError 415 for another type.
+        """
+        kind = self.call.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind in ("", "application/json"):
+            return False
+        if kind == "text/plain":
+            return True
+        raise ApiError(
+            415,
+            "UnsupportedMediaType",
+            f"Content-Type: found {shown(kind)}, expected application/json, or text/plain for MIME "
+            "in base64.",
+        )
+
+
+def refusal(error: StoreError) -> ApiError:
+    """Return what Graph would say for what the store refused; its text is fit for the user."""
+    text = str(error)
+    match error:
+        case NoSuchItemError():
+            message = text or "The specified object was not found in the store."
+            return ApiError(404, "ErrorItemNotFound", message)
+        case BeingSentError():
+            message = text or "The draft is being sent and cannot be changed until that is done."
+            return ApiError(409, "ErrorIrresolvableConflict", message)
+        case NotADraftError():
+            message = text or "The message is not a draft."
+            return ApiError(400, "ErrorInvalidRequest", message)
+        case MailboxFullError():
+            # 507, not 403: the request is in order and works again when there is room
+            return ApiError(507, "ErrorQuotaExceeded", text or "The mailbox is full.")
+        case StoreUnavailableError():
+            message = text or "The store cannot be written now."
+            return try_later("ResourceUnhealthy", message, after_s=_STORE_RETRY_S)
+        case _:
+            return ApiError(500, "InternalServerError", "The store refused; see the log.")
