@@ -1,9 +1,20 @@
 """Accounts: who may what.
 
-On the path: http asks for a bearer token's account, ingress for a password's, routing for an address's mailbox.
+On the path: http asks for a bearer token's account, ingress for a password's, routing for an
+address's mailbox.
 Touches: accounts.toml, once. Promises: comparison in constant time, passwords off the event loop.
 """
 
-from relay.accounts.account import Account, AccountDirectory, Role
+from relay.accounts.account import DEAD_LETTER, Account, AccountDirectory, Role
+from relay.accounts.development import DevelopmentAccounts
+from relay.accounts.directory import FileAccounts, load_accounts
 
-__all__ = ["Account", "AccountDirectory", "Role"]
+__all__ = [
+    "DEAD_LETTER",
+    "Account",
+    "AccountDirectory",
+    "DevelopmentAccounts",
+    "FileAccounts",
+    "Role",
+    "load_accounts",
+]

@@ -1,7 +1,7 @@
 """One account, and the Protocol by which rooms look accounts up.
 
 On the path: see the room.
-Holds: addresses are lower case in their domain and in their local part (mailbox names are matched without regard to case).
+Holds: addresses are lower case, local parts too: mailboxes are matched without regard to case.
 Fails: never; look-ups return None.
 Standards: RFC 5321 2.3.11.
 """
@@ -23,7 +23,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """`quota` is in bytes, None for no limit; `aliases` are further addresses of the same mailbox."""
+    """`quota` is in bytes, None for no limit; `aliases` are more addresses of the same mailbox."""
 
     address: str
     aliases: tuple[str, ...] = ()
@@ -43,7 +43,10 @@ class AccountDirectory(Protocol):
         ...
 
     def by_address(self, address: str) -> Account | None:
-        """The account that gets mail for `address`: itself, an alias, or `local+tag`; case-insensitive. Never makes one."""
+        """The account that gets mail for `address`: itself, an alias, or `local+tag`.
+
+        Case-insensitive; never makes an account.
+        """
         ...
 
     async def by_password(self, user: str, password: str) -> Account | None:

@@ -1,0 +1,193 @@
+"""The accounts of accounts.toml.
+
+On the path: app loads them once; http, ingress and routing look accounts up.
+Holds: every address, alias and token belongs to one account; the file is nobody else's to read.
+Fails: load_accounts raises SettingsError with every fault of the file at once; look-ups never.
+Standards: RFC 5321 2.3.11, RFC 5233 (subaddresses).
+"""
+
+import hmac
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from relay.accounts.account import Account, Role
+from relay.accounts.passwords import PasswordChecker
+from relay.accounts.secrets import Password, digest_of, is_plain, parse_password, parse_token
+from relay.clock import Clock
+from relay.settings.document import Document, read_document
+from relay.settings.faults import Fault, KeyPath, SettingsError, dotted, shown, unknown_key
+from relay.settings.reader import Reader
+from relay.settings.tree import Bytes, Mailbox, Secret
+
+_NOBODY = Password(
+    # the time of a check that fails, for users who do not exist
+    hashed="$argon2id$v=19$m=65536,t=3,p=4$cmVsYXlyZWxheXJlbGF5cg$"
+    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+)
+_TOKEN_LENGTH_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One [[account]] as it stands in the file."""
+
+    address: Mailbox
+    password: Annotated[str, Secret] = ""
+    token: Annotated[str, Secret] = ""
+    aliases: tuple[Mailbox, ...] = ()
+    quota: Bytes | None = None
+    role: Literal["user", "read", "operate"] = "user"
+
+
+class FileAccounts:
+    """The accounts of one file (an AccountDirectory)."""
+
+    def __init__(self, clock: Clock, *, chance: Callable[[int], bytes] = os.urandom) -> None:
+        self._accounts: list[Account] = []
+        self._by_address: dict[str, Account] = {}
+        self._by_token: dict[bytes, tuple[bytes, Account]] = {}
+        self._passwords: dict[str, Password] = {}
+        self._warnings: list[str] = []
+        self._checker = PasswordChecker(clock, chance=chance)
+
+    @property
+    def accounts(self) -> Sequence[Account]:
+        """All accounts, in the order of the file."""
+        return tuple(self._accounts)
+
+    def by_token(self, token: str) -> Account | None:
+        """The account of a bearer token: found by its digest, then compared in full."""
+        if not token or len(token) > _TOKEN_LENGTH_MAX:
+            return None
+        digest = digest_of(token)
+        stored, account = self._by_token.get(digest, (b"", None))
+        return account if hmac.compare_digest(stored, digest) else None
+
+    def by_address(self, address: str) -> Account | None:
+        """The account that gets mail for `address`: itself, an alias, or `local+tag`."""
+        wanted = address.lower()
+        found = self._by_address.get(wanted)
+        if found is None and "+" in wanted:
+            local_part, _, domain = wanted.rpartition("@")
+            found = self._by_address.get(f"{local_part.partition('+')[0]}@{domain}")
+        return found
+
+    async def by_password(self, user: str, password: str) -> Account | None:
+        """The account that logs in with its address, or an alias, and its password.
+
+        A user who does not exist costs as much time as one who does.
+        """
+        account = self._by_address.get(user.lower())
+        name = account.address if account else user.lower()
+        stored = self._passwords.get(name)
+        is_right = await self._checker.check(name, stored or _NOBODY, password)
+        return account if is_right and stored else None
+
+    def warnings(self) -> Sequence[str]:
+        """What `relay check` says about secrets that everybody who sees the file can read."""
+        return tuple(self._warnings)
+
+    def close(self) -> None:
+        """End the threads that check passwords."""
+        self._checker.close()
+
+    def add(self, account: Account, *, password: Password | None, token: bytes | None) -> None:
+        """Take in an account whose addresses and token nobody has; `token` is a digest."""
+        self._accounts.append(account)
+        for address in (account.address, *account.aliases):
+            self._by_address[address] = account
+        if password:
+            self._passwords[account.address] = password
+        if token:
+            self._by_token[token] = (token, account)
+
+    def warn(self, warning: str) -> None:
+        """Keep a warning for `relay check`."""
+        self._warnings.append(warning)
+
+
+def load_accounts(
+    path: Path, domains: Sequence[str], *, clock: Clock, environ: Mapping[str, str]
+) -> FileAccounts:
+    """Read accounts.toml; `domains` are the local ones, `environ` is for ${env:NAME}.
+
+    Raises SettingsError.
+    """
+    document = read_document(path)
+    reader = Reader(document, base=path.absolute().parent, environ=environ)
+    faults = [
+        document.fault((key,), unknown_key(key, ["account"]))
+        for key in document.table.keys() - {"account"}
+    ]
+    entries = reader.tables(_Entry, document.table.get("account", []), ("account",))
+    faults += [*_permission_faults(path), *reader.faults]
+    loading = _Loading(document, FileAccounts(clock), domains)
+    for place, entry in entries:
+        faults += loading.take(place, entry)
+    if faults:
+        raise SettingsError(faults)
+    return loading.accounts
+
+
+class _Loading:
+    """Turns entries into accounts, one after another, and knows what is taken."""
+
+    def __init__(self, document: Document, accounts: FileAccounts, domains: Sequence[str]) -> None:
+        self.accounts = accounts
+        self._document = document
+        self._domains = domains
+        self._taken: dict[str | bytes, KeyPath] = {}
+
+    def take(self, place: KeyPath, entry: _Entry) -> Iterator[Fault]:
+        """Add the account; yield what is wrong with it."""
+        for path, address in _addresses(place, entry):
+            if address.rpartition("@")[2] not in self._domains:
+                expected = "an address in one of mailboxes.domains"
+                yield self._document.fault(path, f"found {shown(address)}, expected {expected}")
+            yield from self._claim(path, address, shown(address))
+        password, token = None, None
+        try:
+            password = parse_password(entry.password) if entry.password else None
+        except ValueError as error:
+            path = (*place, "password")
+            yield self._document.fault(path, f"found another text, expected {error}")
+        try:
+            token = parse_token(entry.token) if entry.token else None
+        except ValueError as error:
+            path = (*place, "token")
+            yield self._document.fault(path, f"found another text, expected {error}")
+        if token:
+            yield from self._claim((*place, "token"), token, "a token")
+        self._warn_of_plain(place, entry)
+        account = Account(entry.address, entry.aliases, entry.quota, Role(entry.role))
+        self.accounts.add(account, password=password, token=token)
+
+    def _claim(self, path: KeyPath, value: str | bytes, found: str) -> Iterator[Fault]:
+        earlier = self._taken.setdefault(value, path)
+        if earlier != path:
+            where = f"{dotted(earlier)} in line {self._document.line(earlier)} has it already"
+            yield self._document.fault(path, f"found {found}, expected one of its own: {where}")
+
+    def _warn_of_plain(self, place: KeyPath, entry: _Entry) -> None:
+        for name, form in (("password", "$argon2id$..."), ("token", "sha256:HEX")):
+            path = (*place, name)
+            if is_plain(str(self._document.value(path))) and getattr(entry, name):
+                message = f"found a plain secret; {form} keeps it from readers of the file"
+                self.accounts.warn(str(self._document.fault(path, message)))
+
+
+def _addresses(place: KeyPath, entry: _Entry) -> Iterator[tuple[KeyPath, str]]:
+    yield (*place, "address"), entry.address
+    for number, alias in enumerate(entry.aliases):
+        yield (*place, "aliases", number), alias
+
+
+def _permission_faults(path: Path) -> Iterator[Fault]:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        message = f"found mode {mode:04o}, expected a file that others cannot read (chmod o-rwx)"
+        yield Fault(path, 0, "", message)

@@ -1,0 +1,200 @@
+"""accounts.toml: who is found by what, and what is told about a wrong file."""
+
+import hashlib
+from pathlib import Path
+
+import argon2
+import pytest
+
+from relay.accounts import DevelopmentAccounts, FileAccounts, Role, load_accounts
+from relay.accounts.account import AccountDirectory
+from relay.accounts.development import ACCOUNTS_MAX
+from relay.clock import ManualClock
+from relay.settings import SettingsError
+
+HASHED = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("pa55")
+TWO = f"""
+[[account]]
+address = "Alice@Example.test"
+password = "{HASHED}"
+token = "sha256:{hashlib.sha256(b"alice-token").hexdigest()}"
+aliases = ["info@example.test"]
+quota = "10 MiB"
+role = "operate"
+[[account]]
+address = "bob@example.test"
+password = "plain:bob"
+token = "plain:bob-token"
+"""
+
+
+def load(path: Path, text: str, mode: int = 0o600, **environ: str) -> FileAccounts:
+    file = path / "accounts.toml"
+    file.write_text(text)
+    file.chmod(mode)
+    return load_accounts(file, ["example.test"], clock=ManualClock(), environ=environ)
+
+
+def faults(path: Path, text: str, mode: int = 0o600, **environ: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(path, text, mode, **environ)
+    return str(caught.value)
+
+
+def test_an_account_has_what_the_file_says(tmp_path):
+    accounts: AccountDirectory = load(tmp_path, TWO)
+    alice = accounts.by_address("alice@example.test")
+    assert (alice.quota, alice.role) == (10 * 1024 * 1024, Role.OPERATE)
+    assert alice.aliases == ("info@example.test",)
+    assert accounts.by_address("bob@example.test").quota is None
+
+
+@pytest.mark.parametrize(
+    ("address", "owner"),
+    [
+        ("ALICE@EXAMPLE.TEST", "alice@example.test"),
+        ("info@example.test", "alice@example.test"),
+        ("bob+lists@example.test", "bob@example.test"),
+        ("info+a+b@example.test", "alice@example.test"),
+        ("carol@example.test", None),
+        ("alice@other.test", None),
+        ("alice", None),
+        ("", None),
+        ("+tag@example.test", None),
+    ],
+)
+def test_by_address(tmp_path, address, owner):
+    found = load(tmp_path, TWO).by_address(address)
+    assert (found and found.address) == owner
+
+
+@pytest.mark.parametrize(
+    ("token", "owner"),
+    [
+        ("alice-token", "alice@example.test"),
+        ("bob-token", "bob@example.test"),
+        ("Bob-token", None),
+        ("plain:bob-token", None),
+        (hashlib.sha256(b"alice-token").hexdigest(), None),
+        ("", None),
+        ("x" * 100_000, None),
+        ("\udcff", None),
+    ],
+)
+def test_by_token(tmp_path, token, owner):
+    found = load(tmp_path, TWO).by_token(token)
+    assert (found and found.address) == owner
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "owner"),
+    [
+        ("alice@example.test", "pa55", "alice@example.test"),
+        ("INFO@example.test", "pa55", "alice@example.test"),
+        ("bob@example.test", "bob", "bob@example.test"),
+        ("alice@example.test", "pa5", None),
+        ("alice@example.test", "", None),
+        ("alice@example.test", HASHED, None),
+        ("nobody@example.test", "AAAA", None),
+        ("bob@example.test", "\udcff", None),
+    ],
+)
+async def test_by_password(tmp_path, user, password, owner):
+    accounts = load(tmp_path, TWO)
+    found = await accounts.by_password(user, password)
+    accounts.close()
+    assert (found and found.address) == owner
+
+
+async def test_an_account_without_password_or_token_cannot_log_in(tmp_path):
+    accounts = load(tmp_path, '[[account]]\naddress = "a@example.test"\n')
+    assert accounts.by_token("") is None
+    assert await accounts.by_password("a@example.test", "") is None
+    accounts.close()
+
+
+def test_every_fault_is_told_with_its_line_and_without_secrets(tmp_path):
+    told = faults(
+        tmp_path,
+        """[[account]]
+address = "alice@example.test"
+password = "hunter2"
+token = "sha256:hunter2"
+send_as = ["x@example.test"]
+[[account]]
+address = "bob@elsewhere.test"
+aliases = ["alice@example.test"]
+quota = "lots"
+role = "admin"
+[[acount]]
+""",
+        0o644,
+    )
+    lines = told.replace(f"{tmp_path}/", "").splitlines()
+    assert [line.partition(": found")[0] for line in lines] == [
+        "accounts.toml",
+        "accounts.toml:3: account[0].password",
+        "accounts.toml:4: account[0].token",
+        "accounts.toml:5: account[0].send_as",
+        "accounts.toml:7: account[1].address",
+        "accounts.toml:8: account[1].aliases[0]",
+        "accounts.toml:9: account[1].quota",
+        "accounts.toml:10: account[1].role",
+        "accounts.toml:11: acount",
+    ]
+    assert "hunter2" not in told
+    assert 'did you mean "account"?' in told
+
+
+@pytest.mark.parametrize("second", ["plain:same", f"sha256:{hashlib.sha256(b'same').hexdigest()}"])
+def test_two_accounts_with_one_token(tmp_path, second):
+    told = faults(
+        tmp_path,
+        '[[account]]\naddress = "a@example.test"\ntoken = "plain:same"\n'
+        f'[[account]]\naddress = "b@example.test"\ntoken = "{second}"\n',
+    )
+    assert "accounts.toml:6: account[1].token: found a token, expected one of its own" in told
+
+
+def test_secrets_come_from_the_environment_and_stay_there(tmp_path):
+    text = '[[account]]\naddress = "a@example.test"\ntoken = "${env:TOKEN}"\n'
+    accounts = load(tmp_path, text, TOKEN="plain:from-outside")
+    assert accounts.by_token("from-outside").address == "a@example.test"
+    assert not accounts.warnings()
+    assert "oops" not in faults(tmp_path, text, TOKEN="oops")
+
+
+def test_plain_secrets_are_warned_of(tmp_path):
+    warnings = "\n".join(load(tmp_path, TWO).warnings())
+    assert "accounts.toml:11: account[1].password" in warnings
+    assert "accounts.toml:12: account[1].token" in warnings
+    assert "account[0]" not in warnings
+
+
+def test_a_hash_that_would_eat_the_machine_is_a_fault(tmp_path):
+    greedy = HASHED.replace("m=8,", "m=9999999,")
+    text = f'[[account]]\naddress = "a@example.test"\npassword = "{greedy}"\n'
+    assert "at most 1 GiB" in faults(tmp_path, text)
+
+
+async def test_in_development_a_login_makes_an_account_but_mail_does_not():
+    accounts: AccountDirectory = DevelopmentAccounts()
+    assert accounts.by_address("carol@example.test") is None
+    assert accounts.by_token("carol").address == "carol@example.test"
+    assert accounts.by_address("Carol+x@example.test").address == "carol@example.test"
+    assert (await accounts.by_password("dave@example.test", "dave")).address == "dave@example.test"
+    assert await accounts.by_password("erin", "wrong") is None
+    assert accounts.by_address("erin@example.test") is None
+    assert accounts.by_token("alice@EXAMPLE.test") == accounts.by_address("alice@example.test")
+
+
+@pytest.mark.parametrize("token", ["", "a b", "../x", "a@other.test", "a\r\nb", "x" * 65, ".a"])
+def test_in_development_a_token_that_is_no_name_makes_no_account(token):
+    assert DevelopmentAccounts().by_token(token) is None
+
+
+def test_in_development_the_number_of_accounts_is_bounded():
+    accounts = DevelopmentAccounts()
+    made = [accounts.by_token(f"user{number}") for number in range(ACCOUNTS_MAX + 5)]
+    assert made.count(None) == 5 + 2  # alice and bob were there
+    assert accounts.by_token("bob") is not None

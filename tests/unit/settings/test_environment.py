@@ -1,0 +1,33 @@
+"""The environment is read once; what comes with Relay is found."""
+
+from pathlib import Path
+
+import pytest
+
+from relay.settings import read_environment, shipped
+
+
+def test_the_file_is_the_one_asked_for_else_the_environment_s_else_the_system_s(monkeypatch):
+    monkeypatch.setenv("RELAY_CONFIG", "/a/relay.toml")
+    environment = read_environment()
+    assert environment.config_file(Path("b.toml")) == Path("b.toml")
+    assert environment.config_file(None) == Path("/a/relay.toml")
+    monkeypatch.delenv("RELAY_CONFIG")
+    assert environment.config_file(None) == Path("/a/relay.toml")  # read once
+    assert read_environment().config_file(None) == Path("/etc/relay/relay.toml")
+
+
+def test_what_is_set_is_there_and_what_is_not_is_empty(monkeypatch):
+    monkeypatch.setenv("RELAY_CRASH_AT", "note-ready")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    environment = read_environment()
+    assert environment.crash_at == environment.variables["RELAY_CRASH_AT"] == "note-ready"
+    assert environment.no_color
+    assert environment.notify_socket == ""
+
+
+def test_shipped_files_are_found():
+    assert (shipped("conf") / "relay.toml").is_file()
+    with pytest.raises(FileNotFoundError, match="incomplete"):
+        shipped("nonsense")

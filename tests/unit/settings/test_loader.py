@@ -1,0 +1,295 @@
+"""relay.toml becomes the tree, or every fault of it is told with its place."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from relay.settings import SettingsError, load
+from relay.settings.tree import Address, RouteAuth
+
+SMALL = 'hostname = "relay.example.test"\nstate_dir = "state"\n'
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a short name: the sockets in state_dir need one."""
+    (tmp_path / "secret").write_text("pa55\n")
+    return tmp_path
+
+
+def loaded(folder: Path, text: str, **environ: str):
+    (folder / "relay.toml").write_text(text)
+    return load(folder / "relay.toml", environ)
+
+
+def faults(folder: Path, text: str, **environ: str) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        loaded(folder, text, **environ)
+    return [str(fault).removeprefix(f"{folder}/relay.toml") for fault in caught.value.faults]
+
+
+def test_two_lines_are_enough(folder):
+    settings = loaded(folder, SMALL)
+    assert settings.hostname == "relay.example.test"
+    assert settings.state_dir == folder / "state"
+    assert settings.mailboxes.root == folder / "mail"
+    assert settings.mailboxes.accounts == folder / "accounts.toml"
+    assert settings.policy.directory == folder / "policies"
+    assert settings.http.listen == (Address("127.0.0.1", 8025),)
+    assert settings.smtp == ()
+
+
+def test_the_contract_s_example(folder):
+    settings = loaded(
+        folder,
+        SMALL
+        + """
+[http]
+listen = ["127.0.0.1:8025", "unix:state/http.sock"]
+max_body = "1 MB"
+[[smtp]]
+listen = "[::1]:2525"
+trusted_networks = ["127.0.0.0/8", "::1"]
+max_message_size = "150 MiB"
+[[smtp]]
+listen = "127.0.0.1:2587"
+role = "submission"
+[mailboxes]
+domains = ["Example.test", "xn--jrg-sna.test"]
+postmaster = "Alice@example.test"
+[pickup]
+give_up_after = "1d"
+[dns]
+nameservers = ["127.0.0.1:5300"]
+[delivery]
+tls = "none"
+retry = ["1s", "1.5m", 3600]
+[[route]]
+domain = "*.Corp.test"
+next_hop = "smtp://LOCALHOST:2626"
+auth = { user = "${env:WHO}", password_file = "secret" }
+[[route]]
+domain = "*"
+next_hop = "reject:5.7.1 No way out"
+[observe]
+metrics = "127.0.0.1:9025"
+""",
+        WHO="u",
+    )
+    assert settings.http.listen[1] == Address(path=str(folder / "state/http.sock"))
+    assert settings.http.max_body == 1_000_000
+    assert [listener.role for listener in settings.smtp] == ["relay", "submission"]
+    assert settings.smtp[0].listen == Address("::1", 2525)
+    assert settings.smtp[0].trusted_networks == ("127.0.0.0/8", "::1/128")
+    assert settings.mailboxes.domains == ("example.test", "xn--jrg-sna.test")
+    assert settings.mailboxes.postmaster == "alice@example.test"
+    assert settings.pickup.give_up_after == 86400
+    assert settings.delivery.retry == (1.0, 90.0, 3600.0)
+    assert settings.route[0].domain == "*.corp.test"
+    assert settings.route[0].next_hop == "smtp://localhost:2626"
+    assert settings.route[0].auth == RouteAuth("u", folder / "secret")
+    assert settings.route[1].next_hop == "reject:5.7.1 No way out"
+
+
+def test_all_faults_are_told_at_once(folder):
+    told = faults(
+        folder,
+        """hostnme = "x"
+state_dir = "state"
+[http]
+listen = ["127.0.0.1:80"]
+[[smtp]]
+listen = "127.0.0.1:80"
+role = "submision"
+[delivery]
+retry = ["1m",
+  "5 lightyears"]
+max_connections = 0
+""",
+    )
+    assert told == [
+        ": hostname: found nothing, expected a value: this key is required",
+        (
+            ":1: hostnme: found an unknown key, expected one of delivery, dns, hostname, http,"
+            " mailboxes, observe, pickup, policy, route, smtp, spool, state_dir"
+            ' (did you mean "hostname"?)'
+        ),
+        (
+            ':6: smtp[0].listen: found "127.0.0.1:80", expected an address at which nothing else'
+            " here listens"
+        ),
+        (
+            ':7: smtp[0].role: found "submision", expected one of relay, submission, submissions'
+            ' (did you mean "submission"?)'
+        ),
+        (
+            ':10: delivery.retry[1]: found "5 lightyears", expected a duration such as "8s", "5m",'
+            ' "4h", "2d", or a number of seconds'
+        ),
+        ":11: delivery.max_connections: found 0, expected a whole number from 1 to 10000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (
+            "[http]\nlisten = '127.0.0.1:80'",
+            '4: http.listen: found "127.0.0.1:80", expected a list',
+        ),
+        ("[smtp]\nlisten = '127.0.0.1:25'", "3: smtp: found a table, expected [[smtp]]"),
+        ("http = 5", "3: http: found 5, expected a table"),
+        (
+            "[pickup]\nmax_concurrent = true",
+            "4: pickup.max_concurrent: found true, expected a whole",
+        ),
+        ("[pickup]\nmax_concurrent = 1.0", "4: pickup.max_concurrent: found 1.0, expected a whole"),
+        ("[delivery]\nretry = []", "4: delivery.retry: found a list, expected a list of at least"),
+        ("[spool]\nkeep = 1979-05-27", "4: spool.keep: found 1979-05-27, expected a duration"),
+        ("[spool]\nkeep = nan", "4: spool.keep: found nan, expected a duration"),
+        ("[http]\nmax_body = '12'", '4: http.max_body: found "12", expected a size'),
+        ("[http]\nmax_body = 12", "4: http.max_body: found 12, expected a size of 1024 bytes"),
+        ("[mailboxes]\nroot = ''", '4: mailboxes.root: found "", expected a path'),
+        ("[mailboxes]\ncatch_all = 'a@b.test'", "expected a mailbox in one of mailboxes.domains"),
+        ("[dns]\nnameservers = ['localhost:53']", '4: dns.nameservers[0]: found "localhost:53"'),
+        ("[policy]\ndirectry = 'p'", '(did you mean "directory"?)'),
+        ("[delivery]\ndelay_warning_after = '4h'", "delay_warning_after: found an unknown key"),
+        ("[[route]]\ndomain = 'a.test'", "3: route[0].next_hop: found nothing, expected"),
+        (
+            "[[route]]\ndomain='*'\nnext_hop='mx'\n[[route]]\ndomain='a.test'\nnext_hop='mx'",
+            '7: route[1].domain: found "a.test", expected a route that mail can reach',
+        ),
+        (
+            "[[route]]\ndomain='*'\nnext_hop='mx'\nauth = {user='u', password_file='secret'}",
+            "6: route[0].auth: found a table, expected auth only beside an smtp://",
+        ),
+        (
+            "[[route]]\ndomain='*'\nnext_hop='smtp://h:1'\nauth = {user='u', password_file='nope'}",
+            '6: route[0].auth.password_file: found "nope", expected the path of a file',
+        ),
+        (
+            "[[smtp]]\nlisten = '192.0.2.1:587'\nrole = 'submission'",
+            '5: smtp[0].role: found "submission", expected tls beside it, or loopback',
+        ),
+        (
+            "[[smtp]]\nlisten = '127.0.0.1:465'\nrole = 'submissions'",
+            '5: smtp[0].role: found "submissions", expected tls beside it',
+        ),
+        (
+            "[[smtp]]\nlisten = '0.0.0.0:25'\n[[smtp]]\nlisten = '127.0.0.1:25'",
+            "6: smtp[1].listen: found",
+        ),
+        (
+            "[[smtp]]\nlisten = '127.0.0.1:25'\ntrusted_networks = ['0.0.0.0/0']",
+            '5: smtp[0].trusted_networks[0]: found "0.0.0.0/0", expected a network of your own',
+        ),
+    ],
+)
+def test_one_fault(folder, text, fault):
+    told = faults(folder, SMALL + text)
+    assert len(told) == 1
+    assert fault in told[0]
+
+
+def test_a_free_port_may_be_asked_for_twice(folder):
+    settings = loaded(folder, SMALL + '[http]\nlisten = ["127.0.0.1:0", "127.0.0.1:0"]')
+    assert len(settings.http.listen) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("hostname = \n", ":1: found no valid TOML: invalid value"),
+        ('a = 1\nb = "open', ":2: found no valid TOML: "),
+        ("a = 1\na = 2\n", ":2: found no valid TOML: cannot overwrite a value"),
+        ("a = " + "[" * 5000, ": found values nested too deeply"),
+        ("# " + "x" * (1 << 20), ": found more than 1048576 bytes"),
+    ],
+)
+def test_what_is_no_toml(folder, text, fault):
+    (told,) = faults(folder, text)
+    assert told.startswith(fault)
+
+
+def test_a_file_that_is_not_utf_8(folder):
+    (folder / "relay.toml").write_bytes(b'a = 1\nhostname = "\xff"\n')
+    with pytest.raises(SettingsError, match=r"relay\.toml:2: found the byte 0xff, expected UTF-8"):
+        load(folder / "relay.toml", {})
+
+
+def test_a_file_that_is_not_there_or_would_never_end(folder):
+    with pytest.raises(SettingsError, match="found no such file"):
+        load(folder / "nowhere.toml", {})
+    os.mkfifo(folder / "pipe.toml")
+    with pytest.raises(SettingsError, match="found no regular file"):
+        load(folder / "pipe.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ('"${env:NOPE}"', 'found "${env:NOPE}", expected the environment variable NOPE to be set'),
+        ('"${file:nope}"', "expected the file nope to be readable (no such file)"),
+        ('"${nope}"', "expected ${env:NAME} or ${file:PATH}"),
+        ('"${env:BAD}"', 'found "${env:BAD}", expected a domain such as'),
+    ],
+)
+def test_a_reference_that_leads_nowhere_tells_no_secret(folder, value, fault):
+    (told,) = faults(folder, f'state_dir = "state"\nhostname = {value}', BAD="a secret")
+    assert fault in told
+    assert "a secret" not in told
+
+
+def test_references_are_for_every_kind_of_value(folder):
+    (folder / "name").write_text("mail.example.test\r\n")
+    settings = loaded(
+        folder,
+        'hostname = "${file:name}"\nstate_dir = "${env:DIR}/x"\n'
+        '[delivery]\nport = "${env:PORT}"\nconnect_timeout = "${env:PORT}"\n'
+        'retry = ["${env:AFTER}"]\n',
+        DIR="s",
+        PORT="2525",
+        AFTER="5m",
+    )
+    assert settings.hostname == "mail.example.test"
+    assert settings.state_dir == folder / "s/x"
+    assert settings.delivery.port == 2525
+    assert settings.delivery.connect_timeout == 2525.0
+    assert settings.delivery.retry == (300.0,)
+
+
+def test_a_number_in_quotes_is_no_number(folder):
+    (told,) = faults(folder, SMALL + '[delivery]\nport = "25"\n')
+    assert 'delivery.port: found "25", expected a whole number' in told
+
+
+def test_what_is_put_in_is_not_expanded_again(folder):
+    (told,) = faults(folder, 'state_dir = "s"\nhostname = "${env:A}"', A="${env:B}", B="b.test")
+    assert "expected a domain" in told
+
+
+def make_pair(folder: Path, name: str) -> None:
+    command = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN={name} -keyout {name}.key -out {name}.crt"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True, timeout=60)
+
+
+def test_a_certificate_needs_its_own_key(folder):
+    make_pair(folder, "one")
+    make_pair(folder, "two")
+    text = SMALL + '[[smtp]]\nlisten = "192.0.2.1:465"\nrole = "submissions"\n'
+    right = 'tls = { certificate = "one.crt", key = "one.key", require = true }\n'
+    tls = loaded(folder, text + right).smtp[0].tls
+    assert (tls.certificate, tls.key, tls.require) == (folder / "one.crt", folder / "one.key", True)
+    (told,) = faults(folder, text + right.replace("one.key", "two.key"))
+    assert ':6: smtp[0].tls.certificate: found "one.crt", expected' in told
+    assert "KEY_VALUES_MISMATCH" in told
+    (told,) = faults(folder, text + right.replace("one.key", "relay.toml"))
+    assert "smtp[0].tls.certificate" in told
+
+
+def test_a_state_dir_too_long_for_its_sockets(folder):
+    (told,) = faults(folder, SMALL.replace('"state"', f'"{"d" * 120}"'))
+    assert told.startswith(":2: state_dir: found")
+    assert "at most 90 bytes" in told
