@@ -65,7 +65,9 @@ class ManualClock:
 
 
 class Ids:
-    """Time-ordered identifiers: 16 characters of [0-9a-z], 48 bits of milliseconds, 32 of chance."""
+    """Time-ordered identifiers: 16 characters of [0-9a-z], 48 bits of milliseconds,
+    32 of chance.
+    """
 
     def __init__(self, clock: Clock, chance: Callable[[int], bytes] = os.urandom) -> None:
         self._clock = clock
@@ -83,7 +85,9 @@ class Ids:
 
 
 def id_time_us(identifier: str) -> int | None:
-    """Return when `identifier` was made, in microseconds (to the millisecond), or None if it is no id of ours."""
+    """Return when `identifier` was made, in microseconds (to the millisecond),
+    or None if it is no id of ours.
+    """
     if len(identifier) < ID_LENGTH:
         return None
     number = 0

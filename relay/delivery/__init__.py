@@ -2,7 +2,8 @@
 
 On the path: behind the spool's accept(), before its settle().
 Touches: the spool's claims, sockets through smtp, Maildirs through the store.
-Promises: at most one unsettled transaction per connection; limits per site; nothing tried after a drain.
+Promises: at most one unsettled transaction per connection; limits per site; nothing tried after a
+    drain.
 """
 
 from relay.delivery.contents import Contents

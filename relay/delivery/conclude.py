@@ -31,7 +31,9 @@ _REPLY_CHARACTERS_MAX = 500
 
 @dataclass(frozen=True, slots=True)
 class Conclusion:
-    """`failed` are those a report may tell of (failed and expired); `due_us` None when nothing waits."""
+    """`failed` are those a report may tell of (failed and expired);
+    `due_us` None when nothing waits.
+    """
 
     outcomes: Mapping[int, Outcome]
     expired: Mapping[int, Outcome]

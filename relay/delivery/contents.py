@@ -1,6 +1,7 @@
 """The bytes of claims in work, within a budget.
 
-On the path: sites and the settler ask for a claim's content; it is given back when the claim is settled.
+On the path: sites and the settler ask for a claim's content; it is given back when the claim is
+    settled.
 Holds: contents read from the spool never exceed the budget, but for a single one larger than it.
 Fails: SpoolError when a content is gone or damaged.
 Standards: DESIGN 7, invariant 8.

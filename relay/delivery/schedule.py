@@ -1,7 +1,8 @@
 """When a recipient is tried next.
 
 On the path: conclude asks it after every attempt.
-Holds: never later than the message's expiry; +-10 % of jitter, so that a burst does not come back as one.
+Holds: never later than the message's expiry; +-10 % of jitter, so that a burst does not come back
+    as one.
 Fails: never; a bad clock only makes mail late.
 Standards: RFC 5321 4.5.4.1 (sending strategy).
 """

@@ -30,7 +30,9 @@ _PAUSE_S_MAX = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """`reports` are claimed already; `due_us` is when the entry is tried again, None if it is done."""
+    """`reports` are claimed already; `due_us` is when the entry is tried again,
+    None if it is done.
+    """
 
     reports: tuple[Claim, ...]
     due_us: int | None

@@ -1,6 +1,7 @@
 """A site: the hosts behind one next hop, and the connections that deliver to them.
 
-On the path: the dispatcher pushes claims; each connection takes the next one, tries it, and settles.
+On the path: the dispatcher pushes claims; each connection takes the next one, tries it, and
+    settles.
 Holds: at most `connections_max` connections; at most one unsettled transaction per connection: the
     next final dot waits until the settlement before it is durable.
 Fails: never; what goes wrong becomes an outcome of the claims it concerns.
@@ -177,7 +178,9 @@ class Site:
             await self.settler.settle(claim, _for_all(claim, failed))
 
     async def _unreachable(self, claim: Claim, outcome: Outcome) -> None:
-        """One probe per dead site: what waits shares its outcome, and so does what comes soon after."""
+        """One probe per dead site: what waits shares its outcome,
+        and so does what comes soon after.
+        """
         if isinstance(outcome, Deferred):
             self._down = outcome
             self._down_until = self.clock.monotonic() + self.options.down_s

@@ -1,6 +1,8 @@
-"""The named points at which a crash test kills the process: one per fsync, link, rename, commit and reply.
+"""The named points at which a crash test kills the process: one per fsync, link, rename, commit
+and reply.
 
-On the path: between a request and the removal of its note; each room calls reached() right behind the act it names.
+On the path: between a request and the removal of its note; each room calls reached() right behind
+    the act it names.
 Holds: without a point set, reached() does nothing.
 Fails: by SIGKILL, which is its purpose.
 Standards: none; DESIGN's invariant 10.

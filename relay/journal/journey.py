@@ -1,7 +1,8 @@
 """The journey of a message: one JSON document from two halves, the store's log and the spool.
 
 On the path: web and the command line ask; readers passed in answer.
-Holds: the JSON is CONTRACT's `GET /messages/{id}`, the same everywhere; an account sees its own only.
+Holds: the JSON is CONTRACT's `GET /messages/{id}`, the same everywhere; an account sees its own
+    only.
 Fails: never; unknown is None.
 Standards: none.
 """

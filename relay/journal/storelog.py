@@ -169,7 +169,9 @@ def _decoded(line: bytes) -> dict[str, Any] | None:
 
 
 def _lines_backwards(path: Path) -> Iterator[bytes]:
-    """Yield a file's lines from the last to the first in bounded memory; overlong lines are skipped."""
+    """Yield a file's lines from the last to the first in bounded memory;
+    overlong lines are skipped.
+    """
     try:
         file = path.open("rb")
     except FileNotFoundError:  # pruned meanwhile

@@ -48,10 +48,14 @@ class Envelope:
 
 
 def wants_failure_report(notify: frozenset[Notify]) -> bool:
-    """Whether NOTIFY asks for a report when delivery fails: absent, or with FAILURE (RFC 3461 4.1)."""
+    """Whether NOTIFY asks for a report when delivery fails: absent,
+    or with FAILURE (RFC 3461 4.1).
+    """
     return not notify or Notify.FAILURE in notify
 
 
 def domain_of(address: str) -> str:
-    """Return the part behind the last @ in lower case; "" when there is none (the null path, bare Postmaster)."""
+    """Return the part behind the last @ in lower case; "" when there is none (the null path,
+    bare Postmaster).
+    """
     return address.rpartition("@")[2].lower() if "@" in address else ""

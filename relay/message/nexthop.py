@@ -1,6 +1,7 @@
 """Where the copy for some recipients goes next: one frozen value, and its text in the spool.
 
-On the path: routing makes it per recipient, the spool keeps it per entry, delivery dispatches on it.
+On the path: routing makes it per recipient, the spool keeps it per entry, delivery dispatches on
+    it.
 Holds: str(hop) and NextHop.parse are inverse.
 Fails: ValueError for a text that is no next hop.
 Standards: RFC 5321 2.3.5, 5.1.

@@ -29,7 +29,8 @@ class Evidence:
     """What was said and by whom.
 
     `status` is the RFC 3463 code; `reply` the remote reply as "550 5.1.1 text" or our own words;
-    `host` the MTA's name ("" for this relay), `remote` whether a remote MTA said it; `tls` the protocol version or "".
+    `host` the MTA's name ("" for this relay), `remote` whether a remote MTA said it; `tls` the
+    protocol version or "".
     """
 
     status: str

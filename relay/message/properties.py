@@ -19,7 +19,8 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """Graph's fileAttachment; `content` is base64 text as the client gave it, already checked, without white space.
+    """Graph's fileAttachment; `content` is base64 text as the client gave it, already checked,
+    without white space.
 
     `size` is the number of decoded bytes.
     """
@@ -34,7 +35,8 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class MessageProperties:
-    """Graph's message, the writable part. `body_type` is "text" or "html"; `importance` low, normal or high.
+    """Graph's message, the writable part. `body_type` is "text" or "html"; `importance` low,
+    normal or high.
 
     `sender` and `from_` are None until the store fills in the mailbox's owner.
     """

@@ -21,7 +21,8 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReportedRecipient:
-    """One per-recipient block. `log_id` is the Final-Log-ID; `last_attempt_us` is 0 when none was made.
+    """One per-recipient block. `log_id` is the Final-Log-ID; `last_attempt_us` is 0 when none was
+    made.
 
     `added_by` names the policy rule that added the recipient: its sender hears nothing of it.
     """

@@ -1,7 +1,8 @@
 """What policy decided about a message: per recipient, with the contents that its rules made.
 
 On the path: policy makes it, ingress fans out by it, the spool keeps its trace.
-Holds: one RecipientVerdict for each examined recipient, in their order; contents[0] is the original.
+Holds: one RecipientVerdict for each examined recipient, in their order; contents[0] is the
+    original.
 Fails: never.
 Standards: none; the vocabulary is Exchange's mail flow rules.
 """
@@ -30,7 +31,9 @@ class Examined:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What the rules look at. `content` has CRLF line ends; `sender_local` says whose the reverse-path's domain is."""
+    """What the rules look at. `content` has CRLF line ends;
+    `sender_local` says whose the reverse-path's domain is.
+    """
 
     reverse_path: str
     sender_local: bool
@@ -50,7 +53,9 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RecipientVerdict:
-    """`status` and `text` for REJECT; `successors` for REDIRECT; `content` is an index; `rule` decided it ("" if none)."""
+    """`status` and `text` for REJECT; `successors` for REDIRECT; `content` is an index;
+    `rule` decided it ("" if none).
+    """
 
     address: str
     fate: Fate = Fate.DELIVER

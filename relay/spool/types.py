@@ -32,10 +32,12 @@ class SpoolUnavailableError(SpoolError):
 
 @dataclass(frozen=True, slots=True)
 class NewRecipient:
-    """A recipient as accepted. With a final `state` it has no entry: rejected, invalid, discarded, redirected.
+    """A recipient as accepted. With a final `state` it has no entry: rejected, invalid, discarded,
+    redirected.
 
     `successors` are the addresses that stand for a redirected one.
-    `added_by` names the rule that added it: such a one has NOTIFY=NEVER and is not in the sender's journey.
+    `added_by` names the rule that added it: such a one has NOTIFY=NEVER and is not in the sender's
+    journey.
     """
 
     address: str
@@ -59,10 +61,12 @@ class NewEntry:
 
 @dataclass(frozen=True, slots=True)
 class NewMessage:
-    """Everything one transaction makes durable: message, contents, entries, and recipients that are final already.
+    """Everything one transaction makes durable: message, contents, entries, and recipients that
+    are final already.
 
     `account` owns the message's trace: the authenticated account or the sender's; "" for strangers.
-    `submission_id` is set for pickup's submissions; `client` is "name [address]" for Received-From-MTA.
+    `submission_id` is set for pickup's submissions; `client` is "name [address]" for
+    Received-From-MTA.
     """
 
     id: str
@@ -127,9 +131,11 @@ class ClaimedRecipient:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to try one entry once: it ends with settle or release, or when another raises the epoch.
+    """The right to try one entry once: it ends with settle or release, or when another raises the
+    epoch.
 
-    `attempts` counts those before this one. `content` is there for small messages that were just accepted;
+    `attempts` counts those before this one. `content` is there for small messages that were just
+    accepted;
     else None: read it with Spool.read_content(content_id).
     """
 
@@ -149,7 +155,8 @@ class Settlement:
     """What a claim came to. Recipients without an outcome (never tried) stay as they are.
 
     `due_us` is when those deferred or untried are tried next; None where nothing is left.
-    `expired` recipients end as State.EXPIRED with their last evidence. `reports` become durable with it.
+    `expired` recipients end as State.EXPIRED with their last evidence. `reports` become durable
+    with it.
     """
 
     claim: Claim
@@ -173,7 +180,9 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Which entries a queue command means (CONTRACT, "Commands"); all given conditions must hold."""
+    """Which entries a queue command means (CONTRACT, "Commands");
+    all given conditions must hold.
+    """
 
     ids: tuple[str, ...] = ()
     sender: str = ""
@@ -195,7 +204,9 @@ class QueueCounts:
 
 
 class Spool(Protocol):
-    """The durable queue. Every coroutine returns only after the commit (and fsync) that covers it."""
+    """The durable queue. Every coroutine returns only after the commit (and fsync) that covers
+    it.
+    """
 
     async def accept(
         self,
@@ -205,7 +216,8 @@ class Spool(Protocol):
         submission_key: str = "",
         claim: bool = True,
     ) -> Accepted:
-        """Make a message and the reports already due durable; with `claim`, its entries come back claimed.
+        """Make a message and the reports already due durable; with `claim`, its entries come back
+        claimed.
 
         The same `submission_key` again changes nothing and returns the first queue id.
         Raises SpoolFullError, SpoolUnavailableError.
@@ -215,7 +227,9 @@ class Spool(Protocol):
     async def settle(
         self, settlement: Settlement, *, claim_reports: bool = True
     ) -> tuple[bool, tuple[Claim, ...]]:
-        """Record what a claim came to; (False, ()) if its epoch is over. Claims of its reports come back."""
+        """Record what a claim came to; (False, ()) if its epoch is over.
+        Claims of its reports come back.
+        """
         ...
 
     async def claim_due(self, now_us: int, limit: int) -> tuple[Claim, ...]:
@@ -249,7 +263,9 @@ class Spool(Protocol):
         ...
 
     async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
-        """Queue ids for a queue id, submission id, draft id, Message-ID or address; "last"; newest first."""
+        """Queue ids for a queue id, submission id, draft id, Message-ID or address; "last";
+        newest first.
+        """
         ...
 
     async def counts(self) -> QueueCounts:

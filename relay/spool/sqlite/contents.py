@@ -1,4 +1,5 @@
-"""Large contents as files: durable before the transaction that names them, removed after the one that drops them.
+"""Large contents as files: durable before the transaction that names them, removed after the one
+that drops them.
 
 On the path: beside the writer, for contents over INLINE_BYTES_MAX.
 Holds: a file that no row names is an orphan of a crash; sweep() removes it at start.

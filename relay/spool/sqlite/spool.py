@@ -1,6 +1,7 @@
 """The embedded spool: one SQLite file, one writer thread, readers beside it.
 
-On the path: ingress accepts into it, delivery claims from it and settles, web and the command line read.
+On the path: ingress accepts into it, delivery claims from it and settles, web and the command line
+    read.
 Holds: spool.types.Spool's promises; a coroutine returns after the fsync that covers its change.
 Fails: SpoolFullError, SpoolUnavailableError, SpoolError.
 Standards: DESIGN 4.
@@ -38,7 +39,9 @@ _RETRY_MAX = 100_000
 
 
 class SqliteSpool:
-    """A Spool. Open it only while holding the owner's lock: it releases what a dead owner had claimed."""
+    """A Spool. Open it only while holding the owner's lock:
+    it releases what a dead owner had claimed.
+    """
 
     def __init__(
         self,
@@ -62,7 +65,9 @@ class SqliteSpool:
         self._queries = _Reader(path)
 
     async def start(self) -> int:
-        """Release a dead owner's claims and sweep orphaned files; return how many claims there were."""
+        """Release a dead owner's claims and sweep orphaned files;
+        return how many claims there were.
+        """
         self._writer.start()
         self._files.prepare()
         now_us = self._clock.time_us()
@@ -213,7 +218,9 @@ class SqliteSpool:
         return await self._queries.run(queries.counts)
 
     async def prune(self, before_us: int) -> int:
-        """Remove the history of some finished messages received before `before_us`; 0 when none is left."""
+        """Remove the history of some finished messages received before `before_us`;
+        0 when none is left.
+        """
 
         def remove(cursor: apsw.Cursor) -> int:
             ids = cursor.execute(
