@@ -1,0 +1,164 @@
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from relay.clock import Ids, SystemClock
+from relay.delivery import (
+    ConnectionSlots,
+    Contents,
+    Dispatcher,
+    LocalDelivery,
+    Schedule,
+    Settler,
+    SiteOptions,
+)
+from relay.journal.crash import CrashPoints
+from relay.journal.events import Event, Step
+from relay.journal.metrics import Metrics
+from relay.mailbox.api import DeliveryResult
+from relay.message.nexthop import NextHop
+from relay.message.verdict import Source
+from relay.routing import Host, Hosts, Resolution
+from relay.smtp import Timeouts
+from relay.spool import SqliteSpool
+from relay.spool.types import Accepted, NewEntry, NewMessage, NewRecipient, Selector
+
+
+@dataclass
+class Plan:
+    messages: tuple[NewMessage, ...] = ()
+    events: tuple[Event, ...] = ()
+
+
+@dataclass
+class RecordingReporter:
+    """Says step 7 of every failure and remembers it; makes no message."""
+
+    failures_told: list[tuple[str, str]] = field(default_factory=list)
+
+    def failures(self, message, *, trusted, source, account, recipients) -> Plan:
+        self.failures_told += [(one.address, one.evidence.status) for one in recipients]
+        return Plan(events=(Event(Step.REPORT, message.arrival_us, {}),))
+
+
+@dataclass
+class Table:
+    """Resolves from a dict, has mailboxes from a set."""
+
+    hosts: dict[str, Resolution] = field(default_factory=dict)
+    mailboxes: set[str] = field(default_factory=set)
+
+    async def resolve(self, next_hop: NextHop) -> Resolution:
+        return self.hosts[next_hop.host]
+
+    def at(self, domain: str, *servers) -> None:
+        self.hosts[domain] = Hosts(
+            tuple(
+                Host(f"mx{index}.{domain}", index, (server.host,), server.port)
+                for index, server in enumerate(servers)
+            )
+        )
+
+    def mailbox_for(self, address: str) -> str | None:
+        return address if address in self.mailboxes else None
+
+    def credentials_for(self, next_hop: NextHop) -> None:
+        return None
+
+
+@dataclass
+class Store:
+    """Keeps what is delivered; idempotent by `unique`, as the real one."""
+
+    inboxes: dict[str, bytes] = field(default_factory=dict)
+
+    async def deliver(self, account, *, unique, content, over_quota=False) -> DeliveryResult:
+        if unique in self.inboxes:
+            return DeliveryResult.ALREADY_THERE
+        self.inboxes[unique] = content
+        return DeliveryResult.DELIVERED
+
+
+class House:
+    """The delivery room with a real spool, real sockets, and the rooms beside it small."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = SystemClock()
+        self.ids = Ids(self.clock)
+        self.metrics = Metrics()
+        self.table, self.store, self.reporter = Table(), Store(), RecordingReporter()
+        self.folder = folder
+        self.retry_s: tuple[float, ...] = (0.05,)
+        self.connections_max = 20
+        self.connections_in_all = 200
+        self.timeouts = Timeouts(connect_s=2, command_s=1, data_s=1, block_s=1, dot_s=1, quit_s=0.2)
+
+    async def start(self) -> None:
+        self.spool = SqliteSpool(
+            self.folder / "spool.sqlite", clock=self.clock, crash=CrashPoints(),
+            metrics=self.metrics, submission_keep_s=86400,
+        )  # fmt: skip
+        await self.spool.start()
+        contents = Contents(self.spool, budget_bytes=1 << 26)
+        settler = Settler(
+            self.spool, contents, self.reporter, schedule=Schedule(self.retry_s, lambda: 0.5),
+            clock=self.clock, metrics=self.metrics,
+        )  # fmt: skip
+        options = SiteOptions(
+            ehlo_name="relay.test", tls="none", timeouts=self.timeouts,
+            connections_max=self.connections_max, down_s=0.02, idle_s=0.3,
+        )  # fmt: skip
+        self.changed: asyncio.Queue[str] = asyncio.Queue()
+        self.dispatcher = Dispatcher(
+            self.spool, settler, contents, LocalDelivery(self.store, self.table),
+            resolver=self.table, table=self.table, options=options, clock=self.clock,
+            slots=ConnectionSlots(self.connections_in_all, self.metrics.connections),
+            on_change=self.changed.put_nowait,
+        )  # fmt: skip
+        self.running = asyncio.create_task(self.dispatcher.run())
+
+    async def stop(self, grace_s: float = 2.0) -> None:
+        await self.dispatcher.drain(grace_s)
+        self.running.cancel()
+        await asyncio.gather(self.running, return_exceptions=True)
+        await self.spool.stop()
+
+    async def send(self, *addresses: str, expire_s: float = 60.0, claim=True, **changes) -> str:
+        """Accept a message and offer it; addresses of one domain make one entry."""
+        hops: dict[str, list[NewRecipient]] = {}
+        for address in addresses:
+            domain = address.partition("@")[2]
+            hop = "local" if address in self.table.mailboxes else f"mx:{domain}"
+            hops.setdefault(hop, []).append(NewRecipient(address))
+        now_us = self.clock.time_us()
+        entries = tuple(NewEntry(NextHop.parse(hop), tuple(who)) for hop, who in hops.items())
+        values = {
+            "id": self.ids.new(), "reverse_path": "alice@example.test", "source": Source.SMTP,
+            "trusted": True, "received_us": now_us, "expires_us": now_us + int(expire_s * 1e6),
+            "contents": (b"Subject: s\r\n\r\nbody\r\n",), "entries": entries,
+        }  # fmt: skip
+        accepted: Accepted = await self.spool.accept(NewMessage(**(values | changes)), claim=claim)
+        if claim:
+            self.dispatcher.offer(accepted.claims)
+        else:
+            self.dispatcher.due_now()
+        return accepted.queue_id
+
+    async def done(self, queue_id: str) -> dict:
+        """The journey, once nothing of the message is queued any more."""
+        async with asyncio.timeout(10):
+            while await self.spool.queue_list(Selector(ids=(queue_id,)), limit=1):
+                await self.changed.get()
+        journey = await self.spool.journey(queue_id)
+        assert journey is not None
+        return journey
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    house = House(tmp_path)
+    yield house
+    await house.stop()

@@ -1,0 +1,208 @@
+"""Delivery with a real spool and real remote servers."""
+
+import asyncio
+
+import pytest
+
+from relay.message.outcome import Deferred
+from relay.routing import NoSuchDomain, NullMx, TemporaryFailure, outcome_of
+from tests.support.remote_mx import DROP, RemoteMx
+
+
+def states(journey: dict) -> dict[str, str]:
+    return {one["address"]: one["state"] for one in journey["recipients"]}
+
+
+def outcomes(journey: dict, address: str) -> list[str]:
+    (one,) = (each for each in journey["recipients"] if each["address"] == address)
+    return [attempt["outcome"] for attempt in one["attempts"]]
+
+
+async def test_each_recipient_keeps_its_own_reply(house) -> None:
+    replies = {"b@a.test": ["450 4.2.1 later", "250 2.1.5 ok"], "c@a.test": "550 5.1.1 who?"}
+    async with RemoteMx(rcpt=replies) as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        journey = await house.done(await house.send("a@a.test", "b@a.test", "c@a.test"))
+    assert states(journey) == {"a@a.test": "relayed", "b@a.test": "relayed", "c@a.test": "failed"}
+    assert outcomes(journey, "b@a.test") == ["deferred", "relayed"]
+    assert outcomes(journey, "a@a.test") == ["relayed"]
+    assert [one.addresses for one in mx.envelopes] == [["a@a.test"], ["b@a.test"]]
+    assert house.reporter.failures_told == [("c@a.test", "5.1.1")]
+    assert [step["step"] for step in journey["steps"]] == [6, 7, 6]
+
+
+async def test_a_connection_is_reused(house) -> None:
+    async with RemoteMx() as mx:
+        house.table.at("a.test", mx)
+        house.connections_max = 1
+        await house.start()
+        for queue_id in [await house.send(f"{n}@a.test") for n in range(10)]:
+            await house.done(queue_id)
+        assert len(mx.envelopes) == 10
+        assert {one.session for one in mx.envelopes} == {1}
+
+
+async def test_twenty_sessions_at_one_site_at_once_and_never_more(house) -> None:
+    gate = asyncio.Event()
+    async with RemoteMx(gates={"DOT": gate}) as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        ids = [await house.send(f"{n}@a.test") for n in range(40)]
+        async with asyncio.timeout(5):
+            while mx.most_open < 20:
+                await asyncio.sleep(0)
+        gate.set()
+        for queue_id in ids:
+            await house.done(queue_id)
+        assert mx.most_open == 20
+
+
+async def test_the_limit_of_all_connections_holds_and_idle_ones_give_way(house) -> None:
+    async with RemoteMx() as one, RemoteMx() as two:
+        house.table.at("a.test", one)
+        house.table.at("b.test", two)
+        house.connections_in_all = 1
+        await house.start()
+        for address in ("x@a.test", "y@b.test", "z@a.test"):
+            journey = await house.done(await house.send(address))
+            assert states(journey) == {address: "relayed"}
+        gauge = house.metrics.registry.get_sample_value("relay_connections", {"state": "outgoing"})
+        assert gauge == 1
+
+
+async def test_a_stalled_site_does_not_delay_another(house) -> None:
+    never = asyncio.Event()
+    async with RemoteMx(gates={"CONNECT": never}) as stalled, RemoteMx() as mx:
+        house.table.at("stalled.test", stalled)
+        house.table.at("a.test", mx)
+        await house.start()
+        stuck = await house.send("x@stalled.test")
+        await stalled.reached("CONNECT")
+        journey = await house.done(await house.send("y@a.test"))
+        assert states(journey) == {"y@a.test": "relayed"}
+        assert states(await house.spool.journey(stuck)) == {"x@stalled.test": "queued"}
+
+
+async def test_the_second_mx_is_tried_when_the_first_refuses(house) -> None:
+    async with RemoteMx(replies={"CONNECT": "421 4.3.2 busy"}) as first, RemoteMx() as second:
+        house.table.at("a.test", first, second)
+        await house.start()
+        journey = await house.done(await house.send("x@a.test"))
+    assert journey["recipients"][0]["attempts"][0]["host"] == "mx1.a.test"
+    assert len(second.envelopes) == 1
+
+
+@pytest.mark.parametrize("stage", ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA"])
+async def test_a_drop_before_the_dot_is_deferred_then_delivered_once(house, stage: str) -> None:
+    scripts = {stage: [DROP, "250 ok"]} if stage not in ("CONNECT", "DATA") else {}
+    async with RemoteMx(replies=scripts or {stage: DROP}) as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        queue_id = await house.send("x@a.test")
+        await house.changed.get()
+        mx.replies = {}
+        journey = await house.done(queue_id)
+    assert outcomes(journey, "x@a.test")[0] == "deferred"
+    assert outcomes(journey, "x@a.test")[-1] == "relayed"
+    assert len(mx.received("x@a.test")) == 1
+
+
+async def test_a_drop_after_the_dot_is_indeterminate_and_tried_again(house) -> None:
+    async with RemoteMx(replies={"DOT": [DROP, "250 2.0.0 ok"]}) as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        journey = await house.done(await house.send("x@a.test"))
+    assert outcomes(journey, "x@a.test") == ["indeterminate", "relayed"]
+    assert len(mx.envelopes) == 2
+
+
+async def test_expiry_reports_the_last_reply(house) -> None:
+    async with RemoteMx(replies={"RCPT": "450 4.2.1 never today"}) as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        journey = await house.done(await house.send("x@a.test", expire_s=0.3))
+    assert states(journey) == {"x@a.test": "expired"}
+    assert "450 4.2.1 never today" in journey["recipients"][0]["reply"]
+    assert house.reporter.failures_told == [("x@a.test", "5.4.7")]
+
+
+@pytest.mark.parametrize("resolution", [NullMx("a.test"), NoSuchDomain("a.test")])
+async def test_what_dns_says_for_good_fails(house, resolution) -> None:
+    house.table.hosts["a.test"] = resolution
+    await house.start()
+    journey = await house.done(await house.send("x@a.test"))
+    assert states(journey) == {"x@a.test": "failed"}
+    assert journey["recipients"][0]["status"] == outcome_of(resolution).evidence.status
+
+
+async def test_servfail_defers(house) -> None:
+    house.table.hosts["a.test"] = TemporaryFailure("SERVFAIL")
+    await house.start()
+    queue_id = await house.send("x@a.test")
+    await house.changed.get()
+    assert states(await house.spool.journey(queue_id)) == {"x@a.test": "deferred"}
+    assert isinstance(outcome_of(TemporaryFailure("SERVFAIL")), Deferred)
+
+
+async def test_local_and_remote_of_one_message(house) -> None:
+    house.table.mailboxes.add("bob@example.test")
+    async with RemoteMx() as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        journey = await house.done(await house.send("bob@example.test", "x@a.test"))
+    assert states(journey) == {"bob@example.test": "delivered", "x@a.test": "relayed"}
+    (content,) = house.store.inboxes.values()
+    assert content.startswith(b"Return-Path: <alice@example.test>\r\nDelivered-To: bob@example")
+
+
+async def test_what_came_as_no_claim_is_fetched_by_the_due_index(house) -> None:
+    async with RemoteMx() as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        ids = [await house.send(f"{n}@a.test", claim=False) for n in range(30)]
+        for queue_id in ids:
+            await house.done(queue_id)
+        assert len(mx.envelopes) == 30
+
+
+async def test_drain_finishes_transactions_and_gives_the_rest_back(house) -> None:
+    gate = asyncio.Event()
+    async with RemoteMx(gates={"DOT": gate}) as mx:
+        house.table.at("a.test", mx)
+        house.connections_max = 1
+        await house.start()
+        first, second = [await house.send(f"{n}@a.test") for n in range(2)]
+        await mx.reached("DOT")
+        draining = asyncio.create_task(house.dispatcher.drain(5.0))
+        await asyncio.sleep(0)
+        gate.set()
+        await draining
+        assert states(await house.spool.journey(first)) == {"0@a.test": "relayed"}
+        assert states(await house.spool.journey(second)) == {"1@a.test": "queued"}
+        (entry,) = await house.spool.claim_due(house.clock.time_us(), 10)
+        assert entry.message.id == second
+        assert len(mx.envelopes) == 1
+
+
+async def test_a_hundred_recipients_in_pieces_of_what_the_remote_takes(house) -> None:
+    full = ["250 ok"] * 30 + ["452 4.5.3 too many"] * 20 + ["250 ok"]
+    async with RemoteMx(replies={"RCPT": full}) as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        journey = await house.done(await house.send(*(f"{n}@a.test" for n in range(50))))
+    assert set(states(journey).values()) == {"relayed"}
+    assert [len(one.addresses) for one in mx.envelopes] == [30, 20]
+    assert {len(one["attempts"]) for one in journey["recipients"]} == {1}
+
+
+async def test_a_nonsense_remote_is_deferred_and_never_a_crash(house) -> None:
+    async with RemoteMx(replies={"MAIL": "what is this\r\n999 no", "DOT": "250 ok"}) as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        queue_id = await house.send("x@a.test")
+        await house.changed.get()
+        mx.replies = {}
+        journey = await house.done(queue_id)
+    assert outcomes(journey, "x@a.test")[0] == "deferred"
+    assert states(journey) == {"x@a.test": "relayed"}
