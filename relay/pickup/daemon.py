@@ -1,0 +1,127 @@
+"""The daemon: notes in fair turns to a few workers, each with a line to the relay of its own.
+
+On the path: the store's notes() feeds it (step 2); handling brings each note to its end (3, 4).
+Holds: at most `max_concurrent` notes in work; what goes wrong with one note stops no other.
+Fails: never for a note's sake; what notes() raises ends run().
+Standards: the Graph send-mail process, steps 2 to 4.
+"""
+
+import asyncio
+import random
+from pathlib import Path
+
+from relay.clock import Clock
+from relay.journal.crash import CrashPoints
+from relay.journal.logs import get_logger
+from relay.journal.metrics import Metrics
+from relay.journal.storelog import StoreLog
+from relay.mailbox.api import MailStore
+from relay.mailbox.types import Note, StoreError
+from relay.message.outcome import Evidence
+from relay.pickup.decisions import Later, delay_s
+from relay.pickup.handling import Handling, Reporter
+from relay.pickup.submission import Submitter
+from relay.pickup.turns import Turns
+
+_WINDOW_NOTES = 256
+
+_log = get_logger("pickup")
+
+
+class Pickup:
+    """Takes the store's notes and brings each to its end, a few at a time."""
+
+    def __init__(  # noqa: PLR0913 - the composition root names each of them
+        self,
+        store: MailStore,
+        *,
+        submit_path: Path,
+        hostname: str,
+        reports: Reporter,
+        log: StoreLog,
+        clock: Clock,
+        crash: CrashPoints,
+        metrics: Metrics,
+        give_up_after_s: float,
+        max_concurrent: int,
+        chance: random.Random | None = None,
+    ) -> None:
+        """`submit_path` is the relay's own pickup socket; `chance` spreads the retries."""
+        self._store = store
+        self._submit_path = submit_path
+        self._hostname = hostname
+        self._waiting = metrics.pickup_waiting
+        self._chance = chance or random.Random()  # noqa: S311 - spreads load, hides nothing
+        self._handling = Handling(
+            store=store,
+            reports=reports,
+            log=log,
+            clock=clock,
+            crash=crash,
+            hostname=hostname,
+            give_up_after_s=give_up_after_s,
+        )
+        self._max_concurrent = max_concurrent
+        self._turns = Turns(_WINDOW_NOTES)
+        self._failures: dict[str, int] = {}  # by submission id, of notes put back
+        self._workers: set[asyncio.Task[None]] = set()
+        self._idle: set[asyncio.Task[None]] = set()
+        self._draining = False
+
+    async def run(self) -> None:
+        """Work until cancelled. Notes in work go on behind it: call drain() then."""
+        for number in range(self._max_concurrent):
+            self._workers.add(asyncio.create_task(self._work(), name=f"pickup-{number}"))
+        async for note in self._store.notes():
+            if note.submission_id not in self._failures:
+                self._waiting.inc()
+            await self._turns.put(note)
+
+    async def drain(self) -> None:
+        """Let notes in work come to their end and close the connections; cancelled, drop them.
+
+        What is dropped is safe: its note is still there, and a repeat is the same message.
+        """
+        self._draining = True
+        for worker in self._idle:
+            worker.cancel()
+        try:
+            await asyncio.gather(*self._workers, return_exceptions=True)
+        finally:
+            for worker in self._workers:
+                worker.cancel()
+
+    async def _work(self) -> None:
+        worker = asyncio.current_task()
+        assert worker is not None
+        submitter = Submitter(self._submit_path, hostname=self._hostname)
+        try:
+            while not self._draining:
+                self._idle.add(worker)
+                note = await self._turns.take()
+                self._idle.discard(worker)
+                await self._bring_on(note, submitter)
+        finally:
+            self._idle.discard(worker)
+            await submitter.close()
+
+    async def _bring_on(self, note: Note, submitter: Submitter) -> None:
+        """Try a note once; whatever happens, it is done with or put back."""
+        repeated = note.submission_id in self._failures
+        try:
+            later = await self._handling.handle(note, submitter, repeated=repeated)
+        except (StoreError, OSError) as error:
+            later = Later(Evidence("4.3.0", str(error)))
+        except Exception:  # noqa: BLE001 - one note's fault must not stop the others
+            _log.exception("note fault", submission_id=note.submission_id)
+            later = Later(Evidence("4.3.0", "an internal fault"))
+        if later is None:
+            self._failures.pop(note.submission_id, None)
+            self._waiting.dec()
+            return
+        failures = self._failures.get(note.submission_id, 0) + 1
+        self._failures[note.submission_id] = failures
+        pause_s = delay_s(failures, self._chance.random())
+        reply = later.evidence.reply
+        _log.info("note put back", submission_id=note.submission_id, reply=reply, pause_s=pause_s)
+        self._store.retry_note(note, pause_s)
