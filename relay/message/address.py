@@ -152,7 +152,7 @@ def _canonical_domain(domain: str) -> str:
         domain = ".".join(idna.nameprep(label) for label in domain.split("."))
     except UnicodeError as error:
         raise AddressError(f"the domain {_shown(domain)} is no internationalised name") from error
-    to_ascii_domain(domain)  # the only check that there is such a name
+    _check_ascii_domain(to_ascii_domain(domain), shown=domain)  # preparing may make ASCII of it
     return domain
 
 

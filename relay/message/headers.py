@@ -16,6 +16,7 @@ from relay.message.encodedwords import decode_words, encode_text
 
 LINE_OCTETS_MAX = 998  # without its CRLF
 _LINE_OCTETS_WANTED = 78
+_PLAIN_WORD_MAX = 60  # a longer word is encoded where encoding is needed anyway
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _PRIVATE_PREFIX = b"x-relay-"
@@ -135,8 +136,7 @@ def field(name: str, value: str) -> bytes:
         lines = _folded(name, value.split(" "))
         if all(len(line) <= LINE_OCTETS_MAX for line in lines):
             return "\r\n".join((*lines, "")).encode("ascii")
-    words = encode_text(value, taken=len(name) + 2)
-    return "\r\n".join((*_folded(name, words), "")).encode("ascii")
+    return "\r\n".join((*_folded(name, _encoded(name, value)), "")).encode("ascii")
 
 
 def fold(name: str, value: str) -> bytes:
@@ -263,6 +263,18 @@ def _append(content: bytes, new: bytes) -> bytes:
         return prepend(content, new)
     line_end = b"" if content[:end].endswith(b"\n") else b"\r\n"
     return content[:end] + line_end + new + content[end:]
+
+
+def _encoded(name: str, value: str) -> list[str]:
+    """Return the words of `value`, those from the first that is not ASCII on as RFC 2047 words."""
+    words = value.split(" ")
+    plain = 0
+    while words[plain].isascii() and 0 < len(words[plain]) <= _PLAIN_WORD_MAX:
+        plain += 1  # it ends: a value of plain words only needs no encoding
+    taken = len(name) + len(": ") + sum(len(word) + 1 for word in words[:plain])
+    if taken > _LINE_OCTETS_WANTED // 2:
+        taken = len(" ")  # a line of its own rather than a very short word
+    return [*words[:plain], *encode_text(" ".join(words[plain:]), taken=taken)]
 
 
 def _folded(name: str, words: list[str]) -> list[str]:

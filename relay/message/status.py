@@ -75,7 +75,7 @@ _SENTENCES = {
     "7.8": "The next mail system refused this relay's credentials.",
 }
 _GENERAL = "The message could not be delivered."
-_GAVE_UP = "It was tried repeatedly, and is now given up."
+_GAVE_UP = "It was tried again and again, and has now been given up."
 
 
 class SplitReply(NamedTuple):

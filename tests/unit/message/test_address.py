@@ -1,0 +1,168 @@
+"""The grammar of RFC 5321 addresses; the table is from the isemail test set (Dominic Sayers)."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.message.address import AddressError, parse_mailbox, parse_path, to_ascii_domain
+
+# github.com/dominicsayers/isemail, test/tests.xml, the categories ISEMAIL_RFC5321 and (some)
+# ISEMAIL_VALID: what a server must take, with the canonical form that we give it.
+ACCEPTED = {
+    "test@iana.org": "test@iana.org",
+    "test@org": "test@org",
+    "test@iana.123": "test@iana.123",
+    "test@255.255.255.255": "test@255.255.255.255",
+    "a@b-c.d": "a@b-c.d",
+    "!#$%&`*+/=?^`{|}~@iana.org": "!#$%&`*+/=?^`{|}~@iana.org",
+    "Test.User@IANA.Org": "Test.User@iana.org",
+    '"test"@iana.org': "test@iana.org",
+    '""@iana.org': '""@iana.org',
+    r'"\a"@iana.org': "a@iana.org",
+    r'"\""@iana.org': r'"\""@iana.org',
+    r'"\\"@iana.org': r'"\\"@iana.org',
+    r'"test\ test"@iana.org': '"test test"@iana.org',
+    '"te@st"@iana.org': '"te@st"@iana.org',
+    '"a.b"@iana.org': "a.b@iana.org",
+    '"a..b"@iana.org': '"a..b"@iana.org',
+    "test@[255.255.255.255]": "test@[255.255.255.255]",
+    "test@[IPv6:1111:2222:3333:4444:5555:6666:7777:8888]": (
+        "test@[IPv6:1111:2222:3333:4444:5555:6666:7777:8888]"
+    ),
+    "test@[ipv6:1111:2222::8888]": "test@[IPv6:1111:2222::8888]",
+    "test@[IPv6:::3333:4444:5555:6666:7777:8888]": ("test@[IPv6:::3333:4444:5555:6666:7777:8888]"),
+    "test@[IPv6:::]": "test@[IPv6:::]",
+    "test@[IPv6:1111:2222:3333:4444:5555:6666:255.255.255.255]": (
+        "test@[IPv6:1111:2222:3333:4444:5555:6666:ffff:ffff]"
+    ),
+    "test@[IPv6:1111:2222:3333:4444::255.255.255.255]": (
+        "test@[IPv6:1111:2222:3333:4444::ffff:ffff]"
+    ),
+}
+
+# The same set, the category ISEMAIL_ERR: what a server must refuse.
+REFUSED = [
+    "", "test", "@", "test@", "@io", "@iana.org", ".test@iana.org", "test.@iana.org",
+    "test..iana.org", "te..st@iana.org", "test_exa-mple.com", r"test\@test@iana.org",
+    "test@-iana.org", "test@iana-.com", "test@.iana.org", "test@iana.org.", "test@iana..com",
+    '"""@iana.org', r'"\"@iana.org', 'test"@iana.org', '"test@iana.org', '"test"test@iana.org',
+    'test"text"@iana.org', '"test""test"@iana.org', '"test\0"@iana.org',
+    "test@a[255.255.255.255]", "((comment)test@iana.org", "test(comment)test@iana.org",
+    "test@iana.org\n", "test@iana.org-", "(test@iana.org", "test@(iana.org", "test@[1.2.3.4",
+    r'"test\"@iana.org', r"(comment\)test@iana.org", r"test@iana.org(comment\)",
+    "test@iana.org(comment\\", "test@[RFC-5322]-domain-literal]",
+    "test@[RFC-5322-[domain-literal]", r"test@[RFC-5322-domain-literal\]",
+    "test@[RFC-5322-domain-literal\\", "\x7f@iana.org", "test@\x7f.org", '"test\\©"@iana.org',
+    "test@iana.org\r", "\rtest@iana.org", '"\rtest"@iana.org', "(\r)test@iana.org",
+    "test@iana.org(\r)", "\ntest@iana.org", '"\n"@iana.org', "(\n)test@iana.org",
+    "\a@iana.org", "test@\a.org", "\r\ntest@iana.org", "\r\n \r\ntest@iana.org",
+    " \r\ntest@iana.org", " \r\n \r\ntest@iana.org", " \r\n\r\ntest@iana.org",
+    "test@iana.org\r\n", "test@iana.org\r\n \r\n", "test@iana.org \r\n \r\n",
+]  # fmt: skip
+
+# Ours: comments and white space are RFC 5322's, never SMTP's; limits of RFC 5321 4.5.3.1.
+REFUSED_BY_US = [
+    "a b@iana.org", "a@iana .org", "a@b@iana.org", "a@exa_mple.org", "<a@iana.org>",
+    "a@[IPv6:fe80::1%eth0]", "a@[256.1.1.1]", "a@[IPv6:1]", "a@[Tag:x]", "a@[]", "a@[",
+    "a" * 65 + "@x.org", "a@" + "b" * 64 + ".org", "a@" + ".".join(["b" * 60] * 5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "canonical"), ACCEPTED.items())
+def test_what_rfc5321_allows_is_accepted_in_one_form(text, canonical):
+    assert parse_mailbox(text) == canonical
+    assert parse_mailbox(canonical) == canonical
+
+
+@pytest.mark.parametrize("smtputf8", [False, True])
+@pytest.mark.parametrize("text", REFUSED + REFUSED_BY_US)
+def test_what_rfc5321_forbids_is_refused_with_a_code_and_a_clean_text(text, smtputf8):
+    with pytest.raises(AddressError) as caught:
+        parse_mailbox(text, smtputf8=smtputf8)
+    assert caught.value.status in ("5.1.3", "5.6.7")
+    told = str(caught.value)
+    assert told.isascii()
+    assert told.isprintable()
+    assert len(told) < 200
+
+
+def test_longest_address():
+    longest = "a" * 64 + "@" + ".".join(["b" * 62] * 3)
+    assert len(longest) == 253
+    assert parse_mailbox(longest) == longest
+    with pytest.raises(AddressError, match="longer than 254"):
+        parse_mailbox(f"{longest}.c")
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("üser@example.org", "üser@example.org"),
+        ("user@BÜCHER.Example", "user@bücher.example"),
+        ('"ü ser"@example.org', '"ü ser"@example.org'),
+        ("用户@例子.广告", "用户@例子.广告"),
+        ("a@\uff45xample.org", "a@example.org"),  # a full-width e
+    ],
+)
+def test_beyond_ascii_needs_smtputf8(text, canonical):
+    assert parse_mailbox(text, smtputf8=True) == canonical
+    with pytest.raises(AddressError) as caught:
+        parse_mailbox(text)
+    assert caught.value.status == "5.6.7"
+
+
+@pytest.mark.parametrize(
+    "text", ["a@x\u2028.org", "\x85@x.org", "\ud800@x.org", "a@\ud800.org", "a@℀.org", "a@ü..org"]
+)
+def test_international_nonsense_is_refused(text):
+    with pytest.raises(AddressError):
+        parse_mailbox(text, smtputf8=True)
+
+
+@pytest.mark.parametrize(
+    ("argument", "address", "rest"),
+    [
+        ("<Bob@Example.NET>", "Bob@example.net", ""),
+        (" <bob@example.net> SIZE=10 BODY=8BITMIME", "bob@example.net", "SIZE=10 BODY=8BITMIME"),
+        ("<> RET=HDRS", "", "RET=HDRS"),
+        ("<Postmaster>", "postmaster", ""),
+        ("<@a.org,@b.org:bob@example.net>", "bob@example.net", ""),
+        ('<"a> b"@example.net> X=y', '"a> b"@example.net', "X=y"),
+        (r'<"a\"> b"@example.net>', r'"a\"> b"@example.net', ""),
+        ("<bob@[192.0.2.1]>", "bob@[192.0.2.1]", ""),
+    ],
+)
+def test_paths(argument, address, rest):
+    assert parse_path(argument) == (address, rest)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["", "bob@example.net", "<bob@example.net", "bob@example.net>", "<bob@example.net>SIZE=1",
+     "< bob@example.net>", "<bob>", "<@a.org>", "<@a.org,@b.org>", "<<bob@example.net>>",
+     '<"bob@example.net>', "<bob@example.net\r\n>", "<" + "a" * 3000 + "@example.net>"],
+)  # fmt: skip
+def test_bad_paths(argument):
+    with pytest.raises(AddressError):
+        parse_path(argument)
+
+
+def test_ascii_domain():
+    assert to_ascii_domain("Example.ORG") == "example.org"
+    assert to_ascii_domain("bücher.example") == "xn--bcher-kva.example"
+    with pytest.raises(AddressError):
+        to_ascii_domain("ü" * 64 + ".example")
+
+
+@given(st.text(max_size=300), st.booleans())
+def test_any_text_is_read_or_refused_and_what_is_read_is_canonical(text, smtputf8):
+    for candidate in (text, f"{text}@example.org", f'"{text}"@example.org', f"a@{text}"):
+        try:
+            canonical = parse_mailbox(candidate, smtputf8=smtputf8)
+        except AddressError:
+            continue
+        assert not set(canonical) & {"\r", "\n", "\0", "\x85", "\u2028"}
+        assert canonical.isascii() or smtputf8
+        assert parse_mailbox(canonical, smtputf8=smtputf8) == canonical
+        assert parse_path(f"<{canonical}> X", smtputf8=smtputf8) == (canonical, "X")
+        canonical.encode()

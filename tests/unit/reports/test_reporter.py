@@ -1,0 +1,232 @@
+"""Reports as messages for the spool."""
+
+import email
+import email.policy
+
+import pytest
+from flufl.bounce import scan_message
+
+from relay.clock import Ids, ManualClock
+from relay.journal.events import Step
+from relay.journal.metrics import Metrics
+from relay.message.envelope import Notify
+from relay.message.lifecycle import State
+from relay.message.nexthop import LOCAL, HopKind, NextHop
+from relay.message.outcome import Evidence
+from relay.message.reporting import ReportedMessage, ReportedRecipient
+from relay.message.verdict import Source
+from relay.reports import Reporter, ReportPlan
+
+MX = NextHop(HopKind.MX, "example.com")
+HOUR_US = 3600 * 1_000_000
+MESSAGE = ReportedMessage(
+    queue_id="01jd3q8z6f000000",
+    reverse_path="alice@example.com",
+    envid="",
+    ret="",
+    arrival_us=1_700_000_000_000_000,
+    client="",
+    content=b"Subject: Hello\r\nMessage-ID: <orig@example.com>\r\n\r\nHi\r\n",
+)
+
+
+def recipient(address="bob@example.net", **about):
+    return ReportedRecipient(address, "", Evidence("5.1.1", "550 5.1.1 no"), **about)
+
+
+class World:
+    """A reporter with its clock and metrics; `hops` are the only addresses that lead anywhere."""
+
+    def __init__(self):
+        self.clock = ManualClock()
+        self.metrics = Metrics()
+        self.hops = {"alice@example.com": MX, "älice@example.com": MX}
+        self.reporter = Reporter(
+            hostname="relay.example.com",
+            clock=self.clock,
+            ids=Ids(self.clock, chance=self._chance),
+            next_hop_for=self.hops.get,
+            expire_after_s=3600,
+            metrics=self.metrics,
+        )
+        self._made = 0
+
+    def _chance(self, length):
+        self._made += 1
+        return self._made.to_bytes(length, "big")
+
+    def failures(self, recipients, message=MESSAGE, *, trusted=True, source=Source.SMTP):
+        return self.reporter.failures(
+            message,
+            trusted=trusted,
+            source=source,
+            account="alice@example.com",
+            recipients=recipients,
+        )
+
+    def counted(self):
+        """How many reports by kind."""
+        samples = self.metrics.reports.collect()[0].samples
+        return {one.labels["kind"]: one.value for one in samples if one.name.endswith("_total")}
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+def test_one_report_for_all_failed_recipients(world):
+    plan = world.failures([recipient(), recipient("carol@example.net")])
+    (report,) = plan.messages
+    found = scan_message(email.message_from_bytes(report.contents[0]))
+    assert found == {b"bob@example.net", b"carol@example.net"}
+    assert world.counted() == {"failure": 1}
+
+
+def test_a_report_is_routed_to_the_sender_with_the_null_reverse_path(world):
+    (report,) = world.failures([recipient()]).messages
+    assert report.reverse_path == ""
+    assert report.source is Source.REPORT
+    assert report.trusted
+    (entry,) = report.entries
+    assert entry.next_hop == MX
+    (to,) = entry.recipients
+    assert to.address == "alice@example.com"
+    assert to.notify == {Notify.NEVER}
+    assert to.state is State.QUEUED
+    assert report.final_recipients == ()
+    assert report.received_us == world.clock.time_us()
+    assert report.expires_us == report.received_us + HOUR_US
+    assert report.account == "alice@example.com"
+    assert not report.eight_bit
+    assert not report.smtputf8
+
+
+def test_what_the_spool_says_of_a_report_is_what_its_header_says(world):
+    (report,) = world.failures([recipient()]).messages
+    parsed = email.message_from_bytes(report.contents[0], policy=email.policy.default)
+    assert report.message_id == parsed["message-id"]
+    assert report.subject == parsed["subject"] == "Undeliverable: Hello"
+
+
+def test_the_failed_message_gets_an_event_and_the_report_its_own(world):
+    plan = world.failures([recipient(), recipient("carol@example.net")])
+    (event,) = plan.events
+    assert event.step is Step.REPORT
+    assert event.at_us == world.clock.time_us()
+    assert event.detail == {
+        "report_id": plan.messages[0].id,
+        "to": "alice@example.com",
+        "kind": "failure",
+        "recipients": ["bob@example.net", "carol@example.net"],
+    }
+    (first,) = plan.messages[0].events
+    assert first.step is Step.POLICY_AND_ROUTING
+    assert first.detail["about"] == MESSAGE.queue_id
+    assert (
+        len(
+            world.failures([recipient(f"u{n}@x.org") for n in range(500)])
+            .events[0]
+            .detail["recipients"]
+        )
+        == 100
+    )
+
+
+def test_eight_bit_and_smtputf8_go_into_the_envelope(world):
+    content = "Subject: Grüße\r\n\r\nÄ\r\n".encode()
+    message = ReportedMessage(
+        queue_id="q", reverse_path="älice@example.com", envid="", ret="", arrival_us=0, client="",
+        content=content,
+    )  # fmt: skip
+    (report,) = world.failures([recipient()], message).messages
+    assert report.eight_bit
+    assert report.smtputf8
+
+
+@pytest.mark.parametrize("who", [{"trusted": False}, {"message": "null"}])
+def test_silence(world, who):
+    if who.pop("message", None):
+        who["message"] = ReportedMessage(
+            queue_id="q", reverse_path="", envid="", ret="", arrival_us=0, client="", content=b""
+        )
+    assert world.failures([recipient()], **who) == ReportPlan()
+    assert world.counted() == {}
+
+
+def test_a_failed_copy_goes_to_the_postmaster_and_the_sender_sees_none_of_it(world):
+    plan = world.failures([recipient(), recipient("copy@example.net", added_by="a rule")])
+    report, letter = plan.messages
+    assert b"copy@example.net" not in report.contents[0]
+    assert letter.contents == (MESSAGE.content,)
+    assert letter.entries[0].next_hop == LOCAL
+    assert letter.entries[0].recipients[0].address == "postmaster"
+    assert letter.account == ""
+    assert letter.source is Source.REPORT
+    assert [event.detail["kind"] for event in plan.events] == ["failure"]
+    assert world.counted() == {"failure": 1, "dead-letter": 1}
+
+
+def test_a_failed_report_becomes_a_dead_letter_and_never_a_report(world):
+    plan = world.failures([recipient()], source=Source.REPORT)
+    (letter,) = plan.messages
+    assert letter.contents == (MESSAGE.content,)
+    assert letter.message_id == "<orig@example.com>"
+    assert letter.entries[0].recipients[0].address == "postmaster"
+    assert plan.events[0].detail["kind"] == "dead-letter"
+    assert world.counted() == {"dead-letter": 1}
+
+
+def test_a_report_that_fails_at_the_postmaster_is_the_end(world):
+    plan = world.failures([recipient("postmaster")], source=Source.REPORT)
+    assert plan.messages == ()
+    assert plan.events[0].detail == {"kind": "dropped", "recipients": ["postmaster"]}
+    assert world.counted() == {"dropped": 1}
+
+
+def test_failure_after_failure_comes_to_an_end(world):
+    """Whatever fails next, nothing is made for ever: report, dead letter, nothing."""
+    waiting, made = list(world.failures([recipient()]).messages), 0
+    while waiting:
+        failed = waiting.pop()
+        made += 1
+        assert made < 10
+        about = ReportedMessage(
+            queue_id=failed.id, reverse_path=failed.reverse_path, envid="", ret="", arrival_us=0,
+            client="", content=failed.contents[0],
+        )  # fmt: skip
+        again = [recipient(one.address, notify=one.notify) for one in failed.entries[0].recipients]
+        waiting += world.failures(again, about, source=failed.source).messages
+    assert made == 2
+
+
+def test_a_sender_that_leads_nowhere_makes_a_dead_letter_of_the_report(world):
+    world.hops.clear()
+    plan = world.failures([recipient()])
+    (letter,) = plan.messages
+    assert b"multipart/report" in letter.contents[0]
+    assert letter.entries[0].next_hop == LOCAL
+    assert letter.account == ""
+    assert plan.events[0].detail["to"] == "postmaster"
+    assert world.counted() == {"dead-letter": 1}
+
+
+def test_every_message_has_its_own_id(world):
+    plan = world.failures([recipient(), recipient("c@x.org", added_by="r")])
+    ids = {message.id for message in plan.messages} | {
+        m.id for m in world.failures([recipient()]).messages
+    }
+    assert len(ids) == 3
+    assert all(len(one) == 16 for one in ids)
+
+
+def test_the_inbox_report_is_the_same_with_its_return_path(world):
+    octets = world.reporter.inbox_report(MESSAGE, [recipient()])
+    parsed = email.message_from_bytes(octets, policy=email.policy.default)
+    assert octets.startswith(
+        b"Return-Path: <>\r\nFrom: Mail Delivery System <MAILER-DAEMON@relay.example.com>\r\n"
+    )
+    assert not parsed.defects
+    assert parsed["to"] == "alice@example.com"
+    assert scan_message(email.message_from_bytes(octets)) == {b"bob@example.net"}
+    assert world.counted() == {"failure": 1}
