@@ -1,0 +1,77 @@
+"""Who may come in: tokens, mailboxes, readiness, and paths that are not there."""
+
+import pytest
+
+from tests.unit.graph.world import World, refused
+
+
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer ", "Basic YWxpY2U6YWxpY2U=", "Bearer mallory", "alice"]
+)
+async def test_without_a_token_nobody_comes_in(world: World, header: str) -> None:
+    headers = {"authorization": header}
+    answer = await world.http.post("/v1.0/me/sendMail", json={}, headers=headers)
+    assert refused(answer, 401, "InvalidAuthenticationToken")
+    assert answer.headers["www-authenticate"] == 'Bearer realm="relay.example.test"'
+    assert "mallory" not in answer.text
+
+
+async def test_the_scheme_matches_in_any_case(world: World) -> None:
+    answer = await world.http.get("/v1.0/me", headers={"authorization": "bEARER  alice"})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/v1.0/users/bob@example.test/messages", 403, "ErrorAccessDenied"),
+        ("/v1.0/users/nobody@example.test/messages", 404, "ErrorInvalidUser"),
+        ("/v1.0/users", 404, "ResourceNotFound"),
+        ("/v1.0/messages", 404, "ResourceNotFound"),
+        ("/v1.0", 404, "ResourceNotFound"),
+        ("/v1.0/me/calendar", 404, "ResourceNotFound"),
+        ("/v1.0/me/messages/x/attachments", 404, "ResourceNotFound"),
+        ("/v1.0/me/messages/a%20b", 400, "ErrorInvalidIdMalformed"),
+        ("/v1.0/me/messages/%2e%2e%2f", 400, "ErrorInvalidIdMalformed"),
+        ("/v1.0/me/messages/%ff", 400, "BadRequest"),
+        ("/v1.0/me/messages/unknown", 404, "ErrorItemNotFound"),
+        ("/v1.0/me/mailFolders/unknown/messages", 404, "ErrorItemNotFound"),
+        ("/v1.0/me/sendMail", 405, "Request_BadRequest"),
+    ],
+)
+async def test_what_is_not_there(world: World, path: str, status: int, code: str) -> None:
+    assert refused(await world.http.get(path), status, code)
+
+
+async def test_405_says_what_is_allowed(world: World) -> None:
+    answer = await world.http.put("/v1.0/me/messages/x")
+    assert answer.headers["allow"] == "GET, PATCH, DELETE"
+
+
+async def test_not_ready(world: World) -> None:
+    world.not_ready = "The spool is being opened."
+    answer = await world.http.get("/v1.0/me")
+    assert refused(answer, 503, "ResourceUnhealthy") == "The spool is being opened."
+    assert answer.headers["retry-after"] == "5"
+
+
+@pytest.mark.parametrize("path", ["/v1.0/me", "/v1.0/users/alice@example.test", "/beta//me/"])
+async def test_the_user(world: World, path: str) -> None:
+    user = (await world.http.get(path)).json()
+    assert user.pop("@odata.context").endswith("/$metadata#users/$entity")
+    assert user == {
+        "id": "alice@example.test",
+        "displayName": "alice",
+        "mail": "alice@example.test",
+        "userPrincipalName": "alice@example.test",
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "echoed"), [("my-id-1", True), ("x" * 129, False), ("a b", False), ("", False)]
+)
+async def test_client_request_id(world: World, given: str, echoed: bool) -> None:
+    answer = await world.http.get("/v1.0/me", headers={"client-request-id": given})
+    expected = given if echoed else answer.headers["request-id"]
+    assert answer.headers["client-request-id"] == expected
+    assert answer.headers["date"] == "Tue, 14 Nov 2023 22:13:20 GMT"

@@ -1,0 +1,229 @@
+"""Drafts and folders: create, show, list, change, send, delete."""
+
+import base64
+from typing import Any
+
+import pytest
+
+from relay.mailbox.types import BeingSentError, NotADraftError
+from tests.unit.graph.world import World, refused, to
+
+DRAFT = {
+    "subject": "Größe",
+    "body": {"contentType": "Text", "content": "line one\r\n  line two"},
+    "toRecipients": [{"emailAddress": {"name": "Carol", "address": "carol@a.test"}}],
+    "bccRecipients": to("dave@a.test"),
+    "internetMessageId": "<d1@a.test>",
+}
+INLINE = {"name": "a.png", "contentBytes": "aGVsbG8=", "isInline": True}
+
+
+async def create(world: World, path: str = "/v1.0/me/messages", **more: Any) -> dict[str, Any]:
+    answer = await world.http.post(path, json=DRAFT | more)
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+async def test_a_draft_shows_all_its_properties(world: World) -> None:
+    shown = await create(world)
+    assert shown.pop("@odata.context").startswith("http://relay.test:8025/v1.0/$metadata#")
+    conversation = shown.pop("conversationId")
+    now = "2023-11-14T22:13:20Z"
+    assert shown == {
+        "@odata.etag": 'W/"key1"',
+        "id": world.store.messages["alice@example.test"][0].id,
+        "createdDateTime": now,
+        "lastModifiedDateTime": now,
+        "changeKey": "key1",
+        "categories": [],
+        "receivedDateTime": now,
+        "sentDateTime": now,
+        "hasAttachments": False,
+        "internetMessageId": "<d1@a.test>",
+        "subject": "Größe",
+        "bodyPreview": "line one line two",
+        "importance": "normal",
+        "parentFolderId": "drafts",
+        "isDeliveryReceiptRequested": False,
+        "isReadReceiptRequested": False,
+        "isRead": True,
+        "isDraft": True,
+        "body": {"contentType": "text", "content": "line one\r\n  line two"},
+        "toRecipients": [{"emailAddress": {"name": "Carol", "address": "carol@a.test"}}],
+        "ccRecipients": [],
+        "bccRecipients": [{"emailAddress": {"name": "dave@a.test", "address": "dave@a.test"}}],
+        "replyTo": [],
+        "flag": {"flagStatus": "notFlagged"},
+    }
+    again = (await world.http.get(f"/v1.0/me/messages/{shown['id']}")).json()
+    assert again["conversationId"] == conversation
+
+
+@pytest.mark.parametrize(("inline", "counted"), [(True, False), (False, True)])
+async def test_inline_attachments_do_not_count(world: World, inline: bool, counted: bool) -> None:
+    shown = await create(world, attachments=[INLINE | {"isInline": inline}])
+    assert shown["hasAttachments"] is counted
+
+
+async def test_a_draft_may_lack_recipients_but_is_not_sent_so(world: World) -> None:
+    shown = await create(world, toRecipients=[], bccRecipients=None)
+    answer = await world.http.post(f"/v1.0/me/messages/{shown['id']}/send")
+    assert refused(answer, 400, "ErrorInvalidRecipients")
+    assert not world.store.notes
+
+
+async def test_marks_given_at_creation(world: World) -> None:
+    shown = await create(world, isRead=False, flag={"flagStatus": "Flagged"})
+    assert (shown["isRead"], shown["flag"]) == (False, {"flagStatus": "flagged"})
+
+
+async def test_a_draft_of_mime(world: World) -> None:
+    body = base64.b64encode(b"Subject: no recipients yet\r\n\r\n")
+    headers = {"content-type": "text/plain"}
+    answer = await world.http.post("/v1.0/me/messages", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["isDraft"]) == (201, True)
+
+
+@pytest.mark.parametrize("folder", ["drafts", "Drafts", "archive"])
+async def test_a_draft_in_a_folder(world: World, folder: str) -> None:
+    path = f"/v1.0/me/mailFolders/{folder}/messages"
+    shown = await create(world, path)
+    assert shown["parentFolderId"] == folder.lower()
+    assert (await world.http.get(f"{path}/{shown['id']}")).status_code == 200
+    other = f"/v1.0/me/mailFolders/inbox/messages/{shown['id']}"
+    for method in ("GET", "DELETE"):
+        assert refused(await world.http.request(method, other), 404, "ErrorItemNotFound")
+    assert (await world.http.get(f"{path}/{shown['id']}/$value")).content.startswith(b"Subject")
+
+
+async def test_patch_changes_what_it_names(world: World) -> None:
+    shown = await create(world)
+    change = {"@odata.type": "#microsoft.graph.message", "subject": "new", "isRead": False}
+    answer = await world.http.patch(f"/v1.0/me/messages/{shown['id']}", json=change)
+    changed = answer.json()
+    assert (changed["subject"], changed["isRead"]) == ("new", False)
+    assert changed["body"] == shown["body"]
+    assert changed["toRecipients"] == shown["toRecipients"]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code", "named"),
+    [
+        ({"attachments": [INLINE]}, 400, "RequestBodyRead", "attachments"),
+        ({"internetMessageHeaders": []}, 400, "RequestBodyRead", "internetMessageHeaders"),
+        ({"toRecipients": to("x")}, 400, "ErrorInvalidRecipients", "toRecipients[0]"),
+        ({"from": to("bob@example.test")[0]}, 403, "ErrorSendAsDenied", "from"),
+        ({"isRead": "maybe"}, 400, "RequestBodyRead", "isRead"),
+        ({"flag": {"flagStatus": "complete"}}, 501, "NotImplemented", "flag.flagStatus"),
+        ({"ccRecipients": to(*["a@b.test"] * 499)}, 400, "ErrorInvalidRecipients", "501"),
+    ],
+)
+async def test_a_bad_patch_changes_nothing(
+    world: World, change: dict[str, Any], status: int, code: str, named: str
+) -> None:
+    shown = await create(world)
+    answer = await world.http.patch(f"/v1.0/me/messages/{shown['id']}", json=change)
+    assert named in refused(answer, status, code)
+    assert world.store.written == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (BeingSentError("The draft is being sent."), 409, "ErrorIrresolvableConflict"),
+        (NotADraftError("It is not a draft."), 400, "ErrorInvalidRequest"),
+    ],
+)
+@pytest.mark.parametrize("method", ["PATCH", "DELETE", "POST"])
+async def test_the_store_says_no(
+    world: World, error: Exception, status: int, code: str, method: str
+) -> None:
+    shown = await create(world)
+    world.store.refuse = error
+    path = f"/v1.0/me/messages/{shown['id']}" + ("/send" if method == "POST" else "")
+    body = {"subject": "x"} if method == "PATCH" else None
+    answer = await world.http.request(method, path, json=body)
+    assert refused(answer, status, code) == str(error)
+
+
+async def test_send_and_delete(world: World) -> None:
+    shown = await create(world)
+    path = f"/v1.0/me/messages/{shown['id']}"
+    sent = await world.http.post(f"{path}/microsoft.graph.send", content=b"")
+    assert (sent.status_code, sent.content) == (202, b"")
+    assert sent.headers["x-relay-message-id"] == shown["id"]
+    assert sent.headers["x-relay-internet-message-id"] == "<d1@a.test>"
+    deleted = await world.http.delete(path)
+    assert (deleted.status_code, deleted.content) == (204, b"")
+    assert refused(await world.http.get(path), 404, "ErrorItemNotFound")
+
+
+async def test_another_accounts_message_is_unknown(world: World) -> None:
+    shown = await create(world)
+    headers = {"authorization": "Bearer bob"}
+    for method in ("GET", "PATCH", "DELETE"):
+        path = f"/v1.0/me/messages/{shown['id']}"
+        answer = await world.http.request(method, path, json={"subject": "x"}, headers=headers)
+        assert refused(answer, 404, "ErrorItemNotFound")
+
+
+async def test_pages_follow_next_links_to_the_end(world: World) -> None:
+    ids = [(await create(world))["id"] for _ in range(25)]
+    url: str | None = "/v1.0/me/mailFolders/Drafts/messages?%24top=10&$select=id,subject"
+    seen: list[str] = []
+    pages = 0
+    while url:
+        page = (await world.http.get(url)).json()
+        assert all(set(one) == {"@odata.etag", "id", "subject"} for one in page["value"])
+        seen += [one["id"] for one in page["value"]]
+        url = page.get("@odata.nextLink")
+        assert url is None or url.startswith("http://relay.test:8025/v1.0/me/mailFolders/")
+        pages += 1
+    assert (seen, pages) == (ids[::-1], 3)
+
+
+async def test_ten_messages_unless_asked(world: World) -> None:
+    for _ in range(11):
+        await create(world)
+    assert len((await world.http.get("/v1.0/me/messages")).json()["value"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("$top=0", "$top"),
+        ("$top=1001", "$top"),
+        ("$top=x", "$top"),
+        ("$top=٣", "$top"),
+        ("$skip=-1", "$skip"),
+        ("$top=1&%24top=2", "$top"),
+        ("$filter=isRead eq false", "$filter"),
+        ("filter=isRead eq false", "$filter"),
+        ("$expand=attachments", "$expand"),
+        ("$weird=1", "$weird"),
+        ("$select=id,nothing", "nothing"),
+    ],
+)
+async def test_options_that_cannot_be_honoured_are_named(
+    world: World, query: str, named: str
+) -> None:
+    answer = await world.http.get(f"/v1.0/me/messages?{query}")
+    assert named in refused(answer, 400, "BadRequest")
+
+
+async def test_folders(world: World) -> None:
+    page = (await world.http.get("/v1.0/me/mailFolders?$top=2")).json()
+    assert [one["id"] for one in page["value"]] == ["inbox", "drafts"]
+    rest = (await world.http.get(page["@odata.nextLink"])).json()
+    assert rest["value"][0]["id"] == "sentitems"
+    one = (await world.http.get("/v1.0/me/mailFolders/SentItems")).json()
+    one.pop("@odata.context")
+    assert one == {
+        "id": "sentitems",
+        "displayName": "Sent_Items",
+        "parentFolderId": "msgfolderroot",
+        "childFolderCount": 0,
+        "unreadItemCount": 0,
+        "totalItemCount": 0,
+        "isHidden": False,
+    }

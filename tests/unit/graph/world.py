@@ -1,0 +1,198 @@
+"""What the front door's tests share: a mailbox in memory, accounts, and a client as alice."""
+
+import base64
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import httpx
+
+from relay.accounts import Account
+from relay.clock import Ids, ManualClock
+from relay.journal.crash import CrashPoint
+from relay.mailbox.types import (
+    Folder,
+    MessageChange,
+    NoSuchItemError,
+    Note,
+    Page,
+    SendOptions,
+    StoredAttachment,
+    StoredMessage,
+    WellKnown,
+)
+from relay.message.properties import MessageProperties
+
+MAX_BODY = 64 * 1024
+ACCOUNTS = (
+    Account("alice@example.test", aliases=("alias@example.test",)),
+    Account("bob@example.test"),
+)
+
+
+class People:
+    """Accounts whose token is the local part."""
+
+    def by_token(self, token: str) -> Account | None:
+        return next((one for one in ACCOUNTS if one.address.split("@")[0] == token), None)
+
+    def by_address(self, address: str) -> Account | None:
+        return next((one for one in ACCOUNTS if one.owns(address)), None)
+
+    async def by_password(self, user: str, password: str) -> Account | None:
+        raise NotImplementedError
+
+
+class MemoryStore:
+    """A MailStore without a disk. `refuse` is raised instead of any change; `written` counts them."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock, self.ids = clock, Ids(clock)
+        self.messages: dict[str, list[StoredMessage]] = {}
+        self.notes: list[tuple[Note, MessageProperties | bytes]] = []
+        self.refuse: Exception | None = None
+        self.written = 0
+        self.folders = [Folder(name.value, name.name.title(), Path(), name) for name in WellKnown]
+
+    async def create_draft(self, account, content, *, folder_id="drafts"):
+        if self.refuse:
+            raise self.refuse
+        self.written += 1
+        properties = content if isinstance(content, MessageProperties) else MessageProperties()
+        attachments = tuple(
+            StoredAttachment(one.name, one.name, one.content_type, one.size, inline=one.inline)
+            for one in properties.attachments
+        )
+        now = self.clock.time_us()
+        stored = StoredMessage(
+            id=self.ids.new(),
+            folder=await self.get_folder(account, folder_id),
+            path=Path(),
+            properties=replace(properties, attachments=()),
+            attachments=attachments,
+            is_draft=True,
+            is_read=True,
+            flagged=False,
+            size=100,
+            created_us=now,
+            modified_us=now,
+            sent_us=now,
+            received_us=now,
+            change_key="key1",
+        )
+        self.messages.setdefault(account, []).insert(0, stored)
+        return stored
+
+    async def submit_new(self, account, content, options):
+        draft = await self.create_draft(account, content)
+        return self._note(draft, content, account, options)
+
+    async def submit_draft(self, account, message_id, options):
+        if self.refuse:
+            raise self.refuse
+        draft = await self.get(account, message_id)
+        return self._note(draft, draft.properties, account, options)
+
+    def _note(self, draft, content, account, options: SendOptions) -> Note:
+        submission_id = f"{draft.id}.1"
+        now = self.clock.time_us()
+        note = Note(submission_id, draft.id, account, "base", Path(), now, options)
+        self.notes.append((note, content))
+        return note
+
+    async def get(self, account, message_id, *, folder_id=""):
+        for one in self.messages.get(account, []):
+            if one.id == message_id and folder_id.lower() in ("", one.folder.id):
+                return one
+        raise NoSuchItemError("The specified object was not found in the store.")
+
+    async def list_messages(self, account, *, folder_id="", skip=0, top=10):
+        every = self.messages.get(account, [])
+        if folder_id:
+            folder = await self.get_folder(account, folder_id)
+            every = [one for one in every if one.folder == folder]
+        return Page(tuple(every[skip : skip + top]), len(every))
+
+    async def update(self, account, message_id, change: MessageChange):
+        if self.refuse:
+            raise self.refuse
+        self.written += 1
+        before = await self.get(account, message_id)
+        after = replace(
+            before,
+            properties=change.properties or before.properties,
+            is_read=before.is_read if change.is_read is None else change.is_read,
+            flagged=before.flagged if change.flagged is None else change.flagged,
+            change_key=before.change_key + "+",
+        )
+        mailbox = self.messages[account]
+        mailbox[mailbox.index(before)] = after
+        return after
+
+    async def delete(self, account, message_id):
+        if self.refuse:
+            raise self.refuse
+        found = await self.get(account, message_id)
+        self.written += 1
+        self.messages[account].remove(found)
+
+    async def mime(self, account, message_id):
+        await self.get(account, message_id)
+        return b"Subject: as MIME\r\n\r\n"
+
+    async def list_folders(self, account):
+        return self.folders
+
+    async def get_folder(self, account, folder_id):
+        for one in self.folders:
+            if one.id == folder_id.lower():
+                return one
+        raise NoSuchItemError("There is no such folder.")
+
+
+@dataclass
+class Crash:
+    """Remembers the points instead of dying at them."""
+
+    points: list[CrashPoint] = field(default_factory=list)
+
+    def reached(self, point: CrashPoint) -> None:
+        self.points.append(point)
+
+
+@dataclass
+class World:
+    """The front door, what is behind it, and a client with alice's token."""
+
+    http: httpx.AsyncClient
+    store: MemoryStore
+    crash: Crash
+    not_ready: str = ""
+
+    @property
+    def sent(self) -> MessageProperties | bytes:
+        """What the only submission has in it."""
+        assert len(self.store.notes) == 1
+        return self.store.notes[0][1]
+
+    async def send(self, message: object, **parameters: object) -> httpx.Response:
+        body = {"message": message, **parameters}
+        return await self.http.post("/v1.0/me/sendMail", json=body)
+
+    async def send_mime(self, content: bytes) -> httpx.Response:
+        headers = {"content-type": "text/plain"}
+        body = base64.encodebytes(content)
+        return await self.http.post("/v1.0/me/sendMail", content=body, headers=headers)
+
+
+def to(*addresses: str) -> list[dict[str, dict[str, str]]]:
+    """Graph's recipients."""
+    return [{"emailAddress": {"address": address}} for address in addresses]
+
+
+def refused(answer: httpx.Response, status: int, code: str) -> str:
+    """Check a refusal with its envelope and headers; return its message."""
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+    inner = answer.json()["error"]["innerError"]
+    assert inner["request-id"] == answer.headers["request-id"]
+    assert inner["client-request-id"] == answer.headers["client-request-id"]
+    return str(answer.json()["error"]["message"])
