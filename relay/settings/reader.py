@@ -60,7 +60,9 @@ class Reader:
             try:
                 if field.name in table:
                     empty_allowed = field.default == ""
-                    values[field.name] = self._value(hint, table[field.name], place, empty_allowed)
+                    values[field.name] = self._value(
+                        hint, table[field.name], place, empty_allowed=empty_allowed
+                    )
                 elif _is_required(field):
                     self._tell(place, "found nothing, expected a value: this key is required")
                 elif dataclasses.is_dataclass(hint):
@@ -87,7 +89,7 @@ class Reader:
     def _tell(self, path: KeyPath, message: str) -> None:
         self.faults.append(self.document.fault(path, message))
 
-    def _value(self, hint: Any, raw: Any, path: KeyPath, empty_allowed: bool = False) -> Any:
+    def _value(self, hint: Any, raw: Any, path: KeyPath, *, empty_allowed: bool = False) -> Any:
         origin = get_origin(hint)
         if origin in (UnionType, Union):  # X | None: what is there is an X
             return self._value(get_args(hint)[0], raw, path)

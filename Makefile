@@ -1,0 +1,62 @@
+# The targets that people use: run, test, check, bench, clean.
+#   make run                 the development relay in the foreground; ARGS="--once" ends by itself
+#   make test                all tests; TESTS="tests/unit/spool -k claim" for some
+#   make check               lint, types, import contracts, dead code, the policies' own tests
+#   make bench               Relay and Postfix side by side
+
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+PYTHON ?= $(firstword $(foreach each,python3 python3.13 python3.12 python3.11,\
+	$(shell $(each) -c 'import sys; sys.version_info >= (3, 11) and print("$(each)")' 2>/dev/null)))
+BIN := .venv/bin
+ARGS ?=
+TESTS ?=
+
+.PHONY: run venv test check bench clean
+
+run: .venv/installed
+	@exec $(BIN)/relay dev $(ARGS)
+
+venv: .venv/development
+
+test: .venv/development .venv/system-packages
+	$(BIN)/python -m pytest -n 4 $(TESTS)
+
+check: .venv/development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict relay
+	PYTHONPATH=. $(BIN)/lint-imports
+	$(BIN)/vulture
+	$(BIN)/deptry relay
+	$(BIN)/relay policy check policies
+
+bench: .venv/development
+	tests/bench/run.sh
+
+clean:
+	rm -rf .venv .relay build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .import_linter_cache
+	find relay tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: each stands for a step that need not be done again while what it depends on is as it was.
+.venv/made:
+	@test -n "$(PYTHON)" || { echo "Relay needs Python 3.11 or newer, and found none" >&2; exit 69; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/installed: pyproject.toml .venv/made
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+# pip knows dependency groups only since 25.1, so the group is read here.
+.venv/development: .venv/installed
+	$(BIN)/python -c 'import tomllib; \
+	    groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; \
+	    print("\n".join(groups["dev"]))' > .venv/development.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r .venv/development.txt
+	@touch $@
+
+.venv/system-packages: tests/system-packages.sh .venv/made
+	tests/system-packages.sh
+	@touch $@

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Install the Debian packages whose programs the tests talk to: Postfix as a remote MX, swaks and
+# msmtp as submitters, strace to see the sync before the 250, openssl for certificates.
+# Without apt or the rights nothing happens: those tests are skipped and say which program is missing.
+set -euo pipefail
+
+declare -A package_of=([postfix]=postfix [swaks]=swaks [msmtp]=msmtp [strace]=strace
+    [openssl]=openssl)
+PATH="$PATH:/usr/sbin:/sbin"
+missing=()
+for program in "${!package_of[@]}"; do
+    command -v "$program" >/dev/null || missing+=("${package_of[$program]}")
+done
+[ ${#missing[@]} = 0 ] && exit 0
+
+skip() {
+    echo "tests that need ${missing[*]} are skipped: $1" >&2
+    exit 0
+}
+command -v apt-get >/dev/null || skip "this system has no apt-get"
+if [ "$(id -u)" = 0 ]; then
+    as_root=()
+elif sudo -n true 2>/dev/null; then
+    as_root=(sudo -n)
+else
+    skip "installing packages needs root"
+fi
+
+# Nothing that is installed here may start: Debian's packages ask this script first.
+policy=/usr/sbin/policy-rc.d
+kept=""
+restore() {
+    "${as_root[@]}" rm -f "$policy"
+    [ -z "$kept" ] || "${as_root[@]}" mv "$kept" "$policy"
+}
+if [ -e "$policy" ]; then
+    kept="$policy.kept-by-relay"
+    "${as_root[@]}" mv "$policy" "$kept"
+fi
+trap restore EXIT
+printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+"${as_root[@]}" chmod 755 "$policy"
+
+apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q
+    -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o DPkg::Lock::Timeout=60)
+"${apt[@]}" update || skip "the package lists cannot be fetched"
+# --no-remove: a mail server that is already here stays
+"${apt[@]}" install -y --no-install-recommends --no-remove "${missing[@]}" ||
+    skip "apt-get does not install them (another mail server may be in the way)"
