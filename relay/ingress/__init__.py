@@ -2,7 +2,7 @@
 
 On the path: clients and pickup submit here; the spool keeps it, delivery gets claims.
 Touches: sockets, and the spool by its Protocol; asks routing, policy, accounts.
-Promises: a 250 behind the final dot means that message, recipients and reports due are durable; only
+Promises: a 250 to the final dot means that message, recipients and reports due are durable; only
 CRLF.CRLF ends the data; strangers relay nothing; a fault of ours is a 4yz with a fixed text.
 
 Read: server (a listener), session (a connection), conversation (its commands), data (the content),

@@ -206,13 +206,11 @@ class Acceptance:
         )
 
     async def _commit(self, message: NewMessage, reports: Sequence[NewMessage]) -> Decision:
-        """Make it durable, then count it and hand its claims on."""
+        """Make it durable, then hand its claims on; the spool counts messages, this those it ended."""
         accepted = await self.spool.accept(
             message, reports=reports, submission_key=message.submission_id
         )
         if not accepted.repeated:
-            for each in (message, *reports):
-                self.metrics.accepted.labels(via=each.source).inc()
             for recipient in message.final_recipients:
                 self.metrics.recipients.labels(outcome=recipient.state).inc()
         if accepted.claims:

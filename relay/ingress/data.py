@@ -55,7 +55,8 @@ class ContentReader:
                 self._chunks.append(_CRLF)
             return data[end + len(_END) :]
         self._rest = data[max(cut, 0) :]
-        if self.refusal is None and len(self._rest) > self._line_max_bytes + len(_CRLF):
+        # Behind the CRLF, the line so far may have its own CR already.
+        if self.refusal is None and len(self._rest) > len(_CRLF) + self._line_max_bytes + 1:
             self._refuse(Refusal.LONG_LINE)
         if self.refusal is not None:
             self._rest = self._rest[1 - len(_END) :]  # as much as the end of data may begin with
@@ -96,10 +97,10 @@ class ContentReader:
 
 
 def _has_long_line(lines: bytes, line_max_bytes: int) -> bool:
-    """Whether two line ends are further apart than that: one search per limit's worth of bytes."""
-    at = 0
+    """Whether a line has more octets than that: one search per limit's worth of bytes."""
+    at = len(_CRLF)
     while len(lines) - at > line_max_bytes:
-        line_end = lines.rfind(b"\n", at, at + line_max_bytes)
+        line_end = lines.rfind(b"\n", at, at + line_max_bytes + len(_CRLF))
         if line_end < 0:
             return True
         at = line_end + 1

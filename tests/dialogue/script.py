@@ -1,0 +1,67 @@
+r"""Read and play SMTP dialogues that are written down as data.
+
+A script is a text file. Empty lines and lines that begin with # say nothing. Else:
+
+    listener: max_recipients=3 trusted=no   changes to the listener, before anything else; and
+                                            limits.errors=3, tls=yes, spool=broken
+    S: 250 2.1.0 Ok                         the next line the server must say; * stands for anything
+    C: MAIL FROM:<a@b.test>                 a line to send; CRLF is added
+    R: .\r\n                                octets to send as they are, nothing is added
+    TLS                                     do the handshake
+    END                                     the server must close the connection
+    ACCEPTED: 1                             how many messages the spool has by now
+    CONTENT: *Subject: x\r\n*               a part of the last message
+
+Neighbouring C and R lines go out in one segment: that is how pipelining is written. \r \n \0 \t \\
+and \xHH are escapes in C, R and CONTENT; {64*x} is x repeated.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_REPEAT = re.compile(r"\{(\d+)\*([^{}]+)\}")
+
+
+@dataclass(frozen=True)
+class Action:
+    number: int
+    kind: str
+    text: str
+
+
+@dataclass
+class Script:
+    name: str
+    listener: dict[str, str] = field(default_factory=dict)
+    actions: list[Action] = field(default_factory=list)
+
+
+def read_script(path: Path) -> Script:
+    """Raises ValueError that names file and line."""
+    script = Script(path.stem)
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        kind, _, text = line.partition(":")
+        text = text.removeprefix(" ")
+        if not line.strip() or line.startswith("#"):
+            continue
+        if kind == "listener":
+            script.listener |= dict(word.split("=", 1) for word in text.split())
+        elif kind in ("S", "C", "R", "TLS", "END", "ACCEPTED", "CONTENT"):
+            script.actions.append(Action(number, kind, text))
+        else:
+            raise ValueError(f"{path}:{number}: found {line!r}, expected S:, C:, R:, TLS, END …")
+    return script
+
+
+def octets(text: str) -> bytes:
+    """Return what a C or R line stands for, without a CRLF of its own."""
+    text = _REPEAT.sub(lambda found: found.group(2) * int(found.group(1)), text)
+    pieces = re.split(r"(\\x[0-9a-f]{2}|\\[rn0t\\])", text)
+    escapes = {"\\r": b"\r", "\\n": b"\n", "\\0": b"\0", "\\t": b"\t", "\\\\": b"\\"}
+    return b"".join(
+        bytes([int(piece[2:], 16)])
+        if re.fullmatch(r"\\x[0-9a-f]{2}", piece)
+        else escapes.get(piece) or piece.encode("utf-8")
+        for piece in pieces
+    )

@@ -1,0 +1,96 @@
+"""Every script of this folder, played against a real listener on both event loops' transports."""
+
+import asyncio
+import shutil
+import ssl
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from relay.ingress import Limits
+from relay.spool.types import SpoolFullError, SpoolUnavailableError
+from tests.dialogue.harness import Relay, make_certificate
+from tests.dialogue.script import Script, octets, read_script
+
+SCRIPTS = sorted(Path(__file__).parent.glob("*.txt"))
+PATIENCE_S = 10.0
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+FAULTS = {
+    "broken": RuntimeError("secret detail"),
+    "full": SpoolFullError("secret detail"),
+    "unavailable": SpoolUnavailableError("secret detail"),
+}
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl command is not installed")
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_dialogue(path: Path, loop: str, request):
+    script = read_script(path)
+    tls = request.getfixturevalue("certificate") if script.listener.pop("tls", "") else None
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(asyncio.wait_for(play(script, tls), PATIENCE_S))
+
+
+async def play(script: Script, tls) -> None:
+    """Raises AssertionError that names the line of the script."""
+    options = dict(script.listener)
+    relay = Relay()
+    relay.spool.fault = FAULTS.get(options.pop("spool", ""))
+    networks = () if options.pop("trusted", "yes") == "no" else ("127.0.0.0/8",)
+    limits = {"auth_failure_delay_s": 0.01, "goodbye_s": 0.2}
+    for key in [key for key in options if key.startswith("limits.")]:
+        limits[key.removeprefix("limits.")] = int(options.pop(key))
+    changes = {key: value if key == "role" else int(value) for key, value in options.items()}
+    server = relay.server(limits=Limits(**limits), trusted_networks=networks, tls=tls, **changes)
+    await server.start()
+    try:
+        address = server.address
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        try:
+            await converse(script, relay, reader=reader, writer=writer)
+        finally:
+            writer.close()
+    finally:
+        await server.drain(0.5)
+
+
+async def converse(script: Script, relay: Relay, *, reader, writer) -> None:
+    unsent = b""
+    for action in script.actions:
+        where = f"{script.name}.txt:{action.number}"
+        if action.kind in "CR":
+            unsent += octets(action.text) + (b"\r\n" if action.kind == "C" else b"")
+            continue
+        writer.write(unsent)
+        unsent = b""
+        match action.kind:
+            case "S":
+                said = (await asyncio.wait_for(reader.readline(), PATIENCE_S / 2)).decode()
+                assert said.endswith("\r\n"), f"{where}: the server said {said!r} and closed"
+                assert fnmatchcase(said[:-2], action.text.replace("[", "[[]")), f"{where}: {said!r}"
+            case "TLS":
+                await writer.start_tls(_trusting_context())
+            case "END":
+                assert await reader.read(1) == b"", f"{where}: the connection is still open"
+            case "ACCEPTED":
+                assert len(relay.spool.accepted) == int(action.text), where
+            case "CONTENT":
+                content = relay.spool.accepted[-1].contents[0]
+                assert octets(action.text) in content, f"{where}: {content!r}"
+    assert not unsent, "the script ends with lines that nothing answers"
+
+
+def _trusting_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context

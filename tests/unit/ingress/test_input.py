@@ -1,0 +1,111 @@
+import asyncio
+
+import pytest
+
+from relay.ingress.input import Input, LineFault
+
+
+class Transport:
+    def __init__(self):
+        self.reading = True
+
+    def pause(self):
+        self.reading = False
+
+    def resume(self):
+        self.reading = True
+
+
+def make_input(limit_bytes=1000, transport=None) -> Input:
+    transport = transport or Transport()
+    return Input(limit_bytes=limit_bytes, pause=transport.pause, resume=transport.resume)
+
+
+def lines_of(one: Input, limit_bytes: int = 20) -> list:
+    lines = []
+    while (line := one.take_line(limit_bytes)) is not None:
+        lines.append(line)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        (b"", []),
+        (b"NOOP", []),
+        (b"NOOP\r\n", [b"NOOP"]),
+        (b"a\r\nb\r\nc", [b"a", b"b"]),
+        (b"\r\n", [b""]),
+        (b"x" * 18 + b"\r\n", [b"x" * 18]),
+        (b"x" * 19 + b"\r\na\r\n", [LineFault.TOO_LONG, b"a"]),
+        (b"a\n", [LineFault.BARE]),
+        (b"\n", [LineFault.BARE]),
+        (b"a\nb\r\nc\r\n", [LineFault.BARE, b"c"]),
+        (b"a\rb\r\nc\r\n", [LineFault.BARE, b"c"]),
+        (b"a\r\r\n", [LineFault.BARE]),
+        (b"a\0\r\n", [LineFault.BARE]),
+    ],
+)
+def test_take_line(data, lines):
+    one = make_input()
+    one.feed(data)
+    assert lines_of(one) == lines
+
+
+@pytest.mark.parametrize("block_bytes", [1, 7, 30])
+def test_a_long_line_is_one_fault_and_is_not_kept(block_bytes):
+    one = make_input()
+    data = b"x" * 500 + b"\r\nNOOP\r\n"
+    lines = []
+    for at in range(0, len(data), block_bytes):
+        one.feed(data[at : at + block_bytes])
+        lines += lines_of(one)
+        assert len(one._data) <= 60
+    assert lines == [LineFault.TOO_LONG, b"NOOP"]
+
+
+def test_what_is_given_back_comes_next():
+    one = make_input()
+    one.feed(b"content\r\n.\r\nNOOP\r\nQU")
+    assert one.take_all() == b"content\r\n.\r\nNOOP\r\nQU"
+    one.give_back(b"NOOP\r\nQU")
+    one.feed(b"IT\r\n")
+    assert lines_of(one) == [b"NOOP", b"QUIT"]
+    assert one.is_empty
+
+
+async def test_more_waits_for_what_was_not_there():
+    one = make_input()
+    one.feed(b"NO")
+    assert lines_of(one) == []
+    waiting = asyncio.ensure_future(one.more())
+    await asyncio.wait({waiting}, timeout=0.01)
+    assert not waiting.done()
+    one.feed(b"OP\r\n")
+    assert await waiting is True
+    assert lines_of(one) == [b"NOOP"]
+
+
+async def test_what_came_before_the_end_is_still_read():
+    one = make_input()
+    assert lines_of(one) == []
+    one.feed(b"QUIT\r\n")
+    one.feed_end()
+    assert await one.more() is True
+    assert lines_of(one) == [b"QUIT"]
+    assert await one.more() is False
+
+
+async def test_reading_pauses_while_too_much_waits():
+    transport = Transport()
+    one = make_input(10, transport)
+    one.feed(b"0123456789")
+    assert transport.reading
+    one.feed(b"\r\n")
+    assert not transport.reading
+    assert lines_of(one) == [b"0123456789"]
+    waiting = asyncio.ensure_future(one.more())
+    await asyncio.wait({waiting}, timeout=0.01)
+    assert transport.reading
+    one.feed_end()
+    assert await waiting is False

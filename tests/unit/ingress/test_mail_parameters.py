@@ -1,0 +1,116 @@
+import pytest
+
+from relay.ingress.parameters import MailArgument, Refused, parse_mail, parse_rcpt
+from relay.message.envelope import ForwardPath, Notify
+
+A = "a@example.test"
+F, S, D = Notify.FAILURE, Notify.SUCCESS, Notify.DELAY
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("FROM:<>", MailArgument("")),
+        ("from:<a@EXAMPLE.test>", MailArgument(A)),
+        ("FROM:<a@example.test> SIZE=1234", MailArgument(A, size_bytes=1234)),
+        ("FROM:<a@example.test> size=0", MailArgument(A)),
+        ("FROM:<a@example.test> BODY=8BITMIME", MailArgument(A, eight_bit=True)),
+        ("FROM:<a@example.test> BODY=7bit", MailArgument(A)),
+        ("FROM:<a@example.test> SMTPUTF8", MailArgument(A, smtputf8=True)),
+        ("FROM:<ä@example.test> SMTPUTF8", MailArgument("ä@example.test", smtputf8=True)),
+        ("FROM:<a@example.test> RET=HDRS", MailArgument(A, ret="HDRS")),
+        ("FROM:<a@example.test> RET=full", MailArgument(A, ret="FULL")),
+        ("FROM:<a@example.test> ENVID=QqXx+2B1", MailArgument(A, envid="QqXx+1")),
+        ("FROM:<a@example.test> AUTH=<>", MailArgument(A)),
+        ("FROM:<a@example.test> AUTH=e+3Dmc2@example.com", MailArgument(A)),
+        ("FROM:<a@example.test>  RET=FULL  ENVID=x ", MailArgument(A, ret="FULL", envid="x")),
+    ],
+)
+def test_mail_that_is_understood(argument, expected):
+    assert parse_mail(argument, extended=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("argument", "reply"),
+    [
+        ("", "501 5.5.4"),
+        ("TO:<a@example.test>", "501 5.5.4"),
+        ("FROM:<a@example.test", "501 5.1.7"),
+        ("FROM:<a@@example.test>", "501 5.1.7"),
+        ("FROM:<a@example.test>SIZE=1", "501 5.1.7"),
+        ("FROM:<a@example.test> SIZE=x", "501 5.5.4"),
+        ("FROM:<a@example.test> SIZE=-1", "501 5.5.4"),
+        ("FROM:<a@example.test> SIZE", "501 5.5.4"),
+        ("FROM:<a@example.test> SIZE=1 SIZE=1", "501 5.5.4"),
+        ("FROM:<a@example.test> BODY=BINARYMIME", "501 5.5.4"),
+        ("FROM:<a@example.test> RET=BODY", "501 5.5.4"),
+        ("FROM:<a@example.test> RET=", "501 5.5.4"),
+        ("FROM:<a@example.test> RET=FULL RET=HDRS", "501 5.5.4"),
+        ("FROM:<a@example.test> ENVID=a+0g", "501 5.5.4"),
+        ("FROM:<a@example.test> ENVID=a=b", "501 5.5.4"),
+        (f"FROM:<a@example.test> ENVID={'x' * 101}", "501 5.5.4"),
+        ("FROM:<a@example.test> ENVID=a ENVID=b", "501 5.5.4"),
+        ("FROM:<a@example.test> AUTH=a+zz", "501 5.5.4"),
+        ("FROM:<a@example.test> =x", "501 5.5.4"),
+        ("FROM:<a@example.test> NOTIFY=NEVER", "555 5.5.4"),
+        ("FROM:<a@example.test> MT-PRIORITY=3", "555 5.5.4"),
+        ("FROM:<a@example.test> REQUIRETLS", "555 5.5.4"),
+        ("FROM:<ä@example.test>", "553 5.6.7"),
+        ("FROM:<ä@example.test> SIZE=1", "553 5.6.7"),
+    ],
+)
+def test_mail_that_is_refused(argument, reply):
+    with pytest.raises(Refused) as refused:
+        parse_mail(argument, extended=True)
+    assert str(refused.value).startswith(f"{reply} ")
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("TO:<a@example.test>", ForwardPath(A)),
+        ("to:<Postmaster>", ForwardPath("postmaster")),
+        ("TO:<a@example.test> NOTIFY=NEVER", ForwardPath(A, frozenset({Notify.NEVER}))),
+        ("TO:<a@example.test> NOTIFY=success,FAILURE,DELAY", ForwardPath(A, frozenset({S, F, D}))),
+        ("TO:<a@example.test> ORCPT=rfc822;Bob+40B.test", ForwardPath(A, orcpt="rfc822;Bob@B.test")),
+        (
+            "TO:<a@example.test> ORCPT=rfc822;B@c.test NOTIFY=FAILURE",
+            ForwardPath(A, frozenset({F}), "rfc822;B@c.test"),
+        ),
+    ],
+)
+def test_rcpt_that_is_understood(argument, expected):
+    assert parse_rcpt(argument, extended=True, smtputf8=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("argument", "reply"),
+    [
+        ("TO:<>", "501 5.1.3"),
+        ("TO:a@example.test", "501 5.1.3"),
+        ("TO:<a@example.test> NOTIFY=NEVER,FAILURE", "501 5.5.4"),
+        ("TO:<a@example.test> NOTIFY=FAILURE,FAILURE", "501 5.5.4"),
+        ("TO:<a@example.test> NOTIFY=SOMETIMES", "501 5.5.4"),
+        ("TO:<a@example.test> NOTIFY=", "501 5.5.4"),
+        ("TO:<a@example.test> NOTIFY", "501 5.5.4"),
+        ("TO:<a@example.test> NOTIFY=FAILURE NOTIFY=DELAY", "501 5.5.4"),
+        ("TO:<a@example.test> ORCPT=bob@b.test", "501 5.5.4"),
+        ("TO:<a@example.test> ORCPT=rfc822;", "501 5.5.4"),
+        ("TO:<a@example.test> ORCPT=rfc822;b+0", "501 5.5.4"),
+        ("TO:<a@example.test> ORCPT=rfc822;a ORCPT=rfc822;b", "501 5.5.4"),
+        ("TO:<a@example.test> SIZE=1", "555 5.5.4"),
+        ("TO:<ä@example.test>", "553 5.6.7"),
+    ],
+)
+def test_rcpt_that_is_refused(argument, reply):
+    with pytest.raises(Refused) as refused:
+        parse_rcpt(argument, extended=True, smtputf8=False)
+    assert str(refused.value).startswith(f"{reply} ")
+
+
+def test_after_helo_there_are_no_parameters():
+    assert parse_mail("FROM:<a@example.test>", extended=False) == MailArgument(A)
+    with pytest.raises(Refused, match="555"):
+        parse_mail("FROM:<a@example.test> SIZE=1", extended=False)
+    with pytest.raises(Refused, match="555"):
+        parse_rcpt("TO:<a@example.test> NOTIFY=NEVER", extended=False, smtputf8=False)
