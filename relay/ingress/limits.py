@@ -16,9 +16,7 @@ class Limits:
 
     command_bytes: int = 2048  # 512 and the most that all our extensions together may add
     auth_line_bytes: int = 12288  # RFC 4954 4
-    text_line_bytes: int = (
-        65536  # real mail breaks the 998 of RFC 5322; delivery minds its own line ends
-    )
+    text_line_bytes: int = 65536  # without CRLF; real mail does not keep to RFC 5322's 998
     input_bytes: int = 262144  # read ahead of the command that is being worked on
     errors: int = 20  # Postfix's smtpd_hard_error_limit
     junk_commands: int = 100  # Postfix's smtpd_junk_command_limit
