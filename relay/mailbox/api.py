@@ -1,6 +1,7 @@
 """The store as its callers know it: one Protocol; store.py is the Maildir++ behind it.
 
-On the path: graph creates and submits (steps 1, 2), pickup reads notes and files originals (4), delivery delivers (6).
+On the path: graph creates and submits (steps 1, 2), pickup reads notes and files originals (4),
+delivery delivers (6).
 Holds: every coroutine returns only when what it promises is on disk, directories fsynced.
 Fails: StoreError's children (types.py); after one, nothing is half-written.
 Standards: Maildir++; Graph's message and mailFolder.
@@ -22,23 +23,32 @@ class DeliveryResult(Enum):
 
 
 class MailStore(Protocol):
-    """All mailboxes under one root. `account` is always the mailbox's canonical address, lower case."""
+    """All mailboxes under one root. `account` is always a mailbox's canonical address, lower case."""
 
     # -- steps 1 and 2
     async def create_draft(
         self, account: str, content: MessageProperties | bytes, *, folder_id: str = "drafts"
     ) -> StoredMessage:
-        """Write a draft (properties, or MIME kept byte for byte). Raises MailboxFullError, StoreUnavailableError, NoSuchItemError."""
+        """Write a draft (properties, or MIME kept byte for byte).
+
+        Raises MailboxFullError, StoreUnavailableError, NoSuchItemError.
+        """
         ...
 
     async def submit_new(
         self, account: str, content: MessageProperties | bytes, options: SendOptions
     ) -> Note:
-        """Write a draft and its note: sendMail's steps 1 and 2. Raises MailboxFullError, StoreUnavailableError."""
+        """Write a draft and its note: sendMail's steps 1 and 2.
+
+        Raises MailboxFullError, StoreUnavailableError.
+        """
         ...
 
     async def submit_draft(self, account: str, message_id: str, options: SendOptions) -> Note:
-        """Submit an existing draft: /send. Raises NoSuchItemError, NotADraftError, BeingSentError and the above."""
+        """Submit an existing draft: /send.
+
+        Raises NoSuchItemError, NotADraftError, BeingSentError and the above.
+        """
         ...
 
     # -- reading and changing
@@ -53,7 +63,11 @@ class MailStore(Protocol):
         ...
 
     async def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
-        """PATCH. Raises NoSuchItemError, NotADraftError, BeingSentError, MailboxFullError, StoreUnavailableError."""
+        """PATCH; properties without attachments keep those that are there.
+
+        Raises NoSuchItemError, NotADraftError, BeingSentError, MailboxFullError,
+        StoreUnavailableError.
+        """
         ...
 
     async def delete(self, account: str, message_id: str) -> None:
@@ -61,7 +75,10 @@ class MailStore(Protocol):
         ...
 
     async def mime(self, account: str, message_id: str) -> bytes:
-        """`$value`: MIME without the private block (a JSON draft is converted). Raises NoSuchItemError."""
+        """`$value`: MIME without the private block (a JSON draft is converted), Bcc kept.
+
+        Raises NoSuchItemError.
+        """
         ...
 
     async def list_folders(self, account: str) -> Sequence[Folder]:
@@ -78,7 +95,10 @@ class MailStore(Protocol):
         ...
 
     async def note_content(self, note: Note) -> bytes:
-        """The note's file, private block and all: what convert() wants. Raises NoSuchItemError, StoreUnavailableError."""
+        """The note's file, private block and all: what convert() wants.
+
+        Raises NoSuchItemError, StoreUnavailableError.
+        """
         ...
 
     def retry_note(self, note: Note, delay_s: float) -> None:
@@ -90,7 +110,10 @@ class MailStore(Protocol):
         ...
 
     async def fail_note(self, note: Note, report: bytes | None) -> None:
-        """Step 3 failed for good: the report goes into the Inbox, then the note goes; the draft stays a plain draft."""
+        """Step 3 failed for good: the report goes into the Inbox, then the note goes.
+
+        The draft stays in Drafts, a plain draft again. Idempotent.
+        """
         ...
 
     # -- step 6
@@ -105,8 +128,9 @@ class MailStore(Protocol):
     async def deliver(
         self, account: str, *, unique: str, content: bytes, over_quota: bool = False
     ) -> DeliveryResult:
-        """Put a message into the Inbox under a name made of `unique`; the same again changes nothing.
+        """Put a message into the Inbox under a name made of `unique`.
 
-        `over_quota` lets reports pass. Raises MailboxFullError, StoreUnavailableError.
+        The same again changes nothing. `unique` begins with a clock id (a queue id), whose time the
+        file's name tells. `over_quota` lets reports pass. Raises MailboxFullError, StoreUnavailableError.
         """
         ...

@@ -1,6 +1,7 @@
 """What the store's callers see of it: stored messages, folders, notes, and why it refused.
 
-On the path: graph creates and lists, pickup takes notes and files originals, delivery and pickup deliver.
+On the path: graph creates and lists, pickup takes notes and files originals, delivery and pickup
+deliver.
 Holds: `id` is the immutable Graph id: the same before and after step 4.
 Fails: the exceptions below, each with a text fit for the user.
 Standards: Graph's message, mailFolder; Maildir++.
@@ -39,7 +40,7 @@ class NotADraftError(StoreError):
 
 
 class WellKnown(StrEnum):
-    """Graph's well-known folder names that a mailbox has; the value is the name in a URL, lower case."""
+    """Graph's well-known folders that a mailbox has; the value is the name in a URL, lower case."""
 
     INBOX = "inbox"
     DRAFTS = "drafts"

@@ -21,6 +21,7 @@ from relay.message.draft import Part, read_properties, split_private
 from relay.message.properties import Attachment, MessageProperties, Person
 
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
+_HEADER_END = re.compile(rb"(?:\r\n|\n)(?=\r?\n)")
 _UNFOLD = re.compile(r"[\r\n]+")
 _SPACES = re.compile(r"\s+")
 _PARTS_MAX = 1000
@@ -119,6 +120,12 @@ def read_mime_attachments(content: bytes) -> tuple[Attachment, ...]:
             )
         )
     return tuple(found)
+
+
+def header_of(content: bytes) -> bytes:
+    """Return the header section, without the empty line that ends it."""
+    end = _HEADER_END.search(content)
+    return content[: end.start()] if end else content
 
 
 def read_header(header: bytes) -> "Message[str, str]":

@@ -1,0 +1,189 @@
+"""Create, change and delete messages, and read them: what the front door does to a mailbox.
+
+On the path: graph, outside of sending; step 1 of a draft that is sent later.
+Holds: a file is never rewritten in place: a change is a new file, and then the old one goes.
+Fails: StoreError's children, OSError; after one, nothing is half-written.
+Standards: Maildir; Graph's message.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+from relay.mailbox.equipment import Equipment
+from relay.mailbox.folders import find_folder, well_known_path
+from relay.mailbox.index import Located
+from relay.mailbox.maildir import place, remove, write_synced
+from relay.mailbox.messages import (
+    DRAFT,
+    FLAGGED,
+    SEEN,
+    ComposedDraft,
+    Identity,
+    compose,
+    is_draft,
+    load,
+    next_generation,
+)
+from relay.mailbox.names import parse_name, with_flags
+from relay.mailbox.types import (
+    BeingSentError,
+    Folder,
+    MessageChange,
+    NoSuchItemError,
+    NotADraftError,
+    Page,
+    StoredMessage,
+    WellKnown,
+)
+from relay.message.convert import render
+from relay.message.properties import MessageProperties
+
+_RESCANS = 3
+
+
+class Drafts:
+    """Blocking; the store calls it in its threads."""
+
+    def __init__(self, equipment: Equipment) -> None:
+        self._shared = equipment
+
+    def create(
+        self, account: str, content: MessageProperties | bytes, folder_id: str
+    ) -> StoredMessage:
+        """See MailStore.create_draft()."""
+        mailbox = self._shared.folders.mailbox(account)
+        folder = find_folder(mailbox, folder_id)
+        draft = compose(content, self._identity(account))
+        self._shared.quota.check(account, mailbox, len(draft.raw))
+        located = self._write(draft, folder, flags=f"{DRAFT}{SEEN}")
+        return load(located, draft.raw, located.path.stat())
+
+    def get(self, account: str, message_id: str, folder_id: str) -> StoredMessage:
+        """See MailStore.get()."""
+        mailbox = self._shared.folders.mailbox(account)
+        for _ in range(_RESCANS):
+            located = self._find(mailbox, message_id, folder_id)
+            with suppress(FileNotFoundError):  # renamed meanwhile: look again
+                return _loaded(located)
+        raise _no_such(message_id)
+
+    def list_messages(self, account: str, folder_id: str, skip: int, top: int) -> Page:
+        """See MailStore.list_messages()."""
+        mailbox = self._shared.folders.mailbox(account)
+        everything = self._shared.index.newest_first(mailbox, folder_id=folder_id)
+        messages = []
+        for located in everything[skip : skip + top]:
+            with suppress(FileNotFoundError):
+                messages.append(_loaded(located))
+                continue
+            with suppress(FileNotFoundError, NoSuchItemError):  # renamed meanwhile
+                messages.append(_loaded(self._find(mailbox, located.name.message_id, folder_id)))
+        return Page(tuple(messages), len(everything))
+
+    def mime(self, account: str, message_id: str) -> bytes:
+        """See MailStore.mime()."""
+        mailbox = self._shared.folders.mailbox(account)
+        for _ in range(_RESCANS):
+            located = self._find(mailbox, message_id)
+            with suppress(FileNotFoundError):
+                return render(located.path.read_bytes())
+        raise _no_such(message_id)
+
+    def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
+        """See MailStore.update()."""
+        mailbox = self._shared.folders.mailbox(account)
+        with self._shared.stripes.of(message_id):
+            located = self._find(mailbox, message_id)
+            self._refuse_while_sent(message_id)
+            flags = located.name.flags
+            for flag, wanted in ((SEEN, change.is_read), (FLAGGED, change.flagged)):
+                if wanted is not None:
+                    flags = with_flags(flags, **{"add" if wanted else "remove": flag})
+            if change.properties is None:
+                return _loaded(self._with_flags(located, flags))
+            if not is_draft(located):
+                raise NotADraftError("Only a draft's content can be changed.")
+            raw = located.path.read_bytes()
+            identity = self._identity(account)
+            draft = next_generation(located, raw, identity, change.properties)
+            growth = len(draft.raw) - len(raw)
+            if growth > 0:
+                self._shared.quota.check(account, mailbox, growth)
+            changed = self._write(draft, located.folder, flags=flags)
+            remove(located.path)
+            return _loaded(changed)
+
+    def delete(self, account: str, message_id: str) -> None:
+        """See MailStore.delete()."""
+        mailbox = self._shared.folders.mailbox(account)
+        with self._shared.stripes.of(message_id):
+            for _ in range(_RESCANS):
+                located = self._find(mailbox, message_id)
+                self._refuse_while_sent(message_id)
+                if located.folder.well_known is WellKnown.DELETED_ITEMS:
+                    remove(located.path)
+                    self._shared.syncs.sync(located.directory)
+                    return
+                self._shared.folders.remake(mailbox, WellKnown.DELETED_ITEMS)
+                deleted = well_known_path(mailbox, WellKnown.DELETED_ITEMS) / "cur"
+                target = deleted / f"{located.name.base}:2,{located.name.flags}"
+                with suppress(FileNotFoundError):
+                    located.path.rename(target)
+                    self._shared.syncs.sync(deleted)
+                    self._shared.syncs.sync(located.directory)
+                    return
+        raise _no_such(message_id)
+
+    def _write(self, draft: ComposedDraft, folder: Folder, *, flags: str) -> Located:
+        """Write a draft's file durably: tmp, fsync, link, fsync of the directory."""
+        directory = folder.path / "cur"
+        temporary = folder.path / "tmp" / draft.stem
+        name = parse_name(f"{draft.base}:2,{with_flags(flags)}")
+        assert name is not None
+        located = Located(folder, directory, name)
+        try:
+            write_synced(temporary, draft.raw)
+            place(temporary, located.path)
+            self._shared.syncs.sync(directory)
+        except OSError:
+            remove(located.path)
+            raise
+        finally:
+            remove(temporary)
+        return located
+
+    def _with_flags(self, located: Located, flags: str) -> Located:
+        """Rename a file for its flags; one in new/ goes to cur/."""
+        if flags == located.name.flags and located.directory.name == "cur":
+            return located
+        name = parse_name(f"{located.name.base}:2,{with_flags(flags)}")
+        assert name is not None
+        changed = Located(located.folder, located.folder.path / "cur", name)
+        located.path.rename(changed.path)
+        for directory in {located.directory, changed.directory}:
+            self._shared.syncs.sync(directory)
+        return changed
+
+    def _find(self, mailbox: Path, message_id: str, folder_id: str = "") -> Located:
+        located = self._shared.index.find(mailbox, message_id, folder_id=folder_id)
+        if located is None:
+            raise _no_such(message_id)
+        return located
+
+    def _refuse_while_sent(self, message_id: str) -> None:
+        if self._shared.notes.is_being_sent(message_id):
+            raise BeingSentError("The message is being sent and cannot be changed until it is.")
+
+    def _identity(self, account: str) -> Identity:
+        now_us = self._shared.clock.time_us()
+        return Identity(account, self._shared.ids.new(), self._shared.hostname, now_us, now_us)
+
+
+def _loaded(located: Located) -> StoredMessage:
+    with located.path.open("rb") as file:
+        raw = file.read()
+    return load(located, raw, located.path.stat())
+
+
+def _no_such(message_id: str) -> NoSuchItemError:
+    return NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")

@@ -1,0 +1,107 @@
+"""Local delivery: a message into new/, once, whatever is repeated.
+
+On the path: delivery's local entries (6) and pickup's reports end here.
+Holds: the same `unique` gives the same id and name; an id that was seen in any folder is delivered.
+Fails: MailboxFullError; OSError when the disk refuses, and then nothing is left.
+Standards: Maildir's delivery (tmp, fsync, link, fsync of the directory).
+"""
+
+import threading
+from pathlib import Path
+
+from relay.mailbox.api import DeliveryResult
+from relay.mailbox.equipment import Equipment
+from relay.mailbox.folders import list_folders
+from relay.mailbox.maildir import list_names, place, remove, write_synced
+from relay.mailbox.names import delivered_id, delivered_stem, is_delivered_id, parse_name
+
+_IDS_REMEMBERED = 500_000
+
+
+class Inbox:
+    """Blocking; the store calls it in its threads."""
+
+    def __init__(self, equipment: Equipment) -> None:
+        self._shared = equipment
+        self._delivered = DeliveredIds()
+
+    def deliver(
+        self, account: str, *, unique: str, content: bytes, over_quota: bool = False
+    ) -> DeliveryResult:
+        """See MailStore.deliver()."""
+        mailbox = self._shared.folders.mailbox(account)
+        message_id = delivered_id(unique)
+        with self._shared.stripes.of(message_id):
+            if self._delivered.has(mailbox, message_id):
+                # A crash may have come between the link and the directory's fsync.
+                self._shared.syncs.sync(mailbox / "new")
+                return DeliveryResult.ALREADY_THERE
+            if not over_quota:
+                self._shared.quota.check(account, mailbox, len(content))
+            stem = delivered_stem(unique, hostname=self._shared.hostname)
+            base = f"{stem},S={len(content)}"
+            temporary = mailbox / "tmp" / stem
+            remove(temporary)  # what a crash left: this id's lock is ours
+            try:
+                write_synced(temporary, content)
+                place(temporary, mailbox / "new" / base)
+                self._shared.syncs.sync(mailbox / "new")
+            except FileExistsError:
+                return DeliveryResult.ALREADY_THERE
+            except OSError:
+                remove(mailbox / "new" / base)
+                raise
+            finally:
+                remove(temporary)
+            self._delivered.add(mailbox, message_id)
+        return DeliveryResult.DELIVERED
+
+
+class DeliveredIds:
+    """The ids that local delivery has put into mailboxes, each mailbox listed once a process.
+
+    Enough, since only one process delivers: what another delivered was there before the listing.
+    """
+
+    def __init__(self, limit: int = _IDS_REMEMBERED) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._mailboxes: dict[Path, set[str]] = {}
+        self._count = 0
+
+    def has(self, mailbox: Path, message_id: str) -> bool:
+        """Whether the id is, or once was, in any folder of the mailbox."""
+        with self._lock:
+            known = self._mailboxes.get(mailbox)
+        if known is None:
+            known = self._remember(mailbox, _listed(mailbox))
+        return message_id in known
+
+    def add(self, mailbox: Path, message_id: str) -> None:
+        """Say that the id is there now."""
+        with self._lock:
+            known = self._mailboxes.get(mailbox)
+            if known is not None and message_id not in known:
+                known.add(message_id)
+                self._count += 1
+
+    def _remember(self, mailbox: Path, listed: set[str]) -> set[str]:
+        with self._lock:
+            if self._count + len(listed) > self._limit:
+                self._mailboxes.clear()
+                self._count = 0
+            known = self._mailboxes.setdefault(mailbox, set())
+            self._count += len(listed - known)
+            known |= listed  # another thread may have listed it too, and added to it
+            return known
+
+
+def _listed(mailbox: Path) -> set[str]:
+    found = set()
+    for folder in list_folders(mailbox):
+        for directory in (folder.path / "new", folder.path / "cur"):
+            for file_name in list_names(directory):
+                name = parse_name(file_name)
+                if name is not None and is_delivered_id(name.message_id):
+                    found.add(name.message_id)
+    return found

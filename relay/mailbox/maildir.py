@@ -1,0 +1,183 @@
+"""Files that are durable: write, link, rename, remove, and fsync of directories that writers share.
+
+On the path: every step of the store that must survive a crash goes through here, in its threads.
+Holds: nothing replaces a file; a directory's fsync counts for whoever changed it before it started.
+Fails: OSError from the primitives; storage_errors() makes StoreUnavailableError of it.
+Standards: Maildir; POSIX fsync.
+"""
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from relay.mailbox.types import StoreUnavailableError
+
+_NO_LINKS = frozenset((errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP))
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+_FILE_MODE = 0o600
+_DIRECTORY_MODE = 0o700
+
+
+@contextlib.contextmanager
+def storage_errors() -> Iterator[None]:
+    """Raise StoreUnavailableError for what the disk refused."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StoreUnavailableError("The mail store's disk is full.") from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StoreUnavailableError(f"The mail store cannot be used: {reason}.") from error
+
+
+def write_file(path: Path, content: bytes) -> int:
+    """Write a new file and return its descriptor, not synced; nothing is left after an error."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except OSError:
+        os.close(descriptor)
+        remove(path)
+        raise
+    return descriptor
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a new file and fsync it; nothing is left after an error."""
+    descriptor = write_file(path, content)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        remove(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give `source` a second name; where that is impossible, write a synced copy of it."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        write_synced(target, source.read_bytes())
+
+
+def place(source: Path, target: Path) -> None:
+    """Give a finished file its final name, never replacing one; `source` may be left to remove.
+
+    Raises FileExistsError.
+    """
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
+        source.rename(target)
+
+
+def remove(path: Path) -> None:
+    """Unlink if it is there."""
+    path.unlink(missing_ok=True)
+
+
+def list_names(directory: Path) -> list[str]:
+    """The names in a directory, none if it does not exist."""
+    try:
+        return os.listdir(directory)  # noqa: PTH208 - names are wanted, not Paths, by the thousand
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, each 0700 and durable in its parent."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(_DIRECTORY_MODE)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make a directory's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(slots=True)
+class _Turns:
+    """The fsyncs of one directory, counted; at most one runs."""
+
+    condition: threading.Condition
+    started: int = 0
+    finished: int = 0
+    waiting: int = 0
+    failed: dict[int, OSError] = field(default_factory=dict)
+
+
+class DirectorySync:
+    """Shares fsyncs among threads: each caller waits for one that started after its own change."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._turns: dict[Path, _Turns] = {}
+
+    def sync(self, directory: Path) -> None:
+        """Return when everything done in `directory` before this call is durable."""
+        with self._lock:
+            turns = self._turns.setdefault(directory, _Turns(threading.Condition(self._lock)))
+            turns.waiting += 1
+            mine = turns.started + 1
+            try:
+                while turns.finished < mine:
+                    if turns.started == turns.finished:
+                        self._run_turn(directory, turns)
+                    else:
+                        turns.condition.wait()
+                if error := turns.failed.get(mine):
+                    raise OSError(error.errno, error.strerror, str(directory))
+            finally:
+                turns.waiting -= 1
+                if not turns.waiting:
+                    del self._turns[directory]
+
+    def _run_turn(self, directory: Path, turns: _Turns) -> None:
+        """Run one fsync with the lock let go; a failure is kept for all who waited for it."""
+        turns.started += 1
+        turn = turns.started
+        self._lock.release()
+        failure: OSError | None = None
+        try:
+            sync_directory(directory)
+        except OSError as error:
+            failure = error
+        finally:
+            self._lock.acquire()
+            if failure is not None:
+                turns.failed[turn] = failure
+            turns.finished = turn
+            turns.condition.notify_all()
+
+
+class Stripes:
+    """A fixed number of locks, one of them for each name: who works on one message works alone."""
+
+    def __init__(self, count: int = 256) -> None:
+        self._locks = tuple(threading.Lock() for _ in range(count))
+
+    def of(self, name: str) -> threading.Lock:
+        """The lock of a name."""
+        return self._locks[hash(name) % len(self._locks)]

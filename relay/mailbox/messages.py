@@ -1,0 +1,182 @@
+"""A file of a mailbox as the message its callers see, and a new draft as the file it becomes.
+
+On the path: step 1 composes drafts here; every reading answer is loaded here.
+Holds: a draft's id, Message-ID and Date are given once and kept through every generation.
+Fails: never; who reads the files deals with those that are gone.
+Standards: Graph's message; Maildir flags.
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass, replace
+
+from relay.journal.storelog import SubmissionFacts
+from relay.mailbox.index import Located
+from relay.mailbox.names import message_stem
+from relay.mailbox.types import StoredAttachment, StoredMessage, WellKnown
+from relay.message.draft import (
+    DraftOrigin,
+    read_attachments,
+    split_private,
+    write_draft,
+    write_mime_draft,
+)
+from relay.message.mimeread import header_of, read_message, read_mime, read_mime_attachments
+from relay.message.properties import MessageProperties, Person
+
+DRAFT = "D"
+SEEN = "S"
+FLAGGED = "F"
+_MESSAGE_ID = re.compile(r"<[!-;=?-~]+@[!-;=?-~]+>")
+_MESSAGE_ID_CHARACTERS_MAX = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What makes a draft the same message from one generation to the next; times in µs."""
+
+    account: str
+    message_id: str
+    hostname: str
+    created_us: int
+    modified_us: int
+    generation: int = 1
+    internet_message_id: str = ""
+    save_to_sent_items: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ComposedDraft:
+    """A draft's file: its base name without `,S=`, its name without flags, its bytes."""
+
+    stem: str
+    base: str
+    raw: bytes
+
+
+def compose(content: MessageProperties | bytes, identity: Identity) -> ComposedDraft:
+    """Make the file of a draft from properties or from MIME."""
+    stem = message_stem(
+        identity.message_id,
+        identity.generation,
+        time_us=identity.created_us,
+        hostname=identity.hostname,
+    )
+    wanted = identity.internet_message_id
+    if isinstance(content, MessageProperties):
+        wanted = content.internet_message_id or wanted
+    fits = _MESSAGE_ID.fullmatch(wanted) and len(wanted) <= _MESSAGE_ID_CHARACTERS_MAX
+    origin = DraftOrigin(
+        account=identity.account,
+        base_name=stem,
+        message_id=wanted if fits else f"<{identity.message_id}@{identity.hostname}>",
+        created_us=identity.created_us,
+        modified_us=identity.modified_us,
+        save_to_sent_items=identity.save_to_sent_items,
+    )
+    if isinstance(content, MessageProperties):
+        raw = write_draft(_owned(content, origin), origin)
+    else:
+        raw = write_mime_draft(content, origin)
+    return ComposedDraft(stem, f"{stem},S={len(raw)}", raw)
+
+
+def submission_facts(raw: bytes, submission_id: str) -> SubmissionFacts:
+    """Return what the log tells of a draft that is submitted."""
+    block, length = split_private(raw)
+    if block is not None and block.properties is not None:
+        properties = block.properties
+    else:
+        properties = read_mime(header_of(raw[length:])).properties
+    account = block.origin.account if block else ""
+    everybody = (*properties.to, *properties.cc, *properties.bcc)
+    told = properties.internet_message_id
+    return SubmissionFacts(
+        submission_id=submission_id,
+        graph_id=submission_id.partition(".")[0],
+        account=account,
+        sender=properties.from_.address if properties.from_ else account,
+        message_id=told or (block.origin.message_id if block else ""),
+        subject=properties.subject,
+        recipients=tuple(dict.fromkeys(person.address for person in everybody)),
+    )
+
+
+def load(located: Located, raw: bytes, status: os.stat_result) -> StoredMessage:
+    """Return a file as a message."""
+    block, _ = split_private(raw)
+    message = read_message(raw)
+    touched_us = status.st_mtime_ns // 1000
+    created_us = block.origin.created_us if block else touched_us
+    properties = message.properties
+    if block and not properties.internet_message_id:
+        properties = replace(properties, internet_message_id=block.origin.message_id)
+    flags = located.name.flags
+    change_key = hashlib.sha256(f"{located.folder.id}/{located.name.file_name}".encode())
+    attachments = tuple(
+        StoredAttachment(
+            str(number), one.name, one.content_type, one.size, one.inline, one.content_id
+        )
+        for number, one in enumerate(message.attachments)
+    )
+    return StoredMessage(
+        id=located.name.message_id,
+        folder=located.folder,
+        path=located.path,
+        properties=properties,
+        attachments=attachments,
+        is_draft=is_draft(located),
+        is_read=SEEN in flags,
+        flagged=FLAGGED in flags,
+        size=status.st_size,
+        created_us=created_us,
+        modified_us=block.origin.modified_us if block else touched_us,
+        sent_us=created_us if block else message.date_us or touched_us,
+        received_us=created_us if block else touched_us,
+        change_key=change_key.hexdigest()[:16],
+        is_mime=block is None or block.is_mime,
+    )
+
+
+def is_draft(located: Located) -> bool:
+    """Whether a file is a draft: by its flag, or because a mail client keeps it in Drafts."""
+    return DRAFT in located.name.flags or located.folder.well_known is WellKnown.DRAFTS
+
+
+def next_generation(
+    located: Located, raw: bytes, identity: Identity, change: MessageProperties | None
+) -> ComposedDraft:
+    """Compose a draft anew: with `change`, keeping attachments; without, as it is.
+
+    `identity` counts for what the old file does not tell.
+    """
+    block, length = split_private(raw)
+    content: MessageProperties | bytes = raw[length:]
+    attachments = read_attachments(raw)
+    if block is None or block.is_mime:
+        attachments = read_mime_attachments(raw[length:]) if change else ()
+    elif change is None:
+        change = read_message(raw).properties
+    if change is not None:
+        content = replace(change, attachments=change.attachments or attachments)
+    told = block.origin.message_id if block else ""
+    identity = replace(
+        identity,
+        message_id=located.name.message_id,
+        generation=located.name.generation + 1,
+        created_us=block.origin.created_us if block else identity.created_us,
+        internet_message_id=told or read_message(raw).properties.internet_message_id,
+    )
+    return compose(content, identity)
+
+
+def _owned(properties: MessageProperties, origin: DraftOrigin) -> MessageProperties:
+    """Fill in the mailbox's owner where nobody is named."""
+    from_ = properties.from_ or properties.sender or Person(origin.account)
+    return replace(
+        properties,
+        from_=from_,
+        sender=properties.sender or from_,
+        internet_message_id=origin.message_id,
+    )

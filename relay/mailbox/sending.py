@@ -1,0 +1,310 @@
+"""Steps 1, 2 and 4 on disk: a draft and its note, the original filed, the note gone.
+
+On the path: graph's submissions come in; pickup's accepted and failed notes come back.
+Holds: the order of every fsync, link and rename is DESIGN 1's, each with its crash point; all of it
+may be repeated after a crash at any of them.
+Fails: StoreError's children, OSError; after one, neither draft nor note of the submission is left.
+Standards: none; DESIGN 1 and 3.
+"""
+
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from relay.journal.crash import CrashPoint
+from relay.journal.events import Event, Step
+from relay.journal.storelog import StoreLog, SubmissionFacts
+from relay.mailbox.equipment import Equipment
+from relay.mailbox.folders import well_known_path
+from relay.mailbox.inbox import Inbox
+from relay.mailbox.index import Located
+from relay.mailbox.maildir import link_or_copy, place, remove, write_file
+from relay.mailbox.messages import (
+    DRAFT,
+    SEEN,
+    ComposedDraft,
+    Identity,
+    compose,
+    is_draft,
+    next_generation,
+    submission_facts,
+)
+from relay.mailbox.names import with_flags
+from relay.mailbox.notes import FIRST_SUBMISSION, read_block_of
+from relay.mailbox.types import (
+    BeingSentError,
+    NoSuchItemError,
+    NotADraftError,
+    Note,
+    SendOptions,
+    StoreUnavailableError,
+    WellKnown,
+)
+from relay.message.draft import split_private
+from relay.message.properties import MessageProperties
+
+_RESCANS = 3
+DRAFT_FLAGS = f":2,{DRAFT}{SEEN}"
+
+
+class Sending:
+    """Blocking; the store calls it in its threads."""
+
+    def __init__(self, equipment: Equipment, inbox: Inbox, log: StoreLog) -> None:
+        self._shared = equipment
+        self._inbox = inbox
+        self._log = log
+        self._log_lock = threading.Lock()
+
+    # -- steps 1 and 2
+
+    def submit_new(
+        self, account: str, content: MessageProperties | bytes, options: SendOptions
+    ) -> Note:
+        """See MailStore.submit_new()."""
+        mailbox = self._shared.folders.mailbox(account)
+        identity = self._identity(account, options)
+        draft = compose(content, identity)
+        self._shared.quota.check(account, mailbox, len(draft.raw))
+        submission_id = f"{identity.message_id}.{FIRST_SUBMISSION}"
+        return self._write_and_submit(mailbox, draft, submission_id, identity)
+
+    def submit_draft(self, account: str, message_id: str, options: SendOptions) -> Note:
+        """See MailStore.submit_draft()."""
+        mailbox = self._shared.folders.mailbox(account)
+        with self._shared.stripes.of(message_id):
+            located = self._shared.index.find(mailbox, message_id)
+            if located is None:
+                raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
+            self.refuse_while_sent(message_id)
+            if not is_draft(located):
+                raise NotADraftError("Only a draft can be sent.")
+            raw = located.path.read_bytes()
+            # The time makes it grow from one send of a draft to the next.
+            submission_id = f"{message_id}.{self._shared.clock.time_us()}"
+            identity = self._identity(account, options)
+            block, _ = split_private(raw)
+            if (
+                block is not None
+                and block.origin.account == account
+                and block.origin.base_name == located.name.stem
+                and block.origin.save_to_sent_items == options.save_to_sent_items
+                and located.folder.well_known is WellKnown.DRAFTS
+            ):
+                note = self._note(located.name.stem, submission_id, identity)
+                return self._submit_as_it_is(located, raw, note, block.origin.created_us)
+            draft = next_generation(located, raw, identity, None)
+            note = self._write_and_submit(mailbox, draft, submission_id, identity)
+            remove(located.path)
+            return note
+
+    def refuse_while_sent(self, message_id: str) -> None:
+        """Raise BeingSentError while a note of the message is ready."""
+        if self._shared.notes.is_being_sent(message_id):
+            raise BeingSentError("The message is being sent and cannot be changed until it is.")
+
+    def _write_and_submit(
+        self, mailbox: Path, draft: ComposedDraft, submission_id: str, identity: Identity
+    ) -> Note:
+        """Write a draft and make its note ready; after an error nothing of either is left."""
+        self._shared.notes.make()
+        drafts = well_known_path(mailbox, WellKnown.DRAFTS)
+        temporary = drafts / "tmp" / draft.stem
+        placed = drafts / "cur" / (draft.base + DRAFT_FLAGS)
+        note = self._note(draft.stem, submission_id, identity)
+        prepared = self._shared.notes.preparing / submission_id
+        reached = self._shared.crash.reached
+        try:
+            descriptor = write_file(temporary, draft.raw)
+            try:
+                reached(CrashPoint.DRAFT_WRITTEN)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            reached(CrashPoint.DRAFT_SYNCED)
+            link_or_copy(temporary, prepared)
+            reached(CrashPoint.NOTE_PREPARED)
+            place(temporary, placed)
+            reached(CrashPoint.DRAFT_LINKED)
+            self._make_ready(prepared, note, draft.raw, self._shared.clock.time_us())
+            self._shared.syncs.sync(drafts / "cur")
+            reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
+            self._shared.notes.sync_ready()
+            reached(CrashPoint.READY_DIRECTORY_SYNCED)
+            remove(temporary)
+            reached(CrashPoint.DRAFT_TMP_REMOVED)
+        except BaseException:
+            _remove_all(note.path, prepared, placed, temporary)
+            raise
+        return note
+
+    def _submit_as_it_is(self, located: Located, raw: bytes, note: Note, created_us: int) -> Note:
+        """Submit a draft whose file says already all that a note must say."""
+        self._shared.notes.make()
+        prepared = self._shared.notes.preparing / note.submission_id
+        try:
+            link_or_copy(located.path, prepared)
+            self._shared.crash.reached(CrashPoint.NOTE_PREPARED)
+            self._make_ready(prepared, note, raw, created_us)
+            self._shared.notes.sync_ready()
+            self._shared.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
+        except BaseException:
+            _remove_all(note.path, prepared)
+            raise
+        return note
+
+    def _make_ready(self, prepared: Path, note: Note, raw: bytes, created_us: int) -> None:
+        """Record steps 1 and 2 and let pickup see the note.
+
+        They are recorded before: a note that is ready always has them, and their times precede
+        whatever pickup does.
+        """
+        facts = submission_facts(raw, note.submission_id)
+        self._record(facts, Event(Step.CREATED, created_us, {"folder": str(WellKnown.DRAFTS)}))
+        self._record(facts, Event(Step.NOTIFIED, self._shared.clock.time_us()))
+        prepared.rename(note.path)
+        self._shared.crash.reached(CrashPoint.NOTE_READY)
+
+    def _note(self, stem: str, submission_id: str, identity: Identity) -> Note:
+        ready_us = self._shared.clock.time_us()
+        return Note(
+            submission_id=submission_id,
+            draft_id=submission_id.partition(".")[0],
+            account=identity.account,
+            base_name=stem,
+            path=self._shared.notes.ready_path(submission_id, ready_us),
+            ready_us=ready_us,
+            options=SendOptions(identity.save_to_sent_items),
+        )
+
+    # -- step 4
+
+    def file_original(self, note: Note, *, queue_id: str) -> None:
+        """See MailStore.file_original()."""
+        with self._shared.stripes.of(note.draft_id):
+            if not note.path.exists():
+                return
+            mailbox = self._shared.folders.mailbox(note.account)
+            if note.options.save_to_sent_items:
+                self._save(mailbox, note)
+            else:
+                self._discard(mailbox, note)
+            folder = WellKnown.SENT_ITEMS if note.options.save_to_sent_items else ""
+            detail: Mapping[str, Any] = {"folder": str(folder), "queue_id": queue_id}
+            accepted = Event(Step.ACCEPTED, self._shared.clock.time_us(), detail)
+            self._record(_facts_of(note), accepted, queue_id=queue_id)
+            self._shared.crash.reached(CrashPoint.STEP_RECORDED)
+            self._remove_note(note)
+
+    def fail_note(self, note: Note, report: bytes | None) -> None:
+        """See MailStore.fail_note()."""
+        with self._shared.stripes.of(note.draft_id):
+            if not note.path.exists():
+                return
+            if report is not None:
+                unique = f"{note.submission_id}.report"
+                self._inbox.deliver(note.account, unique=unique, content=report, over_quota=True)
+            self._shared.crash.reached(CrashPoint.REPORT_WRITTEN)
+            self._remove_note(note)
+
+    def _save(self, mailbox: Path, note: Note) -> None:
+        """Move the original to Sent Items, or put the note's file there if the draft is gone."""
+        self._shared.folders.remake(mailbox, WellKnown.SENT_ITEMS)
+        sent = well_known_path(mailbox, WellKnown.SENT_ITEMS) / "cur"
+        drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
+        base = f"{note.base_name},S={note.path.stat().st_size}"
+        try:  # where it is unless a mail client touched it: no directory is listed
+            (drafts / (base + DRAFT_FLAGS)).rename(sent / f"{base}:2,{SEEN}")
+        except FileNotFoundError:
+            drafts = self._find_and_save(mailbox, note, sent / f"{base}:2,{SEEN}") or drafts
+        self._synced_after_filing(sent, drafts)
+
+    def _find_and_save(self, mailbox: Path, note: Note, target: Path) -> Path | None:
+        """Save the original wherever it is; return the directory it was in."""
+        for _ in range(_RESCANS):
+            located = self._shared.index.find_stem(mailbox, note.base_name)
+            if located is None:
+                with suppress(FileExistsError):
+                    link_or_copy(note.path, target)
+                return None
+            if not is_draft(located):  # filed before a crash, or moved by a mail client
+                return None
+            flags = with_flags(located.name.flags, add=SEEN, remove=DRAFT)
+            with suppress(FileNotFoundError):  # a mail client changed its flags: look again
+                located.path.rename(target.parent / f"{located.name.base}:2,{flags}")
+                return located.directory
+        raise StoreUnavailableError("The draft changes its name faster than it can be filed.")
+
+    def _discard(self, mailbox: Path, note: Note) -> None:
+        drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
+        for _ in range(_RESCANS):
+            located = self._shared.index.find_stem(mailbox, note.base_name)
+            if located is None or not is_draft(located):
+                break
+            drafts = located.directory
+            remove(located.path)
+        self._synced_after_filing(None, drafts)
+
+    def _synced_after_filing(self, sent: Path | None, drafts: Path) -> None:
+        reached = self._shared.crash.reached
+        reached(CrashPoint.ORIGINAL_FILED)
+        if sent is not None:
+            self._shared.syncs.sync(sent)
+            reached(CrashPoint.SENT_DIRECTORY_SYNCED)
+        self._shared.syncs.sync(drafts)
+        reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED_AGAIN)
+
+    def _remove_note(self, note: Note) -> None:
+        self._shared.notes.remove_ready(note)
+        self._shared.crash.reached(CrashPoint.NOTE_REMOVED)
+        self._shared.notes.sync_ready()
+        self._shared.crash.reached(CrashPoint.NOTE_REMOVAL_SYNCED)
+
+    # -- at start
+
+    def remove_leftovers(self) -> int:
+        """Remove what a crash left in preparing/, with drafts that got no 202; return how many."""
+        notes = self._shared.notes
+        left = notes.prepared()
+        for path, submission_id, its_draft_goes in left:
+            block = read_block_of(path)
+            if its_draft_goes and block is not None and not notes.is_ready(submission_id):
+                mailbox = self._shared.folders.mailbox(block.origin.account)
+                located = self._shared.index.find_stem(mailbox, block.origin.base_name)
+                if located is not None and is_draft(located):
+                    remove(located.path)
+                    self._shared.syncs.sync(located.directory)
+                remove(well_known_path(mailbox, WellKnown.DRAFTS) / "tmp" / block.origin.base_name)
+            remove(path)
+        if left:
+            self._shared.syncs.sync(notes.preparing)
+        return len(left)
+
+    def _identity(self, account: str, options: SendOptions) -> Identity:
+        now_us = self._shared.clock.time_us()
+        return Identity(
+            account=account,
+            message_id=self._shared.ids.new(),
+            hostname=self._shared.hostname,
+            created_us=now_us,
+            modified_us=now_us,
+            save_to_sent_items=options.save_to_sent_items,
+        )
+
+    def _record(self, facts: SubmissionFacts, event: Event, *, queue_id: str = "") -> None:
+        with self._log_lock:
+            self._log.append(facts, event, queue_id=queue_id)
+
+
+def _facts_of(note: Note) -> SubmissionFacts:
+    """Enough for a later step: the log joins it to the line of step 1."""
+    return SubmissionFacts(note.submission_id, note.draft_id, note.account, note.account)
+
+
+def _remove_all(*paths: Path) -> None:
+    for path in paths:
+        with suppress(OSError):
+            remove(path)
