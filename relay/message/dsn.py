@@ -64,7 +64,7 @@ def failure_report(
     """Return one report about all `recipients` of `message` that failed, to its reverse-path.
 
     It is for the null reverse-path and NOTIFY=NEVER; `report_id` is unique and makes its
-    Message-ID and boundary. It needs SMTPUTF8 where needs_smtputf8 says so.
+    Message-ID and boundary. It needs SMTPUTF8 where the reverse-path is not ASCII.
     """
     parts = (
         _text_part(message, recipients, hostname),
@@ -82,16 +82,6 @@ def failure_report(
     ).encode("ascii")
     opening = head + content_type + label
     return opening + b"".join(delimiter + part for part in written) + delimiter[:-2] + b"--\r\n"
-
-
-def report_message_id(report_id: str, hostname: str) -> str:
-    """Return the Message-ID of a report."""
-    return f"<{report_id}.dsn@{hostname}>"
-
-
-def needs_smtputf8(message: ReportedMessage) -> bool:
-    """Whether a report about `message` must travel with SMTPUTF8: its address has to be written."""
-    return not message.reverse_path.isascii()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +102,7 @@ def _header(
         fold("To", f"<{message.reverse_path}>"),
         field("Subject", f"Undeliverable: {subject}"),
         field("Date", date_field(identity.now_us)),
-        field("Message-ID", report_message_id(identity.report_id, hostname)),
+        field("Message-ID", f"<{identity.report_id}.dsn@{hostname}>"),
         *_thread_fields(message.content),
         field("Auto-Submitted", "auto-replied"),
     ]
@@ -158,7 +148,9 @@ def _text_part(
     if more > 0:
         lines += [f"  and {more} more, all named in the second part of this report.", ""]
     lines.append("Diagnostic information for administrators")
-    lines.append(f"  Reporting server: {hostname}   Queue id: {message.queue_id}")
+    lines.append(f"  Reporting server: {hostname}")
+    if message.queue_id:  # a submission that never came into the queue has none
+        lines.append(f"  Queue id: {message.queue_id}")
     original = _message_id.search(first(message.content, "message-id") or b"")
     if original:
         lines.append(f"  Original Message-ID: {original.group().decode('ascii')}")
@@ -170,7 +162,7 @@ def _status_part(
     message: ReportedMessage, recipients: Sequence[ReportedRecipient], hostname: str
 ) -> _Part:
     """Write RFC 3464's machine-readable part: one block of the message, one per recipient."""
-    international = needs_smtputf8(message)
+    international = _is_international(message)
     blocks = [_message_block(message, hostname)]
     blocks += [_recipient_block(recipient, international) for recipient in recipients]
     written = (
@@ -227,9 +219,12 @@ def _typed_address(kind: str, address: str, international: bool) -> str:
 
 
 def _returned_part(message: ReportedMessage) -> _Part:
-    content = remove(strip_private(message.content), ("bcc", "resent-bcc"))
+    content = message.content
+    if b"\r" not in content:  # a draft that a mail client wrote with its system's line ends
+        content = content.replace(b"\n", b"\r\n")
+    content = remove(strip_private(content), ("bcc", "resent-bcc"))
     header = content[: split(content)]
-    as_global = needs_smtputf8(message) and not header.isascii() and _is_utf8(header)
+    as_global = _is_international(message) and not header.isascii() and _is_utf8(header)
     full_max = RETURNED_FULL_OCTETS_MAX if message.ret == "FULL" else RETURNED_OCTETS_MAX
     if message.ret != "HDRS" and len(content) <= full_max and _fits_smtp(content):
         return _Part("message/global" if as_global else "message/rfc822", content)
@@ -264,6 +259,11 @@ def _is_utf8(octets: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _is_international(message: ReportedMessage) -> bool:
+    """Whether the report must travel with SMTPUTF8: its own recipient is not ASCII."""
+    return not message.reverse_path.isascii()
 
 
 def _boundary(report_id: str, parts: Sequence[bytes]) -> str:

@@ -22,7 +22,6 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 _PRIVATE_PREFIX = b"x-relay-"
 
 _field = re.compile(rb"([!-9;-~]+)[ \t]*:[^\n]*(?:\n[ \t][^\n]*)*(?:\n|\Z)")
-_next_line = re.compile(rb"\n")
 _field_name = re.compile(r"[!-9;-~]{1,126}").fullmatch
 _forbidden = re.compile(r"[\r\n\0]").search
 _reply_prefixes = re.compile(r"(?:(?:re|fwd?|aw|wg|sv|vs|rv|tr)(?:\[\d+\])?:\s*)*", re.IGNORECASE)
@@ -60,8 +59,7 @@ def fields(content: bytes) -> Iterator[Field]:
             yield Field(found.group(1).lower(), position, value_start, found.end())
             position = found.end()
         else:
-            line_end = _next_line.search(content, position, end)
-            position = line_end.end() if line_end else end
+            position = content.find(b"\n", position, end) + 1 or end
 
 
 def first(content: bytes, name: str) -> bytes | None:

@@ -71,6 +71,7 @@ _SENTENCES = {
     "6.7": "The mail system of {domain} takes no addresses with characters beyond ASCII.",
     "7.0": "The message was refused for reasons of security.",
     "7.1": "The message was refused by a rule. See the reason below.",
+    "7.4": "No secure connection to {domain} was possible.",
     "7.5": "No secure connection to {domain} was possible.",
     "7.8": "The next mail system refused this relay's credentials.",
 }

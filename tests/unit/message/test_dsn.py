@@ -251,6 +251,14 @@ def test_eight_bit_originals_are_labelled():
     assert found["subject"] == "Undeliverable: Grüße aus Köln"
 
 
+def test_a_draft_with_line_feeds_only_comes_back_with_smtps_line_ends():
+    draft = b"X-Relay-Draft: 1\nSubject: Hello\nBcc: eve@example.org\n\nBcc: no field\n"
+    written = report(replace(MESSAGE, queue_id="", content=draft))
+    assert returned(written) == b"Subject: Hello\r\n\r\nBcc: no field\r\n"
+    assert parsed(written)["subject"] == "Undeliverable: Hello"
+    assert b"Queue id" not in written
+
+
 def test_a_boundary_in_the_original_is_not_ours():
     forged = b"A: b\r\n\r\n--=_dsn_01jd3q8zreport00\r\n--=_dsn_01jd3q8zreport00_1--\r\n"
     written = report(replace(MESSAGE, content=forged))
