@@ -23,7 +23,7 @@ class DeliveryResult(Enum):
 
 
 class MailStore(Protocol):
-    """All mailboxes under one root. `account` is always a mailbox's canonical address, lower case."""
+    """All mailboxes under one root. `account` is a mailbox's canonical address, lower case."""
 
     # -- steps 1 and 2
     async def create_draft(
@@ -131,6 +131,7 @@ class MailStore(Protocol):
         """Put a message into the Inbox under a name made of `unique`.
 
         The same again changes nothing. `unique` begins with a clock id (a queue id), whose time the
-        file's name tells. `over_quota` lets reports pass. Raises MailboxFullError, StoreUnavailableError.
+        file's name tells. `over_quota` lets reports pass.
+        Raises MailboxFullError, StoreUnavailableError.
         """
         ...

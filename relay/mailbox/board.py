@@ -1,0 +1,108 @@
+"""Notes on their way to pickup: each is handed out once, and again only when it is put back.
+
+On the path: submissions of this process are offered here; ready/ is listed for all others.
+Holds: a note is in work once; memory is bounded, ready/ is the queue.
+Fails: never by itself; errors of listing ready/ are logged and the listing repeated.
+Standards: none.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import structlog
+
+from relay.mailbox.types import Note, StoreError
+
+NOTES_IN_MEMORY_MAX = 10_000
+LISTING_INTERVAL_S = 1.0
+_LISTINGS_OF_ONE_STATE = 2  # the second sees what came within a tick of the file system's clock
+
+_log = structlog.get_logger("relay.mailbox")
+
+
+class NoteBoard:
+    """What pickup has in work and what waits for it. Everything but offer() on the loop."""
+
+    def __init__(
+        self,
+        changed_ns: Callable[[], Awaitable[int]],
+        list_ready: Callable[[frozenset[str], int], Awaitable[list[Note]]],
+        *,
+        interval_s: float = LISTING_INTERVAL_S,
+        notes_max: int = NOTES_IN_MEMORY_MAX,
+    ) -> None:
+        """`changed_ns` and `list_ready` ask the directory, off the loop."""
+        self._changed_ns = changed_ns
+        self._list_ready = list_ready
+        self._interval_s = interval_s
+        self._notes_max = notes_max
+        self._waiting: deque[Note] = deque()
+        self._known: set[str] = set()
+        self._wake = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listed_ns = -1
+        self._listings = 0
+
+    def offer(self, note: Note) -> None:
+        """Hand over a new note, from any thread; without a reader the directory keeps it."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._add, note)
+
+    def retry(self, note: Note, delay_s: float) -> None:
+        """Hand a note that is in work out again after `delay_s` seconds."""
+        if self._loop is not None and note.submission_id in self._known:
+            self._loop.call_later(delay_s, self._put_back, note)
+
+    def done(self, note: Note) -> None:
+        """Forget a note that is gone."""
+        self._known.discard(note.submission_id)
+
+    async def notes(self) -> AsyncIterator[Note]:
+        """Yield notes as they come, for ever; the longest ready of those that are there first."""
+        self._loop = asyncio.get_running_loop()
+        next_listing_s = 0.0
+        while True:
+            if (now_s := self._loop.time()) >= next_listing_s:
+                await self._list()
+                next_listing_s = now_s + self._interval_s
+            if not self._waiting:
+                self._wake.clear()
+                try:
+                    async with asyncio.timeout(self._interval_s):
+                        await self._wake.wait()
+                except TimeoutError:
+                    continue
+            if self._waiting:
+                yield self._waiting.popleft()
+
+    async def _list(self) -> None:
+        """List ready/ if it changed, or if there was more than memory may hold."""
+        try:
+            changed_ns = await self._changed_ns()
+            if changed_ns != self._listed_ns:
+                self._listed_ns, self._listings = changed_ns, 0
+            room = self._notes_max - len(self._known)
+            if room <= 0 or self._listings >= _LISTINGS_OF_ONE_STATE:
+                return
+            found = await self._list_ready(frozenset(self._known), room)
+        except StoreError as error:
+            _log.error("notes.listing_failed", reason=str(error))
+            return
+        if len(found) < room:
+            self._listings += 1
+        for note in found:
+            self._add(note)
+
+    def _add(self, note: Note) -> None:
+        if note.submission_id in self._known or len(self._known) >= self._notes_max:
+            self._listings = 0  # ready/ has more than is known here: it is to be listed again
+            return
+        self._known.add(note.submission_id)
+        self._waiting.append(note)
+        self._wake.set()
+
+    def _put_back(self, note: Note) -> None:
+        if note.submission_id in self._known:
+            self._waiting.append(note)
+            self._wake.set()

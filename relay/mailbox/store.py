@@ -1,0 +1,240 @@
+"""The store: api.MailStore over Maildirs, its blocking work in threads of its own.
+
+On the path: graph, pickup, ingress and delivery hold one of these, made by app.
+Holds: one hop to a thread a call; what a call promises is on disk when it returns.
+Fails: StoreError's children alone; errors of the disk become StoreUnavailableError.
+Standards: Maildir++; DESIGN 3.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from relay.accounts.account import DEAD_LETTER
+from relay.clock import Clock, Ids
+from relay.journal.crash import CrashPoints
+from relay.journal.storelog import StoreLog
+from relay.mailbox.api import DeliveryResult
+from relay.mailbox.board import NoteBoard
+from relay.mailbox.drafts import Drafts
+from relay.mailbox.equipment import Equipment
+from relay.mailbox.folders import Folders, counted, find_folder, list_folders
+from relay.mailbox.inbox import Inbox
+from relay.mailbox.index import ListingIndex
+from relay.mailbox.maildir import DirectorySync, Stripes, storage_errors
+from relay.mailbox.names import mailbox_directory
+from relay.mailbox.notes import NotesDirectory
+from relay.mailbox.quota import Quota
+from relay.mailbox.sending import Sending
+from relay.mailbox.types import (
+    Folder,
+    MessageChange,
+    NoSuchItemError,
+    Note,
+    Page,
+    SendOptions,
+    StoredMessage,
+)
+from relay.message.properties import MessageProperties
+
+_THREADS = 16  # they wait for fsyncs that they share: more of them, fewer fsyncs a message
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+class FileStore:
+    """See api.MailStore for what each method promises."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        clock: Clock,
+        ids: Ids,
+        crash: CrashPoints,
+        log: StoreLog,
+        hostname: str,
+        quota_of: Callable[[str], int | None],
+        dead_letter: Path,
+    ) -> None:
+        """`dead_letter` is the Maildir of the account DEAD_LETTER; `quota_of` is in bytes."""
+
+        def directory_of(account: str) -> Path:
+            return dead_letter if account == DEAD_LETTER else mailbox_directory(root, account)
+
+        syncs = DirectorySync()
+        self._directory_of = directory_of
+        self._shared = Equipment(
+            clock=clock,
+            ids=ids,
+            crash=crash,
+            hostname=hostname,
+            folders=Folders(directory_of),
+            index=ListingIndex(),
+            quota=Quota(quota_of, clock),
+            notes=NotesDirectory(root / ".submissions", syncs),
+            syncs=syncs,
+            stripes=Stripes(),
+        )
+        self._inbox = Inbox(self._shared)
+        self._drafts = Drafts(self._shared)
+        self._sending = Sending(self._shared, self._inbox, log)
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="mailbox")
+        self._board = NoteBoard(self._changed_ns, self._list_ready)
+
+    async def remove_leftovers(self) -> int:
+        """Remove submissions that a crash cut off before their 202: the front door's, at its start.
+
+        Returns how many there were.
+        """
+        return await self._run(self._sending.remove_leftovers)
+
+    def close(self) -> None:
+        """Let the threads finish what they do, and end them."""
+        self._executor.shutdown(wait=True)
+
+    # -- steps 1 and 2
+
+    async def create_draft(
+        self, account: str, content: MessageProperties | bytes, *, folder_id: str = "drafts"
+    ) -> StoredMessage:
+        """Write a draft."""
+        return await self._run(self._drafts.create, account, content, folder_id)
+
+    async def submit_new(
+        self, account: str, content: MessageProperties | bytes, options: SendOptions
+    ) -> Note:
+        """Write a draft and its note."""
+        return await self._run(self._offered, self._sending.submit_new, account, content, options)
+
+    async def submit_draft(self, account: str, message_id: str, options: SendOptions) -> Note:
+        """Submit an existing draft."""
+        return await self._run(
+            self._offered, self._sending.submit_draft, account, message_id, options
+        )
+
+    # -- reading and changing
+
+    async def get(self, account: str, message_id: str, *, folder_id: str = "") -> StoredMessage:
+        """One message."""
+        return await self._run(self._drafts.get, account, message_id, folder_id)
+
+    async def list_messages(
+        self, account: str, *, folder_id: str = "", skip: int = 0, top: int = 10
+    ) -> Page:
+        """Some messages, newest first."""
+        return await self._run(self._drafts.list_messages, account, folder_id, skip, top)
+
+    async def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
+        """Change a message."""
+        return await self._run(self._drafts.update, account, message_id, change)
+
+    async def delete(self, account: str, message_id: str) -> None:
+        """Move to Deleted Items, or remove from there."""
+        await self._run(self._drafts.delete, account, message_id)
+
+    async def mime(self, account: str, message_id: str) -> bytes:
+        """A message as MIME."""
+        return await self._run(self._drafts.mime, account, message_id)
+
+    async def list_folders(self, account: str) -> Sequence[Folder]:
+        """Every folder with its counts."""
+        return await self._run(self._list_folders, account)
+
+    async def get_folder(self, account: str, folder_id: str) -> Folder:
+        """One folder with its counts."""
+        return await self._run(self._get_folder, account, folder_id)
+
+    # -- pickup
+
+    def notes(self) -> AsyncIterator[Note]:
+        """Notes in ready/, for ever."""
+        return self._board.notes()
+
+    async def note_content(self, note: Note) -> bytes:
+        """A note's file."""
+        return await self._run(_note_content, note)
+
+    def retry_note(self, note: Note, delay_s: float) -> None:
+        """Put a note back for later."""
+        self._board.retry(note, delay_s)
+
+    async def file_original(self, note: Note, *, queue_id: str) -> None:
+        """Step 4."""
+        await self._run(self._sending.file_original, note, queue_id=queue_id)
+        self._board.done(note)
+
+    async def fail_note(self, note: Note, report: bytes | None) -> None:
+        """Report, and remove the note."""
+        await self._run(self._sending.fail_note, note, report)
+        self._board.done(note)
+
+    # -- step 6
+
+    def mailbox_exists(self, account: str) -> bool:
+        """Whether the Maildir is there already."""
+        return self._shared.folders.exists(account)
+
+    async def has_room(self, account: str, size: int) -> bool:
+        """Whether `size` bytes fit under the quota."""
+        return await self._run(self._has_room, account, size)
+
+    async def deliver(
+        self, account: str, *, unique: str, content: bytes, over_quota: bool = False
+    ) -> DeliveryResult:
+        """Put a message into the Inbox, once."""
+        return await self._run(
+            self._inbox.deliver, account, unique=unique, content=content, over_quota=over_quota
+        )
+
+    # -- in a thread
+
+    def _offered(
+        self,
+        submit: Callable[_Parameters, Note],
+        *args: _Parameters.args,
+        **kwargs: _Parameters.kwargs,
+    ) -> Note:
+        """Submit and tell pickup, even when nobody waits for the answer any more."""
+        note = submit(*args, **kwargs)
+        self._board.offer(note)
+        return note
+
+    def _list_folders(self, account: str) -> list[Folder]:
+        mailbox = self._shared.folders.mailbox(account)
+        return [counted(folder) for folder in list_folders(mailbox)]
+
+    def _get_folder(self, account: str, folder_id: str) -> Folder:
+        return counted(find_folder(self._shared.folders.mailbox(account), folder_id))
+
+    def _has_room(self, account: str, size_bytes: int) -> bool:
+        return self._shared.quota.has_room(account, self._directory_of(account), size_bytes)
+
+    async def _changed_ns(self) -> int:
+        return await self._run(self._shared.notes.changed_ns)
+
+    async def _list_ready(self, known: frozenset[str], limit: int) -> list[Note]:
+        return await self._run(self._shared.notes.list_ready, known, limit)
+
+    async def _run(
+        self,
+        function: Callable[_Parameters, _Result],
+        *args: _Parameters.args,
+        **kwargs: _Parameters.kwargs,
+    ) -> _Result:
+        """Call in a thread of the store; errors of the disk become StoreUnavailableError."""
+
+        def call() -> _Result:
+            with storage_errors():
+                return function(*args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+
+def _note_content(note: Note) -> bytes:
+    try:
+        return note.path.read_bytes()
+    except FileNotFoundError:
+        raise NoSuchItemError(f"The note {note.submission_id} is gone.") from None
