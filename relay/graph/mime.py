@@ -15,10 +15,9 @@ from relay.graph.attachments import decode_base64
 from relay.graph.parse import check_has_recipients, check_own, check_recipients_count
 from relay.http.errors import ApiError, shown
 from relay.message.address import AddressError, parse_mailbox
-from relay.message.mimeread import check_mime, read_header, read_people
+from relay.message.mimeread import check_mime, header_of, read_header, read_people
 from relay.message.properties import MessageProperties
 
-_HEADER_END = re.compile(rb"\r?\n\r?\n|\r\r")
 _HEADER_BYTES_MAX = 256 * 1024
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]+>")
 
@@ -44,8 +43,11 @@ def parse_mime(body: bytes, account: Account) -> MimeMessage:
         raise ApiError(400, "ErrorMimeContentInvalidBase64String", message) from None
     if reason := check_mime(content):
         raise ApiError(400, "ErrorMimeContentInvalid", f"Invalid MIME content: {reason}.")
-    found = _HEADER_END.search(content, 0, _HEADER_BYTES_MAX)
-    header = read_header(content[: found.start() if found else _HEADER_BYTES_MAX])
+    section = header_of(content)
+    if len(section) > _HEADER_BYTES_MAX:
+        reason = f"its header has {len(section)} bytes, expected at most {_HEADER_BYTES_MAX}"
+        raise ApiError(400, "ErrorMimeContentInvalid", f"Invalid MIME content: {reason}.")
+    header = read_header(section)
     for name in ("From", "Sender"):
         people = read_people(header, name)
         if header.get(name) is not None and not people:

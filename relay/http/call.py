@@ -59,6 +59,7 @@ class Call:
         self._taken_bytes = 0
         self._complete = False
         self._reading_began = False
+        self._too_late = False
 
     def base_url(self, public_url: str, fallback_host: str) -> str:
         """Return where the client found us, without a final slash: `public_url`, else by Host."""
@@ -87,6 +88,7 @@ class Call:
                     self._take(len(chunk))
                     chunks.append(chunk)
         except TimeoutError:
+            self._too_late = True
             raise ApiError(
                 408,
                 "RequestTimeout",
@@ -102,7 +104,7 @@ class Call:
         """
         self._reading.budget.give_back(self._taken_bytes)
         self._taken_bytes = 0
-        if self._complete or self._waits_for_continue():
+        if self._complete or self._too_late or self._waits_for_continue():
             return self._complete
         left = self._reading.limit_bytes + (1 << 20)
         try:

@@ -1,0 +1,324 @@
+"""The server on real sockets: binding, bounds on what a connection may do, stopping."""
+
+import asyncio
+import json
+import socket
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import uvloop
+from starlette.responses import Response
+
+from relay.clock import ManualClock
+from relay.http import (
+    ApiError,
+    Call,
+    ControlClient,
+    ControlError,
+    ControlUnavailableError,
+    Dispatch,
+    Gateway,
+    HttpServer,
+    Limits,
+    json_response,
+    protocol,
+)
+from relay.http.control import path_of
+from relay.settings.tree import Address
+
+ANY_PORT = Address("127.0.0.1", 0)
+LIMIT = 200_000
+
+
+async def echo(call: Call) -> Response:
+    """Answer with what came."""
+    body = await call.body()
+    return json_response({"method": call.method, "path": list(call.segments), "size": len(body)})
+
+
+@asynccontextmanager
+async def serving(
+    handler: Callable[[Call], Awaitable[Response]] = echo,
+    address: Address = ANY_PORT,
+    **limits: float,
+) -> AsyncIterator[HttpServer]:
+    chosen = {"body_bytes": LIMIT, "held_bytes": LIMIT * 4} | limits
+    app = Gateway(handler, clock=ManualClock(), limits=Limits(**chosen))  # type: ignore[arg-type]
+    server = HttpServer(app, [address])
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop(0.5)
+
+
+async def talk(server: HttpServer, *pieces: bytes) -> bytes:
+    """Send pieces on one connection and return all that comes until the server closes it."""
+    address = server.bound[0]
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        return await asyncio.wait_for(reader.read(), 10)
+    finally:
+        writer.close()
+
+
+def request(body: bytes = b"", *headers: str, length: int | None = None) -> bytes:
+    size = len(body) if length is None else length
+    lines = ["POST /x HTTP/1.1", "Host: h", "Connection: close", f"Content-Length: {size}"]
+    return "\r\n".join([*lines, *headers, "", ""]).encode() + body
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+def code_of(answer: bytes) -> str:
+    return str(json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"])
+
+
+async def test_answers_have_ids_and_one_date() -> None:
+    async with serving() as server:
+        answer = await talk(server, request(b"12345"))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert json.loads(body) == {"method": "POST", "path": ["x"], "size": 5}
+    names = [line.partition(b":")[0] for line in head.split(b"\r\n")]
+    for name in (b"date", b"request-id", b"client-request-id"):
+        assert names.count(name) == 1
+    assert b"uvicorn" not in head
+
+
+@pytest.mark.parametrize("size", [LIMIT, LIMIT + 1, 3 * LIMIT])
+async def test_body_limit_whatever_content_length_says(size: int) -> None:
+    chunked = (
+        b"POST /x HTTP/1.1\r\nHost: h\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    chunk = b"%x\r\n%b\r\n0\r\n\r\n" % (size, b"x" * size)
+    async with serving() as server:
+        declared = await talk(server, request(b"x" * size))
+        undeclared = await talk(server, chunked, chunk)
+    expected = 200 if size <= LIMIT else 413
+    assert (status_of(declared), status_of(undeclared)) == (expected, expected)
+    if expected == 413:
+        assert code_of(declared) == code_of(undeclared) == "RequestEntityTooLarge"
+
+
+async def test_a_client_that_expects_continue_is_refused_before_it_sends() -> None:
+    head = request(b"", "Expect: 100-continue", length=LIMIT + 1)
+    async with serving() as server:
+        answer = await talk(server, head)
+    assert (status_of(answer), code_of(answer)) == (413, "RequestEntityTooLarge")
+
+
+async def test_a_body_that_does_not_arrive_in_time() -> None:
+    async with serving(read_timeout_s=0.05) as server:
+        answer = await talk(server, request(b"abc", length=10))
+    assert (status_of(answer), code_of(answer)) == (408, "RequestTimeout")
+
+
+async def test_all_bodies_together_keep_a_budget() -> None:
+    first_has_body, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(call: Call) -> Response:
+        await call.body()
+        first_has_body.set()
+        await go_on.wait()
+        return Response("done")
+
+    async with serving(slow, held_bytes=LIMIT) as server:
+        first = asyncio.create_task(talk(server, request(b"x" * LIMIT)))
+        await first_has_body.wait()
+        refused = await talk(server, request(b"y"))
+        go_on.set()
+        assert status_of(await first) == 200
+        assert status_of(await talk(server, request(b"x" * LIMIT))) == 200
+    assert status_of(refused) == 503
+    assert b"retry-after: 2\r\n" in refused
+
+
+async def test_requests_in_work_are_bounded() -> None:
+    busy, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: Call) -> Response:
+        busy.set()
+        await go_on.wait()
+        return Response("done")
+
+    async with serving(slow, requests=1) as server:
+        first = asyncio.create_task(talk(server, request()))
+        await busy.wait()
+        refused = await talk(server, request())
+        go_on.set()
+        assert status_of(await first) == 200
+    assert (status_of(refused), code_of(refused)) == (503, "ResourceUnhealthy")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", 431, "RequestHeaderFieldsTooLarge"),
+        (
+            b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 12_000 + b"\r\n",
+            431,
+            "RequestHeaderFieldsTooLarge",
+        ),
+        (b"\x16\x03\x01 this is TLS\r\n\r\n", 400, "BadRequest"),
+        (b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400, "BadRequest"),
+    ],
+)
+async def test_headers_over_their_bound_and_what_is_no_http(
+    sent: bytes, status: int, code: str
+) -> None:
+    async with serving() as server:
+        answer = await talk(server, sent)
+    assert (status_of(answer), code_of(answer)) == (status, code)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nA: b\r\n", b"\r\n"])
+async def test_a_client_that_never_ends_its_headers_is_cut_off(
+    sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 0.05)
+    async with serving() as server:
+        assert await talk(server, sent) == b""
+
+
+async def test_too_many_connections_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "CONNECTIONS_MAX", 1)
+    async with serving() as server:
+        address = server.bound[0]
+        _, first = await asyncio.open_connection(address.host, address.port)
+        answer = await talk(server)
+        first.close()
+    assert (status_of(answer), code_of(answer)) == (503, "ResourceUnhealthy")
+
+
+async def test_a_fault_in_a_handler_is_not_told() -> None:
+    async def broken(_: Call) -> Response:
+        raise ValueError("the secret path")
+
+    async with serving(broken) as server:
+        answer = await talk(server, request())
+    assert (status_of(answer), code_of(answer)) == (500, "InternalServerError")
+    assert b"secret" not in answer
+
+
+async def test_a_port_in_use_is_an_error_before_the_start() -> None:
+    async with serving() as server:
+        second = HttpServer(echo, server.bound)  # type: ignore[arg-type]
+        with pytest.raises(OSError, match=f"cannot listen on {server.bound[0]}: Address already"):
+            second.bind()
+
+
+async def test_stop_lets_requests_end_and_then_cancels() -> None:
+    begun: asyncio.Queue[None] = asyncio.Queue()
+    go_on = asyncio.Event()
+
+    async def slow(call: Call) -> Response:
+        begun.put_nowait(None)
+        if call.query:
+            await asyncio.Event().wait()
+        await go_on.wait()
+        return Response("done")
+
+    server = HttpServer(Gateway(slow, clock=ManualClock(), limits=Limits(LIMIT, LIMIT)), [ANY_PORT])
+    await server.start()
+    address = server.bound[0]
+    ends = asyncio.create_task(talk(server, request()))
+    hangs = asyncio.create_task(talk(server, request().replace(b"/x", b"/x?for=ever")))
+    await begun.get()
+    await begun.get()
+    go_on.set()
+    await server.stop(0.3)
+    assert status_of(await ends) == 200
+    assert not (await hangs).startswith(b"HTTP/1.1 200")
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(address.host, address.port)
+
+
+async def test_a_client_that_hangs_up_leaves_nothing_behind() -> None:
+    async with serving(held_bytes=LIMIT) as server:
+        for _ in range(3):
+            address = server.bound[0]
+            _, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(request(b"x" * (LIMIT - 1), length=LIMIT))
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+        assert status_of(await talk(server, request(b"x" * LIMIT))) == 200
+
+
+async def test_dispatch_by_first_segment() -> None:
+    async def named(call: Call) -> Response:
+        return json_response("named")
+
+    def gateway(handler: Callable[[Call], Awaitable[Response]]) -> Gateway:
+        return Gateway(handler, clock=ManualClock(), limits=Limits(LIMIT, LIMIT))
+
+    server = HttpServer(Dispatch({"v1.0": gateway(named)}, otherwise=gateway(echo)), [ANY_PORT])
+    await server.start()
+    answers = [
+        await talk(server, request().replace(b"/x", path))
+        for path in (b"/v1.0/me", b"//V1.0//me", b"/v1.0x", b"/%2e")
+    ]
+    await server.stop(0)
+    assert [answer.endswith(b'"named"') for answer in answers] == [True, True, False, False]
+
+
+def test_tcp_and_unix_sockets_on_uvloop(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving() as server:
+            assert status_of(await talk(server, request(b"x" * LIMIT))) == 200
+        async with serving(address=Address(path=str(tmp_path / "s"))) as server:
+            told = await asyncio.to_thread(ControlClient(tmp_path / "s").get, "/queue")
+            assert told["path"] == ["relay", "v1", "queue"]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
+
+
+async def test_the_control_socket(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    client = ControlClient(path, timeout_s=5)
+
+    async def handler(call: Call) -> Response:
+        if call.method == "POST":
+            raise ApiError(404, "ErrorItemNotFound", "No such entry.")
+        return json_response({"path": list(call.segments), "query": list(call.query)})
+
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))  # what a daemon that was killed leaves behind
+    with pytest.raises(ControlUnavailableError, match="nobody listens on"):
+        client.get("/queue")
+    async with serving(handler, Address(path=str(path))) as server:
+        assert server.bound == (Address(path=str(path)),)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        told = await asyncio.to_thread(client.get, path_of("<a/b@c>"), {"state": "queued"})
+        assert told == {
+            "path": ["relay", "v1", "messages", "<a/b@c>"],
+            "query": [["state", "queued"]],
+        }
+        with pytest.raises(ControlError, match=r"No such entry\.") as refused:
+            await asyncio.to_thread(client.post, "/queue/retry", {"all": True})
+        assert (refused.value.status, refused.value.code) == (404, "ErrorItemNotFound")
+        with pytest.raises(OSError, match="Address already in use"):
+            HttpServer(echo, [Address(path=str(path))]).bind()  # type: ignore[arg-type]
+    assert not path.exists()
+    with pytest.raises(ControlUnavailableError, match="there is no"):
+        client.get("/queue")
+
+
+async def test_a_control_socket_that_answers_nonsense(tmp_path: Path) -> None:
+    async def nonsense(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 this is SMTP\r\n")
+        writer.close()
+
+    path = tmp_path / "s"
+    async with await asyncio.start_unix_server(nonsense, path):
+        with pytest.raises(ControlUnavailableError, match="gave no answer"):
+            await asyncio.to_thread(ControlClient(path, timeout_s=5).get, "/queue")
