@@ -1,0 +1,299 @@
+"""/relay/v1, health and metrics: who sees what, waiting, and the queue's commands."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+from relay.accounts import Account, Role
+from relay.clock import SystemClock
+from relay.journal.metrics import Metrics
+from relay.spool.types import Selector, SpoolUnavailableError
+from relay.web import Changes, Means, create_app, create_control_app
+
+ACCOUNTS = {
+    "alice": Account("alice@example.test"),
+    "bob": Account("bob@example.test"),
+    "watcher": Account("watcher@example.test", role=Role.READ),
+    "operator": Account("operator@example.test", role=Role.OPERATE),
+}
+
+
+class People:
+    """Accounts whose token is the local part."""
+
+    def by_token(self, token: str) -> Account | None:
+        return ACCOUNTS.get(token)
+
+    def by_address(self, address: str) -> Account | None:
+        return ACCOUNTS.get(address.partition("@")[0])
+
+    async def by_password(self, user: str, password: str) -> Account | None:
+        raise NotImplementedError
+
+
+def a_journey(*states: str, name: str = "q1") -> dict[str, Any]:
+    recipients = [{"address": f"{n}@a.test", "state": state} for n, state in enumerate(states)]
+    state = states[0] if states else "queued"
+    return {"id": name, "message_id": "<m@a.test>", "state": state, "recipients": recipients}
+
+
+@dataclass
+class Records:
+    """Journeys by key with their owner, and a queue that notes what it is asked."""
+
+    known: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    looks: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    fault: Exception | None = None
+
+    async def journey(self, key: str, *, account: str | None) -> dict[str, Any] | None:
+        self.looks.put_nowait(key)
+        owner, journey = self.known.get(key, ("", None))
+        return journey if account in (None, owner) else None
+
+    async def recent(self, *, account: str | None, state: str, limit: int) -> list[dict[str, Any]]:
+        self.asked.append((account, state, limit))
+        return [journey for owner, journey in self.known.values() if account in (None, owner)]
+
+    async def queue_list(self, selector: Selector, *, limit: int) -> list[dict[str, Any]]:
+        if self.fault:
+            raise self.fault
+        self.asked.append((selector, limit))
+        return [{"id": "q1", "entry": 1}]
+
+    async def retry(
+        self, selector: Selector, *, now_us: int, who: str, dry_run: bool = False
+    ) -> list[dict[str, Any]]:
+        self.asked.append((selector, now_us, who, dry_run))
+        return [{"id": "q1", "entry": 1}]
+
+
+@dataclass
+class World:
+    http: httpx.AsyncClient
+    control: httpx.AsyncClient
+    records: Records
+    changes: Changes
+    not_ready: str = ""
+
+    async def get(self, path: str, token: str = "alice") -> httpx.Response:
+        return await self.http.get(path, headers={"authorization": f"Bearer {token}"})
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    records, changes = Records(), Changes()
+    means = Means(
+        journeys=records,
+        queue=records,
+        changes=changes,
+        metrics=Metrics(),
+        ready=lambda: made.not_ready,
+        clock=SystemClock(),
+    )
+    app = create_app(means, People(), hostname="relay.example.test")
+    outside, inside = httpx.ASGITransport(app), httpx.ASGITransport(create_control_app(means))
+    async with (
+        httpx.AsyncClient(transport=outside, base_url="http://relay.test") as http,
+        httpx.AsyncClient(transport=inside, base_url="http://localhost") as control,
+    ):
+        made = World(http, control, records, changes)
+        yield made
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+@pytest.mark.parametrize("path", ["/messages", "/messages/q1", "/messages/q1/wait", "/queue"])
+async def test_nobody_without_a_token(world: World, path: str) -> None:
+    assert code(await world.http.get("/relay/v1" + path)) == (401, "InvalidAuthenticationToken")
+
+
+@pytest.mark.parametrize(
+    ("token", "seen"), [("alice", True), ("bob", False), ("watcher", True), ("operator", True)]
+)
+async def test_an_account_sees_its_own_messages_only(world: World, token: str, seen: bool) -> None:
+    journey = a_journey("relayed")
+    world.records.known["q1"] = ("alice@example.test", journey)
+    answer = await world.get("/relay/v1/messages/q1", token)
+    if seen:
+        assert (answer.status_code, answer.json()) == (200, journey)
+    else:
+        assert code(answer) == (404, "ErrorItemNotFound")
+        never = await world.get("/relay/v1/messages/q2", token)
+        assert answer.json()["error"]["code"] == never.json()["error"]["code"]
+    recent = (await world.get("/relay/v1/messages", token)).json()
+    assert recent == ([journey] if seen else [])
+
+
+@pytest.mark.parametrize("name", ["%3Cm%2Fx@a.test%3E", "m%2Fx@a.test"])
+async def test_a_message_id_with_or_without_brackets(world: World, name: str) -> None:
+    world.records.known["<m/x@a.test>"] = ("alice@example.test", a_journey("queued"))
+    assert (await world.get(f"/relay/v1/messages/{name}")).status_code == 200
+
+
+async def test_the_newest_messages(world: World) -> None:
+    await world.get("/relay/v1/messages?limit=5&state=deferred")
+    await world.get("/relay/v1/messages", "watcher")
+    assert world.records.asked == [("alice@example.test", "deferred", 5), (None, "", 100)]
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("/messages?limit=0", "limit"),
+        ("/messages?limit=nan", "limit"),
+        ("/messages?state=sent", "state"),
+        ("/messages?stat=queued", "stat"),
+        ("/messages?limit=1&limit=2", "limit"),
+        ("/messages/q1?x=1", "x"),
+        ("/messages/q1/wait?timeout=301", "timeout"),
+        ("/messages/q1/wait?state=done", "state"),
+        ("/queue?state=sent", "state"),
+        ("/queue?older_than=1h", "older_than"),
+    ],
+)
+async def test_bad_parameters_are_named(world: World, path: str, named: str) -> None:
+    answer = await world.get("/relay/v1" + path, "operator")
+    assert code(answer) == (400, "BadRequest")
+    assert named in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("states", "state", "reached"),
+    [
+        (["relayed", "failed"], "final", True),
+        (["relayed", "deferred"], "final", False),
+        (["captured"], "final", False),
+        ([], "final", False),
+        (["captured"], "captured", True),
+        (["deferred"], "captured", False),
+    ],
+)
+async def test_waiting_says_whether_it_got_there(
+    world: World, states: list[str], state: str, reached: bool
+) -> None:
+    world.records.known["q1"] = ("alice@example.test", a_journey(*states))
+    answer = await world.get(f"/relay/v1/messages/q1/wait?state={state}&timeout=0")
+    assert answer.json() == {**a_journey(*states), "reached": reached}
+
+
+async def test_waiting_wakes_on_a_change(world: World) -> None:
+    wait = asyncio.create_task(world.get("/relay/v1/messages/q1/wait?timeout=60"))
+    await world.records.looks.get()
+    world.records.known["q1"] = ("alice@example.test", a_journey("deferred"))
+    world.changes.announce()
+    await world.records.looks.get()
+    assert not wait.done()
+    world.records.known["q1"] = ("alice@example.test", a_journey("delivered"))
+    world.changes.announce()
+    async with asyncio.timeout(0.9):  # before it would have looked again by itself
+        answer = await wait
+    assert answer.json()["reached"] is True
+
+
+async def test_a_change_while_looking_is_not_missed() -> None:
+    changes = Changes()
+    seen = changes.count
+    changes.announce()
+    async with asyncio.timeout(1):
+        await changes.beyond(seen)
+    waiting = [asyncio.create_task(changes.beyond(changes.count)) for _ in range(3)]
+    await asyncio.sleep(0)
+    changes.announce()
+    async with asyncio.timeout(1):
+        await asyncio.gather(*waiting)
+
+
+async def test_waiting_for_what_never_comes(world: World) -> None:
+    answer = await world.get("/relay/v1/messages/q1/wait?timeout=0.05")
+    assert code(answer) == (404, "ErrorItemNotFound")
+
+
+@pytest.mark.parametrize(
+    ("token", "list_status", "retry_status"),
+    [("alice", 403, 403), ("watcher", 200, 403), ("operator", 200, 200)],
+)
+async def test_roles_of_the_queue(
+    world: World, token: str, list_status: int, retry_status: int
+) -> None:
+    assert (await world.get("/relay/v1/queue", token)).status_code == list_status
+    headers = {"authorization": f"Bearer {token}"}
+    answer = await world.http.post("/relay/v1/queue/retry", json={"all": True}, headers=headers)
+    assert answer.status_code == retry_status
+    assert len(world.records.asked) == [list_status, retry_status].count(200)
+
+
+async def test_the_control_socket_is_an_operator(world: World) -> None:
+    await world.control.get("/relay/v1/queue?id=q1,q2&domain=a.test&older_than=60&limit=7")
+    body = {"sender": "a@b.test", "older_than_s": 5, "dry_run": True}
+    answer = await world.control.post("/relay/v1/queue/retry", json=body)
+    assert answer.json() == [{"id": "q1", "entry": 1}]
+    listed, (selector, _, who, dry_run) = world.records.asked
+    assert listed == (Selector(ids=("q1", "q2"), domain="a.test", older_than_s=60.0), 7)
+    assert (selector, who, dry_run) == (
+        Selector(sender="a@b.test", older_than_s=5.0),
+        "control socket",
+        True,
+    )
+    world.records.known["last"] = ("alice@example.test", a_journey("queued"))
+    assert (await world.control.get("/relay/v1/messages/last")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", "BadRequest"),
+        (b"{}", "BadRequest"),
+        (b'{"dry_run": true}', "BadRequest"),
+        (b'{"state": "sent"}', "BadRequest"),
+        (b'{"sendr": "a@b.test"}', "UnableToDeserializePostBody"),
+        (b'{"all": "yes"}', "UnableToDeserializePostBody"),
+        (b"{", "UnableToDeserializePostBody"),
+    ],
+)
+async def test_a_retry_of_everything_by_mistake_is_refused(
+    world: World, body: bytes, status: str
+) -> None:
+    answer = await world.control.post("/relay/v1/queue/retry", content=body)
+    assert code(answer) == (400, status)
+    assert not world.records.asked
+
+
+async def test_the_spool_is_not_there(world: World) -> None:
+    world.records.fault = SpoolUnavailableError("The spool is locked.")
+    answer = await world.control.get("/relay/v1/queue")
+    assert code(answer) == (503, "ResourceUnhealthy")
+    assert answer.headers["retry-after"] == "5"
+
+
+async def test_health_readiness_and_metrics_need_no_token(world: World) -> None:
+    assert (await world.http.get("/healthz")).text == "ok\n"
+    assert (await world.http.get("/readyz")).text == "ready\n"
+    world.not_ready = "starting"
+    late = await world.http.get("/readyz")
+    assert (late.status_code, late.text) == (503, "starting\n")
+    metrics = await world.http.get("/metrics")
+    assert "relay_queue_unaccounted 0.0" in metrics.text
+    assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/relay/v2/messages", 404),
+        ("GET", "/relay/v1/queue/q1", 404),
+        ("POST", "/relay/v1/messages", 405),
+        ("GET", "/relay/v1/queue/retry", 405),
+        ("POST", "/metrics", 405),
+    ],
+)
+async def test_what_is_not_there(world: World, method: str, path: str, status: int) -> None:
+    headers = {"authorization": "Bearer operator"}
+    assert (await world.http.request(method, path, headers=headers)).status_code == status
