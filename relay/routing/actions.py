@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
+from relay.message.status import split_reply
 from relay.settings.tree import Route
 
 REJECT_STATUS = "5.7.1"  # X.7.1: delivery not authorised, which is what a route that refuses says
@@ -96,12 +97,10 @@ def read_credentials(routes: Sequence[Route]) -> Mapping[NextHop, Credentials]:
 
 
 def _parse_reject(text: str) -> Reject:
-    status, _, rest = text.partition(" ")
-    parts = status.split(".")
-    if len(parts) != 3 or not all(part.isascii() and part.isdecimal() for part in parts):
-        status, rest = REJECT_STATUS, text
+    reply = split_reply(text)
+    status = reply.status or REJECT_STATUS
     if not status.startswith("5."):
         raise ValueError(f"found code {status}, expected 5.y.z: a reject is permanent")
-    if not rest.strip() or not rest.isprintable():
+    if not reply.text.strip() or not reply.text.isprintable():
         raise ValueError("found no printable text behind reject:, expected one line for the sender")
-    return Reject(status, rest.strip())
+    return Reject(status, reply.text.strip())

@@ -15,6 +15,7 @@ from relay.accounts.account import DEAD_LETTER
 from relay.message.address import AddressError, to_ascii_domain
 from relay.message.envelope import domain_of
 from relay.message.nexthop import LOCAL, HopKind, NextHop
+from relay.message.status import own_reply
 from relay.routing.actions import (
     Action,
     Reject,
@@ -206,4 +207,4 @@ def _local_part(address: str) -> str:
 
 
 def _refused(status: str, address: str, text: str) -> InvalidRecipient:
-    return InvalidRecipient(status, f"550 {status} <{address}>: {text}")
+    return InvalidRecipient(status, own_reply(status, f"<{address}>: {text}"))

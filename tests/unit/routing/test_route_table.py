@@ -71,7 +71,8 @@ def test_an_invalid_recipient_carries_a_whole_reply_with_its_code(address, statu
     found = table().examine(address)
     assert isinstance(found, InvalidRecipient)
     assert found.status == status
-    assert found.text.startswith(f"550 {status} <{address}>: ")
+    code = 553 if status == "5.1.3" else 550
+    assert found.text.startswith(f"{code} {status} <{address.replace('ü', 'u')}>: ")
 
 
 @pytest.mark.parametrize(

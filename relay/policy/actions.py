@@ -1,0 +1,216 @@
+"""The actions that `then` may use: one class each, and its line in ACTIONS.
+
+On the path: loader parses them from the rule files; the engine applies them.
+Holds: pure; what an action does to a header is decided here, to whom it happens in the engine.
+Fails: parse() with ValueError that says what was expected; edits never, they were tried at load.
+Standards: RFC 3463 (reject's code), RFC 5322 3.6 (fields), RFC 5321 4.4 (trace fields).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+from relay.message import headers
+from relay.message.address import AddressError, parse_mailbox
+from relay.message.status import REPLY_TEXT_MAX, split_reply
+from relay.message.verdict import Subject
+
+REJECT_STATUS = "5.7.1"
+ADDRESSES_MAX = 50
+PROTECTED = frozenset({"received", "return-path", "dkim-signature"})
+PROTECTED_PREFIX = "x-relay-"
+
+_field_name = re.compile(r"[!-9;-~]{1,126}").fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """The recipient is refused; the sender reads `text`."""
+
+    status: str
+    text: str
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read "5.7.1 text"; without a code it is 5.7.1. Raises ValueError."""
+        reply = split_reply(value) if isinstance(value, str) else None
+        if reply is None or not reply.text.strip() or not reply.text.isprintable():
+            raise ValueError('a code and a text for the sender, "5.7.1 Not accepted"')
+        if len(reply.text) > REPLY_TEXT_MAX:
+            raise ValueError(f"a text of at most {REPLY_TEXT_MAX} characters")
+        if reply.status and not reply.status.startswith("5."):
+            raise ValueError("a code 5.y.z: a reject is permanent")
+        return cls(reply.status or REJECT_STATUS, reply.text.strip())
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """The recipient gets nothing and nobody is told."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read true. Raises ValueError."""
+        if value is not True:
+            raise ValueError("true")
+        return cls()
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """Others get the message in the recipient's place."""
+
+    addresses: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read addresses. Raises ValueError."""
+        return cls(_addresses(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Bcc:
+    """Others get a copy, and nobody sees it."""
+
+    addresses: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read addresses. Raises ValueError."""
+        return cls(_addresses(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Cc:
+    """Others get a copy, and the Cc field of the matched recipients' copies shows them."""
+
+    addresses: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read addresses. Raises ValueError."""
+        return cls(_addresses(value))
+
+    def edit(self, head: bytes, mail: Subject) -> bytes:
+        """Show those who were not recipients already at the end of the Cc field."""
+        present = {recipient.address.casefold() for recipient in mail.recipients}
+        shown = [each for each in self.addresses if each.casefold() not in present]
+        if not shown:
+            return head
+        new = ",\r\n ".join(shown).encode()
+        for field in headers.fields(head):
+            if field.name == b"cc":
+                old = head[: field.end].rstrip()
+                comma = b"" if old.endswith(b":") else b","
+                return old + comma + b"\r\n " + new + b"\r\n" + head[field.end :]
+        return headers.prepend(head, b"Cc: " + new + b"\r\n")
+
+
+@dataclass(frozen=True, slots=True)
+class SetHeader:
+    """The message has exactly this one field of that name."""
+
+    name: str
+    value: str
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read { name, value }. Raises ValueError."""
+        keys = set(value) if isinstance(value, dict) else set()
+        if keys != {"name", "value"} or not all(isinstance(each, str) for each in value.values()):
+            raise ValueError('a table with two texts, { name = "X-Tag", value = "yes" }')
+        _check_name(value["name"])
+        try:
+            headers.field(value["name"], value["value"])
+        except ValueError as error:
+            raise ValueError(f"a value that a field can hold: {error}") from None
+        return cls(value["name"], value["value"])
+
+    def edit(self, head: bytes, _: Subject) -> bytes:
+        """Replace the field or append it."""
+        return headers.set_field(head, self.name, self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveHeader:
+    """The message has no field of these names."""
+
+    names: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read a name or a list of names. Raises ValueError."""
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not names:
+            raise ValueError("a field's name or a list of names")
+        for name in names:
+            _check_name(name)
+        return cls(tuple(names))
+
+    def edit(self, head: bytes, _: Subject) -> bytes:
+        """Remove the fields."""
+        return headers.remove(head, self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectPrefix:
+    """The Subject begins with this tag, once."""
+
+    tag: str
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read the tag. Raises ValueError."""
+        if not isinstance(value, str) or not value.strip() or not value.isprintable():
+            raise ValueError('one line of text, "[EXTERNAL]"')
+        return cls(value.strip())
+
+    def edit(self, head: bytes, _: Subject) -> bytes:
+        """Put the tag in front."""
+        return headers.prefix_subject(head, self.tag)
+
+
+Edit = Cc | SetHeader | RemoveHeader | SubjectPrefix
+Action = Reject | Discard | Redirect | Bcc | Edit
+
+
+class ActionType(Protocol):
+    """What the loader needs of an action's class."""
+
+    def parse(self, value: Any) -> Action:
+        """Read the value behind the key. Raises ValueError that says what was expected."""
+        ...
+
+
+ACTIONS: dict[str, ActionType] = {
+    "reject": Reject,
+    "discard": Discard,
+    "redirect": Redirect,
+    "cc": Cc,
+    "bcc": Bcc,
+    "set_header": SetHeader,
+    "remove_header": RemoveHeader,
+    "subject_prefix": SubjectPrefix,
+}
+FINAL = ("reject", "discard", "redirect")  # behind these, nothing is left to act upon
+
+
+def _addresses(value: Any) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not 0 < len(texts) <= ADDRESSES_MAX:
+        raise ValueError(f"an address or a list of 1 to {ADDRESSES_MAX} addresses")
+    addresses = []
+    for text in texts:
+        try:
+            addresses.append(parse_mailbox(text if isinstance(text, str) else "", smtputf8=True))
+        except AddressError as error:
+            raise ValueError(f"addresses: {error}") from None
+    return tuple(dict.fromkeys(addresses))
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not _field_name(name):
+        raise ValueError("a field's name: printable ASCII without ':'")
+    if name.lower() in PROTECTED or name.lower().startswith(PROTECTED_PREFIX):
+        raise ValueError(
+            "a field that rules may change, not Received, Return-Path, DKIM-Signature or X-Relay-*"
+        )

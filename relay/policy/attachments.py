@@ -1,0 +1,196 @@
+"""Find the names of all attachments in a message without parsing what is in them.
+
+On the path: the attachment_name condition asks, once per content.
+Holds: linear in the message; nested messages are entered; every name that a mail program might
+       show is found: in Content-Disposition and Content-Type, RFC 2231 and 2047, doubles too.
+Fails: TooManyPartsError, so that nobody hides a part behind ten thousand others.
+Standards: RFC 2045 5, RFC 2046 5.1, RFC 2183 2.3, RFC 2231, RFC 2047.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.message import Message
+from email.utils import collapse_rfc2231_value
+
+from relay.message import headers
+from relay.message.encodedwords import decode_words
+
+PARTS_MAX = 10_000
+NESTING_MAX = 50
+NAME_CHARACTERS_MAX = 255  # of the end, where the kind of a file is
+
+_FIELDS = {b"content-type": "name", b"content-disposition": "filename"}
+_MESSAGES = frozenset({b"message/rfc822", b"message/global"})
+_HINTS = (b"multipart", b"message/", b"name")  # a header without any of them has no attachment
+_loose_name = re.compile(r"name[*0-9]*\s*=\s*(\"[^\"]*\"|[^;\s]+)", re.IGNORECASE)
+_separators = re.compile(r"[/\\]")
+
+
+class TooManyPartsError(Exception):
+    """The message has more parts, or nests them deeper, than any mail program makes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Octets from `start` to `end`: header and body; `kind` is its type if it names none."""
+
+    start: int
+    end: int
+    depth: int
+    kind: bytes = b"text/plain"
+
+
+def attachment_names(content: bytes) -> tuple[str, ...]:
+    """Return the names in the order of the parts, as normalised() leaves them.
+
+    Raises TooManyPartsError.
+    """
+    header = content[: headers.split(content)].lower()
+    if not any(hint in header for hint in _HINTS):
+        return ()
+    names: list[str] = []
+    waiting, seen = [_Part(0, len(content), 0)], 0
+    while waiting:
+        part = waiting.pop()
+        seen += 1
+        if seen > PARTS_MAX or part.depth > NESTING_MAX:
+            raise TooManyPartsError(f"more than {PARTS_MAX} parts or {NESTING_MAX} levels")
+        found, inner = _examine(content, part, PARTS_MAX - seen)
+        names += found
+        waiting += reversed(inner)
+    return tuple(names)
+
+
+def normalised(name: str) -> str:
+    """Return a name as the receiving system will take it, folded for comparison.
+
+    The last component of a path; no control or invisible characters, which could hide an ending;
+    no dots or blanks at its end, which Windows drops; wide and other compatibility forms as ASCII.
+    """
+    plain = unicodedata.normalize("NFKC", name)
+    shown = "".join(each for each in plain if unicodedata.category(each)[0] != "C")
+    last = _separators.split(shown)[-1].rstrip(" .") or shown
+    return last[-NAME_CHARACTERS_MAX:].casefold()
+
+
+def _examine(content: bytes, part: _Part, parts_left: int) -> tuple[list[str], list[_Part]]:
+    """Return the names that one part's header gives, and the parts inside it."""
+    body_start = _body_start(content, part)
+    head = content[part.start : body_start]
+    names: list[str] = []
+    types: list[bytes] = []
+    if b"content-" in head.lower():
+        for field in headers.fields(head):
+            if field.name not in _FIELDS:
+                continue
+            value = head[field.value_start : field.end]
+            if b"name" in value.lower():
+                names += _names(field.name, value)
+            if field.name == b"content-type":
+                types.append(value)
+    body = _Part(body_start, part.end, part.depth + 1)
+    inner: list[_Part] = []
+    for each in types or [part.kind]:
+        inner += _inner(content, each, body, parts_left)
+    return names, inner
+
+
+def _body_start(content: bytes, part: _Part) -> int:
+    if content.startswith(b"\r\n", part.start):
+        return part.start + 2  # no header at all
+    blank = content.find(b"\r\n\r\n", part.start, part.end)
+    return part.end if blank < 0 else blank + 4
+
+
+def _inner(content: bytes, content_type: bytes, body: _Part, parts_left: int) -> list[_Part]:
+    kind = content_type.partition(b";")[0].strip().lower()
+    if kind in _MESSAGES:
+        return [body]
+    boundary = _boundary(content_type) if kind.startswith(b"multipart/") else b""
+    if not boundary:
+        return []
+    part_kind = b"message/rfc822" if kind == b"multipart/digest" else b"text/plain"
+    parts: list[_Part] = []
+    start = -1
+    for delimiter in _delimiters(content, boundary, body):
+        if start >= 0:
+            parts.append(_Part(start, delimiter.start, body.depth, part_kind))
+        start = -1 if delimiter.closing else delimiter.end
+        if delimiter.closing:
+            break
+        if len(parts) > parts_left:
+            raise TooManyPartsError(f"more than {PARTS_MAX} parts")
+    if start >= 0:  # the closing delimiter is missing: readers take the rest
+        parts.append(_Part(start, body.end, body.depth, part_kind))
+    return parts
+
+
+@dataclass(frozen=True, slots=True)
+class _Delimiter:
+    """A delimiter line, from the line end before it, which belongs to it, to behind its own."""
+
+    start: int
+    end: int
+    closing: bool
+
+
+def _delimiters(content: bytes, boundary: bytes, body: _Part) -> Iterator[_Delimiter]:
+    wanted = b"--" + boundary
+    position = body.start
+    while (found := content.find(wanted, position, body.end)) >= 0:
+        position = found + len(wanted)
+        if found > body.start and content[found - 1 : found] != b"\n":
+            continue
+        line_end = content.find(b"\n", position, body.end)
+        line_end = body.end if line_end < 0 else line_end + 1
+        rest = content[position:line_end].strip(b" \t\r\n")
+        if rest in (b"", b"--"):
+            yield _Delimiter(max(found - 2, body.start), line_end, closing=rest == b"--")
+        position = line_end
+
+
+def _boundary(content_type: bytes) -> bytes:
+    try:
+        text = _message("Content-Type", content_type).get_boundary()
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return b""
+    return text.encode("ascii", "surrogateescape") if text and _encodable(text) else b""
+
+
+def _encodable(text: str) -> bool:
+    return all(ord(each) < 128 or 0xDC80 <= ord(each) <= 0xDCFF for each in text)
+
+
+def _names(field: bytes, value: bytes) -> list[str]:
+    """Return all names in one field: programs differ on which of two they take, so both count."""
+    title = field.decode("ascii")
+    try:
+        parameters = _message(title, value).get_params(header=title) or []
+        found = [
+            collapse_rfc2231_value(text)
+            for name, text in parameters
+            if name.lower() in ("name", "filename")
+        ]
+    except (ValueError, LookupError, TypeError, AttributeError):  # what email raises on damage
+        found = [each.strip('"') for each in _loose_name.findall(_text(value))]
+    return [normalised(_decoded(each)) for each in found]
+
+
+def _decoded(name: str) -> str:
+    """Decode encoded words and raw UTF-8, which do not belong there but are common."""
+    try:
+        return decode_words(name.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return name
+
+
+def _message(name: str, value: bytes) -> Message:
+    message = Message()
+    message[name] = _text(value)
+    return message
+
+
+def _text(value: bytes) -> str:
+    return value.decode("ascii", "surrogateescape").replace("\r", "").replace("\n", "").strip()

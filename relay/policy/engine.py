@@ -1,0 +1,195 @@
+"""Apply the rules to a message: who gets it, who does not, and in which form.
+
+On the path: ingress hands a message with examined recipients in before the spool commits it.
+Holds: pure; every recipient gets exactly one fate; nobody gets two copies; a content is forked
+       only where it really differs; contents[0] stays the original.
+Fails: TooManyPartsError where a message hides its attachments among too many parts.
+Standards: none; the semantics are those of Exchange's mail flow rules.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from relay.message.verdict import (
+    Addition,
+    Fate,
+    RecipientVerdict,
+    RuleHit,
+    Subject,
+    Verdict,
+)
+from relay.policy.actions import Bcc, Cc, Discard, Edit, Redirect, Reject
+from relay.policy.rules import Case, Mode, Rule
+from relay.policy.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """All rules in force, in their order, with their tests and the files they came from."""
+
+    rules: tuple[Rule, ...] = ()
+    cases: tuple[Case, ...] = field(default=(), repr=False)
+    files: tuple[Path, ...] = ()
+
+    def evaluate(self, subject: Subject) -> Verdict:
+        """Apply the rules, one after the other; each sees what those before it made of the message.
+
+        Raises TooManyPartsError.
+        """
+        evaluation = _Evaluation(subject)
+        for rule in self.rules:
+            if rule.mode is not Mode.OFF:
+                evaluation.apply(rule)
+        return evaluation.verdict()
+
+
+class _Evaluation:
+    """The state of one evaluation: parallel lists, an item for each recipient."""
+
+    def __init__(self, mail: Subject) -> None:
+        self._mail = mail
+        self._views = [View(mail, mail.content)]
+        self._contents = [0] * len(mail.recipients)
+        self._decided: list[RecipientVerdict | None] = [None] * len(mail.recipients)
+        self._open = [True] * len(mail.recipients)  # neither decided nor stopped
+        self._additions: list[Addition] = []
+        self._hits: list[RuleHit] = []
+
+    def apply(self, rule: Rule) -> None:
+        """Match the rule and do what it says for the recipients that it matches."""
+        matched = self._matched(rule)
+        if not matched:
+            return
+        addresses = tuple(self._mail.recipients[each].address for each in matched)
+        self._hits.append(RuleHit(rule.name, str(rule.mode), rule.outcome, addresses))
+        if rule.mode is Mode.AUDIT:
+            return
+        self._edit(rule, matched)
+        self._add(rule, self._contents[matched[0]])
+        self._decide(rule, matched)
+        if rule.stop:
+            for each in matched:
+                self._open[each] = False
+
+    def verdict(self) -> Verdict:
+        """Put the result together, with only those contents that somebody gets."""
+        recipients = [
+            decided or RecipientVerdict(recipient.address, content=content)
+            for recipient, decided, content in zip(
+                self._mail.recipients, self._decided, self._contents, strict=True
+            )
+        ]
+        additions = list(self._needed(recipients))
+        used = sorted(
+            {0} | {each.content for each in recipients} | {each.content for each in additions}
+        )
+        place = {old: new for new, old in enumerate(used)}
+        if len(used) < len(self._views):
+            recipients = [_moved(each, place) for each in recipients]
+            additions = [
+                Addition(each.address, each.rule, place[each.content]) for each in additions
+            ]
+        return Verdict(
+            tuple(recipients),
+            tuple(additions),
+            tuple(self._views[old].content for old in used),
+            tuple(self._hits),
+        )
+
+    def _matched(self, rule: Rule) -> list[int]:
+        concerned: dict[int, bool] = {}  # by content, so that its conditions are asked once
+        matched = []
+        for index, recipient in enumerate(self._mail.recipients):
+            if not self._open[index]:
+                continue
+            content = self._contents[index]
+            view = self._views[content]
+            if content not in concerned:
+                concerned[content] = rule.concerns(view)
+            if concerned[content] and rule.concerns_recipient(view, recipient):
+                matched.append(index)
+        return matched
+
+    def _edit(self, rule: Rule, matched: list[int]) -> None:
+        """Change the header for the matched recipients; the body is joined on once, at the end."""
+        edits = [action for action in rule.actions if isinstance(action, Edit)]
+        if not edits:
+            return
+        changed: dict[int, int] = {}
+        for old in {self._contents[each] for each in matched}:
+            content = self._views[old].content
+            end = _header_end(content)
+            head = content[:end]
+            for action in edits:
+                head = action.edit(head, self._mail)
+            changed[old] = old if head == content[:end] else self._content(head + content[end:])
+        for each in matched:
+            self._contents[each] = changed[self._contents[each]]
+
+    def _content(self, content: bytes) -> int:
+        """Return the index of a content; equal ones are one."""
+        for index, view in enumerate(self._views):
+            if view.content == content:
+                return index
+        self._views.append(View(self._mail, content))
+        return len(self._views) - 1
+
+    def _add(self, rule: Rule, content: int) -> None:
+        """Note copies: they have the form that this rule leaves, and no later rule sees them."""
+        for action in rule.actions:
+            if isinstance(action, Cc | Bcc | Redirect):
+                self._additions += [Addition(each, rule.name, content) for each in action.addresses]
+
+    def _decide(self, rule: Rule, matched: list[int]) -> None:
+        """End the processing of the matched recipients, if the rule's last action does that."""
+        for index in matched if rule.actions else ():
+            address = self._mail.recipients[index].address
+            match rule.actions[-1]:
+                case Reject(status, text):
+                    decided = RecipientVerdict(
+                        address, Fate.REJECT, rule=rule.name, status=status, text=text
+                    )
+                case Discard():
+                    decided = RecipientVerdict(address, Fate.DISCARD, rule=rule.name)
+                case Redirect(addresses) if not _contains(addresses, address):
+                    decided = RecipientVerdict(
+                        address, Fate.REDIRECT, rule=rule.name, successors=addresses
+                    )
+                case _:
+                    continue  # also a redirect to the recipient itself: it stays one
+            self._decided[index] = decided
+            self._open[index] = False
+
+    def _needed(self, recipients: list[RecipientVerdict]) -> Iterable[Addition]:
+        """Yield the additions, each address once, without those who get the message anyhow.
+
+        A recipient whose own copy was redirected or refused may still be another rule's target: two
+        recipients redirected to each other both get the message.
+        """
+        served = {each.address.casefold() for each in recipients if each.fate is Fate.DELIVER}
+        for addition in self._additions:
+            folded = addition.address.casefold()
+            if folded not in served:
+                served.add(folded)
+                yield addition
+
+
+def _header_end(content: bytes) -> int:
+    """Return where the body starts, so that all edits happen in front of it."""
+    if content.startswith(b"\r\n"):
+        return 2
+    blank = content.find(b"\r\n\r\n")
+    return len(content) if blank < 0 else blank + 4
+
+
+def _contains(addresses: tuple[str, ...], address: str) -> bool:
+    return any(each.casefold() == address.casefold() for each in addresses)
+
+
+def _moved(verdict: RecipientVerdict, place: dict[int, int]) -> RecipientVerdict:
+    if verdict.content == place[verdict.content]:
+        return verdict
+    return RecipientVerdict(
+        verdict.address, verdict.fate, content=place[verdict.content], rule=verdict.rule
+    )

@@ -1,0 +1,128 @@
+"""Read tables of a rule file: each key by its own function, every fault kept.
+
+On the path: rulefile and casefile read with it.
+Holds: goes on behind a fault, so that all faults of a file are told at once.
+Fails: never; `faults` has what was wrong, "file:line: rule "x": key: found ..., expected ...".
+Standards: none.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
+
+from relay.settings.document import Document
+from relay.settings.faults import Fault, KeyPath, shown, unknown_key
+
+T = TypeVar("T")
+
+
+class TableReader:
+    """Reads one [[rule]] or [[test]], or a table inside it."""
+
+    def __init__(
+        self,
+        document: Document,
+        path: KeyPath,
+        raw: object,
+        *,
+        faults: list[Fault],
+        title: str = "",
+    ) -> None:
+        """`path` is the place of `raw`; `title` names the [[rule]] or [[test]] around it."""
+        self._document = document
+        self._path = path
+        self._faults = faults
+        self.table: Mapping[str, Any] = raw if isinstance(raw, dict) else {}
+        self._title = title or _title(path, self.table)
+        if not isinstance(raw, dict):
+            self.tell((), f"found {shown(raw)}, expected a table")
+
+    @property
+    def line(self) -> int:
+        """Where the table begins."""
+        return self._document.line(self._path)
+
+    def inside(self, key: str) -> "TableReader":
+        """Return a reader for the table behind `key`; an empty table where there is none."""
+        raw = self.table.get(key, {})
+        path = (*self._path, key)
+        return TableReader(self._document, path, raw, faults=self._faults, title=self._title)
+
+    def tell(self, keys: KeyPath, message: str) -> None:
+        """Keep a fault at `keys` below this table."""
+        path = (*self._path, *keys)
+        named = ".".join(each for each in path[2:] if isinstance(each, str))
+        key = f"{self._title}: {named}" if named else self._title
+        self._faults.append(Fault(self._document.file, self._document.line(path), key, message))
+
+    def allow(self, known: Collection[str]) -> None:
+        """Tell of every key that is not in `known`."""
+        for key in self.table:
+            if key not in known:
+                self.tell((key,), unknown_key(key, known))
+
+    def value(self, raw: Any, keys: KeyPath, parse: Callable[[Any], T]) -> T | None:
+        """Return what `parse` makes of `raw`, or tell the fault and return None."""
+        try:
+            return parse(raw)
+        except ValueError as error:
+            self.tell(keys, f"found {shown(raw)}, expected {error}")
+            return None
+
+    def key(self, key: str, parse: Callable[[Any], T], default: T) -> T:
+        """Return what `parse` makes of the value behind `key`, or `default`."""
+        if key not in self.table:
+            return default
+        value = self.value(self.table[key], (key,), parse)
+        return default if value is None else value
+
+    def required(self, key: str, parse: Callable[[Any], T], default: T) -> T:
+        """As key(), but it is a fault when the key is missing."""
+        if key not in self.table:
+            self.tell((key,), "found nothing, expected a value: this key is required")
+        return self.key(key, parse, default)
+
+
+def text(value: Any) -> str:
+    """Read a text of one line. Raises ValueError."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError("a text in quotes, on one line")
+    return value
+
+
+def some_text(value: Any) -> str:
+    """Read a text that is not empty. Raises ValueError."""
+    if not text(value).strip():
+        raise ValueError("a text that is not empty")
+    return text(value)
+
+
+def texts(value: Any) -> list[str]:
+    """Read a list of texts, or one. Raises ValueError."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
+        raise ValueError("a list of texts")
+    return [text(each) for each in values]
+
+
+def true_or_false(value: Any) -> bool:
+    """Read a boolean. Raises ValueError."""
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def array(document: Document, key: str, faults: list[Fault]) -> list[tuple[KeyPath, object]]:
+    """Return the elements of [[key]] with their places."""
+    raw = document.table.get(key, [])
+    if not isinstance(raw, list):
+        faults.append(document.fault((key,), f"found {shown(raw)}, expected [[{key}]]"))
+        return []
+    return [((key, index), item) for index, item in enumerate(raw)]
+
+
+def _title(path: KeyPath, table: Mapping[str, Any]) -> str:
+    """Return `rule "x"`, or `rule 3` for one without a name."""
+    kind, index = path[0], path[1]
+    name = table.get("name")
+    number = index + 1 if isinstance(index, int) else index
+    return f"{kind} {shown(name)}" if isinstance(name, str) and name else f"{kind} {number}"
