@@ -12,6 +12,7 @@ from pathlib import Path
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import find_folder, well_known_path
 from relay.mailbox.index import Located
+from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import place, remove, write_synced
 from relay.mailbox.messages import (
     DRAFT,
@@ -26,7 +27,6 @@ from relay.mailbox.messages import (
 )
 from relay.mailbox.names import parse_name, with_flags
 from relay.mailbox.types import (
-    BeingSentError,
     Folder,
     MessageChange,
     NoSuchItemError,
@@ -44,14 +44,16 @@ _RESCANS = 3
 class Drafts:
     """Blocking; the store calls it in its threads."""
 
-    def __init__(self, equipment: Equipment) -> None:
+    def __init__(self, equipment: Equipment, leftovers: Leftovers) -> None:
         self._shared = equipment
+        self._leftovers = leftovers
 
     def create(
         self, account: str, content: MessageProperties | bytes, folder_id: str
     ) -> StoredMessage:
         """See MailStore.create_draft()."""
         mailbox = self._shared.folders.mailbox(account)
+        self._leftovers.clean_on_first_use(mailbox)
         folder = find_folder(mailbox, folder_id)
         draft = compose(content, self._identity(account))
         self._shared.quota.check(account, mailbox, len(draft.raw))
@@ -94,7 +96,7 @@ class Drafts:
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
             located = self._find(mailbox, message_id)
-            self._refuse_while_sent(message_id)
+            self._shared.notes.refuse_while_sent(message_id)
             flags = located.name.flags
             for flag, wanted in ((SEEN, change.is_read), (FLAGGED, change.flagged)):
                 if wanted is not None:
@@ -103,6 +105,7 @@ class Drafts:
                 return _loaded(self._with_flags(located, flags))
             if not is_draft(located):
                 raise NotADraftError("Only a draft's content can be changed.")
+            self._leftovers.clean_on_first_use(mailbox)
             raw = located.path.read_bytes()
             identity = self._identity(account)
             draft = next_generation(located, raw, identity, change.properties)
@@ -119,7 +122,7 @@ class Drafts:
         with self._shared.stripes.of(message_id):
             for _ in range(_RESCANS):
                 located = self._find(mailbox, message_id)
-                self._refuse_while_sent(message_id)
+                self._shared.notes.refuse_while_sent(message_id)
                 if located.folder.well_known is WellKnown.DELETED_ITEMS:
                     remove(located.path)
                     self._shared.syncs.sync(located.directory)
@@ -169,10 +172,6 @@ class Drafts:
         if located is None:
             raise _no_such(message_id)
         return located
-
-    def _refuse_while_sent(self, message_id: str) -> None:
-        if self._shared.notes.is_being_sent(message_id):
-            raise BeingSentError("The message is being sent and cannot be changed until it is.")
 
     def _identity(self, account: str) -> Identity:
         now_us = self._shared.clock.time_us()

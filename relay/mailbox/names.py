@@ -70,6 +70,11 @@ def parse_name(file_name: str) -> MessageName | None:
     )
 
 
+def is_our_name(file_name: str) -> bool:
+    """Whether the store named this file."""
+    return _OURS.fullmatch(file_name.partition(":")[0].partition(",")[0]) is not None
+
+
 def message_stem(message_id: str, generation: int, *, time_us: int, hostname: str) -> str:
     """Return a base name without `,S=` for a file of ours."""
     host = hostname.replace("/", r"\057").replace(":", r"\072").replace(",", r"\054")

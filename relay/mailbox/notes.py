@@ -8,12 +8,13 @@ Standards: none; DESIGN 1.
 
 import re
 from collections.abc import Container
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from relay.mailbox.maildir import DirectorySync, list_names, make_directory, remove
-from relay.mailbox.types import Note, SendOptions
+from relay.mailbox.types import BeingSentError, Note, SendOptions
 from relay.message.draft import FIRST_FIELD_BYTES, PrivateBlock, private_length, read_block
 
 FIRST_SUBMISSION = (
@@ -24,6 +25,15 @@ _PREPARED = re.compile(r"([0-9a-z]{16})\.(\d{1,20})")
 _BLOCK_BYTES_MAX = 16 << 20
 
 _log = structlog.get_logger("relay.mailbox")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A file in preparing/; `is_new`: its draft was made by the same request."""
+
+    path: Path
+    submission_id: str
+    is_new: bool
 
 
 class NotesDirectory:
@@ -47,9 +57,10 @@ class NotesDirectory:
         """The note's name once it is ready."""
         return self.ready / f"{submission_id}@{ready_us}"
 
-    def is_being_sent(self, draft_id: str) -> bool:
-        """Whether a note of this draft is ready."""
-        return any(name.startswith(f"{draft_id}.") for name in list_names(self.ready))
+    def refuse_while_sent(self, draft_id: str) -> None:
+        """Raise BeingSentError while a note of this draft is ready."""
+        if any(name.startswith(f"{draft_id}.") for name in list_names(self.ready)):
+            raise BeingSentError("The message is being sent and cannot be changed until it is.")
 
     def is_ready(self, submission_id: str) -> bool:
         """Whether the note of this submission is ready."""
@@ -95,13 +106,13 @@ class NotesDirectory:
             options=SendOptions(block.origin.save_to_sent_items),
         )
 
-    def prepared(self) -> list[tuple[Path, str, bool]]:
-        """What a crash left in preparing/: path, submission id, whether its draft goes with it."""
+    def prepared(self) -> list[Prepared]:
+        """What a crash left in preparing/."""
         found = []
         for name in list_names(self.preparing):
             match = _PREPARED.fullmatch(name)
-            first = match is not None and int(match[2]) == FIRST_SUBMISSION
-            found.append((self.preparing / name, name, first))
+            is_new = match is not None and int(match[2]) == FIRST_SUBMISSION
+            found.append(Prepared(self.preparing / name, name, is_new))
         return found
 
     def remove_ready(self, note: Note) -> None:

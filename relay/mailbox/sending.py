@@ -21,6 +21,7 @@ from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import well_known_path
 from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import Located
+from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import link_or_copy, place, remove, write_file
 from relay.mailbox.messages import (
     DRAFT,
@@ -33,9 +34,8 @@ from relay.mailbox.messages import (
     submission_facts,
 )
 from relay.mailbox.names import with_flags
-from relay.mailbox.notes import FIRST_SUBMISSION, read_block_of
+from relay.mailbox.notes import FIRST_SUBMISSION
 from relay.mailbox.types import (
-    BeingSentError,
     NoSuchItemError,
     NotADraftError,
     Note,
@@ -53,8 +53,11 @@ DRAFT_FLAGS = f":2,{DRAFT}{SEEN}"
 class Sending:
     """Blocking; the store calls it in its threads."""
 
-    def __init__(self, equipment: Equipment, inbox: Inbox, log: StoreLog) -> None:
+    def __init__(
+        self, equipment: Equipment, *, inbox: Inbox, leftovers: Leftovers, log: StoreLog
+    ) -> None:
         self._shared = equipment
+        self._leftovers = leftovers
         self._inbox = inbox
         self._log = log
         self._log_lock = threading.Lock()
@@ -79,7 +82,7 @@ class Sending:
             located = self._shared.index.find(mailbox, message_id)
             if located is None:
                 raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
-            self.refuse_while_sent(message_id)
+            self._shared.notes.refuse_while_sent(message_id)
             if not is_draft(located):
                 raise NotADraftError("Only a draft can be sent.")
             raw = located.path.read_bytes()
@@ -101,15 +104,11 @@ class Sending:
             remove(located.path)
             return note
 
-    def refuse_while_sent(self, message_id: str) -> None:
-        """Raise BeingSentError while a note of the message is ready."""
-        if self._shared.notes.is_being_sent(message_id):
-            raise BeingSentError("The message is being sent and cannot be changed until it is.")
-
     def _write_and_submit(
         self, mailbox: Path, draft: ComposedDraft, submission_id: str, identity: Identity
     ) -> Note:
         """Write a draft and make its note ready; after an error nothing of either is left."""
+        self._leftovers.clean_on_first_use(mailbox)
         self._shared.notes.make()
         drafts = well_known_path(mailbox, WellKnown.DRAFTS)
         temporary = drafts / "tmp" / draft.stem
@@ -262,26 +261,6 @@ class Sending:
         self._shared.crash.reached(CrashPoint.NOTE_REMOVED)
         self._shared.notes.sync_ready()
         self._shared.crash.reached(CrashPoint.NOTE_REMOVAL_SYNCED)
-
-    # -- at start
-
-    def remove_leftovers(self) -> int:
-        """Remove what a crash left in preparing/, with drafts that got no 202; return how many."""
-        notes = self._shared.notes
-        left = notes.prepared()
-        for path, submission_id, its_draft_goes in left:
-            block = read_block_of(path)
-            if its_draft_goes and block is not None and not notes.is_ready(submission_id):
-                mailbox = self._shared.folders.mailbox(block.origin.account)
-                located = self._shared.index.find_stem(mailbox, block.origin.base_name)
-                if located is not None and is_draft(located):
-                    remove(located.path)
-                    self._shared.syncs.sync(located.directory)
-                remove(well_known_path(mailbox, WellKnown.DRAFTS) / "tmp" / block.origin.base_name)
-            remove(path)
-        if left:
-            self._shared.syncs.sync(notes.preparing)
-        return len(left)
 
     def _identity(self, account: str, options: SendOptions) -> Identity:
         now_us = self._shared.clock.time_us()

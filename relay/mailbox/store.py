@@ -23,6 +23,7 @@ from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import Folders, counted, find_folder, list_folders
 from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import ListingIndex
+from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import DirectorySync, Stripes, storage_errors
 from relay.mailbox.names import mailbox_directory
 from relay.mailbox.notes import NotesDirectory
@@ -79,8 +80,9 @@ class FileStore:
             stripes=Stripes(),
         )
         self._inbox = Inbox(self._shared)
-        self._drafts = Drafts(self._shared)
-        self._sending = Sending(self._shared, self._inbox, log)
+        self._leftovers = Leftovers(self._shared)
+        self._drafts = Drafts(self._shared, self._leftovers)
+        self._sending = Sending(self._shared, inbox=self._inbox, leftovers=self._leftovers, log=log)
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="mailbox")
         self._board = NoteBoard(self._changed_ns, self._list_ready)
 
@@ -89,7 +91,7 @@ class FileStore:
 
         Returns how many there were.
         """
-        return await self._run(self._sending.remove_leftovers)
+        return await self._run(self._leftovers.remove_prepared)
 
     def close(self) -> None:
         """Let the threads finish what they do, and end them."""
