@@ -1,7 +1,7 @@
 """Settings: the configuration, and the environment, each read once into frozen values.
 
 On the path: before step 1; app hands every room its branch of the tree.
-Touches: relay.toml and the files it names, os.environ.
+Touches: relay.toml and the files it names, and the environment.
 Promises: a tree that exists is right; a file that is wrong tells all its faults, with their lines.
 """
 

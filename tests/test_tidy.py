@@ -1,0 +1,175 @@
+"""The house numbers and habits (CONTRIBUTING.md), checked like everything else."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parents[1]
+MODULES = sorted(path.relative_to(TOP) for path in (TOP / "relay").rglob("*.py"))
+TESTS = sorted(path.relative_to(TOP) for path in (TOP / "tests").rglob("*.py"))
+
+MODULE_LINES_MAX = 400
+FUNCTION_LINES_MAX = 60
+LINE_LENGTH_MAX = 100
+POSITIONAL_PARAMETERS_MAX = 3
+HEADER = ("On the path: ", "Holds: ", "Fails: ", "Standards: ")
+
+# calls that only these modules may make: the rest gets time, chance and environment passed in
+BANNED = {
+    r"time\.(time|time_ns|monotonic|monotonic_ns|perf_counter)\(": {"relay/clock.py"},
+    r"datetime\.(now|utcnow|today)\(": {"relay/clock.py"},
+    r"time\.sleep\(": set(),
+    r"(?<!\.)random\.(random|randint|choice|shuffle|uniform|sample|randrange|seed)\(": set(),
+    r"uuid\.uuid\d\(": set(),
+    r"os\.(environ|getenv)\b": {"relay/settings/environment.py"},
+    r"\b(FIXME|TODO|XXX|HACK)\b": set(),
+    r"# type: ignore(?!\[)": set(),
+    r"# noqa(?!: [A-Z])": set(),
+}
+# where the event loop sleeps, and why it is no polling loop
+SLEEPS = {"relay/app/upkeep.py": "figures and pruning have no event to wait for, only an hour"}
+
+
+def syntax(path: Path) -> ast.Module:
+    return ast.parse((TOP / path).read_text())
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(syntax(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def code_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines without those that are only a comment."""
+    for number, line in enumerate((TOP / path).read_text().splitlines(), start=1):
+        if not re.match(r"\s*#(?!\s*(noqa|type:))", line):
+            yield number, line
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_a_module_can_be_read_in_one_go(path):
+    assert len((TOP / path).read_text().splitlines()) <= MODULE_LINES_MAX
+    long = [f.name for f in functions(path) if f.end_lineno - f.lineno >= FUNCTION_LINES_MAX]
+    assert long == []
+
+
+@pytest.mark.parametrize("path", [*MODULES, *TESTS], ids=str)
+def test_a_line_fits_the_screen(path):
+    lines = (TOP / path).read_text().splitlines()
+    limit = LINE_LENGTH_MAX if path in MODULES else 200  # tests hold wire data
+    assert [n for n, line in enumerate(lines, start=1) if len(line) > limit] == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_a_signature_names_what_it_wants(path):
+    wide = []
+    for function in functions(path):
+        names = [argument.arg for argument in function.args.posonlyargs + function.args.args]
+        names = [name for name in names if name not in ("self", "cls")]
+        if len(names) > POSITIONAL_PARAMETERS_MAX:
+            wide.append(f"{function.name}({', '.join(names)})")
+    assert wide == []
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__init__.py"], ids=str)
+def test_a_module_opens_with_the_header(path):
+    if path == Path("relay/__main__.py"):
+        return
+    what, _, rest = (ast.get_docstring(syntax(path)) or "").partition("\n\n")
+    assert what.endswith(".")
+    starts = [line for line in rest.splitlines() if line.startswith(HEADER)]
+    assert [line.partition(": ")[0] + ": " for line in starts] == list(HEADER)
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name == "__init__.py"], ids=str)
+def test_a_room_says_what_it_is(path):
+    told = ast.get_docstring(syntax(path)) or ""
+    assert len(told.splitlines()) >= 3
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_time_chance_and_environment_are_passed_in(path):
+    found = [
+        f"{number}: {line.strip()}"
+        for pattern, allowed in BANNED.items()
+        if str(path) not in allowed
+        for number, line in code_lines(path)
+        if re.search(pattern, line)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_nobody_sleeps_without_a_reason(path):
+    sleeps = [n for n, line in code_lines(path) if re.search(r"asyncio\.sleep\((?!0\))", line)]
+    assert bool(sleeps) == (str(path) in SLEEPS), f"lines {sleeps}"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=str)
+def test_no_test_waits_for_a_fixed_time(path):
+    tree = syntax(path)
+    polls = {
+        id(node)
+        for loop in ast.walk(tree)
+        if isinstance(loop, ast.While | ast.For)
+        for node in ast.walk(loop)
+    }
+    waits = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and id(node) not in polls
+        if ast.unparse(node.func) in ("time.sleep", "asyncio.sleep")
+        if isinstance(node.args[0], ast.Constant) and node.args[0].value
+    ]
+    assert waits == [], "wait for the event itself, with a time-out"
+
+
+def test_a_module_is_named_after_what_it_does():
+    vague = {"utils", "util", "helpers", "helper", "common", "misc"}
+    assert [str(p) for p in MODULES if p.stem in vague or p.stem.endswith("_utils")] == []
+
+
+def test_only_the_command_line_prints():
+    prints = [
+        f"{path}:{node.lineno}"
+        for path in MODULES
+        if path.parts[1] != "cli"
+        for node in ast.walk(syntax(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        if node.func.id == "print"
+    ]
+    assert prints == []
+
+
+def test_no_file_knows_a_machine_or_kills_by_name():
+    """Paths of somebody's machine, addresses of package indexes, pkill: none in any tracked file."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z"],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if names.returncode:
+        pytest.skip("this is no git checkout")
+    slash = "/"
+    pattern = re.compile(
+        rf"(^|[^A-Za-z0-9_/.])/(work|root|farm|home){slash}|index-url|registry=http|\b(pkill|killall)\b"
+    )
+    found = []
+    for name in filter(None, names.stdout.split("\0")):
+        path = TOP / name
+        if not path.is_file() or path == Path(__file__):
+            continue
+        text = path.read_text(errors="replace")
+        found += [
+            f"{name}:{number}"
+            for number, line in enumerate(text.splitlines(), start=1)
+            if pattern.search(line)
+        ]
+    assert found == []

@@ -1,0 +1,144 @@
+"""conf/, systemd/ and the Makefile hold what they promise."""
+
+import dataclasses
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from relay.settings import load
+from relay.settings.tree import Address, Settings
+
+TOP = Path(__file__).parents[2]
+CONF = TOP / "conf/relay.toml"
+EXPOSURE_TENTHS_MAX = 16
+
+
+def uncommented() -> str:
+    return re.sub(r"^#(?! |$)", "", CONF.read_text(), flags=re.MULTILINE)
+
+
+def keys_of(kind: type, prefix: str = "") -> set[str]:
+    """All keys of a branch of the tree, dotted, without indexes."""
+    found: set[str] = set()
+    for name, hint in get_type_hints(kind).items():
+        branch = next((t for t in (hint, *get_args(hint)) if dataclasses.is_dataclass(t)), None)
+        if branch is None or branch is Address:
+            found.add(f"{prefix}{name}")
+        else:
+            found |= keys_of(branch, f"{prefix}{name}.")
+    return found
+
+
+def keys_in(value: Any, prefix: str = "") -> set[str]:
+    if isinstance(value, dict):
+        return set().union(*(keys_in(each, f"{prefix}.{name}") for name, each in value.items()))
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return set().union(*(keys_in(each, prefix) for each in value))
+    return {prefix.removeprefix(".")}
+
+
+def test_every_key_of_the_tree_is_in_the_shipped_file_and_no_other():
+    assert keys_in(tomllib.loads(uncommented())) == keys_of(Settings)
+
+
+def test_the_shipped_file_loads_and_lists_only_loopback():
+    settings = load(CONF, {})
+    assert settings.state_dir == Path("/var/lib/relay")
+    assert {each for smtp in settings.smtp for each in smtp.trusted_networks} == {
+        "127.0.0.0/8",
+        "::1/128",
+    }
+    assert all(each.listen.host == "127.0.0.1" for each in settings.smtp)
+    assert [each.host for each in settings.http.listen] == ["127.0.0.1"]
+
+
+def test_every_example_in_the_shipped_file_is_valid(tmp_path):
+    (tmp_path / "relay.toml").write_text(uncommented())
+    (tmp_path / "smarthost.password").write_text("secret\n")
+    (tmp_path / "tls").mkdir()
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=x -keyout relay.key -out relay.crt"
+    subprocess.run(
+        command.split(), cwd=tmp_path / "tls", check=True, capture_output=True, timeout=60
+    )
+    settings = load(tmp_path / "relay.toml", {})
+    assert settings.route[0].auth.user == "relay"
+    assert [each.role for each in settings.smtp] == ["relay", "submission"]
+
+
+def test_a_key_that_is_commented_out_shows_its_default(tmp_path):
+    """Left out or put in, such a line makes no difference; those without a default are examples."""
+    sections = uncommented().split("\n\n")
+    kept = [text for text in sections if "[[route]]" not in text and "For mail clients" not in text]
+    text = re.sub(r"^(tls = \{|metrics = ).*$", "", "\n\n".join(kept), flags=re.MULTILINE)
+    (tmp_path / "all.toml").write_text(text)
+    shutil.copy(CONF, tmp_path / "shipped.toml")
+    assert load(tmp_path / "all.toml", {}) == load(tmp_path / "shipped.toml", {})
+
+
+@pytest.fixture
+def unit(tmp_path):
+    """The unit with a program that is there, for systemd-analyze."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    text = (TOP / "systemd/relay.service").read_text()
+    path = tmp_path / "relay.service"
+    path.write_text(re.sub(r"^ExecStart=.*$", "ExecStart=/bin/true", text, flags=re.MULTILINE))
+    return path
+
+
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["systemd-analyze", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit(unit):
+    verified = analyze("verify", "--man=no", str(unit))
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+def test_the_sandbox_of_the_unit_is_tight(unit):
+    rated = analyze(
+        "security", "--offline=true", f"--threshold={EXPOSURE_TENTHS_MAX}", "--no-pager", str(unit)
+    )
+    if "unrecognized option" in rated.stderr:
+        pytest.skip("this systemd-analyze cannot rate units that are not loaded")
+    assert rated.returncode == 0, rated.stdout
+
+
+def test_the_unit_fits_the_settings():
+    settings = load(CONF, {})
+    unit = (TOP / "systemd/relay.service").read_text()
+    assert f"StateDirectory={settings.state_dir.name}\n" in unit
+    assert "RestartPreventExitStatus=78" in unit
+    stop_s = float(re.search(r"TimeoutStopSec=(\d+)s", unit)[1])
+    assert stop_s > settings.delivery.shutdown_grace + 5
+
+
+def test_the_user_of_the_unit_is_made():
+    users = (TOP / "systemd/relay.sysusers.conf").read_text()
+    assert re.search(r"^u relay - ", users, re.MULTILINE)
+
+
+@pytest.mark.parametrize("target", ["run", "venv", "test", "check", "bench", "clean"])
+def test_make_knows_its_targets(target):
+    done = subprocess.run(
+        ["make", "--dry-run", "--always-make", target],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("script", [".ci/run", "tests/system-packages.sh"])
+def test_scripts_are_valid(script):
+    assert (TOP / script).stat().st_mode & 0o100
+    done = subprocess.run(["bash", "-n", TOP / script], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
