@@ -28,7 +28,7 @@ check: .venv/development
 	$(BIN)/mypy --strict relay
 	PYTHONPATH=. $(BIN)/lint-imports
 	$(BIN)/vulture
-	$(BIN)/deptry relay
+	$(BIN)/deptry .
 	$(BIN)/relay policy check policies
 
 bench: .venv/development
