@@ -18,7 +18,7 @@ from relay.message.address import AddressError, parse_mailbox
 from relay.message.mimeread import check_mime, header_of, read_header, read_people
 from relay.message.properties import MessageProperties
 
-_HEADER_BYTES_MAX = 256 * 1024
+_HEADER_BYTES_MAX = 128 * 1024
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]+>")
 
 

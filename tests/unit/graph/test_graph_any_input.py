@@ -1,0 +1,95 @@
+"""Whatever is sent: a message, or a refusal that can be told; never another exception."""
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.accounts import Account
+from relay.graph.mime import parse_mime
+from relay.graph.parse import SendMail, parse_message, parse_send_mail
+from relay.graph.values import json_object
+from relay.http import ApiError
+
+ALICE = Account("alice@example.test")
+PROPERTIES = [
+    *("subject", "body", "from", "sender", "toRecipients", "ccRecipients", "bccRecipients"),
+    *("replyTo", "importance", "internetMessageId", "internetMessageHeaders", "attachments"),
+    *("categories", "isRead", "flag", "singleValueExtendedProperties", "isReadReceiptRequested"),
+]
+NAMES = st.sampled_from(
+    [
+        *("emailAddress", "address", "name", "value", "contentType", "content", "contentBytes"),
+        *("isInline", "contentId", "flagStatus", "@odata.type", "other"),
+    ]
+)
+WORDS = st.sampled_from(["a@b.test", "x-a", "html", "high", "aGk=", "flagged", "<a@b>", ""])
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30) | WORDS
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+MESSAGES = st.dictionaries(st.sampled_from(PROPERTIES), VALUES, max_size=4)
+
+
+def outcome_of(parse: Callable[[], Any]) -> Any:
+    """What comes out, or the refusal; a refusal's words must fit into JSON."""
+    try:
+        return parse()
+    except ApiError as refusal:
+        msgspec.json.encode(refusal.message)
+        return refusal
+
+
+@given(message=MESSAGES, patch=st.booleans())
+def test_any_message(message: dict[str, Any], patch: bool) -> None:
+    outcome = outcome_of(lambda: parse_message(message, ALICE, patch=patch).properties)
+    if isinstance(outcome, ApiError):
+        assert outcome.status in (400, 403, 501)
+    else:
+        headers = (outcome.subject, *outcome.categories, outcome.internet_message_id)
+        assert not any(set(text) & set("\r\n\0") for text in headers)
+
+
+@given(body=st.dictionaries(st.sampled_from(["Message", "message", "saveToSentItems"]), VALUES))
+def test_any_parameters(body: dict[str, Any]) -> None:
+    assert isinstance(outcome_of(lambda: parse_send_mail(body, ALICE)), SendMail | ApiError)
+
+
+@given(st.binary(max_size=200))
+def test_any_body(body: bytes) -> None:
+    outcome = outcome_of(lambda: json_object(body))
+    assert isinstance(outcome, dict) or outcome.code == "UnableToDeserializePostBody"
+
+
+HEADERS = st.lists(
+    st.sampled_from([b"From: ", b"To: ", b"Cc:", b"Bcc:\t", b"Sender: ", b"Message-ID: "])
+    | st.sampled_from(
+        [b"\r\n", b"\n", b"\r", b" ", b"<", b">", b",", b'"', b":", b";", b"=?utf-8?"]
+    )
+    | st.sampled_from([b"a@b.test", b"alice@example.test", b"\xff", b"(", b")", b"?=", b"b?w6k="])
+    | st.binary(max_size=6),
+    max_size=25,
+).map(b"".join)
+
+
+@given(HEADERS)
+def test_any_mime(content: bytes) -> None:
+    outcome = outcome_of(lambda: parse_mime(base64.b64encode(content), ALICE))
+    assert isinstance(outcome, ApiError) or outcome.content == content
+
+
+def test_a_header_of_many_people_is_refused() -> None:
+    people = b", ".join(b"%d@a.test" % n for n in range(501))
+    with pytest.raises(ApiError, match="501 recipients"):
+        parse_mime(base64.b64encode(b"To: " + people + b"\r\n\r\n"), ALICE)
+
+
+def test_a_header_without_end_is_refused() -> None:
+    with pytest.raises(ApiError, match="its header has"):
+        parse_mime(base64.b64encode(b"To: a@b.test\r\n" * 20_000), ALICE)

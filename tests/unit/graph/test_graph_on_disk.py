@@ -1,0 +1,179 @@
+"""The front door and the real store together: what is shown is what is on the disk."""
+
+import base64
+import email
+import email.policy
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from email.message import EmailMessage
+from pathlib import Path
+
+import httpx
+import pytest
+
+from relay.accounts.development import DevelopmentAccounts
+from relay.clock import Ids, ManualClock
+from relay.graph import create_app
+from relay.journal.crash import CrashPoints
+from relay.journal.storelog import StoreLog
+from relay.mailbox.store import FileStore
+from tests.unit.graph.world import refused, to
+
+QUOTA_BYTES = 60_000
+FILE = {
+    "@odata.type": "#microsoft.graph.fileAttachment",
+    "name": "Übersicht.txt",
+    "contentType": "text/plain",
+    "contentBytes": "aGVsbG8=",
+}
+
+
+@dataclass
+class OnDisk:
+    http: httpx.AsyncClient
+    root: Path
+
+    def files(self) -> list[Path]:
+        """Everything in alice's mailbox and beside it, but for what describes the folders."""
+        return [
+            path
+            for path in self.root.rglob("*")
+            if path.is_file() and path.parent.name in ("cur", "new", "tmp", "ready", "preparing")
+        ]
+
+
+@pytest.fixture
+async def on_disk(tmp_path: Path) -> AsyncIterator[OnDisk]:
+    clock, crash, root = ManualClock(), CrashPoints(), tmp_path / "mail"
+    store = FileStore(
+        root,
+        clock=clock,
+        ids=Ids(clock),
+        crash=crash,
+        log=StoreLog(root / ".submissions/log", role="graph", clock=clock),
+        hostname="relay.example.test",
+        quota_of=lambda account: QUOTA_BYTES if account.startswith("alice") else None,
+        dead_letter=tmp_path / "dead",
+    )
+    app = create_app(
+        store,
+        DevelopmentAccounts(),
+        clock=clock,
+        hostname="relay.example.test",
+        public_url="https://mail.example.test/",
+        max_body=1 << 20,
+        crash=crash,
+        ready=lambda: "",
+    )
+    headers = {"authorization": "Bearer alice"}
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://h/v1.0/me", headers=headers
+    ) as http:
+        yield OnDisk(http, root)
+    store.close()
+
+
+async def test_a_draft_lives_its_life(on_disk: OnDisk) -> None:
+    http = on_disk.http
+    draft = {
+        "subject": "Größe & Maß",
+        "body": {"contentType": "HTML", "content": "<p>a</p>\n.\n"},
+        "toRecipients": [{"emailAddress": {"address": "c@a.test", "name": "Ca, Rol"}}],
+        "bccRecipients": to("d@a.test"),
+        "internetMessageHeaders": [{"name": "X-Tag", "value": "ä"}],
+        "internetMessageId": "<mine@a.test>",
+        "attachments": [FILE],
+        "importance": "high",
+    }
+    created = await http.post("/messages", json=draft)
+    assert created.status_code == 201, created.text
+    shown = created.json()
+    one = f"/messages/{shown['id']}"
+    assert created.headers["location"].startswith("https://mail.example.test/v1.0/users/")
+    assert shown["subject"] == draft["subject"]
+    assert shown["body"] == {"contentType": "html", "content": "<p>a</p>\n.\n"}
+    assert shown["bccRecipients"][0]["emailAddress"]["address"] == "d@a.test"
+    assert shown["from"]["emailAddress"]["address"] == "alice@example.test"
+    assert (shown["internetMessageId"], shown["hasAttachments"]) == ("<mine@a.test>", True)
+
+    changed = (await http.patch(one, json={"subject": "new", "isRead": False})).json()
+    assert (changed["subject"], changed["isRead"], changed["hasAttachments"]) == (
+        "new",
+        False,
+        True,
+    )
+    assert changed["changeKey"] != shown["changeKey"]
+    assert {**changed, "isRead": True}["body"] == shown["body"]
+    listed = (await http.get("/mailFolders/Drafts/messages")).json()["value"]
+    assert [one["id"] for one in listed] == [shown["id"]]
+
+    value = await http.get(f"{one}/$value")
+    assert value.headers["content-type"] == "text/plain"
+    parsed = email.message_from_bytes(value.content, policy=email.policy.default)
+    assert isinstance(parsed, EmailMessage)
+    assert (parsed["subject"], parsed["x-tag"]) == ("new", "ä")
+    assert [part.get_filename() for part in parsed.iter_attachments()] == ["Übersicht.txt"]
+
+    sent = await http.post(f"{one}/send")
+    assert (sent.status_code, sent.headers["x-relay-message-id"]) == (202, shown["id"])
+    for method, path in (("PATCH", one), ("DELETE", one), ("POST", f"{one}/send")):
+        answer = await http.request(method, path, json={"subject": "too late"})
+        assert refused(answer, 409, "ErrorIrresolvableConflict")
+
+
+async def test_mime_is_on_the_disk_as_it_came(on_disk: OnDisk) -> None:
+    content = b"to:  c@a.test\r\nBCC: d@a.test\r\nSubject: odd\r\n\r\n.\r\n\xff"
+    headers = {"content-type": "text/plain"}
+    answer = await on_disk.http.post(
+        "/sendMail", content=base64.b64encode(content), headers=headers
+    )
+    assert answer.status_code == 202
+    drafts = [path for path in on_disk.files() if path.parent.parent.name == ".Drafts"]
+    assert len(drafts) == 1
+    assert drafts[0].read_bytes().endswith(content)
+
+
+async def test_a_full_mailbox_takes_nothing(on_disk: OnDisk) -> None:
+    message = {"toRecipients": to("c@a.test"), "body": {"content": "x" * QUOTA_BYTES}}
+    answer = await on_disk.http.post("/sendMail", json={"message": message})
+    assert refused(answer, 507, "ErrorQuotaExceeded")
+    assert on_disk.files() == []
+
+
+async def test_what_is_refused_leaves_no_file(on_disk: OnDisk) -> None:
+    message = {"subject": "a\r\nBcc: x@y.test", "toRecipients": to("c@a.test")}
+    answer = await on_disk.http.post("/sendMail", json={"message": message})
+    assert refused(answer, 400, "ErrorInvalidRequest")
+    assert on_disk.files() == []
+
+
+async def test_folders_and_what_is_deleted(on_disk: OnDisk) -> None:
+    http = on_disk.http
+    names = {one["id"]: one for one in (await http.get("/mailFolders")).json()["value"]}
+    drafts = (await http.get("/mailFolders/DRAFTS")).json()
+    assert drafts["id"] in names
+    one = (await http.post("/messages", json={"subject": "x"})).json()["id"]
+    assert (await http.get("/mailFolders/drafts")).json()["totalItemCount"] == 1
+    for folder in ("deleteditems", ""):
+        assert (await http.delete(f"/messages/{one}")).status_code == 204
+        answer = await http.get(f"/messages/{one}")
+        if folder:
+            deleted = (await http.get(f"/mailFolders/{folder}")).json()["id"]
+            assert answer.json()["parentFolderId"] == deleted
+        else:
+            assert refused(answer, 404, "ErrorItemNotFound")
+
+
+async def test_a_next_link_is_under_the_public_url(on_disk: OnDisk) -> None:
+    for _ in range(2):
+        await on_disk.http.post("/messages", json={})
+    page = (await on_disk.http.get("/messages?$top=1")).json()
+    expected = "https://mail.example.test/v1.0/me/messages?$top=1&$skip=1"
+    assert page["@odata.nextLink"] == expected
+
+
+async def test_a_changed_internet_message_id(on_disk: OnDisk) -> None:
+    one = (await on_disk.http.post("/messages", json={"internetMessageId": "<a@a.test>"})).json()
+    change = {"internetMessageId": "<b@a.test>"}
+    changed = await on_disk.http.patch(f"/messages/{one['id']}", json=change)
+    assert changed.json()["internetMessageId"] == "<b@a.test>"
