@@ -154,12 +154,12 @@ class _Loading:
             password = parse_password(entry.password) if entry.password else None
         except ValueError as error:
             path = (*place, "password")
-            yield self._document.fault(path, f"found another text, expected {error}")
+            yield self._document.fault(path, f"found something else, expected {error}")
         try:
             token = parse_token(entry.token) if entry.token else None
         except ValueError as error:
             path = (*place, "token")
-            yield self._document.fault(path, f"found another text, expected {error}")
+            yield self._document.fault(path, f"found something else, expected {error}")
         if token:
             yield from self._claim((*place, "token"), token, "a token")
         self._warn_of_plain(place, entry)

@@ -137,7 +137,7 @@ class Reader:
                     value = _number_or_word(value)
             return read_leaf(hint, value, self._base)
         except ValueError as error:
-            found = "another text" if is_secret and not has_reference(str(raw)) else shown(raw)
+            found = "something else" if is_secret and not has_reference(str(raw)) else shown(raw)
             self._tell(path, f"found {found}, expected {error}")
             raise _FaultyError from None
 

@@ -164,6 +164,12 @@ def test_secrets_come_from_the_environment_and_stay_there(tmp_path):
     assert "oops" not in faults(tmp_path, text, TOKEN="oops")
 
 
+def test_a_secret_of_the_wrong_type_is_not_shown_either(tmp_path):
+    told = faults(tmp_path, '[[account]]\naddress = "a@example.test"\npassword = 31415926\n')
+    assert "accounts.toml:3: account[0].password: found something else, expected a text" in told
+    assert "31415926" not in told
+
+
 def test_plain_secrets_are_warned_of(tmp_path):
     warnings = "\n".join(load(tmp_path, TWO).warnings())
     assert "accounts.toml:11: account[1].password" in warnings
