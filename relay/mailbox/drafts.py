@@ -69,7 +69,7 @@ class Drafts:
                 return _loaded(located)
         raise _no_such(message_id)
 
-    def list_messages(self, account: str, folder_id: str, skip: int, top: int) -> Page:
+    def list_messages(self, account: str, folder_id: str, *, skip: int, top: int) -> Page:
         """See MailStore.list_messages()."""
         mailbox = self._shared.folders.mailbox(account)
         everything = self._shared.index.newest_first(mailbox, folder_id=folder_id)
@@ -108,7 +108,7 @@ class Drafts:
             self._leftovers.clean_on_first_use(mailbox)
             raw = located.path.read_bytes()
             identity = self._identity(account)
-            draft = next_generation(located, raw, identity, change.properties)
+            draft = next_generation(located, raw, identity, change=change.properties)
             growth = len(draft.raw) - len(raw)
             if growth > 0:
                 self._shared.quota.check(account, mailbox, growth)

@@ -145,7 +145,7 @@ def is_draft(located: Located) -> bool:
 
 
 def next_generation(
-    located: Located, raw: bytes, identity: Identity, change: MessageProperties | None
+    located: Located, raw: bytes, identity: Identity, *, change: MessageProperties | None
 ) -> ComposedDraft:
     """Compose a draft anew: with `change`, keeping attachments; without, as it is.
 

@@ -73,7 +73,9 @@ class Sending:
         draft = compose(content, identity)
         self._shared.quota.check(account, mailbox, len(draft.raw))
         submission_id = f"{identity.message_id}.{FIRST_SUBMISSION}"
-        return self._write_and_submit(mailbox, draft, submission_id, identity)
+        return self._write_and_submit(
+            mailbox, draft, submission_id=submission_id, identity=identity
+        )
 
     def submit_draft(self, account: str, message_id: str, options: SendOptions) -> Note:
         """See MailStore.submit_draft()."""
@@ -98,14 +100,16 @@ class Sending:
                 and located.folder.well_known is WellKnown.DRAFTS
             ):
                 note = self._note(located.name.stem, submission_id, identity)
-                return self._submit_as_it_is(located, raw, note, block.origin.created_us)
-            draft = next_generation(located, raw, identity, None)
-            note = self._write_and_submit(mailbox, draft, submission_id, identity)
+                return self._submit_as_it_is(located, raw, note, created_us=block.origin.created_us)
+            draft = next_generation(located, raw, identity, change=None)
+            note = self._write_and_submit(
+                mailbox, draft, submission_id=submission_id, identity=identity
+            )
             remove(located.path)
             return note
 
     def _write_and_submit(
-        self, mailbox: Path, draft: ComposedDraft, submission_id: str, identity: Identity
+        self, mailbox: Path, draft: ComposedDraft, *, submission_id: str, identity: Identity
     ) -> Note:
         """Write a draft and make its note ready; after an error nothing of either is left."""
         self._leftovers.clean_on_first_use(mailbox)
@@ -128,7 +132,8 @@ class Sending:
             reached(CrashPoint.NOTE_PREPARED)
             place(temporary, placed)
             reached(CrashPoint.DRAFT_LINKED)
-            self._make_ready(prepared, note, draft.raw, self._shared.clock.time_us())
+            created_us = self._shared.clock.time_us()
+            self._make_ready(prepared, note, draft.raw, created_us=created_us)
             self._shared.syncs.sync(drafts / "cur")
             reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
             self._shared.notes.sync_ready()
@@ -140,14 +145,16 @@ class Sending:
             raise
         return note
 
-    def _submit_as_it_is(self, located: Located, raw: bytes, note: Note, created_us: int) -> Note:
+    def _submit_as_it_is(
+        self, located: Located, raw: bytes, note: Note, *, created_us: int
+    ) -> Note:
         """Submit a draft whose file says already all that a note must say."""
         self._shared.notes.make()
         prepared = self._shared.notes.preparing / note.submission_id
         try:
             link_or_copy(located.path, prepared)
             self._shared.crash.reached(CrashPoint.NOTE_PREPARED)
-            self._make_ready(prepared, note, raw, created_us)
+            self._make_ready(prepared, note, raw, created_us=created_us)
             self._shared.notes.sync_ready()
             self._shared.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
         except BaseException:
@@ -155,7 +162,7 @@ class Sending:
             raise
         return note
 
-    def _make_ready(self, prepared: Path, note: Note, raw: bytes, created_us: int) -> None:
+    def _make_ready(self, prepared: Path, note: Note, raw: bytes, *, created_us: int) -> None:
         """Record steps 1 and 2 and let pickup see the note.
 
         They are recorded before: a note that is ready always has them, and their times precede

@@ -127,7 +127,7 @@ class FileStore:
         self, account: str, *, folder_id: str = "", skip: int = 0, top: int = 10
     ) -> Page:
         """Some messages, newest first."""
-        return await self._run(self._drafts.list_messages, account, folder_id, skip, top)
+        return await self._run(self._drafts.list_messages, account, folder_id, skip=skip, top=top)
 
     async def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
         """Change a message."""

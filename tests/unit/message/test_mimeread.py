@@ -1,0 +1,149 @@
+"""Anybody's MIME is read as well as it can be, and never raises."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.message.draft import DraftOrigin, write_draft
+from relay.message.mimeread import (
+    check_mime,
+    header_of,
+    read_message,
+    read_mime,
+    read_mime_attachments,
+)
+from relay.message.properties import Attachment, MessageProperties, Person
+
+WHOLE = """\
+From: =?utf-8?q?J=C3=BCrgen?= <juergen@a.test>
+Sender: boss@a.test
+To: "Smith, Bob" <bob@B.TEST>, friends: c@c.test, d@d.test;
+Cc: e@e.test
+Reply-To: r@r.test
+Subject: =?utf-8?b?R3LDvMOfZQ==?= and
+ more
+Date: Mon, 2 Jan 2006 15:04:05 -0700
+Message-ID: <x@a.test>
+Importance: High
+In-Reply-To: <parent@a.test>
+Content-Type: multipart/mixed; boundary=outer
+
+--outer
+Content-Type: multipart/alternative; boundary=inner
+
+--inner
+Content-Type: text/plain
+
+text
+--inner
+Content-Type: text/html; charset=iso-8859-1
+Content-Transfer-Encoding: quoted-printable
+
+<p>Gr=FC=DFe</p>
+--inner--
+--outer
+Content-Type: image/png; name="a.png"
+Content-ID: <c1>
+Content-Disposition: inline
+Content-Transfer-Encoding: base64
+
+AAEC
+--outer
+Content-Type: application/pdf
+Content-Disposition: attachment; filename*=utf-8''%C3%9Cb.pdf
+Content-Transfer-Encoding: base64
+
+AAECAw==
+--outer
+Content-Type: message/rfc822
+
+Subject: inner message
+
+x
+--outer--
+"""
+
+
+def test_a_whole_message():
+    message = read_mime(WHOLE.encode())
+    properties = message.properties
+    assert properties.subject == "Grüße and more"
+    assert (properties.body_type, properties.body) == ("html", "<p>Grüße</p>")
+    assert properties.from_ == Person("juergen@a.test", "Jürgen")
+    assert properties.sender == Person("boss@a.test")
+    assert [one.address for one in properties.to] == ["bob@b.test", "c@c.test", "d@d.test"]
+    assert properties.to[0].name == "Smith, Bob"
+    assert properties.reply_to == (Person("r@r.test"),)
+    assert (properties.importance, properties.internet_message_id) == ("high", "<x@a.test>")
+    assert properties.internet_message_headers == (("In-Reply-To", "<parent@a.test>"),)
+    assert message.date_us == 1_136_239_445_000_000
+    facts = [(one.name, one.content_type, one.size, one.inline) for one in message.attachments]
+    assert facts == [
+        ("a.png", "image/png", 3, True),
+        ("Üb.pdf", "application/pdf", 4, False),
+        ("inner message", "message/rfc822", len("Subject: inner message\n\nx"), False),
+    ]
+    assert message.has_attachments
+    assert read_mime_attachments(WHOLE.encode())[1].content == b"AAECAw=="
+
+
+def test_a_draft_is_read_by_its_block():
+    wanted = MessageProperties(
+        subject="é", body="b", from_=Person("a@a.test"), bcc=(Person("h@h.test"),),
+        attachments=(Attachment("n", "image/png", b"AAEC", 3, inline=True, content_id="c"),),
+    )  # fmt: skip
+    origin = DraftOrigin("a@a.test", "1.R0123456789abcdef_1.h", "<i@h>", 5, 6)
+    message = read_message(write_draft(wanted, origin))
+    assert message.properties.bcc == wanted.bcc
+    assert (message.date_us, message.attachments[0].size, message.has_attachments) == (5, 3, False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\x00\xff", b"no header", b"\r\n\r\n", b"Subject: \xff\xfe\r\n\r\n\xff",
+        b"Subject: =?bogus?q?x?=\r\n\r\n", b"Subject: =?utf-8?b?!!!?=\r\n\r\n",
+        b"Date: Mon, 99 Foo 99999 99:99:99 +9999\r\nTo: <<<@,;:\r\n\r\n",
+        b"From: a@b@c, (\r\nTo: \"unclosed <x@y>\r\n\r\n",
+        b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n--x\r\n\r\n",
+        b"Content-Type: multipart/mixed\r\n\r\n--x", b"Content-Type: text/html; charset=\"no-such\"\r\n\r\n\xff",
+        b"Content-Type: text/plain\r\nContent-Transfer-Encoding: base64\r\n\r\n!!!",
+        b"Content-Disposition: attachment; filename*=bogus''%FF\r\n\r\nx",
+        b"Content-Disposition: attachment; filename*0*=utf-8''%C3; filename*2=x\r\n\r\nx",
+        b"To: " + b"a@b.test, " * 5000 + b"\r\n\r\n",
+        b"".join(b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(150)),
+    ],
+)  # fmt: skip
+def test_damaged_mime_never_raises(content):
+    assert read_mime(content).properties.body_type in ("text", "html")
+    read_message(content)
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_raise(content):
+    read_message(content)
+    read_mime_attachments(b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n" + content)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"\x00\xff", "NUL"), (b"", "nothing"), (b" \r\n ", "nothing"), (b"hello world\r\n", "no header"),
+        (b"\r\nSubject: x\r\n", "no header"), (b" Subject: x\r\n", "no header"), (b"\xff: x", "no header"),
+    ],
+)  # fmt: skip
+def test_what_is_no_mime_message_is_refused_with_a_reason(content, fault):
+    assert fault in check_mime(content)
+
+
+@pytest.mark.parametrize("content", [b"Subject: x", b"a:b\n\nx", WHOLE.encode()])
+def test_mime_messages_are_accepted(content):
+    assert check_mime(content) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "header"),
+    [(b"A: b\r\n\r\nx", b"A: b"), (b"A: b\n\nx", b"A: b"), (b"A: b\r\n", b"A: b\r\n"), (b"", b"")],
+)
+def test_the_header_ends_at_the_empty_line(content, header):
+    assert header_of(content) == header
