@@ -12,7 +12,7 @@ BIN := .venv/bin
 ARGS ?=
 TESTS ?=
 
-.PHONY: run venv test check bench clean
+.PHONY: run venv test check lint types layers unused rules bench clean
 
 run: .venv/installed
 	@exec $(BIN)/relay dev $(ARGS)
@@ -22,13 +22,23 @@ venv: .venv/development
 test: .venv/development .venv/system-packages
 	$(BIN)/python -m pytest -n 4 $(TESTS)
 
-check: .venv/development
+check: lint types layers unused rules
+
+lint: .venv/development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/development
 	$(BIN)/mypy --strict relay
+
+layers: .venv/development
 	PYTHONPATH=. $(BIN)/lint-imports
+
+unused: .venv/development
 	$(BIN)/vulture
 	$(BIN)/deptry .
+
+rules: .venv/development
 	$(BIN)/relay policy check policies
 
 bench: .venv/development
