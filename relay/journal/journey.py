@@ -14,6 +14,9 @@ from relay.journal.events import Step
 from relay.message.lifecycle import State
 
 
+_LOOKED_AT_MAX = 1000  # messages, when only some states are wanted
+
+
 class SpoolJourneys(Protocol):
     """The spool's half."""
 
@@ -55,9 +58,11 @@ class Journeys:
         found = await self._recent(key, account=account, limit=1)
         return found[0] if found else None
 
-    async def recent(self, key: str, *, account: str | None, limit: int) -> list[dict[str, Any]]:
-        """The newest messages that `key` names."""
-        return await self._recent(key, account=account, limit=limit)
+    async def recent(self, *, account: str | None, state: str, limit: int) -> list[dict[str, Any]]:
+        """The newest messages, newest first; only those in `state` unless it is ""."""
+        looked_at = limit if not state else _LOOKED_AT_MAX
+        found = await self._recent("last", account=account, limit=looked_at)
+        return [one for one in found if state in ("", one["state"])][:limit]
 
     async def _recent(self, key: str, *, account: str | None, limit: int) -> list[dict[str, Any]]:
         queue_ids = await self._spool.find_queue_ids(key, account=account, limit=limit)

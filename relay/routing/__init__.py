@@ -17,6 +17,7 @@ from relay.routing.answers import (
     Unresolved,
     outcome_of,
 )
+from relay.routing.probe import name_servers_answer
 from relay.routing.resolver import NoResolver, Resolver
 from relay.routing.table import (
     Examination,
@@ -43,5 +44,6 @@ __all__ = [
     "RouteTable",
     "TemporaryFailure",
     "Unresolved",
+    "name_servers_answer",
     "outcome_of",
 ]

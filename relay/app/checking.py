@@ -1,0 +1,102 @@
+"""`relay check`: is everything there that a start would need? It starts nothing.
+
+On the path: before it.
+Holds: every look is read-only; each check says what it looked at.
+Fails: never; what is wrong becomes a Finding.
+Standards: none.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from relay.accounts import load_accounts
+from relay.clock import Clock
+from relay.policy import PolicyError
+from relay.policy import load as load_rules
+from relay.routing import RouteTable, name_servers_answer
+from relay.settings import Settings, SettingsError
+
+
+class Verdict(StrEnum):
+    """How a check came out."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAULT = "fault"  # relay serve would refuse to start
+    FAILED = "failed"  # it would start, but not work as meant
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the check."""
+
+    what: str
+    verdict: Verdict
+    text: str
+
+
+def check(settings: Settings, environ: Mapping[str, str], clock: Clock) -> Iterator[Finding]:
+    """Check everything behind a configuration that has loaded."""
+    yield from _accounts(settings, environ, clock)
+    yield from _policies(settings)
+    yield _writable("state_dir", settings.state_dir)
+    yield _writable("mailboxes.root", settings.mailboxes.root)
+    yield asyncio.run(_dns(settings))
+
+
+def _accounts(settings: Settings, environ: Mapping[str, str], clock: Clock) -> Iterator[Finding]:
+    boxes = settings.mailboxes
+    try:
+        accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
+    except SettingsError as error:
+        for fault in error.faults:
+            yield Finding("accounts", Verdict.FAULT, str(fault))
+        return
+    try:
+        RouteTable(
+            settings.route, boxes.domains, accounts,
+            catch_all=boxes.catch_all, postmaster=boxes.postmaster,
+        )  # fmt: skip
+    except ValueError as error:
+        yield Finding("routes", Verdict.FAULT, str(error))
+    for warning in accounts.warnings():
+        yield Finding("accounts", Verdict.WARNING, warning)
+    yield Finding("accounts", Verdict.OK, f"{len(accounts.accounts)} in {boxes.accounts}")
+    accounts.close()
+
+
+def _policies(settings: Settings) -> Iterator[Finding]:
+    try:
+        rules = load_rules(settings.policy.directory, local_domains=settings.mailboxes.domains)
+    except PolicyError as error:
+        for fault in error.faults:
+            yield Finding("policy", Verdict.FAULT, str(fault))
+        return
+    files = len(rules.files)
+    yield Finding("policy", Verdict.OK, f"{files} files in {settings.policy.directory}, tests pass")
+
+
+def _writable(name: str, folder: Path) -> Finding:
+    """Whether `folder`, or the nearest one above it that exists, can be written."""
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if os.access(existing, os.W_OK | os.X_OK):
+        made = "" if existing == folder else " (it will be made)"
+        return Finding(name, Verdict.OK, f"{folder}{made}")
+    return Finding(name, Verdict.FAULT, f"{existing} cannot be written by this user")
+
+
+async def _dns(settings: Settings) -> Finding:
+    servers = ", ".join(map(str, settings.dns.nameservers)) or "the system's name servers"
+    trouble = await name_servers_answer(settings.dns.nameservers, timeout_s=_DNS_TIMEOUT_S)
+    if trouble:
+        return Finding("dns", Verdict.FAILED, f"{servers}: {trouble}")
+    return Finding("dns", Verdict.OK, servers)
+
+
+_DNS_TIMEOUT_S = 3.0

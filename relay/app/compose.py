@@ -1,0 +1,231 @@
+"""Build every room from the settings and hand each what it needs of the others.
+
+On the path: before step 1.
+Holds: rooms know each other by Protocols only; nothing runs and nothing listens yet.
+Fails: AlreadyRunningError, SpoolError, OSError; ValueError for a route or a network.
+Standards: none.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from relay import graph, web
+from relay.accounts import DEAD_LETTER, AccountDirectory
+from relay.app.daemon import Daemon, Readiness
+from relay.app.lock import OwnerLock
+from relay.clock import Clock, Ids, SystemClock
+from relay.delivery import (
+    WINDOW_BYTES,
+    ConnectionSlots,
+    Contents,
+    Dispatcher,
+    LocalDelivery,
+    Schedule,
+    Settler,
+    SiteOptions,
+)
+from relay.http import Dispatch, HttpServer
+from relay.ingress import Acceptance, Neighbours, SmtpServer
+from relay.journal.crash import CrashPoints
+from relay.journal.journey import Journeys
+from relay.journal.metrics import Metrics
+from relay.journal.storelog import StoreLog
+from relay.mailbox import FileStore
+from relay.pickup import Pickup
+from relay.policy import RuleSet
+from relay.reports import Reporter
+from relay.routing import NoResolver, Resolver, RouteTable
+from relay.settings import Settings
+from relay.settings.tree import Address, SmtpListener
+from relay.smtp import Timeouts
+from relay.spool import SqliteSpool
+from relay.spool.types import Claim
+
+_SUBMISSION_KEEP_S = 7 * 86400.0  # longer than pickup gives up, by this much
+_DOWN_S_MAX = 30.0
+_PICKUP_SESSIONS_MAX = 64
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What does not come from the settings. Without `resolver`, the configured name servers."""
+
+    accounts: AccountDirectory
+    rules: RuleSet
+    crash_at: str = ""
+    resolver: NoResolver | None = None
+    log_role: str = "relay"
+
+
+def compose(settings: Settings, sources: Sources, *, clock: Clock | None = None) -> Daemon:
+    """Return a relay that can be started; it owns the lock of its state_dir from here on."""
+    lock = OwnerLock(settings.run_dir)
+    lock.take()
+    try:
+        return _Composer(settings, sources, clock or SystemClock(), lock).daemon()
+    except BaseException:
+        lock.give_back()
+        raise
+
+
+class _Composer:
+    def __init__(self, settings: Settings, sources: Sources, clock: Clock, lock: OwnerLock) -> None:
+        self.settings = settings
+        self.sources = sources
+        self.clock = clock
+        self.lock = lock
+        self.ids = Ids(clock)
+        self.chance = random.Random()  # noqa: S311 - spreads load, hides nothing
+        self.crash = CrashPoints(sources.crash_at)
+        self.metrics = Metrics()
+        self.readiness = Readiness()
+        self.changes = web.Changes()
+        boxes = settings.mailboxes
+        self.table = RouteTable(
+            settings.route, boxes.domains, sources.accounts,
+            catch_all=boxes.catch_all, postmaster=boxes.postmaster,
+        )  # fmt: skip
+        self.store_log = StoreLog(
+            boxes.root / ".submissions" / "log", role=sources.log_role, clock=clock
+        )
+        self.store = FileStore(
+            boxes.root, clock=clock, ids=self.ids, crash=self.crash, log=self.store_log,
+            hostname=settings.hostname, quota_of=self._quota_of,
+            dead_letter=settings.state_dir / DEAD_LETTER,
+        )  # fmt: skip
+        self.spool = SqliteSpool(
+            spool_path(settings), clock=clock, crash=self.crash, metrics=self.metrics,
+            submission_keep_s=settings.pickup.give_up_after + _SUBMISSION_KEEP_S,
+        )  # fmt: skip
+        self.reporter = Reporter(
+            hostname=settings.hostname, clock=clock, ids=self.ids,
+            next_hop_for=self.table.next_hop_for,
+            expire_after_s=settings.delivery.expire_after, metrics=self.metrics,
+        )  # fmt: skip
+        self.resolver = sources.resolver or self._resolver()
+        self.dispatcher = self._dispatcher()
+
+    def daemon(self) -> Daemon:
+        acceptance = self._acceptance()
+        neighbours = Neighbours(
+            hostname=self.settings.hostname, acceptance=acceptance, router=self.table,
+            accounts=self.sources.accounts, quota=self.store, crash=self.crash,
+        )  # fmt: skip
+        journeys = Journeys(self.spool, self.store_log)
+        return Daemon(
+            settings=self.settings,
+            lock=self.lock,
+            clock=self.clock,
+            metrics=self.metrics,
+            spool=self.spool,
+            store=self.store,
+            store_log=self.store_log,
+            dispatcher=self.dispatcher,
+            resolver=self.resolver,
+            acceptance=acceptance,
+            pickup_server=self._pickup_server(neighbours),
+            smtp_servers=[SmtpServer(one, neighbours) for one in self.settings.smtp],
+            pickup=self._pickup(),
+            http_servers=self._http_servers(journeys),
+            journeys=journeys,
+            changes=self.changes,
+            readiness=self.readiness,
+        )
+
+    def _quota_of(self, account: str) -> int | None:
+        found = self.sources.accounts.by_address(account)
+        return found.quota if found else None
+
+    def _resolver(self) -> Resolver:
+        return Resolver(
+            self.settings.dns.nameservers,
+            timeout_s=self.settings.dns.timeout,
+            clock=self.clock,
+            chance=self.chance,
+            hostname=self.settings.hostname,
+            own_addresses=[listener.listen for listener in self.settings.smtp],
+            port=self.settings.delivery.port,
+        )
+
+    def _dispatcher(self) -> Dispatcher:
+        delivery = self.settings.delivery
+        contents = Contents(self.spool, budget_bytes=4 * WINDOW_BYTES)
+        settler = Settler(
+            self.spool, contents, self.reporter, clock=self.clock, metrics=self.metrics,
+            schedule=Schedule(delivery.retry, self.chance.random),
+        )  # fmt: skip
+        options = SiteOptions(
+            ehlo_name=self.settings.hostname,
+            tls=delivery.tls,
+            timeouts=Timeouts(
+                connect_s=delivery.connect_timeout, command_s=delivery.command_timeout
+            ),
+            connections_max=delivery.max_connections_per_next_hop,
+            down_s=min(_DOWN_S_MAX, min(delivery.retry) / 2),
+        )
+        return Dispatcher(
+            self.spool, settler, contents, LocalDelivery(self.store, self.table),
+            resolver=self.resolver, table=self.table, options=options, clock=self.clock,
+            slots=ConnectionSlots(delivery.max_connections, self.metrics.connections),
+            on_change=lambda _queue_id: self.changes.announce(),
+        )  # fmt: skip
+
+    def _acceptance(self) -> Acceptance:
+        rules = self.sources.rules
+        return Acceptance(
+            hostname=self.settings.hostname, router=self.table, policy=lambda: rules,
+            reporter=self.reporter, spool=self.spool, accounts=self.sources.accounts,
+            clock=self.clock, ids=self.ids, metrics=self.metrics, on_accepted=self._accepted,
+            expire_after_s=self.settings.delivery.expire_after,
+        )  # fmt: skip
+
+    def _accepted(self, claims: Sequence[Claim]) -> None:
+        self.dispatcher.offer(claims)
+        self.changes.announce()
+
+    def _pickup_server(self, neighbours: Neighbours) -> SmtpServer:
+        listener = SmtpListener(
+            listen=Address(path=str(self.settings.pickup_socket)),
+            max_sessions=max(_PICKUP_SESSIONS_MAX, 2 * self.settings.pickup.max_concurrent),
+            max_recipients=100_000,
+        )
+        return SmtpServer(listener, neighbours, pickup=True)
+
+    def _pickup(self) -> Pickup:
+        return Pickup(
+            self.store, submit_path=self.settings.pickup_socket,
+            hostname=self.settings.hostname, reports=self.reporter, log=self.store_log,
+            clock=self.clock, crash=self.crash, metrics=self.metrics,
+            give_up_after_s=self.settings.pickup.give_up_after,
+            max_concurrent=self.settings.pickup.max_concurrent, chance=self.chance,
+        )  # fmt: skip
+
+    def _http_servers(self, journeys: Journeys) -> list[HttpServer]:
+        """The front door, the control socket, and the metrics listener if there is one."""
+        http = self.settings.http
+        means = web.Means(
+            journeys=journeys, queue=self.spool, changes=self.changes, metrics=self.metrics,
+            ready=self.readiness, clock=self.clock,
+        )  # fmt: skip
+        front_door = graph.create_app(
+            self.store, self.sources.accounts, clock=self.clock, hostname=self.settings.hostname,
+            public_url=http.public_url, max_body=http.max_body, crash=self.crash,
+            ready=self.readiness,
+        )  # fmt: skip
+        relay_v1 = web.create_app(means, self.sources.accounts, hostname=self.settings.hostname)
+        everything = Dispatch({"v1.0": front_door, "beta": front_door}, otherwise=relay_v1)
+        control = Address(path=str(self.settings.control_socket))
+        servers = [
+            HttpServer(everything, http.listen),
+            HttpServer(web.create_control_app(means), [control]),
+        ]
+        if self.settings.observe.metrics is not None:
+            servers.append(HttpServer(relay_v1, [self.settings.observe.metrics]))
+        return servers
+
+
+def spool_path(settings: Settings) -> Path:
+    """Where the spool's file is: spool.url is "sqlite:PATH", relative to state_dir."""
+    return settings.state_dir / settings.spool.url.removeprefix("sqlite:")

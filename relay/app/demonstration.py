@@ -1,0 +1,110 @@
+"""What `relay dev` shows at its start: one message through the seven steps, one that bounces.
+
+On the path: a client of the development relay, by its public interfaces, and a reader of journeys.
+Holds: it shows what really happened: every line comes from the message's own journey.
+Fails: DemonstrationError that says which step did not come.
+Standards: none.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relay.accounts.development import DOMAIN
+from relay.app.daemon import Daemon
+from relay.app.sending import Draft, send_by_graph
+from relay.journal.events import Step
+from relay.mailbox.types import WellKnown
+
+_TIMEOUT_S = 15.0
+_ALICE = f"alice@{DOMAIN}"
+
+
+class DemonstrationError(Exception):
+    """A step did not happen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A journey and where to look at what it left behind."""
+
+    title: str
+    journey: dict[str, Any]
+    mailbox: Path
+    report_subject: str = ""
+
+
+async def demonstrate(daemon: Daemon, show: Callable[[Shown], None]) -> None:
+    """Send two messages as alice and show their journeys. Raises DemonstrationError."""
+    welcome = Draft(
+        _ALICE, (f"bob@{DOMAIN}", "friend@elsewhere.test"), "Seven steps", "Hello from Relay.\n"
+    )
+    journey = await _send(daemon, welcome, until=_is_delivered)
+    bobs = daemon.settings.mailboxes.root / DOMAIN / "bob"
+    show(Shown("one message, seven steps", journey, bobs))
+
+    refused = Draft(
+        _ALICE, ("friend@elsewhere.test",), "Try this", "Just run it.\n",
+        attachments=(("setup.exe", b"MZ not really a program"),),
+    )  # fmt: skip
+    journey = await _send(daemon, refused, until=_is_reported)
+    subject = await _report_subject(daemon)
+    alices = daemon.settings.mailboxes.root / DOMAIN / "alice"
+    show(Shown("one message that bounces", journey, alices, report_subject=subject))
+
+
+async def _send(
+    daemon: Daemon, draft: Draft, *, until: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    address = daemon.http_servers[0].bound[0]
+    graph_id = await asyncio.to_thread(send_by_graph, address, "alice", draft)
+    return await _wait(daemon, graph_id, until)
+
+
+async def _wait(
+    daemon: Daemon, key: str, until: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    found: dict[str, Any] | None = None
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            while True:
+                seen = daemon.changes.count
+                found = await daemon.journeys.journey(key, account=None)
+                if found is not None and until(found):
+                    return found
+                await daemon.changes.beyond(seen)
+    except TimeoutError:
+        done = [step["name"] for step in found["steps"]] if found else []
+        raise DemonstrationError(
+            f"the message {key} came only so far: {', '.join(done) or 'nowhere'}"
+        ) from None
+
+
+def _is_delivered(journey: dict[str, Any]) -> bool:
+    states = [one["state"] for one in journey["recipients"]]
+    return states == ["delivered", "captured"] and _has_steps(journey, 6)
+
+
+def _is_reported(journey: dict[str, Any]) -> bool:
+    return _has_steps(journey, 5) and any(step["step"] == Step.REPORT for step in journey["steps"])
+
+
+def _has_steps(journey: dict[str, Any], last: int) -> bool:
+    """Whether steps 1 to `last` are all there: step 4 is written a moment after transport's."""
+    return {step["step"] for step in journey["steps"]} >= set(range(1, last + 1))
+
+
+async def _report_subject(daemon: Daemon) -> str:
+    """The newest report in alice's Inbox, once it is there."""
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            while True:
+                seen = daemon.changes.count
+                page = await daemon.store.list_messages(_ALICE, folder_id=WellKnown.INBOX, top=1)
+                if page.messages:
+                    return page.messages[0].properties.subject
+                await daemon.changes.beyond(seen)
+    except TimeoutError:
+        raise DemonstrationError("no report came into alice's Inbox") from None

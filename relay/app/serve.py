@@ -1,0 +1,57 @@
+"""`relay serve`: run a daemon until it is told to stop.
+
+On the path: beside it.
+Holds: ready is told when everything listens; SIGTERM and SIGINT drain; a second one does not hurt.
+Fails: what start() raises, after what had started was stopped.
+Standards: sd_notify(3), signal(7).
+"""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+
+from relay.app.daemon import Daemon
+from relay.app.notify import ServiceManager
+from relay.journal.logs import get_logger
+
+_log = get_logger("app")
+
+
+async def serve(daemon: Daemon, manager: ServiceManager, *, ready_file: Path | None = None) -> None:
+    """Start `daemon`, say so, wait for SIGTERM or SIGINT, stop it."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await daemon.start()
+        if ready_file is not None:
+            write_ready_file(ready_file, daemon)
+        manager.tell("READY=1", f"STATUS=listening as {daemon.settings.hostname}")
+        _log.info("ready", pid=os.getpid(), **addresses(daemon))
+        await stop.wait()
+        _log.info("stopping", grace_s=daemon.settings.delivery.shutdown_grace)
+        grace_us = int(daemon.settings.delivery.shutdown_grace * 1_000_000) + 5_000_000
+        manager.tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={grace_us}")
+    finally:
+        await daemon.stop()
+    _log.info("stopped")
+
+
+def addresses(daemon: Daemon) -> dict[str, str]:
+    """Where the daemon really listens, for people and for the ready file."""
+    return {
+        "http": " ".join(str(one) for one in daemon.http_servers[0].bound),
+        "smtp": " ".join(str(server.address) for server in daemon.smtp_servers),
+    }
+
+
+def write_ready_file(path: Path, daemon: Daemon) -> None:
+    """Write {"pid", "http": [...], "smtp": [...]} whole or not at all."""
+    told = {"pid": os.getpid()} | {name: value.split() for name, value in addresses(daemon).items()}
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(msgspec.json.encode(told) + b"\n")
+    part.replace(path)

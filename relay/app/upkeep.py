@@ -1,0 +1,60 @@
+"""What has to be done from time to time: the queue's figures, and the end of old history.
+
+On the path: beside it; metrics show the figures, prune keeps the spool and the store's log small.
+Holds: each pass is bounded; a pass that fails is tried again at the next turn.
+Fails: never.
+Standards: DESIGN 4 (history), CONTRACT's metrics.
+"""
+
+import asyncio
+import math
+
+from relay.clock import Clock
+from relay.journal.logs import get_logger
+from relay.journal.metrics import Metrics
+from relay.journal.storelog import StoreLog
+from relay.spool import SqliteSpool
+from relay.spool.types import SpoolError
+
+_log = get_logger("app")
+
+_FIGURES_S = 1.0
+_FIGURES_COST_FACTOR = 20  # at most a twentieth of the time goes into counting
+_PRUNE_S = 600.0
+_PRUNE_PAUSE_S = 0.05
+_DAY_S = 86400.0
+
+
+async def keep_figures(spool: SqliteSpool, metrics: Metrics, clock: Clock) -> None:
+    """Count the queue into the metrics until cancelled."""
+    while True:
+        began = clock.monotonic()
+        try:
+            await count_queue(spool, metrics, clock)
+        except SpoolError as error:
+            _log.warning("queue not counted", error=str(error))
+        took_s = clock.monotonic() - began
+        await asyncio.sleep(max(_FIGURES_S, took_s * _FIGURES_COST_FACTOR))
+
+
+async def count_queue(spool: SqliteSpool, metrics: Metrics, clock: Clock) -> None:
+    """Count once. Raises SpoolError."""
+    counts = await spool.counts()
+    for state, number in counts.entries.items():
+        metrics.queue_entries.labels(state=state).set(number)
+    age_us = clock.time_us() - counts.oldest_us if counts.oldest_us is not None else 0
+    metrics.queue_oldest.set(max(0, age_us) / 1_000_000)
+    metrics.queue_unaccounted.set(counts.unaccounted)
+
+
+async def keep_pruning(spool: SqliteSpool, log: StoreLog, clock: Clock, *, keep_s: float) -> None:
+    """Remove what is older than `keep_s` until cancelled, in small steps."""
+    while True:
+        before_us = clock.time_us() - int(keep_s * 1_000_000)
+        try:
+            while await spool.prune(before_us):  # noqa: ASYNC110 - the pause is for others
+                await asyncio.sleep(_PRUNE_PAUSE_S)
+            await asyncio.to_thread(log.prune, math.ceil(keep_s / _DAY_S))
+        except (SpoolError, OSError) as error:
+            _log.warning("history not pruned", error=str(error))
+        await asyncio.sleep(_PRUNE_S)

@@ -1,0 +1,79 @@
+"""`relay policy check | test | try`: the rules."""
+
+from pathlib import Path
+
+import click
+
+from relay.cli.context import Given, common_options, print_json
+from relay.cli.exits import Ended, Exit
+from relay.message.headers import split
+from relay.message.verdict import Source
+from relay.policy import load, make_subject, read, report, run_tests
+from relay.policy.casefile import crlf
+from relay.policy.report import Report
+
+_DIRECTORY = click.argument(
+    "directory", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False)
+)
+
+
+@click.group()
+def policy() -> None:
+    """Check and try the mail-flow rules."""
+
+
+@policy.command()
+@_DIRECTORY
+@common_options
+def check(given: Given, directory: Path | None) -> None:
+    """Check the rules and their tests, as a start would; exits 78 with file:line of each fault."""
+    folder, domains = _place(given, directory)
+    _print(given, report.of_check(load(folder, local_domains=domains)))
+
+
+@policy.command()
+@_DIRECTORY
+@common_options
+def test(given: Given, directory: Path | None) -> None:
+    """Run the rules' own tests; exits 78 when one fails."""
+    folder, domains = _place(given, directory)
+    _print(given, report.of_tests(run_tests(read(folder), local_domains=domains)))
+
+
+@policy.command("try")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--from", "sender", required=True, metavar="ADDRESS")
+@click.option("--to", "recipients", required=True, multiple=True, metavar="ADDRESS")
+@click.option("--source", type=click.Choice(list(Source)), default=Source.SMTP, show_default=True)
+@common_options
+def try_(
+    given: Given, *, file: Path, sender: str, recipients: tuple[str, ...], source: str
+) -> None:
+    """Say what the rules would do with a message, without doing it."""
+    folder, domains = _place(given, None)
+    rules = read(folder)
+    content = crlf(file.read_bytes())
+    if not split(content):
+        raise Ended(Exit.DATA, f"relay policy try: {file} has no header")
+    subject = make_subject(
+        sender, recipients, content, source=Source(source), local_domains=domains
+    )
+    _print(given, report.of_verdict(rules, rules.evaluate(subject)))
+
+
+def _place(given: Given, directory: Path | None) -> tuple[Path, tuple[str, ...]]:
+    """The folder of rules and the local domains; a folder that is given needs no configuration."""
+    if directory is not None:
+        return directory, ()
+    settings = given.settings()
+    return settings.policy.directory, settings.mailboxes.domains
+
+
+def _print(given: Given, told: Report) -> None:
+    if given.json:
+        print_json(told.document)
+    else:
+        for line in told.lines:
+            click.echo(line)
+    if not told.good:
+        raise Ended(Exit.CONFIGURATION)

@@ -1,0 +1,25 @@
+"""`relay trace`: the journey of a message."""
+
+import click
+
+from relay.cli.context import Given, common_options, print_json
+from relay.cli.exits import Ended, Exit
+from relay.cli.show import journey_lines
+
+
+@click.command()
+@click.argument("key", metavar="ID|ADDRESS|last")
+@common_options
+def trace(given: Given, key: str) -> None:
+    """Show the journey of a message through the seven steps.
+
+    ID is a Graph id, a submission id, a queue id or a Message-ID.
+    """
+    found = given.reading().journey(key)
+    if found is None:
+        raise Ended(Exit.DATA, f"relay trace: no message is known as {key!r}")
+    if given.json:
+        print_json(found)
+        return
+    for line in journey_lines(found):
+        click.echo(line)
