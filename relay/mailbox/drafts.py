@@ -13,7 +13,7 @@ from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import find_folder, well_known_path
 from relay.mailbox.index import Located
 from relay.mailbox.leftovers import Leftovers
-from relay.mailbox.maildir import place, remove, write_synced
+from relay.mailbox.maildir import looking_again, place, remove, write_synced
 from relay.mailbox.messages import (
     DRAFT,
     FLAGGED,
@@ -38,8 +38,6 @@ from relay.mailbox.types import (
 from relay.message.convert import render
 from relay.message.properties import MessageProperties
 
-_RESCANS = 3
-
 
 class Drafts:
     """Blocking; the store calls it in its threads."""
@@ -60,14 +58,11 @@ class Drafts:
         located = self._write(draft, folder, flags=f"{DRAFT}{SEEN}")
         return load(located, draft.raw, located.path.stat())
 
+    @looking_again
     def get(self, account: str, message_id: str, folder_id: str) -> StoredMessage:
         """See MailStore.get()."""
         mailbox = self._shared.folders.mailbox(account)
-        for _ in range(_RESCANS):
-            located = self._find(mailbox, message_id, folder_id)
-            with suppress(FileNotFoundError):  # renamed meanwhile: look again
-                return _loaded(located)
-        raise _no_such(message_id)
+        return _loaded(self._find(mailbox, message_id, folder_id))
 
     def list_messages(self, account: str, folder_id: str, *, skip: int, top: int) -> Page:
         """See MailStore.list_messages()."""
@@ -82,15 +77,13 @@ class Drafts:
                 messages.append(_loaded(self._find(mailbox, located.name.message_id, folder_id)))
         return Page(tuple(messages), len(everything))
 
+    @looking_again
     def mime(self, account: str, message_id: str) -> bytes:
         """See MailStore.mime()."""
         mailbox = self._shared.folders.mailbox(account)
-        for _ in range(_RESCANS):
-            located = self._find(mailbox, message_id)
-            with suppress(FileNotFoundError):
-                return render(located.path.read_bytes())
-        raise _no_such(message_id)
+        return render(self._find(mailbox, message_id).path.read_bytes())
 
+    @looking_again
     def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
         """See MailStore.update()."""
         mailbox = self._shared.folders.mailbox(account)
@@ -116,26 +109,21 @@ class Drafts:
             remove(located.path)
             return _loaded(changed)
 
+    @looking_again
     def delete(self, account: str, message_id: str) -> None:
         """See MailStore.delete()."""
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
-            for _ in range(_RESCANS):
-                located = self._find(mailbox, message_id)
-                self._shared.notes.refuse_while_sent(message_id)
-                if located.folder.well_known is WellKnown.DELETED_ITEMS:
-                    remove(located.path)
-                    self._shared.syncs.sync(located.directory)
-                    return
+            located = self._find(mailbox, message_id)
+            self._shared.notes.refuse_while_sent(message_id)
+            if located.folder.well_known is WellKnown.DELETED_ITEMS:
+                remove(located.path)
+            else:
                 self._shared.folders.remake(mailbox, WellKnown.DELETED_ITEMS)
                 deleted = well_known_path(mailbox, WellKnown.DELETED_ITEMS) / "cur"
-                target = deleted / f"{located.name.base}:2,{located.name.flags}"
-                with suppress(FileNotFoundError):
-                    located.path.rename(target)
-                    self._shared.syncs.sync(deleted)
-                    self._shared.syncs.sync(located.directory)
-                    return
-        raise _no_such(message_id)
+                located.path.rename(deleted / f"{located.name.base}:2,{located.name.flags}")
+                self._shared.syncs.sync(deleted)
+            self._shared.syncs.sync(located.directory)
 
     def _write(self, draft: ComposedDraft, folder: Folder, *, flags: str) -> Located:
         """Write a draft's file durably: tmp, fsync, link, fsync of the directory."""
@@ -170,7 +158,7 @@ class Drafts:
     def _find(self, mailbox: Path, message_id: str, folder_id: str = "") -> Located:
         located = self._shared.index.find(mailbox, message_id, folder_id=folder_id)
         if located is None:
-            raise _no_such(message_id)
+            raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
         return located
 
     def _identity(self, account: str) -> Identity:
@@ -182,7 +170,3 @@ def _loaded(located: Located) -> StoredMessage:
     with located.path.open("rb") as file:
         raw = file.read()
     return load(located, raw, located.path.stat())
-
-
-def _no_such(message_id: str) -> NoSuchItemError:
-    return NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")

@@ -8,11 +8,13 @@ Standards: Maildir; POSIX fsync.
 
 import contextlib
 import errno
+import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from relay.mailbox.types import StoreUnavailableError
 
@@ -20,6 +22,9 @@ _NO_LINKS = frozenset((errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, er
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _FILE_MODE = 0o600
 _DIRECTORY_MODE = 0o700
+_LOOKS = 3
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 
 @contextlib.contextmanager
@@ -32,6 +37,21 @@ def storage_errors() -> Iterator[None]:
             raise StoreUnavailableError("The mail store's disk is full.") from error
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise StoreUnavailableError(f"The mail store cannot be used: {reason}.") from error
+
+
+def looking_again(
+    action: Callable[_Parameters, _Result],
+) -> Callable[_Parameters, _Result]:
+    """Repeat what lost its file: a mail client may change a file's flags, and so its name."""
+
+    @functools.wraps(action)
+    def repeated(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        for _ in range(_LOOKS):
+            with contextlib.suppress(FileNotFoundError):
+                return action(*args, **kwargs)
+        raise StoreUnavailableError("The message changes its name faster than it can be found.")
+
+    return repeated
 
 
 def write_file(path: Path, content: bytes) -> int:

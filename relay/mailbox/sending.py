@@ -22,7 +22,7 @@ from relay.mailbox.folders import well_known_path
 from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import Located
 from relay.mailbox.leftovers import Leftovers
-from relay.mailbox.maildir import link_or_copy, place, remove, write_file
+from relay.mailbox.maildir import link_or_copy, looking_again, place, remove, write_file
 from relay.mailbox.messages import (
     DRAFT,
     SEEN,
@@ -40,13 +40,12 @@ from relay.mailbox.types import (
     NotADraftError,
     Note,
     SendOptions,
-    StoreUnavailableError,
     WellKnown,
 )
 from relay.message.draft import split_private
 from relay.message.properties import MessageProperties
 
-_RESCANS = 3
+_REMOVALS = 3
 DRAFT_FLAGS = f":2,{DRAFT}{SEEN}"
 
 
@@ -77,6 +76,7 @@ class Sending:
             mailbox, draft, submission_id=submission_id, identity=identity
         )
 
+    @looking_again
     def submit_draft(self, account: str, message_id: str, options: SendOptions) -> Note:
         """See MailStore.submit_draft()."""
         mailbox = self._shared.folders.mailbox(account)
@@ -228,25 +228,23 @@ class Sending:
             drafts = self._find_and_save(mailbox, note, sent / f"{base}:2,{SEEN}") or drafts
         self._synced_after_filing(sent, drafts)
 
+    @looking_again
     def _find_and_save(self, mailbox: Path, note: Note, target: Path) -> Path | None:
         """Save the original wherever it is; return the directory it was in."""
-        for _ in range(_RESCANS):
-            located = self._shared.index.find_stem(mailbox, note.base_name)
-            if located is None:
-                with suppress(FileExistsError):
-                    link_or_copy(note.path, target)
-                return None
-            if not is_draft(located):  # filed before a crash, or moved by a mail client
-                return None
-            flags = with_flags(located.name.flags, add=SEEN, remove=DRAFT)
-            with suppress(FileNotFoundError):  # a mail client changed its flags: look again
-                located.path.rename(target.parent / f"{located.name.base}:2,{flags}")
-                return located.directory
-        raise StoreUnavailableError("The draft changes its name faster than it can be filed.")
+        located = self._shared.index.find_stem(mailbox, note.base_name)
+        if located is None:
+            with suppress(FileExistsError):
+                link_or_copy(note.path, target)
+            return None
+        if not is_draft(located):  # filed before a crash, or moved by a mail client
+            return None
+        flags = with_flags(located.name.flags, add=SEEN, remove=DRAFT)
+        located.path.rename(target.parent / f"{located.name.base}:2,{flags}")
+        return located.directory
 
     def _discard(self, mailbox: Path, note: Note) -> None:
         drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
-        for _ in range(_RESCANS):
+        for _ in range(_REMOVALS):
             located = self._shared.index.find_stem(mailbox, note.base_name)
             if located is None or not is_draft(located):
                 break

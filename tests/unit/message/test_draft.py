@@ -96,7 +96,7 @@ def test_a_body_that_cannot_stand_as_it_is_is_coded(body):
     )
     assert read_properties(raw).body == body
     message = email.message_from_bytes(raw, policy=email.policy.default)
-    assert [part.get_content_type() for part in message.iter_parts()][0] == "text/plain"
+    assert next(message.iter_parts()).get_content_type() == "text/plain"
     assert len(list(message.iter_parts())) == 3
     assert max(map(len, raw.split(b"\n"))) <= 998
 

@@ -20,7 +20,7 @@ from relay.message.properties import Person
 
 HARD_SUBJECTS = [
     "plain",
-    "Bericht – seven steps ✓ " + "that has to be folded over more than one line " * 3,
+    "Bericht ✓ seven steps ✓ " + "that has to be folded over more than one line " * 3,
     "ascii that has to be folded " * 8,
     "two  spaces   and a\ttab " * 6 + "end",
     "x" * 1200,
@@ -28,7 +28,7 @@ HARD_SUBJECTS = [
     " leading and trailing ",
     "日本語の件名" * 30,
     "🙂" * 40,
-    "a: b; c, <d@e> (f) \"g\" \\h",
+    'a: b; c, <d@e> (f) "g" \\h',
     "",
 ]  # fmt: skip
 
