@@ -11,7 +11,7 @@ from relay.http.bearer import bearer_account
 from relay.http.call import Call, ClientGoneError
 from relay.http.control import ControlClient, ControlError, ControlUnavailableError
 from relay.http.dispatch import Dispatch
-from relay.http.errors import ApiError
+from relay.http.errors import ApiError, try_later
 from relay.http.gateway import Gateway, Limits, json_response
 from relay.http.server import HttpServer
 
@@ -28,4 +28,5 @@ __all__ = [
     "Limits",
     "bearer_account",
     "json_response",
+    "try_later",
 ]

@@ -96,14 +96,18 @@ class Call:
             ) from None
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def finish(self) -> bool:
-        """Read past what is left of a body, so that the client sees its answer.
-
-        Returns whether the body has gone by. One that waits for 100 Continue is never sent.
-
-        """
+    def release(self) -> None:
+        """Give the body's share of the budget back: nobody needs the body any more."""
         self._reading.budget.give_back(self._taken_bytes)
         self._taken_bytes = 0
+
+    async def has_gone_by(self) -> bool:
+        """Read past what is left of the body, within bounds: a client that is still sending may
+        not look at its answer before.
+
+        Returns whether there is no more of it, so that the connection can be used again. A body
+        that waits for 100 Continue is never sent.
+        """
         if self._complete or self._too_late or self._waits_for_continue():
             return self._complete
         left = self._reading.limit_bytes + (1 << 20)
@@ -111,7 +115,7 @@ class Call:
             async with asyncio.timeout(_DRAIN_TIMEOUT_S):
                 while not self._complete and left > 0:
                     left -= len(await self._next_chunk())
-        except TimeoutError:
+        except (TimeoutError, ClientGoneError):
             return False
         return self._complete
 

@@ -71,14 +71,15 @@ class Gateway:
             response = self._refusal(error, names)
         except ClientGoneError:
             return
-        except Exception:  # noqa: BLE001 - the last line of defence: a traceback never leaves the server
+        except Exception:  # noqa: BLE001 - nothing may leave the server as a traceback
             _log.exception("request failed", request_id=names.request_id, method=scope["method"])
             message = f"The server made an error; its log tells more under {names.request_id}."
             response = self._refusal(ApiError(500, "InternalServerError", message), names)
         finally:
             self._requests -= 1
-            ended = await _finish(call)
-        if not ended:
+            if call is not None:
+                call.release()
+        if call is None or not await call.has_gone_by():
             response.headers["connection"] = "close"
         response.headers["request-id"] = names.request_id
         response.headers["client-request-id"] = names.client_request_id
@@ -104,16 +105,6 @@ class Gateway:
         return json_response(
             envelope(error, names=names, date=date), status=error.status, headers=error.headers
         )
-
-
-async def _finish(call: Call | None) -> bool:
-    """Whether the connection can serve another request: the call's body has gone by completely."""
-    if call is None:
-        return False
-    try:
-        return await call.finish()
-    except ClientGoneError:
-        return False
 
 
 def json_response(

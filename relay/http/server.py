@@ -52,7 +52,6 @@ class HttpServer:
                 date_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 backlog=_BACKLOG,
-                reset_contextvars=True,
             )
         )
 
