@@ -24,6 +24,8 @@ NAME_CHARACTERS_MAX = 255  # of the end, where the kind of a file is
 _FIELDS = {b"content-type": "name", b"content-disposition": "filename"}
 _MESSAGES = frozenset({b"message/rfc822", b"message/global"})
 _HINTS = (b"multipart", b"message/", b"name")  # a header without any of them has no attachment
+_NAMES = ("name", "filename")
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError)  # what email raises on it
 _loose_name = re.compile(r"name[*0-9]*\s*=\s*(\"[^\"]*\"|[^;\s]+)", re.IGNORECASE)
 _separators = re.compile(r"[/\\]")
 
@@ -153,14 +155,10 @@ def _delimiters(content: bytes, boundary: bytes, body: _Part) -> Iterator[_Delim
 
 def _boundary(content_type: bytes) -> bytes:
     try:
-        text = _message("Content-Type", content_type).get_boundary()
-    except (ValueError, LookupError, TypeError, AttributeError):
+        boundary = _message("Content-Type", content_type).get_boundary()
+        return (boundary or "").encode("latin-1")
+    except _DAMAGE:
         return b""
-    return text.encode("ascii", "surrogateescape") if text and _encodable(text) else b""
-
-
-def _encodable(text: str) -> bool:
-    return all(ord(each) < 128 or 0xDC80 <= ord(each) <= 0xDCFF for each in text)
 
 
 def _names(field: bytes, value: bytes) -> list[str]:
@@ -168,29 +166,21 @@ def _names(field: bytes, value: bytes) -> list[str]:
     title = field.decode("ascii")
     try:
         parameters = _message(title, value).get_params(header=title) or []
-        found = [
-            collapse_rfc2231_value(text)
-            for name, text in parameters
-            if name.lower() in ("name", "filename")
-        ]
-    except (ValueError, LookupError, TypeError, AttributeError):  # what email raises on damage
-        found = [each.strip('"') for each in _loose_name.findall(_text(value))]
-    return [normalised(_decoded(each)) for each in found]
+        found = [_decoded(text) for name, text in parameters if name.lower() in _NAMES]
+    except _DAMAGE:
+        found = [each.strip('"') for each in _loose_name.findall(value.decode("latin-1"))]
+    return [normalised(each) for each in found]
 
 
-def _decoded(name: str) -> str:
-    """Decode encoded words and raw UTF-8, which do not belong there but are common."""
-    try:
-        return decode_words(name.encode("utf-8", "surrogateescape"))
-    except UnicodeEncodeError:
-        return name
+def _decoded(name: str | tuple[str | None, str | None, str]) -> str:
+    """Decode a parameter: RFC 2231 (a tuple), else raw UTF-8 and the encoded words people write."""
+    if isinstance(name, tuple):
+        return collapse_rfc2231_value(name)
+    return decode_words(name.encode("latin-1"))
 
 
 def _message(name: str, value: bytes) -> Message:
+    """Return a message with this one field, each octet a character, for its parameters."""
     message = Message()
-    message[name] = _text(value)
+    message[name] = value.decode("latin-1").replace("\r", "").replace("\n", "").strip()
     return message
-
-
-def _text(value: bytes) -> str:
-    return value.decode("ascii", "surrogateescape").replace("\r", "").replace("\n", "").strip()

@@ -34,6 +34,8 @@ def read_case(document: Document, path: KeyPath, raw: object, faults: list[Fault
     """Return the test at `path`, or None after adding to `faults`."""
     before = len(faults)
     reader = TableReader(document, path, raw, faults=faults)
+    if not isinstance(raw, dict):
+        return None
     reader.allow(_KEYS)
     case = Case(
         name=reader.required("name", some_text, default=""),

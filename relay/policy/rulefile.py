@@ -23,6 +23,8 @@ def read_rule(document: Document, path: KeyPath, raw: object, faults: list[Fault
     """Return the rule at `path`, or None after adding to `faults`."""
     before = len(faults)
     reader = TableReader(document, path, raw, faults=faults)
+    if not isinstance(raw, dict):
+        return None
     reader.allow(_KEYS)
     actions = _actions(reader)
     stop = reader.key("stop", true_or_false, default=False)

@@ -1,0 +1,35 @@
+import pytest
+
+from relay.message.verdict import Source
+from relay.policy import make_subject, read
+
+MAIL = b"From: a@in.test\r\nSubject: hello\r\nX-Old: 1\r\n\r\nbody\r\n"
+
+
+@pytest.fixture
+def rules_of(tmp_path):
+    """Write rule files, in the order given, and read them."""
+
+    def write(*texts):
+        for number, text in enumerate(texts):
+            (tmp_path / f"{number}0-rules.toml").write_text(text, encoding="utf-8")
+        return read(tmp_path)
+
+    return write
+
+
+@pytest.fixture
+def evaluate(rules_of):
+    """Evaluate rule files for a message; in.test is local."""
+
+    def run(*texts, sender="a@in.test", to=("b@out.test",), content=MAIL, source=Source.SMTP):
+        subject = make_subject(sender, to, content, source=source, local_domains={"in.test"})
+        return rules_of(*texts).evaluate(subject)
+
+    return run
+
+
+def rule(then="", *, name="r", **keys):
+    """A [[rule]] in TOML; `then` is the inside of its list."""
+    lines = [f"[[rule]]\nname = '{name}'\nthen = [ {then} ]"]
+    return "\n".join([*lines, *(f"{key} = {value}" for key, value in keys.items())]) + "\n"

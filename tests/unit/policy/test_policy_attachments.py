@@ -1,0 +1,93 @@
+"""Names of attachments, however a message writes, nests or hides them."""
+
+import email.policy
+from email.message import EmailMessage
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.policy import TooManyPartsError
+from relay.policy.attachments import PARTS_MAX, attachment_names, normalised
+
+
+def mixed(*parts, boundary=b"b", kind=b"mixed", end=b"\r\n--b--\r\n"):
+    head = b"Content-Type: multipart/%s; boundary=%s\r\n\r\n" % (kind, boundary)
+    return head + b"".join(b"\r\n--" + boundary + b"\r\n" + part for part in parts) + end
+
+
+def attached(value, field=b"Content-Disposition: attachment; "):
+    return field + value + b"\r\n\r\ndata"
+
+
+EXE = attached(b"filename=a.exe")
+INNER = mixed(EXE, boundary=b"bb", end=b"\r\n--bb--\r\n")
+NESTED = b"Content-Type: message/rfc822\r\n\r\nSubject: inner\r\n" + INNER
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b"Subject: setup.exe\r\n\r\nfilename=setup.exe", ()),
+        (b"Content-Type: text/plain\r\n\r\n--b\r\n" + EXE, ()),
+        (mixed(EXE), ("a.exe",)),
+        (mixed(EXE, end=b""), ("a.exe",)),
+        (mixed(attached(b'FileName="A b.EXE"')), ("a b.exe",)),
+        (mixed(attached(b"filename*=utf-8''%C3%9C.exe")), ("ü.exe",)),
+        (mixed(attached(b"filename*0=lo;\r\n filename*1=ng.exe")), ("long.exe",)),
+        (mixed(attached(b'filename="=?utf-8?B?w5wuZXhl?="')), ("ü.exe",)),
+        (mixed(attached(b'filename="\xc3\x9c.exe"')), ("ü.exe",)),
+        (mixed(attached(b'filename=x.txt; filename="x.exe"')), ("x.txt", "x.exe")),
+        (mixed(attached(b"filename*=unknown-charset''a.exe")), ("a.exe",)),
+        (mixed(attached(b"filename*x*=''a.exe; name*=broken")), ("broken",)),
+        (mixed(attached(b'name="a.exe"', b"Content-Type: text/plain;\r\n\t")), ("a.exe",)),
+        (attached(b"name=a.exe", b"content-type: application/x-dosexec; "), ("a.exe",)),
+        (mixed(attached(b'filename="C:\\\\dir\\\\a.exe"')), ("a.exe",)),
+        (mixed(attached(b'filename="dir/a.exe"')), ("a.exe",)),
+        (mixed(attached(b'filename="a.exe. ."')), ("a.exe",)),
+        (mixed(attached('filename="a.\u202eexe"'.encode())), ("a.exe",)),
+        (mixed(attached('filename="a.\uff45\uff58\uff45"'.encode())), ("a.exe",)),
+        (mixed(attached(b"filename=" + b"a" * 400 + b".exe")), ("a" * 251 + ".exe",)),
+        (mixed(attached(b'filename=""')), ("",)),
+        (mixed(INNER), ("a.exe",)),
+        (mixed(b"--b2\r\n\r\n--bx\r\n", EXE), ("a.exe",)),
+        (mixed(NESTED, EXE), ("a.exe", "a.exe")),
+        (mixed(b"\r\n" + attached(b"filename=a.exe"), kind=b"digest"), ("a.exe",)),
+        (b"Content-Type: multipart/mixed\r\n\r\n--\r\n" + EXE, ()),
+        (mixed(EXE, end=b"\r\n--b--\r\n--b\r\n" + EXE), ("a.exe",)),
+        (b"", ()),
+    ],
+)  # fmt: skip
+def test_all_names_are_found_and_normalised(content, names):
+    assert attachment_names(content) == names
+
+
+@given(st.lists(st.text(min_size=1), max_size=4), st.booleans())
+def test_what_the_email_package_writes_is_read(names, forwarded):
+    message = EmailMessage(policy=email.policy.SMTP)
+    message.set_content("name=decoy.exe")
+    kept = []
+    for name in names:
+        safe = "".join(each for each in name if each.isalnum()) + ".dat"
+        kept.append(safe)
+        message.add_attachment(b"data", "application", "octet-stream", filename=safe)
+    if forwarded:
+        outer = EmailMessage(policy=email.policy.SMTP)
+        outer.set_content("see below")
+        outer.add_attachment(message)
+        message = outer
+    found = attachment_names(message.as_bytes())
+    assert list(found) == [normalised(each) for each in kept]
+
+
+@given(st.binary(max_size=300))
+def test_damage_never_raises(rubbish):
+    attachment_names(mixed(attached(rubbish), rubbish))
+    attachment_names(b"Content-Type: multipart/x; boundary=" + rubbish)
+
+
+def test_a_part_cannot_be_hidden_behind_many_others_or_deep_inside():
+    with pytest.raises(TooManyPartsError):
+        attachment_names(mixed(*[b"\r\n"] * (PARTS_MAX + 1), EXE))
+    with pytest.raises(TooManyPartsError):
+        attachment_names(b"Content-Type: message/rfc822\r\n\r\n" * 60 + EXE)

@@ -1,0 +1,268 @@
+"""What rules make of a message: fates, forks, additions, order."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relay.message.verdict import Fate, Source
+from relay.policy import Judgement, judgement_of, make_subject, read
+from tests.unit.policy.conftest import MAIL, rule
+
+REJECT = '{ reject = "5.7.1 no" }'
+TAG = '{ subject_prefix = "[X]" }'
+
+
+def hits(verdict):
+    return [hit.rule for hit in verdict.hits]
+
+
+@pytest.mark.parametrize(
+    ("when", "message", "matches"),
+    [
+        ("sender = 'A@IN.*'", {}, True),
+        ("sender = ['x', '*@in.test']", {}, True),
+        ("sender = '*@out.test'", {}, False),
+        ("sender = '<>'", {"sender": ""}, True),
+        ("sender = '<>'", {}, False),
+        ("recipient = 'B@out.test'", {}, True),
+        ("recipient = 'c@*'", {}, False),
+        ("subject = 'HEL?O'", {}, True),
+        ("subject = 'hel'", {}, False),
+        ("subject = '[x]*'", {"content": b"Subject: [x] y\r\n\r\n"}, True),
+        ("subject = '[x]*'", {"content": b"Subject: x y\r\n\r\n"}, False),
+        ("subject = '*über*'", {"content": b"Subject: =?utf-8?Q?=C3=9Cber_uns?=\r\n\r\n"}, True),
+        ("subject = ''", {}, None),
+        ("header = { name = 'x-OLD', matches = '1' }", {}, True),
+        ("header = { name = 'X-Old', matches = '2' }", {}, False),
+        ("header = { name = 'X-None', matches = '*' }", {}, False),
+        ("header = { name = 'X', matches = 'b' }", {"content": b"X: a\r\nX:\r\n b\r\n\r\n"}, True),
+        ("header = [{ name = 'X', matches = '*' }, { name = 'X-Old', matches = '*' }]", {}, True),
+        (f"size_over = {len(MAIL) - 1}", {}, True),
+        (f"size_over = {len(MAIL)}", {}, False),
+        ("size_over = '1 KiB'", {"content": MAIL + b"x" * 1024}, True),
+        ("source = ['graph', 'sendmail']", {"source": Source.SENDMAIL}, True),
+        ("source = ['graph', 'sendmail']", {}, False),
+        ("direction = 'outbound'", {}, True),
+        ("direction = 'inbound'", {"sender": "x@out.test", "to": ["b@in.test"]}, True),
+        ("direction = 'inbound'", {"to": ["b@in.test"]}, False),
+        ("direction = ['outbound', 'internal']", {"to": ["b@in.test"]}, True),
+        ("sender = '*@in.test', subject = 'hello'", {}, True),
+        ("sender = '*@in.test', subject = 'other'", {}, False),
+    ],
+)  # fmt: skip
+def test_a_rule_matches_when_all_its_conditions_hold(evaluate, when, message, matches):
+    if matches is None:
+        with pytest.raises(Exception, match="globs of 1 to"):
+            evaluate(rule(REJECT, when=f"{{ {when} }}"), **message)
+        return
+    verdict = evaluate(rule(REJECT, when=f"{{ {when} }}"), **message)
+    assert (hits(verdict) == ["r"]) is matches
+    assert (verdict.recipients[0].fate is Fate.REJECT) is matches
+
+
+@pytest.mark.parametrize(
+    ("unless", "exempt"),
+    [
+        ("sender = 'a@*'", True),
+        ("sender = 'x@*', subject = 'hello'", True),  # any exception exempts
+        ("sender = 'x@*', recipient = 'c@*'", False),
+        ("recipient = 'b@*'", True),
+    ],
+)
+def test_any_exception_exempts(evaluate, unless, exempt):
+    assert (hits(evaluate(rule(REJECT, unless=f"{{ {unless} }}"))) == []) is exempt
+
+
+def test_without_conditions_a_rule_is_for_all_mail(evaluate):
+    assert judgement_of(evaluate(rule(REJECT))) is Judgement.REJECT
+
+
+def test_a_reject_carries_its_code_text_and_rule(evaluate):
+    [told] = evaluate(rule('{ reject = "5.7.9 Not here" }')).recipients
+    assert (told.status, told.text, told.rule) == ("5.7.9", "Not here", "r")
+
+
+def test_without_rules_nothing_happens(evaluate):
+    verdict = evaluate(to=["b@out.test", "c@in.test"])
+    assert verdict.contents == (MAIL,)
+    assert [(each.fate, each.content, each.rule) for each in verdict.recipients] == [
+        (Fate.DELIVER, 0, ""),
+        (Fate.DELIVER, 0, ""),
+    ]
+    assert (verdict.additions, verdict.hits) == ((), ())
+
+
+def test_audit_tells_what_would_happen_and_does_nothing_not_even_stop(evaluate):
+    audited = rule(f"{TAG}, {REJECT}", name="a", mode="'audit'", stop="true")
+    verdict = evaluate(audited + rule(name="b", stop="true"))
+    assert verdict.contents == (MAIL,)
+    assert verdict.recipients[0].fate is Fate.DELIVER
+    assert [hit.as_json() for hit in verdict.hits] == [
+        {"rule": "a", "mode": "audit", "outcome": "subject_prefix,reject", "recipients": ["b@out.test"]},
+        {"rule": "b", "mode": "enforce", "outcome": "stop", "recipients": ["b@out.test"]},
+    ]  # fmt: skip
+
+
+def test_off_is_off(evaluate):
+    assert evaluate(rule(REJECT, mode="'off'")).hits == ()
+
+
+def test_stop_ends_the_rules_for_those_who_matched_only(evaluate):
+    first = rule(name="vip", when="{ recipient = 'b@*' }", stop="true")
+    verdict = evaluate(first + rule(REJECT, name="rest"), to=["b@out.test", "c@out.test"])
+    assert [each.fate for each in verdict.recipients] == [Fate.DELIVER, Fate.REJECT]
+    assert judgement_of(verdict) is Judgement.ACCEPT
+
+
+def test_later_rules_see_the_modified_message_and_not_those_already_decided(evaluate):
+    verdict = evaluate(
+        rule("{ discard = true }", name="drop", when="{ recipient = 'c@*' }")
+        + rule('{ set_header = { name = "X-Seen", value = "ja" } }', name="mark")
+        + rule(TAG, name="tag", when="{ header = { name = 'X-Seen', matches = 'ja' } }"),
+        to=["b@out.test", "c@out.test"],
+    )  # fmt: skip
+    assert hits(verdict) == ["drop", "mark", "tag"]
+    assert verdict.hits[2].recipients == ("b@out.test",)
+    assert verdict.recipients[1].fate is Fate.DISCARD
+    assert verdict.contents[1] == MAIL.replace(b"Subject: hello", b"Subject: [X] hello").replace(
+        b"\r\n\r\n", b"\r\nX-Seen: ja\r\n\r\n"
+    )
+
+
+def test_files_are_applied_in_the_order_of_their_names(evaluate):
+    assert hits(evaluate(rule(TAG, name="first"), rule(TAG, name="second"))) == ["first", "second"]
+
+
+def test_a_condition_on_recipients_forks_the_content_and_keeps_the_original_first(evaluate):
+    verdict = evaluate(
+        rule(TAG, when="{ direction = 'outbound' }"), to=["b@out.test", "c@in.test", "d@out.test"]
+    )
+    assert [each.content for each in verdict.recipients] == [1, 0, 1]
+    assert verdict.contents == (MAIL, MAIL.replace(b"hello", b"[X] hello"))
+
+
+def test_equal_results_share_one_content_and_unused_ones_go(evaluate):
+    verdict = evaluate(
+        rule(TAG, name="one", when="{ recipient = 'b@*' }")
+        + rule('{ remove_header = "x-old" }', name="both")
+        + rule(TAG, name="two", when="{ recipient = 'c@*' }"),
+        to=["b@out.test", "c@out.test"],
+    )
+    assert [each.content for each in verdict.recipients] == [1, 1]
+    changed = MAIL.replace(b"hello", b"[X] hello").replace(b"X-Old: 1\r\n", b"")
+    assert verdict.contents == (MAIL, changed)
+
+
+def test_an_edit_that_changes_nothing_forks_nothing(evaluate):
+    assert evaluate(rule('{ remove_header = "X-None" }')).contents == (MAIL,)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\r\n", b"\r\nbody", b"no header\r\n\r\nat all", b"Subject: only\r\n", b" \r\n\r\n"],
+)
+def test_a_message_without_a_proper_header_is_edited_without_harm(evaluate, content):
+    verdict = evaluate(rule('{ set_header = { name = "X-A", value = "1" } }'), content=content)
+    assert b"X-A: 1\r\n" in verdict.contents[1]
+    assert verdict.contents[1].replace(b"X-A: 1\r\n", b"").endswith(content)
+
+
+def test_redirect_puts_others_in_the_recipients_place(evaluate):
+    verdict = evaluate(rule('{ redirect = ["x@in.test", "y@in.test"] }'))
+    [told] = verdict.recipients
+    assert (told.fate, told.successors) == (Fate.REDIRECT, ("x@in.test", "y@in.test"))
+    assert [(each.address, each.rule, each.content) for each in verdict.additions] == [
+        ("x@in.test", "r", 0),
+        ("y@in.test", "r", 0),
+    ]
+
+
+def test_a_redirect_to_the_recipient_itself_changes_nothing(evaluate):
+    verdict = evaluate(rule('{ redirect = "B@out.test" }'))
+    assert verdict.recipients[0].fate is Fate.DELIVER
+    assert verdict.additions == ()
+
+
+def test_redirect_to_another_recipient_adds_nobody(evaluate):
+    verdict = evaluate(
+        rule('{ redirect = "c@out.test" }', when="{ recipient = 'b@*' }"),
+        to=["b@out.test", "c@out.test"],
+    )
+    assert [each.fate for each in verdict.recipients] == [Fate.REDIRECT, Fate.DELIVER]
+    assert verdict.additions == ()
+
+
+def test_two_recipients_redirected_to_each_other_both_get_the_message(evaluate):
+    verdict = evaluate(
+        rule('{ redirect = "c@out.test" }', name="1", when="{ recipient = 'b@*' }")
+        + rule('{ redirect = "b@out.test" }', name="2", when="{ recipient = 'c@*' }"),
+        to=["b@out.test", "c@out.test"],
+    )
+    assert {each.address for each in verdict.additions} == {"b@out.test", "c@out.test"}
+
+
+def test_copies_go_once_and_not_to_recipients(evaluate):
+    verdict = evaluate(
+        rule('{ bcc = ["B@out.test", "log@in.test"] }', name="1")
+        + rule('{ bcc = "LOG@in.test" }', name="2")
+    )
+    assert [(each.address, each.rule) for each in verdict.additions] == [("log@in.test", "1")]
+    assert verdict.contents == (MAIL,)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"", b"Cc: l@in.test\r\n"),
+        (b"Cc: z@in.test\r\n", b"Cc: z@in.test,\r\n l@in.test\r\n"),
+        (b"CC:\r\n", b"CC:\r\n l@in.test\r\n"),
+        (b"cc: \xc3\xbc <z@in.test>,\r\n y@in.test\r\n",
+         b"cc: \xc3\xbc <z@in.test>,\r\n y@in.test,\r\n l@in.test\r\n"),
+    ],
+)  # fmt: skip
+def test_cc_shows_the_added_recipient_and_only_that(evaluate, before, after):
+    verdict = evaluate(rule('{ cc = ["l@in.test", "b@out.test"] }'), content=before + MAIL)
+    assert verdict.contents[1] == after + MAIL
+    assert [(each.address, each.content) for each in verdict.additions] == [("l@in.test", 1)]
+
+
+def test_a_copy_has_the_form_that_its_rule_leaves(evaluate):
+    verdict = evaluate(
+        rule(f'{{ bcc = "l@in.test" }}, {TAG}', name="1") + rule(REJECT, name="2")
+    )  # fmt: skip
+    assert verdict.recipients[0].fate is Fate.REJECT
+    [copy] = verdict.additions
+    assert b"[X] hello" in verdict.contents[copy.content]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_every_recipient_has_one_fate_and_nobody_gets_two_copies(tmp_path_factory, data):
+    people = ["a@in.test", "b@in.test", "c@out.test", "d@out.test"]
+    person = st.sampled_from([*people, "new@in.test"])
+    action = st.one_of(
+        st.just(REJECT), st.just("{ discard = true }"), st.just(TAG),
+        person.map(lambda each: f'{{ redirect = "{each}" }}'),
+        person.map(lambda each: f'{{ cc = "{each}" }}'),
+        person.map(lambda each: f'{{ bcc = "{each}" }}'),
+    )  # fmt: skip
+    drawn = data.draw(st.lists(st.tuples(action, person, st.booleans()), max_size=6))
+    to = data.draw(st.lists(st.sampled_from(people), min_size=1, unique=True))
+    directory = tmp_path_factory.mktemp("rules")
+    text = "".join(
+        rule(then, name=str(number), when=f"{{ recipient = '{who}' }}", stop=str(stop).lower())
+        for number, (then, who, stop) in enumerate(drawn)
+    )
+    (directory / "10.toml").write_text(text)
+    subject = make_subject("s@in.test", to, MAIL, source=Source.SMTP, local_domains={"in.test"})
+    verdict = read(directory).evaluate(subject)
+    assert [each.address for each in verdict.recipients] == to
+    served = [each.address for each in verdict.recipients if each.fate is Fate.DELIVER]
+    served += [each.address for each in verdict.additions]
+    assert len(served) == len(set(served))
+    for each in verdict.recipients:
+        assert set(each.successors) <= set(served)
+    assert verdict.contents[0] == MAIL
+    assert len(set(verdict.contents)) == len(verdict.contents)
+    used = {each.content for each in (*verdict.recipients, *verdict.additions)}
+    assert used | {0} == set(range(len(verdict.contents)))

@@ -1,0 +1,178 @@
+"""Rule files: every fault with file, line, rule and key; the set is whole or not at all."""
+
+import pytest
+
+from relay.policy import PolicyError, RuleSet, load, read, report, run_tests
+from tests.unit.policy.conftest import rule
+
+REJECT = '{ reject = "5.7.1 no" }'
+CASE = "[[test]]\nname = 't'\nfrom = 'a@in.test'\nto = ['b@out.test']\n"
+
+
+def fault_of(rules_of, *texts):
+    with pytest.raises(PolicyError) as caught:
+        rules_of(*texts)
+    [fault] = caught.value.faults
+    return fault
+
+
+def test_an_empty_folder_is_a_valid_set(tmp_path):
+    assert load(tmp_path) == RuleSet()
+
+
+def test_a_missing_folder_is_a_fault_and_never_an_open_door(tmp_path):
+    with pytest.raises(PolicyError, match="found no folder of rules"):
+        load(tmp_path / "gone")
+
+
+def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):
+    (tmp_path / "tenant").mkdir()
+    for name in ("20-b.toml", "10-a.toml", ".30-hidden.toml", "40-c.toml.bak", "notes.md"):
+        (tmp_path / name).write_text("# nothing")
+    assert [each.name for each in read(tmp_path).files] == ["10-a.toml", "20-b.toml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "message"),
+    [
+        ("[[rule]\n", 1, "", "found no valid TOML"),
+        ("\n[[rules]]\n", 2, "rules", 'did you mean "rule"'),
+        ("rule = 3\n", 1, "rule", "found 3, expected [[rule]]"),
+        ("rule = [3]\n", 1, "rule 1", "found 3, expected a table"),
+        (f"[[rule]]\nthen = [{REJECT}]\n", 1, "rule 1: name", "this key is required"),
+        (rule(), 3, 'rule "r": then', "found nothing to do"),
+        (rule(REJECT, mode="'on'"), 4, 'rule "r": mode', 'found "on", expected one of enforce, audit, off'),
+        (rule(REJECT, stop="'yes'"), 4, 'rule "r": stop', 'found "yes", expected true or false'),
+        (rule(REJECT, wen="{}"), 4, 'rule "r": wen', 'did you mean "when"'),
+        (rule(REJECT, when="{}"), 4, 'rule "r": when', "found no condition"),
+        (rule(REJECT, when="'x'"), 4, 'rule "r": when', 'found "x", expected a table'),
+        (rule(REJECT, when="{ sendr = 'x' }"), 4, 'rule "r": when.sendr', 'did you mean "sender"'),
+        (rule(REJECT, when="{ sender = 3 }"), 4, 'rule "r": when.sender', "found 3, expected a text or a list"),
+        (rule(REJECT, when="{ sender = [] }"), 4, 'rule "r": when.sender', "found a list, expected a text"),
+        (rule(REJECT, unless="{ size_over = '9 bananas' }"), 4, 'rule "r": unless.size_over', "expected a size such as"),
+        (rule(REJECT, when="{ size_over = true }"), 4, 'rule "r": when.size_over', "found true, expected a size"),
+        (rule(REJECT, when="{ direction = 'out' }"), 4, 'rule "r": when.direction', "one or more of inbound, outbound, internal"),
+        (rule(REJECT, when="{ source = ['http'] }"), 4, 'rule "r": when.source', "one or more of graph, smtp, sendmail, report"),
+        (rule(REJECT, when="{ header = { name = 'X' } }"), 4, 'rule "r": when.header', "expected a table with a field's name"),
+        (rule(REJECT, when="{ header = { name = 'X:', matches = '*' } }"), 4, 'rule "r": when.header', "no field's name"),
+        (rule("'x'"), 3, 'rule "r": then', 'found "x", expected a table with one action'),
+        (rule("{ reject = '5.7.1 a', bcc = 'b@x.test' }"), 3, 'rule "r": then', "one action"),
+        (rule("{ hold = true }"), 3, 'rule "r": then.hold', "found an unknown key"),
+        (rule("{ rejct = 'x' }"), 3, 'rule "r": then.rejct', 'did you mean "reject"'),
+        (rule("{ reject = '4.7.1 later' }"), 3, 'rule "r": then.reject', "a reject is permanent"),
+        (rule("{ reject = '' }"), 3, 'rule "r": then.reject', "a code and a text"),
+        (rule('{ reject = "a\\r\\nb" }'), 3, 'rule "r": then.reject', "a code and a text"),
+        (rule("{ discard = false }"), 3, 'rule "r": then.discard', "found false, expected true"),
+        (rule("{ redirect = 'nobody' }"), 3, 'rule "r": then.redirect', "expected addresses:"),
+        (rule("{ bcc = [] }"), 3, 'rule "r": then.bcc', "a list of 1 to 50 addresses"),
+        (rule("{ cc = 'a@x.test\\r\\nX: y' }"), 3, 'rule "r": then.cc', "expected addresses:"),
+        (rule("{ remove_header = 'Received' }"), 3, 'rule "r": then.remove_header', "a field that rules may change"),
+        (rule("{ remove_header = ['A', 'x-relay-id'] }"), 3, 'rule "r": then.remove_header', "may change"),
+        (rule("{ set_header = { name = 'DKIM-Signature', value = '' } }"), 3, 'rule "r": then.set_header', "may change"),
+        (rule("{ set_header = { name = 'return-path', value = '' } }"), 3, 'rule "r": then.set_header', "may change"),
+        (rule("{ set_header = { name = 'A b', value = '' } }"), 3, 'rule "r": then.set_header', "a field's name"),
+        (rule('{ set_header = { name = "A", value = "x\\nB: y" } }'), 3, 'rule "r": then.set_header', "must not have CR"),
+        (rule("{ subject_prefix = '' }"), 3, 'rule "r": then.subject_prefix', "one line of text"),
+        (rule(f"{REJECT}, {{ bcc = 'b@x.test' }}"), 3, 'rule "r": then.reject', "expected nothing behind reject"),
+        (rule(REJECT) + rule(REJECT), 4, 'rule "r": name', "found the name of the rule at"),
+        (CASE, 1, 'test "t": expect', "found nothing, expected a table"),
+        (CASE + "expect = { rules = [] }", 5, 'test "t": expect.verdict', "this key is required"),
+        (CASE + "expect = { verdict = 'hold' }", 5, 'test "t": expect.verdict', "one of accept, reject, discard"),
+        (CASE + "expect = { verdict = 'accept', rule = [] }", 5, 'test "t": expect.rule', 'did you mean "rules"'),
+        (CASE + "expect = { verdict = 'accept' }\nsubjct = ''", 6, 'test "t": subjct', 'did you mean "subject"'),
+        (CASE + "expect = { verdict = 'accept' }\nmessage = 'no.eml'", 6, 'test "t": message', "a file that can be read"),
+        (CASE + "expect = { verdict = 'accept' }\nsource = 'x'", 6, 'test "t": source', "one of graph, smtp"),
+    ],
+)  # fmt: skip
+def test_a_fault_says_where_it_is_what_was_found_and_what_was_expected(
+    rules_of, text, line, key, message
+):
+    fault = fault_of(rules_of, text)
+    assert (fault.file.name, fault.line, fault.key) == ("00-rules.toml", line, key)
+    assert message in fault.message
+
+
+def test_all_faults_of_all_files_come_at_once(rules_of):
+    with pytest.raises(PolicyError) as caught:
+        rules_of(rule(REJECT, wen="{}", mode="'on'"), "x = 1\n", "[[rule\n")
+    assert [(each.file.name[:1], each.line) for each in caught.value.faults] == [
+        ("0", 4), ("0", 5), ("1", 1), ("2", 1),
+    ]  # fmt: skip
+
+
+def test_one_failing_test_and_there_is_no_set(rules_of, tmp_path):
+    rules_of(rule(REJECT), CASE + "expect = { verdict = 'accept', rules = [] }\n")
+    with pytest.raises(PolicyError) as caught:
+        load(tmp_path)
+    [fault] = caught.value.faults
+    assert str(fault).endswith(
+        '10-rules.toml:1: test "t": found verdict reject ("r"), expected accept'
+    )
+
+
+@pytest.mark.parametrize(
+    ("then", "expect", "failure"),
+    [
+        (REJECT, "verdict = 'reject', rules = ['r'], rejected = ['b@out.test']", None),
+        (REJECT, "verdict = 'reject', rules = []", 'found rules "r", expected none'),
+        (REJECT, "verdict = 'reject', rejected = []", 'found rejected "b@out.test", expected none'),
+        ("{ discard = true }", "verdict = 'discard'", None),
+        ("{ discard = true }", "verdict = 'reject'", 'found verdict discard ("r"), expected reject'),
+        ("{ bcc = 'L@x.test' }", "verdict = 'accept', added = ['l@x.test']", None),
+        ("{ bcc = 'l@x.test' }", "verdict = 'accept', added = []", 'found added "l@x.test", expected none'),
+        ("{ redirect = 'l@x.test' }",
+         "verdict = 'accept', redirected = ['b@out.test'], added = ['l@x.test']", None),
+        ("{ subject_prefix = '[X]' }", "verdict = 'accept', subject = '[X] test'", None),
+        ("{ subject_prefix = '[X]' }", "verdict = 'accept', subject = 'test'",
+         'found subject "[X] test", expected "test"'),
+    ],
+)  # fmt: skip
+def test_a_test_holds_or_says_why_not(rules_of, then, expect, failure):
+    rules = rules_of(rule(then) + CASE + f"expect = {{ {expect} }}\n")
+    [result] = run_tests(rules)
+    assert result.failures == ((failure,) if failure else ())
+    told = report.of_tests([result])
+    assert told.good is (failure is None)
+    assert told.document["failed"] == (0 if told.good else 1)
+    assert (failure or "ok") in told.lines[0]
+
+
+def test_rules_of_other_files_break_no_test_that_does_not_name_them(rules_of):
+    accept = "expect = { verdict = 'accept', rules = [%s] }\n"
+    rules = rules_of(
+        rule("{ subject_prefix = '[X]' }", name="everywhere"),
+        rule(REJECT, name="mine", when="{ subject = 'x' }") + CASE + accept % "",
+        CASE + accept % "'everywhere'",
+    )
+    assert [each.failures for each in run_tests(rules)] == [(), ()]
+
+
+@pytest.mark.parametrize(
+    ("describing", "when"),
+    [
+        ("subject = 'Grüße'", "subject = 'grüße'"),
+        ("headers = { X-A = 'ja' }", "header = { name = 'x-a', matches = 'ja' }"),
+        ("attachments = ['ü \"1\".exe']", "attachment_name = '*.exe'"),
+        ("size = '1 MiB'", "size_over = 1048575"),
+        ("size = '1 MiB'\nattachments = ['a']", "size_over = 1048575"),
+        ("source = 'graph'", "source = 'graph'"),
+        ("local = ['OUT.test']", "direction = 'inbound'"),
+        ("message = 'some.eml'", "subject = 'from a file', attachment_name = 'a.exe'"),
+    ],
+)
+def test_a_test_describes_its_message(rules_of, tmp_path, describing, when):
+    (tmp_path / "some.eml").write_bytes(
+        b"Subject: from\n a file\nContent-Type: multipart/mixed; boundary=b\n\n"
+        b"--b\nContent-Disposition: attachment; filename=a.exe\n\n--b--\n"
+    )
+    expect = "\nexpect = { verdict = 'reject' }\n"
+    rules_of(rule(REJECT, when=f"{{ {when} }}") + CASE + describing + expect)
+    assert load(tmp_path).cases
+
+
+def test_configured_domains_count_where_a_test_names_none(rules_of, tmp_path):
+    expect = "expect = { verdict = 'reject' }\n"
+    rules_of(rule(REJECT, when="{ direction = 'inbound' }") + CASE + expect)
+    assert load(tmp_path, local_domains={"out.test"})
+    with pytest.raises(PolicyError):
+        load(tmp_path)
