@@ -145,7 +145,8 @@ def _listener(address: Address, mode: int) -> socket.socket:
     if address.path:
         return _unix_listener(address.path, mode)
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # with its protocol named: asyncio sets TCP_NODELAY on no other, and answers would wait 40 ms
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

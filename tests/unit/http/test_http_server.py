@@ -253,6 +253,20 @@ async def test_a_client_that_hangs_up_leaves_nothing_behind() -> None:
         assert status_of(await talk(server, request(b"x" * LIMIT))) == 200
 
 
+async def test_answers_do_not_wait_for_an_acknowledgement() -> None:
+    no_delay: list[int] = []
+
+    async def handler(_: Call) -> Response:
+        for connection in server._server.server_state.connections:
+            peer = connection.transport.get_extra_info("socket")
+            no_delay.append(peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        return Response("done")
+
+    async with serving(handler) as server:
+        await talk(server, request())
+    assert no_delay == [1]
+
+
 async def test_dispatch_by_first_segment() -> None:
     async def named(call: Call) -> Response:
         return json_response("named")
