@@ -21,6 +21,7 @@ from relay.journal.crash import CrashPoint, CrashPoints
 from relay.message.envelope import Envelope, ForwardPath
 from relay.routing.table import InvalidRecipient, LocalRecipient, RemoteRecipient
 
+SHUTTING_DOWN = "421 4.3.2 This server is shutting down, try again later"
 _HELO_NAME = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}").fullmatch
 _BEFORE_TLS = frozenset({"NOOP", "EHLO", "HELO", "STARTTLS", "QUIT"})
 _JUNK = frozenset({"NOOP", "RSET", "VRFY"})
@@ -93,9 +94,9 @@ class Conversation:
         self.draining = False
 
     @property
-    def in_transaction(self) -> bool:
-        """Whether MAIL has been said and its message has not ended."""
-        return self._mail is not None
+    def may_leave(self) -> bool:
+        """Whether the server shuts down and no transaction is open."""
+        return self.draining and self._mail is None
 
     @property
     def banner(self) -> str:
@@ -106,8 +107,8 @@ class Conversation:
         """Do what a command line says and return the reply; "" when it has been sent already."""
         verb, _, argument = line.decode("utf-8", "surrogateescape").partition(" ")
         verb = verb.upper()
-        if self.draining and self._mail is None and verb != "QUIT":
-            return self._goodbye("421 4.3.2 This server is shutting down, try again later")
+        if self.may_leave and verb != "QUIT":
+            return self._goodbye(SHUTTING_DOWN)
         try:
             reply = await self._do(verb, argument.strip(" "))
         except Refused as refused:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from relay.ingress.acceptance import Acceptance
-from relay.ingress.conversation import Service
+from relay.ingress.conversation import SHUTTING_DOWN, Service
 from relay.ingress.limits import Budget, Limits, SessionCount
 from relay.ingress.ports import Decision, Origin, Passwords, Quota, Router
 from relay.ingress.session import Door, SmtpSession
@@ -27,6 +27,7 @@ from relay.message.envelope import Envelope
 from relay.settings.tree import Address, SmtpListener, Tls
 
 _BACKLOG = 512
+_LAST_WORDS_S = 0.2  # for a 421 to leave, when the grace time is over
 _LOOPBACK = "127.0.0.1"  # stands for a Unix socket, whose peers are on this machine
 
 
@@ -117,17 +118,20 @@ class SmtpServer:
     async def drain(self, grace_s: float) -> None:
         """Stop: open transactions may finish within the grace time, acceptances always."""
         self.stop_listening()
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + grace_s
         for session in tuple(self._door.sessions):
             session.drain_down()
-        while self._door.sessions and (left_s := deadline_s - loop.time()) > 0:
-            gone = {session.gone for session in self._door.sessions}
-            await asyncio.wait(gone, timeout=left_s)
+        await self._sessions_gone(grace_s)
         for session in tuple(self._door.sessions):
-            session.leave("421 4.3.2 This server is shutting down, try again later")
+            session.leave(SHUTTING_DOWN)
+        await self._sessions_gone(_LAST_WORDS_S)
+        for session in tuple(self._door.sessions):
+            session.abort()
         if self._acceptances:
             await asyncio.wait(tuple(self._acceptances))
+
+    async def _sessions_gone(self, timeout_s: float) -> None:
+        if gone := {session.gone for session in self._door.sessions}:
+            await asyncio.wait(gone, timeout=timeout_s)
 
     def _new_session(self) -> SmtpSession:
         return SmtpSession(self._door)

@@ -15,7 +15,7 @@ from typing import cast
 
 from aiosmtpd.smtp import SMTP
 
-from relay.ingress.conversation import Conversation, Service
+from relay.ingress.conversation import SHUTTING_DOWN, Conversation, Service
 from relay.ingress.data import ContentReader
 from relay.ingress.input import Input, LineFault
 from relay.ingress.limits import SessionCount
@@ -132,15 +132,15 @@ class SmtpSession(SMTP):
         self._put(reply)
         self._write()
         self._transport_of().close()
-        self.loop.call_later(self._door.service.limits.goodbye_s, self._abort)
+        self.loop.call_later(self._door.service.limits.goodbye_s, self.abort)
 
     def drain_down(self) -> None:
         """Finish: at once between transactions, else behind the one that is going on."""
         if self._conversation is None or self._conversation.draining:
             return
         self._conversation.draining = True
-        if self._waits_since is not None and not self._conversation.in_transaction:
-            self.leave("421 4.3.2 This server is shutting down, try again later")
+        if self._waits_since is not None and self._conversation.may_leave:
+            self.leave(SHUTTING_DOWN)
 
     # -- the command loop
 
@@ -150,6 +150,9 @@ class SmtpSession(SMTP):
         try:
             self._put(conversation.banner)
             while not conversation.closing:
+                if conversation.may_leave and self._input.is_empty:
+                    self._put(SHUTTING_DOWN)
+                    break
                 line = await self._next_line()
                 if line is None:
                     break
@@ -160,7 +163,7 @@ class SmtpSession(SMTP):
         finally:
             if self.transport is not None:
                 self._transport_of().close()
-                self.loop.call_later(self._door.service.limits.goodbye_s, self._abort)
+                self.loop.call_later(self._door.service.limits.goodbye_s, self.abort)
 
     async def _reply_to(self, conversation: Conversation, line: bytes | LineFault) -> str:
         if isinstance(line, LineFault):
@@ -268,7 +271,8 @@ class SmtpSession(SMTP):
     def _is_tls(self) -> bool:
         return self._transport_of().get_extra_info("ssl_object") is not None
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
+        """Close without waiting for the client to read."""
         if self.transport is not None:
             with contextlib.suppress(OSError):
                 self._transport_of().abort()

@@ -24,7 +24,10 @@ PLAIN = {
     "a line": (b"a\r\n.\r\n", b"a\r\n"),
     "stuffed first": (b"..\r\n.\r\n", b".\r\n"),
     "stuffed": (b"a\r\n..b\r\n...\r\n.\r\n", b"a\r\n.b\r\n..\r\n"),
-    "dot and text": (b".x\r\n.\r\n", b"x\r\n"),  # RFC 5321 4.5.2: a leading dot goes, whatever follows
+    "dot and text": (
+        b".x\r\n.\r\n",
+        b"x\r\n",
+    ),  # RFC 5321 4.5.2: a leading dot goes, whatever follows
     "dots inside": (b"a.\r\n b.c\r\n.\r\n", b"a.\r\n b.c\r\n"),
     "eight bit": (b"\xff\xc3\xa4\r\n.\r\n", b"\xff\xc3\xa4\r\n"),
 }
@@ -100,9 +103,7 @@ def test_what_is_refused_is_not_kept():
 
 def test_memory_is_taken_from_the_budget_and_given_back():
     budget = Budget(150)
-    readers = [
-        ContentReader(size_max_bytes=1000, limits=Limits(), budget=budget) for _ in range(3)
-    ]
+    readers = [ContentReader(size_max_bytes=1000, limits=Limits(), budget=budget) for _ in range(3)]
     for one in readers[:2]:
         assert one.feed(b"x" * 98 + b"\r\n.\r\n") == b""
     assert [one.refusal for one in readers] == [None, Refusal.NO_ROOM, None]

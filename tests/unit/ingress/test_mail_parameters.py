@@ -72,7 +72,10 @@ def test_mail_that_is_refused(argument, reply):
         ("to:<Postmaster>", ForwardPath("postmaster")),
         ("TO:<a@example.test> NOTIFY=NEVER", ForwardPath(A, frozenset({Notify.NEVER}))),
         ("TO:<a@example.test> NOTIFY=success,FAILURE,DELAY", ForwardPath(A, frozenset({S, F, D}))),
-        ("TO:<a@example.test> ORCPT=rfc822;Bob+40B.test", ForwardPath(A, orcpt="rfc822;Bob@B.test")),
+        (
+            "TO:<a@example.test> ORCPT=rfc822;Bob+40B.test",
+            ForwardPath(A, orcpt="rfc822;Bob@B.test"),
+        ),
         (
             "TO:<a@example.test> ORCPT=rfc822;B@c.test NOTIFY=FAILURE",
             ForwardPath(A, frozenset({F}), "rfc822;B@c.test"),

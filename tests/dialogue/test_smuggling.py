@@ -1,0 +1,63 @@
+"""The twelve ways to smuggle a second message past a server that is not strict (TRANSPORT 1.3)."""
+
+import asyncio
+
+import pytest
+
+from relay.settings.tree import Address
+from tests.dialogue.harness import Relay
+
+SEQUENCES = {
+    "LF.LF": b"\n.\n",
+    "LF.CRLF": b"\n.\r\n",
+    "CRLF.LF": b"\r\n.\n",
+    "CR.CR": b"\r.\r",
+    "CR.LF": b"\r.\n",
+    "LF.CR": b"\n.\r",
+    "CR.CRLF": b"\r.\r\n",
+    "CRLF.CR": b"\r\n.\r",
+    "CRLF.CRCRLF": b"\r\n.\r\r\n",
+    "CRCRLF.CRCRLF": b"\r\r\n.\r\r\n",
+    "CRLF NUL.CRLF": b"\r\n\0.\r\n",
+    "CRLF.NUL CRLF": b"\r\n.\0\r\n",
+}
+OPENING = (
+    b"EHLO client.test\r\nMAIL FROM:<a@example.test>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\n"
+)
+
+
+async def replies_to(address: Address, octets: bytes) -> list[bytes]:
+    """All that the server says to one burst that ends with QUIT."""
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(octets)
+    said = await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    return said.splitlines()
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES.values(), ids=SEQUENCES)
+async def test_no_second_message(sequence):
+    relay = Relay()
+    server = relay.server()
+    await server.start()
+    hidden = b"MAIL FROM:<evil@other.test>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\nevil\r\n"
+    said = await replies_to(
+        server.address,
+        OPENING + b"Subject: a\r\n\r\ntext" + sequence + hidden + b"\r\n.\r\nQUIT\r\n",
+    )
+    await server.drain(1)
+    assert said[-2].startswith(b"550 5.5.2 ")
+    assert said[-1] == b"221 2.0.0 Bye"
+    assert sum(line.startswith(b"250 2.1.0") for line in said) == 1
+    assert relay.spool.accepted == []
+
+
+async def test_the_same_burst_with_a_real_end_of_data_is_two_messages():
+    """Shows that the test above would notice."""
+    relay = Relay()
+    server = relay.server()
+    await server.start()
+    hidden = b"MAIL FROM:<evil@other.test>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\nevil\r\n"
+    await replies_to(server.address, OPENING + b"text\r\n.\r\n" + hidden + b".\r\nQUIT\r\n")
+    await server.drain(1)
+    assert len(relay.spool.accepted) == 2

@@ -1,0 +1,294 @@
+"""Sessions from outside: time, limits, shutting down, connections that break."""
+
+import asyncio
+import shutil
+import ssl
+import stat
+
+import pytest
+
+from relay.ingress import Limits
+from relay.settings.tree import Address
+from tests.dialogue.harness import Relay, make_certificate
+
+OPENING = [
+    "EHLO client.test",
+    "MAIL FROM:<alice@example.test>",
+    "RCPT TO:<bob@example.test>",
+    "DATA",
+]
+MESSAGE = "Subject: hello\r\n\r\ntext\r\n."
+QUICK = Limits(auth_failure_delay_s=0.01, goodbye_s=0.2)
+
+
+class Client:
+    """A client that speaks line by line."""
+
+    def __init__(self, reader, writer):
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def connect(cls, address: Address, **options) -> "Client":
+        if address.path:
+            streams = await asyncio.open_unix_connection(address.path)
+        else:
+            streams = await asyncio.open_connection(address.host, address.port, **options)
+        return cls(*streams)
+
+    async def reply(self) -> str:
+        """The last line of the next reply; "" when the server closed."""
+        while True:
+            line = (await asyncio.wait_for(self.reader.readline(), 5)).decode().rstrip("\r\n")
+            if line[3:4] != "-":
+                return line
+
+    async def say(self, line: str) -> str:
+        self.writer.write(line.encode() + b"\r\n")
+        return await self.reply()
+
+    async def open_transaction(self) -> None:
+        await self.reply()
+        assert [(await self.say(line))[:3] for line in OPENING] == ["250", "250", "250", "354"]
+
+
+@pytest.fixture
+def relay() -> Relay:
+    return Relay()
+
+
+@pytest.fixture
+async def listening(relay):
+    """Start a listener with these changes; it is stopped at the end."""
+    servers = []
+
+    async def start(**changes):
+        server = relay.server(**changes)
+        await server.start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        await server.drain(0.2)
+        assert server.sessions == 0
+
+
+async def test_a_disconnect_during_the_commit_keeps_the_mail(relay, listening):
+    relay.spool.gate = asyncio.Event()
+    server = await listening()
+    client = await Client.connect(server.address)
+    await client.open_transaction()
+    client.writer.write(MESSAGE.encode() + b"\r\n")
+    await relay.spool.committing.wait()
+    client.writer.transport.abort()
+    async with asyncio.timeout(5):
+        while server.sessions:
+            await asyncio.sleep(0)
+    assert relay.spool.accepted == []
+    relay.spool.gate.set()
+    await server.drain(1)
+    assert len(relay.spool.accepted) == 1
+
+
+async def test_a_disconnect_before_the_end_of_data_leaves_nothing(relay, listening):
+    server = await listening()
+    client = await Client.connect(server.address)
+    await client.open_transaction()
+    client.writer.write(b"Subject: half\r\n\r\nte")
+    await client.writer.drain()
+    client.writer.close()
+    async with asyncio.timeout(5):
+        while server.sessions:
+            await asyncio.sleep(0)
+    assert relay.spool.accepted == []
+
+
+async def test_a_client_that_closes_its_half_hears_every_reply(relay, listening):
+    client = await Client.connect((await listening()).address)
+    lines = [*OPENING, MESSAGE, "NOOP"]
+    client.writer.write("".join(f"{line}\r\n" for line in lines).encode())
+    client.writer.write_eof()
+    said = (await asyncio.wait_for(client.reader.read(), 5)).splitlines()
+    assert [line[:3] for line in said[-6:]] == [b"250", b"250", b"250", b"354", b"250", b"250"]
+    assert len(relay.spool.accepted) == 1
+
+
+async def test_an_idle_client_is_told_and_closed(listening):
+    client = await Client.connect((await listening(timeout=0.1)).address)
+    await client.reply()
+    assert await client.reply() == "421 4.4.2 Time is up, closing the connection"
+    assert await client.reply() == ""
+
+
+async def test_a_slow_but_steady_upload_is_no_idle_client(relay, listening):
+    client = await Client.connect((await listening(timeout=0.3)).address)
+    await client.open_transaction()
+    for line in (b"Subject: slow\r\n", b"\r\n", *[b"text\r\n"] * 8):
+        client.writer.write(line)
+        await asyncio.sleep(0.1)  # the pace is what is tested: a second in all
+    assert (await client.say(".")).startswith("250 2.0.0 ")
+
+
+async def test_a_session_ends_when_its_time_is_over_however_busy(listening):
+    limits = Limits(session_s=0.2, goodbye_s=0.2)
+    client = await Client.connect((await listening(timeout=0.1, limits=limits)).address)
+    await client.reply()
+    async with asyncio.timeout(5):
+        while (said := await client.say("NOOP")) == "250 2.0.0 Ok":
+            await asyncio.sleep(0.01)
+    assert said in ("421 4.4.2 Time is up, closing the connection", "")
+
+
+async def test_a_client_that_does_not_read_is_cut_off(listening):
+    server = await listening(timeout=0.2)
+    client = await Client.connect(server.address, limit=10)
+    client.writer.write(b"EHLO client.test\r\n" + b"VRFY a\r\n" * 2_000_000)
+    async with asyncio.timeout(10):
+        while server.sessions:
+            await asyncio.sleep(0.01)
+    client.writer.transport.abort()
+
+
+async def test_sessions_per_listener(listening):
+    server = await listening(max_sessions=1)
+    first = await Client.connect(server.address)
+    assert (await first.reply()).startswith("220 ")
+    second = await Client.connect(server.address)
+    assert await second.reply() == "421 4.7.0 Too many sessions at once, try again later"
+    assert await second.reply() == ""
+    assert await first.say("QUIT") == "221 2.0.0 Bye"
+    assert await first.reply() == ""
+    third = await Client.connect(server.address)
+    assert (await third.reply()).startswith("220 ")
+
+
+@pytest.mark.parametrize(("networks", "code"), [((), "421"), (("127.0.0.0/8",), "220")])
+async def test_sessions_per_client_bind_strangers(listening, networks, code):
+    limits = Limits(sessions_per_client=1)
+    server = await listening(limits=limits, trusted_networks=networks)
+    first = await Client.connect(server.address)
+    assert (await first.reply())[:3] == "220"
+    second = await Client.connect(server.address)
+    assert (await second.reply())[:3] == code
+
+
+async def test_shutting_down_ends_idle_sessions_and_finishes_transactions(relay, listening):
+    server = await listening()
+    idle, busy = await Client.connect(server.address), await Client.connect(server.address)
+    await idle.reply()
+    await busy.open_transaction()
+    draining = asyncio.ensure_future(server.drain(5))
+    assert (await idle.reply()).startswith("421 4.3.2 ")
+    assert await idle.reply() == ""
+    assert (await busy.say(MESSAGE)).startswith("250 2.0.0 ")
+    assert (await busy.reply()).startswith("421 4.3.2 ")
+    await asyncio.wait_for(draining, 5)
+    assert len(relay.spool.accepted) == 1
+    with pytest.raises(OSError):
+        await Client.connect(server.address)
+
+
+async def test_the_grace_time_ends(listening):
+    server = await listening()
+    client = await Client.connect(server.address)
+    await client.open_transaction()
+    await asyncio.wait_for(server.drain(0.05), 5)
+    assert (await client.reply()).startswith("421 4.3.2 ")
+    assert server.sessions == 0
+
+
+async def test_budget_refuses_at_mail_and_in_data(listening):
+    limits = Limits(buffered_bytes=4096)
+    server = await listening(limits=limits, max_message_size=2048)
+    first, second = [await Client.connect(server.address) for _ in range(2)]
+    for client in (first, second):
+        await client.open_transaction()
+    for client in (first, second):
+        client.writer.write(b"x" * 2000 + b"\r\n")
+    third = await Client.connect(server.address)
+    assert (await third.reply())[:3] == "220"
+    await third.say("EHLO client.test")
+    assert (await third.say("MAIL FROM:<> SIZE=2048")).startswith("452 4.3.1 ")
+    assert (await first.say("."))[:3] == "250"
+    assert (await third.say("MAIL FROM:<> SIZE=2048"))[:3] == "250"
+
+
+async def test_pickups_socket_takes_everything_and_reports(relay, listening, tmp_path):
+    path = tmp_path / "pickup.sock"
+    server = await listening(pickup=True, listen=Address(path=str(path)))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    queue_ids = []
+    for _ in range(2):
+        client = await Client.connect(server.address)
+        await client.reply()
+        assert "AUTH" not in await client.say("EHLO relay")
+        await client.say("MAIL FROM:<alice@example.test> ENVID=abc.1")
+        assert (await client.say("RCPT TO:<nobody@example.test>"))[:3] == "250"
+        assert (await client.say("RCPT TO:<x@other.test>"))[:3] == "250"
+        await client.say("DATA")
+        queue_ids.append((await client.say(MESSAGE)).rpartition(" ")[2])
+    assert queue_ids[0] == queue_ids[1]
+    (message,) = relay.spool.accepted
+    assert (message.submission_id, message.account) == ("abc.1", "alice@example.test")
+    assert [each.status for each in message.final_recipients] == ["5.1.1"]
+    assert [each.entries[0].recipients[0].address for each in relay.spool.reports] == [
+        "alice@example.test"
+    ]
+
+
+async def test_a_socket_left_behind_is_replaced_and_another_file_is_not(listening, tmp_path):
+    path = tmp_path / "relay.sock"
+    for _ in range(2):  # the second finds the first one's
+        server = await listening(listen=Address(path=str(path)))
+        client = await Client.connect(server.address)
+        assert (await client.reply())[:3] == "220"
+    await server.drain(1)
+    assert not path.exists()
+    path.write_text("precious")
+    with pytest.raises(FileExistsError, match="not a socket"):
+        await listening(listen=Address(path=str(path)))
+    assert path.read_text() == "precious"
+
+
+async def test_a_port_in_use_is_an_error_at_start(relay, listening):
+    taken = (await listening()).address
+    with pytest.raises(OSError, match="in use"):
+        await relay.server(listen=taken).start()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl command is not installed")
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+async def test_submissions_is_tls_from_the_first_byte(listening, certificate):
+    context = ssl.create_default_context(cafile=certificate.certificate)
+    context.check_hostname = False
+    server = await listening(role="submissions", tls=certificate, trusted_networks=())
+    client = await Client.connect(server.address, ssl=context)
+    assert (await client.reply())[:3] == "220"
+    assert await client.say("EHLO client.test") == "250 DSN"
+    assert await client.say("STARTTLS") == "503 5.5.1 TLS is active already"
+    assert await client.say("MAIL FROM:<>") == "530 5.7.0 Authentication required"
+    client.writer.close()
+
+
+async def test_a_handshake_that_fails_ends_the_session(listening, certificate):
+    server = await listening(tls=certificate)
+    client = await Client.connect(server.address)
+    await client.reply()
+    await client.say("EHLO client.test")
+    assert (await client.say("STARTTLS"))[:3] == "220"
+    client.writer.write(b"NOOP, and no handshake\r\n")
+    assert b"250" not in await asyncio.wait_for(client.reader.read(), 5)
+
+
+async def test_tls_may_be_required(listening, certificate):
+    required = type(certificate)(certificate.certificate, certificate.key, require=True)
+    client = await Client.connect((await listening(tls=required)).address)
+    await client.reply()
+    await client.say("EHLO client.test")
+    assert await client.say("MAIL FROM:<>") == "530 5.7.0 Use STARTTLS first"
+    assert await client.say("NOOP") == "250 2.0.0 Ok"
