@@ -7,12 +7,14 @@ Standards: none.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 KeyPath = tuple[str | int, ...]
 _SHOWN_LENGTH_MAX = 80
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ def dotted(path: KeyPath) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            text += f".{part}" if text else part
+            name = part if _BARE_KEY.fullmatch(part) else shown(part)
+            text += f".{name}" if text else name
     return text
 
 

@@ -32,10 +32,19 @@ def _meaning(reference: str, base: Path, environ: Mapping[str, str]) -> str:
     if kind == "env" and name:
         if name not in environ:
             raise ValueError(f"the environment variable {name} to be set")
-        return environ[name]
+        return _as_utf_8(environ[name], name)
     if kind == "file" and name:
         return _read(base / name, name)
     raise ValueError("${env:NAME} or ${file:PATH}")
+
+
+def _as_utf_8(value: str, name: str) -> str:
+    """Return an environment variable that has no bytes which Python could only smuggle in."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the environment variable {name} to be UTF-8") from None
+    return value
 
 
 def _read(file: Path, name: str) -> str:

@@ -140,6 +140,7 @@ max_connections = 0
             '4: http.listen: found "127.0.0.1:80", expected a list',
         ),
         ("[smtp]\nlisten = '127.0.0.1:25'", "3: smtp: found a table, expected [[smtp]]"),
+        ('"\\u001b[2J" = 5', r"3: '\x1b[2J': found an unknown key"),
         ("http = 5", "3: http: found 5, expected a table"),
         (
             "[pickup]\nmax_concurrent = true",
