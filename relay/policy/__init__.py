@@ -7,6 +7,7 @@ the size of the message and the number of its recipients and rules.
 
 from relay.policy import report
 from relay.policy.attachments import TooManyPartsError
+from relay.policy.casefile import crlf
 from relay.policy.engine import RuleSet
 from relay.policy.loader import PolicyError, load, read
 from relay.policy.rules import Judgement, Mode, Rule
@@ -20,6 +21,7 @@ __all__ = [
     "Rule",
     "RuleSet",
     "TooManyPartsError",
+    "crlf",
     "judgement_of",
     "load",
     "make_subject",

@@ -59,7 +59,7 @@ def attachment_names(content: bytes) -> tuple[str, ...]:
         seen += 1
         if seen > PARTS_MAX or part.depth > NESTING_MAX:
             raise TooManyPartsError(f"more than {PARTS_MAX} parts or {NESTING_MAX} levels")
-        found, inner = _examine(content, part, PARTS_MAX - seen)
+        found, inner = _examine(content, part, parts_left=PARTS_MAX - seen)
         names += found
         waiting += reversed(inner)
     return tuple(names)
@@ -77,7 +77,7 @@ def normalised(name: str) -> str:
     return last[-NAME_CHARACTERS_MAX:].casefold()
 
 
-def _examine(content: bytes, part: _Part, parts_left: int) -> tuple[list[str], list[_Part]]:
+def _examine(content: bytes, part: _Part, *, parts_left: int) -> tuple[list[str], list[_Part]]:
     """Return the names that one part's header gives, and the parts inside it."""
     body_start = _body_start(content, part)
     head = content[part.start : body_start]
@@ -95,7 +95,7 @@ def _examine(content: bytes, part: _Part, parts_left: int) -> tuple[list[str], l
     body = _Part(body_start, part.end, part.depth + 1)
     inner: list[_Part] = []
     for each in types or [part.kind]:
-        inner += _inner(content, each, body, parts_left)
+        inner += _inner(content, each, body, parts_left=parts_left)
     return names, inner
 
 
@@ -106,7 +106,7 @@ def _body_start(content: bytes, part: _Part) -> int:
     return part.end if blank < 0 else blank + 4
 
 
-def _inner(content: bytes, content_type: bytes, body: _Part, parts_left: int) -> list[_Part]:
+def _inner(content: bytes, content_type: bytes, body: _Part, *, parts_left: int) -> list[_Part]:
     kind = content_type.partition(b";")[0].strip().lower()
     if kind in _MESSAGES:
         return [body]

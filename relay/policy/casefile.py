@@ -30,7 +30,9 @@ _BOUNDARY = "test-message"
 _line_end = re.compile(rb"\r\n|\r|\n")
 
 
-def read_case(document: Document, path: KeyPath, raw: object, faults: list[Fault]) -> Case | None:
+def read_case(
+    document: Document, path: KeyPath, raw: object, *, faults: list[Fault]
+) -> Case | None:
     """Return the test at `path`, or None after adding to `faults`."""
     before = len(faults)
     reader = TableReader(document, path, raw, faults=faults)
@@ -82,7 +84,10 @@ def _content(reader: TableReader, directory: Path) -> bytes:
 
     def read(value: Any) -> bytes:
         try:
-            return crlf((directory / some_text(value)).read_bytes())
+            file = directory / some_text(value)
+            if not file.is_file() or file.stat().st_size > SIZE_BYTES_MAX:
+                raise ValueError(f"a file of at most {SIZE_BYTES_MAX} bytes")
+            return crlf(file.read_bytes())
         except OSError as error:
             raise ValueError(f"a file that can be read: {error.strerror}") from None
 

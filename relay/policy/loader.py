@@ -58,10 +58,10 @@ def read(directory: Path) -> RuleSet:
             if key not in ("rule", "test"):
                 faults.append(document.fault((key,), unknown_key(key, ("rule", "test"))))
         for path, raw in array(document, "rule", faults):
-            rule = read_rule(document, path, raw, faults)
+            rule = read_rule(document, path, raw, faults=faults)
             rules += [rule] if rule else []
         for path, raw in array(document, "test", faults):
-            case = read_case(document, path, raw, faults)
+            case = read_case(document, path, raw, faults=faults)
             cases += [case] if case else []
     faults += _doubles(rules)
     if faults:

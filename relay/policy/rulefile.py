@@ -19,7 +19,9 @@ NAME_CHARACTERS_MAX = 100  # it is a metric's label
 _KEYS = ("name", "mode", "when", "unless", "then", "stop")
 
 
-def read_rule(document: Document, path: KeyPath, raw: object, faults: list[Fault]) -> Rule | None:
+def read_rule(
+    document: Document, path: KeyPath, raw: object, *, faults: list[Fault]
+) -> Rule | None:
     """Return the rule at `path`, or None after adding to `faults`."""
     before = len(faults)
     reader = TableReader(document, path, raw, faults=faults)

@@ -40,8 +40,14 @@ Asked = tuple[Answer, float]  # an answer and for how many seconds it holds
 class NameServers:
     """One stub resolver over the given name servers; asks and does not remember."""
 
-    def __init__(self, nameservers: Sequence[Address], *, timeout_s: float) -> None:
-        """`nameservers` empty: those of /etc/resolv.conf, read once."""
+    def __init__(
+        self,
+        nameservers: Sequence[Address],
+        *,
+        timeout_s: float,
+        resolv_conf: str = "/etc/resolv.conf",
+    ) -> None:
+        """Without `nameservers` those of `resolv_conf` are taken; it is read once, here."""
         self._timeout_s = timeout_s
         self._backend = dns.asyncbackend.get_backend("asyncio")
         self._resolver = dns.asyncresolver.Resolver(configure=False)
@@ -52,7 +58,7 @@ class NameServers:
                 dns.nameserver.Do53Nameserver(each.host, each.port) for each in nameservers
             ]
         else:
-            _configure_from_system(self._resolver)
+            _configure_from_system(self._resolver, resolv_conf)
 
     async def ask(self, question: Question) -> Asked:
         """Ask; the name server follows CNAMEs; what was truncated is asked again by TCP."""
@@ -144,12 +150,11 @@ class Questions:
         return answer
 
 
-def _configure_from_system(resolver: dns.asyncresolver.Resolver) -> None:
+def _configure_from_system(resolver: dns.asyncresolver.Resolver, resolv_conf: str) -> None:
     try:
-        resolver.read_resolv_conf("/etc/resolv.conf")
+        resolver.read_resolv_conf(resolv_conf)
     except (OSError, dns.exception.DNSException):
         resolver.nameservers = []  # every look-up is then a temporary failure that says so
-    resolver.rotate = False
 
 
 def _result(task: asyncio.Task[Answer]) -> Answer:

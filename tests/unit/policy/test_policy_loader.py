@@ -80,7 +80,7 @@ def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):
         (CASE + "expect = { verdict = 'hold' }", 5, 'test "t": expect.verdict', "one of accept, reject, discard"),
         (CASE + "expect = { verdict = 'accept', rule = [] }", 5, 'test "t": expect.rule', 'did you mean "rules"'),
         (CASE + "expect = { verdict = 'accept' }\nsubjct = ''", 6, 'test "t": subjct', 'did you mean "subject"'),
-        (CASE + "expect = { verdict = 'accept' }\nmessage = 'no.eml'", 6, 'test "t": message', "a file that can be read"),
+        (CASE + "expect = { verdict = 'accept' }\nmessage = 'no.eml'", 6, 'test "t": message', "a file of at most"),
         (CASE + "expect = { verdict = 'accept' }\nsource = 'x'", 6, 'test "t": source', "one of graph, smtp"),
     ],
 )  # fmt: skip

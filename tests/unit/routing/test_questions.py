@@ -1,0 +1,67 @@
+"""The cache in front of the name servers: bounded in memory and in queries, honest about time."""
+
+import asyncio
+
+from relay.clock import ManualClock
+from relay.routing import questions
+from relay.routing.answers import Records, Silence
+from relay.routing.questions import NameServers, Questions
+
+
+class Server:
+    """Answers when told to, and counts what is asked and how much of it at once."""
+
+    def __init__(self):
+        self.asked = []
+        self.open = asyncio.Event()
+        self.now = self.most = 0
+
+    async def ask(self, question):
+        self.asked.append(question[0])
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await self.open.wait()
+        self.now -= 1
+        return Records((question[0],)), 60.0
+
+
+async def test_queries_in_flight_are_bounded(monkeypatch):
+    monkeypatch.setattr(questions, "QUERIES_MAX", 4)
+    server = Server()
+    asking = Questions(server.ask, clock=ManualClock())
+    wanted = [(f"{number}.test", "A") for number in range(20)]
+    waiting = asyncio.create_task(asking.answers(*wanted))
+    while server.now < 4:
+        await asyncio.sleep(0)
+    server.open.set()
+    assert await waiting == [Records((name,)) for name, _ in wanted]
+    assert server.most == 4
+
+
+async def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch):
+    monkeypatch.setattr(questions, "CACHE_MAX", 2)
+    server = Server()
+    server.open.set()
+    asking = Questions(server.ask, clock=ManualClock())
+    for name in ("a", "b", "a", "c", "a", "b"):
+        await asking.answers((name, "A"))
+    assert server.asked == ["a", "b", "c", "b"]
+
+
+async def test_the_same_question_twice_in_one_call_is_asked_once():
+    server = Server()
+    server.open.set()
+    asking = Questions(server.ask, clock=ManualClock())
+    assert await asking.answers(("a", "A"), ("a", "A")) == [Records(("a",))] * 2
+    assert server.asked == ["a"]
+
+
+async def test_without_any_name_server_there_is_silence_that_says_so(tmp_path):
+    servers = NameServers((), timeout_s=1.0, resolv_conf=str(tmp_path / "none"))
+    assert await servers.ask(("x.test", "A")) == (Silence("no name server is configured"), 0.0)
+
+
+def test_the_systems_name_servers_are_those_of_its_file(tmp_path):
+    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.53\nsearch example.test\n")
+    servers = NameServers((), timeout_s=1.0, resolv_conf=str(tmp_path / "resolv.conf"))
+    assert servers._resolver.nameservers == ["192.0.2.53"]
