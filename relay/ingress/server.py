@@ -1,7 +1,7 @@
 """One SMTP listener: its socket, its sessions, and how it stops.
 
 On the path: app makes one per [[smtp]] and one for pickup; sessions hand messages to acceptance.
-Holds: a Unix socket has mode 0600 before anybody can connect; an acceptance that began is finished.
+Holds: a Unix socket has mode 0600 before anybody can connect; an acceptance outlives its session.
 Fails: OSError when address or certificate cannot be had; ValueError for a wrong network.
 Standards: RFC 5321 3.8; RFC 8314 3.3 (TLS from the first byte); RFC 9325 (TLS 1.2 and up).
 """
@@ -27,6 +27,7 @@ from relay.message.envelope import Envelope
 from relay.settings.tree import Address, SmtpListener, Tls
 
 _BACKLOG = 512
+_COMMIT_S = 5.0
 _LAST_WORDS_S = 0.2  # for a 421 to leave, when the grace time is over
 _LOOPBACK = "127.0.0.1"  # stands for a Unix socket, whose peers are on this machine
 
@@ -116,7 +117,7 @@ class SmtpServer:
                 Path(self._listener.listen.path).unlink(missing_ok=True)
 
     async def drain(self, grace_s: float) -> None:
-        """Stop: open transactions may finish within the grace time, acceptances always."""
+        """Stop; open transactions may finish within the grace time, commits a little later."""
         self.stop_listening()
         for session in tuple(self._door.sessions):
             session.drain_down()
@@ -126,8 +127,8 @@ class SmtpServer:
         await self._sessions_gone(_LAST_WORDS_S)
         for session in tuple(self._door.sessions):
             session.abort()
-        if self._acceptances:
-            await asyncio.wait(tuple(self._acceptances))
+        if self._acceptances:  # nobody has heard 250 yet, so one that hangs may be left
+            await asyncio.wait(tuple(self._acceptances), timeout=_COMMIT_S)
 
     async def _sessions_gone(self, timeout_s: float) -> None:
         if gone := {session.gone for session in self._door.sessions}:

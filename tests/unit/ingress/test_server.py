@@ -2,8 +2,11 @@
 
 import asyncio
 import shutil
+import socket
 import ssl
 import stat
+import struct
+from typing import ClassVar
 
 import pytest
 
@@ -22,7 +25,9 @@ QUICK = Limits(auth_failure_delay_s=0.01, goodbye_s=0.2)
 
 
 class Client:
-    """A client that speaks line by line."""
+    """A client that speaks line by line; the fixture `listening` closes those that are open."""
+
+    opened: ClassVar[list["Client"]] = []
 
     def __init__(self, reader, writer):
         self.reader, self.writer = reader, writer
@@ -33,7 +38,9 @@ class Client:
             streams = await asyncio.open_unix_connection(address.path)
         else:
             streams = await asyncio.open_connection(address.host, address.port, **options)
-        return cls(*streams)
+        client = cls(*streams)
+        cls.opened.append(client)
+        return client
 
     async def reply(self) -> str:
         """The last line of the next reply; "" when the server closed."""
@@ -45,6 +52,12 @@ class Client:
     async def say(self, line: str) -> str:
         self.writer.write(line.encode() + b"\r\n")
         return await self.reply()
+
+    def reset(self) -> None:
+        """Break the connection: RST, no FIN."""
+        connection = self.writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
 
     async def open_transaction(self) -> None:
         await self.reply()
@@ -68,6 +81,8 @@ async def listening(relay):
         return server
 
     yield start
+    while Client.opened:
+        Client.opened.pop().writer.close()
     for server in servers:
         await server.drain(0.2)
         assert server.sessions == 0
@@ -80,7 +95,7 @@ async def test_a_disconnect_during_the_commit_keeps_the_mail(relay, listening):
     await client.open_transaction()
     client.writer.write(MESSAGE.encode() + b"\r\n")
     await relay.spool.committing.wait()
-    client.writer.transport.abort()
+    client.reset()
     async with asyncio.timeout(5):
         while server.sessions:
             await asyncio.sleep(0)
@@ -272,7 +287,6 @@ async def test_submissions_is_tls_from_the_first_byte(listening, certificate):
     assert await client.say("EHLO client.test") == "250 DSN"
     assert await client.say("STARTTLS") == "503 5.5.1 TLS is active already"
     assert await client.say("MAIL FROM:<>") == "530 5.7.0 Authentication required"
-    client.writer.close()
 
 
 async def test_a_handshake_that_fails_ends_the_session(listening, certificate):
