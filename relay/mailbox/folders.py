@@ -55,7 +55,8 @@ class Folders:
     def mailbox(self, account: str) -> Path:
         """Return the account's Maildir, made with all its folders on first use."""
         mailbox = self._directory_of(account)
-        if mailbox in self._made and (mailbox / "cur").is_dir():
+        drafts = mailbox / _WELL_KNOWN[WellKnown.DRAFTS].directory
+        if mailbox in self._made and (drafts / "cur").is_dir() and (mailbox / "cur").is_dir():
             return mailbox
         with self._lock:
             for known in _WELL_KNOWN.values():

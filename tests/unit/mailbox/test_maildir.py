@@ -1,0 +1,125 @@
+"""Durable files: shared fsyncs, links and their copies, errors of the disk."""
+
+import errno
+import os
+import threading
+
+import pytest
+
+from relay.mailbox import maildir
+from relay.mailbox.maildir import (
+    DirectorySync,
+    link_or_copy,
+    place,
+    storage_errors,
+    write_synced,
+)
+from relay.mailbox.types import StoreUnavailableError
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(errno.ENOSPC, "full"), (errno.EDQUOT, "full"), (errno.EROFS, "Read-only"),
+     (errno.EACCES, "Permission"), (errno.EIO, "Input/output")],
+)  # fmt: skip
+def test_errors_of_the_disk_are_told(number, text):
+    with pytest.raises(StoreUnavailableError, match=text), storage_errors():
+        raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP])
+def test_where_linking_is_impossible_it_is_a_copy(tmp_path, monkeypatch, number):
+    def refuse(source, target):
+        raise OSError(number, "no links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "a").write_bytes(b"content")
+    link_or_copy(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"content"
+    assert (tmp_path / "b").stat().st_ino != (tmp_path / "a").stat().st_ino
+    with pytest.raises(FileExistsError):
+        place(tmp_path / "a", tmp_path / "b")
+    place(tmp_path / "a", tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == b"content"
+
+
+def test_another_error_of_link_is_no_reason_to_copy(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        link_or_copy(tmp_path / "absent", tmp_path / "b")
+
+
+def test_nothing_is_replaced(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    with pytest.raises(FileExistsError):
+        place(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(FileExistsError):
+        write_synced(tmp_path / "b", b"x")
+    assert (tmp_path / "b").read_text() == "b"
+
+
+def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="full"):
+        write_synced(tmp_path / "a", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+class SlowDisk:
+    """Stands for fsync of a directory: each waits until it is let go, and tells what it covers."""
+
+    def __init__(self, monkeypatch):
+        self.changes = 0
+        self.covered: list[int] = []
+        self.entered = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+        self.error: OSError | None = None
+        monkeypatch.setattr(maildir, "sync_directory", self.sync)
+
+    def sync(self, path):
+        seen = self.changes
+        self.entered.release()
+        assert self.go.acquire(timeout=10)
+        if self.error:
+            raise self.error
+        self.covered.append(seen)
+
+
+def waiting(syncs: DirectorySync, path, count: int):
+    """Start callers, and return when all of them wait in sync()."""
+    threads = [threading.Thread(target=syncs.sync, args=(path,)) for _ in range(count)]
+    before = syncs._turns[path].waiting if path in syncs._turns else 0
+    for thread in threads:
+        thread.start()
+    while path not in syncs._turns or syncs._turns[path].waiting < before + count:
+        threading.Event().wait(0.001)
+    return threads
+
+
+def test_callers_share_an_fsync_that_started_after_their_change(tmp_path, monkeypatch):
+    disk, syncs = SlowDisk(monkeypatch), DirectorySync()
+    disk.changes = 1
+    threads = waiting(syncs, tmp_path, 1)
+    assert disk.entered.acquire(timeout=10)
+    disk.changes = 9  # these come while the first runs: it does not count for them
+    threads += waiting(syncs, tmp_path, 8)
+    disk.go.release(9)
+    for thread in threads:
+        thread.join(10)
+    assert disk.covered == [1, 9]
+    assert syncs._turns == {}
+
+
+def test_a_failed_fsync_fails_for_all_who_waited_for_it(tmp_path, monkeypatch):
+    disk, syncs = SlowDisk(monkeypatch), DirectorySync()
+    disk.error = OSError(errno.EIO, "broken")
+    disk.go.release(1)
+    with pytest.raises(OSError, match="broken"):
+        syncs.sync(tmp_path)
+    disk.error = None
+    disk.go.release(1)
+    syncs.sync(tmp_path)
+    assert len(disk.covered) == 1

@@ -1,0 +1,243 @@
+"""Steps 1, 2 and 4 on disk, each repeated, and beside mail clients that do as they like."""
+
+import asyncio
+import errno
+import os
+from dataclasses import replace
+
+import pytest
+
+from relay.mailbox import (
+    BeingSentError,
+    MailboxFullError,
+    MessageChange,
+    NoSuchItemError,
+    NotADraftError,
+    SendOptions,
+    StoreUnavailableError,
+)
+from relay.message.convert import convert
+from relay.message.draft import read_properties
+
+ALICE = "alice@example.test"
+SAVE, FORGET = SendOptions(), SendOptions(save_to_sent_items=False)
+
+
+async def test_a_submission_is_a_draft_and_a_second_name_of_its_file(place, store, draft):
+    note = await store.submit_new(ALICE, draft(), SAVE)
+    [file], [ready] = place.files(".Drafts"), place.notes()
+    assert file.samefile(ready)
+    assert ready == note.path
+    assert note.submission_id == f"{note.draft_id}.1"
+    assert file.name.endswith(f",S={file.stat().st_size}:2,DS")
+    assert place.left_over() == []
+    assert {oct(path.stat().st_mode & 0o777) for path in (file, file.parent)} == {"0o600", "0o700"}
+    steps = (await place.log.submission(note.submission_id))["steps"]
+    assert [step["name"] for step in steps] == ["created", "notified"]
+    assert (await place.log.submission(note.submission_id))["recipients"] == ["bob@b.test"]
+
+
+async def test_the_note_is_what_is_sent_whatever_happens_to_the_draft(place, store, draft):
+    note = await store.submit_new(ALICE, draft(subject="first"), SAVE)
+    for file in place.files(".Drafts"):
+        file.unlink()
+    content = await store.note_content(note)
+    assert read_properties(content).subject == "first"
+    assert convert(content, now_us=0, hostname="h").recipients == ("bob@b.test",)
+
+
+async def test_step_4_moves_the_original_once(place, store, draft):
+    note = await store.submit_new(ALICE, draft(), SAVE)
+    before = place.files(".Drafts")[0].read_bytes()
+    for _ in range(2):
+        await store.file_original(note, queue_id="q1")
+    [sent] = place.files(".Sent")
+    assert sent.name == f"{note.base_name},S={len(before)}:2,S"
+    assert sent.read_bytes() == before
+    assert (place.files(".Drafts"), place.notes()) == ([], [])
+    told = await place.log.submission(note.submission_id)
+    assert told["queue_id"] == "q1"
+    assert told["steps"][-1]["detail"] == {"folder": "sentitems", "queue_id": "q1"}
+    message = await store.get(ALICE, note.draft_id)
+    assert (message.is_draft, message.folder.id) == (False, "sentitems")
+
+
+async def test_an_unsaved_message_is_removed(place, store, draft):
+    note = await store.submit_new(ALICE, draft(), FORGET)
+    await store.file_original(note, queue_id="q")
+    assert (place.files(".Drafts"), place.files(".Sent"), place.notes()) == ([], [], [])
+
+
+async def test_a_draft_that_is_gone_is_saved_from_the_note(place, store, draft):
+    note = await store.submit_new(ALICE, draft(), SAVE)
+    content = note.path.read_bytes()
+    place.files(".Drafts")[0].unlink()
+    await store.file_original(note, queue_id="q")
+    assert [file.read_bytes() for file in place.files(".Sent")] == [content]
+
+
+async def test_a_draft_whose_flags_changed_is_found_by_its_base_name(place, store, draft):
+    note = await store.submit_new(ALICE, draft(), SAVE)
+    [file] = place.files(".Drafts")
+    file.rename(file.with_name(file.name.replace(":2,DS", ":2,DFRS")))
+    await store.file_original(note, queue_id="q")
+    assert [file.name.partition(":")[2] for file in place.files(".Sent")] == ["2,FRS"]
+    assert place.files(".Drafts") == []
+
+
+async def test_an_original_that_a_mail_client_filed_is_not_doubled(place, store, draft):
+    note = await store.submit_new(ALICE, draft(), SAVE)
+    [file] = place.files(".Drafts")
+    file.rename(file.parents[2] / ".Archive/cur" / file.name.replace(":2,DS", ":2,S"))
+    await store.file_original(note, queue_id="q")
+    assert (place.files(".Sent"), len(place.files(".Archive")), place.notes()) == ([], 1, [])
+
+
+async def test_step_4_is_never_refused_by_quota(place, store, draft):
+    note = await store.submit_new(ALICE, draft(), SAVE)
+    place.quotas[ALICE] = 1
+    await store.file_original(note, queue_id="q")
+    assert len(place.files(".Sent")) == 1
+
+
+async def test_what_is_being_sent_cannot_be_changed(place, store, draft):
+    note = await store.submit_new(ALICE, draft(), SAVE)
+    for action in (
+        store.update(ALICE, note.draft_id, MessageChange(properties=draft(subject="x"))),
+        store.delete(ALICE, note.draft_id),
+        store.submit_draft(ALICE, note.draft_id, SAVE),
+    ):
+        with pytest.raises(BeingSentError):
+            await action
+    assert len(place.notes()) == 1
+    await store.file_original(note, queue_id="q")
+    await store.delete(ALICE, note.draft_id)
+    assert len(place.files(".Trash")) == 1
+
+
+async def test_a_draft_is_sent_as_it_is(place, store, draft):
+    made = await store.create_draft(ALICE, draft())
+    note = await store.submit_draft(ALICE, made.id, SAVE)
+    assert note.path.samefile(made.path)
+    await store.file_original(note, queue_id="q")
+    assert [file.name for file in place.files(".Sent")] == [made.path.name.replace(":2,DS", ":2,S")]
+    with pytest.raises(NotADraftError):
+        await store.submit_draft(ALICE, made.id, SAVE)
+    with pytest.raises(NoSuchItemError):
+        await store.submit_draft(ALICE, "0000000000000000", SAVE)
+
+
+async def test_a_draft_is_written_anew_when_it_is_not_to_be_saved(place, store, draft):
+    made = await store.create_draft(ALICE, draft())
+    note = await store.submit_draft(ALICE, made.id, FORGET)
+    [file] = place.files(".Drafts")
+    assert (note.draft_id, file.samefile(note.path)) == (made.id, True)
+    after_a_crash = place.store()
+    [again] = [found async for found in first(after_a_crash, 1)]
+    assert again == note
+
+
+async def test_a_draft_of_a_mail_client_keeps_its_id_and_its_bytes(place, store):
+    await store.list_folders(ALICE)
+    content = b"To: bob@b.test\nSubject: by hand\n\nhello\n"
+    file = place.root / "example.test/alice/.Drafts/cur/1700.M1P1.mutt:2,DS"
+    file.write_bytes(content)
+    [found] = (await store.list_messages(ALICE, folder_id="drafts")).messages
+    note = await store.submit_draft(ALICE, found.id, SAVE)
+    assert note.draft_id == found.id
+    assert len(place.files(".Drafts")) == 1
+    assert (await store.note_content(note)).endswith(content)
+    assert await store.mime(ALICE, found.id) == content
+
+
+async def test_each_send_of_a_draft_has_a_higher_number(place, store, draft):
+    made = await store.create_draft(ALICE, draft())
+    numbers = []
+    for _ in range(3):
+        place.clock.advance(1)
+        note = await store.submit_draft(ALICE, made.id, SAVE)
+        numbers.append(int(note.submission_id.partition(".")[2]))
+        assert len(note.submission_id) <= 64
+        await store.fail_note(note, None)
+    assert numbers == sorted(set(numbers))
+
+
+async def test_a_failed_note_leaves_one_report_and_a_plain_draft(place, store, draft):
+    place.quotas[ALICE] = 10_000
+    note = await store.submit_new(ALICE, draft(), SAVE)
+    place.quotas[ALICE] = 1
+    for _ in range(2):
+        await store.fail_note(note, b"Subject: report\r\n\r\n")
+    note.path.write_bytes(b"the crash came before the note went")
+    await place.store().fail_note(note, b"Subject: report\r\n\r\n")
+    assert [file.read_bytes() for file in place.files("")] == [b"Subject: report\r\n\r\n"]
+    assert (len(place.files(".Drafts")), place.notes()) == (1, [])
+    assert (await store.get(ALICE, note.draft_id)).is_draft
+
+
+async def test_without_hard_links_the_note_is_a_copy(place, store, draft, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EXDEV, "no links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    note = await store.submit_new(ALICE, draft(), SAVE)
+    [file] = place.files(".Drafts")
+    assert not file.samefile(note.path)
+    assert file.read_bytes() == note.path.read_bytes()
+    file.unlink()
+    await store.file_original(note, queue_id="q")
+    assert (len(place.files(".Sent")), place.notes(), place.left_over()) == (1, [], [])
+
+
+async def test_a_full_mailbox_takes_no_draft(place, store, draft):
+    place.quotas[ALICE] = 100
+    with pytest.raises(MailboxFullError, match="100 bytes"):
+        await store.submit_new(ALICE, draft(), SAVE)
+    assert (place.files(".Drafts"), place.notes(), place.left_over()) == ([], [], [])
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+async def test_a_failing_disk_leaves_nothing_half_written(place, store, draft, monkeypatch, failing):
+    await store.list_folders(ALICE)
+    await store.file_original(await store.submit_new(ALICE, draft(), FORGET), queue_id="q")
+    sync, calls = os.fsync, []
+
+    def fail(descriptor):
+        calls.append(descriptor)
+        if len(calls) == failing:
+            raise OSError(errno.ENOSPC, "full")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StoreUnavailableError, match="disk is full"):
+        await store.submit_new(ALICE, draft(), SAVE)
+    assert (place.files(".Drafts"), place.notes(), place.left_over()) == ([], [], [])
+
+
+async def first(store, count):
+    """The first `count` notes, or fewer if they do not come in time."""
+    notes = store.notes()
+    async with asyncio.timeout(10):
+        for _ in range(count):
+            yield await anext(notes)
+    await notes.aclose()
+
+
+async def test_notes_come_as_they_are_made_and_after_a_restart(place, store, draft):
+    made = [await store.submit_new(ALICE, draft(), SAVE) for _ in range(2)]
+    place.clock.advance(1)
+    made.append(await store.submit_new(ALICE, draft(), FORGET))
+    found = [note async for note in first(place.store(), 3)]
+    assert sorted(found, key=lambda note: note.path) == sorted(made, key=lambda note: note.path)
+    assert found[-1] == made[-1]
+
+
+async def test_a_damaged_note_is_put_aside_and_stops_nobody(place, store, draft):
+    note = await store.submit_new(ALICE, draft(), SAVE)
+    damaged = note.path.with_name(f"0000000000000000.1@{note.ready_us - 1}")
+    damaged.write_bytes(b"Subject: no block\r\n\r\n")
+    assert [found async for found in first(place.store(), 1)] == [note]
+    assert (place.root / ".submissions/corrupt" / damaged.name).exists()
+    gone = replace(note, path=damaged)
+    with pytest.raises(NoSuchItemError):
+        await store.note_content(gone)
