@@ -189,7 +189,8 @@ class _Attempt:
         timed_out = isinstance(error, TimeoutError)
         nonsense = isinstance(error, ValueError) and not isinstance(error, OSError)
         trouble = Trouble.NONSENSE if nonsense else Trouble.TIMEOUT if timed_out else Trouble.LOST
-        words = f"{self._stage}: {error.__cause__ or error}"
+        cause = str(error.__cause__ or "")  # the library's own words repeat host and port
+        words = f"{self._stage}: {cause or error}"
         peer = Peer(self._target.host)
         outcome = classify_trouble(self._stage, trouble, words, peer=peer)
         assert isinstance(outcome, Deferred)
@@ -204,9 +205,9 @@ async def _dialled(target: Target, timeout_s: float) -> socket.socket:
         sock.setblocking(False)
         async with asyncio.timeout(timeout_s):
             await asyncio.get_running_loop().sock_connect(sock, (target.address, target.port))
-    except TimeoutError as error:
+    except TimeoutError:
         sock.close()
-        raise TimeoutError(f"no connection within {timeout_s:g} s") from error
+        raise TimeoutError(f"no connection within {timeout_s:g} s") from None
     except BaseException:
         sock.close()
         raise

@@ -33,6 +33,7 @@ class Wire(asyncio.Protocol):
         self._replies: deque[Reply] = deque()
         self._outstanding = 0
         self._paused = False
+        self._shut = False
         self._trouble: WireError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._closed = self._loop.create_future()
@@ -72,6 +73,9 @@ class Wire(asyncio.Protocol):
     def close(self) -> None:
         """Shut the wire; unwritten bytes are dropped: a stalled peer would keep them for ever."""
         self._fail(WireError(Trouble.LOST, "the connection is closed"))
+        if self._shut:  # a TLS transport answers no question any more
+            return
+        self._shut = True
         if self._transport.get_write_buffer_size():
             self._transport.abort()
         else:
@@ -128,6 +132,7 @@ class Wire(asyncio.Protocol):
 
     def _nonsense(self, words: str, unasked: Reply | None = None) -> None:
         self._fail(WireError(Trouble.NONSENSE, f"the peer sent {words}", unasked=unasked))
+        self._shut = True
         self._transport.abort()
 
     def eof_received(self) -> bool:

@@ -42,7 +42,8 @@ class RemoteMx:
     """`async with RemoteMx(...) as mx`: listens at mx.host, mx.port, or at `path`.
 
     `replies` by stage, `rcpt` by address: one reply or several, used one by one, the last one stays. Stages: CONNECT EHLO
-    HELO STARTTLS AUTH MAIL RCPT DATA CONTENT (DROP only: after the first bytes of content) DOT RSET QUIT.
+    HELO STARTTLS AUTH MAIL RCPT DATA CONTENT (said after the first byte of content, then closed) DOT RSET QUIT,
+    and NOBODY (DATA without a recipient).
     DROP closes the connection. `gates` holds a stage's reply back until the event is set; `reached(stage)` waits for a stage.
     `greylist` refuses each pair of sender and recipient once. `fragment` writes replies that many bytes at a time.
     """
@@ -59,6 +60,7 @@ class RemoteMx:
     users: Mapping[str, str] = field(default_factory=dict)
     greylist: bool = False
     fragment: int = 0
+    read_limit: int = 2**26
     name: str = "mx.remote.test"
 
     def __post_init__(self) -> None:
@@ -72,7 +74,7 @@ class RemoteMx:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        limit = 2**26
+        limit = self.read_limit
         if self.path:
             self._server = await asyncio.start_unix_server(self._session, self.path, limit=limit)
             return self
@@ -248,7 +250,9 @@ class _Session:
 
     async def _on_data(self, _line: str) -> None:
         if not (self._mail and self._rcpt):
-            await self._say("NOBODY", "503 5.5.1 no valid recipients")
+            if await self._say("NOBODY", "503 5.5.1 no valid recipients") == 354:
+                await self._reader.readuntil(b".\r\n")
+                await self._say("DOT", "554 5.5.1 no valid recipients")
             return
         if await self._say("DATA", "354 go ahead") // 100 not in (2, 3):
             return
@@ -256,15 +260,18 @@ class _Session:
 
     async def _take_content(self) -> None:
         assert self._mail
-        if self._mx.replies.get("CONTENT") == DROP or "CONTENT" in self._mx.gates:
+        if "CONTENT" in self._mx.replies:
             await self._reader.readexactly(1)
-            await self._say("CONTENT", "")
-        content = b""
+            await self._say("CONTENT", DROP)
+            raise EOFError
+        if gate := self._mx.gates.get("CONTENT"):
+            await gate.wait()
+        content = bytearray()
         while not (content == b".\r\n" or content.endswith(b"\r\n.\r\n")):
             content += await self._reader.readuntil(b".\r\n")
-        content = (b"\r\n" + content[:-3]).replace(b"\r\n..", b"\r\n.")[2:]
+        unstuffed = (b"\r\n" + bytes(content[:-3])).replace(b"\r\n..", b"\r\n.")[2:]
         envelope = Envelope(
-            *self._mail, list(self._rcpt), content, session=self._number, tls=self._secure
+            *self._mail, list(self._rcpt), unstuffed, session=self._number, tls=self._secure
         )
         self._mx.envelopes.append(envelope)
         self._mail = None

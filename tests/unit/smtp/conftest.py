@@ -1,0 +1,43 @@
+"""Each test of the wire runs on asyncio's loop and on uvloop."""
+
+import asyncio
+
+import pytest
+import uvloop
+
+from relay.smtp import Recipient, Target, Timeouts, Transaction, connect
+from tests.support.tls import certificate
+
+__all__ = ["certificate"]
+
+QUICK = Timeouts(connect_s=2, command_s=2, data_s=2, block_s=2, dot_s=2, quit_s=1)
+
+
+def pytest_asyncio_loop_factories():
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+async def connected():
+    """`await connected(mx, ...)` gives a Connection to it, closed when the test ends."""
+    connections = []
+
+    async def open_one(mx, *, timeouts=QUICK, **fields):
+        target = Target(mx.name, address=mx.host, port=mx.port, path=mx.path, **fields)
+        connections.append(await connect(target, ehlo_name="relay.test", timeouts=timeouts))
+        return connections[-1]
+
+    yield open_one
+    for connection in connections:
+        await connection.quit()
+
+
+@pytest.fixture
+def message():
+    """`message("a@y.test", ...)` is a transaction for these recipients."""
+
+    def make(*addresses, content=b"Subject: x\r\n\r\n.dot\r\n", **fields):
+        people = tuple(Recipient(address) for address in addresses or ("b@y.test",))
+        return Transaction("a@x.test", people, content, **fields)
+
+    return make

@@ -1,0 +1,91 @@
+"""What is written: parameters by extension, refusals, dot-stuffing."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.message.envelope import Notify
+from relay.smtp.commands import Extensions, mail_command, rcpt_command, refusal, stuffed_blocks
+from relay.smtp.transaction import Recipient, Transaction
+
+EVERYTHING = Extensions.offered(
+    {"pipelining": "", "8bitmime": "", "smtputf8": "", "dsn": "", "size": "1000"}
+)
+BARE = Extensions()
+
+
+def transaction(content=b"Subject: x\r\n\r\nhi\r\n", address="b@y.test", **fields):
+    return Transaction("a@x.test", (Recipient(address),), content, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "parameters"),
+    [
+        ({}, "SIZE=18"),
+        ({"eight_bit": True}, "SIZE=18 BODY=8BITMIME"),
+        ({"content": "\r\né\r\n".encode()}, "SIZE=6 BODY=8BITMIME"),
+        ({"address": "ü@y.test"}, "SIZE=18 SMTPUTF8"),
+        ({"smtputf8": True}, "SIZE=18"),
+        ({"smtputf8": True, "content": "S: é\r\n\r\n".encode()}, "SIZE=9 BODY=8BITMIME SMTPUTF8"),
+        ({"ret": "HDRS", "envid": "Q=1 2"}, "SIZE=18 RET=HDRS ENVID=Q+3D1+202"),
+        ({"envid": "not ascii: é"}, "SIZE=18"),
+    ],
+)
+def test_mail_has_the_parameters_that_the_peer_offers(fields, parameters):
+    one = transaction(**fields)
+    assert mail_command(one, EVERYTHING) == f"MAIL FROM:<a@x.test> {parameters}\r\n".encode()
+    assert mail_command(one, BARE) == b"MAIL FROM:<a@x.test>\r\n"
+
+
+@pytest.mark.parametrize(
+    ("recipient", "parameters"),
+    [
+        (Recipient("b@y.test"), ""),
+        (Recipient("b@y.test", frozenset({Notify.NEVER})), " NOTIFY=NEVER"),
+        (
+            Recipient("b@y.test", frozenset({Notify.SUCCESS, Notify.FAILURE}), "rfc822;B+1@y.test"),
+            " NOTIFY=FAILURE,SUCCESS ORCPT=rfc822;B+2B1@y.test",
+        ),
+        (Recipient("b@y.test", orcpt="rfc822;not ascii é"), ""),
+    ],
+)
+def test_rcpt_has_its_dsn_parameters_where_dsn_is_offered(recipient, parameters):
+    assert rcpt_command(recipient, EVERYTHING) == f"RCPT TO:<b@y.test>{parameters}\r\n".encode()
+    assert rcpt_command(recipient, BARE) == b"RCPT TO:<b@y.test>\r\n"
+
+
+@pytest.mark.parametrize(
+    ("one", "offered", "status"),
+    [
+        (transaction(), BARE, None),
+        (transaction(content="\r\né\r\n".encode()), BARE, "5.6.3"),
+        (transaction(content="\r\né\r\n".encode()), EVERYTHING, None),
+        (transaction(address="ü@y.test"), Extensions(eight_bit=True), "5.6.7"),
+        (transaction(content="S: é\r\n\r\n".encode(), smtputf8=True), BARE, "5.6.7"),
+        (transaction(smtputf8=True), BARE, None),
+        (transaction(content=b"x" * 1001), EVERYTHING, "5.3.4"),
+        (transaction(content=b"x" * 1000), EVERYTHING, None),
+        (transaction(content=b"x" * 1001), Extensions.offered({"size": "0"}), None),
+        (transaction(address="b@y.test>\r\nDATA"), EVERYTHING, "5.1.3"),
+    ],
+)
+def test_what_the_peer_cannot_take_is_refused_here(one, offered, status):
+    refused = refusal(one, offered)
+    assert (refused.status if refused else None) == status
+
+
+@pytest.mark.parametrize("size", ["", "x", "-1", "9" * 21, "²"])
+def test_an_odd_size_means_no_limit(size):
+    assert Extensions.offered({"size": size}).size_max == 0
+
+
+@given(
+    st.lists(st.sampled_from([b"\r\n", b".", b"x", b".\r\n", b"\r\n..", b""])), st.integers(1, 9)
+)
+def test_stuffing_is_undone_by_the_receiver_wherever_blocks_end(pieces, block_bytes):
+    content = b"".join(pieces)
+    wire = b"".join(stuffed_blocks(content, block_bytes))
+    expected = content if content.endswith(b"\r\n") or not content else content + b"\r\n"
+    assert b"\r\n.\r\n" not in b"\r\n" + wire
+    lines = [line.removeprefix(b".") for line in wire.split(b"\r\n")]
+    assert b"\r\n".join(lines) == expected

@@ -1,0 +1,178 @@
+"""Sessions on real sockets: TCP, Unix, TLS, EHLO, AUTH, and each way in which they fail."""
+
+import asyncio
+import socket
+import ssl
+
+import pytest
+
+from relay.message.classify import Stage
+from relay.message.outcome import DeferralClass, Deferred, Failed, Relayed
+from relay.smtp import ConnectError, Target, Timeouts, connect
+from tests.support.remote_mx import DROP, RemoteMx
+
+IN_NO_TIME = Timeouts(connect_s=0.1, command_s=0.1)
+
+
+async def refusal(connected, mx, **fields):
+    with pytest.raises(ConnectError) as caught:
+        await connected(mx, **fields)
+    return caught.value
+
+
+async def test_a_closed_port_is_put_off():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(ConnectError) as caught:
+        await connect(
+            Target("mx.test", "127.0.0.1", port), ehlo_name="relay.test", timeouts=IN_NO_TIME
+        )
+    outcome = caught.value.outcome
+    assert isinstance(outcome, Deferred)
+    assert (outcome.kind, outcome.evidence.status) == (DeferralClass.CONNECT, "4.4.1")
+
+
+async def test_a_host_that_does_not_answer_is_put_off():
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:  # what is beyond the backlog gets no answer
+            filler.setblocking(False)
+            filler.connect_ex(address)
+        with pytest.raises(ConnectError, match=r"no connection within 0.1 s|timed out|Timed out"):
+            await connect(Target("mx.test", *address), ehlo_name="relay.test", timeouts=IN_NO_TIME)
+        for filler in fillers:
+            filler.close()
+
+
+@pytest.mark.parametrize(
+    ("replies", "stage", "kind", "status"),
+    [
+        ({"CONNECT": "421 4.3.2 busy"}, Stage.BANNER, DeferralClass.SITE, "4.3.2"),
+        ({"CONNECT": DROP}, Stage.BANNER, DeferralClass.CONNECT, "4.4.2"),
+        ({"CONNECT": "250 hello"}, Stage.BANNER, DeferralClass.PROTOCOL, "4.5.0"),
+        ({"CONNECT": "SSH-2.0-x"}, Stage.BANNER, DeferralClass.PROTOCOL, "4.5.0"),
+        ({"EHLO": "421 4.3.2 busy"}, Stage.EHLO, DeferralClass.SITE, "4.3.2"),
+        ({"EHLO": "451 4.3.0 later"}, Stage.EHLO, DeferralClass.SITE, "4.3.0"),
+        ({"EHLO": DROP}, Stage.EHLO, DeferralClass.CONNECT, "4.4.2"),
+        ({"EHLO": "250 mx\r\n250 surplus"}, Stage.EHLO, DeferralClass.PROTOCOL, "4.5.0"),
+        ({"EHLO": "550 no", "HELO": "550 5.7.1 no"}, Stage.EHLO, DeferralClass.SITE, "4.7.1"),
+    ],
+)
+async def test_a_session_that_cannot_be_is_put_off(connected, replies, stage, kind, status):
+    async with RemoteMx(replies=replies) as mx:
+        error = await refusal(connected, mx)
+    assert isinstance(error.outcome, Deferred)
+    assert (error.stage, error.outcome.kind, error.outcome.evidence.status) == (stage, kind, status)
+    assert error.outcome.evidence.host == mx.name
+
+
+@pytest.mark.parametrize(("banner", "status"), [("554 no mail", "5.3.2"), ("521 never", "5.3.2")])
+async def test_a_banner_that_refuses_speaks_for_its_host(connected, banner, status):
+    async with RemoteMx(replies={"CONNECT": banner}) as mx:
+        error = await refusal(connected, mx)
+    assert isinstance(error.outcome, Failed)
+    assert error.outcome.evidence.status == status
+
+
+@pytest.mark.parametrize("stage", ["CONNECT", "EHLO"])
+async def test_a_silent_host_is_put_off(connected, stage):
+    async with RemoteMx(gates={stage: asyncio.Event()}) as mx:
+        error = await refusal(connected, mx, timeouts=IN_NO_TIME)
+    assert isinstance(error.outcome, Deferred)
+    assert error.outcome.kind is DeferralClass.CONNECT
+
+
+async def test_a_host_without_ehlo_is_spoken_to_plainly(connected, message):
+    async with RemoteMx(replies={"EHLO": "500 5.5.2 what?"}) as mx:
+        connection = await connected(mx)
+        result = await connection.transact(message())
+        assert isinstance(result.outcomes[0], Relayed)
+        assert mx.commands[1:3] == ["HELO relay.test", "MAIL FROM:<a@x.test>"]
+
+
+async def test_a_unix_socket_is_a_target(connected, message, tmp_path):
+    async with RemoteMx(path=str(tmp_path / "s")) as mx:
+        connection = await connected(mx, tls="none")
+        result = await connection.transact(message())
+        assert isinstance(result.outcomes[0], Relayed)
+
+
+async def test_a_unix_socket_that_is_not_there_is_put_off(connected, tmp_path):
+    error = await refusal(connected, RemoteMx(path=str(tmp_path / "s")), tls="none")
+    assert error.outcome.evidence.status == "4.4.1"
+
+
+# -- TLS
+@pytest.mark.parametrize("tls", ["opportunistic", "required"])
+async def test_starttls_encrypts_and_a_second_ehlo_counts(connected, message, certificate, tls):
+    async with RemoteMx(tls=certificate.server_context()) as mx:
+        connection = await connected(mx, tls=tls)
+        content = b"x" * 3_000_000 + b"\r\n"
+        for body in (b"Subject: x\r\n\r\n", content):
+            result = await connection.transact(message(content=body))
+            assert result.outcomes[0].evidence.tls.startswith("TLSv1.")
+        assert [envelope.tls for envelope in mx.envelopes] == [True, True]
+        assert mx.envelopes[1].content == content
+        assert mx.commands[:3] == ["EHLO relay.test", "STARTTLS", "EHLO relay.test"]
+
+
+async def test_implicit_tls(connected, message, certificate):
+    async with RemoteMx(tls=certificate.server_context(), implicit_tls=True) as mx:
+        connection = await connected(mx, tls="implicit")
+        await connection.transact(message())
+        assert mx.received("b@y.test")[0].tls
+        assert mx.commands[0] == "EHLO relay.test"
+
+
+async def test_a_peer_that_leaves_over_tls_is_noticed(connected, message, certificate):
+    async with RemoteMx(tls=certificate.server_context(), replies={"DOT": DROP}) as mx:
+        connection = await connected(mx)
+        result = await connection.transact(message())
+        assert result.outcomes[0].evidence.status == "4.4.2"
+        assert not connection.is_open
+
+
+async def test_required_tls_that_is_not_offered_is_put_off(connected):
+    async with RemoteMx() as mx:
+        error = await refusal(connected, mx, tls="required")
+    assert (error.outcome.kind, error.outcome.evidence.status) == (DeferralClass.TLS, "4.7.4")
+    assert not any(line.startswith("MAIL") for line in mx.commands)
+
+
+@pytest.mark.parametrize("replies", [{}, {"STARTTLS": "454 4.7.0 not now"}, {"STARTTLS": DROP}])
+async def test_broken_tls_is_retried_in_clear_unless_required(connected, message, replies):
+    no_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    async with RemoteMx(tls=no_certificate, replies=replies) as mx:
+        connection = await connected(mx, tls="opportunistic")
+        result = await connection.transact(message())
+        assert isinstance(result.outcomes[0], Relayed)
+        assert (mx.sessions, mx.envelopes[0].tls) == (2, False)
+        error = await refusal(connected, mx, tls="required")
+        assert (error.outcome.kind, error.outcome.evidence.status) == (DeferralClass.TLS, "4.7.5")
+        assert mx.sessions == 3
+
+
+# -- AUTH
+async def test_credentials_are_shown(connected, message):
+    async with RemoteMx(users={"me": "secret"}) as mx:
+        connection = await connected(mx, credentials=("me", "secret"))
+        await connection.transact(message())
+        assert len(mx.received("b@y.test")) == 1
+
+
+@pytest.mark.parametrize(
+    ("users", "replies"),
+    [
+        ({"me": "other"}, {}),
+        ({}, {}),
+        ({"me": "secret"}, {"AUTH": DROP}),
+        ({"me": "secret"}, {"AUTH": "535 5.7.8 no"}),
+    ],
+)
+async def test_credentials_that_do_not_work_put_mail_off(connected, users, replies):
+    async with RemoteMx(users=users, replies=replies) as mx:
+        error = await refusal(connected, mx, credentials=("me", "secret"))
+    assert isinstance(error.outcome, Deferred)
+    assert (error.outcome.kind, error.outcome.evidence.status) == (DeferralClass.AUTH, "4.7.8")
+    assert "secret" not in str(error)
