@@ -1,0 +1,326 @@
+"""Pickup between a store in memory and a real SMTP server on a Unix socket."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from relay.clock import ManualClock
+from relay.journal.crash import CrashPoints
+from relay.journal.metrics import Metrics
+from relay.journal.storelog import StoreLog
+from relay.mailbox.types import NoSuchItemError, Note, StoreUnavailableError
+from relay.message import convert as conversion
+from relay.pickup import Pickup, handling
+from tests.support.remote_mx import DROP, EXTENSIONS, RemoteMx
+
+DAY_S = 86400.0
+MIME = b"From: alice@example.test\r\nTo: b@y.test\r\nCc: c@y.test\r\nSubject: x\r\n\r\nhello\r\n"
+
+
+class Store:
+    """The part of MailStore that pickup uses; retries come back at once, their delays are kept."""
+
+    def __init__(self):
+        self.contents, self.filed, self.failed, self.delays = {}, {}, {}, []
+        self.trouble = None
+        self._queue = asyncio.Queue()
+        self._changed = asyncio.Condition()
+
+    def submit(self, number=1, *, content=MIME, account="alice@example.test", ready_us=0):
+        note = Note(
+            f"draft{number}.1", f"draft{number}", account, "base", Path("n"), ready_us=ready_us
+        )
+        self.contents[note.submission_id] = content
+        self._queue.put_nowait(note)
+        return note
+
+    async def notes(self):
+        while True:
+            yield await self._queue.get()
+
+    async def note_content(self, note):
+        if self.trouble is not None:
+            error, self.trouble = self.trouble, None
+            raise error
+        return self.contents[note.submission_id]
+
+    def retry_note(self, note, delay_s):
+        self.delays.append(delay_s)
+        asyncio.get_running_loop().call_later(0.01, self._queue.put_nowait, note)
+
+    async def file_original(self, note, *, queue_id):
+        await self._end(self.filed, note, queue_id)
+
+    async def fail_note(self, note, report):
+        await self._end(self.failed, note, report)
+
+    async def _end(self, ends, note, value):
+        async with self._changed:
+            ends[note.submission_id] = value
+            self._changed.notify_all()
+
+    async def ended(self, count=1):
+        async with asyncio.timeout(10), self._changed:
+            await self._changed.wait_for(lambda: len(self.filed) + len(self.failed) >= count)
+
+
+class Reports:
+    """Keeps what it is asked to report."""
+
+    def __init__(self):
+        self.asked = []
+
+    def inbox_report(self, message, recipients):
+        self.asked.append((message, list(recipients)))
+        return b"report"
+
+
+class Crash(CrashPoints):
+    """Writes down the points instead of dying."""
+
+    def __init__(self):
+        super().__init__()
+        self.passed = []
+
+    def reached(self, point):
+        self.passed.append(str(point))
+
+
+class World:
+    """Everything around a Pickup; `async with world.running():` runs it and drains it."""
+
+    def __init__(self, tmp_path):
+        self.clock = ManualClock()
+        self.store, self.reports, self.crash, self.metrics = Store(), Reports(), Crash(), Metrics()
+        self.path = str(tmp_path / "pickup.sock")
+        self.log = StoreLog(tmp_path / "log", role="pickup", clock=self.clock)
+        self.drained = False
+
+    @contextlib.asynccontextmanager
+    async def running(self, *, max_concurrent=2):
+        pickup = Pickup(
+            self.store,
+            submit_path=Path(self.path),
+            hostname="relay.test",
+            reports=self.reports,
+            log=self.log,
+            clock=self.clock,
+            crash=self.crash,
+            metrics=self.metrics,
+            give_up_after_s=DAY_S,
+            max_concurrent=max_concurrent,
+        )
+        task = asyncio.create_task(pickup.run())
+        try:
+            yield pickup
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            await pickup.drain()
+            self.log.close()
+
+    @property
+    def waiting(self):
+        return self.metrics.registry.get_sample_value("relay_pickup_waiting")
+
+    def submit(self, number=1, *, age_s=0.0, **fields):
+        return self.store.submit(number, ready_us=self.clock.time_us() - int(age_s * 1e6), **fields)
+
+
+@pytest.fixture
+async def world(tmp_path):
+    return World(tmp_path)
+
+
+async def test_a_note_is_converted_submitted_and_filed(world):
+    note = world.submit()
+    replies = {"DOT": "250 2.0.0 Ok: queued as 0abc9"}
+    async with RemoteMx(path=world.path, replies=replies) as mx, world.running():
+        await world.store.ended()
+    assert world.store.filed == {note.submission_id: "0abc9"}
+    (envelope,) = mx.envelopes
+    assert envelope.reverse_path == "alice@example.test"
+    assert envelope.addresses == ["b@y.test", "c@y.test"]
+    assert envelope.parameters["ENVID"] == note.submission_id
+    assert not {"RET", "NOTIFY"} & (set(envelope.parameters) | set(envelope.recipients[0][1]))
+    assert envelope.content.endswith(b"\r\n\r\nhello\r\n")
+    assert world.crash.passed == ["note-converted", "submission-sent", "submission-accepted"]
+    assert world.waiting == 0
+    told = await world.log.submission(note.submission_id)
+    (step,) = told["steps"]
+    assert (step["step"], step["detail"]["recipients"]) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [{"DOT": ["451 4.3.0 busy", "250 2.0.0 Ok: queued as 1"]}, {"DOT": [DROP, "250 2.0.0 Ok: queued as 1"]},
+     {"MAIL": ["421 4.3.2 down", "250 ok"]}, {"CONNECT": ["554 5.3.2 no", "220 hi"]}, {"EHLO": ["250 mx", "250-mx\r\n250 DSN"]},
+     {"RCPT": ["250 ok", "452 4.5.3 too many", "250 ok"]}],
+)  # fmt: skip
+async def test_what_may_still_go_through_is_submitted_again_with_the_same_key(world, replies):
+    note = world.submit()
+    async with RemoteMx(path=world.path, replies=replies) as mx, world.running():
+        await world.store.ended()
+        assert set(world.store.filed) == {note.submission_id}
+        assert len(world.store.delays) == 1
+        accepted = [one for one in mx.envelopes if one.answered == 250]
+        assert [one.addresses for one in accepted] == [["b@y.test", "c@y.test"]]
+        assert {one.parameters["ENVID"] for one in mx.envelopes} == {note.submission_id}
+    assert world.waiting == 0
+
+
+async def test_pickup_waits_for_its_relay(world):
+    world.submit()
+    async with world.running():
+        async with asyncio.timeout(10):
+            while len(world.store.delays) < 3:
+                await asyncio.sleep(0.005)
+        assert world.waiting == 1
+        async with RemoteMx(path=world.path):
+            await world.store.ended()
+    assert world.store.delays[0] < world.store.delays[1] < world.store.delays[2]
+
+
+@pytest.mark.parametrize("replies", [{"DOT": "554 5.6.0 not this"}, {"RCPT": "554 5.6.0 not this"}])
+async def test_a_refusal_for_good_is_reported(world, replies):
+    note = world.submit()
+    async with RemoteMx(path=world.path, replies=replies), world.running():
+        await world.store.ended()
+    assert world.store.failed == {note.submission_id: b"report"}
+    ((message, recipients),) = world.reports.asked
+    assert (message.reverse_path, message.envid) == ("alice@example.test", note.submission_id)
+    assert b"Subject: x" in message.content
+    assert [one.address for one in recipients] == ["b@y.test", "c@y.test"]
+    evidence = recipients[0].evidence
+    assert (evidence.status, evidence.reply) == ("5.6.0", "554 5.6.0 not this")
+    assert (evidence.host, evidence.remote) == ("", False)
+    steps = (await world.log.submission(note.submission_id))["steps"]
+    assert [step["step"] for step in steps] == [3, 7]
+    assert world.waiting == 0
+
+
+async def test_what_cannot_be_converted_is_reported(world):
+    world.submit(content=b"From: alice@example.test\r\nSubject: to nobody\r\n\r\nhello\r\n")
+    async with RemoteMx(path=world.path) as mx, world.running():
+        await world.store.ended()
+    ((_, recipients),) = world.reports.asked
+    assert [one.address for one in recipients] == ["alice@example.test"]
+    assert recipients[0].evidence.status == "5.6.3"
+    assert "no recipients" in recipients[0].evidence.reply
+    assert mx.envelopes == []
+
+
+async def test_a_fault_in_conversion_stops_no_other_note(world, monkeypatch):
+    def convert(raw, **context):
+        if raw == b"poison":
+            raise ZeroDivisionError("our own bug")
+        return conversion.convert(raw, **context)
+
+    monkeypatch.setattr(handling, "convert", convert)
+    world.submit(1, content=b"poison")
+    good = world.submit(2)
+    async with RemoteMx(path=world.path), world.running(max_concurrent=1):
+        await world.store.ended(2)
+    assert set(world.store.filed) == {good.submission_id}
+    ((_, recipients),) = world.reports.asked
+    assert recipients[0].evidence.reply == "5.6.3 the message could not be converted"
+
+
+@pytest.mark.parametrize(
+    "trouble", [StoreUnavailableError("disk"), OSError("disk"), ZeroDivisionError("a bug")]
+)
+async def test_trouble_with_the_store_puts_the_note_back(world, trouble):
+    note = world.submit()
+    world.store.trouble = trouble
+    async with RemoteMx(path=world.path), world.running():
+        await world.store.ended()
+    assert set(world.store.filed) == {note.submission_id}
+    assert len(world.store.delays) == 1
+
+
+async def test_a_note_that_is_gone_is_done_with(world):
+    world.submit(1)
+    world.store.trouble = NoSuchItemError("filed already")
+    world.submit(2)
+    async with RemoteMx(path=world.path) as mx, world.running(max_concurrent=1):
+        await world.store.ended()
+    assert (len(mx.envelopes), world.store.delays, world.waiting) == (1, [], 0)
+
+
+async def test_a_big_message_goes_through(world):
+    content = MIME + b"x" * 70 + (b"\r\n" + b"y" * 70) * 20_000
+    world.submit(content=content)
+    async with RemoteMx(path=world.path) as mx, world.running():
+        await world.store.ended()
+    assert mx.envelopes[0].content.endswith(content[len(MIME) :] + b"\r\n")
+
+
+async def test_after_a_day_pickup_gives_up(world):
+    world.submit(age_s=DAY_S + 60)
+    async with RemoteMx(path=world.path, replies={"DOT": "451 4.3.0 busy"}) as mx, world.running():
+        await world.store.ended()
+        assert len(mx.envelopes) == 1
+    ((_, recipients),) = world.reports.asked
+    assert recipients[0].evidence.status == "5.4.7"
+    assert "451 4.3.0 busy" in recipients[0].evidence.reply
+
+
+async def test_a_note_older_than_its_key_is_never_submitted(world):
+    world.submit(age_s=8 * DAY_S + 60)
+    async with RemoteMx(path=world.path) as mx, world.running():
+        await world.store.ended()
+    assert mx.sessions == 0
+    ((_, recipients),) = world.reports.asked
+    assert "unknown whether it was sent" in recipients[0].evidence.reply
+
+
+async def test_no_more_than_max_concurrent_are_in_work(world):
+    for number in range(9):
+        world.submit(number)
+    gate = asyncio.Event()
+    async with (
+        RemoteMx(path=world.path, gates={"DOT": gate}) as mx,
+        world.running(max_concurrent=3),
+    ):
+        async with asyncio.timeout(10):
+            while len(mx.envelopes) < 3:
+                await asyncio.sleep(0.005)
+        assert world.waiting == 9
+        gate.set()
+        await world.store.ended(9)
+        assert (mx.most_open, mx.sessions, len(mx.envelopes)) == (3, 3, 9)
+
+
+async def test_draining_ends_what_is_in_work(world):
+    world.submit()
+    gate = asyncio.Event()
+    async with RemoteMx(path=world.path, gates={"DOT": gate}) as mx:
+        async with world.running():
+            await mx.reached("DOT")
+            asyncio.get_running_loop().call_later(0.05, gate.set)
+        assert len(world.store.filed) == 1  # drain() waited
+        assert mx.commands[-1] == "QUIT"
+
+
+async def test_a_line_that_died_while_idle_costs_nothing(world):
+    async with (
+        RemoteMx(path=world.path, replies={"MAIL": ["250 ok", DROP, "250 ok"]}),
+        world.running(max_concurrent=1),
+    ):
+        world.submit(1)
+        await world.store.ended(1)
+        world.submit(2)
+        await world.store.ended(2)
+    assert world.store.delays == []
+
+
+async def test_without_dsn_nothing_is_submitted(world):
+    world.submit(age_s=2 * DAY_S)
+    extensions = [word for word in EXTENSIONS if word != "DSN"]
+    async with RemoteMx(path=world.path, extensions=extensions) as mx, world.running():
+        await world.store.ended()
+    assert mx.envelopes == []
+    assert len(world.store.failed) == 1
