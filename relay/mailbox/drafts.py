@@ -6,6 +6,7 @@ Fails: StoreError's children, OSError; after one, nothing is half-written.
 Standards: Maildir; Graph's message.
 """
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -168,5 +169,4 @@ class Drafts:
 
 def _loaded(located: Located) -> StoredMessage:
     with located.path.open("rb") as file:
-        raw = file.read()
-    return load(located, raw, located.path.stat())
+        return load(located, file.read(), os.fstat(file.fileno()))

@@ -14,8 +14,10 @@ from typing import Protocol
 
 from relay.mailbox.folders import find_folder, list_folders
 from relay.mailbox.maildir import list_names, remove
-from relay.mailbox.names import MessageName, parse_name
+from relay.mailbox.names import MessageName, is_foreign_id, parse_name
 from relay.mailbox.types import Folder
+
+_LOOKS = 2  # a listing may miss a file that is renamed meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +55,23 @@ class ListingIndex:
 
     def find(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> Located | None:
         """See MessageIndex."""
-        ours = f".R{message_id}_"
-        foreign = message_id.startswith("o")
-        found = [
-            located
-            for located in self._walk(mailbox, folder_id, "" if foreign else ours)
-            if located.name.message_id == message_id
-        ]
-        return next(iter(_one_generation(found)), None)
+        part_of_name = "" if is_foreign_id(message_id) else f".R{message_id}_"
+        for _ in range(_LOOKS):
+            found = _one_generation(
+                located
+                for located in self._walk(mailbox, folder_id, part_of_name)
+                if located.name.message_id == message_id
+            )
+            if found:
+                return found[0]
+        return None
 
     def find_stem(self, mailbox: Path, stem: str) -> Located | None:
         """See MessageIndex."""
-        for located in self._walk(mailbox, "", stem):
-            if located.name.stem == stem:
-                return located
+        for _ in range(_LOOKS):
+            for located in self._walk(mailbox, "", stem):
+                if located.name.stem == stem:
+                    return located
         return None
 
     def newest_first(self, mailbox: Path, *, folder_id: str = "") -> Sequence[Located]:

@@ -22,7 +22,7 @@ _NO_LINKS = frozenset((errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, er
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _FILE_MODE = 0o600
 _DIRECTORY_MODE = 0o700
-_LOOKS = 3
+_LOOKS = 5
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 

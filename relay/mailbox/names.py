@@ -86,6 +86,11 @@ def foreign_id(stem: str) -> str:
     return _FOREIGN + _digest(stem)
 
 
+def is_foreign_id(message_id: str) -> bool:
+    """Whether the id follows from a file name of another program."""
+    return message_id.startswith(_FOREIGN)
+
+
 def delivered_id(unique: str) -> str:
     """Return the id of the message that local delivery makes from `unique`."""
     return _DELIVERED + _digest(unique)

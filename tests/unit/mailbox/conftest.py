@@ -74,6 +74,8 @@ def store(place) -> FileStore:
 @pytest.fixture
 def draft() -> Callable[..., MessageProperties]:
     def make(**more) -> MessageProperties:
-        return MessageProperties(**({"subject": "s", "body": "b", "to": (Person("bob@b.test"),)} | more))
+        return MessageProperties(
+            **({"subject": "s", "body": "b", "to": (Person("bob@b.test"),)} | more)
+        )
 
     return make

@@ -65,7 +65,11 @@ def test_a_name_of_ours_tells_everything():
 
 @pytest.mark.parametrize(
     ("file_name", "flags", "size"),
-    [("1700.M1P2.host", "", None), ("1700.M1P2.host,S=9,W=10:2,FS", "FS", 9), ("odd:1,x", "", None)],
+    [
+        ("1700.M1P2.host", "", None),
+        ("1700.M1P2.host,S=9,W=10:2,FS", "FS", 9),
+        ("odd:1,x", "", None),
+    ],
 )
 def test_a_foreign_name_gets_an_id_that_its_flags_do_not_change(file_name, flags, size):
     name = parse_name(file_name)

@@ -197,7 +197,9 @@ async def test_a_full_mailbox_takes_no_draft(place, store, draft):
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3])
-async def test_a_failing_disk_leaves_nothing_half_written(place, store, draft, monkeypatch, failing):
+async def test_a_failing_disk_leaves_nothing_half_written(
+    place, store, draft, monkeypatch, failing
+):
     await store.list_folders(ALICE)
     await store.file_original(await store.submit_new(ALICE, draft(), FORGET), queue_id="q")
     sync, calls = os.fsync, []

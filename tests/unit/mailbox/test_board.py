@@ -1,0 +1,135 @@
+"""Notes are handed out once, found by listing, put back for later, and bounded in memory."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from relay.mailbox.board import NoteBoard
+from relay.mailbox.types import Note, StoreUnavailableError
+
+
+def note(number: int) -> Note:
+    name = f"{number:016}"
+    return Note(f"{name}.1", name, "a@b", "base", Path(f"/ready/{name}.1@{number}"), number)
+
+
+class Directory:
+    """ready/ as the board asks for it."""
+
+    def __init__(self):
+        self.notes: list[Note] = []
+        self.changed = 1
+        self.listings = 0
+        self.failures = 0
+
+    async def changed_ns(self) -> int:
+        return self.changed
+
+    async def list_ready(self, known: frozenset[str], limit: int) -> list[Note]:
+        self.listings += 1
+        if self.failures:
+            self.failures -= 1
+            raise StoreUnavailableError("broken")
+        return [one for one in self.notes if one.submission_id not in known][:limit]
+
+    def board(self, **more) -> NoteBoard:
+        return NoteBoard(self.changed_ns, self.list_ready, **({"interval_s": 0.005} | more))
+
+
+@pytest.fixture
+def directory():
+    return Directory()
+
+
+async def take(notes, count: int) -> list[Note]:
+    async with asyncio.timeout(10):
+        return [await anext(notes) for _ in range(count)]
+
+
+async def nothing_comes(notes) -> bool:
+    try:
+        async with asyncio.timeout(0.05):
+            await anext(notes)
+    except TimeoutError:
+        return True
+    return False
+
+
+async def test_a_note_is_handed_out_once_however_often_it_is_seen(directory):
+    directory.notes = [note(1), note(2)]
+    board = directory.board()
+    notes = board.notes()
+    assert await take(notes, 2) == [note(1), note(2)]
+    board.offer(note(1))
+    assert await nothing_comes(notes)
+
+
+async def test_a_note_is_offered_from_any_thread(directory):
+    board = directory.board(interval_s=3600)
+    notes = board.notes()
+    reader = asyncio.create_task(take(notes, 1))
+    while not directory.listings:
+        await asyncio.sleep(0)
+    await asyncio.to_thread(board.offer, note(7))
+    assert await reader == [note(7)]
+
+
+async def test_notes_of_another_process_are_found(directory):
+    notes = directory.board().notes()
+    reader = asyncio.create_task(take(notes, 1))
+    while directory.listings < 2:
+        await asyncio.sleep(0.001)
+    directory.notes, directory.changed = [note(3)], 2
+    assert await reader == [note(3)]
+
+
+async def test_a_directory_that_rests_is_not_listed_again(directory):
+    notes = directory.board().notes()
+    assert await nothing_comes(notes)
+    assert directory.listings == 2
+
+
+async def test_a_note_comes_again_when_it_was_put_back(directory):
+    directory.notes = [note(1)]
+    board = directory.board()
+    notes = board.notes()
+    [taken] = await take(notes, 1)
+    board.retry(taken, 0.001)
+    assert await take(notes, 1) == [taken]
+    directory.notes = []
+    board.done(taken)
+    board.retry(taken, 0.001)
+    assert await nothing_comes(notes)
+
+
+async def test_memory_is_bounded_and_nothing_is_forgotten(directory):
+    directory.notes = [note(number) for number in range(7)]
+    board = directory.board(notes_max=3)
+    notes = board.notes()
+    found = []
+    for _ in range(7):
+        [taken] = await take(notes, 1)
+        found.append(taken)
+        assert len(board._known) <= 3
+        directory.notes.remove(taken)
+        board.done(taken)
+    assert found == [note(number) for number in range(7)]
+
+
+async def test_an_offer_over_the_limit_is_found_by_listing(directory):
+    board = directory.board(notes_max=1)
+    notes = board.notes()
+    directory.notes = [note(1)]
+    [taken] = await take(notes, 1)
+    directory.notes.append(note(2))
+    board.offer(note(2))
+    assert await nothing_comes(notes)
+    board.done(taken)
+    directory.notes.remove(taken)
+    assert await take(board.notes(), 1) == [note(2)]
+
+
+async def test_a_failing_directory_stops_nothing(directory):
+    directory.failures, directory.notes = 3, [note(1)]
+    assert await take(directory.board().notes(), 1) == [note(1)]

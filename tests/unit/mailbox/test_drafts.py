@@ -1,0 +1,177 @@
+"""Messages created, read, changed and deleted, also beside a mail client."""
+
+import asyncio
+import mailbox
+import threading
+from base64 import b64encode
+
+import pytest
+
+from relay.mailbox import (
+    MailboxFullError,
+    MessageChange,
+    NoSuchItemError,
+    NotADraftError,
+    WellKnown,
+)
+from relay.message.properties import Attachment, Person
+
+ALICE = "alice@example.test"
+FILE = Attachment("Übersicht.txt", "text/plain", b64encode(b"content"), 7)
+INLINE = Attachment("i.png", "image/png", b64encode(b"i"), 1, inline=True, content_id="c")
+MIME = b"From: x@y.test\nTo: a@a.test\nBcc: h@h.test\nSubject: odd\n\nbody\n"
+
+
+@pytest.fixture
+async def maildir(place, store):
+    """Alice's mailbox as the standard library sees it."""
+    await store.list_folders(ALICE)
+    return mailbox.Maildir(place.root / "example.test/alice", create=False)
+
+
+async def test_a_draft_reads_as_it_was_created(store, draft):
+    wanted = draft(
+        subject="Größe", bcc=(Person("h@h.test"),), attachments=(FILE, INLINE), categories=("red",)
+    )
+    made = await store.create_draft(ALICE, wanted)
+    assert made == await store.get(ALICE, made.id)
+    assert made == await store.get(ALICE, made.id, folder_id="Drafts")
+    assert (made.is_draft, made.is_read, made.is_mime) == (True, True, False)
+    assert made.properties.bcc == wanted.bcc
+    assert made.properties.from_ == made.properties.sender == Person(ALICE)
+    assert made.properties.internet_message_id == f"<{made.id}@relay.example.test>"
+    assert [one.name for one in made.attachments] == ["Übersicht.txt", "i.png"]
+    assert made.size == made.path.stat().st_size
+    assert b"Bcc: h@h.test" in await store.mime(ALICE, made.id)
+
+
+async def test_a_message_id_of_the_users_is_kept_if_it_is_one(store, draft):
+    made = await store.create_draft(ALICE, draft(internet_message_id="<mine@a.test>"))
+    assert made.properties.internet_message_id == "<mine@a.test>"
+    made = await store.create_draft(ALICE, draft(internet_message_id="no id>\r\nX: y"))
+    assert made.properties.internet_message_id == f"<{made.id}@relay.example.test>"
+
+
+async def test_mime_is_kept_byte_for_byte_and_read(store):
+    made = await store.create_draft(ALICE, MIME)
+    assert (made.is_mime, made.properties.subject, made.properties.body) == (True, "odd", "body\n")
+    assert made.properties.bcc == (Person("h@h.test"),)
+    assert made.properties.internet_message_id == f"<{made.id}@relay.example.test>"
+    assert await store.mime(ALICE, made.id) == MIME
+
+
+async def test_a_change_is_a_new_file_with_the_same_identity(place, store, draft):
+    made = await store.create_draft(ALICE, draft(attachments=(FILE,)))
+    place.clock.advance(5)
+    change = MessageChange(properties=draft(subject="new", body="longer"), flagged=True)
+    changed = await store.update(ALICE, made.id, change)
+    assert changed == await store.get(ALICE, made.id)
+    assert (changed.properties.subject, changed.properties.body) == ("new", "longer")
+    assert changed.attachments == made.attachments
+    assert changed.properties.internet_message_id == made.properties.internet_message_id
+    assert (changed.created_us, changed.modified_us) == (
+        made.created_us,
+        made.created_us + 5_000_000,
+    )
+    assert changed.flagged
+    assert changed.change_key != made.change_key
+    assert place.files(".Drafts") == [changed.path]
+
+
+async def test_a_changed_mime_draft_keeps_its_attachments(store, draft):
+    content = b"To: a@a.test\r\nContent-Type: application/pdf; name=a.pdf\r\n\r\nbytes"
+    made = await store.create_draft(ALICE, content)
+    changed = await store.update(ALICE, made.id, MessageChange(properties=draft(subject="new")))
+    assert (changed.is_mime, changed.properties.subject) == (False, "new")
+    assert [(one.name, one.size) for one in changed.attachments] == [("a.pdf", 5)]
+
+
+async def test_of_two_generations_the_higher_counts_and_the_lower_goes(place, store, draft):
+    made = await store.create_draft(ALICE, draft(subject="old"))
+    old = made.path.read_bytes()
+    await store.update(ALICE, made.id, MessageChange(properties=draft(subject="new")))
+    made.path.write_bytes(old)  # as if a crash had come before it was removed
+    assert (await store.get(ALICE, made.id)).properties.subject == "new"
+    assert len(place.files(".Drafts")) == 1
+
+
+async def test_only_drafts_change_their_content(place, store, draft, maildir):
+    maildir.add(b"Subject: arrived\n\nx")
+    [found] = (await store.list_messages(ALICE)).messages
+    with pytest.raises(NotADraftError):
+        await store.update(ALICE, found.id, MessageChange(properties=draft()))
+    read = await store.update(ALICE, found.id, MessageChange(is_read=True, flagged=True))
+    assert (read.is_read, read.flagged, read.path.parent.name) == (True, True, "cur")
+    assert read.path.name.endswith(":2,FS")
+    unread = await store.update(ALICE, found.id, MessageChange(is_read=False))
+    assert (unread.is_read, unread.flagged, unread.id) == (False, True, found.id)
+
+
+async def test_a_change_that_does_not_fit_changes_nothing(place, store, draft):
+    made = await store.create_draft(ALICE, draft())
+    place.quotas[ALICE] = made.size + 10
+    with pytest.raises(MailboxFullError):
+        await store.update(ALICE, made.id, MessageChange(properties=draft(body="x" * 100)))
+    assert await store.get(ALICE, made.id) == made
+    assert place.left_over() == []
+
+
+async def test_deleting_moves_and_then_removes(place, store, draft):
+    made = await store.create_draft(ALICE, draft())
+    await store.delete(ALICE, made.id)
+    deleted = await store.get(ALICE, made.id)
+    assert (deleted.folder.well_known, place.files(".Drafts")) == (WellKnown.DELETED_ITEMS, [])
+    await store.delete(ALICE, made.id)
+    assert place.files(".Trash") == []
+    with pytest.raises(NoSuchItemError):
+        await store.delete(ALICE, made.id)
+
+
+async def test_a_listing_has_the_newest_first_in_pages(place, store, draft):
+    ids = []
+    for _ in range(5):
+        ids.append((await store.create_draft(ALICE, draft())).id)
+        place.clock.advance(1)
+    page = await store.list_messages(ALICE, folder_id="DRAFTS", skip=1, top=2)
+    assert ([one.id for one in page.messages], page.total) == ([ids[3], ids[2]], 5)
+    assert (await store.list_messages(ALICE, folder_id="inbox")).total == 0
+    with pytest.raises(NoSuchItemError):
+        await store.list_messages(ALICE, folder_id="nowhere")
+
+
+@pytest.mark.parametrize("message_id", ["", "x", "../../etc/passwd", "0000000000000000", "\0"])
+async def test_an_id_that_is_none_finds_nothing(store, draft, message_id):
+    await store.create_draft(ALICE, draft())
+    with pytest.raises(NoSuchItemError):
+        await store.get(ALICE, message_id)
+
+
+async def test_a_mailbox_is_nobody_elses(store, draft):
+    made = await store.create_draft(ALICE, draft())
+    with pytest.raises(NoSuchItemError):
+        await store.get("bob@example.test", made.id)
+
+
+async def test_the_standard_library_reads_what_the_store_writes(store, draft, maildir):
+    made = await store.create_draft(ALICE, draft(subject="seen by others", attachments=(FILE,)))
+    [message] = list(maildir.get_folder("Drafts"))
+    assert (message["subject"], message.get_flags()) == ("seen by others", "DS")
+    assert message["bcc"] is None
+    assert set(maildir.list_folders()) == {"Drafts", "Sent", "Trash", "Junk", "Archive"}
+    assert made.properties.subject == message["subject"]
+
+
+async def test_a_mail_client_flags_a_message_while_it_is_read(store, draft):
+    made = await store.create_draft(ALICE, draft())
+    plain, flagged = made.path, made.path.with_name(made.path.name.replace(":2,DS", ":2,DFS"))
+
+    def play() -> None:
+        for _ in range(100):
+            plain.rename(flagged)
+            threading.Event().wait(0.001)
+            flagged.rename(plain)
+
+    player = asyncio.create_task(asyncio.to_thread(play))
+    while not player.done():
+        assert (await store.get(ALICE, made.id)).id == made.id
+    await player

@@ -1,0 +1,66 @@
+"""Folders: made on first use, shown with those of other programs."""
+
+import mailbox
+
+import pytest
+
+from relay.accounts.account import DEAD_LETTER
+from relay.mailbox import NoSuchItemError
+
+ALICE = "alice@example.test"
+
+
+async def test_a_mailbox_is_made_on_first_use(place, store):
+    assert not store.mailbox_exists(ALICE)
+    folders = await store.list_folders(ALICE)
+    assert [(one.id, one.display_name) for one in folders] == [
+        ("inbox", "Inbox"),
+        ("drafts", "Drafts"),
+        ("sentitems", "Sent Items"),
+        ("deleteditems", "Deleted Items"),
+        ("junkemail", "Junk Email"),
+        ("archive", "Archive"),
+    ]
+    assert store.mailbox_exists(ALICE)
+    subscribed = (place.root / "example.test/alice/subscriptions").read_text()
+    assert subscribed == "V\t2\n\nDrafts\nSent\nTrash\nJunk\nArchive\n"
+    assert not store.mailbox_exists("nobody")
+
+
+async def test_folders_of_other_programs_are_shown_and_counted(place, store):
+    await store.list_folders(ALICE)
+    box = mailbox.Maildir(place.root / "example.test/alice", create=False)
+    for name in ("Entw&APw-rfe", "A.B&-C", "bad&x"):
+        box.add_folder(name)
+    folder = box.get_folder("Entw&APw-rfe")
+    folder.add(b"Subject: unread\n\n")
+    seen = mailbox.MaildirMessage(b"Subject: seen\n\n")
+    seen.set_subdir("cur")
+    seen.set_flags("S")
+    folder.add(seen)
+    others = (await store.list_folders(ALICE))[6:]
+    assert [one.display_name for one in others] == ["A.B&C", "Entwürfe", "bad&x"]
+    found = await store.get_folder(ALICE, others[1].id.upper())
+    assert (found.display_name, found.total, found.unread) == ("Entwürfe", 2, 1)
+    assert (await store.list_messages(ALICE, folder_id=found.id)).total == 2
+
+
+async def test_a_folder_that_somebody_removed_comes_back(place, store, draft):
+    await store.list_folders(ALICE)
+    box = mailbox.Maildir(place.root / "example.test/alice", create=False)
+    box.remove_folder("Drafts")
+    made = await store.create_draft(ALICE, draft())
+    box.remove_folder("Trash")
+    await store.delete(ALICE, made.id)
+    assert len(place.files(".Trash")) == 1
+
+
+@pytest.mark.parametrize("folder_id", ["", "nowhere", "../inbox", ".Drafts"])
+async def test_no_other_folder_is_found(store, folder_id):
+    with pytest.raises(NoSuchItemError):
+        await store.get_folder(ALICE, folder_id)
+
+
+async def test_the_dead_letter_mailbox_is_beside_the_others(place, store):
+    await store.deliver(DEAD_LETTER, unique="u", content=b"Subject: x\r\n\r\n")
+    assert len(list((place.root.parent / "dead-letter/new").iterdir())) == 1

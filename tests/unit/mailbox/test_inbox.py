@@ -1,0 +1,105 @@
+"""Local delivery: once, whatever is repeated, and nothing half."""
+
+import asyncio
+import errno
+import mailbox
+import os
+
+import pytest
+
+from relay.clock import id_time_us
+from relay.mailbox import DeliveryResult, MailboxFullError, StoreUnavailableError
+from relay.mailbox.inbox import DeliveredIds
+
+BOB = "bob@example.test"
+CONTENT = b"Return-Path: <a@a.test>\r\nSubject: hello\r\n\r\nx\r\n"
+UNIQUE = "0123456789abcdef.1"
+
+
+async def test_a_message_arrives_unread_and_whole(place, store):
+    assert await store.deliver(BOB, unique=UNIQUE, content=CONTENT) is DeliveryResult.DELIVERED
+    [file] = place.files("", BOB)
+    assert (file.parent.name, file.read_bytes()) == ("new", CONTENT)
+    assert file.name.startswith(f"{id_time_us(UNIQUE) // 1_000_000}.R")
+    assert file.name.endswith(f",S={len(CONTENT)}")
+    assert place.left_over() == []
+    [message] = (await store.list_messages(BOB, folder_id="inbox")).messages
+    assert (message.properties.subject, message.is_read, message.is_draft) == (
+        "hello",
+        False,
+        False,
+    )
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("moved_to", ["new", "cur", ".Archive/cur"])
+async def test_the_same_again_changes_nothing(place, store, restarted, moved_to):
+    await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
+    [file] = place.files("", BOB)
+    target = file.parents[1] / moved_to
+    file.rename(target / (file.name if moved_to == "new" else f"{file.name}:2,S"))
+    again = place.store() if restarted else store
+    result = await again.deliver(BOB, unique=UNIQUE, content=CONTENT)
+    assert result is DeliveryResult.ALREADY_THERE
+    assert len(place.files("", BOB)) + len(place.files(".Archive", BOB)) == 1
+
+
+async def test_the_same_at_once_is_delivered_once(place, store):
+    results = await asyncio.gather(
+        *(store.deliver(BOB, unique=UNIQUE, content=CONTENT) for _ in range(8))
+    )
+    assert results.count(DeliveryResult.DELIVERED) == 1
+    assert len(place.files("", BOB)) == 1
+
+
+async def test_many_deliveries_at_once_are_all_there(place, store):
+    uniques = [f"0123456789abcdef.{number}" for number in range(40)]
+    await asyncio.gather(*(store.deliver(BOB, unique=one, content=CONTENT) for one in uniques))
+    assert len(list(mailbox.Maildir(place.root / "example.test/bob", create=False))) == 40
+
+
+async def test_a_full_mailbox_takes_reports_only(place, store):
+    place.quotas[BOB] = len(CONTENT) + 10
+    assert await store.has_room(BOB, len(CONTENT))
+    await store.deliver(BOB, unique="a", content=CONTENT)
+    assert not await store.has_room(BOB, len(CONTENT))
+    with pytest.raises(MailboxFullError):
+        await store.deliver(BOB, unique="b", content=CONTENT)
+    await store.deliver(BOB, unique="c", content=CONTENT, over_quota=True)
+    assert len(place.files("", BOB)) == 2
+
+
+async def test_a_full_disk_leaves_nothing_and_a_retry_delivers(place, store, monkeypatch):
+    await store.list_folders(BOB)
+    sync = os.fsync
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreUnavailableError, match="disk is full"):
+        await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
+    assert (place.files("", BOB), place.left_over()) == ([], [])
+    monkeypatch.setattr(os, "fsync", sync)
+    await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
+    assert len(place.files("", BOB)) == 1
+
+
+async def test_what_a_crash_left_in_tmp_is_no_hindrance(place, store):
+    await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
+    [file] = place.files("", BOB)
+    file.rename(file.parents[1] / "tmp" / file.name.partition(",")[0])
+    result = await place.store().deliver(BOB, unique=UNIQUE, content=CONTENT)
+    assert result is DeliveryResult.DELIVERED
+    assert place.left_over() == []
+
+
+def test_the_memory_of_delivered_ids_is_bounded(tmp_path):
+    ids = DeliveredIds(limit=2)
+    for number in range(5):
+        box = tmp_path / str(number)
+        (box / "cur").mkdir(parents=True)
+        (box / "cur" / f"1.Rl{number:015}_1.h:2,").touch()
+        assert ids.has(box, f"l{number:015}")
+        assert not ids.has(box, "l" + "x" * 15)
+    assert sum(map(len, ids._mailboxes.values())) <= 2
