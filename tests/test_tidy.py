@@ -31,7 +31,10 @@ BANNED = {
     r"# noqa(?!: [A-Z])": set(),
 }
 # where the event loop sleeps, and why it is no polling loop
-SLEEPS = {"relay/app/upkeep.py": "figures and pruning have no event to wait for, only an hour"}
+SLEEPS = {
+    "relay/app/upkeep.py": "figures and pruning have no event to wait for, only an hour",
+    "relay/app/follow.py": "behind an event, so that a burst of them is read once",
+}
 
 
 def syntax(path: Path) -> ast.Module:

@@ -64,14 +64,16 @@ def compose(settings: Settings, sources: Sources, *, clock: Clock | None = None)
     lock = OwnerLock(settings.run_dir)
     lock.take()
     try:
-        return _Composer(settings, sources, clock or SystemClock(), lock).daemon()
+        return _Composer(settings, sources, clock=clock or SystemClock(), lock=lock).daemon()
     except BaseException:
         lock.give_back()
         raise
 
 
 class _Composer:
-    def __init__(self, settings: Settings, sources: Sources, clock: Clock, lock: OwnerLock) -> None:
+    def __init__(
+        self, settings: Settings, sources: Sources, *, clock: Clock, lock: OwnerLock
+    ) -> None:
         self.settings = settings
         self.sources = sources
         self.clock = clock
@@ -166,7 +168,7 @@ class _Composer:
             down_s=min(_DOWN_S_MAX, min(delivery.retry) / 2),
         )
         return Dispatcher(
-            self.spool, settler, contents, LocalDelivery(self.store, self.table),
+            self.spool, settler, contents, local=LocalDelivery(self.store, self.table),
             resolver=self.resolver, table=self.table, options=options, clock=self.clock,
             slots=ConnectionSlots(delivery.max_connections, self.metrics.connections),
             on_change=lambda _queue_id: self.changes.announce(),

@@ -1,4 +1,10 @@
-"""`relay check`: is everything as a start would need it?"""
+"""`relay check`: whether everything is as a start would need it.
+
+On the path: prints what app.checking finds.
+Holds: facts on stdout, everything else on stderr.
+Fails: 78 for what a start would refuse, 69 for what does not answer.
+Standards: CONTRACT, "Commands".
+"""
 
 import click
 

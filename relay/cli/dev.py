@@ -1,4 +1,10 @@
-"""`relay dev`: the whole pipeline on loopback, without a file."""
+"""`relay dev`: the whole pipeline on loopback, without a file.
+
+On the path: runs app.development, shows what app.demonstration and app.follow see.
+Holds: facts on stdout, everything else on stderr.
+Fails: 69 for a port in use or a step that did not come.
+Standards: CONTRACT, "Commands".
+"""
 
 import asyncio
 import contextlib

@@ -1,4 +1,10 @@
-"""`relay policy check | test | try`: the rules."""
+"""`relay policy check | test | try`: the rules.
+
+On the path: prints what the policy room reports.
+Holds: facts on stdout, everything else on stderr.
+Fails: 78 for faults and failing tests, 65 for a file that is no message.
+Standards: CONTRACT, "Commands".
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,10 @@
-"""`relay queue list | show | retry`."""
+"""`relay queue list | show | retry`: what is not delivered yet.
+
+On the path: prints what app.reading finds.
+Holds: facts on stdout, everything else on stderr.
+Fails: 65 for an unknown message, 69 where another process is in the way.
+Standards: CONTRACT, "Commands".
+"""
 
 import getpass
 from collections.abc import Callable

@@ -1,8 +1,15 @@
-"""`relay send`: a message from the shell."""
+"""`relay send`: a message from the shell.
+
+On the path: a client in front of step 1, by app.sending.
+Holds: facts on stdout, everything else on stderr.
+Fails: 65 when the relay refuses, 69 when none answers.
+Standards: CONTRACT, "Commands".
+"""
 
 import getpass
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -39,21 +46,16 @@ from relay.settings.tree import Settings
 )
 @common_options
 def send(
-    given: Given,
-    recipients: tuple[str, ...],
-    sender: str,
-    subject: str,
-    body: str | None,
-    attach: tuple[Path, ...],
-    token: str,
+    given: Given, *, recipients: tuple[str, ...], attach: tuple[Path, ...], **told: Any
 ) -> None:
     """Send one message through the running relay and print its id."""
     settings = given.settings()
+    token, sender, body = told["token"], told["sender"], told["body"]
     if not sender and not token:
         sender = f"{getpass.getuser()}@{settings.hostname}"
     if body is None:
         body = "" if sys.stdin.isatty() else sys.stdin.read()
-    draft = Draft(sender, recipients, subject, body, read_attachments(attach))
+    draft = Draft(sender, recipients, told["subject"], body, read_attachments(attach))
     try:
         identity = _submit(settings, token, draft)
     except RefusedError as error:

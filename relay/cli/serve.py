@@ -1,4 +1,10 @@
-"""`relay serve`: the service."""
+"""`relay serve`: the service.
+
+On the path: loads everything, composes the daemon, runs it.
+Holds: facts on stdout, everything else on stderr.
+Fails: 78 for a configuration that cannot be used, 69 for a port in use.
+Standards: CONTRACT, "Commands".
+"""
 
 import asyncio
 from pathlib import Path

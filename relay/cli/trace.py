@@ -1,4 +1,10 @@
-"""`relay trace`: the journey of a message."""
+"""`relay trace`: the journey of a message.
+
+On the path: prints what app.reading finds.
+Holds: facts on stdout, everything else on stderr.
+Fails: 65 for an unknown message.
+Standards: CONTRACT, "Commands".
+"""
 
 import click
 

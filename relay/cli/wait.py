@@ -1,4 +1,10 @@
-"""`relay wait`: until a message is there, or why it is not."""
+"""`relay wait`: until a message is there, or why it is not.
+
+On the path: asks the daemon, which wakes on changes.
+Holds: facts on stdout, everything else on stderr.
+Fails: 75 with a diagnosis when the time is up, 69 without a daemon.
+Standards: CONTRACT, "Commands".
+"""
 
 import click
 
@@ -13,7 +19,7 @@ from relay.cli.show import journey_lines
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0), default=30.0, show_default=True,
               metavar="SECONDS")  # fmt: skip
 @common_options
-def wait(given: Given, key: str, state: str, timeout_s: float) -> None:
+def wait(given: Given, key: str, *, state: str, timeout_s: float) -> None:
     """Wait until every recipient of a message is in a final state, or the message in --state.
 
     Exits 75 with a diagnosis when the time is up.

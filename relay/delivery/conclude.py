@@ -52,7 +52,7 @@ def conclude(
 ) -> Conclusion:
     """Sort the outcomes of one attempt; keys are recipients' ids."""
     failed = tuple(
-        _reported(claim, recipient, outcome.evidence, now_us)
+        _reported(claim, recipient, outcome.evidence, now_us=now_us)
         for recipient in claim.recipients
         if isinstance(outcome := outcomes.get(recipient.id), Failed)
     )
@@ -75,7 +75,7 @@ def expire(claim: Claim, *, now_us: int) -> Conclusion:
         words = recipient.reply or "no attempt succeeded"
         evidence = Evidence("5.4.7", f"delivery time expired; last: {words}")
         expired[recipient.id] = Failed(evidence)
-        reported.append(_reported(claim, recipient, evidence, now_us))
+        reported.append(_reported(claim, recipient, evidence, now_us=now_us))
     told = [_told(one, State.EXPIRED, expired[one.id].evidence) for one in claim.recipients]
     detail = {"entry": claim.entry_id, "next_hop": str(claim.next_hop), "expired": len(told)}
     event = Event(Step.DELIVERY, now_us, detail | {"recipients": told[:_DETAIL_RECIPIENTS_MAX]})
@@ -130,7 +130,7 @@ def _told(recipient: ClaimedRecipient, outcome: str, evidence: Evidence) -> dict
 
 
 def _reported(
-    claim: Claim, recipient: ClaimedRecipient, evidence: Evidence, now_us: int
+    claim: Claim, recipient: ClaimedRecipient, evidence: Evidence, *, now_us: int
 ) -> ReportedRecipient:
     return ReportedRecipient(
         address=recipient.address,

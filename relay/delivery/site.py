@@ -171,7 +171,7 @@ class Site:
             await session.deliver(claim)
         except ConnectError as error:
             await self._unreachable(claim, error.outcome)
-        except Exception as error:  # noqa: BLE001 - a fault of ours must not end the connection's work
+        except Exception as error:  # noqa: BLE001 - ours: it must not end the worker
             _log.exception("attempt broken off", qid=claim.message.id)
             evidence = Evidence("4.3.0", f"4.3.0 internal error: {type(error).__name__}")
             failed = Deferred(evidence, DeferralClass.INTERNAL)
@@ -242,7 +242,7 @@ class _Session:
                 eight_bit=claim.message.eight_bit,
             )  # fmt: skip
             try:
-                again = await self._transact(transaction, claim, left, outcomes)
+                again = await self._transact(transaction, claim, left=left, outcomes=outcomes)
             except ConnectError as error:
                 if not outcomes:
                     raise
@@ -258,6 +258,7 @@ class _Session:
         self,
         transaction: Transaction,
         claim: Claim,
+        *,
         left: list[int],
         outcomes: dict[int, Outcome],
     ) -> list[int]:

@@ -100,7 +100,9 @@ class Acceptance:
             time_us=now_us,
         )
         examinations = [self.router.examine(path.address) for path in envelope.forward_paths]
-        verdict = await self._evaluate(self._subject(envelope, content, origin, examinations))
+        verdict = await self._evaluate(
+            self._subject(envelope, content, origin, examinations=examinations)
+        )
         if verdict is None:
             return _NO_POLICY
         judged = judge(envelope.forward_paths, examinations, verdict)
@@ -126,6 +128,7 @@ class Acceptance:
         envelope: Envelope,
         content: bytes,
         origin: Origin,
+        *,
         examinations: Sequence[Examination],
     ) -> Subject:
         return Subject(
@@ -206,7 +209,7 @@ class Acceptance:
         )
 
     async def _commit(self, message: NewMessage, reports: Sequence[NewMessage]) -> Decision:
-        """Make it durable, then hand its claims on; the spool counts messages, this those it ended."""
+        """Make it durable, then hand its claims on; the spool counts messages, we recipients."""
         accepted = await self.spool.accept(
             message, reports=reports, submission_key=message.submission_id
         )

@@ -58,7 +58,8 @@ class NextHop:
             if 0 < number < 65536:
                 return cls(HopKind(scheme), host, number)
         raise ValueError(
-            f"{text!r} is no next hop: expected local, capture, mx:DOMAIN, smtp://HOST:PORT or smtps://HOST:PORT"
+            f"{text!r} is no next hop: expected local, capture, mx:DOMAIN, smtp://HOST:PORT"
+            " or smtps://HOST:PORT"
         )
 
 

@@ -23,7 +23,7 @@ _SLICE_ROWS = 5_000
 _PARKED = ("held", "captured")
 
 
-def queue_list(cursor: apsw.Cursor, selector: Selector, limit: int, now_us: int) -> list[Any]:
+def queue_list(cursor: apsw.Cursor, selector: Selector, *, limit: int, now_us: int) -> list[Any]:
     """Entries not yet final as JSON, oldest first."""
     where, values = _where(selector, now_us)
     rows = fetch(
@@ -80,7 +80,7 @@ def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
         (queue_id,),
     ):
         detail = msgspec.json.decode(text)
-        if step == Step.DELIVERY and not _told(detail, at_us, hidden, attempts):
+        if step == Step.DELIVERY and not _told(detail, at_us, hidden=hidden, attempts=attempts):
             continue
         steps.append(Event(Step(step), at_us, detail).as_json())
     shown = [one for one in people if one[0] not in hidden]
@@ -111,6 +111,7 @@ def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
 def _told(
     detail: dict[str, Any],
     at_us: int,
+    *,
     hidden: set[int],
     attempts: dict[int, list[dict[str, Any]]],
 ) -> bool:

@@ -10,6 +10,7 @@ Standards: DESIGN 4.
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,7 +61,7 @@ class SqliteSpool:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._files = ContentFiles(path.with_name(path.name + "-content"), crash=crash)
         self._connection = open_database(path)
-        self._writer = Writer(self._connection, crash=crash, metrics=metrics)
+        self._writer = Writer(self._connection, clock=clock, crash=crash, metrics=metrics)
         self._contents = _Reader(path)
         self._queries = _Reader(path)
 
@@ -171,7 +172,9 @@ class SqliteSpool:
     async def queue_list(self, selector: Selector, *, limit: int) -> list[dict[str, Any]]:
         """Spool.queue_list."""
         now_us = self._clock.time_us()
-        return await self._queries.run(lambda c: queries.queue_list(c, selector, limit, now_us))
+        return await self._queries.run(
+            lambda c: queries.queue_list(c, selector, limit=limit, now_us=now_us)
+        )
 
     async def retry(
         self, selector: Selector, *, now_us: int, who: str, dry_run: bool = False
@@ -224,7 +227,8 @@ class SqliteSpool:
 
         def remove(cursor: apsw.Cursor) -> int:
             ids = cursor.execute(
-                "SELECT (id) FROM message m WHERE received_us < ? AND NOT EXISTS (SELECT 1 FROM entry e"
+                "SELECT (id) FROM message m WHERE received_us < ?"
+                " AND NOT EXISTS (SELECT 1 FROM entry e"
                 " WHERE e.message_id = m.id AND e.state <> 'final') ORDER BY id LIMIT ?",
                 (before_us, _PRUNE_MESSAGES),
             ).fetchall()
@@ -249,7 +253,7 @@ class SqliteSpool:
     def _drop(self, files: Iterable[Sequence[str]]) -> None:
         for names in files:
             if any(names):
-                self._contents.later(lambda names=names: self._files.remove(names))  # type: ignore[misc]
+                self._contents.later(partial(self._files.remove, names))
 
 
 _HISTORY = (

@@ -214,20 +214,22 @@ def _insert_message(
     number = 0
     for recipient in message.final_recipients:
         number += 1
-        rows.append(_recipient_row(message.id, 0, number, recipient))
+        rows.append(_recipient_row(message.id, recipient, entry=0, number=number))
         counts[recipient.state] = counts.get(recipient.state, 0) + 1
     claims: list[Claim] = []
     for position, entry in enumerate(message.entries, 1):
         claimed = claim and entry.next_hop.kind is not HopKind.CAPTURE
         content_id = content_ids[entry.content]
-        _insert_entry(cursor, message, entry, position, content_id=content_id, claimed=claimed)
+        _insert_entry(
+            cursor, message, entry, number=position, content_id=content_id, claimed=claimed
+        )
         counts[ACCEPTED_COUNTER] += len(entry.recipients)
         people: list[ClaimedRecipient] = []
         for recipient in entry.recipients:
             number += 1
             if entry.next_hop.kind is HopKind.CAPTURE:
                 recipient = replace(recipient, state=State.CAPTURED)  # noqa: PLW2901
-            rows.append(_recipient_row(message.id, position, number, recipient))
+            rows.append(_recipient_row(message.id, recipient, entry=position, number=number))
             people.append(_claimed_recipient(number, recipient))
         if claimed:
             content = message.contents[entry.content]
@@ -249,8 +251,8 @@ def _insert_entry(
     cursor: apsw.Cursor,
     message: NewMessage,
     entry: NewEntry,
-    number: int,
     *,
+    number: int,
     content_id: int,
     claimed: bool,
 ) -> None:
@@ -299,8 +301,8 @@ def _read_claim(cursor: apsw.Cursor, message_id: str, number: int) -> Claim:
     assert row is not None
     people = fetch(
         cursor,
-        "SELECT number, address, notify, orcpt, added_by, status, reply FROM recipient WHERE message_id = ?"
-        " AND entry = ? AND state IN ('queued', 'deferred') ORDER BY number",
+        "SELECT number, address, notify, orcpt, added_by, status, reply FROM recipient"
+        " WHERE message_id = ? AND entry = ? AND state IN ('queued', 'deferred') ORDER BY number",
         (message_id, number),
     )
     return Claim(
@@ -343,7 +345,7 @@ def _message_row(facts: MessageFacts) -> tuple[Any, ...]:
 
 
 def _recipient_row(
-    message_id: str, entry: int, number: int, recipient: NewRecipient
+    message_id: str, recipient: NewRecipient, *, entry: int, number: int
 ) -> tuple[Any, ...]:
     return (
         message_id, entry, number, recipient.address, ",".join(sorted(recipient.notify)),

@@ -9,7 +9,6 @@ Standards: none; DESIGN 4.
 
 import asyncio
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 import apsw
 
+from relay.clock import Clock
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.metrics import Metrics
 from relay.spool.sqlite.database import translated
@@ -39,9 +39,15 @@ class Writer:
     """Owns the connection that writes. submit() belongs to the event loop that start() ran in."""
 
     def __init__(
-        self, connection: apsw.Connection, *, crash: CrashPoints, metrics: Metrics
+        self,
+        connection: apsw.Connection,
+        *,
+        clock: Clock,
+        crash: CrashPoints,
+        metrics: Metrics,
     ) -> None:
         self._connection = connection
+        self._clock = clock
         self._crash = crash
         self._metrics = metrics
         self._jobs: deque[_Job] = deque()
@@ -91,7 +97,7 @@ class Writer:
         return batch
 
     def _write(self, batch: Sequence[_Job]) -> None:
-        began = time.perf_counter()
+        began = self._clock.monotonic()
         try:
             answers = self._commit(batch)
         except (SpoolFullError, SpoolUnavailableError) as error:  # the disk's fault, not a job's
@@ -104,7 +110,7 @@ class Writer:
             for job in batch:  # the guilty one fails alone
                 self._write([job])
             return
-        self._metrics.commit_seconds.observe(time.perf_counter() - began)
+        self._metrics.commit_seconds.observe(self._clock.monotonic() - began)
         self._metrics.commit_batch.observe(len(batch))
         self._answer(
             [(job.future, answer, None) for job, answer in zip(batch, answers, strict=True)]

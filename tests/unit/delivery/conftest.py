@@ -113,7 +113,7 @@ class House:
         )  # fmt: skip
         self.changed: asyncio.Queue[str] = asyncio.Queue()
         self.dispatcher = Dispatcher(
-            self.spool, settler, contents, LocalDelivery(self.store, self.table),
+            self.spool, settler, contents, local=LocalDelivery(self.store, self.table),
             resolver=self.table, table=self.table, options=options, clock=self.clock,
             slots=ConnectionSlots(self.connections_in_all, self.metrics.connections),
             on_change=self.changed.put_nowait,

@@ -8,7 +8,7 @@ from relay.delivery.conclude import conclude, expire, is_expired
 from relay.delivery.fairqueue import FairQueue
 from relay.delivery.schedule import Schedule
 from relay.message.nexthop import NextHop
-from relay.message.outcome import Deferred, DeferralClass, Evidence, Failed, Relayed
+from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed, Relayed
 from relay.message.verdict import Source
 from relay.spool.types import Claim, ClaimedRecipient, MessageFacts
 

@@ -9,7 +9,7 @@ import pytest
 
 from relay.journal.events import Event, Step
 from relay.message.lifecycle import State
-from relay.message.outcome import Deferred, DeferralClass, Delivered, Evidence, Failed, Relayed
+from relay.message.outcome import DeferralClass, Deferred, Delivered, Evidence, Failed, Relayed
 from relay.spool.sqlite.contents import INLINE_BYTES_MAX
 from relay.spool.types import NewRecipient, Selector, Settlement, SpoolError
 
