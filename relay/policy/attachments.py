@@ -19,6 +19,9 @@ from relay.message.encodedwords import decode_words
 
 PARTS_MAX = 10_000
 NESTING_MAX = 50
+HEADER_OCTETS_MAX = 1024 * 1024  # of all parts together
+FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
+DELIMITERS_MAX = 100_000
 NAME_CHARACTERS_MAX = 255  # of the end, where the kind of a file is
 
 _FIELDS = {b"content-type": "name", b"content-disposition": "filename"}
@@ -31,17 +34,7 @@ _separators = re.compile(r"[/\\]")
 
 
 class TooManyPartsError(Exception):
-    """The message has more parts, or nests them deeper, than any mail program makes."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Octets from `start` to `end`: header and body; `kind` is its type if it names none."""
-
-    start: int
-    end: int
-    depth: int
-    kind: bytes = b"text/plain"
+    """The message has more parts, nesting or part headers than any mail program makes."""
 
 
 def attachment_names(content: bytes) -> tuple[str, ...]:
@@ -52,17 +45,7 @@ def attachment_names(content: bytes) -> tuple[str, ...]:
     header = content[: headers.split(content)].lower()
     if not any(hint in header for hint in _HINTS):
         return ()
-    names: list[str] = []
-    waiting, seen = [_Part(0, len(content), 0)], 0
-    while waiting:
-        part = waiting.pop()
-        seen += 1
-        if seen > PARTS_MAX or part.depth > NESTING_MAX:
-            raise TooManyPartsError(f"more than {PARTS_MAX} parts or {NESTING_MAX} levels")
-        found, inner = _examine(content, part, parts_left=PARTS_MAX - seen)
-        names += found
-        waiting += reversed(inner)
-    return tuple(names)
+    return _Walk(content).names()
 
 
 def normalised(name: str) -> str:
@@ -77,56 +60,105 @@ def normalised(name: str) -> str:
     return last[-NAME_CHARACTERS_MAX:].casefold()
 
 
-def _examine(content: bytes, part: _Part, *, parts_left: int) -> tuple[list[str], list[_Part]]:
-    """Return the names that one part's header gives, and the parts inside it."""
-    body_start = _body_start(content, part)
-    head = content[part.start : body_start]
-    names: list[str] = []
-    types: list[bytes] = []
-    if b"content-" in head.lower():
-        for field in headers.fields(head):
-            if field.name not in _FIELDS:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Octets from `start` to `end`: header and body; `kind` is its type if it names none."""
+
+    start: int
+    end: int
+    depth: int = 0
+    kind: bytes = b"text/plain"
+
+
+class _Walk:
+    """One walk over the parts of a message; its work is counted, whatever the message is like."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._parts_left = PARTS_MAX
+        self._header_octets_left = HEADER_OCTETS_MAX
+        self._delimiters_left = DELIMITERS_MAX
+
+    def names(self) -> tuple[str, ...]:
+        """Walk, and return what was found."""
+        found: list[str] = []
+        waiting = [_Part(0, len(self._content))]
+        while waiting:
+            part = waiting.pop()
+            self._parts_left -= 1
+            if self._parts_left < 0 or part.depth > NESTING_MAX:
+                raise TooManyPartsError(f"more than {PARTS_MAX} parts or {NESTING_MAX} levels")
+            names, inner = self._examine(part)
+            found += names
+            waiting += reversed(inner)
+        return tuple(found)
+
+    def _examine(self, part: _Part) -> tuple[list[str], list[_Part]]:
+        """Return the names that one part's header gives, and the parts inside it."""
+        body_start = self._body_start(part)
+        self._header_octets_left -= body_start - part.start
+        if self._header_octets_left < 0:
+            raise TooManyPartsError(f"more than {HEADER_OCTETS_MAX} octets of part headers")
+        head = self._content[part.start : body_start]
+        names: list[str] = []
+        types: list[bytes] = []
+        if b"content-" in head.lower():
+            for field in headers.fields(head):
+                if field.name not in _FIELDS:
+                    continue
+                value = head[field.value_start : field.end]
+                if len(value) > FIELD_OCTETS_MAX:
+                    raise TooManyPartsError(f"a field of more than {FIELD_OCTETS_MAX} octets")
+                if b"name" in value.lower():
+                    names += _names(field.name, value)
+                if field.name == b"content-type":
+                    types.append(value)
+        body = _Part(body_start, part.end, part.depth + 1)
+        inner = [each for kind in types or [part.kind] for each in self._inner(kind, body)]
+        return names, inner
+
+    def _body_start(self, part: _Part) -> int:
+        if self._content.startswith(b"\r\n", part.start):
+            return part.start + 2  # no header at all
+        blank = self._content.find(b"\r\n\r\n", part.start, part.end)
+        return part.end if blank < 0 else blank + 4
+
+    def _inner(self, content_type: bytes, body: _Part) -> list[_Part]:
+        kind = content_type.partition(b";")[0].strip().lower()
+        if kind in _MESSAGES:
+            return [body]
+        boundary = _boundary(content_type) if kind.startswith(b"multipart/") else b""
+        if not boundary:
+            return []
+        part_kind = b"message/rfc822" if kind == b"multipart/digest" else b"text/plain"
+        parts: list[_Part] = []
+        start = -1
+        for line in self._delimiter_lines(boundary, body):
+            if start >= 0:
+                parts.append(_Part(start, line.start, body.depth, part_kind))
+            if line.closing:
+                return parts
+            start = line.end
+        if start >= 0:  # the closing delimiter is missing: readers take the rest
+            parts.append(_Part(start, body.end, body.depth, part_kind))
+        return parts
+
+    def _delimiter_lines(self, boundary: bytes, body: _Part) -> Iterator["_Delimiter"]:
+        content, wanted = self._content, b"--" + boundary
+        position = body.start
+        while (found := content.find(wanted, position, body.end)) >= 0:
+            position = found + len(wanted)
+            if found > body.start and content[found - 1 : found] != b"\n":
                 continue
-            value = head[field.value_start : field.end]
-            if b"name" in value.lower():
-                names += _names(field.name, value)
-            if field.name == b"content-type":
-                types.append(value)
-    body = _Part(body_start, part.end, part.depth + 1)
-    inner: list[_Part] = []
-    for each in types or [part.kind]:
-        inner += _inner(content, each, body, parts_left=parts_left)
-    return names, inner
-
-
-def _body_start(content: bytes, part: _Part) -> int:
-    if content.startswith(b"\r\n", part.start):
-        return part.start + 2  # no header at all
-    blank = content.find(b"\r\n\r\n", part.start, part.end)
-    return part.end if blank < 0 else blank + 4
-
-
-def _inner(content: bytes, content_type: bytes, body: _Part, *, parts_left: int) -> list[_Part]:
-    kind = content_type.partition(b";")[0].strip().lower()
-    if kind in _MESSAGES:
-        return [body]
-    boundary = _boundary(content_type) if kind.startswith(b"multipart/") else b""
-    if not boundary:
-        return []
-    part_kind = b"message/rfc822" if kind == b"multipart/digest" else b"text/plain"
-    parts: list[_Part] = []
-    start = -1
-    for delimiter in _delimiters(content, boundary, body):
-        if start >= 0:
-            parts.append(_Part(start, delimiter.start, body.depth, part_kind))
-        start = -1 if delimiter.closing else delimiter.end
-        if delimiter.closing:
-            break
-        if len(parts) > parts_left:
-            raise TooManyPartsError(f"more than {PARTS_MAX} parts")
-    if start >= 0:  # the closing delimiter is missing: readers take the rest
-        parts.append(_Part(start, body.end, body.depth, part_kind))
-    return parts
+            self._delimiters_left -= 1
+            if self._delimiters_left < 0:
+                raise TooManyPartsError(f"more than {DELIMITERS_MAX} lines like delimiters")
+            line_end = content.find(b"\n", position, body.end)
+            line_end = body.end if line_end < 0 else line_end + 1
+            rest = content[position:line_end].strip(b" \t\r\n")
+            if rest in (b"", b"--"):
+                yield _Delimiter(max(found - 2, body.start), line_end, closing=rest == b"--")
+            position = line_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,21 +168,6 @@ class _Delimiter:
     start: int
     end: int
     closing: bool
-
-
-def _delimiters(content: bytes, boundary: bytes, body: _Part) -> Iterator[_Delimiter]:
-    wanted = b"--" + boundary
-    position = body.start
-    while (found := content.find(wanted, position, body.end)) >= 0:
-        position = found + len(wanted)
-        if found > body.start and content[found - 1 : found] != b"\n":
-            continue
-        line_end = content.find(b"\n", position, body.end)
-        line_end = body.end if line_end < 0 else line_end + 1
-        rest = content[position:line_end].strip(b" \t\r\n")
-        if rest in (b"", b"--"):
-            yield _Delimiter(max(found - 2, body.start), line_end, closing=rest == b"--")
-        position = line_end
 
 
 def _boundary(content_type: bytes) -> bytes:
