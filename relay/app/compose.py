@@ -179,12 +179,15 @@ class _Composer:
         return Acceptance(
             hostname=self.settings.hostname, router=self.table, policy=lambda: rules,
             reporter=self.reporter, spool=self.spool, accounts=self.sources.accounts,
-            clock=self.clock, ids=self.ids, metrics=self.metrics, on_accepted=self._accepted,
+            clock=self.clock, ids=self.ids, metrics=self.metrics, on_accepted=self._accepted, has_room=lambda: self.dispatcher.has_room,
             expire_after_s=self.settings.delivery.expire_after,
         )  # fmt: skip
 
     def _accepted(self, claims: Sequence[Claim]) -> None:
-        self.dispatcher.offer(claims)
+        if claims:
+            self.dispatcher.offer(claims)
+        else:
+            self.dispatcher.due_now()
         self.changes.announce()
 
     def _pickup_server(self, neighbours: Neighbours) -> SmtpServer:

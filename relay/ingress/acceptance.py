@@ -25,6 +25,7 @@ from relay.message.reporting import ReportedMessage
 from relay.message.verdict import Examined, Subject, Verdict
 from relay.routing.table import Examination, InvalidRecipient, LocalRecipient
 from relay.spool.types import (
+    Accepted,
     Claim,
     NewMessage,
     Spool,
@@ -50,7 +51,8 @@ _LOOP = Decision("554 5.4.6 Routing loop detected: too many Received fields")
 class Acceptance:
     """Takes responsibility for messages, or says why not.
 
-    `policy` returns the rules in force; `on_accepted` gets the claims of what was committed.
+    `policy` returns the rules in force. `has_room` says whether delivery can take claims now;
+    `on_accepted` gets those of what was committed, none where it waits in the spool as due.
     """
 
     hostname: str
@@ -64,6 +66,7 @@ class Acceptance:
     metrics: Metrics
     on_accepted: Callable[[Sequence[Claim]], None]
     expire_after_s: float
+    has_room: Callable[[], bool] = lambda: True
     policy_timeout_s: float = _POLICY_TIMEOUT_S
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_POLICY_THREADS, thread_name_prefix="policy"),
@@ -211,20 +214,22 @@ class Acceptance:
     async def _commit(self, message: NewMessage, reports: Sequence[NewMessage]) -> Decision:
         """Make it durable, then hand its claims on; the spool counts messages, we recipients."""
         accepted = await self.spool.accept(
-            message, reports=reports, submission_key=message.submission_id
+            message,
+            reports=reports,
+            submission_key=message.submission_id,
+            claim=self.has_room(),
         )
         if not accepted.repeated:
             for recipient in message.final_recipients:
                 self.metrics.recipients.labels(outcome=recipient.state).inc()
-        if accepted.claims:
-            self._hand_on(accepted.claims)
+        self._hand_on(accepted)
         return Decision(f"250 2.0.0 Ok: queued as {accepted.queue_id}", accepted.queue_id)
 
-    def _hand_on(self, claims: Sequence[Claim]) -> None:
+    def _hand_on(self, accepted: Accepted) -> None:
         try:
-            self.on_accepted(claims)
+            self.on_accepted(accepted.claims)
         except Exception:  # noqa: BLE001 -- it is ours by now, so the client must hear 250
-            _log.exception("claims were not taken", queue_id=claims[0].message.id)
+            _log.exception("claims were not taken", qid=accepted.queue_id)
 
     def _count_rules(self, verdict: Verdict) -> None:
         for hit in verdict.hits:
