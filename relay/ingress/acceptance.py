@@ -23,6 +23,7 @@ from relay.message import headers
 from relay.message.envelope import Envelope, domain_of
 from relay.message.reporting import ReportedMessage
 from relay.message.verdict import Examined, Subject, Verdict
+from relay.policy import TooManyPartsError
 from relay.routing.table import Examination, InvalidRecipient, LocalRecipient
 from relay.spool.types import (
     Accepted,
@@ -43,6 +44,9 @@ _SUBJECT_CHARACTERS_MAX = 200
 
 _LOCAL_ERROR = Decision("451 4.3.0 Local error, try again later")
 _NO_POLICY = Decision("451 4.7.1 The mail rules could not be applied, try again later")
+_TOO_MANY_PARTS = Decision(
+    "554 5.6.0 The message has too many MIME parts, or nests them too deeply"
+)
 _NO_ROOM = Decision("452 4.3.1 The queue is full, try again later")
 _LOOP = Decision("554 5.4.6 Routing loop detected: too many Received fields")
 
@@ -106,8 +110,8 @@ class Acceptance:
         verdict = await self._evaluate(
             self._subject(envelope, content, origin, examinations=examinations)
         )
-        if verdict is None:
-            return _NO_POLICY
+        if isinstance(verdict, Decision):
+            return verdict
         judged = judge(envelope.forward_paths, examinations, verdict)
         fan = fan_out(judged, verdict, self.router.examine)
         self._count_rules(verdict)
@@ -146,8 +150,8 @@ class Acceptance:
             source=origin.source,
         )
 
-    async def _evaluate(self, subject: Subject) -> Verdict | None:
-        """Apply the rules, bounded in time; None when they failed."""
+    async def _evaluate(self, subject: Subject) -> Verdict | Decision:
+        """Apply the rules, bounded in time; a Decision when they could not be."""
         if not subject.recipients:
             return Verdict((), (), (subject.content,), ())
         rules = self.policy()
@@ -157,11 +161,13 @@ class Acceptance:
             async with asyncio.timeout(self.policy_timeout_s):
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(self.threads, rules.evaluate, subject)
+        except TooManyPartsError:
+            return _TOO_MANY_PARTS
         except TimeoutError:
             _log.error("policy timed out", size_bytes=len(subject.content))
         except Exception:  # noqa: BLE001 -- a rule may fail in any way; no message slips past it
             _log.exception("policy failed")
-        return None
+        return _NO_POLICY
 
     def _message(
         self, envelope: Envelope, origin: Origin, *, queue_id: str, time_us: int

@@ -24,7 +24,7 @@ from relay.routing.table import InvalidRecipient, LocalRecipient, RemoteRecipien
 SHUTTING_DOWN = "421 4.3.2 This server is shutting down, try again later"
 _HELO_NAME = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}").fullmatch
 _BEFORE_TLS = frozenset({"NOOP", "EHLO", "HELO", "STARTTLS", "QUIT"})
-_JUNK = frozenset({"NOOP", "RSET", "VRFY"})
+_JUNK = frozenset({"NOOP", "RSET", "VRFY", "EHLO", "HELO"})
 _NOT_OFFERED = frozenset({"BDAT", "EXPN", "HELP", "ETRN", "TURN", "SEND", "SOML", "SAML"})
 
 

@@ -25,6 +25,7 @@ from relay.journal.logs import get_logger
 _log = get_logger("ingress")
 _LOCAL_ERROR = "451 4.3.0 Local error, try again later"
 _TLS_HANDSHAKE_S = 30.0
+_BATCH_REPLIES = 100
 _AUTH_VERB = b"AUTH "
 
 
@@ -184,6 +185,9 @@ class SmtpSession(SMTP):
         while True:
             line = self._input.take_line(self._door.service.limits.auth_line_bytes)
             if line is not None:
+                if len(self._replies) >= _BATCH_REPLIES:  # a long batch: others have their turn
+                    await self._flush()
+                    await asyncio.sleep(0)
                 return line
             if not await self._more():
                 return None

@@ -60,7 +60,7 @@ def octets(text: str) -> bytes:
     pieces = re.split(r"(\\x[0-9a-f]{2}|\\[rn0t\\])", text)
     escapes = {"\\r": b"\r", "\\n": b"\n", "\\0": b"\0", "\\t": b"\t", "\\\\": b"\\"}
     return b"".join(
-        bytes([int(piece[2:], 16)])
+        bytes.fromhex(piece[2:])
         if re.fullmatch(r"\\x[0-9a-f]{2}", piece)
         else escapes.get(piece) or piece.encode("utf-8")
         for piece in pieces

@@ -1,0 +1,132 @@
+import pytest
+
+from relay.ingress.fanout import fan_out, judge, reported
+from relay.message.envelope import ForwardPath, Notify
+from relay.message.lifecycle import State
+from relay.message.nexthop import LOCAL, HopKind, NextHop
+from relay.message.verdict import Addition, Fate, RecipientVerdict, Verdict
+from relay.routing.table import InvalidRecipient, LocalRecipient, RemoteRecipient
+
+MX_B = NextHop(HopKind.MX, "b.test")
+MX_C = NextHop(HopKind.MX, "c.test")
+CONTENTS = (b"zero", b"one", b"two")
+
+
+def examine(address: str):
+    domain = address.rpartition("@")[2]
+    if domain == "here.test":
+        return LocalRecipient(address)
+    if domain == "bad.test":
+        return InvalidRecipient("5.1.1", f"550 5.1.1 <{address}>: no such user here")
+    return RemoteRecipient(NextHop(HopKind.MX, domain))
+
+
+def fan(*recipients: RecipientVerdict, additions=(), notify=frozenset()):
+    """Fan out for these recipients, with the verdicts that the rules would give the valid ones."""
+    paths = [ForwardPath(each.address, notify, f"rfc822;{each.address}") for each in recipients]
+    found = [examine(path.address) for path in paths]
+    asked = [
+        verdict
+        for verdict, one in zip(recipients, found, strict=True)
+        if not isinstance(one, InvalidRecipient)
+    ]
+    verdict = Verdict(tuple(asked), tuple(additions), CONTENTS, ())
+    return fan_out(judge(paths, found, verdict), verdict, examine)
+
+
+def keep(address: str, content: int = 0) -> RecipientVerdict:
+    return RecipientVerdict(address, content=content)
+
+
+def reject(address: str) -> RecipientVerdict:
+    return RecipientVerdict(address, Fate.REJECT, rule="r", status="5.7.1", text="Not tödäy\r\n")
+
+
+def buckets(result) -> list:
+    return [
+        (
+            entry.next_hop,
+            result.contents[entry.content],
+            [each.address for each in entry.recipients],
+        )
+        for entry in result.entries
+    ]
+
+
+@pytest.mark.parametrize(
+    ("recipients", "expected"),
+    [
+        ([keep("x@b.test")], [(MX_B, b"zero", ["x@b.test"])]),
+        (
+            [keep("x@b.test"), keep("y@c.test"), keep("z@b.test")],
+            [(MX_B, b"zero", ["x@b.test", "z@b.test"]), (MX_C, b"zero", ["y@c.test"])],
+        ),
+        (
+            [keep("x@b.test"), keep("y@b.test", 2), keep("z@b.test", 2)],
+            [(MX_B, b"zero", ["x@b.test"]), (MX_B, b"two", ["y@b.test", "z@b.test"])],
+        ),
+        (
+            [keep("x@here.test", 1), keep("y@here.test", 1)],
+            [(LOCAL, b"one", ["x@here.test", "y@here.test"])],
+        ),
+        ([keep("x@bad.test"), keep("y@b.test", 1)], [(MX_B, b"one", ["y@b.test"])]),
+        ([reject("x@b.test"), keep("y@b.test")], [(MX_B, b"zero", ["y@b.test"])]),
+    ],
+)
+def test_one_entry_per_next_hop_and_content(recipients, expected):
+    result = fan(*recipients)
+    assert buckets(result) == expected
+    assert set(result.contents) == {content for _, content, _ in expected}
+    delivered = sum(len(entry.recipients) for entry in result.entries)
+    assert delivered + len(result.final_recipients) == len(recipients)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "state", "status", "reply"),
+    [
+        (keep("x@bad.test"), State.FAILED, "5.1.1", "550 5.1.1 <x@bad.test>: no such user here"),
+        (reject("x@b.test"), State.FAILED, "5.7.1", "550 5.7.1 Not today"),
+        (RecipientVerdict("x@b.test", Fate.DISCARD), State.DISCARDED, "", ""),
+    ],
+)
+def test_who_ends_here(verdict, state, status, reply):
+    result = fan(verdict, notify=frozenset({Notify.FAILURE}))
+    (recipient,) = result.final_recipients
+    assert (recipient.state, recipient.status, recipient.reply) == (state, status, reply)
+    assert recipient.notify == {Notify.FAILURE}
+    assert recipient.orcpt == f"rfc822;{verdict.address}"
+    assert result.entries == ()
+    assert result.contents == (b"zero",)
+    assert result.refused == ((recipient,) if state is State.FAILED else ())
+    assert result.refuses_all is (state is State.FAILED)
+
+
+def test_a_redirect_names_its_successors_who_are_served_quietly():
+    redirect = RecipientVerdict("x@b.test", Fate.REDIRECT, rule="r", successors=("y@c.test",))
+    result = fan(redirect, additions=[Addition("y@c.test", "r", 1)])
+    (old,) = result.final_recipients
+    assert (old.state, old.successors) == (State.REDIRECTED, ("y@c.test",))
+    assert buckets(result) == [(MX_C, b"one", ["y@c.test"])]
+    (new,) = result.entries[0].recipients
+    assert (new.notify, new.added_by) == (frozenset({Notify.NEVER}), "r")
+    assert not result.refuses_all
+
+
+def test_an_addition_that_is_served_already_is_not_served_twice():
+    additions = [Addition("x@b.test", "r"), Addition("y@b.test", "r"), Addition("y@b.test", "s")]
+    result = fan(keep("x@b.test"), additions=additions)
+    assert buckets(result) == [(MX_B, b"zero", ["x@b.test", "y@b.test"])]
+    assert [each.added_by for each in result.entries[0].recipients] == ["", "r"]
+
+
+def test_an_addition_that_is_invalid_fails_on_its_own():
+    result = fan(keep("x@b.test"), additions=[Addition("y@bad.test", "r")])
+    (failed,) = result.refused
+    assert (failed.state, failed.added_by, failed.status) == (State.FAILED, "r", "5.1.1")
+    assert reported(failed).added_by == "r"
+    assert not result.refuses_all
+
+
+def test_a_copy_does_not_hide_that_all_are_refused():
+    assert fan(reject("x@b.test"), additions=[Addition("y@c.test", "r")]).refuses_all
+    assert not fan(reject("x@b.test"), RecipientVerdict("y@b.test", Fate.DISCARD)).refuses_all
