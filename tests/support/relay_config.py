@@ -1,0 +1,75 @@
+"""The configuration and the accounts of a relay under test, as the files' text.
+
+On the path: relay_process writes them; tests change single keys.
+Holds: every port is 0, so the relay takes free ones; times are short.
+Fails: never.
+Standards: TOML 1.0, as much as these files need.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from relay.settings.tree import Address
+
+DOMAIN = "example.test"
+PEOPLE = ("alice", "bob", "carol", "dave")
+OPERATOR = "operator"
+
+
+def configuration(dns: Address | None, mx_port: int) -> dict[str, Any]:
+    """What a relay under test has unless the test says otherwise; 127.0.0.1 may relay, no other address."""
+    return {
+        "hostname": "relay.example.test",
+        "state_dir": "state",
+        "http": {"listen": ["127.0.0.1:0"]},
+        "smtp": [{"listen": "127.0.0.1:0", "trusted_networks": ["127.0.0.1/32"]}],
+        "mailboxes": {"domains": [DOMAIN], "root": "mail", "accounts": "accounts.toml"},
+        "dns": {"nameservers": [str(dns or "127.0.0.1:9")], "timeout": "2s"},
+        "delivery": {"port": mx_port, "tls": "none", "retry": [0.2, 0.2, 0.5]},
+        "policy": {"directory": "policies"},
+        "observe": {"log": "json"},
+    }
+
+
+def account(name: str, **more: Any) -> dict[str, Any]:
+    """An account whose token and password are its name."""
+    secret = f"plain:{name}"
+    return {"address": f"{name}@{DOMAIN}", "password": secret, "token": secret, **more}
+
+
+def to_toml(table: Mapping[str, Any]) -> str:
+    """Enough TOML for configuration files: values, tables, arrays of tables, inline tables below them."""
+    values: list[str] = []
+    tables: list[str] = []
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            tables.append(f"\n[{name}]\n" + _lines(value))
+        elif isinstance(value, Sequence) and value and isinstance(value[0], Mapping):
+            tables += [f"\n[[{name}]]\n" + _lines(one) for one in value]
+        else:
+            values.append(f"{name} = {_inline(value)}\n")
+    return "".join(values + tables)
+
+
+def _lines(table: Mapping[str, Any]) -> str:
+    return "".join(f"{name} = {_inline(value)}\n" for name, value in table.items())
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{name} = {_inline(one)}" for name, one in value.items()) + " }"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    return json.dumps(str(value) if isinstance(value, Path) else value)
+
+
+def changed(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the keys of `change`, tables key by key."""
+    result = dict(base)
+    for name, value in change.items():
+        old = result.get(name)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[name] = changed(old, value) if both else value
+    return result

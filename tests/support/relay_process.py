@@ -1,0 +1,379 @@
+"""`relay serve` as a process of its own, in a folder of its own, and what a test asks it.
+
+    with RelayProcess(dns=dns.address, mx_port=port, policies={"10-a.toml": "..."}) as relay:
+        identity = relay.send_mail(to=["carol@a.test"], subject="hello")
+        relay.until_final(identity)
+
+On the path: integration, crash and interop tests stand outside the process, as clients do.
+Holds: every port is a free one that the relay took itself; the environment is scrubbed; the process
+    is ended by its pid and its folder removed, whatever the test did; the log is shown with a failure.
+Fails: AssertionError with the end of the log when it does not start, stop or come to what is waited for.
+Standards: none.
+"""
+
+import http.client
+import json
+import mailbox
+import os
+import re
+import shutil
+import signal
+import smtplib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from relay.settings.tree import Address
+from tests.support.relay_config import (
+    DOMAIN,
+    OPERATOR,
+    PEOPLE,
+    account,
+    changed,
+    configuration,
+    to_toml,
+)
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[2]
+WAIT_S = 20.0
+_LOG_LINES = 40
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What HTTP answered."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes = field(repr=False)
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        """The code of Graph's error envelope."""
+        return str(self.json()["error"]["code"])
+
+    @property
+    def message(self) -> str:
+        """What the error envelope says to people."""
+        return str(self.json()["error"]["message"])
+
+
+def until(what: str, ready: Callable[[], T], *, timeout_s: float = WAIT_S) -> T:
+    """Return the first true value of `ready()`."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := ready()):
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.02)
+    return value
+
+
+def people(*addresses: str) -> list[dict[str, Any]]:
+    """Recipients as Graph writes them."""
+    return [{"emailAddress": {"address": address}} for address in addresses]
+
+
+def message(
+    *,
+    to: Sequence[str] = (),
+    cc: Sequence[str] = (),
+    bcc: Sequence[str] = (),
+    subject: str = "hello",
+    text: str = "Hello.",
+    **more: Any,
+) -> dict[str, Any]:
+    """A message as JSON; `more` are further properties."""
+    lists = {"toRecipients": to, "ccRecipients": cc, "bccRecipients": bcc}
+    named = {name: people(*addresses) for name, addresses in lists.items() if addresses}
+    return {"subject": subject, "body": {"contentType": "text", "content": text}, **named, **more}
+
+
+class RelayProcess:
+    """One relay. People are alice, bob, carol and dave @example.test; token and password are the name."""
+
+    def __init__(
+        self,
+        *,
+        dns: Address | None = None,
+        mx_port: int = 25,
+        config: Mapping[str, Any] | None = None,
+        policies: Mapping[str, str] | None = None,
+        accounts: Sequence[Mapping[str, Any]] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`config` changes the one below key by key; `accounts` come on top of the usual ones."""
+        self.folder = Path(tempfile.mkdtemp(prefix="relay-test-"))
+        self.config_file = self.folder / "relay.toml"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.ready: dict[str, Any] = {}
+        self._environment = dict(environment or {})
+        self.write_config(changed(configuration(dns, mx_port), config or {}))
+        usual = [account(name) for name in PEOPLE] + [account(OPERATOR, role="operate")]
+        accounts_file = self.folder / "accounts.toml"
+        accounts_file.write_text(to_toml({"account": [*usual, *accounts]}))
+        accounts_file.chmod(0o600)
+        for name in ("policies", "state", "mail"):
+            (self.folder / name).mkdir(mode=0o700)
+        for name, text in (policies or {}).items():
+            (self.folder / "policies" / name).write_text(text)
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write relay.toml."""
+        self.config_file.write_text(to_toml(config))
+
+    # -- its life
+    def start(self, *, crash_at: str = "", wait: bool = True) -> Self:
+        """Start the process and wait until it listens; `crash_at` is RELAY_CRASH_AT."""
+        assert self.process is None or self.process.poll() is not None, "it runs already"
+        ready_file = self.folder / "ready.json"
+        ready_file.unlink(missing_ok=True)
+        command = [*self._command("serve"), "--ready-file", str(ready_file)]
+        crash = {"RELAY_CRASH_AT": crash_at} if crash_at else {}
+        with (self.folder / "relay.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=self.environment | crash,
+            )  # fmt: skip
+        if wait:
+            until("ready, or ended", lambda: ready_file.exists() or self.process_ended)
+            assert ready_file.exists(), f"it ended with {self.process.poll()}\n{self.log_tail()}"
+            self.ready = json.loads(ready_file.read_text())
+        return self
+
+    def stop(self, *, timeout_s: float = 20.0) -> int:
+        """SIGTERM; return the exit code."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.wait_end(timeout_s=timeout_s)
+
+    def kill(self) -> None:
+        """Kill -9."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+
+    def restart(self, *, crash_at: str = "") -> Self:
+        """Kill -9 and start again."""
+        self.kill()
+        return self.start(crash_at=crash_at)
+
+    def wait_end(self, *, timeout_s: float = WAIT_S) -> int:
+        """Wait until the process ended by itself; return its exit code, negative for a signal."""
+        assert self.process is not None
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(
+                f"still running after {timeout_s:g} s\n{self.log_tail()}"
+            ) from None
+
+    def close(self) -> None:
+        """End it, remove its folder; the end of the log goes where pytest shows it with a failure."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        sys.stderr.write(f"--- the relay's last log lines\n{self.log_tail()}\n")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def process_ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the process sees: nothing of the tester's own RELAY_*, systemd's or Python's settings."""
+        kept = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
+        own = {"HOME": str(self.folder), "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+        return kept | own | self._environment
+
+    @property
+    def log(self) -> str:
+        path = self.folder / "relay.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def log_tail(self) -> str:
+        return "\n".join(self.log.splitlines()[-_LOG_LINES:])
+
+    # -- HTTP
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float = WAIT_S,
+    ) -> Answer:
+        host, port = _host_port(self.ready["http"][0])
+        connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+        try:
+            connection.request(method, path, body, dict(headers or {}))
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, response.read())
+        finally:
+            connection.close()
+
+    def graph(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        token: str = "alice",
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """One call below /v1.0, or any other path that begins with /relay; a body that is not bytes is sent as JSON."""
+        sent = {"Authorization": f"Bearer {token}"} if token else {}
+        if body is not None and not isinstance(body, bytes):
+            body, sent["Content-Type"] = json.dumps(body).encode(), "application/json"
+        path = path if path.startswith("/relay") else "/v1.0" + path
+        return self.request(method, path, body, sent | dict(headers or {}))
+
+    def send_mail(self, *, token: str = "alice", save: bool = True, **properties: Any) -> str:
+        """POST /me/sendMail with message(**properties); return its Graph id."""
+        body = {"message": message(**properties), "saveToSentItems": save}
+        answer = self.graph("POST", "/me/sendMail", body, token=token)
+        assert (answer.status, answer.body) == (202, b""), (
+            f"sendMail: {answer.status} {answer.body!r}"
+        )
+        return answer.headers["x-relay-message-id"]
+
+    def messages(self, folder: str, *, token: str = "alice") -> list[dict[str, Any]]:
+        """A folder's messages as Graph lists them."""
+        answer = self.graph("GET", f"/me/mailFolders/{folder}/messages?$top=500", token=token)
+        assert answer.status == 200, f"{folder}: {answer.status} {answer.body!r}"
+        return list(answer.json()["value"])
+
+    def journey(self, key: str) -> dict[str, Any]:
+        """The journey of a message that is known."""
+        answer = self.graph("GET", f"/relay/v1/messages/{key}", token=OPERATOR)
+        assert answer.status == 200, f"journey of {key}: {answer.status} {answer.body!r}"
+        return dict(answer.json())
+
+    def states(self, key: str) -> dict[str, str]:
+        """Recipient -> state."""
+        return {one["address"]: one["state"] for one in self.journey(key)["recipients"]}
+
+    def until_state(self, key: str, state: str) -> dict[str, Any]:
+        """Wait until a message is in `state`; return its journey."""
+        path = f"/relay/v1/messages/{key}/wait?state={state}&timeout={WAIT_S:g}"
+        headers = {"Authorization": f"Bearer {OPERATOR}"}
+        answer = self.request("GET", path, headers=headers, timeout_s=WAIT_S + 10)
+        assert answer.status == 200, f"wait for {key}: {answer.status} {answer.body!r}"
+        found = dict(answer.json())
+        assert found["reached"], f"{key} is still {found['state']}, expected {state}: {found}"
+        return found
+
+    def until_final(self, key: str) -> dict[str, Any]:
+        """Wait until every recipient of a message is in a final state; return its journey."""
+        return self.until_state(key, "final")
+
+    def exposition(self) -> str:
+        """What /metrics says."""
+        answer = self.request("GET", "/metrics")
+        assert answer.status == 200
+        return answer.body.decode()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric over the samples that have `labels`."""
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        samples = re.findall(rf"^{name}(\{{[^}}]*\}})? (\S+)$", self.exposition(), re.MULTILINE)
+        return sum(float(value) for told, value in samples if all(one in told for one in wanted))
+
+    # -- SMTP
+    def smtp(self, *, source: str = "127.0.0.1", listener: int = 0) -> smtplib.SMTP:
+        """A session; from any `source` but 127.0.0.1 it is a stranger's."""
+        host, port = _host_port(self.ready["smtp"][listener])
+        return smtplib.SMTP(host, port, "client.test", WAIT_S, source_address=(source, 0))
+
+    def submit(
+        self,
+        sender: str,
+        recipients: Sequence[str],
+        content: bytes | EmailMessage = b"Subject: hello\r\n\r\nHello.\r\n",
+        *,
+        source: str = "127.0.0.1",
+        mail_options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
+    ) -> str:
+        """One message by SMTP, for all recipients; return its queue id. Raises AssertionError for any refusal."""
+        data = bytes(content) if isinstance(content, EmailMessage) else content
+        with self.smtp(source=source) as session:
+            session.ehlo()
+            _expect(250, session.mail(sender, list(mail_options)))
+            for recipient in recipients:
+                _expect(250, session.rcpt(recipient, list(rcpt_options)))
+            told = _expect(250, session.data(data))
+        return told.rpartition(" ")[2]
+
+    # -- disk
+    def maildir(self, person: str = "alice", folder: str = "") -> list[mailbox.MaildirMessage]:
+        """The messages of a Maildir, as the stdlib reads it; `folder` is "", "Sent", "Drafts" ..."""
+        home = self.folder / "mail" / DOMAIN / person
+        if not (home / "cur").is_dir():
+            return []
+        box = mailbox.Maildir(home, create=False)
+        if not folder:
+            return list(box)
+        return list(box.get_folder(folder)) if folder in box.list_folders() else []
+
+    def subjects(self, person: str = "alice", folder: str = "") -> list[str]:
+        """The subjects in a Maildir, sorted."""
+        return sorted(str(one["subject"]) for one in self.maildir(person, folder))
+
+    def notes(self) -> list[Path]:
+        """What is in .submissions/preparing and ready."""
+        submissions = self.folder / "mail" / ".submissions"
+        return [*submissions.glob("preparing/*"), *submissions.glob("ready/*")]
+
+    # -- the command line
+    def cli(
+        self, *words: str, stdin: str = "", timeout_s: float = 40
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a relay command with --config."""
+        return subprocess.run(
+            self._command(*words), cwd=self.folder, env=self.environment, input=stdin,
+            capture_output=True, text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+
+    def cli_json(self, *words: str) -> Any:
+        """Run a relay command with --json that succeeds; return its document."""
+        done = self.cli(*words, "--json")
+        assert done.returncode == 0, f"relay {' '.join(words)}: {done.returncode} {done.stderr}"
+        return json.loads(done.stdout)
+
+    def _command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "relay", *words, "--config", str(self.config_file)]
+
+
+def _host_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _expect(code: int, reply: tuple[int, bytes]) -> str:
+    text = reply[1].decode("utf-8", "replace")
+    assert reply[0] == code, f"expected {code}, found {reply[0]} {text}"
+    return text
