@@ -1,8 +1,9 @@
 """A process killed at each point, once and again in its recovery: filed once, or never promised."""
 
+import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -10,8 +11,8 @@ from relay.journal.crash import CrashPoint
 from relay.mailbox import SendOptions
 
 ALICE = "alice@example.test"
-CHILD = """
-import asyncio, sys
+PARENT_OF_CHILDREN = """
+import asyncio, json, os, sys, traceback
 from pathlib import Path
 from relay.clock import Ids, SystemClock
 from relay.journal.crash import CrashPoints
@@ -19,7 +20,7 @@ from relay.journal.storelog import StoreLog
 from relay.mailbox import FileStore, SendOptions
 from relay.message.properties import MessageProperties, Person
 
-async def main(root, point, deed, save):
+async def main(root, point, deed, save, told):
     clock = SystemClock()
     log = StoreLog(root / ".submissions/log", role="graph", clock=clock)
     store = FileStore(root, clock=clock, ids=Ids(clock), crash=CrashPoints(point), log=log,
@@ -28,7 +29,7 @@ async def main(root, point, deed, save):
     if deed == "submit":
         message = MessageProperties(subject="s", to=(Person("bob@b.test"),))
         await store.submit_new("alice@example.test", message, SendOptions(save == "save"))
-        print("202", flush=True)
+        os.write(told, b"202")
     left = len(list((root / ".submissions/ready").glob("*")))
     notes = store.notes()
     for _ in range(left):
@@ -38,7 +39,21 @@ async def main(root, point, deed, save):
         else:
             await store.file_original(note, queue_id="q")
 
-asyncio.run(main(Path(sys.argv[1]), *sys.argv[2:]))
+for line in sys.stdin:
+    root, point, deed, save = json.loads(line)
+    heard, told = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            asyncio.run(main(Path(root), point, deed, save, told))
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    os.close(told)
+    promised = os.read(heard, 3) == b"202"
+    os.close(heard)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps([code, promised]), flush=True)
 """
 FILING = (
     CrashPoint.ORIGINAL_FILED,
@@ -61,20 +76,25 @@ SUBMITTING = (
 PROMISED_FROM = CrashPoint.NOTE_READY  # what is ready is sent, promised or not
 
 
+@pytest.fixture(scope="module")
+def parent() -> Iterator[subprocess.Popen]:
+    """A process without threads that forks the children: they need no imports of their own."""
+    command = [sys.executable, "-W", "error", "-c", PARENT_OF_CHILDREN]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
+        yield process
+        process.stdin.close()
+
+
 @pytest.fixture
-def run(place) -> Callable[..., bool]:
+def run(place, parent) -> Callable[..., bool]:
     """Run a child that is to die at `point`, or to end well without one; True if it gave a 202."""
 
     def child(point: str, deed: str, save: str = "save") -> bool:
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", CHILD, str(place.root), point, deed, save],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == (-9 if point else 0), done.stderr
-        return "202" in done.stdout
+        parent.stdin.write(json.dumps([str(place.root), point, deed, save]) + "\n")
+        parent.stdin.flush()
+        code, promised = json.loads(parent.stdout.readline())
+        assert code == (-9 if point else 0)
+        return promised
 
     return child
 
