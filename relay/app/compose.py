@@ -179,7 +179,8 @@ class _Composer:
         return Acceptance(
             hostname=self.settings.hostname, router=self.table, policy=lambda: rules,
             reporter=self.reporter, spool=self.spool, accounts=self.sources.accounts,
-            clock=self.clock, ids=self.ids, metrics=self.metrics, on_accepted=self._accepted, has_room=lambda: self.dispatcher.has_room,
+            clock=self.clock, ids=self.ids, metrics=self.metrics,
+            on_accepted=self._accepted, has_room=lambda: self.dispatcher.has_room,
             expire_after_s=self.settings.delivery.expire_after,
         )  # fmt: skip
 

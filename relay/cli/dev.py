@@ -86,7 +86,9 @@ class _AddressType(click.ParamType[Address]):
 def dev(given: Given, **options: Any) -> None:
     """Run the development relay: no file, loopback only, no mail leaves this machine."""
     environment = read_environment()
-    logs.configure("auto", clock=SystemClock(), color=not environment.no_color)
+    logs.configure(
+        "auto", clock=SystemClock(), color=not environment.no_color, level="warning"
+    )  # the events themselves are shown on stdout
     place = open_folder(options["folder"])
     try:
         uvloop.run(_Development(given, place, options).run())

@@ -29,7 +29,7 @@ def journey_lines(found: Mapping[str, Any]) -> list[str]:
     who += f" and {more} more" if more > 0 else ""
     lines = [
         printable(f'{name}  "{found["subject"]}"  {found["sender"] or "<>"} -> {who}')
-        + f"  {str(found['state']).upper()}"
+        + f"  {_headline(found)}"
     ]
     lines += [step_line(step) for step in found["steps"]]
     for one in found["recipients"]:
@@ -38,6 +38,13 @@ def journey_lines(found: Mapping[str, Any]) -> list[str]:
         tried = f"  ({tries} attempts)" if tries > 1 else ""
         lines.append(printable(f"   {one['address']}  {one['state']}{reply}{tried}"))
     return lines
+
+
+def _headline(found: Mapping[str, Any]) -> str:
+    """The state, and of how many recipients it holds where not of all."""
+    state, people = str(found["state"]), found["recipients"]
+    count = sum(1 for one in people if one["state"] == state)
+    return state.upper() + (f" ({count} of {len(people)})" if count < len(people) else "")
 
 
 def step_line(step: Mapping[str, Any]) -> str:
@@ -54,7 +61,9 @@ def describe(step: int, detail: Mapping[str, Any]) -> str:
             f"{hop}: {', '.join(people)}" for hop, people in detail.get("next_hops", {}).items()
         )
         rules = ", ".join(f'"{hit["rule"]}" {hit["outcome"]}' for hit in detail.get("rules", []))
-        return "; ".join(part for part in (f"rules: {rules}" if rules else "", hops) if part)
+        refused = ", ".join(f"{one['address']} {one['reply']}" for one in detail.get("refused", []))
+        parts = (f"rules: {rules}" if rules else "", hops, f"refused: {refused}" if refused else "")
+        return "; ".join(part for part in parts if part)
     if step == 6 and "recipients" in detail:
         host = f" by {detail['host']}" if detail.get("host") else ""
         outcomes = ", ".join(

@@ -254,4 +254,9 @@ def _step5(verdict: Verdict, fan: FanOut, at_us: int) -> Event:
         "rules": [hit.as_json() for hit in verdict.hits],
         "next_hops": next_hops,
     }
+    refused = [each for each in fan.refused if not each.added_by]
+    if refused:
+        detail["refused"] = [
+            {"address": each.address, "reply": each.reply} for each in refused[:_NAMED_MAX]
+        ]
     return Event(Step.POLICY_AND_ROUTING, at_us, detail)

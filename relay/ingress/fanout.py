@@ -71,9 +71,9 @@ def fan_out(
     """Sort recipients into entries per next hop and content; `examine` is asked of added ones."""
     buckets: dict[tuple[NextHop, int], list[NewRecipient]] = {}
     final: list[NewRecipient] = []
-    for each in judged:
+    for position, each in enumerate(judged, 1):
         path, found = each.path, each.examination
-        start = NewRecipient(path.address, notify=path.notify, orcpt=path.orcpt)
+        start = NewRecipient(path.address, notify=path.notify, orcpt=path.orcpt, position=position)
         if isinstance(found, InvalidRecipient):
             final.append(_failed(start, found.status, found.text))
         elif (ended := _ended(start, each.verdict)) is not None:

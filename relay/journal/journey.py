@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from relay.journal.events import Step
 from relay.message.lifecycle import State
 
-
 _LOOKED_AT_MAX = 1000  # messages, when only some states are wanted
 
 

@@ -57,11 +57,12 @@ def configure(
     environ_journal_stream: str = "",
     color: bool = True,
     descriptor: int = 2,
+    level: Literal["info", "warning"] = "info",
 ) -> None:
     """Choose the form of the lines and where they go; route the standard library's loggers in.
 
     `environ_journal_stream` is JOURNAL_STREAM: if it names `descriptor`, the journal keeps time and
-    priority itself. "auto" is pretty on a terminal, else logfmt.
+    priority itself. "auto" is pretty on a terminal, else logfmt. Below `level` nothing is written.
     """
     _sink.clock = clock
     _sink.point_at(descriptor)
@@ -69,7 +70,7 @@ def configure(
     is_terminal = os.isatty(descriptor)
     _sink.form = ("pretty" if is_terminal else "logfmt") if form == "auto" else form
     _sink.color = color and is_terminal
-    _sink.priority_max = _PRIORITY["info"]
+    _sink.priority_max = _PRIORITY[level]
     root = logging.getLogger()
     for handler in [each for each in root.handlers if isinstance(each, _StandardLibrary)]:
         root.removeHandler(handler)

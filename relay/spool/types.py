@@ -35,7 +35,8 @@ class NewRecipient:
     """A recipient as accepted. With a final `state` it has no entry: rejected, invalid, discarded,
     redirected.
 
-    `successors` are the addresses that stand for a redirected one.
+    `successors` are the addresses that stand for a redirected one. `position` is its place in the
+    envelope, from 1; without one it comes behind those that have one.
     `added_by` names the rule that added it: such a one has NOTIFY=NEVER and is not in the sender's
     journey.
     """
@@ -48,6 +49,7 @@ class NewRecipient:
     reply: str = ""
     added_by: str = ""
     successors: tuple[str, ...] = ()
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)

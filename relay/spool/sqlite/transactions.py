@@ -6,8 +6,9 @@ Fails: with apsw's exceptions, and the transaction with it.
 Standards: DESIGN 4, invariants 1, 2, 3, 7.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from typing import Any, assert_never
 
 import apsw
@@ -211,9 +212,9 @@ def _insert_message(
             content_ids[index] = cursor.connection.last_insert_rowid()
     rows: list[tuple[Any, ...]] = []
     counts = {ACCEPTED_COUNTER: len(message.final_recipients)}
-    number = 0
+    numbers = _numbers(message)
     for recipient in message.final_recipients:
-        number += 1
+        number = recipient.position or next(numbers)
         rows.append(_recipient_row(message.id, recipient, entry=0, number=number))
         counts[recipient.state] = counts.get(recipient.state, 0) + 1
     claims: list[Claim] = []
@@ -226,7 +227,7 @@ def _insert_message(
         counts[ACCEPTED_COUNTER] += len(entry.recipients)
         people: list[ClaimedRecipient] = []
         for recipient in entry.recipients:
-            number += 1
+            number = recipient.position or next(numbers)
             if entry.next_hop.kind is HopKind.CAPTURE:
                 recipient = replace(recipient, state=State.CAPTURED)  # noqa: PLW2901
             rows.append(_recipient_row(message.id, recipient, entry=position, number=number))
@@ -245,6 +246,13 @@ def _insert_message(
     _insert_events(cursor, message.id, message.events, first=1)
     _add_counts(cursor, counts)
     return claims
+
+
+def _numbers(message: NewMessage) -> Iterator[int]:
+    """Numbers for recipients without a position, behind the last one that has one."""
+    entries = (entry.recipients for entry in message.entries)
+    everybody = chain(message.final_recipients, *entries)
+    return count(1 + max((one.position for one in everybody), default=0))
 
 
 def _insert_entry(
