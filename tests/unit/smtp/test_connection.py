@@ -77,18 +77,21 @@ async def test_a_silent_peer_is_given_up(connected, message, extensions, stage):
 
 
 @both_ways
-@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "DOT"])
-@pytest.mark.parametrize("nonsense", [GARBAGE, "200", "354 go", "999 x"])
+@pytest.mark.parametrize(
+    ("stage", "nonsense"),
+    [
+        *((stage, GARBAGE) for stage in ("MAIL", "RCPT", "DATA", "DOT")),
+        *((stage, "354 go") for stage in ("MAIL", "RCPT", "DOT")),
+        *((stage, "999 x") for stage in ("MAIL", "RCPT", "DATA", "DOT")),
+        ("DATA", "200"),
+    ],
+)
 async def test_nonsense_is_put_off(connected, message, extensions, stage, nonsense):
-    if stage in ("DATA", "MAIL", "RCPT", "DOT") and (stage == "DATA") == (nonsense == "354 go"):
-        nonsense = GARBAGE  # these would be right
-    if stage != "DATA" and nonsense == "200":
-        nonsense = GARBAGE
     async with RemoteMx(extensions=extensions, replies={stage: nonsense}) as mx:
         connection = await connected(mx)
         result = await connection.transact(message("a@y.test", "b@y.test"))
-        assert set(kinds(result).values()) <= {Deferred, Indeterminate}
-        assert set(kinds(result)) == {0, 1}
+        expected = Indeterminate if stage == "DOT" else Deferred
+        assert kinds(result) == {0: expected, 1: expected}
         assert {outcome.evidence.status for outcome in result.outcomes.values()} == {"4.5.0"}
         assert not result.reusable
 
@@ -207,10 +210,8 @@ async def test_a_refused_message_never_touches_the_wire(connected, message):
 
 
 async def test_a_big_message_arrives_as_it_is(connected, message):
-    content = (
-        b"Subject: big\r\n\r\n"
-        b"..\r\n.\r\n\r\n" + b".x" * 40 + b"\r\n.\r\n" * 5_000 + b"x" * 3_000_000 + b"\r"
-    )
+    dots = b"..\r\n.\r\n\r\n" + b"\r\n.\r\n" * 5_000
+    content = b"".join([b"Subject: big\r\n\r\n", dots, b"x" * 3_000_000, b"\r"])
     async with RemoteMx() as mx:
         result = await (await connected(mx)).transact(message(content=content))
         assert kinds(result) == {0: Relayed}
@@ -252,7 +253,8 @@ async def test_no_final_dot_before_the_last_message_is_settled(connected, messag
         connection = await connected(mx)
         one = message(content=b"x" * size + b"\r\n")
         task = asyncio.create_task(connection.transact(one, before_dot=before_dot))
-        await asked.wait()
+        async with asyncio.timeout(5):
+            await asked.wait()
         assert mx.envelopes == []
         settled.set()
         assert kinds(await task) == {0: Relayed}
