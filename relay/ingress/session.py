@@ -64,7 +64,7 @@ class SmtpSession(SMTP):
         )
         self._replies: list[bytes] = []
         self._conversation: Conversation | None = None
-        self._waits_since: float | None = None  # loop time of the last input; None while we work
+        self._waits_since: float | None = None  # loop time; None while we work
         self._began_s = self.loop.time()
         self._counted = False
         self.gone = self.loop.create_future()
@@ -94,8 +94,6 @@ class SmtpSession(SMTP):
 
     def data_received(self, data: bytes) -> None:
         """Keep what the client sent."""
-        if self._waits_since is not None:
-            self._waits_since = self.loop.time()
         self._input.feed(data)
 
     def eof_received(self) -> bool:

@@ -86,6 +86,13 @@ async def test_more_waits_for_what_was_not_there():
     assert lines_of(one) == [b"NOOP"]
 
 
+async def test_more_does_not_wait_for_what_came_meanwhile():
+    one = make_input()
+    assert lines_of(one) == []
+    one.feed(b"NOOP\r\n")
+    assert await asyncio.wait_for(one.more(), 1) is True
+
+
 async def test_what_came_before_the_end_is_still_read():
     one = make_input()
     assert lines_of(one) == []

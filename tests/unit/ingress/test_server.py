@@ -164,6 +164,19 @@ async def test_a_client_that_does_not_read_is_cut_off(listening):
     client.writer.transport.abort()
 
 
+async def test_a_fault_of_ours_is_a_451_and_the_session_goes_on(relay, listening, monkeypatch):
+    async def fail(*_):
+        raise OSError("secret detail")
+
+    monkeypatch.setattr(relay.accounts, "by_password", fail, raising=False)
+    client = await Client.connect((await listening()).address)
+    await client.reply()
+    await client.say("EHLO client.test")
+    reply = await client.say("AUTH PLAIN AGFsaWNlAGFsaWNl")
+    assert reply == "451 4.3.0 Local error, try again later"
+    assert await client.say("NOOP") == "250 2.0.0 Ok"
+
+
 async def test_sessions_per_listener(listening):
     server = await listening(max_sessions=1)
     first = await Client.connect(server.address)
