@@ -21,7 +21,7 @@ from relay.ingress.acceptance import Acceptance
 from relay.ingress.conversation import SHUTTING_DOWN, Service
 from relay.ingress.limits import Budget, Limits, SessionCount
 from relay.ingress.ports import Decision, Origin, Passwords, Quota, Router
-from relay.ingress.session import Door, SmtpSession
+from relay.ingress.session import TLS_HANDSHAKE_S, Door, SmtpSession
 from relay.journal.crash import CrashPoints
 from relay.message.envelope import Envelope
 from relay.settings.tree import Address, SmtpListener, Tls
@@ -105,7 +105,12 @@ class SmtpServer:
             )
         else:
             self._server = await loop.create_server(
-                self._new_session, wanted.host, wanted.port, ssl=implicit_tls, backlog=_BACKLOG
+                self._new_session,
+                wanted.host,
+                wanted.port,
+                ssl=implicit_tls,
+                ssl_handshake_timeout=TLS_HANDSHAKE_S if implicit_tls else None,
+                backlog=_BACKLOG,
             )
 
     def stop_listening(self) -> None:

@@ -24,7 +24,7 @@ from relay.journal.logs import get_logger
 
 _log = get_logger("ingress")
 _LOCAL_ERROR = "451 4.3.0 Local error, try again later"
-_TLS_HANDSHAKE_S = 30.0
+TLS_HANDSHAKE_S = 30.0
 _BATCH_REPLIES = 100
 _AUTH_VERB = b"AUTH "
 
@@ -254,7 +254,7 @@ class SmtpSession(SMTP):
         await self.send("220 2.0.0 Ready to start TLS")
         try:
             await self._writer.start_tls(
-                self._door.tls_context, ssl_handshake_timeout=_TLS_HANDSHAKE_S
+                self._door.tls_context, ssl_handshake_timeout=TLS_HANDSHAKE_S
             )
         except OSError as error:
             raise ClientGone from error
