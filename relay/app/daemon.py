@@ -82,7 +82,9 @@ class Daemon:
         for smtp_server in self.smtp_servers:
             await smtp_server.start()
         self._pickup_task = self._spawn(self.pickup.run(), "pickup")
-        self._spawn(keep_figures(self.spool, self.metrics, self.clock), "figures")
+        self._spawn(
+            keep_figures(self.spool, self.metrics, self.clock, sessions=self._sessions), "figures"
+        )
         keep_s = self.settings.spool.keep
         self._spawn(keep_pruning(self.spool, self.store_log, self.clock, keep_s=keep_s), "pruning")
         self.readiness.reason = ""
@@ -120,6 +122,9 @@ class Daemon:
         await asyncio.to_thread(self.store.close)
         self.store_log.close()
         self.lock.give_back()
+
+    def _sessions(self) -> int:
+        return sum(server.sessions for server in self.smtp_servers)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)

@@ -8,6 +8,7 @@ Standards: DESIGN 4 (history), CONTRACT's metrics.
 
 import asyncio
 import math
+from collections.abc import Callable
 
 from relay.clock import Clock
 from relay.journal.logs import get_logger
@@ -25,10 +26,13 @@ _PRUNE_PAUSE_S = 0.05
 _DAY_S = 86400.0
 
 
-async def keep_figures(spool: SqliteSpool, metrics: Metrics, clock: Clock) -> None:
-    """Count the queue into the metrics until cancelled."""
+async def keep_figures(
+    spool: SqliteSpool, metrics: Metrics, clock: Clock, *, sessions: Callable[[], int]
+) -> None:
+    """Count the queue and the SMTP sessions into the metrics until cancelled."""
     while True:
         began = clock.monotonic()
+        metrics.connections.labels(state="incoming").set(sessions())
         try:
             await count_queue(spool, metrics, clock)
         except SpoolError as error:

@@ -226,10 +226,25 @@ class Acceptance:
             claim=self.has_room(),
         )
         if not accepted.repeated:
+            self._tell(message)
             for recipient in message.final_recipients:
                 self.metrics.recipients.labels(outcome=recipient.state).inc()
         self._hand_on(accepted)
         return Decision(f"250 2.0.0 Ok: queued as {accepted.queue_id}", accepted.queue_id)
+
+    def _tell(self, message: NewMessage) -> None:
+        """One line per message, in Postfix's words where they fit."""
+        people = sum(len(entry.recipients) for entry in message.entries)
+        _log.info(
+            "accepted",
+            qid=message.id,
+            sender=message.reverse_path,
+            recipients=people + len(message.final_recipients),
+            size_bytes=len(message.contents[0]),
+            via=message.source,
+            client=message.client,
+            message_id=message.message_id,
+        )
 
     def _hand_on(self, accepted: Accepted) -> None:
         try:

@@ -18,13 +18,17 @@ from relay.ingress.limits import Budget, Limits
 from relay.ingress.parameters import MailArgument, Refused, parse_mail, parse_rcpt
 from relay.ingress.ports import Accept, Origin, Passwords, Quota, Router
 from relay.journal.crash import CrashPoint, CrashPoints
+from relay.journal.logs import get_logger
 from relay.message.envelope import Envelope, ForwardPath
 from relay.routing.table import InvalidRecipient, LocalRecipient, RemoteRecipient
+
+_log = get_logger("ingress")
 
 SHUTTING_DOWN = "421 4.3.2 This server is shutting down, try again later"
 _HELO_NAME = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}").fullmatch
 _BEFORE_TLS = frozenset({"NOOP", "EHLO", "HELO", "STARTTLS", "QUIT"})
 _JUNK = frozenset({"NOOP", "RSET", "VRFY", "EHLO", "HELO"})
+_TELLING = frozenset({"MAIL", "RCPT", "DATA", "AUTH"})  # whose refusals an operator wants to see
 _NOT_OFFERED = frozenset({"BDAT", "EXPN", "HELP", "ETRN", "TURN", "SEND", "SOML", "SAML"})
 
 
@@ -113,6 +117,8 @@ class Conversation:
             reply = await self._do(verb, argument.strip(" "))
         except Refused as refused:
             reply = str(refused)
+        if reply[:1] in "45" and verb in _TELLING:
+            _log.info("refused", qid="NOQUEUE", client=self._ip, verb=verb, reply=reply)
         return self.count(reply, verb=verb)
 
     def count(self, reply: str, *, verb: str = "") -> str:
