@@ -213,6 +213,11 @@ class RelayProcess:
         path = self.folder / "relay.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def faults(self) -> list[str]:
+        """The log's lines that tell of a fault of ours; what is no JSON is one as well."""
+        lines = self.log.splitlines()
+        return [one for one in lines if not one.startswith("{") or '"level":"error"' in one]
+
     def log_tail(self) -> str:
         return "\n".join(self.log.splitlines()[-_LOG_LINES:])
 
@@ -289,6 +294,12 @@ class RelayProcess:
     def until_final(self, key: str) -> dict[str, Any]:
         """Wait until every recipient of a message is in a final state; return its journey."""
         return self.until_state(key, "final")
+
+    def queue(self) -> list[dict[str, Any]]:
+        """What is not final yet."""
+        answer = self.graph("GET", "/relay/v1/queue", token=OPERATOR)
+        assert answer.status == 200, f"queue: {answer.status} {answer.body!r}"
+        return list(answer.json())
 
     def exposition(self) -> str:
         """What /metrics says."""

@@ -1,0 +1,36 @@
+"""A remote that holds every connection until the crash has happened, and a relay that delivers to it."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.support.relay_process import RelayProcess
+from tests.support.remote_mx import RemoteMx
+from tests.support.remotes import Remotes
+
+
+@dataclass
+class Scene:
+    """The remote greets nobody before open(), so no transaction can be cut off after its final dot."""
+
+    remotes: Remotes
+    remote: RemoteMx
+    relay: RelayProcess
+    gate: asyncio.Event = field(repr=False)
+
+    def open(self) -> None:
+        self.remotes.open_gate(self.gate)
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    with Remotes() as remotes:
+        gate = asyncio.Event()
+        remote = remotes.start("a.test", gates={"CONNECT": gate})
+        relay = remotes.relay()
+        try:
+            yield Scene(remotes, remote, relay, gate)
+        finally:
+            relay.close()

@@ -1,0 +1,205 @@
+"""kill -9 at every named point between a request and the removal of its note.
+
+On the path: steps 1 to 4, from outside: the process dies by RELAY_CRASH_AT, another one takes over.
+Holds: who got a 202 is served once and filed once; who got none is served once or not at all.
+Fails: -
+Standards: DESIGN 1 and invariants 1, 2, 7, 10.
+"""
+
+import http.client
+from contextlib import suppress
+from email import message_from_bytes
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import pytest
+
+from relay.journal.crash import CrashPoint
+from tests.crash.conftest import Scene
+from tests.support.relay_process import RelayProcess, message, until
+from tests.support.reports import report_about, reports_of
+
+pytestmark = pytest.mark.crash
+
+POINTS = list(CrashPoint)
+NOTE_READY = POINTS.index(CrashPoint.NOTE_READY)
+ANSWERED = POINTS.index(CrashPoint.REQUEST_ANSWERED)
+AFTER_A_FAILURE = CrashPoint.REPORT_WRITTEN
+SENT = [point for point in POINTS if point is not AFTER_A_FAILURE]
+# What a second process passes again; the others lie behind its work, or before anything was promised.
+PASSED_AGAIN = POINTS[
+    POINTS.index(CrashPoint.NOTE_CONVERTED) : POINTS.index(CrashPoint.NOTE_REMOVED)
+]
+BIG = "0123456789abcdef" * 16_000  # the spool keeps it as a file
+RECIPIENTS = {"to": ["x@a.test"], "cc": ["bob@example.test"], "bcc": ["y@a.test"]}
+TEN_DAYS_US = 10 * 86400 * 1_000_000
+
+
+def send(relay: RelayProcess, point: CrashPoint, **options: Any) -> str:
+    """Post a message; "" when the relay died before it answered."""
+    text = BIG if point is CrashPoint.SPOOL_BODY_SYNCED else "Hello."
+    try:
+        return relay.send_mail(subject="first", text=text, **RECIPIENTS, **options)
+    except (OSError, http.client.HTTPException):
+        return ""
+
+
+def check_all_there(scene: Scene, subjects: list[str], *, saved: bool = True) -> None:
+    """Each of these messages is wherever it must be once, and nothing else is anywhere."""
+    relay, remote = scene.relay, scene.remote
+    until("no note is left", lambda: not relay.notes())
+    until(
+        "all is delivered", lambda: not relay.queue() and len(relay.maildir("bob")) >= len(subjects)
+    )
+    assert sorted(subject_of(one.content) for one in remote.envelopes) == subjects
+    assert all(one.addresses == ["x@a.test", "y@a.test"] for one in remote.envelopes)
+    assert relay.subjects("bob") == subjects
+    assert relay.subjects("alice", "Sent") == (subjects if saved else [])
+    assert relay.messages("drafts") == []
+    assert reports_of(relay) == []
+    assert relay.metric("relay_queue_unaccounted") == 0
+    assert relay.faults() == []
+
+
+def subject_of(content: bytes) -> str:
+    return str(message_from_bytes(content)["subject"])
+
+
+def files_in(relay: RelayProcess, folder: str) -> list[Path]:
+    """Every file below a folder of alice's, half-written ones as well."""
+    home = relay.folder / "mail/example.test/alice" / folder
+    return [path for path in home.glob("*/*") if path.parent.name in ("tmp", "new", "cur")]
+
+
+@pytest.mark.parametrize("point", SENT)
+def test_killed_once(scene: Scene, point: CrashPoint) -> None:
+    relay = scene.relay.start(crash_at=point)
+    identity = send(relay, point)
+    assert relay.wait_end() == -SIGKILL
+    if POINTS.index(point) < ANSWERED:
+        assert identity == "", "a 202 was promised before all was durable"
+    if point is CrashPoint.REQUEST_ANSWERED:
+        assert identity
+    scene.open()
+    relay.start()
+    first = [] if POINTS.index(point) < NOTE_READY else ["first"]
+    check_steps(relay, once=bool(first))
+    relay.send_mail(subject="second", **RECIPIENTS)
+    check_all_there(scene, [*first, "second"])
+    assert files_in(relay, ".Drafts") == []
+
+
+def check_steps(relay: RelayProcess, *, once: bool) -> None:
+    """A journey has each step once (the fourth may still come); nothing has none."""
+    listed = relay.graph("GET", "/relay/v1/messages", token="operator").json()
+    assert len(listed) == once
+    if once:
+        until("step 4", lambda: steps(relay)[3:4] == [4] and not relay.notes())
+        relay.until_final("last")
+        assert [one for one in steps(relay) if one != 6] == [1, 2, 3, 4, 5]
+
+
+def steps(relay: RelayProcess) -> list[int]:
+    return [step["step"] for step in relay.journey("last")["steps"]]
+
+
+@pytest.mark.parametrize("point", PASSED_AGAIN)
+def test_killed_twice_at_the_same_point(scene: Scene, point: CrashPoint) -> None:
+    relay = scene.relay.start(crash_at=point)
+    send(relay, point)
+    assert relay.wait_end() == -SIGKILL
+    relay.start(crash_at=point, wait=False)
+    assert relay.wait_end() == -SIGKILL
+    scene.open()
+    relay.start()
+    check_all_there(scene, ["first"])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (CrashPoint.NOTE_READY, CrashPoint.NOTE_REMOVED),
+        (CrashPoint.SPOOL_COMMITTED, CrashPoint.ORIGINAL_FILED),
+        (CrashPoint.SUBMISSION_SENT, CrashPoint.STEP_RECORDED),
+    ],
+)
+def test_killed_at_one_point_then_at_another(
+    scene: Scene, first: CrashPoint, second: CrashPoint
+) -> None:
+    relay = scene.relay.start(crash_at=first)
+    send(relay, first)
+    assert relay.wait_end() == -SIGKILL
+    relay.start(crash_at=second, wait=False)
+    assert relay.wait_end() == -SIGKILL
+    scene.open()
+    relay.start()
+    check_all_there(scene, ["first"])
+
+
+@pytest.mark.parametrize(
+    "point", [point for point in PASSED_AGAIN[-5:] if point is not CrashPoint.SENT_DIRECTORY_SYNCED]
+)
+def test_a_message_that_is_not_saved(scene: Scene, point: CrashPoint) -> None:
+    relay = scene.relay.start(crash_at=point)
+    send(relay, point, save=False)
+    assert relay.wait_end() == -SIGKILL
+    scene.open()
+    relay.start()
+    check_all_there(scene, ["first"], saved=False)
+
+
+@pytest.mark.parametrize(
+    ("point", "sent"),
+    [
+        (CrashPoint.NOTE_PREPARED, False),
+        (CrashPoint.NOTE_READY, True),
+        (CrashPoint.READY_DIRECTORY_SYNCED, True),
+        (CrashPoint.REQUEST_ANSWERED, True),
+        (CrashPoint.ORIGINAL_FILED, True),
+        (CrashPoint.NOTE_REMOVED, True),
+    ],
+)
+def test_a_draft_that_is_sent(scene: Scene, point: CrashPoint, sent: bool) -> None:
+    relay = scene.relay.start(crash_at=point)
+    draft = relay.graph("POST", "/me/messages", message(subject="first", **RECIPIENTS)).json()["id"]
+    with suppress(OSError, http.client.HTTPException):
+        relay.graph("POST", f"/me/messages/{draft}/send")
+    assert relay.wait_end() == -SIGKILL
+    scene.open()
+    relay.start()
+    if not sent:
+        assert [one["id"] for one in relay.messages("drafts")] == [draft]
+        assert relay.graph("POST", f"/me/messages/{draft}/send").status == 202
+    check_all_there(scene, ["first"])
+    assert relay.graph("GET", f"/me/messages/{draft}").json()["isDraft"] is False
+
+
+@pytest.mark.parametrize("crashes", [1, 2])
+def test_a_failure_is_reported_once(scene: Scene, crashes: int) -> None:
+    relay = scene.relay.start(crash_at=CrashPoint.REQUEST_ANSWERED)
+    draft = send(relay, CrashPoint.REQUEST_ANSWERED)
+    assert relay.wait_end() == -SIGKILL
+    make_too_old_to_send(relay)
+    for _ in range(crashes):
+        relay.start(crash_at=AFTER_A_FAILURE, wait=False)
+        assert relay.wait_end() == -SIGKILL
+    scene.open()
+    relay.start()
+    until("no note is left", lambda: not relay.notes())
+    report = report_about(relay, "x@a.test")
+    assert len(reports_of(relay)) == 1
+    assert report.recipients.keys() == {"x@a.test", "bob@example.test", "y@a.test"}
+    assert {one["status"] for one in report.recipients.values()} == {"5.4.7"}
+    assert relay.states("last") == dict.fromkeys(report.recipients, "failed")
+    assert scene.remote.envelopes == relay.maildir("bob") == relay.maildir("alice", "Sent") == []
+    changed = relay.graph("PATCH", f"/me/messages/{draft}", {"subject": "a draft again"})
+    assert changed.status == 200
+    assert relay.subjects("alice", "Drafts") == ["a draft again"]
+
+
+def make_too_old_to_send(relay: RelayProcess) -> None:
+    """A note's name says since when it is ready; so old a key may be forgotten, so it is never sent."""
+    (note,) = relay.notes()
+    submission_id, _, ready_us = note.name.partition("@")
+    note.rename(note.with_name(f"{submission_id}@{int(ready_us) - TEN_DAYS_US}"))
