@@ -120,14 +120,14 @@ async def test_memory_is_bounded_and_nothing_is_forgotten(directory):
 async def test_an_offer_over_the_limit_is_found_by_listing(directory):
     board = directory.board(notes_max=1)
     notes = board.notes()
-    directory.notes = [note(1)]
-    [taken] = await take(notes, 1)
-    directory.notes.append(note(2))
+    assert await nothing_comes(notes)  # listed, and at rest
+    notes = board.notes()
+    directory.notes = [note(1), note(2)]
+    board.offer(note(1))
     board.offer(note(2))
-    assert await nothing_comes(notes)
-    board.done(taken)
-    directory.notes.remove(taken)
-    assert await take(board.notes(), 1) == [note(2)]
+    assert await take(notes, 1) == [note(1)]
+    board.done(directory.notes.pop(0))
+    assert await take(notes, 1) == [note(2)]
 
 
 async def test_a_failing_directory_stops_nothing(directory):

@@ -243,3 +243,13 @@ async def test_a_damaged_note_is_put_aside_and_stops_nobody(place, store, draft)
     gone = replace(note, path=damaged)
     with pytest.raises(NoSuchItemError):
         await store.note_content(gone)
+
+
+async def test_a_note_that_is_ready_keeps_its_draft_when_it_seems_to_be_preparing_too(
+    place, store, draft
+):
+    note = await store.submit_new(ALICE, draft(), SAVE)
+    prepared = place.root / ".submissions/preparing" / note.submission_id
+    prepared.hardlink_to(note.path)  # a rename of which only one half became durable
+    assert await place.store().remove_leftovers() == 1
+    assert (len(place.files(".Drafts")), len(place.notes()), place.left_over()) == (1, 1, [])
