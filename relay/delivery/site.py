@@ -72,6 +72,7 @@ class Site:
         self._idle: list[asyncio.Future[None]] = []
         self._down_until = 0.0
         self._down: Outcome | None = None
+        self._proven = False  # a connection has stood since the site was last down
         self._closing = False
 
     @property
@@ -119,11 +120,20 @@ class Site:
         return False
 
     def _open_worker(self) -> None:
-        if len(self._workers) >= self.options.connections_max:
+        limit = self.options.connections_max if self._proven else 1
+        if len(self._workers) >= limit:
             return
         worker = asyncio.get_running_loop().create_task(self._work())
         self._workers.add(worker)
         worker.add_done_callback(self._ended)
+
+    def _connected(self) -> None:
+        """The first connection of a site is a probe: when it stands, the others may follow."""
+        if self._proven:
+            return
+        self._proven = True
+        for _ in range(len(self.ready)):
+            self._open_worker()
 
     def _ended(self, worker: asyncio.Task[None]) -> None:
         self._workers.discard(worker)
@@ -183,6 +193,7 @@ class Site:
         """
         if isinstance(outcome, Deferred):
             self._down = outcome
+            self._proven = False
             self._down_until = self.clock.monotonic() + self.options.down_s
             _log.info("site down", site=self.name, reply=outcome.evidence.reply)
         waiting = [claim, *self.ready.drain()]
@@ -202,13 +213,16 @@ class Site:
                     credentials=self.credentials,
                 )  # fmt: skip
                 try:
-                    return await connect(
+                    connection = await connect(
                         target, ehlo_name=self.options.ehlo_name, timeouts=self.options.timeouts
                     )
                 except ConnectError as error:
                     # A host that may come back weighs more than one that said no for good.
                     if refused is None or isinstance(refused.outcome, Failed):
                         refused = error
+                else:
+                    self._connected()
+                    return connection
         assert refused is not None
         raise refused
 

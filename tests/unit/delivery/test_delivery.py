@@ -206,3 +206,16 @@ async def test_a_nonsense_remote_is_deferred_and_never_a_crash(house) -> None:
         journey = await house.done(queue_id)
     assert outcomes(journey, "x@a.test")[0] == "deferred"
     assert states(journey) == {"x@a.test": "relayed"}
+
+
+async def test_a_dead_site_is_probed_by_one_connection(house) -> None:
+    never = asyncio.Event()
+    async with RemoteMx(gates={"CONNECT": never}) as stalled:
+        house.table.at("stalled.test", stalled)
+        await house.start()
+        ids = [await house.send(f"{n}@stalled.test") for n in range(30)]
+        for _ in ids:  # the probe timed out: what waited shares its outcome
+            await house.changed.get()
+        assert stalled.most_open == 1
+        journey = await house.spool.journey(ids[-1])
+        assert states(journey) == {"29@stalled.test": "deferred"}
