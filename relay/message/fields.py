@@ -22,13 +22,19 @@ _SEGMENT_CHARACTERS = 60
 _PHRASE_CHARACTERS = 64
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]+")
 _ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
+_FIELD_NAME = re.compile(r"[!-9;-~]{1,200}")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$&^_.+-]+")
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 def text_field(name: str, value: str) -> str:
-    """Return an unstructured field: ASCII folded at spaces, anything else as encoded words."""
+    """Return an unstructured field: ASCII folded at spaces, anything else as encoded words.
+
+    "" for a name that no field can have.
+    """
+    if _FIELD_NAME.fullmatch(name) is None:
+        return ""
     value = _CONTROLS.sub(" ", value)
     if not _is_plain(value):
         return f"{name}: {_encoded_words(value)}{CRLF}"
@@ -122,7 +128,7 @@ def _utf8_chunks(value: str) -> Iterator[bytes]:
 
 
 def _mailbox(person: Person) -> str:
-    address = ascii_address(person.address)
+    address = _CONTROLS.sub("", ascii_address(person.address))
     name = _CONTROLS.sub(" ", person.name).strip()
     if not name:
         return address

@@ -64,9 +64,15 @@ def test_no_value_starts_another_field(attack):
     for field in (
         text_field("Subject", attack),
         people_field("To", [Person("a@b.test", attack)]),
+        people_field("To", [Person(attack)]),
         f"Content-Type: text/plain{parameter('name', attack)}\r\n",
     ):
         assert email.message_from_string(field).keys() == [field.partition(":")[0]]
+
+
+@pytest.mark.parametrize("name", ["", "X:", "X\r\nBcc", "X y", "Ü", "X" * 1000])
+def test_a_name_that_no_field_can_have_makes_no_field(name):
+    assert text_field(name, "value") == ""
 
 
 @pytest.mark.parametrize(
