@@ -194,6 +194,9 @@ class Sending:
             if not note.path.exists():
                 return
             mailbox = self._shared.folders.mailbox(note.account)
+            if not note.submission_id.endswith(f".{FIRST_SUBMISSION}"):
+                # A crash may have left the file that the draft was written anew from.
+                self._shared.index.find(mailbox, note.draft_id)
             if note.options.save_to_sent_items:
                 self._save(mailbox, note)
             else:

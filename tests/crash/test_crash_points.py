@@ -175,6 +175,42 @@ def test_a_draft_that_is_sent(scene: Scene, point: CrashPoint, sent: bool) -> No
     assert relay.graph("GET", f"/me/messages/{draft}").json()["isDraft"] is False
 
 
+@pytest.mark.parametrize(
+    ("point", "sent"),
+    [
+        (CrashPoint.NOTE_PREPARED, False),
+        (CrashPoint.DRAFT_LINKED, False),
+        (CrashPoint.NOTE_READY, True),
+        (CrashPoint.DRAFT_TMP_REMOVED, True),
+        (CrashPoint.REQUEST_ANSWERED, True),
+    ],
+)
+def test_a_draft_of_a_mail_client_that_is_sent(scene: Scene, point: CrashPoint, sent: bool) -> None:
+    relay = scene.relay.start(crash_at=point)
+    write_draft_as_a_mail_client_does(relay)
+    (draft,) = relay.messages("drafts")
+    with suppress(OSError, http.client.HTTPException):
+        relay.graph("POST", f"/me/messages/{draft['id']}/send")
+    assert relay.wait_end() == -SIGKILL
+    scene.open()
+    relay.start()
+    if not sent:
+        (draft,) = relay.messages("drafts")
+        assert relay.graph("POST", f"/me/messages/{draft['id']}/send").status == 202
+    check_all_there(scene, ["first"])
+
+
+def write_draft_as_a_mail_client_does(relay: RelayProcess) -> None:
+    relay.messages("drafts")  # makes the folders
+    content = (
+        b"From: alice@example.test\nTo: x@a.test\nCc: bob@example.test\nBcc: y@a.test\n"
+        b"Subject: first\n\nHello.\n"
+    )
+    drafts = relay.folder / "mail/example.test/alice/.Drafts"
+    (drafts / "tmp/1700000000.P1Q1.laptop").write_bytes(content)
+    (drafts / "tmp/1700000000.P1Q1.laptop").rename(drafts / "cur/1700000000.P1Q1.laptop:2,DS")
+
+
 @pytest.mark.parametrize("crashes", [1, 2])
 def test_a_failure_is_reported_once(scene: Scene, crashes: int) -> None:
     relay = scene.relay.start(crash_at=CrashPoint.REQUEST_ANSWERED)
