@@ -1,0 +1,111 @@
+"""Clients submit by SMTP and by sendMail while the relay is killed (-9) and started again.
+
+On the path: all of it; a small version of what runs for minutes elsewhere.
+Holds: every message that got a 250 or a 202 arrives, whole.
+Fails: -
+Standards: DESIGN, invariants 1 and 10; RFC 5321 4.5.4 (a client keeps what was not accepted).
+"""
+
+import http.client
+import random
+import smtplib
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remotes import Remotes
+
+pytestmark = pytest.mark.crash
+
+SEED = 20240229
+KILLS = 3
+SMTP_CLIENTS, GRAPH_CLIENTS = 4, 2
+PER_TURN = 60
+TEXT = "".join(f"line {number}: {'abcdefgh' * 7}\r\n" for number in range(200))
+
+
+class Load:
+    """Threads that submit, each message again and again until it is accepted."""
+
+    def __init__(self, relay: RelayProcess) -> None:
+        self.relay = relay
+        self.accepted: set[str] = set()
+        self.over = threading.Event()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        work = [self._by_smtp] * SMTP_CLIENTS + [self._by_graph] * GRAPH_CLIENTS
+        threads = [threading.Thread(target=one, args=(number,)) for number, one in enumerate(work)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self.over.set()
+            for thread in threads:
+                thread.join()
+
+    def _by_smtp(self, client: int) -> None:
+        number = 0
+        while not self.over.is_set():
+            with suppress(OSError, smtplib.SMTPException), self.relay.smtp() as session:
+                session.ehlo()
+                while not self.over.is_set():
+                    address = f"smtp-{client}-{number}@a.test"
+                    content = f"Subject: {address}\r\n\r\n{TEXT}"
+                    session.sendmail("alice@example.test", [address], content)
+                    self._accept(address)
+                    number += 1
+
+    def _by_graph(self, client: int) -> None:
+        number = 0
+        while not self.over.is_set():
+            address = f"graph-{client}-{number}@a.test"
+            with suppress(OSError, http.client.HTTPException):
+                self.relay.send_mail(to=[address], subject=address, text=TEXT)
+                self._accept(address)
+                number += 1
+
+    def _accept(self, address: str) -> None:
+        with self._lock:
+            self.accepted.add(address)
+
+
+def test_nothing_accepted_is_lost() -> None:
+    chance = random.Random(SEED)
+    with Remotes() as remotes:
+        remote = remotes.start("a.test")
+        with remotes.relay() as relay:
+            load = Load(relay)
+            in_flight = 0
+            with load.running():
+                for _ in range(KILLS):
+                    wait_for_more(load, PER_TURN + chance.randrange(PER_TURN))
+                    time.sleep(chance.uniform(0, 0.05))  # so that the kill hits any moment
+                    relay.kill()
+                    in_flight += remote.most_open
+                    relay.start()
+                wait_for_more(load, PER_TURN)
+            until("the queue is empty", lambda: not relay.notes() and not relay.queue())
+            came = Counter(one.addresses[0] for one in remote.envelopes)
+            assert load.accepted - came.keys() == set()
+            assert sum(came.values()) - len(came) <= in_flight, (
+                "more than what was in flight came twice"
+            )
+            assert all(TEXT.rstrip().encode() in one.content for one in remote.envelopes)
+            graph = sorted(one for one in load.accepted if one.startswith("graph"))
+            sent = Counter(relay.subjects("alice", "Sent"))
+            assert set(graph) <= sent.keys()
+            assert relay.metric("relay_queue_unaccounted") == 0
+            assert relay.faults() == []
+
+
+def wait_for_more(load: Load, number: int) -> None:
+    goal = len(load.accepted) + number
+    until(f"{number} more are accepted", lambda: len(load.accepted) >= goal)
