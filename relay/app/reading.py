@@ -57,7 +57,7 @@ class Reading:
                 return None
             raise
         except ControlUnavailableError:
-            return self._offline(lambda own: own.journeys.journey(key, account=None))
+            return self._offline(lambda own: own.journeys.journey(key, account=None), nothing=None)
         return found
 
     def wait(self, key: str, *, state: str, timeout_s: float) -> dict[str, Any] | None:
@@ -86,7 +86,9 @@ class Reading:
         try:
             listed: list[dict[str, Any]] = self._client.get("/queue", query)
         except ControlUnavailableError:
-            return self._offline(lambda own: own.spool.queue_list(selector, limit=LIST_MAX))
+            return self._offline(
+                lambda own: own.spool.queue_list(selector, limit=LIST_MAX), nothing=[]
+            )
         return listed
 
     def retry(self, selector: Selector, *, who: str, dry_run: bool) -> list[dict[str, Any]]:
@@ -97,12 +99,15 @@ class Reading:
         except ControlUnavailableError:
             now_us = self._clock.time_us()
             return self._offline(
-                lambda own: own.spool.retry(selector, now_us=now_us, who=who, dry_run=dry_run)
+                lambda own: own.spool.retry(selector, now_us=now_us, who=who, dry_run=dry_run),
+                nothing=[],
             )
         return done
 
-    def _offline(self, ask: Callable[[_Offline], Awaitable[T]]) -> T:
-        """Own the spool for one question."""
+    def _offline(self, ask: Callable[[_Offline], Awaitable[T]], *, nothing: T) -> T:
+        """Own the spool for one question; `nothing` where there was never a relay."""
+        if not spool_path(self._settings).exists():
+            return nothing
 
         async def answer() -> T:
             spool = SqliteSpool(

@@ -8,6 +8,7 @@ Standards: none.
 
 import asyncio
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,18 +46,12 @@ class StoreLog:
         self._directory = directory
         self._role = role
         self._clock = clock
+        self._lock = threading.Lock()  # the store appends in its threads, pickup on the loop
         self._file: int | None = None
         self._day = ""
 
     def append(self, facts: SubmissionFacts, event: Event, *, queue_id: str = "") -> None:
         """Write one step in one write(2), so that readers never see a part of a line."""
-        day = f"{datetime.fromtimestamp(self._clock.time_us() // 1_000_000, UTC):%Y-%m-%d}"
-        if self._file is None or day != self._day:
-            self.close()
-            self._directory.mkdir(parents=True, exist_ok=True)
-            path = self._directory / f"{day}-{self._role}"
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            self._day = day
         line: dict[str, Any] = {
             "submission_id": facts.submission_id,
             "step": int(event.step),
@@ -74,7 +69,18 @@ class StoreLog:
             }
         if queue_id:
             line["queue_id"] = queue_id
-        os.write(self._file, msgspec.json.encode(line) + b"\n")
+        with self._lock:
+            os.write(self._todays_file(), msgspec.json.encode(line) + b"\n")
+
+    def _todays_file(self) -> int:
+        day = _day_of(self._clock.time_us())
+        if self._file is None or day != self._day:
+            self.close()
+            self._directory.mkdir(parents=True, exist_ok=True)
+            path = self._directory / f"{day}-{self._role}"
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            self._day = day
+        return self._file
 
     def close(self) -> None:
         """Close today's file."""

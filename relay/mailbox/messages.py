@@ -132,7 +132,7 @@ def load(located: Located, raw: bytes, status: os.stat_result) -> StoredMessage:
         size=status.st_size,
         created_us=created_us,
         modified_us=block.origin.modified_us if block else touched_us,
-        sent_us=created_us if block else message.date_us or touched_us,
+        sent_us=message.date_us or (block.origin.modified_us if block else touched_us),
         received_us=created_us if block else touched_us,
         change_key=change_key.hexdigest()[:16],
         is_mime=block is None or block.is_mime,

@@ -8,7 +8,6 @@ Standards: none; DESIGN 1 and 3.
 """
 
 import os
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -46,6 +45,7 @@ from relay.message.draft import split_private
 from relay.message.properties import MessageProperties
 
 _REMOVALS = 3
+_DATE_US = 60_000_000  # an older draft is written anew: its Date is to say when it was sent
 DRAFT_FLAGS = f":2,{DRAFT}{SEEN}"
 
 
@@ -59,7 +59,6 @@ class Sending:
         self._leftovers = leftovers
         self._inbox = inbox
         self._log = log
-        self._log_lock = threading.Lock()
 
     # -- steps 1 and 2
 
@@ -98,6 +97,7 @@ class Sending:
                 and block.origin.base_name == located.name.stem
                 and block.origin.save_to_sent_items == options.save_to_sent_items
                 and located.folder.well_known is WellKnown.DRAFTS
+                and (block.is_mime or identity.created_us - block.origin.modified_us < _DATE_US)
             ):
                 note = self._note(located.name.stem, submission_id, identity)
                 return self._submit_as_it_is(located, raw, note, created_us=block.origin.created_us)
@@ -282,8 +282,7 @@ class Sending:
         )
 
     def _record(self, facts: SubmissionFacts, event: Event, *, queue_id: str = "") -> None:
-        with self._log_lock:
-            self._log.append(facts, event, queue_id=queue_id)
+        self._log.append(facts, event, queue_id=queue_id)
 
 
 def _facts_of(note: Note) -> SubmissionFacts:

@@ -259,7 +259,7 @@ def header_fields(properties: MessageProperties, *, message_id: str, date_us: in
 
 
 def _header(properties: MessageProperties, origin: DraftOrigin) -> str:
-    fields = header_fields(properties, message_id=origin.message_id, date_us=origin.created_us)
+    fields = header_fields(properties, message_id=origin.message_id, date_us=origin.modified_us)
     return people_field("Bcc", properties.bcc) + fields
 
 

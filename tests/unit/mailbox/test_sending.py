@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -253,3 +254,18 @@ async def test_a_note_that_is_ready_keeps_its_draft_when_it_seems_to_be_preparin
     prepared.hardlink_to(note.path)  # a rename of which only one half became durable
     assert await place.store().remove_leftovers() == 1
     assert (len(place.files(".Drafts")), len(place.notes()), place.left_over()) == (1, 1, [])
+
+
+@pytest.mark.parametrize(("waited_s", "dates"), [(5, 1), (86400, 2)])
+async def test_a_draft_of_yesterday_goes_out_with_todays_date(
+    store, place, draft, waited_s: int, dates: int
+):
+    made = await store.create_draft(ALICE, draft())
+    before = await store.mime(ALICE, made.id)
+    place.clock.advance(waited_s)
+    note = await store.submit_draft(ALICE, made.id, SAVE)
+    sent = await store.note_content(note)
+    found = {re.search(rb"\r\nDate: (.*)\r\n", each)[1] for each in (before, sent)}
+    assert len(found) == dates
+    assert note.draft_id == made.id
+    assert len(place.files(".Drafts")) == 1
