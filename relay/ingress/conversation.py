@@ -117,7 +117,7 @@ class Conversation:
             reply = await self._do(verb, argument.strip(" "))
         except Refused as refused:
             reply = str(refused)
-        if reply[:1] in "45" and verb in _TELLING:
+        if reply.startswith(("4", "5")) and verb in _TELLING:
             _log.info("refused", qid="NOQUEUE", client=self._ip, verb=verb, reply=reply)
         return self.count(reply, verb=verb)
 

@@ -9,8 +9,11 @@ import struct
 from typing import ClassVar
 
 import pytest
+import structlog.testing
 
+from relay.clock import ManualClock
 from relay.ingress import Limits
+from relay.journal import logs
 from relay.settings.tree import Address
 from tests.dialogue.harness import Relay, make_certificate
 
@@ -319,3 +322,28 @@ async def test_tls_may_be_required(listening, certificate):
     await client.say("EHLO client.test")
     assert await client.say("MAIL FROM:<>") == "530 5.7.0 Use STARTTLS first"
     assert await client.say("NOOP") == "250 2.0.0 Ok"
+
+
+async def test_what_was_accepted_is_not_logged_as_refused(listening, tmp_path):
+    with (tmp_path / "log").open("w+b") as log:
+        logs.configure("logfmt", clock=ManualClock(), descriptor=log.fileno())
+        try:
+            client = await Client.connect((await listening()).address)
+            await client.open_transaction()
+            assert (await client.say(MESSAGE)).startswith("250")
+            assert (await client.say("RCPT TO:<x@y.test>")).startswith("503")
+        finally:
+            logs.configure("logfmt", clock=ManualClock())
+        told = (tmp_path / "log").read_text()
+    assert told.count("event=refused") == 1
+    assert "verb=RCPT" in told
+
+
+async def test_the_log_tells_of_refusals_and_of_nothing_else(relay, listening):
+    client = await Client.connect((await listening()).address)
+    with structlog.testing.capture_logs() as lines:
+        await client.open_transaction()
+        assert (await client.say(MESSAGE))[:3] == "250"
+        assert (await client.say("MAIL FROM:<no>"))[:3] == "501"
+    refused = [(one["verb"], one["reply"][:3]) for one in lines if one["event"] == "refused"]
+    assert refused == [("MAIL", "501")]
