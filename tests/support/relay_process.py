@@ -343,7 +343,7 @@ class RelayProcess:
     def maildir(self, person: str = "alice", folder: str = "") -> list[mailbox.MaildirMessage]:
         """The messages of a Maildir, as the stdlib reads it; `folder` is "", "Sent", "Drafts" ..."""
         home = self.folder / "mail" / DOMAIN / person
-        if not (home / "cur").is_dir():
+        if not all((home / part).is_dir() for part in ("cur", "new")):
             return []
         box = mailbox.Maildir(home, create=False)
         if not folder:
