@@ -1,0 +1,109 @@
+"""Drafts by Graph and by mail clients: made, changed, sent, and left alone while they are being sent."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.integration.conftest import World
+from tests.support.relay_process import RelayProcess, message, until
+from tests.support.remotes import received
+
+
+def create(relay: RelayProcess, **properties: object) -> str:
+    answer = relay.graph("POST", "/me/messages", message(**properties))  # type: ignore[arg-type]
+    assert answer.status == 201, answer.body
+    return str(answer.json()["id"])
+
+
+@contextmanager
+def pickup_stalled(relay: RelayProcess) -> Iterator[None]:
+    """While the pickup socket is out of the way, notes stay ready."""
+    socket = relay.folder / "state/run/pickup.sock"
+    away = socket.with_name("away.sock")
+    socket.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(socket)
+
+
+def test_while_its_note_is_ready_a_draft_stays_as_it_is(world: World) -> None:
+    relay = world.relay  # its pickup has no connection yet
+    draft = create(relay, to=["stalled@a.test"], subject="as it was")
+    with pickup_stalled(relay):
+        assert relay.graph("POST", f"/me/messages/{draft}/send").status == 202
+        for method, path, body in (
+            ("PATCH", "", {"subject": "changed"}),
+            ("DELETE", "", None),
+            ("POST", "/send", None),
+        ):
+            answer = relay.graph(method, f"/me/messages/{draft}{path}", body)
+            assert answer.status == 409, f"{method} {path}: {answer.status}"
+            assert "being sent" in answer.message
+        assert len(relay.notes()) == 1
+        assert world.a.received("stalled@a.test") == []
+    assert b"Subject: as it was" in received(world.a, "stalled@a.test").content
+    until("filed", lambda: "as it was" in relay.subjects("alice", "Sent"))
+
+
+def test_create_change_send(world: World) -> None:
+    relay = world.relay
+    draft = create(relay, to=["draft@a.test"], subject="one", text="first")
+    change = {"subject": "two", "body": {"contentType": "text", "content": "second"}}
+    changed = relay.graph("PATCH", f"/me/messages/{draft}", change)
+    assert (changed.status, changed.json()["id"], changed.json()["subject"]) == (200, draft, "two")
+    assert [one["subject"] for one in relay.messages("drafts")] == ["two"]
+    assert relay.graph("POST", f"/me/messages/{draft}/send").status == 202
+    content = received(world.a, "draft@a.test").content
+    assert b"Subject: two\r\n" in content
+    assert b"second" in content
+    until("filed", lambda: relay.graph("GET", f"/me/messages/{draft}").json()["isDraft"] is False)
+    sent = relay.graph("GET", f"/me/mailFolders/SentItems/messages/{draft}")
+    assert sent.status == 200
+    assert relay.graph("POST", f"/me/messages/{draft}/send").status == 400
+
+
+def test_value_is_what_was_sent(world: World) -> None:
+    draft = create(world.relay, to=["value@a.test"], bcc=["value-bcc@a.test"], subject="value")
+    shown = world.relay.graph("GET", f"/me/messages/{draft}/$value")
+    assert shown.status == 200
+    assert b"Subject: value\r\n" in shown.body
+    assert b"x-relay" not in shown.body.lower()
+
+
+def test_a_draft_of_a_mail_client_is_sent(world: World) -> None:
+    relay = world.relay
+    relay.messages("drafts")  # makes the folders
+    drafts = relay.folder / "mail/example.test/alice/.Drafts"
+    (drafts / "cur/1700000000.P1Q1.laptop:2,DS").write_bytes(
+        b"From: alice@example.test\nTo: client@a.test\nSubject: by a client\n\nHello.\n"
+    )
+    (draft,) = [one for one in relay.messages("drafts") if one["subject"] == "by a client"]
+    assert relay.graph("POST", f"/me/messages/{draft['id']}/send").status == 202
+    assert b"Subject: by a client\r\n" in received(world.a, "client@a.test").content
+    until("filed", lambda: "by a client" in relay.subjects("alice", "Sent"))
+    assert "by a client" not in relay.subjects("alice", "Drafts")
+
+
+def test_ids_of_another_mailbox_do_not_exist(world: World) -> None:
+    draft = create(world.relay, to=["foreign@a.test"], subject="foreign")
+    for method, path, body in (
+        ("GET", "", None),
+        ("GET", "/$value", None),
+        ("PATCH", "", {"subject": "taken"}),
+        ("DELETE", "", None),
+        ("POST", "/send", None),
+    ):
+        answer = world.relay.graph(method, f"/me/messages/{draft}{path}", body, token="bob")
+        assert (answer.status, answer.code) == (404, "ErrorItemNotFound"), f"{method} {path}"
+    assert (
+        world.relay.graph("GET", f"/users/alice@example.test/messages/{draft}", token="bob").status
+        == 403
+    )
+    assert world.relay.graph("GET", f"/me/messages/{draft}").json()["subject"] == "foreign"
+
+
+def test_a_deleted_draft_is_not_sent(world: World) -> None:
+    draft = create(world.relay, to=["deleted@a.test"], subject="deleted")
+    assert world.relay.graph("DELETE", f"/me/messages/{draft}").status == 204
+    assert "deleted" not in world.relay.subjects("alice", "Drafts")
+    assert "deleted" in world.relay.subjects("alice", "Trash")

@@ -1,0 +1,179 @@
+"""A message from sendMail through all seven steps to three remote domains, a mailbox and a report."""
+
+import base64
+import email
+import email.policy
+import re
+from email.message import EmailMessage
+
+from tests.integration.conftest import World
+from tests.support.relay_process import message, until
+from tests.support.remotes import received
+from tests.support.reports import report_about
+
+FILE = "Übersicht ✓ 概要.txt"
+FILE_CONTENT = "first\n.\nFrom here\r\nno end of line ü".encode()
+MIME = (
+    b"from:  Alice\r\n\t<alice@example.test>\r\nTo: mime@a.test (a comment)\r\nBCC: mime-hidden@a.test\r\n"
+    b"subject: =?utf-8?q?Sch=C3=B6n?=\r\nDate: Mon, 2 Jan 2006 15:04:05 -0700 (MST)\r\n"
+    b'Message-ID: <odd."quoted"@a.test>\r\nMIME-Version: 1.0\r\n'
+    b'Content-type: Multipart/Mixed; boundary="=_ b"\r\n\r\npreamble \t\r\n--=_ b\r\n\r\n'
+    b".\r\n..\r\ntrailing blanks   \r\n--=_ b--\r\nepilogue\r\n\r\n"
+)
+
+
+def test_json_through_all_seven_steps(world: World) -> None:
+    relay = world.relay
+    identity = relay.send_mail(
+        to=["carol@a.test", "slow@c.test"],
+        cc=["bob@example.test", "nobody@b.test"],
+        bcc=["dave@a.test"],
+        subject="Grüße ✓ seven steps " * 8,
+        text="Größe\n.\n..dots",
+        attachments=[
+            {
+                "@odata.type": "#microsoft.graph.fileAttachment",
+                "name": FILE,
+                "contentType": "text/plain",
+                "contentBytes": base64.b64encode(FILE_CONTENT).decode(),
+            }
+        ],
+    )
+    journey = relay.until_final(identity)
+    assert {one["address"]: one["state"] for one in journey["recipients"]} == {
+        "carol@a.test": "relayed",
+        "dave@a.test": "relayed",
+        "slow@c.test": "relayed",
+        "bob@example.test": "delivered",
+        "nobody@b.test": "failed",
+    }
+    assert_right_content(received(world.a, "carol@a.test").content)
+    assert received(world.a, "carol@a.test") is received(world.a, "dave@a.test")
+    received(world.c, "slow@c.test")
+    assert_report(world, journey["message_id"])
+    assert_filed_with_bcc(world, identity)
+    (copy,) = relay.maildir("bob")
+    assert copy["bcc"] is None
+    assert b"dave@a.test" not in bytes(copy)
+
+
+def test_the_journey_has_seven_steps_in_order(world: World) -> None:
+    identity = world.relay.send_mail(to=["again@c.test", "nobody@b.test"], subject="journey")
+    until("step 4 is told", lambda: 4 in steps(world, identity))
+    journey = world.relay.until_final(identity)
+    names = {one["step"]: one["name"] for one in journey["steps"]}
+    assert names == {
+        1: "created",
+        2: "notified",
+        3: "converted",
+        4: "accepted",
+        5: "policy and routing",
+        6: "delivery",
+        7: "report",
+    }
+    assert steps(world, identity) == sorted(steps(world, identity))
+    assert all(
+        re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{6}Z", one["at"]) for one in journey["steps"]
+    )
+    again = next(one for one in journey["recipients"] if one["address"] == "again@c.test")
+    assert [one["outcome"] for one in again["attempts"]] == ["deferred", "relayed"]
+    assert again["attempts"][0]["reply"].startswith("451 4.7.1")
+
+
+def steps(world: World, identity: str) -> list[int]:
+    return [one["step"] for one in world.relay.journey(identity)["steps"]]
+
+
+def assert_right_content(content: bytes) -> None:
+    head = content.partition(b"\r\n\r\n")[0]
+    assert head.isascii()
+    assert b"dave@" not in head
+    assert not re.search(rb"(?im)^(bcc|x-relay-)", head)
+    assert not re.search(rb"(?<!\r)\n|\r(?!\n)", content)
+    assert max(map(len, content.split(b"\r\n"))) <= 998
+    parsed = email.message_from_bytes(content, policy=email.policy.default)
+    assert isinstance(parsed, EmailMessage)
+    assert not parsed.defects
+    assert str(parsed["subject"]).strip() == ("Grüße ✓ seven steps " * 8).strip()
+    assert parsed["date"]
+    assert parsed["message-id"]
+    body = parsed.get_body(("plain",))
+    assert body is not None
+    assert body.get_content().replace("\r\n", "\n").strip() == "Größe\n.\n..dots"
+    files = {one.get_filename(): one.get_payload(decode=True) for one in parsed.iter_attachments()}
+    assert files == {FILE: FILE_CONTENT}
+
+
+def assert_report(world: World, message_id: str) -> None:
+    report = report_about(world.relay, "nobody@b.test")
+    assert report.recipients.keys() == {"nobody@b.test"}
+    told = report.recipients["nobody@b.test"]
+    assert (told["action"], told["status"]) == ("failed", "5.1.1")
+    assert told["diagnostic-code"] == "smtp; 550 5.1.1 No such user here"
+    assert told["remote-mta"] == "dns; mx.b.test"
+    assert report.about["reporting-mta"] == "dns; relay.example.test"
+    assert report.message["auto-submitted"] == "auto-replied"
+    assert report.message["in-reply-to"] == message_id
+    assert message_id in report.message["references"]
+    assert report.returned["message-id"] == message_id
+    assert report.failed_addresses == {"nobody@b.test"}
+
+
+def assert_filed_with_bcc(world: World, identity: str) -> None:
+    relay = world.relay
+    until("Drafts is empty", lambda: not relay.messages("drafts"))
+    assert relay.maildir("alice", "Drafts") == []
+    assert [one["id"] for one in relay.messages("sentitems")] == [identity]
+    sent = relay.graph("GET", f"/me/messages/{identity}").json()
+    assert [one["emailAddress"]["address"] for one in sent["bccRecipients"]] == ["dave@a.test"]
+    assert (sent["isDraft"], sent["hasAttachments"]) == (False, True)
+
+
+def test_mime_goes_out_as_it_came(world: World) -> None:
+    headers = {"Content-Type": "text/plain"}
+    answer = world.relay.graph("POST", "/me/sendMail", base64.b64encode(MIME), headers=headers)
+    assert (answer.status, answer.body) == (202, b"")
+    envelope = received(world.a, "mime-hidden@a.test")
+    assert sorted(envelope.addresses) == ["mime-hidden@a.test", "mime@a.test"]
+    sent_head, _, sent_body = MIME.partition(b"\r\n\r\n")
+    head, _, body = envelope.content.partition(b"\r\n\r\n")
+    assert body == sent_body
+    without_bcc = sent_head.replace(b"BCC: mime-hidden@a.test\r\n", b"")
+    assert head.endswith(without_bcc)
+    added = head.removesuffix(without_bcc)
+    assert re.match(rb"received: ", added, re.IGNORECASE)
+    assert len(re.findall(rb"(?m)^\S", added)) == 1, "more than a trace field was added"
+    until("filed", lambda: "=?utf-8?q?Sch=C3=B6n?=" in world.relay.subjects("alice", "Sent"))
+
+
+def test_unsaved_leaves_no_copy(world: World) -> None:
+    identity = world.relay.send_mail(to=["unsaved@a.test"], subject="unsaved", save=False)
+    world.relay.until_final(identity)
+    until("the note is gone", lambda: not world.relay.notes())
+    assert world.relay.graph("GET", f"/me/messages/{identity}").status == 404
+    home = world.relay.folder / "mail/example.test/alice"
+    files = [path for path in home.rglob("*") if path.is_file()]
+    assert not [path for path in files if b"unsaved@a.test" in path.read_bytes()]
+
+
+def test_others_see_nothing_of_it(world: World) -> None:
+    identity = world.relay.send_mail(to=["private@a.test"])
+    journey = world.relay.until_final(identity)
+    for key in (identity, journey["id"], journey["submission_id"]):
+        path = f"/relay/v1/messages/{key}"
+        assert world.relay.graph("GET", path, token="").status == 401
+        assert world.relay.graph("GET", path, token="bob").status == 404
+        assert world.relay.graph("GET", path, token="alice").json()["id"] == journey["id"]
+    assert world.relay.graph("GET", f"/me/messages/{identity}", token="bob").status == 404
+
+
+def test_parameter_names_in_any_case(world: World) -> None:
+    body = {"Message": message(to=["case@a.test"]), "SaveToSentItems": False}
+    assert world.relay.graph("POST", "/users/alice@example.test/sendMail", body).status == 202
+    received(world.a, "case@a.test")
+
+
+def test_nothing_is_unaccounted_for(world: World) -> None:
+    until("the queue is empty", lambda: not world.relay.queue())
+    until("counted", lambda: world.relay.metric("relay_queue_unaccounted") == 0)
+    assert world.relay.faults() == []
