@@ -50,7 +50,8 @@ def test(given: Given, directory: Path | None) -> None:
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--from", "sender", required=True, metavar="ADDRESS")
 @click.option("--to", "recipients", required=True, multiple=True, metavar="ADDRESS")
-@click.option("--source", type=click.Choice(list(Source)), default=Source.SMTP, show_default=True)
+@click.option("--source", type=click.Choice([str(one) for one in Source]), default=str(Source.SMTP),
+              show_default=True)  # fmt: skip
 @common_options
 def try_(
     given: Given, *, file: Path, sender: str, recipients: tuple[str, ...], source: str

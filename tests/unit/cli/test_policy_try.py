@@ -1,0 +1,38 @@
+"""`relay policy try`: the options are the words of the rules."""
+
+import pytest
+from click.testing import CliRunner
+
+from relay.cli.main import cli
+
+
+@pytest.fixture
+def written(tmp_path):
+    (tmp_path / "relay.toml").write_text(
+        'hostname = "relay.example.test"\nstate_dir = "state"\n[policy]\ndirectory = "rules"\n'
+    )
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules/10.toml").write_text(
+        '[[rule]]\nname = "by the api"\nwhen = { source = "graph" }\nthen = [ { discard = true } ]\n'
+    )
+    (tmp_path / "one.eml").write_bytes(b"Subject: x\n\nhi\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("options", "fate"),
+    [(["--source", "graph"], "discarded (by the api)"), ([], "delivered")],
+)
+def test_a_source_is_named_as_in_the_rules(written, options, fate):
+    arguments = [
+        "policy",
+        "try",
+        str(written / "one.eml"),
+        "--from",
+        "a@b.test",
+        "--to",
+        "c@d.test",
+    ]
+    told = CliRunner().invoke(cli, [*arguments, "--config", str(written / "relay.toml"), *options])
+    assert told.exit_code == 0, told.output
+    assert f"c@d.test: {fate}\n" in told.output
