@@ -94,7 +94,7 @@ def test_by_token(tmp_path, token, owner):
         ("bob@example.test", "bob", "bob@example.test"),
         ("alice@example.test", "pa5", None),
         ("alice@example.test", "", None),
-        ("alice@example.test", HASHED, None),
+        pytest.param("alice@example.test", HASHED, None, id="the hash is no password"),
         ("nobody@example.test", "AAAA", None),
         ("bob@example.test", "\udcff", None),
     ],
