@@ -1,0 +1,71 @@
+"""Relay and Postfix: as the remote host that we deliver to, and as the client that submits to us."""
+
+import pytest
+
+from tests.support.postfix import NoPostfixError, Postfix
+from tests.support.relay_process import RelayProcess, until
+
+DOTS = b"Subject: dots\r\n\r\n.\r\n..\r\n.one\r\nend" + b"\r\n.x" * 3000 + b"\r\n"
+
+
+def states(journey):
+    return {one["address"]: (one["state"], one["status"]) for one in journey["recipients"]}
+
+
+@pytest.mark.parametrize("tls", ["none", "opportunistic"])
+def test_postfix_takes_what_graph_sends_and_its_refusal_comes_back_as_a_report(dns, postfix, tls):
+    with RelayProcess(
+        dns=dns.address, mx_port=postfix.port, config={"delivery": {"tls": tls}}
+    ) as relay:
+        sent = relay.send_mail(to=["carol@post.test", "nobody@post.test"], subject="Grüße")
+        journey = relay.until_final(sent)
+
+        told = states(journey)
+        assert told["carol@post.test"][0] == "relayed"
+        assert told["nobody@post.test"] == ("failed", "5.1.1")
+        arrived = until("Postfix delivers", lambda: postfix.mail("carol"))
+        assert [str(one["Received"]).count("with ESMTPS ") for one in arrived] == [
+            int(tls == "opportunistic")
+        ]
+        attempts = {one["address"]: one["attempts"] for one in journey["recipients"]}
+        assert bool(attempts["carol@post.test"][0]["tls"]) == (tls == "opportunistic")
+        report = until("a report", lambda: relay.maildir("alice"))[0]
+        assert report.get_content_type() == "multipart/report"
+        assert "nobody@post.test" in report.as_string()
+
+
+def test_every_octet_of_a_body_full_of_dots_arrives(dns, postfix):
+    with RelayProcess(dns=dns.address, mx_port=postfix.port) as relay:
+        relay.until_final(relay.submit("alice@example.test", ["carol@post.test"], DOTS))
+
+        arrived = until("Postfix delivers", lambda: postfix.mail("carol"))[0]
+        body = arrived.as_bytes().partition(b"\n\n")[2]
+        assert body == DOTS.partition(b"\r\n\r\n")[2].replace(b"\r\n", b"\n")
+
+
+def test_many_messages_over_kept_connections_all_arrive_once(dns, postfix):
+    with RelayProcess(dns=dns.address, mx_port=postfix.port) as relay:
+        numbers = range(60)
+        for number in numbers:
+            content = f"Subject: {number}\r\n\r\nHello.\r\n".encode()
+            relay.submit("alice@example.test", ["carol@post.test"], content)
+
+        arrived = until(
+            "all messages", lambda: len(found := postfix.mail("carol")) >= len(numbers) and found
+        )
+        assert sorted(int(str(one["Subject"])) for one in arrived) == list(numbers)
+
+
+def test_postfix_submits_and_hears_of_an_unknown_user_at_rcpt(relay):
+    port = relay.ready["smtp"][0].rpartition(":")[2]
+    try:
+        client = Postfix(domain="post.test", people=["carol"], relayhost=f"[127.0.0.1]:{port}")
+    except NoPostfixError as why:
+        pytest.skip(str(why))
+    with client as postfix, postfix.session() as session:
+        recipients = ["alice@example.test", "stranger@example.test"]
+        session.sendmail("carol@post.test", recipients, b"Subject: through Postfix\r\n\r\nHi\r\n")
+
+        until("alice has it", lambda: relay.subjects("alice") == ["through Postfix"])
+        bounce = until("Postfix bounces the other", lambda: postfix.mail("carol"))[0]
+        assert "550 5.1.1 <stranger@example.test>" in bounce.as_string().replace("\n    ", " ")

@@ -1,0 +1,43 @@
+"""The promise of a 250, seen from outside: strace shows a sync between the final dot and the reply."""
+
+import pytest
+
+from tests.support.sync_trace import CannotTraceError, SyncTrace, count_synced
+
+SMALL = b"Subject: small\r\n\r\nHello.\r\n"
+LARGE = b"Subject: large\r\n\r\n" + (b"x" * 70 + b"\r\n") * 30_000
+
+READ = '7 read(9, "x\\r\\n.\\r\\n", 65536) = 5\n'
+SYNC = "8 fdatasync(5) = 0\n"
+SAID = '7 write(9, "250 2.0.0 Ok: queued as 1\\r\\n", 27) = 27\n'
+RESUMED = "8 fdatasync(5 <unfinished ...>\n7 read(4, ...) = 1\n8 <... fdatasync resumed>) = 0\n"
+
+
+@pytest.mark.parametrize("content", [SMALL, LARGE], ids=["inline", "in a file"])
+def test_a_sync_returned_before_each_250(relay, content):
+    with relay.smtp() as session:
+        session.ehlo()
+        try:
+            with SyncTrace(relay.process.pid) as trace:
+                for _ in range(5):
+                    session.sendmail("x@remote.test", ["alice@example.test"], content)
+        except CannotTraceError as why:
+            pytest.skip(str(why))
+    assert (trace.synced, trace.missing) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    ("trace", "expected"),
+    [
+        (READ + SYNC + SAID, (1, 0)),
+        (READ + RESUMED + SAID, (1, 0)),
+        (READ + SAID + SYNC, (0, 1)),
+        (SYNC + READ + SAID, (0, 1)),
+        (READ + SYNC.replace("= 0", "= -1 EIO") + SAID, (0, 1)),
+        (READ + "8 fdatasync(5 <unfinished ...>\n" + SAID, (0, 1)),
+        (READ + SYNC + SAID + READ + SAID, (1, 1)),
+    ],
+    ids=["sync", "resumed", "too late", "too early", "failed", "not returned", "the second not"],
+)
+def test_a_missing_sync_would_be_seen(trace, expected):
+    assert count_synced(trace) == expected
