@@ -15,7 +15,13 @@ from relay.graph.attachments import decode_base64
 from relay.graph.parse import check_has_recipients, check_own, check_recipients_count
 from relay.http.errors import ApiError, shown
 from relay.message.address import AddressError, parse_mailbox
-from relay.message.mimeread import check_mime, header_of, read_header, read_people
+from relay.message.mimeread import (
+    check_mime,
+    header_of,
+    read_header,
+    read_people,
+    unread_people,
+)
 from relay.message.properties import MessageProperties
 
 _HEADER_BYTES_MAX = 128 * 1024
@@ -61,6 +67,9 @@ def parse_mime(body: bytes, account: Account) -> MimeMessage:
         bcc=read_people(header, "Bcc"),
     )
     check_recipients_count(recipients)
+    for name in ("To", "Cc", "Bcc"):
+        if unread := unread_people(header, name):
+            raise _invalid_recipient(name, unread, "expected addresses with commas between them")
     _check_addresses(recipients)
     message_id = str(header.get("Message-ID", "")).strip()
     return MimeMessage(
@@ -87,9 +96,13 @@ def _check_addresses(recipients: MessageProperties) -> None:
             try:
                 parse_mailbox(person.address, smtputf8=True)
             except AddressError as error:
-                raise ApiError(
-                    400,
-                    "ErrorInvalidRecipients",
-                    f"At least one recipient is not valid., {name}: {shown(person.address)} is no "
-                    f"mail address: {error}.",
-                ) from None
+                raise _invalid_recipient(name, person.address, str(error)) from None
+
+
+def _invalid_recipient(field: str, found: str, reason: str) -> ApiError:
+    return ApiError(
+        400,
+        "ErrorInvalidRecipients",
+        f"At least one recipient is not valid., {field}: {shown(found)} is no mail address: "
+        f"{reason}.",
+    )

@@ -27,12 +27,20 @@ from relay.message.draft import (
     split_private,
 )
 from relay.message.fields import CRLF, ascii_address, date_text, people_field, raw_field
-from relay.message.mimeread import check_mime, read_header, read_people, read_text, read_token
+from relay.message.mimeread import (
+    check_mime,
+    read_header,
+    read_people,
+    read_text,
+    read_token,
+    unread_people,
+)
 from relay.message.properties import MessageProperties, Person
 
 _ANY_LINE_END = re.compile(rb"\r\n|\n|\r")
 _FIELD_START = re.compile(rb"([!-9;-~]+)[ \t]*:")
 _BODY_LINE_BYTES = 78
+_RECIPIENT_FIELDS = ("To", "Cc", "Bcc")
 _ASCII = bytes(range(128))
 _NO_LETTER = re.compile(r"[^A-Za-z0-9]")
 _QUOTED_PRINTABLE_SHARE = 6  # base64 is shorter when more than one byte in six needs "=XX"
@@ -76,7 +84,10 @@ def convert(raw_note: bytes, *, now_us: int, hostname: str) -> Converted:
             raise ConversionError(f"The draft cannot be sent: {reason}.")
         content, had = _from_mime(raw_note[length:], origin)
         header = read_header(had)
-        people = tuple(one for name in ("to", "cc", "bcc") for one in read_people(header, name))
+        for name in _RECIPIENT_FIELDS:
+            if unread := unread_people(header, name):
+                raise ConversionError(f"The draft cannot be sent: {name} has {unread[:100]!r}.")
+        people = tuple(one for name in _RECIPIENT_FIELDS for one in read_people(header, name))
         author = next(iter(read_people(header, "from")), Person(origin.account))
         message_id = read_token(header, "message-id") or origin.message_id
         subject = read_text(header, "subject")

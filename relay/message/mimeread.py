@@ -12,9 +12,10 @@ from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email import message_from_bytes, policy
+from email import message_from_bytes
 from email.header import decode_header, make_header
 from email.message import Message
+from email.policy import Compat32
 from email.utils import getaddresses, parsedate_to_datetime
 
 from relay.message.draft import Part, read_properties, split_private
@@ -24,6 +25,8 @@ _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 _HEADER_END = re.compile(rb"(?:\r\n|\n)(?=\r?\n)")
 _UNFOLD = re.compile(r"[\r\n]+")
 _SPACES = re.compile(r"\s+")
+_AT_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"|\(')  # what begins outside of comments
+_IN_COMMENT = re.compile(r"\\.|[()]")
 _PARTS_MAX = 1000
 _ADDRESSES_MAX = 2000
 _REPRESENTED = frozenset(
@@ -32,6 +35,16 @@ _REPRESENTED = frozenset(
         *("importance", "x-priority", "mime-version", "received", "return-path", "delivered-to"),
     )
 )
+
+
+class _AsItCame(Compat32):
+    """Gives header values with their raw 8-bit octets, as surrogates, for _repaired()."""
+
+    def header_fetch_parse(self, name: str, value: str) -> str:  # noqa: ARG002 - as in Policy
+        return value
+
+
+_POLICY = _AsItCame()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,22 +143,59 @@ def header_of(content: bytes) -> bytes:
 
 def read_header(header: bytes) -> "Message[str, str]":
     """Parse a header section alone."""
-    return message_from_bytes(header, policy=policy.compat32)
+    return message_from_bytes(header, policy=_POLICY)
 
 
 def read_people(message: "Message[str, str]", name: str) -> tuple[Person, ...]:
     """Return the people of an address field; groups flattened, names decoded."""
     with contextlib.suppress(Exception):  # headers of strangers break `email` in many ways
-        values = [_UNFOLD.sub("", str(value)) for value in message.get_all(name, [])]
-        pairs = getaddresses(values)[:_ADDRESSES_MAX]
+        pairs = getaddresses(_values(message, name))[:_ADDRESSES_MAX]
         return tuple(
             Person(_address(address), _words(person)) for person, address in pairs if "@" in address
         )
     return ()
 
 
+def unread_people(message: "Message[str, str]", name: str) -> str:
+    """Return what read_people() would pass over in an address field, "" if it reads everything.
+
+    The stdlib's reader is lenient: it skips what is no address, and takes `a@x <b@y>` for two.
+    """
+    for value in _values(message, name):
+        try:
+            found = [address for _, address in getaddresses([value]) if address]
+        except Exception:  # noqa: BLE001 - headers of strangers break `email` in many ways
+            return value
+        for address in found:
+            if "@" not in address or "\ufffd" in address:
+                return address
+        text = _without_quotes(value)
+        separators = text.count(",") + text.count(";")
+        read = sum(_without_quotes(address).count("@") for address in found)
+        if text.count("@") != read or len(set(map(_address, found))) > separators + 1:
+            return value
+    return ""
+
+
+def _values(message: "Message[str, str]", name: str) -> list[str]:
+    return [_UNFOLD.sub("", _repaired(value)) for value in message.get_all(name, [])]
+
+
+def _without_quotes(value: str) -> str:
+    """Return an address field without its quoted strings and comments."""
+    pieces, position, depth = [], 0, 0
+    while found := (_IN_COMMENT if depth else _AT_TEXT).search(value, position):
+        if not depth:
+            pieces.append(value[position : found.start()])
+        depth += {"(": 1, ")": -1}.get(found[0], 0)
+        position = found.end()
+    if not depth:
+        pieces.append(value[position:])
+    return "".join(pieces)
+
+
 def _parsed(content: bytes) -> "Message[str, str]":
-    return message_from_bytes(content, policy=policy.compat32)
+    return message_from_bytes(content, policy=_POLICY)
 
 
 def _sorted_parts(

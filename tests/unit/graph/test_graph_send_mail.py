@@ -212,6 +212,9 @@ async def test_mime_is_kept_byte_for_byte(world: World) -> None:
         (base64.b64encode(b"just text\r\n"), 400, "ErrorMimeContentInvalid"),
         (base64.b64encode(b"Subject: x\r\n\r\n"), 400, "ErrorInvalidRecipients"),
         (base64.b64encode(b"Bcc: a..b@c.test\r\n\r\n"), 400, "ErrorInvalidRecipients"),
+        (base64.b64encode(b"To: nobody, a@b.test\r\n\r\n"), 400, "ErrorInvalidRecipients"),
+        (base64.b64encode(b"To: a@b.test\r\nCc: c@\r\n\r\n"), 400, "ErrorInvalidRecipients"),
+        (base64.b64encode(b"To: a@b.test\r\nBcc: \xfc@c.test\n\n"), 400, "ErrorInvalidRecipients"),
         (base64.b64encode(b"From: bob@example.test\nTo: a@b.test\n\n"), 403, "ErrorSendAsDenied"),
         (base64.b64encode(b"Sender: eve@a.test\nTo: a@b.test\n\n"), 403, "ErrorSendAsDenied"),
         (

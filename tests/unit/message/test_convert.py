@@ -202,12 +202,13 @@ def test_eight_bit_mime_is_told():
         write_draft(MessageProperties(from_=ALICE), ORIGIN),
         write_mime_draft(b"Subject: nobody\r\n\r\n", ORIGIN),
         write_mime_draft(b"To: undisclosed-recipients:;\r\n\r\n", ORIGIN),
+        write_mime_draft(b"To: b@b.test\r\nCc: nobody\r\n\r\n", ORIGIN),
         write_mime_draft(b"\x00\xff", ORIGIN),
         b"",
     ],
 )
 def test_the_impossible_is_refused_with_a_reason(raw):
-    with pytest.raises(ConversionError, match=r"recipients|MIME message"):
+    with pytest.raises(ConversionError, match=r"recipients|MIME message|Cc has 'nobody'"):
         convert(raw, now_us=0, hostname="h")
 
 

@@ -8,9 +8,11 @@ from relay.message.draft import DraftOrigin, write_draft
 from relay.message.mimeread import (
     check_mime,
     header_of,
+    read_header,
     read_message,
     read_mime,
     read_mime_attachments,
+    unread_people,
 )
 from relay.message.properties import Attachment, MessageProperties, Person
 
@@ -147,3 +149,41 @@ def test_mime_messages_are_accepted(content):
 )
 def test_the_header_ends_at_the_empty_line(content, header):
     assert header_of(content) == header
+
+
+def test_raw_utf8_in_a_header_is_read_as_what_it_is():
+    message = read_mime(
+        "From: Jürgen <jü@a.test>\r\nTo: ü@a.test\r\nSubject: schön ✓\r\n"
+        'Content-Type: application/pdf; name="ü.pdf"\r\n\r\nx'.encode()
+    )
+    assert message.properties.subject == "schön ✓"
+    assert message.properties.from_ == Person("jü@a.test", "Jürgen")
+    assert message.properties.to == (Person("ü@a.test"),)
+    assert message.attachments[0].name == "ü.pdf"
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "", "undisclosed-recipients:;", "g: c@a.test, d@a.test;, e@a.test", "c@a.test, ,", "c@a.test; d@a.test",
+        "J. R. <c@a.test>", '"a, b" <c@a.test>', '"x@y" <c@a.test>', '"a@b"@c.test', "a@b.test (c, d@x)",
+        'a@b.test (5" disk), c@d.test (3" (x) disk)', "c@a.test <c@A.test>", "c@a.test,\r\n d@a.test", "ü <ü@ü.test>",
+    ],
+)  # fmt: skip
+def test_address_fields_that_are_read_whole(field):
+    assert unread_people(read_header(f"To: {field}\r\n".encode()), "To") == ""
+
+
+@pytest.mark.parametrize(
+    ("field", "unread"),
+    [
+        ("c@, d@a.test", "c@, d@a.test"), ("c, d@a.test", "c"), ("Last, First <d@a.test>", "Last"), ("foo bar", "foo"),
+        ("<c>, d@a.test", "c"), ("bob@x.test <c@a.test>", "bob@x.test <c@a.test>"), ('a@b.test, "x', "x"),
+    ],
+)  # fmt: skip
+def test_what_an_address_field_has_besides_addresses(field, unread):
+    assert unread_people(read_header(f"To: {field}\r\n".encode()), "To") == unread
+
+
+def test_an_address_that_is_no_utf8_is_not_guessed():
+    assert unread_people(read_header(b"To: \xfc@a.test\r\n"), "To") == "\ufffd@a.test"
