@@ -222,6 +222,11 @@ class RelayProcess:
         return "\n".join(self.log.splitlines()[-_LOG_LINES:])
 
     # -- HTTP
+    @property
+    def http(self) -> tuple[str, int]:
+        """Host and port."""
+        return _host_port(self.ready["http"][0])
+
     def request(
         self,
         method: str,
@@ -231,8 +236,7 @@ class RelayProcess:
         *,
         timeout_s: float = WAIT_S,
     ) -> Answer:
-        host, port = _host_port(self.ready["http"][0])
-        connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+        connection = http.client.HTTPConnection(*self.http, timeout=timeout_s)
         try:
             connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()

@@ -1,0 +1,166 @@
+"""HTTP requests that must come to nothing: the right status and code, a message that names the field, no file."""
+
+import base64
+import http.client
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import World
+from tests.support.relay_process import RelayProcess, message, people, until
+from tests.support.relay_process import message as valid
+
+FILE = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "a.txt"}
+TO = {"to": ["c@a.test"]}
+
+
+def files(relay: RelayProcess) -> set[Path]:
+    """Every file of the mail store, once nothing is on its way any more."""
+    until("no note is left", lambda: not relay.notes())
+    return {path for path in (relay.folder / "mail").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("properties", "code", "named"),
+    [
+        (valid(), "ErrorInvalidRecipients", "recipient"),
+        (valid(to=["no address"]), "ErrorInvalidRecipients", "toRecipients[0]"),
+        (valid(to=["c@a.test"], cc=["x@"]), "ErrorInvalidRecipients", "ccRecipients[0]"),
+        (valid(to=["c@a.test>\r\nRCPT TO:<x@b.test"]), "", "toRecipients[0]"),
+        (valid(**TO, toRecipients="c@a.test"), "", "toRecipients"),
+        (valid(**TO, subject=7), "", "subject"),
+        (valid(**TO, subject="a\r\nBcc: x@b.test"), "", "subject"),
+        (valid(**TO, subject="a\0b"), "", "subject"),
+        (valid(**TO, body="text"), "", "body"),
+        (valid(**TO, body={"contentType": "rtf", "content": ""}), "", "body"),
+        (valid(**TO, importance="urgent"), "", "importance"),
+        (valid(**TO, subjekt="x"), "RequestBodyRead", "subjekt"),
+        (
+            valid(toRecipients=[{"emailAddress": {"address": "c@a.test", "name": "a\r\nX: y"}}]),
+            "",
+            "name",
+        ),
+        (
+            valid(**TO, internetMessageHeaders=[{"name": "X-A", "value": "a\nBcc: b@b.test"}]),
+            "",
+            "internetMessageHeaders",
+        ),
+        (
+            valid(**TO, internetMessageHeaders=[{"name": "X-A: b\r\nX-B", "value": "a"}]),
+            "",
+            "internetMessageHeaders",
+        ),
+        (
+            valid(**TO, internetMessageHeaders=[{"name": "Received", "value": "a"}]),
+            "InvalidInternetMessageHeader",
+            "Received",
+        ),
+        (valid(**TO, attachments=[FILE | {"contentBytes": "!!!"}]), "", "contentBytes"),
+        (valid(**TO, attachments=[FILE]), "ErrorRequiredPropertyMissing", "contentBytes"),
+        (
+            valid(**TO, attachments=[FILE | {"contentBytes": "YQ==", "name": "a\r\nX: b"}]),
+            "",
+            "name",
+        ),
+        (
+            valid(**TO, attachments=[FILE | {"contentBytes": "YQ==", "contentType": "a\r\nX: b"}]),
+            "",
+            "contentType",
+        ),
+    ],
+)
+def test_a_bad_message(
+    relay: RelayProcess, properties: dict[str, Any], code: str, named: str
+) -> None:
+    before = files(relay)
+    answer = relay.graph("POST", "/me/sendMail", {"message": properties})
+    assert answer.status == 400, answer.body
+    assert answer.code == code or not code
+    assert named.lower() in answer.message.lower()
+    assert answer.headers["request-id"]
+    assert files(relay) == before
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status", "code"),
+    [
+        (b"{", "application/json", 400, ""),
+        (b"[]", "application/json", 400, ""),
+        (b"{}", "application/json", 400, ""),
+        (b'{"message": null}', "application/json", 400, ""),
+        (b"\xff\xfe{}", "application/json", 400, ""),
+        (b'{"message": ' + b"[" * 5000, "application/json", 400, ""),
+        (b"!!!", "text/plain", 400, "ErrorMimeContentInvalidBase64String"),
+        (base64.b64encode(b"\0\xff"), "text/plain", 400, ""),
+        (
+            base64.b64encode(b"Subject: nobody\r\n\r\nx"),
+            "text/plain",
+            400,
+            "ErrorInvalidRecipients",
+        ),
+        (b"{}", "application/xml", 415, ""),
+    ],
+)
+def test_a_bad_body(
+    relay: RelayProcess, body: bytes, content_type: str, status: int, code: str
+) -> None:
+    before = files(relay)
+    headers = {"Content-Type": content_type}
+    answer = relay.graph("POST", "/me/sendMail", body, headers=headers)
+    assert answer.status == status, answer.body
+    assert answer.code == code or not code
+    assert answer.message
+    assert files(relay) == before
+
+
+@pytest.mark.parametrize("authorization", ["", "Bearer wrong", "Basic YWxpY2U6YWxpY2U=", "Bearer "])
+def test_no_right_token(relay: RelayProcess, authorization: str) -> None:
+    body = json.dumps({"message": message(to=["c@a.test"])}).encode()
+    headers = {"Content-Type": "application/json"}
+    if authorization:
+        headers["Authorization"] = authorization
+    before = files(relay)
+    answer = relay.request("POST", "/v1.0/me/sendMail", body, headers)
+    assert (answer.status, answer.code) == (401, "InvalidAuthenticationToken")
+    assert "Bearer" in answer.headers["WWW-Authenticate"]
+    assert files(relay) == before
+
+
+@pytest.mark.parametrize(
+    ("user", "status"),
+    [("bob@example.test", 403), ("nobody@example.test", 404), ("alice@example.test", 202)],
+)
+def test_sending_as_somebody_else(relay: RelayProcess, user: str, status: int) -> None:
+    body = {"message": message(to=["other@a.test"])}
+    assert relay.graph("POST", f"/users/{user}/sendMail", body).status == status
+
+
+def test_from_somebody_else(relay: RelayProcess) -> None:
+    properties = message(to=["c@a.test"], **{"from": people("bob@example.test")[0]})
+    answer = relay.graph("POST", "/me/sendMail", {"message": properties})
+    assert (answer.status, answer.code) == (403, "ErrorSendAsDenied")
+
+
+def test_a_body_over_the_limit(relay: RelayProcess) -> None:
+    before = files(relay)
+    connection = http.client.HTTPConnection(*relay.http, timeout=20)
+    connection.putrequest("POST", "/v1.0/me/sendMail")
+    connection.putheader("Authorization", "Bearer alice")
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader("Content-Length", str(36 * 2**20))
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert answer.status == 413
+    assert json.loads(answer.read())["error"]["code"] == "RequestEntityTooLarge"
+    connection.close()
+    assert files(relay) == before
+
+
+def test_the_relay_is_well_after_all_that(world: World) -> None:
+    identity = world.relay.send_mail(to=["well@a.test"], subject="well")
+    world.relay.until_final(identity)
+    until("no note is left", lambda: not world.relay.notes())
+    assert world.relay.faults() == []
+    assert [one for one in world.a.envelopes if "x@b.test" in one.addresses] == []

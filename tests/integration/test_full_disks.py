@@ -1,0 +1,173 @@
+"""Mailboxes over their quota, and disks that are full or read-only: refused whole, and well again afterwards."""
+
+import base64
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.disks import filled, read_only, small_disk
+from tests.support.relay_config import account
+from tests.support.relay_process import RelayProcess, message, until
+from tests.support.remotes import Remotes
+
+KIB = 1024
+BIG = b"Subject: big\r\n\r\n" + b"0123456789abcdef\r\n" * 20_000  # the spool keeps it as a file
+
+
+def half_written(relay: RelayProcess) -> list[Path]:
+    """What is left of a message that was refused."""
+    home = relay.folder / "mail"
+    return [
+        *relay.notes(),
+        *home.glob("*/*/**/.Drafts/*/*[0-9]*"),
+        *home.glob("*/*/tmp/*"),
+    ]
+
+
+@contextmanager
+def running(remotes: Remotes, **options: object) -> Iterator[RelayProcess]:
+    remotes.start("a.test")
+    with remotes.relay(**options) as relay:
+        yield relay
+        until("counted", lambda: relay.metric("relay_queue_unaccounted") == 0)
+
+
+def test_a_mailbox_over_its_quota(remotes: Remotes) -> None:
+    tiny = account("tiny", quota="20 KiB")
+    content = base64.b64encode(b"x" * 30 * KIB).decode()
+    attachment = {
+        "@odata.type": "#microsoft.graph.fileAttachment",
+        "name": "a",
+        "contentBytes": content,
+    }
+    with running(remotes, accounts=[tiny]) as relay:
+        body = {"message": message(to=["x@a.test"], attachments=[attachment])}
+        answer = relay.graph("POST", "/me/sendMail", body, token="tiny")
+        assert (answer.status, answer.code) == (507, "ErrorQuotaExceeded")
+        assert half_written(relay) == []
+        with relay.smtp() as session:
+            session.ehlo()
+            session.mail("bob@example.test", [f"SIZE={30 * KIB}"])
+            code, text = session.rcpt("tiny@example.test")
+            assert (code, text[:5]) == (452, b"4.2.2")
+            assert session.rcpt("carol@example.test")[0] == 250
+            session.rset()
+            session.mail("bob@example.test", [f"SIZE={KIB}"])
+            assert session.rcpt("tiny@example.test")[0] == 250
+
+
+def test_the_stores_disk_is_full(remotes: Remotes) -> None:
+    with running(remotes) as relay, small_disk_for_mail(relay):
+        relay.send_mail(to=["bob@example.test"], subject="before")
+        until("delivered", lambda: relay.subjects("bob") == ["before"] and not relay.notes())
+        with filled(relay.folder / "mail"):
+            answer = relay.graph("POST", "/me/sendMail", {"message": message(to=["x@a.test"])})
+            assert answer.status in (503, 507)
+            assert "full" in answer.message
+            assert half_written(relay) == []
+            waiting = relay.submit("alice@example.test", ["bob@example.test"])
+            relay.until_state(waiting, "deferred")
+            assert relay.subjects("bob") == ["before"]
+        relay.until_state(waiting, "delivered")
+        relay.send_mail(to=["bob@example.test"], subject="behind")
+        until("delivered", lambda: relay.subjects("bob") == ["before", "behind", "hello"])
+
+
+@contextmanager
+def small_disk_for_mail(relay: RelayProcess) -> Iterator[None]:
+    relay.stop()
+    with small_disk(relay.folder / "mail", size_bytes=1024 * KIB):
+        relay.start()
+        yield
+        relay.stop()
+        relay.start()  # somebody asks it for metrics
+
+
+def test_the_store_is_read_only(remotes: Remotes) -> None:
+    with running(remotes) as relay:
+        relay.send_mail(to=["bob@example.test"], subject="before")
+        until("delivered", lambda: relay.subjects("bob") == ["before"] and not relay.notes())
+        home = relay.folder / "mail"
+        with read_only(home if os.geteuid() == 0 else home / "example.test/alice/.Drafts/tmp"):
+            answer = relay.graph("POST", "/me/sendMail", {"message": message(to=["x@a.test"])})
+            assert answer.status == 503
+            assert answer.headers["retry-after"]
+            assert half_written(relay) == []
+        relay.until_final(relay.send_mail(to=["x@a.test"], subject="behind"))
+
+
+def test_the_spools_disk_is_full(remotes: Remotes) -> None:
+    with running(remotes) as relay:
+        relay.stop()
+        with small_disk(relay.folder / "state", size_bytes=8192 * KIB):
+            relay.start()
+            relay.until_final(relay.submit("alice@example.test", ["bob@example.test"]))
+            with filled(relay.folder / "state"):
+                answers = [refusal(relay, BIG) for _ in range(2)]
+                assert {code for code, _ in answers} == {452}
+                assert all(text.startswith(b"4.3.1") for _, text in answers)
+                identity = relay.send_mail(
+                    to=["bob@example.test"], subject="waits", text="x" * 200_000
+                )
+                until("it was tried", lambda: "note put back" in relay.log)
+            relay.until_final(identity)
+            until("filed", lambda: relay.subjects("alice", "Sent") == ["waits"])
+            assert relay.subjects("bob") == ["hello", "waits"]
+            relay.stop()
+        relay.start()
+
+
+def refusal(relay: RelayProcess, content: bytes) -> tuple[int, bytes]:
+    """The reply to the final dot, in a session that is alive afterwards."""
+    with relay.smtp() as session:
+        session.ehlo()
+        session.mail("alice@example.test")
+        session.rcpt("bob@example.test")
+        reply = session.data(content)
+        assert session.noop()[0] == 250
+    return reply
+
+
+def test_the_spools_contents_are_read_only(remotes: Remotes) -> None:
+    with running(remotes) as relay:
+        (contents,) = [
+            path for path in (relay.folder / "state").iterdir() if "content" in path.name
+        ]
+        with read_only(contents):
+            code, text = refusal(relay, BIG)
+            assert (code, text[:5]) == (451, b"4.3.0")
+            assert b"state" not in text
+        assert list(contents.iterdir()) == []
+        relay.until_final(relay.submit("alice@example.test", ["x@a.test"], BIG))
+
+
+def test_the_spool_is_locked_by_somebody_else(remotes: Remotes) -> None:
+    with running(remotes) as relay:
+        with closing(sqlite3.connect(relay.folder / "state/spool.sqlite")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            code, text = refusal(relay, b"Subject: x\r\n\r\nx\r\n")
+            assert (code, text[:5]) == (451, b"4.3.0")
+            identity = relay.send_mail(to=["x@a.test"])
+            until("it was tried", lambda: "note put back" in relay.log)
+            assert relay.journey(identity)["state"] == "queued"
+        relay.until_final(identity)
+        assert relay.subjects("bob") == []
+
+
+@pytest.mark.parametrize("folder", ["state", "mail"])
+def test_a_start_on_a_read_only_disk(remotes: Remotes, folder: str) -> None:
+    with running(remotes) as relay:
+        assert relay.stop() == 0
+        with read_only(relay.folder / folder):
+            if folder == "state":
+                relay.start(wait=False)
+                assert relay.wait_end() in (69, 75, 77)
+                assert "Traceback" not in relay.log
+            done = relay.cli("check")
+            assert done.returncode == 78
+            assert "cannot be written" in done.stderr
+        relay.start()

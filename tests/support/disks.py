@@ -1,0 +1,78 @@
+"""Disks that are small, full or read-only: mounted where we may, else by the mode of a directory.
+
+On the path: integration tests put a store or a spool onto one.
+Holds: what was mounted is gone at the end of the with block.
+Fails: the test is skipped, with the reason, where nobody may mount.
+Standards: mount(8).
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+_BLOCK = b"\0" * 65536
+
+
+@contextmanager
+def small_disk(path: Path, *, size_bytes: int) -> Iterator[None]:
+    """Mount an empty file system of `size_bytes` at the directory `path`."""
+    _mount("-t", "tmpfs", "-o", f"size={size_bytes},mode=0700", "none", str(path))
+    try:
+        yield
+    finally:
+        _unmount(path)
+
+
+@contextmanager
+def filled(path: Path) -> Iterator[None]:
+    """Leave no room on the disk of the directory `path`."""
+    filler = path / "filler"
+    try:
+        with filler.open("wb", buffering=0) as file:
+            for block in (_BLOCK, _BLOCK[:1]):
+                _write_until_full(file.fileno(), block)
+        yield
+    finally:
+        filler.unlink(missing_ok=True)
+
+
+@contextmanager
+def read_only(path: Path) -> Iterator[None]:
+    """Refuse every change below the directory `path`."""
+    if os.geteuid() != 0:
+        mode = path.stat().st_mode
+        path.chmod(0o500)
+        try:
+            yield
+        finally:
+            path.chmod(mode)
+        return
+    _mount("--bind", str(path), str(path))
+    try:
+        _mount("-o", "remount,bind,ro", str(path))
+        yield
+    finally:
+        _unmount(path)
+
+
+def _write_until_full(descriptor: int, block: bytes) -> None:
+    try:
+        while True:
+            os.write(descriptor, block)
+    except OSError:
+        return
+
+
+def _mount(*words: str) -> None:
+    done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount here: {done.stderr.strip()}")
+
+
+def _unmount(path: Path) -> None:
+    """Lazily: the relay may have a file open there."""
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
