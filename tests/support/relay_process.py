@@ -318,9 +318,13 @@ class RelayProcess:
         return sum(float(value) for told, value in samples if all(one in told for one in wanted))
 
     # -- SMTP
+    def smtp_address(self, listener: int = 0) -> tuple[str, int]:
+        """Host and port of a listener."""
+        return _host_port(self.ready["smtp"][listener])
+
     def smtp(self, *, source: str = "127.0.0.1", listener: int = 0) -> smtplib.SMTP:
         """A session; from any `source` but 127.0.0.1 it is a stranger's."""
-        host, port = _host_port(self.ready["smtp"][listener])
+        host, port = self.smtp_address(listener)
         return smtplib.SMTP(host, port, "client.test", WAIT_S, source_address=(source, 0))
 
     def submit(

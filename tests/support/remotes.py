@@ -33,7 +33,7 @@ class Remotes:
         self.port = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._servers: list[RemoteMx] = []
+        self.servers: list[RemoteMx] = []
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -41,7 +41,7 @@ class Remotes:
         return self
 
     def __exit__(self, *why: object) -> None:
-        for server in self._servers:
+        for server in self.servers:
             self.run(server.__aexit__(*why))
         self.dns.__exit__(*why)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -50,11 +50,11 @@ class Remotes:
 
     def start(self, domain: str, **options: Any) -> RemoteMx:
         """Start the MX host of `domain` and put both into the zone."""
-        host = f"127.0.0.{_FIRST_HOST + len(self._servers)}"
+        host = f"127.0.0.{_FIRST_HOST + len(self.servers)}"
         server = self._listen(host, options)
         self.dns.zone[domain] = {"MX": [f"10 mx.{domain}."]}
         self.dns.zone[f"mx.{domain}"] = {"A": [host]}
-        self._servers.append(server)
+        self.servers.append(server)
         return server
 
     def relay(self, **options: Any) -> RelayProcess:
@@ -84,7 +84,7 @@ class Remotes:
                 self.run(server.__aenter__())
                 self.port = server.port
                 return server
-            assert not self._servers, f"port {self.port} is taken at {host}"
+            assert not self.servers, f"port {self.port} is taken at {host}"
         raise OSError(f"no port is free at {host}")
 
 
