@@ -1,0 +1,13 @@
+"""What holds for every test.
+
+Properties are checked with the same examples every time, so that a failure is a change's; new ones
+come with `make test TESTS="tests/unit --hypothesis-profile=search"`.
+"""
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("search", deadline=None, max_examples=2000)
+settings.load_profile("same")
