@@ -145,6 +145,7 @@ class SmtpServer:
     def _service(self, *, pickup: bool) -> Service:
         listener, neighbours = self._listener, self._neighbours
         on_this_machine = bool(listener.listen.path) or _is_loopback(listener.listen.host)
+        requires_tls = listener.tls is not None and listener.tls.require
         return Service(
             hostname=neighbours.hostname,
             limits=self._limits,
@@ -157,9 +158,9 @@ class SmtpServer:
             accept=self._accept,
             crash=neighbours.crash,
             offers_tls=self._tls_context is not None,
-            requires_tls=listener.tls is not None and listener.tls.require,
+            requires_tls=requires_tls,
             requires_auth=listener.role != "relay",
-            offers_auth_in_clear=on_this_machine,
+            offers_auth_in_clear=on_this_machine and not requires_tls,
             pickup=pickup,
         )
 
