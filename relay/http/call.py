@@ -13,11 +13,12 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
-from relay.http.errors import ApiError, RequestNames, try_later
+from relay.http.errors import ApiError, RequestNames, shown, try_later
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _QUERY_FIELDS_MAX = 64
 _DRAIN_TIMEOUT_S = 10.0
+_DRAIN_PAUSE_S = 1.0  # who sends nothing for so long waits for the answer
 
 
 class ClientGoneError(Exception):
@@ -71,8 +72,10 @@ class Call:
     async def body(self) -> bytes:
         """Read the whole body, once.
 
-        Raises ApiError 413 over the limit, 408 when it takes too long, 503 over the budget.
+        Raises ApiError 413 over the limit, 408 when it takes too long, 503 over the budget, 415
+        for one that is compressed.
         """
+        self._refuse_coding()
         limit = self._reading.limit_bytes
         declared = self.headers.get("content-length", "")
         if declared.isdecimal() and int(declared[:20]) > limit:
@@ -102,22 +105,29 @@ class Call:
         self._taken_bytes = 0
 
     async def has_gone_by(self) -> bool:
-        """Read past what is left of the body, within bounds: a client that is still sending may
-        not look at its answer before.
+        """Read past what is left of the body, for a while: a client that is still sending may not
+        look at its answer before.
 
         Returns whether there is no more of it, so that the connection can be used again. A body
         that waits for 100 Continue is never sent.
         """
-        if self._complete or self._too_late or self._waits_for_continue():
-            return self._complete
-        left = self._reading.limit_bytes + (1 << 20)
+        if self._too_late or self._waits_for_continue():
+            return False
         try:
             async with asyncio.timeout(_DRAIN_TIMEOUT_S):
-                while not self._complete and left > 0:
-                    left -= len(await self._next_chunk())
+                while not self._complete:
+                    async with asyncio.timeout(_DRAIN_PAUSE_S):
+                        await self._next_chunk()
         except (TimeoutError, ClientGoneError):
             return False
         return self._complete
+
+    def _refuse_coding(self) -> None:
+        coding = self.headers.get("content-encoding", "").strip().lower()
+        if coding not in ("", "identity"):
+            message = f"Content-Encoding: found {shown(coding)}, expected a body as it is."
+            headers = {"accept-encoding": "identity"}
+            raise ApiError(415, "UnsupportedMediaType", message, headers=headers)
 
     def _waits_for_continue(self) -> bool:
         return not self._reading_began and "100-continue" in self.headers.get("expect", "").lower()

@@ -55,6 +55,19 @@ def try_later(code: str, message: str, *, after_s: int) -> ApiError:
 
 
 def shown(value: object) -> str:
-    """Return what a client sent, quoted and clipped, with control characters escaped."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+    """Return what a client sent: strings quoted and clipped, with control characters escaped.
+
+    Anything else is named as JSON has it; what is in an object or an array is not shown.
+    """
+    match value:
+        case str():
+            text = repr(value[: _SHOWN_CHARACTERS + 1])
+            return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+        case None | bool():
+            return {None: "null", True: "true", False: "false"}[value]
+        case dict():
+            return "an object"
+        case list():
+            return "an array"
+        case _:
+            return str(value)

@@ -1,16 +1,20 @@
 """uvicorn's connection with the bounds it lacks: header bytes and time, number of connections.
 
 On the path: the server makes one for each connection; complete headers go on to the gateway.
-Holds: a connection with no request in work ends within the time for headers.
+Holds: a connection with no request in work ends within the time for headers; a request that is in
+work gets its own answer, whatever follows it.
 Fails: never; a connection over a bound is answered and closed.
 Standards: RFC 9110 4.1, 5.4 (limits); RFC 6585 5 (431).
 """
 
 import asyncio
-from typing import Any
+from email.utils import formatdate
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from relay.clock import Clock, Ids, rfc3339
+from relay.http.errors import ApiError, RequestNames, envelope
 
 CONNECTIONS_MAX = 2000
 HEADER_BYTES_MAX = 64 * 1024  # URL and header fields together; long tokens have a few KB
@@ -22,8 +26,9 @@ class _HeadersTooLargeError(Exception):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One HTTP/1.1 connection."""
+    """One HTTP/1.1 connection. Who makes it sets `clock`."""
 
+    clock: Clock
     _header_bytes = 0
     _deadline: asyncio.TimerHandle | None = None
 
@@ -70,7 +75,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, or too much of it, with an envelope."""
-        if self._header_bytes > HEADER_BYTES_MAX:
+        if self.cycle is not None and not (self.cycle.more_body or self.cycle.response_complete):
+            self.cycle.keep_alive = False  # a complete request is in work: no more after its answer
+        elif self._header_bytes > HEADER_BYTES_MAX:
             text = f"The URL and the header fields are larger than {HEADER_BYTES_MAX} bytes."
             self._refuse(431, "RequestHeaderFieldsTooLarge", text)
         else:
@@ -90,14 +97,20 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline = None
 
     def _refuse(self, status: int, code: str, message: str) -> None:
-        error: dict[str, Any] = {"error": {"code": code, "message": message, "innerError": {}}}
-        body = msgspec.json.encode(error)
-        retry = b"retry-after: 2\r\n" if status == 503 else b""
-        self.transport.write(
-            STATUS_LINE[status]
-            + b"content-type: application/json\r\nconnection: close\r\n"
-            + retry
-            + b"content-length: %d\r\n\r\n" % len(body)
-            + body
+        now_us = self.clock.time_us()
+        request_id = Ids(self.clock).new()
+        error = envelope(
+            ApiError(status, code, message),
+            names=RequestNames(request_id, request_id),
+            date=rfc3339(now_us)[:19],
         )
+        body = msgspec.json.encode(error)
+        retry = "retry-after: 2\r\n" if status == 503 else ""
+        fields = (
+            f"content-type: application/json\r\nconnection: close\r\n{retry}"
+            f"request-id: {request_id}\r\nclient-request-id: {request_id}\r\n"
+            f"date: {formatdate(now_us // 1_000_000, usegmt=True)}\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
+        )
+        self.transport.write(STATUS_LINE[status] + fields.encode() + body)
         self.transport.close()

@@ -18,6 +18,7 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
+from relay.clock import Clock, SystemClock
 from relay.http.protocol import BoundedProtocol
 from relay.settings.tree import Address
 
@@ -29,8 +30,15 @@ _CANCELLED_GRACE_S = 1.0
 class HttpServer:
     """One application on some addresses. bind(), start(), stop(); each once, in this order."""
 
-    def __init__(self, app: ASGIApp, addresses: Sequence[Address], *, mode: int = 0o600) -> None:
-        """Unix sockets get the file mode `mode`."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        addresses: Sequence[Address],
+        *,
+        mode: int = 0o600,
+        clock: Clock | None = None,
+    ) -> None:
+        """Unix sockets get the file mode `mode`; `clock` dates the server's own refusals."""
         self._addresses = tuple(addresses)
         self._mode = mode
         self._sockets: list[socket.socket] = []
@@ -52,7 +60,8 @@ class HttpServer:
                 date_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 backlog=_BACKLOG,
-            )
+            ),
+            clock or SystemClock(),
         )
 
     @property
@@ -113,8 +122,9 @@ class HttpServer:
 class _Server(uvicorn.Server):
     """uvicorn's server without its own signals, and with Unix sockets that are bound already."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, clock: Clock) -> None:
         super().__init__(config)
+        self._clock = clock
         self.accepting = asyncio.Event()
 
     @contextlib.contextmanager
@@ -127,7 +137,9 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
 
         def connection() -> BoundedProtocol:
-            return BoundedProtocol(self.config, self.server_state, {}, loop)
+            made = BoundedProtocol(self.config, self.server_state, {}, loop)
+            made.clock = self._clock
+            return made
 
         await self.lifespan.startup()
         self.servers = []

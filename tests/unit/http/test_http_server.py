@@ -23,6 +23,7 @@ from relay.http import (
     Gateway,
     HttpServer,
     Limits,
+    call,
     json_response,
     protocol,
 )
@@ -115,6 +116,47 @@ async def test_a_client_that_expects_continue_is_refused_before_it_sends() -> No
     assert (status_of(answer), code_of(answer)) == (413, "RequestEntityTooLarge")
 
 
+async def test_a_client_that_declares_too_much_and_stops_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(call, "_DRAIN_PAUSE_S", 0.05)
+    async with serving() as server:
+        answer = await talk(server, request(b"abc", length=LIMIT + 1))
+    assert (status_of(answer), code_of(answer)) == (413, "RequestEntityTooLarge")
+
+
+async def test_a_body_many_times_the_limit_is_read_past() -> None:
+    async with serving() as server:
+        answer = await talk(server, request(b"x" * (LIMIT * 20)))
+    assert (status_of(answer), code_of(answer)) == (413, "RequestEntityTooLarge")
+
+
+@pytest.mark.parametrize(("coding", "status"), [("gzip", 415), ("identity", 200), ("", 200)])
+async def test_a_compressed_body_is_refused_by_name(coding: str, status: int) -> None:
+    async with serving() as server:
+        answer = await talk(server, request(b"abc", f"Content-Encoding: {coding}"))
+    assert status_of(answer) == status
+    assert (b"accept-encoding: identity\r\n" in answer) == (status == 415)
+
+
+async def test_a_request_in_work_gets_its_own_answer_whatever_follows() -> None:
+    sent, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(call: Call) -> Response:
+        await call.body()
+        sent.set()
+        await go_on.wait()
+        return Response("done")
+
+    async with serving(slow) as server:
+        whole = request(b"abc").replace(b"Connection: close\r\n", b"")
+        talking = asyncio.create_task(talk(server, whole + b"garbage\r\n\r\n"))
+        await sent.wait()
+        go_on.set()
+        answer = await talking
+    assert (answer.count(b"HTTP/1.1"), status_of(answer)) == (1, 200)
+
+
 async def test_a_body_that_does_not_arrive_in_time() -> None:
     async with serving(read_timeout_s=0.05) as server:
         answer = await talk(server, request(b"abc", length=10))
@@ -177,6 +219,8 @@ async def test_headers_over_their_bound_and_what_is_no_http(
     async with serving() as server:
         answer = await talk(server, sent)
     assert (status_of(answer), code_of(answer)) == (status, code)
+    for name in (b"\r\nrequest-id: ", b"\r\nclient-request-id: ", b"\r\ndate: "):
+        assert answer.count(name) == 1
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nA: b\r\n", b"\r\n"])
