@@ -35,7 +35,7 @@ _CONTENT_ID = re.compile(r"[^\s<>]+")
 _WHITE_SPACE = b" \t\r\n"
 _READ_ONLY = frozenset({"id", "size", "lastModifiedDateTime", "contentLocation"})
 _KNOWN = frozenset({"name", "contentType", "contentBytes", "isInline", "contentId"})
-_FILE = "#microsoft.graph.fileattachment"
+_FILE = "microsoft.graph.fileattachment"
 
 
 def read_attachments(value: object, path: str) -> tuple[Attachment, ...]:
@@ -55,7 +55,7 @@ def decode_base64(text: bytes) -> bytes:
 def _attachment(value: object, path: str) -> Attachment:
     given = an_object(value, path)
     kind = a_text(given.get("@odata.type"), f"{path}.@odata.type")
-    if kind and kind.lower() != _FILE:
+    if kind and kind.lower().removeprefix("#") != _FILE:
         raise unsupported(
             f"{path}.@odata.type", "only #microsoft.graph.fileAttachment is supported"
         )

@@ -74,6 +74,7 @@ _REFUSED = {
     "multiValueExtendedProperties": "extended properties are not supported",
     "extensions": "open extensions are not supported",
 }
+_REFUSED_FLAGS = frozenset({"isDeliveryReceiptRequested", "isReadReceiptRequested"})
 _CREATE_ONLY = frozenset({"attachments", "internetMessageHeaders"})
 
 
@@ -140,7 +141,7 @@ def parse_message(
                 raise wrong(where, item, "it only when the message is created")
             fields |= _READERS[name](item, where)
         elif name in _REFUSED:
-            if item not in (None, False, []):
+            if _asks_for_something(item, where, flag=name in _REFUSED_FLAGS):
                 raise unsupported(where, _REFUSED[name])
         elif name not in _MARKS and name not in _READ_ONLY and not is_annotation(name):
             raise unknown_property(where, _MESSAGE)
@@ -170,12 +171,7 @@ def check_recipients_count(properties: MessageProperties) -> None:
     """Raise ErrorInvalidRecipients when a message has more recipients than Graph takes."""
     count = len(properties.to) + len(properties.cc) + len(properties.bcc)
     if count > RECIPIENTS_MAX:
-        raise ApiError(
-            400,
-            "ErrorInvalidRecipients",
-            f"The message has {count} recipients; the maximum in to, cc and bcc is "
-            f"{RECIPIENTS_MAX}.",
-        )
+        raise _too_many_recipients(count)
 
 
 def check_has_recipients(properties: MessageProperties) -> None:
@@ -189,8 +185,16 @@ def check_has_recipients(properties: MessageProperties) -> None:
         )
 
 
+def _asks_for_something(value: object, path: str, *, flag: bool) -> bool:
+    if value is None:
+        return False
+    return a_boolean(value, path) if flag else bool(an_array(value, path))
+
+
 def _people(value: object, path: str) -> tuple[Person, ...]:
-    items = an_array(value, path, most=RECIPIENTS_MAX)
+    items = an_array(value, path)
+    if len(items) > RECIPIENTS_MAX:
+        raise _too_many_recipients(len(items))
     return tuple(_person(item, f"{path}[{index}]") for index, item in enumerate(items))
 
 
@@ -215,6 +219,13 @@ def _person(value: object, path: str) -> Person:
 
 def _originator(value: object, path: str) -> Person | None:
     return None if value is None else _person(value, path)
+
+
+def _too_many_recipients(count: int) -> ApiError:
+    message = (
+        f"The message has {count} recipients; the maximum in to, cc and bcc is {RECIPIENTS_MAX}."
+    )
+    return ApiError(400, "ErrorInvalidRecipients", message)
 
 
 def _invalid_recipient(reason: str) -> ApiError:
@@ -254,7 +265,7 @@ def _message_id(value: object, path: str) -> str:
 
 
 def _headers(value: object, path: str) -> tuple[tuple[str, str], ...]:
-    items = an_array(value, path, most=1000)
+    items = an_array(value, path)
     if len(items) > HEADERS_MAX:
         message = (
             f"{path}: found {len(items)} headers; the number of headers must be <= {HEADERS_MAX}."

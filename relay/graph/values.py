@@ -70,13 +70,13 @@ def an_object(value: object, path: str) -> dict[str, Any]:
     return value
 
 
-def an_array(value: object, path: str, *, most: int) -> list[Any]:
+def an_array(value: object, path: str, *, most: int | None = None) -> list[Any]:
     """Return `value` if it is an array of at most `most` items; null is an empty one."""
     if value is None:
         return []
     if not isinstance(value, list):
         raise wrong(path, value, "an array")
-    if len(value) > most:
+    if most is not None and len(value) > most:
         message = f"{path}: found {len(value)} items, expected at most {most}."
         raise ApiError(400, "ErrorInvalidRequest", message)
     return value
