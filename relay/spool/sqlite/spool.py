@@ -72,7 +72,7 @@ class SqliteSpool:
         self._writer.start()
         self._files.prepare()
         now_us = self._clock.time_us()
-        released = await self._writer.submit(lambda c: transactions.release_all(c, now_us))
+        released = await self._writer.submit(lambda b: transactions.release_all(b.cursor, now_us))
         named = await self._queries.run(
             lambda c: {row[0] for row in c.execute("SELECT file FROM content WHERE file <> ''")}
         )
@@ -100,8 +100,8 @@ class SqliteSpool:
         expires_us = self._clock.time_us() + self._submission_keep_us
         try:
             accepted = await self._writer.submit(
-                lambda cursor: transactions.accept(
-                    cursor, messages, files, submission_key=submission_key,
+                lambda batch: transactions.accept(
+                    batch, messages, files, submission_key=submission_key,
                     submission_expires_us=expires_us, claim=claim,
                 ),
                 accepts=True,
@@ -123,8 +123,8 @@ class SqliteSpool:
         files = await self._store_large(settlement.reports) if settlement.reports else ()
         try:
             held, claims, unneeded = await self._writer.submit(
-                lambda cursor: transactions.settle(
-                    cursor, settlement, files, claim_reports=claim_reports
+                lambda batch: transactions.settle(
+                    batch, settlement, files, claim_reports=claim_reports
                 )
             )
         except SpoolError:
@@ -151,7 +151,7 @@ class SqliteSpool:
     async def release(self, claims: Sequence[Claim]) -> None:
         """Spool.release."""
         now_us = self._clock.time_us()
-        await self._writer.submit(lambda c: transactions.release(c, claims, now_us))
+        await self._writer.submit(lambda b: transactions.release(b.cursor, claims, now_us))
 
     async def read_content(self, content_id: int) -> bytes:
         """Spool.read_content."""
@@ -189,10 +189,10 @@ class SqliteSpool:
             return listed
         keys = [(one["id"], one["entry"]) for one in listed]
 
-        def make_due(cursor: apsw.Cursor) -> set[tuple[str, int]]:
+        def make_due(batch: Batch) -> set[tuple[str, int]]:
             done = set()
             for message_id, number in keys:
-                changed = cursor.execute(
+                changed = batch.cursor.execute(
                     "UPDATE entry SET due_us = ?, epoch = epoch + 1 WHERE message_id = ?"
                     " AND number = ? AND claimed = 0 AND state <> 'final' RETURNING number",
                     (now_us, message_id, number),
@@ -200,7 +200,7 @@ class SqliteSpool:
                 if changed:
                     done.add((message_id, number))
                     event = Event(Step.DELIVERY, now_us, {"entry": number, "retry": who})
-                    transactions.append_events(cursor, message_id, [event])
+                    transactions.append_events(batch.cursor, message_id, [event])
             return done
 
         done = await self._writer.submit(make_due)
@@ -225,7 +225,8 @@ class SqliteSpool:
         0 when none is left.
         """
 
-        def remove(cursor: apsw.Cursor) -> int:
+        def remove(batch: Batch) -> int:
+            cursor = batch.cursor
             ids = cursor.execute(
                 "SELECT (id) FROM message m WHERE received_us < ?"
                 " AND NOT EXISTS (SELECT 1 FROM entry e"

@@ -27,6 +27,7 @@ from relay.message.outcome import (
     Relayed,
 )
 from relay.message.verdict import Source
+from relay.spool.sqlite.batch import Batch
 from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.types import (
     Accepted,
@@ -44,7 +45,6 @@ _CONTENT = "INSERT INTO content (size, data, file) VALUES (?,?,?)"
 _ENTRY = "INSERT INTO entry VALUES (?,?,?,?,?,?,?,0,1)"
 _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 _EVENT = "INSERT INTO event VALUES (?,?,?,?,?)"
-_COUNT = "INSERT INTO counter VALUES (?,?) ON CONFLICT DO UPDATE SET value = value + excluded.value"
 _CLAIM_FACTS = (
     "SELECT m.id, m.reverse_path, m.source, m.trusted, m.received_us, m.expires_us, m.size,"
     " m.account, m.submission_id, m.envid, m.ret, m.smtputf8, m.eight_bit, m.client,"
@@ -56,7 +56,7 @@ ACCEPTED_COUNTER = "accepted"
 
 
 def accept(
-    cursor: apsw.Cursor,
+    batch: Batch,
     messages: Sequence[NewMessage],
     files: Sequence[Sequence[str]],
     *,
@@ -71,22 +71,22 @@ def accept(
     first = messages[0]
     if submission_key:
         known = fetch_one(
-            cursor, "SELECT message_id FROM submission WHERE key = ?", (submission_key,)
+            batch.cursor, "SELECT message_id FROM submission WHERE key = ?", (submission_key,)
         )
         if known is not None:
             return Accepted(known[0], repeated=True)
-        cursor.execute(
+        batch.cursor.execute(
             "INSERT INTO submission VALUES (?,?,?)",
             (submission_key, first.id, submission_expires_us),
         )
     claims: list[Claim] = []
     for message, names in zip(messages, files, strict=True):
-        claims += _insert_message(cursor, message, names, claim=claim)
+        claims += _insert_message(batch, message, names, claim=claim)
     return Accepted(first.id, tuple(claims))
 
 
 def settle(
-    cursor: apsw.Cursor,
+    batch: Batch,
     settlement: Settlement,
     files: Sequence[Sequence[str]],
     *,
@@ -95,39 +95,31 @@ def settle(
     """Record outcomes; the third value is the content file that nobody needs any more, or ""."""
     claim = settlement.claim
     key = (claim.message.id, claim.entry_id)
-    row = fetch_one(
-        cursor,
-        "SELECT epoch FROM entry WHERE message_id = ? AND number = ? AND state <> 'final'",
-        key,
-    )
-    if row is None or row[0] != claim.epoch:
-        return False, (), ""
-    changed: list[tuple[str, str, str, str, int, int]] = []
-    counts: dict[str, int] = {}
+    changed: list[tuple[State, str, str, str, int, int]] = []
     for number, outcome in settlement.outcomes.items():
         state = _state_after(outcome)
-        if state is not None:
-            evidence = outcome.evidence
-            changed.append((state, evidence.status, evidence.reply, *key, number))
+        evidence = outcome.evidence
+        changed.append((state, evidence.status, evidence.reply, *key, number))
     for number, outcome in settlement.expired.items():
         evidence = outcome.evidence
         changed.append((State.EXPIRED, evidence.status, evidence.reply, *key, number))
-    for state_text, *_ in changed:
-        check_transition(State.QUEUED, State(state_text))
-        if state_text in FINAL:
-            counts[state_text] = counts.get(state_text, 0) + 1
-    cursor.executemany(
+    for state, *_ in changed:
+        check_transition(State.QUEUED, state)
+    final = [state for state, *_ in changed if state in FINAL]
+    finished = len(final) == len(claim.recipients)
+    if not _leave(batch.cursor, settlement, finished=finished):
+        return False, (), ""
+    batch.counts.update(final)
+    batch.cursor.executemany(
         "UPDATE recipient SET state = ?, status = ?, reply = ?"
         " WHERE message_id = ? AND entry = ? AND number = ?",
         changed,
     )
-    finished = sum(counts.values()) == len(claim.recipients)
-    _add_counts(cursor, counts)
-    unneeded = _leave(cursor, settlement, finished=finished)
-    append_events(cursor, claim.message.id, settlement.events)
+    unneeded = _drop_content(batch.cursor, claim) if finished else ""
+    append_events(batch.cursor, claim.message.id, settlement.events)
     claims: list[Claim] = []
     for message, names in zip(settlement.reports, files, strict=True):
-        claims += _insert_message(cursor, message, names, claim=claim_reports)
+        claims += _insert_message(batch, message, names, claim=claim_reports)
     return True, tuple(claims), unneeded
 
 
@@ -178,29 +170,29 @@ def release_all(cursor: apsw.Cursor, now_us: int) -> int:
 
 def append_events(cursor: apsw.Cursor, message_id: str, events: Sequence[Event]) -> None:
     """Put events behind those that the message has."""
-    if not events:
-        return
-    last = fetch_one(cursor, "SELECT max(sequence) FROM event WHERE message_id = ?", (message_id,))[
-        0
-    ]
-    _insert_events(cursor, message_id, events, first=(last or 0) + 1)
+    for event in events:
+        cursor.execute(
+            "INSERT INTO event SELECT ?1, coalesce(max(sequence), 0) + 1, ?2, ?3, ?4"
+            " FROM event WHERE message_id = ?1",
+            (message_id, int(event.step), event.at_us, _json(event.detail)),
+        )
 
 
-def _insert_events(
-    cursor: apsw.Cursor, message_id: str, events: Sequence[Event], *, first: int
-) -> None:
+def _insert_events(cursor: apsw.Cursor, message_id: str, events: Sequence[Event]) -> None:
+    """Write the first events of a message."""
     cursor.executemany(
         _EVENT,
         [
             (message_id, sequence, int(event.step), event.at_us, _json(event.detail))
-            for sequence, event in enumerate(events, first)
+            for sequence, event in enumerate(events, 1)
         ],
     )
 
 
 def _insert_message(
-    cursor: apsw.Cursor, message: NewMessage, files: Sequence[str], *, claim: bool
+    batch: Batch, message: NewMessage, files: Sequence[str], *, claim: bool
 ) -> list[Claim]:
+    cursor = batch.cursor
     facts = facts_of(message)
     cursor.execute(_MESSAGE, _message_row(facts))
     used = {entry.content for entry in message.entries}
@@ -211,12 +203,11 @@ def _insert_message(
             cursor.execute(_CONTENT, (len(content), data, file))
             content_ids[index] = cursor.connection.last_insert_rowid()
     rows: list[tuple[Any, ...]] = []
-    counts = {ACCEPTED_COUNTER: len(message.final_recipients)}
     numbers = _numbers(message)
     for recipient in message.final_recipients:
         number = recipient.position or next(numbers)
         rows.append(_recipient_row(message.id, recipient, entry=0, number=number))
-        counts[recipient.state] = counts.get(recipient.state, 0) + 1
+        batch.counts[recipient.state] += 1
     claims: list[Claim] = []
     for position, entry in enumerate(message.entries, 1):
         claimed = claim and entry.next_hop.kind is not HopKind.CAPTURE
@@ -224,7 +215,6 @@ def _insert_message(
         _insert_entry(
             cursor, message, entry, number=position, content_id=content_id, claimed=claimed
         )
-        counts[ACCEPTED_COUNTER] += len(entry.recipients)
         people: list[ClaimedRecipient] = []
         for recipient in entry.recipients:
             number = recipient.position or next(numbers)
@@ -243,8 +233,8 @@ def _insert_message(
                 )
             )  # fmt: skip
     cursor.executemany(_RECIPIENT, rows)
-    _insert_events(cursor, message.id, message.events, first=1)
-    _add_counts(cursor, counts)
+    _insert_events(cursor, message.id, message.events)
+    batch.counts[ACCEPTED_COUNTER] += len(rows)
     return claims
 
 
@@ -271,33 +261,29 @@ def _insert_entry(
     cursor.execute(_ENTRY, row)
 
 
-def _leave(cursor: apsw.Cursor, settlement: Settlement, *, finished: bool) -> str:
-    """Put the entry back, or end it; return the file of a content that is no longer needed."""
+def _leave(cursor: apsw.Cursor, settlement: Settlement, *, finished: bool) -> bool:
+    """Put the entry back, or end it; False if the claim's epoch is over and nothing was done."""
     claim = settlement.claim
-    key = (claim.message.id, claim.entry_id)
     attempts = claim.attempts + int(settlement.counts_as_attempt)
-    if not finished:
-        state = State.DEFERRED if attempts else State.QUEUED
-        cursor.execute(
-            "UPDATE entry SET state = ?, claimed = 0, epoch = epoch + 1, due_us = ?, attempts = ?"
-            " WHERE message_id = ? AND number = ?",
-            (state, settlement.due_us, attempts, *key),
-        )
-        return ""
+    waiting = State.DEFERRED if attempts else State.QUEUED
     cursor.execute(
-        "UPDATE entry SET state = 'final', claimed = 0, due_us = NULL, attempts = ?"
-        " WHERE message_id = ? AND number = ?",
-        (attempts, *key),
-    )
-    shared = fetch_one(
-        cursor,
-        "SELECT 1 FROM entry WHERE message_id = ? AND content_id = ? AND state <> 'final' LIMIT 1",
-        (claim.message.id, claim.content_id),
-    )
-    if shared is not None:
-        return ""
+        "UPDATE entry SET state = ?, due_us = ?, attempts = ?, claimed = 0, epoch = epoch + ?"
+        " WHERE message_id = ? AND number = ? AND epoch = ? AND state <> 'final'",
+        (
+            "final" if finished else waiting, None if finished else settlement.due_us, attempts,
+            int(not finished), claim.message.id, claim.entry_id, claim.epoch,
+        ),
+    )  # fmt: skip
+    return cursor.connection.changes() == 1
+
+
+def _drop_content(cursor: apsw.Cursor, claim: Claim) -> str:
+    """Remove the content unless another entry still needs it; return its file, "" if none."""
     removed = fetch_one(
-        cursor, "DELETE FROM content WHERE id = ? RETURNING file", (claim.content_id,)
+        cursor,
+        "DELETE FROM content WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM entry"
+        " WHERE message_id = ?2 AND content_id = ?1 AND state <> 'final') RETURNING file",
+        (claim.content_id, claim.message.id),
     )
     return (removed[0] or "") if removed else ""
 
@@ -373,7 +359,7 @@ def parse_notify(text: str) -> frozenset[Notify]:
     return frozenset(Notify(word) for word in text.split(",")) if text else frozenset()
 
 
-def _state_after(outcome: Outcome) -> State | None:
+def _state_after(outcome: Outcome) -> State:
     match outcome:
         case Delivered():
             return State.DELIVERED
@@ -385,10 +371,6 @@ def _state_after(outcome: Outcome) -> State | None:
             return State.DEFERRED
         case _:
             assert_never(outcome)
-
-
-def _add_counts(cursor: apsw.Cursor, counts: dict[str, int]) -> None:
-    cursor.executemany(_COUNT, [(name, value) for name, value in counts.items() if value])
 
 
 def _json(detail: Any) -> str:

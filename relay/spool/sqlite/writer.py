@@ -19,11 +19,12 @@ import apsw
 from relay.clock import Clock
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.metrics import Metrics
+from relay.spool.sqlite.batch import Batch
 from relay.spool.sqlite.database import translated
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
 
 T = TypeVar("T")
-Operation = Callable[[apsw.Cursor], T]
+Operation = Callable[[Batch], T]
 WAITING_MAX = 20_000
 _BATCH_MAX = 256
 
@@ -122,7 +123,9 @@ class Writer:
             cursor = self._connection.cursor()
             cursor.execute("BEGIN IMMEDIATE")
             try:
-                answers = [job.operation(cursor) for job in batch]
+                shared = Batch(cursor)
+                answers = [job.operation(shared) for job in batch]
+                shared.write_counts()
                 if accepts:
                     self._crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)
                 cursor.execute("COMMIT")

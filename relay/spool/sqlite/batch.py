@@ -1,0 +1,27 @@
+"""What the operations of one commit share: the cursor, and counters that are written once for all.
+
+On the path: the writer makes one per commit and hands it to each operation.
+Holds: counters are part of the same transaction as what they count.
+Fails: with apsw's exceptions.
+Standards: DESIGN 7, invariant 1 (relay_queue_unaccounted).
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import apsw
+
+_COUNT = "INSERT INTO counter VALUES (?,?) ON CONFLICT DO UPDATE SET value = value + excluded.value"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One transaction in the making."""
+
+    cursor: apsw.Cursor
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def write_counts(self) -> None:
+        """Add what was counted to the counters in the file; the last act before the commit."""
+        if self.counts:
+            self.cursor.executemany(_COUNT, self.counts.items())
