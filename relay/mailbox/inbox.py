@@ -12,7 +12,7 @@ from pathlib import Path
 from relay.mailbox.api import DeliveryResult
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import list_folders
-from relay.mailbox.maildir import list_names, place, remove, write_synced
+from relay.mailbox.maildir import Stripes, list_names, place, remove, write_synced
 from relay.mailbox.names import delivered_id, delivered_stem, is_delivered_id, parse_name
 
 _IDS_REMEMBERED = 500_000
@@ -23,6 +23,7 @@ class Inbox:
 
     def __init__(self, equipment: Equipment) -> None:
         self._shared = equipment
+        self._stripes = Stripes()  # of its own: who delivers a report holds a shared one
         self._delivered = DeliveredIds()
 
     def deliver(
@@ -31,7 +32,7 @@ class Inbox:
         """See MailStore.deliver()."""
         mailbox = self._shared.folders.mailbox(account)
         message_id = delivered_id(unique)
-        with self._shared.stripes.of(message_id):
+        with self._stripes.of(message_id):
             if self._delivered.has(mailbox, message_id):
                 # A crash may have come between the link and the directory's fsync.
                 self._shared.syncs.sync(mailbox / "new")

@@ -157,7 +157,11 @@ class FileStore:
 
     async def note_content(self, note: Note) -> bytes:
         """A note's file."""
-        return await self._run(_note_content, note)
+        try:
+            return await self._run(_note_content, note)
+        except NoSuchItemError:  # a listing saw it just before it was done with
+            self._board.done(note)
+            raise
 
     def retry_note(self, note: Note, delay_s: float) -> None:
         """Put a note back for later."""

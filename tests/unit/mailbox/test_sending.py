@@ -17,6 +17,7 @@ from relay.mailbox import (
     SendOptions,
     StoreUnavailableError,
 )
+from relay.mailbox.maildir import Stripes
 from relay.message.convert import convert
 from relay.message.draft import read_properties
 
@@ -269,3 +270,23 @@ async def test_a_draft_of_yesterday_goes_out_with_todays_date(
     assert len(found) == dates
     assert note.draft_id == made.id
     assert len(place.files(".Drafts")) == 1
+
+
+async def test_a_report_is_delivered_by_who_works_on_its_draft(place, draft, monkeypatch):
+    monkeypatch.setattr(Stripes.__init__, "__defaults__", (1,))  # one lock for all names
+    store = place.store()
+    note = await store.submit_new(ALICE, draft(), SAVE)
+    async with asyncio.timeout(10):
+        await store.fail_note(note, b"Subject: report\r\n\r\n")
+    assert len(place.files("")) == 1
+
+
+async def test_a_note_that_was_gone_when_it_was_read_is_forgotten(store, draft):
+    note = await store.submit_new(ALICE, draft(), SAVE)
+    notes = store.notes()
+    assert await anext(notes) == note
+    note.path.unlink()
+    with pytest.raises(NoSuchItemError):
+        await store.note_content(note)
+    assert store._board._known == set()
+    await notes.aclose()
