@@ -140,7 +140,7 @@ class SqliteSpool:
 
     async def claim_due(self, now_us: int, limit: int) -> tuple[Claim, ...]:
         """Spool.claim_due."""
-        return await self._writer.submit(lambda c: transactions.claim_due(c, now_us, limit))
+        return await self._writer.submit(lambda b: transactions.claim_due(b.cursor, now_us, limit))
 
     async def next_due_us(self) -> int | None:
         """Spool.next_due_us."""
