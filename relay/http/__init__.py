@@ -9,7 +9,6 @@ Promises: bodies, headers, time and memory are bounded for every request; an une
 
 from relay.http.bearer import bearer_account
 from relay.http.call import Call, ClientGoneError
-from relay.http.control import ControlClient, ControlError, ControlUnavailableError
 from relay.http.dispatch import Dispatch
 from relay.http.errors import ApiError, try_later
 from relay.http.gateway import Gateway, Limits, json_response
@@ -19,9 +18,6 @@ __all__ = [
     "ApiError",
     "Call",
     "ClientGoneError",
-    "ControlClient",
-    "ControlError",
-    "ControlUnavailableError",
     "Dispatch",
     "Gateway",
     "HttpServer",

@@ -2,14 +2,15 @@
 
 On the path: the server makes one for each connection; complete headers go on to the gateway.
 Holds: a connection with no request in work ends within the time for headers; a request that is in
-work gets its own answer, whatever follows it.
+work gets its own answer, whatever follows it; an offer to upgrade is passed over, body and all.
 Fails: never; a connection over a bound is answered and closed.
-Standards: RFC 9110 4.1, 5.4 (limits); RFC 6585 5 (431).
+Standards: RFC 9110 4.1, 5.4 (limits), 7.8 (Upgrade); RFC 6585 5 (431).
 """
 
 import asyncio
 from email.utils import formatdate
 
+import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -19,6 +20,9 @@ from relay.http.errors import ApiError, RequestNames, envelope
 CONNECTIONS_MAX = 2000
 HEADER_BYTES_MAX = 64 * 1024  # URL and header fields together; long tokens have a few KB
 HEADER_TIMEOUT_S = 30.0
+
+
+_UPGRADE_FIELDS = frozenset((b"connection", b"upgrade", b"http2-settings"))
 
 
 class _HeadersTooLargeError(Exception):
@@ -51,7 +55,13 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
             self._expect_headers()
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._go_on_without_upgrade(data[offer.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
 
     def on_message_begin(self) -> None:
         """Start counting a request's header."""
@@ -71,7 +81,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Stop the time for headers and start the request."""
         self._headers_are_here()
-        super().on_headers_complete()
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """End the request's body."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, or too much of it, with an envelope."""
@@ -82,6 +98,23 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(431, "RequestHeaderFieldsTooLarge", text)
         else:
             self._refuse(400, "BadRequest", msg)
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """Read the request again without its offer: the parser takes no body behind one.
+
+        `curl --http2` and Java's client make the offer with every first request.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self.send_400_response("This is no proxy: CONNECT is not taken.")
+            return
+        fields = [(name, value) for name, value in self.headers if name not in _UPGRADE_FIELDS]
+        if not self.parser.should_keep_alive():
+            fields.append((b"connection", b"close"))
+        lines = b"".join(b"%b: %b\r\n" % field for field in fields)
+        head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method, self.url, lines)
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(head + rest)
 
     def _count(self, size: int) -> None:
         self._header_bytes += size

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,13 +13,11 @@ import pytest
 import uvloop
 from starlette.responses import Response
 
+from relay.app.control import ControlClient, ControlError, ControlUnavailableError, path_of
 from relay.clock import ManualClock
 from relay.http import (
     ApiError,
     Call,
-    ControlClient,
-    ControlError,
-    ControlUnavailableError,
     Dispatch,
     Gateway,
     HttpServer,
@@ -27,7 +26,6 @@ from relay.http import (
     json_response,
     protocol,
 )
-from relay.http.control import path_of
 from relay.settings.tree import Address
 
 ANY_PORT = Address("127.0.0.1", 0)
@@ -139,6 +137,24 @@ async def test_a_compressed_body_is_refused_by_name(coding: str, status: int) ->
     assert (b"accept-encoding: identity\r\n" in answer) == (status == 415)
 
 
+@pytest.mark.parametrize("offer", ["h2c", "websocket"])
+@pytest.mark.parametrize("body", [b"", b"abcdef"])
+async def test_an_offer_to_upgrade_is_passed_over(offer: str, body: bytes) -> None:
+    fields = ("Connection: Upgrade, HTTP2-Settings", f"Upgrade: {offer}", "HTTP2-Settings: AAMA")
+    offering = request(body, *fields).replace(b"Connection: close\r\n", b"")
+    async with serving() as server:
+        answer = await talk(server, offering + offering, request(b"last"))
+    sizes = [int(size) for size in re.findall(rb'"size":(\d+)', answer)]
+    assert sizes == [len(body), len(body), len(b"last")]
+
+
+async def test_an_offer_whose_body_comes_in_pieces() -> None:
+    offering = request(b"abcdef", "Connection: Upgrade", "Upgrade: h2c")
+    async with serving() as server:
+        answer = await talk(server, *(bytes([octet]) for octet in offering))
+    assert (status_of(answer), answer.count(b'"size":6')) == (200, 1)
+
+
 async def test_a_request_in_work_gets_its_own_answer_whatever_follows() -> None:
     sent, go_on = asyncio.Event(), asyncio.Event()
 
@@ -210,6 +226,7 @@ async def test_requests_in_work_are_bounded() -> None:
             "RequestHeaderFieldsTooLarge",
         ),
         (b"\x16\x03\x01 this is TLS\r\n\r\n", 400, "BadRequest"),
+        (b"CONNECT a.test:25 HTTP/1.1\r\nHost: a.test:25\r\n\r\n", 400, "BadRequest"),
         (b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400, "BadRequest"),
     ],
 )
