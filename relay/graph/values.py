@@ -7,6 +7,7 @@ Standards: RFC 8259; RFC 5322 2.2 (what a header body may hold).
 """
 
 import re
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -15,6 +16,10 @@ from relay.http.errors import ApiError, shown
 
 _DANGEROUS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _DANGEROUS_IN_BODY = re.compile("[\x00\ud800-\udfff]")
+
+# Small values take many times their size in memory; the largest message has some thousands.
+_VALUES_MAX = 100_000
+_STRING_OR_SIGN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
 
 
 def wrong(path: str, found: object, expected: str) -> ApiError:
@@ -47,6 +52,8 @@ def json_object(body: bytes) -> dict[str, Any]:
 
     Raises ApiError 400 UnableToDeserializePostBody.
     """
+    if _has_too_many_values(body):
+        raise _unreadable(f"it has more than {_VALUES_MAX} values")
     try:
         value = msgspec.json.decode(body)
     except RecursionError:
@@ -59,8 +66,20 @@ def json_object(body: bytes) -> dict[str, Any]:
         if isinstance(value, dict):
             return value
         reason = f"expected an object, found {shown(value)}"
+    raise _unreadable(reason)
+
+
+def _has_too_many_values(body: bytes) -> bool:
+    """Count what begins a value, first all of it and only then without what is in strings."""
+    if sum(map(body.count, (b",", b"[", b"{"))) <= _VALUES_MAX:
+        return False
+    signs = (found for found in _STRING_OR_SIGN.finditer(body) if found.end() - found.start() == 1)
+    return next(islice(signs, _VALUES_MAX, None), None) is not None
+
+
+def _unreadable(reason: str) -> ApiError:
     message = f"The request body cannot be read as JSON: {reason}."
-    raise ApiError(400, "UnableToDeserializePostBody", message)
+    return ApiError(400, "UnableToDeserializePostBody", message)
 
 
 def an_object(value: object, path: str) -> dict[str, Any]:

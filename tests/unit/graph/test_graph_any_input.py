@@ -67,6 +67,24 @@ def test_any_body(body: bytes) -> None:
     assert isinstance(outcome, dict) or outcome.code == "UnableToDeserializePostBody"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"message":[' + b"{}," * 100_000 + b"{}]}",
+        b'{"a":"\\",[","b":[' + b"1," * 100_000 + b"1]}",
+        b"[" * 100_001,
+    ],
+)
+def test_many_small_values_are_refused_before_they_fill_the_memory(body: bytes) -> None:
+    with pytest.raises(ApiError, match="more than 100000 values"):
+        json_object(body)
+
+
+def test_what_is_in_strings_is_no_value() -> None:
+    text = ",[{" * 100_000 + '\\" ,'
+    assert json_object(msgspec.json.encode({"content": text})) == {"content": text}
+
+
 HEADERS = st.lists(
     st.sampled_from([b"From: ", b"To: ", b"Cc:", b"Bcc:\t", b"Sender: ", b"Message-ID: "])
     | st.sampled_from(
