@@ -21,6 +21,7 @@ from relay.journal.crash import CrashPoints
 from relay.journal.events import Event, Step
 from relay.journal.metrics import Metrics
 from relay.spool.sqlite import queries, transactions
+from relay.spool.sqlite.batch import Batch
 from relay.spool.sqlite.contents import INLINE_BYTES_MAX, ContentFiles
 from relay.spool.sqlite.database import open_database, translated
 from relay.spool.sqlite.writer import Writer
