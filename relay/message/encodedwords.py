@@ -16,7 +16,8 @@ _PIECE_OCTETS_MIN = 6  # an encoded word must hold a whole character, whatever s
 # Codecs that Python has but no mail: quadratic, or not for text.
 _NOT_CHARSETS = frozenset({"idna", "punycode", "unicode_escape", "raw_unicode_escape"})
 
-_word = re.compile(rb"=\?([!->@-~]{1,60})\?([bBqQ])\?([ -~]*?)\?=")
+# A text ends where the next word begins at the latest, so that no search runs over all of them.
+_word = re.compile(rb"=\?([!->@-~]{1,60})\?([bBqQ])\?((?:(?!\?=|=\?[^=])[ -~])*)\?=")
 _controls = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
