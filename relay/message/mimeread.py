@@ -11,13 +11,13 @@ import re
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 from email import message_from_bytes
-from email.header import decode_header, make_header
 from email.message import Message
 from email.policy import Compat32
 from email.utils import getaddresses, parsedate_to_datetime
 
+from relay.message.encodedwords import decode_words, is_for_mail
 from relay.message.draft import Part, read_properties, split_private
 from relay.message.properties import Attachment, MessageProperties, Person
 
@@ -25,8 +25,12 @@ _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 _HEADER_END = re.compile(rb"(?:\r\n|\n)(?=\r?\n)")
 _UNFOLD = re.compile(r"[\r\n]+")
 _SPACES = re.compile(r"\s+")
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _AT_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"|\(')  # what begins outside of comments
 _IN_COMMENT = re.compile(r"\\.|[()]")
+_HEADER_BYTES_MAX = 128 * 1024
+_CONTENT_FIELD_CHARACTERS_MAX = 8192  # `email` is quadratic in a field's parameters
+_PARSING_WORK_MAX = 40_000_000  # lines times depth: some ten seconds, and 150 MB of base64 is less
 _PARTS_MAX = 1000
 _ADDRESSES_MAX = 2000
 _REPRESENTED = frozenset(
@@ -38,10 +42,14 @@ _REPRESENTED = frozenset(
 
 
 class _AsItCame(Compat32):
-    """Gives header values with their raw 8-bit octets, as surrogates, for _repaired()."""
+    """Gives header values with their raw 8-bit octets, as surrogates, for _repaired().
+
+    What is too long for a Content field is clipped.
+    """
 
     def header_fetch_parse(self, name: str, value: str) -> str:  # noqa: ARG002 - as in Policy
-        return value
+        is_content = name[:8].lower() == "content-"
+        return value[:_CONTENT_FIELD_CHARACTERS_MAX] if is_content else value
 
 
 _POLICY = _AsItCame()
@@ -195,7 +203,14 @@ def _without_quotes(value: str) -> str:
 
 
 def _parsed(content: bytes) -> "Message[str, str]":
-    return message_from_bytes(content, policy=_POLICY)
+    """Parse a message; of one that is made to stall its reader the header alone."""
+    lowered = content.lower()
+    depth_max = lowered.count(b"multipart/") + lowered.count(b"message/") + 1
+    del lowered
+    if content.count(b"\n") * depth_max <= _PARSING_WORK_MAX:
+        with contextlib.suppress(RecursionError):
+            return message_from_bytes(content, policy=_POLICY)
+    return read_header(header_of(content[:_HEADER_BYTES_MAX]))
 
 
 def _sorted_parts(
@@ -242,8 +257,10 @@ def _payload(part: "Message[str, str]") -> bytes:
 
 def _text(part: "Message[str, str]") -> str:
     payload = _payload(part)
-    with contextlib.suppress(LookupError, UnicodeError, ValueError):
-        return payload.decode(str(part.get_content_charset("utf-8")))
+    with contextlib.suppress(Exception):  # LookupError, UnicodeError, and what damaged fields do
+        charset = str(part.get_content_charset("utf-8"))
+        if is_for_mail(charset):
+            return payload.decode(charset)
     return payload.decode("utf-8", "replace")
 
 
@@ -297,13 +314,7 @@ def _repaired(value: str) -> str:
 
 def _words(value: str) -> str:
     """Decode RFC 2047 words; what does not decode stays as it is."""
-    value = _repaired(value)
-    if "=?" not in value:
-        return value
-    try:
-        return str(make_header(decode_header(value)))
-    except (LookupError, ValueError, UnicodeError):
-        return value
+    return decode_words(_repaired(value).encode()) if "=?" in value else _repaired(value)
 
 
 def _address(address: str) -> str:
@@ -325,21 +336,21 @@ def _importance(message: "Message[str, str]") -> str:
 
 
 def _other_fields(message: "Message[str, str]") -> tuple[tuple[str, str], ...]:
-    found = []
-    for name in message.keys():  # noqa: SIM118 - a Message iterates over no names by itself
-        lower = name.lower()
-        if lower not in _REPRESENTED and not lower.startswith(("content-", "x-relay-")):
-            found.append((name, lower))
-    return tuple((name, read_text(message, lower)) for name, lower in found)
+    return tuple(
+        (name, _words(_UNFOLD.sub("", value)).strip())
+        for name, value in message.items()
+        if name.lower() not in _REPRESENTED
+        and not name.lower().startswith(("content-", "x-relay-"))
+    )
 
 
 def _date_us(value: str) -> int:
-    try:
+    """Return the time, 0 for one that is none or lies before 1970 or beyond the calendar."""
+    with contextlib.suppress(Exception):  # dates of strangers break `email` in many ways
         at = parsedate_to_datetime(value)
-        at = at if at.tzinfo else at.replace(tzinfo=UTC)
-        return int((at - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()) * 1_000_000
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return 0
+        at = at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+        return max(0, int(at.timestamp()) * 1_000_000)
+    return 0
 
 
 def _facts(part: Part) -> AttachmentFacts:

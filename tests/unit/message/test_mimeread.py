@@ -187,3 +187,10 @@ def test_what_an_address_field_has_besides_addresses(field, unread):
 
 def test_an_address_that_is_no_utf8_is_not_guessed():
     assert unread_people(read_header(b"To: \xfc@a.test\r\n"), "To") == "\ufffd@a.test"
+
+
+def test_line_ends_hidden_in_encoded_words_are_spaces():
+    properties = read_mime(
+        b"To: =?utf-8?q?x=0D=0ABcc=3A?= <c@a.test>\r\nSubject: =?utf-8?q?a=0D=0AX-Evil=3A_1?=\r\n\r\n"
+    ).properties
+    assert (properties.subject, properties.to) == ("a X-Evil: 1", (Person("c@a.test", "x Bcc:"),))
