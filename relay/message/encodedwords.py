@@ -43,6 +43,11 @@ def decode_words(value: bytes) -> str:
     return _clean("".join(shown))
 
 
+def is_for_mail(charset: str) -> bool:
+    """Whether Python's codec of that name, if there is one, is one that mail may ask for."""
+    return charset.lower().replace("-", "_") not in _NOT_CHARSETS
+
+
 def encode_text(text: str, *, taken: int = 0) -> list[str]:
     """Return `text` as encoded words in UTF-8; joined by white space they decode to it.
 
@@ -79,7 +84,7 @@ def _octets(found: re.Match[bytes]) -> bytes:
 
 def _text(octets: bytes, charset: str) -> str:
     try:
-        if charset.replace("-", "_") not in _NOT_CHARSETS:
+        if is_for_mail(charset):
             return octets.decode(charset or "utf-8")
     except (LookupError, ValueError):
         pass

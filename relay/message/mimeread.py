@@ -17,15 +17,14 @@ from email.message import Message
 from email.policy import Compat32
 from email.utils import getaddresses, parsedate_to_datetime
 
-from relay.message.encodedwords import decode_words, is_for_mail
 from relay.message.draft import Part, read_properties, split_private
+from relay.message.encodedwords import decode_words, is_for_mail
 from relay.message.properties import Attachment, MessageProperties, Person
 
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 _HEADER_END = re.compile(rb"(?:\r\n|\n)(?=\r?\n)")
 _UNFOLD = re.compile(r"[\r\n]+")
 _SPACES = re.compile(r"\s+")
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _AT_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"|\(')  # what begins outside of comments
 _IN_COMMENT = re.compile(r"\\.|[()]")
 _HEADER_BYTES_MAX = 128 * 1024
@@ -47,7 +46,7 @@ class _AsItCame(Compat32):
     What is too long for a Content field is clipped.
     """
 
-    def header_fetch_parse(self, name: str, value: str) -> str:  # noqa: ARG002 - as in Policy
+    def header_fetch_parse(self, name: str, value: str) -> str:
         is_content = name[:8].lower() == "content-"
         return value[:_CONTENT_FIELD_CHARACTERS_MAX] if is_content else value
 
