@@ -25,6 +25,7 @@ from relay.delivery import (
     Schedule,
     Settler,
     SiteOptions,
+    Window,
 )
 from relay.http import Dispatch, HttpServer
 from relay.ingress import Acceptance, Neighbours, SmtpServer
@@ -171,6 +172,7 @@ class _Composer:
             self.spool, settler, contents, local=LocalDelivery(self.store, self.table),
             resolver=self.resolver, table=self.table, options=options, clock=self.clock,
             slots=ConnectionSlots(delivery.max_connections, self.metrics.connections),
+            window=Window(),
             on_change=lambda _queue_id: self.changes.announce(),
         )  # fmt: skip
 
@@ -180,7 +182,7 @@ class _Composer:
             hostname=self.settings.hostname, router=self.table, policy=lambda: rules,
             reporter=self.reporter, spool=self.spool, accounts=self.sources.accounts,
             clock=self.clock, ids=self.ids, metrics=self.metrics,
-            on_accepted=self._accepted, has_room=lambda: self.dispatcher.has_room,
+            on_accepted=self._accepted, has_room=self.dispatcher.has_room_for,
             expire_after_s=self.settings.delivery.expire_after,
         )  # fmt: skip
 

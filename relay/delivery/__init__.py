@@ -7,12 +7,13 @@ Promises: at most one unsettled transaction per connection; limits per site; not
 """
 
 from relay.delivery.contents import Contents
-from relay.delivery.dispatcher import WINDOW_BYTES, Dispatcher
+from relay.delivery.dispatcher import Dispatcher
 from relay.delivery.local import LocalDelivery
 from relay.delivery.schedule import Schedule
 from relay.delivery.settlement import Settler
 from relay.delivery.site import SiteOptions
 from relay.delivery.slots import ConnectionSlots
+from relay.delivery.window import WINDOW_BYTES, Window
 
 __all__ = [
     "WINDOW_BYTES",
@@ -23,4 +24,5 @@ __all__ = [
     "Schedule",
     "Settler",
     "SiteOptions",
+    "Window",
 ]

@@ -2,14 +2,16 @@
 
 On the path: sites and the settler ask for a claim's content; it is given back when the claim is
     settled.
-Holds: contents read from the spool never exceed the budget, but for a single one larger than it.
+Holds: contents read from the spool never exceed the budget, but for a single one larger than it;
+    no next hop has more of it than it leaves free, but for its first.
 Fails: SpoolError when a content is gone or damaged.
 Standards: DESIGN 7, invariant 8.
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 
+from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Outcome
 from relay.spool.types import Claim, Spool, SpoolError
 
@@ -23,6 +25,7 @@ class Contents:
         self._spool = spool
         self._budget = budget_bytes
         self._used = 0
+        self._used_by: Counter[NextHop] = Counter()
         self._held: dict[Key, bytes] = {}
         self._waiting: deque[asyncio.Future[None]] = deque()
 
@@ -33,11 +36,11 @@ class Contents:
         key = (claim.message.id, claim.entry_id)
         if key in self._held:
             return self._held[key]
-        await self._take(claim.content_size)
+        await self._take(claim)
         try:
             content = await self._spool.read_content(claim.content_id)
         except BaseException:
-            self._give_back(claim.content_size)
+            self._give_back(claim)
             raise
         self._held[key] = content
         return content
@@ -45,17 +48,27 @@ class Contents:
     def release(self, claim: Claim) -> None:
         """The claim is settled: let its content go."""
         if self._held.pop((claim.message.id, claim.entry_id), None) is not None:
-            self._give_back(claim.content_size)
+            self._give_back(claim)
 
-    async def _take(self, size: int) -> None:
-        while self._used and self._used + size > self._budget:
+    async def _take(self, claim: Claim) -> None:
+        while not self._has_room(claim.next_hop, claim.content_size):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             await waiter
-        self._used += size
+        self._used += claim.content_size
+        self._used_by[claim.next_hop] += claim.content_size
 
-    def _give_back(self, size: int) -> None:
-        self._used -= size
+    def _has_room(self, next_hop: NextHop, size: int) -> bool:
+        """As in the window: what a stalled next hop holds leaves room for the others."""
+        left = self._budget - self._used - size
+        mine = self._used_by[next_hop]
+        return not self._used or left >= (mine + size if mine else 0)
+
+    def _give_back(self, claim: Claim) -> None:
+        self._used -= claim.content_size
+        self._used_by[claim.next_hop] -= claim.content_size
+        if not self._used_by[claim.next_hop]:
+            del self._used_by[claim.next_hop]
         while self._waiting:  # each looks for itself whether there is room now
             waiter = self._waiting.popleft()
             if not waiter.done():

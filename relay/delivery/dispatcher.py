@@ -1,8 +1,8 @@
 """The scheduler: a bounded window of claims, sorted to sites and mailboxes, settled and put back.
 
 On the path: ingress offers what was just accepted, the due index gives the rest; sites try them.
-Holds: at most WINDOW_CLAIMS claims and WINDOW_BYTES of inline content in memory, however long the
-    queue; no polling: one timer for the next due entry, a wake-up for what becomes due earlier.
+Holds: a bounded window of claims in memory, however long the queue, and no next hop fills it; no
+    polling: one timer for the next due entry, a wake-up for what becomes due earlier.
 Fails: a spool that cannot be read now is asked again; nothing is dropped.
 Standards: RFC 5321 4.5.4.1; DESIGN 5.
 """
@@ -19,6 +19,7 @@ from relay.delivery.ports import LocalTable, Resolver
 from relay.delivery.settlement import Settled, Settler
 from relay.delivery.site import Site, SiteOptions
 from relay.delivery.slots import ConnectionSlots
+from relay.delivery.window import Window
 from relay.journal.logs import get_logger
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import Outcome
@@ -27,10 +28,8 @@ from relay.spool.types import Claim, Spool, SpoolError
 
 _log = get_logger("delivery")
 
-WINDOW_CLAIMS = 2000
-WINDOW_BYTES = 64 * 1024 * 1024
-_LOW_WATER_CLAIMS = WINDOW_CLAIMS * 3 // 4
 _REFILL_CLAIMS = 200
+_CROWDED_S = 0.1  # between looks that pass over what waits for full next hops
 _SLEEP_S_MAX = 60.0  # so that a jump of the wall clock is noticed
 _LOCAL_AT_ONCE = 16
 _SITES_MAX = 4000
@@ -60,6 +59,7 @@ class Dispatcher:
         resolver: Resolver,
         table: LocalTable,
         slots: ConnectionSlots,
+        window: Window,
         options: SiteOptions,
         clock: Clock,
         on_change: Callable[[str], None] = lambda _queue_id: None,
@@ -75,8 +75,7 @@ class Dispatcher:
         self._options = options
         self._clock = clock
         self._on_change = on_change
-        self._claims = 0
-        self._bytes = 0
+        self._window = window
         self._wake = asyncio.Event()
         self._backlog = True
         self._sites: dict[tuple[SiteKey, str], Site] = {}
@@ -86,17 +85,14 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    @property
-    def has_room(self) -> bool:
-        """Whether what is accepted now may come as claims; else it waits in the spool as due."""
-        room = self._claims < WINDOW_CLAIMS and self._bytes < WINDOW_BYTES
-        return room and not self._stopping
+    def has_room_for(self, next_hop: NextHop) -> bool:
+        """Whether what is accepted now may come as a claim; else it waits in the spool as due."""
+        return self._window.has_room_for(next_hop) and not self._stopping
 
     def offer(self, claims: Iterable[Claim]) -> None:
         """Take claims over."""
         for claim in claims:
-            self._claims += 1
-            self._bytes += len(claim.content or b"")
+            self._window.enter(claim)
             self._dispatch(claim)
 
     def due_now(self) -> None:
@@ -119,6 +115,8 @@ class Dispatcher:
             except TimeoutError:
                 self._backlog = True
             self._wake.clear()
+            if self._window.full:
+                await asyncio.sleep(_CROWDED_S)
 
     async def drain(self, grace_s: float) -> None:
         """Finish what is in work within `grace_s`; give the rest back to the spool."""
@@ -151,25 +149,28 @@ class Dispatcher:
 
     async def _refill(self) -> float:
         """Claim what is due while there is room; return for how many seconds nothing is."""
-        while self._backlog and self.has_room:
-            limit = min(_REFILL_CLAIMS, WINDOW_CLAIMS - self._claims)
-            claims = await self._spool.claim_due(self._clock.time_us(), limit)
+        window = self._window
+        while self._backlog and window.claims_left > 0 and not self._stopping:
+            limit = min(_REFILL_CLAIMS, max(1, window.claims_left // 2))
+            claims = await self._spool.claim_due(
+                self._clock.time_us(), limit, passing_over=window.full
+            )
             self._backlog = len(claims) == limit
             self.offer(claims)
         if self._backlog:
             return _SLEEP_S_MAX  # woken when there is room
-        due_us = await self._spool.next_due_us()
+        due_us = await self._spool.next_due_us(passing_over=window.full)
         if due_us is None:
             return _SLEEP_S_MAX
         wait_s = (due_us - self._clock.time_us()) / 1_000_000
         return min(max(wait_s, 0.0), _SLEEP_S_MAX)
 
     def _finished(self, claim: Claim, settled: Settled) -> None:
-        self._claims -= 1
-        self._bytes -= len(claim.content or b"")
+        if self._window.leave(claim):
+            self._backlog = True
         if self._stopping:
             return
-        if settled.due_us is not None or (self._backlog and self._claims < _LOW_WATER_CLAIMS):
+        if settled.due_us is not None or (self._backlog and self._window.is_worth_filling):
             self._wake.set()
         self.offer(settled.reports)
         self._on_change(claim.message.id)

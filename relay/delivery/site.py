@@ -9,6 +9,7 @@ Standards: RFC 5321 5.1 (order of hosts), 4.5.4.1; RFC 7435.
 """
 
 import asyncio
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -19,7 +20,7 @@ from relay.delivery.fairqueue import FairQueue
 from relay.delivery.slots import ConnectionSlots
 from relay.journal.logs import get_logger
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed, Outcome
-from relay.routing import Hosts
+from relay.routing import Host, Hosts
 from relay.smtp import ConnectError, Connection, Recipient, Target, Timeouts, Transaction, connect
 from relay.spool.types import Claim, SpoolError
 
@@ -69,7 +70,9 @@ class Site:
 
     def __post_init__(self) -> None:
         self._workers: set[asyncio.Task[None]] = set()
-        self._idle: list[asyncio.Future[None]] = []
+        self._sessions: set[_Session] = set()
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._host_down_until: dict[str, float] = {}
         self._down_until = 0.0
         self._down: Outcome | None = None
         self._proven = False  # a connection has stood since the site was last down
@@ -85,8 +88,11 @@ class Site:
         self.ready.push(claim)
         if self._closing:
             return
+        # RFC 5321 5.1 shares the load among equals: each has its connection before one has two.
+        if len(self._workers) < len(self._equals()) and self._open_worker():
+            return
         while self._idle:
-            waiter = self._idle.pop()
+            waiter = self._idle.popleft()
             if not waiter.done():
                 waiter.set_result(None)
                 return
@@ -113,19 +119,20 @@ class Site:
     def free_idle(self) -> bool:
         """Give up one idle connection, so that another site can have its slot."""
         while self._idle:
-            waiter = self._idle.pop()
+            waiter = self._idle.popleft()
             if not waiter.done():
                 waiter.cancel()
                 return True
         return False
 
-    def _open_worker(self) -> None:
+    def _open_worker(self) -> bool:
         limit = self.options.connections_max if self._proven else 1
         if len(self._workers) >= limit:
-            return
+            return False
         worker = asyncio.get_running_loop().create_task(self._work())
         self._workers.add(worker)
         worker.add_done_callback(self._ended)
+        return True
 
     def _connected(self) -> None:
         """The first connection of a site is a probe: when it stands, the others may follow."""
@@ -144,6 +151,7 @@ class Site:
         """One connection's life: from the first claim to the end of an idle wait."""
         async with self.slots.hold(self):
             session = _Session(self)
+            self._sessions.add(session)
             try:
                 while (claim := self.ready.pop()) is not None or await self._wait_for_work():
                     if claim is not None:
@@ -151,6 +159,7 @@ class Site:
                     if self._closing:
                         break
             finally:
+                self._sessions.remove(session)
                 await session.end()
 
     async def _wait_for_work(self) -> bool:
@@ -199,11 +208,27 @@ class Site:
         waiting = [claim, *self.ready.drain()]
         await asyncio.gather(*(self.settler.settle(one, _for_all(one, outcome)) for one in waiting))
 
-    async def connect(self) -> Connection:
-        """Open a session with the best host that gives one. Raises ConnectError."""
+    def _equals(self) -> list[Host]:
+        """The hosts that are as good as the best; one that was down just now is not."""
+        hosts = self._in_turn()
+        return [host for host in hosts if self._rank(host) == self._rank(hosts[0])]
+
+    def _in_turn(self) -> list[Host]:
+        """Every host, the best first; of equals the one with the fewest connections."""
+        busy = Counter(session.host for session in self._sessions)
+        return sorted(self.hosts.hosts, key=lambda host: (self._rank(host), busy[host.name]))
+
+    def _rank(self, host: Host) -> tuple[bool, int]:
+        down = self._host_down_until.get(host.name, 0.0) > self.clock.monotonic()
+        return (down, host.preference)
+
+    async def connect(self, session: "_Session") -> Connection:
+        """Open a connection for `session` to the best host that gives one. Raises ConnectError."""
         refused: ConnectError | None = None
         tried = 0
-        for host in self.hosts.hosts:
+        session.host = ""
+        for host in self._in_turn():
+            session.host = host.name
             for address in host.addresses:
                 if tried == ADDRESSES_MAX:
                     break
@@ -221,17 +246,23 @@ class Site:
                     if refused is None or isinstance(refused.outcome, Failed):
                         refused = error
                 else:
+                    self._host_down_until.pop(host.name, None)
                     self._connected()
                     return connection
+            self._host_down_until[host.name] = self.clock.monotonic() + self.options.down_s
         assert refused is not None
         raise refused
 
 
 class _Session:
-    """A connection with the settlement that its next final dot must wait for."""
+    """A connection with the settlement that its next final dot must wait for.
+
+    `host` is where it goes, or where it went last.
+    """
 
     def __init__(self, site: Site) -> None:
         self._site = site
+        self.host = ""
         self._connection: Connection | None = None
         self._unsettled: asyncio.Task[None] | None = None
 
@@ -280,7 +311,7 @@ class _Session:
         while True:
             fresh = self._connection is None or not self._connection.is_open
             if fresh or self._connection is None:
-                self._connection = await self._site.connect()
+                self._connection = await self._site.connect(self)
             result = await self._connection.transact(transaction, before_dot=self._before_dot)
             if not result.reusable:
                 self._connection = None

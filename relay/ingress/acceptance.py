@@ -21,6 +21,7 @@ from relay.journal.logs import get_logger
 from relay.journal.metrics import Metrics
 from relay.message import headers
 from relay.message.envelope import Envelope, domain_of
+from relay.message.nexthop import NextHop
 from relay.message.reporting import ReportedMessage
 from relay.message.verdict import Examined, Subject, Verdict
 from relay.policy import TooManyPartsError
@@ -55,7 +56,7 @@ _LOOP = Decision("554 5.4.6 Routing loop detected: too many Received fields")
 class Acceptance:
     """Takes responsibility for messages, or says why not.
 
-    `policy` returns the rules in force. `has_room` says whether delivery can take claims now;
+    `policy` returns the rules in force. `has_room` says whether delivery can take a claim now;
     `on_accepted` gets those of what was committed, none where it waits in the spool as due.
     """
 
@@ -70,7 +71,7 @@ class Acceptance:
     metrics: Metrics
     on_accepted: Callable[[Sequence[Claim]], None]
     expire_after_s: float
-    has_room: Callable[[], bool] = lambda: True
+    has_room: Callable[[NextHop], bool] = lambda _next_hop: True
     policy_timeout_s: float = _POLICY_TIMEOUT_S
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_POLICY_THREADS, thread_name_prefix="policy"),
@@ -223,7 +224,7 @@ class Acceptance:
             message,
             reports=reports,
             submission_key=message.submission_id,
-            claim=self.has_room(),
+            claim=all(self.has_room(entry.next_hop) for entry in message.entries),
         )
         if not accepted.repeated:
             self._tell(message)

@@ -6,7 +6,7 @@ Fails: SpoolError and its children.
 Standards: RFC 3461 (what is kept of the envelope), RFC 3464 (what a report will need).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -234,11 +234,15 @@ class Spool(Protocol):
         """
         ...
 
-    async def claim_due(self, now_us: int, limit: int) -> tuple[Claim, ...]:
-        """Claim up to `limit` entries that are due or expired, oldest due first."""
+    async def claim_due(
+        self, now_us: int, limit: int, *, passing_over: Collection[NextHop] = ()
+    ) -> tuple[Claim, ...]:
+        """Claim up to `limit` entries that are due or expired, oldest due first, but none of the
+        next hops to pass over.
+        """
         ...
 
-    async def next_due_us(self) -> int | None:
+    async def next_due_us(self, *, passing_over: Collection[NextHop] = ()) -> int | None:
         """When the next unclaimed entry is due (or expires), None if there is none."""
         ...
 

@@ -6,6 +6,7 @@ Fails: with apsw's exceptions.
 Standards: CONTRACT's JSON of `queue list` and `/relay/v1/messages/{id}`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import apsw
@@ -55,6 +56,17 @@ def queue_list(cursor: apsw.Cursor, selector: Selector, *, limit: int, now_us: i
         }
         for row in rows
     ]
+
+
+def next_due_us(cursor: apsw.Cursor, *, passing_over: Sequence[str]) -> int | None:
+    """When the next unclaimed entry is due, but for the next hops named in `passing_over`."""
+    row = fetch_one(
+        cursor,
+        "SELECT due_us FROM entry WHERE state <> 'final' AND claimed = 0 AND due_us IS NOT NULL"
+        " AND next_hop NOT IN (SELECT value FROM json_each(?)) ORDER BY due_us LIMIT 1",
+        (msgspec.json.encode(passing_over).decode(),),
+    )
+    return None if row is None else int(row[0])
 
 
 def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:

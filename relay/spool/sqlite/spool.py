@@ -8,7 +8,7 @@ Standards: DESIGN 4.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from relay.clock import Clock
 from relay.journal.crash import CrashPoints
 from relay.journal.events import Event, Step
 from relay.journal.metrics import Metrics
+from relay.message.nexthop import NextHop
 from relay.spool.sqlite import queries, transactions
 from relay.spool.sqlite.batch import Batch
 from relay.spool.sqlite.contents import INLINE_BYTES_MAX, ContentFiles
@@ -139,15 +140,19 @@ class SqliteSpool:
             self._metrics.accepted.labels(via=report.source).inc()
         return held, claims
 
-    async def claim_due(self, now_us: int, limit: int) -> tuple[Claim, ...]:
+    async def claim_due(
+        self, now_us: int, limit: int, *, passing_over: Collection[NextHop] = ()
+    ) -> tuple[Claim, ...]:
         """Spool.claim_due."""
-        return await self._writer.submit(lambda b: transactions.claim_due(b.cursor, now_us, limit))
+        names = [str(next_hop) for next_hop in passing_over]
+        return await self._writer.submit(
+            lambda b: transactions.claim_due(b.cursor, now_us, limit, passing_over=names)
+        )
 
-    async def next_due_us(self) -> int | None:
+    async def next_due_us(self, *, passing_over: Collection[NextHop] = ()) -> int | None:
         """Spool.next_due_us."""
-        sql = "SELECT min(due_us) FROM entry WHERE state <> 'final' AND claimed = 0"
-        row = await self._queries.run(lambda c: c.execute(sql).fetchone())
-        return None if row is None or row[0] is None else int(row[0])
+        names = [str(next_hop) for next_hop in passing_over]
+        return await self._queries.run(lambda c: queries.next_due_us(c, passing_over=names))
 
     async def release(self, claims: Sequence[Claim]) -> None:
         """Spool.release."""

@@ -123,13 +123,16 @@ def settle(
     return True, tuple(claims), unneeded
 
 
-def claim_due(cursor: apsw.Cursor, now_us: int, limit: int) -> tuple[Claim, ...]:
-    """Claim what is due, oldest first."""
+def claim_due(
+    cursor: apsw.Cursor, now_us: int, limit: int, *, passing_over: Sequence[str]
+) -> tuple[Claim, ...]:
+    """Claim what is due, oldest first, but for the next hops named in `passing_over`."""
     due = fetch(
         cursor,
         "SELECT message_id, number FROM entry WHERE state <> 'final' AND claimed = 0"
-        " AND due_us <= ? ORDER BY due_us LIMIT ?",
-        (now_us, limit),
+        " AND due_us <= ? AND next_hop NOT IN (SELECT value FROM json_each(?))"
+        " ORDER BY due_us LIMIT ?",
+        (now_us, _json(passing_over), limit),
     )
     cursor.executemany(
         "UPDATE entry SET claimed = 1, epoch = epoch + 1 WHERE message_id = ? AND number = ?", due

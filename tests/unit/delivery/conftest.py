@@ -14,6 +14,7 @@ from relay.delivery import (
     Schedule,
     Settler,
     SiteOptions,
+    Window,
 )
 from relay.journal.crash import CrashPoints
 from relay.journal.events import Event, Step
@@ -94,6 +95,7 @@ class House:
         self.retry_s: tuple[float, ...] = (0.05,)
         self.connections_max = 20
         self.connections_in_all = 200
+        self.window_claims = 2000
         self.timeouts = Timeouts(connect_s=2, command_s=1, data_s=1, block_s=1, dot_s=1, quit_s=0.2)
 
     async def start(self) -> None:
@@ -116,7 +118,7 @@ class House:
             self.spool, settler, contents, local=LocalDelivery(self.store, self.table),
             resolver=self.table, table=self.table, options=options, clock=self.clock,
             slots=ConnectionSlots(self.connections_in_all, self.metrics.connections),
-            on_change=self.changed.put_nowait,
+            window=Window(claims_max=self.window_claims), on_change=self.changed.put_nowait,
         )  # fmt: skip
         self.running = asyncio.create_task(self.dispatcher.run())
 

@@ -1,11 +1,13 @@
 """Delivery with a real spool and real remote servers."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
+from relay.message.nexthop import NextHop
 from relay.message.outcome import Deferred
-from relay.routing import NoSuchDomain, NullMx, TemporaryFailure, outcome_of
+from relay.routing import Host, Hosts, NoSuchDomain, NullMx, TemporaryFailure, outcome_of
 from tests.support.remote_mx import DROP, RemoteMx
 
 
@@ -82,6 +84,50 @@ async def test_a_stalled_site_does_not_delay_another(house) -> None:
         journey = await house.done(await house.send("y@a.test"))
         assert states(journey) == {"y@a.test": "relayed"}
         assert states(await house.spool.journey(stuck)) == {"x@stalled.test": "queued"}
+
+
+@pytest.mark.parametrize("claim", [True, False])
+async def test_a_long_queue_for_a_stalled_site_leaves_room_for_others(house, claim: bool) -> None:
+    never = asyncio.Event()
+    async with RemoteMx(gates={"CONNECT": never}) as stalled, RemoteMx() as mx:
+        house.table.at("stalled.test", stalled)
+        house.table.at("a.test", mx)
+        house.window_claims = 20
+        house.timeouts = replace(house.timeouts, command_s=60)  # no end of the stall saves us
+        await house.start()
+        for number in range(60):
+            may_claim = claim and house.dispatcher.has_room_for(NextHop.parse("mx:stalled.test"))
+            await house.send(f"{number}@stalled.test", claim=may_claim)
+        await stalled.reached("CONNECT")
+        for address in ("y@a.test", "z@a.test"):
+            journey = await house.done(await house.send(address, claim=False))
+            assert states(journey) == {address: "relayed"}
+
+
+async def test_a_queue_longer_than_the_window_goes_out_whole_once(house) -> None:
+    async with RemoteMx() as mx:
+        house.table.at("a.test", mx)
+        house.window_claims = 8
+        await house.start()
+        for queue_id in [await house.send(f"{n}@a.test", claim=False) for n in range(60)]:
+            await house.done(queue_id)
+        assert len(mx.envelopes) == 60
+
+
+async def test_equal_hosts_share_even_a_slow_stream(house) -> None:
+    async with RemoteMx() as one, RemoteMx() as two, RemoteMx() as worse:
+        preferences = ((one, 10), (two, 10), (worse, 20))
+        house.table.hosts["a.test"] = Hosts(
+            tuple(
+                Host(f"mx{mx.port}.a.test", preference, (mx.host,), mx.port)
+                for mx, preference in preferences
+            )
+        )
+        await house.start()
+        for number in range(6):
+            await house.done(await house.send(f"{number}@a.test"))
+    assert (len(one.envelopes), len(two.envelopes), len(worse.envelopes)) == (3, 3, 0)
+    assert (one.sessions, two.sessions) == (1, 1)
 
 
 async def test_the_second_mx_is_tried_when_the_first_refuses(house) -> None:
