@@ -58,6 +58,7 @@ def _accepted(visit: Visit, note: Note, internet_message_id: str) -> Response:
         visit.door.crash.reached(CrashPoint.REQUEST_ANSWERED)
 
     headers = {"x-relay-message-id": note.draft_id, "x-relay-submission-id": note.submission_id}
-    if internet_message_id.isascii() and internet_message_id.isprintable():
+    told = internet_message_id  # MIME may have none: it gets one when it is converted
+    if told and told.isascii() and told.isprintable():
         headers["x-relay-internet-message-id"] = internet_message_id
     return Response(status_code=202, headers=headers, background=BackgroundTask(answered))

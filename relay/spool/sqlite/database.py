@@ -7,7 +7,7 @@ Standards: SQLite file format 3, WAL; SQLite >= 3.51.3 (no WAL-reset fault).
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ def open_database(path: Path, *, read_only: bool = False) -> apsw.Connection:
             f"SQLite {apsw.sqlite_lib_version()} has a fault in its WAL: 3.51.3 is needed"
         )
     flags = apsw.SQLITE_OPEN_READONLY if read_only else _READ_WRITE
+    if not read_only:
+        with suppress(OSError):  # SQLite says better what is wrong with the place
+            path.touch(0o600)  # there is mail in it; its WAL gets the same mode
     with translated(path):
         connection = apsw.Connection(str(path), flags=flags)
         connection.set_busy_timeout(5000)

@@ -66,7 +66,8 @@ class Writer:
         """Write what is waiting, then end."""
         self._stopping = True
         self._wake.release()
-        await asyncio.to_thread(self._thread.join)
+        if self._thread.ident is not None:  # a start may end before it comes to this room
+            await asyncio.to_thread(self._thread.join)
 
     def submit(self, operation: Operation[T], *, accepts: bool = False) -> "asyncio.Future[T]":
         """Queue `operation`; the future is done after the commit that has it.

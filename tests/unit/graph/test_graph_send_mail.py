@@ -205,6 +205,12 @@ async def test_mime_is_kept_byte_for_byte(world: World) -> None:
     assert world.sent == content
 
 
+async def test_mime_without_message_id_is_told_none(world: World) -> None:
+    answer = await world.send_mime(b"To: carol@a.test\r\n\r\nhi\r\n")
+    assert answer.status_code == 202
+    assert "x-relay-internet-message-id" not in answer.headers
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [

@@ -258,3 +258,19 @@ async def test_local_delivery_is_a_final_state(spool, make) -> None:
     journey = await spool.journey(claim.message.id)
     assert journey is not None
     assert journey["state"] == "delivered"
+
+
+async def test_a_spool_that_was_never_started_can_be_stopped(open_spool, tmp_path: Path) -> None:
+    spool = open_spool(tmp_path / "spool.sqlite")
+    await asyncio.wait_for(spool.stop(), 5)
+
+
+async def test_nobody_else_may_read_the_files(spool, make, tmp_path: Path) -> None:
+    await spool.accept(make())
+    found = open_to_others(tmp_path)
+    assert set(found) > {"spool.sqlite", "spool.sqlite-wal"}
+    assert set(found.values()) == {0}
+
+
+def open_to_others(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o077 for path in folder.glob("spool.sqlite*")}
