@@ -33,6 +33,7 @@ BANNED = {
 # where the event loop sleeps, and why it is no polling loop
 SLEEPS = {
     "relay/app/upkeep.py": "figures and pruning have no event to wait for, only an hour",
+    "relay/delivery/dispatcher.py": "behind an event too, where each look passes over a long queue",
     "relay/app/follow.py": "behind an event, so that a burst of them is read once",
 }
 
