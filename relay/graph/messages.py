@@ -71,9 +71,8 @@ async def list_messages(visit: Visit) -> Response:
     )
     shown = [show_message(one, options.select) for one in page.messages]
     answer = {**visit.context(_context_of(visit)), "value": shown}
-    if options.skip + len(shown) < page.total and shown:
-        path = "/".join(quote(segment, safe="@") for segment in visit.call.segments[1:])
-        answer["@odata.nextLink"] = options.next_link(f"{visit.root_url()}/{path}")
+    if page.next_skip is not None:
+        answer["@odata.nextLink"] = options.next_link(_url(visit), skip=page.next_skip)
     return json_response(answer)
 
 
@@ -117,9 +116,9 @@ async def list_folders(visit: Visit) -> Response:
         **visit.context(f"users('{quote(visit.mailbox)}')/mailFolders"),
         "value": [show_folder(one, options.select) for one in page],
     }
-    if page and options.skip + len(page) < len(folders):
-        path = "/".join(quote(segment, safe="@") for segment in visit.call.segments[1:])
-        answer["@odata.nextLink"] = options.next_link(f"{visit.root_url()}/{path}")
+    next_skip = options.skip + len(page)
+    if page and next_skip < len(folders):
+        answer["@odata.nextLink"] = options.next_link(_url(visit), skip=next_skip)
     return json_response(answer)
 
 
@@ -129,6 +128,11 @@ async def get_folder(visit: Visit) -> Response:
     folder = await visit.door.store.get_folder(visit.mailbox, visit.folder_id)
     context = visit.context(f"users('{quote(visit.mailbox)}')/mailFolders/$entity")
     return json_response({**context, **show_folder(folder, options.select)})
+
+
+def _url(visit: Visit) -> str:
+    path = "/".join(quote(segment, safe="@") for segment in visit.call.segments[1:])
+    return f"{visit.root_url()}/{path}"
 
 
 async def _found(visit: Visit) -> StoredMessage:

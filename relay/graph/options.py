@@ -32,10 +32,10 @@ class Options:
     top: int = TOP_DEFAULT
     skip: int = 0
 
-    def next_link(self, url: str) -> str:
-        """Return the absolute URL of the page behind this one; `url` has no query."""
+    def next_link(self, url: str, *, skip: int) -> str:
+        """Return the absolute URL of the page that begins at `skip`; `url` has no query."""
         query = {"$select": ",".join(self.select)} if self.select else {}
-        query |= {"$top": str(self.top), "$skip": str(self.skip + self.top)}
+        query |= {"$top": str(self.top), "$skip": str(skip)}
         return f"{url}?{urlencode(query, safe='$,', quote_via=quote)}"
 
 

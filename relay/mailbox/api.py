@@ -59,7 +59,10 @@ class MailStore(Protocol):
     async def list_messages(
         self, account: str, *, folder_id: str = "", skip: int = 0, top: int = 10
     ) -> Page:
-        """Newest first; all folders when `folder_id` is "". Raises NoSuchItemError."""
+        """Newest first; all folders when `folder_id` is "". Raises NoSuchItemError.
+
+        A page may end before `top` when its messages are large.
+        """
         ...
 
     async def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:

@@ -39,6 +39,8 @@ from relay.mailbox.types import (
 from relay.message.convert import render
 from relay.message.properties import MessageProperties
 
+_PAGE_BYTES = 128 * 1024 * 1024  # a page is held in memory several times over
+
 
 class Drafts:
     """Blocking; the store calls it in its threads."""
@@ -69,14 +71,25 @@ class Drafts:
         """See MailStore.list_messages()."""
         mailbox = self._shared.folders.mailbox(account)
         everything = self._shared.index.newest_first(mailbox, folder_id=folder_id)
-        messages = []
+        messages: list[StoredMessage] = []
+        size_bytes, next_skip = 0, skip
         for located in everything[skip : skip + top]:
-            with suppress(FileNotFoundError):
-                messages.append(_loaded(located))
-                continue
-            with suppress(FileNotFoundError, NoSuchItemError):  # renamed meanwhile
-                messages.append(_loaded(self._find(mailbox, located.name.message_id, folder_id)))
-        return Page(tuple(messages), len(everything))
+            if size_bytes > _PAGE_BYTES:
+                break
+            next_skip += 1
+            if (message := self._listed(mailbox, located, folder_id)) is not None:
+                messages.append(message)
+                size_bytes += message.size
+        is_last = next_skip >= len(everything)
+        return Page(tuple(messages), len(everything), None if is_last else next_skip)
+
+    def _listed(self, mailbox: Path, located: Located, folder_id: str) -> StoredMessage | None:
+        """Load a message of a listing, None if it is gone by now."""
+        with suppress(FileNotFoundError):
+            return _loaded(located)
+        with suppress(FileNotFoundError, NoSuchItemError):  # renamed meanwhile
+            return _loaded(self._find(mailbox, located.name.message_id, folder_id))
+        return None
 
     @looking_again
     def mime(self, account: str, message_id: str) -> bytes:

@@ -129,10 +129,14 @@ class MessageChange:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some messages of a listing, newest first, and how many there are in all."""
+    """Some messages of a listing, newest first, and how many there are in all.
+
+    `next_skip` is where the next page begins, None when nothing is left.
+    """
 
     messages: tuple[StoredMessage, ...]
     total: int
+    next_skip: int | None = None
 
 
 Detail = dict[str, Any]

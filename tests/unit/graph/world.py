@@ -110,7 +110,8 @@ class MemoryStore:
         if folder_id:
             folder = await self.get_folder(account, folder_id)
             every = [one for one in every if one.folder == folder]
-        return Page(tuple(every[skip : skip + top]), len(every))
+        next_skip = skip + top if skip + top < len(every) else None
+        return Page(tuple(every[skip : skip + top]), len(every), next_skip)
 
     async def update(self, account, message_id, change: MessageChange):
         if self.refuse:

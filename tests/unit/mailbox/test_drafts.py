@@ -134,9 +134,22 @@ async def test_a_listing_has_the_newest_first_in_pages(place, store, draft):
         place.clock.advance(1)
     page = await store.list_messages(ALICE, folder_id="DRAFTS", skip=1, top=2)
     assert ([one.id for one in page.messages], page.total) == ([ids[3], ids[2]], 5)
+    assert page.next_skip == 3
     assert (await store.list_messages(ALICE, folder_id="inbox")).total == 0
     with pytest.raises(NoSuchItemError):
         await store.list_messages(ALICE, folder_id="nowhere")
+
+
+async def test_a_page_of_large_messages_ends_early_and_says_where(place, store, draft, monkeypatch):
+    monkeypatch.setattr("relay.mailbox.drafts._PAGE_BYTES", 1)
+    made = {(await store.create_draft(ALICE, draft())).id for _ in range(3)}
+    seen, skip = set(), 0
+    while skip is not None:
+        page = await store.list_messages(ALICE, skip=skip)
+        assert len(page.messages) == 1
+        seen.add(page.messages[0].id)
+        skip = page.next_skip
+    assert seen == made
 
 
 @pytest.mark.parametrize("message_id", ["", "x", "../../etc/passwd", "0000000000000000", "\0"])
