@@ -2,7 +2,7 @@
 that drops them.
 
 On the path: beside the writer, for contents over INLINE_BYTES_MAX.
-Holds: a file that no row names is an orphan of a crash; sweep() removes it at start.
+Holds: a file that no row names is an orphan of a crash; the spool's start removes it.
 Fails: SpoolFullError, SpoolUnavailableError; a half-written file is never named.
 Standards: write, fsync, rename, fsync of the directory (DESIGN 4).
 """
@@ -10,14 +10,21 @@ Standards: write, fsync, rename, fsync of the directory (DESIGN 4).
 import contextlib
 import errno
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.spool.types import SpoolError, SpoolFullError, SpoolUnavailableError
 
 INLINE_BYTES_MAX = 128 * 1024
+_LISTED_AT_ONCE = 1000
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_large(content: bytes) -> bool:
+    """Whether a content becomes a file."""
+    return len(content) > INLINE_BYTES_MAX
 
 
 class ContentFiles:
@@ -31,11 +38,12 @@ class ContentFiles:
         """Make the directory."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def write(self, message_id: str, contents: Sequence[bytes]) -> tuple[str, ...]:
-        """Store the large ones of a message's contents; return a name for each, "" where inline."""
+    def write(
+        self, message_id: str, contents: Sequence[bytes], *, only: Container[int]
+    ) -> tuple[str, ...]:
+        """Store the contents with the indexes in `only`; return a name for each, "" for others."""
         names = tuple(
-            f"{message_id}-{index}" if len(content) > INLINE_BYTES_MAX else ""
-            for index, content in enumerate(contents)
+            f"{message_id}-{index}" if index in only else "" for index in range(len(contents))
         )
         try:
             for name, content in zip(names, contents, strict=True):
@@ -69,11 +77,12 @@ class ContentFiles:
                 with contextlib.suppress(OSError):
                     (self._directory / name).unlink()
 
-    def sweep(self, named: Container[str]) -> int:
-        """Remove every file that is not `named`; return how many."""
-        orphans = [path.name for path in self._directory.iterdir() if path.name not in named]
-        self.remove(orphans)
-        return len(orphans)
+    def listed(self) -> Iterator[tuple[str, ...]]:
+        """The names of all files, some at a time: there may be as many as messages."""
+        with os.scandir(self._directory) as entries:
+            names = (entry.name for entry in entries)
+            while some := tuple(islice(names, _LISTED_AT_ONCE)):
+                yield some
 
     def _write_one(self, name: str, content: bytes) -> None:
         path = self._directory / name

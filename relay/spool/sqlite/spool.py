@@ -21,9 +21,9 @@ from relay.journal.crash import CrashPoints
 from relay.journal.events import Event, Step
 from relay.journal.metrics import Metrics
 from relay.message.nexthop import NextHop
-from relay.spool.sqlite import queries, transactions
+from relay.spool.sqlite import queries, recovery, transactions
 from relay.spool.sqlite.batch import Batch
-from relay.spool.sqlite.contents import INLINE_BYTES_MAX, ContentFiles
+from relay.spool.sqlite.contents import ContentFiles, is_large
 from relay.spool.sqlite.database import open_database, translated
 from relay.spool.sqlite.writer import Writer
 from relay.spool.types import (
@@ -64,7 +64,7 @@ class SqliteSpool:
         self._files = ContentFiles(path.with_name(path.name + "-content"), crash=crash)
         self._connection = open_database(path)
         self._writer = Writer(self._connection, clock=clock, crash=crash, metrics=metrics)
-        self._contents = _Reader(path)
+        self._delivery = _Reader(path)  # what delivery waits for: never behind a long query
         self._queries = _Reader(path)
 
     async def start(self) -> int:
@@ -74,18 +74,19 @@ class SqliteSpool:
         self._writer.start()
         self._files.prepare()
         now_us = self._clock.time_us()
-        released = await self._writer.submit(lambda b: transactions.release_all(b.cursor, now_us))
-        named = await self._queries.run(
-            lambda c: {row[0] for row in c.execute("SELECT file FROM content WHERE file <> ''")}
-        )
-        await asyncio.to_thread(self._files.sweep, named)
+        released = await self._writer.submit(lambda b: recovery.release_all(b.cursor, now_us))
+        await self._queries.run(self._sweep)
         return released
 
     async def stop(self) -> None:
-        """Finish what waits and close the file."""
+        """Finish what waits and close the file; also what was never started."""
         await self._writer.stop()
-        self._contents.close()
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Close a spool whose writer does not run."""
         self._queries.close()
+        self._delivery.close()
         self._connection.close()
 
     async def accept(
@@ -108,11 +109,11 @@ class SqliteSpool:
                 ),
                 accepts=True,
             )  # fmt: skip
-        except SpoolError:
-            self._drop(files)
+        except Exception:
+            await self._remove(files)
             raise
         if accepted.repeated:
-            self._drop(files)
+            await self._remove(files)
         else:
             for one in messages:
                 self._metrics.accepted.labels(via=one.source).inc()
@@ -129,13 +130,13 @@ class SqliteSpool:
                     batch, settlement, files, claim_reports=claim_reports
                 )
             )
-        except SpoolError:
-            self._drop(files)
+        except Exception:
+            await self._remove(files)
             raise
         if unneeded:
-            self._drop([[unneeded]])
+            self._delivery.later(partial(self._files.remove, (unneeded,)))
         if not held:
-            self._drop(files)
+            await self._remove(files)
         for report in settlement.reports if held else ():
             self._metrics.accepted.labels(via=report.source).inc()
         return held, claims
@@ -152,7 +153,7 @@ class SqliteSpool:
     async def next_due_us(self, *, passing_over: Collection[NextHop] = ()) -> int | None:
         """Spool.next_due_us."""
         names = [str(next_hop) for next_hop in passing_over]
-        return await self._queries.run(lambda c: queries.next_due_us(c, passing_over=names))
+        return await self._delivery.run(lambda c: queries.next_due_us(c, passing_over=names))
 
     async def release(self, claims: Sequence[Claim]) -> None:
         """Spool.release."""
@@ -161,7 +162,7 @@ class SqliteSpool:
 
     async def read_content(self, content_id: int) -> bytes:
         """Spool.read_content."""
-        row = await self._contents.run(
+        row = await self._delivery.run(
             lambda c: c.execute(
                 "SELECT size, data, file FROM content WHERE id = ?", (content_id,)
             ).fetchone()
@@ -170,7 +171,7 @@ class SqliteSpool:
             raise SpoolError(f"content {content_id} is not in the spool")
         size, data, file = row
         if file:
-            return await self._contents.run(lambda _: self._files.read(file, size))
+            return await self._delivery.run(lambda _: self._files.read(file, size))
         if not isinstance(data, bytes) or len(data) != size:
             raise SpoolError(f"content {content_id} is damaged: expected {size} bytes")
         return data
@@ -247,20 +248,34 @@ class SqliteSpool:
         return await self._writer.submit(remove)
 
     async def _store_large(self, messages: Iterable[NewMessage]) -> Sequence[Sequence[str]]:
+        """Write the large contents that an entry needs; a name for each content, "" where inline.
+
+        Nothing is left of them when one cannot be written.
+        """
         names: list[Sequence[str]] = []
-        for message in messages:
-            if any(len(content) > INLINE_BYTES_MAX for content in message.contents):
-                names.append(
-                    await asyncio.to_thread(self._files.write, message.id, message.contents)
-                )
-            else:
-                names.append(("",) * len(message.contents))
+        try:
+            for message in messages:
+                used = {entry.content for entry in message.entries}
+                large = {index for index in used if is_large(message.contents[index])}
+                if large:
+                    write = partial(self._files.write, message.id, message.contents, only=large)
+                    names.append(await asyncio.to_thread(write))
+                else:
+                    names.append(("",) * len(message.contents))
+        except SpoolError:
+            await self._remove(names)
+            raise
         return names
 
-    def _drop(self, files: Iterable[Sequence[str]]) -> None:
-        for names in files:
-            if any(names):
-                self._contents.later(partial(self._files.remove, names))
+    async def _remove(self, files: Iterable[Sequence[str]]) -> None:
+        """Remove the files that no transaction named, before anybody writes them once more."""
+        names = [name for names in files for name in names if name]
+        if names:
+            await asyncio.to_thread(self._files.remove, names)
+
+    def _sweep(self, cursor: apsw.Cursor) -> None:
+        for names in self._files.listed():
+            self._files.remove(recovery.orphans(cursor, names))
 
 
 _HISTORY = (
@@ -292,6 +307,7 @@ class _Reader:
         self._executor.submit(task)
 
     def close(self) -> None:
-        """Wait for what runs, then close."""
+        """Break off what is being read, then close."""
+        self._connection.interrupt()
         self._executor.shutdown()
         self._connection.close()

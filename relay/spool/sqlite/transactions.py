@@ -14,7 +14,7 @@ from typing import Any, assert_never
 import apsw
 import msgspec
 
-from relay.journal.events import Event, Step
+from relay.journal.events import Event
 from relay.message.envelope import Notify
 from relay.message.lifecycle import FINAL, State, check_transition
 from relay.message.nexthop import HopKind, NextHop
@@ -147,28 +147,6 @@ def release(cursor: apsw.Cursor, claims: Iterable[Claim], now_us: int) -> None:
         " WHERE message_id = ? AND number = ? AND epoch = ? AND state <> 'final'",
         [(now_us, claim.message.id, claim.entry_id, claim.epoch) for claim in claims],
     )
-
-
-def release_all(cursor: apsw.Cursor, now_us: int) -> int:
-    """After a crash: what the dead owner had claimed is indeterminate, visibly, and due at once."""
-    rows = fetch(
-        cursor,
-        "SELECT message_id, number, attempts FROM entry WHERE state <> 'final' AND claimed = 1",
-    )
-    for message_id, number, attempts in rows:
-        detail = {
-            "entry": number,
-            "attempt": attempts + 1,
-            "outcome": "indeterminate",
-            "reply": "the relay was stopped before this attempt was recorded",
-        }
-        append_events(cursor, message_id, [Event(Step.DELIVERY, now_us, detail)])
-    cursor.execute(
-        "UPDATE entry SET claimed = 0, epoch = epoch + 1, due_us = ?"
-        " WHERE state <> 'final' AND claimed = 1",
-        (now_us,),
-    )
-    return len(rows)
 
 
 def append_events(cursor: apsw.Cursor, message_id: str, events: Sequence[Event]) -> None:

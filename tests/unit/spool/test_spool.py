@@ -99,24 +99,6 @@ async def test_failure_and_report_are_one_transaction(spool, make) -> None:
     assert [step["step"] for step in journey["steps"]] == [7]
 
 
-async def test_a_new_owner_takes_over_what_a_dead_one_had_claimed(
-    tmp_path: Path, make, clock, open_spool
-) -> None:
-    path = tmp_path / "spool.sqlite"
-    dead = open_spool(path)
-    await dead.start()
-    claim = (await dead.accept(make())).claims[0]
-    await dead.stop()
-    alive = open_spool(path)
-    assert await alive.start() == 1
-    (taken,) = await alive.claim_due(clock.time_us(), 10)
-    assert taken.epoch == claim.epoch + 2
-    journey = await alive.journey(claim.message.id)
-    await alive.stop()
-    assert journey is not None
-    assert journey["steps"][0]["detail"]["outcome"] == "indeterminate"
-
-
 async def test_large_contents_are_files_and_go_with_their_entry(
     spool, make, tmp_path: Path
 ) -> None:
@@ -129,16 +111,6 @@ async def test_large_contents_are_files_and_go_with_their_entry(
     await spool.settle(Settlement(claim, 5, {1: OK}))
     with pytest.raises(SpoolError):  # the reader's queue is in order: the removal has run
         await spool.read_content(claim.content_id)
-    assert list(files.iterdir()) == []
-
-
-async def test_orphaned_files_are_swept_at_start(tmp_path: Path, open_spool) -> None:
-    files = tmp_path / "spool.sqlite-content"
-    files.mkdir()
-    (files / "orphan-0").write_bytes(b"x")
-    spool = open_spool(tmp_path / "spool.sqlite")
-    await spool.start()
-    await spool.stop()
     assert list(files.iterdir()) == []
 
 
