@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from email import message_from_bytes
 from email.message import Message
+from email.parser import BytesHeaderParser
 from email.policy import Compat32
 from email.utils import getaddresses, parsedate_to_datetime
 
@@ -150,7 +151,7 @@ def header_of(content: bytes) -> bytes:
 
 def read_header(header: bytes) -> "Message[str, str]":
     """Parse a header section alone."""
-    return message_from_bytes(header, policy=_POLICY)
+    return BytesHeaderParser(policy=_POLICY).parsebytes(header)
 
 
 def read_people(message: "Message[str, str]", name: str) -> tuple[Person, ...]:
@@ -207,7 +208,7 @@ def _parsed(content: bytes) -> "Message[str, str]":
     depth_max = lowered.count(b"multipart/") + lowered.count(b"message/") + 1
     del lowered
     if content.count(b"\n") * depth_max <= _PARSING_WORK_MAX:
-        with contextlib.suppress(RecursionError):
+        with contextlib.suppress(Exception):  # a boundary that is no UTF-8, nesting without end
             return message_from_bytes(content, policy=_POLICY)
     return read_header(header_of(content[:_HEADER_BYTES_MAX]))
 
@@ -237,18 +238,22 @@ def _leaves(message: "Message[str, str]") -> Iterator["Message[str, str]"]:
         if not waiting:
             return
         part = waiting.pop()
-        inner = part.get_payload()
-        if part.get_content_maintype() == "multipart" and isinstance(inner, list):
-            waiting += [one for one in reversed(inner) if isinstance(one, Message)]
+        if part.get_content_maintype() == "multipart" and part.is_multipart():
+            waiting += reversed(_inner(part))
         else:
             yield part
 
 
+def _inner(part: "Message[str, str]") -> list["Message[str, str]"]:
+    """Return the messages or parts in a part; `email` may raise on asking for them unchecked."""
+    inner = part.get_payload() if part.is_multipart() else []
+    return [one for one in inner if isinstance(one, Message)]
+
+
 def _payload(part: "Message[str, str]") -> bytes:
     with contextlib.suppress(Exception):
-        inner = part.get_payload()
-        if isinstance(inner, list):  # message/rfc822
-            return b"".join(one.as_bytes() for one in inner if isinstance(one, Message))
+        if part.is_multipart():  # message/rfc822
+            return b"".join(one.as_bytes() for one in _inner(part))
         decoded = part.get_payload(decode=True)
         return decoded if isinstance(decoded, bytes) else b""
     return b""
@@ -278,10 +283,8 @@ def _attachment(part: "Message[str, str]", size: int, has_html: bool) -> Attachm
 
 def _title(part: "Message[str, str]") -> str:
     """Name an attached message by its subject, as mail clients do."""
-    inner = part.get_payload()
-    if isinstance(inner, list) and inner and isinstance(inner[0], Message):
-        return read_text(inner[0], "subject")
-    return ""
+    inner = _inner(part)
+    return read_text(inner[0], "subject") if inner else ""
 
 
 def _filename(part: "Message[str, str]") -> str:

@@ -1,5 +1,7 @@
 """Anybody's MIME is read as well as it can be, and never raises."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from relay.message.mimeread import (
     read_message,
     read_mime,
     read_mime_attachments,
+    read_people,
     unread_people,
 )
 from relay.message.properties import Attachment, MessageProperties, Person
@@ -114,6 +117,10 @@ def test_a_draft_is_read_by_its_block():
         b"Content-Disposition: attachment; filename*0*=utf-8''%C3; filename*2=x\r\n\r\nx",
         b"To: " + b"a@b.test, " * 5000 + b"\r\n\r\n",
         b"".join(b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(150)),
+        b"".join(b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(2000)),
+        b"Content-Type: message/rfc822\r\n\r\n" * 2000, b"Subject: =?utf-8?b?a?=\r\nFrom: =?utf-8?b?a?= <a@b>\r\n\r\n",
+        b"Content-Type: multipart/mixed; boundary*=utf-8''\xff\r\n\r\n--x\r\n",
+        b"Content-Type: text/plain; charset=idna\r\n\r\n\xff", b"Content-Type: text/plain; charset*=x'y\r\n\r\n\xff",
     ],
 )  # fmt: skip
 def test_damaged_mime_never_raises(content):
@@ -194,3 +201,34 @@ def test_line_ends_hidden_in_encoded_words_are_spaces():
         b"To: =?utf-8?q?x=0D=0ABcc=3A?= <c@a.test>\r\nSubject: =?utf-8?q?a=0D=0AX-Evil=3A_1?=\r\n\r\n"
     ).properties
     assert (properties.subject, properties.to) == ("a X-Evil: 1", (Person("c@a.test", "x Bcc:"),))
+
+
+def test_a_name_that_does_not_decode_loses_no_address():
+    assert (
+        read_people(read_header(b"To: =?utf-8?b?a?= <a@b.test>\r\n"), "To")[0].address == "a@b.test"
+    )
+
+
+def test_fields_of_one_name_keep_their_values():
+    fields = read_mime(b"X-A: one\r\nx-a: two\r\n\r\n").properties.internet_message_headers
+    assert fields == (("X-A", "one"), ("x-a", "two"))
+
+
+@pytest.mark.parametrize("date", ["31 Dec 9999 23:59:59 -1200", "1 Jan 1900 00:00:00 +0000", "x"])
+def test_a_date_beyond_the_calendar_is_none(date):
+    assert read_mime(f"Date: Fri, {date}\r\n\r\n".encode()).date_us == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"".join(b"x%d: y\r\n" % n for n in range(30_000)), b"Subject: " + b"=?a?q?x " * 20_000,
+        b"Content-Type: text/plain" + b"; a" * 100_000, b"Content-Type: text/plain; charset=punycode\r\n\r\n-" + b"a9" * 500_000,
+        b"".join(b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(300)) + b"\r\n" * 500_000,
+    ],
+    ids=["fields", "words", "parameters", "charset", "depth"],
+)  # fmt: skip
+def test_nobody_stalls_the_reader(content):
+    started = time.process_time()
+    assert read_mime(content).properties.body_type == "text"
+    assert time.process_time() - started < 3
