@@ -76,12 +76,20 @@ class Ids:
     def new(self) -> str:
         """Return an id that sorts after those of earlier milliseconds."""
         number = (self._clock.time_us() // 1000) << _RANDOM_BITS
-        number |= int.from_bytes(self._chance(_RANDOM_BITS // 8), "big")
-        letters = []
-        for _ in range(ID_LENGTH):
-            letters.append(_ALPHABET[number & 31])
-            number >>= 5
-        return "".join(reversed(letters))
+        return _written(number | int.from_bytes(self._chance(_RANDOM_BITS // 8), "big"))
+
+
+def first_id_after(time_us: int) -> str:
+    """Return what sorts behind every id made until `time_us`, and not behind a later one."""
+    return _written((time_us // 1000 + 1) << _RANDOM_BITS)
+
+
+def _written(number: int) -> str:
+    letters = []
+    for _ in range(ID_LENGTH):
+        letters.append(_ALPHABET[number & 31])
+        number >>= 5
+    return "".join(reversed(letters))
 
 
 def id_time_us(identifier: str) -> int | None:

@@ -1,6 +1,6 @@
 -- The spool, schema 1. Times are microseconds since 1970 UTC; ids of messages sort by time.
 -- Clustered keys (WITHOUT ROWID) keep what belongs to one message together, so that nothing
--- but the one partial index below is written twice.
+-- but what is due and what expires is written twice.
 
 CREATE TABLE message (
     id            TEXT PRIMARY KEY,   -- queue id
@@ -77,6 +77,7 @@ CREATE TABLE submission (
     message_id TEXT NOT NULL,
     expires_us INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE INDEX submission_expiry ON submission (expires_us);
 
 -- accepted, and final by state: what relay_queue_unaccounted is computed from.
 CREATE TABLE counter (

@@ -21,7 +21,7 @@ from relay.journal.crash import CrashPoints
 from relay.journal.events import Event, Step
 from relay.journal.metrics import Metrics
 from relay.message.nexthop import NextHop
-from relay.spool.sqlite import queries, recovery, transactions
+from relay.spool.sqlite import history, queries, recovery, transactions
 from relay.spool.sqlite.batch import Batch
 from relay.spool.sqlite.contents import ContentFiles, is_large
 from relay.spool.sqlite.database import open_database, translated
@@ -37,7 +37,6 @@ from relay.spool.types import (
 )
 
 T = TypeVar("T")
-_PRUNE_MESSAGES = 200
 _RETRY_MAX = 100_000
 
 
@@ -228,24 +227,11 @@ class SqliteSpool:
         return await self._queries.run(queries.counts)
 
     async def prune(self, before_us: int) -> int:
-        """Remove the history of some finished messages received before `before_us`;
-        0 when none is left.
+        """Remove some finished messages received before `before_us`, and some submission keys
+        whose time is over; how many of both, 0 when none is left.
         """
-
-        def remove(batch: Batch) -> int:
-            cursor = batch.cursor
-            ids = cursor.execute(
-                "SELECT (id) FROM message m WHERE received_us < ?"
-                " AND NOT EXISTS (SELECT 1 FROM entry e"
-                " WHERE e.message_id = m.id AND e.state <> 'final') ORDER BY id LIMIT ?",
-                (before_us, _PRUNE_MESSAGES),
-            ).fetchall()
-            for table, column in _HISTORY:
-                cursor.executemany(f"DELETE FROM {table} WHERE {column} = ?", ids)
-            cursor.execute("DELETE FROM submission WHERE expires_us < ?", (self._clock.time_us(),))
-            return len(ids)
-
-        return await self._writer.submit(remove)
+        now_us = self._clock.time_us()
+        return await self._writer.submit(lambda b: history.prune(b.cursor, before_us, now_us))
 
     async def _store_large(self, messages: Iterable[NewMessage]) -> Sequence[Sequence[str]]:
         """Write the large contents that an entry needs; a name for each content, "" where inline.
@@ -276,14 +262,6 @@ class SqliteSpool:
     def _sweep(self, cursor: apsw.Cursor) -> None:
         for names in self._files.listed():
             self._files.remove(recovery.orphans(cursor, names))
-
-
-_HISTORY = (
-    ("recipient", "message_id"),
-    ("event", "message_id"),
-    ("entry", "message_id"),
-    ("message", "id"),
-)
 
 
 class _Reader:

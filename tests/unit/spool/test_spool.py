@@ -204,16 +204,6 @@ async def test_recipients_that_policy_added_stay_out_of_the_journey(spool, make)
     assert [one["number"] for one in journey["steps"][0]["detail"]["recipients"]] == [1]
 
 
-async def test_prune_removes_finished_history_only(spool, make, clock) -> None:
-    done = (await spool.accept(make())).claims[0]
-    await spool.settle(Settlement(done, 5, {1: OK}))
-    waiting = await spool.accept(make())
-    assert await spool.prune(clock.time_us() + 1) == 1
-    assert await spool.journey(done.message.id) is None
-    assert await spool.journey(waiting.queue_id) is not None
-    assert (await spool.counts()).unaccounted == 0
-
-
 async def test_retry_makes_deferred_mail_due(spool, make, clock) -> None:
     claim = (await spool.accept(make())).claims[0]
     await spool.settle(Settlement(claim, 5, {1: LATER}, due_us=clock.time_us() + 10**9))
