@@ -1,15 +1,9 @@
 """The composition root: alone knows all rooms, builds them from the settings, starts and stops
-them.
+them; and what stands outside the daemon: the command line's questions, the development relay.
 
 On the path: before it and after it.
 Touches: everything, once. Promises: ready means that every listener listens; a stop within the
-    grace
-time loses nothing and exits 0.
+grace time loses nothing and exits 0.
+
+Nothing is imported here: who asks a running daemon (control, reading, sending) need not load one.
 """
-
-from relay.app.compose import Sources, compose
-from relay.app.daemon import Daemon
-from relay.app.lock import AlreadyRunningError, OwnerLock
-from relay.app.serve import serve
-
-__all__ = ["AlreadyRunningError", "Daemon", "OwnerLock", "Sources", "compose", "serve"]

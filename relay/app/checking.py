@@ -18,7 +18,7 @@ from relay.clock import Clock
 from relay.policy import PolicyError
 from relay.policy import load as load_rules
 from relay.routing import RouteTable, name_servers_answer
-from relay.settings import Settings, SettingsError
+from relay.settings import Settings, SettingsError, load
 
 
 class Verdict(StrEnum):
@@ -39,8 +39,14 @@ class Finding:
     text: str
 
 
-def check(settings: Settings, environ: Mapping[str, str], clock: Clock) -> Iterator[Finding]:
-    """Check everything behind a configuration that has loaded."""
+def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator[Finding]:
+    """Check a configuration, and everything behind it once it can be read."""
+    try:
+        settings = load(file, environ)
+    except SettingsError as error:
+        yield from _faults("configuration", error)
+        return
+    yield Finding("configuration", Verdict.OK, str(file))
     yield from _accounts(settings, environ, clock)
     yield from _policies(settings)
     yield _writable("state_dir", settings.state_dir)
@@ -48,13 +54,17 @@ def check(settings: Settings, environ: Mapping[str, str], clock: Clock) -> Itera
     yield asyncio.run(_dns(settings))
 
 
+def _faults(what: str, error: SettingsError) -> Iterator[Finding]:
+    for fault in error.faults:
+        yield Finding(what, Verdict.FAULT, str(fault))
+
+
 def _accounts(settings: Settings, environ: Mapping[str, str], clock: Clock) -> Iterator[Finding]:
     boxes = settings.mailboxes
     try:
         accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
     except SettingsError as error:
-        for fault in error.faults:
-            yield Finding("accounts", Verdict.FAULT, str(fault))
+        yield from _faults("accounts", error)
         return
     try:
         RouteTable(
@@ -62,7 +72,7 @@ def _accounts(settings: Settings, environ: Mapping[str, str], clock: Clock) -> I
             catch_all=boxes.catch_all, postmaster=boxes.postmaster,
         )  # fmt: skip
     except ValueError as error:
-        yield Finding("routes", Verdict.FAULT, str(error))
+        yield Finding("routes", Verdict.FAULT, f"route: {error}")
     for warning in accounts.warnings():
         yield Finding("accounts", Verdict.WARNING, warning)
     yield Finding("accounts", Verdict.OK, f"{len(accounts.accounts)} in {boxes.accounts}")
@@ -73,8 +83,7 @@ def _policies(settings: Settings) -> Iterator[Finding]:
     try:
         rules = load_rules(settings.policy.directory, local_domains=settings.mailboxes.domains)
     except PolicyError as error:
-        for fault in error.faults:
-            yield Finding("policy", Verdict.FAULT, str(fault))
+        yield from _faults("policy", error)
         return
     files = len(rules.files)
     yield Finding("policy", Verdict.OK, f"{files} files in {settings.policy.directory}, tests pass")
@@ -88,7 +97,7 @@ def _writable(name: str, folder: Path) -> Finding:
     if os.access(existing, os.W_OK | os.X_OK):
         made = "" if existing == folder else " (it will be made)"
         return Finding(name, Verdict.OK, f"{folder}{made}")
-    return Finding(name, Verdict.FAULT, f"{existing} cannot be written by this user")
+    return Finding(name, Verdict.FAULT, f"{name}: {existing} cannot be written by this user")
 
 
 async def _dns(settings: Settings) -> Finding:

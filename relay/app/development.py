@@ -1,31 +1,33 @@
-"""The development relay: settings without a file, on loopback, from which no mail escapes.
+"""The development relay: on loopback, without a file, from which no mail escapes.
 
 On the path: all of it, for one developer.
 Holds: no name server is asked and no outbound socket opened: mail for other domains is captured.
-Fails: OSError for a port in use; AlreadyRunningError for a folder in use.
+Fails: OSError for a port in use; AlreadyRunningError for a folder in use; NotOurFolderError;
+    DemonstrationError, RefusedError for a step that did not come.
 Standards: RFC 6761 6.2 (example.test cannot exist).
 """
 
-import os
-import shutil
-import tempfile
+import asyncio
+import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from relay.accounts import DevelopmentAccounts
 from relay.accounts.development import DOMAIN
 from relay.app.compose import Sources, compose
 from relay.app.daemon import Daemon
-from relay.app.lock import AlreadyRunningError, OwnerLock
+from relay.app.demonstration import Shown, demonstrate
+from relay.app.folder import Folder
+from relay.app.follow import Follower
+from relay.app.serve import write_ready_file
 from relay.policy import load as load_rules
 from relay.routing import NoResolver
 from relay.settings import Settings, load, shipped
 from relay.settings.tree import Address
 
-HTTP = Address("127.0.0.1", 8025)
-SMTP = Address("127.0.0.1", 1025)
 _CONFIG = """\
-# Written by `relay dev`: what it runs with, and how the other commands find it.
+: what it runs with, and how the other commands find it.
 hostname = "relay.{domain}"
 state_dir = "state"
 
@@ -39,6 +41,7 @@ trusted_networks = ["127.0.0.0/8", "::1/128"]
 [mailboxes]
 domains = ["{domain}"]
 root = "mail"
+accounts = "accounts.toml"
 
 [delivery]
 tls = "none"
@@ -52,77 +55,114 @@ next_hop = "capture"
 [policy]
 directory = {policies}
 """
+_ACCOUNTS = """\
+: the people who are always there; others come when they log in.
+[[account]]
+address = "alice@{domain}"
+token = "plain:alice"
+password = "plain:alice"
+
+[[account]]
+address = "bob@{domain}"
+token = "plain:bob"
+password = "plain:bob"
+"""
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
-    """Where a development relay keeps its files; `temporary` ones go with it."""
+class Plan:
+    """What to do. `once`: stop after the demonstration; `exit_after`: after so many messages."""
 
-    path: Path
-    temporary: bool
-
-    @property
-    def config(self) -> Path:
-        """The configuration that it runs with."""
-        return self.path / "relay.toml"
-
-    def write_config(self, *, http: Address, smtp: Address) -> Settings:
-        """Write the configuration for these addresses and load it, as any other."""
-        policies = '"' + str(shipped("policies")).replace("\\", "\\\\").replace('"', '\\"') + '"'
-        text = _CONFIG.format(domain=DOMAIN, http=http, smtp=smtp, policies=policies)
-        self.config.write_text(text)
-        return load(self.config, {})
-
-    def remove(self) -> None:
-        """Leave nothing behind, where nothing should stay."""
-        if self.temporary:
-            shutil.rmtree(self.path, ignore_errors=True)
+    http: Address
+    smtp: Address
+    once: bool = False
+    exit_after: int | None = None
+    ready_file: Path | None = None
 
 
-def open_folder(given: Path | None) -> Folder:
-    """Return the folder `given`, else the user's own, else, if that is in use, a new one."""
-    if given is not None:
-        given.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return Folder(given.absolute(), temporary=False)
-    own = _own_folder(Path(tempfile.gettempdir()))
-    if own.exists() and (own.is_symlink() or own.stat().st_uid != os.getuid()):
-        return Folder(Path(tempfile.mkdtemp(prefix="relay-dev-")), temporary=True)
-    if _in_use(own):
-        return Folder(Path(tempfile.mkdtemp(prefix="relay-dev-")), temporary=True)
-    shutil.rmtree(own, ignore_errors=True)  # a killed one could not remove its own
-    own.mkdir(mode=0o700)
-    return Folder(own, temporary=True)
+class View(Protocol):
+    """What a person, or a program, is shown."""
+
+    def listening(self, http: Address, smtp: Address) -> None:
+        """Everything listens, here."""
+        ...
+
+    def demonstrated(self, shown: Shown) -> None:
+        """One of the two messages at the start came to its end."""
+        ...
+
+    def waiting(self, http: Address, smtp: Address) -> None:
+        """From here on it is the developer's turn."""
+        ...
+
+    def step(self, journey: dict[str, Any], step: dict[str, Any]) -> None:
+        """A message did a step."""
+        ...
 
 
-def running_config(temporary: Path) -> Path | None:
-    """The configuration of this user's running development relay,
-    so that `relay trace` finds it.
+async def develop(folder: Folder, plan: Plan, view: View) -> bool:
+    """Run the development relay until it is done, or SIGTERM or SIGINT; whether it came to the end
+    of what `plan` asks for.
     """
-    own = _own_folder(temporary)
-    config = own / "relay.toml"
-    if own.is_symlink() or not config.exists() or own.stat().st_uid != os.getuid():
-        return None
-    return config if _in_use(own) else None
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    daemon = _compose(write_config(folder, http=plan.http, smtp=plan.smtp))
+    try:
+        await daemon.start()
+        return await _unless(stop, _Sequence(daemon, folder, plan=plan, view=view).run())
+    finally:
+        await daemon.stop()
 
 
-def compose_development(settings: Settings, *, crash_at: str = "") -> Daemon:
+def write_config(folder: Folder, *, http: Address, smtp: Address) -> Settings:
+    """Write the configuration for these addresses and load it, as any other."""
+    policies = '"' + str(shipped("policies")).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    folder.write("accounts.toml", _ACCOUNTS.format(domain=DOMAIN))
+    folder.write(
+        "relay.toml", _CONFIG.format(domain=DOMAIN, http=http, smtp=smtp, policies=policies)
+    )
+    return load(folder.config, {})
+
+
+def _compose(settings: Settings) -> Daemon:
     """Return a daemon that asks no DNS and makes accounts as they log in."""
     rules = load_rules(settings.policy.directory, local_domains=settings.mailboxes.domains)
-    sources = Sources(DevelopmentAccounts(), rules, crash_at=crash_at, resolver=NoResolver())
-    return compose(settings, sources)
+    return compose(settings, Sources(DevelopmentAccounts(), rules, resolver=NoResolver()))
 
 
-def _own_folder(temporary: Path) -> Path:
-    return temporary / f"relay-dev-{os.getuid()}"
+async def _unless(stop: asyncio.Event, work: Any) -> bool:
+    """Do `work` unless told to stop before it is done; whether it was done."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    done = working.done()
+    for task in (working, stopping):
+        task.cancel()
+    await asyncio.gather(working, stopping, return_exceptions=True)
+    if done:
+        working.result()
+    return done
 
 
-def _in_use(folder: Path) -> bool:
-    if not (folder / "state" / "run" / "lock").exists():
-        return False
-    lock = OwnerLock(folder / "state" / "run")
-    try:
-        lock.take()
-    except AlreadyRunningError:
-        return True
-    lock.give_back()
-    return False
+class _Sequence:
+    """What happens while it runs."""
+
+    def __init__(self, daemon: Daemon, folder: Folder, *, plan: Plan, view: View) -> None:
+        self._daemon = daemon
+        self._folder = folder
+        self._plan = plan
+        self._view = view
+
+    async def run(self) -> None:
+        http, smtp = self._daemon.http_servers[0].bound[0], self._daemon.smtp_servers[0].address
+        write_config(self._folder, http=http, smtp=smtp)  # with the ports that were really taken
+        if self._plan.ready_file is not None:
+            write_ready_file(self._plan.ready_file, self._daemon)
+        self._view.listening(http, smtp)
+        await demonstrate(self._daemon, self._view.demonstrated)
+        if self._plan.once:
+            return
+        self._view.waiting(http, smtp)
+        follower = Follower(self._daemon, self._view.step)
+        await follower.look(quietly=True)
+        await follower.run(until_settled=self._plan.exit_after)

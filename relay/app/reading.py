@@ -2,42 +2,36 @@
 themselves.
 
 On the path: beside it.
-Holds: with a daemon its control socket answers; without one the lock is taken while the spool is
-    open.
-Fails: ControlUnavailableError, ControlError, AlreadyRunningError (starting up just now),
-    SpoolError.
+Holds: a running daemon's control socket answers; without one the files do. What only the files
+    need is imported when there is no daemon, so that asking one is quick.
+Fails: ControlUnavailableError, ControlError; SpoolError, OSError for the files.
 Standards: DESIGN 2 (the spool has one owner).
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from relay.app.compose import spool_path
-from relay.app.lock import OwnerLock
+from relay.app.control import (
+    ControlClient,
+    ControlError,
+    ControlForbiddenError,
+    ControlUnavailableError,
+    path_of,
+)
+from relay.app.lock import AlreadyRunningError
 from relay.clock import Clock
-from relay.http import ControlClient, ControlError, ControlUnavailableError
-from relay.http.control import path_of
-from relay.journal.crash import CrashPoints
-from relay.journal.journey import Journeys
-from relay.journal.metrics import Metrics
-from relay.journal.storelog import StoreLog
 from relay.settings import Settings
-from relay.spool import SqliteSpool
-from relay.spool.types import Selector
+
+if TYPE_CHECKING:
+    from relay.app.offline import Files
+    from relay.spool.types import Selector
 
 T = TypeVar("T")
 LIST_MAX = 10_000
 _NOT_FOUND = 404
 WAIT_S_MAX = 300.0  # of one request
 _WAIT_MARGIN_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Offline:
-    spool: SqliteSpool
-    journeys: Journeys
 
 
 class Reading:
@@ -56,8 +50,10 @@ class Reading:
             if error.status == _NOT_FOUND:
                 return None
             raise
-        except ControlUnavailableError:
-            return self._offline(lambda own: own.journeys.journey(key, account=None), nothing=None)
+        except ControlUnavailableError as silent:
+            return self._offline(
+                silent, lambda files: files.journeys.journey(key, account=None), nothing=None
+            )
         return found
 
     def wait(self, key: str, *, state: str, timeout_s: float) -> dict[str, Any] | None:
@@ -80,65 +76,57 @@ class Reading:
             if left_s <= WAIT_S_MAX or (found is not None and found["reached"]):
                 return found
 
-    def queue_list(self, selector: Selector) -> list[dict[str, Any]]:
-        """Entries not yet final."""
+    def entries_of(self, queue_id: str) -> list[dict[str, Any]]:
+        """A message's entries that are not yet final, as the daemon knows them."""
+        listed: list[dict[str, Any]] = self._client.get("/queue", {"id": queue_id})
+        return listed
+
+    def queue_list(self, selector: "Selector") -> list[dict[str, Any]]:
+        """Entries not yet final, oldest first, at most LIST_MAX."""
         query = _query(selector) | {"limit": str(LIST_MAX)}
         try:
             listed: list[dict[str, Any]] = self._client.get("/queue", query)
-        except ControlUnavailableError:
+        except ControlUnavailableError as silent:
             return self._offline(
-                lambda own: own.spool.queue_list(selector, limit=LIST_MAX), nothing=[]
-            )
+                silent,
+                lambda files: files.spool.queue_list(selector, limit=LIST_MAX), nothing=[],
+            )  # fmt: skip
         return listed
 
-    def retry(self, selector: Selector, *, who: str, dry_run: bool) -> list[dict[str, Any]]:
+    def retry(self, selector: "Selector", *, who: str, dry_run: bool) -> list[dict[str, Any]]:
         """Make deferred entries due at once; returns them."""
         wanted = _conditions(selector) | {"dry_run": dry_run}
         try:
             done: list[dict[str, Any]] = self._client.post("/queue/retry", wanted)
-        except ControlUnavailableError:
+        except ControlUnavailableError as silent:
             now_us = self._clock.time_us()
             return self._offline(
-                lambda own: own.spool.retry(selector, now_us=now_us, who=who, dry_run=dry_run),
+                silent,
+                lambda files: files.spool.retry(selector, now_us=now_us, who=who, dry_run=dry_run),
                 nothing=[],
             )
         return done
 
-    def _offline(self, ask: Callable[[_Offline], Awaitable[T]], *, nothing: T) -> T:
-        """Own the spool for one question; `nothing` where there was never a relay."""
-        if not spool_path(self._settings).exists():
-            return nothing
+    def _offline(
+        self, silent: ControlUnavailableError, ask: "Callable[[Files], Awaitable[T]]", *, nothing: T
+    ) -> T:
+        """Ask the files. Raises `silent` when there is a daemon after all, which did not answer."""
+        if isinstance(silent, ControlForbiddenError):
+            raise silent
+        from relay.app.offline import ask_files  # noqa: PLC0415 - see the head of this module
 
-        async def answer() -> T:
-            spool = SqliteSpool(
-                spool_path(self._settings), clock=self._clock, crash=CrashPoints(),
-                metrics=Metrics(), submission_keep_s=0,
-            )  # fmt: skip
-            log = StoreLog(
-                self._settings.mailboxes.root / ".submissions" / "log",
-                role="cli",
-                clock=self._clock,
-            )
-            await spool.start()
-            try:
-                return await ask(_Offline(spool, Journeys(spool, log)))
-            finally:
-                await spool.stop()
-
-        lock = OwnerLock(self._settings.run_dir)
-        lock.take()
         try:
-            return asyncio.run(answer())
-        finally:
-            lock.give_back()
+            return ask_files(self._settings, self._clock, ask, nothing=nothing)
+        except AlreadyRunningError as running:
+            raise ControlUnavailableError(f"{silent}, but {running}") from None
 
 
-def _conditions(selector: Selector) -> dict[str, Any]:
+def _conditions(selector: "Selector") -> dict[str, Any]:
     """The conditions of a selector that are given, by their names in the body of a POST."""
     return {name: value for name, value in asdict(selector).items() if value not in ("", (), None)}
 
 
-def _query(selector: Selector) -> dict[str, str]:
+def _query(selector: "Selector") -> dict[str, str]:
     """A selector as the query of a GET."""
     query = {
         "id": ",".join(selector.ids),

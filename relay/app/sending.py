@@ -1,12 +1,15 @@
 """Submit one message from the outside: by SMTP, or by Graph's sendMail.
 
 On the path: in front of step 1, as any client.
-Holds: speaks the public interfaces only.
-Fails: RefusedError with the server's words; OSError when nobody answers.
-Standards: RFC 5321; Graph's sendMail.
+Holds: speaks the public interfaces only; a message that is refused for one recipient is not sent
+    to any.
+Fails: RefusedError with the server's words, or with what is wrong with the draft (NotAllowedError,
+    TryLaterError where these are the reasons); OSError when nobody answers.
+Standards: RFC 5321, 6531; Graph's sendMail.
 """
 
 import base64
+import email.policy
 import http.client
 import mimetypes
 import smtplib
@@ -17,24 +20,46 @@ from typing import Any
 
 import msgspec
 
+from relay.message.address import AddressError, parse_mailbox
 from relay.settings.tree import Address
 
 _TIMEOUT_S = 30.0
 
 
 class RefusedError(Exception):
-    """The relay said no."""
+    """The relay said no, or would."""
+
+
+class NotAllowedError(RefusedError):
+    """Not by this sender."""
+
+
+class TryLaterError(RefusedError):
+    """Not now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What to send; attachments are names with their bytes."""
+    """What to send; attachments are names with their bytes. `sender` may be "" for Graph."""
 
     sender: str
     recipients: tuple[str, ...]
     subject: str
     text: str
     attachments: tuple[tuple[str, bytes], ...] = field(default=())
+
+    def check(self) -> None:
+        """Raise RefusedError for what could not be written into a message."""
+        for name, text in (("subject", self.subject), ("body", self.text)):
+            if not _is_unicode(text):
+                raise RefusedError(f"{name}: expected text in UTF-8")
+        if "\n" in self.subject or "\r" in self.subject or "\0" in self.subject:
+            raise RefusedError("subject: a line break or NUL is not allowed there")
+        for one in (*self.recipients, *([self.sender] if self.sender else ())):
+            try:
+                parse_mailbox(one, smtputf8=True)
+            except AddressError as error:
+                raise RefusedError(f"{one!a} is no address: {error}") from None
 
 
 def read_attachments(paths: tuple[Path, ...]) -> tuple[tuple[str, bytes], ...]:
@@ -46,6 +71,53 @@ def send_by_graph(address: Address, token: str, draft: Draft) -> str:
     """POST /me/sendMail with `token`; return the message's Graph id. Raises RefusedError,
     OSError.
     """
+    draft.check()
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise RefusedError("token: expected ASCII without spaces")
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=_TIMEOUT_S)
+    try:
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        body = msgspec.json.encode({"message": _as_graph(draft)})
+        connection.request("POST", "/v1.0/me/sendMail", body, headers)
+        answer = connection.getresponse()
+        told = answer.read()
+    except http.client.HTTPException as error:
+        raise TryLaterError(f"{address} does not speak HTTP: {error!r}") from error
+    finally:
+        connection.close()
+    if answer.status == http.client.ACCEPTED:
+        return answer.headers["x-relay-message-id"] or ""
+    text = f"{answer.status}: {_message_of(told)}"
+    if answer.status in (http.client.UNAUTHORIZED, http.client.FORBIDDEN):
+        raise NotAllowedError(text)
+    if answer.status >= http.client.INTERNAL_SERVER_ERROR or answer.status == _TOO_MANY:
+        raise TryLaterError(text)
+    raise RefusedError(text)
+
+
+def send_by_smtp(address: Address, draft: Draft) -> str:
+    """Submit by SMTP; return the queue id. Raises RefusedError, OSError."""
+    draft.check()
+    ascii_only = "".join((draft.sender, *draft.recipients)).isascii()
+    data = _as_mime(draft, ascii_only=ascii_only)
+    try:
+        with smtplib.SMTP(address.host, address.port, timeout=_TIMEOUT_S) as client:
+            client.ehlo_or_helo_if_needed()
+            options = [f"size={len(data)}"] + ([] if ascii_only else ["smtputf8", "body=8bitmime"])
+            _expect(client.mail(draft.sender, options))
+            for recipient in draft.recipients:
+                _expect(client.rcpt(recipient))
+            reply = client.data(data)
+            _expect(reply)
+    except smtplib.SMTPResponseException as error:
+        _expect((error.smtp_code, _bytes(error.smtp_error)))
+        raise TryLaterError(str(error)) from error
+    except smtplib.SMTPException as error:
+        raise TryLaterError(str(error)) from error
+    return reply[1].decode("utf-8", "replace").rpartition(" ")[2]
+
+
+def _as_graph(draft: Draft) -> dict[str, Any]:
     message: dict[str, Any] = {
         "subject": draft.subject,
         "body": {"contentType": "text", "content": draft.text},
@@ -62,25 +134,12 @@ def send_by_graph(address: Address, token: str, draft: Draft) -> str:
     }
     if draft.sender:
         message["from"] = {"emailAddress": {"address": draft.sender}}
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=_TIMEOUT_S)
-    try:
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        body = msgspec.json.encode({"message": message})
-        connection.request("POST", "/v1.0/me/sendMail", body, headers)
-        answer = connection.getresponse()
-        told = answer.read()
-    except http.client.HTTPException as error:
-        raise RefusedError(f"{address} does not speak HTTP: {error}") from error
-    finally:
-        connection.close()
-    if answer.status != http.client.ACCEPTED:
-        raise RefusedError(f"{answer.status}: {_message_of(told)}")
-    return answer.headers["x-relay-message-id"] or ""
+    return message
 
 
-def send_by_smtp(address: Address, draft: Draft) -> str:
-    """Submit by SMTP; return the queue id. Raises RefusedError, OSError."""
-    message = EmailMessage()
+def _as_mime(draft: Draft, *, ascii_only: bool) -> bytes:
+    """The message; without `ascii_only` its header is UTF-8 (RFC 6532)."""
+    message = EmailMessage(email.policy.SMTP if ascii_only else email.policy.SMTPUTF8)
     message["From"] = draft.sender
     message["To"] = ", ".join(draft.recipients)
     message["Subject"] = draft.subject
@@ -88,24 +147,26 @@ def send_by_smtp(address: Address, draft: Draft) -> str:
     for name, content in draft.attachments:
         kind, _, subtype = _type_of(name).partition("/")
         message.add_attachment(content, maintype=kind, subtype=subtype, filename=name)
-    data = message.as_bytes(policy=message.policy.clone(linesep="\r\n"))
-    try:
-        with smtplib.SMTP(address.host, address.port, timeout=_TIMEOUT_S) as client:
-            client.ehlo_or_helo_if_needed()
-            _expect(client.mail(draft.sender))
-            for recipient in draft.recipients:
-                _expect(client.rcpt(recipient))
-            reply = client.data(data)
-            _expect(reply)
-    except smtplib.SMTPException as error:
-        raise RefusedError(str(error)) from error
-    return reply[1].decode("utf-8", "replace").rpartition(" ")[2]
+    return message.as_bytes()
 
 
 def _expect(reply: tuple[int, bytes]) -> None:
     code, text = reply
     if code // 100 != 2:
-        raise RefusedError(f"{code} {text.decode('utf-8', 'replace')}")
+        told = f"{code} {text.decode('utf-8', 'replace')}"
+        raise TryLaterError(told) if code // 100 == 4 else RefusedError(told)
+
+
+def _bytes(text: bytes | str) -> bytes:
+    return text if isinstance(text, bytes) else text.encode()
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
+        return False
+    return True
 
 
 def _type_of(name: str) -> str:
@@ -117,3 +178,6 @@ def _message_of(answer: bytes) -> str:
         return str(msgspec.json.decode(answer)["error"]["message"])
     except (msgspec.DecodeError, KeyError, TypeError):
         return answer[:200].decode("utf-8", "replace")
+
+
+_TOO_MANY = 429

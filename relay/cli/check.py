@@ -1,19 +1,20 @@
 """`relay check`: whether everything is as a start would need it.
 
 On the path: prints what app.checking finds.
-Holds: facts on stdout, everything else on stderr.
+Holds: what is in order goes to stdout, what is wrong to stderr, each fault as file:line: key: ...;
+    with --json everything is one document on stdout.
 Fails: 78 for what a start would refuse, 69 for what does not answer.
 Standards: CONTRACT, "Commands".
 """
 
 import click
 
-from relay.app.checking import Verdict
-from relay.app.checking import check as findings_of
-from relay.cli.context import Given, common_options, print_json
+from relay.app.checking import Finding, Verdict, check_file
+from relay.cli.context import Given, common_options
 from relay.cli.exits import Ended, Exit
+from relay.cli.output import flush, print_json
 from relay.clock import SystemClock
-from relay.settings import load, read_environment
+from relay.settings import read_environment
 
 
 @click.command()
@@ -21,23 +22,34 @@ from relay.settings import load, read_environment
 def check(given: Given) -> None:
     """Check configuration, accounts, policies with their tests, permissions and DNS.
 
-    Exits 78 when `relay serve` would refuse to start, 69 when something it needs does not answer.
+    Starts nothing. Exits 78 when `relay serve` would refuse to start, 69 when something it needs
+    does not answer.
     """
     environ = read_environment().variables
-    file = given.config_file()
-    settings = load(file, environ)
-    findings = list(findings_of(settings, environ, SystemClock()))
+    findings = list(check_file(given.config_file(), environ, SystemClock()))
     if given.json:
         print_json(
             [{"check": one.what, "verdict": one.verdict, "text": one.text} for one in findings]
         )
     else:
-        click.echo(f"configuration   ok       {file}")
         for one in findings:
-            faulty = one.verdict in (Verdict.FAULT, Verdict.FAILED)
-            click.echo(f"{one.what:<15} {one.verdict:<8} {one.text}", err=faulty)
+            _show(one)
     verdicts = {one.verdict for one in findings}
     if Verdict.FAULT in verdicts:
-        raise Ended(Exit.CONFIGURATION)
+        count = sum(1 for one in findings if one.verdict is Verdict.FAULT)
+        text = f"relay check: {count} {'fault' if count == 1 else 'faults'}: it would not start"
+        raise Ended(Exit.CONFIGURATION, text)
     if Verdict.FAILED in verdicts:
-        raise Ended(Exit.UNAVAILABLE)
+        raise Ended(Exit.UNAVAILABLE, "relay check: something that it needs does not answer")
+
+
+def _show(one: Finding) -> None:
+    match one.verdict:
+        case Verdict.FAULT:
+            flush()
+            click.echo(one.text, err=True)
+        case Verdict.FAILED:
+            flush()
+            click.echo(f"{one.what}: {one.text}", err=True)
+        case _:
+            click.echo(f"{one.what:<15} {one.verdict:<8} {one.text}")

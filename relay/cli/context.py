@@ -1,12 +1,15 @@
-"""What every verb shares: --config, --json, the settings they name, and JSON on stdout.
+"""What every verb shares: --config and --json, and the settings they name.
 
 On the path: each verb takes a Given.
-Holds: an option behind the verb wins over the same option in front of it.
-Fails: SettingsError for a configuration with faults.
+Holds: both options may stand behind each word of the command; the last one wins.
+Fails: SettingsError for a configuration with faults, PermissionError for one that is not ours.
 Standards: CONTRACT, "Commands".
 """
 
+import errno
 import functools
+import getpass
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import msgspec
 
-from relay.app.development import running_config
-from relay.app.reading import Reading
-from relay.clock import SystemClock
+from relay.app.folder import running_config
 from relay.settings import Settings, load, read_environment
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,17 +43,32 @@ class Given:
         return running_config(Path(tempfile.gettempdir())) or file
 
     def settings(self) -> Settings:
-        """Raises SettingsError."""
-        return load(self.config_file(), read_environment().variables)
-
-    def reading(self) -> Reading:
-        """The daemon's facts, or the files'."""
-        return Reading(self.settings(), SystemClock())
+        """Raises SettingsError, PermissionError."""
+        file = self.config_file()
+        if file.exists() and not os.access(file, os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return load(file, read_environment().variables)
 
 
 def common_options(command: F) -> F:
-    """Give a command --config and --json as one argument, `given`."""
+    """Give a verb --config and --json as one argument, `given`."""
+    return _with_given(command, keep=False)
 
+
+def group_options(command: F) -> F:
+    """Give a group --config and --json for the verbs below it."""
+    return _with_given(command, keep=True)
+
+
+def user_name() -> str:
+    """Who runs this; the number where the user has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _with_given(command: F, *, keep: bool) -> F:
     @click.option(
         "--config",
         type=click.Path(path_type=Path, dir_okay=False),
@@ -67,11 +82,9 @@ def common_options(command: F) -> F:
     ) -> Any:
         before = context.find_object(Given) or Given()
         given = Given(config or before.config, as_json or before.json)
+        if keep:
+            context.obj = given
+            return context.invoke(command, given, *args, **kwargs)
         return context.invoke(command, *args, given=given, **kwargs)
 
     return with_given  # type: ignore[return-value]
-
-
-def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))

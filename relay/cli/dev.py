@@ -1,54 +1,52 @@
 """`relay dev`: the whole pipeline on loopback, without a file.
 
-On the path: runs app.development, shows what app.demonstration and app.follow see.
-Holds: facts on stdout, everything else on stderr.
-Fails: 69 for a port in use or a step that did not come.
-Standards: CONTRACT, "Commands".
+On the path: runs app.development and shows what it tells.
+Holds: facts on stdout, everything else on stderr; with --json one object a line.
+Fails: 69 for a port in use or a step that did not come, 130 when interrupted before the end.
+Standards: CONTRACT, "Commands"; JSON lines.
 """
 
-import asyncio
-import contextlib
+import ipaddress
 import os
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import uvloop
 
-from relay.app.daemon import Daemon
-from relay.app.demonstration import DemonstrationError, Shown, demonstrate
-from relay.app.development import HTTP, SMTP, Folder, compose_development, open_folder
-from relay.app.follow import Follower
-from relay.app.sending import RefusedError
-from relay.app.serve import write_ready_file
-from relay.cli.context import Given, common_options, print_json
-from relay.cli.exits import Ended, Exit
-from relay.cli.show import STEPS, printable, step_line
+from relay import __version__
+from relay.app.demonstration import DemonstrationError, Shown
+from relay.app.development import Plan, View, develop
+from relay.app.folder import Folder, open_folder
+from relay.cli.context import Given, common_options
+from relay.cli.exits import INTERRUPTED, Ended, Exit
+from relay.cli.output import flush, print_json_line
+from relay.cli.show import printable, step_lines
 from relay.clock import SystemClock
 from relay.journal import logs
+from relay.journal.events import Step
 from relay.settings import read_environment
 from relay.settings.tree import Address
-from relay.settings.values import parse_address
+from relay.settings.values import is_ip, parse_address
 
-_NOT_DUE = "none due: nobody failed, no receipt was asked for"
+_WHY = (Step.POLICY_AND_ROUTING, Step.REPORT)  # the steps that tell why a message bounced
 
 
 class _AddressType(click.ParamType[Address]):
     name = "HOST:PORT"
 
     def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Address:
         if isinstance(value, Address):
             return value
         try:
             address = parse_address(value, Path.cwd())
-        except ValueError as error:
-            self.fail(str(error), param, context)
-        if not address.host.startswith("127.") and address.host not in ("::1", "localhost"):
-            self.fail("the development relay listens on loopback only", param, context)
+        except ValueError:
+            self.fail(f'expected HOST:PORT or [IPV6]:PORT, found "{value}"', param, ctx)
+        host = address.host
+        if host != "localhost" and not (is_ip(host) and ipaddress.ip_address(host).is_loopback):
+            self.fail("the development relay listens on loopback only", param, ctx)
         return address
 
 
@@ -61,16 +59,16 @@ class _AddressType(click.ParamType[Address]):
 )
 @click.option(
     "--http",
-    default=HTTP,
+    default="127.0.0.1:8025",
     type=_AddressType(),
-    show_default="127.0.0.1:8025",
+    show_default=True,
     help="Where the Graph API listens; port 0 takes a free one.",
 )
 @click.option(
     "--smtp",
-    default=SMTP,
+    default="127.0.0.1:1025",
     type=_AddressType(),
-    show_default="127.0.0.1:1025",
+    show_default=True,
     help="Where SMTP listens; port 0 takes a free one.",
 )
 @click.option("--once", is_flag=True, help="Show the two messages and exit: 0 if all went well.")
@@ -80,154 +78,120 @@ class _AddressType(click.ParamType[Address]):
     help="Write pid and addresses here as JSON when everything listens.",
 )
 @click.option(
-    "--exit-after", type=click.IntRange(min=1), metavar="N", help="Exit after N messages."
+    "--exit-after",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Exit when N messages of yours came to an end.",
 )
 @common_options
-def dev(given: Given, **options: Any) -> None:
-    """Run the development relay: no file, loopback only, no mail leaves this machine."""
-    environment = read_environment()
+def dev(given: Given, folder: Path | None, **options: Any) -> None:
+    """Run the development relay: no file, loopback only, no mail leaves this machine.
+
+    It shows one message going all seven steps and one that bounces, then every step of yours. It
+    writes its own configuration and takes none; the other commands find it by themselves unless
+    --dir is given.
+    """
+    if given.config is not None:
+        click.echo("relay dev: takes no configuration, --config is ignored", err=True)
     logs.configure(
-        "auto", clock=SystemClock(), color=not environment.no_color, level="warning"
+        "auto", clock=SystemClock(), color=not read_environment().no_color, level="warning"
     )  # the events themselves are shown on stdout
-    place = open_folder(options["folder"])
+    plan = Plan(**options)
+    place = open_folder(folder)
+    view = _JsonView() if given.json else _TextView(place)
     try:
-        uvloop.run(_Development(given, place, options).run())
+        done = uvloop.run(develop(place, plan, view))
+    except DemonstrationError as error:
+        raise Ended(Exit.UNAVAILABLE, f"relay dev: {error}") from None
+    except OSError as error:
+        raise _port_in_use(error) from None
     finally:
         place.remove()
         logs.drain()
+    if plan.once and not done:
+        raise Ended(INTERRUPTED)
 
 
-class _Development:
-    def __init__(self, given: Given, place: Folder, options: dict[str, Any]) -> None:
-        self._json = given.json
+def _port_in_use(error: OSError) -> Exception:
+    """Say what helps, where it is a matter of ports."""
+    if isinstance(error, BrokenPipeError | PermissionError) or "listen" not in str(error):
+        return error
+    text = f"relay dev: {error.strerror}; try --http 127.0.0.1:0 --smtp 127.0.0.1:0"
+    return Ended(Exit.UNAVAILABLE, text)
+
+
+class _JsonView(View):
+    """One object a line: where it listens, journeys, then steps."""
+
+    def listening(self, http: Address, smtp: Address) -> None:
+        print_json_line({"pid": os.getpid(), "http": [str(http)], "smtp": [str(smtp)]})
+
+    def demonstrated(self, shown: Shown) -> None:
+        print_json_line(shown.journey)
+
+    def waiting(self, http: Address, smtp: Address) -> None:
+        """Nothing: the next line is a step."""
+
+    def step(self, journey: dict[str, Any], step: dict[str, Any]) -> None:
+        names = ("id", "graph_id", "submission_id", "message_id")
+        print_json_line({**{name: journey[name] for name in names}, **step})
+
+
+class _TextView(View):
+    """Lines for people."""
+
+    def __init__(self, place: Folder) -> None:
         self._place = place
-        self._once: bool = options["once"]
-        self._exit_after: int | None = options["exit_after"]
-        self._ready_file: Path | None = options["ready_file"]
-        self._http: Address = options["http"]
-        self._smtp: Address = options["smtp"]
-        self._stop = asyncio.Event()
 
-    async def run(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
-        settings = self._place.write_config(http=self._http, smtp=self._smtp)
-        daemon = compose_development(settings)
-        try:
-            with _port_in_use():
-                await daemon.start()
-            await self._started(daemon)
-        finally:
-            await daemon.stop()
-
-    async def _started(self, daemon: Daemon) -> None:
-        http, smtp = daemon.http_servers[0].bound[0], daemon.smtp_servers[0].address
-        self._place.write_config(http=http, smtp=smtp)  # with the ports that were really taken
-        if self._ready_file is not None:
-            write_ready_file(self._ready_file, daemon)
-        self._banner(http, smtp)
-        try:
-            await demonstrate(daemon, self._show_journey)
-        except (DemonstrationError, RefusedError) as error:
-            raise Ended(Exit.UNAVAILABLE, f"relay dev: {error}") from None
-        if self._once:
-            return
-        self._next(http, smtp)
-        follower = Follower(daemon, self._show_step)
-        await follower.look(quietly=True)
-        await self._follow(daemon, follower, shown_before=follower.messages)
-
-    async def _follow(self, daemon: Daemon, follower: Follower, *, shown_before: int) -> None:
-        following = asyncio.create_task(follower.run())
-        stopping = asyncio.create_task(self._stop.wait())
-        waiting = {following, stopping}
-        if self._exit_after is not None:
-            waiting.add(asyncio.create_task(self._enough(daemon, follower, shown_before)))
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in waiting:
-            task.cancel()
-        results = await asyncio.gather(*waiting, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-
-    async def _enough(self, daemon: Daemon, follower: Follower, shown_before: int) -> None:
-        assert self._exit_after is not None
-        while True:
-            count = daemon.changes.count
-            await follower.look()
-            if follower.messages - shown_before >= self._exit_after:
-                return
-            await daemon.changes.beyond(count)
-
-    # -- what people see
-    def _banner(self, http: Address, smtp: Address) -> None:
-        if self._json:
-            return
+    def listening(self, http: Address, smtp: Address) -> None:
         mail = self._place.path / "mail" / "example.test"
-        for line in (
-            "relay dev: nothing leaves this machine (no DNS, no outbound connection)",
-            "",
+        kept = "" if not self._place.temporary else "; goes with Ctrl-C, --dir keeps it"
+        _echo(
+            f"relay dev {__version__}: no mail leaves this machine (no DNS, no connection out)",
             f"  Graph API  http://{http}/v1.0    Authorization: Bearer alice",
-            f"  SMTP       smtp://alice:alice@{smtp}    (or no login at all)",
-            f"  Mail       {mail}/<name>/    plain Maildir",
+            f"  SMTP       smtp://alice:alice@{smtp}    or no login at all",
+            f"  Mail       {mail}/<name>/    plain Maildir{kept}",
             "  People     alice, bob; any other token or login makes its own mailbox",
             "",
-        ):
-            click.echo(line)
+        )
 
-    def _show_journey(self, shown: Shown) -> None:
-        if self._json:
-            print_json(shown.journey)
-            return
-        click.echo(f'{shown.title}: {shown.journey["sender"]}, "{shown.journey["subject"]}"')
-        steps = shown.journey["steps"]
-        for number, name in STEPS.items():
-            mine = [step for step in steps if step["step"] == number]
+    def demonstrated(self, shown: Shown) -> None:
+        """The first message step by step; of the one that bounces, why and with what report."""
+        journey = shown.journey
+        bounced = bool(shown.report_subject)
+        _echo(f'{shown.title}: {journey["sender"]}, "{printable(journey["subject"])}"')
+        for number in _WHY if bounced else Step:
+            mine = [step for step in journey["steps"] if step["step"] == number]
             for step in mine:
-                click.echo(step_line(step))
+                _echo(*step_lines(step))
             if not mine:
-                click.echo(f" {number} {name:<18} {'-':<12}  {self._missing(number)}")
-        if shown.report_subject:
-            subject = printable(shown.report_subject)
-            click.echo(f'   the report is in {shown.mailbox}/new: "{subject}"')
+                _echo(f" {number:d} {number.title:<18} {'-':<13}  none due: nobody failed")
+        if bounced:
+            _echo(f'   "{printable(shown.report_subject)}" is in {shown.mailbox}/new', "")
         else:
-            click.echo(f"   delivered to {shown.mailbox}/new")
-        click.echo()
+            _echo(f"   bob's copy is in {shown.mailbox}/new", "")
 
-    @staticmethod
-    def _missing(number: int) -> str:
-        return _NOT_DUE if number == 7 else "not reached: it was refused in step 5"
-
-    def _next(self, http: Address, smtp: Address) -> None:
-        if self._json:
-            return
-        host, port = smtp.host, smtp.port
-        for line in (
+    def waiting(self, http: Address, smtp: Address) -> None:
+        config = "" if self._place.temporary else f" --config {self._place.config}"
+        _echo(
             "Try next:",
             f"  curl -i http://{http}/v1.0/me/sendMail -H 'Authorization: Bearer alice' \\",
-            '    -H \'Content-Type: application/json\' -d \'{"message": {"subject": "hi",',
-            '    "toRecipients": [{"emailAddress": {"address": "bob@example.test"}}]}}\'',
-            f"  swaks --server {host} --port {port} -f app@example.test -t bob@example.test",
-            "  relay send --token alice --to bob@example.test --subject hi",
-            "  relay trace last        relay queue list        relay wait ID",
-            "",
+            "    -H 'Content-Type: application/json' -d '"
+            '{"message": {"subject": "hi", "toRecipients":',
+            '    [{"emailAddress": {"address": "bob@example.test"}}]}}\'',
+            f"  swaks --server {smtp.host} --port {smtp.port} --from app@example.test"
+            " --to bob@example.test",
+            f"  relay send{config} --to bob@example.test --subject hi --body hello",
+            f"  relay trace{config} last        relay queue list{config}",
             f"ready (pid {os.getpid()}); every step of every message follows, Ctrl-C ends it",
-        ):
-            click.echo(line)
+        )
 
-    def _show_step(self, journey: dict[str, Any], step: dict[str, Any]) -> None:
-        if self._json:
-            print_json({"id": journey["id"], "graph_id": journey["graph_id"], **step})
-            return
+    def step(self, journey: dict[str, Any], step: dict[str, Any]) -> None:
         name = journey["id"] or journey["submission_id"]
-        click.echo(f"{name} {step_line(step)}")
+        first, *more = step_lines(step)
+        _echo(f"{name}{first}", *(f"{'':<{len(name)}}{line}" for line in more))
 
 
-@contextlib.contextmanager
-def _port_in_use() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        text = f"relay dev: {error.strerror or error}; try --http 127.0.0.1:0 --smtp 127.0.0.1:0"
-        raise Ended(Exit.UNAVAILABLE, text) from None
+def _echo(*lines: str) -> None:
+    click.echo("\n".join(lines))
+    flush()

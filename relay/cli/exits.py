@@ -8,6 +8,8 @@ Standards: sysexits(3).
 
 from enum import IntEnum
 
+INTERRUPTED = 130  # as shells have it for SIGINT
+
 
 class Exit(IntEnum):
     """sysexits(3)."""
@@ -25,6 +27,6 @@ class Exit(IntEnum):
 class Ended(Exception):  # noqa: N818 - an end, not always an error
     """End the command with `code`, after `text` on stderr."""
 
-    def __init__(self, code: Exit, text: str = "") -> None:
+    def __init__(self, code: int, text: str = "") -> None:
         super().__init__(text)
         self.code = code

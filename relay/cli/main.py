@@ -1,96 +1,73 @@
-"""The command's root: common options, the verbs, and what becomes of an exception.
+"""The command's root: common options and the verbs.
 
 On the path: see the room.
-Holds: --config and --json may stand before or after the verb.
-Fails: with a sysexits code and one line on stderr; 70 for a fault of ours.
+Holds: --config and --json may stand before or after the verb; only the verb asked for is imported,
+    since a question to the daemon should not wait for a daemon's worth of modules.
+Fails: with a sysexits code and one line on stderr (errors.py).
 Standards: sysexits(3).
 """
 
-import os
+import importlib
 import sys
 
 import click
 
 from relay import __version__
-from relay.app import AlreadyRunningError
-from relay.cli import check, dev, policy, queue, send, serve, trace, wait
-from relay.cli.context import Given, common_options
-from relay.cli.exits import Ended, Exit
-from relay.http import ControlError, ControlUnavailableError
-from relay.settings import SettingsError
-from relay.spool.types import SpoolError
+from relay.cli.context import Given, group_options
+from relay.cli.output import flush
+
+_VERBS = {
+    "dev": "Run the development relay: no file, loopback only.",
+    "serve": "Run the service until SIGTERM.",
+    "check": "Check configuration, accounts, rules, permissions, DNS.",
+    "send": "Send one message and print its id.",
+    "wait": "Wait until a message is where it should be.",
+    "trace": "Show a message's journey through the seven steps.",
+    "queue": "Look at the queue and act on it.",
+    "policy": "Check and try the mail-flow rules.",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="relay")
-@common_options
-@click.pass_context
-def cli(context: click.Context, given: Given) -> None:
+class _Verbs(click.Group):
+    """Each verb is the command of its name in the module of its name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
+        if cmd_name not in _VERBS:
+            return None
+        verb = getattr(importlib.import_module(f"relay.cli.{cmd_name}"), cmd_name)
+        assert isinstance(verb, click.Command)
+        return verb
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_VERBS.items()))
+
+
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes are those of sysexits: 64 usage, 65 data, 69 unavailable, 75 try later, "
+    "77 permission, 78 configuration.",
+)
+@click.version_option(__version__, prog_name="relay", message="%(prog)s %(version)s")
+@group_options
+def cli(_given: Given) -> None:
     """Relay: a self-hosted mail relay with the shape of Microsoft Graph's send-mail process."""
-    context.obj = given
 
 
-for _verb in (
-    dev.dev,
-    serve.serve,
-    check.check,
-    send.send,
-    wait.wait,
-    trace.trace,
-    queue.queue,
-    policy.policy,
-):
-    cli.add_command(_verb)
-
-
-def main() -> None:
-    """Run the command line and exit."""
-    sys.exit(_run())
-
-
-def _run() -> int:
+def run() -> int:
+    """Run the command line; return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # a terminal may not have every letter that a subject has
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         cli.main(standalone_mode=False)
-    except Ended as ended:
-        if str(ended):
-            _say(str(ended))
-        return ended.code
-    except click.exceptions.Exit as ended:
-        return Exit.USAGE if ended.exit_code else Exit.OK
-    except click.ClickException as error:
-        error.show()
-        return Exit.USAGE
-    except (click.Abort, KeyboardInterrupt):
-        return 130
-    except SettingsError as error:
-        _say(str(error))
-        return Exit.CONFIGURATION
-    except (ControlUnavailableError, AlreadyRunningError) as error:
-        _say(f"relay: {error}")
-        return Exit.UNAVAILABLE
-    except ControlError as error:
-        _say(f"relay: {error}")
-        return Exit.DATA if error.status < _SERVER_FAULT else Exit.TRY_LATER
-    except (SpoolError, TimeoutError) as error:
-        _say(f"relay: {error}")
-        return Exit.TRY_LATER
-    except PermissionError as error:
-        _say(f"relay: {error}")
-        return Exit.NO_PERMISSION
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.OK
-    except OSError as error:
-        _say(f"relay: {error.strerror or error}")
-        return Exit.UNAVAILABLE
-    except Exception as error:  # noqa: BLE001 - no traceback reaches a user
-        _say(f"relay: internal error: {type(error).__name__}: {error}")
-        return Exit.BUG
-    return Exit.OK
+        flush()
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - no traceback reaches a user
+        from relay.cli.errors import tell  # noqa: PLC0415 - knows the errors of every room
 
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
-
-
-_SERVER_FAULT = 500
+        return tell(error)
+    return 0

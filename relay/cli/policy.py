@@ -10,8 +10,9 @@ from pathlib import Path
 
 import click
 
-from relay.cli.context import Given, common_options, print_json
+from relay.cli.context import Given, common_options, group_options
 from relay.cli.exits import Ended, Exit
+from relay.cli.output import print_json, print_lines
 from relay.message.headers import split
 from relay.message.verdict import Source
 from relay.policy import load, make_subject, read, report, run_tests
@@ -24,7 +25,8 @@ _DIRECTORY = click.argument(
 
 
 @click.group()
-def policy() -> None:
+@group_options
+def policy(_given: Given) -> None:
     """Check and try the mail-flow rules."""
 
 
@@ -80,7 +82,6 @@ def _print(given: Given, told: Report) -> None:
     if given.json:
         print_json(told.document)
     else:
-        for line in told.lines:
-            click.echo(line)
+        print_lines(list(told.lines))
     if not told.good:
         raise Ended(Exit.CONFIGURATION)

@@ -2,25 +2,32 @@
 
 On the path: a client in front of step 1, by app.sending.
 Holds: facts on stdout, everything else on stderr.
-Fails: 65 when the relay refuses, 69 when none answers.
+Fails: 65 when the relay refuses, 69 when none answers, 75 not now, 77 not with this token.
 Standards: CONTRACT, "Commands".
 """
 
-import getpass
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from relay.app.sending import Draft, RefusedError, read_attachments, send_by_graph, send_by_smtp
-from relay.cli.context import Given, common_options, print_json
+from relay.app.sending import Draft, read_attachments, send_by_graph, send_by_smtp
+from relay.cli.context import Given, common_options, user_name
 from relay.cli.exits import Ended, Exit
+from relay.cli.output import print_json, print_lines
 from relay.settings.tree import Settings
 
 
 @click.command()
-@click.option("--to", "recipients", multiple=True, required=True, metavar="ADDRESS")
+@click.option(
+    "--to",
+    "recipients",
+    multiple=True,
+    required=True,
+    metavar="ADDRESS",
+    help="A recipient; may be given more than once.",
+)
 @click.option(
     "--from",
     "sender",
@@ -28,7 +35,7 @@ from relay.settings.tree import Settings
     metavar="ADDRESS",
     help="[default: the token's account; without a token you at the relay's host]",
 )
-@click.option("--subject", default="", metavar="TEXT")
+@click.option("--subject", default="", metavar="TEXT", help="[default: none]")
 @click.option(
     "--body",
     default=None,
@@ -36,7 +43,10 @@ from relay.settings.tree import Settings
     help="[default: standard input, if it is not a terminal]",
 )
 @click.option(
-    "--attach", multiple=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
+    "--attach",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False, readable=True),
+    help="A file; may be given more than once.",
 )
 @click.option(
     "--token",
@@ -48,34 +58,44 @@ from relay.settings.tree import Settings
 def send(
     given: Given, *, recipients: tuple[str, ...], attach: tuple[Path, ...], **told: Any
 ) -> None:
-    """Send one message through the running relay and print its id."""
+    """Send one message through the running relay and print its id.
+
+    The id is one that `relay wait` and `relay trace` take.
+    """
     settings = given.settings()
     token, sender, body = told["token"], told["sender"], told["body"]
     if not sender and not token:
-        sender = f"{getpass.getuser()}@{settings.hostname}"
+        sender = f"{user_name()}@{settings.hostname}"
     if body is None:
-        body = "" if sys.stdin.isatty() else sys.stdin.read()
+        body = _standard_input()
     draft = Draft(sender, recipients, told["subject"], body, read_attachments(attach))
-    try:
-        identity = _submit(settings, token, draft)
-    except RefusedError as error:
-        raise Ended(Exit.DATA, f"relay send: {error}") from None
-    except OSError as error:
-        raise Ended(Exit.UNAVAILABLE, f"relay send: no relay answers: {error}") from None
+    identity = _submit(settings, token, draft)
     if given.json:
         print_json({"id": identity})
     else:
-        click.echo(identity)
+        print_lines([identity])
+
+
+def _standard_input() -> str:
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError:
+        raise Ended(Exit.DATA, "relay send: standard input: expected text in UTF-8") from None
 
 
 def _submit(settings: Settings, token: str, draft: Draft) -> str:
-    if token:
-        address = next((one for one in settings.http.listen if one.port), None)
-        if address is None:
-            raise Ended(Exit.CONFIGURATION, "relay send: http.listen has no TCP address")
-        return send_by_graph(address, token, draft)
-    listener = next((one for one in settings.smtp if one.role == "relay" and one.listen.port), None)
-    if listener is None:
-        text = "relay send: no [[smtp]] listener with role relay on TCP; use --token"
-        raise Ended(Exit.CONFIGURATION, text)
-    return send_by_smtp(listener.listen, draft)
+    try:
+        if token:
+            address = next((one for one in settings.http.listen if one.port), None)
+            if address is None:
+                raise Ended(Exit.CONFIGURATION, "relay send: http.listen has no TCP port")
+            return send_by_graph(address, token, draft)
+        listeners = [one for one in settings.smtp if one.role == "relay" and one.listen.port]
+        if not listeners:
+            text = "relay send: no [[smtp]] listener with role relay has a TCP port; use --token"
+            raise Ended(Exit.CONFIGURATION, text)
+        return send_by_smtp(listeners[0].listen, draft)
+    except OSError as error:
+        raise Ended(Exit.UNAVAILABLE, f"relay send: no relay answers: {error}") from None

@@ -13,7 +13,7 @@ import click
 import uvloop
 
 from relay.accounts import load_accounts
-from relay.app import Sources, compose
+from relay.app.compose import Sources, compose
 from relay.app.notify import ServiceManager
 from relay.app.serve import serve as run
 from relay.cli.context import Given, common_options

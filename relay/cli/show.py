@@ -1,102 +1,141 @@
 """Journeys and queue entries as lines for people (pure).
 
 On the path: trace, wait, queue and dev print what these return.
-Holds: no control character of a message reaches the terminal.
+Holds: no control character of a message reaches the terminal; a message for a thousand people
+    still fits on a screen.
 Fails: never.
 Standards: none.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-STEPS = {
-    1: "created",
-    2: "notified",
-    3: "converted",
-    4: "accepted",
-    5: "policy and routing",
-    6: "delivery",
-    7: "report",
-}
+_PEOPLE_MAX = 20  # of one message, one line each; --json has all
+_NAMES_MAX = 5  # on one line
+_ADDRESS_WIDTH_MAX = 40
 _DETAIL_CHARACTERS_MAX = 300
+_UNREMARKABLE = ("delivered", "relayed", "captured", "queued")
 
 
 def journey_lines(found: Mapping[str, Any]) -> list[str]:
     """A message's journey: a headline, its steps, its recipients."""
     name = found["id"] or found["submission_id"]
-    who = ", ".join(one["address"] for one in found["recipients"][:5])
-    more = len(found["recipients"]) - 5
-    who += f" and {more} more" if more > 0 else ""
-    lines = [
-        printable(f'{name}  "{found["subject"]}"  {found["sender"] or "<>"} -> {who}')
-        + f"  {_headline(found)}"
-    ]
-    lines += [step_line(step) for step in found["steps"]]
-    for one in found["recipients"]:
-        reply = f"  {one['reply']}" if one["reply"] else ""
-        tries = len(one["attempts"])
+    people = _names([one["address"] for one in found["recipients"]])
+    headline = f'{name}  "{found["subject"]}"  {found["sender"] or "<>"} -> {people}'
+    days = {str(step["at"])[:10] for step in found["steps"]}
+    lines = [printable(f"{headline}  {_state(found)}")]
+    for step in found["steps"]:
+        lines += step_lines(step, with_date=len(days) > 1)
+    return lines + recipient_lines(found["recipients"])
+
+
+def step_lines(step: Mapping[str, Any], *, with_date: bool = False) -> list[str]:
+    """One step: number, name, time of day (UTC), what happened; what does not fit goes below."""
+    at = str(step["at"])
+    clock = f"{at[:10]} {at[11:23]}" if with_date else at[11:23]
+    told = [*describe(int(step["step"]), step["detail"])] or [""]
+    head = f" {step['step']} {step['name']:<18} {clock}Z  "
+    first, *rest = told
+    return [printable(f"{head}{first}".rstrip()), *(printable(" " * len(head) + x) for x in rest)]
+
+
+def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
+    """What an event's detail says, in a few words a line."""
+    if step == 5:
+        for hit in detail.get("rules", []):
+            yield f'rule "{hit["rule"]}": {hit["outcome"]}'
+        for hop, people in detail.get("next_hops", {}).items():
+            yield f"{hop}: {_names(people)}"
+        yield from _few(
+            [f"refused: {x['address']} {x['reply']}" for x in detail.get("refused", [])]
+        )
+    elif step == 6 and "recipients" in detail:
+        host = f" by {detail['host']}" if detail.get("host") else ""
+        outcomes = ((x["address"], x["outcome"], x["reply"]) for x in detail["recipients"])
+        yield from _few([f"{who} {outcome}{host}: {reply}" for who, outcome, reply in outcomes])
+    elif detail:
+        yield ", ".join(f"{name} {_short(value)}" for name, value in detail.items())
+
+
+def recipient_lines(
+    people: Sequence[Mapping[str, Any]], *, indent: str = "   ", most: int = _PEOPLE_MAX
+) -> list[str]:
+    """A line for each recipient, those with trouble first, and one that counts the rest."""
+    ordered = sorted(people, key=lambda one: one["state"] in _UNREMARKABLE)
+    shown, rest = ordered[:most], ordered[most:]
+    width = min(max((len(one["address"]) for one in shown), default=0), _ADDRESS_WIDTH_MAX)
+    lines = []
+    for one in shown:
+        tries = len(one.get("attempts", ()))
         tried = f"  ({tries} attempts)" if tries > 1 else ""
-        lines.append(printable(f"   {one['address']}  {one['state']}{reply}{tried}"))
+        line = f"{indent}{one['address']:<{width}}  {one['state']:<9}  {one['reply']}".rstrip()
+        lines.append(printable(line + tried))
+    if rest:
+        counted = ", ".join(
+            f"{n} {state}" for state, n in Counter(x["state"] for x in rest).items()
+        )
+        lines.append(f"{indent}and {len(rest)} more: {counted}")
     return lines
 
 
-def _headline(found: Mapping[str, Any]) -> str:
+def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Entries as a table, and a line that counts them."""
+    head = ("ID", "STATE", "BYTES", "TRIES", "NEXT TRY (UTC)", "SENDER -> NEXT HOP")
+    rows = [head, *map(_entry_cells, entries)] if entries else []
+    widths = [max(len(row[column]) for row in rows) if rows else 0 for column in range(5)]
+    lines = []
+    for number, row in enumerate(rows):
+        name, state, size, tries, due = (
+            cell.rjust(width) if column in (2, 3) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
+        )
+        lines.append(printable(f"{name}  {state}  {size}  {tries}  {due}  {row[5]}"))
+        if number:
+            lines += recipient_lines(entries[number - 1]["recipients"], indent="    ", most=10)
+    return [*lines, _count(entries)]
+
+
+def _entry_cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    due = str(entry["due"])[:19].replace("T", " ") if entry["due"] else "-"
+    numbers = (str(entry["size"]), str(entry["attempts"]))
+    way = f"{entry['sender'] or '<>'} -> {entry['next_hop']}"
+    return (f"{entry['id']}-{entry['entry']}", str(entry["state"]), *numbers, due, way)
+
+
+def _count(entries: Sequence[Mapping[str, Any]]) -> str:
+    people = sum(len(entry["recipients"]) for entry in entries)
+    states = Counter(str(entry["state"]) for entry in entries)
+    by_state = ", ".join(f"{number} {state}" for state, number in states.items())
+    noun = "entry" if len(entries) == 1 else "entries"
+    persons = "recipient" if people == 1 else "recipients"
+    return f"{len(entries)} {noun}, {people} {persons}" + (f": {by_state}" if by_state else "")
+
+
+def _state(found: Mapping[str, Any]) -> str:
     """The state, and of how many recipients it holds where not of all."""
     state, people = str(found["state"]), found["recipients"]
     count = sum(1 for one in people if one["state"] == state)
     return state.upper() + (f" ({count} of {len(people)})" if count < len(people) else "")
 
 
-def step_line(step: Mapping[str, Any]) -> str:
-    """One step: number, name, time of day, what happened."""
-    clock = str(step["at"])[11:23]
-    told = describe(int(step["step"]), step["detail"])
-    return printable(f" {step['step']} {step['name']:<18} {clock}  {told}").rstrip()
-
-
-def describe(step: int, detail: Mapping[str, Any]) -> str:
-    """What an event's detail says, in a few words."""
-    if step == 5:
-        hops = "; ".join(
-            f"{hop}: {', '.join(people)}" for hop, people in detail.get("next_hops", {}).items()
-        )
-        rules = ", ".join(f'"{hit["rule"]}" {hit["outcome"]}' for hit in detail.get("rules", []))
-        refused = ", ".join(f"{one['address']} {one['reply']}" for one in detail.get("refused", []))
-        parts = (f"rules: {rules}" if rules else "", hops, f"refused: {refused}" if refused else "")
-        return "; ".join(part for part in parts if part)
-    if step == 6 and "recipients" in detail:
-        host = f" by {detail['host']}" if detail.get("host") else ""
-        outcomes = ", ".join(
-            f"{one['address']} {one['outcome']} {one['reply']}" for one in detail["recipients"]
-        )
-        return f"{outcomes}{host}"
-    return ", ".join(f"{name} {_short(value)}" for name, value in detail.items())
-
-
-def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Entries as a table, and a line that counts them."""
-    lines = []
-    for entry in entries:
-        lines.append(
-            printable(
-                f"{entry['id']}-{entry['entry']}  {entry['state']:<9} {entry['size']:>9}"
-                f"  {entry['sender'] or '<>'} -> {entry['next_hop']}"
-                f"  try {entry['attempts']}, due {str(entry['due'])[:19]}"
-            )
-        )
-        lines += [
-            printable(f"    {one['address']}  {one['state']}  {one['reply']}")
-            for one in entry["recipients"]
-        ]
-    people = sum(len(entry["recipients"]) for entry in entries)
-    return [*lines, f"{len(entries)} entries, {people} recipients"]
-
-
 def printable(text: str) -> str:
     """`text` without what a terminal would obey."""
+    if text.isprintable():
+        return text
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
+def _names(addresses: Sequence[str]) -> str:
+    more = len(addresses) - _NAMES_MAX
+    return ", ".join(addresses[:_NAMES_MAX]) + (f" and {more} more" if more > 0 else "")
+
+
+def _few(lines: Sequence[str]) -> list[str]:
+    more = len(lines) - _NAMES_MAX
+    return [*lines[:_NAMES_MAX], *([f"and {more} more"] if more > 0 else [])]
+
+
 def _short(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = _names([str(one) for one in value]) if isinstance(value, list) else str(value)
     return text[:_DETAIL_CHARACTERS_MAX]

@@ -8,9 +8,12 @@ Standards: CONTRACT, "Commands".
 
 import click
 
-from relay.cli.context import Given, common_options, print_json
+from relay.app.reading import Reading
+from relay.cli.context import Given, common_options
 from relay.cli.exits import Ended, Exit
+from relay.cli.output import print_json, print_lines
 from relay.cli.show import journey_lines
+from relay.clock import SystemClock
 
 
 @click.command()
@@ -19,13 +22,13 @@ from relay.cli.show import journey_lines
 def trace(given: Given, key: str) -> None:
     """Show the journey of a message through the seven steps.
 
-    ID is a Graph id, a submission id, a queue id or a Message-ID.
+    ID is a Graph id, a submission id, a queue id or a Message-ID; an ADDRESS is that of the sender
+    or of a recipient, and means the newest message.
     """
-    found = given.reading().journey(key)
+    found = Reading(given.settings(), SystemClock()).journey(key)
     if found is None:
         raise Ended(Exit.DATA, f"relay trace: no message is known as {key!r}")
     if given.json:
         print_json(found)
-        return
-    for line in journey_lines(found):
-        click.echo(line)
+    else:
+        print_lines(journey_lines(found))

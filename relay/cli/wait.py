@@ -6,25 +6,53 @@ Fails: 75 with a diagnosis when the time is up, 69 without a daemon.
 Standards: CONTRACT, "Commands".
 """
 
+import math
+
 import click
 
-from relay.cli.context import Given, common_options, print_json
+from relay.app.reading import Reading
+from relay.cli.context import Given, common_options
+from relay.cli.diagnosis import diagnosis
 from relay.cli.exits import Ended, Exit
+from relay.cli.output import flush, print_json, print_lines
 from relay.cli.show import journey_lines
+from relay.clock import SystemClock
+from relay.message.lifecycle import State
+
+_STATES = ["final", *(str(state) for state in State)]
 
 
 @click.command()
 @click.argument("key", metavar="ID")
-@click.option("--state", default="final", show_default=True, help="The state to wait for.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(0), default=30.0, show_default=True,
-              metavar="SECONDS")  # fmt: skip
+@click.option(
+    "--state",
+    default="final",
+    show_default=True,
+    type=click.Choice(_STATES),
+    metavar="STATE",
+    help="The state to wait for: final (no recipient is under way any more), or that of the "
+    "message as a whole.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0),
+    default=30,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait.",
+)
 @common_options
 def wait(given: Given, key: str, *, state: str, timeout_s: float) -> None:
-    """Wait until every recipient of a message is in a final state, or the message in --state.
+    """Wait until a message is where it should be, then show its journey.
 
-    Exits 75 with a diagnosis when the time is up.
+    A message that is not known yet is waited for as well. Exits 75 when the time is up, and says at
+    which step the message stands and why.
     """
-    found = given.reading().wait(key, state=state, timeout_s=timeout_s)
+    if not math.isfinite(timeout_s):
+        raise click.UsageError("--timeout: expected a number of seconds")
+    reading = Reading(given.settings(), SystemClock())
+    found = reading.wait(key, state=state, timeout_s=timeout_s)
     if found is None:
         text = f"relay wait: no message became known as {key!r} within {timeout_s:g} s"
         raise Ended(Exit.TRY_LATER, text)
@@ -32,8 +60,9 @@ def wait(given: Given, key: str, *, state: str, timeout_s: float) -> None:
     if given.json:
         print_json(found)
     else:
-        for line in journey_lines(found):
-            click.echo(line)
+        print_lines(journey_lines(found))
     if not reached:
-        text = f"relay wait: still {found['state']} after {timeout_s:g} s, expected {state}"
-        raise Ended(Exit.TRY_LATER, text)
+        flush()  # the journey first
+        entries = reading.entries_of(found["id"]) if found["id"] else []
+        text = f"relay wait: {found['state']} after {timeout_s:g} s, expected {state}"
+        raise Ended(Exit.TRY_LATER, "\n  ".join([text, *diagnosis(found, entries)]))

@@ -1,0 +1,59 @@
+"""One question to the spool's files, when no daemon runs.
+
+On the path: beside it; reading comes here when the control socket does not answer.
+Holds: the lock is taken while the spool is open, so there is never a second owner.
+Fails: AlreadyRunningError when a daemon has it after all, SpoolError, OSError.
+Standards: DESIGN 2 (the spool has one owner).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from relay.app.compose import spool_path
+from relay.app.lock import OwnerLock
+from relay.clock import Clock
+from relay.journal.crash import CrashPoints
+from relay.journal.journey import Journeys
+from relay.journal.metrics import Metrics
+from relay.journal.storelog import StoreLog
+from relay.settings import Settings
+from relay.spool import SqliteSpool
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What may be asked."""
+
+    spool: SqliteSpool
+    journeys: Journeys
+
+
+def ask_files(
+    settings: Settings, clock: Clock, ask: Callable[[Files], Awaitable[T]], *, nothing: T
+) -> T:
+    """Own the spool for one question; `nothing` where there was never a relay."""
+    if not spool_path(settings).exists():
+        return nothing
+
+    async def answer() -> T:
+        spool = SqliteSpool(
+            spool_path(settings), clock=clock, crash=CrashPoints(), metrics=Metrics(),
+            submission_keep_s=0,
+        )  # fmt: skip
+        log = StoreLog(settings.mailboxes.root / ".submissions" / "log", role="cli", clock=clock)
+        await spool.start()
+        try:
+            return await ask(Files(spool, Journeys(spool, log)))
+        finally:
+            await spool.stop()
+
+    lock = OwnerLock(settings.run_dir)
+    lock.take()
+    try:
+        return asyncio.run(answer())
+    finally:
+        lock.give_back()

@@ -1,0 +1,82 @@
+"""What becomes of an exception: one line on stderr and an exit code.
+
+On the path: main comes here with whatever a verb raised.
+Holds: no traceback reaches a user; every error has one code.
+Fails: never; what nobody foresaw is 70.
+Standards: sysexits(3).
+"""
+
+import os
+import sys
+
+import click
+
+from relay.app.control import ControlError, ControlForbiddenError, ControlUnavailableError
+from relay.app.folder import NotOurFolderError
+from relay.app.lock import AlreadyRunningError
+from relay.app.sending import NotAllowedError, RefusedError, TryLaterError
+from relay.cli.exits import INTERRUPTED, Ended, Exit
+from relay.settings import SettingsError
+from relay.spool.types import SpoolError
+
+_CODES: tuple[tuple[type[BaseException], Exit], ...] = (  # the first that fits
+    (ControlForbiddenError, Exit.NO_PERMISSION),
+    (ControlUnavailableError, Exit.UNAVAILABLE),
+    (AlreadyRunningError, Exit.UNAVAILABLE),
+    (NotOurFolderError, Exit.USAGE),
+    (NotAllowedError, Exit.NO_PERMISSION),
+    (TryLaterError, Exit.TRY_LATER),
+    (RefusedError, Exit.DATA),
+    (SpoolError, Exit.TRY_LATER),
+    (TimeoutError, Exit.TRY_LATER),
+    (PermissionError, Exit.NO_PERMISSION),
+    (OSError, Exit.UNAVAILABLE),
+)
+_SERVER_FAULT = 500
+
+
+def tell(error: BaseException) -> int:
+    """Say what went wrong; return the exit code."""
+    match error:
+        case Ended():
+            if str(error):
+                _say(str(error))
+            return error.code
+        case click.exceptions.Exit():
+            return Exit.USAGE if error.exit_code else Exit.OK
+        case click.ClickException():
+            error.show()
+            return Exit.USAGE
+        case click.Abort() | KeyboardInterrupt():
+            return INTERRUPTED
+        case SettingsError():  # each fault on its line, as compilers do
+            _say(str(error))
+            return Exit.CONFIGURATION
+        case ControlError():
+            _say(f"relay: {error}")
+            return Exit.DATA if error.status < _SERVER_FAULT else Exit.TRY_LATER
+        case BrokenPipeError():  # the reader of our output has seen enough
+            _discard_output()
+            return Exit.OK
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            _say(f"relay: {_text_of(error)}")
+            return code
+    _say(f"relay: internal error: {type(error).__name__}: {error}")
+    return Exit.BUG
+
+
+def _text_of(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return f"{place}{error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def _discard_output() -> None:
+    """What is still buffered goes nowhere, so that the interpreter's end does not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
