@@ -24,7 +24,6 @@ from relay.message.mimeread import (
 )
 from relay.message.properties import MessageProperties
 
-_HEADER_BYTES_MAX = 128 * 1024
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]+>")
 
 
@@ -49,11 +48,7 @@ def parse_mime(body: bytes, account: Account) -> MimeMessage:
         raise ApiError(400, "ErrorMimeContentInvalidBase64String", message) from None
     if reason := check_mime(content):
         raise ApiError(400, "ErrorMimeContentInvalid", f"Invalid MIME content: {reason}.")
-    section = header_of(content)
-    if len(section) > _HEADER_BYTES_MAX:
-        reason = f"its header has {len(section)} bytes, expected at most {_HEADER_BYTES_MAX}"
-        raise ApiError(400, "ErrorMimeContentInvalid", f"Invalid MIME content: {reason}.")
-    header = read_header(section)
+    header = read_header(header_of(content))
     for name in ("From", "Sender"):
         people = read_people(header, name)
         if header.get(name) is not None and not people:

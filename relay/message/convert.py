@@ -203,6 +203,8 @@ def _from_mime(content: bytes, origin: DraftOrigin) -> tuple[bytes, bytes]:
     content = _with_crlf(content)
     end = _header_end(content)
     header, body = content[:end], content[end:] or b"\r\n"
+    if not header.endswith(b"\r\n"):
+        header += b"\r\n"
     kept, names = [], set()
     for name, field in _fields(header):
         names.add(name)

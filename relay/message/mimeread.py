@@ -22,7 +22,7 @@ from relay.message.draft import Part, read_properties, split_private
 from relay.message.encodedwords import decode_words, is_for_mail
 from relay.message.properties import Attachment, MessageProperties, Person
 
-_FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
+_FIELD = re.compile(rb"[!-9;-~]+:")
 _HEADER_END = re.compile(rb"(?:\r\n|\n)(?=\r?\n)")
 _UNFOLD = re.compile(r"[\r\n]+")
 _SPACES = re.compile(r"\s+")
@@ -81,13 +81,18 @@ class ReadMessage:
 
 
 def check_mime(content: bytes) -> str | None:
-    """Return why `content` is no MIME message at all, or None if it is one."""
-    if not content.strip():
+    """Return why `content` is no MIME message that can be sent, or None if it is one."""
+    if not content or content.isspace():
         return "expected a MIME message, found nothing"
     if b"\0" in content:
         return "expected a MIME message, found a NUL byte"
-    if _FIELD.match(content) is None:
-        return "expected a MIME message, found no header field in its first line"
+    header = header_of(content)
+    if len(header) > _HEADER_BYTES_MAX:
+        return f"its header has {len(header)} bytes, expected at most {_HEADER_BYTES_MAX}"
+    # `email` ends the header at such a line: a recipient behind it would be lost without a word.
+    for number, line in enumerate(header.splitlines(), start=1):
+        if not _FIELD.match(line) and (number == 1 or line[:1] not in (b" ", b"\t")):
+            return f"expected a MIME message, found no header field in line {number}"
     return None
 
 

@@ -218,3 +218,9 @@ def test_the_owner_reads_bcc_but_no_block():
     assert message["bcc"] == "d@d.test"
     assert render(write_mime_draft(MIME, ORIGIN)) == MIME
     assert render(MIME) == MIME
+
+
+def test_a_header_without_a_last_line_end_keeps_its_fields_apart():
+    content = from_mime(b"From: a@example.test\r\nTo: b@b.test\r\nSubject: x").content
+    assert b"Subject: x\r\nDate: " in content
+    assert content.endswith(b"\r\n\r\n")

@@ -138,6 +138,9 @@ def test_no_bytes_raise(content):
     ("content", "fault"),
     [
         (b"\x00\xff", "NUL"), (b"", "nothing"), (b" \r\n ", "nothing"), (b"hello world\r\n", "no header"),
+        (b"To: a@b.test\r\nBcc : c@d.test\r\n\r\n", "no header field in line 2"),
+        (b"To: a@b.test\n folded\ngarbage\nCc: c@d.test\n\n", "no header field in line 3"),
+        (b"To: a@b.test\rgarbage\r\n\r\n", "line 2"), (b"To: " + b"a" * 200_000, "at most 131072"),
         (b"\r\nSubject: x\r\n", "no header"), (b" Subject: x\r\n", "no header"), (b"\xff: x", "no header"),
     ],
 )  # fmt: skip
