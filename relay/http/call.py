@@ -7,13 +7,18 @@ Standards: RFC 9110 8.6, 15.5.9, 15.5.14; RFC 3986 2.1.
 """
 
 import asyncio
+import contextlib
 import re
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from relay.http.errors import ApiError, RequestNames, shown, try_later
+
+_Result = TypeVar("_Result")
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _QUERY_FIELDS_MAX = 64
@@ -98,6 +103,32 @@ class Call:
                 f"The body was not complete within {self._reading.timeout_s:g} seconds.",
             ) from None
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of the body is here."""
+        return self._complete
+
+    async def unless_gone(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """Await `work`, which is given up when the client hangs up; a body is read past.
+
+        Raises ClientGoneError then.
+        """
+        working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(self._has_left())
+        try:
+            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            raise ClientGoneError
+        finally:
+            working.cancel()
+            leaving.cancel()
+            await asyncio.gather(working, leaving, return_exceptions=True)
+
+    async def _has_left(self) -> None:
+        with contextlib.suppress(ClientGoneError):
+            while True:
+                await self._next_chunk()
 
     def release(self) -> None:
         """Give the body's share of the budget back: nobody needs the body any more."""

@@ -7,6 +7,7 @@ Fails: never.
 Standards: ASGI 3.0; RFC 9110 6.6.1 (Date).
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from relay.http.errors import ApiError, RequestNames, envelope, try_later
 from relay.journal.logs import get_logger
 
 _CLIENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_STOPPED_RETRY_S = 5
 _log = get_logger("relay.http")
 
 Handler = Callable[[Call], Awaitable[Response]]
@@ -63,6 +65,7 @@ class Gateway:
         names = self._names(scope)
         self._requests += 1
         call: Call | None = None
+        is_cut_off = False
         try:
             self._refuse_excess()
             call = Call(scope, receive, names=names, reading=self._reading)
@@ -71,6 +74,9 @@ class Gateway:
             response = self._refusal(error, names)
         except ClientGoneError:
             return
+        except asyncio.CancelledError:  # the server stops, and the grace time is over
+            is_cut_off = True
+            response = self._refusal(_stopped(call), names)
         except Exception:  # noqa: BLE001 - nothing may leave the server as a traceback
             _log.exception("request failed", request_id=names.request_id, method=scope["method"])
             message = f"The server made an error; its log tells more under {names.request_id}."
@@ -79,7 +85,7 @@ class Gateway:
             self._requests -= 1
             if call is not None:
                 call.release()
-        if call is None or not await call.has_gone_by():
+        if is_cut_off or call is None or not await call.has_gone_by():
             response.headers["connection"] = "close"
         response.headers["request-id"] = names.request_id
         response.headers["client-request-id"] = names.client_request_id
@@ -105,6 +111,14 @@ class Gateway:
         return json_response(
             envelope(error, names=names, date=date), status=error.status, headers=error.headers
         )
+
+
+def _stopped(call: Call | None) -> ApiError:
+    """Return a 503 where a repeat does no harm: clients repeat it, even sendMail, by themselves."""
+    message = "The server stopped before the request was done."
+    if call is None or call.method == "GET" or not call.is_complete:
+        return try_later("ResourceUnhealthy", message, after_s=_STOPPED_RETRY_S)
+    return ApiError(500, "InternalServerError", f"{message} What was asked may have been done.")
 
 
 def json_response(

@@ -95,7 +95,7 @@ async def _relay_v1(
         case ("messages", key, "wait"):
             _only(call, "GET")
             query = single_values(call.query, ("state", "timeout"))
-            return json_response(await messages.wait(key, query, viewer))
+            return json_response(await call.unless_gone(messages.wait(key, query, viewer)))
         case ("queue",):
             _only(call, "GET")
             viewer.check_may_read()

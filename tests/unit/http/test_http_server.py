@@ -282,6 +282,9 @@ async def test_stop_lets_requests_end_and_then_cancels() -> None:
 
     async def slow(call: Call) -> Response:
         begun.put_nowait(None)
+        if call.query == (("for", "body"),):
+            await call.body()
+            begun.put_nowait(None)
         if call.query:
             await asyncio.Event().wait()
         await go_on.wait()
@@ -292,12 +295,14 @@ async def test_stop_lets_requests_end_and_then_cancels() -> None:
     address = server.bound[0]
     ends = asyncio.create_task(talk(server, request()))
     hangs = asyncio.create_task(talk(server, request().replace(b"/x", b"/x?for=ever")))
-    await begun.get()
-    await begun.get()
+    taken = asyncio.create_task(talk(server, request(b"x").replace(b"/x", b"/x?for=body")))
+    for _ in range(4):
+        await begun.get()
     go_on.set()
     await server.stop(0.3)
     assert status_of(await ends) == 200
-    assert not (await hangs).startswith(b"HTTP/1.1 200")
+    assert (status_of(await hangs), code_of(await hangs)) == (503, "ResourceUnhealthy")
+    assert (status_of(await taken), code_of(await taken)) == (500, "InternalServerError")
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(address.host, address.port)
 
@@ -312,6 +317,39 @@ async def test_a_client_that_hangs_up_leaves_nothing_behind() -> None:
             writer.close()
             await writer.wait_closed()
         assert status_of(await talk(server, request(b"x" * LIMIT))) == 200
+
+
+async def test_work_is_given_up_when_its_client_hangs_up() -> None:
+    begun, given_up = asyncio.Event(), asyncio.Event()
+
+    async def endless() -> Response:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+        return Response()
+
+    async with serving(lambda call: call.unless_gone(endless())) as server:
+        address = server.bound[0]
+        _, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(request(b"body"))
+        await begun.wait()
+        assert not given_up.is_set()
+        writer.close()
+        await asyncio.wait_for(given_up.wait(), 5)
+
+
+async def test_work_that_ends_or_fails_is_answered() -> None:
+    async def work(size: int) -> Response:
+        if not size:
+            raise ApiError(404, "ErrorItemNotFound", "There is nothing.")
+        return Response("done")
+
+    async with serving(lambda call: call.unless_gone(work(len(call.query)))) as server:
+        done = await talk(server, request().replace(b"/x", b"/x?a=b"))
+        failed = await talk(server, request(b"body"))
+    assert (status_of(done), status_of(failed)) == (200, 404)
 
 
 async def test_answers_do_not_wait_for_an_acknowledgement() -> None:
