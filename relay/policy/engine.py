@@ -81,6 +81,8 @@ class _Evaluation:
             )
         ]
         additions = list(self._needed(recipients))
+        if len(self._views) == 1:
+            return self._verdict(recipients, additions, (self._mail.content,))
         used = sorted(
             {0} | {each.content for each in recipients} | {each.content for each in additions}
         )
@@ -90,12 +92,15 @@ class _Evaluation:
             additions = [
                 Addition(each.address, each.rule, place[each.content]) for each in additions
             ]
-        return Verdict(
-            tuple(recipients),
-            tuple(additions),
-            tuple(self._views[old].content for old in used),
-            tuple(self._hits),
-        )
+        return self._verdict(recipients, additions, tuple(self._views[old].content for old in used))
+
+    def _verdict(
+        self,
+        recipients: list[RecipientVerdict],
+        additions: list[Addition],
+        contents: tuple[bytes, ...],
+    ) -> Verdict:
+        return Verdict(tuple(recipients), tuple(additions), contents, tuple(self._hits))
 
     def _matched(self, rule: Rule) -> list[int]:
         concerned: dict[int, bool] = {}  # by content, so that its conditions are asked once
@@ -167,6 +172,8 @@ class _Evaluation:
         A recipient whose own copy was redirected or refused may still be another rule's target: two
         recipients redirected to each other both get the message.
         """
+        if not self._additions:
+            return
         served = {each.address.casefold() for each in recipients if each.fate is Fate.DELIVER}
         for addition in self._additions:
             folded = addition.address.casefold()

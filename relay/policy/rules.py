@@ -61,15 +61,19 @@ class Rule:
 
     def concerns(self, view: View) -> bool:
         """Whether the rule can match this content, whoever the recipient is."""
-        return all(each.holds(view) for each in self.when.on_message) and not any(
-            each.holds(view) for each in self.unless.on_message
-        )
+        for each in self.when.on_message:  # a generator costs more than most conditions
+            if not each.holds(view):
+                return False
+        unless = self.unless.on_message
+        return not unless or not any(each.holds(view) for each in unless)
 
     def concerns_recipient(self, view: View, recipient: Examined) -> bool:
         """Whether a rule that concerns this content matches for this recipient."""
-        return all(each.holds_for(view, recipient) for each in self.when.on_recipient) and not any(
-            each.holds_for(view, recipient) for each in self.unless.on_recipient
-        )
+        for each in self.when.on_recipient:
+            if not each.holds_for(view, recipient):
+                return False
+        unless = self.unless.on_recipient
+        return not unless or not any(each.holds_for(view, recipient) for each in unless)
 
 
 class Judgement(StrEnum):

@@ -6,8 +6,6 @@ Fails: TooManyPartsError for attachment names.
 Standards: RFC 5322 3.6, RFC 2047.
 """
 
-from functools import cached_property
-
 from relay.message import headers
 from relay.message.encodedwords import decode_words
 from relay.message.verdict import Subject
@@ -22,17 +20,25 @@ class View:
     def __init__(self, mail: Subject, content: bytes) -> None:
         self.mail = mail
         self.content = content
+        # Not cached_property: before Python 3.12 each first look takes a lock.
+        self._subject: str | None = None
+        self._attachment_names: tuple[str, ...] | None = None
+        self._lowered_header: bytes | None = None
         self._values: dict[str, tuple[str, ...]] = {}
 
-    @cached_property
+    @property
     def subject(self) -> str:
         """The Subject as people read it."""
-        return headers.decoded(self.content, "Subject")
+        if self._subject is None:
+            self._subject = headers.decoded(self.content, "Subject")
+        return self._subject
 
-    @cached_property
+    @property
     def attachment_names(self) -> tuple[str, ...]:
         """The normalised names of all attachments."""
-        return attachment_names(self.content)
+        if self._attachment_names is None:
+            self._attachment_names = attachment_names(self.content)
+        return self._attachment_names
 
     def header(self, name: str) -> tuple[str, ...]:
         """Return the values of all fields called `name` (lower case), unfolded and decoded."""
@@ -41,11 +47,9 @@ class View:
             found = self._values[name] = self._find(name.encode())
         return found
 
-    @cached_property
-    def _lowered_header(self) -> bytes:
-        return self.content[: headers.split(self.content)].lower()
-
     def _find(self, name: bytes) -> tuple[str, ...]:
+        if self._lowered_header is None:
+            self._lowered_header = self.content[: headers.split(self.content)].lower()
         if name not in self._lowered_header:
             return ()
         return tuple(
