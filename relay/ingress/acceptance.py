@@ -118,18 +118,15 @@ class Acceptance:
         self._count_rules(verdict)
         if fan.refuses_all and not origin.pickup:  # the client is still there to hear it
             return Decision(fan.refused[0].reply)
-        message = self._message(envelope, origin, queue_id=queue_id, time_us=now_us)
-        plan = self._reports(message, fan, content=content) if fan.refused else None
-        message = replace(
-            message,
-            contents=fan.contents,
-            entries=fan.entries,
-            final_recipients=fan.final_recipients,
-            message_id=(headers.first(content, "Message-ID") or b"").decode("utf-8", "replace"),
-            subject=headers.decoded(content, "Subject")[:_SUBJECT_CHARACTERS_MAX],
-            events=(_step5(verdict, fan, self.clock.time_us()), *(plan.events if plan else ())),
+        event = _step5(verdict, fan, self.clock.time_us())
+        message = self._message(
+            envelope, origin, fan, content=content, event=event, queue_id=queue_id, time_us=now_us
         )
-        return await self._commit(message, plan.messages if plan else ())
+        if not fan.refused:
+            return await self._commit(message, ())
+        plan = self._reports(message, fan, content=content)
+        message = replace(message, events=(event, *plan.events))
+        return await self._commit(message, plan.messages)
 
     def _subject(
         self,
@@ -171,9 +168,17 @@ class Acceptance:
         return _NO_POLICY
 
     def _message(
-        self, envelope: Envelope, origin: Origin, *, queue_id: str, time_us: int
+        self,
+        envelope: Envelope,
+        origin: Origin,
+        fan: FanOut,
+        *,
+        content: bytes,
+        event: Event,
+        queue_id: str,
+        time_us: int,
     ) -> NewMessage:
-        """Return what the spool keeps of envelope and origin; contents come later."""
+        """Return what the spool keeps; `content` is what the rules were asked about."""
         address = f" [{origin.ip}]" if origin.ip else ""
         return NewMessage(
             id=queue_id,
@@ -182,8 +187,9 @@ class Acceptance:
             trusted=origin.trusted,
             received_us=time_us,
             expires_us=time_us + int(self.expire_after_s * 1_000_000),
-            contents=(),
-            entries=(),
+            contents=fan.contents,
+            entries=fan.entries,
+            final_recipients=fan.final_recipients,
             account=self._account_of(envelope, origin),
             submission_id=envelope.envid if origin.pickup else "",
             envid=envelope.envid,
@@ -191,6 +197,9 @@ class Acceptance:
             smtputf8=envelope.smtputf8,
             eight_bit=envelope.eight_bit,
             client="" if origin.pickup else f"{origin.helo}{address}",
+            message_id=(headers.first(content, "Message-ID") or b"").decode("utf-8", "replace"),
+            subject=headers.decoded(content, "Subject")[:_SUBJECT_CHARACTERS_MAX],
+            events=(event,),
         )
 
     def _account_of(self, envelope: Envelope, origin: Origin) -> str:

@@ -11,7 +11,8 @@ from enum import StrEnum
 from relay.ingress.limits import Budget, Limits
 
 _CRLF = b"\r\n"
-_END = b"\r\n.\r\n"
+_DOT = b"\r\n."
+_END = _DOT + _CRLF
 
 
 class Refusal(StrEnum):
@@ -44,12 +45,13 @@ class ContentReader:
 
     def feed(self, block: bytes) -> bytes | None:
         """Take a block; return what is behind the end of data, None while that has not come."""
-        waiting = len(self._rest)
         data = self._rest + block
-        end = data.find(_END, max(0, waiting - len(_END) + 1))
+        # One search for both: the end of data, and dots that were doubled.
+        dot = data.find(_DOT)
+        end = data.find(_END, dot) if dot >= 0 else -1
         cut = end if end >= 0 else data.rfind(_CRLF)
         if self.refusal is None:
-            self._take(data[:cut] if cut > 0 else b"")
+            self._take(data[:cut] if cut > 0 else b"", dotted=0 <= dot < cut)
         if end >= 0:
             if self._chunks:
                 self._chunks.append(_CRLF)
@@ -72,15 +74,18 @@ class ContentReader:
         self._budget.give_back(self.size_bytes)
         self.size_bytes = 0
 
-    def _take(self, lines: bytes) -> None:
-        """Take complete lines, each with the CRLF before it and not the one behind it."""
+    def _take(self, lines: bytes, *, dotted: bool) -> None:
+        """Take complete lines, each with the CRLF before it and not the one behind it.
+
+        `dotted`: some may begin with a dot.
+        """
         line_ends = lines.count(_CRLF)
         if lines.count(b"\n") != line_ends or lines.count(b"\r") != line_ends or b"\0" in lines:
             self._refuse(Refusal.BARE)
         elif _has_long_line(lines, self._line_max_bytes):
             self._refuse(Refusal.LONG_LINE)
         elif lines:
-            self._keep(lines.replace(b"\r\n.", _CRLF) if b"\r\n." in lines else lines)
+            self._keep(lines.replace(_DOT, _CRLF) if dotted else lines)
 
     def _keep(self, lines: bytes) -> None:
         if self.size_bytes + len(lines) > self._size_max_bytes:
