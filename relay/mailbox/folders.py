@@ -7,6 +7,7 @@ Standards: Maildir++; RFC 3501 5.1.3 (modified UTF-7); Graph's mailFolder.
 """
 
 import hashlib
+import os
 import threading
 from base64 import b32encode
 from collections.abc import Callable
@@ -121,10 +122,10 @@ def _folder(mailbox: Path, directory: str) -> Folder:
     if (well_known := _BY_DIRECTORY.get(directory)) is not None:
         known = _WELL_KNOWN[well_known]
         return Folder(str(well_known), known.display_name, mailbox / directory, well_known)
-    digest = b32encode(hashlib.sha256(directory.encode("utf-8", "surrogateescape")).digest())
-    return Folder(
-        f"f{digest.decode().lower()[:15]}", _from_modified_utf7(directory[1:]), mailbox / directory
-    )
+    octets = os.fsencode(directory)
+    digest = b32encode(hashlib.sha256(octets).digest()).decode().lower()[:15]
+    shown = _from_modified_utf7(octets[1:].decode("utf-8", "replace"))
+    return Folder(f"f{digest}", shown, mailbox / directory)
 
 
 def _make_maildir(path: Path, *, is_folder: bool) -> None:
@@ -147,6 +148,7 @@ def _from_modified_utf7(name: str) -> str:
             return name
         try:
             text += f"+{coded.replace(',', '/')}-".encode().decode("utf-7") if coded else "&"
+            text.encode()  # half of a surrogate pair is no text
         except UnicodeError:
             return name
         text += rest

@@ -113,7 +113,8 @@ def load(located: Located, raw: bytes, status: os.stat_result) -> StoredMessage:
     if block and not properties.internet_message_id:
         properties = replace(properties, internet_message_id=block.origin.message_id)
     flags = located.name.flags
-    change_key = hashlib.sha256(f"{located.folder.id}/{located.name.file_name}".encode())
+    place = f"{located.folder.id}/{located.name.file_name}"
+    change_key = hashlib.sha256(os.fsencode(place))
     attachments = tuple(
         StoredAttachment(
             str(number), one.name, one.content_type, one.size, one.inline, one.content_id

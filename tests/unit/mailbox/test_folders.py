@@ -1,7 +1,9 @@
 """Folders: made on first use, shown with those of other programs."""
 
 import mailbox
+import os
 
+import msgspec
 import pytest
 
 from relay.accounts.account import DEAD_LETTER
@@ -64,3 +66,17 @@ async def test_no_other_folder_is_found(store, folder_id):
 async def test_the_dead_letter_mailbox_is_beside_the_others(place, store):
     await store.deliver(DEAD_LETTER, unique="u", content=b"Subject: x\r\n\r\n")
     assert len(list((place.root.parent / "dead-letter/new").iterdir())) == 1
+
+
+async def test_names_that_are_no_text_are_shown_as_well_as_can_be(place, store):
+    await store.list_folders(ALICE)
+    for name in (b".\xfcber", b".&2AA-"):
+        cur = place.root / "example.test/alice" / os.fsdecode(name) / "cur"
+        cur.mkdir(parents=True)
+        (cur / os.fsdecode(b"1.\xfc.h")).write_bytes(b"Subject: there\r\n\r\n")
+    others = (await store.list_folders(ALICE))[6:]
+    assert sorted(one.display_name for one in others) == ["&2AA-", "\ufffdber"]
+    for folder in others:
+        [message] = (await store.list_messages(ALICE, folder_id=folder.id)).messages
+        assert (await store.get(ALICE, message.id)).properties.subject == "there"
+        assert msgspec.json.encode([folder.display_name, message.change_key])
