@@ -146,6 +146,8 @@ def header_text(value: object, path: str, *, longest: int) -> str:
 def body_text(value: object, path: str) -> str:
     """Return a string that may stand in a body: anything but NUL and halves of characters."""
     text = a_text(value, path)
+    if text.isascii() and "\0" not in text:
+        return text  # most are, and the search takes 100 ms for 30 MB
     if found := _DANGEROUS_IN_BODY.search(text):
         raise ApiError(
             400,
