@@ -92,12 +92,12 @@ def _policies(settings: Settings) -> Iterator[Finding]:
 def _writable(name: str, folder: Path) -> Finding:
     """Whether `folder`, or the nearest one above it that exists, can be written."""
     existing = folder
-    while not existing.exists() and existing != existing.parent:
+    while not os.access(existing, os.F_OK) and existing != existing.parent:
         existing = existing.parent
-    if os.access(existing, os.W_OK | os.X_OK):
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         made = "" if existing == folder else " (it will be made)"
         return Finding(name, Verdict.OK, f"{folder}{made}")
-    return Finding(name, Verdict.FAULT, f"{name}: {existing} cannot be written by this user")
+    return Finding(name, Verdict.FAULT, f"{name}: {existing} is no folder that this user can write")
 
 
 async def _dns(settings: Settings) -> Finding:

@@ -20,6 +20,7 @@ from relay.mailbox.types import WellKnown
 
 _TIMEOUT_S = 15.0
 _ALICE = f"alice@{DOMAIN}"
+_TOKEN = "alice"  # noqa: S105 - a development token is the name
 
 
 class DemonstrationError(Exception):
@@ -59,7 +60,7 @@ async def _send(
     daemon: Daemon, draft: Draft, *, until: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
     address = daemon.http_servers[0].bound[0]
-    graph_id = await asyncio.to_thread(send_by_graph, address, "alice", draft)
+    graph_id = await asyncio.to_thread(send_by_graph, address, draft, token=_TOKEN)
     return await _wait(daemon, graph_id, until)
 
 

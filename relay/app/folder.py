@@ -2,11 +2,13 @@
 
 On the path: before it; development fills the folder, the command line looks into it.
 Holds: a folder of our own choice goes with the relay; one that was given stays, and nothing in it
-    that `relay dev` did not write is overwritten.
-Fails: OSError for a folder that cannot be made, NotOurFolderError for one with other files.
+    that `relay dev` did not write is overwritten; a folder has one relay at a time.
+Fails: OSError for a folder that cannot be made, NotOurFolderError for one with other files,
+    AlreadyRunningError for one that is in use.
 Standards: none.
 """
 
+import contextlib
 import os
 import shutil
 import stat
@@ -29,7 +31,7 @@ class Folder:
 
     path: Path
     temporary: bool
-    lock: OwnerLock | None = None  # of the user's own folder, for as long as it is used
+    lock: OwnerLock
 
     @property
     def config(self) -> Path:
@@ -37,38 +39,42 @@ class Folder:
         return self.path / "relay.toml"
 
     def write(self, name: str, text: str) -> None:
-        """Write one of its files; they all begin with MARK. Raises NotOurFolderError, OSError."""
-        file = self.path / name
-        if file.exists() and not file.read_bytes().startswith(MARK.encode()):
-            raise NotOurFolderError(f"{file} was not written by `relay dev`; name another folder")
-        part = file.with_name(f"{name}.part")
+        """Write one of its files, whole or not at all; they all begin with MARK. Raises OSError."""
+        part = self.path / f"{name}.part"
+        part.touch(mode=0o600)
         part.write_text(f"{MARK}{text}")
-        part.replace(file)
+        part.replace(self.path / name)
 
     def remove(self) -> None:
         """Leave nothing behind, where nothing should stay."""
         if self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
-        if self.lock is not None:
-            self.lock.give_back()
+        self.lock.give_back()
 
 
 def open_folder(given: Path | None) -> Folder:
-    """Return the folder `given`, else the user's own, else, if that is in use, a new one."""
+    """Return the folder `given`, else the user's own, else, if that is in use, a new one; it is
+    locked. Raises NotOurFolderError, AlreadyRunningError, OSError.
+    """
     if given is not None:
-        given.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return Folder(given.absolute(), temporary=False)
+        return _open_given(given.absolute())
     own = _own_folder(Path(tempfile.gettempdir()))
-    lock = OwnerLock(own / "run")
-    try:
-        if not _is_foreign(own):
-            own.mkdir(mode=0o700, exist_ok=True)
-            lock.take()
+    if not _is_foreign(own):
+        own.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(AlreadyRunningError):
+            lock = _locked(own)
             _empty(own)  # a killed one could not remove its own
             return Folder(own, temporary=True, lock=lock)
-    except AlreadyRunningError:
-        pass
-    return Folder(Path(tempfile.mkdtemp(prefix="relay-dev-")), temporary=True)
+    new = Path(tempfile.mkdtemp(prefix="relay-dev-"))
+    return Folder(new, temporary=True, lock=_locked(new))
+
+
+def _open_given(path: Path) -> Folder:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for file in (path / "relay.toml", path / "accounts.toml"):
+        if file.exists() and not file.read_bytes().startswith(MARK.encode()):
+            raise NotOurFolderError(f"{file} was not written by `relay dev`; name another folder")
+    return Folder(path, temporary=False, lock=_locked(path))
 
 
 def running_config(temporary: Path) -> Path | None:
@@ -80,6 +86,12 @@ def running_config(temporary: Path) -> Path | None:
     if _is_foreign(own) or not config.exists():
         return None
     return config if _in_use(own) else None
+
+
+def _locked(path: Path) -> OwnerLock:
+    lock = OwnerLock(path / "run")
+    lock.take()
+    return lock
 
 
 def _own_folder(temporary: Path) -> Path:
@@ -108,10 +120,8 @@ def _empty(own: Path) -> None:
 def _in_use(own: Path) -> bool:
     if not (own / "run" / "lock").exists():
         return False
-    lock = OwnerLock(own / "run")
     try:
-        lock.take()
+        _locked(own).give_back()
     except AlreadyRunningError:
         return True
-    lock.give_back()
     return False

@@ -67,7 +67,7 @@ def read_attachments(paths: tuple[Path, ...]) -> tuple[tuple[str, bytes], ...]:
     return tuple((path.name, path.read_bytes()) for path in paths)
 
 
-def send_by_graph(address: Address, token: str, draft: Draft) -> str:
+def send_by_graph(address: Address, draft: Draft, *, token: str) -> str:
     """POST /me/sendMail with `token`; return the message's Graph id. Raises RefusedError,
     OSError.
     """

@@ -14,7 +14,7 @@ _INTERRUPTED = 130  # as shells have it for SIGINT
 def main() -> None:
     """Run the command line and exit."""
     try:
-        from relay.cli.main import run  # noqa: PLC0415 - within reach of the except
+        from relay.cli.root import run  # noqa: PLC0415 - within reach of the except
 
         code = run()
     except KeyboardInterrupt:

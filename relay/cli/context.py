@@ -20,8 +20,10 @@ import click
 
 from relay.app.folder import running_config
 from relay.settings import Settings, load, read_environment
+from relay.settings.faults import shown
 
 F = TypeVar("F", bound=Callable[..., Any])
+_KEY_CHARACTERS_MAX = 1000  # a Message-ID is a line at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,19 @@ def group_options(command: F) -> F:
     return _with_given(command, keep=True)
 
 
+class Key(click.ParamType[str]):
+    """A name of a message: an id of any kind, an address, or "last"."""
+
+    name = "key"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what no message can be called."""
+        text = str(value)
+        if not (text and len(text) <= _KEY_CHARACTERS_MAX and text.isprintable()):
+            self.fail(f'expected an id, an address or "last", found {shown(text)}', param, ctx)
+        return text
+
+
 def user_name() -> str:
     """Who runs this; the number where the user has no name."""
     try:
@@ -71,7 +86,7 @@ def user_name() -> str:
 def _with_given(command: F, *, keep: bool) -> F:
     @click.option(
         "--config",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=click.Path(path_type=Path, dir_okay=False, readable=False),
         help="The configuration file. [default: $RELAY_CONFIG or /etc/relay/relay.toml]",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

@@ -6,6 +6,7 @@ Fails: 69 for a port in use or a step that did not come, 130 when interrupted be
 Standards: CONTRACT, "Commands"; JSON lines.
 """
 
+import errno
 import ipaddress
 import os
 from pathlib import Path
@@ -114,7 +115,7 @@ def dev(given: Given, folder: Path | None, **options: Any) -> None:
 
 def _port_in_use(error: OSError) -> Exception:
     """Say what helps, where it is a matter of ports."""
-    if isinstance(error, BrokenPipeError | PermissionError) or "listen" not in str(error):
+    if error.errno != errno.EADDRINUSE:
         return error
     text = f"relay dev: {error.strerror}; try --http 127.0.0.1:0 --smtp 127.0.0.1:0"
     return Ended(Exit.UNAVAILABLE, text)

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 import click
 
 from relay.app.reading import LIST_MAX, Reading
-from relay.cli.context import Given, common_options, group_options, user_name
+from relay.cli.context import Given, Key, common_options, group_options, user_name
 from relay.cli.exits import Ended, Exit
 from relay.cli.output import print_json, print_lines
 from relay.cli.show import entry_lines, journey_lines
 from relay.clock import SystemClock
+from relay.settings.faults import shown
 from relay.settings.values import parse_duration
 from relay.spool.types import Selector
 
@@ -72,14 +73,14 @@ def list_(given: Given, **conditions: Any) -> None:
 
 
 @queue.command()
-@click.argument("key", metavar="ID")
+@click.argument("key", type=Key(), metavar="ID")
 @common_options
 def show(given: Given, key: str) -> None:
     """Show one message: its journey and its entries in the queue."""
     reading = _reading(given)
     found = reading.journey(key)
     if found is None:
-        raise Ended(Exit.DATA, f"relay queue show: no message is known as {key!r}")
+        raise Ended(Exit.DATA, f"relay queue show: no message is known as {shown(key)}")
     entries = reading.queue_list(Selector(ids=(found["id"],))) if found["id"] else []
     if given.json:
         print_json({**found, "entries": entries})

@@ -6,7 +6,9 @@ Fails: 65 when the relay refuses, 69 when none answers, 75 not now, 77 not with 
 Standards: CONTRACT, "Commands".
 """
 
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from relay.app.sending import Draft, read_attachments, send_by_graph, send_by_sm
 from relay.cli.context import Given, common_options, user_name
 from relay.cli.exits import Ended, Exit
 from relay.cli.output import print_json, print_lines
-from relay.settings.tree import Settings
+from relay.settings.tree import Address, Settings
 
 
 @click.command()
@@ -86,16 +88,22 @@ def _standard_input() -> str:
 
 
 def _submit(settings: Settings, token: str, draft: Draft) -> str:
+    address, send_to = _way(settings, token)
     try:
-        if token:
-            address = next((one for one in settings.http.listen if one.port), None)
-            if address is None:
-                raise Ended(Exit.CONFIGURATION, "relay send: http.listen has no TCP port")
-            return send_by_graph(address, token, draft)
-        listeners = [one for one in settings.smtp if one.role == "relay" and one.listen.port]
-        if not listeners:
-            text = "relay send: no [[smtp]] listener with role relay has a TCP port; use --token"
-            raise Ended(Exit.CONFIGURATION, text)
-        return send_by_smtp(listeners[0].listen, draft)
+        return send_to(address, draft)
     except OSError as error:
-        raise Ended(Exit.UNAVAILABLE, f"relay send: no relay answers: {error}") from None
+        text = f"relay send: no relay answers at {address}: {error.strerror or error}"
+        raise Ended(Exit.UNAVAILABLE, text) from None
+
+
+def _way(settings: Settings, token: str) -> tuple[Address, Callable[[Address, Draft], str]]:
+    """Where to send to, and how."""
+    if token:
+        listens = [one for one in settings.http.listen if one.port]
+        missing = "http.listen has no TCP port"
+    else:
+        listens = [one.listen for one in settings.smtp if one.role == "relay" and one.listen.port]
+        missing = "no [[smtp]] listener with role relay has a TCP port; use --token"
+    if not listens:
+        raise Ended(Exit.CONFIGURATION, f"relay send: {missing}")
+    return listens[0], functools.partial(send_by_graph, token=token) if token else send_by_smtp

@@ -9,15 +9,16 @@ Standards: CONTRACT, "Commands".
 import click
 
 from relay.app.reading import Reading
-from relay.cli.context import Given, common_options
+from relay.cli.context import Given, Key, common_options
 from relay.cli.exits import Ended, Exit
 from relay.cli.output import print_json, print_lines
 from relay.cli.show import journey_lines
 from relay.clock import SystemClock
+from relay.settings.faults import shown
 
 
 @click.command()
-@click.argument("key", metavar="ID|ADDRESS|last")
+@click.argument("key", type=Key(), metavar="ID|ADDRESS|last")
 @common_options
 def trace(given: Given, key: str) -> None:
     """Show the journey of a message through the seven steps.
@@ -27,7 +28,7 @@ def trace(given: Given, key: str) -> None:
     """
     found = Reading(given.settings(), SystemClock()).journey(key)
     if found is None:
-        raise Ended(Exit.DATA, f"relay trace: no message is known as {key!r}")
+        raise Ended(Exit.DATA, f"relay trace: no message is known as {shown(key)}")
     if given.json:
         print_json(found)
     else:

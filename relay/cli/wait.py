@@ -11,19 +11,20 @@ import math
 import click
 
 from relay.app.reading import Reading
-from relay.cli.context import Given, common_options
+from relay.cli.context import Given, Key, common_options
 from relay.cli.diagnosis import diagnosis
 from relay.cli.exits import Ended, Exit
 from relay.cli.output import flush, print_json, print_lines
 from relay.cli.show import journey_lines
 from relay.clock import SystemClock
 from relay.message.lifecycle import State
+from relay.settings.faults import shown
 
 _STATES = ["final", *(str(state) for state in State)]
 
 
 @click.command()
-@click.argument("key", metavar="ID")
+@click.argument("key", type=Key(), metavar="ID")
 @click.option(
     "--state",
     default="final",
@@ -54,7 +55,7 @@ def wait(given: Given, key: str, *, state: str, timeout_s: float) -> None:
     reading = Reading(given.settings(), SystemClock())
     found = reading.wait(key, state=state, timeout_s=timeout_s)
     if found is None:
-        text = f"relay wait: no message became known as {key!r} within {timeout_s:g} s"
+        text = f"relay wait: no message became known as {shown(key)} within {timeout_s:g} s"
         raise Ended(Exit.TRY_LATER, text)
     reached = found.pop("reached")
     if given.json:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from relay.cli.main import cli
+from relay.cli.root import cli
 from relay.journal import CrashPoint
 from relay.settings.values import parse_duration, parse_size
 

@@ -3,7 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
-from relay.cli.main import cli
+from relay.cli.root import cli
 
 
 @pytest.fixture
