@@ -136,9 +136,11 @@ class Acceptance:
         *,
         examinations: Sequence[Examination],
     ) -> Subject:
+        # A stranger may write any domain into MAIL FROM: that makes nobody one of ours.
+        claims_local = self.router.is_local_domain(domain_of(envelope.reverse_path))
         return Subject(
             reverse_path=envelope.reverse_path,
-            sender_local=self.router.is_local_domain(domain_of(envelope.reverse_path)),
+            sender_local=claims_local and origin.trusted,
             recipients=tuple(
                 Examined(path.address, isinstance(found, LocalRecipient))
                 for path, found in zip(envelope.forward_paths, examinations, strict=True)

@@ -31,8 +31,8 @@ class Examined:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What the rules look at. `content` has CRLF line ends;
-    `sender_local` says whose the reverse-path's domain is.
+    """What the rules look at. `content` has CRLF line ends; `sender_local`: the reverse-path's
+    domain is ours and the session was trusted.
     """
 
     reverse_path: str

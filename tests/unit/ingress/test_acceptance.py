@@ -157,6 +157,13 @@ async def test_rules_are_asked_about_valid_recipients_with_the_content_that_goes
     assert asked.content == relay.spool.accepted[0].contents[0]
 
 
+@pytest.mark.parametrize(("origin", "is_ours"), [(TRUSTED, True), (STRANGER, False)])
+async def test_a_stranger_who_claims_a_local_domain_stays_a_stranger(origin, is_ours):
+    rules = Rules()
+    await accept(Relay(rules=rules), envelope("bob@example.test"), origin)
+    assert rules.asked_about.sender_local is is_ours
+
+
 @pytest.mark.parametrize("padding", [0, 100_000], ids=["inline", "in a thread"])
 @pytest.mark.parametrize(
     ("fault", "reply"),
