@@ -25,6 +25,7 @@ from relay.spool.sqlite import history, queries, recovery, transactions
 from relay.spool.sqlite.batch import Batch
 from relay.spool.sqlite.contents import ContentFiles, is_large
 from relay.spool.sqlite.database import open_database, translated
+from relay.spool.sqlite.room import check_room
 from relay.spool.sqlite.writer import Writer
 from relay.spool.types import (
     Accepted,
@@ -100,14 +101,23 @@ class SqliteSpool:
         messages = (message, *reports)
         files = await self._store_large(messages)
         expires_us = self._clock.time_us() + self._submission_keep_us
-        try:
-            accepted = await self._writer.submit(
-                lambda batch: transactions.accept(
-                    batch, messages, files, submission_key=submission_key,
-                    submission_expires_us=expires_us, claim=claim,
-                ),
-                accepts=True,
+        inline_bytes = sum(
+            len(content)
+            for content, file in zip(message.contents, files[0], strict=True)
+            if not file
+        )
+
+        def write(batch: Batch) -> Accepted:
+            accepted = transactions.accept(
+                batch, messages, files, submission_key=submission_key,
+                submission_expires_us=expires_us, claim=claim,
             )  # fmt: skip
+            if not accepted.repeated:  # what is here already needs no room
+                check_room(self._path.parent, inline_bytes)
+            return accepted
+
+        try:
+            accepted = await self._writer.submit(write, accepts=True)
         except Exception:
             await self._remove(files)
             raise

@@ -2,8 +2,8 @@
 
 On the path: every change of the spool goes through submit(); its answer comes after the commit.
 Holds: what gathers while one commit runs goes into the next; an idle writer does not linger.
-Fails: one bad operation fails alone (the batch is run again, one by one); a commit that fails
-    fails everyone in it, and nothing of it is there.
+Fails: one bad operation fails alone (the batch is run again, one by one), and so does one for which
+    there is no room; a commit that fails fails everyone in it, and nothing of it is there.
 Standards: none; DESIGN 4.
 """
 
@@ -21,6 +21,7 @@ from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.metrics import Metrics
 from relay.spool.sqlite.batch import Batch
 from relay.spool.sqlite.database import translated
+from relay.spool.sqlite.room import shrink_log
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
 
 T = TypeVar("T")
@@ -98,11 +99,19 @@ class Writer:
             batch.append(self._jobs.popleft())
         return batch
 
-    def _write(self, batch: Sequence[_Job]) -> None:
+    def _write(self, batch: Sequence[_Job], *, again: bool = False) -> None:
         began = self._clock.monotonic()
         try:
             answers = self._commit(batch)
-        except (SpoolFullError, SpoolUnavailableError) as error:  # the disk's fault, not a job's
+        except SpoolFullError as error:
+            if again:
+                self._answer([(job.future, None, error) for job in batch])
+                return
+            shrink_log(self._connection)
+            for job in batch:  # what ends messages must not fail with what brings new ones
+                self._write([job], again=True)
+            return
+        except SpoolUnavailableError as error:  # the disk's fault, not a job's
             self._answer([(job.future, None, error) for job in batch])
             return
         except Exception as error:  # noqa: BLE001 - handed to whoever waits

@@ -1,0 +1,70 @@
+"""A disk that is nearly full: no new mail, and what is in the queue still gets out."""
+
+import asyncio
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from relay.message.outcome import Evidence, Relayed
+from relay.spool.sqlite import room
+from relay.spool.types import Selector, Settlement, SpoolFullError
+
+MIB = 1024 * 1024
+OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """The figures of a disk of 64 MiB; `free_bytes` may be changed."""
+    figures = SimpleNamespace(free_bytes=0)
+
+    def statvfs(_path: os.PathLike[str]) -> SimpleNamespace:
+        return SimpleNamespace(
+            f_frsize=1024, f_blocks=64 * 1024, f_bavail=figures.free_bytes // 1024
+        )
+
+    monkeypatch.setattr(room.os, "statvfs", statvfs)
+    return figures
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "size_bytes", "fits"),
+    [(4 * MIB, 0, True), (4 * MIB, 1, False), (5 * MIB, MIB, True), (0, 0, False)],
+)
+def test_a_sixteenth_of_a_small_disk_is_kept(disk, tmp_path, free_bytes, size_bytes, fits):
+    disk.free_bytes = free_bytes
+    if fits:
+        room.check_room(tmp_path, size_bytes)
+    else:
+        with pytest.raises(SpoolFullError):
+            room.check_room(tmp_path, size_bytes)
+
+
+async def test_a_refused_message_takes_no_outcome_with_it(spool, make, disk) -> None:
+    disk.free_bytes = 64 * MIB
+    claim = (await spool.accept(make())).claims[0]
+    disk.free_bytes = MIB
+    *refused, settled = await asyncio.gather(  # one batch
+        *(spool.accept(make()) for _ in range(3)),
+        spool.settle(Settlement(claim, 5, {1: OK})),
+        return_exceptions=True,
+    )
+    assert [type(each) for each in refused] == [SpoolFullError] * 3
+    assert settled == (True, ())
+    assert await spool.queue_list(Selector(all=True), limit=10) == []
+
+
+async def test_a_repeated_submission_needs_no_room(spool, make, disk) -> None:
+    disk.free_bytes = 64 * MIB
+    first = await spool.accept(make(), submission_key="draft.1")
+    disk.free_bytes = 0
+    again = await spool.accept(make(), submission_key="draft.1")
+    assert (again.repeated, again.queue_id) == (True, first.queue_id)
+
+
+async def test_a_refused_message_leaves_no_file(spool, make, disk, tmp_path) -> None:
+    disk.free_bytes = MIB
+    with pytest.raises(SpoolFullError):
+        await spool.accept(make(contents=(b"x" * 300_000,)))
+    assert [path for path in tmp_path.rglob("*-content/*") if path.is_file()] == []
