@@ -89,6 +89,15 @@ def prepend(content: bytes, new_fields: bytes) -> bytes:
     return new_fields + b"\r\n" + content
 
 
+def append(content: bytes, new_fields: bytes) -> bytes:
+    """Return `content` with complete lines behind its header: trace fields stay in front."""
+    end = split(content)
+    if not end:
+        return prepend(content, new_fields)
+    line_end = b"" if content[:end].endswith(b"\n") else b"\r\n"
+    return content[:end] + line_end + new_fields + content[end:]
+
+
 def remove(content: bytes, names: Collection[str]) -> bytes:
     """Return `content` without the fields called one of `names`."""
     wanted = frozenset(name.lower().encode() for name in names)
@@ -113,7 +122,7 @@ def set_field(content: bytes, name: str, value: str) -> bytes:
     new = field(name, value)
     existing = list(_named(content, name))
     if not existing:
-        return _append(content, new)
+        return append(content, new)
     where = existing[0]
     rest = content[where.end :]
     for other in reversed(existing[1:]):
@@ -156,7 +165,7 @@ def prefix_subject(content: bytes, tag: str) -> bytes:
         return content
     subject = next(_named(content, "subject"), None)
     if subject is None:
-        return _append(content, field("Subject", tag))
+        return append(content, field("Subject", tag))
     raw = content[subject.value_start : subject.end]
     if _is_tagged(decode_words(_value(content, subject)), tag):
         return content
@@ -253,14 +262,6 @@ def _without(content: bytes, unwanted: Callable[[bytes], bool]) -> bytes:
             kept.append(content[position : found.start])
             position = found.end
     return b"".join((*kept, content[position:])) if kept else content
-
-
-def _append(content: bytes, new: bytes) -> bytes:
-    end = split(content)
-    if not end:
-        return prepend(content, new)
-    line_end = b"" if content[:end].endswith(b"\n") else b"\r\n"
-    return content[:end] + line_end + new + content[end:]
 
 
 def _encoded(name: str, value: str) -> list[str]:

@@ -102,7 +102,7 @@ class Cc:
                 old = head[: field.end].rstrip()
                 comma = b"" if old.endswith(b":") else b","
                 return old + comma + b"\r\n " + new + b"\r\n" + head[field.end :]
-        return headers.prepend(head, b"Cc: " + new + b"\r\n")
+        return headers.append(head, b"Cc: " + new + b"\r\n")
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,7 +213,6 @@ def test_copies_go_once_and_not_to_recipients(evaluate):
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (b"", b"Cc: l@in.test\r\n"),
         (b"Cc: z@in.test\r\n", b"Cc: z@in.test,\r\n l@in.test\r\n"),
         (b"CC:\r\n", b"CC:\r\n l@in.test\r\n"),
         (b"cc: \xc3\xbc <z@in.test>,\r\n y@in.test\r\n",
@@ -233,6 +232,14 @@ def test_a_copy_has_the_form_that_its_rule_leaves(evaluate):
     assert verdict.recipients[0].fate is Fate.REJECT
     [copy] = verdict.additions
     assert b"[X] hello" in verdict.contents[copy.content]
+
+
+def test_a_new_cc_goes_behind_the_trace_fields(evaluate):
+    verdict = evaluate(rule('{ cc = "l@in.test" }'), content=b"Received: by x; today\r\n" + MAIL)
+    head, _, body = verdict.contents[1].partition(b"\r\n\r\n")
+    assert head.startswith(b"Received: by x; today\r\n")
+    assert head.endswith(b"\r\nCc: l@in.test")
+    assert body == MAIL.partition(b"\r\n\r\n")[2]
 
 
 @settings(max_examples=60, deadline=None)
