@@ -66,7 +66,8 @@ class ContentReader:
 
     def content(self) -> bytes:
         """Return the message, dots undone, ending in CRLF (empty if there was none)."""
-        return b"".join(self._chunks)
+        self._chunks = [b"".join(self._chunks)]  # not kept twice while it is accepted
+        return self._chunks[0]
 
     def release(self) -> None:
         """Give the memory back to the budget; the reader is done."""
