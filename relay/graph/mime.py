@@ -46,6 +46,14 @@ def parse_mime(body: bytes, account: Account) -> MimeMessage:
     except binascii.Error as error:
         message = f"Invalid base64 string for MIME content. {error}."
         raise ApiError(400, "ErrorMimeContentInvalidBase64String", message) from None
+    return check_content(content, account)
+
+
+def check_content(content: bytes, account: Account) -> MimeMessage:
+    """Check MIME that the account wants to send, which may have no recipients yet.
+
+    Raises ApiError.
+    """
     if reason := check_mime(content):
         raise ApiError(400, "ErrorMimeContentInvalid", f"Invalid MIME content: {reason}.")
     header = read_header(header_of(content))

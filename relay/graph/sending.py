@@ -11,7 +11,7 @@ from dataclasses import replace
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from relay.graph.mime import parse_mime_to_send
+from relay.graph.mime import check_content, parse_mime_to_send
 from relay.graph.parse import check_has_recipients, check_own, parse_send_mail
 from relay.graph.values import json_object
 from relay.graph.visit import Visit
@@ -49,6 +49,8 @@ async def send_draft(visit: Visit) -> Response:
     check_has_recipients(draft.properties)
     check_own(draft.properties.from_, visit.account, path="from")
     check_own(draft.properties.sender, visit.account, path="sender")
+    if draft.is_mime:  # a mail client may have put anything there
+        check_content(await store.mime(visit.mailbox, draft.id), visit.account)
     note = await store.submit_draft(visit.mailbox, draft.id, SendOptions())
     return _accepted(visit, note, draft.properties.internet_message_id)
 

@@ -133,6 +133,28 @@ async def test_mime_is_on_the_disk_as_it_came(on_disk: OnDisk) -> None:
     assert drafts[0].read_bytes().endswith(content)
 
 
+@pytest.mark.parametrize(
+    ("content", "status", "code"),
+    [
+        (b"To: c@a.test, nobody\n\nx", 400, "ErrorInvalidRecipients"),
+        (b"From: eve@a.test\nTo: c@a.test\n\nx", 403, "ErrorSendAsDenied"),
+        (b"From: eve\nTo: c@a.test\n\nx", 400, "ErrorMimeContentInvalid"),
+        (b"To: c@a.test\n\n\0", 400, "ErrorMimeContentInvalid"),
+    ],
+)
+async def test_a_draft_of_a_mail_client_is_checked_when_it_is_sent(
+    on_disk: OnDisk, content: bytes, status: int, code: str
+) -> None:
+    shown = (await on_disk.http.post("/messages", json={"subject": "x"})).json()
+    [draft] = on_disk.files()
+    draft.unlink()
+    draft.with_name("1700000000.M1P1.client:2,DS").write_bytes(content)
+    [foreign] = (await on_disk.http.get("/mailFolders/drafts/messages")).json()["value"]
+    assert foreign["id"] != shown["id"]
+    answer = await on_disk.http.post(f"/messages/{foreign['id']}/send")
+    assert refused(answer, status, code)
+
+
 async def test_a_full_mailbox_takes_nothing(on_disk: OnDisk) -> None:
     message = {"toRecipients": to("c@a.test"), "body": {"content": "x" * QUOTA_BYTES}}
     answer = await on_disk.http.post("/sendMail", json={"message": message})
