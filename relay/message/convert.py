@@ -18,10 +18,10 @@ from email.policy import SMTP
 
 from relay.message.draft import (
     DraftOrigin,
-    Part,
     PrivateBlock,
     attachment_fields,
     base64_lines,
+    has_line_over,
     header_fields,
     part_bytes,
     split_private,
@@ -37,7 +37,6 @@ from relay.message.mimeread import (
 )
 from relay.message.properties import MessageProperties, Person
 
-_ANY_LINE_END = re.compile(rb"\r\n|\n|\r")
 _FIELD_START = re.compile(rb"([!-9;-~]+)[ \t]*:")
 _BODY_LINE_BYTES = 78
 _RECIPIENT_FIELDS = ("To", "Cc", "Bcc")
@@ -130,51 +129,60 @@ def _from_properties(raw: bytes, block: PrivateBlock, length: int, *, keep_bcc: 
     html = properties.body_type.lower() == "html"
     inline = [one for one in block.attachments if one.inline and html]
     attached = [one for one in block.attachments if not (one.inline and html)]
-    body = _text_part(part_bytes(raw, length, body_part), "html" if html else "plain")
-    boundary = f"=_{_NO_LETTER.sub('_', block.origin.base_name)[:40]}"
-    spliced = [*inline, *attached]
-    marks = [f"{boundary}_bytes_of_{number}_" for number in range(len(spliced))]
-    parts = [_attachment(part, mark) for part, mark in zip(spliced, marks, strict=True)]
-    root = body
-    if inline:
-        root = _multipart("related", [root, *parts[: len(inline)]], f"{boundary}_related")
-    if attached:
-        root = _multipart("mixed", [root, *parts[len(inline) :]], f"{boundary}_mixed")
-    fields = _header(properties, block.origin, keep_bcc=keep_bcc)
-    pieces = [fields.encode()]
-    rest = root.as_bytes()
-    for part, mark in zip(spliced, marks, strict=True):
-        before, _, rest = rest.partition(mark.encode())
+    text = _coded(_with_crlf(part_bytes(raw, length, body_part)))
+    fields = [
+        [("Content-Type", f"text/{'html' if html else 'plain'}; charset={text.charset}"),
+         ("Content-Transfer-Encoding", text.encoding)],
+        *map(attachment_fields, (*inline, *attached)),
+    ]  # fmt: skip
+    contents = [text.content]
+    for part in (*inline, *attached):
         start = length + part.offset
-        pieces += [before, raw[start : start + part.length]]
-    pieces.append(rest if rest.endswith(b"\r\n") else rest + b"\r\n")
+        contents.append(raw[start : start + part.length])
+    boundary = f"=_{_NO_LETTER.sub('_', block.origin.base_name)[:40]}"
+    marks = [f"{boundary}_bytes_of_{number}_" for number in range(len(contents))]
+    root, *files = map(_part, fields, marks)
+    if inline:
+        root = _multipart("related", [root, *files[: len(inline)]], f"{boundary}_related")
+    if attached:
+        root = _multipart("mixed", [root, *files[len(inline) :]], f"{boundary}_mixed")
+    pieces = [_header(properties, block.origin, keep_bcc=keep_bcc).encode()]
+    rest = root.as_bytes()
+    for mark, content in zip(marks, contents, strict=True):
+        before, _, rest = rest.partition(mark.encode())
+        pieces += [before, content]
+    pieces.append(rest)
+    if not (rest or text.content).endswith(b"\r\n"):
+        pieces.append(b"\r\n")
     return b"".join(pieces)
 
 
 def _header(properties: MessageProperties, origin: DraftOrigin, *, keep_bcc: bool) -> str:
-    fields = header_fields(properties, message_id=origin.message_id, date_us=origin.created_us)
+    fields = header_fields(properties, message_id=origin.message_id, date_us=origin.modified_us)
     return (people_field("Bcc", properties.bcc) if keep_bcc else "") + fields
 
 
-def _text_part(text: bytes, subtype: str) -> MIMEPart:
-    """Build a text part in 7 bits: as it is, quoted-printable or base64, whatever is shortest.
+@dataclass(frozen=True, slots=True)
+class _Coded:
+    """A text as it is transferred, in 7 bits."""
+
+    charset: str
+    encoding: str
+    content: bytes
+
+
+def _coded(text: bytes) -> _Coded:
+    """Leave a text as it is, or code it: quoted-printable or base64, whichever is shorter.
 
     Neither coding can make a "=_", so only text as it is could hold a boundary: that is coded.
     """
-    text = _with_crlf(text)
-    part = MIMEPart(policy=_POLICY)
     charset = "us-ascii" if text.isascii() else "utf-8"
-    part.set_raw("Content-Type", f"text/{subtype}; charset={charset}")
     plain = text.isascii() and b"\0" not in text and b"=_" not in text
-    if plain and max(map(len, text.split(b"\r\n"))) <= _BODY_LINE_BYTES:
-        encoding, payload = "7bit", text
-    elif len(text.translate(None, _ASCII)) * _QUOTED_PRINTABLE_SHARE > len(text):
-        encoding, payload = "base64", base64_lines(b64encode(text))
-    else:
-        encoding, payload = "quoted-printable", _with_crlf(b2a_qp(text, istext=True))
-    part.set_raw("Content-Transfer-Encoding", encoding)
-    part.set_payload(payload.decode("ascii"))
-    return part
+    if plain and not has_line_over(text, _BODY_LINE_BYTES + len("\r")):
+        return _Coded(charset, "7bit", text)
+    if len(text.translate(None, _ASCII)) * _QUOTED_PRINTABLE_SHARE > len(text):
+        return _Coded(charset, "base64", base64_lines(b64encode(text)))
+    return _Coded(charset, "quoted-printable", _with_crlf(b2a_qp(text, istext=True)))
 
 
 def _multipart(subtype: str, parts: list[MIMEPart], boundary: str) -> MIMEPart:
@@ -186,13 +194,13 @@ def _multipart(subtype: str, parts: list[MIMEPart], boundary: str) -> MIMEPart:
     return whole
 
 
-def _attachment(part: Part, mark: str) -> MIMEPart:
-    """Build the part with a mark where its base64 will be put."""
-    attachment = MIMEPart(policy=_POLICY)
-    for name, value in attachment_fields(part):
-        attachment.set_raw(name, value)
-    attachment.set_payload(mark)
-    return attachment
+def _part(fields: Iterable[tuple[str, str]], mark: str) -> MIMEPart:
+    """Build a part with a mark where its bytes will be put: `email` would copy them many times."""
+    part = MIMEPart(policy=_POLICY)
+    for name, value in fields:
+        part.set_raw(name, value)
+    part.set_payload(mark)
+    return part
 
 
 # -- from MIME
@@ -214,7 +222,7 @@ def _from_mime(content: bytes, origin: DraftOrigin) -> tuple[bytes, bytes]:
     if b"from" not in names:
         missing += people_field("From", [Person(origin.account)])
     if b"date" not in names:
-        missing += raw_field("Date", date_text(origin.created_us))
+        missing += raw_field("Date", date_text(origin.modified_us))
     if b"message-id" not in names:
         missing += raw_field("Message-ID", origin.message_id)
     sent = b"".join((*kept, missing.encode(), body))
@@ -251,7 +259,8 @@ def _with_crlf(content: bytes) -> bytes:
     pairs = content.count(b"\r\n")
     if pairs == content.count(b"\n") == content.count(b"\r"):
         return content
-    return _ANY_LINE_END.sub(b"\r\n", content)
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return content.replace(b"\n", b"\r\n")
 
 
 def _each_once(people: Iterable[Person]) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ FIRST_FIELD_BYTES = 29
 _DATA_FIELD = "X-Relay-Data: "
 _DATA_LINE = 900
 _BASE64_LINE = 76
-_LONG_LINE = re.compile(rb"[^\n]{998}")
+_LINE_OCTETS_MAX = 997
 _CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+")
 _CHARSET = re.compile(r";[ \t]*charset=\"?([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
 _NO_LETTER = re.compile(r"[^A-Za-z0-9]")
@@ -203,6 +203,16 @@ def base64_lines(content: bytes) -> bytes:
     return b"\r\n".join([content[start : start + _BASE64_LINE] for start in starts])
 
 
+def has_line_over(content: bytes, octets: int) -> bool:
+    """Whether a line has more octets than that in front of its LF."""
+    position = 0
+    while len(content) - position > octets:
+        position = content.rfind(b"\n", position, position + octets + 1) + 1
+        if not position:
+            return True
+    return False
+
+
 def attachment_fields(attachment: Attachment | Part) -> list[tuple[str, str]]:
     """Return the fields of an attachment's part, values folded; its bytes follow as base64."""
     name = parameter("name", attachment.name) if attachment.name else ""
@@ -279,7 +289,7 @@ def _needs_base64(body: bytes, boundary: bytes) -> bool:
         b"\0" in body
         or (returns > 0 and returns != body.count(b"\r\n"))
         or boundary in body
-        or (len(body) > _DATA_LINE and _LONG_LINE.search(body) is not None)
+        or has_line_over(body, _LINE_OCTETS_MAX)
     )
 
 

@@ -102,7 +102,7 @@ def read_message(raw: bytes) -> ReadMessage:
     if block is None or block.properties is None:
         return read_mime(raw[length:])
     attachments = tuple(_facts(part) for part in block.attachments)
-    return ReadMessage(read_properties(raw), attachments, block.origin.created_us)
+    return ReadMessage(read_properties(raw), attachments, block.origin.modified_us)
 
 
 def read_mime(content: bytes) -> ReadMessage:

@@ -290,3 +290,12 @@ async def test_a_note_that_was_gone_when_it_was_read_is_forgotten(store, draft):
         await store.note_content(note)
     assert store._board._known == set()
     await notes.aclose()
+
+
+async def test_a_draft_that_waited_is_dated_when_it_is_sent(place, store, draft):
+    made = await store.create_draft(ALICE, draft())
+    place.clock.advance(3600)
+    note = await store.submit_draft(ALICE, made.id, SAVE)
+    sent = convert(await store.note_content(note), now_us=0, hostname="h").content
+    assert b"Date: Tue, 14 Nov 2023 23:13:20 +0000\r\n" in sent
+    assert (await store.get(ALICE, made.id)).sent_us == place.clock.now_us

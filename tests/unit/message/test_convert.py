@@ -4,6 +4,8 @@ import email
 import email.policy
 import random
 import re
+import time
+import tracemalloc
 from base64 import b64encode
 
 import pytest
@@ -15,7 +17,11 @@ from relay.message.draft import DraftOrigin, write_draft, write_mime_draft
 from relay.message.properties import Attachment, MessageProperties, Person
 
 ORIGIN = DraftOrigin(
-    "alice@example.test", "1.R0123456789abcdef_1.h", "<id@h>", 1_700_000_000_000_000, 0
+    "alice@example.test",
+    "1.R0123456789abcdef_1.h",
+    "<id@h>",
+    1_600_000_000_000_000,
+    1_700_000_000_000_000,
 )
 ALICE, BOB = Person("alice@example.test", "Alice"), Person("bob@b.test", "Bob")
 BINARY = random.Random(7).randbytes(30_000)
@@ -224,3 +230,20 @@ def test_a_header_without_a_last_line_end_keeps_its_fields_apart():
     content = from_mime(b"From: a@example.test\r\nTo: b@b.test\r\nSubject: x").content
     assert b"Subject: x\r\nDate: " in content
     assert content.endswith(b"\r\n\r\n")
+
+
+def test_the_date_is_when_the_message_was_finished():
+    for content in (converted(draft()).content, from_mime(b"To: b@b.test\r\n\r\n").content):
+        assert parsed(content)["date"].datetime.timestamp() == ORIGIN.modified_us / 1_000_000
+
+
+@pytest.mark.parametrize("line", ["é\n", "\n", "x" * 990 + "\n", "=_\r\n"])
+def test_a_large_text_costs_a_few_copies_and_little_time(line):
+    body = line * (3_000_000 // len(line))
+    tracemalloc.start()
+    started = time.process_time()
+    made = converted(draft(body=body))
+    taken_s, (_, peak_bytes) = time.process_time() - started, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken_s < 5
+    assert peak_bytes < 12 * len(made.content)

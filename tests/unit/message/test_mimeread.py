@@ -100,7 +100,7 @@ def test_a_draft_is_read_by_its_block():
     origin = DraftOrigin("a@a.test", "1.R0123456789abcdef_1.h", "<i@h>", 5, 6)
     message = read_message(write_draft(wanted, origin))
     assert message.properties.bcc == wanted.bcc
-    assert (message.date_us, message.attachments[0].size, message.has_attachments) == (5, 3, False)
+    assert (message.date_us, message.attachments[0].size, message.has_attachments) == (6, 3, False)
 
 
 @pytest.mark.parametrize(
