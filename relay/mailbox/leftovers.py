@@ -18,8 +18,6 @@ from relay.mailbox.names import is_our_name
 from relay.mailbox.notes import read_block_of
 from relay.mailbox.types import WellKnown
 
-_MAILBOXES_REMEMBERED = 10_000
-
 
 class Leftovers:
     """Blocking; the store calls it in its threads."""
@@ -27,6 +25,7 @@ class Leftovers:
     def __init__(self, equipment: Equipment) -> None:
         self._shared = equipment
         self._lock = threading.Lock()
+        # One path an account: whatever is forgotten would be cleaned under its writers' hands.
         self._used: set[Path] = set()
 
     def remove_prepared(self) -> int:
@@ -55,5 +54,4 @@ class Leftovers:
             for name in list_names(temporary):
                 if is_our_name(name):
                     remove(temporary / name)
-            if len(self._used) < _MAILBOXES_REMEMBERED:
-                self._used.add(mailbox)
+            self._used.add(mailbox)

@@ -71,9 +71,10 @@ class Sending:
         draft = compose(content, identity)
         self._shared.quota.check(account, mailbox, len(draft.raw))
         submission_id = f"{identity.message_id}.{FIRST_SUBMISSION}"
-        return self._write_and_submit(
-            mailbox, draft, submission_id=submission_id, identity=identity
-        )
+        with self._shared.stripes.of(identity.message_id):  # no PATCH before the note is ready
+            return self._write_and_submit(
+                mailbox, draft, submission_id=submission_id, identity=identity
+            )
 
     @looking_again
     def submit_draft(self, account: str, message_id: str, options: SendOptions) -> Note:
@@ -105,7 +106,8 @@ class Sending:
             note = self._write_and_submit(
                 mailbox, draft, submission_id=submission_id, identity=identity
             )
-            remove(located.path)
+            with suppress(OSError):  # it is being sent; what is left is the index's to remove
+                remove(located.path)
             return note
 
     def _write_and_submit(

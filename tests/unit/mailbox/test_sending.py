@@ -4,10 +4,12 @@ import asyncio
 import errno
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import pytest
 
+from relay.journal.crash import CrashPoint, CrashPoints
 from relay.mailbox import (
     BeingSentError,
     MailboxFullError,
@@ -299,3 +301,22 @@ async def test_a_draft_that_waited_is_dated_when_it_is_sent(place, store, draft)
     sent = convert(await store.note_content(note), now_us=0, hostname="h").content
     assert b"Date: Tue, 14 Nov 2023 23:13:20 +0000\r\n" in sent
     assert (await store.get(ALICE, made.id)).sent_us == place.clock.now_us
+
+
+async def test_a_new_submission_cannot_be_changed_before_its_note_is_ready(
+    place, store, draft, monkeypatch
+):
+    changes = []
+    executor = ThreadPoolExecutor(1)
+
+    def reached(_, point):
+        if point is CrashPoint.DRAFT_LINKED:
+            message_id = place.files(".Drafts")[0].name.partition(".R")[2][:16]
+            change = MessageChange(properties=draft(subject="changed"))
+            changes.append(executor.submit(store._drafts.update, ALICE, message_id, change))
+            wait(changes, timeout=0.2)
+
+    monkeypatch.setattr(CrashPoints, "reached", reached)
+    await store.submit_new(ALICE, draft(), SAVE)
+    assert isinstance(changes[0].exception(timeout=10), BeingSentError)
+    executor.shutdown()
