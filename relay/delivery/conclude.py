@@ -67,6 +67,11 @@ def conclude(
     return Conclusion(outcomes, {}, failed, due_us, _attempt_event(claim, outcomes, now_us))
 
 
+def for_all(claim: Claim, outcome: Outcome) -> dict[int, Outcome]:
+    """One outcome that all recipients share."""
+    return {recipient.id: outcome for recipient in claim.recipients}
+
+
 def expire(claim: Claim, *, now_us: int) -> Conclusion:
     """Give every recipient of the claim up, with the last reply that there was."""
     expired: dict[int, Outcome] = {}

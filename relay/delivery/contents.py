@@ -11,6 +11,7 @@ Standards: DESIGN 7, invariant 8.
 import asyncio
 from collections import Counter, deque
 
+from relay.delivery.conclude import for_all
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Outcome
 from relay.spool.types import Claim, Spool, SpoolError
@@ -78,4 +79,4 @@ class Contents:
 def unreadable(claim: Claim, error: SpoolError) -> dict[int, Outcome]:
     """The outcome of a claim whose content cannot be read now: it stays queued."""
     evidence = Evidence("4.3.0", f"451 4.3.0 the message cannot be read: {error}")
-    return {one.id: Deferred(evidence, DeferralClass.INTERNAL) for one in claim.recipients}
+    return for_all(claim, Deferred(evidence, DeferralClass.INTERNAL))

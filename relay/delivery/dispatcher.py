@@ -8,11 +8,12 @@ Standards: RFC 5321 4.5.4.1; DESIGN 5.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from relay.clock import Clock
-from relay.delivery.conclude import is_expired
+from relay.delivery.conclude import for_all, is_expired
 from relay.delivery.contents import Contents, unreadable
 from relay.delivery.local import LocalDelivery
 from relay.delivery.ports import LocalTable, Resolver
@@ -23,7 +24,7 @@ from relay.delivery.window import Window
 from relay.journal.logs import get_logger
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import Outcome
-from relay.routing import Hosts, outcome_of
+from relay.routing import Hosts, TemporaryFailure, outcome_of
 from relay.spool.types import Claim, Spool, SpoolError
 
 _log = get_logger("delivery")
@@ -33,6 +34,8 @@ _CROWDED_S = 0.1  # between looks that pass over what waits for full next hops
 _SLEEP_S_MAX = 60.0  # so that a jump of the wall clock is noticed
 _LOCAL_AT_ONCE = 16
 _SITES_MAX = 4000
+_PLACES_MAX = 4000
+_LAST_WORDS_S = 1.0  # for what is cut off to be written down, when the grace time is over
 _PLACE_S = 1.0  # how long the site of a next hop is remembered without asking the resolver
 
 SiteKey = tuple[tuple[str, int], ...]
@@ -82,6 +85,7 @@ class Dispatcher:
         self._places: dict[NextHop, _Place] = {}
         self._resolving: dict[NextHop, list[Claim]] = {}
         self._local_limit = asyncio.Semaphore(_LOCAL_AT_ONCE)
+        self._searches: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -109,6 +113,9 @@ class Dispatcher:
             except SpoolError as error:
                 _log.error("spool unreadable", error=str(error))
                 pause_s = 1.0
+            except Exception:  # noqa: BLE001 - ours: delivery goes on, whatever it was
+                _log.exception("refill broken off")
+                pause_s = 1.0
             try:
                 async with asyncio.timeout(pause_s):
                     await self._wake.wait()
@@ -119,24 +126,31 @@ class Dispatcher:
                 await asyncio.sleep(_CROWDED_S)
 
     async def drain(self, grace_s: float) -> None:
-        """Finish what is in work within `grace_s`; give the rest back to the spool."""
+        """Give what was not begun back to the spool, finish what is in work within `grace_s`.
+
+        What is cut off then goes back as well, or is indeterminate if its final dot was written.
+        """
         self._stopping = True
         self._settler.claims_reports = False
         untried = [claim for site in self._sites.values() for claim in site.close()]
         untried += [claim for waiting in self._resolving.values() for claim in waiting]
         self._resolving.clear()
-        joined = [asyncio.ensure_future(site.join()) for site in self._sites.values()]
-        pending: set[asyncio.Future[None]] = {*joined, *self._tasks}
-        if pending:
-            _, pending = await asyncio.wait(pending, timeout=grace_s)
+        for search in self._searches:
+            search.cancel()
+        await self.give_back(*untried)
+        await self._all_ended(grace_s)
         for site in self._sites.values():
             site.abort()
-        for task in pending:
+        for task in self._tasks:
             task.cancel()
-        if pending:
-            await asyncio.wait(pending, timeout=1.0)
-        if untried:
-            await self._spool.release(untried)
+        await self._all_ended(_LAST_WORDS_S)
+
+    async def _all_ended(self, timeout_s: float) -> None:
+        """Wait until no connection and no task is left, with what they start at their end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while busy := self._tasks.union(*(one.workers for one in self._sites.values())):
+                    await asyncio.wait(busy)
 
     # -- for the sites
     async def content_of(self, claim: Claim) -> bytes:
@@ -145,7 +159,14 @@ class Dispatcher:
 
     async def settle(self, claim: Claim, outcomes: Mapping[int, Outcome]) -> None:
         """Settle an attempt and go on with what follows from it."""
-        self._finished(claim, await self._settler.attempted(claim, outcomes))
+        await self._settled(claim, self._settler.attempted(claim, outcomes))
+
+    async def give_back(self, *claims: Claim) -> None:
+        """Give claims back untried, on the way out; they are due at once."""
+        try:
+            await self._spool.release(claims)
+        except SpoolError as error:  # the next start releases them
+            _log.warning("claims kept", claims=len(claims), error=str(error))
 
     async def _refill(self) -> float:
         """Claim what is due while there is room; return for how many seconds nothing is."""
@@ -165,11 +186,15 @@ class Dispatcher:
         wait_s = (due_us - self._clock.time_us()) / 1_000_000
         return min(max(wait_s, 0.0), _SLEEP_S_MAX)
 
-    def _finished(self, claim: Claim, settled: Settled) -> None:
+    async def _settled(self, claim: Claim, settling: Awaitable[Settled]) -> None:
+        """Wait for the settlement; the claim's place is free then, whatever became of it."""
+        settled = Settled((), None)
+        try:
+            settled = await settling
+        except Exception:  # noqa: BLE001 - ours; until the next start the claim stays as it is
+            _log.exception("settlement broken off", qid=claim.message.id, entry=claim.entry_id)
         if self._window.leave(claim):
             self._backlog = True
-        if self._stopping:
-            return
         if settled.due_us is not None or (self._backlog and self._window.is_worth_filling):
             self._wake.set()
         self.offer(settled.reports)
@@ -177,12 +202,12 @@ class Dispatcher:
 
     # -- where a claim goes
     def _dispatch(self, claim: Claim) -> None:
-        if is_expired(claim, self._clock.time_us()):
-            self._spawn(self._expire(claim))
+        if self._stopping:
+            self._spawn(self.give_back(claim))
+        elif is_expired(claim, self._clock.time_us()):
+            self._spawn(self._settled(claim, self._settler.expired(claim)))
         elif claim.next_hop.kind is HopKind.LOCAL:
             self._spawn(self._deliver_locally(claim))
-        elif self._stopping:
-            self._spawn(self._give_back(claim))
         else:
             place = self._places.get(claim.next_hop)
             if place is not None and place.until > self._clock.monotonic():
@@ -191,46 +216,53 @@ class Dispatcher:
                 waiting.append(claim)
             else:
                 self._resolving[claim.next_hop] = [claim]
-                self._spawn(self._find_site(claim.next_hop))
+                search = self._spawn(self._find_site(claim.next_hop))
+                self._searches.add(search)
+                search.add_done_callback(self._searches.discard)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _expire(self, claim: Claim) -> None:
-        self._finished(claim, await self._settler.expired(claim))
-
-    async def _give_back(self, claim: Claim) -> None:
-        await self._spool.release([claim])
+        return task
 
     async def _deliver_locally(self, claim: Claim) -> None:
-        outcomes: dict[int, Outcome]
-        async with self._local_limit:
-            try:
-                content = await self._contents.of(claim)
-            except SpoolError as error:
-                outcomes = unreadable(claim, error)
-            else:
-                outcomes = {
-                    recipient.id: await self._local.deliver(claim, recipient, content)
-                    for recipient in claim.recipients
-                }
+        try:
+            async with self._local_limit:
+                outcomes = await self._into_mailboxes(claim)
+        except asyncio.CancelledError:  # repeated, it finds what is there already
+            self._spawn(self.give_back(claim))
+            raise
         await self.settle(claim, outcomes)
+
+    async def _into_mailboxes(self, claim: Claim) -> dict[int, Outcome]:
+        try:
+            content = await self._contents.of(claim)
+        except SpoolError as error:
+            return unreadable(claim, error)
+        return {
+            recipient.id: await self._local.deliver(claim, recipient, content)
+            for recipient in claim.recipients
+        }
 
     async def _find_site(self, next_hop: NextHop) -> None:
         """Resolve a next hop and push everything that waits for it."""
-        resolution = await self._resolver.resolve(next_hop)
+        try:
+            resolution = await self._resolver.resolve(next_hop)
+        except Exception as error:  # noqa: BLE001 - ours: else the next hop would wait for ever
+            _log.exception("resolving broken off", next_hop=str(next_hop))
+            resolution = TemporaryFailure(f"internal error: {type(error).__name__}")
         claims = self._resolving.pop(next_hop, [])
         if isinstance(resolution, Hosts):
             site = self._site(next_hop, resolution)
+            if len(self._places) >= _PLACES_MAX:
+                self._places.clear()
             self._places[next_hop] = _Place(site, self._clock.monotonic() + _PLACE_S)
             for claim in claims:
                 site.push(claim)
             return
         outcome = outcome_of(resolution)
-        for claim in claims:
-            await self.settle(claim, {recipient.id: outcome for recipient in claim.recipients})
+        await asyncio.gather(*(self.settle(one, for_all(one, outcome)) for one in claims))
 
     def _site(self, next_hop: NextHop, hosts: Hosts) -> Site:
         """The site of these hosts: the same for every domain that they serve."""

@@ -26,6 +26,7 @@ from relay.spool.types import Claim, NewMessage, Settlement, Spool, SpoolError
 _log = get_logger("delivery")
 _PAUSE_S_FIRST = 0.2
 _PAUSE_S_MAX = 10.0
+_UNREADABLE = b"Subject: (the original message could not be read)\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +108,21 @@ class Settler:
     ) -> tuple[tuple[NewMessage, ...], tuple[Event, ...]]:
         if not conclusion.failed:
             return (), ()
-        message = claim.message
         try:
             content = await self._contents.of(claim)
         except SpoolError as error:
-            _log.error("content lost", qid=message.id, error=str(error))
-            content = b"Subject: (the original message could not be read)\r\n\r\n"
+            _log.error("content lost", qid=claim.message.id, error=str(error))
+            content = _UNREADABLE
+        try:
+            return self._plan(claim, conclusion, content)
+        except Exception:  # noqa: BLE001 - ours: no content may keep its failure from being told
+            _log.exception("report broken off", qid=claim.message.id)
+            return self._plan(claim, conclusion, _UNREADABLE)
+
+    def _plan(
+        self, claim: Claim, conclusion: Conclusion, content: bytes
+    ) -> tuple[tuple[NewMessage, ...], tuple[Event, ...]]:
+        message = claim.message
         reported = ReportedMessage(
             queue_id=message.id, reverse_path=message.reverse_path, envid=message.envid,
             ret=message.ret, arrival_us=message.received_us, client=message.client,

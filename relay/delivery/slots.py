@@ -43,6 +43,11 @@ class ConnectionSlots:
         finally:
             self._give_back(holder)
 
+    @property
+    def are_wanted(self) -> bool:
+        """Whether a site waits for a slot: then no connection should stay idle."""
+        return any(not waiter.done() for waiter in self._waiting)
+
     async def _take(self, holder: Holder) -> None:
         if self._used >= self._limit:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

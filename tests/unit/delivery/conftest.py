@@ -96,6 +96,7 @@ class House:
         self.connections_max = 20
         self.connections_in_all = 200
         self.window_claims = 2000
+        self.idle_s = 0.3
         self.timeouts = Timeouts(connect_s=2, command_s=1, data_s=1, block_s=1, dot_s=1, quit_s=0.2)
 
     async def start(self) -> None:
@@ -111,14 +112,15 @@ class House:
         )  # fmt: skip
         options = SiteOptions(
             ehlo_name="relay.test", tls="none", timeouts=self.timeouts,
-            connections_max=self.connections_max, down_s=0.02, idle_s=0.3,
+            connections_max=self.connections_max, down_s=0.02, idle_s=self.idle_s,
         )  # fmt: skip
+        self.slots = ConnectionSlots(self.connections_in_all, self.metrics.connections)
+        self.window = Window(claims_max=self.window_claims)
         self.changed: asyncio.Queue[str] = asyncio.Queue()
         self.dispatcher = Dispatcher(
             self.spool, settler, contents, local=LocalDelivery(self.store, self.table),
             resolver=self.table, table=self.table, options=options, clock=self.clock,
-            slots=ConnectionSlots(self.connections_in_all, self.metrics.connections),
-            window=Window(claims_max=self.window_claims), on_change=self.changed.put_nowait,
+            slots=self.slots, window=self.window, on_change=self.changed.put_nowait,
         )  # fmt: skip
         self.running = asyncio.create_task(self.dispatcher.run())
 

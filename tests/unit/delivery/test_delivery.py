@@ -8,16 +8,8 @@ import pytest
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Deferred
 from relay.routing import Host, Hosts, NoSuchDomain, NullMx, TemporaryFailure, outcome_of
+from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import DROP, RemoteMx
-
-
-def states(journey: dict) -> dict[str, str]:
-    return {one["address"]: one["state"] for one in journey["recipients"]}
-
-
-def outcomes(journey: dict, address: str) -> list[str]:
-    (one,) = (each for each in journey["recipients"] if each["address"] == address)
-    return [attempt["outcome"] for attempt in one["attempts"]]
 
 
 async def test_each_recipient_keeps_its_own_reply(house) -> None:
