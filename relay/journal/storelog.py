@@ -7,6 +7,7 @@ Standards: none.
 """
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -69,8 +70,13 @@ class StoreLog:
             }
         if queue_id:
             line["queue_id"] = queue_id
+        octets = msgspec.json.encode(line) + b"\n"
         with self._lock:
-            os.write(self._todays_file(), msgspec.json.encode(line) + b"\n")
+            file = self._todays_file()
+            written = os.write(file, octets)
+            if written < len(octets):  # the disk is full: half a line would spoil the next one
+                os.ftruncate(file, os.fstat(file).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _todays_file(self) -> int:
         day = _day_of(self._clock.time_us())

@@ -320,3 +320,23 @@ async def test_a_new_submission_cannot_be_changed_before_its_note_is_ready(
     await store.submit_new(ALICE, draft(), SAVE)
     assert isinstance(changes[0].exception(timeout=10), BeingSentError)
     executor.shutdown()
+
+
+async def test_a_line_that_the_disk_has_no_room_for_is_not_half_written(
+    place, store, draft, monkeypatch
+):
+    first = await store.submit_new(ALICE, draft(), SAVE)
+    write = os.write
+
+    def short(descriptor, octets):
+        is_log = bytes(octets[:1]) == b"{"
+        return write(descriptor, octets[: len(octets) // 2] if is_log else octets)
+
+    monkeypatch.setattr(os, "write", short)
+    with pytest.raises(StoreUnavailableError, match="disk is full"):
+        await store.submit_new(ALICE, draft(), SAVE)
+    monkeypatch.setattr(os, "write", write)
+    assert place.notes() == [first.path]
+    second = await store.submit_new(ALICE, draft(), SAVE)
+    for note in (first, second):
+        assert len((await place.log.submission(note.submission_id))["steps"]) == 2
