@@ -52,8 +52,8 @@ def _reason(recipient: Mapping[str, Any], due: str | None) -> str:
     text = f"{recipient['address']} {_REASONS.get(state, f'is {state}')}"
     if state == "deferred" and due:
         text += f" at {due[11:19]}Z"
-    attempts = recipient["attempts"]
-    if attempts:
+    if attempts := recipient["attempts"]:
+        tries = "1 attempt" if len(attempts) == 1 else f"{len(attempts)} attempts"
         host = attempts[-1]["host"]
-        text += f", {len(attempts)} so far" + (f", the last by {host}" if host else "")
+        text += f", {tries} so far" + (f", the last by {host}" if host else "")
     return f"{text}: {recipient['reply']}" if recipient["reply"] else text

@@ -46,7 +46,8 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
         for hit in detail.get("rules", []):
             yield f'rule "{hit["rule"]}": {hit["outcome"]}'
         for hop, people in detail.get("next_hops", {}).items():
-            yield f"{hop}: {_names(people)}"
+            others = " and others" if len(people) > _NAMES_MAX else ""  # an event has not all
+            yield f"{hop}: {', '.join(people[:_NAMES_MAX])}{others}"
         yield from _few(
             [f"refused: {x['address']} {x['reply']}" for x in detail.get("refused", [])]
         )

@@ -163,6 +163,8 @@ class Dispatcher:
 
     async def give_back(self, *claims: Claim) -> None:
         """Give claims back untried, on the way out; they are due at once."""
+        if not claims:  # nor is the spool open, when a start came to nothing
+            return
         try:
             await self._spool.release(claims)
         except SpoolError as error:  # the next start releases them

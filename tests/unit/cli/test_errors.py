@@ -1,0 +1,55 @@
+"""Every error is one line on stderr and a code of sysexits."""
+
+import errno
+from pathlib import Path
+
+import click
+import pytest
+
+from relay.app.control import ControlError, ControlForbiddenError, ControlUnavailableError
+from relay.app.folder import NotOurFolderError
+from relay.app.lock import AlreadyRunningError
+from relay.app.sending import NotAllowedError, RefusedError, TryLaterError
+from relay.cli.errors import tell
+from relay.cli.exits import Ended, Exit
+from relay.settings import Fault, SettingsError
+from relay.spool.types import SpoolError
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (Ended(Exit.DATA, "relay trace: none"), 65, "relay trace: none"),
+        (Ended(Exit.CONFIGURATION), 78, ""),
+        (click.exceptions.Exit(0), 0, ""),
+        (click.UsageError("say which"), 64, "Error: say which"),
+        (KeyboardInterrupt(), 130, ""),
+        (click.Abort(), 130, ""),
+        (
+            SettingsError([Fault(Path("r.toml"), 3, "bogus", "found an unknown key")]),
+            78,
+            "r.toml:3: bogus: found an unknown key",
+        ),
+        (ControlUnavailableError("no relay is running"), 69, "relay: no relay is running"),
+        (ControlForbiddenError("permission denied"), 77, "relay: permission denied"),
+        (ControlError(400, "BadRequest", "state: found x"), 65, "relay: state: found x"),
+        (ControlError(503, "Busy", "too many"), 75, "relay: too many"),
+        (AlreadyRunningError("state is in use"), 69, "relay: state is in use"),
+        (NotOurFolderError("not ours"), 64, "relay: not ours"),
+        (RefusedError("550 5.1.1 no"), 65, "relay: 550 5.1.1 no"),
+        (NotAllowedError("403"), 77, "relay: 403"),
+        (TryLaterError("451"), 75, "relay: 451"),
+        (SpoolError("the disk is full"), 75, "relay: the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 77, "/x: Permission denied"),
+        (OSError(errno.EADDRINUSE, "cannot listen on 1"), 69, "relay: cannot listen on 1"),
+        (ZeroDivisionError("oh"), 70, "relay: internal error: ZeroDivisionError: oh"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_an_error_has_its_code_and_one_line(error, code, told, capsys):
+    assert tell(error) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert told in printed.err
+    assert bool(told) == bool(printed.err)
+    assert "Traceback" not in printed.err

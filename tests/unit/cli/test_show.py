@@ -1,0 +1,157 @@
+"""What people see: aligned, bounded, and nothing that a terminal would obey."""
+
+import pytest
+
+from relay.cli.diagnosis import diagnosis
+from relay.cli.show import entry_lines, journey_lines, step_lines
+
+AT = "2026-11-20T09:11:43.766123Z"
+
+
+def step(number, name, at=AT, **detail):
+    return {"step": number, "name": name, "at": at, "detail": detail}
+
+
+def recipient(address, state="delivered", reply="", attempts=()):
+    return {
+        "address": address, "state": state, "next_hop": "local", "status": "", "reply": reply,
+        "attempts": list(attempts),
+    }  # fmt: skip
+
+
+def journey(*, steps=(), recipients=(), state="delivered", subject="Hello"):
+    return {
+        "id": "q1", "graph_id": "g1", "submission_id": "g1.1", "message_id": "<m@x>",
+        "sender": "alice@example.test", "subject": subject, "state": state,
+        "steps": list(steps), "recipients": list(recipients),
+    }  # fmt: skip
+
+
+def entry(number, state="deferred", due="2026-11-20T10:00:00.000000Z", people=1, **more):
+    return {
+        "id": f"q{number}", "entry": 1, "sender": "a@x.test", "next_hop": "mx:b.test",
+        "state": state, "due": due, "attempts": 3, "size": 12, "recipients":
+        [recipient(f"u{n}@b.test", state, "451 4.7.1 later") for n in range(people)], **more,
+    }  # fmt: skip
+
+
+def test_a_journey_has_a_headline_steps_and_recipients_in_columns():
+    found = journey(
+        steps=[
+            step(1, "created", folder="drafts"),
+            step(
+                5, "policy and routing", rules=[{"rule": "tag", "outcome": "subject_prefix"}],
+                next_hops={"local": ["bob@x.test"]},
+                refused=[{"address": "no@x.test", "reply": "550 5.1.1 no such user"}],
+            ),
+        ],
+        recipients=[recipient("bob@x.test"), recipient("no@x.test", "failed", "550 5.1.1 no")],
+        state="failed",
+    )  # fmt: skip
+    assert journey_lines(found) == [
+        'q1  "Hello"  alice@example.test -> bob@x.test, no@x.test  FAILED (1 of 2)',
+        " 1 created            09:11:43.766Z  folder drafts",
+        ' 5 policy and routing 09:11:43.766Z  rule "tag": subject_prefix',
+        "                                     local: bob@x.test",
+        "                                     refused: no@x.test 550 5.1.1 no such user",
+        "   no@x.test   failed     550 5.1.1 no",
+        "   bob@x.test  delivered",
+    ]
+
+
+def test_an_attempt_names_who_what_and_where():
+    people = [{"address": "a@x.test", "outcome": "relayed", "reply": "250 2.0.0 Ok"}]
+    lines = step_lines(step(6, "delivery", recipients=people, host="mx1.x.test"))
+    assert lines[0].endswith("  a@x.test relayed by mx1.x.test: 250 2.0.0 Ok")
+
+
+def test_a_step_that_counts_its_recipients_is_shown_as_it_is():
+    assert step_lines(step(3, "converted", size=302, recipients=2))[0].endswith(
+        "size 302, recipients 2"
+    )
+
+
+def test_steps_of_more_than_one_day_have_their_dates():
+    later = step(6, "delivery", at="2026-11-21T00:00:01.000000Z")
+    lines = journey_lines(journey(steps=[step(1, "created"), later]))
+    assert lines[1] == " 1 created            2026-11-20 09:11:43.766Z"
+    assert lines[2] == " 6 delivery           2026-11-21 00:00:01.000Z"
+
+
+@pytest.mark.parametrize("nasty", ["\x1b]0;pwned\x07", "\x9b31m", "\u202e", "a\r\nb", "\udcff"])
+def test_nothing_of_a_message_reaches_the_terminal_as_a_command(nasty):
+    found = journey(
+        subject=nasty,
+        steps=[step(1, "created", folder=nasty), step(5, "x", next_hops={nasty: [nasty]})],
+        recipients=[recipient(nasty, reply=nasty)],
+    )
+    lines = [*journey_lines(found), *diagnosis(found, []), *entry_lines([entry(1, sender=nasty)])]
+    assert all(line.isprintable() for line in lines)
+
+
+def test_a_thousand_recipients_fit_on_a_screen_those_in_trouble_first():
+    people = [recipient(f"u{n}@x.test") for n in range(999)]
+    failed = recipient("bad@x.test", "failed", "550 no")
+    names = [one["address"] for one in people]
+    found = journey(
+        recipients=[*people, failed], steps=[step(5, "policy", next_hops={"local": names})]
+    )
+    lines = journey_lines(found)
+    assert len(lines) < 30
+    assert "bad@x.test" in lines[2]
+    assert lines[-1] == "   and 980 more: 980 delivered"
+    assert max(map(len, lines)) < 200
+
+
+def test_entries_are_a_table_and_counted():
+    assert entry_lines([entry(1), entry(22, "captured", due=None, people=2)]) == [
+        "ID     STATE     BYTES  TRIES  NEXT TRY (UTC)       SENDER -> NEXT HOP",
+        "q1-1   deferred     12      3  2026-11-20 10:00:00  a@x.test -> mx:b.test",
+        "    u0@b.test  deferred   451 4.7.1 later",
+        "q22-1  captured     12      3  -                    a@x.test -> mx:b.test",
+        "    u0@b.test  captured   451 4.7.1 later",
+        "    u1@b.test  captured   451 4.7.1 later",
+        "2 entries, 3 recipients: 1 deferred, 1 captured",
+    ]
+    assert entry_lines([]) == ["0 entries, 0 recipients"]
+
+
+@pytest.mark.parametrize(
+    ("found", "entries", "expected"),
+    [
+        (
+            journey(steps=[step(2, "notified")], recipients=[recipient("b@x.test", "queued")]),
+            [],
+            [
+                "it stands at step 2 (notified): pickup has not converted it yet",
+                "b@x.test is about to be tried",
+            ],
+        ),
+        (
+            journey(
+                steps=[step(6, "delivery")],
+                recipients=[
+                    recipient("u0@b.test", "deferred", "451 later", [{"host": "mx1.b.test"}]),
+                    recipient("done@b.test"),
+                ],
+            ),
+            [entry(1)],
+            [
+                "it stands at step 6 (delivery): delivery has tried it",
+                "u0@b.test is tried again at 10:00:00Z, 1 attempt so far, the last by mx1.b.test: "
+                "451 later",
+            ],
+        ),
+        (
+            journey(steps=[step(5, "policy and routing")], recipients=[recipient("c@x", "captured")]),
+            [],
+            [
+                "it stands at step 5 (policy and routing): routed, delivery has not tried it yet",
+                "c@x is captured: a route keeps it here, it is never sent",
+            ],
+        ),
+    ],
+    ids=["not picked up", "deferred", "captured"],
+)
+def test_a_diagnosis_names_the_step_and_the_reason(found, entries, expected):
+    assert diagnosis(found, entries) == expected
