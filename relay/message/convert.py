@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from email.message import MIMEPart
 from email.policy import SMTP
 
+from relay.message.address import AddressError, parse_mailbox
 from relay.message.draft import (
     DraftOrigin,
     PrivateBlock,
@@ -90,14 +91,15 @@ def convert(raw_note: bytes, *, now_us: int, hostname: str) -> Converted:
         author = next(iter(read_people(header, "from")), Person(origin.account))
         message_id = read_token(header, "message-id") or origin.message_id
         subject = read_text(header, "subject")
+    originator = author.address and _checked(ascii_address(author.address))
     recipients = _each_once(people)
     if not recipients:
         raise ConversionError("The message has no recipients: To, Cc and Bcc are empty.")
     return Converted(
         content=content,
-        originator=ascii_address(author.address),
+        originator=originator,
         recipients=recipients,
-        smtputf8=not all(map(str.isascii, (ascii_address(author.address), *recipients))),
+        smtputf8=not all(map(str.isascii, (originator, *recipients))),
         eight_bit=not content.isascii(),
         message_id=message_id,
         subject=subject,
@@ -267,7 +269,17 @@ def _each_once(people: Iterable[Person]) -> tuple[str, ...]:
     """Addresses with domains in lower case and A-labels, each once, in their order."""
     found: dict[str, str] = {}
     for person in people:
-        local_part, _, domain = ascii_address(person.address).rpartition("@")
-        address = f"{local_part}@{domain.lower()}"
+        address = _checked(ascii_address(person.address))
         found.setdefault(address.lower(), address)
     return tuple(found.values())
+
+
+def _checked(address: str) -> str:
+    """Return the canonical address: what a mail client put into a draft may be anything.
+
+    Raises ConversionError.
+    """
+    try:
+        return parse_mailbox(address, smtputf8=True)
+    except AddressError as error:
+        raise ConversionError(f"The draft cannot be sent: {error}.") from None

@@ -24,6 +24,7 @@ from relay.message.draft import split_private
 from relay.message.mimeread import read_message
 from relay.message.outcome import Evidence
 from relay.message.reporting import ReportedMessage, ReportedRecipient
+from relay.message.status import one_line
 from relay.pickup.decisions import Accepted, Later, Refused, given_up, unknown
 from relay.pickup.submission import Submitter
 
@@ -147,7 +148,7 @@ def _as_it_is(raw: bytes, note: Note) -> Converted:
     return Converted(
         content=raw[split_private(raw)[1] :],
         originator=note.account,
-        recipients=tuple(dict.fromkeys(person.address for person in people)) or (note.account,),
+        recipients=tuple(dict.fromkeys(one_line(one.address) for one in people)) or (note.account,),
         smtputf8=False,
         eight_bit=False,
         message_id="",

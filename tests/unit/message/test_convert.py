@@ -247,3 +247,13 @@ def test_a_large_text_costs_a_few_copies_and_little_time(line):
     tracemalloc.stop()
     assert taken_s < 5
     assert peak_bytes < 12 * len(made.content)
+
+
+@pytest.mark.parametrize(
+    "address", ["a@b>\r\nRCPT TO:<c@d", "a b@c.test", "a", "a@b\0c", "<a@b.test>"]
+)
+@pytest.mark.parametrize("field", ["to", "cc", "bcc", "from_"])
+def test_what_is_no_address_reaches_no_command(field, address):
+    people = Person(address) if field == "from_" else (Person(address),)
+    with pytest.raises(ConversionError, match="cannot be sent"):
+        converted(draft(**{field: people}))

@@ -12,6 +12,8 @@ from relay.journal.metrics import Metrics
 from relay.journal.storelog import StoreLog
 from relay.mailbox.types import NoSuchItemError, Note, StoreUnavailableError
 from relay.message import convert as conversion
+from relay.message.draft import DraftOrigin, write_draft
+from relay.message.properties import MessageProperties, Person
 from relay.pickup import Pickup, handling
 from tests.support.remote_mx import DROP, EXTENSIONS, RemoteMx
 
@@ -210,6 +212,17 @@ async def test_what_cannot_be_converted_is_reported(world):
     assert [one.address for one in recipients] == ["alice@example.test"]
     assert recipients[0].evidence.status == "5.6.3"
     assert "no recipients" in recipients[0].evidence.reply
+    assert mx.envelopes == []
+
+
+async def test_what_is_no_address_in_a_draft_is_reported_on_one_line(world):
+    alice, nobody = Person("alice@example.test"), Person("b@y.test>\r\nRCPT TO:<c@y.test")
+    origin = DraftOrigin(alice.address, "base", "<i@h>", 1, 1)
+    world.submit(content=write_draft(MessageProperties(from_=alice, to=(nobody,)), origin))
+    async with RemoteMx(path=world.path) as mx, world.running():
+        await world.store.ended()
+    ((_, recipients),) = world.reports.asked
+    assert [one.address for one in recipients] == ["b@y.test> RCPT TO:<c@y.test"]
     assert mx.envelopes == []
 
 
