@@ -163,7 +163,9 @@ class _Composer:
             ehlo_name=self.settings.hostname,
             tls=delivery.tls,
             timeouts=Timeouts(
-                connect_s=delivery.connect_timeout, command_s=delivery.command_timeout
+                connect_s=delivery.connect_timeout,
+                command_s=delivery.command_timeout,
+                data_s=min(delivery.command_timeout, Timeouts().data_s),
             ),
             connections_max=delivery.max_connections_per_next_hop,
             down_s=min(_DOWN_S_MAX, min(delivery.retry) / 2),
@@ -215,7 +217,7 @@ class _Composer:
         http = self.settings.http
         means = web.Means(
             journeys=journeys, queue=self.spool, changes=self.changes, metrics=self.metrics,
-            ready=self.readiness, clock=self.clock,
+            ready=self.readiness, clock=self.clock, due_now=self.dispatcher.due_now,
         )  # fmt: skip
         front_door = graph.create_app(
             self.store, self.sources.accounts, clock=self.clock, hostname=self.settings.hostname,

@@ -115,7 +115,9 @@ async def _retry(body: bytes, means: Means, viewer: Viewer) -> Response:
     selector, dry_run = retry_of_body(body)
     now_us = means.clock.time_us()
     entries = await means.queue.retry(selector, now_us=now_us, who=viewer.name, dry_run=dry_run)
-    means.changes.announce()
+    if not dry_run:
+        means.due_now()
+        means.changes.announce()
     return json_response(entries)
 
 

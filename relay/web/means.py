@@ -74,7 +74,10 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """Everything that web is given. `ready` returns "" or why the relay is not ready."""
+    """Everything that web is given.
+
+    `ready` returns "" or why the relay is not ready; `due_now` makes delivery look at the queue.
+    """
 
     journeys: Journeys
     queue: Queue
@@ -82,3 +85,4 @@ class Means:
     metrics: Metrics
     ready: Callable[[], str]
     clock: Clock
+    due_now: Callable[[], None] = lambda: None
