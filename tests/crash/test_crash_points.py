@@ -17,7 +17,8 @@ import pytest
 
 from relay.journal.crash import CrashPoint
 from tests.crash.conftest import Scene
-from tests.support.relay_process import RelayProcess, message, until
+from tests.support.graph_client import message
+from tests.support.relay_process import RelayProcess, until
 from tests.support.reports import report_about, reports_of
 
 pytestmark = pytest.mark.crash

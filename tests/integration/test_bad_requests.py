@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import World
-from tests.support.relay_process import RelayProcess, message, people, until
-from tests.support.relay_process import message as valid
+from tests.support.graph_client import message, people
+from tests.support.graph_client import message as valid
+from tests.support.relay_process import RelayProcess, until
 
 FILE = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "a.txt"}
 TO = {"to": ["c@a.test"]}

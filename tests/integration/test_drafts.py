@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.integration.conftest import World
-from tests.support.relay_process import RelayProcess, message, until
+from tests.support.graph_client import message
+from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import received
 
 

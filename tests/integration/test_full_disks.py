@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.disks import filled, read_only, small_disk
+from tests.support.graph_client import message
 from tests.support.relay_config import account
-from tests.support.relay_process import RelayProcess, message, until
+from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
 
 KIB = 1024

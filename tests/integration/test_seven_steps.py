@@ -7,7 +7,8 @@ import re
 from email.message import EmailMessage
 
 from tests.integration.conftest import World
-from tests.support.relay_process import message, until
+from tests.support.graph_client import message
+from tests.support.relay_process import until
 from tests.support.remotes import received
 from tests.support.reports import report_about
 

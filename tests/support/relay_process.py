@@ -24,12 +24,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from relay.settings.tree import Address
+from tests.support.graph_client import Answer, message
 from tests.support.relay_config import (
     DOMAIN,
     OPERATOR,
@@ -46,28 +46,6 @@ WAIT_S = 20.0
 _LOG_LINES = 40
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What HTTP answered."""
-
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes = field(repr=False)
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def code(self) -> str:
-        """The code of Graph's error envelope."""
-        return str(self.json()["error"]["code"])
-
-    @property
-    def message(self) -> str:
-        """What the error envelope says to people."""
-        return str(self.json()["error"]["message"])
-
-
 def until(what: str, ready: Callable[[], T], *, timeout_s: float = WAIT_S) -> T:
     """Return the first true value of `ready()`."""
     deadline = time.monotonic() + timeout_s
@@ -75,26 +53,6 @@ def until(what: str, ready: Callable[[], T], *, timeout_s: float = WAIT_S) -> T:
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
         time.sleep(0.02)
     return value
-
-
-def people(*addresses: str) -> list[dict[str, Any]]:
-    """Recipients as Graph writes them."""
-    return [{"emailAddress": {"address": address}} for address in addresses]
-
-
-def message(
-    *,
-    to: Sequence[str] = (),
-    cc: Sequence[str] = (),
-    bcc: Sequence[str] = (),
-    subject: str = "hello",
-    text: str = "Hello.",
-    **more: Any,
-) -> dict[str, Any]:
-    """A message as JSON; `more` are further properties."""
-    lists = {"toRecipients": to, "ccRecipients": cc, "bccRecipients": bcc}
-    named = {name: people(*addresses) for name, addresses in lists.items() if addresses}
-    return {"subject": subject, "body": {"contentType": "text", "content": text}, **named, **more}
 
 
 class RelayProcess:
@@ -116,7 +74,8 @@ class RelayProcess:
         self.process: subprocess.Popen[bytes] | None = None
         self.ready: dict[str, Any] = {}
         self._environment = dict(environment or {})
-        self.write_config(changed(configuration(dns, mx_port), config or {}))
+        self.config = changed(configuration(dns, mx_port), config or {})
+        self.write_config(self.config)
         usual = [account(name) for name in PEOPLE] + [account(OPERATOR, role="operate")]
         accounts_file = self.folder / "accounts.toml"
         accounts_file.write_text(to_toml({"account": [*usual, *accounts]}))
@@ -371,7 +330,7 @@ class RelayProcess:
     def cli(
         self, *words: str, stdin: str = "", timeout_s: float = 40
     ) -> subprocess.CompletedProcess[str]:
-        """Run a relay command with --config."""
+        """Run a relay command with --config, unless that is among its words."""
         return subprocess.run(
             self._command(*words), cwd=self.folder, env=self.environment, input=stdin,
             capture_output=True, text=True, timeout=timeout_s, check=False,
@@ -383,8 +342,20 @@ class RelayProcess:
         assert done.returncode == 0, f"relay {' '.join(words)}: {done.returncode} {done.stderr}"
         return json.loads(done.stdout)
 
+    def client_config(self) -> Path:
+        """The same configuration with the ports that were really taken, for `relay send`."""
+        listeners = zip(self.config["smtp"], self.ready["smtp"], strict=True)
+        real = {
+            "http": self.config["http"] | {"listen": self.ready["http"]},
+            "smtp": [one | {"listen": taken} for one, taken in listeners],
+        }
+        path = self.folder / "client.toml"
+        path.write_text(to_toml(self.config | real))
+        return path
+
     def _command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "relay", *words, "--config", str(self.config_file)]
+        config = () if "--config" in words else ("--config", str(self.config_file))
+        return [sys.executable, "-m", "relay", *words, *config]
 
 
 def _host_port(address: str) -> tuple[str, int]:

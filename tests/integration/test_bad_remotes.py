@@ -1,0 +1,217 @@
+"""Remote servers that stall, close or talk nonsense at any point, and name servers that fail: deferred, then delivered."""
+
+import asyncio
+import re
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remote_mx import DROP, RemoteMx
+from tests.support.remotes import Remotes, received
+from tests.support.reports import report_about, reports_of
+
+STAGES = ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA", "DOT"]
+NONSENSE = {
+    "words": "hello, who is there?",
+    "a wrong class": "102 processing",
+    "binary": "\x80\x01\x02",
+    "an endless line": "250 " + "x" * 100_000,
+}
+TIMES: dict[str, Any] = {
+    "delivery": {"command_timeout": "1s", "connect_timeout": "2s", "retry": [0.2]},
+}
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[Remotes, RelayProcess]]:
+    """A relay that waits one second for a reply."""
+    with Remotes() as remotes:
+        remotes.start("well.test")
+        with remotes.relay(config=TIMES) as relay:
+            yield remotes, relay
+
+
+def submit(relay: RelayProcess, address: str) -> str:
+    return relay.submit("alice@example.test", [address])
+
+
+def check_deferred_then_relayed(relay: RelayProcess, mx: RemoteMx, address: str) -> None:
+    """Submit, wait for an attempt that failed, heal the remote, wait for the message."""
+    identity = submit(relay, address)
+    deferred = relay.until_state(identity, "deferred")
+    (told,) = deferred["recipients"]
+    assert told["attempts"][0]["outcome"] in ("deferred", "indeterminate")
+    assert told["status"].startswith("4.")
+    heal(mx)
+    relay.until_state(identity, "relayed")
+    assert mx.received(address)
+
+
+def heal(mx: RemoteMx) -> None:
+    mx.replies, mx.gates = {}, {}
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "CONTENT"])
+def test_it_closes_the_connection(shared: tuple[Remotes, RelayProcess], stage: str) -> None:
+    remotes, relay = shared
+    mx = remotes.start(f"closes-{stage.lower()}.test", replies={stage: DROP})
+    check_deferred_then_relayed(relay, mx, f"x@closes-{stage.lower()}.test")
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+@pytest.mark.parametrize("stage", STAGES)
+def test_it_talks_nonsense(shared: tuple[Remotes, RelayProcess], stage: str, kind: str) -> None:
+    remotes, relay = shared
+    domain = f"{kind.replace(' ', '-')}-{stage.lower()}.test"
+    mx = remotes.start(domain, replies={stage: NONSENSE[kind]})
+    check_deferred_then_relayed(relay, mx, f"x@{domain}")
+
+
+@pytest.mark.parametrize("stage", ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA"])
+def test_it_stalls(shared: tuple[Remotes, RelayProcess], stage: str) -> None:
+    remotes, relay = shared
+    gate = asyncio.Event()
+    mx = remotes.start(f"stalls-{stage.lower()}.test", gates={stage: gate})
+    check_deferred_then_relayed(relay, mx, f"x@stalls-{stage.lower()}.test")
+
+
+@pytest.mark.parametrize("surplus", ["250 2.0.0 Ok\r\n250 2.0.0 and one more", "250 Ok\r\n354 go"])
+def test_it_says_more_than_it_was_asked(shared: tuple[Remotes, RelayProcess], surplus: str) -> None:
+    remotes, relay = shared
+    domain = f"surplus-{len(surplus)}.test"
+    mx = remotes.start(domain, replies={"MAIL": surplus})
+    check_deferred_then_relayed(relay, mx, f"x@{domain}")
+
+
+@pytest.mark.parametrize("stage", ["EHLO", "MAIL", "RCPT", "DATA", "DOT"])
+def test_it_wants_it_later(shared: tuple[Remotes, RelayProcess], stage: str) -> None:
+    remotes, relay = shared
+    domain = f"later-{stage.lower()}.test"
+    mx = remotes.start(domain, replies={stage: "451 4.3.0 come again"})
+    check_deferred_then_relayed(relay, mx, f"x@{domain}")
+
+
+@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "DOT"])
+def test_it_refuses_for_good(shared: tuple[Remotes, RelayProcess], stage: str) -> None:
+    remotes, relay = shared
+    address = f"x@never-{stage.lower()}.test"
+    remotes.start(address[2:], replies={stage: "554 5.7.1 not here"})
+    relay.until_state(submit(relay, address), "failed")
+    report = report_about(relay, address)
+    assert report.recipients[address]["diagnostic-code"] == "smtp; 554 5.7.1 not here"
+    assert report.failed_addresses == {address}
+
+
+@pytest.mark.parametrize("stage", ["CONNECT", "MAIL", "DOT"])
+def test_a_stalled_site_does_not_delay_another(remotes: Remotes, stage: str) -> None:
+    gate = asyncio.Event()
+    stalled = remotes.start("stalled.test", gates={stage: gate})
+    well = remotes.start("well.test")
+    limits = {"max_connections": 30, "max_connections_per_next_hop": 5}
+    with remotes.relay(config={"delivery": limits}) as relay:
+        for number in range(60):
+            submit(relay, f"x{number}@stalled.test")
+        until("somebody waits there", lambda: stalled.open)
+        relay.until_state(submit(relay, "x@well.test"), "relayed")
+        received(well, "x@well.test")
+        assert stalled.open
+        assert not any(one.answered for one in stalled.envelopes)
+        remotes.open_gate(gate)
+        until("all came", lambda: len(stalled.envelopes) == 60)
+        assert stalled.most_open <= 5
+
+
+def test_twenty_sessions_at_one_site_at_once(remotes: Remotes) -> None:
+    gate = asyncio.Event()
+    mx = remotes.start("busy.test", gates={"DOT": gate})
+    with remotes.relay() as relay:
+        threads = [
+            threading.Thread(target=submit, args=(relay, f"x{number}@busy.test"))
+            for number in range(40)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        until("twenty are open", lambda: len(mx.envelopes) == 20)
+        assert mx.open == mx.most_open == 20
+        remotes.open_gate(gate)
+        until("all came", lambda: len(mx.envelopes) == 40)
+        assert mx.most_open == 20
+        assert sorted(address for one in mx.envelopes for address in one.addresses) == sorted(
+            f"x{number}@busy.test" for number in range(40)
+        )
+
+
+def test_a_host_that_is_not_there_leaves_it_to_the_next(
+    shared: tuple[Remotes, RelayProcess],
+) -> None:
+    remotes, relay = shared
+    mx = remotes.start("second.test")
+    remotes.dns.zone["second.test"] = {"MX": ["10 away.second.test.", "20 mx.second.test."]}
+    remotes.dns.zone["away.second.test"] = {"A": ["127.0.0.9"]}
+    relay.until_state(submit(relay, "x@second.test"), "relayed")
+    received(mx, "x@second.test")
+
+
+@pytest.mark.parametrize("trouble", ["SERVFAIL", "REFUSED", "TIMEOUT"])
+def test_name_servers_in_trouble(shared: tuple[Remotes, RelayProcess], trouble: str) -> None:
+    remotes, relay = shared
+    domain = f"{trouble.lower()}.test"
+    mx = remotes.start(domain)
+    records = remotes.dns.zone[domain]
+    remotes.dns.zone[domain] = trouble
+    identity = submit(relay, f"x@{domain}")
+    (told,) = relay.until_state(identity, "deferred")["recipients"]
+    assert told["status"] == "4.4.3"
+    remotes.dns.zone[domain] = records
+    relay.until_state(identity, "relayed")
+    received(mx, f"x@{domain}")
+
+
+@pytest.mark.parametrize(
+    ("domain", "records", "status"),
+    [
+        ("null.test", {"MX": ["0 ."]}, "5.1.10"),
+        ("nowhere.test", "NXDOMAIN", "5.1.2"),
+        ("empty.test", {"MX": ["10 gone.empty.test."]}, "5.4.4"),
+    ],
+)
+def test_domains_without_mail(
+    shared: tuple[Remotes, RelayProcess], domain: str, records: Any, status: str
+) -> None:
+    remotes, relay = shared
+    remotes.dns.zone[domain] = records
+    identity = relay.send_mail(to=[f"x@{domain}"], subject=domain)
+    relay.until_state(identity, "failed")
+    report = report_about(relay, f"x@{domain}")
+    assert report.recipients[f"x@{domain}"]["status"] == status
+    assert report.failed_addresses == {f"x@{domain}"}
+    assert str(report.returned["subject"]) == domain
+
+
+def test_what_cannot_be_delivered_expires(remotes: Remotes) -> None:
+    mx = remotes.start("never.test", replies={"RCPT": "450 4.2.1 not today"})
+    with remotes.relay(config={"delivery": {"expire_after": "2s", "retry": [0.3]}}) as relay:
+        identity = relay.send_mail(to=["x@never.test"], subject="too late")
+        (told,) = relay.until_final(identity)["recipients"]
+        assert told["state"] == "expired"
+        assert len(told["attempts"]) > 1
+        report = report_about(relay, "x@never.test")
+        assert report.recipients["x@never.test"]["action"] == "failed"
+        assert re.fullmatch(r"4\.4\.7|5\.4\.7", report.recipients["x@never.test"]["status"])
+        assert "450 4.2.1 not today" in bytes(report.message).decode()
+        assert mx.envelopes == []
+        assert relay.queue() == []
+
+
+def test_the_relay_is_well_after_all_that(shared: tuple[Remotes, RelayProcess]) -> None:
+    relay = shared[1]
+    relay.until_state(submit(relay, "end@well.test"), "relayed")
+    until("the queue is empty", lambda: not relay.queue())
+    until("counted", lambda: relay.metric("relay_queue_unaccounted") == 0)
+    assert relay.faults() == []
+    assert all(report.failed_addresses for report in reports_of(relay))

@@ -1,0 +1,253 @@
+"""How a relay starts, says how it is, and stops: faults at once, health, metrics, SIGTERM, and `relay dev`."""
+
+import asyncio
+import json
+import re
+import signal
+import smtplib
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import World
+from tests.support.relay_config import changed, configuration
+from tests.support.relay_process import ROOT, RelayProcess, until
+from tests.support.remotes import Remotes, received
+
+METRICS = (
+    "messages_accepted_total", "recipients_total", "queue_entries", "queue_oldest_seconds",
+    "queue_unaccounted", "delivery_seconds", "attempts_total", "commit_seconds",
+    "commit_batch_size", "connections", "pressure_level", "pickup_waiting", "reports_total",
+    "policy_rule_total",
+)  # fmt: skip
+
+
+# -- how it is
+def test_every_metric_is_there(world: World) -> None:
+    identity = world.relay.send_mail(to=["metric@a.test", "nobody@b.test", "bob@example.test"])
+    world.relay.until_final(identity)
+    told = world.relay.exposition()
+    for name in METRICS:
+        assert re.search(
+            rf"^# TYPE relay_{name.removesuffix('_total')}(_total)? ", told, re.MULTILINE
+        ), name
+    metric = world.relay.metric
+    until("the report went", lambda: metric("relay_messages_accepted_total", via="report") == 1)
+    assert metric("relay_messages_accepted_total", via="graph") == 1
+    for outcome in ("relayed", "failed"):
+        assert metric("relay_recipients_total", outcome=outcome) == 1
+    until("it is counted", lambda: metric("relay_recipients_total", outcome="delivered") == 2)
+    assert metric("relay_delivery_seconds_count") >= 2
+    assert metric("relay_commit_batch_size_count") >= 2
+    until("all is accounted for", lambda: metric("relay_queue_unaccounted") == 0)
+    assert metric("relay_queue_entries") == 0
+    assert metric("relay_pickup_waiting") == 0
+
+
+def test_health_needs_no_token(relay: RelayProcess) -> None:
+    assert relay.request("GET", "/healthz").status == 200
+    ready = relay.request("GET", "/readyz")
+    assert (ready.status, ready.body) == (200, b"ready\n")
+    assert relay.request("GET", "/relay/v1/queue").status == 401
+    assert relay.graph("GET", "/relay/v1/queue", token="alice").status == 403
+
+
+# -- how it starts
+def test_all_faults_are_listed_at_once(remotes: Remotes) -> None:
+    relay = remotes.relay()
+    bad = {"hostname": "not a name", "delivery": {"retyr": ["1m"], "port": 0, "tls": "maybe"}}
+    relay.write_config(changed(configuration(None, 25), bad))
+    lines = relay.config_file.read_text().splitlines()
+    for verb in ("serve", "check", "trace"):
+        done = relay.cli(verb, *(["last"] if verb == "trace" else []))
+        assert done.returncode == 78
+        for key in ("hostname", "retyr", "port", "tls"):
+            number = next(index for index, line in enumerate(lines, 1) if line.startswith(key))
+            place = f"{relay.config_file}:{number}: "
+            assert [line for line in done.stderr.splitlines() if line.startswith(place)], (
+                done.stderr
+            )
+        assert "retry" in done.stderr, "no suggestion"
+        assert "Traceback" not in done.stderr
+    assert list((relay.folder / "state").iterdir()) == []
+    relay.close()
+
+
+@pytest.mark.parametrize(
+    ("accounts", "policies", "told"),
+    [
+        ([{"address": "x@other.test", "token": "plain:x"}], {}, "accounts.toml"),
+        ([{"address": "x@example.test", "token": "sha256:short"}], {}, "accounts.toml"),
+        (
+            [],
+            {"10-a.toml": '[[rule]]\nname = "a"\nthen = [ { rejekt = "5.7.1 x" } ]\n'},
+            "10-a.toml:3",
+        ),
+        (
+            [],
+            {
+                "10-a.toml": '[[test]]\nname = "t"\nfrom = "a@b.test"\nto = ["c@d.test"]\n'
+                'expect = { verdict = "reject" }\n'
+            },
+            "10-a.toml:1",
+        ),
+    ],
+)
+def test_it_does_not_start_with_a_fault_elsewhere(
+    remotes: Remotes, accounts: list[dict[str, str]], policies: dict[str, str], told: str
+) -> None:
+    relay = remotes.relay(accounts=accounts, policies=policies)
+    relay.start(wait=False)
+    assert relay.wait_end() == 78
+    assert told in relay.log
+    assert "Traceback" not in relay.log
+    assert relay.cli("check").returncode == 78
+    relay.close()
+
+
+def test_a_port_in_use(relay: RelayProcess, remotes: Remotes) -> None:
+    taken = "{}:{}".format(*relay.http)
+    second = remotes.relay(config={"http": {"listen": [taken]}})
+    second.start(wait=False)
+    assert second.wait_end() == 69
+    assert taken in second.log
+    assert "Traceback" not in second.log
+    second.close()
+
+
+# -- how it stops
+def test_sigterm_finishes_what_is_under_way(remotes: Remotes) -> None:
+    gate = asyncio.Event()
+    mx = remotes.start("a.test", gates={"DOT": gate})
+    with remotes.relay() as relay:
+        relay.submit("alice@example.test", ["x@a.test"])
+        until("its content is there", lambda: mx.envelopes)
+        with relay.smtp() as session:
+            session.ehlo()
+            session.mail("alice@example.test")
+            session.rcpt("bob@example.test")
+            assert relay.process is not None
+            relay.process.send_signal(signal.SIGTERM)
+            until("it does not listen any more", lambda: not listens(relay))
+            assert session.data(b"Subject: late\r\n\r\nx\r\n")[0] == 250
+        remotes.open_gate(gate)
+        assert relay.wait_end() == 0
+        assert relay.faults() == []
+        relay.start()
+        until("delivered", lambda: relay.subjects("bob") == ["late"])
+        relay.until_final("x@a.test")
+        received(mx, "x@a.test")
+        assert [
+            one["outcome"] for one in relay.journey("x@a.test")["recipients"][0]["attempts"]
+        ] == ["relayed"]
+
+
+def listens(relay: RelayProcess) -> bool:
+    try:
+        with relay.smtp():
+            return True
+    except OSError:
+        return False
+
+
+def test_sigterm_does_not_wait_for_ever(remotes: Remotes) -> None:
+    mx = remotes.start("a.test", gates={"MAIL": asyncio.Event()})
+    with remotes.relay(config={"delivery": {"shutdown_grace": "1s"}}) as relay:
+        identity = relay.send_mail(to=["x@a.test"])
+        until("it is being delivered", lambda: mx.open)
+        began = time.monotonic()
+        assert relay.stop() == 0
+        assert time.monotonic() - began < 6
+        mx.gates = {}
+        relay.start()
+        relay.until_final(identity)
+        received(mx, "x@a.test")
+
+
+def test_under_load_sigterm_loses_nothing(remotes: Remotes) -> None:
+    mx = remotes.start("a.test")
+    accepted: list[str] = []
+    with remotes.relay() as relay:
+
+        def submit(client: int) -> None:
+            try:
+                for number in range(10_000):
+                    address = f"x{client}-{number}@a.test"
+                    relay.submit("alice@example.test", [address])
+                    accepted.append(address)
+            except (AssertionError, OSError):
+                return
+
+        threads = [threading.Thread(target=submit, args=(client,)) for client in range(4)]
+        for thread in threads:
+            thread.start()
+        until("there is some load", lambda: len(accepted) > 40)
+        assert relay.stop() == 0
+        for thread in threads:
+            thread.join()
+        relay.start()
+        until("the queue is empty", lambda: not relay.queue())
+        came = [address for one in mx.envelopes for address in one.addresses]
+        assert set(accepted) <= set(came)
+        assert len(came) == len(set(came)), "a clean stop delivers nothing twice"
+
+
+# -- the development relay
+def dev(folder: Path, *words: str) -> list[str]:
+    ports = ("--http", "127.0.0.1:0", "--smtp", "127.0.0.1:0")
+    return [sys.executable, "-m", "relay", "dev", "--dir", str(folder), *ports, *words]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return {"PATH": "/usr/bin:/bin", "HOME": str(folder), "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+
+
+def test_dev_shows_seven_steps_and_a_bounce(tmp_path: Path) -> None:
+    done = subprocess.run(
+        dev(tmp_path, "--once"), env=environment(tmp_path), capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for number, name in enumerate(
+        (
+            "created",
+            "notified",
+            "converted",
+            "accepted",
+            "policy and routing",
+            "delivery",
+            "report",
+        ),
+        1,
+    ):
+        assert re.search(rf"^ {number} {name}\b", done.stdout, re.MULTILINE), name
+    assert "5.7.1" in done.stdout
+    (report,) = (tmp_path / "mail/example.test/alice/new").iterdir()
+    assert b"Content-Type: multipart/report" in report.read_bytes()
+
+
+def test_dev_ends_after_a_number_of_messages(tmp_path: Path) -> None:
+    ready_file = tmp_path / "ready.json"
+    command = dev(tmp_path / "dev", "--exit-after", "1", "--ready-file", str(ready_file))
+    (tmp_path / "dev").mkdir()
+    with (tmp_path / "out").open("wb") as out:
+        process = subprocess.Popen(command, env=environment(tmp_path), stdout=out, stderr=out)
+    try:
+        output = tmp_path / "out"
+        until(
+            "it is ready", lambda: "ready (pid" in output.read_text() or process.poll() is not None
+        )
+        told = json.loads(ready_file.read_text())
+        assert told["pid"] == process.pid
+        host, port = told["smtp"][0].split(":")
+        with smtplib.SMTP(host, int(port)) as session:
+            session.sendmail("a@b.test", ["c@d.test"], "Subject: x\n\nx")
+        assert process.wait(30) == 0, output.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert "c@d.test" in output.read_text()

@@ -1,0 +1,205 @@
+"""Mail-flow rules from end to end: what reaches whom, what journeys and reports tell, and what they do not."""
+
+import smtplib
+from collections.abc import Iterator
+from email import message_from_bytes
+from email.message import Message
+
+import pytest
+
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remote_mx import RemoteMx
+from tests.support.remotes import Remotes, received
+from tests.support.reports import Report, parse_report, report_about, reports_of
+
+STRANGER = "127.0.0.2"
+RULES = """
+[[rule]]
+name = "secret copy"
+when = { subject = ["copy*"] }
+then = [ { bcc = ["archive@a.test"] }, { cc = ["carol@example.test"] } ]
+
+[[rule]]
+name = "moved"
+when = { recipient = ["old@a.test"] }
+then = [ { redirect = ["new@a.test"] } ]
+
+[[rule]]
+name = "mark"
+when = { subject = ["mark*"] }
+then = [
+  { subject_prefix = "[Größe] " },
+  { set_header = { name = "X-Marked", value = "yes" } },
+  { remove_header = ["X-Internal"] },
+]
+
+[[rule]]
+name = "dropped"
+when = { recipient = ["void@a.test"] }
+then = [ { discard = true } ]
+
+[[rule]]
+name = "refused"
+when = { recipient = ["refused@a.test"] }
+then = [ { reject = "5.7.1 Not to this one" } ]
+
+[[rule]]
+name = "only watched"
+mode = "audit"
+when = { subject = ["watched*"] }
+then = [ { reject = "5.7.1 never said" } ]
+"""
+
+
+class Setting:
+    """One relay with the rules above, and one domain."""
+
+    def __init__(self, remotes: Remotes, remote: RemoteMx, relay: RelayProcess) -> None:
+        self.remotes, self.remote, self.relay = remotes, remote, relay
+
+    def parsed(self, address: str) -> Message:
+        return message_from_bytes(received(self.remote, address).content)
+
+
+@pytest.fixture(scope="module")
+def setting() -> Iterator[Setting]:
+    with Remotes() as remotes:
+        remote = remotes.start("a.test")
+        with remotes.relay(policies={"10-rules.toml": RULES}) as relay:
+            yield Setting(remotes, remote, relay)
+
+
+def content(subject: str, *fields: str) -> bytes:
+    lines = [f"Subject: {subject}", "From: alice@example.test", *fields, "", "Hello.", ""]
+    return "\r\n".join(lines).encode()
+
+
+def test_copies_reach_people_and_are_nobody_elses_business(setting: Setting) -> None:
+    relay = setting.relay
+    identity = relay.send_mail(to=["copied@a.test"], subject="copy this")
+    journey = relay.until_final(identity)
+    received(setting.remote, "archive@a.test")
+    until("carol has it", lambda: relay.subjects("carol") == ["copy this"])
+    assert received(setting.remote, "archive@a.test").parameters.get("NOTIFY") is None
+    mine = relay.graph("GET", f"/relay/v1/messages/{identity}")
+    assert mine.status == 200
+    assert [one["address"] for one in mine.json()["recipients"]] == ["copied@a.test"]
+    assert b"archive@a.test" not in mine.body
+    assert {one["address"] for one in journey["recipients"]} >= {"copied@a.test"}
+    assert b"archive" not in setting.parsed("copied@a.test").as_bytes()
+    assert "carol@example.test" in str(setting.parsed("copied@a.test")["cc"])
+
+
+def test_a_redirected_recipient_names_its_successor(setting: Setting) -> None:
+    identity = setting.relay.send_mail(to=["old@a.test"], subject="moves")
+    received(setting.remote, "new@a.test")
+    states = {one["address"]: one for one in setting.relay.until_final(identity)["recipients"]}
+    assert states["old@a.test"]["state"] == "redirected"
+    assert not setting.remote.received("old@a.test")
+
+
+def test_header_actions(setting: Setting) -> None:
+    marked = content("mark me", "X-Internal: 1", "To: header@a.test")
+    setting.relay.submit("alice@example.test", ["header@a.test"], marked)
+    found = setting.parsed("header@a.test")
+    assert found["x-marked"] == "yes"
+    assert found["x-internal"] is None
+    assert "mark me" in str(found["subject"])
+    assert str(found["subject"]).isascii()
+    assert str(found["subject"]) != "mark me"
+    assert found["to"] == "header@a.test"
+
+
+def test_discarded_mail_is_gone_without_a_word(setting: Setting) -> None:
+    identity = setting.relay.send_mail(to=["void@a.test"], subject="into the void")
+    assert setting.relay.until_final(identity)["state"] == "discarded"
+    assert not setting.remote.received("void@a.test")
+    assert not any("void@a.test" in report.recipients for report in reports_of(setting.relay))
+
+
+def test_an_audited_rule_changes_nothing(setting: Setting) -> None:
+    identity = setting.relay.send_mail(to=["audit@a.test"], subject="watched")
+    received(setting.remote, "audit@a.test")
+    journey = setting.relay.until_final(identity)
+    (rules,) = [one["detail"]["rules"] for one in journey["steps"] if one["step"] == 5]
+    assert [one["rule"] for one in rules] == ["only watched"]
+    assert setting.relay.metric("relay_policy_rule_total", rule="only watched") == 1
+
+
+def test_a_rejected_submission_is_reported(setting: Setting) -> None:
+    relay = setting.relay
+    identity = relay.send_mail(to=["refused@a.test", "accepted@a.test"], subject="half")
+    states = {one["address"]: one["state"] for one in relay.until_final(identity)["recipients"]}
+    assert states == {"refused@a.test": "failed", "accepted@a.test": "relayed"}
+    report = report_about(relay, "refused@a.test")
+    assert report.recipients.keys() == {"refused@a.test"}
+    assert report.recipients["refused@a.test"]["status"] == "5.7.1"
+    assert "Not to this one" in report.recipients["refused@a.test"]["diagnostic-code"]
+    assert "remote-mta" not in report.recipients["refused@a.test"]
+    assert relay.metric("relay_reports_total", kind="failure") >= 1
+    assert report.failed_addresses == {"refused@a.test"}
+
+
+@pytest.mark.parametrize("source", ["127.0.0.1", STRANGER])
+def test_a_session_learns_of_a_rejection_itself(setting: Setting, source: str) -> None:
+    recipient = "refused@a.test" if source != STRANGER else "dave@example.test"
+    rules = RULES.replace("refused@a.test", recipient)
+    with setting.remotes.relay(policies={"10-rules.toml": rules}) as relay:
+        with relay.smtp(source=source) as session:
+            session.ehlo()
+            with pytest.raises(smtplib.SMTPDataError) as refused:
+                session.sendmail("bob@example.test", [recipient], content("no"))
+            assert refused.value.smtp_code // 100 == 5
+            assert b"Not to this one" in refused.value.smtp_error
+            assert session.noop()[0] == 250
+        assert relay.queue() == []
+        assert reports_of(relay, "bob") == []
+
+
+def report_at(remote: RemoteMx, address: str) -> Report:
+    report = parse_report(received(remote, address).content)
+    assert report is not None
+    return report
+
+
+def test_a_remote_sender_of_a_trusted_submission_gets_a_report(setting: Setting) -> None:
+    options = ["NOTIFY=FAILURE", "ORCPT=rfc822;First+2BName@a.test"]
+    with setting.relay.smtp() as session:
+        session.ehlo()
+        session.mail("app@a.test", ["ENVID=id+2B7", "RET=HDRS"])
+        session.rcpt("refused@a.test", options)
+        session.rcpt("fine@a.test")
+        assert session.data(content("half", "X-Long: in the header"))[0] == 250
+    report = report_at(setting.remote, "app@a.test")
+    envelope = received(setting.remote, "app@a.test")
+    assert envelope.reverse_path == ""
+    assert report.about["original-envelope-id"] == "id+7"
+    assert report.recipients["refused@a.test"]["original-recipient"] == "rfc822;First+Name@a.test"
+    assert report.returned["x-long"] == "in the header"
+    assert "Hello." not in report.returned.as_string()
+    assert report.failed_addresses == {"First+Name@a.test"}
+
+
+@pytest.mark.parametrize(
+    ("sender", "source", "options"),
+    [
+        ("", "127.0.0.1", []),
+        ("stranger@a.test", STRANGER, []),
+        ("app@a.test", "127.0.0.1", ["NOTIFY=NEVER"]),
+    ],
+)
+def test_nobody_else_gets_one(
+    remotes: Remotes, sender: str, source: str, options: list[str]
+) -> None:
+    remote = remotes.start("a.test", rcpt={"gone@a.test": "550 5.1.1 gone"})
+    forward = RULES.replace("old@a.test", "bob@example.test").replace("new@a.test", "gone@a.test")
+    with remotes.relay(policies={"10-rules.toml": forward}) as relay:
+        recipient = "bob@example.test" if source == STRANGER else "gone@a.test"
+        identity = relay.submit(
+            sender, [recipient], content("x"), source=source, rcpt_options=options
+        )
+        relay.until_final(identity)
+        until("the queue is empty", lambda: not relay.queue())
+        assert relay.metric("relay_reports_total", kind="failure") == 0
+        assert remote.envelopes == []
+        assert relay.metric("relay_queue_unaccounted") == 0

@@ -1,0 +1,55 @@
+"""What a Graph client says and hears: messages as JSON, answers.
+
+On the path: relay_process and tests.
+Holds: nothing but values.
+Fails: KeyError for an answer that is no error envelope.
+Standards: Graph v1.0.
+"""
+
+import http.client
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What HTTP answered."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes = field(repr=False)
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        """The code of Graph's error envelope."""
+        return str(self.json()["error"]["code"])
+
+    @property
+    def message(self) -> str:
+        """What the error envelope says to people."""
+        return str(self.json()["error"]["message"])
+
+
+def people(*addresses: str) -> list[dict[str, Any]]:
+    """Recipients as Graph writes them."""
+    return [{"emailAddress": {"address": address}} for address in addresses]
+
+
+def message(
+    *,
+    to: Sequence[str] = (),
+    cc: Sequence[str] = (),
+    bcc: Sequence[str] = (),
+    subject: str = "hello",
+    text: str = "Hello.",
+    **more: Any,
+) -> dict[str, Any]:
+    """A message as JSON; `more` are further properties."""
+    lists = {"toRecipients": to, "ccRecipients": cc, "bccRecipients": bcc}
+    named = {name: people(*addresses) for name, addresses in lists.items() if addresses}
+    return {"subject": subject, "body": {"contentType": "text", "content": text}, **named, **more}
