@@ -180,4 +180,5 @@ def _why(error: dns.resolver.NoNameservers) -> str:
     if not attempts:
         return "no name server is configured"
     server, _, port, reason, _ = attempts[-1]
-    return f"{server} port {port} answered {reason}"
+    host = str(server).removeprefix("Do53:").partition("@")[0]  # dnspython's own notation
+    return f"name server {host} port {port} answered {reason}"

@@ -177,7 +177,8 @@ class _Attempt:
         reply, peer = Reply(error.code, text), Peer(self._target.host)
         outcome = classify(self._stage, reply, peer)
         if outcome is None:
-            words = f"{reply} is no answer to {self._stage}"
+            said = reply if error.code > 0 else text
+            words = f"{said} is no answer to {self._stage}"
             outcome = classify_trouble(self._stage, Trouble.NONSENSE, words, peer=peer)
         assert isinstance(outcome, Deferred | Failed)
         return ConnectError(outcome, self._stage)

@@ -122,7 +122,7 @@ async def test_what_the_dns_says_decides_where_to_try(dns, domain, expected):
 @pytest.mark.parametrize(
     ("domain", "told"),
     [
-        ("servfail.test", "SERVFAIL"),
+        ("servfail.test", "name server 127.0.0.1 port {port} answered SERVFAIL"),
         ("refused.test", "REFUSED"),
         ("mx-servfail.test", "SERVFAIL"),
         ("target-servfail.test", "SERVFAIL"),
@@ -134,7 +134,7 @@ async def test_a_failing_name_server_is_temporary_and_never_an_implicit_mx(dns, 
     async with resolving(dns, timeout_s=0.5) as resolver:
         found = await resolver.resolve(mx(domain))
     assert isinstance(found, TemporaryFailure)
-    assert told in found.text
+    assert told.format(port=dns.port) in found.text
     assert dns.asked(domain, "A") == 0 or domain == "target-servfail.test"
 
 

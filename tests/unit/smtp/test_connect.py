@@ -67,6 +67,13 @@ async def test_a_session_that_cannot_be_is_put_off(connected, replies, stage, ki
     assert error.outcome.evidence.host == mx.name
 
 
+async def test_nonsense_is_quoted_without_the_librarys_own_code(connected):
+    async with RemoteMx(replies={"CONNECT": "SSH-2.0-x"}) as mx:
+        error = await refusal(connected, mx)
+    assert "SSH-2.0-x" in error.outcome.evidence.reply
+    assert "-1" not in error.outcome.evidence.reply
+
+
 @pytest.mark.parametrize(("banner", "status"), [("554 no mail", "5.3.2"), ("521 never", "5.3.2")])
 async def test_a_banner_that_refuses_speaks_for_its_host(connected, banner, status):
     async with RemoteMx(replies={"CONNECT": banner}) as mx:
