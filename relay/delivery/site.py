@@ -75,7 +75,7 @@ class Site:
         if self._closing:
             return
         # RFC 5321 5.1 shares the load among equals: each has its connection before one has two.
-        if len(self.workers) < len(self._equals()) and self._open_worker():
+        if self._leaves_equals_out() and self._open_worker():
             return
         while self._idle:
             waiter = self._idle.popleft()
@@ -186,10 +186,12 @@ class Site:
         waiting = [claim, *self.ready.drain()]
         await asyncio.gather(*(self.settler.settle(one, for_all(one, outcome)) for one in waiting))
 
-    def _equals(self) -> list[Host]:
-        """The hosts that are as good as the best; one that was down just now is not."""
-        hosts = self._in_turn()
-        return [host for host in hosts if self._rank(host) == self._rank(hosts[0])]
+    def _leaves_equals_out(self) -> bool:
+        """Whether there are fewer connections than hosts as good as the best."""
+        if len(self.workers) >= len(self.hosts.hosts):  # nearly always, so it comes first
+            return False
+        ranks = sorted(map(self._rank, self.hosts.hosts))
+        return len(self.workers) < ranks.count(ranks[0])
 
     def _in_turn(self) -> list[Host]:
         """Every host, the best first; of equals the one with the fewest connections."""
