@@ -175,9 +175,10 @@ class _Attempt:
             [printable(line.encode("utf-8", "replace")) for line in error.message.split("\n")]
         )
         reply, peer = Reply(error.code, text), Peer(self._target.host)
-        outcome = classify(self._stage, reply, peer)
+        is_reply = error.code > 0
+        outcome = classify(self._stage, reply, peer) if is_reply else None
         if outcome is None:
-            said = reply if error.code > 0 else text
+            said = reply if is_reply else text
             words = f"{said} is no answer to {self._stage}"
             outcome = classify_trouble(self._stage, Trouble.NONSENSE, words, peer=peer)
         assert isinstance(outcome, Deferred | Failed)
