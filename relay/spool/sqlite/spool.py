@@ -18,10 +18,9 @@ import apsw
 
 from relay.clock import Clock
 from relay.journal.crash import CrashPoints
-from relay.journal.events import Event, Step
 from relay.journal.metrics import Metrics
 from relay.message.nexthop import NextHop
-from relay.spool.sqlite import history, queries, recovery, transactions
+from relay.spool.sqlite import claiming, history, queries, recovery, transactions
 from relay.spool.sqlite.batch import Batch
 from relay.spool.sqlite.contents import ContentFiles, is_large
 from relay.spool.sqlite.database import open_database, translated
@@ -39,6 +38,7 @@ from relay.spool.types import (
 
 T = TypeVar("T")
 _RETRY_MAX = 100_000
+_RETRY_AT_ONCE = 500
 
 
 class SqliteSpool:
@@ -156,7 +156,7 @@ class SqliteSpool:
         """Spool.claim_due."""
         names = [str(next_hop) for next_hop in passing_over]
         return await self._writer.submit(
-            lambda b: transactions.claim_due(b.cursor, now_us, limit, passing_over=names)
+            lambda b: claiming.claim_due(b.cursor, now_us, limit, passing_over=names)
         )
 
     async def next_due_us(self, *, passing_over: Collection[NextHop] = ()) -> int | None:
@@ -167,7 +167,7 @@ class SqliteSpool:
     async def release(self, claims: Sequence[Claim]) -> None:
         """Spool.release."""
         now_us = self._clock.time_us()
-        await self._writer.submit(lambda b: transactions.release(b.cursor, claims, now_us))
+        await self._writer.submit(lambda b: claiming.release(b.cursor, claims, now_us))
 
     async def read_content(self, content_id: int) -> bytes:
         """Spool.read_content."""
@@ -203,23 +203,12 @@ class SqliteSpool:
         ]
         if dry_run:
             return listed
-        keys = [(one["id"], one["entry"]) for one in listed]
-
-        def make_due(batch: Batch) -> set[tuple[str, int]]:
-            done = set()
-            for message_id, number in keys:
-                changed = batch.cursor.execute(
-                    "UPDATE entry SET due_us = ?, epoch = epoch + 1 WHERE message_id = ?"
-                    " AND number = ? AND claimed = 0 AND state <> 'final' RETURNING number",
-                    (now_us, message_id, number),
-                ).fetchone()
-                if changed:
-                    done.add((message_id, number))
-                    event = Event(Step.DELIVERY, now_us, {"entry": number, "retry": who})
-                    transactions.append_events(batch.cursor, message_id, [event])
-            return done
-
-        done = await self._writer.submit(make_due)
+        done: set[tuple[str, int]] = set()
+        for start in range(0, len(listed), _RETRY_AT_ONCE):  # mail goes on between them
+            some = listed[start : start + _RETRY_AT_ONCE]
+            keys = [(one["id"], one["entry"]) for one in some]
+            make_due = partial(claiming.make_due, keys=keys, now_us=now_us, who=who)
+            done |= await self._writer.submit(make_due)
         return [one for one in listed if (one["id"], one["entry"]) in done]
 
     async def journey(self, queue_id: str) -> dict[str, Any] | None:

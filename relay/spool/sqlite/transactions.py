@@ -1,12 +1,12 @@
-"""What changes in the spool, one function per kind of change: each runs inside one transaction.
+"""What becomes of messages: accepted, and settled; each function runs inside one transaction.
 
 On the path: accept() is step 5's end, settle() is step 6's and 7's; the writer commits them.
-Holds: a recipient's state changes here only, by message.lifecycle's table; epochs only grow.
+Holds: a recipient's state changes by message.lifecycle's table only; epochs only grow.
 Fails: with apsw's exceptions, and the transaction with it.
 Standards: DESIGN 4, invariants 1, 2, 3, 7.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, count
 from typing import Any, assert_never
@@ -15,9 +15,8 @@ import apsw
 import msgspec
 
 from relay.journal.events import Event
-from relay.message.envelope import Notify
 from relay.message.lifecycle import FINAL, State, check_transition
-from relay.message.nexthop import HopKind, NextHop
+from relay.message.nexthop import HopKind
 from relay.message.outcome import (
     Deferred,
     Delivered,
@@ -28,7 +27,7 @@ from relay.message.outcome import (
 )
 from relay.message.verdict import Source
 from relay.spool.sqlite.batch import Batch
-from relay.spool.sqlite.database import fetch, fetch_one
+from relay.spool.sqlite.database import fetch_one
 from relay.spool.types import (
     Accepted,
     Claim,
@@ -45,13 +44,6 @@ _CONTENT = "INSERT INTO content (size, data, file) VALUES (?,?,?)"
 _ENTRY = "INSERT INTO entry VALUES (?,?,?,?,?,?,?,0,1)"
 _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 _EVENT = "INSERT INTO event VALUES (?,?,?,?,?)"
-_CLAIM_FACTS = (
-    "SELECT m.id, m.reverse_path, m.source, m.trusted, m.received_us, m.expires_us, m.size,"
-    " m.account, m.submission_id, m.envid, m.ret, m.smtputf8, m.eight_bit, m.client,"
-    " m.message_id, m.subject, e.number, e.epoch, e.next_hop, e.attempts, e.content_id, c.size"
-    " FROM entry e JOIN message m ON m.id = e.message_id"
-    " LEFT JOIN content c ON c.id = e.content_id"
-)
 ACCEPTED_COUNTER = "accepted"
 
 
@@ -121,32 +113,6 @@ def settle(
     for message, names in zip(settlement.reports, files, strict=True):
         claims += _insert_message(batch, message, names, claim=claim_reports)
     return True, tuple(claims), unneeded
-
-
-def claim_due(
-    cursor: apsw.Cursor, now_us: int, limit: int, *, passing_over: Sequence[str]
-) -> tuple[Claim, ...]:
-    """Claim what is due, oldest first, but for the next hops named in `passing_over`."""
-    due = fetch(
-        cursor,
-        "SELECT message_id, number FROM entry WHERE state <> 'final' AND claimed = 0"
-        " AND due_us <= ? AND next_hop NOT IN (SELECT value FROM json_each(?))"
-        " ORDER BY due_us LIMIT ?",
-        (now_us, _json(passing_over), limit),
-    )
-    cursor.executemany(
-        "UPDATE entry SET claimed = 1, epoch = epoch + 1 WHERE message_id = ? AND number = ?", due
-    )
-    return tuple(_read_claim(cursor, message_id, number) for message_id, number in due)
-
-
-def release(cursor: apsw.Cursor, claims: Iterable[Claim], now_us: int) -> None:
-    """Make untried claims due at once, unless somebody else has them by now."""
-    cursor.executemany(
-        "UPDATE entry SET claimed = 0, epoch = epoch + 1, due_us = ?"
-        " WHERE message_id = ? AND number = ? AND epoch = ? AND state <> 'final'",
-        [(now_us, claim.message.id, claim.entry_id, claim.epoch) for claim in claims],
-    )
 
 
 def append_events(cursor: apsw.Cursor, message_id: str, events: Sequence[Event]) -> None:
@@ -269,26 +235,6 @@ def _drop_content(cursor: apsw.Cursor, claim: Claim) -> str:
     return (removed[0] or "") if removed else ""
 
 
-def _read_claim(cursor: apsw.Cursor, message_id: str, number: int) -> Claim:
-    row = fetch_one(
-        cursor, _CLAIM_FACTS + " WHERE e.message_id = ? AND e.number = ?", (message_id, number)
-    )
-    assert row is not None
-    people = fetch(
-        cursor,
-        "SELECT number, address, notify, orcpt, added_by, status, reply FROM recipient"
-        " WHERE message_id = ? AND entry = ? AND state IN ('queued', 'deferred') ORDER BY number",
-        (message_id, number),
-    )
-    return Claim(
-        entry_id=number, epoch=row[17], message=read_facts(row), next_hop=NextHop.parse(row[18]),
-        recipients=tuple(
-            ClaimedRecipient(one[0], one[1], parse_notify(one[2]), *one[3:]) for one in people
-        ),
-        attempts=row[19], content_id=row[20], content_size=row[21] or 0,
-    )  # fmt: skip
-
-
 def read_facts(row: Sequence[Any]) -> MessageFacts:
     """The first 16 columns of a message row."""
     return MessageFacts(
@@ -333,11 +279,6 @@ def _claimed_recipient(number: int, recipient: NewRecipient) -> ClaimedRecipient
     return ClaimedRecipient(
         number, recipient.address, recipient.notify, recipient.orcpt, recipient.added_by
     )
-
-
-def parse_notify(text: str) -> frozenset[Notify]:
-    """Read what _recipient_row wrote."""
-    return frozenset(Notify(word) for word in text.split(",")) if text else frozenset()
 
 
 def _state_after(outcome: Outcome) -> State:

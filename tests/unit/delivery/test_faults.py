@@ -155,8 +155,10 @@ async def test_a_spool_that_refuses_does_not_stop_a_stop(house, monkeypatch, sta
     never = asyncio.Event()
     async with RemoteMx(gates={stage: never}) as mx:
         house.table.at("a.test", mx)
+        house.connections_max = 1
         await house.start()
         await house.send("x@a.test")
+        await house.send("y@a.test")  # waits: it would be released first
         await mx.reached(stage)
         monkeypatch.setattr(house.spool, "release", refuse)
         monkeypatch.setattr(house.spool, "settle", refuse)

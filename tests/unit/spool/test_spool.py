@@ -214,6 +214,21 @@ async def test_retry_makes_deferred_mail_due(spool, make, clock) -> None:
     assert len(await spool.claim_due(now_us, 10)) == 1
 
 
+async def test_an_entry_that_cannot_be_read_does_not_keep_others_back(
+    spool, make, clock, tmp_path: Path
+) -> None:
+    damaged = (await spool.accept(make(), claim=False)).queue_id
+    whole = (await spool.accept(make(), claim=False)).queue_id
+    other = apsw.Connection(str(tmp_path / "spool.sqlite"))
+    other.execute("UPDATE entry SET next_hop = '?' WHERE message_id = ?", (damaged,))
+    other.close()
+    (claim,) = await spool.claim_due(clock.time_us(), 10)
+    assert claim.message.id == whole
+    listed = await spool.queue_list(Selector(all=True), limit=10)
+    assert {one["id"] for one in listed} == {damaged, whole}
+    assert (await spool.counts()).unaccounted == 0
+
+
 async def test_local_delivery_is_a_final_state(spool, make) -> None:
     claim = (await spool.accept(make({"local": ["bob@example.test"]}))).claims[0]
     await spool.settle(Settlement(claim, 5, {1: Delivered(Evidence("2.1.5", "250 2.1.5 ok"))}))
