@@ -55,7 +55,8 @@ def tell(error: BaseException) -> int:
         case ControlError():
             _say(f"relay: {error}")
             return Exit.DATA if error.status < _SERVER_FAULT else Exit.TRY_LATER
-        case BrokenPipeError():  # the reader of our output has seen enough
+        # the reader of our output has seen enough; click makes a SystemExit of it
+        case BrokenPipeError() | SystemExit():
             _discard_output()
             return Exit.OK
     for kind, code in _CODES:

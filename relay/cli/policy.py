@@ -34,7 +34,10 @@ def policy(_given: Given) -> None:
 @_DIRECTORY
 @common_options
 def check(given: Given, directory: Path | None) -> None:
-    """Check the rules and their tests, as a start would; exits 78 with file:line of each fault."""
+    """Check the rules and their tests, as a start would.
+
+    Exits 78 with file:line of each fault.
+    """
     folder, domains = _place(given, directory)
     _print(given, report.of_check(load(folder, local_domains=domains)))
 

@@ -131,19 +131,20 @@ def test_entries_are_a_table_and_counted():
             journey(
                 steps=[step(6, "delivery")],
                 recipients=[
-                    recipient("u0@b.test", "deferred", "451 later", [{"host": "mx1.b.test"}]),
+                    recipient("u0@b.test", "deferred", "451", [{"host": "mx1.b.test"}]),
                     recipient("done@b.test"),
                 ],
             ),
             [entry(1)],
             [
                 "it stands at step 6 (delivery): delivery has tried it",
-                "u0@b.test is tried again at 10:00:00Z, 1 attempt so far, the last by mx1.b.test: "
-                "451 later",
+                "u0@b.test is tried again at 10:00:00Z, 1 attempt so far, the last by mx1.b.test: 451",
             ],
         ),
         (
-            journey(steps=[step(5, "policy and routing")], recipients=[recipient("c@x", "captured")]),
+            journey(
+                steps=[step(5, "policy and routing")], recipients=[recipient("c@x", "captured")]
+            ),
             [],
             [
                 "it stands at step 5 (policy and routing): routed, delivery has not tried it yet",

@@ -1,0 +1,100 @@
+"""--config, --json and --help stand wherever a person puts them."""
+
+import json
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from relay.cli.root import cli
+from relay.settings import SettingsError
+
+
+def verbs(command=cli, words=()):
+    """Every command that there is, as the words that call it."""
+    if not isinstance(command, click.Group):
+        return [words]
+    context = click.Context(command)
+    below = [(name, command.get_command(context, name)) for name in command.list_commands(context)]
+    return [words, *(found for name, one in below for found in verbs(one, (*words, name)))]
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "relay.toml"
+    file.write_text('hostname = "relay.example.test"\nstate_dir = "state"\n')
+    return str(file)
+
+
+def everywhere(words, *option):
+    """`words` with `option` before, between and behind them."""
+    return [[*words[:place], *option, *words[place:]] for place in range(len(words) + 1)]
+
+
+@pytest.mark.parametrize("words", verbs(), ids=" ".join)
+def test_every_verb_has_a_help_that_says_what_it_does(words):
+    told = CliRunner().invoke(cli, [*words, "--help"])
+    assert told.exit_code == 0
+    assert "--config" in told.output
+    assert "--json" in told.output
+    assert max(map(len, told.output.splitlines())) <= 80
+    assert "..." not in told.output.split("Commands:")[-1].replace("[ID]...", "")
+
+
+@pytest.mark.parametrize("arguments", everywhere(["queue", "list"], "--json"), ids=" ".join)
+def test_json_may_stand_anywhere(arguments, config):
+    told = CliRunner().invoke(cli, [*arguments, "--config", config])
+    assert (told.exit_code, told.stderr) == (0, "")
+    assert json.loads(told.stdout) == []
+
+
+@pytest.mark.parametrize("arguments", everywhere(["queue", "list"], "--config", "FILE"), ids=str)
+def test_config_may_stand_anywhere(arguments, config):
+    told = CliRunner().invoke(cli, [config if one == "FILE" else one for one in arguments])
+    assert (told.exit_code, told.output) == (0, "0 entries, 0 recipients\n")
+
+
+def test_the_last_config_wins(config, tmp_path):
+    missing = str(tmp_path / "missing.toml")
+    told = CliRunner().invoke(cli, ["--config", config, "queue", "list", "--config", missing])
+    assert isinstance(told.exception, SettingsError)
+    assert f"{missing}: found no such file" in str(told.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["trace", ""], "expected an id"),
+        (["trace", "x" * 1001], "expected an id"),
+        (["trace", "\udcff"], "expected an id"),
+        (["wait", "last", "--state", "bogus"], "'bogus' is not one of"),
+        (["wait", "last", "--timeout", "nan"], "expected a number of seconds"),
+        (["wait", "last", "--timeout", "-1"], "not in the range"),
+        (["queue", "retry"], "say which"),
+        (["queue", "list", "--older-than", "soon"], "--older-than"),
+        (["send", "--body", "x"], "--to"),
+        (["dev", "--http", "0.0.0.0:8025"], "loopback only"),
+        (["dev", "--smtp", "127.0.0.1.example.test:25"], "loopback only"),
+        (["dev", "--smtp", "nonsense"], "expected HOST:PORT"),
+        (["dev", "--exit-after", "0"], "not in the range"),
+        (["nonsense"], "No such command 'nonsense'"),
+    ],
+    ids=str,
+)
+def test_wrong_usage_says_what_is_expected(arguments, told, config):
+    done = CliRunner().invoke(cli, [*arguments[:1], "--config", config, *arguments[1:]])
+    assert done.exit_code == 2  # click's own; errors.py makes it 64
+    assert told in done.stderr
+    assert done.stdout == ""
+
+
+def test_check_tells_every_fault_with_its_line(tmp_path):
+    file = tmp_path / "relay.toml"
+    file.write_text('hostname = "relay.example.test"\nstate_dir = "s"\nbogus = 1\n[delivry]\n')
+    done = CliRunner().invoke(cli, ["check", "--config", str(file)])
+    assert done.exception.code == 78
+    assert done.stderr.splitlines()[0].startswith(f"{file}:3: bogus: found an unknown key")
+    assert f"{file}:4: delivry: found an unknown key" in done.stderr
+    assert done.stdout == ""
+    done = CliRunner().invoke(cli, ["check", "--json", "--config", str(file)])
+    assert [one["verdict"] for one in json.loads(done.stdout)] == ["fault", "fault"]

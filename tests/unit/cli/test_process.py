@@ -1,0 +1,219 @@
+"""The command as a process: what a shell, a pipe and a hasty user see of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.relay_process import until
+
+ANY_PORTS = ("--http", "127.0.0.1:0", "--smtp", "127.0.0.1:0")
+RELAY = (sys.executable, "-m", "relay")
+TIMEOUT_S = 30
+
+
+class Shell:
+    """Runs `relay` with a temporary folder of its own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+        self.environment = {**kept, "TMPDIR": str(folder)}
+
+    def __call__(self, *words, **more):
+        done = subprocess.run(
+            [*RELAY, *words], env=self.environment, capture_output=True, text=True, check=False,
+            timeout=TIMEOUT_S, stdin=subprocess.DEVNULL, **more,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr
+        return done
+
+    def begin(self, *words):
+        return subprocess.Popen(
+            [*RELAY, *words], env=self.environment, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+
+def has_a_socket(pid):
+    links = Path(f"/proc/{pid}/fd").iterdir()
+    return any(str(link.readlink()).startswith("socket:") for link in links)
+
+
+@pytest.fixture(scope="module")
+def shell():
+    with tempfile.TemporaryDirectory(prefix="relay-shell-") as folder:
+        yield Shell(Path(folder))
+
+
+@pytest.fixture(scope="module")
+def dev(shell):
+    """A development relay in the user's own folder, which the other commands find."""
+    ready = shell.folder / "ready"
+    process = shell.begin("dev", "--json", *ANY_PORTS, "--ready-file", str(ready))
+    until("ready", lambda: ready.exists() or process.poll() is not None)
+    yield process
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, err) == (0, "")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert lines[0]["pid"] == process.pid
+    assert [line["state"] for line in lines[1:3]] == ["captured", "failed"]
+    assert all(line["step"] in range(1, 8) for line in lines[3:])
+    assert not list(shell.folder.glob("relay-dev-*")), "the folder goes with the relay"
+
+
+@pytest.fixture
+def sent(shell, dev):
+    """The id of a message that was delivered."""
+    arguments = ("--token", "alice", "--to", "bob@example.test", "--subject", "Grüße ✓")
+    identity = shell("send", *arguments, "--body", "x").stdout.strip()
+    assert shell("wait", identity).returncode == 0
+    return identity
+
+
+def test_once_shows_seven_steps_and_a_bounce_and_leaves_nothing(tmp_path):
+    done = Shell(tmp_path)("dev", "--once", *ANY_PORTS)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 25
+    for number, name in enumerate(
+        (
+            "created",
+            "notified",
+            "converted",
+            "accepted",
+            "policy and routing",
+            "delivery",
+            "report",
+        ),
+        start=1,
+    ):
+        assert any(line.startswith(f" {number} {name}") for line in lines)
+    assert '"Undeliverable: Try this" is in ' in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_kept_works_again_and_is_nobody_elses(tmp_path):
+    shell, place = Shell(tmp_path), tmp_path / "kept"
+    ready = tmp_path / "ready"
+    first = shell.begin(
+        "dev", "--dir", str(place), *ANY_PORTS, "--ready-file", str(ready), "--exit-after", "1"
+    )
+    until("ready", lambda: ready.exists() or first.poll() is not None)
+    config = place / "relay.toml"
+    until("its ports are written", lambda: '127.0.0.1:0"' not in config.read_text())
+    before = config.read_bytes()
+    second = shell("dev", "--dir", str(place), "--once", *ANY_PORTS)
+    assert (second.returncode, second.stdout) == (69, "")
+    assert f"{place} is in use by process {first.pid}" in second.stderr
+    assert config.read_bytes() == before
+    sent = shell("send", "--config", str(config), "--to", "bob@example.test", "--body", "x")
+    assert sent.returncode == 0, sent.stderr
+    first.communicate(timeout=TIMEOUT_S)
+    assert first.returncode == 0
+    assert shell("dev", "--dir", str(place), "--once", *ANY_PORTS).returncode == 0
+    inbox = place / "mail/example.test/bob/new"
+    assert len(list(inbox.iterdir())) == 3, "two demonstrations and one of ours"
+
+
+def test_a_configuration_of_somebody_else_is_never_overwritten(tmp_path):
+    (tmp_path / "relay.toml").write_text('hostname = "mine.example.test"\n')
+    done = Shell(tmp_path)("dev", "--dir", str(tmp_path), "--once", *ANY_PORTS)
+    assert done.returncode == 64
+    assert "was not written by `relay dev`" in done.stderr
+    assert (tmp_path / "relay.toml").read_text() == 'hostname = "mine.example.test"\n'
+    assert [one.name for one in tmp_path.iterdir()] == ["relay.toml"]
+
+
+def test_ctrl_c_before_the_end_of_the_demonstration_is_no_success(tmp_path):
+    ready = tmp_path / "ready"
+    process = Shell(tmp_path).begin("dev", "--once", *ANY_PORTS, "--ready-file", str(ready))
+    until("ready", lambda: ready.exists() or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, err) == (130, "")
+    assert [one.name for one in tmp_path.iterdir()] == ["ready"]
+
+
+def test_ctrl_c_while_waiting_says_nothing(shell, dev):
+    process = shell.begin("wait", "unknown-for-ever", "--timeout", "60")
+    until("it asks the daemon", lambda: process.poll() is not None or has_a_socket(process.pid))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, out, err.strip()) == (130, "", "")
+
+
+def test_the_journey_is_found_by_every_name(shell, sent):
+    found = json.loads(shell("trace", sent, "--json").stdout)
+    assert found["subject"] == "Grüße ✓"
+    assert [step["step"] for step in found["steps"]] == [1, 2, 3, 4, 5, 6]
+    for name in (found["id"], found["submission_id"], found["message_id"], "bob@example.test"):
+        assert json.loads(shell("--json", "trace", name).stdout) == found
+
+
+def test_output_that_nobody_reads_is_no_error(shell, sent):
+    command = f"{sys.executable} -m relay trace {sent} "
+    for closed, code in ((">&-", 0), (">/dev/full", 69), ("| true; exit ${PIPESTATUS[0]}", 0)):
+        done = subprocess.run(
+            ["/bin/bash", "-c", command + closed], env=shell.environment, capture_output=True,
+            text=True, check=False, timeout=TIMEOUT_S,
+        )  # fmt: skip
+        assert done.returncode == code, (closed, done.stderr)
+        assert ("No space left" in done.stderr) == (code == 69), done.stderr
+        assert "Exception ignored" not in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_without_the_letters_still_gets_the_journey(shell, sent):
+    environment = {**shell.environment, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(
+        [*RELAY, "trace", sent], env=environment, capture_output=True, check=False,
+        timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert b'"Gr\xfc\xdfe ?"' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["trace", "unknown"], 65, 'no message is known as "unknown"'),
+        (["queue", "show", "unknown"], 65, 'no message is known as "unknown"'),
+        (["queue", "retry", "unknown"], 65, "nothing that is deferred is known as unknown"),
+        (["wait", "unknown", "--timeout", "0"], 75, "no message became known"),
+        (["wait", "friend@elsewhere.test", "--timeout", "0", "--state", "relayed"], 75, "at step 7"),
+        (["send", "--to", "nobody@example.test"], 65, "550 5.1.1"),
+        (["send", "--to", "not an address"], 65, "is no address"),
+        (["send", "--to", "bob@example.test", "--subject", "a\nBcc: x@y.test"], 65, "line break"),
+        (["send", "--to", "bob@example.test", "--token", "a\nb"], 65, "token"),
+        (["send", "--to", "bob@example.test", "--token", "alice", "--from", "bob@example.test"],
+         77, "403"),
+        (["trace", "last", "--config", "/nonexistent"], 78, "/nonexistent: found no such file"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
+)  # fmt: skip
+def test_what_fails_says_why_with_its_code(shell, dev, words, code, told):
+    done = shell(*words)
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
+
+
+def test_addresses_beyond_ascii_are_sent(shell, dev):
+    sent = shell("send", "--from", "jürgen@example.test", "--to", "ü@bücher.example", "--body", "ä")
+    assert sent.returncode == 0, sent.stderr
+    found = json.loads(shell("trace", sent.stdout.strip(), "--json").stdout)
+    assert (found["sender"], found["recipients"][0]["address"]) == (
+        "jürgen@example.test", "ü@bücher.example",
+    )  # fmt: skip
+
+
+def test_the_configuration_that_it_runs_with_is_a_good_one(shell, dev):
+    done = shell("check", "--json")
+    assert done.returncode in (0, 69), done.stderr  # 69: this machine has no name server
+    assert {one["verdict"] for one in json.loads(done.stdout)} <= {"ok", "warning", "failed"}
