@@ -24,7 +24,7 @@ _controls = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+
 def decode_words(value: bytes) -> str:
     """Return an unfolded field value as text for people; raw UTF-8 is read as such."""
     if value.isascii() and b"=?" not in value:
-        return _clean(value.decode("ascii"))
+        return printable(value.decode("ascii"))
     shown: list[str] = []
     pending, charset = b"", ""  # a character may be split between words of one charset
     position = 0
@@ -40,7 +40,12 @@ def decode_words(value: bytes) -> str:
             pending = b""
         pending, charset = pending + _octets(found), name
     shown.append(_text(pending, charset) + _text(value[position:], "utf-8"))
-    return _clean("".join(shown))
+    return printable("".join(shown))
+
+
+def printable(text: str) -> str:
+    """Return text with its controls, and halves of characters, as spaces."""
+    return _controls.sub(" ", text).strip()
 
 
 def is_for_mail(charset: str) -> bool:
@@ -89,7 +94,3 @@ def _text(octets: bytes, charset: str) -> str:
     except (LookupError, ValueError):
         pass
     return octets.decode("latin-1")  # it has a letter for every octet: a wrong one beats none
-
-
-def _clean(text: str) -> str:
-    return _controls.sub(" ", text).strip()

@@ -63,7 +63,8 @@ def parameter(name: str, value: str) -> str:
     value = _CONTROLS.sub(" ", value)
     if _TOKEN.fullmatch(value) and len(value) <= _SEGMENT_CHARACTERS:
         return f";{CRLF} {name}={value}"
-    if value.isascii() and len(value) <= _SEGMENT_CHARACTERS:
+    # Many readers take "=?" for an encoded word here as well.
+    if value.isascii() and len(value) <= _SEGMENT_CHARACTERS and "=?" not in value:
         return f";{CRLF} {name}={_quoted(value)}"
     segments = list(_percent_segments(value))
     if len(segments) == 1:

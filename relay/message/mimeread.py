@@ -16,10 +16,10 @@ from email import message_from_bytes
 from email.message import Message
 from email.parser import BytesHeaderParser
 from email.policy import Compat32
-from email.utils import getaddresses, parsedate_to_datetime
+from email.utils import collapse_rfc2231_value, getaddresses, parsedate_to_datetime
 
 from relay.message.draft import Part, read_properties, split_private
-from relay.message.encodedwords import decode_words, is_for_mail
+from relay.message.encodedwords import decode_words, is_for_mail, printable
 from relay.message.properties import Attachment, MessageProperties, Person
 
 _FIELD = re.compile(rb"[!-9;-~]+:")
@@ -293,8 +293,14 @@ def _title(part: "Message[str, str]") -> str:
 
 
 def _filename(part: "Message[str, str]") -> str:
+    """Return a part's name: by RFC 2231 to the letter, else with RFC 2047 words in it as well."""
     with contextlib.suppress(Exception):
-        return _words(part.get_filename("") or "")
+        for name, field in (("filename", "content-disposition"), ("name", "content-type")):
+            value = part.get_param(name, "", field)
+            if isinstance(value, tuple):
+                return printable(collapse_rfc2231_value(value))
+            if value:
+                return printable(_words(str(value)))
     return ""
 
 

@@ -15,7 +15,7 @@ from relay.message.fields import (
     people_field,
     text_field,
 )
-from relay.message.mimeread import read_header, read_people, read_text
+from relay.message.mimeread import read_header, read_mime, read_people, read_text
 from relay.message.properties import Person
 
 HARD_SUBJECTS = [
@@ -92,7 +92,7 @@ def test_people_read_as_they_were_written(name):
 @pytest.mark.parametrize(
     "name",
     ["data.bin", "a b.txt", 'quo"te\\.txt', "Übersicht.txt", "日本語" * 30 + ".pdf", "x" * 300,
-     "it's 100%.txt", "a;b=c.txt", "🙂.png"],
+     "it's 100%.txt", "a;b=c.txt", "🙂.png", "=?utf-8?q?x?="],
 )  # fmt: skip
 def test_a_file_name_reads_as_it_was_written(name):
     field = f"Content-Disposition: attachment{parameter('filename', name)}\r\n"
@@ -102,6 +102,7 @@ def test_a_file_name_reads_as_it_was_written(name):
         message = email.message_from_string(field + "\r\n", policy=policy)
         assert message.get_filename() == name
         assert not message.defects
+    assert read_mime(field.encode() + b"\r\n").attachments[0].name == name
 
 
 def test_a_date_is_in_english_and_utc():
