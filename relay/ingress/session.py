@@ -144,8 +144,7 @@ class SmtpSession(_Bare, SMTP):
             return
         self._put(reply)
         self._write()
-        self._transport_of().close()
-        self.loop.call_later(self._door.service.limits.goodbye_s, self.abort)
+        self._close()
 
     def drain_down(self) -> None:
         """Finish: at once between transactions, else behind the one that is going on."""
@@ -175,8 +174,7 @@ class SmtpSession(_Bare, SMTP):
             pass  # it hears no more
         finally:
             if self.transport is not None:
-                self._transport_of().close()
-                self.loop.call_later(self._door.service.limits.goodbye_s, self.abort)
+                self._close()
 
     async def _reply_to(self, conversation: Conversation, line: bytes | LineFault) -> str:
         if isinstance(line, LineFault):
@@ -283,6 +281,14 @@ class SmtpSession(_Bare, SMTP):
 
     def _transport_of(self) -> asyncio.Transport:
         return cast("asyncio.Transport", self.transport)  # uvloop's is no subclass of asyncio's
+
+    def _close(self) -> None:
+        """Close when what was said has left; the session's timer sees to it that this ends."""
+        self._transport_of().close()
+        assert self._timeout_handle is not None
+        self._timeout_handle.cancel()  # one timer, gone with the connection: it holds the session
+        goodbye_s = self._door.service.limits.goodbye_s
+        self._timeout_handle = self.loop.call_later(goodbye_s, self.abort)
 
     def _is_tls(self) -> bool:
         return self._transport_of().get_extra_info("ssl_object") is not None

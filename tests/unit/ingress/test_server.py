@@ -1,11 +1,13 @@
 """Sessions from outside: time, limits, shutting down, connections that break."""
 
 import asyncio
+import gc
 import shutil
 import socket
 import ssl
 import stat
 import struct
+import weakref
 from typing import ClassVar
 
 import pytest
@@ -347,3 +349,17 @@ async def test_the_log_tells_of_refusals_and_of_nothing_else(relay, listening):
         assert (await client.say("MAIL FROM:<no>"))[:3] == "501"
     refused = [(one["verb"], one["reply"][:3]) for one in lines if one["event"] == "refused"]
     assert refused == [("MAIL", "501")]
+
+
+async def test_nothing_holds_a_session_that_is_over(listening):
+    server = await listening()
+    client = await Client.connect(server.address)
+    await client.reply()
+    (session,) = (weakref.ref(one) for one in server._door.sessions)
+    assert (await client.say("QUIT")).startswith("221")
+    assert await client.reply() == ""
+    client.writer.close()
+    async with asyncio.timeout(2):  # less than goodbye_s
+        while session() is not None:
+            await asyncio.sleep(0.01)
+            gc.collect()
