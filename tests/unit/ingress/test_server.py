@@ -352,14 +352,14 @@ async def test_the_log_tells_of_refusals_and_of_nothing_else(relay, listening):
 
 
 async def test_nothing_holds_a_session_that_is_over(listening):
-    server = await listening()
+    server = await listening(limits=Limits(goodbye_s=60))
     client = await Client.connect(server.address)
     await client.reply()
     (session,) = (weakref.ref(one) for one in server._door.sessions)
     assert (await client.say("QUIT")).startswith("221")
     assert await client.reply() == ""
     client.writer.close()
-    async with asyncio.timeout(2):  # less than goodbye_s
+    async with asyncio.timeout(2):
         while session() is not None:
             await asyncio.sleep(0.01)
             gc.collect()
