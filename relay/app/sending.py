@@ -9,6 +9,7 @@ Standards: RFC 5321, 6531; Graph's sendMail.
 """
 
 import base64
+import contextlib
 import email.policy
 import http.client
 import mimetypes
@@ -100,18 +101,21 @@ def send_by_smtp(address: Address, draft: Draft) -> str:
     draft.check()
     ascii_only = "".join((draft.sender, *draft.recipients)).isascii()
     data = _as_mime(draft, ascii_only=ascii_only)
+    options = [f"size={len(data)}"] + ([] if ascii_only else ["smtputf8", "body=8bitmime"])
     try:
-        with smtplib.SMTP(address.host, address.port, timeout=_TIMEOUT_S) as client:
+        client = smtplib.SMTP(address.host, address.port, timeout=_TIMEOUT_S)
+        try:
             client.ehlo_or_helo_if_needed()
-            options = [f"size={len(data)}"] + ([] if ascii_only else ["smtputf8", "body=8bitmime"])
             _expect(client.mail(draft.sender, options))
             for recipient in draft.recipients:
                 _expect(client.rcpt(recipient))
             reply = client.data(data)
             _expect(reply)
+        finally:  # whatever comes after the last reply, what it said holds
+            with contextlib.suppress(OSError):
+                client.quit()
     except smtplib.SMTPResponseException as error:
-        _expect((error.smtp_code, _bytes(error.smtp_error)))
-        raise TryLaterError(str(error)) from error
+        raise _refusal(error.smtp_code, _bytes(error.smtp_error)) from error
     except smtplib.SMTPException as error:
         raise TryLaterError(str(error)) from error
     return reply[1].decode("utf-8", "replace").rpartition(" ")[2]
@@ -151,10 +155,13 @@ def _as_mime(draft: Draft, *, ascii_only: bool) -> bytes:
 
 
 def _expect(reply: tuple[int, bytes]) -> None:
-    code, text = reply
-    if code // 100 != 2:
-        told = f"{code} {text.decode('utf-8', 'replace')}"
-        raise TryLaterError(told) if code // 100 == 4 else RefusedError(told)
+    if reply[0] // 100 != 2:
+        raise _refusal(*reply)
+
+
+def _refusal(code: int, text: bytes) -> RefusedError:
+    told = f"{code} {text.decode('utf-8', 'replace')}"
+    return RefusedError(told) if code // 100 == 5 else TryLaterError(told)
 
 
 def _bytes(text: bytes | str) -> bytes:

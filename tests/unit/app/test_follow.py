@@ -1,0 +1,109 @@
+"""Following journeys: each step once, in whatever order it becomes known."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from relay.app.follow import Follower, is_settled
+from relay.web import Changes
+
+
+class Journeys:
+    """The newest first, as the real ones; counts how far back each look went."""
+
+    def __init__(self):
+        self.all = []
+        self.limits = []
+
+    async def recent(self, *, account, state, limit):
+        assert (account, state) == (None, "")
+        self.limits.append(limit)
+        return list(reversed(self.all))[:limit]
+
+
+def journey(name, *steps, state="delivered", sender="alice@example.test"):
+    return {
+        "id": name, "submission_id": None, "sender": sender,
+        "steps": [{"step": number, "at": f"0{at}"} for number, at in steps],
+        "recipients": [{"address": "b@x.test", "state": state}],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def shown():
+    return []
+
+
+@pytest.fixture
+def journeys():
+    return Journeys()
+
+
+@pytest.fixture
+def changes():
+    return Changes()
+
+
+@pytest.fixture
+def follower(journeys, changes, shown):
+    daemon = SimpleNamespace(journeys=journeys, changes=changes)
+    return Follower(daemon, lambda found, step: shown.append((found["id"], step["step"])))
+
+
+async def test_a_step_that_is_written_late_is_shown_and_none_twice(follower, journeys, shown):
+    journeys.all = [journey("q1", (1, 1), (5, 3))]
+    await follower.look()
+    journeys.all = [journey("q1", (1, 1), (4, 2), (5, 3), (6, 4))]
+    await follower.look()
+    await follower.look()
+    assert shown == [("q1", 1), ("q1", 5), ("q1", 4), ("q1", 6)]
+
+
+async def test_what_was_there_before_is_not_shown(follower, journeys, shown):
+    journeys.all = [journey("q1", (1, 1))]
+    await follower.look(quietly=True)
+    journeys.all.append(journey("q2", (5, 2)))
+    await follower.look()
+    assert shown == [("q2", 5)]
+
+
+async def test_a_burst_is_followed_back_to_what_is_known(follower, journeys, shown):
+    await follower.look(quietly=True)
+    journeys.all = [journey(f"q{n:03}", (5, 1)) for n in range(300)]
+    await follower.look()
+    assert [name for name, _ in shown] == [f"q{n:03}" for n in range(300)]
+    journeys.limits.clear()
+    await follower.look()
+    assert journeys.limits == [50]
+
+
+async def test_it_ends_when_so_many_have_settled(follower, journeys, changes):
+    journeys.all = [journey("old", (6, 1))]
+    await follower.look(quietly=True)
+    running = asyncio.create_task(follower.run(until_settled=2))
+    journeys.all += [
+        journey("q1", (6, 2)), journey("q2", (5, 3), state="queued"),
+        journey("report", (6, 4), sender=""),
+    ]  # fmt: skip
+    changes.announce()
+    done, _ = await asyncio.wait({running}, timeout=0.3)
+    assert not done, "one has settled, one is queued, one is a report"
+    journeys.all[2] = journey("q2", (5, 3), (6, 5), state="captured")
+    changes.announce()
+    await asyncio.wait_for(running, 5)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (journey("q", state="delivered"), True),
+        (journey("q", state="failed"), True),
+        (journey("q", state="captured"), True),
+        (journey("q", state="deferred"), False),
+        (journey("q", state="failed", sender=""), False),
+        ({**journey("q"), "recipients": []}, False),
+    ],
+)
+def test_settled_is_where_nothing_more_happens_by_itself(found, expected):
+    assert is_settled(found) is expected

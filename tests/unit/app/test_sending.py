@@ -1,0 +1,185 @@
+"""relay send as a client: what it puts on the wire, and what it makes of a refusal."""
+
+import asyncio
+import email
+import email.policy
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from relay.app.sending import (
+    Draft,
+    NotAllowedError,
+    RefusedError,
+    TryLaterError,
+    send_by_graph,
+    send_by_smtp,
+)
+from relay.settings.tree import Address
+
+ALICE, BOB = "alice@example.test", "bob@example.test"
+HELLO = Draft(ALICE, (BOB,), "Grüße", "Hallo\n", (("ünï.txt", b"attached"),))
+
+
+async def smtp_server(replies, seen):
+    """Answer each command by its verb, 250 if `replies` does not say; keep what came."""
+
+    async def session(reader, writer):
+        writer.write(replies.get("greeting", b"220 x\r\n"))
+        in_data = False
+        while line := await reader.readline():
+            seen.append(line)
+            if in_data:
+                in_data = line != b".\r\n"
+                answer = b"" if in_data else replies.get(".", b"250 2.0.0 Ok: queued as q1\r\n")
+            else:
+                verb = line[:4].upper().decode()
+                in_data = verb == "DATA" and verb not in replies
+                answer = replies.get(verb, b"354 go\r\n" if in_data else b"250 2.0.0 Ok\r\n")
+            writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(session, "127.0.0.1", 0)
+    return server, Address("127.0.0.1", server.sockets[0].getsockname()[1])
+
+
+async def send(draft, **replies):
+    seen = []
+    extensions = b"250-x\r\n250-SIZE\r\n250-8BITMIME\r\n250 SMTPUTF8\r\n"
+    server, address = await smtp_server({"EHLO": extensions, **replies}, seen)
+    async with server:
+        return await asyncio.to_thread(send_by_smtp, address, draft), b"".join(seen)
+
+
+async def test_a_message_goes_out_with_its_attachment():
+    identity, wire = await send(HELLO)
+    assert identity == "q1"
+    content = wire.partition(b"data\r\n")[2].partition(b"\r\n.\r\n")[0]
+    message = email.message_from_bytes(content, policy=email.policy.default)
+    assert (message["Subject"], message["From"], message["To"]) == ("Grüße", ALICE, BOB)
+    (attachment,) = message.iter_attachments()
+    assert (attachment.get_filename(), attachment.get_content()) == ("ünï.txt", "attached")
+    assert b"SMTPUTF8" not in wire.upper()
+    assert content.partition(b"\r\n\r\n")[0].isascii()
+
+
+@pytest.mark.parametrize("goodbye", [b"500 what?\r\n", b"421 4.3.2 bye\r\n", b"\r\n"])
+async def test_what_comes_after_the_last_reply_changes_nothing(goodbye):
+    identity, _ = await send(HELLO, QUIT=goodbye)
+    assert identity == "q1"
+
+
+async def test_addresses_beyond_ascii_ask_for_smtputf8():
+    _, wire = await send(Draft("jürgen@example.test", ("ü@bücher.example",), "x", "y"))
+    assert "mail FROM:<jürgen@example.test> ".encode() in wire
+    assert b"smtputf8" in wire
+    assert "rcpt TO:<ü@bücher.example>".encode() in wire
+    assert "To: ü@bücher.example".encode() in wire
+
+
+@pytest.mark.parametrize(
+    ("replies", "kind", "told"),
+    [
+        ({"RCPT": b"550 5.1.1 no such user\r\n"}, RefusedError, "550 5.1.1 no such user"),
+        ({"RCPT": b"451 4.3.0 not now\r\n"}, TryLaterError, "451 4.3.0 not now"),
+        ({"MAIL": b"501 5.1.7 bad\r\n"}, RefusedError, "501 5.1.7 bad"),
+        ({"DATA": b"554 5.7.1 no\r\n"}, RefusedError, "554 5.7.1 no"),
+        ({".": b"552 5.3.4 too big\r\n"}, RefusedError, "552 5.3.4 too big"),
+        ({"greeting": b"421 4.3.2 full\r\n"}, TryLaterError, "421 4.3.2 full"),
+        ({"greeting": b"nonsense\r\n"}, TryLaterError, "-1"),
+    ],
+    ids=str,
+)
+async def test_a_refusal_is_told_in_the_servers_words(replies, kind, told):
+    with pytest.raises(RefusedError, match=told) as refused:
+        await send(HELLO, **replies)
+    assert type(refused.value) is kind
+
+
+async def test_one_refused_recipient_keeps_it_from_all():
+    seen = []
+    server, address = await smtp_server({"RCPT": b"550 5.1.1 no\r\n"}, seen)
+    async with server:
+        with pytest.raises(RefusedError):
+            await asyncio.to_thread(send_by_smtp, address, Draft(ALICE, (BOB, ALICE), "x", "y"))
+    assert not any(line.startswith(b"data") for line in map(bytes.lower, seen))
+
+
+@pytest.mark.parametrize(
+    ("draft", "told"),
+    [
+        (Draft(ALICE, (BOB,), "a\nBcc: c@d.test", "x"), "subject: a line break"),
+        (Draft(ALICE, (BOB,), "a\0", "x"), "subject: a line break"),
+        (Draft(ALICE, (BOB,), "\udcff", "x"), "subject: expected text in UTF-8"),
+        (Draft(ALICE, (BOB,), "x", "\udcff"), "body: expected text in UTF-8"),
+        (Draft(ALICE, ("bob@example.test\r\nRCPT TO:<x@y>",), "x", "y"), "is no address"),
+        (Draft(ALICE, ("",), "x", "y"), "is no address"),
+        (Draft("a b", (BOB,), "x", "y"), "'a b' is no address"),
+    ],
+)
+def test_what_no_message_can_carry_is_told_before_anything_is_sent(draft, told):
+    nobody = Address("127.0.0.1", 1)
+    with pytest.raises(RefusedError, match=told):
+        send_by_smtp(nobody, draft)
+    with pytest.raises(RefusedError, match=told):
+        send_by_graph(nobody, draft, token="alice")
+
+
+@pytest.mark.parametrize("token", ["a\nb", "a b", "ü", "\udcff"])
+def test_a_token_that_no_header_can_carry_is_refused(token):
+    with pytest.raises(RefusedError, match="token"):
+        send_by_graph(Address("127.0.0.1", 1), HELLO, token=token)
+
+
+@pytest.fixture
+def front_door():
+    """Answers every POST with `answer`: status, headers, body."""
+
+    class Handler(BaseHTTPRequestHandler):
+        answer = (202, {"x-relay-message-id": "g1"}, b"")
+
+        def do_POST(self):
+            status, headers, body = self.answer
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(status)
+            for name, value in {**headers, "content-length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            """Tests are quiet."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield Address("127.0.0.1", server.server_port), Handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_graph_answers_with_the_id(front_door):
+    address, _ = front_door
+    assert send_by_graph(address, HELLO, token="alice") == "g1"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, RefusedError), (401, NotAllowedError), (403, NotAllowedError), (413, RefusedError),
+     (429, TryLaterError), (500, TryLaterError), (503, TryLaterError)],
+)  # fmt: skip
+def test_graphs_refusals_have_their_kind_and_words(front_door, status, kind):
+    address, handler = front_door
+    handler.answer = (status, {}, b'{"error": {"code": "X", "message": "the reason"}}')
+    with pytest.raises(RefusedError, match=f"{status}: the reason") as refused:
+        send_by_graph(address, HELLO, token="alice")
+    assert type(refused.value) is kind
+
+
+def test_an_answer_that_is_no_envelope_is_shown_as_it_is(front_door):
+    address, handler = front_door
+    handler.answer = (400, {}, b"<html>")
+    with pytest.raises(RefusedError, match="400: <html>"):
+        send_by_graph(address, HELLO, token="alice")
