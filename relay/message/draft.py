@@ -33,7 +33,10 @@ _DATA_LINE = 900
 _BASE64_LINE = 76
 _LINE_OCTETS_MAX = 997
 _CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+")
-_CHARSET = re.compile(r";[ \t]*charset=\"?([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
+_PARAMETER = re.compile(
+    r';[ \t]*([A-Za-z0-9-]+)=([A-Za-z0-9!#$&^_.+-]+|"[A-Za-z0-9 !#$&^_.+:;/=,()-]*")'
+)
+_NOT_OF_THE_TYPE = frozenset(("name", "boundary"))
 _NO_LETTER = re.compile(r"[^A-Za-z0-9]")
 _BOUNDARY_CHARACTERS = 60
 _BINARY = "application/octet-stream"
@@ -230,9 +233,10 @@ def attachment_fields(attachment: Attachment | Part) -> list[tuple[str, str]]:
 
 
 def safe_content_type(given: str) -> str:
-    """Return type/subtype (and a charset); composite types, which base64 must not hide, are binary.
+    """Return type/subtype and its parameters; composite types, which base64 must not hide, are
+    binary, and so is what is no type.
 
-    RFC 2045 6.4 allows no base64 on multipart and message.
+    RFC 2045 6.4 allows no base64 on multipart and message. The name is not the type's to tell.
     """
     match = _CONTENT_TYPE.match(given.strip())
     if match is None or len(match[0]) > _BASE64_LINE:
@@ -240,8 +244,12 @@ def safe_content_type(given: str) -> str:
     media_type = match[0].lower()
     if media_type.startswith(("multipart/", "message/")):
         return _BINARY
-    charset = _CHARSET.search(given)
-    return f"{media_type}; charset={charset[1]}" if charset else media_type
+    parameters = [
+        f"{name}={value}"
+        for name, value in _PARAMETER.findall(given)
+        if name.lower() not in _NOT_OF_THE_TYPE and len(name) + len(value) <= _BASE64_LINE
+    ]
+    return f";{CRLF} ".join((media_type, *parameters))
 
 
 def header_fields(properties: MessageProperties, *, message_id: str, date_us: int) -> str:

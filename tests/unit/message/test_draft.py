@@ -139,7 +139,12 @@ def test_what_is_no_whole_block_is_no_block(raw):
     ("given_type", "written"),
     [
         ("text/plain", "text/plain"),
-        ("Text/HTML; charset=ISO-8859-1; x=y", "text/html; charset=ISO-8859-1"),
+        ("Text/HTML; charset=ISO-8859-1; Name=y", "text/html;\r\n charset=ISO-8859-1"),
+        (
+            'text/calendar; method=REQUEST;charset="utf-8"',
+            'text/calendar;\r\n method=REQUEST;\r\n charset="utf-8"',
+        ),
+        ('a/b; x="c;d\r\nBcc: e"; y=\xe9; z=1', "a/b;\r\n z=1"),
         ("", "application/octet-stream"),
         ("garbage", "application/octet-stream"),
         ("message/rfc822", "application/octet-stream"),
