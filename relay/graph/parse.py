@@ -29,6 +29,7 @@ from relay.graph.values import (
 )
 from relay.http.errors import ApiError, shown
 from relay.message.address import AddressError, parse_mailbox
+from relay.message.fields import MESSAGE_ID_CHARACTERS_MAX, is_message_id
 from relay.message.properties import MessageProperties, Person
 
 RECIPIENTS_MAX = 500
@@ -40,9 +41,7 @@ _HEADER_NAME_CHARACTERS = 76
 _HEADER_CHARACTERS = 8000
 _CATEGORIES_MAX = 100
 _CATEGORY_CHARACTERS = 255
-_MESSAGE_ID_CHARACTERS = 900  # a field's line has 998, and an id cannot be folded
 
-_MESSAGE_ID = re.compile(r"<[!-;=?-~]+@[!-;=?-~]+>")
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
 _MESSAGE = "microsoft.graph.message"
 
@@ -258,8 +257,8 @@ def _importance(value: object, path: str) -> str:
 
 
 def _message_id(value: object, path: str) -> str:
-    text = header_text(value, path, longest=_MESSAGE_ID_CHARACTERS).strip(" ")
-    if text and not _MESSAGE_ID.fullmatch(text):
+    text = header_text(value, path, longest=MESSAGE_ID_CHARACTERS_MAX).strip(" ")
+    if text and not is_message_id(text):
         raise wrong(path, text, "an id such as <unique@example.com>")
     return text
 

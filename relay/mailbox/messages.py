@@ -8,7 +8,6 @@ Standards: Graph's message; Maildir flags.
 
 import hashlib
 import os
-import re
 from dataclasses import dataclass, replace
 
 from relay.journal.storelog import SubmissionFacts
@@ -22,14 +21,13 @@ from relay.message.draft import (
     write_draft,
     write_mime_draft,
 )
+from relay.message.fields import is_message_id
 from relay.message.mimeread import header_of, read_message, read_mime, read_mime_attachments
 from relay.message.properties import MessageProperties, Person
 
 DRAFT = "D"
 SEEN = "S"
 FLAGGED = "F"
-_MESSAGE_ID = re.compile(r"<[!-;=?-~]+@[!-;=?-~]+>")
-_MESSAGE_ID_CHARACTERS_MAX = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +64,12 @@ def compose(content: MessageProperties | bytes, identity: Identity) -> ComposedD
     wanted = identity.internet_message_id
     if isinstance(content, MessageProperties):
         wanted = content.internet_message_id or wanted
-    fits = _MESSAGE_ID.fullmatch(wanted) and len(wanted) <= _MESSAGE_ID_CHARACTERS_MAX
     origin = DraftOrigin(
         account=identity.account,
         base_name=stem,
-        message_id=wanted if fits else f"<{identity.message_id}@{identity.hostname}>",
+        message_id=wanted
+        if is_message_id(wanted)
+        else f"<{identity.message_id}@{identity.hostname}>",
         created_us=identity.created_us,
         modified_us=identity.modified_us,
         save_to_sent_items=identity.save_to_sent_items,

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from relay.message.properties import Person
 
 CRLF = "\r\n"
+MESSAGE_ID_CHARACTERS_MAX = 900  # a line has 998 octets, and an id cannot be folded
 _FOLD_AT = 76
 _LINE_MAX = 900  # under RFC 5322's 998, with room for what stands before
 _WORD_BYTES = 39  # 52 characters of base64, 64 as an encoded word: "Subject: " fits before it
@@ -22,6 +23,7 @@ _SEGMENT_CHARACTERS = 60
 _PHRASE_CHARACTERS = 64
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]+")
 _ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
+_MESSAGE_ID = re.compile(r"<[!-;=?-~]+@[!-;=?-~]+>")
 _FIELD_NAME = re.compile(r"[!-9;-~]{1,200}")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$&^_.+-]+")
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -81,6 +83,11 @@ def date_text(time_us: int) -> str:
     at = datetime.fromtimestamp(time_us // 1_000_000, UTC)
     day, month = _DAYS[at.weekday()], _MONTHS[at.month - 1]
     return f"{day}, {at.day:02d} {month} {at.year:04d} {at:%H:%M:%S} +0000"
+
+
+def is_message_id(text: str) -> bool:
+    """Whether `text` can stand in a Message-ID field, angle brackets and all."""
+    return len(text) <= MESSAGE_ID_CHARACTERS_MAX and _MESSAGE_ID.fullmatch(text) is not None
 
 
 def ascii_address(address: str) -> str:

@@ -340,3 +340,10 @@ async def test_a_line_that_the_disk_has_no_room_for_is_not_half_written(
     second = await store.submit_new(ALICE, draft(), SAVE)
     for note in (first, second):
         assert len((await place.log.submission(note.submission_id))["steps"]) == 2
+
+
+async def test_a_long_message_id_is_kept(store, draft):
+    wanted = "<" + "x" * 890 + "@h.test>"
+    note = await store.submit_new(ALICE, draft(internet_message_id=wanted), SAVE)
+    sent = convert(await store.note_content(note), now_us=0, hostname="h")
+    assert (sent.message_id, wanted.encode() in sent.content) == (wanted, True)
