@@ -8,6 +8,7 @@ Standards: none.
 
 import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,19 +63,27 @@ class Sources:
 
 def compose(settings: Settings, sources: Sources, *, clock: Clock | None = None) -> Daemon:
     """Return a relay that can be started; it owns the lock of its state_dir from here on."""
-    lock = OwnerLock(settings.run_dir)
-    lock.take()
-    try:
-        return _Composer(settings, sources, clock=clock or SystemClock(), lock=lock).daemon()
-    except BaseException:
-        lock.give_back()
-        raise
+    with ExitStack() as undo:
+        lock = OwnerLock(settings.run_dir)
+        lock.take()
+        undo.callback(lock.give_back)
+        clock = clock or SystemClock()
+        daemon = _Composer(settings, sources, clock=clock, lock=lock, undo=undo).daemon()
+        undo.pop_all()
+        return daemon
 
 
 class _Composer:
     def __init__(
-        self, settings: Settings, sources: Sources, *, clock: Clock, lock: OwnerLock
+        self,
+        settings: Settings,
+        sources: Sources,
+        *,
+        clock: Clock,
+        lock: OwnerLock,
+        undo: ExitStack,
     ) -> None:
+        """`undo` closes what was opened, should the rest fail."""
         self.settings = settings
         self.sources = sources
         self.clock = clock
@@ -102,6 +111,7 @@ class _Composer:
             spool_path(settings), clock=clock, crash=self.crash, metrics=self.metrics,
             submission_keep_s=settings.pickup.give_up_after + _SUBMISSION_KEEP_S,
         )  # fmt: skip
+        undo.callback(self.spool.close)
         self.reporter = Reporter(
             hostname=settings.hostname, clock=clock, ids=self.ids,
             next_hop_for=self.table.next_hop_for,

@@ -9,7 +9,7 @@ Standards: systemd's Type=notify; DESIGN 5 (shutdown).
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from relay.web import Changes
 
 _log = get_logger("app")
 _HTTP_GRACE_S = 2.0
+_STOPPING = "stopping"
 
 
 class Readiness:
@@ -66,6 +67,8 @@ class Daemon:
     journeys: Journeys
     changes: Changes
     readiness: Readiness
+    on_fault: Callable[[], None] = lambda: None  # a room has ended by itself; see `fault`
+    fault: str = ""
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _pickup_task: asyncio.Task[None] | None = None
 
@@ -95,48 +98,61 @@ class Daemon:
         """Stop listening, finish what is begun within the grace time,
         leave the rest to the disk.
         """
-        self.readiness.reason = "stopping"
+        self.readiness.reason = _STOPPING
         grace_s = self.settings.delivery.shutdown_grace
-        deadline = self.clock.monotonic() + grace_s
-        for server in self.smtp_servers:
-            server.stop_listening()
-        await asyncio.gather(
-            *(server.stop(min(_HTTP_GRACE_S, grace_s)) for server in self.http_servers)
-        )
+        async with contextlib.AsyncExitStack() as last:  # from its end, each whatever fails before
+            last.callback(self.lock.give_back)
+            last.callback(self.store_log.close)
+            last.push_async_callback(asyncio.to_thread, self.store.close)
+            last.push_async_callback(self.spool.stop)
+            last.callback(self.acceptance.close)
+            last.push_async_callback(self.resolver.close)
+            last.push_async_callback(self._end_tasks)
+            for server in self.smtp_servers:
+                server.stop_listening()
+            await _all_of(
+                self._finish_submissions(grace_s),
+                *(server.drain(grace_s) for server in self.smtp_servers),
+                self.dispatcher.drain(grace_s),
+            )
+
+    async def _finish_submissions(self, grace_s: float) -> None:
+        """Steps 1 to 4, in their order: each still needs the next."""
+        deadline = asyncio.get_running_loop().time() + grace_s
+        await _all_of(*(one.stop(min(_HTTP_GRACE_S, grace_s)) for one in self.http_servers))
         if self._pickup_task is not None:
             self._pickup_task.cancel()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(self._loop_time(deadline)):
+                async with asyncio.timeout_at(deadline):
                     await self.pickup.drain()
-        left_s = max(0.0, deadline - self.clock.monotonic())
-        servers = (*self.smtp_servers, self.pickup_server)
-        await asyncio.gather(
-            *(server.drain(left_s) for server in servers), self.dispatcher.drain(left_s)
-        )
+        await self.pickup_server.drain(max(0.0, deadline - asyncio.get_running_loop().time()))
+
+    async def _end_tasks(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.resolver.close()
-        self.acceptance.close()
-        await self.spool.stop()
-        await asyncio.to_thread(self.store.close)
-        self.store_log.close()
-        self.lock.give_back()
 
     def _sessions(self) -> int:
         return sum(server.sessions for server in self.smtp_servers)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
-        task.add_done_callback(_complain)
+        task.add_done_callback(self._ended)
         self._tasks.append(task)
         return task
 
-    def _loop_time(self, deadline: float) -> float:
-        return asyncio.get_running_loop().time() + max(0.0, deadline - self.clock.monotonic())
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A room that ends by itself is a fault of ours: better a new start than half a relay."""
+        if task.cancelled() or self.readiness.reason == _STOPPING:
+            return
+        self.fault = f"{task.get_name()} has ended: {task.exception()!r}"
+        self.readiness.reason = self.fault
+        _log.critical("a room has ended", task=task.get_name(), exc_info=task.exception())
+        self.on_fault()
 
 
-def _complain(task: asyncio.Task[None]) -> None:
-    """A room's task that ends by itself is a fault of ours: it must not go unnoticed."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("a task ended", task=task.get_name(), exc_info=error)
+async def _all_of(*steps: Awaitable[None]) -> None:
+    """Go all of these ways to their ends; then raise what went wrong on one of them."""
+    for result in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result

@@ -6,6 +6,7 @@ Fails: AlreadyRunningError with the owner's pid.
 Standards: flock(2).
 """
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -33,9 +34,10 @@ class OwnerLock:
             os.close(file)
             state_dir = self._path.parent.parent
             raise AlreadyRunningError(f"{state_dir} is in use by process {owner}") from None
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
         self._file = file
+        with contextlib.suppress(OSError):  # a full disk: the pid is only for people
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
 
     def give_back(self) -> None:
         """Let the next one have it."""

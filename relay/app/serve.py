@@ -2,7 +2,7 @@
 
 On the path: beside it.
 Holds: ready is told when everything listens; SIGTERM and SIGINT drain; a second one does not hurt.
-Fails: what start() raises, after what had started was stopped.
+Fails: what start() raises, after what had started was stopped; BrokenRelayError.
 Standards: sd_notify(3), signal(7).
 """
 
@@ -22,9 +22,17 @@ _log = get_logger("app")
 _COLLECT_AFTER = 50_000  # objects: Python's 700 is a tenth of all work under load, for few cycles
 
 
+class BrokenRelayError(Exception):
+    """A room has ended that never should: a fault of ours."""
+
+
 async def serve(daemon: Daemon, manager: ServiceManager, *, ready_file: Path | None = None) -> None:
-    """Start `daemon`, say so, wait for SIGTERM or SIGINT, stop it."""
+    """Start `daemon`, say so, wait for SIGTERM or SIGINT, stop it.
+
+    Raises BrokenRelayError, after the stop, when a room has ended by itself.
+    """
     stop = asyncio.Event()
+    daemon.on_fault = stop.set
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -41,6 +49,8 @@ async def serve(daemon: Daemon, manager: ServiceManager, *, ready_file: Path | N
         manager.tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={grace_us}")
     finally:
         await daemon.stop()
+    if daemon.fault:
+        raise BrokenRelayError(daemon.fault)
     _log.info("stopped")
 
 

@@ -37,6 +37,8 @@ async def keep_figures(
             await count_queue(spool, metrics, clock)
         except SpoolError as error:
             _log.warning("queue not counted", error=str(error))
+        except Exception:  # noqa: BLE001 - ours: figures must not end with it
+            _log.exception("counting broken off")
         took_s = clock.monotonic() - began
         await asyncio.sleep(max(_FIGURES_S, took_s * _FIGURES_COST_FACTOR))
 
@@ -61,4 +63,6 @@ async def keep_pruning(spool: SqliteSpool, log: StoreLog, clock: Clock, *, keep_
             await asyncio.to_thread(log.prune, math.ceil(keep_s / _DAY_S))
         except (SpoolError, OSError) as error:
             _log.warning("history not pruned", error=str(error))
+        except Exception:  # noqa: BLE001 - ours: pruning must not end with it
+            _log.exception("pruning broken off")
         await asyncio.sleep(_PRUNE_S)

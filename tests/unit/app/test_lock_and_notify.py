@@ -1,0 +1,62 @@
+"""The owner's lock, and what systemd is told."""
+
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from relay.app.lock import AlreadyRunningError, OwnerLock
+from relay.app.notify import ServiceManager
+
+
+@contextmanager
+def no_file_may_grow() -> Iterator[None]:
+    """As on a full disk: a write that would make a file longer fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_the_second_owner_hears_who_is_the_first(tmp_path: Path) -> None:
+    first, second = OwnerLock(tmp_path / "state" / "run"), OwnerLock(tmp_path / "state" / "run")
+    first.take()
+    with pytest.raises(AlreadyRunningError, match=f"state is in use by process {os.getpid()}$"):
+        second.take()
+    first.give_back()
+    second.take()
+    second.give_back()
+
+
+def test_a_full_disk_does_not_keep_the_lock_from_anybody(tmp_path: Path) -> None:
+    lock = OwnerLock(tmp_path)
+    lock.take()
+    lock.give_back()
+    with no_file_may_grow():
+        lock.take()
+    with pytest.raises(AlreadyRunningError, match="unknown"):
+        OwnerLock(tmp_path).take()
+    lock.give_back()
+
+
+@pytest.mark.parametrize("name", ["path", "abstract"])
+def test_the_manager_hears_the_states(tmp_path: Path, name: str) -> None:
+    abstract = f"relay-test-{os.getpid()}"
+    address = {"path": str(tmp_path / "notify"), "abstract": "\0" + abstract}[name]
+    given = {"path": str(tmp_path / "notify"), "abstract": "@" + abstract}[name]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(5)
+        ServiceManager(given).tell("READY=1", "STATUS=listening")
+        assert manager.recv(100) == b"READY=1\nSTATUS=listening"
+
+
+@pytest.mark.parametrize("given", ["", "/no/such/socket", "@no-such-socket"])
+def test_a_manager_that_is_not_there_is_no_trouble(given: str) -> None:
+    ServiceManager(given).tell("READY=1")

@@ -1,0 +1,80 @@
+"""Figures and pruning go on, whatever one pass came to."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from relay.app import upkeep
+from relay.clock import ManualClock
+from relay.journal.metrics import Metrics
+from relay.spool.types import QueueCounts, SpoolError
+
+COUNTS = QueueCounts({"queued": 2, "deferred": 1}, 1_700_000_000_000_000 - 5_000_000, 0)
+
+
+@dataclass
+class Spool:
+    """Answers from lists, then waits for ever; remembers what it was asked."""
+
+    answers: list
+    asked: list = field(default_factory=list)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def _next(self, *asked):
+        self.asked.append(asked)
+        if not self.answers:
+            self.over.set()
+            await asyncio.Event().wait()
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    counts = prune = _next
+
+
+class Log:
+    def __init__(self) -> None:
+        self.kept: list[int] = []
+
+    def prune(self, keep_days: int) -> int:
+        self.kept.append(keep_days)
+        return 0
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch) -> None:
+    for name in ("_FIGURES_S", "_PRUNE_S", "_PRUNE_PAUSE_S"):
+        monkeypatch.setattr(upkeep, name, 0.0)
+
+
+async def run_until_over(spool: Spool, work) -> None:
+    task = asyncio.create_task(work)
+    async with asyncio.timeout(5):
+        await spool.over.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+
+
+async def test_figures_survive_a_spool_that_fails() -> None:
+    spool, metrics = Spool([SpoolError("busy"), ZeroDivisionError(), COUNTS]), Metrics()
+    figures = upkeep.keep_figures(spool, metrics, ManualClock(), sessions=lambda: 7)
+    await run_until_over(spool, figures)
+    value = metrics.registry.get_sample_value
+    assert value("relay_queue_entries", {"state": "queued"}) == 2
+    assert value("relay_queue_oldest_seconds") == 5
+    assert value("relay_queue_unaccounted") == 0
+    assert value("relay_connections", {"state": "incoming"}) == 7
+
+
+async def test_pruning_goes_step_by_step_until_nothing_is_left() -> None:
+    spool, log, clock = (
+        Spool([200, 3, 0, SpoolError("busy"), ZeroDivisionError()]),
+        Log(),
+        ManualClock(),
+    )
+    await run_until_over(spool, upkeep.keep_pruning(spool, log, clock, keep_s=86400 * 1.5))
+    assert set(spool.asked) == {(clock.time_us() - 129_600_000_000,)}
+    assert log.kept == [2]
