@@ -1,0 +1,113 @@
+"""relay check finds everything that a start would refuse, and starts nothing."""
+
+import pytest
+
+from relay.app import checking
+from relay.app.checking import Verdict, check_file
+from relay.clock import SystemClock
+
+CONFIG = """\
+hostname = "relay.example.test"
+state_dir = "state"
+[mailboxes]
+domains = ["example.test"]
+root = "mail"
+accounts = "accounts.toml"
+[policy]
+directory = "policies"
+[dns]
+nameservers = ["127.0.0.1:1"]
+"""
+ACCOUNTS = '[[account]]\naddress = "alice@example.test"\n'
+RULE = """\
+[[rule]]
+name = "no exe"
+when = { attachment_name = ["*.exe"] }
+then = [ { reject = "5.7.1 no" } ]
+[[test]]
+name = "t"
+from = "a@b.test"
+to = ["c@d.test"]
+attachments = ["a.exe"]
+expect = { verdict = "reject" }
+"""
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(checking, "_DNS_TIMEOUT_S", 0.05)  # no name server listens on port 1
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Write files over a good set and return what check finds, by what it looked at."""
+
+    def found(**changed):
+        written = {"relay": CONFIG, "accounts": ACCOUNTS, "policies/10": RULE, **changed}
+        (tmp_path / "policies").mkdir(exist_ok=True)
+        for name, text in written.items():
+            file = tmp_path / f"{name}.toml"
+            file.write_text(text)
+            file.chmod(0o600)
+        before = sorted(tmp_path.rglob("*"))
+        findings = list(check_file(tmp_path / "relay.toml", {}, SystemClock()))
+        assert sorted(tmp_path.rglob("*")) == before, "check made something"
+        return findings
+
+    found.folder = tmp_path
+    return found
+
+
+def of(findings, verdict):
+    return [(one.what, one.text) for one in findings if one.verdict is verdict]
+
+
+def test_a_good_set_has_no_fault(files):
+    findings = files()
+    assert of(findings, Verdict.FAULT) == []
+    assert [one.what for one in findings] == [
+        "configuration", "accounts", "policy", "state_dir", "mailboxes.root", "dns",
+    ]  # fmt: skip
+
+
+def test_name_servers_that_do_not_answer_are_no_fault_of_the_files(files):
+    ((what, text),) = of(files(), Verdict.FAILED)
+    assert (what, "127.0.0.1:1" in text) == ("dns", True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "what", "told"),
+    [
+        ({"relay": CONFIG + "bogus = 1\n"}, "configuration", "relay.toml:11: dns.bogus: "),
+        ({"relay": "x = ["}, "configuration", "relay.toml:1: "),
+        ({"accounts": ACCOUNTS + "pasword = 1\n"}, "accounts", "accounts.toml:3: account[0].pasword"),
+        ({"policies/10": RULE.replace("when", "wen")}, "policy", "10.toml:3: "),
+        ({"policies/10": RULE.replace('verdict = "reject"', 'verdict = "accept"')}, "policy",
+         "10.toml:5: "),
+    ],
+    ids=["unknown key", "no TOML", "account", "rule", "failing test"],
+)  # fmt: skip
+def test_a_fault_has_its_file_and_line(files, changed, what, told):
+    faults = of(files(**changed), Verdict.FAULT)
+    assert [name for name, _ in faults] == [what]
+    assert f"{files.folder}/" in faults[0][1]
+    assert told in faults[0][1]
+
+
+def test_faults_of_accounts_and_rules_are_told_together(files):
+    faults = of(files(accounts="x = 1\n", **{"policies/10": "y = 1\n"}), Verdict.FAULT)
+    assert [what for what, _ in faults] == ["accounts", "policy"]
+
+
+def test_plain_secrets_are_warned_of(files):
+    warnings = of(files(accounts=ACCOUNTS + 'token = "plain:alice"\n'), Verdict.WARNING)
+    assert [what for what, _ in warnings] == ["accounts"]
+    assert "accounts.toml:3: account[0].token: found a plain secret" in warnings[0][1]
+    assert "alice" not in warnings[0][1].partition("account[0]")[2]
+
+
+def test_a_folder_that_is_a_file_is_a_fault(files):
+    (files.folder / "state").touch()
+    assert of(files(), Verdict.FAULT) == [
+        ("state_dir", f"state_dir: {files.folder}/state is no folder that this user can write")
+    ]

@@ -1,0 +1,119 @@
+"""The development relay's folder: whose it is, how it is found, and what is written there."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from relay.accounts import load_accounts
+from relay.app.checking import Verdict, check_file
+from relay.app.development import write_config
+from relay.app.folder import NotOurFolderError, open_folder, running_config
+from relay.app.lock import AlreadyRunningError
+from relay.clock import SystemClock
+from relay.settings.tree import Address
+
+HTTP, SMTP = Address("127.0.0.1", 8025), Address("127.0.0.1", 1025)
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def own(temporary):
+    return temporary / f"relay-dev-{os.getuid()}"
+
+
+def test_the_users_own_folder_comes_and_goes(own):
+    folder = open_folder(None)
+    assert (folder.path, folder.temporary) == (own, True)
+    assert own.stat().st_mode & 0o777 == 0o700
+    folder.remove()
+    assert not own.exists()
+
+
+def test_a_second_relay_has_a_folder_of_its_own(own):
+    first, second = open_folder(None), open_folder(None)
+    assert second.path != own
+    assert second.path.name.startswith("relay-dev-")
+    second.remove()
+    assert (first.path.exists(), second.path.exists()) == (True, False)
+    first.remove()
+
+
+def test_what_a_killed_one_left_is_removed(own):
+    (own / "mail").mkdir(parents=True)
+    (own / "mail" / "old").touch()
+    (own / "relay.toml").touch()
+    folder = open_folder(None)
+    assert [one.name for one in own.iterdir()] == ["run"]
+    folder.remove()
+
+
+@pytest.mark.parametrize("kind", ["a link", "a file"])
+def test_what_somebody_else_put_there_is_left_alone(own, temporary, kind):
+    elsewhere = temporary / "elsewhere"
+    elsewhere.mkdir()
+    if kind == "a link":
+        own.symlink_to(elsewhere)
+    else:
+        own.touch()
+    folder = open_folder(None)
+    assert folder.path != own
+    assert running_config(temporary) is None
+    folder.remove()
+    assert list(elsewhere.iterdir()) == []
+    assert own.is_symlink() or own.is_file()
+
+
+def test_a_running_relay_is_found_by_its_configuration(temporary):
+    assert running_config(temporary) is None
+    folder = open_folder(None)
+    assert running_config(temporary) is None, "there is nothing to read yet"
+    write_config(folder, http=HTTP, smtp=SMTP)
+    assert running_config(temporary) == folder.config
+    folder.lock.give_back()  # as the kernel does for a killed one
+    assert running_config(temporary) is None
+
+
+def test_a_given_folder_stays_and_has_one_relay_at_a_time(temporary):
+    place = temporary / "a" / "b"
+    folder = open_folder(place)
+    with pytest.raises(AlreadyRunningError, match=f"{place} is in use by process {os.getpid()}"):
+        open_folder(place)
+    write_config(folder, http=HTTP, smtp=SMTP)
+    folder.remove()
+    again = open_folder(place)
+    assert again.config.exists()
+    again.remove()
+
+
+@pytest.mark.parametrize("name", ["relay.toml", "accounts.toml"])
+def test_files_of_somebody_else_are_not_touched(temporary, name):
+    (temporary / name).write_text("hostname = 'mine'\n")
+    with pytest.raises(NotOurFolderError, match=name):
+        open_folder(temporary)
+    assert [one.name for one in temporary.iterdir()] == [name]
+
+
+def test_the_configuration_is_a_good_one_and_lets_nothing_out(temporary):
+    folder = open_folder(temporary / 'with "quotes" and ü')
+    settings = write_config(folder, http=HTTP, smtp=SMTP)
+    assert (settings.http.listen, settings.smtp[0].listen) == ((HTTP,), SMTP)
+    assert [(one.domain, str(one.next_hop)) for one in settings.route] == [("*", "capture")]
+    assert all(one.host == "127.0.0.1" for one in (*settings.http.listen, SMTP))
+    accounts = load_accounts(
+        settings.mailboxes.accounts, settings.mailboxes.domains, clock=SystemClock(), environ={}
+    )
+    assert accounts.by_token("alice").address == "alice@example.test"
+    accounts.close()
+    modes = {one.stat().st_mode & 0o777 for one in Path(folder.path).glob("*.toml")}
+    assert modes == {0o600}, "others cannot read the tokens"
+    verdicts = {one.what: one.verdict for one in check_file(folder.config, {}, SystemClock())}
+    assert verdicts["policy"] is Verdict.OK
+    assert Verdict.FAULT not in verdicts.values()
+    folder.remove()

@@ -1,0 +1,154 @@
+"""Questions from the command line: to the daemon if there is one, else to the files."""
+
+import json
+import os
+import socketserver
+import threading
+from http.server import BaseHTTPRequestHandler
+from typing import ClassVar
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from relay.app.control import ControlError, ControlUnavailableError
+from relay.app.lock import OwnerLock
+from relay.app.reading import Reading
+from relay.clock import ManualClock
+from relay.settings import load
+from relay.spool.types import Selector
+
+
+@pytest.fixture
+def settings(tmp_path):
+    file = tmp_path / "relay.toml"
+    file.write_text('hostname = "relay.example.test"\nstate_dir = "s"\n')
+    return load(file, {})
+
+
+@pytest.fixture
+def clock():
+    return ManualClock()
+
+
+@pytest.fixture
+def reading(settings, clock):
+    return Reading(settings, clock)
+
+
+@pytest.fixture
+def daemon(settings, clock):
+    """Answers on the control socket with what `answers` has next; keeps what was asked."""
+
+    class Handler(BaseHTTPRequestHandler):
+        asked: ClassVar[list] = []
+        answers: ClassVar[list] = []
+
+        def do_GET(self):
+            url = urlsplit(self.path)
+            query = {name: one for name, (one,) in parse_qs(url.query).items()}
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.asked.append((url.path, query or json.loads(body or "{}")))
+            clock.advance(float(query.get("timeout", 0)))
+            status, value = self.answers.pop(0)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(value).encode())
+
+        def do_POST(self):
+            self.do_GET()
+
+        def log_message(self, *_):
+            """Tests are quiet."""
+
+        def address_string(self):
+            return "unix"
+
+    settings.run_dir.mkdir(parents=True)
+    server = socketserver.UnixStreamServer(str(settings.control_socket), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield Handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+UNKNOWN = (404, {"error": {"code": "ErrorItemNotFound", "message": "none"}})
+
+
+def test_a_journey_is_asked_for_by_any_name(reading, daemon):
+    daemon.answers.append((200, {"id": "q1"}))
+    assert reading.journey("<a/b@c>") == {"id": "q1"}
+    assert daemon.asked == [("/relay/v1/messages/%3Ca%2Fb%40c%3E", {})]
+
+
+def test_an_unknown_message_is_none_and_a_refusal_is_not(reading, daemon):
+    daemon.answers += [
+        UNKNOWN,
+        (400, {"error": {"code": "BadRequest", "message": "no such state"}}),
+    ]
+    assert reading.journey("x") is None
+    with pytest.raises(ControlError, match="no such state"):
+        reading.journey("x")
+
+
+def test_conditions_of_a_list_become_its_query(reading, daemon):
+    daemon.answers.append((200, []))
+    selector = Selector(ids=("q1", "q2"), sender="*@x.test", older_than_s=7200)
+    assert reading.queue_list(selector) == []
+    assert daemon.asked == [
+        ("/relay/v1/queue",
+         {"id": "q1,q2", "sender": "*@x.test", "older_than": "7200", "limit": "10000"})
+    ]  # fmt: skip
+
+
+def test_a_retry_sends_only_what_was_given(reading, daemon):
+    daemon.answers.append((200, []))
+    reading.retry(Selector(domain="x.test"), who="me", dry_run=True)
+    (asked,) = daemon.asked
+    assert asked[0] == "/relay/v1/queue/retry"
+    given = {name: value for name, value in asked[1].items() if value is not False}
+    assert given == {"domain": "x.test", "dry_run": True}
+
+
+def test_a_long_wait_is_several_short_ones(reading, daemon):
+    waiting, done = {"id": "q1", "reached": False}, {"id": "q1", "reached": True}
+    daemon.answers += [UNKNOWN, (200, waiting), (200, done)]
+    assert reading.wait("q1", state="final", timeout_s=1000) == done
+    assert [float(query["timeout"]) for _, query in daemon.asked] == [300, 300, 300]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [(UNKNOWN, None), ((200, {"reached": False}), {"reached": False})],
+    ids=["unknown", "not there yet"],
+)
+def test_a_wait_ends_with_its_time(reading, daemon, answer, expected):
+    daemon.answers += [answer, answer]
+    assert reading.wait("q1", state="final", timeout_s=400) == expected
+    assert [float(query["timeout"]) for _, query in daemon.asked] == [300, 100]
+
+
+def test_where_there_never_was_a_relay_there_is_nothing(reading, settings):
+    assert reading.journey("last") is None
+    assert reading.queue_list(Selector()) == []
+    assert reading.retry(Selector(all=True), who="me", dry_run=False) == []
+    assert not settings.state_dir.exists(), "asking made something"
+
+
+def test_waiting_needs_a_daemon(reading):
+    with pytest.raises(ControlUnavailableError, match="no relay is running"):
+        reading.wait("q1", state="final", timeout_s=1)
+
+
+def test_a_daemon_that_does_not_answer_is_told_and_the_files_are_left_alone(reading, settings):
+    settings.run_dir.mkdir(parents=True)
+    spool = settings.state_dir / "spool.sqlite"
+    spool.touch()
+    owner = OwnerLock(settings.run_dir)
+    owner.take()
+    told = f"no relay is running: .* but {settings.state_dir} is in use by process {os.getpid()}"
+    with pytest.raises(ControlUnavailableError, match=told):
+        reading.journey("last")
+    assert spool.read_bytes() == b""
+    owner.give_back()
