@@ -119,13 +119,21 @@ def list_names(directory: Path) -> list[str]:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it, each 0700 and durable in its parent."""
+    """Make a directory and those above it, each 0700 and durable in its parent.
+
+    One whose parent could not be synced goes again, so that whoever tries next makes it durable.
+    """
     if path.is_dir():
         return
     make_directory(path.parent)
     with contextlib.suppress(FileExistsError):
         path.mkdir(_DIRECTORY_MODE)
-    sync_directory(path.parent)
+    try:
+        sync_directory(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+        raise
 
 
 def sync_directory(path: Path) -> None:

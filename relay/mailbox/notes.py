@@ -7,6 +7,7 @@ Standards: none; DESIGN 1.
 """
 
 import re
+import threading
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,13 +46,15 @@ class NotesDirectory:
         self._corrupt = directory / "corrupt"
         self._syncs = syncs
         self._made = False
+        self._lock = threading.Lock()
 
     def make(self) -> None:
         """Make the directories on first use."""
-        if not self._made:
-            make_directory(self.preparing)
-            make_directory(self.ready)
-            self._made = True
+        with self._lock:  # who comes second waits until they are durable
+            if not self._made:
+                make_directory(self.preparing)
+                make_directory(self.ready)
+                self._made = True
 
     def ready_path(self, submission_id: str, ready_us: int) -> Path:
         """The note's name once it is ready."""

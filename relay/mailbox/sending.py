@@ -238,8 +238,14 @@ class Sending:
         """Save the original wherever it is; return the directory it was in."""
         located = self._shared.index.find_stem(mailbox, note.base_name)
         if located is None:
-            with suppress(FileExistsError):
-                link_or_copy(note.path, target)
+            temporary = target.parents[1] / "tmp" / note.base_name
+            remove(temporary)  # what a crash left of a copy
+            try:
+                link_or_copy(note.path, temporary)
+                with suppress(FileExistsError):
+                    place(temporary, target)
+            finally:
+                remove(temporary)
             return None
         if not is_draft(located):  # filed before a crash, or moved by a mail client
             return None

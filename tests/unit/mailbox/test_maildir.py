@@ -10,6 +10,7 @@ from relay.mailbox import maildir
 from relay.mailbox.maildir import (
     DirectorySync,
     link_or_copy,
+    make_directory,
     place,
     storage_errors,
     write_synced,
@@ -123,3 +124,19 @@ def test_a_failed_fsync_fails_for_all_who_waited_for_it(tmp_path, monkeypatch):
     disk.go.release(1)
     syncs.sync(tmp_path)
     assert len(disk.covered) == 1
+
+
+def test_a_directory_that_could_not_be_made_durable_is_made_again(tmp_path, monkeypatch):
+    synced = []
+
+    def sync(path):
+        synced.append(path)
+        if len(synced) == 2:
+            raise OSError(errno.EIO, "bad")
+
+    monkeypatch.setattr(maildir, "sync_directory", sync)
+    with pytest.raises(OSError, match="bad"):
+        make_directory(tmp_path / "a" / "b")
+    make_directory(tmp_path / "a" / "b")
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a"]
+    assert (tmp_path / "a" / "b").is_dir()

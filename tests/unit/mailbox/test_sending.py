@@ -347,3 +347,18 @@ async def test_a_long_message_id_is_kept(store, draft):
     note = await store.submit_new(ALICE, draft(internet_message_id=wanted), SAVE)
     sent = convert(await store.note_content(note), now_us=0, hostname="h")
     assert (sent.message_id, wanted.encode() in sent.content) == (wanted, True)
+
+
+async def test_a_copy_in_sent_items_is_whole_or_not_there(place, store, draft, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EXDEV, "no links")
+
+    note = await store.submit_new(ALICE, draft(), SAVE)
+    content = note.path.read_bytes()
+    place.files(".Drafts")[0].unlink()
+    begun = place.root / "example.test/alice/.Sent/tmp" / note.base_name
+    begun.write_bytes(content[:10])  # what a crash left
+    monkeypatch.setattr(os, "link", refuse)
+    await store.file_original(note, queue_id="q")
+    assert [file.read_bytes() for file in place.files(".Sent")] == [content]
+    assert place.left_over() == []
