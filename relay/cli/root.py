@@ -74,7 +74,7 @@ def run() -> int:
     try:
         cli.main(standalone_mode=False)
         flush()
-    except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - no traceback reaches a user
+    except BaseException as error:  # noqa: BLE001 - no traceback reaches a user
         from relay.cli.errors import tell  # noqa: PLC0415 - knows the errors of every room
 
         return tell(error)
