@@ -141,6 +141,8 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
         {"name": name, "value": value}
         for name, value in message.properties.internet_message_headers
     ],
+    # What Graph's clients often select and no mailbox here has: null, as Graph says it.
+    **dict.fromkeys(("webLink", "inferenceClassification", "conversationIndex"), lambda _: None),
 }
 _ALWAYS = ("@odata.etag", "id")
 _BY_DEFAULT = tuple(name for name in MESSAGE_PROPERTIES if name != "internetMessageHeaders")

@@ -227,3 +227,10 @@ async def test_folders(world: World) -> None:
         "totalItemCount": 0,
         "isHidden": False,
     }
+
+
+async def test_what_no_mailbox_has_can_be_selected(world: World) -> None:
+    created = (await world.http.post("/v1.0/me/messages", json={"subject": "x"})).json()
+    query = "$select=subject,webLink,inferenceClassification,conversationIndex"
+    shown = (await world.http.get(f"/v1.0/me/messages/{created['id']}?{query}")).json()
+    assert {name for name in shown if "@" not in name} == {"id", "subject"}
