@@ -23,7 +23,8 @@ from relay.journal.events import Event, Step
 
 _DAY_US = 86_400_000_000
 _CHUNK_BYTES = 1 << 20
-_LINE_BYTES_MAX = 64 * 1024
+_RECIPIENTS_MAX = 1000  # in a line
+_LINE_BYTES_MAX = 512 * 1024  # so many addresses of 320 characters, and room for the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class StoreLog:
                 "sender": facts.sender,
                 "message_id": facts.message_id,
                 "subject": facts.subject[:200],
-                "recipients": facts.recipients[:1000],
+                "recipients": facts.recipients[:_RECIPIENTS_MAX],
             }
         if queue_id:
             line["queue_id"] = queue_id
@@ -84,8 +85,11 @@ class StoreLog:
             self.close()
             self._directory.mkdir(parents=True, exist_ok=True)
             path = self._directory / f"{day}-{self._role}"
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
             self._day = day
+            size = os.fstat(self._file).st_size
+            if size and os.pread(self._file, 1, size - 1) != b"\n":  # a crash cut a line short
+                os.write(self._file, b"\n")
         return self._file
 
     def close(self) -> None:
@@ -141,16 +145,21 @@ class StoreLog:
 
     def _find(self, key: str, account: str | None, limit: int) -> list[str]:
         found: dict[str, None] = {}
-        wanted = b"" if key == "last" else key.encode()
+        lowered = key.lower()
+        plain = key != "last" and key.isascii()  # bytes know no other letters' small ones
+        wanted = msgspec.json.encode(lowered)[1:-1] if plain else b""
+        made_us = None if "@" in key else id_time_us(key)
         for path in self._files():
+            if made_us is not None and path.name[:10] < _day_of(made_us):
+                break  # an id is in no log of a day before its own
             for line in _lines_backwards(path):
-                if wanted not in line or (told := _decoded(line)) is None:
+                if wanted not in line.lower() or (told := _decoded(line)) is None:
                     continue
                 if "account" not in told or account not in (None, told["account"]):
                     continue
                 names = (told["submission_id"], told["graph_id"], told["message_id"])
                 people = (told["sender"], *told["recipients"])
-                if key == "last" or key in names or key.lower() in map(str.lower, people):
+                if key == "last" or key in names or lowered in map(str.lower, people):
                     found[told["submission_id"]] = None
                     if len(found) >= limit:
                         return list(found)
