@@ -59,7 +59,7 @@ class Drafts:
         draft = compose(content, self._identity(account))
         self._shared.quota.check(account, mailbox, len(draft.raw))
         located = self._write(draft, folder, flags=f"{DRAFT}{SEEN}")
-        return load(located, draft.raw, located.path.stat())
+        return self._written(located, draft)
 
     @looking_again
     def get(self, account: str, message_id: str, folder_id: str) -> StoredMessage:
@@ -121,7 +121,7 @@ class Drafts:
                 self._shared.quota.check(account, mailbox, growth)
             changed = self._write(draft, located.folder, flags=flags)
             remove(located.path)
-            return _loaded(changed)
+            return self._written(changed, draft)
 
     @looking_again
     def delete(self, account: str, message_id: str) -> None:
@@ -157,6 +157,10 @@ class Drafts:
             remove(temporary)
         return located
 
+    def _written(self, located: Located, draft: ComposedDraft) -> StoredMessage:
+        """Return what was written, which a mail client may have renamed already."""
+        return load(located, draft.raw, touched_us=self._shared.clock.time_us())
+
     def _with_flags(self, located: Located, flags: str) -> Located:
         """Rename a file for its flags; one in new/ goes to cur/."""
         if flags == located.name.flags and located.directory.name == "cur":
@@ -182,4 +186,5 @@ class Drafts:
 
 def _loaded(located: Located) -> StoredMessage:
     with located.path.open("rb") as file:
-        return load(located, file.read(), os.fstat(file.fileno()))
+        touched_us = os.fstat(file.fileno()).st_mtime_ns // 1000
+        return load(located, file.read(), touched_us=touched_us)

@@ -102,11 +102,10 @@ def submission_facts(raw: bytes, submission_id: str) -> SubmissionFacts:
     )
 
 
-def load(located: Located, raw: bytes, status: os.stat_result) -> StoredMessage:
-    """Return a file as a message."""
+def load(located: Located, raw: bytes, *, touched_us: int) -> StoredMessage:
+    """Return a file as a message; `touched_us` is when it was last written."""
     block, _ = split_private(raw)
     message = read_message(raw)
-    touched_us = status.st_mtime_ns // 1000
     created_us = block.origin.created_us if block else touched_us
     properties = message.properties
     if block and not properties.internet_message_id:
@@ -129,7 +128,7 @@ def load(located: Located, raw: bytes, status: os.stat_result) -> StoredMessage:
         is_draft=is_draft(located),
         is_read=SEEN in flags,
         flagged=FLAGGED in flags,
-        size=status.st_size,
+        size=len(raw),
         created_us=created_us,
         modified_us=block.origin.modified_us if block else touched_us,
         sent_us=message.date_us or (block.origin.modified_us if block else touched_us),

@@ -14,6 +14,7 @@ from relay.mailbox import (
     NotADraftError,
     WellKnown,
 )
+from relay.mailbox.maildir import DirectorySync
 from relay.message.properties import Attachment, Person
 
 ALICE = "alice@example.test"
@@ -188,3 +189,22 @@ async def test_a_mail_client_flags_a_message_while_it_is_read(store, draft):
     while not player.done():
         assert (await store.get(ALICE, made.id)).id == made.id
     await player
+
+
+async def test_a_mail_client_renames_a_draft_as_soon_as_it_is_there(
+    place, store, draft, monkeypatch
+):
+    sync = DirectorySync.sync
+
+    def renamed_at_once(syncs, directory):
+        sync(syncs, directory)
+        for file in directory.iterdir():
+            file.rename(file.with_name(file.name.partition(":")[0] + ":2,DFS"))
+
+    await store.list_folders(ALICE)
+    monkeypatch.setattr(DirectorySync, "sync", renamed_at_once)
+    made = await store.create_draft(ALICE, draft())
+    await store.update(ALICE, made.id, MessageChange(properties=draft(subject="changed")))
+    [file] = place.files(".Drafts")
+    assert f"{made.id}_2" in file.name
+    assert (await store.get(ALICE, made.id)).properties.subject == "changed"
