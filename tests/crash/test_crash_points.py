@@ -33,7 +33,7 @@ PASSED_AGAIN = POINTS[
     POINTS.index(CrashPoint.NOTE_CONVERTED) : POINTS.index(CrashPoint.NOTE_REMOVED)
 ]
 BIG = "0123456789abcdef" * 16_000  # the spool keeps it as a file
-RECIPIENTS = {"to": ["x@a.test"], "cc": ["bob@example.test"], "bcc": ["y@a.test"]}
+RECIPIENTS: dict[str, Any] = {"to": ["x@a.test"], "cc": ["bob@example.test"], "bcc": ["y@a.test"]}
 TEN_DAYS_US = 10 * 86400 * 1_000_000
 
 

@@ -14,7 +14,7 @@ from tests.support.graph_client import message as valid
 from tests.support.relay_process import RelayProcess, until
 
 FILE = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "a.txt"}
-TO = {"to": ["c@a.test"]}
+TO: dict[str, Any] = {"to": ["c@a.test"]}
 
 
 def files(relay: RelayProcess) -> set[Path]:
@@ -139,7 +139,7 @@ def test_sending_as_somebody_else(relay: RelayProcess, user: str, status: int) -
 
 
 def test_from_somebody_else(relay: RelayProcess) -> None:
-    properties = message(to=["c@a.test"], **{"from": people("bob@example.test")[0]})
+    properties = message(to=["c@a.test"]) | {"from": people("bob@example.test")[0]}
     answer = relay.graph("POST", "/me/sendMail", {"message": properties})
     assert (answer.status, answer.code) == (403, "ErrorSendAsDenied")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tests.integration.conftest import World
 from tests.support.graph_client import message
@@ -9,8 +10,8 @@ from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import received
 
 
-def create(relay: RelayProcess, **properties: object) -> str:
-    answer = relay.graph("POST", "/me/messages", message(**properties))  # type: ignore[arg-type]
+def create(relay: RelayProcess, **properties: Any) -> str:
+    answer = relay.graph("POST", "/me/messages", message(**properties))
     assert answer.status == 201, answer.body
     return str(answer.json()["id"])
 

@@ -239,9 +239,7 @@ def test_dev_ends_after_a_number_of_messages(tmp_path: Path) -> None:
         process = subprocess.Popen(command, env=environment(tmp_path), stdout=out, stderr=out)
     try:
         output = tmp_path / "out"
-        until(
-            "it is ready", lambda: "ready (pid" in output.read_text() or process.poll() is not None
-        )
+        until("it shows a prompt", lambda: "ready (pid" in output.read_text() or process.poll())
         told = json.loads(ready_file.read_text())
         assert told["pid"] == process.pid
         host, port = told["smtp"][0].split(":")
@@ -249,6 +247,7 @@ def test_dev_ends_after_a_number_of_messages(tmp_path: Path) -> None:
             session.sendmail("a@b.test", ["c@d.test"], "Subject: x\n\nx")
         assert process.wait(30) == 0, output.read_text()
     finally:
+        sys.stderr.write(output.read_text())  # pytest shows it with a failure
         process.kill()
         process.wait()
     assert "c@d.test" in output.read_text()
