@@ -100,8 +100,8 @@ def test_files_of_somebody_else_are_not_touched(temporary, name):
     assert [one.name for one in temporary.iterdir()] == [name]
 
 
-def test_the_configuration_is_a_good_one_and_lets_nothing_out(temporary):
-    folder = open_folder(temporary / 'with "quotes" and ü')
+def test_its_configuration_is_good_and_lets_nothing_out(temporary):
+    folder = open_folder(temporary / '"ü"')
     settings = write_config(folder, http=HTTP, smtp=SMTP)
     assert (settings.http.listen, settings.smtp[0].listen) == ((HTTP,), SMTP)
     assert [(one.domain, str(one.next_hop)) for one in settings.route] == [("*", "capture")]
