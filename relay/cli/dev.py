@@ -9,6 +9,7 @@ Standards: CONTRACT, "Commands"; JSON lines.
 import errno
 import ipaddress
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,8 @@ def dev(given: Given, folder: Path | None, **options: Any) -> None:
     """Run the development relay: no file, loopback only, no mail leaves this machine.
 
     It shows one message going all seven steps and one that bounces, then every step of yours. It
-    writes its own configuration and takes none; the other commands find it by themselves unless
-    --dir is given.
+    writes its own configuration and takes none; the other commands find it by themselves, unless
+    --dir is given or /etc/relay/relay.toml exists.
     """
     if given.config is not None:
         click.echo("relay dev: takes no configuration, --config is ignored", err=True)
@@ -173,7 +174,8 @@ class _TextView(View):
             _echo(f"   bob's copy is in {shown.mailbox}/new", "")
 
     def waiting(self, http: Address, smtp: Address) -> None:
-        config = "" if self._place.temporary else f" --config {self._place.config}"
+        found = Given().config_file() == self._place.config  # without being told
+        config = "" if found else f" --config {shlex.quote(str(self._place.config))}"
         _echo(
             "Try next:",
             f"  curl -i http://{http}/v1.0/me/sendMail -H 'Authorization: Bearer alice' \\",
