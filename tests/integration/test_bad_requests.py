@@ -31,7 +31,7 @@ def files(relay: RelayProcess) -> set[Path]:
         (valid(to=["c@a.test"], cc=["x@"]), "ErrorInvalidRecipients", "ccRecipients[0]"),
         (valid(to=["c@a.test>\r\nRCPT TO:<x@b.test"]), "", "toRecipients[0]"),
         (valid(**TO, toRecipients="c@a.test"), "", "toRecipients"),
-        (valid(**TO, subject=7), "", "subject"),
+        (valid(**TO) | {"subject": 7}, "", "subject"),
         (valid(**TO, subject="a\r\nBcc: x@b.test"), "", "subject"),
         (valid(**TO, subject="a\0b"), "", "subject"),
         (valid(**TO, body="text"), "", "body"),

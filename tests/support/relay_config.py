@@ -70,6 +70,8 @@ def changed(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     result = dict(base)
     for name, value in change.items():
         old = result.get(name)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        result[name] = changed(old, value) if both else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            result[name] = changed(old, value)
+        else:
+            result[name] = value
     return result
