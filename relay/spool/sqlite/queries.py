@@ -184,8 +184,7 @@ def _scan(cursor: apsw.Cursor, key: str, *, account: str | None, limit: int) -> 
     """The newest messages of a sender or for a recipient; bounded, so an old one may be missed."""
     found: list[str] = []
     wanted = key.lower()
-    rows = fetch(
-        cursor,
+    rows = cursor.connection.execute(  # read as far as it takes, beside what `cursor` is asked
         "SELECT id, account, reverse_path FROM message WHERE source <> 'report'"
         " ORDER BY id DESC LIMIT ?",
         (SCAN_MAX,),
