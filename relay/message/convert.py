@@ -27,7 +27,8 @@ from relay.message.draft import (
     part_bytes,
     split_private,
 )
-from relay.message.fields import CRLF, ascii_address, date_text, people_field, raw_field
+from relay.message.fields import CRLF, ascii_address, people_field, raw_field
+from relay.message.headers import date_field
 from relay.message.mimeread import (
     check_mime,
     read_header,
@@ -224,7 +225,7 @@ def _from_mime(content: bytes, origin: DraftOrigin) -> tuple[bytes, bytes]:
     if b"from" not in names:
         missing += people_field("From", [Person(origin.account)])
     if b"date" not in names:
-        missing += raw_field("Date", date_text(origin.modified_us))
+        missing += raw_field("Date", date_field(origin.modified_us))
     if b"message-id" not in names:
         missing += raw_field("Message-ID", origin.message_id)
     sent = b"".join((*kept, missing.encode(), body))

@@ -18,12 +18,12 @@ import msgspec
 
 from relay.message.fields import (
     CRLF,
-    date_text,
     parameter,
     people_field,
     raw_field,
     text_field,
 )
+from relay.message.headers import date_field
 from relay.message.properties import Attachment, MessageProperties
 
 _FIRST = re.compile(rb"X-Relay-Draft: 1 (\d{10})\r\n")
@@ -266,7 +266,7 @@ def header_fields(properties: MessageProperties, *, message_id: str, date_us: in
             people_field("To", properties.to),
             people_field("Cc", properties.cc),
             text_field("Subject", properties.subject) if properties.subject else "",
-            raw_field("Date", date_text(date_us)),
+            raw_field("Date", date_field(date_us)),
             raw_field("Message-ID", message_id),
             f"Importance: {properties.importance}{CRLF}" if priority else "",
             f"X-Priority: {priority}{CRLF}" if priority else "",

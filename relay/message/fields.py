@@ -1,4 +1,4 @@
-"""Write header fields: text, people, parameters and dates, in ASCII, folded, exact when decoded.
+"""Write header fields: text, people and parameters, in ASCII, folded, exact when decoded.
 
 On the path: the draft form (step 1) and conversion (step 3) write their headers with it.
 Holds: no value can end its field or start another; lines stay under 998, near 78 where they can.
@@ -7,27 +7,24 @@ Standards: RFC 5322 2.2.3, 3.3, 3.4; RFC 2047; RFC 2231; RFC 6532 for addresses 
 """
 
 import re
-from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from urllib.parse import quote
 
+from relay.message.encodedwords import encode_text
 from relay.message.properties import Person
 
 CRLF = "\r\n"
 MESSAGE_ID_CHARACTERS_MAX = 900  # a line has 998 octets, and an id cannot be folded
 _FOLD_AT = 76
 _LINE_MAX = 900  # under RFC 5322's 998, with room for what stands before
-_WORD_BYTES = 39  # 52 characters of base64, 64 as an encoded word: "Subject: " fits before it
 _SEGMENT_CHARACTERS = 60
 _PHRASE_CHARACTERS = 64
+_NAME_TAKEN = len("Reply-To: ")  # the longest field of people
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]+")
 _ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]+@[!-;=?-~]+>")
 _FIELD_NAME = re.compile(r"[!-9;-~]{1,200}")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$&^_.+-]+")
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 def text_field(name: str, value: str) -> str:
@@ -39,12 +36,12 @@ def text_field(name: str, value: str) -> str:
         return ""
     value = _CONTROLS.sub(" ", value)
     if not _is_plain(value):
-        return f"{name}: {_encoded_words(value)}{CRLF}"
+        return f"{name}: {_encoded_words(value, taken=len(name) + 2)}{CRLF}"
     if len(name) + len(value) < _FOLD_AT:
         return f"{name}: {value}{CRLF}"
     folded = _folded(value, used=len(name) + 2)
     if max(map(len, folded)) > _LINE_MAX:
-        return f"{name}: {_encoded_words(value)}{CRLF}"
+        return f"{name}: {_encoded_words(value, taken=len(name) + 2)}{CRLF}"
     return f"{name}: {(CRLF).join(folded)}{CRLF}"
 
 
@@ -76,13 +73,6 @@ def parameter(name: str, value: str) -> str:
         for number, segment in enumerate([f"utf-8''{segments[0]}", *segments[1:]])
     ]
     return "".join(written)
-
-
-def date_text(time_us: int) -> str:
-    """Return RFC 5322's date-time in UTC, never in the words of a locale."""
-    at = datetime.fromtimestamp(time_us // 1_000_000, UTC)
-    day, month = _DAYS[at.weekday()], _MONTHS[at.month - 1]
-    return f"{day}, {at.day:02d} {month} {at.year:04d} {at:%H:%M:%S} +0000"
 
 
 def is_message_id(text: str) -> bool:
@@ -118,21 +108,8 @@ def _folded(value: str, *, used: int) -> list[str]:
     return [*lines, line]
 
 
-def _encoded_words(value: str) -> str:
-    words = (f"=?utf-8?b?{b64encode(chunk).decode()}?=" for chunk in _utf8_chunks(value))
-    return f"{CRLF} ".join(words)
-
-
-def _utf8_chunks(value: str) -> Iterator[bytes]:
-    """Cut between characters, never inside one (RFC 2047 5)."""
-    chunk = b""
-    for character in value:
-        encoded = character.encode("utf-8", "replace")
-        if len(chunk) + len(encoded) > _WORD_BYTES:
-            yield chunk
-            chunk = b""
-        chunk += encoded
-    yield chunk
+def _encoded_words(value: str, *, taken: int) -> str:
+    return f"{CRLF} ".join(encode_text(value, taken=taken))
 
 
 def _mailbox(person: Person) -> str:
@@ -141,7 +118,7 @@ def _mailbox(person: Person) -> str:
     if not name:
         return address
     if not name.isascii() or "=?" in name or len(name) > _PHRASE_CHARACTERS:
-        return f"{_encoded_words(name)}{CRLF} <{address}>"
+        return f"{_encoded_words(name, taken=_NAME_TAKEN)}{CRLF} <{address}>"
     return f"{name if _ATOMS.fullmatch(name) else _quoted(name)} <{address}>"
 
 
