@@ -1,5 +1,6 @@
 """The command as a process: what a shell, a pipe and a hasty user see of it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -41,8 +42,11 @@ class Shell:
 
 
 def has_a_socket(pid):
-    links = Path(f"/proc/{pid}/fd").iterdir()
-    return any(str(link.readlink()).startswith("socket:") for link in links)
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if str(link.readlink()).startswith("socket:"):
+                return True
+    return False
 
 
 @pytest.fixture(scope="module")
