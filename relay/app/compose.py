@@ -7,7 +7,7 @@ Standards: none.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +52,13 @@ _PICKUP_SESSIONS_MAX = 64
 
 @dataclass(frozen=True)
 class Sources:
-    """What does not come from the settings. Without `resolver`, the configured name servers."""
+    """What does not come from the settings.
+
+    `rules` gives those in force. Without `resolver`, the configured name servers.
+    """
 
     accounts: AccountDirectory
-    rules: RuleSet
+    rules: Callable[[], RuleSet]
     crash_at: str = ""
     resolver: NoResolver | None = None
     log_role: str = "relay"
@@ -189,9 +192,8 @@ class _Composer:
         )  # fmt: skip
 
     def _acceptance(self) -> Acceptance:
-        rules = self.sources.rules
         return Acceptance(
-            hostname=self.settings.hostname, router=self.table, policy=lambda: rules,
+            hostname=self.settings.hostname, router=self.table, policy=self.sources.rules,
             reporter=self.reporter, spool=self.spool, accounts=self.sources.accounts,
             clock=self.clock, ids=self.ids, metrics=self.metrics,
             on_accepted=self._accepted, has_room=self.dispatcher.has_room_for,

@@ -105,7 +105,7 @@ async def develop(folder: Folder, plan: Plan, view: View) -> bool:
     of what `plan` asks for.
     """
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     daemon = _compose(write_config(folder, http=plan.http, smtp=plan.smtp))
     try:
@@ -128,7 +128,7 @@ def write_config(folder: Folder, *, http: Address, smtp: Address) -> Settings:
 def _compose(settings: Settings) -> Daemon:
     """Return a daemon that asks no DNS and makes accounts as they log in."""
     rules = load_rules(settings.policy.directory, local_domains=settings.mailboxes.domains)
-    return compose(settings, Sources(DevelopmentAccounts(), rules, resolver=NoResolver()))
+    return compose(settings, Sources(DevelopmentAccounts(), lambda: rules, resolver=NoResolver()))
 
 
 async def _unless(stop: asyncio.Event, work: Any) -> bool:

@@ -15,10 +15,13 @@ from pathlib import Path
 import msgspec
 
 from relay.app.daemon import Daemon
+from relay.app.inforce import InForce
 from relay.app.notify import ServiceManager
 from relay.journal.logs import get_logger
+from relay.settings import SettingsError
 
 _log = get_logger("app")
+_FAULTS_SHOWN = 20
 _COLLECT_AFTER = 50_000  # objects: Python's 700 is a tenth of all work under load, for few cycles
 
 
@@ -26,8 +29,14 @@ class BrokenRelayError(Exception):
     """A room has ended that never should: a fault of ours."""
 
 
-async def serve(daemon: Daemon, manager: ServiceManager, *, ready_file: Path | None = None) -> None:
-    """Start `daemon`, say so, wait for SIGTERM or SIGINT, stop it.
+async def serve(
+    daemon: Daemon,
+    manager: ServiceManager,
+    *,
+    in_force: InForce | None = None,
+    ready_file: Path | None = None,
+) -> None:
+    """Start `daemon`, say so, wait for SIGTERM or SIGINT, stop it; SIGHUP renews `in_force`.
 
     Raises BrokenRelayError, after the stop, when a room has ended by itself.
     """
@@ -36,6 +45,9 @@ async def serve(daemon: Daemon, manager: ServiceManager, *, ready_file: Path | N
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    renewal = Renewal(in_force) if in_force is not None else None
+    if renewal is not None:
+        loop.add_signal_handler(signal.SIGHUP, renewal.ask)
     try:
         await daemon.start()
         spare_the_collector()
@@ -48,10 +60,50 @@ async def serve(daemon: Daemon, manager: ServiceManager, *, ready_file: Path | N
         grace_us = int(daemon.settings.delivery.shutdown_grace * 1_000_000) + 5_000_000
         manager.tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={grace_us}")
     finally:
+        if renewal is not None:
+            await renewal.end()
         await daemon.stop()
     if daemon.fault:
         raise BrokenRelayError(daemon.fault)
     _log.info("stopped")
+
+
+class Renewal:
+    """Renews at each SIGHUP, one at a time; what comes meanwhile is one more."""
+
+    def __init__(self, in_force: InForce) -> None:
+        self._in_force = in_force
+        self._task: asyncio.Task[None] | None = None
+        self._again = False
+
+    def ask(self) -> None:
+        """Renew, or once more behind the renewal that runs."""
+        if self._task is not None and not self._task.done():
+            self._again = True
+            return
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def end(self) -> None:
+        """Wait for what runs."""
+        if self._task is not None:
+            await self._task
+
+    async def _run(self) -> None:
+        self._again = True
+        while self._again:
+            self._again = False
+            try:
+                differs = await asyncio.to_thread(self._in_force.renew)
+            except SettingsError as error:
+                for fault in error.faults[:_FAULTS_SHOWN]:
+                    _log.error("not reloaded", fault=str(fault))
+                _log.error("what was in force stays", faults=len(error.faults))
+            except Exception:  # noqa: BLE001 - a reload may fail, the service goes on
+                _log.exception("not reloaded: what was in force stays")
+            else:
+                _log.info("reloaded", rules=len(self._in_force.rules().rules))
+                if differs:
+                    _log.warning("relay.toml has changed: that takes a restart")
 
 
 def spare_the_collector() -> None:

@@ -12,15 +12,15 @@ from pathlib import Path
 import click
 import uvloop
 
-from relay.accounts import load_accounts
 from relay.app.compose import Sources, compose
+from relay.app.inforce import InForce
+from relay.app.loading import read_all
 from relay.app.notify import ServiceManager
 from relay.app.serve import serve as run
 from relay.cli.context import Given, common_options
 from relay.cli.exits import Ended, Exit
 from relay.clock import SystemClock
 from relay.journal import logs
-from relay.policy import load
 from relay.settings import read_environment
 
 
@@ -32,28 +32,29 @@ from relay.settings import read_environment
 )
 @common_options
 def serve(given: Given, ready_file: Path | None) -> None:
-    """Run the service until SIGTERM: HTTP, SMTP, pickup and delivery in one process."""
-    settings = given.settings()
+    """Run the service until SIGTERM: HTTP, SMTP, pickup and delivery in one process.
+
+    SIGHUP reads rules and accounts again; a bad file changes nothing and is logged.
+    """
     environment = read_environment()
+    file, clock = given.config_file(), SystemClock()
+    in_force = InForce(lambda: read_all(file, environment.variables, clock))
+    settings = in_force.settings
     logs.configure(
         settings.observe.log,
-        clock=SystemClock(),
+        clock=clock,
         environ_journal_stream=environment.journal_stream,
         color=not environment.no_color,
     )
-    accounts = load_accounts(
-        settings.mailboxes.accounts, settings.mailboxes.domains, clock=SystemClock(),
-        environ=environment.variables,
-    )  # fmt: skip
-    rules = load(settings.policy.directory, local_domains=settings.mailboxes.domains)
-    sources = Sources(accounts, rules, crash_at=environment.crash_at)
+    sources = Sources(in_force, in_force.rules, crash_at=environment.crash_at)
 
     async def serve_until_told() -> None:
         try:
             daemon = compose(settings, sources)
         except ValueError as error:
-            raise Ended(Exit.CONFIGURATION, f"{given.config_file()}: {error}") from None
-        await run(daemon, ServiceManager(environment.notify_socket), ready_file=ready_file)
+            raise Ended(Exit.CONFIGURATION, f"{file}: {error}") from None
+        manager = ServiceManager(environment.notify_socket)
+        await run(daemon, manager, in_force=in_force, ready_file=ready_file)
 
     try:
         uvloop.run(serve_until_told())
@@ -61,4 +62,4 @@ def serve(given: Given, ready_file: Path | None) -> None:
         raise Ended(Exit.BUG, "relay: cancelled") from None
     finally:
         logs.drain()
-        accounts.close()
+        in_force.close()

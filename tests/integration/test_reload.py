@@ -1,0 +1,81 @@
+"""SIGHUP: rules and accounts are read again, and a bad file changes nothing."""
+
+import os
+import signal
+
+import pytest
+
+from tests.support.relay_config import account, to_toml
+from tests.support.relay_process import RelayProcess, until
+
+NO_SPAM = """
+[[rule]]
+name = "no spam"
+when = { subject = "*spam*" }
+then = [ { reject = "5.7.1 We have a word for that" } ]
+"""
+FAULTY = NO_SPAM.replace("subject", "subjekt")
+FAILING = (
+    NO_SPAM
+    + """
+[[test]]
+name = "nothing is refused"
+from = "a@example.test"
+to = ["b@example.test"]
+subject = "spam"
+expect = { verdict = "accept" }
+"""
+)
+
+
+def hang_up(relay: RelayProcess, word: str) -> None:
+    """Send SIGHUP and wait until the log says how it went."""
+    before = relay.log.count(word)
+    assert relay.process is not None
+    os.kill(relay.process.pid, signal.SIGHUP)
+    until(f"{word} in the log", lambda: relay.log.count(word) > before)
+
+
+def state_of(relay: RelayProcess, subject: str) -> str:
+    identity = relay.send_mail(to=["bob@example.test"], subject=subject)
+    return str(relay.until_final(identity)["state"])
+
+
+@pytest.fixture
+def relay():
+    with RelayProcess() as relay:
+        yield relay
+
+
+def test_new_rules_hold_from_the_next_message_on(relay):
+    assert state_of(relay, "spam") == "delivered"
+    (relay.folder / "policies" / "10-spam.toml").write_text(NO_SPAM)
+    hang_up(relay, "reloaded")
+    assert state_of(relay, "spam") == "failed"
+    assert state_of(relay, "ham") == "delivered"
+
+
+@pytest.mark.parametrize("text", [FAULTY, FAILING, "[[rule"], ids=["fault", "test", "no TOML"])
+def test_a_bad_file_changes_nothing_and_is_named(relay, text):
+    file = relay.folder / "policies" / "10-spam.toml"
+    file.write_text(NO_SPAM)
+    hang_up(relay, "reloaded")
+    file.write_text(text)
+    hang_up(relay, "what was in force stays")
+    assert "10-spam.toml:" in relay.log
+    assert state_of(relay, "spam") == "failed"
+
+
+def test_accounts_come_and_go(relay):
+    file = relay.folder / "accounts.toml"
+    assert relay.graph("GET", "/me", token="erin").status == 401
+    file.write_text(to_toml({"account": [account(name) for name in ("erin", "bob")]}))
+    hang_up(relay, "reloaded")
+    assert relay.graph("GET", "/me", token="erin").status == 200
+    assert relay.graph("GET", "/me", token="alice").status == 401
+    assert relay.stop() == 0
+
+
+def test_a_changed_configuration_is_said_to_want_a_restart(relay):
+    relay.write_config(relay.config | {"hostname": "other.example.test"})
+    hang_up(relay, "that takes a restart")
