@@ -45,8 +45,8 @@ def ask_files(
             submission_keep_s=0,
         )  # fmt: skip
         log = StoreLog(settings.mailboxes.root / ".submissions" / "log", role="cli", clock=clock)
-        await spool.start()
         try:
+            await spool.start()
             return await ask(Files(spool, Journeys(spool, log)))
         finally:
             await spool.stop()
