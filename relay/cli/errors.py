@@ -17,7 +17,7 @@ from relay.app.lock import AlreadyRunningError
 from relay.app.sending import NotAllowedError, RefusedError, TryLaterError
 from relay.cli.exits import INTERRUPTED, Ended, Exit
 from relay.settings import SettingsError
-from relay.spool.types import SpoolError
+from relay.spool.types import SpoolError, SpoolFormatError
 
 _CODES: tuple[tuple[type[BaseException], Exit], ...] = (  # the first that fits
     (ControlForbiddenError, Exit.NO_PERMISSION),
@@ -27,6 +27,7 @@ _CODES: tuple[tuple[type[BaseException], Exit], ...] = (  # the first that fits
     (NotAllowedError, Exit.NO_PERMISSION),
     (TryLaterError, Exit.TRY_LATER),
     (RefusedError, Exit.DATA),
+    (SpoolFormatError, Exit.CONFIGURATION),
     (SpoolError, Exit.TRY_LATER),
     (TimeoutError, Exit.TRY_LATER),
     (PermissionError, Exit.NO_PERMISSION),

@@ -22,6 +22,10 @@ class SpoolError(Exception):
     """The spool did not do it; nothing was changed."""
 
 
+class SpoolFormatError(SpoolError):
+    """The file is no spool, or one of a newer Relay: no use in trying again."""
+
+
 class SpoolFullError(SpoolError):
     """No room on the disk: 452 4.3.1."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import apsw
 
-from relay.spool.types import SpoolError, SpoolFullError, SpoolUnavailableError
+from relay.spool.types import SpoolError, SpoolFormatError, SpoolFullError, SpoolUnavailableError
 
 SCHEMA_VERSION = 1
 SQLITE_VERSION_MIN = 3_051_003
@@ -25,7 +25,7 @@ _CACHE_KIB = 16 * 1024
 def open_database(path: Path, *, read_only: bool = False) -> apsw.Connection:
     """Open (and with write access create) the spool at `path`.
 
-    Raises SpoolError for a file that is no spool, or one from a newer Relay.
+    Raises SpoolFormatError for a file that is no spool, or one from a newer Relay.
     """
     if _library_version() < SQLITE_VERSION_MIN:
         raise SpoolError(
@@ -52,6 +52,8 @@ def translated(path: Path | str = "the spool") -> Iterator[None]:
     """Turn apsw's exceptions into the spool's."""
     try:
         yield
+    except apsw.NotADBError as error:
+        raise SpoolFormatError(f"{path}: not a spool, nor any SQLite file") from error
     except apsw.FullError as error:
         raise SpoolFullError(f"{path}: the disk is full") from error
     except (apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.BusyError) as error:
@@ -80,11 +82,11 @@ def _bring_to_version(connection: apsw.Connection, path: Path, *, read_only: boo
     if found == SCHEMA_VERSION:
         return
     if found > SCHEMA_VERSION:
-        raise SpoolError(
+        raise SpoolFormatError(
             f"{path}: made by a newer Relay (schema {found}, expected {SCHEMA_VERSION})"
         )
     if read_only:
-        raise SpoolError(f"{path}: not a spool (schema {found}, expected {SCHEMA_VERSION})")
+        raise SpoolFormatError(f"{path}: not a spool (schema {found}, expected {SCHEMA_VERSION})")
     schema = files("relay.spool.sqlite").joinpath("schema.sql").read_text()
     with connection:
         connection.execute(schema)

@@ -11,7 +11,7 @@ from relay.journal.events import Event, Step
 from relay.message.lifecycle import State
 from relay.message.outcome import DeferralClass, Deferred, Delivered, Evidence, Failed, Relayed
 from relay.spool.sqlite.contents import INLINE_BYTES_MAX
-from relay.spool.types import NewRecipient, Selector, Settlement, SpoolError
+from relay.spool.types import NewRecipient, Selector, Settlement, SpoolError, SpoolFormatError
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
@@ -251,3 +251,18 @@ async def test_nobody_else_may_read_the_files(spool, make, tmp_path: Path) -> No
 
 def open_to_others(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mode & 0o077 for path in folder.glob("spool.sqlite*")}
+
+
+@pytest.mark.parametrize(
+    ("make_file", "words"),
+    [
+        (lambda path: path.write_bytes(b"not a database at all " * 200), "not a spool"),
+        (lambda path: apsw.Connection(str(path)).execute("PRAGMA user_version = 99"), "newer"),
+    ],
+    ids=["no database", "newer"],
+)
+def test_a_file_that_is_no_spool_is_said_to_be_none(tmp_path: Path, open_spool, make_file, words):
+    path = tmp_path / "spool.sqlite"
+    make_file(path)
+    with pytest.raises(SpoolFormatError, match=words):
+        open_spool(path)
