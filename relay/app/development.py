@@ -20,7 +20,7 @@ from relay.app.daemon import Daemon
 from relay.app.demonstration import Shown, demonstrate
 from relay.app.folder import Folder
 from relay.app.follow import Follower
-from relay.app.serve import write_ready_file
+from relay.app.serve import BrokenRelayError, write_ready_file
 from relay.policy import load as load_rules
 from relay.routing import NoResolver
 from relay.settings import Settings, load, shipped
@@ -101,18 +101,22 @@ class View(Protocol):
 
 
 async def develop(folder: Folder, plan: Plan, view: View) -> bool:
-    """Run the development relay until it is done, or SIGTERM or SIGINT; whether it came to the end
-    of what `plan` asks for.
+    """Run the development relay until it is done, or told to stop by a signal; whether it came to
+    the end of what `plan` asks for. Raises BrokenRelayError when a room has ended by itself.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     daemon = _compose(write_config(folder, http=plan.http, smtp=plan.smtp))
+    daemon.on_fault = stop.set
     try:
         await daemon.start()
-        return await _unless(stop, _Sequence(daemon, folder, plan=plan, view=view).run())
+        done = await _unless(stop, _Sequence(daemon, folder, plan=plan, view=view).run())
     finally:
         await daemon.stop()
+    if daemon.fault:
+        raise BrokenRelayError(daemon.fault)
+    return done
 
 
 def write_config(folder: Folder, *, http: Address, smtp: Address) -> Settings:
