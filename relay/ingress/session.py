@@ -3,7 +3,7 @@
 On the path: server makes one per connection; conversation decides, this reads, writes, times.
 Holds: replies of a pipelined batch leave in one write; input is bounded; one timer per session.
 Fails: an internal error is a fixed 451 and a log line; a lost connection ends the session quietly.
-Standards: RFC 5321 4.2.4.2 (421), 4.5.3.2.7 (time-out); RFC 2920 3.2; RFC 3207 4.
+Standards: RFC 5321 3.8 (421), 4.5.3.2.7 (time-out); RFC 2920 3.2; RFC 3207 4.
 """
 
 import asyncio
@@ -261,9 +261,10 @@ class SmtpSession(_Bare, SMTP):
     async def start_tls(self) -> None:
         """Discard what the client sent ahead, say 220 and do the handshake."""
         assert self._door.tls_context is not None
-        # RFC 3207 4.2: what came in clear behind STARTTLS may be somebody else's.
-        self._input.clear()
         await self.send("220 2.0.0 Ready to start TLS")
+        # RFC 3207 4.2: what came in clear behind STARTTLS may be somebody else's. Only now: while
+        # the client was slow to read, more of it may have come.
+        self._input.clear()
         try:
             await self._writer.start_tls(
                 self._door.tls_context, ssl_handshake_timeout=TLS_HANDSHAKE_S
