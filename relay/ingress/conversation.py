@@ -316,7 +316,9 @@ class Conversation:
             self._reset()
             if reader.refusal is not None:
                 return reader.refusal
-            decision = await service.accept(envelope, reader.content(), self._origin())
+            content = reader.content()
+            reader.release()  # who accepts it counts it from here on, until it is done with it
+            decision = await service.accept(envelope, content, self._origin())
         finally:
             reader.release()
         if not decision.queue_id:

@@ -22,7 +22,6 @@ class Limits:
     junk_commands: int = 100  # Postfix's smtpd_junk_command_limit
     auth_failures: int = 3
     auth_failure_delay_s: float = 1.0  # times the failures so far
-    received_fields: int = 100  # RFC 5321 6.3: a loop
     session_s: float = 7200.0  # the slowest honest upload of the largest message
     goodbye_s: float = 5.0  # for a client that does not read its last reply
     sessions_per_client: int = 50  # Postfix's smtpd_client_connection_count_limit

@@ -8,6 +8,8 @@ Standards: RFC 5321 3.8; RFC 8314 3.3 (TLS from the first byte); RFC 9325 (TLS 1
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 import ssl
 import stat
@@ -93,17 +95,18 @@ class SmtpServer:
     async def start(self) -> None:
         """Listen. A Unix socket that was left behind is replaced: the caller holds the lock.
 
-        Raises OSError.
+        Raises OSError that names the address.
         """
         loop = asyncio.get_running_loop()
         wanted = self._listener.listen
-        implicit_tls = self._tls_context if self._listener.role == "submissions" else None
         if wanted.path:
             unix_socket = _bind_unix(Path(wanted.path))
             self._server = await loop.create_unix_server(
                 self._new_session, sock=unix_socket, backlog=_BACKLOG
             )
-        else:
+            return
+        implicit_tls = self._tls_context if self._listener.role == "submissions" else None
+        try:
             self._server = await loop.create_server(
                 self._new_session,
                 wanted.host,
@@ -112,6 +115,10 @@ class SmtpServer:
                 ssl_handshake_timeout=TLS_HANDSHAKE_S if implicit_tls else None,
                 backlog=_BACKLOG,
             )
+        except OSError as error:
+            is_lookup = isinstance(error, socket.gaierror)  # its numbers are not errno's
+            reason = error.strerror if is_lookup else os.strerror(error.errno or errno.EINVAL)
+            raise OSError(error.errno, f"cannot listen on {wanted}: {reason}") from error
 
     def stop_listening(self) -> None:
         """Take no more connections; those that are open go on."""
@@ -165,13 +172,21 @@ class SmtpServer:
         )
 
     async def _accept(self, envelope: Envelope, content: bytes, origin: Origin) -> Decision:
-        """Accept in a task of its own: the client may go away, the commit goes on."""
+        """Accept in a task of its own: the client may go away, the commit goes on.
+
+        So the content's share of the budget is the task's from here on.
+        """
         task = _start(self._neighbours.acceptance.accept(envelope, content, origin))
+        budget, size_bytes = self._door.service.budget, len(content)
+        budget.take(size_bytes)
+        task.add_done_callback(lambda _: budget.give_back(size_bytes))
         self._acceptances.add(task)
         task.add_done_callback(self._acceptances.discard)
         return await asyncio.shield(task)
 
     def _is_trusted(self, ip: str) -> bool:
+        if not ip and not self._listener.listen.path:
+            return False  # a TCP peer that broke off before anybody asked for its address
         address = ip_address((ip or _LOOPBACK).partition("%")[0])
         return any(address in network for network in self._networks)
 

@@ -15,6 +15,7 @@ import structlog.testing
 
 from relay.clock import ManualClock
 from relay.ingress import Limits
+from relay.ingress.session import SmtpSession
 from relay.journal import logs
 from relay.settings.tree import Address
 from tests.dialogue.harness import Relay, make_certificate
@@ -246,6 +247,25 @@ async def test_budget_refuses_at_mail_and_in_data(listening):
     assert (await third.say("MAIL FROM:<> SIZE=2048"))[:3] == "250"
 
 
+async def test_a_message_keeps_its_memory_until_it_is_accepted(relay, listening):
+    relay.spool.gate = asyncio.Event()
+    server = await listening(limits=Limits(buffered_bytes=4096), max_message_size=2048)
+    client = await Client.connect(server.address)
+    await client.open_transaction()
+    client.writer.write(b"x" * 900 + b"\r\n" + b"x" * 900 + b"\r\n.\r\n")
+    await relay.spool.committing.wait()
+    (session,) = server._door.sessions
+    client.reset()
+    await asyncio.wait({session._handler_coroutine}, timeout=5)
+    assert server.sessions == 0
+    budget = server._door.service.budget
+    assert not budget.has(4096)
+    relay.spool.gate.set()
+    await server.drain(1)
+    assert budget.has(4096)
+    assert not budget.has(4097)
+
+
 async def test_pickups_socket_takes_everything_and_reports(relay, listening, tmp_path):
     path = tmp_path / "pickup.sock"
     server = await listening(pickup=True, listen=Address(path=str(path)))
@@ -285,8 +305,21 @@ async def test_a_socket_left_behind_is_replaced_and_another_file_is_not(listenin
 
 async def test_a_port_in_use_is_an_error_at_start(relay, listening):
     taken = (await listening()).address
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(OSError, match=f"cannot listen on {taken}: Address already in use"):
         await relay.server(listen=taken).start()
+
+
+async def test_a_host_that_is_none_is_an_error_at_start(relay):
+    with pytest.raises(OSError, match=r"cannot listen on nowhere\.invalid:25: "):
+        await relay.server(listen=Address("nowhere.invalid", 25)).start()
+
+
+async def test_only_a_unix_socket_stands_for_this_machine(relay, listening, tmp_path):
+    networks = ("127.0.0.0/8",)
+    by_tcp = await listening(trusted_networks=networks)
+    by_path = await listening(listen=Address(path=str(tmp_path / "s")), trusted_networks=networks)
+    # uvloop names no peer that has broken off already
+    assert [server._door.is_trusted("") for server in (by_tcp, by_path)] == [False, True]
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +338,32 @@ async def test_submissions_is_tls_from_the_first_byte(listening, certificate):
     assert await client.say("EHLO client.test") == "250 DSN"
     assert await client.say("STARTTLS") == "503 5.5.1 TLS is active already"
     assert await client.say("MAIL FROM:<>") == "530 5.7.0 Authentication required"
+
+
+async def test_what_came_in_clear_behind_starttls_is_no_command(
+    listening, certificate, monkeypatch
+):
+    """However late it comes: a client that is slow to read leaves time for more."""
+    flush, discarded = SmtpSession._flush, asyncio.Event()
+
+    async def slow_flush(session):
+        is_last_in_clear = b"220 2.0.0" in b"".join(session._replies)
+        await flush(session)
+        while is_last_in_clear and session._input.is_empty:
+            await asyncio.sleep(0)
+        if is_last_in_clear:
+            discarded.set()
+
+    monkeypatch.setattr(SmtpSession, "_flush", slow_flush)
+    client = await Client.connect((await listening(tls=certificate)).address)
+    await client.reply()
+    await client.say("EHLO client.test")
+    assert (await client.say("STARTTLS"))[:3] == "220"
+    client.writer.write(b"NOOP\r\n")
+    await asyncio.wait_for(discarded.wait(), 5)
+    context = ssl.create_default_context(cafile=certificate.certificate)
+    await client.writer.start_tls(context, server_hostname="localhost")
+    assert await client.say("EHLO client.test") == "250 DSN"
 
 
 async def test_a_handshake_that_fails_ends_the_session(listening, certificate):
