@@ -4,7 +4,7 @@ On the path: compose builds it, serve and the development relay run it.
 Holds: nothing is accepted before the spool is open; nothing is dropped on a stop: what is not
     finished within the grace time is in the spool or in a note.
 Fails: OSError for a listener or a directory, SpoolError for the spool: nothing runs then.
-Standards: systemd's Type=notify; DESIGN 5 (shutdown).
+Standards: systemd's Type=notify; docs/design.md 5 (shutdown).
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 On the path: beside it; acceptance asks for the rules at every message, rooms ask the accounts.
 Holds: what is in force was whole and without a fault; a bad file changes nothing.
 Fails: SettingsError (PolicyError among it) from the reading, with file and line of every fault.
-Standards: CONTRACT: SIGHUP reloads; the set of rules is atomic.
+Standards: docs/names.md (SIGHUP); the set of rules is atomic.
 """
 
 from collections.abc import Callable

@@ -3,7 +3,7 @@
 On the path: beside it; reading comes here when the control socket does not answer.
 Holds: the lock is taken while the spool is open, so there is never a second owner.
 Fails: AlreadyRunningError when a daemon has it after all, SpoolError, OSError.
-Standards: DESIGN 2 (the spool has one owner).
+Standards: docs/design.md 2 (the spool has one owner).
 """
 
 import asyncio

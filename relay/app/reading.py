@@ -5,7 +5,7 @@ On the path: beside it.
 Holds: a running daemon's control socket answers; without one the files do. What only the files
     need is imported when there is no daemon, so that asking one is quick.
 Fails: ControlUnavailableError, ControlError; SpoolError, OSError for the files.
-Standards: DESIGN 2 (the spool has one owner).
+Standards: docs/design.md 2 (the spool has one owner).
 """
 
 from collections.abc import Awaitable, Callable
@@ -21,6 +21,7 @@ from relay.app.control import (
 )
 from relay.app.lock import AlreadyRunningError
 from relay.clock import Clock
+from relay.journal.journey import is_final
 from relay.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Reading:
     def wait(self, key: str, *, state: str, timeout_s: float) -> dict[str, Any] | None:
         """One message once it is in `state` ("final": every recipient is), with `reached`.
 
-        When time is up: as it is then, or None. Raises ControlUnavailableError: without a daemon
+        When time is up, or it has ended otherwise: as it is then, or None. Raises ControlUnavailableError: without a daemon
         nothing would ever change.
         """
         client = ControlClient(self._settings.control_socket, timeout_s=WAIT_S_MAX + _WAIT_MARGIN_S)
@@ -73,7 +74,8 @@ class Reading:
                 if error.status != _NOT_FOUND:
                     raise
                 found = None
-            if left_s <= WAIT_S_MAX or (found is not None and found["reached"]):
+            is_over = found is not None and (found["reached"] or is_final(found))
+            if is_over or left_s <= WAIT_S_MAX:
                 return found
 
     def entries_of(self, queue_id: str) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 On the path: beside it; metrics show the figures, prune keeps the spool and the store's log small.
 Holds: each pass is bounded; a pass that fails is tried again at the next turn.
 Fails: never.
-Standards: DESIGN 4 (history), CONTRACT's metrics.
+Standards: docs/design.md 4 (history), the metrics of docs/names.md.
 """
 
 import asyncio

@@ -4,7 +4,7 @@ On the path: prints what app.checking finds.
 Holds: what is in order goes to stdout, what is wrong to stderr, each fault as file:line: key: ...;
     with --json everything is one document on stdout.
 Fails: 78 for what a start would refuse, 69 for what does not answer.
-Standards: CONTRACT, "Commands".
+Standards: docs/names.md (Commands).
 """
 
 import click

@@ -3,7 +3,7 @@
 On the path: each verb takes a Given.
 Holds: both options may stand behind each word of the command; the last one wins.
 Fails: SettingsError for a configuration with faults, PermissionError for one that is not ours.
-Standards: CONTRACT, "Commands".
+Standards: docs/names.md (Commands).
 """
 
 import errno

@@ -3,7 +3,7 @@
 On the path: prints what app.reading finds.
 Holds: facts on stdout, everything else on stderr.
 Fails: 65 for an unknown message, 69 where another process is in the way.
-Standards: CONTRACT, "Commands".
+Standards: docs/names.md (Commands).
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ _STATES = ["queued", "deferred", "captured"]
 
 
 def selectors(command: F) -> F:
-    """Give a command CONTRACT's selectors."""
+    """Give a command the selectors of docs/names.md."""
     options = (
         click.argument("ids", nargs=-1, metavar="[ID]..."),
         click.option("--sender", default="", metavar="GLOB", help='Such as "*@example.org".'),

@@ -3,7 +3,7 @@
 On the path: a client in front of step 1, by app.sending.
 Holds: facts on stdout, everything else on stderr.
 Fails: 65 when the relay refuses, 69 when none answers, 75 not now, 77 not with this token.
-Standards: CONTRACT, "Commands".
+Standards: docs/names.md (Commands).
 """
 
 import functools

@@ -3,7 +3,7 @@
 On the path: loads everything, composes the daemon, runs it.
 Holds: facts on stdout, everything else on stderr.
 Fails: 78 for a configuration that cannot be used, 69 for a port in use.
-Standards: CONTRACT, "Commands".
+Standards: docs/names.md (Commands).
 """
 
 import asyncio

@@ -45,12 +45,11 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
     if step == 5:
         for hit in detail.get("rules", []):
             yield f'rule "{hit["rule"]}": {hit["outcome"]}'
+        counts = detail.get("counts", {})  # an event does not name all of many
         for hop, people in detail.get("next_hops", {}).items():
-            others = " and others" if len(people) > _NAMES_MAX else ""  # an event has not all
-            yield f"{hop}: {', '.join(people[:_NAMES_MAX])}{others}"
-        yield from _few(
-            [f"refused: {x['address']} {x['reply']}" for x in detail.get("refused", [])]
-        )
+            yield f"{hop}: {_names(people, counts.get(hop))}"
+        refused = [f"refused: {x['address']} {x['reply']}" for x in detail.get("refused", [])]
+        yield from _few(refused, counts.get("refused"))
     elif step == 6 and "recipients" in detail:
         host = f" by {detail['host']}" if detail.get("host") else ""
         outcomes = ((x["address"], x["outcome"], x["reply"]) for x in detail["recipients"])
@@ -127,13 +126,14 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _names(addresses: Sequence[str]) -> str:
-    more = len(addresses) - _NAMES_MAX
+def _names(addresses: Sequence[str], count: int | None = None) -> str:
+    """The first of them, and how many more; `count` where there are more than `addresses`."""
+    more = (count or len(addresses)) - _NAMES_MAX
     return ", ".join(addresses[:_NAMES_MAX]) + (f" and {more} more" if more > 0 else "")
 
 
-def _few(lines: Sequence[str]) -> list[str]:
-    more = len(lines) - _NAMES_MAX
+def _few(lines: Sequence[str], count: int | None = None) -> list[str]:
+    more = (count or len(lines)) - _NAMES_MAX
     return [*lines[:_NAMES_MAX], *([f"and {more} more"] if more > 0 else [])]
 
 

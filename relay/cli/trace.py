@@ -3,7 +3,7 @@
 On the path: prints what app.reading finds.
 Holds: facts on stdout, everything else on stderr.
 Fails: 65 for an unknown message.
-Standards: CONTRACT, "Commands".
+Standards: docs/names.md (Commands).
 """
 
 import click

@@ -3,7 +3,7 @@
 On the path: asks the daemon, which wakes on changes.
 Holds: facts on stdout, everything else on stderr.
 Fails: 75 with a diagnosis when the time is up, 69 without a daemon.
-Standards: CONTRACT, "Commands".
+Standards: docs/names.md (Commands).
 """
 
 import math
@@ -17,6 +17,7 @@ from relay.cli.exits import Ended, Exit
 from relay.cli.output import flush, print_json, print_lines
 from relay.cli.show import journey_lines
 from relay.clock import SystemClock
+from relay.journal.journey import is_final
 from relay.message.lifecycle import State
 from relay.settings.faults import shown
 
@@ -47,8 +48,8 @@ _STATES = ["final", *(str(state) for state in State)]
 def wait(given: Given, key: str, *, state: str, timeout_s: float) -> None:
     """Wait until a message is where it should be, then show its journey.
 
-    A message that is not known yet is waited for as well. Exits 75 when the time is up, and says at
-    which step the message stands and why.
+    A message that is not known yet is waited for as well. Exits 75 when the time is up, or the
+    message has ended otherwise, and says at which step it stands and why.
     """
     if not math.isfinite(timeout_s):
         raise click.UsageError("--timeout: expected a number of seconds")
@@ -65,5 +66,6 @@ def wait(given: Given, key: str, *, state: str, timeout_s: float) -> None:
     if not reached:
         flush()  # the journey first
         entries = reading.entries_of(found["id"]) if found["id"] else []
-        text = f"relay wait: {found['state']} after {timeout_s:g} s, expected {state}"
+        so_far = "for good" if is_final(found) else f"after {timeout_s:g} s"
+        text = f"relay wait: {found['state']} {so_far}, expected {state}"
         raise Ended(Exit.TRY_LATER, "\n  ".join([text, *diagnosis(found, entries)]))

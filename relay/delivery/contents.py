@@ -5,7 +5,7 @@ On the path: sites and the settler ask for a claim's content; it is given back w
 Holds: contents read from the spool never exceed the budget, but for a single one larger than it;
     no next hop has more of it than it leaves free, but for its first.
 Fails: SpoolError when a content is gone or damaged.
-Standards: DESIGN 7, invariant 8.
+Standards: docs/design.md 7.8.
 """
 
 import asyncio

@@ -4,7 +4,7 @@ On the path: ingress offers what was just accepted, the due index gives the rest
 Holds: a bounded window of claims in memory, however long the queue, and no next hop fills it; no
     polling: one timer for the next due entry, a wake-up for what becomes due earlier.
 Fails: a spool that cannot be read now is asked again; nothing is dropped.
-Standards: RFC 5321 4.5.4.1; DESIGN 5.
+Standards: RFC 5321 4.5.4.1; docs/design.md 5.
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 On the path: sites and local delivery bring outcomes; the spool commits; report claims come back.
 Holds: a final status and its report are one transaction; returns only when it is committed.
 Fails: never; a spool that refuses is asked again with growing pauses until it agrees.
-Standards: RFC 3461 6; DESIGN 4, invariants 1 and 5.
+Standards: RFC 3461 6; docs/design.md 4, invariants 1 and 5.
 """
 
 import asyncio

@@ -4,7 +4,7 @@ On the path: the dispatcher tells it of each claim that comes and goes, and asks
 Holds: a next hop gets no more once it has as many claims, or bytes, as are left free: however many
     a stalled one has, the others find room, and k of them leave one part in k + 1.
 Fails: never.
-Standards: dynamic thresholds (Choudhury and Hahne, 1998); DESIGN 5, DESIGN 7 invariant 8.
+Standards: dynamic thresholds (Choudhury and Hahne, 1998); docs/design.md 5 and 7.8.
 """
 
 from collections.abc import Set as AbstractSet

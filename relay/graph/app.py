@@ -3,7 +3,7 @@
 On the path: the server's dispatch hands /v1.0 and /beta in; handlers call the store.
 Holds: nothing is read of a body before the token is known and the mailbox is the account's own.
 Fails: ApiError: 401, 403 for another account's mailbox, 404 for nobody's, 503 while not ready.
-Standards: Graph's user and mail resources; GRAPH's fact that paths ignore case.
+Standards: Graph's user and mail resources; its paths ignore case.
 """
 
 from collections.abc import Callable

@@ -20,6 +20,7 @@ from relay.journal.events import Event, Step
 from relay.journal.logs import get_logger
 from relay.journal.metrics import Metrics
 from relay.message import headers
+from relay.message.encodedwords import decode_words
 from relay.message.envelope import Envelope, domain_of
 from relay.message.nexthop import NextHop
 from relay.message.reporting import ReportedMessage
@@ -40,13 +41,18 @@ _INLINE_BYTES = 65536  # rules read so much faster than a thread is asked
 _POLICY_TIMEOUT_S = 10.0
 _POLICY_THREADS = 2
 _RECEIVED_MAX = 100
+_HEADER_BYTES_MAX = 1024 * 1024  # a header is searched and decoded on the event loop
 _NAMED_MAX = 100  # addresses per next hop in an event, which stays small
 _SUBJECT_CHARACTERS_MAX = 200
+_SUBJECT_OCTETS_MAX = 8192  # more than so many characters may need, however they are encoded
 
 _LOCAL_ERROR = Decision("451 4.3.0 Local error, try again later")
 _NO_POLICY = Decision("451 4.7.1 The mail rules could not be applied, try again later")
 _TOO_MANY_PARTS = Decision(
     "554 5.6.0 The message has too many MIME parts, or nests them too deeply"
+)
+_LONG_HEADER = Decision(
+    f"554 5.6.0 The header is longer than {_HEADER_BYTES_MAX} octets; is its blank line missing?"
 )
 _NO_ROOM = Decision("452 4.3.1 The queue is full, try again later")
 _LOOP = Decision("554 5.4.6 Routing loop detected: too many Received fields")
@@ -96,6 +102,8 @@ class Acceptance:
             return _LOCAL_ERROR
 
     async def _accept(self, envelope: Envelope, content: bytes, origin: Origin) -> Decision:
+        if headers.split(content) > _HEADER_BYTES_MAX:
+            return _LONG_HEADER
         if fields.is_looping(content, _RECEIVED_MAX):
             return _LOOP
         queue_id, now_us = self.ids.new(), self.clock.time_us()
@@ -199,8 +207,8 @@ class Acceptance:
             smtputf8=envelope.smtputf8,
             eight_bit=envelope.eight_bit,
             client="" if origin.pickup else f"{origin.helo}{address}",
-            message_id=(headers.first(content, "Message-ID") or b"").decode("utf-8", "replace"),
-            subject=headers.decoded(content, "Subject")[:_SUBJECT_CHARACTERS_MAX],
+            message_id=_message_id(content),
+            subject=_subject(content),
             events=(event,),
         )
 
@@ -269,21 +277,37 @@ class Acceptance:
             self.metrics.policy_rules.labels(rule=hit.rule, outcome=hit.outcome).inc()
 
 
+def _message_id(content: bytes) -> str:
+    found = headers.first(content, "Message-ID") or b""
+    return found[: headers.LINE_OCTETS_MAX].decode("utf-8", "replace")
+
+
+def _subject(content: bytes) -> str:
+    """Return what the trace shows; a stranger may send a megabyte of encoded words."""
+    found = headers.first(content, "Subject") or b""
+    return decode_words(found[:_SUBJECT_OCTETS_MAX])[:_SUBJECT_CHARACTERS_MAX]
+
+
 def _step5(verdict: Verdict, fan: FanOut, at_us: int) -> Event:
-    """Return the event of this step, without recipients that rules added."""
+    """Return the event of this step, without recipients that rules added.
+
+    Where it does not name all of them, `counts` has how many there are.
+    """
     next_hops: dict[str, list[str]] = {}
     for entry in fan.entries:
-        named = [each.address for each in entry.recipients if not each.added_by]
-        if named:
-            known = next_hops.setdefault(str(entry.next_hop), [])
-            known.extend(named[: _NAMED_MAX - len(known)])
+        people = [each.address for each in entry.recipients if not each.added_by]
+        if people:
+            next_hops.setdefault(str(entry.next_hop), []).extend(people)
+    refused = [each for each in fan.refused if not each.added_by]
     detail: dict[str, Any] = {
         "rules": [hit.as_json() for hit in verdict.hits],
-        "next_hops": next_hops,
+        "next_hops": {hop: people[:_NAMED_MAX] for hop, people in next_hops.items()},
     }
-    refused = [each for each in fan.refused if not each.added_by]
     if refused:
         detail["refused"] = [
             {"address": each.address, "reply": each.reply} for each in refused[:_NAMED_MAX]
         ]
+    sizes = {hop: len(people) for hop, people in next_hops.items()} | {"refused": len(refused)}
+    if counts := {name: size for name, size in sizes.items() if size > _NAMED_MAX}:
+        detail["counts"] = counts
     return Event(Step.POLICY_AND_ROUTING, at_us, detail)

@@ -3,7 +3,7 @@
 On the path: acceptance examines and evaluates, this puts together what the spool will keep.
 Holds: pure; each recipient comes out once, in an entry or final; one entry per hop and content.
 Fails: never.
-Standards: RFC 5321 4.1.1.3; RFC 3461 4.1 (NOTIFY); DESIGN "Step 5 runs before the commit".
+Standards: RFC 5321 4.1.1.3; RFC 3461 4.1 (NOTIFY); docs/design.md 1.
 """
 
 from collections.abc import Callable, Sequence

@@ -5,7 +5,7 @@ On the path: between a request and the removal of its note; each room calls reac
     the act it names.
 Holds: without a point set, reached() does nothing.
 Fails: by SIGKILL, which is its purpose.
-Standards: none; DESIGN's invariant 10.
+Standards: none; docs/design.md 7.10.
 """
 
 import os

@@ -3,7 +3,7 @@
 On the path: every room makes them; the store's log keeps steps 1 to 4, the spool steps 5 to 7.
 Holds: `at_us` is when the step ended, taken before the hand-over, not when it was written.
 Fails: never.
-Standards: the steps of Graph's send-mail process; names from CONTRACT.
+Standards: the steps of Graph's send-mail process; names from docs/names.md.
 """
 
 from collections.abc import Mapping

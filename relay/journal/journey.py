@@ -1,17 +1,16 @@
 """The journey of a message: one JSON document from two halves, the store's log and the spool.
 
 On the path: web and the command line ask; readers passed in answer.
-Holds: the JSON is CONTRACT's `GET /messages/{id}`, the same everywhere; an account sees its own
-    only.
+Holds: the JSON is the message of docs/names.md, the same everywhere; an account sees its own only.
 Fails: never; unknown is None.
 Standards: none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from relay.journal.events import Step
-from relay.message.lifecycle import State
+from relay.message.lifecycle import FINAL, State
 
 _LOOKED_AT_MAX = 1000  # messages, when only some states are wanted
 
@@ -120,6 +119,12 @@ def join(store: dict[str, Any] | None, transport: dict[str, Any] | None) -> dict
         if transport
         else [_not_yet(address, waiting) for address in known.get("recipients", ())],
     }
+
+
+def is_final(journey: Mapping[str, Any]) -> bool:
+    """Whether nothing more will happen: all recipients, if it has any, are in final states."""
+    recipients = journey["recipients"]
+    return bool(recipients) and all(one["state"] in FINAL for one in recipients)
 
 
 def _draft_of(submission_id: str | None) -> str | None:

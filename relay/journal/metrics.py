@@ -1,4 +1,4 @@
-"""CONTRACT's metrics, in one registry that is passed in.
+"""The metrics of docs/names.md, in one registry that is passed in.
 
 On the path: rooms count into it; web prints it.
 Holds: bounded labels, never an address.

@@ -4,7 +4,7 @@ On the path: the front door, before it takes requests, and before it first write
 Holds: a draft whose note was ready, or that was there before its submission, is never touched.
 Only one process is the front door of a root: what is in the way at its start is nobody's work.
 Fails: OSError when the disk refuses.
-Standards: none; DESIGN 1.
+Standards: none; docs/design.md 1.
 """
 
 import threading

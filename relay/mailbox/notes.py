@@ -3,7 +3,7 @@
 On the path: step 2 makes them; pickup reads those that are ready; step 4 removes them.
 Holds: a note is the exact snapshot that is sent; nothing is read from preparing/ but at start.
 Fails: OSError when the disk refuses; a note that cannot be read is moved to corrupt/, never lost.
-Standards: none; DESIGN 1.
+Standards: none; docs/design.md 1.
 """
 
 import re

@@ -1,10 +1,10 @@
 """Steps 1, 2 and 4 on disk: a draft and its note, the original filed, the note gone.
 
 On the path: graph's submissions come in; pickup's accepted and failed notes come back.
-Holds: the order of every fsync, link and rename is DESIGN 1's, each with its crash point; all of it
-may be repeated after a crash at any of them.
+Holds: the order of every fsync, link and rename is that of docs/design.md 1, each with its crash
+    point; all of it may be repeated after a crash at any of them.
 Fails: StoreError's children, OSError; after one, neither draft nor note of the submission is left.
-Standards: none; DESIGN 1 and 3.
+Standards: none; docs/design.md 1 and 3.
 """
 
 import os

@@ -3,7 +3,7 @@
 On the path: graph, pickup, ingress and delivery hold one of these, made by app.
 Holds: one hop to a thread a call; what a call promises is on disk when it returns.
 Fails: StoreError's children alone; errors of the disk become StoreUnavailableError.
-Standards: Maildir++; DESIGN 3.
+Standards: Maildir++; docs/design.md 3.
 """
 
 import asyncio

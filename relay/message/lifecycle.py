@@ -3,7 +3,7 @@
 On the path: the spool asks it before it writes a state.
 Holds: a final state is never left.
 Fails: ValueError for a transition that is not in the table.
-Standards: names from CONTRACT ("Recipient states"); RFC 5321 6.1.
+Standards: names from docs/names.md (states); RFC 5321 6.1.
 """
 
 from enum import StrEnum

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+_NAMED_MAX = 100  # recipients of a hit, of which a message may have many
+
 
 class Source(StrEnum):
     """How a message came in: the `source` condition and the `via` label of metrics."""
@@ -85,13 +87,14 @@ class RuleHit:
     recipients: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """The hit as `relay trace` shows it."""
-        return {
+        """The hit as `relay trace` shows it; `count` where it does not name all recipients."""
+        hit = {
             "rule": self.rule,
             "mode": self.mode,
             "outcome": self.outcome,
-            "recipients": list(self.recipients),
+            "recipients": list(self.recipients[:_NAMED_MAX]),
         }
+        return hit | ({"count": count} if (count := len(self.recipients)) > _NAMED_MAX else {})
 
 
 @dataclass(frozen=True, slots=True)

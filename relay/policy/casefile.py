@@ -3,7 +3,7 @@
 On the path: loader calls it for each file.
 Holds: a test's message is a whole one, with CRLF line ends, as ingress hands them over.
 Fails: never; faults are added to the list that is passed in.
-Standards: CONTRACT's policy section; RFC 5322, RFC 2046 5.1.3 for the messages.
+Standards: docs/policy.md; RFC 5322, RFC 2046 5.1.3 for the messages.
 """
 
 import re

@@ -3,7 +3,7 @@
 On the path: app at start, `relay check` and `relay policy` read; ingress evaluates what comes out.
 Holds: atomic: one fault or one failing test, and there is no set at all.
 Fails: PolicyError with all faults, each with file and line.
-Standards: CONTRACT's policy section.
+Standards: docs/policy.md.
 """
 
 from collections.abc import Collection, Iterable

@@ -3,7 +3,7 @@
 On the path: loader calls it for each file.
 Holds: a rule with a fault is no rule; it is never taken in a weaker form.
 Fails: never; faults are added to the list that is passed in.
-Standards: CONTRACT's policy section.
+Standards: docs/policy.md.
 """
 
 from typing import Any

@@ -186,7 +186,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Which entries a queue command means (CONTRACT, "Commands");
+    """Which entries a queue command means (docs/names.md, Commands);
     all given conditions must hold.
     """
 
@@ -259,7 +259,7 @@ class Spool(Protocol):
         ...
 
     async def queue_list(self, selector: Selector, *, limit: int) -> list[dict[str, Any]]:
-        """Entries not yet final, as CONTRACT's `queue list` JSON, oldest first."""
+        """Entries not yet final, as the JSON of `queue list`, oldest first."""
         ...
 
     async def retry(

@@ -2,8 +2,8 @@
 
 On the path: beside it; it shows all seven steps and takes an operator's commands for the queue.
 Touches: journeys, queue and metrics, through Protocols; no store, no spool of its own.
-Promises: an account sees its own messages only, others' are 404; the JSON is CONTRACT's, the same
-as `relay trace` prints; waiting wakes on changes.
+Promises: an account sees its own messages only, others' are 404; the JSON is that of docs/names.md,
+the same as `relay trace` prints; waiting wakes on changes.
 """
 
 from relay.web.app import create_app, create_control_app

@@ -4,7 +4,7 @@ On the path: the server's dispatch hands in what is not Graph's; the control soc
 Holds: health and metrics need no token and say nothing about anybody; all else needs one, except
 behind the control socket, whose file mode says who may.
 Fails: ApiError: 401, 404, 405, 503.
-Standards: Prometheus text format; JSON from CONTRACT.
+Standards: Prometheus text format; JSON from docs/names.md.
 """
 
 from collections.abc import Callable

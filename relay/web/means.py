@@ -17,7 +17,7 @@ from relay.spool.types import Selector
 
 
 class Journeys(Protocol):
-    """Messages' journeys, as CONTRACT's `GET /messages/{id}`."""
+    """Messages' journeys, as the JSON of docs/names.md."""
 
     async def journey(self, key: str, *, account: str | None) -> dict[str, Any] | None:
         """The newest message that `key` names (an id of any kind, an address, "last").
@@ -35,7 +35,7 @@ class Queue(Protocol):
     """The queue as the spool shows it."""
 
     async def queue_list(self, selector: Selector, *, limit: int) -> list[dict[str, Any]]:
-        """Entries not yet final, as CONTRACT's `queue list` JSON, oldest first."""
+        """Entries not yet final, as the JSON of `queue list`, oldest first."""
         ...
 
     async def retry(

@@ -3,7 +3,7 @@
 On the path: read-only; `relay trace` and `relay wait` show what these answer.
 Holds: another account's message is as unknown as one that never was; waiting is bounded.
 Fails: ApiError 400 for a parameter, 404 for an unknown message, 503 for too many who wait.
-Standards: none; JSON from CONTRACT.
+Standards: none; JSON from docs/names.md.
 """
 
 import asyncio
@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from relay.http.errors import ApiError, shown, try_later
-from relay.message.lifecycle import FINAL, State
+from relay.journal.journey import is_final
+from relay.message.lifecycle import State
 from relay.web.means import Means
 from relay.web.parameters import limit_of, number_of
 from relay.web.viewer import Viewer
@@ -50,7 +51,8 @@ class Messages:
     async def wait(self, key: str, query: Mapping[str, str], viewer: Viewer) -> dict[str, Any]:
         """GET /messages/{id}/wait?state=final&timeout=30: the journey, and whether it got there.
 
-        A message that is not known yet is waited for as well.
+        A message that is not known yet is waited for as well; one that has ended in another state
+        is not waited for any more.
         """
         state = query.get("state", "final")
         if state not in ("final", *State):
@@ -76,7 +78,8 @@ class Messages:
             seen = self._means.changes.count
             found = await self._look(key, viewer)
             left_s = deadline - clock.monotonic()
-            if left_s <= 0 or (found is not None and has_reached(found, state)):
+            is_over = found is not None and (has_reached(found, state) or is_final(found))
+            if is_over or left_s <= 0:
                 return found
             try:
                 async with asyncio.timeout(min(left_s, _LOOK_AGAIN_S)):
@@ -96,10 +99,7 @@ class Messages:
 
 def has_reached(journey: Mapping[str, Any], state: str) -> bool:
     """Whether a journey is in `state`, or, for "final", has only recipients in final states."""
-    if state != "final":
-        return bool(journey["state"] == state)
-    recipients = journey["recipients"]
-    return bool(recipients) and all(one["state"] in FINAL for one in recipients)
+    return is_final(journey) if state == "final" else bool(journey["state"] == state)
 
 
 def _unknown(key: str) -> ApiError:

@@ -3,7 +3,7 @@
 On the path: the handlers read queries and bodies with these.
 Holds: an unknown parameter is refused, so that a misspelt condition never means everything.
 Fails: ApiError 400 that names the parameter, what was found and what was expected.
-Standards: none; names from CONTRACT ("Commands").
+Standards: none; names from docs/names.md (Commands).
 """
 
 from collections.abc import Collection, Mapping

@@ -3,7 +3,7 @@
 On the path: app makes a Viewer from the token; the handlers ask it what may be seen.
 Holds: without a role above user, only one's own messages.
 Fails: ApiError 403 for what the role does not allow.
-Standards: none; roles from CONTRACT.
+Standards: none; roles from docs/names.md.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 On the path: steps 1 to 4, from outside: the process dies by RELAY_CRASH_AT, another one takes over.
 Holds: who got a 202 is served once and filed once; who got none is served once or not at all.
 Fails: -
-Standards: DESIGN 1 and invariants 1, 2, 7, 10.
+Standards: docs/design.md 1 and 7.1, 7.2, 7.7, 7.10.
 """
 
 import http.client

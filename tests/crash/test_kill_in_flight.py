@@ -3,7 +3,7 @@
 On the path: all of it; a small version of what runs for minutes elsewhere.
 Holds: every message that got a 250 or a 202 arrives, whole.
 Fails: -
-Standards: DESIGN, invariants 1 and 10; RFC 5321 4.5.4 (a client keeps what was not accepted).
+Standards: docs/design.md 7.1 and 7.10; RFC 5321 4.5.4 (a client keeps what was not accepted).
 """
 
 import http.client

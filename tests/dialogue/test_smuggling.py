@@ -1,4 +1,4 @@
-"""The twelve ways to smuggle a second message past a server that is not strict (TRANSPORT 1.3)."""
+"""The twelve ways to smuggle a second message past a server that is not strict (SMTP smuggling, CVE-2023-51764 to -51766)."""
 
 import asyncio
 

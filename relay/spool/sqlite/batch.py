@@ -3,7 +3,7 @@
 On the path: the writer makes one per commit and hands it to each operation.
 Holds: counters are part of the same transaction as what they count.
 Fails: with apsw's exceptions.
-Standards: DESIGN 7, invariant 1 (relay_queue_unaccounted).
+Standards: docs/design.md 7.1 (relay_queue_unaccounted).
 """
 
 from collections import Counter

@@ -3,7 +3,7 @@
 On the path: between accept() or settle(), which put an entry back, and the next attempt.
 Holds: one owner at a time; every claim and every release raises the epoch.
 Fails: with apsw's exceptions, and the transaction with it.
-Standards: DESIGN 4 (claims and epochs), invariant 3.
+Standards: docs/design.md 4 (claims and epochs), invariant 3.
 """
 
 from collections.abc import Iterable, Sequence

@@ -4,7 +4,7 @@ that drops them.
 On the path: beside the writer, for contents over INLINE_BYTES_MAX.
 Holds: a file that no row names is an orphan of a crash; the spool's start removes it.
 Fails: SpoolFullError, SpoolUnavailableError; a half-written file is never named.
-Standards: write, fsync, rename, fsync of the directory (DESIGN 4).
+Standards: write, fsync, rename, fsync of the directory (docs/design.md 4).
 """
 
 import contextlib

@@ -4,7 +4,7 @@ On the path: behind it; the daemon's upkeep calls it from time to time.
 Holds: a message with a live entry stays; each call is one small transaction that looks only at what
     is old; counters stay, so that relay_queue_unaccounted keeps its sense.
 Fails: with apsw's exceptions, and the transaction with it.
-Standards: DESIGN 4 (history).
+Standards: docs/design.md 4 (history).
 """
 
 import apsw

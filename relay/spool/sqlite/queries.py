@@ -3,7 +3,7 @@
 On the path: the command line and the web ask through the spool's reader.
 Holds: every answer is bounded by a limit or by one message.
 Fails: with apsw's exceptions.
-Standards: CONTRACT's JSON of `queue list` and `/relay/v1/messages/{id}`.
+Standards: the JSON of docs/names.md: `queue list` and `/relay/v1/messages/{id}`.
 """
 
 from collections.abc import Sequence
@@ -153,7 +153,7 @@ def _told(
 
 
 def find_queue_ids(cursor: apsw.Cursor, key: str, *, account: str | None, limit: int) -> list[str]:
-    """Newest first; every kind of name that CONTRACT allows."""
+    """Newest first; every kind of name that docs/names.md has."""
     rows = fetch(cursor, _lookup(key), _lookup_values(key)) if key != "last" else []
     found = [row[0] for row in rows if account in (None, row[1])]
     if found or (key != "last" and "@" not in key):

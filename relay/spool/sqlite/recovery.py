@@ -4,7 +4,7 @@ On the path: before the spool's first claim, while its new owner holds the lock.
 Holds: an attempt that may have been made is in the journey, and counts; nothing is kept in memory
     for each message of the queue.
 Fails: with apsw's exceptions, and the transaction with it.
-Standards: DESIGN 4 (indeterminate attempts), invariants 2, 6, 8, 9; RFC 1047.
+Standards: docs/design.md 4 (indeterminate attempts), invariants 2, 6, 8, 9; RFC 1047.
 """
 
 from collections.abc import Sequence

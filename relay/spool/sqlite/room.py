@@ -4,7 +4,7 @@ On the path: accept() asks before a message comes in; the writer makes room when
 Holds: the last of the disk is for outcomes, reports and the log that SQLite writes them to: a
     queue that filled its own disk could not even write that a message is gone.
 Fails: SpoolFullError.
-Standards: RFC 5321 4.5.3.1.9 (452); DESIGN 6.
+Standards: RFC 5321 4.5.3.1.9 (452); docs/design.md 6.
 """
 
 import os

@@ -4,7 +4,7 @@ On the path: ingress accepts into it, delivery claims from it and settles, web a
     read.
 Holds: spool.types.Spool's promises; a coroutine returns after the fsync that covers its change.
 Fails: SpoolFullError, SpoolUnavailableError, SpoolError.
-Standards: DESIGN 4.
+Standards: docs/design.md 4.
 """
 
 import asyncio

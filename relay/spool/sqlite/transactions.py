@@ -3,7 +3,7 @@
 On the path: accept() is step 5's end, settle() is step 6's and 7's; the writer commits them.
 Holds: a recipient's state changes by message.lifecycle's table only; epochs only grow.
 Fails: with apsw's exceptions, and the transaction with it.
-Standards: DESIGN 4, invariants 1, 2, 3, 7.
+Standards: docs/design.md 4, invariants 1, 2, 3, 7.
 """
 
 from collections.abc import Iterator, Sequence

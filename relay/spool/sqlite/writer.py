@@ -4,7 +4,7 @@ On the path: every change of the spool goes through submit(); its answer comes a
 Holds: what gathers while one commit runs goes into the next; an idle writer does not linger.
 Fails: one bad operation fails alone (the batch is run again, one by one), and so does one for which
     there is no room; a commit that fails fails everyone in it, and nothing of it is there.
-Standards: none; DESIGN 4.
+Standards: none; docs/design.md 4.
 """
 
 import asyncio

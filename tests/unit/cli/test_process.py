@@ -192,6 +192,8 @@ def test_a_terminal_without_the_letters_still_gets_the_journey(shell, sent):
         (["queue", "retry", "unknown"], 65, "nothing that is deferred is known as unknown"),
         (["wait", "unknown", "--timeout", "0"], 75, "no message became known"),
         (["wait", "friend@elsewhere.test", "--timeout", "0", "--state", "relayed"], 75, "at step 7"),
+        (["wait", "friend@elsewhere.test", "--timeout", "600", "--state", "relayed"],
+         75, "failed for good, expected relayed"),
         (["send", "--to", "nobody@example.test"], 65, "550 5.1.1"),
         (["send", "--to", "not an address"], 65, "is no address"),
         (["send", "--to", "bob@example.test", "--subject", "a\nBcc: x@y.test"], 65, "line break"),

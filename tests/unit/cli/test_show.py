@@ -3,7 +3,7 @@
 import pytest
 
 from relay.cli.diagnosis import diagnosis
-from relay.cli.show import entry_lines, journey_lines, step_lines
+from relay.cli.show import describe, entry_lines, journey_lines, step_lines
 
 AT = "2026-11-20T09:11:43.766123Z"
 
@@ -101,6 +101,15 @@ def test_a_thousand_recipients_fit_on_a_screen_those_in_trouble_first():
     assert "bad@x.test" in lines[2]
     assert lines[-1] == "   and 980 more: 980 delivered"
     assert max(map(len, lines)) < 200
+
+
+def test_an_event_that_does_not_name_all_still_counts_them():
+    names = [f"u{n}@x.test" for n in range(100)]
+    refused = [{"address": name, "reply": "550 no"} for name in names]
+    counts = {"local": 1000, "refused": 300}
+    lines = [*describe(5, {"next_hops": {"local": names}, "refused": refused, "counts": counts})]
+    assert lines[0].endswith("u4@x.test and 995 more")
+    assert lines[-1] == "and 295 more"
 
 
 def test_entries_are_a_table_and_counted():

@@ -13,7 +13,7 @@ from relay.message.lifecycle import State
 from relay.message.verdict import Addition, Fate, RecipientVerdict, RuleHit, Source, Verdict
 from relay.policy import TooManyPartsError
 from relay.spool.types import Claim
-from tests.dialogue.harness import Relay
+from tests.dialogue.harness import NoRules, Relay
 
 CONTENT = (
     b"From: alice@example.test\r\nSubject: hello\r\nMessage-ID: <m@example.test>\r\n\r\ntext\r\n"
@@ -134,6 +134,40 @@ async def test_pickups_submission_is_accepted_and_its_failures_are_reported():
     assert report.entries[0].recipients[0].address == "alice@example.test"
     assert b"x@b.test" in report.contents[0]
     assert relay.metrics.recipients.labels(outcome="failed")._value.get() == 2
+
+
+async def test_an_event_names_a_hundred_and_counts_the_rest():
+    gone = [f"n{n}@example.test" for n in range(101)]
+    there = [f"u{n}@b.test" for n in range(101)]
+    relay = Relay(rules=Rules(*there[1:]))
+    await accept(relay, envelope("bob@example.test", *gone, *there), PICKUP)
+    detail = relay.spool.accepted[0].events[0].detail
+    assert detail["counts"] == {"refused": 201}
+    assert len(detail["refused"]) == 100
+    assert "count" not in detail["rules"][0]
+    relay.rules = NoRules()
+    await accept(relay, envelope("bob@example.test", *there))
+    detail = relay.spool.accepted[1].events[0].detail
+    assert detail["counts"] == {"mx:b.test": 101}
+    assert [len(people) for people in detail["next_hops"].values()] == [1, 100]
+    hit = RuleHit("r", "enforce", "reject", tuple(there)).as_json()
+    assert (hit["count"], len(hit["recipients"])) == (101, 100)
+
+
+async def test_a_header_without_an_end_is_refused():
+    line = b"X-Filling: " + b"x" * 500 + b"\r\n"
+    decision = await accept(Relay(), envelope("bob@example.test"), content=line * 2100)
+    assert decision.reply.startswith("554 5.6.0 The header is longer ")
+
+
+async def test_what_the_trace_shows_of_a_header_is_bounded():
+    relay = Relay()
+    words = b"=?utf-8?B?8J+YgA==?= " * 300
+    content = b"Message-ID: <" + b"m" * 2000 + b">\r\nSubject: " + words + b"\r\n\r\ntext\r\n"
+    await accept(relay, envelope("bob@example.test"), content=content)
+    (message,) = relay.spool.accepted
+    assert message.subject == "\U0001f600" * 200
+    assert len(message.message_id) == 998
 
 
 async def test_added_recipients_are_not_in_the_senders_event():

@@ -3,7 +3,7 @@ import pytest
 from relay.ingress.data import ContentReader, Refusal
 from relay.ingress.limits import Budget, Limits
 
-# TRANSPORT 1.3: none of these ends the data, and each makes the message unacceptable.
+# SMTP smuggling (CVE-2023-51764 to -51766): none of these ends the data, and each makes the message unacceptable.
 SMUGGLING = {
     "LF.LF": b"\n.\n",
     "LF.CRLF": b"\n.\r\n",

@@ -1,4 +1,4 @@
-"""The table reply -> outcome, row by row (RFC 5321 4.2, TRANSPORT's table)."""
+"""The table reply -> outcome, row by row (RFC 5321 4.2, RFC 3463)."""
 
 import pytest
 

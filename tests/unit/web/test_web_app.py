@@ -183,6 +183,13 @@ async def test_waiting_says_whether_it_got_there(
     assert answer.json() == {**a_journey(*states), "reached": reached}
 
 
+async def test_nobody_waits_for_a_message_that_has_ended_otherwise(world: World) -> None:
+    world.records.known["q1"] = ("alice@example.test", a_journey("failed", "delivered"))
+    async with asyncio.timeout(1):
+        answer = await world.get("/relay/v1/messages/q1/wait?state=relayed&timeout=60")
+    assert answer.json()["reached"] is False
+
+
 async def test_waiting_wakes_on_a_change(world: World) -> None:
     wait = asyncio.create_task(world.get("/relay/v1/messages/q1/wait?timeout=60"))
     await world.records.looks.get()
