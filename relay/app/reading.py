@@ -60,8 +60,8 @@ class Reading:
     def wait(self, key: str, *, state: str, timeout_s: float) -> dict[str, Any] | None:
         """One message once it is in `state` ("final": every recipient is), with `reached`.
 
-        When time is up, or it has ended otherwise: as it is then, or None. Raises ControlUnavailableError: without a daemon
-        nothing would ever change.
+        When time is up, or it has ended otherwise: as it is then, or None. Raises
+        ControlUnavailableError: without a daemon nothing would ever change.
         """
         client = ControlClient(self._settings.control_socket, timeout_s=WAIT_S_MAX + _WAIT_MARGIN_S)
         deadline = self._clock.monotonic() + timeout_s

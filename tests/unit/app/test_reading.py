@@ -102,6 +102,9 @@ def test_conditions_of_a_list_become_its_query(reading, daemon):
     ]  # fmt: skip
 
 
+WAITING = {"id": "q1", "recipients": [{"state": "queued"}], "reached": False}
+
+
 def test_a_retry_sends_only_what_was_given(reading, daemon):
     daemon.answers.append((200, []))
     reading.retry(Selector(domain="x.test"), who="me", dry_run=True)
@@ -111,8 +114,14 @@ def test_a_retry_sends_only_what_was_given(reading, daemon):
     assert given == {"domain": "x.test", "dry_run": True}
 
 
+def test_a_wait_for_what_has_ended_otherwise_is_over(reading, daemon):
+    ended = WAITING | {"recipients": [{"state": "failed"}]}
+    daemon.answers.append((200, ended))
+    assert reading.wait("q1", state="relayed", timeout_s=1000) == ended
+
+
 def test_a_long_wait_is_several_short_ones(reading, daemon):
-    waiting, done = {"id": "q1", "reached": False}, {"id": "q1", "reached": True}
+    waiting, done = (WAITING | {"reached": reached} for reached in (False, True))
     daemon.answers += [UNKNOWN, (200, waiting), (200, done)]
     assert reading.wait("q1", state="final", timeout_s=1000) == done
     assert [float(query["timeout"]) for _, query in daemon.asked] == [300, 300, 300]
@@ -120,7 +129,7 @@ def test_a_long_wait_is_several_short_ones(reading, daemon):
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
-    [(UNKNOWN, None), ((200, {"reached": False}), {"reached": False})],
+    [(UNKNOWN, None), ((200, WAITING), WAITING)],
     ids=["unknown", "not there yet"],
 )
 def test_a_wait_ends_with_its_time(reading, daemon, answer, expected):
