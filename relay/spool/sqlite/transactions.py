@@ -95,7 +95,7 @@ def settle(
     for number, outcome in settlement.expired.items():
         evidence = outcome.evidence
         changed.append((State.EXPIRED, evidence.status, evidence.reply, *key, number))
-    for state, *_ in changed:
+    for state, *_ in changed:  # from either live state: they lead to the same
         check_transition(State.QUEUED, state)
     final = [state for state, *_ in changed if state in FINAL]
     finished = len(final) == len(claim.recipients)
@@ -104,7 +104,7 @@ def settle(
     batch.counts.update(final)
     batch.cursor.executemany(
         "UPDATE recipient SET state = ?, status = ?, reply = ?"
-        " WHERE message_id = ? AND entry = ? AND number = ?",
+        " WHERE message_id = ? AND entry = ? AND number = ? AND state IN ('queued', 'deferred')",
         changed,
     )
     unneeded = _drop_content(batch.cursor, claim) if finished else ""
