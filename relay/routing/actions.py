@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
 from relay.message.status import split_reply
-from relay.settings.tree import Route
+from relay.settings.tree import Route, RouteAuth
 
 REJECT_STATUS = "5.7.1"  # X.7.1: delivery not authorised, which is what a route that refuses says
 
@@ -65,35 +65,40 @@ def parse_action(text: str) -> Action:
     return NextHop(hop.kind, hop.host.lower(), hop.port)
 
 
-def read_credentials(routes: Sequence[Route]) -> Mapping[NextHop, Credentials]:
-    """Read the password files of the routes that have `auth`.
+def read_credentials(routes: Sequence[tuple[Route, Action]]) -> Mapping[NextHop, Credentials]:
+    """Read the password files of the routes that have `auth`; each comes with its parsed action.
 
     Raises ValueError for a route that has no host to log in to, for a file that cannot be read or
-    is empty, and for two different logins at one next hop, which the spool could not tell apart.
+    is empty, and for two routes to one next hop of which one logs in and the other differently or
+    not at all: the spool knows an entry's next hop, and not its route.
     """
-    found: dict[NextHop, Credentials] = {}
-    for route in routes:
-        if route.auth is None:
-            continue
-        hop = parse_action(route.next_hop)
-        if not isinstance(hop, NextHop) or hop.kind not in (HopKind.SMTP, HopKind.SMTPS):
+    logins: dict[NextHop, Credentials | None] = {}
+    for route, action in routes:
+        hop = action if isinstance(action, NextHop) and action.host else None
+        if route.auth and hop is None:
             raise ValueError(f"route {route.domain!r}: auth needs a smtp:// or smtps:// next hop")
-        path = route.auth.password_file
-        try:
-            password = path.read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
+        if hop is None:
+            continue
+        login = _login(route.domain, route.auth) if route.auth else None
+        if logins.setdefault(hop, login) != login:
             raise ValueError(
-                f"route {route.domain!r}: password_file {path} cannot be read: {error}"
-            ) from error
-        if not password:
-            raise ValueError(f"route {route.domain!r}: password_file {path} is empty")
-        login = Credentials(route.auth.user, password)
-        if found.setdefault(hop, login) != login:
-            raise ValueError(
-                f"route {route.domain!r}: another route logs in to {hop} differently; "
-                "give the host a second name"
+                f"route {route.domain!r}: another route to {hop} logs in differently, or only one "
+                "of them does; give the same auth to both, or the host a second name"
             )
-    return found
+    return {hop: login for hop, login in logins.items() if login}
+
+
+def _login(domain: str, auth: RouteAuth) -> Credentials:
+    path = auth.password_file
+    try:
+        password = path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"route {domain!r}: password_file {path} cannot be read: {error}"
+        ) from error
+    if not password:
+        raise ValueError(f"route {domain!r}: password_file {path} is empty")
+    return Credentials(auth.user, password)
 
 
 def _parse_reject(text: str) -> Reject:

@@ -79,13 +79,10 @@ class RouteTable:
         self._accounts = accounts
         self._catch_all = self._mailbox_of("catch_all", catch_all)
         self._postmaster = self._mailbox_of("postmaster", postmaster) or DEAD_LETTER
-        self._credentials = read_credentials(routes)
+        actions = [_action_of(route) for route in routes]
+        self._credentials = read_credentials(list(zip(routes, actions, strict=True)))
         self._routes: dict[str, tuple[int, Action]] = {}
-        for number, route in enumerate(routes):
-            try:
-                action = parse_action(route.next_hop)
-            except ValueError as error:
-                raise ValueError(f"route {route.domain!r}: next_hop: {error}") from error
+        for number, (route, action) in enumerate(zip(routes, actions, strict=True)):
             self._routes.setdefault(route.domain.lower(), (number, action))
 
     def examine(self, address: str) -> Examination:
@@ -176,6 +173,13 @@ class RouteTable:
         if account is None:
             raise ValueError(f"mailboxes.{key}: found {address!r}, expected an account's address")
         return account.address
+
+
+def _action_of(route: Route) -> Action:
+    try:
+        return parse_action(route.next_hop)
+    except ValueError as error:
+        raise ValueError(f"route {route.domain!r}: next_hop: {error}") from error
 
 
 def _examine_mx(address: str, domain: str, *, routed: bool) -> Examination:

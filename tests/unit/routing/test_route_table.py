@@ -153,7 +153,7 @@ def test_a_mailbox_that_is_no_account_is_a_fault(key):
 def with_auth(tmp_path, *logins, hop="smtp://127.0.0.1:2626", password="secret\n"):
     (tmp_path / "password").write_text(password)
     routes = [
-        Route(f"{number}.test", hop, RouteAuth(user, tmp_path / "password"))
+        Route(f"{number}.test", hop, RouteAuth(user, tmp_path / "password") if user else None)
         for number, user in enumerate(logins)
     ]
     return RouteTable(routes, [], Accounts())
@@ -169,7 +169,9 @@ def test_credentials_are_read_once_and_belong_to_the_next_hop(tmp_path):
 @pytest.mark.parametrize(
     ("logins", "options", "fault"),
     [
-        (["u", "v"], {}, "logs in to smtp://127.0.0.1:2626 differently"),
+        (["u", "v"], {}, "another route to smtp://127.0.0.1:2626 logs in differently"),
+        (["u", None], {}, "'1.test': another route to smtp://127.0.0.1:2626 .* only one"),
+        ([None, "u"], {}, "'1.test': another route to smtp://127.0.0.1:2626 .* only one"),
         (["u"], {"hop": "mx"}, "auth needs a smtp:// or smtps:// next hop"),
         (["u"], {"password": "\n"}, "is empty"),
     ],
