@@ -29,6 +29,7 @@ _NOBODY = Password(
     "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 )
 _TOKEN_LENGTH_MAX = 4096
+_USER_LENGTH_MAX = 320  # what a guesser calls itself is remembered for a while
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class FileAccounts:
         A user who does not exist costs as much time as one who does.
         """
         account = self._by_address.get(user.lower())
-        name = account.address if account else user.lower()
+        name = account.address if account else user[:_USER_LENGTH_MAX].lower()
         stored = self._passwords.get(name)
         is_right = await self._checker.check(name, stored or _NOBODY, password)
         return account if is_right and stored else None

@@ -72,7 +72,8 @@ class PasswordChecker:
             running = loop.run_in_executor(self._threads, stored.matches, given)
             self._running[digest] = running
             running.add_done_callback(functools.partial(self._finished, user, digest))
-        return await asyncio.shield(running)
+        await asyncio.wait({running})  # which leaves it running if this client goes
+        return not running.cancelled() and running.result()
 
     def close(self) -> None:
         """End the threads; what still waits is not checked."""

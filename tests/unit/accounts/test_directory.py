@@ -113,6 +113,13 @@ async def test_an_account_without_password_or_token_cannot_log_in(tmp_path):
     accounts.close()
 
 
+async def test_what_a_guesser_calls_itself_is_remembered_shortened(tmp_path):
+    accounts = load(tmp_path, TWO)
+    assert await accounts.by_password("x" * 9000, "guess") is None
+    assert [len(name) for name in accounts._checker._failures] == [320]
+    accounts.close()
+
+
 def test_every_fault_is_told_with_its_line_and_without_secrets(tmp_path):
     told = faults(
         tmp_path,

@@ -104,6 +104,16 @@ async def test_a_client_that_leaves_early_has_still_guessed(checker, stored):
     assert "d" not in stored.calls
 
 
+async def test_who_waits_when_the_accounts_are_renewed_is_refused(checker, stored):
+    stored.may_go.clear()
+    checks = [asyncio.create_task(checker.check(f"u{n}", stored, "right")) for n in range(5)]
+    while len(stored.calls) < 2:  # both threads are busy, the others wait
+        await asyncio.sleep(0)
+    checker.close()
+    stored.may_go.set()
+    assert await asyncio.gather(*checks) == [True, True, False, False, False]
+
+
 async def test_too_many_at_once_are_refused_unseen(checker, stored):
     stored.may_go.clear()
     checks = [asyncio.create_task(checker.check(f"u{n}", stored, "right")) for n in range(32)]
