@@ -7,7 +7,7 @@ Standards: RFC 5322 2.2, 3.6; RFC 5321 4.4 (Received); RFC 3848 and 6531 4.3 (pr
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -104,14 +104,15 @@ def remove(content: bytes, names: Collection[str]) -> bytes:
     lowered = content[: split(content)].lower()
     if not any(name in lowered for name in wanted):
         return content
-    return _without(content, wanted.__contains__)
+    return _without(content, (each for each in fields(content) if each.name in wanted))
 
 
 def strip_private(content: bytes) -> bytes:
     """Return arriving `content` without any `X-Relay-*` field: nobody may forge one."""
     if _PRIVATE_PREFIX not in content[: split(content)].lower():
         return content
-    return _without(content, lambda name: name.startswith(_PRIVATE_PREFIX))
+    private = (each for each in fields(content) if each.name.startswith(_PRIVATE_PREFIX))
+    return _without(content, private)
 
 
 def set_field(content: bytes, name: str, value: str) -> bytes:
@@ -124,10 +125,8 @@ def set_field(content: bytes, name: str, value: str) -> bytes:
     if not existing:
         return append(content, new)
     where = existing[0]
-    rest = content[where.end :]
-    for other in reversed(existing[1:]):
-        rest = rest[: other.start - where.end] + rest[other.end - where.end :]
-    return content[: where.start] + new + rest
+    content = _without(content, existing[1:])
+    return content[: where.start] + new + content[where.end :]
 
 
 def field(name: str, value: str) -> bytes:
@@ -255,12 +254,12 @@ def _is_tagged(subject: str, tag: str) -> bool:
     return False
 
 
-def _without(content: bytes, unwanted: Callable[[bytes], bool]) -> bytes:
+def _without(content: bytes, unwanted: Iterable[Field]) -> bytes:
+    """Cut fields out, which come in their order; joined once, however many they are."""
     kept, position = [], 0
-    for found in fields(content):
-        if unwanted(found.name):
-            kept.append(content[position : found.start])
-            position = found.end
+    for field in unwanted:
+        kept.append(content[position : field.start])
+        position = field.end
     return b"".join((*kept, content[position:])) if kept else content
 
 

@@ -22,6 +22,8 @@ NESTING_MAX = 50
 HEADER_OCTETS_MAX = 1024 * 1024  # of all parts together
 FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
 DELIMITERS_MAX = 100_000
+PARAMETERS_MAX = 100  # of one field: the stdlib's parser is quadratic in them
+SEARCHES_MAX = 64  # of the whole message's length, in all: each level of nesting takes one
 NAME_CHARACTERS_MAX = 255  # of the end, where the kind of a file is
 
 _FIELDS = {b"content-type": "name", b"content-disposition": "filename"}
@@ -78,6 +80,7 @@ class _Walk:
         self._parts_left = PARTS_MAX
         self._header_octets_left = HEADER_OCTETS_MAX
         self._delimiters_left = DELIMITERS_MAX
+        self._searched_octets_left = SEARCHES_MAX * len(content)
 
     def names(self) -> tuple[str, ...]:
         """Walk, and return what was found."""
@@ -107,8 +110,11 @@ class _Walk:
                 if field.name not in _FIELDS:
                     continue
                 value = head[field.value_start : field.end]
-                if len(value) > FIELD_OCTETS_MAX:
-                    raise TooManyPartsError(f"a field of more than {FIELD_OCTETS_MAX} octets")
+                if len(value) > FIELD_OCTETS_MAX or value.count(b";") > PARAMETERS_MAX:
+                    raise TooManyPartsError(
+                        f"a field of more than {FIELD_OCTETS_MAX} octets or {PARAMETERS_MAX}"
+                        " parameters"
+                    )
                 if b"name" in value.lower():
                     names += _names(field.name, value)
                 if field.name == b"content-type":
@@ -144,6 +150,9 @@ class _Walk:
         return parts
 
     def _delimiter_lines(self, boundary: bytes, body: _Part) -> Iterator["_Delimiter"]:
+        self._searched_octets_left -= body.end - body.start
+        if self._searched_octets_left < 0:  # parts that name several boundaries are searched often
+            raise TooManyPartsError(f"parts that take more than {SEARCHES_MAX} searches of it all")
         content, wanted = self._content, b"--" + boundary
         position = body.start
         while (found := content.find(wanted, position, body.end)) >= 0:

@@ -26,6 +26,12 @@ def attached(value, field=b"Content-Disposition: attachment; "):
     return field + value + b"\r\n\r\ndata"
 
 
+def doubled(levels):
+    """Each level names its boundary twice, so that the next is found twice as often."""
+    level = b"Content-Type: multipart/x; boundary=%d\r\n" * 2 + b"\r\n--%d\r\n"
+    return b"".join(level % (n, n, n) for n in range(levels))
+
+
 EXE = attached(b"filename=a.exe")
 INNER = mixed(EXE, boundary=b"bb", end=b"\r\n--bb--\r\n")
 NESTED = b"Content-Type: message/rfc822\r\n\r\nSubject: inner\r\n" + INNER
@@ -99,9 +105,11 @@ def test_damage_never_raises(rubbish):
         b"Content-Type: message/rfc822\r\n\r\n" * 60 + EXE,
         mixed(b"\r\n--bx" * (DELIMITERS_MAX + 1), EXE),
         mixed(attached(b" filename=x;" * 1000), EXE),
+        mixed(attached(b"x" + b";" * 101), EXE),
+        doubled(10) + b"x" * 5000 + EXE,
         mixed(attached(b"x\r\n" + b"A: b\r\n" * (HEADER_OCTETS_MAX // 6)), EXE),
     ],
-    ids=["parts", "nesting", "lines like delimiters", "parameters", "fields"],
+    ids=["parts", "nesting", "delimiters", "long field", "parameters", "doubles", "fields"],
 )
 def test_work_is_bounded_and_nothing_can_be_hidden_behind_the_bound(content):
     with pytest.raises(TooManyPartsError):
