@@ -37,11 +37,11 @@ from relay.spool.types import (
 )
 
 _log = get_logger("ingress")
+RECEIVED_MAX = 100  # RFC 5321 6.3: a loop
+HEADER_BYTES_MAX = 1024 * 1024  # it is searched and decoded on the event loop
 _INLINE_BYTES = 65536  # rules read so much faster than a thread is asked
 _POLICY_TIMEOUT_S = 10.0
 _POLICY_THREADS = 2
-_RECEIVED_MAX = 100
-_HEADER_BYTES_MAX = 1024 * 1024  # a header is searched and decoded on the event loop
 _NAMED_MAX = 100  # addresses per next hop in an event, which stays small
 _SUBJECT_CHARACTERS_MAX = 200
 _SUBJECT_OCTETS_MAX = 8192  # more than so many characters may need, however they are encoded
@@ -52,7 +52,7 @@ _TOO_MANY_PARTS = Decision(
     "554 5.6.0 The message has too many MIME parts, or nests them too deeply"
 )
 _LONG_HEADER = Decision(
-    f"554 5.6.0 The header is longer than {_HEADER_BYTES_MAX} octets; is its blank line missing?"
+    f"554 5.6.0 The header is longer than {HEADER_BYTES_MAX} octets; is its blank line missing?"
 )
 _NO_ROOM = Decision("452 4.3.1 The queue is full, try again later")
 _LOOP = Decision("554 5.4.6 Routing loop detected: too many Received fields")
@@ -102,9 +102,9 @@ class Acceptance:
             return _LOCAL_ERROR
 
     async def _accept(self, envelope: Envelope, content: bytes, origin: Origin) -> Decision:
-        if headers.split(content) > _HEADER_BYTES_MAX:
+        if headers.split(content) > HEADER_BYTES_MAX:
             return _LONG_HEADER
-        if fields.is_looping(content, _RECEIVED_MAX):
+        if fields.is_looping(content, RECEIVED_MAX):
             return _LOOP
         queue_id, now_us = self.ids.new(), self.clock.time_us()
         content = fields.prepare(
