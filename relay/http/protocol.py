@@ -1,13 +1,15 @@
 """uvicorn's connection with the bounds it lacks: header bytes and time, number of connections.
 
 On the path: the server makes one for each connection; complete headers go on to the gateway.
-Holds: a connection with no request in work ends within the time for headers; a request that is in
-work gets its own answer, whatever follows it; an offer to upgrade is passed over, body and all.
+Holds: a connection with no request in work ends within the time for headers; a client that does not
+read its answer is cut off; a request that is in work gets its own answer, whatever follows it; an
+offer to upgrade is passed over, body and all.
 Fails: never; a connection over a bound is answered and closed.
 Standards: RFC 9110 4.1, 5.4 (limits), 7.8 (Upgrade); RFC 6585 5 (431).
 """
 
 import asyncio
+import math
 from email.utils import formatdate
 
 import httptools
@@ -20,6 +22,7 @@ from relay.http.errors import ApiError, RequestNames, envelope
 CONNECTIONS_MAX = 2000
 HEADER_BYTES_MAX = 64 * 1024  # URL and header fields together; long tokens have a few KB
 HEADER_TIMEOUT_S = 30.0
+UNREAD_TIMEOUT_S = 60.0  # nothing of an answer was taken for so long
 
 
 _UPGRADE_FIELDS = frozenset((b"connection", b"upgrade", b"http2-settings"))
@@ -35,10 +38,13 @@ class BoundedProtocol(HttpToolsProtocol):
     clock: Clock
     _header_bytes = 0
     _deadline: asyncio.TimerHandle | None = None
+    _reading_watch: asyncio.TimerHandle | None = None
+    _unread_bytes = math.inf  # at the last look; inf if it has read since
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or turn it away when there are too many."""
         super().connection_made(transport)
+        self._watch_reading()
         if len(self.connections) > CONNECTIONS_MAX:
             self._refuse(503, "ResourceUnhealthy", "Too many connections; try again.")
         else:
@@ -47,6 +53,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._headers_are_here()
+        if self._reading_watch is not None:
+            self._reading_watch.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -89,6 +97,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             super().on_message_complete()
 
+    def resume_writing(self) -> None:
+        """Go on writing: the client has read."""
+        self._unread_bytes = math.inf
+        super().resume_writing()
+
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, or too much of it, with an envelope."""
         if self.cycle is not None and not (self.cycle.more_body or self.cycle.response_complete):
@@ -120,6 +133,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_bytes += size
         if self._header_bytes > HEADER_BYTES_MAX:
             raise _HeadersTooLargeError
+
+    def _watch_reading(self) -> None:
+        """Cut off who has taken nothing since the last look: to close would be to wait for it."""
+        waiting_bytes = self.transport.get_write_buffer_size()
+        if waiting_bytes and waiting_bytes >= self._unread_bytes:
+            self.transport.abort()
+            return
+        self._unread_bytes = waiting_bytes or math.inf
+        self._reading_watch = self.loop.call_later(UNREAD_TIMEOUT_S, self._watch_reading)
 
     def _expect_headers(self) -> None:
         self._deadline = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.close)

@@ -249,6 +249,42 @@ async def test_a_client_that_never_ends_its_headers_is_cut_off(
         assert await talk(server, sent) == b""
 
 
+@pytest.mark.parametrize("connection", ["close", "keep-alive"])
+async def test_a_client_that_never_reads_its_answer_is_cut_off(
+    connection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def much(_: Call) -> Response:
+        return Response(b"x" * 30_000_000)
+
+    monkeypatch.setattr(protocol, "UNREAD_TIMEOUT_S", 0.05)
+    async with serving(much) as server:
+        connections = server._server.server_state.connections
+        with socket.create_connection((server.bound[0].host, server.bound[0].port)) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nConnection: %b\r\n\r\n" % connection.encode())
+            async with asyncio.timeout(5):
+                while not connections:
+                    await asyncio.sleep(0)
+                while connections:
+                    await asyncio.sleep(0.01)
+
+
+async def test_a_client_that_reads_slowly_gets_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def much(_: Call) -> Response:
+        return Response(b"x" * 30_000_000)
+
+    monkeypatch.setattr(protocol, "UNREAD_TIMEOUT_S", 0.1)
+    async with serving(much) as server:
+        address = server.bound[0]
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+        received = 0
+        while piece := await asyncio.wait_for(reader.read(1_000_000), 5):
+            received += len(piece)
+            await asyncio.sleep(0.01)
+        writer.close()
+    assert received > 30_000_000
+
+
 async def test_too_many_connections_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "CONNECTIONS_MAX", 1)
     async with serving() as server:
