@@ -8,7 +8,6 @@ Standards: RFC 5321 3.3, 4.1.1.4, 4.5.3.2; RFC 2920 (PIPELINING).
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from relay.message.classify import Peer, Reply
@@ -110,10 +109,13 @@ class Connection:
 
     async def quit(self) -> None:
         """Say goodbye and close, within `quit_s`; what the peer answers does not matter."""
-        with suppress(WireError):
+        try:
             self._wire.send(QUIT, replies=1)
             await self._wire.reply(self._timeouts.quit_s)
-        self._wire.close()
+        except WireError:
+            pass  # it is closed then
+        finally:
+            self._wire.close()
         await self._wire.closed(self._timeouts.quit_s)
 
     def close(self) -> None:

@@ -296,6 +296,17 @@ async def test_cancelling_closes_the_connection(connected, message):
         assert not connection.is_open
 
 
+async def test_cancelling_a_farewell_closes_the_connection(connected):
+    async with RemoteMx(gates={"QUIT": asyncio.Event()}) as mx:
+        connection = await connected(mx)
+        task = asyncio.create_task(connection.quit())
+        await mx.reached("QUIT")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not connection.is_open
+
+
 async def until(condition):
     async with asyncio.timeout(5):
         while not condition():
