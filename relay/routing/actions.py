@@ -91,13 +91,13 @@ def read_credentials(routes: Sequence[tuple[Route, Action]]) -> Mapping[NextHop,
 def _login(domain: str, auth: RouteAuth) -> Credentials:
     path = auth.password_file
     try:
-        password = path.read_text(encoding="utf-8").rstrip("\r\n")
+        password = path.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"route {domain!r}: password_file {path} cannot be read: {error}"
         ) from error
     if not password:
-        raise ValueError(f"route {domain!r}: password_file {path} is empty")
+        raise ValueError(f"route {domain!r}: password_file {path} has an empty first line")
     return Credentials(auth.user, password)
 
 

@@ -128,7 +128,7 @@ class Pickup:
 class Spool:
     """The durable queue; `url` is "sqlite:PATH" with PATH relative to state_dir."""
 
-    url: Annotated[str, Form.SPOOL_URL] = "sqlite:spool.sqlite"
+    url: Annotated[str, Form.SPOOL_URL, Secret] = "sqlite:spool.sqlite"
     keep: PositiveSeconds = 14 * 86400.0
 
 

@@ -160,7 +160,7 @@ def with_auth(tmp_path, *logins, hop="smtp://127.0.0.1:2626", password="secret\n
 
 
 def test_credentials_are_read_once_and_belong_to_the_next_hop(tmp_path):
-    routes = with_auth(tmp_path, "u", "u")
+    routes = with_auth(tmp_path, "u", "u", password="secret\r\n# of the smarthost\n")
     (tmp_path / "password").unlink()
     assert routes.credentials_for(SMARTHOST) == ("u", "secret")
     assert routes.credentials_for(NextHop(HopKind.SMTP, "127.0.0.1", 25)) is None
@@ -173,7 +173,7 @@ def test_credentials_are_read_once_and_belong_to_the_next_hop(tmp_path):
         (["u", None], {}, "'1.test': another route to smtp://127.0.0.1:2626 .* only one"),
         ([None, "u"], {}, "'1.test': another route to smtp://127.0.0.1:2626 .* only one"),
         (["u"], {"hop": "mx"}, "auth needs a smtp:// or smtps:// next hop"),
-        (["u"], {"password": "\n"}, "is empty"),
+        (["u"], {"password": "\nsecret\n"}, "has an empty first line"),
     ],
 )
 def test_credentials_that_make_no_sense_are_faults(tmp_path, logins, options, fault):

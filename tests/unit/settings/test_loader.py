@@ -194,6 +194,12 @@ def test_one_fault(folder, text, fault):
     assert fault in told[0]
 
 
+def test_a_password_in_a_url_is_not_shown(folder):
+    (fault,) = faults(folder, SMALL + '[spool]\nurl = "postgresql://relay:pa55@db/spool"')
+    assert "spool.url: found something else" in fault
+    assert "pa55" not in fault
+
+
 def test_a_free_port_may_be_asked_for_twice(folder):
     settings = loaded(folder, SMALL + '[http]\nlisten = ["127.0.0.1:0", "127.0.0.1:0"]')
     assert len(settings.http.listen) == 2
