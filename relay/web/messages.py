@@ -7,6 +7,7 @@ Standards: none; JSON from docs/names.md.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ _WAITING_MAX = 200
 _KEY_CHARACTERS = 1000
 # A net under the signal: another role's process writes the store's log without telling this one.
 _LOOK_AGAIN_S = 1.0
+_PAUSE_S = 0.05  # a relay that is busy changes all the time, and each look reads the spool
 
 
 class Messages:
@@ -81,11 +83,10 @@ class Messages:
             is_over = found is not None and (has_reached(found, state) or is_final(found))
             if is_over or left_s <= 0:
                 return found
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left_s, _LOOK_AGAIN_S)):
                     await self._means.changes.beyond(seen)
-            except TimeoutError:
-                continue
+                    await asyncio.sleep(_PAUSE_S)
 
     async def _look(self, key: str, viewer: Viewer) -> dict[str, Any] | None:
         if not key or len(key) > _KEY_CHARACTERS:

@@ -204,6 +204,16 @@ async def test_waiting_wakes_on_a_change(world: World) -> None:
     assert answer.json()["reached"] is True
 
 
+async def test_who_waits_does_not_look_at_every_change(world: World) -> None:
+    wait = asyncio.create_task(world.get("/relay/v1/messages/q1/wait?timeout=0.3"))
+    await world.records.looks.get()
+    while not wait.done():
+        world.changes.announce()
+        await asyncio.sleep(0)
+    # each look for "q1" is one; a busy loop makes thousands of them
+    assert world.records.looks.qsize() < 20
+
+
 async def test_a_change_while_looking_is_not_missed() -> None:
     changes = Changes()
     seen = changes.count
