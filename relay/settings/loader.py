@@ -11,7 +11,7 @@ from pathlib import Path
 
 from relay.settings.checks import check_together
 from relay.settings.document import read_document
-from relay.settings.faults import SettingsError, shown
+from relay.settings.faults import SettingsError, dotted, shown
 from relay.settings.reader import Reader
 from relay.settings.tree import Settings
 
@@ -26,6 +26,9 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
     values = reader.fields(Settings, document.table, ())
     faults = list(reader.faults)
     for place, expected in check_together(reader.read, values.get("state_dir")):
+        inside = (f"{dotted(place)}[", f"{dotted(place)}.")
+        if any(fault.key.startswith(inside) for fault in reader.faults):
+            continue  # what is wrong inside has been told, and is why it does not fit
         message = f"found {shown(document.value(place))}, expected {expected}"
         faults.append(document.fault(place, message))
     if faults:

@@ -147,6 +147,7 @@ max_connections = 0
             "4: pickup.max_concurrent: found true, expected a whole",
         ),
         ("[pickup]\nmax_concurrent = 1.0", "4: pickup.max_concurrent: found 1.0, expected a whole"),
+        ('[delivery]\nretry = ["1x"]', '4: delivery.retry[0]: found "1x", expected a duration'),
         ("[delivery]\nretry = []", "4: delivery.retry: found a list, expected a list of at least"),
         ("[spool]\nkeep = 1979-05-27", "4: spool.keep: found 1979-05-27, expected a duration"),
         ("[spool]\nkeep = nan", "4: spool.keep: found nan, expected a duration"),
