@@ -5,7 +5,6 @@ Usage: sync_check.py RELAY TEMPLATE. Exits 0 if it does, 1 if not, 69 where stra
 
 import shutil
 import smtplib
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,17 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.support.ports import free_port
 from tests.support.sync_trace import CannotTraceError, SyncTrace
 
 MESSAGES = 20
 START_S = 20.0
 CONTENT = b"Subject: is it durable?\r\n\r\n" + b"x" * 70 + b"\r\n"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def connect(port: int) -> smtplib.SMTP:

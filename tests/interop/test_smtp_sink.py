@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.interop.conftest import program
-from tests.support.postfix import free_port
+from tests.support.ports import free_port
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
 

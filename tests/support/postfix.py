@@ -14,13 +14,13 @@ import os
 import pwd
 import shutil
 import smtplib
-import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from tests.support.ports import free_port
 from tests.support.relay_process import until
 
 _COMMAND = shutil.which("postfix", path=os.environ.get("PATH", "") + ":/usr/sbin")
@@ -149,10 +149,3 @@ class Postfix:
             [_COMMAND, "-c", str(self._folder / "etc"), verb],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
         )  # fmt: skip
-
-
-def free_port() -> int:
-    """A loopback port that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -21,12 +21,11 @@ async def refusal(connected, mx, **fields):
 
 
 async def test_a_closed_port_is_put_off():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(ConnectError) as caught:
-        await connect(
-            Target("mx.test", "127.0.0.1", port), ehlo_name="relay.test", timeouts=IN_NO_TIME
-        )
+    with socket.socket() as kept:
+        kept.bind(("127.0.0.1", 0))  # and does not listen, so that nobody else does either
+        target = Target("mx.test", *kept.getsockname())
+        with pytest.raises(ConnectError) as caught:
+            await connect(target, ehlo_name="relay.test", timeouts=IN_NO_TIME)
     outcome = caught.value.outcome
     assert isinstance(outcome, Deferred)
     assert (outcome.kind, outcome.evidence.status) == (DeferralClass.CONNECT, "4.4.1")
