@@ -21,6 +21,7 @@ _log = get_logger("app")
 
 _FIGURES_S = 1.0
 _FIGURES_COST_FACTOR = 20  # at most a twentieth of the time goes into counting
+_NORMAL, _REFUSE = 0, 2  # of relay_pressure_level
 _PRUNE_S = 600.0
 _PRUNE_PAUSE_S = 0.05
 _DAY_S = 86400.0
@@ -45,6 +46,7 @@ async def keep_figures(
 
 async def count_queue(spool: SqliteSpool, metrics: Metrics, clock: Clock) -> None:
     """Count once. Raises SpoolError."""
+    metrics.pressure.set(_NORMAL if await spool.has_room() else _REFUSE)
     counts = await spool.counts()
     for state, number in counts.entries.items():
         metrics.queue_entries.labels(state=state).set(number)

@@ -80,7 +80,9 @@ class Metrics:
             "relay_connections", "Open connections.", ["state"], registry=registry
         )
         self.pressure = Gauge(
-            "relay_pressure_level", "0 normal, 1 slow, 2 refuse.", registry=registry
+            "relay_pressure_level",
+            "0: mail is taken on; 2: the disk is nearly full, new mail is refused.",
+            registry=registry,
         )
         self.pickup_waiting = Gauge(
             "relay_pickup_waiting", "Notes that wait for pickup.", registry=registry

@@ -34,6 +34,7 @@ from relay.spool.types import (
     Selector,
     Settlement,
     SpoolError,
+    SpoolFullError,
 )
 
 T = TypeVar("T")
@@ -220,6 +221,14 @@ class SqliteSpool:
         return await self._queries.run(
             lambda c: queries.find_queue_ids(c, key, account=account, limit=limit)
         )
+
+    async def has_room(self) -> bool:
+        """Whether new mail is taken on: the disk is not down to its reserve."""
+        try:
+            await asyncio.to_thread(check_room, self._path.parent, 0)
+        except SpoolFullError:
+            return False
+        return True
 
     async def counts(self) -> QueueCounts:
         """Spool.counts."""

@@ -33,6 +33,9 @@ class Spool:
 
     counts = prune = _next
 
+    async def has_room(self) -> bool:
+        return False
+
 
 class Log:
     def __init__(self) -> None:
@@ -67,6 +70,7 @@ async def test_figures_survive_a_spool_that_fails() -> None:
     assert value("relay_queue_oldest_seconds") == 5
     assert value("relay_queue_unaccounted") == 0
     assert value("relay_connections", {"state": "incoming"}) == 7
+    assert value("relay_pressure_level") == 2
 
 
 async def test_pruning_goes_step_by_step_until_nothing_is_left() -> None:

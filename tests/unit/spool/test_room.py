@@ -68,3 +68,9 @@ async def test_a_refused_message_leaves_no_file(spool, make, disk, tmp_path) -> 
     with pytest.raises(SpoolFullError):
         await spool.accept(make(contents=(b"x" * 300_000,)))
     assert [path for path in tmp_path.rglob("*-content/*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(("free_bytes", "has_room"), [(MIB, False), (40 * MIB, True)])
+async def test_the_spool_says_whether_it_takes_mail_on(disk, spool, free_bytes, has_room):
+    disk.free_bytes = free_bytes
+    assert await spool.has_room() is has_room
