@@ -9,7 +9,7 @@ Standards: RFC 5321 4.1.1.2, 4.1.1.3, 4.1.1.11; RFC 1870, 3461 4, 4954 5, 6152, 
 import re
 from dataclasses import dataclass
 
-from relay.message.address import NEEDS_SMTPUTF8, AddressError, parse_path
+from relay.message.address import NEEDS_SMTPUTF8, AddressError, parse_path, shown
 from relay.message.envelope import ForwardPath
 from relay.message.xtext import (
     decode_xtext,
@@ -21,7 +21,6 @@ from relay.message.xtext import (
 
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*").fullmatch
 _SIZE = re.compile(r"[0-9]{1,20}").fullmatch
-_SHOWN_MAX = 40
 _MAIL_KEYWORDS = frozenset({"SIZE", "BODY", "SMTPUTF8", "RET", "ENVID", "AUTH"})
 _RCPT_KEYWORDS = frozenset({"NOTIFY", "ORCPT"})
 
@@ -125,17 +124,12 @@ def _parameters(text: str, *, known: frozenset[str]) -> dict[str, str]:
         keyword, equals, value = word.partition("=")
         name = keyword.upper()
         if not _KEYWORD(keyword):
-            raise Refused(f"501 5.5.4 {_shown(word)} is no parameter: expected KEYWORD=value")
+            raise Refused(f"501 5.5.4 {shown(word)} is no parameter: expected KEYWORD=value")
         if name not in known:
-            raise Refused(f"555 5.5.4 The parameter {_shown(name)} is not supported")
+            raise Refused(f"555 5.5.4 The parameter {shown(name)} is not supported")
         if name in given:
             raise Refused(f"501 5.5.4 {name} is given twice")
         if bool(equals) is (name == "SMTPUTF8") or (equals and not value) or "=" in value:
             raise Refused(f"501 5.5.4 {name}: malformed value")
         given[name] = value
     return given
-
-
-def _shown(text: str) -> str:
-    clipped = text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "..."
-    return ascii(clipped)

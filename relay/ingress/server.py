@@ -13,11 +13,9 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
 
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.conversation import SHUTTING_DOWN, Service
@@ -176,7 +174,8 @@ class SmtpServer:
 
         So the content's share of the budget is the task's from here on.
         """
-        task = _start(self._neighbours.acceptance.accept(envelope, content, origin))
+        accepting = self._neighbours.acceptance.accept(envelope, content, origin)
+        task = asyncio.get_running_loop().create_task(accepting)
         budget, size_bytes = self._door.service.budget, len(content)
         budget.take(size_bytes)
         task.add_done_callback(lambda _: budget.give_back(size_bytes))
@@ -200,10 +199,6 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(tls.certificate, tls.key)
     return context
-
-
-def _start(accepting: Coroutine[Any, Any, Decision]) -> asyncio.Task[Decision]:
-    return asyncio.get_running_loop().create_task(accepting)
 
 
 def _bind_unix(path: Path) -> socket.socket:

@@ -48,6 +48,12 @@ class AddressError(ValueError):
         self.status = status
 
 
+def shown(text: str) -> str:
+    """Quote a bit of the client's text for a reply: ASCII, no controls, not long."""
+    clipped = text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "..."
+    return ascii(clipped)
+
+
 def parse_mailbox(text: str, *, smtputf8: bool = False) -> str:
     """Return the canonical form of `local-part@domain`.
 
@@ -77,7 +83,7 @@ def parse_path(text: str, *, smtputf8: bool = False) -> tuple[str, str]:
             return address[:at] + address[at:].lower(), rest or ""
     found = _in_brackets(text)
     if not found:
-        raise AddressError(f"expected an address in angle brackets, found {_shown(text)}")
+        raise AddressError(f"expected an address in angle brackets, found {shown(text)}")
     inner, rest = found.group(1), (found.group(2) or "").lstrip(" ")
     if not inner:
         return "", rest
@@ -95,9 +101,9 @@ def to_ascii_domain(domain: str) -> str:
     try:
         labels = [idna.ToASCII(label).decode("ascii").lower() for label in domain.split(".")]
     except UnicodeError as error:
-        raise AddressError(f"the domain {_shown(domain)} is no internationalised name") from error
+        raise AddressError(f"the domain {shown(domain)} is no internationalised name") from error
     ascii_domain = ".".join(labels)
-    _check_ascii_domain(ascii_domain, shown=domain)
+    _check_ascii_domain(ascii_domain, found=domain)
     return ascii_domain
 
 
@@ -108,19 +114,19 @@ def _parse_rare(text: str, *, smtputf8: bool) -> str:
         raise AddressError(f"the address is longer than {_ADDRESS_OCTETS_MAX} octets")
     local_part, at, domain = text.rpartition("@")
     if not at:
-        raise AddressError(f"expected local-part@domain, found {_shown(text)}")
+        raise AddressError(f"expected local-part@domain, found {shown(text)}")
     return f"{_canonical_local_part(local_part)}@{_canonical_domain(domain)}"
 
 
 def _check_international(text: str, *, smtputf8: bool) -> None:
     if not smtputf8:
         raise AddressError(
-            f"the address {_shown(text)} is not ASCII and needs SMTPUTF8", NEEDS_SMTPUTF8
+            f"the address {shown(text)} is not ASCII and needs SMTPUTF8", NEEDS_SMTPUTF8
         )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise AddressError(f"the address {_shown(text)} is not valid UTF-8") from error
+        raise AddressError(f"the address {shown(text)} is not valid UTF-8") from error
 
 
 def _canonical_local_part(local_part: str) -> str:
@@ -133,7 +139,7 @@ def _canonical_local_part(local_part: str) -> str:
     quoted = _quoted(local_part)
     if not quoted:
         raise AddressError(
-            f"the local part {_shown(local_part)} is neither atoms with single dots between them"
+            f"the local part {shown(local_part)} is neither atoms with single dots between them"
             " nor one quoted string"
         )
     plain = _pair.sub(r"\1", quoted.group(1))
@@ -146,24 +152,24 @@ def _canonical_domain(domain: str) -> str:
     if domain.startswith("["):
         return _canonical_literal(domain)
     if domain.isascii():
-        _check_ascii_domain(domain, shown=domain)
+        _check_ascii_domain(domain, found=domain)
         return domain.lower()
     try:
         domain = ".".join(idna.nameprep(label) for label in domain.split("."))
     except UnicodeError as error:
-        raise AddressError(f"the domain {_shown(domain)} is no internationalised name") from error
-    _check_ascii_domain(to_ascii_domain(domain), shown=domain)  # preparing may make ASCII of it
+        raise AddressError(f"the domain {shown(domain)} is no internationalised name") from error
+    _check_ascii_domain(to_ascii_domain(domain), found=domain)  # preparing may make ASCII of it
     return domain
 
 
-def _check_ascii_domain(domain: str, *, shown: str) -> None:
+def _check_ascii_domain(domain: str, *, found: str) -> None:
     if not domain:
         raise AddressError("the domain behind the @ is missing")
     if len(domain) > DOMAIN_OCTETS_MAX:
         raise AddressError(f"the domain is longer than {DOMAIN_OCTETS_MAX} octets")
     for label in domain.split("."):
         if not _label(label):
-            raise AddressError(f"the domain {_shown(shown)} has {_fault_of(label)}")
+            raise AddressError(f"the domain {shown(found)} has {_fault_of(label)}")
 
 
 def _fault_of(label: str) -> str:
@@ -171,7 +177,7 @@ def _fault_of(label: str) -> str:
         return "an empty label (a dot too many)"
     if len(label) > _LABEL_OCTETS_MAX:
         return f"a label longer than {_LABEL_OCTETS_MAX} octets"
-    return f"the label {_shown(label)}; expected letters, digits and inner hyphens"
+    return f"the label {shown(label)}; expected letters, digits and inner hyphens"
 
 
 def _canonical_literal(domain: str) -> str:
@@ -185,7 +191,7 @@ def _canonical_literal(domain: str) -> str:
         return f"[{ipaddress.IPv4Address(inner)}]"
     except ValueError as error:
         raise AddressError(
-            f"expected [192.0.2.1] or [IPv6:2001:db8::1] behind the @, found {_shown(domain)}"
+            f"expected [192.0.2.1] or [IPv6:2001:db8::1] behind the @, found {shown(domain)}"
         ) from error
 
 
@@ -194,11 +200,5 @@ def _without_source_route(path: str) -> str:
         return path
     route = _source_route(path)
     if not route:
-        raise AddressError(f"the source route of {_shown(path)} has no end")
+        raise AddressError(f"the source route of {shown(path)} has no end")
     return path[route.end() :]
-
-
-def _shown(text: str) -> str:
-    """Quote a bit of the client's text for a reply: ASCII, no controls, not long."""
-    clipped = text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "..."
-    return ascii(clipped)

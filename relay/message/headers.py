@@ -22,7 +22,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 _PRIVATE_PREFIX = b"x-relay-"
 
 _field = re.compile(rb"([!-9;-~]+)[ \t]*:[^\n]*(?:\n[ \t][^\n]*)*(?:\n|\Z)")
-_field_name = re.compile(r"[!-9;-~]{1,126}").fullmatch
+_field_name = re.compile(r"[!-9;-~]{1,126}").fullmatch  # RFC 5322 2.2
 _forbidden = re.compile(r"[\r\n\0]").search
 _reply_prefixes = re.compile(r"(?:(?:re|fwd?|aw|wg|sv|vs|rv|tr)(?:\[\d+\])?:\s*)*", re.IGNORECASE)
 _unsafe_in_trace = re.compile(r"[^A-Za-z0-9.:\[\]_-]")
@@ -36,6 +36,11 @@ class Field:
     start: int
     value_start: int
     end: int
+
+
+def is_field_name(name: str) -> bool:
+    """Whether a field may be called so."""
+    return _field_name(name) is not None
 
 
 def split(content: bytes) -> int:
@@ -134,7 +139,7 @@ def field(name: str, value: str) -> bytes:
 
     Raises ValueError for a name that is no field name and for CR, LF or NUL in the value.
     """
-    if not _field_name(name):
+    if not is_field_name(name):
         raise ValueError(f"{name!r} is no header field name: expected printable ASCII without ':'")
     if _forbidden(value):
         raise ValueError(f"the value of {name} must not have CR, LF or NUL in it")

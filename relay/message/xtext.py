@@ -8,11 +8,11 @@ Standards: RFC 3461 4 and 4.1 to 4.4; RFC 6533 3 (the utf-8 address type).
 
 import re
 
+from relay.message.address import shown
 from relay.message.envelope import Notify
 
 ENVID_CHARACTERS_MAX = 100
 ORCPT_CHARACTERS_MAX = 500
-_SHOWN_MAX = 40
 
 _xtext = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*").fullmatch
 _hexchar = re.compile(r"\+([0-9A-F]{2})")
@@ -27,7 +27,7 @@ _no_control = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*").ful
 def decode_xtext(text: str) -> str:
     """Return what `text` stands for; each +HH is one character. Raises ValueError."""
     if not _xtext(text):
-        raise ValueError(f"{_shown(text)} is not xtext: expected +HH in place of + = and spaces")
+        raise ValueError(f"{shown(text)} is not xtext: expected +HH in place of + = and spaces")
     if "+" not in text:
         return text
     return _hexchar.sub(lambda found: chr(int(found.group(1), 16)), text)
@@ -36,7 +36,7 @@ def decode_xtext(text: str) -> str:
 def encode_xtext(text: str) -> str:
     """Return printable ASCII `text` as xtext. Raises ValueError for anything else."""
     if not _printable(text):
-        raise ValueError(f"{_shown(text)} is not printable ASCII, so it has no xtext")
+        raise ValueError(f"{shown(text)} is not printable ASCII, so it has no xtext")
     return _not_xchar.sub(lambda found: f"+{ord(found.group()):02X}", text)
 
 
@@ -44,12 +44,12 @@ def parse_notify(value: str) -> frozenset[Notify]:
     """Read NOTIFY=: NEVER alone, or SUCCESS, FAILURE and DELAY, each once (RFC 3461 4.1)."""
     words = value.upper().split(",")
     if len(words) != len(set(words)):
-        raise ValueError(f"NOTIFY={_shown(value)} names a keyword twice")
+        raise ValueError(f"NOTIFY={shown(value)} names a keyword twice")
     try:
         notify = frozenset(Notify(word) for word in words)
     except ValueError:
         raise ValueError(
-            f"NOTIFY={_shown(value)}: expected NEVER, or any of SUCCESS,FAILURE,DELAY"
+            f"NOTIFY={shown(value)}: expected NEVER, or any of SUCCESS,FAILURE,DELAY"
         ) from None
     if Notify.NEVER in notify and len(notify) > 1:
         raise ValueError("NOTIFY: NEVER stands alone")
@@ -60,7 +60,7 @@ def parse_ret(value: str) -> str:
     """Read RET=: "FULL" or "HDRS" (RFC 3461 4.3)."""
     ret = value.upper()
     if ret not in ("FULL", "HDRS"):
-        raise ValueError(f"RET={_shown(value)}: expected FULL or HDRS")
+        raise ValueError(f"RET={shown(value)}: expected FULL or HDRS")
     return ret
 
 
@@ -78,7 +78,7 @@ def parse_orcpt(value: str) -> str:
         raise ValueError(f"ORCPT is longer than {ORCPT_CHARACTERS_MAX} characters")
     kind, semicolon, encoded = value.partition(";")
     if not semicolon or not encoded or not _address_type(kind):
-        raise ValueError(f"ORCPT={_shown(value)}: expected an address type, ; and an address")
+        raise ValueError(f"ORCPT={shown(value)}: expected an address type, ; and an address")
     if kind.lower() == "utf-8":
         return f"{kind};{_decoded_utf8_address(encoded)}"
     return f"{kind};{_decoded(encoded, name='ORCPT')}"
@@ -91,7 +91,7 @@ def encode_orcpt(orcpt: str, *, smtputf8: bool = False) -> str:
     """
     kind, semicolon, address = orcpt.partition(";")
     if not semicolon or not _address_type(kind):
-        raise ValueError(f"{_shown(orcpt)} is not an address type, ; and an address")
+        raise ValueError(f"{shown(orcpt)} is not an address type, ; and an address")
     if kind.lower() != "utf-8":
         return f"{kind};{encode_xtext(address)}"
     return f"{kind};{encode_utf8_address(address, unicode=smtputf8)}"
@@ -103,7 +103,7 @@ def encode_utf8_address(address: str, *, unicode: bool = False) -> str:
     With `unicode` what is not ASCII stays as it is (utf-8-addr-unitext).
     """
     if not _no_control(address):
-        raise ValueError(f"{_shown(address)} has control characters")
+        raise ValueError(f"{shown(address)} has control characters")
 
     def written(found: re.Match[str]) -> str:
         character = found.group()
@@ -119,7 +119,7 @@ def _decoded_utf8_address(encoded: str) -> str:
 
     address = _embedded.sub(read, encoded)
     if not _no_control(address) or " " in encoded:
-        raise ValueError(f"ORCPT={_shown(encoded)} is no address of type utf-8")
+        raise ValueError(f"ORCPT={shown(encoded)} is no address of type utf-8")
     return address
 
 
@@ -129,9 +129,5 @@ def _decoded(value: str, *, name: str) -> str:
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if not _printable(decoded):
-        raise ValueError(f"{name}={_shown(value)} stands for characters that are not printable")
+        raise ValueError(f"{name}={shown(value)} stands for characters that are not printable")
     return decoded
-
-
-def _shown(text: str) -> str:
-    return ascii(text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "...")

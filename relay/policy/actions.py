@@ -6,7 +6,6 @@ Fails: parse() with ValueError that says what was expected; edits never, they we
 Standards: RFC 3463 (reject's code), RFC 5322 3.6 (fields), RFC 5321 4.4 (trace fields).
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -19,8 +18,6 @@ REJECT_STATUS = "5.7.1"
 ADDRESSES_MAX = 50
 PROTECTED = frozenset({"received", "return-path", "dkim-signature"})
 PROTECTED_PREFIX = "x-relay-"
-
-_field_name = re.compile(r"[!-9;-~]{1,126}").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +205,7 @@ def _addresses(value: Any) -> tuple[str, ...]:
 
 
 def _check_name(name: Any) -> None:
-    if not isinstance(name, str) or not _field_name(name):
+    if not isinstance(name, str) or not headers.is_field_name(name):
         raise ValueError("a field's name: printable ASCII without ':'")
     if name.lower() in PROTECTED or name.lower().startswith(PROTECTED_PREFIX):
         raise ValueError(

@@ -6,18 +6,16 @@ Fails: parse() with ValueError that says what was expected.
 Standards: the vocabulary is Exchange's mail flow rules; RFC 5321 2.3.11 (addresses).
 """
 
-import re
 import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, Self
 
+from relay.message import headers
 from relay.message.verdict import Examined, Source
 from relay.policy.globs import Globs
 from relay.policy.view import View
 from relay.settings.values import parse_size
-
-_field_name = re.compile(r"[!-9;-~]{1,126}").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +142,7 @@ class Header:
         for table in tables:
             if not isinstance(table, dict) or set(table) != {"name", "matches"}:
                 raise ValueError(expected)
-            if not isinstance(table["name"], str) or not _field_name(table["name"]):
+            if not isinstance(table["name"], str) or not headers.is_field_name(table["name"]):
                 raise ValueError(f"{expected}; this name is no field's name")
         return cls(
             tuple((table["name"].lower(), Globs.of(_texts(table["matches"]))) for table in tables)

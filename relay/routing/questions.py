@@ -23,9 +23,8 @@ from relay.clock import Clock
 from relay.routing.answers import Answer, NoName, NoRecords, Records, Silence
 from relay.settings.tree import Address
 
-Question = tuple[
-    str, str
-]  # name in lower case without the final dot, and "MX", "A", "AAAA" or "HOST"
+# A name in lower case without the final dot, and "MX", "A", "AAAA" or "HOST".
+Question = tuple[str, str]
 
 QUERIES_MAX = 256  # in flight at once; what is more waits its turn
 CACHE_MAX = 20_000  # questions remembered
@@ -106,9 +105,7 @@ class Questions:
         remembered = {each: self._remembered(each) for each in questions}
         tasks = [self._task(each) for each, answer in remembered.items() if answer is None]
         if tasks:
-            await asyncio.wait(
-                tasks
-            )  # which leaves them running for others if this caller gives up
+            await asyncio.wait(tasks)  # others need them as well, so they outlast this caller
             fresh = [each for each, answer in remembered.items() if answer is None]
             remembered |= {each: _result(task) for each, task in zip(fresh, tasks, strict=True)}
         return [answer for each in questions if (answer := remembered[each]) is not None]
