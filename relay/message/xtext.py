@@ -84,8 +84,8 @@ def parse_orcpt(value: str) -> str:
     return f"{kind};{_decoded(encoded, name='ORCPT')}"
 
 
-def encode_orcpt(orcpt: str, *, smtputf8: bool = False) -> str:
-    """Return the value for ORCPT= of "type;address"; `smtputf8` says that the next hop takes UTF-8.
+def encode_orcpt(orcpt: str) -> str:
+    """Return the value for ORCPT= of "type;address", in ASCII whatever the next hop takes.
 
     Raises ValueError for what is no such pair or not printable.
     """
@@ -94,7 +94,7 @@ def encode_orcpt(orcpt: str, *, smtputf8: bool = False) -> str:
         raise ValueError(f"{shown(orcpt)} is not an address type, ; and an address")
     if kind.lower() != "utf-8":
         return f"{kind};{encode_xtext(address)}"
-    return f"{kind};{encode_utf8_address(address, unicode=smtputf8)}"
+    return f"{kind};{encode_utf8_address(address)}"
 
 
 def encode_utf8_address(address: str, *, unicode: bool = False) -> str:
