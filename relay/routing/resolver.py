@@ -10,6 +10,7 @@ import asyncio
 import random
 import socket
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
@@ -38,6 +39,7 @@ from relay.routing.table import literal_address
 from relay.settings.tree import Address
 
 HOSTS_FILE_TTL_S = 30.0
+_SYSTEM_THREADS = 2
 
 
 class Resolver:
@@ -62,6 +64,8 @@ class Resolver:
         self._port = port
         self._servers = NameServers(nameservers, timeout_s=timeout_s)
         self._questions = Questions(self._ask, clock=clock)
+        # Their own: the system's look-up may hang for long, and bodies are written in the loop's.
+        self._threads = ThreadPoolExecutor(_SYSTEM_THREADS, thread_name_prefix="dns")
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
         """Return the hosts of a next hop, best first; equals in a new order each time.
@@ -79,6 +83,7 @@ class Resolver:
     async def close(self) -> None:
         """Give up the queries in flight."""
         await self._questions.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _resolve_mx(self, domain: str) -> Resolution:
         if literal := literal_address(domain):
@@ -157,14 +162,14 @@ class Resolver:
         """Ask /etc/hosts and whatever else the system's own look-up knows."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                found = await asyncio.get_running_loop().getaddrinfo(
-                    name, None, type=socket.SOCK_STREAM
+                found = await asyncio.get_running_loop().run_in_executor(
+                    self._threads, _addresses_by_system, name
                 )
         except TimeoutError:
             return Silence(f"no answer within {self._timeout_s:g} s")
         except (OSError, UnicodeError):
             return NoName()
-        return Records(tuple(dict.fromkeys(str(address[0]) for *_, address in found)))
+        return Records(found)
 
 
 class NoResolver:
@@ -176,6 +181,11 @@ class NoResolver:
 
     async def close(self) -> None:
         """Nothing is open."""
+
+
+def _addresses_by_system(name: str) -> tuple[str, ...]:
+    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 @lru_cache(maxsize=4096)

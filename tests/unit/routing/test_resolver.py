@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import random
+import socket
+import threading
 
 import pytest
 import uvloop
@@ -272,6 +274,17 @@ async def test_no_resolver_knows_nothing_and_says_why():
     found = await NoResolver().resolve(mx("three.test"))
     assert isinstance(found, TemporaryFailure)
     assert "development mode asks no DNS" in found.text
+
+
+async def test_a_look_up_of_the_system_that_hangs_holds_nobody_else_up(dns, monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(10) and [])
+    async with resolving(dns, timeout_s=0.1) as resolver:
+        hops = [NextHop(HopKind.SMTP, f"host{number}", 25) for number in range(40)]
+        found = await asyncio.gather(*map(resolver.resolve, hops))
+        assert {type(each) for each in found} == {TemporaryFailure}
+        async with asyncio.timeout(5):
+            await asyncio.to_thread(release.set)  # the loop's own threads are free
 
 
 def test_it_runs_on_uvloop_too(dns):
