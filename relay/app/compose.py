@@ -103,8 +103,9 @@ class _Composer:
             catch_all=boxes.catch_all, postmaster=boxes.postmaster,
         )  # fmt: skip
         self.store_log = StoreLog(
-            boxes.root / ".submissions" / "log", role=sources.log_role, clock=clock
-        )
+            boxes.root / ".submissions" / "log", role=sources.log_role, clock=clock,
+            on_append=self.changes.announce,
+        )  # fmt: skip
         self.store = FileStore(
             boxes.root, clock=clock, ids=self.ids, crash=self.crash, log=self.store_log,
             hostname=settings.hostname, quota_of=self._quota_of,

@@ -10,7 +10,7 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,11 +43,22 @@ class SubmissionFacts:
 class StoreLog:
     """Appends the steps of one role and finds submissions in the logs of all roles."""
 
-    def __init__(self, directory: Path, *, role: str, clock: Clock) -> None:
-        """`directory` is `<mailboxes.root>/.submissions/log`; it is made on first use."""
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        role: str,
+        clock: Clock,
+        on_append: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`directory` is `<mailboxes.root>/.submissions/log`; it is made on first use.
+
+        `on_append` is called in the thread that appended, when the step can be read.
+        """
         self._directory = directory
         self._role = role
         self._clock = clock
+        self._on_append = on_append
         self._lock = threading.Lock()  # the store appends in its threads, pickup on the loop
         self._file: int | None = None
         self._day = ""
@@ -78,6 +89,7 @@ class StoreLog:
             if written < len(octets):  # the disk is full: half a line would spoil the next one
                 os.ftruncate(file, os.fstat(file).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._on_append()
 
     def _todays_file(self) -> int:
         day = _day_of(self._clock.time_us())

@@ -7,6 +7,7 @@ Standards: none.
 """
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -49,8 +50,9 @@ class Changes:
     """Tells those who wait that some journey went on; one for the whole process."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # the store records its steps in threads
         self._count = 0
-        self._next: asyncio.Event | None = None
+        self._next: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     @property
     def count(self) -> int:
@@ -58,18 +60,24 @@ class Changes:
         return self._count
 
     def announce(self) -> None:
-        """Say that something changed; cheap when nobody waits."""
-        self._count += 1
-        if self._next is not None:
-            self._next.set()
-            self._next = None
+        """Say that something changed, from any thread; cheap when nobody waits."""
+        with self._lock:
+            self._count += 1
+            waited_for, self._next = self._next, None
+        if waited_for is not None:
+            loop, event = waited_for
+            loop.call_soon_threadsafe(event.set)
 
     async def beyond(self, count: int) -> None:
         """Return when there have been more than `count` changes."""
-        while self._count <= count:
-            if self._next is None:
-                self._next = asyncio.Event()
-            await self._next.wait()
+        while True:
+            with self._lock:
+                if self._count > count:
+                    return
+                if self._next is None:
+                    self._next = asyncio.get_running_loop(), asyncio.Event()
+                _, event = self._next
+            await event.wait()
 
 
 @dataclass(frozen=True, slots=True)

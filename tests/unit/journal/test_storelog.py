@@ -56,6 +56,21 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     journal.log.close()
 
 
+def test_a_step_can_be_read_when_it_is_told_of(tmp_path: Path) -> None:
+    steps: list[int] = []
+    facts = SubmissionFacts("s.1", "s", "alice@x.test", "alice@x.test")
+
+    def look() -> None:
+        found = log._submission("s.1")
+        steps.extend(step["step"] for step in (found or {})["steps"])
+
+    log = StoreLog(tmp_path, role="graph", clock=ManualClock(), on_append=look)
+    log.append(facts, Event(Step.CREATED, 1))
+    log.append(facts, Event(Step.ACCEPTED, 2), queue_id="q1")
+    log.close()
+    assert steps == [1, 1, 4]
+
+
 async def test_the_steps_of_all_roles_are_joined(journal: Journal) -> None:
     facts = journal.create()
     pickup = journal.another("pickup")

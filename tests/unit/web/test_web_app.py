@@ -228,6 +228,15 @@ async def test_a_change_while_looking_is_not_missed() -> None:
         await asyncio.gather(*waiting)
 
 
+async def test_a_change_in_a_thread_wakes_who_waits() -> None:
+    changes = Changes()
+    waiting = asyncio.create_task(changes.beyond(changes.count))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(changes.announce)
+    async with asyncio.timeout(10):
+        await waiting
+
+
 async def test_waiting_for_what_never_comes(world: World) -> None:
     answer = await world.get("/relay/v1/messages/q1/wait?timeout=0.05")
     assert code(answer) == (404, "ErrorItemNotFound")
