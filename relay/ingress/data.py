@@ -13,6 +13,7 @@ from relay.ingress.limits import Budget, Limits
 _CRLF = b"\r\n"
 _DOT = b"\r\n."
 _END = _DOT + _CRLF
+_CHUNK_BYTES = 64  # what Python needs around a chunk: a client may send line by line
 
 
 class Refusal(StrEnum):
@@ -40,6 +41,7 @@ class ContentReader:
         self._budget = budget
         self._chunks: list[bytes] = []
         self._rest = _CRLF
+        self._held_bytes = 0
         self.size_bytes = 0
         self.refusal: Refusal | None = None
 
@@ -72,8 +74,8 @@ class ContentReader:
     def release(self) -> None:
         """Give the memory back to the budget; the reader is done."""
         self._chunks.clear()
-        self._budget.give_back(self.size_bytes)
-        self.size_bytes = 0
+        self._budget.give_back(self._held_bytes)
+        self._held_bytes = self.size_bytes = 0
 
     def _take(self, lines: bytes, *, dotted: bool) -> None:
         """Take complete lines, each with the CRLF before it and not the one behind it.
@@ -91,9 +93,10 @@ class ContentReader:
     def _keep(self, lines: bytes) -> None:
         if self.size_bytes + len(lines) > self._size_max_bytes:
             self._refuse(Refusal.TOO_BIG)
-        elif not self._budget.take(len(lines)):
+        elif not self._budget.take(len(lines) + _CHUNK_BYTES):
             self._refuse(Refusal.NO_ROOM)
         else:
+            self._held_bytes += len(lines) + _CHUNK_BYTES
             self.size_bytes += len(lines)
             self._chunks.append(lines if self._chunks else lines[len(_CRLF) :])
 

@@ -102,13 +102,21 @@ def test_what_is_refused_is_not_kept():
 
 
 def test_memory_is_taken_from_the_budget_and_given_back():
-    budget = Budget(150)
+    budget = Budget(250)
     readers = [ContentReader(size_max_bytes=1000, limits=Limits(), budget=budget) for _ in range(3)]
     for one in readers[:2]:
         assert one.feed(b"x" * 98 + b"\r\n.\r\n") == b""
     assert [one.refusal for one in readers] == [None, Refusal.NO_ROOM, None]
     readers[0].release()
-    assert budget.has(150)
-    assert not budget.has(151)
+    assert budget.has(250)
+    assert not budget.has(251)
     readers[0].release()
-    assert not budget.has(151), "given back twice"
+    assert not budget.has(251), "given back twice"
+
+
+def test_a_client_that_sends_line_by_line_pays_for_every_one():
+    one = reader(budget_bytes=1000)
+    for _ in range(100):
+        one.feed(b"a\r\n")
+    assert one.refusal is Refusal.NO_ROOM
+    assert one.size_bytes == 0
