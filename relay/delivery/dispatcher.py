@@ -38,7 +38,8 @@ _PLACES_MAX = 4000
 _LAST_WORDS_S = 1.0  # for what is cut off to be written down, when the grace time is over
 _PLACE_S = 1.0  # how long the site of a next hop is remembered without asking the resolver
 
-SiteKey = tuple[tuple[str, int], ...]
+# its places, whether TLS comes first, and the login
+SiteKey = tuple[tuple[tuple[str, int], ...], bool, tuple[str, str] | None]
 
 
 @dataclass(slots=True)
@@ -81,7 +82,7 @@ class Dispatcher:
         self._window = window
         self._wake = asyncio.Event()
         self._backlog = True
-        self._sites: dict[tuple[SiteKey, str], Site] = {}
+        self._sites: dict[SiteKey, Site] = {}
         self._places: dict[NextHop, _Place] = {}
         self._resolving: dict[NextHop, list[Claim]] = {}
         self._local_limit = asyncio.Semaphore(_LOCAL_AT_ONCE)
@@ -271,7 +272,7 @@ class Dispatcher:
         credentials = self._table.credentials_for(next_hop)
         implicit = next_hop.kind is HopKind.SMTPS
         places = tuple(sorted((host.name, host.port) for host in hosts.hosts))
-        key = (places, f"{implicit} {credentials[0] if credentials else ''}")
+        key = (places, implicit, credentials)
         site = self._sites.get(key)
         if site is None:
             if len(self._sites) >= _SITES_MAX:

@@ -1,4 +1,4 @@
-"""The twelve ways to smuggle a second message past a server that is not strict (SMTP smuggling, CVE-2023-51764 to -51766)."""
+"""The twelve ways to smuggle a second message past a server that is not strict, over a real socket."""
 
 import asyncio
 
@@ -6,21 +6,8 @@ import pytest
 
 from relay.settings.tree import Address
 from tests.dialogue.harness import Relay
+from tests.support.smuggling import SEQUENCES
 
-SEQUENCES = {
-    "LF.LF": b"\n.\n",
-    "LF.CRLF": b"\n.\r\n",
-    "CRLF.LF": b"\r\n.\n",
-    "CR.CR": b"\r.\r",
-    "CR.LF": b"\r.\n",
-    "LF.CR": b"\n.\r",
-    "CR.CRLF": b"\r.\r\n",
-    "CRLF.CR": b"\r\n.\r",
-    "CRLF.CRCRLF": b"\r\n.\r\r\n",
-    "CRCRLF.CRCRLF": b"\r\r\n.\r\r\n",
-    "CRLF NUL.CRLF": b"\r\n\0.\r\n",
-    "CRLF.NUL CRLF": b"\r\n.\0\r\n",
-}
 OPENING = (
     b"EHLO client.test\r\nMAIL FROM:<a@example.test>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\n"
 )

@@ -2,22 +2,8 @@ import pytest
 
 from relay.ingress.data import ContentReader, Refusal
 from relay.ingress.limits import Budget, Limits
+from tests.support.smuggling import SEQUENCES
 
-# SMTP smuggling (CVE-2023-51764 to -51766): none of these ends the data, and each makes the message unacceptable.
-SMUGGLING = {
-    "LF.LF": b"\n.\n",
-    "LF.CRLF": b"\n.\r\n",
-    "CRLF.LF": b"\r\n.\n",
-    "CR.CR": b"\r.\r",
-    "CR.LF": b"\r.\n",
-    "LF.CR": b"\n.\r",
-    "CR.CRLF": b"\r.\r\n",
-    "CRLF.CR": b"\r\n.\r",
-    "CRLF.CRCRLF": b"\r\n.\r\r\n",
-    "CRCRLF.CRCRLF": b"\r\r\n.\r\r\n",
-    "CRLF NUL.CRLF": b"\r\n\0.\r\n",
-    "CRLF.NUL CRLF": b"\r\n.\0\r\n",
-}
 PLAIN = {
     "empty": (b".\r\n", b""),
     "blank line": (b"\r\n.\r\n", b"\r\n"),
@@ -61,7 +47,7 @@ def test_content_is_the_same_however_it_is_cut(sent, meant, block_bytes):
 
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 1000])
-@pytest.mark.parametrize("sequence", SMUGGLING.values(), ids=SMUGGLING)
+@pytest.mark.parametrize("sequence", SEQUENCES.values(), ids=SEQUENCES)
 def test_only_crlf_dot_crlf_ends_the_data(sequence, block_bytes):
     one = reader()
     hidden = b"MAIL FROM:<evil@other.test>\r\n"
