@@ -72,16 +72,17 @@ class StoreLog:
             "detail": dict(event.detail),
         }
         if event.step is Step.CREATED:  # the other steps are joined to this line
-            line |= {
-                "graph_id": facts.graph_id,
-                "account": facts.account,
-                "sender": facts.sender,
-                "message_id": facts.message_id,
-                "subject": facts.subject[:200],
-                "recipients": facts.recipients[:_RECIPIENTS_MAX],
-            }
+            line |= _names(facts)
         if queue_id:
             line["queue_id"] = queue_id
+        self._write(line)
+
+    def withdraw(self, facts: SubmissionFacts) -> None:
+        """Say that a submission came to nothing: its client was told so, and it has no journey."""
+        line = {"submission_id": facts.submission_id, "step": 0, "withdrawn": True}
+        self._write(line | _names(facts))
+
+    def _write(self, line: dict[str, Any]) -> None:
         octets = msgspec.json.encode(line) + b"\n"
         with self._lock:
             file = self._todays_file()
@@ -143,6 +144,8 @@ class StoreLog:
                     continue
                 if told.get("submission_id") != submission_id:
                     continue
+                if "withdrawn" in told:
+                    return None
                 step = int(told["step"])
                 steps[step] = Event(Step(step), int(told["at_us"]), told.get("detail", {}))
                 if told.get("queue_id"):
@@ -157,6 +160,7 @@ class StoreLog:
 
     def _find(self, key: str, account: str | None, limit: int) -> list[str]:
         found: dict[str, None] = {}
+        withdrawn: set[str] = set()  # said behind the steps, and so read before them
         lowered = key.lower()
         plain = key != "last" and key.isascii()  # bytes know no other letters' small ones
         wanted = msgspec.json.encode(lowered)[1:-1] if plain else b""
@@ -171,7 +175,11 @@ class StoreLog:
                     continue
                 names = (told["submission_id"], told["graph_id"], told["message_id"])
                 people = (told["sender"], *told["recipients"])
-                if key == "last" or key in names or lowered in map(str.lower, people):
+                if told["submission_id"] in withdrawn:
+                    continue
+                if "withdrawn" in told:
+                    withdrawn.add(told["submission_id"])
+                elif key == "last" or key in names or lowered in map(str.lower, people):
                     found[told["submission_id"]] = None
                     if len(found) >= limit:
                         return list(found)
@@ -187,6 +195,18 @@ class StoreLog:
 
 
 _FACTS = ("graph_id", "account", "sender", "message_id", "subject", "recipients")
+
+
+def _names(facts: SubmissionFacts) -> dict[str, Any]:
+    """What a submission can be found by."""
+    return {
+        "graph_id": facts.graph_id,
+        "account": facts.account,
+        "sender": facts.sender,
+        "message_id": facts.message_id,
+        "subject": facts.subject[:200],
+        "recipients": facts.recipients[:_RECIPIENTS_MAX],
+    }
 
 
 def _day_of(time_us: int) -> str:

@@ -144,6 +144,7 @@ class Sending:
             reached(CrashPoint.DRAFT_TMP_REMOVED)
         except BaseException:
             _remove_all(note.path, prepared, placed, temporary)
+            self._withdraw(draft.raw, note)
             raise
         return note
 
@@ -161,6 +162,7 @@ class Sending:
             self._shared.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
         except BaseException:
             _remove_all(note.path, prepared)
+            self._withdraw(raw, note)
             raise
         return note
 
@@ -175,6 +177,11 @@ class Sending:
         self._record(facts, Event(Step.NOTIFIED, self._shared.clock.time_us()))
         prepared.rename(note.path)
         self._shared.crash.reached(CrashPoint.NOTE_READY)
+
+    def _withdraw(self, raw: bytes, note: Note) -> None:
+        """Take steps 1 and 2 back, as far as the disk allows."""
+        with suppress(OSError):
+            self._log.withdraw(submission_facts(raw, note.submission_id))
 
     def _note(self, stem: str, submission_id: str, identity: Identity) -> Note:
         ready_us = self._shared.clock.time_us()

@@ -159,3 +159,15 @@ def test_prune_removes_whole_days_that_are_over(journal: Journal) -> None:
 
 def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
     assert StoreLog(tmp_path / "none", role="cli", clock=ManualClock()).prune(1) == 0
+
+
+async def test_what_was_withdrawn_is_found_by_no_name(journal: Journal) -> None:
+    kept, gone = journal.create(), journal.create()
+    journal.log.withdraw(gone)
+    assert await journal.log.submission(gone.submission_id) is None
+    for key in ("last", gone.submission_id, "bob@y.test", "<m@x.test>"):
+        found = await journal.log.find_submission_ids(key, account=None, limit=1)
+        assert gone.submission_id not in found
+    assert await journal.log.find_submission_ids("last", account=None, limit=1) == [
+        kept.submission_id
+    ]

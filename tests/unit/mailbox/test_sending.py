@@ -362,3 +362,16 @@ async def test_a_copy_in_sent_items_is_whole_or_not_there(place, store, draft, m
     await store.file_original(note, queue_id="q")
     assert [file.read_bytes() for file in place.files(".Sent")] == [content]
     assert place.left_over() == []
+
+
+async def test_a_submission_that_came_to_nothing_leaves_no_journey(store, place, draft):
+    kept = await store.submit_new(ALICE, draft(), SAVE)
+    ready = place.root / ".submissions" / "ready"
+    ready.rename(ready.with_name("away"))
+    ready.write_bytes(b"in the way")
+    with pytest.raises(StoreUnavailableError):
+        await store.submit_new(ALICE, draft(), SAVE)
+    assert len(place.files(".Drafts")) == 1
+    assert await place.log.find_submission_ids("last", account=None, limit=5) == [
+        kept.submission_id
+    ]
