@@ -8,6 +8,7 @@ Standards: sysexits(3).
 
 import os
 import sys
+from contextlib import suppress
 
 import click
 
@@ -62,6 +63,8 @@ def tell(error: BaseException) -> int:
             return Exit.OK
     for kind, code in _CODES:
         if isinstance(error, kind):
+            if kind is OSError:  # it may have been the output itself that could not be written
+                _discard_output()
             _say(f"relay: {_text_of(error)}")
             return code
     _say(f"relay: internal error: {type(error).__name__}: {error}")
@@ -77,7 +80,8 @@ def _text_of(error: BaseException) -> str:
 
 def _discard_output() -> None:
     """What is still buffered goes nowhere, so that the interpreter's end does not complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, ValueError, AttributeError):  # closed, or no file at all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str) -> None:
