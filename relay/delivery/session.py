@@ -57,6 +57,11 @@ class Session:
         self._unsettled: asyncio.Task[None] | None = None
         self._in_doubt = False  # the final dot may have been written, and was not answered
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether it holds a connection, at work or idle."""
+        return self._connection is not None
+
     async def deliver(self, claim: Claim) -> None:
         """Try every recipient of the claim once, and begin to settle. Raises ConnectError."""
         outcomes: dict[int, Outcome] = {}

@@ -62,6 +62,8 @@ class Site:
         self._down_until = 0.0
         self._down: Outcome | None = None
         self._proven = False  # a connection has stood since the site was last down
+        self._enough = self.options.connections_max  # as many connections as it was seen to take
+        self._enough_until = 0.0
         self._closing = False
 
     @property
@@ -77,12 +79,17 @@ class Site:
         # RFC 5321 5.1 shares the load among equals: each has its connection before one has two.
         if self._leaves_equals_out() and self._open_worker():
             return
+        if not self._wake_idle():
+            self._open_worker()
+
+    def _wake_idle(self) -> bool:
+        """Let an idle connection take what is ready; whether there was one."""
         while self._idle:
             waiter = self._idle.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                return
-        self._open_worker()
+                return True
+        return False
 
     def close(self) -> list[Claim]:
         """Take no more; return what was not begun. Connections end after their transaction."""
@@ -107,13 +114,20 @@ class Site:
         return False
 
     def _open_worker(self) -> bool:
-        limit = self.options.connections_max if self._proven else 1
-        if len(self.workers) >= limit:
+        if len(self.workers) >= self._limit():
             return False
         worker = asyncio.get_running_loop().create_task(self._work())
         self.workers.add(worker)
         worker.add_done_callback(self._ended)
         return True
+
+    def _limit(self) -> int:
+        """How many connections there may be now."""
+        if not self._proven:
+            return 1
+        if self.clock.monotonic() < self._enough_until:
+            return self._enough
+        return self.options.connections_max
 
     def _connected(self) -> None:
         """The first connection of a site is a probe: when it stands, the others may follow."""
@@ -135,8 +149,8 @@ class Site:
             self._sessions.add(session)
             try:
                 while (claim := self.ready.pop()) is not None or await self._wait_for_work():
-                    if claim is not None:
-                        await self._try(session, claim)
+                    if claim is not None and not await self._try(session, claim):
+                        break
                     if self._closing:
                         break
             finally:
@@ -163,14 +177,29 @@ class Site:
                 self._idle.remove(waiter)
         return True
 
-    async def _try(self, session: Session, claim: Claim) -> None:
+    async def _try(self, session: Session, claim: Claim) -> bool:
+        """Try a claim; False when this connection is one more than the site takes."""
         if self._down is not None and self.clock.monotonic() < self._down_until:
             await self._share(claim, self._down)
-            return
+            return True
         try:
             await session.deliver(claim)
         except ConnectError as error:
+            others = sum(one.is_connected for one in self._sessions if one is not session)
+            if others:
+                self._take_no_more_than(others, error.outcome)
+                self.ready.push(claim)
+                self._wake_idle()
+                return False
             await self._unreachable(claim, error.outcome)
+        return True
+
+    def _take_no_more_than(self, connections: int, outcome: Outcome) -> None:
+        """A site that talks on other connections is not dead: it has enough of them for a while."""
+        self._enough = connections
+        self._enough_until = self.clock.monotonic() + self.options.down_s
+        reply = outcome.evidence.reply
+        _log.info("site has enough", site=self.name, connections=connections, reply=reply)
 
     async def _unreachable(self, claim: Claim, outcome: Outcome) -> None:
         """Remember a dead site: what comes soon after its one probe shares the outcome."""

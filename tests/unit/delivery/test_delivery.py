@@ -257,3 +257,32 @@ async def test_a_dead_site_is_probed_by_one_connection(house) -> None:
         assert stalled.most_open == 1
         journey = await house.spool.journey(ids[-1])
         assert states(journey) == {"29@stalled.test": "deferred"}
+
+
+@pytest.mark.parametrize("refusal", ["421 4.7.0 too many", "554 5.7.1 too many", DROP])
+async def test_a_site_that_takes_few_connections_loses_no_mail(house, refusal: str) -> None:
+    gate = asyncio.Event()
+    scripts = {"CONNECT": ["220 hello", "220 hello", refusal]}
+    async with RemoteMx(replies=scripts, gates={"DOT": gate}) as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        ids = [await house.send(f"{n}@a.test") for n in range(12)]
+        async with asyncio.timeout(5):
+            while mx.sessions < 3:
+                await asyncio.sleep(0)
+        gate.set()
+        journeys = [await house.done(queue_id) for queue_id in ids]
+    assert {one["state"] for one in journeys} == {"relayed"}
+    assert {len(one["recipients"][0]["attempts"]) for one in journeys} == {1}
+
+
+async def test_an_idle_connection_takes_what_another_could_not(house) -> None:
+    async with RemoteMx(replies={"CONNECT": ["220 hello", "554 5.7.1 too many"]}) as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        await house.done(await house.send("first@a.test"))  # its connection is idle now
+        ids = [await house.send(f"{n}@a.test") for n in range(2)]
+        for queue_id in ids:
+            journey = await house.done(queue_id)
+            assert journey["state"] == "relayed"
+        assert {one.session for one in mx.envelopes} == {1}
