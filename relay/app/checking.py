@@ -14,10 +14,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from relay.accounts import load_accounts
+from relay.app.routes import route_table
 from relay.clock import Clock
 from relay.policy import PolicyError
 from relay.policy import load as load_rules
-from relay.routing import RouteTable, name_servers_answer
+from relay.routing import name_servers_answer
 from relay.settings import Settings, SettingsError, load
 
 
@@ -67,10 +68,7 @@ def _accounts(settings: Settings, environ: Mapping[str, str], clock: Clock) -> I
         yield from _faults("accounts", error)
         return
     try:
-        RouteTable(
-            settings.route, boxes.domains, accounts,
-            catch_all=boxes.catch_all, postmaster=boxes.postmaster,
-        )  # fmt: skip
+        route_table(settings, accounts)
     except ValueError as error:
         yield Finding("routes", Verdict.FAULT, f"route: {error}")
     for warning in accounts.warnings():

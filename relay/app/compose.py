@@ -16,6 +16,7 @@ from relay import graph, web
 from relay.accounts import DEAD_LETTER, AccountDirectory
 from relay.app.daemon import Daemon, Readiness
 from relay.app.lock import OwnerLock
+from relay.app.routes import route_table
 from relay.clock import Clock, Ids, SystemClock
 from relay.delivery import (
     WINDOW_BYTES,
@@ -38,7 +39,7 @@ from relay.mailbox import FileStore
 from relay.pickup import Pickup
 from relay.policy import RuleSet
 from relay.reports import Reporter
-from relay.routing import NoResolver, Resolver, RouteTable
+from relay.routing import NoResolver, Resolver
 from relay.settings import Settings
 from relay.settings.tree import Address, SmtpListener
 from relay.smtp import Timeouts
@@ -98,10 +99,7 @@ class _Composer:
         self.readiness = Readiness()
         self.changes = web.Changes()
         boxes = settings.mailboxes
-        self.table = RouteTable(
-            settings.route, boxes.domains, sources.accounts,
-            catch_all=boxes.catch_all, postmaster=boxes.postmaster,
-        )  # fmt: skip
+        self.table = route_table(settings, sources.accounts)
         self.store_log = StoreLog(
             boxes.root / ".submissions" / "log", role=sources.log_role, clock=clock,
             on_append=self.changes.announce,

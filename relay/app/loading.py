@@ -11,9 +11,9 @@ from pathlib import Path
 
 from relay.accounts import load_accounts
 from relay.app.inforce import Configured
+from relay.app.routes import route_table
 from relay.clock import Clock
 from relay.policy import load as load_rules
-from relay.routing import RouteTable
 from relay.settings import Fault, SettingsError, load
 
 
@@ -24,10 +24,7 @@ def read_all(file: Path, environ: Mapping[str, str], clock: Clock) -> Configured
     rules = load_rules(settings.policy.directory, local_domains=boxes.domains)
     accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
     try:
-        RouteTable(
-            settings.route, boxes.domains, accounts,
-            catch_all=boxes.catch_all, postmaster=boxes.postmaster,
-        )  # fmt: skip
+        route_table(settings, accounts)
     except ValueError as error:
         accounts.close()
         raise SettingsError([Fault(file, 0, "route", str(error))]) from None

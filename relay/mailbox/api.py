@@ -120,10 +120,6 @@ class MailStore(Protocol):
         ...
 
     # -- step 6
-    def mailbox_exists(self, account: str) -> bool:
-        """Whether the Maildir is there already."""
-        ...
-
     async def has_room(self, account: str, size: int) -> bool:
         """Whether a message of `size` bytes fits under the quota: asked at RCPT."""
         ...

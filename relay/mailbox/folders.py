@@ -71,13 +71,6 @@ class Folders:
             self._made.add(mailbox)
         return mailbox
 
-    def exists(self, account: str) -> bool:
-        """Whether the account's Maildir is there already."""
-        try:
-            return (self._directory_of(account) / "cur").is_dir()
-        except NoSuchItemError:
-            return False
-
     def remake(self, mailbox: Path, folder: WellKnown) -> None:
         """Make a folder that another program removed."""
         _make_maildir(mailbox / _WELL_KNOWN[folder].directory, is_folder=folder != WellKnown.INBOX)

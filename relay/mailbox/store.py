@@ -179,10 +179,6 @@ class FileStore:
 
     # -- step 6
 
-    def mailbox_exists(self, account: str) -> bool:
-        """Whether the Maildir is there already."""
-        return self._shared.folders.exists(account)
-
     async def has_room(self, account: str, size: int) -> bool:
         """Whether `size` bytes fit under the quota."""
         return await self._run(self._has_room, account, size)

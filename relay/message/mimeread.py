@@ -74,11 +74,6 @@ class ReadMessage:
     attachments: tuple[AttachmentFacts, ...]
     date_us: int
 
-    @property
-    def has_attachments(self) -> bool:
-        """As Graph counts: those that are only inline are none."""
-        return any(not one.inline for one in self.attachments)
-
 
 def check_mime(content: bytes) -> str | None:
     """Return why `content` is no MIME message that can be sent, or None if it is one."""

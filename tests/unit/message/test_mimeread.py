@@ -88,7 +88,6 @@ def test_a_whole_message():
         ("Üb.pdf", "application/pdf", 4, False),
         ("inner message", "message/rfc822", len("Subject: inner message\n\nx"), False),
     ]
-    assert message.has_attachments
     assert read_mime_attachments(WHOLE.encode())[1].content == b"AAECAw=="
 
 
@@ -100,7 +99,8 @@ def test_a_draft_is_read_by_its_block():
     origin = DraftOrigin("a@a.test", "1.R0123456789abcdef_1.h", "<i@h>", 5, 6)
     message = read_message(write_draft(wanted, origin))
     assert message.properties.bcc == wanted.bcc
-    assert (message.date_us, message.attachments[0].size, message.has_attachments) == (6, 3, False)
+    [attachment] = message.attachments
+    assert (message.date_us, attachment.size, attachment.inline) == (6, 3, True)
 
 
 @pytest.mark.parametrize(

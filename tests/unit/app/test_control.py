@@ -1,0 +1,61 @@
+"""The command line's way to a daemon, over a real Unix socket."""
+
+import asyncio
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+from starlette.responses import Response
+
+from relay.app.control import ControlClient, ControlError, ControlUnavailableError, path_of
+from relay.clock import ManualClock
+from relay.http import ApiError, Call, Gateway, HttpServer, Limits, json_response
+from relay.settings.tree import Address
+
+
+async def test_the_control_socket(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    client = ControlClient(path, timeout_s=5)
+
+    async def handler(call: Call) -> Response:
+        if call.method == "POST":
+            raise ApiError(404, "ErrorItemNotFound", "No such entry.")
+        return json_response({"path": list(call.segments), "query": list(call.query)})
+
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))  # what a daemon that was killed leaves behind
+    with pytest.raises(ControlUnavailableError, match="nobody listens on"):
+        client.get("/queue")
+    app = Gateway(handler, clock=ManualClock(), limits=Limits(body_bytes=1000, held_bytes=1000))
+    server = HttpServer(app, [Address(path=str(path))])
+    await server.start()
+    try:
+        assert server.bound == (Address(path=str(path)),)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        told = await asyncio.to_thread(client.get, path_of("<a/b@c>"), {"state": "queued"})
+        assert told == {
+            "path": ["relay", "v1", "messages", "<a/b@c>"],
+            "query": [["state", "queued"]],
+        }
+        with pytest.raises(ControlError, match=r"No such entry\.") as refused:
+            await asyncio.to_thread(client.post, "/queue/retry", {"all": True})
+        assert (refused.value.status, refused.value.code) == (404, "ErrorItemNotFound")
+        with pytest.raises(OSError, match="Address already in use"):
+            HttpServer(app, [Address(path=str(path))]).bind()
+    finally:
+        await server.stop(0.5)
+    assert not path.exists()
+    with pytest.raises(ControlUnavailableError, match="there is no"):
+        client.get("/queue")
+
+
+async def test_a_control_socket_that_answers_nonsense(tmp_path: Path) -> None:
+    async def nonsense(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 this is SMTP\r\n")
+        writer.close()
+
+    path = tmp_path / "s"
+    async with await asyncio.start_unix_server(nonsense, path):
+        with pytest.raises(ControlUnavailableError, match="gave no answer"):
+            await asyncio.to_thread(ControlClient(path, timeout_s=5).get, "/queue")
