@@ -1,6 +1,6 @@
 """The route table of a configuration, made in one way for the service, its check and its reload.
 
-On the path: before step 5; compose keeps the table; check and reload only see whether there can be one.
+On the path: before step 5; compose keeps the table, check and reload only see whether one can be.
 Holds: what a start would refuse is refused here.
 Fails: ValueError for a route, a password file, or a catch_all or postmaster that is no account.
 Standards: none.
