@@ -39,6 +39,18 @@ class NotADraftError(StoreError):
     """The action wants a draft."""
 
 
+class FolderError(StoreError):
+    """The folder cannot be made, renamed, moved or removed; the text says why."""
+
+
+class FolderExistsError(FolderError):
+    """There is a folder of that name already (409)."""
+
+
+class StalePositionError(StoreError):
+    """A position of the change feed, or of a page, that the index knows no more: begin anew."""
+
+
 class WellKnown(StrEnum):
     """Graph's well-known folders that a mailbox has; the value is the name in a URL, lower case."""
 
@@ -52,7 +64,10 @@ class WellKnown(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """One Maildir++ folder; `id` is stable, `path` its directory."""
+    """One Maildir++ folder; `id` is stable, `path` its directory.
+
+    `parent_id` is "" for those directly under the mailbox's root; `size_bytes` counts its messages.
+    """
 
     id: str
     display_name: str
@@ -60,6 +75,9 @@ class Folder:
     well_known: WellKnown | None = None
     total: int = 0
     unread: int = 0
+    parent_id: str = ""
+    children: int = 0
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +115,15 @@ class StoredMessage:
 
 @dataclass(frozen=True, slots=True)
 class SendOptions:
-    """What step 4 does with the original."""
+    """When a draft is sent, and what step 4 does with the original.
+
+    `sent_folder` is the id of the folder that it is filed in, "" for Sent Items; `deferred_us` the
+    time before which it is not sent, 0 for at once.
+    """
 
     save_to_sent_items: bool = True
+    sent_folder: str = ""
+    deferred_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +161,55 @@ class Page:
     messages: tuple[StoredMessage, ...]
     total: int
     next_skip: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a mailbox holds in all its folders."""
+
+    size_bytes: int
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaLimits:
+    """What a mailbox may hold; None is no limit."""
+
+    size_bytes: int | None = None
+    messages: int | None = None
+
+
+class ChangeKind(StrEnum):
+    """What happened to a message."""
+
+    CREATED = "created"
+    UPDATED = "updated"  # its content, its flags, or both
+    MOVED = "moved"  # from one folder to another; its flags may have changed as well
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One event of a mailbox's change feed; `sequence` grows by one from each to the next.
+
+    `folder_id` is where the message is now, or was last; `previous_folder_id` where it was moved
+    from, else "".
+    """
+
+    sequence: int
+    kind: ChangeKind
+    message_id: str
+    folder_id: str
+    previous_folder_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Some of the feed, oldest first. `position` is where to go on from; `more`: at once."""
+
+    changes: tuple[Change, ...]
+    position: str
+    more: bool
 
 
 Detail = dict[str, Any]

@@ -1,0 +1,126 @@
+"""The octets of a message: in memory while it is small, in a file when it is large.
+
+On the path: whoever takes a message in makes a Content; everybody behind edits its header only and
+passes its body on in blocks.
+Holds: a LargeContent's header is all that is in memory of it; its body is read where it lies.
+Fails: OSError from reading a body whose file is gone.
+Standards: RFC 5322 2.1 (header section and body).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+LARGE_BYTES = 1024 * 1024  # what is larger is not held in memory
+BLOCK_BYTES = 256 * 1024  # how much of it is read at once
+
+
+class Octets(Protocol):
+    """Some octets that lie somewhere, a file mostly (relay.files.FileOctets). Reading blocks."""
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        ...
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return `length` octets from `start`, fewer only where they end. Raises OSError."""
+        ...
+
+    def part(self, start: int, length: int) -> "Octets":
+        """Return those from `start` on, as octets of their own; nothing is read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryOctets:
+    """Octets in memory, for those who take any."""
+
+    octets: bytes = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return len(self.octets)
+
+    def read(self, start: int, length: int) -> bytes:
+        """See Octets."""
+        return self.octets[start : start + length]
+
+    def part(self, start: int, length: int) -> "MemoryOctets":
+        """See Octets."""
+        return MemoryOctets(self.octets[start : start + length])
+
+
+@dataclass(frozen=True, slots=True)
+class LargeContent:
+    """A message whose body is not in memory.
+
+    `header` is the whole header section, its last CRLF included; `body` begins with the blank line.
+    `eight_bit` says whether the body has an octet that is not ASCII.
+    """
+
+    header: bytes = field(repr=False)
+    body: tuple[Octets, ...]
+    eight_bit: bool
+
+    @property
+    def size(self) -> int:
+        """The whole message, in octets."""
+        return len(self.header) + sum(one.size for one in self.body)
+
+
+Content = bytes | LargeContent
+
+
+def size_of(content: Content) -> int:
+    """Return how many octets a content has."""
+    return len(content) if isinstance(content, bytes) else content.size
+
+
+def is_eight_bit(content: Content) -> bool:
+    """Whether a content has an octet that is not ASCII."""
+    if isinstance(content, bytes):
+        return not content.isascii()
+    return content.eight_bit or not content.header.isascii()
+
+
+def in_sight(content: Content) -> bytes:
+    """Return what is in memory of a content: all of it, or the header section of a large one.
+
+    The functions of relay.message.headers that read take either.
+    """
+    return content if isinstance(content, bytes) else content.header
+
+
+def edited(content: Content, edit: Callable[[bytes], bytes]) -> Content:
+    """Return a content whose header `edit` has changed: one of relay.message.headers' functions."""
+    if isinstance(content, bytes):
+        return edit(content)
+    return replace(content, header=edit(content.header))
+
+
+def blocks(content: Content, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
+    """Yield a content from its beginning to its end in blocks. Reading blocks; raises OSError."""
+    if isinstance(content, bytes):
+        yield content
+        return
+    yield content.header
+    yield from octets_in_blocks(content.body, block_bytes)
+
+
+def octets_in_blocks(pieces: Sequence[Octets], block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
+    """Yield pieces one behind the other in blocks; raises OSError for one that is cut short."""
+    for piece in pieces:
+        position = 0
+        while position < piece.size:
+            block = piece.read(position, min(block_bytes, piece.size - position))
+            if not block:
+                raise OSError(f"expected {piece.size} octets, found {position}")
+            yield block
+            position += len(block)
+
+
+def gathered(content: Content) -> bytes:
+    """Return all of a content in memory: for those who know that it is small."""
+    return content if isinstance(content, bytes) else b"".join(blocks(content))
