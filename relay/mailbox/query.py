@@ -91,9 +91,16 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class AnyItem:
-    """Some item of `collection` fulfils `property operator value`."""
+    """Some item of `collection` fulfils `condition`, whose leaves are CompareItem alone."""
 
     collection: Collection
+    condition: "Condition"
+
+
+@dataclass(frozen=True, slots=True)
+class CompareItem:
+    """`property operator value` of the item that an AnyItem asks about; it stands nowhere else."""
+
     property: ItemProperty
     operator: Operator
     value: str
@@ -117,7 +124,7 @@ class AllOf:
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """At least one of them."""
+    """At least one of them; of none, nothing."""
 
     conditions: tuple["Condition", ...]
 
@@ -129,7 +136,7 @@ class Negated:
     condition: "Condition"
 
 
-Condition = Compare | AnyItem | HasWords | AllOf | OneOf | Negated
+Condition = Compare | AnyItem | CompareItem | HasWords | AllOf | OneOf | Negated
 
 
 @dataclass(frozen=True, slots=True)
