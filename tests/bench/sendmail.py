@@ -1,0 +1,285 @@
+"""How many sendMail a second one relay accepts, beside what the disk can do in the same run.
+
+    tests/bench/sendmail.py                            1, 8 and 64 clients, three rounds each
+    tests/bench/sendmail.py --clients 8 --rounds 5 --to capture --directory /var/tmp
+
+Each round first makes files of the message's size, each written and synced, by as many threads as
+there are clients: the machine's own rate. Then as many clients send one message after the other on
+connections that they keep; each answer is a 202 behind the fsyncs of docs/design.md 1, and pickup,
+relay and delivery work on what was accepted at the same time. At the end every message must be in
+Sent Items. The relay has one process, the clients another; load stays on loopback.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIGURATION = """\
+hostname = "relay.example.test"
+state_dir = "state"
+[http]
+listen = ["unix:http.sock"]
+[[smtp]]
+listen = "127.0.0.1:0"
+[mailboxes]
+domains = ["example.test"]
+root = "mail"
+accounts = "accounts.toml"
+[[route]]
+domain = "elsewhere.test"
+next_hop = "capture"
+[observe]
+log = "json"
+"""
+ACCOUNTS = """\
+[[account]]
+address = "{name}@example.test"
+password = "plain:{name}"
+token = "plain:{name}"
+"""
+RECIPIENTS = {"local": "bob@example.test", "capture": "carol@elsewhere.test"}
+DRAIN_S = 120
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: rates per second, latencies in milliseconds, and the relay's CPU a message."""
+
+    files: float
+    files_and_directory: float
+    accepted: float
+    p50_ms: float
+    p99_ms: float
+    cpu_ms: float
+
+
+def main() -> int:
+    given = arguments()
+    with tempfile.TemporaryDirectory(dir=given.directory, prefix="sendmail-") as name:
+        folder = Path(name)
+        relay = Relay(folder, given.relay)
+        try:
+            relay.start()
+            request = request_bytes(given.kind, RECIPIENTS[given.to], given.size)
+            rounds(given.clients[0], relay, request, given, count=min(given.messages, 200))  # warm
+            found = {
+                clients: [
+                    rounds(clients, relay, request, given, count=given.messages)
+                    for _ in range(given.rounds)
+                ]
+                for clients in given.clients
+            }
+            relay.wait_until_sent()
+        finally:
+            relay.stop()
+    show(found, as_json=given.json)
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = Path(sys.executable).parent / "relay"
+    parser.add_argument("--relay", default=os.environ.get("RELAY", str(default)))
+    parser.add_argument(
+        "--clients", default="1,8,64", type=lambda t: [int(n) for n in t.split(",")]
+    )
+    parser.add_argument("--messages", type=int, default=2000, help="in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=4096, help="octets of the body")
+    parser.add_argument("--kind", choices=("json", "mime"), default="json")
+    parser.add_argument("--to", choices=sorted(RECIPIENTS), default="capture")
+    parser.add_argument("--directory", default=None, help="on the disk to measure")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+class Relay:
+    """One `relay serve` in a folder, its HTTP on a Unix socket."""
+
+    def __init__(self, folder: Path, command: str) -> None:
+        self.folder = folder
+        self.socket = str(folder / "http.sock")
+        self.accepted = 0
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        (self.folder / "relay.toml").write_text(CONFIGURATION)
+        (self.folder / "policies").mkdir()
+        accounts = self.folder / "accounts.toml"
+        accounts.touch(0o600)
+        accounts.write_text("".join(ACCOUNTS.format(name=name) for name in ("alice", "bob")))
+        ready = self.folder / "ready"
+        command = [self._command, "serve", "--config", str(self.folder / "relay.toml")]
+        with (self.folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [*command, "--ready-file", str(ready)], stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + 20
+        while not ready.exists():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                sys.exit((self.folder / "log").read_text()[-2000:])
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(30)
+
+    def cpu_s(self) -> float:
+        assert self._process is not None
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def wait_until_sent(self) -> None:
+        """Every message that was accepted must come to Sent Items."""
+        mailbox = self.folder / "mail" / "example.test" / "alice"
+        deadline = time.monotonic() + DRAIN_S
+        while True:
+            folders = (mailbox / one / "cur" for one in (".Sent", ".Drafts"))
+            sent, left = (sum(1 for _ in folder.iterdir()) for folder in folders)
+            if sent == self.accepted and not left:
+                return
+            if time.monotonic() > deadline:
+                sys.exit(f"{self.accepted} accepted, {sent} in Sent Items, {left} in Drafts")
+            time.sleep(0.1)
+
+
+def rounds(
+    clients: int, relay: Relay, request: bytes, given: argparse.Namespace, *, count: int
+) -> Round:
+    """Measure the disk, then the relay."""
+    files = files_per_second(relay.folder, clients, given.size, count=count, directories=False)
+    both = files_per_second(relay.folder, clients, given.size, count=count, directories=True)
+    before_s = relay.cpu_s()
+    with multiprocessing.get_context("spawn").Pool(1) as other:
+        took_s, latencies_s = other.apply(send_all, (relay.socket, request, clients, count))
+    relay.accepted += count
+    return Round(
+        files=files,
+        files_and_directory=both,
+        accepted=count / took_s,
+        p50_ms=statistics.median(latencies_s) * 1000,
+        p99_ms=sorted(latencies_s)[int(len(latencies_s) * 0.99)] * 1000,
+        cpu_ms=(relay.cpu_s() - before_s) * 1000 / count,
+    )
+
+
+def files_per_second(
+    folder: Path, threads: int, size: int, *, count: int, directories: bool
+) -> float:
+    """Make files, each synced (and its directory as well), by some threads at once."""
+    target = folder / "files"
+    target.mkdir()
+    content = b"x" * (size + 1024)  # a draft's fields come on top of its body
+    numbers = iter(range(count))
+    lock = threading.Lock()
+
+    def work() -> None:
+        directory = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+        while True:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                break
+            file = os.open(target / str(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            os.write(file, content)
+            os.fsync(file)
+            os.close(file)
+            if directories:
+                os.fsync(directory)
+        os.close(directory)
+
+    began_s = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work) for _ in range(threads)]:
+            done.result()
+    took_s = time.perf_counter() - began_s
+    shutil.rmtree(target)
+    return count / took_s
+
+
+def request_bytes(kind: str, recipient: str, size: int) -> bytes:
+    text = ("The quick brown fox jumps over the lazy dog. " * (size // 45 + 1))[:size]
+    if kind == "json":
+        message = {
+            "subject": "A measured message",
+            "body": {"contentType": "text", "content": text},
+            "toRecipients": [{"emailAddress": {"address": recipient, "name": "Somebody"}}],
+        }
+        body, content_type = json.dumps({"message": message}).encode(), "application/json"
+    else:
+        import base64
+
+        mime = f"From: alice@example.test\r\nTo: {recipient}\r\nSubject: measured\r\n\r\n{text}\r\n"
+        body, content_type = base64.b64encode(mime.encode()), "text/plain"
+    head = (
+        "POST /v1.0/me/sendMail HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer alice\r\n"
+        f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def send_all(path: str, request: bytes, clients: int, count: int) -> tuple[float, list[float]]:
+    """Send `count` requests by some clients; return how long it took, and each one's latency."""
+    return asyncio.run(_send_all(path, request, clients, count))
+
+
+async def _send_all(
+    path: str, request: bytes, clients: int, count: int
+) -> tuple[float, list[float]]:
+    numbers = iter(range(count))
+    latencies_s: list[float] = []
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_unix_connection(path)
+        for _ in numbers:
+            began_s = time.perf_counter()
+            writer.write(request)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            latencies_s.append(time.perf_counter() - began_s)
+            if not answer.startswith(b"HTTP/1.1 202"):
+                raise SystemExit(answer.decode() + (await reader.read(2000)).decode())
+        writer.close()
+
+    began_s = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return time.perf_counter() - began_s, latencies_s
+
+
+def show(found: dict[int, list[Round]], *, as_json: bool) -> None:
+    """Print the medians, and the lowest and highest of what is to be compared."""
+    if as_json:
+        print(json.dumps({n: [vars(one) for one in some] for n, some in found.items()}))
+        return
+    print("| clients | synced files/s | with directory | accepted/s | of files | p50 | p99 | CPU |")
+    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for clients, some in found.items():
+        ratios = sorted(one.accepted / one.files for one in some)
+
+        def middle(name: str, some: list[Round] = some) -> float:
+            return statistics.median(getattr(one, name) for one in some)
+
+        print(
+            f"| {clients} | {middle('files'):.0f} | {middle('files_and_directory'):.0f}"
+            f" | {middle('accepted'):.0f}"
+            f" | {statistics.median(ratios):.2f} ({ratios[0]:.2f} .. {ratios[-1]:.2f})"
+            f" | {middle('p50_ms'):.1f} ms | {middle('p99_ms'):.1f} ms | {middle('cpu_ms'):.2f} ms |"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
