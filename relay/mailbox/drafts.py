@@ -36,6 +36,7 @@ from relay.mailbox.types import (
     StoredMessage,
     WellKnown,
 )
+from relay.message.content import gathered
 from relay.message.convert import render
 from relay.message.properties import MessageProperties
 
@@ -95,7 +96,7 @@ class Drafts:
     def mime(self, account: str, message_id: str) -> bytes:
         """See MailStore.mime()."""
         mailbox = self._shared.folders.mailbox(account)
-        return render(self._find(mailbox, message_id).path.read_bytes())
+        return gathered(render(self._find(mailbox, message_id).path.read_bytes()))
 
     @looking_again
     def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:

@@ -19,7 +19,9 @@ from relay.journal.logs import get_logger
 from relay.journal.storelog import StoreLog, SubmissionFacts
 from relay.mailbox.api import MailStore
 from relay.mailbox.types import NoSuchItemError, Note
-from relay.message.convert import ConversionError, Converted, convert
+from relay.message.content import size_of
+from relay.message.convert import convert
+from relay.message.converted import ConversionError, Converted
 from relay.message.draft import split_private
 from relay.message.mimeread import read_message
 from relay.message.outcome import Evidence
@@ -70,7 +72,7 @@ class Handling:
             await self._fail(note, raw, Evidence("5.6.3", f"5.6.3 {error}"))
             return None
         if not repeated:
-            detail = {"size": len(message.content), "recipients": len(message.recipients)}
+            detail = {"size": size_of(message.content), "recipients": len(message.recipients)}
             self._record(note, Step.CONVERTED, detail)
         self.crash.reached(CrashPoint.NOTE_CONVERTED)
         return await self._submit(note, message, submitter)

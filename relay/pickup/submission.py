@@ -9,7 +9,7 @@ Standards: RFC 6409 (submission), RFC 3461 4.4 (ENVID).
 from collections.abc import Callable
 from pathlib import Path
 
-from relay.message.convert import Converted
+from relay.message.converted import Converted
 from relay.message.outcome import Evidence
 from relay.pickup.decisions import Later, Verdict, verdict_of
 from relay.smtp import (
