@@ -3,7 +3,7 @@
 On the path: whoever takes a message in makes a Content; everybody behind edits its header only and
 passes its body on in blocks.
 Holds: a LargeContent's header is all that is in memory of it; its body is read where it lies.
-Fails: OSError from reading a body whose file is gone.
+Fails: UnreadableError (an OSError) from reading a body whose file is gone or cut short.
 Standards: RFC 5322 2.1 (header section and body).
 """
 
@@ -13,6 +13,11 @@ from typing import Protocol
 
 LARGE_BYTES = 1024 * 1024  # what is larger is not held in memory
 BLOCK_BYTES = 256 * 1024  # how much of it is read at once
+_BLANK_LINE = b"\r\n"
+
+
+class UnreadableError(OSError):
+    """The octets of a body are not there to be read; the words say what was found."""
 
 
 class Octets(Protocol):
@@ -94,14 +99,18 @@ def in_sight(content: Content) -> bytes:
 
 
 def edited(content: Content, edit: Callable[[bytes], bytes]) -> Content:
-    """Return a content whose header `edit` has changed: one of relay.message.headers' functions."""
+    """Return a content whose header `edit` has changed: one of relay.message.headers' functions.
+
+    Of a large one they see the blank line as well: it tells an empty header from a missing one.
+    """
     if isinstance(content, bytes):
         return edit(content)
-    return replace(content, header=edit(content.header))
+    header = edit(content.header + _BLANK_LINE)[: -len(_BLANK_LINE)]
+    return replace(content, header=header)
 
 
 def blocks(content: Content, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """Yield a content from its beginning to its end in blocks. Reading blocks; raises OSError."""
+    """Yield a content from its beginning to its end in blocks. Reading waits; UnreadableError."""
     if isinstance(content, bytes):
         yield content
         return
@@ -110,13 +119,16 @@ def blocks(content: Content, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
 
 
 def octets_in_blocks(pieces: Sequence[Octets], block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """Yield pieces one behind the other in blocks; raises OSError for one that is cut short."""
+    """Yield pieces one behind the other in blocks. Raises UnreadableError."""
     for piece in pieces:
         position = 0
         while position < piece.size:
-            block = piece.read(position, min(block_bytes, piece.size - position))
+            try:
+                block = piece.read(position, min(block_bytes, piece.size - position))
+            except OSError as error:
+                raise UnreadableError(error.strerror or str(error)) from error
             if not block:
-                raise OSError(f"expected {piece.size} octets, found {position}")
+                raise UnreadableError(f"expected {piece.size} octets, found {position}")
             yield block
             position += len(block)
 

@@ -6,10 +6,11 @@ Fails: never; what cannot be offered is a Refusal.
 Standards: RFC 5321 4.5.2; RFC 1870; RFC 6152; RFC 6531 3.4; RFC 3461 4.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from relay.message.content import in_sight, is_eight_bit, size_of
 from relay.message.xtext import encode_orcpt, encode_xtext
 from relay.smtp.transaction import Recipient, Transaction
 
@@ -59,9 +60,9 @@ def refusal(transaction: Transaction, offered: Extensions) -> Refusal | None:
         return Refusal("5.1.3", "an address has a control character")
     if not offered.smtputf8 and needs_smtputf8(transaction):
         return Refusal("5.6.7", "the message needs SMTPUTF8, which the host does not offer")
-    if not offered.eight_bit and not transaction.content.isascii():
+    if not offered.eight_bit and is_eight_bit(transaction.content):
         return Refusal("5.6.3", "the message has 8-bit content, which the host does not accept")
-    size = len(transaction.content)
+    size = size_of(transaction.content)
     if offered.size_max and size > offered.size_max:
         text = f"the message has {size} bytes, the host accepts at most {offered.size_max}"
         return Refusal("5.3.4", text)
@@ -72,17 +73,18 @@ def needs_smtputf8(transaction: Transaction) -> bool:
     """Whether an address is not ASCII, or the header is not and its client declared SMTPUTF8."""
     if not all(map(str.isascii, _addresses(transaction))):
         return True
-    if not transaction.smtputf8 or transaction.content.isascii():
+    content = in_sight(transaction.content)
+    if not transaction.smtputf8 or content.isascii():
         return False
-    return not transaction.content.partition(b"\r\n\r\n")[0].isascii()
+    return not content.partition(b"\r\n\r\n")[0].isascii()
 
 
 def mail_command(transaction: Transaction, offered: Extensions) -> bytes:
     """Return MAIL FROM with what the peer can take of SIZE, BODY, SMTPUTF8, RET and ENVID."""
     words = [f"MAIL FROM:<{transaction.reverse_path}>"]
     if offered.size:
-        words.append(f"SIZE={len(transaction.content)}")
-    if offered.eight_bit and (transaction.eight_bit or not transaction.content.isascii()):
+        words.append(f"SIZE={size_of(transaction.content)}")
+    if offered.eight_bit and (transaction.eight_bit or is_eight_bit(transaction.content)):
         words.append("BODY=8BITMIME")
     if offered.smtputf8 and needs_smtputf8(transaction):
         words.append("SMTPUTF8")
@@ -103,21 +105,25 @@ def rcpt_command(recipient: Recipient, offered: Extensions) -> bytes:
     return _line(words)
 
 
-def stuffed_blocks(content: bytes, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """Yield `content` dot-stuffed in blocks, ending in CRLF; the final dot is not part of it."""
-    start = 0
-    while start < len(content):
-        end = start + block_bytes
-        if content[end - 1 : end] == b"\r":  # CR LF stay together: "\r|\n." would escape replace()
-            end += 1
-        block = content[start:end].replace(b"\r\n.", b"\r\n..")
-        at_line_start = start == 0 or content[start - 2 : start] == b"\r\n"
-        if at_line_start and block.startswith(b"."):
-            block = b"." + block
-        start = end
-        if start >= len(content) and not content.endswith(b"\r\n"):
-            block += b"\r\n"
-        yield block
+def stuffed(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield a content's blocks dot-stuffed, wherever they are cut, and the CRLF it may lack.
+
+    The final dot is not part of it.
+    """
+    before = b"\r\n"  # the last two octets of what came
+    for block in blocks:
+        if not block:
+            continue
+        after = block.replace(b"\r\n.", b"\r\n..")
+        if block.startswith(b"."):
+            if before == b"\r\n":
+                after = b"." + after
+        elif block.startswith(b"\n.") and before.endswith(b"\r"):
+            after = b"\n." + after[1:]
+        before = block[-2:] if len(block) > 1 else before[-1:] + block
+        yield after
+    if before != b"\r\n":
+        yield b"\r\n"
 
 
 def _addresses(transaction: Transaction) -> Iterator[str]:

@@ -202,7 +202,8 @@ class _Attempt:
 async def _dialled(target: Target, timeout_s: float) -> socket.socket:
     """Return a socket connected to the target's address. Raises OSError."""
     family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol named, asyncio too sets TCP_NODELAY: else a final dot may wait for an ACK.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setblocking(False)
         async with asyncio.timeout(timeout_s):

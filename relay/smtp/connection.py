@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from relay.message.classify import Peer, Reply
+from relay.message.content import Content, LargeContent, UnreadableError, blocks
 from relay.smtp.commands import (
     BLOCK_BYTES,
     DATA,
@@ -21,7 +22,7 @@ from relay.smtp.commands import (
     mail_command,
     rcpt_command,
     refusal,
-    stuffed_blocks,
+    stuffed,
 )
 from relay.smtp.transaction import Progress, Transaction, TransactionResult
 from relay.smtp.wire import Wire, WireError
@@ -95,6 +96,8 @@ class Connection:
                 progress.dot(await self._wire.reply(self._timeouts.dot_s))
         except WireError as error:
             progress.broken(error.trouble, error.words, unasked=error.unasked)
+        except UnreadableError as error:
+            progress.unreadable(str(error))
         except BaseException:
             self._wire.close()
             raise
@@ -173,23 +176,42 @@ class Connection:
         return progress.data(await self._exchange(DATA, self._timeouts.data_s))
 
     async def _content(
-        self, content: bytes, progress: Progress, before_dot: BeforeDot | None
+        self, content: Content, progress: Progress, before_dot: BeforeDot | None
     ) -> None:
         """Write content and final dot, big content in blocks that the peer must keep taking."""
-        if len(content) <= BLOCK_BYTES:
+        if isinstance(content, bytes) and len(content) <= BLOCK_BYTES:
             if before_dot is not None:
                 await before_dot()
-            last = b"".join((*stuffed_blocks(content), FINAL_DOT))
+            last = b"".join((*stuffed((content,)), FINAL_DOT))
         else:
-            for block in stuffed_blocks(content):
-                self._wire.send(block, replies=0)
-                await self._wire.drained(self._timeouts.block_s)
+            if isinstance(content, bytes):
+                await self._send_slices(content)
+            else:
+                await self._send_file(content)
             if before_dot is not None:
                 await before_dot()
             last = FINAL_DOT
         self._wire.send(last, replies=1)
         progress.dot_written()
         self._needs_reset = False
+
+    async def _send_slices(self, content: bytes) -> None:
+        slices = (
+            content[start : start + BLOCK_BYTES] for start in range(0, len(content), BLOCK_BYTES)
+        )
+        for block in stuffed(slices):
+            self._wire.send(block, replies=0)
+            await self._wire.drained(self._timeouts.block_s)
+
+    async def _send_file(self, content: LargeContent) -> None:
+        """Send what lies in files; the next block is read while the peer takes the last one."""
+        coming = stuffed(blocks(content, BLOCK_BYTES))
+        block = await asyncio.to_thread(next, coming, None)
+        while block is not None:
+            self._wire.send(block, replies=0)
+            block, _ = await asyncio.gather(
+                asyncio.to_thread(next, coming, None), self._wire.drained(self._timeouts.block_s)
+            )
 
     async def _exchange(self, command: bytes, timeout_s: float) -> Reply:
         self._wire.send(command, replies=1)

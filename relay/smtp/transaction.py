@@ -19,8 +19,16 @@ from relay.message.classify import (
     closes,
     is_overflow,
 )
+from relay.message.content import Content
 from relay.message.envelope import Notify
-from relay.message.outcome import Deferred, Evidence, Failed, Outcome, Relayed
+from relay.message.outcome import (
+    DeferralClass,
+    Deferred,
+    Evidence,
+    Failed,
+    Outcome,
+    Relayed,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,7 @@ class Transaction:
 
     reverse_path: str
     recipients: tuple[Recipient, ...]
-    content: bytes = field(repr=False)
+    content: Content = field(repr=False)
     envid: str = ""
     ret: str = ""
     smtputf8: bool = False
@@ -144,6 +152,12 @@ class Progress:
         if outcome is None:
             outcome = classify_trouble(self.stage, trouble, words, peer=self._peer)
         self._set(self.accepted if self.stage is Stage.DOT else self._everybody, outcome)
+
+    def unreadable(self, words: str) -> None:
+        """The content cannot be read to its end: the peer must never see a final dot behind it."""
+        self.closing = True
+        evidence = Evidence("4.3.0", f"451 4.3.0 the message cannot be read: {words}")
+        self._set(self._everybody, Deferred(evidence, DeferralClass.INTERNAL))
 
     def result(self) -> TransactionResult:
         """What the caller gets."""

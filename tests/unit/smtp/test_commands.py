@@ -4,14 +4,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.message.content import LargeContent, MemoryOctets
 from relay.message.envelope import Notify
-from relay.smtp.commands import Extensions, mail_command, rcpt_command, refusal, stuffed_blocks
+from relay.smtp.commands import Extensions, mail_command, rcpt_command, refusal, stuffed
 from relay.smtp.transaction import Recipient, Transaction
 
 EVERYTHING = Extensions.offered(
     {"pipelining": "", "8bitmime": "", "smtputf8": "", "dsn": "", "size": "1000"}
 )
 BARE = Extensions()
+
+
+def large(header=b"Subject: x\r\n", body=b"\r\nhi\r\n", *, eight_bit=False):
+    """The content of transaction(), said to be a large one."""
+    return LargeContent(header, (MemoryOctets(body),), eight_bit)
 
 
 def transaction(content=b"Subject: x\r\n\r\nhi\r\n", address="b@y.test", **fields):
@@ -29,6 +35,12 @@ def transaction(content=b"Subject: x\r\n\r\nhi\r\n", address="b@y.test", **field
         ({"smtputf8": True, "content": "S: é\r\n\r\n".encode()}, "SIZE=9 BODY=8BITMIME SMTPUTF8"),
         ({"ret": "HDRS", "envid": "Q=1 2"}, "SIZE=18 RET=HDRS ENVID=Q+3D1+202"),
         ({"envid": "not ascii: é"}, "SIZE=18"),
+        ({"content": large()}, "SIZE=18"),
+        ({"content": large(eight_bit=True), "smtputf8": True}, "SIZE=18 BODY=8BITMIME"),
+        (
+            {"content": large("S: é\r\n".encode()), "smtputf8": True},
+            "SIZE=13 BODY=8BITMIME SMTPUTF8",
+        ),
     ],
 )
 def test_mail_has_the_parameters_that_the_peer_offers(fields, parameters):
@@ -66,6 +78,10 @@ def test_rcpt_has_its_dsn_parameters_where_dsn_is_offered(recipient, parameters)
         (transaction(content=b"x" * 1001), EVERYTHING, "5.3.4"),
         (transaction(content=b"x" * 1000), EVERYTHING, None),
         (transaction(content=b"x" * 1001), Extensions.offered({"size": "0"}), None),
+        (transaction(content=large()), BARE, None),
+        (transaction(content=large(eight_bit=True)), BARE, "5.6.3"),
+        (transaction(content=large("S: é\r\n".encode()), smtputf8=True), BARE, "5.6.7"),
+        (transaction(content=large(body=b"x" * 990)), EVERYTHING, "5.3.4"),
         (transaction(address="b@y.test>\r\nDATA"), EVERYTHING, "5.1.3"),
     ],
 )
@@ -79,12 +95,23 @@ def test_an_odd_size_means_no_limit(size):
     assert Extensions.offered({"size": size}).size_max == 0
 
 
+@pytest.mark.parametrize("content", [b".\r\n.\r\n..\r\n\r\n.", b"a\r\n.b\r\n", b"\r\n\r\n..."])
+def test_stuffing_is_the_same_at_every_pair_of_cuts(content):
+    whole = b"".join(stuffed((content,)))
+    for first in range(len(content) + 1):
+        for second in range(first, len(content) + 1):
+            pieces = (content[:first], content[first:second], content[second:])
+            assert b"".join(stuffed(pieces)) == whole, pieces
+
+
 @given(
     st.lists(st.sampled_from([b"\r\n", b".", b"x", b".\r\n", b"\r\n..", b""])), st.integers(1, 9)
 )
 def test_stuffing_is_undone_by_the_receiver_wherever_blocks_end(pieces, block_bytes):
     content = b"".join(pieces)
-    wire = b"".join(stuffed_blocks(content, block_bytes))
+    wire = b"".join(
+        stuffed(content[at : at + block_bytes] for at in range(0, len(content), block_bytes))
+    )
     expected = content if content.endswith(b"\r\n") or not content else content + b"\r\n"
     assert b"\r\n.\r\n" not in b"\r\n" + wire
     lines = [line.removeprefix(b".") for line in wire.split(b"\r\n")]
