@@ -1,9 +1,10 @@
-"""The bytes of claims in work, within a budget.
+"""The contents of claims in work, what is in memory of them within a budget.
 
 On the path: sites and the settler ask for a claim's content; it is given back when the claim is
     settled.
-Holds: contents read from the spool never exceed the budget, but for a single one larger than it;
-    no next hop has more of it than it leaves free, but for its first.
+Holds: what is in memory of contents read from the spool (of a large one its header) never exceeds
+    the budget, but for a single one larger than it; no next hop has more of it than it leaves
+    free, but for its first.
 Fails: SpoolError when a content is gone or damaged.
 Standards: docs/design.md 7.8.
 """
@@ -12,6 +13,7 @@ import asyncio
 from collections import Counter, deque
 
 from relay.delivery.conclude import for_all
+from relay.message.content import LARGE_BYTES, Content, in_sight
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Outcome
 from relay.spool.types import Claim, Spool, SpoolError
@@ -27,37 +29,40 @@ class Contents:
         self._budget = budget_bytes
         self._used = 0
         self._used_by: Counter[NextHop] = Counter()
-        self._held: dict[Key, bytes] = {}
+        self._held: dict[Key, Content] = {}
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def of(self, claim: Claim) -> bytes:
-        """The content of a claim. Raises SpoolError."""
+    async def of(self, claim: Claim) -> Content:
+        """The content of a claim; a large one as the file it lies in. Raises SpoolError."""
         if claim.content is not None:
             return claim.content
         key = (claim.message.id, claim.entry_id)
         if key in self._held:
             return self._held[key]
-        await self._take(claim)
+        reserved = min(claim.content_size, LARGE_BYTES)
+        await self._take(claim.next_hop, reserved)
         try:
             content = await self._spool.read_content(claim.content_id)
         except BaseException:
-            self._give_back(claim)
+            self._give_back(claim.next_hop, reserved)
             raise
+        self._give_back(claim.next_hop, reserved - len(in_sight(content)))
         self._held[key] = content
         return content
 
     def release(self, claim: Claim) -> None:
         """The claim is settled: let its content go."""
-        if self._held.pop((claim.message.id, claim.entry_id), None) is not None:
-            self._give_back(claim)
+        content = self._held.pop((claim.message.id, claim.entry_id), None)
+        if content is not None:
+            self._give_back(claim.next_hop, len(in_sight(content)))
 
-    async def _take(self, claim: Claim) -> None:
-        while not self._has_room(claim.next_hop, claim.content_size):
+    async def _take(self, next_hop: NextHop, size_bytes: int) -> None:
+        while not self._has_room(next_hop, size_bytes):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             await waiter
-        self._used += claim.content_size
-        self._used_by[claim.next_hop] += claim.content_size
+        self._used += size_bytes
+        self._used_by[next_hop] += size_bytes
 
     def _has_room(self, next_hop: NextHop, size: int) -> bool:
         """As in the window: what a stalled next hop holds leaves room for the others."""
@@ -65,11 +70,13 @@ class Contents:
         mine = self._used_by[next_hop]
         return not self._used or left >= (mine + size if mine else 0)
 
-    def _give_back(self, claim: Claim) -> None:
-        self._used -= claim.content_size
-        self._used_by[claim.next_hop] -= claim.content_size
-        if not self._used_by[claim.next_hop]:
-            del self._used_by[claim.next_hop]
+    def _give_back(self, next_hop: NextHop, size_bytes: int) -> None:
+        if not size_bytes:
+            return
+        self._used -= size_bytes
+        self._used_by[next_hop] -= size_bytes
+        if not self._used_by[next_hop]:
+            del self._used_by[next_hop]
         while self._waiting:  # each looks for itself whether there is room now
             waiter = self._waiting.popleft()
             if not waiter.done():

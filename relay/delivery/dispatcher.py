@@ -22,6 +22,7 @@ from relay.delivery.site import Site, SiteOptions
 from relay.delivery.slots import ConnectionSlots
 from relay.delivery.window import Window
 from relay.journal.logs import get_logger
+from relay.message.content import Content
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import Outcome
 from relay.routing import Hosts, TemporaryFailure, outcome_of
@@ -154,8 +155,8 @@ class Dispatcher:
                     await asyncio.wait(busy)
 
     # -- for the sites
-    async def content_of(self, claim: Claim) -> bytes:
-        """The bytes of a claim. Raises SpoolError."""
+    async def content_of(self, claim: Claim) -> Content:
+        """What a claim is to send. Raises SpoolError."""
         return await self._contents.of(claim)
 
     async def settle(self, claim: Claim, outcomes: Mapping[int, Outcome]) -> None:

@@ -10,7 +10,8 @@ from typing import Protocol
 
 from relay.journal.logs import get_logger
 from relay.mailbox.api import DeliveryResult
-from relay.mailbox.types import MailboxFullError, StoreUnavailableError
+from relay.mailbox.types import ContentUnreadableError, MailboxFullError, StoreUnavailableError
+from relay.message.content import Content, edited
 from relay.message.outcome import DeferralClass, Deferred, Delivered, Evidence, Failed, Outcome
 from relay.message.verdict import Source
 from relay.spool.types import Claim, ClaimedRecipient
@@ -22,7 +23,7 @@ class Mailboxes(Protocol):
     """The part of the store that delivery needs."""
 
     async def deliver(
-        self, account: str, *, unique: str, content: bytes, over_quota: bool = False
+        self, account: str, *, unique: str, content: Content, over_quota: bool = False
     ) -> DeliveryResult:
         """See relay.mailbox.api.MailStore."""
         ...
@@ -43,23 +44,26 @@ class LocalDelivery:
         self._store = store
         self._addresses = addresses
 
-    async def deliver(self, claim: Claim, recipient: ClaimedRecipient, content: bytes) -> Outcome:
+    async def deliver(self, claim: Claim, recipient: ClaimedRecipient, content: Content) -> Outcome:
         """Put the message into one recipient's Inbox."""
         mailbox = self._addresses.mailbox_for(recipient.address)
         if mailbox is None:
             reply = f"550 5.1.1 <{recipient.address}>: no such user here"
             return Failed(Evidence("5.1.1", reply))
-        head = f"Return-Path: <{claim.message.reverse_path}>\r\n"
-        head += f"Delivered-To: {recipient.address}\r\n"
+        head = (
+            f"Return-Path: <{claim.message.reverse_path}>\r\nDelivered-To: {recipient.address}\r\n"
+        ).encode()
         try:
             result = await self._store.deliver(
                 mailbox,
                 unique=f"{claim.message.id}-{recipient.id}",
-                content=head.encode() + content,
+                content=edited(content, head.__add__),
                 over_quota=claim.message.source is Source.REPORT or bool(recipient.added_by),
             )
         except MailboxFullError as error:
             return Deferred(Evidence("4.2.2", f"452 4.2.2 {error}"), DeferralClass.MAILBOX)
+        except ContentUnreadableError as error:
+            return Deferred(Evidence("4.3.0", f"451 4.3.0 {error}"), DeferralClass.INTERNAL)
         except StoreUnavailableError as error:
             return Deferred(Evidence("4.3.0", f"451 4.3.0 {error}"), DeferralClass.MAILBOX)
         except Exception as error:  # noqa: BLE001 - a fault of ours defers, it loses nothing

@@ -14,6 +14,7 @@ from typing import Protocol
 from relay.delivery.conclude import for_all
 from relay.delivery.contents import unreadable
 from relay.journal.logs import get_logger
+from relay.message.content import Content
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Indeterminate, Outcome
 from relay.smtp import ConnectError, Connection, Recipient, Transaction
 from relay.spool.types import Claim, SpoolError
@@ -35,8 +36,8 @@ class Settler(Protocol):
         """Say that claims were not tried, on the way out. Never raises."""
         ...
 
-    async def content_of(self, claim: Claim) -> bytes:
-        """The bytes to send. Raises SpoolError."""
+    async def content_of(self, claim: Claim) -> Content:
+        """What is to be sent. Raises SpoolError."""
         ...
 
 

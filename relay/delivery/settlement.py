@@ -18,6 +18,7 @@ from relay.delivery.schedule import Schedule
 from relay.journal.events import Event
 from relay.journal.logs import get_logger
 from relay.journal.metrics import Metrics
+from relay.message.content import Content
 from relay.message.lifecycle import State
 from relay.message.outcome import Delivered, Outcome, Relayed
 from relay.message.reporting import ReportedMessage
@@ -120,7 +121,7 @@ class Settler:
             return self._plan(claim, conclusion, _UNREADABLE)
 
     def _plan(
-        self, claim: Claim, conclusion: Conclusion, content: bytes
+        self, claim: Claim, conclusion: Conclusion, content: Content
     ) -> tuple[tuple[NewMessage, ...], tuple[Event, ...]]:
         message = claim.message
         reported = ReportedMessage(

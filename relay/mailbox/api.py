@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Protocol
 
 from relay.mailbox.types import Folder, MessageChange, Note, Page, SendOptions, StoredMessage
+from relay.message.content import Content
 from relay.message.properties import MessageProperties
 
 
@@ -125,12 +126,12 @@ class MailStore(Protocol):
         ...
 
     async def deliver(
-        self, account: str, *, unique: str, content: bytes, over_quota: bool = False
+        self, account: str, *, unique: str, content: Content, over_quota: bool = False
     ) -> DeliveryResult:
         """Put a message into the Inbox under a name made of `unique`.
 
         The same again changes nothing. `unique` begins with a clock id (a queue id), whose time the
         file's name tells. `over_quota` lets reports pass.
-        Raises MailboxFullError, StoreUnavailableError.
+        Raises MailboxFullError, ContentUnreadableError, StoreUnavailableError.
         """
         ...

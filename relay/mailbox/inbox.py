@@ -14,6 +14,7 @@ from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import list_folders
 from relay.mailbox.maildir import Stripes, list_names, place, remove, write_synced
 from relay.mailbox.names import delivered_id, delivered_stem, is_delivered_id, parse_name
+from relay.message.content import Content, size_of
 
 _IDS_REMEMBERED = 500_000
 
@@ -27,7 +28,7 @@ class Inbox:
         self._delivered = DeliveredIds()
 
     def deliver(
-        self, account: str, *, unique: str, content: bytes, over_quota: bool = False
+        self, account: str, *, unique: str, content: Content, over_quota: bool = False
     ) -> DeliveryResult:
         """See MailStore.deliver()."""
         mailbox = self._shared.folders.mailbox(account)
@@ -38,9 +39,9 @@ class Inbox:
                 self._shared.syncs.sync(mailbox / "new")
                 return DeliveryResult.ALREADY_THERE
             if not over_quota:
-                self._shared.quota.check(account, mailbox, len(content))
+                self._shared.quota.check(account, mailbox, size_of(content))
             stem = delivered_stem(unique, hostname=self._shared.hostname)
-            base = f"{stem},S={len(content)}"
+            base = f"{stem},S={size_of(content)}"
             temporary = mailbox / "tmp" / stem
             remove(temporary)  # what a crash left: this id's lock is ours
             try:

@@ -11,12 +11,14 @@ import errno
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from relay.mailbox.types import StoreUnavailableError
+from relay.files import FileOctets
+from relay.mailbox.types import ContentUnreadableError, StoreUnavailableError
+from relay.message.content import Content, UnreadableError, blocks, octets_in_blocks
 
 _NO_LINKS = frozenset((errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP))
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
@@ -32,6 +34,8 @@ def storage_errors() -> Iterator[None]:
     """Raise StoreUnavailableError for what the disk refused."""
     try:
         yield
+    except UnreadableError as error:
+        raise ContentUnreadableError(f"The message cannot be read: {error}.") from error
     except OSError as error:
         if error.errno in _FULL:
             raise StoreUnavailableError("The mail store's disk is full.") from error
@@ -54,23 +58,35 @@ def looking_again(
     return repeated
 
 
-def write_file(path: Path, content: bytes) -> int:
-    """Write a new file and return its descriptor, not synced; nothing is left after an error."""
+def write_file(path: Path, content: Content) -> int:
+    """Write a new file and return its descriptor, not synced; nothing is left after an error.
+
+    Raises UnreadableError where a large content's own file cannot be read.
+    """
+    return _write(path, blocks(content))
+
+
+def write_synced(path: Path, content: Content) -> None:
+    """Write a new file and fsync it; nothing is left after an error, which is as write_file()'s."""
+    _write_synced(path, blocks(content))
+
+
+def _write(path: Path, pieces: Iterable[bytes]) -> int:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
     try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(descriptor, view) :]
-    except OSError:
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(descriptor, view) :]
+    except BaseException:
         os.close(descriptor)
         remove(path)
         raise
     return descriptor
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a new file and fsync it; nothing is left after an error."""
-    descriptor = write_file(path, content)
+def _write_synced(path: Path, pieces: Iterable[bytes]) -> None:
+    descriptor = _write(path, pieces)
     try:
         os.fsync(descriptor)
     except OSError:
@@ -87,7 +103,8 @@ def link_or_copy(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        write_synced(target, source.read_bytes())
+        whole = FileOctets(source, 0, source.stat().st_size)
+        _write_synced(target, octets_in_blocks((whole,)))
 
 
 def place(source: Path, target: Path) -> None:

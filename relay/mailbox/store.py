@@ -38,6 +38,7 @@ from relay.mailbox.types import (
     SendOptions,
     StoredMessage,
 )
+from relay.message.content import Content
 from relay.message.properties import MessageProperties
 
 _THREADS = 16  # they wait for fsyncs that they share: more of them, fewer fsyncs a message
@@ -184,7 +185,7 @@ class FileStore:
         return await self._run(self._has_room, account, size)
 
     async def deliver(
-        self, account: str, *, unique: str, content: bytes, over_quota: bool = False
+        self, account: str, *, unique: str, content: Content, over_quota: bool = False
     ) -> DeliveryResult:
         """Put a message into the Inbox, once."""
         return await self._run(

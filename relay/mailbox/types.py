@@ -27,6 +27,10 @@ class StoreUnavailableError(StoreError):
     """The disk is full, read-only or failing."""
 
 
+class ContentUnreadableError(StoreUnavailableError):
+    """What was to be stored is a file that cannot be read; the mailbox is well."""
+
+
 class NoSuchItemError(StoreError):
     """No message or folder with that id in this mailbox."""
 

@@ -2,7 +2,7 @@
 
 On the path: reports asks for it at step 7, and pickup's failures of step 3.
 Holds: pure; lines end in CRLF; the original comes back octet for octet, but never its Bcc.
-Fails: never; what cannot be returned whole comes back as its header.
+Fails: never; what cannot be returned whole, as a large content, comes back as its header.
 Standards: RFC 3464 2, RFC 6522, RFC 3461 4.3 and 6, RFC 3834 5, RFC 6533 (international).
 """
 
@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from relay.message.content import in_sight
 from relay.message.envelope import domain_of
 from relay.message.headers import (
     LINE_OCTETS_MAX,
@@ -96,14 +97,15 @@ def _header(
 ) -> bytes:
     hostname = identity.hostname
     failed = [recipient.address for recipient in recipients if recipient.address.isascii()]
-    subject = decoded(message.content, "subject")[:_SUBJECT_CHARACTERS_MAX] or "(no subject)"
+    content = in_sight(message.content)
+    subject = decoded(content, "subject")[:_SUBJECT_CHARACTERS_MAX] or "(no subject)"
     lines = [
         field("From", f"Mail Delivery System <MAILER-DAEMON@{hostname}>"),
         fold("To", f"<{message.reverse_path}>"),
         field("Subject", f"Undeliverable: {subject}"),
         field("Date", date_field(identity.now_us)),
         field("Message-ID", f"<{identity.report_id}.dsn@{hostname}>"),
-        *_thread_fields(message.content),
+        *_thread_fields(content),
         field("Auto-Submitted", "auto-replied"),
     ]
     if failed:  # Exim's field, for machines: a header cannot hold the others everywhere
@@ -151,7 +153,7 @@ def _text_part(
     lines.append(f"  Reporting server: {hostname}")
     if message.queue_id:  # a submission that never came into the queue has none
         lines.append(f"  Queue id: {message.queue_id}")
-    original = _message_id.search(first(message.content, "message-id") or b"")
+    original = _message_id.search(first(in_sight(message.content), "message-id") or b"")
     if original:
         lines.append(f"  Original Message-ID: {original.group().decode('ascii')}")
     text = "\r\n".join((*lines, "")).encode("utf-8", "replace")
@@ -219,14 +221,15 @@ def _typed_address(kind: str, address: str, international: bool) -> str:
 
 
 def _returned_part(message: ReportedMessage) -> _Part:
-    content = message.content
+    content = in_sight(message.content)
     if b"\r" not in content:  # a draft that a mail client wrote with its system's line ends
         content = content.replace(b"\n", b"\r\n")
     content = remove(strip_private(content), ("bcc", "resent-bcc"))
     header = content[: split(content)]
     as_global = _is_international(message) and not header.isascii() and _is_utf8(header)
     full_max = RETURNED_FULL_OCTETS_MAX if message.ret == "FULL" else RETURNED_OCTETS_MAX
-    if message.ret != "HDRS" and len(content) <= full_max and _fits_smtp(content):
+    is_whole = isinstance(message.content, bytes)
+    if is_whole and message.ret != "HDRS" and len(content) <= full_max and _fits_smtp(content):
         return _Part("message/global" if as_global else "message/rfc822", content)
     kept = _returned_header(content)
     return _Part("message/global-headers" if as_global else "text/rfc822-headers", kept)

@@ -6,9 +6,10 @@ Fails: never.
 Standards: RFC 3464 2.2, 2.3.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from relay.message.content import Content
 from relay.message.envelope import Notify
 from relay.message.outcome import Evidence
 
@@ -39,7 +40,10 @@ class ReportedRecipient:
 
 @dataclass(frozen=True, slots=True)
 class ReportedMessage:
-    """The message a report is about. `client` is "name [address]" for Received-From-MTA or ""."""
+    """The message a report is about. `client` is "name [address]" for Received-From-MTA or "".
+
+    Of a large `content` only the header is read.
+    """
 
     queue_id: str
     reverse_path: str
@@ -47,4 +51,4 @@ class ReportedMessage:
     ret: str
     arrival_us: int
     client: str
-    content: bytes
+    content: Content = field(repr=False)

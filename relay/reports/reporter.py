@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from relay.clock import Clock, Ids
 from relay.journal.events import Event, Step
 from relay.journal.metrics import Metrics
+from relay.message.content import Content, in_sight, is_eight_bit
 from relay.message.dsn import failure_report
 from relay.message.envelope import Notify
 from relay.message.headers import decoded
@@ -127,10 +128,11 @@ class Reporter:
         )
 
     def _message(
-        self, content: bytes, route: "_Route", *, about: ReportedMessage, account: str = ""
+        self, content: Content, route: "_Route", *, about: ReportedMessage, account: str = ""
     ) -> NewMessage:
         """Return `content` as a message for one recipient, routed: it skips policy."""
         now_us = self._clock.time_us()
+        header = in_sight(content)
         routed = {
             "rules": [],
             "next_hops": {str(route.next_hop): [route.address]},
@@ -148,9 +150,9 @@ class Reporter:
             entries=(NewEntry(route.next_hop, (recipient,)),),
             account=account,
             smtputf8=not route.address.isascii(),
-            eight_bit=not content.isascii(),
-            message_id=decoded(content, "message-id"),
-            subject=decoded(content, "subject")[:_SUBJECT_CHARACTERS_MAX],
+            eight_bit=is_eight_bit(content),
+            message_id=decoded(header, "message-id"),
+            subject=decoded(header, "subject")[:_SUBJECT_CHARACTERS_MAX],
             events=(Event(Step.POLICY_AND_ROUTING, now_us, routed),),
         )
 
