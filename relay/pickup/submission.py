@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from relay.message.converted import Converted
+from relay.message.envelope import Notify
 from relay.message.outcome import Evidence
 from relay.pickup.decisions import Later, Verdict, verdict_of
 from relay.smtp import (
@@ -22,6 +23,8 @@ from relay.smtp import (
     connect,
 )
 
+# What no NOTIFY means, and success (RFC 3461 4.1).
+_WITH_SUCCESS = frozenset({Notify.SUCCESS, Notify.FAILURE, Notify.DELAY})
 _TIMEOUTS = Timeouts(connect_s=10, command_s=60, data_s=60, block_s=60, dot_s=600)
 
 
@@ -37,9 +40,10 @@ class Submitter:
         self, message: Converted, *, submission_id: str, after_dot: Callable[[], None]
     ) -> Verdict:
         """Submit `message` under the key `submission_id`; repeating it is safe."""
+        notify = _WITH_SUCCESS if message.notify_success else frozenset()
         transaction = Transaction(
             reverse_path=message.originator,
-            recipients=tuple(Recipient(address) for address in message.recipients),
+            recipients=tuple(Recipient(address, notify) for address in message.recipients),
             content=message.content,
             envid=submission_id,
             smtputf8=message.smtputf8,

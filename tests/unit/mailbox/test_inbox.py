@@ -8,8 +8,11 @@ import os
 import pytest
 
 from relay.clock import id_time_us
+from relay.files import FileOctets
 from relay.mailbox import DeliveryResult, MailboxFullError, StoreUnavailableError
 from relay.mailbox.inbox import DeliveredIds
+from relay.mailbox.types import ContentUnreadableError
+from relay.message.content import BLOCK_BYTES, LargeContent
 
 BOB = "bob@example.test"
 CONTENT = b"Return-Path: <a@a.test>\r\nSubject: hello\r\n\r\nx\r\n"
@@ -29,6 +32,38 @@ async def test_a_message_arrives_unread_and_whole(place, store):
         False,
         False,
     )
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A content in a file, of some blocks and a little more."""
+    path = tmp_path / "body"
+    path.write_bytes(b"\r\n" + bytes(range(256)) * (3 * BLOCK_BYTES // 256))
+    body = FileOctets(path, 0, path.stat().st_size)
+    return LargeContent(b"Subject: large\r\n", (body,), eight_bit=True)
+
+
+async def test_a_large_message_arrives_whole(place, store, large):
+    place.quotas[BOB] = large.size
+    await store.deliver(BOB, unique=UNIQUE, content=large)
+    [file] = place.files("", BOB)
+    assert file.read_bytes() == large.header + large.body[0].path.read_bytes()
+    assert file.name.endswith(f",S={large.size}")
+    assert file.stat().st_ino != large.body[0].path.stat().st_ino
+    assert place.left_over() == []
+    with pytest.raises(MailboxFullError):
+        await store.deliver(BOB, unique="0123456789abcdef.2", content=large)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut short"])
+async def test_a_large_message_that_cannot_be_read_leaves_nothing(place, store, large, damage):
+    await store.list_folders(BOB)
+    path = large.body[0].path
+    path.unlink() if damage == "gone" else os.truncate(path, 2 * BLOCK_BYTES)
+    words = "No such file" if damage == "gone" else f"expected {large.body[0].size} octets, found"
+    with pytest.raises(ContentUnreadableError, match=words):
+        await store.deliver(BOB, unique=UNIQUE, content=large)
+    assert (place.files("", BOB), place.left_over()) == ([], [])
 
 
 @pytest.mark.parametrize("restarted", [False, True])

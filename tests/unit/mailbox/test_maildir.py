@@ -16,6 +16,7 @@ from relay.mailbox.maildir import (
     write_synced,
 )
 from relay.mailbox.types import StoreUnavailableError
+from relay.message.content import BLOCK_BYTES
 
 
 @pytest.mark.parametrize(
@@ -34,14 +35,15 @@ def test_where_linking_is_impossible_it_is_a_copy(tmp_path, monkeypatch, number)
         raise OSError(number, "no links")
 
     monkeypatch.setattr(os, "link", refuse)
-    (tmp_path / "a").write_bytes(b"content")
+    content = b"content" * BLOCK_BYTES
+    (tmp_path / "a").write_bytes(content)
     link_or_copy(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "b").read_bytes() == b"content"
+    assert (tmp_path / "b").read_bytes() == content
     assert (tmp_path / "b").stat().st_ino != (tmp_path / "a").stat().st_ino
     with pytest.raises(FileExistsError):
         place(tmp_path / "a", tmp_path / "b")
     place(tmp_path / "a", tmp_path / "c")
-    assert (tmp_path / "c").read_bytes() == b"content"
+    assert (tmp_path / "c").read_bytes() == content
 
 
 def test_another_error_of_link_is_no_reason_to_copy(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from flufl.bounce import scan_message
 
+from relay.message.content import LargeContent
 from relay.message.dsn import RETURNED_FULL_OCTETS_MAX, RETURNED_OCTETS_MAX, failure_report
 from relay.message.outcome import Evidence
 from relay.message.reporting import ReportedMessage, ReportedRecipient
@@ -230,6 +231,31 @@ def test_large_originals_come_back_as_their_header(ret, size, kind):
     written = report(replace(MESSAGE, ret=ret, content=content))
     assert parts(written)[2].get_content_type() == kind
     assert len(written) < size + 5000
+
+
+class Untouchable:
+    """A body of 30 MB that must not be read."""
+
+    size = 30_000_000
+
+    def read(self, start, length):
+        pytest.fail("a report read the body of a large content")
+
+    part = read
+
+
+@pytest.mark.parametrize("ret", ["", "FULL", "HDRS"])
+def test_of_a_content_in_a_file_only_the_header_is_read(ret):
+    header = ORIGINAL.partition(b"\r\n\r\n")[0] + b"\r\n"
+    content = LargeContent(header, (Untouchable(),), eight_bit=True)
+    written = report(replace(MESSAGE, ret=ret, content=content))
+    third = parts(written)[2]
+    assert third.get_content_type() == "text/rfc822-headers"
+    assert "Message-ID: <orig-123@example.com>" in third.get_content()
+    assert b"mallory" not in written
+    assert parsed(written)["subject"] == "Undeliverable: Quarterly report"
+    assert parsed(written)["in-reply-to"] == "<orig-123@example.com>"
+    assert written == report(replace(MESSAGE, ret="HDRS"))
 
 
 @pytest.mark.parametrize("damage", [b"\0", b"a\nb", b"a\rb", b"x" * 999])

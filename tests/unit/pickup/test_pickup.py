@@ -156,6 +156,15 @@ async def test_a_note_is_converted_submitted_and_filed(world):
     assert (step["step"], step["detail"]["recipients"]) == (3, 2)
 
 
+async def test_who_wants_a_receipt_of_delivery_asks_for_all_notices(world):
+    alice = Person("alice@example.test")
+    wanted = MessageProperties(from_=alice, to=(Person("b@y.test"),), delivery_receipt=True)
+    world.submit(content=write_draft(wanted, DraftOrigin(alice.address, "base", "<i@h>", 1, 1)))
+    async with RemoteMx(path=world.path) as mx, world.running():
+        await world.store.ended()
+    assert mx.envelopes[0].recipients == [("b@y.test", {"NOTIFY": "DELAY,FAILURE,SUCCESS"})]
+
+
 @pytest.mark.parametrize(
     "replies",
     [{"DOT": ["451 4.3.0 busy", "250 2.0.0 Ok: queued as 1"]}, {"DOT": [DROP, "250 2.0.0 Ok: queued as 1"]},

@@ -2,6 +2,7 @@
 
 import email
 import email.policy
+from dataclasses import replace
 
 import pytest
 from flufl.bounce import scan_message
@@ -9,6 +10,7 @@ from flufl.bounce import scan_message
 from relay.clock import Ids, ManualClock
 from relay.journal.events import Step
 from relay.journal.metrics import Metrics
+from relay.message.content import LargeContent, MemoryOctets
 from relay.message.envelope import Notify
 from relay.message.lifecycle import State
 from relay.message.nexthop import LOCAL, HopKind, NextHop
@@ -175,6 +177,15 @@ def test_a_failed_report_becomes_a_dead_letter_and_never_a_report(world):
     assert letter.entries[0].recipients[0].address == "postmaster"
     assert plan.events[0].detail["kind"] == "dead-letter"
     assert world.counted() == {"dead-letter": 1}
+
+
+def test_a_large_content_becomes_a_dead_letter_as_it_lies(world):
+    large = LargeContent(MESSAGE.content[:-6], (MemoryOctets(b"\r\n\xff\r\n"),), eight_bit=True)
+    failed = recipient(added_by="a rule")
+    (letter,) = world.failures([failed], replace(MESSAGE, content=large)).messages
+    assert letter.contents == (large,)
+    assert letter.eight_bit
+    assert (letter.message_id, letter.subject) == ("<orig@example.com>", "Hello")
 
 
 def test_a_report_that_fails_at_the_postmaster_is_the_end(world):
