@@ -20,6 +20,7 @@ from relay.journal.events import Event, Step
 from relay.journal.logs import get_logger
 from relay.journal.metrics import Metrics
 from relay.message import headers
+from relay.message.content import size_of
 from relay.message.encodedwords import decode_words
 from relay.message.envelope import Envelope, domain_of
 from relay.message.nexthop import NextHop
@@ -260,7 +261,7 @@ class Acceptance:
             qid=message.id,
             sender=message.reverse_path,
             recipients=people + len(message.final_recipients),
-            size_bytes=len(message.contents[0]),
+            size_bytes=size_of(message.contents[0]),
             via=message.source,
             client=message.client,
             message_id=message.message_id,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from relay.journal.events import Event
+from relay.message.content import Content, Octets
 from relay.message.envelope import Notify
 from relay.message.lifecycle import State
 from relay.message.nexthop import NextHop
@@ -72,7 +73,8 @@ class NewMessage:
 
     `account` owns the message's trace: the authenticated account or the sender's; "" for strangers.
     `submission_id` is set for pickup's submissions; `client` is "name [address]" for
-    Received-From-MTA.
+    Received-From-MTA. The body of a large content stays its maker's; accepting it makes a name of
+    the spool's own for it, or a copy.
     """
 
     id: str
@@ -81,7 +83,7 @@ class NewMessage:
     trusted: bool
     received_us: int
     expires_us: int
-    contents: tuple[bytes, ...]
+    contents: tuple[Content, ...]
     entries: tuple[NewEntry, ...]
     final_recipients: tuple[NewRecipient, ...] = ()
     account: str = ""
@@ -209,6 +211,22 @@ class QueueCounts:
     unaccounted: int
 
 
+class Arrival(Protocol):
+    """A file for the body of a message that is coming in and that no row names yet."""
+
+    async def write(self, blocks: Sequence[bytes]) -> None:
+        """Put blocks behind what is there. Raises SpoolFullError, SpoolUnavailableError."""
+        ...
+
+    def octets(self) -> Octets:
+        """What was written; it is synced when a message is accepted that has it as its body."""
+        ...
+
+    def discard(self) -> None:
+        """Remove the file soon, without waiting; what was accepted has another name by then."""
+        ...
+
+
 class Spool(Protocol):
     """The durable queue. Every coroutine returns only after the commit (and fsync) that covers
     it.
@@ -254,8 +272,14 @@ class Spool(Protocol):
         """Give claims back untried; they are due at once."""
         ...
 
-    async def read_content(self, content_id: int) -> bytes:
-        """The bytes of a content. Raises SpoolError when they are gone or damaged."""
+    def arrival(self) -> Arrival:
+        """A place for the body of a large message, which accept() then takes as it is."""
+        ...
+
+    async def read_content(self, content_id: int) -> Content:
+        """A content, a large one as its header and the file of its body, which is there until the
+        claim is settled. Raises SpoolError when it is gone or damaged.
+        """
         ...
 
     async def queue_list(self, selector: Selector, *, limit: int) -> list[dict[str, Any]]:

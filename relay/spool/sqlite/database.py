@@ -16,8 +16,13 @@ import apsw
 
 from relay.spool.types import SpoolError, SpoolFormatError, SpoolFullError, SpoolUnavailableError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SQLITE_VERSION_MIN = 3_051_003
+# What brings a file from each older version to the next.
+_MIGRATIONS = {
+    1: "ALTER TABLE content ADD COLUMN header BLOB;"
+    "ALTER TABLE content ADD COLUMN eight_bit INTEGER NOT NULL DEFAULT 0;",
+}
 _CHECKPOINT_PAGES = 4000
 _CACHE_KIB = 16 * 1024
 
@@ -87,9 +92,13 @@ def _bring_to_version(connection: apsw.Connection, path: Path, *, read_only: boo
         )
     if read_only:
         raise SpoolFormatError(f"{path}: not a spool (schema {found}, expected {SCHEMA_VERSION})")
-    schema = files("relay.spool.sqlite").joinpath("schema.sql").read_text()
     with connection:
-        connection.execute(schema)
+        if found == 0:
+            schema = files("relay.spool.sqlite").joinpath("schema.sql").read_text()
+            connection.execute(schema)
+        else:
+            for version in range(found, SCHEMA_VERSION):
+                connection.execute(_MIGRATIONS[version])
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 

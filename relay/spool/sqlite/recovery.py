@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import apsw
 
 from relay.journal.events import Event, Step
-from relay.spool.sqlite.database import fetch, fetch_one
-from relay.spool.sqlite.transactions import append_events
+from relay.spool.sqlite.database import fetch
+from relay.spool.sqlite.transactions import append_events, is_file_needed
 
 _WORDS = "the relay was stopped before this attempt was recorded"
 _STATUS = "4.4.2"  # RFC 3463: bad connection, which is how the peer saw it
@@ -56,15 +56,4 @@ def release_all(cursor: apsw.Cursor, now_us: int) -> int:
 
 def orphans(cursor: apsw.Cursor, names: Sequence[str]) -> list[str]:
     """Return those of `names`, content files, that no live entry needs."""
-    return [name for name in names if not _is_needed(cursor, name)]
-
-
-def _is_needed(cursor: apsw.Cursor, name: str) -> bool:
-    """By the message whose id the name begins with: to search all contents would read all mail."""
-    found = fetch_one(
-        cursor,
-        "SELECT 1 FROM entry JOIN content ON content.id = entry.content_id"
-        " WHERE entry.message_id = ? AND content.file = ? LIMIT 1",
-        (name.rpartition("-")[0], name),
-    )
-    return found is not None
+    return [name for name in names if not is_file_needed(cursor, name)]

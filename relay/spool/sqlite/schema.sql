@@ -1,4 +1,4 @@
--- The spool, schema 1. Times are microseconds since 1970 UTC; ids of messages sort by time.
+-- The spool, schema 2. Times are microseconds since 1970 UTC; ids of messages sort by time.
 -- Clustered keys (WITHOUT ROWID) keep what belongs to one message together, so that nothing
 -- but what is due and what expires is written twice.
 
@@ -28,7 +28,9 @@ CREATE TABLE content (
     id   INTEGER PRIMARY KEY,
     size INTEGER NOT NULL,
     data BLOB,                        -- inline, or
-    file TEXT                         -- a name in the content directory
+    file TEXT,                        -- a name in the content directory
+    header BLOB,                      -- of a large one, whose file then has its body only
+    eight_bit INTEGER NOT NULL DEFAULT 0 -- whether that body is not ASCII
 );
 
 -- The copy for one next hop: the unit of scheduling.

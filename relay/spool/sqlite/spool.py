@@ -19,10 +19,12 @@ import apsw
 from relay.clock import Clock
 from relay.journal.crash import CrashPoints
 from relay.journal.metrics import Metrics
+from relay.message.content import Content, LargeContent, in_sight
 from relay.message.nexthop import NextHop
 from relay.spool.sqlite import claiming, history, queries, recovery, transactions
+from relay.spool.sqlite.arriving import ArrivingFile
 from relay.spool.sqlite.batch import Batch
-from relay.spool.sqlite.contents import ContentFiles, is_large
+from relay.spool.sqlite.contents import ContentFiles, InFile, is_in_file
 from relay.spool.sqlite.database import open_database, translated
 from relay.spool.sqlite.room import check_room
 from relay.spool.sqlite.writer import Writer
@@ -103,9 +105,9 @@ class SqliteSpool:
         files = await self._store_large(messages)
         expires_us = self._clock.time_us() + self._submission_keep_us
         inline_bytes = sum(
-            len(content)
+            len(in_sight(content))
             for content, file in zip(message.contents, files[0], strict=True)
-            if not file
+            if not file or isinstance(content, LargeContent)
         )
 
         def write(batch: Batch) -> Accepted:
@@ -170,18 +172,24 @@ class SqliteSpool:
         now_us = self._clock.time_us()
         await self._writer.submit(lambda b: claiming.release(b.cursor, claims, now_us))
 
-    async def read_content(self, content_id: int) -> bytes:
+    def arrival(self) -> ArrivingFile:
+        """Spool.arrival."""
+        return self._files.arrival()
+
+    async def read_content(self, content_id: int) -> Content:
         """Spool.read_content."""
         row = await self._delivery.run(
             lambda c: c.execute(
-                "SELECT size, data, file FROM content WHERE id = ?", (content_id,)
+                "SELECT size, data, file, header, eight_bit FROM content WHERE id = ?",
+                (content_id,),
             ).fetchone()
         )
         if row is None:
             raise SpoolError(f"content {content_id} is not in the spool")
-        size, data, file = row
+        size, data, file, header, eight_bit = row
         if file:
-            return await self._delivery.run(lambda _: self._files.read(file, size))
+            in_file = InFile(file, size, header, bool(eight_bit))
+            return await self._delivery.run(lambda _: self._files.read(in_file))
         if not isinstance(data, bytes) or len(data) != size:
             raise SpoolError(f"content {content_id} is damaged: expected {size} bytes")
         return data
@@ -242,7 +250,7 @@ class SqliteSpool:
         return await self._writer.submit(lambda b: history.prune(b.cursor, before_us, now_us))
 
     async def _store_large(self, messages: Iterable[NewMessage]) -> Sequence[Sequence[str]]:
-        """Write the large contents that an entry needs; a name for each content, "" where inline.
+        """Write those contents that an entry needs into files; a name for each, "" where inline.
 
         Nothing is left of them when one cannot be written.
         """
@@ -250,7 +258,7 @@ class SqliteSpool:
         try:
             for message in messages:
                 used = {entry.content for entry in message.entries}
-                large = {index for index in used if is_large(message.contents[index])}
+                large = {index for index in used if is_in_file(message.contents[index])}
                 if large:
                     write = partial(self._files.write, message.id, message.contents, only=large)
                     names.append(await asyncio.to_thread(write))

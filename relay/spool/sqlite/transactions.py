@@ -15,6 +15,7 @@ import apsw
 import msgspec
 
 from relay.journal.events import Event
+from relay.message.content import Content, LargeContent, size_of
 from relay.message.lifecycle import FINAL, State, check_transition
 from relay.message.nexthop import HopKind
 from relay.message.outcome import (
@@ -40,7 +41,7 @@ from relay.spool.types import (
 )
 
 _MESSAGE = "INSERT INTO message VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-_CONTENT = "INSERT INTO content (size, data, file) VALUES (?,?,?)"
+_CONTENT = "INSERT INTO content (size, data, file, header, eight_bit) VALUES (?,?,?,?,?)"
 _ENTRY = "INSERT INTO entry VALUES (?,?,?,?,?,?,?,0,1)"
 _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 _EVENT = "INSERT INTO event VALUES (?,?,?,?,?)"
@@ -146,8 +147,7 @@ def _insert_message(
     content_ids: dict[int, int] = {}
     for index, content in enumerate(message.contents):
         if index in used:
-            data, file = (None, files[index]) if files[index] else (content, None)
-            cursor.execute(_CONTENT, (len(content), data, file))
+            cursor.execute(_CONTENT, _content_row(content, files[index]))
             content_ids[index] = cursor.connection.last_insert_rowid()
     rows: list[tuple[Any, ...]] = []
     numbers = _numbers(message)
@@ -171,12 +171,12 @@ def _insert_message(
             people.append(_claimed_recipient(number, recipient))
         if claimed:
             content = message.contents[entry.content]
-            keep = None if files[entry.content] else content
+            keep = content if isinstance(content, bytes) and not files[entry.content] else None
             claims.append(
                 Claim(
                     entry_id=position, epoch=1, message=facts, next_hop=entry.next_hop,
                     recipients=tuple(people), attempts=0, content_id=content_id,
-                    content_size=len(content), content=keep,
+                    content_size=size_of(content), content=keep,
                 )
             )  # fmt: skip
     cursor.executemany(_RECIPIENT, rows)
@@ -225,14 +225,29 @@ def _leave(cursor: apsw.Cursor, settlement: Settlement, *, finished: bool) -> bo
 
 
 def _drop_content(cursor: apsw.Cursor, claim: Claim) -> str:
-    """Remove the content unless another entry still needs it; return its file, "" if none."""
+    """Remove the content unless another entry still needs it; return its file if none does."""
     removed = fetch_one(
         cursor,
         "DELETE FROM content WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM entry"
         " WHERE message_id = ?2 AND content_id = ?1 AND state <> 'final') RETURNING file",
         (claim.content_id, claim.message.id),
     )
-    return (removed[0] or "") if removed else ""
+    file = str(removed[0] or "") if removed else ""
+    return "" if file and is_file_needed(cursor, file) else file
+
+
+def is_file_needed(cursor: apsw.Cursor, name: str) -> bool:
+    """Whether a content has this file: one of the message whose id the name begins with.
+
+    To search all contents would read all mail.
+    """
+    found = fetch_one(
+        cursor,
+        "SELECT 1 FROM entry JOIN content ON content.id = entry.content_id"
+        " WHERE entry.message_id = ? AND content.file = ? LIMIT 1",
+        (name.rpartition("-")[0], name),
+    )
+    return found is not None
 
 
 def read_facts(row: Sequence[Any]) -> MessageFacts:
@@ -250,11 +265,18 @@ def facts_of(message: NewMessage) -> MessageFacts:
     return MessageFacts(
         id=message.id, reverse_path=message.reverse_path, source=message.source,
         trusted=message.trusted, received_us=message.received_us, expires_us=message.expires_us,
-        size=len(message.contents[0]), account=message.account,
+        size=size_of(message.contents[0]), account=message.account,
         submission_id=message.submission_id, envid=message.envid, ret=message.ret,
         smtputf8=message.smtputf8, eight_bit=message.eight_bit, client=message.client,
         message_id=message.message_id, subject=message.subject,
     )  # fmt: skip
+
+
+def _content_row(content: Content, file: str) -> tuple[Any, ...]:
+    """What is in a file has a name in place of its octets, and a large one its header beside it."""
+    if isinstance(content, LargeContent):
+        return content.size, None, file, content.header, int(content.eight_bit)
+    return len(content), None if file else content, file or None, None, 0
 
 
 def _message_row(facts: MessageFacts) -> tuple[Any, ...]:

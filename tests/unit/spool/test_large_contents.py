@@ -1,0 +1,275 @@
+"""Contents whose body arrives in a file: named, shared, read and removed; spools of schema 1."""
+
+import asyncio
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import apsw
+import pytest
+
+from relay.files import FileOctets
+from relay.message.content import LARGE_BYTES, LargeContent, MemoryOctets, gathered, size_of
+from relay.message.outcome import Evidence, Failed, Relayed
+from relay.spool import SqliteSpool
+from relay.spool.sqlite import contents
+from relay.spool.types import (
+    Settlement,
+    SpoolError,
+    SpoolFormatError,
+    SpoolUnavailableError,
+)
+
+HEADER = b"Subject: large\r\n"
+BODY = b"\r\n" + b"0123456789abcdef\r\n" * 10
+OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
+NO = Failed(Evidence("5.1.1", "550 5.1.1 no", "mx.a.test", remote=True))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool.sqlite"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    return tmp_path / "spool.sqlite-content"
+
+
+def names(files: Path) -> list[str]:
+    return sorted(one.name for one in files.iterdir())
+
+
+async def arrived(spool: SqliteSpool, body: bytes = BODY) -> LargeContent:
+    """A content as a session hands it over, its body in two writes."""
+    arrival = spool.arrival()
+    await arrival.write([body[:7], body[7:20]])
+    await arrival.write([body[20:]])
+    return LargeContent(HEADER, (arrival.octets(),), eight_bit=not body.isascii())
+
+
+async def gone(path: Path) -> None:
+    async with asyncio.timeout(5):
+        while path.name in names(path.parent):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("body", [BODY, b"\r\n\xff\r\n"], ids=["ascii", "eight bit"])
+async def test_what_arrived_is_named_not_copied_and_read_back_in_pieces(
+    spool, make, files: Path, body: bytes
+) -> None:
+    content = await arrived(spool, body)
+    arriving = content.body[0].path
+    inode = arriving.stat().st_ino
+    (claim,) = (await spool.accept(make(content=content))).claims
+    assert names(files) == sorted([arriving.name, f"{claim.message.id}-0"])
+    assert (files / f"{claim.message.id}-0").stat().st_ino == inode
+    assert stat.S_IMODE(arriving.stat().st_mode) == 0o600
+    assert claim.content is None
+    assert claim.content_size == claim.message.size == len(HEADER + body)
+    found = await spool.read_content(claim.content_id)
+    assert isinstance(found, LargeContent)
+    assert (found.header, gathered(found)) == (HEADER, HEADER + body)
+    assert found.eight_bit is not body.isascii()
+
+
+async def test_a_file_goes_with_the_last_entry_of_any_version(spool, make, files: Path) -> None:
+    content = await arrived(spool)
+    other = replace(content, header=b"X-Tag: yes\r\n" + HEADER)
+    hops = {"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"], "mx:c.test": ["z@c.test"]}
+    entries = make(hops).entries
+    entries = (*entries[:2], replace(entries[2], content=1))
+    message = make(contents=(content, other), entries=entries)
+    claims = (await spool.accept(message)).claims
+    assert len({claim.content_id for claim in claims}) == 2
+    assert f"{message.id}-0" in names(files)
+    assert f"{message.id}-1" not in names(files)
+    assert gathered(await spool.read_content(claims[2].content_id)).startswith(b"X-Tag: yes\r\n")
+    for number in (0, 2):
+        await spool.settle(Settlement(claims[number], 5, {claims[number].recipients[0].id: OK}))
+    assert gathered(await spool.read_content(claims[1].content_id)) == HEADER + BODY
+    await spool.settle(Settlement(claims[1], 5, {2: OK}))
+    await gone(files / f"{message.id}-0")
+
+
+async def test_discarding_leaves_what_was_accepted(spool, make, files: Path) -> None:
+    arrival = spool.arrival()
+    await arrival.write([BODY])
+    content = LargeContent(HEADER, (arrival.octets(),), eight_bit=False)
+    (claim,) = (await spool.accept(make(content=content))).claims
+    arrival.discard()
+    await gone(arrival.octets().path)
+    assert gathered(await spool.read_content(claim.content_id)) == HEADER + BODY
+
+
+async def test_what_is_discarded_does_not_come_back(spool, files: Path) -> None:
+    arrival = spool.arrival()
+    await arrival.write([BODY])
+    arrival.discard()
+    await arrival.write([BODY])  # as the thread of a session that was cut off
+    await gone(arrival.octets().path)
+    assert names(files) == []
+
+
+async def test_a_repeated_or_failed_acceptance_leaves_no_name(spool, make, files: Path) -> None:
+    content = await arrived(spool)
+    (arriving,) = names(files)
+    await spool.accept(make(), submission_key="once")
+    assert (await spool.accept(make(content=content), submission_key="once")).repeated
+    assert names(files) == [arriving]
+    with pytest.raises(UnicodeEncodeError):
+        await spool.accept(make(content=content, subject="\ud800"))
+    assert names(files) == [arriving]
+    with pytest.raises(SpoolUnavailableError):
+        await spool.accept(make(content=content), reports=[make(content=content, id="n" * 300)])
+    assert names(files) == [arriving]
+
+
+async def test_a_dead_letter_shares_the_file_and_outlives_the_message(
+    spool, make, files: Path
+) -> None:
+    (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
+    content = await spool.read_content(claim.content_id)
+    letter = make({"local": ["postmaster"]}, content=content)
+    held, (dead,) = await spool.settle(Settlement(claim, 5, {1: NO}, reports=(letter,)))
+    assert held
+    await gone(files / f"{claim.message.id}-0")
+    assert gathered(await spool.read_content(dead.content_id)) == HEADER + BODY
+
+
+async def test_both_halves_of_one_acceptance_may_have_the_same_body(spool, make) -> None:
+    content = await arrived(spool)
+    letter = make({"local": ["postmaster"]}, content=content)
+    first, second = (await spool.accept(make(content=content), reports=[letter])).claims
+    for claim in (first, second):
+        assert gathered(await spool.read_content(claim.content_id)) == HEADER + BODY
+
+
+def pieces_in_memory(_: FileOctets) -> tuple[MemoryOctets, ...]:
+    return (MemoryOctets(BODY[:9]), MemoryOctets(BODY[9:]))
+
+
+def a_part_of_the_file(whole: FileOctets) -> tuple[FileOctets, ...]:
+    return (whole.part(2, 50),)
+
+
+def a_file_elsewhere(whole: FileOctets) -> tuple[FileOctets, ...]:
+    other = whole.path.parent.parent / "elsewhere"
+    other.write_bytes(BODY)
+    return (FileOctets(other, 0, len(BODY)),)
+
+
+@pytest.mark.parametrize("other", [pieces_in_memory, a_part_of_the_file, a_file_elsewhere])
+async def test_any_other_body_is_copied(spool, make, other: Callable, files: Path) -> None:
+    content = await arrived(spool)
+    content = replace(content, body=other(content.body[0]))
+    (claim,) = (await spool.accept(make(content=content))).claims
+    assert (files / f"{claim.message.id}-0").stat().st_nlink == 1
+    assert gathered(await spool.read_content(claim.content_id)) == gathered(content)
+
+
+async def test_where_links_are_impossible_it_is_copied(spool, make, files: Path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    content = await arrived(spool)
+    monkeypatch.setattr(contents.os, "link", refuse)
+    (claim,) = (await spool.accept(make(content=content))).claims
+    assert (files / f"{claim.message.id}-0").stat().st_nlink == 1
+    assert gathered(await spool.read_content(claim.content_id)) == HEADER + BODY
+
+
+async def test_a_body_that_is_gone_or_cut_short_is_no_message(spool, make, files: Path) -> None:
+    (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
+    stored = files / f"{claim.message.id}-0"
+    os.truncate(stored, 5)
+    with pytest.raises(SpoolError, match=r"has 5 bytes, expected 182"):
+        await spool.read_content(claim.content_id)
+    stored.unlink()
+    with pytest.raises(SpoolError, match="No such file"):
+        await spool.read_content(claim.content_id)
+    nothing = LargeContent(HEADER, (FileOctets(files / "nothing", 0, 5),), eight_bit=False)
+    with pytest.raises(SpoolUnavailableError):
+        await spool.accept(make(content=nothing))
+
+
+async def test_everything_is_synced_before_the_transaction_names_it(
+    spool, make, files: Path, monkeypatch
+) -> None:
+    synced: list[str] = []
+    really = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        really(descriptor)
+
+    content = await arrived(spool)
+    message = make(content=content)
+    at_point: list[list[str]] = []
+    monkeypatch.setattr(contents.os, "fsync", fsync)
+    monkeypatch.setattr(spool._files._crash, "reached", lambda _: at_point.append(list(synced)))
+    await spool.accept(message)
+    assert at_point[0] == [f"{message.id}-0", files.name]
+
+
+async def test_a_start_removes_what_was_arriving(path: Path, files: Path, make, open_spool) -> None:
+    spool = open_spool(path)
+    await spool.start()
+    (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
+    await arrived(spool)
+    assert len(names(files)) == 3
+    await spool.stop()
+    spool = open_spool(path)
+    await spool.start()
+    assert names(files) == [f"{claim.message.id}-0"]
+    assert gathered(await spool.read_content(claim.content_id)) == HEADER + BODY
+    await spool.stop()
+
+
+def made_by_an_older_relay(path: Path) -> None:
+    """Take back what the second schema added."""
+    connection = apsw.Connection(str(path))
+    connection.execute("ALTER TABLE content DROP COLUMN header")
+    connection.execute("ALTER TABLE content DROP COLUMN eight_bit")
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+
+
+@pytest.mark.parametrize("last", [b"x", b"\xff"], ids=["ascii", "eight bit"])
+async def test_a_spool_of_schema_1_is_brought_forward(
+    path: Path, make, open_spool, clock, last: bytes
+) -> None:
+    sent = [
+        HEADER + b"\r\nsmall\r\n",
+        HEADER + b"\r\n" + b"x" * (LARGE_BYTES // 2),
+        HEADER + b"\r\n" + b"x" * (2 * LARGE_BYTES) + last,
+    ]
+    old = open_spool(path)
+    await old.start()
+    for content in sent:
+        await old.accept(make(content=content))
+    await old.stop()
+    made_by_an_older_relay(path)
+    spool = open_spool(path)
+    await spool.start()
+    claims = await spool.claim_due(clock.time_us(), 10)
+    found = [await spool.read_content(claim.content_id) for claim in claims]
+    found.sort(key=size_of)
+    assert list(map(gathered, found)) == sent
+    assert list(map(type, found)) == [bytes, bytes, LargeContent]
+    assert (found[2].header, found[2].eight_bit) == (HEADER, last == b"\xff")
+    assert (await spool.accept(make(content=await arrived(spool)))).claims
+    await spool.stop()
+
+
+async def test_a_newer_schema_is_refused(path: Path, open_spool) -> None:
+    spool = open_spool(path)
+    await spool.start()
+    await spool.stop()
+    connection = apsw.Connection(str(path))
+    connection.execute("PRAGMA user_version = 3")
+    connection.close()
+    with pytest.raises(SpoolFormatError, match=r"newer Relay \(schema 3, expected 2\)"):
+        open_spool(path)
