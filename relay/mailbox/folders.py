@@ -1,33 +1,50 @@
 """The folders of a mailbox: made on first use, found by id or well-known name.
 
 On the path: every module of the store asks it for a mailbox's and a folder's directory.
-Holds: folders of other programs are shown and kept; ids follow from directory names alone.
+Holds: folders of other programs are shown and kept; a folder's id stays when its directory is
+    renamed, by whomever, since it is written into the folder's marker file.
 Fails: NoSuchItemError for a folder that is not there; OSError when the disk refuses.
-Standards: Maildir++; RFC 3501 5.1.3 (modified UTF-7); Graph's mailFolder.
+Standards: Maildir++ (`.A.B` is B within A; the marker `maildirfolder`); Graph's mailFolder.
 """
 
 import hashlib
 import os
+import re
 import threading
 from base64 import b32encode
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from relay.mailbox.maildir import list_names, make_directory, sync_directory, write_synced
+from relay.mailbox.foldernames import SEPARATOR, shown_name
+from relay.mailbox.maildir import list_names, make_directory, remove, sync_directory, write_synced
 from relay.mailbox.names import parse_name
 from relay.mailbox.types import Folder, NoSuchItemError, WellKnown
 
-_DIRECTORIES = ("cur", "new", "tmp")
+ROOT_ID = "msgfolderroot"
+_ROOT_NAME = "Top of Information Store"
+_MARKER = "maildirfolder"
+_MARKED = re.compile(rb"relay-folder-id ([a-z0-9]{2,64})\n")
+_MARKER_BYTES_MAX = 100
+# What is there last makes the directory a folder: a crash before leaves nothing to be seen.
+_DIRECTORIES = ("tmp", "new", "cur")
 _MAILBOXES_REMEMBERED = 10_000
+_INBOX_AS_PARENT = ".INBOX"  # the Inbox is the mailbox itself; what is within it is called so
+_DOVECOT_DELETES = "..DOVECOT-TRASHED"
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A well-known folder: its directory in the mailbox ("" is the mailbox itself)."""
+    """A well-known folder: its directory in the mailbox ("" is the mailbox itself).
+
+    Those that people look into are subscribed to when the mailbox is made.
+    """
 
     directory: str
     display_name: str
+    subscribed: bool = True
 
 
 _WELL_KNOWN = {
@@ -37,10 +54,21 @@ _WELL_KNOWN = {
     WellKnown.DELETED_ITEMS: _Known(".Trash", "Deleted Items"),
     WellKnown.JUNK_EMAIL: _Known(".Junk", "Junk Email"),
     WellKnown.ARCHIVE: _Known(".Archive", "Archive"),
+    WellKnown.OUTBOX: _Known(".Outbox", "Outbox", subscribed=False),
 }
 _BY_DIRECTORY = {known.directory: name for name, known in _WELL_KNOWN.items()}
+_IDS = {str(name): known.directory for name, known in _WELL_KNOWN.items()}
 _SUBSCRIPTIONS = "V\t2\n\n" + "".join(
-    f"{known.directory[1:]}\n" for known in _WELL_KNOWN.values() if known.directory
+    f"{known.directory[1:]}\n"
+    for known in _WELL_KNOWN.values()
+    if known.directory and known.subscribed
+)
+# Graph's other well-known folders: of Exchange's own machinery, or of clients that are no more.
+_NOT_HERE = frozenset(
+    (
+        *("clutter", "conflicts", "conversationhistory", "localfailures", "scheduled"),
+        *("recoverableitemsdeletions", "searchfolders", "serverfailures", "syncissues"),
+    )
 )
 
 
@@ -76,19 +104,87 @@ class Folders:
         _make_maildir(mailbox / _WELL_KNOWN[folder].directory, is_folder=folder != WellKnown.INBOX)
 
 
+def make_folder(path: Path, folder_id: str) -> None:
+    """Make a folder's directory, durable with its id in it; it is seen when it is whole."""
+    make_directory(path)
+    write_id(path, folder_id)
+    _make_maildir(path, is_folder=True)
+
+
+def write_id(path: Path, folder_id: str) -> None:
+    """Write a folder's id into its marker file."""
+    fresh = path / f"{_MARKER}.{folder_id}"
+    remove(fresh)  # what a crash left
+    try:
+        write_synced(fresh, f"relay-folder-id {folder_id}\n".encode())
+        fresh.rename(path / _MARKER)
+    finally:
+        remove(fresh)
+    sync_directory(path)
+
+
+def write_ids(folders: Iterable[Folder]) -> None:
+    """Write down the ids that follow from directory names only, as long as those are the names."""
+    for folder in folders:
+        if folder.well_known is None and _marked_id(folder.path) != folder.id:
+            write_id(folder.path, folder.id)
+
+
 def well_known_path(mailbox: Path, folder: WellKnown) -> Path:
     """The directory of a well-known folder."""
     return mailbox / _WELL_KNOWN[folder].directory
 
 
-def list_folders(mailbox: Path) -> list[Folder]:
-    """Every folder without its counts, well-known ones first, the others by name."""
-    others = sorted(
+def folder_directories(mailbox: Path) -> list[str]:
+    """The names of the directories of all folders but the well-known ones, in order."""
+    return sorted(
         name
         for name in list_names(mailbox)
-        if name.startswith(".") and name not in _BY_DIRECTORY and (mailbox / name / "cur").is_dir()
+        if name.startswith(".")
+        and name not in _BY_DIRECTORY
+        and not name.startswith(_DOVECOT_DELETES)
+        and (mailbox / name / "cur").is_dir()
     )
-    return [_folder(mailbox, name) for name in (*_BY_DIRECTORY, *others)]
+
+
+def parent_directory(name: str, there: Iterable[str]) -> str:
+    """Return the directory of the folder that `name` is within, "" for the mailbox's root.
+
+    A folder whose parent has no directory is within the next one above that has: `.A.B` without
+    `.A` is "A.B" in the root. `there` are the directories of all folders.
+    """
+    parent = name
+    while parent := parent.rpartition(SEPARATOR)[0]:
+        if parent in there:
+            return parent
+    return ""
+
+
+def directory_within(parent: Folder | None, name: str) -> str:
+    """Return the directory of the folder `name` (on disk) within `parent`, None for the root."""
+    above = "" if parent is None else parent.path.name
+    if parent is not None and parent.well_known is WellKnown.INBOX:
+        above = _INBOX_AS_PARENT
+    return f"{above}{SEPARATOR}{name}"
+
+
+def list_folders(mailbox: Path) -> list[Folder]:
+    """Every folder without its counts, well-known ones first, the others by name."""
+    others = folder_directories(mailbox)
+    there = {_INBOX_AS_PARENT, *_BY_DIRECTORY, *others} - {""}
+    ids = _ids(mailbox, others)
+    parents = {name: parent_directory(name, there - {name}) for name in others}
+    children = Counter(ids[parent] for parent in parents.values() if parent)
+    found = [
+        Folder(str(name), known.display_name, mailbox / known.directory, name)
+        for name, known in _WELL_KNOWN.items()
+    ]
+    for name in others:
+        parent = parents[name]
+        shown = shown_name(name[len(parent) + 1 :])
+        parent_id = ids[parent] if parent else ""
+        found.append(Folder(ids[name], shown, mailbox / name, parent_id=parent_id))
+    return [replace(one, children=children[one.id]) for one in found]
 
 
 def find_folder(mailbox: Path, folder_id: str) -> Folder:
@@ -100,7 +196,20 @@ def find_folder(mailbox: Path, folder_id: str) -> Folder:
     for folder in list_folders(mailbox):
         if folder.id == wanted:
             return folder
+    if wanted in _NOT_HERE:
+        raise NoSuchItemError(
+            f"There is no folder {folder_id!r} here: of Graph's well-known folders a mailbox has"
+            f" {', '.join(_IDS)} and {ROOT_ID}."
+        )
+    if wanted == ROOT_ID:
+        raise NoSuchItemError("The top of a mailbox has folders and no messages.")
     raise NoSuchItemError(f"There is no folder {folder_id!r} in this mailbox.")
+
+
+def root_folder(mailbox: Path, folders: Iterable[Folder]) -> Folder:
+    """Return what stands above all folders; no directory is behind it."""
+    children = sum(not folder.parent_id for folder in folders)
+    return Folder(ROOT_ID, _ROOT_NAME, mailbox, children=children)
 
 
 def counted(folder: Folder) -> Folder:
@@ -111,38 +220,50 @@ def counted(folder: Folder) -> Folder:
     return replace(folder, total=len(unseen) + len(seen), unread=unread)
 
 
-def _folder(mailbox: Path, directory: str) -> Folder:
-    if (well_known := _BY_DIRECTORY.get(directory)) is not None:
-        known = _WELL_KNOWN[well_known]
-        return Folder(str(well_known), known.display_name, mailbox / directory, well_known)
-    octets = os.fsencode(directory)
-    digest = b32encode(hashlib.sha256(octets).digest()).decode().lower()[:15]
-    shown = _from_modified_utf7(octets[1:].decode("utf-8", "replace"))
-    return Folder(f"f{digest}", shown, mailbox / directory)
+def _ids(mailbox: Path, others: Iterable[str]) -> dict[str, str]:
+    """Return each directory's folder id; one that is copied with its marker gets one of its own."""
+    ids = {known.directory: str(name) for name, known in _WELL_KNOWN.items()}
+    ids[_INBOX_AS_PARENT] = str(WellKnown.INBOX)
+    taken = set(ids.values()) | {ROOT_ID} | _NOT_HERE
+    unmarked = []
+    for name in others:
+        folder_id = _marked_id(mailbox / name)
+        if folder_id and folder_id not in taken:
+            ids[name] = folder_id
+            taken.add(folder_id)
+        else:
+            unmarked.append(name)
+    for name in unmarked:
+        number = 0
+        while (folder_id := _derived_id(name, number)) in taken:
+            number += 1
+        ids[name] = folder_id
+        taken.add(folder_id)
+    return ids
+
+
+def _marked_id(path: Path) -> str:
+    """Return the id in a folder's marker file, "" if there is none."""
+    with suppress(OSError):
+        descriptor = os.open(path / _MARKER, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            marked = _MARKED.fullmatch(os.read(descriptor, _MARKER_BYTES_MAX))
+        finally:
+            os.close(descriptor)
+        return marked[1].decode() if marked else ""
+    return ""
+
+
+def _derived_id(directory: str, number: int) -> str:
+    octets = os.fsencode(directory) + (b"/%d" % number if number else b"")
+    return "f" + b32encode(hashlib.sha256(octets).digest()).decode().lower()[:15]
 
 
 def _make_maildir(path: Path, *, is_folder: bool) -> None:
     if all((path / name).is_dir() for name in _DIRECTORIES):
         return
+    if is_folder and not (path / _MARKER).exists():
+        make_directory(path)
+        (path / _MARKER).touch(0o600)
     for name in _DIRECTORIES:
         make_directory(path / name)
-    if is_folder and not (path / "maildirfolder").exists():
-        (path / "maildirfolder").touch(0o600)
-        sync_directory(path)
-
-
-def _from_modified_utf7(name: str) -> str:
-    """Read a folder name as IMAP servers write it; one that is written otherwise stays as it is."""
-    pieces = name.split("&")
-    text = pieces[0]
-    for piece in pieces[1:]:
-        coded, found, rest = piece.partition("-")
-        if not found:
-            return name
-        try:
-            text += f"+{coded.replace(',', '/')}-".encode().decode("utf-7") if coded else "&"
-            text.encode()  # half of a surrogate pair is no text
-        except UnicodeError:
-            return name
-        text += rest
-    return text

@@ -51,6 +51,10 @@ class FolderExistsError(FolderError):
     """There is a folder of that name already (409)."""
 
 
+class ProtectedFolderError(FolderError):
+    """A well-known folder keeps its name and its place, and stays (403)."""
+
+
 class StalePositionError(StoreError):
     """A position of the change feed, or of a page, that the index knows no more: begin anew."""
 
@@ -64,6 +68,7 @@ class WellKnown(StrEnum):
     DELETED_ITEMS = "deleteditems"
     JUNK_EMAIL = "junkemail"
     ARCHIVE = "archive"
+    OUTBOX = "outbox"
 
 
 @dataclass(frozen=True, slots=True)

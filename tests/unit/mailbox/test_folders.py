@@ -23,6 +23,7 @@ async def test_a_mailbox_is_made_on_first_use(place, store):
         ("deleteditems", "Deleted Items"),
         ("junkemail", "Junk Email"),
         ("archive", "Archive"),
+        ("outbox", "Outbox"),
     ]
     assert (directory / "cur").is_dir()
     subscribed = (directory / "subscriptions").read_text()
@@ -40,7 +41,7 @@ async def test_folders_of_other_programs_are_shown_and_counted(place, store):
     seen.set_subdir("cur")
     seen.set_flags("S")
     folder.add(seen)
-    others = (await store.list_folders(ALICE))[6:]
+    others = (await store.list_folders(ALICE))[7:]
     assert [one.display_name for one in others] == ["A.B&C", "Entwürfe", "bad&x"]
     found = await store.get_folder(ALICE, others[1].id.upper())
     assert (found.display_name, found.total, found.unread) == ("Entwürfe", 2, 1)
@@ -74,7 +75,7 @@ async def test_names_that_are_no_text_are_shown_as_well_as_can_be(place, store):
         cur = place.root / "example.test/alice" / os.fsdecode(name) / "cur"
         cur.mkdir(parents=True)
         (cur / os.fsdecode(b"1.\xfc.h")).write_bytes(b"Subject: there\r\n\r\n")
-    others = (await store.list_folders(ALICE))[6:]
+    others = (await store.list_folders(ALICE))[7:]
     assert sorted(one.display_name for one in others) == ["&2AA-", "\ufffdber"]
     for folder in others:
         [message] = (await store.list_messages(ALICE, folder_id=folder.id)).messages
