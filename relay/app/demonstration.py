@@ -16,6 +16,7 @@ from relay.accounts.development import DOMAIN
 from relay.app.daemon import Daemon
 from relay.app.sending import Draft, send_by_graph
 from relay.journal.events import Step
+from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import WellKnown
 
 _TIMEOUT_S = 15.0
@@ -103,7 +104,8 @@ async def _report_subject(daemon: Daemon) -> str:
         async with asyncio.timeout(_TIMEOUT_S):
             while True:
                 seen = daemon.changes.count
-                page = await daemon.store.list_messages(_ALICE, folder_id=WellKnown.INBOX, top=1)
+                newest = MessageQuery(folder_id=WellKnown.INBOX, top=1)
+                page = await daemon.store.query_messages(_ALICE, newest)
                 if page.messages:
                     return page.messages[0].properties.subject
                 await daemon.changes.beyond(seen)

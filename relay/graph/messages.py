@@ -25,6 +25,7 @@ from relay.graph.show import (
 from relay.graph.values import json_object
 from relay.graph.visit import Visit
 from relay.http.gateway import json_response
+from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import MessageChange, StoredMessage
 
 
@@ -65,14 +66,15 @@ async def get_message(visit: Visit) -> Response:
 
 async def list_messages(visit: Visit) -> Response:
     """GET a page of messages, newest first."""
-    options = visit.options({"select", "top", "skip"}, MESSAGE_PROPERTIES)
-    page = await visit.door.store.list_messages(
-        visit.mailbox, folder_id=visit.folder_id, skip=options.skip, top=options.top
+    options = visit.options({"select", "top", "skip", "skiptoken"}, MESSAGE_PROPERTIES)
+    query = MessageQuery(
+        folder_id=visit.folder_id, skip=options.skip, top=options.top, after=options.skiptoken
     )
+    page = await visit.door.store.query_messages(visit.mailbox, query)
     shown = [show_message(one, options.select) for one in page.messages]
     answer = {**visit.context(_context_of(visit)), "value": shown}
-    if page.next_skip is not None:
-        answer["@odata.nextLink"] = options.next_link(_url(visit), skip=page.next_skip)
+    if page.next_after:
+        answer["@odata.nextLink"] = options.next_link(_url(visit), skiptoken=page.next_after)
     return json_response(answer)
 
 

@@ -31,11 +31,16 @@ class Options:
     select: tuple[str, ...] = ()
     top: int = TOP_DEFAULT
     skip: int = 0
+    skiptoken: str = ""
 
-    def next_link(self, url: str, *, skip: int) -> str:
-        """Return the absolute URL of the page that begins at `skip`; `url` has no query."""
+    def next_link(self, url: str, *, skip: int = 0, skiptoken: str = "") -> str:
+        """Return the absolute URL of the next page, by its token or by number; `url` has no query.
+
+        What the token says includes what was skipped before.
+        """
         query = {"$select": ",".join(self.select)} if self.select else {}
-        query |= {"$top": str(self.top), "$skip": str(skip)}
+        query["$top"] = str(self.top)
+        query |= {"$skiptoken": skiptoken} if skiptoken else {"$skip": str(skip)}
         return f"{url}?{urlencode(query, safe='$,', quote_via=quote)}"
 
 
@@ -65,6 +70,7 @@ def parse_options(
         select=_select(given.get("select", ""), known),
         top=_number(given, "top", default=TOP_DEFAULT, limits=(1, TOP_MAX)),
         skip=_number(given, "skip", default=0, limits=(0, _SKIP_MAX)),
+        skiptoken=given.get("skiptoken", ""),
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from enum import Enum
 from typing import Protocol
 
+from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import Folder, MessageChange, Note, Page, SendOptions, StoredMessage
 from relay.message.content import Content
 from relay.message.properties import MessageProperties
@@ -57,12 +58,11 @@ class MailStore(Protocol):
         """One message, wherever it is (or only in `folder_id`). Raises NoSuchItemError."""
         ...
 
-    async def list_messages(
-        self, account: str, *, folder_id: str = "", skip: int = 0, top: int = 10
-    ) -> Page:
-        """Newest first; all folders when `folder_id` is "". Raises NoSuchItemError.
+    async def query_messages(self, account: str, query: MessageQuery) -> Page:
+        """A page of the messages that were asked for; it may end before `top` when they are large.
 
-        A page may end before `top` when its messages are large.
+        Raises NoSuchItemError for the folder, StalePositionError for `after`,
+        StoreUnavailableError.
         """
         ...
 

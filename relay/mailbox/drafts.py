@@ -27,6 +27,7 @@ from relay.mailbox.messages import (
     next_generation,
 )
 from relay.mailbox.names import parse_name, with_flags
+from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
     Folder,
     MessageChange,
@@ -68,21 +69,23 @@ class Drafts:
         mailbox = self._shared.folders.mailbox(account)
         return _loaded(self._find(mailbox, message_id, folder_id))
 
-    def list_messages(self, account: str, folder_id: str, *, skip: int, top: int) -> Page:
-        """See MailStore.list_messages()."""
+    def query(self, account: str, query: MessageQuery) -> Page:
+        """See MailStore.query_messages()."""
         mailbox = self._shared.folders.mailbox(account)
-        everything = self._shared.index.newest_first(mailbox, folder_id=folder_id)
+        everything = self._shared.index.newest_first(mailbox, folder_id=query.folder_id)
         messages: list[StoredMessage] = []
-        size_bytes, next_skip = 0, skip
-        for located in everything[skip : skip + top]:
+        begin = int(query.after or 0) + query.skip
+        size_bytes, position = 0, begin
+        for located in everything[begin : begin + query.top]:
             if size_bytes > _PAGE_BYTES:
                 break
-            next_skip += 1
-            if (message := self._listed(mailbox, located, folder_id)) is not None:
+            position += 1
+            if (message := self._listed(mailbox, located, query.folder_id)) is not None:
                 messages.append(message)
                 size_bytes += message.size
-        is_last = next_skip >= len(everything)
-        return Page(tuple(messages), len(everything), None if is_last else next_skip)
+        is_last = position >= len(everything)
+        total = len(everything) if query.count else None
+        return Page(tuple(messages), total, "" if is_last else str(position))
 
     def _listed(self, mailbox: Path, located: Located, folder_id: str) -> StoredMessage | None:
         """Load a message of a listing, None if it is gone by now."""

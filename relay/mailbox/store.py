@@ -27,6 +27,7 @@ from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import DirectorySync, Stripes, storage_errors
 from relay.mailbox.names import mailbox_directory
 from relay.mailbox.notes import NotesDirectory
+from relay.mailbox.query import MessageQuery
 from relay.mailbox.quota import Quota
 from relay.mailbox.sending import Sending
 from relay.mailbox.types import (
@@ -124,11 +125,9 @@ class FileStore:
         """One message."""
         return await self._run(self._drafts.get, account, message_id, folder_id)
 
-    async def list_messages(
-        self, account: str, *, folder_id: str = "", skip: int = 0, top: int = 10
-    ) -> Page:
-        """Some messages, newest first."""
-        return await self._run(self._drafts.list_messages, account, folder_id, skip=skip, top=top)
+    async def query_messages(self, account: str, query: MessageQuery) -> Page:
+        """A page of messages."""
+        return await self._run(self._drafts.query, account, query)
 
     async def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
         """Change a message."""

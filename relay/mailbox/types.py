@@ -162,14 +162,15 @@ class MessageChange:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some messages of a listing, newest first, and how many there are in all.
+    """Some messages in the order that was asked for.
 
-    `next_skip` is where the next page begins, None when nothing is left.
+    `total` is how many there are in all, None unless that was asked for; `next_after` where the
+    next page begins (MessageQuery.after), "" when nothing is left.
     """
 
     messages: tuple[StoredMessage, ...]
-    total: int
-    next_skip: int | None = None
+    total: int | None = None
+    next_after: str = ""
 
 
 @dataclass(frozen=True, slots=True)

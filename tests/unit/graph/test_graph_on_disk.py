@@ -190,8 +190,8 @@ async def test_a_next_link_is_under_the_public_url(on_disk: OnDisk) -> None:
     for _ in range(2):
         await on_disk.http.post("/messages", json={})
     page = (await on_disk.http.get("/messages?$top=1")).json()
-    expected = "https://mail.example.test/v1.0/me/messages?$top=1&$skip=1"
-    assert page["@odata.nextLink"] == expected
+    expected = "https://mail.example.test/v1.0/me/messages?$top=1&$skiptoken="
+    assert page["@odata.nextLink"].startswith(expected)
 
 
 async def test_a_changed_internet_message_id(on_disk: OnDisk) -> None:

@@ -9,6 +9,7 @@ import httpx
 from relay.accounts import Account
 from relay.clock import Ids, ManualClock
 from relay.journal.crash import CrashPoint
+from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
     Folder,
     MessageChange,
@@ -105,13 +106,15 @@ class MemoryStore:
                 return one
         raise NoSuchItemError("The specified object was not found in the store.")
 
-    async def list_messages(self, account, *, folder_id="", skip=0, top=10):
+    async def query_messages(self, account, query: MessageQuery):
         every = self.messages.get(account, [])
-        if folder_id:
-            folder = await self.get_folder(account, folder_id)
+        if query.folder_id:
+            folder = await self.get_folder(account, query.folder_id)
             every = [one for one in every if one.folder == folder]
-        next_skip = skip + top if skip + top < len(every) else None
-        return Page(tuple(every[skip : skip + top]), len(every), next_skip)
+        begin = int(query.after or 0) + query.skip
+        end = begin + query.top
+        total = len(every) if query.count else None
+        return Page(tuple(every[begin:end]), total, str(end) if end < len(every) else "")
 
     async def update(self, account, message_id, change: MessageChange):
         if self.refuse:

@@ -4,6 +4,7 @@ import asyncio
 import mailbox
 import threading
 from base64 import b64encode
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from relay.mailbox import (
     WellKnown,
 )
 from relay.mailbox.maildir import DirectorySync
+from relay.mailbox.query import MessageQuery
 from relay.message.properties import Attachment, Person
 
 ALICE = "alice@example.test"
@@ -98,7 +100,7 @@ async def test_of_two_generations_the_higher_counts_and_the_lower_goes(place, st
 
 async def test_only_drafts_change_their_content(place, store, draft, maildir):
     maildir.add(b"Subject: arrived\n\nx")
-    [found] = (await store.list_messages(ALICE)).messages
+    [found] = (await store.query_messages(ALICE, MessageQuery())).messages
     with pytest.raises(NotADraftError):
         await store.update(ALICE, found.id, MessageChange(properties=draft()))
     read = await store.update(ALICE, found.id, MessageChange(is_read=True, flagged=True))
@@ -133,24 +135,29 @@ async def test_a_listing_has_the_newest_first_in_pages(place, store, draft):
     for _ in range(5):
         ids.append((await store.create_draft(ALICE, draft())).id)
         place.clock.advance(1)
-    page = await store.list_messages(ALICE, folder_id="DRAFTS", skip=1, top=2)
+    query = MessageQuery(folder_id="DRAFTS", skip=1, top=2, count=True)
+    page = await store.query_messages(ALICE, query)
     assert ([one.id for one in page.messages], page.total) == ([ids[3], ids[2]], 5)
-    assert page.next_skip == 3
-    assert (await store.list_messages(ALICE, folder_id="inbox")).total == 0
+    page = await store.query_messages(ALICE, replace(query, skip=0, after=page.next_after))
+    assert ([one.id for one in page.messages], page.next_after) == ([ids[1], ids[0]], "")
+    page = await store.query_messages(ALICE, MessageQuery(folder_id="inbox", count=True))
+    assert (page.messages, page.total) == ((), 0)
     with pytest.raises(NoSuchItemError):
-        await store.list_messages(ALICE, folder_id="nowhere")
+        await store.query_messages(ALICE, MessageQuery(folder_id="nowhere"))
 
 
 async def test_a_page_of_large_messages_ends_early_and_says_where(place, store, draft, monkeypatch):
     monkeypatch.setattr("relay.mailbox.drafts._PAGE_BYTES", 1)
     made = {(await store.create_draft(ALICE, draft())).id for _ in range(3)}
-    seen, skip = set(), 0
-    while skip is not None:
-        page = await store.list_messages(ALICE, skip=skip)
+    seen, query = [], MessageQuery()
+    while True:
+        page = await store.query_messages(ALICE, query)
         assert len(page.messages) == 1
-        seen.add(page.messages[0].id)
-        skip = page.next_skip
-    assert seen == made
+        seen.append(page.messages[0].id)
+        if not page.next_after:
+            break
+        query = MessageQuery(after=page.next_after)
+    assert sorted(seen) == sorted(made)
 
 
 @pytest.mark.parametrize("message_id", ["", "x", "../../etc/passwd", "0000000000000000", "\0"])

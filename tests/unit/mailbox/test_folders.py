@@ -8,6 +8,7 @@ import pytest
 
 from relay.accounts.account import DEAD_LETTER
 from relay.mailbox import NoSuchItemError
+from relay.mailbox.query import MessageQuery
 
 ALICE = "alice@example.test"
 
@@ -45,7 +46,7 @@ async def test_folders_of_other_programs_are_shown_and_counted(place, store):
     assert [one.display_name for one in others] == ["A.B&C", "Entwürfe", "bad&x"]
     found = await store.get_folder(ALICE, others[1].id.upper())
     assert (found.display_name, found.total, found.unread) == ("Entwürfe", 2, 1)
-    assert (await store.list_messages(ALICE, folder_id=found.id)).total == 2
+    assert len((await store.query_messages(ALICE, MessageQuery(folder_id=found.id))).messages) == 2
 
 
 async def test_a_folder_that_somebody_removed_comes_back(place, store, draft):
@@ -78,6 +79,6 @@ async def test_names_that_are_no_text_are_shown_as_well_as_can_be(place, store):
     others = (await store.list_folders(ALICE))[7:]
     assert sorted(one.display_name for one in others) == ["&2AA-", "\ufffdber"]
     for folder in others:
-        [message] = (await store.list_messages(ALICE, folder_id=folder.id)).messages
+        [message] = (await store.query_messages(ALICE, MessageQuery(folder_id=folder.id))).messages
         assert (await store.get(ALICE, message.id)).properties.subject == "there"
         assert msgspec.json.encode([folder.display_name, message.change_key])

@@ -11,6 +11,7 @@ from relay.clock import id_time_us
 from relay.files import FileOctets
 from relay.mailbox import DeliveryResult, MailboxFullError, StoreUnavailableError
 from relay.mailbox.inbox import DeliveredIds
+from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import ContentUnreadableError
 from relay.message.content import BLOCK_BYTES, LargeContent
 
@@ -26,7 +27,7 @@ async def test_a_message_arrives_unread_and_whole(place, store):
     assert file.name.startswith(f"{id_time_us(UNIQUE) // 1_000_000}.R")
     assert file.name.endswith(f",S={len(CONTENT)}")
     assert place.left_over() == []
-    [message] = (await store.list_messages(BOB, folder_id="inbox")).messages
+    [message] = (await store.query_messages(BOB, MessageQuery(folder_id="inbox"))).messages
     assert (message.properties.subject, message.is_read, message.is_draft) == (
         "hello",
         False,

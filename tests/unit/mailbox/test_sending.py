@@ -20,6 +20,7 @@ from relay.mailbox import (
     StoreUnavailableError,
 )
 from relay.mailbox.maildir import Stripes
+from relay.mailbox.query import MessageQuery
 from relay.message.convert import convert
 from relay.message.draft import read_properties
 
@@ -146,7 +147,7 @@ async def test_a_draft_of_a_mail_client_keeps_its_id_and_its_bytes(place, store)
     content = b"To: bob@b.test\nSubject: by hand\n\nhello\n"
     file = place.root / "example.test/alice/.Drafts/cur/1700.M1P1.mutt:2,DS"
     file.write_bytes(content)
-    [found] = (await store.list_messages(ALICE, folder_id="drafts")).messages
+    [found] = (await store.query_messages(ALICE, MessageQuery(folder_id="drafts"))).messages
     note = await store.submit_draft(ALICE, found.id, SAVE)
     assert note.draft_id == found.id
     assert len(place.files(".Drafts")) == 1
