@@ -1,0 +1,116 @@
+"""Large contents on the way out: from the spool's file to hosts and mailboxes, whatever happens to it."""
+
+import asyncio
+import hashlib
+
+import pytest
+
+from relay.delivery import contents as contents_module
+from relay.files import FileOctets
+from relay.message.content import LARGE_BYTES, LargeContent, blocks
+from relay.spool.types import Selector
+from tests.support.journeys import outcomes, states
+from tests.support.remote_mx import RemoteMx
+
+LINE = b"x" * 500 + b".\r\n.\r\n"
+
+
+@pytest.fixture
+def large(tmp_path):
+    """`large()` is a content of some megabytes in a file."""
+
+    def make(lines=10_000):
+        path = tmp_path / "body"
+        path.write_bytes(b"\r\n" + LINE * lines)
+        body = FileOctets(path, 0, path.stat().st_size)
+        assert body.size > LARGE_BYTES
+        return LargeContent(b"Subject: large\r\nFrom: <alice@example.test>\r\n", (body,), False)
+
+    return make
+
+
+def digest(content):
+    made = hashlib.sha256()
+    for block in blocks(content):
+        made.update(block)
+    return made.hexdigest()
+
+
+def body_files(house):
+    return list((house.folder / "spool.sqlite-content").iterdir())
+
+
+async def test_one_body_goes_to_hosts_and_mailboxes(house, large) -> None:
+    house.table.mailboxes.add("bob@here.test")
+    content = large()
+    expected = digest(content)
+    async with RemoteMx() as one, RemoteMx() as two:
+        house.table.at("a.test", one)
+        house.table.at("b.test", two)
+        await house.start()
+        queue_id = await house.send("x@a.test", "y@b.test", "bob@here.test", contents=(content,))
+        journey = await house.done(queue_id)
+        assert set(states(journey).values()) == {"relayed", "delivered"}
+        assert {digest(mx.envelopes[0].content) for mx in (one, two)} == {expected}
+    [delivered] = house.store.inboxes.values()
+    assert isinstance(delivered, LargeContent)
+    head = b"Return-Path: <alice@example.test>\r\nDelivered-To: bob@here.test\r\n"
+    assert delivered.header == head + content.header
+    assert delivered.body[0].size == content.body[0].size
+    assert not house.dispatcher._contents._held
+
+
+@pytest.mark.parametrize("claim", [True, False], ids=["accepted", "due"])
+async def test_a_body_lost_midway_defers_and_no_host_has_half(house, large, claim) -> None:
+    gate = asyncio.Event()
+    house.retry_s = (60.0,)
+    async with RemoteMx(gates={"CONTENT": gate}, read_limit=2**16) as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        queue_id = await house.send("x@a.test", contents=(large(50_000),), claim=claim)
+        await mx.reached("DATA")
+        for path in body_files(house):
+            path.unlink()
+        gate.set()
+        async with asyncio.timeout(5):
+            assert await house.changed.get() == queue_id
+        journey = await house.spool.journey(queue_id)
+        assert states(journey) == {"x@a.test": "deferred"}
+        assert mx.envelopes == []
+        [listed] = await house.spool.queue_list(Selector(ids=(queue_id,)), limit=1)
+        assert "451 4.3.0 the message cannot be read: No such file" in str(listed)
+
+
+async def test_a_failed_large_message_is_reported_by_its_header(house, large, monkeypatch) -> None:
+    told = []
+    failures = house.reporter.failures
+
+    def listening(message, **about):
+        told.append(message.content)
+        return failures(message, **about)
+
+    monkeypatch.setattr(house.reporter, "failures", listening)
+    async with RemoteMx(replies={"DOT": "552 5.3.4 too large"}) as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        journey = await house.done(await house.send("x@a.test", contents=(large(),)))
+    assert outcomes(journey, "x@a.test") == ["failed"]
+    [content] = told
+    assert isinstance(content, LargeContent)
+    assert content.header.startswith(b"Subject: large\r\n")
+
+
+async def test_many_large_messages_wait_for_no_memory(house, large, monkeypatch) -> None:
+    monkeypatch.setattr(contents_module, "LARGE_BYTES", 1)  # what is reserved before it is read
+    gate = asyncio.Event()
+    async with RemoteMx(gates={"DOT": gate}) as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        house.dispatcher._contents._budget = 1000  # headers of all, and not one body
+        ids = [await house.send(f"{n}@a.test", contents=(large(3_000),)) for n in range(4)]
+        async with asyncio.timeout(10):
+            while len(mx.envelopes) < 4:
+                await asyncio.sleep(0)
+        gate.set()
+        for queue_id in ids:
+            assert set(states(await house.done(queue_id)).values()) == {"relayed"}
