@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from dataclasses import replace
 
 import pytest
 
@@ -102,13 +103,14 @@ async def test_a_failed_large_message_is_reported_by_its_header(house, large, mo
 
 async def test_many_large_messages_wait_for_no_memory(house, large, monkeypatch) -> None:
     monkeypatch.setattr(contents_module, "LARGE_BYTES", 1)  # what is reserved before it is read
+    house.timeouts = replace(house.timeouts, dot_s=60)  # no end of a wait lets the next one in
     gate = asyncio.Event()
     async with RemoteMx(gates={"DOT": gate}) as mx:
         house.table.at("a.test", mx)
         await house.start()
         house.dispatcher._contents._budget = 1000  # headers of all, and not one body
         ids = [await house.send(f"{n}@a.test", contents=(large(3_000),)) for n in range(4)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(5):
             while len(mx.envelopes) < 4:
                 await asyncio.sleep(0)
         gate.set()

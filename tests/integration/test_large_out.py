@@ -1,0 +1,93 @@
+"""A large message on its way out of a real relay: as it came, and without being in its memory."""
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+from relay.clock import Ids, SystemClock
+from relay.files import FileOctets
+from relay.journal.crash import CrashPoints
+from relay.journal.metrics import Metrics
+from relay.message.content import LargeContent
+from relay.message.nexthop import NextHop
+from relay.message.verdict import Source
+from relay.spool import SqliteSpool
+from relay.spool.types import NewEntry, NewMessage, NewRecipient
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remotes import Remotes, received
+
+BODY_BYTES = 60_000_000
+GROWTH_BYTES_MAX = 30_000_000
+HEADER = b"From: <alice@example.test>\r\nSubject: large\r\nMessage-ID: <large@example.test>\r\n"
+LINE = b"x" * 500 + b".\r\n" + b".\r\n"
+
+
+def most_memory_bytes(relay: RelayProcess) -> int:
+    """The most that the relay's process has had in memory (VmHWM)."""
+    assert relay.process is not None
+    told = Path(f"/proc/{relay.process.pid}/status").read_text()
+    return 1024 * int(told.partition("VmHWM:")[2].split()[0])
+
+
+async def put_into_spool(
+    relay: RelayProcess, content: LargeContent, next_hops: dict[str, str]
+) -> str:
+    """Put a message into the spool of a relay that does not run; return its queue id."""
+    clock = SystemClock()
+    spool = SqliteSpool(
+        relay.folder / "state/spool.sqlite", clock=clock, crash=CrashPoints(), metrics=Metrics(),
+        submission_keep_s=0,
+    )  # fmt: skip
+    now_us = clock.time_us()
+    message = NewMessage(
+        id=Ids(clock).new(), reverse_path="alice@example.test", source=Source.SMTP, trusted=True,
+        received_us=now_us, expires_us=now_us + 3_600_000_000, account="alice@example.test",
+        contents=(content,),
+        entries=tuple(
+            NewEntry(NextHop.parse(hop), (NewRecipient(address),))
+            for address, hop in next_hops.items()
+        ),
+    )  # fmt: skip
+    await spool.start()
+    try:
+        return (await spool.accept(message, claim=False)).queue_id
+    finally:
+        await spool.stop()
+
+
+def test_a_large_message_goes_out_whole_and_is_never_in_memory(
+    remotes: Remotes, tmp_path: Path
+) -> None:
+    octets = HEADER + b"\r\n" + LINE * (BODY_BYTES // len(LINE))
+    path = tmp_path / "body"
+    path.write_bytes(octets[len(HEADER) :])
+    content = LargeContent(HEADER, (FileOctets(path, 0, path.stat().st_size),), eight_bit=False)
+    good = remotes.start("a.test")
+    remotes.start("b.test", replies={"DOT": "552 5.3.4 too large"})
+    with remotes.relay() as relay:
+        idle_bytes = most_memory_bytes(relay)
+        relay.stop()
+        hops = {"x@a.test": "mx:a.test", "y@b.test": "mx:b.test", "bob@example.test": "local"}
+        queue_id = asyncio.run(put_into_spool(relay, content, hops))
+        relay.start()
+        relay.until_final(queue_id)
+        assert relay.states(queue_id) == {
+            "x@a.test": "relayed", "y@b.test": "failed", "bob@example.test": "delivered",
+        }  # fmt: skip
+        expected = hashlib.sha256(octets).hexdigest()
+        assert hashlib.sha256(received(good, "x@a.test").content).hexdigest() == expected
+        home = relay.folder / "mail/example.test/bob"
+        [delivered] = [*home.glob("new/*"), *home.glob("cur/*")]
+        assert f",S={delivered.stat().st_size}" in delivered.name
+        with delivered.open("rb") as file:
+            file.seek(delivered.stat().st_size - len(octets))
+            assert hashlib.file_digest(file, "sha256").hexdigest() == expected
+        until("the report is there", lambda: relay.subjects() == ["Undeliverable: large"])
+        [report] = relay.maildir()
+        assert [part.get_content_type() for part in report.get_payload()][2:] == [
+            "text/rfc822-headers"
+        ]
+        assert most_memory_bytes(relay) - idle_bytes < GROWTH_BYTES_MAX
+        assert relay.faults() == []
+        files = relay.folder / "state/spool.sqlite-content"
+        until("the spool let go of the body", lambda: not list(files.iterdir()))
