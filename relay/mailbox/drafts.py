@@ -56,7 +56,7 @@ class Drafts:
     ) -> StoredMessage:
         """See MailStore.create_draft()."""
         mailbox = self._shared.folders.mailbox(account)
-        self._leftovers.clean_on_first_use(mailbox)
+        self._leftovers.clean(mailbox)
         folder = find_folder(mailbox, folder_id)
         draft = compose(content, self._identity(account))
         self._shared.quota.check(account, mailbox, len(draft.raw))
@@ -116,7 +116,7 @@ class Drafts:
                 return _loaded(self._with_flags(located, flags))
             if not is_draft(located):
                 raise NotADraftError("Only a draft's content can be changed.")
-            self._leftovers.clean_on_first_use(mailbox)
+            self._leftovers.clean(mailbox)
             raw = located.path.read_bytes()
             identity = self._identity(account)
             draft = next_generation(located, raw, identity, change=change.properties)

@@ -12,9 +12,11 @@ from pathlib import Path
 from relay.mailbox.api import DeliveryResult
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import list_folders
+from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import Stripes, list_names, place, remove, write_synced
 from relay.mailbox.names import delivered_id, delivered_stem, is_delivered_id, parse_name
-from relay.message.content import Content, size_of
+from relay.message.content import Content, edited, size_of
+from relay.message.delivered import with_id
 
 _IDS_REMEMBERED = 500_000
 
@@ -22,8 +24,9 @@ _IDS_REMEMBERED = 500_000
 class Inbox:
     """Blocking; the store calls it in its threads."""
 
-    def __init__(self, equipment: Equipment) -> None:
+    def __init__(self, equipment: Equipment, leftovers: Leftovers) -> None:
         self._shared = equipment
+        self._leftovers = leftovers
         self._stripes = Stripes()  # of its own: who delivers a report holds a shared one
         self._delivered = DeliveredIds()
 
@@ -32,7 +35,9 @@ class Inbox:
     ) -> DeliveryResult:
         """See MailStore.deliver()."""
         mailbox = self._shared.folders.mailbox(account)
+        self._leftovers.clean(mailbox)
         message_id = delivered_id(unique)
+        content = edited(content, lambda header: with_id(header, message_id))
         with self._stripes.of(message_id):
             if self._delivered.has(mailbox, message_id):
                 # A crash may have come between the link and the directory's fsync.

@@ -1,22 +1,31 @@
-"""What a crash left of submissions that nobody got a 202 for: removed at start and on first use.
+"""What a crash left: submissions that nobody got a 202 for, and old files in tmp/.
 
-On the path: the front door, before it takes requests, and before it first writes to a mailbox.
+On the path: the front door, before it takes requests; whoever writes to a mailbox, the first time
+and then once a day.
 Holds: a draft whose note was ready, or that was there before its submission, is never touched.
 Only one process is the front door of a root: what is in the way at its start is nobody's work.
 Fails: OSError when the disk refuses.
-Standards: none; docs/design.md 1.
+Standards: Maildir (a file in tmp/ that was not touched for 36 hours may go); docs/design.md 1.
 """
 
+import os
+import shutil
+import stat
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from relay.mailbox.equipment import Equipment
-from relay.mailbox.folders import well_known_path
+from relay.mailbox.folders import list_folders, well_known_path
 from relay.mailbox.maildir import list_names, remove
 from relay.mailbox.messages import is_draft
 from relay.mailbox.names import is_our_name
 from relay.mailbox.notes import read_block_of
 from relay.mailbox.types import WellKnown
+
+DELETED_PREFIX = "relay-deleted."  # a folder that is being removed: no dot, so nobody's folder
+_OLD_S = 36 * 3600
+_EVERY_S = 24 * 3600
 
 
 class Leftovers:
@@ -26,7 +35,7 @@ class Leftovers:
         self._shared = equipment
         self._lock = threading.Lock()
         # One path an account: whatever is forgotten would be cleaned under its writers' hands.
-        self._used: set[Path] = set()
+        self._cleaned_s: dict[Path, float] = {}
 
     def remove_prepared(self) -> int:
         """Remove what is in preparing/, with the drafts that came with it; return how many."""
@@ -45,13 +54,42 @@ class Leftovers:
             self._shared.syncs.sync(notes.preparing)
         return len(left)
 
-    def clean_on_first_use(self, mailbox: Path) -> None:
-        """Remove half-written drafts from the mailbox's tmp/, before this process writes there."""
-        with self._lock:
-            if mailbox in self._used:
+    def clean(self, mailbox: Path) -> None:
+        """Remove what is left in the mailbox, before this process writes there: once a day.
+
+        The first time that is half-written drafts and half-removed folders, whatever their age;
+        always what anybody left in any tmp/ for longer than 36 hours.
+        """
+        now_s = self._shared.clock.monotonic()
+        if now_s - self._cleaned_s.get(mailbox, -_EVERY_S) < _EVERY_S:
+            return
+        with self._lock:  # who comes second waits until the first time is over
+            cleaned_s = self._cleaned_s.get(mailbox)
+            if cleaned_s is not None and now_s - cleaned_s < _EVERY_S:
                 return
-            temporary = well_known_path(mailbox, WellKnown.DRAFTS) / "tmp"
-            for name in list_names(temporary):
-                if is_our_name(name):
-                    remove(temporary / name)
-            self._used.add(mailbox)
+            if cleaned_s is None:
+                _remove_half_done(mailbox)
+            self._cleaned_s[mailbox] = now_s
+        old_s = self._shared.clock.time_us() / 1_000_000 - _OLD_S
+        for folder in list_folders(mailbox):
+            _remove_old(folder.path / "tmp", old_s)
+
+
+def _remove_half_done(mailbox: Path) -> None:
+    temporary = well_known_path(mailbox, WellKnown.DRAFTS) / "tmp"
+    for name in list_names(temporary):
+        if is_our_name(name):
+            remove(temporary / name)
+    for name in list_names(mailbox):
+        if name.startswith(DELETED_PREFIX):
+            shutil.rmtree(mailbox / name, ignore_errors=True)
+
+
+def _remove_old(directory: Path, old_s: float) -> None:
+    """Remove files that nobody wrote, linked or renamed since `old_s`."""
+    for name in list_names(directory):
+        path = directory / name
+        with suppress(OSError):  # gone, or not ours to remove
+            status = os.lstat(path)
+            if status.st_ctime < old_s and not stat.S_ISDIR(status.st_mode):
+                path.unlink()

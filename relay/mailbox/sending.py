@@ -114,7 +114,7 @@ class Sending:
         self, mailbox: Path, draft: ComposedDraft, *, submission_id: str, identity: Identity
     ) -> Note:
         """Write a draft and make its note ready; after an error nothing of either is left."""
-        self._leftovers.clean_on_first_use(mailbox)
+        self._leftovers.clean(mailbox)
         self._shared.notes.make()
         drafts = well_known_path(mailbox, WellKnown.DRAFTS)
         temporary = drafts / "tmp" / draft.stem

@@ -81,8 +81,8 @@ class FileStore:
             syncs=syncs,
             stripes=Stripes(),
         )
-        self._inbox = Inbox(self._shared)
         self._leftovers = Leftovers(self._shared)
+        self._inbox = Inbox(self._shared, self._leftovers)
         self._drafts = Drafts(self._shared, self._leftovers)
         self._sending = Sending(self._shared, inbox=self._inbox, leftovers=self._leftovers, log=log)
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="mailbox")

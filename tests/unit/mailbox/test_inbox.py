@@ -11,6 +11,7 @@ from relay.clock import id_time_us
 from relay.files import FileOctets
 from relay.mailbox import DeliveryResult, MailboxFullError, StoreUnavailableError
 from relay.mailbox.inbox import DeliveredIds
+from relay.mailbox.names import delivered_id
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import ContentUnreadableError
 from relay.message.content import BLOCK_BYTES, LargeContent
@@ -18,14 +19,16 @@ from relay.message.content import BLOCK_BYTES, LargeContent
 BOB = "bob@example.test"
 CONTENT = b"Return-Path: <a@a.test>\r\nSubject: hello\r\n\r\nx\r\n"
 UNIQUE = "0123456789abcdef.1"
+ID = b"X-Relay-Id: %b\r\n" % delivered_id(UNIQUE).encode()
+ARRIVED = CONTENT.replace(b"Subject", ID + b"Subject")
 
 
 async def test_a_message_arrives_unread_and_whole(place, store):
     assert await store.deliver(BOB, unique=UNIQUE, content=CONTENT) is DeliveryResult.DELIVERED
     [file] = place.files("", BOB)
-    assert (file.parent.name, file.read_bytes()) == ("new", CONTENT)
+    assert (file.parent.name, file.read_bytes()) == ("new", ARRIVED)
     assert file.name.startswith(f"{id_time_us(UNIQUE) // 1_000_000}.R")
-    assert file.name.endswith(f",S={len(CONTENT)}")
+    assert file.name.endswith(f",S={len(ARRIVED)}")
     assert place.left_over() == []
     [message] = (await store.query_messages(BOB, MessageQuery(folder_id="inbox"))).messages
     assert (message.properties.subject, message.is_read, message.is_draft) == (
@@ -45,11 +48,11 @@ def large(tmp_path):
 
 
 async def test_a_large_message_arrives_whole(place, store, large):
-    place.quotas[BOB] = large.size
+    place.quotas[BOB] = large.size + len(ID)
     await store.deliver(BOB, unique=UNIQUE, content=large)
     [file] = place.files("", BOB)
-    assert file.read_bytes() == large.header + large.body[0].path.read_bytes()
-    assert file.name.endswith(f",S={large.size}")
+    assert file.read_bytes() == ID + large.header + large.body[0].path.read_bytes()
+    assert file.name.endswith(f",S={large.size + len(ID)}")
     assert file.stat().st_ino != large.body[0].path.stat().st_ino
     assert place.left_over() == []
     with pytest.raises(MailboxFullError):
@@ -95,7 +98,7 @@ async def test_many_deliveries_at_once_are_all_there(place, store):
 
 
 async def test_a_full_mailbox_takes_reports_only(place, store):
-    place.quotas[BOB] = len(CONTENT) + 10
+    place.quotas[BOB] = len(ARRIVED) + 10
     assert await store.has_room(BOB, len(CONTENT))
     await store.deliver(BOB, unique="a", content=CONTENT)
     assert not await store.has_room(BOB, len(CONTENT))
