@@ -1,0 +1,256 @@
+"""$search: the part of the keyword query language (KQL) that finds messages.
+
+On the path: list_messages hands the option's text in; the mailbox's index answers what comes out.
+Holds: words side by side must all be there; NOT binds tighter than AND, AND tighter than OR; depth
+and the number of terms are bounded.
+Fails: ApiError 400 with the position, what was found and what was expected.
+Standards: Graph's $search on messages; MS-KQL 2 (operators, property restrictions).
+"""
+
+import contextlib
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from relay.graph.odata.tokens import CHARACTERS_MAX, clause_fault
+from relay.http.errors import ApiError, shown
+from relay.mailbox.query import (
+    AllOf,
+    Compare,
+    Condition,
+    HasWords,
+    Negated,
+    OneOf,
+    Operator,
+    Property,
+    SearchIn,
+)
+
+DEPTH_MAX = 32
+TERMS_MAX = 100
+_US = timedelta(microseconds=1)
+_DAY_US = timedelta(days=1) // _US
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_SPACE = re.compile(r"\s*+")
+_TOKEN = re.compile(r'"(?P<phrase>[^"]*+)"|(?P<sign>[()])|(?P<word>[^\s()"]++)')
+_RESTRICTION = re.compile(r"(\w++)(:|<>|<=|>=|=|<|>)(.*)", re.DOTALL)
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*+)"', re.DOTALL)
+_ESCAPED = re.compile(r'\\(["\\])')
+_DATES_WRITTEN = (
+    re.compile(r"(?P<year>\d{4})-(?P<month>\d\d?)-(?P<day>\d\d?)", re.ASCII),
+    re.compile(r"(?P<month>\d\d?)/(?P<day>\d\d?)/(?P<year>\d{4})", re.ASCII),
+)
+_OPERATORS = ("AND", "OR", "NOT")
+_UNSUPPORTED = ("NEAR", "ONEAR", "XRANK")
+
+_PLACES: dict[str, tuple[SearchIn, ...]] = {
+    str(place): (place,) for place in SearchIn if place is not SearchIn.ANYWHERE
+}
+_PLACES["recipients"] = (SearchIn.TO, SearchIn.CC, SearchIn.BCC)
+_FLAGS = {
+    "hasattachment": Property.HAS_ATTACHMENTS,
+    "hasattachments": Property.HAS_ATTACHMENTS,
+    "isread": Property.IS_READ,
+}
+_IMPORTANCES = {"low": "low", "normal": "normal", "medium": "normal", "high": "high"}
+_DATES = {"received": Property.RECEIVED, "sent": Property.SENT}
+_PROPERTIES = (*_PLACES, *_FLAGS, "importance", *_DATES)
+
+
+def search_condition(value: str) -> Condition:
+    """Return the condition that a $search means.
+
+    `value` is in double quotes, with a backslash before a quote inside of them, as Graph wants it;
+    or the query itself. Raises ApiError 400.
+    """
+    if len(value) > CHARACTERS_MAX:
+        message = f"$search: found {len(value)} characters, expected at most {CHARACTERS_MAX}."
+        raise ApiError(400, "BadRequest", message)
+    query = value.strip()
+    if quoted := _QUOTED.fullmatch(query):
+        query = _ESCAPED.sub(r"\1", quoted[1])
+    return _Parser(query).query()
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """A word, a phrase (in quotes), a parenthesis, or the end ("")."""
+
+    text: str
+    position: int
+    end: int
+    is_phrase: bool = False
+
+    def is_operator(self, name: str) -> bool:
+        """Whether this is that operator or sign."""
+        return self.text == name and not self.is_phrase
+
+
+class _Parser:
+    """Reads by recursive descent, one method for each level of precedence."""
+
+    def __init__(self, query: str) -> None:
+        self._query = query
+        self._depth = 0
+        self._terms = 0
+        self._next = self._token(0)
+
+    def query(self) -> Condition:
+        condition = self._either()
+        if self._next.end > self._next.position:
+            raise _fault(self._next, "AND, OR or the end")
+        return condition
+
+    def _either(self) -> Condition:
+        parts = [self._both()]
+        while self._next.is_operator("OR"):
+            self._take()
+            parts.append(self._both())
+        return OneOf(tuple(parts)) if len(parts) > 1 else parts[0]
+
+    def _both(self) -> Condition:
+        parts = [self._negated()]
+        while not self._is_at_end() and not self._next.is_operator("OR"):
+            if self._next.is_operator("AND"):
+                self._take()
+            parts.append(self._negated())
+        return AllOf(tuple(parts)) if len(parts) > 1 else parts[0]
+
+    def _negated(self) -> Condition:
+        if not self._next.is_operator("NOT"):
+            return self._term()
+        self._enter()
+        self._take()
+        condition = Negated(self._negated())
+        self._depth -= 1
+        return condition
+
+    def _term(self) -> Condition:
+        token = self._next
+        if self._is_at_end() or (token.text in _OPERATORS and not token.is_phrase):
+            raise _fault(token, "a word")
+        self._take()
+        if token.is_operator("("):
+            self._enter()
+            condition = self._either()
+            if not self._next.is_operator(")"):
+                raise _fault(self._next, "')'")
+            self._take()
+            self._depth -= 1
+            return condition
+        self._count(token)
+        if token.is_phrase:
+            return _words(token, SearchIn.ANYWHERE, token.text)
+        if token.text in _UNSUPPORTED:
+            raise _fault(token, f"{', '.join(_OPERATORS)}, or the word in quotes")
+        if restriction := _RESTRICTION.fullmatch(token.text):
+            return self._restricted(token, restriction)
+        return _words(token, SearchIn.ANYWHERE, token.text)
+
+    def _restricted(self, token: _Token, restriction: re.Match[str]) -> Condition:
+        """Read what stands behind `property:`, a word or a phrase."""
+        name, operator, value = restriction[1].lower(), restriction[2], restriction[3]
+        if name not in _PROPERTIES:
+            known = ", ".join(_PROPERTIES)
+            raise _fault(token, f"one of {known}, or the text in quotes (with \\ before each)")
+        if not value and self._next.is_phrase and self._next.position == token.end:
+            value = self._next.text
+            self._take()
+        if name in _DATES:
+            return _dated(token, _DATES[name], operator, value)
+        if operator not in (":", "="):
+            raise _fault(token, f"{name}:word")
+        if name in _FLAGS:
+            if value.lower() not in ("true", "false"):
+                raise _fault(token, f"{name}:true or {name}:false")
+            return Compare(_FLAGS[name], Operator.EQ, value.lower() == "true")
+        if name == "importance":
+            if value.lower() not in _IMPORTANCES:
+                raise _fault(token, "importance:low, importance:normal or importance:high")
+            return Compare(Property.IMPORTANCE, Operator.EQ, _IMPORTANCES[value.lower()])
+        found = tuple(_words(token, place, value) for place in _PLACES[name])
+        return OneOf(found) if len(found) > 1 else found[0]
+
+    def _is_at_end(self) -> bool:
+        return self._next.end == self._next.position or self._next.is_operator(")")
+
+    def _enter(self) -> None:
+        self._depth += 1
+        if self._depth > DEPTH_MAX:
+            raise _fault(self._next, f"at most {DEPTH_MAX} levels")
+
+    def _count(self, token: _Token) -> None:
+        self._terms += 1
+        if self._terms > TERMS_MAX:
+            raise _fault(token, f"at most {TERMS_MAX} words and phrases")
+
+    def _take(self) -> None:
+        self._next = self._token(self._next.end)
+
+    def _token(self, start: int) -> _Token:
+        space = _SPACE.match(self._query, start)
+        position = space.end() if space else start
+        if position == len(self._query):
+            return _Token("", position, position)
+        match = _TOKEN.match(self._query, position)
+        if match is None:
+            rest = self._query[position:]
+            raise _fault(_Token(rest, position, len(self._query)), "its closing quote")
+        if match["phrase"] is None:
+            return _Token(match[0], position, match.end())
+        behind = self._query[match.end() : match.end() + 1]
+        token = _Token(match["phrase"], position, match.end(), is_phrase=True)
+        if behind and behind != ")" and not behind.isspace():
+            expected = 'a blank behind the closing quote; a quote within quotes is \\"'
+            raise _fault(token, expected)
+        return token
+
+
+def _words(token: _Token, where: SearchIn, value: str) -> Condition:
+    """Return the condition for a word or phrase, whose last word may go on where it ends in *."""
+    words = value.removesuffix("*")
+    if "*" in words:
+        raise _fault(token, "* at the end of a word only")
+    if not any(character.isalnum() for character in words):
+        raise _fault(token, "a word with a letter or a digit in it")
+    return HasWords(where, words, prefix=words != value)
+
+
+def _dated(token: _Token, named: Property, operator: str, value: str) -> Condition:
+    """Return the condition for a day, or from one to another: first..last; days are UTC's."""
+    first, has_range, last = value.partition("..")
+    begin_us = _day(token, first)
+    end_us = (_day(token, last) if has_range else begin_us) + _DAY_US
+    if operator not in (":", "=", "<>") and has_range:
+        raise _fault(token, "one day behind < and >")
+    since, before = Compare(named, Operator.GE, begin_us), Compare(named, Operator.LT, end_us)
+    match operator:
+        case "<":
+            return Compare(named, Operator.LT, begin_us)
+        case "<=":
+            return before
+        case ">":
+            return Compare(named, Operator.GE, end_us)
+        case ">=":
+            return since
+        case "<>":
+            return Negated(AllOf((since, before)))
+        case _:
+            return AllOf((since, before))
+
+
+def _day(token: _Token, text: str) -> int:
+    """Return when a day begins, in microseconds."""
+    for pattern in _DATES_WRITTEN:
+        if match := pattern.fullmatch(text):
+            day = {name: int(number) for name, number in match.groupdict().items()}
+            with contextlib.suppress(ValueError):
+                return (datetime(**day, tzinfo=UTC) - _EPOCH) // _US
+    raise _fault(token, "a day: 2026-11-20 or 11/20/2026, or two with .. between them")
+
+
+def _fault(token: _Token, expected: str) -> ApiError:
+    found = shown(token.text) if token.end > token.position else "the end"
+    message = f"position {token.position}: found {found}, expected {expected}"
+    return clause_fault("search", message)
