@@ -14,13 +14,14 @@ from typing import Any
 
 from relay.clock import Clock, Ids
 from relay.ingress import fields
+from relay.ingress.data import HEADER_BYTES_MAX, Refusal
 from relay.ingress.fanout import FanOut, fan_out, judge, reported
 from relay.ingress.ports import Decision, Origin, Passwords, Policy, Reporter, ReportPlan, Router
 from relay.journal.events import Event, Step
 from relay.journal.logs import get_logger
 from relay.journal.metrics import Metrics
 from relay.message import headers
-from relay.message.content import size_of
+from relay.message.content import Content, edited, in_sight, size_of
 from relay.message.encodedwords import decode_words
 from relay.message.envelope import Envelope, domain_of
 from relay.message.nexthop import NextHop
@@ -39,7 +40,6 @@ from relay.spool.types import (
 
 _log = get_logger("ingress")
 RECEIVED_MAX = 100  # RFC 5321 6.3: a loop
-HEADER_BYTES_MAX = 1024 * 1024  # it is searched and decoded on the event loop
 _INLINE_BYTES = 65536  # rules read so much faster than a thread is asked
 _POLICY_TIMEOUT_S = 10.0
 _POLICY_THREADS = 2
@@ -47,15 +47,13 @@ _NAMED_MAX = 100  # addresses per next hop in an event, which stays small
 _SUBJECT_CHARACTERS_MAX = 200
 _SUBJECT_OCTETS_MAX = 8192  # more than so many characters may need, however they are encoded
 
-_LOCAL_ERROR = Decision("451 4.3.0 Local error, try again later")
+_LOCAL_ERROR = Decision(Refusal.LOCAL_ERROR)
 _NO_POLICY = Decision("451 4.7.1 The mail rules could not be applied, try again later")
 _TOO_MANY_PARTS = Decision(
     "554 5.6.0 The message has too many MIME parts, or nests them too deeply"
 )
-_LONG_HEADER = Decision(
-    f"554 5.6.0 The header is longer than {HEADER_BYTES_MAX} octets; is its blank line missing?"
-)
-_NO_ROOM = Decision("452 4.3.1 The queue is full, try again later")
+_LONG_HEADER = Decision(Refusal.LONG_HEADER)
+_NO_ROOM = Decision(Refusal.QUEUE_FULL)
 _LOOP = Decision("554 5.4.6 Routing loop detected: too many Received fields")
 
 
@@ -89,7 +87,7 @@ class Acceptance:
         """Let the threads go."""
         self.threads.shutdown(wait=False, cancel_futures=True)
 
-    async def accept(self, envelope: Envelope, content: bytes, origin: Origin) -> Decision:
+    async def accept(self, envelope: Envelope, content: Content, origin: Origin) -> Decision:
         """Return the reply to the final dot; with a queue id it is durable. Never raises."""
         try:
             return await self._accept(envelope, content, origin)
@@ -102,19 +100,22 @@ class Acceptance:
             _log.exception("acceptance failed", client=origin.ip)
             return _LOCAL_ERROR
 
-    async def _accept(self, envelope: Envelope, content: bytes, origin: Origin) -> Decision:
-        if headers.split(content) > HEADER_BYTES_MAX:
+    async def _accept(self, envelope: Envelope, content: Content, origin: Origin) -> Decision:
+        if headers.split(in_sight(content)) > HEADER_BYTES_MAX:
             return _LONG_HEADER
-        if fields.is_looping(content, RECEIVED_MAX):
+        if fields.is_looping(in_sight(content), RECEIVED_MAX):
             return _LOOP
         queue_id, now_us = self.ids.new(), self.clock.time_us()
-        content = fields.prepare(
+        content = edited(
             content,
-            envelope,
-            origin,
-            hostname=self.hostname,
-            queue_id=queue_id,
-            time_us=now_us,
+            lambda content: fields.prepare(
+                content,
+                envelope,
+                origin,
+                hostname=self.hostname,
+                queue_id=queue_id,
+                time_us=now_us,
+            ),
         )
         examinations = [self.router.examine(path.address) for path in envelope.forward_paths]
         verdict = await self._evaluate(
@@ -140,7 +141,7 @@ class Acceptance:
     def _subject(
         self,
         envelope: Envelope,
-        content: bytes,
+        content: Content,
         origin: Origin,
         *,
         examinations: Sequence[Examination],
@@ -165,7 +166,7 @@ class Acceptance:
             return Verdict((), (), (subject.content,), ())
         rules = self.policy()
         try:
-            if len(subject.content) <= _INLINE_BYTES:
+            if size_of(subject.content) <= _INLINE_BYTES:
                 return rules.evaluate(subject)
             async with asyncio.timeout(self.policy_timeout_s):
                 loop = asyncio.get_running_loop()
@@ -173,7 +174,7 @@ class Acceptance:
         except TooManyPartsError:
             return _TOO_MANY_PARTS
         except TimeoutError:
-            _log.error("policy timed out", size_bytes=len(subject.content))
+            _log.error("policy timed out", size_bytes=size_of(subject.content))
         except Exception:  # noqa: BLE001 -- a rule may fail in any way; no message slips past it
             _log.exception("policy failed")
         return _NO_POLICY
@@ -184,7 +185,7 @@ class Acceptance:
         origin: Origin,
         fan: FanOut,
         *,
-        content: bytes,
+        content: Content,
         event: Event,
         queue_id: str,
         time_us: int,
@@ -208,8 +209,8 @@ class Acceptance:
             smtputf8=envelope.smtputf8,
             eight_bit=envelope.eight_bit,
             client="" if origin.pickup else f"{origin.helo}{address}",
-            message_id=_message_id(content),
-            subject=_subject(content),
+            message_id=_message_id(in_sight(content)),
+            subject=_subject(in_sight(content)),
             events=(event,),
         )
 
@@ -220,7 +221,7 @@ class Acceptance:
         account = self.accounts.by_address(envelope.reverse_path)
         return account.address if account else ""
 
-    def _reports(self, message: NewMessage, fan: FanOut, *, content: bytes) -> ReportPlan:
+    def _reports(self, message: NewMessage, fan: FanOut, *, content: Content) -> ReportPlan:
         about = ReportedMessage(
             queue_id=message.id,
             reverse_path=message.reverse_path,

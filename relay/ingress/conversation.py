@@ -19,8 +19,10 @@ from relay.ingress.parameters import MailArgument, Refused, parse_mail, parse_rc
 from relay.ingress.ports import Accept, Origin, Passwords, Quota, Router
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.logs import get_logger
+from relay.message.content import LARGE_BYTES
 from relay.message.envelope import Envelope, ForwardPath
 from relay.routing.table import InvalidRecipient, LocalRecipient, RemoteRecipient
+from relay.spool.types import Arrival
 
 _log = get_logger("ingress")
 
@@ -69,6 +71,7 @@ class Service:
     accounts: Passwords
     quota: Quota
     accept: Accept
+    arrival: Callable[[], Arrival]
     crash: CrashPoints
     offers_tls: bool = False
     requires_tls: bool = False
@@ -260,7 +263,7 @@ class Conversation:
         if mail.size_bytes > self._service.max_message_bytes:
             limit = self._service.max_message_bytes
             return f"552 5.3.4 The message is larger than {limit} octets"
-        if not self._service.budget.has(mail.size_bytes):
+        if not self._service.budget.has(min(mail.size_bytes, LARGE_BYTES)):
             return "452 4.3.1 Too much mail at once, try again later"
         self._mail = mail
         return "250 2.1.0 Ok"
@@ -307,7 +310,10 @@ class Conversation:
             return "554 5.5.1 No valid recipients"
         service = self._service
         reader = ContentReader(
-            size_max_bytes=service.max_message_bytes, limits=service.limits, budget=service.budget
+            size_max_bytes=service.max_message_bytes,
+            limits=service.limits,
+            budget=service.budget,
+            arrival=service.arrival,
         )
         try:
             if not await self._wire.read_content(reader):
@@ -316,9 +322,7 @@ class Conversation:
             self._reset()
             if reader.refusal is not None:
                 return reader.refusal
-            content = reader.content()
-            reader.release()  # who accepts it counts it from here on, until it is done with it
-            decision = await service.accept(envelope, content, self._origin())
+            decision = await service.accept(envelope, reader.hand_over(), self._origin())
         finally:
             reader.release()
         if not decision.queue_id:

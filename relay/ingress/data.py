@@ -1,15 +1,22 @@
 """Read what follows 354: find the end of data, undo the dots, refuse what smuggling is made of.
 
 On the path: the session feeds it blocks; acceptance gets the content.
-Holds: only CRLF . CRLF ends the data, however it is cut into blocks; memory is bounded.
+Holds: only CRLF . CRLF ends the data, however it is cut into blocks; memory is bounded: of what is
+    large only the header stays in it, and as much of the body as waits to be written.
 Fails: `refusal` holds the reply; what is refused is still read to its end, so the session goes on.
 Standards: RFC 5321 2.3.8, 4.1.1.4, 4.5.2 (transparency), 4.5.3.1.6; RFC 1870 6.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from relay.ingress.limits import Budget, Limits
+from relay.message import headers
+from relay.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeContent, in_sight
+from relay.spool.types import Arrival
 
+HEADER_BYTES_MAX = LARGE_BYTES  # it stays in memory, searched and decoded on the event loop
 _CRLF = b"\r\n"
 _DOT = b"\r\n."
 _END = _DOT + _CRLF
@@ -24,8 +31,21 @@ class Refusal(StrEnum):
         " lines must end in CRLF (RFC 5321 2.3.8)"
     )
     LONG_LINE = "500 5.5.2 The message has a line that is too long; wrap or encode it"
+    LONG_HEADER = (
+        f"554 5.6.0 The header is longer than {HEADER_BYTES_MAX} octets; is its blank line missing?"
+    )
     TOO_BIG = "552 5.3.4 The message is larger than SIZE allows"
     NO_ROOM = "452 4.3.1 Too much mail at once, try again later"
+    QUEUE_FULL = "452 4.3.1 The queue is full, try again later"
+    LOCAL_ERROR = "451 4.3.0 Local error, try again later"
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A content, and what to call when whoever accepts it is done with it, once."""
+
+    content: Content = field(repr=False)
+    release: Callable[[], None]
 
 
 class ContentReader:
@@ -33,15 +53,34 @@ class ContentReader:
 
     A block is worked on up to its last CRLF; the line that is not complete waits for the next. Data
     starts as if behind a CRLF, so that the first line is like every other.
+
+    What grows beyond `large_bytes` is divided: from then on, whenever `waits` is true after feed(),
+    what is held of the body has to be written by spill() before more is fed.
     """
 
-    def __init__(self, *, size_max_bytes: int, limits: Limits, budget: Budget) -> None:
+    def __init__(
+        self,
+        *,
+        size_max_bytes: int,
+        limits: Limits,
+        budget: Budget,
+        arrival: Callable[[], Arrival],
+        large_bytes: int = LARGE_BYTES,
+    ) -> None:
+        """`arrival` gives a place for the body of a large content."""
         self._size_max_bytes = size_max_bytes
         self._line_max_bytes = limits.text_line_bytes
         self._budget = budget
+        self._new_arrival = arrival
+        self._large_bytes = large_bytes
         self._chunks: list[bytes] = []
         self._rest = _CRLF
         self._held_bytes = 0
+        self._ended = False
+        # Of a large content:
+        self._header: bytes | None = None
+        self._arrival: Arrival | None = None
+        self._eight_bit = False
         self.size_bytes = 0
         self.refusal: Refusal | None = None
 
@@ -55,27 +94,68 @@ class ContentReader:
         if self.refusal is None:
             self._take(data[:cut] if cut > 0 else b"", dotted=0 <= dot < cut)
         if end >= 0:
-            if self._chunks:
+            if self.size_bytes:
                 self._chunks.append(_CRLF)
+            self._ended = True
             return data[end + len(_END) :]
         self._rest = data[max(cut, 0) :]
         # Behind the CRLF, the line so far may have its own CR already.
         if self.refusal is None and len(self._rest) > len(_CRLF) + self._line_max_bytes + 1:
-            self._refuse(Refusal.LONG_LINE)
+            self.refuse(Refusal.LONG_LINE)
         if self.refusal is not None:
             self._rest = self._rest[1 - len(_END) :]  # as much as the end of data may begin with
         return None
 
-    def content(self) -> bytes:
-        """Return the message, dots undone, ending in CRLF (empty if there was none)."""
-        self._chunks = [b"".join(self._chunks)]  # not kept twice while it is accepted
-        return self._chunks[0]
+    @property
+    def waits(self) -> bool:
+        """Whether spill() is due: a block of a large body is full, or its end has come."""
+        if self._header is None:
+            return False
+        return self._ended or self._held_bytes - len(self._header) >= BLOCK_BYTES
+
+    async def spill(self) -> None:
+        """Write what is held of the body. Raises SpoolFullError, SpoolUnavailableError."""
+        if self._arrival is None:
+            self._arrival = self._new_arrival()
+        chunks, self._chunks = self._chunks, []
+        await self._arrival.write(chunks)
+        self._hold(len(self._header or b""))
+
+    def hand_over(self) -> Received:
+        """Return the message, dots undone, ending in CRLF (empty if there was none).
+
+        From here on it is the taker's to release; the reader has nothing any more.
+        """
+        if self._header is None or self._arrival is None:
+            content: Content = b"".join(self._chunks)
+        else:
+            content = LargeContent(self._header, (self._arrival.octets(),), self._eight_bit)
+        self._chunks.clear()  # not kept twice while it is accepted
+        self._hold(len(in_sight(content)))
+        budget, held_bytes, arrival = self._budget, self._held_bytes, self._arrival
+        self._held_bytes, self._arrival = 0, None
+
+        def release() -> None:
+            budget.give_back(held_bytes)
+            if arrival is not None:
+                arrival.discard()
+
+        return Received(content, release)
 
     def release(self) -> None:
-        """Give the memory back to the budget; the reader is done."""
+        """Give memory and disk back unless they were handed over; the reader is done."""
         self._chunks.clear()
+        self._header = None
         self._budget.give_back(self._held_bytes)
         self._held_bytes = self.size_bytes = 0
+        if self._arrival is not None:
+            self._arrival.discard()
+            self._arrival = None
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Take nothing more, keep nothing, and read on to the end of data."""
+        self.release()
+        self.refusal = refusal
 
     def _take(self, lines: bytes, *, dotted: bool) -> None:
         """Take complete lines, each with the CRLF before it and not the one behind it.
@@ -84,25 +164,47 @@ class ContentReader:
         """
         line_ends = lines.count(_CRLF)
         if lines.count(b"\n") != line_ends or lines.count(b"\r") != line_ends or b"\0" in lines:
-            self._refuse(Refusal.BARE)
+            self.refuse(Refusal.BARE)
         elif _has_long_line(lines, self._line_max_bytes):
-            self._refuse(Refusal.LONG_LINE)
+            self.refuse(Refusal.LONG_LINE)
         elif lines:
             self._keep(lines.replace(_DOT, _CRLF) if dotted else lines)
 
     def _keep(self, lines: bytes) -> None:
         if self.size_bytes + len(lines) > self._size_max_bytes:
-            self._refuse(Refusal.TOO_BIG)
+            self.refuse(Refusal.TOO_BIG)
         elif not self._budget.take(len(lines) + _CHUNK_BYTES):
-            self._refuse(Refusal.NO_ROOM)
+            self.refuse(Refusal.NO_ROOM)
         else:
             self._held_bytes += len(lines) + _CHUNK_BYTES
+            self._chunks.append(lines if self.size_bytes else lines[len(_CRLF) :])
             self.size_bytes += len(lines)
-            self._chunks.append(lines if self._chunks else lines[len(_CRLF) :])
+            if self.size_bytes > self._large_bytes:
+                self._keep_large(lines)
 
-    def _refuse(self, refusal: Refusal) -> None:
-        self.release()
-        self.refusal = refusal
+    def _keep_large(self, lines: bytes) -> None:
+        if self._header is None:
+            self._divide()
+        else:
+            self._eight_bit = self._eight_bit or not lines.isascii()
+
+    def _divide(self) -> None:
+        """Keep the header apart from what is the body so far."""
+        begun = b"".join(self._chunks)
+        header_end = headers.split(begun)
+        if header_end == len(begun):
+            self.refuse(Refusal.LONG_HEADER)
+            return
+        body = begun[header_end:]
+        # A message without any header gets one, and the blank line that has to follow.
+        self._chunks = [body] if body.startswith(_CRLF) else [_CRLF, body]
+        self._header = begun[:header_end]
+        self._eight_bit = not body.isascii()
+
+    def _hold(self, size_bytes: int) -> None:
+        """Give back all but so much of the memory."""
+        self._budget.give_back(self._held_bytes - size_bytes)
+        self._held_bytes = size_bytes
 
 
 def _has_long_line(lines: bytes, line_max_bytes: int) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
+from relay.message.content import Content
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import State
 from relay.message.nexthop import LOCAL, NextHop
@@ -36,7 +37,7 @@ class Judged:
 class FanOut:
     """What one message comes to; `contents` are those in use, the original if none is."""
 
-    contents: tuple[bytes, ...]
+    contents: tuple[Content, ...]
     entries: tuple[NewEntry, ...]
     final_recipients: tuple[NewRecipient, ...]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from relay.accounts import Account
+from relay.ingress.data import Received
 from relay.journal.events import Event
 from relay.message.envelope import Envelope
 from relay.message.reporting import ReportedMessage, ReportedRecipient
@@ -49,7 +50,7 @@ class Decision:
     queue_id: str = ""
 
 
-Accept = Callable[[Envelope, bytes, Origin], Awaitable[Decision]]
+Accept = Callable[[Envelope, Received, Origin], Awaitable[Decision]]
 
 
 class Router(Protocol):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.conversation import SHUTTING_DOWN, Service
+from relay.ingress.data import Received
 from relay.ingress.limits import Budget, Limits, SessionCount
 from relay.ingress.ports import Decision, Origin, Passwords, Quota, Router
 from relay.ingress.session import TLS_HANDSHAKE_S, Door, SmtpSession
@@ -161,6 +162,7 @@ class SmtpServer:
             accounts=neighbours.accounts,
             quota=neighbours.quota,
             accept=self._accept,
+            arrival=neighbours.acceptance.spool.arrival,
             crash=neighbours.crash,
             offers_tls=self._tls_context is not None,
             requires_tls=requires_tls,
@@ -169,16 +171,14 @@ class SmtpServer:
             pickup=pickup,
         )
 
-    async def _accept(self, envelope: Envelope, content: bytes, origin: Origin) -> Decision:
+    async def _accept(self, envelope: Envelope, received: Received, origin: Origin) -> Decision:
         """Accept in a task of its own: the client may go away, the commit goes on.
 
-        So the content's share of the budget is the task's from here on.
+        So what was received is the task's to release.
         """
-        accepting = self._neighbours.acceptance.accept(envelope, content, origin)
+        accepting = self._neighbours.acceptance.accept(envelope, received.content, origin)
         task = asyncio.get_running_loop().create_task(accepting)
-        budget, size_bytes = self._door.service.budget, len(content)
-        budget.take(size_bytes)
-        task.add_done_callback(lambda _: budget.give_back(size_bytes))
+        task.add_done_callback(lambda _: received.release())
         self._acceptances.add(task)
         task.add_done_callback(self._acceptances.discard)
         return await asyncio.shield(task)

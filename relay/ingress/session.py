@@ -16,11 +16,12 @@ from typing import cast
 from aiosmtpd.smtp import SMTP
 
 from relay.ingress.conversation import SHUTTING_DOWN, Conversation, Service
-from relay.ingress.data import ContentReader
+from relay.ingress.data import ContentReader, Refusal
 from relay.ingress.input import Input, LineFault
 from relay.ingress.limits import SessionCount
 from relay.ingress.parameters import Refused
 from relay.journal.logs import get_logger
+from relay.spool.types import SpoolFullError, SpoolUnavailableError
 
 _log = get_logger("ingress")
 _LOCAL_ERROR = "451 4.3.0 Local error, try again later"
@@ -254,9 +255,21 @@ class SmtpSession(_Bare, SMTP):
             if self._input.is_empty and not await self._more():
                 return False
             rest = reader.feed(self._input.take_all())
+            if reader.waits:
+                await self._spill(reader)
             if rest is not None:
                 self._input.give_back(rest)
                 return True
+
+    async def _spill(self, reader: ContentReader) -> None:
+        """Write what is large while the client waits."""
+        try:
+            await reader.spill()
+        except SpoolFullError:
+            reader.refuse(Refusal.QUEUE_FULL)
+        except SpoolUnavailableError as error:
+            _log.warning("spool unavailable", error=error)
+            reader.refuse(Refusal.LOCAL_ERROR)
 
     async def start_tls(self) -> None:
         """Discard what the client sent ahead, say 220 and do the handshake."""

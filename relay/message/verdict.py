@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from relay.message.content import Content
+
 _NAMED_MAX = 100  # recipients of a hit, of which a message may have many
 
 
@@ -40,7 +42,7 @@ class Subject:
     reverse_path: str
     sender_local: bool
     recipients: tuple[Examined, ...]
-    content: bytes
+    content: Content
     source: Source
 
 
@@ -103,5 +105,5 @@ class Verdict:
 
     recipients: tuple[RecipientVerdict, ...]
     additions: tuple[Addition, ...]
-    contents: tuple[bytes, ...]
+    contents: tuple[Content, ...]
     hits: tuple[RuleHit, ...]

@@ -3,7 +3,8 @@
 On the path: the attachment_name condition asks, once per content.
 Holds: linear in the message; nested messages are entered; every name that a mail program might
        show is found: in Content-Disposition and Content-Type, RFC 2231 and 2047, doubles too.
-Fails: TooManyPartsError, so that nobody hides a part behind ten thousand others.
+Fails: TooManyPartsError, so that nobody hides a part behind ten thousand others; OSError for a
+       large body that cannot be read.
 Standards: RFC 2045 5, RFC 2046 5.1, RFC 2183 2.3, RFC 2231, RFC 2047.
 """
 
@@ -15,7 +16,9 @@ from email.message import Message
 from email.utils import collapse_rfc2231_value
 
 from relay.message import headers
+from relay.message.content import Content, in_sight
 from relay.message.encodedwords import decode_words
+from relay.policy.searching import Searchable, searchable
 
 PARTS_MAX = 10_000
 NESTING_MAX = 50
@@ -39,15 +42,16 @@ class TooManyPartsError(Exception):
     """The message has more parts, nesting or part headers than any mail program makes."""
 
 
-def attachment_names(content: bytes) -> tuple[str, ...]:
+def attachment_names(content: Content) -> tuple[str, ...]:
     """Return the names in the order of the parts, as normalised() leaves them.
 
-    Raises TooManyPartsError.
+    Raises TooManyPartsError; OSError for a large body that cannot be read.
     """
-    header = content[: headers.split(content)].lower()
+    known = in_sight(content)
+    header = known[: headers.split(known)].lower()
     if not any(hint in header for hint in _HINTS):
         return ()
-    return _Walk(content).names()
+    return _Walk(searchable(content)).names()
 
 
 def normalised(name: str) -> str:
@@ -75,7 +79,7 @@ class _Part:
 class _Walk:
     """One walk over the parts of a message; its work is counted, whatever the message is like."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: Searchable) -> None:
         self._content = content
         self._parts_left = PARTS_MAX
         self._header_octets_left = HEADER_OCTETS_MAX

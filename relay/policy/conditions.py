@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, Protocol, Self
 
 from relay.message import headers
+from relay.message.content import size_of
 from relay.message.verdict import Examined, Source
 from relay.policy.globs import Globs
 from relay.policy.view import View
@@ -107,7 +108,7 @@ class SizeOver:
 
     def holds(self, view: View) -> bool:
         """Whether it is so."""
-        return len(view.content) > self.size_bytes
+        return size_of(view.content) > self.size_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,16 @@
 On the path: ingress hands a message with examined recipients in before the spool commits it.
 Holds: pure; every recipient gets exactly one fate; nobody gets two copies; a content is forked
        only where it really differs; contents[0] stays the original.
-Fails: TooManyPartsError where a message hides its attachments among too many parts.
+Fails: TooManyPartsError where a message hides its attachments among too many parts; OSError where
+       a large one's body cannot be read.
 Standards: none; the semantics are those of Exchange's mail flow rules.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from relay.message.content import Content, LargeContent, edited
 from relay.message.verdict import (
     Addition,
     Fate,
@@ -98,7 +100,7 @@ class _Evaluation:
         self,
         recipients: list[RecipientVerdict],
         additions: list[Addition],
-        contents: tuple[bytes, ...],
+        contents: tuple[Content, ...],
     ) -> Verdict:
         return Verdict(tuple(recipients), tuple(additions), contents, tuple(self._hits))
 
@@ -124,15 +126,12 @@ class _Evaluation:
         changed: dict[int, int] = {}
         for old in {self._contents[each] for each in matched}:
             content = self._views[old].content
-            end = _header_end(content)
-            head = content[:end]
-            for action in edits:
-                head = action.edit(head, self._mail)
-            changed[old] = old if head == content[:end] else self._content(head + content[end:])
+            new = _edited(content, edits, self._mail)
+            changed[old] = old if new is content else self._content(new)
         for each in matched:
             self._contents[each] = changed[self._contents[each]]
 
-    def _content(self, content: bytes) -> int:
+    def _content(self, content: Content) -> int:
         """Return the index of a content; equal ones are one."""
         for index, view in enumerate(self._views):
             if view.content == content:
@@ -180,6 +179,23 @@ class _Evaluation:
             if folded not in served:
                 served.add(folded)
                 yield addition
+
+
+def _edited(content: Content, edits: Sequence[Edit], mail: Subject) -> Content:
+    """Return a content with its header edited; the same one if that changes nothing."""
+
+    def edit(head: bytes) -> bytes:
+        for action in edits:
+            head = action.edit(head, mail)
+        return head
+
+    if isinstance(content, LargeContent):
+        new = edited(content, edit)
+        return content if new == content else new
+    end = _header_end(content)
+    old_head = content[:end]
+    head = edit(old_head)
+    return content if head == old_head else head + content[end:]
 
 
 def _header_end(content: bytes) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.message import headers
+from relay.message.content import in_sight
 from relay.message.verdict import Fate, RecipientVerdict, Verdict
 from relay.policy.engine import RuleSet
 from relay.policy.rules import Mode
@@ -109,7 +110,7 @@ def of_verdict(rules: RuleSet, verdict: Verdict) -> Report:
             {"address": each.address, "rule": each.rule, "content": each.content}
             for each in verdict.additions
         ],
-        "subjects": [headers.decoded(content, "Subject") for content in verdict.contents],
+        "subjects": [headers.decoded(in_sight(content), "Subject") for content in verdict.contents],
     }
     return Report((*lines, f"verdict: {judged}"), document)
 

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from relay.message import headers
+from relay.message.content import in_sight
 from relay.message.envelope import domain_of
 from relay.message.verdict import Examined, Fate, Source, Subject, Verdict
 from relay.policy.attachments import TooManyPartsError
@@ -102,7 +103,7 @@ def _subjects(verdict: Verdict) -> set[str]:
     """Return the subjects of what is delivered; several where contents differ."""
     used = {each.content for each in verdict.recipients if each.fate is Fate.DELIVER}
     used |= {each.content for each in verdict.additions}
-    return {headers.decoded(verdict.contents[each], "Subject") for each in used}
+    return {headers.decoded(in_sight(verdict.contents[each]), "Subject") for each in used}
 
 
 def _told(names: Collection[str]) -> str:

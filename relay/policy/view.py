@@ -2,11 +2,12 @@
 
 On the path: the engine makes one per content; conditions read it.
 Holds: bounded work per fact; a damaged message has facts as well.
-Fails: TooManyPartsError for attachment names.
+Fails: TooManyPartsError for attachment names; OSError for a body that cannot be read.
 Standards: RFC 5322 3.6, RFC 2047.
 """
 
 from relay.message import headers
+from relay.message.content import Content, in_sight
 from relay.message.encodedwords import decode_words
 from relay.message.verdict import Subject
 from relay.policy.attachments import attachment_names
@@ -17,9 +18,10 @@ FIELDS_MAX = 100  # of one name; further ones are not looked at
 class View:
     """A content with its envelope: `mail` is how it came in, `content` its present form."""
 
-    def __init__(self, mail: Subject, content: bytes) -> None:
+    def __init__(self, mail: Subject, content: Content) -> None:
         self.mail = mail
         self.content = content
+        self._in_sight = in_sight(content)
         # Not cached_property: before Python 3.12 each first look takes a lock.
         self._subject: str | None = None
         self._attachment_names: tuple[str, ...] | None = None
@@ -30,7 +32,7 @@ class View:
     def subject(self) -> str:
         """The Subject as people read it."""
         if self._subject is None:
-            self._subject = headers.decoded(self.content, "Subject")
+            self._subject = headers.decoded(self._in_sight, "Subject")
         return self._subject
 
     @property
@@ -48,14 +50,13 @@ class View:
         return found
 
     def _find(self, name: bytes) -> tuple[str, ...]:
+        content = self._in_sight
         if self._lowered_header is None:
-            self._lowered_header = self.content[: headers.split(self.content)].lower()
+            self._lowered_header = content[: headers.split(content)].lower()
         if name not in self._lowered_header:
             return ()
         return tuple(
-            decode_words(
-                self.content[field.value_start : field.end].replace(b"\r\n", b"").strip(b" \t")
-            )
-            for field in headers.fields(self.content)
+            decode_words(content[field.value_start : field.end].replace(b"\r\n", b"").strip(b" \t"))
+            for field in headers.fields(content)
             if field.name == name
         )[:FIELDS_MAX]

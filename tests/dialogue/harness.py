@@ -13,6 +13,7 @@ from relay.accounts import Account
 from relay.clock import Ids, ManualClock
 from relay.ingress import Acceptance, Limits, Neighbours, SmtpServer
 from relay.journal.metrics import Metrics
+from relay.message.content import MemoryOctets
 from relay.message.verdict import RecipientVerdict, Subject, Verdict
 from relay.reports import Reporter
 from relay.routing.table import RouteTable
@@ -20,6 +21,27 @@ from relay.settings.tree import Address, Route, SmtpListener, Tls
 from relay.spool.types import Accepted, Claim, NewMessage
 
 ROUTES = (Route("refused.test", "reject:5.7.1 Not this domain"),)
+
+
+@dataclass
+class MemoryArrival:
+    """Remembers what was written; `fault` is raised instead."""
+
+    written: list[bytes] = field(default_factory=list)
+    discarded: int = 0
+    fault: Exception | None = None
+
+    async def write(self, blocks: Sequence[bytes]) -> None:
+        await asyncio.sleep(0)
+        if self.fault:
+            raise self.fault
+        self.written.append(b"".join(blocks))
+
+    def octets(self) -> MemoryOctets:
+        return MemoryOctets(b"".join(self.written))
+
+    def discard(self) -> None:
+        self.discarded += 1
 
 
 @dataclass
@@ -32,6 +54,11 @@ class MemorySpool:
     fault: Exception | None = None
     gate: asyncio.Event | None = None
     committing: asyncio.Event = field(default_factory=asyncio.Event)
+    arrivals: list["MemoryArrival"] = field(default_factory=list)
+
+    def arrival(self) -> "MemoryArrival":
+        self.arrivals.append(MemoryArrival())
+        return self.arrivals[-1]
 
     async def accept(
         self,

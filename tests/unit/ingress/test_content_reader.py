@@ -1,7 +1,11 @@
+import asyncio
+
 import pytest
 
 from relay.ingress.data import ContentReader, Refusal
 from relay.ingress.limits import Budget, Limits
+from relay.message.content import BLOCK_BYTES, LARGE_BYTES, LargeContent, gathered
+from tests.dialogue.harness import MemoryArrival
 from tests.support.smuggling import SEQUENCES
 
 PLAIN = {
@@ -19,11 +23,15 @@ PLAIN = {
 }
 
 
-def reader(*, size_max_bytes=1000, line=100, budget_bytes=10_000) -> ContentReader:
+def reader(
+    *, size_max_bytes=1000, line=100, budget=None, arrival=MemoryArrival, large_bytes=1000
+) -> ContentReader:
     return ContentReader(
         size_max_bytes=size_max_bytes,
         limits=Limits(text_line_bytes=line),
-        budget=Budget(budget_bytes),
+        budget=budget or Budget(10_000),
+        arrival=arrival,
+        large_bytes=large_bytes,
     )
 
 
@@ -31,6 +39,8 @@ def feed_in_blocks(one: ContentReader, data: bytes, block_bytes: int) -> bytes |
     """What is behind the end of data, with the blocks that were not fed; None if it never ended."""
     for at in range(0, len(data), block_bytes):
         rest = one.feed(data[at : at + block_bytes])
+        if one.waits:
+            asyncio.run(one.spill())
         if rest is not None:
             return rest + data[at + block_bytes :]
     return None
@@ -42,7 +52,7 @@ def test_content_is_the_same_however_it_is_cut(sent, meant, block_bytes):
     one = reader()
     assert feed_in_blocks(one, sent + b"NOOP\r\n", block_bytes) == b"NOOP\r\n"
     assert one.refusal is None
-    assert one.content() == meant
+    assert one.hand_over().content == meant
     assert one.size_bytes == len(meant)
 
 
@@ -54,7 +64,7 @@ def test_only_crlf_dot_crlf_ends_the_data(sequence, block_bytes):
     rest = feed_in_blocks(one, b"a" + sequence + hidden + b"\r\n.\r\nQUIT\r\n", block_bytes)
     assert rest == b"QUIT\r\n"
     assert one.refusal is Refusal.BARE
-    assert one.content() == b""
+    assert one.hand_over().content == b""
 
 
 @pytest.mark.parametrize("block_bytes", [1, 50, 1000])
@@ -89,7 +99,7 @@ def test_what_is_refused_is_not_kept():
 
 def test_memory_is_taken_from_the_budget_and_given_back():
     budget = Budget(250)
-    readers = [ContentReader(size_max_bytes=1000, limits=Limits(), budget=budget) for _ in range(3)]
+    readers = [reader(budget=budget) for _ in range(3)]
     for one in readers[:2]:
         assert one.feed(b"x" * 98 + b"\r\n.\r\n") == b""
     assert [one.refusal for one in readers] == [None, Refusal.NO_ROOM, None]
@@ -101,8 +111,111 @@ def test_memory_is_taken_from_the_budget_and_given_back():
 
 
 def test_a_client_that_sends_line_by_line_pays_for_every_one():
-    one = reader(budget_bytes=1000)
+    one = reader(budget=Budget(1000))
     for _ in range(100):
         one.feed(b"a\r\n")
     assert one.refusal is Refusal.NO_ROOM
     assert one.size_bytes == 0
+
+
+HEADER = b"Subject: large\r\nX-Folded: a\r\n b\r\n"
+LARGE = {
+    "plain": (HEADER + b"\r\n" + b"text\r\n" * 20, HEADER, False),
+    "dots": (HEADER + b"\r\n" + b"..dot\r\n..\r\nx\r\n" * 9, HEADER, False),
+    "blank lines": (HEADER + b"\r\n" * 90, HEADER, False),
+    "eight bit at once": (HEADER + b"\r\n\xff\r\n" + b"text\r\n" * 20, HEADER, True),
+    "eight bit at last": (HEADER + b"\r\n" + b"text\r\n" * 20 + b"\xff\r\n", HEADER, True),
+    "eight bit in the header": (b"Subject: \xff\r\n\r\n" + b"text\r\n" * 20, b"Subject: \xff\r\n", False),
+    "an empty header": (b"\r\n" + b"text\r\n" * 20, b"", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("block_bytes", [1, 2, 3, 5, 7, 64, 1000])
+@pytest.mark.parametrize(("sent", "header", "eight_bit"), LARGE.values(), ids=LARGE)
+def test_a_large_content_is_the_same_however_it_is_cut(
+    sent, header, eight_bit, block_bytes, monkeypatch
+):
+    monkeypatch.setattr("relay.ingress.data.BLOCK_BYTES", 30 + block_bytes)
+    one = reader(large_bytes=70)
+    assert feed_in_blocks(one, sent + b".\r\nNOOP\r\n", block_bytes) == b"NOOP\r\n"
+    content = one.hand_over().content
+    assert isinstance(content, LargeContent)
+    assert (content.header, content.eight_bit) == (header, eight_bit)
+    assert gathered(content) == sent.replace(b"\r\n..", b"\r\n.")
+    assert content.size == one.size_bytes
+
+
+def test_a_large_content_without_any_header_gets_the_blank_line_that_must_follow_one():
+    one = reader(large_bytes=50)
+    assert feed_in_blocks(one, b"no field\r\n" * 20 + b".\r\n", 7) == b""
+    content = one.hand_over().content
+    assert (content.header, gathered(content)) == (b"", b"\r\n" + b"no field\r\n" * 20)
+
+
+@pytest.mark.parametrize(("size_bytes", "is_large"), [(100, False), (101, True)])
+def test_only_what_is_larger_is_large(size_bytes, is_large):
+    one = reader(large_bytes=100)
+    sent = b"A: b\r\n\r\n" + b"x" * (size_bytes - 10) + b"\r\n.\r\n"
+    assert feed_in_blocks(one, sent, 1000) == b""
+    assert one.size_bytes == size_bytes
+    assert isinstance(one.hand_over().content, LargeContent) is is_large
+
+
+@pytest.mark.parametrize("block_bytes", [1, 64, 1000])
+def test_a_header_that_does_not_end_is_refused(block_bytes):
+    one = reader(large_bytes=200)
+    assert feed_in_blocks(one, b"X-Filling: x\r\n" * 30 + b"\r\n.\r\n", block_bytes) == b""
+    assert one.refusal is Refusal.LONG_HEADER
+
+
+@pytest.mark.parametrize(
+    ("bad", "refusal"),
+    [
+        (b"a\nb\r\n", Refusal.BARE),
+        (b"x" * 101 + b"\r\n", Refusal.LONG_LINE),
+        (b"12345678\r\n" * 100, Refusal.TOO_BIG),
+    ],
+)
+def test_what_is_refused_is_taken_off_the_disk_at_once(bad, refusal):
+    arrival = MemoryArrival()
+    one = reader(arrival=lambda: arrival, large_bytes=20)
+    one.feed(b"A: b\r\n\r\n" + b"text\r\n" * 10)
+    asyncio.run(one.spill())
+    assert arrival.written
+    one.feed(bad)
+    assert (one.refusal, one.waits, arrival.discarded) == (refusal, False, 1)
+    one.feed(b"text\r\n.\r\n")
+    one.release()
+    assert (len(arrival.written), arrival.discarded) == (1, 1)
+
+
+def test_a_large_content_costs_its_buffers_only():
+    budget = Budget(LARGE_BYTES + 4 * BLOCK_BYTES)
+    one = reader(size_max_bytes=10**9, line=10**6, budget=budget, large_bytes=LARGE_BYTES)
+    block = b"0123456789abcdef" * 4 * 1024 + b"\r\n"
+    one.feed(b"A: b\r\n\r\n")
+    for _ in range(100):
+        one.feed(block)
+        if one.waits:
+            asyncio.run(one.spill())
+    one.feed(b".\r\n")
+    asyncio.run(one.spill())
+    assert one.refusal is None
+    received = one.hand_over()
+    assert received.content.size == 8 + 100 * len(block)
+    one.release()
+    assert not budget.has(LARGE_BYTES + 4 * BLOCK_BYTES), "the header is in memory still"
+    received.release()
+    assert budget.has(LARGE_BYTES + 4 * BLOCK_BYTES)
+    assert not budget.has(LARGE_BYTES + 4 * BLOCK_BYTES + 1), "given back twice"
+
+
+def test_what_was_handed_over_is_its_takers_to_release():
+    arrival = MemoryArrival()
+    one = reader(arrival=lambda: arrival, large_bytes=20)
+    feed_in_blocks(one, b"A: b\r\n\r\n" + b"text\r\n" * 10 + b".\r\n", 1000)
+    received = one.hand_over()
+    one.release()
+    assert arrival.discarded == 0
+    received.release()
+    assert arrival.discarded == 1
