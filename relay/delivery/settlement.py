@@ -18,7 +18,7 @@ from relay.delivery.schedule import Schedule
 from relay.journal.events import Event
 from relay.journal.logs import get_logger
 from relay.journal.metrics import Metrics
-from relay.message.content import Content
+from relay.message.content import Content, LargeContent, UnreadableError, octets_in_blocks
 from relay.message.lifecycle import State
 from relay.message.outcome import Delivered, Outcome, Relayed
 from relay.message.reporting import ReportedMessage
@@ -111,7 +111,9 @@ class Settler:
             return (), ()
         try:
             content = await self._contents.of(claim)
-        except SpoolError as error:
+            if isinstance(content, LargeContent):  # it was there when the attempt began
+                await asyncio.to_thread(_look_at, content)
+        except (SpoolError, UnreadableError) as error:
             _log.error("content lost", qid=claim.message.id, error=str(error))
             content = _UNREADABLE
         try:
@@ -158,6 +160,11 @@ class Settler:
                 relay=evidence.host or str(claim.next_hop), delay_s=round(delay_s, 3),
                 dsn=evidence.status, reply=evidence.reply,
             )  # fmt: skip
+
+
+def _look_at(content: LargeContent) -> None:
+    """Raise UnreadableError for a body that is gone: no report can be made of it, ever."""
+    next(octets_in_blocks(content.body, block_bytes=1), b"")
 
 
 _FINAL_NAMES = frozenset({"delivered", "relayed", "failed", "expired"})

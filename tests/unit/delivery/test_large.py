@@ -82,7 +82,8 @@ async def test_a_body_lost_midway_defers_and_no_host_has_half(house, large, clai
         assert "451 4.3.0 the message cannot be read: No such file" in str(listed)
 
 
-async def test_a_failed_large_message_is_reported_by_its_header(house, large, monkeypatch) -> None:
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_failed_large_message_is_reported_as_it_lies(house, large, monkeypatch, lost):
     told = []
     failures = house.reporter.failures
 
@@ -91,14 +92,23 @@ async def test_a_failed_large_message_is_reported_by_its_header(house, large, mo
         return failures(message, **about)
 
     monkeypatch.setattr(house.reporter, "failures", listening)
-    async with RemoteMx(replies={"DOT": "552 5.3.4 too large"}) as mx:
+    gate = asyncio.Event()
+    async with RemoteMx(replies={"DOT": "552 5.3.4 too large"}, gates={"DOT": gate}) as mx:
         house.table.at("a.test", mx)
         await house.start()
-        journey = await house.done(await house.send("x@a.test", contents=(large(),)))
+        queue_id = await house.send("x@a.test", contents=(large(),))
+        await mx.reached("DOT")
+        for path in body_files(house) if lost else ():
+            path.unlink()
+        gate.set()
+        journey = await house.done(queue_id)
     assert outcomes(journey, "x@a.test") == ["failed"]
     [content] = told
-    assert isinstance(content, LargeContent)
-    assert content.header.startswith(b"Subject: large\r\n")
+    if lost:  # a report of a body that is gone could never be written
+        assert b"could not be read" in content
+    else:
+        assert isinstance(content, LargeContent)
+        assert content.header.startswith(b"Subject: large\r\n")
 
 
 async def test_many_large_messages_wait_for_no_memory(house, large, monkeypatch) -> None:
