@@ -16,21 +16,16 @@ from typing import Any
 
 import msgspec
 
-from relay.message.fields import (
-    CRLF,
-    parameter,
-    people_field,
-    raw_field,
-    text_field,
-)
-from relay.message.headers import date_field
+from relay.message.fields import CRLF, parameter, people_field, raw_field
 from relay.message.properties import Attachment, MessageProperties
+from relay.message.propertyfields import header_fields
 
 _FIRST = re.compile(rb"X-Relay-Draft: 1 (\d{10})\r\n")
 FIRST_FIELD_BYTES = 29
 _DATA_FIELD = "X-Relay-Data: "
 _DATA_LINE = 900
 _BASE64_LINE = 76
+_BASE64_BLOCK = _BASE64_LINE * 4096
 _LINE_OCTETS_MAX = 997
 _CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+")
 _PARAMETER = re.compile(
@@ -40,11 +35,15 @@ _NOT_OF_THE_TYPE = frozenset(("name", "boundary"))
 _NO_LETTER = re.compile(r"[^A-Za-z0-9]")
 _BOUNDARY_CHARACTERS = 60
 _BINARY = "application/octet-stream"
+_MESSAGE = "message/rfc822"
 
 
 @dataclass(frozen=True, slots=True)
 class DraftOrigin:
-    """What the store gives a new draft; `message_id` is with its angle brackets, times in µs."""
+    """What the store gives a new draft; `message_id` is with its angle brackets, times in µs.
+
+    `sent_folder` is the id of the folder that step 4 files it in, "" for Sent Items.
+    """
 
     account: str
     base_name: str
@@ -52,6 +51,7 @@ class DraftOrigin:
     created_us: int
     modified_us: int
     save_to_sent_items: bool = True
+    sent_folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,8 @@ class Part:
     size: int = 0
     inline: bool = False
     content_id: str = ""
+    item: bool = False  # a message, which lies there as it is
+    eight_bit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +90,39 @@ _decoder = msgspec.json.Decoder(PrivateBlock)
 
 def write_draft(properties: MessageProperties, origin: DraftOrigin) -> bytes:
     """Return a draft's file for properties; those of `from_` and the message id are to be set."""
+    fields = header_fields(properties, message_id=origin.message_id, date_us=origin.modified_us)
+    header = people_field("Bcc", properties.bcc) + fields
+    written = _write_entity(properties, header, mark=origin.base_name, seven_bit=False)
+    kept = replace(properties, body="", attachments=())
+    block = PrivateBlock(origin, kept, written.body, written.attachments)
+    return b"".join((_block_bytes(block), *written.pieces))
+
+
+def write_message(properties: MessageProperties, *, mark: str, date_us: int) -> bytes:
+    """Return a message in the form of a draft, without block and Bcc and in 7 bits: an item that is
+    attached to another. `mark` makes its boundary; a `date_us` of 0 is none.
+    """
+    message_id = properties.internet_message_id
+    header = header_fields(properties, message_id=message_id, date_us=date_us)
+    return b"".join(_write_entity(properties, header, mark=mark, seven_bit=True).pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entity:
+    """A message's bytes in pieces, and where its parts lie in them."""
+
+    pieces: list[bytes]
+    body: Part
+    attachments: tuple[Part, ...]
+
+
+def _write_entity(
+    properties: MessageProperties, header: str, *, mark: str, seven_bit: bool
+) -> _Entity:
+    """Write the template: the body, or multipart/mixed of the body and each attachment."""
     body = properties.body.encode("utf-8", "replace")
-    boundary = f"=_{_NO_LETTER.sub('_', origin.base_name)[:_BOUNDARY_CHARACTERS]}"
-    base64_body = _needs_base64(body, boundary.encode())
-    header = _header(properties, origin)
+    boundary = _boundary(mark, properties.attachments)
+    base64_body = _needs_base64(body, boundary.encode()) or (seven_bit and not body.isascii())
     body_fields = _body_fields(properties.body_type, base64_body=base64_body)
     if base64_body:
         body = base64_lines(b64encode(body))
@@ -106,22 +137,61 @@ def write_draft(properties: MessageProperties, origin: DraftOrigin) -> bytes:
     offset += len(body)
     parts = []
     for attachment in properties.attachments:
-        fields = "".join(raw_field(*field) for field in attachment_fields(attachment))
+        part, content = _stored(attachment)
+        fields = "".join(raw_field(*field) for field in attachment_fields(part))
         lead = f"{CRLF}--{boundary}{CRLF}{fields}{CRLF}".encode()
-        content = base64_lines(attachment.content)
         pieces += [lead, content]
-        parts.append(_attachment_part(attachment, offset + len(lead), len(content)))
+        parts.append(replace(part, offset=offset + len(lead), length=len(content)))
         offset += len(lead) + len(content)
     if properties.attachments:
         pieces.append(f"{CRLF}--{boundary}--{CRLF}".encode())
-    kept = replace(properties, body="", attachments=())
-    block = PrivateBlock(origin, kept, body_part, tuple(parts))
-    return b"".join((_written(block), *pieces))
+    return _Entity(pieces, body_part, tuple(parts))
+
+
+def _boundary(mark: str, attachments: tuple[Attachment, ...]) -> str:
+    """Return a boundary that no message among the attachments has in it."""
+    boundary = f"=_{_NO_LETTER.sub('_', mark)[:_BOUNDARY_CHARACTERS]}"
+    items = [b64decode(one.content) for one in attachments if one.item]
+    while any(boundary.encode() in one for one in items):
+        boundary += "_"
+    return boundary
+
+
+def _stored(attachment: Attachment) -> tuple[Part, bytes]:
+    """Return an attachment as it lies in the file: base64, or a message as it is."""
+    part = Part(
+        offset=0,
+        length=0,
+        base64=True,
+        name=attachment.name,
+        content_type=attachment.content_type,
+        size=attachment.size,
+        inline=attachment.inline,
+        content_id=attachment.content_id,
+        item=attachment.item,
+    )
+    if not attachment.item:
+        return part, base64_lines(attachment.content)
+    message = b64decode(attachment.content)
+    if not _can_stand(message):  # base64, which no message/rfc822 may have, keeps it intact
+        return replace(part, item=False), base64_lines(attachment.content)
+    eight_bit = not message.isascii()
+    return replace(part, base64=False, content_type=_MESSAGE, eight_bit=eight_bit), message
+
+
+def _can_stand(message: bytes) -> bool:
+    """Whether a message can be in another without being coded."""
+    ends = message.count(b"\r\n")
+    return (
+        ends == message.count(b"\n") == message.count(b"\r")
+        and b"\0" not in message
+        and not has_line_over(message, _LINE_OCTETS_MAX)
+    )
 
 
 def write_mime_draft(content: bytes, origin: DraftOrigin) -> bytes:
     """Return a draft's file for MIME: the block, then `content` byte for byte."""
-    return _written(PrivateBlock(origin)) + content
+    return _block_bytes(PrivateBlock(origin)) + content
 
 
 def private_length(head: bytes) -> int:
@@ -184,7 +254,7 @@ def read_attachments(raw: bytes) -> tuple[Attachment, ...]:
     found = []
     for part in block.attachments:
         stored = raw[length + part.offset : length + part.offset + part.length]
-        content = stored.replace(b"\r\n", b"")
+        content = stored.replace(b"\r\n", b"") if part.base64 else b64encode(stored)
         found.append(
             Attachment(
                 part.name,
@@ -193,6 +263,7 @@ def read_attachments(raw: bytes) -> tuple[Attachment, ...]:
                 part.size,
                 inline=part.inline,
                 content_id=part.content_id,
+                item=part.item,
             )
         )
     return tuple(found)
@@ -202,8 +273,13 @@ def base64_lines(content: bytes) -> bytes:
     """Break base64 without white space into lines of 76 characters; no line end at the end."""
     if len(content) <= _BASE64_LINE:
         return content
-    starts = range(0, len(content), _BASE64_LINE)
-    return b"\r\n".join([content[start : start + _BASE64_LINE] for start in starts])
+    # In blocks: a list of half a million lines takes three times what is in them.
+    blocks = []
+    for start in range(0, len(content), _BASE64_BLOCK):
+        end = min(start + _BASE64_BLOCK, len(content))
+        starts = range(start, end, _BASE64_LINE)
+        blocks.append(b"\r\n".join([content[at : at + _BASE64_LINE] for at in starts]))
+    return b"\r\n".join(blocks)
 
 
 def has_line_over(content: bytes, octets: int) -> bool:
@@ -216,17 +292,19 @@ def has_line_over(content: bytes, octets: int) -> bool:
     return False
 
 
-def attachment_fields(attachment: Attachment | Part) -> list[tuple[str, str]]:
-    """Return the fields of an attachment's part, values folded; its bytes follow as base64."""
-    name = parameter("name", attachment.name) if attachment.name else ""
-    filename = parameter("filename", attachment.name) if attachment.name else ""
-    disposition = "inline" if attachment.inline else "attachment"
+def attachment_fields(part: Part) -> list[tuple[str, str]]:
+    """Return the fields of an attachment's part, values folded; its bytes follow."""
+    name = parameter("name", part.name) if part.name else ""
+    filename = parameter("filename", part.name) if part.name else ""
+    disposition = "inline" if part.inline else "attachment"
+    coding = "base64" if part.base64 else "8bit" if part.eight_bit else "7bit"
+    content_type = _MESSAGE if part.item else safe_content_type(part.content_type)
     fields = [
-        ("Content-Type", safe_content_type(attachment.content_type) + name),
-        ("Content-Transfer-Encoding", "base64"),
+        ("Content-Type", content_type + name),
+        ("Content-Transfer-Encoding", coding),
         ("Content-Disposition", disposition + filename),
     ]
-    identity = attachment.content_id.strip("<> ")
+    identity = part.content_id.strip("<> ")
     if identity and identity.isascii() and " " not in identity:
         fields.append(("Content-ID", f"<{identity}>"))
     return fields
@@ -252,35 +330,6 @@ def safe_content_type(given: str) -> str:
     return f";{CRLF} ".join((media_type, *parameters))
 
 
-def header_fields(properties: MessageProperties, *, message_id: str, date_us: int) -> str:
-    """Return the fields that a draft and its MIME share: all but Bcc and what tells of the body."""
-    sender = properties.sender
-    if sender and properties.from_ and sender.address == properties.from_.address:
-        sender = None
-    priority = {"low": "5 (Lowest)", "high": "1 (Highest)"}.get(properties.importance)
-    return "".join(
-        (
-            people_field("From", [properties.from_] if properties.from_ else []),
-            people_field("Sender", [sender] if sender else []),
-            people_field("Reply-To", properties.reply_to),
-            people_field("To", properties.to),
-            people_field("Cc", properties.cc),
-            text_field("Subject", properties.subject) if properties.subject else "",
-            raw_field("Date", date_field(date_us)),
-            raw_field("Message-ID", message_id),
-            f"Importance: {properties.importance}{CRLF}" if priority else "",
-            f"X-Priority: {priority}{CRLF}" if priority else "",
-            *(text_field(name, value) for name, value in properties.internet_message_headers),
-            f"MIME-Version: 1.0{CRLF}",
-        )
-    )
-
-
-def _header(properties: MessageProperties, origin: DraftOrigin) -> str:
-    fields = header_fields(properties, message_id=origin.message_id, date_us=origin.modified_us)
-    return people_field("Bcc", properties.bcc) + fields
-
-
 def _body_fields(body_type: str, *, base64_body: bool) -> str:
     subtype = "html" if body_type.lower() == "html" else "plain"
     encoding = "base64" if base64_body else "8bit"
@@ -301,20 +350,7 @@ def _needs_base64(body: bytes, boundary: bytes) -> bool:
     )
 
 
-def _attachment_part(attachment: Attachment, offset: int, length: int) -> Part:
-    return Part(
-        offset,
-        length,
-        base64=True,
-        name=attachment.name,
-        content_type=attachment.content_type,
-        size=attachment.size,
-        inline=attachment.inline,
-        content_id=attachment.content_id,
-    )
-
-
-def _written(block: PrivateBlock) -> bytes:
+def _block_bytes(block: PrivateBlock) -> bytes:
     facts: Any = msgspec.to_builtins(block)
     # Spaces are only in strings here; escaped, no folded line can be white space alone.
     text = json.dumps(facts, separators=(",", ":")).replace(" ", "\\u0020")

@@ -57,6 +57,18 @@ def people_field(name: str, people: Sequence[Person]) -> str:
     return f"{name}: {f',{CRLF} '.join(_mailbox(person) for person in people)}{CRLF}"
 
 
+def phrases_field(name: str, phrases: Sequence[str]) -> str:
+    """Return a list of phrases with commas between them (Keywords); "" when there is none."""
+    written = [_phrase(phrase) for phrase in map(_one_line, phrases) if phrase]
+    return f"{name}: {f',{CRLF} '.join(written)}{CRLF}" if written else ""
+
+
+def ids_field(name: str, ids: Sequence[str]) -> str:
+    """Return a list of message ids, one a line; "" when there is none that can be written."""
+    written = [one for one in ids if is_message_id(one)]
+    return f"{name}: {f'{CRLF} '.join(written)}{CRLF}" if written else ""
+
+
 def parameter(name: str, value: str) -> str:
     """Return "; name=value" for a MIME field, RFC 2231 encoded where it must be."""
     value = _CONTROLS.sub(" ", value)
@@ -114,12 +126,26 @@ def _encoded_words(value: str, *, taken: int) -> str:
 
 def _mailbox(person: Person) -> str:
     address = _CONTROLS.sub("", ascii_address(person.address))
-    name = _CONTROLS.sub(" ", person.name).strip()
+    name = _one_line(person.name)
     if not name:
         return address
-    if not name.isascii() or "=?" in name or len(name) > _PHRASE_CHARACTERS:
+    if _needs_words(name):
         return f"{_encoded_words(name, taken=_NAME_TAKEN)}{CRLF} <{address}>"
     return f"{name if _ATOMS.fullmatch(name) else _quoted(name)} <{address}>"
+
+
+def _phrase(text: str) -> str:
+    if _needs_words(text):
+        return _encoded_words(text, taken=_NAME_TAKEN)
+    return text if _ATOMS.fullmatch(text) else _quoted(text)
+
+
+def _needs_words(phrase: str) -> bool:
+    return not phrase.isascii() or "=?" in phrase or len(phrase) > _PHRASE_CHARACTERS
+
+
+def _one_line(text: str) -> str:
+    return _CONTROLS.sub(" ", text).strip()
 
 
 def _quoted(value: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.message.content import size_of
 from relay.message.convert import ConversionError, convert, render
 from relay.message.draft import DraftOrigin, write_draft, write_mime_draft
 from relay.message.properties import Attachment, MessageProperties, Person
@@ -94,10 +95,11 @@ def test_a_whole_message():
     ("body_type", "inline", "files", "structure"),
     [
         ("text", 0, 0, ["text/plain"]),
-        ("html", 0, 0, ["text/html"]),
+        ("html", 0, 0, ["multipart/alternative", "text/plain", "text/html"]),
         ("text", 0, 1, ["multipart/mixed", "text/plain", "image/png"]),
-        ("html", 1, 0, ["multipart/related", "text/html", "image/png"]),
-        ("html", 1, 1, ["multipart/mixed", "multipart/related", "text/html", "image/png", "image/png"]),
+        ("html", 1, 0, ["multipart/alternative", "text/plain", "multipart/related", "text/html", "image/png"]),
+        ("html", 1, 1, ["multipart/mixed", "multipart/alternative", "text/plain", "multipart/related", "text/html", "image/png", "image/png"]),
+        ("html", 2, 0, ["multipart/mixed", "multipart/alternative", "text/plain", "multipart/related", "text/html", "image/png", "image/png"]),
         ("text", 1, 0, ["multipart/mixed", "text/plain", "image/png"]),
     ],
 )  # fmt: skip
@@ -246,7 +248,7 @@ def test_a_large_text_costs_a_few_copies_and_little_time(line):
     taken_s, (_, peak_bytes) = time.process_time() - started, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert taken_s < 5
-    assert peak_bytes < 12 * len(made.content)
+    assert peak_bytes < 12 * size_of(made.content)
 
 
 @pytest.mark.parametrize(

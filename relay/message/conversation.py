@@ -1,0 +1,57 @@
+"""Conversations: what makes messages one thread for Outlook, and for everybody else.
+
+On the path: the store gives a new draft its index; the header's fields and graph's ids come of it.
+Holds: the same message and time give the same index; all of a thread share its last 16 octets.
+Fails: never; an index that is none begins a new conversation.
+Standards: MS-OXOMSG 2.2.1.3 (PidTagConversationIndex), 2.2.1.5 (topic); RFC 5322 3.6.4.
+"""
+
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from hashlib import blake2b
+
+HEADER_BYTES = 22
+_THREAD_BYTES = 16
+_CHILD_BYTES = 5
+_INDEX_BYTES_MAX = HEADER_BYTES + 1000 * _CHILD_BYTES
+_RESERVED = 1
+# Tenths of microseconds from 1601 to 1970; an index has the upper six octets of eight.
+_EPOCH_US = 11_644_473_600_000_000
+_TIME_MAX = (1 << 64) - 1
+_MESSAGE_ID = re.compile(r"<[!-;=?-~]+>")
+_PREFIXES = re.compile(r"(?:[^\W\d_]{1,3}(?:\[\d{1,3}\])?:[ \t]*)*")
+
+
+def thread_of(message_id: str, *, in_reply_to: str = "", references: Sequence[str] = ()) -> bytes:
+    """Return the 16 octets that the messages of a thread share, from the id of its first."""
+    root = next(iter(references), "") or in_reply_to or message_id
+    return blake2b(root.encode("utf-8", "replace"), digest_size=_THREAD_BYTES).digest()
+
+
+def new_index(thread: bytes, *, time_us: int) -> str:
+    """Return the base64 of a thread's first index: a reserved octet, the time, the thread."""
+    ticks = min(max(time_us + _EPOCH_US, 0) * 10, _TIME_MAX)
+    time = (ticks >> 16).to_bytes(6, "big")[1:]
+    return b64encode(bytes([_RESERVED]) + time + thread).decode("ascii")
+
+
+def is_index(text: str) -> bool:
+    """Whether `text` is the base64 of an index: its header, and five octets for each reply."""
+    try:
+        octets = b64decode(text, validate=True)
+    except ValueError:
+        return False
+    rest = len(octets) - HEADER_BYTES
+    return 0 <= rest <= _INDEX_BYTES_MAX and rest % _CHILD_BYTES == 0
+
+
+def topic_of(subject: str) -> str:
+    """Return a subject without what replying and forwarding put in front (`RE: `, `AW: `)."""
+    match = _PREFIXES.match(subject)
+    return subject[match.end() :].strip() if match else subject.strip()
+
+
+def message_ids(text: str) -> tuple[str, ...]:
+    """Return the message ids in a References or In-Reply-To field."""
+    return tuple(_MESSAGE_ID.findall(text))
