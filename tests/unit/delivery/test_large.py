@@ -126,3 +126,23 @@ async def test_many_large_messages_wait_for_no_memory(house, large, monkeypatch)
         gate.set()
         for queue_id in ids:
             assert set(states(await house.done(queue_id)).values()) == {"relayed"}
+
+
+async def test_a_stop_midway_gives_the_message_back(house, large) -> None:
+    gate = asyncio.Event()
+    house.timeouts = replace(house.timeouts, block_s=60)
+    async with RemoteMx(gates={"CONTENT": gate}, read_limit=2**16) as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        queue_id = await house.send("x@a.test", contents=(large(50_000),))
+        await mx.reached("DATA")
+        await house.dispatcher.drain(0.05)
+        gate.set()
+        journey = await house.spool.journey(queue_id)
+        assert states(journey) == {"x@a.test": "queued"}
+        assert outcomes(journey, "x@a.test") == []
+        assert await house.spool.next_due_us() is not None
+        async with asyncio.timeout(5):
+            while mx.open:
+                await asyncio.sleep(0)
+        assert mx.envelopes == []
