@@ -59,7 +59,7 @@ def from_properties(note: Octets, block: PrivateBlock, length: int, *, keep_bcc:
         raise ConversionError("The draft's private block does not say where its body is.")
     stored = replace(body, offset=0)
     text = part_bytes(note.read(length + body.offset, body.length), 0, stored)
-    tree = _tree(note, block, length, text)
+    tree = _tree(note, block, length=length, text=text)
     fields = header_fields(
         properties, message_id=block.origin.message_id, date_us=block.origin.modified_us
     )
@@ -108,7 +108,7 @@ class _Tree:
     leaves: Sequence[_Leaf]
 
 
-def _tree(note: Octets, block: PrivateBlock, length: int, text: bytes) -> _Tree:
+def _tree(note: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _Tree:
     body_type = block.properties.body_type.lower() if block.properties else "text"
     source = text.decode("utf-8", "replace") if body_type == "html" else ""
     shown = _cids(source) if block.attachments else frozenset()
