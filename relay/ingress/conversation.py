@@ -19,7 +19,6 @@ from relay.ingress.parameters import MailArgument, Refused, parse_mail, parse_rc
 from relay.ingress.ports import Accept, Origin, Passwords, Quota, Router
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.logs import get_logger
-from relay.message.content import LARGE_BYTES
 from relay.message.envelope import Envelope, ForwardPath
 from relay.routing.table import InvalidRecipient, LocalRecipient, RemoteRecipient
 from relay.spool.types import Arrival
@@ -263,7 +262,7 @@ class Conversation:
         if mail.size_bytes > self._service.max_message_bytes:
             limit = self._service.max_message_bytes
             return f"552 5.3.4 The message is larger than {limit} octets"
-        if not self._service.budget.has(min(mail.size_bytes, LARGE_BYTES)):
+        if not self._service.budget.has(min(mail.size_bytes, self._service.limits.large_bytes)):
             return "452 4.3.1 Too much mail at once, try again later"
         self._mail = mail
         return "250 2.1.0 Ok"

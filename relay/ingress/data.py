@@ -54,8 +54,8 @@ class ContentReader:
     A block is worked on up to its last CRLF; the line that is not complete waits for the next. Data
     starts as if behind a CRLF, so that the first line is like every other.
 
-    What grows beyond `large_bytes` is divided: from then on, whenever `waits` is true after feed(),
-    what is held of the body has to be written by spill() before more is fed.
+    What grows beyond `limits.large_bytes` is divided: from then on, whenever `waits` is true after
+    feed(), what is held of the body has to be written by spill() before more is fed.
     """
 
     def __init__(
@@ -65,14 +65,13 @@ class ContentReader:
         limits: Limits,
         budget: Budget,
         arrival: Callable[[], Arrival],
-        large_bytes: int = LARGE_BYTES,
     ) -> None:
         """`arrival` gives a place for the body of a large content."""
         self._size_max_bytes = size_max_bytes
         self._line_max_bytes = limits.text_line_bytes
         self._budget = budget
         self._new_arrival = arrival
-        self._large_bytes = large_bytes
+        self._large_bytes = limits.large_bytes
         self._chunks: list[bytes] = []
         self._rest = _CRLF
         self._held_bytes = 0

@@ -9,6 +9,8 @@ Standards: RFC 5321 4.5.3.1 (sizes), 4.5.3.2.7 (time); RFC 4954 4 (AUTH lines).
 from collections import Counter
 from dataclasses import dataclass
 
+from relay.message.content import LARGE_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -26,6 +28,7 @@ class Limits:
     goodbye_s: float = 5.0  # for a client that does not read its last reply
     sessions_per_client: int = 50  # Postfix's smtpd_client_connection_count_limit
     buffered_bytes: int = 512 * 1024 * 1024  # messages being received, all sessions of a listener
+    large_bytes: int = LARGE_BYTES  # the body of a message that is larger goes to a file
 
 
 class SessionCount:

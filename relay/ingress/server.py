@@ -157,7 +157,7 @@ class SmtpServer:
             limits=self._limits,
             max_message_bytes=listener.max_message_size,
             max_recipients=listener.max_recipients,
-            budget=Budget(max(self._limits.buffered_bytes, 2 * listener.max_message_size)),
+            budget=Budget(self._limits.buffered_bytes),
             router=neighbours.router,
             accounts=neighbours.accounts,
             quota=neighbours.quota,

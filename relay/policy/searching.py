@@ -60,6 +60,8 @@ class BlockByBlock:
     def __getitem__(self, wanted: slice, /) -> bytes:
         """See Searchable."""
         start, stop, _ = wanted.indices(self._size)
+        if stop <= start:
+            return b""
         if self._block_start <= start and stop <= self._block_end:
             return self._block[start - self._block_start : stop - self._block_start]
         return self._read(start, stop - start)
@@ -67,6 +69,8 @@ class BlockByBlock:
     def find(self, wanted: bytes, start: int, end: int, /) -> int:
         """See Searchable."""
         end = min(end, self._size)
+        if end - start < len(wanted):
+            return -1
         if not self._block_start <= start < self._block_end:
             self._load(start, len(wanted))
         while True:

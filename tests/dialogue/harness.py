@@ -57,7 +57,7 @@ class MemorySpool:
     arrivals: list["MemoryArrival"] = field(default_factory=list)
 
     def arrival(self) -> "MemoryArrival":
-        self.arrivals.append(MemoryArrival())
+        self.arrivals.append(MemoryArrival(fault=self.fault))
         return self.arrivals[-1]
 
     async def accept(

@@ -10,6 +10,7 @@ import pytest
 import uvloop
 
 from relay.ingress import Limits
+from relay.message.content import gathered
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
 from tests.dialogue.harness import Relay, make_certificate
 from tests.dialogue.script import Script, octets, read_script
@@ -84,7 +85,7 @@ async def converse(script: Script, relay: Relay, *, reader, writer) -> None:
             case "ACCEPTED":
                 assert len(relay.spool.accepted) == int(action.text), where
             case "CONTENT":
-                content = relay.spool.accepted[-1].contents[0]
+                content = gathered(relay.spool.accepted[-1].contents[0])
                 assert octets(action.text) in content, f"{where}: {content!r}"
     assert not unsent, "the script ends with lines that nothing answers"
 

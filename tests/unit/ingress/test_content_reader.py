@@ -28,10 +28,9 @@ def reader(
 ) -> ContentReader:
     return ContentReader(
         size_max_bytes=size_max_bytes,
-        limits=Limits(text_line_bytes=line),
+        limits=Limits(text_line_bytes=line, large_bytes=large_bytes),
         budget=budget or Budget(10_000),
         arrival=arrival,
-        large_bytes=large_bytes,
     )
 
 

@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
+from relay.message.content import gathered
 from relay.message.verdict import Source
 from relay.policy import make_subject, read
+from tests.support.contents import as_large
 
 MAIL = b"From: a@in.test\r\nSubject: hello\r\nX-Old: 1\r\n\r\nbody\r\n"
 
@@ -18,13 +22,16 @@ def rules_of(tmp_path):
     return write
 
 
-@pytest.fixture
-def evaluate(rules_of):
-    """Evaluate rule files for a message; in.test is local."""
+@pytest.fixture(params=[False, True], ids=["small", "large"])
+def evaluate(rules_of, request):
+    """Evaluate rule files for a message, in both forms of a content; in.test is local."""
 
     def run(*texts, sender="a@in.test", to=("b@out.test",), content=MAIL, source=Source.SMTP):
         subject = make_subject(sender, to, content, source=source, local_domains={"in.test"})
-        return rules_of(*texts).evaluate(subject)
+        if request.param:
+            subject = replace(subject, content=as_large(content))
+        verdict = rules_of(*texts).evaluate(subject)
+        return replace(verdict, contents=tuple(map(gathered, verdict.contents)))
 
     return run
 

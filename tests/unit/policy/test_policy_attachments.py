@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.message.content import BLOCK_BYTES, LargeContent, UnreadableError
 from relay.policy import TooManyPartsError
 from relay.policy.attachments import (
     DELIMITERS_MAX,
@@ -15,6 +16,7 @@ from relay.policy.attachments import (
     attachment_names,
     normalised,
 )
+from tests.support.contents import as_large
 
 
 def mixed(*parts, boundary=b"b", kind=b"mixed", end=b"\r\n--b--\r\n"):
@@ -72,6 +74,7 @@ NESTED = b"Content-Type: message/rfc822\r\n\r\nSubject: inner\r\n" + INNER
 )  # fmt: skip
 def test_all_names_are_found_and_normalised(content, names):
     assert attachment_names(content) == names
+    assert attachment_names(as_large(content)) == names
 
 
 @given(st.lists(st.text(min_size=1), max_size=4), st.booleans())
@@ -111,6 +114,40 @@ def test_damage_never_raises(rubbish):
     ],
     ids=["parts", "nesting", "delimiters", "long field", "parameters", "doubles", "fields"],
 )
-def test_work_is_bounded_and_nothing_can_be_hidden_behind_the_bound(content):
+@pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
+def test_work_is_bounded_and_nothing_can_be_hidden_behind_the_bound(content, form):
     with pytest.raises(TooManyPartsError):
-        attachment_names(content)
+        attachment_names(form(content))
+
+
+class Counted:
+    """A body that counts how much of it is read, and how much at once."""
+
+    def __init__(self, octets: bytes):
+        self.octets, self.size = octets, len(octets)
+        self.read_bytes = self.most_bytes = 0
+
+    def read(self, start, length):
+        self.read_bytes += length
+        self.most_bytes = max(self.most_bytes, length)
+        return self.octets[start : start + length]
+
+
+def test_a_large_body_is_read_a_few_times_and_a_block_at_a_time():
+    part = b"Content-Type: application/x; name=part.bin\r\n\r\n" + b"x" * 70 * 20_000
+    content = mixed(part, EXE, part, mixed(part, EXE, boundary=b"bb", end=b"\r\n--bb--\r\n"))
+    header_end = content.index(b"\r\n\r\n") + 2
+    body = Counted(content[header_end:])
+    large = LargeContent(content[:header_end], (body,), eight_bit=False)
+    assert attachment_names(large) == ("part.bin", "a.exe", "part.bin", "part.bin", "a.exe")
+    assert body.most_bytes <= BLOCK_BYTES
+    assert body.read_bytes < 3 * body.size
+
+
+def test_a_body_that_is_cut_short_has_no_names():
+    content = mixed(b"x" * 100, EXE)
+    header_end = content.index(b"\r\n\r\n") + 2
+    body = Counted(content[header_end:-40])
+    body.size += 40
+    with pytest.raises(UnreadableError):
+        attachment_names(LargeContent(content[:header_end], (body,), eight_bit=False))

@@ -1,0 +1,21 @@
+"""Contents for tests: a small one in the form of a large one.
+
+On the path: tests that hold both forms to the same result.
+Holds: the octets are the same, the body in two pieces.
+Fails: never.
+Standards: none.
+"""
+
+from relay.message import headers
+from relay.message.content import Content, LargeContent, MemoryOctets
+
+
+def as_large(content: bytes) -> Content:
+    """Return `content` as a large one; unchanged without a blank line where the header ends."""
+    header_end = headers.split(content)
+    body = content[header_end:]
+    if not body.startswith(b"\r\n"):
+        return content
+    half = len(body) // 2
+    pieces = (MemoryOctets(body[:half]), MemoryOctets(body[half:]))
+    return LargeContent(content[:header_end], pieces, eight_bit=not body.isascii())
