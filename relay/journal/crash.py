@@ -14,13 +14,13 @@ from enum import StrEnum
 
 
 class CrashPoint(StrEnum):
-    """Every point, in the order in which a sendMail passes them."""
+    """Every point, in the order in which a sendMail passes them, and then those beside its way."""
 
     DRAFT_WRITTEN = "draft-written"  # tmp file complete, not synced
     DRAFT_SYNCED = "draft-synced"  # fsync of the tmp file
     NOTE_PREPARED = "note-prepared"  # link into preparing/
     DRAFT_LINKED = "draft-linked"  # link into .Drafts/cur
-    NOTE_READY = "note-ready"  # rename to ready/
+    NOTE_READY = "note-ready"  # rename to ready/, or to deferred/
     DRAFTS_DIRECTORY_SYNCED = "drafts-directory-synced"  # fsync of .Drafts/cur
     READY_DIRECTORY_SYNCED = "ready-directory-synced"  # fsync of ready/
     DRAFT_TMP_REMOVED = "draft-tmp-removed"  # unlink of the tmp file
@@ -39,6 +39,14 @@ class CrashPoint(StrEnum):
     NOTE_REMOVED = "note-removed"
     NOTE_REMOVAL_SYNCED = "note-removal-synced"
     REPORT_WRITTEN = "report-written"  # step 3 failed for good: the report is in the Inbox
+    # A draft that waits for its time:
+    CHANGE_PREPARED = "change-prepared"  # its next generation linked into preparing/
+    NOTE_POSTPONED = "note-postponed"  # renamed for another time
+    NOTE_REPLACED = "note-replaced"  # the next generation renamed over it
+    DRAFT_REPLACED = "draft-replaced"  # and linked into the draft's folder
+    NOTE_CANCELLED = "note-cancelled"  # unlinked from deferred/
+    NOTE_DUE = "note-due"  # renamed from deferred/ to ready/
+    DUE_NOTES_SYNCED = "due-notes-synced"  # fsync of ready/ and deferred/
 
 
 class CrashPoints:

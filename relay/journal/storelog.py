@@ -10,8 +10,8 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,10 @@ class StoreLog:
         line = {"submission_id": facts.submission_id, "step": 0, "withdrawn": True}
         self._write(line | _names(facts))
 
+    def remark(self, submission_id: str, detail: Mapping[str, Any]) -> None:
+        """Add to what step 2 of a submission says: what became of it before step 3."""
+        self._write({"submission_id": submission_id, "step": 0, "detail": dict(detail)})
+
     def _write(self, line: dict[str, Any]) -> None:
         octets = msgspec.json.encode(line) + b"\n"
         with self._lock:
@@ -135,6 +139,7 @@ class StoreLog:
         earliest = id_time_us(submission_id)
         found: dict[str, Any] = {"submission_id": submission_id, "queue_id": None, "steps": []}
         steps: dict[int, Event] = {}
+        remark: dict[str, Any] = {}
         wanted = submission_id.encode()
         for path in self._files():
             if earliest is not None and path.name[:10] < _day_of(earliest):
@@ -147,6 +152,9 @@ class StoreLog:
                 if "withdrawn" in told:
                     return None
                 step = int(told["step"])
+                if not step:
+                    remark = {**told.get("detail", {}), **remark}
+                    continue
                 steps[step] = Event(Step(step), int(told["at_us"]), told.get("detail", {}))
                 if told.get("queue_id"):
                     found["queue_id"] = told["queue_id"]
@@ -155,6 +163,8 @@ class StoreLog:
                     break  # its other steps come later in the file, and were seen
         if not steps:
             return None
+        if remark and (noted := steps.get(Step.NOTIFIED)):
+            steps[Step.NOTIFIED] = replace(noted, detail={**noted.detail, **remark})
         found["steps"] = [steps[step].as_json() for step in sorted(steps)]
         return found
 

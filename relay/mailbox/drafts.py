@@ -7,9 +7,11 @@ Standards: Maildir; Graph's message.
 """
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from relay.journal.crash import CrashPoint
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import find_folder, well_known_path
 from relay.mailbox.index import Located
@@ -33,12 +35,15 @@ from relay.mailbox.types import (
     MessageChange,
     NoSuchItemError,
     NotADraftError,
+    Note,
     Page,
+    SendOptions,
     StoredMessage,
     WellKnown,
 )
 from relay.message.content import gathered
 from relay.message.convert import render
+from relay.message.mimeread import read_message
 from relay.message.properties import MessageProperties
 
 _PAGE_BYTES = 128 * 1024 * 1024  # a page is held in memory several times over
@@ -107,7 +112,7 @@ class Drafts:
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
             located = self._find(mailbox, message_id)
-            self._shared.notes.refuse_while_sent(message_id)
+            note = self._shared.waiting.note_of(message_id, located)
             flags = located.name.flags
             for flag, wanted in ((SEEN, change.is_read), (FLAGGED, change.flagged)):
                 if wanted is not None:
@@ -118,13 +123,23 @@ class Drafts:
                 raise NotADraftError("Only a draft's content can be changed.")
             self._leftovers.clean(mailbox)
             raw = located.path.read_bytes()
-            identity = self._identity(account)
+            if note is not None:
+                before = read_message(raw).properties
+                note = self._shared.waiting.changed(
+                    note, before.extended, change.properties.extended
+                )
+            identity = self._identity(account, note.options if note else None)
             draft = next_generation(located, raw, identity, change=change.properties)
             growth = len(draft.raw) - len(raw)
             if growth > 0:
                 self._shared.quota.check(account, mailbox, growth)
-            changed = self._write(draft, located.folder, flags=flags)
+            if note is None:
+                changed = self._write(draft, located.folder, flags=flags)
+            else:
+                changed = self._write_waiting(draft, located, note, flags=flags)
             remove(located.path)
+            if note is not None:
+                self._shared.waiting.settled(note)
             return self._written(changed, draft)
 
     @looking_again
@@ -133,7 +148,7 @@ class Drafts:
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
             located = self._find(mailbox, message_id)
-            self._shared.notes.refuse_while_sent(message_id)
+            self._shared.waiting.set_free(message_id, located, reason="the draft was deleted")
             if located.folder.well_known is WellKnown.DELETED_ITEMS:
                 remove(located.path)
             else:
@@ -143,8 +158,36 @@ class Drafts:
                 self._shared.syncs.sync(deleted)
             self._shared.syncs.sync(located.directory)
 
-    def _write(self, draft: ComposedDraft, folder: Folder, *, flags: str) -> Located:
-        """Write a draft's file durably: tmp, fsync, link, fsync of the directory."""
+    def _write_waiting(
+        self, draft: ComposedDraft, before: Located, note: Note, *, flags: str
+    ) -> Located:
+        """Write a draft anew whose note waits: the note becomes the new file before the draft does.
+
+        Raises BeingSentError.
+        """
+
+        def replace_note(temporary: Path) -> None:
+            self._shared.waiting.replace(note, temporary, draft.raw)
+
+        try:
+            return self._write(draft, before.folder, flags=flags, on_written=replace_note)
+        except OSError:
+            with suppress(OSError):
+                self._shared.waiting.take_back(note, before.path)
+            raise
+
+    def _write(
+        self,
+        draft: ComposedDraft,
+        folder: Folder,
+        *,
+        flags: str,
+        on_written: Callable[[Path], None] = lambda _path: None,
+    ) -> Located:
+        """Write a draft's file durably: tmp, fsync, link, fsync of the directory.
+
+        `on_written` is called with the synced file before it is put in its place.
+        """
         directory = folder.path / "cur"
         temporary = folder.path / "tmp" / draft.stem
         name = parse_name(f"{draft.base}:2,{with_flags(flags)}")
@@ -152,7 +195,9 @@ class Drafts:
         located = Located(folder, directory, name)
         try:
             write_synced(temporary, draft.raw)
+            on_written(temporary)
             place(temporary, located.path)
+            self._shared.crash.reached(CrashPoint.DRAFT_REPLACED)
             self._shared.syncs.sync(directory)
         except OSError:
             remove(located.path)
@@ -183,9 +228,18 @@ class Drafts:
             raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
         return located
 
-    def _identity(self, account: str) -> Identity:
+    def _identity(self, account: str, options: SendOptions | None = None) -> Identity:
         now_us = self._shared.clock.time_us()
-        return Identity(account, self._shared.ids.new(), self._shared.hostname, now_us, now_us)
+        options = options or SendOptions()
+        return Identity(
+            account=account,
+            message_id=self._shared.ids.new(),
+            hostname=self._shared.hostname,
+            created_us=now_us,
+            modified_us=now_us,
+            save_to_sent_items=options.save_to_sent_items,
+            sent_folder=options.sent_folder,
+        )
 
 
 def _loaded(located: Located) -> StoredMessage:

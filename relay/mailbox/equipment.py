@@ -15,6 +15,7 @@ from relay.mailbox.index import MessageIndex
 from relay.mailbox.maildir import DirectorySync, Stripes
 from relay.mailbox.notes import NotesDirectory
 from relay.mailbox.quota import Quota
+from relay.mailbox.waiting import Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +32,4 @@ class Equipment:
     notes: NotesDirectory
     syncs: DirectorySync
     stripes: Stripes
+    waiting: Waiting

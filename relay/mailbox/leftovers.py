@@ -17,11 +17,12 @@ from pathlib import Path
 
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import list_folders, well_known_path
-from relay.mailbox.maildir import list_names, remove
+from relay.mailbox.maildir import list_names, place, remove
 from relay.mailbox.messages import is_draft
 from relay.mailbox.names import is_our_name
-from relay.mailbox.notes import read_block_of
+from relay.mailbox.notes import Prepared, draft_of, read_block_of
 from relay.mailbox.types import WellKnown
+from relay.message.draft import DraftOrigin
 
 DELETED_PREFIX = "relay-deleted."  # a folder that is being removed: no dot, so nobody's folder
 _OLD_S = 36 * 3600
@@ -43,7 +44,13 @@ class Leftovers:
         left = notes.prepared()
         for prepared in left:
             block = read_block_of(prepared.path)
-            if prepared.is_new and block is not None and not notes.is_ready(prepared.submission_id):
+            if prepared.is_change and block is not None:
+                self._finish_change(prepared, block.origin)
+            if (
+                prepared.is_new
+                and block is not None
+                and notes.find_submission(prepared.submission_id) is None
+            ):
                 mailbox = self._shared.folders.mailbox(block.origin.account)
                 located = self._shared.index.find_stem(mailbox, block.origin.base_name)
                 if located is not None and is_draft(located):
@@ -53,6 +60,24 @@ class Leftovers:
         if left:
             self._shared.syncs.sync(notes.preparing)
         return len(left)
+
+    def _finish_change(self, prepared: Prepared, origin: DraftOrigin) -> None:
+        """Put a waiting draft's next generation in its place if its note says it already."""
+        notes = self._shared.notes
+        note = notes.find_submission(prepared.submission_id)
+        said = read_block_of(note) if note else None
+        if said is None or said.origin.base_name != origin.base_name:
+            return
+        mailbox = self._shared.folders.mailbox(origin.account)
+        draft_id = draft_of(prepared.submission_id)
+        before = self._shared.index.find(mailbox, draft_id)
+        if before is None or before.name.stem == origin.base_name:
+            return
+        base = f"{origin.base_name},S={prepared.path.stat().st_size}"
+        name = f"{base}:2,{before.name.flags}"
+        place(prepared.path, before.folder.path / "cur" / name)
+        self._shared.syncs.sync(before.folder.path / "cur")
+        remove(before.path)
 
     def clean(self, mailbox: Path) -> None:
         """Remove what is left in the mailbox, before this process writes there: once a day.

@@ -42,6 +42,7 @@ class Identity:
     generation: int = 1
     internet_message_id: str = ""
     save_to_sent_items: bool = True
+    sent_folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ def compose(content: MessageProperties | bytes, identity: Identity) -> ComposedD
         created_us=identity.created_us,
         modified_us=identity.modified_us,
         save_to_sent_items=identity.save_to_sent_items,
+        sent_folder=identity.sent_folder,
     )
     if isinstance(content, MessageProperties):
         raw = write_draft(_owned(content, origin), origin)

@@ -6,6 +6,7 @@ Fails: OSError when the disk refuses; a note that cannot be read is moved to cor
 Standards: none; docs/design.md 1.
 """
 
+import os
 import re
 import threading
 from collections.abc import Container
@@ -14,36 +15,42 @@ from pathlib import Path
 
 import structlog
 
-from relay.mailbox.maildir import DirectorySync, list_names, make_directory, remove
-from relay.mailbox.types import BeingSentError, Note, SendOptions
+from relay.mailbox.maildir import DirectorySync, link_or_copy, list_names, make_directory, remove
+from relay.mailbox.types import Note, SendOptions
 from relay.message.draft import FIRST_FIELD_BYTES, PrivateBlock, private_length, read_block
 
 FIRST_SUBMISSION = (
     1  # the number of a draft that sendMail made: it goes if its note never got ready
 )
-_READY = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
-_PREPARED = re.compile(r"([0-9a-z]{16})\.(\d{1,20})")
+_NOTE = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
+_PREPARED = re.compile(r"([0-9a-z]{16})\.(\d{1,20})(\+?)")
 _BLOCK_BYTES_MAX = 16 << 20
+_COPIED = "copied"  # a file of that name: notes here may be copies, not second names
 
 _log = structlog.get_logger("relay.mailbox")
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A file in preparing/; `is_new`: its draft was made by the same request."""
+    """A file in preparing/. `is_new`: its draft was made by the same request; `is_change`: it is
+    the next generation of a draft whose note waits.
+    """
 
     path: Path
     submission_id: str
     is_new: bool
+    is_change: bool
 
 
 class NotesDirectory:
-    """`<root>/.submissions`: preparing/, ready/ and corrupt/."""
+    """`<root>/.submissions`: preparing/, ready/, deferred/ and corrupt/."""
 
     def __init__(self, directory: Path, syncs: DirectorySync) -> None:
         self.preparing = directory / "preparing"
         self.ready = directory / "ready"
+        self.deferred = directory / "deferred"
         self._corrupt = directory / "corrupt"
+        self._copied = directory / _COPIED
         self._syncs = syncs
         self._made = False
         self._lock = threading.Lock()
@@ -52,44 +59,74 @@ class NotesDirectory:
         """Make the directories on first use."""
         with self._lock:  # who comes second waits until they are durable
             if not self._made:
-                make_directory(self.preparing)
-                make_directory(self.ready)
+                for directory in (self.preparing, self.ready, self.deferred):
+                    make_directory(directory)
                 self._made = True
 
     def ready_path(self, submission_id: str, ready_us: int) -> Path:
         """The note's name once it is ready."""
         return self.ready / f"{submission_id}@{ready_us}"
 
-    def refuse_while_sent(self, draft_id: str) -> None:
-        """Raise BeingSentError while a note of this draft is ready."""
-        if any(name.startswith(f"{draft_id}.") for name in list_names(self.ready)):
-            raise BeingSentError("The message is being sent and cannot be changed until it is.")
+    def deferred_path(self, submission_id: str, due_us: int) -> Path:
+        """The note's name while it waits for its time."""
+        return self.deferred / f"{submission_id}@{due_us}"
 
-    def is_ready(self, submission_id: str) -> bool:
-        """Whether the note of this submission is ready."""
-        return any(name.startswith(f"{submission_id}@") for name in list_names(self.ready))
+    def prepare(self, source: Path, name: str) -> Path:
+        """Give a draft's file a second name in preparing/."""
+        prepared = self.preparing / name
+        link_or_copy(source, prepared)
+        if prepared.stat().st_nlink == 1 and not self._copied.exists():
+            self._copied.touch(0o600)
+            self._syncs.sync(self._copied.parent)
+        return prepared
+
+    def find(self, draft_id: str, file: Path) -> Path | None:
+        """The note of the draft in `file`, deferred or ready; None if it has none.
+
+        Nothing is listed for a file that has no second name: where notes are links, it has no note.
+        Raises FileNotFoundError when the file is gone.
+        """
+        if file.stat().st_nlink == 1 and not self._copied.exists():
+            return None
+        return _first(self.deferred, f"{draft_id}.") or _first(self.ready, f"{draft_id}.")
+
+    def is_ready(self, note: Path) -> bool:
+        """Whether a note that find() gave is ready, not deferred."""
+        return note.parent == self.ready
+
+    def find_submission(self, submission_id: str) -> Path | None:
+        """The note of a submission, deferred or ready."""
+        return _first(self.deferred, f"{submission_id}@") or _first(self.ready, f"{submission_id}@")
 
     def changed_ns(self) -> int:
         """When ready/ last changed, by the file system's clock; 0 if it is not there yet."""
-        try:
-            return self.ready.stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
+        return _changed_ns(self.ready)
+
+    def deferred_changed_ns(self) -> int:
+        """When deferred/ last changed, as changed_ns()."""
+        return _changed_ns(self.deferred)
 
     def list_ready(self, known: Container[str], limit: int) -> list[Note]:
         """Up to `limit` notes that are not in `known`, longest ready first."""
         waiting = []
         for name in list_names(self.ready):
-            match = _READY.fullmatch(name)
+            match = _NOTE.fullmatch(name)
             if match and f"{match[1]}.{match[2]}" not in known:
                 waiting.append((int(match[3]), name))
         waiting.sort()
         found = (self.read(self.ready / name) for _, name in waiting[:limit])
         return [note for note in found if note is not None]
 
+    def list_deferred(self) -> list[tuple[int, str]]:
+        """When each note in deferred/ is due, and its name; none is read."""
+        names = list_names(self.deferred)
+        return [(int(match[3]), name) for name in names if (match := _NOTE.fullmatch(name))]
+
     def read(self, path: Path) -> Note | None:
-        """Return the note of a file in ready/; None if it is gone, or damaged and put aside."""
-        match = _READY.fullmatch(path.name)
+        """Return the note of a file in ready/ or deferred/; None if it is gone, or damaged and put
+        aside.
+        """
+        match = _NOTE.fullmatch(path.name)
         if match is None:
             return None
         try:
@@ -97,16 +134,22 @@ class NotesDirectory:
         except FileNotFoundError:
             return None
         if block is None:
-            self._put_aside(path)
+            self.put_aside(path)
             return None
+        at_us = int(match[3])
+        origin = block.origin
         return Note(
             submission_id=f"{match[1]}.{match[2]}",
             draft_id=match[1],
-            account=block.origin.account,
-            base_name=block.origin.base_name,
+            account=origin.account,
+            base_name=origin.base_name,
             path=path,
-            ready_us=int(match[3]),
-            options=SendOptions(block.origin.save_to_sent_items),
+            ready_us=at_us,
+            options=SendOptions(
+                origin.save_to_sent_items,
+                origin.sent_folder,
+                0 if self.is_ready(path) else at_us,
+            ),
         )
 
     def prepared(self) -> list[Prepared]:
@@ -114,22 +157,39 @@ class NotesDirectory:
         found = []
         for name in list_names(self.preparing):
             match = _PREPARED.fullmatch(name)
-            is_new = match is not None and int(match[2]) == FIRST_SUBMISSION
-            found.append(Prepared(self.preparing / name, name, is_new))
+            is_change = match is not None and bool(match[3])
+            is_new = match is not None and not is_change and int(match[2]) == FIRST_SUBMISSION
+            submission_id = name.removesuffix("+")
+            found.append(Prepared(self.preparing / name, submission_id, is_new, is_change))
         return found
 
     def remove_ready(self, note: Note) -> None:
         """Unlink a note; the caller makes it durable."""
         remove(note.path)
 
+    def sync(self, note: Note) -> None:
+        """Make a note durable where it is."""
+        self._syncs.sync(note.path.parent)
+
     def sync_ready(self) -> None:
         """Make what happened in ready/ durable."""
         self._syncs.sync(self.ready)
 
-    def _put_aside(self, path: Path) -> None:
+    def sync_deferred(self) -> None:
+        """Make what happened in deferred/ durable."""
+        self._syncs.sync(self.deferred)
+
+    def put_aside(self, path: Path) -> None:
+        """Move a note that nothing can be done with to corrupt/, for people to look at."""
         make_directory(self._corrupt)
         path.rename(self._corrupt / path.name)
+        self._syncs.sync(self._corrupt)
         _log.error("note.corrupt", note=path.name, moved_to=str(self._corrupt))
+
+
+def draft_of(note_name: str) -> str:
+    """Return the draft's id that a note's name begins with."""
+    return note_name.partition(".")[0]
 
 
 def read_block_of(path: Path) -> PrivateBlock | None:
@@ -143,3 +203,22 @@ def read_block_of(path: Path) -> PrivateBlock | None:
         if not FIRST_FIELD_BYTES < length <= _BLOCK_BYTES_MAX:
             return None
         return read_block(head + file.read(length - len(head)))
+
+
+def _changed_ns(directory: Path) -> int:
+    try:
+        return directory.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _first(directory: Path, beginning: str) -> Path | None:
+    """The first name that begins so; the directory is read only as far as that."""
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.name.startswith(beginning):
+                    return directory / entry.name
+    except FileNotFoundError:
+        pass
+    return None

@@ -8,8 +8,8 @@ Standards: none; docs/design.md 1 and 3.
 """
 
 import os
-from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from relay.journal.crash import CrashPoint
 from relay.journal.events import Event, Step
 from relay.journal.storelog import StoreLog, SubmissionFacts
 from relay.mailbox.equipment import Equipment
-from relay.mailbox.folders import well_known_path
+from relay.mailbox.folders import find_folder, well_known_path
 from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import Located
 from relay.mailbox.leftovers import Leftovers
@@ -33,14 +33,17 @@ from relay.mailbox.messages import (
     submission_facts,
 )
 from relay.mailbox.names import with_flags
-from relay.mailbox.notes import FIRST_SUBMISSION
+from relay.mailbox.notes import FIRST_SUBMISSION, draft_of
 from relay.mailbox.types import (
+    BeingSentError,
+    Folder,
     NoSuchItemError,
     NotADraftError,
     Note,
     SendOptions,
     WellKnown,
 )
+from relay.mailbox.waiting import waiting_detail
 from relay.message.draft import split_private
 from relay.message.properties import MessageProperties
 
@@ -72,9 +75,9 @@ class Sending:
         self._shared.quota.check(account, mailbox, len(draft.raw))
         submission_id = f"{identity.message_id}.{FIRST_SUBMISSION}"
         with self._shared.stripes.of(identity.message_id):  # no PATCH before the note is ready
-            return self._write_and_submit(
-                mailbox, draft, submission_id=submission_id, identity=identity
-            )
+            note = self._note(draft.stem, submission_id, account=account, options=options)
+            self._write_and_submit(mailbox, draft, note)
+            return note
 
     @looking_again
     def submit_draft(self, account: str, message_id: str, options: SendOptions) -> Note:
@@ -84,9 +87,10 @@ class Sending:
             located = self._shared.index.find(mailbox, message_id)
             if located is None:
                 raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
-            self._shared.notes.refuse_while_sent(message_id)
             if not is_draft(located):
                 raise NotADraftError("Only a draft can be sent.")
+            if (waiting := self._shared.waiting.note_of(message_id, located)) is not None:
+                return _as_before(waiting, options)
             raw = located.path.read_bytes()
             # The time makes it grow from one send of a draft to the next.
             submission_id = f"{message_id}.{self._shared.clock.time_us()}"
@@ -97,30 +101,29 @@ class Sending:
                 and block.origin.account == account
                 and block.origin.base_name == located.name.stem
                 and block.origin.save_to_sent_items == options.save_to_sent_items
+                and block.origin.sent_folder == options.sent_folder
                 and located.folder.well_known is WellKnown.DRAFTS
                 and (block.is_mime or identity.created_us - block.origin.modified_us < _DATE_US)
             ):
-                note = self._note(located.name.stem, submission_id, identity)
+                note = self._note(
+                    located.name.stem, submission_id, account=account, options=options
+                )
                 return self._submit_as_it_is(located, raw, note, created_us=block.origin.created_us)
             draft = next_generation(located, raw, identity, change=None)
-            note = self._write_and_submit(
-                mailbox, draft, submission_id=submission_id, identity=identity
-            )
+            note = self._note(draft.stem, submission_id, account=account, options=options)
+            self._write_and_submit(mailbox, draft, note)
             with suppress(OSError):  # it is being sent; what is left is the index's to remove
                 remove(located.path)
             return note
 
-    def _write_and_submit(
-        self, mailbox: Path, draft: ComposedDraft, *, submission_id: str, identity: Identity
-    ) -> Note:
+    def _write_and_submit(self, mailbox: Path, draft: ComposedDraft, note: Note) -> None:
         """Write a draft and make its note ready; after an error nothing of either is left."""
         self._leftovers.clean(mailbox)
         self._shared.notes.make()
         drafts = well_known_path(mailbox, WellKnown.DRAFTS)
         temporary = drafts / "tmp" / draft.stem
         placed = drafts / "cur" / (draft.base + DRAFT_FLAGS)
-        note = self._note(draft.stem, submission_id, identity)
-        prepared = self._shared.notes.preparing / submission_id
+        prepared = self._shared.notes.preparing / note.submission_id
         reached = self._shared.crash.reached
         try:
             descriptor = write_file(temporary, draft.raw)
@@ -130,7 +133,7 @@ class Sending:
             finally:
                 os.close(descriptor)
             reached(CrashPoint.DRAFT_SYNCED)
-            link_or_copy(temporary, prepared)
+            self._shared.notes.prepare(temporary, prepared.name)
             reached(CrashPoint.NOTE_PREPARED)
             place(temporary, placed)
             reached(CrashPoint.DRAFT_LINKED)
@@ -138,7 +141,7 @@ class Sending:
             self._make_ready(prepared, note, draft.raw, created_us=created_us)
             self._shared.syncs.sync(drafts / "cur")
             reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
-            self._shared.notes.sync_ready()
+            self._shared.notes.sync(note)
             reached(CrashPoint.READY_DIRECTORY_SYNCED)
             remove(temporary)
             reached(CrashPoint.DRAFT_TMP_REMOVED)
@@ -146,7 +149,6 @@ class Sending:
             _remove_all(note.path, prepared, placed, temporary)
             self._withdraw(draft.raw, note)
             raise
-        return note
 
     def _submit_as_it_is(
         self, located: Located, raw: bytes, note: Note, *, created_us: int
@@ -155,10 +157,10 @@ class Sending:
         self._shared.notes.make()
         prepared = self._shared.notes.preparing / note.submission_id
         try:
-            link_or_copy(located.path, prepared)
+            self._shared.notes.prepare(located.path, prepared.name)
             self._shared.crash.reached(CrashPoint.NOTE_PREPARED)
             self._make_ready(prepared, note, raw, created_us=created_us)
-            self._shared.notes.sync_ready()
+            self._shared.notes.sync(note)
             self._shared.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
         except BaseException:
             _remove_all(note.path, prepared)
@@ -174,7 +176,8 @@ class Sending:
         """
         facts = submission_facts(raw, note.submission_id)
         self._record(facts, Event(Step.CREATED, created_us, {"folder": str(WellKnown.DRAFTS)}))
-        self._record(facts, Event(Step.NOTIFIED, self._shared.clock.time_us()))
+        now_us = self._shared.clock.time_us()
+        self._record(facts, Event(Step.NOTIFIED, now_us, waiting_detail(note)))
         prepared.rename(note.path)
         self._shared.crash.reached(CrashPoint.NOTE_READY)
 
@@ -183,16 +186,23 @@ class Sending:
         with suppress(OSError):
             self._log.withdraw(submission_facts(raw, note.submission_id))
 
-    def _note(self, stem: str, submission_id: str, identity: Identity) -> Note:
-        ready_us = self._shared.clock.time_us()
+    def _note(self, stem: str, submission_id: str, *, account: str, options: SendOptions) -> Note:
+        """The note of a submission: ready now, or deferred until a time that is still to come."""
+        notes, at_us = self._shared.notes, self._shared.clock.time_us()
+        if options.deferred_us > at_us:
+            at_us = options.deferred_us
+            path = notes.deferred_path(submission_id, at_us)
+        else:
+            options = replace(options, deferred_us=0)
+            path = notes.ready_path(submission_id, at_us)
         return Note(
             submission_id=submission_id,
-            draft_id=submission_id.partition(".")[0],
-            account=identity.account,
+            draft_id=draft_of(submission_id),
+            account=account,
             base_name=stem,
-            path=self._shared.notes.ready_path(submission_id, ready_us),
-            ready_us=ready_us,
-            options=SendOptions(identity.save_to_sent_items),
+            path=path,
+            ready_us=at_us,
+            options=options,
         )
 
     # -- step 4
@@ -206,12 +216,14 @@ class Sending:
             if not note.submission_id.endswith(f".{FIRST_SUBMISSION}"):
                 # A crash may have left the file that the draft was written anew from.
                 self._shared.index.find(mailbox, note.draft_id)
+            detail: dict[str, Any] = {"folder": "", "queue_id": queue_id}
             if note.options.save_to_sent_items:
-                self._save(mailbox, note)
+                detail["folder"], path = self._sent_folder(mailbox, note)
+                if note.options.sent_folder not in ("", detail["folder"]):
+                    detail["folder_gone"] = note.options.sent_folder
+                self._save(mailbox, note, path)
             else:
                 self._discard(mailbox, note)
-            folder = WellKnown.SENT_ITEMS if note.options.save_to_sent_items else ""
-            detail: Mapping[str, Any] = {"folder": str(folder), "queue_id": queue_id}
             accepted = Event(Step.ACCEPTED, self._shared.clock.time_us(), detail)
             self._record(_facts_of(note), accepted, queue_id=queue_id)
             self._shared.crash.reached(CrashPoint.STEP_RECORDED)
@@ -228,10 +240,19 @@ class Sending:
             self._shared.crash.reached(CrashPoint.REPORT_WRITTEN)
             self._remove_note(note)
 
-    def _save(self, mailbox: Path, note: Note) -> None:
-        """Move the original to Sent Items, or put the note's file there if the draft is gone."""
+    def _sent_folder(self, mailbox: Path, note: Note) -> tuple[str, Path]:
+        """Id and path of the folder for the original: Sent Items if the one asked for is gone."""
+        if note.options.sent_folder:
+            with suppress(NoSuchItemError):
+                folder = find_folder(mailbox, note.options.sent_folder)
+                if may_keep_sent(folder):
+                    return folder.id, folder.path
         self._shared.folders.remake(mailbox, WellKnown.SENT_ITEMS)
-        sent = well_known_path(mailbox, WellKnown.SENT_ITEMS) / "cur"
+        return str(WellKnown.SENT_ITEMS), well_known_path(mailbox, WellKnown.SENT_ITEMS)
+
+    def _save(self, mailbox: Path, note: Note, folder: Path) -> None:
+        """Move the original to a folder, or put the note's file there if the draft is gone."""
+        sent = folder / "cur"
         drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
         base = f"{note.base_name},S={note.path.stat().st_size}"
         try:  # where it is unless a mail client touched it: no directory is listed
@@ -294,10 +315,28 @@ class Sending:
             created_us=now_us,
             modified_us=now_us,
             save_to_sent_items=options.save_to_sent_items,
+            sent_folder=options.sent_folder,
         )
 
     def _record(self, facts: SubmissionFacts, event: Event, *, queue_id: str = "") -> None:
         self._log.append(facts, event, queue_id=queue_id)
+
+
+def may_keep_sent(folder: Folder) -> bool:
+    """Whether step 4 may file an original in a folder: not where it would be a draft again."""
+    return folder.well_known not in (WellKnown.DRAFTS, WellKnown.OUTBOX) and (
+        (folder.path / "cur").is_dir()
+    )
+
+
+def _as_before(note: Note, options: SendOptions) -> Note:
+    """Answer a second send of a draft that waits: nothing new if it says nothing new."""
+    if note.options != options:
+        raise BeingSentError(
+            "The message waits to be sent. Take its time of sending away before you send it in "
+            "another way."
+        )
+    return note
 
 
 def _facts_of(note: Note) -> SubmissionFacts:

@@ -7,7 +7,7 @@ Standards: Maildir++; docs/design.md 3.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -19,6 +19,7 @@ from relay.journal.storelog import StoreLog
 from relay.mailbox.api import DeliveryResult
 from relay.mailbox.board import NoteBoard
 from relay.mailbox.drafts import Drafts
+from relay.mailbox.due import Deferred, DueNotes
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import Folders, counted, find_folder, list_folders
 from relay.mailbox.inbox import Inbox
@@ -39,6 +40,7 @@ from relay.mailbox.types import (
     SendOptions,
     StoredMessage,
 )
+from relay.mailbox.waiting import Waiting
 from relay.message.content import Content
 from relay.message.properties import MessageProperties
 
@@ -69,24 +71,39 @@ class FileStore:
 
         syncs = DirectorySync()
         self._directory_of = directory_of
+        folders, stripes = Folders(directory_of), Stripes()
+        notes = NotesDirectory(root / ".submissions", syncs)
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="mailbox")
+        self._board = NoteBoard(self._changed_ns, self._list_ready)
+        self._due = DueNotes(
+            Deferred(self._deferred_changed_ns, self._list_deferred, self._bring_up),
+            clock=clock, on_ready=self._board.offer,
+        )  # fmt: skip
         self._shared = Equipment(
             clock=clock,
             ids=ids,
             crash=crash,
             hostname=hostname,
-            folders=Folders(directory_of),
+            folders=folders,
             index=ListingIndex(),
             quota=Quota(quota_of, clock),
-            notes=NotesDirectory(root / ".submissions", syncs),
+            notes=notes,
             syncs=syncs,
-            stripes=Stripes(),
+            stripes=stripes,
+            waiting=Waiting(
+                notes,
+                folders=folders,
+                stripes=stripes,
+                clock=clock,
+                crash=crash,
+                log=log,
+                on_deferred=self._due.add,
+            ),
         )
         self._leftovers = Leftovers(self._shared)
         self._inbox = Inbox(self._shared, self._leftovers)
         self._drafts = Drafts(self._shared, self._leftovers)
         self._sending = Sending(self._shared, inbox=self._inbox, leftovers=self._leftovers, log=log)
-        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="mailbox")
-        self._board = NoteBoard(self._changed_ns, self._list_ready)
 
     async def remove_leftovers(self) -> int:
         """Remove submissions that a crash cut off before their 202: the front door's, at its start.
@@ -151,9 +168,19 @@ class FileStore:
 
     # -- pickup
 
-    def notes(self) -> AsyncIterator[Note]:
-        """Notes in ready/, for ever."""
-        return self._board.notes()
+    async def notes(self) -> AsyncGenerator[Note, None]:
+        """Notes in ready/, for ever; deferred ones as they come to their time."""
+        timer = asyncio.create_task(self._due.run(), name="deferred-notes")
+        try:
+            async for note in self._board.notes():
+                yield note
+        finally:
+            timer.cancel()
+
+    @property
+    def deferred_count(self) -> int:
+        """About how many notes wait for their time."""
+        return self._due.count
 
     async def note_content(self, note: Note) -> bytes:
         """A note's file."""
@@ -201,7 +228,10 @@ class FileStore:
     ) -> Note:
         """Submit and tell pickup, even when nobody waits for the answer any more."""
         note = submit(*args, **kwargs)
-        self._board.offer(note)
+        if note.options.deferred_us:
+            self._due.add(note)
+        else:
+            self._board.offer(note)
         return note
 
     def _list_folders(self, account: str) -> list[Folder]:
@@ -216,6 +246,15 @@ class FileStore:
 
     async def _changed_ns(self) -> int:
         return await self._run(self._shared.notes.changed_ns)
+
+    async def _deferred_changed_ns(self) -> int:
+        return await self._run(self._shared.notes.deferred_changed_ns)
+
+    async def _list_deferred(self) -> list[tuple[int, str]]:
+        return await self._run(self._shared.notes.list_deferred)
+
+    async def _bring_up(self, names: Sequence[str]) -> list[Note]:
+        return await self._run(self._shared.waiting.bring_up, names)
 
     async def _list_ready(self, known: frozenset[str], limit: int) -> list[Note]:
         return await self._run(self._shared.notes.list_ready, known, limit)

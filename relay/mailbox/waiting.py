@@ -1,0 +1,237 @@
+"""Drafts that wait for their time: cancelled, changed, and made ready when it comes.
+
+On the path: between step 2 and step 3 of a deferred send; PATCH, DELETE and move ask here first.
+Holds: renaming the note to ready/ is the point of no return; before it, what is sent is what the
+    mailbox shows, and a draft that is gone is not sent.
+Fails: BeingSentError when pickup was quicker; OSError when the disk refuses.
+Standards: MS-OXOMSG 2.2.3.4 (deferred send); docs/design.md 1.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from relay.clock import Clock, rfc3339
+from relay.journal.crash import CrashPoint, CrashPoints
+from relay.journal.events import Event, Step
+from relay.journal.storelog import StoreLog
+from relay.mailbox.folders import Folders, find_folder, well_known_path
+from relay.mailbox.index import Located
+from relay.mailbox.maildir import Stripes, list_names, remove
+from relay.mailbox.messages import DRAFT, SEEN, submission_facts
+from relay.mailbox.names import parse_name
+from relay.mailbox.notes import NotesDirectory, draft_of
+from relay.mailbox.types import BeingSentError, NoSuchItemError, Note, WellKnown
+from relay.message.draft import split_private
+from relay.message.extended import SendWishes, send_wishes
+from relay.message.properties import ExtendedProperty
+
+_TRASHED = "T"
+_LOOKS = 2  # a listing may miss a file that is renamed meanwhile
+_BEING_SENT = "The message is being sent and cannot be changed until it is."
+
+
+class Waiting:
+    """Blocking; the store's parts call it in its threads, holding the message's lock."""
+
+    def __init__(
+        self,
+        notes: NotesDirectory,
+        *,
+        folders: Folders,
+        stripes: Stripes,
+        clock: Clock,
+        crash: CrashPoints,
+        log: StoreLog,
+        on_deferred: Callable[[Note], None],
+    ) -> None:
+        """`on_deferred` is told of each note that waits for another time than before."""
+        self._notes = notes
+        self._folders = folders
+        self._stripes = stripes
+        self._clock = clock
+        self._reached = crash.reached
+        self._log = log
+        self._on_deferred = on_deferred
+
+    def note_of(self, message_id: str, located: Located) -> Note | None:
+        """The deferred note of a message, None if it has none.
+
+        Raises BeingSentError when its note is ready.
+        """
+        path = self._notes.find(message_id, located.path)
+        if path is None:
+            return None
+        if self._notes.is_ready(path) or (note := self._notes.read(path)) is None:
+            raise BeingSentError(_BEING_SENT)
+        return note
+
+    def set_free(self, message_id: str, located: Located, *, reason: str) -> None:
+        """See to it that no note of a message will be sent: DELETE and move begin with this.
+
+        Raises BeingSentError.
+        """
+        if (note := self.note_of(message_id, located)) is not None:
+            self.cancel(note, reason=reason)
+
+    def cancel(self, note: Note, *, reason: str) -> None:
+        """Take a note out of deferred/, for good. Raises BeingSentError."""
+        at = rfc3339(self._clock.time_us())
+        self._log.remark(note.submission_id, {"cancelled": at, "reason": reason})
+        try:
+            note.path.unlink()
+        except FileNotFoundError:
+            raise BeingSentError(_BEING_SENT) from None
+        self._reached(CrashPoint.NOTE_CANCELLED)
+        self._notes.sync_deferred()
+
+    # -- a draft that is changed while it waits
+
+    def changed(
+        self,
+        note: Note,
+        before: Sequence[ExtendedProperty],
+        after: Sequence[ExtendedProperty],
+    ) -> Note | None:
+        """Return the note with the options that a change of its draft asks for.
+
+        None, the note cancelled, when the change takes the time away. Raises BeingSentError.
+        """
+        if before == after:
+            return note
+        now_us = self._clock.time_us()
+        old, new = (send_wishes(one, now_us=now_us) for one in (before, after))
+        if not new.deferred_us:
+            self.cancel(note, reason="its time was taken away")
+            return None
+        options = replace(note.options, deferred_us=new.deferred_us)
+        if new.delete_after_submit != old.delete_after_submit:
+            options = replace(options, save_to_sent_items=not new.delete_after_submit)
+        if new.sent_folders != old.sent_folders:
+            options = replace(options, sent_folder=self._folder_of(note.account, new))
+        return replace(note, options=options)
+
+    def replace(self, note: Note, file: Path, raw: bytes) -> Note:
+        """Let `file`, whose bytes are `raw`, be what is sent, at the time in the note's options.
+
+        The draft is still to be put in its place, and then settled() to be called; should a crash
+        come between, the next start does both.
+        Raises BeingSentError.
+        """
+        changed = replace(
+            note,
+            path=self._notes.deferred_path(note.submission_id, note.options.deferred_us),
+            ready_us=note.options.deferred_us,
+        )
+        self._record(changed, raw)
+        marker = self._notes.preparing / f"{note.submission_id}+"
+        spare = self._notes.preparing / f"{note.submission_id}~"
+        for path in (marker, spare):
+            remove(path)  # what a failure left
+        self._notes.prepare(file, marker.name)
+        self._notes.prepare(file, spare.name)
+        self._reached(CrashPoint.CHANGE_PREPARED)
+        try:
+            note.path.rename(changed.path)  # the time first: there are never two notes
+        except FileNotFoundError:
+            remove(spare)
+            remove(marker)
+            raise BeingSentError(_BEING_SENT) from None
+        self._reached(CrashPoint.NOTE_POSTPONED)
+        spare.rename(changed.path)
+        self._reached(CrashPoint.NOTE_REPLACED)
+        self._notes.sync_deferred()
+        self._on_deferred(changed)
+        return changed
+
+    def take_back(self, note: Note, file: Path) -> None:
+        """Undo replace(): `file` is what is sent again, at the time in the note's name."""
+        after = self._notes.deferred_path(note.submission_id, note.options.deferred_us)
+        if after == note.path or not note.path.exists():
+            spare = self._notes.preparing / f"{note.submission_id}~"
+            remove(spare)
+            self._notes.prepare(file, spare.name)
+            spare.rename(after)
+            after.rename(note.path)
+            self._notes.sync_deferred()
+            if (before := self._notes.read(note.path)) is not None:
+                self._on_deferred(before)
+        self.settled(note)
+
+    def settled(self, note: Note) -> None:
+        """Say that the mailbox shows what the note says."""
+        remove(self._notes.preparing / f"{note.submission_id}+")
+
+    # -- when their time has come
+
+    def bring_up(self, names: Sequence[str]) -> list[Note]:
+        """Make deferred notes ready whose drafts are still there; durably, when this returns."""
+        notes = []
+        for name in names:
+            with self._stripes.of(draft_of(name)):
+                if (note := self._made_ready(self._notes.deferred / name)) is not None:
+                    notes.append(note)
+        if notes:
+            self._notes.sync_ready()
+            self._notes.sync_deferred()  # before pickup sees them: they must not come back
+            self._reached(CrashPoint.DUE_NOTES_SYNCED)
+        return notes
+
+    def _made_ready(self, path: Path) -> Note | None:
+        note = self._notes.read(path)
+        if note is None:
+            return None
+        if not self._is_in_drafts(note):
+            with suppress(BeingSentError):  # by another process
+                self.cancel(note, reason="the draft was removed from Drafts")
+            return None
+        now_us = self._clock.time_us()
+        ready = self._notes.ready_path(note.submission_id, now_us)
+        try:
+            path.rename(ready)
+        except FileNotFoundError:
+            return None
+        self._reached(CrashPoint.NOTE_DUE)
+        return replace(
+            note, path=ready, ready_us=now_us, options=replace(note.options, deferred_us=0)
+        )
+
+    def _is_in_drafts(self, note: Note) -> bool:
+        """Whether the draft is where the note's sender left it, by its base name.
+
+        A mail client that changed the draft has written it under another name.
+        """
+        drafts = well_known_path(self._folders.mailbox(note.account), WellKnown.DRAFTS)
+        untouched = f"{note.base_name},S={note.path.stat().st_size}:2,{DRAFT}{SEEN}"
+        if (drafts / "cur" / untouched).exists():
+            return True
+        return any(
+            found.stem == note.base_name and _TRASHED not in found.flags
+            for _ in range(_LOOKS)
+            for directory in (drafts / "new", drafts / "cur")
+            for name in list_names(directory)
+            if name.startswith(note.base_name) and (found := parse_name(name))
+        )
+
+    def _folder_of(self, account: str, wishes: SendWishes) -> str:
+        mailbox = self._folders.mailbox(account)
+        for wanted in wishes.sent_folders:
+            with suppress(NoSuchItemError):
+                return find_folder(mailbox, wanted).id
+        return ""
+
+    def _record(self, note: Note, raw: bytes) -> None:
+        """Tell steps 1 and 2 anew: who reads the journey sees the last ones."""
+        facts = submission_facts(raw, note.submission_id)
+        now_us = self._clock.time_us()
+        block, _ = split_private(raw)
+        created_us = block.origin.created_us if block else now_us
+        self._log.append(facts, Event(Step.CREATED, created_us, {"folder": str(WellKnown.DRAFTS)}))
+        self._log.append(facts, Event(Step.NOTIFIED, now_us, waiting_detail(note)))
+
+
+def waiting_detail(note: Note) -> dict[str, str]:
+    """Return what step 2 says: until when the note waits, nothing if it does not."""
+    due_us = note.options.deferred_us
+    return {"deferred_until": rfc3339(due_us)} if due_us else {}

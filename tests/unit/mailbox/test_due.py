@@ -1,0 +1,175 @@
+"""One timer for all deferred notes: bounded memory, clocks that jump, directories that others change."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from relay.clock import ManualClock
+from relay.mailbox.due import Deferred, DueNotes
+from relay.mailbox.types import Note, SendOptions, StoreUnavailableError
+
+SECOND_US = 1_000_000
+
+
+class Directory:
+    """deferred/ as the timer asks for it; what is brought up leaves it."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.names: dict[str, int] = {}
+        self.changed = 1
+        self.listings = self.asked = 0
+        self.trouble = 0
+        self.ready: list[str] = []
+        self.largest_batch = 0
+        self.came = asyncio.Event()
+
+    def put(self, name: str, in_s: float) -> Note:
+        due_us = self.clock.time_us() + int(in_s * SECOND_US)
+        self.names[name] = due_us
+        self.changed += 1
+        return Note(name, name, "a@b", name, Path(name), due_us, SendOptions(deferred_us=due_us))
+
+    async def changed_ns(self) -> int:
+        self.asked += 1
+        return self.changed
+
+    async def listed(self):
+        self.listings += 1
+        return [(due_us, name) for name, due_us in self.names.items()]
+
+    async def bring_up(self, names):
+        if self.trouble:
+            self.trouble -= 1
+            raise StoreUnavailableError("broken")
+        self.largest_batch = max(self.largest_batch, len(names))
+        found = [name for name in names if self.names.pop(name, None) is not None]
+        return [Note(name, name, "a@b", name, Path(name), 0) for name in found]
+
+    def on_ready(self, note: Note) -> None:
+        self.ready.append(note.draft_id)
+        self.came.set()
+
+    def timer(self, **more) -> DueNotes:
+        asked = Deferred(self.changed_ns, self.listed, self.bring_up)
+        return DueNotes(
+            asked, clock=self.clock, on_ready=self.on_ready, **({"wait_s_max": 0.01} | more)
+        )
+
+    async def until_ready(self, count: int) -> list[str]:
+        async with asyncio.timeout(10):
+            while len(self.ready) < count:
+                self.came.clear()
+                await self.came.wait()
+        return self.ready
+
+
+@pytest.fixture
+async def directory():
+    return Directory()
+
+
+@pytest.fixture
+async def run():
+    running = []
+
+    async def start(timer):
+        running.append(asyncio.create_task(timer.run()))
+        await asyncio.sleep(0)
+        return timer
+
+    yield start
+    for task in running:
+        task.cancel()
+
+
+async def test_notes_come_up_in_the_order_of_their_times(directory, run):
+    for name, in_s in (("c", 3), ("a", 1), ("b", 2), ("never", 1000)):
+        directory.put(name, in_s)
+    await run(directory.timer())
+    directory.clock.advance(3)
+    assert await directory.until_ready(3) == ["a", "b", "c"]
+
+
+async def test_a_clock_that_jumps_is_noticed(directory, run):
+    directory.put("a", 86_400)
+    timer = await run(directory.timer(wait_s_max=0.02))
+    while not directory.listings:
+        await asyncio.sleep(0)
+    directory.clock.now_us += 86_400 * SECOND_US  # the wall clock alone
+    assert await directory.until_ready(1) == ["a"]
+    assert timer.count == 0
+
+
+async def test_a_new_note_that_is_earlier_wakes_the_timer(directory, run):
+    directory.put("late", 1000)
+    timer = await run(directory.timer(wait_s_max=3600))
+    while not directory.listings:
+        await asyncio.sleep(0)
+    timer.add(directory.put("soon", 0.05))
+    directory.clock.advance(0.05)
+    timer.add(directory.put("now", 0))
+    assert sorted(await directory.until_ready(2)) == ["now", "soon"]
+
+
+async def test_memory_is_bounded_and_none_is_forgotten(directory, run):
+    names = [f"{number:03}" for number in range(50)]
+    for number, name in enumerate(names[:40]):
+        directory.put(name, number)
+    timer = await run(directory.timer(names_max=4, wait_s_max=3600))
+    while not directory.listings:
+        await asyncio.sleep(0)
+    for number, name in enumerate(names[40:]):
+        timer.add(directory.put(name, 0.5 + number / 100))
+        await asyncio.sleep(0)
+        assert len(timer._earliest) <= 8
+    directory.clock.advance(100)
+    timer.add(directory.put("last", 0))
+    assert sorted(await directory.until_ready(51)) == sorted([*names, "last"])
+    assert directory.largest_batch <= 256
+
+
+async def test_what_another_process_put_there_is_found(directory, run):
+    await run(directory.timer(wait_s_max=0.01))
+    while directory.listings < 2:
+        await asyncio.sleep(0)
+        directory.clock.advance(0.01)
+    directory.put("theirs", 0)
+    directory.clock.advance(1)
+    assert await directory.until_ready(1) == ["theirs"]
+
+
+async def test_a_directory_that_rests_is_not_listed_again(directory, run):
+    directory.put("a", 1000)
+    await run(directory.timer(wait_s_max=0.001))
+    for _ in range(20):
+        directory.clock.advance(0.01)
+        asked = directory.asked
+        while directory.asked == asked:
+            await asyncio.sleep(0)
+    assert directory.listings == 2
+
+
+async def test_trouble_with_the_disk_is_waited_out(directory, run, monkeypatch):
+    monkeypatch.setattr("relay.mailbox.due._AFTER_TROUBLE_S", 0.001)
+    directory.put("a", 0)
+    directory.trouble = 3
+    await run(directory.timer())
+    assert await directory.until_ready(1) == ["a"]
+
+
+async def test_a_note_that_came_while_the_directory_was_listed_is_kept(directory, run):
+    listed = directory.listed
+
+    async def slowly():
+        names = await listed()
+        if directory.listings == 1:
+            timer.add(directory.put("meanwhile", 0))
+            await asyncio.sleep(0)
+        return names
+
+    directory.listed = slowly
+    timer = directory.timer(wait_s_max=3600)
+    await run(timer)
+    assert await directory.until_ready(1) == ["meanwhile"]

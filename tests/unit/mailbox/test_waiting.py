@@ -1,0 +1,304 @@
+"""Deferred sends on disk: they wait, are cancelled or changed, and come to their time."""
+
+import asyncio
+import errno
+import os
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from relay.journal.crash import CrashPoint, CrashPoints
+from relay.mailbox import BeingSentError, MessageChange, SendOptions, StoreUnavailableError
+from relay.message.draft import read_properties
+from relay.message.extended import DEFERRED_SEND_TIME, DELETE_AFTER_SUBMIT, SENT_MAIL_ENTRY_ID
+from relay.message.properties import ExtendedProperty
+
+ALICE = "alice@example.test"
+HOUR_US = 3_600_000_000
+
+
+def until(due_us: int) -> tuple[ExtendedProperty, ...]:
+    at = datetime.fromtimestamp(due_us / 1_000_000, UTC).isoformat()
+    return (ExtendedProperty(DEFERRED_SEND_TIME, (at,)),)
+
+
+@pytest.fixture
+def due_us(place) -> int:
+    return place.clock.time_us() + HOUR_US
+
+
+@pytest.fixture
+async def waiting(store, draft, due_us):
+    """A submission that waits for an hour."""
+    return await store.submit_new(
+        ALICE, draft(extended=until(due_us)), SendOptions(deferred_us=due_us)
+    )
+
+
+def deferred(place) -> list[str]:
+    directory = place.root / ".submissions/deferred"
+    return sorted(path.name for path in directory.iterdir())
+
+
+async def step_2(place, note) -> dict:
+    told = await place.log.submission(note.submission_id)
+    return next(step["detail"] for step in told["steps"] if step["step"] == 2)
+
+
+async def come_to_time(place, store) -> list:
+    """Let an hour go by; return what the timer would hand to pickup."""
+    place.clock.advance(3600)
+    now_us = place.clock.time_us()
+    return await store._bring_up(
+        [name for at, name in await store._list_deferred() if at <= now_us]
+    )
+
+
+async def test_a_deferred_submission_waits_and_is_seen_to_wait(place, store, waiting, due_us):
+    assert place.notes() == []
+    assert deferred(place) == [f"{waiting.submission_id}@{due_us}"]
+    [file] = place.files(".Drafts")
+    assert file.samefile(waiting.path)
+    assert (await step_2(place, waiting)).keys() == {"deferred_until"}
+    shown = await store.get(ALICE, waiting.draft_id)
+    assert shown.is_draft
+    assert shown.properties.extended == until(due_us)
+
+
+async def test_a_time_in_the_past_is_now(place, store, draft):
+    note = await store.submit_new(ALICE, draft(), SendOptions(deferred_us=place.clock.time_us()))
+    assert place.notes() == [note.path]
+    assert deferred(place) == []
+    assert note.options.deferred_us == 0
+
+
+async def test_what_is_due_is_ready_since_then(place, store, waiting):
+    place.clock.advance(3600)
+    notes = store.notes()
+    async with asyncio.timeout(10):
+        note = await anext(notes)
+    await notes.aclose()
+    assert note.submission_id == waiting.submission_id
+    assert note.ready_us == place.clock.time_us()
+    assert place.notes() == [note.path]
+    assert deferred(place) == []
+    await store.file_original(note, queue_id="q")
+    assert (len(place.files(".Sent")), place.files(".Drafts"), place.notes()) == (1, [], [])
+
+
+async def test_nothing_is_ready_before_its_time(place, store, waiting):
+    place.clock.advance(-1)
+    assert await come_to_time(place, store) == []
+    assert len(deferred(place)) == 1
+
+
+@pytest.mark.parametrize("deed", ["remove", "replace", "move", "mark as deleted"])
+async def test_a_draft_that_a_mail_client_took_away_is_not_sent(place, store, waiting, deed):
+    [file] = place.files(".Drafts")
+    if deed == "move":
+        file.rename(place.root / "example.test/alice/.Trash/cur" / file.name)
+    elif deed == "mark as deleted":
+        file.rename(file.with_name(file.name + "T"))
+    else:
+        content = file.read_bytes()
+        file.unlink()
+        if deed == "replace":
+            (file.parent / "1700000000.M1P2.laptop:2,DS").write_bytes(content)
+    assert await come_to_time(place, store) == []
+    assert (place.notes(), deferred(place)) == ([], [])
+    detail = await step_2(place, waiting)
+    assert detail["reason"] == "the draft was removed from Drafts"
+    assert detail["cancelled"] > detail["deferred_until"][:10]
+
+
+async def test_a_draft_whose_flags_changed_is_sent(place, store, waiting):
+    [file] = place.files(".Drafts")
+    file.rename(file.with_name(file.name.replace(":2,DS", ":2,DFS")))
+    assert [one.submission_id for one in await come_to_time(place, store)] == [
+        waiting.submission_id
+    ]
+
+
+async def test_deleting_the_draft_cancels(place, store, waiting):
+    await store.delete(ALICE, waiting.draft_id)
+    assert deferred(place) == []
+    assert len(place.files(".Trash")) == 1
+    assert (await step_2(place, waiting))["reason"] == "the draft was deleted"
+    assert await come_to_time(place, store) == []
+
+
+async def test_taking_the_time_away_cancels_and_the_draft_can_be_sent(place, store, draft, waiting):
+    await store.update(ALICE, waiting.draft_id, MessageChange(properties=draft(subject="new")))
+    assert deferred(place) == []
+    assert (await step_2(place, waiting))["reason"] == "its time was taken away"
+    note = await store.submit_draft(ALICE, waiting.draft_id, SendOptions())
+    assert place.notes() == [note.path]
+
+
+async def test_another_time_counts(place, store, draft, waiting, due_us):
+    later_us = due_us + HOUR_US
+    await store.update(
+        ALICE, waiting.draft_id, MessageChange(properties=draft(extended=until(later_us)))
+    )
+    assert deferred(place) == [f"{waiting.submission_id}@{later_us}"]
+    assert await come_to_time(place, store) == []
+    [note] = await come_to_time(place, store)
+    assert note.submission_id == waiting.submission_id
+    assert (await step_2(place, waiting)).keys() == {"deferred_until"}
+
+
+async def test_a_changed_draft_is_sent_as_it_is_shown(place, store, draft, waiting, due_us):
+    changed = draft(subject="better", extended=until(due_us))
+    await store.update(ALICE, waiting.draft_id, MessageChange(properties=changed))
+    [file] = place.files(".Drafts")
+    assert deferred(place) == [f"{waiting.submission_id}@{due_us}"]
+    [note] = await come_to_time(place, store)
+    assert file.samefile(note.path)
+    assert read_properties(note.path.read_bytes()).subject == "better"
+    assert (await place.log.submission(waiting.submission_id))["subject"] == "better"
+    assert place.left_over() == []
+
+
+async def test_options_follow_a_changed_draft(place, store, draft, due_us):
+    options = SendOptions(sent_folder="archive", deferred_us=due_us)
+    note = await store.submit_new(ALICE, draft(extended=until(due_us)), options)
+
+    async def after(*more: ExtendedProperty) -> SendOptions:
+        properties = draft(subject=str(more), extended=(*until(due_us), *more))
+        await store.update(ALICE, note.draft_id, MessageChange(properties=properties))
+        [name] = deferred(place)
+        return store._shared.notes.read(note.path.with_name(name)).options
+
+    assert await after() == options
+    assert await after(ExtendedProperty(DELETE_AFTER_SUBMIT, ("true",))) == replace(
+        options, save_to_sent_items=False
+    )
+    assert await after(ExtendedProperty(SENT_MAIL_ENTRY_ID, ("junkemail",))) == replace(
+        options, sent_folder="junkemail"
+    )
+
+
+async def test_flags_of_a_waiting_draft_are_free(place, store, waiting):
+    await store.update(ALICE, waiting.draft_id, MessageChange(flagged=True))
+    [file] = place.files(".Drafts")
+    assert file.name.endswith(":2,DFS")
+    assert len(deferred(place)) == 1
+
+
+async def test_a_second_send_of_a_waiting_draft_is_the_first(place, store, waiting, due_us):
+    options = SendOptions(deferred_us=due_us)
+    assert await store.submit_draft(ALICE, waiting.draft_id, options) == waiting
+    for other in (SendOptions(), replace(options, save_to_sent_items=False)):
+        with pytest.raises(BeingSentError, match="waits to be sent"):
+            await store.submit_draft(ALICE, waiting.draft_id, other)
+    assert len(deferred(place)) == 1
+
+
+async def test_what_is_ready_is_cancelled_no_more(place, store, draft, waiting):
+    await come_to_time(place, store)
+    for deed in (
+        store.delete(ALICE, waiting.draft_id),
+        store.update(ALICE, waiting.draft_id, MessageChange(properties=draft())),
+        store.update(ALICE, waiting.draft_id, MessageChange(is_read=False)),
+        store.submit_draft(ALICE, waiting.draft_id, SendOptions()),
+    ):
+        with pytest.raises(BeingSentError):
+            await deed
+    assert len(place.notes()) == 1
+
+
+async def test_drafts_without_a_note_cost_no_listing(place, store, draft, monkeypatch):
+    made = await store.create_draft(ALICE, draft())
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
+    await store.update(ALICE, made.id, MessageChange(properties=draft(subject="new")))
+    await store.delete(ALICE, made.id)
+    assert [one for one in listed if "submissions" in one] == []
+
+
+async def test_notes_that_are_copies_are_found_as_well(place, store, draft, monkeypatch, due_us):
+    def link(source, target, **more):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    note = await store.submit_new(ALICE, draft(), SendOptions())
+    with pytest.raises(BeingSentError):
+        await store.delete(ALICE, note.draft_id)
+    held = await store.submit_new(
+        ALICE, draft(extended=until(due_us)), SendOptions(deferred_us=due_us)
+    )
+    changed = draft(subject="better", extended=until(due_us))
+    await store.update(ALICE, held.draft_id, MessageChange(properties=changed))
+    assert read_properties(held.path.read_bytes()).subject == "better"
+    await store.delete(ALICE, held.draft_id)
+    assert deferred(place) == []
+
+
+class Die(CrashPoints):
+    """Raises what no code of ours catches where a process would be killed."""
+
+    def __init__(self, point):
+        super().__init__()
+        self.at = point
+
+    def reached(self, point):
+        if point is self.at:
+            raise KeyboardInterrupt
+
+
+CHANGE = [CrashPoint.CHANGE_PREPARED, CrashPoint.NOTE_POSTPONED, CrashPoint.NOTE_REPLACED, CrashPoint.DRAFT_REPLACED]  # fmt: skip
+
+
+@pytest.mark.parametrize("seconds", [0, 1800])
+@pytest.mark.parametrize("point", CHANGE)
+def test_a_change_that_a_crash_cut_off_is_all_or_nothing(place, draft, due_us, point, seconds):
+    later_us = due_us + seconds * 1_000_000
+    store = place.store()
+    waiting = asyncio.run(
+        store.submit_new(ALICE, draft(extended=until(due_us)), SendOptions(deferred_us=due_us))
+    )
+    waiting_on_disk = store._shared.waiting
+    store._drafts._shared = replace(store._shared, crash=Die(point))
+    waiting_on_disk._reached = Die(point).reached
+    change = MessageChange(properties=draft(subject="new", extended=until(later_us)))
+    with pytest.raises(KeyboardInterrupt):
+        store._drafts.update(ALICE, waiting.draft_id, change)
+    again = place.store()
+    asyncio.run(again.remove_leftovers())
+    place.clock.advance(seconds)
+    notes = asyncio.run(come_to_time(place, again))
+    [note] = notes
+    assert note.submission_id == waiting.submission_id
+    shown = asyncio.run(again.get(ALICE, waiting.draft_id))
+    assert shown.properties.subject == read_properties(note.path.read_bytes()).subject
+    assert shown.properties.subject == ("new" if point in CHANGE[2:] else "s")
+    asyncio.run(again.file_original(note, queue_id="q"))
+    assert (len(place.files(".Sent")), place.files(".Drafts"), place.notes(), deferred(place)) == (1, [], [], [])  # fmt: skip
+    asyncio.run(again.create_draft(ALICE, draft()))
+    assert place.left_over() == []
+
+
+async def test_a_change_that_the_disk_refuses_changes_nothing(
+    place, store, draft, waiting, monkeypatch
+):
+    sync = store._shared.syncs.sync
+    drafts = place.root / "example.test/alice/.Drafts/cur"
+
+    def failing(directory):
+        if directory == drafts:
+            raise OSError(errno.EIO, "broken")
+        sync(directory)
+
+    monkeypatch.setattr(store._shared.syncs, "sync", failing)
+    before = waiting.path.read_bytes()
+    later = until(waiting.options.deferred_us + HOUR_US)
+    with pytest.raises(StoreUnavailableError):
+        await store.update(ALICE, waiting.draft_id, MessageChange(properties=draft(subject="new", extended=later)))  # fmt: skip
+    monkeypatch.undo()
+    assert deferred(place) == [waiting.path.name]
+    assert waiting.path.read_bytes() == before
+    [file] = place.files(".Drafts")
+    assert file.samefile(waiting.path)
+    assert place.left_over() == []
