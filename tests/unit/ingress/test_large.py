@@ -1,0 +1,201 @@
+"""Large messages through a listener into the real spool: the header in memory, the body in a file."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from relay.clock import ManualClock
+from relay.ingress import Limits
+from relay.ingress.fields import prepare
+from relay.ingress.ports import Origin
+from relay.journal.crash import CrashPoints
+from relay.journal.metrics import Metrics
+from relay.message.content import BLOCK_BYTES, LargeContent, edited, gathered
+from relay.message.envelope import Envelope, ForwardPath
+from relay.policy import RuleSet, read
+from relay.spool import SqliteSpool
+from relay.spool.types import Selector, Spool
+from tests.dialogue.harness import Relay
+from tests.support.contents import as_large
+from tests.unit.ingress.test_server import Client
+
+QUICK = Limits(goodbye_s=0.2, large_bytes=1000)
+BODY = b"0123456789abcdef\r\n" * 200
+CONTENT = b"Subject: large\r\nMessage-ID: <m@example.test>\r\n\r\n" + BODY
+RULES = """
+[[rule]]
+name = "tag"
+when = { recipient = "x@b.test", size_over = "2 KiB" }
+then = [ { subject_prefix = "[OUT]" } ]
+
+[[rule]]
+name = "exe"
+when = { attachment_name = "*.exe" }
+then = [ { reject = "5.7.1 No programs" } ]
+"""
+WITH_EXE = (
+    b"Content-Type: multipart/mixed; boundary=q\r\n\r\n--q\r\n\r\n%s\r\n--q\r\n"
+    b"Content-Disposition: attachment; filename=a.exe\r\n\r\nx\r\n--q--\r\n" % BODY
+)
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> RuleSet:
+    folder = tmp_path / "policies"
+    folder.mkdir()
+    (folder / "10-rules.toml").write_text(RULES)
+    return read(folder)
+
+
+@pytest.fixture
+async def spool(tmp_path: Path):
+    spool = SqliteSpool(
+        tmp_path / "spool.sqlite", clock=ManualClock(), crash=CrashPoints(), metrics=Metrics(),
+        submission_keep_s=100,
+    )  # fmt: skip
+    await spool.start()
+    yield spool
+    await spool.stop()
+
+
+@pytest.fixture
+async def listening(spool: Spool, rules: RuleSet):
+    """A listener whose mail goes into the real spool; it is stopped at the end."""
+    relay = Relay(rules=rules)
+    relay.spool = spool
+    server = relay.server(limits=QUICK, trusted_networks=("127.0.0.0/8",))
+    await server.start()
+    yield relay, server
+    while Client.opened:
+        Client.opened.pop().writer.close()
+    await server.drain(0.2)
+    assert server.sessions == 0
+
+
+async def begin(server, *recipients: str) -> Client:
+    """A client behind its 354."""
+    client = await Client.connect(server.address)
+    await client.reply()
+    lines = ["EHLO client.test", "MAIL FROM:<alice@example.test>"]
+    lines += [f"RCPT TO:<{one}>" for one in recipients]
+    for line in lines:
+        assert (await client.say(line))[:3] == "250"
+    assert (await client.say("DATA"))[:3] == "354"
+    return client
+
+
+def names(spool: SqliteSpool) -> list[str]:
+    return sorted(path.name for path in spool._files._directory.iterdir())
+
+
+async def until(ready: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not ready():
+            await asyncio.sleep(0.001)
+
+
+async def test_a_large_message_comes_into_the_spool_once_whatever_rules_make_of_it(
+    listening, spool
+) -> None:
+    relay, server = listening
+    client = await begin(server, "bob@example.test", "x@b.test")
+    client.writer.write(CONTENT)
+    reply = await client.say(".")
+    assert reply.startswith("250 2.0.0 Ok: queued as ")
+    queue_id = reply.rpartition(" ")[2]
+    await until(lambda: names(spool) == [f"{queue_id}-0"])
+    found = {
+        str(claim.next_hop): await spool.read_content(claim.content_id) for claim in relay.claims
+    }
+    assert all(isinstance(one, LargeContent) for one in found.values())
+    whole = {hop: gathered(one).partition(b"Subject: ") for hop, one in found.items()}
+    for received, _, _ in whole.values():
+        assert received.startswith(b"Received: from client.test ([127.0.0.1])\r\n")
+        assert queue_id.encode() in received
+    assert whole["local"][2] == CONTENT.partition(b"Subject: ")[2]
+    assert whole["mx:b.test"][2] == b"[OUT] " + CONTENT.partition(b"Subject: ")[2]
+    (one, other) = await spool.queue_list(Selector(all=True), limit=10)
+    assert one["size"] == other["size"] == len(gathered(found["local"]))
+    assert server._door.service.budget.has(QUICK.buffered_bytes)
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (WITH_EXE, "550 5.7.1 No programs"),
+        (b"Received: x\r\n" * 60 + CONTENT, "250 "),
+        (b"Received: x\r\n" * 101 + CONTENT, "554 5."),
+        (CONTENT + b"\0\r\n", "550 5.5.2 "),
+    ],
+    ids=["an attachment", "Received", "a loop", "NUL"],
+)
+async def test_what_is_not_accepted_leaves_no_file(listening, spool, content, code) -> None:
+    _, server = listening
+    client = await begin(server, "bob@example.test")
+    client.writer.write(content)
+    assert (await client.say(".")).startswith(code)
+    assert (await client.say("NOOP"))[:3] == "250"
+    await until(lambda: not [one for one in names(spool) if one.startswith("arriving")])
+    assert len(names(spool)) == (code == "250 ")
+    assert server._door.service.budget.has(QUICK.buffered_bytes)
+
+
+async def test_an_upload_that_is_cut_off_leaves_no_file(listening, spool) -> None:
+    _, server = listening
+    client = await begin(server, "bob@example.test")
+    client.writer.write(CONTENT + BODY * (2 * BLOCK_BYTES // len(BODY)))
+    await until(lambda: bool(names(spool)))
+    client.reset()
+    await until(lambda: not names(spool) and not server.sessions)
+
+
+async def test_a_client_that_leaves_during_the_commit_takes_no_file_with_it(
+    listening, spool, monkeypatch
+) -> None:
+    relay, server = listening
+    committing, gate = asyncio.Event(), asyncio.Event()
+    really = spool.accept
+
+    async def accept(message, **options):
+        committing.set()
+        await gate.wait()
+        return await really(message, **options)
+
+    monkeypatch.setattr(spool, "accept", accept)
+    client = await begin(server, "bob@example.test")
+    client.writer.write(CONTENT + b".\r\n")
+    await committing.wait()
+    client.reset()
+    await until(lambda: not server.sessions)
+    gate.set()
+    await until(lambda: bool(relay.claims))
+    (claim,) = relay.claims
+    await until(lambda: names(spool) == [f"{claim.message.id}-0"])
+    assert gathered(await spool.read_content(claim.content_id)).endswith(BODY)
+
+
+ODD = {
+    "plain": CONTENT,
+    "an empty header": b"\r\n" + BODY,
+    "private fields": b"X-Relay-Draft: 1\r\nReturn-Path: <a@b.test>\r\n" + CONTENT,
+    "only those": b"X-Relay-Draft: 1\r\n\r\n" + BODY,
+    "no field in a line": b"A: b\r\nno field\r\nC: d\r\n\r\n" + BODY,
+    "folded": b"Subject: a\r\n b\r\n\tc\r\n\r\n" + BODY,
+    "eight bit": b"Subject: \xc3\xa4\r\n\r\n" + BODY,
+}
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize("content", ODD.values(), ids=ODD)
+def test_a_large_header_is_prepared_as_a_small_ones_is(content: bytes, trusted: bool) -> None:
+    envelope = Envelope("a@b.test", (ForwardPath("bob@example.test"),))
+    origin = Origin(ip="192.0.2.1", helo="client.test", trusted=trusted)
+
+    def ours(content: bytes) -> bytes:
+        return prepare(
+            content, envelope, origin, hostname="relay.test", queue_id="q", time_us=10**15
+        )
+
+    assert gathered(edited(as_large(content), ours)) == ours(content)
