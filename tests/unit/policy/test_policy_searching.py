@@ -6,14 +6,17 @@ from hypothesis import strategies as st
 from relay.message.content import LargeContent, MemoryOctets
 from relay.policy.searching import BlockByBlock
 
-OCTETS = st.binary(max_size=60).map(lambda some: bytes(b"ab"[one % 2] for one in some))
+
+def octets(letters: str, *, most: int, least: int = 0) -> st.SearchStrategy[bytes]:
+    return st.text(letters, min_size=least, max_size=most).map(str.encode)
+
+
+PLACE = st.integers(0, 120)
+QUESTIONS = st.lists(st.tuples(octets("ab", least=1, most=5), PLACE, PLACE), max_size=8)
 
 
 @given(
-    OCTETS, st.lists(OCTETS, max_size=3), st.integers(1, 8), st.lists(
-        st.tuples(OCTETS.map(lambda some: some[:5] or b"a"), st.integers(0, 200), st.integers(0, 200)),
-        min_size=1, max_size=8,
-    ),
+    octets("aab", most=30), st.lists(octets("aab", most=40), max_size=3), st.integers(1, 8), QUESTIONS
 )  # fmt: skip
 def test_it_is_as_bytes_are(header, pieces, block_bytes, questions):
     whole = header + b"".join(pieces)
@@ -25,3 +28,13 @@ def test_it_is_as_bytes_are(header, pieces, block_bytes, questions):
         assert one.find(wanted, start, end) == whole.find(wanted, start, end)
         assert one.startswith(wanted, start) == whole.startswith(wanted, start)
         assert one[start:end] == whole[start:end]
+
+
+def test_what_lies_across_two_blocks_is_found():
+    whole = b"x" * 30 + b"wanted" + b"x" * 30
+    for header_bytes in range(0, 60, 7):
+        body = MemoryOctets(whole[header_bytes:])
+        content = LargeContent(whole[:header_bytes], (body,), eight_bit=False)
+        for start in range(30):
+            one = BlockByBlock(content, block_bytes=1)
+            assert one.find(b"wanted", start, len(whole)) == 30
