@@ -49,6 +49,7 @@ from relay.spool.types import Claim
 _SUBMISSION_KEEP_S = 7 * 86400.0  # longer than pickup gives up, by this much
 _DOWN_S_MAX = 30.0
 _PICKUP_SESSIONS_MAX = 64
+_PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the front door bounds what it takes; encoded it is larger
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,7 @@ class _Composer:
             listen=Address(path=str(self.settings.pickup_socket)),
             max_sessions=max(_PICKUP_SESSIONS_MAX, 2 * self.settings.pickup.max_concurrent),
             max_recipients=100_000,
+            max_message_size=_PICKUP_MESSAGE_BYTES_MAX,
         )
         return SmtpServer(listener, neighbours, pickup=True)
 
