@@ -1,4 +1,4 @@
-"""Messages and mail folders: create, get, list, change, delete, and the MIME of one.
+"""Messages and mail folders: create, get, change, delete, and the MIME of one.
 
 On the path: step 1 for drafts; everything else reads or changes what the store has.
 Holds: a 201 is durable; two changes of one mailbox's drafts never lose each other's fields.
@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
+from relay.graph.listing import list_these_folders, messages_context
 from relay.graph.mime import parse_mime
 from relay.graph.parse import ParsedMessage, check_recipients_count, parse_message
 from relay.graph.show import (
@@ -25,7 +26,6 @@ from relay.graph.show import (
 from relay.graph.values import json_object
 from relay.graph.visit import Visit
 from relay.http.gateway import json_response
-from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import MessageChange, StoredMessage
 
 
@@ -61,21 +61,7 @@ async def get_message(visit: Visit) -> Response:
     options = visit.options({"select"}, MESSAGE_PROPERTIES)
     found = await _found(visit)
     shown = show_message(found, options.select)
-    return json_response({**visit.context(_context_of(visit) + "/$entity"), **shown})
-
-
-async def list_messages(visit: Visit) -> Response:
-    """GET a page of messages, newest first."""
-    options = visit.options({"select", "top", "skip", "skiptoken"}, MESSAGE_PROPERTIES)
-    query = MessageQuery(
-        folder_id=visit.folder_id, skip=options.skip, top=options.top, after=options.skiptoken
-    )
-    page = await visit.door.store.query_messages(visit.mailbox, query)
-    shown = [show_message(one, options.select) for one in page.messages]
-    answer = {**visit.context(_context_of(visit)), "value": shown}
-    if page.next_after:
-        answer["@odata.nextLink"] = options.next_link(_url(visit), skiptoken=page.next_after)
-    return json_response(answer)
+    return json_response({**visit.context(messages_context(visit) + "/$entity"), **shown})
 
 
 async def change_message(visit: Visit) -> Response:
@@ -111,17 +97,7 @@ async def get_mime(visit: Visit) -> Response:
 
 async def list_folders(visit: Visit) -> Response:
     """GET a page of mail folders."""
-    options = visit.options({"select", "top", "skip"}, FOLDER_PROPERTIES)
-    folders = await visit.door.store.list_folders(visit.mailbox)
-    page = folders[options.skip : options.skip + options.top]
-    answer = {
-        **visit.context(f"users('{quote(visit.mailbox)}')/mailFolders"),
-        "value": [show_folder(one, options.select) for one in page],
-    }
-    next_skip = options.skip + len(page)
-    if page and next_skip < len(folders):
-        answer["@odata.nextLink"] = options.next_link(_url(visit), skip=next_skip)
-    return json_response(answer)
+    return list_these_folders(visit, await visit.door.store.list_folders(visit.mailbox))
 
 
 async def get_folder(visit: Visit) -> Response:
@@ -130,11 +106,6 @@ async def get_folder(visit: Visit) -> Response:
     folder = await visit.door.store.get_folder(visit.mailbox, visit.folder_id)
     context = visit.context(f"users('{quote(visit.mailbox)}')/mailFolders/$entity")
     return json_response({**context, **show_folder(folder, options.select)})
-
-
-def _url(visit: Visit) -> str:
-    path = "/".join(quote(segment, safe="@") for segment in visit.call.segments[1:])
-    return f"{visit.root_url()}/{path}"
 
 
 async def _found(visit: Visit) -> StoredMessage:
@@ -152,12 +123,5 @@ def _change(before: StoredMessage, parsed: ParsedMessage) -> MessageChange:
 def _message(
     visit: Visit, message: StoredMessage, *, status: int, headers: dict[str, str] | None = None
 ) -> Response:
-    context = visit.context(_context_of(visit) + "/$entity")
+    context = visit.context(messages_context(visit) + "/$entity")
     return json_response({**context, **show_message(message)}, status=status, headers=headers)
-
-
-def _context_of(visit: Visit) -> str:
-    owner = f"users('{quote(visit.mailbox)}')"
-    if visit.folder_id:
-        return f"{owner}/mailFolders('{quote(visit.folder_id)}')/messages"
-    return f"{owner}/messages"

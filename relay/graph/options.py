@@ -1,4 +1,4 @@
-"""OData's query options: $select, $top and $skip, and a refusal of all others.
+"""OData's query options: those that a handler takes, and a refusal of all others.
 
 On the path: every handler asks, also those that take none.
 Holds: an option that would change the answer is never silently ignored.
@@ -26,9 +26,16 @@ _SYSTEM = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a request asks for; `select` is empty for everything."""
+    """What a request asks for; `select` is empty for everything.
+
+    `filter`, `search` and `orderby` are as they came, None where they did not.
+    """
 
     select: tuple[str, ...] = ()
+    filter: str | None = None
+    search: str | None = None
+    orderby: str | None = None
+    count: bool = False
     top: int = TOP_DEFAULT
     skip: int = 0
     skiptoken: str = ""
@@ -38,10 +45,18 @@ class Options:
 
         What the token says includes what was skipped before.
         """
-        query = {"$select": ",".join(self.select)} if self.select else {}
-        query["$top"] = str(self.top)
-        query |= {"$skiptoken": skiptoken} if skiptoken else {"$skip": str(skip)}
-        return f"{url}?{urlencode(query, safe='$,', quote_via=quote)}"
+        query = {
+            "$select": ",".join(self.select) or None,
+            "$filter": self.filter,
+            "$search": self.search,
+            "$orderby": self.orderby,
+            "$count": "true" if self.count else None,
+            "$top": str(self.top),
+            "$skip": None if skiptoken else str(skip),
+            "$skiptoken": skiptoken or None,
+        }
+        given = {name: value for name, value in query.items() if value is not None}
+        return f"{url}?{urlencode(given, safe='$,', quote_via=quote)}"
 
 
 def parse_options(
@@ -49,10 +64,11 @@ def parse_options(
     *,
     allowed: Collection[str] = (),
     known: Collection[str] = (),
+    page_size: int | None = None,
 ) -> Options:
     """Read the options of a query; `known` are the properties that $select may name.
 
-    Raises ApiError 400.
+    A page has `page_size` items at most, if that is given. Raises ApiError 400.
     """
     given: dict[str, str] = {}
     for name, value in query:
@@ -66,9 +82,15 @@ def parse_options(
         if option in given:
             raise _bad(f"The query option '${option}' is given twice.")
         given[option] = value
+    size = page_size or TOP_DEFAULT
+    top = _number(given, "top", default=size, limits=(1, TOP_MAX))
     return Options(
         select=_select(given.get("select", ""), known),
-        top=_number(given, "top", default=TOP_DEFAULT, limits=(1, TOP_MAX)),
+        filter=given.get("filter"),
+        search=given.get("search"),
+        orderby=given.get("orderby"),
+        count=_truth(given, "count"),
+        top=min(top, page_size or TOP_MAX),
         skip=_number(given, "skip", default=0, limits=(0, _SKIP_MAX)),
         skiptoken=given.get("skiptoken", ""),
     )
@@ -92,6 +114,13 @@ def _number(given: dict[str, str], name: str, *, default: int, limits: tuple[int
         if low <= number <= high:
             return number
     raise _bad(f"${name}: found {shown(text)}, expected a number from {low} to {high}.")
+
+
+def _truth(given: dict[str, str], name: str) -> bool:
+    text = given.get(name, "false")
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    raise _bad(f"${name}: found {shown(text)}, expected true or false.")
 
 
 def _bad(message: str) -> ApiError:

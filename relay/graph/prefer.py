@@ -7,12 +7,15 @@ Standards: RFC 7240 2; OData 4.01 Protocol 8.2.8 (odata.maxpagesize).
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from relay.graph.options import TOP_MAX
 
 _PREFERENCE = re.compile(
     r'[ \t,]*+([^\s,;="]++)(?:[ \t]*+=[ \t]*+("(?:[^"\\]|\\.)*+"|[^\s,;"]*+))?+'
     r'((?:[^,"]|"(?:[^"\\]|\\.)*+")*+)'  # parameters, which no preference here has
 )
+_DIGITS_MAX = 9  # of a number; what is longer is too much anyway
 _ESCAPED = re.compile(r"\\(.)")
 
 
@@ -28,3 +31,11 @@ def preferences(lines: Iterable[str]) -> dict[str, str]:
                 value = _ESCAPED.sub(r"\1", value[1:-1])
             found.setdefault(name, value)
     return found
+
+
+def page_size(preferred: Mapping[str, str]) -> int | None:
+    """Return how many items of a page odata.maxpagesize allows, None if it says nothing."""
+    text = preferred.get("odata.maxpagesize", preferred.get("maxpagesize", ""))
+    if not (text.isascii() and text.isdecimal()):
+        return None
+    return min(int(text[:_DIGITS_MAX]), TOP_MAX) or None

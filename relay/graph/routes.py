@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from relay.graph import messages, sending
+from relay.graph import listing, messages, sending
 from relay.graph.visit import Visit
 from relay.http.errors import ApiError, shown
 
@@ -70,19 +70,21 @@ _ONE_MESSAGE: Mapping[str, Handler] = {
     "DELETE": messages.delete_message,
 }
 _MESSAGES: Mapping[str, Handler] = {
-    "GET": messages.list_messages,
+    "GET": listing.list_messages,
     "POST": messages.create_message,
 }
 _ROUTES: tuple[tuple[tuple[str, ...], Mapping[str, Handler]], ...] = (
     (_pattern(""), {"GET": messages.get_user}),
     (_pattern("sendmail"), {"POST": sending.send_mail}),
     (_pattern("messages"), _MESSAGES),
+    (_pattern("messages/$count"), {"GET": listing.count_messages}),
     (_pattern("messages/{message}"), _ONE_MESSAGE),
     (_pattern("messages/{message}/send"), {"POST": sending.send_draft}),
     (_pattern("messages/{message}/$value"), {"GET": messages.get_mime}),
     (_pattern("mailfolders"), {"GET": messages.list_folders}),
     (_pattern("mailfolders/{folder}"), {"GET": messages.get_folder}),
     (_pattern("mailfolders/{folder}/messages"), _MESSAGES),
+    (_pattern("mailfolders/{folder}/messages/$count"), {"GET": listing.count_messages}),
     (_pattern("mailfolders/{folder}/messages/{message}"), _ONE_MESSAGE),
     (_pattern("mailfolders/{folder}/messages/{message}/send"), {"POST": sending.send_draft}),
     (_pattern("mailfolders/{folder}/messages/{message}/$value"), {"GET": messages.get_mime}),

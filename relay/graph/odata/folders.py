@@ -40,15 +40,14 @@ _COMPARED: dict[Operator, Callable[..., bool]] = {
 }
 
 
-def select_folders(folders: Sequence[Folder], *, filter_: str, orderby: str) -> Sequence[Folder]:
-    """Return the folders that a $filter and an $orderby ("" for none) mean.
-
-    Raises ApiError 400.
-    """
-    if filter_:
+def select_folders(
+    folders: Sequence[Folder], *, filter_: str | None, orderby: str | None
+) -> Sequence[Folder]:
+    """Return the folders that a $filter and an $orderby mean. Raises ApiError 400."""
+    if filter_ is not None:
         matches = resolve(parse_expression(filter_), _FOLDER)
         folders = [folder for folder in folders if matches(folder)]
-    if orderby:
+    if orderby is not None:
         for name, descending in reversed(order_keys(orderby, tuple(_BY_NAME))):
             read = _reader(_BY_NAME[name])
             folders = sorted(folders, key=read, reverse=descending)

@@ -21,7 +21,7 @@ from relay.mailbox.query import (
     Property,
     SearchIn,
 )
-from tests.unit.graph.test_odata_filter import trees
+from tests.support.conditions import trees
 
 DAY_US = 86_400_000_000
 NOVEMBER_20_US = 1_795_132_800_000_000

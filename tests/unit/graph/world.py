@@ -17,11 +17,13 @@ from relay.mailbox.types import (
     Note,
     Page,
     SendOptions,
+    StalePositionError,
     StoredAttachment,
     StoredMessage,
     WellKnown,
 )
 from relay.message.properties import MessageProperties
+from tests.support.conditions import facts_of, matches, order_key
 
 MAX_BODY = 64 * 1024
 ACCOUNTS = (
@@ -111,10 +113,15 @@ class MemoryStore:
         if query.folder_id:
             folder = await self.get_folder(account, query.folder_id)
             every = [one for one in every if one.folder == folder]
+        facts = {one.id: facts_of(one) for one in every}
+        found = [one for one in every if matches(query.condition, facts[one.id])]
+        found.sort(key=lambda one: order_key(query.order, facts[one.id]))
+        if query.after and not query.after.isdecimal():
+            raise StalePositionError
         begin = int(query.after or 0) + query.skip
         end = begin + query.top
-        total = len(every) if query.count else None
-        return Page(tuple(every[begin:end]), total, str(end) if end < len(every) else "")
+        total = len(found) if query.count else None
+        return Page(tuple(found[begin:end]), total, str(end) if end < len(found) else "")
 
     async def update(self, account, message_id, change: MessageChange):
         if self.refuse:

@@ -1,0 +1,262 @@
+"""Lists of messages and folders: options, pages, counts."""
+
+from typing import Any
+
+import pytest
+
+from tests.unit.graph.world import World, refused, to
+
+MESSAGES = "/v1.0/me/messages"
+PEOPLE = ("carol@a.test", "dave@b.test", "erin@a.test")
+
+
+async def filled(world: World, count: int = 12) -> list[dict[str, Any]]:
+    """Messages a minute apart, oldest first, as they are shown."""
+    made = []
+    for number in range(count):
+        message = {
+            "subject": f"Report {number:02} {'Größe' if number % 3 else 'grösser'}",
+            "body": {"contentType": "text", "content": f"word{number} common"},
+            "toRecipients": to(PEOPLE[number % 3], *PEOPLE[: number % 2]),
+            "importance": ("low", "normal", "high")[number % 3],
+            "isRead": number % 2 == 0,
+            "categories": ["Red"] if number % 4 == 0 else [],
+        }
+        answer = await world.http.post(MESSAGES, json=message)
+        assert answer.status_code == 201, answer.text
+        made.append(answer.json())
+        world.store.clock.advance(60)
+    return made
+
+
+async def listed(world: World, query: str = "", *, path: str = MESSAGES) -> list[int]:
+    """The numbers of the messages that are listed, over all pages."""
+    url: str | None = f"{path}?{query}"
+    numbers: list[int] = []
+    while url:
+        answer = await world.http.get(url)
+        assert answer.status_code == 200, answer.text
+        numbers += [int(one["subject"].split()[1]) for one in answer.json()["value"]]
+        url = answer.json().get("@odata.nextLink")
+    return numbers
+
+
+@pytest.mark.parametrize(
+    ("query", "numbers"),
+    [
+        ("", [11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]),
+        ("$orderby=receivedDateTime", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
+        ("$orderby=ReceivedDateTime%20DESC&$skip=9", [2, 1, 0]),
+        ("$orderby=importance desc,receivedDateTime asc&$top=3",
+         [2, 5, 8, 11, 1, 4, 7, 10, 0, 3, 6, 9]),
+        ("$filter=isRead eq false", [11, 9, 7, 5, 3, 1]),
+        ("filter=isRead eq false&orderby=subject&top=2", [1, 3, 5, 7, 9, 11]),
+        ("%24filter=isRead+eq+false+and+importance+eq+%27high%27", [11, 5]),
+        ("$filter=contains(subject,'GRÖSSER')&$top=1", [9, 6, 3, 0]),
+        ("$filter=categories/any(c:c eq 'red')", [8, 4, 0]),
+        ("$filter=toRecipients/all(r:endswith(r/emailAddress/address,'@a.test'))",
+         [11, 9, 8, 6, 5, 3, 2, 0]),
+        ("$filter=toRecipients/any(r:r/emailAddress/address eq 'Dave@b.test')", [10, 7, 4, 1]),
+        ('$search="word7"', [7]),
+        ('$search="subject:grosse OR word0"', [11, 10, 8, 7, 5, 4, 2, 1, 0]),
+        ('$search="common"&$filter=isRead eq true&$orderby=subject&$top=4', [0, 2, 4, 6, 8, 10]),
+        ('$search="to:dave"&$top=1', [10, 7, 4, 1]),
+    ],
+)  # fmt: skip
+async def test_what_is_listed(world: World, query: str, numbers: list[int]) -> None:
+    await filled(world)
+    assert await listed(world, query) == numbers
+    inside = "/v1.0/me/mailFolders/Drafts/messages"
+    assert await listed(world, query, path=inside) == numbers
+
+
+async def test_the_next_link_carries_every_option(world: World) -> None:
+    await filled(world)
+    options = {
+        "$select": "id,subject",
+        "$filter": "contains(subject,'&') eq false and subject ne 'it''s 100% +1'",
+        "$search": '"common"',
+        "$orderby": "subject desc,id",
+        "$count": "true",
+    }
+    answer = (await world.http.get(MESSAGES, params=options | {"$top": "5", "$skip": "1"})).json()
+    assert answer["@odata.count"] == 12
+    assert all(set(one) == {"@odata.etag", "id", "subject"} for one in answer["value"])
+    link = answer["@odata.nextLink"]
+    assert link.startswith("http://relay.test:8025/v1.0/me/messages?$select=id,subject&$filter=")
+    query = dict(world.http.build_request("GET", link).url.params)
+    assert query == options | {"$top": "5", "$skiptoken": "6"}
+    rest = (await world.http.get(link)).json()
+    assert (rest["@odata.count"], len(rest["value"])) == (12, 5)
+
+
+async def test_ten_messages_unless_asked(world: World) -> None:
+    await filled(world)
+    page = (await world.http.get(MESSAGES)).json()
+    assert len(page["value"]) == 10
+    assert "@odata.count" not in page
+    assert "preference-applied" not in (await world.http.get(MESSAGES)).headers
+
+
+@pytest.mark.parametrize(
+    ("prefer", "query", "size", "applied"),
+    [
+        ("odata.maxpagesize=3", "", 3, "odata.maxpagesize=3"),
+        ('outlook.timezone="UTC", OData.MaxPageSize="3"', "", 3, "odata.maxpagesize=3"),
+        ("maxpagesize=3", "?$top=7", 3, "odata.maxpagesize=3"),
+        ("odata.maxpagesize=7", "?$top=3", 3, "odata.maxpagesize=7"),
+        ("odata.maxpagesize=5000", "", 12, "odata.maxpagesize=1000"),
+        ("odata.maxpagesize=" + "9" * 5000, "", 12, "odata.maxpagesize=1000"),
+        ("odata.maxpagesize=0", "", 10, None),
+        ("odata.maxpagesize=x", "", 10, None),
+        ("odata.maxpagesize", "", 10, None),
+        ("respond-async", "", 10, None),
+    ],
+)
+async def test_the_preferred_size_of_a_page(
+    world: World, prefer: str, query: str, size: int, applied: str | None
+) -> None:
+    await filled(world)
+    answer = await world.http.get(MESSAGES + query, headers={"prefer": prefer})
+    page = answer.json()
+    assert (len(page["value"]), answer.headers.get("preference-applied")) == (size, applied)
+    if "@odata.nextLink" in page:  # the next page is no larger, whatever its request prefers
+        rest = (await world.http.get(page["@odata.nextLink"])).json()
+        assert len(rest["value"]) == min(size, 12 - size)
+
+
+@pytest.mark.parametrize("path", [MESSAGES, "/v1.0/me/mailFolders/drafts/messages"])
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [
+        ("", "12"),
+        ("?$filter=isRead eq false", "6"),
+        ('?$search="word7"', "1"),
+        ("?$filter=isRead&$search=word7", "0"),
+    ],
+)
+async def test_the_count_alone(world: World, path: str, query: str, count: str) -> None:
+    await filled(world)
+    answer = await world.http.get(f"{path}/$count{query}")
+    assert (answer.status_code, answer.text) == (200, count)
+    assert answer.headers["content-type"] == "text/plain"
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("$top=0", "$top: found '0', expected a number from 1 to 1000"),
+        ("$top=1001", "$top"),
+        ("$top=x", "$top"),
+        ("$top=٣", "$top"),
+        ("$skip=-1", "$skip"),
+        ("$top=1&%24top=2", "'$top' is given twice"),
+        ("$count=1", "$count: found '1', expected true or false"),
+        ("$filter=", "Invalid filter clause: position 0: found the end"),
+        ("filter=isRed eq false", "Could not find a property named 'isRed'"),
+        ("$orderby=", "Invalid orderby clause"),
+        ("$orderby=subject,", "Invalid orderby clause: found '', expected a property"),
+        ("$orderby=subject down", "found 'subject down', expected a property, and asc or desc"),
+        ("$orderby=nothing", "Could not find a property named 'nothing'"),
+        ("$orderby=subject,SUBJECT desc", "'SUBJECT' is there twice"),
+        ("$orderby=id,subject,isRead,isDraft,importance,sentDateTime", "found 6 keys"),
+        ("$search=", "Invalid search clause: position 0"),
+        ("$skiptoken=never", "$skiptoken: it says no place in this list"),
+        ("$expand=attachments", "'$expand' is not supported here"),
+        ("$apply=x", "'$apply' is not supported here"),
+        ("$weird=1", "$weird"),
+        ("$select=id,nothing", "nothing"),
+    ],
+)
+async def test_options_that_cannot_be_honoured_are_named(
+    world: World, query: str, named: str
+) -> None:
+    answer = await world.http.get(f"{MESSAGES}?{query}")
+    assert named in refused(answer, 400, "BadRequest")
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ("$filter=bodyPreview eq 'x'", "ErrorInvalidUrlQueryFilter"),
+        ("$orderby=bodyPreview", "ErrorInvalidUrlQuery"),
+        ("$orderby=toRecipients/emailAddress/address", "ErrorInvalidUrlQuery"),
+    ],
+)
+async def test_properties_that_cannot_be_asked_for_have_graphs_codes(
+    world: World, query: str, code: str
+) -> None:
+    refused(await world.http.get(f"{MESSAGES}?{query}"), 400, code)
+
+
+@pytest.mark.parametrize(
+    "path", [f"{MESSAGES}/$count?$top=1", f"{MESSAGES}/x?$filter=isRead", "/v1.0/me?$count=true"]
+)
+async def test_other_paths_take_none_of_it(world: World, path: str) -> None:
+    assert "not supported here" in refused(await world.http.get(path), 400, "BadRequest")
+
+
+# -- folders
+
+FOLDERS = "/v1.0/me/mailFolders"
+IDS = ["inbox", "drafts", "sentitems", "deleteditems", "junkemail", "archive"]
+
+
+async def folders(world: World, query: str) -> list[str]:
+    url: str | None = f"{FOLDERS}?{query}"
+    ids: list[str] = []
+    while url:
+        answer = await world.http.get(url)
+        assert answer.status_code == 200, answer.text
+        ids += [one["id"] for one in answer.json()["value"]]
+        url = answer.json().get("@odata.nextLink")
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("$filter=displayName eq 'Inbox'", ["inbox"]),
+        ("%24top=999&%24filter=displayName+eq+%27inbox%27", ["inbox"]),
+        ("$filter='INBOX' eq tolower(displayName)", ["inbox"]),
+        ("$filter=startswith(displayName,'d') or displayName eq 'Archive'",
+         ["drafts", "deleteditems", "archive"]),
+        ("$filter=contains(displayName,'item')&$top=1", ["sentitems", "deleteditems"]),
+        ("$filter=not endswith(displayName,'s') and displayName ne null",
+         ["inbox", "junkemail", "archive"]),
+        ("$filter=totalItemCount gt 0", []),
+        ("$filter=0 eq unreadItemCount and not isHidden and id ge 's'", ["sentitems"]),
+        ("$orderby=displayName", sorted(IDS)),
+        ("$orderby=displayName desc&$top=2", sorted(IDS, reverse=True)),
+        ("$orderby=totalItemCount,displayName", sorted(IDS)),
+        ("$skip=4", ["junkemail", "archive"]),
+    ],
+)  # fmt: skip
+async def test_what_folders_are_listed(world: World, query: str, expected: list[str]) -> None:
+    world.store.folders = [one for one in world.store.folders if one.id in IDS]
+    assert await folders(world, query) == expected
+
+
+async def test_folders_are_counted_before_they_are_paged(world: World) -> None:
+    page = (await world.http.get(f"{FOLDERS}?$count=true&$top=1&$filter=id ne 'inbox'")).json()
+    assert page["@odata.count"] == len(world.store.folders) - 1
+    assert "$count=true" in page["@odata.nextLink"]
+    assert (await world.http.get(page["@odata.nextLink"])).json()["@odata.count"]
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("$filter=displayName eq 5", "expected a text in single quotes"),
+        ("$filter=totalItemCount eq '5'", "expected a number"),
+        ("$filter=totalItemCount eq true", "expected a number"),
+        ("$filter=name eq 'x'", "named 'name' on type 'microsoft.graph.mailFolder'"),
+        ("$orderby=name", "named 'name'"),
+        ("$search=x", "'$search' is not supported here"),
+        ("$skiptoken=x", "'$skiptoken' is not supported here"),
+    ],
+)
+async def test_options_of_folders_that_cannot_be_honoured(
+    world: World, query: str, named: str
+) -> None:
+    assert named in refused(await world.http.get(f"{FOLDERS}?{query}"), 400, "BadRequest")
