@@ -1,0 +1,93 @@
+"""kill -9 around a large message by SMTP: its body is in a file before any message names it.
+
+On the path: step 5, from outside; the client sends again what got no 250.
+Holds: what got a 250 is delivered once; no file is left that no message needs.
+Fails: -
+Standards: docs/design.md 4, 7.1, 7.10; RFC 5321 4.5.4.
+"""
+
+import hashlib
+import smtplib
+import socket
+from signal import SIGKILL
+
+import pytest
+
+from relay.journal.crash import CrashPoint
+from relay.message.content import LARGE_BYTES
+from tests.crash.conftest import Scene
+from tests.support.relay_process import RelayProcess, until
+
+pytestmark = pytest.mark.crash
+
+BODY = b"0123456789abcdef" * 4 + b"\r\n"
+CONTENT = b"Subject: large\r\nMessage-ID: <m@c.test>\r\n\r\n" + BODY * (
+    2 * LARGE_BYTES // len(BODY)
+)
+RECIPIENTS = ["bob@example.test", "x@a.test"]
+
+
+def stored(relay: RelayProcess) -> list[str]:
+    """The names of the spool's content files."""
+    return sorted(path.name for path in (relay.folder / "state/spool.sqlite-content").iterdir())
+
+
+def submit(relay: RelayProcess) -> bool:
+    """Whether the client heard 250."""
+    try:
+        relay.submit("alice@example.test", RECIPIENTS, CONTENT)
+    except (OSError, smtplib.SMTPException):
+        return False
+    return True
+
+
+def body_of(content: bytes) -> str:
+    return hashlib.sha256(content.partition(b"\r\n\r\n")[2]).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("point", "accepted"),
+    [
+        (CrashPoint.SPOOL_BODY_SYNCED, False),
+        (CrashPoint.SPOOL_BEFORE_COMMIT, False),
+        (CrashPoint.SPOOL_COMMITTED, True),
+        (CrashPoint.SMTP_REPLIED, True),
+    ],
+)
+def test_killed_around_the_commit(scene: Scene, point: CrashPoint, accepted: bool) -> None:
+    relay, remote = scene.relay.start(crash_at=point), scene.remote
+    heard_250 = submit(relay)
+    assert accepted or not heard_250
+    assert relay.wait_end() == -SIGKILL
+    assert stored(relay), "it died too early to leave anything"
+    relay.start()
+    if not accepted:
+        assert stored(relay) == []
+        assert submit(relay)
+    (name,) = until(
+        "what no message needs is gone", lambda: len(stored(relay)) == 1 and stored(relay)
+    )
+    assert not name.startswith("arriving")
+    scene.open()
+    until("all is delivered", lambda: not relay.queue() and relay.subjects("bob") == ["large"])
+    (copy,) = remote.envelopes
+    (path,) = (relay.folder / "mail/example.test/bob/new").iterdir()
+    assert {body_of(copy.content), body_of(path.read_bytes())} == {body_of(CONTENT)}
+    until("its file is gone", lambda: stored(relay) == [])
+    assert relay.metric("relay_queue_unaccounted") == 0
+    assert relay.faults() == []
+
+
+def test_killed_in_the_middle_of_the_upload(scene: Scene) -> None:
+    relay = scene.relay.start()
+    with socket.create_connection(relay.smtp_address()) as client, client.makefile("rb") as replies:
+        for line in ("EHLO c.test", "MAIL FROM:<alice@example.test>", "RCPT TO:<x@a.test>", "DATA"):
+            client.sendall(line.encode() + b"\r\n")
+        while not replies.readline().startswith(b"354"):
+            pass
+        client.sendall(CONTENT)
+        until("its body arrives", lambda: stored(relay))
+        relay.kill()
+    relay.start()
+    assert stored(relay) == []
+    assert relay.queue() == []
