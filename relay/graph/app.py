@@ -42,7 +42,14 @@ def create_app(
     `max_body` is in bytes; `ready` returns "" or why nothing can be taken on now; `public_url` is
     "" where clients reach us under the Host they name.
     """
-    door = Door(store=store, ids=Ids(clock), hostname=hostname, public_url=public_url, crash=crash)
+    door = Door(
+        store=store,
+        clock=clock,
+        ids=Ids(clock),
+        hostname=hostname,
+        public_url=public_url,
+        crash=crash,
+    )
 
     async def handle(call: Call) -> Response:
         account = bearer_account(call.headers, accounts, realm=hostname)

@@ -6,6 +6,7 @@ Fails: ApiError before anything is written; the store's refusals.
 Standards: Graph's user: sendMail, message: send; RFC 5322 3.6.4.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from starlette.background import BackgroundTask
@@ -13,10 +14,11 @@ from starlette.responses import Response
 
 from relay.graph.mime import check_content, parse_mime_to_send
 from relay.graph.parse import check_has_recipients, check_own, parse_send_mail
+from relay.graph.sendoptions import send_options
 from relay.graph.values import json_object
 from relay.graph.visit import Visit
 from relay.journal.crash import CrashPoint
-from relay.mailbox.types import NotADraftError, Note, SendOptions
+from relay.mailbox.types import NotADraftError, Note
 
 
 async def send_mail(visit: Visit) -> Response:
@@ -26,17 +28,20 @@ async def send_mail(visit: Visit) -> Response:
     body = await visit.call.body()
     if mime:
         given = parse_mime_to_send(body, visit.account)
-        note = await visit.door.store.submit_new(visit.mailbox, given.content, SendOptions())
-        return _accepted(visit, note, given.internet_message_id)
+        options, applied = await send_options(visit, ())
+        note = await visit.door.store.submit_new(visit.mailbox, given.content, options)
+        return _accepted(visit, note, given.internet_message_id, applied)
     asked = parse_send_mail(json_object(body), visit.account)
     properties = asked.message.properties
     check_has_recipients(properties)
     if not properties.internet_message_id:  # made here, so that the 202 can tell it
         message_id = f"<{visit.door.ids.new()}@{visit.door.hostname}>"
         properties = replace(properties, internet_message_id=message_id)
-    options = SendOptions(save_to_sent_items=asked.save_to_sent_items)
+    options, applied = await send_options(
+        visit, properties.extended, save=asked.save_to_sent_items
+    )
     note = await visit.door.store.submit_new(visit.mailbox, properties, options)
-    return _accepted(visit, note, properties.internet_message_id)
+    return _accepted(visit, note, properties.internet_message_id, applied)
 
 
 async def send_draft(visit: Visit) -> Response:
@@ -51,15 +56,22 @@ async def send_draft(visit: Visit) -> Response:
     check_own(draft.properties.sender, visit.account, path="sender")
     if draft.is_mime:  # a mail client may have put anything there
         check_content(await store.mime(visit.mailbox, draft.id), visit.account)
-    note = await store.submit_draft(visit.mailbox, draft.id, SendOptions())
-    return _accepted(visit, note, draft.properties.internet_message_id)
+    options, applied = await send_options(visit, draft.properties.extended)
+    note = await store.submit_draft(visit.mailbox, draft.id, options)
+    return _accepted(visit, note, draft.properties.internet_message_id, applied)
 
 
-def _accepted(visit: Visit, note: Note, internet_message_id: str) -> Response:
+def _accepted(
+    visit: Visit, note: Note, internet_message_id: str, headers: Mapping[str, str]
+) -> Response:
     async def answered() -> None:
         visit.door.crash.reached(CrashPoint.REQUEST_ANSWERED)
 
-    headers = {"x-relay-message-id": note.draft_id, "x-relay-submission-id": note.submission_id}
+    headers = {
+        "x-relay-message-id": note.draft_id,
+        "x-relay-submission-id": note.submission_id,
+        **headers,
+    }
     told = internet_message_id  # MIME may have none: it gets one when it is converted
     if told and told.isascii() and told.isprintable():
         headers["x-relay-internet-message-id"] = internet_message_id

@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from relay.accounts import Account
-from relay.clock import Ids
+from relay.clock import Clock, Ids
 from relay.graph.options import Options, parse_options
 from relay.http.call import Call
 from relay.http.errors import ApiError, shown, try_later
@@ -38,6 +38,7 @@ class Door:
     """The front door's means; `changing` has a lock for each mailbox where a PATCH is in work."""
 
     store: MailStore
+    clock: Clock
     ids: Ids
     hostname: str
     public_url: str

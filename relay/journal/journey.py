@@ -104,8 +104,7 @@ def join(store: dict[str, Any] | None, transport: dict[str, Any] | None) -> dict
     steps = [*(store or {}).get("steps", []), *(transport or {}).get("steps", [])]
     steps.sort(key=lambda step: (step["step"], step["at"]))
     known = transport or store or {}
-    failed = any(step["step"] == Step.REPORT for step in (store or {}).get("steps", []))
-    waiting = State.FAILED if failed else State.QUEUED
+    waiting, reply = _before_transport((store or {}).get("steps", []))
     return {
         "id": transport["id"] if transport else None,
         "graph_id": (store or {}).get("graph_id") or _draft_of(known.get("submission_id")),
@@ -117,7 +116,7 @@ def join(store: dict[str, Any] | None, transport: dict[str, Any] | None) -> dict
         "steps": steps,
         "recipients": transport["recipients"]
         if transport
-        else [_not_yet(address, waiting) for address in known.get("recipients", ())],
+        else [_not_yet(address, waiting, reply) for address in known.get("recipients", ())],
     }
 
 
@@ -131,13 +130,27 @@ def _draft_of(submission_id: str | None) -> str | None:
     return submission_id.partition(".")[0] if submission_id else None
 
 
-def _not_yet(address: str, state: State) -> dict[str, Any]:
+def _before_transport(steps: Sequence[Mapping[str, Any]]) -> tuple[State, str]:
+    """What steps 1 to 4 say of recipients that the spool does not know, and in which words."""
+    details = {step["step"]: step["detail"] for step in steps}
+    if Step.REPORT in details:
+        return State.FAILED, ""
+    noted = details.get(Step.NOTIFIED, {})
+    if Step.CONVERTED not in details:
+        if "cancelled" in noted:
+            return State.CANCELLED, f"cancelled: {noted.get('reason', '')}"
+        if until := noted.get("deferred_until"):
+            return State.DEFERRED, f"waits until {until}"
+    return State.QUEUED, ""
+
+
+def _not_yet(address: str, state: State, reply: str) -> dict[str, Any]:
     """A recipient that transport does not know of yet."""
     return {
         "address": address,
         "state": str(state),
         "next_hop": None,
         "status": "",
-        "reply": "",
+        "reply": reply,
         "attempts": [],
     }

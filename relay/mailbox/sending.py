@@ -36,7 +36,6 @@ from relay.mailbox.names import with_flags
 from relay.mailbox.notes import FIRST_SUBMISSION, draft_of
 from relay.mailbox.types import (
     BeingSentError,
-    Folder,
     NoSuchItemError,
     NotADraftError,
     Note,
@@ -245,7 +244,7 @@ class Sending:
         if note.options.sent_folder:
             with suppress(NoSuchItemError):
                 folder = find_folder(mailbox, note.options.sent_folder)
-                if may_keep_sent(folder):
+                if folder.may_keep_sent and (folder.path / "cur").is_dir():
                     return folder.id, folder.path
         self._shared.folders.remake(mailbox, WellKnown.SENT_ITEMS)
         return str(WellKnown.SENT_ITEMS), well_known_path(mailbox, WellKnown.SENT_ITEMS)
@@ -320,13 +319,6 @@ class Sending:
 
     def _record(self, facts: SubmissionFacts, event: Event, *, queue_id: str = "") -> None:
         self._log.append(facts, event, queue_id=queue_id)
-
-
-def may_keep_sent(folder: Folder) -> bool:
-    """Whether step 4 may file an original in a folder: not where it would be a draft again."""
-    return folder.well_known not in (WellKnown.DRAFTS, WellKnown.OUTBOX) and (
-        (folder.path / "cur").is_dir()
-    )
 
 
 def _as_before(note: Note, options: SendOptions) -> Note:

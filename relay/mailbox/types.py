@@ -88,6 +88,11 @@ class Folder:
     children: int = 0
     size_bytes: int = 0
 
+    @property
+    def may_keep_sent(self) -> bool:
+        """Whether step 4 may file an original here: in some it would be a draft again."""
+        return self.well_known not in (WellKnown.DRAFTS, WellKnown.OUTBOX)
+
 
 @dataclass(frozen=True, slots=True)
 class StoredAttachment:

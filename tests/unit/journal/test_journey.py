@@ -162,3 +162,24 @@ async def test_an_account_sees_its_own_only(world: World) -> None:
     last = await world.journeys.journey("last", account="alice@x")
     assert last is not None
     assert last["graph_id"] == alices
+
+
+DUE = "2027-01-01T00:00:00.000000Z"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "noted", "state", "reply"),
+    [
+        ((1, 2), {}, "queued", ""),
+        ((1, 2), {"deferred_until": DUE}, "deferred", f"waits until {DUE}"),
+        ((1, 2), {"deferred_until": DUE, "cancelled": DUE, "reason": "why"}, "cancelled", "cancelled: why"),
+        ((1, 2, 3), {"deferred_until": DUE, "cancelled": DUE, "reason": "too late"}, "queued", ""),
+        ((1, 2, 3, 7), {"deferred_until": DUE}, "failed", ""),
+    ],
+)  # fmt: skip
+def test_what_waits_for_its_time_says_until_when(numbers, noted, state, reply):
+    half = store_half("a.1", *numbers)
+    half["steps"][1]["detail"] = noted
+    told = join(half, None)
+    assert told["state"] == state
+    assert [(one["state"], one["reply"]) for one in told["recipients"]] == [(state, reply)]
