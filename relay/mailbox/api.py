@@ -75,7 +75,32 @@ class MailStore(Protocol):
         ...
 
     async def delete(self, account: str, message_id: str) -> None:
-        """Move to Deleted Items; from there, remove. Raises NoSuchItemError, BeingSentError."""
+        """Move to Deleted Items; from there, or a folder within it, remove.
+
+        Raises NoSuchItemError, BeingSentError.
+        """
+        ...
+
+    async def move_message(
+        self, account: str, message_id: str, destination_id: str
+    ) -> StoredMessage:
+        """Put a message into another folder; its id stays.
+
+        Raises NoSuchItemError, BeingSentError, StoreUnavailableError.
+        """
+        ...
+
+    async def copy_message(
+        self, account: str, message_id: str, destination_id: str
+    ) -> StoredMessage:
+        """Put a copy of a message, with an id of its own, into a folder.
+
+        Raises NoSuchItemError, MailboxFullError, StoreUnavailableError.
+        """
+        ...
+
+    async def remove_message(self, account: str, message_id: str) -> None:
+        """Remove a message for good, wherever it is. Raises NoSuchItemError, BeingSentError."""
         ...
 
     async def mime(self, account: str, message_id: str) -> bytes:
@@ -90,7 +115,37 @@ class MailStore(Protocol):
         ...
 
     async def get_folder(self, account: str, folder_id: str) -> Folder:
-        """By id or well-known name, case-insensitively. Raises NoSuchItemError."""
+        """By id or well-known name, case-insensitively; "msgfolderroot" is above all of them.
+
+        Raises NoSuchItemError.
+        """
+        ...
+
+    async def create_folder(self, account: str, name: str, *, parent_id: str = "") -> Folder:
+        """Make a folder; `parent_id` "" is the mailbox's root.
+
+        Raises NoSuchItemError, FolderExistsError, FolderError, StoreUnavailableError.
+        """
+        ...
+
+    async def rename_folder(self, account: str, folder_id: str, name: str) -> Folder:
+        """Give a folder another name; its id, and all within it, stay.
+
+        Raises ProtectedFolderError for a well-known one, and the above.
+        """
+        ...
+
+    async def move_folder(self, account: str, folder_id: str, *, parent_id: str) -> Folder:
+        """Put a folder with all within it into another one. Raises what rename_folder() does."""
+        ...
+
+    async def delete_folder(
+        self, account: str, folder_id: str, *, permanently: bool = False
+    ) -> None:
+        """Move a folder to Deleted Items; from there, or `permanently`, remove it with all in it.
+
+        Raises NoSuchItemError, ProtectedFolderError, FolderError, StoreUnavailableError.
+        """
         ...
 
     # -- pickup

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from relay.journal.crash import CrashPoint
 from relay.mailbox.equipment import Equipment
-from relay.mailbox.folders import find_folder, well_known_path
+from relay.mailbox.folders import find_folder
 from relay.mailbox.index import Located
 from relay.mailbox.leftovers import Leftovers
-from relay.mailbox.maildir import looking_again, place, remove, write_synced
+from relay.mailbox.maildir import looking_again, open_message, place, remove, write_synced
 from relay.mailbox.messages import (
     DRAFT,
     FLAGGED,
@@ -39,7 +39,6 @@ from relay.mailbox.types import (
     Page,
     SendOptions,
     StoredMessage,
-    WellKnown,
 )
 from relay.message.content import gathered
 from relay.message.convert import render
@@ -142,22 +141,6 @@ class Drafts:
                 self._shared.waiting.settled(note)
             return self._written(changed, draft)
 
-    @looking_again
-    def delete(self, account: str, message_id: str) -> None:
-        """See MailStore.delete()."""
-        mailbox = self._shared.folders.mailbox(account)
-        with self._shared.stripes.of(message_id):
-            located = self._find(mailbox, message_id)
-            self._shared.waiting.set_free(message_id, located, reason="the draft was deleted")
-            if located.folder.well_known is WellKnown.DELETED_ITEMS:
-                remove(located.path)
-            else:
-                self._shared.folders.remake(mailbox, WellKnown.DELETED_ITEMS)
-                deleted = well_known_path(mailbox, WellKnown.DELETED_ITEMS) / "cur"
-                located.path.rename(deleted / f"{located.name.base}:2,{located.name.flags}")
-                self._shared.syncs.sync(deleted)
-            self._shared.syncs.sync(located.directory)
-
     def _write_waiting(
         self, draft: ComposedDraft, before: Located, note: Note, *, flags: str
     ) -> Located:
@@ -243,6 +226,6 @@ class Drafts:
 
 
 def _loaded(located: Located) -> StoredMessage:
-    with located.path.open("rb") as file:
+    with open_message(located.path) as file:
         touched_us = os.fstat(file.fileno()).st_mtime_ns // 1000
         return load(located, file.read(), touched_us=touched_us)

@@ -168,6 +168,12 @@ def directory_within(parent: Folder | None, name: str) -> str:
     return f"{above}{SEPARATOR}{name}"
 
 
+def is_deleted(folder: Folder) -> bool:
+    """Whether a folder is Deleted Items or within it: what goes from there goes for good."""
+    deleted = _WELL_KNOWN[WellKnown.DELETED_ITEMS].directory
+    return (folder.path.name + SEPARATOR).startswith(deleted + SEPARATOR)
+
+
 def list_folders(mailbox: Path) -> list[Folder]:
     """Every folder without its counts, well-known ones first, the others by name."""
     others = folder_directories(mailbox)

@@ -10,17 +10,19 @@ import contextlib
 import errno
 import functools
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import BinaryIO, ParamSpec, TypeVar
 
 from relay.files import FileOctets
 from relay.mailbox.types import ContentUnreadableError, StoreUnavailableError
 from relay.message.content import Content, UnreadableError, blocks, octets_in_blocks
 
 _NO_LINKS = frozenset((errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP))
+_NO_FILE = frozenset((errno.ELOOP, errno.ENXIO))  # a symbolic link, a socket
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _FILE_MODE = 0o600
 _DIRECTORY_MODE = 0o700
@@ -120,6 +122,39 @@ def place(source: Path, target: Path) -> None:
         if target.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
         source.rename(target)
+
+
+def open_message(path: Path) -> BinaryIO:
+    """Open a message's file; a FIFO, a link or a directory in its place is nobody's message.
+
+    Raises FileNotFoundError for those as well.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise FileNotFoundError(errno.ENOENT, "It is no file", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "It is no file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a message's file, replacing none.
+
+    Names are unique: what has this one already may be a second link of the same file, left by a
+    mail client's copy. Then the source goes; a rename between two links of one file does nothing.
+    Raises FileExistsError.
+    """
+    if not target.exists():
+        source.rename(target)
+    elif target.samefile(source):
+        remove(source)
+    else:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
 
 
 def remove(path: Path) -> None:

@@ -21,11 +21,13 @@ from relay.mailbox.board import NoteBoard
 from relay.mailbox.drafts import Drafts
 from relay.mailbox.due import Deferred, DueNotes
 from relay.mailbox.equipment import Equipment
-from relay.mailbox.folders import Folders, counted, find_folder, list_folders
+from relay.mailbox.folders import ROOT_ID, Folders, counted
+from relay.mailbox.foldertree import FolderTree
 from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import ListingIndex
 from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import DirectorySync, Stripes, storage_errors
+from relay.mailbox.moving import Moving
 from relay.mailbox.names import mailbox_directory
 from relay.mailbox.notes import NotesDirectory
 from relay.mailbox.query import MessageQuery
@@ -103,6 +105,8 @@ class FileStore:
         self._leftovers = Leftovers(self._shared)
         self._inbox = Inbox(self._shared, self._leftovers)
         self._drafts = Drafts(self._shared, self._leftovers)
+        self._moving = Moving(self._shared, self._leftovers)
+        self._tree = FolderTree(self._shared)
         self._sending = Sending(self._shared, inbox=self._inbox, leftovers=self._leftovers, log=log)
 
     async def remove_leftovers(self) -> int:
@@ -152,7 +156,23 @@ class FileStore:
 
     async def delete(self, account: str, message_id: str) -> None:
         """Move to Deleted Items, or remove from there."""
-        await self._run(self._drafts.delete, account, message_id)
+        await self._run(self._moving.delete, account, message_id)
+
+    async def move_message(
+        self, account: str, message_id: str, destination_id: str
+    ) -> StoredMessage:
+        """Put a message into another folder."""
+        return await self._run(self._moving.move, account, message_id, destination_id)
+
+    async def copy_message(
+        self, account: str, message_id: str, destination_id: str
+    ) -> StoredMessage:
+        """Put a copy of a message into a folder."""
+        return await self._run(self._moving.copy, account, message_id, destination_id)
+
+    async def remove_message(self, account: str, message_id: str) -> None:
+        """Remove a message for good."""
+        await self._run(self._moving.delete, account, message_id, permanently=True)
 
     async def mime(self, account: str, message_id: str) -> bytes:
         """A message as MIME."""
@@ -165,6 +185,26 @@ class FileStore:
     async def get_folder(self, account: str, folder_id: str) -> Folder:
         """One folder with its counts."""
         return await self._run(self._get_folder, account, folder_id)
+
+    async def create_folder(self, account: str, name: str, *, parent_id: str = "") -> Folder:
+        """Make a folder."""
+        return await self._run(self._tree.create, account, name, parent_id)
+
+    async def rename_folder(self, account: str, folder_id: str, name: str) -> Folder:
+        """Give a folder another name."""
+        folder = await self._run(self._tree.rename, account, folder_id, name)
+        return await self.get_folder(account, folder.id)
+
+    async def move_folder(self, account: str, folder_id: str, *, parent_id: str) -> Folder:
+        """Put a folder into another one."""
+        folder = await self._run(self._tree.move, account, folder_id, parent_id)
+        return await self.get_folder(account, folder.id)
+
+    async def delete_folder(
+        self, account: str, folder_id: str, *, permanently: bool = False
+    ) -> None:
+        """Move a folder to Deleted Items, or remove it."""
+        await self._run(self._tree.delete, account, folder_id, permanently=permanently)
 
     # -- pickup
 
@@ -235,11 +275,11 @@ class FileStore:
         return note
 
     def _list_folders(self, account: str) -> list[Folder]:
-        mailbox = self._shared.folders.mailbox(account)
-        return [counted(folder) for folder in list_folders(mailbox)]
+        return [counted(folder) for folder in self._tree.every(account)]
 
     def _get_folder(self, account: str, folder_id: str) -> Folder:
-        return counted(find_folder(self._shared.folders.mailbox(account), folder_id))
+        folder = self._tree.find(account, folder_id)
+        return folder if folder.id == ROOT_ID else counted(folder)
 
     def _has_room(self, account: str, size_bytes: int) -> bool:
         return self._shared.quota.has_room(account, self._directory_of(account), size_bytes)

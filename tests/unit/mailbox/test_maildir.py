@@ -2,7 +2,9 @@
 
 import errno
 import os
+import socket
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +13,9 @@ from relay.mailbox.maildir import (
     DirectorySync,
     link_or_copy,
     make_directory,
+    open_message,
     place,
+    rename,
     storage_errors,
     write_synced,
 )
@@ -142,3 +146,40 @@ def test_a_directory_that_could_not_be_made_durable_is_made_again(tmp_path, monk
     make_directory(tmp_path / "a" / "b")
     assert synced == [tmp_path, tmp_path / "a", tmp_path / "a"]
     assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_rename_replaces_nothing(tmp_path):
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(b"one")
+    target.write_bytes(b"other")
+    with pytest.raises(FileExistsError):
+        rename(source, target)
+    assert (source.read_bytes(), target.read_bytes()) == (b"one", b"other")
+    target.unlink()
+    os.link(source, target)
+    rename(source, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    rename(target, source)
+    assert source.read_bytes() == b"one"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "link", "dangling", "socket", "nothing"])
+def test_what_is_no_file_is_opened_as_if_it_were_gone(tmp_path, kind):
+    path, other = tmp_path / "message", tmp_path / "other"
+    with socket.socket(socket.AF_UNIX) as listener:
+        match kind:
+            case "fifo":
+                os.mkfifo(path)
+            case "directory":
+                path.mkdir()
+            case "link":
+                other.write_bytes(b"secret")
+                path.symlink_to(other)
+            case "dangling":
+                path.symlink_to(other)
+            case "socket":
+                listener.bind(str(path))
+        with pytest.raises(FileNotFoundError):
+            open_message(path)
+    with open_message(Path(__file__)) as file:
+        assert file.read(3) == b'"""'

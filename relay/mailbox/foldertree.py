@@ -1,0 +1,225 @@
+"""Make, rename, move and delete folders, with all that is within them.
+
+On the path: graph's mailFolders; no message's way leads through here.
+Holds: a folder changes its directory's name only, never its files; its id goes along. Children are
+    renamed before their parent: who repeats what a crash cut off finishes it.
+Fails: FolderError and its children, NoSuchItemError; OSError when the disk refuses.
+Standards: Maildir++; Graph's mailFolder.
+"""
+
+import errno
+import shutil
+from collections.abc import Container, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from relay.mailbox.equipment import Equipment
+from relay.mailbox.foldernames import (
+    SEPARATOR,
+    checked_directory,
+    folder_name,
+    one_name,
+    same_name,
+)
+from relay.mailbox.folders import (
+    ROOT_ID,
+    directory_within,
+    find_folder,
+    folder_directories,
+    is_deleted,
+    list_folders,
+    make_folder,
+    root_folder,
+    write_ids,
+)
+from relay.mailbox.leftovers import DELETED_PREFIX
+from relay.mailbox.maildir import Stripes, sync_directory
+from relay.mailbox.subscriptions import resubscribe
+from relay.mailbox.types import (
+    Folder,
+    FolderError,
+    FolderExistsError,
+    ProtectedFolderError,
+    WellKnown,
+)
+
+_EXISTS = frozenset((errno.EEXIST, errno.ENOTEMPTY))
+_FOLDERS_MAX = 10_000
+_DELETED_NAMES_MAX = 1000
+
+
+class FolderTree:
+    """Blocking; the store calls it in its threads."""
+
+    def __init__(self, equipment: Equipment) -> None:
+        self._shared = equipment
+        self._stripes = Stripes()  # one change of a mailbox's folders at a time
+
+    def every(self, account: str) -> list[Folder]:
+        """Every folder without its counts.
+
+        Whoever reads this may keep an id: those that follow from names only are written down, as
+        far as the disk allows.
+        """
+        folders = list_folders(self._shared.folders.mailbox(account))
+        with suppress(OSError), self._stripes.of(account):
+            write_ids(folders)
+        return folders
+
+    def find(self, account: str, folder_id: str) -> Folder:
+        """See MailStore.get_folder(), but for the counts."""
+        folders = self.every(account)
+        mailbox = self._shared.folders.mailbox(account)
+        if folder_id.lower() == ROOT_ID:
+            return root_folder(mailbox, folders)
+        return find_folder(mailbox, folder_id)
+
+    def create(self, account: str, display_name: str, parent_id: str) -> Folder:
+        """See MailStore.create_folder()."""
+        mailbox = self._shared.folders.mailbox(account)
+        with self._stripes.of(account):
+            parent = _parent(mailbox, parent_id)
+            _refuse_same_name(mailbox, parent, display_name)
+            if len(folder_directories(mailbox)) >= _FOLDERS_MAX:
+                raise FolderError(f"The mailbox has {_FOLDERS_MAX} folders already.")
+            directory = checked_directory(directory_within(parent, folder_name(display_name)))
+            _refuse_existing(mailbox, [directory])
+            folder_id = f"f{self._shared.ids.new()}"
+            make_folder(mailbox / directory, folder_id)
+            resubscribe(mailbox, added=[directory])
+            return find_folder(mailbox, folder_id)
+
+    def rename(self, account: str, folder_id: str, display_name: str) -> Folder:
+        """See MailStore.rename_folder()."""
+        mailbox = self._shared.folders.mailbox(account)
+        with self._stripes.of(account):
+            folder = _changeable(find_folder(mailbox, folder_id), "renamed")
+            parent = _parent(mailbox, folder.parent_id)
+            _refuse_same_name(mailbox, parent, display_name, but=folder)
+            if folder.display_name != display_name:
+                self._relocate(folder, directory_within(parent, folder_name(display_name)))
+            return find_folder(mailbox, folder.id)
+
+    def move(self, account: str, folder_id: str, parent_id: str) -> Folder:
+        """See MailStore.move_folder()."""
+        mailbox = self._shared.folders.mailbox(account)
+        with self._stripes.of(account):
+            folder = _changeable(find_folder(mailbox, folder_id), "moved")
+            parent = _parent(mailbox, parent_id)
+            if folder.parent_id != ("" if parent is None else parent.id):
+                _refuse_same_name(mailbox, parent, folder.display_name)
+                self._relocate(folder, directory_within(parent, _own_name(mailbox, folder)))
+            return find_folder(mailbox, folder.id)
+
+    def delete(self, account: str, folder_id: str, *, permanently: bool = False) -> None:
+        """See MailStore.delete_folder()."""
+        mailbox = self._shared.folders.mailbox(account)
+        with self._stripes.of(account):
+            folder = _changeable(find_folder(mailbox, folder_id), "deleted")
+            gone: list[Path] = []
+            if permanently or is_deleted(folder):
+                gone = self._take_out(folder)
+            else:
+                self._shared.folders.remake(mailbox, WellKnown.DELETED_ITEMS)
+                parent = find_folder(mailbox, WellKnown.DELETED_ITEMS)
+                self._relocate(folder, _free_directory(mailbox, parent, _own_name(mailbox, folder)))
+        for path in gone:
+            shutil.rmtree(path, ignore_errors=True)  # what stays is a leftover
+
+    def _relocate(self, folder: Folder, directory: str) -> None:
+        """Give a folder and those within it other directories."""
+        mailbox, source = folder.path.parent, folder.path.name
+        if directory.startswith(source + SEPARATOR):
+            raise FolderError("A folder cannot be moved into one that is within it.")
+        changed = {name: directory + name[len(source) :] for name in _tree(mailbox, source)}
+        for name in changed.values():
+            checked_directory(name)
+        _refuse_existing(mailbox, changed.values(), but=changed)
+        write_ids(one for one in list_folders(mailbox) if one.path.name in changed)
+        for name, new_name in changed.items():
+            _rename_directory(mailbox / name, mailbox / new_name)
+        sync_directory(mailbox)
+        resubscribe(mailbox, changed=changed)
+
+    def _take_out(self, folder: Folder) -> list[Path]:
+        """Make a folder and those within it directories that are no folders, durably.
+
+        Return them: a crash while they are emptied leaves no folder with half its messages.
+        """
+        mailbox = folder.path.parent
+        names = _tree(mailbox, folder.path.name)
+        gone = [mailbox / f"{DELETED_PREFIX}{self._shared.ids.new()}" for _ in names]
+        for name, path in zip(names, gone, strict=True):
+            (mailbox / name).rename(path)
+        sync_directory(mailbox)
+        resubscribe(mailbox, changed=dict.fromkeys(names, ""))
+        return gone
+
+
+def _parent(mailbox: Path, parent_id: str) -> Folder | None:
+    """Return the folder that others are to be within, None for the root of all."""
+    if parent_id.lower() in ("", ROOT_ID):
+        return None
+    return find_folder(mailbox, parent_id)
+
+
+def _changeable(folder: Folder, what: str) -> Folder:
+    if folder.well_known is not None:
+        raise ProtectedFolderError(f"The folder {folder.display_name!r} cannot be {what}.")
+    return folder
+
+
+def _refuse_same_name(
+    mailbox: Path, parent: Folder | None, display_name: str, *, but: Folder | None = None
+) -> None:
+    parent_id = "" if parent is None else parent.id
+    for folder in list_folders(mailbox):
+        if folder.parent_id != parent_id or (but is not None and folder.id == but.id):
+            continue
+        if same_name(folder.display_name, display_name):
+            raise _existing(display_name)
+
+
+def _refuse_existing(
+    mailbox: Path, directories: Iterable[str], *, but: Container[str] = ()
+) -> None:
+    """Refuse directories that are there, a well-known folder's perhaps: `.Sent` is Sent Items."""
+    for name in directories:
+        if name not in but and (mailbox / name / "cur").is_dir():
+            raise _existing(name[1:])
+
+
+def _existing(name: str) -> FolderExistsError:
+    return FolderExistsError(f"A folder with the specified name already exists: {name!r}.")
+
+
+def _own_name(mailbox: Path, folder: Folder) -> str:
+    """Return the part of a directory's name that is the folder's own, as one name."""
+    parent = _parent(mailbox, folder.parent_id)
+    above = directory_within(parent, "")
+    return one_name(folder.path.name[len(above) :])
+
+
+def _free_directory(mailbox: Path, parent: Folder, name: str) -> str:
+    """Return a directory within `parent` that is not there yet: with a number where `name` is."""
+    for number in range(1, _DELETED_NAMES_MAX):
+        directory = directory_within(parent, name if number == 1 else f"{name} ({number})")
+        if not (mailbox / directory).exists():
+            return directory
+    raise _existing(name)
+
+
+def _tree(mailbox: Path, directory: str) -> list[str]:
+    """Return the directories of a folder and of all within it, the folder's own last."""
+    names = folder_directories(mailbox)
+    within = [name for name in names if name.startswith(directory + SEPARATOR)]
+    return [*sorted(within, key=len, reverse=True), directory]
+
+
+def _rename_directory(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno in _EXISTS:
+            raise _existing(target.name[1:]) from error
+        raise

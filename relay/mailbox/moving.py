@@ -1,0 +1,123 @@
+"""Move, copy and delete messages.
+
+On the path: graph, outside of sending; no step of a message's way.
+Holds: a moved message keeps its id; a file is renamed or linked, its octets are never touched, and
+    nothing is replaced; a message that is being sent stays where it is.
+Fails: NoSuchItemError, BeingSentError, MailboxFullError; OSError when the disk refuses.
+Standards: Maildir; Graph's message: move, copy, delete, permanentDelete.
+"""
+
+import os
+from pathlib import Path
+
+from relay.mailbox.equipment import Equipment
+from relay.mailbox.folders import find_folder, is_deleted
+from relay.mailbox.index import Located
+from relay.mailbox.keywords import translated
+from relay.mailbox.leftovers import Leftovers
+from relay.mailbox.maildir import (
+    link_or_copy,
+    looking_again,
+    open_message,
+    place,
+    remove,
+    rename,
+)
+from relay.mailbox.messages import load
+from relay.mailbox.names import delivered_id, message_stem, parse_name
+from relay.mailbox.types import Folder, NoSuchItemError, StoredMessage, WellKnown
+
+
+class Moving:
+    """Blocking; the store calls it in its threads."""
+
+    def __init__(self, equipment: Equipment, leftovers: Leftovers) -> None:
+        self._shared = equipment
+        self._leftovers = leftovers
+
+    @looking_again
+    def move(self, account: str, message_id: str, destination_id: str) -> StoredMessage:
+        """See MailStore.move_message()."""
+        mailbox = self._shared.folders.mailbox(account)
+        with self._shared.stripes.of(message_id):
+            located = self._find(mailbox, message_id)
+            destination = self._destination(mailbox, destination_id)
+            if destination.path == located.folder.path:
+                return loaded(located)
+            self._shared.waiting.set_free(message_id, located, reason="the draft was moved")
+            return loaded(self._moved(located, destination))
+
+    @looking_again
+    def delete(self, account: str, message_id: str, *, permanently: bool = False) -> None:
+        """See MailStore.delete() and remove_message()."""
+        mailbox = self._shared.folders.mailbox(account)
+        with self._shared.stripes.of(message_id):
+            located = self._find(mailbox, message_id)
+            self._shared.waiting.set_free(message_id, located, reason="the draft was deleted")
+            if permanently or is_deleted(located.folder):
+                remove(located.path)
+                self._shared.syncs.sync(located.directory)
+            else:
+                self._moved(located, self._destination(mailbox, WellKnown.DELETED_ITEMS))
+
+    @looking_again
+    def copy(self, account: str, message_id: str, destination_id: str) -> StoredMessage:
+        """See MailStore.copy_message()."""
+        mailbox = self._shared.folders.mailbox(account)
+        self._leftovers.clean(mailbox)
+        located = self._find(mailbox, message_id)
+        destination = self._destination(mailbox, destination_id)
+        size_bytes = located.path.stat().st_size
+        self._shared.quota.check(account, mailbox, size_bytes)
+        stem = message_stem(
+            delivered_id(self._shared.ids.new()),  # no clock id: it is as old as the original
+            1,
+            time_us=located.name.seconds * 1_000_000,
+            hostname=self._shared.hostname,
+        )
+        copy = _in_folder(located, destination, f"{stem},S={size_bytes}")
+        temporary = destination.path / "tmp" / stem
+        try:
+            link_or_copy(located.path, temporary)
+            place(temporary, copy.path)
+            self._shared.syncs.sync(copy.directory)
+        except OSError:
+            remove(copy.path)
+            raise
+        finally:
+            remove(temporary)
+        return loaded(copy)
+
+    def _moved(self, located: Located, destination: Folder) -> Located:
+        moved = _in_folder(located, destination, located.name.base)
+        rename(located.path, moved.path)
+        self._shared.syncs.sync(moved.directory)
+        self._shared.syncs.sync(located.directory)
+        return moved
+
+    def _find(self, mailbox: Path, message_id: str) -> Located:
+        located = self._shared.index.find(mailbox, message_id)
+        if located is None:
+            raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
+        return located
+
+    def _destination(self, mailbox: Path, folder_id: str) -> Folder:
+        folder = find_folder(mailbox, folder_id)
+        if folder.well_known is not None:
+            self._shared.folders.remake(mailbox, folder.well_known)
+        return folder
+
+
+def loaded(located: Located) -> StoredMessage:
+    """Read a message's file. Raises FileNotFoundError for one that is gone, or is no file."""
+    with open_message(located.path) as file:
+        touched_us = os.fstat(file.fileno()).st_mtime_ns // 1000
+        return load(located, file.read(), touched_us=touched_us)
+
+
+def _in_folder(located: Located, folder: Folder, base: str) -> Located:
+    """Return where a message is once it is in `folder` under a base name."""
+    flags = translated(located.name.flags, located.folder.path, folder.path)
+    name = parse_name(f"{base}:2,{flags}")
+    assert name is not None
+    return Located(folder, folder.path / "cur", name)
