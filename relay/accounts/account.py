@@ -23,16 +23,27 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """`quota` is in bytes, None for no limit; `aliases` are more addresses of the same mailbox."""
+    """`quota` is in bytes, None for no limit; `aliases` are more addresses of the same mailbox.
+
+    `send_as` are others' addresses that it may send from; `*@domain` is all of a domain.
+    """
 
     address: str
     aliases: tuple[str, ...] = ()
     quota: int | None = None
     role: Role = Role.USER
+    send_as: tuple[str, ...] = ()
 
     def owns(self, address: str) -> bool:
         """Whether mail from `address` is this account's own."""
         return address.lower() in (self.address, *self.aliases)
+
+    def may_send_as(self, address: str) -> bool:
+        """Whether it may send mail from `address`, its own or one that `send_as` lists."""
+        if self.owns(address):
+            return True
+        _, at, domain = address.lower().rpartition("@")
+        return address.lower() in self.send_as or f"*{at}{domain}" in self.send_as
 
 
 class AccountDirectory(Protocol):

@@ -40,6 +40,7 @@ class _Entry:
     password: Annotated[str, Secret] = ""
     token: Annotated[str, Secret] = ""
     aliases: tuple[Mailbox, ...] = ()
+    send_as: tuple[Mailbox, ...] = ()
     quota: Bytes | None = None
     role: Literal["user", "read", "operate"] = "user"
 
@@ -150,6 +151,12 @@ class _Loading:
                 expected = "an address in one of mailboxes.domains"
                 yield self._document.fault(path, f"found {shown(address)}, expected {expected}")
             yield from self._claim(path, address, shown(address))
+        for number, address in enumerate(entry.send_as):
+            local_part = address.rpartition("@")[0]
+            if "*" in local_part and local_part != "*":
+                expected = 'an address, or "*@DOMAIN" for all of a domain'
+                path = (*place, "send_as", number)
+                yield self._document.fault(path, f"found {shown(address)}, expected {expected}")
         password, token = None, None
         try:
             password = parse_password(entry.password) if entry.password else None
@@ -164,7 +171,13 @@ class _Loading:
         if token:
             yield from self._claim((*place, "token"), token, "a token")
         self._warn_of_plain(place, entry)
-        account = Account(entry.address, entry.aliases, entry.quota, Role(entry.role))
+        account = Account(
+            entry.address,
+            entry.aliases,
+            entry.quota,
+            role=Role(entry.role),
+            send_as=entry.send_as,
+        )
         self.accounts.add(account, password=password, token=token)
 
     def _claim(self, path: KeyPath, value: str | bytes, found: str) -> Iterator[Fault]:

@@ -1,13 +1,14 @@
-"""Attachments in a message's JSON: fileAttachment with its base64 content.
+"""Attachments in a message's JSON: files with their base64, and messages.
 
 On the path: the message parser calls it for each item of `attachments`.
 Holds: content is valid base64 without white space; names and types are fit for a header.
-Fails: ApiError 400 that names the path; 501 for item and reference attachments.
-Standards: Graph's fileAttachment; RFC 4648 4; RFC 2045 5.1 (the form of a type).
+Fails: ApiError 400 that names the path; 501 for reference attachments, events and contacts.
+Standards: Graph's fileAttachment and itemAttachment; RFC 4648 4; RFC 2045 5.1 (the form of a type).
 """
 
 import binascii
 import re
+from collections.abc import Callable
 from typing import Any
 
 from relay.graph.values import (
@@ -16,9 +17,8 @@ from relay.graph.values import (
     an_array,
     an_object,
     header_text,
-    is_annotation,
     missing,
-    unknown_property,
+    only_known,
     unsupported,
     wrong,
 )
@@ -33,15 +33,24 @@ _TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+"  # noqa: S105 - the grammar's token, n
 _TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}(\s*;[\x20-\x7e]*)?")
 _CONTENT_ID = re.compile(r"[^\s<>]+")
 _WHITE_SPACE = b" \t\r\n"
-_READ_ONLY = frozenset({"id", "size", "lastModifiedDateTime", "contentLocation"})
-_KNOWN = frozenset({"name", "contentType", "contentBytes", "isInline", "contentId"})
+_OF_ANY = ("name", "contentType", "isInline", "id", "size", "lastModifiedDateTime")
+_OF_FILE = ("contentBytes", "contentId", "contentLocation")
+_OF_ITEM = ("item",)
 _FILE = "microsoft.graph.fileattachment"
+_ITEM = "microsoft.graph.itemattachment"
 
 
-def read_attachments(value: object, path: str) -> tuple[Attachment, ...]:
-    """Read the array at `path`. Raises ApiError."""
+def read_attachments(
+    value: object, path: str, *, read_item: Callable[[object, str], bytes]
+) -> tuple[Attachment, ...]:
+    """Read the array at `path`; `read_item` makes a message of an itemAttachment's item.
+
+    Raises ApiError.
+    """
     items = an_array(value, path, most=ATTACHMENTS_MAX)
-    return tuple(_attachment(item, f"{path}[{index}]") for index, item in enumerate(items))
+    return tuple(
+        _attachment(item, f"{path}[{index}]", read_item) for index, item in enumerate(items)
+    )
 
 
 def decode_base64(text: bytes) -> bytes:
@@ -52,26 +61,37 @@ def decode_base64(text: bytes) -> bytes:
     return binascii.a2b_base64(text.translate(None, _WHITE_SPACE), strict_mode=True)
 
 
-def _attachment(value: object, path: str) -> Attachment:
+def _attachment(value: object, path: str, read_item: Callable[[object, str], bytes]) -> Attachment:
     given = an_object(value, path)
-    kind = a_text(given.get("@odata.type"), f"{path}.@odata.type")
-    if kind and kind.lower().removeprefix("#") != _FILE:
+    kind = a_text(given.get("@odata.type"), f"{path}.@odata.type").lower().removeprefix("#")
+    if kind not in ("", _FILE, _ITEM):
         raise unsupported(
-            f"{path}.@odata.type", "only #microsoft.graph.fileAttachment is supported"
+            f"{path}.@odata.type",
+            "only #microsoft.graph.fileAttachment and #microsoft.graph.itemAttachment can be sent; "
+            "put a link into the body",
         )
-    for name in given:
-        if name not in _KNOWN and name not in _READ_ONLY and not is_annotation(name):
-            raise unknown_property(f"{path}.{name}", "microsoft.graph.fileAttachment")
+    is_item = kind == _ITEM
+    resource = "microsoft.graph.itemAttachment" if is_item else "microsoft.graph.fileAttachment"
+    only_known(
+        given, (*_OF_ANY, *(_OF_ITEM if is_item else _OF_FILE)), path=path, resource=resource
+    )
     name = header_text(given.get("name"), f"{path}.name", longest=_NAME_CHARACTERS)
     if not name:
         raise missing(f"{path}.name")
+    inline = a_boolean(given.get("isInline") or False, f"{path}.isInline")
+    if is_item:
+        if given.get("item") is None:
+            raise missing(f"{path}.item")
+        message = read_item(given["item"], f"{path}.item")
+        content = binascii.b2a_base64(message, newline=False)
+        return Attachment(name, "message/rfc822", content, len(message), inline=inline, item=True)
     content = _content(given, path)
     return Attachment(
         name=name,
         content_type=_content_type(given, path),
         content=content,
         size=len(content) // 4 * 3 - content[-2:].count(b"="),
-        inline=a_boolean(given.get("isInline") or False, f"{path}.isInline"),
+        inline=inline,
         content_id=_content_id(given, path),
     )
 
@@ -83,7 +103,9 @@ def _content(given: dict[str, Any], path: str) -> bytes:
         raise missing(path)
     text = a_text(given["contentBytes"], path)
     try:
-        content = text.encode("ascii").translate(None, _WHITE_SPACE)
+        content = text.encode("ascii")
+        if any(map(content.__contains__, (b" ", b"\t", b"\r", b"\n"))):
+            content = content.translate(None, _WHITE_SPACE)
         binascii.a2b_base64(content, strict_mode=True)
     except (UnicodeEncodeError, binascii.Error) as error:
         raise wrong(path, text, f"base64 ({_reason(error)})") from None

@@ -14,7 +14,8 @@ from starlette.responses import Response
 
 from relay.graph.listing import list_these_folders, messages_context
 from relay.graph.mime import parse_mime
-from relay.graph.parse import ParsedMessage, check_recipients_count, parse_message
+from relay.graph.parse import ParsedMessage, parse_message
+from relay.graph.people import check_recipients_count
 from relay.graph.show import (
     FOLDER_PROPERTIES,
     MESSAGE_PROPERTIES,
@@ -27,6 +28,7 @@ from relay.graph.values import json_object
 from relay.graph.visit import Visit
 from relay.http.gateway import json_response
 from relay.mailbox.types import MessageChange, StoredMessage
+from relay.message.extended import merged
 
 
 async def get_user(visit: Visit) -> Response:
@@ -115,7 +117,10 @@ async def _found(visit: Visit) -> StoredMessage:
 def _change(before: StoredMessage, parsed: ParsedMessage) -> MessageChange:
     properties = None
     if parsed.fields:
-        properties = replace(before.properties, **parsed.fields)
+        fields = dict(parsed.fields)
+        if "extended" in fields:
+            fields["extended"] = merged(before.properties.extended, fields["extended"])
+        properties = replace(before.properties, **fields)
         check_recipients_count(properties)
     return MessageChange(properties=properties, is_read=parsed.is_read, flagged=parsed.flagged)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from relay.accounts import Account
 from relay.graph.attachments import decode_base64
-from relay.graph.parse import check_has_recipients, check_own, check_recipients_count
+from relay.graph.people import check_has_recipients, check_own, check_recipients_count
 from relay.http.errors import ApiError, shown
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.mimeread import (

@@ -14,8 +14,18 @@ from typing import Any
 
 from relay.accounts import Account
 from relay.graph.attachments import read_attachments
+from relay.graph.extended import MULTIPLE, SINGLE, read_extended
+from relay.graph.people import (
+    check_own,
+    check_recipients_count,
+    on_behalf,
+    read_originator,
+    read_people,
+)
 from relay.graph.values import (
     a_boolean,
+    a_text,
+    a_time_us,
     an_array,
     an_object,
     body_text,
@@ -23,20 +33,20 @@ from relay.graph.values import (
     is_annotation,
     missing,
     one_of,
+    only_known,
     unknown_property,
     unsupported,
     wrong,
 )
 from relay.http.errors import ApiError, shown
-from relay.message.address import AddressError, parse_mailbox
+from relay.message.draft import write_message
+from relay.message.extended import merged
 from relay.message.fields import MESSAGE_ID_CHARACTERS_MAX, is_message_id
-from relay.message.properties import MessageProperties, Person
+from relay.message.properties import Attachment, MessageProperties
 
-RECIPIENTS_MAX = 500
 HEADERS_MAX = 5
+ITEMS_DEPTH_MAX = 10
 _SUBJECT_CHARACTERS = 2000
-_NAME_CHARACTERS = 320
-_ADDRESS_CHARACTERS = 320
 _HEADER_NAME_CHARACTERS = 76
 _HEADER_CHARACTERS = 8000
 _CATEGORIES_MAX = 100
@@ -67,13 +77,8 @@ _READ_ONLY = frozenset(
 )
 # What asks for something that is not done here: fine when false, empty or null.
 _REFUSED = {
-    "isDeliveryReceiptRequested": "delivery receipts are not supported; leave it out or false",
-    "isReadReceiptRequested": "read receipts are not supported; leave it out or false",
-    "singleValueExtendedProperties": "extended properties are not supported, nor deferred send",
-    "multiValueExtendedProperties": "extended properties are not supported",
     "extensions": "open extensions are not supported",
 }
-_REFUSED_FLAGS = frozenset({"isDeliveryReceiptRequested", "isReadReceiptRequested"})
 _CREATE_ONLY = frozenset({"attachments", "internetMessageHeaders"})
 
 
@@ -132,21 +137,13 @@ def parse_message(
     """
     given = an_object(value, path or "the request body")
     prefix = f"{path}." if path else ""
-    fields: dict[str, Any] = {}
-    for name, item in given.items():
-        where = prefix + name
-        if name in _READERS:
-            if patch and name in _CREATE_ONLY:
-                raise wrong(where, item, "it only when the message is created")
-            fields |= _READERS[name](item, where)
-        elif name in _REFUSED:
-            if _asks_for_something(item, where, flag=name in _REFUSED_FLAGS):
-                raise unsupported(where, _REFUSED[name])
-        elif name not in _MARKS and name not in _READ_ONLY and not is_annotation(name):
-            raise unknown_property(where, _MESSAGE)
+    fields = _fields(given, prefix, patch=patch)
+    if not patch and "extended" in fields:
+        fields["extended"] = merged((), fields["extended"])
     check_recipients_count(MessageProperties(**fields))
     for name in ("from", "sender"):
         check_own(fields.get(_ORIGINATORS[name]), account, path=prefix + name)
+    fields |= on_behalf(fields, account)
     is_read = given.get("isRead")
     return ParsedMessage(
         fields=fields,
@@ -155,94 +152,49 @@ def parse_message(
     )
 
 
-def check_own(person: Person | None, account: Account, *, path: str) -> None:
-    """Raise ErrorSendAsDenied unless mail from `person` is the account's own."""
-    if person is not None and not account.owns(person.address):
-        raise ApiError(
-            403,
-            "ErrorSendAsDenied",
-            f"{path}: the account {account.address} does not have the right to send mail from "
-            f"{shown(person.address)}.",
-        )
+def _fields(given: Mapping[str, Any], prefix: str, *, patch: bool) -> dict[str, Any]:
+    """Return the fields of MessageProperties that a message's JSON gives."""
+    fields: dict[str, Any] = {}
+    for name, item in given.items():
+        where = prefix + name
+        if name in _READERS:
+            if patch and name in _CREATE_ONLY:
+                raise wrong(where, item, "it only when the message is created")
+            fields |= _READERS[name](item, where)
+        elif name in _REFUSED:
+            if an_array(item, where):
+                raise unsupported(where, _REFUSED[name])
+        elif name not in _ELSEWHERE and name not in _READ_ONLY and not is_annotation(name):
+            raise unknown_property(where, _MESSAGE)
+    return fields | read_extended(given, prefix)
 
 
-def check_recipients_count(properties: MessageProperties) -> None:
-    """Raise ErrorInvalidRecipients when a message has more recipients than Graph takes."""
-    count = len(properties.to) + len(properties.cc) + len(properties.bcc)
-    if count > RECIPIENTS_MAX:
-        raise _too_many_recipients(count)
-
-
-def check_has_recipients(properties: MessageProperties) -> None:
-    """Raise ErrorInvalidRecipients when nobody would get the message."""
-    if not (properties.to or properties.cc or properties.bcc):
-        raise ApiError(
-            400,
-            "ErrorInvalidRecipients",
-            "At least one recipient is not valid., A message can't be sent because it contains no "
-            "recipients: toRecipients, ccRecipients and bccRecipients are empty.",
-        )
-
-
-def _asks_for_something(value: object, path: str, *, flag: bool) -> bool:
-    if value is None:
-        return False
-    return a_boolean(value, path) if flag else bool(an_array(value, path))
-
-
-def _people(value: object, path: str) -> tuple[Person, ...]:
-    items = an_array(value, path)
-    if len(items) > RECIPIENTS_MAX:
-        raise _too_many_recipients(len(items))
-    return tuple(_person(item, f"{path}[{index}]") for index, item in enumerate(items))
-
-
-def _person(value: object, path: str) -> Person:
+def _item(value: object, path: str) -> bytes:
+    """Return the message that is attached to another as it will be sent: it is nobody's draft, so
+    it may be from anybody, and has its own times.
+    """
+    if path.count(".item") > ITEMS_DEPTH_MAX:
+        raise wrong(path, value, f"at most {ITEMS_DEPTH_MAX} messages within each other")
     given = an_object(value, path)
-    _only(given, ("emailAddress",), path=path, resource="microsoft.graph.recipient")
-    path = f"{path}.emailAddress"
-    if given.get("emailAddress") is None:
-        raise _invalid_recipient(f"{path} is missing")
-    inner = an_object(given["emailAddress"], path)
-    _only(inner, ("address", "name"), path=path, resource="microsoft.graph.emailAddress")
-    name = header_text(inner.get("name"), f"{path}.name", longest=_NAME_CHARACTERS)
-    path = f"{path}.address"
-    text = header_text(inner.get("address"), path, longest=_ADDRESS_CHARACTERS).strip(" ")
-    if not text:
-        raise _invalid_recipient(f"{path} is missing or empty")
-    try:
-        return Person(address=parse_mailbox(text, smtputf8=True), name=name)
-    except AddressError as error:
-        raise _invalid_recipient(f"{path}: {shown(text)} is no mail address: {error}") from None
+    kind = a_text(given.get("@odata.type"), f"{path}.@odata.type")
+    if kind and kind.lower().removeprefix("#") != _MESSAGE:
+        raise unsupported(f"{path}.@odata.type", "only #microsoft.graph.message can be attached")
+    fields = _fields(given, f"{path}.", patch=False)
+    fields["extended"] = merged((), fields.get("extended", ()))
+    sent = given.get("sentDateTime") or given.get("receivedDateTime")
+    date_us = 0 if sent is None else a_time_us(sent, f"{path}.sentDateTime")
+    return write_message(MessageProperties(**fields), mark="item", date_us=date_us)
 
 
-def _originator(value: object, path: str) -> Person | None:
-    return None if value is None else _person(value, path)
-
-
-def _too_many_recipients(count: int) -> ApiError:
-    message = (
-        f"The message has {count} recipients; the maximum in to, cc and bcc is {RECIPIENTS_MAX}."
-    )
-    return ApiError(400, "ErrorInvalidRecipients", message)
-
-
-def _invalid_recipient(reason: str) -> ApiError:
-    message = f"At least one recipient is not valid., {reason}."
-    return ApiError(400, "ErrorInvalidRecipients", message)
-
-
-def _only(given: Mapping[str, Any], known: tuple[str, ...], *, path: str, resource: str) -> None:
-    for name in given:
-        if name not in known and not is_annotation(name):
-            raise unknown_property(f"{path}.{name}", resource)
+def _attachments(value: object, path: str) -> tuple[Attachment, ...]:
+    return read_attachments(value, path, read_item=_item)
 
 
 def _body(value: object, path: str) -> dict[str, Any]:
     if value is None:
         return {"body_type": "text", "body": ""}
     given = an_object(value, path)
-    _only(given, ("contentType", "content"), path=path, resource="microsoft.graph.itemBody")
+    only_known(given, ("contentType", "content"), path=path, resource="microsoft.graph.itemBody")
     kind = given.get("contentType")
     return {
         "body_type": "text"
@@ -254,6 +206,15 @@ def _body(value: object, path: str) -> dict[str, Any]:
 
 def _importance(value: object, path: str) -> str:
     return "normal" if value is None else one_of(value, path, ("low", "normal", "high"))
+
+
+def _sensitivity(value: object, path: str) -> str:
+    kinds = ("normal", "personal", "private", "confidential")
+    return "normal" if value is None else one_of(value, path, kinds)
+
+
+def _flag(value: object, path: str) -> bool:
+    return False if value is None else a_boolean(value, path)
 
 
 def _message_id(value: object, path: str) -> str:
@@ -276,7 +237,7 @@ def _headers(value: object, path: str) -> tuple[tuple[str, str], ...]:
 def _header(value: object, path: str) -> tuple[str, str]:
     given = an_object(value, path)
     resource = "microsoft.graph.internetMessageHeader"
-    _only(given, ("name", "value"), path=path, resource=resource)
+    only_known(given, ("name", "value"), path=path, resource=resource)
     name = header_text(given.get("name"), f"{path}.name", longest=_HEADER_NAME_CHARACTERS)
     content = header_text(given.get("value"), f"{path}.value", longest=_HEADER_CHARACTERS)
     if not name:
@@ -330,19 +291,22 @@ def _as(field: str, read: Callable[[object, str], Any]) -> Callable[[object, str
 
 
 _ORIGINATORS = {"from": "from_", "sender": "sender"}
-_MARKS = frozenset({"isRead", "flag"})
+_ELSEWHERE = frozenset({"isRead", "flag", SINGLE, MULTIPLE})
 _READERS: Mapping[str, Callable[[object, str], dict[str, Any]]] = {
     "subject": _as("subject", _subject),
     "body": _body,
-    "from": _as("from_", _originator),
-    "sender": _as("sender", _originator),
-    "toRecipients": _as("to", _people),
-    "ccRecipients": _as("cc", _people),
-    "bccRecipients": _as("bcc", _people),
-    "replyTo": _as("reply_to", _people),
+    "from": _as("from_", read_originator),
+    "sender": _as("sender", read_originator),
+    "toRecipients": _as("to", read_people),
+    "ccRecipients": _as("cc", read_people),
+    "bccRecipients": _as("bcc", read_people),
+    "replyTo": _as("reply_to", read_people),
     "importance": _as("importance", _importance),
+    "sensitivity": _as("sensitivity", _sensitivity),
+    "isReadReceiptRequested": _as("read_receipt", _flag),
+    "isDeliveryReceiptRequested": _as("delivery_receipt", _flag),
     "internetMessageId": _as("internet_message_id", _message_id),
     "internetMessageHeaders": _as("internet_message_headers", _headers),
-    "attachments": _as("attachments", read_attachments),
+    "attachments": _as("attachments", _attachments),
     "categories": _as("categories", _categories),
 }

@@ -13,7 +13,8 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from relay.graph.mime import check_content, parse_mime_to_send
-from relay.graph.parse import check_has_recipients, check_own, parse_send_mail
+from relay.graph.parse import parse_send_mail
+from relay.graph.people import check_has_recipients, check_own
 from relay.graph.sendoptions import send_options
 from relay.graph.values import json_object
 from relay.graph.visit import Visit

@@ -8,12 +8,12 @@ Standards: Graph's message, mailFolder and user resource types.
 
 import html
 from collections.abc import Callable, Collection, Mapping
-from hashlib import blake2b
 from typing import Any
 
 from relay.accounts import Account
 from relay.clock import rfc3339
 from relay.mailbox.types import Folder, StoredMessage
+from relay.message.conversation import message_ids, thread_of
 from relay.message.properties import Person
 
 ROOT_FOLDER_ID = "msgfolderroot"
@@ -84,10 +84,13 @@ def _without_tags(source: str) -> str:
 
 def _conversation_id(message: StoredMessage) -> str:
     """Derive the id from the thread's first message: the root of References, else itself."""
-    fields = {name.lower(): value for name, value in message.properties.internet_message_headers}
-    thread = fields.get("references") or fields.get("in-reply-to") or ""
-    root = thread.split()[0] if thread.split() else message.properties.internet_message_id
-    return blake2b((root or message.id).encode(), digest_size=16).hexdigest()
+    properties = message.properties
+    references, in_reply_to = properties.references, properties.in_reply_to
+    if not references and not in_reply_to:
+        fields = {name.lower(): value for name, value in properties.internet_message_headers}
+        references = message_ids(fields.get("references") or fields.get("in-reply-to") or "")
+    own = properties.internet_message_id or message.id
+    return thread_of(own, in_reply_to=in_reply_to, references=references).hex()
 
 
 def _person(person: Person) -> dict[str, Any]:
@@ -122,8 +125,9 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "importance": lambda message: message.properties.importance,
     "parentFolderId": lambda message: message.folder.id,
     "conversationId": _conversation_id,
-    "isDeliveryReceiptRequested": lambda _: False,
-    "isReadReceiptRequested": lambda _: False,
+    "conversationIndex": lambda message: message.properties.conversation_index or None,
+    "isDeliveryReceiptRequested": lambda message: message.properties.delivery_receipt,
+    "isReadReceiptRequested": lambda message: message.properties.read_receipt,
     "isRead": lambda message: message.is_read,
     "isDraft": lambda message: message.is_draft,
     "body": lambda message: {
@@ -137,15 +141,17 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "bccRecipients": lambda message: _people(message.properties.bcc),
     "replyTo": lambda message: _people(message.properties.reply_to),
     "flag": lambda message: {"flagStatus": "flagged" if message.flagged else "notFlagged"},
+    "sensitivity": lambda message: message.properties.sensitivity,
     "internetMessageHeaders": lambda message: [
         {"name": name, "value": value}
         for name, value in message.properties.internet_message_headers
     ],
     # What Graph's clients often select and no mailbox here has: null, as Graph says it.
-    **dict.fromkeys(("webLink", "inferenceClassification", "conversationIndex"), lambda _: None),
+    **dict.fromkeys(("webLink", "inferenceClassification"), lambda _: None),
 }
 _ALWAYS = ("@odata.etag", "id")
-_BY_DEFAULT = tuple(name for name in MESSAGE_PROPERTIES if name != "internetMessageHeaders")
+_ON_SELECT = ("internetMessageHeaders", "sensitivity")
+_BY_DEFAULT = tuple(name for name in MESSAGE_PROPERTIES if name not in _ON_SELECT)
 
 FOLDER_PROPERTIES: Mapping[str, Callable[[Folder], Any]] = {
     "id": lambda folder: folder.id,

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from relay.http.errors import ApiError, shown
+from relay.message.extended import ExtendedPropertyError, canonical_value, time_us
 
 _DANGEROUS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _DANGEROUS_IN_BODY = re.compile("[\x00\ud800-\udfff]")
@@ -119,6 +120,14 @@ def a_boolean(value: object, path: str) -> bool:
     raise wrong(path, value, "true or false")
 
 
+def a_time_us(value: object, path: str) -> int:
+    """Return the microseconds since 1970 of a DateTimeOffset."""
+    try:
+        return time_us(canonical_value("SystemTime", a_text(value, path)))
+    except ExtendedPropertyError:
+        raise wrong(path, value, "a time such as 2026-12-01T08:00:00Z") from None
+
+
 def one_of(value: object, path: str, choices: tuple[str, ...]) -> str:
     """Return the choice that `value` means, in any case."""
     text = a_text(value, path).lower()
@@ -156,6 +165,13 @@ def body_text(value: object, path: str) -> str:
             "no mail can carry.",
         )
     return text
+
+
+def only_known(given: dict[str, Any], known: tuple[str, ...], *, path: str, resource: str) -> None:
+    """Refuse a property that an object does not have."""
+    for name in given:
+        if name not in known and not is_annotation(name):
+            raise unknown_property(f"{path}.{name}", resource)
 
 
 def is_annotation(name: str) -> bool:

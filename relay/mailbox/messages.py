@@ -14,6 +14,7 @@ from relay.journal.storelog import SubmissionFacts
 from relay.mailbox.index import Located
 from relay.mailbox.names import message_stem
 from relay.mailbox.types import StoredAttachment, StoredMessage, WellKnown
+from relay.message.conversation import new_index, thread_of
 from relay.message.draft import (
     DraftOrigin,
     read_attachments,
@@ -180,4 +181,12 @@ def _owned(properties: MessageProperties, origin: DraftOrigin) -> MessagePropert
         from_=from_,
         sender=properties.sender or from_,
         internet_message_id=origin.message_id,
+        conversation_index=properties.conversation_index or _new_index(properties, origin),
     )
+
+
+def _new_index(properties: MessageProperties, origin: DraftOrigin) -> str:
+    thread = thread_of(
+        origin.message_id, in_reply_to=properties.in_reply_to, references=properties.references
+    )
+    return new_index(thread, time_us=origin.created_us)

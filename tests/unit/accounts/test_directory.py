@@ -21,11 +21,25 @@ token = "sha256:{hashlib.sha256(b"alice-token").hexdigest()}"
 aliases = ["info@example.test"]
 quota = "10 MiB"
 role = "operate"
+send_as = ["Office@Elsewhere.test", "*@shared.test"]
 [[account]]
 address = "bob@example.test"
 password = "plain:bob"
 token = "plain:bob-token"
 """
+
+SENDERS = [
+    *("alice@example.test", "INFO@example.test", "office@elsewhere.test"),
+    *("anybody@Shared.test", "*@shared.test"),
+    *(
+        "bob@example.test",
+        "x@elsewhere.test",
+        "a@b.shared.test",
+        "a@notshared.test",
+        "shared.test",
+        "",
+    ),
+]
 
 
 def load(path: Path, text: str, mode: int = 0o600, **environ: str) -> FileAccounts:
@@ -46,6 +60,7 @@ def test_an_account_has_what_the_file_says(tmp_path):
     alice = accounts.by_address("alice@example.test")
     assert (alice.quota, alice.role) == (10 * 1024 * 1024, Role.OPERATE)
     assert alice.aliases == ("info@example.test",)
+    assert [one for one in SENDERS if alice.may_send_as(one)] == SENDERS[:5]
     assert accounts.by_address("bob@example.test").quota is None
 
 
@@ -127,12 +142,13 @@ def test_every_fault_is_told_with_its_line_and_without_secrets(tmp_path):
 address = "alice@example.test"
 password = "hunter2"
 token = "sha256:hunter2"
-send_as = ["x@example.test"]
+sent_as = ["x@example.test"]
 [[account]]
 address = "bob@elsewhere.test"
 aliases = ["alice@example.test"]
 quota = "lots"
 role = "admin"
+send_as = ["bob@example.test", "nobody"]
 [[acount]]
 """,
         0o644,
@@ -142,12 +158,13 @@ role = "admin"
         "accounts.toml",
         "accounts.toml:3: account[0].password",
         "accounts.toml:4: account[0].token",
-        "accounts.toml:5: account[0].send_as",
+        "accounts.toml:5: account[0].sent_as",
         "accounts.toml:7: account[1].address",
         "accounts.toml:8: account[1].aliases[0]",
         "accounts.toml:9: account[1].quota",
         "accounts.toml:10: account[1].role",
-        "accounts.toml:11: acount",
+        "accounts.toml:11: account[1].send_as[1]",
+        "accounts.toml:12: acount",
     ]
     assert "hunter2" not in told
     assert 'did you mean "account"?' in told
@@ -179,8 +196,8 @@ def test_a_secret_of_the_wrong_type_is_not_shown_either(tmp_path):
 
 def test_plain_secrets_are_warned_of(tmp_path):
     warnings = "\n".join(load(tmp_path, TWO).warnings())
-    assert "accounts.toml:11: account[1].password" in warnings
-    assert "accounts.toml:12: account[1].token" in warnings
+    assert "accounts.toml:12: account[1].password" in warnings
+    assert "accounts.toml:13: account[1].token" in warnings
     assert "account[0]" not in warnings
 
 
@@ -211,3 +228,9 @@ def test_in_development_the_number_of_accounts_is_bounded():
     made = [accounts.by_token(f"user{number}") for number in range(ACCOUNTS_MAX + 5)]
     assert made.count(None) == 5 + 2  # alice and bob were there
     assert accounts.by_token("bob") is not None
+
+
+def test_a_star_stands_for_a_whole_local_part(tmp_path):
+    told = faults(tmp_path, TWO.replace('"*@shared.test"', '"all*@shared.test"'))
+    assert "account[0].send_as[1]: found" in told
+    assert '"*@DOMAIN" for all of a domain' in told

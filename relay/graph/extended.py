@@ -1,0 +1,150 @@
+"""Extended properties in a message's JSON, read and shown.
+
+On the path: the parser of messages hands both lists in; $expand asks for some of them.
+Holds: what Relay does something for fits what it does; ids have one spelling.
+Fails: ApiError 400 that names the path, what was found and what was expected.
+Standards: Graph's singleValueLegacyExtendedProperty, multiValueLegacyExtendedProperty.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from relay.graph.values import a_text, an_array, an_object, missing, only_known, wrong
+from relay.http.errors import ApiError
+from relay.message.conversation import is_index, message_ids
+from relay.message.extended import (
+    CONVERSATION_INDEX,
+    IN_REPLY_TO_ID,
+    INTERNET_REFERENCES,
+    SENSITIVITY,
+    ExtendedPropertyError,
+    canonical_id,
+    canonical_value,
+)
+from relay.message.properties import ExtendedProperty
+
+SINGLE, MULTIPLE = "singleValueExtendedProperties", "multiValueExtendedProperties"
+EXTENDED_MAX = 100
+VALUES_MAX = 100
+VALUE_CHARACTERS_MAX = 32 * 1024
+_SENSITIVITIES = {"0": "normal", "1": "personal", "2": "private", "3": "confidential"}
+
+
+def read_extended(message: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the fields of MessageProperties that a message's extended properties make.
+
+    A property whose value is null has no values: a PATCH takes it away. Raises ApiError.
+    """
+    found = [
+        *_read(message.get(SINGLE), prefix + SINGLE, multiple=False),
+        *_read(message.get(MULTIPLE), prefix + MULTIPLE, multiple=True),
+    ]
+    if not found:
+        return {}
+    fields: dict[str, Any] = {"extended": tuple(found)}
+    for number, one in enumerate(found):
+        if not one.multiple and one.id in _FIELDS:
+            path = f"{prefix}{SINGLE}[{number}].value"
+            fields |= _FIELDS[one.id](one.values[0] if one.values else "", path)
+    return fields
+
+
+def _read(value: object, path: str, *, multiple: bool) -> list[ExtendedProperty]:
+    items = an_array(value, path, most=EXTENDED_MAX)
+    found = [_property(item, f"{path}[{at}]", multiple=multiple) for at, item in enumerate(items)]
+    by_id: dict[str, int] = {}
+    for number, one in enumerate(found):
+        if by_id.setdefault(one.id.lower(), number) != number:
+            raise wrong(f"{path}[{number}].id", one.id, "each property once")
+    return found
+
+
+def _property(value: object, path: str, *, multiple: bool) -> ExtendedProperty:
+    given = an_object(value, path)
+    kind = "multiValue" if multiple else "singleValue"
+    resource = f"microsoft.graph.{kind}LegacyExtendedProperty"
+    only_known(given, ("id", "value"), path=path, resource=resource)
+    told = a_text(given.get("id"), f"{path}.id")
+    if not told:
+        raise missing(f"{path}.id")
+    try:
+        identity = canonical_id(told, multiple=multiple)
+    except ExtendedPropertyError as error:
+        raise _refused(f"{path}.id", told, error) from None
+    if "value" not in given:
+        raise missing(f"{path}.value")
+    value, path = given["value"], f"{path}.value"
+    if value is None:
+        return ExtendedProperty(identity, (), multiple)
+    values = an_array(value, path, most=VALUES_MAX) if multiple else [value]
+    read = tuple(_value(identity, one, path) for one in values)
+    return ExtendedProperty(identity, read, multiple)
+
+
+def _value(identity: str, value: object, path: str) -> str:
+    if isinstance(value, str) and len(value) > VALUE_CHARACTERS_MAX:
+        message = f"{path}: found {len(value)} characters, expected at most {VALUE_CHARACTERS_MAX}."
+        raise ApiError(400, "ErrorInvalidRequest", message)
+    try:
+        return canonical_value(identity, value)
+    except ExtendedPropertyError as error:
+        raise _refused(path, value, error) from None
+
+
+def _refused(path: str, found: object, error: ExtendedPropertyError) -> ApiError:
+    text = str(error)
+    if text.startswith("expected "):
+        return wrong(path, found, text.removeprefix("expected "))
+    return ApiError(400, "ErrorInvalidRequest", f"{path}: {text}.")
+
+
+# -- the properties that are fields of a message
+
+
+def _sensitivity(value: str, path: str) -> dict[str, Any]:
+    if value and value not in _SENSITIVITIES:
+        raise wrong(path, value, "0 (normal), 1 (personal), 2 (private) or 3 (confidential)")
+    return {"sensitivity": _SENSITIVITIES.get(value, "normal")}
+
+
+def _conversation_index(value: str, path: str) -> dict[str, Any]:
+    if value and not is_index(value):
+        raise wrong(path, value, "base64 of 22 bytes, and 5 more for each reply")
+    return {"conversation_index": value}
+
+
+def _references(value: str, path: str) -> dict[str, Any]:
+    ids = message_ids(value)
+    if value.strip() and not ids:
+        raise wrong(path, value, "ids such as <unique@example.com>, with spaces between them")
+    return {"references": ids}
+
+
+def _in_reply_to(value: str, path: str) -> dict[str, Any]:
+    ids = message_ids(value)
+    if value.strip() and not ids:
+        raise wrong(path, value, "an id such as <unique@example.com>")
+    return {"in_reply_to": ids[0] if ids else ""}
+
+
+_FIELDS = {
+    SENSITIVITY: _sensitivity,
+    CONVERSATION_INDEX: _conversation_index,
+    INTERNET_REFERENCES: _references,
+    IN_REPLY_TO_ID: _in_reply_to,
+}
+
+
+# -- shown
+
+
+def show_extended(
+    properties: Sequence[ExtendedProperty], wanted: Sequence[str], *, multiple: bool
+) -> list[dict[str, Any]]:
+    """Return the JSON of the properties with those canonical ids."""
+    ids = {one.lower() for one in wanted}
+    return [
+        {"id": one.id, "value": list(one.values) if multiple else one.values[0]}
+        for one in properties
+        if one.multiple is multiple and one.values and one.id.lower() in ids
+    ]
