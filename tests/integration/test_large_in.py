@@ -1,0 +1,102 @@
+"""Large messages on their way into a real relay, from outside and from pickup's side: never in its memory."""
+
+import hashlib
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.test_large_out import GROWTH_BYTES_MAX, most_memory_bytes
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remotes import Remotes, received
+
+BODY_BYTES = 60_000_000
+RULES = """
+[[rule]]
+name = "programs"
+when = { attachment_name = "*.exe" }
+then = [ { reject = "5.7.1 No programs" } ]
+
+[[rule]]
+name = "tag"
+when = { direction = "outbound", size_over = "50 MB" }
+then = [ { subject_prefix = "[LARGE]" } ]
+"""
+HEADER = (
+    b"Subject: large\r\nMessage-ID: <large@example.test>\r\n"
+    b"Content-Type: multipart/mixed; boundary=q\r\n\r\n"
+)
+LINES = b"x" * 70 + b"\r\n..\r\n" + b"x" * 70 + b"\r\n"
+PART = b"--q\r\nContent-Type: application/x; name=data.bin\r\n\r\n"
+PROGRAM = b"--q\r\nContent-Disposition: attachment; filename=setup.exe\r\n\r\nMZ\r\n--q--\r\n"
+
+
+def parts(end: bytes) -> Iterator[bytes]:
+    """A body as it is sent, its dots doubled, in blocks."""
+    yield PART
+    block = LINES * 1000
+    for _ in range(BODY_BYTES // len(block)):
+        yield block
+    yield end
+
+
+def hash_of(end: bytes) -> str:
+    """Of the body as it is meant."""
+    found = hashlib.sha256()
+    for block in parts(end):
+        found.update(block.replace(b"\r\n..", b"\r\n."))
+    return found.hexdigest()
+
+
+def upload(client: socket.socket, recipients: list[str], end: bytes) -> str:
+    """One session; return the reply to the final dot."""
+    opening = ["EHLO client.test", "MAIL FROM:<alice@example.test>"]
+    opening += [f"RCPT TO:<{one}>" for one in recipients]
+    with client, client.makefile("rb") as replies:
+
+        def reply() -> str:
+            while (line := replies.readline())[3:4] == b"-":
+                pass
+            return line.decode().rstrip()
+
+        assert reply().startswith("220")
+        for line in (*opening, "DATA"):
+            client.sendall(f"{line}\r\n".encode())
+            assert reply()[0] in "23", line
+        client.sendall(HEADER)
+        for block in parts(end):
+            client.sendall(block)
+        client.sendall(b".\r\n")
+        return reply()
+
+
+def from_outside(relay: RelayProcess) -> socket.socket:
+    return socket.create_connection(relay.smtp_address())
+
+
+def from_pickup(relay: RelayProcess) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(str(relay.folder / "state/run/pickup.sock"))
+    return client
+
+
+@pytest.mark.parametrize("connect", [from_outside, from_pickup])
+def test_a_large_message_comes_in_whole_and_is_never_in_memory(remotes: Remotes, connect) -> None:
+    remote = remotes.start("a.test")
+    with remotes.relay(policies={"10-rules.toml": RULES}) as relay:
+        relay.until_final(relay.submit("alice@example.test", ["bob@example.test", "x@a.test"]))
+        idle_bytes = most_memory_bytes(relay)
+        files = relay.folder / "state/spool.sqlite-content"
+        said = upload(connect(relay), ["bob@example.test", "y@a.test"], b"--q--\r\n")
+        assert said.startswith("250 2.0.0 ")
+        relay.until_final(said.rpartition(" ")[2])
+        came = received(remote, "y@a.test").content
+        header, _, body = came.partition(b"\r\n\r\n")
+        assert hashlib.sha256(body).hexdigest() == hash_of(b"--q--\r\n")
+        assert b"Subject: [LARGE] large\r\n" in header
+        assert relay.subjects("bob") == ["hello", "large"]
+        refused = upload(connect(relay), ["bob@example.test"], PROGRAM)
+        assert refused.startswith("550 5.7.1 " if connect is from_outside else "250 ")
+        until("no file is left", lambda: list(files.iterdir()) == [])
+        assert most_memory_bytes(relay) - idle_bytes < GROWTH_BYTES_MAX
+        assert relay.faults() == []
