@@ -5,7 +5,9 @@ import pytest
 from tests.support.sync_trace import CannotTraceError, SyncTrace, count_synced
 
 SMALL = b"Subject: small\r\n\r\nHello.\r\n"
-LARGE = b"Subject: large\r\n\r\n" + (b"x" * 70 + b"\r\n") * 30_000
+LINE = b"x" * 70 + b"\r\n"
+IN_A_FILE = b"Subject: middle\r\n\r\n" + LINE * 4_000  # the spool writes it when it is complete
+LARGE = b"Subject: large\r\n\r\n" + LINE * 30_000  # written while it arrives
 
 READ = '7 read(9, "x\\r\\n.\\r\\n", 65536) = 5\n'
 SYNC = "8 fdatasync(5) = 0\n"
@@ -13,7 +15,7 @@ SAID = '7 write(9, "250 2.0.0 Ok: queued as 1\\r\\n", 27) = 27\n'
 RESUMED = "8 fdatasync(5 <unfinished ...>\n7 read(4, ...) = 1\n8 <... fdatasync resumed>) = 0\n"
 
 
-@pytest.mark.parametrize("content", [SMALL, LARGE], ids=["inline", "in a file"])
+@pytest.mark.parametrize("content", [SMALL, IN_A_FILE, LARGE], ids=["inline", "in a file", "large"])
 def test_a_sync_returned_before_each_250(relay, content):
     with relay.smtp() as session:
         session.ehlo()
