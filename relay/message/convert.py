@@ -11,14 +11,15 @@ Standards: RFC 5321 2.3.1 (envelope and content).
 from collections.abc import Iterable
 
 from relay.message.address import AddressError, parse_mailbox
-from relay.message.content import Content, MemoryOctets, Octets, is_eight_bit
+from relay.message.content import Content, MemoryOctets, Octets, in_sight, is_eight_bit
 from relay.message.converted import ConversionError, Converted
-from relay.message.draft import DraftOrigin, split_private
+from relay.message.draft import DraftOrigin, read_private
 from relay.message.fields import ascii_address
 from relay.message.from_mime import from_mime, header_end, with_crlf
 from relay.message.from_properties import from_properties
 from relay.message.mimeread import (
     check_mime,
+    header_of,
     read_header,
     read_people,
     read_text,
@@ -26,6 +27,7 @@ from relay.message.mimeread import (
     unread_people,
 )
 from relay.message.properties import Person
+from relay.message.propertyfields import sender_beside
 
 __all__ = ["ConversionError", "Converted", "convert", "render"]
 
@@ -39,18 +41,21 @@ def convert(note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
     Raises ConversionError, and OSError where the note cannot be read.
     """
     note = MemoryOctets(note) if isinstance(note, bytes) else note
-    raw = note.read(0, note.size)
-    block, length = split_private(raw)
+    block, length = read_private(note)
+    is_mime = block is None or block.properties is None
+    raw = note.read(0, note.size) if is_mime else b""
     origin = block.origin if block else _origin_of_a_stranger(raw, now_us, hostname)
     content: Content
-    notify_success = False
+    authors: tuple[Person | None, ...]
+    notify_success, header_is_ascii = False, True
     if block is not None and block.properties is not None:
         properties = block.properties
         content = from_properties(note, block, length, keep_bcc=False)
         people = (*properties.to, *properties.cc, *properties.bcc)
-        author = properties.from_ or Person(origin.account)
+        authors = (sender_beside(properties), properties.from_)
         message_id, subject = origin.message_id, properties.subject
         notify_success = properties.delivery_receipt
+        header_is_ascii = header_of(in_sight(content)).isascii()  # of Reply-To's addresses, too
     else:
         if reason := check_mime(raw[length:]):
             raise ConversionError(f"The draft cannot be sent: {reason}.")
@@ -60,18 +65,19 @@ def convert(note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
             if unread := unread_people(header, name):
                 raise ConversionError(f"The draft cannot be sent: {name} has {unread[:100]!r}.")
         people = tuple(one for name in _RECIPIENT_FIELDS for one in read_people(header, name))
-        author = next(iter(read_people(header, "from")), Person(origin.account))
+        authors = tuple(next(iter(read_people(header, name)), None) for name in ("sender", "from"))
         message_id = read_token(header, "message-id") or origin.message_id
         subject = read_text(header, "subject")
-    originator = author.address and _checked(ascii_address(author.address))
+    named = [one.address for one in authors if one] or [origin.account]
+    originators = [one and _checked(ascii_address(one)) for one in named]
     recipients = _each_once(people)
     if not recipients:
         raise ConversionError("The message has no recipients: To, Cc and Bcc are empty.")
     return Converted(
         content=content,
-        originator=originator,
+        originator=originators[0],
         recipients=recipients,
-        smtputf8=not all(map(str.isascii, (originator, *recipients))),
+        smtputf8=not (header_is_ascii and all(map(str.isascii, (*originators, *recipients)))),
         eight_bit=is_eight_bit(content),
         message_id=message_id,
         subject=subject,
@@ -85,10 +91,9 @@ def render(raw: bytes | Octets) -> Content:
     Raises OSError where it cannot be read.
     """
     stored = MemoryOctets(raw) if isinstance(raw, bytes) else raw
-    octets = stored.read(0, stored.size)
-    block, length = split_private(octets)
+    block, length = read_private(stored)
     if block is None or block.properties is None:
-        return octets[length:]
+        return stored.read(length, stored.size - length)
     return from_properties(stored, block, length, keep_bcc=True)
 
 

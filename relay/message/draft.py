@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from relay.message.content import MemoryOctets, Octets
 from relay.message.fields import CRLF, parameter, people_field, raw_field
 from relay.message.properties import Attachment, MessageProperties
 from relay.message.propertyfields import header_fields
@@ -202,16 +203,22 @@ def private_length(head: bytes) -> int:
 
 def split_private(raw: bytes) -> tuple[PrivateBlock | None, int]:
     """Return the block and its length, or (None, 0) when `raw` does not start with a whole one."""
-    length = private_length(raw[:FIRST_FIELD_BYTES])
-    if not FIRST_FIELD_BYTES < length <= len(raw):
+    return read_private(MemoryOctets(raw))
+
+
+def read_private(octets: Octets) -> tuple[PrivateBlock | None, int]:
+    """Return split_private() of octets of which only the block is read. Raises OSError."""
+    length = private_length(octets.read(0, FIRST_FIELD_BYTES))
+    if not FIRST_FIELD_BYTES < length <= octets.size:
         return None, 0
-    folded = raw[FIRST_FIELD_BYTES + len(_DATA_FIELD) : length]
+    start = FIRST_FIELD_BYTES + len(_DATA_FIELD)
+    folded = octets.read(start, length - start)
     try:
         block = _decoder.decode(folded.replace(b"\r\n ", b""))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None, 0
     places = [*block.attachments, *([block.body] if block.body else [])]
-    room = len(raw) - length
+    room = octets.size - length
     inside = all(
         min(one.offset, one.length) >= 0 and one.offset + one.length <= room for one in places
     )
