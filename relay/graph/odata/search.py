@@ -158,7 +158,7 @@ class _Parser:
             value = self._next.text
             self._take()
         if name in _DATES:
-            return _dated(token, _DATES[name], operator, value)
+            return _dated(token, _DATES[name], operator=operator, value=value)
         if operator not in (":", "="):
             raise _fault(token, f"{name}:word")
         if name in _FLAGS:
@@ -217,7 +217,7 @@ def _words(token: _Token, where: SearchIn, value: str) -> Condition:
     return HasWords(where, words, prefix=words != value)
 
 
-def _dated(token: _Token, named: Property, operator: str, value: str) -> Condition:
+def _dated(token: _Token, named: Property, *, operator: str, value: str) -> Condition:
     """Return the condition for a day, or from one to another: first..last; days are UTC's."""
     first, has_range, last = value.partition("..")
     begin_us = _day(token, first)
