@@ -101,9 +101,10 @@ class Acceptance:
             return _LOCAL_ERROR
 
     async def _accept(self, envelope: Envelope, content: Content, origin: Origin) -> Decision:
-        if headers.split(in_sight(content)) > HEADER_BYTES_MAX:
+        known = in_sight(content)
+        if headers.split(known) > HEADER_BYTES_MAX:
             return _LONG_HEADER
-        if fields.is_looping(in_sight(content), RECEIVED_MAX):
+        if fields.is_looping(known, RECEIVED_MAX):
             return _LOOP
         queue_id, now_us = self.ids.new(), self.clock.time_us()
         content = edited(
@@ -192,6 +193,7 @@ class Acceptance:
     ) -> NewMessage:
         """Return what the spool keeps; `content` is what the rules were asked about."""
         address = f" [{origin.ip}]" if origin.ip else ""
+        known = in_sight(content)
         return NewMessage(
             id=queue_id,
             reverse_path=envelope.reverse_path,
@@ -209,8 +211,8 @@ class Acceptance:
             smtputf8=envelope.smtputf8,
             eight_bit=envelope.eight_bit,
             client="" if origin.pickup else f"{origin.helo}{address}",
-            message_id=_message_id(in_sight(content)),
-            subject=_subject(in_sight(content)),
+            message_id=_message_id(known),
+            subject=_subject(known),
             events=(event,),
         )
 

@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from relay.ingress.limits import Budget, Limits
 from relay.message import headers
-from relay.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeContent, in_sight
+from relay.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeContent
 from relay.spool.types import Arrival
 
 HEADER_BYTES_MAX = LARGE_BYTES  # it stays in memory, searched and decoded on the event loop
@@ -125,12 +125,12 @@ class ContentReader:
 
         From here on it is the taker's to release; the reader has nothing any more.
         """
+        content: Content
         if self._header is None or self._arrival is None:
-            content: Content = b"".join(self._chunks)
+            content = b"".join(self._chunks)
         else:
             content = LargeContent(self._header, (self._arrival.octets(),), self._eight_bit)
-        self._chunks.clear()  # not kept twice while it is accepted
-        self._hold(len(in_sight(content)))
+        self._chunks = []  # not kept twice while it is accepted
         budget, held_bytes, arrival = self._budget, self._held_bytes, self._arrival
         self._held_bytes, self._arrival = 0, None
 
