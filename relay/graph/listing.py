@@ -62,7 +62,8 @@ def list_these_folders(visit: Visit, folders: Sequence[Folder]) -> Response:
     next_skip = options.skip + len(page)
     is_more = page and next_skip < len(chosen)
     link = options.next_link(_url(visit), skip=next_skip) if is_more else ""
-    context = visit.context(f"users('{quote(visit.mailbox)}')/mailFolders")
+    within = f"('{quote(visit.folder_id)}')/childFolders" if visit.folder_id else ""
+    context = visit.context(f"users('{quote(visit.mailbox)}')/mailFolders{within}")
     total = len(chosen) if options.count else None
     return asked.answer(context, shown, total=total, next_link=link)
 

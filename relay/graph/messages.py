@@ -1,9 +1,9 @@
-"""Messages and mail folders: create, get, change, delete, and the MIME of one.
+"""Messages: create, get, change, delete, and the MIME of one.
 
 On the path: step 1 for drafts; everything else reads or changes what the store has.
 Holds: a 201 is durable; two changes of one mailbox's drafts never lose each other's fields.
 Fails: ApiError for what cannot be read; the store's refusals.
-Standards: Graph's message and mailFolder resource types.
+Standards: Graph's message resource type.
 """
 
 import asyncio
@@ -12,15 +12,13 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
-from relay.graph.listing import list_these_folders, messages_context
+from relay.graph.listing import messages_context
 from relay.graph.mime import parse_mime
 from relay.graph.parse import ParsedMessage, parse_message
 from relay.graph.people import check_recipients_count
 from relay.graph.show import (
-    FOLDER_PROPERTIES,
     MESSAGE_PROPERTIES,
     USER_PROPERTIES,
-    show_folder,
     show_message,
     show_user,
 )
@@ -55,13 +53,13 @@ async def create_message(visit: Visit) -> Response:
             change = MessageChange(is_read=parsed.is_read, flagged=parsed.flagged)
             created = await store.update(visit.mailbox, created.id, change)
     location = f"{visit.root_url()}/users/{quote(visit.mailbox)}/messages/{created.id}"
-    return _message(visit, created, status=201, headers={"location": location})
+    return message_answer(visit, created, status=201, headers={"location": location})
 
 
 async def get_message(visit: Visit) -> Response:
     """GET one message."""
     options = visit.options({"select"}, MESSAGE_PROPERTIES)
-    found = await _found(visit)
+    found = await found_message(visit)
     shown = show_message(found, options.select)
     return json_response({**visit.context(messages_context(visit) + "/$entity"), **shown})
 
@@ -71,19 +69,19 @@ async def change_message(visit: Visit) -> Response:
     visit.options()
     parsed = parse_message(json_object(await visit.call.body()), visit.account, patch=True)
     async with visit.door.changing.setdefault(visit.mailbox, asyncio.Lock()):
-        before = await _found(visit)
+        before = await found_message(visit)
         change = _change(before, parsed)
         changed = before
         if change != MessageChange():
             changed = await visit.door.store.update(visit.mailbox, before.id, change)
-    return _message(visit, changed, status=200)
+    return message_answer(visit, changed, status=200)
 
 
 async def delete_message(visit: Visit) -> Response:
     """DELETE: to Deleted Items, and from there for good."""
     visit.options()
     if visit.folder_id:
-        await _found(visit)
+        await found_message(visit)
     await visit.door.store.delete(visit.mailbox, visit.message_id)
     return Response(status_code=204)
 
@@ -92,25 +90,13 @@ async def get_mime(visit: Visit) -> Response:
     """GET $value: the message as MIME."""
     visit.options()
     if visit.folder_id:
-        await _found(visit)
+        await found_message(visit)
     content = await visit.door.store.mime(visit.mailbox, visit.message_id)
     return Response(content, headers={"content-type": "text/plain"})
 
 
-async def list_folders(visit: Visit) -> Response:
-    """GET a page of mail folders."""
-    return list_these_folders(visit, await visit.door.store.list_folders(visit.mailbox))
-
-
-async def get_folder(visit: Visit) -> Response:
-    """GET one mail folder."""
-    options = visit.options({"select"}, FOLDER_PROPERTIES)
-    folder = await visit.door.store.get_folder(visit.mailbox, visit.folder_id)
-    context = visit.context(f"users('{quote(visit.mailbox)}')/mailFolders/$entity")
-    return json_response({**context, **show_folder(folder, options.select)})
-
-
-async def _found(visit: Visit) -> StoredMessage:
+async def found_message(visit: Visit) -> StoredMessage:
+    """Return the message that the path names, if it is in the folder that the path names."""
     return await visit.door.store.get(visit.mailbox, visit.message_id, folder_id=visit.folder_id)
 
 
@@ -125,8 +111,9 @@ def _change(before: StoredMessage, parsed: ParsedMessage) -> MessageChange:
     return MessageChange(properties=properties, is_read=parsed.is_read, flagged=parsed.flagged)
 
 
-def _message(
+def message_answer(
     visit: Visit, message: StoredMessage, *, status: int, headers: dict[str, str] | None = None
 ) -> Response:
+    """Return a message as it is shown after a change."""
     context = visit.context(messages_context(visit) + "/$entity")
     return json_response({**context, **show_message(message)}, status=status, headers=headers)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from relay.graph import listing, messages, sending
+from relay.graph import folders, listing, messages, moving, sending
 from relay.graph.visit import Visit
 from relay.http.errors import ApiError, shown
 
@@ -29,6 +29,7 @@ class Match:
 
 def find_route(method: str, segments: tuple[str, ...]) -> Match:
     """Return what `method` on the path `segments` means."""
+    segments = _without_parents(segments)
     for pattern, by_method in _ROUTES:
         names = _names(pattern, segments)
         if names is None:
@@ -45,6 +46,15 @@ def find_route(method: str, segments: tuple[str, ...]) -> Match:
     path = "/".join(segments)
     message = f"Resource not found for the path {shown(path)}."
     raise ApiError(404, "ResourceNotFound", message)
+
+
+def _without_parents(segments: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the path to the innermost folder: an id says all, whatever folders it is within."""
+    while len(segments) > 3 and segments[0].lower() == "mailfolders":
+        if segments[2].lower() != "childfolders":
+            break
+        segments = (segments[0], *segments[3:])
+    return segments
 
 
 def _names(pattern: tuple[str, ...], segments: tuple[str, ...]) -> dict[str, str] | None:
@@ -73,19 +83,38 @@ _MESSAGES: Mapping[str, Handler] = {
     "GET": listing.list_messages,
     "POST": messages.create_message,
 }
+_ONE_FOLDER: Mapping[str, Handler] = {
+    "GET": folders.get_folder,
+    "PATCH": folders.change_folder,
+    "DELETE": folders.delete_folder,
+}
+_OF_MESSAGES: Mapping[str, Mapping[str, Handler]] = {
+    "messages": _MESSAGES,
+    "messages/$count": {"GET": listing.count_messages},
+    "messages/{message}": _ONE_MESSAGE,
+    "messages/{message}/send": {"POST": sending.send_draft},
+    "messages/{message}/move": {"POST": moving.move_message},
+    "messages/{message}/copy": {"POST": moving.copy_message},
+    "messages/{message}/permanentdelete": {"POST": moving.remove_message},
+    "messages/{message}/$value": {"GET": messages.get_mime},
+}
+_OF_FOLDERS: Mapping[str, Mapping[str, Handler]] = {
+    "mailfolders": {"GET": folders.list_folders, "POST": folders.create_folder},
+    "mailfolders/{folder}": _ONE_FOLDER,
+    "mailfolders/{folder}/childfolders": {
+        "GET": folders.list_children,
+        "POST": folders.create_folder,
+    },
+    "mailfolders/{folder}/move": {"POST": folders.move_folder},
+    "mailfolders/{folder}/permanentdelete": {"POST": folders.remove_folder},
+}
 _ROUTES: tuple[tuple[tuple[str, ...], Mapping[str, Handler]], ...] = (
     (_pattern(""), {"GET": messages.get_user}),
     (_pattern("sendmail"), {"POST": sending.send_mail}),
-    (_pattern("messages"), _MESSAGES),
-    (_pattern("messages/$count"), {"GET": listing.count_messages}),
-    (_pattern("messages/{message}"), _ONE_MESSAGE),
-    (_pattern("messages/{message}/send"), {"POST": sending.send_draft}),
-    (_pattern("messages/{message}/$value"), {"GET": messages.get_mime}),
-    (_pattern("mailfolders"), {"GET": messages.list_folders}),
-    (_pattern("mailfolders/{folder}"), {"GET": messages.get_folder}),
-    (_pattern("mailfolders/{folder}/messages"), _MESSAGES),
-    (_pattern("mailfolders/{folder}/messages/$count"), {"GET": listing.count_messages}),
-    (_pattern("mailfolders/{folder}/messages/{message}"), _ONE_MESSAGE),
-    (_pattern("mailfolders/{folder}/messages/{message}/send"), {"POST": sending.send_draft}),
-    (_pattern("mailfolders/{folder}/messages/{message}/$value"), {"GET": messages.get_mime}),
+    *((_pattern(path), by_method) for path, by_method in _OF_MESSAGES.items()),
+    *((_pattern(path), by_method) for path, by_method in _OF_FOLDERS.items()),
+    *(
+        (_pattern(f"mailfolders/{{folder}}/{path}"), by_method)
+        for path, by_method in _OF_MESSAGES.items()
+    ),
 )

@@ -31,7 +31,7 @@ def show_message(message: StoredMessage, select: Collection[str] = ()) -> dict[s
 
 def show_folder(folder: Folder, select: Collection[str] = ()) -> dict[str, Any]:
     """Return a mail folder's JSON."""
-    wanted = ("id", *select) if select else tuple(FOLDER_PROPERTIES)
+    wanted = ("id", *select) if select else _FOLDER_BY_DEFAULT
     return {name: FOLDER_PROPERTIES[name](folder) for name in wanted}
 
 
@@ -156,9 +156,11 @@ _BY_DEFAULT = tuple(name for name in MESSAGE_PROPERTIES if name not in _ON_SELEC
 FOLDER_PROPERTIES: Mapping[str, Callable[[Folder], Any]] = {
     "id": lambda folder: folder.id,
     "displayName": lambda folder: folder.display_name,
-    "parentFolderId": lambda _: ROOT_FOLDER_ID,
-    "childFolderCount": lambda _: 0,
+    "parentFolderId": lambda folder: folder.parent_id or ROOT_FOLDER_ID,
+    "childFolderCount": lambda folder: folder.children,
     "unreadItemCount": lambda folder: folder.unread,
     "totalItemCount": lambda folder: folder.total,
     "isHidden": lambda _: False,
+    "sizeInBytes": lambda folder: folder.size_bytes,  # Graph has it under /beta
 }
+_FOLDER_BY_DEFAULT = tuple(name for name in FOLDER_PROPERTIES if name != "sizeInBytes")

@@ -22,9 +22,12 @@ from relay.journal.crash import CrashPoints
 from relay.mailbox.api import MailStore
 from relay.mailbox.types import (
     BeingSentError,
+    FolderError,
+    FolderExistsError,
     MailboxFullError,
     NoSuchItemError,
     NotADraftError,
+    ProtectedFolderError,
     StoreError,
     StoreUnavailableError,
 )
@@ -118,6 +121,12 @@ def refusal(error: StoreError) -> ApiError:
         case NotADraftError():
             message = text or "The message is not a draft."
             return ApiError(400, "ErrorInvalidRequest", message)
+        case FolderExistsError():
+            return ApiError(409, "ErrorFolderExists", text)
+        case ProtectedFolderError():
+            return ApiError(403, "ErrorAccessDenied", text)
+        case FolderError():
+            return ApiError(400, "ErrorInvalidRequest", text)
         case MailboxFullError():
             # 507, not 403: the request is in order and works again when there is room
             return ApiError(507, "ErrorQuotaExceeded", text or "The mailbox is full.")

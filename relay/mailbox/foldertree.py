@@ -44,7 +44,7 @@ from relay.mailbox.types import (
 )
 
 _EXISTS = frozenset((errno.EEXIST, errno.ENOTEMPTY))
-_FOLDERS_MAX = 10_000
+FOLDERS_MAX = 10_000
 _DELETED_NAMES_MAX = 1000
 
 
@@ -80,8 +80,8 @@ class FolderTree:
         with self._stripes.of(account):
             parent = _parent(mailbox, parent_id)
             _refuse_same_name(mailbox, parent, display_name)
-            if len(folder_directories(mailbox)) >= _FOLDERS_MAX:
-                raise FolderError(f"The mailbox has {_FOLDERS_MAX} folders already.")
+            if len(folder_directories(mailbox)) >= FOLDERS_MAX:
+                raise FolderError(f"The mailbox has {FOLDERS_MAX} folders already.")
             directory = checked_directory(directory_within(parent, folder_name(display_name)))
             _refuse_existing(mailbox, [directory])
             folder_id = f"f{self._shared.ids.new()}"

@@ -1,13 +1,18 @@
 """The front door with a mailbox in memory behind it."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
 
-from relay.clock import ManualClock
+from relay.accounts.development import DevelopmentAccounts
+from relay.clock import Ids, ManualClock
 from relay.graph import create_app
-from tests.unit.graph.world import MAX_BODY, Crash, MemoryStore, People, World
+from relay.journal.crash import CrashPoints
+from relay.journal.storelog import StoreLog
+from relay.mailbox.store import FileStore
+from tests.unit.graph.world import MAX_BODY, QUOTA_BYTES, Crash, MemoryStore, OnDisk, People, World
 
 
 @pytest.fixture
@@ -31,3 +36,34 @@ async def world() -> AsyncIterator[World]:
     ) as http:
         made = World(http, store, crash)
         yield made
+
+
+@pytest.fixture
+async def on_disk(tmp_path: Path) -> AsyncIterator[OnDisk]:
+    clock, crash, root = ManualClock(), CrashPoints(), tmp_path / "mail"
+    store = FileStore(
+        root,
+        clock=clock,
+        ids=Ids(clock),
+        crash=crash,
+        log=StoreLog(root / ".submissions/log", role="graph", clock=clock),
+        hostname="relay.example.test",
+        quota_of=lambda account: QUOTA_BYTES if account.startswith("alice") else None,
+        dead_letter=tmp_path / "dead",
+    )
+    app = create_app(
+        store,
+        DevelopmentAccounts(),
+        clock=clock,
+        hostname="relay.example.test",
+        public_url="https://mail.example.test/",
+        max_body=1 << 20,
+        crash=crash,
+        ready=lambda: "",
+    )
+    headers = {"authorization": "Bearer alice"}
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://h/v1.0/me", headers=headers
+    ) as http:
+        yield OnDisk(http, root)
+    store.close()

@@ -3,74 +3,18 @@
 import base64
 import email
 import email.policy
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from email.message import EmailMessage
-from pathlib import Path
 
-import httpx
 import pytest
 
-from relay.accounts.development import DevelopmentAccounts
-from relay.clock import Ids, ManualClock
-from relay.graph import create_app
-from relay.journal.crash import CrashPoints
-from relay.journal.storelog import StoreLog
-from relay.mailbox.store import FileStore
-from tests.unit.graph.world import refused, to
+from tests.unit.graph.world import QUOTA_BYTES, OnDisk, refused, to
 
-QUOTA_BYTES = 60_000
 FILE = {
     "@odata.type": "#microsoft.graph.fileAttachment",
     "name": "Übersicht.txt",
     "contentType": "text/plain",
     "contentBytes": "aGVsbG8=",
 }
-
-
-@dataclass
-class OnDisk:
-    http: httpx.AsyncClient
-    root: Path
-
-    def files(self) -> list[Path]:
-        """Everything in alice's mailbox and beside it, but for what describes the folders."""
-        return [
-            path
-            for path in self.root.rglob("*")
-            if path.is_file() and path.parent.name in ("cur", "new", "tmp", "ready", "preparing")
-        ]
-
-
-@pytest.fixture
-async def on_disk(tmp_path: Path) -> AsyncIterator[OnDisk]:
-    clock, crash, root = ManualClock(), CrashPoints(), tmp_path / "mail"
-    store = FileStore(
-        root,
-        clock=clock,
-        ids=Ids(clock),
-        crash=crash,
-        log=StoreLog(root / ".submissions/log", role="graph", clock=clock),
-        hostname="relay.example.test",
-        quota_of=lambda account: QUOTA_BYTES if account.startswith("alice") else None,
-        dead_letter=tmp_path / "dead",
-    )
-    app = create_app(
-        store,
-        DevelopmentAccounts(),
-        clock=clock,
-        hostname="relay.example.test",
-        public_url="https://mail.example.test/",
-        max_body=1 << 20,
-        crash=crash,
-        ready=lambda: "",
-    )
-    headers = {"authorization": "Bearer alice"}
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://h/v1.0/me", headers=headers
-    ) as http:
-        yield OnDisk(http, root)
-    store.close()
 
 
 async def test_a_draft_lives_its_life(on_disk: OnDisk) -> None:

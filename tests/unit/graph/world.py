@@ -26,6 +26,7 @@ from relay.message.properties import MessageProperties
 from tests.support.conditions import facts_of, matches, order_key
 
 MAX_BODY = 64 * 1024
+QUOTA_BYTES = 60_000  # alice's, on disk
 ACCOUNTS = (
     Account("alice@example.test", aliases=("alias@example.test",)),
     Account("bob@example.test"),
@@ -158,6 +159,22 @@ class MemoryStore:
             if one.id == folder_id.lower():
                 return one
         raise NoSuchItemError("There is no such folder.")
+
+
+@dataclass
+class OnDisk:
+    """The front door with a real store behind it, and a client with alice's token."""
+
+    http: httpx.AsyncClient
+    root: Path
+
+    def files(self) -> list[Path]:
+        """Everything in alice's mailbox and beside it, but for what describes the folders."""
+        return [
+            path
+            for path in self.root.rglob("*")
+            if path.is_file() and path.parent.name in ("cur", "new", "tmp", "ready", "preparing")
+        ]
 
 
 @dataclass

@@ -1,0 +1,239 @@
+"""Mail folders over HTTP, and messages that move between them, down to the disk."""
+
+import asyncio
+import re
+from typing import Any
+
+import pytest
+
+from tests.unit.graph.world import OnDisk, World, refused, to
+
+ROOTS = ["inbox", "drafts", "sentitems", "deleteditems", "junkemail", "archive", "outbox"]
+
+
+async def made(on_disk: OnDisk, name: str, within: str = "") -> dict[str, Any]:
+    path = f"/mailFolders/{within}/childFolders" if within else "/mailFolders"
+    answer = await on_disk.http.post(path, json={"displayName": name})
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+async def listed(on_disk: OnDisk, path: str) -> list[str]:
+    answer = await on_disk.http.get(path)
+    assert answer.status_code == 200, answer.text
+    return [one["displayName"] for one in answer.json()["value"]]
+
+
+async def a_draft(on_disk: OnDisk, **more: object) -> dict[str, Any]:
+    message = {"subject": "s", "toRecipients": to("c@a.test"), **more}
+    return dict((await on_disk.http.post("/messages", json=message)).json())
+
+
+async def test_a_folder_lives_its_life(on_disk: OnDisk) -> None:
+    http = on_disk.http
+    answer = await http.post("/mailFolders", json={"displayName": "Rechnungen", "isHidden": False})
+    folder = answer.json()
+    owner = "users('alice%40example.test')"
+    assert answer.status_code == 201
+    assert answer.headers["location"].endswith(f"/mailFolders/{folder['id']}")
+    assert folder == {
+        "@odata.context": f"https://mail.example.test/v1.0/$metadata#{owner}/mailFolders/$entity",
+        "id": folder["id"],
+        "displayName": "Rechnungen",
+        "parentFolderId": "msgfolderroot",
+        "childFolderCount": 0,
+        "unreadItemCount": 0,
+        "totalItemCount": 0,
+        "isHidden": False,
+    }
+    path = f"/mailFolders/{folder['id']}"
+    child = await made(on_disk, "2026/Größe", folder["id"])
+    assert child["parentFolderId"] == folder["id"]
+    renamed = (await http.patch(path, json={"displayName": "Belege", "id": "x"})).json()
+    assert (renamed["id"], renamed["displayName"]) == (folder["id"], "Belege")
+    assert renamed["childFolderCount"] == 1
+    moved = await http.post(f"{path}/move", json={"DestinationId": "Archive"})
+    assert (moved.status_code, moved.json()["parentFolderId"]) == (201, "archive")
+    assert await listed(on_disk, "/mailFolders/archive/childFolders") == ["Belege"]
+    assert await listed(on_disk, f"{path}/childFolders") == ["2026/Größe"]
+    for _ in range(2):
+        assert (await http.delete(path)).status_code == 204
+    refused(await http.get(path), 404, "ErrorItemNotFound")
+    refused(await http.get(f"/mailFolders/{child['id']}"), 404, "ErrorItemNotFound")
+
+
+async def test_the_root_has_the_folders_at_the_top(on_disk: OnDisk) -> None:
+    outer = await made(on_disk, "Outer")
+    await made(on_disk, "Inner", outer["id"])
+    root = (await on_disk.http.get("/mailFolders/msgFolderRoot")).json()
+    assert root["id"] == "msgfolderroot"
+    assert root["childFolderCount"] == len(ROOTS) + 1
+    every = await on_disk.http.get("/mailFolders?$top=50&includeHiddenFolders=true")
+    assert [one["id"] for one in every.json()["value"]] == [*ROOTS, outer["id"]]
+    children = "/mailFolders/msgfolderroot/childFolders?$top=50"
+    assert await listed(on_disk, children) == await listed(on_disk, "/mailFolders?$top=50")
+    assert (await listed(on_disk, "/mailFolders?$filter=displayName eq 'OUTER'")) == ["Outer"]
+    page = (await on_disk.http.get("/mailFolders?$top=2&$count=true")).json()
+    assert (page["@odata.count"], len(page["value"])) == (len(ROOTS) + 1, 2)
+    context = (await on_disk.http.get(f"/mailFolders/{outer['id']}/childFolders")).json()
+    assert context["@odata.context"].endswith(f"mailFolders('{outer['id']}')/childFolders")
+
+
+async def test_a_path_may_name_the_folders_above(on_disk: OnDisk) -> None:
+    outer = await made(on_disk, "Outer")
+    inner = await made(on_disk, "Inner", outer["id"])
+    path = f"/mailFolders/{outer['id']}/childFolders/{inner['id']}"
+    assert (await on_disk.http.get(path)).json()["displayName"] == "Inner"
+    written = await on_disk.http.post(f"{path}/messages", json={"subject": "here"})
+    found = (await on_disk.http.get(f"{path}/messages")).json()["value"]
+    assert [one["id"] for one in found] == [written.json()["id"]]
+    deep = await made(on_disk, "Deep", f"{outer['id']}/childFolders/{inner['id']}")
+    assert deep["parentFolderId"] == inner["id"]
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "code", "words"),
+    [
+        ("Inbox", 409, "ErrorFolderExists", "already exists"),
+        ("there", 409, "ErrorFolderExists", "already exists"),
+        ("~x", 400, "ErrorInvalidRequest", "begin with '~'"),
+        ("  ", 400, "ErrorInvalidRequest", "visible character"),
+        ("a\nb", 400, "ErrorInvalidRequest", r"displayName.*U\+000A"),
+        ("x" * 256, 400, "ErrorInvalidRequest", "displayName.*255"),
+        ("字" * 120, 400, "ErrorInvalidRequest", "too long"),
+        (None, 400, "ErrorRequiredPropertyMissing", "displayName"),
+        (1, 400, "RequestBodyRead", "displayName"),
+    ],
+)
+async def test_a_name_that_cannot_be_is_refused(on_disk, name, status, code, words):
+    await made(on_disk, "There")
+    other = await made(on_disk, "Other")
+    answer = await on_disk.http.post("/mailFolders", json={"displayName": name})
+    text = refused(answer, status, code)
+    assert re.search(words, text)
+    if name is not None:
+        change = await on_disk.http.patch(f"/mailFolders/{other['id']}", json={"displayName": name})
+        refused(change, status, code)
+    assert len(await listed(on_disk, "/mailFolders?$top=50")) == len(ROOTS) + 2
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"displayname": "x"}, 400, "RequestBodyRead"),
+        ({"displayName": "x", "isHidden": True}, 501, "NotImplemented"),
+        ({"displayName": "x", "color": "red"}, 400, "RequestBodyRead"),
+        ([], 400, "UnableToDeserializePostBody"),
+    ],
+)
+async def test_what_is_no_folder_is_refused(on_disk, body, status, code):
+    refused(await on_disk.http.post("/mailFolders", json=body), status, code)
+
+
+async def test_a_patch_that_says_nothing_new_changes_nothing(on_disk: OnDisk) -> None:
+    folder = await made(on_disk, "Same")
+    for body in ({}, {"displayName": "Same"}, {"@odata.type": "#microsoft.graph.mailFolder"}):
+        answer = await on_disk.http.patch(f"/mailFolders/{folder['id']}", json=body)
+        assert answer.json()["displayName"] == "Same"
+    answer = await on_disk.http.patch("/mailFolders/inbox", json={"displayName": "Inbox"})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("folder", [*ROOTS, "Inbox"])
+async def test_well_known_folders_stay(on_disk, folder):
+    path = f"/mailFolders/{folder}"
+    http = on_disk.http
+    refused(await http.patch(path, json={"displayName": "x"}), 403, "ErrorAccessDenied")
+    refused(await http.delete(path), 403, "ErrorDeleteDistinguishedFolder")
+    refused(await http.post(f"{path}/permanentDelete"), 403, "ErrorDeleteDistinguishedFolder")
+    move = await http.post(f"{path}/move", json={"destinationId": "archive"})
+    refused(move, 403, "ErrorMoveDistinguishedFolder")
+
+
+async def test_other_well_known_folders_are_not_here(on_disk: OnDisk) -> None:
+    text = refused(await on_disk.http.get("/mailFolders/Clutter"), 404, "ErrorItemNotFound")
+    assert "junkemail" in text
+    for path in ("clutter/messages", "msgfolderroot/messages", "conversationhistory/childFolders"):
+        refused(await on_disk.http.get(f"/mailFolders/{path}"), 404, "ErrorItemNotFound")
+
+
+@pytest.mark.parametrize("action", ["move", "copy", "microsoft.graph.move", "Move"])
+async def test_a_message_goes_to_another_folder(on_disk, action):
+    draft = await a_draft(on_disk)
+    folder = await made(on_disk, "Ziel")
+    answer = await on_disk.http.post(
+        f"/messages/{draft['id']}/{action}", json={"DestinationId": folder["id"]}
+    )
+    assert answer.status_code == 201
+    is_move = action.lower().endswith("move")
+    assert (answer.json()["id"] == draft["id"]) == is_move
+    assert answer.json()["parentFolderId"] == folder["id"]
+    there = await on_disk.http.get(f"/mailFolders/{folder['id']}/messages/{answer.json()['id']}")
+    assert there.json()["subject"] == "s"
+    first = (await on_disk.http.get(f"/messages/{draft['id']}")).json()
+    assert first["parentFolderId"] == (folder["id"] if is_move else "drafts")
+
+
+async def test_a_message_is_moved_within_the_folder_that_the_path_names(on_disk: OnDisk) -> None:
+    draft = await a_draft(on_disk)
+    wrong = f"/mailFolders/inbox/messages/{draft['id']}"
+    for action in ("move", "copy", "permanentDelete"):
+        answer = await on_disk.http.post(f"{wrong}/{action}", json={"destinationId": "archive"})
+        refused(answer, 404, "ErrorItemNotFound")
+    right = f"/mailFolders/drafts/messages/{draft['id']}"
+    moved = await on_disk.http.post(f"{right}/move", json={"destinationId": "ARCHIVE"})
+    assert moved.json()["parentFolderId"] == "archive"
+    gone = await on_disk.http.post(f"/messages/{draft['id']}/permanentDelete")
+    assert (gone.status_code, gone.content) == (204, b"")
+    assert on_disk.files() == []
+
+
+@pytest.mark.parametrize("action", ["move", "copy"])
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({}, 400, "ErrorRequiredPropertyMissing"),
+        ({"destinationId": ""}, 400, "ErrorRequiredPropertyMissing"),
+        ({"destinationId": "nowhere"}, 404, "ErrorItemNotFound"),
+        ({"destinationId": 1}, 400, "RequestBodyRead"),
+        ({"destination": "inbox"}, 400, "RequestBodyRead"),
+        ({"destinationId": "inbox", "DestinationID": "inbox"}, 400, "RequestBodyRead"),
+        ({"destinationId": "../x\u0000"}, 400, "ErrorInvalidRequest"),
+        ({"destinationId": "msgfolderroot"}, 404, "ErrorItemNotFound"),
+    ],
+)
+async def test_a_destination_that_is_none_moves_nothing(on_disk, action, body, status, code):
+    draft = await a_draft(on_disk)
+    answer = await on_disk.http.post(f"/messages/{draft['id']}/{action}", json=body)
+    refused(answer, status, code)
+    assert (await on_disk.http.get(f"/messages/{draft['id']}")).json()["parentFolderId"] == "drafts"
+    assert len(on_disk.files()) == 1
+
+
+async def test_what_is_being_sent_is_not_moved(on_disk: OnDisk) -> None:
+    draft = await a_draft(on_disk)
+    assert (await on_disk.http.post(f"/messages/{draft['id']}/send")).status_code == 202
+    path = f"/messages/{draft['id']}"
+    move = await on_disk.http.post(f"{path}/move", json={"destinationId": "archive"})
+    refused(move, 409, "ErrorIrresolvableConflict")
+    gone = await on_disk.http.post(f"{path}/permanentDelete")
+    refused(gone, 409, "ErrorIrresolvableConflict")
+    assert (await on_disk.http.get(path)).json()["parentFolderId"] == "drafts"
+
+
+async def test_a_size_is_shown_when_it_is_asked_for(on_disk: OnDisk) -> None:
+    answer = await on_disk.http.get("/mailFolders/inbox?$select=displayName,sizeInBytes")
+    assert set(answer.json()) == {"@odata.context", "id", "displayName", "sizeInBytes"}
+
+
+async def test_of_many_that_make_one_folder_one_succeeds(on_disk: OnDisk) -> None:
+    answers = await asyncio.gather(
+        *(on_disk.http.post("/mailFolders", json={"displayName": "One"}) for _ in range(8))
+    )
+    assert sorted(one.status_code for one in answers) == [201] + [409] * 7
+
+
+async def test_a_get_of_an_action_says_which_methods_there_are(world: World) -> None:
+    answer = await world.http.get("/v1.0/me/mailFolders/inbox/move")
+    assert refused(answer, 405, "Request_BadRequest")
+    assert answer.headers["allow"] == "POST"
