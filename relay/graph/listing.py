@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
+from relay.graph.expand import parse_expand
 from relay.graph.odata import (
     message_condition,
     message_order,
@@ -29,7 +30,9 @@ from relay.http.gateway import json_response
 from relay.mailbox.query import NEWEST_FIRST, AllOf, Condition, MessageQuery
 from relay.mailbox.types import Folder, Page, StalePositionError
 
-_OF_MESSAGES = (*("select", "filter", "search", "orderby", "count", "top", "skip", "skiptoken"),)
+_OF_MESSAGES = (
+    *("select", "expand", "filter", "search", "orderby", "count", "top", "skip", "skiptoken"),
+)
 _OF_FOLDERS = ("select", "filter", "orderby", "count", "top", "skip")
 
 
@@ -37,8 +40,9 @@ async def list_messages(visit: Visit) -> Response:
     """GET a page of messages: newest first, unless $orderby says otherwise."""
     asked = _asked(visit, _OF_MESSAGES, MESSAGE_PROPERTIES)
     options = asked.options
+    expand = parse_expand(options.expand)
     page = await _query(visit, message_query(options, visit.folder_id))
-    shown = [show_message(one, options.select) for one in page.messages]
+    shown = [show_message(one, options.select) | expand.show(one) for one in page.messages]
     link = options.next_link(_url(visit), skiptoken=page.next_after) if page.next_after else ""
     context = visit.context(messages_context(visit))
     return asked.answer(context, shown, total=page.total, next_link=link)

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
+from relay.graph.expand import parse_expand
 from relay.graph.listing import messages_context
 from relay.graph.mime import parse_mime
 from relay.graph.parse import ParsedMessage, parse_message
@@ -58,9 +59,10 @@ async def create_message(visit: Visit) -> Response:
 
 async def get_message(visit: Visit) -> Response:
     """GET one message."""
-    options = visit.options({"select"}, MESSAGE_PROPERTIES)
+    options = visit.options({"select", "expand"}, MESSAGE_PROPERTIES)
+    expand = parse_expand(options.expand)
     found = await found_message(visit)
-    shown = show_message(found, options.select)
+    shown = show_message(found, options.select) | expand.show(found)
     return json_response({**visit.context(messages_context(visit) + "/$entity"), **shown})
 
 

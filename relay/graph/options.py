@@ -28,10 +28,11 @@ _SYSTEM = frozenset(
 class Options:
     """What a request asks for; `select` is empty for everything.
 
-    `filter`, `search` and `orderby` are as they came, None where they did not.
+    `expand`, `filter`, `search` and `orderby` are as they came, None where they did not.
     """
 
     select: tuple[str, ...] = ()
+    expand: str | None = None
     filter: str | None = None
     search: str | None = None
     orderby: str | None = None
@@ -47,6 +48,7 @@ class Options:
         """
         query = {
             "$select": ",".join(self.select) or None,
+            "$expand": self.expand,
             "$filter": self.filter,
             "$search": self.search,
             "$orderby": self.orderby,
@@ -86,6 +88,7 @@ def parse_options(
     top = _number(given, "top", default=size, limits=(1, TOP_MAX))
     return Options(
         select=_select(given.get("select", ""), known),
+        expand=given.get("expand"),
         filter=given.get("filter"),
         search=given.get("search"),
         orderby=given.get("orderby"),

@@ -1,5 +1,6 @@
 """Lists of messages and folders: options, pages, counts."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -162,7 +163,7 @@ async def test_the_count_alone(world: World, path: str, query: str, count: str) 
         ("$orderby=id,subject,isRead,isDraft,importance,sentDateTime", "found 6 keys"),
         ("$search=", "Invalid search clause: position 0"),
         ("$skiptoken=never", "$skiptoken: it says no place in this list"),
-        ("$expand=attachments", "'$expand' is not supported here"),
+        ("$expand=attachments", "'attachments' cannot be expanded here"),
         ("$apply=x", "'$apply' is not supported here"),
         ("$weird=1", "$weird"),
         ("$select=id,nothing", "nothing"),
@@ -235,6 +236,17 @@ async def folders(world: World, query: str) -> list[str]:
 async def test_what_folders_are_listed(world: World, query: str, expected: list[str]) -> None:
     world.store.folders = [one for one in world.store.folders if one.id in IDS]
     assert await folders(world, query) == expected
+
+
+async def test_folders_by_several_keys(world: World) -> None:
+    totals = dict(zip(IDS, (3, 1, 3, 1, 3, 2), strict=True))
+    world.store.folders = [
+        replace(one, total=totals[one.id]) for one in world.store.folders if one.id in IDS
+    ]
+    up = ["deleteditems", "drafts", "archive", "inbox", "junkemail", "sentitems"]
+    down = ["drafts", "deleteditems", "archive", "sentitems", "junkemail", "inbox"]
+    assert await folders(world, "$orderby=totalItemCount,displayName") == up
+    assert await folders(world, "$orderby=totalItemCount,displayName desc") == down
 
 
 async def test_folders_are_counted_before_they_are_paged(world: World) -> None:

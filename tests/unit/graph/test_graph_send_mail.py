@@ -16,6 +16,7 @@ FILE = {
     "contentType": "text/plain",
     "contentBytes": "aGVsbG8=",
 }
+ITEM = {"@odata.type": "#microsoft.graph.itemAttachment", "name": "m"}
 
 
 async def test_answers_202_with_ids_and_no_body(world: World) -> None:
@@ -133,11 +134,11 @@ BAD_MESSAGES: list[tuple[dict[str, Any], int, str, str]] = [
     ({"attachments": [FILE | {"contentType": "text/plain\r\nX: y"}]}, 400, "ErrorInvalidRequest", "message.attachments[0].contentType"),
     ({"attachments": [FILE | {"contentType": "plain"}]}, 400, "RequestBodyRead", "message.attachments[0].contentType"),
     ({"attachments": [FILE | {"contentId": "a b"}]}, 400, "RequestBodyRead", "message.attachments[0].contentId"),
-    ({"attachments": [{"@odata.type": "#microsoft.graph.itemAttachment", "name": "m"}]}, 400, "ErrorRequiredPropertyMissing", "message.attachments[0].item"),
-    ({"attachments": [{"@odata.type": "#microsoft.graph.itemAttachment", "name": "m", "item": {"@odata.type": "#microsoft.graph.event"}}]}, 501, "NotImplemented", "message.attachments[0].item.@odata.type"),
-    ({"attachments": [{"@odata.type": "#microsoft.graph.itemAttachment", "name": "m", "item": {"subject": 1}}]}, 400, "RequestBodyRead", "message.attachments[0].item.subject"),
-    ({"attachments": [{"@odata.type": "#microsoft.graph.itemAttachment", "name": "m", "item": {}, "contentBytes": ""}]}, 400, "RequestBodyRead", "message.attachments[0].contentBytes"),
-    ({"attachments": [{"@odata.type": "#microsoft.graph.itemAttachment", "name": "m", "item": {"sentDateTime": "x"}}]}, 400, "RequestBodyRead", "message.attachments[0].item.sentDateTime"),
+    ({"attachments": [ITEM]}, 400, "ErrorRequiredPropertyMissing", "message.attachments[0].item"),
+    ({"attachments": [ITEM | {"item": {"@odata.type": "#microsoft.graph.event"}}]}, 501, "NotImplemented", "message.attachments[0].item.@odata.type"),
+    ({"attachments": [ITEM | {"item": {"subject": 1}}]}, 400, "RequestBodyRead", "message.attachments[0].item.subject"),
+    ({"attachments": [ITEM | {"item": {}, "contentBytes": ""}]}, 400, "RequestBodyRead", "message.attachments[0].contentBytes"),
+    ({"attachments": [ITEM | {"item": {"sentDateTime": "x"}}]}, 400, "RequestBodyRead", "message.attachments[0].item.sentDateTime"),
     ({"attachments": [{"@odata.type": "#microsoft.graph.referenceAttachment", "name": "m"}]}, 501, "NotImplemented", "message.attachments[0].@odata.type"),
     ({"attachments": [FILE] * 251}, 400, "ErrorInvalidRequest", "message.attachments"),
     ({"isReadReceiptRequested": 1}, 400, "RequestBodyRead", "message.isReadReceiptRequested"),

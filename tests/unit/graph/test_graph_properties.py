@@ -1,0 +1,351 @@
+"""All that a message's JSON can say: kept in the draft, shown again, and there in what is sent."""
+
+import base64
+import email
+import email.policy
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from email.message import EmailMessage
+from pathlib import Path
+
+import httpx
+import pytest
+
+from relay.accounts import Account
+from relay.clock import Ids, ManualClock
+from relay.graph import create_app
+from relay.journal.crash import CrashPoints
+from relay.journal.storelog import StoreLog
+from relay.mailbox.store import FileStore
+from relay.message.content import gathered
+from relay.message.convert import convert
+from relay.message.converted import Converted
+from relay.message.draft import read_attachments
+from tests.unit.graph.world import refused, to
+
+ALICE = Account(
+    "alice@example.test",
+    aliases=("alias@example.test",),
+    send_as=("office@example.test", "*@shared.test"),
+)
+HEADERS = "{00020386-0000-0000-C000-000000000046}"
+FILE = {
+    "@odata.type": "#microsoft.graph.fileAttachment",
+    "name": "Übersicht 2026.txt",
+    "contentType": "text/plain",
+    "contentBytes": base64.b64encode("größe".encode()).decode(),
+}
+
+
+class Accounts:
+    def by_token(self, token: str) -> Account | None:
+        return ALICE if token == "alice" else None
+
+    def by_address(self, address: str) -> Account | None:
+        return ALICE if ALICE.owns(address) else None
+
+
+@dataclass
+class Mailbox:
+    http: httpx.AsyncClient
+    root: Path
+
+    async def draft(self, **message: object) -> dict:
+        answer = await self.http.post("messages", json=message)
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    async def get(self, identity: str, **options: str) -> dict:
+        answer = await self.http.get(f"messages/{identity}", params=options)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def patch(self, identity: str, **message: object) -> dict:
+        answer = await self.http.patch(f"messages/{identity}", json=message)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def raw(self) -> bytes:
+        """The only draft's file."""
+        (path,) = (self.root / "example.test/alice/.Drafts/cur").iterdir()
+        return path.read_bytes()
+
+    def converted(self) -> Converted:
+        return convert(self.raw(), now_us=0, hostname="h")
+
+    def sent(self) -> EmailMessage:
+        content = gathered(self.converted().content)
+        assert max(map(len, content.split(b"\r\n"))) <= 998
+        message = email.message_from_bytes(content, policy=email.policy.default)
+        assert not [part.defects for part in message.walk() if part.defects]
+        assert isinstance(message, EmailMessage)
+        return message
+
+
+@pytest.fixture
+async def mailbox(tmp_path: Path) -> AsyncIterator[Mailbox]:
+    clock, crash, root = ManualClock(), CrashPoints(), tmp_path / "mail"
+    store = FileStore(
+        root,
+        clock=clock,
+        ids=Ids(clock),
+        crash=crash,
+        log=StoreLog(root / ".submissions/log", role="graph", clock=clock),
+        hostname="relay.example.test",
+        quota_of=lambda _: None,
+        dead_letter=tmp_path / "dead",
+    )
+    app = create_app(
+        store,
+        Accounts(),  # type: ignore[arg-type]
+        clock=clock,
+        hostname="relay.example.test",
+        public_url="",
+        max_body=8 << 20,
+        crash=crash,
+        ready=lambda: "",
+    )
+    headers = {"authorization": "Bearer alice"}
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://h/v1.0/me", headers=headers
+    ) as http:
+        yield Mailbox(http, root)
+    store.close()
+
+
+def single(*properties: tuple[str, object]) -> list[dict[str, object]]:
+    return [{"id": identity, "value": value} for identity, value in properties]
+
+
+async def test_what_can_be_written_is_shown_again_and_sent(mailbox: Mailbox) -> None:
+    written = {
+        "subject": "RE: Größe ✓",
+        "importance": "high",
+        "sensitivity": "private",
+        "categories": ["Red", "Größe, ja", 'a "quoted" one'],
+        "isReadReceiptRequested": True,
+        "isDeliveryReceiptRequested": True,
+    }
+    made = await mailbox.draft(**written, toRecipients=to("bob@example.test"))
+    shown = await mailbox.get(made["id"], **{"$select": ",".join(written)})
+    assert {name: shown[name] for name in written} == written
+    sent = mailbox.sent()
+    assert sent["sensitivity"] == "Private"
+    assert sent["disposition-notification-to"] == "alice@example.test"
+    assert sent["thread-topic"] == "Größe ✓"
+    assert sent["keywords"] == 'Red, Größe, ja, "a \\"quoted\\" one"'
+    assert mailbox.converted().notify_success is True
+    assert mailbox.converted().smtputf8 is False
+
+
+async def test_a_conversation_has_an_index_from_its_first_moment(mailbox: Mailbox) -> None:
+    made = await mailbox.draft(subject="one", toRecipients=to("bob@example.test"))
+    index = base64.b64decode(made["conversationIndex"], validate=True)
+    assert (len(index), index[0]) == (22, 1)
+    assert index[6:].hex() == made["conversationId"]
+    changed = await mailbox.patch(made["id"], subject="AW: two")
+    assert changed["conversationIndex"] == made["conversationIndex"]
+    sent = mailbox.sent()
+    assert sent["thread-index"] == made["conversationIndex"]
+    assert sent["thread-topic"] == "two"
+
+
+async def test_a_reply_says_what_it_answers(mailbox: Mailbox) -> None:
+    references = "<first@a.test> <second@b.test>"
+    made = await mailbox.draft(
+        toRecipients=to("bob@example.test"),
+        singleValueExtendedProperties=single(
+            ("String 0x1042", "<second@b.test>"), ("String 0x1039", references)
+        ),
+    )
+    first = await mailbox.draft(internetMessageId="<first@a.test>")
+    assert made["conversationId"] == first["conversationId"]
+    await mailbox.http.delete(f"messages/{first['id']}")
+    sent = mailbox.sent()
+    assert sent["in-reply-to"] == "<second@b.test>"
+    assert sent["references"] == references
+
+
+async def test_extended_properties_are_kept_and_shown_where_they_are_asked_for(
+    mailbox: Mailbox,
+) -> None:
+    color = "{66f5a359-4659-4830-9070-00047ec6ac6e}"
+    made = await mailbox.draft(
+        singleValueExtendedProperties=single(
+            (f"String {color} Name Color", "Grün"), ("systemtime 0x3fef", "2026-12-01T00:00:00Z")
+        ),
+        multiValueExtendedProperties=[
+            {"id": f"StringArray {color} Name Palette", "value": ["Grün", "Blau"]}
+        ],
+    )
+    assert "singleValueExtendedProperties" not in made
+    expand = {
+        "$expand": f"singleValueExtendedProperties($filter=id eq 'string {color} name Color' or "
+        f"id eq 'SystemTime 0x3FEF'),multiValueExtendedProperties($filter=id eq "
+        f"'StringArray {color} Name Palette')"
+    }
+    canonical = color.upper()
+    shown = await mailbox.get(made["id"], **expand, **{"$select": "subject"})
+    assert shown["singleValueExtendedProperties"] == single(
+        (f"String {canonical} Name Color", "Grün"), ("SystemTime 0x3FEF", "2026-12-01T00:00:00Z")
+    )
+    assert shown["multiValueExtendedProperties"] == [
+        {"id": f"StringArray {canonical} Name Palette", "value": ["Grün", "Blau"]}
+    ]
+    listed = (await mailbox.http.get("messages", params=expand)).json()["value"][0]
+    assert listed["multiValueExtendedProperties"] == shown["multiValueExtendedProperties"]
+    # a PATCH changes those it names, and null takes one away
+    await mailbox.patch(
+        made["id"],
+        singleValueExtendedProperties=single(
+            ("SystemTime 0x3FEF", None), (f"String {color} Name Color", "Rot")
+        ),
+    )
+    shown = await mailbox.get(made["id"], **expand)
+    assert shown["singleValueExtendedProperties"] == single(
+        (f"String {canonical} Name Color", "Rot")
+    )
+    assert len(shown["multiValueExtendedProperties"]) == 1
+
+
+@pytest.mark.parametrize(
+    "expand",
+    [
+        "singleValueExtendedProperties",
+        "singleValueExtendedProperties()",
+        "singleValueExtendedProperties($filter=id eq 'x')",
+        "singleValueExtendedProperties($filter=value eq 'String 0x1045')",
+        "singleValueExtendedProperties($filter=id eq 'String 0x1045' and id eq 'String 0x1044')",
+        "singleValueExtendedProperties($filter=id eq 'String 0x1045'),",
+        "singleValueExtendedProperties($filter=id eq 'String 0x1045' or )",
+        "attachments",
+        "",
+    ],
+)
+async def test_an_expand_that_cannot_be_is_named(mailbox: Mailbox, expand: str) -> None:
+    answer = await mailbox.http.get("messages", params={"$expand": expand})
+    assert "$expand" in refused(answer, 400, "BadRequest")
+
+
+async def test_some_extended_properties_are_header_fields(mailbox: Mailbox) -> None:
+    await mailbox.draft(
+        toRecipients=to("bob@example.test"),
+        internetMessageHeaders=[{"name": "X-Own", "value": "first"}],
+        singleValueExtendedProperties=single(
+            ("String 0x1045", "<https://example.test/u?id=1>"),
+            (f"String {HEADERS} Name X-Campaign", "Größe"),
+            (f"String {HEADERS} Name x-own", "second"),
+            (f"String {HEADERS} Name Bcc", "hidden@example.test"),
+            ("Integer 0x0036", "3"),
+        ),
+    )
+    sent = mailbox.sent()
+    assert sent["list-unsubscribe"] == "<https://example.test/u?id=1>"
+    assert sent["x-campaign"] == "Größe"
+    assert sent.get_all("x-own") == ["first"]
+    assert sent["bcc"] is None
+    assert sent["sensitivity"] == "Company-Confidential"
+
+
+@pytest.mark.parametrize(
+    ("given", "from_", "sender", "reverse_path"),
+    [
+        ({"from": "alias@example.test"}, "alias@example.test", None, "alias@example.test"),
+        ({"from": "office@example.test"}, "office@example.test", "alice@example.test",
+         "alice@example.test"),
+        ({"from": "x@shared.test"}, "x@shared.test", "alice@example.test", "alice@example.test"),
+        ({"from": "office@example.test", "sender": "office@example.test"}, "office@example.test", None,
+         "office@example.test"),
+        ({"from": "office@example.test", "sender": "x@shared.test"}, "office@example.test",
+         "x@shared.test", "x@shared.test"),
+        ({"sender": "office@example.test"}, "office@example.test", None, "office@example.test"),
+    ],
+)  # fmt: skip
+async def test_who_sends_for_somebody_else_is_named(
+    mailbox: Mailbox, given: dict, from_: str, sender: str | None, reverse_path: str
+) -> None:
+    people = {name: to(address)[0] for name, address in given.items()}
+    made = await mailbox.draft(**people, toRecipients=to("bob@example.test"))
+    sent = mailbox.sent()
+    assert (sent["from"], sent["sender"]) == (from_, sender)
+    assert mailbox.converted().originator == reverse_path
+    await mailbox.patch(made["id"], **{"from": to("alice@example.test")[0]})
+    sent = mailbox.sent()
+    assert (sent["from"], sent["sender"]) == ("alice@example.test", None)
+
+
+@pytest.mark.parametrize("address", ["bob@example.test", "x@notshared.test", "x@a.shared.test"])
+async def test_nobody_sends_for_whom_the_rule_does_not_name(mailbox: Mailbox, address: str) -> None:
+    for message in ({"from": to(address)[0]}, {"sender": to(address)[0]}):
+        answer = await mailbox.http.post("messages", json=message)
+        assert "send_as" in refused(answer, 403, "ErrorSendAsDenied")
+    mime = f"From: {address}\r\nTo: bob@example.test\r\n\r\nx".encode()
+    answer = await mailbox.http.post(
+        "sendMail", content=base64.b64encode(mime), headers={"content-type": "text/plain"}
+    )
+    assert "send_as" in refused(answer, 403, "ErrorSendAsDenied")
+
+
+async def test_mime_may_be_from_whom_send_as_lists(mailbox: Mailbox) -> None:
+    mime = b"From: office@example.test\r\nSender: alice@example.test\r\nTo: b@b.test\r\n\r\nx\r\n"
+    answer = await mailbox.http.post(
+        "messages", content=base64.b64encode(mime), headers={"content-type": "text/plain"}
+    )
+    assert answer.status_code == 201
+    assert mailbox.converted().originator == "alice@example.test"
+
+
+async def test_a_message_can_be_attached_to_a_message(mailbox: Mailbox) -> None:
+    innermost = {
+        "@odata.type": "#microsoft.graph.itemAttachment",
+        "name": "innermost",
+        "item": {"@odata.type": "#microsoft.graph.message", "subject": "third"},
+    }
+    item = {
+        "@odata.type": "#microsoft.graph.message",
+        "id": "AAMk",
+        "subject": "Zweite ✓",
+        "from": to("stranger@elsewhere.test")[0],
+        "toRecipients": to("alice@example.test"),
+        "bccRecipients": to("hidden@example.test"),
+        "body": {"contentType": "html", "content": "<p>Maß</p>"},
+        "sentDateTime": "2026-11-19T10:00:00Z",
+        "internetMessageId": "<second@elsewhere.test>",
+        "attachments": [FILE, innermost],
+    }
+    attached = {"@odata.type": "#microsoft.graph.ItemAttachment", "name": "Zweite", "item": item}
+    made = await mailbox.draft(
+        subject="first", toRecipients=to("bob@example.test"), attachments=[attached, FILE]
+    )
+    assert made["hasAttachments"] is True
+    (kept, _) = read_attachments(mailbox.raw())
+    assert (kept.item, kept.content_type, kept.name) == (True, "message/rfc822", "Zweite")
+    assert mailbox.converted().eight_bit is False
+    for change in ({}, {"subject": "changed", "importance": "low"}):
+        if change:
+            await mailbox.patch(made["id"], **change)
+        inner, file = list(mailbox.sent().iter_attachments())
+        assert (inner.get_content_type(), inner["content-transfer-encoding"]) == (
+            "message/rfc822", "7bit",
+        )  # fmt: skip
+        assert file.get_payload(decode=True).decode() == "größe"
+        second = inner.get_content()
+        assert second["subject"] == "Zweite ✓"
+        assert second["from"] == "stranger@elsewhere.test"
+        assert second["message-id"] == "<second@elsewhere.test>"
+        assert second["date"].datetime.isoformat() == "2026-11-19T10:00:00+00:00"
+        assert second["bcc"] is None
+        assert second.get_body().get_content().strip() == "<p>Maß</p>"
+        text, third = list(second.iter_attachments())
+        assert text.get_filename() == "Übersicht 2026.txt"
+        assert text.get_payload(decode=True).decode() == "größe"
+        assert third.get_content()["subject"] == "third"
+
+
+async def test_messages_within_messages_have_an_end(mailbox: Mailbox) -> None:
+    message: dict = {"subject": "innermost"}
+    for _ in range(12):
+        attached = {"@odata.type": "#microsoft.graph.itemAttachment", "name": "m", "item": message}
+        message = {"attachments": [attached]}
+    answer = await mailbox.http.post("messages", json=message)
+    assert "at most 10 messages" in refused(answer, 400, "RequestBodyRead")
