@@ -244,6 +244,13 @@ def test_every_property_and_list_can_be_asked_for() -> None:
         "not " * DEPTH_MAX + "isRead",
         " and ".join(["isRead"] * TERMS_MAX),
         f"subject eq '{'a' * (CHARACTERS_MAX - 13)}'",
+        *(
+            " or ".join([one] * (DEPTH_MAX + 1))  # beside each other, not within
+            for one in (
+                *("not isRead", "(isRead)", "contains(subject,'x')", "categories/any()"),
+                "categories/any(c:c eq 'x')",
+            )
+        ),
     ],
 )
 def test_what_just_fits(text: str) -> None:

@@ -143,6 +143,7 @@ def test_a_bad_search_is_told_where_it_is_bad(value: str, position: int, named: 
 def test_what_just_fits_and_what_is_too_much() -> None:
     search_condition("(" * DEPTH_MAX + "a" + ")" * DEPTH_MAX)
     search_condition("a " * TERMS_MAX)
+    search_condition("(a) NOT b " * (DEPTH_MAX + 1))
     search_condition("a" * CHARACTERS_MAX)
     assert "at most 32 levels" in refusal("(" * (DEPTH_MAX + 1) + "a").message
     assert "at most 32 levels" in refusal("NOT " * (DEPTH_MAX + 1) + "a").message
