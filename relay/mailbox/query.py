@@ -82,7 +82,11 @@ class SearchIn(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """`property operator value`; times are integers, flags booleans, the rest texts."""
+    """`property operator value`; times are integers, flags booleans, the rest texts.
+
+    Times are compared to the microsecond, though they are shown to the second: who asks for what is
+    later than the last one that was shown must not miss what came in the same second.
+    """
 
     property: Property
     operator: Operator
