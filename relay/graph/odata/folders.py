@@ -25,6 +25,7 @@ _TYPES = {
     "totalItemCount": Type.NUMBER,
     "unreadItemCount": Type.NUMBER,
     "childFolderCount": Type.NUMBER,
+    "sizeInBytes": Type.NUMBER,
 }
 _BY_NAME = {name.lower(): name for name in _TYPES}
 _COMPARED: dict[Operator, Callable[..., bool]] = {
