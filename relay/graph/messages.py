@@ -40,15 +40,13 @@ async def get_user(visit: Visit) -> Response:
 async def create_message(visit: Visit) -> Response:
     """POST a draft, as JSON or MIME."""
     visit.options()
-    mime = visit.is_mime()
-    body = await visit.call.body()
     store = visit.door.store
     folder_id = visit.folder_id or "drafts"
-    if mime:
-        content = parse_mime(body, visit.account).content
+    if visit.is_mime():
+        content = parse_mime(await visit.call.body(), visit.account).content
         created = await store.create_draft(visit.mailbox, content, folder_id=folder_id)
     else:
-        parsed = parse_message(json_object(body), visit.account)
+        parsed = parse_message(json_object(await visit.call.body()), visit.account)
         created = await store.create_draft(visit.mailbox, parsed.properties, folder_id=folder_id)
         if parsed.flagged or parsed.is_read is False:
             change = MessageChange(is_read=parsed.is_read, flagged=parsed.flagged)

@@ -25,22 +25,19 @@ from relay.mailbox.types import NotADraftError, Note
 async def send_mail(visit: Visit) -> Response:
     """POST sendMail: a draft and its note in one go."""
     visit.options()
-    mime = visit.is_mime()
-    body = await visit.call.body()
-    if mime:
-        given = parse_mime_to_send(body, visit.account)
+    if visit.is_mime():
+        given = parse_mime_to_send(await visit.call.body(), visit.account)
         options, applied = await send_options(visit, ())
         note = await visit.door.store.submit_new(visit.mailbox, given.content, options)
         return _accepted(visit, note, given.internet_message_id, applied)
-    asked = parse_send_mail(json_object(body), visit.account)
+    # no name for the body nor for its JSON: a large one is let go of as soon as it is read
+    asked = parse_send_mail(json_object(await visit.call.body()), visit.account)
     properties = asked.message.properties
     check_has_recipients(properties)
     if not properties.internet_message_id:  # made here, so that the 202 can tell it
         message_id = f"<{visit.door.ids.new()}@{visit.door.hostname}>"
         properties = replace(properties, internet_message_id=message_id)
-    options, applied = await send_options(
-        visit, properties.extended, save=asked.save_to_sent_items
-    )
+    options, applied = await send_options(visit, properties.extended, save=asked.save_to_sent_items)
     note = await visit.door.store.submit_new(visit.mailbox, properties, options)
     return _accepted(visit, note, properties.internet_message_id, applied)
 

@@ -141,9 +141,10 @@ def _write_entity(
         part, content = _stored(attachment)
         fields = "".join(raw_field(*field) for field in attachment_fields(part))
         lead = f"{CRLF}--{boundary}{CRLF}{fields}{CRLF}".encode()
-        pieces += [lead, content]
-        parts.append(replace(part, offset=offset + len(lead), length=len(content)))
-        offset += len(lead) + len(content)
+        pieces += [lead, *content]
+        length = sum(map(len, content))
+        parts.append(replace(part, offset=offset + len(lead), length=length))
+        offset += len(lead) + length
     if properties.attachments:
         pieces.append(f"{CRLF}--{boundary}--{CRLF}".encode())
     return _Entity(pieces, body_part, tuple(parts))
@@ -158,8 +159,8 @@ def _boundary(mark: str, attachments: tuple[Attachment, ...]) -> str:
     return boundary
 
 
-def _stored(attachment: Attachment) -> tuple[Part, bytes]:
-    """Return an attachment as it lies in the file: base64, or a message as it is."""
+def _stored(attachment: Attachment) -> tuple[Part, list[bytes]]:
+    """Return an attachment as it lies in the file, in pieces: base64, or a message as it is."""
     part = Part(
         offset=0,
         length=0,
@@ -172,12 +173,12 @@ def _stored(attachment: Attachment) -> tuple[Part, bytes]:
         item=attachment.item,
     )
     if not attachment.item:
-        return part, base64_lines(attachment.content)
+        return part, _line_blocks(attachment.content)
     message = b64decode(attachment.content)
     if not _can_stand(message):  # base64, which no message/rfc822 may have, keeps it intact
-        return replace(part, item=False), base64_lines(attachment.content)
+        return replace(part, item=False), _line_blocks(attachment.content)
     eight_bit = not message.isascii()
-    return replace(part, base64=False, content_type=_MESSAGE, eight_bit=eight_bit), message
+    return replace(part, base64=False, content_type=_MESSAGE, eight_bit=eight_bit), [message]
 
 
 def _can_stand(message: bytes) -> bool:
@@ -235,15 +236,17 @@ def read_block(head: bytes) -> PrivateBlock | None:
         return None
 
 
-def read_properties(raw: bytes) -> MessageProperties:
+def read_properties(raw: bytes | Octets) -> MessageProperties:
     """Return a draft's properties, its body included, its attachments' content left out.
 
-    Raises ValueError when `raw` is not a draft that was written from properties.
+    Raises ValueError when `raw` is not a draft that was written from properties, and OSError.
     """
-    block, length = split_private(raw)
+    octets = MemoryOctets(raw) if isinstance(raw, bytes) else raw
+    block, length = read_private(octets)
     if block is None or block.properties is None or block.body is None:
         raise ValueError("expected a draft that was written from properties")
-    body = part_bytes(raw, length, block.body).decode("utf-8", "replace")
+    stored = octets.read(length + block.body.offset, block.body.length)
+    body = part_bytes(stored, 0, replace(block.body, offset=0)).decode("utf-8", "replace")
     return replace(block.properties, body=body)
 
 
@@ -278,15 +281,18 @@ def read_attachments(raw: bytes) -> tuple[Attachment, ...]:
 
 def base64_lines(content: bytes) -> bytes:
     """Break base64 without white space into lines of 76 characters; no line end at the end."""
-    if len(content) <= _BASE64_LINE:
-        return content
-    # In blocks: a list of half a million lines takes three times what is in them.
-    blocks = []
+    return content if len(content) <= _BASE64_LINE else b"".join(_line_blocks(content))
+
+
+def _line_blocks(content: bytes) -> list[bytes]:
+    """Return base64_lines() in pieces: a list of all the lines would take three times as much."""
+    pieces = []
     for start in range(0, len(content), _BASE64_BLOCK):
         end = min(start + _BASE64_BLOCK, len(content))
         starts = range(start, end, _BASE64_LINE)
-        blocks.append(b"\r\n".join([content[at : at + _BASE64_LINE] for at in starts]))
-    return b"\r\n".join(blocks)
+        lines = [content[at : at + _BASE64_LINE] for at in starts]
+        pieces.append(b"\r\n".join(lines if end == len(content) else [*lines, b""]))
+    return pieces
 
 
 def has_line_over(content: bytes, octets: int) -> bool:
