@@ -154,14 +154,15 @@ def next_generation(
     `identity` counts for what the old file does not tell.
     """
     block, length = split_private(raw)
-    content: MessageProperties | bytes = raw[length:]
-    attachments = read_attachments(raw)
+    content: MessageProperties | bytes
     if block is None or block.is_mime:
-        attachments = read_mime_attachments(raw[length:]) if change else ()
-    elif change is None:
-        change = read_message(raw).properties
-    if change is not None:
-        content = replace(change, attachments=change.attachments or attachments)
+        content = raw[length:]
+        if change is not None:
+            attachments = change.attachments or read_mime_attachments(content)
+            content = replace(change, attachments=attachments)
+    else:
+        change = change or read_message(raw).properties
+        content = replace(change, attachments=change.attachments or read_attachments(raw))
     told = block.origin.message_id if block else ""
     identity = replace(
         identity,
