@@ -218,7 +218,7 @@ class _Composer:
 
     def _pickup(self) -> Pickup:
         return Pickup(
-            self.store, submit_path=self.settings.pickup_socket,
+            self.store, run_dir=self.settings.run_dir,
             hostname=self.settings.hostname, reports=self.reporter, log=self.store_log,
             clock=self.clock, crash=self.crash, metrics=self.metrics,
             give_up_after_s=self.settings.pickup.give_up_after,

@@ -29,7 +29,9 @@ async def send_mail(visit: Visit) -> Response:
         given = parse_mime_to_send(await visit.call.body(), visit.account)
         options, applied = await send_options(visit, ())
         note = await visit.door.store.submit_new(visit.mailbox, given.content, options)
-        return _accepted(visit, note, given.internet_message_id, applied)
+        return _accepted(
+            visit, note, internet_message_id=given.internet_message_id, headers=applied
+        )
     # no name for the body nor for its JSON: a large one is let go of as soon as it is read
     asked = parse_send_mail(json_object(await visit.call.body()), visit.account)
     properties = asked.message.properties
@@ -39,7 +41,9 @@ async def send_mail(visit: Visit) -> Response:
         properties = replace(properties, internet_message_id=message_id)
     options, applied = await send_options(visit, properties.extended, save=asked.save_to_sent_items)
     note = await visit.door.store.submit_new(visit.mailbox, properties, options)
-    return _accepted(visit, note, properties.internet_message_id, applied)
+    return _accepted(
+        visit, note, internet_message_id=properties.internet_message_id, headers=applied
+    )
 
 
 async def send_draft(visit: Visit) -> Response:
@@ -56,11 +60,13 @@ async def send_draft(visit: Visit) -> Response:
         check_content(await store.mime(visit.mailbox, draft.id), visit.account)
     options, applied = await send_options(visit, draft.properties.extended)
     note = await store.submit_draft(visit.mailbox, draft.id, options)
-    return _accepted(visit, note, draft.properties.internet_message_id, applied)
+    return _accepted(
+        visit, note, internet_message_id=draft.properties.internet_message_id, headers=applied
+    )
 
 
 def _accepted(
-    visit: Visit, note: Note, internet_message_id: str, headers: Mapping[str, str]
+    visit: Visit, note: Note, *, internet_message_id: str, headers: Mapping[str, str]
 ) -> Response:
     async def answered() -> None:
         visit.door.crash.reached(CrashPoint.REQUEST_ANSWERED)

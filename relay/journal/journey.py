@@ -133,8 +133,9 @@ def _draft_of(submission_id: str | None) -> str | None:
 def _before_transport(steps: Sequence[Mapping[str, Any]]) -> tuple[State, str]:
     """What steps 1 to 4 say of recipients that the spool does not know, and in which words."""
     details = {step["step"]: step["detail"] for step in steps}
-    if Step.REPORT in details:
-        return State.FAILED, ""
+    if (report := details.get(Step.REPORT)) is not None:
+        state = State.EXPIRED if report.get("kind") == "unknown" else State.FAILED
+        return state, str(report.get("reply", ""))
     noted = details.get(Step.NOTIFIED, {})
     if Step.CONVERTED not in details:
         if "cancelled" in noted:

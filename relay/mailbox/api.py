@@ -7,13 +7,13 @@ Fails: StoreError's children (types.py); after one, nothing is half-written.
 Standards: Maildir++; Graph's message and mailFolder.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from enum import Enum
 from typing import Protocol
 
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import Folder, MessageChange, Note, Page, SendOptions, StoredMessage
-from relay.message.content import Content
+from relay.message.content import Content, Octets
 from relay.message.properties import MessageProperties
 
 
@@ -149,11 +149,14 @@ class MailStore(Protocol):
         ...
 
     # -- pickup
-    def notes(self) -> AsyncIterator[Note]:
-        """Notes in ready/, those there at start first, then each as it comes; never ends."""
+    def notes(self) -> AsyncGenerator[Note, None]:
+        """Notes in ready/, those there at start first, then each as it comes; never ends.
+
+        While somebody reads them, deferred ones are made ready at their time.
+        """
         ...
 
-    async def note_content(self, note: Note) -> bytes:
+    async def note_content(self, note: Note) -> Octets:
         """The note's file, private block and all: what convert() wants.
 
         Raises NoSuchItemError, StoreUnavailableError.
@@ -168,10 +171,11 @@ class MailStore(Protocol):
         """Step 4: move to Sent Items (or remove), record it, remove the note. Idempotent."""
         ...
 
-    async def fail_note(self, note: Note, report: bytes | None) -> None:
+    async def fail_note(self, note: Note, report: bytes | None, *, put_aside: bool = False) -> None:
         """Step 3 failed for good: the report goes into the Inbox, then the note goes.
 
-        The draft stays in Drafts, a plain draft again. Idempotent.
+        With `put_aside` its file is kept in corrupt/, for people to look at. The draft stays in
+        Drafts, a plain draft again. Idempotent.
         """
         ...
 

@@ -228,7 +228,7 @@ class Sending:
             self._shared.crash.reached(CrashPoint.STEP_RECORDED)
             self._remove_note(note)
 
-    def fail_note(self, note: Note, report: bytes | None) -> None:
+    def fail_note(self, note: Note, report: bytes | None, *, put_aside: bool = False) -> None:
         """See MailStore.fail_note()."""
         with self._shared.stripes.of(note.draft_id):
             if not note.path.exists():
@@ -237,6 +237,8 @@ class Sending:
                 unique = f"{note.submission_id}.report"
                 self._inbox.deliver(note.account, unique=unique, content=report, over_quota=True)
             self._shared.crash.reached(CrashPoint.REPORT_WRITTEN)
+            if put_aside:
+                self._shared.notes.put_aside(note.path)
             self._remove_note(note)
 
     def _sent_folder(self, mailbox: Path, note: Note) -> tuple[str, Path]:

@@ -14,6 +14,7 @@ from typing import ParamSpec, TypeVar
 
 from relay.accounts.account import DEAD_LETTER
 from relay.clock import Clock, Ids
+from relay.files import FileOctets
 from relay.journal.crash import CrashPoints
 from relay.journal.storelog import StoreLog
 from relay.mailbox.api import DeliveryResult
@@ -43,7 +44,7 @@ from relay.mailbox.types import (
     StoredMessage,
 )
 from relay.mailbox.waiting import Waiting
-from relay.message.content import Content
+from relay.message.content import LARGE_BYTES, Content, MemoryOctets, Octets
 from relay.message.properties import MessageProperties
 
 _THREADS = 16  # they wait for fsyncs that they share: more of them, fewer fsyncs a message
@@ -222,7 +223,7 @@ class FileStore:
         """About how many notes wait for their time."""
         return self._due.count
 
-    async def note_content(self, note: Note) -> bytes:
+    async def note_content(self, note: Note) -> Octets:
         """A note's file."""
         try:
             return await self._run(_note_content, note)
@@ -239,9 +240,9 @@ class FileStore:
         await self._run(self._sending.file_original, note, queue_id=queue_id)
         self._board.done(note)
 
-    async def fail_note(self, note: Note, report: bytes | None) -> None:
+    async def fail_note(self, note: Note, report: bytes | None, *, put_aside: bool = False) -> None:
         """Report, and remove the note."""
-        await self._run(self._sending.fail_note, note, report)
+        await self._run(self._sending.fail_note, note, report, put_aside=put_aside)
         self._board.done(note)
 
     # -- step 6
@@ -314,8 +315,11 @@ class FileStore:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
 
-def _note_content(note: Note) -> bytes:
+def _note_content(note: Note) -> Octets:
     try:
-        return note.path.read_bytes()
+        size_bytes = note.path.stat().st_size
+        if size_bytes > LARGE_BYTES:
+            return FileOctets(note.path, 0, size_bytes)
+        return MemoryOctets(note.path.read_bytes())
     except FileNotFoundError:
         raise NoSuchItemError(f"The note {note.submission_id} is gone.") from None

@@ -24,7 +24,7 @@ from relay.message.headers import (
     split,
     strip_private,
 )
-from relay.message.reporting import ReportedMessage, ReportedRecipient
+from relay.message.reporting import Action, ReportedMessage, ReportedRecipient
 from relay.message.status import ascii_folded, explain, one_line, split_reply
 from relay.message.xtext import encode_utf8_address
 
@@ -92,17 +92,41 @@ class _Identity:
     now_us: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How a report begins, by whether it is known that the recipients did not get the message."""
+
+    title: str
+    opening: str
+
+
+_KINDS = {
+    False: _Kind("Undeliverable", "Delivery has failed to these recipients:"),
+    True: _Kind(
+        "Unknown whether sent", "It is unknown whether the message was sent to these recipients:"
+    ),
+}
+
+
+def _is_unknown(recipients: Sequence[ReportedRecipient]) -> bool:
+    return all(recipient.action is Action.DELAYED for recipient in recipients)
+
+
 def _header(
     message: ReportedMessage, recipients: Sequence[ReportedRecipient], identity: _Identity
 ) -> bytes:
     hostname = identity.hostname
-    failed = [recipient.address for recipient in recipients if recipient.address.isascii()]
+    failed = [
+        recipient.address
+        for recipient in recipients
+        if recipient.address.isascii() and recipient.action is Action.FAILED
+    ]
     content = in_sight(message.content)
     subject = decoded(content, "subject")[:_SUBJECT_CHARACTERS_MAX] or "(no subject)"
     lines = [
         field("From", f"Mail Delivery System <MAILER-DAEMON@{hostname}>"),
         fold("To", f"<{message.reverse_path}>"),
-        field("Subject", f"Undeliverable: {subject}"),
+        field("Subject", f"{_KINDS[_is_unknown(recipients)].title}: {subject}"),
         field("Date", date_field(identity.now_us)),
         field("Message-ID", f"<{identity.report_id}.dsn@{hostname}>"),
         *_thread_fields(content),
@@ -137,7 +161,7 @@ def _thread_fields(content: bytes) -> Iterator[bytes]:
 def _text_part(
     message: ReportedMessage, recipients: Sequence[ReportedRecipient], hostname: str
 ) -> _Part:
-    lines = ["Delivery has failed to these recipients:", ""]
+    lines = [_KINDS[_is_unknown(recipients)].opening, ""]
     for recipient in recipients[:_SHOWN_RECIPIENTS_MAX]:
         evidence = recipient.evidence
         speaker = one_line(evidence.host) if evidence.remote and evidence.host else hostname

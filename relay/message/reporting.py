@@ -18,6 +18,7 @@ class Action(StrEnum):
     """RFC 3464 2.3.3."""
 
     FAILED = "failed"
+    DELAYED = "delayed"  # also: nobody can tell whether it was sent
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ Standards: the Graph send-mail process, steps 2 to 4.
 
 import asyncio
 import random
+from contextlib import aclosing
 from pathlib import Path
 
 from relay.clock import Clock
@@ -17,12 +18,17 @@ from relay.journal.metrics import Metrics
 from relay.journal.storelog import StoreLog
 from relay.mailbox.api import MailStore
 from relay.mailbox.types import Note, StoreError
+from relay.message.convert import convert
 from relay.message.outcome import Evidence
+from relay.pickup.conversion import Conversion, Converter
 from relay.pickup.decisions import Later, delay_s
-from relay.pickup.handling import Handling, Reporter
+from relay.pickup.gate import Gate
+from relay.pickup.handling import Handling, Reporter, Tries
 from relay.pickup.submission import Submitter
 from relay.pickup.turns import Turns
 
+SOCKET_NAME = "pickup.sock"
+_MARKS_NAME = "converting"
 _WINDOW_NOTES = 256
 
 _log = get_logger("pickup")
@@ -35,7 +41,7 @@ class Pickup:
         self,
         store: MailStore,
         *,
-        submit_path: Path,
+        run_dir: Path,
         hostname: str,
         reports: Reporter,
         log: StoreLog,
@@ -45,25 +51,31 @@ class Pickup:
         give_up_after_s: float,
         max_concurrent: int,
         chance: random.Random | None = None,
+        converter: Converter = convert,
     ) -> None:
-        """`submit_path` is the relay's own pickup socket; `chance` spreads the retries."""
+        """The relay's own pickup socket is in `run_dir`; `chance` spreads the retries."""
         self._store = store
-        self._submit_path = submit_path
+        self._submit_path = run_dir / SOCKET_NAME
         self._hostname = hostname
         self._waiting = metrics.pickup_waiting
         self._chance = chance or random.Random()  # noqa: S311 - spreads load, hides nothing
+        self._gate = Gate()
         self._handling = Handling(
             store=store,
             reports=reports,
+            conversion=Conversion(
+                converter, hostname=hostname, clock=clock, marks=run_dir / _MARKS_NAME
+            ),
+            gate=self._gate,
             log=log,
             clock=clock,
             crash=crash,
-            hostname=hostname,
             give_up_after_s=give_up_after_s,
+            started_us=clock.time_us(),
         )
         self._max_concurrent = max_concurrent
         self._turns = Turns(_WINDOW_NOTES)
-        self._failures: dict[str, int] = {}  # by submission id, of notes put back
+        self._tries: dict[str, Tries] = {}  # by submission id, of notes put back
         self._workers: set[asyncio.Task[None]] = set()
         self._idle: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -72,10 +84,11 @@ class Pickup:
         """Work until cancelled. Notes in work go on behind it: call drain() then."""
         for number in range(self._max_concurrent):
             self._workers.add(asyncio.create_task(self._work(), name=f"pickup-{number}"))
-        async for note in self._store.notes():
-            if note.submission_id not in self._failures:
-                self._waiting.inc()
-            await self._turns.put(note)
+        async with aclosing(self._store.notes()) as notes:
+            async for note in notes:
+                if note.submission_id not in self._tries:
+                    self._waiting.inc()
+                await self._turns.put(note)
 
     async def drain(self) -> None:
         """Let notes in work come to their end and close the connections; cancelled, drop them.
@@ -98,30 +111,34 @@ class Pickup:
         try:
             while not self._draining:
                 self._idle.add(worker)
-                note = await self._turns.take()
-                self._idle.discard(worker)
-                await self._bring_on(note, submitter)
+                await self._gate.passed()
+                try:
+                    note = await self._turns.take()
+                    self._idle.discard(worker)
+                    await self._bring_on(note, submitter)
+                finally:
+                    self._gate.leave()
         finally:
             self._idle.discard(worker)
             await submitter.close()
 
     async def _bring_on(self, note: Note, submitter: Submitter) -> None:
         """Try a note once; whatever happens, it is done with or put back."""
-        repeated = note.submission_id in self._failures
+        tries = self._tries.get(note.submission_id, Tries())
         try:
-            later = await self._handling.handle(note, submitter, repeated=repeated)
+            later = await self._handling.handle(note, submitter, tries)
         except (StoreError, OSError) as error:
             later = Later(Evidence("4.3.0", str(error)))
         except Exception:  # noqa: BLE001 - one note's fault must not stop the others
             _log.exception("note fault", submission_id=note.submission_id)
             later = Later(Evidence("4.3.0", "an internal fault"))
         if later is None:
-            self._failures.pop(note.submission_id, None)
+            self._tries.pop(note.submission_id, None)
             self._waiting.dec()
             return
-        failures = self._failures.get(note.submission_id, 0) + 1
-        self._failures[note.submission_id] = failures
-        pause_s = delay_s(failures, self._chance.random())
+        tries = Tries(tries.failures + 1, tries.uncertain or later.uncertain)
+        self._tries[note.submission_id] = tries
+        pause_s = delay_s(tries.failures, self._chance.random())
         reply = later.evidence.reply
         _log.info("note put back", submission_id=note.submission_id, reply=reply, pause_s=pause_s)
         self._store.retry_note(note, pause_s)

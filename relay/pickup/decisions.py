@@ -37,9 +37,15 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Not now; the same submission can be repeated without harm."""
+    """Not now; the same submission can be repeated without harm.
+
+    `is_down`: the relay could not even be asked. `uncertain`: it may have accepted, its answer was
+    not heard.
+    """
 
     evidence: Evidence
+    is_down: bool = False
+    uncertain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +67,10 @@ def verdict_of(outcomes: Iterable[Outcome]) -> Verdict:
     accepted: Evidence | None = None
     for outcome in outcomes:
         match outcome:
-            case Deferred(evidence) | Indeterminate(evidence):
+            case Deferred(evidence):
                 return Later(evidence)
+            case Indeterminate(evidence):
+                return Later(evidence, uncertain=True)
             case Failed(evidence):
                 refused = refused or evidence
             case Relayed(evidence) | Delivered(evidence):
@@ -81,23 +89,43 @@ def delay_s(failures: int, chance: float) -> float:
     return min(LONGEST_DELAY_S, growing) * (0.9 + 0.2 * chance)
 
 
-def given_up(age_s: float, give_up_after_s: float, last: Evidence) -> Evidence | None:
-    """Return what the report says when a note has been tried for too long; None to go on."""
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a note ends without being sent; `unknown`: it may have been sent, nobody can tell."""
+
+    evidence: Evidence
+    unknown: bool = False
+
+
+def given_up(
+    age_s: float, give_up_after_s: float, last: Evidence, *, uncertain: bool
+) -> End | None:
+    """Return how a note ends that has been tried for too long; None to go on.
+
+    `uncertain`: an attempt ended without an answer, and no later one told what had become of it.
+    """
     if age_s <= give_up_after_s:
         return None
-    reply = f"5.4.7 not accepted within {_told(give_up_after_s)}; at last: {last.reply}"
-    return Evidence("5.4.7", reply)
+    within = _told(give_up_after_s)
+    if not uncertain:
+        reply = f"5.4.7 not accepted within {within}; at last: {last.reply}"
+        return End(Evidence("5.4.7", reply))
+    reply = (
+        f"4.4.7 an attempt ended without an answer, and none came within {within}; it is unknown "
+        f"whether the message was sent; at last: {last.reply}"
+    )
+    return End(Evidence("4.4.7", reply), unknown=True)
 
 
-def unknown(age_s: float, give_up_after_s: float) -> Evidence | None:
-    """Return what the report says of a note whose key may be forgotten; None if it may be sent.
+def too_old(age_s: float, give_up_after_s: float) -> End | None:
+    """Return how a note ends whose key may be forgotten; None if it may be sent.
 
     Sent again it could arrive twice, so it never is.
     """
     if age_s <= give_up_after_s + KEY_MARGIN_S:
         return None
-    reply = f"5.4.7 found after {_told(age_s)}; it is unknown whether it was sent, so it is not now"
-    return Evidence("5.4.7", reply)
+    reply = f"4.4.7 found after {_told(age_s)}; it is unknown whether it was sent, so it is not now"
+    return End(Evidence("4.4.7", reply), unknown=True)
 
 
 def _told(seconds: float) -> str:

@@ -6,31 +6,34 @@ Fails: StoreError and OSError when the disk refuses; the note is then as it was.
 Standards: the Graph send-mail process, steps 3 and 4; RFC 3464 by way of the reporter.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from relay.clock import Clock
+from relay.clock import Clock, rfc3339
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.events import Event, Step
 from relay.journal.logs import get_logger
 from relay.journal.storelog import StoreLog, SubmissionFacts
 from relay.mailbox.api import MailStore
 from relay.mailbox.types import NoSuchItemError, Note
-from relay.message.content import size_of
-from relay.message.convert import convert
+from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, size_of
 from relay.message.converted import ConversionError, Converted
 from relay.message.draft import split_private
+from relay.message.headers import split
 from relay.message.mimeread import read_message
 from relay.message.outcome import Evidence
-from relay.message.reporting import ReportedMessage, ReportedRecipient
+from relay.message.properties import MessageProperties
+from relay.message.reporting import Action, ReportedMessage, ReportedRecipient
 from relay.message.status import one_line
-from relay.pickup.decisions import Accepted, Later, Refused, given_up, unknown
+from relay.pickup.conversion import Conversion, UnsafeNoteError
+from relay.pickup.decisions import Accepted, End, Later, Refused, given_up, too_old
+from relay.pickup.gate import Gate
 from relay.pickup.submission import Submitter
 
-_INLINE_BYTES_MAX = 256 * 1024  # a bigger conversion would hold the event loop up
+_DEFECTS_MAX = 20
+_HEADER_BYTES_MAX = 64 * 1024
 
 _log = get_logger("pickup")
 
@@ -46,73 +49,96 @@ class Reporter(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Tries:
+    """What is known of earlier attempts with a note; `uncertain`: one ended without an answer."""
+
+    failures: int = 0
+    uncertain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Handling:
-    """How a note is brought to its end; the same for every worker."""
+    """How a note is brought to its end; the same for every worker.
+
+    `started_us` is when this process began: it does not know how attempts before it ended.
+    """
 
     store: MailStore
     reports: Reporter
+    conversion: Conversion
+    gate: Gate
     log: StoreLog
     clock: Clock
     crash: CrashPoints
-    hostname: str
     give_up_after_s: float
+    started_us: int
 
-    async def handle(self, note: Note, submitter: Submitter, *, repeated: bool) -> Later | None:
+    async def handle(self, note: Note, submitter: Submitter, tries: Tries) -> Later | None:
         """Try a note once; return None when it is done with, else why it must be tried again."""
         try:
-            raw = await self.store.note_content(note)
+            content = await self.store.note_content(note)
         except NoSuchItemError:  # filed before a restart, or by another process
             return None
-        if evidence := unknown(self._age_s(note), self.give_up_after_s):
-            await self._fail(note, raw, evidence)
+        if end := too_old(self._age_s(note), self.give_up_after_s):
+            await self._fail(note, _as_it_is(content, note), end)
             return None
         try:
-            message = await self._converted(raw, note)
+            message = await self.conversion.converted(note, content)
         except ConversionError as error:
-            await self._fail(note, raw, Evidence("5.6.3", f"5.6.3 {error}"))
+            end = End(Evidence("5.6.3", f"5.6.3 {error}"))
+            await self._fail(note, _as_it_is(content, note), end)
             return None
-        if not repeated:
-            detail = {"size": size_of(message.content), "recipients": len(message.recipients)}
-            self._record(note, Step.CONVERTED, detail)
+        except UnsafeNoteError as error:
+            await self._quarantine(note, content, error)
+            return None
+        if not tries.failures:
+            self._record(note, Step.CONVERTED, _facts_of(message))
         self.crash.reached(CrashPoint.NOTE_CONVERTED)
-        return await self._submit(note, message, submitter)
+        return await self._submit(note, message, submitter, tries=tries)
 
-    async def _submit(self, note: Note, message: Converted, submitter: Submitter) -> Later | None:
+    async def _submit(
+        self, note: Note, message: Converted, submitter: Submitter, *, tries: Tries
+    ) -> Later | None:
         sent = partial(self.crash.reached, CrashPoint.SUBMISSION_SENT)
         verdict = await submitter.submit(message, submission_id=note.submission_id, after_dot=sent)
         match verdict:
             case Accepted(queue_id):
+                self.gate.answered()
                 self.crash.reached(CrashPoint.SUBMISSION_ACCEPTED)
                 await self.store.file_original(note, queue_id=queue_id)
-                return None
             case Refused(evidence):
-                await self._fail(note, message, evidence)
-                return None
+                self.gate.answered()
+                await self._fail(note, message, End(evidence))
             case Later(evidence):
-                end = given_up(self._age_s(note), self.give_up_after_s, evidence)
-                if end is None:
+                self.gate.put_off(note.submission_id, is_down=verdict.is_down)
+                age_s = self._age_s(note)
+                if age_s <= self.give_up_after_s:
                     return verdict
+                uncertain = verdict.uncertain or tries.uncertain or await self._tried_before(note)
+                end = given_up(age_s, self.give_up_after_s, evidence, uncertain=uncertain)
+                assert end is not None
                 await self._fail(note, message, end)
-                return None
+        return None
 
-    async def _converted(self, raw: bytes, note: Note) -> Converted:
-        """Convert, big ones in a thread. Raises ConversionError, also for a fault of our own."""
-        now_us = self.clock.time_us()
-        try:
-            if len(raw) <= _INLINE_BYTES_MAX:
-                return convert(raw, now_us=now_us, hostname=self.hostname)
-            return await asyncio.to_thread(convert, raw, now_us=now_us, hostname=self.hostname)
-        except (ConversionError, MemoryError):
-            raise
-        except Exception as error:
-            _log.exception("conversion fault", submission_id=note.submission_id)
-            raise ConversionError("the message could not be converted") from error
+    async def _tried_before(self, note: Note) -> bool:
+        """Whether an earlier process may have submitted a note: it had got as far as step 3."""
+        told = await self.log.submission(note.submission_id)
+        converted = [one["at"] for one in (told or {}).get("steps", ()) if one["step"] == 3]
+        return any(at < rfc3339(self.started_us) for at in converted)
 
-    async def _fail(self, note: Note, message: Converted | bytes, evidence: Evidence) -> None:
+    async def _quarantine(self, note: Note, content: Octets, error: UnsafeNoteError) -> None:
+        """Put a note aside with which no process came to an end; its sender is told."""
+        _log.error("note quarantined", submission_id=note.submission_id, error=str(error))
+        reply = f"5.6.0 the message could not be converted: {error}; it was put aside"
+        message = _as_it_is(content, note, read_mime=False)
+        await self._fail(note, message, End(Evidence("5.6.0", reply)), put_aside=True)
+        self.conversion.forget(note)
+
+    async def _fail(
+        self, note: Note, message: Converted, end: End, *, put_aside: bool = False
+    ) -> None:
         """Tell the sender, for good: the report, its record, then the note goes."""
         now_us = self.clock.time_us()
-        if isinstance(message, bytes):
-            message = _as_it_is(message, note)
         about = ReportedMessage(
             queue_id="",
             reverse_path=note.account,
@@ -123,14 +149,24 @@ class Handling:
             content=message.content,
         )
         recipients = [
-            ReportedRecipient(address, "", evidence, last_attempt_us=now_us)
+            ReportedRecipient(
+                address,
+                "",
+                end.evidence,
+                action=Action.DELAYED if end.unknown else Action.FAILED,
+                last_attempt_us=now_us,
+            )
             for address in message.recipients
         ]
         report = self.reports.inbox_report(about, recipients)
-        self._record(note, Step.CONVERTED, {"failed": evidence.reply})
-        self._record(note, Step.REPORT, {"kind": "failure", "to": note.account})
-        await self.store.fail_note(note, report)
-        _log.warning("submission failed", submission_id=note.submission_id, status=evidence.status)
+        kind, said = ("unknown", "unknown") if end.unknown else ("failure", "failed")
+        reply = end.evidence.reply
+        self._record(note, Step.CONVERTED, {said: reply})
+        self._record(note, Step.REPORT, {"kind": kind, "to": note.account, "reply": reply})
+        await self.store.fail_note(note, report, put_aside=put_aside)
+        _log.warning(
+            "submission failed", submission_id=note.submission_id, status=end.evidence.status
+        )
 
     def _record(self, note: Note, step: Step, detail: dict[str, Any]) -> None:
         facts = SubmissionFacts(note.submission_id, note.draft_id, note.account, note.account)
@@ -140,15 +176,37 @@ class Handling:
         return (self.clock.time_us() - note.ready_us) / 1_000_000
 
 
-def _as_it_is(raw: bytes, note: Note) -> Converted:
+def _facts_of(message: Converted) -> dict[str, Any]:
+    """What step 3 says of a message: its defects only where it has any."""
+    facts: dict[str, Any] = {
+        "size": size_of(message.content),
+        "recipients": len(message.recipients),
+    }
+    if message.defects:
+        facts["defects"] = list(message.defects[:_DEFECTS_MAX])
+    return facts
+
+
+def _as_it_is(content: Octets, note: Note, *, read_mime: bool = True) -> Converted:
     """Return what a report says of a message that could not be converted.
 
-    A report needs somebody it is about: without any recipient, that is its sender.
+    A report needs somebody it is about: without any recipient, that is its sender. Unless
+    `read_mime`, only what the relay wrote itself is read.
     """
-    properties = read_message(raw).properties
+    head = content.read(0, LARGE_BYTES)
+    block, length = split_private(head)
+    header = head[length:]
+    header = header[: min(split(header), _HEADER_BYTES_MAX)]
+    properties = MessageProperties()
+    if block is not None and block.properties is not None:
+        properties = block.properties
+    elif read_mime:
+        properties = read_message(header).properties
     people = (*properties.to, *properties.cc, *properties.bcc)
+    is_whole = content.size == len(head)
+    returned: Content = head[length:] if is_whole else LargeContent(header, (), eight_bit=True)
     return Converted(
-        content=raw[split_private(raw)[1] :],
+        content=returned,
         originator=note.account,
         recipients=tuple(dict.fromkeys(one_line(one.address) for one in people)) or (note.account,),
         smtputf8=False,

@@ -54,9 +54,10 @@ class Submitter:
             try:
                 connection = await self._open()
             except ConnectError as error:  # whatever it says, it is not about this message
-                return Later(error.outcome.evidence)
+                return Later(error.outcome.evidence, is_down=True)
             if not connection.extensions.dsn:
-                return Later(Evidence("4.3.5", "4.3.5 the pickup socket does not offer DSN"))
+                evidence = Evidence("4.3.5", "4.3.5 the pickup socket does not offer DSN")
+                return Later(evidence, is_down=True)
             result = await connection.transact(transaction, after_dot=after_dot)
             if not result.stale:  # a stale one is closed, so this ends with a fresh one
                 return verdict_of(result.outcomes.values())

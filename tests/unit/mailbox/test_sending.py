@@ -46,7 +46,7 @@ async def test_the_note_is_what_is_sent_whatever_happens_to_the_draft(place, sto
     note = await store.submit_new(ALICE, draft(subject="first"), SAVE)
     for file in place.files(".Drafts"):
         file.unlink()
-    content = await store.note_content(note)
+    content = (await store.note_content(note)).octets
     assert read_properties(content).subject == "first"
     assert convert(content, now_us=0, hostname="h").recipients == ("bob@b.test",)
 
@@ -151,7 +151,7 @@ async def test_a_draft_of_a_mail_client_keeps_its_id_and_its_bytes(place, store)
     note = await store.submit_draft(ALICE, found.id, SAVE)
     assert note.draft_id == found.id
     assert len(place.files(".Drafts")) == 1
-    assert (await store.note_content(note)).endswith(content)
+    assert (await store.note_content(note)).octets.endswith(content)
     assert await store.mime(ALICE, found.id) == content
 
 
@@ -269,7 +269,7 @@ async def test_a_draft_of_yesterday_goes_out_with_todays_date(
     before = await store.mime(ALICE, made.id)
     place.clock.advance(waited_s)
     note = await store.submit_draft(ALICE, made.id, SAVE)
-    sent = await store.note_content(note)
+    sent = (await store.note_content(note)).octets
     found = {re.search(rb"\r\nDate: (.*)\r\n", each)[1] for each in (before, sent)}
     assert len(found) == dates
     assert note.draft_id == made.id

@@ -10,7 +10,7 @@ from relay.pickup.decisions import (
     Refused,
     delay_s,
     given_up,
-    unknown,
+    too_old,
     verdict_of,
 )
 
@@ -27,7 +27,7 @@ DOUBT = Indeterminate(Evidence("4.4.2", "lost"))
         ([OK, OK], Accepted("0abc9")),
         ([Relayed(Evidence("2.0.0", "250 Ok"))], Accepted("")),
         ([BUSY], Later(BUSY.evidence)),
-        ([DOUBT], Later(DOUBT.evidence)),
+        ([DOUBT], Later(DOUBT.evidence, uncertain=True)),
         ([NO, BUSY], Later(BUSY.evidence)),
         ([NO, NO], Refused(Evidence("5.7.1", "550 5.7.1 no"))),
     ],
@@ -50,12 +50,22 @@ def test_delays_grow_to_a_bound_and_spread():
 
 @pytest.mark.parametrize(("age_s", "ends"), [(0, False), (DAY_S, False), (DAY_S + 1, True)])
 def test_a_note_is_given_up_by_its_age(age_s, ends):
-    end = given_up(age_s, DAY_S, BUSY.evidence)
+    end = given_up(age_s, DAY_S, BUSY.evidence, uncertain=False)
     assert (end is not None) is ends
     if end:
-        assert (end.status, "451 4.3.0 busy" in end.reply) == ("5.4.7", True)
+        assert not end.unknown
+        assert (end.evidence.status, "451 4.3.0 busy" in end.evidence.reply) == ("5.4.7", True)
+
+
+def test_who_was_not_answered_does_not_say_that_it_failed():
+    end = given_up(DAY_S + 1, DAY_S, BUSY.evidence, uncertain=True)
+    assert end.unknown
+    assert end.evidence.status == "4.4.7"
+    assert "unknown whether the message was sent" in end.evidence.reply
 
 
 @pytest.mark.parametrize(("age_s", "lost"), [(8 * DAY_S, False), (8 * DAY_S + 1, True)])
 def test_a_note_that_outlived_its_key_is_unknown(age_s, lost):
-    assert (unknown(age_s, DAY_S) is not None) is lost
+    end = too_old(age_s, DAY_S)
+    assert (end is not None) is lost
+    assert end is None or end.unknown

@@ -2,19 +2,21 @@
 
 import asyncio
 import contextlib
-from pathlib import Path
 
 import pytest
 
 from relay.clock import ManualClock
 from relay.journal.crash import CrashPoints
+from relay.journal.events import Event, Step
 from relay.journal.metrics import Metrics
-from relay.journal.storelog import StoreLog
+from relay.journal.storelog import StoreLog, SubmissionFacts
 from relay.mailbox.types import NoSuchItemError, Note, StoreUnavailableError
-from relay.message import convert as conversion
+from relay.message.content import MemoryOctets
+from relay.message.convert import convert
 from relay.message.draft import DraftOrigin, write_draft
 from relay.message.properties import MessageProperties, Person
-from relay.pickup import Pickup, handling
+from relay.pickup import Pickup, conversion
+from tests.support import converters
 from tests.support.remote_mx import DROP, EXTENSIONS, RemoteMx
 
 DAY_S = 86400.0
@@ -24,16 +26,19 @@ MIME = b"From: alice@example.test\r\nTo: b@y.test\r\nCc: c@y.test\r\nSubject: x\
 class Store:
     """The part of MailStore that pickup uses; retries come back at once, their delays are kept."""
 
-    def __init__(self):
+    def __init__(self, folder):
         self.contents, self.filed, self.failed, self.delays = {}, {}, {}, []
-        self.trouble = None
+        self.trouble, self.put_aside = None, []
+        self.folder = folder
         self._queue = asyncio.Queue()
         self._changed = asyncio.Condition()
 
     def submit(self, number=1, *, content=MIME, account="alice@example.test", ready_us=0):
         note = Note(
-            f"draft{number}.1", f"draft{number}", account, "base", Path("n"), ready_us=ready_us
-        )
+            f"draft{number}.1", f"draft{number}", account, "base", self.folder / f"draft{number}.1",
+            ready_us=ready_us,
+        )  # fmt: skip
+        note.path.write_bytes(content)
         self.contents[note.submission_id] = content
         self._queue.put_nowait(note)
         return note
@@ -46,7 +51,7 @@ class Store:
         if self.trouble is not None:
             error, self.trouble = self.trouble, None
             raise error
-        return self.contents[note.submission_id]
+        return MemoryOctets(self.contents[note.submission_id])
 
     def retry_note(self, note, delay_s):
         self.delays.append(delay_s)
@@ -55,7 +60,9 @@ class Store:
     async def file_original(self, note, *, queue_id):
         await self._end(self.filed, note, queue_id)
 
-    async def fail_note(self, note, report):
+    async def fail_note(self, note, report, *, put_aside=False):
+        if put_aside:
+            self.put_aside.append(note.submission_id)
         await self._end(self.failed, note, report)
 
     async def _end(self, ends, note, value):
@@ -95,16 +102,21 @@ class World:
 
     def __init__(self, tmp_path):
         self.clock = ManualClock()
-        self.store, self.reports, self.crash, self.metrics = Store(), Reports(), Crash(), Metrics()
-        self.path = str(tmp_path / "pickup.sock")
+        self.store, self.reports, self.crash, self.metrics = (
+            Store(tmp_path),
+            Reports(),
+            Crash(),
+            Metrics(),
+        )
+        self.folder, self.path = tmp_path, str(tmp_path / "pickup.sock")
         self.log = StoreLog(tmp_path / "log", role="pickup", clock=self.clock)
         self.drained = False
 
     @contextlib.asynccontextmanager
-    async def running(self, *, max_concurrent=2):
+    async def running(self, *, max_concurrent=2, converter=convert):
         pickup = Pickup(
             self.store,
-            submit_path=Path(self.path),
+            run_dir=self.folder,
             hostname="relay.test",
             reports=self.reports,
             log=self.log,
@@ -113,6 +125,7 @@ class World:
             metrics=self.metrics,
             give_up_after_s=DAY_S,
             max_concurrent=max_concurrent,
+            converter=converter,
         )
         task = asyncio.create_task(pickup.run())
         try:
@@ -235,20 +248,43 @@ async def test_what_is_no_address_in_a_draft_is_reported_on_one_line(world):
     assert mx.envelopes == []
 
 
-async def test_a_fault_in_conversion_stops_no_other_note(world, monkeypatch):
-    def convert(raw, **context):
-        if raw == b"poison":
-            raise ZeroDivisionError("our own bug")
-        return conversion.convert(raw, **context)
-
-    monkeypatch.setattr(handling, "convert", convert)
-    world.submit(1, content=b"poison")
+@pytest.mark.parametrize(
+    ("poison", "told"),
+    [(b"raise", "exit code 1"), (b"crash", "signal 11"), (b"hang", "did not end within")],
+)
+async def test_a_conversion_that_goes_wrong_stops_no_other_note(world, monkeypatch, poison, told):
+    if poison == b"hang":
+        monkeypatch.setattr(conversion, "_LIMIT_S", 0.2)
+        monkeypatch.setattr(conversion, "_CHILD_START_S", 0.5)
+    bad = world.submit(1, content=b"Subject: %s\r\nTo: b@y.test\r\n\r\n" % poison)
     good = world.submit(2)
-    async with RemoteMx(path=world.path), world.running(max_concurrent=1):
+    started = world.running(max_concurrent=1, converter=converters.convert)
+    async with RemoteMx(path=world.path), started:
         await world.store.ended(2)
     assert set(world.store.filed) == {good.submission_id}
+    assert world.store.put_aside == [bad.submission_id]
     ((_, recipients),) = world.reports.asked
-    assert recipients[0].evidence.reply == "5.6.3 the message could not be converted"
+    assert recipients[0].evidence.status == "5.6.0"
+    assert told in recipients[0].evidence.reply
+
+
+async def test_what_only_a_process_of_its_own_can_convert_is_sent(world):
+    note = world.submit(content=MIME.replace(b"Subject: x", b"Subject: only in a child"))
+    async with RemoteMx(path=world.path), world.running(converter=converters.convert):
+        await world.store.ended()
+    assert set(world.store.filed) == {note.submission_id}
+
+
+async def test_a_note_in_whose_conversion_the_process_died_is_converted_in_a_child(world):
+    """A conversion that kills its process must not kill each one that starts."""
+    marks = world.folder / "converting"
+    marks.mkdir()
+    note = world.submit(content=MIME.replace(b"Subject: x", b"Subject: crash"))
+    (marks / note.submission_id).touch()
+    async with RemoteMx(path=world.path), world.running(converter=converters.crash_if_it_may):
+        await world.store.ended()
+    assert world.store.put_aside == [note.submission_id]
+    assert list(marks.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -287,7 +323,56 @@ async def test_after_a_day_pickup_gives_up(world):
         assert len(mx.envelopes) == 1
     ((_, recipients),) = world.reports.asked
     assert recipients[0].evidence.status == "5.4.7"
+    assert recipients[0].action == "failed"
     assert "451 4.3.0 busy" in recipients[0].evidence.reply
+
+
+async def test_who_gave_up_without_an_answer_says_that_it_does_not_know(world):
+    """An attempt that ended behind the final dot may have been accepted."""
+    world.submit()
+    world.clock.advance(-60)
+    replies = {"DOT": [DROP, "451 4.3.0 busy"]}
+    async with RemoteMx(path=world.path, replies=replies), world.running():
+        async with asyncio.timeout(10):
+            while not world.store.delays:
+                await asyncio.sleep(0.001)
+        world.clock.advance(DAY_S + 120)
+        await world.store.ended()
+    ((_, recipients),) = world.reports.asked
+    assert recipients[0].action == "delayed"
+    assert "unknown whether the message was sent" in recipients[0].evidence.reply
+
+
+@pytest.mark.parametrize(("before", "action"), [(True, "delayed"), (False, "failed")])
+async def test_what_an_earlier_process_had_in_work_may_have_been_sent(world, before, action):
+    note = world.submit(age_s=DAY_S + 60)
+    if before:
+        facts = SubmissionFacts(note.submission_id, note.draft_id, note.account, note.account)
+        for step in (Step.CREATED, Step.CONVERTED):
+            world.log.append(facts, Event(step, note.ready_us + 1))
+    async with RemoteMx(path=world.path, replies={"DOT": "451 4.3.0 busy"}), world.running():
+        await world.store.ended()
+    ((_, recipients),) = world.reports.asked
+    assert recipients[0].action == action
+
+
+async def test_a_repeat_that_is_answered_ends_the_doubt(world):
+    note = world.submit()
+    replies = {"DOT": [DROP, "250 2.0.0 Ok: queued as 0abc9"]}
+    async with RemoteMx(path=world.path, replies=replies), world.running():
+        await world.store.ended()
+    assert world.store.filed == {note.submission_id: "0abc9"}
+    assert world.reports.asked == []
+
+
+async def test_while_the_relay_takes_nothing_one_note_asks_for_all(world):
+    for number in range(40):
+        world.submit(number)
+    replies = {"MAIL": ["451 4.3.0 no"] * 8 + ["250 ok"]}
+    async with RemoteMx(path=world.path, replies=replies), world.running(max_concurrent=4):
+        await world.store.ended(40)
+    assert len(world.store.filed) == 40
+    assert len(world.store.delays) == 8
 
 
 async def test_a_note_older_than_its_key_is_never_submitted(world):

@@ -1,0 +1,42 @@
+"""Converters that go wrong in the ways that real ones could, told by the subject of the note.
+
+On the path: pickup's tests pass one in for relay.message.convert.convert; children import it.
+Holds: what goes wrong here goes wrong in a child as well, unless its name says otherwise.
+Fails: as it is told to.
+Standards: none.
+"""
+
+import os
+import signal
+import sys
+import time
+
+from relay.message.content import Octets
+from relay.message.convert import convert as convert_well
+from relay.message.converted import Converted
+
+
+HANGS_S = 30
+
+
+def convert(note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
+    """Crash, hang, raise, or work only in a child."""
+    content = note if isinstance(note, bytes) else note.read(0, note.size)
+    subject = content.partition(b"Subject: ")[2].partition(b"\r\n")[0]
+    if subject == b"crash" and _in_a_child():
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if subject in (b"raise", b"crash") or (subject == b"only in a child" and not _in_a_child()):
+        raise ZeroDivisionError("a fault of ours")
+    for _ in range(HANGS_S * 100 if subject == b"hang" else 0):
+        time.sleep(0.01)
+    return convert_well(note, now_us=now_us, hostname=hostname)
+
+
+def crash_if_it_may(note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
+    """Fail the test where a crash would have ended the relay."""
+    assert _in_a_child(), "converted in the relay's own process"
+    return convert(note, now_us=now_us, hostname=hostname)
+
+
+def _in_a_child() -> bool:
+    return "relay.pickup.child" in sys.orig_argv
