@@ -6,20 +6,17 @@ Fails: never.
 Standards: Graph's message, mailFolder and user resource types.
 """
 
-import html
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from relay.accounts import Account
 from relay.clock import rfc3339
 from relay.mailbox.types import Folder, StoredMessage
-from relay.message.conversation import message_ids, thread_of
+from relay.message.conversation import conversation_id
+from relay.message.preview import preview
 from relay.message.properties import Person
 
 ROOT_FOLDER_ID = "msgfolderroot"
-_PREVIEW_CHARACTERS = 255
-_PREVIEW_SOURCE_CHARACTERS = 16_000
-_UNSEEN_ELEMENTS = ("head", "script", "style", "title")
 
 
 def show_message(message: StoredMessage, select: Collection[str] = ()) -> dict[str, Any]:
@@ -54,43 +51,9 @@ def graph_date(time_us: int) -> str:
     return rfc3339(time_us)[:19] + "Z"
 
 
-def preview(text: str, body_type: str) -> str:
-    """Return the beginning of a body as one line of plain text."""
-    source = text[:_PREVIEW_SOURCE_CHARACTERS]
-    if body_type == "html":
-        source = html.unescape(_without_tags(source))
-    return " ".join(source.split())[:_PREVIEW_CHARACTERS]
-
-
-def _without_tags(source: str) -> str:
-    """Return what stands between tags, in one pass whatever the text is like."""
-    pieces: list[str] = []
-    position = 0
-    unseen = ""
-    while (start := source.find("<", position)) >= 0 and (end := source.find(">", start)) >= 0:
-        if not unseen:
-            pieces.append(source[position:start])
-        tag = source[start + 1 : end].split(maxsplit=1)
-        name = tag[0].lower() if tag else ""
-        if not unseen and name in _UNSEEN_ELEMENTS:
-            unseen = name
-        elif name == f"/{unseen}":
-            unseen = ""
-        position = end + 1
-    if not unseen:
-        pieces.append(source[position:])
-    return " ".join(pieces)
-
-
 def _conversation_id(message: StoredMessage) -> str:
-    """Derive the id from the thread's first message: the root of References, else itself."""
-    properties = message.properties
-    references, in_reply_to = properties.references, properties.in_reply_to
-    if not references and not in_reply_to:
-        fields = {name.lower(): value for name, value in properties.internet_message_headers}
-        references = message_ids(fields.get("references") or fields.get("in-reply-to") or "")
-    own = properties.internet_message_id or message.id
-    return thread_of(own, in_reply_to=in_reply_to, references=references).hex()
+    own = message.properties.internet_message_id or message.id
+    return conversation_id(message.properties, own)
 
 
 def _person(person: Person) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from relay.message.properties import MessageProperties
+
 HEADER_BYTES = 22
 _THREAD_BYTES = 16
 _CHILD_BYTES = 5
@@ -27,6 +29,15 @@ def thread_of(message_id: str, *, in_reply_to: str = "", references: Sequence[st
     """Return the 16 octets that the messages of a thread share, from the id of its first."""
     root = next(iter(references), "") or in_reply_to or message_id
     return blake2b(root.encode("utf-8", "replace"), digest_size=_THREAD_BYTES).digest()
+
+
+def conversation_id(properties: MessageProperties, message_id: str) -> str:
+    """Return Graph's conversationId of the message with this Message-ID: its thread, in hex."""
+    references, in_reply_to = properties.references, properties.in_reply_to
+    if not references and not in_reply_to:
+        fields = {name.lower(): value for name, value in properties.internet_message_headers}
+        references = message_ids(fields.get("references") or fields.get("in-reply-to") or "")
+    return thread_of(message_id, in_reply_to=in_reply_to, references=references).hex()
 
 
 def new_index(thread: bytes, *, time_us: int) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.graph.show import preview
+from relay.message.preview import preview
 
 
 @pytest.mark.parametrize(
