@@ -15,14 +15,9 @@ from relay.graph.attachments import decode_base64
 from relay.graph.people import check_has_recipients, check_own, check_recipients_count
 from relay.http.errors import ApiError, shown
 from relay.message.address import AddressError, parse_mailbox
-from relay.message.mimeread import (
-    check_mime,
-    header_of,
-    read_header,
-    read_people,
-    unread_people,
-)
+from relay.message.headread import check_mime, header_of, read_people, unread_people
 from relay.message.properties import MessageProperties
+from relay.message.section import read_header
 
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]+>")
 

@@ -23,7 +23,8 @@ from relay.message.draft import (
     write_mime_draft,
 )
 from relay.message.fields import is_message_id
-from relay.message.mimeread import header_of, read_message, read_mime, read_mime_attachments
+from relay.message.headread import header_of
+from relay.message.mimeread import read_message, read_mime, read_mime_attachments
 from relay.message.properties import MessageProperties, Person
 
 DRAFT = "D"

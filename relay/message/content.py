@@ -136,3 +136,13 @@ def octets_in_blocks(pieces: Sequence[Octets], block_bytes: int = BLOCK_BYTES) -
 def gathered(content: Content) -> bytes:
     """Return all of a content in memory: for those who know that it is small."""
     return content if isinstance(content, bytes) else b"".join(blocks(content))
+
+
+def contains(octets: Octets, wanted: bytes) -> bool:
+    """Whether octets have others in them. Reading blocks; raises UnreadableError."""
+    end = b""
+    for block in octets_in_blocks([octets]):
+        if wanted in end + block:
+            return True
+        end = (end + block)[-len(wanted) :]
+    return False

@@ -9,18 +9,25 @@ Standards: RFC 5321 2.3.1 (envelope and content).
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from email.message import Message
 
 from relay.message.address import AddressError, parse_mailbox
-from relay.message.content import Content, MemoryOctets, Octets, in_sight, is_eight_bit
+from relay.message.content import (
+    LARGE_BYTES,
+    Content,
+    LargeContent,
+    MemoryOctets,
+    Octets,
+    is_eight_bit,
+)
 from relay.message.converted import ConversionError, Converted
-from relay.message.draft import DraftOrigin, read_private
+from relay.message.draft import DraftOrigin, PrivateBlock, read_private
 from relay.message.fields import ascii_address
-from relay.message.from_mime import from_mime, header_end, with_crlf
+from relay.message.from_mime import SentMime, from_mime
 from relay.message.from_properties import from_properties
-from relay.message.mimeread import (
-    check_mime,
-    header_of,
-    read_header,
+from relay.message.headread import (
+    check_header,
     read_people,
     read_text,
     read_token,
@@ -28,6 +35,7 @@ from relay.message.mimeread import (
 )
 from relay.message.properties import Person
 from relay.message.propertyfields import sender_beside
+from relay.message.structure import read_structure
 
 __all__ = ["ConversionError", "Converted", "convert", "render"]
 
@@ -37,52 +45,21 @@ _RECIPIENT_FIELDS = ("To", "Cc", "Bcc")
 def convert(note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
     """Return the MIME, the recipients (To, Cc, Bcc; each once) and what the transport must know.
 
-    `now_us` and `hostname` serve only a message without Date or Message-ID that has no block.
-    Raises ConversionError, and OSError where the note cannot be read.
+    What is longer than relay.message.content.LARGE_BYTES stays where it lies. `now_us` and
+    `hostname` serve only a message without Date or Message-ID that has no block.
+    Reading blocks. Raises ConversionError, and OSError where the note cannot be read.
     """
     note = MemoryOctets(note) if isinstance(note, bytes) else note
     block, length = read_private(note)
-    is_mime = block is None or block.properties is None
-    raw = note.read(0, note.size) if is_mime else b""
-    origin = block.origin if block else _origin_of_a_stranger(raw, now_us, hostname)
-    content: Content
-    authors: tuple[Person | None, ...]
-    notify_success, header_is_ascii = False, True
     if block is not None and block.properties is not None:
-        properties = block.properties
-        content = from_properties(note, block, length, keep_bcc=False)
-        people = (*properties.to, *properties.cc, *properties.bcc)
-        authors = (sender_beside(properties), properties.from_)
-        message_id, subject = origin.message_id, properties.subject
-        notify_success = properties.delivery_receipt
-        header_is_ascii = header_of(in_sight(content)).isascii()  # of Reply-To's addresses, too
-    else:
-        if reason := check_mime(raw[length:]):
-            raise ConversionError(f"The draft cannot be sent: {reason}.")
-        content, had = from_mime(raw[length:], origin)
-        header = read_header(had)
-        for name in _RECIPIENT_FIELDS:
-            if unread := unread_people(header, name):
-                raise ConversionError(f"The draft cannot be sent: {name} has {unread[:100]!r}.")
-        people = tuple(one for name in _RECIPIENT_FIELDS for one in read_people(header, name))
-        authors = tuple(next(iter(read_people(header, name)), None) for name in ("sender", "from"))
-        message_id = read_token(header, "message-id") or origin.message_id
-        subject = read_text(header, "subject")
-    named = [one.address for one in authors if one] or [origin.account]
-    originators = [one and _checked(ascii_address(one)) for one in named]
-    recipients = _each_once(people)
-    if not recipients:
-        raise ConversionError("The message has no recipients: To, Cc and Bcc are empty.")
-    return Converted(
-        content=content,
-        originator=originators[0],
-        recipients=recipients,
-        smtputf8=not (header_is_ascii and all(map(str.isascii, (*originators, *recipients)))),
-        eight_bit=is_eight_bit(content),
-        message_id=message_id,
-        subject=subject,
-        notify_success=notify_success,
-    )
+        return _of_properties(note, block, length)
+    content = note.part(length, note.size - length)
+    structure = read_structure(content)
+    if reason := check_header(structure.message.header):
+        raise ConversionError(f"The draft cannot be sent: {reason}.")
+    header = structure.message.fields()
+    origin = block.origin if block else _origin_of_a_stranger(header, now_us, hostname)
+    return _of_mime(header, from_mime(content, structure, origin), origin)
 
 
 def render(raw: bytes | Octets) -> Content:
@@ -92,16 +69,75 @@ def render(raw: bytes | Octets) -> Content:
     """
     stored = MemoryOctets(raw) if isinstance(raw, bytes) else raw
     block, length = read_private(stored)
-    if block is None or block.properties is None:
-        return stored.read(length, stored.size - length)
-    return from_properties(stored, block, length, keep_bcc=True)
+    if block is not None and block.properties is not None:
+        return from_properties(stored, block, length, keep_bcc=True)
+    content = stored.part(length, stored.size - length)
+    if content.size <= LARGE_BYTES:
+        return content.read(0, content.size)
+    # nobody edits this header, and its line ends may be any
+    return LargeContent(b"", (content,), eight_bit=True)
 
 
-def _origin_of_a_stranger(raw: bytes, now_us: int, hostname: str) -> DraftOrigin:
-    content = with_crlf(raw)
-    author = read_people(read_header(content[: header_end(content)]), "from")
+def _of_properties(note: Octets, block: PrivateBlock, length: int) -> Converted:
+    properties, origin = block.properties, block.origin
+    assert properties is not None
+    author = properties.from_ or Person(origin.account)
+    _checked(ascii_address(author.address))
+    sender = sender_beside(properties) or author
+    envelope = _envelope(sender, (*properties.to, *properties.cc, *properties.bcc))
+    content = from_properties(note, block, length, keep_bcc=False)
+    return Converted(
+        content=content,
+        originator=envelope.originator,
+        recipients=envelope.recipients,
+        smtputf8=envelope.smtputf8,
+        eight_bit=is_eight_bit(content),
+        message_id=origin.message_id,
+        subject=properties.subject,
+        notify_success=properties.delivery_receipt,
+    )
+
+
+def _of_mime(header: "Message[str, str]", sent: SentMime, origin: DraftOrigin) -> Converted:
+    for name in _RECIPIENT_FIELDS:
+        if unread := unread_people(header, name):
+            raise ConversionError(f"The draft cannot be sent: {name} has {unread[:100]!r}.")
+    authors = (*read_people(header, "sender"), *read_people(header, "from"))
+    people = [one for name in _RECIPIENT_FIELDS for one in read_people(header, name)]
+    envelope = _envelope(next(iter(authors), Person(origin.account)), people)
+    return Converted(
+        content=sent.content,
+        originator=envelope.originator,
+        recipients=envelope.recipients,
+        smtputf8=envelope.smtputf8,
+        eight_bit=is_eight_bit(sent.content),
+        message_id=read_token(header, "message-id") or origin.message_id,
+        subject=read_text(header, "subject"),
+        defects=sent.defects,
+    )
+
+
+def _origin_of_a_stranger(header: "Message[str, str]", now_us: int, hostname: str) -> DraftOrigin:
+    author = read_people(header, "from")
     account = author[0].address if author else ""
     return DraftOrigin(account, "", f"<{now_us}@{hostname}>", now_us, now_us)
+
+
+@dataclass(frozen=True, slots=True)
+class _Envelope:
+    originator: str
+    recipients: tuple[str, ...]
+    smtputf8: bool
+
+
+def _envelope(author: Person, people: Iterable[Person]) -> _Envelope:
+    """Return the envelope, addresses in canonical form. Raises ConversionError."""
+    originator = author.address and _checked(ascii_address(author.address))
+    recipients = _each_once(people)
+    if not recipients:
+        raise ConversionError("The message has no recipients: To, Cc and Bcc are empty.")
+    smtputf8 = not all(map(str.isascii, (originator, *recipients)))
+    return _Envelope(originator, recipients, smtputf8)
 
 
 def _each_once(people: Iterable[Person]) -> tuple[str, ...]:

@@ -40,10 +40,11 @@ class Entity:
     """A message or a part of one (RFC 2045 2.4); all places are counted from the first octet.
 
     `lead` is where the delimiter in front of it begins, its line end included; `header` are the
-    octets from `start` on as they came, `body_start` is behind the blank line, and the line end
-    before the next delimiter lies at `end`. `parent` is an index into Structure.entities, -1 for
-    the message itself. `content_type` and `encoding` are in lower case; `boundary` is b"" unless
-    it has parts. `sealed`: it lies in something that is signed or encrypted as it stands.
+    octets from `start` on as they came, then come `blank` (b"" where the blank line is missing) and
+    at `body_start` the body; the line end before the next delimiter lies at `end`. `parent` is an
+    index into Structure.entities, -1 for the message itself. `content_type` and `encoding` are in
+    lower case; `boundary` is b"" unless it has parts. `sealed`: it lies in something that is signed
+    or encrypted as it stands.
     """
 
     parent: int
@@ -51,6 +52,7 @@ class Entity:
     lead: int
     start: int
     header: bytes = field(repr=False)
+    blank: bytes
     body_start: int
     end: int
     content_type: str

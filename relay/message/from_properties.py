@@ -36,9 +36,9 @@ from relay.message.draft import (
     part_bytes,
 )
 from relay.message.fields import CRLF, people_field
-from relay.message.from_mime import with_crlf
 from relay.message.htmltext import text_of_html
 from relay.message.propertyfields import header_fields
+from relay.message.section import with_crlf
 
 _BODY_LINE_BYTES = 78
 _ASCII = bytes(range(128))

@@ -62,6 +62,7 @@ class _Open:
     default_type: str = "text/plain"
     sealed: bool = False
     header: bytes = b""
+    blank: bytes = b""
     body_start: int = 0
     end: int = 0
     content_type: str = "text/plain"
@@ -80,6 +81,7 @@ class _Open:
             lead=self.lead,
             start=self.start,
             header=self.header,
+            blank=self.blank,
             body_start=self.body_start,
             end=self.end,
             content_type=self.content_type,
@@ -183,6 +185,7 @@ class StructureReader:
             self._defect(_NO_BLANK)
             header_end = body_start = last
         entity.header = self._held[1:header_end]
+        entity.blank = self._held[header_end:body_start]
         entity.body_start = self._offset + body_start
         self._headers_octets += len(entity.header)
         self._skip(body_start)

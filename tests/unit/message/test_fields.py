@@ -13,8 +13,10 @@ from relay.message.fields import (
     people_field,
     text_field,
 )
-from relay.message.mimeread import read_header, read_mime, read_people, read_text
+from relay.message.headread import read_people, read_text
+from relay.message.mimeread import read_mime
 from relay.message.properties import Person
+from relay.message.section import read_header
 
 HARD_SUBJECTS = [
     "plain",
