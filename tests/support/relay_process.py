@@ -307,9 +307,13 @@ class RelayProcess:
         return told.rpartition(" ")[2]
 
     # -- disk
+    def home(self, person: str) -> Path:
+        """Somebody's Maildir."""
+        return self.folder / "mail" / DOMAIN / person
+
     def maildir(self, person: str = "alice", folder: str = "") -> list[mailbox.MaildirMessage]:
         """The messages of a Maildir, as the stdlib reads it; `folder` is "", "Sent", "Drafts" ..."""
-        home = self.folder / "mail" / DOMAIN / person
+        home = self.home(person)
         if not all((home / part).is_dir() for part in ("cur", "new")):
             return []
         box = mailbox.Maildir(home, create=False)

@@ -1,0 +1,231 @@
+"""Dovecot and Relay on one Maildir at the same time: what one does, the other sees, and nobody complains."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.dovecot import Dovecot, NoDovecotError, quoted
+from tests.support.relay_process import RelayProcess, until
+
+OWNER = "alice"
+GUEST = "guest@remote.test"
+
+
+@pytest.fixture
+def dovecot(relay) -> Iterator[Dovecot]:
+    """Dovecot on alice's mailbox; whatever it complains of fails the test."""
+    assert relay.graph("GET", "/me/mailFolders").status == 200  # makes the mailbox
+    try:
+        with Dovecot(relay.home(OWNER)) as started:
+            yield started
+            started.doveadm("fetch", "size.physical size.virtual hdr body", "all")
+            assert started.complaints() == []
+    except NoDovecotError as why:
+        pytest.skip(str(why))
+
+
+def arrives(relay: RelayProcess, subject: str, *, text: str = "Hello.") -> str:
+    """A message from outside comes into alice's Inbox; return its Graph id."""
+    content = f"Subject: {subject}\r\n\r\n{text}\r\n".encode()
+    relay.until_final(relay.submit(GUEST, [f"{OWNER}@example.test"], content))
+    return found(relay, subject)["id"]
+
+
+def found(relay: RelayProcess, subject: str, folder: str = "inbox") -> dict:
+    """The message of a subject, as Graph lists it."""
+    [message] = [one for one in relay.messages(folder) if one["subject"] == subject]
+    return message
+
+
+def a_draft(relay: RelayProcess, subject: str, folder: str = "drafts") -> str:
+    answer = relay.graph("POST", f"/me/mailFolders/{folder}/messages", {"subject": subject})
+    assert answer.status == 201, answer.body
+    return str(answer.json()["id"])
+
+
+def test_it_shows_what_relay_writes(relay, dovecot):
+    sent = relay.send_mail(to=["bob@example.test", "nobody@example.test"], subject="to two")
+    relay.until_final(sent)
+    until("the report", lambda: relay.messages("inbox"))
+    a_draft(relay, "Entwurf")
+    relay.graph("POST", "/me/messages", {"subject": "mit Anhang 添付", "attachments": [
+        {"@odata.type": "#microsoft.graph.fileAttachment", "name": "Отчёт.txt",
+         "contentType": "text/plain", "contentBytes": "aGVsbG8="}]})  # fmt: skip
+
+    with dovecot.session() as imap:
+        assert imap.folders() >= {"INBOX", "Drafts", "Sent", "Trash", "Junk", "Archive"}
+        assert imap.folders("LSUB") == {"Drafts", "Sent", "Trash", "Junk", "Archive"}
+        assert imap.flags("INBOX") == {"Undeliverable: to two": set()}
+        assert imap.flags("Sent") == {"to two": {"\\Seen"}}
+        drafts = imap.flags("Drafts")
+        assert drafts.pop("Entwurf") == {"\\Draft", "\\Seen"}
+        assert list(drafts.values()) == [{"\\Draft", "\\Seen"}]
+        imap.enter("INBOX")
+        [(_, report), *_] = imap.uid("FETCH", "1:*", "BODY[]")[1]
+    [file] = list(relay.home(OWNER).glob("cur/*"))
+    assert file.read_bytes() == report
+    sizes = dovecot.doveadm("-f", "tab", "fetch", "size.physical", "all").split()[1:]
+    on_disk = [path.stat().st_size for path in relay.home(OWNER).glob("**/cur/*")]
+    assert sorted(map(int, sizes)) == sorted(on_disk)
+
+
+def test_flags_go_both_ways(relay, dovecot):
+    first, second = arrives(relay, "first"), arrives(relay, "second")
+    with dovecot.session() as imap:
+        imap.enter("INBOX")
+        flags = "(\\Seen \\Flagged \\Answered $Forwarded urgent)"
+        imap.uid("STORE", imap.uid_of("first"), "+FLAGS.SILENT", flags)
+        imap.uid("STORE", imap.uid_of("second"), "+FLAGS.SILENT", "(urgent)")
+    message = relay.graph("GET", f"/me/messages/{first}").json()
+    assert (message["isRead"], message["flag"]["flagStatus"]) == (True, "flagged")
+    assert relay.graph("GET", f"/me/messages/{second}").json()["isRead"] is False
+
+    change = {"isRead": False, "flag": {"flagStatus": "notFlagged"}}
+    assert relay.graph("PATCH", f"/me/messages/{first}", change).status == 200
+    assert relay.graph("PATCH", f"/me/messages/{second}", {"isRead": True}).status == 200
+    with dovecot.session() as imap:
+        assert imap.flags() == {
+            "first": {"\\Answered", "$Forwarded", "urgent"},
+            "second": {"\\Seen", "urgent"},
+        }
+
+
+def test_a_session_that_is_open_sees_each_change(relay, dovecot):
+    kept = arrives(relay, "kept")
+    gone = arrives(relay, "gone")
+    with dovecot.session() as imap:
+        assert imap.enter("INBOX") == 2
+        arrives(relay, "new")
+        until("it sees a delivery", lambda: imap.noop()[0] == "OK" and imap.enter("INBOX") == 3)
+        assert relay.graph("PATCH", f"/me/messages/{kept}", {"isRead": True}).status == 200
+        assert relay.graph("DELETE", f"/me/messages/{gone}").status == 204
+        assert imap.flags("INBOX") == {"kept": {"\\Seen"}, "new": set()}
+        assert imap.flags("Trash") == {"gone": set()}
+        answer = relay.graph("POST", f"/me/messages/{kept}/move", {"destinationId": "archive"})
+        assert (answer.status, answer.json()["id"]) == (201, kept)
+        assert imap.flags("INBOX") == {"new": set()}
+        assert imap.flags("Archive") == {"kept": {"\\Seen"}}
+
+
+@pytest.mark.parametrize("folder", ["INBOX", "Sent", "Drafts"])
+def test_a_message_that_is_moved_keeps_its_id(relay, dovecot, folder):
+    match folder:
+        case "INBOX":
+            identity = arrives(relay, "wanders")
+        case "Sent":
+            identity = relay.send_mail(to=["bob@example.test"], subject="wanders")
+            until("it is filed", lambda: relay.messages("sentitems"))
+        case _:
+            identity = a_draft(relay, "wanders")
+    with dovecot.session() as imap:
+        for source, target in ((folder, "Archive"), ("Archive", "Junk")):
+            imap.enter(source)
+            imap.uid("MOVE", "1:*", target)
+    [message] = relay.messages("junkemail")
+    assert (message["id"], message["subject"]) == (identity, "wanders")
+    assert relay.graph("GET", f"/me/messages/{identity}").json()["parentFolderId"] == "junkemail"
+
+
+def test_appended_and_expunged_messages_are_seen(relay, dovecot):
+    gone = arrives(relay, "gone")
+    with dovecot.session() as imap:
+        imap.append("Archive", "(\\Seen)", None, b"Subject: appended\r\n\r\nx\r\n")
+        appended = found(relay, "appended", "archive")
+        assert appended["isRead"] is True
+        imap.enter("INBOX")
+        imap.uid("STORE", imap.uid_of("gone"), "+FLAGS.SILENT", "(\\Deleted)")
+        imap.expunge()
+    assert relay.messages("inbox") == []
+    assert relay.graph("GET", f"/me/messages/{gone}").status == 404
+    assert relay.graph("GET", f"/me/messages/{appended['id']}").status == 200
+
+
+def folders(relay: RelayProcess, within: str = "msgfolderroot") -> dict[str, dict]:
+    answer = relay.graph("GET", f"/me/mailFolders/{within}/childFolders?$top=100")
+    return {one["displayName"]: one for one in answer.json()["value"]}
+
+
+def test_folders_that_relay_makes_are_folders_there(relay, dovecot):
+    made = relay.graph("POST", "/me/mailFolders", {"displayName": "Größe & Maß"}).json()["id"]
+    children = f"/me/mailFolders/{made}/childFolders"
+    assert relay.graph("POST", children, {"displayName": "example.com"}).status == 201
+    inside = "/me/mailFolders/inbox/childFolders"
+    child = relay.graph("POST", inside, {"displayName": "a/b"}).json()["id"]
+    a_draft(relay, "in it", child)
+    names = {"Gr&APYA3w-e &- Ma&AN8-", "Gr&APYA3w-e &- Ma&AN8-.example&ICQ-com", "INBOX.a&IhU-b"}
+    with dovecot.session() as imap:
+        assert names <= imap.folders()
+        assert names <= imap.folders("LSUB")
+        assert imap.flags("INBOX.a&IhU-b") == {"in it": {"\\Draft", "\\Seen"}}
+        move = {"destinationId": made}
+        assert relay.graph("POST", f"/me/mailFolders/{child}/move", move).status == 201
+        change = {"displayName": "Neu"}
+        assert relay.graph("PATCH", f"/me/mailFolders/{made}", change).status == 200
+        assert imap.flags("Neu.a&IhU-b") == {"in it": {"\\Draft", "\\Seen"}}
+    with dovecot.session() as imap:
+        assert {"Neu", "Neu.a&IhU-b", "Neu.example&ICQ-com"} <= imap.folders()
+        assert {"Neu", "Neu.a&IhU-b", "Neu.example&ICQ-com"} <= imap.folders("LSUB")
+        assert relay.graph("DELETE", f"/me/mailFolders/{made}").status == 204
+        assert imap.flags("Trash.Neu.a&IhU-b") == {"in it": {"\\Draft", "\\Seen"}}
+        assert relay.graph("DELETE", f"/me/mailFolders/{made}").status == 204
+    with dovecot.session() as imap:
+        assert not [name for name in imap.folders() | imap.folders("LSUB") if "Neu" in name]
+
+
+def test_folders_that_it_makes_and_renames_keep_their_ids(relay, dovecot):
+    with dovecot.session() as imap:
+        imap.ok("CREATE", quoted("Projekte.&ZeVnLIqe-"))
+        imap.ok("CREATE", quoted("Projekte"))
+        projects = folders(relay)["Projekte"]
+        [(name, child)] = folders(relay, projects["id"]).items()
+        assert (name, child["parentFolderId"]) == ("日本語", projects["id"])
+        message = a_draft(relay, "in it", child["id"])
+        imap.ok("RENAME", quoted("Projekte"), quoted("Archive.Alt"))
+        assert folders(relay, "archive")["Alt"]["id"] == projects["id"]
+        assert folders(relay, projects["id"])["日本語"]["id"] == child["id"]
+        assert found(relay, "in it", child["id"])["id"] == message
+        imap.ok("CREATE", quoted("Projekte"))
+        assert folders(relay)["Projekte"]["id"] != projects["id"]
+        imap.ok("DELETE", quoted("Archive.Alt.&ZeVnLIqe-"))
+    assert relay.graph("GET", f"/me/mailFolders/{child['id']}").status == 404
+    assert relay.graph("GET", f"/me/messages/{message}").status == 404
+
+
+def test_both_work_at_once(relay, dovecot):
+    count = 24
+    stop = threading.Event()
+    failures: list[Exception] = []
+
+    def play() -> None:
+        try:
+            with dovecot.session() as imap:
+                while not stop.is_set():
+                    imap.enter("INBOX")
+                    imap.uid("STORE", "1:*", "+FLAGS.SILENT", "(\\Flagged)")
+                    imap.uid("MOVE", "1", "Archive")
+        except Exception as error:  # noqa: BLE001 - it is told by the test
+            failures.append(error)
+
+    player = threading.Thread(target=play)
+    player.start()
+    try:
+        for number in range(count):
+            arrives_somewhere(relay, f"number {number}")
+            for message in relay.messages("inbox")[:2]:
+                relay.graph("PATCH", f"/me/messages/{message['id']}", {"isRead": True})
+    finally:
+        stop.set()
+        player.join(20)
+    assert failures == []
+    everything = relay.graph("GET", "/me/messages?$top=100").json()["value"]
+    assert sorted(one["subject"] for one in everything) == sorted(
+        f"number {number}" for number in range(count)
+    )
+    assert len({one["id"] for one in everything}) == count
+    assert relay.faults() == []
+
+
+def arrives_somewhere(relay: RelayProcess, subject: str) -> None:
+    content = f"Subject: {subject}\r\n\r\nHello.\r\n".encode()
+    relay.until_final(relay.submit(GUEST, [f"{OWNER}@example.test"], content))

@@ -1,0 +1,94 @@
+"""mutt on a mailbox of Relay's: it sees what is there, and what it does is seen over HTTP."""
+
+import os
+import pty
+import subprocess
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.interop.conftest import program
+
+_SETTINGS = """\
+set folder="{home}" spoolfile="{home}" mbox_type=Maildir header_cache="" charset=utf-8
+set confirmappend=no confirmcreate=no delete=yes move=no mark_old=no quit=yes copy=no
+set wait_key=no pipe_decode=no pipe_split=yes sleep_time=0 sort=subject resolve=no
+push "{keys}"
+"""
+_SECONDS_MAX = 30
+Press = Callable[..., None]
+
+
+@pytest.fixture
+def press(relay, tmp_path) -> Press:
+    """Let mutt open a folder of alice's mailbox and press keys, the last of which end it."""
+    command = program("mutt")
+    assert relay.graph("GET", "/me/mailFolders").status == 200  # makes the mailbox
+
+    def run(keys: str, folder: str = "") -> None:
+        home = relay.home("alice")
+        settings = tmp_path / "muttrc"
+        settings.write_text(_SETTINGS.format(home=home, keys=keys))
+        controller, terminal = pty.openpty()
+        process = subprocess.Popen(
+            [command, "-n", "-F", str(settings), "-f", str(home / folder)],
+            stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+            env={"TERM": "xterm", "LANG": "C.UTF-8", "HOME": str(tmp_path), "PATH": os.defpath},
+        )  # fmt: skip
+        os.close(terminal)
+        watchdog = threading.Timer(_SECONDS_MAX, process.kill)
+        watchdog.start()
+        shown = b""
+        with suppress(OSError):  # the end of a terminal
+            while block := os.read(controller, 65536):
+                shown += block
+        os.close(controller)
+        code = process.wait(_SECONDS_MAX)
+        watchdog.cancel()
+        assert code == 0, shown[-2000:].decode(errors="replace")
+
+    return run
+
+
+def pipes_all_to(file: Path) -> str:
+    """Keys that write all messages, as they are, one behind the other into a file."""
+    return f"<tag-pattern>~A<enter><tag-prefix><pipe-message>cat >>{file}<enter><exit>"
+
+
+def lines(file: Path) -> bytes:
+    """A file's content with the line ends that mutt writes."""
+    return file.read_bytes().replace(b"\r\n", b"\n")
+
+
+def arrive(relay, *subjects: str) -> None:
+    for subject in subjects:
+        content = f"Subject: {subject}\r\n\r\nx\r\n".encode()
+        relay.until_final(relay.submit("g@remote.test", ["alice@example.test"], content))
+
+
+def by_subject(relay) -> dict[str, dict]:
+    every = relay.graph("GET", "/me/messages?$top=100").json()["value"]
+    return {one["subject"]: one for one in every}
+
+
+@pytest.mark.parametrize("folder", ["", ".Drafts", ".Sent"])
+def test_it_reads_every_line(relay, press, tmp_path, folder):
+    arrive(relay, "first", "second")
+    relay.graph("POST", "/me/messages", {"subject": "Entwurf", "body": {"content": "<b>Größe</b>"}})
+    relay.until_final(relay.send_mail(to=["bob@example.test"], subject="sent"))
+    press(pipes_all_to(tmp_path / "seen"), folder)
+    files = sorted((relay.home("alice") / folder).glob("[cn][ue][rw]/*"))
+    seen = lines(tmp_path / "seen")
+    assert files
+    assert all(lines(file) in seen for file in files)
+
+
+def test_its_flags_are_seen(relay, press):
+    arrive(relay, "first", "second", "third")
+    press("<flag-message><toggle-new><next-entry><delete-message><next-entry><toggle-new><quit>")
+    found = by_subject(relay)
+    flags = {one: (found[one]["isRead"], found[one]["flag"]["flagStatus"]) for one in found}
+    assert flags == {"first": (True, "flagged"), "third": (True, "notFlagged")}
