@@ -15,6 +15,7 @@ from typing import Any
 from relay.accounts import Account
 from relay.graph.attachments import read_attachments
 from relay.graph.extended import MULTIPLE, SINGLE, read_extended
+from relay.graph.parameters import read_parameters
 from relay.graph.people import (
     check_own,
     check_recipients_count,
@@ -105,17 +106,8 @@ class SendMail:
 
 
 def parse_send_mail(body: Mapping[str, Any], account: Account) -> SendMail:
-    """Read sendMail's parameters, whose names match in any case: Kiota sends `Message`."""
-    given: dict[str, Any] = {}
-    for name, value in body.items():
-        folded = name.lower()
-        if is_annotation(name):
-            continue
-        if folded not in ("message", "savetosentitems"):
-            raise unknown_property(name, "microsoft.graph.sendMail")
-        if folded in given:
-            raise wrong(name, value, "each parameter once, whatever its case")
-        given[folded] = value
+    """Read sendMail's parameters."""
+    given = read_parameters(body, ("message", "savetosentitems"), "microsoft.graph.sendMail")
     if given.get("message") is None:
         raise missing("message")
     save = given.get("savetosentitems")
