@@ -18,6 +18,7 @@ from relay.mailbox import (
     WellKnown,
 )
 from relay.mailbox.maildir import list_names
+from relay.mailbox.query import MessageQuery
 
 ALICE = "alice@example.test"
 
@@ -108,12 +109,16 @@ async def test_a_folder_keeps_its_id_when_another_program_renames_it(store, home
     assert {one.display_name: one.id for one in await store.list_folders(ALICE)} == every
 
 
-async def test_a_folder_of_another_program_keeps_its_id_when_we_rename_it(store, home):
-    mailbox.Maildir(home, create=False).add_folder("Old")
-    (home / ".Old" / "maildirfolder").unlink()
-    old = next(one for one in await store.list_folders(ALICE) if one.display_name == "Old")
-    assert (await store.rename_folder(ALICE, old.id, "New")).id == old.id
-    assert (home / ".New/maildirfolder").read_text() == f"relay-folder-id {old.id}\n"
+async def test_folders_of_another_program_keep_their_ids_when_we_rename_them(store, home):
+    box = mailbox.Maildir(home, create=False)
+    for name in ("Old", "Old.Within"):
+        box.add_folder(name).add(b"Subject: s\n\n")
+        (home / f".{name}/maildirfolder").unlink()
+    page = await store.query_messages(ALICE, MessageQuery())  # tells ids, and lists no folders
+    ids = {one.folder.display_name: one.folder.id for one in page.messages}
+    assert (await store.rename_folder(ALICE, ids["Old"], "New")).id == ids["Old"]
+    assert (home / ".New/maildirfolder").read_text() == f"relay-folder-id {ids['Old']}\n"
+    assert (await store.get_folder(ALICE, ids["Within"])).path == home / ".New.Within"
 
 
 async def test_a_folder_moves_with_all_that_is_within_it(store, home):
