@@ -7,6 +7,7 @@ Standards: docs/design.md 1 and 7.1, 7.2, 7.7, 7.10.
 """
 
 import http.client
+import shutil
 from contextlib import suppress
 from email import message_from_bytes
 from pathlib import Path
@@ -27,7 +28,7 @@ POINTS = list(CrashPoint)
 NOTE_READY = POINTS.index(CrashPoint.NOTE_READY)
 ANSWERED = POINTS.index(CrashPoint.REQUEST_ANSWERED)
 AFTER_A_FAILURE = CrashPoint.REPORT_WRITTEN
-SENT = [point for point in POINTS if point is not AFTER_A_FAILURE]
+SENT = POINTS[: POINTS.index(CrashPoint.NOTE_REMOVAL_SYNCED) + 1]
 # What a second process passes again; the others lie behind its work, or before anything was promised.
 PASSED_AGAIN = POINTS[
     POINTS.index(CrashPoint.NOTE_CONVERTED) : POINTS.index(CrashPoint.NOTE_REMOVED)
@@ -150,6 +151,32 @@ def test_a_message_that_is_not_saved(scene: Scene, point: CrashPoint) -> None:
     check_all_there(scene, ["first"], saved=False)
 
 
+@pytest.mark.parametrize("point", PASSED_AGAIN[-5:])
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_message_for_another_folder(scene: Scene, point: CrashPoint, gone: bool) -> None:
+    """The folder may be removed by another program while the relay is down: then it is Sent Items."""
+    relay = scene.relay.start(crash_at=point)
+    folder = relay.graph("POST", "/me/mailFolders", {"displayName": "Projects"}).json()["id"]
+    headers = {"Prefer": f"relay.sent-folder={folder}"}
+    body = {"message": message(subject="first", **RECIPIENTS)}
+    with suppress(OSError, http.client.HTTPException):
+        relay.graph("POST", "/me/sendMail", body, headers=headers)
+    assert relay.wait_end() == -SIGKILL
+    is_filed = POINTS.index(point) >= POINTS.index(CrashPoint.ORIGINAL_FILED)
+    if gone and not is_filed:
+        shutil.rmtree(relay.folder / "mail/example.test/alice/.Projects")
+    scene.open()
+    relay.start()
+    until("no note is left", lambda: not relay.notes())
+    there = "sentitems" if gone and not is_filed else folder
+    assert [one["subject"] for one in relay.messages(there)] == ["first"]
+    assert files_in(relay, ".Drafts") == []
+    detail = relay.until_final("last")["steps"][3]["detail"]
+    assert (detail["folder"], detail.get("folder_gone")) == (
+        there, folder if there != folder else None
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("point", "sent"),
     [
@@ -227,8 +254,9 @@ def test_a_failure_is_reported_once(scene: Scene, crashes: int) -> None:
     report = report_about(relay, "x@a.test")
     assert len(reports_of(relay)) == 1
     assert report.recipients.keys() == {"x@a.test", "bob@example.test", "y@a.test"}
-    assert {one["status"] for one in report.recipients.values()} == {"5.4.7"}
-    assert relay.states("last") == dict.fromkeys(report.recipients, "failed")
+    assert {one["status"] for one in report.recipients.values()} == {"4.4.7"}
+    assert {one["action"] for one in report.recipients.values()} == {"delayed"}
+    assert relay.states("last") == dict.fromkeys(report.recipients, "expired")
     assert scene.remote.envelopes == []
     assert relay.maildir("bob") == relay.maildir("alice", "Sent") == []
     changed = relay.graph("PATCH", f"/me/messages/{draft}", {"subject": "a draft again"})

@@ -330,6 +330,10 @@ class RelayProcess:
         submissions = self.folder / "mail" / ".submissions"
         return [*submissions.glob("preparing/*"), *submissions.glob("ready/*")]
 
+    def waiting_notes(self) -> list[Path]:
+        """What is in .submissions/deferred."""
+        return list((self.folder / "mail" / ".submissions").glob("deferred/*"))
+
     # -- the command line
     def cli(
         self, *words: str, stdin: str = "", timeout_s: float = 40

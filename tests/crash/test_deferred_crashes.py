@@ -1,0 +1,129 @@
+"""kill -9 while a draft waits for its time: submitted, changed, cancelled, and made ready.
+
+On the path: deferred sends, from outside.
+Holds: what is sent is what the mailbox shows, once; what was cancelled is not sent.
+Fails: -
+Standards: docs/design.md 1 (cancelling) and 7.10.
+"""
+
+import http.client
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from signal import SIGKILL
+from typing import Any
+
+import pytest
+
+from relay.journal.crash import CrashPoint
+from tests.support.graph_client import Answer, message
+from tests.support.relay_process import RelayProcess, until
+
+pytestmark = pytest.mark.crash
+
+PROPERTY = "SystemTime 0x3FEF"
+NEXT_YEAR = timedelta(days=400)
+SUBMITTING = (CrashPoint.DRAFT_LINKED, CrashPoint.NOTE_READY, CrashPoint.READY_DIRECTORY_SYNCED)
+COMING_UP = (CrashPoint.NOTE_DUE, CrashPoint.DUE_NOTES_SYNCED, CrashPoint.ORIGINAL_FILED)
+CHANGING = (
+    CrashPoint.CHANGE_PREPARED,
+    CrashPoint.NOTE_POSTPONED,
+    CrashPoint.NOTE_REPLACED,
+    CrashPoint.DRAFT_REPLACED,
+)
+
+
+@pytest.fixture
+def relay():
+    made = RelayProcess()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def at(wait: timedelta) -> dict[str, Any]:
+    due = datetime.now(UTC) + wait
+    return {"singleValueExtendedProperties": [{"id": PROPERTY, "value": due.isoformat()}]}
+
+
+def submit(relay: RelayProcess, wait: timedelta, subject: str = "first") -> str:
+    return relay.send_mail(to=["bob@example.test"], subject=subject, **at(wait))
+
+
+def patch(relay: RelayProcess, draft: str, changes: dict[str, Any]) -> Answer:
+    return relay.graph("PATCH", f"/me/messages/{draft}", changes)
+
+
+def until_sent(relay: RelayProcess, subject: str) -> None:
+    """The message is in bob's Inbox and alice's Sent Items once, and nothing is anywhere else."""
+    until("no note is left", lambda: not relay.notes() and not relay.waiting_notes())
+    until("it is delivered", lambda: relay.maildir("bob") and not relay.queue())
+    assert relay.subjects("bob") == relay.subjects("alice", "Sent") == [subject]
+    assert relay.messages("drafts") == []
+    assert relay.faults() == []
+
+
+def send_now(relay: RelayProcess, draft: str) -> None:
+    answer = patch(relay, draft, at(timedelta(seconds=-1)))
+    assert answer.status == 200, answer.body
+
+
+@pytest.mark.parametrize("point", SUBMITTING)
+def test_a_submission_that_was_to_wait_waits_or_was_never_promised(relay, point):
+    relay.start(crash_at=point)
+    with suppress(OSError, http.client.HTTPException):
+        submit(relay, NEXT_YEAR)
+    assert relay.wait_end() == -SIGKILL
+    relay.start()
+    found = relay.messages("drafts")
+    assert len(found) == len(relay.waiting_notes()) == (point is not CrashPoint.DRAFT_LINKED)
+    if found:
+        assert relay.journey("last")["state"] == "deferred"
+        send_now(relay, found[0]["id"])
+        until_sent(relay, "first")
+
+
+@pytest.mark.parametrize("point", COMING_UP)
+def test_a_note_that_comes_to_its_time_is_sent_once(relay, point):
+    relay.start(crash_at=point)
+    submit(relay, timedelta(seconds=0.3))
+    assert relay.wait_end() == -SIGKILL
+    relay.start()
+    until_sent(relay, "first")
+
+
+@pytest.mark.parametrize("sooner", [False, True], ids=["same time", "another time"])
+@pytest.mark.parametrize("point", CHANGING)
+def test_a_changed_draft_is_sent_as_it_is_shown(relay, point, sooner):
+    relay.start(crash_at=point)
+    draft = submit(relay, NEXT_YEAR)
+    changes = {"subject": "second", **(at(NEXT_YEAR / 2) if sooner else {})}
+    with suppress(OSError, http.client.HTTPException):
+        patch(relay, draft, changes)
+    assert relay.wait_end() == -SIGKILL
+    relay.start()
+    assert len(relay.waiting_notes()) == 1
+    (shown,) = relay.messages("drafts")
+    assert shown["subject"] == ("first" if point in CHANGING[:2] else "second")
+    (note,) = relay.waiting_notes()
+    assert f"Subject: {shown['subject']}\r\n".encode() in note.read_bytes()
+    send_now(relay, draft)
+    until_sent(relay, shown["subject"])
+
+
+@pytest.mark.parametrize("by", ["DELETE", "PATCH"])
+def test_what_was_cancelled_stays_unsent(relay, by):
+    relay.start(crash_at=CrashPoint.NOTE_CANCELLED)
+    draft = submit(relay, NEXT_YEAR)
+    with suppress(OSError, http.client.HTTPException):
+        if by == "DELETE":
+            relay.graph("DELETE", f"/me/messages/{draft}")
+        else:
+            property_ = {"id": PROPERTY, "value": None}
+            patch(relay, draft, {"singleValueExtendedProperties": [property_]})
+    assert relay.wait_end() == -SIGKILL
+    relay.start()
+    assert relay.waiting_notes() == relay.notes() == []
+    assert [one["id"] for one in relay.messages("drafts")] == [draft]
+    assert relay.journey(draft)["state"] == "cancelled"
+    assert relay.graph("DELETE", f"/me/messages/{draft}").status == 204
