@@ -8,6 +8,7 @@ Fails: OSError where the content cannot be read; damage never raises.
 Standards: RFC 5322 2.1.1 (line lengths), 3.6; RFC 2045 6; RFC 1847 2.1 (signed parts stay).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relay.message.content import (
@@ -99,8 +100,7 @@ class _Mending:
             else:
                 eight_bit = eight_bit or entity.body.eight_bit
         self._copy_to(self._structure.size)
-        last = self._pieces[-1]
-        if last.read(last.size - len(_CRLF), len(_CRLF)) != _CRLF:
+        if not _ends_a_line(self._pieces):
             self._pieces.append(MemoryOctets(_CRLF))
         content = LargeContent(header, tuple(self._pieces), eight_bit=eight_bit)
         return SentMime(
@@ -228,6 +228,15 @@ def _is_clean(entity: Entity) -> bool:
         and entity.blank in (b"", _CRLF)
         and cleaned(entity.header) in (entity.header, entity.header + _CRLF)
     )
+
+
+def _ends_a_line(pieces: Sequence[Octets]) -> bool:
+    end = b""
+    for piece in reversed(pieces):
+        end = piece.read(max(piece.size - len(_CRLF), 0), len(_CRLF)) + end
+        if len(end) >= len(_CRLF):
+            break
+    return end.endswith(_CRLF)
 
 
 def _can_be_coded(entity: Entity) -> bool:

@@ -151,7 +151,7 @@ def test_damaged_mime_is_sent_and_hides_no_recipient(lines, data):
         place = data.draw(st.integers(0, len(content)))
         new = data.draw(st.sampled_from([b"", b"\r", b"\n", b"\0", b"\r\n\r\n", b"--", b"\xff", b"x" * 1500, b" " * 1500]))
         content = content[:place] + new + content[place + data.draw(st.integers(0, 30)) :]
-    made = converted(TO + b"junk\r\nB\0cc: hidden@b.test\r\n" + content)
+    made = converted(TO + b"junk\r\nB\0cc: hidden@b.test\r\nX-A: b\r\n" + content)
     assert made.recipients[:2] == ("b@b.test", "hidden@b.test")
     octets = gathered(made.content)
     assert not re.search(rb"(?<!\r)\n|\r(?!\n)|\0", octets)
