@@ -6,7 +6,6 @@ Fails: StoreError's children, OSError; after one, nothing is half-written.
 Standards: Maildir; Graph's message.
 """
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import find_folder
 from relay.mailbox.index import Located
 from relay.mailbox.leftovers import Leftovers
-from relay.mailbox.maildir import looking_again, open_message, place, remove, write_synced
+from relay.mailbox.maildir import looking_again, place, remove, write_synced
 from relay.mailbox.messages import (
     DRAFT,
     FLAGGED,
@@ -30,6 +29,7 @@ from relay.mailbox.messages import (
 )
 from relay.mailbox.names import parse_name, with_flags
 from relay.mailbox.query import MessageQuery
+from relay.mailbox.reading import loaded, raw_of
 from relay.mailbox.types import (
     Folder,
     MessageChange,
@@ -71,7 +71,7 @@ class Drafts:
     def get(self, account: str, message_id: str, folder_id: str) -> StoredMessage:
         """See MailStore.get()."""
         mailbox = self._shared.folders.mailbox(account)
-        return _loaded(self._find(mailbox, message_id, folder_id))
+        return loaded(self._find(mailbox, message_id, folder_id))
 
     def query(self, account: str, query: MessageQuery) -> Page:
         """See MailStore.query_messages()."""
@@ -94,16 +94,16 @@ class Drafts:
     def _listed(self, mailbox: Path, located: Located, folder_id: str) -> StoredMessage | None:
         """Load a message of a listing, None if it is gone by now."""
         with suppress(FileNotFoundError):
-            return _loaded(located)
+            return loaded(located)
         with suppress(FileNotFoundError, NoSuchItemError):  # renamed meanwhile
-            return _loaded(self._find(mailbox, located.name.message_id, folder_id))
+            return loaded(self._find(mailbox, located.name.message_id, folder_id))
         return None
 
     @looking_again
     def mime(self, account: str, message_id: str) -> bytes:
         """See MailStore.mime()."""
         mailbox = self._shared.folders.mailbox(account)
-        return gathered(render(self._find(mailbox, message_id).path.read_bytes()))
+        return gathered(render(raw_of(self._find(mailbox, message_id))))
 
     @looking_again
     def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
@@ -117,11 +117,11 @@ class Drafts:
                 if wanted is not None:
                     flags = with_flags(flags, **{"add" if wanted else "remove": flag})
             if change.properties is None:
-                return _loaded(self._with_flags(located, flags))
+                return loaded(self._with_flags(located, flags))
             if not is_draft(located):
                 raise NotADraftError("Only a draft's content can be changed.")
             self._leftovers.clean(mailbox)
-            raw = located.path.read_bytes()
+            raw = raw_of(located)
             if note is not None:
                 before = read_message(raw).properties
                 note = self._shared.waiting.changed(
@@ -223,9 +223,3 @@ class Drafts:
             save_to_sent_items=options.save_to_sent_items,
             sent_folder=options.sent_folder,
         )
-
-
-def _loaded(located: Located) -> StoredMessage:
-    with open_message(located.path) as file:
-        touched_us = os.fstat(file.fileno()).st_mtime_ns // 1000
-        return load(located, file.read(), touched_us=touched_us)

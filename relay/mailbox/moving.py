@@ -7,7 +7,6 @@ Fails: NoSuchItemError, BeingSentError, MailboxFullError; OSError when the disk 
 Standards: Maildir; Graph's message: move, copy, delete, permanentDelete.
 """
 
-import os
 from pathlib import Path
 
 from relay.mailbox.equipment import Equipment
@@ -18,13 +17,12 @@ from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import (
     link_or_copy,
     looking_again,
-    open_message,
     place,
     remove,
     rename,
 )
-from relay.mailbox.messages import load
 from relay.mailbox.names import delivered_id, message_stem, parse_name
+from relay.mailbox.reading import loaded
 from relay.mailbox.types import Folder, NoSuchItemError, StoredMessage, WellKnown
 
 
@@ -106,13 +104,6 @@ class Moving:
         if folder.well_known is not None:
             self._shared.folders.remake(mailbox, folder.well_known)
         return folder
-
-
-def loaded(located: Located) -> StoredMessage:
-    """Read a message's file. Raises FileNotFoundError for one that is gone, or is no file."""
-    with open_message(located.path) as file:
-        touched_us = os.fstat(file.fileno()).st_mtime_ns // 1000
-        return load(located, file.read(), touched_us=touched_us)
 
 
 def _in_folder(located: Located, folder: Folder, base: str) -> Located:

@@ -34,6 +34,7 @@ from relay.mailbox.messages import (
 )
 from relay.mailbox.names import with_flags
 from relay.mailbox.notes import FIRST_SUBMISSION, draft_of
+from relay.mailbox.reading import raw_of
 from relay.mailbox.types import (
     BeingSentError,
     NoSuchItemError,
@@ -90,7 +91,7 @@ class Sending:
                 raise NotADraftError("Only a draft can be sent.")
             if (waiting := self._shared.waiting.note_of(message_id, located)) is not None:
                 return _as_before(waiting, options)
-            raw = located.path.read_bytes()
+            raw = raw_of(located)
             # The time makes it grow from one send of a draft to the next.
             submission_id = f"{message_id}.{self._shared.clock.time_us()}"
             identity = self._identity(account, options)

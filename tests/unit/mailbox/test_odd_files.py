@@ -1,0 +1,64 @@
+"""What is no message's file, in a folder of messages: nobody waits for it, and it shows nothing."""
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from relay.mailbox import MessageChange, NoSuchItemError, SendOptions, StoreUnavailableError
+from relay.mailbox.query import MessageQuery
+
+ALICE = "alice@example.test"
+ID = "0123456789abcdef"
+SECRET = b"Subject: secret\r\n\r\n"
+KINDS = ["fifo", "directory", "link", "dangling", "socket"]
+
+
+@pytest.fixture(params=KINDS)
+async def odd(request, place, store, tmp_path, monkeypatch) -> Path:
+    """Something odd under a message's name in new/ and in cur/, beside a message."""
+    await store.deliver(ALICE, unique="0123456789abcdef.1", content=b"Subject: s\r\n\r\n")
+    home = place.root / "example.test/alice"
+    (tmp_path / "secret").write_bytes(SECRET)
+    for name in (f"new/1.R{ID}_1.h", "cur/2.M1P1.other:2,", f".Drafts/cur/3.R{ID}_2.h,S=5:2,D"):
+        path = home / name
+        match request.param:
+            case "fifo":
+                os.mkfifo(path)
+            case "directory":
+                path.mkdir()
+            case "link":
+                path.symlink_to(tmp_path / "secret")
+            case "dangling":
+                path.symlink_to(tmp_path / "nowhere")
+            case "socket":
+                with socket.socket(socket.AF_UNIX) as listener:
+                    monkeypatch.chdir(path.parent)  # a socket has a short path
+                    listener.bind(path.name)
+    return home
+
+
+async def test_a_listing_shows_the_message_beside_it(store, odd):
+    async with asyncio.timeout(20):
+        page = await store.query_messages(ALICE, MessageQuery())
+        folders = await store.list_folders(ALICE)
+    assert [one.properties.subject for one in page.messages] == ["s"]
+    assert len(folders) > 1
+
+
+@pytest.mark.parametrize("deed", ["get", "mime", "update", "change", "move", "copy", "submit"])
+async def test_nobody_waits_for_it_or_reads_it(store, draft, odd, deed):
+    deeds = {
+        "get": lambda: store.get(ALICE, ID),
+        "mime": lambda: store.mime(ALICE, ID),
+        "update": lambda: store.update(ALICE, ID, MessageChange(is_read=True)),
+        "change": lambda: store.update(ALICE, ID, MessageChange(properties=draft())),
+        "move": lambda: store.move_message(ALICE, ID, "archive"),
+        "copy": lambda: store.copy_message(ALICE, ID, "archive"),
+        "submit": lambda: store.submit_draft(ALICE, ID, SendOptions()),
+    }
+    with pytest.raises((NoSuchItemError, StoreUnavailableError)):
+        async with asyncio.timeout(20):
+            await deeds[deed]()
