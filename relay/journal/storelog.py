@@ -61,21 +61,24 @@ class StoreLog:
         self._on_append = on_append
         self._lock = threading.Lock()  # the store appends in its threads, pickup on the loop
         self._file: int | None = None
-        self._day = ""
+        self._day = -1  # whose file that is, counted from 1970
 
-    def append(self, facts: SubmissionFacts, event: Event, *, queue_id: str = "") -> None:
-        """Write one step in one write(2), so that readers never see a part of a line."""
-        line: dict[str, Any] = {
-            "submission_id": facts.submission_id,
-            "step": int(event.step),
-            "at_us": event.at_us,
-            "detail": dict(event.detail),
-        }
-        if event.step is Step.CREATED:  # the other steps are joined to this line
-            line |= _names(facts)
-        if queue_id:
-            line["queue_id"] = queue_id
-        self._write(line)
+    def append(self, facts: SubmissionFacts, *events: Event, queue_id: str = "") -> None:
+        """Write steps in one write(2), so that readers never see a part of a line."""
+        lines = []
+        for event in events:
+            line: dict[str, Any] = {
+                "submission_id": facts.submission_id,
+                "step": int(event.step),
+                "at_us": event.at_us,
+                "detail": event.detail,
+            }
+            if event.step is Step.CREATED:  # the other steps are joined to this line
+                line |= _names(facts)
+            if queue_id:
+                line["queue_id"] = queue_id
+            lines.append(line)
+        self._write(*lines)
 
     def withdraw(self, facts: SubmissionFacts) -> None:
         """Say that a submission came to nothing: its client was told so, and it has no journey."""
@@ -86,8 +89,8 @@ class StoreLog:
         """Add to what step 2 of a submission says: what became of it before step 3."""
         self._write({"submission_id": submission_id, "step": 0, "detail": dict(detail)})
 
-    def _write(self, line: dict[str, Any]) -> None:
-        octets = msgspec.json.encode(line) + b"\n"
+    def _write(self, *lines: dict[str, Any]) -> None:
+        octets = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
         with self._lock:
             file = self._todays_file()
             written = os.write(file, octets)
@@ -97,11 +100,12 @@ class StoreLog:
         self._on_append()
 
     def _todays_file(self) -> int:
-        day = _day_of(self._clock.time_us())
+        now_us = self._clock.time_us()
+        day = now_us // _DAY_US
         if self._file is None or day != self._day:
             self.close()
             self._directory.mkdir(parents=True, exist_ok=True)
-            path = self._directory / f"{day}-{self._role}"
+            path = self._directory / f"{_day_of(now_us)}-{self._role}"
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
             self._day = day
             size = os.fstat(self._file).st_size

@@ -49,11 +49,16 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class ComposedDraft:
-    """A draft's file: its base name without `,S=`, its name without flags, its bytes."""
+    """A draft's file: its base name without `,S=`, its name without flags, its bytes.
+
+    `properties` are those it was written from, None for MIME.
+    """
 
     stem: str
     base: str
     raw: bytes
+    account: str
+    properties: MessageProperties | None
 
 
 def compose(content: MessageProperties | bytes, identity: Identity) -> ComposedDraft:
@@ -78,11 +83,20 @@ def compose(content: MessageProperties | bytes, identity: Identity) -> ComposedD
         save_to_sent_items=identity.save_to_sent_items,
         sent_folder=identity.sent_folder,
     )
+    properties = None
     if isinstance(content, MessageProperties):
-        raw = write_draft(_owned(content, origin), origin)
+        properties = _owned(content, origin)
+        raw = write_draft(properties, origin)
     else:
         raw = write_mime_draft(content, origin)
-    return ComposedDraft(stem, f"{stem},S={len(raw)}", raw)
+    return ComposedDraft(stem, f"{stem},S={len(raw)}", raw, identity.account, properties)
+
+
+def facts_of(draft: ComposedDraft, submission_id: str) -> SubmissionFacts:
+    """Return what the log tells of a draft that was just composed."""
+    if draft.properties is None:
+        return submission_facts(draft.raw, submission_id)
+    return _facts(draft.properties, submission_id, account=draft.account, message_id="")
 
 
 def submission_facts(raw: bytes, submission_id: str) -> SubmissionFacts:
@@ -93,14 +107,21 @@ def submission_facts(raw: bytes, submission_id: str) -> SubmissionFacts:
     else:
         properties = read_mime(header_of(raw[length:])).properties
     account = block.origin.account if block else ""
+    message_id = block.origin.message_id if block else ""
+    return _facts(properties, submission_id, account=account, message_id=message_id)
+
+
+def _facts(
+    properties: MessageProperties, submission_id: str, *, account: str, message_id: str
+) -> SubmissionFacts:
+    """`message_id` counts where the message has none."""
     everybody = (*properties.to, *properties.cc, *properties.bcc)
-    told = properties.internet_message_id
     return SubmissionFacts(
         submission_id=submission_id,
         graph_id=submission_id.partition(".")[0],
         account=account,
         sender=properties.from_.address if properties.from_ else account,
-        message_id=told or (block.origin.message_id if block else ""),
+        message_id=properties.internet_message_id or message_id,
         subject=properties.subject,
         recipients=tuple(dict.fromkeys(person.address for person in everybody)),
     )

@@ -28,6 +28,7 @@ from relay.mailbox.messages import (
     ComposedDraft,
     Identity,
     compose,
+    facts_of,
     is_draft,
     next_generation,
     submission_facts,
@@ -50,6 +51,7 @@ from relay.message.properties import MessageProperties
 _REMOVALS = 3
 _DATE_US = 60_000_000  # an older draft is written anew: its Date is to say when it was sent
 DRAFT_FLAGS = f":2,{DRAFT}{SEEN}"
+_IN_DRAFTS = {"folder": str(WellKnown.DRAFTS)}
 
 
 class Sending:
@@ -138,7 +140,8 @@ class Sending:
             place(temporary, placed)
             reached(CrashPoint.DRAFT_LINKED)
             created_us = self._shared.clock.time_us()
-            self._make_ready(prepared, note, draft.raw, created_us=created_us)
+            facts = facts_of(draft, note.submission_id)
+            self._make_ready(prepared, note, facts, created_us=created_us)
             self._shared.syncs.sync(drafts / "cur")
             reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
             self._shared.notes.sync(note)
@@ -159,7 +162,8 @@ class Sending:
         try:
             self._shared.notes.prepare(located.path, prepared.name)
             self._shared.crash.reached(CrashPoint.NOTE_PREPARED)
-            self._make_ready(prepared, note, raw, created_us=created_us)
+            facts = submission_facts(raw, note.submission_id)
+            self._make_ready(prepared, note, facts, created_us=created_us)
             self._shared.notes.sync(note)
             self._shared.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
         except BaseException:
@@ -168,16 +172,17 @@ class Sending:
             raise
         return note
 
-    def _make_ready(self, prepared: Path, note: Note, raw: bytes, *, created_us: int) -> None:
+    def _make_ready(
+        self, prepared: Path, note: Note, facts: SubmissionFacts, *, created_us: int
+    ) -> None:
         """Record steps 1 and 2 and let pickup see the note.
 
         They are recorded before: a note that is ready always has them, and their times precede
         whatever pickup does.
         """
-        facts = submission_facts(raw, note.submission_id)
-        self._record(facts, Event(Step.CREATED, created_us, {"folder": str(WellKnown.DRAFTS)}))
-        now_us = self._shared.clock.time_us()
-        self._record(facts, Event(Step.NOTIFIED, now_us, waiting_detail(note)))
+        created = Event(Step.CREATED, created_us, _IN_DRAFTS)
+        notified = Event(Step.NOTIFIED, self._shared.clock.time_us(), waiting_detail(note))
+        self._log.append(facts, created, notified)
         prepared.rename(note.path)
         self._shared.crash.reached(CrashPoint.NOTE_READY)
 
@@ -225,7 +230,7 @@ class Sending:
             else:
                 self._discard(mailbox, note)
             accepted = Event(Step.ACCEPTED, self._shared.clock.time_us(), detail)
-            self._record(_facts_of(note), accepted, queue_id=queue_id)
+            self._log.append(_facts_of(note), accepted, queue_id=queue_id)
             self._shared.crash.reached(CrashPoint.STEP_RECORDED)
             self._remove_note(note)
 
@@ -319,9 +324,6 @@ class Sending:
             save_to_sent_items=options.save_to_sent_items,
             sent_folder=options.sent_folder,
         )
-
-    def _record(self, facts: SubmissionFacts, event: Event, *, queue_id: str = "") -> None:
-        self._log.append(facts, event, queue_id=queue_id)
 
 
 def _as_before(note: Note, options: SendOptions) -> Note:
