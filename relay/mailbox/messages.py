@@ -140,7 +140,13 @@ def load(located: Located, raw: bytes, *, touched_us: int) -> StoredMessage:
     change_key = hashlib.sha256(os.fsencode(place))
     attachments = tuple(
         StoredAttachment(
-            str(number), one.name, one.content_type, one.size, one.inline, one.content_id
+            str(number),
+            one.name,
+            one.content_type,
+            one.size,
+            one.inline,
+            content_id=one.content_id,
+            item=one.item,
         )
         for number, one in enumerate(message.attachments)
     )

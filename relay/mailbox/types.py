@@ -96,7 +96,7 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class StoredAttachment:
-    """An attachment of a stored message, without its bytes."""
+    """An attachment of a stored message, without its bytes; an `item` is a message itself."""
 
     id: str
     name: str
@@ -104,6 +104,7 @@ class StoredAttachment:
     size: int
     inline: bool
     content_id: str = ""
+    item: bool = False
 
 
 @dataclass(frozen=True, slots=True)
