@@ -1,7 +1,9 @@
-"""Previews: one line of plain text, in one pass."""
+"""Previews, one line of plain text in one pass; attachments by their kind."""
 
 import pytest
 
+from relay.graph.attachments import show_attachment
+from relay.mailbox.types import StoredAttachment
 from relay.message.preview import preview
 
 
@@ -24,3 +26,26 @@ def test_preview(text: str, body_type: str, shown: str) -> None:
 
 def test_preview_of_a_hostile_body_is_one_pass() -> None:
     assert preview("<" * 10_000_000, "html") == "<" * 255
+
+
+def test_attachments_are_shown_by_their_kind() -> None:
+    file = StoredAttachment("0", "a.png", "image/png", 5, inline=True, content_id="c@a.test")
+    shown = show_attachment(file, modified_us=1_700_000_000_000_000, content=b"aGVsbG8=")
+    assert shown == {
+        "@odata.type": "#microsoft.graph.fileAttachment",
+        "@odata.mediaContentType": "image/png",
+        "id": "0",
+        "lastModifiedDateTime": "2023-11-14T22:13:20Z",
+        "name": "a.png",
+        "contentType": "image/png",
+        "size": 5,
+        "isInline": True,
+        "contentId": "c@a.test",
+        "contentLocation": None,
+        "contentBytes": "aGVsbG8=",
+    }
+    message = StoredAttachment("1", "m", "message/rfc822", 9, inline=False, item=True)
+    shown = show_attachment(message, modified_us=0, content=b"QQ==", item={"subject": "s"})
+    assert shown["@odata.type"] == "#microsoft.graph.itemAttachment"
+    assert shown["item"] == {"subject": "s"}
+    assert "contentBytes" not in shown
