@@ -10,8 +10,6 @@ Standards: RFC 2045; RFC 2046 5.1 (mixed, alternative); RFC 2387 (related); RFC 
 
 import html
 import re
-from base64 import b64encode
-from binascii import b2a_qp
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from email.message import MIMEPart
@@ -31,20 +29,16 @@ from relay.message.draft import (
     Part,
     PrivateBlock,
     attachment_fields,
-    base64_lines,
-    has_line_over,
     part_bytes,
 )
 from relay.message.fields import CRLF, people_field
 from relay.message.htmltext import text_of_html
 from relay.message.propertyfields import header_fields
 from relay.message.section import with_crlf
+from relay.message.textcoding import coded_text
 
-_BODY_LINE_BYTES = 78
-_ASCII = bytes(range(128))
 _NO_LETTER = re.compile(r"[^A-Za-z0-9]")
 _CID = re.compile(r"cid:([^\"'\s<>()]+)", re.IGNORECASE)
-_QUOTED_PRINTABLE_SHARE = 6  # base64 is shorter when more than one byte in six needs "=XX"
 # Fields are written by relay.message.fields; `email` must not fold them again.
 _POLICY = SMTP.clone(refold_source="none", utf8=True, max_line_length=None)
 
@@ -124,7 +118,7 @@ def _tree(note: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _Tr
         return _part(fields, mark)
 
     def text_leaf(subtype: str, content: bytes) -> MIMEPart:
-        coded = _coded(with_crlf(content))
+        coded = coded_text(with_crlf(content))
         content_type = f"text/{subtype}; charset={coded.charset}"
         fields = (("Content-Type", content_type), ("Content-Transfer-Encoding", coded.encoding))
         return leaf(fields, coded.content)
@@ -192,29 +186,3 @@ def _part(fields: Iterable[tuple[str, str]], mark: str) -> MIMEPart:
         part.set_raw(name, value)
     part.set_payload(mark)
     return part
-
-
-# -- texts
-
-
-@dataclass(frozen=True, slots=True)
-class _Coded:
-    """A text as it is transferred, in 7 bits."""
-
-    charset: str
-    encoding: str
-    content: bytes
-
-
-def _coded(text: bytes) -> _Coded:
-    """Leave a text as it is, or code it: quoted-printable or base64, whichever is shorter.
-
-    Neither coding can make a "=_", so only text as it is could hold a boundary: that is coded.
-    """
-    charset = "us-ascii" if text.isascii() else "utf-8"
-    plain = text.isascii() and b"\0" not in text and b"=_" not in text
-    if plain and not has_line_over(text, _BODY_LINE_BYTES + len("\r")):
-        return _Coded(charset, "7bit", text)
-    if len(text.translate(None, _ASCII)) * _QUOTED_PRINTABLE_SHARE > len(text):
-        return _Coded(charset, "base64", base64_lines(b64encode(text)))
-    return _Coded(charset, "quoted-printable", with_crlf(b2a_qp(text, istext=True)))
