@@ -1,7 +1,8 @@
 """One request as the rooms see it: decoded names, and a body that is read when it is wanted.
 
 On the path: the gateway makes it from the ASGI scope; graph and web read it.
-Holds: no body over its limit is held, whatever Content-Length says; all together keep a budget.
+Holds: no body over its limit is held, whatever Content-Length says; all together keep a budget. Of
+one that is taken in blocks, a block is held.
 Fails: ApiError 400, 408, 413, 503; ClientGoneError when there is nobody left to answer.
 Standards: RFC 9110 8.6, 15.5.9, 15.5.14; RFC 3986 2.1.
 """
@@ -9,7 +10,8 @@ Standards: RFC 9110 8.6, 15.5.9, 15.5.14; RFC 3986 2.1.
 import asyncio
 import contextlib
 import re
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -22,6 +24,7 @@ _Result = TypeVar("_Result")
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _QUERY_FIELDS_MAX = 64
+_BLOCK_BYTES = 256 * 1024
 _DRAIN_TIMEOUT_S = 10.0
 _DRAIN_PAUSE_S = 1.0  # who sends nothing for so long waits for the answer
 
@@ -82,9 +85,8 @@ class Call:
         """
         self._refuse_coding()
         limit = self._reading.limit_bytes
-        declared = self.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared[:20]) > limit:
-            raise self._too_large()
+        if (self.declared_bytes or 0) > limit:
+            raise too_large(limit)
         self._reading_began = True
         chunks: list[bytes] = []
         try:
@@ -92,7 +94,7 @@ class Call:
                 while not self._complete:
                     chunk = await self._next_chunk()
                     if self._taken_bytes + len(chunk) > limit:
-                        raise self._too_large()
+                        raise too_large(limit)
                     self._take(len(chunk))
                     chunks.append(chunk)
         except TimeoutError:
@@ -103,6 +105,36 @@ class Call:
                 f"The body was not complete within {self._reading.timeout_s:g} seconds.",
             ) from None
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def blocks(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body in blocks while it comes, once; who takes them bounds how much that is.
+
+        Raises ApiError 408 when nothing comes for a while, or the end not in a long while, 415 for
+        a body that is compressed; ClientGoneError.
+        """
+        self._refuse_coding()
+        self._reading_began = True
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._reading.stream_timeout_s
+        while not self._complete:
+            chunks: list[bytes] = []
+            size_bytes = 0
+            while size_bytes < _BLOCK_BYTES and not self._complete:
+                try:
+                    patience = loop.time() + self._reading.idle_timeout_s
+                    async with asyncio.timeout_at(min(deadline, patience)):
+                        chunks.append(await self._next_chunk())
+                except TimeoutError:
+                    self._too_late = True
+                    raise self._stalled(is_idle=patience <= deadline) from None
+                size_bytes += len(chunks[-1])
+            yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    @property
+    def declared_bytes(self) -> int | None:
+        """What Content-Length says, None where it says nothing."""
+        declared = self.headers.get("content-length", "")
+        return int(declared[:20]) if declared.isascii() and declared.isdecimal() else None
 
     @property
     def is_complete(self) -> bool:
@@ -178,22 +210,33 @@ class Call:
             )
         self._taken_bytes += size
 
-    def _too_large(self) -> ApiError:
-        limit = self._reading.limit_bytes
-        return ApiError(
-            413,
-            "RequestEntityTooLarge",
-            f"The request body is larger than the maximum of {limit} bytes.",
-        )
+    def _stalled(self, *, is_idle: bool) -> ApiError:
+        reading = self._reading
+        if is_idle:
+            message = f"Nothing of the body came for {reading.idle_timeout_s:g} seconds."
+        else:
+            message = f"The body was not complete within {reading.stream_timeout_s:g} seconds."
+        return ApiError(408, "RequestTimeout", message)
 
 
+@dataclass(frozen=True, slots=True)
 class Reading:
-    """How bodies are read: `limit_bytes` and `timeout_s` for each, `budget` for all together."""
+    """How bodies are read: `limit_bytes` and `timeout_s` for each that is held, `budget` for all of
+    these together. Of one that is taken in blocks, the next may be `idle_timeout_s` late, and the
+    last `stream_timeout_s`.
+    """
 
-    def __init__(self, *, limit_bytes: int, timeout_s: float, budget: BodyBudget) -> None:
-        self.limit_bytes = limit_bytes
-        self.timeout_s = timeout_s
-        self.budget = budget
+    limit_bytes: int
+    timeout_s: float
+    budget: BodyBudget
+    idle_timeout_s: float
+    stream_timeout_s: float
+
+
+def too_large(limit_bytes: int) -> ApiError:
+    """Return the refusal of a body over its limit."""
+    message = f"The request body is larger than the maximum of {limit_bytes} bytes."
+    return ApiError(413, "RequestEntityTooLarge", message)
 
 
 def _segments(scope: Scope) -> tuple[str, ...]:

@@ -35,13 +35,16 @@ class Limits:
     """What one application takes on.
 
     `body_bytes` limits one body, `held_bytes` all bodies held at once, `requests` those in work,
-    `read_timeout_s` the time one body may take to arrive.
+    `read_timeout_s` the time one body may take to arrive. A body that is taken in blocks may take
+    `stream_timeout_s`, but `idle_timeout_s` for each block.
     """
 
     body_bytes: int
     held_bytes: int
     requests: int = 1000
     read_timeout_s: float = 300.0
+    idle_timeout_s: float = 60.0
+    stream_timeout_s: float = 3600.0
 
 
 class Gateway:
@@ -57,6 +60,8 @@ class Gateway:
             limit_bytes=limits.body_bytes,
             timeout_s=limits.read_timeout_s,
             budget=BodyBudget(max(limits.held_bytes, limits.body_bytes)),
+            idle_timeout_s=limits.idle_timeout_s,
+            stream_timeout_s=limits.stream_timeout_s,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
