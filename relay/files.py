@@ -1,7 +1,8 @@
 """Octets that lie in a file.
 
 On the path: who writes large contents hands these on; who passes them on reads them in blocks.
-Holds: nothing is open between two reads; the file is the holder's to keep until they are read.
+Holds: of FileOctets nothing is open between two reads, and the file is the holder's to keep until
+they are read; OpenOctets keep it open, whoever renames or removes it.
 Fails: OSError from a file that is gone.
 Standards: POSIX pread.
 """
@@ -9,6 +10,7 @@ Standards: POSIX pread.
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +35,43 @@ class FileOctets:
     def part(self, start: int, length: int) -> "FileOctets":
         """Return those from `start` on; nothing is read."""
         return FileOctets(self.path, self.start + start, max(0, min(length, self.size - start)))
+
+
+class _Descriptor:
+    """An open file, closed when nobody has octets of it any more."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOctets:
+    """`size` octets from `start` on of a file that is open (a relay.message.content.Octets)."""
+
+    descriptor: _Descriptor
+    start: int
+    size: int
+
+    @classmethod
+    def of(cls, file: BinaryIO) -> "OpenOctets":
+        """Return all of an open file, which its holder may close. Raises OSError."""
+        number = os.dup(file.fileno())
+        descriptor = _Descriptor(number)
+        return cls(descriptor, 0, os.fstat(number).st_size)
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return `length` octets from `start`, fewer only where they end. Raises OSError."""
+        wanted = min(length, self.size - start)
+        if wanted <= 0:
+            return b""
+        return os.pread(self.descriptor.number, wanted, self.start + start)
+
+    def part(self, start: int, length: int) -> "OpenOctets":
+        """Return those from `start` on; nothing is read."""
+        size = max(0, min(length, self.size - start))
+        return OpenOctets(self.descriptor, self.start + start, size)
