@@ -16,14 +16,12 @@ from enum import StrEnum
 class CrashPoint(StrEnum):
     """Every point, in the order in which a sendMail passes them, and then those beside its way."""
 
-    DRAFT_WRITTEN = "draft-written"  # tmp file complete, not synced
-    DRAFT_SYNCED = "draft-synced"  # fsync of the tmp file
-    NOTE_PREPARED = "note-prepared"  # link into preparing/
+    DRAFT_WRITTEN = "draft-written"  # file in preparing/ complete, not synced
+    DRAFT_SYNCED = "draft-synced"  # fsync of that file
     DRAFT_LINKED = "draft-linked"  # link into .Drafts/cur
     NOTE_READY = "note-ready"  # rename to ready/, or to deferred/
     DRAFTS_DIRECTORY_SYNCED = "drafts-directory-synced"  # fsync of .Drafts/cur
     READY_DIRECTORY_SYNCED = "ready-directory-synced"  # fsync of ready/
-    DRAFT_TMP_REMOVED = "draft-tmp-removed"  # unlink of the tmp file
     REQUEST_ANSWERED = "request-answered"  # the 202 was handed to the socket
     NOTE_CONVERTED = "note-converted"  # MIME made, not submitted
     SUBMISSION_SENT = "submission-sent"  # final dot written
@@ -39,6 +37,7 @@ class CrashPoint(StrEnum):
     NOTE_REMOVED = "note-removed"
     NOTE_REMOVAL_SYNCED = "note-removal-synced"
     REPORT_WRITTEN = "report-written"  # step 3 failed for good: the report is in the Inbox
+    NOTE_PREPARED = "note-prepared"  # a draft that is sent as it is: link into preparing/
     # A draft that waits for its time:
     CHANGE_PREPARED = "change-prepared"  # its next generation linked into preparing/
     NOTE_POSTPONED = "note-postponed"  # renamed for another time

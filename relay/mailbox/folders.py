@@ -72,6 +72,15 @@ _NOT_HERE = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A mailbox that was made or seen, and what is looked for to know that it is still there."""
+
+    mailbox: Path
+    drafts: Path
+    inbox: Path
+
+
 class Folders:
     """The mailboxes under one root, as directories."""
 
@@ -79,14 +88,14 @@ class Folders:
         """`directory_of` gives an account's Maildir, or raises NoSuchItemError."""
         self._directory_of = directory_of
         self._lock = threading.Lock()
-        self._made: set[Path] = set()
+        self._made: dict[str, _Made] = {}
 
     def mailbox(self, account: str) -> Path:
         """Return the account's Maildir, made with all its folders on first use."""
+        made = self._made.get(account)
+        if made is not None and made.drafts.is_dir() and made.inbox.is_dir():
+            return made.mailbox
         mailbox = self._directory_of(account)
-        drafts = mailbox / _WELL_KNOWN[WellKnown.DRAFTS].directory
-        if mailbox in self._made and (drafts / "cur").is_dir() and (mailbox / "cur").is_dir():
-            return mailbox
         with self._lock:
             for known in _WELL_KNOWN.values():
                 _make_maildir(mailbox / known.directory, is_folder=bool(known.directory))
@@ -96,7 +105,8 @@ class Folders:
                 sync_directory(mailbox)
             if len(self._made) >= _MAILBOXES_REMEMBERED:
                 self._made.clear()
-            self._made.add(mailbox)
+            drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
+            self._made[account] = _Made(mailbox, drafts=drafts, inbox=mailbox / "cur")
         return mailbox
 
     def remake(self, mailbox: Path, folder: WellKnown) -> None:

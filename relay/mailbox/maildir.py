@@ -98,13 +98,20 @@ def _write_synced(path: Path, pieces: Iterable[bytes]) -> None:
         os.close(descriptor)
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give `source` a second name; where that is impossible, write a synced copy of it."""
+def link(source: Path, target: Path) -> bool:
+    """Give `source` a second name; False where the file system cannot. Raises FileExistsError."""
     try:
         os.link(source, target)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
+        return False
+    return True
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give `source` a second name; where that is impossible, write a synced copy of it."""
+    if not link(source, target):
         whole = FileOctets(source, 0, source.stat().st_size)
         _write_synced(target, octets_in_blocks((whole,)))
 
@@ -114,13 +121,9 @@ def place(source: Path, target: Path) -> None:
 
     Raises FileExistsError.
     """
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
+    if not link(source, target):
         if target.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
         source.rename(target)
 
 

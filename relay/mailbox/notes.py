@@ -57,6 +57,8 @@ class NotesDirectory:
 
     def make(self) -> None:
         """Make the directories on first use."""
+        if self._made:
+            return
         with self._lock:  # who comes second waits until they are durable
             if not self._made:
                 for directory in (self.preparing, self.ready, self.deferred):
@@ -75,10 +77,15 @@ class NotesDirectory:
         """Give a draft's file a second name in preparing/."""
         prepared = self.preparing / name
         link_or_copy(source, prepared)
-        if prepared.stat().st_nlink == 1 and not self._copied.exists():
+        if prepared.stat().st_nlink == 1:
+            self.say_copied()
+        return prepared
+
+    def say_copied(self) -> None:
+        """Remember for good that notes here may be copies: the number of links tells nothing."""
+        if not self._copied.exists():
             self._copied.touch(0o600)
             self._syncs.sync(self._copied.parent)
-        return prepared
 
     def find(self, draft_id: str, file: Path) -> Path | None:
         """The note of the draft in `file`, deferred or ready; None if it has none.

@@ -10,6 +10,7 @@ Standards: none; docs/design.md 1 and 3.
 import os
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ from relay.mailbox.folders import find_folder, well_known_path
 from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import Located
 from relay.mailbox.leftovers import Leftovers
-from relay.mailbox.maildir import link_or_copy, looking_again, place, remove, write_file
+from relay.mailbox.maildir import (
+    link,
+    link_or_copy,
+    looking_again,
+    place,
+    remove,
+    write_file,
+)
 from relay.mailbox.messages import (
     DRAFT,
     SEEN,
@@ -49,6 +57,7 @@ from relay.message.draft import split_private
 from relay.message.properties import MessageProperties
 
 _REMOVALS = 3
+_MAILBOXES_REMEMBERED = 1000
 _DATE_US = 60_000_000  # an older draft is written anew: its Date is to say when it was sent
 DRAFT_FLAGS = f":2,{DRAFT}{SEEN}"
 _IN_DRAFTS = {"folder": str(WellKnown.DRAFTS)}
@@ -119,39 +128,50 @@ class Sending:
             return note
 
     def _write_and_submit(self, mailbox: Path, draft: ComposedDraft, note: Note) -> None:
-        """Write a draft and make its note ready; after an error nothing of either is left."""
+        """Write a draft and make its note ready; after an error nothing of either is left.
+
+        The file is written in preparing/ and linked into Drafts from there: a start finds what is
+        half done without looking into any mailbox, and there is no third name to be removed.
+        """
         self._leftovers.clean(mailbox)
         self._shared.notes.make()
-        drafts = well_known_path(mailbox, WellKnown.DRAFTS)
-        temporary = drafts / "tmp" / draft.stem
-        placed = drafts / "cur" / (draft.base + DRAFT_FLAGS)
+        drafts = _drafts_of(mailbox)
+        placed = drafts / (draft.base + DRAFT_FLAGS)
         prepared = self._shared.notes.preparing / note.submission_id
         reached = self._shared.crash.reached
         try:
-            descriptor = write_file(temporary, draft.raw)
+            descriptor = write_file(prepared, draft.raw)
             try:
                 reached(CrashPoint.DRAFT_WRITTEN)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
             reached(CrashPoint.DRAFT_SYNCED)
-            self._shared.notes.prepare(temporary, prepared.name)
-            reached(CrashPoint.NOTE_PREPARED)
-            place(temporary, placed)
+            self._place(prepared, placed)
             reached(CrashPoint.DRAFT_LINKED)
             created_us = self._shared.clock.time_us()
             facts = facts_of(draft, note.submission_id)
             self._make_ready(prepared, note, facts, created_us=created_us)
-            self._shared.syncs.sync(drafts / "cur")
+            self._shared.syncs.sync(drafts)
             reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
             self._shared.notes.sync(note)
             reached(CrashPoint.READY_DIRECTORY_SYNCED)
-            remove(temporary)
-            reached(CrashPoint.DRAFT_TMP_REMOVED)
         except BaseException:
-            _remove_all(note.path, prepared, placed, temporary)
+            _remove_all(note.path, prepared, placed)
             self._withdraw(draft.raw, note)
             raise
+
+    def _place(self, prepared: Path, placed: Path) -> None:
+        """Give a prepared draft its name in the mailbox; where no link can be, a copy by tmp/."""
+        if link(prepared, placed):
+            return
+        temporary = placed.parents[1] / "tmp" / placed.name
+        try:
+            link_or_copy(prepared, temporary)
+            self._shared.notes.say_copied()
+            place(temporary, placed)
+        finally:
+            remove(temporary)
 
     def _submit_as_it_is(
         self, located: Located, raw: bytes, note: Note, *, created_us: int
@@ -198,7 +218,8 @@ class Sending:
             at_us = options.deferred_us
             path = notes.deferred_path(submission_id, at_us)
         else:
-            options = replace(options, deferred_us=0)
+            if options.deferred_us:
+                options = replace(options, deferred_us=0)
             path = notes.ready_path(submission_id, at_us)
         return Note(
             submission_id=submission_id,
@@ -324,6 +345,12 @@ class Sending:
             save_to_sent_items=options.save_to_sent_items,
             sent_folder=options.sent_folder,
         )
+
+
+@lru_cache(maxsize=_MAILBOXES_REMEMBERED)
+def _drafts_of(mailbox: Path) -> Path:
+    """Where a mailbox's drafts are."""
+    return well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
 
 
 def _as_before(note: Note, options: SendOptions) -> Note:

@@ -206,10 +206,10 @@ def test_a_draft_that_is_sent(scene: Scene, point: CrashPoint, sent: bool) -> No
 @pytest.mark.parametrize(
     ("point", "sent"),
     [
-        (CrashPoint.NOTE_PREPARED, False),
+        (CrashPoint.DRAFT_SYNCED, False),
         (CrashPoint.DRAFT_LINKED, False),
         (CrashPoint.NOTE_READY, True),
-        (CrashPoint.DRAFT_TMP_REMOVED, True),
+        (CrashPoint.READY_DIRECTORY_SYNCED, True),
         (CrashPoint.REQUEST_ANSWERED, True),
     ],
 )

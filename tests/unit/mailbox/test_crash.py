@@ -66,12 +66,10 @@ FILING = (
 SUBMITTING = (
     CrashPoint.DRAFT_WRITTEN,
     CrashPoint.DRAFT_SYNCED,
-    CrashPoint.NOTE_PREPARED,
     CrashPoint.DRAFT_LINKED,
     CrashPoint.NOTE_READY,
     CrashPoint.DRAFTS_DIRECTORY_SYNCED,
     CrashPoint.READY_DIRECTORY_SYNCED,
-    CrashPoint.DRAFT_TMP_REMOVED,
 )
 PROMISED_FROM = CrashPoint.NOTE_READY  # what is ready is sent, promised or not
 
