@@ -12,7 +12,6 @@ import json
 import re
 from base64 import b64decode, b64encode
 from dataclasses import dataclass, replace
-from typing import Any
 
 import msgspec
 
@@ -364,9 +363,11 @@ def _needs_base64(body: bytes, boundary: bytes) -> bool:
 
 
 def _block_bytes(block: PrivateBlock) -> bytes:
-    facts: Any = msgspec.to_builtins(block)
+    encoded = msgspec.json.encode(block)
+    if not encoded.isascii():
+        encoded = json.dumps(msgspec.to_builtins(block), separators=(",", ":")).encode()
     # Spaces are only in strings here; escaped, no folded line can be white space alone.
-    text = json.dumps(facts, separators=(",", ":")).replace(" ", "\\u0020")
+    text = encoded.decode("ascii").replace(" ", "\\u0020")
     lines = [text[start : start + _DATA_LINE] for start in range(0, len(text), _DATA_LINE)]
     data = (_DATA_FIELD + f"{CRLF} ".join(lines) + CRLF).encode()
     return b"X-Relay-Draft: 1 %010d\r\n" % (FIRST_FIELD_BYTES + len(data)) + data
