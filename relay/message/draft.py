@@ -56,7 +56,10 @@ class DraftOrigin:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Where a part's bytes lie, counted from the end of the block; the rest is an attachment's."""
+    """Where a part's bytes lie, counted from the end of the block; the rest is an attachment's.
+
+    `id` is "" for one whose place among the attachments is its id.
+    """
 
     offset: int
     length: int
@@ -68,6 +71,7 @@ class Part:
     content_id: str = ""
     item: bool = False  # a message, which lies there as it is
     eight_bit: bool = False
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,8 @@ _PADDING_OCTETS_MAX = 8
 class AttachmentFacts:
     """An attachment without its bytes; `size` counts the decoded ones.
 
-    `item`: it is a whole message (message/rfc822).
+    `item`: it is a whole message (message/rfc822). `id` is "" unless a draft gave it one: then its
+    place in the order is its id.
     """
 
     name: str
@@ -46,6 +47,18 @@ class AttachmentFacts:
     inline: bool
     content_id: str = ""
     item: bool = False
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedOctets:
+    """An attachment where it lies: `octets` are in the transfer encoding, "" where that changes
+    nothing.
+    """
+
+    facts: AttachmentFacts
+    octets: Octets
+    encoding: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +130,10 @@ def read_mime(content: bytes | Octets) -> ReadMessage:
 
 def read_mime_attachments(content: bytes) -> tuple[Attachment, ...]:
     """Return the attachments of a MIME message with their bytes as base64."""
-    octets = MemoryOctets(content)
-    structure = read_structure(octets)
-    leaves = sorted_leaves(structure)
     found = []
-    for one in leaves.attached:
-        facts = _attachment(octets, structure, one, has_html=leaves.html is not None)
-        payload = b"".join(decoded_blocks(_body(octets, one.entity), _encoding(one.entity)))
+    for one in attached(MemoryOctets(content)):
+        facts = one.facts
+        payload = b"".join(decoded_blocks(one.octets, one.encoding))
         found.append(
             Attachment(
                 facts.name,
@@ -136,6 +146,38 @@ def read_mime_attachments(content: bytes) -> tuple[Attachment, ...]:
             )
         )
     return tuple(found)
+
+
+def attached(stored: Octets) -> tuple[AttachedOctets, ...]:
+    """Return the attachments of a file of a mailbox, in the order in which read_message() tells.
+
+    Reading blocks; raises OSError.
+    """
+    block, length = read_private(stored)
+    if block is None or block.properties is None:
+        return _attached_to_mime(stored.part(length, stored.size - length))
+    return tuple(
+        AttachedOctets(
+            _facts(part),
+            stored.part(length + part.offset, part.length),
+            "base64" if part.base64 else "",
+        )
+        for part in block.attachments
+    )
+
+
+def _attached_to_mime(octets: Octets) -> tuple[AttachedOctets, ...]:
+    structure = read_structure(octets)
+    leaves = sorted_leaves(structure)
+    has_html = leaves.html is not None
+    return tuple(
+        AttachedOctets(
+            _attachment(octets, structure, one, has_html=has_html),
+            _body(octets, one.entity),
+            _encoding(one.entity),
+        )
+        for one in leaves.attached
+    )
 
 
 def sorted_leaves(structure: Structure) -> SortedLeaves:
@@ -257,4 +299,5 @@ def _facts(part: Part) -> AttachmentFacts:
         inline=part.inline,
         content_id=part.content_id,
         item=part.item,
+        id=part.id,
     )
