@@ -1,8 +1,9 @@
-# The targets that people use: run, test, check, bench, clean.
+# The targets that people use: run, test, check, bench, crash, clean.
 #   make run                 the development relay in the foreground; ARGS="--once" ends by itself
 #   make test                all tests; TESTS="tests/unit/spool -k claim" for some
 #   make check               lint, types, import contracts, dead code, the policies' own tests
 #   make bench               Relay and Postfix side by side
+#   make crash               a relay killed RUNS=200 times while people use it
 
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
@@ -10,9 +11,10 @@ PYTHON ?= $(firstword $(foreach each,python3 python3.13 python3.12 python3.11,\
 	$(shell $(each) -c 'import sys; sys.version_info >= (3, 11) and print("$(each)")' 2>/dev/null)))
 BIN := .venv/bin
 ARGS ?=
+RUNS ?= 200
 TESTS ?=
 
-.PHONY: run venv test check lint types layers unused rules bench clean
+.PHONY: run venv test check lint types layers unused rules bench crash clean
 
 run: .venv/installed
 	@exec $(BIN)/relay dev $(ARGS)
@@ -43,6 +45,9 @@ rules: .venv/development
 
 bench: .venv/development
 	tests/bench/run.sh
+
+crash: .venv/development
+	RUNS=$(RUNS) $(BIN)/python -m pytest -n 2 tests/crash/test_storm.py
 
 clean:
 	rm -rf .venv .relay build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -38,16 +38,17 @@ class Inbox:
         self._leftovers.clean(mailbox)
         message_id = delivered_id(unique)
         content = edited(content, lambda header: with_id(header, message_id))
+        stem = delivered_stem(unique, hostname=self._shared.hostname)
+        temporary = mailbox / "tmp" / stem
         with self._stripes.of(message_id):
             if self._delivered.has(mailbox, message_id):
-                # A crash may have come between the link and the directory's fsync.
+                # A crash may have come between the link and what follows it.
+                remove(temporary)
                 self._shared.syncs.sync(mailbox / "new")
                 return DeliveryResult.ALREADY_THERE
             if not over_quota:
                 self._shared.quota.check(account, mailbox, size_of(content))
-            stem = delivered_stem(unique, hostname=self._shared.hostname)
             base = f"{stem},S={size_of(content)}"
-            temporary = mailbox / "tmp" / stem
             remove(temporary)  # what a crash left: this id's lock is ours
             try:
                 write_synced(temporary, content)

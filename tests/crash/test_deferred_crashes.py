@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from relay.journal.crash import CrashPoint
-from tests.support.graph_client import Answer, message
+from tests.support.graph_client import Answer
 from tests.support.relay_process import RelayProcess, until
 
 pytestmark = pytest.mark.crash

@@ -15,7 +15,6 @@ from relay.message.content import Octets
 from relay.message.convert import convert as convert_well
 from relay.message.converted import Converted
 
-
 HANGS_S = 30
 
 
