@@ -15,6 +15,8 @@ from typing import Protocol
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case
 ID_LENGTH = 16
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+_SHIFTS = range(5 * (ID_LENGTH - 2), -1, -10)
 _RANDOM_BITS = 32
 _TIME_CHARACTERS = 10  # 48 bits of milliseconds need ten characters of five bits
 
@@ -85,11 +87,7 @@ def first_id_after(time_us: int) -> str:
 
 
 def _written(number: int) -> str:
-    letters = []
-    for _ in range(ID_LENGTH):
-        letters.append(_ALPHABET[number & 31])
-        number >>= 5
-    return "".join(reversed(letters))
+    return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
 
 
 def id_time_us(identifier: str) -> int | None:

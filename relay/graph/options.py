@@ -61,6 +61,9 @@ class Options:
         return f"{url}?{urlencode(given, safe='$,', quote_via=quote)}"
 
 
+_NONE_GIVEN = Options()
+
+
 def parse_options(
     query: Collection[tuple[str, str]],
     *,
@@ -72,6 +75,8 @@ def parse_options(
 
     A page has `page_size` items at most, if that is given. Raises ApiError 400.
     """
+    if not query and page_size is None:
+        return _NONE_GIVEN
     given: dict[str, str] = {}
     for name, value in query:
         option = name.removeprefix("$").lower()

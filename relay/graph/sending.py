@@ -7,7 +7,6 @@ Standards: Graph's user: sendMail, message: send; RFC 5322 3.6.4.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from starlette.background import BackgroundTask
 from starlette.responses import Response
@@ -20,6 +19,7 @@ from relay.graph.values import json_object
 from relay.graph.visit import Visit
 from relay.journal.crash import CrashPoint
 from relay.mailbox.types import NotADraftError, Note
+from relay.message.properties import MessageProperties
 
 
 async def send_mail(visit: Visit) -> Response:
@@ -34,11 +34,11 @@ async def send_mail(visit: Visit) -> Response:
         )
     # no name for the body nor for its JSON: a large one is let go of as soon as it is read
     asked = parse_send_mail(json_object(await visit.call.body()), visit.account)
-    properties = asked.message.properties
+    fields = dict(asked.message.fields)
+    if not fields.get("internet_message_id"):  # made here, so that the 202 can tell it
+        fields["internet_message_id"] = f"<{visit.door.ids.new()}@{visit.door.hostname}>"
+    properties = MessageProperties(**fields)
     check_has_recipients(properties)
-    if not properties.internet_message_id:  # made here, so that the 202 can tell it
-        message_id = f"<{visit.door.ids.new()}@{visit.door.hostname}>"
-        properties = replace(properties, internet_message_id=message_id)
     options, applied = await send_options(visit, properties.extended, save=asked.save_to_sent_items)
     note = await visit.door.store.submit_new(visit.mailbox, properties, options)
     return _accepted(

@@ -22,6 +22,8 @@ from relay.http.errors import ApiError, RequestNames, shown, try_later
 
 _Result = TypeVar("_Result")
 
+BODY_IS_HERE = "relay.body_is_here"  # in the scope, once the whole body has come
+
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _QUERY_FIELDS_MAX = 64
 _BLOCK_BYTES = 256 * 1024
@@ -62,7 +64,7 @@ class Call:
         self.headers = Headers(scope=scope)
         self.segments = _segments(scope)
         self.query = _query(scope["query_string"])
-        self._scheme = str(scope["scheme"])
+        self._scope = scope
         self._receive = receive
         self._reading = reading
         self._taken_bytes = 0
@@ -75,7 +77,7 @@ class Call:
         if public_url:
             return public_url.rstrip("/")
         host = self.headers.get("host", "")
-        return f"{self._scheme}://{host if _HOST.fullmatch(host) else fallback_host}"
+        return f"{self._scope['scheme']}://{host if _HOST.fullmatch(host) else fallback_host}"
 
     async def body(self) -> bytes:
         """Read the whole body, once.
@@ -88,15 +90,11 @@ class Call:
         if (self.declared_bytes or 0) > limit:
             raise too_large(limit)
         self._reading_began = True
-        chunks: list[bytes] = []
+        if self._scope.get(BODY_IS_HERE):  # of most messages: there is nothing to wait for
+            return await self._whole(limit)
         try:
             async with asyncio.timeout(self._reading.timeout_s):
-                while not self._complete:
-                    chunk = await self._next_chunk()
-                    if self._taken_bytes + len(chunk) > limit:
-                        raise too_large(limit)
-                    self._take(len(chunk))
-                    chunks.append(chunk)
+                return await self._whole(limit)
         except TimeoutError:
             self._too_late = True
             raise ApiError(
@@ -104,6 +102,15 @@ class Call:
                 "RequestTimeout",
                 f"The body was not complete within {self._reading.timeout_s:g} seconds.",
             ) from None
+
+    async def _whole(self, limit_bytes: int) -> bytes:
+        chunks: list[bytes] = []
+        while not self._complete:
+            chunk = await self._next_chunk()
+            if self._taken_bytes + len(chunk) > limit_bytes:
+                raise too_large(limit_bytes)
+            self._take(len(chunk))
+            chunks.append(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:
@@ -176,6 +183,9 @@ class Call:
         """
         if self._too_late or self._waits_for_continue():
             return False
+        return self._complete or await self._read_past()
+
+    async def _read_past(self) -> bool:
         try:
             async with asyncio.timeout(_DRAIN_TIMEOUT_S):
                 while not self._complete:
@@ -242,12 +252,16 @@ def too_large(limit_bytes: int) -> ApiError:
 def _segments(scope: Scope) -> tuple[str, ...]:
     raw: bytes = scope.get("raw_path") or str(scope["path"]).encode()
     try:
+        if b"%" not in raw:
+            return tuple(part for part in raw.decode().split("/") if part)
         return tuple(unquote_to_bytes(part).decode() for part in raw.split(b"/") if part)
     except UnicodeDecodeError:
         raise ApiError(400, "BadRequest", "The path is not UTF-8.") from None
 
 
 def _query(raw: bytes) -> tuple[tuple[str, str], ...]:
+    if not raw:
+        return ()
     try:
         return tuple(
             parse_qsl(

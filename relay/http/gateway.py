@@ -54,6 +54,7 @@ class Gateway:
         self._handler = handler
         self._clock = clock
         self._ids = Ids(clock)
+        self._date = (0, b"")  # of a second, as it stands in answers
         self._requests_max = limits.requests
         self._requests = 0
         self._reading = Reading(
@@ -91,12 +92,20 @@ class Gateway:
             if call is not None:
                 call.release()
         if is_cut_off or call is None or not await call.has_gone_by():
-            response.headers["connection"] = "close"
-        response.headers["request-id"] = names.request_id
-        response.headers["client-request-id"] = names.client_request_id
-        response.headers["date"] = formatdate(self._clock.time_us() // 1_000_000, usegmt=True)
-        response.headers["x-content-type-options"] = "nosniff"
+            response.raw_headers.append((b"connection", b"close"))
+        response.raw_headers += (
+            (b"request-id", names.request_id.encode()),
+            (b"client-request-id", names.client_request_id.encode()),
+            (b"date", self._today()),
+            (b"x-content-type-options", b"nosniff"),
+        )
         await response(scope, receive, send)
+
+    def _today(self) -> bytes:
+        second = self._clock.time_us() // 1_000_000
+        if second != self._date[0]:
+            self._date = (second, formatdate(second, usegmt=True).encode())
+        return self._date[1]
 
     def _refuse_excess(self) -> None:
         if self._requests > self._requests_max:

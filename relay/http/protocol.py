@@ -17,6 +17,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from relay.clock import Clock, Ids, rfc3339
+from relay.http.call import BODY_IS_HERE
 from relay.http.errors import ApiError, RequestNames, envelope
 
 CONNECTIONS_MAX = 2000
@@ -95,6 +96,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """End the request's body."""
         if not self.parser.should_upgrade():
+            self.scope[BODY_IS_HERE] = True  # type: ignore[literal-required]
             super().on_message_complete()
 
     def resume_writing(self) -> None:
