@@ -23,7 +23,8 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """`quota` is in bytes, None for no limit; `aliases` are more addresses of the same mailbox.
+    """`quota` is in bytes, `quota_messages` a number, each None for no limit; `aliases` are more
+    addresses of the same mailbox.
 
     `send_as` are others' addresses that it may send from; `*@domain` is all of a domain.
     """
@@ -33,6 +34,7 @@ class Account:
     quota: int | None = None
     role: Role = Role.USER
     send_as: tuple[str, ...] = ()
+    quota_messages: int | None = None
 
     def owns(self, address: str) -> bool:
         """Whether mail from `address` is this account's own."""

@@ -21,7 +21,7 @@ from relay.clock import Clock
 from relay.settings.document import Document, read_document
 from relay.settings.faults import Fault, KeyPath, SettingsError, dotted, shown, unknown_key
 from relay.settings.reader import Reader
-from relay.settings.tree import Bytes, Mailbox, Secret
+from relay.settings.tree import Between, Bytes, Mailbox, Secret
 
 _NOBODY = Password(
     # the time of a check that fails, for users who do not exist
@@ -42,6 +42,7 @@ class _Entry:
     aliases: tuple[Mailbox, ...] = ()
     send_as: tuple[Mailbox, ...] = ()
     quota: Bytes | None = None
+    quota_messages: Annotated[int, Between(1, 1_000_000_000)] | None = None
     role: Literal["user", "read", "operate"] = "user"
 
 
@@ -177,6 +178,7 @@ class _Loading:
             entry.quota,
             role=Role(entry.role),
             send_as=entry.send_as,
+            quota_messages=entry.quota_messages,
         )
         self.accounts.add(account, password=password, token=token)
 

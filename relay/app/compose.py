@@ -36,6 +36,7 @@ from relay.journal.journey import Journeys
 from relay.journal.metrics import Metrics
 from relay.journal.storelog import StoreLog
 from relay.mailbox import FileStore
+from relay.mailbox.types import QuotaLimits
 from relay.pickup import Pickup
 from relay.policy import RuleSet
 from relay.reports import Reporter
@@ -107,7 +108,7 @@ class _Composer:
         )  # fmt: skip
         self.store = FileStore(
             boxes.root, clock=clock, ids=self.ids, crash=self.crash, log=self.store_log,
-            hostname=settings.hostname, quota_of=self._quota_of,
+            hostname=settings.hostname, limits_of=self._limits_of,
             dead_letter=settings.state_dir / DEAD_LETTER,
         )  # fmt: skip
         self.spool = SqliteSpool(
@@ -150,9 +151,9 @@ class _Composer:
             readiness=self.readiness,
         )
 
-    def _quota_of(self, account: str) -> int | None:
+    def _limits_of(self, account: str) -> QuotaLimits:
         found = self.sources.accounts.by_address(account)
-        return found.quota if found else None
+        return QuotaLimits(found.quota, found.quota_messages) if found else QuotaLimits()
 
     def _resolver(self) -> Resolver:
         return Resolver(

@@ -10,7 +10,12 @@ from typing import Protocol
 
 from relay.journal.logs import get_logger
 from relay.mailbox.api import DeliveryResult
-from relay.mailbox.types import ContentUnreadableError, MailboxFullError, StoreUnavailableError
+from relay.mailbox.types import (
+    ContentUnreadableError,
+    MailboxFullError,
+    MailboxTooSmallError,
+    StoreUnavailableError,
+)
 from relay.message.content import Content, edited
 from relay.message.outcome import DeferralClass, Deferred, Delivered, Evidence, Failed, Outcome
 from relay.message.verdict import Source
@@ -60,6 +65,8 @@ class LocalDelivery:
                 content=edited(content, head.__add__),
                 over_quota=claim.message.source is Source.REPORT or bool(recipient.added_by),
             )
+        except MailboxTooSmallError as error:
+            return Failed(Evidence("5.2.2", f"552 5.2.2 {error}"))
         except MailboxFullError as error:
             return Deferred(Evidence("4.2.2", f"452 4.2.2 {error}"), DeferralClass.MAILBOX)
         except ContentUnreadableError as error:

@@ -19,6 +19,7 @@ from relay.ingress.parameters import MailArgument, Refused, parse_mail, parse_rc
 from relay.ingress.ports import Accept, Origin, Passwords, Quota, Router
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.logs import get_logger
+from relay.mailbox.types import Room
 from relay.message.envelope import Envelope, ForwardPath
 from relay.routing.table import InvalidRecipient, LocalRecipient, RemoteRecipient
 from relay.spool.types import Arrival
@@ -291,10 +292,12 @@ class Conversation:
                 if not self._is_trusted:
                     return "550 5.7.1 Relaying denied: authenticate, or use your own mail server"
             case LocalRecipient(mailbox):
-                if mailbox != DEAD_LETTER and not await self._service.quota.has_room(
-                    mailbox, size_bytes
-                ):
-                    return f"452 4.2.2 <{address}>: the mailbox is full, try again later"
+                if mailbox != DEAD_LETTER:
+                    match await self._service.quota.room(mailbox, size_bytes):
+                        case Room.FULL:
+                            return f"452 4.2.2 <{address}>: the mailbox is full, try again later"
+                        case Room.NEVER:
+                            return f"552 5.2.2 <{address}>: the message is larger than the mailbox"
             case InvalidRecipient(text=text):
                 return text
         return ""

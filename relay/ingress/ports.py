@@ -13,6 +13,7 @@ from typing import Protocol
 from relay.accounts import Account
 from relay.ingress.data import Received
 from relay.journal.events import Event
+from relay.mailbox.types import Room
 from relay.message.envelope import Envelope
 from relay.message.reporting import ReportedMessage, ReportedRecipient
 from relay.message.verdict import Source, Subject, Verdict
@@ -88,7 +89,7 @@ class Passwords(Protocol):
 class Quota(Protocol):
     """Whether mail fits: relay.mailbox's MailStore."""
 
-    async def has_room(self, account: str, size: int) -> bool:
+    async def room(self, account: str, size: int) -> Room:
         """Whether a message of `size` bytes fits under the account's quota."""
         ...
 

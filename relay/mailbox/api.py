@@ -12,7 +12,17 @@ from enum import Enum
 from typing import Protocol
 
 from relay.mailbox.query import MessageQuery
-from relay.mailbox.types import Folder, MessageChange, Note, Page, SendOptions, StoredMessage
+from relay.mailbox.types import (
+    Changes,
+    Folder,
+    MessageChange,
+    Note,
+    Page,
+    Room,
+    SendOptions,
+    StoredMessage,
+    Usage,
+)
 from relay.message.content import Content, Octets
 from relay.message.properties import MessageProperties
 
@@ -64,6 +74,18 @@ class MailStore(Protocol):
         Raises NoSuchItemError for the folder, StalePositionError for `after`,
         StoreUnavailableError.
         """
+        ...
+
+    async def changes(self, account: str, *, after: str = "", limit: int = 1000) -> Changes:
+        """What happened to the mailbox's messages behind the position `after`, whoever did it.
+
+        Of "" nothing: its answer tells where the feed is now. Raises StalePositionError for a
+        position that is known no more: the caller lists everything and begins anew.
+        """
+        ...
+
+    async def usage(self, account: str) -> Usage:
+        """What the mailbox holds, in all its folders; notes do not count."""
         ...
 
     async def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
@@ -180,7 +202,7 @@ class MailStore(Protocol):
         ...
 
     # -- step 6
-    async def has_room(self, account: str, size: int) -> bool:
+    async def room(self, account: str, size: int) -> Room:
         """Whether a message of `size` bytes fits under the quota: asked at RCPT."""
         ...
 
@@ -190,7 +212,8 @@ class MailStore(Protocol):
         """Put a message into the Inbox under a name made of `unique`.
 
         The same again changes nothing. `unique` begins with a clock id (a queue id), whose time the
-        file's name tells. `over_quota` lets reports pass.
+        file's name tells. `over_quota` lets reports
+        pass, within a bound.
         Raises MailboxFullError, ContentUnreadableError, StoreUnavailableError.
         """
         ...

@@ -8,6 +8,7 @@ Standards: Maildir; Graph's message.
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from relay.journal.crash import CrashPoint
@@ -17,9 +18,6 @@ from relay.mailbox.index import Located
 from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import looking_again, place, remove, write_synced
 from relay.mailbox.messages import (
-    DRAFT,
-    FLAGGED,
-    SEEN,
     ComposedDraft,
     Identity,
     compose,
@@ -27,7 +25,7 @@ from relay.mailbox.messages import (
     load,
     next_generation,
 )
-from relay.mailbox.names import parse_name, with_flags
+from relay.mailbox.names import DRAFT, FLAGGED, SEEN, parse_name, with_flags
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.reading import loaded, raw_of
 from relay.mailbox.types import (
@@ -63,8 +61,8 @@ class Drafts:
         self._leftovers.clean(mailbox)
         folder = find_folder(mailbox, folder_id)
         draft = compose(content, self._identity(account))
-        self._shared.quota.check(account, mailbox, len(draft.raw))
-        located = self._write(draft, folder, flags=f"{DRAFT}{SEEN}")
+        with self._shared.quota.room_for(account, mailbox, len(draft.raw), stem=draft.stem):
+            located = self._write(draft, folder, flags=f"{DRAFT}{SEEN}")
         return self._written(located, draft)
 
     @looking_again
@@ -76,27 +74,24 @@ class Drafts:
     def query(self, account: str, query: MessageQuery) -> Page:
         """See MailStore.query_messages()."""
         mailbox = self._shared.folders.mailbox(account)
-        everything = self._shared.index.newest_first(mailbox, folder_id=query.folder_id)
+        found = self._shared.index.query(mailbox, query)
         messages: list[StoredMessage] = []
-        begin = int(query.after or 0) + query.skip
-        size_bytes, position = 0, begin
-        for located in everything[begin : begin + query.top]:
+        size_bytes, next_after = 0, ""
+        for hit in found.hits:
             if size_bytes > _PAGE_BYTES:
-                break
-            position += 1
-            if (message := self._listed(mailbox, located, query.folder_id)) is not None:
+                return Page(tuple(messages), found.total, next_after)
+            next_after = hit.position
+            if (message := self._listed(mailbox, hit.located, query.folder_id)) is not None:
                 messages.append(message)
                 size_bytes += message.size
-        is_last = position >= len(everything)
-        total = len(everything) if query.count else None
-        return Page(tuple(messages), total, "" if is_last else str(position))
+        return Page(tuple(messages), found.total, next_after if found.more else "")
 
     def _listed(self, mailbox: Path, located: Located, folder_id: str) -> StoredMessage | None:
         """Load a message of a listing, None if it is gone by now."""
         with suppress(FileNotFoundError):
             return loaded(located)
         with suppress(FileNotFoundError, NoSuchItemError):  # renamed meanwhile
-            return loaded(self._find(mailbox, located.name.message_id, folder_id))
+            return loaded(self._find(mailbox, located.message_id, folder_id))
         return None
 
     @looking_again
@@ -130,12 +125,12 @@ class Drafts:
             identity = self._identity(account, note.options if note else None)
             draft = next_generation(located, raw, identity, change=change.properties)
             growth = len(draft.raw) - len(raw)
-            if growth > 0:
-                self._shared.quota.check(account, mailbox, growth)
-            if note is None:
-                changed = self._write(draft, located.folder, flags=flags)
-            else:
-                changed = self._write_waiting(draft, located, note, flags=flags)
+            quota = self._shared.quota
+            with quota.room_for(account, mailbox, growth, stem=draft.stem, messages=0):
+                if note is None:
+                    changed = self._write(draft, located.folder, flags=flags)
+                else:
+                    changed = self._write_waiting(draft, located, note, flags=flags)
             remove(located.path)
             if note is not None:
                 self._shared.waiting.settled(note)
@@ -175,7 +170,7 @@ class Drafts:
         temporary = folder.path / "tmp" / draft.stem
         name = parse_name(f"{draft.base}:2,{with_flags(flags)}")
         assert name is not None
-        located = Located(folder, directory, name)
+        located = Located(folder, directory, name, name.message_id, name.generation)
         try:
             write_synced(temporary, draft.raw)
             on_written(temporary)
@@ -199,7 +194,7 @@ class Drafts:
             return located
         name = parse_name(f"{located.name.base}:2,{with_flags(flags)}")
         assert name is not None
-        changed = Located(located.folder, located.folder.path / "cur", name)
+        changed = replace(located, directory=located.folder.path / "cur", name=name)
         located.path.rename(changed.path)
         for directory in {located.directory, changed.directory}:
             self._shared.syncs.sync(directory)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from relay.clock import Clock, Ids
 from relay.journal.crash import CrashPoints
 from relay.mailbox.folders import Folders
-from relay.mailbox.index import MessageIndex
+from relay.mailbox.index import Indexes
 from relay.mailbox.maildir import DirectorySync, Stripes
 from relay.mailbox.notes import NotesDirectory
 from relay.mailbox.quota import Quota
@@ -27,7 +27,7 @@ class Equipment:
     crash: CrashPoints
     hostname: str
     folders: Folders
-    index: MessageIndex
+    index: Indexes
     quota: Quota
     notes: NotesDirectory
     syncs: DirectorySync

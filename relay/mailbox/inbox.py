@@ -46,23 +46,31 @@ class Inbox:
                 remove(temporary)
                 self._shared.syncs.sync(mailbox / "new")
                 return DeliveryResult.ALREADY_THERE
-            if not over_quota:
-                self._shared.quota.check(account, mailbox, size_of(content))
-            base = f"{stem},S={size_of(content)}"
-            remove(temporary)  # what a crash left: this id's lock is ours
-            try:
-                write_synced(temporary, content)
-                place(temporary, mailbox / "new" / base)
-                self._shared.syncs.sync(mailbox / "new")
-            except FileExistsError:
-                return DeliveryResult.ALREADY_THERE
-            except OSError:
-                remove(mailbox / "new" / base)
-                raise
-            finally:
-                remove(temporary)
+            quota, size_bytes = self._shared.quota, size_of(content)
+            with quota.room_for(account, mailbox, size_bytes, stem=stem, is_report=over_quota):
+                try:
+                    self._write(mailbox, stem, content)
+                except FileExistsError:
+                    return DeliveryResult.ALREADY_THERE
             self._delivered.add(mailbox, message_id)
         return DeliveryResult.DELIVERED
+
+    def _write(self, mailbox: Path, stem: str, content: Content) -> None:
+        """Write the file durably. Raises FileExistsError if it is there already."""
+        base = f"{stem},S={size_of(content)}"
+        temporary = mailbox / "tmp" / stem
+        remove(temporary)  # what a crash left: this id's lock is ours
+        try:
+            write_synced(temporary, content)
+            place(temporary, mailbox / "new" / base)
+            self._shared.syncs.sync(mailbox / "new")
+        except FileExistsError:
+            raise
+        except OSError:
+            remove(mailbox / "new" / base)
+            raise
+        finally:
+            remove(temporary)
 
 
 class DeliveredIds:

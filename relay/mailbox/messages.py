@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 from relay.journal.storelog import SubmissionFacts
 from relay.mailbox.index import Located
-from relay.mailbox.names import message_stem
-from relay.mailbox.types import StoredAttachment, StoredMessage, WellKnown
+from relay.mailbox.index.located import is_draft_file, received_at_us
+from relay.mailbox.names import FLAGGED, SEEN, message_stem
+from relay.mailbox.types import StoredAttachment, StoredMessage
 from relay.message.conversation import new_index, thread_of
 from relay.message.draft import (
     DraftOrigin,
@@ -26,10 +27,6 @@ from relay.message.fields import is_message_id
 from relay.message.headread import header_of
 from relay.message.mimeread import read_message, read_mime, read_mime_attachments
 from relay.message.properties import MessageProperties, Person
-
-DRAFT = "D"
-SEEN = "S"
-FLAGGED = "F"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +133,7 @@ def load(located: Located, raw: bytes, *, touched_us: int) -> StoredMessage:
     if block and not properties.internet_message_id:
         properties = replace(properties, internet_message_id=block.origin.message_id)
     flags = located.name.flags
-    place = f"{located.folder.id}/{located.name.file_name}"
+    place = f"{located.folder.id}/{located.name.base}:{''.join(sorted(flags))}"
     change_key = hashlib.sha256(os.fsencode(place))
     attachments = tuple(
         StoredAttachment(
@@ -151,7 +148,7 @@ def load(located: Located, raw: bytes, *, touched_us: int) -> StoredMessage:
         for number, one in enumerate(message.attachments)
     )
     return StoredMessage(
-        id=located.name.message_id,
+        id=located.message_id,
         folder=located.folder,
         path=located.path,
         properties=properties,
@@ -163,7 +160,7 @@ def load(located: Located, raw: bytes, *, touched_us: int) -> StoredMessage:
         created_us=created_us,
         modified_us=block.origin.modified_us if block else touched_us,
         sent_us=message.date_us or (block.origin.modified_us if block else touched_us),
-        received_us=created_us if block else touched_us,
+        received_us=located.received_us or received_at_us(located.message_id, touched_us),
         change_key=change_key.hexdigest()[:16],
         is_mime=block is None or block.is_mime,
     )
@@ -171,7 +168,7 @@ def load(located: Located, raw: bytes, *, touched_us: int) -> StoredMessage:
 
 def is_draft(located: Located) -> bool:
     """Whether a file is a draft: by its flag, or because a mail client keeps it in Drafts."""
-    return DRAFT in located.name.flags or located.folder.well_known is WellKnown.DRAFTS
+    return is_draft_file(located.name.flags, located.folder)
 
 
 def next_generation(
@@ -194,8 +191,8 @@ def next_generation(
     told = block.origin.message_id if block else ""
     identity = replace(
         identity,
-        message_id=located.name.message_id,
-        generation=located.name.generation + 1,
+        message_id=located.message_id,
+        generation=located.generation + 1,
         created_us=block.origin.created_us if block else identity.created_us,
         internet_message_id=told or read_message(raw).properties.internet_message_id,
     )

@@ -7,6 +7,7 @@ Fails: NoSuchItemError, BeingSentError, MailboxFullError; OSError when the disk 
 Standards: Maildir; Graph's message: move, copy, delete, permanentDelete.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from relay.mailbox.equipment import Equipment
@@ -66,7 +67,6 @@ class Moving:
         located = self._find(mailbox, message_id)
         destination = self._destination(mailbox, destination_id)
         size_bytes = located.path.stat().st_size
-        self._shared.quota.check(account, mailbox, size_bytes)
         stem = message_stem(
             delivered_id(self._shared.ids.new()),  # no clock id: it is as old as the original
             1,
@@ -74,7 +74,13 @@ class Moving:
             hostname=self._shared.hostname,
         )
         copy = _in_folder(located, destination, f"{stem},S={size_bytes}")
-        temporary = destination.path / "tmp" / stem
+        copy = replace(copy, message_id=copy.name.message_id, generation=1, received_us=0)
+        with self._shared.quota.room_for(account, mailbox, size_bytes, stem=stem):
+            self._link(located, copy)
+        return loaded(copy)
+
+    def _link(self, located: Located, copy: Located) -> None:
+        temporary = copy.folder.path / "tmp" / copy.name.stem
         try:
             link_or_copy(located.path, temporary)
             place(temporary, copy.path)
@@ -84,7 +90,6 @@ class Moving:
             raise
         finally:
             remove(temporary)
-        return loaded(copy)
 
     def _moved(self, located: Located, destination: Folder) -> Located:
         moved = _in_folder(located, destination, located.name.base)
@@ -111,4 +116,4 @@ def _in_folder(located: Located, folder: Folder, base: str) -> Located:
     flags = translated(located.name.flags, located.folder.path, folder.path)
     name = parse_name(f"{base}:2,{flags}")
     assert name is not None
-    return Located(folder, folder.path / "cur", name)
+    return replace(located, folder=folder, directory=folder.path / "cur", name=name)

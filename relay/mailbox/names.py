@@ -16,6 +16,9 @@ from urllib.parse import quote
 from relay.clock import ID_LENGTH, id_time_us
 from relay.mailbox.types import NoSuchItemError
 
+DRAFT = "D"
+SEEN = "S"
+FLAGGED = "F"
 _OURS = re.compile(r"(\d+)\.R([0-9a-z]{16})_(\d+)\.[^,:]*")
 _SIZE = re.compile(r",S=(\d+)")
 _SECONDS = re.compile(r"\d{1,15}")

@@ -1,88 +1,167 @@
-"""What a mailbox holds, counted as du does, and whether more fits.
+"""Whether a mailbox has room for more, by size and by number, and room kept for what is on its way.
 
 On the path: asked before a draft is written (1), at RCPT, and before a local delivery (6).
-Holds: a count is used again only while the directory is as it was; notes do not count.
-Fails: MailboxFullError; OSError when a directory cannot be read.
-Standards: Maildir's `,S=`.
+Holds: what is written at one moment by several threads fits together, not only each for itself.
+Notes do not count, and step 4 only moves: it is never refused.
+Fails: MailboxFullError; what the index fails with.
+Standards: RFC 3463 X.2.2 (mailbox full).
 """
 
-import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from relay.clock import Clock
-from relay.mailbox.folders import list_folders
-from relay.mailbox.maildir import list_names
-from relay.mailbox.names import parse_name
-from relay.mailbox.types import MailboxFullError
+from relay.mailbox.maildir import Stripes
+from relay.mailbox.types import (
+    MailboxFullError,
+    MailboxTooSmallError,
+    QuotaLimits,
+    Room,
+    Usage,
+)
 
-_DIRECTORIES_REMEMBERED = 10_000
-# Within a tick of the file system's clock two changes leave one mtime: a count that young is
-# not trusted again.
-_TICK_NS = 100_000_000
+_REPORTS_SIZE_BYTES = 10 * 1024 * 1024
+_REPORTS_MESSAGES = 100
+_REPORTS_SHARE = 10  # a tenth of the quota, where that is more
+
+
+class Used(Protocol):
+    """What a mailbox holds, and which base names are counted in it: the index's Used."""
+
+    @property
+    def usage(self) -> Usage:
+        """All folders together."""
+        ...
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Of the names that were asked for."""
+        ...
+
+
+class Counts(Protocol):
+    """Who counts: relay.mailbox.index.Indexes."""
+
+    def usage(self, mailbox: Path, *, besides: Collection[str] = ()) -> Used:
+        """What the mailbox holds now."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Count:
-    changed_ns: int
+class _Reserved:
     size_bytes: int
+    messages: int
 
 
 class Quota:
-    """Counts mailboxes whose accounts have a quota; the others cost nothing."""
+    """Asks the counts of mailboxes whose accounts have a quota; the others cost nothing."""
 
-    def __init__(self, quota_of: Callable[[str], int | None], clock: Clock) -> None:
-        self._quota_of = quota_of
-        self._clock = clock
+    def __init__(self, limits_of: Callable[[str], QuotaLimits], counts: Counts) -> None:
+        self._limits_of = limits_of
+        self._counts = counts
         self._lock = threading.Lock()
-        self._counts: dict[Path, _Count] = {}
+        self._stripes = Stripes(64)
+        self._reserved: dict[Path, dict[str, _Reserved]] = {}
 
-    def has_room(self, account: str, mailbox: Path, size_bytes: int) -> bool:
-        """Whether a message of `size_bytes` fits."""
-        quota = self._quota_of(account)
-        return quota is None or self.used_bytes(mailbox) + size_bytes <= quota
+    def room(self, account: str, mailbox: Path, size_bytes: int) -> Room:
+        """Whether a message of `size_bytes` fits now."""
+        limits = self._limits_of(account)
+        if limits == _UNLIMITED:
+            return Room.FITS
+        return _room(limits, self._used(mailbox), _Reserved(size_bytes, 1))
 
-    def check(self, account: str, mailbox: Path, size_bytes: int) -> None:
-        """Raise MailboxFullError unless a message of `size_bytes` fits."""
-        if not self.has_room(account, mailbox, size_bytes):
-            raise MailboxFullError(
-                f"The mailbox {account} is full: {size_bytes} bytes more do not fit"
-                f" under its quota of {self._quota_of(account)} bytes."
-            )
+    def room_for(
+        self,
+        account: str,
+        mailbox: Path,
+        size_bytes: int,
+        *,
+        stem: str,
+        messages: int = 1,
+        is_report: bool = False,
+    ) -> AbstractContextManager[None]:
+        """Keep room for the file with the base name `stem` (without `,S=`) while it is written.
 
-    def used_bytes(self, mailbox: Path) -> int:
-        """The size of all messages in all folders."""
-        directories = [
-            folder.path / name for folder in list_folders(mailbox) for name in ("new", "cur")
-        ]
-        return sum(self._size(directory) for directory in directories)
+        `is_report` may use a bounded room over the quota. Raises MailboxFullError, on entry.
+        """
+        limits = self._limits_of(account)
+        if limits == _UNLIMITED or (size_bytes <= 0 and not messages):
+            return nullcontext()
+        if is_report:
+            limits = _for_reports(limits)
+        wanted = _Reserved(size_bytes, messages)
+        return self._keeping(account, mailbox, limits, stem=stem, wanted=wanted)
 
-    def _size(self, directory: Path) -> int:
-        try:
-            changed_ns = directory.stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
-        with self._lock:
-            count = self._counts.get(directory)
-        if count is not None and count.changed_ns == changed_ns:
-            return count.size_bytes
-        size_bytes = sum(_file_size(directory, name) for name in list_names(directory))
-        if self._clock.time_us() * 1000 - changed_ns > _TICK_NS:
+    @contextmanager
+    def _keeping(
+        self, account: str, mailbox: Path, limits: QuotaLimits, *, stem: str, wanted: _Reserved
+    ) -> Iterator[None]:
+        with self._stripes.of(str(mailbox)):  # who asks next sees what is reserved here
+            room = _room(limits, self._used(mailbox), wanted)
+            if room is not Room.FITS:
+                raise _refusal(account, limits, room, wanted)
             with self._lock:
-                if len(self._counts) >= _DIRECTORIES_REMEMBERED:
-                    self._counts.clear()
-                self._counts[directory] = _Count(changed_ns, size_bytes)
-        return size_bytes
+                self._reserved.setdefault(mailbox, {})[stem] = wanted
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._reserved[mailbox][stem]
+                if not self._reserved[mailbox]:
+                    del self._reserved[mailbox]
+
+    def _used(self, mailbox: Path) -> Usage:
+        """What is there and what is being written: a file that is counted already counts once."""
+        with self._lock:
+            reserved = dict(self._reserved.get(mailbox, {}))
+        if not mailbox.is_dir():
+            return Usage(0, 0)
+        used = self._counts.usage(mailbox, besides=reserved.keys())
+        coming = [one for stem, one in reserved.items() if stem not in used.seen]
+        return Usage(
+            used.usage.size_bytes + sum(one.size_bytes for one in coming),
+            used.usage.messages + sum(one.messages for one in coming),
+        )
 
 
-def _file_size(directory: Path, file_name: str) -> int:
-    name = parse_name(file_name)
-    if name is None:
-        return 0
-    if name.size is not None:
-        return name.size
-    with contextlib.suppress(FileNotFoundError):
-        return (directory / file_name).stat().st_size
-    return 0
+_UNLIMITED = QuotaLimits()
+
+
+def _room(limits: QuotaLimits, used: Usage, wanted: _Reserved) -> Room:
+    for limit, there, more in (
+        (limits.size_bytes, used.size_bytes, wanted.size_bytes),
+        (limits.messages, used.messages, wanted.messages),
+    ):
+        if limit is not None and more > limit:
+            return Room.NEVER
+        if limit is not None and there + more > limit:
+            return Room.FULL
+    return Room.FITS
+
+
+def _for_reports(limits: QuotaLimits) -> QuotaLimits:
+    size_bytes, messages = limits.size_bytes, limits.messages
+    if size_bytes is not None:
+        size_bytes += max(size_bytes // _REPORTS_SHARE, _REPORTS_SIZE_BYTES)
+    if messages is not None:
+        messages += max(messages // _REPORTS_SHARE, _REPORTS_MESSAGES)
+    return QuotaLimits(size_bytes, messages)
+
+
+def _refusal(
+    account: str, limits: QuotaLimits, room: Room, wanted: _Reserved
+) -> MailboxFullError:
+    size = "" if limits.size_bytes is None else f"{limits.size_bytes} bytes"
+    count = "" if limits.messages is None else f"{limits.messages} messages"
+    quota = " and ".join(one for one in (size, count) if one)
+    what = f"{wanted.size_bytes} bytes more"
+    if room is Room.NEVER:
+        return MailboxTooSmallError(
+            f"The mailbox {account} is too small: {what} never fit under its quota of {quota}."
+        )
+    return MailboxFullError(
+        f"The mailbox {account} is full: {what} do not fit under its quota of {quota}."
+    )

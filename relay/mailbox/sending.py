@@ -31,8 +31,6 @@ from relay.mailbox.maildir import (
     write_file,
 )
 from relay.mailbox.messages import (
-    DRAFT,
-    SEEN,
     ComposedDraft,
     Identity,
     compose,
@@ -41,7 +39,7 @@ from relay.mailbox.messages import (
     next_generation,
     submission_facts,
 )
-from relay.mailbox.names import with_flags
+from relay.mailbox.names import DRAFT, SEEN, with_flags
 from relay.mailbox.notes import FIRST_SUBMISSION, draft_of
 from relay.mailbox.reading import raw_of
 from relay.mailbox.types import (
@@ -83,9 +81,11 @@ class Sending:
         mailbox = self._shared.folders.mailbox(account)
         identity = self._identity(account, options)
         draft = compose(content, identity)
-        self._shared.quota.check(account, mailbox, len(draft.raw))
         submission_id = f"{identity.message_id}.{FIRST_SUBMISSION}"
-        with self._shared.stripes.of(identity.message_id):  # no PATCH before the note is ready
+        with (
+            self._shared.quota.room_for(account, mailbox, len(draft.raw), stem=draft.stem),
+            self._shared.stripes.of(identity.message_id),  # no PATCH before the note is ready
+        ):
             note = self._note(draft.stem, submission_id, account=account, options=options)
             self._write_and_submit(mailbox, draft, note)
             return note

@@ -9,6 +9,7 @@ Standards: Maildir++; docs/design.md 3.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -22,10 +23,10 @@ from relay.mailbox.board import NoteBoard
 from relay.mailbox.drafts import Drafts
 from relay.mailbox.due import Deferred, DueNotes
 from relay.mailbox.equipment import Equipment
-from relay.mailbox.folders import ROOT_ID, Folders, counted
+from relay.mailbox.folders import ROOT_ID, Folders
 from relay.mailbox.foldertree import FolderTree
 from relay.mailbox.inbox import Inbox
-from relay.mailbox.index import ListingIndex
+from relay.mailbox.index import Indexes
 from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import DirectorySync, Stripes, storage_errors
 from relay.mailbox.moving import Moving
@@ -35,19 +36,24 @@ from relay.mailbox.query import MessageQuery
 from relay.mailbox.quota import Quota
 from relay.mailbox.sending import Sending
 from relay.mailbox.types import (
+    Changes,
     Folder,
     MessageChange,
     NoSuchItemError,
     Note,
     Page,
+    QuotaLimits,
+    Room,
     SendOptions,
     StoredMessage,
+    Usage,
 )
 from relay.mailbox.waiting import Waiting
 from relay.message.content import LARGE_BYTES, Content, MemoryOctets, Octets
 from relay.message.properties import MessageProperties
 
 _THREADS = 16  # they wait for fsyncs that they share: more of them, fewer fsyncs a message
+_QUERY_THREADS = 4
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
@@ -64,10 +70,10 @@ class FileStore:
         crash: CrashPoints,
         log: StoreLog,
         hostname: str,
-        quota_of: Callable[[str], int | None],
+        limits_of: Callable[[str], QuotaLimits],
         dead_letter: Path,
     ) -> None:
-        """`dead_letter` is the Maildir of the account DEAD_LETTER; `quota_of` is in bytes."""
+        """`dead_letter` is the Maildir of the account DEAD_LETTER."""
 
         def directory_of(account: str) -> Path:
             return dead_letter if account == DEAD_LETTER else mailbox_directory(root, account)
@@ -75,8 +81,10 @@ class FileStore:
         syncs = DirectorySync()
         self._directory_of = directory_of
         folders, stripes = Folders(directory_of), Stripes()
+        self._index = Indexes(clock)
         notes = NotesDirectory(root / ".submissions", syncs)
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="mailbox")
+        self._queries = ThreadPoolExecutor(_QUERY_THREADS, thread_name_prefix="mailbox-query")
         self._board = NoteBoard(self._changed_ns, self._list_ready)
         self._due = DueNotes(
             Deferred(self._deferred_changed_ns, self._list_deferred, self._bring_up),
@@ -88,8 +96,8 @@ class FileStore:
             crash=crash,
             hostname=hostname,
             folders=folders,
-            index=ListingIndex(),
-            quota=Quota(quota_of, clock),
+            index=self._index,
+            quota=Quota(limits_of, self._index),
             notes=notes,
             syncs=syncs,
             stripes=stripes,
@@ -119,7 +127,9 @@ class FileStore:
 
     def close(self) -> None:
         """Let the threads finish what they do, and end them."""
-        self._executor.shutdown(wait=True)
+        for executor in (self._queries, self._executor):
+            executor.shutdown(wait=True)
+        self._index.close()
 
     # -- steps 1 and 2
 
@@ -149,7 +159,15 @@ class FileStore:
 
     async def query_messages(self, account: str, query: MessageQuery) -> Page:
         """A page of messages."""
-        return await self._run(self._drafts.query, account, query)
+        return await self._run_query(self._drafts.query, account, query)
+
+    async def changes(self, account: str, *, after: str = "", limit: int = 1000) -> Changes:
+        """What happened behind a position of the feed."""
+        return await self._run_query(self._changes, account, after=after, limit=limit)
+
+    async def usage(self, account: str) -> Usage:
+        """What the mailbox holds."""
+        return await self._run_query(self._usage, account)
 
     async def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
         """Change a message."""
@@ -247,9 +265,9 @@ class FileStore:
 
     # -- step 6
 
-    async def has_room(self, account: str, size: int) -> bool:
+    async def room(self, account: str, size: int) -> Room:
         """Whether `size` bytes fit under the quota."""
-        return await self._run(self._has_room, account, size)
+        return await self._run(self._room, account, size)
 
     async def deliver(
         self, account: str, *, unique: str, content: Content, over_quota: bool = False
@@ -276,14 +294,30 @@ class FileStore:
         return note
 
     def _list_folders(self, account: str) -> list[Folder]:
-        return [counted(folder) for folder in self._tree.every(account)]
+        return self._counted(account, self._tree.every(account))
 
     def _get_folder(self, account: str, folder_id: str) -> Folder:
         folder = self._tree.find(account, folder_id)
-        return folder if folder.id == ROOT_ID else counted(folder)
+        return folder if folder.id == ROOT_ID else self._counted(account, [folder])[0]
 
-    def _has_room(self, account: str, size_bytes: int) -> bool:
-        return self._shared.quota.has_room(account, self._directory_of(account), size_bytes)
+    def _counted(self, account: str, folders: Sequence[Folder]) -> list[Folder]:
+        counts = {one.id: one for one in self._index.folders(self._directory_of(account))}
+        found = []
+        for folder in folders:
+            one = counts.get(folder.id, folder)
+            found.append(
+                replace(folder, total=one.total, unread=one.unread, size_bytes=one.size_bytes)
+            )
+        return found
+
+    def _changes(self, account: str, *, after: str, limit: int) -> Changes:
+        return self._index.changes(self._shared.folders.mailbox(account), after, limit)
+
+    def _usage(self, account: str) -> Usage:
+        return self._index.usage(self._shared.folders.mailbox(account)).usage
+
+    def _room(self, account: str, size_bytes: int) -> Room:
+        return self._shared.quota.room(account, self._directory_of(account), size_bytes)
 
     async def _changed_ns(self) -> int:
         return await self._run(self._shared.notes.changed_ns)
@@ -307,12 +341,29 @@ class FileStore:
         **kwargs: _Parameters.kwargs,
     ) -> _Result:
         """Call in a thread of the store; errors of the disk become StoreUnavailableError."""
+        return await self._run_in(self._executor, function, *args, **kwargs)
 
+    async def _run_query(
+        self,
+        function: Callable[_Parameters, _Result],
+        *args: _Parameters.args,
+        **kwargs: _Parameters.kwargs,
+    ) -> _Result:
+        """The same for what may take long: nothing that is to be durable waits behind it."""
+        return await self._run_in(self._queries, function, *args, **kwargs)
+
+    async def _run_in(
+        self,
+        executor: ThreadPoolExecutor,
+        function: Callable[_Parameters, _Result],
+        *args: _Parameters.args,
+        **kwargs: _Parameters.kwargs,
+    ) -> _Result:
         def call() -> _Result:
             with storage_errors():
                 return function(*args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        return await asyncio.get_running_loop().run_in_executor(executor, call)
 
 
 def _note_content(note: Note) -> Octets:

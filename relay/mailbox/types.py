@@ -8,7 +8,7 @@ Standards: Graph's message, mailFolder; Maildir++.
 """
 
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ class StoreError(Exception):
 
 class MailboxFullError(StoreError):
     """The message does not fit under the quota."""
+
+
+class MailboxTooSmallError(MailboxFullError):
+    """The message would not fit into the mailbox if that were empty."""
 
 
 class StoreUnavailableError(StoreError):
@@ -193,6 +197,14 @@ class QuotaLimits:
 
     size_bytes: int | None = None
     messages: int | None = None
+
+
+class Room(Enum):
+    """Whether a message fits under a mailbox's quota."""
+
+    FITS = "fits"
+    FULL = "full"  # now
+    NEVER = "never"  # it is larger than all that the mailbox may hold
 
 
 class ChangeKind(StrEnum):

@@ -19,8 +19,8 @@ from relay.journal.storelog import StoreLog
 from relay.mailbox.folders import Folders, find_folder, well_known_path
 from relay.mailbox.index import Located
 from relay.mailbox.maildir import Stripes, list_names, remove
-from relay.mailbox.messages import DRAFT, SEEN, submission_facts
-from relay.mailbox.names import parse_name
+from relay.mailbox.messages import submission_facts
+from relay.mailbox.names import DRAFT, SEEN, parse_name
 from relay.mailbox.notes import NotesDirectory, draft_of
 from relay.mailbox.types import BeingSentError, NoSuchItemError, Note, WellKnown
 from relay.message.draft import split_private

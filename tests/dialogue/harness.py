@@ -13,6 +13,7 @@ from relay.accounts import Account
 from relay.clock import Ids, ManualClock
 from relay.ingress import Acceptance, Limits, Neighbours, SmtpServer
 from relay.journal.metrics import Metrics
+from relay.mailbox.types import Room
 from relay.message.content import MemoryOctets
 from relay.message.verdict import RecipientVerdict, Subject, Verdict
 from relay.reports import Reporter
@@ -103,8 +104,8 @@ class FakeAccounts:
 
 
 class FakeQuota:
-    async def has_room(self, account: str, size: int) -> bool:
-        return not account.startswith("full")
+    async def room(self, account: str, size: int) -> Room:
+        return Room.FULL if account.startswith("full") else Room.FITS
 
 
 class NoRules:

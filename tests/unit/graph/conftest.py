@@ -12,6 +12,7 @@ from relay.graph import create_app
 from relay.journal.crash import CrashPoints
 from relay.journal.storelog import StoreLog
 from relay.mailbox.store import FileStore
+from relay.mailbox.types import QuotaLimits
 from tests.unit.graph.world import MAX_BODY, QUOTA_BYTES, Crash, MemoryStore, OnDisk, People, World
 
 
@@ -48,7 +49,7 @@ async def on_disk(tmp_path: Path) -> AsyncIterator[OnDisk]:
         crash=crash,
         log=StoreLog(root / ".submissions/log", role="graph", clock=clock),
         hostname="relay.example.test",
-        quota_of=lambda account: QUOTA_BYTES if account.startswith("alice") else None,
+        limits_of=lambda account: QuotaLimits(QUOTA_BYTES if account.startswith("alice") else None),
         dead_letter=tmp_path / "dead",
     )
     app = create_app(

@@ -17,6 +17,7 @@ from relay.graph import create_app
 from relay.journal.crash import CrashPoints
 from relay.journal.storelog import StoreLog
 from relay.mailbox.store import FileStore
+from relay.mailbox.types import QuotaLimits
 from relay.message.content import gathered
 from relay.message.convert import convert
 from relay.message.converted import Converted
@@ -92,7 +93,7 @@ async def mailbox(tmp_path: Path) -> AsyncIterator[Mailbox]:
         crash=crash,
         log=StoreLog(root / ".submissions/log", role="graph", clock=clock),
         hostname="relay.example.test",
-        quota_of=lambda _: None,
+        limits_of=lambda _: QuotaLimits(),
         dead_letter=tmp_path / "dead",
     )
     app = create_app(

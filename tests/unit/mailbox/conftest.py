@@ -10,6 +10,7 @@ from relay.clock import Ids, ManualClock
 from relay.journal.crash import CrashPoints
 from relay.journal.storelog import StoreLog
 from relay.mailbox import FileStore
+from relay.mailbox.types import QuotaLimits
 from relay.message.properties import MessageProperties, Person
 
 ALICE = "alice@example.test"
@@ -22,6 +23,7 @@ class Place:
     root: Path
     clock: ManualClock = field(default_factory=ManualClock)
     quotas: dict[str, int] = field(default_factory=dict)
+    message_quotas: dict[str, int] = field(default_factory=dict)
     stores: list[FileStore] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -35,11 +37,14 @@ class Place:
             crash=CrashPoints(),
             log=self.log,
             hostname="relay.example.test",
-            quota_of=self.quotas.get,
+            limits_of=self.limits_of,
             dead_letter=self.root.parent / "dead-letter",
         )
         self.stores.append(made)
         return made
+
+    def limits_of(self, account: str) -> QuotaLimits:
+        return QuotaLimits(self.quotas.get(account), self.message_quotas.get(account))
 
     def files(self, folder: str, account: str = ALICE) -> list[Path]:
         """Messages on disk; `folder` as ".Drafts", "" is the Inbox."""

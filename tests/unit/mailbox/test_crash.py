@@ -18,13 +18,14 @@ from relay.clock import Ids, SystemClock
 from relay.journal.crash import CrashPoints
 from relay.journal.storelog import StoreLog
 from relay.mailbox import FileStore, SendOptions
+from relay.mailbox.types import QuotaLimits
 from relay.message.properties import MessageProperties, Person
 
 async def main(root, point, deed, save, told):
     clock = SystemClock()
     log = StoreLog(root / ".submissions/log", role="graph", clock=clock)
     store = FileStore(root, clock=clock, ids=Ids(clock), crash=CrashPoints(point), log=log,
-                      hostname="h", quota_of={}.get, dead_letter=root / "dead")
+                      hostname="h", limits_of=lambda _: QuotaLimits(), dead_letter=root / "dead")
     await store.remove_leftovers()
     if deed == "submit":
         message = MessageProperties(subject="s", to=(Person("bob@b.test"),))

@@ -13,7 +13,7 @@ from relay.mailbox import DeliveryResult, MailboxFullError, StoreUnavailableErro
 from relay.mailbox.inbox import DeliveredIds
 from relay.mailbox.names import delivered_id
 from relay.mailbox.query import MessageQuery
-from relay.mailbox.types import ContentUnreadableError
+from relay.mailbox.types import ContentUnreadableError, Room
 from relay.message.content import BLOCK_BYTES, LargeContent
 
 BOB = "bob@example.test"
@@ -99,9 +99,9 @@ async def test_many_deliveries_at_once_are_all_there(place, store):
 
 async def test_a_full_mailbox_takes_reports_only(place, store):
     place.quotas[BOB] = len(ARRIVED) + 10
-    assert await store.has_room(BOB, len(CONTENT))
+    assert await store.room(BOB, len(CONTENT)) is Room.FITS
     await store.deliver(BOB, unique="a", content=CONTENT)
-    assert not await store.has_room(BOB, len(CONTENT))
+    assert await store.room(BOB, len(CONTENT)) is Room.FULL
     with pytest.raises(MailboxFullError):
         await store.deliver(BOB, unique="b", content=CONTENT)
     await store.deliver(BOB, unique="c", content=CONTENT, over_quota=True)

@@ -1,57 +1,126 @@
-"""What a mailbox holds is counted right, and not anew when nothing changed."""
+"""What a mailbox may hold, by size and by number; what is written at one moment fits together."""
 
-import os
+import threading
+from collections.abc import Collection
+from pathlib import Path
 
 import pytest
 
-from relay.clock import ManualClock, SystemClock
-from relay.mailbox import MailboxFullError, quota
+from relay.mailbox import MailboxFullError
+from relay.mailbox.index.indexes import Used
 from relay.mailbox.quota import Quota
+from relay.mailbox.types import MailboxTooSmallError, QuotaLimits, Room, Usage
+
+MIB = 1024 * 1024
 
 
-@pytest.fixture
-def box(tmp_path):
-    for name in ("new", "cur", ".Sent/cur"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "new" / "1.R0123456789abcdef_1.h,S=100").touch()
-    (tmp_path / "cur" / "2.foreign:2,S").write_bytes(b"x" * 10)
-    (tmp_path / ".Sent/cur" / "3.M1.h,S=1000,W=1100:2,S").touch()
-    (tmp_path / "cur" / ".hidden").write_bytes(b"x" * 999)
-    return tmp_path
+class Counted:
+    """Counts that a test sets; `names` are the base names that are in them."""
+
+    def __init__(self, size_bytes: int, messages: int) -> None:
+        self.usage_now = Usage(size_bytes, messages)
+        self.names: set[str] = set()
+
+    def usage(self, mailbox: Path, *, besides: Collection[str] = ()) -> Used:
+        return Used(self.usage_now, frozenset(self.names.intersection(besides)))
 
 
-def test_all_folders_count_by_the_size_in_the_name_or_on_disk(box):
-    assert Quota({}.get, SystemClock()).used_bytes(box) == 1110
+def made(limits: QuotaLimits, *, size_bytes: int = 0, messages: int = 0) -> tuple[Quota, Counted]:
+    counted = Counted(size_bytes, messages)
+    return Quota(lambda _: limits, counted), counted
 
 
-@pytest.mark.parametrize(("limit", "fits"), [(None, True), (1120, True), (1119, False)])
-def test_what_does_not_fit_is_refused(box, limit, fits):
-    asked = Quota(lambda account: limit, SystemClock())
-    assert asked.has_room("a@b", box, 10) is fits
-    if not fits:
-        with pytest.raises(MailboxFullError, match="1119 bytes"):
-            asked.check("a@b", box, 10)
+@pytest.mark.parametrize(
+    ("limits", "size_bytes", "room"),
+    [
+        (QuotaLimits(), 10**12, Room.FITS),
+        (QuotaLimits(1000), 100, Room.FITS),
+        (QuotaLimits(1000), 101, Room.FULL),
+        (QuotaLimits(1000), 1000, Room.FULL),
+        (QuotaLimits(1000), 1001, Room.NEVER),
+        (QuotaLimits(None, 10), 10**12, Room.FITS),
+        (QuotaLimits(None, 9), 1, Room.FULL),
+        (QuotaLimits(1000, 10), 100, Room.FITS),
+    ],
+)
+def test_what_fits(tmp_path, limits, size_bytes, room):
+    quota, _ = made(limits, size_bytes=900, messages=9)
+    assert quota.room("a@b", tmp_path, size_bytes) is room
+    if room is Room.FITS:
+        with quota.room_for("a@b", tmp_path, size_bytes, stem="s"):
+            return
+    kind = MailboxTooSmallError if room is Room.NEVER else MailboxFullError
+    with (
+        pytest.raises(kind, match="a@b"),
+        quota.room_for("a@b", tmp_path, size_bytes, stem="s"),
+    ):
+        pytest.fail("there was no room")
 
 
-def test_a_directory_is_counted_again_when_it_changed(box, monkeypatch):
-    listed = []
-    real = quota.list_names
-    monkeypatch.setattr(quota, "list_names", lambda path: listed.append(path) or real(path))
-    # a clock far ahead: no directory is so young that its count cannot be trusted
-    asked = Quota({}.get, ManualClock(now_us=SystemClock().time_us() + 10**9))
-    asked.used_bytes(box)
-    listed.clear()
-    assert asked.used_bytes(box) == 1110
-    assert listed == []
-    (box / "cur" / "4.x,S=5:2,").touch()
-    assert asked.used_bytes(box) == 1115
-    assert listed == [box / "cur"]
+def test_room_is_kept_until_the_file_is_counted_and_not_twice(tmp_path):
+    quota, counted = made(QuotaLimits(1000), size_bytes=0)
+    with quota.room_for("a@b", tmp_path, 600, stem="one"):
+        assert quota.room("a@b", tmp_path, 401) is Room.FULL
+        counted.usage_now, counted.names = Usage(600, 1), {"one"}
+        assert quota.room("a@b", tmp_path, 400) is Room.FITS
+    assert quota.room("a@b", tmp_path, 400) is Room.FITS
 
 
-def test_a_count_as_young_as_its_directory_is_not_trusted(box, monkeypatch):
-    asked = Quota({}.get, ManualClock(now_us=SystemClock().time_us()))
-    asked.used_bytes(box)
-    changed_ns = (box / "cur").stat().st_mtime_ns
-    (box / "cur" / "4.x,S=5:2,").touch()
-    os.utime(box / "cur", ns=(changed_ns, changed_ns))  # both changes within one tick
-    assert asked.used_bytes(box) == 1115
+def test_room_is_given_back_when_writing_fails(tmp_path):
+    quota, _ = made(QuotaLimits(1000))
+    with pytest.raises(OSError, match="disk"), quota.room_for("a@b", tmp_path, 900, stem="one"):
+        raise OSError("disk")
+    assert quota.room("a@b", tmp_path, 1000) is Room.FITS
+
+
+def test_growth_counts_no_message(tmp_path):
+    quota, _ = made(QuotaLimits(1000, 1), size_bytes=100, messages=1)
+    with quota.room_for("a@b", tmp_path, 900, stem="s", messages=0):
+        pass
+    with quota.room_for("a@b", tmp_path, -5, stem="s", messages=0):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("limits", "used", "fits"),
+    [
+        (QuotaLimits(MIB), Usage(11 * MIB - 1, 0), True),  # 10 MiB over
+        (QuotaLimits(MIB), Usage(11 * MIB, 0), False),
+        (QuotaLimits(1000 * MIB), Usage(1100 * MIB - 1, 0), True),  # a tenth over
+        (QuotaLimits(1000 * MIB), Usage(1100 * MIB, 0), False),
+        (QuotaLimits(None, 5), Usage(0, 104), True),  # 100 messages over
+        (QuotaLimits(None, 5), Usage(0, 105), False),
+        (QuotaLimits(None, 5000), Usage(0, 5499), True),
+        (QuotaLimits(None, 5000), Usage(0, 5500), False),
+    ],
+)
+def test_reports_pass_within_a_bound(tmp_path, limits, used, fits):
+    quota, _ = made(limits, size_bytes=used.size_bytes, messages=used.messages)
+    try:
+        with quota.room_for("a@b", tmp_path, 1, stem="s", is_report=True):
+            assert fits
+    except MailboxFullError:
+        assert not fits
+
+
+async def test_threads_that_write_at_once_fill_the_mailbox_and_no_more(place, draft):
+    store = place.store()
+    sizes = {(await store.create_draft("alice@example.test", draft())).size for _ in range(2)}
+    [size_bytes] = sizes
+    place.quotas["alice@example.test"] = size_bytes * 8
+    outcomes: list[str] = []
+
+    def write() -> None:
+        try:
+            store._drafts.create("alice@example.test", draft(), "drafts")
+            outcomes.append("written")
+        except MailboxFullError:
+            outcomes.append("full")
+
+    threads = [threading.Thread(target=write) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["full"] * 10 + ["written"] * 6
+    assert (await store.usage("alice@example.test")) == Usage(size_bytes * 8, 8)

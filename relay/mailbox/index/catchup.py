@@ -1,0 +1,350 @@
+"""Bring the index to what is on the disk: look where something happened, and nowhere else.
+
+On the path: before each answer of a mailbox's index, under its lock.
+Holds: whoever tells that something happened only says where to look. A file that vanished is looked
+for twice: it may be on its way to another name. A directory's time counts only when it is older
+than a tick of the file system's clock.
+Fails: OSError when a directory cannot be read; with apsw's exceptions, and the transaction with it.
+Standards: Maildir; inotify(7); the modification time of a directory (POSIX).
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import apsw
+
+from relay.clock import Clock
+from relay.mailbox.folders import list_folders
+from relay.mailbox.index.claims import Claim, claim_of
+from relay.mailbox.index.database import fetch
+from relay.mailbox.index.identity import Resolver
+from relay.mailbox.index.looking import (
+    Seen,
+    differing,
+    directory_path,
+    look,
+    names_on_disk,
+    path_of,
+)
+from relay.mailbox.index.rows import FolderRow, Place, Rows, Sighting
+from relay.mailbox.index.watch import MailboxWatch
+from relay.mailbox.maildir import remove
+from relay.mailbox.names import is_our_name
+from relay.mailbox.types import Folder
+
+_LOOKS = 3
+_TICK_NS = 100_000_000
+_COARSE_TICK_NS = 2_100_000_000  # where times are whole seconds
+_SECOND_NS = 1_000_000_000
+_CHECK_INTERVAL_S = 10.0
+_FILES_AT_ONCE = 1000
+_MISSING = -1
+_T = TypeVar("_T")
+Directory = tuple[int, bool]  # a FolderRow's number, and whether new/ or cur/
+
+
+@dataclass(slots=True)
+class _Where:
+    """Where to look: names, and directories as a whole with the time that they have now.
+
+    `unannounced` are those of them that the watch said nothing about; `times` are to be written
+    down: all that is known of those directories is that old.
+    """
+
+    places: set[Place] = field(default_factory=set)
+    directories: dict[Directory, int] = field(default_factory=dict)
+    unannounced: set[Directory] = field(default_factory=set)
+    times: dict[Directory, int] = field(default_factory=dict)
+
+
+class CatchUp:
+    """Of one mailbox, as long as its index is open. `writing` begins a transaction."""
+
+    def __init__(
+        self,
+        mailbox: Path,
+        *,
+        clock: Clock,
+        watch: MailboxWatch,
+        writing: Callable[[], AbstractContextManager[apsw.Cursor]],
+    ) -> None:
+        self.folders: dict[int, FolderRow] = {}
+        self._mailbox = mailbox
+        self._clock = clock
+        self._watch = watch
+        self._writing = writing
+        self._root_ns = 0
+        self._is_stale = True  # the folders: one came or went, or may have
+        self._checked_s = clock.monotonic()
+        self._is_reliable = True  # the watch; no more where a change came without a word of it
+        self._touched: set[Directory] = set()  # changed since their time was written, in known ways
+
+    def fill(self, cursor: apsw.Cursor) -> None:
+        """Take in everything, in the transaction of an index that is new."""
+        self._sync_folders(cursor)
+        rows = self._rows(cursor, is_first=True)
+        foreign: list[Place] = []
+        times = {}
+        for directory, path in self._directories():
+            times[directory] = _changed_ns(path)
+            for names in _batched(names_on_disk(path)):
+                places = {Place(*directory, name) for name, _ in names}
+                others = {one for one in places if not is_our_name(os.fsdecode(one.file_name))}
+                foreign += others
+                self._resolve(rows, look(rows, self.folders, places - others))
+        foreign.sort(key=lambda one: one.file_name)  # such names begin with a time: oldest first
+        for some in _batched(foreign):
+            self._resolve(rows, look(rows, self.folders, some))
+        self._note_times(cursor, _Where(times=times))
+
+    def run(self, cursor: apsw.Cursor) -> None:
+        """Look where something happened, and bring the rows to it."""
+        names = self._take()
+        everywhere = self._has_other_folders()
+        if everywhere:
+            self._sync_folders(cursor)
+        where = self._where(cursor, names, everywhere=everywhere)
+        if self._is_time_to_check():
+            self._check(cursor, where)
+        if where.places or where.directories:
+            self._bring_up(cursor, where)
+        self._forget_folders()
+        self._note_times(cursor, where)
+
+    def settle(self, cursor: apsw.Cursor) -> None:
+        """Write down how old what is known is: who opens the index next lists nothing of it."""
+        where = _Where()
+        self._check(cursor, where)
+        self._note_times(cursor, where)
+
+    # -- where to look
+
+    def _take(self) -> dict[Path, set[bytes]]:
+        """Ask the watch; what it says of the folders is kept for the next run."""
+        news = self._watch.take()
+        in_root = news.names.pop(self._mailbox, set())
+        if any(name.startswith(b".") or name in (b"new", b"cur") for name in in_root):
+            self._is_stale = True
+        if news.lost or news.gone:
+            self._is_stale = True
+            paths = dict(self._directories())
+            self._touched = {
+                one for one in self._touched if not news.lost and paths[one] not in news.gone
+            }
+        return news.names
+
+    def _has_other_folders(self) -> bool:
+        if self._is_stale or self._watch.watches(self._mailbox):
+            return self._is_stale
+        changed_ns = _changed_ns(self._mailbox)
+        return changed_ns != self._root_ns or not self._is_old(changed_ns)
+
+    def _where(
+        self, cursor: apsw.Cursor, names: Mapping[Path, set[bytes]], *, everywhere: bool
+    ) -> _Where:
+        where = _Where()
+        recorded: Mapping[Directory, int] = {}
+        for directory, path in self._directories():
+            if path in names:
+                where.places |= {Place(*directory, name) for name in names[path]}
+                self._touched.add(directory)
+            if self._watch.watches(path) and (not everywhere or directory in self._touched):
+                continue
+            recorded = recorded or self._recorded(cursor)
+            if _changed_ns(path) != recorded[directory] or self.folders[directory[0]].is_gone:
+                self._begin_to_watch(path)
+                where.directories[directory] = _changed_ns(path)
+        return where
+
+    def _is_time_to_check(self) -> bool:
+        now_s = self._clock.monotonic()
+        if now_s - self._checked_s < _CHECK_INTERVAL_S or not self._is_reliable:
+            return False
+        self._checked_s = now_s
+        return True
+
+    def _check(self, cursor: apsw.Cursor, where: _Where) -> None:
+        """Compare the times of watched directories with what the watch has told.
+
+        A change by another host, in a file system of the network, comes without a word.
+        """
+        watched = {one: path for one, path in self._directories() if self._watch.watches(path)}
+        times = {one: _changed_ns(path) for one, path in watched.items()}
+        names = self._take()  # behind the times: what made them is in it
+        if self._is_stale:
+            return
+        recorded = self._recorded(cursor)
+        for directory, path in watched.items():
+            if path in names:
+                where.places |= {Place(*directory, name) for name in names[path]}
+                self._touched.add(directory)
+            elif directory in self._touched:
+                where.times[directory] = times[directory]
+            elif times[directory] != recorded[directory]:
+                where.directories[directory] = times[directory]
+                where.unannounced.add(directory)
+
+    def _directories(self) -> Iterator[tuple[Directory, Path]]:
+        """All of them; new/ before cur/: mail clients move files that way, so none is missed."""
+        for number, folder in self.folders.items():
+            for in_new in (True, False):
+                yield (number, in_new), directory_path(folder, in_new=in_new)
+
+    # -- looking
+
+    def _bring_up(self, cursor: apsw.Cursor, where: _Where) -> None:
+        """Look, and write what is different; nothing is written where nothing is."""
+        self._add_listed(self._rows(cursor), where)
+        is_much = len(where.places) > _FILES_AT_ONCE
+        if is_much or look(self._rows(cursor), self.folders, where.places):
+            with self._writing() as writing:
+                rows = self._rows(writing)
+                superseded = self._resolve(rows, self._look_twice(writing, rows, where))
+            for place in superseded:
+                with suppress(OSError):
+                    remove(path_of(self.folders, place))
+        where.times |= where.directories
+
+    def _look_twice(self, cursor: apsw.Cursor, rows: Rows, where: _Where) -> Seen:
+        seen = look(rows, self.folders, where.places)
+        for _ in range(_LOOKS - 1):
+            if not seen.is_open():
+                break
+            again = self._where(cursor, self._take(), everywhere=False)
+            where.directories |= again.directories
+            where.places |= again.places
+            self._add_listed(rows, where)
+            seen = look(rows, self.folders, where.places)
+        return seen
+
+    def _add_listed(self, rows: Rows, where: _Where) -> None:
+        """List directories: where they differ from the rows is to be looked at."""
+        for number, in_new in where.directories:
+            listed = set(differing(rows, self.folders[number], in_new=in_new))
+            where.places |= listed
+            if listed and (number, in_new) in where.unannounced:
+                self._doubt((number, in_new), listed)
+
+    def _doubt(self, directory: Directory, listed: set[Place]) -> None:
+        """Trust the watch no more, if it does not tell by now of what the listing has found."""
+        told = self._take().get(dict(self._directories())[directory], set())
+        if any(place.file_name not in told for place in listed):
+            self._is_reliable = False
+            self._watch.close()
+
+    def _resolve(self, rows: Rows, seen: Seen) -> list[Place]:
+        resolver = Resolver(rows, seen.lost, claim_of=self._claim_of, is_there=self._is_there)
+        return resolver.resolve(seen.found)
+
+    def _claim_of(self, sighting: Sighting) -> Claim | None:
+        return claim_of(path_of(self.folders, sighting.place), sighting.name)
+
+    def _is_there(self, place: Place) -> bool:
+        return path_of(self.folders, place).exists()
+
+    def _rows(self, cursor: apsw.Cursor, *, is_first: bool = False) -> Rows:
+        now_us = self._clock.time_us()
+        return Rows(cursor, self.folders.values(), is_first=is_first, now_us=now_us)
+
+    # -- folders
+
+    def _sync_folders(self, cursor: apsw.Cursor) -> None:
+        """Know the folders that there are; one that went stays until its messages are known."""
+        self._is_stale = False
+        self._begin_to_watch(self._mailbox)
+        self._root_ns = _changed_ns(self._mailbox)
+        stored = fetch(cursor, "SELECT id, number, directory FROM folder")
+        known = {folder_id: (number, directory) for folder_id, number, directory in stored}
+        before, self.folders = self.folders, {}
+        for folder in list_folders(self._mailbox):
+            number, was = known.pop(folder.id, (0, b""))
+            directory = os.fsencode(folder.path)
+            if was != directory:
+                number = self._store_folder(number, folder.id, directory)
+            self.folders[number] = FolderRow(number, folder)
+        for folder_id, (number, directory) in known.items():
+            gone = Folder(folder_id, "", Path(os.fsdecode(directory)))
+            self.folders[number] = FolderRow(number, gone, is_gone=True)
+        self._watch_all(before)
+
+    def _store_folder(self, number: int, folder_id: str, directory: bytes) -> int:
+        with self._writing() as cursor:
+            cursor.execute(
+                "INSERT INTO folder (number, id, directory) VALUES (?, ?, ?) ON CONFLICT (number)"
+                " DO UPDATE SET directory = excluded.directory, new_ns = 0, cur_ns = 0",
+                (number or None, folder_id, directory),
+            )
+            return number or cursor.connection.last_insert_rowid()
+
+    def _forget_folders(self) -> None:
+        gone = [number for number, folder in self.folders.items() if folder.is_gone]
+        if gone:
+            with self._writing() as cursor:
+                for number in gone:
+                    cursor.execute("DELETE FROM folder WHERE number = ?", (number,))
+                    del self.folders[number]
+
+    def _watch_all(self, before: Mapping[int, FolderRow]) -> None:
+        """Watch what is there now, and not what was there before."""
+        paths = {one: path for one, path in self._directories() if not self.folders[one[0]].is_gone}
+        for number, folder in before.items():
+            for in_new in (True, False):
+                path = directory_path(folder, in_new=in_new)
+                if paths.get((number, in_new)) != path:
+                    self._watch.remove(path)
+        for directory, path in paths.items():
+            if not self._watch.watches(path):
+                self._touched.discard(directory)
+                self._begin_to_watch(path)
+
+    def _begin_to_watch(self, path: Path) -> None:
+        if self._is_reliable:
+            self._watch.add(path)
+
+    # -- times
+
+    def _recorded(self, cursor: apsw.Cursor) -> dict[Directory, int]:
+        recorded: dict[Directory, int] = {}
+        for number, new_ns, cur_ns in fetch(cursor, "SELECT number, new_ns, cur_ns FROM folder"):
+            recorded[number, True], recorded[number, False] = new_ns, cur_ns
+        return recorded
+
+    def _note_times(self, cursor: apsw.Cursor, where: _Where) -> None:
+        """Write times down that are old enough; of the others the watch tells until they are."""
+        old = {one: ns for one, ns in where.times.items() if self._is_old(ns)}
+        self._touched.difference_update(old)
+        self._touched.update(where.times.keys() - old)
+        recorded = self._recorded(cursor) if old else {}
+        old = {one: ns for one, ns in old.items() if recorded.get(one, ns) != ns}
+        if old:
+            with self._writing() as writing:
+                self._write_times(writing, old)
+
+    def _write_times(self, cursor: apsw.Cursor, times: Mapping[Directory, int]) -> None:
+        for (number, in_new), changed_ns in times.items():
+            column = "new_ns" if in_new else "cur_ns"
+            written_ns = changed_ns if self._is_old(changed_ns) else 0
+            cursor.execute(f"UPDATE folder SET {column} = ? WHERE number = ?", (written_ns, number))
+
+    def _is_old(self, changed_ns: int) -> bool:
+        """Whether a change after this one has another time for certain."""
+        tick_ns = _TICK_NS if changed_ns % _SECOND_NS else _COARSE_TICK_NS
+        return self._clock.time_us() * 1000 - changed_ns > tick_ns
+
+
+def _changed_ns(directory: Path) -> int:
+    try:
+        return directory.stat().st_mtime_ns
+    except (FileNotFoundError, NotADirectoryError):
+        return _MISSING
+
+
+def _batched(items: Iterable[_T]) -> Iterator[list[_T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, _FILES_AT_ONCE)):
+        yield batch

@@ -1,0 +1,65 @@
+"""Who a file says it is: by its name, by a draft's private block, or by a field of local delivery.
+
+On the path: catchup asks for files that appeared.
+Holds: only the beginning of a file is read, and only where its name is not the store's own.
+Fails: never; a file that cannot be read says nothing.
+Standards: docs/design.md 3; Dovecot's MOVE and COPY give a file another name.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from relay.mailbox.names import MessageName, is_delivered_id, is_our_name, parse_name
+from relay.message.draft import private_length
+
+_HEAD_BYTES = 2048
+_BASE_NAME = re.compile(rb'"base_name":"([^"\\]{1,255})"')
+_ID_FIELD = re.compile(rb"(?:\A|\n)X-Relay-Id:[ \t]*([0-9a-z]{16})[ \t]*\r?\n", re.IGNORECASE)
+_ID_WITHIN_BYTES = 1200  # it is in line 1 or 2, and a line has 998 octets at most
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The id that a file says is its own; `named`: in a name that the store gave it."""
+
+    message_id: str
+    generation: int
+    named: bool
+
+
+def claim_of(path: Path, name: MessageName) -> Claim | None:
+    """Return what a file says of itself, None for one that another program made."""
+    if is_our_name(name.file_name):
+        return Claim(name.message_id, name.generation, named=True)
+    head = _head(path)
+    if private_length(head):
+        return _claim_of_block(head)
+    found = _ID_FIELD.search(head, 0, _ID_WITHIN_BYTES)
+    if found is None or head.count(b"\n", 0, found.start(1)) > 1:
+        return None
+    message_id = found[1].decode("ascii").lower()
+    return Claim(message_id, 1, named=False) if is_delivered_id(message_id) else None
+
+
+def _claim_of_block(head: bytes) -> Claim | None:
+    found = _BASE_NAME.search(head.replace(b"\r\n ", b""))
+    if found is None:
+        return None
+    base_name = found[1].decode("utf-8", "surrogateescape")
+    name = parse_name(base_name) if is_our_name(base_name) else None
+    return Claim(name.message_id, name.generation, named=False) if name else None
+
+
+def _head(path: Path) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    try:
+        return os.pread(descriptor, _HEAD_BYTES, 0)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)

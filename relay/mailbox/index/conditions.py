@@ -1,0 +1,310 @@
+"""Conditions and orders as SQL: what is asked of a mailbox, in a form that costs the page.
+
+On the path: querying.py runs what comes out.
+Holds: pure. Every value is bound, nothing of a caller's is in the text. What one
+index or one list of words can find leads, the rest filters.
+Fails: never.
+Standards: relay.mailbox.query; SQLite FTS5 3 (full-text query syntax).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+from relay.mailbox.index.located import TIME_US_MAX
+from relay.mailbox.index.rows import UIDS_A_MICROSECOND
+from relay.mailbox.query import (
+    AllOf,
+    AnyItem,
+    Compare,
+    CompareItem,
+    Condition,
+    HasWords,
+    ItemProperty,
+    Negated,
+    OneOf,
+    Operator,
+    Property,
+    SearchIn,
+)
+
+KEY_CHARACTERS = 255
+FACTS, WORDS = 1, 2  # what has to be read of the messages: the header's facts; the words as well
+UID = "message.uid"
+_LAST_LETTER = "\U0010ffff"
+_PIECE_LETTERS = 3
+_SLACK_US = 1024  # a full microsecond's messages have the uids of later ones
+TIMES = {
+    Property.RECEIVED: "received_us",
+    Property.SENT: "sent_us",
+    Property.CREATED: "created_us",
+    Property.MODIFIED: "modified_us",
+}
+TEXTS = {
+    Property.SUBJECT: "subject_key",
+    Property.FROM_ADDRESS: "from_key",
+    Property.FROM_NAME: "from_name_key",
+    Property.SENDER_ADDRESS: "sender_key",
+    Property.SENDER_NAME: "sender_name_key",
+    Property.INTERNET_MESSAGE_ID: "internet_key",
+    Property.CONVERSATION_ID: "conversation_key",
+}
+MARKS = {
+    Property.IS_READ: "is_read",
+    Property.IS_DRAFT: "is_draft",
+    Property.HAS_ATTACHMENTS: "has_attachments",
+    Property.IMPORTANCE: "importance",
+    Property.FLAG: "is_flagged",
+}
+LEVELS = {
+    **dict.fromkeys(TEXTS, FACTS),
+    **dict.fromkeys(
+        (Property.SENT, Property.CREATED, Property.MODIFIED, Property.IMPORTANCE), FACTS
+    ),
+    Property.HAS_ATTACHMENTS: WORDS,
+}
+_IN_PIECES = frozenset((Property.SUBJECT, Property.FROM_ADDRESS, Property.FROM_NAME))
+RANKS = {"low": 0, "normal": 1, "high": 2}
+_FLAGS = {"notflagged": 0, "flagged": 1}
+_NO_RANK = -1  # of a word that is none of these: equal to nothing
+_OPERATORS = {
+    Operator.EQ: "=",
+    Operator.NE: "<>",
+    Operator.GT: ">",
+    Operator.GE: ">=",
+    Operator.LT: "<",
+    Operator.LE: "<=",
+}
+_WORD_COLUMNS = {
+    SearchIn.ANYWHERE: "",
+    SearchIn.SUBJECT: "subject",
+    SearchIn.BODY: "body",
+    SearchIn.FROM: "sender",
+    SearchIn.TO: "recipient",
+    SearchIn.CC: "cc",
+    SearchIn.BCC: "bcc",
+    SearchIn.PARTICIPANTS: "sender recipient cc bcc",
+    SearchIn.ATTACHMENT: "attachment",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """SQL with its values; `level` is what has to be read before."""
+
+    sql: str
+    values: tuple[Any, ...] = ()
+    level: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """What a query begins with: a table in front of the messages, and what is asked of it.
+
+    `uid` is that table's name for a message's uid; `may_repeat`: it has a message more than once.
+    """
+
+    tables: str
+    where: Clause
+    uid: str = UID
+    may_repeat: bool = False
+
+
+EVERYTHING = Lead("message", Clause("1"))
+
+
+def key_of(text: str) -> str:
+    """Return a text's beginning as it is compared: without regard to case."""
+    return text.encode("utf-8", "replace").decode().casefold()[:KEY_CHARACTERS]
+
+
+def compiled(condition: Condition | None) -> tuple[Lead, Clause]:
+    """Return what leads and what filters; both together are the condition."""
+    parts = list(_conjuncts(condition)) if condition is not None else []
+    lead = _lead(parts)
+    return lead, joined([_clause(part) for part in parts], " AND ", "1")
+
+
+def _conjuncts(condition: Condition) -> Iterator[Condition]:
+    if isinstance(condition, AllOf):
+        for one in condition.conditions:
+            yield from _conjuncts(one)
+    else:
+        yield condition
+
+
+def _lead(parts: Sequence[Condition]) -> Lead:
+    """Choose what finds the fewest: words; then a value that has an index of its own."""
+    words = [one for one in parts if _is_of_words(one)]
+    if words:
+        expression = " AND ".join(f"({_words_of(one)})" for one in words)
+        where = Clause("word MATCH ?", (expression,), WORDS)
+        return Lead("word CROSS JOIN message ON message.uid = word.rowid", where, "word.rowid")
+    for one in parts:
+        if isinstance(one, AnyItem) and isinstance(one.condition, CompareItem):
+            item = one.condition
+            if item.operator is Operator.EQ and item.property is not ItemProperty.NAME:
+                where = Clause(
+                    "item.kind = ? AND item.address_key = ?",
+                    (str(one.collection), key_of(item.value)),
+                    FACTS,
+                )
+                tables = "item CROSS JOIN message ON message.uid = item.uid"
+                return Lead(tables, where, "item.uid", may_repeat=True)
+    if not any(_has_index(one) for one in parts):
+        for one in parts:
+            if isinstance(one, Compare) and _has_pieces(one):
+                column, quoted = TEXTS[one.property], _quoted(key_of(str(one.value)))
+                where = Clause("piece MATCH ?", (f"{column} : {quoted}",), FACTS)
+                tables = "piece CROSS JOIN message ON message.uid = piece.rowid"
+                return Lead(tables, where, "piece.rowid")
+    return EVERYTHING
+
+
+def _has_index(condition: Condition) -> bool:
+    return (
+        isinstance(condition, Compare)
+        and condition.operator is Operator.EQ
+        and (condition.property in TEXTS or condition.property is Property.ID)
+    )
+
+
+def _has_pieces(condition: Compare) -> bool:
+    return (
+        condition.operator is Operator.CONTAINS
+        and condition.property in _IN_PIECES
+        and len(key_of(str(condition.value))) >= _PIECE_LETTERS
+        and "\0" not in str(condition.value)
+    )
+
+
+def _is_of_words(condition: Condition) -> bool:
+    """Whether the list of words can answer a condition alone."""
+    match condition:
+        case HasWords():
+            return True
+        case AllOf(conditions) | OneOf(conditions):
+            return bool(conditions) and all(map(_is_of_words, conditions))
+        case _:
+            return False
+
+
+def _words_of(condition: Condition) -> str:
+    """Return a condition of words in FTS5's language."""
+    match condition:
+        case HasWords(where, words, prefix):
+            columns = _WORD_COLUMNS[where]
+            field = f"{{{columns}}} : " if columns else ""
+            return f"{field}{_quoted(words)}{' *' if prefix else ''}"
+        case AllOf(conditions):
+            return " AND ".join(f"({_words_of(one)})" for one in conditions)
+        case OneOf(conditions):
+            return " OR ".join(f"({_words_of(one)})" for one in conditions)
+        case _:
+            raise AssertionError(condition)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""').replace("\0", " ") + '"'
+
+
+def _clause(condition: Condition) -> Clause:
+    match condition:
+        case Compare():
+            return _compared(condition)
+        case AnyItem(collection, inner):
+            clause = _clause(inner)
+            sql = (
+                f"EXISTS (SELECT 1 FROM item AS one WHERE one.uid = {UID} AND one.kind = ?"
+                f" AND ({clause.sql}))"
+            )
+            return Clause(sql, (str(collection), *clause.values), max(FACTS, clause.level))
+        case CompareItem(item_property, operator, value):
+            column = "name_key" if item_property is ItemProperty.NAME else "address_key"
+            return _text_compared(f"one.{column}", operator, value)
+        case HasWords():
+            sql = f"{UID} IN (SELECT rowid FROM word WHERE word MATCH ?)"
+            return Clause(sql, (_words_of(condition),), WORDS)
+        case AllOf(conditions):
+            return joined([_clause(one) for one in conditions], " AND ", "1")
+        case OneOf(conditions):
+            return joined([_clause(one) for one in conditions], " OR ", "0")
+        case Negated(inner):
+            clause = _clause(inner)
+            return Clause(f"NOT ({clause.sql})", clause.values, clause.level)
+        case _:
+            assert_never(condition)
+
+
+def _compared(condition: Compare) -> Clause:
+    operator, value, level = condition.operator, condition.value, LEVELS.get(condition.property, 0)
+    if condition.property in TIMES:
+        time_us = min(max(int(value), 0), TIME_US_MAX)
+        return _time_compared(TIMES[condition.property], operator, time_us, level=level)
+    if condition.property is Property.PARENT_FOLDER:
+        clause = _text_compared("id", operator, str(value))
+        sql = f"message.folder IN (SELECT number FROM folder WHERE {clause.sql})"
+        return Clause(sql, clause.values)
+    if condition.property is Property.ID:
+        return _text_compared("message.message_id", operator, str(value))
+    if condition.property in TEXTS:
+        column = f"message.{TEXTS[condition.property]}"
+        clause = _text_compared(column, operator, str(value))
+        return Clause(clause.sql, clause.values, level)
+    number = _number(condition)
+    sign = _OPERATORS.get(operator)
+    if sign is None or (number == _NO_RANK and operator is not Operator.NE):
+        return Clause("0", (), level)
+    return Clause(f"message.{MARKS[condition.property]} {sign} ?", (number,), level)
+
+
+def _number(condition: Compare) -> int:
+    value = condition.value
+    if isinstance(value, str):
+        words = _FLAGS if condition.property is Property.FLAG else RANKS
+        return words.get(value.lower(), _NO_RANK)
+    return int(value)
+
+
+def _text_compared(column: str, operator: Operator, value: str) -> Clause:
+    key = key_of(value)
+    match operator:
+        case Operator.STARTS_WITH:
+            return Clause(f"({column} >= ? AND {column} < ?)", (key, key + _LAST_LETTER))
+        case Operator.ENDS_WITH:
+            return Clause(f"substr({column}, -length(?)) = ?", (key, key)) if key else Clause("1")
+        case Operator.CONTAINS:
+            return Clause(f"instr({column}, ?) > 0", (key,)) if key else Clause("1")
+        case _:
+            return Clause(f"{column} {_OPERATORS[operator]} ?", (key,))
+
+
+def _time_compared(column: str, operator: Operator, value_us: int, *, level: int) -> Clause:
+    sign = _OPERATORS.get(operator)
+    if sign is None:
+        return Clause("0", (), level)
+    sql = f"message.{column} {sign} ?"
+    if column != "received_us" or operator is Operator.NE:
+        return Clause(sql, (value_us,), level)
+    # The uids are in the order of time, so the index needs to look no further than these.
+    first, last = value_us * UIDS_A_MICROSECOND, (value_us + _SLACK_US) * UIDS_A_MICROSECOND
+    bounds = {
+        Operator.EQ: f"{UID} BETWEEN ? AND ?",
+        Operator.GT: f"{UID} >= ?",
+        Operator.GE: f"{UID} >= ?",
+        Operator.LT: f"{UID} < ?",
+        Operator.LE: f"{UID} < ?",
+    }[operator]
+    values = {Operator.EQ: (first, last), Operator.GT: (first,), Operator.GE: (first,)}
+    return Clause(f"({bounds} AND {sql})", (*values.get(operator, (last,)), value_us), level)
+
+
+def joined(clauses: Sequence[Clause], between: str, of_none: str) -> Clause:
+    """Return clauses as one; `of_none` is what it is without any."""
+    if not clauses:
+        return Clause(of_none)
+    return Clause(
+        between.join(f"({one.sql})" for one in clauses),
+        tuple(value for one in clauses for value in one.values),
+        max(one.level for one in clauses),
+    )

@@ -1,0 +1,99 @@
+"""Open the SQLite file of a mailbox's index, or one in memory, and tell what its errors mean.
+
+On the path: under everything that the index does.
+Holds: WAL with synchronous=NORMAL: it is a cache, a loss of power may cost its last changes, never
+its order; what only a synced commit may promise (feed.py) asks for one.
+Fails: IndexDamagedError for what has to be made anew; IndexUnusableError for a disk that refuses;
+never with an apsw exception.
+Standards: SQLite file format 3, WAL.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+FILE_NAME = "relay-index"
+SCHEMA_VERSION = 1
+_CACHE_KIB = 4 * 1024
+_BUSY_MS = 5000
+_CHECKPOINT_PAGES = 2000
+_MEMORY = ":memory:"
+
+
+class IndexDamagedError(Exception):
+    """The file is no index, one of another version, or broken: to be made anew."""
+
+
+class IndexUnusableError(Exception):
+    """The disk refuses to hold the file, or to change it."""
+
+
+def open_database(path: Path | None) -> apsw.Connection:
+    """Open the index at `path`, made if it is not there; None is one in memory.
+
+    Raises IndexDamagedError, IndexUnusableError.
+    """
+    with translated():
+        if path is None:
+            connection = apsw.Connection(_MEMORY)
+        else:
+            with suppress(OSError):  # SQLite says better what is wrong with the place
+                path.touch(0o600)  # there is mail in it; its WAL gets the same mode
+            connection = apsw.Connection(str(path))
+        try:
+            _prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def remove_database(path: Path) -> None:
+    """Remove the index with what belongs to it."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        with suppress(OSError):
+            path.with_name(path.name + suffix).unlink()
+
+
+def finish_schema(cursor: apsw.Cursor) -> None:
+    """Make the indexes: once, behind the first filling, which they would slow down."""
+    cursor.execute(files("relay.mailbox.index").joinpath("indexes.sql").read_text())
+
+
+def fetch(cursor: apsw.Cursor, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+    """All rows of a query, each a tuple whose columns the caller knows."""
+    return cursor.execute(sql, values).fetchall()
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn apsw's exceptions into the index's."""
+    try:
+        yield
+    except (apsw.FullError, apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError) as error:
+        raise IndexUnusableError(str(error)) from error
+    except (apsw.BusyError, apsw.LockedError, apsw.PermissionsError) as error:
+        raise IndexUnusableError(str(error)) from error
+    except apsw.Error as error:  # NotADB, Corrupt, and a schema that is not what it says
+        raise IndexDamagedError(str(error)) from error
+
+
+def _prepare(connection: apsw.Connection) -> None:
+    connection.set_busy_timeout(_BUSY_MS)
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+    found = connection.execute("PRAGMA user_version").get
+    if found == SCHEMA_VERSION:
+        return
+    if found or connection.execute("SELECT count(*) FROM sqlite_schema").get:
+        raise IndexDamagedError(f"schema {found}, expected {SCHEMA_VERSION}")
+    schema = files("relay.mailbox.index").joinpath("schema.sql").read_text()
+    with connection:
+        connection.execute(schema)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

@@ -1,0 +1,154 @@
+"""Read of the messages what a query asks about, as far as that has not been done yet.
+
+On the path: a query that needs more than what the file system says comes here first.
+Holds: one thread a mailbox reads; the index is free for others while files are read. What takes
+longer than a client waits is gone on with when it asks again.
+Fails: StoreUnavailableError when there is more to read than one request may wait for.
+Standards: none.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import apsw
+
+from relay.clock import Clock
+from relay.mailbox.index.conditions import FACTS, WORDS
+from relay.mailbox.index.facts import (
+    FACT_COLUMNS,
+    NO_FACTS,
+    NO_WORDS,
+    Facts,
+    Words,
+    read_facts,
+    read_words,
+)
+from relay.mailbox.index.looking import path_of
+from relay.mailbox.index.mailbox import MailboxIndex
+from relay.mailbox.index.rows import Row, select_rows
+from relay.mailbox.types import StoreUnavailableError
+
+_MESSAGES_AT_ONCE = 200
+_TIME_MAX_S = 25.0
+_MISSES_MAX = 3
+_FACTS_SQL = (
+    f"UPDATE message SET filled = {FACTS}, ({FACT_COLUMNS})"
+    f" = ({', '.join('?' * len(FACT_COLUMNS.split(',')))}) WHERE uid = ?"
+)
+_IS_AS_READ = (
+    "SELECT 1 FROM message WHERE uid = ? AND filled = ?"
+    " AND inode = ? AND size_bytes = ? AND written_ns = ?"
+)
+_T = TypeVar("_T")
+
+
+class Filling:
+    """Of one mailbox's index, for one query that needs `level` of every message."""
+
+    def __init__(self, index: MailboxIndex, level: int, clock: Clock) -> None:
+        self._index = index
+        self._level = level
+        self._clock = clock
+        self._until_s = clock.monotonic() + _TIME_MAX_S
+        self._misses: Counter[int] = Counter()
+
+    def ask(self, question: Callable[[apsw.Cursor], _T]) -> _T:
+        """Answer when everything has been read. Raises StoreUnavailableError."""
+
+        def asked(cursor: apsw.Cursor) -> _T | None:
+            return None if self._unread(cursor, self._level, limit=1) else question(cursor)
+
+        while (answer := self._index.ask(asked)) is None:
+            if not self._index.filling.acquire(timeout=_TIME_MAX_S):
+                raise self._too_much()
+            try:
+                for level in range(FACTS, self._level + 1):
+                    self._fill(level)
+            finally:
+                self._index.filling.release()
+        return answer
+
+    def _fill(self, level: int) -> None:
+        def unread(cursor: apsw.Cursor) -> list[tuple[Row, Path]]:
+            rows = self._unread(cursor, level, limit=_MESSAGES_AT_ONCE)
+            return [(row, path_of(self._index.folders, row.place)) for row in rows]
+
+        while found := self._index.ask(unread):
+            if self._clock.monotonic() > self._until_s:
+                raise self._too_much()
+            if level == FACTS:
+                self._index.ask(self._writing_facts(found))
+            else:
+                self._index.ask(self._writing_words(found))
+
+    def _writing_facts(self, found: Sequence[tuple[Row, Path]]) -> Callable[[apsw.Cursor], None]:
+        facts = [(row, self._read(row, path, read_facts, NO_FACTS)) for row, path in found]
+
+        def write(_: apsw.Cursor) -> None:
+            with self._index.writing() as cursor:
+                for row, one in facts:
+                    if one is not None and _is_as_read(cursor, row, FACTS):
+                        _write_facts(cursor, row.uid, one)
+
+        return write
+
+    def _writing_words(self, found: Sequence[tuple[Row, Path]]) -> Callable[[apsw.Cursor], None]:
+        words = [(row, self._read(row, path, read_words, NO_WORDS)) for row, path in found]
+
+        def write(_: apsw.Cursor) -> None:
+            with self._index.writing() as cursor:
+                for row, one in words:
+                    if one is not None and _is_as_read(cursor, row, WORDS):
+                        _write_words(cursor, row.uid, one)
+
+        return write
+
+    def _read(self, row: Row, path: Path, read: Callable[[Path], _T], nothing: _T) -> _T | None:
+        """Read a file: None if it is gone for now, nothing if it cannot be read."""
+        try:
+            return read(path)
+        except FileNotFoundError:  # the index will know by its next question
+            self._misses[row.uid] += 1
+            return nothing if self._misses[row.uid] > _MISSES_MAX else None
+        except OSError:
+            return nothing
+
+    def _unread(self, cursor: apsw.Cursor, level: int, *, limit: int) -> list[Row]:
+        where = "WHERE filled < 2 AND filled < ? LIMIT ?"
+        return list(select_rows(cursor, where, (level, limit))) if level else []
+
+    def _too_much(self) -> StoreUnavailableError:
+        return StoreUnavailableError("The mailbox's messages are being read for the first search.")
+
+
+def _is_as_read(cursor: apsw.Cursor, row: Row, level: int) -> bool:
+    body = row.body
+    values = (row.uid, level - 1, body.inode, body.size_bytes, body.written_ns)
+    return cursor.execute(_IS_AS_READ, values).fetchone() is not None
+
+
+def _write_facts(cursor: apsw.Cursor, uid: int, facts: Facts) -> None:
+    columns = facts.columns
+    cursor.execute(_FACTS_SQL, (*columns, uid))
+    cursor.executemany(
+        "INSERT OR IGNORE INTO item (kind, address_key, uid, name_key) VALUES (?, ?, ?, ?)",
+        [(kind, address, uid, name) for kind, address, name in facts.items],
+    )
+    cursor.execute(
+        "INSERT INTO piece (rowid, subject_key, from_key, from_name_key) VALUES (?, ?, ?, ?)",
+        (uid, *columns[:3]),
+    )
+
+
+def _write_words(cursor: apsw.Cursor, uid: int, words: Words) -> None:
+    cursor.execute(
+        f"UPDATE message SET filled = {WORDS}, has_attachments = ? WHERE uid = ?",
+        (words.has_attachments, uid),
+    )
+    cursor.execute(
+        "INSERT INTO word (rowid, subject, body, sender, recipient, cc, bcc, attachment)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (uid, *words.texts),
+    )

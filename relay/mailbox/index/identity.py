@@ -1,0 +1,149 @@
+"""Which message a file is, when files came, went, and changed their names.
+
+On the path: catchup hands in what vanished and what appeared; rows.py writes what comes out.
+Holds: an id stays with its message over moves and flag changes, whoever makes them; two files never
+have one id. Of two generations of a draft the higher is the message; a crash between two left the
+lower one, which goes.
+Fails: never by itself.
+Standards: docs/design.md 3; Maildir (a base name is never used twice).
+"""
+
+import os
+from collections.abc import Callable, Iterable
+
+from relay.mailbox.index.claims import Claim
+from relay.mailbox.index.rows import Body, Place, Row, Rows, Sighting
+from relay.mailbox.names import foreign_id, is_our_name
+
+# An IMAP server links a message to its new place and unlinks the old one later: with many messages
+# much later. What is copied and removed within this time was moved.
+_MOVE_US = 60_000_000
+
+
+class Resolver:
+    """One round: `lost` are rows whose file is not there any more, `found` files without a row."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        lost: Iterable[Row],
+        *,
+        claim_of: Callable[[Sighting], Claim | None],
+        is_there: Callable[[Place], bool],
+    ) -> None:
+        """`claim_of` and `is_there` ask the disk."""
+        self._rows = rows
+        self._claim_of = claim_of
+        self._is_there = is_there
+        self._lost = {row.uid: row for row in lost}
+        self._lost_ids = {row.message_id: row for row in self._lost.values()}
+        self._lost_stems: dict[bytes, list[Row]] = {}
+        self._lost_bodies: dict[Body, list[Row]] = {}
+        for row in self._lost.values():
+            self._lost_stems.setdefault(row.stem, []).append(row)
+            self._lost_bodies.setdefault(row.body, []).append(row)
+        self._superseded: list[Place] = []
+
+    def resolve(self, found: Iterable[Sighting]) -> list[Place]:
+        """Write what happened into the rows; return the files that are to be removed."""
+        rest = [one for one in found if not self._keep_by_stem(one)]
+        claimed = [(one, self._claim_of(one)) for one in rest]
+        claimed.sort(key=_order)
+        for sighting, claim in claimed:
+            if not self._keep_by_claim(sighting, claim) and not self._keep_by_body(sighting):
+                self._add(sighting, claim)
+        for row in list(self._lost.values()):
+            self._let_go(row)
+        return self._superseded
+
+    def _keep_by_stem(self, sighting: Sighting) -> bool:
+        """Know a file that was renamed: its flags, its folder, or from new/ to cur/."""
+        candidates = [row for row in self._lost_stems.get(sighting.stem, ()) if self._has(row)]
+        if not candidates:
+            return False
+        self._keep(max(candidates, key=lambda row: _likeness(row, sighting)), sighting)
+        return True
+
+    def _keep_by_claim(self, sighting: Sighting, claim: Claim | None) -> bool:
+        """Know a file that says who it is, if nobody else has that id."""
+        if claim is None:
+            return False
+        row = self._lost_ids.get(claim.message_id)
+        if row is not None and self._has(row):
+            self._keep(row, sighting, generation=claim.generation)
+            return True
+        holder = self._rows.with_id(claim.message_id)
+        if holder is None:
+            self._rows.add(sighting, claim.message_id, claimed="", generation=claim.generation)
+            return True
+        if not self._is_there(holder.place):  # it moved between the look at its old place and now
+            self._rows.change(holder, sighting, generation=claim.generation)
+            return True
+        is_higher = claim.generation > holder.generation
+        lower = holder.place if is_higher else sighting.place
+        if (
+            not claim.named
+            or claim.generation == holder.generation
+            or not self._rows.is_draft(lower)
+        ):
+            return False
+        self._superseded.append(lower)
+        if is_higher:
+            self._rows.change(holder, sighting, generation=claim.generation)
+        return True
+
+    def _keep_by_body(self, sighting: Sighting) -> bool:
+        """Know a file that has vanished elsewhere at the same time."""
+        for row in self._lost_bodies.get(sighting.body, ()):
+            if self._has(row):
+                self._keep(row, sighting)
+                return True
+        return False
+
+    def _add(self, sighting: Sighting, claim: Claim | None) -> None:
+        """Take a file for a message of its own: a new one, or a copy."""
+        stem = sighting.name.stem
+        message_id, number = foreign_id(stem), 0
+        while self._is_taken(message_id):
+            number += 1
+            message_id = foreign_id(f"{stem}/{number}")
+        claimed = claim.message_id if claim else ""
+        generation = claim.generation if claim else 1
+        self._rows.add(sighting, message_id, claimed=claimed, generation=generation)
+
+    def _let_go(self, row: Row) -> None:
+        """Take a message out, unless a copy of it was made a moment ago: then it was moved."""
+        since_us = self._rows.now_us - _MOVE_US
+        twins = [one for one in self._rows.twins(row) if one.uid not in self._lost]
+        heirs = [
+            one
+            for one in twins
+            if one.seen_us and one.seen_us >= since_us and not is_our_name(os.fsdecode(one.stem))
+        ]
+        del self._lost[row.uid]
+        if heirs:
+            self._rows.pass_on(row, max(heirs, key=lambda one: one.seen_us))
+        else:
+            self._rows.remove(row)
+
+    def _keep(self, row: Row, sighting: Sighting, *, generation: int = 0) -> None:
+        del self._lost[row.uid]
+        self._rows.change(row, sighting, generation=generation or row.generation)
+
+    def _has(self, row: Row) -> bool:
+        return row.uid in self._lost
+
+    def _is_taken(self, message_id: str) -> bool:
+        return self._rows.with_id(message_id) is not None
+
+
+def _likeness(row: Row, sighting: Sighting) -> tuple[bool, bool]:
+    return row.body == sighting.body, row.place.folder == sighting.place.folder
+
+
+def _order(one: tuple[Sighting, Claim | None]) -> tuple[bool, int, int, bytes]:
+    """Those that the store named come first, the highest generation first; then the oldest."""
+    sighting, claim = one
+    named = claim is not None and claim.named
+    generation = claim.generation if claim and named else 0
+    return not named, -generation, sighting.body.written_ns, sighting.place.file_name

@@ -1,0 +1,215 @@
+"""The indexes of all mailboxes, a bounded number of them open.
+
+On the path: the store asks it where a message is, what fulfils a condition, what has changed and
+how much there is.
+Holds: every answer is as of now: what other programs did to the Maildir is in it.
+Fails: StoreError's children; OSError when a mailbox cannot be read.
+Standards: none; docs/design.md 3.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import apsw
+
+from relay.clock import Clock
+from relay.mailbox.index.database import fetch
+from relay.mailbox.index.feed import changes_after
+from relay.mailbox.index.filling import Filling
+from relay.mailbox.index.located import Located
+from relay.mailbox.index.looking import directory_path
+from relay.mailbox.index.mailbox import MailboxIndex
+from relay.mailbox.index.querying import Prepared
+from relay.mailbox.index.rows import FolderRow, Row, select_rows
+from relay.mailbox.index.watch import Watches
+from relay.mailbox.names import parse_name
+from relay.mailbox.query import MessageQuery
+from relay.mailbox.types import Changes, Folder, NoSuchItemError, Usage
+
+_OPEN_MAX = 64  # each has three files open
+
+
+class Indexes:
+    """Blocking; the store calls it in its threads. `folder_id` "" means all folders."""
+
+    def __init__(
+        self, clock: Clock, *, watches: Watches | None = None, open_max: int = _OPEN_MAX
+    ) -> None:
+        self._clock = clock
+        self._watches = watches or Watches()
+        self._open_max = open_max
+        self._lock = threading.Lock()
+        self._open: OrderedDict[Path, MailboxIndex] = OrderedDict()
+        self._users: dict[Path, int] = {}
+
+    def find(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> Located | None:
+        """The file of a message, or None. Raises NoSuchItemError for an unknown folder."""
+
+        def question(cursor: apsw.Cursor) -> Located | None:
+            folder = _folder_of_id(index, folder_id)
+            for row in select_rows(cursor, "WHERE message_id = ?", (message_id,)):
+                if folder is None or row.place.folder == folder.number:
+                    return locate(index, row)
+            return None
+
+        with self._of(mailbox) as index:
+            return index.ask(question)
+
+    def find_stem(self, mailbox: Path, stem: str) -> Located | None:
+        """The file whose base name, `,S=` apart, is `stem`, or None."""
+
+        def question(cursor: apsw.Cursor) -> Located | None:
+            where = "WHERE stem = ? ORDER BY generation DESC LIMIT 1"
+            for row in select_rows(cursor, where, (os.fsencode(stem),)):
+                return locate(index, row)
+            return None
+
+        with self._of(mailbox) as index:
+            return index.ask(question)
+
+    def query(self, mailbox: Path, query: MessageQuery) -> "Found":
+        """A page of the messages that are asked for.
+
+        Raises NoSuchItemError for the folder, StalePositionError, StoreUnavailableError.
+        """
+        prepared = Prepared(query)
+
+        def question(cursor: apsw.Cursor) -> Found:
+            folder = _folder_of_id(index, query.folder_id)
+            page = prepared.answer(cursor, folder.number if folder else None)
+            hits = tuple(Hit(locate(index, one.row), one.position) for one in page.rows)
+            return Found(hits, page.total, page.more)
+
+        with self._of(mailbox) as index:
+            return Filling(index, prepared.level, self._clock).ask(question)
+
+    def folders(self, mailbox: Path) -> list[Folder]:
+        """Every folder with its counts, in the order of list_folders()."""
+
+        def question(cursor: apsw.Cursor) -> list[Folder]:
+            counts = {
+                number: (total, unread, size_bytes)
+                for number, total, unread, size_bytes in fetch(
+                    cursor, "SELECT number, total, unread, size_bytes FROM folder"
+                )
+            }
+            found = []
+            for number, row in index.folders.items():
+                total, unread, size_bytes = counts[number]
+                found.append(replace(row.folder, total=total, unread=unread, size_bytes=size_bytes))
+            return found
+
+        with self._of(mailbox) as index:
+            return index.ask(question)
+
+    def usage(self, mailbox: Path, *, besides: Collection[str] = ()) -> "Used":
+        """What the mailbox holds; `seen` are those of the base names that it counts already."""
+
+        def question(cursor: apsw.Cursor) -> Used:
+            sql = "SELECT coalesce(sum(size_bytes), 0), coalesce(sum(total), 0) FROM folder"
+            [(size_bytes, messages)] = fetch(cursor, sql)
+            seen = frozenset(stem for stem in besides if _has_stem(cursor, stem))
+            return Used(Usage(size_bytes, messages), seen)
+
+        with self._of(mailbox) as index:
+            return index.ask(question)
+
+    def changes(self, mailbox: Path, after: str, limit: int) -> Changes:
+        """See MailStore.changes()."""
+        with self._of(mailbox) as index:
+            return index.ask(lambda cursor: changes_after(cursor, after, limit))
+
+    def close(self) -> None:
+        """Close them all."""
+        with self._lock:
+            closing, self._open = list(self._open.values()), OrderedDict()
+        for index in closing:
+            index.close()
+        self._watches.close()
+
+    @contextmanager
+    def _of(self, mailbox: Path) -> Iterator[MailboxIndex]:
+        """Have a mailbox's index open; of those that nobody uses the longest unused goes."""
+        with self._lock:
+            index = self._open.get(mailbox)
+            if index is None:
+                index = MailboxIndex(mailbox, clock=self._clock, watches=self._watches)
+                self._open[mailbox] = index
+            self._open.move_to_end(mailbox)
+            self._users[mailbox] = self._users.get(mailbox, 0) + 1
+            unused = [path for path in self._open if path not in self._users]
+            surplus = [
+                self._open.pop(path) for path in unused[: max(0, len(self._open) - self._open_max)]
+            ]
+        for one in surplus:
+            one.close()
+        try:
+            yield index
+        finally:
+            with self._lock:
+                self._users[mailbox] -= 1
+                if not self._users[mailbox]:
+                    del self._users[mailbox]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A message that was found; the page behind it begins at `position`."""
+
+    located: Located
+    position: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A page of a query; `more` says whether there is another."""
+
+    hits: tuple[Hit, ...]
+    total: int | None
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """A mailbox's usage, and which of the names that were asked for are counted in it."""
+
+    usage: Usage
+    seen: frozenset[str]
+
+
+def locate(index: MailboxIndex, row: Row) -> Located:
+    """Return a row as what the store knows."""
+    folder = index.folders[row.place.folder]
+    name = parse_name(os.fsdecode(row.place.file_name))
+    assert name is not None
+    directory = directory_path(folder, in_new=row.place.in_new)
+    return Located(
+        folder=folder.folder,
+        directory=directory,
+        name=name,
+        message_id=row.message_id,
+        generation=row.generation,
+        received_us=row.received_us,
+    )
+
+
+def _folder_of_id(index: MailboxIndex, folder_id: str) -> FolderRow | None:
+    if not folder_id:
+        return None
+    wanted = folder_id.lower()
+    for folder in index.folders.values():
+        if folder.folder.id == wanted:
+            return folder
+    raise NoSuchItemError(f"There is no folder {folder_id!r} in this mailbox.")
+
+
+def _has_stem(cursor: apsw.Cursor, stem: str) -> bool:
+    found: Sequence[object] | None = cursor.execute(
+        "SELECT 1 FROM message WHERE stem = ? LIMIT 1", (os.fsencode(stem),)
+    ).fetchone()
+    return found is not None

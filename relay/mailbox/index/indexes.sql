@@ -1,0 +1,44 @@
+-- Behind the first filling. An index ends with the uid, so each one is in the order of time as well.
+
+CREATE INDEX message_claimed ON message (claimed) WHERE claimed <> '';
+CREATE INDEX message_place ON message (folder, in_new, file_name);
+CREATE INDEX message_stem ON message (stem);
+CREATE INDEX message_inode ON message (inode);
+CREATE INDEX message_folder ON message (folder);
+CREATE INDEX message_read ON message (is_read);
+CREATE INDEX message_folder_read ON message (folder, is_read);
+CREATE INDEX message_filled ON message (filled) WHERE filled < 2;
+CREATE INDEX message_subject ON message (subject_key) WHERE subject_key IS NOT NULL;
+CREATE INDEX message_from ON message (from_key) WHERE from_key IS NOT NULL;
+CREATE INDEX message_folder_from ON message (folder, from_key) WHERE from_key IS NOT NULL;
+CREATE INDEX message_internet ON message (internet_key) WHERE internet_key IS NOT NULL;
+CREATE INDEX message_conversation ON message (conversation_key) WHERE conversation_key IS NOT NULL;
+CREATE INDEX item_uid ON item (uid);
+
+CREATE TRIGGER message_added AFTER INSERT ON message BEGIN
+    UPDATE folder SET total = total + 1, unread = unread + NOT new.is_read,
+        size_bytes = size_bytes + new.size_bytes WHERE number = new.folder;
+END;
+CREATE TRIGGER message_removed AFTER DELETE ON message BEGIN
+    UPDATE folder SET total = total - 1, unread = unread - NOT old.is_read,
+        size_bytes = size_bytes - old.size_bytes WHERE number = old.folder;
+    DELETE FROM item WHERE uid = old.uid;
+    DELETE FROM word WHERE rowid = old.uid;
+    DELETE FROM piece WHERE rowid = old.uid;
+END;
+CREATE TRIGGER message_changed AFTER UPDATE OF folder, is_read, size_bytes ON message BEGIN
+    UPDATE folder SET total = total - 1, unread = unread - NOT old.is_read,
+        size_bytes = size_bytes - old.size_bytes WHERE number = old.folder;
+    UPDATE folder SET total = total + 1, unread = unread + NOT new.is_read,
+        size_bytes = size_bytes + new.size_bytes WHERE number = new.folder;
+END;
+-- A row whose content is to be read anew keeps nothing of what was read before.
+CREATE TRIGGER message_emptied AFTER UPDATE OF filled ON message WHEN new.filled = 0 BEGIN
+    DELETE FROM item WHERE uid = old.uid;
+    DELETE FROM word WHERE rowid = old.uid;
+    DELETE FROM piece WHERE rowid = old.uid;
+END;
+UPDATE folder SET
+    total = (SELECT count(*) FROM message WHERE folder = number),
+    unread = (SELECT count(*) FROM message WHERE folder = number AND NOT is_read),
+    size_bytes = (SELECT coalesce(sum(size_bytes), 0) FROM message WHERE folder = number);
