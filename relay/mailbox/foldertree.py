@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from relay.mailbox.equipment import Equipment
+from relay.clock import Ids
 from relay.mailbox.foldernames import (
     SEPARATOR,
     checked_directory,
@@ -23,6 +23,7 @@ from relay.mailbox.foldernames import (
 )
 from relay.mailbox.folders import (
     ROOT_ID,
+    Folders,
     directory_within,
     find_folder,
     folder_directories,
@@ -51,8 +52,9 @@ _DELETED_NAMES_MAX = 1000
 class FolderTree:
     """Blocking; the store calls it in its threads."""
 
-    def __init__(self, equipment: Equipment) -> None:
-        self._shared = equipment
+    def __init__(self, folders: Folders, ids: Ids) -> None:
+        self._folders = folders
+        self._ids = ids
         self._stripes = Stripes()  # one change of a mailbox's folders at a time
 
     def every(self, account: str) -> list[Folder]:
@@ -61,7 +63,7 @@ class FolderTree:
         Whoever reads this may keep an id: those that follow from names only are written down, as
         far as the disk allows.
         """
-        folders = list_folders(self._shared.folders.mailbox(account))
+        folders = list_folders(self._folders.mailbox(account))
         with suppress(OSError), self._stripes.of(account):
             write_ids(folders)
         return folders
@@ -69,14 +71,14 @@ class FolderTree:
     def find(self, account: str, folder_id: str) -> Folder:
         """See MailStore.get_folder(), but for the counts."""
         folders = self.every(account)
-        mailbox = self._shared.folders.mailbox(account)
+        mailbox = self._folders.mailbox(account)
         if folder_id.lower() == ROOT_ID:
             return root_folder(mailbox, folders)
         return find_folder(mailbox, folder_id)
 
     def create(self, account: str, display_name: str, parent_id: str) -> Folder:
         """See MailStore.create_folder()."""
-        mailbox = self._shared.folders.mailbox(account)
+        mailbox = self._folders.mailbox(account)
         with self._stripes.of(account):
             parent = _parent(mailbox, parent_id)
             _refuse_same_name(mailbox, parent, display_name)
@@ -84,14 +86,14 @@ class FolderTree:
                 raise FolderError(f"The mailbox has {FOLDERS_MAX} folders already.")
             directory = checked_directory(directory_within(parent, folder_name(display_name)))
             _refuse_existing(mailbox, [directory])
-            folder_id = f"f{self._shared.ids.new()}"
+            folder_id = f"f{self._ids.new()}"
             make_folder(mailbox / directory, folder_id)
             resubscribe(mailbox, added=[directory])
             return find_folder(mailbox, folder_id)
 
     def rename(self, account: str, folder_id: str, display_name: str) -> Folder:
         """See MailStore.rename_folder()."""
-        mailbox = self._shared.folders.mailbox(account)
+        mailbox = self._folders.mailbox(account)
         with self._stripes.of(account):
             folder = _changeable(find_folder(mailbox, folder_id), "renamed")
             parent = _parent(mailbox, folder.parent_id)
@@ -102,7 +104,7 @@ class FolderTree:
 
     def move(self, account: str, folder_id: str, parent_id: str) -> Folder:
         """See MailStore.move_folder()."""
-        mailbox = self._shared.folders.mailbox(account)
+        mailbox = self._folders.mailbox(account)
         with self._stripes.of(account):
             folder = _changeable(find_folder(mailbox, folder_id), "moved")
             parent = _parent(mailbox, parent_id)
@@ -113,14 +115,14 @@ class FolderTree:
 
     def delete(self, account: str, folder_id: str, *, permanently: bool = False) -> None:
         """See MailStore.delete_folder()."""
-        mailbox = self._shared.folders.mailbox(account)
+        mailbox = self._folders.mailbox(account)
         with self._stripes.of(account):
             folder = _changeable(find_folder(mailbox, folder_id), "deleted")
             gone: list[Path] = []
             if permanently or is_deleted(folder):
                 gone = self._take_out(folder)
             else:
-                self._shared.folders.remake(mailbox, WellKnown.DELETED_ITEMS)
+                self._folders.remake(mailbox, WellKnown.DELETED_ITEMS)
                 parent = find_folder(mailbox, WellKnown.DELETED_ITEMS)
                 self._relocate(folder, _free_directory(mailbox, parent, _own_name(mailbox, folder)))
         for path in gone:
@@ -148,7 +150,7 @@ class FolderTree:
         """
         mailbox = folder.path.parent
         names = _tree(mailbox, folder.path.name)
-        gone = [mailbox / f"{DELETED_PREFIX}{self._shared.ids.new()}" for _ in names]
+        gone = [mailbox / f"{DELETED_PREFIX}{self._ids.new()}" for _ in names]
         for name, path in zip(names, gone, strict=True):
             (mailbox / name).rename(path)
         sync_directory(mailbox)

@@ -115,7 +115,7 @@ class FileStore:
         self._inbox = Inbox(self._shared, self._leftovers)
         self._drafts = Drafts(self._shared, self._leftovers)
         self._moving = Moving(self._shared, self._leftovers)
-        self._tree = FolderTree(self._shared)
+        self._tree = FolderTree(folders, ids)
         self._sending = Sending(self._shared, inbox=self._inbox, leftovers=self._leftovers, log=log)
 
     async def remove_leftovers(self) -> int:
