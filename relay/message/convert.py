@@ -19,6 +19,7 @@ from relay.message.content import (
     LargeContent,
     MemoryOctets,
     Octets,
+    in_sight,
     is_eight_bit,
 )
 from relay.message.converted import ConversionError, Converted
@@ -28,6 +29,7 @@ from relay.message.from_mime import SentMime, from_mime
 from relay.message.from_properties import from_properties
 from relay.message.headread import (
     check_header,
+    header_of,
     read_people,
     read_text,
     read_token,
@@ -90,7 +92,8 @@ def _of_properties(note: Octets, block: PrivateBlock, length: int) -> Converted:
         content=content,
         originator=envelope.originator,
         recipients=envelope.recipients,
-        smtputf8=envelope.smtputf8,
+        # an address of Reply-To, say, may need it as well
+        smtputf8=envelope.smtputf8 or not header_of(in_sight(content)).isascii(),
         eight_bit=is_eight_bit(content),
         message_id=origin.message_id,
         subject=properties.subject,

@@ -350,3 +350,50 @@ async def test_messages_within_messages_have_an_end(mailbox: Mailbox) -> None:
         message = {"attachments": [attached]}
     answer = await mailbox.http.post("messages", json=message)
     assert "at most 10 messages" in refused(answer, 400, "RequestBodyRead")
+
+
+async def test_every_message_within_has_a_boundary_of_its_own(mailbox: Mailbox) -> None:
+    message: dict = {"subject": "0", "attachments": [FILE]}
+    for depth in range(1, 5):
+        attached = {"@odata.type": "#microsoft.graph.itemAttachment", "name": "m", "item": message}
+        message = {"subject": str(depth), "attachments": [attached, FILE]}
+    await mailbox.draft(**message, toRecipients=to("bob@example.test"))
+    inner = mailbox.sent()
+    boundaries = [inner.get_boundary()]
+    for depth in range(3, -1, -1):
+        inner, *files = list(inner.iter_attachments())
+        assert [one.get_filename() for one in files] == ["Übersicht 2026.txt"]
+        inner = inner.get_content()
+        assert inner["subject"] == str(depth)
+        boundaries.append(inner.get_boundary())
+    assert len(set(boundaries)) == 5
+
+
+async def test_an_address_in_any_field_may_need_smtputf8(mailbox: Mailbox) -> None:
+    await mailbox.draft(toRecipients=to("bob@example.test"), replyTo=to("bücher@example.test"))
+    assert mailbox.converted().smtputf8 is True
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "A" * ((1 << 20) - 2) + "==" + "QUJD",
+        "A" * ((1 << 20) - 1) + "=" + "QUJD" * 3,
+        "A" * (1 << 20) + "QUJ",
+        "A" * (1 << 20) + "QU=D",
+        "=",
+    ],
+)
+async def test_base64_is_checked_as_a_whole(mailbox: Mailbox, content: str) -> None:
+    answer = await mailbox.http.post(
+        "messages", json={"attachments": [FILE | {"contentBytes": content}]}
+    )
+    told = refused(answer, 400, "RequestBodyRead")
+    assert told.startswith("attachments[0].contentBytes: found")
+
+
+async def test_base64_may_be_in_lines(mailbox: Mailbox) -> None:
+    content = base64.encodebytes(bytes(range(256)) * 9000).decode()
+    await mailbox.draft(attachments=[FILE | {"contentBytes": content}])
+    (kept,) = read_attachments(mailbox.raw())
+    assert base64.b64decode(kept.content) == bytes(range(256)) * 9000
