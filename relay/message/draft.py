@@ -8,22 +8,59 @@ Fails: never on foreign bytes: a block that does not hold together is no block.
 Standards: RFC 5322; RFC 2045, 2046; Graph's message resource type.
 """
 
-import json
 import re
 from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import msgspec
-
-from relay.message.content import MemoryOctets, Octets
+from relay.message.content import (
+    LARGE_BYTES,
+    Content,
+    LargeContent,
+    MemoryOctets,
+    Octets,
+    contains,
+    gathered,
+)
 from relay.message.fields import CRLF, parameter, people_field, raw_field
+from relay.message.privateblock import (
+    FIRST_FIELD_BYTES,
+    DraftOrigin,
+    Part,
+    PrivateBlock,
+    block_bytes,
+    private_length,
+    read_block,
+    read_private,
+    split_private,
+)
 from relay.message.properties import Attachment, MessageProperties
 from relay.message.propertyfields import header_fields
 
-_FIRST = re.compile(rb"X-Relay-Draft: 1 (\d{10})\r\n")
-FIRST_FIELD_BYTES = 29
-_DATA_FIELD = "X-Relay-Data: "
-_DATA_LINE = 900
+__all__ = [  # the block's names are a draft's as well
+    "FIRST_FIELD_BYTES",
+    "DraftOrigin",
+    "KeptAttachment",
+    "Part",
+    "PrivateBlock",
+    "attachment_fields",
+    "base64_lines",
+    "draft_content",
+    "has_line_over",
+    "mime_block",
+    "part_bytes",
+    "private_length",
+    "read_attachments",
+    "read_block",
+    "read_private",
+    "read_properties",
+    "safe_content_type",
+    "split_private",
+    "write_draft",
+    "write_message",
+    "write_mime_draft",
+]
+
 _BASE64_LINE = 76
 _BASE64_BLOCK = _BASE64_LINE * 16384
 _LINE_OCTETS_MAX = 997
@@ -39,67 +76,41 @@ _MESSAGE = "message/rfc822"
 
 
 @dataclass(frozen=True, slots=True)
-class DraftOrigin:
-    """What the store gives a new draft; `message_id` is with its angle brackets, times in µs.
-
-    `sent_folder` is the id of the folder that step 4 files it in, "" for Sent Items.
+class KeptAttachment:
+    """An attachment as it lies in a draft's file, or is to: `octets` are base64 in lines of 76, or
+    a message as it is. `part` says everything but where.
     """
 
-    account: str
-    base_name: str
-    message_id: str
-    created_us: int
-    modified_us: int
-    save_to_sent_items: bool = True
-    sent_folder: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Where a part's bytes lie, counted from the end of the block; the rest is an attachment's.
-
-    `id` is "" for one whose place among the attachments is its id.
-    """
-
-    offset: int
-    length: int
-    base64: bool
-    name: str = ""
-    content_type: str = ""
-    size: int = 0
-    inline: bool = False
-    content_id: str = ""
-    item: bool = False  # a message, which lies there as it is
-    eight_bit: bool = False
-    id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class PrivateBlock:
-    """The block: `properties` (body and attachments left out) and parts are None for MIME."""
-
-    origin: DraftOrigin
-    properties: MessageProperties | None = None
-    body: Part | None = None
-    attachments: tuple[Part, ...] = ()
-
-    @property
-    def is_mime(self) -> bool:
-        """Whether MIME content as it was given stands behind the block."""
-        return self.properties is None
-
-
-_decoder = msgspec.json.Decoder(PrivateBlock)
+    part: Part
+    octets: Octets
 
 
 def write_draft(properties: MessageProperties, origin: DraftOrigin) -> bytes:
     """Return a draft's file for properties; those of `from_` and the message id are to be set."""
+    return gathered(draft_content(properties, origin))
+
+
+def draft_content(
+    properties: MessageProperties, origin: DraftOrigin, kept: Sequence[KeptAttachment] = ()
+) -> Content:
+    """Return write_draft() with more attachments behind those of the properties.
+
+    What is longer than LARGE_BYTES is not copied. Reading blocks; raises OSError.
+    """
     fields = header_fields(properties, message_id=origin.message_id, date_us=origin.modified_us)
     header = people_field("Bcc", properties.bcc) + fields
-    written = _write_entity(properties, header, mark=origin.base_name, seven_bit=False)
-    kept = replace(properties, body="", attachments=())
-    block = PrivateBlock(origin, kept, written.body, written.attachments)
-    return b"".join((_block_bytes(block), *written.pieces))
+    attachments = [
+        *map(_stored, properties.attachments),
+        *((one.part, [one.octets]) for one in kept),
+    ]
+    written = _write_entity(properties, header, attachments, mark=origin.base_name, seven_bit=False)
+    told = replace(properties, body="", attachments=())
+    block = block_bytes(PrivateBlock(origin, told, written.body, written.attachments))
+    if sum(map(_size, written.pieces)) <= LARGE_BYTES:
+        return b"".join((block, *map(_in_memory, written.pieces)))
+    top, _, rest = _in_memory(written.pieces[0]).partition(b"\r\n\r\n")
+    body = (b"\r\n" + rest, *written.pieces[1:])
+    return LargeContent(block + top + b"\r\n", tuple(map(_octets, body)), eight_bit=True)
 
 
 def write_message(properties: MessageProperties, *, mark: str, date_us: int) -> bytes:
@@ -108,61 +119,83 @@ def write_message(properties: MessageProperties, *, mark: str, date_us: int) -> 
     """
     message_id = properties.internet_message_id
     header = header_fields(properties, message_id=message_id, date_us=date_us)
-    return b"".join(_write_entity(properties, header, mark=mark, seven_bit=True).pieces)
+    attachments = list(map(_stored, properties.attachments))
+    entity = _write_entity(properties, header, attachments, mark=mark, seven_bit=True)
+    return b"".join(map(_in_memory, entity.pieces))
+
+
+_Pieces = Sequence[bytes | Octets]
 
 
 @dataclass(frozen=True, slots=True)
 class _Entity:
     """A message's bytes in pieces, and where its parts lie in them."""
 
-    pieces: list[bytes]
+    pieces: _Pieces
     body: Part
     attachments: tuple[Part, ...]
 
 
 def _write_entity(
-    properties: MessageProperties, header: str, *, mark: str, seven_bit: bool
+    properties: MessageProperties,
+    header: str,
+    attachments: Sequence[tuple[Part, _Pieces]],
+    *,
+    mark: str,
+    seven_bit: bool,
 ) -> _Entity:
     """Write the template: the body, or multipart/mixed of the body and each attachment."""
     body = properties.body.encode("utf-8", "replace")
-    boundary = _boundary(mark, properties.attachments)
+    boundary = _boundary(mark, attachments)
     base64_body = _needs_base64(body, boundary.encode()) or (seven_bit and not body.isascii())
     body_fields = _body_fields(properties.body_type, base64_body=base64_body)
     if base64_body:
         body = base64_lines(b64encode(body))
-    if not properties.attachments:
+    pieces: list[bytes | Octets]
+    if not attachments:
         pieces = [(header + body_fields + CRLF).encode(), body, b"\r\n"]
     else:
         mixed = f'Content-Type: multipart/mixed; boundary="{boundary}"{CRLF}{CRLF}'
         start = f"{header}{mixed}--{boundary}{CRLF}{body_fields}{CRLF}"
         pieces = [start.encode(), body]
-    offset = len(pieces[0])
+    offset = _size(pieces[0])
     body_part = Part(offset, len(body), base64_body)
     offset += len(body)
     parts = []
-    for attachment in properties.attachments:
-        part, content = _stored(attachment)
+    for part, content in attachments:
         fields = "".join(raw_field(*field) for field in attachment_fields(part))
         lead = f"{CRLF}--{boundary}{CRLF}{fields}{CRLF}".encode()
         pieces += [lead, *content]
-        length = sum(map(len, content))
+        length = sum(map(_size, content))
         parts.append(replace(part, offset=offset + len(lead), length=length))
         offset += len(lead) + length
-    if properties.attachments:
+    if attachments:
         pieces.append(f"{CRLF}--{boundary}--{CRLF}".encode())
     return _Entity(pieces, body_part, tuple(parts))
 
 
-def _boundary(mark: str, attachments: tuple[Attachment, ...]) -> str:
+def _boundary(mark: str, attachments: Sequence[tuple[Part, _Pieces]]) -> str:
     """Return a boundary that no message among the attachments has in it."""
     boundary = f"=_{_NO_LETTER.sub('_', mark)[:_BOUNDARY_CHARACTERS]}"
-    items = [b64decode(one.content) for one in attachments if one.item]
-    while any(boundary.encode() in one for one in items):
+    items = [_octets(pieces[0]) for part, pieces in attachments if part.item]
+    while any(contains(one, boundary.encode()) for one in items):
         boundary += "_"
     return boundary
 
 
-def _stored(attachment: Attachment) -> tuple[Part, list[bytes]]:
+def _size(piece: bytes | Octets) -> int:
+    return len(piece) if isinstance(piece, bytes) else piece.size
+
+
+def _in_memory(piece: bytes | Octets) -> bytes:
+    return piece if isinstance(piece, bytes) else piece.read(0, piece.size)
+
+
+def _octets(piece: bytes | Octets) -> Octets:
+    return MemoryOctets(piece) if isinstance(piece, bytes) else piece
+
+
+def _stored(attachment: Attachment) -> tuple[Part, _Pieces]:
     """Return an attachment as it lies in the file, in pieces: base64, or a message as it is."""
     part = Part(
         offset=0,
@@ -196,47 +229,12 @@ def _can_stand(message: bytes) -> bool:
 
 def write_mime_draft(content: bytes, origin: DraftOrigin) -> bytes:
     """Return a draft's file for MIME: the block, then `content` byte for byte."""
-    return _block_bytes(PrivateBlock(origin)) + content
+    return mime_block(origin) + content
 
 
-def private_length(head: bytes) -> int:
-    """Return the block's length as its first field tells it, 0 if there is no block."""
-    match = _FIRST.match(head)
-    return int(match[1]) if match else 0
-
-
-def split_private(raw: bytes) -> tuple[PrivateBlock | None, int]:
-    """Return the block and its length, or (None, 0) when `raw` does not start with a whole one."""
-    return read_private(MemoryOctets(raw))
-
-
-def read_private(octets: Octets) -> tuple[PrivateBlock | None, int]:
-    """Return split_private() of octets of which only the block is read. Raises OSError."""
-    length = private_length(octets.read(0, FIRST_FIELD_BYTES))
-    if not FIRST_FIELD_BYTES < length <= octets.size:
-        return None, 0
-    start = FIRST_FIELD_BYTES + len(_DATA_FIELD)
-    folded = octets.read(start, length - start)
-    try:
-        block = _decoder.decode(folded.replace(b"\r\n ", b""))
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None, 0
-    places = [*block.attachments, *([block.body] if block.body else [])]
-    room = octets.size - length
-    inside = all(
-        min(one.offset, one.length) >= 0 and one.offset + one.length <= room for one in places
-    )
-    return (block, length) if inside and block.is_mime == (block.body is None) else (None, 0)
-
-
-def read_block(head: bytes) -> PrivateBlock | None:
-    """Read a block of which `head` is at least the whole; the parts' places are not checked."""
-    length = private_length(head)
-    try:
-        folded = head[FIRST_FIELD_BYTES + len(_DATA_FIELD) : length]
-        return _decoder.decode(folded.replace(b"\r\n ", b"")) if length else None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+def mime_block(origin: DraftOrigin) -> bytes:
+    """Return the block that stands in front of MIME."""
+    return block_bytes(PrivateBlock(origin))
 
 
 def read_properties(raw: bytes | Octets) -> MessageProperties:
@@ -364,14 +362,3 @@ def _needs_base64(body: bytes, boundary: bytes) -> bool:
         or boundary in body
         or has_line_over(body, _LINE_OCTETS_MAX)
     )
-
-
-def _block_bytes(block: PrivateBlock) -> bytes:
-    encoded = msgspec.json.encode(block)
-    if not encoded.isascii():
-        encoded = json.dumps(msgspec.to_builtins(block), separators=(",", ":")).encode()
-    # Spaces are only in strings here; escaped, no folded line can be white space alone.
-    text = encoded.decode("ascii").replace(" ", "\\u0020")
-    lines = [text[start : start + _DATA_LINE] for start in range(0, len(text), _DATA_LINE)]
-    data = (_DATA_FIELD + f"{CRLF} ".join(lines) + CRLF).encode()
-    return b"X-Relay-Draft: 1 %010d\r\n" % (FIRST_FIELD_BYTES + len(data)) + data
