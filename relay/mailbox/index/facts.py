@@ -89,8 +89,8 @@ NO_FACTS = Facts(MessageProperties(), "", "", 0, 0, 0)
 NO_WORDS = Words(("",) * 7, has_attachments=False)
 
 
-def read_facts(path: Path) -> Facts:
-    """Read a message's header. Raises OSError."""
+def read_facts(path: Path, *, message_id: str) -> Facts:
+    """Read the header of the message with that id. Raises OSError."""
     with path.open("rb") as file:
         written_us = os.fstat(file.fileno()).st_mtime_ns // 1000
         head = file.read(_HEADER_BYTES)
@@ -109,7 +109,7 @@ def read_facts(path: Path) -> Facts:
     return Facts(
         properties=properties,
         internet_message_id=own,
-        conversation=conversation_id(properties, own),
+        conversation=conversation_id(properties, own or message_id),
         sent_us=read.date_us or (block.origin.modified_us if block else written_us),
         created_us=block.origin.created_us if block else written_us,
         modified_us=block.origin.modified_us if block else written_us,

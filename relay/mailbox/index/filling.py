@@ -9,6 +9,7 @@ Standards: none.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,7 +85,10 @@ class Filling:
                 self._index.ask(self._writing_words(found))
 
     def _writing_facts(self, found: Sequence[tuple[Row, Path]]) -> Callable[[apsw.Cursor], None]:
-        facts = [(row, self._read(row, path, read_facts, NO_FACTS)) for row, path in found]
+        facts = [
+            (row, self._read(row, path, partial(read_facts, message_id=row.message_id), NO_FACTS))
+            for row, path in found
+        ]
 
         def write(_: apsw.Cursor) -> None:
             with self._index.writing() as cursor:
