@@ -153,7 +153,7 @@ def _key(named: Property, value: Value) -> Value:
 
 def words_of(text: str) -> list[str]:
     """Letters and digits in a row, in lower case, without accents."""
-    plain = unicodedata.normalize("NFKD", text.casefold())
+    plain = unicodedata.normalize("NFKD", text.lower())
     plain = "".join(one for one in plain if not unicodedata.combining(one))
     return re.findall(r"[^\W_]+", plain)
 

@@ -59,7 +59,7 @@ async def listed(world: World, query: str = "", *, path: str = MESSAGES) -> list
          [11, 9, 8, 6, 5, 3, 2, 0]),
         ("$filter=toRecipients/any(r:r/emailAddress/address eq 'Dave@b.test')", [10, 7, 4, 1]),
         ('$search="word7"', [7]),
-        ('$search="subject:grosse OR word0"', [11, 10, 8, 7, 5, 4, 2, 1, 0]),
+        ('$search="subject:große OR word0"', [11, 10, 8, 7, 5, 4, 2, 1, 0]),
         ('$search="common"&$filter=isRead eq true&$orderby=subject&$top=4', [0, 2, 4, 6, 8, 10]),
         ('$search="to:dave"&$top=1', [10, 7, 4, 1]),
     ],
