@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relay.app.lock import OwnerLock
-from relay.app.upkeep import keep_figures, keep_pruning
+from relay.app.upkeep import Figures, keep_figures, keep_pruning
 from relay.clock import Clock
 from relay.delivery import Dispatcher
 from relay.http import HttpServer
@@ -85,9 +85,8 @@ class Daemon:
         for smtp_server in self.smtp_servers:
             await smtp_server.start()
         self._pickup_task = self._spawn(self.pickup.run(), "pickup")
-        self._spawn(
-            keep_figures(self.spool, self.metrics, self.clock, sessions=self._sessions), "figures"
-        )
+        figures = Figures(self._sessions, lambda: self.store.deferred_count)
+        self._spawn(keep_figures(self.spool, self.metrics, self.clock, figures=figures), "figures")
         keep_s = self.settings.spool.keep
         self._spawn(keep_pruning(self.spool, self.store_log, self.clock, keep_s=keep_s), "pruning")
         self.readiness.reason = ""

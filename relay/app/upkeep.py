@@ -9,6 +9,7 @@ Standards: docs/design.md 4 (history), the metrics of docs/names.md.
 import asyncio
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from relay.clock import Clock
 from relay.journal.logs import get_logger
@@ -27,13 +28,22 @@ _PRUNE_PAUSE_S = 0.05
 _DAY_S = 86400.0
 
 
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is counted all the time: SMTP sessions, and notes that wait for their time."""
+
+    sessions: Callable[[], int]
+    deferred_notes: Callable[[], int]
+
+
 async def keep_figures(
-    spool: SqliteSpool, metrics: Metrics, clock: Clock, *, sessions: Callable[[], int]
+    spool: SqliteSpool, metrics: Metrics, clock: Clock, *, figures: Figures
 ) -> None:
-    """Count the queue and the SMTP sessions into the metrics until cancelled."""
+    """Count the queue, and these figures, into the metrics until cancelled."""
     while True:
         began = clock.monotonic()
-        metrics.connections.labels(state="incoming").set(sessions())
+        metrics.connections.labels(state="incoming").set(figures.sessions())
+        metrics.pickup_deferred.set(figures.deferred_notes())
         try:
             await count_queue(spool, metrics, clock)
         except SpoolError as error:

@@ -6,6 +6,8 @@ Fails: never.
 Standards: Prometheus text format 0.0.4.
 """
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -35,6 +37,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        gauge = partial(Gauge, registry=registry)
         self.accepted = Counter(
             "relay_messages_accepted",
             "Messages accepted into the spool.",
@@ -47,16 +50,11 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
-        self.queue_entries = Gauge(
-            "relay_queue_entries", "Entries in the queue.", ["state"], registry=registry
-        )
-        self.queue_oldest = Gauge(
-            "relay_queue_oldest_seconds", "Age of the oldest queued entry.", registry=registry
-        )
-        self.queue_unaccounted = Gauge(
+        self.queue_entries = gauge("relay_queue_entries", "Entries in the queue.", ["state"])
+        self.queue_oldest = gauge("relay_queue_oldest_seconds", "Age of the oldest queued entry.")
+        self.queue_unaccounted = gauge(
             "relay_queue_unaccounted",
             "Recipients accepted, less those final and those live; 0 unless one was lost.",
-            registry=registry,
         )
         self.delivery_seconds = Histogram(
             "relay_delivery_seconds",
@@ -76,17 +74,13 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
             registry=registry,
         )
-        self.connections = Gauge(
-            "relay_connections", "Open connections.", ["state"], registry=registry
-        )
-        self.pressure = Gauge(
+        self.connections = gauge("relay_connections", "Open connections.", ["state"])
+        self.pressure = gauge(
             "relay_pressure_level",
             "0: mail is taken on; 2: the disk is nearly full, new mail is refused.",
-            registry=registry,
         )
-        self.pickup_waiting = Gauge(
-            "relay_pickup_waiting", "Notes that wait for pickup.", registry=registry
-        )
+        self.pickup_waiting = gauge("relay_pickup_waiting", "Notes that wait for pickup.")
+        self.pickup_deferred = gauge("relay_pickup_deferred", "Notes that wait for their time.")
         self.reports = Counter("relay_reports", "Reports made.", ["kind"], registry=registry)
         self.policy_rules = Counter(
             "relay_policy_rule", "Rules that matched.", ["rule", "outcome"], registry=registry

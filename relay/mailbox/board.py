@@ -1,13 +1,13 @@
 """Notes on their way to pickup: each is handed out once, and again only when it is put back.
 
 On the path: submissions of this process are offered here; ready/ is listed for all others.
-Holds: a note is in work once; memory is bounded, ready/ is the queue.
+Holds: a note is in work once; accounts take turns; memory is bounded, ready/ is the queue.
 Fails: never by itself; errors of listing ready/ are logged and the listing repeated.
 Standards: none.
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
@@ -15,6 +15,7 @@ import structlog
 from relay.mailbox.types import Note, StoreError
 
 NOTES_IN_MEMORY_MAX = 10_000
+_NOTES_OF_ONE_MAX = 16  # beyond the limit an account that has fewer is not kept waiting by others
 LISTING_INTERVAL_S = 1.0
 _LISTINGS_OF_ONE_STATE = 2  # the second sees what came within a tick of the file system's clock
 
@@ -37,8 +38,9 @@ class NoteBoard:
         self._list_ready = list_ready
         self._interval_s = interval_s
         self._notes_max = notes_max
-        self._waiting: deque[Note] = deque()
-        self._known: set[str] = set()
+        self._waiting: dict[str, deque[Note]] = {}  # by account, whose turn it is first
+        self._known: dict[str, str] = {}  # the account of each note, by submission id
+        self._of_account: Counter[str] = Counter()
         self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listed_ns = -1
@@ -56,7 +58,11 @@ class NoteBoard:
 
     def done(self, note: Note) -> None:
         """Forget a note that is gone."""
-        self._known.discard(note.submission_id)
+        account = self._known.pop(note.submission_id, None)
+        if account is not None:
+            self._of_account[account] -= 1
+            if not self._of_account[account]:
+                del self._of_account[account]
 
     async def notes(self) -> AsyncIterator[Note]:
         """Yield notes as they come, for ever; the longest ready of those that are there first."""
@@ -74,7 +80,15 @@ class NoteBoard:
                 except TimeoutError:
                     continue
             if self._waiting:
-                yield self._waiting.popleft()
+                yield self._next()
+
+    def _next(self) -> Note:
+        account = next(iter(self._waiting))
+        notes = self._waiting.pop(account)
+        note = notes.popleft()
+        if notes:
+            self._waiting[account] = notes  # to the end of the line
+        return note
 
     async def _list(self) -> None:
         """List ready/ if it changed, or if there was more than memory may hold."""
@@ -95,14 +109,23 @@ class NoteBoard:
             self._add(note)
 
     def _add(self, note: Note) -> None:
-        if note.submission_id in self._known or len(self._known) >= self._notes_max:
+        if note.submission_id in self._known or not self._has_room(note.account):
             self._listings = 0  # ready/ has more than is known here: it is to be listed again
             return
-        self._known.add(note.submission_id)
-        self._waiting.append(note)
-        self._wake.set()
+        self._known[note.submission_id] = note.account
+        self._of_account[note.account] += 1
+        self._wait(note)
+
+    def _has_room(self, account: str) -> bool:
+        if len(self._known) < self._notes_max:
+            return True
+        is_modest = self._of_account[account] < _NOTES_OF_ONE_MAX
+        return is_modest and len(self._known) < 2 * self._notes_max
 
     def _put_back(self, note: Note) -> None:
         if note.submission_id in self._known:
-            self._waiting.append(note)
-            self._wake.set()
+            self._wait(note)
+
+    def _wait(self, note: Note) -> None:
+        self._waiting.setdefault(note.account, deque()).append(note)
+        self._wake.set()

@@ -63,7 +63,8 @@ async def run_until_over(spool: Spool, work) -> None:
 
 async def test_figures_survive_a_spool_that_fails() -> None:
     spool, metrics = Spool([SpoolError("busy"), ZeroDivisionError(), COUNTS]), Metrics()
-    figures = upkeep.keep_figures(spool, metrics, ManualClock(), sessions=lambda: 7)
+    counted = upkeep.Figures(sessions=lambda: 7, deferred_notes=lambda: 3)
+    figures = upkeep.keep_figures(spool, metrics, ManualClock(), figures=counted)
     await run_until_over(spool, figures)
     value = metrics.registry.get_sample_value
     assert value("relay_queue_entries", {"state": "queued"}) == 2

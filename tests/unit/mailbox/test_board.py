@@ -9,9 +9,9 @@ from relay.mailbox.board import NoteBoard
 from relay.mailbox.types import Note, StoreUnavailableError
 
 
-def note(number: int) -> Note:
+def note(number: int, account: str = "a@b") -> Note:
     name = f"{number:016}"
-    return Note(f"{name}.1", name, "a@b", "base", Path(f"/ready/{name}.1@{number}"), number)
+    return Note(f"{name}.1", name, account, "base", Path(f"/ready/{name}.1@{number}"), number)
 
 
 class Directory:
@@ -133,3 +133,24 @@ async def test_an_offer_over_the_limit_is_found_by_listing(directory):
 async def test_a_failing_directory_stops_nothing(directory):
     directory.failures, directory.notes = 3, [note(1)]
     assert await take(directory.board().notes(), 1) == [note(1)]
+
+
+async def test_accounts_take_turns(directory):
+    directory.notes = [note(number) for number in range(50)]
+    directory.notes += [note(number, "c@d") for number in (50, 51)]
+    found = await take(directory.board().notes(), 5)
+    assert [one.account for one in found] == ["a@b", "c@d", "a@b", "c@d", "a@b"]
+
+
+async def test_one_accounts_many_do_not_keep_others_from_memory(directory):
+    """What does not fit is found by listing, longest ready first: behind all of the others'."""
+    directory.notes = [note(number) for number in range(100)]
+    board = directory.board(notes_max=10, interval_s=3600)
+    notes = board.notes()
+    await take(notes, 1)
+    board.offer(note(100, "c@d"))
+    for number in range(101, 130):
+        board.offer(note(number))
+    await asyncio.sleep(0)
+    assert "c@d" in [one.account for one in await take(notes, 2)]
+    assert len(board._known) == 17

@@ -292,7 +292,7 @@ async def test_a_note_that_was_gone_when_it_was_read_is_forgotten(store, draft):
     note.path.unlink()
     with pytest.raises(NoSuchItemError):
         await store.note_content(note)
-    assert store._board._known == set()
+    assert store._board._known == {}
     await notes.aclose()
 
 
