@@ -89,7 +89,7 @@ def read_token(keys: Sequence[SortKey], token: str) -> tuple[Any, ...]:
     if shape != _shape(keys) or len(values) != len(keys):
         raise _stale()
     for key, value in zip(keys, values, strict=True):
-        is_number = type(value) is int and 0 <= value <= _NUMBER_MAX
+        is_number = type(value) is int and abs(value) <= _NUMBER_MAX
         if not (_is_text(value) if key.is_text else is_number):
             raise _stale()
     return tuple(values)
