@@ -141,6 +141,39 @@ def test_appended_and_expunged_messages_are_seen(relay, dovecot):
     assert relay.graph("GET", f"/me/messages/{appended['id']}").status == 200
 
 
+def test_copies_appended_and_expunged_messages_are_seen(relay, dovecot):
+    first = arrives(relay, "first")
+    with dovecot.session() as imap:
+        imap.enter("INBOX")
+        imap.uid("COPY", "1", "Archive")
+        imap.append("Archive", "(\\Seen)", None, b"Subject: appended\r\n\r\nx\r\n")
+        archived = {one["subject"]: one for one in relay.messages("archive")}
+        assert set(archived) == {"first", "appended"}
+        assert archived["appended"]["isRead"] is True
+        assert archived["first"]["id"] != first
+        assert found(relay, "first")["id"] == first
+        imap.enter("INBOX")
+        imap.uid("STORE", "1", "+FLAGS.SILENT", "(\\Deleted)")
+        imap.expunge()
+    assert relay.messages("inbox") == []
+    for one in archived.values():
+        assert relay.graph("GET", f"/me/messages/{one['id']}").status == 200
+
+
+def test_a_message_that_is_moved_under_another_name_keeps_its_id(relay, dovecot):
+    identity = arrives(relay, "wanders")
+    with dovecot.session() as imap:
+        imap.enter("INBOX")
+        imap.uid("COPY", "1", "Archive")  # takes the name, so that the move needs another
+        copy = found(relay, "wanders", "archive")["id"]
+        imap.uid("MOVE", "1", "Archive")
+    archived = {one["id"] for one in relay.messages("archive")}
+    assert len(archived) == 2
+    assert identity in archived
+    assert copy != identity
+    assert relay.messages("inbox") == []
+
+
 def folders(relay: RelayProcess, within: str = "msgfolderroot") -> dict[str, dict]:
     answer = relay.graph("GET", f"/me/mailFolders/{within}/childFolders?$top=100")
     return {one["displayName"]: one for one in answer.json()["value"]}

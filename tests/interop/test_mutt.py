@@ -92,3 +92,14 @@ def test_its_flags_are_seen(relay, press):
     found = by_subject(relay)
     flags = {one: (found[one]["isRead"], found[one]["flag"]["flagStatus"]) for one in found}
     assert flags == {"first": (True, "flagged"), "third": (True, "notFlagged")}
+
+
+def test_a_message_that_it_saves_elsewhere_is_the_same(relay, press):
+    arrive(relay, "first", "second")
+    before = by_subject(relay)
+    press("<next-entry><save-message>=.Archive<enter><quit>")
+    after = by_subject(relay)
+    places = {subject: one["parentFolderId"] for subject, one in after.items()}
+    assert places == {"first": "inbox", "second": "archive"}
+    assert after["first"]["id"] == before["first"]["id"]
+    assert after["second"]["id"] == before["second"]["id"]

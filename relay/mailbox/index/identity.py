@@ -46,7 +46,8 @@ class Resolver:
 
     def resolve(self, found: Iterable[Sighting]) -> list[Place]:
         """Write what happened into the rows; return the files that are to be removed."""
-        rest = [one for one in found if not self._keep_by_stem(one)]
+        stayed_first = sorted(found, key=self._is_elsewhere)
+        rest = [one for one in stayed_first if not self._keep_by_stem(one)]
         claimed = [(one, self._claim_of(one)) for one in rest]
         claimed.sort(key=_order)
         for sighting, claim in claimed:
@@ -55,6 +56,11 @@ class Resolver:
         for row in list(self._lost.values()):
             self._let_go(row)
         return self._superseded
+
+    def _is_elsewhere(self, sighting: Sighting) -> bool:
+        """Whether no file of that base name vanished in its folder: then it may be a copy."""
+        lost = self._lost_stems.get(sighting.stem, ())
+        return all(row.place.folder != sighting.place.folder for row in lost)
 
     def _keep_by_stem(self, sighting: Sighting) -> bool:
         """Know a file that was renamed: its flags, its folder, or from new/ to cur/."""
