@@ -26,7 +26,9 @@ from relay.graph.show import (
 from relay.graph.values import json_object
 from relay.graph.visit import Visit
 from relay.http.gateway import json_response
+from relay.http.streamed import StreamedResponse
 from relay.mailbox.types import MessageChange, StoredMessage
+from relay.message.content import blocks
 from relay.message.extended import merged
 
 
@@ -92,7 +94,10 @@ async def get_mime(visit: Visit) -> Response:
     if visit.folder_id:
         await found_message(visit)
     content = await visit.door.store.mime(visit.mailbox, visit.message_id)
-    return Response(content, headers={"content-type": "text/plain"})
+    headers = {"content-type": "text/plain"}
+    if isinstance(content, bytes):
+        return Response(content, headers=headers)
+    return StreamedResponse(blocks(content), size_bytes=content.size, headers=headers)
 
 
 async def found_message(visit: Visit) -> StoredMessage:

@@ -15,9 +15,10 @@ from relay.graph.attachments import decode_base64
 from relay.graph.people import check_has_recipients, check_own, check_recipients_count
 from relay.http.errors import ApiError, shown
 from relay.message.address import AddressError, parse_mailbox
+from relay.message.content import Content, blocks
 from relay.message.headread import check_mime, header_of, read_people, unread_people
 from relay.message.properties import MessageProperties
-from relay.message.section import read_header
+from relay.message.section import HEADER_OCTETS_MAX, read_header
 
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]+>")
 
@@ -75,6 +76,16 @@ def check_content(content: bytes, account: Account) -> MimeMessage:
         recipients=recipients,
         internet_message_id=message_id if _MESSAGE_ID.fullmatch(message_id) else "",
     )
+
+
+def head_of(content: Content) -> bytes:
+    """Return as much of MIME as check_content() looks at. Reading blocks."""
+    head = b""
+    for block in blocks(content):
+        head += block
+        if len(head) > HEADER_OCTETS_MAX:
+            break
+    return head
 
 
 def parse_mime_to_send(body: bytes, account: Account) -> MimeMessage:

@@ -6,12 +6,13 @@ Fails: ApiError before anything is written; the store's refusals.
 Standards: Graph's user: sendMail, message: send; RFC 5322 3.6.4.
 """
 
+import asyncio
 from collections.abc import Mapping
 
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from relay.graph.mime import check_content, parse_mime_to_send
+from relay.graph.mime import check_content, head_of, parse_mime_to_send
 from relay.graph.parse import parse_send_mail
 from relay.graph.people import check_has_recipients, check_own
 from relay.graph.sendoptions import send_options
@@ -57,7 +58,8 @@ async def send_draft(visit: Visit) -> Response:
     check_own(draft.properties.from_, visit.account, path="from")
     check_own(draft.properties.sender, visit.account, path="sender")
     if draft.is_mime:  # a mail client may have put anything there
-        check_content(await store.mime(visit.mailbox, draft.id), visit.account)
+        content = await store.mime(visit.mailbox, draft.id)
+        check_content(await asyncio.to_thread(head_of, content), visit.account)
     options, applied = await send_options(visit, draft.properties.extended)
     note = await store.submit_draft(visit.mailbox, draft.id, options)
     return _accepted(

@@ -125,8 +125,10 @@ class MailStore(Protocol):
         """Remove a message for good, wherever it is. Raises NoSuchItemError, BeingSentError."""
         ...
 
-    async def mime(self, account: str, message_id: str) -> bytes:
+    async def mime(self, account: str, message_id: str) -> Content:
         """`$value`: MIME without the private block (a JSON draft is converted), Bcc kept.
+
+        A large one is in a file that stays open while the content is held.
 
         Raises NoSuchItemError.
         """

@@ -27,7 +27,7 @@ from relay.mailbox.messages import (
 )
 from relay.mailbox.names import DRAFT, FLAGGED, SEEN, parse_name, with_flags
 from relay.mailbox.query import MessageQuery
-from relay.mailbox.reading import loaded, raw_of
+from relay.mailbox.reading import loaded, octets_of
 from relay.mailbox.types import (
     Folder,
     MessageChange,
@@ -38,7 +38,7 @@ from relay.mailbox.types import (
     SendOptions,
     StoredMessage,
 )
-from relay.message.content import gathered
+from relay.message.content import Content, MemoryOctets, in_sight
 from relay.message.convert import render
 from relay.message.mimeread import read_message
 from relay.message.properties import MessageProperties
@@ -61,7 +61,7 @@ class Drafts:
         self._leftovers.clean(mailbox)
         folder = find_folder(mailbox, folder_id)
         draft = compose(content, self._identity(account))
-        with self._shared.quota.room_for(account, mailbox, len(draft.raw), stem=draft.stem):
+        with self._shared.quota.room_for(account, mailbox, draft.size, stem=draft.stem):
             located = self._write(draft, folder, flags=f"{DRAFT}{SEEN}")
         return self._written(located, draft)
 
@@ -95,10 +95,18 @@ class Drafts:
         return None
 
     @looking_again
-    def mime(self, account: str, message_id: str) -> bytes:
+    def _shown(self, located: Located) -> StoredMessage:
+        """Load a message that was just written, wherever it is by now."""
+        with suppress(FileNotFoundError):
+            return loaded(located)
+        mailbox = located.folder.path.parent
+        return loaded(self._find(mailbox, located.message_id))
+
+    @looking_again
+    def mime(self, account: str, message_id: str) -> Content:
         """See MailStore.mime()."""
         mailbox = self._shared.folders.mailbox(account)
-        return gathered(render(raw_of(self._find(mailbox, message_id))))
+        return render(octets_of(self._find(mailbox, message_id)))
 
     @looking_again
     def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
@@ -116,15 +124,15 @@ class Drafts:
             if not is_draft(located):
                 raise NotADraftError("Only a draft's content can be changed.")
             self._leftovers.clean(mailbox)
-            raw = raw_of(located)
+            stored = octets_of(located)
             if note is not None:
-                before = read_message(raw).properties
+                before = read_message(stored).properties
                 note = self._shared.waiting.changed(
                     note, before.extended, change.properties.extended
                 )
             identity = self._identity(account, note.options if note else None)
-            draft = next_generation(located, raw, identity, change=change.properties)
-            growth = len(draft.raw) - len(raw)
+            draft = next_generation(located, stored, identity, change=change.properties)
+            growth = draft.size - stored.size
             quota = self._shared.quota
             with quota.room_for(account, mailbox, growth, stem=draft.stem, messages=0):
                 if note is None:
@@ -145,7 +153,7 @@ class Drafts:
         """
 
         def replace_note(temporary: Path) -> None:
-            self._shared.waiting.replace(note, temporary, draft.raw)
+            self._shared.waiting.replace(note, temporary, in_sight(draft.content))
 
         try:
             return self._write(draft, before.folder, flags=flags, on_written=replace_note)
@@ -172,7 +180,7 @@ class Drafts:
         assert name is not None
         located = Located(folder, directory, name, name.message_id, name.generation)
         try:
-            write_synced(temporary, draft.raw)
+            write_synced(temporary, draft.content)
             on_written(temporary)
             place(temporary, located.path)
             self._shared.crash.reached(CrashPoint.DRAFT_REPLACED)
@@ -186,7 +194,10 @@ class Drafts:
 
     def _written(self, located: Located, draft: ComposedDraft) -> StoredMessage:
         """Return what was written, which a mail client may have renamed already."""
-        return load(located, draft.raw, touched_us=self._shared.clock.time_us())
+        if isinstance(draft.content, bytes):
+            stored = MemoryOctets(draft.content)
+            return load(located, stored, touched_us=self._shared.clock.time_us())
+        return self._shown(located)
 
     def _with_flags(self, located: Located, flags: str) -> Located:
         """Rename a file for its flags; one in new/ goes to cur/."""

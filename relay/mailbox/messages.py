@@ -8,6 +8,7 @@ Standards: Graph's message; Maildir flags.
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from relay.journal.storelog import SubmissionFacts
@@ -15,18 +16,31 @@ from relay.mailbox.index import Located
 from relay.mailbox.index.located import is_draft_file, received_at_us
 from relay.mailbox.names import FLAGGED, SEEN, message_stem
 from relay.mailbox.types import StoredAttachment, StoredMessage
+from relay.message.content import (
+    LARGE_BYTES,
+    Content,
+    LargeContent,
+    Octets,
+    in_sight,
+    size_of,
+)
 from relay.message.conversation import new_index, thread_of
 from relay.message.draft import (
     DraftOrigin,
-    read_attachments,
-    split_private,
-    write_draft,
+    KeptAttachment,
+    draft_content,
+    mime_block,
+    private_length,
+    read_block,
+    read_private,
     write_mime_draft,
 )
 from relay.message.fields import is_message_id
 from relay.message.headread import header_of
-from relay.message.mimeread import read_message, read_mime, read_mime_attachments
+from relay.message.keeping import kept_attachments
+from relay.message.mimeread import read_message, read_mime
 from relay.message.properties import MessageProperties, Person
+from relay.message.section import header_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +60,32 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class ComposedDraft:
-    """A draft's file: its base name without `,S=`, its name without flags, its bytes.
+    """A draft's file: its base name without `,S=`, its name without flags, its octets.
 
     `properties` are those it was written from, None for MIME.
     """
 
     stem: str
     base: str
-    raw: bytes
+    content: Content
     account: str
     properties: MessageProperties | None
 
+    @property
+    def size(self) -> int:
+        """The file's size."""
+        return size_of(self.content)
 
-def compose(content: MessageProperties | bytes, identity: Identity) -> ComposedDraft:
-    """Make the file of a draft from properties or from MIME."""
+
+def compose(
+    content: MessageProperties | bytes | Octets,
+    identity: Identity,
+    kept: Sequence[KeptAttachment] = (),
+) -> ComposedDraft:
+    """Make the file of a draft from properties, with attachments of another file, or from MIME.
+
+    Reading blocks; raises OSError.
+    """
     stem = message_stem(
         identity.message_id,
         identity.generation,
@@ -83,26 +109,42 @@ def compose(content: MessageProperties | bytes, identity: Identity) -> ComposedD
     properties = None
     if isinstance(content, MessageProperties):
         properties = _owned(content, origin)
-        raw = write_draft(properties, origin)
+        written = draft_content(properties, origin, kept)
+    elif isinstance(content, bytes):
+        written = write_mime_draft(content, origin)
     else:
-        raw = write_mime_draft(content, origin)
-    return ComposedDraft(stem, f"{stem},S={len(raw)}", raw, identity.account, properties)
+        written = _behind_block(content, origin)
+    base = f"{stem},S={size_of(written)}"
+    return ComposedDraft(stem, base, written, identity.account, properties)
+
+
+def _behind_block(content: Octets, origin: DraftOrigin) -> Content:
+    """Return the file of MIME as it was given, which may be large."""
+    if content.size <= LARGE_BYTES:
+        return write_mime_draft(content.read(0, content.size), origin)
+    end = header_end(content.read(0, LARGE_BYTES)).header
+    header = mime_block(origin) + content.read(0, end)
+    return LargeContent(header, (content.part(end, content.size - end),), eight_bit=True)
 
 
 def facts_of(draft: ComposedDraft, submission_id: str) -> SubmissionFacts:
     """Return what the log tells of a draft that was just composed."""
     if draft.properties is None:
-        return submission_facts(draft.raw, submission_id)
+        return submission_facts(in_sight(draft.content), submission_id)
     return _facts(draft.properties, submission_id, account=draft.account, message_id="")
 
 
-def submission_facts(raw: bytes, submission_id: str) -> SubmissionFacts:
-    """Return what the log tells of a draft that is submitted."""
-    block, length = split_private(raw)
+def submission_facts(head: bytes, submission_id: str) -> SubmissionFacts:
+    """Return what the log tells of a draft that is submitted.
+
+    `head` is its file, or at least the private block and the header.
+    """
+    block = read_block(head)
     if block is not None and block.properties is not None:
         properties = block.properties
     else:
-        properties = read_mime(header_of(raw[length:])).properties
+        length = private_length(head) if block else 0
+        properties = read_mime(header_of(head[length:])).properties
     account = block.origin.account if block else ""
     message_id = block.origin.message_id if block else ""
     return _facts(properties, submission_id, account=account, message_id=message_id)
@@ -124,10 +166,13 @@ def _facts(
     )
 
 
-def load(located: Located, raw: bytes, *, touched_us: int) -> StoredMessage:
-    """Return a file as a message; `touched_us` is when it was last written."""
-    block, _ = split_private(raw)
-    message = read_message(raw)
+def load(located: Located, stored: Octets, *, touched_us: int) -> StoredMessage:
+    """Return a file as a message; `touched_us` is when it was last written.
+
+    Reading blocks; raises OSError.
+    """
+    block, _ = read_private(stored)
+    message = read_message(stored)
     created_us = block.origin.created_us if block else touched_us
     properties = message.properties
     if block and not properties.internet_message_id:
@@ -137,7 +182,7 @@ def load(located: Located, raw: bytes, *, touched_us: int) -> StoredMessage:
     change_key = hashlib.sha256(os.fsencode(place))
     attachments = tuple(
         StoredAttachment(
-            str(number),
+            one.id or str(number),
             one.name,
             one.content_type,
             one.size,
@@ -156,7 +201,7 @@ def load(located: Located, raw: bytes, *, touched_us: int) -> StoredMessage:
         is_draft=is_draft(located),
         is_read=SEEN in flags,
         flagged=FLAGGED in flags,
-        size=len(raw),
+        size=stored.size,
         created_us=created_us,
         modified_us=block.origin.modified_us if block else touched_us,
         sent_us=message.date_us or (block.origin.modified_us if block else touched_us),
@@ -172,31 +217,44 @@ def is_draft(located: Located) -> bool:
 
 
 def next_generation(
-    located: Located, raw: bytes, identity: Identity, *, change: MessageProperties | None
+    located: Located, stored: Octets, identity: Identity, *, change: MessageProperties | None
 ) -> ComposedDraft:
     """Compose a draft anew: with `change`, keeping attachments; without, as it is.
 
-    `identity` counts for what the old file does not tell.
+    `identity` counts for what the old file does not tell. Reading blocks; raises OSError.
     """
-    block, length = split_private(raw)
-    content: MessageProperties | bytes
-    if block is None or block.is_mime:
-        content = raw[length:]
-        if change is not None:
-            attachments = change.attachments or read_mime_attachments(content)
-            content = replace(change, attachments=attachments)
-    else:
-        change = change or read_message(raw).properties
-        content = replace(change, attachments=change.attachments or read_attachments(raw))
+    block, length = read_private(stored)
+    identity = next_identity(located, stored, identity)
+    if change is None and (block is None or block.is_mime):
+        return compose(stored.part(length, stored.size - length), identity)
+    properties = change or read_message(stored).properties
+    return compose(properties, identity, kept_attachments(stored))
+
+
+def with_attachments(
+    located: Located, stored: Octets, identity: Identity, *, attachments: Sequence[KeptAttachment]
+) -> ComposedDraft:
+    """Compose a draft anew with these attachments and no others.
+
+    A draft of MIME becomes one of properties. Reading blocks; raises OSError.
+    """
+    identity = next_identity(located, stored, identity)
+    return compose(read_message(stored).properties, identity, attachments)
+
+
+def next_identity(located: Located, stored: Octets, identity: Identity) -> Identity:
+    """Return the identity of a draft's next generation: `identity`'s counts for what the file does
+    not tell. Reading blocks; raises OSError.
+    """
+    block, _ = read_private(stored)
     told = block.origin.message_id if block else ""
-    identity = replace(
+    return replace(
         identity,
         message_id=located.message_id,
         generation=located.generation + 1,
         created_us=block.origin.created_us if block else identity.created_us,
-        internet_message_id=told or read_message(raw).properties.internet_message_id,
+        internet_message_id=told or read_message(stored).properties.internet_message_id,
     )
-    return compose(content, identity)
 
 
 def _owned(properties: MessageProperties, origin: DraftOrigin) -> MessageProperties:

@@ -41,7 +41,7 @@ from relay.mailbox.messages import (
 )
 from relay.mailbox.names import DRAFT, SEEN, with_flags
 from relay.mailbox.notes import FIRST_SUBMISSION, draft_of
-from relay.mailbox.reading import raw_of
+from relay.mailbox.reading import octets_of
 from relay.mailbox.types import (
     BeingSentError,
     NoSuchItemError,
@@ -51,7 +51,8 @@ from relay.mailbox.types import (
     WellKnown,
 )
 from relay.mailbox.waiting import waiting_detail
-from relay.message.draft import split_private
+from relay.message.content import LARGE_BYTES, in_sight
+from relay.message.draft import read_private
 from relay.message.properties import MessageProperties
 
 _REMOVALS = 3
@@ -83,7 +84,7 @@ class Sending:
         draft = compose(content, identity)
         submission_id = f"{identity.message_id}.{FIRST_SUBMISSION}"
         with (
-            self._shared.quota.room_for(account, mailbox, len(draft.raw), stem=draft.stem),
+            self._shared.quota.room_for(account, mailbox, draft.size, stem=draft.stem),
             self._shared.stripes.of(identity.message_id),  # no PATCH before the note is ready
         ):
             note = self._note(draft.stem, submission_id, account=account, options=options)
@@ -102,11 +103,11 @@ class Sending:
                 raise NotADraftError("Only a draft can be sent.")
             if (waiting := self._shared.waiting.note_of(message_id, located)) is not None:
                 return _as_before(waiting, options)
-            raw = raw_of(located)
+            stored = octets_of(located)
             # The time makes it grow from one send of a draft to the next.
             submission_id = f"{message_id}.{self._shared.clock.time_us()}"
             identity = self._identity(account, options)
-            block, _ = split_private(raw)
+            block, _ = read_private(stored)
             if (
                 block is not None
                 and block.origin.account == account
@@ -119,8 +120,9 @@ class Sending:
                 note = self._note(
                     located.name.stem, submission_id, account=account, options=options
                 )
-                return self._submit_as_it_is(located, raw, note, created_us=block.origin.created_us)
-            draft = next_generation(located, raw, identity, change=None)
+                created_us, head = block.origin.created_us, stored.read(0, LARGE_BYTES)
+                return self._submit_as_it_is(located, head, note, created_us=created_us)
+            draft = next_generation(located, stored, identity, change=None)
             note = self._note(draft.stem, submission_id, account=account, options=options)
             self._write_and_submit(mailbox, draft, note)
             with suppress(OSError):  # it is being sent; what is left is the index's to remove
@@ -140,7 +142,7 @@ class Sending:
         prepared = self._shared.notes.preparing / note.submission_id
         reached = self._shared.crash.reached
         try:
-            descriptor = write_file(prepared, draft.raw)
+            descriptor = write_file(prepared, draft.content)
             try:
                 reached(CrashPoint.DRAFT_WRITTEN)
                 os.fsync(descriptor)
@@ -158,7 +160,7 @@ class Sending:
             reached(CrashPoint.READY_DIRECTORY_SYNCED)
         except BaseException:
             _remove_all(note.path, prepared, placed)
-            self._withdraw(draft.raw, note)
+            self._withdraw(in_sight(draft.content), note)
             raise
 
     def _place(self, prepared: Path, placed: Path) -> None:
@@ -174,21 +176,21 @@ class Sending:
             remove(temporary)
 
     def _submit_as_it_is(
-        self, located: Located, raw: bytes, note: Note, *, created_us: int
+        self, located: Located, head: bytes, note: Note, *, created_us: int
     ) -> Note:
-        """Submit a draft whose file says already all that a note must say."""
+        """Submit a draft whose file says already all that a note must; it begins with `head`."""
         self._shared.notes.make()
         prepared = self._shared.notes.preparing / note.submission_id
         try:
             self._shared.notes.prepare(located.path, prepared.name)
             self._shared.crash.reached(CrashPoint.NOTE_PREPARED)
-            facts = submission_facts(raw, note.submission_id)
+            facts = submission_facts(head, note.submission_id)
             self._make_ready(prepared, note, facts, created_us=created_us)
             self._shared.notes.sync(note)
             self._shared.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
         except BaseException:
             _remove_all(note.path, prepared)
-            self._withdraw(raw, note)
+            self._withdraw(head, note)
             raise
         return note
 
@@ -206,10 +208,10 @@ class Sending:
         prepared.rename(note.path)
         self._shared.crash.reached(CrashPoint.NOTE_READY)
 
-    def _withdraw(self, raw: bytes, note: Note) -> None:
+    def _withdraw(self, head: bytes, note: Note) -> None:
         """Take steps 1 and 2 back, as far as the disk allows."""
         with suppress(OSError):
-            self._log.withdraw(submission_facts(raw, note.submission_id))
+            self._log.withdraw(submission_facts(head, note.submission_id))
 
     def _note(self, stem: str, submission_id: str, *, account: str, options: SendOptions) -> Note:
         """The note of a submission: ready now, or deferred until a time that is still to come."""

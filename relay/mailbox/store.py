@@ -193,7 +193,7 @@ class FileStore:
         """Remove a message for good."""
         await self._run(self._moving.delete, account, message_id, permanently=True)
 
-    async def mime(self, account: str, message_id: str) -> bytes:
+    async def mime(self, account: str, message_id: str) -> Content:
         """A message as MIME."""
         return await self._run(self._drafts.mime, account, message_id)
 

@@ -23,7 +23,7 @@ from relay.mailbox.messages import submission_facts
 from relay.mailbox.names import DRAFT, SEEN, parse_name
 from relay.mailbox.notes import NotesDirectory, draft_of
 from relay.mailbox.types import BeingSentError, NoSuchItemError, Note, WellKnown
-from relay.message.draft import split_private
+from relay.message.draft import read_block
 from relay.message.extended import SendWishes, send_wishes
 from relay.message.properties import ExtendedProperty
 
@@ -112,8 +112,9 @@ class Waiting:
             options = replace(options, sent_folder=self._folder_of(note.account, new))
         return replace(note, options=options)
 
-    def replace(self, note: Note, file: Path, raw: bytes) -> Note:
-        """Let `file`, whose bytes are `raw`, be what is sent, at the time in the note's options.
+    def replace(self, note: Note, file: Path, head: bytes) -> Note:
+        """Let `file`, which begins with `head` (private block and header at least), be what is
+        sent, at the time in the note's options.
 
         The draft is still to be put in its place, and then settled() to be called; should a crash
         come between, the next start does both.
@@ -124,7 +125,7 @@ class Waiting:
             path=self._notes.deferred_path(note.submission_id, note.options.deferred_us),
             ready_us=note.options.deferred_us,
         )
-        self._record(changed, raw)
+        self._record(changed, head)
         marker = self._notes.preparing / f"{note.submission_id}+"
         spare = self._notes.preparing / f"{note.submission_id}~"
         for path in (marker, spare):
@@ -221,11 +222,11 @@ class Waiting:
                 return find_folder(mailbox, wanted).id
         return ""
 
-    def _record(self, note: Note, raw: bytes) -> None:
+    def _record(self, note: Note, head: bytes) -> None:
         """Tell steps 1 and 2 anew: who reads the journey sees the last ones."""
-        facts = submission_facts(raw, note.submission_id)
+        facts = submission_facts(head, note.submission_id)
         now_us = self._clock.time_us()
-        block, _ = split_private(raw)
+        block = read_block(head)
         created_us = block.origin.created_us if block else now_us
         self._log.append(facts, Event(Step.CREATED, created_us, {"folder": str(WellKnown.DRAFTS)}))
         self._log.append(facts, Event(Step.NOTIFIED, now_us, waiting_detail(note)))
