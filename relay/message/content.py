@@ -7,8 +7,10 @@ Fails: UnreadableError (an OSError) from reading a body whose file is gone or cu
 Standards: RFC 5322 2.1 (header section and body).
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Protocol
 
 LARGE_BYTES = 1024 * 1024  # what is larger is not held in memory
@@ -136,6 +138,52 @@ def octets_in_blocks(pieces: Sequence[Octets], block_bytes: int = BLOCK_BYTES) -
 def gathered(content: Content) -> bytes:
     """Return all of a content in memory: for those who know that it is small."""
     return content if isinstance(content, bytes) else b"".join(blocks(content))
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedOctets:
+    """Pieces one behind the other as one; `ends` is where each of them ends."""
+
+    pieces: tuple[Octets, ...]
+    ends: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return self.ends[-1] if self.ends else 0
+
+    def read(self, start: int, length: int) -> bytes:
+        """See Octets."""
+        found = []
+        end = min(start + length, self.size)
+        number = bisect_right(self.ends, start)
+        while start < end:
+            piece = self.pieces[number]
+            begin = self.ends[number] - piece.size
+            octets = piece.read(start - begin, min(end, self.ends[number]) - start)
+            found.append(octets)
+            start += len(octets)
+            if start < min(end, self.ends[number]):
+                break  # who reads sees that it is cut short
+            number += 1
+        return b"".join(found)
+
+    def part(self, start: int, length: int) -> "JoinedOctets":
+        """See Octets."""
+        end = min(start + length, self.size)
+        parts = []
+        for piece, piece_end in zip(self.pieces, self.ends, strict=True):
+            begin = piece_end - piece.size
+            first, last = max(start, begin), min(end, piece_end)
+            if first < last:
+                parts.append(piece.part(first - begin, last - first))
+        return joined(parts)
+
+
+def joined(pieces: Sequence[Octets]) -> JoinedOctets:
+    """Return pieces as one; those without octets are left out."""
+    some = tuple(piece for piece in pieces if piece.size)
+    return JoinedOctets(some, tuple(accumulate(piece.size for piece in some)))
 
 
 def contains(octets: Octets, wanted: bytes) -> bool:

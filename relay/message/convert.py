@@ -9,7 +9,7 @@ Standards: RFC 5321 2.3.1 (envelope and content).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.message import Message
 
 from relay.message.address import AddressError, parse_mailbox
@@ -61,7 +61,9 @@ def convert(note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
         raise ConversionError(f"The draft cannot be sent: {reason}.")
     header = structure.message.fields()
     origin = block.origin if block else _origin_of_a_stranger(header, now_us, hostname)
-    return _of_mime(header, from_mime(content, structure, origin), origin)
+    made = _of_mime(header, from_mime(content, structure, origin), origin)
+    wants_receipt = block is not None and block.beside is not None and block.beside.delivery_receipt
+    return replace(made, notify_success=True) if wants_receipt else made
 
 
 def render(raw: bytes | Octets) -> Content:

@@ -25,6 +25,7 @@ from relay.message.content import (
 from relay.message.fields import CRLF, parameter, people_field, raw_field
 from relay.message.privateblock import (
     FIRST_FIELD_BYTES,
+    BesideMime,
     DraftOrigin,
     Part,
     PrivateBlock,
@@ -39,6 +40,7 @@ from relay.message.propertyfields import header_fields
 
 __all__ = [  # the block's names are a draft's as well
     "FIRST_FIELD_BYTES",
+    "BesideMime",
     "DraftOrigin",
     "KeptAttachment",
     "Part",
@@ -232,9 +234,9 @@ def write_mime_draft(content: bytes, origin: DraftOrigin) -> bytes:
     return mime_block(origin) + content
 
 
-def mime_block(origin: DraftOrigin) -> bytes:
+def mime_block(origin: DraftOrigin, beside: BesideMime | None = None) -> bytes:
     """Return the block that stands in front of MIME."""
-    return block_bytes(PrivateBlock(origin))
+    return block_bytes(PrivateBlock(origin, beside=beside))
 
 
 def read_properties(raw: bytes | Octets) -> MessageProperties:

@@ -15,7 +15,7 @@ from email.message import Message
 from email.utils import collapse_rfc2231_value
 
 from relay.message.content import MemoryOctets, Octets
-from relay.message.draft import Part, read_private, read_properties
+from relay.message.draft import BesideMime, Part, read_private, read_properties
 from relay.message.encodedwords import is_for_mail, printable
 from relay.message.entities import Entity, Structure
 from relay.message.headread import (
@@ -100,9 +100,19 @@ def read_message(raw: bytes | Octets) -> ReadMessage:
     stored = MemoryOctets(raw) if isinstance(raw, bytes) else raw
     block, length = read_private(stored)
     if block is None or block.properties is None:
-        return read_mime(stored.part(length, stored.size - length))
+        message = read_mime(stored.part(length, stored.size - length))
+        return _with_beside(message, block.beside) if block and block.beside else message
     attachments = tuple(_facts(part) for part in block.attachments)
     return ReadMessage(read_properties(stored), attachments, block.origin.modified_us)
+
+
+def _with_beside(message: ReadMessage, beside: BesideMime) -> ReadMessage:
+    properties = replace(
+        message.properties,
+        delivery_receipt=beside.delivery_receipt,
+        extended=beside.extended,
+    )
+    return replace(message, properties=properties)
 
 
 def read_mime(content: bytes | Octets) -> ReadMessage:

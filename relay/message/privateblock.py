@@ -16,7 +16,7 @@ import msgspec
 
 from relay.message.content import MemoryOctets, Octets
 from relay.message.fields import CRLF
-from relay.message.properties import MessageProperties
+from relay.message.properties import ExtendedProperty, MessageProperties
 
 FIRST_FIELD_BYTES = 29
 _FIRST = re.compile(rb"X-Relay-Draft: 1 (\d{10})\r\n")
@@ -61,6 +61,14 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class BesideMime:
+    """Properties of a draft that is MIME which no field of it can hold."""
+
+    delivery_receipt: bool = False
+    extended: tuple[ExtendedProperty, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PrivateBlock:
     """The block: `properties` (body and attachments left out) and parts are None for MIME."""
 
@@ -68,6 +76,7 @@ class PrivateBlock:
     properties: MessageProperties | None = None
     body: Part | None = None
     attachments: tuple[Part, ...] = ()
+    beside: BesideMime | None = None
 
     @property
     def is_mime(self) -> bool:
