@@ -149,11 +149,12 @@ class Waiting:
     def take_back(self, note: Note, file: Path) -> None:
         """Undo replace(): `file` is what is sent again, at the time in the note's name."""
         after = self._notes.deferred_path(note.submission_id, note.options.deferred_us)
-        if after == note.path or not note.path.exists():
-            spare = self._notes.preparing / f"{note.submission_id}~"
-            remove(spare)
-            self._notes.prepare(file, spare.name)
-            spare.rename(after)
+        spare = self._notes.preparing / f"{note.submission_id}~"
+        remove(spare)
+        if after.exists():
+            if not after.samefile(file):
+                self._notes.prepare(file, spare.name)
+                spare.rename(after)
             after.rename(note.path)
             self._notes.sync_deferred()
             if (before := self._notes.read(note.path)) is not None:

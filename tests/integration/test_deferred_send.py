@@ -1,0 +1,107 @@
+"""Deferred send and step 4's options through a running relay, as clients see them."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.support.disks import filled, small_disk
+from tests.support.graph_client import message
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remotes import Remotes
+
+PROPERTY = "SystemTime 0x3FEF"
+DELETE_AFTER_SUBMIT, SENT_FOLDER = "Boolean 0x0E01", "Binary 0x0E0A"
+HOUR = timedelta(hours=1)
+
+
+def single(**properties: str | None) -> dict[str, Any]:
+    return {"singleValueExtendedProperties": [{"id": k, "value": v} for k, v in properties.items()]}
+
+
+def later(wait: timedelta) -> dict[str, Any]:
+    return single(**{PROPERTY: (datetime.now(UTC) + wait).isoformat()})
+
+
+def test_a_deferred_message_is_there_at_its_time_and_not_before(relay: RelayProcess) -> None:
+    """Within tests nobody waits for minutes: what is due in an hour is given another time."""
+    identity = relay.send_mail(to=["bob@example.test"], subject="later", **later(HOUR))
+    until("it is counted", lambda: relay.metric("relay_pickup_deferred") == 1)
+    journey = relay.journey(identity)
+    assert journey["state"] == "deferred"
+    (recipient,) = journey["recipients"]
+    assert recipient["reply"].startswith("waits until ")
+    assert "waits until" in relay.cli("trace", identity).stdout
+    expand = (
+        f"$expand=singleValueExtendedProperties($filter=id%20eq%20'{PROPERTY.replace(' ', '%20')}')"
+    )
+    shown = relay.graph("GET", f"/me/messages/{identity}?{expand}").json()
+    assert shown["isDraft"]
+    assert shown["singleValueExtendedProperties"][0]["id"] == PROPERTY
+    assert relay.subjects("bob").count("later") == 0
+    changed = relay.graph("PATCH", f"/me/messages/{identity}", later(timedelta(seconds=0.2)))
+    assert changed.status == 200, changed.body
+    relay.until_final(identity)
+    assert relay.subjects("bob").count("later") == 1
+    until(
+        "it is filed",
+        lambda: relay.graph("GET", f"/me/messages/{identity}").json()["isDraft"] is False,
+    )
+
+
+@pytest.mark.parametrize("by", ["DELETE", "move", "PATCH", "mail client"])
+def test_a_deferred_message_is_cancelled(relay: RelayProcess, by: str) -> None:
+    identity = relay.send_mail(to=["bob@example.test"], subject=by, **later(HOUR))
+    path = f"/me/messages/{identity}"
+    if by == "DELETE":
+        assert relay.graph("DELETE", path).status == 204
+    elif by == "move":
+        assert relay.graph("POST", f"{path}/move", {"destinationId": "archive"}).status == 201
+    elif by == "PATCH":
+        assert relay.graph("PATCH", path, single(**{PROPERTY: None})).status == 200
+    else:
+        relay.graph("PATCH", path, later(timedelta(seconds=0.5)))
+        (file,) = (relay.folder / "mail/example.test/alice/.Drafts/cur").glob(f"*R{identity}_*")
+        file.unlink()
+    until("it is cancelled", lambda: relay.journey(identity)["state"] == "cancelled")
+    assert relay.waiting_notes() == []
+    assert "cancelled" in relay.cli("trace", identity).stdout
+    assert by not in relay.subjects("bob")
+
+
+def test_a_draft_says_where_its_original_goes(relay: RelayProcess) -> None:
+    for subject, properties in (
+        ("gone", {DELETE_AFTER_SUBMIT: "true"}),
+        ("archived", {SENT_FOLDER: "archive"}),
+    ):
+        draft = message(to=["bob@example.test"], subject=subject) | single(**properties)
+        identity = relay.graph("POST", "/me/messages", draft).json()["id"]
+        assert relay.graph("POST", f"/me/messages/{identity}/send").status == 202
+        relay.until_final(identity)
+    until("all is filed", lambda: not relay.notes())
+    assert relay.subjects("alice", "Archive").count("archived") == 1
+    assert not {"gone", "archived"} & set(relay.subjects("alice", "Sent"))
+    assert "gone" not in relay.subjects("alice", "Drafts")
+
+
+def test_a_full_disk_changes_nothing_of_what_waits(remotes: Remotes) -> None:
+    with remotes.relay() as relay:
+        relay.stop()
+        with small_disk(relay.folder / "mail", size_bytes=1024 * 1024):
+            relay.start()
+            identity = relay.send_mail(to=["bob@example.test"], subject="first", **later(HOUR))
+            with filled(relay.folder / "mail"):
+                for changes in ({"subject": "second"}, later(2 * HOUR)):
+                    answer = relay.graph("PATCH", f"/me/messages/{identity}", changes)
+                    assert answer.status in (503, 507), answer.body
+                body = {"message": message(to=["bob@example.test"]) | later(HOUR)}
+                assert relay.graph("POST", "/me/sendMail", body).status in (503, 507)
+                assert relay.notes() == []
+                assert len(relay.waiting_notes()) == 1
+            now = later(timedelta(seconds=-1))
+            assert relay.graph("PATCH", f"/me/messages/{identity}", now).status == 200
+            relay.until_final(identity)
+            until("it is filed", lambda: relay.subjects("alice", "Sent") == ["first"])
+            assert relay.subjects("bob") == ["first"]
+            relay.stop()
+            relay.start()  # close() asks it, on a folder that is there

@@ -1,0 +1,52 @@
+"""A start finds what waits at once, however many mailboxes there are: nothing but notes is listed."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from relay.mailbox import SendOptions
+
+ALICE = "alice@example.test"
+HOUR_US = 3_600_000_000
+MAILBOXES = 2000  # enough to tell what grows with them from what does not
+
+
+class Listings:
+    """The directories that this process lists, as the interpreter itself tells them."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] | None = None
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, args: tuple) -> None:
+        if self.seen is not None and event in ("os.listdir", "os.scandir"):
+            self.seen.append(str(args[0]))
+
+
+@pytest.fixture(scope="module")
+def listings() -> Listings:
+    return Listings()
+
+
+async def test_no_mailbox_is_looked_into(place, draft, listings):
+    before = place.store()
+    due_us = place.clock.time_us() + HOUR_US
+    sent = [await before.submit_new(ALICE, draft(), SendOptions()) for _ in range(3)]
+    later = [await before.submit_new(ALICE, draft(), SendOptions(deferred_us=due_us)) for _ in range(3)]  # fmt: skip
+    for number in range(MAILBOXES):
+        (place.root / f"example.test/user{number}/cur").mkdir(parents=True)
+    listings.seen = []
+    after = place.store()
+    await after.remove_leftovers()
+    notes = after.notes()
+    async with asyncio.timeout(10):
+        found = [await anext(notes) for _ in sent]
+        while after.deferred_count < len(later):
+            await asyncio.sleep(0)
+    await notes.aclose()
+    looked_into, listings.seen = listings.seen, None
+    assert {one.submission_id for one in found} == {one.submission_id for one in sent}
+    assert {Path(one).parent.name for one in looked_into} == {".submissions"}
+    assert len(looked_into) <= 6
