@@ -180,6 +180,10 @@ class MailStore(Protocol):
         """
         ...
 
+    async def turn(self, note: Note) -> None:
+        """Return when the note may be taken up: at once but in a rush of submissions, soon then."""
+        ...
+
     async def note_content(self, note: Note) -> Octets:
         """The note's file, private block and all: what convert() wants.
 

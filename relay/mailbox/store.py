@@ -32,6 +32,7 @@ from relay.mailbox.maildir import DirectorySync, Stripes, storage_errors
 from relay.mailbox.moving import Moving
 from relay.mailbox.names import mailbox_directory
 from relay.mailbox.notes import NotesDirectory
+from relay.mailbox.precedence import Precedence
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.quota import Quota
 from relay.mailbox.sending import Sending
@@ -85,6 +86,7 @@ class FileStore:
         notes = NotesDirectory(root / ".submissions", syncs)
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="mailbox")
         self._queries = ThreadPoolExecutor(_QUERY_THREADS, thread_name_prefix="mailbox-query")
+        self._precedence = Precedence(clock.monotonic)
         self._board = NoteBoard(self._changed_ns, self._list_ready)
         self._due = DueNotes(
             Deferred(self._deferred_changed_ns, self._list_deferred, self._bring_up),
@@ -143,13 +145,17 @@ class FileStore:
         self, account: str, content: MessageProperties | bytes, options: SendOptions
     ) -> Note:
         """Write a draft and its note."""
-        return await self._run(self._offered, self._sending.submit_new, account, content, options)
+        with self._precedence.submission():
+            return await self._run(
+                self._offered, self._sending.submit_new, account, content, options
+            )
 
     async def submit_draft(self, account: str, message_id: str, options: SendOptions) -> Note:
         """Submit an existing draft."""
-        return await self._run(
-            self._offered, self._sending.submit_draft, account, message_id, options
-        )
+        with self._precedence.submission():
+            return await self._run(
+                self._offered, self._sending.submit_draft, account, message_id, options
+            )
 
     # -- reading and changing
 
@@ -240,6 +246,10 @@ class FileStore:
     def deferred_count(self) -> int:
         """About how many notes wait for their time."""
         return self._due.count
+
+    async def turn(self, note: Note) -> None:
+        """Wait for a note's turn in a rush of submissions."""
+        await self._precedence.turn((self._shared.clock.time_us() - note.ready_us) / 1_000_000)
 
     async def note_content(self, note: Note) -> Octets:
         """A note's file."""

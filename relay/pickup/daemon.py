@@ -115,6 +115,7 @@ class Pickup:
                 try:
                     note = await self._turns.take()
                     self._idle.discard(worker)
+                    await self._store.turn(note)
                     await self._bring_on(note, submitter)
                 finally:
                     self._gate.leave()

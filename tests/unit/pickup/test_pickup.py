@@ -47,6 +47,9 @@ class Store:
         while True:
             yield await self._queue.get()
 
+    async def turn(self, note):
+        pass
+
     async def note_content(self, note):
         if self.trouble is not None:
             error, self.trouble = self.trouble, None
