@@ -20,7 +20,6 @@ from pathlib import Path
 
 from relay.mailbox.foldernames import SEPARATOR, shown_name
 from relay.mailbox.maildir import list_names, make_directory, remove, sync_directory, write_synced
-from relay.mailbox.names import parse_name
 from relay.mailbox.types import Folder, NoSuchItemError, WellKnown
 
 ROOT_ID = "msgfolderroot"
@@ -226,14 +225,6 @@ def root_folder(mailbox: Path, folders: Iterable[Folder]) -> Folder:
     """Return what stands above all folders; no directory is behind it."""
     children = sum(not folder.parent_id for folder in folders)
     return Folder(ROOT_ID, _ROOT_NAME, mailbox, children=children)
-
-
-def counted(folder: Folder) -> Folder:
-    """Return the folder with how many messages it has, and how many are unread."""
-    unseen = [name for name in list_names(folder.path / "new") if parse_name(name)]
-    seen = [parsed for name in list_names(folder.path / "cur") if (parsed := parse_name(name))]
-    unread = len(unseen) + sum("S" not in one.flags for one in seen)
-    return replace(folder, total=len(unseen) + len(seen), unread=unread)
 
 
 def _ids(mailbox: Path, others: Iterable[str]) -> dict[str, str]:
