@@ -207,7 +207,7 @@ class CatchUp:
                 superseded = self._resolve(rows, self._look_twice(writing, rows, where))
             for place in superseded:
                 with suppress(OSError):
-                    remove(path_of(self.folders, place))
+                    remove(Path(path_of(self.folders, place)))
         where.times |= where.directories
 
     def _look_twice(self, cursor: apsw.Cursor, rows: Rows, where: _Where) -> Seen:
@@ -245,7 +245,7 @@ class CatchUp:
         return claim_of(path_of(self.folders, sighting.place), sighting.name)
 
     def _is_there(self, place: Place) -> bool:
-        return path_of(self.folders, place).exists()
+        return Path(path_of(self.folders, place)).exists()
 
     def _rows(self, cursor: apsw.Cursor, *, is_first: bool = False) -> Rows:
         now_us = self._clock.time_us()

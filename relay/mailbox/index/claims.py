@@ -9,7 +9,6 @@ Standards: docs/design.md 3; Dovecot's MOVE and COPY give a file another name.
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from relay.mailbox.names import MessageName, is_delivered_id, is_our_name, parse_name
 from relay.message.draft import private_length
@@ -29,7 +28,7 @@ class Claim:
     named: bool
 
 
-def claim_of(path: Path, name: MessageName) -> Claim | None:
+def claim_of(path: str, name: MessageName) -> Claim | None:
     """Return what a file says of itself, None for one that another program made."""
     if is_our_name(name.file_name):
         return Claim(name.message_id, name.generation, named=True)
@@ -52,7 +51,7 @@ def _claim_of_block(head: bytes) -> Claim | None:
     return Claim(name.message_id, name.generation, named=False) if name else None
 
 
-def _head(path: Path) -> bytes:
+def _head(path: str) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

@@ -7,8 +7,9 @@ Fails: never.
 Standards: relay.mailbox.query; SQLite FTS5 3 (full-text query syntax).
 """
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 from relay.mailbox.index.located import TIME_US_MAX
@@ -63,6 +64,13 @@ LEVELS = {
     ),
     Property.HAS_ATTACHMENTS: WORDS,
 }
+_INDEXED = frozenset(
+    (
+        *(Property.SUBJECT, Property.FROM_ADDRESS),
+        *(Property.INTERNET_MESSAGE_ID, Property.CONVERSATION_ID),
+    )
+)
+_MARK = re.compile(r"\b(message\.is_read)\b")
 _IN_PIECES = frozenset((Property.SUBJECT, Property.FROM_ADDRESS, Property.FROM_NAME))
 RANKS = {"low": 0, "normal": 1, "high": 2}
 _FLAGS = {"notflagged": 0, "flagged": 1}
@@ -110,6 +118,15 @@ class Lead:
     may_repeat: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A condition: `lead` and `filter` together; `folder` is the one on the folder's number."""
+
+    lead: Lead
+    filter: Clause
+    folder: str
+
+
 EVERYTHING = Lead("message", Clause("1"))
 
 
@@ -118,11 +135,19 @@ def key_of(text: str) -> str:
     return text.encode("utf-8", "replace").decode().casefold()[:KEY_CHARACTERS]
 
 
-def compiled(condition: Condition | None) -> tuple[Lead, Clause]:
-    """Return what leads and what filters; both together are the condition."""
+def compiled(condition: Condition | None) -> Compiled:
+    """Return what leads and what filters."""
     parts = list(_conjuncts(condition)) if condition is not None else []
-    lead = _lead(parts)
-    return lead, joined([_clause(part) for part in parts], " AND ", "1")
+    lead, led = _lead(parts)
+    rest = [_clause(part) for part in parts if part not in led]
+    found_by = {one.property for one in parts if isinstance(one, Compare) and _has_index(one)}
+    # A plus keeps SQLite from using an index: of what finds few, not of what finds many.
+    folder = "message.folder"
+    if lead is not EVERYTHING or found_by - {Property.FROM_ADDRESS}:
+        folder = "+message.folder"
+    if lead is not EVERYTHING or found_by:
+        rest = [replace(one, sql=_MARK.sub(r"+\1", one.sql)) for one in rest]
+    return Compiled(lead, joined(rest, " AND ", "1"), f"{folder} = ?")
 
 
 def _conjuncts(condition: Condition) -> Iterator[Condition]:
@@ -133,13 +158,17 @@ def _conjuncts(condition: Condition) -> Iterator[Condition]:
         yield condition
 
 
-def _lead(parts: Sequence[Condition]) -> Lead:
-    """Choose what finds the fewest: words; then a value that has an index of its own."""
+def _lead(parts: Sequence[Condition]) -> tuple[Lead, Sequence[Condition]]:
+    """Choose what finds the fewest: words; then a value that has an index of its own.
+
+    Returns the conditions that it fulfils as well.
+    """
     words = [one for one in parts if _is_of_words(one)]
     if words:
         expression = " AND ".join(f"({_words_of(one)})" for one in words)
         where = Clause("word MATCH ?", (expression,), WORDS)
-        return Lead("word CROSS JOIN message ON message.uid = word.rowid", where, "word.rowid")
+        lead = Lead("word CROSS JOIN message ON message.uid = word.rowid", where, "word.rowid")
+        return lead, words
     for one in parts:
         if isinstance(one, AnyItem) and isinstance(one.condition, CompareItem):
             item = one.condition
@@ -150,23 +179,24 @@ def _lead(parts: Sequence[Condition]) -> Lead:
                     FACTS,
                 )
                 tables = "item CROSS JOIN message ON message.uid = item.uid"
-                return Lead(tables, where, "item.uid", may_repeat=True)
+                return Lead(tables, where, "item.uid", may_repeat=True), [one]
     if not any(_has_index(one) for one in parts):
         for one in parts:
             if isinstance(one, Compare) and _has_pieces(one):
                 column, quoted = TEXTS[one.property], _quoted(key_of(str(one.value)))
                 where = Clause("piece MATCH ?", (f"{column} : {quoted}",), FACTS)
                 tables = "piece CROSS JOIN message ON message.uid = piece.rowid"
-                return Lead(tables, where, "piece.rowid")
-    return EVERYTHING
+                return Lead(tables, where, "piece.rowid"), ()
+    return EVERYTHING, ()
 
 
 def _has_index(condition: Condition) -> bool:
-    return (
-        isinstance(condition, Compare)
-        and condition.operator is Operator.EQ
-        and (condition.property in TEXTS or condition.property is Property.ID)
-    )
+    """Whether an index finds the few messages that a condition is about."""
+    if not isinstance(condition, Compare):
+        return False
+    if condition.operator is Operator.STARTS_WITH:
+        return condition.property in _INDEXED and bool(condition.value)
+    return condition.operator is Operator.EQ and condition.property in {*_INDEXED, Property.ID}
 
 
 def _has_pieces(condition: Compare) -> bool:

@@ -7,25 +7,35 @@ Fails: OSError when a file cannot be read.
 Standards: RFC 5322; Graph's message.
 """
 
+import functools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from relay.mailbox.index.conditions import RANKS, key_of
+from relay.mailbox.maildir import open_message
 from relay.mailbox.query import Collection
 from relay.message.conversation import conversation_id
 from relay.message.draft import private_length, read_block
-from relay.message.mimeread import ReadMessage, read_mime
+from relay.message.headread import date_us_of, read_people, read_properties_of_header
+from relay.message.mimeread import read_mime
 from relay.message.preview import without_tags
 from relay.message.properties import MessageProperties, Person
-from relay.message.section import header_end
+from relay.message.section import cleaned, header_end, read_header, split_fields
 
 _HEADER_BYTES = 16 * 1024
 _HEADER_BYTES_MAX = 256 * 1024
 _CONTENT_BYTES_MAX = 1024 * 1024
 _BLOCK_BYTES_MAX = 16 * 1024 * 1024
-_WORDS_CHARACTERS_MAX = 1024 * 1024
+_REMEMBERED_BYTES_MAX = 1024
+_PEOPLE = frozenset((b"from", b"sender", b"to", b"cc", b"bcc", b"reply-to"))
+_OTHERS = frozenset(
+    (
+        *(b"subject", b"date", b"message-id", b"in-reply-to", b"references", b"keywords"),
+        *(b"importance", b"x-priority", b"x-msmail-priority", b"priority"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +101,7 @@ NO_WORDS = Words(("",) * 7, has_attachments=False)
 
 def read_facts(path: Path, *, message_id: str) -> Facts:
     """Read the header of the message with that id. Raises OSError."""
-    with path.open("rb") as file:
+    with open_message(path) as file:
         written_us = os.fstat(file.fileno()).st_mtime_ns // 1000
         head = file.read(_HEADER_BYTES)
         length = min(private_length(head), _BLOCK_BYTES_MAX)
@@ -101,16 +111,15 @@ def read_facts(path: Path, *, message_id: str) -> Facts:
             end = length + header_end(head[length:]).body
     block = read_block(head) if length else None
     if block is not None and block.properties is not None:
-        read = ReadMessage(block.properties, (), block.origin.modified_us)
+        properties, date_us = block.properties, block.origin.modified_us
     else:
-        read = read_mime(head[length:end])
-    properties = read.properties
+        properties, date_us = _read_header(head[length:end])
     own = properties.internet_message_id or (block.origin.message_id if block else "")
     return Facts(
         properties=properties,
         internet_message_id=own,
         conversation=conversation_id(properties, own or message_id),
-        sent_us=read.date_us or (block.origin.modified_us if block else written_us),
+        sent_us=date_us or (block.origin.modified_us if block else written_us),
         created_us=block.origin.created_us if block else written_us,
         modified_us=block.origin.modified_us if block else written_us,
     )
@@ -118,33 +127,67 @@ def read_facts(path: Path, *, message_id: str) -> Facts:
 
 def read_words(path: Path) -> Words:
     """Read a message's beginning. Raises OSError."""
-    with path.open("rb") as file:
+    with open_message(path) as file:
         raw = file.read(_CONTENT_BYTES_MAX)
         length = min(private_length(raw), _BLOCK_BYTES_MAX)
-        if length + _CONTENT_BYTES_MAX > len(raw) == _CONTENT_BYTES_MAX:
+        if length:
             raw += file.read(length)
     block = read_block(raw) if length else None
     read = read_mime(raw[length:])
+    properties, attachments = read.properties, [(one.name, one.inline) for one in read.attachments]
     if block is not None and block.properties is not None:
-        names = [(one.name, one.inline) for one in block.attachments]
-        properties = replace(block.properties, body=read.properties.body)
-    else:
-        names = [(one.name, one.inline) for one in read.attachments]
-        properties = read.properties
-    body = properties.body
+        properties = block.properties
+        attachments = [(one.name, one.inline) for one in block.attachments]
+    body = read.properties.body
     if read.properties.body_type == "html":
         body = without_tags(body)
     authors = dict.fromkeys(one for one in (properties.from_, properties.sender) if one)
     texts = (
         properties.subject,
-        body[:_WORDS_CHARACTERS_MAX],
+        body,
         *(_people(those) for those in (authors, properties.to, properties.cc, properties.bcc)),
-        " ".join(name for name, _ in names),
+        " ".join(name for name, _ in attachments),
     )
     return Words(
         tuple(text.encode("utf-8", "replace").decode() for text in texts),
-        has_attachments=any(not inline for _, inline in names),
+        has_attachments=any(not inline for _, inline in attachments),
     )
+
+
+def _read_header(header: bytes) -> tuple[MessageProperties, int]:
+    """Return what a header says of what is asked for, and its date."""
+    people: dict[bytes, bytes] = {}
+    others = []
+    for name, field in split_fields(cleaned(header)):
+        if name in _PEOPLE:
+            people[name] = people.get(name, b"") + field
+        elif name in _OTHERS:
+            others.append(field)
+    fields = read_header(b"".join(others))
+    authors = [_people_in(people.get(name, b""), name) for name in (b"from", b"sender")]
+    properties = replace(
+        read_properties_of_header(fields),
+        from_=next(iter(authors[0]), None),
+        sender=next(iter(authors[1]), None),
+        to=_people_in(people.get(b"to", b""), b"to"),
+        cc=_people_in(people.get(b"cc", b""), b"cc"),
+        bcc=_people_in(people.get(b"bcc", b""), b"bcc"),
+        reply_to=_people_in(people.get(b"reply-to", b""), b"reply-to"),
+    )
+    return properties, date_us_of(fields)
+
+
+def _people_in(fields: bytes, name: bytes) -> tuple[Person, ...]:
+    if not fields:
+        return ()
+    read = _people_read if len(fields) <= _REMEMBERED_BYTES_MAX else _people_read.__wrapped__
+    return read(fields, name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _people_read(fields: bytes, name: bytes) -> tuple[Person, ...]:
+    """Read the fields of a name: in a mailbox the same ones come again and again."""
+    return read_people(read_header(fields), name.decode())
 
 
 def _people(people: Iterable[Person]) -> str:

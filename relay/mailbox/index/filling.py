@@ -59,7 +59,7 @@ class Filling:
         """Answer when everything has been read. Raises StoreUnavailableError."""
 
         def asked(cursor: apsw.Cursor) -> _T | None:
-            return None if self._unread(cursor, self._level, limit=1) else question(cursor)
+            return None if self._has_unread(cursor) else question(cursor)
 
         while (answer := self._index.ask(asked)) is None:
             if not self._index.filling.acquire(timeout=_TIME_MAX_S):
@@ -73,8 +73,10 @@ class Filling:
 
     def _fill(self, level: int) -> None:
         def unread(cursor: apsw.Cursor) -> list[tuple[Row, Path]]:
-            rows = self._unread(cursor, level, limit=_MESSAGES_AT_ONCE)
-            return [(row, path_of(self._index.folders, row.place)) for row in rows]
+            # what came since the level below was filled waits for the next turn
+            where = "WHERE filled < 2 AND filled = ? LIMIT ?"
+            rows = select_rows(cursor, where, (level - 1, _MESSAGES_AT_ONCE))
+            return [(row, Path(path_of(self._index.folders, row.place))) for row in rows]
 
         while found := self._index.ask(unread):
             if self._clock.monotonic() > self._until_s:
@@ -119,9 +121,9 @@ class Filling:
         except OSError:
             return nothing
 
-    def _unread(self, cursor: apsw.Cursor, level: int, *, limit: int) -> list[Row]:
-        where = "WHERE filled < 2 AND filled < ? LIMIT ?"
-        return list(select_rows(cursor, where, (level, limit))) if level else []
+    def _has_unread(self, cursor: apsw.Cursor) -> bool:
+        where = "WHERE filled < 2 AND filled < ? LIMIT 1"
+        return bool(self._level) and any(select_rows(cursor, where, (self._level,)))
 
     def _too_much(self) -> StoreUnavailableError:
         return StoreUnavailableError("The mailbox's messages are being read for the first search.")

@@ -109,7 +109,9 @@ class Resolver:
     def _add(self, sighting: Sighting, claim: Claim | None) -> None:
         """Take a file for a message of its own: a new one, or a copy."""
         stem = sighting.name.stem
-        message_id, number = foreign_id(stem), 0
+        message_id, number = sighting.name.message_id, 0
+        if is_our_name(stem):  # which is another's
+            message_id = foreign_id(stem)
         while self._is_taken(message_id):
             number += 1
             message_id = foreign_id(f"{stem}/{number}")

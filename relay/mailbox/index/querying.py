@@ -44,17 +44,17 @@ class Prepared:
         """Raise StalePositionError for a token of another query."""
         self._query = query
         self._keys = sort_keys(query.order)
-        self._lead, self._filter = compiled(query.condition)
+        self._compiled = compiled(query.condition)
         self._after = read_token(self._keys, query.after) if query.after else ()
-        levels = [self._lead.where.level, self._filter.level, *(key.level for key in self._keys)]
-        self.level = max(levels)
+        clauses = (self._compiled.lead.where, self._compiled.filter)
+        self.level = max(*(one.level for one in clauses), *(one.level for one in self._keys))
 
     def answer(self, cursor: apsw.Cursor, folder: int | None) -> FoundRows:
         """Return the page; `folder` is the number of the only one that is asked about."""
-        query, lead = self._query, self._lead
-        where = [lead.where, self._filter]
+        query, lead = self._query, self._compiled.lead
+        where = [lead.where, self._compiled.filter]
         if folder is not None:
-            where.append(Clause("message.folder = ?", (folder,)))
+            where.append(Clause(self._compiled.folder, (folder,)))
         total = self._count(cursor, where, folder) if query.count else None
         if self._after:
             where.append(beyond(self._keys, self._after))
@@ -79,9 +79,9 @@ class Prepared:
         if self._query.condition is None:
             sql = "SELECT coalesce(sum(total), 0) FROM folder WHERE ?1 IS NULL OR number = ?1"
             return int(fetch(cursor, sql, (folder,))[0][0])
-        clause = joined(where, " AND ", "1")
-        what = f"DISTINCT {UID}" if self._lead.may_repeat else "*"
-        sql = f"SELECT count({what}) FROM {self._lead.tables} WHERE {_led(clause.sql, self._lead)}"
+        clause, lead = joined(where, " AND ", "1"), self._compiled.lead
+        what = f"DISTINCT {lead.uid}" if lead.may_repeat else "*"
+        sql = f"SELECT count({what}) FROM {lead.tables} WHERE {_led(clause.sql, lead)}"
         return int(fetch(cursor, sql, clause.values)[0][0])
 
 

@@ -95,10 +95,12 @@ class Rows:
         self._cursor = cursor
         self._folders = {one.number: one.folder for one in folders}
         self._is_first = is_first
-        self._next_uids: dict[int, int] = {}
+        self._full_us: dict[int, int] = {}  # where those of a full microsecond go on
 
     def at(self, place: Place) -> Row | None:
         """The message whose file is there."""
+        if self._is_first:
+            return None
         where = "folder = ? AND in_new = ? AND file_name = ?"
         return self._one(where, (place.folder, place.in_new, place.file_name))
 
@@ -133,8 +135,8 @@ class Rows:
 
     def add(self, sighting: Sighting, message_id: str, *, claimed: str, generation: int) -> Row:
         """Put in a message that was not there."""
-        row = self._row(sighting, message_id, claimed=claimed, generation=generation)
-        row = replace(row, uid=self._new_uid(row.received_us))
+        uid = self._new_uid(received_at_us(message_id, sighting.body.written_ns // 1000))
+        row = self._row(sighting, message_id, claimed=claimed, generation=generation, uid=uid)
         self._insert(row)
         self._tell(ChangeKind.CREATED, row)
         return row
@@ -174,9 +176,11 @@ class Rows:
         self._delete(row)
         self._tell(ChangeKind.DELETED, row)
 
-    def _row(self, sighting: Sighting, message_id: str, *, claimed: str, generation: int) -> Row:
+    def _row(
+        self, sighting: Sighting, message_id: str, *, claimed: str, generation: int, uid: int = 0
+    ) -> Row:
         return Row(
-            uid=0,
+            uid=uid,
             message_id=message_id,
             claimed=claimed,
             place=sighting.place,
@@ -221,20 +225,21 @@ class Rows:
 
     def _new_uid(self, received_us: int) -> int:
         """Behind those of the same microsecond; where they fill it, in the next one."""
-        uid = self._next_uids.get(received_us)
-        if uid is None:
-            first = received_us * UIDS_A_MICROSECOND
+        at_us = self._full_us.get(received_us, received_us)
+        while True:
+            first = at_us * UIDS_A_MICROSECOND
             last = self._cursor.execute(
-                "SELECT max(uid) FROM message WHERE uid BETWEEN ? AND ?",
-                (first, first + UIDS_A_MICROSECOND - 1),
+                "SELECT max(uid) FROM message WHERE uid >= ? AND uid < ?",
+                (first, first + UIDS_A_MICROSECOND),
             ).get
-            uid = first if last is None else last + 1
-        while self._cursor.execute("SELECT count(*) FROM message WHERE uid = ?", (uid,)).get:
-            uid += 1
-        if len(self._next_uids) >= _TIMES_REMEMBERED:
-            self._next_uids.clear()
-        self._next_uids[received_us] = uid + 1
-        return uid
+            if last is None:
+                return first
+            if last + 1 < first + UIDS_A_MICROSECOND:
+                return int(last) + 1
+            at_us += 1
+            if len(self._full_us) >= _TIMES_REMEMBERED:
+                self._full_us.clear()
+            self._full_us[received_us] = at_us
 
     def _tell(self, kind: ChangeKind, row: Row, *, previous: Row | None = None) -> None:
         if not self._is_first:
