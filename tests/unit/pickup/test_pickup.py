@@ -284,8 +284,10 @@ async def test_a_note_in_whose_conversion_the_process_died_is_converted_in_a_chi
     marks.mkdir()
     note = world.submit(content=MIME.replace(b"Subject: x", b"Subject: crash"))
     (marks / note.submission_id).touch()
-    async with RemoteMx(path=world.path), world.running(converter=converters.crash_if_it_may):
+    converters.deadly_calls.clear()
+    async with RemoteMx(path=world.path), world.running(converter=converters.crash_only_children):
         await world.store.ended()
+    assert converters.deadly_calls == []
     assert world.store.put_aside == [note.submission_id]
     assert list(marks.iterdir()) == []
 
@@ -369,10 +371,16 @@ async def test_a_repeat_that_is_answered_ends_the_doubt(world):
 
 
 async def test_while_the_relay_takes_nothing_one_note_asks_for_all(world):
+    """Without that, forty notes would ask again and again, each for itself."""
     for number in range(40):
         world.submit(number)
     replies = {"MAIL": ["451 4.3.0 no"] * 8 + ["250 ok"]}
     async with RemoteMx(path=world.path, replies=replies), world.running(max_concurrent=4):
+        loop = asyncio.get_running_loop()
+        soon = loop.time() + 0.5
+        while loop.time() < soon:
+            await asyncio.sleep(0.01)
+        assert 4 <= len(world.store.delays) <= 7
         await world.store.ended(40)
     assert len(world.store.filed) == 40
     assert len(world.store.delays) == 8
