@@ -54,12 +54,12 @@ async def send_draft(visit: Visit) -> Response:
     draft = await store.get(visit.mailbox, visit.message_id, folder_id=visit.folder_id)
     if not draft.is_draft:
         raise NotADraftError("The message is not a draft and cannot be sent.")
-    check_has_recipients(draft.properties)
-    check_own(draft.properties.from_, visit.account, path="from")
-    check_own(draft.properties.sender, visit.account, path="sender")
     if draft.is_mime:  # a mail client may have put anything there
         content = await store.mime(visit.mailbox, draft.id)
         check_content(await asyncio.to_thread(head_of, content), visit.account)
+    check_has_recipients(draft.properties)
+    check_own(draft.properties.from_, visit.account, path="from")
+    check_own(draft.properties.sender, visit.account, path="sender")
     options, applied = await send_options(visit, draft.properties.extended)
     note = await store.submit_draft(visit.mailbox, draft.id, options)
     return _accepted(

@@ -9,7 +9,7 @@ Standards: Maildir++; Graph's message and mailFolder.
 
 from collections.abc import AsyncGenerator, Sequence
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
@@ -34,8 +34,61 @@ class DeliveryResult(Enum):
     ALREADY_THERE = "already there"
 
 
+_Finished_co = TypeVar("_Finished_co", covariant=True)
+
+
+class Arrival(Protocol[_Finished_co]):
+    """MIME on its way into a draft's file, block by block; one call at a time."""
+
+    async def write(self, octets: bytes) -> None:
+        """Append octets. Raises StoreUnavailableError."""
+        ...
+
+    async def finish(self) -> _Finished_co:
+        """Say that this was all: it is durable, and what it is meant for, when this returns.
+
+        Raises what create_draft(), submit_new() and update() raise; then nothing is left.
+        """
+        ...
+
+    def discard(self) -> None:
+        """Remove what came, unless it was finished. Returns at once."""
+        ...
+
+
+class Arrivals(Protocol):
+    """Drafts of MIME that is not in memory. What is expected is what Content-Length lets expect;
+    a mailbox that it does not fit into is refused at once.
+
+    Each raises NoSuchItemError, MailboxFullError, StoreUnavailableError.
+    """
+
+    async def submission(
+        self, account: str, options: SendOptions, *, expected_bytes: int
+    ) -> Arrival[Note]:
+        """A submit_new()."""
+        ...
+
+    async def draft(
+        self, account: str, folder_id: str, *, expected_bytes: int
+    ) -> Arrival[StoredMessage]:
+        """A create_draft()."""
+        ...
+
+    async def replacement(
+        self, account: str, message_id: str, *, expected_bytes: int
+    ) -> Arrival[StoredMessage]:
+        """New MIME for a draft. Raises NotADraftError, BeingSentError as well."""
+        ...
+
+
 class MailStore(Protocol):
     """All mailboxes under one root. `account` is a mailbox's canonical address, lower case."""
+
+    @property
+    def arrivals(self) -> Arrivals:
+        """For what is too large for memory."""
+        ...
 
     # -- steps 1 and 2
     async def create_draft(

@@ -8,7 +8,7 @@ Standards: Maildir; Graph's message.
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from relay.journal.crash import CrashPoint
@@ -16,7 +16,7 @@ from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import find_folder
 from relay.mailbox.index import Located
 from relay.mailbox.leftovers import Leftovers
-from relay.mailbox.maildir import looking_again, place, remove, write_synced
+from relay.mailbox.maildir import looking_again, place, remove, sync_file, write_synced
 from relay.mailbox.messages import (
     ComposedDraft,
     Identity,
@@ -46,6 +46,15 @@ from relay.message.properties import MessageProperties
 _PAGE_BYTES = 128 * 1024 * 1024  # a page is held in memory several times over
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """A draft that is to be changed: where it is, and its note if it waits for its time."""
+
+    mailbox: Path
+    located: Located
+    note: Note | None
+
+
 class Drafts:
     """Blocking; the store calls it in its threads."""
 
@@ -60,7 +69,11 @@ class Drafts:
         mailbox = self._shared.folders.mailbox(account)
         self._leftovers.clean(mailbox)
         folder = find_folder(mailbox, folder_id)
-        draft = compose(content, self._identity(account))
+        return self.create_composed(compose(content, self.identity(account)), mailbox, folder)
+
+    def create_composed(self, draft: ComposedDraft, mailbox: Path, folder: Folder) -> StoredMessage:
+        """Write a new draft; if it is written, then to the folder's tmp/, under its stem."""
+        account = draft.account
         with self._shared.quota.room_for(account, mailbox, draft.size, stem=draft.stem):
             located = self._write(draft, folder, flags=f"{DRAFT}{SEEN}")
         return self._written(located, draft)
@@ -69,7 +82,7 @@ class Drafts:
     def get(self, account: str, message_id: str, folder_id: str) -> StoredMessage:
         """See MailStore.get()."""
         mailbox = self._shared.folders.mailbox(account)
-        return loaded(self._find(mailbox, message_id, folder_id))
+        return loaded(self.find(mailbox, message_id, folder_id))
 
     def query(self, account: str, query: MessageQuery) -> Page:
         """See MailStore.query_messages()."""
@@ -91,7 +104,7 @@ class Drafts:
         with suppress(FileNotFoundError):
             return loaded(located)
         with suppress(FileNotFoundError, NoSuchItemError):  # renamed meanwhile
-            return loaded(self._find(mailbox, located.message_id, folder_id))
+            return loaded(self.find(mailbox, located.message_id, folder_id))
         return None
 
     @looking_again
@@ -100,20 +113,20 @@ class Drafts:
         with suppress(FileNotFoundError):
             return loaded(located)
         mailbox = located.folder.path.parent
-        return loaded(self._find(mailbox, located.message_id))
+        return loaded(self.find(mailbox, located.message_id))
 
     @looking_again
     def mime(self, account: str, message_id: str) -> Content:
         """See MailStore.mime()."""
         mailbox = self._shared.folders.mailbox(account)
-        return render(octets_of(self._find(mailbox, message_id)))
+        return render(octets_of(self.find(mailbox, message_id)))
 
     @looking_again
     def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
         """See MailStore.update()."""
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
-            located = self._find(mailbox, message_id)
+            located = self.find(mailbox, message_id)
             note = self._shared.waiting.note_of(message_id, located)
             flags = located.name.flags
             for flag, wanted in ((SEEN, change.is_read), (FLAGGED, change.flagged)):
@@ -130,19 +143,55 @@ class Drafts:
                 note = self._shared.waiting.changed(
                     note, before.extended, change.properties.extended
                 )
-            identity = self._identity(account, note.options if note else None)
+            identity = self.identity(account, note.options if note else None)
             draft = next_generation(located, stored, identity, change=change.properties)
-            growth = draft.size - stored.size
-            quota = self._shared.quota
-            with quota.room_for(account, mailbox, growth, stem=draft.stem, messages=0):
-                if note is None:
-                    changed = self._write(draft, located.folder, flags=flags)
-                else:
-                    changed = self._write_waiting(draft, located, note, flags=flags)
-            remove(located.path)
-            if note is not None:
-                self._shared.waiting.settled(note)
-            return self._written(changed, draft)
+            return self.replace(Before(mailbox, located, note), draft, flags=flags)
+
+    @looking_again
+    def change(
+        self, account: str, message_id: str, make: Callable[[Located, Identity], ComposedDraft]
+    ) -> StoredMessage:
+        """Put what `make` composes, with the identity that the draft has next, into its place.
+
+        Raises NoSuchItemError, NotADraftError, BeingSentError, MailboxFullError, and what `make`
+        does.
+        """
+        mailbox = self._shared.folders.mailbox(account)
+        self._leftovers.clean(mailbox)
+        with self._shared.stripes.of(message_id):
+            before = self.draft(mailbox, message_id)
+            note, located = before.note, before.located
+            draft = make(located, self.identity(account, note.options if note else None))
+            return self.replace(before, draft, flags=located.name.flags)
+
+    def draft(self, mailbox: Path, message_id: str) -> Before:
+        """Find a draft that can be changed.
+
+        Raises NoSuchItemError, NotADraftError, BeingSentError.
+        """
+        located = self.find(mailbox, message_id)
+        note = self._shared.waiting.note_of(message_id, located)
+        if not is_draft(located):
+            raise NotADraftError("Only a draft's content can be changed.")
+        return Before(mailbox, located, note)
+
+    def replace(self, before: Before, draft: ComposedDraft, *, flags: str) -> StoredMessage:
+        """Write a draft's next generation; the caller holds the message's lock.
+
+        If it is written, then to the tmp/ of the draft's folder, under its stem.
+        """
+        located, note = before.located, before.note
+        growth = draft.size - located.path.stat().st_size
+        quota = self._shared.quota
+        with quota.room_for(draft.account, before.mailbox, growth, stem=draft.stem, messages=0):
+            if note is None:
+                changed = self._write(draft, located.folder, flags=flags)
+            else:
+                changed = self._write_waiting(draft, located, note, flags=flags)
+        remove(located.path)
+        if note is not None:
+            self._shared.waiting.settled(note)
+        return self._written(changed, draft)
 
     def _write_waiting(
         self, draft: ComposedDraft, before: Located, note: Note, *, flags: str
@@ -180,7 +229,10 @@ class Drafts:
         assert name is not None
         located = Located(folder, directory, name, name.message_id, name.generation)
         try:
-            write_synced(temporary, draft.content)
+            if draft.is_written:
+                sync_file(temporary)
+            else:
+                write_synced(temporary, draft.content)
             on_written(temporary)
             place(temporary, located.path)
             self._shared.crash.reached(CrashPoint.DRAFT_REPLACED)
@@ -211,13 +263,15 @@ class Drafts:
             self._shared.syncs.sync(directory)
         return changed
 
-    def _find(self, mailbox: Path, message_id: str, folder_id: str = "") -> Located:
+    def find(self, mailbox: Path, message_id: str, folder_id: str = "") -> Located:
+        """Find a message, or raise NoSuchItemError."""
         located = self._shared.index.find(mailbox, message_id, folder_id=folder_id)
         if located is None:
             raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
         return located
 
-    def _identity(self, account: str, options: SendOptions | None = None) -> Identity:
+    def identity(self, account: str, options: SendOptions | None = None) -> Identity:
+        """Return the identity of a new draft."""
         now_us = self._shared.clock.time_us()
         options = options or SendOptions()
         return Identity(

@@ -73,6 +73,15 @@ def write_synced(path: Path, content: Content) -> None:
     _write_synced(path, blocks(content))
 
 
+def sync_file(path: Path) -> None:
+    """Make a file's octets durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _write(path: Path, pieces: Iterable[bytes]) -> int:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
     try:

@@ -11,33 +11,38 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from relay.files import FileOctets
 from relay.journal.storelog import SubmissionFacts
 from relay.mailbox.index import Located
 from relay.mailbox.index.located import is_draft_file, received_at_us
 from relay.mailbox.names import FLAGGED, SEEN, message_stem
-from relay.mailbox.types import StoredAttachment, StoredMessage
+from relay.mailbox.types import NotADraftError, StoredAttachment, StoredMessage
 from relay.message.content import (
     LARGE_BYTES,
     Content,
     LargeContent,
     Octets,
     in_sight,
+    joined,
     size_of,
 )
 from relay.message.conversation import new_index, thread_of
 from relay.message.draft import (
+    BesideMime,
     DraftOrigin,
     KeptAttachment,
+    PrivateBlock,
     draft_content,
     mime_block,
     private_length,
     read_block,
     read_private,
-    write_mime_draft,
 )
 from relay.message.fields import is_message_id
 from relay.message.headread import header_of
 from relay.message.keeping import kept_attachments
+from relay.message.mimebody import SealedError
+from relay.message.mimechange import changed_mime
 from relay.message.mimeread import read_message, read_mime
 from relay.message.properties import MessageProperties, Person
 from relay.message.section import header_end
@@ -62,7 +67,8 @@ class Identity:
 class ComposedDraft:
     """A draft's file: its base name without `,S=`, its name without flags, its octets.
 
-    `properties` are those it was written from, None for MIME.
+    `properties` are those it was written from, None for MIME. `is_written`: the file lies already
+    where it is written to, but is not synced.
     """
 
     stem: str
@@ -70,6 +76,7 @@ class ComposedDraft:
     content: Content
     account: str
     properties: MessageProperties | None
+    is_written: bool = False
 
     @property
     def size(self) -> int:
@@ -81,21 +88,64 @@ def compose(
     content: MessageProperties | bytes | Octets,
     identity: Identity,
     kept: Sequence[KeptAttachment] = (),
+    *,
+    beside: BesideMime | None = None,
 ) -> ComposedDraft:
     """Make the file of a draft from properties, with attachments of another file, or from MIME.
 
+    `beside` is what MIME cannot hold.
+
     Reading blocks; raises OSError.
     """
+    wanted = identity.internet_message_id
+    if isinstance(content, MessageProperties):
+        wanted = content.internet_message_id or wanted
+    origin = _origin(identity, wanted)
+    properties = None
+    if isinstance(content, MessageProperties):
+        properties = _owned(content, origin)
+        written = draft_content(properties, origin, kept)
+    else:
+        written = _behind_block(mime_block(origin, beside), content)
+    base = f"{origin.base_name},S={size_of(written)}"
+    return ComposedDraft(origin.base_name, base, written, identity.account, properties)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftHead:
+    """How the file of a draft begins whose MIME is still to come."""
+
+    identity: Identity
+    stem: str
+    block: bytes
+
+    def arrived(self, file: FileOctets, beginning: bytes) -> ComposedDraft:
+        """Return the draft that has been written to `file`; `beginning` is that of its MIME, with
+        all of its header.
+        """
+        header = self.block + beginning[: header_end(beginning).header]
+        body = file.part(len(header), file.size - len(header))
+        content = LargeContent(header, (body,), eight_bit=True)
+        base = f"{self.stem},S={file.size}"
+        account = self.identity.account
+        return ComposedDraft(self.stem, base, content, account, None, is_written=True)
+
+
+def draft_head(identity: Identity) -> DraftHead:
+    """Return the beginning of a draft whose MIME is still to come."""
+    origin = _origin(identity, identity.internet_message_id)
+    return DraftHead(identity, origin.base_name, mime_block(origin))
+
+
+def _origin(identity: Identity, wanted: str) -> DraftOrigin:
+    """Return what the private block tells of a draft; `wanted` is the Message-ID if it can be."""
     stem = message_stem(
         identity.message_id,
         identity.generation,
         time_us=identity.created_us,
         hostname=identity.hostname,
     )
-    wanted = identity.internet_message_id
-    if isinstance(content, MessageProperties):
-        wanted = content.internet_message_id or wanted
-    origin = DraftOrigin(
+    return DraftOrigin(
         account=identity.account,
         base_name=stem,
         message_id=wanted
@@ -106,25 +156,17 @@ def compose(
         save_to_sent_items=identity.save_to_sent_items,
         sent_folder=identity.sent_folder,
     )
-    properties = None
-    if isinstance(content, MessageProperties):
-        properties = _owned(content, origin)
-        written = draft_content(properties, origin, kept)
-    elif isinstance(content, bytes):
-        written = write_mime_draft(content, origin)
-    else:
-        written = _behind_block(content, origin)
-    base = f"{stem},S={size_of(written)}"
-    return ComposedDraft(stem, base, written, identity.account, properties)
 
 
-def _behind_block(content: Octets, origin: DraftOrigin) -> Content:
+def _behind_block(block: bytes, content: bytes | Octets) -> Content:
     """Return the file of MIME as it was given, which may be large."""
+    if isinstance(content, bytes):
+        return block + content
     if content.size <= LARGE_BYTES:
-        return write_mime_draft(content.read(0, content.size), origin)
+        return block + content.read(0, content.size)
     end = header_end(content.read(0, LARGE_BYTES)).header
-    header = mime_block(origin) + content.read(0, end)
-    return LargeContent(header, (content.part(end, content.size - end),), eight_bit=True)
+    header, body = content.read(0, end), content.part(end, content.size - end)
+    return LargeContent(block + header, (body,), eight_bit=True)
 
 
 def facts_of(draft: ComposedDraft, submission_id: str) -> SubmissionFacts:
@@ -174,9 +216,7 @@ def load(located: Located, stored: Octets, *, touched_us: int) -> StoredMessage:
     block, _ = read_private(stored)
     message = read_message(stored)
     created_us = block.origin.created_us if block else touched_us
-    properties = message.properties
-    if block and not properties.internet_message_id:
-        properties = replace(properties, internet_message_id=block.origin.message_id)
+    properties = _named(message.properties, block)
     flags = located.name.flags
     place = f"{located.folder.id}/{located.name.base}:{''.join(sorted(flags))}"
     change_key = hashlib.sha256(os.fsencode(place))
@@ -221,14 +261,31 @@ def next_generation(
 ) -> ComposedDraft:
     """Compose a draft anew: with `change`, keeping attachments; without, as it is.
 
-    `identity` counts for what the old file does not tell. Reading blocks; raises OSError.
+    `identity` counts for what the old file does not tell. MIME stays MIME.
+    Reading blocks; raises NotADraftError for the body of what is signed, and OSError.
     """
     block, length = read_private(stored)
     identity = next_identity(located, stored, identity)
-    if change is None and (block is None or block.is_mime):
-        return compose(stored.part(length, stored.size - length), identity)
-    properties = change or read_message(stored).properties
-    return compose(properties, identity, kept_attachments(stored))
+    if block is not None and block.properties is not None:
+        properties = change or read_message(stored).properties
+        return compose(properties, identity, kept_attachments(stored))
+    content: Octets = stored.part(length, stored.size - length)
+    if change is None:
+        return compose(content, identity, beside=block.beside if block else None)
+    before = _named(read_message(stored).properties, block)
+    try:
+        content = joined(changed_mime(content, before, change))
+    except SealedError as error:
+        raise NotADraftError(str(error)) from None
+    beside = BesideMime(change.delivery_receipt, change.extended)
+    return compose(content, identity, beside=beside)
+
+
+def _named(properties: MessageProperties, block: PrivateBlock | None) -> MessageProperties:
+    """Fill in the message id that a draft without one will have."""
+    if block is None or properties.internet_message_id:
+        return properties
+    return replace(properties, internet_message_id=block.origin.message_id)
 
 
 def with_attachments(

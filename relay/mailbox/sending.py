@@ -79,10 +79,16 @@ class Sending:
         self, account: str, content: MessageProperties | bytes, options: SendOptions
     ) -> Note:
         """See MailStore.submit_new()."""
+        identity = self.identity(account, options)
+        return self.submit_composed(compose(content, identity), identity, options)
+
+    def submit_composed(
+        self, draft: ComposedDraft, identity: Identity, options: SendOptions
+    ) -> Note:
+        """Submit a new draft; if it is written, then to preparing/, under the submission's id."""
+        account = identity.account
         mailbox = self._shared.folders.mailbox(account)
-        identity = self._identity(account, options)
-        draft = compose(content, identity)
-        submission_id = f"{identity.message_id}.{FIRST_SUBMISSION}"
+        submission_id = first_submission(identity)
         with (
             self._shared.quota.room_for(account, mailbox, draft.size, stem=draft.stem),
             self._shared.stripes.of(identity.message_id),  # no PATCH before the note is ready
@@ -106,7 +112,7 @@ class Sending:
             stored = octets_of(located)
             # The time makes it grow from one send of a draft to the next.
             submission_id = f"{message_id}.{self._shared.clock.time_us()}"
-            identity = self._identity(account, options)
+            identity = self.identity(account, options)
             block, _ = read_private(stored)
             if (
                 block is not None
@@ -142,7 +148,10 @@ class Sending:
         prepared = self._shared.notes.preparing / note.submission_id
         reached = self._shared.crash.reached
         try:
-            descriptor = write_file(prepared, draft.content)
+            if draft.is_written:
+                descriptor = os.open(prepared, os.O_WRONLY | os.O_CLOEXEC)
+            else:
+                descriptor = write_file(prepared, draft.content)
             try:
                 reached(CrashPoint.DRAFT_WRITTEN)
                 os.fsync(descriptor)
@@ -336,7 +345,8 @@ class Sending:
         self._shared.notes.sync_ready()
         self._shared.crash.reached(CrashPoint.NOTE_REMOVAL_SYNCED)
 
-    def _identity(self, account: str, options: SendOptions) -> Identity:
+    def identity(self, account: str, options: SendOptions) -> Identity:
+        """Return the identity of a new draft that is sent with these options."""
         now_us = self._shared.clock.time_us()
         return Identity(
             account=account,
@@ -353,6 +363,11 @@ class Sending:
 def _drafts_of(mailbox: Path) -> Path:
     """Where a mailbox's drafts are."""
     return well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
+
+
+def first_submission(identity: Identity) -> str:
+    """Return the id of a submission whose draft is made with it."""
+    return f"{identity.message_id}.{FIRST_SUBMISSION}"
 
 
 def _as_before(note: Note, options: SendOptions) -> Note:

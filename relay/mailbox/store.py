@@ -18,6 +18,7 @@ from relay.clock import Clock, Ids
 from relay.files import FileOctets
 from relay.journal.crash import CrashPoints
 from relay.journal.storelog import StoreLog
+from relay.mailbox.arrivals import Arrivals
 from relay.mailbox.api import DeliveryResult
 from relay.mailbox.board import NoteBoard
 from relay.mailbox.drafts import Drafts
@@ -119,6 +120,10 @@ class FileStore:
         self._moving = Moving(self._shared, self._leftovers)
         self._tree = FolderTree(folders, ids)
         self._sending = Sending(self._shared, inbox=self._inbox, leftovers=self._leftovers, log=log)
+        self.arrivals = Arrivals(
+            self._shared, self._leftovers, sending=self._sending, drafts=self._drafts,
+            run=self._run, offer=self._offer,
+        )  # fmt: skip
 
     async def remove_leftovers(self) -> int:
         """Remove submissions that a crash cut off before their 202: the front door's, at its start.
@@ -297,11 +302,14 @@ class FileStore:
     ) -> Note:
         """Submit and tell pickup, even when nobody waits for the answer any more."""
         note = submit(*args, **kwargs)
+        self._offer(note)
+        return note
+
+    def _offer(self, note: Note) -> None:
         if note.options.deferred_us:
             self._due.add(note)
         else:
             self._board.offer(note)
-        return note
 
     def _list_folders(self, account: str) -> list[Folder]:
         return self._counted(account, self._tree.every(account))

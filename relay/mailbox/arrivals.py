@@ -1,0 +1,222 @@
+"""MIME that comes in blocks: written into the file that the draft will be, and nowhere held.
+
+On the path: steps 1 and 2 of what is too large for memory; the front door writes, and finishes.
+Holds: nobody sees the draft before it is whole and synced; after discard(), or after a crash and
+the next start, nothing of it is left.
+Fails: StoreError's children.
+Standards: docs/design.md 1 and 3.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from relay.files import FileOctets
+from relay.mailbox.drafts import Drafts
+from relay.mailbox.equipment import Equipment
+from relay.mailbox.folders import find_folder
+from relay.mailbox.leftovers import Leftovers
+from relay.mailbox.maildir import looking_again, remove
+from relay.mailbox.messages import ComposedDraft, DraftHead, draft_head, next_identity
+from relay.mailbox.reading import octets_of
+from relay.mailbox.sending import Sending, first_submission
+from relay.mailbox.threads import Run
+from relay.mailbox.types import BeingSentError, Note, SendOptions, StoredMessage
+from relay.message.section import HEADER_OCTETS_MAX
+
+_Result = TypeVar("_Result")
+_BEGINNING_BYTES = HEADER_OCTETS_MAX + 4  # a header that may be sent, and the blank line
+
+
+class ArrivingFile:
+    """A draft's file while its MIME comes in. Blocking; one write at a time."""
+
+    def __init__(self, path: Path, head: DraftHead) -> None:
+        self.head = head
+        self._path = path
+        self._size = 0
+        self._beginning = b""
+        self._is_discarded = False
+        # A request that is cut off leaves its last write to its thread; discard() waits for it.
+        self._lock = threading.Lock()
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            self._write(head.block)
+        except OSError:
+            self.discard()
+            raise
+
+    def write(self, octets: bytes) -> None:
+        """Append octets. Raises OSError."""
+        with self._lock:
+            if not self._is_discarded:
+                if len(self._beginning) < _BEGINNING_BYTES:
+                    self._beginning += octets[: _BEGINNING_BYTES - len(self._beginning)]
+                self._write(octets)
+
+    def finished(self) -> ComposedDraft:
+        """Say that this was all. The file is not synced."""
+        file = FileOctets(self._path, 0, self._size)
+        return self.head.arrived(file, self._beginning)
+
+    def close(self) -> None:
+        """Close the file, which is somebody else's now."""
+        with self._lock:
+            if not self._is_discarded:
+                self._is_discarded = True
+                os.close(self._descriptor)
+
+    def discard(self) -> None:
+        """Remove the file; nothing is written any more."""
+        with self._lock:
+            if not self._is_discarded:
+                self._is_discarded = True
+                os.close(self._descriptor)
+                with suppress(OSError):
+                    remove(self._path)
+
+    def _write(self, octets: bytes) -> None:
+        view = memoryview(octets)
+        while view:
+            written = os.write(self._descriptor, view)
+            self._size += written
+            view = view[written:]
+
+
+class Arrival(Generic[_Result]):
+    """An api.Arrival."""
+
+    def __init__(
+        self, file: ArrivingFile, finish: Callable[[ArrivingFile], _Result], *, run: Run
+    ) -> None:
+        self._file = file
+        self._finish = finish
+        self._run = run
+
+    async def write(self, octets: bytes) -> None:
+        """See api.Arrival."""
+        await self._run(self._file.write, octets)
+
+    async def finish(self) -> _Result:
+        """See api.Arrival."""
+        return await self._run(self._finished)
+
+    def discard(self) -> None:
+        """See api.Arrival."""
+        asyncio.get_running_loop().run_in_executor(None, self._file.discard)
+
+    def _finished(self) -> _Result:
+        try:
+            result = self._finish(self._file)
+        except BaseException:
+            self._file.discard()
+            raise
+        self._file.close()
+        return result
+
+
+class Arrivals:
+    """An api.Arrivals."""
+
+    def __init__(
+        self,
+        equipment: Equipment,
+        leftovers: Leftovers,
+        *,
+        sending: Sending,
+        drafts: Drafts,
+        run: Run,
+        offer: Callable[[Note], None],
+    ) -> None:
+        """`offer` tells pickup of a note."""
+        self._shared = equipment
+        self._leftovers = leftovers
+        self._sending = sending
+        self._drafts = drafts
+        self._run = run
+        self._offer = offer
+
+    async def submission(
+        self, account: str, options: SendOptions, *, expected_bytes: int
+    ) -> Arrival[Note]:
+        """See api.Arrivals."""
+        file = await self._run(self._begin_submission, account, options, expected_bytes)
+
+        def submitted(file: ArrivingFile) -> Note:
+            note = self._sending.submit_composed(file.finished(), file.head.identity, options)
+            self._offer(note)
+            return note
+
+        return Arrival(file, submitted, run=self._run)
+
+    async def draft(
+        self, account: str, folder_id: str, *, expected_bytes: int
+    ) -> Arrival[StoredMessage]:
+        """See api.Arrivals."""
+        file = await self._run(self._begin_draft, account, folder_id, expected_bytes)
+
+        def created(file: ArrivingFile) -> StoredMessage:
+            mailbox = self._shared.folders.mailbox(account)
+            folder = find_folder(mailbox, folder_id)
+            return self._drafts.create_composed(file.finished(), mailbox, folder)
+
+        return Arrival(file, created, run=self._run)
+
+    async def replacement(
+        self, account: str, message_id: str, *, expected_bytes: int
+    ) -> Arrival[StoredMessage]:
+        """See api.Arrivals."""
+        file = await self._run(self._begin_replacement, account, message_id, expected_bytes)
+
+        def replaced(file: ArrivingFile) -> StoredMessage:
+            mailbox = self._shared.folders.mailbox(account)
+            with self._shared.stripes.of(message_id):
+                before = self._drafts.draft(mailbox, message_id)
+                if before.located.generation != file.head.identity.generation - 1:
+                    raise BeingSentError("The draft was changed while its MIME came in.")
+                draft = file.finished()
+                return self._drafts.replace(before, draft, flags=before.located.name.flags)
+
+        return Arrival(file, replaced, run=self._run)
+
+    # -- in a thread
+
+    def _begin_submission(
+        self, account: str, options: SendOptions, expected_bytes: int
+    ) -> ArrivingFile:
+        self._ready(account, expected_bytes)
+        self._shared.notes.make()
+        identity = self._sending.identity(account, options)
+        path = self._shared.notes.preparing / first_submission(identity)
+        return ArrivingFile(path, draft_head(identity))
+
+    def _begin_draft(self, account: str, folder_id: str, expected_bytes: int) -> ArrivingFile:
+        mailbox = self._ready(account, expected_bytes)
+        folder = find_folder(mailbox, folder_id)
+        head = draft_head(self._drafts.identity(account))
+        return ArrivingFile(folder.path / "tmp" / head.stem, head)
+
+    @looking_again
+    def _begin_replacement(
+        self, account: str, message_id: str, expected_bytes: int
+    ) -> ArrivingFile:
+        mailbox = self._shared.folders.mailbox(account)
+        before = self._drafts.draft(mailbox, message_id)
+        located = before.located
+        self._ready(account, expected_bytes - located.path.stat().st_size, messages=0)
+        options = before.note.options if before.note else None
+        identity = self._drafts.identity(account, options)
+        head = draft_head(next_identity(located, octets_of(located), identity))
+        return ArrivingFile(located.folder.path / "tmp" / head.stem, head)
+
+    def _ready(self, account: str, expected_bytes: int, *, messages: int = 1) -> Path:
+        """Refuse what will not fit before it comes; return the mailbox."""
+        mailbox = self._shared.folders.mailbox(account)
+        self._leftovers.clean(mailbox)
+        quota, nothing = self._shared.quota, self._shared.ids.new()
+        with quota.room_for(account, mailbox, expected_bytes, stem=nothing, messages=messages):
+            return mailbox
