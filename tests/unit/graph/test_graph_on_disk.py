@@ -83,7 +83,7 @@ async def test_mime_is_on_the_disk_as_it_came(on_disk: OnDisk) -> None:
         (b"To: c@a.test, nobody\n\nx", 400, "ErrorInvalidRecipients"),
         (b"From: eve@a.test\nTo: c@a.test\n\nx", 403, "ErrorSendAsDenied"),
         (b"From: eve\nTo: c@a.test\n\nx", 400, "ErrorMimeContentInvalid"),
-        (b"no header\n\nTo: c@a.test", 400, "ErrorMimeContentInvalid"),
+        (b"To: c@a.test\nX-A: " + b"a" * 200_000 + b"\n\nx", 400, "ErrorMimeContentInvalid"),
     ],
 )
 async def test_a_draft_of_a_mail_client_is_checked_when_it_is_sent(

@@ -33,7 +33,7 @@ IDENTITY = Identity(
 
 
 def drafted(message: dict) -> bytes:
-    return compose(parse_message(message, ALICE).properties, IDENTITY).raw
+    return gathered(compose(parse_message(message, ALICE).properties, IDENTITY).content)
 
 
 def sent(raw: bytes) -> bytes:

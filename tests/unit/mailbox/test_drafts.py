@@ -17,7 +17,7 @@ from relay.mailbox import (
 )
 from relay.mailbox.maildir import DirectorySync
 from relay.mailbox.query import MessageQuery
-from relay.message.properties import Attachment, Person
+from relay.message.properties import Attachment, ExtendedProperty, Person
 
 ALICE = "alice@example.test"
 FILE = Attachment("Übersicht.txt", "text/plain", b64encode(b"content"), 7)
@@ -85,8 +85,51 @@ async def test_a_changed_mime_draft_keeps_its_attachments(store, draft):
     content = b"To: a@a.test\r\nContent-Type: application/pdf; name=a.pdf\r\n\r\nbytes"
     made = await store.create_draft(ALICE, content)
     changed = await store.update(ALICE, made.id, MessageChange(properties=draft(subject="new")))
-    assert (changed.is_mime, changed.properties.subject) == (False, "new")
+    assert (changed.is_mime, changed.properties.subject) == (True, "new")
     assert [(one.name, one.size) for one in changed.attachments] == [("a.pdf", 5)]
+
+
+async def test_a_changed_mime_draft_stays_octet_for_octet_but_for_the_change(store):
+    content = b"to: a@a.test\r\nX-Odd:  y\r\nSubject: old\r\n\r\nbody without end"
+    made = await store.create_draft(ALICE, content)
+    wish = ExtendedProperty("SystemTime 0x3FEF", ("2030-01-01T00:00:00Z",))
+    properties = replace(made.properties, subject="new", extended=(wish,), delivery_receipt=True)
+    changed = await store.update(ALICE, made.id, MessageChange(properties=properties))
+    assert await store.mime(ALICE, made.id) == content.replace(b"old", b"new")
+    assert changed.properties == properties
+    marked = await store.update(ALICE, made.id, MessageChange(is_read=False, flagged=True))
+    assert await store.mime(ALICE, made.id) == content.replace(b"old", b"new")
+    assert (marked.properties, marked.path.parent) == (properties, changed.path.parent)
+    unchanged = await store.update(ALICE, made.id, MessageChange(properties=properties))
+    assert unchanged.path.read_bytes().endswith(content.replace(b"old", b"new"))
+
+
+async def test_the_body_of_a_signed_draft_cannot_be_changed(store):
+    content = (
+        b"To: a@a.test\r\nContent-Type: multipart/signed; boundary=s\r\n\r\n--s\r\n\r\nsigned\r\n--s\r\n"
+        b"Content-Type: application/pgp-signature\r\n\r\nx\r\n--s--\r\n"
+    )
+    made = await store.create_draft(ALICE, content)
+    with pytest.raises(NotADraftError, match="signed"):
+        await store.update(
+            ALICE, made.id, MessageChange(properties=replace(made.properties, body="new"))
+        )
+    assert await store.mime(ALICE, made.id) == content
+
+
+async def test_a_large_mime_draft_is_shown_and_changed_where_it_lies(store):
+    part = b64encode(bytes(3_000_000))
+    content = (
+        b"To: a@a.test\r\nContent-Type: multipart/mixed; boundary=m\r\n\r\n--m\r\n\r\ntext\r\n--m\r\n"
+        b"Content-Type: a/b; name=large\r\nContent-Transfer-Encoding: base64\r\n\r\n" + part + b"\r\n--m--\r\n"
+    )
+    made = await store.create_draft(ALICE, content)
+    assert [(one.name, one.size) for one in made.attachments] == [("large", 3_000_000)]
+    properties = replace(made.properties, body="new text")
+    changed = await store.update(ALICE, made.id, MessageChange(properties=properties))
+    assert (changed.properties.body, changed.attachments) == ("new text", made.attachments)
+    assert part in changed.path.read_bytes()
+    assert f",S={changed.path.stat().st_size}:" in changed.path.name
 
 
 async def test_of_two_generations_the_higher_counts_and_the_lower_goes(place, store, draft):
