@@ -306,6 +306,24 @@ def test_search_filter_and_order_together(mailbox: Mailbox) -> None:
     assert len(subjects) > 10
 
 
+@pytest.mark.parametrize("named", ["sentDateTime", "lastModifiedDateTime", "receivedDateTime"])
+def test_pages_of_times_before_1970(mailbox: Mailbox, named: str) -> None:
+    inbox = mailbox.relay.folder / "mail/example.test/carol/cur"
+    mailbox.relay.messages("inbox", token="carol")  # makes the folders
+    for number in range(4):
+        path = inbox / f"170000000{number}.M1P2.laptop:2,S"
+        path.write_bytes(b"Date: Mon, 1 Jan 1951 00:00:0%d +0000\nSubject: x\n\n" % number)
+        os.utime(path, (-1e9 - number, -1e9 - number))
+    seen = list[str]()
+    url = f"/me/messages?$orderby={named}&$top=1"
+    while url:
+        answer = mailbox.relay.graph("GET", url, token="carol")
+        assert answer.status == 200, answer.body
+        seen += [one["id"] for one in answer.json()["value"]]
+        url = answer.json().get("@odata.nextLink", "").partition("/v1.0")[2]
+    assert len(seen) == len(set(seen)) == 4
+
+
 @pytest.mark.parametrize("folder", ["", "mailFolders/drafts/", "mailFolders/Archive/"])
 def test_counts_and_skips(mailbox: Mailbox, folder: str) -> None:
     folder_id = folder.split("/")[1].lower() if folder else ""
