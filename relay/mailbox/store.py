@@ -8,7 +8,6 @@ Standards: Maildir++; docs/design.md 3.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -33,6 +32,7 @@ from relay.mailbox.maildir import DirectorySync, Stripes, storage_errors
 from relay.mailbox.moving import Moving
 from relay.mailbox.names import mailbox_directory
 from relay.mailbox.notes import NotesDirectory
+from relay.mailbox.pool import Pool
 from relay.mailbox.precedence import Precedence
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.quota import Quota
@@ -85,8 +85,8 @@ class FileStore:
         folders, stripes = Folders(directory_of), Stripes()
         self._index = Indexes(clock)
         notes = NotesDirectory(root / ".submissions", syncs)
-        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="mailbox")
-        self._queries = ThreadPoolExecutor(_QUERY_THREADS, thread_name_prefix="mailbox-query")
+        self._actions = Pool(_THREADS, "mailbox")
+        self._queries = Pool(_QUERY_THREADS, "mailbox-query")
         self._precedence = Precedence(clock.monotonic)
         self._board = NoteBoard(self._changed_ns, self._list_ready)
         self._due = DueNotes(
@@ -134,8 +134,8 @@ class FileStore:
 
     def close(self) -> None:
         """Let the threads finish what they do, and end them."""
-        for executor in (self._queries, self._executor):
-            executor.shutdown(wait=True)
+        for pool in (self._queries, self._actions):
+            pool.close()
         self._index.close()
 
     # -- steps 1 and 2
@@ -359,7 +359,7 @@ class FileStore:
         **kwargs: _Parameters.kwargs,
     ) -> _Result:
         """Call in a thread of the store; errors of the disk become StoreUnavailableError."""
-        return await self._run_in(self._executor, function, *args, **kwargs)
+        return await self._run_in(self._actions, function, *args, **kwargs)
 
     async def _run_query(
         self,
@@ -372,7 +372,7 @@ class FileStore:
 
     async def _run_in(
         self,
-        executor: ThreadPoolExecutor,
+        pool: Pool,
         function: Callable[_Parameters, _Result],
         *args: _Parameters.args,
         **kwargs: _Parameters.kwargs,
@@ -381,7 +381,7 @@ class FileStore:
             with storage_errors():
                 return function(*args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(executor, call)
+        return await pool.run(call)
 
 
 def _note_content(note: Note) -> Octets:
