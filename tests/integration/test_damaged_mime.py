@@ -1,0 +1,83 @@
+"""Damaged MIME through a real relay: it arrives as it came, mended where SMTP cannot carry it, and told."""
+
+import base64
+from typing import Any
+
+from tests.integration.conftest import World
+from tests.support.remotes import received
+
+HEADERS = {"content-type": "text/plain"}
+ADDED = (b"received:", b"return-path:")
+
+
+def send(world: World, content: bytes) -> str:
+    answer = world.relay.graph("POST", "/me/sendMail", base64.b64encode(content), headers=HEADERS)
+    assert answer.status == 202, answer
+    return answer.headers["x-relay-message-id"]
+
+
+def arrived(world: World, address: str) -> bytes:
+    """What came in, without its trace fields."""
+    content = received(world.a, address).content
+    while content.lower().startswith(ADDED):
+        line_end = content.index(b"\r\n")
+        while content[line_end + 2 : line_end + 3] in (b" ", b"\t"):
+            line_end = content.index(b"\r\n", line_end + 2)
+        content = content[line_end + 2 :]
+    return content
+
+
+def defects(world: World, identity: str) -> Any:
+    journey = world.relay.until_final(identity)
+    (converted,) = (one for one in journey["steps"] if one["step"] == 3)
+    return converted["detail"].get("defects", [])
+
+
+def head(name: bytes) -> bytes:
+    return (
+        b"From: alice@example.test\r\nTo: "
+        + name
+        + b"@a.test\r\nDate: Mon, 2 Jan 2006 15:04:05 -0700\r\n"
+        b"Message-ID: <" + name + b"@example.test>\r\n"
+    )
+
+
+def test_a_line_that_is_no_field_loses_nobody_and_shows_nobody(world: World) -> None:
+    content = head(b"junk") + b"some junk\r\nBcc: junk-hidden@a.test\r\nSubject: x\r\n\r\nbody\r\n"
+    identity = send(world, content)
+    assert arrived(world, "junk@a.test") == content.replace(b"Bcc: junk-hidden@a.test\r\n", b"")
+    assert received(world.a, "junk-hidden@a.test").addresses
+    assert defects(world, identity) == ["a line in a header that is no field: 'some junk'"]
+
+
+def test_a_missing_end_arrives_as_it_came(world: World) -> None:
+    content = (
+        head(b"open") + b"Content-Type: multipart/mixed; boundary=b\r\n\r\npreamble\r\n--b\r\n\r\n"
+        b"text\xfc\r\n--b\r\nContent-Type: multipart/alternative\r\n\r\nno boundary\r\n"
+    )
+    identity = send(world, content)
+    assert arrived(world, "open@a.test") == content
+    assert defects(world, identity) == [
+        "octets of 8 bits where the encoding says 7bit",
+        "multipart/alternative without a boundary",
+        "multipart/mixed without its closing boundary",
+    ]
+
+
+def test_what_smtp_cannot_carry_is_encoded_anew(world: World) -> None:
+    long = b"x" * 70_000
+    content = (
+        head(b"long") + b"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\n"
+        + long + b"\r\n--b\r\nContent-Type: a/b\r\n\r\nnul\0nul\r\n--b--\r\n"
+    )  # fmt: skip
+    identity = send(world, content)
+    lines = arrived(world, "long@a.test").split(b"\r\n")
+    assert max(map(len, lines)) <= 76
+    joined = b"\r\n".join(lines)
+    assert joined.replace(b"=\r\n", b"").count(long) == 1
+    assert base64.b64encode(b"nul\0nul") in joined
+    assert defects(world, identity) == [
+        "a NUL in a body",
+        "a line of more than 998 octets in text/plain, encoded anew",
+        "a NUL in a/b, encoded anew",
+    ]
