@@ -235,8 +235,7 @@ class _Composer:
         )  # fmt: skip
         front_door = graph.create_app(
             self.store, self.sources.accounts, clock=self.clock, hostname=self.settings.hostname,
-            public_url=http.public_url, max_body=http.max_body, crash=self.crash,
-            ready=self.readiness,
+            http=http, crash=self.crash, ready=self.readiness,
         )  # fmt: skip
         relay_v1 = web.create_app(means, self.sources.accounts, hostname=self.settings.hostname)
         everything = Dispatch({"v1.0": front_door, "beta": front_door}, otherwise=relay_v1)

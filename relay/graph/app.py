@@ -21,6 +21,7 @@ from relay.http.gateway import Gateway, Limits
 from relay.journal.crash import CrashPoints
 from relay.mailbox.api import MailStore
 from relay.mailbox.types import StoreError
+from relay.settings.tree import Http
 
 _HELD_BODIES = 4  # how many of the largest bodies may be in memory at once
 _READY_RETRY_S = 5
@@ -32,23 +33,23 @@ def create_app(
     *,
     clock: Clock,
     hostname: str,
-    public_url: str,
-    max_body: int,
+    http: Http,
     crash: CrashPoints,
     ready: Callable[[], str],
 ) -> Gateway:
     """Return the application for /v1.0 and /beta.
 
-    `max_body` is in bytes; `ready` returns "" or why nothing can be taken on now; `public_url` is
-    "" where clients reach us under the Host they name.
+    Of `http` the limits and the public URL count; `ready` returns "" or why nothing can be taken on
+    now.
     """
     door = Door(
         store=store,
         clock=clock,
         ids=Ids(clock),
         hostname=hostname,
-        public_url=public_url,
+        public_url=http.public_url,
         crash=crash,
+        max_upload=http.max_upload,
     )
 
     async def handle(call: Call) -> Response:
@@ -62,7 +63,7 @@ def create_app(
         except StoreError as error:
             raise refusal(error) from error
 
-    limits = Limits(body_bytes=max_body, held_bytes=_HELD_BODIES * max_body)
+    limits = Limits(body_bytes=http.max_body, held_bytes=_HELD_BODIES * http.max_body)
     return Gateway(handle, clock=clock, limits=limits)
 
 

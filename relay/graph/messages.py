@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from relay.graph.expand import parse_expand
 from relay.graph.listing import messages_context
-from relay.graph.mime import parse_mime
+from relay.graph.mimestream import Ways, take_in_blocks, take_mime
 from relay.graph.parse import ParsedMessage, parse_message
 from relay.graph.people import check_recipients_count
 from relay.graph.show import (
@@ -45,8 +45,11 @@ async def create_message(visit: Visit) -> Response:
     store = visit.door.store
     folder_id = visit.folder_id or "drafts"
     if visit.is_mime():
-        content = parse_mime(await visit.call.body(), visit.account).content
-        created = await store.create_draft(visit.mailbox, content, folder_id=folder_id)
+        ways = Ways(
+            lambda content: store.create_draft(visit.mailbox, content, folder_id=folder_id),
+            lambda size: store.arrivals.draft(visit.mailbox, folder_id, expected_bytes=size),
+        )
+        created = (await take_mime(visit, ways)).result
     else:
         parsed = parse_message(json_object(await visit.call.body()), visit.account)
         created = await store.create_draft(visit.mailbox, parsed.properties, folder_id=folder_id)
@@ -98,6 +101,20 @@ async def get_mime(visit: Visit) -> Response:
     if isinstance(content, bytes):
         return Response(content, headers=headers)
     return StreamedResponse(blocks(content), size_bytes=content.size, headers=headers)
+
+
+async def replace_mime(visit: Visit) -> Response:
+    """PUT $value: other MIME for a draft, in base64 or as it is."""
+    visit.options()
+    is_coded = visit.is_mime_coded()
+    before = await found_message(visit)
+    arrivals = visit.door.store.arrivals
+    taken = await take_in_blocks(
+        visit,
+        lambda size: arrivals.replacement(visit.mailbox, before.id, expected_bytes=size),
+        is_coded=is_coded,
+    )
+    return message_answer(visit, taken.result, status=200)
 
 
 async def found_message(visit: Visit) -> StoredMessage:

@@ -6,13 +6,12 @@ Fails: ApiError 400 for what is no base64, no MIME or has no recipients; 403 Err
 Standards: Graph's sendMail in MIME format; RFC 5322 3.6.2, 3.6.3.
 """
 
-import binascii
 import re
 from dataclasses import dataclass
 
 from relay.accounts import Account
-from relay.graph.attachments import decode_base64
-from relay.graph.people import check_has_recipients, check_own, check_recipients_count
+from relay.graph.base64body import Base64Decoder, Base64Error
+from relay.graph.people import check_own, check_recipients_count
 from relay.http.errors import ApiError, shown
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.content import Content, blocks
@@ -37,12 +36,19 @@ def parse_mime(body: bytes, account: Account) -> MimeMessage:
 
     Raises ApiError.
     """
+    decoder = Base64Decoder()
     try:
-        content = decode_base64(body)
-    except binascii.Error as error:
-        message = f"Invalid base64 string for MIME content. {error}."
-        raise ApiError(400, "ErrorMimeContentInvalidBase64String", message) from None
+        content = decoder.feed(body)
+        decoder.close()
+    except Base64Error as error:
+        raise invalid_base64(error) from None
     return check_content(content, account)
+
+
+def invalid_base64(error: Base64Error) -> ApiError:
+    """Return the refusal of what is no base64."""
+    message = f"Invalid base64 string for MIME content. {error}."
+    return ApiError(400, "ErrorMimeContentInvalidBase64String", message)
 
 
 def check_content(content: bytes, account: Account) -> MimeMessage:
@@ -86,16 +92,6 @@ def head_of(content: Content) -> bytes:
         if len(head) > HEADER_OCTETS_MAX:
             break
     return head
-
-
-def parse_mime_to_send(body: bytes, account: Account) -> MimeMessage:
-    """Decode and check a MIME body that is sent at once.
-
-    Raises ApiError.
-    """
-    message = parse_mime(body, account)
-    check_has_recipients(message.recipients)
-    return message
 
 
 def _check_addresses(recipients: MessageProperties) -> None:

@@ -96,7 +96,7 @@ _OF_MESSAGES: Mapping[str, Mapping[str, Handler]] = {
     "messages/{message}/move": {"POST": moving.move_message},
     "messages/{message}/copy": {"POST": moving.copy_message},
     "messages/{message}/permanentdelete": {"POST": moving.remove_message},
-    "messages/{message}/$value": {"GET": messages.get_mime},
+    "messages/{message}/$value": {"GET": messages.get_mime, "PUT": messages.replace_mime},
 }
 _OF_FOLDERS: Mapping[str, Mapping[str, Handler]] = {
     "mailfolders": {"GET": folders.list_folders, "POST": folders.create_folder},

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from relay.graph.mime import check_content, head_of, parse_mime_to_send
+from relay.graph.mime import check_content, head_of
+from relay.graph.mimestream import Ways, take_mime
 from relay.graph.parse import parse_send_mail
 from relay.graph.people import check_has_recipients, check_own
 from relay.graph.sendoptions import send_options
@@ -27,12 +28,7 @@ async def send_mail(visit: Visit) -> Response:
     """POST sendMail: a draft and its note in one go."""
     visit.options()
     if visit.is_mime():
-        given = parse_mime_to_send(await visit.call.body(), visit.account)
-        options, applied = await send_options(visit, ())
-        note = await visit.door.store.submit_new(visit.mailbox, given.content, options)
-        return _accepted(
-            visit, note, internet_message_id=given.internet_message_id, headers=applied
-        )
+        return await _send_mime(visit)
     # no name for the body nor for its JSON: a large one is let go of as soon as it is read
     asked = parse_send_mail(json_object(await visit.call.body()), visit.account)
     fields = dict(asked.message.fields)
@@ -45,6 +41,18 @@ async def send_mail(visit: Visit) -> Response:
     return _accepted(
         visit, note, internet_message_id=properties.internet_message_id, headers=applied
     )
+
+
+async def _send_mime(visit: Visit) -> Response:
+    options, applied = await send_options(visit, ())
+    store, mailbox = visit.door.store, visit.mailbox
+    ways = Ways(
+        lambda content: store.submit_new(mailbox, content, options),
+        lambda size: store.arrivals.submission(mailbox, options, expected_bytes=size),
+    )
+    taken = await take_mime(visit, ways, to_send=True)
+    told = taken.message.internet_message_id
+    return _accepted(visit, taken.result, internet_message_id=told, headers=applied)
 
 
 async def send_draft(visit: Visit) -> Response:

@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 from relay.accounts import Account
 from relay.clock import Clock, Ids
 from relay.graph.options import Options, parse_options
+from relay.graph.streams import Streams
 from relay.http.call import Call
 from relay.http.errors import ApiError, shown, try_later
 from relay.journal.crash import CrashPoints
@@ -38,7 +39,9 @@ _STORE_RETRY_S = 10
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """The front door's means; `changing` has a lock for each mailbox where a PATCH is in work."""
+    """The front door's means; `changing` has a lock for each mailbox where a PATCH is in work,
+    `max_upload` limits what is taken in blocks, in bytes.
+    """
 
     store: MailStore
     clock: Clock
@@ -46,7 +49,9 @@ class Door:
     hostname: str
     public_url: str
     crash: CrashPoints
+    max_upload: int
     changing: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    streams: Streams = field(default_factory=Streams)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +100,36 @@ class Visit:
 
         Raises ApiError 415 for another type.
         """
-        kind = self.call.headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = self._content_type()
         if kind in ("", "application/json"):
             return False
         if kind == "text/plain":
             return True
-        raise ApiError(
-            415,
-            "UnsupportedMediaType",
-            f"Content-Type: found {shown(kind)}, expected application/json, or text/plain for MIME "
-            "in base64.",
+        raise _unsupported(kind, "application/json, or text/plain for MIME in base64")
+
+    def is_mime_coded(self) -> bool:
+        """Whether a body that must be MIME is in base64, by its type.
+
+        Raises ApiError 415 for another type.
+        """
+        kind = self._content_type()
+        if kind in ("", "text/plain"):
+            return True
+        if kind in ("message/rfc822", "application/octet-stream"):
+            return False
+        raise _unsupported(
+            kind,
+            "text/plain for MIME in base64, message/rfc822 or application/octet-stream for MIME as "
+            "it is",
         )
+
+    def _content_type(self) -> str:
+        return self.call.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _unsupported(kind: str, expected: str) -> ApiError:
+    message = f"Content-Type: found {shown(kind)}, expected {expected}."
+    return ApiError(415, "UnsupportedMediaType", message)
 
 
 def refusal(error: StoreError) -> ApiError:

@@ -13,6 +13,7 @@ from relay.journal.crash import CrashPoints
 from relay.journal.storelog import StoreLog
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
+from relay.settings.tree import Http
 from tests.unit.graph.world import MAX_BODY, QUOTA_BYTES, Crash, MemoryStore, OnDisk, People, World
 
 
@@ -25,8 +26,7 @@ async def world() -> AsyncIterator[World]:
         People(),
         clock=clock,
         hostname="relay.example.test",
-        public_url="",
-        max_body=MAX_BODY,
+        http=Http(public_url="", max_body=MAX_BODY, max_upload=8 << 20),
         crash=crash,  # type: ignore[arg-type]
         ready=lambda: made.not_ready,
     )
@@ -57,8 +57,7 @@ async def on_disk(tmp_path: Path) -> AsyncIterator[OnDisk]:
         DevelopmentAccounts(),
         clock=clock,
         hostname="relay.example.test",
-        public_url="https://mail.example.test/",
-        max_body=1 << 20,
+        http=Http(public_url="https://mail.example.test/", max_body=1 << 20, max_upload=8 << 20),
         crash=crash,
         ready=lambda: "",
     )

@@ -22,6 +22,7 @@ from relay.message.content import gathered
 from relay.message.convert import convert
 from relay.message.converted import Converted
 from relay.message.draft import read_attachments
+from relay.settings.tree import Http
 from tests.unit.graph.world import refused, to
 
 ALICE = Account(
@@ -101,8 +102,7 @@ async def mailbox(tmp_path: Path) -> AsyncIterator[Mailbox]:
         Accounts(),  # type: ignore[arg-type]
         clock=clock,
         hostname="relay.example.test",
-        public_url="",
-        max_body=8 << 20,
+        http=Http(public_url="", max_body=8 << 20, max_upload=8 << 20),
         crash=crash,
         ready=lambda: "",
     )
