@@ -31,7 +31,7 @@ from relay.message.draft import (
     attachment_fields,
     part_bytes,
 )
-from relay.message.fields import CRLF, people_field
+from relay.message.fields import CRLF, people_field, raw_field
 from relay.message.htmltext import text_of_html
 from relay.message.propertyfields import header_fields
 from relay.message.section import with_crlf
@@ -58,7 +58,7 @@ def from_properties(note: Octets, block: PrivateBlock, length: int, *, keep_bcc:
         properties, message_id=block.origin.message_id, date_us=block.origin.modified_us
     )
     bcc = people_field("Bcc", properties.bcc) if keep_bcc else ""
-    top, _, rest = tree.root.as_bytes().partition(b"\r\n\r\n")
+    top, _, rest = _written(tree).partition(b"\r\n\r\n")
     header = f"{bcc}{fields}".encode() + top + b"\r\n"
     pieces: list[bytes | Octets] = [b"\r\n"]
     for leaf in tree.leaves:
@@ -140,6 +140,14 @@ def _tree(note: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _Tr
         parts = [file_leaf(one, inline=False) for one in files]
         root = _multipart("mixed", [root, *parts], f"{boundary}_mixed")
     return _Tree(root, leaves)
+
+
+def _written(tree: _Tree) -> bytes:
+    """Return the tree with its marks. One part needs no generator, which parses what it writes."""
+    if len(tree.leaves) > 1:
+        return tree.root.as_bytes()
+    [leaf] = tree.leaves
+    return f"{''.join(raw_field(*field) for field in leaf.fields)}{CRLF}{leaf.mark}".encode()
 
 
 def _cids(source: str) -> frozenset[str]:
