@@ -16,8 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FunctionType
-from typing import Protocol, cast
+from typing import Protocol
 
 from relay.clock import Clock
 from relay.journal.logs import get_logger
@@ -40,6 +39,8 @@ _log = get_logger("pickup")
 
 class Converter(Protocol):
     """relay.message.convert.convert, or what a test has in its place: a function of a module."""
+
+    __name__: str
 
     def __call__(self, note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
         """Return what is submitted. Raises ConversionError, OSError."""
@@ -136,8 +137,7 @@ class Conversion:
 
     async def _in_child(self, note: Note, size_bytes: int) -> Converted:
         limit_s = _CHILD_START_S + _limit_s(size_bytes)
-        named = cast("FunctionType", self._convert)
-        function = f"{named.__module__}:{named.__qualname__}"
+        function = f"{self._convert.__module__}:{self._convert.__name__}"
         words = (function, str(note.path), str(self._clock.time_us()), self._hostname)
         async with self._children:
             child = await asyncio.create_subprocess_exec(
