@@ -18,8 +18,8 @@ _CONTENT_FIELD_CHARACTERS_MAX = 8192  # `email` is quadratic in a field's parame
 _FIELD_START = re.compile(rb"([!-9;-~]+)[ \t]*:")
 # Any of the three line ends, each as long as can be, so that CRLF is not taken for two.
 _EMPTY = re.compile(rb"\0*(?>\r\n|[\r\n])")
-_BLANK = re.compile(rb"(?>\r\n|[\r\n])\0*(?>\r\n|[\r\n])")
-_LINE_END = re.compile(rb"(?>\r\n|[\r\n])")
+BLANK_LINE = re.compile(rb"(?>\r\n|[\r\n])\0*(?>\r\n|[\r\n])")  # with the line end before it
+LINE_END = re.compile(rb"(?>\r\n|[\r\n])")
 
 
 class _AsItCame(Compat32):
@@ -55,14 +55,14 @@ def header_end(content: bytes) -> HeaderEnd:
     """
     if empty := _EMPTY.match(content):
         return HeaderEnd(0, empty.end())
-    blank = _BLANK.search(content, 0, _SEARCHED_OCTETS_MAX)
+    blank = BLANK_LINE.search(content, 0, _SEARCHED_OCTETS_MAX)
     if blank is None:
         end = len(content)
         last = fields_end(content[:_SEARCHED_OCTETS_MAX])
         return (
             HeaderEnd(last, last) if last < min(end, _SEARCHED_OCTETS_MAX) else HeaderEnd(end, end)
         )
-    line_end = _LINE_END.match(content, blank.start())
+    line_end = LINE_END.match(content, blank.start())
     assert line_end is not None
     last = fields_end(content[: line_end.end()])
     return HeaderEnd(last, blank.end() if last == line_end.end() else last)

@@ -14,7 +14,15 @@ from email.message import Message
 
 from relay.message.content import BLOCK_BYTES, Octets, octets_in_blocks
 from relay.message.entities import Entity, Structure, Tally
-from relay.message.section import HEADER_OCTETS_MAX, cleaned, fields_end, read_header, split_fields
+from relay.message.section import (
+    BLANK_LINE,
+    HEADER_OCTETS_MAX,
+    LINE_END,
+    cleaned,
+    fields_end,
+    read_header,
+    split_fields,
+)
 
 ENTITIES_MAX = 1000
 DEPTH_MAX = 50
@@ -26,8 +34,6 @@ _DEFECTS_MAX = 20
 _SHOWN_CHARACTERS = 60
 _NO_BLANK = "no blank line between header and body"
 
-_BLANK = re.compile(rb"(?>\r\n|[\r\n])\0*(?>\r\n|[\r\n])")
-_LINE_END = re.compile(rb"(?>\r\n|[\r\n])")
 _BEHIND_BOUNDARY = re.compile(rb"(--)?[ \t]{0,%d}(?:\r\n|[\r\n]|\Z)" % _PADDING_OCTETS_MAX)
 _COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|\([^()]*\)')
 _IDENTITY = frozenset(("7bit", "8bit", "binary"))
@@ -156,11 +162,11 @@ class StructureReader:
         delimiter = self._find(len(self._held), final)
         end = max(delimiter.start, 1) if delimiter else len(self._held)
         # the delimiter's own line end may be the blank line's
-        blank = _BLANK.search(self._held, 0, min(end + len(b"\r\n"), limit))
+        blank = BLANK_LINE.search(self._held, 0, min(end + len(b"\r\n"), limit))
         if blank is not None:
             if not final and blank.end() + self._margin > len(self._held):
                 return False
-            line_end = _LINE_END.match(self._held, blank.start())
+            line_end = LINE_END.match(self._held, blank.start())
             assert line_end is not None
             self._enter(entity, line_end.end(), blank.end())
         elif delimiter is not None and end <= limit:

@@ -72,6 +72,7 @@ def crlf(content):
          "a line of more than 998 octets in multipart/mixed, left as it is"),
         (TO + MIXED % b"A: b", TO + MIXED % b"A: b", "no blank line between header and body"),
         (TO + MIXED % (b"Content-Type: message/partial\r\n\r\n" + b"x" * 999), None, "a line of more than 998 octets in message/partial, left as it is"),
+        (TO + MIXED % b"A: b\r\n\nx\xfc", TO + MIXED % b"A: b\r\n\r\nx\xfc", "octets of 8 bits where the encoding says 7bit"),
         (TO + b"\r\n\xfc", TO + b"\r\n\xfc\r\n", "octets of 8 bits where the encoding says 7bit"),
     ],
 )  # fmt: skip

@@ -127,6 +127,16 @@ def test_a_body_takes_the_place_of_the_body(content, to_html, to_text, wanted):
     assert read_mime(changed(made, **NEW_TEXT)).properties.body.strip().startswith("nëw text")
 
 
+def test_an_empty_part_goes_with_its_delimiter_alone():
+    """Its blank line is the line end of the next delimiter."""
+    empty = b"Content-Type: text/html\r\n"
+    content = FROM + multipart(b"mixed", TEXT, empty, FILE)
+    assert kinds(content)[1:] == ["text/plain", "text/html", "application/pdf"]
+    made = changed(content, **NEW_TEXT)
+    assert kinds(made)[1:] == ["text/plain", "application/pdf"]
+    assert read_mime(made).properties.body.replace("\r\n", "\n") == NEW_TEXT["body"]
+
+
 @pytest.mark.parametrize("new", [NEW_HTML, NEW_TEXT])
 @pytest.mark.parametrize("kind", [b"signed", b"encrypted"])
 def test_what_is_signed_keeps_its_body(kind, new):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.message.content import MemoryOctets
+from relay.message.section import header_end
 from relay.message.structure import DEPTH_MAX, ENTITIES_MAX, read_structure, structure_of
 
 LINES = st.lists(
@@ -73,6 +74,8 @@ def checked(content):
     structure = read_structure(content)
     assert structure.size == len(content)
     first = structure.message
+    end = header_end(content)  # who looks at headers alone sees the same one
+    assert (first.header, first.body_start) == (content[: end.header], end.body)
     assert (first.start, first.end, first.parent) == (0, len(content), -1)
     places = []
     for number, one in enumerate(structure.entities):
@@ -109,6 +112,15 @@ def test_damage_never_raises_and_blocks_make_no_difference(lines, data):
     pieces = [content[start : start + size] for start in range(0, len(content), size)]
     assert structure_of(pieces) == whole
     assert read_structure(MemoryOctets(content)) == whole
+
+
+@pytest.mark.parametrize("blank", [b"\n", b"\r", b"\r\n", b"\0\r\n", b"\0\0\n"])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r", b"\r\n"])
+def test_any_blank_line_ends_a_header(line_end, blank):
+    if line_end + blank == b"\r\n":
+        return  # that is one line end
+    structure = checked(b"A: b" + line_end + blank + b"Bcc: body")
+    assert structure.message.fields().keys() == ["A"]
 
 
 @given(st.binary(max_size=200))
