@@ -23,10 +23,10 @@ from relay.graph.values import (
     unsupported,
     wrong,
 )
+from relay.mailbox.attachments import ATTACHMENTS_MAX
 from relay.mailbox.types import StoredAttachment
 from relay.message.properties import Attachment
 
-ATTACHMENTS_MAX = 250
 _NAME_CHARACTERS = 255
 _TYPE_CHARACTERS = 255
 _CONTENT_ID_CHARACTERS = 255

@@ -16,15 +16,19 @@ from relay.mailbox.types import (
     Changes,
     Folder,
     MessageChange,
+    NewUpload,
     Note,
+    Opened,
     Page,
     Room,
     SendOptions,
     StoredMessage,
+    Upload,
     Usage,
 )
 from relay.message.content import Content, Octets
-from relay.message.properties import MessageProperties
+from relay.message.mimeread import AttachmentFacts
+from relay.message.properties import Attachment, MessageProperties
 
 
 class DeliveryResult(Enum):
@@ -82,12 +86,84 @@ class Arrivals(Protocol):
         ...
 
 
+class UploadRange(Protocol):
+    """A range of an upload on its way; one call at a time."""
+
+    async def write(self, octets: bytes) -> None:
+        """Append octets. Raises StoreUnavailableError."""
+        ...
+
+    async def finish(self) -> Upload:
+        """Say that this was all: it is durable when this returns. Raises StoreUnavailableError."""
+        ...
+
+    def abort(self) -> None:
+        """Forget the range, unless it is finished. Returns at once."""
+        ...
+
+
+class AttachmentStore(Protocol):
+    """The attachments of messages, and what is uploaded to become one. `limit_bytes` is for all
+    attachments of a draft together.
+
+    What adds or removes one raises NoSuchItemError, NotADraftError, BeingSentError,
+    AttachmentsTooLargeError, MailboxFullError, StoreUnavailableError.
+    """
+
+    async def opened(self, account: str, message_id: str, *, folder_id: str = "") -> Opened:
+        """A message and its attachments, which can be read while they are held.
+
+        Raises NoSuchItemError, StoreUnavailableError.
+        """
+        ...
+
+    async def add(
+        self, account: str, message_id: str, attachment: Attachment, *, limit_bytes: int
+    ) -> str:
+        """Add one to a draft; return its id."""
+        ...
+
+    async def remove(self, account: str, message_id: str, attachment_id: str) -> None:
+        """Remove one from a draft."""
+        ...
+
+    async def create_upload(
+        self, account: str, message_id: str, wanted: AttachmentFacts, *, limit_bytes: int
+    ) -> NewUpload:
+        """Begin an upload for a draft, with a token. Raises TooManyUploadsError as well."""
+        ...
+
+    async def find_upload(self, token: str) -> Upload:
+        """An upload that has not expired. Raises NoSuchItemError."""
+        ...
+
+    async def upload_range(self, token: str, start: int) -> UploadRange:
+        """Take a range that begins where the upload stands.
+
+        Raises NoSuchItemError, UploadBusyError, StoreUnavailableError.
+        """
+        ...
+
+    async def attach_upload(self, token: str, *, limit_bytes: int) -> Upload:
+        """Attach what was uploaded to its draft, once. Raises UploadBusyError as well."""
+        ...
+
+    async def remove_upload(self, token: str) -> None:
+        """Remove an upload. Raises NoSuchItemError, UploadBusyError."""
+        ...
+
+
 class MailStore(Protocol):
     """All mailboxes under one root. `account` is a mailbox's canonical address, lower case."""
 
     @property
     def arrivals(self) -> Arrivals:
         """For what is too large for memory."""
+        ...
+
+    @property
+    def attachments(self) -> AttachmentStore:
+        """Attachments one by one."""
         ...
 
     # -- steps 1 and 2

@@ -96,6 +96,7 @@ class Arrival(Generic[_Result]):
         self._file = file
         self._finish = finish
         self._run = run
+        self._is_finishing = False
 
     async def write(self, octets: bytes) -> None:
         """See api.Arrival."""
@@ -103,11 +104,13 @@ class Arrival(Generic[_Result]):
 
     async def finish(self) -> _Result:
         """See api.Arrival."""
+        self._is_finishing = True  # from here on it goes on, whoever waits
         return await self._run(self._finished)
 
     def discard(self) -> None:
         """See api.Arrival."""
-        asyncio.get_running_loop().run_in_executor(None, self._file.discard)
+        if not self._is_finishing:
+            asyncio.get_running_loop().run_in_executor(None, self._file.discard)
 
     def _finished(self) -> _Result:
         try:

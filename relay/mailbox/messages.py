@@ -43,7 +43,7 @@ from relay.message.headread import header_of
 from relay.message.keeping import kept_attachments
 from relay.message.mimebody import SealedError
 from relay.message.mimechange import changed_mime
-from relay.message.mimeread import read_message, read_mime
+from relay.message.mimeread import AttachmentFacts, read_message, read_mime
 from relay.message.properties import MessageProperties, Person
 from relay.message.section import header_end
 
@@ -221,16 +221,7 @@ def load(located: Located, stored: Octets, *, touched_us: int) -> StoredMessage:
     place = f"{located.folder.id}/{located.name.base}:{''.join(sorted(flags))}"
     change_key = hashlib.sha256(os.fsencode(place))
     attachments = tuple(
-        StoredAttachment(
-            one.id or str(number),
-            one.name,
-            one.content_type,
-            one.size,
-            one.inline,
-            content_id=one.content_id,
-            item=one.item,
-        )
-        for number, one in enumerate(message.attachments)
+        stored_attachment(one, number) for number, one in enumerate(message.attachments)
     )
     return StoredMessage(
         id=located.message_id,
@@ -248,6 +239,19 @@ def load(located: Located, stored: Octets, *, touched_us: int) -> StoredMessage:
         received_us=located.received_us or received_at_us(located.message_id, touched_us),
         change_key=change_key.hexdigest()[:16],
         is_mime=block is None or block.is_mime,
+    )
+
+
+def stored_attachment(facts: AttachmentFacts, number: int) -> StoredAttachment:
+    """Return an attachment as callers see it; its place is its id unless the draft gave it one."""
+    return StoredAttachment(
+        facts.id or str(number),
+        facts.name,
+        facts.content_type,
+        facts.size,
+        facts.inline,
+        content_id=facts.content_id,
+        item=facts.item,
     )
 
 

@@ -12,6 +12,7 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any
 
+from relay.message.content import Octets
 from relay.message.properties import MessageProperties
 
 
@@ -45,6 +46,18 @@ class BeingSentError(StoreError):
 
 class NotADraftError(StoreError):
     """The action wants a draft."""
+
+
+class AttachmentsTooLargeError(StoreError):
+    """The draft's attachments would be too many, or too large together (413)."""
+
+
+class TooManyUploadsError(StoreError):
+    """The account has as many uploads that are not complete as it may have (503)."""
+
+
+class UploadBusyError(StoreError):
+    """A range of the upload is being taken: one comes behind the other (409)."""
 
 
 class FolderError(StoreError):
@@ -112,6 +125,38 @@ class StoredAttachment:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenAttachment:
+    """An attachment that can be read: `octets` as they lie in the message's file, which is open,
+    in the transfer encoding `encoding`, "" where that changes nothing.
+    """
+
+    attachment: StoredAttachment
+    octets: Octets
+    encoding: str
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An upload session: how many bytes of how many there are, and what they become."""
+
+    account: str
+    message_id: str
+    attachment_id: str
+    size: int
+    received: int
+    expires_us: int
+    is_attached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewUpload:
+    """An upload session and its token: who has that may go on with it."""
+
+    token: str
+    upload: Upload
+
+
+@dataclass(frozen=True, slots=True)
 class StoredMessage:
     """A message in a mailbox. `properties.attachments` is empty here; see `attachments`."""
 
@@ -130,6 +175,14 @@ class StoredMessage:
     received_us: int
     change_key: str
     is_mime: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A message, and its attachments, which can be read while this is held."""
+
+    message: StoredMessage
+    attachments: tuple[OpenAttachment, ...]
 
 
 @dataclass(frozen=True, slots=True)

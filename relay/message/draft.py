@@ -21,6 +21,7 @@ from relay.message.content import (
     Octets,
     contains,
     gathered,
+    joined,
 )
 from relay.message.fields import CRLF, parameter, people_field, raw_field
 from relay.message.privateblock import (
@@ -49,6 +50,7 @@ __all__ = [  # the block's names are a draft's as well
     "base64_lines",
     "draft_content",
     "has_line_over",
+    "kept_attachment",
     "mime_block",
     "part_bytes",
     "private_length",
@@ -85,6 +87,12 @@ class KeptAttachment:
 
     part: Part
     octets: Octets
+
+
+def kept_attachment(attachment: Attachment, *, identity: str) -> KeptAttachment:
+    """Return an attachment that is to be added to a draft, under this id."""
+    part, pieces = _stored(attachment)
+    return KeptAttachment(replace(part, id=identity), joined(list(map(_octets, pieces))))
 
 
 def write_draft(properties: MessageProperties, origin: DraftOrigin) -> bytes:

@@ -13,8 +13,24 @@ from dataclasses import dataclass, replace
 from relay.message.content import Octets, octets_in_blocks
 from relay.message.draft import KeptAttachment, Part, base64_lines, read_private
 from relay.message.entities import Tally
-from relay.message.mimeread import AttachedOctets, AttachmentFacts, attached
+from relay.message.mimebody import SealedError
+from relay.message.mimeread import (
+    TEXT_OCTETS_MAX,
+    AttachedOctets,
+    AttachmentFacts,
+    attached,
+    sorted_leaves,
+)
 from relay.message.recoding import RewrappedBase64, base64_size, recoded
+from relay.message.structure import read_structure
+
+__all__ = [
+    "Base64Octets",
+    "SealedError",
+    "check_can_be_rewritten",
+    "kept_attachments",
+    "new_attachment",
+]
 
 _LINE = 76
 _LINE_SOURCE = 57  # what a line of base64 stands for
@@ -36,6 +52,23 @@ def kept_attachments(stored: Octets) -> tuple[KeptAttachment, ...]:
             for number, part in enumerate(block.attachments)
         )
     return tuple(_from_mime(one, number) for number, one in enumerate(attached(stored)))
+
+
+def check_can_be_rewritten(stored: Octets) -> None:
+    """Raise SealedError for MIME that would lose something if it were written from properties.
+
+    Reading blocks; raises OSError.
+    """
+    block, length = read_private(stored)
+    if block is not None and block.properties is not None:
+        return
+    structure = read_structure(stored.part(length, stored.size - length))
+    leaves = sorted_leaves(structure)
+    if any(one.sealed for one in structure.entities):
+        raise SealedError("The attachments of a signed or encrypted message cannot be changed.")
+    for shown in (leaves.html, leaves.text):
+        if shown is not None and shown.entity.body.size > TEXT_OCTETS_MAX:
+            raise SealedError("The message's text is too large for its attachments to be changed.")
 
 
 def new_attachment(facts: AttachmentFacts, octets: Octets) -> KeptAttachment:

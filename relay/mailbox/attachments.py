@@ -1,0 +1,149 @@
+"""The attachments of stored messages: opened where they lie, and added to drafts and removed.
+
+On the path: graph's attachments, and uploads that are complete; pickup converts what comes of it.
+Holds: no attachment is in memory; a draft that changes is a new file, and the old one goes.
+Fails: StoreError's children, OSError.
+Standards: Graph's attachment resource type.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from relay.mailbox.drafts import Drafts
+from relay.mailbox.equipment import Equipment
+from relay.mailbox.index import Located
+from relay.mailbox.maildir import looking_again
+from relay.mailbox.messages import (
+    ComposedDraft,
+    Identity,
+    stored_attachment,
+    with_attachments,
+)
+from relay.mailbox.reading import loaded, octets_of
+from relay.mailbox.types import (
+    AttachmentsTooLargeError,
+    NoSuchItemError,
+    NotADraftError,
+    OpenAttachment,
+    Opened,
+    StoredAttachment,
+    StoredMessage,
+)
+from relay.message.draft import KeptAttachment
+from relay.message.keeping import SealedError, check_can_be_rewritten, kept_attachments
+from relay.message.mimeread import attached
+
+ATTACHMENTS_MAX = 250
+
+
+class _IsThereError(Exception):
+    """The attachment that was to be added is there."""
+
+
+class Attachments:
+    """Blocking; the store calls it in its threads."""
+
+    def __init__(self, equipment: Equipment, drafts: Drafts) -> None:
+        self._shared = equipment
+        self._drafts = drafts
+
+    @looking_again
+    def opened(self, account: str, message_id: str, folder_id: str) -> Opened:
+        """See api.AttachmentStore.opened()."""
+        mailbox = self._shared.folders.mailbox(account)
+        located = self._drafts.find(mailbox, message_id, folder_id)
+        octets = octets_of(located)
+        found = tuple(
+            OpenAttachment(stored_attachment(one.facts, number), one.octets, one.encoding)
+            for number, one in enumerate(attached(octets))
+        )
+        return Opened(loaded(located), found)
+
+    def add(
+        self, account: str, message_id: str, new: KeptAttachment, *, limit_bytes: int
+    ) -> StoredMessage:
+        """See api.AttachmentStore.add()."""
+
+        def make(located: Located, identity: Identity) -> ComposedDraft:
+            stored = octets_of(located)
+            kept = kept_attachments(stored)
+            if any(one.part.id == new.part.id for one in kept):
+                raise _IsThereError
+            _check_room(kept, new, limit_bytes)
+            check_can_be_rewritten(stored)
+            return with_attachments(located, stored, identity, attachments=(*kept, new))
+
+        with suppress(_IsThereError):
+            return self._changed(account, message_id, make)
+        return self.opened(account, message_id, "").message
+
+    def remove(self, account: str, message_id: str, attachment_id: str) -> StoredMessage:
+        """See api.AttachmentStore.remove()."""
+
+        def make(located: Located, identity: Identity) -> ComposedDraft:
+            stored = octets_of(located)
+            kept = kept_attachments(stored)
+            rest = tuple(one for one in kept if one.part.id != attachment_id)
+            if len(rest) == len(kept):
+                raise no_such_attachment(attachment_id)
+            check_can_be_rewritten(stored)
+            return with_attachments(located, stored, identity, attachments=rest)
+
+        return self._changed(account, message_id, make)
+
+    def check(
+        self, account: str, message_id: str, *, size_bytes: int, limit_bytes: int
+    ) -> StoredMessage:
+        """Return a draft to which an attachment of that size could be added.
+
+        Raises what add() raises.
+        """
+        mailbox = self._shared.folders.mailbox(account)
+        message = loaded(self._drafts.draft(mailbox, message_id).located)
+        _check_sizes([one.size for one in message.attachments], size_bytes, limit_bytes)
+        return message
+
+    def _changed(
+        self, account: str, message_id: str, make: Callable[[Located, Identity], ComposedDraft]
+    ) -> StoredMessage:
+        try:
+            return self._drafts.change(account, message_id, make)
+        except SealedError as error:
+            raise NotADraftError(str(error)) from None
+
+
+def found_attachment(attachments: Sequence[OpenAttachment], attachment_id: str) -> OpenAttachment:
+    """Return the one with this id. Raises NoSuchItemError."""
+    for one in attachments:
+        if one.attachment.id == attachment_id:
+            return one
+    raise no_such_attachment(attachment_id)
+
+
+def shown_attachment(message: StoredMessage, attachment_id: str) -> StoredAttachment:
+    """Return what a message says of one of its attachments. Raises NoSuchItemError."""
+    for one in message.attachments:
+        if one.id == attachment_id:
+            return one
+    raise no_such_attachment(attachment_id)
+
+
+def no_such_attachment(attachment_id: str) -> NoSuchItemError:
+    """Return the refusal of an id."""
+    return NoSuchItemError(f"The message has no attachment {attachment_id!r}.")
+
+
+def _check_room(kept: Sequence[KeptAttachment], new: KeptAttachment, limit_bytes: int) -> None:
+    _check_sizes([one.part.size for one in kept], new.part.size, limit_bytes)
+
+
+def _check_sizes(sizes: Sequence[int], new: int, limit_bytes: int) -> None:
+    if sum(sizes) + new > limit_bytes:
+        raise AttachmentsTooLargeError(
+            f"The message exceeds the maximum supported size: its attachments would have "
+            f"{sum(sizes) + new} bytes, expected at most {limit_bytes}."
+        )
+    if len(sizes) >= ATTACHMENTS_MAX:
+        raise AttachmentsTooLargeError(
+            f"The message has {len(sizes)} attachments, expected at most {ATTACHMENTS_MAX}."
+        )

@@ -1,0 +1,334 @@
+"""Attachments that come in ranges: upload sessions, kept until they are complete or expire.
+
+On the path: beside step 1: a complete one becomes an attachment of its draft.
+Holds: what a range's answer says is on disk, synced: a restart goes on from there; a session's
+attachment has one id from the start, so that it is attached once, whatever is repeated. Its token
+is kept as a digest only. What is to come counts to the quota.
+Fails: StoreError's children; OSError when the disk refuses.
+Standards: Graph's uploadSession resource type.
+"""
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from relay.files import FileOctets
+from relay.mailbox.attachments import Attachments
+from relay.mailbox.equipment import Equipment
+from relay.mailbox.maildir import list_names, make_directory, remove, write_synced
+from relay.mailbox.types import (
+    MailboxFullError,
+    NoSuchItemError,
+    TooManyUploadsError,
+    Upload,
+    UploadBusyError,
+)
+from relay.message.keeping import new_attachment
+from relay.message.mimeread import AttachmentFacts
+from relay.message.recoding import base64_size
+
+UPLOADS_MAX = 20  # of one account, not complete
+EXPIRE_S = 86400.0
+_ATTACHED_EXPIRE_S = 3600.0  # for clients that send the last range again
+_FACTS = ".json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """A session as its file has it."""
+
+    account: str
+    message_id: str
+    attachment: AttachmentFacts
+    expires_us: int
+    is_attached: bool = False
+
+
+_decoder = msgspec.json.Decoder(_Facts)
+
+
+@dataclass(slots=True)
+class _Session:
+    """A session; `kept` holds its place in the quota. Whoever changes it holds `lock`."""
+
+    facts: _Facts
+    received: int
+    kept: ExitStack
+    lock: threading.Lock
+
+
+class Uploads:
+    """Blocking; the store calls it in its threads.
+
+    A session is two files: ID.json, and ID@N with the first N bytes, and perhaps more of a range
+    that was cut off. ID is the token's digest.
+    """
+
+    def __init__(self, directory: Path, equipment: Equipment, attachments: Attachments) -> None:
+        self._directory = directory
+        self._shared = equipment
+        self._attachments = attachments
+        self._lock = threading.Lock()
+        self._sessions: dict[str, _Session] | None = None
+
+    def create(
+        self,
+        account: str,
+        message_id: str,
+        wanted: AttachmentFacts,
+        *,
+        token: str,
+        limit_bytes: int,
+    ) -> Upload:
+        """See api.AttachmentStore.create_upload()."""
+        message = self._attachments.check(
+            account, message_id, size_bytes=wanted.size, limit_bytes=limit_bytes
+        )
+        expires_us = self._shared.clock.time_us() + int(EXPIRE_S * 1_000_000)
+        attachment = replace(wanted, id=self._shared.ids.new())
+        facts = _Facts(account, message.id, attachment, expires_us)
+        with self._all() as sessions:
+            open_ones = [
+                one
+                for one in sessions.values()
+                if one.facts.account == account and not one.facts.is_attached
+            ]
+            if len(open_ones) >= UPLOADS_MAX:
+                raise TooManyUploadsError(
+                    f"There are {len(open_ones)} uploads that are not complete; finish or delete"
+                    " one first."
+                )
+            kept = self._reserved(facts)
+            try:
+                make_directory(self._directory)
+                self._write(_digest(token), facts)
+            except OSError:
+                kept.close()
+                raise
+            sessions[_digest(token)] = session = _Session(facts, 0, kept, threading.Lock())
+            return _shown(session)
+
+    def find(self, token: str) -> Upload:
+        """See api.AttachmentStore.find_upload()."""
+        with self._all() as sessions:
+            return _shown(_found(sessions, token))
+
+    def begin_range(self, token: str, start: int) -> "UploadRange":
+        """See api.AttachmentStore.begin_range()."""
+        with self._all() as sessions:
+            session = _found(sessions, token)
+        if not session.lock.acquire(blocking=False):
+            raise UploadBusyError("Another range of this upload is being taken.")
+        try:
+            return UploadRange(self._directory / _digest(token), session, self._shared, start)
+        except BaseException:
+            session.lock.release()
+            raise
+
+    def attach(self, token: str, *, limit_bytes: int) -> Upload:
+        """See api.AttachmentStore.attach_upload()."""
+        with self._all() as sessions:
+            session = _found(sessions, token)
+        if not session.lock.acquire(blocking=False):
+            raise UploadBusyError("Another range of this upload is being taken.")
+        try:
+            if session.received < session.facts.attachment.size and not session.facts.is_attached:
+                raise UploadBusyError("The upload is not complete.")
+            if not session.facts.is_attached:
+                self._attach(_digest(token), session, limit_bytes)
+            return _shown(session)
+        finally:
+            session.lock.release()
+
+    def remove(self, token: str) -> None:
+        """See api.AttachmentStore.remove_upload()."""
+        with self._all() as sessions:
+            session = _found(sessions, token)
+            if not session.lock.acquire(blocking=False):
+                raise UploadBusyError("A range of this upload is being taken.")
+            try:
+                self._remove(sessions, _digest(token))
+            finally:
+                session.lock.release()
+
+    def remove_expired(self) -> None:
+        """Remove sessions whose time is over: at the start, and from time to time."""
+        with self._all():
+            pass
+
+    def _attach(self, digest: str, session: _Session, limit_bytes: int) -> None:
+        facts = session.facts
+        path = self._directory / f"{digest}@{session.received}"
+        octets = FileOctets(path, 0, facts.attachment.size)
+        session.kept.close()  # the draft's growth takes the place in the quota
+        try:
+            self._attachments.add(
+                facts.account,
+                facts.message_id,
+                new_attachment(facts.attachment, octets),
+                limit_bytes=limit_bytes,
+            )
+        except BaseException:
+            with suppress(MailboxFullError):
+                session.kept = self._reserved(facts)
+            raise
+        soon_us = self._shared.clock.time_us() + int(_ATTACHED_EXPIRE_S * 1_000_000)
+        session.facts = replace(facts, is_attached=True, expires_us=min(soon_us, facts.expires_us))
+        self._write(digest, session.facts)
+        remove(path)
+
+    def _reserved(self, facts: _Facts) -> ExitStack:
+        """Keep room in the mailbox for what is to come. Raises MailboxFullError."""
+        kept = ExitStack()
+        mailbox = self._shared.folders.mailbox(facts.account)
+        size_bytes = base64_size(facts.attachment.size)
+        kept.enter_context(
+            self._shared.quota.room_for(
+                facts.account, mailbox, size_bytes, stem=f"upload {facts.attachment.id}", messages=0
+            )
+        )
+        return kept
+
+    # -- on disk
+
+    @contextmanager
+    def _all(self) -> Iterator[dict[str, _Session]]:
+        """All sessions that have not expired; nobody else changes which there are."""
+        with self._lock:
+            if self._sessions is None:
+                self._sessions = self._loaded()
+            now_us = self._shared.clock.time_us()
+            for digest, session in list(self._sessions.items()):
+                if session.facts.expires_us <= now_us and session.lock.acquire(blocking=False):
+                    self._remove(self._sessions, digest)
+            yield self._sessions
+
+    def _remove(self, sessions: dict[str, _Session], digest: str) -> None:
+        session = sessions.pop(digest)
+        session.kept.close()
+        remove(self._directory / f"{digest}@{session.received}")
+        remove(self._directory / (digest + _FACTS))
+
+    def _write(self, digest: str, facts: _Facts) -> None:
+        """Write a session's facts durably; what was there is replaced at once."""
+        written = self._directory / f"{digest}.new"
+        remove(written)
+        write_synced(written, msgspec.json.encode(facts))
+        written.rename(self._directory / (digest + _FACTS))
+        self._shared.syncs.sync(self._directory)
+
+    def _loaded(self) -> dict[str, _Session]:
+        """Find what an earlier process left, and remove what belongs to nothing."""
+        received: dict[str, int] = {}
+        names = list_names(self._directory)
+        for name in names:
+            digest, at, number = name.partition("@")
+            if at and number.isdecimal():
+                received[digest] = int(number)
+        sessions: dict[str, _Session] = {}
+        for name in names:
+            if name.endswith(_FACTS):
+                digest = name.removesuffix(_FACTS)
+                facts = _read(self._directory / name)
+                if facts is not None:
+                    kept = ExitStack()
+                    if not facts.is_attached:
+                        with suppress(MailboxFullError, NoSuchItemError):
+                            kept = self._reserved(facts)
+                    sessions[digest] = _Session(
+                        facts, received.get(digest, 0), kept, threading.Lock()
+                    )
+        for name in names:
+            digest = name.partition("@")[0].partition(".")[0]
+            if digest not in sessions or name.endswith(".new"):
+                remove(self._directory / name)
+        return sessions
+
+
+class UploadRange:
+    """One range that is being taken. Blocking; abort() or finish() ends it."""
+
+    def __init__(self, stem: Path, session: _Session, equipment: Equipment, start: int) -> None:
+        """Raises UploadBusyError when the session stands elsewhere by now; OSError."""
+        if start != session.received:
+            raise UploadBusyError("Another range of this upload has just come.")
+        self._stem = stem
+        self._session = session
+        self._shared = equipment
+        self._size = start
+        self._lock = threading.Lock()
+        self._is_over = False
+        path = stem.with_name(f"{stem.name}@{start}")
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.ftruncate(self._descriptor, start)  # what an aborted range left
+        os.lseek(self._descriptor, start, os.SEEK_SET)
+
+    def write(self, octets: bytes) -> None:
+        """Append octets. Raises OSError."""
+        with self._lock:
+            view = memoryview(b"" if self._is_over else octets)
+            while view:
+                written = os.write(self._descriptor, view)
+                self._size += written
+                view = view[written:]
+
+    def finish(self) -> Upload:
+        """Make the range durable and count it. Raises OSError; then it did not come."""
+        with self._lock:
+            try:
+                os.fsync(self._descriptor)
+                before = self._stem.with_name(f"{self._stem.name}@{self._session.received}")
+                before.rename(self._stem.with_name(f"{self._stem.name}@{self._size}"))
+                self._session.received = self._size
+                self._shared.syncs.sync(self._stem.parent)
+                return _shown(self._session)
+            finally:
+                self._end()
+
+    def abort(self) -> None:
+        """Forget the range, unless it is finished."""
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            os.close(self._descriptor)
+            self._session.lock.release()
+
+
+def _found(sessions: dict[str, _Session], token: str) -> _Session:
+    session = sessions.get(_digest(token))
+    if session is None:
+        raise NoSuchItemError("The upload session is unknown, or it has expired.")
+    return session
+
+
+def _shown(session: _Session) -> Upload:
+    facts = session.facts
+    return Upload(
+        account=facts.account,
+        message_id=facts.message_id,
+        attachment_id=facts.attachment.id,
+        size=facts.attachment.size,
+        received=facts.attachment.size if facts.is_attached else session.received,
+        expires_us=facts.expires_us,
+        is_attached=facts.is_attached,
+    )
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
+
+
+def _read(path: Path) -> _Facts | None:
+    try:
+        return _decoder.decode(path.read_bytes())
+    except (OSError, msgspec.MsgspecError):
+        return None
