@@ -33,7 +33,7 @@ from relay.mailbox.index.looking import (
 )
 from relay.mailbox.index.rows import FolderRow, Place, Rows, Sighting
 from relay.mailbox.index.watch import MailboxWatch
-from relay.mailbox.maildir import remove
+from relay.mailbox.maildir import list_names, remove
 from relay.mailbox.names import is_our_name
 from relay.mailbox.types import Folder
 
@@ -44,6 +44,8 @@ _SECOND_NS = 1_000_000_000
 _CHECK_INTERVAL_S = 10.0
 _FILES_AT_ONCE = 1000
 _MISSING = -1
+_BY_NAME = -2
+_UNFINISHED_MAX = 100
 _T = TypeVar("_T")
 Directory = tuple[int, bool]  # a FolderRow's number, and whether new/ or cur/
 
@@ -82,7 +84,10 @@ class CatchUp:
         self._is_stale = True  # the folders: one came or went, or may have
         self._checked_s = clock.monotonic()
         self._is_reliable = True  # the watch; no more where a change came without a word of it
-        self._touched: set[Directory] = set()  # changed since their time was written, in known ways
+        # Directories whose time is not written down yet, with the time up to which they are known,
+        # or _BY_NAME where names were told since.
+        self._touched: dict[Directory, int] = {}
+        self._unfinished: tuple[Path, ...] = ()  # directories that may become folders
 
     def fill(self, cursor: apsw.Cursor) -> None:
         """Take in everything, in the transaction of an index that is new."""
@@ -134,11 +139,15 @@ class CatchUp:
             self._is_stale = True
             paths = dict(self._directories())
             self._touched = {
-                one for one in self._touched if not news.lost and paths[one] not in news.gone
+                one: known_ns
+                for one, known_ns in self._touched.items()
+                if not news.lost and one in paths and paths[one] not in news.gone
             }
         return news.names
 
     def _has_other_folders(self) -> bool:
+        if any((path / "cur").is_dir() for path in self._unfinished):
+            return True
         if self._is_stale or self._watch.watches(self._mailbox):
             return self._is_stale
         changed_ns = _changed_ns(self._mailbox)
@@ -152,7 +161,7 @@ class CatchUp:
         for directory, path in self._directories():
             if path in names:
                 where.places |= {Place(*directory, name) for name in names[path]}
-                self._touched.add(directory)
+                self._touched[directory] = _BY_NAME
             if self._watch.watches(path) and (not everywhere or directory in self._touched):
                 continue
             recorded = recorded or self._recorded(cursor)
@@ -182,10 +191,12 @@ class CatchUp:
         for directory, path in watched.items():
             if path in names:
                 where.places |= {Place(*directory, name) for name in names[path]}
-                self._touched.add(directory)
-            elif directory in self._touched:
+                self._touched[directory] = _BY_NAME
+            elif (known_ns := self._touched.get(directory, recorded[directory])) == _BY_NAME:
                 where.times[directory] = times[directory]
-            elif times[directory] != recorded[directory]:
+            elif times[directory] == known_ns:
+                where.times[directory] = known_ns
+            else:
                 where.directories[directory] = times[directory]
                 where.unannounced.add(directory)
 
@@ -236,6 +247,8 @@ class CatchUp:
         if any(place.file_name not in told for place in listed):
             self._is_reliable = False
             self._watch.close()
+            self._touched.clear()
+            self._is_stale = True  # the next run compares all the times
 
     def _resolve(self, rows: Rows, seen: Seen) -> list[Place]:
         resolver = Resolver(rows, seen.lost, claim_of=self._claim_of, is_there=self._is_there)
@@ -261,6 +274,7 @@ class CatchUp:
         stored = fetch(cursor, "SELECT id, number, directory FROM folder")
         known = {folder_id: (number, directory) for folder_id, number, directory in stored}
         before, self.folders = self.folders, {}
+        self._unfinished = _unfinished(self._mailbox)
         for folder in list_folders(self._mailbox):
             number, was = known.pop(folder.id, (0, b""))
             directory = os.fsencode(folder.path)
@@ -299,7 +313,7 @@ class CatchUp:
                     self._watch.remove(path)
         for directory, path in paths.items():
             if not self._watch.watches(path):
-                self._touched.discard(directory)
+                self._touched.pop(directory, None)
                 self._begin_to_watch(path)
 
     def _begin_to_watch(self, path: Path) -> None:
@@ -317,8 +331,11 @@ class CatchUp:
     def _note_times(self, cursor: apsw.Cursor, where: _Where) -> None:
         """Write times down that are old enough; of the others the watch tells until they are."""
         old = {one: ns for one, ns in where.times.items() if self._is_old(ns)}
-        self._touched.difference_update(old)
-        self._touched.update(where.times.keys() - old)
+        for one, changed_ns in where.times.items():
+            if one in old:
+                self._touched.pop(one, None)
+            else:
+                self._touched[one] = changed_ns
         recorded = self._recorded(cursor) if old else {}
         old = {one: ns for one, ns in old.items() if recorded.get(one, ns) != ns}
         if old:
@@ -342,6 +359,13 @@ def _changed_ns(directory: Path) -> int:
         return directory.stat().st_mtime_ns
     except (FileNotFoundError, NotADirectoryError):
         return _MISSING
+
+
+def _unfinished(mailbox: Path) -> tuple[Path, ...]:
+    """Directories that are no folder yet: another program is making them, or never will."""
+    names = (name for name in list_names(mailbox) if name.startswith("."))
+    paths = (mailbox / name for name in names)
+    return tuple(islice((path for path in paths if not (path / "cur").is_dir()), _UNFINISHED_MAX))
 
 
 def _batched(items: Iterable[_T]) -> Iterator[list[_T]]:

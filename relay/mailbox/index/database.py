@@ -85,15 +85,16 @@ def translated() -> Iterator[None]:
 def _prepare(connection: apsw.Connection) -> None:
     connection.set_busy_timeout(_BUSY_MS)
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    found = connection.execute("PRAGMA user_version").get
+    if found == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").get:
+        connection.execute("PRAGMA synchronous = OFF")  # of what is made anew nothing can be lost
+        connection.execute("PRAGMA journal_mode = WAL")
+        schema = files("relay.mailbox.index").joinpath("schema.sql").read_text()
+        with connection:
+            connection.execute(schema)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    elif found != SCHEMA_VERSION:
+        raise IndexDamagedError(f"schema {found}, expected {SCHEMA_VERSION}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-    found = connection.execute("PRAGMA user_version").get
-    if found == SCHEMA_VERSION:
-        return
-    if found or connection.execute("SELECT count(*) FROM sqlite_schema").get:
-        raise IndexDamagedError(f"schema {found}, expected {SCHEMA_VERSION}")
-    schema = files("relay.mailbox.index").joinpath("schema.sql").read_text()
-    with connection:
-        connection.execute(schema)
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

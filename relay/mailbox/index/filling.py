@@ -79,12 +79,12 @@ class Filling:
             return [(row, Path(path_of(self._index.folders, row.place))) for row in rows]
 
         while found := self._index.ask(unread):
-            if self._clock.monotonic() > self._until_s:
-                raise self._too_much()
             if level == FACTS:
                 self._index.ask(self._writing_facts(found))
             else:
                 self._index.ask(self._writing_words(found))
+            if self._clock.monotonic() > self._until_s:  # some are read each time that one asks
+                raise self._too_much()
 
     def _writing_facts(self, found: Sequence[tuple[Row, Path]]) -> Callable[[apsw.Cursor], None]:
         facts = [

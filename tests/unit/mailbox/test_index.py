@@ -1,0 +1,451 @@
+"""The index is a cache: damaged, removed, cut off or out of room, it is made anew and loses nothing."""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from inotify_simple import INotify
+
+from relay.clock import ManualClock, SystemClock
+from relay.mailbox.index import Indexes, feed
+from relay.mailbox.index.database import FILE_NAME, SCHEMA_VERSION
+from relay.mailbox.index.watch import Watches
+from relay.mailbox.query import (
+    NEWEST_FIRST,
+    Compare,
+    HasWords,
+    MessageQuery,
+    Operator,
+    Property,
+    SearchIn,
+)
+from relay.mailbox.types import ChangeKind, StalePositionError, StoreUnavailableError
+from tests.support.disks import filled, read_only, small_disk
+
+HOUSE = MessageQuery(condition=HasWords(SearchIn.ANYWHERE, "house"))
+
+
+class Mailbox:
+    """A Maildir, and indexes on it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.clock = ManualClock(now_us=SystemClock().time_us())
+        self.opened: list[Indexes] = []
+        self.count = 0
+        for folder in ("", ".Drafts", ".Archive"):
+            for name in ("tmp", "new", "cur"):
+                (path / folder / name).mkdir(parents=True)
+
+    def index(self, **options) -> Indexes:
+        made = Indexes(self.clock, **options)
+        self.opened.append(made)
+        return made
+
+    def add(self, folder: str = "", content: bytes = b"Subject: house\r\n\r\nx") -> Path:
+        self.count += 1
+        path = self.path / folder / "cur" / f"{1_700_000_000 + self.count}.M{self.count}.h:2,"
+        path.write_bytes(content)
+        return path
+
+
+@pytest.fixture
+def mailbox(tmp_path) -> Iterator[Mailbox]:
+    made = Mailbox(tmp_path / "box")
+    yield made
+    for index in made.opened:
+        index.close()
+
+
+def found(index: Indexes, mailbox: Mailbox, query: MessageQuery | None = None) -> list[Path]:
+    return [hit.located.path for hit in index.query(mailbox.path, query or MessageQuery()).hits]
+
+
+# -- damage
+
+
+def not_a_database(path: Path) -> None:
+    path.write_bytes(b"garbage" * 1000)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def overwritten(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(path.stat().st_size - 4096))
+
+
+def of_another_version(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    connection.close()
+
+
+def without_a_table(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE change")
+    connection.close()
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "in_use"),
+    [
+        *((not_a_database, False), (empty, False), (cut_off, False), (overwritten, False)),
+        *((of_another_version, False), (without_a_table, False), (gone, False)),
+        *((without_a_table, True), (gone, True)),
+    ],
+)
+def test_a_damaged_index_is_made_anew(mailbox, damage, in_use):
+    file = mailbox.add()
+    index = mailbox.index()
+    before = index.find(mailbox.path, index.query(mailbox.path, HOUSE).hits[0].located.message_id)
+    position = index.changes(mailbox.path, "", 1).position
+    if not in_use:
+        index.close()
+    damage(mailbox.path / FILE_NAME)
+    for leftover in () if in_use else ("-wal", "-shm"):
+        mailbox.path.joinpath(FILE_NAME + leftover).unlink(missing_ok=True)
+    index = index if in_use else mailbox.index()
+    assert found(index, mailbox, HOUSE) == [file]
+    assert index.find(mailbox.path, before.message_id) == before
+    with pytest.raises(StalePositionError):
+        index.changes(mailbox.path, position, 10)
+
+
+def test_a_directory_in_its_place_is_no_reason_to_fail(mailbox):
+    file = mailbox.add()
+    (mailbox.path / FILE_NAME).mkdir()
+    assert found(mailbox.index(), mailbox) == [file]
+
+
+def test_other_programs_see_nothing_of_it(mailbox):
+    mailbox.add()
+    index = mailbox.index()
+    found(index, mailbox, HOUSE)
+    names = [path.name for path in mailbox.path.iterdir() if path.name.startswith(FILE_NAME)]
+    assert FILE_NAME in names
+    assert all((mailbox.path / name).stat().st_mode & 0o777 == 0o600 for name in names)
+
+
+@pytest.mark.parametrize("trouble", [filled, read_only])
+def test_without_room_for_it_the_mailbox_is_still_read(tmp_path, trouble):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with small_disk(disk, size_bytes=4 << 20):
+        mailbox = Mailbox(disk / "box")
+        file = mailbox.add()
+        index = mailbox.index()
+        try:
+            with trouble(disk):
+                assert found(index, mailbox, HOUSE) == [file]
+                position = index.changes(mailbox.path, "", 10).position
+            later = mailbox.add()
+            assert found(index, mailbox, HOUSE) == [later, file]
+            assert len(index.changes(mailbox.path, position, 10).changes) == 1
+            mailbox.clock.advance(61)
+            assert found(index, mailbox, HOUSE) == [later, file]
+            assert (mailbox.path / FILE_NAME).stat().st_size > 0
+            with pytest.raises(StalePositionError):
+                index.changes(mailbox.path, position, 10)
+        finally:
+            index.close()
+
+
+def test_a_disk_that_fills_up_later_stops_no_reader(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with small_disk(disk, size_bytes=4 << 20):
+        mailbox = Mailbox(disk / "box")
+        files = [mailbox.add() for _ in range(50)]
+        index = mailbox.index()
+        try:
+            assert len(found(index, mailbox)) == 10
+            with filled(disk):
+                files[0].rename(files[0].with_name(files[0].name + "S"))
+                read = Compare(Property.IS_READ, Operator.EQ, value=True)
+                assert len(found(index, mailbox, MessageQuery(condition=read))) == 1
+                assert len(found(index, mailbox, HOUSE)) == 10
+        finally:
+            index.close()
+
+
+# -- what other programs do
+
+
+def test_more_events_than_are_kept_and_lost_ones_are_made_up_for(mailbox, monkeypatch):
+    monkeypatch.setattr("relay.mailbox.index.watch._NAMES_MAX", 5)
+    index = mailbox.index()
+    found(index, mailbox)
+    added = {mailbox.add() for _ in range(8)}
+    assert set(found(index, mailbox)) == added
+
+
+def test_where_watches_end_directories_times_tell(mailbox):
+    index = mailbox.index(watches=Watches(watches_max=2))
+    assert found(index, mailbox) == []
+    files = [mailbox.add(".Archive"), mailbox.add(".Drafts"), mailbox.add()]
+    assert found(index, mailbox) == files[::-1]
+    later = mailbox.add(".Archive")
+    assert found(index, mailbox)[0] == later
+
+
+class Deaf(INotify):
+    """Of a file system that says nothing of what other hosts do."""
+
+    def read(self, timeout=None, read_delay=None):
+        super().read(timeout, read_delay)
+        return iter(())
+
+
+def test_what_came_without_a_word_is_seen_in_a_while_and_from_then_on_at_once(mailbox):
+    index = mailbox.index(watches=Watches(make=lambda: Deaf(nonblocking=True)))
+    found(index, mailbox)
+    first = mailbox.add()
+    assert found(index, mailbox) == []
+    mailbox.clock.advance(11)
+    assert found(index, mailbox) == [first]
+    second = mailbox.add()
+    assert found(index, mailbox) == [second, first]
+
+
+def test_a_folder_that_is_made_while_it_is_filled_is_seen_whole(mailbox):
+    index = mailbox.index()
+    found(index, mailbox)
+    folder = mailbox.path / ".Late"
+    folder.mkdir()
+    found(index, mailbox)
+    (folder / "cur").mkdir()
+    found(index, mailbox)
+    file = folder / "cur" / "1.M1.h:2,"
+    file.write_bytes(b"x")
+    assert found(index, mailbox) == [file]
+    assert [one.total for one in index.folders(mailbox.path) if one.path == folder] == [1]
+
+
+def test_what_is_no_file_is_no_message(mailbox):
+    (mailbox.path / "cur/directory").mkdir()
+    os.mkfifo(mailbox.path / "new/fifo")
+    (mailbox.path / "cur/link").symlink_to("/etc/passwd")
+    (mailbox.path / "cur/.hidden").touch()
+    index = mailbox.index()
+    assert found(index, mailbox, HOUSE) == []
+    os.mkfifo(mailbox.path / "cur/fifo")
+    assert found(index, mailbox, HOUSE) == []
+
+
+def test_a_file_that_is_written_where_it_lies_is_read_when_it_is_closed(mailbox):
+    index = mailbox.index()
+    path = mailbox.path / "cur/1.M1.h:2,"
+    with path.open("wb") as file:
+        assert found(index, mailbox, HOUSE) == []
+        assert found(index, mailbox) == [path]
+        file.write(b"Subject: house\r\n\r\n")
+    assert found(index, mailbox, HOUSE) == [path]
+
+
+def test_a_name_that_is_no_utf_8_is_found(mailbox):
+    name = os.fsdecode(b"1.M\xff\xfe1.h:2,S")
+    (mailbox.path / "cur" / name).write_bytes(b"Subject: house\r\n\r\n")
+    [path] = found(mailbox.index(), mailbox, HOUSE)
+    assert path.name == name
+
+
+def test_a_file_that_cannot_be_read_is_found_by_what_is_known_of_it(mailbox, monkeypatch):
+    file = mailbox.add()
+
+    def refuse(path):
+        raise PermissionError(13, "no", str(path))
+
+    monkeypatch.setattr("relay.mailbox.index.facts.open_message", refuse)
+    index = mailbox.index()
+    assert found(index, mailbox, HOUSE) == []
+    assert found(index, mailbox) == [file]
+
+
+def test_what_takes_too_long_is_gone_on_with_by_who_asks_again(mailbox, monkeypatch):
+    files = [mailbox.add() for _ in range(5)]
+    monkeypatch.setattr("relay.mailbox.index.filling._MESSAGES_AT_ONCE", 1)
+    monkeypatch.setattr(mailbox.clock, "monotonic", iter(range(0, 10_000, 9)).__next__)
+    index = mailbox.index()
+    asked = 0
+    with pytest.raises(StoreUnavailableError, match="read"):
+        found(index, mailbox, HOUSE)
+    while True:
+        asked += 1
+        try:
+            assert sorted(found(index, mailbox, HOUSE)) == files
+            break
+        except StoreUnavailableError:
+            assert asked < 10
+
+
+# -- a bounded number is open
+
+
+def test_the_longest_unused_is_closed_and_knows_what_it_knew(tmp_path, monkeypatch):
+    mailboxes = [Mailbox(tmp_path / str(number)) for number in range(5)]
+    index = mailboxes[0].index(open_max=2)
+    files = [one.add() for one in mailboxes]
+    for _ in range(2):
+        for mailbox, file in zip(mailboxes, files, strict=True):
+            assert found(index, mailbox) == [file]
+    assert len(index._open) == 2
+    monkeypatch.setattr("relay.mailbox.index.catchup.CatchUp.fill", None)  # none is made anew
+    mailboxes[0].clock.advance(1)
+    for mailbox, file in zip(mailboxes, files, strict=True):
+        assert found(index, mailbox) == [file]
+    index.close()
+
+
+def test_threads_ask_and_other_programs_write_at_the_same_time(mailbox):
+    index = mailbox.index()
+    stop = threading.Event()
+    faults: list[BaseException] = []
+
+    def ask() -> None:
+        query = MessageQuery(condition=HOUSE.condition, order=NEWEST_FIRST, top=1000)
+        try:
+            before = 0
+            while not stop.is_set():
+                now = len(found(index, mailbox, query))
+                assert now >= before
+                before = now
+        except BaseException as error:  # noqa: BLE001 - shown below
+            faults.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    files = [mailbox.add() for _ in range(100)]
+    for number, file in enumerate(files):
+        moved = mailbox.path / ".Archive/cur" / f"{file.name}S" if number % 2 else None
+        file.rename(moved or file.with_name(file.name + "F"))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    assert len(found(index, mailbox, MessageQuery(top=1000))) == 100
+
+
+# -- the change feed
+
+
+def test_the_feed_is_read_in_pieces_and_goes_on(mailbox):
+    index = mailbox.index()
+    start = index.changes(mailbox.path, "", 10)
+    assert (start.changes, start.more) == ((), False)
+    files = [mailbox.add() for _ in range(3)]
+    found(index, mailbox)
+    files[0].rename(mailbox.path / ".Archive/cur" / files[0].name)
+    first = index.changes(mailbox.path, start.position, 2)
+    rest = index.changes(mailbox.path, first.position, 2)
+    kinds = [one.kind for one in (*first.changes, *rest.changes)]
+    assert kinds == [ChangeKind.CREATED] * 3 + [ChangeKind.MOVED]
+    assert (first.more, rest.more) == (True, False)
+    sequences = [one.sequence for one in (*first.changes, *rest.changes)]
+    assert sequences == list(range(sequences[0], sequences[0] + 4))
+    moved = rest.changes[-1]
+    assert (moved.previous_folder_id, moved.folder_id) == ("inbox", "archive")
+    assert index.changes(mailbox.path, rest.position, 2).changes == ()
+
+
+def test_flags_and_new_to_cur(mailbox):
+    index = mailbox.index()
+    file = mailbox.add()
+    new = mailbox.path / "new" / file.name.partition(":")[0]
+    file.rename(new)
+    position = index.changes(mailbox.path, "", 10).position
+    new.rename(file)
+    seen = index.changes(mailbox.path, position, 10)
+    assert seen.changes == ()  # a mail client has seen it: nothing that is shown is different
+    file.rename(file.with_name(file.name + "S"))
+    assert [one.kind for one in index.changes(mailbox.path, seen.position, 10).changes] == [
+        ChangeKind.UPDATED
+    ]
+
+
+def test_what_is_too_old_is_stale(mailbox, monkeypatch):
+    monkeypatch.setattr(feed, "CHANGES_KEPT", 4)
+    monkeypatch.setattr(feed, "_PRUNED_EVERY", 2)
+    index = mailbox.index()
+    positions = [index.changes(mailbox.path, "", 10).position]
+    for _ in range(10):
+        mailbox.add()
+        positions.append(index.changes(mailbox.path, "", 10).position)
+    with pytest.raises(StalePositionError):
+        index.changes(mailbox.path, positions[5], 10)
+    assert len(index.changes(mailbox.path, positions[6], 10).changes) == 4
+
+
+@pytest.mark.parametrize(
+    "position", ["x", "0123456789abcdef.1", "0123456789abcdef", ".", "1" * 5000, "0.0"]
+)
+def test_a_position_of_no_feed_is_stale(mailbox, position):
+    with pytest.raises(StalePositionError):
+        mailbox.index().changes(mailbox.path, position, 10)
+
+
+def test_a_position_from_the_future_is_stale(mailbox):
+    index = mailbox.index()
+    number = index.changes(mailbox.path, "", 10).position.partition(".")[0]
+    with pytest.raises(StalePositionError):
+        index.changes(mailbox.path, f"{number}.{10**17}", 10)
+
+
+@pytest.mark.parametrize(
+    ("closed", "rebooted", "is_stale"),
+    [(True, True, False), (False, False, False), (False, True, True), (True, False, False)],
+)
+def test_a_feed_outlives_its_process_but_no_loss_of_power(
+    mailbox, monkeypatch, closed, rebooted, is_stale
+):
+    index = mailbox.index()
+    position = index.changes(mailbox.path, "", 10).position
+    mailbox.add()
+    index.changes(mailbox.path, position, 10)
+    if closed:
+        index.close()
+    else:  # killed: the file is as it was
+        mailbox.opened.remove(index)
+    if rebooted:
+        monkeypatch.setattr(feed, "boot_id", lambda: "another")
+    later = mailbox.index()
+    mailbox.add()
+    found(later, mailbox)
+    if is_stale:
+        with pytest.raises(StalePositionError):
+            later.changes(mailbox.path, position, 10)
+    else:
+        assert len(later.changes(mailbox.path, position, 10).changes) == 2
+    later.close()
+    index.close()
+
+
+def test_an_index_that_was_put_back_from_a_copy_has_another_feed(mailbox):
+    index = mailbox.index()
+    position = index.changes(mailbox.path, "", 10).position
+    mailbox.add()
+    found(index, mailbox)
+    index.close()
+    copy = (mailbox.path / FILE_NAME).read_bytes()
+    (mailbox.path / "copy").write_bytes(copy)
+    (mailbox.path / "copy").replace(mailbox.path / FILE_NAME)
+    mailbox.add()
+    later = mailbox.index()
+    found(later, mailbox)
+    with pytest.raises(StalePositionError):
+        later.changes(mailbox.path, position, 10)

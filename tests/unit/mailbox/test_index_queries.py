@@ -1,0 +1,277 @@
+"""What the index finds is what the plainest code finds; pages go on where the one before ended."""
+
+import os
+import random
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from email.message import EmailMessage
+from email.policy import SMTP
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from relay.clock import Ids, ManualClock
+from relay.journal.crash import CrashPoints
+from relay.journal.storelog import StoreLog
+from relay.mailbox import FileStore
+from relay.mailbox.query import (
+    AllOf,
+    AnyItem,
+    Collection,
+    Compare,
+    CompareItem,
+    Condition,
+    HasWords,
+    ItemProperty,
+    MessageQuery,
+    Operator,
+    Order,
+    Property,
+    SearchIn,
+)
+from relay.mailbox.types import MessageChange, QuotaLimits, StalePositionError, StoredMessage
+from relay.message.properties import Attachment, MessageProperties, Person
+from tests.support.conditions import (
+    any_items,
+    comparisons,
+    facts_of,
+    matches,
+    order_key,
+    trees,
+)
+
+ALICE = "alice@example.test"
+SUBJECTS = ("invoice", "Invoice 2", "Grüße", "GRÜSSE", "100%", "a_b", "", "re: invoice", "ÿ")
+NAMES = ("Zoë", "bob", "Carol O'Neil", "")
+ADDRESSES = ("bob@b.test", "BOB@b.test", "carol@c.test", "zoe@a.test")
+WORDS = ("invoice", "house", "grüße", "x1", "naïve")
+TEXTS = st.sampled_from(
+    [
+        *SUBJECTS,
+        *NAMES,
+        *ADDRESSES,
+        "inv",
+        "ss",
+        "b",
+        "voice",
+        "b.test",
+        "red",
+        "Blue",
+        "inbox",
+        "dr",
+    ]
+)
+TIMES = st.integers(0, 40).map(lambda number: (1_600_000_000 + number * 50) * 1_000_000)
+SETTINGS = settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+class Box:
+    """A mailbox with drafts of all kinds and mail of others."""
+
+    def __init__(self, root) -> None:
+        self.clock = ManualClock(now_us=1_600_001_000_000_000)
+        self.log = StoreLog(root / "log", role="graph", clock=self.clock)
+        self.store = FileStore(
+            root / "mail", clock=self.clock, ids=Ids(self.clock), crash=CrashPoints(), log=self.log,
+            hostname="h", limits_of=lambda _: QuotaLimits(), dead_letter=root / "dead",
+        )  # fmt: skip
+        self.drafts = self.store._drafts
+        self.path = root / "mail/example.test/alice"
+        self.chance = random.Random(5)
+
+    def fill(self) -> None:
+        for number in range(14):
+            made = self.drafts.create(ALICE, self.properties(), "drafts")
+            flags = MessageChange(is_read=number % 3 > 0, flagged=number % 4 == 0)
+            self.drafts.update(ALICE, made.id, flags)
+            if number % 2:
+                self.clock.advance(50)
+        for number in range(14):
+            path = self.path / (".Archive" if number % 3 else "") / "cur" / f"{number}.M1.h:2,"
+            path.write_bytes(self.mime(number).as_bytes(policy=SMTP))
+            at_s = 1_600_000_000 + number // 2 * 100
+            os.utime(path, (at_s, at_s + 0.25))
+        self.messages = self.drafts.query(ALICE, MessageQuery(top=1000)).messages
+        assert len(self.messages) == 28
+
+    def properties(self) -> MessageProperties:
+        attached = Attachment(
+            "House plan.pdf", "a/b", b"QQ==", 1, inline=self.chance.random() < 0.5
+        )
+        return MessageProperties(
+            subject=self.chance.choice(SUBJECTS),
+            body_type="html",
+            body=f"<p>{self.chance.choice(WORDS)}</p><style>house</style>{self.words()}",
+            from_=self.person(),
+            to=tuple(self.person() for _ in range(self.chance.randrange(3))),
+            cc=tuple(self.person() for _ in range(self.chance.randrange(2))),
+            bcc=tuple(self.person() for _ in range(self.chance.randrange(2))),
+            reply_to=tuple(self.person() for _ in range(self.chance.randrange(2))),
+            importance=self.chance.choice(("low", "normal", "high")),
+            categories=tuple(
+                self.chance.sample(("red", "Blue", "red wine"), self.chance.randrange(3))
+            ),
+            attachments=(attached,) if self.chance.random() < 0.4 else (),
+        )
+
+    def mime(self, number: int) -> EmailMessage:
+        made = EmailMessage()
+        made["From"] = f"{self.chance.choice(NAMES) or 'Old'} <{self.chance.choice(ADDRESSES)}>"
+        made["To"] = ", ".join(self.chance.choice(ADDRESSES) for _ in range(2))
+        made["Subject"] = self.chance.choice(SUBJECTS)
+        made["Message-ID"] = f"<{number}@a.test>"
+        if number % 2:
+            made["Date"] = f"Mon, {number + 10} Jan 2023 10:00:00 +0100"
+        if number % 5 == 0:
+            made["References"] = "<0@a.test>"
+            made["Keywords"] = "red, Blue"
+        made.set_content(self.words())
+        if number % 4 == 0:
+            made.add_attachment(b"x", maintype="a", subtype="b", filename="naïve invoice.doc")
+        return made
+
+    def words(self) -> str:
+        return " ".join(self.chance.choices(WORDS, k=4))
+
+    def person(self) -> Person:
+        return Person(self.chance.choice(ADDRESSES), self.chance.choice(NAMES))
+
+    def found(self, query: MessageQuery) -> list[str]:
+        return [hit.located.message_id for hit in self.store._index.query(self.path, query).hits]
+
+    def expected(self, condition: Condition | None) -> list[StoredMessage]:
+        return [one for one in self.messages if matches(condition, facts_of(one))]
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory) -> Iterator[Box]:
+    made = Box(tmp_path_factory.mktemp("queries"))
+    made.fill()
+    yield made
+    made.store.close()
+    made.log.close()
+
+
+words = st.builds(
+    HasWords,
+    st.sampled_from(SearchIn),
+    st.sampled_from([*WORDS, "Grusse", "inv", "house x1", "bob@b.test", "plan.pdf"]),
+    st.booleans(),
+)
+conditions = trees(comparisons(TEXTS, TIMES) | any_items(TEXTS) | words)
+# A flag's words are in no order that two people would agree on.
+sortable = st.sampled_from([one for one in Property if one is not Property.FLAG])
+orders = st.lists(st.builds(Order, sortable, st.booleans()), max_size=3).map(tuple)
+
+
+@SETTINGS
+@given(condition=conditions)
+def test_a_condition_finds_what_fulfils_it(box, condition):
+    expected = [one.id for one in box.expected(condition)]  # they came newest first
+    query = MessageQuery(condition=condition, top=100, count=True)
+    assert box.found(query) == expected
+    assert box.store._index.query(box.path, query).total == len(expected)
+
+
+@SETTINGS
+@given(
+    condition=st.none() | conditions,
+    order=orders,
+    top=st.integers(1, 9),
+    folder_id=st.sampled_from(["", "", "drafts", "archive"]),
+)
+def test_pages_follow_each_other_in_any_order(box, condition, order, top, folder_id):
+    of_folder = [one for one in box.expected(condition) if folder_id in ("", one.folder.id)]
+    facts = {one.id: facts_of(one) for one in of_folder}
+    seen, after = [], ""
+    while True:
+        query = MessageQuery(folder_id, condition, order, top=top, after=after)
+        page = box.store._index.query(box.path, query)
+        seen += [hit.located.message_id for hit in page.hits]
+        if not page.more:
+            break
+        assert len(page.hits) == top
+        after = page.hits[-1].position
+    assert sorted(seen) == sorted(facts)
+    keys = [order_key(order, facts[one]) for one in seen]
+    assert keys == sorted(keys)
+
+
+def test_what_is_skipped_counts_from_the_page_before(box):
+    everything = box.found(MessageQuery(top=100))
+    first = box.store._index.query(box.path, MessageQuery(top=3)).hits[-1]
+    assert box.found(MessageQuery(skip=2, top=3, after=first.position)) == everything[5:8]
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "x",
+        "é",
+        "A" * 10_000,
+        urlsafe_b64encode(b"[]").decode(),
+        urlsafe_b64encode(b'["-message.uid"]').decode(),
+        urlsafe_b64encode(b'["-message.uid","1"]').decode(),
+        urlsafe_b64encode(b'["-message.uid",true]').decode(),
+        urlsafe_b64encode(b'["-message.uid",99999999999999999999]').decode(),
+        urlsafe_b64encode(b"[" * 2000).decode(),
+    ],
+)
+def test_a_token_of_no_page_is_refused(box, after):
+    with pytest.raises(StalePositionError):
+        box.found(MessageQuery(after=after))
+
+
+def test_a_token_of_another_order_is_refused(box):
+    page = box.store._index.query(box.path, MessageQuery(top=1))
+    by_subject = (Order(Property.SUBJECT),)
+    with pytest.raises(StalePositionError):
+        box.found(MessageQuery(order=by_subject, after=page.hits[0].position))
+
+
+def compare(named: Property, operator: Operator, value: str | int | bool) -> Condition:
+    return Compare(named, operator, value)
+
+
+TO_BOB = AnyItem(Collection.TO, CompareItem(ItemProperty.ADDRESS, Operator.EQ, "bob@b.test"))
+
+
+@pytest.mark.parametrize(
+    ("condition", "order"),
+    [
+        (None, (Order(Property.RECEIVED, descending=True),)),
+        (None, (Order(Property.RECEIVED),)),
+        (None, (Order(Property.SUBJECT),)),
+        (compare(Property.FROM_ADDRESS, Operator.EQ, "bob@b.test"), ()),
+        (compare(Property.SUBJECT, Operator.EQ, "invoice"), ()),
+        (compare(Property.INTERNET_MESSAGE_ID, Operator.EQ, "<1@a.test>"), ()),
+        (compare(Property.IS_READ, Operator.EQ, value=False), ()),
+        (compare(Property.RECEIVED, Operator.GE, 1_600_000_000_000_000), ()),
+        (compare(Property.SUBJECT, Operator.CONTAINS, "voice"), ()),
+        (HasWords(SearchIn.ANYWHERE, "house"), ()),
+        (AllOf((HasWords(SearchIn.BODY, "house"), HasWords(SearchIn.FROM, "bob"))), ()),
+        (TO_BOB, ()),
+    ],
+    ids=str,
+)
+def test_what_is_asked_every_day_is_neither_scanned_nor_sorted(box, condition, order, monkeypatch):
+    plans: list[str] = []
+
+    def explained(cursor, sql, values=()):
+        plans.extend(row[3] for row in real(cursor, f"EXPLAIN QUERY PLAN {sql}", values))
+        return real(cursor, sql, values)
+
+    from relay.mailbox.index import querying
+
+    real = querying.fetch
+    monkeypatch.setattr(querying, "fetch", explained)
+    box.found(MessageQuery(condition=condition, order=order))
+    assert plans
+    assert not any("TEMP B-TREE FOR ORDER" in plan for plan in plans), plans
+    tables = [plan for plan in plans if plan.startswith("SCAN message")]
+    assert condition is None or not tables, plans
