@@ -28,7 +28,13 @@ class Mailboxes(Protocol):
     """The part of the store that delivery needs."""
 
     async def deliver(
-        self, account: str, *, unique: str, content: Content, over_quota: bool = False
+        self,
+        account: str,
+        *,
+        unique: str,
+        content: Content,
+        over_quota: bool = False,
+        is_repeat: bool = False,
     ) -> DeliveryResult:
         """See relay.mailbox.api.MailStore."""
         ...
@@ -64,6 +70,7 @@ class LocalDelivery:
                 unique=f"{claim.message.id}-{recipient.id}",
                 content=edited(content, head.__add__),
                 over_quota=claim.message.source is Source.REPORT or bool(recipient.added_by),
+                is_repeat=claim.attempts > 0,
             )
         except MailboxTooSmallError as error:
             return Failed(Evidence("5.2.2", f"552 5.2.2 {error}"))

@@ -36,6 +36,7 @@ class CrashPoint(StrEnum):
     STEP_RECORDED = "step-recorded"  # step 4 is in the store's log
     NOTE_REMOVED = "note-removed"
     NOTE_REMOVAL_SYNCED = "note-removal-synced"
+    DELIVERED_LOCALLY = "delivered-locally"  # step 6: linked into new/ and synced, not settled
     REPORT_WRITTEN = "report-written"  # step 3 failed for good: the report is in the Inbox
     NOTE_PREPARED = "note-prepared"  # a draft that is sent as it is: link into preparing/
     # A draft that waits for its time:

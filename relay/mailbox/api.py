@@ -342,13 +342,19 @@ class MailStore(Protocol):
         ...
 
     async def deliver(
-        self, account: str, *, unique: str, content: Content, over_quota: bool = False
+        self,
+        account: str,
+        *,
+        unique: str,
+        content: Content,
+        over_quota: bool = False,
+        is_repeat: bool = False,
     ) -> DeliveryResult:
         """Put a message into the Inbox under a name made of `unique`.
 
         The same again changes nothing. `unique` begins with a clock id (a queue id), whose time the
-        file's name tells. `over_quota` lets reports
-        pass, within a bound.
+        file's name tells. `over_quota` lets reports pass, within a bound. `is_repeat`: it may have
+        been delivered before, and renamed by a mail client; finding it by its content takes longer.
         Raises MailboxFullError, ContentUnreadableError, StoreUnavailableError.
         """
         ...

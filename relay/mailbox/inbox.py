@@ -9,6 +9,7 @@ Standards: Maildir's delivery (tmp, fsync, link, fsync of the directory).
 import threading
 from pathlib import Path
 
+from relay.journal.crash import CrashPoint
 from relay.mailbox.api import DeliveryResult
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import list_folders
@@ -31,7 +32,13 @@ class Inbox:
         self._delivered = DeliveredIds()
 
     def deliver(
-        self, account: str, *, unique: str, content: Content, over_quota: bool = False
+        self,
+        account: str,
+        *,
+        unique: str,
+        content: Content,
+        over_quota: bool = False,
+        is_repeat: bool = False,
     ) -> DeliveryResult:
         """See MailStore.deliver()."""
         mailbox = self._shared.folders.mailbox(account)
@@ -41,7 +48,7 @@ class Inbox:
         stem = delivered_stem(unique, hostname=self._shared.hostname)
         temporary = mailbox / "tmp" / stem
         with self._stripes.of(message_id):
-            if self._delivered.has(mailbox, message_id):
+            if self._is_there(mailbox, message_id, is_repeat=is_repeat):
                 # A crash may have come between the link and what follows it.
                 remove(temporary)
                 self._shared.syncs.sync(mailbox / "new")
@@ -53,7 +60,17 @@ class Inbox:
                 except FileExistsError:
                     return DeliveryResult.ALREADY_THERE
             self._delivered.add(mailbox, message_id)
+        self._shared.crash.reached(CrashPoint.DELIVERED_LOCALLY)
         return DeliveryResult.DELIVERED
+
+    def _is_there(self, mailbox: Path, message_id: str, *, is_repeat: bool) -> bool:
+        """Whether the message was delivered: by its name, for a repeat also by what is in it.
+
+        A mail client may have given the file a name of its own since the attempt before.
+        """
+        if self._delivered.has(mailbox, message_id):
+            return True
+        return is_repeat and self._shared.index.find(mailbox, message_id) is not None
 
     def _write(self, mailbox: Path, stem: str, content: Content) -> None:
         """Write the file durably. Raises FileExistsError if it is there already."""

@@ -273,7 +273,9 @@ class Sending:
                 return
             if report is not None:
                 unique = f"{note.submission_id}.report"
-                self._inbox.deliver(note.account, unique=unique, content=report, over_quota=True)
+                self._inbox.deliver(
+                    note.account, unique=unique, content=report, over_quota=True, is_repeat=True
+                )  # whether it is one cannot be known: a crash may have come before the note went
             self._shared.crash.reached(CrashPoint.REPORT_WRITTEN)
             if put_aside:
                 self._shared.notes.put_aside(note.path)

@@ -288,15 +288,19 @@ class FileStore:
 
     async def room(self, account: str, size: int) -> Room:
         """Whether `size` bytes fit under the quota."""
+        if not self._shared.quota.is_limited(account):
+            return Room.FITS
         return await self._run(self._room, account, size)
 
     async def deliver(
-        self, account: str, *, unique: str, content: Content, over_quota: bool = False
-    ) -> DeliveryResult:
+        self, account: str, *, unique: str, content: Content,
+        over_quota: bool = False, is_repeat: bool = False,
+    ) -> DeliveryResult:  # fmt: skip
         """Put a message into the Inbox, once."""
         return await self._run(
-            self._inbox.deliver, account, unique=unique, content=content, over_quota=over_quota
-        )
+            self._inbox.deliver, account, unique=unique, content=content, over_quota=over_quota,
+            is_repeat=is_repeat,
+        )  # fmt: skip
 
     # -- in a thread
 
@@ -326,13 +330,11 @@ class FileStore:
 
     def _counted(self, account: str, folders: Sequence[Folder]) -> list[Folder]:
         counts = {one.id: one for one in self._index.folders(self._directory_of(account))}
-        found = []
-        for folder in folders:
-            one = counts.get(folder.id, folder)
-            found.append(
-                replace(folder, total=one.total, unread=one.unread, size_bytes=one.size_bytes)
-            )
-        return found
+        pairs = ((folder, counts.get(folder.id, folder)) for folder in folders)
+        return [
+            replace(folder, total=one.total, unread=one.unread, size_bytes=one.size_bytes)
+            for folder, one in pairs
+        ]
 
     def _changes(self, account: str, *, after: str, limit: int) -> Changes:
         return self._index.changes(self._shared.folders.mailbox(account), after, limit)

@@ -76,7 +76,9 @@ class Store:
 
     inboxes: dict[str, bytes] = field(default_factory=dict)
 
-    async def deliver(self, account, *, unique, content, over_quota=False) -> DeliveryResult:
+    async def deliver(
+        self, account, *, unique, content, over_quota=False, is_repeat=False
+    ) -> DeliveryResult:
         if unique in self.inboxes:
             return DeliveryResult.ALREADY_THERE
         self.inboxes[unique] = content

@@ -83,6 +83,24 @@ async def test_the_same_again_changes_nothing(place, store, restarted, moved_to)
     assert len(place.files("", BOB)) + len(place.files(".Archive", BOB)) == 1
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("indexed", [False, True])
+async def test_a_repeat_knows_what_a_mail_client_moved_under_another_name(
+    place, store, restarted, indexed
+):
+    await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
+    if indexed:
+        await store.usage(BOB)
+    [file] = place.files("", BOB)
+    file.rename(file.parents[1] / f".Archive/cur/1234.M5P6.host,S={len(ARRIVED)}:2,S")
+    again = place.store() if restarted else store
+    result = await again.deliver(BOB, unique=UNIQUE, content=CONTENT, is_repeat=True)
+    assert result is DeliveryResult.ALREADY_THERE
+    assert place.files("", BOB) == []
+    other = await again.deliver(BOB, unique=f"{UNIQUE}0", content=CONTENT, is_repeat=True)
+    assert other is DeliveryResult.DELIVERED
+
+
 async def test_the_same_at_once_is_delivered_once(place, store):
     results = await asyncio.gather(
         *(store.deliver(BOB, unique=UNIQUE, content=CONTENT) for _ in range(8))
