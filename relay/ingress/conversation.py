@@ -302,6 +302,16 @@ class Conversation:
                 return text
         return ""
 
+    async def _refusal_by_size(self, envelope: Envelope, told_bytes: int, size_bytes: int) -> str:
+        """Return why nobody gets what is larger than was told; "" if somebody does."""
+        refusal = ""
+        if size_bytes > told_bytes:
+            for path in envelope.forward_paths:
+                refusal = await self._refusal_of(path.address, size_bytes)
+                if not refusal:
+                    break
+        return refusal
+
     async def data(self, argument: str) -> str:
         """RFC 5321 4.1.1.4."""
         if argument:
@@ -320,10 +330,12 @@ class Conversation:
         try:
             if not await self._wire.read_content(reader):
                 return ""
-            envelope = self._envelope(self._mail)
+            envelope, told_bytes = self._envelope(self._mail), self._mail.size_bytes
             self._reset()
             if reader.refusal is not None:
                 return reader.refusal
+            if refusal := await self._refusal_by_size(envelope, told_bytes, reader.size_bytes):
+                return refusal
             decision = await service.accept(envelope, reader.hand_over(), self._origin())
         finally:
             reader.release()

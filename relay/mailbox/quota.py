@@ -66,6 +66,10 @@ class Quota:
         self._stripes = Stripes(64)
         self._reserved: dict[Path, dict[str, _Reserved]] = {}
 
+    def is_limited(self, account: str) -> bool:
+        """Whether the account has a quota at all. Does not block."""
+        return self._limits_of(account) != _UNLIMITED
+
     def room(self, account: str, mailbox: Path, size_bytes: int) -> Room:
         """Whether a message of `size_bytes` fits now."""
         limits = self._limits_of(account)
@@ -151,9 +155,7 @@ def _for_reports(limits: QuotaLimits) -> QuotaLimits:
     return QuotaLimits(size_bytes, messages)
 
 
-def _refusal(
-    account: str, limits: QuotaLimits, room: Room, wanted: _Reserved
-) -> MailboxFullError:
+def _refusal(account: str, limits: QuotaLimits, room: Room, wanted: _Reserved) -> MailboxFullError:
     size = "" if limits.size_bytes is None else f"{limits.size_bytes} bytes"
     count = "" if limits.messages is None else f"{limits.messages} messages"
     quota = " and ".join(one for one in (size, count) if one)

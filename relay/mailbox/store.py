@@ -290,6 +290,8 @@ class FileStore:
         """Whether `size` bytes fit under the quota."""
         if not self._shared.quota.is_limited(account):
             return Room.FITS
+        if not self._shared.quota.is_limited(account):
+            return Room.FITS
         return await self._run(self._room, account, size)
 
     async def deliver(

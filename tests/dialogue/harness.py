@@ -84,9 +84,10 @@ class MemorySpool:
 
 
 class FakeAccounts:
-    """alice (with the alias al), bob and full, whose mailbox is full; the password is the name."""
+    """alice (with the alias al), bob; full, whose mailbox is full, and small, whose has 100 octets
+    left and may hold 1000. The password is the name."""
 
-    names = ("alice", "bob", "full")
+    names = ("alice", "bob", "full", "small")
 
     def by_token(self, token: str) -> Account | None:
         return None
@@ -105,6 +106,8 @@ class FakeAccounts:
 
 class FakeQuota:
     async def room(self, account: str, size: int) -> Room:
+        if account.startswith("small") and size > 100:
+            return Room.NEVER if size > 1000 else Room.FULL
         return Room.FULL if account.startswith("full") else Room.FITS
 
 
