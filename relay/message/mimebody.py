@@ -93,7 +93,7 @@ class _Change:
         over = list(self._over(gone))
         while self._parts(over[0]) == 1:  # the one that has the text in it as well has two
             gone = over.pop(0)
-        self._edits.replace(gone.lead, gone.end, CRLF * _is_empty(gone))
+        self._edits.replace_lines(gone.lead, gone.end)
         self._make_mixed(over)
 
     def add(self) -> None:
@@ -130,10 +130,8 @@ class _Change:
 
         `keeps_content`: its other Content fields, a Content-ID for one, are true still.
         """
-        is_message = entity is self._structure.message
         self._put_fields(entity, fields, gone=b"content-md5" if keeps_content else b"content-")
-        behind = CRLF * (is_message or _is_empty(entity))
-        self._edits.replace(entity.body_start, entity.end, content + behind)
+        self._edits.replace_lines(entity.body_start, entity.end, content)
 
     def _put_fields(self, entity: Entity, fields: Fields, *, gone: bytes = b"\0") -> None:
         """Give an entity these fields, and take those away whose names begin with `gone`."""
@@ -206,11 +204,6 @@ class _Change:
 
 def _fields_of(entity: Entity) -> Fields:
     return [one for one in split_fields(cleaned(entity.header)) if one[0]]
-
-
-def _is_empty(part: Entity) -> bool:
-    """Whether the blank line behind its header may be the line end of the next delimiter."""
-    return part.end == part.body_start
 
 
 def _field(name: str, value: str) -> tuple[bytes, bytes]:

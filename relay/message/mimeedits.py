@@ -29,6 +29,7 @@ class Edits:
             header += CRLF
         self.fields = list(split_fields(header))
         self._places: list[tuple[int, int, tuple[bytes | range, ...]]] = []
+        self._ends_of_lines: set[int] = set()
 
     def replace_fields(self, names: Iterable[str], written: Iterable[tuple[bytes, bytes]]) -> None:
         """Put what is written of these names into the place of the first that there is."""
@@ -47,6 +48,13 @@ class Edits:
     def replace(self, start: int, end: int, *instead: bytes | range) -> None:
         """Put octets, and ranges of the content, into the place of what is from start to end."""
         self._places.append((start, end, instead))
+
+    def replace_lines(self, start: int, end: int, *instead: bytes | range) -> None:
+        """replace(), with a line end behind it where none stands there: a delimiter's may be that
+        of the delimiter, or of the blank line, in front of it.
+        """
+        self.replace(start, end, *instead)
+        self._ends_of_lines.add(end)
 
     def replace_header(self, entity: Entity, fields: Fields) -> None:
         """Give a part, or the message, other fields."""
@@ -71,6 +79,8 @@ class Edits:
                     pieces.append(MemoryOctets(one))
                 else:
                     pieces.append(content.part(one.start, len(one)))
+            if end in self._ends_of_lines and content.read(end, 1) not in (b"\r", b"\n"):
+                pieces.append(MemoryOctets(CRLF))
             place = end
         pieces.append(content.part(place, self.structure.size - place))
         return tuple(one for one in pieces if one.size)

@@ -2,7 +2,7 @@
 
 import email
 import email.policy
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from dataclasses import replace
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from relay.message.content import BLOCK_BYTES, MemoryOctets
 from relay.message.mimebody import SealedError
 from relay.message.mimechange import changed_mime
-from relay.message.mimeread import read_mime
+from relay.message.mimeread import read_mime, read_mime_attachments
 from relay.message.properties import Person
 from relay.message.structure import read_structure
 from tests.unit.message.test_structure import entities
@@ -106,8 +106,10 @@ NEW_TEXT = {"body_type": "text", "body": "nëw text\nsecond"}
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("wanted", ["to_html", "to_text"])
-def test_a_body_takes_the_place_of_the_body(content, to_html, to_text, wanted):
-    content = FROM + content
+@pytest.mark.parametrize("between", [b"--\r\n\r\n--", b"--\r\n--"], ids=["", "tight"])
+def test_a_body_takes_the_place_of_the_body(content, to_html, to_text, wanted, between):
+    """Tight: the line end of a closing delimiter is that in front of the next one."""
+    content = FROM + content.replace(b"--\r\n\r\n--", between)
     new, structure = (NEW_HTML, to_html) if wanted == "to_html" else (NEW_TEXT, to_text)
     made = changed(content, **new)
     assert " ".join(kind.partition("/")[2] for kind in kinds(made)) == structure
@@ -182,9 +184,16 @@ def test_what_was_changed_reads_as_it_was_meant(lines, new):
         got = replace(got, body=got.body.replace("\r\n", "\n").strip())
         wanted = replace(wanted, body=wanted.body.replace("\r\n", "\n").replace("\r", "\n").strip())
     assert got == wanted
+    assert bytes_of(made) == bytes_of(content)
     if not {"body", "body_type"} & set(new):
         assert made.endswith(content.partition(b"\r\n\r\n")[2])
         assert now.attachments == was.attachments
+
+
+def bytes_of(content):
+    """The attachments' bytes; what was the whole message has lost the line end behind it."""
+    found = [b64decode(one.content) for one in read_mime_attachments(content)]
+    return [one.removesuffix(b"\r\n") for one in found]
 
 
 class Counted(MemoryOctets):
