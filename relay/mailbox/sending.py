@@ -214,7 +214,7 @@ class Sending:
         created = Event(Step.CREATED, created_us, _IN_DRAFTS)
         notified = Event(Step.NOTIFIED, self._shared.clock.time_us(), waiting_detail(note))
         self._log.append(facts, created, notified)
-        prepared.rename(note.path)
+        os.rename(prepared, note.path)  # noqa: PTH104 - Path.rename() parses the target again
         self._shared.crash.reached(CrashPoint.NOTE_READY)
 
     def _withdraw(self, head: bytes, note: Note) -> None:

@@ -1,4 +1,4 @@
-"""In a rush of submissions notes are taken up one for a few of them; without one, at once."""
+"""In a rush of submissions notes are taken up one after a while; without one, at once."""
 
 import asyncio
 
@@ -17,68 +17,84 @@ def clock():
 
 
 @pytest.fixture
-def rush(clock):
-    """A Precedence in the middle of a rush: nothing may be taken up at once any more."""
-    made = Precedence(clock.monotonic)
-    with made.submission():
-        assert taken_at_once(made, YOUNG_S) == precedence.AT_ONCE
-    return made
+def made(clock):
+    return Precedence(clock.monotonic)
 
 
-def taken_at_once(made, age_s, most=100):
+def submit(made, clock, *, takes_s, pause_s, lasts_s=1.0):
+    """One submission after the other for a while; yields in the middle of each and behind it."""
+    for _ in range(round(lasts_s / (takes_s + pause_s))):
+        with made.submission():
+            clock.advance(takes_s / 2)
+            yield
+            clock.advance(takes_s / 2)
+        clock.advance(pause_s)
+        yield
+
+
+def taken_at_once(made, age_s=YOUNG_S, most=100):
     """How many notes may be taken up now, without a wait."""
     return next((count for count in range(most) if not made.take(age_s)), most)
 
 
-def test_nobody_waits_without_a_rush(clock):
-    made = Precedence(clock.monotonic)
-    assert taken_at_once(made, YOUNG_S) == 100
-    with made.submission():
-        pass
-    clock.advance(2 * precedence.QUIET_S)
-    assert taken_at_once(made, YOUNG_S) == 100
+def test_nobody_waits_without_submissions(made):
+    assert taken_at_once(made) == 100
 
 
 @pytest.mark.parametrize(
-    ("age_s", "submissions"),
-    [(YOUNG_S, precedence.SUBMISSIONS_PER_NOTE), (OLD_S, precedence.SUBMISSIONS_PER_OLD_NOTE)],
+    ("takes_s", "pause_s"), [(0.0015, 0.005), (0.005, 0.02)], ids=["quick", "slow"]
+)
+def test_nobody_waits_for_submissions_now_and_then(made, clock, takes_s, pause_s):
+    for _ in submit(made, clock, takes_s=takes_s, pause_s=pause_s):
+        assert taken_at_once(made) == 100
+
+
+@pytest.mark.parametrize(
+    ("age_s", "space_s"),
+    [(YOUNG_S, precedence.SPACE_S), (OLD_S, precedence.OLD_SPACE_S)],
     ids=["young", "old"],
 )
-def test_in_a_rush_one_is_taken_up_for_a_few_submissions(rush, age_s, submissions):
-    taken = 0
-    for _ in range(10 * precedence.SUBMISSIONS_PER_NOTE):
-        with rush.submission():
-            taken += taken_at_once(rush, age_s)
-    assert abs(taken - 10 * precedence.SUBMISSIONS_PER_NOTE / submissions) <= 1
+def test_in_a_rush_notes_are_taken_up_one_after_a_while(made, clock, age_s, space_s):
+    for _ in submit(made, clock, takes_s=0.001, pause_s=0.0003, lasts_s=0.1):
+        pass
+    taken = sum(
+        taken_at_once(made, age_s) for _ in submit(made, clock, takes_s=0.001, pause_s=0.0003)
+    )
+    assert taken == pytest.approx(1 / space_s, rel=0.2)
 
 
-def test_a_submission_that_does_not_end_is_a_rush(clock):
-    made = Precedence(clock.monotonic)
+def test_the_first_note_of_a_slow_disk_does_not_wait(made, clock):
     with made.submission():
-        clock.advance(60)
-        assert taken_at_once(made, YOUNG_S) == precedence.AT_ONCE
+        clock.advance(1)
+        assert taken_at_once(made) == 1
 
 
-async def test_a_note_has_its_turn_after_a_while_whatever_comes(rush):
-    with rush.submission():
+async def test_a_note_has_its_turn_though_no_time_goes_by(made, clock):
+    with made.submission():
+        clock.advance(1)
         async with asyncio.timeout(5):
-            await asyncio.gather(*(rush.turn(YOUNG_S) for _ in range(3)))
+            await asyncio.gather(*(made.turn(YOUNG_S) for _ in range(3)))
 
 
-async def test_the_end_of_a_rush_is_noticed(rush, clock):
-    with rush.submission():
-        turn = asyncio.ensure_future(rush.turn(YOUNG_S))
+async def test_the_end_of_a_rush_is_noticed(made, clock):
+    with made.submission():
+        clock.advance(1)
+        await made.turn(YOUNG_S)
+        turns = [asyncio.ensure_future(made.turn(YOUNG_S)) for _ in range(50)]
         await asyncio.sleep(0)
-        assert not turn.done()
-    clock.advance(2 * precedence.QUIET_S)
-    async with asyncio.timeout(5):
-        await turn
-    assert taken_at_once(rush, YOUNG_S) == 100
+        assert not any(turn.done() for turn in turns)
+    clock.advance(precedence.MOMENT_S)
+    async with asyncio.timeout(0.5):
+        await asyncio.gather(*turns)
 
 
-def test_a_submission_that_fails_counts_as_done(clock):
-    made = Precedence(clock.monotonic)
-    with pytest.raises(OSError, match="full"), made.submission():
-        raise OSError("full")
-    clock.advance(2 * precedence.QUIET_S)
-    assert taken_at_once(made, YOUNG_S) == 100
+def test_a_submission_that_fails_counts_as_done(made, clock):
+    def fail():
+        with made.submission():
+            clock.advance(1)
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    clock.advance(precedence.MOMENT_S)
+    assert taken_at_once(made) == 100
