@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from relay.accounts import Account, AccountDirectory
 from relay.clock import Clock, Ids
-from relay.graph.routes import find_route
+from relay.graph.routes import find_route, with_keys
+from relay.graph.uploads import serve_upload
 from relay.graph.visit import Door, Visit, refusal
 from relay.http.bearer import bearer_account
 from relay.http.call import Call
@@ -25,6 +26,7 @@ from relay.settings.tree import Http
 
 _HELD_BODIES = 4  # how many of the largest bodies may be in memory at once
 _READY_RETRY_S = 5
+_UPLOAD = ("v1.0", "uploads", "{token}")
 
 
 def create_app(
@@ -53,12 +55,17 @@ def create_app(
     )
 
     async def handle(call: Call) -> Response:
-        account = bearer_account(call.headers, accounts, realm=hostname)
+        segments = with_keys(call.segments)
+        is_upload = len(segments) == len(_UPLOAD) and segments[1].lower() == _UPLOAD[1]
+        if not is_upload:
+            account = bearer_account(call.headers, accounts, realm=hostname)
         if reason := ready():
             raise try_later("ResourceUnhealthy", reason, after_s=_READY_RETRY_S)
-        rest = _behind_owner(call.segments[1:], account, accounts)
-        match = find_route(call.method, rest)
         try:
+            if is_upload:  # the token in its URL is all that it needs
+                return await serve_upload(door, call, segments[2])
+            rest = _behind_owner(segments[1:], account, accounts)
+            match = find_route(call.method, rest)
             return await match.handler(Visit(door, call, account, match.names))
         except StoreError as error:
             raise refusal(error) from error

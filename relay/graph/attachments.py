@@ -19,12 +19,14 @@ from relay.graph.values import (
     an_object,
     header_text,
     missing,
+    one_of,
     only_known,
     unsupported,
     wrong,
 )
 from relay.mailbox.attachments import ATTACHMENTS_MAX
 from relay.mailbox.types import StoredAttachment
+from relay.message.mimeread import AttachmentFacts
 from relay.message.properties import Attachment
 
 _NAME_CHARACTERS = 255
@@ -39,6 +41,9 @@ _CHECKED_AT_ONCE = 1 << 20  # a whole number of groups of four
 _OF_ANY = ("name", "contentType", "isInline", "id", "size", "lastModifiedDateTime")
 _OF_FILE = ("contentBytes", "contentId", "contentLocation")
 _OF_ITEM = ("item",)
+_OF_UPLOAD = ("attachmentType", "name", "size", "contentType", "isInline", "contentId")
+_UPLOAD_TYPES = ("file", "item", "reference")
+_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 _FILE = "microsoft.graph.fileattachment"
 _ITEM = "microsoft.graph.itemattachment"
 
@@ -56,12 +61,38 @@ def read_attachments(
     )
 
 
-def decode_base64(text: bytes) -> bytes:
-    """Decode base64 that may be broken into lines.
+def read_attachment(value: object, *, read_item: Callable[[object, str], bytes]) -> Attachment:
+    """Read an attachment that is a request's body. Raises ApiError."""
+    return _attachment(value, "attachment", read_item)
 
-    Raises binascii.Error for anything that is not exactly base64.
-    """
-    return binascii.a2b_base64(text.translate(None, _WHITE_SPACE), strict_mode=True)
+
+def read_upload(value: object, path: str) -> AttachmentFacts:
+    """Read what createUploadSession says of a file that is to come. Raises ApiError."""
+    given = an_object(value, path)
+    only_known(given, _OF_UPLOAD, path=path, resource="microsoft.graph.attachmentItem")
+    kind = given.get("attachmentType")
+    if kind is not None and one_of(kind, f"{path}.attachmentType", _UPLOAD_TYPES) != "file":
+        raise unsupported(f"{path}.attachmentType", "only files can be uploaded")
+    name = header_text(given.get("name"), f"{path}.name", longest=_NAME_CHARACTERS)
+    if not name:
+        raise missing(f"{path}.name")
+    return AttachmentFacts(
+        name=name,
+        content_type=_content_type(given, path),
+        size=_size(given.get("size"), f"{path}.size"),
+        inline=a_boolean(given.get("isInline") or False, f"{path}.isInline"),
+        content_id=_content_id(given, path),
+    )
+
+
+def _size(value: object, path: str) -> int:
+    """Read an Int64, which OData writes as a string as well."""
+    if value is None:
+        raise missing(path)
+    number = int(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise wrong(path, value, "a number of bytes, at least 1")
+    return number
 
 
 def _attachment(value: object, path: str, read_item: Callable[[object, str], bytes]) -> Attachment:

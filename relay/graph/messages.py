@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
+from relay.graph.attaching import get_with_attachments
+from relay.graph.attachmentjson import ATTACHMENT_PROPERTIES
 from relay.graph.expand import parse_expand
 from relay.graph.listing import messages_context
 from relay.graph.mimestream import Ways, take_in_blocks, take_mime
@@ -63,7 +65,10 @@ async def create_message(visit: Visit) -> Response:
 async def get_message(visit: Visit) -> Response:
     """GET one message."""
     options = visit.options({"select", "expand"}, MESSAGE_PROPERTIES)
-    expand = parse_expand(options.expand)
+    expand = parse_expand(options.expand, of_attachments=ATTACHMENT_PROPERTIES)
+    if expand.attachments is not None:
+        context = messages_context(visit) + "/$entity"
+        return await get_with_attachments(visit, options, expand, context=context)
     found = await found_message(visit)
     shown = show_message(found, options.select) | expand.show(found)
     return json_response({**visit.context(messages_context(visit) + "/$entity"), **shown})

@@ -161,7 +161,7 @@ def _fields(given: Mapping[str, Any], prefix: str, *, patch: bool) -> dict[str, 
     return fields | read_extended(given, prefix)
 
 
-def _item(value: object, path: str) -> bytes:
+def read_item(value: object, path: str) -> bytes:
     """Return the message that is attached to another as it will be sent: it is nobody's draft, so
     it may be from anybody, and has its own times.
     """
@@ -179,7 +179,7 @@ def _item(value: object, path: str) -> bytes:
 
 
 def _attachments(value: object, path: str) -> tuple[Attachment, ...]:
-    return read_attachments(value, path, read_item=_item)
+    return read_attachments(value, path, read_item=read_item)
 
 
 def _body(value: object, path: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from relay.graph import folders, listing, messages, moving, sending
+from relay.graph import attaching, folders, listing, messages, moving, sending
 from relay.graph.visit import Visit
 from relay.http.errors import ApiError, shown
 
@@ -25,6 +25,20 @@ class Match:
 
     handler: Handler
     names: Mapping[str, str]
+
+
+def with_keys(segments: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a path with its keys as segments: messages('1') is messages/1, as OData writes it."""
+    if not any(segment.endswith("')") for segment in segments):
+        return segments
+    found: list[str] = []
+    for segment in segments:
+        name, opening, key = segment.partition("('")
+        if opening and name and key.endswith("')"):
+            found += (name, key.removesuffix("')").replace("''", "'"))
+        else:
+            found.append(segment)
+    return tuple(found)
 
 
 def find_route(method: str, segments: tuple[str, ...]) -> Match:
@@ -96,6 +110,18 @@ _OF_MESSAGES: Mapping[str, Mapping[str, Handler]] = {
     "messages/{message}/move": {"POST": moving.move_message},
     "messages/{message}/copy": {"POST": moving.copy_message},
     "messages/{message}/permanentdelete": {"POST": moving.remove_message},
+    "messages/{message}/attachments": {
+        "GET": attaching.list_attachments,
+        "POST": attaching.add_attachment,
+    },
+    "messages/{message}/attachments/createuploadsession": {
+        "POST": attaching.create_upload_session,
+    },
+    "messages/{message}/attachments/{attachment}": {
+        "GET": attaching.get_attachment,
+        "DELETE": attaching.delete_attachment,
+    },
+    "messages/{message}/attachments/{attachment}/$value": {"GET": attaching.get_value},
     "messages/{message}/$value": {"GET": messages.get_mime, "PUT": messages.replace_mime},
 }
 _OF_FOLDERS: Mapping[str, Mapping[str, Handler]] = {

@@ -22,6 +22,7 @@ from relay.http.errors import ApiError, shown, try_later
 from relay.journal.crash import CrashPoints
 from relay.mailbox.api import MailStore
 from relay.mailbox.types import (
+    AttachmentsTooLargeError,
     BeingSentError,
     FolderError,
     FolderExistsError,
@@ -31,10 +32,13 @@ from relay.mailbox.types import (
     ProtectedFolderError,
     StoreError,
     StoreUnavailableError,
+    TooManyUploadsError,
+    UploadBusyError,
 )
 
 _ID = re.compile(r"[A-Za-z0-9._=+-]{1,512}")
 _STORE_RETRY_S = 10
+_UPLOAD_RETRY_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,12 @@ def refusal(error: StoreError) -> ApiError:
         case NotADraftError():
             message = text or "The message is not a draft."
             return ApiError(400, "ErrorInvalidRequest", message)
+        case AttachmentsTooLargeError():
+            return ApiError(413, "ErrorMessageSizeExceeded", text)
+        case TooManyUploadsError():
+            return try_later("ResourceUnhealthy", text, after_s=_UPLOAD_RETRY_S)
+        case UploadBusyError():
+            return ApiError(409, "ErrorIrresolvableConflict", text)
         case FolderExistsError():
             return ApiError(409, "ErrorFolderExists", text)
         case ProtectedFolderError():

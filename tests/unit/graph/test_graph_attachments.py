@@ -1,0 +1,260 @@
+"""Attachments of messages over HTTP, with a real store behind them."""
+
+import base64
+import email
+import email.policy
+from email.message import EmailMessage
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.unit.graph.world import OnDisk, refused, to
+
+PDF = {
+    "@odata.type": "#microsoft.graph.fileAttachment",
+    "name": "Übersicht.pdf",
+    "contentType": "application/pdf",
+    "contentBytes": base64.b64encode(b"%PDF" + bytes(range(256))).decode(),
+}
+TEXT = PDF | {"name": "b.txt", "contentType": "text/plain", "contentBytes": "aGVsbG8="}
+ITEM = {
+    "@odata.type": "#microsoft.graph.itemAttachment",
+    "name": "inner",
+    "item": {
+        "@odata.type": "#microsoft.graph.message",
+        "subject": "inside",
+        "body": {"contentType": "text", "content": "inner text"},
+        "toRecipients": to("c@a.test"),
+    },
+}
+MIME = (
+    b"From: alice@example.test\r\nTo: c@a.test\r\nSubject: mime\r\nX-Odd: kept\r\n"
+    b"Content-Type: multipart/mixed; boundary=q\r\n\r\n"
+    b"--q\r\nContent-Type: text/html\r\n\r\n<p>text</p>\r\n"
+    b"--q\r\nContent-Type: image/png; name=a.png\r\nContent-Transfer-Encoding: base64\r\n\r\nAAEC\r\nAwQ=\r\n"
+    b"--q\r\nContent-Type: text/csv; name=b.csv\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\na=3Db=\r\nc\r\n"
+    b"--q\r\nContent-Type: message/rfc822\r\n\r\nFrom: d@a.test\r\nSubject: forwarded\r\n\r\nold\r\n"
+    b"--q--\r\n"
+)
+CONTENTS = {"a.png": b"\0\1\2\3\4", "b.csv": b"a=bc"}
+
+
+async def draft(on_disk: OnDisk, *attachments: dict[str, Any], **more: Any) -> str:
+    body = {"subject": "s", "toRecipients": to("c@a.test"), "attachments": attachments, **more}
+    answer = await on_disk.http.post("/messages", json=body)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+async def mime_draft(on_disk: OnDisk, content: bytes = MIME) -> str:
+    headers = {"content-type": "text/plain"}
+    body = base64.b64encode(content)
+    answer = await on_disk.http.post("/messages", content=body, headers=headers)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+async def listed(on_disk: OnDisk, message_id: str, **query: Any) -> list[dict[str, Any]]:
+    answer = await on_disk.http.get(f"/messages/{message_id}/attachments", params=query)
+    assert answer.status_code == 200, answer.text
+    return list(answer.json()["value"])
+
+
+async def parsed(on_disk: OnDisk, message_id: str) -> EmailMessage:
+    value = await on_disk.http.get(f"/messages/{message_id}/$value")
+    found = email.message_from_bytes(value.content, policy=email.policy.default)
+    assert isinstance(found, EmailMessage)
+    return found
+
+
+async def test_attachments_are_shown_as_graph_shows_them(on_disk: OnDisk) -> None:
+    message_id = await draft(on_disk, PDF, TEXT | {"isInline": True, "contentId": "c1"}, ITEM)
+    pdf, text, item = await listed(on_disk, message_id)
+    assert {**pdf, **PDF} == pdf
+    assert (pdf["size"], pdf["isInline"], pdf["contentId"]) == (260, False, None)
+    assert (text["isInline"], text["contentId"], text["contentBytes"]) == (True, "c1", "aGVsbG8=")
+    assert (item["@odata.type"], item["name"]) == (ITEM["@odata.type"], "inner")
+    assert "contentBytes" not in item
+    one = f"/messages/{message_id}/attachments/{pdf['id']}"
+    shown = (await on_disk.http.get(one)).json()
+    assert {name: value for name, value in shown.items() if name != "@odata.context"} == pdf
+    value = await on_disk.http.get(f"{one}/$value")
+    assert value.content == base64.b64decode(str(PDF["contentBytes"]))
+    assert value.headers["content-type"] == "application/pdf"
+    inner = (
+        await on_disk.http.get(f"/messages/{message_id}/attachments/{item['id']}/$value")
+    ).content
+    assert b"Subject: inside\r\n" in inner
+    assert inner.endswith(b"inner text\r\n")
+
+
+async def test_attachments_of_mime_are_read_where_they_lie(on_disk: OnDisk) -> None:
+    message_id = await mime_draft(on_disk)
+    found = {one["name"]: one for one in await listed(on_disk, message_id)}
+    assert list(found) == [*CONTENTS, "forwarded"]
+    for name, content in CONTENTS.items():
+        assert base64.b64decode(found[name]["contentBytes"]) == content
+        value = await on_disk.http.get(
+            f"/messages/{message_id}/attachments/{found[name]['id']}/$value"
+        )
+        assert value.content == content
+    item = f"/messages/{message_id}/attachments/{found['forwarded']['id']}"
+    assert (await on_disk.http.get(f"{item}/$value")).content.startswith(b"From: d@a.test\r\n")
+    expand = {"$expand": "microsoft.graph.itemattachment/item"}
+    shown = (await on_disk.http.get(item, params=expand)).json()["item"]
+    assert (shown["subject"], shown["body"]["content"]) == ("forwarded", "old")
+    assert shown["from"]["emailAddress"]["address"] == "d@a.test"
+
+
+async def test_options_of_the_list(on_disk: OnDisk) -> None:
+    message_id = await draft(on_disk, PDF, TEXT, ITEM)
+    names = [one["name"] for one in await listed(on_disk, message_id)]
+    assert await listed(on_disk, message_id, **{"$select": "name,size"}) == [
+        {key: one[key] for key in ("@odata.type", "@odata.mediaContentType", "id", "name", "size")}
+        for one in await listed(on_disk, message_id)
+    ]
+    url: str | None = f"/messages/{message_id}/attachments?$top=2&$count=true"
+    paged = []
+    while url:
+        answer = (await on_disk.http.get(url)).json()
+        assert answer["@odata.count"] == 3
+        paged += [one["name"] for one in answer["value"]]
+        url = (
+            answer.get("@odata.nextLink", "").replace("https://mail.example.test", "http://h")
+            or None
+        )
+    assert paged == names
+    cast = {"$select": "id,microsoft.graph.fileAttachment/contentBytes"}
+    assert (await listed(on_disk, message_id, **cast))[1]["contentBytes"] == "aGVsbG8="
+    bad = await on_disk.http.get(f"/messages/{message_id}/attachments?$select=colour")
+    assert "colour" in refused(bad, 400, "BadRequest")
+
+
+@pytest.mark.parametrize("make", [draft, mime_draft])
+async def test_a_message_with_its_attachments(on_disk: OnDisk, make: Any) -> None:
+    message_id = await (make(on_disk, PDF) if make is draft else make(on_disk))
+    answer = await on_disk.http.get(f"/messages/{message_id}?$expand=attachments&$select=subject")
+    shown = answer.json()
+    assert shown["attachments"] == await listed(on_disk, message_id)
+    assert set(shown) == {"@odata.context", "@odata.etag", "id", "subject", "attachments"}
+    some = (
+        await on_disk.http.get(f"/messages/{message_id}?$expand=attachments($select=name)")
+    ).json()
+    assert all("contentBytes" not in one and one["name"] for one in some["attachments"])
+    bare = await draft(on_disk)
+    assert (await on_disk.http.get(f"/messages/{bare}?$expand=attachments")).json()[
+        "attachments"
+    ] == []
+    listing = await on_disk.http.get("/messages?$expand=attachments")
+    assert refused(listing, 400, "BadRequest")
+
+
+@pytest.mark.parametrize("make", [draft, mime_draft])
+async def test_adding_and_removing_keeps_the_others_and_their_ids(
+    on_disk: OnDisk, make: Any
+) -> None:
+    message_id = await (make(on_disk, TEXT, PDF) if make is draft else make(on_disk))
+    before = await listed(on_disk, message_id)
+    added = await on_disk.http.post(
+        f"/messages/{message_id}/attachments", json=PDF | {"name": "new"}
+    )
+    assert added.status_code == 201
+    told = added.json()
+    assert (told["name"], told["contentBytes"]) == ("new", PDF["contentBytes"])
+    path = httpx.URL(added.headers["location"]).path
+    assert (await on_disk.http.get(f"http://h{path}")).json()["id"] == told["id"]
+    first = before[0]["id"]
+    gone = await on_disk.http.delete(f"/messages/{message_id}/attachments/{first}")
+    assert (gone.status_code, gone.content) == (204, b"")
+    after = await listed(on_disk, message_id)
+    ids = {one["id"]: one.get("contentBytes") for one in after}
+    assert ids == {one["id"]: one.get("contentBytes") for one in [*before[1:], told]}
+    again = await on_disk.http.delete(f"/messages/{message_id}/attachments/{first}")
+    assert refused(again, 404, "ErrorItemNotFound")
+    changed = await on_disk.http.patch(f"/messages/{message_id}", json={"subject": "later"})
+    assert changed.json()["subject"] == "later"
+    assert {one["id"] for one in await listed(on_disk, message_id)} == set(ids)
+    whole = await parsed(on_disk, message_id)
+    assert [one.get_filename() for one in whole.iter_attachments()][-1] == "new"
+    assert len([path for path in on_disk.files() if path.parent.name == "cur"]) == 1
+
+
+async def test_a_mime_draft_that_gets_an_attachment_keeps_what_it_says(on_disk: OnDisk) -> None:
+    message_id = await mime_draft(on_disk)
+    before = (await on_disk.http.get(f"/messages/{message_id}")).json()
+    assert (
+        await on_disk.http.post(f"/messages/{message_id}/attachments", json=TEXT)
+    ).status_code == 201
+    after = (await on_disk.http.get(f"/messages/{message_id}")).json()
+    for name in ("subject", "body", "toRecipients", "from", "internetMessageId", "createdDateTime"):
+        assert after[name] == before[name], name
+    whole = await parsed(on_disk, message_id)
+    assert whole["x-odd"] == "kept"
+    contents = {one.get_filename(): one.get_content() for one in whole.iter_attachments()}
+    assert contents["a.png"] == CONTENTS["a.png"]
+    assert contents["b.txt"] == "hello"
+
+
+SIGNED = (
+    b"To: c@a.test\r\nContent-Type: multipart/signed; boundary=s; protocol=x/y\r\n\r\n"
+    b"--s\r\nContent-Type: text/plain\r\n\r\ntext\r\n--s\r\nContent-Type: x/y; name=sig\r\n\r\nSIG\r\n--s--\r\n"
+)
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+async def test_what_is_signed_stays_as_it_is(on_disk: OnDisk, method: str) -> None:
+    message_id = await mime_draft(on_disk, SIGNED)
+    [signature] = await listed(on_disk, message_id)
+    path = f"/messages/{message_id}/attachments" + (
+        f"/{signature['id']}" if method == "DELETE" else ""
+    )
+    answer = await on_disk.http.request(method, path, json=TEXT)
+    assert "signed" in refused(answer, 400, "ErrorInvalidRequest")
+    assert (await on_disk.http.get(f"/messages/{message_id}/$value")).content == SIGNED
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "named"),
+    [
+        ({"name": None}, "ErrorRequiredPropertyMissing", "name"),
+        ({"contentBytes": None}, "ErrorRequiredPropertyMissing", "contentBytes"),
+        ({"contentBytes": "@@"}, "RequestBodyRead", "contentBytes"),
+        ({"colour": "red"}, "RequestBodyRead", "colour"),
+    ],
+)
+async def test_an_attachment_that_is_none(
+    on_disk: OnDisk, change: dict[str, Any], code: str, named: str
+) -> None:
+    message_id = await draft(on_disk)
+    answer = await on_disk.http.post(f"/messages/{message_id}/attachments", json=TEXT | change)
+    assert named in refused(answer, 400, code)
+    assert await listed(on_disk, message_id) == []
+
+
+async def test_only_drafts_that_are_not_being_sent_change(on_disk: OnDisk) -> None:
+    message_id = await draft(on_disk, TEXT)
+    [file] = [path for path in on_disk.files() if path.parent.name == "cur"]
+    assert (await on_disk.http.post(f"/messages/{message_id}/send")).status_code == 202
+    one = f"/messages/{message_id}/attachments"
+    assert refused(await on_disk.http.post(one, json=PDF), 409, "ErrorIrresolvableConflict")
+    assert refused(await on_disk.http.delete(f"{one}/0"), 409, "ErrorIrresolvableConflict")
+    assert len(await listed(on_disk, message_id)) == 1
+    received = on_disk.root / "example.test/alice/cur/1700000000.M1P1.other:2,S"
+    received.write_bytes(file.read_bytes())
+    [other] = (await on_disk.http.get("/mailFolders/inbox/messages")).json()["value"]
+    one = f"/messages/{other['id']}/attachments"
+    assert refused(await on_disk.http.post(one, json=PDF), 400, "ErrorInvalidRequest")
+    assert refused(await on_disk.http.get("/messages/nobody/attachments"), 404, "ErrorItemNotFound")
+    assert refused(await on_disk.http.get(f"{one}/77"), 404, "ErrorItemNotFound")
+    sent = f"/mailFolders/sentitems/messages/{other['id']}/attachments"
+    assert refused(await on_disk.http.get(sent), 404, "ErrorItemNotFound")
+
+
+async def test_a_full_mailbox_takes_no_attachment(on_disk: OnDisk) -> None:
+    message_id = await draft(on_disk, TEXT)
+    before = on_disk.files()
+    large = PDF | {"contentBytes": base64.b64encode(bytes(60_000)).decode()}
+    answer = await on_disk.http.post(f"/messages/{message_id}/attachments", json=large)
+    assert refused(answer, 507, "ErrorQuotaExceeded")
+    assert on_disk.files() == before
