@@ -40,7 +40,7 @@ def running(remotes: Remotes, **options: Any) -> Iterator[RelayProcess]:
 
 
 def test_a_mailbox_over_its_quota(remotes: Remotes) -> None:
-    tiny = account("tiny", quota="20 KiB")
+    tiny = account("tiny", quota="20 KiB", quota_messages=1)
     content = base64.b64encode(b"x" * 30 * KIB).decode()
     attachment = {
         "@odata.type": "#microsoft.graph.fileAttachment",
@@ -56,11 +56,17 @@ def test_a_mailbox_over_its_quota(remotes: Remotes) -> None:
             session.ehlo()
             session.mail("bob@example.test", [f"SIZE={30 * KIB}"])
             code, text = session.rcpt("tiny@example.test")
-            assert (code, text[:5]) == (452, b"4.2.2")
+            assert (code, text[:5]) == (552, b"5.2.2")  # larger than it may ever hold
             assert session.rcpt("carol@example.test")[0] == 250
             session.rset()
             session.mail("bob@example.test", [f"SIZE={KIB}"])
             assert session.rcpt("tiny@example.test")[0] == 250
+            session.rset()
+            relay.submit("bob@example.test", ["tiny@example.test"])
+            until("delivered", lambda: len(relay.maildir("tiny")) == 1)
+            session.mail("bob@example.test", [f"SIZE={KIB}"])
+            code, text = session.rcpt("tiny@example.test")
+            assert (code, text[:5]) == (452, b"4.2.2")  # it has the one message that it may hold
 
 
 def test_the_stores_disk_is_full(remotes: Remotes) -> None:
