@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.support.relay_process import until
 from tests.support.sync_trace import CannotTraceError, SyncTrace, count_synced
 
 SMALL = b"Subject: small\r\n\r\nHello.\r\n"
@@ -26,6 +27,23 @@ def test_a_sync_returned_before_each_250(relay, content):
         except CannotTraceError as why:
             pytest.skip(str(why))
     assert (trace.synced, trace.missing) == (5, 0)
+
+
+def test_a_202_is_behind_three_syncs_in_their_order(relay):
+    relay.send_mail(to=["bob@example.test"])  # makes the mailbox
+    relay.until_final("last")
+    try:
+        with SyncTrace(relay.process.pid) as trace:
+            for _ in range(3):
+                relay.send_mail(to=["x@remote.test"])
+                until("step 4 is over", lambda: not relay.notes())
+    except CannotTraceError as why:
+        pytest.skip(str(why))
+    order = ["fsync preparing", "link cur", "rename ready", "fsync cur", "fsync ready"]
+    assert len(trace.submissions) == 3
+    for acts in trace.submissions:
+        coming = iter(acts)
+        assert all(act in coming for act in order), acts
 
 
 @pytest.mark.parametrize(

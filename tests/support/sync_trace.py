@@ -20,11 +20,17 @@ from pathlib import Path
 from typing import Self
 
 _CALLS = "fsync,fdatasync,read,recvfrom,recvmsg,write,writev,sendto,sendmsg"
+_NAMING = "link,linkat,rename,renameat,renameat2"
 _ATTACH_S = 10.0
 _DOT = r"\r\n.\r\n"
 _READ = re.compile(r" (?:read|recvfrom|recvmsg)\(|<\.\.\. (?:read|recvfrom|recvmsg) resumed>")
 _WRITE = re.compile(r" (?:write|writev|sendto|sendmsg)\(")
 _SYNC = re.compile(r" (?:fsync|fdatasync)\(.*\) += 0|<\.\.\. (?:fsync|fdatasync) resumed>.* = 0")
+
+_DIRECTORIES = ("preparing", "ready", "cur", "tmp")
+_ACT = re.compile(
+    r" (?P<what>fsync|link|rename)(?:at2?)?\((?:\d+<(?P<file>[^>]+)>|.*\"(?P<target>[^\"]+)\")"
+)
 
 
 class CannotTraceError(Exception):
@@ -32,7 +38,10 @@ class CannotTraceError(Exception):
 
 
 class SyncTrace:
-    """Counts, after its block, the 250s with (`synced`) and without (`missing`) a sync before them."""
+    """Counts, after its block, the 250s with (`synced`) and without (`missing`) a sync before them.
+
+    `submissions` has what was done on disk for each 202, as acts_before_202() says it.
+    """
 
     def __init__(self, pid: int) -> None:
         strace = shutil.which("strace")
@@ -41,9 +50,10 @@ class SyncTrace:
         self._folder = Path(tempfile.mkdtemp(prefix="relay-trace-"))
         self._output = self._folder / "trace"
         self._said = self._folder / "said"
-        self._command = [strace, "-f", "-s", "300000", "-e", f"trace={_CALLS}", "-p", str(pid)]
-        self._command += ["-o", str(self._output)]
+        self._command = [strace, "-f", "-y", "-s", "300000", "-p", str(pid)]
+        self._command += ["-e", f"trace={_CALLS},{_NAMING}", "-o", str(self._output)]
         self.synced = self.missing = 0
+        self.submissions: list[list[str]] = []
 
     def __enter__(self) -> Self:
         with self._said.open("wb") as said:
@@ -58,13 +68,44 @@ class SyncTrace:
 
     def __exit__(self, *_: object) -> None:
         self._end()
-        self.synced, self.missing = count_synced(self._output.read_text(errors="replace"))
+        trace = self._output.read_text(errors="replace")
+        self.synced, self.missing = count_synced(trace)
+        self.submissions = acts_before_202(trace)
         shutil.rmtree(self._folder)
 
     def _end(self) -> None:
         if self._strace.poll() is None:
             self._strace.send_signal(signal.SIGINT)
             self._strace.wait(10)
+
+
+def acts_before_202(trace: str) -> list[list[str]]:
+    """Return, for each 202, what was synced and named between its request and it, in order.
+
+    An act is "fsync", "link" or "rename" and the directory, or the file's, by its last name.
+    """
+    answered: list[list[str]] = []
+    acts: list[str] | None = None
+    begun: dict[str, str] = {}  # a call that had not returned, by thread
+    for line in trace.splitlines():
+        thread = line.split(" ", 1)[0]
+        if _READ.search(line) and "POST /v1.0/me/sendMail" in line:
+            acts = []
+        elif _WRITE.search(line) and "HTTP/1.1 202" in line and acts is not None:
+            answered.append(acts)
+            acts = None
+        elif "<unfinished ...>" in line:
+            begun[thread] = line
+        elif acts is not None and line.rstrip().endswith("= 0"):
+            whole = begun.pop(thread, "") + line if "resumed>" in line else line
+            if match := _ACT.search(whole):
+                acts.append(f"{match['what']} {_directory(match['file'] or match['target'])}")
+    return answered
+
+
+def _directory(path: str) -> str:
+    names = path.split("/")
+    return next((name for name in reversed(names) if name in _DIRECTORIES), "")
 
 
 def count_synced(trace: str) -> tuple[int, int]:
