@@ -3,6 +3,7 @@
 #   make test                all tests; TESTS="tests/unit/spool -k claim" for some
 #   make check               lint, types, import contracts, dead code, the policies' own tests
 #   make bench               Relay and Postfix side by side
+#   make bench-mail          sendMail beside the machine's own rate of synced files, with ARGS
 #   make crash               a relay killed RUNS=200 times while people use it
 
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ ARGS ?=
 RUNS ?= 200
 TESTS ?=
 
-.PHONY: run venv test check lint types layers unused rules bench crash clean
+.PHONY: run venv test check lint types layers unused rules bench bench-mail crash clean
 
 run: .venv/installed
 	@exec $(BIN)/relay dev $(ARGS)
@@ -45,6 +46,9 @@ rules: .venv/development
 
 bench: .venv/development
 	tests/bench/run.sh
+
+bench-mail: .venv/development
+	$(BIN)/python tests/bench/sendmail.py $(ARGS)
 
 crash: .venv/development
 	RUNS=$(RUNS) $(BIN)/python -m pytest -n 2 tests/crash/test_storm.py
