@@ -214,7 +214,8 @@ class Arrivals:
         options = before.note.options if before.note else None
         identity = self._drafts.identity(account, options)
         head = draft_head(next_identity(located, octets_of(located), identity))
-        return ArrivingFile(located.folder.path / "tmp" / head.stem, head)
+        own_name = f"{head.stem}.{self._shared.ids.new()}"  # who is quicker writes this generation
+        return ArrivingFile(located.folder.path / "tmp" / own_name, head)
 
     def _ready(self, account: str, expected_bytes: int, *, messages: int = 1) -> Path:
         """Refuse what will not fit before it comes; return the mailbox."""

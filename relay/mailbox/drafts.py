@@ -72,7 +72,7 @@ class Drafts:
         return self.create_composed(compose(content, self.identity(account)), mailbox, folder)
 
     def create_composed(self, draft: ComposedDraft, mailbox: Path, folder: Folder) -> StoredMessage:
-        """Write a new draft; if it is written, then to the folder's tmp/, under its stem."""
+        """Write a new draft; if it is written, then to the folder's tmp/."""
         account = draft.account
         with self._shared.quota.room_for(account, mailbox, draft.size, stem=draft.stem):
             located = self._write(draft, folder, flags=f"{DRAFT}{SEEN}")
@@ -178,7 +178,7 @@ class Drafts:
     def replace(self, before: Before, draft: ComposedDraft, *, flags: str) -> StoredMessage:
         """Write a draft's next generation; the caller holds the message's lock.
 
-        If it is written, then to the tmp/ of the draft's folder, under its stem.
+        If it is written, then to the tmp/ of the draft's folder.
         """
         located, note = before.located, before.note
         growth = draft.size - located.path.stat().st_size
@@ -224,12 +224,12 @@ class Drafts:
         `on_written` is called with the synced file before it is put in its place.
         """
         directory = folder.path / "cur"
-        temporary = folder.path / "tmp" / draft.stem
+        temporary = draft.written or folder.path / "tmp" / draft.stem
         name = parse_name(f"{draft.base}:2,{with_flags(flags)}")
         assert name is not None
         located = Located(folder, directory, name, name.message_id, name.generation)
         try:
-            if draft.is_written:
+            if draft.written:
                 sync_file(temporary)
             else:
                 write_synced(temporary, draft.content)

@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from relay.files import FileOctets
 from relay.journal.storelog import SubmissionFacts
@@ -67,8 +68,8 @@ class Identity:
 class ComposedDraft:
     """A draft's file: its base name without `,S=`, its name without flags, its octets.
 
-    `properties` are those it was written from, None for MIME. `is_written`: the file lies already
-    where it is written to, but is not synced.
+    `properties` are those it was written from, None for MIME. `written` is where the file lies
+    already, not synced; None if it is still to be written.
     """
 
     stem: str
@@ -76,7 +77,7 @@ class ComposedDraft:
     content: Content
     account: str
     properties: MessageProperties | None
-    is_written: bool = False
+    written: Path | None = None
 
     @property
     def size(self) -> int:
@@ -128,7 +129,7 @@ class DraftHead:
         content = LargeContent(header, (body,), eight_bit=True)
         base = f"{self.stem},S={file.size}"
         account = self.identity.account
-        return ComposedDraft(self.stem, base, content, account, None, is_written=True)
+        return ComposedDraft(self.stem, base, content, account, None, file.path)
 
 
 def draft_head(identity: Identity) -> DraftHead:

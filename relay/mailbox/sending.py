@@ -148,7 +148,7 @@ class Sending:
         prepared = self._shared.notes.preparing / note.submission_id
         reached = self._shared.crash.reached
         try:
-            if draft.is_written:
+            if draft.written:
                 descriptor = os.open(prepared, os.O_WRONLY | os.O_CLOEXEC)
             else:
                 descriptor = write_file(prepared, draft.content)
