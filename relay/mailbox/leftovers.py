@@ -4,7 +4,7 @@ On the path: the front door, before it takes requests; whoever writes to a mailb
 and then once a day.
 Holds: a draft whose note was ready, or that was there before its submission, is never touched.
 Only one process is the front door of a root: what is in the way at its start is nobody's work.
-Fails: OSError when the disk refuses.
+Fails: OSError when the disk refuses; at a start that is logged, and tried again at the next.
 Standards: Maildir (a file in tmp/ that was not touched for 36 hours may go); docs/design.md 1.
 """
 
@@ -15,18 +15,22 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+import structlog
+
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import list_folders, well_known_path
-from relay.mailbox.maildir import list_names, place, remove
+from relay.mailbox.maildir import link_or_copy, list_names, place, remove
 from relay.mailbox.messages import is_draft
 from relay.mailbox.names import is_our_name
 from relay.mailbox.notes import Prepared, draft_of, read_block_of
-from relay.mailbox.types import WellKnown
+from relay.mailbox.types import StoreError, WellKnown
 from relay.message.draft import DraftOrigin
 
 DELETED_PREFIX = "relay-deleted."  # a folder that is being removed: no dot, so nobody's folder
 _OLD_S = 36 * 3600
 _EVERY_S = 24 * 3600
+
+_log = structlog.get_logger("relay.mailbox")
 
 
 class Leftovers:
@@ -39,27 +43,39 @@ class Leftovers:
         self._cleaned_s: dict[Path, float] = {}
 
     def remove_prepared(self) -> int:
-        """Remove what is in preparing/, with the drafts that came with it; return how many."""
+        """Remove what is in preparing/, with the drafts that came with it; return how many.
+
+        What cannot be removed now stays for the next start: one broken mailbox stops no other.
+        """
         notes = self._shared.notes
-        left = notes.prepared()
-        for prepared in left:
-            block = read_block_of(prepared.path)
-            if prepared.is_change and block is not None:
-                self._finish_change(prepared, block.origin)
-            if (
-                prepared.is_new
-                and block is not None
-                and notes.find_submission(prepared.submission_id) is None
-            ):
-                mailbox = self._shared.folders.mailbox(block.origin.account)
-                located = self._shared.index.find_stem(mailbox, block.origin.base_name)
-                if located is not None and is_draft(located):
-                    remove(located.path)
-                    self._shared.syncs.sync(located.directory)
-            remove(prepared.path)
-        if left:
+        removed = 0
+        for prepared in notes.prepared():
+            try:
+                self._remove_one(prepared)
+            except (OSError, StoreError) as error:
+                _log.error("leftover.kept", file=str(prepared.path), reason=str(error))
+            else:
+                removed += 1
+        if removed:
             self._shared.syncs.sync(notes.preparing)
-        return len(left)
+        return removed
+
+    def _remove_one(self, prepared: Prepared) -> None:
+        notes = self._shared.notes
+        block = read_block_of(prepared.path)
+        if prepared.is_change and block is not None:
+            self._finish_change(prepared, block.origin)
+        if (
+            prepared.is_new
+            and block is not None
+            and notes.find_submission(prepared.submission_id) is None
+        ):
+            mailbox = self._shared.folders.mailbox(block.origin.account)
+            located = self._shared.index.find_stem(mailbox, block.origin.base_name)
+            if located is not None and is_draft(located):
+                remove(located.path)
+                self._shared.syncs.sync(located.directory)
+        remove(prepared.path)
 
     def _finish_change(self, prepared: Prepared, origin: DraftOrigin) -> None:
         """Put a waiting draft's next generation in its place if its note says it already."""
@@ -74,8 +90,13 @@ class Leftovers:
         if before is None or before.name.stem == origin.base_name:
             return
         base = f"{origin.base_name},S={prepared.path.stat().st_size}"
-        name = f"{base}:2,{before.name.flags}"
-        place(prepared.path, before.folder.path / "cur" / name)
+        temporary = before.folder.path / "tmp" / origin.base_name
+        remove(temporary)  # what a crash left
+        try:
+            link_or_copy(prepared.path, temporary)  # the mailbox may be on a disk of its own
+            place(temporary, before.folder.path / "cur" / f"{base}:2,{before.name.flags}")
+        finally:
+            remove(temporary)
         self._shared.syncs.sync(before.folder.path / "cur")
         remove(before.path)
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from relay.journal.crash import CrashPoint
+from tests.support.disks import disk_of_its_own
 from tests.support.graph_client import Answer
 from tests.support.relay_process import RelayProcess, until
 
@@ -109,6 +110,21 @@ def test_a_changed_draft_is_sent_as_it_is_shown(relay, point, sooner):
     assert f"Subject: {shown['subject']}\r\n".encode() in note.read_bytes()
     send_now(relay, draft)
     until_sent(relay, shown["subject"])
+
+
+def test_a_changed_draft_is_sent_from_a_mailbox_on_a_disk_of_its_own(relay):
+    relay.home("alice").mkdir(parents=True)
+    with disk_of_its_own(relay.home("alice")):
+        relay.start(crash_at=CrashPoint.NOTE_REPLACED)
+        draft = submit(relay, NEXT_YEAR)
+        with suppress(OSError, http.client.HTTPException):
+            patch(relay, draft, {"subject": "second"})
+        assert relay.wait_end() == -SIGKILL
+        relay.start()
+        assert [one["subject"] for one in relay.messages("drafts")] == ["second"]
+        send_now(relay, draft)
+        until_sent(relay, "second")
+        relay.kill()
 
 
 @pytest.mark.parametrize("by", ["DELETE", "PATCH"])

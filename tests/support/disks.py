@@ -28,6 +28,16 @@ def small_disk(path: Path, *, size_bytes: int) -> Iterator[None]:
 
 
 @contextmanager
+def disk_of_its_own(path: Path) -> Iterator[None]:
+    """Let the directory `path` be a file system of its own: no link, no rename goes across."""
+    _mount("--bind", str(path), str(path))
+    try:
+        yield
+    finally:
+        _unmount(path)
+
+
+@contextmanager
 def filled(path: Path) -> Iterator[None]:
     """Leave no room on the disk of the directory `path`."""
     filler = path / "filler"

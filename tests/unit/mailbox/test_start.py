@@ -2,10 +2,12 @@
 
 import asyncio
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from relay.journal.crash import CrashPoint, CrashPoints
 from relay.mailbox import SendOptions
 
 ALICE = "alice@example.test"
@@ -50,3 +52,35 @@ async def test_no_mailbox_is_looked_into(place, draft, listings):
     assert {one.submission_id for one in found} == {one.submission_id for one in sent}
     assert {Path(one).parent.name for one in looked_into} == {".submissions"}
     assert len(looked_into) <= 6
+
+
+class Killed(CrashPoints):
+    """Ends a submission where a process would be killed, past all code of ours that tidies up."""
+
+    def reached(self, point):
+        if point is CrashPoint.DRAFT_LINKED:
+            raise KeyboardInterrupt
+
+
+def cut_off(place, draft, monkeypatch) -> None:
+    """Leave what a crash before the 202 leaves: a draft, and its second name in preparing/."""
+    store = place.store()
+    sending = store._sending
+    sending._shared = replace(store._shared, crash=Killed())
+    with monkeypatch.context() as patched:
+        patched.setattr("relay.mailbox.sending._remove_all", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            sending.submit_new(ALICE, draft(), SendOptions())
+
+
+async def test_a_broken_mailbox_keeps_no_start_from_the_others(place, draft, monkeypatch):
+    cut_off(place, draft, monkeypatch)
+    home = place.root / "example.test/alice"
+    away = home.rename(home.with_name("away"))
+    home.write_bytes(b"no mailbox")
+    assert await place.store().remove_leftovers() == 0
+    home.unlink()
+    away.rename(home)
+    assert len(place.left_over()) == len(place.files(".Drafts")) == 1
+    assert await place.store().remove_leftovers() == 1
+    assert (place.left_over(), place.files(".Drafts")) == ([], [])
