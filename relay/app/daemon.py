@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relay.app.lock import OwnerLock
-from relay.app.upkeep import Figures, keep_figures, keep_pruning
+from relay.app.upkeep import Figures, keep_figures, keep_pruning, keep_uploads_few
 from relay.clock import Clock
 from relay.delivery import Dispatcher
 from relay.http import HttpServer
@@ -89,6 +89,7 @@ class Daemon:
         self._spawn(keep_figures(self.spool, self.metrics, self.clock, figures=figures), "figures")
         keep_s = self.settings.spool.keep
         self._spawn(keep_pruning(self.spool, self.store_log, self.clock, keep_s=keep_s), "pruning")
+        self._spawn(keep_uploads_few(self.store.attachments.remove_expired), "uploads")
         self.readiness.reason = ""
         for server in self.http_servers:
             await server.start()

@@ -1,4 +1,4 @@
-"""What has to be done from time to time: the queue's figures, and the end of old history.
+"""What has to be done from time to time: the queue's figures, the end of old history and uploads.
 
 On the path: beside it; metrics show the figures, prune keeps the spool and the store's log small.
 Holds: each pass is bounded; a pass that fails is tried again at the next turn.
@@ -8,13 +8,14 @@ Standards: docs/design.md 4 (history), the metrics of docs/names.md.
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from relay.clock import Clock
 from relay.journal.logs import get_logger
 from relay.journal.metrics import Metrics
 from relay.journal.storelog import StoreLog
+from relay.mailbox.types import StoreError
 from relay.spool import SqliteSpool
 from relay.spool.types import SpoolError
 
@@ -77,4 +78,16 @@ async def keep_pruning(spool: SqliteSpool, log: StoreLog, clock: Clock, *, keep_
             _log.warning("history not pruned", error=str(error))
         except Exception:  # noqa: BLE001 - ours: pruning must not end with it
             _log.exception("pruning broken off")
+        await asyncio.sleep(_PRUNE_S)
+
+
+async def keep_uploads_few(remove_expired: Callable[[], Awaitable[None]]) -> None:
+    """Remove uploads that nobody finished in time, until cancelled."""
+    while True:
+        try:
+            await remove_expired()
+        except StoreError as error:
+            _log.warning("uploads not removed", error=str(error))
+        except Exception:  # noqa: BLE001 - ours: this must not end with it
+            _log.exception("removing uploads broken off")
         await asyncio.sleep(_PRUNE_S)

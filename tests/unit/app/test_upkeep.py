@@ -8,6 +8,7 @@ import pytest
 from relay.app import upkeep
 from relay.clock import ManualClock
 from relay.journal.metrics import Metrics
+from relay.mailbox.types import StoreUnavailableError
 from relay.spool.types import QueueCounts, SpoolError
 
 COUNTS = QueueCounts({"queued": 2, "deferred": 1}, 1_700_000_000_000_000 - 5_000_000, 0)
@@ -83,3 +84,24 @@ async def test_pruning_goes_step_by_step_until_nothing_is_left() -> None:
     await run_until_over(spool, upkeep.keep_pruning(spool, log, clock, keep_s=86400 * 1.5))
     assert set(spool.asked) == {(clock.time_us() - 129_600_000_000,)}
     assert log.kept == [2]
+
+
+async def test_uploads_are_removed_whatever_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes: list[Exception | None] = [
+        None,
+        StoreUnavailableError("full"),
+        ZeroDivisionError(),
+        None,
+    ]
+    over = asyncio.Event()
+
+    async def remove_expired() -> None:
+        if not outcomes:
+            over.set()
+        elif error := outcomes.pop(0):
+            raise error
+
+    monkeypatch.setattr(upkeep, "_PRUNE_S", 0.0)
+    keeping = asyncio.create_task(upkeep.keep_uploads_few(remove_expired))
+    await asyncio.wait_for(over.wait(), 5)
+    keeping.cancel()

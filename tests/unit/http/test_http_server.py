@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from relay.http import (
     json_response,
     protocol,
 )
+from relay.http.streamed import StreamedResponse
 from relay.settings.tree import Address
 
 ANY_PORT = Address("127.0.0.1", 0)
@@ -428,3 +429,91 @@ def test_tcp_and_unix_sockets_on_uvloop(tmp_path: Path) -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(scenario())
+
+
+# -- bodies that are taken in blocks
+
+
+async def measured(call: Call) -> Response:
+    """Answer with the sizes of the blocks that came."""
+    return json_response([len(block) async for block in call.blocks()])
+
+
+PUT = b"PUT / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+
+
+async def test_a_body_in_blocks_may_be_larger_than_one_that_is_held() -> None:
+    size = 10 * LIMIT
+    async with serving(measured) as server:
+        answer = await talk(server, PUT % size, bytes(size))
+    sizes = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert (status_of(answer), sum(sizes)) == (200, size)
+    assert max(sizes) < 512 * 1024
+
+
+async def test_a_slow_and_steady_body_is_not_cut_off() -> None:
+    async with serving(measured, idle_timeout_s=0.5, read_timeout_s=0.05) as server:
+        address = server.bound[0]
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(PUT % 8)
+        for _ in range(8):
+            await asyncio.sleep(0.02)
+            writer.write(b"x")
+            await writer.drain()
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    assert (status_of(answer), answer.partition(b"\r\n\r\n")[2]) == (200, b"[8]")
+
+
+@pytest.mark.parametrize(
+    "limits", [{"idle_timeout_s": 0.05}, {"stream_timeout_s": 0.05}], ids=["idle", "in all"]
+)
+async def test_a_body_in_blocks_that_stalls_is_ended(limits: dict[str, float]) -> None:
+    async with serving(measured, **limits) as server:
+        answer = await talk(server, PUT % 100 + b"x" * 10)
+    assert (status_of(answer), code_of(answer)) == (408, "RequestTimeout")
+    assert b"connection: close" in answer.lower()
+
+
+# -- answers that are read while they are sent
+
+
+def streamed(
+    blocks: list[bytes | OSError], **options: int
+) -> Callable[[Call], Awaitable[Response]]:
+    def reading() -> Iterator[bytes]:
+        for block in blocks:
+            if isinstance(block, OSError):
+                raise block
+            yield block
+
+    async def answer(_: Call) -> Response:
+        return StreamedResponse(reading(), headers={"content-type": "x/y"}, **options)
+
+    return answer
+
+
+GET = b"%b / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+
+
+async def test_an_answer_is_sent_as_it_is_read() -> None:
+    blocks: list[bytes | OSError] = [b"a" * 300_000, b"", b"b" * 5]
+    async with serving(streamed(blocks, size_bytes=300_005)) as server:
+        answer = await talk(server, GET % b"GET")
+    assert answer.endswith(b"aaabbbbb")
+    assert b"content-length: 300005\r\n" in answer
+    async with serving(streamed(blocks)) as server:
+        answer = await talk(server, GET % b"GET")
+        head = await talk(server, GET % b"HEAD")
+    assert b"transfer-encoding: chunked\r\n" in answer
+    assert answer.endswith(b"\r\n0\r\n\r\n")
+    assert head.endswith(b"\r\n\r\n")
+    assert b"aaa" not in head
+
+
+async def test_an_answer_that_cannot_be_read_is_never_taken_for_whole() -> None:
+    blocks: list[bytes | OSError] = [b"a" * 300_000, OSError("gone")]
+    async with serving(streamed(blocks)) as server:
+        answer = await talk(server, GET % b"GET")
+    assert status_of(answer) == 200
+    assert not answer.endswith(b"0\r\n\r\n")
