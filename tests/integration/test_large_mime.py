@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.test_large_out import most_memory_bytes
-from tests.support.graph_client import Answer
+from tests.support.graph_client import Answer, people
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
@@ -74,4 +74,88 @@ def test_a_large_message_goes_all_the_way_and_is_never_in_memory(remotes: Remote
         until("the original is filed", lambda: relay.subjects("alice", "Sent") == ["large", "small"])
         grown_bytes = most_memory_bytes(relay) - idle_bytes
         assert grown_bytes < GROWTH_BYTES_MAX
+        assert relay.faults() == []
+
+
+def open_upload(relay: RelayProcess, length: int, kind: str = "text/plain") -> socket.socket:
+    """Begin a POST of MIME of which the rest is to come, or never comes."""
+    host, _, port = str(relay.ready["http"][0]).rpartition(":")
+    client = socket.create_connection((host, int(port)), timeout=20)
+    client.sendall(
+        f"POST /v1.0/me/sendMail HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer alice\r\n"
+        f"Content-Type: {kind}\r\nContent-Length: {length}\r\n\r\n".encode()
+    )
+    return client
+
+
+def arriving(relay: RelayProcess) -> list[str]:
+    submissions = relay.folder / "mail/.submissions"
+    return [path.name for path in submissions.glob("preparing/*")]
+
+
+def test_what_is_cut_off_leaves_nothing() -> None:
+    begun = b"".join(coded(content(2_000_000)))
+    with RelayProcess() as relay:
+        client = open_upload(relay, 10 * len(begun))
+        client.sendall(begun)
+        until("it is on its way", lambda: arriving(relay))
+        client.close()
+        until("it is gone", lambda: not arriving(relay))
+        client = open_upload(relay, 10 * len(begun))
+        client.sendall(begun)
+        until("it is on its way again", lambda: arriving(relay))
+        relay.restart()
+        client.close()
+        assert arriving(relay) == []
+        nobody = b"".join(coded(content(2_000_000, HEADER.replace(b"To:", b"X:"))))
+        client = open_upload(relay, 10 * len(nobody))
+        client.sendall(nobody)
+        told = client.recv(1000)
+        client.close()
+        assert told.startswith(b"HTTP/1.1 400 ")
+        assert arriving(relay) == []
+        assert relay.maildir("alice", "Drafts") == []
+        assert relay.faults() == []
+
+
+UPLOADED = b"".join(LINES * 10 for _ in range(300))  # 12 MB
+RANGE_BYTES = 5 * 1024 * 1024
+
+
+def put_range(relay: RelayProcess, url: str, start: int, end: int) -> Answer:
+    headers = {"Content-Range": f"bytes {start}-{end - 1}/{len(UPLOADED)}"}
+    path = "/" + url.partition("//")[2].partition("/")[2]
+    return relay.request("PUT", path, UPLOADED[start:end], headers=headers)
+
+
+def test_an_upload_goes_on_after_a_kill_and_is_never_in_memory(remotes: Remotes) -> None:
+    remote = remotes.start("a.test")
+    with remotes.relay() as relay:
+        message = {"subject": "large", "toRecipients": people("x@a.test", "bob@example.test")}
+        draft = relay.graph("POST", "/me/messages", message).json()
+        item = {"attachmentType": "file", "name": "large.bin", "size": len(UPLOADED)}
+        path = f"/me/messages/{draft['id']}/attachments"
+        made = relay.graph("POST", f"{path}/createUploadSession", {"AttachmentItem": item})
+        assert made.status == 201
+        url = made.json()["uploadUrl"]
+        assert put_range(relay, url, 0, RANGE_BYTES).status == 200
+        relay.restart()
+        idle_bytes = most_memory_bytes(relay)
+        token = url.rpartition("/")[2]
+        told = relay.request("GET", f"/v1.0/uploads/{token}").json()["nextExpectedRanges"]
+        assert told == [f"{RANGE_BYTES}-{len(UPLOADED) - 1}"]
+        for start in range(RANGE_BYTES, len(UPLOADED), RANGE_BYTES):
+            answer = put_range(relay, url, start, min(start + RANGE_BYTES, len(UPLOADED)))
+        assert answer.status == 201
+        location = "/" + answer.headers["location"].partition("//")[2].partition("/")[2]
+        value = relay.request("GET", f"{location}/$value", headers={"Authorization": "Bearer alice"})
+        assert value.body == UPLOADED
+        shown = relay.graph("GET", f"{path}").json()["value"]
+        assert [base64.b64decode(one["contentBytes"]) for one in shown] == [UPLOADED]
+        assert relay.graph("POST", f"/me/messages/{draft['id']}/send").status == 202
+        relay.until_final(draft["id"])
+        _, _, part = received(remote, "x@a.test").content.partition(b"large.bin")
+        came, _, _ = part.partition(b"\r\n\r\n")[2].partition(b"\r\n--")
+        assert base64.b64decode(came) == UPLOADED
+        assert most_memory_bytes(relay) - idle_bytes < 30_000_000
         assert relay.faults() == []
