@@ -96,6 +96,33 @@ def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*lines, _count(entries)]
 
 
+def finding_line(one: Mapping[str, Any]) -> str:
+    """What `relay storage verify` has found, and what was done."""
+    state = "mended" if one["mended"] else "REMAINS"
+    action = f"; {one['action']}" if one["action"] else ""
+    told = f"found {one['found']}, expected {one['expected']}{action}"
+    return printable(f"{state:<7} {one['kind']:<17} {one['where']}: {told}")
+
+
+def verified_lines(document: Mapping[str, Any]) -> list[str]:
+    """What `relay storage verify` has looked at."""
+    notes = document["notes"]
+    indexes = f"{document['indexes']} indexes"
+    waiting = f"{notes['ready']} notes ready, {notes['deferred']} deferred"
+    lines = [
+        f"{document['mailboxes']} mailboxes, {document['messages']} messages, {indexes}; {waiting}"
+    ]
+    for name, told in (
+        ("without_draft", "the draft was removed, the note alone is sent"),
+        ("accepted", "accepted already, the next start removes the note"),
+        ("put_aside", "put aside, for you to look at"),
+    ):
+        if found := notes[name]:
+            lines.append(f"{told}: {_names(found)}")
+    lines.append(f"{document['mended']} faults mended, {document['remaining']} remain")
+    return [printable(line) for line in lines]
+
+
 def _entry_cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
     due = str(entry["due"])[:19].replace("T", " ") if entry["due"] else "-"
     numbers = (str(entry["size"]), str(entry["attempts"]))

@@ -135,7 +135,7 @@ def write_id(path: Path, folder_id: str) -> None:
 def write_ids(folders: Iterable[Folder]) -> None:
     """Write down the ids that follow from directory names only, as long as those are the names."""
     for folder in folders:
-        if folder.well_known is None and _marked_id(folder.path) != folder.id:
+        if folder.well_known is None and marked_id(folder.path) != folder.id:
             write_id(folder.path, folder.id)
 
 
@@ -234,7 +234,7 @@ def _ids(mailbox: Path, others: Iterable[str]) -> dict[str, str]:
     taken = set(ids.values()) | {ROOT_ID} | _NOT_HERE
     unmarked = []
     for name in others:
-        folder_id = _marked_id(mailbox / name)
+        folder_id = marked_id(mailbox / name)
         if folder_id and folder_id not in taken:
             ids[name] = folder_id
             taken.add(folder_id)
@@ -249,7 +249,7 @@ def _ids(mailbox: Path, others: Iterable[str]) -> dict[str, str]:
     return ids
 
 
-def _marked_id(path: Path) -> str:
+def marked_id(path: Path) -> str:
     """Return the id in a folder's marker file, "" if there is none."""
     with suppress(OSError):
         descriptor = os.open(path / _MARKER, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -22,7 +22,7 @@ from relay.message.draft import FIRST_FIELD_BYTES, PrivateBlock, private_length,
 FIRST_SUBMISSION = (
     1  # the number of a draft that sendMail made: it goes if its note never got ready
 )
-_NOTE = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
+NOTE_NAME = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
 _PREPARED = re.compile(r"([0-9a-z]{16})\.(\d{1,20})(\+?)")
 _BLOCK_BYTES_MAX = 16 << 20
 _COPIED = "copied"  # a file of that name: notes here may be copies, not second names
@@ -81,6 +81,10 @@ class NotesDirectory:
             self.say_copied()
         return prepared
 
+    def knows_copies(self) -> bool:
+        """Whether say_copied() was called, ever."""
+        return self._copied.exists()
+
     def say_copied(self) -> None:
         """Remember for good that notes here may be copies: the number of links tells nothing."""
         if not self._copied.exists():
@@ -117,7 +121,7 @@ class NotesDirectory:
         """Up to `limit` notes that are not in `known`, longest ready first."""
         waiting = []
         for name in list_names(self.ready):
-            match = _NOTE.fullmatch(name)
+            match = NOTE_NAME.fullmatch(name)
             if match and f"{match[1]}.{match[2]}" not in known:
                 waiting.append((int(match[3]), name))
         waiting.sort()
@@ -127,13 +131,13 @@ class NotesDirectory:
     def list_deferred(self) -> list[tuple[int, str]]:
         """When each note in deferred/ is due, and its name; none is read."""
         names = list_names(self.deferred)
-        return [(int(match[3]), name) for name in names if (match := _NOTE.fullmatch(name))]
+        return [(int(match[3]), name) for name in names if (match := NOTE_NAME.fullmatch(name))]
 
     def read(self, path: Path) -> Note | None:
         """Return the note of a file in ready/ or deferred/; None if it is gone, or damaged and put
         aside.
         """
-        match = _NOTE.fullmatch(path.name)
+        match = NOTE_NAME.fullmatch(path.name)
         if match is None:
             return None
         try:

@@ -1,0 +1,111 @@
+"""Verify the store of a configuration, with the rights of whoever owns it.
+
+On the path: beside it; the command line comes here, whether a daemon runs or not.
+Holds: what root starts works as the owner of the mailboxes, so that it leaves nothing that the
+    relay cannot write.
+Fails: UnknownAccountError; SettingsError for accounts with faults; OSError.
+Standards: none.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from relay.accounts import DEAD_LETTER, load_accounts
+from relay.clock import Clock
+from relay.mailbox.verify import Finding, Surroundings, Tally, Verifier
+from relay.settings import Settings
+
+_FINDINGS_MAX = 10_000  # of one document
+_ROOT = 0
+
+
+class UnknownAccountError(Exception):
+    """There is no such account, and no mailbox of that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What is to be verified, and how: every account where none is named."""
+
+    accounts: Sequence[str] = ()
+    dry_run: bool = False
+    full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What came of it; `document` is what --json prints."""
+
+    tally: Tally
+    document: dict[str, Any]
+
+
+def verify(
+    settings: Settings,
+    wishes: Wishes,
+    *,
+    environ: Mapping[str, str],
+    clock: Clock,
+    on_finding: Callable[[dict[str, Any]], None] = lambda _: None,
+    on_mailbox: Callable[[int], None] = lambda _: None,
+) -> Verified:
+    """Verify, and mend what can be mended. Raises what the module says."""
+    boxes = settings.mailboxes
+    accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
+    findings: list[dict[str, Any]] = []
+
+    def found(finding: Finding) -> None:
+        one = asdict(finding)
+        if len(findings) < _FINDINGS_MAX:
+            findings.append(one)
+        on_finding(one)
+
+    try:
+        _become_owner(settings)
+        surroundings = Surroundings(
+            clock=clock,
+            hostname=settings.hostname,
+            dead_letter=settings.state_dir / DEAD_LETTER,
+            is_account=lambda address: accounts.by_address(address) is not None,
+        )
+        verifier = Verifier(
+            boxes.root, surroundings, dry_run=wishes.dry_run, full=wishes.full,
+            on_finding=found, on_mailbox=on_mailbox,
+        )  # fmt: skip
+        wanted = []
+        for name in wishes.accounts:
+            account = accounts.by_address(name)
+            address = account.address if account else name.lower()
+            if account is None and not verifier.has_mailbox(address):
+                raise UnknownAccountError(f"there is no account and no mailbox {name!r}")
+            wanted.append(address)
+        tally = verifier.run(list(dict.fromkeys(wanted)) if wanted else None)
+    finally:
+        accounts.close()
+    return Verified(tally, _document(tally, findings))
+
+
+def _become_owner(settings: Settings) -> None:
+    """Give up root's rights where the mailboxes are somebody else's."""
+    root = settings.mailboxes.root
+    if os.geteuid() != _ROOT or not root.exists():
+        return
+    status = root.stat()
+    if status.st_uid != _ROOT:
+        os.setgroups([])
+        os.setgid(status.st_gid)
+        os.setuid(status.st_uid)
+
+
+def _document(tally: Tally, findings: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "mailboxes": tally.mailboxes,
+        "messages": tally.messages,
+        "indexes": tally.indexes,
+        "notes": asdict(tally.notes),
+        "mended": tally.mended,
+        "remaining": tally.remaining,
+        "findings": findings,
+    }

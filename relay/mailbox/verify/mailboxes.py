@@ -1,0 +1,264 @@
+"""One mailbox: its directories, its messages, its subscriptions and its index.
+
+On the path: verifier.py goes through all mailboxes with it.
+Holds: memory grows with the ids of one mailbox; folders of other programs are folders as well.
+Fails: never; what cannot be read is a finding.
+Standards: Maildir++.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from relay.clock import Ids
+from relay.mailbox.folders import list_folders, marked_id, write_id
+from relay.mailbox.index.located import is_draft_file
+from relay.mailbox.maildir import list_names, remove, write_synced
+from relay.mailbox.names import MessageName, delivered_id, message_stem, parse_name
+from relay.mailbox.subscriptions import resubscribe
+from relay.mailbox.types import Folder
+from relay.mailbox.verify.findings import Fault, Kind, Tally
+from relay.mailbox.verify.flight import Flight
+from relay.mailbox.verify.indexes import IndexCheck, keeper_of
+from relay.mailbox.verify.mending import Cure, Mender, made, removed, renamed
+from relay.mailbox.verify.messages import MessageCheck
+
+_DIRECTORIES = ("cur", "new", "tmp")
+_MARKER = "maildirfolder"
+_SUBSCRIPTIONS = "subscriptions"
+_SUBSCRIPTIONS_BYTES_MAX = 16 << 20
+_TEXT = frozenset((0x09, 0x0A, 0x0D))
+
+
+class MailboxCheck:
+    """Checks mailboxes. `hostname` is for the names that copies get."""
+
+    def __init__(
+        self,
+        mender: Mender,
+        flight: Flight,
+        *,
+        messages: MessageCheck,
+        indexes: IndexCheck,
+        ids: Ids,
+        hostname: str,
+    ) -> None:
+        self._mender = mender
+        self._flight = flight
+        self._messages = messages
+        self._indexes = indexes
+        self._ids = ids
+        self._hostname = hostname
+
+    def check(self, mailbox: Path, tally: Tally) -> bool:
+        """Check a mailbox; False where there is none."""
+        if not _is_mailbox(mailbox):
+            return False
+        tally.mailboxes += 1
+        self._readable(mailbox, lambda: self._check_directories(mailbox))
+        self._readable(mailbox, lambda: self._check_folder_ids(mailbox))
+        self._readable(mailbox, lambda: self._check_messages(mailbox, tally))
+        self._readable(mailbox, lambda: self._check_subscriptions(mailbox))
+        self._readable(mailbox, lambda: self._check_index(mailbox, tally))
+        return True
+
+    def _readable(self, mailbox: Path, check: Callable[[], None]) -> None:
+        """Go on with the next check where one cannot read what it has to."""
+        try:
+            check()
+        except FileNotFoundError:
+            return  # renamed or removed meanwhile
+        except OSError as error:
+            where = Path(str(error.filename or mailbox))
+            found = error.strerror or str(error)
+            self._mender.settle(Fault(Kind.UNREADABLE, where, found, "what can be read"))
+
+    # -- directories
+
+    def _check_directories(self, mailbox: Path) -> None:
+        for folder in _folders(mailbox):
+            missing = [name for name in _DIRECTORIES if not (folder / name).is_dir()]
+            is_marked = folder == mailbox or (folder / _MARKER).exists()
+            if (not missing and is_marked) or not self._flight.land(folder):
+                continue
+            for name in reversed(missing):  # cur/ last: it makes a folder of the directory
+                path = folder / name
+                if not path.is_dir():
+                    fault = Fault(Kind.MISSING_DIRECTORY, path, _found(path), "a directory")
+                    if _found(path) == "nothing" or self._aside(fault):
+                        self._mender.settle(fault, made(path))
+            if not is_marked and not (folder / _MARKER).exists():
+                marker = folder / _MARKER
+                fault = Fault(Kind.MISSING_MARKER, marker, "nothing", "the mark of a folder")
+                self._mender.settle(fault, _written(marker, b""))
+
+    def _aside(self, fault: Fault) -> bool:
+        """Put what is in a directory's place aside."""
+        return self._mender.settle(fault, self._mender.put_aside(fault.where, is_whole=True))
+
+    def _check_folder_ids(self, mailbox: Path) -> None:
+        for folder in list_folders(mailbox):
+            marked = marked_id(folder.path) if folder.well_known is None else ""
+            if marked and marked != folder.id:
+                self._settle_folder_id(folder, marked)
+
+    def _settle_folder_id(self, folder: Folder, marked: str) -> None:
+        marker = folder.path / _MARKER
+        if not self._flight.land(marker) or marked_id(folder.path) != marked:
+            return
+        fault = Fault(
+            Kind.SHARED_FOLDER_ID, marker, f"{marked}, which another folder has", folder.id
+        )
+        cure = Cure("written anew", lambda: write_id(folder.path, folder.id))
+        self._mender.settle(fault, cure)
+
+    # -- messages
+
+    def _check_messages(self, mailbox: Path, tally: Tally) -> None:
+        known: set[str] = set()
+        shared: set[str] = set()
+
+        def take(name: MessageName) -> None:
+            if name.message_id in known:
+                shared.add(name.message_id)
+            elif name.stem:
+                known.add(name.message_id)
+
+        for folder in list_folders(mailbox):
+            for name in ("new", "cur"):
+                if (folder.path / name).is_dir():
+                    tally.messages += self._messages.check(folder.path / name, take)
+            if (folder.path / "tmp").is_dir():
+                self._messages.check_leftovers(folder.path / "tmp")
+        if shared:
+            self._settle_shared(mailbox, shared)
+
+    def _settle_shared(self, mailbox: Path, shared: set[str]) -> None:
+        """Let one file have each id, once what was on its way to another name has it."""
+        for _, _, path in list(_with_ids(mailbox, shared)):
+            self._flight.land(path)
+        files: dict[str, list[tuple[MessageName, Folder, Path]]] = {}
+        for name, folder, path in _with_ids(mailbox, shared):
+            files.setdefault(name.message_id, []).append((name, folder, path))
+        for message_id, those in files.items():
+            if len(those) > 1:
+                self._settle_one_id(keeper_of(mailbox, message_id), those)
+
+    def _settle_one_id(
+        self, keeper: Path | None, those: list[tuple[MessageName, Folder, Path]]
+    ) -> None:
+        highest = max(name.generation for name, _, _ in those)
+        rest = []
+        for name, folder, path in those:
+            if name.generation < highest and is_draft_file(name.flags, folder):
+                found = f"generation {name.generation} beside {highest}"
+                fault = Fault(Kind.OLD_GENERATION, path, found, "the newest of a draft alone")
+                self._mender.settle(fault, self._mender.put_aside(path, is_whole=True))
+            elif path.exists():
+                rest.append((name, path))
+        rest.sort(key=lambda one: _likeness(one[1], keeper))
+        for name, path in rest[1:]:
+            kept = rest[0][1]
+            fault = Fault(Kind.SHARED_ID, path, f"the id of {kept}", "an id of its own")
+            is_second_name = name.stem == parse_stem(kept) and path.samefile(kept)
+            self._mender.settle(fault, removed(path) if is_second_name else self._own(name, path))
+
+    def _own(self, name: MessageName, path: Path) -> Cure:
+        """Give a copy a name of its own."""
+        stem = message_stem(
+            delivered_id(self._ids.new()),
+            1,
+            time_us=name.seconds * 1_000_000,
+            hostname=self._hostname,
+        )
+        return renamed(path, path.with_name(stem + name.file_name[len(name.stem) :]))
+
+    # -- beside the messages
+
+    def _check_subscriptions(self, mailbox: Path) -> None:
+        path = mailbox / _SUBSCRIPTIONS
+        found = _subscriptions_fault(path)
+        if not found or not self._flight.land(path) or not _subscriptions_fault(path):
+            return
+        aside = self._mender.put_aside(path)
+        directories = [one.path.name for one in list_folders(mailbox) if one.path != mailbox]
+
+        def act() -> None:
+            aside.act()
+            resubscribe(mailbox, added=directories)
+
+        fault = Fault(Kind.SUBSCRIPTIONS, path, found, "lines of text")
+        cure = Cure(f"{aside.text}, and made anew with all folders", act)
+        self._mender.settle(fault, cure)
+
+    def _check_index(self, mailbox: Path, tally: Tally) -> None:
+        tally.indexes += self._indexes.check(mailbox)
+
+
+def parse_stem(path: Path) -> str:
+    """The base name of a message's file, `,S=` apart."""
+    name = parse_name(path.name)
+    return name.stem if name else ""
+
+
+def _is_mailbox(path: Path) -> bool:
+    names = set(list_names(path))
+    return bool(names.intersection(_DIRECTORIES)) or any(
+        _is_folder(path / name) for name in names if name.startswith(".")
+    )
+
+
+def _folders(mailbox: Path) -> Iterator[Path]:
+    """The directories that are folders, or were to be."""
+    yield mailbox
+    for name in sorted(list_names(mailbox)):
+        if name.startswith(".") and not name.startswith("..") and _is_folder(mailbox / name):
+            yield mailbox / name
+
+
+def _is_folder(path: Path) -> bool:
+    return not path.is_symlink() and bool({*_DIRECTORIES, _MARKER}.intersection(list_names(path)))
+
+
+def _with_ids(
+    mailbox: Path, message_ids: set[str]
+) -> Iterator[tuple[MessageName, Folder, Path]]:  # fmt: skip
+    for folder in list_folders(mailbox):
+        for directory in (folder.path / "new", folder.path / "cur"):
+            for file_name in list_names(directory):
+                name = parse_name(file_name)
+                if name is not None and name.stem and name.message_id in message_ids:
+                    yield name, folder, directory / file_name
+
+
+def _likeness(path: Path, keeper: Path | None) -> tuple[bool, bool, bool, float, str]:
+    """Sorts first what keeps the id: the index's, a note's draft, in cur/, the oldest."""
+    status = path.stat()
+    is_alone = status.st_nlink == 1
+    return path != keeper, is_alone, path.parent.name == "new", status.st_mtime, str(path)
+
+
+def _subscriptions_fault(path: Path) -> str:
+    """What is wrong with the file, "" if nothing is, or if there is none."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_SUBSCRIPTIONS_BYTES_MAX + 1)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
+    if len(content) > _SUBSCRIPTIONS_BYTES_MAX:
+        return f"more than {_SUBSCRIPTIONS_BYTES_MAX} bytes"
+    odd = next((one for one in content if one < 0x20 and one not in _TEXT), None)
+    return "" if odd is None else f"an octet {odd}"
+
+
+def _found(path: Path) -> str:
+    return "something else" if path.is_symlink() or path.exists() else "nothing"
+
+
+def _written(path: Path, content: bytes) -> Cure:
+    def act() -> None:
+        remove(path)  # a link that leads nowhere
+        write_synced(path, content)
+
+    return Cure("made", act)

@@ -1,0 +1,123 @@
+"""Go through the whole store, or some mailboxes: notes, mailboxes, indexes.
+
+On the path: beside it; `relay storage verify` runs this in a process of its own.
+Holds: memory grows with the largest mailbox and with the names of a domain's, not with the mail.
+Fails: OSError when the root cannot be listed.
+Standards: docs/design.md 1 and 3.
+"""
+
+import os
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from relay.clock import Clock, Ids
+from relay.mailbox.maildir import DirectorySync, list_names
+from relay.mailbox.names import mailbox_directory
+from relay.mailbox.notes import NotesDirectory
+from relay.mailbox.types import NoSuchItemError
+from relay.mailbox.verify.findings import Fault, Finding, Kind, Tally
+from relay.mailbox.verify.flight import Flight, wait
+from relay.mailbox.verify.indexes import IndexCheck
+from relay.mailbox.verify.mailboxes import MailboxCheck
+from relay.mailbox.verify.mending import Mender
+from relay.mailbox.verify.messages import MessageCheck
+from relay.mailbox.verify.submissions import SubmissionCheck
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What verify needs of others. `dead_letter` is a Maildir beside the root;
+    `is_account` tells accounts that there are; `pause` lets seconds go by.
+    """
+
+    clock: Clock
+    hostname: str
+    dead_letter: Path
+    is_account: Callable[[str], bool]
+    pause: Callable[[float], None] = wait
+
+
+class Verifier:
+    """Blocking. `on_finding` is called as things are found, `on_mailbox` before each mailbox."""
+
+    def __init__(
+        self,
+        root: Path,
+        surroundings: Surroundings,
+        *,
+        dry_run: bool = False,
+        full: bool = False,
+        on_finding: Callable[[Finding], None] = lambda _: None,
+        on_mailbox: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """With `dry_run` nothing is changed; `full` reads every octet and every header."""
+        self._root = root
+        self._surroundings = surroundings
+        self._on_mailbox = on_mailbox
+        self._tally = Tally()
+
+        def report(finding: Finding) -> None:
+            self._tally.count(finding)
+            on_finding(finding)
+
+        clock = surroundings.clock
+        self._flight = Flight(clock, surroundings.pause)
+        self._mender = Mender(root, dry_run=dry_run, report=report)
+        owner = root.stat().st_uid if root.exists() else os.geteuid()
+        self._mailboxes = MailboxCheck(
+            self._mender,
+            self._flight,
+            messages=MessageCheck(self._mender, self._flight, owner=owner, full=full),
+            indexes=IndexCheck(self._mender, self._flight, clock=clock, full=full),
+            ids=Ids(clock),
+            hostname=surroundings.hostname,
+        )
+
+    def run(self, accounts: Collection[str] | None = None) -> Tally:
+        """Verify everything, or what is of these accounts. Raises OSError."""
+        self._check_notes(accounts)
+        for number, mailbox in enumerate(self._directories(accounts)):
+            self._on_mailbox(number)
+            self._mailboxes.check(mailbox, self._tally)
+        return self._tally
+
+    def has_mailbox(self, account: str) -> bool:
+        """Whether there is a mailbox of that name, whoever's it is."""
+        try:
+            return mailbox_directory(self._root, account).is_dir()
+        except NoSuchItemError:
+            return False
+
+    def _check_notes(self, accounts: Collection[str] | None) -> None:
+        check = SubmissionCheck(
+            self._root,
+            NotesDirectory(self._root / ".submissions", DirectorySync()),
+            self._mender,
+            flight=self._flight,
+            is_account=self._surroundings.is_account,
+            accounts=accounts,
+        )
+        try:
+            check.check(self._tally.notes)
+        except OSError as error:
+            where = Path(str(error.filename or self._root / ".submissions"))
+            found = error.strerror or str(error)
+            self._mender.settle(Fault(Kind.UNREADABLE, where, found, "what can be read"))
+
+    def _directories(self, accounts: Collection[str] | None) -> Iterator[Path]:
+        if accounts is not None:
+            yield from (mailbox_directory(self._root, one) for one in accounts)
+            return
+        for domain in sorted(_directories_in(self._root)):
+            for name in sorted(_directories_in(self._root / domain)):
+                yield self._root / domain / name
+        if self._surroundings.dead_letter.is_dir():
+            yield self._surroundings.dead_letter
+
+
+def _directories_in(path: Path) -> list[str]:
+    """The directories in one, but hidden ones: no domain and no local part begins with a dot."""
+    return [
+        name for name in list_names(path) if not name.startswith(".") and (path / name).is_dir()
+    ]

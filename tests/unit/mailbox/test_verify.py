@@ -1,0 +1,550 @@
+"""`relay storage verify`: one test for each kind of damage on a real store; what is mended stays so."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from relay.clock import ManualClock
+from relay.journal.events import Event, Step
+from relay.journal.storelog import SubmissionFacts
+from relay.mailbox import SendOptions
+from relay.mailbox.folders import write_id
+from relay.mailbox.index.database import open_database
+from relay.mailbox.names import parse_name
+from relay.mailbox.query import HasWords, MessageQuery, SearchIn
+from relay.mailbox.verify import Finding, Surroundings, Tally, Verifier
+from relay.message.properties import Attachment
+
+ALICE = "alice@example.test"
+MAIL = b"From: x@y.test\r\nSubject: one\r\n\r\nHello.\r\n"
+LATER_S = 100 * 3600
+
+
+@dataclass
+class Checked:
+    """A store with a little of everything, and verify on it, long after all of it was written."""
+
+    root: Path
+    clock: ManualClock
+    findings: list[Finding] = field(default_factory=list)
+    pauses: list[float] = field(default_factory=list)
+
+    @property
+    def home(self) -> Path:
+        return self.root / "example.test/alice"
+
+    @property
+    def notes(self) -> Path:
+        return self.root / ".submissions"
+
+    def verify(self, *, accounts=None, **options) -> Tally:
+        """Run it; `findings` are those of this run."""
+        self.findings = []
+        surroundings = Surroundings(
+            clock=self.clock,
+            hostname="relay.example.test",
+            dead_letter=self.root.parent / "dead-letter",
+            is_account=lambda account: account == ALICE,
+            pause=self.pauses.append,
+        )
+        verifier = Verifier(self.root, surroundings, on_finding=self.findings.append, **options)
+        return verifier.run(accounts)
+
+    def seen(self) -> list[tuple[str, bool]]:
+        return [(str(one.kind), one.mended) for one in self.findings]
+
+    def message(self, where: str) -> Path:
+        """The first file of a directory, such as "new" or ".Drafts/cur"."""
+        return min((self.home / where).iterdir())
+
+    def octets(self) -> list[bytes]:
+        """The content of every file that could be mail, wherever it is: none may go."""
+        places = [*self.home.rglob("new/*"), *self.home.rglob("cur/*"), *self.notes.rglob("*@*")]
+        places += [one for one in (self.notes / "corrupt").rglob("*") if one.is_file()]
+        return sorted(
+            {one.read_bytes() for one in places if one.is_file() and not one.is_symlink()}
+        )
+
+
+@pytest.fixture
+async def checked(place, store, draft) -> Checked:
+    await store.deliver(ALICE, unique="0123456789abcdef.1", content=MAIL)
+    await store.deliver(ALICE, unique="0123456789abcdef.2", content=MAIL)
+    await store.create_draft(ALICE, draft(attachments=(Attachment("a.bin", "a/b", b"QUJD", 3),)))
+    place.clock.advance(1)
+    await store.submit_new(ALICE, draft(subject="ready"), SendOptions())
+    due_us = place.clock.time_us() + 3600 * 10**6
+    await store.submit_new(ALICE, draft(subject="later"), SendOptions(deferred_us=due_us))
+    await store.create_folder(ALICE, "Ärger")
+    foreign = place.root / "example.test/alice/cur/1700000000.M1P2.other,S=40,W=40:2,S"
+    foreign.write_bytes(MAIL)
+    foreign.chmod(0o600)
+    words = HasWords(SearchIn.ANYWHERE, "hello")  # all that an index can have is in it then
+    await store.query_messages(ALICE, MessageQuery(condition=words))
+    return Checked(place.root, ManualClock(time.time_ns() // 1000 + LATER_S * 10**6))
+
+
+# -- kinds of damage: what is done, and what is found
+
+
+def folder_without(name: str) -> Callable[[Checked], None]:
+    def damage(checked: Checked) -> None:
+        for one in (checked.home / f".Archive/{name}").iterdir():
+            one.unlink()
+        (checked.home / f".Archive/{name}").rmdir()
+
+    return damage
+
+
+def file_for_directory(checked: Checked) -> None:
+    (checked.home / ".Archive/tmp").rmdir()
+    (checked.home / ".Archive/tmp").write_bytes(b"x")
+
+
+def no_marker(checked: Checked) -> None:
+    (checked.home / ".Archive/maildirfolder").unlink()
+
+
+def shared_folder_id(checked: Checked) -> None:
+    folder = next(one for one in checked.home.iterdir() if one.name.startswith(".&"))
+    write_id(folder, "f234567890abcdef")
+    copy = checked.home / ".ZCopy"
+    for name in ("cur", "new", "tmp"):
+        (copy / name).mkdir(parents=True)
+    (copy / "maildirfolder").write_bytes((folder / "maildirfolder").read_bytes())
+
+
+def odd_subscriptions(checked: Checked) -> None:
+    (checked.home / "subscriptions").write_bytes(b"V\t2\n\n\0\0Sent\n")
+
+
+def directory_for_subscriptions(checked: Checked) -> None:
+    (checked.home / "subscriptions").unlink()
+    (checked.home / "subscriptions").mkdir()
+
+
+def fifo(checked: Checked) -> None:
+    os.mkfifo(checked.home / "cur/1.M1P1.other:2,")
+
+
+def directory(checked: Checked) -> None:
+    (checked.home / "new/1.M1P1.other").mkdir()
+
+
+def link(checked: Checked) -> None:
+    (checked.home / "cur/1.M1P1.other:2,").symlink_to("nowhere")
+
+
+def empty(checked: Checked) -> None:
+    (checked.home / "new/1700000001.M1P1.other").touch(0o600)
+
+
+def others_file(checked: Checked) -> None:
+    os.chown(checked.message("new"), 12345, 12345)
+
+
+def open_file(checked: Checked) -> None:
+    checked.message("new").chmod(0o666)
+
+
+def broken_draft(checked: Checked) -> None:
+    [path] = [one for one in (checked.home / ".Drafts/cur").iterdir() if one.stat().st_nlink == 1]
+    os.truncate(path, path.stat().st_size - 80)
+
+
+def truncated(checked: Checked) -> None:
+    os.truncate(checked.message("new"), 30)
+
+
+def wrong_size(checked: Checked) -> None:
+    path = checked.home / "cur/1700000000.M1P2.other,S=40,W=40:2,S"
+    path.rename(path.with_name("1700000000.M1P2.other,S=99,W=99:2,S"))
+
+
+def wrong_place(checked: Checked) -> None:
+    path = checked.message("new")
+    path.rename(path.with_name(f"{path.name}:2,FS"))
+
+
+def no_name(checked: Checked) -> None:
+    (checked.home / "cur/,S=2:2,S").write_bytes(b"\r\n")
+    (checked.home / "cur/,S=2:2,S").chmod(0o600)
+
+
+def old_generation(checked: Checked) -> None:
+    path = checked.message(".Drafts/cur")
+    newer = path.with_name(path.name.replace("_1.", "_2."))
+    newer.write_bytes(path.read_bytes())
+    newer.chmod(0o600)
+
+
+def copied_file(checked: Checked) -> None:
+    path = checked.message("new")
+    copy = checked.home / ".Archive/cur" / f"{path.name}:2,S"
+    copy.write_bytes(path.read_bytes())
+    copy.chmod(0o600)
+
+
+def moved_halfway(checked: Checked) -> None:
+    path = checked.message("new")
+    os.link(path, checked.home / "cur" / f"{path.name}:2,S")
+
+
+def leftover(checked: Checked) -> None:
+    (checked.home / ".Sent/tmp/1.M1P1.other").write_bytes(b"half")
+
+
+def directory_in_tmp(checked: Checked) -> None:
+    (checked.home / "tmp/odd").mkdir()
+
+
+def no_database(checked: Checked) -> None:
+    for name in ("-wal", "-shm"):
+        (checked.home / f"relay-index{name}").unlink(missing_ok=True)
+    (checked.home / "relay-index").write_bytes(b"no database" * 500)
+
+
+def damaged_page(checked: Checked) -> None:
+    sql("PRAGMA wal_checkpoint(TRUNCATE)")(checked)
+    with (checked.home / "relay-index").open("r+b") as file:
+        for page in range(3, 20):
+            file.seek(page * 4096)
+            file.write(b"\xff" * 200)
+
+
+def sql(*statements: str) -> Callable[[Checked], None]:
+    def damage(checked: Checked) -> None:
+        connection = open_database(checked.home / "relay-index")
+        for one in statements:
+            connection.execute(one)
+        connection.close()
+
+    return damage
+
+
+def odd_note(checked: Checked) -> None:
+    (checked.notes / "ready/readme.txt").write_bytes(b"x")
+
+
+def odd_preparation(checked: Checked) -> None:
+    (checked.notes / "preparing/readme.txt").write_bytes(b"x")
+
+
+def broken_note(checked: Checked) -> None:
+    (checked.notes / "ready/0123456789abcdef.1@1700000000000000").write_bytes(b"Subject: x\r\n")
+
+
+def old_preparation(checked: Checked) -> None:
+    (checked.notes / "preparing/0123456789abcdef.1").write_bytes(b"half")
+
+
+def copied_draft(checked: Checked) -> None:
+    note = next((checked.notes / "ready").iterdir())
+    content = note.read_bytes()
+    note.unlink()
+    note.write_bytes(content)
+
+
+CHANGE = "INSERT INTO change VALUES ({}, 'created', 'x', 'inbox', '')"
+MENDED = {
+    "no cur": (folder_without("cur"), "missing-directory"),
+    "no new": (folder_without("new"), "missing-directory"),
+    "no tmp": (folder_without("tmp"), "missing-directory"),
+    "no marker": (no_marker, "missing-marker"),
+    "folder id twice": (shared_folder_id, "shared-folder-id"),
+    "FIFO": (fifo, "no-file"),
+    "directory": (directory, "no-file"),
+    "link": (link, "no-file"),
+    "wrong size": (wrong_size, "wrong-size"),
+    "flags in new": (wrong_place, "wrong-place"),
+    "two generations": (old_generation, "old-generation"),
+    "copied by hand": (copied_file, "shared-id"),
+    "half of a move": (moved_halfway, "shared-id"),
+    "leftover": (leftover, "leftover"),
+    "directory in tmp": (directory_in_tmp, "leftover"),
+    "no database": (no_database, "damaged-index"),
+    "damaged page": (damaged_page, "damaged-index"),
+    "odd subscriptions": (odd_subscriptions, "subscriptions"),
+    "no subscriptions": (directory_for_subscriptions, "subscriptions"),
+    "counts": (sql("UPDATE folder SET total = total + 1"), "deviating-index"),
+    "usage": (sql("UPDATE folder SET size_bytes = 7"), "deviating-index"),
+    "id": (
+        sql("UPDATE message SET message_id = 'o' || substr(message_id, 2) WHERE in_new"),
+        "deviating-index",
+    ),
+    "flags": (sql("UPDATE message SET is_read = NOT is_read"), "deviating-index"),
+    "flag": (sql("UPDATE message SET is_flagged = 1"), "deviating-index"),
+    "size": (sql("UPDATE message SET size_bytes = size_bytes + 1 WHERE in_new"), "deviating-index"),
+    "a row less": (sql("DELETE FROM message WHERE in_new"), "deviating-index"),
+    "subject": (sql("UPDATE message SET subject_key = 'zwei' WHERE in_new"), "deviating-index"),
+    "people": (sql("DELETE FROM item"), "deviating-index"),
+    "feed": (sql(CHANGE.format(1), CHANGE.format(3)), "deviating-index"),
+    "odd note": (odd_note, "odd-note"),
+    "odd preparation": (odd_preparation, "odd-note"),
+    "old preparation": (old_preparation, "leftover"),
+    "copied draft": (copied_draft, "untold-copy"),
+}
+REPORTED = {  # once: then it is put aside, or named by what is left
+    "empty": (empty, "empty-file"),
+    "broken draft": (broken_draft, "broken-draft"),
+    "truncated": (truncated, "truncated"),
+    "no name": (no_name, "no-name"),
+    "broken note": (broken_note, "broken-note"),
+}
+REMAINING = {
+    "another's": (others_file, "owner"),
+    "everybody's": (open_file, "owner"),
+}
+ALL = MENDED | REPORTED | REMAINING
+
+
+async def test_nothing_is_wrong_with_a_store_in_use(checked):
+    tally = checked.verify(full=True)
+    assert checked.findings == []
+    assert (tally.mailboxes, tally.messages, tally.indexes) == (1, 6, 1)
+    notes = tally.notes
+    assert (notes.ready, notes.deferred, notes.preparing, notes.without_draft) == (1, 1, 0, [])
+
+
+@pytest.mark.parametrize("name", MENDED)
+async def test_damage_is_mended(checked, name):
+    damage, kind = MENDED[name]
+    checked.verify()
+    damage(checked)
+    before = checked.octets()
+    checked.verify()
+    assert checked.seen() == [(kind, True)]
+    after = checked.octets()
+    assert [one for one in before if one not in after] == []
+    checked.verify(full=True)
+    assert checked.findings == []
+
+
+@pytest.mark.parametrize("name", REPORTED)
+async def test_loss_is_reported_and_put_right(checked, name):
+    damage, kind = REPORTED[name]
+    damage(checked)
+    before = checked.octets()
+    checked.verify()
+    assert checked.seen() == [(kind, False)]
+    assert checked.findings[0].action
+    after = checked.octets()
+    assert [one for one in before if one not in after] == []
+    checked.verify(full=True)
+    assert checked.findings == []
+
+
+@pytest.mark.parametrize("name", REMAINING)
+async def test_what_only_people_can_mend_remains(checked, name):
+    damage, kind = REMAINING[name]
+    damage(checked)
+    for _ in range(2):
+        tally = checked.verify()
+        assert checked.seen() == [(kind, False)]
+        assert (tally.remaining, tally.mended) == (1, 0)
+
+
+def snapshot(root: Path) -> list[tuple[str, int, int]]:
+    """Every file and directory but the index's own, which reading may change."""
+    found = []
+    for path in sorted(root.rglob("*")):
+        status = path.lstat()
+        if not path.name.startswith("relay-index"):
+            found.append((str(path), status.st_ino, 0 if path.is_dir() else status.st_size))
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+async def test_a_dry_run_says_it_and_changes_nothing(checked, name):
+    damage, kind = ALL[name]
+    damage(checked)
+    is_by_names = name in ("a row less", "size")  # the index is not caught up in a dry run
+    before = snapshot(checked.root)
+    for _ in range(2):
+        tally = checked.verify(dry_run=True)
+        assert {one for one, _ in checked.seen()} == {kind} or is_by_names
+        assert tally.mended == 0
+    assert snapshot(checked.root) == before
+
+
+# -- what is told of it
+
+
+async def test_a_file_that_is_put_aside_is_where_it_says(checked):
+    (checked.home / "new/1700000001.M1P1.other").touch(0o600)
+    checked.verify()
+    aside = checked.notes / "corrupt/example.test/alice/new/1700000001.M1P1.other"
+    assert checked.findings[0].action == f"put aside as {aside}"
+    assert aside.exists()
+    (checked.home / "new/1700000001.M1P1.other").touch(0o600)
+    checked.verify()
+    assert aside.with_name("1700000001.M1P1.other~1").exists()
+    assert checked.verify().notes.put_aside == [str(checked.notes / "corrupt/example.test")]
+
+
+async def test_a_renamed_message_keeps_its_id(checked, store):
+    before = {one.id for one in (await store.query_messages(ALICE, MessageQuery())).messages}
+    wrong_size(checked)
+    wrong_place(checked)
+    truncated(checked)
+    checked.verify()
+    assert checked.home.joinpath("cur/1700000000.M1P2.other,S=40:2,S").exists()
+    after = {one.id for one in (await store.query_messages(ALICE, MessageQuery())).messages}
+    assert after == before
+
+
+async def test_the_original_keeps_its_id_and_the_copy_gets_one(checked, store):
+    original = parse_name(checked.message("new").name).message_id
+    copied_file(checked)
+    checked.verify()
+    found = await store.get(ALICE, original)
+    assert found.path.parent.name == "new"
+    assert parse_name(checked.message(".Archive/cur").name).message_id != original
+
+
+async def test_an_index_made_anew_answers_as_before(checked, store):
+    before = [one.id for one in (await store.query_messages(ALICE, MessageQuery())).messages]
+    sql("UPDATE message SET flags = 'X'")(checked)
+    checked.verify()
+    assert checked.seen() == [("deviating-index", True)]
+    after = [one.id for one in (await store.query_messages(ALICE, MessageQuery())).messages]
+    assert after == before
+
+
+async def test_fresh_leftovers_are_somebodys_work(checked):
+    leftover(checked)
+    old_preparation(checked)
+    checked.clock.now_us -= LATER_S * 10**6
+    tally = checked.verify()
+    assert (checked.findings, tally.notes.preparing) == ([], 1)
+
+
+async def test_what_goes_away_was_no_fault(checked):
+    path = checked.home / "new/1700000001.M1P1.other"
+    path.touch(0o600)
+    checked.clock.now_us = int(path.stat().st_ctime * 1e6)
+
+    def finish(seconds: float) -> None:
+        checked.pauses.append(seconds)
+        path.unlink(missing_ok=True)
+
+    surroundings = Surroundings(
+        clock=checked.clock, hostname="h", dead_letter=Path("/nonexistent"),
+        is_account=lambda _: True, pause=finish,
+    )  # fmt: skip
+    found: list[Finding] = []
+    Verifier(checked.root, surroundings, on_finding=found.append).run()
+    assert found == []
+    assert checked.pauses
+    assert max(checked.pauses) <= 2
+
+
+async def test_only_the_accounts_that_are_named(checked, store):
+    await store.deliver("bob@example.test", unique="0123456789abcdef.3", content=MAIL)
+    (checked.root / "example.test/bob/cur/1.M1P1.other:2,").symlink_to("nowhere")
+    assert checked.verify(accounts=[ALICE]).mailboxes == 1
+    assert checked.findings == []
+    tally = checked.verify(accounts=["bob@example.test"])
+    assert (tally.mailboxes, tally.notes.ready) == (1, 0)
+    assert checked.seen() == [("no-file", True)]
+
+
+async def test_the_dead_letters_are_a_mailbox_as_well(checked, store):
+    await store.deliver("dead-letter", unique="0123456789abcdef.3", content=MAIL)
+    assert checked.verify().mailboxes == 2
+    (checked.root.parent / "dead-letter/new/1.M1P1.other").mkdir()
+    checked.verify()
+    assert checked.seen() == [("no-file", True)]
+
+
+async def test_a_mailbox_that_cannot_be_listed_stops_nothing(checked, store, monkeypatch):
+    await store.deliver("bob@example.test", unique="0123456789abcdef.3", content=MAIL)
+    (checked.root / "example.test/bob/cur/1.M1P1.other:2,").symlink_to("nowhere")
+    real = os.scandir
+
+    def scandir(path):
+        if path == checked.home / "new":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    checked.verify()
+    assert checked.seen()[0] == ("unreadable", False)
+    assert ("no-file", True) in checked.seen()
+
+
+# -- submissions
+
+
+async def test_a_note_of_nobody_remains(checked, store, draft):
+    await store.submit_new("gone@example.test", draft(), SendOptions())
+    checked.verify()
+    assert checked.seen() == [("no-account", False)]
+
+
+async def test_a_draft_that_was_removed_is_told(checked):
+    for path in (checked.home / ".Drafts/cur").iterdir():
+        if path.stat().st_nlink > 1:
+            path.unlink()
+    names = sorted(one.name.partition("@")[0] for one in checked.notes.rglob("*@*"))
+    tally = checked.verify()
+    assert (sorted(tally.notes.without_draft), checked.findings) == (names, [])
+
+
+async def test_a_note_that_was_accepted_is_told(checked, place):
+    [note] = (checked.notes / "ready").iterdir()
+    submission_id = note.name.partition("@")[0]
+    facts = SubmissionFacts(submission_id, submission_id[:16], ALICE, ALICE)
+    place.log.append(facts, Event(Step.ACCEPTED, place.clock.time_us()), queue_id="q")
+    tally = checked.verify()
+    assert (tally.notes.accepted, checked.findings) == ([submission_id], [])
+    assert note.exists()
+
+
+async def test_a_draft_whose_note_is_gone_is_reported(checked):
+    [note] = (checked.notes / "ready").iterdir()
+    note.unlink()
+    checked.verify()
+    assert checked.seen() == [("lost-note", False)]
+    assert note.name.partition("@")[0] in checked.findings[0].found
+
+
+@pytest.mark.parametrize("end", ["accepted", "reported", "cancelled", "withdrawn", "in corrupt"])
+async def test_a_submission_that_came_to_an_end_needs_no_note(checked, place, end):
+    [note] = (checked.notes / "ready").iterdir()
+    submission_id = note.name.partition("@")[0]
+    facts = SubmissionFacts(submission_id, submission_id[:16], ALICE, ALICE)
+    match end:
+        case "accepted":
+            place.log.append(facts, Event(Step.ACCEPTED, 1), queue_id="q")
+        case "reported":
+            place.log.append(facts, Event(Step.REPORT, 1))
+        case "cancelled":
+            place.log.remark(submission_id, {"cancelled": "now"})
+        case "withdrawn":
+            place.log.withdraw(facts)
+        case _:
+            (checked.notes / "corrupt").mkdir()
+            (checked.notes / "corrupt" / note.name).hardlink_to(note)
+    note.unlink()
+    checked.verify()
+    assert checked.findings == []
+
+
+async def test_memory_does_not_grow_with_the_mailboxes(checked, store):
+    """Each mailbox is forgotten before the next one: what is kept is a count."""
+    for number in range(20):
+        await store.deliver(f"p{number}@example.test", unique=f"{number:016d}.1", content=MAIL)
+    told: list[int] = []
+    tally = checked.verify(on_mailbox=told.append)
+    assert told == list(range(21))
+    assert (tally.mailboxes, tally.messages) == (21, 26)
+
+
+async def test_it_waits_for_nobody_where_all_is_well(checked):
+    checked.verify()
+    assert checked.pauses == []
