@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import random
 import re
 from collections.abc import AsyncIterator
@@ -17,9 +18,10 @@ from relay.clock import Ids, ManualClock
 from relay.graph import create_app
 from relay.journal.crash import CrashPoints
 from relay.journal.storelog import StoreLog
+from relay.mailbox import uploads
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
-from relay.mailbox.uploads import EXPIRE_S, UPLOADS_MAX
+from relay.mailbox.uploads import EXPIRE_S, UPLOADS_MAX, Uploads
 from relay.settings.tree import Http
 from tests.unit.graph.world import refused, to
 
@@ -369,3 +371,38 @@ async def test_a_session_takes_a_size_as_odata_writes_it(place: Place) -> None:
     answer = await place.put(made.json()["uploadUrl"], 0, b"7 bytes", total=7)
     assert answer.status_code == 201
     assert await attached(place, message_id) == [b"7 bytes"]
+
+
+async def test_a_file_is_attached_once_though_the_disk_fails_behind_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message_id = await place.draft()
+    url = (await place.session(message_id)).json()["uploadUrl"]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Uploads, "_write", full)
+        assert refused(await place.put(url, 0, OCTETS), 503, "ResourceUnhealthy")
+    assert await attached(place, message_id) == [OCTETS]
+    await place.restart()
+    answer = await place.put(url, 0, b"", end=len(OCTETS) - 1)
+    assert answer.status_code == 201
+    assert await attached(place, message_id) == [OCTETS]
+
+
+async def test_a_session_that_cannot_be_written_is_none(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message_id = await place.draft()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads, "write_synced", full)
+        assert refused(await place.session(message_id), 503, "ResourceUnhealthy")
+    assert place.uploads() == []
+    made = [await place.session(message_id, 1000) for _ in range(UPLOADS_MAX)]
+    assert {one.status_code for one in made} == {201}
