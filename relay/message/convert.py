@@ -57,7 +57,7 @@ def convert(note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
         return _of_properties(note, block, length)
     content = note.part(length, note.size - length)
     structure = read_structure(content)
-    if reason := check_header(structure.message.header):
+    if reason := check_header(structure.message.header, structure.message.blank):
         raise ConversionError(f"The draft cannot be sent: {reason}.")
     header = structure.message.fields()
     origin = block.origin if block else _origin_of_a_stranger(header, now_us, hostname)

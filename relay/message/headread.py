@@ -17,7 +17,7 @@ from email.utils import getaddresses, parsedate_to_datetime
 from relay.message.conversation import message_ids
 from relay.message.encodedwords import decode_words
 from relay.message.properties import MessageProperties, Person
-from relay.message.section import HEADER_OCTETS_MAX, header_end
+from relay.message.section import HEADER_OCTETS_MAX, header_end, lost_recipients
 
 _UNFOLD = re.compile(r"[\r\n]+")
 _SPACES = re.compile(r"\s+")
@@ -35,6 +35,8 @@ _REPRESENTED = frozenset(
         *("importance", "x-priority", "mime-version", "received", "return-path", "delivered-to"),
     )
 )
+_TORN_LINE_ENDS = frozenset(((b"\r", b"\r\n"), (b"\n", b"\r")))
+_SHOWN_OCTETS = 80
 _IMPORTANCES = frozenset(("low", "normal", "high"))
 # What other programs say instead of Importance, by the first word of the value.
 _PRIORITIES = {
@@ -57,15 +59,25 @@ def check_mime(content: bytes) -> str | None:
     """
     if not content or content.isspace():
         return "expected a MIME message, found nothing"
-    return check_header(content[: header_end(content).header])
+    end = header_end(content)
+    return check_header(content[: end.header], content[end.header : end.body])
 
 
-def check_header(header: bytes) -> str | None:
-    """Return why a header section is none of a message that can be sent, or None if it is."""
+def check_header(header: bytes, blank: bytes) -> str | None:
+    """Return why a header section is none of a message that can be sent, or None if it is.
+
+    `blank` is the empty line behind it.
+    """
     if not header:
         return "expected a MIME message, found no header field in line 1"
     if len(header) > HEADER_OCTETS_MAX:
         return f"its header has {len(header)} bytes, expected at most {HEADER_OCTETS_MAX}"
+    if (header[-1:], blank) in _TORN_LINE_ENDS:  # and what is behind it may be more of the header
+        found = (header[-1:] + blank).replace(b"\r", b" CR").replace(b"\n", b" LF").decode()
+        return f"the last line of its header ends in{found}, expected CR LF and an empty line"
+    if line := lost_recipients(header):
+        shown = ascii(line[:_SHOWN_OCTETS].decode("utf-8", "replace").rstrip())
+        return f"found {shown} in its header, expected a name such as Bcc, a colon and addresses"
     return None
 
 
@@ -118,6 +130,7 @@ def unread_people(message: "Message[str, str]", name: str) -> str:
 
     The stdlib's reader is lenient: it skips what is no address, and takes `a@x <b@y>` for two.
     """
+    count = 0
     for value in _values(message, name):
         try:
             found = [address for _, address in getaddresses([value]) if address]
@@ -129,22 +142,26 @@ def unread_people(message: "Message[str, str]", name: str) -> str:
         text = _without_quotes(value)
         separators = text.count(",") + text.count(";")
         read = sum(_without_quotes(address).count("@") for address in found)
+        count += len(found)
+        if count > _ADDRESSES_MAX:
+            return f"more than {_ADDRESSES_MAX} addresses"
         if text.count("@") != read or len(set(map(_address, found))) > separators + 1:
             return value
     return ""
 
 
 def _without_quotes(value: str) -> str:
-    """Return an address field without its quoted strings and comments."""
-    pieces, position, depth = [], 0, 0
+    """Return an address field without its quoted strings and comments; one without end stays."""
+    pieces, outside, position, depth = [], 0, 0, 0
     while found := (_IN_COMMENT if depth else _AT_TEXT).search(value, position):
         if not depth:
-            pieces.append(value[position : found.start()])
+            pieces.append(value[outside : found.start()])
+            outside = found.start()
         depth += {"(": 1, ")": -1}.get(found[0], 0)
         position = found.end()
-    if not depth:
-        pieces.append(value[position:])
-    return "".join(pieces)
+        if not depth:
+            outside = position
+    return "".join((*pieces, value[outside:]))
 
 
 def read_text(message: "Message[str, str]", name: str) -> str:

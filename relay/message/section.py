@@ -15,7 +15,13 @@ from email.policy import Compat32
 HEADER_OCTETS_MAX = 128 * 1024  # Postfix's message_header limit is 100 KB
 _SEARCHED_OCTETS_MAX = 4 * 1024 * 1024  # a header without end is refused long before
 _CONTENT_FIELD_CHARACTERS_MAX = 8192  # `email` is quadratic in a field's parameters
-_FIELD_START = re.compile(rb"([!-9;-~]+)[ \t]*:")
+MARK = b"\xef\xbb\xbf"  # of UTF-8: some programs write it in front of every text
+_FIELD_START = re.compile(rb"(?:\xef\xbb\xbf)?([!-9;-~]+)[ \t]*:")
+# Nobody else takes these for fields either; but who wrote them meant recipients, maybe hidden ones.
+_MEANT_RECIPIENTS = re.compile(
+    rb"[^A-Za-z:]{0,9}(?:(?:resent-)?(?:to|b?cc)[^A-Za-z0-9:-]{0,9}:|bcc[^A-Za-z0-9:-])",
+    re.IGNORECASE,
+)
 # Any of the three line ends, each as long as can be, so that CRLF is not taken for two.
 _EMPTY = re.compile(rb"\0*(?>\r\n|[\r\n])")
 BLANK_LINE = re.compile(rb"(?>\r\n|[\r\n])\0*(?>\r\n|[\r\n])")  # with the line end before it
@@ -51,7 +57,7 @@ def header_end(content: bytes) -> HeaderEnd:
     """Find the end of a message's header section.
 
     It goes on behind a line that is no field, to the blank line, so that no field is lost. But what
-    has no field behind it is text whose blank line is missing.
+    has no field behind it, nor what looks like recipients, is text whose blank line is missing.
     """
     if empty := _EMPTY.match(content):
         return HeaderEnd(0, empty.end())
@@ -76,7 +82,7 @@ def fields_end(header: bytes) -> int:
         position += len(line)
         bare = line.replace(b"\0", b"")
         if bare[:1] not in (b" ", b"\t"):
-            in_field = _FIELD_START.match(bare) is not None
+            in_field = bool(_FIELD_START.match(bare) or _MEANT_RECIPIENTS.match(bare))
         if in_field:
             end = position
     return end
@@ -92,8 +98,8 @@ def with_crlf(content: bytes) -> bytes:
 
 
 def cleaned(header: bytes) -> bytes:
-    """Return a header section with CRLF, its last line too, and without NULs."""
-    header = with_crlf(header.replace(b"\0", b""))
+    """Return a header section with CRLF, its last line too, without NULs and byte order mark."""
+    header = with_crlf(header.replace(b"\0", b"").removeprefix(MARK))
     return header + b"\r\n" if header and not header.endswith(b"\r\n") else header
 
 
@@ -119,9 +125,16 @@ def read_header(header: bytes) -> "Message[str, str]":
     message: Message[str, str] = Message(policy=_POLICY)
     for name, field in split_fields(cleaned(header)):
         if name:
-            told, _, value = field.decode("ascii", "surrogateescape").partition(":")
+            plain = field.removeprefix(MARK)
+            told, _, value = plain.decode("ascii", "surrogateescape").partition(":")
             message.set_raw(told.rstrip(" \t"), value.lstrip(" \t").rstrip("\r\n"))
     return message
+
+
+def lost_recipients(header: bytes) -> bytes:
+    """Return a line that was meant for recipients and is no field, b"" if there is none."""
+    lines = (line for name, line in split_fields(cleaned(header)) if not name)
+    return next(filter(_MEANT_RECIPIENTS.match, lines), b"")
 
 
 def _name_of(line: bytes) -> bytes:

@@ -18,6 +18,7 @@ from relay.message.section import (
     BLANK_LINE,
     HEADER_OCTETS_MAX,
     LINE_END,
+    MARK,
     cleaned,
     fields_end,
     read_header,
@@ -208,6 +209,8 @@ class StructureReader:
                 self._defect(f"a line in a header that is no field: {shown!r}")
         if b"\0" in entity.header:
             self._defect("a NUL in a header")
+        if entity.header.startswith(MARK):
+            self._defect("a byte order mark in front of a header")
         fields = read_header(entity.header)
         entity.content_type = kind = _content_type(fields, entity.default_type)
         entity.encoding = _encoding(fields)

@@ -132,6 +132,10 @@ def test_no_bytes_raise(content):
     [
         (b"\x00\xff", "no header"), (b"", "nothing"), (b" \r\n ", "nothing"), (b"hello world\r\n", "no header"),
         (b"To: " + b"a" * 200_000, "at most 131072"), (b"a b\r\nTo: c@d.test\r\n" * 9000, "at most 131072"),
+        (b"A: b\r\r\nBcc: c@d.test\r\r\n\r\r\nx", "ends in CR CR LF, expected"), (b"A: b\n\rBcc: c@d.test\n\r\n\rx", "ends in LF CR, expected"),
+        (b" Bcc: c@d.test\r\nTo: a@b.test\r\n\r\n", "found ' Bcc: c@d.test' in its header"), (b"A: b\r\nTo\xc2\xa0: c@d.test\r\n\r\nx", "found 'To\\xa0: c@d"),
+        (b"A: b\r\n\x0cresent-bcc: c@d.test\r\nC: d\r\n\r\n", "found '\\x0cresent-bcc: c"), (b"A: b\nBcc c@d.test\n\nx", "found 'Bcc c@d.test' in"),
+        (b"A: b\njunk\nCc\x01:c@d.test", "found 'Cc\\x01:c@d.test' in"),
         (b"\r\nSubject: x\r\n", "no header"), (b" Subject: x\r\n", "no header"), (b"\xff: x", "no header"),
     ],
 )  # fmt: skip
@@ -141,7 +145,8 @@ def test_what_is_no_mime_message_is_refused_with_a_reason(content, fault):
 
 @pytest.mark.parametrize(
     "content",
-    [b"Subject: x", b"a:b\n\nx", WHOLE.encode(), b"From x Mon Jan 1\r\nTo: a@b.test\r\n\r\nx\0", b"a:b\n\n" + b"x" * 5_000_000],
+    [b"Subject: x", b"a:b\n\nx", WHOLE.encode(), b"From x Mon Jan 1\r\nTo: a@b.test\r\n\r\nx\0", b"a:b\n\n" + b"x" * 5_000_000,
+     b"a:b\r\n\nx", b"a:b\n\r\nx", b"a:b\r\rx", b"a:b\nSent to: x\nBccx y: z\nto whom\n\nx"],
 )  # fmt: skip
 def test_mime_messages_are_accepted(content):
     assert check_mime(content) is None
@@ -150,7 +155,7 @@ def test_mime_messages_are_accepted(content):
 @pytest.mark.parametrize(
     "between",
     [b"Bcc : c@d.test\r\n", b"junk\r\nBcc: c@d.test\r\n", b"junk\r\n folded\r\nB\0cc:\0 c@d.test\n", b"x\rBcc: c@d.test\r",
-     b"Sent to: x\r\n \r\n\t\r\nbCC:\r\n c@d.test\r\n", b"\xff\xfe: x\nBcc: c@d.test\n"],
+     b"Sent to: x\r\n \r\n\t\r\nbCC:\r\n c@d.test\r\n", b"\xff\xfe: x\nBcc: c@d.test\n", b"\xef\xbb\xbfBcc: c@d.test\n"],
 )  # fmt: skip
 def test_no_recipient_behind_a_line_that_is_no_field_is_lost(between):
     content = (
@@ -186,7 +191,7 @@ def test_raw_utf8_in_a_header_is_read_as_what_it_is():
     "field",
     [
         "", "undisclosed-recipients:;", "g: c@a.test, d@a.test;, e@a.test", "c@a.test, ,", "c@a.test; d@a.test",
-        "J. R. <c@a.test>", '"a, b" <c@a.test>', '"x@y" <c@a.test>', '"a@b"@c.test', "a@b.test (c, d@x)",
+        "a@b.test (c", "J. R. <c@a.test>", '"a, b" <c@a.test>', '"x@y" <c@a.test>', '"a@b"@c.test', "a@b.test (c, d@x)",
         'a@b.test (5" disk), c@d.test (3" (x) disk)', "c@a.test <c@A.test>", "c@a.test,\r\n d@a.test", "ü <ü@ü.test>",
     ],
 )  # fmt: skip
@@ -199,6 +204,8 @@ def test_address_fields_that_are_read_whole(field):
     [
         ("c@, d@a.test", "c@, d@a.test"), ("c, d@a.test", "c"), ("Last, First <d@a.test>", "Last"), ("foo bar", "foo"),
         ("<c>, d@a.test", "c"), ("bob@x.test <c@a.test>", "bob@x.test <c@a.test>"), ('a@b.test, "x', "x"),
+        ("a@b.test, (c@d.test", "a@b.test, (c@d.test"), ("a@b.test (x (y) z@d.test", "a@b.test (x (y) z@d.test"),
+        (", ".join(f"u{n}@b.test" for n in range(2001)), "more than 2000 addresses"),
     ],
 )  # fmt: skip
 def test_what_an_address_field_has_besides_addresses(field, unread):
