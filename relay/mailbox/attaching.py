@@ -8,10 +8,12 @@ Standards: none.
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from pathlib import Path
 
 from relay.mailbox import uploads
 from relay.mailbox.attachments import Attachments
+from relay.mailbox.drafts import Drafts
+from relay.mailbox.equipment import Equipment
 from relay.mailbox.threads import Run
 from relay.mailbox.types import NewUpload, Opened, Upload
 from relay.message.draft import kept_attachment
@@ -45,18 +47,12 @@ class UploadRange:
 class Attaching:
     """An api.AttachmentStore."""
 
-    def __init__(
-        self,
-        attachments: Attachments,
-        sessions: uploads.Uploads,
-        *,
-        run: Run,
-        new_id: Callable[[], str],
-    ) -> None:
-        self._attachments = attachments
-        self._uploads = sessions
+    def __init__(self, equipment: Equipment, drafts: Drafts, *, run: Run, directory: Path) -> None:
+        """`directory` is that of the uploads."""
+        self._attachments = Attachments(equipment, drafts)
+        self._uploads = uploads.Uploads(directory, equipment, self._attachments)
         self._run = run
-        self._new_id = new_id
+        self._new_id = equipment.ids.new
 
     async def opened(self, account: str, message_id: str, *, folder_id: str = "") -> Opened:
         """See api.AttachmentStore."""

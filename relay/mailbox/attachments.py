@@ -26,7 +26,6 @@ from relay.mailbox.types import (
     NotADraftError,
     OpenAttachment,
     Opened,
-    StoredAttachment,
     StoredMessage,
 )
 from relay.message.draft import KeptAttachment
@@ -116,14 +115,6 @@ def found_attachment(attachments: Sequence[OpenAttachment], attachment_id: str) 
     """Return the one with this id. Raises NoSuchItemError."""
     for one in attachments:
         if one.attachment.id == attachment_id:
-            return one
-    raise no_such_attachment(attachment_id)
-
-
-def shown_attachment(message: StoredMessage, attachment_id: str) -> StoredAttachment:
-    """Return what a message says of one of its attachments. Raises NoSuchItemError."""
-    for one in message.attachments:
-        if one.id == attachment_id:
             return one
     raise no_such_attachment(attachment_id)
 

@@ -20,7 +20,6 @@ from relay.journal.storelog import StoreLog
 from relay.mailbox.api import DeliveryResult
 from relay.mailbox.arrivals import Arrivals
 from relay.mailbox.attaching import Attaching
-from relay.mailbox.attachments import Attachments
 from relay.mailbox.board import NoteBoard
 from relay.mailbox.drafts import Drafts
 from relay.mailbox.due import Deferred, DueNotes
@@ -52,8 +51,7 @@ from relay.mailbox.types import (
     StoredMessage,
     Usage,
 )
-from relay.mailbox.uploads import Uploads
-from relay.mailbox.waiting import Waiting
+from relay.mailbox.waiting import BroughtUp, Waiting
 from relay.message.content import LARGE_BYTES, Content, MemoryOctets, Octets
 from relay.message.properties import MessageProperties
 
@@ -127,9 +125,9 @@ class FileStore:
             self._shared, self._leftovers, sending=self._sending, drafts=self._drafts,
             run=self._run, offer=self._offer,
         )  # fmt: skip
-        attachments = Attachments(self._shared, self._drafts)
-        uploads = Uploads(root / ".submissions" / "uploads", self._shared, attachments)
-        self.attachments = Attaching(attachments, uploads, run=self._run, new_id=ids.new)
+        self.attachments = Attaching(
+            self._shared, self._drafts, run=self._run, directory=root / ".submissions" / "uploads"
+        )
 
     async def remove_leftovers(self) -> int:
         """Remove submissions that a crash cut off before their 202: the front door's, at its start.

@@ -126,7 +126,8 @@ class Uploads:
         if not session.lock.acquire(blocking=False):
             raise UploadBusyError("Another range of this upload is being taken.")
         try:
-            return UploadRange(self._directory / _digest(token), session, self._shared, start)
+            stem = self._directory / _digest(token)
+            return UploadRange(stem, session, equipment=self._shared, start=start)
         except BaseException:
             session.lock.release()
             raise
@@ -254,7 +255,7 @@ class Uploads:
 class UploadRange:
     """One range that is being taken. Blocking; abort() or finish() ends it."""
 
-    def __init__(self, stem: Path, session: _Session, equipment: Equipment, start: int) -> None:
+    def __init__(self, stem: Path, session: _Session, *, equipment: Equipment, start: int) -> None:
         """Raises UploadBusyError when the session stands elsewhere by now; OSError."""
         if start != session.received:
             raise UploadBusyError("Another range of this upload has just come.")
