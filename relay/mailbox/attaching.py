@@ -8,7 +8,6 @@ Standards: none.
 
 import asyncio
 import secrets
-from pathlib import Path
 
 from relay.mailbox import uploads
 from relay.mailbox.attachments import Attachments
@@ -47,9 +46,9 @@ class UploadRange:
 class Attaching:
     """An api.AttachmentStore."""
 
-    def __init__(self, equipment: Equipment, drafts: Drafts, *, run: Run, directory: Path) -> None:
-        """`directory` is that of the uploads."""
+    def __init__(self, equipment: Equipment, drafts: Drafts, *, run: Run) -> None:
         self._attachments = Attachments(equipment, drafts)
+        directory = equipment.notes.ready.with_name("uploads")
         self._uploads = uploads.Uploads(directory, equipment, self._attachments)
         self._run = run
         self._new_id = equipment.ids.new

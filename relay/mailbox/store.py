@@ -51,7 +51,7 @@ from relay.mailbox.types import (
     StoredMessage,
     Usage,
 )
-from relay.mailbox.waiting import BroughtUp, Waiting
+from relay.mailbox.waiting import Waiting
 from relay.message.content import LARGE_BYTES, Content, MemoryOctets, Octets
 from relay.message.properties import MessageProperties
 
@@ -125,9 +125,7 @@ class FileStore:
             self._shared, self._leftovers, sending=self._sending, drafts=self._drafts,
             run=self._run, offer=self._offer,
         )  # fmt: skip
-        self.attachments = Attaching(
-            self._shared, self._drafts, run=self._run, directory=root / ".submissions" / "uploads"
-        )
+        self.attachments = Attaching(self._shared, self._drafts, run=self._run)
 
     async def remove_leftovers(self) -> int:
         """Remove submissions that a crash cut off before their 202: the front door's, at its start.
