@@ -7,7 +7,6 @@ Standards: RFC 2045 6.4 (no encoding on messages), 6.8 (base64).
 """
 
 from base64 import b64encode
-from binascii import a2b_qp
 from dataclasses import dataclass, replace
 
 from relay.message.content import Octets, octets_in_blocks
@@ -21,7 +20,12 @@ from relay.message.mimeread import (
     attached,
     sorted_leaves,
 )
-from relay.message.recoding import RewrappedBase64, base64_size, recoded
+from relay.message.recoding import (
+    RewrappedBase64,
+    base64_size,
+    decoded_quoted_printable,
+    recoded,
+)
 from relay.message.structure import read_structure
 
 __all__ = [
@@ -128,7 +132,7 @@ class _FromQuotedPrintable:
 
     def code(self, octets: bytes, *, last: bool) -> bytes:  # noqa: ARG002 - no difference here
         """See Coding."""
-        return a2b_qp(octets)
+        return decoded_quoted_printable(octets)
 
 
 def _from_mime(one: AttachedOctets, number: int) -> KeptAttachment:

@@ -22,6 +22,8 @@ _LOOKAHEAD_OCTETS = 4096
 _LINE = 76
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 _NOT_BASE64 = bytes(set(range(256)) - set(_ALPHABET))
+# With bare CRs as well, behind which binascii passes everything over up to an LF.
+_SOFT_BREAK = re.compile(rb"=[ \t]*(?>\r\n|[\r\n])")
 # Up to 25 octets as they are written ("=XX" is one of them) stay under 76 characters.
 _WRAPPED = re.compile(rb"((?:=[^\r\n]{2}|[^=\r\n]){25})(?=[^\r\n])")
 
@@ -225,9 +227,14 @@ def _from_quoted_printable(blocks: Iterator[bytes]) -> Iterator[bytes]:
     for block in blocks:
         held += block
         end = held.rfind(b"\n") + 1 or _behind_escapes(held)
-        yield a2b_qp(held[:end])
+        yield decoded_quoted_printable(held[:end])
         held = held[end:]
-    yield a2b_qp(held)
+    yield decoded_quoted_printable(held)
+
+
+def decoded_quoted_printable(octets: bytes) -> bytes:
+    """Decode octets that end at a line end, or not in the middle of "=XX"."""
+    return a2b_qp(_SOFT_BREAK.sub(b"", octets))
 
 
 def _behind_escapes(octets: bytes) -> int:

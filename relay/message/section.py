@@ -31,12 +31,12 @@ LINE_END = re.compile(rb"(?>\r\n|[\r\n])")
 class _AsItCame(Compat32):
     """Gives header values with their raw 8-bit octets, as surrogates.
 
-    What is too long for a Content field is clipped.
+    Content fields are unfolded: a boundary or a name may be. What is too long for one is clipped.
     """
 
     def header_fetch_parse(self, name: str, value: str) -> str:
         is_content = name[:8].lower() == "content-"
-        return value[:_CONTENT_FIELD_CHARACTERS_MAX] if is_content else value
+        return "".join(value[:_CONTENT_FIELD_CHARACTERS_MAX].split("\r\n")) if is_content else value
 
 
 _POLICY = _AsItCame()

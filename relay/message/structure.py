@@ -369,7 +369,7 @@ class StructureReader:
 def _content_type(fields: "Message[str, str]", default: str) -> str:
     fields.set_default_type(default)
     with contextlib.suppress(Exception):  # fields of strangers break `email` in many ways
-        return fields.get_content_type()
+        return fields.get_content_type().split(maxsplit=1)[0]  # a semicolon may be missing
     return "text/plain"
 
 

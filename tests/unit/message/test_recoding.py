@@ -123,3 +123,9 @@ def test_a_source_that_shrinks_is_seen():
     )
     with pytest.raises(OSError, match="found"):
         list(octets_in_blocks([shrunk]))
+
+
+@pytest.mark.parametrize("line_end", [b"\r", b"\n", b"\r\n", b" \r\n", b"\t\r"])
+def test_a_soft_line_break_loses_nothing_behind_it(chunk, line_end):
+    quoted = b"one" + b"=" + line_end + b"two=3D\rthree=" + line_end + b"four\nfive"
+    assert b"".join(decoded_blocks(MemoryOctets(quoted), "quoted-printable")) == b"onetwo=\rthreefour\nfive"
