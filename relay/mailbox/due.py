@@ -16,6 +16,7 @@ import structlog
 
 from relay.clock import Clock
 from relay.mailbox.types import Note, StoreError
+from relay.mailbox.waiting import BroughtUp
 
 NAMES_IN_MEMORY_MAX = 10_000
 _WAIT_S_MAX = 60.0
@@ -31,12 +32,12 @@ class Deferred:
     """deferred/ as the timer asks for it, off the loop.
 
     `changed_ns` is when it last changed; `listed` gives (due time in µs, name) of each note;
-    `bring_up` makes the named ones ready.
+    `bring_up` makes the named ones ready, as far as that is possible now.
     """
 
     changed_ns: Callable[[], Awaitable[int]]
     listed: Callable[[], Awaitable[list[tuple[int, str]]]]
-    bring_up: Callable[[Sequence[str]], Awaitable[list[Note]]]
+    bring_up: Callable[[Sequence[str]], Awaitable[BroughtUp]]
 
 
 class DueNotes:
@@ -132,15 +133,23 @@ class DueNotes:
                 return (self._earliest[0][0] - now_us) / 1_000_000
             return self._wait_s_max
         try:
-            notes = await self._deferred.bring_up([name for _, name in due])
+            brought = await self._deferred.bring_up([name for _, name in due])
         except BaseException:
             for one in due:
                 heapq.heappush(self._earliest, one)
             raise
-        self.count = max(0, self.count - len(due))
-        for note in notes:
+        self.count = max(0, self.count - len(due) + len(brought.kept))
+        self._try_again(brought.kept)
+        for note in brought.notes:
             self._on_ready(note)
         return 0.0
+
+    def _try_again(self, kept: Iterable[str]) -> None:
+        """Wait a little with what the disk refused; what is due meanwhile goes before it."""
+        next_us = self._clock.time_us() + int(_AFTER_TROUBLE_S * 1_000_000)
+        for name in kept:
+            heapq.heappush(self._earliest, (next_us, name))
+            self._listings = 0  # they may hide that all else that was known is done
 
     def _add(self, due_us: int, name: str) -> None:
         self.count += 1

@@ -15,7 +15,14 @@ from pathlib import Path
 
 import structlog
 
-from relay.mailbox.maildir import DirectorySync, link_or_copy, list_names, make_directory, remove
+from relay.mailbox.maildir import (
+    DirectorySync,
+    link_or_copy,
+    list_names,
+    make_directory,
+    open_message,
+    remove,
+)
 from relay.mailbox.types import Note, SendOptions
 from relay.message.draft import FIRST_FIELD_BYTES, PrivateBlock, private_length, read_block
 
@@ -118,15 +125,28 @@ class NotesDirectory:
         return _changed_ns(self.deferred)
 
     def list_ready(self, known: Container[str], limit: int) -> list[Note]:
-        """Up to `limit` notes that are not in `known`, longest ready first."""
+        """Up to `limit` notes that are not in `known`, longest ready first.
+
+        One that cannot be read keeps none of the others back: OSError when there are no others.
+        """
         waiting = []
         for name in list_names(self.ready):
             match = NOTE_NAME.fullmatch(name)
             if match and f"{match[1]}.{match[2]}" not in known:
                 waiting.append((int(match[3]), name))
-        waiting.sort()
-        found = (self.read(self.ready / name) for _, name in waiting[:limit])
-        return [note for note in found if note is not None]
+        found: list[Note] = []
+        trouble: OSError | None = None
+        for _, name in sorted(waiting):
+            if len(found) >= limit:
+                break
+            try:
+                if (note := self.read(self.ready / name)) is not None:
+                    found.append(note)
+            except OSError as error:
+                trouble = error
+        if trouble is not None and not found:
+            raise trouble
+        return found
 
     def list_deferred(self) -> list[tuple[int, str]]:
         """When each note in deferred/ is due, and its name; none is read."""
@@ -208,7 +228,7 @@ def read_block_of(path: Path) -> PrivateBlock | None:
 
     Raises OSError.
     """
-    with path.open("rb") as file:
+    with open_message(path) as file:
         head = file.read(FIRST_FIELD_BYTES)
         length = private_length(head)
         if not FIRST_FIELD_BYTES < length <= _BLOCK_BYTES_MAX:

@@ -51,7 +51,7 @@ from relay.mailbox.types import (
     StoredMessage,
     Usage,
 )
-from relay.mailbox.waiting import Waiting
+from relay.mailbox.waiting import BroughtUp, Waiting
 from relay.message.content import LARGE_BYTES, Content, MemoryOctets, Octets
 from relay.message.properties import MessageProperties
 
@@ -286,8 +286,6 @@ class FileStore:
         """Whether `size` bytes fit under the quota."""
         if not self._shared.quota.is_limited(account):
             return Room.FITS
-        if not self._shared.quota.is_limited(account):
-            return Room.FITS
         return await self._run(self._room, account, size)
 
     async def deliver(
@@ -352,7 +350,7 @@ class FileStore:
     async def _list_deferred(self) -> list[tuple[int, str]]:
         return await self._run(self._shared.notes.list_deferred)
 
-    async def _bring_up(self, names: Sequence[str]) -> list[Note]:
+    async def _bring_up(self, names: Sequence[str]) -> BroughtUp:
         return await self._run(self._shared.waiting.bring_up, names)
 
     async def _list_ready(self, known: frozenset[str], limit: int) -> list[Note]:

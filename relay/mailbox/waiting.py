@@ -9,8 +9,10 @@ Standards: MS-OXOMSG 2.2.3.4 (deferred send); docs/design.md 1.
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import structlog
 
 from relay.clock import Clock, rfc3339
 from relay.journal.crash import CrashPoint, CrashPoints
@@ -22,7 +24,7 @@ from relay.mailbox.maildir import Stripes, list_names, remove
 from relay.mailbox.messages import submission_facts
 from relay.mailbox.names import DRAFT, SEEN, parse_name
 from relay.mailbox.notes import NotesDirectory, draft_of
-from relay.mailbox.types import BeingSentError, NoSuchItemError, Note, WellKnown
+from relay.mailbox.types import BeingSentError, NoSuchItemError, Note, StoreError, WellKnown
 from relay.message.draft import read_block
 from relay.message.extended import SendWishes, send_wishes
 from relay.message.properties import ExtendedProperty
@@ -30,6 +32,16 @@ from relay.message.properties import ExtendedProperty
 _TRASHED = "T"
 _LOOKS = 2  # a listing may miss a file that is renamed meanwhile
 _BEING_SENT = "The message is being sent and cannot be changed until it is."
+
+_log = structlog.get_logger("relay.mailbox")
+
+
+@dataclass(frozen=True, slots=True)
+class BroughtUp:
+    """Notes that are ready now, and the names of those that have to be tried again."""
+
+    notes: tuple[Note, ...]
+    kept: tuple[str, ...]
 
 
 class Waiting:
@@ -167,18 +179,26 @@ class Waiting:
 
     # -- when their time has come
 
-    def bring_up(self, names: Sequence[str]) -> list[Note]:
-        """Make deferred notes ready whose drafts are still there; durably, when this returns."""
-        notes = []
+    def bring_up(self, names: Sequence[str]) -> BroughtUp:
+        """Make deferred notes ready whose drafts are still there; durably, when this returns.
+
+        One that cannot be read, or whose mailbox is broken, keeps none of the others back.
+        """
+        notes: list[Note] = []
+        kept: list[str] = []
         for name in names:
-            with self._stripes.of(draft_of(name)):
-                if (note := self._made_ready(self._notes.deferred / name)) is not None:
-                    notes.append(note)
+            try:
+                with self._stripes.of(draft_of(name)):
+                    if (note := self._made_ready(self._notes.deferred / name)) is not None:
+                        notes.append(note)
+            except (OSError, StoreError) as error:
+                _log.error("deferred.kept", note=name, reason=str(error))
+                kept.append(name)
         if notes:
             self._notes.sync_ready()
             self._notes.sync_deferred()  # before pickup sees them: they must not come back
             self._reached(CrashPoint.DUE_NOTES_SYNCED)
-        return notes
+        return BroughtUp(tuple(notes), tuple(kept))
 
     def _made_ready(self, path: Path) -> Note | None:
         note = self._notes.read(path)

@@ -8,6 +8,7 @@ import pytest
 from relay.clock import ManualClock
 from relay.mailbox.due import Deferred, DueNotes
 from relay.mailbox.types import Note, SendOptions, StoreUnavailableError
+from relay.mailbox.waiting import BroughtUp
 
 SECOND_US = 1_000_000
 
@@ -21,6 +22,7 @@ class Directory:
         self.changed = 1
         self.listings = self.asked = 0
         self.trouble = 0
+        self.refused: set[str] = set()
         self.ready: list[str] = []
         self.largest_batch = 0
         self.came = asyncio.Event()
@@ -44,8 +46,10 @@ class Directory:
             self.trouble -= 1
             raise StoreUnavailableError("broken")
         self.largest_batch = max(self.largest_batch, len(names))
-        found = [name for name in names if self.names.pop(name, None) is not None]
-        return [Note(name, name, "a@b", name, Path(name), 0) for name in found]
+        kept = tuple(name for name in names if name in self.refused)
+        found = [name for name in names if name not in kept and self.names.pop(name, 0)]
+        notes = (Note(name, name, "a@b", name, Path(name), 0) for name in found)
+        return BroughtUp(tuple(notes), kept)
 
     def on_ready(self, note: Note) -> None:
         self.ready.append(note.draft_id)
@@ -173,3 +177,18 @@ async def test_a_note_that_came_while_the_directory_was_listed_is_kept(directory
     timer = directory.timer(wait_s_max=3600)
     await run(timer)
     assert await directory.until_ready(1) == ["meanwhile"]
+
+
+async def test_what_the_disk_refuses_is_tried_again_and_keeps_nobody_back(directory, run):
+    for number in range(300):  # more than one batch
+        directory.put(f"broken {number}", 0)
+    directory.put("whole", 0.1)
+    directory.refused = set(directory.names) - {"whole"}
+    directory.clock.advance(1)
+    timer = await run(directory.timer())
+    assert await directory.until_ready(1) == ["whole"]
+    assert timer.count == 300
+    directory.refused.clear()
+    directory.clock.advance(5)
+    assert len(await directory.until_ready(301)) == 301
+    assert timer.count == 0

@@ -1,6 +1,8 @@
 """A start finds what waits at once, however many mailboxes there are: nothing but notes is listed."""
 
 import asyncio
+import errno
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -84,3 +86,35 @@ async def test_a_broken_mailbox_keeps_no_start_from_the_others(place, draft, mon
     assert len(place.left_over()) == len(place.files(".Drafts")) == 1
     assert await place.store().remove_leftovers() == 1
     assert (place.left_over(), place.files(".Drafts")) == ([], [])
+
+
+async def test_a_note_that_cannot_be_read_keeps_no_start_from_the_others(place, draft, monkeypatch):
+    before = place.store()
+    first, second = [await before.submit_new(ALICE, draft(), SendOptions()) for _ in range(2)]
+    really_open = os.open
+
+    def failing(path, *more, **named):
+        if Path(path) == first.path:
+            raise OSError(errno.EIO, "broken")
+        return really_open(path, *more, **named)
+
+    monkeypatch.setattr(os, "open", failing)
+    notes = place.store().notes()
+    async with asyncio.timeout(10):
+        assert (await anext(notes)).submission_id == second.submission_id
+        monkeypatch.undo()
+        assert (await anext(notes)).submission_id == first.submission_id
+    await notes.aclose()
+
+
+async def test_what_is_no_file_is_no_note(place, draft):
+    note = await place.store().submit_new(ALICE, draft(), SendOptions())
+    name, _, at = note.path.name.partition(".")
+    strangers = [note.path.with_name(f"{name[:-1]}{letter}.{at}") for letter in "abc"]
+    os.mkfifo(strangers[0])
+    strangers[1].mkdir()
+    strangers[2].symlink_to(note.path)
+    notes = place.store().notes()
+    async with asyncio.timeout(10):
+        assert (await anext(notes)).submission_id == note.submission_id
+    await notes.aclose()

@@ -15,6 +15,7 @@ from relay.message.extended import DEFERRED_SEND_TIME, DELETE_AFTER_SUBMIT, SENT
 from relay.message.properties import ExtendedProperty
 
 ALICE = "alice@example.test"
+BOB = "bob@example.test"
 HOUR_US = 3_600_000_000
 
 
@@ -49,6 +50,10 @@ async def step_2(place, note) -> dict:
 async def come_to_time(place, store) -> list:
     """Let an hour go by; return what the timer would hand to pickup."""
     place.clock.advance(3600)
+    return list((await brought_up(place, store)).notes)
+
+
+async def brought_up(place, store):
     now_us = place.clock.time_us()
     return await store._bring_up(
         [name for at, name in await store._list_deferred() if at <= now_us]
@@ -110,6 +115,23 @@ async def test_a_draft_that_a_mail_client_took_away_is_not_sent(place, store, wa
     detail = await step_2(place, waiting)
     assert detail["reason"] == "the draft was removed from Drafts"
     assert detail["cancelled"] > detail["deferred_until"][:10]
+
+
+@pytest.mark.parametrize("broken", ["its mailbox", "its note"])
+async def test_one_that_cannot_come_up_keeps_nobody_back(place, store, draft, waiting, broken):
+    due_us = waiting.options.deferred_us
+    theirs = await store.submit_new(BOB, draft(), SendOptions(deferred_us=due_us))
+    path = place.root / "example.test/alice" if broken == "its mailbox" else waiting.path
+    away = path.rename(path.with_name("away"))
+    path.write_bytes(b"") if broken == "its mailbox" else path.symlink_to(path.name)
+    place.clock.advance(3600)
+    brought = await brought_up(place, store)
+    assert [one.submission_id for one in brought.notes] == [theirs.submission_id]
+    assert brought.kept == ((waiting.path.name,) if broken == "its mailbox" else ())
+    path.unlink()
+    away.rename(path)
+    [note] = (await brought_up(place, store)).notes
+    assert note.submission_id == waiting.submission_id
 
 
 async def test_a_draft_whose_flags_changed_is_sent(place, store, waiting):
