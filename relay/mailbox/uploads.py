@@ -237,7 +237,7 @@ class Uploads:
             if name.endswith(_FACTS):
                 digest = name.removesuffix(_FACTS)
                 facts = _read(self._directory / name)
-                if facts is not None:
+                if facts is not None and self._is_there(digest, received.get(digest, 0)):
                     kept = ExitStack()
                     if not facts.is_attached:
                         with suppress(MailboxFullError, NoSuchItemError):
@@ -250,6 +250,12 @@ class Uploads:
             if digest not in sessions or name.endswith(".new"):
                 remove(self._directory / name)
         return sessions
+
+    def _is_there(self, digest: str, received: int) -> bool:
+        """Whether what was confirmed of a session can be gone on from."""
+        with suppress(FileNotFoundError):
+            return (self._directory / f"{digest}@{received}").stat().st_size >= received
+        return received == 0
 
 
 class UploadRange:

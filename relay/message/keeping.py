@@ -36,6 +36,7 @@ __all__ = [
     "new_attachment",
 ]
 
+_SEALED = frozenset(("application/pkcs7-mime", "application/x-pkcs7-mime"))
 _LINE = 76
 _LINE_SOURCE = 57  # what a line of base64 stands for
 _MESSAGE = "message/rfc822"
@@ -68,7 +69,7 @@ def check_can_be_rewritten(stored: Octets) -> None:
         return
     structure = read_structure(stored.part(length, stored.size - length))
     leaves = sorted_leaves(structure)
-    if any(one.sealed for one in structure.entities):
+    if structure.message.content_type in _SEALED or any(one.sealed for one in structure.entities):
         raise SealedError("The attachments of a signed or encrypted message cannot be changed.")
     for shown in (leaves.html, leaves.text):
         if shown is not None and shown.entity.body.size > TEXT_OCTETS_MAX:

@@ -202,16 +202,23 @@ SIGNED = (
 )
 
 
+ENCRYPTED = (
+    b"To: c@a.test\r\nContent-Type: application/pkcs7-mime; name=smime.p7m\r\n"
+    b"Content-Transfer-Encoding: base64\r\n\r\nAAAA\r\n"
+)
+
+
+@pytest.mark.parametrize("content", [SIGNED, ENCRYPTED], ids=["signed", "encrypted"])
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
-async def test_what_is_signed_stays_as_it_is(on_disk: OnDisk, method: str) -> None:
-    message_id = await mime_draft(on_disk, SIGNED)
+async def test_what_is_signed_stays_as_it_is(on_disk: OnDisk, content: bytes, method: str) -> None:
+    message_id = await mime_draft(on_disk, content)
     [signature] = await listed(on_disk, message_id)
     path = f"/messages/{message_id}/attachments" + (
         f"/{signature['id']}" if method == "DELETE" else ""
     )
     answer = await on_disk.http.request(method, path, json=TEXT)
     assert "signed" in refused(answer, 400, "ErrorInvalidRequest")
-    assert (await on_disk.http.get(f"/messages/{message_id}/$value")).content == SIGNED
+    assert (await on_disk.http.get(f"/messages/{message_id}/$value")).content == content
 
 
 @pytest.mark.parametrize(

@@ -178,13 +178,18 @@ async def test_an_upload_goes_on_after_a_restart(place: Place) -> None:
     [part] = (place.root / ".submissions/uploads").glob("*@*")
     with part.open("ab") as file:
         file.write(b"a range that was cut off")
+    lost = (await place.session(message_id)).json()["uploadUrl"]
+    await place.put(lost, 0, OCTETS[: FIRST + 1])
+    [cut] = (place.root / ".submissions/uploads").glob(f"*@{FIRST + 1}")
+    cut.write_bytes(b"not all that was confirmed")
     stray = part.with_name("0" * 64 + "@5")
     stray.write_bytes(b"stray")
     await place.restart()
     assert place.http is not None
     told = (await place.http.get(url)).json()
     assert told["nextExpectedRanges"] == [f"{FIRST}-{len(OCTETS) - 1}"]
-    assert not stray.exists()
+    assert [path for path in (stray, cut) if path.exists()] == []
+    assert refused(await place.http.get(lost), 404, "ErrorItemNotFound")
     assert (await place.put(url, FIRST, OCTETS[FIRST:])).status_code == 201
     await place.restart()
     assert (await place.put(url, FIRST, OCTETS[FIRST:])).status_code == 201
