@@ -104,6 +104,7 @@ def _document(tally: Tally, findings: list[dict[str, Any]]) -> dict[str, Any]:
         "mailboxes": tally.mailboxes,
         "messages": tally.messages,
         "indexes": tally.indexes,
+        "uploads": tally.uploads,
         "notes": asdict(tally.notes),
         "mended": tally.mended,
         "remaining": tally.remaining,

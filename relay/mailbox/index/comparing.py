@@ -116,7 +116,7 @@ def _of_directory(
                 what = "another file" if is_there else "no file"
                 yield Difference(str(path), f"the index has one that is {what}")
             continue
-        for what in _row_faults(cursor, row, state, folder):
+        for what in _row_faults(cursor, row, state, folder=folder.folder):
             yield Difference(str(path), what)
         if state[-1] >= FACTS and (full or sample > 0):
             sample -= 1
@@ -144,7 +144,7 @@ def _rows(
 
 
 def _row_faults(
-    cursor: apsw.Cursor, row: Row, state: Sequence[int], folder: FolderRow
+    cursor: apsw.Cursor, row: Row, state: Sequence[int], *, folder: Folder
 ) -> Iterator[str]:
     name = parse_name(os.fsdecode(row.place.file_name))
     if name is None:
@@ -152,7 +152,7 @@ def _row_faults(
         return
     if row.stem != os.fsencode(name.stem) or row.flags != name.flags:
         yield "the index has another name or other flags"
-    is_draft = is_draft_file(name.flags, folder.folder)
+    is_draft = is_draft_file(name.flags, folder)
     expected = [SEEN in name.flags, FLAGGED in name.flags, is_draft]
     if [bool(one) for one in state[:3]] != expected:
         yield f"the index has the flags {list(state[:3])}"

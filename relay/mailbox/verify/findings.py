@@ -37,6 +37,7 @@ class Kind(StrEnum):
     NO_ACCOUNT = "no-account"
     UNTOLD_COPY = "untold-copy"
     LOST_NOTE = "lost-note"
+    BROKEN_UPLOAD = "broken-upload"
     DAMAGED_INDEX = "damaged-index"
     DEVIATING_INDEX = "deviating-index"
 
@@ -86,6 +87,7 @@ class Tally:
     mailboxes: int = 0
     messages: int = 0
     indexes: int = 0
+    uploads: int = 0
     notes: NoteTally = field(default_factory=NoteTally)
     mended: int = 0
     remaining: int = 0

@@ -1,4 +1,4 @@
-"""The notes of submitted drafts, and the store's log: does each submission have what it needs?
+"""The notes of submitted drafts, and the store's log: whether each submission has what it needs.
 
 On the path: verifier.py, before the mailboxes.
 Holds: nothing that pickup or a start would do is done here, so that nobody's work is met: a note is

@@ -23,6 +23,7 @@ from relay.mailbox.verify.mailboxes import MailboxCheck
 from relay.mailbox.verify.mending import Mender
 from relay.mailbox.verify.messages import MessageCheck
 from relay.mailbox.verify.submissions import SubmissionCheck
+from relay.mailbox.verify.uploads import check_uploads
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,9 @@ class Verifier:
         )
         try:
             check.check(self._tally.notes)
+            if accounts is None:
+                uploads = self._root / ".submissions" / "uploads"
+                self._tally.uploads = check_uploads(uploads, self._mender, self._flight)
         except OSError as error:
             where = Path(str(error.filename or self._root / ".submissions"))
             found = error.strerror or str(error)

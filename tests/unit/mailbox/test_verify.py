@@ -242,6 +242,16 @@ def old_preparation(checked: Checked) -> None:
     (checked.notes / "preparing/0123456789abcdef.1").write_bytes(b"half")
 
 
+def lost_range(checked: Checked) -> None:
+    (checked.notes / "uploads").mkdir()
+    (checked.notes / "uploads" / f"{'0' * 64}@1000").write_bytes(b"not as much")
+
+
+def odd_upload(checked: Checked) -> None:
+    (checked.notes / "uploads").mkdir()
+    (checked.notes / "uploads" / f"{'0' * 64}.json").write_bytes(b"{")
+
+
 def copied_draft(checked: Checked) -> None:
     note = next((checked.notes / "ready").iterdir())
     content = note.read_bytes()
@@ -294,6 +304,8 @@ REPORTED = {  # once: then it is put aside, or named by what is left
     "truncated": (truncated, "truncated"),
     "no name": (no_name, "no-name"),
     "broken note": (broken_note, "broken-note"),
+    "lost range": (lost_range, "broken-upload"),
+    "odd upload": (odd_upload, "broken-upload"),
 }
 REMAINING = {
     "another's": (others_file, "owner"),

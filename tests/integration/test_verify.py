@@ -1,0 +1,124 @@
+"""`relay storage verify` beside a running relay and without one: facts, exit codes, and nobody's way."""
+
+import json
+import threading
+
+import pytest
+
+from relay.mailbox.names import parse_name
+from tests.support.relay_process import RelayProcess
+
+OK, DATA = 0, 65
+TEXT = "x" * 2000
+
+
+@pytest.fixture
+def relay():
+    with RelayProcess() as started:
+        yield started
+
+
+def verified(relay: RelayProcess, *words: str) -> dict:
+    done = relay.cli("storage", "verify", "--json", *words)
+    assert done.returncode in (OK, DATA), done.stderr
+    return {**json.loads(done.stdout), "code": done.returncode}
+
+
+class People(threading.Thread):
+    """Somebody who sends, drafts, changes, moves, lists and receives until told to stop."""
+
+    def __init__(self, relay: RelayProcess, name: str) -> None:
+        super().__init__()
+        self.relay, self.person = relay, name
+        self.sent: list[str] = []
+        self.trouble: list[str] = []
+        self.enough = threading.Event()
+
+    def run(self) -> None:
+        number = 0
+        while not self.enough.is_set():
+            number += 1
+            try:
+                self.do(f"{self.person} {number}")
+            except Exception as error:  # noqa: BLE001 - told by the test
+                self.trouble.append(repr(error))
+
+    def do(self, subject: str) -> None:
+        graph, token = self.relay.graph, self.person
+        to = ["alice@example.test", "bob@example.test"]
+        self.sent.append(self.relay.send_mail(to=to, subject=subject, text=TEXT, token=token))
+        draft = graph("POST", "/me/messages", {"subject": subject}, token=token)
+        assert draft.status == 201, draft.body
+        path = f"/me/messages/{draft.json()['id']}"
+        for change in ({"isRead": False}, {"subject": f"{subject}!"}):
+            answer = graph("PATCH", path, change, token=token)
+            assert answer.status == 200, answer.body
+        moved = graph("POST", f"{path}/move", {"destinationId": "archive"}, token=token)
+        assert moved.status == 201, moved.body
+        self.relay.messages("archive", token=token)
+        assert graph("DELETE", path, token=token).status == 204
+
+
+def test_beside_a_relay_at_work_it_finds_nothing_and_breaks_nothing(relay):
+    people = [People(relay, name) for name in ("alice", "bob")]
+    for one in people:
+        one.start()
+    try:
+        found = [verified(relay), verified(relay, "--full"), verified(relay, "--dry-run")]
+    finally:
+        for one in people:
+            one.enough.set()
+        for one in people:
+            one.join()
+    assert [one["findings"] for one in found] == [[], [], []]
+    assert [one.trouble for one in people] == [[], []]
+    assert all(one["code"] == OK and one["mailboxes"] >= 1 for one in found)
+    sent = [identity for one in people for identity in one.sent]
+    for identity in sent:
+        assert relay.until_final(identity)["state"] == "delivered"
+    assert len(relay.subjects("alice")) == len(sent) == len(relay.subjects("bob"))
+    assert relay.faults() == []
+    last = verified(relay, "--full")
+    assert (last["findings"], last["notes"]["ready"], last["notes"]["put_aside"]) == ([], 0, [])
+    assert last["messages"] == 4 * len(sent)
+
+
+def test_people_read_what_was_done(relay):
+    relay.until_final(relay.send_mail(to=["bob@example.test"]))
+    [path] = relay.home("bob").glob("new/*")
+    path.rename(path.with_name(f"{path.name.partition(',')[0]},S=9"))
+    (relay.home("bob") / "cur/1.M1P1.other").touch(0o600)
+    dry = relay.cli("storage", "verify", "--dry-run")
+    assert (dry.returncode, dry.stdout.count("REMAINS")) == (DATA, 2), dry.stdout
+    done = relay.cli("storage", "verify", "bob@example.test")
+    assert (done.returncode, done.stderr) == (DATA, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4, done.stdout
+    assert any(f"renamed to {path.name}" in one and one.startswith("mended") for one in lines)
+    assert any("put aside as" in one and one.startswith("REMAINS empty-file") for one in lines)
+    assert lines[-1] == "1 faults mended, 1 remain"
+    again = relay.cli("storage", "verify")
+    assert (again.returncode, again.stdout.splitlines()[-1]) == (OK, "0 faults mended, 0 remain")
+    assert path.exists()
+    after = [one["id"] for one in relay.messages("inbox", token="bob")]
+    assert after == [parse_name(path.name).message_id]
+
+
+def test_without_a_relay_it_works_the_same(relay):
+    relay.until_final(relay.send_mail(to=["bob@example.test"]))
+    relay.messages("inbox", token="bob")
+    assert relay.stop() == 0
+    index = relay.home("bob") / "relay-index"
+    index.write_bytes(b"garbage" * 1000)
+    found = verified(relay)
+    assert [(one["kind"], one["mended"]) for one in found["findings"]] == [("damaged-index", True)]
+    assert (found["code"], verified(relay)["findings"]) == (OK, [])
+    relay.start()
+    assert len(relay.messages("inbox", token="bob")) == 1
+
+
+def test_a_note_waits_for_a_relay_that_is_not_there(relay):
+    relay.send_mail(to=["bob@example.test"])
+    relay.kill()
+    found = verified(relay)
+    assert (found["findings"], found["code"]) == ([], OK)
