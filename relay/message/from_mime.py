@@ -35,7 +35,7 @@ from relay.message.recoding import (
     base64_size,
     recoded,
 )
-from relay.message.section import cleaned, split_fields
+from relay.message.section import cleaned, split_fields, with_fields
 
 _CRLF = CRLF.encode()
 _WHITE = (b" ", b"\t")
@@ -147,8 +147,8 @@ class _Mending:
             missing += raw_field("Message-ID", self._origin.message_id)
         if is_encoded and b"mime-version" not in names:
             missing += raw_field("MIME-Version", "1.0")
-        kept = (field for name, field in fields if name not in _HIDDEN)
-        return b"".join((*kept, missing.encode()))
+        kept = [one for one in fields if one[0] not in _HIDDEN]
+        return b"".join(field for _, field in with_fields(kept, [(b"", missing.encode())]))
 
     def _fields(self, entity: Entity, encoding: str) -> list[tuple[bytes, bytes]]:
         """Return an entity's fields, in lines that are not too long, with another encoding."""
@@ -160,7 +160,7 @@ class _Mending:
                 wanted = b""
             else:
                 fields.append((name, field if entity.sealed else self._folded(field)))
-        return [*fields, (_ENCODING, wanted)] if wanted else fields
+        return with_fields(fields, [(_ENCODING, wanted)]) if wanted else fields
 
     def _folded(self, field: bytes) -> bytes:
         """Break lines that are too long in front of white space, where there is some."""

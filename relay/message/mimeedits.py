@@ -11,7 +11,7 @@ from operator import itemgetter
 
 from relay.message.content import MemoryOctets, Octets
 from relay.message.entities import Entity, Structure
-from relay.message.section import cleaned, split_fields
+from relay.message.section import cleaned, split_fields, with_fields
 
 CRLF = b"\r\n"
 Fields = list[tuple[bytes, bytes]]  # lower-case name, the field with its line end
@@ -43,7 +43,7 @@ class Edits:
             mine = [one for one in new if one[0] == name]
             kept += mine
             new = [one for one in new if one[0] != name]
-        self.fields = [*kept, *new]
+        self.fields = with_fields(kept, new)
 
     def replace(self, start: int, end: int, *instead: bytes | range) -> None:
         """Put octets, and ranges of the content, into the place of what is from start to end."""

@@ -7,7 +7,7 @@ Standards: RFC 5322 2.1, 2.2, 2.2.3, 4.5 (white space in front of the colon).
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from email.policy import Compat32
@@ -115,6 +115,16 @@ def split_fields(header: bytes) -> Iterator[tuple[bytes, bytes]]:
         field = [line]
     if field:
         yield _name_of(field[0]), b"".join(field)
+
+
+def with_fields(
+    fields: Sequence[tuple[bytes, bytes]], new: Sequence[tuple[bytes, bytes]]
+) -> list[tuple[bytes, bytes]]:
+    """Return fields as split_fields() gives them with new ones behind them, but in front of a line
+    that is no field: for most readers the header ends there.
+    """
+    place = next((at for at, (name, _) in enumerate(fields) if not name), len(fields))
+    return [*fields[:place], *new, *fields[place:]]
 
 
 def read_header(header: bytes) -> "Message[str, str]":

@@ -67,9 +67,15 @@ def test_only_the_fields_of_what_changes_change(new, had, has):
 
 
 def test_a_field_that_was_not_there_comes_at_the_end():
-    content = FROM + b"junk line\r\nX-A: b\r\n\r\nx"
-    assert changed_octets(content, to=(Person("b@b.test"),)) == FROM + b"junk line\r\nX-A: b\r\nTo: b@b.test\r\n\r\nx"
+    content = FROM + b"X-A: b\r\n\r\nx"
+    assert changed_octets(content, to=(Person("b@b.test"),)) == FROM + b"X-A: b\r\nTo: b@b.test\r\n\r\nx"
     assert changed_octets(b"X-A: b", subject="s") == b"X-A: b\r\nSubject: s\r\n"
+
+
+def test_a_field_comes_in_front_of_what_is_none():
+    """There the header ends for others."""
+    content = FROM + b"junk line\r\nX-A: b\r\n\r\nx"
+    assert changed_octets(content, to=(Person("b@b.test"),)) == FROM + b"To: b@b.test\r\njunk line\r\nX-A: b\r\n\r\nx"
 
 
 def changed_octets(content, **new):

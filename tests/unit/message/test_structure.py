@@ -219,8 +219,8 @@ def test_time_is_linear_in_the_message(unit, nested):
 
 @pytest.mark.parametrize("line_end", [b"\r\n", b"\n"])
 def test_a_content_field_may_be_folded_anywhere(line_end):
-    lines = [b"Content-Type: multipart/mixed; boundary=\"a", b"  b\"", b"", b"--a  b"]
-    lines += [b"Content-Type: a/b", b"\tname=\"x", b" y.z\"", b"", b"text", b"--a  b--"]
+    lines = [b'Content-Type: multipart/mixed; boundary="a', b'  b"', b"", b"--a  b"]
+    lines += [b"Content-Type: a/b", b'\tname="x', b' y.z"', b"", b"text", b"--a  b--"]
     structure = read_structure(line_end.join(lines))
     assert [one.content_type for one in structure.entities] == ["multipart/mixed", "a/b"]
     assert structure.entities[1].fields()["content-type"] == 'a/b\tname="x y.z"'
