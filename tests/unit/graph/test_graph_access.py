@@ -30,7 +30,7 @@ async def test_the_scheme_matches_in_any_case(world: World) -> None:
         ("/v1.0/messages", 404, "ResourceNotFound"),
         ("/v1.0", 404, "ResourceNotFound"),
         ("/v1.0/me/calendar", 404, "ResourceNotFound"),
-        ("/v1.0/me/messages/x/attachments", 404, "ResourceNotFound"),
+        ("/v1.0/me/messages/x/extensions", 404, "ResourceNotFound"),
         ("/v1.0/me/messages/a%20b", 400, "ErrorInvalidIdMalformed"),
         ("/v1.0/me/messages/%2e%2e%2f", 400, "ErrorInvalidIdMalformed"),
         ("/v1.0/me/messages/%ff", 400, "BadRequest"),
