@@ -48,8 +48,8 @@ async def create_message(visit: Visit) -> Response:
     folder_id = visit.folder_id or "drafts"
     if visit.is_mime():
         ways = Ways(
-            lambda content: store.create_draft(visit.mailbox, content, folder_id=folder_id),
-            lambda size: store.arrivals.draft(visit.mailbox, folder_id, expected_bytes=size),
+            lambda told: store.create_draft(visit.mailbox, told.content, folder_id=folder_id),
+            lambda _, size: store.arrivals.draft(visit.mailbox, folder_id, expected_bytes=size),
         )
         created = (await take_mime(visit, ways)).result
     else:
@@ -116,7 +116,7 @@ async def replace_mime(visit: Visit) -> Response:
     arrivals = visit.door.store.arrivals
     taken = await take_in_blocks(
         visit,
-        lambda size: arrivals.replacement(visit.mailbox, before.id, expected_bytes=size),
+        lambda _, size: arrivals.replacement(visit.mailbox, before.id, expected_bytes=size),
         is_coded=is_coded,
     )
     return message_answer(visit, taken.result, status=200)

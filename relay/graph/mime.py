@@ -24,11 +24,15 @@ _MESSAGE_ID = re.compile(r"<[!-;=?-~]+>")
 
 @dataclass(frozen=True, slots=True)
 class MimeMessage:
-    """MIME content, who gets it, and its Message-ID ("" where it has none that can be shown)."""
+    """MIME content, who gets it, and its Message-ID ("" where it has none that can be shown).
+
+    `on_behalf_of` is an address in From that is not the account's, where no Sender tells whose.
+    """
 
     content: bytes
     recipients: MessageProperties
     internet_message_id: str
+    on_behalf_of: str = ""
 
 
 def parse_mime(body: bytes, account: Account) -> MimeMessage:
@@ -66,6 +70,7 @@ def check_content(content: bytes, account: Account) -> MimeMessage:
             raise ApiError(400, "ErrorMimeContentInvalid", message)
         for person in people:
             check_own(person, account, path=name)
+    others = [one.address for one in read_people(header, "From") if not account.owns(one.address)]
     recipients = MessageProperties(
         to=read_people(header, "To"),
         cc=read_people(header, "Cc"),
@@ -81,6 +86,7 @@ def check_content(content: bytes, account: Account) -> MimeMessage:
         content=content,
         recipients=recipients,
         internet_message_id=message_id if _MESSAGE_ID.fullmatch(message_id) else "",
+        on_behalf_of=next(iter(others), "") if header.get("Sender") is None else "",
     )
 
 

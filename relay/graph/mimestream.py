@@ -36,12 +36,12 @@ class Taken(Generic[_Result]):
 
 @dataclass(frozen=True, slots=True)
 class Ways(Generic[_Result]):
-    """What the store does with MIME: `held` in memory, or `arriving`, of which it is told how many
-    bytes can be expected.
+    """What the store does with MIME: `held` in memory, or `arriving`, whose header is here and of
+    which it is told how many bytes can be expected.
     """
 
-    held: Callable[[bytes], Awaitable[_Result]]
-    arriving: Callable[[int], Awaitable[Arrival[_Result]]]
+    held: Callable[[MimeMessage], Awaitable[_Result]]
+    arriving: Callable[[MimeMessage, int], Awaitable[Arrival[_Result]]]
 
 
 async def take_mime(visit: Visit, ways: Ways[_Result], *, to_send: bool = False) -> Taken[_Result]:
@@ -52,12 +52,12 @@ async def take_mime(visit: Visit, ways: Ways[_Result], *, to_send: bool = False)
     message = parse_mime(await visit.call.body(), visit.account)
     if to_send:
         check_has_recipients(message.recipients)
-    return Taken(message, await ways.held(message.content))
+    return Taken(message, await ways.held(message))
 
 
 async def take_in_blocks(
     visit: Visit,
-    begin: Callable[[int], Awaitable[Arrival[_Result]]],
+    begin: Callable[[MimeMessage, int], Awaitable[Arrival[_Result]]],
     *,
     is_coded: bool,
     to_send: bool = False,
@@ -82,7 +82,7 @@ async def take_in_blocks(
         message_told = check_content(beginning, visit.account)
         if to_send:
             check_has_recipients(message_told.recipients)
-        arrival = await begin(expected_bytes)
+        arrival = await begin(message_told, expected_bytes)
         try:
             await arrival.write(beginning)
             async for block in content:

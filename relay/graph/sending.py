@@ -8,11 +8,12 @@ Standards: Graph's user: sendMail, message: send; RFC 5322 3.6.4.
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from relay.graph.mime import check_content, head_of
+from relay.graph.mime import MimeMessage, check_content, head_of
 from relay.graph.mimestream import Ways, take_mime
 from relay.graph.parse import parse_send_mail
 from relay.graph.people import check_has_recipients, check_own
@@ -20,7 +21,7 @@ from relay.graph.sendoptions import send_options
 from relay.graph.values import json_object
 from relay.graph.visit import Visit
 from relay.journal.crash import CrashPoint
-from relay.mailbox.types import NotADraftError, Note
+from relay.mailbox.types import NotADraftError, Note, SendOptions
 from relay.message.properties import MessageProperties
 
 
@@ -46,9 +47,15 @@ async def send_mail(visit: Visit) -> Response:
 async def _send_mime(visit: Visit) -> Response:
     options, applied = await send_options(visit, ())
     store, mailbox = visit.door.store, visit.mailbox
+
+    def told_by(message: MimeMessage) -> SendOptions:
+        return replace(options, on_behalf_of=message.on_behalf_of)
+
     ways = Ways(
-        lambda content: store.submit_new(mailbox, content, options),
-        lambda size: store.arrivals.submission(mailbox, options, expected_bytes=size),
+        lambda message: store.submit_new(mailbox, message.content, told_by(message)),
+        lambda message, size: store.arrivals.submission(
+            mailbox, told_by(message), expected_bytes=size
+        ),
     )
     taken = await take_mime(visit, ways, to_send=True)
     told = taken.message.internet_message_id
@@ -62,13 +69,16 @@ async def send_draft(visit: Visit) -> Response:
     draft = await store.get(visit.mailbox, visit.message_id, folder_id=visit.folder_id)
     if not draft.is_draft:
         raise NotADraftError("The message is not a draft and cannot be sent.")
+    on_behalf_of = ""
     if draft.is_mime:  # a mail client may have put anything there
         content = await store.mime(visit.mailbox, draft.id)
-        check_content(await asyncio.to_thread(head_of, content), visit.account)
+        told = check_content(await asyncio.to_thread(head_of, content), visit.account)
+        on_behalf_of = told.on_behalf_of
     check_has_recipients(draft.properties)
     check_own(draft.properties.from_, visit.account, path="from")
     check_own(draft.properties.sender, visit.account, path="sender")
     options, applied = await send_options(visit, draft.properties.extended)
+    options = replace(options, on_behalf_of=on_behalf_of)
     note = await store.submit_draft(visit.mailbox, draft.id, options)
     return _accepted(
         visit, note, internet_message_id=draft.properties.internet_message_id, headers=applied

@@ -282,4 +282,5 @@ class Drafts:
             modified_us=now_us,
             save_to_sent_items=options.save_to_sent_items,
             sent_folder=options.sent_folder,
+            on_behalf_of=options.on_behalf_of,
         )

@@ -62,6 +62,7 @@ class Identity:
     internet_message_id: str = ""
     save_to_sent_items: bool = True
     sent_folder: str = ""
+    on_behalf_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,7 @@ def _origin(identity: Identity, wanted: str) -> DraftOrigin:
         modified_us=identity.modified_us,
         save_to_sent_items=identity.save_to_sent_items,
         sent_folder=identity.sent_folder,
+        on_behalf_of=identity.on_behalf_of,
     )
 
 

@@ -180,6 +180,7 @@ class NotesDirectory:
                 origin.save_to_sent_items,
                 origin.sent_folder,
                 0 if self.is_ready(path) else at_us,
+                origin.on_behalf_of,
             ),
         )
 

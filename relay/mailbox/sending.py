@@ -120,6 +120,7 @@ class Sending:
                 and block.origin.base_name == located.name.stem
                 and block.origin.save_to_sent_items == options.save_to_sent_items
                 and block.origin.sent_folder == options.sent_folder
+                and block.origin.on_behalf_of == options.on_behalf_of
                 and located.folder.well_known is WellKnown.DRAFTS
                 and (block.is_mime or identity.created_us - block.origin.modified_us < _DATE_US)
             ):
@@ -358,6 +359,7 @@ class Sending:
             modified_us=now_us,
             save_to_sent_items=options.save_to_sent_items,
             sent_folder=options.sent_folder,
+            on_behalf_of=options.on_behalf_of,
         )
 
 

@@ -187,15 +187,17 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class SendOptions:
-    """When a draft is sent, and what step 4 does with the original.
+    """When and for whom a draft is sent, and what step 4 does with the original.
 
     `sent_folder` is the id of the folder that it is filed in, "" for Sent Items; `deferred_us` the
-    time before which it is not sent, 0 for at once.
+    time before which it is not sent, 0 for at once; `on_behalf_of` an address that is not the
+    account's, from which MIME is that names no sender.
     """
 
     save_to_sent_items: bool = True
     sent_folder: str = ""
     deferred_us: int = 0
+    on_behalf_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)

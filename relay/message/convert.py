@@ -107,7 +107,8 @@ def _of_mime(header: "Message[str, str]", sent: SentMime, origin: DraftOrigin) -
     for name in _RECIPIENT_FIELDS:
         if unread := unread_people(header, name):
             raise ConversionError(f"The draft cannot be sent: {name} has {unread[:100]!r}.")
-    authors = (*read_people(header, "sender"), *read_people(header, "from"))
+    added = filter(None, [sent.sender])
+    authors = (*added, *read_people(header, "sender"), *read_people(header, "from"))
     people = [one for name in _RECIPIENT_FIELDS for one in read_people(header, name)]
     envelope = _envelope(next(iter(authors), Person(origin.account)), people)
     return Converted(

@@ -25,6 +25,7 @@ from relay.message.draft import DraftOrigin
 from relay.message.entities import LINE_OCTETS_MAX, Entity, Structure, Tally
 from relay.message.fields import CRLF, people_field, raw_field
 from relay.message.headers import date_field
+from relay.message.headread import read_people
 from relay.message.properties import Person
 from relay.message.recoding import (
     Base64Coding,
@@ -49,10 +50,11 @@ _LONG_LINE = f"a line of more than {LINE_OCTETS_MAX} octets"
 
 @dataclass(frozen=True, slots=True)
 class SentMime:
-    """What is sent, and what was damaged in it or had to be mended."""
+    """What is sent, what was damaged in it or had to be mended, and the sender it was given."""
 
     content: Content
     defects: tuple[str, ...]
+    sender: Person | None
 
 
 def from_mime(content: Octets, structure: Structure, origin: DraftOrigin) -> SentMime:
@@ -61,6 +63,14 @@ def from_mime(content: Octets, structure: Structure, origin: DraftOrigin) -> Sen
     Reading blocks; raises OSError.
     """
     return _Mending(content, structure, origin).sent()
+
+
+def _sender_for(message: Entity, origin: DraftOrigin) -> Person | None:
+    """Return the account where MIME is from another's address and names no sender, else None."""
+    if not origin.on_behalf_of or (header := message.fields()).get("sender") is not None:
+        return None
+    authors = (one.address.lower() for one in read_people(header, "from"))
+    return Person(origin.account) if origin.on_behalf_of.lower() in authors else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,7 @@ class _Mending:
         self._content = content
         self._structure = structure
         self._origin = origin
+        self._sender = _sender_for(structure.message, origin)
         self._is_clean = all(map(_is_clean, self._structure.entities))
         self._defects = dict.fromkeys(self._structure.defects)
         self._place = self._structure.message.body_start
@@ -106,6 +117,7 @@ class _Mending:
         return SentMime(
             content if self._content.size > LARGE_BYTES else gathered(content),
             tuple(self._defects),
+            self._sender,
         )
 
     # -- what is written
@@ -141,6 +153,8 @@ class _Mending:
         missing = ""
         if b"from" not in names:
             missing += people_field("From", [Person(self._origin.account)])
+        if self._sender is not None:
+            missing += people_field("Sender", [self._sender])
         if b"date" not in names:
             missing += raw_field("Date", date_field(self._origin.modified_us))
         if b"message-id" not in names:

@@ -28,7 +28,9 @@ _DATA_LINE = 900
 class DraftOrigin:
     """What the store gives a new draft; `message_id` is with its angle brackets, times in µs.
 
-    `sent_folder` is the id of the folder that step 4 files it in, "" for Sent Items.
+    `sent_folder` is the id of the folder that step 4 files it in, "" for Sent Items;
+    `on_behalf_of` somebody else's address: MIME that is from it, and names no sender, gets the
+    account as its sender.
     """
 
     account: str
@@ -38,6 +40,7 @@ class DraftOrigin:
     modified_us: int
     save_to_sent_items: bool = True
     sent_folder: str = ""
+    on_behalf_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -296,6 +296,39 @@ async def test_mime_may_be_from_whom_send_as_lists(mailbox: Mailbox) -> None:
     assert mailbox.converted().originator == "alice@example.test"
 
 
+OFFICE, ADDED = "From: office@example.test\r\n", "Sender: alice@example.test\r\n"
+
+
+@pytest.mark.parametrize(
+    ("header", "added", "reverse_path"),
+    [
+        (OFFICE, ADDED, "alice@example.test"),
+        ("From: Alice <alice@example.test>,\r\n x@shared.test\r\n", ADDED, "alice@example.test"),
+        (OFFICE + "sender: office@example.test\r\n", "", "office@example.test"),
+        (OFFICE + "Sender: alias@example.test\r\n", "", "alias@example.test"),
+        ("From: alias@example.test\r\n", "", "alias@example.test"),
+        ("From: ALICE@example.test\r\n", "", "ALICE@example.test"),
+    ],
+)
+@pytest.mark.parametrize("path", ["sendMail", "messages"])
+@pytest.mark.parametrize("size", [10, 2_000_000])
+async def test_mime_on_behalf_gets_the_sender_that_it_lacks(
+    mailbox: Mailbox, header: str, added: str, reverse_path: str, *, path: str, size: int
+) -> None:
+    rest = "To: b@b.test\r\nDate: Mon, 2 Jan 2006 15:04:05 -0700\r\nMessage-ID: <x@y>\r\n"
+    body = "\r\n" + "x" * 68 + "\r\n" + "more text\r\n" * (size // 11)
+    content = base64.b64encode((header + rest + body).encode())
+    headers = {"content-type": "text/plain"}
+    answer = await mailbox.http.post(path, content=content, headers=headers)
+    if path == "messages":
+        answer = await mailbox.http.post(f"messages/{answer.json()['id']}/send")
+    assert answer.status_code == 202, answer.text
+    (note,) = (mailbox.root / ".submissions/ready").iterdir()
+    made = convert(note.read_bytes(), now_us=0, hostname="h")
+    assert gathered(made.content).decode() == header + rest + added + body
+    assert made.originator == reverse_path
+
+
 async def test_a_message_can_be_attached_to_a_message(mailbox: Mailbox) -> None:
     innermost = {
         "@odata.type": "#microsoft.graph.itemAttachment",
