@@ -94,6 +94,10 @@ class FileStore:
             Deferred(self._deferred_changed_ns, self._list_deferred, self._bring_up),
             clock=clock, on_ready=self._board.offer,
         )  # fmt: skip
+        waiting = Waiting(
+            notes, folders=folders, stripes=stripes, clock=clock, crash=crash, log=log,
+            on_deferred=self._due.add,
+        )  # fmt: skip
         self._shared = Equipment(
             clock=clock,
             ids=ids,
@@ -105,15 +109,7 @@ class FileStore:
             notes=notes,
             syncs=syncs,
             stripes=stripes,
-            waiting=Waiting(
-                notes,
-                folders=folders,
-                stripes=stripes,
-                clock=clock,
-                crash=crash,
-                log=log,
-                on_deferred=self._due.add,
-            ),
+            waiting=waiting,
         )
         self._leftovers = Leftovers(self._shared)
         self._inbox = Inbox(self._shared, self._leftovers)
