@@ -1,5 +1,6 @@
 """Dovecot and Relay on one Maildir at the same time: what one does, the other sees, and nobody complains."""
 
+import os
 import threading
 from collections.abc import Iterator
 
@@ -262,3 +263,26 @@ def test_both_work_at_once(relay, dovecot):
 def arrives_somewhere(relay: RelayProcess, subject: str) -> None:
     content = f"Subject: {subject}\r\n\r\nHello.\r\n".encode()
     relay.until_final(relay.submit(GUEST, [f"{OWNER}@example.test"], content))
+
+
+def test_what_it_makes_is_in_order(relay, dovecot):
+    arrives(relay, "one")
+    arrives(relay, "two")
+    a_draft(relay, "Entwurf")
+    with dovecot.session() as imap:
+        imap.ok("CREATE", quoted("Kunden.2026"))
+        imap.enter("INBOX")
+        imap.uid("STORE", imap.uid_of("one"), "+FLAGS.SILENT", "(\\Seen urgent)")
+        imap.uid("COPY", imap.uid_of("one"), quoted("Kunden.2026"))
+        imap.uid("MOVE", imap.uid_of("two"), "Archive")
+        imap.append("Kunden.2026", "(\\Seen)", None, b"Subject: three\r\n\r\nHello.\r\n")
+        imap.enter("Drafts")
+        imap.uid("COPY", imap.uid_of("Entwurf"), quoted("Kunden.2026"))
+    assert len(relay.messages("archive")) == 1
+    owner = (relay.folder / "mail").stat()
+    for path in relay.home(OWNER).rglob("*"):  # where the tests run as root, Dovecot is another
+        os.chown(path, owner.st_uid, owner.st_gid)
+    os.chown(relay.home(OWNER), owner.st_uid, owner.st_gid)
+    found = relay.cli_json("storage", "verify", "--full")
+    assert (found["findings"], found["messages"]) == ([], 6)
+    assert dovecot.complaints() == []

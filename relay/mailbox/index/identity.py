@@ -91,12 +91,20 @@ class Resolver:
             not claim.named
             or claim.generation == holder.generation
             or not self._rows.is_draft(lower)
+            or self._may_be_copy(holder.place, sighting.place)
         ):
             return False
         self._superseded.append(lower)
         if is_higher:
             self._rows.change(holder, sighting, generation=claim.generation)
         return True
+
+    def _may_be_copy(self, one: Place, other: Place) -> bool:
+        """Whether one of two generations may be a copy that an IMAP server made of the lower.
+
+        Once there is an index, such a copy has an id of its own and is no rival.
+        """
+        return self._rows.is_first and one.folder != other.folder
 
     def _keep_by_body(self, sighting: Sighting) -> bool:
         """Know a file that has vanished elsewhere at the same time."""

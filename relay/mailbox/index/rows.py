@@ -92,14 +92,14 @@ class Rows:
         self, cursor: apsw.Cursor, folders: Iterable[FolderRow], *, is_first: bool, now_us: int
     ) -> None:
         self.now_us = now_us
+        self.is_first = is_first
         self._cursor = cursor
         self._folders = {one.number: one.folder for one in folders}
-        self._is_first = is_first
         self._full_us: dict[int, int] = {}  # where those of a full microsecond go on
 
     def at(self, place: Place) -> Row | None:
         """The message whose file is there."""
-        if self._is_first:
+        if self.is_first:
             return None
         where = "folder = ? AND in_new = ? AND file_name = ?"
         return self._one(where, (place.folder, place.in_new, place.file_name))
@@ -110,7 +110,7 @@ class Rows:
 
     def twins(self, row: Row) -> Iterator[Row]:
         """Other messages whose file is, or says it is, the one of `row`."""
-        if self._is_first:
+        if self.is_first:
             return
         found = self._cursor.execute(
             f"SELECT {COLUMNS} FROM message WHERE inode = ? UNION"
@@ -188,7 +188,7 @@ class Rows:
             generation=generation,
             body=sighting.body,
             received_us=received_at_us(message_id, sighting.body.written_ns // 1000),
-            seen_us=0 if self._is_first else self.now_us,
+            seen_us=0 if self.is_first else self.now_us,
             flags=sighting.name.flags,
         )
 
@@ -242,7 +242,7 @@ class Rows:
             self._full_us[received_us] = at_us
 
     def _tell(self, kind: ChangeKind, row: Row, *, previous: Row | None = None) -> None:
-        if not self._is_first:
+        if not self.is_first:
             append_change(
                 self._cursor,
                 kind,

@@ -1,12 +1,14 @@
 """One mailbox: its directories, its messages, its subscriptions and its index.
 
 On the path: verifier.py goes through all mailboxes with it.
-Holds: memory grows with the ids of one mailbox; folders of other programs are folders as well.
+Holds: memory grows with the ids of one folder; folders of other programs are folders as well.
 Fails: never; what cannot be read is a finding.
 Standards: Maildir++.
 """
 
+import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from relay.clock import Ids
@@ -30,7 +32,7 @@ _TEXT = frozenset((0x09, 0x0A, 0x0D))
 
 
 class MailboxCheck:
-    """Checks mailboxes. `hostname` is for the names that copies get."""
+    """Checks mailboxes. `hostname` is for the names that copies get, `owner` the user of all."""
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class MailboxCheck:
         indexes: IndexCheck,
         ids: Ids,
         hostname: str,
+        owner: int,
     ) -> None:
         self._mender = mender
         self._flight = flight
@@ -48,6 +51,7 @@ class MailboxCheck:
         self._indexes = indexes
         self._ids = ids
         self._hostname = hostname
+        self._owner = owner
 
     def check(self, mailbox: Path, tally: Tally) -> bool:
         """Check a mailbox; False where there is none."""
@@ -55,6 +59,7 @@ class MailboxCheck:
             return False
         tally.mailboxes += 1
         self._readable(mailbox, lambda: self._check_directories(mailbox))
+        self._readable(mailbox, lambda: self._check_owners(mailbox))
         self._readable(mailbox, lambda: self._check_folder_ids(mailbox))
         self._readable(mailbox, lambda: self._check_messages(mailbox, tally))
         self._readable(mailbox, lambda: self._check_subscriptions(mailbox))
@@ -65,14 +70,31 @@ class MailboxCheck:
         """Go on with the next check where one cannot read what it has to."""
         try:
             check()
-        except FileNotFoundError:
-            return  # renamed or removed meanwhile
+        except (FileNotFoundError, NotADirectoryError):
+            return  # renamed or removed meanwhile, or told already
         except OSError as error:
             where = Path(str(error.filename or mailbox))
             found = error.strerror or str(error)
             self._mender.settle(Fault(Kind.UNREADABLE, where, found, "what can be read"))
 
     # -- directories
+
+    def _check_owners(self, mailbox: Path) -> None:
+        for folder in _folders(mailbox):
+            for path in (folder, *(folder / name for name in _DIRECTORIES)):
+                if path.is_dir() and (fault := self._owner_fault(path)):
+                    self._mender.settle(fault)
+
+    def _owner_fault(self, path: Path) -> Fault | None:
+        status = path.stat()
+        permissions = stat.S_IMODE(status.st_mode)
+        if status.st_uid != self._owner:
+            expected = f"{self._owner}, as the root's"
+            return Fault(Kind.OWNER, path, f"the user {status.st_uid}", expected)
+        if permissions & 0o700 != 0o700 or permissions & 0o002:
+            expected = "a directory that its owner uses and not everybody writes"
+            return Fault(Kind.OWNER, path, f"mode {permissions:04o}", expected)
+        return None
 
     def _check_directories(self, mailbox: Path) -> None:
         for folder in _folders(mailbox):
@@ -114,6 +136,10 @@ class MailboxCheck:
     # -- messages
 
     def _check_messages(self, mailbox: Path, tally: Tally) -> None:
+        for folder in list_folders(mailbox):
+            self._check_folder(mailbox, folder, tally)
+
+    def _check_folder(self, mailbox: Path, folder: Folder, tally: Tally) -> None:
         known: set[str] = set()
         shared: set[str] = set()
 
@@ -123,32 +149,36 @@ class MailboxCheck:
             elif name.stem:
                 known.add(name.message_id)
 
-        for folder in list_folders(mailbox):
-            for name in ("new", "cur"):
-                if (folder.path / name).is_dir():
-                    tally.messages += self._messages.check(folder.path / name, take)
-            if (folder.path / "tmp").is_dir():
-                self._messages.check_leftovers(folder.path / "tmp")
-        if shared:
-            self._settle_shared(mailbox, shared)
+        def check(directory: Path) -> None:
+            tally.messages += self._messages.check(directory, take)
 
-    def _settle_shared(self, mailbox: Path, shared: set[str]) -> None:
-        """Let one file have each id, once what was on its way to another name has it."""
-        for _, _, path in list(_with_ids(mailbox, shared)):
+        new, cur, tmp = (folder.path / name for name in ("new", "cur", "tmp"))
+        self._readable(new, partial(check, new))
+        self._readable(cur, partial(check, cur))
+        self._readable(tmp, partial(self._messages.check_leftovers, tmp))
+        if shared:
+            self._settle_shared(mailbox, folder, shared)
+
+    def _settle_shared(self, mailbox: Path, folder: Folder, shared: set[str]) -> None:
+        """Let one file of a folder have each id, once what was on its way to a new name has it.
+
+        In another folder it may have the same name: IMAP servers copy so.
+        """
+        for _, path in list(_with_ids(folder, shared)):
             self._flight.land(path)
-        files: dict[str, list[tuple[MessageName, Folder, Path]]] = {}
-        for name, folder, path in _with_ids(mailbox, shared):
-            files.setdefault(name.message_id, []).append((name, folder, path))
+        files: dict[str, list[tuple[MessageName, Path]]] = {}
+        for name, path in _with_ids(folder, shared):
+            files.setdefault(name.message_id, []).append((name, path))
         for message_id, those in files.items():
             if len(those) > 1:
-                self._settle_one_id(keeper_of(mailbox, message_id), those)
+                self._settle_one_id(keeper_of(mailbox, message_id), folder, those)
 
     def _settle_one_id(
-        self, keeper: Path | None, those: list[tuple[MessageName, Folder, Path]]
+        self, keeper: Path | None, folder: Folder, those: list[tuple[MessageName, Path]]
     ) -> None:
-        highest = max(name.generation for name, _, _ in those)
+        highest = max(name.generation for name, _ in those)
         rest = []
-        for name, folder, path in those:
+        for name, path in those:
             if name.generation < highest and is_draft_file(name.flags, folder):
                 found = f"generation {name.generation} beside {highest}"
                 fault = Fault(Kind.OLD_GENERATION, path, found, "the newest of a draft alone")
@@ -219,15 +249,12 @@ def _is_folder(path: Path) -> bool:
     return not path.is_symlink() and bool({*_DIRECTORIES, _MARKER}.intersection(list_names(path)))
 
 
-def _with_ids(
-    mailbox: Path, message_ids: set[str]
-) -> Iterator[tuple[MessageName, Folder, Path]]:  # fmt: skip
-    for folder in list_folders(mailbox):
-        for directory in (folder.path / "new", folder.path / "cur"):
-            for file_name in list_names(directory):
-                name = parse_name(file_name)
-                if name is not None and name.stem and name.message_id in message_ids:
-                    yield name, folder, directory / file_name
+def _with_ids(folder: Folder, message_ids: set[str]) -> Iterator[tuple[MessageName, Path]]:
+    for directory in (folder.path / "new", folder.path / "cur"):
+        for file_name in list_names(directory):
+            name = parse_name(file_name)
+            if name is not None and name.stem and name.message_id in message_ids:
+                yield name, directory / file_name
 
 
 def _likeness(path: Path, keeper: Path | None) -> tuple[bool, bool, bool, float, str]:

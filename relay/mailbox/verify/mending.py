@@ -58,10 +58,10 @@ class Mender:
             Finding(
                 kind=fault.kind,
                 where=shown(fault.where),
-                found=fault.found,
-                expected=fault.expected,
+                found=shown(fault.found),
+                expected=shown(fault.expected),
                 mended=is_done and cure is not None and cure.is_whole,
-                action=action,
+                action=shown(action),
             )
         )
         return is_done

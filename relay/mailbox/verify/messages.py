@@ -85,10 +85,9 @@ def wrongs(name: MessageName, seen: Seen, *, in_new: bool, owner: int) -> Iterat
 def _owner_wrongs(seen: Seen, owner: int) -> Iterator[Wrong]:
     permissions = stat.S_IMODE(seen.mode)
     if seen.owner != owner:
-        found, expected = f"the user {seen.owner}", f"{owner}, as the root's"
-        yield Wrong(Kind.OWNER, found, expected)
-    elif permissions & 0o600 != 0o600 or permissions & 0o002:
-        expected = "a file that its owner reads and writes, and not everybody writes"
+        yield Wrong(Kind.OWNER, f"the user {seen.owner}", f"{owner}, as the root's")
+    elif not permissions & 0o400 or permissions & 0o002:
+        expected = "a file that its owner reads and not everybody writes"
         yield Wrong(Kind.OWNER, f"mode {permissions:04o}", expected)
 
 

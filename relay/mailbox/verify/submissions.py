@@ -20,7 +20,7 @@ from relay.mailbox.notes import NOTE_NAME, NotesDirectory, read_block_of
 from relay.mailbox.types import NoSuchItemError, WellKnown
 from relay.mailbox.verify.findings import Fault, Kind, NoteTally, named
 from relay.mailbox.verify.flight import Flight
-from relay.mailbox.verify.mending import Cure, Mender, removed
+from relay.mailbox.verify.mending import Cure, Mender, removed, shown
 
 _PREPARED = re.compile(r"[0-9a-z]{16}\.\d{1,20}[+~]?")
 _LEFTOVER_S = 36 * 3600
@@ -67,7 +67,7 @@ class SubmissionCheck:
                 tally.deferred += 1
         self._check_prepared(tally)
         for name in sorted(list_names(self._mender.corrupt)):
-            named(tally.put_aside, str(self._mender.corrupt / name))
+            named(tally.put_aside, shown(self._mender.corrupt / name))
         self._check_accounts(notes)
         self._check_drafts(notes, tally)
         self._check_log({one.submission_id: one for one in notes}, tally)

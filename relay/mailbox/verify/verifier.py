@@ -1,7 +1,7 @@
 """Go through the whole store, or some mailboxes: notes, mailboxes, indexes.
 
 On the path: beside it; `relay storage verify` runs this in a process of its own.
-Holds: memory grows with the largest mailbox and with the names of a domain's, not with the mail.
+Holds: memory grows with the largest folder and with the names of a domain's, not with the mail.
 Fails: OSError when the root cannot be listed.
 Standards: docs/design.md 1 and 3.
 """
@@ -73,6 +73,7 @@ class Verifier:
             indexes=IndexCheck(self._mender, self._flight, clock=clock, full=full),
             ids=Ids(clock),
             hostname=surroundings.hostname,
+            owner=owner,
         )
 
     def run(self, accounts: Collection[str] | None = None) -> Tally:

@@ -1,5 +1,6 @@
 """`relay storage verify`: one test for each kind of damage on a real store; what is mended stays so."""
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 from relay.clock import ManualClock
 from relay.journal.events import Event, Step
 from relay.journal.storelog import SubmissionFacts
-from relay.mailbox import SendOptions
+from relay.mailbox import MessageChange, SendOptions
 from relay.mailbox.folders import write_id
 from relay.mailbox.index.database import open_database
 from relay.mailbox.names import parse_name
@@ -151,6 +152,14 @@ def open_file(checked: Checked) -> None:
     checked.message("new").chmod(0o666)
 
 
+def others_folder(checked: Checked) -> None:
+    os.chown(checked.home / ".Sent/cur", 12345, 12345)
+
+
+def open_folder(checked: Checked) -> None:
+    (checked.home / ".Sent").chmod(0o777)
+
+
 def broken_draft(checked: Checked) -> None:
     [path] = [one for one in (checked.home / ".Drafts/cur").iterdir() if one.stat().st_nlink == 1]
     os.truncate(path, path.stat().st_size - 80)
@@ -184,7 +193,7 @@ def old_generation(checked: Checked) -> None:
 
 def copied_file(checked: Checked) -> None:
     path = checked.message("new")
-    copy = checked.home / ".Archive/cur" / f"{path.name}:2,S"
+    copy = checked.home / "cur" / f"{path.name}:2,S"
     copy.write_bytes(path.read_bytes())
     copy.chmod(0o600)
 
@@ -310,6 +319,8 @@ REPORTED = {  # once: then it is put aside, or named by what is left
 REMAINING = {
     "another's": (others_file, "owner"),
     "everybody's": (open_file, "owner"),
+    "another's folder": (others_folder, "owner"),
+    "everybody's folder": (open_folder, "owner"),
 }
 ALL = MENDED | REPORTED | REMAINING
 
@@ -398,6 +409,17 @@ async def test_a_file_that_is_put_aside_is_where_it_says(checked):
     assert checked.verify().notes.put_aside == [str(checked.notes / "corrupt/example.test")]
 
 
+async def test_a_name_that_is_no_text_can_be_told(checked):
+    odd = checked.home / os.fsdecode(b"cur/1700000000.M1P3.\xff,S=7:2,")
+    odd.write_bytes(MAIL)
+    odd.chmod(0o600)
+    checked.verify()
+    [one] = checked.findings
+    assert (str(one.kind), one.mended) == ("wrong-size", True)
+    assert json.dumps([one.where, one.found, one.expected, one.action], ensure_ascii=False).encode()
+    assert odd.with_name(odd.name.replace("S=7", "S=40")).exists()
+
+
 async def test_a_renamed_message_keeps_its_id(checked, store):
     before = {one.id for one in (await store.query_messages(ALICE, MessageQuery())).messages}
     wrong_size(checked)
@@ -415,7 +437,27 @@ async def test_the_original_keeps_its_id_and_the_copy_gets_one(checked, store):
     checked.verify()
     found = await store.get(ALICE, original)
     assert found.path.parent.name == "new"
-    assert parse_name(checked.message(".Archive/cur").name).message_id != original
+    names = [parse_name(one.name).message_id for one in (checked.home / "cur").iterdir()]
+    assert len(names) == len({*names, original}) - 1 == 2
+
+
+async def test_an_imap_server_copies_under_the_same_name(checked, store, draft):
+    """A link to the same file, in another folder: a message of its own, also of a draft."""
+    made = await store.create_draft(ALICE, draft(subject="before"))
+    await store.get(ALICE, made.id)  # who is seen first has the id
+    for path in (checked.message("new"), made.path):
+        os.link(path, checked.home / ".Archive/cur" / f"{path.name.partition(':')[0]}:2,D")
+    checked.verify(full=True)
+    assert checked.findings == []
+    await store.update(ALICE, made.id, MessageChange(properties=draft(subject="after")))
+    sql("UPDATE folder SET total = 7")(checked)
+    before = checked.octets()
+    checked.verify(full=True)
+    assert checked.seen() == [("deviating-index", True)]
+    assert checked.octets() == before
+    archived = (await store.query_messages(ALICE, MessageQuery("archive"))).messages
+    assert sorted(one.properties.subject for one in archived) == ["before", "one"]
+    assert (await store.get(ALICE, made.id)).properties.subject == "after"
 
 
 async def test_an_index_made_anew_answers_as_before(checked, store):
