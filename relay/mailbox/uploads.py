@@ -273,8 +273,7 @@ class UploadRange:
         self._is_over = False
         path = stem.with_name(f"{stem.name}@{start}")
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.ftruncate(self._descriptor, start)  # what an aborted range left
-        os.lseek(self._descriptor, start, os.SEEK_SET)
+        os.lseek(self._descriptor, start, os.SEEK_SET)  # an aborted range is written over
 
     def write(self, octets: bytes) -> None:
         """Append octets. Raises OSError."""

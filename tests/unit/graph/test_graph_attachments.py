@@ -258,6 +258,28 @@ async def test_only_drafts_that_are_not_being_sent_change(on_disk: OnDisk) -> No
     assert refused(await on_disk.http.get(sent), 404, "ErrorItemNotFound")
 
 
+async def test_a_message_is_attached_to_a_draft(on_disk: OnDisk) -> None:
+    message_id = await draft(on_disk, TEXT)
+    added = await on_disk.http.post(f"/messages/{message_id}/attachments", json=ITEM)
+    assert (added.status_code, added.json()["@odata.type"]) == (201, ITEM["@odata.type"])
+    [inner] = [
+        one for one in (await parsed(on_disk, message_id)).walk() if one["subject"] == "inside"
+    ]
+    assert inner.get_content() == "inner text\r\n"
+
+
+async def test_a_draft_that_waits_is_sent_with_what_it_got_meanwhile(on_disk: OnDisk) -> None:
+    later = {"id": "SystemTime 0x3FEF", "value": "2030-01-01T00:00:00Z"}
+    message_id = await draft(on_disk, TEXT, singleValueExtendedProperties=[later])
+    assert (await on_disk.http.post(f"/messages/{message_id}/send")).status_code == 202
+    added = await on_disk.http.post(f"/messages/{message_id}/attachments", json=PDF)
+    assert added.status_code == 201
+    [note] = (on_disk.root / ".submissions/deferred").iterdir()
+    [file] = [path for path in on_disk.files() if path.parent.name == "cur"]
+    assert note.samefile(file)
+    assert [one["name"] for one in await listed(on_disk, message_id)] == [TEXT["name"], PDF["name"]]
+
+
 async def test_a_full_mailbox_takes_no_attachment(on_disk: OnDisk) -> None:
     message_id = await draft(on_disk, TEXT)
     before = on_disk.files()
