@@ -129,18 +129,19 @@ class Resolver:
 
     def _let_go(self, row: Row) -> None:
         """Take a message out, unless a copy of it was made a moment ago: then it was moved."""
-        since_us = self._rows.now_us - _MOVE_US
         twins = [one for one in self._rows.twins(row) if one.uid not in self._lost]
-        heirs = [
-            one
-            for one in twins
-            if one.seen_us and one.seen_us >= since_us and not is_our_name(os.fsdecode(one.stem))
-        ]
+        heirs = [one for one in twins if self._is_heir(one, row)]
         del self._lost[row.uid]
         if heirs:
             self._rows.pass_on(row, max(heirs, key=lambda one: one.seen_us))
         else:
             self._rows.remove(row)
+
+    def _is_heir(self, twin: Row, row: Row) -> bool:
+        """Whether another program made `twin` from `row`, and not the other way round."""
+        is_younger = twin.claimed == row.message_id or twin.seen_us > row.seen_us
+        is_fresh = twin.seen_us >= max(self._rows.now_us - _MOVE_US, 1)
+        return is_younger and is_fresh and not is_our_name(os.fsdecode(twin.stem))
 
     def _keep(self, row: Row, sighting: Sighting, *, generation: int = 0) -> None:
         del self._lost[row.uid]

@@ -110,6 +110,8 @@ class Box:
         """To a new name in another folder, as Dovecot does; somebody may look half-way."""
         if (path := self.some(which)) is None:
             return
+        if looks:
+            self.look()  # else which of the two is the copy is not to be known
         target = self.new_name(path, folder)
         os.link(path, target)
         if looks:
@@ -128,6 +130,17 @@ class Box:
         self.ids[target] = ""
         self.look()
         self.copied.add(self.ids[target])
+
+    def imap_undo(self, which: int, folder: int) -> None:
+        """A copy is made, and removed at once: the original is what it was."""
+        if (path := self.some(which)) is not None:
+            self.look()
+            target = self.new_name(path, folder)
+            os.link(path, target)
+            self.ids[target] = ""
+            self.look()
+            target.unlink()
+            del self.ids[target]
 
     def remove(self, which: int) -> None:
         if (path := self.some(which)) is not None:
@@ -156,10 +169,9 @@ class Box:
         target = path.with_name(f"{head}_{int(generation) + 1}.{host}:2,{flags}")
         target.write_bytes(draft(b"Subject: changed\r\n\r\n", target.name.partition(":")[0]))
         self.ids[target] = self.ids.pop(path)
-        if looks:
+        if looks or crash:
             self.look()
-        if not crash:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
     def rename_folder(self, back: bool) -> None:
         here, there = self.path / ".Work", self.path / ".Play"
@@ -252,6 +264,7 @@ deeds = st.one_of(
     st.tuples(st.just("rename"), number, folder, flags),
     st.tuples(st.just("imap_move"), number, folder, st.booleans()),
     st.tuples(st.just("imap_copy"), number, folder),
+    st.tuples(st.just("imap_undo"), number, folder),
     st.tuples(st.just("remove"), number),
     st.tuples(st.just("replace"), number, st.booleans(), st.booleans()),
     st.tuples(st.just("rename_folder"), st.just(False)),
