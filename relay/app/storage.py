@@ -8,8 +8,10 @@ Standards: none.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from relay.accounts import DEAD_LETTER, load_accounts
@@ -62,8 +64,7 @@ def verify(
             findings.append(one)
         on_finding(one)
 
-    try:
-        _become_owner(settings)
+    with closing(accounts), as_owner(settings.mailboxes.root):
         surroundings = Surroundings(
             clock=clock,
             hostname=settings.hostname,
@@ -82,21 +83,25 @@ def verify(
                 raise UnknownAccountError(f"there is no account and no mailbox {name!r}")
             wanted.append(address)
         tally = verifier.run(list(dict.fromkeys(wanted)) if wanted else None)
-    finally:
-        accounts.close()
     return Verified(tally, _document(tally, findings))
 
 
-def _become_owner(settings: Settings) -> None:
-    """Give up root's rights where the mailboxes are somebody else's."""
-    root = settings.mailboxes.root
-    if os.geteuid() != _ROOT or not root.exists():
+@contextmanager
+def as_owner(root: Path) -> Iterator[None]:
+    """Let root act as the owner of the mailboxes."""
+    if os.geteuid() != _ROOT or not root.exists() or root.stat().st_uid == _ROOT:
+        yield
         return
-    status = root.stat()
-    if status.st_uid != _ROOT:
-        os.setgroups([])
-        os.setgid(status.st_gid)
-        os.setuid(status.st_uid)
+    status, groups, group = root.stat(), os.getgroups(), os.getegid()
+    os.setgroups([])
+    os.setegid(status.st_gid)
+    os.seteuid(status.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(_ROOT)
+        os.setegid(group)
+        os.setgroups(groups)
 
 
 def _document(tally: Tally, findings: list[dict[str, Any]]) -> dict[str, Any]:
