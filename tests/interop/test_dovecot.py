@@ -175,6 +175,26 @@ def test_a_message_that_is_moved_under_another_name_keeps_its_id(relay, dovecot)
     assert relay.messages("inbox") == []
 
 
+@pytest.mark.parametrize("folder", ["INBOX", "Sent", "Drafts"])
+def test_a_message_that_is_moved_by_copying_its_content_keeps_its_id(relay, dovecot, folder):
+    match folder:
+        case "INBOX":
+            identity = arrives(relay, "wanders")
+        case "Sent":
+            identity = relay.send_mail(to=["bob@example.test"], subject="wanders")
+            until("it is filed", lambda: relay.messages("sentitems"))
+        case _:
+            identity = a_draft(relay, "wanders")
+    (relay.home("alice") / ".Archive").chmod(0o770)  # it links no file between folders that differ
+    with dovecot.session() as imap:
+        imap.enter(folder)
+        imap.uid("MOVE", "1:*", "Archive")
+    [file] = (relay.home("alice") / ".Archive").glob("[cn]*/*,*")
+    assert b"\r\n" not in file.read_bytes()
+    [message] = relay.messages("archive")
+    assert (message["id"], message["subject"]) == (identity, "wanders")
+
+
 def folders(relay: RelayProcess, within: str = "msgfolderroot") -> dict[str, dict]:
     answer = relay.graph("GET", f"/me/mailFolders/{within}/childFolders?$top=100")
     return {one["displayName"]: one for one in answer.json()["value"]}

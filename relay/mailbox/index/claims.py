@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 
 from relay.mailbox.names import MessageName, is_delivered_id, is_our_name, parse_name
-from relay.message.draft import private_length
 
 _HEAD_BYTES = 2048
+_BLOCK = b"X-Relay-Draft: 1 "  # also where a mail server has copied it with other line ends
 _BASE_NAME = re.compile(rb'"base_name":"([^"\\]{1,255})"')
 _ID_FIELD = re.compile(rb"(?:\A|\n)X-Relay-Id:[ \t]*([0-9a-z]{16})[ \t]*\r?\n", re.IGNORECASE)
 _ID_WITHIN_BYTES = 1200  # it is in line 1 or 2, and a line has 998 octets at most
@@ -33,7 +33,7 @@ def claim_of(path: str, name: MessageName) -> Claim | None:
     if is_our_name(name.file_name):
         return Claim(name.message_id, name.generation, named=True)
     head = _head(path)
-    if private_length(head):
+    if head.startswith(_BLOCK):
         return _claim_of_block(head)
     found = _ID_FIELD.search(head, 0, _ID_WITHIN_BYTES)
     if found is None or head.count(b"\n", 0, found.start(1)) > 1:
@@ -43,7 +43,7 @@ def claim_of(path: str, name: MessageName) -> Claim | None:
 
 
 def _claim_of_block(head: bytes) -> Claim | None:
-    found = _BASE_NAME.search(head.replace(b"\r\n ", b""))
+    found = _BASE_NAME.search(head.replace(b"\r\n", b"\n").replace(b"\n ", b""))
     if found is None:
         return None
     base_name = found[1].decode("utf-8", "surrogateescape")
