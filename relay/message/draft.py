@@ -68,6 +68,7 @@ __all__ = [  # the block's names are a draft's as well
 _BASE64_LINE = 76
 _BASE64_BLOCK = _BASE64_LINE * 16384
 _LINE_OCTETS_MAX = 997
+_TYPE_OCTETS_MAX = 255  # RFC 6838 4.2: 127 for each half
 _CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+")
 _PARAMETER = re.compile(
     r';[ \t]*([A-Za-z0-9-]+)=([A-Za-z0-9!#$&^_.+-]+|"[A-Za-z0-9 !#$&^_.+:;/=,()-]*")'
@@ -341,7 +342,7 @@ def safe_content_type(given: str) -> str:
     RFC 2045 6.4 allows no base64 on multipart and message. The name is not the type's to tell.
     """
     match = _CONTENT_TYPE.match(given.strip())
-    if match is None or len(match[0]) > _BASE64_LINE:
+    if match is None or len(match[0]) > _TYPE_OCTETS_MAX:
         return _BINARY
     media_type = match[0].lower()
     if media_type.startswith(("multipart/", "message/")):

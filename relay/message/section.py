@@ -123,7 +123,8 @@ def with_fields(
     """Return fields as split_fields() gives them with new ones behind them, but in front of a line
     that is no field: for most readers the header ends there.
     """
-    place = next((at for at, (name, _) in enumerate(fields) if not name), len(fields))
+    odd = (at for at, (name, line) in enumerate(fields) if not name and line[:1] not in b" \t")
+    place = next(odd, len(fields))  # in front of white space a field would go on in that line
     return [*fields[:place], *new, *fields[place:]]
 
 

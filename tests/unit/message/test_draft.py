@@ -135,6 +135,9 @@ def test_what_is_no_whole_block_is_no_block(raw):
         read_properties(raw)
 
 
+_LONG_TYPE = "application/vnd.openxmlformats-officedocument.spreadsheetml.pivotCacheDefinition+xml"
+
+
 @pytest.mark.parametrize(
     ("given_type", "written"),
     [
@@ -150,6 +153,7 @@ def test_what_is_no_whole_block_is_no_block(raw):
         ("message/rfc822", "application/octet-stream"),
         ("Multipart/Mixed; boundary=x", "application/octet-stream"),
         ("a/" + "b" * 500, "application/octet-stream"),
+        (_LONG_TYPE, _LONG_TYPE.lower()),
     ],
 )
 def test_content_types_are_made_safe(given_type, written):

@@ -76,6 +76,8 @@ def test_a_field_comes_in_front_of_what_is_none():
     """There the header ends for others."""
     content = FROM + b"junk line\r\nX-A: b\r\n\r\nx"
     assert changed_octets(content, to=(Person("b@b.test"),)) == FROM + b"To: b@b.test\r\njunk line\r\nX-A: b\r\n\r\nx"
+    content = b" white space\r\n" + FROM + b"\r\nx"
+    assert changed_octets(content, subject="s") == b" white space\r\n" + FROM + b"Subject: s\r\n\r\nx"
 
 
 def changed_octets(content, **new):
