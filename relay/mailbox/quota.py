@@ -106,7 +106,7 @@ class Quota:
         with self._stripes.of(str(mailbox)):  # who asks next sees what is reserved here
             room = _room(limits, self._used(mailbox), wanted)
             if room is not Room.FITS:
-                raise _refusal(account, limits, room, wanted)
+                raise _refusal(account, room, limits=limits, wanted=wanted)
             with self._lock:
                 self._reserved.setdefault(mailbox, {})[stem] = wanted
         try:
@@ -155,7 +155,9 @@ def _for_reports(limits: QuotaLimits) -> QuotaLimits:
     return QuotaLimits(size_bytes, messages)
 
 
-def _refusal(account: str, limits: QuotaLimits, room: Room, wanted: _Reserved) -> MailboxFullError:
+def _refusal(
+    account: str, room: Room, *, limits: QuotaLimits, wanted: _Reserved
+) -> MailboxFullError:
     size = "" if limits.size_bytes is None else f"{limits.size_bytes} bytes"
     count = "" if limits.messages is None else f"{limits.messages} messages"
     quota = " and ".join(one for one in (size, count) if one)

@@ -6,8 +6,6 @@ import http.client
 import socket
 from collections.abc import Iterator
 
-import pytest
-
 from tests.integration.test_large_out import most_memory_bytes
 from tests.support.graph_client import Answer, people
 from tests.support.relay_process import RelayProcess, until
@@ -19,7 +17,9 @@ HEADER = (
     b"To: bob@example.test, x@a.test\r\nSubject: large\r\nMessage-ID: <large@example.test>\r\n"
     b"MIME-Version: 1.0\r\nContent-Type: text/plain\r\n\r\n"
 )
-LINES = b"0123456789 abcdefghijklmnopqrstuvwxyz 0123456789 abcdefghijklmnopqr\r\n" * 57  # whole groups
+LINES = (
+    b"0123456789 abcdefghijklmnopqrstuvwxyz 0123456789 abcdefghijklmnopqr\r\n" * 57
+)  # whole groups
 EXPECTED = hashlib.sha256(LINES * (CONTENT_BYTES // len(LINES))).hexdigest()
 
 
@@ -71,7 +71,9 @@ def test_a_large_message_goes_all_the_way_and_is_never_in_memory(remotes: Remote
         relay.until_final(answer.headers["x-relay-message-id"])
         assert body_hash(received(remote, "x@a.test").content) == EXPECTED
         assert relay.subjects("bob") == ["large", "small"]
-        until("the original is filed", lambda: relay.subjects("alice", "Sent") == ["large", "small"])
+        until(
+            "the original is filed", lambda: relay.subjects("alice", "Sent") == ["large", "small"]
+        )
         grown_bytes = most_memory_bytes(relay) - idle_bytes
         assert grown_bytes < GROWTH_BYTES_MAX
         assert relay.faults() == []
@@ -148,7 +150,9 @@ def test_an_upload_goes_on_after_a_kill_and_is_never_in_memory(remotes: Remotes)
             answer = put_range(relay, url, start, min(start + RANGE_BYTES, len(UPLOADED)))
         assert answer.status == 201
         location = "/" + answer.headers["location"].partition("//")[2].partition("/")[2]
-        value = relay.request("GET", f"{location}/$value", headers={"Authorization": "Bearer alice"})
+        value = relay.request(
+            "GET", f"{location}/$value", headers={"Authorization": "Bearer alice"}
+        )
         assert value.body == UPLOADED
         shown = relay.graph("GET", f"{path}").json()["value"]
         assert [base64.b64decode(one["contentBytes"]) for one in shown] == [UPLOADED]

@@ -88,7 +88,12 @@ class Filling:
 
     def _writing_facts(self, found: Sequence[tuple[Row, Path]]) -> Callable[[apsw.Cursor], None]:
         facts = [
-            (row, self._read(row, path, partial(read_facts, message_id=row.message_id), NO_FACTS))
+            (
+                row,
+                self._read(
+                    row, partial(read_facts, path, message_id=row.message_id), nothing=NO_FACTS
+                ),
+            )
             for row, path in found
         ]
 
@@ -101,7 +106,10 @@ class Filling:
         return write
 
     def _writing_words(self, found: Sequence[tuple[Row, Path]]) -> Callable[[apsw.Cursor], None]:
-        words = [(row, self._read(row, path, read_words, NO_WORDS)) for row, path in found]
+        words = [
+            (row, self._read(row, partial(read_words, path), nothing=NO_WORDS))
+            for row, path in found
+        ]
 
         def write(_: apsw.Cursor) -> None:
             with self._index.writing() as cursor:
@@ -111,10 +119,10 @@ class Filling:
 
         return write
 
-    def _read(self, row: Row, path: Path, read: Callable[[Path], _T], nothing: _T) -> _T | None:
-        """Read a file: None if it is gone for now, nothing if it cannot be read."""
+    def _read(self, row: Row, read: Callable[[], _T], *, nothing: _T) -> _T | None:
+        """Read a message's file: None if it is gone for now, `nothing` if it cannot be read."""
         try:
-            return read(path)
+            return read()
         except FileNotFoundError:  # the index will know by its next question
             self._misses[row.uid] += 1
             return nothing if self._misses[row.uid] > _MISSES_MAX else None

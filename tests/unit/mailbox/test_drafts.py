@@ -121,7 +121,9 @@ async def test_a_large_mime_draft_is_shown_and_changed_where_it_lies(store):
     part = b64encode(bytes(3_000_000))
     content = (
         b"To: a@a.test\r\nContent-Type: multipart/mixed; boundary=m\r\n\r\n--m\r\n\r\ntext\r\n--m\r\n"
-        b"Content-Type: a/b; name=large\r\nContent-Transfer-Encoding: base64\r\n\r\n" + part + b"\r\n--m--\r\n"
+        b"Content-Type: a/b; name=large\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+        + part
+        + b"\r\n--m--\r\n"
     )
     made = await store.create_draft(ALICE, content)
     assert [(one.name, one.size) for one in made.attachments] == [("large", 3_000_000)]

@@ -17,7 +17,9 @@ from relay.message.headread import check_mime
 from relay.message.structure import read_structure
 from tests.unit.message.test_structure import entities
 
-ORIGIN = DraftOrigin("alice@example.test", "1.R0123456789abcdef_1.h", "<id@h>", 5, 1_700_000_000_000_000)
+ORIGIN = DraftOrigin(
+    "alice@example.test", "1.R0123456789abcdef_1.h", "<id@h>", 5, 1_700_000_000_000_000
+)
 ADDED = (
     b"From: alice@example.test\r\nDate: Tue, 14 Nov 2023 22:13:20 +0000\r\nMessage-ID: <id@h>\r\n"
 )
@@ -120,7 +122,9 @@ def test_lines_that_are_too_long_are_encoded_anew(fields, text, encoding, where)
 
 def test_binary_attachments_keep_every_octet():
     binary = bytes(range(256)) * 50 + b"\r\n\n\r\0"
-    content = TO + MIXED % (b"Content-Type: image/png\r\nContent-Transfer-Encoding: binary\r\n\r\n" + binary)
+    content = TO + MIXED % (
+        b"Content-Type: image/png\r\nContent-Transfer-Encoding: binary\r\n\r\n" + binary
+    )
     octets, defects = sent(content)
     assert leaves(octets) == [("image/png", binary)]
     assert "a NUL in image/png, encoded anew" in defects
@@ -128,7 +132,9 @@ def test_binary_attachments_keep_every_octet():
 
 def test_a_message_in_base64_is_only_wrapped():
     coded = b64encode(b"A: b\r\n" * 400)
-    octets, _ = sent(TO + b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n\r\n" + coded)
+    octets, _ = sent(
+        TO + b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n\r\n" + coded
+    )
     assert octets.partition(b"\r\n\r\n")[2].replace(b"\r\n", b"") == coded
 
 
@@ -141,7 +147,11 @@ def test_a_break_in_a_long_line_makes_no_delimiter():
 def test_new_fields_come_in_front_of_what_is_none():
     """There the header ends for others, who must know of the encoding."""
     octets = gathered(converted(TO + b"junk\r\nX: y\r\n\r\n" + b"x" * 999 + b"\r\n").content)
-    told = [b"Content-Transfer-Encoding: quoted-printable", *ADDED.splitlines(), b"MIME-Version: 1.0"]
+    told = [
+        b"Content-Transfer-Encoding: quoted-printable",
+        *ADDED.splitlines(),
+        b"MIME-Version: 1.0",
+    ]
     assert octets.partition(b"\r\n\r\n")[0].splitlines() == [TO[:-2], *told, b"junk", b"X: y"]
 
 
@@ -160,7 +170,11 @@ def test_damaged_mime_is_sent_and_hides_no_recipient(lines, data):
     content = b"\r\n".join([*lines, b""])
     for _ in range(data.draw(st.integers(0, 4))):
         place = data.draw(st.integers(0, len(content)))
-        new = data.draw(st.sampled_from([b"", b"\r", b"\n", b"\0", b"\r\n\r\n", b"--", b"\xff", b"x" * 1500, b" " * 1500]))
+        new = data.draw(
+            st.sampled_from(
+                [b"", b"\r", b"\n", b"\0", b"\r\n\r\n", b"--", b"\xff", b"x" * 1500, b" " * 1500]
+            )
+        )
         content = content[:place] + new + content[place + data.draw(st.integers(0, 30)) :]
     content = TO + b"junk\r\nB\0cc: hidden@b.test\r\nX-A: b\r\n" + content
     if refused := check_mime(content):  # half of the blank line is gone
@@ -207,7 +221,9 @@ class CountedPart:
         return CountedPart(self.source, self.start + start, length)
 
 
-@pytest.mark.parametrize("part", [b"\r\nhello", b"\r\n" + b"x" * 2000, b"\r\n\0", b"\r\nline\nfeeds"])
+@pytest.mark.parametrize(
+    "part", [b"\r\nhello", b"\r\n" + b"x" * 2000, b"\r\n\0", b"\r\nline\nfeeds"]
+)
 def test_of_a_large_message_only_headers_are_in_memory(part):
     content = large(part)
     note = CountedOctets(write_mime_draft(content, ORIGIN))
@@ -220,7 +236,9 @@ def test_of_a_large_message_only_headers_are_in_memory(part):
     assert CountedOctets.longest <= LARGE_BYTES // 4
     assert size_of(made.content) == len(octets)
     assert leaves(octets)[1] == leaves(content)[1]
-    assert leaves(octets)[0][1].replace(b"\r\n", b"\n") == leaves(content)[0][1].replace(b"\r\n", b"\n")
+    assert leaves(octets)[0][1].replace(b"\r\n", b"\n") == leaves(content)[0][1].replace(
+        b"\r\n", b"\n"
+    )
 
 
 def test_a_large_draft_is_shown_as_it_is():
@@ -230,7 +248,16 @@ def test_a_large_draft_is_shown_as_it_is():
 
 
 @pytest.mark.parametrize(
-    "fields", [b"To: a@b.test, nobody\r\n", b"junk\r\nTo: b@b.test\r\nCc: x\0@\r\n", TO + b" \r\nBcc\xa0: c@d.test\r\n", TO + b"A: b\r", b"", b"Subject: x\r\n", b"x" * 200_000]
+    "fields",
+    [
+        b"To: a@b.test, nobody\r\n",
+        b"junk\r\nTo: b@b.test\r\nCc: x\0@\r\n",
+        TO + b" \r\nBcc\xa0: c@d.test\r\n",
+        TO + b"A: b\r",
+        b"",
+        b"Subject: x\r\n",
+        b"x" * 200_000,
+    ],
 )
 def test_what_cannot_be_read_of_recipients_is_an_error(fields):
     with pytest.raises(ConversionError):
@@ -238,7 +265,16 @@ def test_what_cannot_be_read_of_recipients_is_an_error(fields):
 
 
 @pytest.mark.parametrize(
-    "line", [b"x" * 5_000_000, b"\r" * 1_000_000, b"\0\n" * 500_000, b"a\xff\n" * 700_000, b"--b\r\n" * 400_000, b"=" * 3_000_000, b" " * 3_000_000]
+    "line",
+    [
+        b"x" * 5_000_000,
+        b"\r" * 1_000_000,
+        b"\0\n" * 500_000,
+        b"a\xff\n" * 700_000,
+        b"--b\r\n" * 400_000,
+        b"=" * 3_000_000,
+        b" " * 3_000_000,
+    ],
 )
 @pytest.mark.parametrize("encoding", [b"7bit", b"base64", b"quoted-printable", b"binary"])
 def test_time_is_linear_in_what_has_to_be_mended(line, encoding):
@@ -246,5 +282,3 @@ def test_time_is_linear_in_what_has_to_be_mended(line, encoding):
     started = time.process_time()
     size_of(converted(TO + MIXED % part).content)
     assert time.process_time() - started < 3
-
-

@@ -20,7 +20,9 @@ from tests.unit.message.test_structure import entities
 FROM = b"From: a@a.test\r\n"
 TEXT = b"Content-Type: text/plain\r\n\r\nold text"
 HTML = b"Content-Type: text/html; charset=iso-8859-1\r\nContent-Transfer-Encoding: 8bit\r\n\r\n<p>\xfc</p>"
-IMAGE = b"Content-Type: image/png\r\nContent-ID: <i>\r\nContent-Transfer-Encoding: base64\r\n\r\nAAEC"
+IMAGE = (
+    b"Content-Type: image/png\r\nContent-ID: <i>\r\nContent-Transfer-Encoding: base64\r\n\r\nAAEC"
+)
 FILE = b'Content-Type: application/pdf; name="f.pdf"\r\nContent-Transfer-Encoding: base64\r\n\r\nAAECAw=='
 ITEM = b"Content-Type: message/rfc822\r\n\r\nSubject: inner\r\nTo: x@x.test\r\n\r\ninner text"
 SIGNATURE = b"Content-Type: application/pgp-signature\r\n\r\nsignature"
@@ -29,7 +31,13 @@ SIGNATURE = b"Content-Type: application/pgp-signature\r\n\r\nsignature"
 def multipart(kind, *parts, preamble=b""):
     mark = kind[:3]
     body = b"".join(b"--%b\r\n%b\r\n" % (mark, part) for part in parts)
-    return b"Content-Type: multipart/%b; boundary=%b\r\n\r\n%b%b--%b--\r\n" % (kind, mark, preamble, body, mark)
+    return b"Content-Type: multipart/%b; boundary=%b\r\n\r\n%b%b--%b--\r\n" % (
+        kind,
+        mark,
+        preamble,
+        body,
+        mark,
+    )
 
 
 def changed(content, **new):
@@ -68,16 +76,24 @@ def test_only_the_fields_of_what_changes_change(new, had, has):
 
 def test_a_field_that_was_not_there_comes_at_the_end():
     content = FROM + b"X-A: b\r\n\r\nx"
-    assert changed_octets(content, to=(Person("b@b.test"),)) == FROM + b"X-A: b\r\nTo: b@b.test\r\n\r\nx"
+    assert (
+        changed_octets(content, to=(Person("b@b.test"),))
+        == FROM + b"X-A: b\r\nTo: b@b.test\r\n\r\nx"
+    )
     assert changed_octets(b"X-A: b", subject="s") == b"X-A: b\r\nSubject: s\r\n"
 
 
 def test_a_field_comes_in_front_of_what_is_none():
     """There the header ends for others."""
     content = FROM + b"junk line\r\nX-A: b\r\n\r\nx"
-    assert changed_octets(content, to=(Person("b@b.test"),)) == FROM + b"To: b@b.test\r\njunk line\r\nX-A: b\r\n\r\nx"
+    assert (
+        changed_octets(content, to=(Person("b@b.test"),))
+        == FROM + b"To: b@b.test\r\njunk line\r\nX-A: b\r\n\r\nx"
+    )
     content = b" white space\r\n" + FROM + b"\r\nx"
-    assert changed_octets(content, subject="s") == b" white space\r\n" + FROM + b"Subject: s\r\n\r\nx"
+    assert (
+        changed_octets(content, subject="s") == b" white space\r\n" + FROM + b"Subject: s\r\n\r\nx"
+    )
 
 
 def changed_octets(content, **new):
@@ -122,8 +138,13 @@ def test_a_body_takes_the_place_of_the_body(content, to_html, to_text, wanted, b
     made = changed(content, **new)
     assert " ".join(kind.partition("/")[2] for kind in kinds(made)) == structure
     was, now = read_mime(content), read_mime(made)
-    assert (now.properties.body_type, now.properties.body.replace("\r\n", "\n").strip()) == (new["body_type"], new["body"])
-    assert [replace(one, inline=False) for one in now.attachments] == [replace(one, inline=False) for one in was.attachments]
+    assert (now.properties.body_type, now.properties.body.replace("\r\n", "\n").strip()) == (
+        new["body_type"],
+        new["body"],
+    )
+    assert [replace(one, inline=False) for one in now.attachments] == [
+        replace(one, inline=False) for one in was.attachments
+    ]
     for part in (IMAGE, FILE, ITEM, SIGNATURE):
         body = part.partition(b"\r\n\r\n")[2]
         assert (body in made) == (body in content)
@@ -153,7 +174,9 @@ def test_what_is_signed_keeps_its_body(kind, new):
     content = FROM + multipart(kind, TEXT, SIGNATURE)
     with pytest.raises(SealedError, match="cannot be changed"):
         changed(content, **new)
-    assert multipart(kind, TEXT, SIGNATURE).partition(b"\r\n\r\n")[2] in changed(content, subject="new")
+    assert multipart(kind, TEXT, SIGNATURE).partition(b"\r\n\r\n")[2] in changed(
+        content, subject="new"
+    )
 
 
 def test_a_new_text_holds_no_delimiter():
@@ -164,7 +187,9 @@ def test_a_new_text_holds_no_delimiter():
     assert kinds(made) == kinds(content)
 
 
-PEOPLE = st.lists(st.sampled_from([Person("a@a.test"), Person("b@b.test", "B, Ü")]), max_size=2).map(tuple)
+PEOPLE = st.lists(
+    st.sampled_from([Person("a@a.test"), Person("b@b.test", "B, Ü")]), max_size=2
+).map(tuple)
 CHANGES = st.fixed_dictionaries(
     {},
     optional={
@@ -215,7 +240,9 @@ class Counted(MemoryOctets):
 
 
 def test_of_a_large_draft_only_headers_and_the_text_are_in_memory():
-    large = b"Content-Type: a/b\r\nContent-Transfer-Encoding: base64\r\n\r\n" + b64encode(bytes(3_000_000))
+    large = b"Content-Type: a/b\r\nContent-Transfer-Encoding: base64\r\n\r\n" + b64encode(
+        bytes(3_000_000)
+    )
     content = FROM + multipart(b"mixed", TEXT, large)
     before = read_mime(content).properties
     octets = Counted(content)

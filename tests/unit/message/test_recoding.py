@@ -128,4 +128,7 @@ def test_a_source_that_shrinks_is_seen():
 @pytest.mark.parametrize("line_end", [b"\r", b"\n", b"\r\n", b" \r\n", b"\t\r"])
 def test_a_soft_line_break_loses_nothing_behind_it(chunk, line_end):
     quoted = b"one" + b"=" + line_end + b"two=3D\rthree=" + line_end + b"four\nfive"
-    assert b"".join(decoded_blocks(MemoryOctets(quoted), "quoted-printable")) == b"onetwo=\rthreefour\nfive"
+    assert (
+        b"".join(decoded_blocks(MemoryOctets(quoted), "quoted-printable"))
+        == b"onetwo=\rthreefour\nfive"
+    )
