@@ -43,7 +43,7 @@ from relay.message.fields import is_message_id
 from relay.message.headread import header_of
 from relay.message.keeping import kept_attachments
 from relay.message.mimebody import SealedError
-from relay.message.mimechange import changed_mime
+from relay.message.mimechange import changed_mime, told_once
 from relay.message.mimeread import AttachmentFacts, read_message, read_mime
 from relay.message.properties import MessageProperties, Person
 from relay.message.section import header_end
@@ -303,7 +303,11 @@ def with_attachments(
     A draft of MIME becomes one of properties. Reading blocks; raises OSError.
     """
     identity = next_identity(located, stored, identity)
-    return compose(read_message(stored).properties, identity, attachments)
+    properties = read_message(stored).properties
+    block, _ = read_private(stored)
+    if block is None or block.is_mime:
+        properties = told_once(properties)
+    return compose(properties, identity, attachments)
 
 
 def next_identity(located: Located, stored: Octets, identity: Identity) -> Identity:

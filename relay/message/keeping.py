@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from relay.message.content import Octets, octets_in_blocks
 from relay.message.draft import KeptAttachment, Part, base64_lines, read_private
 from relay.message.entities import Tally
+from relay.message.headread import unread_people
 from relay.message.mimebody import SealedError
 from relay.message.mimeread import (
     TEXT_OCTETS_MAX,
@@ -40,6 +41,7 @@ _SEALED = frozenset(("application/pkcs7-mime", "application/x-pkcs7-mime"))
 _LINE = 76
 _LINE_SOURCE = 57  # what a line of base64 stands for
 _MESSAGE = "message/rfc822"
+_SHOWN_CHARACTERS = 100
 
 
 def kept_attachments(stored: Octets) -> tuple[KeptAttachment, ...]:
@@ -71,8 +73,13 @@ def check_can_be_rewritten(stored: Octets) -> None:
     leaves = sorted_leaves(structure)
     if structure.message.content_type in _SEALED or any(one.sealed for one in structure.entities):
         raise SealedError("The attachments of a signed or encrypted message cannot be changed.")
-    for shown in (leaves.html, leaves.text):
-        if shown is not None and shown.entity.body.size > TEXT_OCTETS_MAX:
+    header = structure.message.fields()
+    for name in ("To", "Cc", "Bcc"):
+        if unread := unread_people(header, name):
+            shown = unread[:_SHOWN_CHARACTERS]
+            raise SealedError(f"The attachments cannot be changed while {name} has {shown!r}.")
+    for leaf in (leaves.html, leaves.text):
+        if leaf is not None and leaf.entity.body.size > TEXT_OCTETS_MAX:
             raise SealedError("The message's text is too large for its attachments to be changed.")
 
 

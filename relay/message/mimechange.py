@@ -41,6 +41,9 @@ _FIELDS_OF: Mapping[str, Sequence[str]] = {
     "references": ("References",),
     "conversation_index": ("Thread-Index",),
 }
+_NOT_KEPT = frozenset(
+    ("resent-bcc", *(name.lower() for names in _FIELDS_OF.values() for name in names))
+)
 
 
 def changed_mime(
@@ -60,6 +63,15 @@ def changed_mime(
     if any(getattr(before, name) != getattr(after, name) for name in _BODY):
         change_body(edits, sorted_leaves(structure), body_type=after.body_type, body=after.body)
     return edits.applied(content)
+
+
+def told_once(properties: MessageProperties) -> MessageProperties:
+    """Return what was read of MIME as a draft of properties says it: no header tells again what a
+    property tells, and none who is hidden.
+    """
+    headers = properties.internet_message_headers
+    kept = tuple(one for one in headers if one[0].lower() not in _NOT_KEPT)
+    return replace(properties, internet_message_headers=kept)
 
 
 def _written(properties: MessageProperties) -> list[tuple[bytes, bytes]]:

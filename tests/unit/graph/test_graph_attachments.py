@@ -180,6 +180,35 @@ async def test_adding_and_removing_keeps_the_others_and_their_ids(
     assert len([path for path in on_disk.files() if path.parent.name == "cur"]) == 1
 
 
+async def test_a_mime_draft_that_gets_an_attachment_says_nothing_twice(on_disk: OnDisk) -> None:
+    told = {
+        "In-Reply-To": "<a@b>",
+        "References": "<z@b> <a@b>",
+        "Keywords": "Red",
+        "Sensitivity": "Personal",
+        "Importance": "high",
+        "Disposition-Notification-To": "alice@example.test",
+        "Thread-Index": base64.b64encode(bytes(22)).decode(),
+        "X-Odd": "kept",
+    }
+    header = "".join(f"{name}: {value}\r\n" for name, value in told.items()).encode()
+    header += b"X-Priority: 1\r\nResent-Bcc: hidden@a.test\r\n"
+    message_id = await mime_draft(on_disk, header + b"To: c@a.test\r\n\r\ntext")
+    assert (await on_disk.http.post(f"/messages/{message_id}/attachments", json=PDF)).is_success
+    message = await parsed(on_disk, message_id)
+    for name, value in told.items():
+        assert [" ".join(str(one).split()) for one in message.get_all(name, [])] == [value]
+    assert (len(message.get_all("X-Priority", [])), message["resent-bcc"]) == (1, None)
+
+
+async def test_a_mime_draft_whose_recipients_cannot_be_read_stays_mime(on_disk: OnDisk) -> None:
+    message_id = await mime_draft(on_disk)
+    (path,) = (one for one in on_disk.files() if one.parent.parent.name == ".Drafts")
+    path.write_bytes(path.read_bytes().replace(b"To: c@a.test", b"To: L, F <c@a>"))
+    answer = await on_disk.http.post(f"/messages/{message_id}/attachments", json=PDF)
+    assert "while To has 'L'" in refused(answer, 400, "ErrorInvalidRequest")
+
+
 async def test_a_mime_draft_that_gets_an_attachment_keeps_what_it_says(on_disk: OnDisk) -> None:
     message_id = await mime_draft(on_disk)
     before = (await on_disk.http.get(f"/messages/{message_id}")).json()
