@@ -6,6 +6,7 @@ Fails: never.
 Standards: none.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,7 @@ class Flight:
             self.pass_by(path.lstat().st_ctime)
         except OSError:
             return False
-        return True
+        return os.path.lexists(path)
 
     def pass_by(self, at_s: float) -> None:
         """Wait until a time is a while ago."""
