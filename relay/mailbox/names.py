@@ -42,11 +42,6 @@ class MessageName:
     size: int | None
     flags: str
 
-    @property
-    def order(self) -> tuple[int, str]:
-        """Sorts messages from oldest to newest."""
-        return (self.seconds, self.stem)
-
 
 def parse_name(file_name: str) -> MessageName | None:
     """Take a file's name apart; None for a name that is no message's."""
@@ -87,11 +82,6 @@ def message_stem(message_id: str, generation: int, *, time_us: int, hostname: st
 def foreign_id(stem: str) -> str:
     """Return the id of a message that another program put there."""
     return _FOREIGN + _digest(stem)
-
-
-def is_foreign_id(message_id: str) -> bool:
-    """Whether the id follows from a file name of another program."""
-    return message_id.startswith(_FOREIGN)
 
 
 def delivered_id(unique: str) -> str:

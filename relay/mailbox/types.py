@@ -10,7 +10,6 @@ Standards: Graph's message, mailFolder; Maildir++.
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from pathlib import Path
-from typing import Any
 
 from relay.message.content import Octets
 from relay.message.properties import MessageProperties
@@ -293,6 +292,3 @@ class Changes:
     changes: tuple[Change, ...]
     position: str
     more: bool
-
-
-Detail = dict[str, Any]

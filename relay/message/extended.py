@@ -163,11 +163,6 @@ def header_fields_of(extended: Sequence[ExtendedProperty]) -> tuple[tuple[str, s
     )
 
 
-def text_value(extended: Sequence[ExtendedProperty], identity: str) -> str | None:
-    """Return the single value of a property, None without it."""
-    return _single_values(extended).get(identity)
-
-
 def time_us(text: str) -> int:
     """Return a canonical SystemTime's microseconds since 1970, 0 for those before."""
     return max(0, (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1))

@@ -8,7 +8,6 @@ Standards: RFC 2045-2047, 2231; RFC 2183 (inline, attachment); RFC 2387 (related
 """
 
 import contextlib
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from email.message import Message
@@ -25,7 +24,7 @@ from relay.message.headread import (
     read_token,
     words_in,
 )
-from relay.message.properties import Attachment, MessageProperties
+from relay.message.properties import MessageProperties
 from relay.message.recoding import decoded_blocks
 from relay.message.structure import read_structure
 
@@ -136,26 +135,6 @@ def read_mime(content: bytes | Octets) -> ReadMessage:
         for one in leaves.attached
     )
     return ReadMessage(properties, facts, date_us_of(fields), (*structure.defects, *text.defects))
-
-
-def read_mime_attachments(content: bytes) -> tuple[Attachment, ...]:
-    """Return the attachments of a MIME message with their bytes as base64."""
-    found = []
-    for one in attached(MemoryOctets(content)):
-        facts = one.facts
-        payload = b"".join(decoded_blocks(one.octets, one.encoding))
-        found.append(
-            Attachment(
-                facts.name,
-                facts.content_type,
-                b64encode(payload),
-                len(payload),
-                inline=facts.inline,
-                content_id=facts.content_id,
-                item=facts.item,
-            )
-        )
-    return tuple(found)
 
 
 def attached(stored: Octets) -> tuple[AttachedOctets, ...]:

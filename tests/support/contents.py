@@ -1,6 +1,6 @@
-"""Contents for tests: a small one in the form of a large one.
+"""Contents for tests: a small one in the form of a large one, and what is attached to one.
 
-On the path: tests that hold both forms to the same result.
+On the path: tests that hold both forms to the same result, or look at what was written.
 Holds: the octets are the same, the body in two pieces.
 Fails: never.
 Standards: none.
@@ -8,6 +8,8 @@ Standards: none.
 
 from relay.message import headers
 from relay.message.content import Content, LargeContent, MemoryOctets
+from relay.message.mimeread import attached
+from relay.message.recoding import decoded_blocks
 
 
 def as_large(content: bytes) -> Content:
@@ -19,3 +21,9 @@ def as_large(content: bytes) -> Content:
     half = len(body) // 2
     pieces = (MemoryOctets(body[:half]), MemoryOctets(body[half:]))
     return LargeContent(content[:header_end], pieces, eight_bit=not body.isascii())
+
+
+def attached_octets(content: bytes) -> list[bytes]:
+    """Return the files that are attached to MIME, decoded."""
+    found = attached(MemoryOctets(content))
+    return [b"".join(decoded_blocks(one.octets, one.encoding)) for one in found]

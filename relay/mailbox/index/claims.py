@@ -11,12 +11,11 @@ import re
 from dataclasses import dataclass
 
 from relay.mailbox.names import MessageName, is_delivered_id, is_our_name, parse_name
+from relay.message.delivered import id_in
 
 _HEAD_BYTES = 2048
 _BLOCK = b"X-Relay-Draft: 1 "  # also where a mail server has copied it with other line ends
 _BASE_NAME = re.compile(rb'"base_name":"([^"\\]{1,255})"')
-_ID_FIELD = re.compile(rb"(?:\A|\n)X-Relay-Id:[ \t]*([0-9a-z]{16})[ \t]*\r?\n", re.IGNORECASE)
-_ID_WITHIN_BYTES = 1200  # it is in line 1 or 2, and a line has 998 octets at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +34,7 @@ def claim_of(path: str, name: MessageName) -> Claim | None:
     head = _head(path)
     if head.startswith(_BLOCK):
         return _claim_of_block(head)
-    found = _ID_FIELD.search(head, 0, _ID_WITHIN_BYTES)
-    if found is None or head.count(b"\n", 0, found.start(1)) > 1:
-        return None
-    message_id = found[1].decode("ascii").lower()
+    message_id = id_in(head)
     return Claim(message_id, 1, named=False) if is_delivered_id(message_id) else None
 
 

@@ -2,7 +2,7 @@
 
 import email
 import email.policy
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from dataclasses import replace
 
 import pytest
@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from relay.message.content import BLOCK_BYTES, MemoryOctets
 from relay.message.mimebody import SealedError
 from relay.message.mimechange import changed_mime
-from relay.message.mimeread import read_mime, read_mime_attachments
+from relay.message.mimeread import read_mime
 from relay.message.properties import Person
 from relay.message.structure import read_structure
+from tests.support.contents import attached_octets
 from tests.unit.message.test_structure import entities
 
 FROM = b"From: a@a.test\r\n"
@@ -225,8 +226,7 @@ def test_what_was_changed_reads_as_it_was_meant(lines, new):
 
 def bytes_of(content):
     """The attachments' bytes; what was the whole message has lost the line end behind it."""
-    found = [b64decode(one.content) for one in read_mime_attachments(content)]
-    return [one.removesuffix(b"\r\n") for one in found]
+    return [one.removesuffix(b"\r\n") for one in attached_octets(content)]
 
 
 class Counted(MemoryOctets):

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from relay.message.draft import DraftOrigin, write_draft
 from relay.message.headread import check_mime, header_of, read_people, unread_people
-from relay.message.mimeread import read_message, read_mime, read_mime_attachments
+from relay.message.mimeread import read_message, read_mime
 from relay.message.properties import Attachment, MessageProperties, Person
 from relay.message.section import read_header
+from tests.support.contents import attached_octets
 
 WHOLE = """\
 From: =?utf-8?q?J=C3=BCrgen?= <juergen@a.test>
@@ -81,7 +82,7 @@ def test_a_whole_message():
         ("Üb.pdf", "application/pdf", 4, False),
         ("inner message", "message/rfc822", len("Subject: inner message\n\nx"), False),
     ]
-    assert read_mime_attachments(WHOLE.encode())[1].content == b"AAECAw=="
+    assert attached_octets(WHOLE.encode())[1] == b"\0\1\2\3"
 
 
 def test_a_draft_is_read_by_its_block():
@@ -124,7 +125,7 @@ def test_damaged_mime_never_raises(content):
 @given(st.binary(max_size=300))
 def test_no_bytes_raise(content):
     read_message(content)
-    read_mime_attachments(b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n" + content)
+    attached_octets(b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n" + content)
 
 
 @pytest.mark.parametrize(
