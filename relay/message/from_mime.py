@@ -36,13 +36,12 @@ from relay.message.recoding import (
     base64_size,
     recoded,
 )
-from relay.message.section import cleaned, split_fields, with_fields
+from relay.message.section import MBOX_LINES, cleaned, split_fields, with_fields
 
 _CRLF = CRLF.encode()
 _WHITE = (b" ", b"\t")
 _HIDDEN = frozenset((b"bcc", b"resent-bcc"))
 _ENCODING = b"content-transfer-encoding"
-_MBOX_LINES = (b"From ", b">From ")
 _IDENTITY = frozenset(("7bit", "8bit", "binary"))
 _COMPOSITE = ("multipart/", "message/")
 _LONG_LINE = f"a line of more than {LINE_OCTETS_MAX} octets"
@@ -146,7 +145,7 @@ class _Mending:
 
     def _message_header(self, fields: list[tuple[bytes, bytes]], *, is_encoded: bool) -> bytes:
         """Return the message's own header: no Bcc, and the fields that every message has."""
-        if fields and fields[0][1].startswith(_MBOX_LINES) and not fields[0][0]:
+        if fields and fields[0][1].startswith(MBOX_LINES) and not fields[0][0]:
             self._defects["the line in front of the header was taken away"] = None
             fields = fields[1:]
         names = {name for name, _ in fields}

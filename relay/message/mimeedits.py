@@ -11,7 +11,7 @@ from operator import itemgetter
 
 from relay.message.content import MemoryOctets, Octets
 from relay.message.entities import Entity, Structure
-from relay.message.section import cleaned, split_fields, with_fields
+from relay.message.section import MARK, cleaned, split_fields, with_fields
 
 CRLF = b"\r\n"
 Fields = list[tuple[bytes, bytes]]  # lower-case name, the field with its line end
@@ -23,8 +23,9 @@ class Edits:
     def __init__(self, structure: Structure) -> None:
         self.structure = structure
         message = structure.message
-        # a NUL in a name would hide a field
-        header = cleaned(message.header) if b"\0" in message.header else message.header
+        # a NUL in a name would hide a field, and so would what comes in front of a mark
+        is_odd = b"\0" in message.header or message.header.startswith(MARK)
+        header = cleaned(message.header) if is_odd else message.header
         if header and not header.endswith((b"\r", b"\n")):
             header += CRLF
         self.fields = list(split_fields(header))

@@ -16,6 +16,8 @@ HEADER_OCTETS_MAX = 128 * 1024  # Postfix's message_header limit is 100 KB
 _SEARCHED_OCTETS_MAX = 4 * 1024 * 1024  # a header without end is refused long before
 _CONTENT_FIELD_CHARACTERS_MAX = 8192  # `email` is quadratic in a field's parameters
 MARK = b"\xef\xbb\xbf"  # of UTF-8: some programs write it in front of every text
+MBOX_LINES = (b"From ", b">From ")  # in front of a message that lay in a mailbox file
+_STAYS_FIRST = (*MBOX_LINES, b" ", b"\t")  # in white space a field before it would go on
 _FIELD_START = re.compile(rb"(?:\xef\xbb\xbf)?([!-9;-~]+)[ \t]*:")
 # Nobody else takes these for fields either; but who wrote them meant recipients, maybe hidden ones.
 _MEANT_RECIPIENTS = re.compile(
@@ -123,8 +125,12 @@ def with_fields(
     """Return fields as split_fields() gives them with new ones behind them, but in front of a line
     that is no field: for most readers the header ends there.
     """
-    odd = (at for at, (name, line) in enumerate(fields) if not name and line[:1] not in b" \t")
-    place = next(odd, len(fields))  # in front of white space a field would go on in that line
+    odd = (
+        at
+        for at, (name, line) in enumerate(fields)
+        if not name and (at > 0 or not line.startswith(_STAYS_FIRST))
+    )
+    place = next(odd, len(fields))
     return [*fields[:place], *new, *fields[place:]]
 
 

@@ -91,10 +91,13 @@ def test_a_field_comes_in_front_of_what_is_none():
         changed_octets(content, to=(Person("b@b.test"),))
         == FROM + b"To: b@b.test\r\njunk line\r\nX-A: b\r\n\r\nx"
     )
-    content = b" white space\r\n" + FROM + b"\r\nx"
-    assert (
-        changed_octets(content, subject="s") == b" white space\r\n" + FROM + b"Subject: s\r\n\r\nx"
-    )
+
+
+@pytest.mark.parametrize("line", [b" white space\r\n", b"From a Mon\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_no_field_comes_in_front_of_the_first_line(mark, line):
+    made = changed_octets(mark + line + FROM + b"\r\nx", subject="s")
+    assert made == line + FROM + b"Subject: s\r\n\r\nx"
 
 
 def changed_octets(content, **new):
