@@ -9,7 +9,7 @@ Standards: RFC 5321 4.4 (Return-Path); RFC 3463 X.2.
 from typing import Protocol
 
 from relay.journal.logs import get_logger
-from relay.mailbox.api import DeliveryResult
+from relay.mailbox.api import DeliveryResult, DeliveryStore
 from relay.mailbox.types import (
     ContentUnreadableError,
     MailboxFullError,
@@ -24,22 +24,6 @@ from relay.spool.types import Claim, ClaimedRecipient
 _log = get_logger("delivery")
 
 
-class Mailboxes(Protocol):
-    """The part of the store that delivery needs."""
-
-    async def deliver(
-        self,
-        account: str,
-        *,
-        unique: str,
-        content: Content,
-        over_quota: bool = False,
-        is_repeat: bool = False,
-    ) -> DeliveryResult:
-        """See relay.mailbox.api.MailStore."""
-        ...
-
-
 class Addresses(Protocol):
     """The part of the route table that local delivery asks."""
 
@@ -51,7 +35,7 @@ class Addresses(Protocol):
 class LocalDelivery:
     """Delivers to mailboxes."""
 
-    def __init__(self, store: Mailboxes, addresses: Addresses) -> None:
+    def __init__(self, store: DeliveryStore, addresses: Addresses) -> None:
         self._store = store
         self._addresses = addresses
 

@@ -87,7 +87,7 @@ class Passwords(Protocol):
 
 
 class Quota(Protocol):
-    """Whether mail fits: relay.mailbox's MailStore."""
+    """Whether mail fits: a part of relay.mailbox's DeliveryStore."""
 
     async def room(self, account: str, size: int) -> Room:
         """Whether a message of `size` bytes fits under the account's quota."""

@@ -6,7 +6,7 @@ Promises: what a call says it did is on disk, directories fsynced; a crash betwe
 loses nothing and doubles nothing; mail clients may use the Maildirs at the same time.
 """
 
-from relay.mailbox.api import DeliveryResult, MailStore
+from relay.mailbox.api import DeliveryResult, DeliveryStore, MailStore, NoteStore
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import (
     BeingSentError,
@@ -31,6 +31,7 @@ from relay.mailbox.types import (
 __all__ = [
     "BeingSentError",
     "DeliveryResult",
+    "DeliveryStore",
     "FileStore",
     "Folder",
     "FolderError",
@@ -41,6 +42,7 @@ __all__ = [
     "NoSuchItemError",
     "NotADraftError",
     "Note",
+    "NoteStore",
     "Page",
     "ProtectedFolderError",
     "SendOptions",

@@ -1,7 +1,7 @@
-"""The store as its callers know it: one Protocol; store.py is the Maildir++ behind it.
+"""The store as its callers know it, a Protocol for each; store.py is the Maildir++ behind them.
 
-On the path: graph creates and submits (steps 1, 2), pickup reads notes and files originals (4),
-delivery delivers (6).
+On the path: MailStore is graph's (steps 1, 2), NoteStore pickup's (2 to 4), DeliveryStore that of
+ingress and delivery (6). `account` is a mailbox's canonical address in all of them, lower case.
 Holds: every coroutine returns only when what it promises is on disk, directories fsynced.
 Fails: StoreError's children (types.py); after one, nothing is half-written.
 Standards: Maildir++; Graph's message and mailFolder.
@@ -24,7 +24,6 @@ from relay.mailbox.types import (
     SendOptions,
     StoredMessage,
     Upload,
-    Usage,
 )
 from relay.message.content import Content, Octets
 from relay.message.mimeread import AttachmentFacts
@@ -154,7 +153,7 @@ class AttachmentStore(Protocol):
 
 
 class MailStore(Protocol):
-    """All mailboxes under one root. `account` is a mailbox's canonical address, lower case."""
+    """All mailboxes under one root, as the front door has them."""
 
     @property
     def arrivals(self) -> Arrivals:
@@ -167,6 +166,7 @@ class MailStore(Protocol):
         ...
 
     # -- steps 1 and 2
+
     async def create_draft(
         self, account: str, content: MessageProperties | bytes, *, folder_id: str = "drafts"
     ) -> StoredMessage:
@@ -193,6 +193,7 @@ class MailStore(Protocol):
         ...
 
     # -- reading and changing
+
     async def get(self, account: str, message_id: str, *, folder_id: str = "") -> StoredMessage:
         """One message, wherever it is (or only in `folder_id`). Raises NoSuchItemError."""
         ...
@@ -211,10 +212,6 @@ class MailStore(Protocol):
         Of "" nothing: its answer tells where the feed is now. Raises StalePositionError for a
         position that is known no more: the caller lists everything and begins anew.
         """
-        ...
-
-    async def usage(self, account: str) -> Usage:
-        """What the mailbox holds, in all its folders; notes do not count."""
         ...
 
     async def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
@@ -263,6 +260,8 @@ class MailStore(Protocol):
         """
         ...
 
+    # -- folders
+
     async def list_folders(self, account: str) -> Sequence[Folder]:
         """Every folder, well-known ones first. Makes the mailbox on first use."""
         ...
@@ -301,7 +300,10 @@ class MailStore(Protocol):
         """
         ...
 
-    # -- pickup
+
+class NoteStore(Protocol):
+    """The notes of what was submitted, as pickup has them: steps 2 to 4."""
+
     def notes(self) -> AsyncGenerator[Note, None]:
         """Notes in ready/, those there at start first, then each as it comes; never ends.
 
@@ -336,7 +338,10 @@ class MailStore(Protocol):
         """
         ...
 
-    # -- step 6
+
+class DeliveryStore(Protocol):
+    """Mailboxes that mail is delivered to: step 6, and before it RCPT."""
+
     async def room(self, account: str, size: int) -> Room:
         """Whether a message of `size` bytes fits under the quota: asked at RCPT."""
         ...

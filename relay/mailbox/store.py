@@ -1,4 +1,4 @@
-"""The store: api.MailStore over Maildirs, its blocking work in threads of its own.
+"""The store: the Protocols of api.py over Maildirs, its blocking work in threads of its own.
 
 On the path: graph, pickup, ingress and delivery hold one of these, made by app.
 Holds: one hop to a thread a call; what a call promises is on disk when it returns.
@@ -49,7 +49,6 @@ from relay.mailbox.types import (
     Room,
     SendOptions,
     StoredMessage,
-    Usage,
 )
 from relay.mailbox.waiting import BroughtUp, Waiting
 from relay.message.content import LARGE_BYTES, Content, MemoryOctets, Octets
@@ -62,7 +61,7 @@ _Result = TypeVar("_Result")
 
 
 class FileStore:
-    """See api.MailStore for what each method promises."""
+    """A MailStore, a NoteStore and a DeliveryStore: api.py has what each method promises."""
 
     def __init__(
         self,
@@ -174,10 +173,6 @@ class FileStore:
         """What happened behind a position of the feed."""
         return await self._run_query(self._changes, account, after=after, limit=limit)
 
-    async def usage(self, account: str) -> Usage:
-        """What the mailbox holds."""
-        return await self._run_query(self._usage, account)
-
     async def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
         """Change a message."""
         return await self._run(self._drafts.update, account, message_id, change)
@@ -205,6 +200,8 @@ class FileStore:
     async def mime(self, account: str, message_id: str) -> Content:
         """A message as MIME."""
         return await self._run(self._drafts.mime, account, message_id)
+
+    # -- folders
 
     async def list_folders(self, account: str) -> Sequence[Folder]:
         """Every folder with its counts."""
@@ -330,9 +327,6 @@ class FileStore:
 
     def _changes(self, account: str, *, after: str, limit: int) -> Changes:
         return self._index.changes(self._shared.folders.mailbox(account), after, limit)
-
-    def _usage(self, account: str) -> Usage:
-        return self._index.usage(self._shared.folders.mailbox(account)).usage
 
     def _room(self, account: str, size_bytes: int) -> Room:
         return self._shared.quota.room(account, self._directory_of(account), size_bytes)

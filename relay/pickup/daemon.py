@@ -16,7 +16,7 @@ from relay.journal.crash import CrashPoints
 from relay.journal.logs import get_logger
 from relay.journal.metrics import Metrics
 from relay.journal.storelog import StoreLog
-from relay.mailbox.api import MailStore
+from relay.mailbox.api import NoteStore
 from relay.mailbox.types import Note, StoreError
 from relay.message.convert import convert
 from relay.message.outcome import Evidence
@@ -39,7 +39,7 @@ class Pickup:
 
     def __init__(  # noqa: PLR0913 - the composition root names each of them
         self,
-        store: MailStore,
+        store: NoteStore,
         *,
         run_dir: Path,
         hostname: str,

@@ -16,7 +16,7 @@ from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.events import Event, Step
 from relay.journal.logs import get_logger
 from relay.journal.storelog import StoreLog, SubmissionFacts
-from relay.mailbox.api import MailStore
+from relay.mailbox.api import NoteStore
 from relay.mailbox.types import NoSuchItemError, Note
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, size_of
 from relay.message.converted import ConversionError, Converted
@@ -63,7 +63,7 @@ class Handling:
     `started_us` is when this process began: it does not know how attempts before it ended.
     """
 
-    store: MailStore
+    store: NoteStore
     reports: Reporter
     conversion: Conversion
     gate: Gate

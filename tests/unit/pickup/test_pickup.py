@@ -24,7 +24,7 @@ MIME = b"From: alice@example.test\r\nTo: b@y.test\r\nCc: c@y.test\r\nSubject: x\
 
 
 class Store:
-    """The part of MailStore that pickup uses; retries come back at once, their delays are kept."""
+    """A NoteStore without mailboxes; retries come back at once, their delays are kept."""
 
     def __init__(self, folder):
         self.contents, self.filed, self.failed, self.delays = {}, {}, {}, []
