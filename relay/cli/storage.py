@@ -34,9 +34,9 @@ def storage(_given: Given) -> None:
 @click.option("--full", is_flag=True, help="Read every octet, and every message's header.")
 @common_options
 def verify(given: Given, *, accounts: tuple[str, ...], dry_run: bool, full: bool) -> None:
-    """Check mailboxes, notes and indexes against the files, and mend what can be derived.
+    """Check mailboxes and notes, and mend them.
 
-    No mail is deleted: what nothing can be done with is put aside, and where is said. The relay may
+    What follows from other files is mended, indexes as well. No mail is deleted: what nothing can be done with is put aside, and where is said. The relay may
     run meanwhile. Exits 65 when something remains that somebody has to look at.
     """
     settings = given.settings()

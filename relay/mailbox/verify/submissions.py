@@ -132,7 +132,8 @@ class SubmissionCheck:
                 note = wanted.pop(stem)
                 self._check_link(note, path)
             for note in wanted.values():
-                if note.path.exists():
+                change = self._notes.preparing / f"{note.submission_id}+"  # a start puts it there
+                if note.path.exists() and not change.exists():
                     named(tally.without_draft, note.submission_id)
 
     def _drafts(self, account: str, wanted: Collection[str]) -> Iterator[Path]:

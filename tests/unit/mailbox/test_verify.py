@@ -594,6 +594,16 @@ async def test_a_draft_that_was_removed_is_told(checked):
     assert (sorted(tally.notes.without_draft), checked.findings) == (names, [])
 
 
+async def test_a_draft_whose_change_was_cut_off_is_on_its_way(checked):
+    """The note says the next generation already; the next start puts it into Drafts."""
+    [note] = (checked.notes / "deferred").iterdir()
+    [draft] = [one for one in (checked.home / ".Drafts/cur").iterdir() if one.samefile(note)]
+    draft.unlink()
+    (checked.notes / "preparing" / f"{note.name.partition('@')[0]}+").hardlink_to(note)
+    tally = checked.verify()
+    assert (tally.notes.without_draft, tally.notes.preparing, checked.findings) == ([], 1, [])
+
+
 async def test_a_note_that_was_accepted_is_told(checked, place):
     [note] = (checked.notes / "ready").iterdir()
     submission_id = note.name.partition("@")[0]
