@@ -36,8 +36,9 @@ def storage(_given: Given) -> None:
 def verify(given: Given, *, accounts: tuple[str, ...], dry_run: bool, full: bool) -> None:
     """Check mailboxes and notes, and mend them.
 
-    What follows from other files is mended, indexes as well. No mail is deleted: what nothing can be done with is put aside, and where is said. The relay may
-    run meanwhile. Exits 65 when something remains that somebody has to look at.
+    What follows from other files is mended, indexes as well. No mail is deleted: what nothing can
+    be done with is put aside, and where is said. The relay may run meanwhile. Exits 65 when
+    something remains that somebody has to look at.
     """
     settings = given.settings()
     is_watched = sys.stderr is not None and sys.stderr.isatty()
