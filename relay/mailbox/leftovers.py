@@ -19,6 +19,7 @@ import structlog
 
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import list_folders, well_known_path
+from relay.mailbox.folders.directories import DELETED_PREFIX
 from relay.mailbox.maildir import link_or_copy, list_names, place, remove
 from relay.mailbox.messages import is_draft
 from relay.mailbox.names import is_our_name
@@ -26,7 +27,6 @@ from relay.mailbox.notes import Prepared, draft_of, read_block_of
 from relay.mailbox.types import StoreError, WellKnown
 from relay.message.draft import DraftOrigin
 
-DELETED_PREFIX = "relay-deleted."  # a folder that is being removed: no dot, so nobody's folder
 _OLD_S = 36 * 3600
 _EVERY_S = 24 * 3600
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import find_folder, is_deleted
+from relay.mailbox.folders.keywords import translated
 from relay.mailbox.index import Located
-from relay.mailbox.keywords import translated
 from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import (
     link_or_copy,

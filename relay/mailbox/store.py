@@ -25,7 +25,7 @@ from relay.mailbox.drafts import Drafts
 from relay.mailbox.due import Deferred, DueNotes
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import ROOT_ID, Folders
-from relay.mailbox.foldertree import FolderTree
+from relay.mailbox.folders.tree import FolderTree
 from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import Indexes
 from relay.mailbox.leftovers import Leftovers

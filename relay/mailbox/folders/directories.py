@@ -18,11 +18,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from relay.mailbox.foldernames import SEPARATOR, shown_name
+from relay.mailbox.folders.names import SEPARATOR, shown_name
 from relay.mailbox.maildir import list_names, make_directory, remove, sync_directory, write_synced
 from relay.mailbox.types import Folder, NoSuchItemError, WellKnown
 
 ROOT_ID = "msgfolderroot"
+DELETED_PREFIX = "relay-deleted."  # a folder that is being removed: no dot, so nobody's folder
 _ROOT_NAME = "Top of Information Store"
 _MARKER = "maildirfolder"
 _MARKED = re.compile(rb"relay-folder-id ([a-z0-9]{2,64})\n")

@@ -14,14 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from relay.clock import Ids
-from relay.mailbox.foldernames import (
-    SEPARATOR,
-    checked_directory,
-    folder_name,
-    one_name,
-    same_name,
-)
-from relay.mailbox.folders import (
+from relay.mailbox.folders.directories import (
+    DELETED_PREFIX,
     ROOT_ID,
     Folders,
     directory_within,
@@ -33,9 +27,15 @@ from relay.mailbox.folders import (
     root_folder,
     write_ids,
 )
-from relay.mailbox.leftovers import DELETED_PREFIX
+from relay.mailbox.folders.names import (
+    SEPARATOR,
+    checked_directory,
+    folder_name,
+    one_name,
+    same_name,
+)
+from relay.mailbox.folders.subscriptions import resubscribe
 from relay.mailbox.maildir import Stripes, sync_directory
-from relay.mailbox.subscriptions import resubscribe
 from relay.mailbox.types import (
     Folder,
     FolderError,

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from relay.clock import Ids
 from relay.mailbox.folders import list_folders, marked_id, write_id
+from relay.mailbox.folders.subscriptions import resubscribe
 from relay.mailbox.index.located import is_draft_file
 from relay.mailbox.maildir import list_names, remove, write_synced
 from relay.mailbox.names import MessageName, delivered_id, message_stem, parse_name
-from relay.mailbox.subscriptions import resubscribe
 from relay.mailbox.types import Folder
 from relay.mailbox.verify.findings import Fault, Kind, Tally
 from relay.mailbox.verify.flight import Flight

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from relay.mailbox.foldernames import (
+from relay.mailbox.folders.names import (
     checked_directory,
     folder_name,
     one_name,

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from relay.clock import Ids, ManualClock
 from relay.mailbox.folders import Folders, list_folders
-from relay.mailbox.foldertree import FolderTree
+from relay.mailbox.folders.tree import FolderTree
 from relay.mailbox.types import Folder, FolderError, WellKnown
 
 NAMES = st.sampled_from(["A", "a", "AB", "B", "Ä", "C.D", "e/f", "&", "Inbox", "Sent", "x" * 80])

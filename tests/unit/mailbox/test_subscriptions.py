@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
+from relay.mailbox.folders.subscriptions import resubscribe, resubscribed
 from relay.mailbox.maildir import list_names
-from relay.mailbox.subscriptions import resubscribe, resubscribed
 
 V2 = b"V\t2\n\n"
 
