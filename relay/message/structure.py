@@ -36,6 +36,7 @@ _SHOWN_CHARACTERS = 60
 _NO_BLANK = "no blank line between header and body"
 
 _BEHIND_BOUNDARY = re.compile(rb"(--)?[ \t]{0,%d}(?:\r\n|[\r\n]|\Z)" % _PADDING_OCTETS_MAX)
+_VISIBLE = re.compile(r"[!-~]+")
 _COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|\([^()]*\)')
 _IDENTITY = frozenset(("7bit", "8bit", "binary"))
 _ENCODINGS = frozenset((*_IDENTITY, "quoted-printable", "base64"))
@@ -369,7 +370,8 @@ class StructureReader:
 def _content_type(fields: "Message[str, str]", default: str) -> str:
     fields.set_default_type(default)
     with contextlib.suppress(Exception):  # fields of strangers break `email` in many ways
-        return fields.get_content_type().split(maxsplit=1)[0]  # a semicolon may be missing
+        kind = fields.get_content_type().split(maxsplit=1)[0]  # a semicolon may be missing
+        return kind if _VISIBLE.fullmatch(kind) else "application/octet-stream"
     return "text/plain"
 
 

@@ -225,3 +225,14 @@ def test_a_content_field_may_be_folded_anywhere(line_end):
     assert [one.content_type for one in structure.entities] == ["multipart/mixed", "a/b"]
     assert structure.entities[1].fields()["content-type"] == 'a/b\tname="x y.z"'
     assert structure.defects == ()
+
+
+@pytest.mark.parametrize(
+    "kind", [b"te\xfct/plain", b"text/\x1b[31m", b"\xc3\xbc/x", b"multip\x85rt/mixed"]
+)
+def test_a_type_that_nobody_can_write_is_unknown(kind):
+    structure = read_structure(
+        b"Content-Type: " + kind + b"; boundary=b\r\n\r\n--b\r\n\r\n--b--\r\n"
+    )
+    assert [one.content_type for one in structure.entities] == ["application/octet-stream"]
+    assert all(map(str.isascii, structure.defects))
