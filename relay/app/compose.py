@@ -68,9 +68,9 @@ class Sources:
 
 
 def compose(settings: Settings, sources: Sources, *, clock: Clock | None = None) -> Daemon:
-    """Return a relay that can be started; it owns the lock of its state_dir from here on."""
+    """Return a relay that can be started; it owns its state_dir and its store from here on."""
     with ExitStack() as undo:
-        lock = OwnerLock(settings.run_dir)
+        lock = OwnerLock(settings.run_dir, notes=settings.mailboxes.root / ".submissions")
         lock.take()
         undo.callback(lock.give_back)
         clock = clock or SystemClock()

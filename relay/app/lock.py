@@ -1,4 +1,4 @@
-"""The spool has one owner: whoever holds the lock in state_dir/run.
+"""The spool has one owner, and so have the notes of a mail store: whoever holds the locks.
 
 On the path: taken before the spool is opened for writing, kept until the process ends.
 Holds: the kernel drops it with the process, so a lock that can be had proves the old owner dead.
@@ -11,36 +11,56 @@ import fcntl
 import os
 from pathlib import Path
 
+from relay.mailbox.maildir import make_directory
+
 
 class AlreadyRunningError(Exception):
-    """Another relay owns this state_dir."""
+    """Another relay owns this state_dir, or this mail store."""
 
 
 class OwnerLock:
-    """The lock of one state_dir."""
+    """The lock of one state_dir and, with `notes`, that of the mail store with these notes.
 
-    def __init__(self, run_dir: Path) -> None:
-        self._path = run_dir / "lock"
-        self._file: int | None = None
+    Two relays with a state_dir each would submit the same notes to two spools.
+    """
+
+    def __init__(self, run_dir: Path, *, notes: Path | None = None) -> None:
+        self._run_dir = run_dir
+        self._notes = notes
+        self._files: list[int] = []
 
     def take(self) -> None:
-        """Take the lock, making the directory. Raises AlreadyRunningError, OSError."""
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Take the locks, making the directories. Raises AlreadyRunningError, OSError."""
+        self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._files.append(_locked(self._run_dir / "lock"))
+        if self._notes is None:
+            return
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(file, 32).decode("ascii", "replace").strip() or "unknown"
-            os.close(file)
-            state_dir = self._path.parent.parent
-            raise AlreadyRunningError(f"{state_dir} is in use by process {owner}") from None
-        self._file = file
-        with contextlib.suppress(OSError):  # a full disk: the pid is only for people
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+            with contextlib.suppress(OSError):  # where no lock can be written, no note can be
+                make_directory(self._notes)
+                self._files.append(_locked(self._notes / "lock"))
+        except AlreadyRunningError:
+            self.give_back()
+            raise
 
     def give_back(self) -> None:
         """Let the next one have it."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        while self._files:
+            os.close(self._files.pop())
+
+
+def _locked(path: Path) -> int:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.read(file, 32).decode("ascii", "replace").strip() or "unknown"
+        os.close(file)
+        if not isinstance(error, BlockingIOError):
+            raise
+        text = f"{path.parent.parent} is in use by process {owner}"
+        raise AlreadyRunningError(text) from None
+    with contextlib.suppress(OSError):  # a full disk: the pid is only for people
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+    return file

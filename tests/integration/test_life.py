@@ -120,6 +120,16 @@ def test_a_port_in_use(relay: RelayProcess, remotes: Remotes) -> None:
     second.close()
 
 
+def test_a_mail_store_in_use(relay: RelayProcess, remotes: Remotes) -> None:
+    """With a state_dir of its own it would send the other's notes a second time."""
+    assert relay.process is not None
+    second = remotes.relay(config={"mailboxes": {"root": str(relay.folder / "mail")}})
+    second.start(wait=False)
+    assert second.wait_end() == 69
+    assert f"{relay.folder}/mail is in use by process {relay.process.pid}" in second.log
+    second.close()
+
+
 # -- how it stops
 def test_sigterm_finishes_what_is_under_way(remotes: Remotes) -> None:
     gate = asyncio.Event()
