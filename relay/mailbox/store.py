@@ -19,7 +19,7 @@ from relay.journal.crash import CrashPoints
 from relay.journal.storelog import StoreLog
 from relay.mailbox.api import DeliveryResult
 from relay.mailbox.arrivals import Arrivals
-from relay.mailbox.attaching import Attaching
+from relay.mailbox.attachments.store import FileAttachments
 from relay.mailbox.board import NoteBoard
 from relay.mailbox.drafts import Drafts
 from relay.mailbox.due import Deferred, DueNotes
@@ -120,7 +120,7 @@ class FileStore:
             self._shared, self._leftovers, sending=self._sending, drafts=self._drafts,
             run=self._run, offer=self._offer,
         )  # fmt: skip
-        self.attachments = Attaching(self._shared, self._drafts, run=self._run)
+        self.attachments = FileAttachments(self._shared, self._drafts, run=self._run)
 
     async def remove_leftovers(self) -> int:
         """Remove submissions that a crash cut off before their 202: the front door's, at its start.

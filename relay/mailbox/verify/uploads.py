@@ -3,7 +3,7 @@
 On the path: verifier.py, beside the notes.
 Holds: what belongs to no session is a start's to remove, and is left to it.
 Fails: OSError when the directory cannot be read.
-Standards: none; relay/mailbox/uploads.py says what the files are.
+Standards: none; relay/mailbox/attachments/uploads.py says what the files are.
 """
 
 import re

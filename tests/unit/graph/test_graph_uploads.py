@@ -18,10 +18,10 @@ from relay.clock import Ids, ManualClock
 from relay.graph import create_app
 from relay.journal.crash import CrashPoints
 from relay.journal.storelog import StoreLog
-from relay.mailbox import uploads
+from relay.mailbox.attachments import uploads
+from relay.mailbox.attachments.uploads import EXPIRE_S, UPLOADS_MAX, Uploads
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
-from relay.mailbox.uploads import EXPIRE_S, UPLOADS_MAX, Uploads
 from relay.settings.tree import Http
 from tests.unit.graph.world import refused, to
 

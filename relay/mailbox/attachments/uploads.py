@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from relay.files import FileOctets
-from relay.mailbox.attachments import Attachments
+from relay.mailbox.attachments.stored import Attachments
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.maildir import list_names, make_directory, remove, write_synced
 from relay.mailbox.types import (
@@ -120,7 +120,7 @@ class Uploads:
             return _shown(_found(sessions, token))
 
     def begin_range(self, token: str, start: int) -> "UploadRange":
-        """See api.AttachmentStore.begin_range()."""
+        """See api.AttachmentStore.upload_range()."""
         with self._all() as sessions:
             session = _found(sessions, token)
         if not session.lock.acquire(blocking=False):

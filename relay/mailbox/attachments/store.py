@@ -1,4 +1,4 @@
-"""The store's attachments and uploads as the front door knows them.
+"""The AttachmentStore of api.py: attachments and uploads as the front door knows them.
 
 On the path: graph's attachments and upload sessions end here.
 Holds: one hop to a thread a call; a request that is cut off leaves its range as if it never came.
@@ -9,8 +9,8 @@ Standards: none.
 import asyncio
 import secrets
 
-from relay.mailbox import uploads
-from relay.mailbox.attachments import Attachments
+from relay.mailbox.attachments import uploads
+from relay.mailbox.attachments.stored import Attachments
 from relay.mailbox.drafts import Drafts
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.threads import Run
@@ -43,7 +43,7 @@ class UploadRange:
             asyncio.get_running_loop().run_in_executor(None, self._taken.abort)
 
 
-class Attaching:
+class FileAttachments:
     """An api.AttachmentStore."""
 
     def __init__(self, equipment: Equipment, drafts: Drafts, *, run: Run) -> None:
