@@ -6,6 +6,8 @@ Fails: never.
 Standards: RFC 5322 3.6; RFC 4021 (Importance, Sensitivity); RFC 8098 2.1; MS-OXCMAIL 2.1.3.
 """
 
+from collections.abc import Iterator
+
 from relay.message.conversation import topic_of
 from relay.message.extended import header_fields_of
 from relay.message.fields import CRLF, ids_field, people_field, phrases_field, raw_field, text_field
@@ -38,8 +40,7 @@ def header_fields(properties: MessageProperties, *, message_id: str, date_us: in
             *_conversation_fields(properties),
             *_wishes(properties),
             phrases_field("Keywords", properties.categories),
-            *(text_field(name, value) for name, value in properties.internet_message_headers),
-            *_extended_fields(properties),
+            *_other_fields(properties),
             f"MIME-Version: 1.0{CRLF}",
         )
     )
@@ -84,13 +85,16 @@ def _wishes(properties: MessageProperties) -> tuple[str, ...]:
     )
 
 
-def _extended_fields(properties: MessageProperties) -> tuple[str, ...]:
-    """A field that the message has already is not written twice."""
-    if not properties.extended:
-        return ()
-    had = {name.lower() for name, _ in properties.internet_message_headers}
-    return tuple(
-        text_field(name, value)
-        for name, value in header_fields_of(properties.extended)
-        if name.lower() not in had
-    )
+def _other_fields(properties: MessageProperties) -> Iterator[str]:
+    """Headers that were given, and fields that extended properties stand for; what the message has
+    already is not written twice (MS-OXCMAIL 2.1.3.1, arbitrary headers).
+    """
+    had = {"x-priority"} if properties.importance in _PRIORITIES else set()
+    for name, value in properties.internet_message_headers:
+        if name.lower() not in had:
+            yield text_field(name, value)
+    had |= {name.lower() for name, _ in properties.internet_message_headers}
+    for name, value in header_fields_of(properties.extended):
+        if name.lower() not in had:
+            yield text_field(name, value)
+            had.add(name.lower())

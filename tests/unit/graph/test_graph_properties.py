@@ -296,6 +296,22 @@ async def test_mime_may_be_from_whom_send_as_lists(mailbox: Mailbox) -> None:
     assert mailbox.converted().originator == "alice@example.test"
 
 
+async def test_no_header_is_written_beside_that_of_a_property(mailbox: Mailbox) -> None:
+    ids = ("String 0x1045", f"String {HEADERS} Name List-Unsubscribe", f"String {HEADERS} Name X-A")
+    await mailbox.draft(
+        importance="high",
+        toRecipients=to("bob@example.test"),
+        internetMessageHeaders=[
+            {"name": "x-a", "value": "1"},
+            {"name": "X-PRIORITY", "value": "5"},
+        ],
+        singleValueExtendedProperties=[{"id": one, "value": str(n)} for n, one in enumerate(ids)],
+    )
+    sent = mailbox.sent()
+    assert sent.get_all("x-priority") == ["1 (Highest)"]
+    assert (sent.get_all("x-a"), sent.get_all("list-unsubscribe")) == (["1"], ["0"])
+
+
 OFFICE, ADDED = "From: office@example.test\r\n", "Sender: alice@example.test\r\n"
 
 
