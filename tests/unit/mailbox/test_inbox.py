@@ -90,7 +90,7 @@ async def test_a_repeat_knows_what_a_mail_client_moved_under_another_name(
 ):
     await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
     if indexed:
-        await store.usage(BOB)
+        await store.query_messages(BOB, MessageQuery())
     [file] = place.files("", BOB)
     file.rename(file.parents[1] / f".Archive/cur/1234.M5P6.host,S={len(ARRIVED)}:2,S")
     again = place.store() if restarted else store
