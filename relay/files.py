@@ -1,10 +1,10 @@
-"""Octets that lie in a file.
+"""Octets that lie in a file, and writing them there.
 
 On the path: who writes large contents hands these on; who passes them on reads them in blocks.
 Holds: of FileOctets nothing is open between two reads, and the file is the holder's to keep until
 they are read; OpenOctets keep it open, whoever renames or removes it.
-Fails: OSError from a file that is gone.
-Standards: POSIX pread.
+Fails: OSError from a file that is gone, and from a disk that refuses.
+Standards: POSIX pread, write.
 """
 
 import os
@@ -35,6 +35,13 @@ class FileOctets:
     def part(self, start: int, length: int) -> "FileOctets":
         """Return those from `start` on; nothing is read."""
         return FileOctets(self.path, self.start + start, max(0, min(length, self.size - start)))
+
+
+def write_all(descriptor: int, octets: bytes) -> None:
+    """Write octets to an open file; the system may take them a part at a time. Raises OSError."""
+    view = memoryview(octets)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 class _Descriptor:

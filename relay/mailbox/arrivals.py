@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from relay.files import FileOctets
+from relay.files import FileOctets, write_all
 from relay.mailbox.drafts import Drafts
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import find_folder
@@ -45,7 +45,7 @@ class ArrivingFile:
         self._lock = threading.Lock()
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            self._write(head.block)
+            self._append(head.block)
         except OSError:
             self.discard()
             raise
@@ -56,7 +56,7 @@ class ArrivingFile:
             if not self._is_discarded:
                 if len(self._beginning) < _BEGINNING_BYTES:
                     self._beginning += octets[: _BEGINNING_BYTES - len(self._beginning)]
-                self._write(octets)
+                self._append(octets)
 
     def finished(self) -> ComposedDraft:
         """Say that this was all. The file is not synced."""
@@ -79,12 +79,9 @@ class ArrivingFile:
                 with suppress(OSError):
                     remove(self._path)
 
-    def _write(self, octets: bytes) -> None:
-        view = memoryview(octets)
-        while view:
-            written = os.write(self._descriptor, view)
-            self._size += written
-            view = view[written:]
+    def _append(self, octets: bytes) -> None:
+        write_all(self._descriptor, octets)
+        self._size += len(octets)
 
 
 class Arrival(Generic[_Result]):

@@ -60,6 +60,24 @@ class MemoryOctets:
 
 
 @dataclass(frozen=True, slots=True)
+class SpanOfOctets:
+    """`size` octets from `start` on of others, for those that are made while they are read."""
+
+    source: Octets
+    start: int
+    size: int
+
+    def read(self, start: int, length: int) -> bytes:
+        """See Octets."""
+        return self.source.read(self.start + start, max(0, min(length, self.size - start)))
+
+    def part(self, start: int, length: int) -> "SpanOfOctets":
+        """See Octets."""
+        size = max(0, min(length, self.size - start))
+        return SpanOfOctets(self.source, self.start + start, size)
+
+
+@dataclass(frozen=True, slots=True)
 class LargeContent:
     """A message whose body is not in memory.
 

@@ -9,7 +9,7 @@ Standards: RFC 2045 6.4 (no encoding on messages), 6.8 (base64).
 from base64 import b64encode
 from dataclasses import dataclass, replace
 
-from relay.message.content import Octets, octets_in_blocks
+from relay.message.content import Octets, SpanOfOctets, octets_in_blocks
 from relay.message.draft import KeptAttachment, Part, base64_lines, read_private
 from relay.message.entities import Tally
 from relay.message.headread import unread_people
@@ -112,22 +112,7 @@ class Base64Octets:
 
     def part(self, start: int, length: int) -> Octets:
         """See Octets."""
-        return _Span(self, start, max(0, min(length, self.size - start)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Some of others' octets."""
-
-    source: Octets
-    start: int
-    size: int
-
-    def read(self, start: int, length: int) -> bytes:
-        return self.source.read(self.start + start, max(0, min(length, self.size - start)))
-
-    def part(self, start: int, length: int) -> Octets:
-        return _Span(self.source, self.start + start, max(0, min(length, self.size - start)))
+        return SpanOfOctets(self, start, max(0, min(length, self.size - start)))
 
 
 class _FromQuotedPrintable:

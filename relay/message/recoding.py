@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from relay.message.content import Octets, octets_in_blocks
+from relay.message.content import Octets, SpanOfOctets, octets_in_blocks
 from relay.message.section import with_crlf
 
 _CHUNK_OCTETS = 57 * 1024  # whole lines of base64; at most this much is coded at once
@@ -147,22 +147,7 @@ class Recoded:
 
     def part(self, start: int, length: int) -> "Octets":
         """See Octets."""
-        return _Span(self, start, max(0, min(length, self.size - start)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Some of others' octets."""
-
-    source: Octets
-    start: int
-    size: int
-
-    def read(self, start: int, length: int) -> bytes:
-        return self.source.read(self.start + start, max(0, min(length, self.size - start)))
-
-    def part(self, start: int, length: int) -> "Octets":
-        return _Span(self.source, self.start + start, max(0, min(length, self.size - start)))
+        return SpanOfOctets(self, start, max(0, min(length, self.size - start)))
 
 
 def recoded(source: Octets, coding: Coding) -> Recoded:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from relay.files import FileOctets
+from relay.files import FileOctets, write_all
 from relay.mailbox.attachments.stored import Attachments
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.maildir import list_names, make_directory, remove, write_synced
@@ -278,11 +278,9 @@ class UploadRange:
     def write(self, octets: bytes) -> None:
         """Append octets. Raises OSError."""
         with self._lock:
-            view = memoryview(b"" if self._is_over else octets)
-            while view:
-                written = os.write(self._descriptor, view)
-                self._size += written
-                view = view[written:]
+            if not self._is_over:
+                write_all(self._descriptor, octets)
+                self._size += len(octets)
 
     def finish(self) -> Upload:
         """Make the range durable and count it. Raises OSError; then it did not come."""

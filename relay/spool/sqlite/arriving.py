@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from relay.files import FileOctets
+from relay.files import FileOctets, write_all
 from relay.spool.sqlite.room import check_room
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
 
@@ -55,7 +55,7 @@ class ArrivingFile:
         asyncio.get_running_loop().run_in_executor(None, self._remove)
 
     def _write(self, blocks: Sequence[bytes]) -> None:
-        octets = memoryview(b"".join(blocks))
+        octets = b"".join(blocks)
         with self._lock, disk_faults(self._path.parent):
             if self._discarded:
                 return
@@ -63,10 +63,8 @@ class ArrivingFile:
             begin = os.O_APPEND if self._size else os.O_CREAT | os.O_TRUNC
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC | begin, 0o600)
             try:
-                while octets:
-                    written = os.write(descriptor, octets)
-                    self._size += written
-                    octets = octets[written:]
+                write_all(descriptor, octets)
+                self._size += len(octets)
             finally:
                 os.close(descriptor)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
-from relay.files import FileOctets
+from relay.files import FileOctets, write_all
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.message import headers
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, octets_in_blocks
@@ -156,9 +156,7 @@ class ContentFiles:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             for block in blocks:
-                view = memoryview(block)
-                while view:
-                    view = view[os.write(descriptor, view) :]
+                write_all(descriptor, block)
             os.fsync(descriptor)
         except OSError:
             part.unlink(missing_ok=True)
