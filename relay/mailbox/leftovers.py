@@ -27,7 +27,7 @@ from relay.mailbox.notes import Prepared, draft_of, read_block_of
 from relay.mailbox.types import StoreError, WellKnown
 from relay.message.draft import DraftOrigin
 
-_OLD_S = 36 * 3600
+LEFTOVER_S = 36 * 3600
 _EVERY_S = 24 * 3600
 
 _log = structlog.get_logger("relay.mailbox")
@@ -116,7 +116,7 @@ class Leftovers:
             if cleaned_s is None:
                 _remove_half_done(mailbox)
             self._cleaned_s[mailbox] = now_s
-        old_s = self._shared.clock.time_us() / 1_000_000 - _OLD_S
+        old_s = self._shared.clock.time_us() / 1_000_000 - LEFTOVER_S
         for folder in list_folders(mailbox):
             _remove_old(folder.path / "tmp", old_s)
 

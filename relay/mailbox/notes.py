@@ -24,14 +24,19 @@ from relay.mailbox.maildir import (
     remove,
 )
 from relay.mailbox.types import Note, SendOptions
-from relay.message.draft import FIRST_FIELD_BYTES, PrivateBlock, private_length, read_block
+from relay.message.draft import (
+    FIRST_FIELD_BYTES,
+    PRIVATE_BYTES_MAX,
+    PrivateBlock,
+    private_length,
+    read_block,
+)
 
 FIRST_SUBMISSION = (
     1  # the number of a draft that sendMail made: it goes if its note never got ready
 )
 NOTE_NAME = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
 _PREPARED = re.compile(r"([0-9a-z]{16})\.(\d{1,20})(\+?)")
-_BLOCK_BYTES_MAX = 16 << 20
 _COPIED = "copied"  # a file of that name: notes here may be copies, not second names
 
 _log = structlog.get_logger("relay.mailbox")
@@ -232,7 +237,7 @@ def read_block_of(path: Path) -> PrivateBlock | None:
     with open_message(path) as file:
         head = file.read(FIRST_FIELD_BYTES)
         length = private_length(head)
-        if not FIRST_FIELD_BYTES < length <= _BLOCK_BYTES_MAX:
+        if not FIRST_FIELD_BYTES < length <= PRIVATE_BYTES_MAX:
             return None
         return read_block(head + file.read(length - len(head)))
 

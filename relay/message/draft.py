@@ -26,6 +26,7 @@ from relay.message.content import (
 from relay.message.fields import CRLF, parameter, people_field, raw_field
 from relay.message.privateblock import (
     FIRST_FIELD_BYTES,
+    PRIVATE_BYTES_MAX,
     BesideMime,
     DraftOrigin,
     Part,
@@ -41,6 +42,7 @@ from relay.message.propertyfields import header_fields
 
 __all__ = [  # the block's names are a draft's as well
     "FIRST_FIELD_BYTES",
+    "PRIVATE_BYTES_MAX",
     "BesideMime",
     "DraftOrigin",
     "KeptAttachment",

@@ -19,6 +19,7 @@ from relay.message.fields import CRLF
 from relay.message.properties import ExtendedProperty, MessageProperties
 
 FIRST_FIELD_BYTES = 29
+PRIVATE_BYTES_MAX = 16 * 1024 * 1024  # what says that it is longer is not believed
 _FIRST = re.compile(rb"X-Relay-Draft: 1 (\d{10})\r\n")
 _DATA_FIELD = "X-Relay-Data: "
 _DATA_LINE = 900

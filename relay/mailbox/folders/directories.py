@@ -24,12 +24,12 @@ from relay.mailbox.types import Folder, NoSuchItemError, WellKnown
 
 ROOT_ID = "msgfolderroot"
 DELETED_PREFIX = "relay-deleted."  # a folder that is being removed: no dot, so nobody's folder
+MARKER = "maildirfolder"
+# What is there last makes the directory a folder: a crash before leaves nothing to be seen.
+DIRECTORIES = ("tmp", "new", "cur")
 _ROOT_NAME = "Top of Information Store"
-_MARKER = "maildirfolder"
 _MARKED = re.compile(rb"relay-folder-id ([a-z0-9]{2,64})\n")
 _MARKER_BYTES_MAX = 100
-# What is there last makes the directory a folder: a crash before leaves nothing to be seen.
-_DIRECTORIES = ("tmp", "new", "cur")
 _MAILBOXES_REMEMBERED = 10_000
 _INBOX_AS_PARENT = ".INBOX"  # the Inbox is the mailbox itself; what is within it is called so
 _DOVECOT_DELETES = "..DOVECOT-TRASHED"
@@ -123,11 +123,11 @@ def make_folder(path: Path, folder_id: str) -> None:
 
 def write_id(path: Path, folder_id: str) -> None:
     """Write a folder's id into its marker file."""
-    fresh = path / f"{_MARKER}.{folder_id}"
+    fresh = path / f"{MARKER}.{folder_id}"
     remove(fresh)  # what a crash left
     try:
         write_synced(fresh, f"relay-folder-id {folder_id}\n".encode())
-        fresh.rename(path / _MARKER)
+        fresh.rename(path / MARKER)
     finally:
         remove(fresh)
     sync_directory(path)
@@ -253,7 +253,7 @@ def _ids(mailbox: Path, others: Iterable[str]) -> dict[str, str]:
 def marked_id(path: Path) -> str:
     """Return the id in a folder's marker file, "" if there is none."""
     with suppress(OSError):
-        descriptor = os.open(path / _MARKER, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path / MARKER, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             marked = _MARKED.fullmatch(os.read(descriptor, _MARKER_BYTES_MAX))
         finally:
@@ -268,10 +268,10 @@ def _derived_id(directory: str, number: int) -> str:
 
 
 def _make_maildir(path: Path, *, is_folder: bool) -> None:
-    if all((path / name).is_dir() for name in _DIRECTORIES):
+    if all((path / name).is_dir() for name in DIRECTORIES):
         return
-    if is_folder and not (path / _MARKER).exists():
+    if is_folder and not (path / MARKER).exists():
         make_directory(path)
-        (path / _MARKER).touch(0o600)
-    for name in _DIRECTORIES:
+        (path / MARKER).touch(0o600)
+    for name in DIRECTORIES:
         make_directory(path / name)

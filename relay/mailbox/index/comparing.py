@@ -25,7 +25,6 @@ from relay.mailbox.types import Folder
 
 _ROWS_AT_ONCE = 1000
 _SAMPLE = 20  # of messages whose header is read again, in each directory
-_INODE_MASK = (1 << 63) - 1  # as looking's
 _DIFFERENCES_MAX = 10_000
 _STATE = "is_read, is_flagged, is_draft, filled"
 _READY = "SELECT 1 FROM about WHERE name = 'ready'"
@@ -180,7 +179,6 @@ def _has_right_facts(cursor: apsw.Cursor, row: Row, path: Path) -> bool:
 
 def _body(path: Path) -> Body | None:
     try:
-        status = os.lstat(path)
+        return Body.of(os.lstat(path))
     except OSError:
         return None
-    return Body(status.st_ino & _INODE_MASK, status.st_size, status.st_mtime_ns)

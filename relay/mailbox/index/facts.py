@@ -17,7 +17,7 @@ from relay.mailbox.index.conditions import RANKS, key_of
 from relay.mailbox.maildir import open_message
 from relay.mailbox.query import Collection
 from relay.message.conversation import conversation_id
-from relay.message.draft import private_length, read_block
+from relay.message.draft import PRIVATE_BYTES_MAX, private_length, read_block
 from relay.message.headread import date_us_of, read_people, read_properties_of_header
 from relay.message.mimeread import read_mime
 from relay.message.preview import without_tags
@@ -27,7 +27,6 @@ from relay.message.section import cleaned, header_end, read_header, split_fields
 _HEADER_BYTES = 16 * 1024
 _HEADER_BYTES_MAX = 256 * 1024
 _CONTENT_BYTES_MAX = 1024 * 1024
-_BLOCK_BYTES_MAX = 16 * 1024 * 1024
 _REMEMBERED_BYTES_MAX = 1024
 _PEOPLE = frozenset((b"from", b"sender", b"to", b"cc", b"bcc", b"reply-to"))
 _OTHERS = frozenset(
@@ -104,7 +103,7 @@ def read_facts(path: Path, *, message_id: str) -> Facts:
     with open_message(path) as file:
         written_us = os.fstat(file.fileno()).st_mtime_ns // 1000
         head = file.read(_HEADER_BYTES)
-        length = min(private_length(head), _BLOCK_BYTES_MAX)
+        length = min(private_length(head), PRIVATE_BYTES_MAX)
         end = length + header_end(head[length:]).body
         if end >= len(head):
             head += file.read(length + _HEADER_BYTES_MAX - len(head))
@@ -129,7 +128,7 @@ def read_words(path: Path) -> Words:
     """Read a message's beginning. Raises OSError."""
     with open_message(path) as file:
         raw = file.read(_CONTENT_BYTES_MAX)
-        length = min(private_length(raw), _BLOCK_BYTES_MAX)
+        length = min(private_length(raw), PRIVATE_BYTES_MAX)
         if length:
             raw += file.read(length)
     block = read_block(raw) if length else None

@@ -12,10 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from relay.mailbox.index.rows import Body, FolderRow, Place, Row, Rows, Sighting
+from relay.mailbox.index.rows import INODE_MASK, Body, FolderRow, Place, Row, Rows, Sighting
 from relay.mailbox.names import parse_name
-
-_INODE_MASK = (1 << 63) - 1  # SQLite's integers have a sign
 
 
 @dataclass(slots=True)
@@ -51,7 +49,7 @@ def names_on_disk(directory: Path) -> Iterator[tuple[bytes, int]]:
         with os.scandir(os.fsencode(directory)) as entries:
             for entry in entries:
                 if not entry.name.startswith(b".") and entry.is_file(follow_symlinks=False):
-                    yield entry.name, entry.inode() & _INODE_MASK
+                    yield entry.name, entry.inode() & INODE_MASK
     except (FileNotFoundError, NotADirectoryError):
         return
 
@@ -93,5 +91,4 @@ def _sight(path: str, place: Place) -> Sighting | None:
         return None
     if not stat.S_ISREG(status.st_mode):
         return None
-    body = Body(status.st_ino & _INODE_MASK, status.st_size, status.st_mtime_ns)
-    return Sighting(place, name, os.fsencode(name.stem), body)
+    return Sighting(place, name, os.fsencode(name.stem), Body.of(status))

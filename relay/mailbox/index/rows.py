@@ -9,7 +9,7 @@ Standards: none.
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import apsw
 
@@ -20,6 +20,7 @@ from relay.mailbox.names import FLAGGED, SEEN, MessageName
 from relay.mailbox.types import ChangeKind, Folder
 
 UIDS_A_MICROSECOND = 1024
+INODE_MASK = (1 << 63) - 1  # SQLite's integers have a sign
 _TIMES_REMEMBERED = 10_000
 COLUMNS = (
     "uid, message_id, claimed, folder, in_new, file_name, stem, generation, inode, size_bytes,"
@@ -57,6 +58,11 @@ class Body:
     inode: int
     size_bytes: int
     written_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Self:
+        """Return what the system says of a file."""
+        return cls(status.st_ino & INODE_MASK, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from relay.clock import Ids
 from relay.mailbox.folders import list_folders, marked_id, write_id
+from relay.mailbox.folders.directories import DIRECTORIES, MARKER
 from relay.mailbox.folders.subscriptions import resubscribe
 from relay.mailbox.index.located import is_draft_file
 from relay.mailbox.maildir import list_names, remove, write_synced
@@ -24,8 +25,6 @@ from relay.mailbox.verify.indexes import IndexCheck, keeper_of
 from relay.mailbox.verify.mending import Cure, Mender, made, removed, renamed
 from relay.mailbox.verify.messages import MessageCheck
 
-_DIRECTORIES = ("cur", "new", "tmp")
-_MARKER = "maildirfolder"
 _SUBSCRIPTIONS = "subscriptions"
 _SUBSCRIPTIONS_BYTES_MAX = 16 << 20
 _TEXT = frozenset((0x09, 0x0A, 0x0D))
@@ -81,7 +80,7 @@ class MailboxCheck:
 
     def _check_owners(self, mailbox: Path) -> None:
         for folder in _folders(mailbox):
-            for path in (folder, *(folder / name for name in _DIRECTORIES)):
+            for path in (folder, *(folder / name for name in DIRECTORIES)):
                 if path.is_dir() and (fault := self._owner_fault(path)):
                     self._mender.settle(fault)
 
@@ -98,18 +97,18 @@ class MailboxCheck:
 
     def _check_directories(self, mailbox: Path) -> None:
         for folder in _folders(mailbox):
-            missing = [name for name in _DIRECTORIES if not (folder / name).is_dir()]
-            is_marked = folder == mailbox or (folder / _MARKER).exists()
+            missing = [name for name in DIRECTORIES if not (folder / name).is_dir()]
+            is_marked = folder == mailbox or (folder / MARKER).exists()
             if (not missing and is_marked) or not self._flight.land(folder):
                 continue
-            for name in reversed(missing):  # cur/ last: it makes a folder of the directory
+            for name in missing:  # cur/ last: it makes a folder of the directory
                 path = folder / name
                 if not path.is_dir():
                     fault = Fault(Kind.MISSING_DIRECTORY, path, _found(path), "a directory")
                     if _found(path) == "nothing" or self._aside(fault):
                         self._mender.settle(fault, made(path))
-            if not is_marked and not (folder / _MARKER).exists():
-                marker = folder / _MARKER
+            if not is_marked and not (folder / MARKER).exists():
+                marker = folder / MARKER
                 fault = Fault(Kind.MISSING_MARKER, marker, "nothing", "the mark of a folder")
                 self._mender.settle(fault, _written(marker, b""))
 
@@ -124,7 +123,7 @@ class MailboxCheck:
                 self._settle_folder_id(folder, marked)
 
     def _settle_folder_id(self, folder: Folder, marked: str) -> None:
-        marker = folder.path / _MARKER
+        marker = folder.path / MARKER
         if not self._flight.land(marker) or marked_id(folder.path) != marked:
             return
         fault = Fault(
@@ -232,7 +231,7 @@ def parse_stem(path: Path) -> str:
 
 def _is_mailbox(path: Path) -> bool:
     names = set(list_names(path))
-    return bool(names.intersection(_DIRECTORIES)) or any(
+    return bool(names.intersection(DIRECTORIES)) or any(
         _is_folder(path / name) for name in names if name.startswith(".")
     )
 
@@ -246,7 +245,7 @@ def _folders(mailbox: Path) -> Iterator[Path]:
 
 
 def _is_folder(path: Path) -> bool:
-    return not path.is_symlink() and bool({*_DIRECTORIES, _MARKER}.intersection(list_names(path)))
+    return not path.is_symlink() and bool({*DIRECTORIES, MARKER}.intersection(list_names(path)))
 
 
 def _with_ids(folder: Folder, message_ids: set[str]) -> Iterator[tuple[MessageName, Path]]:

@@ -15,18 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relay.files import OpenOctets
+from relay.mailbox.leftovers import LEFTOVER_S
 from relay.mailbox.maildir import open_message
 from relay.mailbox.names import MessageName, is_our_name, parse_name
 from relay.mailbox.verify.findings import Fault, Kind
 from relay.mailbox.verify.flight import Flight
 from relay.mailbox.verify.mending import Cure, Mender, removed, renamed
-from relay.message.draft import FIRST_FIELD_BYTES, private_length, read_private
+from relay.message.draft import FIRST_FIELD_BYTES, PRIVATE_BYTES_MAX, private_length, read_private
 
 _SIZE = re.compile(r",S=\d+")
 _SIZE_OF_LINES = re.compile(r",W=\d+")  # Dovecot's, of the size with CRLF: wrong where S is
-_BLOCK_BYTES_MAX = 16 << 20
 _BLOCK_BYTES_READ = 1 << 20
-_LEFTOVER_S = 36 * 3600
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a FIFO",
@@ -151,7 +150,7 @@ class MessageCheck:
                 path = directory / entry.name
                 status = path.lstat()
                 age_s = self._flight.age_s(status.st_ctime)
-                if age_s < _LEFTOVER_S:
+                if age_s < LEFTOVER_S:
                     continue
                 fault = Fault(
                     Kind.LEFTOVER, path, f"untouched for {age_s / 3600:.0f} hours", "at most 36"
@@ -214,6 +213,6 @@ def _is_broken(path: Path, *, full: bool) -> bool:
             pass
         if not is_our_name(path.name) or not private_length(head):
             return False
-        if private_length(head) > _BLOCK_BYTES_MAX:
+        if private_length(head) > PRIVATE_BYTES_MAX:
             return True
         return read_private(OpenOctets.of(file))[0] is None

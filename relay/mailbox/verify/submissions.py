@@ -14,6 +14,7 @@ from pathlib import Path
 
 from relay.journal.unfinished import OpenSubmission, Submissions, read_submissions
 from relay.mailbox.folders import list_folders, well_known_path
+from relay.mailbox.leftovers import LEFTOVER_S
 from relay.mailbox.maildir import list_names
 from relay.mailbox.names import DRAFT, mailbox_directory, parse_name
 from relay.mailbox.notes import NOTE_NAME, NotesDirectory, read_block_of
@@ -23,7 +24,6 @@ from relay.mailbox.verify.flight import Flight
 from relay.mailbox.verify.mending import Cure, Mender, removed, shown
 
 _PREPARED = re.compile(r"[0-9a-z]{16}\.\d{1,20}[+~]?")
-_LEFTOVER_S = 36 * 3600
 _IN_WORK_S = 60.0
 
 
@@ -111,7 +111,7 @@ class SubmissionCheck:
                 continue
             tally.preparing += 1
             age_s = self._flight.age_s(status.st_ctime)
-            if age_s >= _LEFTOVER_S and status.st_nlink == 1:
+            if age_s >= LEFTOVER_S and status.st_nlink == 1:
                 found = f"untouched for {age_s / 3600:.0f} hours"
                 self._mender.settle(Fault(Kind.LEFTOVER, path, found, "at most 36"), removed(path))
 
