@@ -139,9 +139,12 @@ class Resolver:
 
     def _is_heir(self, twin: Row, row: Row) -> bool:
         """Whether another program made `twin` from `row`, and not the other way round."""
-        is_younger = twin.claimed == row.message_id or twin.seen_us > row.seen_us
+        is_claimed = twin.claimed == row.message_id  # else, seen together, either may be the copy
+        is_younger = twin.seen_us >= row.seen_us if is_claimed else twin.seen_us > row.seen_us
         is_fresh = twin.seen_us >= max(self._rows.now_us - _MOVE_US, 1)
-        return is_younger and is_fresh and not is_our_name(os.fsdecode(twin.stem))
+        # The store never gives two files one name; what has the name of another is no copy of ours.
+        is_foreign = twin.stem == row.stem or not is_our_name(os.fsdecode(twin.stem))
+        return is_younger and is_fresh and is_foreign
 
     def _keep(self, row: Row, sighting: Sighting, *, generation: int = 0) -> None:
         del self._lost[row.uid]
