@@ -20,12 +20,12 @@ from relay.mailbox.api import NoteStore
 from relay.mailbox.types import NoSuchItemError, Note
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, size_of
 from relay.message.converted import ConversionError, Converted
-from relay.message.draft import split_private
-from relay.message.headers import split
+from relay.message.draft import read_private
 from relay.message.mimeread import read_message
 from relay.message.outcome import Evidence
 from relay.message.properties import MessageProperties
 from relay.message.reporting import Action, ReportedMessage, ReportedRecipient
+from relay.message.section import header_end
 from relay.message.status import one_line
 from relay.pickup.conversion import Conversion, UnsafeNoteError
 from relay.pickup.decisions import Accepted, End, Later, Refused, given_up, too_old
@@ -194,9 +194,9 @@ def _as_it_is(content: Octets, note: Note, *, read_mime: bool = True) -> Convert
     `read_mime`, only what the relay wrote itself is read.
     """
     head = content.read(0, LARGE_BYTES)
-    block, length = split_private(head)
+    block, length = read_private(content)
     header = head[length:]
-    header = header[: min(split(header), _HEADER_BYTES_MAX)]
+    header = header[: min(header_end(header).header, _HEADER_BYTES_MAX)]
     properties = MessageProperties()
     if block is not None and block.properties is not None:
         properties = block.properties

@@ -11,7 +11,7 @@ from relay.journal.events import Event, Step
 from relay.journal.metrics import Metrics
 from relay.journal.storelog import StoreLog, SubmissionFacts
 from relay.mailbox.types import NoSuchItemError, Note, StoreUnavailableError
-from relay.message.content import MemoryOctets
+from relay.message.content import LARGE_BYTES, MemoryOctets
 from relay.message.convert import convert
 from relay.message.draft import DraftOrigin, write_draft
 from relay.message.properties import MessageProperties, Person
@@ -249,6 +249,19 @@ async def test_what_is_no_address_in_a_draft_is_reported_on_one_line(world):
     ((_, recipients),) = world.reports.asked
     assert [one.address for one in recipients] == ["b@y.test> RCPT TO:<c@y.test"]
     assert mx.envelopes == []
+
+
+async def test_a_large_draft_that_is_put_aside_is_reported_to_be_for_whom_it_was(world):
+    alice, bob = Person("alice@example.test"), Person("b@y.test")
+    asked = MessageProperties(from_=alice, to=(bob,), subject="raise", body="x" * LARGE_BYTES)
+    world.submit(content=write_draft(asked, DraftOrigin(alice.address, "base", "<i@h>", 1, 1)))
+    started = world.running(converter=converters.convert)
+    async with RemoteMx(path=world.path), started:
+        await world.store.ended()
+    ((message, recipients),) = world.reports.asked
+    assert [one.address for one in recipients] == [bob.address]
+    assert b"Subject: raise" in message.content.header
+    assert b"X-Relay" not in message.content.header
 
 
 @pytest.mark.parametrize(
