@@ -9,6 +9,7 @@ Standards: none.
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from relay.clock import id_time_us, rfc3339
 from relay.journal.events import Step
 from relay.message.lifecycle import FINAL, State
 
@@ -64,7 +65,7 @@ class Journeys:
 
     async def _recent(self, key: str, *, account: str | None, limit: int) -> list[dict[str, Any]]:
         queue_ids = await self._spool.find_queue_ids(key, account=account, limit=limit)
-        if queue_ids and limit == 1 and key != "last":
+        if queue_ids and (key in queue_ids or _is_submission(key)):  # no other has that name
             told = await self._by_queue_id(queue_ids[0])
             return [told] if told else []
         submissions = await self._store.find_submission_ids(key, account=account, limit=limit)
@@ -77,8 +78,7 @@ class Journeys:
                 continue
             if told := await self._by_submission(submission_id):
                 journeys[submission_id] = told
-        newest = sorted(journeys, reverse=True)  # both kinds of id begin with their time
-        return [journeys[one] for one in newest[:limit]]
+        return sorted(journeys.values(), key=_known_at, reverse=True)[:limit]
 
     async def _by_queue_id(self, queue_id: str) -> dict[str, Any] | None:
         transport = await self._spool.journey(queue_id)
@@ -124,6 +124,21 @@ def is_final(journey: Mapping[str, Any]) -> bool:
     """Whether nothing more will happen: all recipients, if it has any, are in final states."""
     recipients = journey["recipients"]
     return bool(recipients) and all(one["state"] in FINAL for one in recipients)
+
+
+def _is_submission(key: str) -> bool:
+    """Whether a name that the spool knows is a submission's: an address may have dots as well."""
+    return "." in key and "@" not in key
+
+
+def _known_at(journey: Mapping[str, Any]) -> tuple[str, str]:
+    """When it came into the queue, or else was sent: a draft's id tells only when that was made."""
+    queue_id = journey["id"] or ""
+    accepted_us = id_time_us(queue_id)
+    if accepted_us is not None:
+        return rfc3339(accepted_us), queue_id
+    sent = [step["at"] for step in journey["steps"] if step["step"] <= Step.NOTIFIED]
+    return max(sent, default=""), ""
 
 
 def _draft_of(submission_id: str | None) -> str | None:

@@ -14,7 +14,7 @@ IDS = Ids(CLOCK)
 
 
 def steps(*numbers: int) -> list[dict[str, Any]]:
-    return [Event(Step(number), number * 1_000_000).as_json() for number in numbers]
+    return [Event(Step(number), CLOCK.time_us() + number).as_json() for number in numbers]
 
 
 def store_half(submission_id: str, *numbers: int) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class Spool:
             (
                 one["id"]
                 for one in self.halves.values()
-                if key in ("last", one["id"], one["submission_id"])
+                if key in ("last", one["sender"], one["id"], one["submission_id"])
                 and account in (None, one["account"])
             ),
             reverse=True,
@@ -64,7 +64,8 @@ class Store:
             (
                 name
                 for name, one in self.halves.items()
-                if key in ("last", name, one["graph_id"]) and account in (None, one["account"])
+                if key in ("last", one["sender"], name, one["graph_id"])
+                and account in (None, one["account"])
             ),
             reverse=True,
         )[:limit]
@@ -153,6 +154,28 @@ async def test_the_newest_come_first_from_both_halves_each_once(world: World) ->
     assert last["graph_id"] == fourth
     waiting = await world.journeys.recent(account=None, state="queued", limit=10)
     assert [one["graph_id"] for one in waiting] == [third]
+
+
+@pytest.mark.parametrize("key", ["last", "alice@x"])
+async def test_the_newest_of_an_address_may_be_in_either_half(world: World, key: str) -> None:
+    for accepted in (True, False, True):
+        graph_id = world.submit(accepted=accepted)
+        found = await world.journeys.journey(key, account=None)
+        assert found is not None
+        assert found["graph_id"] == graph_id
+
+
+@pytest.mark.parametrize("key", ["last", "alice@x", "g"])
+async def test_an_old_draft_that_was_just_sent_is_the_newest(world: World, key: str) -> None:
+    world.store.halves["g.1"] = store_half("g.1", 1, 2)
+    world.spool.halves["q"] = spool_half(IDS.new(), "g.1", 5)
+    CLOCK.advance(1)
+    world.submit(accepted=True)
+    CLOCK.advance(1)
+    world.store.halves["g.2"] = store_half("g.2", 1, 2)
+    found = await world.journeys.journey(key, account=None)
+    assert found is not None
+    assert (found["submission_id"], found["id"]) == ("g.2", None)
 
 
 async def test_an_account_sees_its_own_only(world: World) -> None:
