@@ -43,12 +43,17 @@ async def test_who_stays_in_the_folder_keeps_the_id_and_the_copy_gets_another(st
     assert copies.isdisjoint(known)
 
 
+@pytest.mark.parametrize("keeps_names", [False, True])
 @pytest.mark.parametrize("looks_between", [False, True])
-async def test_who_is_linked_elsewhere_and_then_removed_was_moved(store, arrived, looks_between):
+async def test_who_is_linked_elsewhere_and_then_removed_was_moved(
+    store, arrived, looks_between, keeps_names
+):
+    """Dovecot's MOVE: it keeps a name that is free there, and links many before it unlinks one."""
     known = {id_of(file) for file in arrived}
     home = arrived[0].parents[1]
     for number, file in enumerate(arrived):
-        os.link(file, home / ".Archive/new" / f"1.M{number}P1.imap,S={file.stat().st_size}")
+        other = f"1.M{number}P1.imap,S={file.stat().st_size}"
+        os.link(file, home / ".Archive/new" / (file.name if keeps_names else other))
     if looks_between:
         assert await ids(store, "inbox") == known
         assert known.isdisjoint(await ids(store, "archive"))
