@@ -60,15 +60,13 @@ class Store:
         return self.halves.get(submission_id)
 
     async def find_submission_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
-        return sorted(
-            (
-                name
-                for name, one in self.halves.items()
-                if key in ("last", one["sender"], name, one["graph_id"])
-                and account in (None, one["account"])
-            ),
-            reverse=True,
-        )[:limit]
+        found = [
+            name
+            for name, one in self.halves.items()
+            if key in ("last", one["sender"], name, one["graph_id"])
+            and account in (None, one["account"])
+        ]
+        return found[::-1][:limit]  # as a log that is read backwards
 
 
 @dataclass
