@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from relay.accounts import Account, AccountDirectory
 from relay.clock import Clock, Ids
+from relay.graph.attachments.uploads import serve_upload
 from relay.graph.routes import find_route, with_keys
-from relay.graph.uploads import serve_upload
 from relay.graph.visit import Door, Visit, refusal
 from relay.http.bearer import bearer_account
 from relay.http.call import Call

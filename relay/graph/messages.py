@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
-from relay.graph.attaching import get_with_attachments
-from relay.graph.attachmentjson import ATTACHMENT_PROPERTIES
+from relay.graph.attachments.handlers import get_with_attachments
+from relay.graph.attachments.show import ATTACHMENT_PROPERTIES
 from relay.graph.expand import parse_expand
 from relay.graph.listing import messages_context
 from relay.graph.mimestream import Ways, take_in_blocks, take_mime

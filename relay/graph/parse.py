@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.accounts import Account
-from relay.graph.attachments import read_attachments
+from relay.graph.attachments.read import read_attachments
 from relay.graph.extended import MULTIPLE, SINGLE, read_extended
 from relay.graph.parameters import read_parameters
 from relay.graph.people import (

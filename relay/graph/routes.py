@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from relay.graph import attaching, folders, listing, messages, moving, sending
+from relay.graph import folders, listing, messages, moving, sending
+from relay.graph.attachments import handlers as attachments
 from relay.graph.visit import Visit
 from relay.http.errors import ApiError, shown
 
@@ -111,17 +112,17 @@ _OF_MESSAGES: Mapping[str, Mapping[str, Handler]] = {
     "messages/{message}/copy": {"POST": moving.copy_message},
     "messages/{message}/permanentdelete": {"POST": moving.remove_message},
     "messages/{message}/attachments": {
-        "GET": attaching.list_attachments,
-        "POST": attaching.add_attachment,
+        "GET": attachments.list_attachments,
+        "POST": attachments.add_attachment,
     },
     "messages/{message}/attachments/createuploadsession": {
-        "POST": attaching.create_upload_session,
+        "POST": attachments.create_upload_session,
     },
     "messages/{message}/attachments/{attachment}": {
-        "GET": attaching.get_attachment,
-        "DELETE": attaching.delete_attachment,
+        "GET": attachments.get_attachment,
+        "DELETE": attachments.delete_attachment,
     },
-    "messages/{message}/attachments/{attachment}/$value": {"GET": attaching.get_value},
+    "messages/{message}/attachments/{attachment}/$value": {"GET": attachments.get_value},
     "messages/{message}/$value": {"GET": messages.get_mime, "PUT": messages.replace_mime},
 }
 _OF_FOLDERS: Mapping[str, Mapping[str, Handler]] = {

@@ -15,7 +15,8 @@ from urllib.parse import quote
 import msgspec
 from starlette.responses import Response
 
-from relay.graph.attachmentjson import (
+from relay.graph.attachments.read import read_attachment, read_upload
+from relay.graph.attachments.show import (
     ATTACHMENT_PROPERTIES,
     CONTENT,
     attachment_pieces,
@@ -23,7 +24,6 @@ from relay.graph.attachmentjson import (
     json_answer,
     json_pieces,
 )
-from relay.graph.attachments import read_attachment, read_upload
 from relay.graph.expand import Expand
 from relay.graph.options import TOP_MAX, Options, parse_options
 from relay.graph.parameters import read_parameters

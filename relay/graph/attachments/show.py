@@ -14,10 +14,15 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from relay.graph.attachments import show_attachment
-from relay.graph.show import MESSAGE_PROPERTIES
+from relay.graph.show import MESSAGE_PROPERTIES, graph_date
 from relay.http.streamed import StreamedResponse
-from relay.mailbox.types import Folder, OpenAttachment, Opened, StoredMessage
+from relay.mailbox.types import (
+    Folder,
+    OpenAttachment,
+    Opened,
+    StoredAttachment,
+    StoredMessage,
+)
 from relay.message.content import LARGE_BYTES
 from relay.message.mimeread import read_mime
 from relay.message.recoding import decoded_blocks
@@ -68,6 +73,29 @@ def attachment_pieces(
     yield encoded[:-1] + b',"contentBytes":"'
     yield from _base64_of(one)
     yield b'"}'
+
+
+def show_attachment(
+    attachment: StoredAttachment, *, modified_us: int, item: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return an attachment's JSON without a file's bytes; `item` is an attached message's JSON.
+
+    Of an itemAttachment Graph never shows the bytes: its $value has the MIME.
+    """
+    kind = "itemAttachment" if attachment.item else "fileAttachment"
+    shown: dict[str, Any] = {
+        "@odata.type": f"#microsoft.graph.{kind}",
+        "@odata.mediaContentType": attachment.content_type,
+        "id": attachment.id,
+        "lastModifiedDateTime": graph_date(modified_us),
+        "name": attachment.name,
+        "contentType": attachment.content_type,
+        "size": attachment.size,
+        "isInline": attachment.inline,
+    }
+    if attachment.item:
+        return shown if item is None else shown | {"item": dict(item)}
+    return shown | {"contentId": attachment.content_id or None, "contentLocation": None}
 
 
 def content_of(one: OpenAttachment) -> Iterator[bytes]:

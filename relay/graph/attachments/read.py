@@ -8,10 +8,9 @@ Standards: Graph's fileAttachment and itemAttachment; RFC 4648 4; RFC 2045 5.1 (
 
 import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from relay.graph.show import graph_date
 from relay.graph.values import (
     a_boolean,
     a_text,
@@ -25,7 +24,6 @@ from relay.graph.values import (
     wrong,
 )
 from relay.mailbox.attachments import ATTACHMENTS_MAX
-from relay.mailbox.types import StoredAttachment
 from relay.message.mimeread import AttachmentFacts
 from relay.message.properties import Attachment
 
@@ -177,34 +175,3 @@ def _content_id(given: dict[str, Any], path: str) -> str:
     if text and not (_CONTENT_ID.fullmatch(text) and text.isascii()):
         raise wrong(path, text, "an id of visible ASCII characters without < and >")
     return text
-
-
-# -- shown
-
-
-def show_attachment(
-    attachment: StoredAttachment,
-    *,
-    modified_us: int,
-    content: bytes | None = None,
-    item: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return an attachment's JSON; `content` is a file's base64, `item` an attached message's JSON.
-
-    Of an itemAttachment Graph never shows the bytes: its $value has the MIME.
-    """
-    kind = "itemAttachment" if attachment.item else "fileAttachment"
-    shown: dict[str, Any] = {
-        "@odata.type": f"#microsoft.graph.{kind}",
-        "@odata.mediaContentType": attachment.content_type,
-        "id": attachment.id,
-        "lastModifiedDateTime": graph_date(modified_us),
-        "name": attachment.name,
-        "contentType": attachment.content_type,
-        "size": attachment.size,
-        "isInline": attachment.inline,
-    }
-    if attachment.item:
-        return shown if item is None else shown | {"item": dict(item)}
-    shown |= {"contentId": attachment.content_id or None, "contentLocation": None}
-    return shown if content is None else shown | {"contentBytes": content.decode("ascii")}
