@@ -135,6 +135,17 @@ def test_no_test_waits_for_a_fixed_time(path):
     assert waits == [], "wait for the event itself, with a time-out"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_a_line_of_the_log_names_its_room_and_says_in_words_what_happened(path):
+    if path == Path("relay/journal/logs.py"):
+        return
+    text = (TOP / path).read_text()
+    assert "import structlog" not in text
+    assert set(re.findall(r'get_logger\("([^"]*)"\)', text)) <= {path.parts[1]}
+    events = re.findall(r'_log\.(?:info|warning|error|exception)\(\s*"([^"]*)"', text)
+    assert [event for event in events if re.fullmatch(r"\S+[._]\S+", event)] == []
+
+
 def test_a_module_is_named_after_what_it_does():
     vague = {"utils", "util", "helpers", "helper", "common", "misc"}
     assert [str(p) for p in MODULES if p.stem in vague or p.stem.endswith("_utils")] == []

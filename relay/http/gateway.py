@@ -25,7 +25,7 @@ from relay.journal.logs import get_logger
 
 _CLIENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _STOPPED_RETRY_S = 5
-_log = get_logger("relay.http")
+_log = get_logger("http")
 
 Handler = Callable[[Call], Awaitable[Response]]
 

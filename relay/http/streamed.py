@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from relay.journal.logs import get_logger
 
 _BLOCK_BYTES = 256 * 1024
-_log = get_logger("relay.http")
+_log = get_logger("http")
 
 
 class StreamedResponse(Response):

@@ -10,8 +10,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import structlog
-
+from relay.journal.logs import get_logger
 from relay.mailbox.types import Note, StoreError
 
 NOTES_IN_MEMORY_MAX = 10_000
@@ -19,7 +18,7 @@ _NOTES_OF_ONE_MAX = 16  # beyond the limit an account that has fewer is not kept
 LISTING_INTERVAL_S = 1.0
 _LISTINGS_OF_ONE_STATE = 2  # the second sees what came within a tick of the file system's clock
 
-_log = structlog.get_logger("relay.mailbox")
+_log = get_logger("mailbox")
 
 
 class NoteBoard:
@@ -101,7 +100,7 @@ class NoteBoard:
                 return
             found = await self._list_ready(frozenset(self._known), room)
         except StoreError as error:
-            _log.error("notes.listing_failed", reason=str(error))
+            _log.error("notes not listed", reason=str(error))
             return
         if len(found) < room:
             self._listings += 1

@@ -12,9 +12,8 @@ import heapq
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import structlog
-
 from relay.clock import Clock
+from relay.journal.logs import get_logger
 from relay.mailbox.types import Note, StoreError
 from relay.mailbox.waiting import BroughtUp
 
@@ -24,7 +23,7 @@ _AFTER_TROUBLE_S = 5.0
 _BATCH_NOTES = 256
 _LISTINGS_OF_ONE_STATE = 2  # the second sees what came within a tick of the file system's clock
 
-_log = structlog.get_logger("relay.mailbox")
+_log = get_logger("mailbox")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ class DueNotes:
                 await self._look_again()
                 wait_s = await self._bring_up_what_is_due()
             except StoreError as error:
-                _log.error("deferred.failed", reason=str(error))
+                _log.error("deferred notes not listed", reason=str(error))
                 wait_s = _AFTER_TROUBLE_S
             if wait_s > 0:
                 await self._sleep(wait_s)

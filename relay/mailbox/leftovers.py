@@ -15,8 +15,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-import structlog
-
+from relay.journal.logs import get_logger
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import list_folders, well_known_path
 from relay.mailbox.folders.directories import DELETED_PREFIX
@@ -30,7 +29,7 @@ from relay.message.draft import DraftOrigin
 LEFTOVER_S = 36 * 3600
 _EVERY_S = 24 * 3600
 
-_log = structlog.get_logger("relay.mailbox")
+_log = get_logger("mailbox")
 
 
 class Leftovers:
@@ -53,7 +52,7 @@ class Leftovers:
             try:
                 self._remove_one(prepared)
             except (OSError, StoreError) as error:
-                _log.error("leftover.kept", file=str(prepared.path), reason=str(error))
+                _log.error("leftover kept", file=str(prepared.path), reason=str(error))
             else:
                 removed += 1
         if removed:

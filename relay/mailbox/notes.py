@@ -13,8 +13,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
+from relay.journal.logs import get_logger
 from relay.mailbox.maildir import (
     DirectorySync,
     link_or_copy,
@@ -39,7 +38,7 @@ NOTE_NAME = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
 _PREPARED = re.compile(r"([0-9a-z]{16})\.(\d{1,20})(\+?)")
 _COPIED = "copied"  # a file of that name: notes here may be copies, not second names
 
-_log = structlog.get_logger("relay.mailbox")
+_log = get_logger("mailbox")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +220,7 @@ class NotesDirectory:
         make_directory(self._corrupt)
         path.rename(self._corrupt / path.name)
         self._syncs.sync(self._corrupt)
-        _log.error("note.corrupt", note=path.name, moved_to=str(self._corrupt))
+        _log.error("note corrupt", note=path.name, moved_to=str(self._corrupt))
 
 
 def draft_of(note_name: str) -> str:

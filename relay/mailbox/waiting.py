@@ -12,11 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import structlog
-
 from relay.clock import Clock, rfc3339
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.events import Event, Step
+from relay.journal.logs import get_logger
 from relay.journal.storelog import StoreLog
 from relay.mailbox.folders import Folders, find_folder, well_known_path
 from relay.mailbox.index import Located
@@ -33,7 +32,7 @@ _TRASHED = "T"
 _LOOKS = 2  # a listing may miss a file that is renamed meanwhile
 _BEING_SENT = "The message is being sent and cannot be changed until it is."
 
-_log = structlog.get_logger("relay.mailbox")
+_log = get_logger("mailbox")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +191,7 @@ class Waiting:
                     if (note := self._made_ready(self._notes.deferred / name)) is not None:
                         notes.append(note)
             except (OSError, StoreError) as error:
-                _log.error("deferred.kept", note=name, reason=str(error))
+                _log.error("deferred note kept", note=name, reason=str(error))
                 kept.append(name)
         if notes:
             self._notes.sync_ready()

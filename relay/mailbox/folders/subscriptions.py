@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import structlog
-
+from relay.journal.logs import get_logger
 from relay.mailbox.maildir import remove, sync_directory, write_synced
 
 _FILE = "subscriptions"
@@ -21,7 +20,7 @@ _LOOKS = 20
 _LOOK_S = 0.05
 _STALE_S = 30  # Dovecot's own limit for this lock
 
-_log = structlog.get_logger("relay.mailbox")
+_log = get_logger("mailbox")
 
 
 def resubscribe(
@@ -33,7 +32,7 @@ def resubscribe(
     """
     lock = mailbox / f"{_FILE}.lock"
     if not _lock(lock):
-        _log.warning("subscriptions.locked", lock=str(lock))
+        _log.warning("subscriptions locked", lock=str(lock))
         return
     fresh = mailbox / f"{_FILE}.relay"
     try:

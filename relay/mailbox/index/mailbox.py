@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import apsw
-import structlog
 
 from relay.clock import Clock
+from relay.journal.logs import get_logger
 from relay.mailbox.index.catchup import CatchUp
 from relay.mailbox.index.database import (
     FILE_NAME,
@@ -38,7 +38,7 @@ _IN_MEMORY_S = 60.0
 _READY = "SELECT value FROM about WHERE name = 'ready'"
 _T = TypeVar("_T")
 
-_log = structlog.get_logger("relay.mailbox")
+_log = get_logger("mailbox")
 
 
 class MailboxIndex:
@@ -75,11 +75,11 @@ class MailboxIndex:
                         catchup.run(cursor)
                         return question(cursor)
                 except IndexDamagedError as error:
-                    _log.warning("index.made_anew", mailbox=str(self._mailbox), reason=str(error))
+                    _log.warning("index made anew", mailbox=str(self._mailbox), reason=str(error))
                     self._drop()
                     remove_database(self._path)
                 except IndexUnusableError as error:
-                    _log.warning("index.in_memory", mailbox=str(self._mailbox), reason=str(error))
+                    _log.warning("index in memory", mailbox=str(self._mailbox), reason=str(error))
                     self._drop()
                     self._memory_until_s = self._clock.monotonic() + _IN_MEMORY_S
                 except StoreError:
