@@ -17,9 +17,10 @@ class CrashPoint(StrEnum):
     """Every point, in the order in which a sendMail passes them, and then those beside its way."""
 
     DRAFT_WRITTEN = "draft-written"  # file in preparing/ complete, not synced
-    DRAFT_SYNCED = "draft-synced"  # fsync of that file
+    DRAFT_WRITTEN_BACK = "draft-written-back"  # its octets are on the disk, so names may follow
     DRAFT_LINKED = "draft-linked"  # link into .Drafts/cur
     NOTE_READY = "note-ready"  # rename to ready/, or to deferred/
+    DRAFT_SYNCED = "draft-synced"  # fsync of the file, if it was not the write-back already
     DRAFTS_DIRECTORY_SYNCED = "drafts-directory-synced"  # fsync of .Drafts/cur
     READY_DIRECTORY_SYNCED = "ready-directory-synced"  # fsync of ready/
     REQUEST_ANSWERED = "request-answered"  # the 202 was handed to the socket
@@ -35,9 +36,9 @@ class CrashPoint(StrEnum):
     DRAFTS_DIRECTORY_SYNCED_AGAIN = "drafts-directory-synced-again"
     STEP_RECORDED = "step-recorded"  # step 4 is in the store's log
     NOTE_REMOVED = "note-removed"
-    NOTE_REMOVAL_SYNCED = "note-removal-synced"
     DELIVERED_LOCALLY = "delivered-locally"  # step 6: linked into new/ and synced, not settled
     REPORT_WRITTEN = "report-written"  # step 3 failed for good: the report is in the Inbox
+    NOTE_REMOVAL_SYNCED = "note-removal-synced"  # behind such a report
     NOTE_PREPARED = "note-prepared"  # a draft that is sent as it is: link into preparing/
     # A draft that waits for its time:
     CHANGE_PREPARED = "change-prepared"  # its next generation linked into preparing/

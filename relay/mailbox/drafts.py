@@ -16,7 +16,7 @@ from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import find_folder
 from relay.mailbox.index import Located
 from relay.mailbox.leftovers import Leftovers
-from relay.mailbox.maildir import looking_again, place, remove, sync_file, write_synced
+from relay.mailbox.maildir import looking_again, open_written, place, remove, write_file
 from relay.mailbox.messages import (
     ComposedDraft,
     Identity,
@@ -26,6 +26,7 @@ from relay.mailbox.messages import (
     next_generation,
 )
 from relay.mailbox.names import DRAFT, FLAGGED, SEEN, parse_name, with_flags
+from relay.mailbox.ordering import named_in_order
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.reading import loaded, octets_of
 from relay.mailbox.types import (
@@ -221,7 +222,7 @@ class Drafts:
     ) -> Located:
         """Write a draft's file durably: tmp, fsync, link, fsync of the directory.
 
-        `on_written` is called with the synced file before it is put in its place.
+        `on_written` is called with the file before it is put in its place; it may give it names.
         """
         directory = folder.path / "cur"
         temporary = draft.written or folder.path / "tmp" / draft.stem
@@ -230,12 +231,13 @@ class Drafts:
         located = Located(folder, directory, name, name.message_id, name.generation)
         try:
             if draft.written:
-                sync_file(temporary)
+                descriptor = open_written(temporary)
             else:
-                write_synced(temporary, draft.content)
-            on_written(temporary)
-            place(temporary, located.path)
-            self._shared.crash.reached(CrashPoint.DRAFT_REPLACED)
+                descriptor = write_file(temporary, draft.content)
+            with named_in_order(descriptor):
+                on_written(temporary)
+                place(temporary, located.path)
+                self._shared.crash.reached(CrashPoint.DRAFT_REPLACED)
             self._shared.syncs.sync(directory)
         except OSError:
             remove(located.path)

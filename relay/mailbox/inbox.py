@@ -3,7 +3,7 @@
 On the path: delivery's local entries (6) and pickup's reports end here.
 Holds: the same `unique` gives the same id and name; an id that was seen in any folder is delivered.
 Fails: MailboxFullError; OSError when the disk refuses, and then nothing is left.
-Standards: Maildir's delivery (tmp, fsync, link, fsync of the directory).
+Standards: Maildir's delivery (tmp, link, fsync of file and directory; docs/design.md 1).
 """
 
 import threading
@@ -14,8 +14,9 @@ from relay.mailbox.api import DeliveryResult
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import list_folders
 from relay.mailbox.leftovers import Leftovers
-from relay.mailbox.maildir import Stripes, list_names, place, remove, write_synced
+from relay.mailbox.maildir import Stripes, list_names, place, remove, write_file
 from relay.mailbox.names import delivered_id, delivered_stem, is_delivered_id, parse_name
+from relay.mailbox.ordering import named_in_order
 from relay.message.content import Content, edited, size_of
 from relay.message.delivered import with_id
 
@@ -78,8 +79,8 @@ class Inbox:
         temporary = mailbox / "tmp" / stem
         remove(temporary)  # what a crash left: this id's lock is ours
         try:
-            write_synced(temporary, content)
-            place(temporary, mailbox / "new" / base)
+            with named_in_order(write_file(temporary, content)):
+                place(temporary, mailbox / "new" / base)
             self._shared.syncs.sync(mailbox / "new")
         except FileExistsError:
             raise

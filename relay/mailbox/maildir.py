@@ -73,13 +73,9 @@ def write_synced(path: Path, content: Content) -> None:
     _write_synced(path, blocks(content))
 
 
-def sync_file(path: Path) -> None:
-    """Make a file's octets durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def open_written(path: Path) -> int:
+    """Return the descriptor of a file that was written but not synced."""
+    return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
 
 def _write(path: Path, pieces: Iterable[bytes]) -> int:

@@ -26,6 +26,7 @@ from relay.mailbox.maildir import (
     link,
     link_or_copy,
     looking_again,
+    open_written,
     place,
     remove,
     write_file,
@@ -41,6 +42,7 @@ from relay.mailbox.messages import (
 )
 from relay.mailbox.names import DRAFT, SEEN, with_flags
 from relay.mailbox.notes import FIRST_SUBMISSION, draft_of
+from relay.mailbox.ordering import named_in_order
 from relay.mailbox.reading import octets_of
 from relay.mailbox.types import (
     BeingSentError,
@@ -150,20 +152,18 @@ class Sending:
         reached = self._shared.crash.reached
         try:
             if draft.written:
-                descriptor = os.open(prepared, os.O_WRONLY | os.O_CLOEXEC)
+                descriptor = open_written(prepared)
             else:
                 descriptor = write_file(prepared, draft.content)
-            try:
-                reached(CrashPoint.DRAFT_WRITTEN)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            reached(CrashPoint.DRAFT_WRITTEN)
+            with named_in_order(descriptor):
+                reached(CrashPoint.DRAFT_WRITTEN_BACK)
+                self._place(prepared, placed)
+                reached(CrashPoint.DRAFT_LINKED)
+                created_us = self._shared.clock.time_us()
+                facts = facts_of(draft, note.submission_id)
+                self._make_ready(prepared, note, facts, created_us=created_us)
             reached(CrashPoint.DRAFT_SYNCED)
-            self._place(prepared, placed)
-            reached(CrashPoint.DRAFT_LINKED)
-            created_us = self._shared.clock.time_us()
-            facts = facts_of(draft, note.submission_id)
-            self._make_ready(prepared, note, facts, created_us=created_us)
             self._shared.syncs.sync(drafts)
             reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
             self._shared.notes.sync(note)
@@ -265,7 +265,9 @@ class Sending:
             accepted = Event(Step.ACCEPTED, self._shared.clock.time_us(), detail)
             self._log.append(_facts_of(note), accepted, queue_id=queue_id)
             self._shared.crash.reached(CrashPoint.STEP_RECORDED)
-            self._remove_note(note)
+            # Not synced: a note that comes back with the power is asked about by its key once more.
+            self._shared.notes.remove_ready(note)
+            self._shared.crash.reached(CrashPoint.NOTE_REMOVED)
 
     def fail_note(self, note: Note, report: bytes | None, *, put_aside: bool = False) -> None:
         """See MailStore.fail_note()."""
@@ -280,7 +282,9 @@ class Sending:
             self._shared.crash.reached(CrashPoint.REPORT_WRITTEN)
             if put_aside:
                 self._shared.notes.put_aside(note.path)
-            self._remove_note(note)
+            self._shared.notes.remove_ready(note)
+            self._shared.notes.sync_ready()  # a refusal that was told must not be asked about again
+            self._shared.crash.reached(CrashPoint.NOTE_REMOVAL_SYNCED)
 
     def _sent_folder(self, mailbox: Path, note: Note) -> tuple[str, Path]:
         """Id and path of the folder for the original: Sent Items if the one asked for is gone."""
@@ -341,12 +345,6 @@ class Sending:
             reached(CrashPoint.SENT_DIRECTORY_SYNCED)
         self._shared.syncs.sync(drafts)
         reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED_AGAIN)
-
-    def _remove_note(self, note: Note) -> None:
-        self._shared.notes.remove_ready(note)
-        self._shared.crash.reached(CrashPoint.NOTE_REMOVED)
-        self._shared.notes.sync_ready()
-        self._shared.crash.reached(CrashPoint.NOTE_REMOVAL_SYNCED)
 
     def identity(self, account: str, options: SendOptions) -> Identity:
         """Return the identity of a new draft that is sent with these options."""

@@ -7,6 +7,7 @@ Standards: mount(8).
 """
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,25 @@ def small_disk(path: Path, *, size_bytes: int) -> Iterator[None]:
         yield
     finally:
         _unmount(path)
+
+
+@contextmanager
+def journaled_disk(path: Path, *, size_bytes: int) -> Iterator[None]:
+    """Mount an empty ext4 that has a journal at the directory `path`."""
+    image = path.with_name(f"{path.name}.image")
+    with image.open("wb") as file:
+        file.truncate(size_bytes)
+    words = ["mkfs.ext4", "-q", "-F", str(image)]
+    search = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    if shutil.which(words[0], path=search) is None:
+        pytest.skip("mkfs.ext4 is not installed")
+    subprocess.run(words, check=True, env={"PATH": search})
+    _mount("-o", "loop", str(image), str(path))
+    try:
+        yield
+    finally:
+        _unmount(path)
+        image.unlink()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-_CALLS = "fsync,fdatasync,read,recvfrom,recvmsg,write,writev,sendto,sendmsg"
+_CALLS = "fsync,fdatasync,sync_file_range,read,recvfrom,recvmsg,write,writev,sendto,sendmsg"
 _NAMING = "link,linkat,rename,renameat,renameat2"
 _ATTACH_S = 10.0
 _DOT = r"\r\n.\r\n"
@@ -29,7 +29,8 @@ _SYNC = re.compile(r" (?:fsync|fdatasync)\(.*\) += 0|<\.\.\. (?:fsync|fdatasync)
 
 _DIRECTORIES = ("preparing", "ready", "cur", "tmp")
 _ACT = re.compile(
-    r" (?P<what>fsync|link|rename)(?:at2?)?\((?:\d+<(?P<file>[^>]+)>|.*\"(?P<target>[^\"]+)\")"
+    r" (?P<what>fsync|sync_file_range|link|rename)(?:at2?)?"
+    r"\((?:\d+<(?P<file>[^>]+)>|.*\"(?P<target>[^\"]+)\")"
 )
 
 
@@ -82,7 +83,8 @@ class SyncTrace:
 def acts_before_202(trace: str) -> list[list[str]]:
     """Return, for each 202, what was synced and named between its request and it, in order.
 
-    An act is "fsync", "link" or "rename" and the directory, or the file's, by its last name.
+    An act is "fsync", "sync_file_range", "link" or "rename", and the directory by its last name,
+    with a slash behind it where a file in it is meant.
     """
     answered: list[list[str]] = []
     acts: list[str] | None = None
@@ -105,7 +107,9 @@ def acts_before_202(trace: str) -> list[list[str]]:
 
 def _directory(path: str) -> str:
     names = path.split("/")
-    return next((name for name in reversed(names) if name in _DIRECTORIES), "")
+    if names[-1] in _DIRECTORIES:
+        return names[-1]
+    return next((f"{name}/" for name in reversed(names) if name in _DIRECTORIES), "")
 
 
 def count_synced(trace: str) -> tuple[int, int]:

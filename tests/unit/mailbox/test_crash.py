@@ -62,13 +62,13 @@ FILING = (
     CrashPoint.DRAFTS_DIRECTORY_SYNCED_AGAIN,
     CrashPoint.STEP_RECORDED,
     CrashPoint.NOTE_REMOVED,
-    CrashPoint.NOTE_REMOVAL_SYNCED,
 )
 SUBMITTING = (
     CrashPoint.DRAFT_WRITTEN,
-    CrashPoint.DRAFT_SYNCED,
+    CrashPoint.DRAFT_WRITTEN_BACK,
     CrashPoint.DRAFT_LINKED,
     CrashPoint.NOTE_READY,
+    CrashPoint.DRAFT_SYNCED,
     CrashPoint.DRAFTS_DIRECTORY_SYNCED,
     CrashPoint.READY_DIRECTORY_SYNCED,
 )

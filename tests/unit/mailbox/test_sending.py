@@ -18,6 +18,7 @@ from relay.mailbox import (
     NotADraftError,
     SendOptions,
     StoreUnavailableError,
+    ordering,
 )
 from relay.mailbox.maildir import Stripes
 from relay.mailbox.query import MessageQuery
@@ -202,10 +203,12 @@ async def test_a_full_mailbox_takes_no_draft(place, store, draft):
     assert (place.files(".Drafts"), place.notes(), place.left_over()) == ([], [], [])
 
 
+@pytest.mark.parametrize("in_order", [True, False])
 @pytest.mark.parametrize("failing", [1, 2, 3])
 async def test_a_failing_disk_leaves_nothing_half_written(
-    place, store, draft, monkeypatch, failing
+    place, store, draft, monkeypatch, failing, in_order
 ):
+    monkeypatch.setattr(ordering, "keeps_order", lambda _: in_order)
     await store.list_folders(ALICE)
     await store.file_original(await store.submit_new(ALICE, draft(), FORGET), queue_id="q")
     sync, calls = os.fsync, []
