@@ -54,6 +54,8 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
         host = f" by {detail['host']}" if detail.get("host") else ""
         outcomes = ((x["address"], x["outcome"], x["reply"]) for x in detail["recipients"])
         yield from _few([f"{who} {outcome}{host}: {reply}" for who, outcome, reply in outcomes])
+    elif step == 4 and detail.get("folder", "") is None:
+        yield f"not kept, queue_id {detail['queue_id']}"
     elif detail:
         yield ", ".join(f"{name} {_short(value)}" for name, value in detail.items())
 

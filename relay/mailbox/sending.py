@@ -254,7 +254,7 @@ class Sending:
             if not note.submission_id.endswith(f".{FIRST_SUBMISSION}"):
                 # A crash may have left the file that the draft was written anew from.
                 self._shared.index.find(mailbox, note.draft_id)
-            detail: dict[str, Any] = {"folder": "", "queue_id": queue_id}
+            detail: dict[str, Any] = {"folder": None, "queue_id": queue_id}
             if note.options.save_to_sent_items:
                 detail["folder"], path = self._sent_folder(mailbox, note)
                 if note.options.sent_folder not in ("", detail["folder"]):

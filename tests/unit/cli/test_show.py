@@ -165,3 +165,10 @@ def test_entries_are_a_table_and_counted():
 )
 def test_a_diagnosis_names_the_step_and_the_reason(found, entries, expected):
     assert diagnosis(found, entries) == expected
+
+
+def test_an_original_that_is_not_kept_has_no_folder():
+    assert list(describe(4, {"folder": None, "queue_id": "q1"})) == ["not kept, queue_id q1"]
+    assert list(describe(4, {"folder": "sentitems", "queue_id": "q1"})) == [
+        "folder sentitems, queue_id q1"
+    ]

@@ -72,6 +72,8 @@ async def test_an_unsaved_message_is_removed(place, store, draft):
     note = await store.submit_new(ALICE, draft(), FORGET)
     await store.file_original(note, queue_id="q")
     assert (place.files(".Drafts"), place.files(".Sent"), place.notes()) == ([], [], [])
+    told = await place.log.submission(note.submission_id)
+    assert told["steps"][-1]["detail"] == {"folder": None, "queue_id": "q"}
 
 
 async def test_a_draft_that_is_gone_is_saved_from_the_note(place, store, draft):
