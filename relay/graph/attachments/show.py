@@ -38,6 +38,7 @@ _OF_ITEMS = (
     *("bccRecipients", "replyTo", "importance", "internetMessageId", "sentDateTime"),
     *("receivedDateTime", "hasAttachments", "conversationId"),
 )
+_DATES = ("sentDateTime", "receivedDateTime")
 _NOWHERE = Folder("", "", Path())
 
 
@@ -151,7 +152,8 @@ def _shown_item(one: OpenAttachment) -> dict[str, Any] | None:
         change_key="",
         is_mime=True,
     )
-    shown = {name: MESSAGE_PROPERTIES[name](message) for name in _OF_ITEMS}
+    names = _OF_ITEMS if read.date_us else [name for name in _OF_ITEMS if name not in _DATES]
+    shown = {name: MESSAGE_PROPERTIES[name](message) for name in names}
     shown["hasAttachments"] = any(not attached.inline for attached in read.attachments)
     given = {name: value for name, value in shown.items() if value is not None}
     return {"@odata.type": "#microsoft.graph.message", **given}

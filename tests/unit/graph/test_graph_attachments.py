@@ -105,6 +105,7 @@ async def test_attachments_of_mime_are_read_where_they_lie(on_disk: OnDisk) -> N
     shown = (await on_disk.http.get(item, params=expand)).json()["item"]
     assert (shown["subject"], shown["body"]["content"]) == ("forwarded", "old")
     assert shown["from"]["emailAddress"]["address"] == "d@a.test"
+    assert [name for name in shown if name.endswith("DateTime")] == []  # it has no Date
 
 
 async def test_options_of_the_list(on_disk: OnDisk) -> None:
