@@ -20,7 +20,6 @@ from relay.message.content import (
     MemoryOctets,
     Octets,
     contains,
-    gathered,
     joined,
 )
 from relay.message.fields import CRLF, parameter, people_field, raw_field
@@ -35,7 +34,6 @@ from relay.message.privateblock import (
     private_length,
     read_block,
     read_private,
-    split_private,
 )
 from relay.message.properties import Attachment, MessageProperties
 from relay.message.propertyfields import header_fields
@@ -54,17 +52,13 @@ __all__ = [  # the block's names are a draft's as well
     "has_line_over",
     "kept_attachment",
     "mime_block",
-    "part_bytes",
+    "part_octets",
     "private_length",
-    "read_attachments",
     "read_block",
     "read_private",
     "read_properties",
     "safe_content_type",
-    "split_private",
-    "write_draft",
     "write_message",
-    "write_mime_draft",
 ]
 
 _BASE64_LINE = 76
@@ -98,15 +92,11 @@ def kept_attachment(attachment: Attachment, *, identity: str) -> KeptAttachment:
     return KeptAttachment(replace(part, id=identity), joined(list(map(_octets, pieces))))
 
 
-def write_draft(properties: MessageProperties, origin: DraftOrigin) -> bytes:
-    """Return a draft's file for properties; those of `from_` and the message id are to be set."""
-    return gathered(draft_content(properties, origin))
-
-
 def draft_content(
     properties: MessageProperties, origin: DraftOrigin, kept: Sequence[KeptAttachment] = ()
 ) -> Content:
-    """Return write_draft() with more attachments behind those of the properties.
+    """Return a draft's file for properties, with more attachments behind theirs; their `from_` and
+    message id are to be set.
 
     What is longer than LARGE_BYTES is not copied. Reading blocks; raises OSError.
     """
@@ -240,11 +230,6 @@ def _can_stand(message: bytes) -> bool:
     )
 
 
-def write_mime_draft(content: bytes, origin: DraftOrigin) -> bytes:
-    """Return a draft's file for MIME: the block, then `content` byte for byte."""
-    return mime_block(origin) + content
-
-
 def mime_block(origin: DraftOrigin, beside: BesideMime | None = None) -> bytes:
     """Return the block that stands in front of MIME."""
     return block_bytes(PrivateBlock(origin, beside=beside))
@@ -260,37 +245,13 @@ def read_properties(raw: bytes | Octets) -> MessageProperties:
     if block is None or block.properties is None or block.body is None:
         raise ValueError("expected a draft that was written from properties")
     stored = octets.read(length + block.body.offset, block.body.length)
-    body = part_bytes(stored, 0, replace(block.body, offset=0)).decode("utf-8", "replace")
+    body = part_octets(stored, block.body).decode("utf-8", "replace")
     return replace(block.properties, body=body)
 
 
-def part_bytes(raw: bytes, length: int, part: Part) -> bytes:
-    """Return a part's decoded bytes; `length` is the block's."""
-    stored = raw[length + part.offset : length + part.offset + part.length]
+def part_octets(stored: bytes, part: Part) -> bytes:
+    """Return what a part says, of its octets as they lie in the file."""
     return b64decode(stored) if part.base64 else stored
-
-
-def read_attachments(raw: bytes) -> tuple[Attachment, ...]:
-    """Return the attachments with their base64, as they were given to write_draft()."""
-    block, length = split_private(raw)
-    if block is None:
-        return ()
-    found = []
-    for part in block.attachments:
-        stored = raw[length + part.offset : length + part.offset + part.length]
-        content = stored.replace(b"\r\n", b"") if part.base64 else b64encode(stored)
-        found.append(
-            Attachment(
-                part.name,
-                part.content_type,
-                content,
-                part.size,
-                inline=part.inline,
-                content_id=part.content_id,
-                item=part.item,
-            )
-        )
-    return tuple(found)
 
 
 def base64_lines(content: bytes) -> bytes:

@@ -29,7 +29,7 @@ from relay.message.draft import (
     Part,
     PrivateBlock,
     attachment_fields,
-    part_bytes,
+    part_octets,
 )
 from relay.message.fields import CRLF, people_field, raw_field
 from relay.message.htmltext import text_of_html
@@ -51,8 +51,7 @@ def from_properties(note: Octets, block: PrivateBlock, length: int, *, keep_bcc:
     properties, body = block.properties, block.body
     if properties is None or body is None:
         raise ConversionError("The draft's private block does not say where its body is.")
-    stored = replace(body, offset=0)
-    text = part_bytes(note.read(length + body.offset, body.length), 0, stored)
+    text = part_octets(note.read(length + body.offset, body.length), body)
     tree = _tree(note, block, length=length, text=text)
     fields = header_fields(
         properties, message_id=block.origin.message_id, date_us=block.origin.modified_us

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from relay.message.content import MemoryOctets, Octets
+from relay.message.content import Octets
 from relay.message.fields import CRLF
 from relay.message.properties import ExtendedProperty, MessageProperties
 
@@ -109,13 +109,11 @@ def private_length(head: bytes) -> int:
     return int(match[1]) if match else 0
 
 
-def split_private(raw: bytes) -> tuple[PrivateBlock | None, int]:
-    """Return the block and its length, or (None, 0) when `raw` does not start with a whole one."""
-    return read_private(MemoryOctets(raw))
-
-
 def read_private(octets: Octets) -> tuple[PrivateBlock | None, int]:
-    """Return split_private() of octets of which only the block is read. Raises OSError."""
+    """Return the block and its length, (None, 0) for octets that do not begin with a whole one.
+
+    Only the block is read. Raises OSError.
+    """
     length = private_length(octets.read(0, FIRST_FIELD_BYTES))
     if not FIRST_FIELD_BYTES < length <= octets.size:
         return None, 0

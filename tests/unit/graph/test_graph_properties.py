@@ -21,8 +21,8 @@ from relay.mailbox.types import QuotaLimits
 from relay.message.content import gathered
 from relay.message.convert import convert
 from relay.message.converted import Converted
-from relay.message.draft import read_attachments
 from relay.settings.tree import Http
+from tests.support.drafts import read_attachments
 from tests.unit.graph.world import refused, to
 
 ALICE = Account(

@@ -17,10 +17,11 @@ from relay.graph.parse import parse_message
 from relay.mailbox.messages import Identity, compose
 from relay.message.content import gathered
 from relay.message.convert import convert, render
-from relay.message.draft import read_attachments, read_properties
+from relay.message.draft import read_properties
 from relay.message.mimeread import read_mime
 from relay.message.properties import MessageProperties
 from tests.support.contents import attached_octets
+from tests.support.drafts import read_attachments
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 ALICE = Account("alice@example.test", send_as=("office@example.test",))

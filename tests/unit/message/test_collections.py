@@ -10,10 +10,11 @@ import pytest
 
 from relay.message.content import gathered
 from relay.message.convert import convert
-from relay.message.draft import DraftOrigin, write_mime_draft
+from relay.message.draft import DraftOrigin
 from relay.message.headers import remove
 from relay.message.mimeread import read_message, read_mime
 from relay.message.section import cleaned, header_end, split_fields, with_crlf
+from tests.support.drafts import write_mime_draft
 
 ORIGIN = DraftOrigin("alice@example.test", "1.R0123456789abcdef_1.h", "<id@h>", 5, 6)
 ADDED = (b"from", b"date", b"message-id")

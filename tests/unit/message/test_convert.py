@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from relay.message.content import size_of
 from relay.message.convert import ConversionError, convert, render
-from relay.message.draft import DraftOrigin, write_draft, write_mime_draft
+from relay.message.draft import DraftOrigin
 from relay.message.properties import Attachment, MessageProperties, Person
+from tests.support.drafts import write_draft, write_mime_draft
 
 ORIGIN = DraftOrigin(
     "alice@example.test",

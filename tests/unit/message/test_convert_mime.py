@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from relay.message.content import LARGE_BYTES, LargeContent, MemoryOctets, gathered, size_of
 from relay.message.convert import ConversionError, convert, render
-from relay.message.draft import DraftOrigin, write_mime_draft
+from relay.message.draft import DraftOrigin
 from relay.message.headread import check_mime
 from relay.message.structure import read_structure
+from tests.support.drafts import write_mime_draft
 from tests.unit.message.test_structure import entities
 
 ORIGIN = DraftOrigin(

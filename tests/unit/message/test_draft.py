@@ -12,17 +12,14 @@ from hypothesis import strategies as st
 
 from relay.message.draft import (
     DraftOrigin,
-    part_bytes,
+    part_octets,
     private_length,
-    read_attachments,
     read_block,
     read_properties,
     safe_content_type,
-    split_private,
-    write_draft,
-    write_mime_draft,
 )
 from relay.message.properties import Attachment, MessageProperties, Person
+from tests.support.drafts import read_attachments, split_private, write_draft, write_mime_draft
 
 ORIGIN = DraftOrigin(
     account="alice@example.test",
@@ -60,7 +57,9 @@ def test_properties_come_back_as_they_went_in():
     assert replace(read_properties(raw), attachments=read_attachments(raw)) == FULL
     block, length = split_private(raw)
     assert block.origin == ORIGIN
-    assert part_bytes(raw, length, block.attachments[0]) == b"\0\xff" * 100
+    part = block.attachments[0]
+    stored = raw[length:][part.offset : part.offset + part.length]
+    assert part_octets(stored, part) == b"\0\xff" * 100
     assert read_block(raw[: private_length(raw)]) == block
 
 

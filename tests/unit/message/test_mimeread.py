@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.message.draft import DraftOrigin, write_draft
+from relay.message.draft import DraftOrigin
 from relay.message.headread import check_mime, header_of, read_people, unread_people
 from relay.message.mimeread import read_message, read_mime
 from relay.message.properties import Attachment, MessageProperties, Person
 from relay.message.section import read_header
 from tests.support.contents import attached_octets
+from tests.support.drafts import write_draft
 
 WHOLE = """\
 From: =?utf-8?q?J=C3=BCrgen?= <juergen@a.test>

@@ -13,10 +13,11 @@ from relay.journal.storelog import StoreLog, SubmissionFacts
 from relay.mailbox.types import NoSuchItemError, Note, StoreUnavailableError
 from relay.message.content import LARGE_BYTES, MemoryOctets
 from relay.message.convert import convert
-from relay.message.draft import DraftOrigin, write_draft
+from relay.message.draft import DraftOrigin
 from relay.message.properties import MessageProperties, Person
 from relay.pickup import Pickup, conversion
 from tests.support import converters
+from tests.support.drafts import write_draft
 from tests.support.remote_mx import DROP, EXTENSIONS, RemoteMx
 
 DAY_S = 86400.0

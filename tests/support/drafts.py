@@ -1,0 +1,51 @@
+"""Files of drafts for tests, in memory: written, and taken apart again.
+
+On the path: tests of what reads or converts drafts.
+Holds: what is written is what the store writes.
+Fails: never.
+Standards: docs/design.md 3.
+"""
+
+from base64 import b64encode
+
+from relay.message.content import MemoryOctets, gathered
+from relay.message.draft import DraftOrigin, PrivateBlock, draft_content, mime_block, read_private
+from relay.message.properties import Attachment, MessageProperties
+
+
+def write_draft(properties: MessageProperties, origin: DraftOrigin) -> bytes:
+    """Return a draft's file for properties; those of `from_` and the message id are to be set."""
+    return gathered(draft_content(properties, origin))
+
+
+def write_mime_draft(content: bytes, origin: DraftOrigin) -> bytes:
+    """Return a draft's file for MIME: the block, then `content` byte for byte."""
+    return mime_block(origin) + content
+
+
+def split_private(raw: bytes) -> tuple[PrivateBlock | None, int]:
+    """Return the private block and its length."""
+    return read_private(MemoryOctets(raw))
+
+
+def read_attachments(raw: bytes) -> tuple[Attachment, ...]:
+    """Return the attachments with their base64, as they were given to write_draft()."""
+    block, length = split_private(raw)
+    if block is None:
+        return ()
+    found = []
+    for part in block.attachments:
+        stored = raw[length + part.offset : length + part.offset + part.length]
+        content = stored.replace(b"\r\n", b"") if part.base64 else b64encode(stored)
+        found.append(
+            Attachment(
+                part.name,
+                part.content_type,
+                content,
+                part.size,
+                inline=part.inline,
+                content_id=part.content_id,
+                item=part.item,
+            )
+        )
+    return tuple(found)
