@@ -35,7 +35,7 @@ SLEEPS = {
     "relay/app/upkeep.py": "figures and pruning have no event to wait for, only an hour",
     "relay/delivery/dispatcher.py": "behind an event too, where each look passes over a long queue",
     "relay/app/follow.py": "behind an event, so that a burst of them is read once",
-    "relay/mailbox/precedence.py": "the end of a rush is that nothing happens for a moment",
+    "relay/mailbox/notes/precedence.py": "the end of a rush is that nothing happens for a moment",
     "relay/web/messages.py": "behind an event, so that who waits does not read all the time",
 }
 

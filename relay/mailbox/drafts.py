@@ -128,7 +128,7 @@ class Drafts:
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
             located = self.find(mailbox, message_id)
-            note = self._shared.waiting.note_of(message_id, located)
+            note = self._shared.deferred.note_of(message_id, located)
             flags = located.name.flags
             for flag, wanted in ((SEEN, change.is_read), (FLAGGED, change.flagged)):
                 if wanted is not None:
@@ -141,7 +141,7 @@ class Drafts:
             stored = octets_of(located)
             if note is not None:
                 before = read_message(stored).properties
-                note = self._shared.waiting.changed(
+                note = self._shared.deferred.changed(
                     note, before.extended, change.properties.extended
                 )
             identity = self.identity(account, note.options if note else None)
@@ -171,7 +171,7 @@ class Drafts:
         Raises NoSuchItemError, NotADraftError, BeingSentError.
         """
         located = self.find(mailbox, message_id)
-        note = self._shared.waiting.note_of(message_id, located)
+        note = self._shared.deferred.note_of(message_id, located)
         if not is_draft(located):
             raise NotADraftError("Only a draft's content can be changed.")
         return Before(mailbox, located, note)
@@ -191,7 +191,7 @@ class Drafts:
                 changed = self._write_waiting(draft, located, note, flags=flags)
         remove(located.path)
         if note is not None:
-            self._shared.waiting.settled(note)
+            self._shared.deferred.settled(note)
         return self._written(changed, draft)
 
     def _write_waiting(
@@ -203,13 +203,13 @@ class Drafts:
         """
 
         def replace_note(temporary: Path) -> None:
-            self._shared.waiting.replace(note, temporary, in_sight(draft.content))
+            self._shared.deferred.replace(note, temporary, in_sight(draft.content))
 
         try:
             return self._write(draft, before.folder, flags=flags, on_written=replace_note)
         except OSError:
             with suppress(OSError):
-                self._shared.waiting.take_back(note, before.path)
+                self._shared.deferred.take_back(note, before.path)
             raise
 
     def _write(

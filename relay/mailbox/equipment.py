@@ -14,8 +14,8 @@ from relay.mailbox.folders import Folders
 from relay.mailbox.index import Indexes
 from relay.mailbox.maildir import DirectorySync, Stripes
 from relay.mailbox.notes import NotesDirectory
+from relay.mailbox.notes.deferred import DeferredNotes
 from relay.mailbox.quota import Quota
-from relay.mailbox.waiting import Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,4 +32,4 @@ class Equipment:
     notes: NotesDirectory
     syncs: DirectorySync
     stripes: Stripes
-    waiting: Waiting
+    deferred: DeferredNotes

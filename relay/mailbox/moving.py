@@ -43,7 +43,7 @@ class Moving:
             destination = self._destination(mailbox, destination_id)
             if destination.path == located.folder.path:
                 return loaded(located)
-            self._shared.waiting.set_free(message_id, located, reason="the draft was moved")
+            self._shared.deferred.set_free(message_id, located, reason="the draft was moved")
             return loaded(self._moved(located, destination))
 
     @looking_again
@@ -52,7 +52,7 @@ class Moving:
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
             located = self._find(mailbox, message_id)
-            self._shared.waiting.set_free(message_id, located, reason="the draft was deleted")
+            self._shared.deferred.set_free(message_id, located, reason="the draft was deleted")
             if permanently or is_deleted(located.folder):
                 remove(located.path)
                 self._shared.syncs.sync(located.directory)

@@ -42,6 +42,7 @@ from relay.mailbox.messages import (
 )
 from relay.mailbox.names import DRAFT, SEEN, with_flags
 from relay.mailbox.notes import FIRST_SUBMISSION, draft_of
+from relay.mailbox.notes.deferred import deferred_detail
 from relay.mailbox.ordering import named_in_order
 from relay.mailbox.reading import octets_of
 from relay.mailbox.types import (
@@ -52,7 +53,6 @@ from relay.mailbox.types import (
     SendOptions,
     WellKnown,
 )
-from relay.mailbox.waiting import waiting_detail
 from relay.message.content import LARGE_BYTES, in_sight
 from relay.message.draft import read_private
 from relay.message.properties import MessageProperties
@@ -109,7 +109,7 @@ class Sending:
                 raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
             if not is_draft(located):
                 raise NotADraftError("Only a draft can be sent.")
-            if (waiting := self._shared.waiting.note_of(message_id, located)) is not None:
+            if (waiting := self._shared.deferred.note_of(message_id, located)) is not None:
                 return _as_before(waiting, options)
             stored = octets_of(located)
             # The time makes it grow from one send of a draft to the next.
@@ -213,7 +213,7 @@ class Sending:
         whatever pickup does.
         """
         created = Event(Step.CREATED, created_us, _IN_DRAFTS)
-        notified = Event(Step.NOTIFIED, self._shared.clock.time_us(), waiting_detail(note))
+        notified = Event(Step.NOTIFIED, self._shared.clock.time_us(), deferred_detail(note))
         self._log.append(facts, created, notified)
         os.rename(prepared, note.path)  # noqa: PTH104 - Path.rename() parses the target again
         self._shared.crash.reached(CrashPoint.NOTE_READY)

@@ -20,9 +20,7 @@ from relay.journal.storelog import StoreLog
 from relay.mailbox.api import DeliveryResult
 from relay.mailbox.arrivals import Arrivals
 from relay.mailbox.attachments.store import FileAttachments
-from relay.mailbox.board import NoteBoard
 from relay.mailbox.drafts import Drafts
-from relay.mailbox.due import Deferred, DueNotes
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import ROOT_ID, Folders
 from relay.mailbox.folders.tree import FolderTree
@@ -33,8 +31,11 @@ from relay.mailbox.maildir import DirectorySync, Stripes, storage_errors
 from relay.mailbox.moving import Moving
 from relay.mailbox.names import mailbox_directory
 from relay.mailbox.notes import NotesDirectory
+from relay.mailbox.notes.board import NoteBoard
+from relay.mailbox.notes.deferred import BroughtUp, DeferredNotes
+from relay.mailbox.notes.precedence import Precedence
+from relay.mailbox.notes.timer import DeferredDirectory, DueTimer
 from relay.mailbox.pool import Pool
-from relay.mailbox.precedence import Precedence
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.quota import Quota
 from relay.mailbox.sending import Sending
@@ -50,7 +51,6 @@ from relay.mailbox.types import (
     SendOptions,
     StoredMessage,
 )
-from relay.mailbox.waiting import BroughtUp, Waiting
 from relay.message.content import LARGE_BYTES, Content, MemoryOctets, Octets
 from relay.message.properties import MessageProperties
 
@@ -89,11 +89,11 @@ class FileStore:
         self._queries = Pool(_QUERY_THREADS, "mailbox-query")
         self._precedence = Precedence(clock.monotonic)
         self._board = NoteBoard(self._changed_ns, self._list_ready)
-        self._due = DueNotes(
-            Deferred(self._deferred_changed_ns, self._list_deferred, self._bring_up),
+        self._due = DueTimer(
+            DeferredDirectory(self._deferred_changed_ns, self._list_deferred, self._bring_up),
             clock=clock, on_ready=self._board.offer,
         )  # fmt: skip
-        waiting = Waiting(
+        deferred = DeferredNotes(
             notes, folders=folders, stripes=stripes, clock=clock, crash=crash, log=log,
             on_deferred=self._due.add,
         )  # fmt: skip
@@ -108,7 +108,7 @@ class FileStore:
             notes=notes,
             syncs=syncs,
             stripes=stripes,
-            waiting=waiting,
+            deferred=deferred,
         )
         self._leftovers = Leftovers(self._shared)
         self._inbox = Inbox(self._shared, self._leftovers)
@@ -341,7 +341,7 @@ class FileStore:
         return await self._run(self._shared.notes.list_deferred)
 
     async def _bring_up(self, names: Sequence[str]) -> BroughtUp:
-        return await self._run(self._shared.waiting.bring_up, names)
+        return await self._run(self._shared.deferred.bring_up, names)
 
     async def _list_ready(self, known: frozenset[str], limit: int) -> list[Note]:
         return await self._run(self._shared.notes.list_ready, known, limit)

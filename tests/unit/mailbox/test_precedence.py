@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from relay.clock import ManualClock
-from relay.mailbox import precedence
-from relay.mailbox.precedence import Precedence
+from relay.mailbox.notes import precedence
+from relay.mailbox.notes.precedence import Precedence
 
 YOUNG_S, OLD_S = 0.0, precedence.OLD_S + 1
 

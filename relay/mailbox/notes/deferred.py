@@ -22,7 +22,7 @@ from relay.mailbox.index import Located
 from relay.mailbox.maildir import Stripes, list_names, remove
 from relay.mailbox.messages import submission_facts
 from relay.mailbox.names import DRAFT, SEEN, parse_name
-from relay.mailbox.notes import NotesDirectory, draft_of
+from relay.mailbox.notes.directory import NotesDirectory, draft_of
 from relay.mailbox.types import BeingSentError, NoSuchItemError, Note, StoreError, WellKnown
 from relay.message.draft import read_block
 from relay.message.extended import SendWishes, send_wishes
@@ -43,7 +43,7 @@ class BroughtUp:
     kept: tuple[str, ...]
 
 
-class Waiting:
+class DeferredNotes:
     """Blocking; the store's parts call it in its threads, holding the message's lock."""
 
     def __init__(
@@ -249,10 +249,10 @@ class Waiting:
         block = read_block(head)
         created_us = block.origin.created_us if block else now_us
         self._log.append(facts, Event(Step.CREATED, created_us, {"folder": str(WellKnown.DRAFTS)}))
-        self._log.append(facts, Event(Step.NOTIFIED, now_us, waiting_detail(note)))
+        self._log.append(facts, Event(Step.NOTIFIED, now_us, deferred_detail(note)))
 
 
-def waiting_detail(note: Note) -> dict[str, str]:
+def deferred_detail(note: Note) -> dict[str, str]:
     """Return what step 2 says: until when the note waits, nothing if it does not."""
     due_us = note.options.deferred_us
     return {"deferred_until": rfc3339(due_us)} if due_us else {}

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from relay.clock import ManualClock
-from relay.mailbox.due import Deferred, DueNotes
+from relay.mailbox.notes.deferred import BroughtUp
+from relay.mailbox.notes.timer import DeferredDirectory, DueTimer
 from relay.mailbox.types import Note, SendOptions, StoreUnavailableError
-from relay.mailbox.waiting import BroughtUp
 
 SECOND_US = 1_000_000
 
@@ -55,9 +55,9 @@ class Directory:
         self.ready.append(note.draft_id)
         self.came.set()
 
-    def timer(self, **more) -> DueNotes:
-        asked = Deferred(self.changed_ns, self.listed, self.bring_up)
-        return DueNotes(
+    def timer(self, **more) -> DueTimer:
+        asked = DeferredDirectory(self.changed_ns, self.listed, self.bring_up)
+        return DueTimer(
             asked, clock=self.clock, on_ready=self.on_ready, **({"wait_s_max": 0.01} | more)
         )
 
@@ -156,7 +156,7 @@ async def test_a_directory_that_rests_is_not_listed_again(directory, run):
 
 
 async def test_trouble_with_the_disk_is_waited_out(directory, run, monkeypatch):
-    monkeypatch.setattr("relay.mailbox.due._AFTER_TROUBLE_S", 0.001)
+    monkeypatch.setattr("relay.mailbox.notes.timer._AFTER_TROUBLE_S", 0.001)
     directory.put("a", 0)
     directory.trouble = 3
     await run(directory.timer())

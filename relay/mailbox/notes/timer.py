@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from relay.clock import Clock
 from relay.journal.logs import get_logger
+from relay.mailbox.notes.deferred import BroughtUp
 from relay.mailbox.types import Note, StoreError
-from relay.mailbox.waiting import BroughtUp
 
 NAMES_IN_MEMORY_MAX = 10_000
 _WAIT_S_MAX = 60.0
@@ -27,7 +27,7 @@ _log = get_logger("mailbox")
 
 
 @dataclass(frozen=True, slots=True)
-class Deferred:
+class DeferredDirectory:
     """deferred/ as the timer asks for it, off the loop.
 
     `changed_ns` is when it last changed; `listed` gives (due time in µs, name) of each note;
@@ -39,12 +39,12 @@ class Deferred:
     bring_up: Callable[[Sequence[str]], Awaitable[BroughtUp]]
 
 
-class DueNotes:
+class DueTimer:
     """Everything but add() on the loop."""
 
     def __init__(
         self,
-        deferred: Deferred,
+        deferred: DeferredDirectory,
         *,
         clock: Clock,
         on_ready: Callable[[Note], None],
