@@ -2,7 +2,8 @@
 
 On the path: the server's dispatch hands /v1.0 and /beta in; handlers call the store.
 Holds: nothing is read of a body before the token is known and the mailbox is the account's own.
-Fails: ApiError: 401, 403 for another account's mailbox, 404 for nobody's, 503 while not ready.
+Fails: ApiError: 401, 403 for another account's mailbox, 404 for nobody's, 501
+for what Graph has and Relay has not, 503 while not ready.
 Standards: Graph's user and mail resources; its paths ignore case.
 """
 
@@ -13,7 +14,7 @@ from starlette.responses import Response
 from relay.accounts import Account, AccountDirectory
 from relay.clock import Clock, Ids
 from relay.graph.attachments.uploads import serve_upload
-from relay.graph.routes import find_route, with_keys
+from relay.graph.routes import find_route, not_implemented, with_keys
 from relay.graph.visit import Door, Visit, refusal
 from relay.http.bearer import bearer_account
 from relay.http.call import Call
@@ -26,6 +27,7 @@ from relay.settings.tree import Http
 
 _HELD_BODIES = 4  # how many of the largest bodies may be in memory at once
 _READY_RETRY_S = 5
+_BESIDE_MAILBOXES = {"$batch": "batches", "subscriptions": "subscriptions"}
 _UPLOAD = ("v1.0", "uploads", "{token}")
 
 
@@ -81,6 +83,8 @@ def _behind_owner(
     first = segments[0].lower() if segments else ""
     if first == "me":
         return segments[1:]
+    if first in _BESIDE_MAILBOXES:
+        raise not_implemented(_BESIDE_MAILBOXES[first])
     if first != "users" or len(segments) == 1:
         path = "/".join(segments)
         message = f"Resource not found for the path {shown(path)}; mail is under /me and /users/…."

@@ -2,7 +2,8 @@
 
 On the path: app asks it with the part of the path behind the mailbox's owner.
 Holds: names of resources and actions match in any case; `microsoft.graph.` before one is accepted.
-Fails: ApiError 404 for a path that is not here, 405 with Allow for a method that is not.
+Fails: ApiError 404 for a path that is not here, 501 where Graph has it, 405 with Allow for a method
+that is not.
 Standards: RFC 9110 15.5.5, 15.5.6; Graph's URL conventions.
 """
 
@@ -18,6 +19,7 @@ from relay.http.errors import ApiError, shown
 
 Handler = Callable[[Visit], Awaitable[Response]]
 _NAMESPACE = "microsoft.graph."
+_WHATEVER = "*"  # last in a pattern: any segments, or none
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ def find_route(method: str, segments: tuple[str, ...]) -> Match:
         names = _names(pattern, segments)
         if names is None:
             continue
+        if isinstance(by_method, str):
+            raise not_implemented(by_method)
         handler = by_method.get(method)
         if handler is None:
             raise ApiError(
@@ -63,6 +67,11 @@ def find_route(method: str, segments: tuple[str, ...]) -> Match:
     raise ApiError(404, "ResourceNotFound", message)
 
 
+def not_implemented(what: str) -> ApiError:
+    """Return the refusal of what Graph has and Relay has not."""
+    return ApiError(501, "NotImplemented", f"Graph has {what}, Relay has not.")
+
+
 def _without_parents(segments: tuple[str, ...]) -> tuple[str, ...]:
     """Return the path to the innermost folder: an id says all, whatever folders it is within."""
     while len(segments) > 3 and segments[0].lower() == "mailfolders":
@@ -74,6 +83,9 @@ def _without_parents(segments: tuple[str, ...]) -> tuple[str, ...]:
 
 def _names(pattern: tuple[str, ...], segments: tuple[str, ...]) -> dict[str, str] | None:
     """Return the names that make `segments` fit `pattern`, None if nothing does."""
+    if pattern[-1:] == (_WHATEVER,):
+        pattern = pattern[:-1]
+        segments = segments[: len(pattern)]
     if len(pattern) != len(segments):
         return None
     names: dict[str, str] = {}
@@ -135,9 +147,38 @@ _OF_FOLDERS: Mapping[str, Mapping[str, Handler]] = {
     "mailfolders/{folder}/move": {"POST": folders.move_folder},
     "mailfolders/{folder}/permanentdelete": {"POST": folders.remove_folder},
 }
-_ROUTES: tuple[tuple[tuple[str, ...], Mapping[str, Handler]], ...] = (
+_NOT_OF_MESSAGES: Mapping[str, str] = {
+    "messages/delta": "delta queries",
+    "messages/delta()": "delta queries",
+    **{
+        f"messages/{{message}}/{name.lower()}": f"the action {name}"
+        for name in (
+            *("reply", "replyAll", "forward"),
+            *("createReply", "createReplyAll", "createForward"),
+        )
+    },
+    "messages/{message}/extensions/*": "open extensions",
+    "messages/{message}/attachments/$count": "counts of attachments",
+}
+_NOT_HERE: Mapping[str, str] = {
+    **_NOT_OF_MESSAGES,
+    "mailfolders/delta": "delta queries",
+    "mailfolders/delta()": "delta queries",
+    "mailfolders/$count": "counts of folders",
+    "mailfolders/{folder}/copy": "copying of folders",
+    "mailfolders/{folder}/messagerules/*": "rules",
+    **{f"mailfolders/{{folder}}/{path}": what for path, what in _NOT_OF_MESSAGES.items()},
+    "mailboxsettings/*": "mailboxSettings",
+    "inferenceclassification/*": "the focused inbox",
+    "outlook/*": "categories of a mailbox",
+    "getmailtips": "mail tips",
+    **dict.fromkeys(("calendar/*", "calendars/*", "calendarview/*", "events/*"), "calendars"),
+    **dict.fromkeys(("contacts/*", "contactfolders/*"), "contacts"),
+}
+_ROUTES: tuple[tuple[tuple[str, ...], Mapping[str, Handler] | str], ...] = (
     (_pattern(""), {"GET": messages.get_user}),
     (_pattern("sendmail"), {"POST": sending.send_mail}),
+    *((_pattern(path), what) for path, what in _NOT_HERE.items()),
     *((_pattern(path), by_method) for path, by_method in _OF_MESSAGES.items()),
     *((_pattern(path), by_method) for path, by_method in _OF_FOLDERS.items()),
     *(

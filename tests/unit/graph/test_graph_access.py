@@ -29,8 +29,8 @@ async def test_the_scheme_matches_in_any_case(world: World) -> None:
         ("/v1.0/users", 404, "ResourceNotFound"),
         ("/v1.0/messages", 404, "ResourceNotFound"),
         ("/v1.0", 404, "ResourceNotFound"),
-        ("/v1.0/me/calendar", 404, "ResourceNotFound"),
-        ("/v1.0/me/messages/x/extensions", 404, "ResourceNotFound"),
+        ("/v1.0/me/nonsense", 404, "ResourceNotFound"),
+        ("/v1.0/me/messages/x/nonsense", 404, "ResourceNotFound"),
         ("/v1.0/me/messages/a%20b", 400, "ErrorInvalidIdMalformed"),
         ("/v1.0/me/messages/%2e%2e%2f", 400, "ErrorInvalidIdMalformed"),
         ("/v1.0/me/messages/%ff", 400, "BadRequest"),
@@ -41,6 +41,41 @@ async def test_the_scheme_matches_in_any_case(world: World) -> None:
 )
 async def test_what_is_not_there(world: World, path: str, status: int, code: str) -> None:
     assert refused(await world.http.get(path), status, code)
+
+
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [
+        ("messages/delta", "delta queries"),
+        ("messages/microsoft.graph.delta()", "delta queries"),
+        ("mailFolders('inbox')/messages/delta", "delta queries"),
+        ("mailFolders/delta", "delta queries"),
+        ("mailFolders/inbox/childFolders/delta", "delta queries"),
+        ("messages/x/createReply", "the action createReply"),
+        ("mailFolders/inbox/messages/x/microsoft.graph.createReplyAll", "createReplyAll"),
+        ("messages/x/forward", "the action forward"),
+        ("messages/x/extensions/y", "open extensions"),
+        ("messages/x/attachments/$count", "counts of attachments"),
+        ("mailFolders/$count", "counts of folders"),
+        ("mailFolders/inbox/childFolders/$count", "counts of folders"),
+        ("mailFolders/x/copy", "copying of folders"),
+        ("mailFolders/x/childFolders/y/copy", "copying of folders"),
+        ("mailFolders/inbox/messageRules", "rules"),
+        ("mailboxSettings/timeZone", "mailboxSettings"),
+        ("calendar/events", "calendars"),
+        ("contacts", "contacts"),
+        ("../$batch", "batches"),
+        ("../subscriptions/1", "subscriptions"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_what_graph_has_and_relay_has_not(
+    world: World, method: str, path: str, what: str
+) -> None:
+    url = f"/v1.0/me/{path}".replace("/me/..", "")
+    message = refused(await world.http.request(method, url), 501, "NotImplemented")
+    assert message.startswith("Graph has ")
+    assert message.endswith(f"{what}, Relay has not.")
 
 
 async def test_405_says_what_is_allowed(world: World) -> None:
