@@ -19,7 +19,7 @@ from relay.journal.logs import get_logger
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import list_folders, well_known_path
 from relay.mailbox.folders.directories import DELETED_PREFIX
-from relay.mailbox.maildir import link_or_copy, list_names, place, remove
+from relay.mailbox.maildir import list_names, place_again, remove
 from relay.mailbox.messages import is_draft
 from relay.mailbox.names import is_our_name
 from relay.mailbox.notes import Prepared, draft_of, read_block_of
@@ -89,13 +89,8 @@ class Leftovers:
         if before is None or before.name.stem == origin.base_name:
             return
         base = f"{origin.base_name},S={prepared.path.stat().st_size}"
-        temporary = before.folder.path / "tmp" / origin.base_name
-        remove(temporary)  # what a crash left
-        try:
-            link_or_copy(prepared.path, temporary)  # the mailbox may be on a disk of its own
-            place(temporary, before.folder.path / "cur" / f"{base}:2,{before.name.flags}")
-        finally:
-            remove(temporary)
+        placed = before.folder.path / "cur" / f"{base}:2,{before.name.flags}"
+        place_again(prepared.path, placed)
         self._shared.syncs.sync(before.folder.path / "cur")
         remove(before.path)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
 
-from relay.files import FileOctets
+from relay.files import FileOctets, write_all
 from relay.mailbox.types import ContentUnreadableError, StoreUnavailableError
 from relay.message.content import Content, UnreadableError, blocks, octets_in_blocks
 
@@ -82,9 +82,7 @@ def _write(path: Path, pieces: Iterable[bytes]) -> int:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
     try:
         for piece in pieces:
-            view = memoryview(piece)
-            while view:
-                view = view[os.write(descriptor, view) :]
+            write_all(descriptor, piece)
     except BaseException:
         os.close(descriptor)
         remove(path)
@@ -117,8 +115,29 @@ def link(source: Path, target: Path) -> bool:
 def link_or_copy(source: Path, target: Path) -> None:
     """Give `source` a second name; where that is impossible, write a synced copy of it."""
     if not link(source, target):
-        whole = FileOctets(source, 0, source.stat().st_size)
-        _write_synced(target, octets_in_blocks((whole,)))
+        _copy(source, target)
+
+
+def place_again(source: Path, target: Path) -> bool:
+    """Give a message's file a second name in a folder; where no link can be, by tmp/ a synced copy.
+
+    Return whether it is a link. Raises FileExistsError.
+    """
+    if link(source, target):
+        return True
+    temporary = target.parents[1] / "tmp" / target.name.partition(",")[0]
+    remove(temporary)  # what a crash left of a copy
+    try:
+        _copy(source, temporary)
+        place(temporary, target)
+    finally:
+        remove(temporary)
+    return False
+
+
+def _copy(source: Path, target: Path) -> None:
+    whole = FileOctets(source, 0, source.stat().st_size)
+    _write_synced(target, octets_in_blocks((whole,)))
 
 
 def place(source: Path, target: Path) -> None:

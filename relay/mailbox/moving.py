@@ -16,9 +16,8 @@ from relay.mailbox.folders.keywords import translated
 from relay.mailbox.index import Located
 from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import (
-    link_or_copy,
     looking_again,
-    place,
+    place_again,
     remove,
     rename,
 )
@@ -80,16 +79,12 @@ class Moving:
         return loaded(copy)
 
     def _link(self, located: Located, copy: Located) -> None:
-        temporary = copy.folder.path / "tmp" / copy.name.stem
         try:
-            link_or_copy(located.path, temporary)
-            place(temporary, copy.path)
+            place_again(located.path, copy.path)
             self._shared.syncs.sync(copy.directory)
         except OSError:
             remove(copy.path)
             raise
-        finally:
-            remove(temporary)
 
     def _moved(self, located: Located, destination: Folder) -> Located:
         moved = _in_folder(located, destination, located.name.base)

@@ -23,11 +23,9 @@ from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import Located
 from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import (
-    link,
-    link_or_copy,
     looking_again,
     open_written,
-    place,
+    place_again,
     remove,
     write_file,
 )
@@ -175,15 +173,8 @@ class Sending:
 
     def _place(self, prepared: Path, placed: Path) -> None:
         """Give a prepared draft its name in the mailbox; where no link can be, a copy by tmp/."""
-        if link(prepared, placed):
-            return
-        temporary = placed.parents[1] / "tmp" / placed.name
-        try:
-            link_or_copy(prepared, temporary)
+        if not place_again(prepared, placed):
             self._shared.notes.say_copied()
-            place(temporary, placed)
-        finally:
-            remove(temporary)
 
     def _submit_as_it_is(
         self, located: Located, head: bytes, note: Note, *, created_us: int
@@ -269,15 +260,18 @@ class Sending:
             self._shared.notes.remove_ready(note)
             self._shared.crash.reached(CrashPoint.NOTE_REMOVED)
 
-    def fail_note(self, note: Note, report: bytes | None, *, put_aside: bool = False) -> None:
+    def fail_note(
+        self, note: Note, report: bytes | None, *, report_to: str = "", put_aside: bool = False
+    ) -> None:
         """See MailStore.fail_note()."""
         with self._shared.stripes.of(note.draft_id):
             if not note.path.exists():
                 return
             if report is not None:
                 unique = f"{note.submission_id}.report"
+                mailbox = report_to or note.account
                 self._inbox.deliver(
-                    note.account, unique=unique, content=report, over_quota=True, is_repeat=True
+                    mailbox, unique=unique, content=report, over_quota=True, is_repeat=True
                 )  # whether it is one cannot be known: a crash may have come before the note went
             self._shared.crash.reached(CrashPoint.REPORT_WRITTEN)
             if put_aside:
@@ -312,14 +306,8 @@ class Sending:
         """Save the original wherever it is; return the directory it was in."""
         located = self._shared.index.find_stem(mailbox, note.base_name)
         if located is None:
-            temporary = target.parents[1] / "tmp" / note.base_name
-            remove(temporary)  # what a crash left of a copy
-            try:
-                link_or_copy(note.path, temporary)
-                with suppress(FileExistsError):
-                    place(temporary, target)
-            finally:
-                remove(temporary)
+            with suppress(FileExistsError):
+                place_again(note.path, target)
             return None
         if not is_draft(located):  # filed before a crash, or moved by a mail client
             return None
