@@ -65,7 +65,7 @@ def create_app(
             raise try_later("ResourceUnhealthy", reason, after_s=_READY_RETRY_S)
         try:
             if is_upload:  # the token in its URL is all that it needs
-                return await serve_upload(door, call, segments[2])
+                return await serve_upload(door, call, segments[2], accounts=accounts)
             rest = _behind_owner(segments[1:], account, accounts)
             match = find_route(call.method, rest)
             return await match.handler(Visit(door, call, account, match.names))

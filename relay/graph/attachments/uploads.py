@@ -13,13 +13,15 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
+from relay.accounts import AccountDirectory
 from relay.graph.show import graph_date
 from relay.graph.visit import Door
 from relay.http.call import Call
 from relay.http.errors import ApiError, shown
 from relay.http.gateway import json_response
-from relay.mailbox.types import Upload
+from relay.mailbox.types import NoSuchItemError, Upload
 
+_METHODS = ("GET", "PUT", "DELETE")
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.IGNORECASE)
 _EXPECTED = "expected a range such as bytes 0-5242879/12582912"
 
@@ -33,21 +35,27 @@ class ContentRange:
     total: int
 
 
-async def serve_upload(door: Door, call: Call, token: str) -> Response:
-    """Answer a request to an upload URL."""
+async def serve_upload(
+    door: Door, call: Call, token: str, *, accounts: AccountDirectory
+) -> Response:
+    """Answer a request to an upload URL, which goes with its account."""
+    if call.method not in _METHODS:
+        raise ApiError(
+            405,
+            "Request_BadRequest",
+            "Specified HTTP method is not allowed for the request target.",
+            headers={"allow": ", ".join(_METHODS)},
+        )
+    upload = await door.store.attachments.find_upload(token)
+    owner = accounts.by_address(upload.account)
+    if owner is None or owner.address != upload.account:
+        raise NoSuchItemError("The upload session is unknown, or it has expired.")
     if call.method == "GET":
-        return _status(await door.store.attachments.find_upload(token))
+        return _status(upload)
     if call.method == "PUT":
-        return await _put(door, call, token)
-    if call.method == "DELETE":
-        await door.store.attachments.remove_upload(token)
-        return Response(status_code=204)
-    raise ApiError(
-        405,
-        "Request_BadRequest",
-        "Specified HTTP method is not allowed for the request target.",
-        headers={"allow": "GET, PUT, DELETE"},
-    )
+        return await _put(door, call, token, upload=upload)
+    await door.store.attachments.remove_upload(token)
+    return Response(status_code=204)
 
 
 def read_content_range(text: str, size: int) -> ContentRange:
@@ -65,9 +73,7 @@ def read_content_range(text: str, size: int) -> ContentRange:
     return told
 
 
-async def _put(door: Door, call: Call, token: str) -> Response:
-    store = door.store.attachments
-    upload = await store.find_upload(token)
+async def _put(door: Door, call: Call, token: str, *, upload: Upload) -> Response:
     given = read_content_range(call.headers.get("content-range", ""), upload.size)
     if upload.received == upload.size and given.end == upload.size - 1:
         return await _attached(door, call, token)  # again: its answer was lost, or it failed

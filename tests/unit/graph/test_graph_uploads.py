@@ -6,14 +6,14 @@ import errno
 import random
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from relay.accounts.development import DevelopmentAccounts
+from relay.accounts import Account, AccountDirectory, DevelopmentAccounts, FileAccounts
 from relay.clock import Ids, ManualClock
 from relay.graph import create_app
 from relay.journal.crash import CrashPoints
@@ -25,6 +25,7 @@ from relay.mailbox.types import QuotaLimits
 from relay.settings.tree import Http
 from tests.unit.graph.world import refused, to
 
+ALICE = "alice@example.test"
 MAX_UPLOAD = 3_000_000
 OCTETS = random.Random(5).randbytes(1_500_000)
 FIRST = 600_001
@@ -39,6 +40,7 @@ class Place:
     quota_bytes: int | None = None
     store: FileStore | None = None
     http: httpx.AsyncClient | None = None
+    accounts: AccountDirectory = field(default_factory=DevelopmentAccounts)
 
     async def restart(self) -> None:
         await self.close()
@@ -55,7 +57,7 @@ class Place:
         )
         app = create_app(
             self.store,
-            DevelopmentAccounts(),
+            self.accounts,
             clock=self.clock,
             hostname="relay.example.test",
             http=Http(public_url="", max_upload=MAX_UPLOAD),
@@ -411,3 +413,22 @@ async def test_a_session_that_cannot_be_written_is_none(
     assert place.uploads() == []
     made = [await place.session(message_id, 1000) for _ in range(UPLOADS_MAX)]
     assert {one.status_code for one in made} == {201}
+
+
+@pytest.mark.parametrize("left", [(), (Account("bob@example.test", aliases=(ALICE,)),)])
+async def test_an_upload_url_goes_with_its_account(place: Place, left: tuple[Account, ...]) -> None:
+    url = (await place.session(await place.draft())).json()["uploadUrl"]
+    assert (await place.put(url, 0, OCTETS[:100])).status_code == 200
+    accounts = place.accounts = FileAccounts(place.clock)
+    for account in left:
+        accounts.add(account, password=None, token=None)
+    await place.restart()
+    assert place.http is not None
+    for answer in (
+        await place.http.get(url),
+        await place.put(url, 100, OCTETS[100:]),
+        await place.http.delete(url),
+    ):
+        refused(answer, 404, "ErrorItemNotFound")
+    assert len(place.uploads()) == 2
+    accounts.close()
