@@ -190,14 +190,14 @@ class Arrivals:
     ) -> ArrivingFile:
         self._ready(account, expected_bytes)
         self._shared.notes.make()
-        identity = self._sending.identity(account, options)
+        identity = self._shared.identity(account, options)
         path = self._shared.notes.preparing / first_submission(identity)
         return ArrivingFile(path, draft_head(identity))
 
     def _begin_draft(self, account: str, folder_id: str, expected_bytes: int) -> ArrivingFile:
         mailbox = self._ready(account, expected_bytes)
         folder = find_folder(mailbox, folder_id)
-        head = draft_head(self._drafts.identity(account))
+        head = draft_head(self._shared.identity(account))
         return ArrivingFile(folder.path / "tmp" / head.stem, head)
 
     @looking_again
@@ -209,7 +209,7 @@ class Arrivals:
         located = before.located
         self._ready(account, expected_bytes - located.path.stat().st_size, messages=0)
         options = before.note.options if before.note else None
-        identity = self._drafts.identity(account, options)
+        identity = self._shared.identity(account, options)
         head = draft_head(next_identity(located, octets_of(located), identity))
         own_name = f"{head.stem}.{self._shared.ids.new()}"  # who is quicker writes this generation
         return ArrivingFile(located.folder.path / "tmp" / own_name, head)

@@ -25,7 +25,7 @@ from relay.mailbox.messages import (
     load,
     next_generation,
 )
-from relay.mailbox.names import DRAFT, FLAGGED, SEEN, parse_name, with_flags
+from relay.mailbox.names import FLAGGED, NEW_DRAFT, SEEN, parse_name, with_flags
 from relay.mailbox.ordering import named_in_order
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.reading import loaded, octets_of
@@ -36,7 +36,6 @@ from relay.mailbox.types import (
     NotADraftError,
     Note,
     Page,
-    SendOptions,
     StoredMessage,
 )
 from relay.message.content import Content, MemoryOctets, in_sight
@@ -70,20 +69,22 @@ class Drafts:
         mailbox = self._shared.folders.mailbox(account)
         self._leftovers.clean(mailbox)
         folder = find_folder(mailbox, folder_id)
-        return self.create_composed(compose(content, self.identity(account)), mailbox, folder)
+        return self.create_composed(
+            compose(content, self._shared.identity(account)), mailbox, folder
+        )
 
     def create_composed(self, draft: ComposedDraft, mailbox: Path, folder: Folder) -> StoredMessage:
         """Write a new draft; if it is written, then to the folder's tmp/."""
         account = draft.account
         with self._shared.quota.room_for(account, mailbox, draft.size, stem=draft.stem):
-            located = self._write(draft, folder, flags=f"{DRAFT}{SEEN}")
+            located = self._write(draft, folder, flags=NEW_DRAFT)
         return self._written(located, draft)
 
     @looking_again
     def get(self, account: str, message_id: str, folder_id: str) -> StoredMessage:
         """See MailStore.get()."""
         mailbox = self._shared.folders.mailbox(account)
-        return loaded(self.find(mailbox, message_id, folder_id))
+        return loaded(self._shared.index.get(mailbox, message_id, folder_id=folder_id))
 
     def query(self, account: str, query: MessageQuery) -> Page:
         """See MailStore.query_messages()."""
@@ -105,7 +106,7 @@ class Drafts:
         with suppress(FileNotFoundError):
             return loaded(located)
         with suppress(FileNotFoundError, NoSuchItemError):  # renamed meanwhile
-            return loaded(self.find(mailbox, located.message_id, folder_id))
+            return loaded(self._shared.index.get(mailbox, located.message_id, folder_id=folder_id))
         return None
 
     @looking_again
@@ -114,20 +115,20 @@ class Drafts:
         with suppress(FileNotFoundError):
             return loaded(located)
         mailbox = located.folder.path.parent
-        return loaded(self.find(mailbox, located.message_id))
+        return loaded(self._shared.index.get(mailbox, located.message_id))
 
     @looking_again
     def mime(self, account: str, message_id: str) -> Content:
         """See MailStore.mime()."""
         mailbox = self._shared.folders.mailbox(account)
-        return render(octets_of(self.find(mailbox, message_id)))
+        return render(octets_of(self._shared.index.get(mailbox, message_id)))
 
     @looking_again
     def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
         """See MailStore.update()."""
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
-            located = self.find(mailbox, message_id)
+            located = self._shared.index.get(mailbox, message_id)
             note = self._shared.deferred.note_of(message_id, located)
             flags = located.name.flags
             for flag, wanted in ((SEEN, change.is_read), (FLAGGED, change.flagged)):
@@ -144,7 +145,7 @@ class Drafts:
                 note = self._shared.deferred.changed(
                     note, before.extended, change.properties.extended
                 )
-            identity = self.identity(account, note.options if note else None)
+            identity = self._shared.identity(account, note.options if note else None)
             draft = next_generation(located, stored, identity, change=change.properties)
             return self.replace(Before(mailbox, located, note), draft, flags=flags)
 
@@ -162,7 +163,7 @@ class Drafts:
         with self._shared.stripes.of(message_id):
             before = self.draft(mailbox, message_id)
             note, located = before.note, before.located
-            draft = make(located, self.identity(account, note.options if note else None))
+            draft = make(located, self._shared.identity(account, note.options if note else None))
             return self.replace(before, draft, flags=located.name.flags)
 
     def draft(self, mailbox: Path, message_id: str) -> Before:
@@ -170,7 +171,7 @@ class Drafts:
 
         Raises NoSuchItemError, NotADraftError, BeingSentError.
         """
-        located = self.find(mailbox, message_id)
+        located = self._shared.index.get(mailbox, message_id)
         note = self._shared.deferred.note_of(message_id, located)
         if not is_draft(located):
             raise NotADraftError("Only a draft's content can be changed.")
@@ -264,25 +265,3 @@ class Drafts:
         for directory in {located.directory, changed.directory}:
             self._shared.syncs.sync(directory)
         return changed
-
-    def find(self, mailbox: Path, message_id: str, folder_id: str = "") -> Located:
-        """Find a message, or raise NoSuchItemError."""
-        located = self._shared.index.find(mailbox, message_id, folder_id=folder_id)
-        if located is None:
-            raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
-        return located
-
-    def identity(self, account: str, options: SendOptions | None = None) -> Identity:
-        """Return the identity of a new draft."""
-        now_us = self._shared.clock.time_us()
-        options = options or SendOptions()
-        return Identity(
-            account=account,
-            message_id=self._shared.ids.new(),
-            hostname=self._shared.hostname,
-            created_us=now_us,
-            modified_us=now_us,
-            save_to_sent_items=options.save_to_sent_items,
-            sent_folder=options.sent_folder,
-            on_behalf_of=options.on_behalf_of,
-        )

@@ -1,6 +1,6 @@
 """What the parts of the store share, as one value.
 
-On the path: the store makes it once; drafts, sending and inbox work with it.
+On the path: the store makes it once; whatever changes mailboxes works with it.
 Holds: nothing of its own.
 Fails: never.
 Standards: none.
@@ -13,9 +13,11 @@ from relay.journal.crash import CrashPoints
 from relay.mailbox.folders import Folders
 from relay.mailbox.index import Indexes
 from relay.mailbox.maildir import DirectorySync, Stripes
+from relay.mailbox.messages import Identity
 from relay.mailbox.notes import NotesDirectory
 from relay.mailbox.notes.deferred import DeferredNotes
 from relay.mailbox.quota import Quota
+from relay.mailbox.types import SendOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +35,18 @@ class Equipment:
     syncs: DirectorySync
     stripes: Stripes
     deferred: DeferredNotes
+
+    def identity(self, account: str, options: SendOptions | None = None) -> Identity:
+        """Return the identity of a new draft, and of one that is sent with these options."""
+        now_us = self.clock.time_us()
+        options = options or SendOptions()
+        return Identity(
+            account=account,
+            message_id=self.ids.new(),
+            hostname=self.hostname,
+            created_us=now_us,
+            modified_us=now_us,
+            save_to_sent_items=options.save_to_sent_items,
+            sent_folder=options.sent_folder,
+            on_behalf_of=options.on_behalf_of,
+        )

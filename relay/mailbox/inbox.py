@@ -41,7 +41,7 @@ class Inbox:
         over_quota: bool = False,
         is_repeat: bool = False,
     ) -> DeliveryResult:
-        """See MailStore.deliver()."""
+        """See DeliveryStore.deliver()."""
         mailbox = self._shared.folders.mailbox(account)
         self._leftovers.clean(mailbox)
         message_id = delivered_id(unique)

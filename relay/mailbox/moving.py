@@ -23,7 +23,7 @@ from relay.mailbox.maildir import (
 )
 from relay.mailbox.names import delivered_id, message_stem, parse_name
 from relay.mailbox.reading import loaded
-from relay.mailbox.types import Folder, NoSuchItemError, StoredMessage, WellKnown
+from relay.mailbox.types import Folder, StoredMessage, WellKnown
 
 
 class Moving:
@@ -38,7 +38,7 @@ class Moving:
         """See MailStore.move_message()."""
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
-            located = self._find(mailbox, message_id)
+            located = self._shared.index.get(mailbox, message_id)
             destination = self._destination(mailbox, destination_id)
             if destination.path == located.folder.path:
                 return loaded(located)
@@ -50,7 +50,7 @@ class Moving:
         """See MailStore.delete() and remove_message()."""
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
-            located = self._find(mailbox, message_id)
+            located = self._shared.index.get(mailbox, message_id)
             self._shared.deferred.set_free(message_id, located, reason="the draft was deleted")
             if permanently or is_deleted(located.folder):
                 remove(located.path)
@@ -63,7 +63,7 @@ class Moving:
         """See MailStore.copy_message()."""
         mailbox = self._shared.folders.mailbox(account)
         self._leftovers.clean(mailbox)
-        located = self._find(mailbox, message_id)
+        located = self._shared.index.get(mailbox, message_id)
         destination = self._destination(mailbox, destination_id)
         size_bytes = located.path.stat().st_size
         stem = message_stem(
@@ -92,12 +92,6 @@ class Moving:
         self._shared.syncs.sync(moved.directory)
         self._shared.syncs.sync(located.directory)
         return moved
-
-    def _find(self, mailbox: Path, message_id: str) -> Located:
-        located = self._shared.index.find(mailbox, message_id)
-        if located is None:
-            raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
-        return located
 
     def _destination(self, mailbox: Path, folder_id: str) -> Folder:
         folder = find_folder(mailbox, folder_id)

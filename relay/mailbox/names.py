@@ -18,6 +18,7 @@ from relay.mailbox.types import NoSuchItemError
 DRAFT = "D"
 SEEN = "S"
 FLAGGED = "F"
+NEW_DRAFT = DRAFT + SEEN  # the flags of a draft that the store made
 _OURS = re.compile(r"(\d+)\.R([0-9a-z]{16})_(\d+)\.[^,:]*")
 _SIZE = re.compile(r",S=(\d+)")
 _SECONDS = re.compile(r"\d{1,15}")

@@ -38,7 +38,7 @@ from relay.mailbox.messages import (
     next_generation,
     submission_facts,
 )
-from relay.mailbox.names import DRAFT, SEEN, with_flags
+from relay.mailbox.names import DRAFT, NEW_DRAFT, SEEN, with_flags
 from relay.mailbox.notes import FIRST_SUBMISSION, draft_of
 from relay.mailbox.notes.deferred import deferred_detail
 from relay.mailbox.ordering import named_in_order
@@ -58,7 +58,6 @@ from relay.message.properties import MessageProperties
 _REMOVALS = 3
 _MAILBOXES_REMEMBERED = 1000
 _DATE_US = 60_000_000  # an older draft is written anew: its Date is to say when it was sent
-DRAFT_FLAGS = f":2,{DRAFT}{SEEN}"
 _IN_DRAFTS = {"folder": str(WellKnown.DRAFTS)}
 
 
@@ -79,7 +78,7 @@ class Sending:
         self, account: str, content: MessageProperties | bytes, options: SendOptions
     ) -> Note:
         """See MailStore.submit_new()."""
-        identity = self.identity(account, options)
+        identity = self._shared.identity(account, options)
         return self.submit_composed(compose(content, identity), identity, options)
 
     def submit_composed(
@@ -102,9 +101,7 @@ class Sending:
         """See MailStore.submit_draft()."""
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
-            located = self._shared.index.find(mailbox, message_id)
-            if located is None:
-                raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
+            located = self._shared.index.get(mailbox, message_id)
             if not is_draft(located):
                 raise NotADraftError("Only a draft can be sent.")
             if (waiting := self._shared.deferred.note_of(message_id, located)) is not None:
@@ -112,7 +109,7 @@ class Sending:
             stored = octets_of(located)
             # The time makes it grow from one send of a draft to the next.
             submission_id = f"{message_id}.{self._shared.clock.time_us()}"
-            identity = self.identity(account, options)
+            identity = self._shared.identity(account, options)
             block, _ = read_private(stored)
             if (
                 block is not None
@@ -145,7 +142,7 @@ class Sending:
         self._leftovers.clean(mailbox)
         self._shared.notes.make()
         drafts = _drafts_of(mailbox)
-        placed = drafts / (draft.base + DRAFT_FLAGS)
+        placed = drafts / f"{draft.base}:2,{NEW_DRAFT}"
         prepared = self._shared.notes.preparing / note.submission_id
         reached = self._shared.crash.reached
         try:
@@ -237,7 +234,7 @@ class Sending:
     # -- step 4
 
     def file_original(self, note: Note, *, queue_id: str) -> None:
-        """See MailStore.file_original()."""
+        """See NoteStore.file_original()."""
         with self._shared.stripes.of(note.draft_id):
             if not note.path.exists():
                 return
@@ -263,7 +260,7 @@ class Sending:
     def fail_note(
         self, note: Note, report: bytes | None, *, report_to: str = "", put_aside: bool = False
     ) -> None:
-        """See MailStore.fail_note()."""
+        """See NoteStore.fail_note()."""
         with self._shared.stripes.of(note.draft_id):
             if not note.path.exists():
                 return
@@ -296,7 +293,7 @@ class Sending:
         drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
         base = f"{note.base_name},S={note.path.stat().st_size}"
         try:  # where it is unless a mail client touched it: no directory is listed
-            (drafts / (base + DRAFT_FLAGS)).rename(sent / f"{base}:2,{SEEN}")
+            (drafts / f"{base}:2,{NEW_DRAFT}").rename(sent / f"{base}:2,{SEEN}")
         except FileNotFoundError:
             drafts = self._find_and_save(mailbox, note, sent / f"{base}:2,{SEEN}") or drafts
         self._synced_after_filing(sent, drafts)
@@ -333,20 +330,6 @@ class Sending:
             reached(CrashPoint.SENT_DIRECTORY_SYNCED)
         self._shared.syncs.sync(drafts)
         reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED_AGAIN)
-
-    def identity(self, account: str, options: SendOptions) -> Identity:
-        """Return the identity of a new draft that is sent with these options."""
-        now_us = self._shared.clock.time_us()
-        return Identity(
-            account=account,
-            message_id=self._shared.ids.new(),
-            hostname=self._shared.hostname,
-            created_us=now_us,
-            modified_us=now_us,
-            save_to_sent_items=options.save_to_sent_items,
-            sent_folder=options.sent_folder,
-            on_behalf_of=options.on_behalf_of,
-        )
 
 
 @lru_cache(maxsize=_MAILBOXES_REMEMBERED)

@@ -50,7 +50,7 @@ class Attachments:
     def opened(self, account: str, message_id: str, folder_id: str) -> Opened:
         """See api.AttachmentStore.opened()."""
         mailbox = self._shared.folders.mailbox(account)
-        located = self._drafts.find(mailbox, message_id, folder_id)
+        located = self._shared.index.get(mailbox, message_id, folder_id=folder_id)
         octets = octets_of(located)
         found = tuple(
             OpenAttachment(stored_attachment(one.facts, number), one.octets, one.encoding)

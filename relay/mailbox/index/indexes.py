@@ -60,6 +60,13 @@ class Indexes:
         with self._of(mailbox) as index:
             return index.ask(question)
 
+    def get(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> Located:
+        """The file of a message. Raises NoSuchItemError."""
+        located = self.find(mailbox, message_id, folder_id=folder_id)
+        if located is None:
+            raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
+        return located
+
     def find_stem(self, mailbox: Path, stem: str) -> Located | None:
         """The file whose base name, `,S=` apart, is `stem`, or None."""
 

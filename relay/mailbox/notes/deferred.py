@@ -21,7 +21,7 @@ from relay.mailbox.folders import Folders, find_folder, well_known_path
 from relay.mailbox.index import Located
 from relay.mailbox.maildir import Stripes, list_names, remove
 from relay.mailbox.messages import submission_facts
-from relay.mailbox.names import DRAFT, SEEN, parse_name
+from relay.mailbox.names import NEW_DRAFT, parse_name
 from relay.mailbox.notes.directory import NotesDirectory, draft_of
 from relay.mailbox.types import BeingSentError, NoSuchItemError, Note, StoreError, WellKnown
 from relay.message.draft import read_block
@@ -224,7 +224,7 @@ class DeferredNotes:
         A mail client that changed the draft has written it under another name.
         """
         drafts = well_known_path(self._folders.mailbox(note.account), WellKnown.DRAFTS)
-        untouched = f"{note.base_name},S={note.path.stat().st_size}:2,{DRAFT}{SEEN}"
+        untouched = f"{note.base_name},S={note.path.stat().st_size}:2,{NEW_DRAFT}"
         if (drafts / "cur" / untouched).exists():
             return True
         return any(
