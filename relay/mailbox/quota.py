@@ -75,7 +75,7 @@ class Quota:
         limits = self._limits_of(account)
         if limits == _UNLIMITED:
             return Room.FITS
-        return _room(limits, self._used(mailbox), _Reserved(size_bytes, 1))
+        return _found(limits, self._used(mailbox), _Reserved(size_bytes, 1)).room
 
     def room_for(
         self,
@@ -104,9 +104,9 @@ class Quota:
         self, account: str, mailbox: Path, limits: QuotaLimits, *, stem: str, wanted: _Reserved
     ) -> Iterator[None]:
         with self._stripes.of(str(mailbox)):  # who asks next sees what is reserved here
-            room = _room(limits, self._used(mailbox), wanted)
-            if room is not Room.FITS:
-                raise _refusal(account, room, limits=limits, wanted=wanted)
+            found = _found(limits, self._used(mailbox), wanted)
+            if found.room is not Room.FITS:
+                raise _refusal(account, found)
             with self._lock:
                 self._reserved.setdefault(mailbox, {})[stem] = wanted
         try:
@@ -134,16 +134,24 @@ class Quota:
 _UNLIMITED = QuotaLimits()
 
 
-def _room(limits: QuotaLimits, used: Usage, wanted: _Reserved) -> Room:
-    for limit, there, more in (
-        (limits.size_bytes, used.size_bytes, wanted.size_bytes),
-        (limits.messages, used.messages, wanted.messages),
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Whether there is room, and if not, which `limit` is in the way of how much more."""
+
+    room: Room
+    more: str = ""
+    limit: str = ""
+
+
+def _found(limits: QuotaLimits, used: Usage, wanted: _Reserved) -> _Found:
+    for limit, there, more, unit in (
+        (limits.size_bytes, used.size_bytes, wanted.size_bytes, "byte"),
+        (limits.messages, used.messages, wanted.messages, "message"),
     ):
-        if limit is not None and more > limit:
-            return Room.NEVER
         if limit is not None and there + more > limit:
-            return Room.FULL
-    return Room.FITS
+            room = Room.NEVER if more > limit else Room.FULL
+            return _Found(room, _counted(more, unit), _counted(limit, unit))
+    return _Found(Room.FITS)
 
 
 def _for_reports(limits: QuotaLimits) -> QuotaLimits:
@@ -155,17 +163,12 @@ def _for_reports(limits: QuotaLimits) -> QuotaLimits:
     return QuotaLimits(size_bytes, messages)
 
 
-def _refusal(
-    account: str, room: Room, *, limits: QuotaLimits, wanted: _Reserved
-) -> MailboxFullError:
-    size = "" if limits.size_bytes is None else f"{limits.size_bytes} bytes"
-    count = "" if limits.messages is None else f"{limits.messages} messages"
-    quota = " and ".join(one for one in (size, count) if one)
-    what = f"{wanted.size_bytes} bytes more"
-    if room is Room.NEVER:
-        return MailboxTooSmallError(
-            f"The mailbox {account} is too small: {what} never fit under its quota of {quota}."
-        )
-    return MailboxFullError(
-        f"The mailbox {account} is full: {what} do not fit under its quota of {quota}."
-    )
+def _counted(number: int, unit: str) -> str:
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
+
+
+def _refusal(account: str, found: _Found) -> MailboxFullError:
+    room = f"room for {found.more} more under its quota of {found.limit}."
+    if found.room is Room.NEVER:
+        return MailboxTooSmallError(f"The mailbox {account} is too small: there is never {room}")
+    return MailboxFullError(f"The mailbox {account} is full: there is no {room}")

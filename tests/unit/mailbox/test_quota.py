@@ -57,6 +57,25 @@ def test_what_fits(tmp_path, limits, size_bytes, room):
         pytest.fail("there was no room")
 
 
+@pytest.mark.parametrize(
+    ("limits", "size_bytes", "told"),
+    [
+        (QuotaLimits(1000, 10), 101, "is full: there is no room for 101 bytes more under its quota of 1000 bytes."),
+        (QuotaLimits(1000, 9), 100, "is full: there is no room for 1 message more under its quota of 9 messages."),
+        (QuotaLimits(None, 9), 100, "is full: there is no room for 1 message more under its quota of 9 messages."),
+        (QuotaLimits(1000, 9), 1001, "is too small: there is never room for 1001 bytes more under its quota of 1000 bytes."),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_which_limit_was_hit(tmp_path, limits, size_bytes, told):
+    quota, _ = made(limits, size_bytes=900, messages=9)
+    with (
+        pytest.raises(MailboxFullError) as refused,
+        quota.room_for("a@b", tmp_path, size_bytes, stem="s"),
+    ):
+        pytest.fail("there was no room")
+    assert str(refused.value) == f"The mailbox a@b {told}"
+
+
 def test_room_is_kept_until_the_file_is_counted_and_not_twice(tmp_path):
     quota, counted = made(QuotaLimits(1000), size_bytes=0)
     with quota.room_for("a@b", tmp_path, 600, stem="one"):
