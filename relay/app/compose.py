@@ -220,7 +220,8 @@ class _Composer:
     def _pickup(self) -> Pickup:
         return Pickup(
             self.store, run_dir=self.settings.run_dir,
-            hostname=self.settings.hostname, reports=self.reporter, log=self.store_log,
+            hostname=self.settings.hostname, reports=self.reporter,
+            postmaster=self.table.mailbox_for("postmaster") or DEAD_LETTER, log=self.store_log,
             clock=self.clock, crash=self.crash, metrics=self.metrics,
             give_up_after_s=self.settings.pickup.give_up_after,
             max_concurrent=self.settings.pickup.max_concurrent, chance=self.chance,

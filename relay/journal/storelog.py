@@ -159,6 +159,8 @@ class StoreLog:
                 if not step:
                     remark = {**told.get("detail", {}), **remark}
                     continue
+                if step == Step.REPORT and step in steps:
+                    continue  # where it went at last is told last; of the others the first holds
                 steps[step] = Event(Step(step), int(told["at_us"]), told.get("detail", {}))
                 if told.get("queue_id"):
                     found["queue_id"] = told["queue_id"]

@@ -330,11 +330,22 @@ class NoteStore(Protocol):
         """Step 4: move to Sent Items (or remove), record it, remove the note. Idempotent."""
         ...
 
-    async def fail_note(self, note: Note, report: bytes | None, *, put_aside: bool = False) -> None:
+    async def fail_note(
+        self,
+        note: Note,
+        report: bytes | None,
+        *,
+        report_to: str = "",
+        put_aside: bool = False,
+    ) -> None:
         """Step 3 failed for good: the report goes into the Inbox, then the note goes.
 
-        With `put_aside` its file is kept in corrupt/, for people to look at. The draft stays in
+        `report_to` is the mailbox for the report, the sender's where none is named. With
+        `put_aside` the note's file is kept in corrupt/, for people to look at. The draft stays in
         Drafts, a plain draft again. Idempotent.
+
+        Raises MailboxFullError when the report does not fit even into the room for reports; the
+        note is then as it was.
         """
         ...
 

@@ -268,9 +268,13 @@ class FileStore:
         await self._run(self._sending.file_original, note, queue_id=queue_id)
         self._board.done(note)
 
-    async def fail_note(self, note: Note, report: bytes | None, *, put_aside: bool = False) -> None:
+    async def fail_note(
+        self, note: Note, report: bytes | None, *, report_to: str = "", put_aside: bool = False
+    ) -> None:
         """Report, and remove the note."""
-        await self._run(self._sending.fail_note, note, report, put_aside=put_aside)
+        await self._run(
+            self._sending.fail_note, note, report, report_to=report_to, put_aside=put_aside
+        )
         self._board.done(note)
 
     # -- step 6

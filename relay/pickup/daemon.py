@@ -44,6 +44,7 @@ class Pickup:
         run_dir: Path,
         hostname: str,
         reports: Reporter,
+        postmaster: str,
         log: StoreLog,
         clock: Clock,
         crash: CrashPoints,
@@ -53,7 +54,10 @@ class Pickup:
         chance: random.Random | None = None,
         converter: Converter = convert,
     ) -> None:
-        """The relay's own pickup socket is in `run_dir`; `chance` spreads the retries."""
+        """The relay's own pickup socket is in `run_dir`; `chance` spreads the retries.
+
+        `postmaster` is the mailbox for reports that fit into no other.
+        """
         self._store = store
         self._submit_path = run_dir / SOCKET_NAME
         self._hostname = hostname
@@ -63,6 +67,7 @@ class Pickup:
         self._handling = Handling(
             store=store,
             reports=reports,
+            postmaster=postmaster,
             conversion=Conversion(
                 converter, hostname=hostname, clock=clock, marks=run_dir / _MARKS_NAME
             ),
@@ -70,6 +75,7 @@ class Pickup:
             log=log,
             clock=clock,
             crash=crash,
+            metrics=metrics,
             give_up_after_s=give_up_after_s,
             started_us=clock.time_us(),
         )

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from relay.accounts import DEAD_LETTER
 from relay.clock import Clock, rfc3339
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.events import Event, Step
 from relay.journal.logs import get_logger
+from relay.journal.metrics import Metrics
 from relay.journal.storelog import StoreLog, SubmissionFacts
 from relay.mailbox.api import NoteStore
-from relay.mailbox.types import NoSuchItemError, Note
+from relay.mailbox.types import MailboxFullError, NoSuchItemError, Note
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, size_of
 from relay.message.converted import ConversionError, Converted
 from relay.message.draft import read_private
@@ -60,16 +62,19 @@ class Tries:
 class Handling:
     """How a note is brought to its end; the same for every worker.
 
-    `started_us` is when this process began: it does not know how attempts before it ended.
+    `postmaster` is the mailbox for reports that fit into no other. `started_us` is when this
+    process began: it does not know how attempts before it ended.
     """
 
     store: NoteStore
     reports: Reporter
+    postmaster: str
     conversion: Conversion
     gate: Gate
     log: StoreLog
     clock: Clock
     crash: CrashPoints
+    metrics: Metrics
     give_up_after_s: float
     started_us: int
 
@@ -162,11 +167,27 @@ class Handling:
         kind, said = ("unknown", "unknown") if end.unknown else ("failure", "failed")
         reply = end.evidence.reply
         self._record(note, Step.CONVERTED, {said: reply})
-        self._record(note, Step.REPORT, {"kind": kind, "to": note.account, "reply": reply})
-        await self.store.fail_note(note, report, put_aside=put_aside)
+        told = {"kind": kind, "to": note.account, "reply": reply}
+        self._record(note, Step.REPORT, told)
+        try:
+            await self.store.fail_note(note, report, put_aside=put_aside)
+        except MailboxFullError as error:
+            _log.warning(
+                "report to the postmaster", submission_id=note.submission_id, reason=str(error)
+            )
+            self.metrics.reports.labels(kind="dead-letter").inc()
+            self._record(note, Step.REPORT, told | {"to": "postmaster", "reason": str(error)})
+            await self._fail_to_postmaster(note, report, put_aside=put_aside)
         _log.warning(
             "submission failed", submission_id=note.submission_id, status=end.evidence.status
         )
+
+    async def _fail_to_postmaster(self, note: Note, report: bytes, *, put_aside: bool) -> None:
+        """End a note whose sender's mailbox is full beyond what is kept for reports."""
+        try:
+            await self.store.fail_note(note, report, report_to=self.postmaster, put_aside=put_aside)
+        except MailboxFullError:  # the postmaster's as well; the Maildir of dead letters has no end
+            await self.store.fail_note(note, report, report_to=DEAD_LETTER, put_aside=put_aside)
 
     def _record(self, note: Note, step: Step, detail: dict[str, Any]) -> None:
         facts = SubmissionFacts(note.submission_id, note.draft_id, note.account, note.account)

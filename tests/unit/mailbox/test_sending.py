@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from relay.accounts import DEAD_LETTER
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.mailbox import (
     BeingSentError,
@@ -181,6 +182,21 @@ async def test_a_failed_note_leaves_one_report_and_a_plain_draft(place, store, d
     [report] = place.files("")
     assert report.read_bytes().endswith(b"\r\nSubject: report\r\n\r\n")
     assert (len(place.files(".Drafts")), place.notes()) == (1, [])
+    assert (await store.get(ALICE, note.draft_id)).is_draft
+
+
+async def test_a_report_without_room_leaves_the_note_until_it_goes_elsewhere(place, store, draft):
+    place.message_quotas[ALICE] = 1
+    note = await store.submit_new(ALICE, draft(), SAVE)
+    for number in range(110):
+        (place.files(".Drafts")[0].parent / f"{number}.x.y,S=1:2,S").write_bytes(b"x")
+    with pytest.raises(MailboxFullError):
+        await store.fail_note(note, b"Subject: report\r\n\r\n")
+    assert place.notes() == [note.path]
+    await store.fail_note(note, b"Subject: report\r\n\r\n", report_to=DEAD_LETTER)
+    [report] = (place.root.parent / "dead-letter" / "new").iterdir()
+    assert report.read_bytes().endswith(b"\r\nSubject: report\r\n\r\n")
+    assert (place.files(""), place.notes()) == ([], [])
     assert (await store.get(ALICE, note.draft_id)).is_draft
 
 

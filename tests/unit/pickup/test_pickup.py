@@ -5,12 +5,13 @@ import contextlib
 
 import pytest
 
+from relay.accounts import DEAD_LETTER
 from relay.clock import ManualClock
 from relay.journal.crash import CrashPoints
 from relay.journal.events import Event, Step
 from relay.journal.metrics import Metrics
 from relay.journal.storelog import StoreLog, SubmissionFacts
-from relay.mailbox.types import NoSuchItemError, Note, StoreUnavailableError
+from relay.mailbox.types import MailboxFullError, NoSuchItemError, Note, StoreUnavailableError
 from relay.message.content import LARGE_BYTES, MemoryOctets
 from relay.message.convert import convert
 from relay.message.draft import DraftOrigin
@@ -21,6 +22,7 @@ from tests.support.drafts import write_draft
 from tests.support.remote_mx import DROP, EXTENSIONS, RemoteMx
 
 DAY_S = 86400.0
+POSTMASTER = "postmaster@example.test"
 MIME = b"From: alice@example.test\r\nTo: b@y.test\r\nCc: c@y.test\r\nSubject: x\r\n\r\nhello\r\n"
 
 
@@ -30,6 +32,7 @@ class Store:
     def __init__(self, folder):
         self.contents, self.filed, self.failed, self.delays = {}, {}, {}, []
         self.trouble, self.put_aside = None, []
+        self.full, self.reported_to = set(), {}
         self.folder = folder
         self._queue = asyncio.Queue()
         self._changed = asyncio.Condition()
@@ -64,7 +67,11 @@ class Store:
     async def file_original(self, note, *, queue_id):
         await self._end(self.filed, note, queue_id)
 
-    async def fail_note(self, note, report, *, put_aside=False):
+    async def fail_note(self, note, report, *, report_to="", put_aside=False):
+        mailbox = report_to or note.account
+        if mailbox in self.full:
+            raise MailboxFullError(f"The mailbox {mailbox} is full.")
+        self.reported_to[note.submission_id] = mailbox
         if put_aside:
             self.put_aside.append(note.submission_id)
         await self._end(self.failed, note, report)
@@ -123,6 +130,7 @@ class World:
             run_dir=self.folder,
             hostname="relay.test",
             reports=self.reports,
+            postmaster=POSTMASTER,
             log=self.log,
             clock=self.clock,
             crash=self.crash,
@@ -228,6 +236,22 @@ async def test_a_refusal_for_good_is_reported(world, replies):
     steps = (await world.log.submission(note.submission_id))["steps"]
     assert [step["step"] for step in steps] == [3, 7]
     assert world.waiting == 0
+
+
+@pytest.mark.parametrize("full", [(), (POSTMASTER,)])
+async def test_a_report_that_fits_nowhere_else_goes_to_the_postmaster(world, full):
+    note = world.submit()
+    world.store.full = {note.account, *full}
+    async with RemoteMx(path=world.path, replies={"RCPT": "554 5.6.0 not this"}), world.running():
+        await world.store.ended()
+    assert world.store.failed == {note.submission_id: b"report"}
+    assert world.store.reported_to[note.submission_id] == (DEAD_LETTER if full else POSTMASTER)
+    assert (world.store.delays, world.waiting) == ([], 0)
+    counted = world.metrics.registry.get_sample_value
+    assert counted("relay_reports_total", {"kind": "dead-letter"}) == 1
+    *_, last = (await world.log.submission(note.submission_id))["steps"]
+    assert (last["step"], last["detail"]["to"]) == (7, "postmaster")
+    assert "is full" in last["detail"]["reason"]
 
 
 async def test_what_cannot_be_converted_is_reported(world):
