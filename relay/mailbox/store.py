@@ -35,10 +35,10 @@ from relay.mailbox.notes.board import NoteBoard
 from relay.mailbox.notes.deferred import BroughtUp, DeferredNotes
 from relay.mailbox.notes.precedence import Precedence
 from relay.mailbox.notes.timer import DeferredDirectory, DueTimer
-from relay.mailbox.pool import Pool
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.quota import Quota
 from relay.mailbox.sending import Sending
+from relay.mailbox.threads import Pool
 from relay.mailbox.types import (
     Changes,
     Folder,

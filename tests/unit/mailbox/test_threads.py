@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from relay.mailbox.pool import Pool
+from relay.mailbox.threads import Pool
 
 
 @pytest.fixture
