@@ -16,14 +16,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from relay.journal.logs import get_logger
+from relay.journal.storelog import StoreLog
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import list_folders, well_known_path
 from relay.mailbox.folders.directories import DELETED_PREFIX
-from relay.mailbox.maildir import list_names, place_again, remove
-from relay.mailbox.messages import is_draft
+from relay.mailbox.maildir import list_names, open_message, place_again, remove
+from relay.mailbox.messages import is_draft, submission_facts
 from relay.mailbox.names import is_our_name
 from relay.mailbox.notes import Prepared, draft_of, read_block_of
 from relay.mailbox.types import StoreError, WellKnown
+from relay.message.content import LARGE_BYTES
 from relay.message.draft import DraftOrigin
 
 LEFTOVER_S = 36 * 3600
@@ -35,8 +37,9 @@ _log = get_logger("mailbox")
 class Leftovers:
     """Blocking; the store calls it in its threads."""
 
-    def __init__(self, equipment: Equipment) -> None:
+    def __init__(self, equipment: Equipment, log: StoreLog) -> None:
         self._shared = equipment
+        self._log = log
         self._lock = threading.Lock()
         # One path an account: whatever is forgotten would be cleaned under its writers' hands.
         self._cleaned_s: dict[Path, float] = {}
@@ -64,16 +67,21 @@ class Leftovers:
         block = read_block_of(prepared.path)
         if prepared.is_change and block is not None:
             self._finish_change(prepared, block.origin)
-        if (
-            prepared.is_new
-            and block is not None
+        is_cut_off = (
+            prepared.submission_id != ""
+            and not prepared.is_change
             and notes.find_submission(prepared.submission_id) is None
-        ):
+        )
+        if prepared.is_new and block is not None and is_cut_off:
             mailbox = self._shared.folders.mailbox(block.origin.account)
             located = self._shared.index.find_stem(mailbox, block.origin.base_name)
             if located is not None and is_draft(located):
                 remove(located.path)
                 self._shared.syncs.sync(located.directory)
+        if is_cut_off:  # its steps 1 and 2 may be recorded already
+            with open_message(prepared.path) as file:
+                head = file.read(LARGE_BYTES)
+            self._log.withdraw(submission_facts(head, prepared.submission_id))
         remove(prepared.path)
 
     def _finish_change(self, prepared: Prepared, origin: DraftOrigin) -> None:

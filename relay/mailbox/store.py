@@ -110,7 +110,7 @@ class FileStore:
             stripes=stripes,
             deferred=deferred,
         )
-        self._leftovers = Leftovers(self._shared)
+        self._leftovers = Leftovers(self._shared, log)
         self._inbox = Inbox(self._shared, self._leftovers)
         self._drafts = Drafts(self._shared, self._leftovers)
         self._moving = Moving(self._shared, self._leftovers)

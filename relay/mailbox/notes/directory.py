@@ -44,7 +44,8 @@ _log = get_logger("mailbox")
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A file in preparing/. `is_new`: its draft was made by the same request; `is_change`: it is
-    the next generation of a draft whose note waits.
+    the next generation of a draft whose note waits. `submission_id` is "" for what is neither a
+    submission nor a change of one.
     """
 
     path: Path
@@ -195,7 +196,7 @@ class NotesDirectory:
             match = _PREPARED.fullmatch(name)
             is_change = match is not None and bool(match[3])
             is_new = match is not None and not is_change and int(match[2]) == FIRST_SUBMISSION
-            submission_id = name.removesuffix("+")
+            submission_id = name.removesuffix("+") if match is not None else ""
             found.append(Prepared(self.preparing / name, submission_id, is_new, is_change))
         return found
 

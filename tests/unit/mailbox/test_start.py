@@ -11,6 +11,7 @@ import pytest
 
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.mailbox import SendOptions
+from relay.mailbox.sending import Sending
 
 ALICE = "alice@example.test"
 HOUR_US = 3_600_000_000
@@ -86,6 +87,38 @@ async def test_a_broken_mailbox_keeps_no_start_from_the_others(place, draft, mon
     assert len(place.left_over()) == len(place.files(".Drafts")) == 1
     assert await place.store().remove_leftovers() == 1
     assert (place.left_over(), place.files(".Drafts")) == ([], [])
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_what_a_crash_cut_off_behind_its_steps_is_withdrawn(
+    place, draft, monkeypatch, is_new
+):
+    store = place.store()
+    sent = await store.submit_new(ALICE, draft(subject="before"), SendOptions())
+    kept = None if is_new else await store.create_draft(ALICE, draft())
+    with monkeypatch.context() as patched:
+        patched.setattr("relay.mailbox.sending._remove_all", lambda *_: None)
+        patched.setattr(Sending, "_withdraw", lambda *_: None)
+        patched.setattr("relay.mailbox.sending.os.rename", killed)
+        send, what = store._sending.submit_new, draft()
+        if kept is not None:
+            send, what = store._sending.submit_draft, kept.id
+        with pytest.raises(KeyboardInterrupt):
+            send(ALICE, what, SendOptions())
+    [cut_off] = await place.log.find_submission_ids(ALICE, account=ALICE, limit=1)
+    assert await place.log.submission(cut_off) is not None
+    after = place.store()
+    assert await after.remove_leftovers() == 1
+    assert await place.log.submission(cut_off) is None
+    found = await place.log.find_submission_ids(ALICE, account=ALICE, limit=1)
+    assert list(found) == [sent.submission_id]
+    assert len(place.files(".Drafts")) == (1 if kept is None else 2)
+    if kept is not None:
+        await after.submit_draft(ALICE, kept.id, SendOptions())
+
+
+def killed(*_):
+    raise KeyboardInterrupt
 
 
 async def test_a_note_that_cannot_be_read_keeps_no_start_from_the_others(place, draft, monkeypatch):
