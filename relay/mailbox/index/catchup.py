@@ -87,6 +87,7 @@ class CatchUp:
         # Directories whose time is not written down yet, with the time up to which they are known,
         # or _BY_NAME where names were told since.
         self._touched: dict[Directory, int] = {}
+        self._superseded: list[Place] = []
         self._unfinished: tuple[Path, ...] = ()  # directories that may become folders
 
     def fill(self, cursor: apsw.Cursor) -> None:
@@ -118,6 +119,7 @@ class CatchUp:
             self._check(cursor, where)
         if where.places or where.directories:
             self._bring_up(cursor, where)
+        self._remove_superseded()
         self._forget_folders()
         self._note_times(cursor, where)
 
@@ -215,10 +217,7 @@ class CatchUp:
         if is_much or look(self._rows(cursor), self.folders, where.places):
             with self._writing() as writing:
                 rows = self._rows(writing)
-                superseded = self._resolve(rows, self._look_twice(writing, rows, where))
-            for place in superseded:
-                with suppress(OSError):
-                    remove(Path(path_of(self.folders, place)))
+                self._resolve(rows, self._look_twice(writing, rows, where))
         where.times |= where.directories
 
     def _look_twice(self, cursor: apsw.Cursor, rows: Rows, where: _Where) -> Seen:
@@ -250,9 +249,16 @@ class CatchUp:
             self._touched.clear()
             self._is_stale = True  # the next run compares all the times
 
-    def _resolve(self, rows: Rows, seen: Seen) -> list[Place]:
+    def _resolve(self, rows: Rows, seen: Seen) -> None:
         resolver = Resolver(rows, seen.lost, claim_of=self._claim_of, is_there=self._is_there)
-        return resolver.resolve(seen.found)
+        self._superseded += resolver.resolve(seen.found)
+
+    def _remove_superseded(self) -> None:
+        """Remove the lower generations that a crash has left, now that it is written which is."""
+        for place in self._superseded:
+            with suppress(OSError):
+                remove(Path(path_of(self.folders, place)))
+        self._superseded.clear()
 
     def _claim_of(self, sighting: Sighting) -> Claim | None:
         return claim_of(path_of(self.folders, sighting.place), sighting.name)

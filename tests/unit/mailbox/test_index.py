@@ -449,3 +449,168 @@ def test_an_index_that_was_put_back_from_a_copy_has_another_feed(mailbox):
     found(later, mailbox)
     with pytest.raises(StalePositionError):
         later.changes(mailbox.path, position, 10)
+
+
+# -- which message a file is
+
+
+def moved_by_imap(file: Path, folder: str = ".Archive", number: int = 1) -> Path:
+    """A file as Dovecot moves it: another name, the same octets."""
+    target = file.parents[1] / folder / "cur" / f"1800000000.M{number}P1.dovecot:2,S"
+    os.link(file, target)
+    file.unlink()
+    return target
+
+
+def ids(index: Indexes, mailbox: Mailbox) -> dict[Path, str]:
+    hits = index.query(mailbox.path, MessageQuery(top=1000)).hits
+    return {hit.located.path: hit.located.message_id for hit in hits}
+
+
+def test_a_file_that_says_nothing_of_itself_is_known_by_what_it_is(mailbox):
+    index = mailbox.index()
+    file = mailbox.add(content=b"Subject: foreign\r\n\r\n")
+    message_id = ids(index, mailbox)[file]
+    moved = moved_by_imap(file)
+    assert ids(index, mailbox) == {moved: message_id}
+
+
+def test_of_two_copies_the_oldest_has_the_id_when_the_index_is_made_anew(mailbox):
+    content = b"Return-Path: <a@b>\r\nX-Relay-Id: l234567abcdefghi\r\nSubject: s\r\n\r\n"
+    files = [mailbox.add(content=content) for _ in range(20)]
+    found = ids(mailbox.index(), mailbox)
+    assert found[files[0]] == "l234567abcdefghi"
+    assert len(set(found.values())) == 20
+
+
+@pytest.mark.parametrize(
+    ("field", "is_claimed"),
+    [
+        (b"X-Relay-Id: l234567abcdefghi\r\n", True),
+        (b"Return-Path: <a@b>\r\nx-relay-id:l234567abcdefghi\r\n", True),
+        (b"Return-Path: <a@b>\r\nTo: b\r\nX-Relay-Id: l234567abcdefghi\r\n", False),
+        (b"X-Relay-Id: 0123456789abcdef\r\n", False),  # no id that local delivery gives
+        (b"X-Relay-Id: l234567abcdefghi9\r\n", False),
+    ],
+)
+def test_only_the_field_that_local_delivery_writes_counts(mailbox, field, is_claimed):
+    file = mailbox.add(content=field + b"Subject: s\r\n\r\n")
+    assert (ids(mailbox.index(), mailbox)[file] == "l234567abcdefghi") is is_claimed
+
+
+def test_a_lower_generation_goes_only_where_it_is_a_draft(mailbox):
+    index = mailbox.index()
+    name = "1000000000.R0123456789abcdef_{}.h:2,{}"
+    drafts, archive = mailbox.path / ".Drafts/cur", mailbox.path / ".Archive/cur"
+    (archive / name.format(1, "S")).write_bytes(b"kept")
+    (drafts / name.format(3, "DS")).write_bytes(b"the draft")
+    (drafts / name.format(2, "DS")).write_bytes(b"what a crash left")
+    kept = {archive / name.format(1, "S"), drafts / name.format(3, "DS")}
+    assert set(ids(index, mailbox)) == kept
+    assert not (drafts / name.format(2, "DS")).exists()
+    index.close()
+    (mailbox.path / FILE_NAME).unlink()
+    assert set(ids(mailbox.index(), mailbox)) == kept
+
+
+def test_a_file_that_moves_while_the_index_is_made_is_one_message(mailbox, monkeypatch):
+    from relay.mailbox.index import catchup
+
+    new = mailbox.path / "new/1000000000.R0123456789abcdef_1.h"
+    cur = mailbox.path / f"cur/{new.name}:2,"
+    new.write_bytes(b"x")
+    real = catchup.look
+
+    def look(rows, folders, places):
+        seen = real(rows, folders, places)
+        if new.exists() and places:
+            new.rename(cur)
+        return seen
+
+    monkeypatch.setattr(catchup, "look", look)
+    index = mailbox.index()
+    assert ids(index, mailbox) == {cur: "0123456789abcdef"}
+    assert ids(index, mailbox) == {cur: "0123456789abcdef"}
+
+
+# -- what is read stays what the file says
+
+
+def test_a_change_within_a_tick_is_seen_without_watches(mailbox):
+    index = mailbox.index(watches=Watches(watches_max=0))
+    mailbox.add()
+    found(index, mailbox)
+    directory = mailbox.path / "cur"
+    changed_ns = directory.stat().st_mtime_ns
+    mailbox.clock.now_us = changed_ns // 1000 + 50_000  # half a tick later
+    found(index, mailbox)
+    mailbox.add()
+    os.utime(directory, ns=(changed_ns, changed_ns))  # both changes within one tick
+    assert len(found(index, mailbox)) == 2
+    mailbox.clock.now_us += 60_000_000
+    assert len(found(index, mailbox)) == 2
+
+
+def test_a_directory_that_is_made_again_is_watched_again(mailbox):
+    index = mailbox.index()
+    found(index, mailbox)
+    directory = mailbox.path / ".Archive/cur"
+    for _ in range(3):
+        directory.rmdir()
+        directory.mkdir()
+        assert found(index, mailbox) == []
+        file = mailbox.add(".Archive")
+        assert found(index, mailbox) == [file]
+        file.unlink()
+        assert found(index, mailbox) == []
+
+
+def test_words_go_with_their_message(mailbox):
+    index = mailbox.index()
+    file = mailbox.add()
+    os.utime(file, (10**9, 10**9))
+    assert found(index, mailbox, HOUSE) == [file]
+    file.unlink()
+    assert found(index, mailbox, HOUSE) == []
+    other = mailbox.add(content=b"Subject: garden\r\n\r\n")
+    os.utime(other, (10**9, 10**9))  # received at the very same time
+    assert found(index, mailbox, HOUSE) == []
+    garden = MessageQuery(condition=HasWords(SearchIn.SUBJECT, "garden"))
+    assert found(index, mailbox, garden) == [other]
+
+
+def changed(file: Path) -> Path:
+    """The next generation of a draft."""
+    target = file.with_name(file.name.replace("_1.", "_2."))
+    target.write_bytes(b"Subject: garden\r\n\r\n")
+    file.unlink()
+    return target
+
+
+def test_a_draft_that_is_changed_is_read_again(mailbox):
+    index = mailbox.index()
+    file = mailbox.path / ".Drafts/cur/1000000000.R0123456789abcdef_1.h:2,DS"
+    file.write_bytes(b"Subject: house\r\n\r\n")
+    assert found(index, mailbox, HOUSE) == [file]
+    target = changed(file)
+    assert found(index, mailbox, HOUSE) == []
+    by_subject = Compare(Property.SUBJECT, Operator.EQ, "garden")
+    assert found(index, mailbox, MessageQuery(condition=by_subject)) == [target]
+
+
+def test_what_is_changed_while_it_is_read_is_read_again(mailbox, monkeypatch):
+    from relay.mailbox.index import filling
+
+    file = mailbox.path / ".Drafts/cur/1000000000.R0123456789abcdef_1.h:2,DS"
+    file.write_bytes(b"Subject: house\r\n\r\n")
+    real = filling.read_facts
+
+    def read_facts(path, *, message_id):
+        facts = real(path, message_id=message_id)
+        if file.exists():
+            changed(file)
+        return facts
+
+    monkeypatch.setattr(filling, "read_facts", read_facts)
+    by_subject = Compare(Property.SUBJECT, Operator.EQ, "house")
+    assert found(mailbox.index(), mailbox, MessageQuery(condition=by_subject)) == []
