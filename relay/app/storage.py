@@ -2,19 +2,20 @@
 
 On the path: beside it; the command line comes here, whether a daemon runs or not.
 Holds: what root starts works as the owner of the mailboxes, so that it leaves nothing that the
-    relay cannot write.
+    relay cannot write; no relay starts in the middle of mending.
 Fails: UnknownAccountError; SettingsError for accounts with faults; OSError.
 Standards: none.
 """
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from relay.accounts import DEAD_LETTER, load_accounts
+from relay.app.lock import AlreadyRunningError, OwnerLock
 from relay.clock import Clock
 from relay.mailbox.verify import Finding, Surroundings, Tally, Verifier
 from relay.settings import Settings
@@ -64,7 +65,7 @@ def verify(
             findings.append(one)
         on_finding(one)
 
-    with closing(accounts), as_owner(settings.mailboxes.root):
+    with closing(accounts), as_owner(boxes.root), _locked(settings, dry_run=wishes.dry_run):
         surroundings = Surroundings(
             clock=clock,
             hostname=settings.hostname,
@@ -102,6 +103,23 @@ def as_owner(root: Path) -> Iterator[None]:
         os.seteuid(_ROOT)
         os.setegid(group)
         os.setgroups(groups)
+
+
+@contextmanager
+def _locked(settings: Settings, *, dry_run: bool) -> Iterator[None]:
+    """Hold the locks of a relay, where none holds one of them: beside that, verify works as well.
+
+    Nothing is made where nothing is to be changed, or there is no store.
+    """
+    root = settings.mailboxes.root
+    lock = OwnerLock(settings.run_dir, notes=root / ".submissions")
+    if not dry_run and root.is_dir():
+        with suppress(AlreadyRunningError, OSError):  # no relay starts where no lock can be had
+            lock.take()
+    try:
+        yield
+    finally:
+        lock.give_back()
 
 
 def _document(tally: Tally, findings: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,14 +1,18 @@
-"""With whose rights `relay storage verify` works."""
+"""With whose rights `relay storage verify` works, and who may start meanwhile."""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from relay.app.storage import as_owner
+from relay.app.lock import AlreadyRunningError, OwnerLock
+from relay.app.storage import Wishes, as_owner, verify
+from relay.clock import SystemClock
+from relay.settings import Settings
 
 NOBODY = 65534
 
@@ -43,3 +47,67 @@ def test_nothing_changes_where_the_mailboxes_are_ones_own(tmp_path, name):
     with as_owner(tmp_path / name):
         (tmp_path / "made").touch()
     assert (tmp_path / "made").stat().st_uid == os.geteuid()
+
+
+def could_start(settings: Settings, state: str) -> bool:
+    """Whether a relay with this state_dir would get its locks."""
+    lock = OwnerLock(
+        settings.state_dir.with_name(state) / "run", notes=settings.mailboxes.root / ".submissions"
+    )
+    with suppress(AlreadyRunningError):
+        lock.take()
+        lock.give_back()
+        return True
+    return False
+
+
+@pytest.fixture
+def stored(settings_with) -> Settings:
+    """A store with one mailbox."""
+    settings = settings_with()
+    for name in ("cur", "new", "tmp"):
+        (settings.mailboxes.root / "example.test" / "alice" / name).mkdir(parents=True)
+    return settings
+
+
+def during(settings: Settings, ask: Callable[[], bool], *, dry_run: bool = False) -> list[bool]:
+    """Verify, and ask before each mailbox."""
+    answers: list[bool] = []
+    verify(
+        settings, Wishes(dry_run=dry_run), environ={}, clock=SystemClock(),
+        on_mailbox=lambda _: answers.append(ask()),
+    )  # fmt: skip
+    return answers
+
+
+@pytest.mark.parametrize("state", ["state", "other"])
+def test_no_relay_starts_in_the_middle(stored, state):
+    assert during(stored, lambda: could_start(stored, state)) == [False]
+    assert could_start(stored, state)
+
+
+def test_what_changes_nothing_keeps_nobody_from_starting_and_makes_nothing(stored, tmp_path):
+    assert during(stored, lambda: could_start(stored, "state"), dry_run=True) == [True]
+    shutil.rmtree(stored.state_dir)
+    shutil.rmtree(stored.mailboxes.root / ".submissions")
+    before = sorted(tmp_path.rglob("*"))
+    assert during(stored, lambda: True, dry_run=True) == [True]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("state", ["state", "other"])
+def test_beside_a_relay_it_works_and_leaves_that_its_locks(stored, state):
+    notes = stored.mailboxes.root / ".submissions"
+    relay = OwnerLock(stored.state_dir.with_name(state) / "run", notes=notes)
+    relay.take()
+    assert during(stored, lambda: True) == [True]
+    assert not could_start(stored, state)
+    relay.give_back()
+    assert could_start(stored, state)
+
+
+def test_where_no_mail_ever_was_nothing_is_made(settings_with, tmp_path):
+    settings = settings_with()
+    before = sorted(tmp_path.rglob("*"))
+    assert during(settings, lambda: True) == []
+    assert sorted(tmp_path.rglob("*")) == before
