@@ -1,6 +1,6 @@
 """What a client prefers: the Prefer header as names and values.
 
-On the path: a Visit reads it; handlers look up the preferences they know and pass the others over.
+On the path: lists and what is sent look up the preferences they know and pass the others over.
 Holds: names in lower case; of a preference that is given twice the first counts.
 Fails: never; what cannot be read is no preference.
 Standards: RFC 7240 2; OData 4.01 Protocol 8.2.8 (odata.maxpagesize).

@@ -1,6 +1,6 @@
 """What a handler has in hand: the front door's means, the request, its account, the path's names.
 
-On the path: app makes a Visit per request; the handlers in messages and sending take it.
+On the path: app makes a Visit per request; every handler takes it.
 Holds: the account is the token's own, and the mailbox in the path is that account's.
 Fails: ApiError for a body of another type; the store's refusals become Graph's errors here.
 Standards: RFC 9110 8.3.

@@ -2,6 +2,9 @@
 
 On the path: steps 1 and 2 (draft and note), 4 (the original to Sent Items), 6 (local delivery).
 Touches: the mail root, `.submissions/` beside the mailboxes, the dead-letter Maildir; no network.
+Inside: api says what callers get, store puts it together; drafts, sending, moving, inbox and
+arrivals change mailboxes; folders/, notes/, attachments/ and index/ are one thing each; verify/
+looks at all of them.
 Promises: what a call says it did is on disk, directories fsynced; a crash between any two acts
 loses nothing and doubles nothing; mail clients may use the Maildirs at the same time.
 """
@@ -9,27 +12,37 @@ loses nothing and doubles nothing; mail clients may use the Maildirs at the same
 from relay.mailbox.api import DeliveryResult, DeliveryStore, MailStore, NoteStore
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import (
+    AttachmentsTooLargeError,
     BeingSentError,
+    ContentUnreadableError,
     Folder,
     FolderError,
     FolderExistsError,
     MailboxFullError,
+    MailboxTooSmallError,
     MessageChange,
     NoSuchItemError,
     NotADraftError,
     Note,
     Page,
     ProtectedFolderError,
+    QuotaLimits,
+    Room,
     SendOptions,
+    StalePositionError,
     StoredAttachment,
     StoredMessage,
     StoreError,
     StoreUnavailableError,
+    TooManyUploadsError,
+    UploadBusyError,
     WellKnown,
 )
 
 __all__ = [
+    "AttachmentsTooLargeError",
     "BeingSentError",
+    "ContentUnreadableError",
     "DeliveryResult",
     "DeliveryStore",
     "FileStore",
@@ -38,6 +51,7 @@ __all__ = [
     "FolderExistsError",
     "MailStore",
     "MailboxFullError",
+    "MailboxTooSmallError",
     "MessageChange",
     "NoSuchItemError",
     "NotADraftError",
@@ -45,10 +59,15 @@ __all__ = [
     "NoteStore",
     "Page",
     "ProtectedFolderError",
+    "QuotaLimits",
+    "Room",
     "SendOptions",
+    "StalePositionError",
     "StoreError",
     "StoreUnavailableError",
     "StoredAttachment",
     "StoredMessage",
+    "TooManyUploadsError",
+    "UploadBusyError",
     "WellKnown",
 ]

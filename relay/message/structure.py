@@ -1,6 +1,6 @@
 """Read the structure of a MIME message from blocks: which parts it has, and where they lie.
 
-On the path: conversion, the store's readers and policy ask it about contents of any size.
+On the path: conversion and the store's readers ask it about contents of any size.
 Holds: linear in the message, whatever is in it; of bodies nothing is kept, nothing is decoded.
 Fails: never; what is damaged is told in `defects` and read as lenient mail programs do.
 Standards: RFC 2045; RFC 2046 5.1 (multipart), 5.2.1 (message); RFC 1847 (signed, encrypted).

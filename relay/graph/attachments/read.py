@@ -1,6 +1,7 @@
 """Attachments in a message's JSON: files with their base64, and messages.
 
-On the path: the message parser calls it for each item of `attachments`.
+On the path: the message parser calls it for each item of `attachments`, the handlers for one that
+is added, and for what createUploadSession says of a file.
 Holds: content is valid base64 without white space; names and types are fit for a header.
 Fails: ApiError 400 that names the path; 501 for reference attachments, events and contacts.
 Standards: Graph's fileAttachment and itemAttachment; RFC 4648 4; RFC 2045 5.1 (the form of a type).
