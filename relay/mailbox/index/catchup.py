@@ -37,7 +37,7 @@ from relay.mailbox.maildir import list_names, remove
 from relay.mailbox.names import is_our_name
 from relay.mailbox.types import Folder
 
-_LOOKS = 3
+_LOOKS_MAX = 20  # a mail client may rename a file faster than it is looked for
 _TICK_NS = 100_000_000
 _COARSE_TICK_NS = 2_100_000_000  # where times are whole seconds
 _SECOND_NS = 1_000_000_000
@@ -221,15 +221,19 @@ class CatchUp:
         where.times |= where.directories
 
     def _look_twice(self, cursor: apsw.Cursor, rows: Rows, where: _Where) -> Seen:
-        seen = look(rows, self.folders, where.places)
-        for _ in range(_LOOKS - 1):
+        """Look, and again while a file is missed and something goes on where it was."""
+        for number in range(_LOOKS_MAX):
+            seen = look(rows, self.folders, where.places)
             if not seen.is_open():
                 break
-            again = self._where(cursor, self._take(), everywhere=False)
+            names = self._take()
+            again = self._where(cursor, names, everywhere=False)
+            is_quiet = not names and again.directories.items() <= where.directories.items()
+            if number and is_quiet:
+                break
             where.directories |= again.directories
             where.places |= again.places
             self._add_listed(rows, where)
-            seen = look(rows, self.folders, where.places)
         return seen
 
     def _add_listed(self, rows: Rows, where: _Where) -> None:

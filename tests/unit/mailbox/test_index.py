@@ -471,8 +471,11 @@ def test_a_file_that_says_nothing_of_itself_is_known_by_what_it_is(mailbox):
     index = mailbox.index()
     file = mailbox.add(content=b"Subject: foreign\r\n\r\n")
     message_id = ids(index, mailbox)[file]
+    position = index.changes(mailbox.path, "", 10).position
     moved = moved_by_imap(file)
     assert ids(index, mailbox) == {moved: message_id}
+    [change] = index.changes(mailbox.path, position, 10).changes
+    assert (change.kind, change.message_id) == (ChangeKind.MOVED, message_id)
 
 
 def test_of_two_copies_the_oldest_has_the_id_when_the_index_is_made_anew(mailbox):
@@ -498,8 +501,11 @@ def test_only_the_field_that_local_delivery_writes_counts(mailbox, field, is_cla
     assert (ids(mailbox.index(), mailbox)[file] == "l234567abcdefghi") is is_claimed
 
 
-def test_a_lower_generation_goes_only_where_it_is_a_draft(mailbox):
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_lower_generation_goes_only_where_it_is_a_draft(mailbox, is_known):
     index = mailbox.index()
+    if is_known:
+        found(index, mailbox)
     name = "1000000000.R0123456789abcdef_{}.h:2,{}"
     drafts, archive = mailbox.path / ".Drafts/cur", mailbox.path / ".Archive/cur"
     (archive / name.format(1, "S")).write_bytes(b"kept")
@@ -614,3 +620,30 @@ def test_what_is_changed_while_it_is_read_is_read_again(mailbox, monkeypatch):
     monkeypatch.setattr(filling, "read_facts", read_facts)
     by_subject = Compare(Property.SUBJECT, Operator.EQ, "house")
     assert found(mailbox.index(), mailbox, MessageQuery(condition=by_subject)) == []
+
+
+@pytest.mark.parametrize("watches_max", [0, 100])
+def test_a_file_that_is_renamed_all_the_time_is_never_missed(mailbox, monkeypatch, watches_max):
+    from relay.mailbox.index import looking
+
+    index = mailbox.index(watches=Watches(watches_max=watches_max))
+    plain = mailbox.add()
+    flagged = plain.with_name(plain.name + "F")
+    [message_id] = ids(index, mailbox).values()
+    looks = iter(range(8))
+    real = looking.os.lstat
+
+    def lstat(path):
+        """The file is always under its other name."""
+        if Path(path) in (plain, flagged) and next(looks, None) is not None:
+            other = flagged if Path(path) == plain else plain
+            if not other.exists():
+                Path(path).rename(other)
+        return real(path)
+
+    position = index.changes(mailbox.path, "", 10).position
+    plain.rename(flagged)
+    monkeypatch.setattr(looking.os, "lstat", lstat)
+    assert list(ids(index, mailbox).values()) == [message_id]
+    kinds = [one.kind for one in index.changes(mailbox.path, position, 10).changes]
+    assert ChangeKind.DELETED not in kinds
