@@ -58,6 +58,14 @@ def on_behalf(fields: Mapping[str, Any], account: Account) -> dict[str, Any]:
     return {"sender": None if account.owns(author.address) else Person(account.address)}
 
 
+def author_on_behalf(properties: MessageProperties, account: Account) -> str:
+    """Return the address in From where that is another's and no sender is named, else ""."""
+    author = properties.from_
+    if author is None or properties.sender is not None or account.owns(author.address):
+        return ""
+    return author.address
+
+
 def check_recipients_count(properties: MessageProperties) -> None:
     """Raise ErrorInvalidRecipients when a message has more recipients than Graph takes."""
     count = len(properties.to) + len(properties.cc) + len(properties.bcc)

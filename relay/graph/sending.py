@@ -16,7 +16,7 @@ from starlette.responses import Response
 from relay.graph.mime import MimeMessage, check_content, head_of
 from relay.graph.mimestream import Ways, take_mime
 from relay.graph.parse import parse_send_mail
-from relay.graph.people import check_has_recipients, check_own
+from relay.graph.people import author_on_behalf, check_has_recipients, check_own
 from relay.graph.sendoptions import send_options
 from relay.graph.values import json_object
 from relay.graph.visit import Visit
@@ -69,7 +69,7 @@ async def send_draft(visit: Visit) -> Response:
     draft = await store.get(visit.mailbox, visit.message_id, folder_id=visit.folder_id)
     if not draft.is_draft:
         raise NotADraftError("The message is not a draft and cannot be sent.")
-    on_behalf_of = ""
+    on_behalf_of = author_on_behalf(draft.properties, visit.account)
     if draft.is_mime:  # a mail client may have put anything there
         content = await store.mime(visit.mailbox, draft.id)
         told = check_content(await asyncio.to_thread(head_of, content), visit.account)

@@ -326,12 +326,19 @@ def next_identity(located: Located, stored: Octets, identity: Identity) -> Ident
 
 
 def _owned(properties: MessageProperties, origin: DraftOrigin) -> MessageProperties:
-    """Fill in the mailbox's owner where nobody is named."""
-    from_ = properties.from_ or properties.sender or Person(origin.account)
+    """Fill in the mailbox's owner where nobody is named, and who sends on behalf of somebody.
+
+    Without a sender, who is named in From is left to be the sender: whose address that is, is known
+    when it is sent.
+    """
+    sender = properties.sender
+    if properties.from_ and properties.from_.address.lower() == origin.on_behalf_of.lower():
+        sender = sender or Person(origin.account)
+    from_ = properties.from_ or sender or Person(origin.account)
     return replace(
         properties,
         from_=from_,
-        sender=properties.sender or from_,
+        sender=sender or (None if properties.from_ else from_),
         internet_message_id=origin.message_id,
         conversation_index=properties.conversation_index or _new_index(properties, origin),
     )

@@ -190,7 +190,7 @@ class SendOptions:
 
     `sent_folder` is the id of the folder that it is filed in, "" for Sent Items; `deferred_us` the
     time before which it is not sent, 0 for at once; `on_behalf_of` an address that is not the
-    account's, from which MIME is that names no sender.
+    account's, from which a message is that names no sender.
     """
 
     save_to_sent_items: bool = True

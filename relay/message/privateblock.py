@@ -30,7 +30,7 @@ class DraftOrigin:
     """What the store gives a new draft; `message_id` is with its angle brackets, times in µs.
 
     `sent_folder` is the id of the folder that step 4 files it in, "" for Sent Items;
-    `on_behalf_of` somebody else's address: MIME that is from it, and names no sender, gets the
+    `on_behalf_of` somebody else's address: what is from it, and names no sender, gets the
     account as its sender.
     """
 

@@ -345,6 +345,42 @@ async def test_mime_on_behalf_gets_the_sender_that_it_lacks(
     assert made.originator == reverse_path
 
 
+@pytest.mark.parametrize(
+    ("header", "sender"),
+    [
+        (OFFICE, "alice@example.test"),
+        (OFFICE + "Sender: office@example.test\r\n", None),
+        (OFFICE + "Sender: alias@example.test\r\n", "alias@example.test"),
+        ("From: alias@example.test\r\n", None),
+    ],
+)
+@pytest.mark.parametrize("when", ["at once", "later", "changed later"])
+async def test_mime_on_behalf_that_gets_an_attachment_keeps_it(
+    mailbox: Mailbox, header: str, sender: str | None, *, when: str
+) -> None:
+    content = base64.b64encode((header + "To: b@b.test\r\n\r\nhi\r\n").encode())
+    headers = {"content-type": "text/plain"}
+    made = (await mailbox.http.post("messages", content=content, headers=headers)).json()
+    path = f"messages/{made['id']}"
+    if when == "changed later":
+        due = {"id": "SystemTime 0x3FEF", "value": "2099-01-01T00:00:00Z"}
+        await mailbox.patch(made["id"], singleValueExtendedProperties=[due])
+        assert (await mailbox.http.post(f"{path}/send")).status_code == 202
+    attached = await mailbox.http.post(f"{path}/attachments", json=FILE)
+    assert attached.status_code == 201, attached.text
+    if when == "later":
+        await mailbox.patch(made["id"], subject="changed")
+    if when != "changed later":
+        assert (await mailbox.http.post(f"{path}/send")).status_code == 202
+    where = "deferred" if when == "changed later" else "ready"
+    (note,) = (mailbox.root / ".submissions" / where).iterdir()
+    made = convert(note.read_bytes(), now_us=0, hostname="h")
+    sent = email.message_from_bytes(gathered(made.content))
+    assert sent["sender"] == sender
+    assert made.originator == (sender or sent["from"])
+    assert len(sent.get_payload()) == 2
+
+
 async def test_a_message_can_be_attached_to_a_message(mailbox: Mailbox) -> None:
     innermost = {
         "@odata.type": "#microsoft.graph.itemAttachment",
