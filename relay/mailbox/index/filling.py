@@ -9,9 +9,9 @@ Standards: none.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import apsw
 
@@ -65,69 +65,48 @@ class Filling:
             if not self._index.filling.acquire(timeout=_TIME_MAX_S):
                 raise self._too_much()
             try:
-                for level in range(FACTS, self._level + 1):
-                    self._fill(level)
+                for level in _LEVELS:
+                    if level.number <= self._level:
+                        self._fill(level)
             finally:
                 self._index.filling.release()
         return answer
 
-    def _fill(self, level: int) -> None:
+    def _fill(self, level: "_Level[Any]") -> None:
         def unread(cursor: apsw.Cursor) -> list[tuple[Row, Path]]:
             # what came since the level below was filled waits for the next turn
             where = "WHERE filled < 2 AND filled = ? LIMIT ?"
-            rows = select_rows(cursor, where, (level - 1, _MESSAGES_AT_ONCE))
+            rows = select_rows(cursor, where, (level.number - 1, _MESSAGES_AT_ONCE))
             return [(row, Path(path_of(self._index.folders, row.place))) for row in rows]
 
         while found := self._index.ask(unread):
-            if level == FACTS:
-                self._index.ask(self._writing_facts(found))
-            else:
-                self._index.ask(self._writing_words(found))
+            self._index.ask(self._writing(level, found))
             if self._clock.monotonic() > self._until_s:  # some are read each time that one asks
                 raise self._too_much()
 
-    def _writing_facts(self, found: Sequence[tuple[Row, Path]]) -> Callable[[apsw.Cursor], None]:
-        facts = [
-            (
-                row,
-                self._read(
-                    row, partial(read_facts, path, message_id=row.message_id), nothing=NO_FACTS
-                ),
-            )
-            for row, path in found
-        ]
+    def _writing(
+        self, level: "_Level[_T]", found: Sequence[tuple[Row, Path]]
+    ) -> Callable[[apsw.Cursor], None]:
+        """Read files; return how what was found is written down."""
+        read = [(row, self._read(level, row, path)) for row, path in found]
 
         def write(_: apsw.Cursor) -> None:
             with self._index.writing() as cursor:
-                for row, one in facts:
-                    if one is not None and _is_as_read(cursor, row, FACTS):
-                        _write_facts(cursor, row.uid, one)
+                for row, one in read:
+                    if one is not None and _is_as_read(cursor, row, level.number):
+                        level.write(cursor, row.uid, one)
 
         return write
 
-    def _writing_words(self, found: Sequence[tuple[Row, Path]]) -> Callable[[apsw.Cursor], None]:
-        words = [
-            (row, self._read(row, partial(read_words, path), nothing=NO_WORDS))
-            for row, path in found
-        ]
-
-        def write(_: apsw.Cursor) -> None:
-            with self._index.writing() as cursor:
-                for row, one in words:
-                    if one is not None and _is_as_read(cursor, row, WORDS):
-                        _write_words(cursor, row.uid, one)
-
-        return write
-
-    def _read(self, row: Row, read: Callable[[], _T], *, nothing: _T) -> _T | None:
-        """Read a message's file: None if it is gone for now, `nothing` if it cannot be read."""
+    def _read(self, level: "_Level[_T]", row: Row, path: Path) -> _T | None:
+        """Read a message's file: None if it is gone for now."""
         try:
-            return read()
+            return level.read(row, path)
         except FileNotFoundError:  # the index will know by its next question
             self._misses[row.uid] += 1
-            return nothing if self._misses[row.uid] > _MISSES_MAX else None
+            return level.nothing if self._misses[row.uid] > _MISSES_MAX else None
         except OSError:
-            return nothing
+            return level.nothing
 
     def _has_unread(self, cursor: apsw.Cursor) -> bool:
         where = "WHERE filled < 2 AND filled < ? LIMIT 1"
@@ -166,3 +145,24 @@ def _write_words(cursor: apsw.Cursor, uid: int, words: Words) -> None:
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (uid, *words.texts),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Level(Generic[_T]):
+    """What is read of a message's file at once, and how it is written down under the row's uid.
+
+    `nothing` stands for what cannot be read.
+    """
+
+    number: int
+    read: Callable[[Row, Path], _T]
+    nothing: _T
+    write: Callable[[apsw.Cursor, int, _T], None]
+
+
+_LEVELS: tuple[_Level[Any], ...] = (
+    _Level(
+        FACTS, lambda row, path: read_facts(path, message_id=row.message_id), NO_FACTS, _write_facts
+    ),
+    _Level(WORDS, lambda _, path: read_words(path), NO_WORDS, _write_words),
+)
