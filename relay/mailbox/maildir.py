@@ -225,7 +225,7 @@ def sync_directory(path: Path) -> None:
 
 
 @dataclass(slots=True)
-class _Turns:
+class _Rounds:
     """The fsyncs of one directory, counted; at most one runs."""
 
     condition: threading.Condition
@@ -240,31 +240,31 @@ class DirectorySync:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._turns: dict[Path, _Turns] = {}
+        self._rounds: dict[Path, _Rounds] = {}
 
     def sync(self, directory: Path) -> None:
         """Return when everything done in `directory` before this call is durable."""
         with self._lock:
-            turns = self._turns.setdefault(directory, _Turns(threading.Condition(self._lock)))
-            turns.waiting += 1
-            mine = turns.started + 1
+            rounds = self._rounds.setdefault(directory, _Rounds(threading.Condition(self._lock)))
+            rounds.waiting += 1
+            mine = rounds.started + 1
             try:
-                while turns.finished < mine:
-                    if turns.started == turns.finished:
-                        self._run_turn(directory, turns)
+                while rounds.finished < mine:
+                    if rounds.started == rounds.finished:
+                        self._run_round(directory, rounds)
                     else:
-                        turns.condition.wait()
-                if error := turns.failed.get(mine):
+                        rounds.condition.wait()
+                if error := rounds.failed.get(mine):
                     raise OSError(error.errno, error.strerror, str(directory))
             finally:
-                turns.waiting -= 1
-                if not turns.waiting:
-                    del self._turns[directory]
+                rounds.waiting -= 1
+                if not rounds.waiting:
+                    del self._rounds[directory]
 
-    def _run_turn(self, directory: Path, turns: _Turns) -> None:
+    def _run_round(self, directory: Path, rounds: _Rounds) -> None:
         """Run one fsync with the lock let go; a failure is kept for all who waited for it."""
-        turns.started += 1
-        turn = turns.started
+        rounds.started += 1
+        number = rounds.started
         self._lock.release()
         failure: OSError | None = None
         try:
@@ -274,9 +274,9 @@ class DirectorySync:
         finally:
             self._lock.acquire()
             if failure is not None:
-                turns.failed[turn] = failure
-            turns.finished = turn
-            turns.condition.notify_all()
+                rounds.failed[number] = failure
+            rounds.finished = number
+            rounds.condition.notify_all()
 
 
 class Stripes:

@@ -1,7 +1,8 @@
 """Read and edit the header section of a message as bytes, every other octet left as it is.
 
 On the path: ingress adds trace fields, policy edits, delivery and dsn read; nobody parses the body.
-Holds: content has CRLF line ends; order, folding and body stay; no field can inject another.
+Holds: content has CRLF line ends, as whatever was accepted (drafts and other files of mailboxes are
+section's); order, folding and body stay; no field can inject another.
 Fails: ValueError for a name or value that cannot stand in a header; damaged headers never raise.
 Standards: RFC 5322 2.2, 3.6; RFC 5321 4.4 (Received); RFC 3848 and 6531 4.3 (protocols).
 """

@@ -98,10 +98,10 @@ class SlowDisk:
 def waiting(syncs: DirectorySync, path, count: int):
     """Start callers, and return when all of them wait in sync()."""
     threads = [threading.Thread(target=syncs.sync, args=(path,)) for _ in range(count)]
-    before = syncs._turns[path].waiting if path in syncs._turns else 0
+    before = syncs._rounds[path].waiting if path in syncs._rounds else 0
     for thread in threads:
         thread.start()
-    while path not in syncs._turns or syncs._turns[path].waiting < before + count:
+    while path not in syncs._rounds or syncs._rounds[path].waiting < before + count:
         threading.Event().wait(0.001)
     return threads
 
@@ -117,7 +117,7 @@ def test_callers_share_an_fsync_that_started_after_their_change(tmp_path, monkey
     for thread in threads:
         thread.join(10)
     assert disk.covered == [1, 9]
-    assert syncs._turns == {}
+    assert syncs._rounds == {}
 
 
 def test_a_failed_fsync_fails_for_all_who_waited_for_it(tmp_path, monkeypatch):
