@@ -20,6 +20,7 @@ password = "{HASHED}"
 token = "sha256:{hashlib.sha256(b"alice-token").hexdigest()}"
 aliases = ["info@example.test"]
 quota = "10 MiB"
+quota_messages = 5000
 role = "operate"
 send_as = ["Office@Elsewhere.test", "*@shared.test"]
 [[account]]
@@ -59,6 +60,7 @@ def test_an_account_has_what_the_file_says(tmp_path):
     accounts: AccountDirectory = load(tmp_path, TWO)
     alice = accounts.by_address("alice@example.test")
     assert (alice.quota, alice.role) == (10 * 1024 * 1024, Role.OPERATE)
+    assert alice.quota_messages == 5000
     assert alice.aliases == ("info@example.test",)
     assert [one for one in SENDERS if alice.may_send_as(one)] == SENDERS[:5]
     assert accounts.by_address("bob@example.test").quota is None
@@ -196,7 +198,7 @@ def test_a_secret_of_the_wrong_type_is_not_shown_either(tmp_path):
 
 def test_plain_secrets_are_warned_of(tmp_path):
     warnings = "\n".join(load(tmp_path, TWO).warnings())
-    assert "accounts.toml:12: account[1].password" in warnings
+    assert "accounts.toml:13: account[1].password" in warnings
     assert "accounts.toml:13: account[1].token" in warnings
     assert "account[0]" not in warnings
 
