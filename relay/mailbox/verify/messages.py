@@ -1,6 +1,6 @@
 """The files of one directory of a folder: whether each is a message, and named as it should be.
 
-On the path: mailbox.py goes through the folders with it.
+On the path: mailboxes.py goes through the folders with it.
 Holds: what is wrong with a file is decided by pure functions of what was seen of it; what is seen
 once is looked at again before it counts.
 Fails: OSError when the directory cannot be read.
