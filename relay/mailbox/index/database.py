@@ -8,6 +8,9 @@ never with an apsw exception.
 Standards: SQLite file format 3, WAL.
 """
 
+import fcntl
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.resources import files
@@ -21,6 +24,8 @@ SCHEMA_VERSION = 1
 _CACHE_KIB = 4 * 1024
 _BUSY_MS = 5000
 _CHECKPOINT_PAGES = 2000
+_LOCK_PAUSE_S = 0.01
+_LOCK_ATTEMPTS = 500
 _MEMORY = ":memory:"
 
 
@@ -37,26 +42,48 @@ def open_database(path: Path | None) -> apsw.Connection:
 
     Raises IndexDamagedError, IndexUnusableError.
     """
-    with translated():
-        if path is None:
-            connection = apsw.Connection(_MEMORY)
-        else:
-            with suppress(OSError):  # SQLite says better what is wrong with the place
-                path.touch(0o600)  # there is mail in it; its WAL gets the same mode
-            connection = apsw.Connection(str(path))
-        try:
-            _prepare(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+    if path is None:
+        with translated():
+            return _prepared(apsw.Connection(_MEMORY))
+    with _locked(path.parent, fcntl.LOCK_SH), translated():
+        with suppress(OSError):  # SQLite says better what is wrong with the place
+            path.touch(0o600)  # there is mail in it; its WAL gets the same mode
+        return _prepared(apsw.Connection(str(path)))
 
 
 def remove_database(path: Path) -> None:
-    """Remove the index with what belongs to it."""
-    for suffix in ("", "-wal", "-shm", "-journal"):
+    """Remove the index with what belongs to it; nobody opens it meanwhile.
+
+    The database goes first: after a crash nobody takes it for whole without its WAL.
+    """
+    with _locked(path.parent, fcntl.LOCK_EX):
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            with suppress(OSError):
+                path.with_name(path.name + suffix).unlink()
+
+
+@contextmanager
+def _locked(mailbox: Path, kind: int) -> Iterator[None]:
+    """Hold a lock on the directory: SQLite knows a WAL by its name alone, whoever's it was.
+
+    It lasts as long as the opening or the removal. Where none is to be had within a while, because
+    a stranger has it or the file system knows none, go on without.
+    """
+    try:
+        descriptor = os.open(mailbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # the opening will tell
+        yield
+        return
+    try:
         with suppress(OSError):
-            path.with_name(path.name + suffix).unlink()
+            for _ in range(_LOCK_ATTEMPTS):
+                with suppress(BlockingIOError):
+                    fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+                    break
+                threading.Event().wait(_LOCK_PAUSE_S)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def finish_schema(cursor: apsw.Cursor) -> None:
@@ -80,6 +107,15 @@ def translated() -> Iterator[None]:
         raise IndexUnusableError(str(error)) from error
     except apsw.Error as error:  # NotADB, Corrupt, and a schema that is not what it says
         raise IndexDamagedError(str(error)) from error
+
+
+def _prepared(connection: apsw.Connection) -> apsw.Connection:
+    try:
+        _prepare(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _prepare(connection: apsw.Connection) -> None:
