@@ -199,7 +199,7 @@ def test_a_secret_of_the_wrong_type_is_not_shown_either(tmp_path):
 def test_plain_secrets_are_warned_of(tmp_path):
     warnings = "\n".join(load(tmp_path, TWO).warnings())
     assert "accounts.toml:13: account[1].password" in warnings
-    assert "accounts.toml:13: account[1].token" in warnings
+    assert "accounts.toml:14: account[1].token" in warnings
     assert "account[0]" not in warnings
 
 
