@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from relay.graph.base64body import Base64Decoder, Base64Error
-from relay.graph.mime import MimeMessage, check_content, invalid_base64, parse_mime
+from relay.graph.mime import MimeMessage, checked, decoded_mime, invalid_base64
 from relay.graph.people import check_has_recipients
 from relay.graph.visit import Visit
 from relay.http.errors import ApiError
@@ -49,7 +49,7 @@ async def take_mime(visit: Visit, ways: Ways[_Result], *, to_send: bool = False)
     declared_bytes = visit.call.declared_bytes
     if declared_bytes is None or declared_bytes > _HELD_BODY_BYTES_MAX:
         return await take_in_blocks(visit, ways.arriving, is_coded=True, to_send=to_send)
-    message = parse_mime(await visit.call.body(), visit.account)
+    message = await checked(decoded_mime(await visit.call.body()), visit.account)
     if to_send:
         check_has_recipients(message.recipients)
     return Taken(message, await ways.held(message))
@@ -79,7 +79,7 @@ async def take_in_blocks(
                     message = f"Invalid MIME content: {reason}."
                     raise ApiError(400, "ErrorMimeContentInvalid", message)
                 break
-        message_told = check_content(beginning, visit.account)
+        message_told = await checked(beginning, visit.account)
         if to_send:
             check_has_recipients(message_told.recipients)
         arrival = await begin(message_told, expected_bytes)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from relay.graph.mime import MimeMessage, check_content, head_of
+from relay.graph.mime import MimeMessage, checked, head_of
 from relay.graph.mimestream import Ways, take_mime
 from relay.graph.parse import parse_send_mail
 from relay.graph.people import author_on_behalf, check_has_recipients, check_own
@@ -72,7 +72,7 @@ async def send_draft(visit: Visit) -> Response:
     on_behalf_of = author_on_behalf(draft.properties, visit.account)
     if draft.is_mime:  # a mail client may have put anything there
         content = await store.mime(visit.mailbox, draft.id)
-        told = check_content(await asyncio.to_thread(head_of, content), visit.account)
+        told = await checked(await asyncio.to_thread(head_of, content), visit.account)
         on_behalf_of = told.on_behalf_of
     check_has_recipients(draft.properties)
     check_own(draft.properties.from_, visit.account, path="from")

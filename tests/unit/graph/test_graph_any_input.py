@@ -1,6 +1,6 @@
 """Whatever is sent: a message, or a refusal that can be told; never another exception."""
 
-import base64
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.accounts import Account
-from relay.graph.mime import parse_mime
+from relay.graph.mime import check_content, checked
 from relay.graph.parse import SendMail, parse_message, parse_send_mail
 from relay.graph.values import json_object
 from relay.http import ApiError
@@ -98,16 +98,32 @@ HEADERS = st.lists(
 
 @given(HEADERS)
 def test_any_mime(content: bytes) -> None:
-    outcome = outcome_of(lambda: parse_mime(base64.b64encode(content), ALICE))
+    outcome = outcome_of(lambda: check_content(content, ALICE))
     assert isinstance(outcome, ApiError) or outcome.content == content
 
 
 def test_a_header_of_many_people_is_refused() -> None:
     people = b", ".join(b"%d@a.test" % n for n in range(501))
     with pytest.raises(ApiError, match="501 recipients"):
-        parse_mime(base64.b64encode(b"To: " + people + b"\r\n\r\n"), ALICE)
+        check_content(b"To: " + people + b"\r\n\r\n", ALICE)
 
 
 def test_a_header_without_end_is_refused() -> None:
     with pytest.raises(ApiError, match="its header has"):
-        parse_mime(base64.b64encode(b"To: a@b.test\r\n" * 20_000), ALICE)
+        check_content(b"To: a@b.test\r\n" * 20_000, ALICE)
+
+
+@pytest.mark.parametrize(("length", "is_quick"), [(10, True), (10_000, False)])
+@pytest.mark.parametrize("body", [b"x", b"x\r\n\r\n" * 10_000])
+async def test_a_long_header_keeps_nobody_waiting(length: int, is_quick: bool, body: bytes) -> None:
+    asked_by = set()
+
+    class Watched(Account):
+        def owns(self, address: str) -> bool:
+            asked_by.add(threading.current_thread())
+            return super().owns(address)
+
+    content = b"From: alice@example.test\r\nTo: " + b"<" * length + b"z@b.c\r\n\r\n" + body
+    told = await checked(content, Watched("alice@example.test"))
+    assert told.content == content
+    assert {one is threading.current_thread() for one in asked_by} == {is_quick}
