@@ -150,8 +150,10 @@ def _written(tree: _Tree) -> bytes:
 
 
 def _cids(source: str) -> frozenset[str]:
-    """Return the content ids that html shows."""
-    return frozenset(unquote(html.unescape(one)) for one in _CID.findall(source))
+    """Return the content ids that html shows: in srcset, a comma behind one is not its own."""
+    found = _CID.findall(source)
+    ids = (*found, *(one.rstrip(",") for one in found))
+    return frozenset(unquote(html.unescape(one)) for one in ids)
 
 
 def _identity(part: Part) -> str:

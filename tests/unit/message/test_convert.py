@@ -118,6 +118,27 @@ def test_the_structure_follows_the_properties(body_type, inline, files, structur
 
 
 @pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ('<img srcset="cid:a, cid:b">', "a b"),
+        ('<img srcset="cid:a 1x,cid:b 2x" src="cid:c,d">', "a b c,d"),
+        ("<p style='background: url(cid:a)'>cid:b,, c", "a b"),
+        ("<img src=cid:a%2C><img src='CID:%62'>", "b"),
+    ],
+)
+def test_what_html_shows_is_related_to_it(body, shown):
+    images = tuple(
+        attached(f"{one}.png", b"i", "image/png", inline=True, content_id=one)
+        for one in ("a", "b", "c,d")
+    )
+    message = parsed(converted(draft(body_type="html", body=body, attachments=images)).content)
+    inline = [
+        one["content-id"] for one in message.walk() if one.get_content_disposition() == "inline"
+    ]
+    assert inline == [f"<{one}>" for one in shown.split()]
+
+
+@pytest.mark.parametrize(
     "body",
     ["", ".", ".\r\n..\r\nFrom x", "no end", "x" * 5000, "ü" * 3000, "a\tb \r\n c  ", "=3D =_ x\r\n",
      "--=_1_R0123456789abcdef_1_h_mixed--\r\nend", "a\rb\nc", "nul\0nul"],
