@@ -32,7 +32,6 @@ from relay.message.draft import (
     BesideMime,
     DraftOrigin,
     KeptAttachment,
-    PrivateBlock,
     draft_content,
     mime_block,
     private_length,
@@ -45,6 +44,7 @@ from relay.message.keeping import kept_attachments
 from relay.message.mimebody import SealedError
 from relay.message.mimechange import changed_mime, told_once
 from relay.message.mimeread import AttachmentFacts, read_message, read_mime
+from relay.message.privateblock import filled_in
 from relay.message.properties import MessageProperties, Person
 from relay.message.section import header_end
 
@@ -219,7 +219,7 @@ def load(located: Located, stored: Octets, *, touched_us: int) -> StoredMessage:
     block, _ = read_private(stored)
     message = read_message(stored)
     created_us = block.origin.created_us if block else touched_us
-    properties = _named(message.properties, block)
+    properties = filled_in(message.properties, block)
     flags = located.name.flags
     place = f"{located.folder.id}/{located.name.base}:{''.join(sorted(flags))}"
     change_key = hashlib.sha256(os.fsencode(place))
@@ -279,20 +279,13 @@ def next_generation(
     content: Octets = stored.part(length, stored.size - length)
     if change is None:
         return compose(content, identity, beside=block.beside if block else None)
-    before = _named(read_message(stored).properties, block)
+    before = filled_in(read_message(stored).properties, block)
     try:
         content = joined(changed_mime(content, before, change))
     except SealedError as error:
         raise NotADraftError(str(error)) from None
     beside = BesideMime(change.delivery_receipt, change.extended)
     return compose(content, identity, beside=beside)
-
-
-def _named(properties: MessageProperties, block: PrivateBlock | None) -> MessageProperties:
-    """Fill in the message id that a draft without one will have."""
-    if block is None or properties.internet_message_id:
-        return properties
-    return replace(properties, internet_message_id=block.origin.message_id)
 
 
 def with_attachments(

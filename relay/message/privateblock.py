@@ -10,13 +10,13 @@ Standards: RFC 5322 2.2.3 (folding).
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from relay.message.content import Octets
 from relay.message.fields import CRLF
-from relay.message.properties import ExtendedProperty, MessageProperties
+from relay.message.properties import ExtendedProperty, MessageProperties, Person
 
 FIRST_FIELD_BYTES = 29
 PRIVATE_BYTES_MAX = 16 * 1024 * 1024  # what says that it is longer is not believed
@@ -139,3 +139,14 @@ def read_block(head: bytes) -> PrivateBlock | None:
         return _decoder.decode(folded.replace(b"\r\n ", b"")) if length else None
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def filled_in(properties: MessageProperties, block: PrivateBlock | None) -> MessageProperties:
+    """Fill in what a draft of MIME does not say and is sent with: its author and its Message-ID."""
+    if block is None:
+        return properties
+    return replace(
+        properties,
+        from_=properties.from_ or Person(block.origin.account),
+        internet_message_id=properties.internet_message_id or block.origin.message_id,
+    )

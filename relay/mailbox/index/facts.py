@@ -21,6 +21,7 @@ from relay.message.draft import PRIVATE_BYTES_MAX, private_length, read_block
 from relay.message.headread import date_us_of, read_people, read_properties_of_header
 from relay.message.mimeread import read_mime
 from relay.message.preview import without_tags
+from relay.message.privateblock import filled_in
 from relay.message.properties import MessageProperties, Person
 from relay.message.section import cleaned, header_end, read_header, split_fields
 
@@ -113,7 +114,8 @@ def read_facts(path: Path, *, message_id: str) -> Facts:
         properties, date_us = block.properties, block.origin.modified_us
     else:
         properties, date_us = _read_header(head[length:end])
-    own = properties.internet_message_id or (block.origin.message_id if block else "")
+    properties = filled_in(properties, block)
+    own = properties.internet_message_id
     return Facts(
         properties=properties,
         internet_message_id=own,
@@ -137,6 +139,7 @@ def read_words(path: Path) -> Words:
     if block is not None and block.properties is not None:
         properties = block.properties
         attachments = [(one.name, one.inline) for one in block.attachments]
+    properties = filled_in(properties, block)
     body = read.properties.body
     if read.properties.body_type == "html":
         body = without_tags(body)

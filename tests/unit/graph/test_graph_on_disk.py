@@ -143,3 +143,28 @@ async def test_a_changed_internet_message_id(on_disk: OnDisk) -> None:
     change = {"internetMessageId": "<b@a.test>"}
     changed = await on_disk.http.patch(f"/messages/{one['id']}", json=change)
     assert changed.json()["internetMessageId"] == "<b@a.test>"
+
+
+async def test_mime_without_an_author_is_from_the_owner_wherever_it_is_shown(
+    on_disk: OnDisk,
+) -> None:
+    http = on_disk.http
+    content = b"Subject: mine\r\nTo: c@a.test\r\n\r\nbody\r\n"
+    headers = {"content-type": "text/plain"}
+    made = await http.post("/messages", content=base64.b64encode(content), headers=headers)
+    one = f"/messages/{made.json()['id']}"
+    owner = {"emailAddress": {"name": "alice@example.test", "address": "alice@example.test"}}
+    for query in (
+        {"$search": '"from:alice"'},
+        {"$filter": "from/emailAddress/address eq 'alice@example.test'"},
+        {"$filter": "sender/emailAddress/address eq 'alice@example.test'"},
+        {"$filter": f"sentDateTime eq {made.json()['createdDateTime']}"},
+    ):
+        [shown] = (await http.get("/messages", params=query)).json()["value"]
+        assert (shown["from"], shown["sender"]) == (owner, owner)
+        assert shown["sentDateTime"] == shown["createdDateTime"]
+    assert (await http.get(f"{one}/$value")).content == content
+    changed = await http.patch(one, json={"subject": "yours"})
+    assert changed.json()["from"] == owner
+    value = (await http.get(f"{one}/$value")).content
+    assert value == content.replace(b"mine", b"yours")
