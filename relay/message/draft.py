@@ -22,7 +22,7 @@ from relay.message.content import (
     contains,
     joined,
 )
-from relay.message.fields import CRLF, parameter, people_field, raw_field
+from relay.message.fields import CRLF, parameter, people_field, raw_field, without_smtputf8
 from relay.message.privateblock import (
     FIRST_FIELD_BYTES,
     PRIVATE_BYTES_MAX,
@@ -36,7 +36,7 @@ from relay.message.privateblock import (
     read_private,
 )
 from relay.message.properties import Attachment, MessageProperties
-from relay.message.propertyfields import header_fields
+from relay.message.propertyfields import header_fields, sender_beside
 
 __all__ = [  # the block's names are a draft's as well
     "FIRST_FIELD_BYTES",
@@ -121,10 +121,28 @@ def write_message(properties: MessageProperties, *, mark: str, date_us: int) -> 
     attached to another. `mark` makes its boundary; a `date_us` of 0 is none.
     """
     message_id = properties.internet_message_id
-    header = header_fields(properties, message_id=message_id, date_us=date_us)
+    header = header_fields(_without_smtputf8(properties), message_id=message_id, date_us=date_us)
     attachments = list(map(_stored, properties.attachments))
     entity = _write_entity(properties, header, attachments, mark=mark, seven_bit=True)
     return b"".join(map(_in_memory, entity.pieces))
+
+
+def _without_smtputf8(properties: MessageProperties) -> MessageProperties:
+    """Name everybody in ASCII: a message/rfc822 has nothing else in its header."""
+    from_, sender = (
+        one and without_smtputf8(one) for one in (properties.from_, sender_beside(properties))
+    )
+    asked_by = sender or from_
+    return replace(
+        properties,
+        from_=from_,
+        sender=sender,
+        reply_to=tuple(map(without_smtputf8, properties.reply_to)),
+        to=tuple(map(without_smtputf8, properties.to)),
+        cc=tuple(map(without_smtputf8, properties.cc)),
+        # who is asked for by a receipt must have an address
+        read_receipt=properties.read_receipt and bool(asked_by and asked_by.address),
+    )
 
 
 _Pieces = Sequence[bytes | Octets]

@@ -3,7 +3,7 @@
 On the path: the draft form (step 1) and conversion (step 3) write their headers with it.
 Holds: no value can end its field or start another; lines stay under 998, near 78 where they can.
 Fails: never; what a field cannot hold (CR, LF, NUL) is replaced by a space.
-Standards: RFC 5322 2.2.3, 3.3, 3.4; RFC 2047; RFC 2231; RFC 6532 for addresses only.
+Standards: RFC 5322 2.2.3, 3.3, 3.4; RFC 2047; RFC 2231; RFC 6532 for addresses only, RFC 6857.
 """
 
 import re
@@ -124,9 +124,21 @@ def _encoded_words(value: str, *, taken: int) -> str:
     return f"{CRLF} ".join(encode_text(value, taken=taken))
 
 
+def without_smtputf8(person: Person) -> Person:
+    """Return the person as 7 bits can name them: without an address, where that is beyond ASCII.
+
+    people_field() writes that as a group of nobody (RFC 6857 3.1.8), which readers show.
+    """
+    if ascii_address(person.address).isascii():
+        return person
+    return Person("", f"{person.name} {person.address}".strip())
+
+
 def _mailbox(person: Person) -> str:
     address = _CONTROLS.sub("", ascii_address(person.address))
     name = _one_line(person.name)
+    if name and not address:
+        return f"{_phrase(name)}:;"
     if not name:
         return address
     if _needs_words(name):

@@ -428,6 +428,31 @@ async def test_a_message_can_be_attached_to_a_message(mailbox: Mailbox) -> None:
         assert third.get_content()["subject"] == "third"
 
 
+async def test_an_attached_message_is_ascii_whatever_addresses_it_has(mailbox: Mailbox) -> None:
+    """A message/rfc822 may have nothing else, and who gets the mail may need no SMTPUTF8."""
+    item = {
+        "@odata.type": "#microsoft.graph.message",
+        "from": {"emailAddress": {"address": "用户@elsewhere.test", "name": "Li, Ö"}},
+        "sender": to("delivery@elsewhere.test")[0],
+        "toRecipients": to("bob@bücher.test", "δοκιμή@b.test"),
+        "isReadReceiptRequested": True,
+        "isDeliveryReceiptRequested": False,
+        "body": {"contentType": "text", "content": "x"},
+    }
+    attached = {"@odata.type": "#microsoft.graph.itemAttachment", "name": "m", "item": item}
+    await mailbox.draft(toRecipients=to("bob@example.test"), attachments=[attached])
+    made = mailbox.converted()
+    assert (gathered(made.content).isascii(), made.smtputf8, made.eight_bit) == (True, False, False)
+    (part,) = mailbox.sent().iter_attachments()
+    inner = part.get_content()
+    assert str(inner["from"]) == '"Li, Ö 用户@elsewhere.test":;'
+    assert inner["sender"] == "delivery@elsewhere.test"
+    assert [str(one) for one in inner["to"].groups] == [
+        "bob@xn--bcher-kva.test", '"δοκιμή@b.test":;',
+    ]  # fmt: skip
+    assert inner["disposition-notification-to"] == "delivery@elsewhere.test"
+
+
 async def test_messages_within_messages_have_an_end(mailbox: Mailbox) -> None:
     message: dict = {"subject": "innermost"}
     for _ in range(12):
