@@ -7,6 +7,7 @@ Standards: Maildir++; docs/design.md 3.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -147,17 +148,11 @@ class FileStore:
         self, account: str, content: MessageProperties | bytes, options: SendOptions
     ) -> Note:
         """Write a draft and its note."""
-        with self._precedence.submission():
-            return await self._run(
-                self._offered, self._sending.submit_new, account, content, options
-            )
+        return await self._submitted(self._sending.submit_new, account, content, options)
 
     async def submit_draft(self, account: str, message_id: str, options: SendOptions) -> Note:
         """Submit an existing draft."""
-        with self._precedence.submission():
-            return await self._run(
-                self._offered, self._sending.submit_draft, account, message_id, options
-            )
+        return await self._submitted(self._sending.submit_draft, account, message_id, options)
 
     # -- reading and changing
 
@@ -254,7 +249,7 @@ class FileStore:
     async def note_content(self, note: Note) -> Octets:
         """A note's file."""
         try:
-            return await self._run(_note_content, note)
+            return await self._run(self._note_content, note)
         except NoSuchItemError:  # a listing saw it just before it was done with
             self._board.done(note)
             raise
@@ -297,14 +292,18 @@ class FileStore:
 
     # -- in a thread
 
-    def _offered(
+    async def _submitted(
         self,
         submit: Callable[_Parameters, Note],
         *args: _Parameters.args,
         **kwargs: _Parameters.kwargs,
     ) -> Note:
-        """Submit and tell pickup, even when nobody waits for the answer any more."""
-        note = submit(*args, **kwargs)
+        """Submit and tell pickup, which hears of it behind the answer and keeps no client waiting.
+
+        If nobody waits for the answer any more, pickup finds the note when it lists.
+        """
+        with self._precedence.submission():
+            note = await self._run(submit, *args, **kwargs)
         self._offer(note)
         return note
 
@@ -313,6 +312,10 @@ class FileStore:
             self._due.add(note)
         else:
             self._board.offer(note)
+
+    def _note_content(self, note: Note) -> Octets:
+        with self._shared.stripes.of(note.draft_id):  # its submission may still fail and remove it
+            return _note_content(note)
 
     def _list_folders(self, account: str) -> list[Folder]:
         return self._counted(account, self._tree.every(account))
@@ -384,9 +387,13 @@ class FileStore:
 
 def _note_content(note: Note) -> Octets:
     try:
-        size_bytes = note.path.stat().st_size
-        if size_bytes > LARGE_BYTES:
-            return FileOctets(note.path, 0, size_bytes)
-        return MemoryOctets(note.path.read_bytes())
+        descriptor = os.open(note.path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise NoSuchItemError(f"The note {note.submission_id} is gone.") from None
+    try:  # by few calls: behind each one a submission may have to wait for this thread
+        size_bytes = os.fstat(descriptor).st_size
+        if size_bytes > LARGE_BYTES:
+            return FileOctets(note.path, 0, size_bytes)
+        return MemoryOctets(os.read(descriptor, size_bytes))
+    finally:
+        os.close(descriptor)

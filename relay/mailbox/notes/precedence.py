@@ -13,12 +13,12 @@ from contextlib import contextmanager
 
 # What a message costs behind its 202 is several times what it costs before: a rush that is
 # answered quickly is over sooner, and then all of the machine is there for what is waiting.
-SPACE_S = 0.02  # between two notes that are taken up in a rush
+SPACE_S = 0.05  # between two notes that are taken up in a rush
 OLD_SPACE_S = 0.005
 OLD_S = 10.0  # a note that has been ready for so long is old
 RUSH = 0.5  # the part of the time in which a submission is in work, over the last moments
 MOMENT_S = 0.02
-_STEP_S = 0.002
+_STEP_S = 0.01
 
 
 class Precedence:
