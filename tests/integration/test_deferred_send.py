@@ -25,7 +25,9 @@ def later(wait: timedelta) -> dict[str, Any]:
 
 def test_a_deferred_message_is_there_at_its_time_and_not_before(relay: RelayProcess) -> None:
     """Within tests nobody waits for minutes: what is due in an hour is given another time."""
+    relay.until_final(relay.send_mail(to=["bob@example.test"], subject="earlier"))
     identity = relay.send_mail(to=["bob@example.test"], subject="later", **later(HOUR))
+    assert relay.journey("alice@example.test")["subject"] == "later"
     until("it is counted", lambda: relay.metric("relay_pickup_deferred") == 1)
     journey = relay.journey(identity)
     assert journey["state"] == "deferred"
