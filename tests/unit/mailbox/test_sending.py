@@ -345,6 +345,35 @@ async def test_a_new_submission_cannot_be_changed_before_its_note_is_ready(
     executor.shutdown()
 
 
+@pytest.mark.parametrize("fails", [True, False])
+async def test_pickup_takes_no_note_whose_submission_may_still_fail(
+    place, store, draft, monkeypatch, fails
+):
+    """A listing sees the note from its rename on; what makes that durable comes behind it."""
+    loop, taken = asyncio.get_running_loop(), []
+
+    def reached(_, point):
+        if point is CrashPoint.NOTE_READY:
+            [note] = store._shared.notes.list_ready((), 10)
+            content = asyncio.run_coroutine_threadsafe(store.note_content(note), loop)
+            taken.append(content)
+            assert not wait([content], timeout=0.2).done
+            if fails:
+                raise OSError(errno.EIO, "the fsync")
+
+    monkeypatch.setattr(CrashPoints, "reached", reached)
+    if fails:
+        with pytest.raises(StoreUnavailableError):
+            await store.submit_new(ALICE, draft(), SAVE)
+        with pytest.raises(NoSuchItemError):
+            await asyncio.wrap_future(taken[0])
+        assert (place.files(".Drafts"), place.notes()) == ([], [])
+    else:
+        note = await store.submit_new(ALICE, draft(), SAVE)
+        content = await asyncio.wrap_future(taken[0])
+        assert content.read(0, content.size) == note.path.read_bytes()
+
+
 async def test_a_line_that_the_disk_has_no_room_for_is_not_half_written(
     place, store, draft, monkeypatch
 ):
