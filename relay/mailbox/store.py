@@ -7,7 +7,6 @@ Standards: Maildir++; docs/design.md 3.
 """
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import ParamSpec, TypeVar
 
 from relay.accounts.account import DEAD_LETTER
 from relay.clock import Clock, Ids
-from relay.files import FileOctets
 from relay.journal.crash import CrashPoints
 from relay.journal.storelog import StoreLog
 from relay.mailbox.api import DeliveryResult
@@ -31,7 +29,7 @@ from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import DirectorySync, Stripes, storage_errors
 from relay.mailbox.moving import Moving
 from relay.mailbox.names import mailbox_directory
-from relay.mailbox.notes import NotesDirectory
+from relay.mailbox.notes import NotesDirectory, content_of
 from relay.mailbox.notes.board import NoteBoard
 from relay.mailbox.notes.deferred import BroughtUp, DeferredNotes
 from relay.mailbox.notes.precedence import Precedence
@@ -52,7 +50,7 @@ from relay.mailbox.types import (
     SendOptions,
     StoredMessage,
 )
-from relay.message.content import LARGE_BYTES, Content, MemoryOctets, Octets
+from relay.message.content import Content, Octets
 from relay.message.properties import MessageProperties
 
 _THREADS = 16  # they wait for fsyncs that they share: more of them, fewer fsyncs a message
@@ -315,7 +313,7 @@ class FileStore:
 
     def _note_content(self, note: Note) -> Octets:
         with self._shared.stripes.of(note.draft_id):  # its submission may still fail and remove it
-            return _note_content(note)
+            return content_of(note)
 
     def _list_folders(self, account: str) -> list[Folder]:
         return self._counted(account, self._tree.every(account))
@@ -383,17 +381,3 @@ class FileStore:
                 return function(*args, **kwargs)
 
         return await pool.run(call)
-
-
-def _note_content(note: Note) -> Octets:
-    try:
-        descriptor = os.open(note.path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise NoSuchItemError(f"The note {note.submission_id} is gone.") from None
-    try:  # by few calls: behind each one a submission may have to wait for this thread
-        size_bytes = os.fstat(descriptor).st_size
-        if size_bytes > LARGE_BYTES:
-            return FileOctets(note.path, 0, size_bytes)
-        return MemoryOctets(os.read(descriptor, size_bytes))
-    finally:
-        os.close(descriptor)

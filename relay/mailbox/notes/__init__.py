@@ -12,6 +12,7 @@ from relay.mailbox.notes.directory import (
     NOTE_NAME,
     NotesDirectory,
     Prepared,
+    content_of,
     draft_of,
     read_block_of,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "NOTE_NAME",
     "NotesDirectory",
     "Prepared",
+    "content_of",
     "draft_of",
     "read_block_of",
 ]

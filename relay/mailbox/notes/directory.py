@@ -13,6 +13,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
+from relay.files import FileOctets
 from relay.journal.logs import get_logger
 from relay.mailbox.maildir import (
     DirectorySync,
@@ -22,7 +23,8 @@ from relay.mailbox.maildir import (
     open_message,
     remove,
 )
-from relay.mailbox.types import Note, SendOptions
+from relay.mailbox.types import NoSuchItemError, Note, SendOptions
+from relay.message.content import LARGE_BYTES, MemoryOctets, Octets
 from relay.message.draft import (
     FIRST_FIELD_BYTES,
     PRIVATE_BYTES_MAX,
@@ -222,6 +224,21 @@ class NotesDirectory:
         path.rename(self._corrupt / path.name)
         self._syncs.sync(self._corrupt)
         _log.error("note corrupt", note=path.name, moved_to=str(self._corrupt))
+
+
+def content_of(note: Note) -> Octets:
+    """Return a note's file, in memory while it is small. Raises NoSuchItemError, OSError."""
+    try:
+        descriptor = os.open(note.path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NoSuchItemError(f"The note {note.submission_id} is gone.") from None
+    try:  # by few calls: behind each one a submission may have to wait for this thread
+        size_bytes = os.fstat(descriptor).st_size
+        if size_bytes > LARGE_BYTES:
+            return FileOctets(note.path, 0, size_bytes)
+        return MemoryOctets(os.read(descriptor, size_bytes))
+    finally:
+        os.close(descriptor)
 
 
 def draft_of(note_name: str) -> str:
