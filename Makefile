@@ -4,6 +4,7 @@
 #   make check               lint, types, import contracts, dead code, the policies' own tests
 #   make bench               Relay and Postfix side by side
 #   make bench-mail          sendMail beside the machine's own rate of synced files, with ARGS
+#   make bench-mailbox       questions to mailboxes of 1,000, 10,000 and 100,000 messages
 #   make crash               a relay killed RUNS=200 times while people use it
 
 SHELL := /bin/bash
@@ -15,7 +16,7 @@ ARGS ?=
 RUNS ?= 200
 TESTS ?=
 
-.PHONY: run venv test check lint types layers unused rules bench bench-mail crash clean
+.PHONY: run venv test check lint types layers unused rules bench bench-mail bench-mailbox crash clean
 
 run: .venv/installed
 	@exec $(BIN)/relay dev $(ARGS)
@@ -49,6 +50,9 @@ bench: .venv/development
 
 bench-mail: .venv/development
 	$(BIN)/python tests/bench/sendmail.py $(ARGS)
+
+bench-mailbox: .venv/development
+	$(BIN)/python tests/bench/mailbox.py $(ARGS)
 
 crash: .venv/development
 	RUNS=$(RUNS) $(BIN)/python -m pytest -n 2 tests/crash/test_storm.py
