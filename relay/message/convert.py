@@ -23,7 +23,13 @@ from relay.message.content import (
     is_eight_bit,
 )
 from relay.message.converted import ConversionError, Converted
-from relay.message.draft import DraftOrigin, PrivateBlock, read_private
+from relay.message.draft import (
+    FIRST_FIELD_BYTES,
+    DraftOrigin,
+    PrivateBlock,
+    private_length,
+    read_private,
+)
 from relay.message.fields import ascii_address
 from relay.message.from_mime import SentMime, from_mime
 from relay.message.from_properties import from_properties
@@ -55,6 +61,8 @@ def convert(note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
     block, length = read_private(note)
     if block is not None and block.properties is not None:
         return _of_properties(note, block, length)
+    if block is None and private_length(note.read(0, FIRST_FIELD_BYTES)):
+        raise ConversionError("The draft's file is damaged: it ends before its content does.")
     content = note.part(length, note.size - length)
     structure = read_structure(content)
     if reason := check_header(structure.message.header, structure.message.blank):
