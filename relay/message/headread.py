@@ -11,8 +11,9 @@ import contextlib
 import re
 from collections.abc import Iterator
 from datetime import UTC
+from email import utils
 from email.message import Message
-from email.utils import getaddresses, parsedate_to_datetime
+from email.utils import parsedate_to_datetime
 
 from relay.message.conversation import message_ids
 from relay.message.encodedwords import decode_words
@@ -116,7 +117,7 @@ def read_properties_of_header(fields: "Message[str, str]") -> MessageProperties:
 def read_people(message: "Message[str, str]", name: str) -> tuple[Person, ...]:
     """Return the people of an address field; groups flattened, names decoded."""
     with contextlib.suppress(Exception):  # headers of strangers break `email` in many ways
-        pairs = getaddresses(_values(message, name))[:_ADDRESSES_MAX]
+        pairs = _addresses(_values(message, name))[:_ADDRESSES_MAX]
         return tuple(
             Person(_address(address), words_in(person))
             for person, address in pairs
@@ -133,7 +134,7 @@ def unread_people(message: "Message[str, str]", name: str) -> str:
     count = 0
     for value in _values(message, name):
         try:
-            found = [address for _, address in getaddresses([value]) if address]
+            found = [address for _, address in _addresses([value]) if address]
         except Exception:  # noqa: BLE001 - headers of strangers break `email` in many ways
             return value
         for address in found:
@@ -148,6 +149,17 @@ def unread_people(message: "Message[str, str]", name: str) -> str:
         if text.count("@") != read or len(set(map(_address, found))) > separators + 1:
             return value
     return ""
+
+
+def _addresses(values: list[str]) -> list[tuple[str, str]]:
+    """Return (name, address) of all in some fields, the same on every Python.
+
+    Later ones give nothing at all of a field that they find fault with, unless told not to;
+    what is wrong with recipients is unread_people()'s to say.
+    """
+    if getattr(utils, "supports_strict_parsing", False):
+        return utils.getaddresses(values, strict=False)
+    return utils.getaddresses(values)
 
 
 def _without_quotes(value: str) -> str:
