@@ -184,7 +184,7 @@ async def test_a_bad_message_is_refused_by_name(
         (b"[]", "UnableToDeserializePostBody"),
         (b'{"message":"\xff"}', "UnableToDeserializePostBody"),
         (b'{"message":"\\ud800"}', "UnableToDeserializePostBody"),
-        (b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "UnableToDeserializePostBody"),
+        (b"[" * 30_000 + b"]" * 30_000, "UnableToDeserializePostBody"),
         (b'{"message":{"subject":"\\ud800."}}', "UnableToDeserializePostBody"),
         (b'{"message":{},"comment":"x"}', "RequestBodyRead"),
         (b'{"message":{},"Message":{}}', "RequestBodyRead"),
