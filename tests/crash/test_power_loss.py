@@ -39,6 +39,11 @@ def disk(tmp_path) -> Iterator[LoggedDisk]:
         pytest.skip("mkfs.ext4 is not installed")
     with LoggedDisk(tmp_path, size_bytes=DISK_BYTES) as made:
         run("mkfs.ext4", "-q", "-F", "-E", "nodiscard", str(made.file))
+        try:
+            with mounted(made.file, tmp_path / "trial"):
+                pass
+        except subprocess.CalledProcessError:
+            pytest.skip("no loop device can be mounted here")
         yield made
 
 
