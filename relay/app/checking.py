@@ -20,6 +20,10 @@ from relay.policy import PolicyError
 from relay.policy import load as load_rules
 from relay.routing import name_servers_answer
 from relay.settings import Settings, SettingsError, load
+from relay.spool.sqlite.disk.presence import is_or_was_there
+from relay.spool.sqlite.engine.damage import mark_of
+from relay.spool.sqlite.engine.migrating import check_header
+from relay.spool.types import SpoolDamagedError, SpoolError
 
 
 class Verdict(StrEnum):
@@ -52,6 +56,7 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
     yield from _policies(settings)
     yield _writable("state_dir", settings.state_dir)
     yield _writable("mailboxes.root", settings.mailboxes.root)
+    yield from _spool(settings.spool_file)
     yield asyncio.run(_dns(settings))
 
 
@@ -96,6 +101,24 @@ def _writable(name: str, folder: Path) -> Finding:
         made = "" if existing == folder else " (it will be made)"
         return Finding(name, Verdict.OK, f"{folder}{made}")
     return Finding(name, Verdict.FAULT, f"{name}: {existing} is no folder that this user can write")
+
+
+def _spool(database: Path) -> Iterator[Finding]:
+    """Whether the file can be opened; `relay storage verify` looks further."""
+    try:
+        if is_or_was_there(database):
+            check_header(database)
+    except (SpoolError, OSError) as error:
+        hint = "; see relay storage salvage" if isinstance(error, SpoolDamagedError) else ""
+        yield Finding("spool", Verdict.FAULT, f"spool.url: {error}{hint}")
+        return
+    mark = mark_of(database)
+    if mark.exists():
+        text = f"{database} is damaged, no new mail is taken on; see relay storage salvage"
+        yield Finding("spool", Verdict.FAILED, text)
+        return
+    made = "" if database.exists() else " (it will be made)"
+    yield Finding("spool", Verdict.OK, f"{database}{made}")
 
 
 async def _dns(settings: Settings) -> Finding:

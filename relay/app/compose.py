@@ -7,19 +7,21 @@ Standards: none.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from relay import graph, web
 from relay.accounts import DEAD_LETTER, AccountDirectory
 from relay.app.daemon import Daemon, Readiness
 from relay.app.lock import OwnerLock
-from relay.app.routes import route_table
+from relay.app.pressure import PressureMonitor, bounds_of
+from relay.app.routes import route_table, way_to
 from relay.clock import Clock, Ids, SystemClock
 from relay.delivery import (
     WINDOW_BYTES,
+    Cause,
     ConnectionSlots,
     Contents,
     Dispatcher,
@@ -28,15 +30,18 @@ from relay.delivery import (
     Settler,
     SiteOptions,
     Window,
+    parse_rate,
 )
 from relay.http import Dispatch, HttpServer
 from relay.ingress import Acceptance, Neighbours, SmtpServer
 from relay.journal.crash import CrashPoints
 from relay.journal.journey import Journeys
 from relay.journal.metrics import Metrics
+from relay.journal.pressure import Level, Pressure, Reason
 from relay.journal.storelog import StoreLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import QuotaLimits
+from relay.message.nexthop import NextHop
 from relay.pickup import Pickup
 from relay.policy import RuleSet
 from relay.reports import Reporter
@@ -44,12 +49,14 @@ from relay.routing import NoResolver, Resolver
 from relay.settings import Settings
 from relay.settings.tree import Address, SmtpListener
 from relay.smtp import Timeouts
-from relay.spool import SqliteSpool
+from relay.spool import Ballast, SqliteSpool
 from relay.spool.types import Claim
+from relay.spool.waiting import Lane
 
 _SUBMISSION_KEEP_S = 7 * 86400.0  # longer than pickup gives up, by this much
 _DOWN_S_MAX = 30.0
 _PICKUP_SESSIONS_MAX = 64
+_SLOWER = 4  # one in so many of pickup's notes are in work at once when the relay is slow
 _PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the front door bounds what it takes; encoded it is larger
 
 
@@ -100,6 +107,7 @@ class _Composer:
         self.metrics = Metrics()
         self.readiness = Readiness()
         self.changes = web.Changes()
+        self.pressure = Pressure()
         boxes = settings.mailboxes
         self.table = route_table(settings, sources.accounts)
         self.store_log = StoreLog(
@@ -112,8 +120,13 @@ class _Composer:
             dead_letter=settings.state_dir / DEAD_LETTER,
         )  # fmt: skip
         self.spool = SqliteSpool(
-            spool_path(settings), clock=clock, crash=self.crash, metrics=self.metrics,
+            settings.spool_file, clock=clock, crash=self.crash, metrics=self.metrics,
             submission_keep_s=settings.pickup.give_up_after + _SUBMISSION_KEEP_S,
+            captured_keep_s=settings.spool.keep,
+            ballast=Ballast(
+                settings.spool_file.with_name("ballast"), size_bytes=settings.spool.ballast,
+                reserve_bytes=settings.pressure.disk_free,
+            ),
         )  # fmt: skip
         undo.callback(self.spool.close)
         self.reporter = Reporter(
@@ -123,13 +136,16 @@ class _Composer:
         )  # fmt: skip
         self.resolver = sources.resolver or self._resolver()
         self.dispatcher = self._dispatcher()
+        self.spool.desk.attend(self.dispatcher)
 
     def daemon(self) -> Daemon:
         acceptance = self._acceptance()
         neighbours = Neighbours(
             hostname=self.settings.hostname, acceptance=acceptance, router=self.table,
             accounts=self.sources.accounts, quota=self.store, crash=self.crash,
+            pressure=self.pressure,
         )  # fmt: skip
+        pickup = self._pickup()
         journeys = Journeys(self.spool, self.store_log)
         return Daemon(
             settings=self.settings,
@@ -144,12 +160,22 @@ class _Composer:
             acceptance=acceptance,
             pickup_server=self._pickup_server(neighbours),
             smtp_servers=[SmtpServer(one, neighbours) for one in self.settings.smtp],
-            pickup=self._pickup(),
+            pickup=pickup,
             http_servers=self._http_servers(journeys),
             journeys=journeys,
             changes=self.changes,
             readiness=self.readiness,
+            pressure=self._pressure_monitor(pickup),
         )
+
+    def _pressure_monitor(self, pickup: Pickup) -> PressureMonitor:
+        notes = self.settings.pickup.max_concurrent
+        allowed = {Level.NORMAL: notes, Level.SLOW: notes // _SLOWER, Level.REFUSE: 1}
+        return PressureMonitor(
+            self.pressure, self.spool, bounds=bounds_of(self.settings),
+            mailboxes=self.settings.mailboxes.root, metrics=self.metrics, clock=self.clock,
+            on_change=lambda state: pickup.allow(allowed[state.queue]),
+        )  # fmt: skip
 
     def _limits_of(self, account: str) -> QuotaLimits:
         found = self.sources.accounts.by_address(account)
@@ -169,9 +195,11 @@ class _Composer:
     def _dispatcher(self) -> Dispatcher:
         delivery = self.settings.delivery
         contents = Contents(self.spool, budget_bytes=4 * WINDOW_BYTES)
+        by_class = {name: steps for name, steps in asdict(delivery.retry_by_class).items() if steps}
+        schedule = Schedule(delivery.retry, self.chance.random, by_class)
         settler = Settler(
             self.spool, contents, self.reporter, clock=self.clock, metrics=self.metrics,
-            schedule=Schedule(delivery.retry, self.chance.random),
+            schedule=schedule,
         )  # fmt: skip
         options = SiteOptions(
             ehlo_name=self.settings.hostname,
@@ -182,7 +210,9 @@ class _Composer:
                 data_s=min(delivery.command_timeout, Timeouts().data_s),
             ),
             connections_max=delivery.max_connections_per_next_hop,
-            down_s=min(_DOWN_S_MAX, min(delivery.retry) / 2),
+            rate=parse_rate(delivery.max_rate_per_next_hop),
+            down_s=min(_DOWN_S_MAX, schedule.step_s(Cause()) / 2),
+            waited_s=lambda claim: schedule.step_s(Cause(claim.cause, claim.cause_attempts)),
         )
         return Dispatcher(
             self.spool, settler, contents, local=LocalDelivery(self.store, self.table),
@@ -197,15 +227,20 @@ class _Composer:
             hostname=self.settings.hostname, router=self.table, policy=self.sources.rules,
             reporter=self.reporter, spool=self.spool, accounts=self.sources.accounts,
             clock=self.clock, ids=self.ids, metrics=self.metrics,
-            on_accepted=self._accepted, has_room=self.dispatcher.has_room_for,
+            on_accepted=self._accepted, on_waiting=self.dispatcher.accepted_unclaimed,
+            lane_of=self.dispatcher.lane_of, has_room=self._takes_claim,
             expire_after_s=self.settings.delivery.expire_after,
+            delay_warning_after_s=self.settings.delivery.delay_warning_after,
         )  # fmt: skip
 
+    def _takes_claim(self, next_hop: NextHop, sender: int, lane: Lane) -> bool:
+        """Whether delivery takes over what is accepted now, content and all."""
+        if self.pressure.state.has(Reason.MEMORY):
+            return False
+        return self.dispatcher.has_room_for(next_hop, sender, lane)
+
     def _accepted(self, claims: Sequence[Claim]) -> None:
-        if claims:
-            self.dispatcher.offer(claims)
-        else:
-            self.dispatcher.due_now()
+        self.dispatcher.offer(claims)
         self.changes.announce()
 
     def _pickup_server(self, neighbours: Neighbours) -> SmtpServer:
@@ -227,16 +262,23 @@ class _Composer:
             max_concurrent=self.settings.pickup.max_concurrent, chance=self.chance,
         )  # fmt: skip
 
+    async def _prune(self, older_than_s: float | None, dry_run: bool) -> Mapping[str, Any]:
+        age_s = self.settings.spool.keep if older_than_s is None else older_than_s
+        return await self.spool.keeping.prune_many(age_s, dry_run=dry_run)
+
     def _http_servers(self, journeys: Journeys) -> list[HttpServer]:
         """The front door, the control socket, and the metrics listener if there is one."""
         http = self.settings.http
         means = web.Means(
-            journeys=journeys, queue=self.spool, changes=self.changes, metrics=self.metrics,
-            ready=self.readiness, clock=self.clock, due_now=self.dispatcher.due_now,
+            journeys=journeys, desk=self.spool.desk, stats=self.spool.stats,
+            way_to=lambda text: way_to(text, lambda: self.table), changes=self.changes,
+            metrics=self.metrics, clock=self.clock,
+            ready=lambda: self.readiness() or self.spool.damage.text, prune=self._prune,
+            pressure=self.pressure,
         )  # fmt: skip
         front_door = graph.create_app(
             self.store, self.sources.accounts, clock=self.clock, hostname=self.settings.hostname,
-            http=http, crash=self.crash, ready=self.readiness,
+            http=http, crash=self.crash, ready=self.readiness, pressure=self.pressure,
         )  # fmt: skip
         relay_v1 = web.create_app(means, self.sources.accounts, hostname=self.settings.hostname)
         everything = Dispatch({"v1.0": front_door, "beta": front_door}, otherwise=relay_v1)
@@ -248,8 +290,3 @@ class _Composer:
         if self.settings.observe.metrics is not None:
             servers.append(HttpServer(relay_v1, [self.settings.observe.metrics]))
         return servers
-
-
-def spool_path(settings: Settings) -> Path:
-    """Where the spool's file is: spool.url is "sqlite:PATH", relative to state_dir."""
-    return settings.state_dir / settings.spool.url.removeprefix("sqlite:")

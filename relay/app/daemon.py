@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relay.app.lock import OwnerLock
-from relay.app.upkeep import Figures, keep_figures, keep_pruning, keep_uploads_few
+from relay.app.pressure import PressureMonitor
+from relay.app.upkeep import (
+    Figures,
+    keep_contents_swept,
+    keep_figures,
+    keep_pruning,
+    keep_uploads_few,
+)
 from relay.clock import Clock
 from relay.delivery import Dispatcher
 from relay.http import HttpServer
@@ -27,7 +34,7 @@ from relay.mailbox import FileStore
 from relay.pickup import Pickup
 from relay.routing import NoResolver, Resolver
 from relay.settings import Settings
-from relay.spool import SqliteSpool
+from relay.spool import Keep, SqliteSpool
 from relay.web import Changes
 
 _log = get_logger("app")
@@ -67,6 +74,7 @@ class Daemon:
     journeys: Journeys
     changes: Changes
     readiness: Readiness
+    pressure: PressureMonitor
     on_fault: Callable[[], None] = lambda: None  # a room has ended by itself; see `fault`
     fault: str = ""
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -80,6 +88,8 @@ class Daemon:
         if taken_over:
             _log.warning("took over from a relay that was cut off", entries=taken_over)
         await self.store.remove_leftovers()
+        await self.pressure.look()  # who is full refuses from the first connection on
+        self._spawn(self.pressure.keep_looking(), "pressure")
         self._spawn(self.dispatcher.run(), "delivery")
         await self.pickup_server.start()
         for smtp_server in self.smtp_servers:
@@ -87,8 +97,9 @@ class Daemon:
         self._pickup_task = self._spawn(self.pickup.run(), "pickup")
         figures = Figures(self._sessions, lambda: self.store.deferred_count)
         self._spawn(keep_figures(self.spool, self.metrics, self.clock, figures=figures), "figures")
-        keep_s = self.settings.spool.keep
-        self._spawn(keep_pruning(self.spool, self.store_log, self.clock, keep_s=keep_s), "pruning")
+        keep = Keep(self.settings.spool.keep, self.settings.spool.keep_size)
+        self._spawn(keep_pruning(self.spool, self.store_log, keep=keep), "pruning")
+        self._spawn(keep_contents_swept(self.spool), "sweeping")
         self._spawn(keep_uploads_few(self.store.attachments.remove_expired), "uploads")
         self.readiness.reason = ""
         for server in self.http_servers:

@@ -11,8 +11,6 @@ import fcntl
 import os
 from pathlib import Path
 
-from relay.mailbox.maildir import make_directory
-
 
 class AlreadyRunningError(Exception):
     """Another relay owns this state_dir, or this mail store."""
@@ -35,6 +33,9 @@ class OwnerLock:
         self._files.append(_locked(self._run_dir / "lock"))
         if self._notes is None:
             return
+        # Who only asks whether a lock is taken need not load the store.
+        from relay.mailbox.maildir import make_directory  # noqa: PLC0415
+
         try:
             with contextlib.suppress(OSError):  # where no lock can be written, no note can be
                 make_directory(self._notes)
@@ -47,6 +48,21 @@ class OwnerLock:
         """Let the next one have it."""
         while self._files:
             os.close(self._files.pop())
+
+
+def is_taken(run_dir: Path) -> bool:
+    """Whether a relay runs there; nothing is made or changed."""
+    try:
+        file = os.open(run_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
 
 
 def _locked(path: Path) -> int:

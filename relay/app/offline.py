@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from relay.app.compose import spool_path
 from relay.app.lock import OwnerLock
 from relay.clock import Clock
 from relay.journal.crash import CrashPoints
@@ -20,6 +19,7 @@ from relay.journal.metrics import Metrics
 from relay.journal.storelog import StoreLog
 from relay.settings import Settings
 from relay.spool import SqliteSpool
+from relay.spool.sqlite.disk.presence import is_or_was_there
 
 T = TypeVar("T")
 
@@ -36,13 +36,13 @@ def ask_files(
     settings: Settings, clock: Clock, ask: Callable[[Files], Awaitable[T]], *, nothing: T
 ) -> T:
     """Own the spool for one question; `nothing` where there was never a relay."""
-    if not spool_path(settings).exists():
+    if not is_or_was_there(settings.spool_file):
         return nothing
 
     async def answer() -> T:
         spool = SqliteSpool(
-            spool_path(settings), clock=clock, crash=CrashPoints(), metrics=Metrics(),
-            submission_keep_s=0,
+            settings.spool_file, clock=clock, crash=CrashPoints(), metrics=Metrics(),
+            submission_keep_s=0, captured_keep_s=settings.spool.keep,
         )  # fmt: skip
         log = StoreLog(settings.mailboxes.root / ".submissions" / "log", role="cli", clock=clock)
         try:

@@ -33,6 +33,10 @@ LIST_MAX = 10_000
 _NOT_FOUND = 404
 WAIT_S_MAX = 300.0  # of one request
 _WAIT_MARGIN_S = 10.0
+_ORDER_S_MAX = 3600.0  # an order for a million entries takes its time
+_NOTHING_CHANGED: dict[str, Any] = {
+    "matched": 0, "done": 0, "unchanged": 0, "in_flight": 0, "dry_run": False, "entries": [],
+}  # fmt: skip
 
 
 class Reading:
@@ -91,21 +95,38 @@ class Reading:
         except ControlUnavailableError as silent:
             return self._offline(
                 silent,
-                lambda files: files.spool.queue_list(selector, limit=LIST_MAX), nothing=[],
+                lambda files: files.spool.desk.list(selector, limit=LIST_MAX), nothing=[],
             )  # fmt: skip
         return listed
 
-    def retry(self, selector: "Selector", *, who: str, dry_run: bool) -> list[dict[str, Any]]:
-        """Make deferred entries due at once; returns them."""
-        wanted = _conditions(selector) | {"dry_run": dry_run}
+    def stats(self) -> dict[str, Any]:
+        """The queue in figures."""
         try:
-            done: list[dict[str, Any]] = self._client.post("/queue/retry", wanted)
+            told: dict[str, Any] = self._client.get("/queue/stats")
         except ControlUnavailableError as silent:
-            now_us = self._clock.time_us()
+            return self._offline(silent, lambda files: files.spool.stats(), nothing={})
+        return told
+
+    def change(self, operation: str, selector: "Selector", **more: Any) -> dict[str, Any]:
+        """Do something to entries: the answer of POST /queue/{operation}.
+
+        `more` are the other fields of its body, those that are given. Raises ControlError for what
+        makes no sense.
+        """
+        wanted = _conditions(selector) | {name: one for name, one in more.items() if one}
+        client = ControlClient(self._settings.control_socket, timeout_s=_ORDER_S_MAX)
+        try:
+            done: dict[str, Any] = client.post(f"/queue/{operation}", wanted)
+        except ControlUnavailableError as silent:
+            from relay.app.orders import carry_out  # noqa: PLC0415 - see the head of this module
+
+            settings, clock = self._settings, self._clock
             return self._offline(
                 silent,
-                lambda files: files.spool.retry(selector, now_us=now_us, who=who, dry_run=dry_run),
-                nothing=[],
+                lambda files: carry_out(
+                    files.spool.desk, operation, wanted, settings=settings, clock=clock
+                ),
+                nothing=_NOTHING_CHANGED | {"unknown": list(selector.ids)},
             )
         return done
 

@@ -1,14 +1,26 @@
-"""The route table of a configuration, made in one way for the service, its check and its reload.
+"""The route table of a configuration, made in one way for the service, its check and its reload;
+and the ways that an operator may name in place of it.
 
 On the path: before step 5; compose keeps the table, check and reload only see whether one can be.
 Holds: what a start would refuse is refused here.
-Fails: ValueError for a route, a password file, or a catch_all or postmaster that is no account.
-Standards: none.
+Fails: ValueError for a route, a password file, a catch_all or postmaster that is no account, and a
+    way that makes no sense.
+Standards: docs/names.md (Commands: `queue reroute`).
 """
 
+from collections.abc import Callable
+
 from relay.accounts import AccountDirectory
+from relay.message.address import AddressError, to_ascii_domain
+from relay.message.envelope import domain_of
+from relay.message.nexthop import CAPTURE, HopKind, NextHop
 from relay.routing import RouteTable
+from relay.routing.actions import parse_action
 from relay.settings import Settings
+from relay.settings.values import parse_domain
+from relay.spool.operating import Way
+
+_WAY_EXPECTED = "default, mx, mx:DOMAIN, local, smtp://HOST:PORT or smtps://HOST:PORT"
 
 
 def route_table(settings: Settings, accounts: AccountDirectory) -> RouteTable:
@@ -21,3 +33,42 @@ def route_table(settings: Settings, accounts: AccountDirectory) -> RouteTable:
         catch_all=boxes.catch_all,
         postmaster=boxes.postmaster,
     )
+
+
+def way_to(text: str, table: Callable[[], RouteTable]) -> Way:
+    """Return the way that an operator's words mean, for any address.
+
+    "default" asks the routes, as for mail that is new; "mx" is that of each recipient's own domain.
+    Nothing is captured so: what is to stay here can be held. Raises ValueError.
+    """
+    if text == "default":
+        return table().next_hop_for
+    if text == "mx":
+        return _own_mx
+    hop = _next_hop(text)
+    return lambda _address: hop
+
+
+def _next_hop(text: str) -> NextHop:
+    if text.startswith("mx:"):
+        try:
+            return NextHop(HopKind.MX, parse_domain(text.removeprefix("mx:")))
+        except ValueError:
+            raise ValueError(f"found {text!r}, expected {_WAY_EXPECTED}") from None
+    try:
+        action = parse_action(text)
+    except ValueError:
+        action = CAPTURE
+    if not isinstance(action, NextHop) or action == CAPTURE:
+        raise ValueError(f"found {text!r}, expected {_WAY_EXPECTED}")
+    return action
+
+
+def _own_mx(address: str) -> NextHop | None:
+    domain = domain_of(address)
+    if domain and not domain.isascii():
+        try:
+            domain = to_ascii_domain(domain)
+        except AddressError:
+            return None
+    return NextHop(HopKind.MX, domain.lower()) if domain else None

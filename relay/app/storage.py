@@ -1,4 +1,4 @@
-"""Verify the store of a configuration, with the rights of whoever owns it.
+"""Verify the store and the spool of a configuration, with the rights of whoever owns it.
 
 On the path: beside it; the command line comes here, whether a daemon runs or not.
 Holds: what root starts works as the owner of the mailboxes, so that it leaves nothing that the
@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from relay.accounts import DEAD_LETTER, load_accounts
-from relay.app.lock import AlreadyRunningError, OwnerLock
+from relay.app.lock import AlreadyRunningError, OwnerLock, is_taken
 from relay.clock import Clock
 from relay.mailbox.verify import Finding, Surroundings, Tally, Verifier
 from relay.settings import Settings
+from relay.spool.sqlite.disk.presence import is_or_was_there
+from relay.spool.sqlite.storage.verify import Finding as InSpool
+from relay.spool.sqlite.storage.verify import Mode, SpoolVerifier
 
 _FINDINGS_MAX = 10_000  # of one document
 _ROOT = 0
@@ -59,13 +62,17 @@ def verify(
     accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
     findings: list[dict[str, Any]] = []
 
-    def found(finding: Finding) -> None:
+    def found(finding: Finding | InSpool) -> None:
         one = asdict(finding)
         if len(findings) < _FINDINGS_MAX:
             findings.append(one)
         on_finding(one)
 
-    with closing(accounts), as_owner(boxes.root), _locked(settings, dry_run=wishes.dry_run):
+    with (
+        closing(accounts),
+        as_owner(boxes.root),
+        _locked(settings, dry_run=wishes.dry_run) as is_owner,
+    ):
         surroundings = Surroundings(
             clock=clock,
             hostname=settings.hostname,
@@ -84,7 +91,41 @@ def verify(
                 raise UnknownAccountError(f"there is no account and no mailbox {name!r}")
             wanted.append(address)
         tally = verifier.run(list(dict.fromkeys(wanted)) if wanted else None)
-    return Verified(tally, _document(tally, findings))
+        spool = (
+            None
+            if wanted
+            else _verify_spool(
+                settings, wishes, clock=clock, is_owner=is_owner, found=found, tally=tally
+            )
+        )
+    return Verified(tally, _document(tally, findings, spool))
+
+
+def _verify_spool(
+    settings: Settings,
+    wishes: Wishes,
+    *,
+    clock: Clock,
+    is_owner: bool,
+    found: Callable[[InSpool], None],
+    tally: Tally,
+) -> dict[str, int] | None:
+    if not is_or_was_there(settings.spool_file):
+        return None
+    if wishes.dry_run:
+        mode = Mode.BESIDE if is_taken(settings.run_dir) else Mode.DRY_RUN
+    else:
+        mode = Mode.MEND if is_owner else Mode.BESIDE
+
+    def report(finding: InSpool) -> None:
+        tally.mended += finding.mended
+        tally.remaining += not finding.mended
+        found(finding)
+
+    verifier = SpoolVerifier(
+        settings.spool_file, mode=mode, full=wishes.full, now_us=clock.steady_us(), report=report
+    )
+    return verifier.run()
 
 
 @contextmanager
@@ -106,29 +147,34 @@ def as_owner(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(settings: Settings, *, dry_run: bool) -> Iterator[None]:
+def _locked(settings: Settings, *, dry_run: bool) -> Iterator[bool]:
     """Hold the locks of a relay, where none holds one of them: beside that, verify works as well.
+    Yield whether they are held.
 
     Nothing is made where nothing is to be changed, or there is no store.
     """
     root = settings.mailboxes.root
-    lock = OwnerLock(settings.run_dir, notes=root / ".submissions")
+    lock, is_held = OwnerLock(settings.run_dir, notes=root / ".submissions"), False
     if not dry_run and root.is_dir():
         with suppress(AlreadyRunningError, OSError):  # no relay starts where no lock can be had
             lock.take()
+            is_held = True
     try:
-        yield
+        yield is_held
     finally:
         lock.give_back()
 
 
-def _document(tally: Tally, findings: list[dict[str, Any]]) -> dict[str, Any]:
+def _document(
+    tally: Tally, findings: list[dict[str, Any]], spool: dict[str, int] | None
+) -> dict[str, Any]:
     return {
         "mailboxes": tally.mailboxes,
         "messages": tally.messages,
         "indexes": tally.indexes,
         "uploads": tally.uploads,
         "notes": asdict(tally.notes),
+        "spool": spool,
         "mended": tally.mended,
         "remaining": tally.remaining,
         "findings": findings,

@@ -16,14 +16,13 @@ from relay.journal.logs import get_logger
 from relay.journal.metrics import Metrics
 from relay.journal.storelog import StoreLog
 from relay.mailbox.types import StoreError
-from relay.spool import SqliteSpool
+from relay.spool import Keep, SqliteSpool
 from relay.spool.types import SpoolError
 
 _log = get_logger("app")
 
 _FIGURES_S = 1.0
 _FIGURES_COST_FACTOR = 20  # at most a twentieth of the time goes into counting
-_NORMAL, _REFUSE = 0, 2  # of relay_pressure_level
 _PRUNE_S = 600.0
 _PRUNE_PAUSE_S = 0.05
 _DAY_S = 86400.0
@@ -57,28 +56,39 @@ async def keep_figures(
 
 async def count_queue(spool: SqliteSpool, metrics: Metrics, clock: Clock) -> None:
     """Count once. Raises SpoolError."""
-    metrics.pressure.set(_NORMAL if await spool.has_room() else _REFUSE)
     counts = await spool.counts()
     for state, number in counts.entries.items():
         metrics.queue_entries.labels(state=state).set(number)
-    age_us = clock.time_us() - counts.oldest_us if counts.oldest_us is not None else 0
+    age_us = clock.steady_us() - counts.oldest_us if counts.oldest_us is not None else 0
     metrics.queue_oldest.set(max(0, age_us) / 1_000_000)
     metrics.queue_unaccounted.set(counts.unaccounted)
 
 
-async def keep_pruning(spool: SqliteSpool, log: StoreLog, clock: Clock, *, keep_s: float) -> None:
-    """Remove what is older than `keep_s` until cancelled, in small steps."""
+async def keep_pruning(spool: SqliteSpool, log: StoreLog, *, keep: Keep) -> None:
+    """Remove what is not to be kept until cancelled, in small steps."""
     while True:
-        before_us = clock.time_us() - int(keep_s * 1_000_000)
         try:
-            while await spool.prune(before_us):  # noqa: ASYNC110 - the pause is for others
+            while await spool.keeping.prune(keep):  # noqa: ASYNC110 - the pause is for others
                 await asyncio.sleep(_PRUNE_PAUSE_S)
-            await asyncio.to_thread(log.prune, math.ceil(keep_s / _DAY_S))
+            await asyncio.to_thread(log.prune, math.ceil(keep.age_s / _DAY_S))
         except (SpoolError, OSError) as error:
             _log.warning("history not pruned", error=str(error))
         except Exception:  # noqa: BLE001 - ours: pruning must not end with it
             _log.exception("pruning broken off")
         await asyncio.sleep(_PRUNE_S)
+
+
+async def keep_contents_swept(spool: SqliteSpool) -> None:
+    """Remove the spool's files that nobody needs until cancelled: what a crash left, first."""
+    while True:
+        try:
+            if removed := await spool.keeping.sweep():
+                _log.info("left-over contents removed", files=removed)
+        except SpoolError as error:
+            _log.warning("left-over contents not removed", error=str(error))
+        except Exception:  # noqa: BLE001 - ours: this must not end with it
+            _log.exception("sweeping broken off")
+        await asyncio.sleep(_DAY_S)
 
 
 async def keep_uploads_few(remove_expired: Callable[[], Awaitable[None]]) -> None:

@@ -6,13 +6,16 @@ stdout, everything else to stderr; no traceback reaches a user, not even when Ct
 modules are still loading.
 """
 
+import gc
 import sys
 
 _INTERRUPTED = 130  # as shells have it for SIGINT
+_COLLECT_AFTER = 50_000  # objects: loading modules makes many, and next to no garbage
 
 
 def main() -> None:
     """Run the command line and exit."""
+    gc.set_threshold(_COLLECT_AFTER)
     try:
         from relay.cli.root import run  # noqa: PLC0415 - within reach of the except
 

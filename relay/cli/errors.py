@@ -18,7 +18,7 @@ from relay.app.lock import AlreadyRunningError
 from relay.app.sending import NotAllowedError, RefusedError, TryLaterError
 from relay.cli.exits import INTERRUPTED, Ended, Exit
 from relay.settings import SettingsError
-from relay.spool.types import SpoolError, SpoolFormatError
+from relay.spool.types import SpoolDamagedError, SpoolError, SpoolFormatError
 
 _CODES: tuple[tuple[type[BaseException], Exit], ...] = (  # the first that fits
     (ControlForbiddenError, Exit.NO_PERMISSION),
@@ -28,6 +28,7 @@ _CODES: tuple[tuple[type[BaseException], Exit], ...] = (  # the first that fits
     (NotAllowedError, Exit.NO_PERMISSION),
     (TryLaterError, Exit.TRY_LATER),
     (RefusedError, Exit.DATA),
+    (SpoolDamagedError, Exit.DATA),
     (SpoolFormatError, Exit.CONFIGURATION),
     (SpoolError, Exit.TRY_LATER),
     (TimeoutError, Exit.TRY_LATER),
@@ -66,6 +67,8 @@ def tell(error: BaseException) -> int:
             if kind is OSError:  # it may have been the output itself that could not be written
                 _discard_output()
             _say(f"relay: {_text_of(error)}")
+            if kind is SpoolDamagedError:
+                _say("relay: `relay storage salvage` saves what can be read; nothing is deleted")
             return code
     _say(f"relay: internal error: {type(error).__name__}: {error}")
     return Exit.BUG

@@ -1,44 +1,75 @@
-"""`relay queue list | show | retry`: what is not delivered yet.
+"""`relay queue`: what is not delivered yet, and what operators do with it.
 
 On the path: prints what app.reading finds.
-Holds: facts on stdout, everything else on stderr.
-Fails: 65 for an unknown message, 69 where another process is in the way.
+Holds: facts on stdout, everything else on stderr; what changes something needs to be told which.
+Fails: 65 for an unknown message, 69 where another process is in the way, 75 where all that was
+    meant is being tried just now.
 Standards: docs/names.md (Commands).
 """
 
 from collections.abc import Callable
+from functools import partial
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import click
 
+from relay.app.control import ControlError
 from relay.app.reading import LIST_MAX, Reading
 from relay.cli.context import Given, Key, common_options, group_options, user_name
 from relay.cli.exits import Ended, Exit
-from relay.cli.output import print_json, print_lines
-from relay.cli.show import entry_lines, journey_lines
+from relay.cli.output import flush, print_json, print_lines
+from relay.cli.show import changed_line, changed_lines, entry_lines, journey_lines, stats_lines
 from relay.clock import SystemClock
 from relay.settings.faults import shown
 from relay.settings.values import parse_duration
 from relay.spool.types import Selector
 
 F = TypeVar("F", bound=Callable[..., Any])
-_STATES = ["queued", "deferred", "captured"]
+_STATES = ["queued", "deferred", "held", "captured"]
+_CHARACTERS_MAX = 1000
+
+
+def _once(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> str:
+    """An empty condition would mean everything, and of two one would be forgotten."""
+    if len(values) > 1:
+        raise click.BadParameter("is given twice")
+    if values and not 0 < len(values[0]) <= _CHARACTERS_MAX:
+        raise click.BadParameter(f"found {len(values[0])} letters, expected 1 to {_CHARACTERS_MAX}")
+    return values[0] if values else ""
+
+
+once = partial(click.option, multiple=True, callback=_once)
 
 
 def selectors(command: F) -> F:
     """Give a command the selectors of docs/names.md."""
-    options = (
+    return _with(
+        command,
         click.argument("ids", nargs=-1, metavar="[ID]..."),
-        click.option("--sender", default="", metavar="GLOB", help='Such as "*@example.org".'),
-        click.option("--recipient", default="", metavar="GLOB", help="One of the recipients."),
-        click.option("--domain", default="", metavar="GLOB", help="The domain of a recipient."),
-        click.option("--next-hop", default="", metavar="GLOB", help="As the list shows it."),
-        click.option("--state", default=None, type=click.Choice(_STATES)),
-        click.option("--older-than", default="", metavar="DURATION", help='Such as "2h".'),
+        once("--sender", metavar="GLOB", help='Such as "*@example.org".'),
+        once("--recipient", metavar="GLOB", help="One of the recipients."),
+        once("--domain", metavar="GLOB", help="The domain of a recipient."),
+        once("--next-hop", metavar="GLOB", help="As the list shows it."),
+        once("--state", type=click.Choice(_STATES)),
+        once("--older-than", metavar="DURATION", help='Such as "2h".'),
         click.option("--all", "everything", is_flag=True, help="Every entry."),
     )
-    for option in reversed(options):
-        command = option(command)
+
+
+def changing(command: F) -> F:
+    """Give a command what every change takes: selectors, --dry-run, --reason."""
+    return _with(
+        command,
+        selectors,
+        click.option("--dry-run", is_flag=True, help="Only say what would be done."),
+        click.option("--reason", default="", metavar="TEXT", help="Why; the journey tells it."),
+    )
+
+
+def _with(command: F, *decorators: Callable[[F], F]) -> F:
+    for decorate in reversed(decorators):
+        command = decorate(command)
     return command
 
 
@@ -47,17 +78,24 @@ def _selector(conditions: dict[str, Any]) -> Selector:
     try:
         older_than_s = parse_duration(older_than) if older_than else None
     except ValueError as error:
-        raise click.UsageError(f"--older-than: {error}") from None
-    everything = conditions.pop("everything")
-    ids = tuple(conditions.pop("ids"))
-    conditions["state"] = conditions["state"] or ""
-    return Selector(ids=ids, older_than_s=older_than_s, all=everything, **conditions)
+        raise click.UsageError(f"--older-than: expected {error}") from None
+    return Selector(
+        ids=tuple(conditions.pop("ids")),
+        state=conditions.pop("state"),
+        older_than_s=older_than_s,
+        all=conditions.pop("everything"),
+        **{name: conditions.pop(name) for name in ("sender", "recipient", "domain", "next_hop")},
+    )
 
 
 @click.group()
 @group_options
 def queue(_given: Given) -> None:
-    """Look at the queue and act on it."""
+    """Look at the queue and act on it.
+
+    An ID is that of an entry or message as the list shows it, a Graph id, a submission id or a
+    Message-ID. In a GLOB, * stands for any letters and ? for one.
+    """
 
 
 @queue.command("list")
@@ -69,7 +107,11 @@ def list_(given: Given, **conditions: Any) -> None:
     All conditions that are given must hold; without any, everything is listed.
     """
     entries = _reading(given).queue_list(_selector(conditions))
-    _print_entries(given, entries)
+    if given.json:
+        print_json(entries)
+    else:
+        print_lines(entry_lines(entries))
+    _say_if_cut(entries)
 
 
 @queue.command()
@@ -89,29 +131,108 @@ def show(given: Given, key: str) -> None:
 
 
 @queue.command()
-@selectors
-@click.option("--dry-run", is_flag=True, help="Only say what would be tried.")
 @common_options
-def retry(given: Given, *, dry_run: bool, **conditions: Any) -> None:
-    """Try deferred mail now, and list what is tried."""
+def stats(given: Given) -> None:
+    """Count the queue: by state, by lane, by next hop."""
+    clock = SystemClock()
+    told = Reading(given.settings(), clock).stats()
+    if given.json:
+        print_json(told)
+    else:
+        print_lines(stats_lines(told, now_us=clock.time_us()))
+
+
+@queue.command()
+@changing
+@common_options
+def retry(given: Given, **conditions: Any) -> None:
+    """Try deferred mail now, also where nobody was there a moment ago."""
+    _change(given, "retry", conditions)
+
+
+@queue.command()
+@changing
+@once("--until", metavar="TIME|DURATION", help="When the hold ends by itself.")
+@common_options
+def hold(given: Given, *, until: str, **conditions: Any) -> None:
+    """Keep mail from being tried until it is released, or expires.
+
+    Its time goes on: held mail expires when it would have. A TIME is such as
+    2027-01-31T09:00:00Z.
+    """
+    _change(given, "hold", conditions, until=until)
+
+
+@queue.command()
+@changing
+@click.option("--as-before", is_flag=True, help="Not now, but when it was due before the hold.")
+@common_options
+def release(given: Given, *, as_before: bool, **conditions: Any) -> None:
+    """Try held mail now.
+
+    With --as-before, a hold is undone: each entry is as it was, and waits for the time that it had.
+    """
+    _change(given, "release", conditions, as_before=as_before)
+
+
+@queue.command()
+@changing
+@common_options
+def cancel(given: Given, **conditions: Any) -> None:
+    """Take mail out of the queue for good; nobody gets a report.
+
+    It cannot be undone; hold what is not certain.
+    """
+    _change(given, "cancel", conditions)
+
+
+@queue.command()
+@changing
+@click.option("--to", required=True, metavar="NEXT-HOP", help="The new way.")
+@common_options
+def reroute(given: Given, *, to: str, **conditions: Any) -> None:
+    """Send mail another way, and try it there now; also captured mail.
+
+    NEXT-HOP is smtp://HOST:PORT, smtps://HOST:PORT, mx:DOMAIN, "mx" for each recipient's own
+    domain, "local", or "default" for what the routes say now. What is held stays held.
+    """
+    _change(given, "reroute", conditions, to=to)
+
+
+def _change(given: Given, operation: str, conditions: dict[str, Any], **more: Any) -> None:
     selector = _selector(conditions)
     if selector == Selector():
         raise click.UsageError("say which: ID, a condition, or --all")
-    entries = _reading(given).retry(selector, who=user_name(), dry_run=dry_run)
-    _print_entries(given, entries)
-    if selector.ids and not entries:
-        wanted = ", ".join(selector.ids)
-        raise Ended(Exit.DATA, f"relay queue retry: nothing that is deferred is known as {wanted}")
+    more |= conditions | {"who": user_name()}
+    try:
+        answer = _reading(given).change(operation, selector, **more)
+    except ControlError as error:
+        if error.status == HTTPStatus.BAD_REQUEST:  # what options say, that only the relay can tell
+            raise click.UsageError(str(error)) from None
+        raise
+    line = changed_line(operation, answer)
+    if given.json:
+        print_json(answer["entries"])
+        click.echo(f"relay queue {operation}: {line}", err=True)
+    else:
+        print_lines([*changed_lines(answer), line])
+    _say_if_cut(answer["entries"])
+    if unknown := answer["unknown"]:
+        names = ", ".join(shown(name) for name in unknown)
+        flush()
+        text = f"relay queue {operation}: nothing in the queue is known as {names}"
+        raise Ended(Exit.DATA, text)
+    may_wait = operation == "retry" or answer["dry_run"]
+    if answer["in_flight"] and not answer["done"] and not may_wait:
+        flush()
+        text = f"relay queue {operation}: all of it is being tried just now; try again later"
+        raise Ended(Exit.TRY_LATER, text)
 
 
 def _reading(given: Given) -> Reading:
     return Reading(given.settings(), SystemClock())
 
 
-def _print_entries(given: Given, entries: list[dict[str, Any]]) -> None:
-    if given.json:
-        print_json(entries)
-    else:
-        print_lines(entry_lines(entries))
+def _say_if_cut(entries: list[dict[str, Any]]) -> None:
     if len(entries) >= LIST_MAX:
         click.echo(f"relay queue: only the first {LIST_MAX} are shown; name a condition", err=True)

@@ -24,7 +24,7 @@ _VERBS = {
     "wait": "Wait until a message is where it should be.",
     "trace": "Show a message's journey through the seven steps.",
     "queue": "Look at the queue and act on it.",
-    "storage": "Check mailboxes and notes, and mend them.",
+    "storage": "Check, back up, prune and mend what is on the disk.",
     "policy": "Check and try the mail-flow rules.",
 }
 

@@ -9,6 +9,7 @@ Standards: none.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 _PEOPLE_MAX = 20  # of one message, one line each; --json has all
@@ -16,6 +17,13 @@ _NAMES_MAX = 5  # on one line
 _ADDRESS_WIDTH_MAX = 40
 _DETAIL_CHARACTERS_MAX = 300
 _UNREMARKABLE = ("delivered", "relayed", "captured", "queued")
+_DONE = {
+    "retry": "tried now:",
+    "hold": "held",
+    "release": "released",
+    "cancel": "cancelled",
+    "reroute": "rerouted",
+}
 
 
 def journey_lines(found: Mapping[str, Any]) -> list[str]:
@@ -54,6 +62,10 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
         host = f" by {detail['host']}" if detail.get("host") else ""
         outcomes = ((x["address"], x["outcome"], x["reply"]) for x in detail["recipients"])
         yield from _few([f"{who} {outcome}{host}: {reply}" for who, outcome, reply in outcomes])
+        if held := detail.get("held"):
+            yield f"held: {held}"
+    elif "operation" in detail:
+        yield _operation(detail)
     elif step == 4 and detail.get("folder", "") is None:
         yield f"not kept, queue_id {detail['queue_id']}"
     elif detail:
@@ -94,8 +106,55 @@ def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         )
         lines.append(printable(f"{name}  {state}  {size}  {tries}  {due}  {row[5]}"))
         if number:
-            lines += recipient_lines(entries[number - 1]["recipients"], indent="    ", most=10)
+            entry = entries[number - 1]
+            lines += [printable(f"    {remark}") for remark in _remarks(entry)]
+            lines += recipient_lines(entry["recipients"], indent="    ", most=10)
     return [*lines, _count(entries)]
+
+
+def changed_lines(answer: Mapping[str, Any]) -> list[str]:
+    """The entries of an answer to an order."""
+    return entry_lines(answer["entries"])[:-1]
+
+
+def changed_line(operation: str, answer: Mapping[str, Any]) -> str:
+    """What came of an order, in one line."""
+    done, matched = answer["done"], answer["matched"]
+    verb = f"would {operation}" if answer["dry_run"] else _DONE[operation]
+    parts = [f"{verb} {done} of {matched} {'entry' if matched == 1 else 'entries'}"]
+    if answer["unchanged"]:
+        parts.append(f"{answer['unchanged']} stay as they were")
+    if answer["in_flight"]:
+        parts.append(f"{answer['in_flight']} in flight")
+    return ", ".join(parts)
+
+
+def stats_lines(told: Mapping[str, Any], *, now_us: int) -> list[str]:
+    """The figures of `queue stats`."""
+    if not told:
+        return ["the queue is empty: there was never a relay here"]
+    counted = ", ".join(f"{number} {state}" for state, number in told["entries"].items())
+    unaccounted = "not counted yet" if told["unaccounted"] is None else told["unaccounted"]
+    lanes = ", ".join(f"{one['entries']} {lane}" for lane, one in told["lanes"].items())
+    lines = [
+        f"entries      {counted}",
+        f"recipients   {told['recipients']}",
+        f"due now      {told['due']}, with delivery {told['in_work']}",
+        f"oldest       {_age(told['oldest'], now_us)}",
+        f"lanes        {lanes}",
+        f"unaccounted  {unaccounted}",
+    ]
+    hops = told["next_hops"]
+    rows = [("NEXT HOP", "ENTRIES", "IN WORK", "DEFERRED", "OLDEST")] + [
+        (
+            one["next_hop"], str(one["entries"]), str(one["in_work"]), str(one["deferred"]),
+            _age(one["oldest"], now_us),
+        )
+        for one in hops
+    ]  # fmt: skip
+    width = max(len(row[0]) for row in rows)
+    table = [f"{hop:<{width}}  {'  '.join(f'{x:>8}' for x in rest)}" for hop, *rest in rows]
+    return [printable(line) for line in ([*lines, "", *table] if hops else lines)]
 
 
 def finding_line(one: Mapping[str, Any]) -> str:
@@ -104,6 +163,39 @@ def finding_line(one: Mapping[str, Any]) -> str:
     action = f"; {one['action']}" if one["action"] else ""
     told = f"found {one['found']}, expected {one['expected']}{action}"
     return printable(f"{state:<7} {one['kind']:<17} {one['where']}: {told}")
+
+
+def backup_lines(told: Mapping[str, Any], directory: str, *, dry_run: bool) -> list[str]:
+    """What `relay storage backup` has copied, or would."""
+    database, contents = told["database"], told["contents"]
+    size_mib = (database["bytes"] + contents["bytes"]) / 2**20
+    head = f"{size_mib:.1f} MiB: the spool, {contents['files']} contents in files,"
+    lines = [f"{head} {told['dead_letters']} dead letters"]
+    if not dry_run:
+        entries = sum(told["entries"].values())
+        lines.append(f"{entries} entries for {told['recipients']} recipients are in the queue")
+        lines += [f"missing: {name}" for name in contents["missing"]]
+        lines.append(f"copied to {directory}")
+    return [printable(line) for line in lines]
+
+
+def salvage_lines(told: Mapping[str, Any]) -> list[str]:
+    """What `relay storage salvage` has saved."""
+    if not told["faults"]:
+        return ["the spool is not damaged: nothing was done"]
+    lines = [f"found: {fault}" for fault in told["faults"]]
+    lines.append("saved: " + ", ".join(f"{n} {table}" for table, n in told["rows"].items()))
+    lines += [
+        f"lost: rows of {hole['table']} behind {hole['behind']}, before {hole['before']}"
+        for hole in told["holes"]
+    ]
+    if told["without_content"]:
+        lines.append(f"{told['without_content']} entries have lost their content")
+    if told["without_recipients"]:
+        lines.append(f"{told['without_recipients']} entries have lost their recipients: held")
+    lines.append(f"{told['entries_waiting']} entries are in the queue")
+    lines.append(f"the damaged spool is kept as {told['aside']}")
+    return [printable(line) for line in lines]
 
 
 def verified_lines(document: Mapping[str, Any]) -> list[str]:
@@ -121,6 +213,9 @@ def verified_lines(document: Mapping[str, Any]) -> list[str]:
     ):
         if found := notes[name]:
             lines.append(f"{told}: {_names(found)}")
+    if spool := document["spool"]:
+        queue = f"{spool['entries']} entries in the queue, {spool['contents']} contents"
+        lines.append(f"{spool['messages']} messages in the spool, {queue}")
     lines.append(f"{document['mended']} faults mended, {document['remaining']} remain")
     return [printable(line) for line in lines]
 
@@ -130,6 +225,43 @@ def _entry_cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
     numbers = (str(entry["size"]), str(entry["attempts"]))
     way = f"{entry['sender'] or '<>'} -> {entry['next_hop']}"
     return (f"{entry['id']}-{entry['entry']}", str(entry["state"]), *numbers, due, way)
+
+
+def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
+    """What an operator should know of an entry besides its state."""
+    if entry.get("held_until"):
+        yield f"held until {str(entry['held_until'])[:19].replace('T', ' ')}"
+    if entry.get("reason"):
+        yield f"held by {entry['reason']}"
+    if entry.get("note"):
+        yield f"{entry['result']}: {entry['note']}"
+
+
+def _operation(detail: Mapping[str, Any]) -> str:
+    """What an operator did, and why."""
+    numbers = [str(number) for number in detail.get("entries", ())]
+    told = [f"{detail['operation']} by {detail.get('who', '?')}"]
+    if "until" in detail:
+        told.append(f"until {str(detail['until'])[:19]}Z")
+    if "to" in detail:
+        told.append(f"to {_names(detail['to'])}")
+    if detail.get("why"):
+        told.append(f"because: {detail['why']}")
+    told.append(f"{'entry' if len(numbers) == 1 else 'entries'} {_names(numbers)}")
+    return ", ".join(told)
+
+
+def _age(at: str | None, now_us: int) -> str:
+    """How long ago a time in RFC 3339 was, in its two largest units."""
+    if at is None:
+        return "-"
+    left_s = max(0, now_us // 1_000_000 - int(datetime.fromisoformat(at).timestamp()))
+    parts: list[str] = []
+    for unit, unit_s in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        number, left_s = divmod(left_s, unit_s)
+        if number or parts or unit == "s":
+            parts.append(f"{number}{unit}")
+    return "".join(parts[:2])
 
 
 def _count(entries: Sequence[Mapping[str, Any]]) -> str:

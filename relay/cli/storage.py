@@ -1,31 +1,36 @@
-"""`relay storage verify`: the store's files.
+"""`relay storage verify | backup | prune | salvage`: what is on the disk.
 
-On the path: prints what app.storage finds.
+On the path: prints what app.storage, app.backup, app.pruning and the spool's salvage find.
 Holds: facts on stdout, how far it is on stderr where somebody sits there.
-Fails: 65 where something remains that could not be mended, and for an unknown account.
+Fails: 65 where something remains that could not be mended, for an unknown account, and where a
+    directory cannot be used for a backup.
 Standards: docs/names.md (Commands).
 """
 
 import sys
+from pathlib import Path
 
 import click
 
+from relay.app.pruning import prune as pruned
 from relay.app.storage import UnknownAccountError, Wishes
 from relay.app.storage import verify as verified
 from relay.cli.context import Given, common_options, group_options
 from relay.cli.exits import Ended, Exit
-from relay.cli.output import print_json
-from relay.cli.show import finding_line, verified_lines
+from relay.cli.output import print_json, print_lines
+from relay.cli.show import backup_lines, finding_line, salvage_lines, verified_lines
 from relay.clock import SystemClock
 from relay.settings import read_environment
+from relay.settings.values import parse_duration
 
 _PROGRESS_EVERY = 100
+_PAGES_TOLD = 10_000
 
 
 @click.group()
 @group_options
 def storage(_given: Given) -> None:
-    """Look after mailboxes and notes."""
+    """Look after what is on the disk."""
 
 
 @storage.command()
@@ -34,14 +39,15 @@ def storage(_given: Given) -> None:
 @click.option("--full", is_flag=True, help="Read every octet, and every message's header.")
 @common_options
 def verify(given: Given, *, accounts: tuple[str, ...], dry_run: bool, full: bool) -> None:
-    """Check mailboxes and notes, and mend them.
+    """Check mailboxes, notes and the spool, and mend them.
 
-    What follows from other files is mended, indexes as well. No mail is deleted: what nothing can
-    be done with is put aside, and where is said. The relay may run meanwhile. Exits 65 when
-    something remains that somebody has to look at.
+    Where accounts are named, only what is theirs. What follows from other files is mended, indexes
+    as well. No mail is deleted: what nothing can be done with is put aside, and where is said. The
+    relay may run meanwhile; its spool is only read then. Exits 65 when something remains that
+    somebody has to look at.
     """
     settings = given.settings()
-    is_watched = sys.stderr is not None and sys.stderr.isatty()
+    is_watched = _is_watched()
 
     def progress(number: int) -> None:
         if is_watched and number and number % _PROGRESS_EVERY == 0:
@@ -65,3 +71,84 @@ def verify(given: Given, *, accounts: tuple[str, ...], dry_run: bool, full: bool
             click.echo(line)
     if result.tally.remaining:
         raise Ended(Exit.DATA)
+
+
+@storage.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--dry-run", is_flag=True, help="Only say how much would be copied.")
+@common_options
+def backup(given: Given, directory: Path, *, dry_run: bool) -> None:
+    """Copy the spool into DIRECTORY, also beside a running relay.
+
+    The dead letters go with it. The copy is one moment of the spool, and can take its place.
+    DIRECTORY is made, or empty; its SHA256SUMS are for sha256sum --check, and its manifest.json
+    says that it is whole. Copy the notes (.submissions) before it, and the mailboxes after it.
+    """
+    from relay.app.backup import BackupRefusedError, back_up, extent  # noqa: PLC0415 - is slow
+
+    settings = given.settings()
+
+    def progress(done: int, pages: int) -> None:
+        if _is_watched() and done != pages and done % _PAGES_TOLD == 0:
+            click.echo(f"relay storage backup: {100 * done // pages} %", err=True)
+
+    try:
+        if dry_run:
+            told = extent(settings)
+        else:
+            told = back_up(settings, directory, clock=SystemClock(), on_part=progress)
+    except BackupRefusedError as error:
+        raise Ended(Exit.DATA, f"relay storage backup: {error}") from None
+    if given.json:
+        print_json(told)
+    else:
+        print_lines(backup_lines(told, str(directory), dry_run=dry_run))
+
+
+@storage.command()
+@click.option("--older-than", default="", metavar="DURATION", help="In place of spool.keep.")
+@click.option("--dry-run", is_flag=True, help="Only say how much would be removed.")
+@common_options
+def prune(given: Given, *, older_than: str, dry_run: bool) -> None:
+    """Remove the history of finished messages now.
+
+    Submission keys go when their own time is over. What is in the queue stays, and so do the
+    mailboxes.
+    """
+    try:
+        older_than_s = parse_duration(older_than) if older_than else None
+    except ValueError as error:
+        raise click.UsageError(f"--older-than: {error}") from None
+    told = pruned(given.settings(), SystemClock(), older_than_s=older_than_s, dry_run=dry_run)
+    if given.json:
+        print_json(told)
+        return
+    verb = "would remove" if dry_run else "removed"
+    click.echo(f"{verb} {told['messages']} messages, {told['submissions']} submission keys")
+
+
+@storage.command()
+@common_options
+def salvage(given: Given) -> None:
+    """Bring what can be read of a damaged spool into a new one.
+
+    The damaged one is put aside with all that belongs to it; nothing is deleted. Without damage
+    nothing is done. No relay may run. Exits 65 when something could not be read.
+    """
+    from relay.app.salvaging import NothingToSalvageError  # noqa: PLC0415 - is slow
+    from relay.app.salvaging import salvage as salvaged  # noqa: PLC0415 - the same
+
+    try:
+        told = salvaged(given.settings(), SystemClock())
+    except NothingToSalvageError as error:
+        raise Ended(Exit.DATA, f"relay storage salvage: {error}") from None
+    if given.json:
+        print_json(told)
+    else:
+        print_lines(salvage_lines(told))
+    if not told["whole"]:
+        raise Ended(Exit.DATA)
+
+
+def _is_watched() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()

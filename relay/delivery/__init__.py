@@ -1,5 +1,7 @@
 """Step 6: delivery, to local mailboxes and by SMTP to the next hop.
 
+The dispatcher has the whole of it: `queue` says which claims are in memory and whose turn it is,
+`remote` and the mailroom try them, conclude and settlement write down what came of it.
 On the path: behind the spool's accept(), before its settle().
 Touches: the spool's claims, sockets through smtp, Maildirs through the store.
 Promises: at most one unsettled transaction per connection; limits per site; nothing tried after a
@@ -9,14 +11,16 @@ Promises: at most one unsettled transaction per connection; limits per site; not
 from relay.delivery.contents import Contents
 from relay.delivery.dispatcher import Dispatcher
 from relay.delivery.local import LocalDelivery
-from relay.delivery.schedule import Schedule
+from relay.delivery.queue.window import WINDOW_BYTES, Window
+from relay.delivery.remote.options import SiteOptions
+from relay.delivery.remote.rate import parse_rate
+from relay.delivery.remote.slots import ConnectionSlots
+from relay.delivery.schedule import Cause, Schedule
 from relay.delivery.settlement import Settler
-from relay.delivery.site import SiteOptions
-from relay.delivery.slots import ConnectionSlots
-from relay.delivery.window import WINDOW_BYTES, Window
 
 __all__ = [
     "WINDOW_BYTES",
+    "Cause",
     "ConnectionSlots",
     "Contents",
     "Dispatcher",
@@ -25,4 +29,5 @@ __all__ = [
     "Settler",
     "SiteOptions",
     "Window",
+    "parse_rate",
 ]

@@ -42,7 +42,8 @@ class Contents:
         reserved = min(claim.content_size, LARGE_BYTES)
         await self._take(claim.next_hop, reserved)
         try:
-            content = await self._spool.read_content(claim.content_id)
+            # What this process has just written, nothing has damaged: large mail is read once.
+            content = await self._spool.read_content(claim.content_id, check=not claim.is_fresh)
         except BaseException:
             self._give_back(claim.next_hop, reserved)
             raise
@@ -84,6 +85,6 @@ class Contents:
 
 
 def unreadable(claim: Claim, error: SpoolError) -> dict[int, Outcome]:
-    """The outcome of a claim whose content cannot be read now: it stays queued."""
+    """The outcome of a claim whose content cannot be read: twice in a row, and it is held."""
     evidence = Evidence("4.3.0", f"451 4.3.0 the message cannot be read: {error}")
-    return for_all(claim, Deferred(evidence, DeferralClass.INTERNAL))
+    return for_all(claim, Deferred(evidence, DeferralClass.CONTENT))

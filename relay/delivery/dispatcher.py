@@ -1,54 +1,45 @@
 """The scheduler: a bounded window of claims, sorted to sites and mailboxes, settled and put back.
 
-On the path: ingress offers what was just accepted, the due index gives the rest; sites try them.
-Holds: a bounded window of claims in memory, however long the queue, and no next hop fills it; no
-    polling: one timer for the next due entry, a wake-up for what becomes due earlier.
+On the path: ingress offers what was just accepted, the queue gives the rest; sites try them.
+Holds: a bounded window of claims in memory, however long the queue, and neither a next hop nor a
+    sender fills it; what waits here expires on time; an operator can take it away.
 Fails: a spool that cannot be read now is asked again; nothing is dropped.
 Standards: RFC 5321 4.5.4.1; docs/design.md 5.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 
 from relay.clock import Clock
-from relay.delivery.conclude import for_all, is_expired
-from relay.delivery.contents import Contents, unreadable
+from relay.delivery.conclude import broken_off
+from relay.delivery.contents import Contents
 from relay.delivery.local import LocalDelivery
-from relay.delivery.ports import LocalTable, Resolver
+from relay.delivery.mailroom import Mailroom
+from relay.delivery.ports import Connect, LocalTable, Resolver
+from relay.delivery.queue.errand import Errand, end_us, errand_of
+from relay.delivery.queue.refill import Refill
+from relay.delivery.queue.residents import Residents
+from relay.delivery.queue.window import Window
+from relay.delivery.remote.options import SiteOptions
+from relay.delivery.remote.sites import Sites
+from relay.delivery.remote.slots import ConnectionSlots
 from relay.delivery.settlement import Settled, Settler
-from relay.delivery.site import Site, SiteOptions
-from relay.delivery.slots import ConnectionSlots
-from relay.delivery.window import Window
 from relay.journal.logs import get_logger
 from relay.message.content import Content
 from relay.message.nexthop import HopKind, NextHop
-from relay.message.outcome import Outcome
-from relay.routing import Hosts, TemporaryFailure, outcome_of
-from relay.spool.types import Claim, Spool, SpoolError
+from relay.message.outcome import Outcome, Relayed
+from relay.smtp import connect
+from relay.spool.types import Claim, Key, NewMessage, Spool, SpoolError
+from relay.spool.waiting import Lane
 
 _log = get_logger("delivery")
 
-_REFILL_CLAIMS = 200
-_CROWDED_S = 0.1  # between looks that pass over what waits for full next hops
-_SLEEP_S_MAX = 60.0  # so that a jump of the wall clock is noticed
-_LOCAL_AT_ONCE = 16
-_SITES_MAX = 4000
-_PLACES_MAX = 4000
+_SLEEP_S_MAX = 60.0
+_LATE_US = 60_000_000  # between looks for what is late while it waits in memory
+_AFTER_FAULT_S = 1.0
+_GATHER_S = 0.1  # until a look for less than a batch
 _LAST_WORDS_S = 1.0  # for what is cut off to be written down, when the grace time is over
-_PLACE_S = 1.0  # how long the site of a next hop is remembered without asking the resolver
-
-# its places, whether TLS comes first, and the login
-SiteKey = tuple[tuple[tuple[str, int], ...], bool, tuple[str, str] | None]
-
-
-@dataclass(slots=True)
-class _Place:
-    """Where a next hop's claims went a moment ago."""
-
-    site: Site
-    until: float
 
 
 class Dispatcher:
@@ -67,128 +58,172 @@ class Dispatcher:
         window: Window,
         options: SiteOptions,
         clock: Clock,
+        connect: Connect = connect,
         on_change: Callable[[str], None] = lambda _queue_id: None,
     ) -> None:
         """`on_change` hears the queue id of every message whose state has changed."""
         self._spool = spool
         self._settler = settler
         self._contents = contents
-        self._local = local
-        self._resolver = resolver
-        self._table = table
-        self._slots = slots
-        self._options = options
         self._clock = clock
         self._on_change = on_change
         self._window = window
+        self._residents = Residents()
+        self._mailroom = Mailroom(local, self)
+        self._sites = Sites(
+            self, self._residents, resolver=resolver, table=table, slots=slots, options=options,
+            clock=clock, connect=connect,
+        )  # fmt: skip
+        self._refill = Refill(spool, window, clock, offer=self.offer)
+        self._started_us = self._late_us = clock.steady_us()
         self._wake = asyncio.Event()
-        self._backlog = True
-        self._sites: dict[SiteKey, Site] = {}
-        self._places: dict[NextHop, _Place] = {}
-        self._resolving: dict[NextHop, list[Claim]] = {}
-        self._local_limit = asyncio.Semaphore(_LOCAL_AT_ONCE)
-        self._searches: set[asyncio.Task[None]] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._soon: asyncio.TimerHandle | None = None
+        self._filling = asyncio.Lock()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in the order in which they began
         self._stopping = False
 
-    def has_room_for(self, next_hop: NextHop) -> bool:
+    def has_room_for(self, next_hop: NextHop, sender: int, lane: Lane) -> bool:
         """Whether what is accepted now may come as a claim; else it waits in the spool as due."""
-        return self._window.has_room_for(next_hop) and not self._stopping
+        return not self._stopping and self._window.has_room_for(next_hop, sender, lane)
+
+    def lane_of(self, next_hop: NextHop, lane: Lane) -> Lane:
+        """The lane for what is accepted now: DOWN where too much waits for unknown next hops."""
+        return self._window.lane_of(next_hop, lane)
 
     def offer(self, claims: Iterable[Claim]) -> None:
         """Take claims over."""
         for claim in claims:
             self._window.enter(claim)
-            self._dispatch(claim)
+            try:
+                self._dispatch(claim)
+            except Exception as error:  # noqa: BLE001 - ours: no other claim may be lost by it
+                _log.exception("claim not dispatched", qid=claim.message.id, entry=claim.entry_id)
+                self._residents.take(claim.key)
+                outcomes = broken_off(claim, error)
+                self._spawn(self._settled(claim, self._settler.attempted(claim, outcomes)))
+
+    def accepted_unclaimed(self, messages: Iterable[NewMessage]) -> None:
+        """Say that the spool has messages that came as no claims."""
+        has_room = [self._refill.came(message) for message in messages]
+        if any(has_room):
+            self._wake.set()
 
     def due_now(self) -> None:
-        """Say that the spool has something due that came as no claim."""
-        self._backlog = True
+        """Say that something else may be due in the spool: an operator made it so."""
+        self._refill.begin_anew()
         self._wake.set()
 
+    def due_at(self, due_us: int) -> None:
+        """Say when something in the spool is due: an operator made it so."""
+        if due_us <= self._clock.steady_us():
+            self.due_now()
+        elif self._refill.due_at(due_us):
+            self._wake.set()
+
+    def try_anew(self, next_hops: Collection[NextHop]) -> None:
+        """Look at what is due, and forget that nobody was there at these next hops."""
+        self._sites.try_anew(next_hops)
+        self.due_now()
+
+    def withdraw(self, keys: Collection[Key]) -> frozenset[Key]:
+        """Take claims that only wait out of memory; return whose those were.
+
+        They are forgotten here: whoever asks raises their epoch in the spool, or puts them back
+        there. What is not returned is in work, or was never here.
+        """
+        taken = []
+        for key in sorted(keys):
+            claim = self._residents.take(key)
+            if claim is not None:
+                self._contents.release(claim)
+                self._leave(claim)
+                taken.append(key)
+        return frozenset(taken)
+
     async def run(self) -> None:
-        """Fetch what is due until cancelled."""
-        pause_s = 0.0
+        """Fetch what is due, and give up what expires here, until cancelled."""
         while True:
             try:
-                pause_s = await self._refill()
-            except SpoolError as error:
-                _log.error("spool unreadable", error=str(error))
-                pause_s = 1.0
-            except Exception:  # noqa: BLE001 - ours: delivery goes on, whatever it was
-                _log.exception("refill broken off")
-                pause_s = 1.0
-            try:
-                async with asyncio.timeout(pause_s):
+                async with self._filling:
+                    self._give_up_expired()
+                    self._put_back_late()
+                    await self._refill.run()
+            except Exception as error:  # noqa: BLE001 - delivery goes on, whatever it was
+                if isinstance(error, SpoolError):
+                    _log.error("spool unreadable", error=str(error))
+                else:
+                    _log.exception("refill broken off")
+                await asyncio.sleep(_AFTER_FAULT_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pause_s()):
                     await self._wake.wait()
-            except TimeoutError:
-                self._backlog = True
             self._wake.clear()
-            if self._window.full:
-                await asyncio.sleep(_CROWDED_S)
+            if self._soon is not None:
+                self._soon.cancel()
+                self._soon = None
 
     async def drain(self, grace_s: float) -> None:
         """Give what was not begun back to the spool, finish what is in work within `grace_s`.
 
         What is cut off then goes back as well, or is indeterminate if its final dot was written.
         """
+        deadline_s = asyncio.get_running_loop().time() + grace_s
         self._stopping = True
+        self._refill.stop()
         self._settler.claims_reports = False
-        untried = [claim for site in self._sites.values() for claim in site.close()]
-        untried += [claim for waiting in self._resolving.values() for claim in waiting]
-        self._resolving.clear()
-        for search in self._searches:
-            search.cancel()
+        untried = [*self._sites.close(), *self._mailroom.ready.drain()]
         await self.give_back(*untried)
-        await self._all_ended(grace_s)
-        for site in self._sites.values():
-            site.abort()
+        await self._all_ended(deadline_s)
+        self._sites.abort()
+        self._mailroom.abort()
         for task in self._tasks:
             task.cancel()
-        await self._all_ended(_LAST_WORDS_S)
+        await self._all_ended(asyncio.get_running_loop().time() + _LAST_WORDS_S)
 
-    async def _all_ended(self, timeout_s: float) -> None:
+    async def _all_ended(self, deadline_s: float) -> None:
         """Wait until no connection and no task is left, with what they start at their end."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while busy := self._tasks.union(*(one.workers for one in self._sites.values())):
+            async with asyncio.timeout_at(deadline_s):
+                async with self._filling:  # what is being claimed comes to be given back
+                    pass
+                while busy := {*self._tasks, *self._sites.tasks, *self._mailroom.workers}:
                     await asyncio.wait(busy)
 
-    # -- for the sites
+    # -- for the sites and the mailroom
     async def content_of(self, claim: Claim) -> Content:
         """What a claim is to send. Raises SpoolError."""
         return await self._contents.of(claim)
 
-    async def settle(self, claim: Claim, outcomes: Mapping[int, Outcome]) -> None:
-        """Settle an attempt and go on with what follows from it."""
-        await self._settled(claim, self._settler.attempted(claim, outcomes))
+    async def settle(
+        self, claim: Claim, outcomes: Mapping[int, Outcome], *, reached: bool = True
+    ) -> None:
+        """Settle an attempt and go on with what follows from it. Not `reached`: nobody answered."""
+        if reached:
+            self._window.reached(claim.next_hop)
+        else:
+            self._window.unreached(claim.next_hop)
+        await self._settled(claim, self._settler.attempted(claim, outcomes, reached=reached))
+
+    async def settle_some(self, claim: Claim, outcomes: Mapping[int, Relayed]) -> None:
+        """Settle those who have the message already; the claim goes on with the others."""
+        try:
+            await self._settler.took_some(claim, outcomes)
+        except Exception:  # noqa: BLE001 - ours; a restart takes them for in doubt
+            _log.exception("settlement broken off", qid=claim.message.id, entry=claim.entry_id)
+        self._on_change(claim.message.id)
 
     async def give_back(self, *claims: Claim) -> None:
-        """Give claims back untried, on the way out; they are due at once."""
+        """Give claims back untried, on the way out; they are due as they were."""
         if not claims:  # nor is the spool open, when a start came to nothing
             return
         try:
             await self._spool.release(claims)
         except SpoolError as error:  # the next start releases them
             _log.warning("claims kept", claims=len(claims), error=str(error))
-
-    async def _refill(self) -> float:
-        """Claim what is due while there is room; return for how many seconds nothing is."""
-        window = self._window
-        while self._backlog and window.claims_left > 0 and not self._stopping:
-            limit = min(_REFILL_CLAIMS, max(1, window.claims_left // 2))
-            claims = await self._spool.claim_due(
-                self._clock.time_us(), limit, passing_over=window.full
-            )
-            self._backlog = len(claims) == limit
-            self.offer(claims)
-        if self._backlog:
-            return _SLEEP_S_MAX  # woken when there is room
-        due_us = await self._spool.next_due_us(passing_over=window.full)
-        if due_us is None:
-            return _SLEEP_S_MAX
-        wait_s = (due_us - self._clock.time_us()) / 1_000_000
-        return min(max(wait_s, 0.0), _SLEEP_S_MAX)
+        for claim in claims:
+            self._contents.release(claim)
+            self._leave(claim)
+            self._put_back(claim, claim.due_us)
 
     async def _settled(self, claim: Claim, settling: Awaitable[Settled]) -> None:
         """Wait for the settlement; the claim's place is free then, whatever became of it."""
@@ -197,99 +232,71 @@ class Dispatcher:
             settled = await settling
         except Exception:  # noqa: BLE001 - ours; until the next start the claim stays as it is
             _log.exception("settlement broken off", qid=claim.message.id, entry=claim.entry_id)
-        if self._window.leave(claim):
-            self._backlog = True
-        if settled.due_us is not None or (self._backlog and self._window.is_worth_filling):
-            self._wake.set()
+        self._leave(claim)
+        if settled.due_us is not None:
+            self._put_back(claim, settled.due_us)
         self.offer(settled.reports)
         self._on_change(claim.message.id)
+
+    def _leave(self, claim: Claim) -> None:
+        self._residents.forget(claim)
+        self._refill.opened(self._window.leave(claim))
+        if not self._refill.has_more:  # nearly always
+            return
+        if self._refill.is_worth_a_run:
+            self._wake.set()
+        elif self._soon is None and self._refill.wants_a_run:
+            self._soon = asyncio.get_running_loop().call_later(_GATHER_S, self._wake.set)
+
+    def _put_back(self, claim: Claim, due_us: int) -> None:
+        if self._refill.put_back(claim, due_us):
+            self._wake.set()
 
     # -- where a claim goes
     def _dispatch(self, claim: Claim) -> None:
         if self._stopping:
             self._spawn(self.give_back(claim))
-        elif is_expired(claim, self._clock.time_us()):
-            self._spawn(self._settled(claim, self._settler.expired(claim)))
-        elif claim.next_hop.kind is HopKind.LOCAL:
-            self._spawn(self._deliver_locally(claim))
-        else:
-            place = self._places.get(claim.next_hop)
-            if place is not None and place.until > self._clock.monotonic():
-                place.site.push(claim)
-            elif (waiting := self._resolving.get(claim.next_hop)) is not None:
-                waiting.append(claim)
-            else:
-                self._resolving[claim.next_hop] = [claim]
-                search = self._spawn(self._find_site(claim.next_hop))
-                self._searches.add(search)
-                search.add_done_callback(self._searches.discard)
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _deliver_locally(self, claim: Claim) -> None:
-        try:
-            async with self._local_limit:
-                outcomes = await self._into_mailboxes(claim)
-        except asyncio.CancelledError:  # repeated, it finds what is there already
-            self._spawn(self.give_back(claim))
-            raise
-        await self.settle(claim, outcomes)
-
-    async def _into_mailboxes(self, claim: Claim) -> dict[int, Outcome]:
-        try:
-            content = await self._contents.of(claim)
-        except SpoolError as error:
-            return unreadable(claim, error)
-        return {
-            recipient.id: await self._local.deliver(claim, recipient, content)
-            for recipient in claim.recipients
-        }
-
-    async def _find_site(self, next_hop: NextHop) -> None:
-        """Resolve a next hop and push everything that waits for it."""
-        try:
-            resolution = await self._resolver.resolve(next_hop)
-        except Exception as error:  # noqa: BLE001 - ours: else the next hop would wait for ever
-            _log.exception("resolving broken off", next_hop=str(next_hop))
-            resolution = TemporaryFailure(f"internal error: {type(error).__name__}")
-        claims = self._resolving.pop(next_hop, [])
-        if isinstance(resolution, Hosts):
-            site = self._site(next_hop, resolution)
-            if len(self._places) >= _PLACES_MAX:
-                self._places.clear()
-            self._places[next_hop] = _Place(site, self._clock.monotonic() + _PLACE_S)
-            for claim in claims:
-                site.push(claim)
             return
-        outcome = outcome_of(resolution)
-        await asyncio.gather(*(self.settle(one, for_all(one, outcome)) for one in claims))
+        now_us = self._clock.steady_us()
+        match errand_of(claim, now_us=now_us, started_us=self._started_us):
+            case Errand.EXPIRE:
+                self._spawn(self._settled(claim, self._settler.expired(claim)))
+            case Errand.PUT_BACK:
+                self._spawn(self._settled(claim, self._settler.late(claim)))
+            case Errand.TRY:
+                self._try(claim)
 
-    def _site(self, next_hop: NextHop, hosts: Hosts) -> Site:
-        """The site of these hosts: the same for every domain that they serve."""
-        credentials = self._table.credentials_for(next_hop)
-        implicit = next_hop.kind is HopKind.SMTPS
-        places = tuple(sorted((host.name, host.port) for host in hosts.hosts))
-        key = (places, implicit, credentials)
-        site = self._sites.get(key)
-        if site is None:
-            if len(self._sites) >= _SITES_MAX:
-                self._forget_unused()
-            site = self._sites[key] = Site(
-                name=",".join(f"{name}:{port}" for name, port in places[:3]),
-                hosts=hosts,
-                options=replace(self._options, tls="implicit") if implicit else self._options,
-                credentials=credentials,
-                settler=self,
-                slots=self._slots,
-                clock=self._clock,
-            )
-        site.hosts = hosts
-        return site
+    def _try(self, claim: Claim) -> None:
+        expires_us = end_us(claim, started_us=self._started_us)
+        if expires_us is not None:
+            self._residents.expires(claim, expires_us)
+        if claim.next_hop.kind is HopKind.LOCAL:
+            self._residents.wait(claim, self._mailroom.ready)
+            self._mailroom.push(claim)
+        else:
+            self._sites.push(claim)
 
-    def _forget_unused(self) -> None:
-        self._places.clear()
-        self._sites = {key: site for key, site in self._sites.items() if not site.is_unused}
+    def _give_up_expired(self) -> None:
+        for claim in self._residents.take_expired(self._clock.steady_us()):
+            self._spawn(self._settled(claim, self._settler.expired(claim)))
+
+    def _put_back_late(self) -> None:
+        """Have senders hear of what is late; it is due, and comes again at once."""
+        now_us = self._clock.steady_us()
+        if now_us < self._late_us:
+            return
+        self._late_us = now_us + _LATE_US
+        for claim in self._residents.take_late(now_us):
+            self._spawn(self._settled(claim, self._settler.late(claim)))
+
+    def _pause_s(self) -> float:
+        """For how long there is nothing to do, if nothing happens."""
+        next_us = min(self._refill.next_run_us, self._late_us)
+        if self._residents.next_end_us is not None:
+            next_us = min(next_us, self._residents.next_end_us)
+        return min(max(0.0, (next_us - self._clock.steady_us()) / 1_000_000), _SLEEP_S_MAX)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)

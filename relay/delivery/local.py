@@ -61,7 +61,7 @@ class LocalDelivery:
         except MailboxFullError as error:
             return Deferred(Evidence("4.2.2", f"452 4.2.2 {error}"), DeferralClass.MAILBOX)
         except ContentUnreadableError as error:
-            return Deferred(Evidence("4.3.0", f"451 4.3.0 {error}"), DeferralClass.INTERNAL)
+            return Deferred(Evidence("4.3.0", f"451 4.3.0 {error}"), DeferralClass.CONTENT)
         except StoreUnavailableError as error:
             return Deferred(Evidence("4.3.0", f"451 4.3.0 {error}"), DeferralClass.MAILBOX)
         except Exception as error:  # noqa: BLE001 - a fault of ours defers, it loses nothing

@@ -11,7 +11,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from relay.clock import Clock
-from relay.delivery.conclude import Conclusion, conclude, deferral_class, expire, outcome_name
+from relay.delivery.conclude import (
+    Conclusion,
+    Moment,
+    conclude,
+    conclude_some,
+    deferral_class,
+    expire,
+    outcome_name,
+    put_back,
+)
 from relay.delivery.contents import Contents
 from relay.delivery.ports import Reporter
 from relay.delivery.schedule import Schedule
@@ -32,7 +41,7 @@ _UNREADABLE = b"Subject: (the original message could not be read)\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """`reports` are claimed already; `due_us` is when the entry is tried again,
+    """`reports` are claimed already; `due_us` is when the entry is looked at again,
     None if it is done.
     """
 
@@ -63,35 +72,63 @@ class Settler:
         self._pause = pause
         self.claims_reports = True  # False while delivery drains: they wait in the spool
 
-    async def attempted(self, claim: Claim, outcomes: Mapping[int, Outcome]) -> Settled:
-        """Settle an attempt."""
-        now_us = self._clock.time_us()
-        conclusion = conclude(claim, outcomes, now_us=now_us, schedule=self._schedule)
-        return await self._settle(claim, conclusion)
+    async def attempted(
+        self, claim: Claim, outcomes: Mapping[int, Outcome], *, reached: bool = True
+    ) -> Settled:
+        """Settle an attempt; `reached` as in conclude()."""
+        moment = self._moment()
+        conclusion = conclude(
+            claim, outcomes, moment=moment, schedule=self._schedule, reached=reached
+        )
+        return await self._settle(claim, conclusion, moment)
+
+    async def took_some(self, claim: Claim, outcomes: Mapping[int, Relayed]) -> None:
+        """Settle those who have the message; the attempt goes on with the others."""
+        moment = self._moment()
+        conclusion = conclude_some(claim, outcomes, moment=moment)
+        settlement = Settlement(
+            claim=claim, at_us=conclusion.at_us, outcomes=outcomes, events=conclusion.events,
+            goes_on=True,
+        )  # fmt: skip
+        in_time, _ = await self._until_written(settlement)
+        if in_time:
+            self._tell(claim, conclusion, moment)
 
     async def expired(self, claim: Claim) -> Settled:
         """Settle a claim whose time is over, untried."""
-        return await self._settle(claim, expire(claim, now_us=self._clock.time_us()))
+        moment = self._moment()
+        return await self._settle(claim, expire(claim, moment=moment), moment)
 
-    async def _settle(self, claim: Claim, conclusion: Conclusion) -> Settled:
+    async def late(self, claim: Claim) -> Settled:
+        """Put a claim back untried as it was, but that its delay is told, once, when it is time."""
+        moment = self._moment()
+        return await self._settle(claim, put_back(claim, moment=moment), moment)
+
+    def _moment(self) -> Moment:
+        return Moment(now_us=self._clock.steady_us(), at_us=self._clock.time_us())
+
+    async def _settle(self, claim: Claim, conclusion: Conclusion, moment: Moment) -> Settled:
         reports, events = await self._reports(claim, conclusion)
         settlement = Settlement(
             claim=claim,
-            at_us=conclusion.event.at_us,
+            at_us=conclusion.at_us,
             outcomes=conclusion.outcomes,
-            due_us=conclusion.due_us,
+            waiting=conclusion.waiting,
             expired=conclusion.expired,
             reports=reports,
-            events=(conclusion.event, *events),
+            events=(*conclusion.events, *events),
             counts_as_attempt=bool(conclusion.outcomes),
+            held=conclusion.held,
         )
-        held, claims = await self._until_written(settlement)
+        in_time, claims = await self._until_written(settlement)
         self._contents.release(claim)
-        if not held:
+        if not in_time:
             _log.warning("settled too late", qid=claim.message.id, entry=claim.entry_id)
             return Settled((), None)
-        self._tell(claim, conclusion)
-        return Settled(claims, conclusion.due_us)
+        if conclusion.held:
+            _log.error("message held: it cannot be read", qid=claim.message.id)
+        self._tell(claim, conclusion, moment)
+        return Settled(claims, conclusion.waiting.due_us if conclusion.waiting else None)
 
     async def _until_written(self, settlement: Settlement) -> tuple[bool, tuple[Claim, ...]]:
         pause_s = _PAUSE_S_FIRST
@@ -137,9 +174,9 @@ class Settler:
         )  # fmt: skip
         return plan.messages, plan.events
 
-    def _tell(self, claim: Claim, conclusion: Conclusion) -> None:
+    def _tell(self, claim: Claim, conclusion: Conclusion, moment: Moment) -> None:
         """Metrics and one log line per recipient, in Postfix's words where they fit."""
-        delay_s = (conclusion.event.at_us - claim.message.received_us) / 1_000_000
+        delay_s = (moment.now_us - claim.message.received_us) / 1_000_000
         for recipient in claim.recipients:
             outcome = conclusion.outcomes.get(recipient.id)
             if outcome is None:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from relay.accounts import Account, AccountDirectory
 from relay.clock import Clock, Ids
 from relay.graph.attachments.uploads import serve_upload
+from relay.graph.room import Brings, check_room
 from relay.graph.routes import find_route, not_implemented, with_keys
 from relay.graph.visit import Door, Visit, refusal
 from relay.http.bearer import bearer_account
@@ -21,6 +22,7 @@ from relay.http.call import Call
 from relay.http.errors import ApiError, shown, try_later
 from relay.http.gateway import Gateway, Limits
 from relay.journal.crash import CrashPoints
+from relay.journal.pressure import Pressure
 from relay.mailbox.api import MailStore
 from relay.mailbox.types import StoreError
 from relay.settings.tree import Http
@@ -40,12 +42,14 @@ def create_app(
     http: Http,
     crash: CrashPoints,
     ready: Callable[[], str],
+    pressure: Pressure | None = None,
 ) -> Gateway:
     """Return the application for /v1.0 and /beta.
 
-    Of `http` the limits and the public URL count; `ready` returns "" or why nothing can be taken on
-    now.
+    Of `http` the limits and the public URL count; `ready` returns "" or why nothing can be answered
+    now; under `pressure` what brings messages is refused.
     """
+    pressure = pressure or Pressure()
     door = Door(
         store=store,
         clock=clock,
@@ -65,9 +69,12 @@ def create_app(
             raise try_later("ResourceUnhealthy", reason, after_s=_READY_RETRY_S)
         try:
             if is_upload:  # the token in its URL is all that it needs
+                if call.method == "PUT":
+                    check_room(pressure.state, Brings.CONTENT)
                 return await serve_upload(door, call, segments[2], accounts=accounts)
             rest = _behind_owner(segments[1:], account, accounts)
             match = find_route(call.method, rest)
+            check_room(pressure.state, match.brings)
             return await match.handler(Visit(door, call, account, match.names))
         except StoreError as error:
             raise refusal(error) from error

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from relay.graph import folders, listing, messages, moving, sending
 from relay.graph.attachments import handlers as attachments
+from relay.graph.room import Brings
 from relay.graph.visit import Visit
 from relay.http.errors import ApiError, shown
 
@@ -28,6 +29,13 @@ class Match:
 
     handler: Handler
     names: Mapping[str, str]
+
+    @property
+    def brings(self) -> Brings:
+        """What the request brings into the house."""
+        if self.handler in _BRING_MESSAGES:
+            return Brings.MESSAGE
+        return Brings.CONTENT if self.handler in _BRING_CONTENT else Brings.NOTHING
 
 
 def with_keys(segments: tuple[str, ...]) -> tuple[str, ...]:
@@ -175,6 +183,17 @@ _NOT_HERE: Mapping[str, str] = {
     **dict.fromkeys(("calendar/*", "calendars/*", "calendarview/*", "events/*"), "calendars"),
     **dict.fromkeys(("contacts/*", "contactfolders/*"), "contacts"),
 }
+_BRING_MESSAGES: frozenset[Handler] = frozenset({sending.send_mail, sending.send_draft})
+# Not what changes or moves a message: that is how mail is read, and room is made.
+_BRING_CONTENT: frozenset[Handler] = frozenset(
+    {
+        messages.create_message,
+        messages.replace_mime,
+        moving.copy_message,
+        attachments.add_attachment,
+        attachments.create_upload_session,
+    }
+)
 _ROUTES: tuple[tuple[tuple[str, ...], Mapping[str, Handler] | str], ...] = (
     (_pattern(""), {"GET": messages.get_user}),
     (_pattern("sendmail"), {"POST": sending.send_mail}),

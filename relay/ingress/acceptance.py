@@ -25,6 +25,7 @@ from relay.message.content import Content, edited, in_sight, size_of
 from relay.message.encodedwords import decode_words
 from relay.message.envelope import Envelope, domain_of
 from relay.message.nexthop import NextHop
+from relay.message.priority import Priority, priority_of
 from relay.message.reporting import ReportedMessage
 from relay.message.verdict import Examined, Subject, Verdict
 from relay.policy import TooManyPartsError
@@ -37,12 +38,14 @@ from relay.spool.types import (
     SpoolFullError,
     SpoolUnavailableError,
 )
+from relay.spool.waiting import Lane
 
 _log = get_logger("ingress")
 RECEIVED_MAX = 100  # RFC 5321 6.3: a loop
 _INLINE_BYTES = 65536  # rules read so much faster than a thread is asked
 _POLICY_TIMEOUT_S = 10.0
 _POLICY_THREADS = 2
+_CLAIMED_MAX = 100  # entries of one message as claims: room is asked for each of them alone
 _NAMED_MAX = 100  # addresses per next hop in an event, which stays small
 _SUBJECT_CHARACTERS_MAX = 200
 _SUBJECT_OCTETS_MAX = 8192  # more than so many characters may need, however they are encoded
@@ -61,8 +64,10 @@ _LOOP = Decision("554 5.4.6 Routing loop detected: too many Received fields")
 class Acceptance:
     """Takes responsibility for messages, or says why not.
 
-    `policy` returns the rules in force. `has_room` says whether delivery can take a claim now;
-    `on_accepted` gets those of what was committed, none where it waits in the spool as due.
+    `policy` returns the rules in force. With a `delay_warning_after_s` of 0 nobody hears of delays.
+    `has_room` says whether delivery can take a claim now, for a next hop, of a sender, in a lane;
+    `on_accepted` gets those of what was committed, and `on_waiting` what waits in the spool as due
+    instead.
     """
 
     hostname: str
@@ -76,7 +81,10 @@ class Acceptance:
     metrics: Metrics
     on_accepted: Callable[[Sequence[Claim]], None]
     expire_after_s: float
-    has_room: Callable[[NextHop], bool] = lambda _next_hop: True
+    delay_warning_after_s: float = 0.0
+    on_waiting: Callable[[Sequence[NewMessage]], None] = lambda _messages: None
+    lane_of: Callable[[NextHop, Lane], Lane] = lambda _next_hop, lane: lane
+    has_room: Callable[[NextHop, int, Lane], bool] = lambda _next_hop, _sender, _lane: True
     policy_timeout_s: float = _POLICY_TIMEOUT_S
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_POLICY_THREADS, thread_name_prefix="policy"),
@@ -106,7 +114,7 @@ class Acceptance:
             return _LONG_HEADER
         if fields.is_looping(known, RECEIVED_MAX):
             return _LOOP
-        queue_id, now_us = self.ids.new(), self.clock.time_us()
+        queue_id, now_us = self.ids.new(), self.clock.steady_us()
         content = edited(
             content,
             lambda content: fields.prepare(
@@ -115,7 +123,7 @@ class Acceptance:
                 origin,
                 hostname=self.hostname,
                 queue_id=queue_id,
-                time_us=now_us,
+                time_us=self.clock.time_us(),
             ),
         )
         examinations = [self.router.examine(path.address) for path in envelope.forward_paths]
@@ -214,7 +222,23 @@ class Acceptance:
             message_id=_message_id(known),
             subject=_subject(known),
             events=(event,),
+            priority=self._priority(origin, fan),
+            warn_us=self._warn_us(envelope, origin, time_us),
         )
+
+    def _priority(self, origin: Origin, fan: FanOut) -> Lane:
+        """Return what the message asks for, as the rules left it; strangers ask in vain."""
+        if not origin.trusted:
+            return Lane.NORMAL
+        priority = priority_of(in_sight(fan.contents[0]))
+        return Lane.NORMAL if priority is Priority.NORMAL else Lane(priority)
+
+    def _warn_us(self, envelope: Envelope, origin: Origin, received_us: int) -> int | None:
+        """Return when the sender would hear that it is late: of who would hear of its failure."""
+        after_s = self.delay_warning_after_s
+        if not (origin.trusted and envelope.reverse_path) or not 0 < after_s < self.expire_after_s:
+            return None
+        return received_us + int(after_s * 1_000_000)
 
     def _account_of(self, envelope: Envelope, origin: Origin) -> str:
         """Return whose message it is: who logged in, or the trusted reverse-path's account."""
@@ -243,18 +267,32 @@ class Acceptance:
 
     async def _commit(self, message: NewMessage, reports: Sequence[NewMessage]) -> Decision:
         """Make it durable, then hand its claims on; the spool counts messages, we recipients."""
+        message, sender = self._in_lanes(message), message.sender_key
+        claim = len(message.entries) <= _CLAIMED_MAX and all(
+            self.has_room(entry.next_hop, sender, message.lane_of(entry))
+            for entry in message.entries
+        )
         accepted = await self.spool.accept(
             message,
             reports=reports,
             submission_key=message.submission_id,
-            claim=all(self.has_room(entry.next_hop) for entry in message.entries),
+            claim=claim,
         )
         if not accepted.repeated:
             self._tell(message)
             for recipient in message.final_recipients:
                 self.metrics.recipients.labels(outcome=recipient.state).inc()
-        self._hand_on(accepted)
+        self._hand_on(accepted, () if claim or accepted.repeated else (message, *reports))
         return Decision(f"250 2.0.0 Ok: queued as {accepted.queue_id}", accepted.queue_id)
+
+    def _in_lanes(self, message: NewMessage) -> NewMessage:
+        """The message, with another lane for entries that wait elsewhere than its priority says."""
+        usual = message.priority
+        lanes = [self.lane_of(entry.next_hop, usual) for entry in message.entries]
+        if lanes.count(usual) == len(lanes):  # nearly always
+            return message
+        pairs = zip(message.entries, lanes, strict=True)
+        return replace(message, entries=tuple(replace(one, lane=lane) for one, lane in pairs))
 
     def _tell(self, message: NewMessage) -> None:
         """One line per message, in Postfix's words where they fit."""
@@ -270,9 +308,11 @@ class Acceptance:
             message_id=message.message_id,
         )
 
-    def _hand_on(self, accepted: Accepted) -> None:
+    def _hand_on(self, accepted: Accepted, waiting: Sequence[NewMessage]) -> None:
         try:
             self.on_accepted(accepted.claims)
+            if waiting:
+                self.on_waiting(waiting)
         except Exception:  # noqa: BLE001 -- it is ours by now, so the client must hear 250
             _log.exception("claims were not taken", qid=accepted.queue_id)
 

@@ -73,6 +73,7 @@ class Service:
     accept: Accept
     arrival: Callable[[], Arrival]
     crash: CrashPoints
+    shortage: Callable[[int], str]  # why no message of so many bytes is taken now, "" if it is
     offers_tls: bool = False
     requires_tls: bool = False
     requires_auth: bool = False
@@ -260,11 +261,12 @@ class Conversation:
         if self._service.requires_auth and not self._is_trusted:
             return "530 5.7.0 Authentication required"
         mail = parse_mail(argument, extended=self._extended)
-        if mail.size_bytes > self._service.max_message_bytes:
-            limit = self._service.max_message_bytes
+        if mail.size_bytes > (limit := self._service.max_message_bytes):
             return f"552 5.3.4 The message is larger than {limit} octets"
         if not self._service.budget.has(min(mail.size_bytes, self._service.limits.large_bytes)):
             return "452 4.3.1 Too much mail at once, try again later"
+        if short := self._service.shortage(mail.size_bytes):
+            return f"452 4.3.1 No mail is taken now: {short}; try again later"
         self._mail = mail
         return "250 2.1.0 Ok"
 

@@ -10,8 +10,6 @@ import asyncio
 from collections.abc import Callable
 from enum import StrEnum
 
-_NOT_IN_A_LINE = (b"\r", b"\0")
-
 
 class LineFault(StrEnum):
     """Why a command line was thrown away: the reply that says so."""
@@ -79,7 +77,7 @@ class Input:
             return LineFault.BARE
         if len(line) + 2 > limit_bytes:
             return LineFault.TOO_LONG
-        if any(octet in line for octet in _NOT_IN_A_LINE):
+        if b"\r" in line or b"\0" in line:
             return LineFault.BARE
         return line
 

@@ -24,6 +24,7 @@ from relay.ingress.limits import Budget, Limits, SessionCount
 from relay.ingress.ports import Decision, Origin, Passwords, Quota, Router
 from relay.ingress.session import TLS_HANDSHAKE_S, Door, SmtpSession
 from relay.journal.crash import CrashPoints
+from relay.journal.pressure import Pressure
 from relay.message.envelope import Envelope
 from relay.settings.tree import Address, SmtpListener, Tls
 
@@ -43,6 +44,7 @@ class Neighbours:
     accounts: Passwords
     quota: Quota
     crash: CrashPoints = field(default_factory=CrashPoints)
+    pressure: Pressure = field(default_factory=Pressure)
 
 
 class SmtpServer:
@@ -76,6 +78,7 @@ class SmtpServer:
             timeout_s=listener.timeout,
             tls_context=self._tls_context,
             is_trusted=(lambda _ip: True) if pickup else self._is_trusted,
+            turns_strangers_away=self._turns_strangers_away,
         )
 
     @property
@@ -164,6 +167,8 @@ class SmtpServer:
             accept=self._accept,
             arrival=neighbours.acceptance.spool.arrival,
             crash=neighbours.crash,
+            # Pickup's have their 202: only a spool that cannot take them refuses those.
+            shortage=(lambda _size: "") if pickup else neighbours.pressure.refusal,
             offers_tls=self._tls_context is not None,
             requires_tls=requires_tls,
             requires_auth=listener.role != "relay",
@@ -182,6 +187,11 @@ class SmtpServer:
         self._acceptances.add(task)
         task.add_done_callback(self._acceptances.discard)
         return await asyncio.shield(task)
+
+    def _turns_strangers_away(self) -> bool:
+        """Whether there is no room for strangers; where everybody logs in, nobody is one yet."""
+        is_for_strangers = self._listener.role == "relay"
+        return is_for_strangers and self._neighbours.pressure.turns_strangers_away
 
     def _is_trusted(self, ip: str) -> bool:
         if not ip and not self._listener.listen.path:

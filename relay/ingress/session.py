@@ -25,6 +25,7 @@ from relay.spool.types import SpoolFullError, SpoolUnavailableError
 
 _log = get_logger("ingress")
 _LOCAL_ERROR = "451 4.3.0 Local error, try again later"
+_BUSY = "421 4.3.2 This server has too much to do, try again later"
 TLS_HANDSHAKE_S = 30.0
 _BATCH_REPLIES = 100
 _AUTH_VERB = b"AUTH "
@@ -36,7 +37,10 @@ class ClientGone(Exception):  # noqa: N818 -- what happened, and no error of any
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """What sessions of a listener share: the service, its counters, and whom it trusts."""
+    """What sessions of a listener share: the service, its counters, and whom it trusts.
+
+    `turns_strangers_away` says whether only those whom it trusts may begin a session now.
+    """
 
     service: Service
     count: SessionCount
@@ -44,6 +48,7 @@ class Door:
     timeout_s: float
     tls_context: ssl.SSLContext | None
     is_trusted: Callable[[str], bool]
+    turns_strangers_away: Callable[[], bool]
 
 
 class _Bare:
@@ -90,7 +95,10 @@ class SmtpSession(_Bare, SMTP):
         """Turn the client away, or begin the session."""
         self._ip = _ip_of(transport)
         trusted = self._door.is_trusted(self._ip)
-        refusal = self._door.count.enter(self._ip, exempt=trusted)
+        if not trusted and self._door.turns_strangers_away():
+            refusal = _BUSY
+        else:
+            refusal = self._door.count.enter(self._ip, exempt=trusted)
         if refusal:
             refused = cast("asyncio.Transport", transport)
             refused.write(refusal.encode("ascii") + b"\r\n")

@@ -3,21 +3,6 @@
 On the path: beside every step; rooms hand in, web and the command line read.
 Touches: the store's log of steps 1 to 4, stderr; steps 5 to 7 are the spool's to keep.
 Promises: a journey is joined by submission id and ordered by step; a log line never waits.
+
+Nothing is imported here: who reads a journey need not load what writes a log.
 """
-
-from relay.journal.crash import CrashPoint, CrashPoints
-from relay.journal.events import Event, Step
-from relay.journal.logs import get_logger
-from relay.journal.metrics import Metrics
-from relay.journal.storelog import StoreLog, SubmissionFacts
-
-__all__ = [
-    "CrashPoint",
-    "CrashPoints",
-    "Event",
-    "Metrics",
-    "Step",
-    "StoreLog",
-    "SubmissionFacts",
-    "get_logger",
-]

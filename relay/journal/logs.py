@@ -232,7 +232,12 @@ def _fields(event: Mapping[str, Any], clip: int) -> dict[str, Any]:
     """Return the event's fields, room and event first, each value clipped."""
     fields: dict[str, Any] = {"room": event.get("room", ""), "event": ""}
     for name, value in itertools.islice(event.items(), _FIELDS_MAX):
-        fields[name] = "(left out)" if name in _SECRET_NAMES else _plain(value, clip)
+        if name in _SECRET_NAMES:
+            fields[name] = "(left out)"
+        elif type(value) is str and len(value) <= clip:  # nearly all
+            fields[name] = value
+        else:
+            fields[name] = _plain(value, clip)
     return fields
 
 

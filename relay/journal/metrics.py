@@ -56,6 +56,9 @@ class Metrics:
             "relay_queue_unaccounted",
             "Recipients accepted, less those final and those live; 0 unless one was lost.",
         )
+        self.spool_damaged = gauge(
+            "relay_spool_damaged", "1 when SQLite found a page of the spool that it cannot read."
+        )
         self.delivery_seconds = Histogram(
             "relay_delivery_seconds",
             "From acceptance to a recipient's delivery.",
@@ -77,7 +80,13 @@ class Metrics:
         self.connections = gauge("relay_connections", "Open connections.", ["state"])
         self.pressure = gauge(
             "relay_pressure_level",
-            "0: mail is taken on; 2: the disk is nearly full, new mail is refused.",
+            "0: normal; 1: slow, strangers are turned away; 2: new mail is refused.",
+        )
+        self.pressure_reasons = gauge(
+            "relay_pressure_reason", "The level that each reason asks for.", ["reason"]
+        )
+        self.clock_jump = gauge(
+            "relay_clock_jump_seconds", "How far the clock is ahead of the queue's time."
         )
         self.pickup_waiting = gauge("relay_pickup_waiting", "Notes that wait for pickup.")
         self.pickup_deferred = gauge("relay_pickup_deferred", "Notes that wait for their time.")

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from relay.clock import Clock, id_time_us
+from relay.clock import Clock, id_time_us, least_us
 from relay.journal.events import Event, Step
 
 _DAY_US = 86_400_000_000
@@ -102,7 +102,7 @@ class StoreLog:
     def _todays_file(self) -> int:
         now_us = self._clock.time_us()
         day = now_us // _DAY_US
-        if self._file is None or day != self._day:
+        if self._file is None or day > self._day:  # ids do not go back with the clock either
             self.close()
             self._directory.mkdir(parents=True, exist_ok=True)
             path = self._directory / f"{_day_of(now_us)}-{self._role}"
@@ -131,9 +131,8 @@ class StoreLog:
 
     def prune(self, keep_days: int) -> int:
         """Remove whole days older than `keep_days`; return how many files went."""
-        oldest = datetime.fromtimestamp(
-            (self._clock.time_us() - keep_days * _DAY_US) // 1_000_000, UTC
-        )
+        before_us = least_us(self._clock) - keep_days * _DAY_US
+        oldest = datetime.fromtimestamp(before_us // 1_000_000, UTC)
         old = [path for path in self._files() if path.name[:10] < f"{oldest:%Y-%m-%d}"]
         for path in old:
             path.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from relay.clock import least_us
 from relay.journal.logs import get_logger
 from relay.journal.storelog import StoreLog
 from relay.mailbox.equipment import Equipment
@@ -118,7 +119,7 @@ class Leftovers:
             if cleaned_s is None:
                 _remove_half_done(mailbox)
             self._cleaned_s[mailbox] = now_s
-        old_s = self._shared.clock.time_us() / 1_000_000 - LEFTOVER_S
+        old_s = least_us(self._shared.clock) / 1_000_000 - LEFTOVER_S
         for folder in list_folders(mailbox):
             _remove_old(folder.path / "tmp", old_s)
 

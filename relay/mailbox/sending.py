@@ -108,7 +108,7 @@ class Sending:
                 return _as_before(waiting, options)
             stored = octets_of(located)
             # The time makes it grow from one send of a draft to the next.
-            submission_id = f"{message_id}.{self._shared.clock.time_us()}"
+            submission_id = f"{message_id}.{self._shared.clock.steady_us()}"
             identity = self._shared.identity(account, options)
             block, _ = read_private(stored)
             if (
@@ -213,11 +213,12 @@ class Sending:
 
     def _note(self, stem: str, submission_id: str, *, account: str, options: SendOptions) -> Note:
         """The note of a submission: ready now, or deferred until a time that is still to come."""
-        notes, at_us = self._shared.notes, self._shared.clock.time_us()
-        if options.deferred_us > at_us:
+        notes = self._shared.notes
+        if options.deferred_us > self._shared.clock.time_us():
             at_us = options.deferred_us
             path = notes.deferred_path(submission_id, at_us)
         else:
+            at_us = self._shared.clock.steady_us()
             if options.deferred_us:
                 options = replace(options, deferred_us=0)
             path = notes.ready_path(submission_id, at_us)

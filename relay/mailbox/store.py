@@ -242,7 +242,7 @@ class FileStore:
 
     async def turn(self, note: Note) -> None:
         """Wait for a note's turn in a rush of submissions."""
-        await self._precedence.turn((self._shared.clock.time_us() - note.ready_us) / 1_000_000)
+        await self._precedence.turn((self._shared.clock.steady_us() - note.ready_us) / 1_000_000)
 
     async def note_content(self, note: Note) -> Octets:
         """A note's file."""

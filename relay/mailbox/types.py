@@ -203,7 +203,8 @@ class SendOptions:
 class Note:
     """A submitted draft as pickup sees it: the exact snapshot that is sent.
 
-    `account` is the mailbox's address; `ready_us` when it was submitted; `path` the note's file.
+    `account` is the mailbox's address; `ready_us` when it was submitted, in steady time, or until
+    when it waits, in the wall's; `path` the note's file.
     """
 
     submission_id: str

@@ -34,7 +34,7 @@ _FROM_PARKED = frozenset({State.QUEUED, State.CANCELLED, State.DISCARDED, State.
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.QUEUED: _FROM_QUEUED,
     State.DEFERRED: _FROM_QUEUED | {State.QUEUED},
-    State.HELD: _FROM_PARKED,
+    State.HELD: _FROM_PARKED | {State.DEFERRED},  # a hold that is undone
     State.CAPTURED: _FROM_PARKED,
     **{state: frozenset() for state in FINAL},
 }

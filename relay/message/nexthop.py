@@ -7,9 +7,8 @@ Fails: ValueError for a text that is no next hop.
 Standards: RFC 5321 2.3.5, 5.1.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import NamedTuple, Self
 
 
 class HopKind(StrEnum):
@@ -22,9 +21,11 @@ class HopKind(StrEnum):
     CAPTURE = "capture"  # kept here, never sent
 
 
-@dataclass(frozen=True, slots=True)
-class NextHop:
-    """A next hop; `host` is a domain for MX, a host name or address for SMTP and SMTPS, else ""."""
+class NextHop(NamedTuple):
+    """A next hop; `host` is a domain for MX, a host name or address for SMTP and SMTPS, else "".
+
+    A tuple, for it is looked up many times for each message: that costs no call of Python's.
+    """
 
     kind: HopKind
     host: str = ""

@@ -21,6 +21,7 @@ class DeferralClass(StrEnum):
     SITE = "site"  # 4yz to the session or the transaction
     RECIPIENT = "recipient"  # 4yz to one RCPT (greylisting and the like)
     MAILBOX = "mailbox"  # a local mailbox is full or cannot be written
+    CONTENT = "content"  # what the spool keeps of the message cannot be read
     INTERNAL = "internal"
 
 

@@ -43,7 +43,8 @@ class ReportedRecipient:
 class ReportedMessage:
     """The message a report is about. `client` is "name [address]" for Received-From-MTA or "".
 
-    Of a large `content` only the header is read.
+    `arrival_us` is steady time; the reporter writes it as the wall clock's. Of a large `content`
+    only the header is read.
     """
 
     queue_id: str

@@ -79,7 +79,8 @@ class Pickup:
             give_up_after_s=give_up_after_s,
             started_us=clock.time_us(),
         )
-        self._max_concurrent = max_concurrent
+        self._max_concurrent = self._allowed = max_concurrent
+        self._allowed_changed = asyncio.Event()
         self._turns = Turns(_WINDOW_NOTES)
         self._tries: dict[str, Tries] = {}  # by submission id, of notes put back
         self._workers: set[asyncio.Task[None]] = set()
@@ -89,12 +90,18 @@ class Pickup:
     async def run(self) -> None:
         """Work until cancelled. Notes in work go on behind it: call drain() then."""
         for number in range(self._max_concurrent):
-            self._workers.add(asyncio.create_task(self._work(), name=f"pickup-{number}"))
+            self._workers.add(asyncio.create_task(self._work(number), name=f"pickup-{number}"))
         async with aclosing(self._store.notes()) as notes:
             async for note in notes:
                 if note.submission_id not in self._tries:
                     self._waiting.inc()
                 await self._turns.put(note)
+
+    def allow(self, notes: int) -> None:
+        """Have at most so many notes in work, at least one; those that are begun go on."""
+        self._allowed = max(1, notes)
+        self._allowed_changed.set()
+        self._allowed_changed = asyncio.Event()
 
     async def drain(self) -> None:
         """Let notes in work come to their end and close the connections; cancelled, drop them.
@@ -110,13 +117,15 @@ class Pickup:
             for worker in self._workers:
                 worker.cancel()
 
-    async def _work(self) -> None:
+    async def _work(self, number: int) -> None:
         worker = asyncio.current_task()
         assert worker is not None
         submitter = Submitter(self._submit_path, hostname=self._hostname)
         try:
             while not self._draining:
                 self._idle.add(worker)
+                while number >= self._allowed:
+                    await self._allowed_changed.wait()
                 await self._gate.passed()
                 try:
                     note = await self._turns.take()

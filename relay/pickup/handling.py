@@ -194,7 +194,7 @@ class Handling:
         self.log.append(facts, Event(step, self.clock.time_us(), detail))
 
     def _age_s(self, note: Note) -> float:
-        return (self.clock.time_us() - note.ready_us) / 1_000_000
+        return (self.clock.steady_us() - note.ready_us) / 1_000_000
 
 
 def _facts_of(message: Converted) -> dict[str, Any]:

@@ -8,9 +8,9 @@ Standards: RFC 3461 6.1, RFC 3464, RFC 5321 4.4 (Return-Path), 4.5.5 (null rever
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from relay.clock import Clock, Ids
+from relay.clock import Clock, Ids, jump_us
 from relay.journal.events import Event, Step
 from relay.journal.metrics import Metrics
 from relay.message.content import Content, in_sight, is_eight_bit
@@ -119,8 +119,9 @@ class Reporter:
         return report, _event(report, kind, recipients)
 
     def _written(self, message: ReportedMessage, recipients: Sequence[ReportedRecipient]) -> bytes:
+        arrival_us = message.arrival_us + jump_us(self._clock)
         return failure_report(
-            message,
+            replace(message, arrival_us=arrival_us),
             recipients,
             hostname=self._hostname,
             report_id=self._ids.new(),
@@ -131,7 +132,7 @@ class Reporter:
         self, content: Content, route: "_Route", *, about: ReportedMessage, account: str = ""
     ) -> NewMessage:
         """Return `content` as a message for one recipient, routed: it skips policy."""
-        now_us = self._clock.time_us()
+        now_us = self._clock.steady_us()
         header = in_sight(content)
         routed = {
             "rules": [],
@@ -153,7 +154,7 @@ class Reporter:
             eight_bit=is_eight_bit(content),
             message_id=decoded(header, "message-id"),
             subject=decoded(header, "subject")[:_SUBJECT_CHARACTERS_MAX],
-            events=(Event(Step.POLICY_AND_ROUTING, now_us, routed),),
+            events=(Event(Step.POLICY_AND_ROUTING, self._clock.time_us(), routed),),
         )
 
     def _count(self, kind: str) -> None:
@@ -177,7 +178,7 @@ def _event(made: NewMessage, kind: str, recipients: Sequence[ReportedRecipient])
         "kind": kind,
         "recipients": _named(recipients),
     }
-    return Event(Step.REPORT, made.received_us, detail)
+    return Event(Step.REPORT, made.events[0].at_us, detail)
 
 
 def _named(recipients: Sequence[ReportedRecipient]) -> list[str]:

@@ -21,6 +21,7 @@ from relay.routing.probe import name_servers_answer
 from relay.routing.resolver import NoResolver, Resolver
 from relay.routing.table import (
     Examination,
+    HopLimits,
     InvalidRecipient,
     LocalRecipient,
     RemoteRecipient,
@@ -29,6 +30,7 @@ from relay.routing.table import (
 
 __all__ = [
     "Examination",
+    "HopLimits",
     "Host",
     "Hosts",
     "InvalidRecipient",

@@ -8,6 +8,7 @@ Standards: RFC 5321 2.3.5, 4.5.1 (postmaster), 5.1; RFC 3463.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from relay.accounts import AccountDirectory
@@ -48,7 +49,21 @@ class InvalidRecipient:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class HopLimits:
+    """What routes allow a next hop at most: None and "" is as the others; the rate is as settings
+    write it, "COUNT/SECONDS".
+    """
+
+    connections_max: int | None = None
+    rate: str = ""
+
+
 Examination = LocalRecipient | RemoteRecipient | InvalidRecipient
+
+
+_NO_LIMITS = HopLimits()
+_DOMAINS_KEPT = 4096  # whose routes need not be looked for again: each address is asked for thrice
 
 
 class RouteTable:
@@ -81,6 +96,9 @@ class RouteTable:
         self._postmaster = self._mailbox_of("postmaster", postmaster) or DEAD_LETTER
         actions = [_action_of(route) for route in routes]
         self._credentials = read_credentials(list(zip(routes, actions, strict=True)))
+        self._limits = [HopLimits(route.max_connections, route.max_rate) for route in routes]
+        self._limits_to = _limits_by_hop(actions, self._limits)
+        self._route_for = lru_cache(_DOMAINS_KEPT)(self._find_route)
         self._routes: dict[str, tuple[int, Action]] = {}
         for number, (route, action) in enumerate(zip(routes, actions, strict=True)):
             self._routes.setdefault(route.domain.lower(), (number, action))
@@ -136,11 +154,22 @@ class RouteTable:
         login = self._credentials.get(next_hop)
         return (login.user, login.password) if login else None
 
+    def limits_for(self, next_hop: NextHop) -> HopLimits:
+        """Return what the routes to a next hop allow, of several to one host the strictest."""
+        if next_hop.kind is not HopKind.MX:
+            return self._limits_to.get(next_hop, _NO_LIMITS)
+        route = self._route_for(next_hop.host)
+        return self._limits[route[0]] if route else _NO_LIMITS
+
     def is_local_domain(self, domain: str) -> bool:
         """Whether mailboxes of `domain` are here: rules ask it of the sender."""
         return domain.lower() in self._domains
 
     def _action_for(self, domain: str) -> Action | None:
+        found = self._route_for(domain)
+        return found[1] if found else None
+
+    def _find_route(self, domain: str) -> tuple[int, Action] | None:
         """Find, of the few patterns that can match, the one that was written first."""
         if not self._routes:
             return None
@@ -154,7 +183,7 @@ class RouteTable:
             found = self._routes.get(pattern)
             if found and (best is None or found[0] < best[0]):
                 best = found
-        return best[1] if best else None
+        return best
 
     def _examine_local(self, address: str) -> Examination:
         if mailbox := self.mailbox_for(address):
@@ -173,6 +202,27 @@ class RouteTable:
         if account is None:
             raise ValueError(f"mailboxes.{key}: found {address!r}, expected an account's address")
         return account.address
+
+
+def _limits_by_hop(
+    actions: Sequence[Action], limits: Sequence[HopLimits]
+) -> dict[NextHop, HopLimits]:
+    found: dict[NextHop, HopLimits] = {}
+    for action, each in zip(actions, limits, strict=True):
+        if isinstance(action, NextHop):
+            found[action] = _stricter(found.get(action, _NO_LIMITS), each)
+    return found
+
+
+def _stricter(one: HopLimits, other: HopLimits) -> HopLimits:
+    counts = [each.connections_max for each in (one, other) if each.connections_max is not None]
+    rates = [each.rate for each in (one, other) if each.rate]
+    return HopLimits(min(counts, default=None), min(rates, default="", key=_per_second))
+
+
+def _per_second(rate: str) -> float:
+    count, _, seconds = rate.partition("/")
+    return int(count) / float(seconds)
 
 
 def _action_of(route: Route) -> Action:

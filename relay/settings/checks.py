@@ -49,6 +49,7 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
                 yield (*path, "retry"), "a list of at least one duration"
             case Route():
                 yield from _credentials(path, made)
+                yield from _limits(path, made)
     yield from _routes([(path, made) for path, made in read if isinstance(made, Route)])
 
 
@@ -150,6 +151,14 @@ def _credentials(path: KeyPath, route: Route) -> Found:
     if not route.next_hop.startswith(("smtp://", "smtps://")):
         yield (*path, "auth"), "auth only beside an smtp:// or smtps:// next hop"
     yield from _unreadable((*path, "auth", "password_file"), route.auth.password_file)
+
+
+def _limits(path: KeyPath, route: Route) -> Found:
+    if route.next_hop.startswith(("mx", "smtp://", "smtps://")):
+        return
+    for name in ("max_connections", "max_rate"):
+        if getattr(route, name):
+            yield (*path, name), f"{name} only beside an mx, smtp:// or smtps:// next hop"
 
 
 def _routes(routes: Sequence[tuple[KeyPath, Route]]) -> Found:

@@ -39,6 +39,7 @@ class Form(StrEnum):
 
     DOMAIN = "domain"  # lower case, A-labels
     DOMAIN_PATTERN = "domain pattern"  # a domain, "*.suffix" or "*"
+    RATE = "rate"  # COUNT/SECONDS
     MAILBOX = "mailbox"  # local-part@domain, lower case
     NETWORK = "network"  # ADDRESS/BITS
     NEXT_HOP = "next hop"
@@ -127,10 +128,24 @@ class Pickup:
 
 @dataclass(frozen=True, slots=True)
 class Spool:
-    """The durable queue; `url` is "sqlite:PATH" with PATH relative to state_dir."""
+    """The durable queue; `url` is "sqlite:PATH" with PATH relative to state_dir. `keep_size` 0 is
+    no limit.
+    """
 
     url: Annotated[str, Form.SPOOL_URL, Secret] = "sqlite:spool.sqlite"
     keep: PositiveSeconds = 14 * 86400.0
+    keep_size: Annotated[int, Size()] = 0
+    ballast: Annotated[int, Size()] = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """Where new mail is refused; `memory` 0 is three quarters of what there is."""
+
+    disk_free: Bytes = 64 * 1024 * 1024
+    queue_entries: Annotated[int, Between(1, 1_000_000_000)] = 2_000_000
+    memory: Annotated[int, Size()] = 0
+    commit_latency: PositiveSeconds = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +156,40 @@ class Dns:
     timeout: PositiveSeconds = 10.0
 
 
+RetryList = tuple[PositiveSeconds, ...]
+Connections = Annotated[int, Between(1, 10_000)]
+Rate = Annotated[str, Form.RATE]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryByClass:
+    """Retry lists by why mail was put off (message.outcome's classes); () is the common one."""
+
+    dns: RetryList = ()
+    connect: RetryList = ()
+    tls: RetryList = ()
+    auth: RetryList = ()
+    protocol: RetryList = ()
+    site: RetryList = ()
+    recipient: RetryList = ()
+    mailbox: RetryList = ()
+    content: RetryList = ()
+    internal: RetryList = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How mail leaves: retries, limits, TLS."""
+    """How mail leaves: retries, limits, TLS. `delay_warning_after` 0 is never."""
 
     port: Port = 25
     tls: Literal["none", "opportunistic", "required"] = "opportunistic"
-    retry: tuple[PositiveSeconds, ...] = (60.0, 300.0, 900.0, 1800.0, 3600.0)
+    retry: RetryList = (60.0, 300.0, 900.0, 1800.0, 3600.0)
+    retry_by_class: RetryByClass = field(default_factory=RetryByClass)
+    delay_warning_after: Seconds = 4 * 3600.0
     expire_after: PositiveSeconds = 2 * 86400.0
-    max_connections: Annotated[int, Between(1, 10_000)] = 200
-    max_connections_per_next_hop: Annotated[int, Between(1, 10_000)] = 20
+    max_connections: Connections = 200
+    max_connections_per_next_hop: Connections = 20
+    max_rate_per_next_hop: Rate = ""
     connect_timeout: PositiveSeconds = 30.0
     command_timeout: PositiveSeconds = 300.0
     shutdown_grace: Seconds = 8.0
@@ -168,12 +207,15 @@ class RouteAuth:
 class Route:
     """One line of the route table: a domain pattern and where its mail goes.
 
-    `next_hop` is mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT.
+    `next_hop` is mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT. The
+    limits are for each site that its mail goes to, beside those of [delivery].
     """
 
     domain: Annotated[str, Form.DOMAIN_PATTERN]
     next_hop: Annotated[str, Form.NEXT_HOP]
     auth: RouteAuth | None = None
+    max_connections: Connections | None = None
+    max_rate: Rate = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +244,7 @@ class Settings:
     mailboxes: Mailboxes = field(default_factory=Mailboxes)
     pickup: Pickup = field(default_factory=Pickup)
     spool: Spool = field(default_factory=Spool)
+    pressure: Pressure = field(default_factory=Pressure)
     dns: Dns = field(default_factory=Dns)
     delivery: Delivery = field(default_factory=Delivery)
     route: tuple[Route, ...] = ()
@@ -212,6 +255,11 @@ class Settings:
     def run_dir(self) -> Path:
         """Sockets and the lock live here."""
         return self.state_dir / "run"
+
+    @property
+    def spool_file(self) -> Path:
+        """The queue's file: spool.url is "sqlite:PATH", relative to state_dir."""
+        return self.state_dir / self.spool.url.removeprefix("sqlite:")
 
     @property
     def pickup_socket(self) -> Path:

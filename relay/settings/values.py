@@ -22,6 +22,7 @@ _BYTES_PER_UNIT = {"b": 1} | {
     for suffix, base in (("b", 1000), ("ib", 1024))
 }
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([kmgt]?i?b)", re.IGNORECASE | re.ASCII)
+_RATE = re.compile(r"(\d{1,7}) ?/ ?(.+)", re.ASCII)
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _DOMAIN_LENGTH_MAX = 253
 _LOCAL_PART_BYTES_MAX = 64
@@ -32,6 +33,7 @@ _WIDEST_NETWORK_BITS = {4: 8, 6: 7}  # 10.0.0.0/8 and fc00::/7 are the widest th
 
 DURATION_EXPECTED = 'a duration such as "8s", "5m", "4h", "2d", or a number of seconds'
 SIZE_EXPECTED = 'a size such as "150 MiB", "64 kB", or a number of bytes'
+_RATE_EXPECTED = 'a number of messages and a duration of at most a day, such as "100/1m"'
 ADDRESS_EXPECTED = '"HOST:PORT", "[IPV6]:PORT" or "unix:PATH"'
 _NEXT_HOP_EXPECTED = "mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT"
 
@@ -42,6 +44,16 @@ def parse_duration(text: str) -> float:
     if not found:
         raise ValueError(DURATION_EXPECTED)
     return float(found[1]) * _SECONDS_PER_UNIT[found[2]]
+
+
+def parse_rate(text: str) -> str:
+    """Return "100/1m" as COUNT/SECONDS: "100/60.0"."""
+    found = _RATE.fullmatch(text.strip())
+    with contextlib.suppress(ValueError):
+        count, seconds = (int(found[1]), parse_duration(found[2])) if found else (0, 0.0)
+        if count and 0 < seconds <= _SECONDS_PER_UNIT["d"]:
+            return f"{count}/{seconds}"
+    raise ValueError(_RATE_EXPECTED)
 
 
 def parse_size(text: str) -> int:
@@ -187,6 +199,7 @@ PARSERS = {
     Form.MAILBOX: parse_mailbox,
     Form.NETWORK: parse_network,
     Form.NEXT_HOP: parse_next_hop,
+    Form.RATE: parse_rate,
     Form.SPOOL_URL: parse_spool_url,
     Form.WEB_URL: parse_web_url,
 }

@@ -157,7 +157,7 @@ class Progress:
         """The content cannot be read to its end: the peer must never see a final dot behind it."""
         self.closing = True
         evidence = Evidence("4.3.0", f"451 4.3.0 the message cannot be read: {words}")
-        self._set(self._everybody, Deferred(evidence, DeferralClass.INTERNAL))
+        self._set(self._everybody, Deferred(evidence, DeferralClass.CONTENT))
 
     def result(self) -> TransactionResult:
         """What the caller gets."""

@@ -6,7 +6,7 @@ Fails: SpoolError and its children.
 Standards: RFC 3461 (what is kept of the envelope), RFC 3464 (what a report will need).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +17,10 @@ from relay.message.lifecycle import State
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome
 from relay.message.verdict import Source
+from relay.spool.waiting import Lane, Look, Position, Waiting, sender_key
+
+Key = tuple[str, int]  # an entry: its message's id, and its number in it
+FIRST_EPOCH = 1
 
 
 class SpoolError(Exception):
@@ -25,6 +29,10 @@ class SpoolError(Exception):
 
 class SpoolFormatError(SpoolError):
     """The file is no spool, or one of a newer Relay: no use in trying again."""
+
+
+class SpoolDamagedError(SpoolFormatError):
+    """SQLite cannot read the file, or some page of it; nothing was changed."""
 
 
 class SpoolFullError(SpoolError):
@@ -59,11 +67,15 @@ class NewRecipient:
 
 @dataclass(frozen=True, slots=True)
 class NewEntry:
-    """The copy for one next hop; `content` is an index into NewMessage.contents."""
+    """The copy for one next hop; `content` is an index into NewMessage.contents.
+
+    `lane` is where it begins to wait, None for its message's priority.
+    """
 
     next_hop: NextHop
     recipients: tuple[NewRecipient, ...]
     content: int = 0
+    lane: Lane | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +85,9 @@ class NewMessage:
 
     `account` owns the message's trace: the authenticated account or the sender's; "" for strangers.
     `submission_id` is set for pickup's submissions; `client` is "name [address]" for
-    Received-From-MTA. The body of a large content stays its maker's; accepting it makes a name of
-    the spool's own for it, or a copy.
+    Received-From-MTA. `warn_us` is when its sender would hear that it is late, None for never;
+    times are steady time (Clock.steady_us). The body of a large content stays its maker's;
+    accepting it makes a name of the spool's own for it, or a copy.
     """
 
     id: str
@@ -96,6 +109,17 @@ class NewMessage:
     message_id: str = ""
     subject: str = ""
     events: tuple[Event, ...] = ()
+    priority: Lane = Lane.NORMAL
+    warn_us: int | None = None
+
+    @property
+    def sender_key(self) -> int:
+        """Who takes turns with others: the account's number, or the reverse-path's."""
+        return sender_key(self.account or self.reverse_path)
+
+    def lane_of(self, entry: NewEntry) -> Lane:
+        """Where one of its entries begins to wait."""
+        return self.priority if entry.lane is None else entry.lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +169,12 @@ class Claim:
     `attempts` counts those before this one. `content` is there for small messages that were just
     accepted;
     else None: read it with Spool.read_content(content_id).
+
+    `state` is what the entry was before it was claimed: a held or captured one comes to expire.
+    `due_us` is when it was to be looked at: the earliest of `retry_us` (when it may be tried; None:
+    not by itself), `warn_us` and its expiry. `cause` is the class of its last deferral,
+    `cause_attempts` how many in a row had it. `sender` is NewMessage.sender_key, `priority` the
+    lane that its message asked for.
     """
 
     entry_id: int
@@ -156,25 +186,66 @@ class Claim:
     content_id: int
     content_size: int
     content: bytes | None = field(default=None, repr=False)
+    state: State = State.QUEUED
+    retry_us: int | None = 0
+    due_us: int = 0
+    lane: Lane = Lane.NORMAL
+    sender: int = 0
+    cause: str = ""
+    cause_attempts: int = 0
+    warn_us: int | None = None
+    priority: Lane = Lane.NORMAL
+
+    @property
+    def key(self) -> Key:
+        """Which entry it is."""
+        return self.message.id, self.entry_id
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it was made with its entry, by this process: every later one raises the epoch."""
+        return self.epoch == FIRST_EPOCH
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """What a claim came to. Recipients without an outcome (never tried) stay as they are.
 
-    `due_us` is when those deferred or untried are tried next; None where nothing is left.
+    `waiting` is how those deferred or untried go on; None where nothing is left. With `held` they
+    wait for an operator. One that does not count as an attempt leaves the entry's state as it was.
     `expired` recipients end as State.EXPIRED with their last evidence. `reports` become durable
-    with it.
+    with it. One that `goes_on` tells of recipients that are done, and the claim stays with the
+    others.
     """
 
     claim: Claim
     at_us: int
     outcomes: Mapping[int, Outcome]
-    due_us: int | None = None
+    waiting: Waiting | None = None
     expired: Mapping[int, Outcome] = field(default_factory=dict)
     reports: tuple[NewMessage, ...] = ()
     events: tuple[Event, ...] = ()
     counts_as_attempt: bool = True
+    held: bool = False
+    goes_on: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look found. `ended` is False where more is due, and the next look goes on: behind
+    `reached`; for a next hop behind the sender `reached_sender`, with the first again where it is
+    -1.
+
+    `left_hops` and `left_senders` had something due that was passed over on their account; for a
+    pair it is its next hop.
+    """
+
+    claims: tuple[Claim, ...] = ()
+    ended: bool = True
+    reached: Position | None = None
+    reached_sender: int = -1
+    left_hops: frozenset[NextHop] = frozenset()
+    left_senders: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +280,19 @@ class QueueCounts:
     entries: Mapping[str, int]
     oldest_us: int | None
     unaccounted: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolStrain:
+    """How much a spool has to do. `entries` is as it was counted last; `backlog` is how much of
+    what may wait for a commit does; `commit_s` how long commits take now; `is_failing`: the last
+    one did not succeed.
+    """
+
+    entries: int = 0
+    backlog: float = 0.0
+    commit_s: float = 0.0
+    is_failing: bool = False
 
 
 class Arrival(Protocol):
@@ -256,40 +340,30 @@ class Spool(Protocol):
         """
         ...
 
-    async def claim_due(
-        self, now_us: int, limit: int, *, passing_over: Collection[NextHop] = ()
-    ) -> tuple[Claim, ...]:
-        """Claim up to `limit` entries that are due or expired, oldest due first, but none of the
-        next hops to pass over.
+    async def claim_due(self, now_us: int, limit: int, look: Look) -> Seen:
+        """Claim up to `limit` entries that are due and that nobody has claimed.
+
+        It reads so much of the queue only as one look may cost: Seen tells where to go on.
         """
         ...
 
-    async def next_due_us(self, *, passing_over: Collection[NextHop] = ()) -> int | None:
-        """When the next unclaimed entry is due (or expires), None if there is none."""
+    async def next_due_us(self, after_us: int) -> int | None:
+        """When the first unclaimed entry is due behind `after_us`, None if there is none."""
         ...
 
     async def release(self, claims: Sequence[Claim]) -> None:
-        """Give claims back untried; they are due at once."""
+        """Give claims back untried; they are due as they were."""
         ...
 
     def arrival(self) -> Arrival:
         """A place for the body of a large message, which accept() then takes as it is."""
         ...
 
-    async def read_content(self, content_id: int) -> Content:
+    async def read_content(self, content_id: int, *, check: bool = True) -> Content:
         """A content, a large one as its header and the file of its body, which is there until the
-        claim is settled. Raises SpoolError when it is gone or damaged.
+        claim is settled. Raises SpoolError when it is gone or damaged; `check` compares each octet
+        with its checksum.
         """
-        ...
-
-    async def queue_list(self, selector: Selector, *, limit: int) -> list[dict[str, Any]]:
-        """Entries not yet final, as the JSON of `queue list`, oldest first."""
-        ...
-
-    async def retry(
-        self, selector: Selector, *, now_us: int, who: str, dry_run: bool = False
-    ) -> list[dict[str, Any]]:
-        """Make deferred entries due at once; returns them as in queue_list."""
         ...
 
     async def journey(self, queue_id: str) -> dict[str, Any] | None:

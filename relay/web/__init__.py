@@ -7,6 +7,6 @@ the same as `relay trace` prints; waiting wakes on changes.
 """
 
 from relay.web.app import create_app, create_control_app
-from relay.web.means import Changes, Journeys, Means, Queue
+from relay.web.means import Changes, Journeys, Means
 
-__all__ = ["Changes", "Journeys", "Means", "Queue", "create_app", "create_control_app"]
+__all__ = ["Changes", "Journeys", "Means", "create_app", "create_control_app"]

@@ -8,6 +8,7 @@ Standards: Prometheus text format; JSON from docs/names.md.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from starlette.responses import Response
 
@@ -17,20 +18,25 @@ from relay.http.call import Call
 from relay.http.errors import ApiError, shown, try_later
 from relay.http.gateway import Gateway, Limits, json_response
 from relay.journal.metrics import CONTENT_TYPE
+from relay.journal.pressure import State
+from relay.spool.operating import Operation
 from relay.spool.types import SpoolError
 from relay.web.means import Means
 from relay.web.messages import Messages
-from relay.web.parameters import (
-    QUEUE_PARAMETERS,
-    limit_of,
-    retry_of_body,
-    selector_of_query,
-    single_values,
-)
+from relay.web.parameters import QUEUE_PARAMETERS, single_values
+from relay.web.queue import Queue
+from relay.web.storage import Storage
 from relay.web.viewer import OPERATOR, Viewer, viewer_of
 
 _BODY_BYTES_MAX = 1 << 20
 _HELD_BYTES_MAX = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Handlers:
+    messages: Messages
+    queue: Queue
+    storage: Storage
 
 
 def create_app(means: Means, accounts: AccountDirectory, *, hostname: str) -> Gateway:
@@ -46,12 +52,12 @@ def create_control_app(means: Means) -> Gateway:
 
 
 def _application(means: Means, viewer_for: Callable[[Call], Viewer]) -> Gateway:
-    messages = Messages(means)
+    handlers = _Handlers(Messages(means), Queue(means), Storage(means))
 
     async def handle(call: Call) -> Response:
         try:
             open_to_all = _open_to_all(call, means)
-            return open_to_all or await _relay_v1(call, viewer_for, means, messages=messages)
+            return open_to_all or await _relay_v1(call, viewer_for, handlers)
         except SpoolError as error:
             raise try_later("ResourceUnhealthy", str(error), after_s=5) from error
 
@@ -69,7 +75,8 @@ def _open_to_all(call: Call, means: Means) -> Response | None:
             _only(call, "GET")
             reason = means.ready()
             status = 503 if reason else 200
-            return Response(f"{reason or 'ready'}\n", status_code=status, media_type="text/plain")
+            text = reason or _ready_as(means.pressure.state)
+            return Response(f"{text}\n", status_code=status, media_type="text/plain")
         case ("metrics",):
             _only(call, "GET")
             return Response(means.metrics.exposition(), headers={"content-type": CONTENT_TYPE})
@@ -77,8 +84,15 @@ def _open_to_all(call: Call, means: Means) -> Response | None:
             return None
 
 
+def _ready_as(state: State) -> str:
+    """Ready under pressure, too: mail is read and delivered, and each refusal says when to come."""
+    if not state.levels:
+        return "ready"
+    return f"ready; {state.level.name.lower()}: {', '.join(state.reasons)}"
+
+
 async def _relay_v1(
-    call: Call, viewer_for: Callable[[Call], Viewer], means: Means, *, messages: Messages
+    call: Call, viewer_for: Callable[[Call], Viewer], handlers: _Handlers
 ) -> Response:
     if tuple(map(str.lower, call.segments[:2])) != ("relay", "v1"):
         raise _not_found(call)
@@ -87,38 +101,33 @@ async def _relay_v1(
         case ("messages",):
             _only(call, "GET")
             query = single_values(call.query, ("limit", "state"))
-            return json_response(await messages.recent(query, viewer))
+            return json_response(await handlers.messages.recent(query, viewer))
         case ("messages", key):
             _only(call, "GET")
             single_values(call.query, ())
-            return json_response(await messages.one(key, viewer))
+            return json_response(await handlers.messages.one(key, viewer))
         case ("messages", key, "wait"):
             _only(call, "GET")
             query = single_values(call.query, ("state", "timeout"))
-            return json_response(await call.unless_gone(messages.wait(key, query, viewer)))
+            return json_response(await call.unless_gone(handlers.messages.wait(key, query, viewer)))
         case ("queue",):
             _only(call, "GET")
-            viewer.check_may_read()
             query = single_values(call.query, QUEUE_PARAMETERS)
-            selector = selector_of_query(query)
-            return json_response(await means.queue.queue_list(selector, limit=limit_of(query)))
-        case ("queue", "retry"):
-            _only(call, "POST")
-            viewer.check_may_operate()
+            return json_response(await handlers.queue.list(query, viewer))
+        case ("queue", "stats"):
+            _only(call, "GET")
             single_values(call.query, ())
-            return await _retry(await call.body(), means, viewer)
+            return json_response(await handlers.queue.stats(viewer))
+        case ("storage", "prune"):
+            _only(call, "POST")
+            single_values(call.query, ())
+            return json_response(await handlers.storage.prune(call, viewer))
+        case ("queue", operation) if operation in tuple(Operation):
+            _only(call, "POST")
+            single_values(call.query, ())
+            return json_response(await handlers.queue.change(Operation(operation), call, viewer))
         case _:
             raise _not_found(call)
-
-
-async def _retry(body: bytes, means: Means, viewer: Viewer) -> Response:
-    selector, dry_run = retry_of_body(body)
-    now_us = means.clock.time_us()
-    entries = await means.queue.retry(selector, now_us=now_us, who=viewer.name, dry_run=dry_run)
-    if not dry_run:
-        means.due_now()
-        means.changes.announce()
-    return json_response(entries)
 
 
 def _only(call: Call, method: str) -> None:

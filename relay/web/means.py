@@ -8,13 +8,14 @@ Standards: none.
 
 import asyncio
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from relay.clock import Clock
 from relay.journal.metrics import Metrics
-from relay.spool.types import Selector
+from relay.journal.pressure import Pressure
+from relay.spool.operating import Desk, Way
 
 
 class Journeys(Protocol):
@@ -29,20 +30,6 @@ class Journeys(Protocol):
 
     async def recent(self, *, account: str | None, state: str, limit: int) -> list[dict[str, Any]]:
         """The newest messages, newest first; only those in `state` unless it is ""."""
-        ...
-
-
-class Queue(Protocol):
-    """The queue as the spool shows it."""
-
-    async def queue_list(self, selector: Selector, *, limit: int) -> list[dict[str, Any]]:
-        """Entries not yet final, as the JSON of `queue list`, oldest first."""
-        ...
-
-    async def retry(
-        self, selector: Selector, *, now_us: int, who: str, dry_run: bool = False
-    ) -> list[dict[str, Any]]:
-        """Make deferred entries due at once; returns them as in queue_list."""
         ...
 
 
@@ -80,17 +67,26 @@ class Changes:
             await event.wait()
 
 
+async def _no_history(_older_than_s: float | None, _dry_run: bool) -> Mapping[str, Any]:
+    return {"messages": 0, "submissions": 0, "ended": True}
+
+
 @dataclass(frozen=True, slots=True)
 class Means:
     """Everything that web is given.
 
-    `ready` returns "" or why the relay is not ready; `due_now` makes delivery look at the queue.
+    `desk` lists and changes the queue, `stats` counts it, `way_to` reads where to reroute, or
+    raises ValueError. `ready` returns "" or why the relay is not ready; `pressure` has what is
+    short. `prune` removes history older than so many seconds, None for spool.keep, or counts it.
     """
 
     journeys: Journeys
-    queue: Queue
+    desk: Desk
+    stats: Callable[[], Awaitable[Mapping[str, Any]]]
+    way_to: Callable[[str], Way]
     changes: Changes
     metrics: Metrics
     ready: Callable[[], str]
     clock: Clock
-    due_now: Callable[[], None] = lambda: None
+    pressure: Pressure = field(default_factory=Pressure)
+    prune: Callable[[float | None, bool], Awaitable[Mapping[str, Any]]] = _no_history

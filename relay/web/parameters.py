@@ -1,4 +1,4 @@
-"""Parameters of /relay/v1: numbers, limits, and the selector of queue entries.
+"""Parameters of /relay/v1, and its bodies: numbers, limits, the selector of queue entries.
 
 On the path: the handlers read queries and bodies with these.
 Holds: an unknown parameter is refused, so that a misspelt condition never means everything.
@@ -7,32 +7,29 @@ Standards: none; names from docs/names.md (Commands).
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
 from relay.http.errors import ApiError, shown
-from relay.message.lifecycle import State
+from relay.spool.operating import LIVE
 from relay.spool.types import Selector
+
+Body = TypeVar("Body", bound=msgspec.Struct)
 
 _LIMIT = 100
 _LIMIT_MAX = 10_000
-_IDS_MAX = 10_000
-_TEXTS = ("sender", "recipient", "domain", "next_hop", "state")
+_TEXT_CHARACTERS_MAX = 1000
+TEXTS = ("sender", "recipient", "domain", "next_hop", "state")
+QUEUE_PARAMETERS = ("id", *TEXTS, "older_than", "limit")
 
 
-class RetryBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST /queue/retry: a selector's conditions and `dry_run`."""
-
-    ids: tuple[str, ...] = ()
-    sender: str = ""
-    recipient: str = ""
-    domain: str = ""
-    next_hop: str = ""
-    state: str = ""
-    older_than_s: float | None = None
-    all: bool = False
-    dry_run: bool = False
+def read_body(octets: bytes, kind: type[Body]) -> Body:
+    """Return a JSON body as a `kind`; an empty one says nothing. Raises ApiError 400."""
+    try:
+        return msgspec.json.decode(octets or b"{}", type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, "UnableToDeserializePostBody", f"The body: {error}.") from None
 
 
 def single_values(query: Collection[tuple[str, str]], allowed: Collection[str]) -> dict[str, str]:
@@ -76,38 +73,24 @@ def selector_of_query(query: Mapping[str, str]) -> Selector:
     if "older_than" in query:
         older_than_s = number_of(query, "older_than", default=0, limits=(0, 10**9))
     ids = tuple(one for one in query.get("id", "").split(",") if one)
-    texts = {name: query.get(name, "") for name in _TEXTS}
-    _check_state(texts["state"])
+    texts = conditions_of({name: query.get(name) for name in TEXTS})
     given = bool(ids) or older_than_s is not None or any(texts.values())
     return Selector(ids=ids, older_than_s=older_than_s, all=not given, **texts)
 
 
-def retry_of_body(body: bytes) -> tuple[Selector, bool]:
-    """Return the selector of POST /queue/retry, and whether it is a dry run.
+def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
+    """Return conditions on text, "" for those that are not given.
 
-    Raises ApiError 400 when no condition is given: changing everything needs `all`.
+    An empty one is refused: it would mean everything.
     """
-    try:
-        asked = msgspec.json.decode(body or b"{}", type=RetryBody)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(400, "UnableToDeserializePostBody", f"The body: {error}.") from None
-    _check_state(asked.state)
-    if len(asked.ids) > _IDS_MAX:
-        raise _bad(f"ids: found {len(asked.ids)}, expected at most {_IDS_MAX}.")
-    conditions: dict[str, Any] = msgspec.structs.asdict(asked)
-    dry_run = bool(conditions.pop("dry_run"))
-    selector = Selector(**conditions)
-    if selector == Selector():
-        raise _bad("The selector is empty: give a condition, or all = true for every entry.")
-    return selector, dry_run
-
-
-QUEUE_PARAMETERS = ("id", *_TEXTS, "older_than", "limit")
-
-
-def _check_state(state: str) -> None:
-    if state and state not in tuple(State):
-        raise _bad(f"state: found {shown(state)}, expected one of {', '.join(State)}.")
+    for name, text in texts.items():
+        if text is not None and not 0 < len(text) <= _TEXT_CHARACTERS_MAX:
+            expected = f"1 to {_TEXT_CHARACTERS_MAX}"
+            raise _bad(f"{name}: found {len(text)} letters, expected {expected}.")
+    state = texts.get("state")
+    if state is not None and state not in LIVE:
+        raise _bad(f"state: found {shown(state)}, expected one of {', '.join(LIVE)}.")
+    return {name: text or "" for name, text in texts.items()}
 
 
 def _bad(message: str) -> ApiError:

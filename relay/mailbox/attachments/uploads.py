@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from relay.clock import Clock, jump_us
 from relay.files import FileOctets, write_all
 from relay.mailbox.attachments.stored import Attachments
 from relay.mailbox.equipment import Equipment
@@ -41,7 +42,7 @@ _FACTS = ".json"
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """A session as its file has it."""
+    """A session as its file has it; `expires_us` is steady time."""
 
     account: str
     message_id: str
@@ -90,7 +91,7 @@ class Uploads:
         message = self._attachments.check(
             account, message_id, size_bytes=wanted.size, limit_bytes=limit_bytes
         )
-        expires_us = self._shared.clock.time_us() + int(EXPIRE_S * 1_000_000)
+        expires_us = self._shared.clock.steady_us() + int(EXPIRE_S * 1_000_000)
         attachment = replace(wanted, id=self._shared.ids.new())
         facts = _Facts(account, message.id, attachment, expires_us)
         with self._all() as sessions:
@@ -112,12 +113,12 @@ class Uploads:
                 kept.close()
                 raise
             sessions[_digest(token)] = session = _Session(facts, 0, kept, threading.Lock())
-            return _shown(session)
+            return _shown(session, self._shared.clock)
 
     def find(self, token: str) -> Upload:
         """See api.AttachmentStore.find_upload()."""
         with self._all() as sessions:
-            return _shown(_found(sessions, token))
+            return _shown(_found(sessions, token), self._shared.clock)
 
     def begin_range(self, token: str, start: int) -> "UploadRange":
         """See api.AttachmentStore.upload_range()."""
@@ -143,7 +144,7 @@ class Uploads:
                 raise UploadBusyError("The upload is not complete.")
             if not session.facts.is_attached:
                 self._attach(_digest(token), session, limit_bytes)
-            return _shown(session)
+            return _shown(session, self._shared.clock)
         finally:
             session.lock.release()
 
@@ -179,7 +180,7 @@ class Uploads:
             with suppress(MailboxFullError):
                 session.kept = self._reserved(facts)
             raise
-        soon_us = self._shared.clock.time_us() + int(_ATTACHED_EXPIRE_S * 1_000_000)
+        soon_us = self._shared.clock.steady_us() + int(_ATTACHED_EXPIRE_S * 1_000_000)
         session.facts = replace(facts, is_attached=True, expires_us=min(soon_us, facts.expires_us))
         self._write(digest, session.facts)
         remove(path)
@@ -204,7 +205,7 @@ class Uploads:
         with self._lock:
             if self._sessions is None:
                 self._sessions = self._loaded()
-            now_us = self._shared.clock.time_us()
+            now_us = self._shared.clock.steady_us()
             for digest, session in list(self._sessions.items()):
                 if session.facts.expires_us <= now_us and session.lock.acquire(blocking=False):
                     self._remove(self._sessions, digest)
@@ -291,7 +292,7 @@ class UploadRange:
                 before.rename(self._stem.with_name(f"{self._stem.name}@{self._size}"))
                 self._session.received = self._size
                 self._shared.syncs.sync(self._stem.parent)
-                return _shown(self._session)
+                return _shown(self._session, self._shared.clock)
             finally:
                 self._end()
 
@@ -314,7 +315,7 @@ def _found(sessions: dict[str, _Session], token: str) -> _Session:
     return session
 
 
-def _shown(session: _Session) -> Upload:
+def _shown(session: _Session, clock: Clock) -> Upload:
     facts = session.facts
     return Upload(
         account=facts.account,
@@ -322,7 +323,7 @@ def _shown(session: _Session) -> Upload:
         attachment_id=facts.attachment.id,
         size=facts.attachment.size,
         received=facts.attachment.size if facts.is_attached else session.received,
-        expires_us=facts.expires_us,
+        expires_us=facts.expires_us + jump_us(clock),
         is_attached=facts.is_attached,
     )
 

@@ -207,7 +207,7 @@ class DeferredNotes:
             with suppress(BeingSentError):  # by another process
                 self.cancel(note, reason="the draft was removed from Drafts")
             return None
-        now_us = self._clock.time_us()
+        now_us = self._clock.steady_us()
         ready = self._notes.ready_path(note.submission_id, now_us)
         try:
             path.rename(ready)

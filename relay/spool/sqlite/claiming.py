@@ -1,4 +1,4 @@
-"""The right to try an entry: taken when it is due, given back untried, made due before its time.
+"""The right to try an entry: taken when it is due, given back untried.
 
 On the path: between accept() or settle(), which put an entry back, and the next attempt.
 Holds: one owner at a time; every claim and every release raises the epoch.
@@ -6,107 +6,84 @@ Fails: with apsw's exceptions, and the transaction with it.
 Standards: docs/design.md 4 (claims and epochs), invariant 3.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import replace
 
 import apsw
-import msgspec
 
 from relay.journal.events import Event, Step
 from relay.journal.logs import get_logger
-from relay.message.envelope import Notify
-from relay.message.nexthop import NextHop
-from relay.spool.sqlite.batch import Batch
-from relay.spool.sqlite.database import fetch, fetch_one
-from relay.spool.sqlite.transactions import append_events, read_facts
-from relay.spool.types import Claim, ClaimedRecipient
+from relay.message.lifecycle import State, check_transition
+from relay.spool.sqlite.due import Found
+from relay.spool.sqlite.engine.batch import Batch
+from relay.spool.sqlite.engine.database import fetch_one
+from relay.spool.sqlite.transactions import append_events
+from relay.spool.types import Claim, Key
 
 _log = get_logger("spool")
 
-_CLAIM_FACTS = (
-    "SELECT m.id, m.reverse_path, m.source, m.trusted, m.received_us, m.expires_us, m.size,"
-    " m.account, m.submission_id, m.envid, m.ret, m.smtputf8, m.eight_bit, m.client,"
-    " m.message_id, m.subject, e.number, e.epoch, e.next_hop, e.attempts, e.content_id, c.size"
-    " FROM entry e JOIN message m ON m.id = e.message_id"
-    " LEFT JOIN content c ON c.id = e.content_id"
+NEVER_US = 1 << 62  # when a damaged entry is due
+_TAKE = (
+    "UPDATE entry SET claimed = 1, epoch = epoch + 1 WHERE message_id = ? AND number = ?"
+    " AND epoch = ? AND claimed = 0 RETURNING message_id, number"
+)
+_HOLD_DAMAGED = (
+    "UPDATE entry SET state = 'held', due_us = ?, retry_us = NULL, warn_us = NULL,"
+    " epoch = epoch + 1 WHERE message_id = ? AND number = ? AND claimed = 0 RETURNING number"
+)
+_MOVE_PEOPLE = (
+    "UPDATE recipient SET state = ?1 WHERE message_id = ?2 AND entry = ?3"
+    " AND state IN ('queued', 'deferred', 'held')"
 )
 
 
-def claim_due(
-    cursor: apsw.Cursor, now_us: int, limit: int, *, passing_over: Sequence[str]
-) -> tuple[Claim, ...]:
-    """Claim what is due, oldest first, but for the next hops named in `passing_over`.
+def take(batch: Batch, found: Found, *, now_us: int, at_us: int) -> tuple[Claim, ...]:
+    """Claim what was found, unless somebody else had it since; `at_us` is when, on the wall.
 
-    An entry whose rows cannot be read stays claimed by nobody, so that others go on: it is in the
-    log, and in the queue's list, and tried again by the next owner.
+    What was held until now is queued again. What cannot be read is held, so that others go on:
+    it is in the log, in the journey and in the queue's list.
     """
-    due = fetch(
-        cursor,
-        "SELECT message_id, number FROM entry WHERE state <> 'final' AND claimed = 0"
-        " AND due_us <= ? AND next_hop NOT IN (SELECT value FROM json_each(?))"
-        " ORDER BY due_us LIMIT ?",
-        (now_us, msgspec.json.encode(passing_over).decode(), limit),
-    )
-    cursor.executemany(
-        "UPDATE entry SET claimed = 1, epoch = epoch + 1 WHERE message_id = ? AND number = ?", due
-    )
-    claims: list[Claim] = []
-    for message_id, number in due:
-        try:
-            claims.append(_read_claim(cursor, message_id, number))
-        except ValueError as error:
-            _log.error("entry damaged", qid=message_id, entry=number, error=str(error))
+    keys = [(*claim.key, claim.epoch) for claim in found.seen.claims]
+    taken = set(batch.cursor.executemany(_TAKE, keys)) if keys else ()
+    claims = [
+        _taken(batch, claim, now_us=now_us, at_us=at_us)
+        for claim in found.seen.claims
+        if claim.key in taken
+    ]
+    for key, words in found.damaged.items():
+        _hold_damaged(batch, key, words, at_us=at_us)
     return tuple(claims)
 
 
-def release(cursor: apsw.Cursor, claims: Iterable[Claim], now_us: int) -> None:
-    """Make untried claims due at once, unless somebody else has them by now."""
-    cursor.executemany(
-        "UPDATE entry SET claimed = 0, epoch = epoch + 1, due_us = ?"
-        " WHERE message_id = ? AND number = ? AND epoch = ? AND state <> 'final'",
-        [(now_us, claim.message.id, claim.entry_id, claim.epoch) for claim in claims],
-    )
-
-
-def make_due(
-    batch: Batch, *, keys: Iterable[tuple[str, int]], now_us: int, who: str
-) -> set[tuple[str, int]]:
-    """Make unclaimed entries due at once; return those that were."""
-    done = set()
-    for message_id, number in keys:
-        changed = fetch_one(
-            batch.cursor,
-            "UPDATE entry SET due_us = ?, epoch = epoch + 1 WHERE message_id = ?"
-            " AND number = ? AND claimed = 0 AND state <> 'final' RETURNING number",
-            (now_us, message_id, number),
+def _taken(batch: Batch, claim: Claim, *, now_us: int, at_us: int) -> Claim:
+    """The claim as it is now that it was taken."""
+    state = claim.state
+    if state is State.HELD and claim.retry_us is not None and claim.retry_us <= now_us:
+        state = State.QUEUED
+        check_transition(claim.state, state)
+        batch.cursor.execute(
+            "UPDATE entry SET state = ? WHERE message_id = ? AND number = ?", (state, *claim.key)
         )
-        if changed:
-            done.add((message_id, number))
-            event = Event(Step.DELIVERY, now_us, {"entry": number, "retry": who})
-            append_events(batch.cursor, message_id, [event])
-    return done
+        batch.cursor.execute(_MOVE_PEOPLE, (state, *claim.key))
+        detail = {"operation": "release", "entries": [claim.entry_id], "who": "its time"}
+        append_events(batch.cursor, claim.message.id, [Event(Step.DELIVERY, at_us, detail)])
+    return replace(claim, epoch=claim.epoch + 1, state=state)
 
 
-def _read_claim(cursor: apsw.Cursor, message_id: str, number: int) -> Claim:
-    row = fetch_one(
-        cursor, _CLAIM_FACTS + " WHERE e.message_id = ? AND e.number = ?", (message_id, number)
+def _hold_damaged(batch: Batch, key: Key, words: str, *, at_us: int) -> None:
+    if fetch_one(batch.cursor, _HOLD_DAMAGED, (NEVER_US, *key)) is None:
+        return
+    message_id, number = key
+    batch.cursor.execute(_MOVE_PEOPLE, (State.HELD, *key))
+    detail = {"operation": "hold", "entries": [number], "who": "relay", "why": f"damaged: {words}"}
+    append_events(batch.cursor, message_id, [Event(Step.DELIVERY, at_us, detail)])
+    _log.error("entry damaged", qid=message_id, entry=number, error=words)
+
+
+def release(cursor: apsw.Cursor, claims: Iterable[Claim]) -> None:
+    """Put untried claims back as they were, unless somebody else has them by now."""
+    cursor.executemany(
+        "UPDATE entry SET claimed = 0, epoch = epoch + 1"
+        " WHERE message_id = ? AND number = ? AND epoch = ? AND claimed = 1",
+        [(*claim.key, claim.epoch) for claim in claims],
     )
-    if row is None:
-        raise ValueError("its message is not there")
-    people = fetch(
-        cursor,
-        "SELECT number, address, notify, orcpt, added_by, status, reply FROM recipient"
-        " WHERE message_id = ? AND entry = ? AND state IN ('queued', 'deferred') ORDER BY number",
-        (message_id, number),
-    )
-    return Claim(
-        entry_id=number, epoch=row[17], message=read_facts(row), next_hop=NextHop.parse(row[18]),
-        recipients=tuple(
-            ClaimedRecipient(one[0], one[1], _parse_notify(one[2]), *one[3:]) for one in people
-        ),
-        attempts=row[19], content_id=row[20], content_size=row[21] or 0,
-    )  # fmt: skip
-
-
-def _parse_notify(text: str) -> frozenset[Notify]:
-    """Read what accept() wrote."""
-    return frozenset(Notify(word) for word in text.split(",")) if text else frozenset()

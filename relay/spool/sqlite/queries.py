@@ -1,12 +1,11 @@
-"""What is read from the spool: queue listings, journeys, figures. Nothing here changes anything.
+"""What is read of messages: their journeys, and which one a name means. Nothing is changed here.
 
 On the path: the command line and the web ask through the spool's reader.
 Holds: every answer is bounded by a limit or by one message.
 Fails: with apsw's exceptions.
-Standards: the JSON of docs/names.md: `queue list` and `/relay/v1/messages/{id}`.
+Standards: the JSON of docs/names.md: `/relay/v1/messages/{id}`.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import apsw
@@ -14,65 +13,11 @@ import msgspec
 
 from relay.clock import rfc3339
 from relay.journal.events import Event, Step
-from relay.message.lifecycle import FINAL, State, message_state
-from relay.spool.sqlite.database import fetch, fetch_one
-from relay.spool.sqlite.transactions import ACCEPTED_COUNTER, read_facts
-from relay.spool.types import QueueCounts, Selector
+from relay.message.lifecycle import State, message_state
+from relay.spool.sqlite.engine.database import fetch, fetch_one
+from relay.spool.sqlite.transactions import read_facts
 
 SCAN_MAX = 20_000
-_ENTRY_STATES = ("queued", "deferred", "held", "captured")
-_LIVE = (
-    "SELECT coalesce(sum((SELECT count(*) FROM recipient r WHERE r.message_id = e.message_id"
-    " AND r.entry = e.number AND r.state IN ('queued', 'deferred', 'held', 'captured'))), 0),"
-    " min(CASE WHEN e.state IN ('queued', 'deferred') THEN e.message_id END), "
-    + ", ".join(f"count(*) FILTER (WHERE e.state = '{state}')" for state in _ENTRY_STATES)
-    + " FROM entry e INDEXED BY entry_live WHERE e.state <> 'final'"
-)
-
-
-def queue_list(cursor: apsw.Cursor, selector: Selector, *, limit: int, now_us: int) -> list[Any]:
-    """Entries not yet final as JSON, oldest first."""
-    where, values = _where(selector, now_us)
-    rows = fetch(
-        cursor,
-        "SELECT e.message_id, e.number, m.reverse_path, e.next_hop, e.state, e.due_us, e.attempts,"
-        f" m.size FROM entry e JOIN message m ON m.id = e.message_id WHERE {where}"
-        " ORDER BY e.message_id, e.number LIMIT ?",
-        (*values, limit),
-    )
-    return [
-        {
-            "id": row[0],
-            "entry": row[1],
-            "sender": row[2],
-            "next_hop": row[3],
-            "state": row[4],
-            "due": None if row[5] is None else rfc3339(row[5]),
-            "attempts": row[6],
-            "size": row[7],
-            "recipients": [
-                {"address": one[0], "state": one[1], "status": one[2], "reply": one[3]}
-                for one in fetch(
-                    cursor,
-                    "SELECT address, state, status, reply FROM recipient"
-                    " WHERE message_id = ? AND entry = ? ORDER BY number",
-                    (row[0], row[1]),
-                )
-            ],
-        }
-        for row in rows
-    ]
-
-
-def next_due_us(cursor: apsw.Cursor, *, passing_over: Sequence[str]) -> int | None:
-    """When the next unclaimed entry is due, but for the next hops named in `passing_over`."""
-    row = fetch_one(
-        cursor,
-        "SELECT due_us FROM entry WHERE state <> 'final' AND claimed = 0 AND due_us IS NOT NULL"
-        " AND next_hop NOT IN (SELECT value FROM json_each(?)) ORDER BY due_us LIMIT 1",
-        (msgspec.json.encode(passing_over).decode(),),
-    )
-    return None if row is None else int(row[0])
 
 
 def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
@@ -84,12 +29,13 @@ def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
     people = fetch(
         cursor,
         "SELECT r.number, r.address, r.state, r.status, r.reply, r.added_by, r.successors,"
-        " e.next_hop FROM recipient r LEFT JOIN entry e"
+        " e.next_hop, r.entry FROM recipient r LEFT JOIN entry e"
         " ON e.message_id = r.message_id AND e.number = r.entry"
         " WHERE r.message_id = ? ORDER BY r.number",
         (queue_id,),
     )
     hidden = {one[0] for one in people if one[5]}
+    entries = {one[8] for one in people if not one[5]}
     steps: list[dict[str, Any]] = []
     attempts: dict[int, list[dict[str, Any]]] = {}
     for step, at_us, text in fetch(
@@ -98,7 +44,9 @@ def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
         (queue_id,),
     ):
         detail = msgspec.json.decode(text)
-        if step == Step.DELIVERY and not _told(detail, at_us, hidden=hidden, attempts=attempts):
+        if step == Step.DELIVERY and not (
+            _told(detail, at_us, hidden=hidden, attempts=attempts) and _concerns(detail, entries)
+        ):
             continue
         steps.append(Event(Step(step), at_us, detail).as_json())
     shown = [one for one in people if one[0] not in hidden]
@@ -121,7 +69,7 @@ def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
                 **({"successors": successors.split("\n")} if successors else {}),
                 "attempts": attempts.get(number, []),
             }
-            for number, address, state, status, reply, _, successors, next_hop in shown
+            for number, address, state, status, reply, _, successors, next_hop, _ in shown
         ],
     }
 
@@ -150,6 +98,14 @@ def _told(
         )
     detail["recipients"] = [one for one in people if one["number"] not in hidden]
     return bool(detail["recipients"])
+
+
+def _concerns(detail: dict[str, Any], entries: set[int]) -> bool:
+    """Leave out of an operation what only hidden recipients have; False when nothing is left."""
+    if "operation" in detail:
+        detail["entries"] = [number for number in detail["entries"] if number in entries]
+        return bool(detail["entries"])
+    return True
 
 
 def find_queue_ids(cursor: apsw.Cursor, key: str, *, account: str | None, limit: int) -> list[str]:
@@ -206,53 +162,3 @@ def _is_for(cursor: apsw.Cursor, queue_id: str, address: str) -> bool:
         (queue_id, address),
     )
     return row is not None
-
-
-def counts(cursor: apsw.Cursor) -> QueueCounts:
-    """Queue figures from one snapshot: what was ever counted against the rows that live.
-
-    One statement over the live entries only, so that it takes neither history nor the interpreter.
-    """
-    cursor.execute("BEGIN")
-    try:
-        counters: dict[str, int] = dict(fetch(cursor, "SELECT name, value FROM counter"))
-        live, oldest, *entries = fetch_one(cursor, _LIVE)
-        received = fetch_one(cursor, "SELECT received_us FROM message WHERE id = ?", (oldest,))
-    finally:
-        cursor.execute("COMMIT")
-    final = sum(counters.get(state, 0) for state in FINAL)
-    return QueueCounts(
-        entries=dict(zip(_ENTRY_STATES, entries, strict=True)),
-        oldest_us=received[0] if received else None,
-        unaccounted=counters.get(ACCEPTED_COUNTER, 0) - final - live,
-    )
-
-
-def _where(selector: Selector, now_us: int) -> tuple[str, tuple[Any, ...]]:
-    """A condition on e (entry) and m (message)."""
-    conditions = ["e.state <> 'final'"]
-    values: list[Any] = []
-    if selector.ids:
-        marks = ",".join("?" * len(selector.ids))
-        conditions.append(f"(e.message_id IN ({marks}) OR m.submission_id IN ({marks}))")
-        values += [*selector.ids, *selector.ids]
-    if selector.sender:
-        conditions.append("lower(m.reverse_path) GLOB ?")
-        values.append(selector.sender.lower().removeprefix("<").removesuffix(">"))
-    if selector.next_hop:
-        conditions.append("(e.next_hop GLOB ? OR e.next_hop GLOB ?)")
-        values += [selector.next_hop, "mx:" + selector.next_hop]
-    if selector.state:
-        conditions.append("e.state = ?")
-        values.append(selector.state)
-    if selector.older_than_s is not None:
-        conditions.append("m.received_us < ?")
-        values.append(now_us - int(selector.older_than_s * 1_000_000))
-    for pattern in (selector.recipient, selector.domain and f"*@{selector.domain}"):
-        if pattern:
-            conditions.append(
-                "EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = e.message_id"
-                " AND r.entry = e.number AND lower(r.address) GLOB ?)"
-            )
-            values.append(pattern.lower())
-    return " AND ".join(conditions), tuple(values)

@@ -8,8 +8,9 @@ Standards: docs/design.md 4.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,30 +19,47 @@ import apsw
 
 from relay.clock import Clock
 from relay.journal.crash import CrashPoints
+from relay.journal.logs import get_logger
 from relay.journal.metrics import Metrics
 from relay.message.content import Content, LargeContent, in_sight
-from relay.message.nexthop import NextHop
-from relay.spool.sqlite import claiming, history, queries, recovery, transactions
-from relay.spool.sqlite.arriving import ArrivingFile
-from relay.spool.sqlite.batch import Batch
-from relay.spool.sqlite.contents import ContentFiles, InFile, is_in_file
-from relay.spool.sqlite.database import open_database, translated
-from relay.spool.sqlite.room import check_room
-from relay.spool.sqlite.writer import Writer
+from relay.spool.sqlite import claiming, due, queries, transactions
+from relay.spool.sqlite.disk.arriving import ArrivingFile
+from relay.spool.sqlite.disk.ballast import Ballast
+from relay.spool.sqlite.disk.contents import (
+    ContentFiles,
+    InFile,
+    Stored,
+    check_sum,
+    is_in_file,
+    sum_of,
+)
+from relay.spool.sqlite.disk.presence import contents_of
+from relay.spool.sqlite.engine.batch import Batch
+from relay.spool.sqlite.engine.damage import Damage
+from relay.spool.sqlite.engine.database import CAPTURED_KEEP_S, open_database
+from relay.spool.sqlite.engine.reader import Reader
+from relay.spool.sqlite.engine.write_ahead import sync_anew
+from relay.spool.sqlite.engine.writer import WAITING_MAX, Writer
+from relay.spool.sqlite.operating.desk import QueueDesk
+from relay.spool.sqlite.upkeep.keeping import Keeping
 from relay.spool.types import (
     Accepted,
     Claim,
     NewMessage,
     QueueCounts,
-    Selector,
+    Seen,
     Settlement,
+    SpoolDamagedError,
     SpoolError,
     SpoolFullError,
+    SpoolStrain,
+    SpoolUnavailableError,
 )
+from relay.spool.waiting import Look
 
 T = TypeVar("T")
-_RETRY_MAX = 100_000
-_RETRY_AT_ONCE = 500
+_Files = Sequence[Sequence[Stored | None]]  # of each message's contents
+_log = get_logger("spool")
 
 
 class SqliteSpool:
@@ -57,29 +75,63 @@ class SqliteSpool:
         crash: CrashPoints,
         metrics: Metrics,
         submission_keep_s: float,
+        captured_keep_s: float = CAPTURED_KEEP_S,
+        ballast: Ballast | None = None,
+        inline: bool = False,
     ) -> None:
-        """`submission_keep_s` is how long a submission key is remembered after its first use."""
+        """`submission_keep_s` is how long a submission key is remembered after its first use,
+        `captured_keep_s` how long captured mail stays.
+
+        `ballast` is on the disk of `path`; without it there is none.
+        With `inline` nothing has a thread of its own: the event loop decides when what is run.
+        """
         self._path = path
         self._clock = clock
         self._metrics = metrics
         self._submission_keep_us = int(submission_keep_s * 1_000_000)
+        self._captured_keep_us = int(captured_keep_s * 1_000_000)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._files = ContentFiles(path.with_name(path.name + "-content"), crash=crash)
-        self._connection = open_database(path)
-        self._writer = Writer(self._connection, clock=clock, crash=crash, metrics=metrics)
-        self._delivery = _Reader(path)  # what delivery waits for: never behind a long query
-        self._queries = _Reader(path)
+        self.ballast = ballast or Ballast(path.with_name("ballast"))
+        self._files = ContentFiles(
+            contents_of(path), crash=crash,
+            check_room=self.ballast.check_room, started_us=clock.time_us(),
+        )  # fmt: skip
+        self._connection = self._open()
+        self.damage = Damage(path, metrics)
+        self._writer = Writer(
+            self._connection, clock=clock, crash=crash, metrics=metrics, inline=inline,
+            make_room=self.ballast.give_up, on_damage=self.damage.found,
+        )  # fmt: skip
+        self._entries = 0
+        reader = partial(Reader, path, on_damage=self.damage.found)
+        self._delivery = reader()  # what delivery waits for: never behind a long query
+        self._queries = reader()
+        self._counting = reader()
+        # It reads large bodies through, of which several may wait: nobody else is behind them.
+        self._checking = ThreadPoolExecutor(1, thread_name_prefix="spool-check")
+        self.keeping = Keeping(
+            self._writer, self._files, queries=self._queries, counting=self._counting, clock=clock
+        )
+        self.desk = QueueDesk(
+            self._writer, self._queries, remove_files=self._files.remove, clock=clock,
+            metrics=metrics,
+        )  # fmt: skip
+
+    def _open(self) -> apsw.Connection:
+        try:
+            sync_anew(self._path)
+            return open_database(self._path, captured_keep_us=self._captured_keep_us)
+        except SpoolError as error:  # what is in the queue can leave it only by way of a start
+            if not self.ballast.relieves(error):
+                raise
+            sync_anew(self._path)
+            return open_database(self._path, captured_keep_us=self._captured_keep_us)
 
     async def start(self) -> int:
-        """Release a dead owner's claims and sweep orphaned files;
-        return how many claims there were.
-        """
+        """Release a dead owner's claims; return how many there were."""
         self._writer.start()
-        self._files.prepare()
-        now_us = self._clock.time_us()
-        released = await self._writer.submit(lambda b: recovery.release_all(b.cursor, now_us))
-        await self._queries.run(self._sweep)
-        return released
+        await asyncio.to_thread(self._files.prepare)
+        return await self.keeping.take_over()
 
     async def stop(self) -> None:
         """Finish what waits and close the file; also what was never started."""
@@ -88,9 +140,13 @@ class SqliteSpool:
 
     def close(self) -> None:
         """Close a spool whose writer does not run."""
-        self._queries.close()
-        self._delivery.close()
-        self._connection.close()
+        for reader in (self._counting, self._queries, self._delivery):
+            reader.close()
+        self._checking.shutdown(cancel_futures=True)
+        try:
+            self._connection.close()
+        except apsw.Error as error:  # the last checkpoint: the log still has it all
+            _log.warning("spool closed with its log", error=str(error))
 
     async def accept(
         self,
@@ -101,9 +157,10 @@ class SqliteSpool:
         claim: bool = True,
     ) -> Accepted:
         """Spool.accept."""
+        self.damage.check()
         messages = (message, *reports)
         files = await self._store_large(messages)
-        expires_us = self._clock.time_us() + self._submission_keep_us
+        expires_us = self._clock.steady_us() + self._submission_keep_us if submission_key else 0
         inline_bytes = sum(
             len(in_sight(content))
             for content, file in zip(message.contents, files[0], strict=True)
@@ -113,112 +170,101 @@ class SqliteSpool:
         def write(batch: Batch) -> Accepted:
             accepted = transactions.accept(
                 batch, messages, files, submission_key=submission_key,
-                submission_expires_us=expires_us, claim=claim,
+                submission_expires_us=expires_us, captured_keep_us=self._captured_keep_us,
+                claim=claim,
             )  # fmt: skip
             if not accepted.repeated:  # what is here already needs no room
-                check_room(self._path.parent, inline_bytes)
+                self.ballast.check_room(inline_bytes)
             return accepted
 
         try:
             accepted = await self._writer.submit(write, accepts=True)
-        except Exception:
+        except Exception as error:
             await self._remove(files)
+            if isinstance(error, SpoolDamagedError):
+                raise SpoolUnavailableError(str(error)) from error
             raise
         if accepted.repeated:
             await self._remove(files)
         else:
+            self._files.committed(files)
             for one in messages:
-                self._metrics.accepted.labels(via=one.source).inc()
+                self._metrics.accepted.labels(one.source).inc()
         return accepted
 
     async def settle(
         self, settlement: Settlement, *, claim_reports: bool = True
     ) -> tuple[bool, tuple[Claim, ...]]:
         """Spool.settle."""
-        files = await self._store_large(settlement.reports) if settlement.reports else ()
+        files = await self._store_reports(settlement.reports)
         try:
-            held, claims, unneeded = await self._writer.submit(
+            recorded = await self._writer.submit(
                 lambda batch: transactions.settle(
-                    batch, settlement, files, claim_reports=claim_reports
+                    batch,
+                    settlement,
+                    files,
+                    claim_reports=claim_reports,
+                    captured_keep_us=self._captured_keep_us,
                 )
             )
         except Exception:
             await self._remove(files)
             raise
-        if unneeded:
-            self._delivery.later(partial(self._files.remove, (unneeded,)))
-        if not held:
+        if recorded.unneeded:
+            self._delivery.later(partial(self._files.remove, (recorded.unneeded,)))
+        if not recorded.in_time:
             await self._remove(files)
-        for report in settlement.reports if held else ():
-            self._metrics.accepted.labels(via=report.source).inc()
-        return held, claims
+        self._files.committed(files)
+        for report in settlement.reports if recorded.in_time else ():
+            self._metrics.accepted.labels(report.source).inc()
+        return recorded.in_time, recorded.claims
 
-    async def claim_due(
-        self, now_us: int, limit: int, *, passing_over: Collection[NextHop] = ()
-    ) -> tuple[Claim, ...]:
+    async def claim_due(self, now_us: int, limit: int, look: Look) -> Seen:
         """Spool.claim_due."""
-        names = [str(next_hop) for next_hop in passing_over]
-        return await self._writer.submit(
-            lambda b: claiming.claim_due(b.cursor, now_us, limit, passing_over=names)
+        found = await self._delivery.run(lambda c: due.find(c, look, now_us=now_us, limit=limit))
+        if not found.seen.claims and not found.damaged:
+            return found.seen
+        at_us = self._clock.time_us()
+        claims = await self._writer.submit(
+            lambda b: claiming.take(b, found, now_us=now_us, at_us=at_us)
         )
+        return replace(found.seen, claims=claims)
 
-    async def next_due_us(self, *, passing_over: Collection[NextHop] = ()) -> int | None:
+    async def next_due_us(self, after_us: int = 0) -> int | None:
         """Spool.next_due_us."""
-        names = [str(next_hop) for next_hop in passing_over]
-        return await self._delivery.run(lambda c: queries.next_due_us(c, passing_over=names))
+        return await self._delivery.run(lambda c: due.next_due_us(c, after_us))
 
     async def release(self, claims: Sequence[Claim]) -> None:
         """Spool.release."""
-        now_us = self._clock.time_us()
-        await self._writer.submit(lambda b: claiming.release(b.cursor, claims, now_us))
+        await self._writer.submit(lambda b: claiming.release(b.cursor, claims))
 
     def arrival(self) -> ArrivingFile:
         """Spool.arrival."""
         return self._files.arrival()
 
-    async def read_content(self, content_id: int) -> Content:
+    async def read_content(self, content_id: int, *, check: bool = True) -> Content:
         """Spool.read_content."""
         row = await self._delivery.run(
             lambda c: c.execute(
-                "SELECT size, data, file, header, eight_bit FROM content WHERE id = ?",
+                "SELECT size, data, file, header, eight_bit, crc32 FROM content WHERE id = ?",
                 (content_id,),
             ).fetchone()
         )
         if row is None:
             raise SpoolError(f"content {content_id} is not in the spool")
-        size, data, file, header, eight_bit = row
+        size, data, file, header, eight_bit, crc32 = row
         if file:
-            in_file = InFile(file, size, header, bool(eight_bit))
-            return await self._delivery.run(lambda _: self._files.read(in_file))
+            in_file = InFile(file, size, header, bool(eight_bit), crc32)
+            read = partial(self._files.read, in_file, check=check)
+            if check and not in_file.is_small:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._checking, read)
+            return await self._delivery.run(lambda _: read())
         if not isinstance(data, bytes) or len(data) != size:
             raise SpoolError(f"content {content_id} is damaged: expected {size} bytes")
+        if check:  # inline ones are small: no thread is worth it
+            check_sum(str(content_id), sum_of((data,)), expected=crc32)
         return data
-
-    async def queue_list(self, selector: Selector, *, limit: int) -> list[dict[str, Any]]:
-        """Spool.queue_list."""
-        now_us = self._clock.time_us()
-        return await self._queries.run(
-            lambda c: queries.queue_list(c, selector, limit=limit, now_us=now_us)
-        )
-
-    async def retry(
-        self, selector: Selector, *, now_us: int, who: str, dry_run: bool = False
-    ) -> list[dict[str, Any]]:
-        """Spool.retry."""
-        listed = [
-            one
-            for one in await self.queue_list(selector, limit=_RETRY_MAX)
-            if one["state"] in ("queued", "deferred")
-        ]
-        if dry_run:
-            return listed
-        done: set[tuple[str, int]] = set()
-        for start in range(0, len(listed), _RETRY_AT_ONCE):  # mail goes on between them
-            some = listed[start : start + _RETRY_AT_ONCE]
-            keys = [(one["id"], one["entry"]) for one in some]
-            make_due = partial(claiming.make_due, keys=keys, now_us=now_us, who=who)
-            done |= await self._writer.submit(make_due)
-        return [one for one in listed if (one["id"], one["entry"]) in done]
 
     async def journey(self, queue_id: str) -> dict[str, Any] | None:
         """Spool.journey."""
@@ -230,78 +276,58 @@ class SqliteSpool:
             lambda c: queries.find_queue_ids(c, key, account=account, limit=limit)
         )
 
-    async def has_room(self) -> bool:
-        """Whether new mail is taken on: the disk is not down to its reserve."""
-        try:
-            await asyncio.to_thread(check_room, self._path.parent, 0)
-        except SpoolFullError:
-            return False
-        return True
+    def strain(self) -> SpoolStrain:
+        """How much it has to do, as far as that is known without asking a disk."""
+        return SpoolStrain(
+            entries=self._entries,
+            backlog=self._writer.waiting / WAITING_MAX,
+            commit_s=self._writer.pace.commit_s(),
+            is_failing=self._writer.is_failing,
+        )
 
     async def counts(self) -> QueueCounts:
         """Spool.counts."""
-        return await self._queries.run(queries.counts)
+        counts = await self.keeping.counts()
+        self._entries = sum(counts.entries.values())
+        return counts
 
-    async def prune(self, before_us: int) -> int:
-        """Remove some finished messages received before `before_us`, and some submission keys
-        whose time is over; how many of both, 0 when none is left.
-        """
-        now_us = self._clock.time_us()
-        return await self._writer.submit(lambda b: history.prune(b.cursor, before_us, now_us))
+    async def stats(self) -> dict[str, Any]:
+        """The JSON of `queue stats`."""
+        return await self.keeping.stats()
 
-    async def _store_large(self, messages: Iterable[NewMessage]) -> Sequence[Sequence[str]]:
-        """Write those contents that an entry needs into files; a name for each, "" where inline.
+    async def _store_large(self, messages: Iterable[NewMessage]) -> _Files:
+        """Write those contents that an entry needs into files; one for each, None where inline.
 
         Nothing is left of them when one cannot be written.
         """
-        names: list[Sequence[str]] = []
+        files: list[Sequence[Stored | None]] = []
         try:
             for message in messages:
                 used = {entry.content for entry in message.entries}
                 large = {index for index in used if is_in_file(message.contents[index])}
                 if large:
                     write = partial(self._files.write, message.id, message.contents, only=large)
-                    names.append(await asyncio.to_thread(write))
+                    files.append(await asyncio.to_thread(write))
                 else:
-                    names.append(("",) * len(message.contents))
+                    files.append((None,) * len(message.contents))
         except SpoolError:
-            await self._remove(names)
+            await self._remove(files)
             raise
-        return names
+        return files
 
-    async def _remove(self, files: Iterable[Sequence[str]]) -> None:
+    async def _store_reports(self, reports: Sequence[NewMessage]) -> _Files:
+        """Store them as _store_large() does, with the ballast's room where there is no other."""
+        if not reports:
+            return ()
+        try:
+            return await self._store_large(reports)
+        except SpoolFullError:
+            if not await asyncio.to_thread(self.ballast.give_up):
+                raise
+            return await self._store_large(reports)
+
+    async def _remove(self, files: _Files) -> None:
         """Remove the files that no transaction named, before anybody writes them once more."""
-        names = [name for names in files for name in names if name]
+        names = [file.name for some in files for file in some if file]
         if names:
             await asyncio.to_thread(self._files.remove, names)
-
-    def _sweep(self, cursor: apsw.Cursor) -> None:
-        for names in self._files.listed():
-            self._files.remove(recovery.orphans(cursor, names))
-
-
-class _Reader:
-    """A connection for reading with the one thread that uses it."""
-
-    def __init__(self, path: Path) -> None:
-        self._connection = open_database(path, read_only=True)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="spool-reader")
-
-    async def run(self, query: Callable[[apsw.Cursor], T]) -> T:
-        """Run `query` in the reader's thread."""
-
-        def ask() -> T:
-            with translated():
-                return query(self._connection.cursor())
-
-        return await asyncio.get_running_loop().run_in_executor(self._executor, ask)
-
-    def later(self, task: Callable[[], None]) -> None:
-        """Run `task` in the reader's thread some time."""
-        self._executor.submit(task)
-
-    def close(self) -> None:
-        """Break off what is being read, then close."""
-        self._connection.interrupt()
-        self._executor.shutdown()
-        self._connection.close()

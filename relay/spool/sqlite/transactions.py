@@ -7,15 +7,16 @@ Standards: docs/design.md 4, invariants 1, 2, 3, 7.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any, assert_never
+from zlib import crc32
 
 import apsw
 import msgspec
 
 from relay.journal.events import Event
-from relay.message.content import Content, LargeContent, size_of
+from relay.message.content import Content, size_of
 from relay.message.lifecycle import FINAL, State, check_transition
 from relay.message.nexthop import HopKind
 from relay.message.outcome import (
@@ -27,8 +28,9 @@ from relay.message.outcome import (
     Relayed,
 )
 from relay.message.verdict import Source
-from relay.spool.sqlite.batch import Batch
-from relay.spool.sqlite.database import fetch_one
+from relay.spool.sqlite.disk.contents import Stored
+from relay.spool.sqlite.engine.batch import Batch
+from relay.spool.sqlite.engine.database import fetch_one
 from relay.spool.types import (
     Accepted,
     Claim,
@@ -39,27 +41,44 @@ from relay.spool.types import (
     NewRecipient,
     Settlement,
 )
+from relay.spool.waiting import Lane, Waiting
 
 _MESSAGE = "INSERT INTO message VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-_CONTENT = "INSERT INTO content (size, data, file, header, eight_bit) VALUES (?,?,?,?,?)"
-_ENTRY = "INSERT INTO entry VALUES (?,?,?,?,?,?,?,0,1)"
+_CONTENT = "INSERT INTO content (size, data, file, header, eight_bit, crc32) VALUES (?,?,?,?,?,?)"
+_ENTRY = (
+    "INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us, attempts,"
+    " epoch, retry_us, lane, sender, warn_us, priority) VALUES (?,?,?,?,?,?,?,0,1,?,?,?,?,?)"
+)
 _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 _EVENT = "INSERT INTO event VALUES (?,?,?,?,?)"
 ACCEPTED_COUNTER = "accepted"
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """`in_time`: the claim was still the entry's; else nothing was done. `claims` are of the
+    reports; `unneeded` is the content file that nobody needs any more, or "".
+    """
+
+    in_time: bool
+    claims: tuple[Claim, ...] = ()
+    unneeded: str = ""
+
+
 def accept(
     batch: Batch,
     messages: Sequence[NewMessage],
-    files: Sequence[Sequence[str]],
+    files: Sequence[Sequence[Stored | None]],
     *,
     submission_key: str,
     submission_expires_us: int,
+    captured_keep_us: int,
     claim: bool,
 ) -> Accepted:
     """Write messages[0] and the reports that follow it.
 
-    `files[i][j]` names the file of messages[i].contents[j], "" where it goes inline.
+    `files[i][j]` is the file of messages[i].contents[j], None where it goes inline. What is
+    captured ends `captured_keep_us` behind its arrival.
     """
     first = messages[0]
     if submission_key:
@@ -74,23 +93,28 @@ def accept(
         )
     claims: list[Claim] = []
     for message, names in zip(messages, files, strict=True):
-        claims += _insert_message(batch, message, names, claim=claim)
+        claims += _insert_message(
+            batch, message, names, claim=claim, captured_keep_us=captured_keep_us
+        )
     return Accepted(first.id, tuple(claims))
 
 
 def settle(
     batch: Batch,
     settlement: Settlement,
-    files: Sequence[Sequence[str]],
+    files: Sequence[Sequence[Stored | None]],
     *,
+    captured_keep_us: int,
     claim_reports: bool,
-) -> tuple[bool, tuple[Claim, ...], str]:
-    """Record outcomes; the third value is the content file that nobody needs any more, or ""."""
+) -> Recorded:
+    """Record outcomes, or nothing where the claim's epoch is over."""
     claim = settlement.claim
     key = (claim.message.id, claim.entry_id)
     changed: list[tuple[State, str, str, str, int, int]] = []
     for number, outcome in settlement.outcomes.items():
         state = _state_after(outcome)
+        if settlement.held and state is State.DEFERRED:
+            state = State.HELD
         evidence = outcome.evidence
         changed.append((state, evidence.status, evidence.reply, *key, number))
     for number, outcome in settlement.expired.items():
@@ -99,21 +123,24 @@ def settle(
     for state, *_ in changed:  # from either live state: they lead to the same
         check_transition(State.QUEUED, state)
     final = [state for state, *_ in changed if state in FINAL]
-    finished = len(final) == len(claim.recipients)
+    finished = len(final) == len(claim.recipients) and not settlement.goes_on
     if not _leave(batch.cursor, settlement, finished=finished):
-        return False, (), ""
+        return Recorded(in_time=False)
     batch.counts.update(final)
     batch.cursor.executemany(
         "UPDATE recipient SET state = ?, status = ?, reply = ?"
-        " WHERE message_id = ? AND entry = ? AND number = ? AND state IN ('queued', 'deferred')",
+        " WHERE message_id = ? AND entry = ? AND number = ?"
+        " AND state IN ('queued', 'deferred', 'held', 'captured')",
         changed,
     )
-    unneeded = _drop_content(batch.cursor, claim) if finished else ""
+    unneeded = drop_content(batch.cursor, claim.message.id, claim.content_id) if finished else ""
     append_events(batch.cursor, claim.message.id, settlement.events)
     claims: list[Claim] = []
     for message, names in zip(settlement.reports, files, strict=True):
-        claims += _insert_message(batch, message, names, claim=claim_reports)
-    return True, tuple(claims), unneeded
+        claims += _insert_message(
+            batch, message, names, claim=claim_reports, captured_keep_us=captured_keep_us
+        )
+    return Recorded(True, tuple(claims), unneeded)
 
 
 def append_events(cursor: apsw.Cursor, message_id: str, events: Sequence[Event]) -> None:
@@ -138,7 +165,12 @@ def _insert_events(cursor: apsw.Cursor, message_id: str, events: Sequence[Event]
 
 
 def _insert_message(
-    batch: Batch, message: NewMessage, files: Sequence[str], *, claim: bool
+    batch: Batch,
+    message: NewMessage,
+    files: Sequence[Stored | None],
+    *,
+    claim: bool,
+    captured_keep_us: int,
 ) -> list[Claim]:
     cursor = batch.cursor
     facts = facts_of(message)
@@ -160,8 +192,9 @@ def _insert_message(
         claimed = claim and entry.next_hop.kind is not HopKind.CAPTURE
         content_id = content_ids[entry.content]
         _insert_entry(
-            cursor, message, entry, number=position, content_id=content_id, claimed=claimed
-        )
+            cursor, message, entry, number=position, content_id=content_id, claimed=claimed,
+            captured_keep_us=captured_keep_us,
+        )  # fmt: skip
         people: list[ClaimedRecipient] = []
         for recipient in entry.recipients:
             number = recipient.position or next(numbers)
@@ -176,7 +209,9 @@ def _insert_message(
                 Claim(
                     entry_id=position, epoch=1, message=facts, next_hop=entry.next_hop,
                     recipients=tuple(people), attempts=0, content_id=content_id,
-                    content_size=size_of(content), content=keep,
+                    content_size=size_of(content), content=keep, retry_us=message.received_us,
+                    due_us=message.received_us, lane=message.lane_of(entry),
+                    sender=message.sender_key, warn_us=message.warn_us, priority=message.priority,
                 )
             )  # fmt: skip
     cursor.executemany(_RECIPIENT, rows)
@@ -200,52 +235,81 @@ def _insert_entry(
     number: int,
     content_id: int,
     claimed: bool,
+    captured_keep_us: int,
 ) -> None:
     captured = entry.next_hop.kind is HopKind.CAPTURE
     state = State.CAPTURED if captured else State.QUEUED
-    due_us = None if captured else message.received_us
-    row = (message.id, number, str(entry.next_hop), content_id, state, int(claimed), due_us)
+    due_us = message.received_us + (captured_keep_us if captured else 0)
+    row = (
+        message.id, number, str(entry.next_hop), content_id, state, int(claimed), due_us,
+        None if captured else due_us, message.lane_of(entry), message.sender_key,
+        None if captured else message.warn_us, message.priority,
+    )  # fmt: skip
     cursor.execute(_ENTRY, row)
 
 
 def _leave(cursor: apsw.Cursor, settlement: Settlement, *, finished: bool) -> bool:
     """Put the entry back, or end it; False if the claim's epoch is over and nothing was done."""
     claim = settlement.claim
+    if settlement.goes_on:
+        return _is_in_time(cursor, claim)
     attempts = claim.attempts + int(settlement.counts_as_attempt)
-    waiting = State.DEFERRED if attempts else State.QUEUED
+    if settlement.held:
+        state = State.HELD
+    elif not settlement.counts_as_attempt:
+        state = claim.state
+    else:
+        state = State.DEFERRED
     cursor.execute(
-        "UPDATE entry SET state = ?, due_us = ?, attempts = ?, claimed = 0, epoch = epoch + ?"
+        "UPDATE entry SET state = ?, attempts = ?, claimed = 0, epoch = epoch + ?, due_us = ?,"
+        " retry_us = ?, lane = ?, cause = ?, cause_attempts = ?, warn_us = ?"
         " WHERE message_id = ? AND number = ? AND epoch = ? AND state <> 'final'",
         (
-            "final" if finished else waiting, None if finished else settlement.due_us, attempts,
-            int(not finished), claim.message.id, claim.entry_id, claim.epoch,
+            "final" if finished else state, attempts, int(not finished),
+            *_waiting_columns(None if finished else settlement.waiting),
+            claim.message.id, claim.entry_id, claim.epoch,
         ),
     )  # fmt: skip
     return cursor.connection.changes() == 1
 
 
-def _drop_content(cursor: apsw.Cursor, claim: Claim) -> str:
+def _is_in_time(cursor: apsw.Cursor, claim: Claim) -> bool:
+    """Whether nobody else has the entry, or changed it."""
+    found = fetch_one(
+        cursor,
+        "SELECT 1 FROM entry WHERE message_id = ? AND number = ? AND epoch = ? AND claimed = 1",
+        (*claim.key, claim.epoch),
+    )
+    return found is not None
+
+
+def _waiting_columns(waiting: Waiting | None) -> tuple[Any, ...]:
+    if waiting is None:
+        return None, None, Lane.NORMAL, "", 0, None
+    return (
+        waiting.due_us, waiting.retry_us, waiting.lane, waiting.cause, waiting.cause_attempts,
+        waiting.warn_us,
+    )  # fmt: skip
+
+
+def drop_content(cursor: apsw.Cursor, message_id: str, content_id: int) -> str:
     """Remove the content unless another entry still needs it; return its file if none does."""
     removed = fetch_one(
         cursor,
         "DELETE FROM content WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM entry"
         " WHERE message_id = ?2 AND content_id = ?1 AND state <> 'final') RETURNING file",
-        (claim.content_id, claim.message.id),
+        (content_id, message_id),
     )
     file = str(removed[0] or "") if removed else ""
     return "" if file and is_file_needed(cursor, file) else file
 
 
 def is_file_needed(cursor: apsw.Cursor, name: str) -> bool:
-    """Whether a content has this file: one of the message whose id the name begins with.
-
-    To search all contents would read all mail.
-    """
+    """Whether a content has this file."""
     found = fetch_one(
         cursor,
-        "SELECT 1 FROM entry JOIN content ON content.id = entry.content_id"
-        " WHERE entry.message_id = ? AND content.file = ? LIMIT 1",
-        (name.rpartition("-")[0], name),
+        "SELECT 1 FROM content INDEXED BY content_file WHERE file = ? AND file IS NOT NULL",
+        (name,),
     )
     return found is not None
 
@@ -272,11 +336,15 @@ def facts_of(message: NewMessage) -> MessageFacts:
     )  # fmt: skip
 
 
-def _content_row(content: Content, file: str) -> tuple[Any, ...]:
+def _content_row(content: Content, file: Stored | None) -> tuple[Any, ...]:
     """What is in a file has a name in place of its octets, and a large one its header beside it."""
-    if isinstance(content, LargeContent):
-        return content.size, None, file, content.header, int(content.eight_bit)
-    return len(content), None if file else content, file or None, None, 0
+    if isinstance(content, bytes):
+        if file is None:
+            return len(content), content, None, None, 0, crc32(content)
+        return len(content), None, file.name, None, 0, file.crc32
+    assert file is not None
+    found = crc32(content.header, file.crc32)
+    return content.size, None, file.name, content.header, int(content.eight_bit), found
 
 
 def _message_row(facts: MessageFacts) -> tuple[Any, ...]:

@@ -3,7 +3,8 @@
 On the path: every change of the spool goes through submit(); its answer comes after the commit.
 Holds: what gathers while one commit runs goes into the next; an idle writer does not linger.
 Fails: one bad operation fails alone (the batch is run again, one by one), and so does one for which
-    there is no room; a commit that fails fails everyone in it, and nothing of it is there.
+    there is no room; a commit that fails fails everyone in it, and nothing of it is there: not
+    after a crash either (write_ahead).
 Standards: none; docs/design.md 4.
 """
 
@@ -11,6 +12,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,10 +21,17 @@ import apsw
 from relay.clock import Clock
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.metrics import Metrics
-from relay.spool.sqlite.batch import Batch
-from relay.spool.sqlite.database import translated
-from relay.spool.sqlite.room import shrink_log
-from relay.spool.types import SpoolFullError, SpoolUnavailableError
+from relay.spool.sqlite.disk.room import shrink_log
+from relay.spool.sqlite.engine.batch import Batch
+from relay.spool.sqlite.engine.pace import Pace
+from relay.spool.sqlite.engine.write_ahead import WriteAheadLog
+from relay.spool.sqlite.faults import translated
+from relay.spool.types import (
+    SpoolDamagedError,
+    SpoolError,
+    SpoolFullError,
+    SpoolUnavailableError,
+)
 
 T = TypeVar("T")
 Operation = Callable[[Batch], T]
@@ -47,12 +56,26 @@ class Writer:
         clock: Clock,
         crash: CrashPoints,
         metrics: Metrics,
+        inline: bool = False,
+        make_room: Callable[[], bool] = lambda: False,
+        on_damage: Callable[[SpoolDamagedError], None] = lambda _: None,
     ) -> None:
+        """With `inline` there is no thread: a turn of the event loop gathers and writes.
+
+        `make_room` finds some for what no new message is; False when there is none to be had.
+        `on_damage` hears, in the thread, of pages that cannot be read.
+        """
         self._connection = connection
+        self._log = WriteAheadLog(connection)
+        self._inline = inline
         self._clock = clock
         self._crash = crash
         self._metrics = metrics
-        self._jobs: deque[_Job] = deque()
+        self._make_room = make_room
+        self._on_damage = on_damage
+        self.pace = Pace(clock)
+        self._turn: list[_Job] = []  # of the loop's present turn
+        self._jobs: deque[_Job] = deque()  # of those before: the thread's to take
         self._wake = threading.Semaphore(0)
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -61,35 +84,65 @@ class Writer:
     def start(self) -> None:
         """Start the thread; the running loop gets the answers."""
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        if not self._inline:
+            self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many writes wait for a commit."""
+        return len(self._turn) + len(self._jobs)
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the disk could not be written at last; it is tried again from time to time."""
+        return self._log.is_doubtful
 
     async def stop(self) -> None:
         """Write what is waiting, then end."""
         self._stopping = True
-        self._wake.release()
+        self._end_turn()
         if self._thread.ident is not None:  # a start may end before it comes to this room
             await asyncio.to_thread(self._thread.join)
 
     def submit(self, operation: Operation[T], *, accepts: bool = False) -> "asyncio.Future[T]":
         """Queue `operation`; the future is done after the commit that has it.
 
+        Whoever is ready in the same turn of the loop comes into the same commit: at its end the
+        writer gets them. (Given the first at once, it commits that one alone; the others wait.)
+
         Raises SpoolUnavailableError when too many wait, or the writer is stopping.
         """
         assert self._loop is not None
-        if self._stopping or len(self._jobs) >= WAITING_MAX:
+        if self._stopping or self.waiting >= WAITING_MAX:
             raise SpoolUnavailableError(
                 "the spool is stopping" if self._stopping else "the spool is busy"
             )
         future: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.append(_Job(operation, future, accepts))
-        self._wake.release()
+        self._turn.append(_Job(operation, future, accepts))
+        if len(self._turn) == 1:
+            self._loop.call_soon(self._end_turn)
         return future
+
+    def _end_turn(self) -> None:
+        self._jobs += self._turn
+        self._turn.clear()
+        if self._inline:
+            self._write_all()
+        else:
+            self._wake.release()
+
+    def _write_all(self) -> None:
+        while batch := self._gather():
+            with self.pace.commit():
+                self._write(batch)
+                self._log.keep_small(is_idle=False)
 
     def _run(self) -> None:
         while True:
-            self._wake.acquire()
-            while batch := self._gather():
-                self._write(batch)
+            is_idle = not self._wake.acquire(timeout=self._log.patience_s)
+            self._write_all()
+            self._try_to_prove()
+            self._log.keep_small(is_idle=is_idle)
             if self._stopping and not self._jobs:
                 return
 
@@ -102,9 +155,13 @@ class Writer:
     def _write(self, batch: Sequence[_Job], *, again: bool = False) -> None:
         began = self._clock.monotonic()
         try:
+            self._log.prove()
             answers = self._commit(batch)
         except SpoolFullError as error:
             if again:
+                if not batch[0].accepts and self._make_room():
+                    self._write(batch, again=True)
+                    return
                 self._answer([(job.future, None, error) for job in batch])
                 return
             shrink_log(self._connection)
@@ -115,6 +172,8 @@ class Writer:
             self._answer([(job.future, None, error) for job in batch])
             return
         except Exception as error:  # noqa: BLE001 - handed to whoever waits
+            if isinstance(error, SpoolDamagedError):
+                self._on_damage(error)
             if len(batch) == 1:
                 self._answer([(batch[0].future, None, error)])
                 return
@@ -138,18 +197,26 @@ class Writer:
                 shared.write_counts()
                 if accepts:
                     self._crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)
-                cursor.execute("COMMIT")
+                self._log.commit(cursor)
             except BaseException:
                 if self._connection.in_transaction:
                     cursor.execute("ROLLBACK")
+                self._try_to_prove()  # who hears that it failed may count on it
                 raise
         if accepts:
             self._crash.reached(CrashPoint.SPOOL_COMMITTED)
         return answers
 
+    def _try_to_prove(self) -> None:
+        with suppress(SpoolError):
+            self._log.prove()
+
     def _answer(self, answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(_settle_futures, answers)
+        if self._inline:
+            _settle_futures(answers)
+        else:
+            self._loop.call_soon_threadsafe(_settle_futures, answers)
 
 
 def _settle_futures(answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:

@@ -1,6 +1,7 @@
--- The spool, schema 2. Times are microseconds since 1970 UTC; ids of messages sort by time.
+-- The spool, schema 3. Times are microseconds since 1970 UTC; ids of messages sort by time.
 -- Clustered keys (WITHOUT ROWID) keep what belongs to one message together, so that nothing
--- but what is due and what expires is written twice.
+-- but what is due and what expires is written twice. migrating.py adds the table `migration`, which
+-- says what made the file. A change here is a change in migrations/ as well.
 
 CREATE TABLE message (
     id            TEXT PRIMARY KEY,   -- queue id
@@ -30,8 +31,10 @@ CREATE TABLE content (
     data BLOB,                        -- inline, or
     file TEXT,                        -- a name in the content directory
     header BLOB,                      -- of a large one, whose file then has its body only
-    eight_bit INTEGER NOT NULL DEFAULT 0 -- whether that body is not ASCII
+    eight_bit INTEGER NOT NULL DEFAULT 0, -- whether that body is not ASCII
+    crc32 INTEGER                     -- of data, or of the file and then the header; null: not known
 );
+CREATE INDEX content_file ON content (file) WHERE file IS NOT NULL;
 
 -- The copy for one next hop: the unit of scheduling.
 CREATE TABLE entry (
@@ -41,12 +44,27 @@ CREATE TABLE entry (
     content_id INTEGER NOT NULL,
     state      TEXT NOT NULL,         -- queued | deferred | held | captured | final
     claimed    INTEGER NOT NULL,
-    due_us     INTEGER,               -- when to look at it next: a retry, or its expiry
+    due_us     INTEGER,               -- when to look at it next: the earliest of retry_us, warn_us and
+                                      -- its expiry; null when final
     attempts   INTEGER NOT NULL,
     epoch      INTEGER NOT NULL,
+    retry_us   INTEGER,               -- when it may be tried; null: not by itself
+    lane       INTEGER NOT NULL DEFAULT 1, -- 0 high, 1 normal, 2 low, 3: nobody was at its site
+    sender     INTEGER NOT NULL DEFAULT 0, -- whose turn it is: a hash of the account or reverse-path
+    cause      TEXT NOT NULL DEFAULT '',   -- class of the last deferral
+    cause_attempts INTEGER NOT NULL DEFAULT 0, -- how many in a row had it
+    warn_us    INTEGER,               -- when the sender would hear of the delay; null: not, or done
+    priority   INTEGER NOT NULL DEFAULT 1, -- the lane that its message asked for: 0, 1 or 2
     PRIMARY KEY (message_id, number)
 ) WITHOUT ROWID;
-CREATE INDEX entry_live ON entry (claimed, due_us) WHERE state <> 'final';
+-- An entry that is accepted claimed, and delivered, touches the first of these only.
+CREATE INDEX entry_claimed ON entry (message_id, number) WHERE claimed = 1;
+CREATE INDEX entry_due ON entry (lane, due_us, message_id, number, next_hop, sender, state)
+    WHERE claimed = 0 AND due_us IS NOT NULL;
+CREATE INDEX entry_hop ON entry (next_hop, lane, sender, due_us)
+    WHERE claimed = 0 AND due_us IS NOT NULL;
+CREATE INDEX entry_sender ON entry (sender, lane, due_us, message_id, number, next_hop)
+    WHERE claimed = 0 AND due_us IS NOT NULL;
 
 CREATE TABLE recipient (
     message_id TEXT NOT NULL,

@@ -1,0 +1,189 @@
+"""Measure each second how short of room the relay is, and tell those who take on less then.
+
+On the path: beside it; sessions, the front door and pickup follow the state that is kept here.
+Holds: one look at a time; a disk that does not answer keeps nothing but its own look waiting; the
+    ballast is taken again when there is room for it.
+Fails: never; a figure that cannot be had counts as nothing, a disk that cannot be asked as full.
+Standards: statvfs(3), proc(5); docs/design.md 6.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from relay.app.memory import give_memory_back, memory_there_is, resident_bytes
+from relay.clock import Clock, jump_us
+from relay.journal.logs import get_logger
+from relay.journal.metrics import Metrics
+from relay.journal.pressure import (
+    Bounds,
+    Disk,
+    Figures,
+    Level,
+    Pressure,
+    Reason,
+    State,
+    assess,
+    words_of,
+)
+from relay.settings import Settings
+from relay.spool import SqliteSpool, disk_of
+
+_log = get_logger("app")
+
+LOOK_S = 1.0
+_ANSWER_S = 0.5  # for a disk to be asked; a slow answer is taken at a later look
+_SILENT_S = 10.0  # without an answer it counts as full
+_CLOCK_DIFFERS_S = 60.0
+_MEMORY_PART = 0.75  # of what there is, unless a bound is set
+_TRIM_S = 10.0
+
+
+def bounds_of(settings: Settings) -> Bounds:
+    """Return the bounds of these settings, on this machine."""
+    given = settings.pressure
+    return Bounds(
+        disk_free=given.disk_free,
+        queue_entries=given.queue_entries,
+        memory=given.memory or int(_MEMORY_PART * memory_there_is()),
+        commit_latency_s=given.commit_latency,
+    )
+
+
+class PressureMonitor:
+    """Keeps a Pressure up to date. keep_looking() runs until cancelled; look() may come before."""
+
+    def __init__(
+        self,
+        pressure: Pressure,
+        spool: SqliteSpool,
+        *,
+        bounds: Bounds,
+        mailboxes: Path,
+        metrics: Metrics,
+        clock: Clock,
+        on_change: Callable[[State], None] = lambda _state: None,
+        resident: Callable[[], int] | None = None,
+    ) -> None:
+        """`on_change` hears every state whose levels differ from those before.
+
+        `resident` tells how much memory the process has, in bytes.
+        """
+        self._pressure = pressure
+        self._spool = spool
+        self._bounds = bounds
+        self._disks = (
+            _AskedDisk(lambda: _spool_disk(spool), clock),
+            _AskedDisk(lambda: _nearest_disk(mailboxes), clock),
+        )
+        self._metrics = metrics
+        self._clock = clock
+        self._on_change = on_change
+        self._resident = resident or resident_bytes
+        self._clock_differs = False
+        self._trimmed_s = -math.inf
+
+    async def keep_looking(self) -> None:
+        """Look each second until cancelled."""
+        while True:
+            try:
+                await self.look()
+            except Exception:  # noqa: BLE001 - ours: what holds stays until the next look
+                _log.exception("pressure not measured")
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Measure once, and say what has changed."""
+        spool_disk, mail_disk = await asyncio.gather(*(disk.asked() for disk in self._disks))
+        strain = self._spool.strain()
+        figures = Figures(
+            spool=None if strain.is_failing else spool_disk,
+            mail=mail_disk,
+            kept_bytes=self._spool.ballast.missing_bytes,
+            queue_entries=strain.entries,
+            memory_bytes=self._resident(),
+            commit_s=strain.commit_s,
+            backlog=strain.backlog,
+        )
+        before = self._pressure.state
+        self._pressure.state = state = assess(before, figures, self._bounds)
+        self._metrics.pressure.set(state.level)
+        for reason in Reason:
+            level = state.levels.get(reason, Level.NORMAL)
+            self._metrics.pressure_reasons.labels(reason=reason).set(level)
+        if state.levels != before.levels:
+            _tell(before, state)
+            self._on_change(state)
+        if state.has(Reason.MEMORY):
+            await self._give_memory_back()
+        self._look_at_the_clock()
+
+    async def _give_memory_back(self) -> None:
+        now_s = self._clock.monotonic()
+        if now_s - self._trimmed_s >= _TRIM_S:
+            self._trimmed_s = now_s
+            await asyncio.to_thread(give_memory_back)
+
+    def _look_at_the_clock(self) -> None:
+        jumped_s = jump_us(self._clock) / 1_000_000
+        self._metrics.clock_jump.set(jumped_s)
+        differs = abs(jumped_s) > _CLOCK_DIFFERS_S
+        if differs and not self._clock_differs:
+            _log.warning("the clock has jumped: the queue follows it slowly", seconds=jumped_s)
+        elif self._clock_differs and not differs:
+            _log.info("the queue's time is the clock's again")
+        self._clock_differs = differs
+
+
+def _tell(before: State, state: State) -> None:
+    """One line for each change of the level or its reasons."""
+    tell = _log.warning if state.level > before.level else _log.info
+    because = "; ".join(words_of(reason) for reason in state.reasons)
+    tell(
+        "pressure",
+        state=state.level.name.lower(),
+        before=before.level.name.lower(),
+        reasons=" ".join(f"{one}={level.name.lower()}" for one, level in state.levels.items()),
+        because=because,
+    )
+
+
+class _AskedDisk:
+    """A disk as it was at its last answer; None when it has been silent for long, or refused."""
+
+    def __init__(self, ask: Callable[[], Disk], clock: Clock) -> None:
+        """`ask` blocks, and raises OSError."""
+        self._ask = ask
+        self._clock = clock
+        self._asking: asyncio.Future[Disk] | None = None
+        self._asked_s = 0.0
+        self._answer: Disk | None = None
+
+    async def asked(self) -> Disk | None:
+        if self._asking is None:
+            self._asked_s = self._clock.monotonic()
+            self._asking = asyncio.get_running_loop().run_in_executor(None, self._ask)
+        done, _ = await asyncio.wait({self._asking}, timeout=_ANSWER_S)
+        if done:
+            answer, self._asking = self._asking, None
+            try:
+                self._answer = answer.result()
+            except OSError as error:
+                _log.warning("a disk cannot be asked", error=str(error))
+                self._answer = None
+        elif self._clock.monotonic() - self._asked_s > _SILENT_S:
+            self._answer = None
+        return self._answer
+
+
+def _spool_disk(spool: SqliteSpool) -> Disk:
+    spool.ballast.make()
+    return disk_of(spool.ballast.directory)
+
+
+def _nearest_disk(path: Path) -> Disk:
+    """The disk of a directory that may still be to be made."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return disk_of(path)

@@ -1,0 +1,218 @@
+"""Which site a next hop's claims go to: resolved when it is asked for, and for a moment known.
+
+On the path: the dispatcher pushes claims; they wait here for the resolver, then in their site.
+Holds: one search for a next hop at a time, and a bounded number in all; what was not found is not
+    looked for again at once; the same hosts are one site, whatever domains they serve; sites and
+    places are bounded.
+Fails: never; what the resolver says is wrong becomes an outcome of all that waits for it.
+Standards: RFC 5321 5.1.
+"""
+
+import asyncio
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from relay.clock import Clock
+from relay.delivery.conclude import for_all
+from relay.delivery.ports import Connect, LocalTable, Resolver, Scheduler
+from relay.delivery.queue.fairqueue import FairQueue
+from relay.delivery.queue.residents import Residents
+from relay.delivery.remote.memory import HOSTS_MAX, HostMemory, Place, Refusal
+from relay.delivery.remote.options import SiteOptions
+from relay.delivery.remote.rate import parse_rate
+from relay.delivery.remote.searches import Searches
+from relay.delivery.remote.site import Site
+from relay.delivery.remote.slots import ConnectionSlots
+from relay.journal.logs import get_logger
+from relay.message.nexthop import HopKind, NextHop
+from relay.message.outcome import Deferred, Outcome
+from relay.routing import Hosts, TemporaryFailure, Unresolved, outcome_of
+from relay.spool.types import Claim
+
+_log = get_logger("delivery")
+
+_SITES_MAX = 4000
+_PLACES_MAX = 4000
+_PLACE_S = 1.0  # how long the site of a next hop is remembered without asking the resolver
+
+# its places, whether TLS comes first, and the login
+SiteKey = tuple[tuple[tuple[str, int], ...], bool, tuple[str, str] | None]
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where a next hop's claims went a moment ago."""
+
+    site: Site
+    until: float
+
+
+class Sites:
+    """All sites, and the claims that wait until theirs is known."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        residents: Residents,
+        *,
+        resolver: Resolver,
+        table: LocalTable,
+        slots: ConnectionSlots,
+        options: SiteOptions,
+        clock: Clock,
+        connect: Connect,
+    ) -> None:
+        """`residents` hears where each claim waits."""
+        self._scheduler = scheduler
+        self._residents = residents
+        self._resolver = resolver
+        self._table = table
+        self._slots = slots
+        self._options = options
+        self._clock = clock
+        self._connect = connect
+        self._sites: dict[SiteKey, Site] = {}
+        self._places: dict[NextHop, _Place] = {}
+        self._anew: dict[NextHop, None] = {}  # where somebody wants to be asked again who was down
+        self._resolving: dict[NextHop, FairQueue] = {}
+        self._searches: dict[NextHop, asyncio.Task[None]] = {}
+        self._settling: set[asyncio.Task[None]] = set()
+        self._limit = Searches()
+        self._memory = HostMemory()
+
+    def push(self, claim: Claim) -> None:
+        """Take a claim for a next hop that is not here."""
+        place = self._places.get(claim.next_hop)
+        if place is not None and (
+            place.until > self._clock.monotonic() or place.site.knows_nobody_for(claim)
+        ):
+            self._hand_on(claim, place.site)
+            return
+        waiting = self._resolving.get(claim.next_hop)
+        if waiting is None and (refusal := self._not_found_lately(claim)) is not None:
+            settling = self._not_found([claim], refusal.outcome)
+            task = asyncio.get_running_loop().create_task(settling)
+            self._settling.add(task)
+            task.add_done_callback(self._settling.discard)
+            return
+        if waiting is None:
+            waiting = self._resolving[claim.next_hop] = FairQueue()
+            search = asyncio.get_running_loop().create_task(self._find_site(claim))
+            self._searches[claim.next_hop] = search
+            search.add_done_callback(self._settling.discard)
+        waiting.push(claim)
+        self._residents.wait(claim, waiting)
+
+    def try_anew(self, next_hops: Collection[NextHop]) -> None:
+        """Forget that nobody was there."""
+        for next_hop in next_hops:
+            self._memory.forget_refusal(_name(next_hop))
+            self._anew[next_hop] = None  # for the hosts that are found next
+            if len(self._anew) > HOSTS_MAX:
+                del self._anew[next(iter(self._anew))]
+            place = self._places.get(next_hop)
+            if place is not None:
+                place.until = 0.0
+                place.site.try_anew()
+
+    def close(self) -> list[Claim]:
+        """Take no more; return what was not begun. Connections end after their transaction."""
+        untried = [claim for site in self._sites.values() for claim in site.close()]
+        untried += [claim for waiting in self._resolving.values() for claim in waiting.drain()]
+        for search in self._searches.values():
+            search.cancel()
+            self._settling.add(search)
+        self._searches.clear()
+        return untried
+
+    def abort(self) -> None:
+        """End every connection at once."""
+        for site in self._sites.values():
+            site.abort()
+
+    @property
+    def tasks(self) -> Iterator[asyncio.Task[None]]:
+        """Searches, with what they settle, and connections that have not ended."""
+        yield from self._searches.values()
+        yield from self._settling
+        for site in self._sites.values():
+            yield from site.workers
+
+    def _hand_on(self, claim: Claim, site: Site) -> None:
+        self._residents.wait(claim, site.ready)
+        site.push(claim)
+
+    async def _find_site(self, first: Claim) -> None:
+        """Resolve the next hop of the claim that asked first, and push all that waits for it."""
+        next_hop = first.next_hop
+        found = await self._found(first)
+        self._settling.add(self._searches.pop(next_hop))  # from here on it is not cut off
+        claims = self._resolving.pop(next_hop).drain()
+        if isinstance(found, Site):
+            if len(self._places) >= _PLACES_MAX:
+                self._places.clear()
+            self._places[next_hop] = _Place(found, self._clock.monotonic() + _PLACE_S)
+            if next_hop in self._anew:
+                del self._anew[next_hop]
+                found.try_anew()
+            for claim in claims:
+                self._hand_on(claim, found)
+            return
+        outcome = outcome_of(found)
+        if isinstance(outcome, Deferred):
+            now_s = self._clock.monotonic()
+            self._memory.refused(_name(next_hop), Refusal(outcome, now_s))
+        await self._not_found(claims, outcome)
+
+    def _not_found_lately(self, claim: Claim) -> Refusal | None:
+        since_s = self._clock.monotonic() - self._options.trust_s(claim)
+        return self._memory.refusal(_name(claim.next_hop), since_s=since_s)
+
+    async def _found(self, first: Claim) -> Site | Unresolved:
+        try:
+            async with self._limit.turn(first):
+                found = await self._resolver.resolve(first.next_hop)
+                return self._site(first.next_hop, found) if isinstance(found, Hosts) else found
+        except Exception as error:  # noqa: BLE001 - ours: else the next hop would wait for ever
+            _log.exception("resolving broken off", next_hop=str(first.next_hop))
+            return TemporaryFailure(f"internal error: {type(error).__name__}")
+
+    async def _not_found(self, claims: Iterable[Claim], outcome: Outcome) -> None:
+        settle = partial(self._scheduler.settle, reached=False)
+        await asyncio.gather(*(settle(one, for_all(one, outcome)) for one in claims))
+
+    def _site(self, next_hop: NextHop, hosts: Hosts) -> Site:
+        """The site of these hosts: the same for every domain that they serve."""
+        credentials = self._table.credentials_for(next_hop)
+        implicit = next_hop.kind is HopKind.SMTPS
+        places = tuple(sorted((host.name, host.port) for host in hosts.hosts))
+        key = (places, implicit, credentials)
+        site = self._sites.get(key)
+        if site is None:
+            if len(self._sites) >= _SITES_MAX:
+                self._forget_unused()
+            site = self._sites[key] = Site(
+                name=",".join(f"{name}:{port}" for name, port in places[:3]),
+                hosts=hosts,
+                options=replace(self._options, tls="implicit") if implicit else self._options,
+                credentials=credentials,
+                scheduler=self._scheduler,
+                slots=self._slots,
+                clock=self._clock,
+                connect=self._connect,
+                memory=self._memory,
+            )
+        site.renew(hosts)
+        limits = self._table.limits_for(next_hop)
+        site.bound(limits.connections_max, parse_rate(limits.rate))
+        return site
+
+    def _forget_unused(self) -> None:
+        self._places.clear()
+        self._sites = {key: site for key, site in self._sites.items() if not site.is_unused}
+
+
+def _name(next_hop: NextHop) -> Place:
+    """A next hop whose hosts cannot be found, as the memory of hosts keeps it."""
+    return (str(next_hop), 0, "", "")

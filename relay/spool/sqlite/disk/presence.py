@@ -1,0 +1,53 @@
+"""Whether there is a spool, or was one: a file that is gone or empty beside its contents is damage.
+
+On the path: before a spool is opened, and before a command says that there is none.
+Holds: nobody begins with an empty queue where mail was, nor removes its contents as left over.
+Fails: SpoolDamagedError.
+Standards: docs/operation.md (A damaged spool).
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from relay.spool.types import SpoolDamagedError
+
+ARRIVING = "arriving-"  # what came in and never got a message begins so
+
+
+def contents_of(database: Path) -> Path:
+    """The directory that has the larger contents of a spool."""
+    return database.with_name(database.name + "-content")
+
+
+def salvage_mark_of(database: Path) -> Path:
+    """The file that is there while a spool is salvaged."""
+    return database.with_name(database.name + ".salvage")
+
+
+def is_or_was_there(database: Path) -> bool:
+    """Whether there is anything of a spool."""
+    return database.exists() or salvage_mark_of(database).exists() or _has_contents(database)
+
+
+def check_presence(database: Path) -> None:
+    """Raise SpoolDamagedError for a file that is not what it was."""
+    if salvage_mark_of(database).exists():
+        raise SpoolDamagedError(f"{database}: its salvage was cut off")
+    if not database.exists():
+        if _has_contents(database):
+            raise SpoolDamagedError(
+                f"{database} is gone, and {contents_of(database)} has contents of its messages"
+            )
+    elif contents_of(database).exists() and not database.stat().st_size:
+        # The directory is made behind the file's first commit.
+        raise SpoolDamagedError(f"{database} is damaged: it is empty")
+
+
+def _has_contents(database: Path) -> bool:
+    with (
+        suppress(FileNotFoundError, NotADirectoryError),
+        os.scandir(contents_of(database)) as entries,
+    ):
+        return any(not entry.name.startswith(ARRIVING) for entry in entries)
+    return False
