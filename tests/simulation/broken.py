@@ -1,0 +1,235 @@
+"""Relays that are broken in one way each: the simulation must find every one of them.
+
+On the path: tests run worlds on them; each is a context in which the real code does one thing wrong.
+Holds: outside of its context everything is as it was.
+Fails: AttributeError where the code that it breaks is gone: then it has to be broken anew.
+Standards: docs/design.md 4, 7.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+from relay.delivery import Dispatcher, conclude
+from relay.delivery.queue.walk import LaneWalk
+from relay.delivery.remote.session import Session
+from relay.delivery.remote.slots import ConnectionSlots
+from relay.ingress import Acceptance
+from relay.ingress.ports import Decision
+from relay.reports import reporter
+from relay.spool.sqlite import spool as spool_module
+from relay.spool.sqlite import transactions
+from relay.spool.sqlite.engine import batch
+from relay.spool.sqlite.engine.batch import Batch
+from relay.spool.sqlite.operating import changing
+from relay.spool.sqlite.spool import SqliteSpool
+from relay.spool.sqlite.upkeep import recovery
+from tests.simulation.clock import WorldClock
+from tests.simulation.neighbours import Mailboxes
+
+Patches = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """`caught_by` is what at least one violation says; within the first `seeds` worlds."""
+
+    name: str
+    broken: Patches
+    caught_by: str
+    seeds: int = 60
+
+
+def _instead(owner: Any, name: str, make: Callable[[Any], Any]) -> Patches:
+    """Put what `make` makes of the original in its place."""
+
+    @contextmanager
+    def patched() -> Iterator[None]:
+        with patch.object(owner, name, make(getattr(owner, name))):
+            yield
+
+    return patched
+
+
+def _answer_at_once(original: Any) -> Any:
+    async def commit(self: Acceptance, message: Any, reports: Any) -> Decision:
+        task = asyncio.get_running_loop().create_task(original(self, message, reports))
+        task.add_done_callback(lambda done: done.exception())
+        return Decision(f"250 2.0.0 Ok: queued as {message.id}", message.id)
+
+    return commit
+
+
+def _any_epoch(original: Any) -> Any:
+    def settle(batch: Any, settlement: Any, *args: Any, **more: Any) -> Any:
+        claim = settlement.claim
+        row = batch.cursor.execute(
+            "SELECT epoch FROM entry WHERE message_id = ? AND number = ?",
+            (claim.message.id, claim.entry_id),
+        ).fetchone()
+        settlement = replace(settlement, claim=replace(claim, epoch=row[0]))
+        return original(batch, settlement, *args, **more)
+
+    return settle
+
+
+def _report_later(original: Any) -> Any:
+    async def settle(self: SqliteSpool, settlement: Any, **more: Any) -> Any:
+        held, claims = await original(self, replace(settlement, reports=()), **more)
+        for report in settlement.reports if held else ():
+            accepted = await self.accept(report, claim=more.get("claim_reports", True))
+            claims = (*claims, *accepted.claims)
+        return held, claims
+
+    return settle
+
+
+def _no_waiting(_original: Any) -> Any:
+    async def before_dot(self: Session) -> None:
+        self._in_doubt = True
+
+    return before_dot
+
+
+def _losing_claims(original: Any) -> Any:
+    async def claim_due(self: SqliteSpool, *args: Any, **more: Any) -> Any:
+        seen = await original(self, *args, **more)
+        if isinstance(seen, tuple):
+            return seen[1:]
+        return replace(seen, claims=seen.claims[1:])
+
+    return claim_due
+
+
+def _without_key(original: Any) -> Any:
+    async def accept(self: SqliteSpool, message: Any, **more: Any) -> Any:
+        more["submission_key"] = ""
+        return await original(self, message, **more)
+
+    return accept
+
+
+def _never_expiring(original: Any) -> Any:
+    async def accept(self: SqliteSpool, message: Any, **more: Any) -> Any:
+        later = replace(message, expires_us=message.expires_us + 100 * 86_400_000_000)
+        return await original(self, later, **more)
+
+    return accept
+
+
+def _unsynced(original: Any) -> Any:
+    def open_database(*args: Any, **more: Any) -> Any:
+        connection = original(*args, **more)
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+    return open_database
+
+
+def _ten_times(original: Any) -> Any:
+    def initialise(self: ConnectionSlots, limit: int, *args: Any, **more: Any) -> None:
+        original(self, 10 * limit, *args, **more)
+
+    return initialise
+
+
+def _to_anybody(original: Any) -> Any:
+    def decide(recipients: Any, **more: Any) -> Any:
+        return original(recipients, **{**more, "trusted": True})
+
+    return decide
+
+
+def _again(original: Any) -> Any:
+    async def deliver(self: Mailboxes, *args: Any, **more: Any) -> Any:
+        self.is_idempotent = False
+        return await original(self, *args, **more)
+
+    return deliver
+
+
+def _same_epoch(original: Any) -> Any:
+    return str(original).replace(", epoch = epoch + 1", "")
+
+
+def _still_tried(_original: Any) -> Any:
+    def withdraw(self: Dispatcher, keys: Any) -> Any:
+        return frozenset(key for key in keys if key in self._residents._where)
+
+    return withdraw
+
+
+def _held_for_ever(original: Any) -> Any:
+    def look_us(retry_us: Any, **more: Any) -> int:
+        return original(retry_us, **more) if retry_us is not None else 1 << 62
+
+    return look_us
+
+
+def _warned_again(original: Any) -> Any:
+    def warning(claim: Any, *args: Any) -> Any:
+        return claim.warn_us, original(claim, *args)[1]
+
+    return warning
+
+
+def _never_warned(original: Any) -> Any:
+    return lambda *args: (original(*args)[0], ())
+
+
+def _counted_later(_original: Any) -> Any:
+    later: Counter[str] = Counter()
+
+    def write_counts(self: Batch) -> None:
+        counts, self_counts = later.copy(), self.counts.copy()
+        later.clear()
+        later.update(self_counts)
+        if counts:
+            self.cursor.executemany(batch._COUNT, counts.items())
+
+    return write_counts
+
+
+def _not_indexed(_original: Any) -> Any:
+    return lambda *_args: None
+
+
+def _nothing(_original: Any) -> Any:
+    return lambda *_args, **_more: 0
+
+
+def _wall_time(_original: Any) -> Any:
+    return WorldClock.time_us
+
+
+BROKEN = (
+    Broken("reply before commit", _instead(Acceptance, "_commit", _answer_at_once), "invariant 1"),
+    Broken("settle without epoch", _instead(transactions, "settle", _any_epoch), "invariant 3"),
+    Broken(
+        "bounce and removal in two transactions",
+        _instead(SqliteSpool, "settle", _report_later),
+        "invariant 1",
+    ),
+    Broken("next dot before settle", _instead(Session, "_before_dot", _no_waiting), "invariant 10"),
+    Broken("claims are lost", _instead(SqliteSpool, "claim_due", _losing_claims), "invariant 6"),
+    Broken("no submission keys", _instead(SqliteSpool, "accept", _without_key), "invariant 7"),
+    Broken("nothing expires", _instead(SqliteSpool, "accept", _never_expiring), "invariant 6"),
+    Broken("nothing synced", _instead(spool_module, "open_database", _unsynced), "invariant 1"),
+    Broken("ten times the connections", _instead(ConnectionSlots, "__init__", _ten_times), "invariant 4"),
+    Broken("backscatter", _instead(reporter, "decide", _to_anybody), "invariant 5"),
+    Broken("delivered twice at home", _instead(Mailboxes, "deliver", _again), "invariant 2"),
+    Broken("doubts are not told", _instead(recovery, "append_events", _nothing), "invariant 2"),
+    Broken("wall time", _instead(WorldClock, "steady_us", _wall_time), "invariant 6"),
+    Broken("a hold keeps the epoch", _instead(changing, "_WAIT", _same_epoch), "invariant 3"),
+    Broken("what is withdrawn is tried", _instead(Dispatcher, "withdraw", _still_tried), "invariant 2"),
+    Broken("what is held never ends", _instead(changing, "look_us", _held_for_ever), "invariant 6"),
+    Broken("warned again", _instead(conclude, "_warning", _warned_again), "invariant 6"),
+    Broken("never warned", _instead(conclude, "_warning", _never_warned), "invariant 6"),
+    Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),
+    Broken("what is left is forgotten", _instead(LaneWalk, "_leave_hop", _not_indexed), "invariant 6"),
+    Broken("events are lost", _instead(transactions, "append_events", _nothing), "invariant 9"),
+)  # fmt: skip

@@ -1,0 +1,74 @@
+"""What ought to come to pass in two hundred worlds: what never does is a hole in the simulation.
+
+On the path: `make simulate` counts and prints it; a test wants all of it.
+Holds: the names are made of the code's own words, so that a new one is missed at once.
+Fails: never.
+Standards: none.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from relay.journal.events import Step
+from relay.journal.pressure import Level
+from relay.message.lifecycle import FINAL, State
+from relay.message.outcome import DeferralClass
+from relay.spool.operating import Operation, Result
+from relay.spool.waiting import Lane
+from tests.simulation.rows import Message
+from tests.simulation.sites import MANNERS
+
+# No site of a world speaks TLS or asks for a password; nothing of ours breaks down.
+_UNREACHABLE = {DeferralClass.TLS, DeferralClass.AUTH, DeferralClass.INTERNAL}
+_ALWAYS_DONE = (Operation.CANCEL, Result.UNCHANGED)  # whatever lives can be cancelled
+_PARTS_OF_LIFE = ("starting", "working", "stopping", "an order", "upkeep", "a report")
+WANTED = (
+    *(f"site: {manner.name}" for manner in MANNERS),
+    *(f"deferred: {kind}" for kind in DeferralClass if kind not in _UNREACHABLE),
+    *(f"outcome: {name}" for name in ("delivered", "relayed", "failed", "indeterminate")),
+    *(f"state: {state}" for state in sorted(FINAL - {State.EXPANDED})),
+    *(f"lane: {lane.name}" for lane in Lane),
+    *(f"look: {kind}" for kind in ("onward", "next hop", "sender")),
+    *(f"operation: {one}, {result}" for one in Operation for result in Result if (one, result) != _ALWAYS_DONE),
+    *(f"expired: {state}" for state in ("deferred", "held", "captured")),
+    *(f"death: {part}" for part in _PARTS_OF_LIFE),
+    *(f"report: {kind}" for kind in ("failure", "dead-letter", "delayed")),
+    *(f"pressure: {level.name}" for level in Level),
+    *(f"disk: {word}" for word in ("full", "a sync failed", "ballast given up")),
+    *(f"answer: {word}" for word in ("250", "4yz", "5yz", "none")),
+    "accepted: as no claim", "accepted: in a file", "accepted: large", "accepted: repeated",
+    "added by a rule", "clock: jumped", "history: pruned", "mailbox: full", "power: lost",
+    "rate: waited", "released by its time", "settled: fenced", "settled: some",
+    "silent: NOTIFY=NEVER", "silent: null reverse-path", "silent: a stranger",
+)  # fmt: skip
+
+
+def of_messages(messages: Mapping[str, Message]) -> Counter[str]:
+    """What is to be seen in what was left."""
+    return Counter(word for message in messages.values() for word in _of_message(message))
+
+
+def _of_message(message: Message) -> Iterator[str]:
+    failed = False
+    for one in message.recipients:
+        yield f"state: {one.state}"
+        if one.added_by:
+            yield "added by a rule"
+        if one.state in (State.FAILED, State.EXPIRED) and not one.added_by:
+            failed = failed or one.notify != "NEVER"
+            if one.notify == "NEVER":
+                yield "silent: NOTIFY=NEVER"
+    if failed and not message.trusted:
+        yield "silent: a stranger"
+    elif failed and not message.reverse_path and message.source != "report":
+        yield "silent: null reverse-path"
+    for _, step, detail in message.events:
+        if step == Step.REPORT and "kind" in detail:
+            yield f"report: {detail['kind']}"
+        if detail.get("who") == "its time":
+            yield "released by its time"
+
+
+def never(reached: Counter[str]) -> list[str]:
+    """What did not come to pass."""
+    return [word for word in WANTED if not reached[word]]

@@ -1,0 +1,302 @@
+"""The invariants of docs/design.md 7, each a function of what is left of a world.
+
+On the path: behind every run.
+Holds: pure but for haunt(); a message says which invariant, whose message, what is.
+Fails: never.
+Standards: docs/design.md 7; RFC 3464 (what a report names).
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from relay.journal.events import Step
+from relay.message.lifecycle import FINAL, TRANSITIONS, State
+from relay.message.outcome import Evidence as Words
+from relay.message.outcome import Relayed
+from relay.spool.types import Claim, Settlement
+from tests.simulation.clock import BEGINNING_US
+from tests.simulation.ledger import Ledger
+from tests.simulation.rows import Message, Recipient, Rows
+from tests.simulation.scenario import VICTIM, Scenario
+from tests.simulation.sites import TOKEN, Site, Taken
+
+_ATTEMPT_S_MAX = 1500.0  # three hosts, each answering as late as it may
+_FINAL_RECIPIENT = re.compile(rb"^Final-Recipient: [^;]*; *(\S+)", re.MULTILINE | re.IGNORECASE)
+_MESSAGE_ID = re.compile(rb"^Message-ID: *(\S+)", re.MULTILINE | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All there is to judge by."""
+
+    plan: Scenario
+    ledger: Ledger
+    rows: Rows
+    sites: Mapping[str, list[Site]]
+
+    def copies(self) -> Iterator[Taken]:
+        for sites in self.sites.values():
+            for site in sites:
+                yield from site.taken
+
+    def copies_by_recipient(self) -> Counter[tuple[str, str]]:
+        """How many there are for a queue id and an address."""
+        names = self.ledger.names
+        return Counter((names.get(one.name, one.name), one.address) for one in self.copies())
+
+
+def violations(evidence: Evidence) -> list[str]:
+    """Everything that is wrong."""
+    found: list[str] = list(evidence.rows.violations)
+    for check in (
+        answered_is_kept, everything_ended, ends_are_true, no_second_delivery, reports_are_made,
+        no_backscatter, expiry_in_time,
+        delays_are_told_once, keys_are_kept, events_tell_all, nothing_left_over,
+    ):  # fmt: skip
+        found += [f"invariant {line}" for line in check(evidence)]
+    return found
+
+
+def answered_is_kept(evidence: Evidence) -> Iterator[str]:
+    """1: after 250 the message is there, with every recipient that was taken."""
+    by_token = Counter(message.token for message in evidence.rows.messages.values())
+    for one in evidence.ledger.tries:
+        if one.code == 250:
+            message = evidence.rows.messages.get(one.queue_id)
+            if message is None:
+                yield f"1: {one.token} was answered 250 as {one.queue_id} and is nowhere"
+                continue
+            there = {recipient.address for recipient in message.recipients}
+            for address in one.recipients:
+                if address not in there:
+                    yield f"1: {one.token} lost its recipient {address}"
+        elif one.code // 100 in (4, 5) and by_token[one.token]:
+            yield f"1: {one.token} was answered {one.code}, and accepted"
+
+
+def everything_ended(evidence: Evidence) -> Iterator[str]:
+    """1 and 6: nothing is without an end when all time is over; nothing is unaccounted for."""
+    for message in evidence.rows.messages.values():
+        for recipient in message.recipients:
+            if recipient.state not in FINAL:
+                yield f"6: {message.id} ({message.token}) to {recipient.address} is still {recipient.state}"
+    counters = evidence.rows.counters
+    messages = evidence.rows.messages.values()
+    states = Counter(str(one.state) for message in messages for one in message.recipients)
+    expected = {state: count for state, count in states.items() if state in FINAL}
+    if counters != expected | {"accepted": states.total()}:
+        yield f"1: counted {dict(counters)}, there are {dict(states)}"
+
+
+def ends_are_true(evidence: Evidence) -> Iterator[str]:
+    """1: what is said to be somewhere is there."""
+    at_sites = evidence.copies_by_recipient()
+    at_home = Counter(unique for _, unique, _ in evidence.ledger.inboxes)
+    for message in evidence.rows.messages.values():
+        for recipient in message.recipients:
+            where = f"{message.id} ({message.token}) to {recipient.address}"
+            if recipient.state is State.RELAYED and not at_sites[message.id, recipient.address]:
+                yield f"1: {where} is relayed, and nobody has it"
+            if (
+                recipient.state is State.DELIVERED
+                and not at_home[f"{message.id}-{recipient.number}"]
+            ):
+                yield f"1: {where} is delivered, and in no mailbox"
+
+
+def no_second_delivery(evidence: Evidence) -> Iterator[str]:
+    """2: at most one copy, and one more for each attempt that is known to be in doubt."""
+    messages = evidence.rows.messages
+    for (queue_id, address), count in evidence.copies_by_recipient().items():
+        message = messages.get(queue_id)
+        if message is None:
+            yield f"2: {queue_id} was delivered to {address} and never accepted"
+            continue
+        mine = [one for one in message.recipients if one.address == address]
+        relayed = sum(one.state is State.RELAYED for one in mine)
+        doubts = sum(in_doubt(message, one.number) for one in mine)
+        if count > relayed + doubts:
+            yield f"2: {queue_id} ({message.token}) to {address}: {count} copies, {doubts} doubts"
+    for unique, count in Counter(unique for _, unique, _ in evidence.ledger.inboxes).items():
+        if count > 1:
+            yield f"2: {unique} is {count} times in its mailbox"
+
+
+def in_doubt(message: Message, number: int) -> int:
+    """How many attempts for a recipient are indeterminate."""
+    return sum(
+        one["number"] == number and one["outcome"] == "indeterminate"
+        for _, step, detail in message.events
+        if step == Step.DELIVERY
+        for one in detail.get("recipients", ())
+    )
+
+
+def reports_are_made(evidence: Evidence) -> Iterator[str]:
+    """1: who failed is reported once to the sender who may hear of it, and to nobody else."""
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for content in _reports(evidence):
+        token = TOKEN.search(content.partition(b"\r\n\r\n")[2])
+        name = _MESSAGE_ID.search(content)
+        for address in _FINAL_RECIPIENT.findall(content):
+            key = (token[1].decode() if token else "", address.decode())
+            found[key].add(name[1].decode() if name else "")
+    expected: set[tuple[str, str]] = set()
+    for message in evidence.rows.messages.values():
+        if message.source == "report" or not message.trusted or not message.reverse_path:
+            continue
+        for one in message.recipients:
+            wanted = not one.notify or "FAILURE" in one.notify
+            if one.state is State.EXPIRED and is_captured(message, one):
+                wanted = False  # whoever captures it knows
+            if one.state in (State.FAILED, State.EXPIRED) and wanted and not one.added_by:
+                expected.add((message.token, one.address))
+                if len(found[message.token, one.address]) != 1:
+                    reports = sorted(found[message.token, one.address])
+                    yield f"1: {message.id} ({message.token}) to {one.address} is {one.state}; reports: {reports}"
+    for key, reports in found.items():
+        if reports and key not in expected:
+            yield f"5: nobody was to hear of {key}: {sorted(reports)}"
+
+
+def is_captured(message: Message, recipient: Recipient) -> bool:
+    """Whether it was captured to its end."""
+    rerouted = any(
+        detail.get("operation") == "reroute" and recipient.entry in detail["entries"]
+        for _, _, detail in message.events
+    )
+    return recipient.address.endswith("@captured.test") and not rerouted
+
+
+def _reports(evidence: Evidence) -> Iterator[bytes]:
+    contents = [content for _, _, content in evidence.ledger.inboxes]
+    contents += [copy.content for copy in evidence.copies() if not copy.reverse_path]
+    for content in contents:
+        if b"\r\nContent-Type: multipart/report" in content.partition(b"\r\n\r\n")[0]:
+            yield content
+
+
+def no_backscatter(evidence: Evidence) -> Iterator[str]:
+    """5: no report about a report, none to an address that a stranger may have made up."""
+    for copy in evidence.copies():
+        if copy.address == VICTIM:
+            yield f"5: {copy.name} went to {VICTIM}"
+    for message in evidence.rows.messages.values():
+        if message.source != "report":
+            continue
+        for _, step, detail in message.events:
+            if step == Step.REPORT and detail.get("kind") not in ("dead-letter", "dropped"):
+                yield f"5: the report {message.id} caused {detail}"
+
+
+def expiry_in_time(evidence: Evidence) -> Iterator[str]:
+    """6: nothing expires before its time, nor long behind it."""
+    for queue_id, expires_us, settled_s in evidence.ledger.expiries:
+        expires_s = (expires_us - BEGINNING_US) / 1e6
+        late_s = settled_s - expires_s
+        if late_s < -0.001:
+            yield f"6: {queue_id} expired {-late_s:.0f} s too early"
+        if late_s - evidence.ledger.outage_s(expires_s, settled_s) > _ATTEMPT_S_MAX:
+            yield f"6: {queue_id} expired {late_s:.0f} s too late"
+
+
+def delays_are_told_once(evidence: Evidence) -> Iterator[str]:
+    """6: whoever waits for late mail hears of each entry's delay once."""
+    for message in evidence.rows.messages.values():
+        told = Counter(
+            detail["entry"]
+            for _, step, detail in message.events
+            if step == Step.REPORT and detail.get("kind") == "delayed"
+        )
+        for entry, times in told.items():
+            if times > 1:
+                yield f"6: the delay of {message.id} {entry} was told {times} times"
+
+
+def keys_are_kept(evidence: Evidence) -> Iterator[str]:
+    """7: a submission is one message, and always the same."""
+    ids: dict[str, set[str]] = defaultdict(set)
+    for one in evidence.ledger.tries:
+        if one.letter.via == "pickup" and one.queue_id:
+            ids[f"draft{one.letter.number}.1"].add(one.queue_id)
+    for message in evidence.rows.messages.values():
+        if message.submission_id:
+            ids[message.submission_id].add(message.id)
+    for key, found in ids.items():
+        if len(found) > 1:
+            yield f"7: {key} became {sorted(found)}"
+
+
+def events_tell_all(evidence: Evidence) -> Iterator[str]:
+    """9: events are in one order, and the states can be computed from them."""
+    for message in evidence.rows.messages.values():
+        sequences = [sequence for sequence, _, _ in message.events]
+        if sequences != list(range(1, len(sequences) + 1)):
+            yield f"9: {message.id} has the events {sequences}"
+        told = recompute(message)
+        for one in message.recipients:
+            if one.entry and told.get(one.number, "queued") != one.state:
+                yield f"9: {message.id} to {one.address} is {one.state}, told {told.get(one.number)}"
+
+
+_STATES = {
+    "delivered": "delivered", "relayed": "relayed", "failed": "failed", "expired": "expired",
+    "deferred": "deferred", "indeterminate": "deferred",
+}  # fmt: skip
+
+_OPERATED = {"hold": State.HELD, "release": State.QUEUED, "cancel": State.CANCELLED}
+# A reroute makes of a captured one a queued one, and changes no other state.
+
+
+def recompute(message: Message) -> dict[int, str]:
+    """The states of recipients as the events tell them; without an event: queued, or captured."""
+    states = {
+        one.number: "captured"
+        for one in message.recipients
+        if one.address.endswith("@captured.test")
+    }
+    for _, step, detail in message.events:
+        if step != Step.DELIVERY:
+            continue
+        for told in detail.get("recipients", ()):
+            states[told["number"]] = _STATES[told["outcome"]]
+        if detail.get("operation") == "reroute":
+            for one in message.recipients:
+                if one.entry in detail["entries"] and states.get(one.number) == "captured":
+                    states[one.number] = "queued"
+        if after := _OPERATED.get(detail.get("operation", "")):
+            for one in message.recipients:
+                state = State(states.get(one.number, "queued"))
+                to = State.DEFERRED if one.entry in detail.get("deferred", ()) else after
+                if one.entry in detail["entries"] and to in TRANSITIONS[state]:
+                    states[one.number] = to
+    return states
+
+
+def nothing_left_over(evidence: Evidence) -> Iterator[str]:
+    """8: no content outlives the last entry that needs it."""
+    live = {
+        (message.id, one.entry)
+        for message in evidence.rows.messages.values()
+        for one in message.recipients
+        if one.entry and one.state not in FINAL
+    }
+    if evidence.rows.contents > len(live):
+        yield f"8: {evidence.rows.contents} contents for {len(live)} entries"
+
+
+async def haunt(node: Any, claim: Claim, world: Any) -> None:
+    """Settle a claim of another time as relayed."""
+    outcome = Relayed(Words("2.0.0", "250 from another time"))
+    outcomes = {recipient.id: outcome for recipient in claim.recipients}
+    settlement = Settlement(claim=claim, at_us=node.clock.time_us(), outcomes=outcomes)
+    try:
+        held, _ = await node.spool.settle(settlement)
+    except Exception:  # noqa: BLE001 - as good as fenced
+        return
+    world.reached["settled: fenced"] += not held
+    if held:
+        world.fault(f"invariant 3: {claim.message.id} was settled by the dead")

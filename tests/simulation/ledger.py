@@ -1,0 +1,283 @@
+"""What everybody saw, kept outside of every process: answers, claims, settlements, copies.
+
+On the path: clients and a Witness around the spool write it; the invariants read it.
+Holds: nothing in it is the relay's word alone where somebody else's is to be had.
+Fails: it tells the world of a fault at once where no later look could find it.
+Standards: docs/design.md 7.
+"""
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from relay.delivery.remote.rate import Rate
+from relay.message.content import LARGE_BYTES, Content, LargeContent
+from relay.message.lifecycle import State
+from relay.message.outcome import Deferred, Delivered, Failed, Relayed
+from relay.spool.sqlite.disk.contents import is_in_file
+from relay.spool.types import Accepted, Claim, Seen, Settlement, SpoolError
+from relay.spool.waiting import Look
+from tests.simulation.clock import BEGINNING_US
+from tests.simulation.life import Life
+from tests.simulation.rows import Message
+from tests.simulation.scenario import Letter, Scenario
+from tests.simulation.world import World
+
+Key = tuple[str, int]
+CONTENTS_BYTES = 200_000  # of contents in memory, beside those that came with their claims
+_JUMP_US_MIN = 80_000_000_000
+_TASKS_BESIDE = 60  # listeners, workers of mailboxes, upkeep and what is about to end
+
+
+@dataclass
+class Try:
+    """One submission of a letter. `code` 0: no answer was heard."""
+
+    token: str
+    letter: Letter
+    recipients: list[str] = field(default_factory=list)  # those that the relay took
+    code: int = 0
+    queue_id: str = ""
+
+
+class Ledger:
+    """The world's memory."""
+
+    def __init__(self, world: World, plan: Scenario, *, claims_max: int) -> None:
+        self.world = world
+        captured_keep_s = plan.captured_keep_s
+        self._tasks_max = (
+            3 * claims_max + 4 * (plan.sessions_max + plan.connections_max) + _TASKS_BESIDE
+        )
+        self._plan = plan
+        self._captured_keep_us = int(captured_keep_s * 1e6)
+        self.tries: list[Try] = []
+        self.epochs: dict[Key, int] = {}
+        self.open: dict[Key, Claim] = {}
+        self.ghosts: list[Claim] = []  # claims that a dead process never settled
+        self.settlements: Counter[tuple[str, str]] = Counter()
+        self.expiries: list[tuple[str, int, float]] = []  # queue id, expires_us, settled at
+        self.outages: list[tuple[float, float]] = []  # when nothing could be done
+        self.inboxes: list[tuple[str, str, bytes]] = []  # mailbox, unique, content
+        self.names: dict[str, str] = {}  # Message-ID: queue id
+        self.archive: dict[str, Message] = {}  # what was pruned, as it was then
+        self.calm_s = float("inf")  # from when on no trouble is made any more
+        self._settling: defaultdict[Key, set[int]] = defaultdict(set)  # epochs
+        self._dots: dict[str, tuple[str, Collection[str], int]] = {}
+        self.rated: dict[str, Rate] = {}  # hosts that answer at once, so that their dots show it
+        self.starts_s: list[float] = []  # of processes: a rate is kept by one
+        self._sent_s: defaultdict[str, deque[float]] = defaultdict(deque)
+        self._claims_max = claims_max
+
+    # -- the spool's side
+
+    def claimed(self, claims: Sequence[Claim], life: Life) -> None:
+        for claim in claims:
+            key = (claim.message.id, claim.entry_id)
+            self.world.note("claim", *key, "epoch", claim.epoch)
+            self.names.setdefault(claim.message.message_id, claim.message.id)  # not its dead letter
+            self.world.reached[f"lane: {claim.lane.name}"] += 1
+            if claim.due_us > self.steady_us():
+                self.world.fault(f"invariant 6: {key} is claimed before it is due")
+            if claim.epoch <= self.epochs.get(key, 0):
+                self.world.fault(f"invariant 3: epoch {claim.epoch} of {key} is not new")
+            if key in self.open and self.open[key].epoch not in self._settling[key]:
+                self.world.fault(f"invariant 3: {key} is claimed twice at once")
+            self.epochs[key] = claim.epoch
+            self.open[key] = claim
+        if len(self.open) > self._claims_max:
+            self.world.fault(f"invariant 8: {len(self.open)} claims in memory")
+        if life.tasks_open > self._tasks_max:
+            self.world.fault(f"invariant 8: {life.tasks_open} tasks in {life.name}")
+
+    def steady_us(self) -> int:
+        """What the relay's clock says."""
+        return BEGINNING_US + round(self.world.time() * 1e6)
+
+    def settles(self, claim: Claim) -> bool:
+        """Note that a settlement begins, which others may see before who waits for it; whether the
+        claim is fenced already.
+        """
+        self._settling[claim.key].add(claim.epoch)
+        return claim.epoch < self.epochs.get(claim.key, 0)
+
+    def settled(self, settlement: Settlement, *, held: bool, was_fenced: bool) -> None:
+        claim = settlement.claim
+        key = (claim.message.id, claim.entry_id)
+        self.world.note("settle", *key, "epoch", claim.epoch, "held" if held else "fenced")
+        self._settling[key].discard(claim.epoch)
+        if held and was_fenced:
+            self.world.fault(f"invariant 3: a fenced claim of {key} was settled")
+        reached = self.world.reached
+        for outcome in settlement.outcomes.values():
+            kind = f": {outcome.kind}" if isinstance(outcome, Deferred) else ""
+            name = type(outcome).__name__.lower()
+            reached[f"deferred{kind}" if kind else f"outcome: {name}"] += 1
+        if not held:
+            reached["settled: fenced"] += 1
+        if settlement.goes_on:
+            reached["settled: some"] += 1
+            self._settled_people(claim, settlement.outcomes)
+            return
+        self._closed(claim)
+        self._settled_people(claim, [one.id for one in claim.recipients])
+        if held:
+            self._judge_delay(settlement)
+        if held and settlement.expired:
+            reached[f"expired: {claim.state}"] += 1
+            expires_us = claim.message.expires_us
+            if claim.state is State.CAPTURED:
+                expires_us = claim.message.received_us + self._captured_keep_us
+            self.expiries.append((claim.message.id, expires_us, self.world.time()))
+
+    def released(self, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            self.world.note("release", claim.message.id, claim.entry_id)
+            self._closed(claim)
+            self._settled_people(claim, [one.id for one in claim.recipients])
+
+    def _closed(self, claim: Claim) -> None:
+        key = (claim.message.id, claim.entry_id)
+        current = self.open.get(key)
+        if current is not None and current.epoch == claim.epoch:
+            del self.open[key]
+
+    def _settled_people(self, claim: Claim, numbers: Collection[int]) -> None:
+        for recipient in claim.recipients:
+            if recipient.id in numbers:
+                self.settlements[claim.message.id, recipient.address] += 1
+
+    def _judge_delay(self, settlement: Settlement) -> None:
+        """Invariant 6: what waits on behind its moment is told to be late, and only then."""
+        claim, waiting = settlement.claim, settlement.waiting
+        told = sum(one.detail.get("kind") == "delayed" for one in settlement.events)
+        now_us = settlement.at_us - self.world.jumped_us  # it may take long to be written
+        if abs(now_us - self.steady_us()) > _JUMP_US_MIN:  # the clock has jumped since
+            return
+        is_late = claim.warn_us is not None and claim.warn_us <= now_us
+        if told > is_late:
+            self.world.fault(f"invariant 6: a delay of {claim.key} is told that is none")
+        people = settlement.outcomes or {one.id for one in claim.recipients}
+        done = {
+            number
+            for number, outcome in settlement.outcomes.items()
+            if isinstance(outcome, Delivered | Relayed | Failed)
+        }
+        late = [one for one in claim.recipients if one.id in people and one.id not in done]
+        concerns = any(not one.added_by for one in late)  # the sender knows of no others
+        if is_late and waiting is not None and concerns and not told:
+            self.world.fault(f"invariant 6: nobody is told of the delay of {claim.key}")
+
+    def withdrawn(self, key: Key) -> None:
+        """An operator took it out of memory."""
+        self.open.pop(key, None)
+
+    def died(self) -> None:
+        self.ghosts += self.open.values()
+        self._settling.clear()
+        self.open.clear()
+        self._dots.clear()
+
+    # -- the sites' side
+
+    def dot(self, connection: str, name: str, addresses: Collection[str]) -> None:
+        """A final dot has come: what went before it on the connection must be settled by now."""
+        queue_id = self.names.get(name, name)
+        self._judge_rate(connection.partition("/")[0])
+        before = self._dots.get(connection)
+        if before is not None and (before[0], before[1]) != (queue_id, tuple(addresses)):
+            earlier_id, earlier, count = before
+            if self._settlements(earlier_id, earlier) <= count:
+                self.world.fault(
+                    f"invariant 10: a dot on {connection} before {earlier_id} was settled"
+                )
+        count = self._settlements(queue_id, addresses)
+        self._dots[connection] = (queue_id, tuple(addresses), count)
+
+    def _judge_rate(self, host: str) -> None:
+        """Invariant 4: no more than its rate lets through; what was on its way comes on top."""
+        rate, now_s = self.rated.get(host), self.world.time()
+        if rate is None:
+            return
+        sent_s = self._sent_s[host]
+        sent_s.append(now_s)
+        while sent_s[0] <= now_s - rate.per_s:
+            sent_s.popleft()
+        processes = 1 + sum(start_s >= sent_s[0] for start_s in self.starts_s)
+        if len(sent_s) > processes * (rate.count + self._plan.connections_per_site):
+            self.world.fault(f"invariant 4: {len(sent_s)} to {host} in {rate.per_s:g} s")
+
+    def _settlements(self, queue_id: str, addresses: Collection[str]) -> int:
+        return min((self.settlements[queue_id, one] for one in addresses), default=1 << 30)
+
+    # -- the clients' side
+
+    def outage_s(self, start_s: float, end_s: float) -> float:
+        """How much of that time nothing could be done."""
+        return sum(
+            max(0.0, min(end_s, end) - max(start_s, start)) for start, end in self.outages
+        )  # fmt: skip
+
+
+class Witness:
+    """A Spool that sees what its processes do with the real one."""
+
+    def __init__(self, spool: Any, ledger: Ledger, life: Life, disk: Any) -> None:
+        self._spool = spool
+        self._disk = disk
+        self.contents: Any = None  # those in memory
+        self._ledger = ledger
+        self._life = life
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._spool, name)
+
+    async def accept(self, message: Any, **more: Any) -> Accepted:
+        world, was_full = self._ledger.world, self._disk.full
+        accepted = await self._spool.accept(message, **more)
+        if accepted.repeated:
+            world.reached["accepted: repeated"] += 1
+        elif was_full and self._disk.full:
+            world.fault(f"invariant 10: {message.id} was taken on while the disk is full")
+        if not accepted.claims and message.entries:
+            world.reached["accepted: as no claim"] += 1
+        if any(isinstance(one, LargeContent) for one in message.contents):
+            world.reached["accepted: large"] += 1
+        elif any(is_in_file(one) for one in message.contents):
+            world.reached["accepted: in a file"] += 1
+        self._ledger.claimed(accepted.claims, self._life)
+        return accepted
+
+    async def settle(self, settlement: Settlement, **more: Any) -> Any:
+        was_fenced = self._ledger.settles(settlement.claim)
+        if settlement.reports:
+            self._life.doing.append("a report")
+        try:
+            held, claims = await self._spool.settle(settlement, **more)
+        finally:
+            if settlement.reports:
+                self._life.doing.remove("a report")
+        self._ledger.settled(settlement, held=held, was_fenced=was_fenced)
+        self._ledger.claimed(claims, self._life)
+        return held, claims
+
+    async def claim_due(self, now_us: int, limit: int, look: Look) -> Seen:
+        kind = "sender" if look.sender is not None else "next hop" if look.next_hop else "onward"
+        self._ledger.world.reached[f"look: {kind}"] += 1
+        seen: Seen = await self._spool.claim_due(now_us, limit, look)
+        self._ledger.claimed(seen.claims, self._life)
+        return seen
+
+    async def read_content(self, content_id: int, **more: Any) -> Content:
+        if self._disk.unreadable:
+            raise SpoolError("simulated")
+        content: Content = await self._spool.read_content(content_id, **more)
+        used_bytes = self.contents._used
+        if used_bytes > max(CONTENTS_BYTES, LARGE_BYTES):
+            self._ledger.world.fault(f"invariant 8: {used_bytes} bytes of contents in memory")
+        return content
+
+    async def release(self, claims: Sequence[Claim]) -> None:
+        await self._spool.release(claims)
+        self._ledger.released(claims)

@@ -1,0 +1,144 @@
+"""The relay's neighbours in a world: mailboxes that last, name servers, rules.
+
+On the path: delivery and ingress ask them.
+Holds: a mailbox has what was put there whoever died since; the same `unique` is put there once.
+Fails: StoreUnavailableError, by chance.
+Standards: docs/design.md 3 (local delivery is idempotent).
+"""
+
+import asyncio
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from relay.mailbox.api import DeliveryResult
+from relay.mailbox.types import MailboxFullError, Room, StoreUnavailableError
+from relay.message.content import Content, LargeContent, octets_in_blocks
+from relay.message.nexthop import HopKind, NextHop
+from relay.policy import RuleSet, read
+from relay.routing import Host, Hosts, NoSuchDomain, NullMx, Resolution, TemporaryFailure
+from tests.simulation.ledger import Ledger
+from tests.simulation.scenario import Scenario
+from tests.simulation.world import World
+
+RULES = """
+[[rule]]
+name = "forbidden"
+when = { subject = "*forbidden*", recipient = ["u1*", "bob@*"] }
+then = [ { reject = "5.7.1 not that" } ]
+[[rule]]
+name = "vanish"
+when = { subject = "*vanish*", recipient = ["u2*", "carol@*"] }
+then = [ { discard = true } ]
+[[rule]]
+name = "redirect"
+when = { subject = "*redirect*" , recipient = ["u*", "bob@*"] }
+then = [ { redirect = "carol@home.test" } ]
+[[rule]]
+name = "copy"
+when = { subject = "*copy*" }
+then = [ { bcc = "added@d0.test" } ]
+"""
+_FLICKER_S = 700.0
+
+
+@cache
+def rules() -> RuleSet:
+    """Some of each kind."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "10-simulated.toml").write_text(RULES)
+        return read(Path(folder))
+
+
+class Mailboxes:
+    """A DeliveryStore whose mailboxes are the ledger's."""
+
+    def __init__(self, world: World, ledger: Ledger, scenario: Scenario) -> None:
+        self._world = world
+        self._ledger = ledger
+        self._fails = scenario.store_fails
+        self._full = scenario.full
+        self.is_idempotent = True
+
+    async def room(self, account: str, size: int) -> Room:
+        await asyncio.sleep(0)
+        return Room.FULL if self._is_full(account) else Room.FITS
+
+    def _is_full(self, account: str) -> bool:
+        now_s = self._world.time()
+        return any(
+            one.account == account and one.from_s <= now_s < one.until_s for one in self._full
+        )
+
+    async def deliver(
+        self,
+        account: str,
+        *,
+        unique: str,
+        content: Content,
+        over_quota: bool = False,
+        is_repeat: bool = False,
+    ) -> DeliveryResult:
+        await asyncio.sleep(self._world.rng.random() * 0.01)
+        if self._world.rng.random() < self._fails and self._world.time() < self._ledger.calm_s:
+            raise StoreUnavailableError("the disk of the mailboxes is away")
+        there = self._ledger.inboxes
+        if self.is_idempotent and any(one[1] == unique and one[0] == account for one in there):
+            return DeliveryResult.ALREADY_THERE
+        if self._is_full(account) and not over_quota:
+            self._world.reached["mailbox: full"] += 1
+            raise MailboxFullError(f"{account} is full")
+        self._world.note("mailbox", account, "has", unique)
+        there.append((account, unique, _whole(content)))
+        await asyncio.sleep(0)
+        return DeliveryResult.DELIVERED
+
+
+def _whole(content: Content) -> bytes:
+    if isinstance(content, LargeContent):
+        return content.header + b"".join(octets_in_blocks(content.body))
+    return bytes(content)
+
+
+class Names:
+    """The name servers: a Resolver."""
+
+    def __init__(self, world: World, scenario: Scenario) -> None:
+        self._world = world
+        self._scenario = scenario
+
+    async def resolve(self, next_hop: NextHop) -> Resolution:
+        rng = self._world.rng
+        await asyncio.sleep(rng.random() * rng.choice((0.01, 0.01, 10.0)))
+        domain = next_hop.host
+        if next_hop.kind is not HopKind.MX:
+            return Hosts((Host(domain, 0, (domain,), next_hop.port),))
+        match self._scenario.unresolved.get(domain):
+            case "nxdomain":
+                return NoSuchDomain(domain)
+            case "nullmx":
+                return NullMx(domain)
+            case "servfail":
+                return TemporaryFailure("SERVFAIL")
+            case "flickering" if self._world.time() % _FLICKER_S < _FLICKER_S / 2:
+                return TemporaryFailure("SERVFAIL")
+        hosts = self._scenario.domains.get(domain, self._scenario.domains["victim.test"])
+        return Hosts(
+            tuple(
+                Host(host_name(number, domain), number // 2, (address(number, domain),), 25)
+                for number in range(len(hosts))
+            )
+        )
+
+
+def host_name(number: int, domain: str) -> str:
+    return f"mx{number}.{domain}"
+
+
+def address(number: int, domain: str) -> str:
+    """The world's network knows hosts by any text."""
+    return f"ip-{host_name(number, domain)}"
+
+
+def has_report(content: bytes) -> bool:
+    return b"\r\nContent-Type: multipart/report" in content.partition(b"\r\n\r\n")[0]

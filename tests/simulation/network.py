@@ -1,0 +1,154 @@
+"""The network of a world: addresses, who listens at them, and calls that are refused or never answered.
+
+On the path: the loop's own ways to connect and to listen, all of them led here.
+Holds: a connection is known to the process at either end, so that its death severs it.
+Fails: OSError, as a network does.
+Standards: async-solipsism's mock sockets.
+"""
+
+import asyncio
+import errno
+import socket as sockets
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import async_solipsism
+from async_solipsism.socket import Socket, socketpair
+
+from tests.simulation.life import LIFE, Life
+
+Address = tuple[str, int]  # of a Unix socket: its path, and 0
+
+
+@dataclass
+class Host:
+    """Where calls to an address go. `rings` is asked at each call: what it raises is raised."""
+
+    name: str
+    protocol: Callable[[], asyncio.BaseProtocol]
+    context: Context
+    rings: Callable[[], float] = lambda: 0.0  # how long until it answers; inf: never
+
+
+class Network(async_solipsism.EventLoop):
+    """An event loop whose sockets go nowhere else. `on_call` hears of each call of a process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hosts: dict[Address, Host] = {}
+        self.on_call: Callable[[Life, str], None] = lambda _life, _host: None
+        self._called: dict[int, Socket] = {}
+        self._ports = 1024
+
+    def note(self, *words: object) -> None:
+        """Put a line into the trace."""
+        raise NotImplementedError
+
+    def at(self, address: Address, host: Host) -> None:
+        self.hosts[address] = host
+
+    async def call(self, address: Address, *, own_ip: str = "127.0.0.1") -> Socket:
+        """Connect to an address. Raises OSError; a host may also never answer."""
+        life = LIFE.get()
+        host = self.hosts.get(address)
+        calling = host.name if host else str(address)
+        self._ports += 1
+        mine, theirs = socketpair(sock1_name=(own_ip, self._ports), sock2_name=address)
+        if life is not None:
+            life.sockets.append(mine)
+            open_calls = life.calls.setdefault(calling, [])
+            open_calls[:] = [one for one in open_calls if one._read_queue is not None]
+            open_calls.append(mine)
+            self.on_call(life, calling)
+        try:
+            wait_s = host.rings() if host else 0.0
+            if wait_s == float("inf"):
+                self.note("no answer from", calling)
+                await self.create_future()
+            await asyncio.sleep(wait_s)
+            host = self.hosts.get(address)
+            if host is None:
+                refused(address)
+        except BaseException:
+            mine.close()
+            raise
+        self.note("call", calling, "from", life.name if life else own_ip)
+        server = host.context.get(LIFE)
+        if server is not None:
+            server.sockets.append(theirs)
+        host.context.copy().run(self._answer, host, theirs)
+        return mine
+
+    def is_open(self, socket: Socket) -> bool:
+        """Whether a process still holds it: not closed, nor on its way to be."""
+        if socket._read_queue is None:
+            return False
+        transport = self._transports.get(socket.fileno())
+        return transport is None or not transport.is_closing()
+
+    def _answer(self, host: Host, socket: Socket) -> None:
+        self._make_socket_transport(socket, host.protocol())
+
+    async def sock_connect(self, sock: sockets.socket, address: Any) -> None:
+        """Connect, for who has a real socket: create_connection() puts the world's in its place."""
+        self._called[sock.fileno()] = await self.call((address[0], address[1]))
+
+    async def create_connection(
+        self, protocol_factory: Any, host: Any = None, port: Any = None, **more: Any
+    ) -> Any:
+        sock = more.get("sock")
+        if sock is not None:
+            mine = self._called.pop(sock.fileno())
+            sock.close()
+        else:
+            mine = await self.call((host, port), own_ip=more.get("own_ip", "127.0.0.1"))
+        return await self._connected(mine, protocol_factory)
+
+    async def create_unix_connection(
+        self, protocol_factory: Any, path: Any = None, **more: Any
+    ) -> Any:
+        return await self._connected(await self.call((str(path), 0)), protocol_factory)
+
+    async def _connected(self, mine: Socket, protocol_factory: Any) -> Any:
+        protocol, waiter = protocol_factory(), self.create_future()
+        transport = self._make_socket_transport(mine, protocol, waiter)
+        await waiter
+        return transport, protocol
+
+    async def create_server(
+        self, protocol_factory: Any, host: Any = None, port: Any = None, **more: Any
+    ) -> "Listening":
+        return self._listen((host, port), protocol_factory)
+
+    async def create_unix_server(
+        self, protocol_factory: Any, path: Any = None, *, sock: Any = None, **more: Any
+    ) -> "Listening":
+        if sock is not None:
+            path = sock.getsockname()
+            sock.close()
+        return self._listen((str(path), 0), protocol_factory)
+
+    def _listen(self, address: Address, factory: Any) -> "Listening":
+        life = LIFE.get()
+        context = life.context if life else copy_context()
+        self.at(address, Host(Path(address[0]).name, factory, context))
+        return Listening(self, address)
+
+
+@dataclass
+class Listening:
+    """What create_server() gives."""
+
+    world: Network
+    address: Address
+
+    def close(self) -> None:
+        self.world.hosts.pop(self.address, None)
+
+
+def refused(address: object) -> NoReturn:
+    """Raise what a host says at whose port nobody listens."""
+    raise ConnectionRefusedError(errno.ECONNREFUSED, f"nobody listens at {address}")

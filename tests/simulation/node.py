@@ -1,0 +1,229 @@
+"""One process of the relay: the rooms of steps 5 to 7, wired as relay.app wires them.
+
+On the path: run.py starts it, stops it, or lets it die.
+Holds: real rooms; only name servers, mailboxes and the network are the world's.
+Fails: as relay.app's daemon.
+Standards: none.
+"""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relay.accounts import Account
+from relay.clock import Ids
+from relay.delivery import (
+    Cause,
+    ConnectionSlots,
+    Contents,
+    Dispatcher,
+    LocalDelivery,
+    Schedule,
+    Settler,
+    SiteOptions,
+    Window,
+    parse_rate,
+)
+from relay.ingress import Acceptance, Neighbours, SmtpServer
+from relay.journal.crash import CrashPoint, CrashPoints
+from relay.journal.metrics import Metrics
+from relay.policy import RuleSet
+from relay.reports import Reporter
+from relay.routing import RouteTable
+from relay.settings.tree import Address, Route, SmtpListener
+from relay.smtp import Timeouts
+from relay.spool import SqliteSpool
+from tests.simulation.clock import WorldClock
+from tests.simulation.ledger import CONTENTS_BYTES, Ledger, Witness
+from tests.simulation.life import Death, Life
+from tests.simulation.scenario import HOME, PEOPLE, Scenario
+from tests.simulation.upkeep import SimulatedBallast, Upkeep
+from tests.simulation.world import World
+
+RELAY_IP = "192.0.2.1"
+SMTP_PORT = 25
+_KEEP_S = 86400.0 * 14
+TIMEOUTS = Timeouts(connect_s=30, command_s=60, data_s=60, block_s=60, dot_s=120, quit_s=2)
+
+
+class People:
+    """The accounts."""
+
+    def by_token(self, token: str) -> Account | None:
+        return None
+
+    def by_address(self, address: str) -> Account | None:
+        local_part, _, domain = address.lower().partition("@")
+        return Account(f"{local_part}@{HOME}") if domain == HOME and local_part in PEOPLE else None
+
+    async def by_password(self, user: str, password: str) -> Account | None:
+        return None
+
+
+class Points(CrashPoints):
+    """Every named point is a moment at which the disk may see its process die."""
+
+    def __init__(self, disk: Any) -> None:
+        super().__init__()
+        self._disk = disk
+
+    def reached(self, point: CrashPoint) -> None:
+        self._disk.reached()
+
+
+class Attendant:
+    """The dispatcher as the desk knows it; the ledger hears of what is withdrawn."""
+
+    def __init__(self, dispatcher: Dispatcher, ledger: Ledger) -> None:
+        self._dispatcher = dispatcher
+        self._ledger = ledger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dispatcher, name)
+
+    def withdraw(self, keys: Any) -> Any:
+        taken = self._dispatcher.withdraw(keys)
+        for key in taken:
+            self._ledger.withdrawn(key)
+        return taken
+
+
+class _SlowDisk:
+    """The loop as the writer knows it, where what it writes takes its time."""
+
+    def __init__(self, world: World, commit_s: float) -> None:
+        self._world = world
+        self._commit_s = commit_s
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world, name)
+
+    def call_soon(self, *work: Any) -> Any:
+        return self._world.call_later(self._commit_s * self._world.rng.random(), *work)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What outlasts a process."""
+
+    world: World
+    scenario: Scenario
+    ledger: Ledger
+    resolver: Any
+    store: Any
+    rules: RuleSet
+    disk: Any
+
+
+class Node:
+    """The rooms; start() and stop() once each, or neither to its end."""
+
+    def __init__(self, around: Surroundings, life: Life, home: Path) -> None:
+        scenario, world = around.scenario, around.world
+        self.life = life
+        self._world, self._commit_s = world, scenario.commit_s
+        self.clock = WorldClock(world)
+        self.metrics = Metrics()
+        ids = Ids(self.clock, chance=world.rng.randbytes)
+        accounts = People()
+        routes = (Route("captured.test", "capture"), Route("refused.test", "reject:5.7.1 no"))
+        self.table = RouteTable(routes, [HOME], accounts)
+        self.spool = SqliteSpool(
+            home / "spool.sqlite", clock=self.clock, crash=Points(around.disk),
+            metrics=self.metrics, submission_keep_s=_KEEP_S,
+            captured_keep_s=scenario.captured_keep_s, inline=True,
+            ballast=SimulatedBallast(home / "ballast", around.disk),
+        )  # fmt: skip
+        self.witness = Witness(self.spool, around.ledger, life, around.disk)
+        self.upkeep = Upkeep(world, life, scenario, spool=self.spool)
+        self._disk = around.disk
+        reporter = Reporter(
+            hostname="relay.test", clock=self.clock, ids=ids,
+            next_hop_for=self.table.next_hop_for, expire_after_s=scenario.expire_after_s,
+            metrics=self.metrics,
+        )  # fmt: skip
+        self.dispatcher = self._dispatcher(around, reporter)
+        self.spool.desk.attend(Attendant(self.dispatcher, around.ledger))
+        acceptance = Acceptance(
+            hostname="relay.test", router=self.table, policy=lambda: around.rules,
+            reporter=reporter, spool=self.witness, accounts=accounts, clock=self.clock, ids=ids,
+            metrics=self.metrics, on_accepted=self.dispatcher.offer,
+            on_waiting=self.dispatcher.accepted_unclaimed, lane_of=self.dispatcher.lane_of,
+            has_room=self.dispatcher.has_room_for, expire_after_s=scenario.expire_after_s,
+            delay_warning_after_s=scenario.warn_after_s,
+        )  # fmt: skip
+        self.acceptance = acceptance
+        neighbours = Neighbours(
+            hostname="relay.test", acceptance=acceptance, router=self.table, accounts=accounts,
+            quota=around.store, crash=Points(around.disk), pressure=self.upkeep.pressure,
+        )  # fmt: skip
+        listener = SmtpListener(
+            listen=Address(RELAY_IP, SMTP_PORT), trusted_networks=("127.0.0.0/8",),
+            max_sessions=scenario.sessions_max, timeout=300.0,
+        )  # fmt: skip
+        pickup = SmtpListener(listen=Address(path=str(home / "submit.sock")), max_sessions=20)
+        self.pickup_path = pickup.listen.path
+        self.servers = [
+            SmtpServer(pickup, neighbours, pickup=True),
+            SmtpServer(listener, neighbours),
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _dispatcher(self, around: Surroundings, reporter: Reporter) -> Dispatcher:
+        scenario = around.scenario
+        contents = self.witness.contents = Contents(self.witness, budget_bytes=CONTENTS_BYTES)
+        schedule = Schedule(scenario.retry_s, around.world.rng.random, scenario.retry_by_class)
+        settler = Settler(
+            self.witness, contents, reporter, clock=self.clock, metrics=self.metrics,
+            schedule=schedule,
+        )  # fmt: skip
+        options = SiteOptions(
+            ehlo_name="relay.test",
+            tls="none",
+            timeouts=TIMEOUTS,
+            connections_max=scenario.connections_per_site,
+            rate=parse_rate(scenario.rate),
+            down_s=min(30.0, schedule.step_s(Cause()) / 2),
+            waited_s=lambda claim: schedule.step_s(Cause(claim.cause, claim.cause_attempts)),
+        )
+        return Dispatcher(
+            self.witness, settler, contents, local=LocalDelivery(around.store, self.table),
+            resolver=around.resolver, table=self.table, options=options, clock=self.clock,
+            slots=ConnectionSlots(scenario.connections_max, self.metrics.connections),
+            window=Window(claims_max=scenario.window_claims),
+        )  # fmt: skip
+
+    async def start(self) -> None:
+        await self.spool.start()
+        if self._commit_s:
+            self.spool._writer._loop = _SlowDisk(self._world, self._commit_s)
+        self._tasks.append(asyncio.create_task(self.dispatcher.run()))
+        self._tasks.append(asyncio.create_task(self.upkeep.run(self._disk)))
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
+        for server in self.servers:
+            await server.start()
+
+    async def stop(self, grace_s: float = 10.0) -> None:
+        for server in self.servers:
+            server.stop_listening()
+        await asyncio.gather(
+            *(server.drain(grace_s) for server in self.servers), self.dispatcher.drain(grace_s)
+        )
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.acceptance.close()
+        await self.spool.stop()
+
+    def close(self) -> None:
+        """What the operating system does for a dead process."""
+        for close in (self.acceptance.close, self.spool.close):
+            with contextlib.suppress(Exception, Death):
+                close()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            raise AssertionError(f"a task for good has ended: {task.exception()!r}")

@@ -1,0 +1,101 @@
+"""What a spool's file has, for who judges: messages with their recipients, entries and events.
+
+On the path: behind every run, and before history is pruned in one.
+Holds: reads only; the rows as they are, whatever the code of the spool makes of them.
+Fails: with apsw's exceptions.
+Standards: relay/spool/sqlite/engine/schema.sql.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apsw
+import msgspec
+
+from relay.message.lifecycle import State
+from tests.simulation.sites import TOKEN
+
+
+@dataclass(frozen=True)
+class Recipient:
+    """A row."""
+
+    number: int
+    entry: int
+    address: str
+    notify: str
+    state: State
+    added_by: str
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message's rows."""
+
+    id: str
+    reverse_path: str
+    source: str
+    trusted: bool
+    submission_id: str
+    token: str
+    expires_us: int
+    recipients: tuple[Recipient, ...]
+    events: tuple[tuple[int, int, dict[str, Any]], ...]  # sequence, step, detail
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the spool has."""
+
+    messages: Mapping[str, Message]
+    contents: int
+    counters: Mapping[str, int]
+    violations: tuple[str, ...]
+
+
+def read_finished(cursor: apsw.Cursor, before_us: int) -> dict[str, Message]:
+    """Messages from before a time of which no entry lives: what pruning may take."""
+    finished = (
+        f"{_MESSAGES} m WHERE received_us < ? AND NOT EXISTS"
+        " (SELECT 1 FROM entry e WHERE e.message_id = m.id AND e.state <> 'final')"
+    )
+    rows = cursor.execute(finished, (before_us,)).fetchall()
+    return {row[0]: _message(cursor, row) for row in rows}
+
+
+def read_rows(home: Path) -> Rows:
+    """Read the spool's file as it was left."""
+    connection = apsw.Connection(str(home / "spool.sqlite"))
+    try:
+        cursor = connection.cursor()
+        messages = {row[0]: _message(cursor, row) for row in list(cursor.execute(_MESSAGES))}
+        contents = cursor.execute("SELECT count(*) FROM content").fetchone()[0]
+        counters = dict(cursor.execute("SELECT name, value FROM counter"))
+        return Rows(messages, contents, counters, ())
+    finally:
+        connection.close()
+
+
+_MESSAGES = (
+    "SELECT id, reverse_path, source, trusted, submission_id, subject, expires_us FROM message"
+)
+
+
+def _message(cursor: apsw.Cursor, row: Any) -> Message:
+    people = cursor.execute(
+        "SELECT number, entry, address, notify, state, added_by FROM recipient"
+        " WHERE message_id = ? ORDER BY number",
+        (row[0],),
+    ).fetchall()
+    events = cursor.execute(
+        "SELECT sequence, step, detail FROM event WHERE message_id = ? ORDER BY sequence", (row[0],)
+    ).fetchall()
+    token = TOKEN.search(f"Subject: {row[5]}".encode())
+    return Message(
+        row[0], row[1], row[2], bool(row[3]), row[4],
+        token[1].decode() if token and row[2] != "report" else "", row[6],
+        tuple(Recipient(*one[:4], State(one[4]), one[5]) for one in people),
+        tuple((one[0], one[1], msgspec.json.decode(one[2])) for one in events),
+    )  # fmt: skip

@@ -1,0 +1,367 @@
+"""Play a scenario to its end, through every death, and judge what is left.
+
+On the path: the tests and `make simulate` call run().
+Holds: the same seed gives the same run, to the last line of its trace.
+Fails: never; what is wrong is in the outcome's violations.
+Standards: docs/design.md 7.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from unittest.mock import patch
+
+import apsw
+
+from relay.clock import SystemClock
+from relay.delivery import parse_rate
+from relay.delivery.queue import refill
+from relay.delivery.remote.rate import Bucket, Rate
+from relay.journal.logs import configure
+from relay.spool.types import Selector, SpoolError
+from tests.simulation import coverage, invariants, operators, scenario, tripwires
+from tests.simulation.disk import Disk
+from tests.simulation.ledger import Ledger
+from tests.simulation.life import Life
+from tests.simulation.neighbours import Mailboxes, Names, address, host_name, rules
+from tests.simulation.node import Node, Surroundings
+from tests.simulation.order import EndlessError
+from tests.simulation.rows import read_rows
+from tests.simulation.scenario import LifePlan, Scenario
+from tests.simulation.senders import Senders
+from tests.simulation.sites import Manner, Site
+from tests.simulation.world import World
+
+_LOOK_S = 120.0
+_STARTS_MAX = 50  # each life leaves its disk behind
+Variant = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass
+class Outcome:
+    """How it ended."""
+
+    seed: int
+    violations: list[str] = field(default_factory=list)
+    trace_hash: str = ""
+    trace: list[str] = field(default_factory=list)
+    messages: int = 0
+    deaths: int = 0
+    reached: Counter[str] = field(default_factory=Counter)
+
+
+def run(seed: int, *, variant: Variant = nullcontext, keep_trace: bool = False) -> Outcome:
+    """Play the world of `seed`; with `variant`, on a relay that is broken in its way."""
+    folder = Path(tempfile.mkdtemp(prefix="world-", dir=_memory()))
+    world = World(seed, keep_trace=keep_trace)
+    play = None
+    try:
+        with variant(), world.deaths_untold():
+            play = _Play(world, scenario.make(seed), folder)
+            with play.watched():
+                world.run_until_complete(play.act())
+    except EndlessError:
+        return Outcome(seed, [*world.faults, "it has no end"], trace=world.trace or [])
+    except apsw.CorruptError as error:  # what a loss of power may leave of what was not synced
+        lost = f"invariant 1: the database cannot be read: {error}"
+        return Outcome(seed, [*world.faults, lost], trace=world.trace or [])
+    else:
+        outcome = Outcome(seed, trace_hash=world.trace_hash, trace=world.trace or [])
+        outcome.deaths = sum(life.dead for life in world.lives)
+        outcome.violations = [*world.faults, *play.judge()]
+        outcome.messages = len(play.ledger.tries)
+        outcome.reached = world.reached + coverage.of_messages(play.rows.messages)
+        return outcome
+    finally:
+        with world.deaths_untold():
+            if play is not None:
+                play.end()
+            world.close()
+        shutil.rmtree(folder)
+
+
+@dataclass
+class Played:
+    """Many worlds together."""
+
+    wrong: list[Outcome] = field(default_factory=list)
+    submissions: int = 0
+    deaths: int = 0
+    reached: Counter[str] = field(default_factory=Counter)
+
+
+def play(seeds: Iterable[int], *, tell: Callable[[Outcome], object] = lambda _: None) -> Played:
+    """Play these worlds on all cores; `tell` hears of each that went wrong as soon as it is known."""
+    played = Played()
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        for outcome in pool.imap(quiet_run, seeds, chunksize=4):
+            played.submissions += outcome.messages
+            played.deaths += outcome.deaths
+            played.reached += outcome.reached
+            if outcome.violations:
+                played.wrong.append(outcome)
+                tell(outcome)
+    return played
+
+
+def quiet_run(seed: int) -> Outcome:
+    """Play it in a process of its own, where nobody reads the relay's log."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    configure("logfmt", clock=SystemClock(), descriptor=null)
+    try:
+        return run(seed)
+    finally:
+        os.close(null)
+
+
+def _memory() -> str | None:
+    """Where a sync costs nothing."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+class _Play:
+    def __init__(self, world: World, plan: Scenario, folder: Path) -> None:
+        self.world = world
+        self.plan = plan
+        self.ledger = Ledger(world, plan, claims_max=claims_max(plan))
+        self.disk = Disk(world, folder)
+        self.sites = self._sites()
+        self._rate_sites(parse_rate(plan.rate))
+        store = Mailboxes(world, self.ledger, plan)
+        self.around = Surroundings(
+            world, plan, self.ledger, Names(world, plan), store, rules(), self.disk
+        )
+        self.senders = Senders(world, self.ledger, plan.patience_s)
+        world.on_call = self._called
+        self.node: Node | None = None
+        self.last_home = folder
+
+    def _sites(self) -> dict[str, list[Site]]:
+        sites: dict[str, list[Site]] = {}
+        for domain, manners in self.plan.domains.items():
+            sites[domain] = [
+                Site(self.world, host_name(number, domain), manner, on_dot=self.ledger.dot)
+                for number, manner in enumerate(manners)
+            ]
+            for number, site in enumerate(sites[domain]):
+                self.world.at((address(number, domain), 25), site.host())
+        return sites
+
+    def _rate_sites(self, rate: Rate | None) -> None:
+        """Those that take at once what comes show how much that is."""
+        for sites in self.sites.values():
+            if (
+                rate
+                and len(sites) == 1
+                and sites[0].manner in (Manner(), Manner("plain", extensions=()))
+            ):
+                self.ledger.rated[sites[0].name] = rate
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Have an eye on what nobody tells."""
+        wait_s = Bucket.wait_s
+
+        def waits_s(bucket: Bucket, now_s: float) -> float:
+            found = wait_s(bucket, now_s)
+            self.world.reached["rate: waited"] += found > 0
+            return found
+
+        with (
+            tripwires.watched(self.world.fault, on_prune=self.ledger.archive.update),
+            self.disk.synced_files(),
+            patch.object(refill, "ANEW_US", int(self.plan.walks_anew_s * 1e6)),
+            patch.object(Bucket, "wait_s", waits_s),
+        ):
+            yield
+
+    def _called(self, life: Life, name: str) -> None:
+        """Invariant 4: the relay never has more connections than it may."""
+        open_calls = {
+            host: sum(map(self.world.is_open, sockets)) for host, sockets in life.calls.items()
+        }
+        site = name.partition(".")[2]
+        at_site = sum(n for host, n in open_calls.items() if host.partition(".")[2] == site)
+        if at_site > self.plan.connections_per_site:
+            self.world.fault(f"invariant 4: {at_site} connections to {site}")
+        if sum(open_calls.values()) > self.plan.connections_max:
+            self.world.fault(f"invariant 4: {sum(open_calls.values())} connections in all")
+
+    # -- the story
+
+    async def act(self) -> None:
+        plan, world = self.plan, self.world
+        senders = [asyncio.create_task(self.senders.send(letter)) for letter in plan.letters]
+        troubles = asyncio.create_task(self._troubles())
+        for number, life in enumerate(plan.lives):
+            await self._live(f"life {number}", life)
+        self.ledger.calm_s = max([world.time(), *(one.at_s for one in plan.troubles)])
+        for _ in range(_STARTS_MAX):
+            if await self._live("the last life", LifePlan(down_s=5.0), senders=senders):
+                break
+        else:
+            world.fault(f"it could not start {_STARTS_MAX} times in a row")
+        troubles.cancel()
+        for task in senders:
+            if not task.done():
+                world.fault(f"still going on at the end: {task}")
+            elif task.exception():
+                world.fault(f"{task.exception()!r}")
+        await self._look_back()
+
+    async def _live(
+        self, name: str, plan: LifePlan, *, senders: list[asyncio.Task[None]] | None = None
+    ) -> bool:
+        """Return whether it came to its end by a stop."""
+        world = self.world
+        home = (
+            self.disk.home if not world.lives else self.disk.next_home(power_lost=self._power_lost)
+        )
+        self.last_home = home
+        life = world.new_life(
+            name, dies_at_step=plan.steps, dies_at_write=plan.writes, dies_at_commit=plan.commits,
+            steps_after_sync=plan.steps_after_sync,
+        )  # fmt: skip
+        self.ledger.starts_s.append(world.time())
+        if self._power_lost:
+            world.reached["power: lost"] += 1
+        life.on_death = self.ledger.died
+        self._power_lost = plan.power
+        self.disk.owner, self.disk.forgets = life, plan.power
+        began_s = world.time()
+        living = world.create_task(self._begin(life, home), context=life.context)
+        died = world.create_task(life.died.wait())
+        await asyncio.wait({living, died}, return_when=asyncio.FIRST_COMPLETED)
+        if not life.dead and isinstance(living.exception(), SpoolError | OSError):
+            world.note("no start:", living.exception())
+            world.kill(life)
+        stopped = not life.dead
+        if stopped:
+            life.doing[0] = "working"
+            living.result()
+            ghosts = world.create_task(self._haunt(life))
+            if senders is None:
+                wait_s = plan.stops_after_s or self.plan.ends_s / 4
+                await asyncio.wait({died}, timeout=wait_s)
+            else:
+                await self._until_empty(senders)
+            ghosts.cancel()
+        if not life.dead:
+            assert self.node is not None
+            self.disk.sync_fails = 0
+            life.doing[0] = "stopping"
+            if plan.steps_of_stop:
+                life.dies_at_step = life.steps + plan.steps_of_stop
+            stopping = world.create_task(self.node.stop(), context=life.context)
+            await asyncio.wait({stopping, died}, return_when=asyncio.FIRST_COMPLETED)
+            if not life.dead:
+                stopping.result()
+                # A stop waits for a second, not for a disk that takes three for a commit.
+                if life.tasks_open and self.plan.commit_s < 1:
+                    left = [one for one in life.tasks if not one.done()]
+                    world.fault(f"tasks are left behind a stop: {left}")
+                self.ledger.died()
+                world.kill(life)
+        died.cancel()
+        self.disk.owner = None
+        if self.node is not None and self.node.life is life:
+            self.node.close()
+        if senders is None or not stopped:
+            await asyncio.sleep(plan.down_s)
+            self.ledger.outages.append((min(began_s, world.time() - plan.down_s), world.time()))
+        return stopped
+
+    _power_lost = False
+
+    async def _begin(self, life: Life, home: Path) -> None:
+        self.node = Node(self.around, life, home)
+        owner, self.disk.owner = self.disk.owner, None  # none of the relay's doing
+        tripwires.lay(home / "spool.sqlite")
+        self.disk.owner = owner
+        self.senders.pickup_path = self.node.pickup_path
+        await self.node.start()
+
+    async def _until_empty(self, senders: list[asyncio.Task[None]]) -> None:
+        assert self.node is not None
+        while self.world.time() < self.plan.ends_s:
+            await asyncio.sleep(_LOOK_S)
+            if self.disk.full or not all(task.done() for task in senders):
+                continue
+            if not (await self.node.spool.desk.list(Selector(all=True), limit=1)):
+                return
+
+    async def _haunt(self, life: Life) -> None:
+        """A process that was thought dead settles what it had: nothing may come of it."""
+        rng = self.world.rng
+        for claim in self.ledger.ghosts[:]:
+            await asyncio.sleep(rng.choice((0.0, 1.0, 100.0)) * rng.random())
+            if rng.random() < 0.5 and self.node is not None:
+                work = invariants.haunt(self.node, claim, self.world)
+                await self.world.create_task(work, context=life.context)
+
+    async def _troubles(self) -> None:
+        for trouble in self.plan.troubles:
+            await asyncio.sleep(max(0.0, trouble.at_s - self.world.time()))
+            self.world.note("trouble", trouble.kind)
+            match trouble.kind:
+                case "full":
+                    self.disk.full = True
+                    await asyncio.sleep(trouble.amount)
+                    self.disk.full, self.disk.spare_bytes = False, 0
+                    self.ledger.outages.append((trouble.at_s, self.world.time()))
+                case "sync":
+                    self.disk.sync_fails += 1
+                case "jump":
+                    self.world.jumped_us += int(trouble.amount * 1e6)
+                    self.world.reached["clock: jumped"] += 1
+                case "unreadable":
+                    self.disk.unreadable = True
+                    await asyncio.sleep(trouble.amount)
+                    self.disk.unreadable = False
+                case "operator":
+                    await self._operate()
+
+    async def _operate(self) -> None:
+        node = self.node
+        if node is None or node.life.dead or node.life.tasks_open == 0:
+            return
+        operating = self.world.create_task(
+            operators.operate(node, self.ledger, self.world), context=node.life.context
+        )
+        died = self.world.create_task(node.life.died.wait())
+        await asyncio.wait({operating, died}, return_when=asyncio.FIRST_COMPLETED)
+        died.cancel()
+
+    # -- the judgement
+
+    async def _look_back(self) -> None:
+        """Read what the last process left."""
+        left = read_rows(self.last_home)
+        self.rows = replace(left, messages={**self.ledger.archive, **left.messages})
+        for one in self.ledger.tries:
+            word = {2: "250", 4: "4yz", 5: "5yz"}.get(one.code // 100, "none")
+            self.world.reached[f"answer: {word}"] += 1
+
+    def judge(self) -> list[str]:
+        evidence = invariants.Evidence(self.plan, self.ledger, self.rows, self.sites)
+        return invariants.violations(evidence)
+
+    def end(self) -> None:
+        self.disk.owner = None
+        if self.node is not None:
+            self.node.close()
+        self.world.bury()
+        self.disk.unregister()
+
+
+def claims_max(plan: Scenario) -> int:
+    """How many claims may be in memory: the window, and what was let in while it had room."""
+    entries = max(len(letter.recipients) for letter in plan.letters)
+    return plan.window_claims + (plan.sessions_max + 20) * (entries + 2)

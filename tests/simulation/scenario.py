@@ -1,0 +1,245 @@
+"""What happens in a world, decided beforehand by its seed: who writes what, how sites are, when it breaks.
+
+On the path: run.py plays it.
+Holds: pure: the same seed gives the same scenario.
+Fails: never.
+Standards: none.
+"""
+
+from dataclasses import dataclass, field
+from random import Random
+
+from relay.message.envelope import Notify
+from tests.simulation.sites import MANNERS, Manner
+
+PEOPLE = ("alice", "bob", "carol")
+HOME = "home.test"
+AWAY = "away.test"  # where a trusted sender lives whose reports go out
+VICTIM = "victim@victim.test"  # whose address strangers write as their own
+_RECIPIENTS = (1, 1, 1, 1, 2, 2, 3, 3, 6, 40)
+_FUTURES = (Notify.NEVER, Notify.FAILURE, Notify.SUCCESS)
+_HOUR_S = 3600.0
+NEVER_S = 1e9
+_BY_CLASS: tuple[dict[str, tuple[float, ...]], ...] = (
+    {}, {}, {"recipient": (30.0, 100.0), "connect": (900.0,)}, {"mailbox": (10.0, 20.0, 400.0)},
+    {"dns": (50.0,), "site": (200.0, 100.0), "protocol": (700.0,)},
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Letter:
+    """Mail that somebody wants to send; it is tried until it gets an answer for good."""
+
+    number: int
+    at_s: float
+    via: str  # smtp | stranger | pickup
+    reverse_path: str
+    recipients: tuple[tuple[str, frozenset[Notify]], ...]
+    size_bytes: int
+    fields: tuple[str, ...] = ()
+    words: str = "hello"
+    leaves: bool = False  # the client goes away behind its first final dot
+    comes_back_s: float = 0.0  # how long it stays away then, at least
+
+
+@dataclass(frozen=True)
+class LifePlan:
+    """How one process ends: after so many steps, writes or commits, so many steps after a sync that
+    failed, or by a stop after a time (s), that some do not see the end of.
+    """
+
+    steps: int = 0
+    writes: int = 0
+    commits: int = 0
+    steps_after_sync: int = 0
+    stops_after_s: float = 0.0
+    steps_of_stop: int = 0
+    power: bool = False
+    down_s: float = 5.0  # until the next
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """`kind`: full | sync | jump | operator | unreadable."""
+
+    at_s: float
+    kind: str
+    amount: float = 0.0
+
+
+@dataclass(frozen=True)
+class Full:
+    """A mailbox that is full for a time."""
+
+    account: str
+    from_s: float
+    until_s: float
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """All of it."""
+
+    seed: int
+    letters: tuple[Letter, ...]
+    domains: dict[str, tuple[Manner, ...]]
+    lives: tuple[LifePlan, ...]
+    troubles: tuple[Trouble, ...]
+    expire_after_s: float
+    retry_s: tuple[float, ...]
+    connections_per_site: int
+    connections_max: int
+    window_claims: int
+    sessions_max: int
+    store_fails: float
+    commit_s: float  # how long a commit may take
+    captured_keep_s: float
+    retry_by_class: dict[str, tuple[float, ...]]
+    rate: str  # of a site, as settings have it
+    warn_after_s: float  # 0: never
+    history_s: float | None  # None: all of it is kept
+    walks_anew_s: float  # how often the queue is walked through, should anything have been missed
+    queue_entries: int  # from so many on nothing is taken
+    full: tuple["Full", ...] = ()
+    unresolved: dict[str, str] = field(default_factory=dict)  # domain: nxdomain | nullmx | servfail
+
+    @property
+    def patience_s(self) -> float:
+        """When nobody goes on trying to send: a queue that is full may stay so for long."""
+        last = max(letter.at_s for letter in self.letters)
+        down = sum(life.down_s + life.stops_after_s for life in self.lives)
+        return last + down + self.expire_after_s + 2 * _HOUR_S
+
+    @property
+    def ends_s(self) -> float:
+        """When the last message has to be gone, wherever it lay."""
+        return self.patience_s + 2 * self.expire_after_s + self.captured_keep_s + 2 * _HOUR_S
+
+
+def make(seed: int) -> Scenario:
+    """Return the scenario of `seed`."""
+    rng = Random(f"scenario {seed}")
+    names = [f"d{number}.test" for number in range(rng.randint(2, 6))]
+    domains = {name: _hosts(rng) for name in names}
+    walks_anew_s = rng.choice((60.0, 60.0, NEVER_S))
+    if walks_anew_s < NEVER_S and rng.random() < 0.5:
+        names.append("captured.test")  # only such a walk finds that their time is over
+    domains[AWAY] = _hosts(rng)
+    domains["victim.test"] = (Manner(),)
+    unresolved = {}
+    if rng.random() < 0.5:
+        unresolved["gone.test"] = rng.choice(("nxdomain", "nullmx", "servfail", "flickering"))
+        names.append("gone.test")
+    spread_s = rng.choice((60.0, 600.0, 2 * _HOUR_S))
+    letters = [
+        _letter(rng, number, names, spread_s=spread_s) for number in range(rng.randint(4, 24))
+    ]
+    expire_after_s = rng.choice((1800.0, 2 * _HOUR_S, 8 * _HOUR_S))
+    return Scenario(
+        seed=seed,
+        letters=tuple(letters),
+        domains=domains,
+        lives=tuple(_life(rng) for _ in range(rng.choice((0, 1, 2, 3, 3)))),
+        troubles=tuple(sorted(_troubles(rng, spread_s), key=lambda one: one.at_s)),
+        expire_after_s=expire_after_s,
+        retry_s=rng.choice(((60.0, 300.0, 900.0), (300.0, 1800.0), (20.0, 40.0, 80.0, 600.0))),
+        connections_per_site=rng.choice((1, 2, 4)),
+        connections_max=rng.choice((2, 5, 20)),
+        window_claims=rng.choice((3, 8, 50)),
+        sessions_max=rng.choice((2, 20)),
+        store_fails=rng.choice((0.0, 0.0, 0.3)),
+        commit_s=rng.choice((0.0, 0.0, 0.1, 3.0)),
+        captured_keep_s=rng.choice((600.0, 2 * _HOUR_S)),
+        retry_by_class=rng.choice(_BY_CLASS),
+        rate=rng.choice(("", "", "", "10/600", "40/600")),
+        warn_after_s=rng.choice((0.0, 200.0, 1500.0)),
+        history_s=rng.choice((None, None, 60.0, 900.0)),
+        walks_anew_s=walks_anew_s,
+        queue_entries=rng.choice((1_000_000, 1_000_000, 12)),
+        full=tuple(_full(rng, spread_s) for _ in range(rng.choice((0, 0, 1, 2)))),
+        unresolved=unresolved,
+    )
+
+
+def _hosts(rng: Random) -> tuple[Manner, ...]:
+    return tuple(rng.choice(MANNERS) for _ in range(rng.choice((1, 1, 1, 2, 3))))
+
+
+def _life(rng: Random) -> LifePlan:
+    down_s = rng.choice((1.0, 30.0, 600.0, 3 * _HOUR_S))
+    end = rng.random()
+    power = rng.random() < 0.3
+    if end < 0.1:
+        steps = int(10 ** rng.uniform(0, 2.3))
+        stops_after_s = rng.uniform(0, 3000)
+        return LifePlan(
+            stops_after_s=stops_after_s, steps_of_stop=steps, power=power, down_s=down_s
+        )
+    if end < 0.15:
+        return LifePlan(steps_after_sync=rng.randint(1, 40), power=power, down_s=down_s)
+    if end < 0.35:
+        return LifePlan(steps=int(10 ** rng.uniform(0.5, 3.7)), down_s=down_s)
+    if end < 0.65:
+        commits = rng.randint(1, 120)
+        return LifePlan(commits=commits, power=power, down_s=down_s)
+    if end < 0.85:
+        writes = int(10 ** rng.uniform(0, 2.7))
+        return LifePlan(writes=writes, power=rng.random() < 0.5, down_s=down_s)
+    return LifePlan(stops_after_s=rng.uniform(0, 3000), down_s=down_s)
+
+
+def _troubles(rng: Random, spread_s: float) -> list[Trouble]:
+    end_s = 2 * spread_s + 3600
+    busy = rng.choice((end_s, spread_s))
+    found = [
+        Trouble(rng.uniform(0, busy), "operator")
+        for _ in range(rng.choice((0, 0, 3, 10, 40)))
+    ]  # fmt: skip
+    if rng.random() < 0.25:
+        found.append(Trouble(rng.uniform(0, end_s), "full", rng.choice((30.0, 600.0))))
+    if rng.random() < 0.25:
+        at_s = rng.uniform(0, spread_s)
+        found += [Trouble(rng.uniform(0, spread_s), "sync") for _ in range(rng.randint(1, 4))]
+        found += [Trouble(at_s, "sync") for _ in range(rng.choice((0, 2, 4)))]  # one upon the other
+    if rng.random() < 0.2:
+        found.append(Trouble(rng.uniform(0, spread_s), "unreadable", rng.choice((10.0, 700.0))))
+    if rng.random() < 0.3:
+        found.append(Trouble(rng.uniform(0, end_s), "jump", rng.choice((-86400.0, 86400.0, 3e6))))
+    return found
+
+
+def _full(rng: Random, spread_s: float) -> Full:
+    from_s = rng.uniform(0, spread_s)
+    account = f"{rng.choice(PEOPLE)}@{HOME}"
+    return Full(account, from_s, from_s + rng.choice((100.0, 2000.0, 20 * _HOUR_S)))
+
+
+def _letter(rng: Random, number: int, names: list[str], *, spread_s: float) -> Letter:
+    via = rng.choice(("smtp", "smtp", "pickup", "pickup", "stranger"))
+    at_home = [f"{name}@{HOME}" for name in PEOPLE]
+    nobody = [f"nobody{number}@{HOME}"]
+    if via == "stranger":
+        reverse_path, places = VICTIM, [at_home, at_home, nobody]
+    else:
+        reverse_path = rng.choice((f"alice@{HOME}", f"bob@{HOME}", f"trusted@{AWAY}", ""))
+        away = [f"u{rng.randrange(100)}@{rng.choice(names)}" for _ in range(30)]
+        places = [at_home, away, away, away, away, nobody if via == "pickup" else away]
+    if via == "pickup":
+        reverse_path = f"alice@{HOME}"
+    chosen = {rng.choice(rng.choice(places)) for _ in range(rng.choice(_RECIPIENTS))}
+    recipients = []
+    for address in sorted(chosen):
+        notify = rng.choice(_FUTURES) if via == "smtp" and rng.random() < 0.2 else None
+        recipients.append((address, frozenset({notify} if notify else ())))
+    fields = rng.choice(
+        ((), (), (), ("Importance: high",), ("Precedence: bulk",), ("Importance: low",))
+    )
+    words = rng.choice(("hello",) * 8 + ("forbidden", "vanish", "redirect", "copy"))
+    size_bytes = rng.choice((100, 100, 100, 3000, 3000, 60_000))
+    if rng.random() < 0.02:
+        size_bytes = rng.choice((150_000, 1_200_000))  # in a file, whole or its body
+    return Letter(
+        number, rng.uniform(0, spread_s), via, reverse_path, tuple(recipients), size_bytes,
+        fields=fields, words=words, leaves=rng.random() < 0.2,
+        comes_back_s=rng.choice((0.0, 0.0, 1000.0)),
+    )  # fmt: skip

@@ -1,0 +1,97 @@
+"""Tripwires in the spool's file: changes that no correct relay ever makes, told when they are made.
+
+On the path: run.py lays them once a spool is there; SQLite trips them inside the relay's transactions.
+Holds: they change nothing, and cannot be caught by what trips them.
+Fails: never.
+Standards: docs/design.md 7.3, 7.7, 7.9.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import apsw
+
+from relay.message.lifecycle import FINAL
+from relay.spool.sqlite.engine.batch import Batch
+from relay.spool.sqlite.upkeep import history
+from tests.simulation.rows import Message, read_finished
+
+_FINAL = ", ".join(f"'{state}'" for state in sorted(FINAL))
+_TRIGGERS = f"""
+CREATE TRIGGER tripwire_epoch BEFORE UPDATE OF epoch ON entry WHEN NEW.epoch < OLD.epoch
+BEGIN SELECT tripwire('3: an epoch fell: ' || OLD.message_id || ' ' || OLD.number); END;
+CREATE TRIGGER tripwire_entry BEFORE UPDATE OF state ON entry
+WHEN OLD.state = 'final' AND NEW.state <> 'final'
+BEGIN SELECT tripwire('1: an entry came back: ' || OLD.message_id || ' ' || OLD.number); END;
+CREATE TRIGGER tripwire_recipient BEFORE UPDATE OF state ON recipient
+WHEN OLD.state IN ({_FINAL}) AND NEW.state <> OLD.state
+BEGIN SELECT tripwire('1: ' || OLD.state || ' became ' || NEW.state || ': ' || OLD.message_id); END;
+CREATE TRIGGER tripwire_event BEFORE UPDATE ON event
+BEGIN SELECT tripwire('9: an event was changed: ' || OLD.message_id); END;
+CREATE TRIGGER tripwire_claim BEFORE UPDATE OF claimed ON entry
+WHEN NEW.claimed <> OLD.claimed AND NEW.state <> 'final' AND NEW.epoch <= OLD.epoch
+BEGIN SELECT tripwire('3: a claim changed hands in its epoch: ' || OLD.message_id); END;
+CREATE TRIGGER tripwire_change BEFORE UPDATE OF state ON entry
+WHEN NEW.state <> OLD.state AND NEW.claimed = 0 AND OLD.claimed = 0 AND NEW.epoch <= OLD.epoch
+BEGIN SELECT tripwire('3: an entry was changed in its epoch: ' || OLD.message_id); END;
+CREATE TRIGGER tripwire_entry_gone BEFORE DELETE ON entry WHEN OLD.state <> 'final'
+BEGIN SELECT tripwire('1: a live entry was removed: ' || OLD.message_id); END;
+CREATE TRIGGER tripwire_recipient_gone BEFORE DELETE ON recipient WHEN OLD.state NOT IN ({_FINAL})
+BEGIN SELECT tripwire('1: a live recipient was removed: ' || OLD.message_id); END;
+CREATE TRIGGER tripwire_key BEFORE UPDATE OF message_id ON submission
+WHEN NEW.message_id <> OLD.message_id
+BEGIN SELECT tripwire('7: a submission became another: ' || OLD.key); END;
+"""
+
+
+_UNACCOUNTED = f"""
+SELECT coalesce((SELECT value FROM counter WHERE name = 'accepted'), 0)
+    - coalesce((SELECT sum(value) FROM counter WHERE name IN ({_FINAL})), 0)
+    - (SELECT count(*) FROM recipient WHERE state NOT IN ({_FINAL}))
+"""
+
+
+def lay(path: Path) -> None:
+    """Put them into the spool at `path`, unless they are there."""
+    connection = apsw.Connection(str(path))
+    try:
+        if not connection.execute("PRAGMA user_version").get:
+            return
+        there = "SELECT 1 FROM sqlite_schema WHERE name = 'tripwire_epoch'"
+        if connection.execute(there).fetchone() is None:
+            with connection:
+                connection.execute(_TRIGGERS)
+    finally:
+        connection.close()
+
+
+@contextmanager
+def watched(
+    tell: Callable[[str], None], *, on_prune: Callable[[dict[str, Message]], None]
+) -> Iterator[None]:
+    """Give every connection that is opened the function that tells; look at every transaction
+    before its commit. `on_prune` hears of what may be pruned before it is.
+    """
+
+    def register(connection: apsw.Connection) -> None:
+        connection.create_scalar_function("tripwire", lambda words: tell(f"invariant {words}"), 1)
+
+    write_counts, prune = Batch.write_counts, history.prune
+
+    def count(batch: Batch) -> None:
+        write_counts(batch)
+        if unaccounted := batch.cursor.execute(_UNACCOUNTED).fetchone()[0]:
+            tell(f"invariant 1: {unaccounted} recipients are unaccounted for in a commit")
+
+    def keep(cursor: apsw.Cursor, before_us: int, *, after: str) -> history.Pruned:
+        on_prune(read_finished(cursor, before_us))
+        return prune(cursor, before_us, after=after)
+
+    apsw.connection_hooks.append(register)
+    try:
+        with patch.object(Batch, "write_counts", count), patch.object(history, "prune", keep):
+            yield
+    finally:
+        apsw.connection_hooks.remove(register)

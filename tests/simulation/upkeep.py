@@ -1,0 +1,105 @@
+"""What the daemon does beside the mail: it measures pressure, counts, sweeps and prunes.
+
+On the path: a task of each process; the pressure that it finds is what sessions obey.
+Holds: the relay's own code decides and works; the disk that is measured is the world's.
+Fails: a count that is not 0 is told as a violation.
+Standards: docs/design.md 4, 6, 7.1.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from relay.journal.pressure import Bounds, Figures, Pressure, assess
+from relay.journal.pressure import Disk as Room
+from relay.spool import Ballast, SqliteSpool
+from relay.spool.sqlite.upkeep.history import Keep
+from relay.spool.types import SpoolError, SpoolFullError
+from tests.simulation.life import Life
+from tests.simulation.scenario import Scenario
+from tests.simulation.world import World
+
+_LOOK_S = 150.0
+_LOOKS_PER_COUNT = 4
+_DISK_BYTES = 1 << 30
+BALLAST_BYTES = 1 << 20
+
+
+class SimulatedBallast(Ballast):
+    """Gives room on the world's disk; new mail finds none there while it is full."""
+
+    def __init__(self, path: Path, disk: Any) -> None:
+        super().__init__(path, size_bytes=BALLAST_BYTES, reserve_bytes=0)
+        self._disk = disk
+
+    def check_room(self, size_bytes: int) -> None:
+        if self._disk.full:
+            raise SpoolFullError("simulated")
+
+    def give_up(self) -> bool:
+        given = super().give_up()
+        if given and self._disk.full:
+            self._disk.world.reached["disk: ballast given up"] += 1
+            self._disk.spare_bytes += BALLAST_BYTES
+        return given
+
+
+class Upkeep:
+    """Of one process; run() until cancelled."""
+
+    def __init__(self, world: World, life: Life, plan: Scenario, *, spool: SqliteSpool) -> None:
+        self.pressure = Pressure()
+        self._world, self._life, self._plan = world, life, plan
+        self._spool = spool
+        self._bounds = Bounds(
+            disk_free=0, queue_entries=plan.queue_entries, memory=1, commit_latency_s=5.0
+        )
+
+    async def run(self, disk: Any) -> None:
+        with self._busy():
+            await self._spool.keeping.sweep()
+        number = 0
+        while True:
+            await asyncio.sleep(_LOOK_S * self._world.rng.random() * 2)
+            number += 1
+            with self._busy():
+                try:
+                    await self._look(disk, counts=number % _LOOKS_PER_COUNT == 1)
+                except SpoolError as error:
+                    self._world.note("upkeep:", error)
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        self._life.doing.append("upkeep")
+        try:
+            yield
+        finally:
+            self._life.doing.remove("upkeep")
+
+    async def _look(self, disk: Any, *, counts: bool) -> None:
+        if counts:
+            await self.count()
+            if self._plan.history_s is not None:
+                while pruned := await self._spool.keeping.prune(Keep(self._plan.history_s)):
+                    self._world.reached["history: pruned"] += pruned
+        if not disk.full:
+            await asyncio.to_thread(self._spool.ballast.make)
+        self._measure(disk)
+
+    async def count(self) -> None:
+        """Invariant 1, as relay_queue_unaccounted has it."""
+        found = await self._spool.counts()
+        if found.unaccounted:
+            self._world.fault(f"invariant 1: counted {found.unaccounted} unaccounted")
+
+    def _measure(self, disk: Any) -> None:
+        strain = self._spool.strain()
+        room = Room(_DISK_BYTES, 0 if disk.full else _DISK_BYTES)
+        figures = Figures(
+            spool=None if strain.is_failing else room, mail=Room(_DISK_BYTES, _DISK_BYTES),
+            queue_entries=strain.entries, commit_s=strain.commit_s, backlog=strain.backlog,
+        )  # fmt: skip
+        self.pressure.state = state = assess(self.pressure.state, figures, self._bounds)
+        self._world.reached[f"pressure: {state.level.name}"] += 1

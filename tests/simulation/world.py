@@ -1,0 +1,188 @@
+"""A world: one event loop with virtual time, a network, a disk, and processes that live and die in it.
+
+On the path: beneath everything here; the rooms of Relay run on it without knowing.
+Holds: whatever happens is decided by the seed: which ready task is next, how long things take, when
+    a process dies. A process that is dead does nothing more: no step, no octet, no write.
+Fails: what is raised where nobody catches it is in `faults`.
+Standards: async-solipsism's mock sockets and clock; asyncio's private parts, here and in what it is made of.
+"""
+
+import asyncio
+import hashlib
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from random import Random
+from typing import Any
+
+import apsw
+from async_solipsism.socket import Socket
+
+from tests.simulation.life import LIFE, Death, Life
+from tests.simulation.network import Network
+from tests.simulation.order import Future, Job, Ready, Task, Thread
+
+_BURIALS_MAX = 50  # how often a coroutine may refuse to end
+_TASKS_KEPT = 500  # before those that are done are let go
+_TICK_S = 1e-6  # of async_solipsism's clock
+
+
+class World(Network):
+    """An event loop that is a world of its own. Close it when it is over."""
+
+    def __init__(self, seed: int, *, keep_trace: bool = False) -> None:
+        super().__init__()
+        self.rng = Random(seed)
+        self._ready = Ready(self.rng, kill=self.kill)
+        self._numbers = 0
+        self.set_task_factory(self._new_task)
+        self.set_exception_handler(self._unhandled)
+        self.outside = copy_context()  # of all that is no process of ours
+        self._threads: dict[int, Thread] = {}
+        self.lives: list[Life] = []
+        self._outsiders: list[asyncio.Task[Any]] = []
+        self.jumped_us = 0
+        self.faults: list[str] = []
+        self.reached: Counter[str] = Counter()  # what came to pass, by tests.simulation.coverage
+        self.trace: list[str] | None = [] if keep_trace else None
+        self._hash = hashlib.blake2b(digest_size=8)
+
+    # -- what happened
+
+    def note(self, *words: object) -> None:
+        """Put a line into the trace."""
+        line = f"{self.time():.6f} {' '.join(map(str, words))}"
+        self._hash.update(line.encode())
+        if self.trace is not None:
+            self.trace.append(line)
+
+    @property
+    def trace_hash(self) -> str:
+        return self._hash.hexdigest()
+
+    def fault(self, words: str) -> None:
+        """Say that something is wrong; it is a violation in every world."""
+        self.note("FAULT", words)
+        self.faults.append(words)
+
+    def _unhandled(self, _loop: object, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, Death | asyncio.CancelledError) or LIFE.get() is None:
+            return
+        if not LIFE.get().dead:
+            self.fault(f"unhandled: {context['message']}: {error!r}")
+
+    # -- life and death
+
+    def new_life(self, name: str, **doom: int) -> Life:
+        life = Life(name, **doom)
+        self.lives.append(life)
+        return life
+
+    def kill(self, life: Life) -> None:
+        """End a process as SIGKILL does: its peers see its sockets close, it sees nothing more."""
+        if life.dead:
+            return
+        life.dead = True
+        self.note("DEATH of", life.name, "step", life.steps, "write", life.writes)
+        for doing in life.doing:
+            self.reached[f"death: {doing}"] += 1
+        life.on_death()
+        for address in [one for one, host in self.hosts.items() if host.context is life.context]:
+            del self.hosts[address]
+        for socket in life.sockets:
+            self._sever(socket)
+        life.died.set()
+
+    def _sever(self, socket: Socket) -> None:
+        if socket._read_queue is None:
+            return
+        if self.rng.random() < 0.3:  # a reset: what was under way is lost
+            socket._write_queue._buffer.clear()
+        descriptor = socket.fileno()
+        transport = self._transports.get(descriptor)
+        self._remove_reader(descriptor)
+        self._remove_writer(descriptor)
+        if transport is not None:
+            transport._closing = True
+            transport._sock = None
+        socket.close()
+
+    def bury(self) -> None:
+        """Let go of what the dead left: their coroutines end now, with nothing to write to."""
+        for tasks in (*(life.tasks for life in self.lives), self._outsiders):
+            for task in tasks:
+                task._log_destroy_pending = False
+                if not task.done():
+                    _end(task.get_coro())
+            tasks.clear()
+        for transport in list(self._transports.values()):
+            transport._sock = None  # nobody is there who could close it
+
+    @contextmanager
+    def deaths_untold(self) -> Iterator[None]:
+        """Where SQLite cannot hand an exception on, it is shown; a death needs no telling, nor that
+        what the dead of an earlier world had open is collected in this one.
+        """
+        shown, unraisable = sys.excepthook, sys.unraisablehook
+
+        def show(_kind: object, error: BaseException, _trace: object) -> None:
+            if not isinstance(error, Death | apsw.Error | ResourceWarning):
+                self.fault(f"unraisable: {error!r}")
+
+        sys.excepthook = show
+        sys.unraisablehook = lambda found: show(None, found.exc_value or Death(), None)
+        try:
+            yield
+        finally:
+            sys.excepthook, sys.unraisablehook = shown, unraisable
+
+    # -- the order of things
+
+    def number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    def _new_task(self, loop: "World", coroutine: Any, **more: Any) -> asyncio.Task[Any]:
+        context = more.get("context")
+        life = LIFE.get() if context is None else context.get(LIFE)
+        tasks = self._outsiders if life is None else life.tasks
+        if len(tasks) > _TASKS_KEPT:
+            tasks[:] = [one for one in tasks if not one.done()]
+        task = Task(coroutine, loop=loop, **more)
+        tasks.append(task)
+        return task
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        """At a tick of the clock that is not before `when`: nobody is woken a moment too early."""
+        tick = math.ceil(round(when / _TICK_S, 3))
+        if tick * _TICK_S < when:
+            tick += 1
+        return super().call_at(tick * _TICK_S, callback, *args, context=context)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return Future(loop=self)
+
+    def run_in_executor(self, executor: Any, work: Callable[..., Any], *args: Any) -> Any:
+        """What would be done in a thread is done here, at some moment of the seed's choice.
+
+        An executor of somebody's own does one thing after the other.
+        """
+        job = Job(work, args, self.create_future())
+        thread = Thread() if executor is None else self._threads.setdefault(id(executor), Thread())
+        thread.jobs.append(job)
+        thread.keep = executor
+        self.call_soon(thread.run)
+        return job.done
+
+
+def _end(coroutine: Any) -> None:
+    for _ in range(_BURIALS_MAX):
+        try:
+            coroutine.close()
+        except BaseException:  # noqa: BLE001 - it awaits on its way out
+            continue
+        return
