@@ -1,0 +1,135 @@
+"""Make spools that are full already, by the spool's own accept() and settle().
+
+On the path: each scenario fills one file, keeps it, and runs relays on copies.
+Holds: times are relative to `NOW_US`; copied() moves them to the time of the copy.
+Fails: SpoolError.
+Standards: none.
+"""
+
+import asyncio
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import apsw
+
+from relay.clock import Ids, SystemClock
+from relay.journal.crash import CrashPoints
+from relay.journal.events import Event, Step
+from relay.journal.metrics import Metrics
+from relay.message.nexthop import NextHop
+from relay.message.outcome import DeferralClass, Deferred, Evidence
+from relay.message.verdict import Source
+from relay.spool import SqliteSpool
+from relay.spool.types import Claim, NewEntry, NewMessage, NewRecipient, Settlement
+from relay.spool.waiting import Lane, Waiting
+
+HOUR_US = 3_600_000_000
+DAY_US = 24 * HOUR_US
+_AT_ONCE = 2000
+_TEXT = b"The quick brown fox jumps over the lazy dog, and the lazy dog lies where it lay.\r\n"
+_REFUSED = Evidence("4.4.1", "connection refused", host="mx.elsewhere.test")
+
+
+@dataclass(frozen=True)
+class Queued:
+    """One message with one entry. Without `due_in_us` it was never tried, and is due.
+
+    `stamp` is the X-Stamp by which a sink tells it.
+    """
+
+    stamp: str
+    sender: str
+    next_hop: str
+    recipients: tuple[str, ...]
+    due_in_us: int | None = None
+    lane: Lane = Lane.NORMAL
+
+
+def fill(path: Path, queue: Iterable[Queued]) -> float:
+    """Make a spool at `path` with this queue in it; return the steady time its times are from."""
+    return asyncio.run(_fill(path, iter(queue)))
+
+
+def copied(path: Path, target: Path, *, made_us: float, later_us: int = 0) -> None:
+    """Copy a filled spool, with its times moved on by what passed since it was made, or more."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, target)
+    passed_us = int(SystemClock().steady_us() - made_us) + later_us
+    connection = apsw.Connection(str(target))
+    connection.execute("PRAGMA synchronous = OFF")
+    connection.execute("PRAGMA cache_size = -400000")
+    connection.execute("PRAGMA journal_mode = WAL")
+    with connection:
+        connection.execute(
+            "UPDATE entry SET due_us = due_us + ?1, retry_us = retry_us + ?1, warn_us = warn_us + ?1"
+            " WHERE due_us IS NOT NULL",
+            (passed_us,),
+        )
+    connection.close()
+
+
+async def _fill(path: Path, queue: Iterator[Queued]) -> float:
+    clock = SystemClock()
+    now_us = clock.steady_us()
+    spool = SqliteSpool(
+        path, clock=clock, crash=CrashPoints(""), metrics=Metrics(), submission_keep_s=DAY_US / 1e6
+    )  # fmt: skip
+    await spool.start()
+    ids = Ids(clock)
+    while some := list(islice(queue, _AT_ONCE)):
+        messages = [_message(one, ids.new(), now_us) for one in some]
+        accepted = await asyncio.gather(
+            *(
+                spool.accept(message, claim=one.due_in_us is not None)
+                for message, one in zip(messages, some, strict=True)
+            )
+        )
+        await asyncio.gather(
+            *(
+                spool.settle(_deferred(answer.claims[0], one, now_us))
+                for answer, one in zip(accepted, some, strict=True)
+                if one.due_in_us is not None
+            )
+        )
+    await spool.stop()
+    return now_us
+
+
+def _message(queued: Queued, queue_id: str, now_us: int) -> NewMessage:
+    content = (
+        f"X-Stamp: {queued.stamp}\r\nFrom: <{queued.sender}>\r\nSubject: queued\r\n"
+        f"Message-ID: <{queue_id}@bench.test>\r\n\r\n"
+    ).encode() + _TEXT * 5
+    people = tuple(NewRecipient(address) for address in queued.recipients)
+    return NewMessage(
+        id=queue_id, reverse_path=queued.sender, source=Source.SMTP, trusted=False,
+        received_us=now_us, expires_us=now_us + 5 * DAY_US, contents=(content,),
+        entries=(NewEntry(NextHop.parse(queued.next_hop), people),),
+        client="bench [127.0.0.1]", message_id=f"<{queue_id}@bench.test>", subject="queued",
+        events=(Event(Step.POLICY_AND_ROUTING, now_us, {"verdict": "accept"}),),
+        warn_us=now_us + 5 * DAY_US,
+    )  # fmt: skip
+
+
+def _deferred(claim: Claim, queued: Queued, now_us: int) -> Settlement:
+    due_us = now_us + (queued.due_in_us or 0)
+    told = [
+        {"number": one.id, "address": one.address, "outcome": "deferred",
+         "status": _REFUSED.status, "reply": _REFUSED.reply}
+        for one in claim.recipients
+    ]  # fmt: skip
+    detail = {"entry": claim.entry_id, "attempt": 1, "host": _REFUSED.host, "recipients": told}
+    outcome = Deferred(_REFUSED, DeferralClass.CONNECT)
+    return Settlement(
+        claim=claim,
+        at_us=now_us,
+        outcomes={one.id: outcome for one in claim.recipients},
+        waiting=Waiting(
+            retry_us=due_us, due_us=due_us, lane=queued.lane, cause=DeferralClass.CONNECT,
+            cause_attempts=1, warn_us=claim.warn_us,
+        ),
+        events=(Event(Step.DELIVERY, now_us, detail),),
+    )  # fmt: skip

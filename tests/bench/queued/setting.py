@@ -1,0 +1,55 @@
+"""What every scenario runs in: folders, the world, the DNS, and how much is asked of them.
+
+On the path: __main__ makes one.
+Holds: each relay has a folder of its own, with a copy of a filled spool or without one.
+Fails: never.
+Standards: none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.queued.filling import copied
+from tests.bench.queued.instance import Instance
+from tests.bench.queued.traffic import World
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A spool with a queue in it, and the steady time that its times are from."""
+
+    path: Path
+    made_us: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """`scale` is 1, or less for a quick look; `filled` are the spools by their scenario's name."""
+
+    folder: Path
+    command: Sequence[str]
+    world: World
+    dns: str
+    filled: dict[str, Filled]
+    scale: float
+    rounds: int
+
+    @property
+    def messages(self) -> int:
+        """How many messages a round has."""
+        return max(1000, int(4000 * self.scale))
+
+    def empty(self, name: str) -> Instance:
+        """A relay without a queue."""
+        return Instance(
+            self.folder / name, command=self.command, dns=self.dns, port=self.world.port
+        )  # fmt: skip
+
+    def full(self, name: str, *, spool: str = "million", later_us: int = 0) -> Instance:
+        """A relay with a copy of a filled spool, all of it due so much later."""
+        relay = self.empty(name)
+        filled = self.filled[spool]
+        target = relay.folder / "state" / "spool.sqlite"
+        copied(filled.path, target, made_us=filled.made_us, later_us=later_us)
+        return relay

@@ -1,0 +1,65 @@
+"""The bench of long queues measures what it says: its spools are what its scenarios mean."""
+
+import asyncio
+
+import pytest
+
+from relay.clock import SystemClock
+from relay.journal.crash import CrashPoints
+from relay.journal.metrics import Metrics
+from relay.spool import SqliteSpool
+from tests.bench.queued.figures import Figure, at
+from tests.bench.queued.filling import HOUR_US, Queued, copied, fill
+
+
+@pytest.mark.parametrize(
+    ("bounds", "holds"),
+    [
+        ({}, True),
+        ({"most": 2.0}, True),
+        ({"most": 1.9}, False),
+        ({"least": 2.0}, True),
+        ({"least": 2.1}, False),
+    ],
+)
+def test_a_figure_says_whether_it_holds(bounds: dict[str, float], holds: bool) -> None:
+    figure = Figure("a figure", 2.0, "s", **bounds)
+    assert figure.holds is holds
+    assert ("MISSED" in str(figure)) is not holds
+
+
+def test_the_value_below_which_a_share_lies() -> None:
+    assert at(0.99, [float(number) for number in range(100)]) == 99.0
+    assert at(0.5, [3.0, 1.0, 2.0]) == 2.0
+    assert at(0.99, []) == 0.0
+
+
+def test_a_filled_spool_has_its_queue_and_a_copy_has_it_at_its_own_time(tmp_path) -> None:
+    queue = [
+        Queued(f"one-{n}", "a@bench.test", "mx:b.test", ("x@b.test", "y@b.test"), due_in_us=HOUR_US)
+        for n in range(5)
+    ]
+    queue.append(Queued("untried", "a@bench.test", "mx:c.test", ("x@c.test",)))
+    made_us = fill(tmp_path / "spool.sqlite", queue)
+    earlier_us = made_us - 3 * HOUR_US  # as if it had been made then
+    copy = tmp_path / "copy" / "spool.sqlite"
+    copied(tmp_path / "spool.sqlite", copy, made_us=earlier_us)
+
+    async def look() -> None:
+        clock = SystemClock()
+        spool = SqliteSpool(
+            copy, clock=clock, crash=CrashPoints(""), metrics=Metrics(), submission_keep_s=1.0
+        )
+        await spool.start()
+        try:
+            counts = await spool.counts()
+            assert counts.entries == {"queued": 1, "deferred": 5, "held": 0, "captured": 0}
+            assert counts.unaccounted == 0
+            now_us = clock.steady_us()
+            due_us = await spool.next_due_us(now_us + 7 * HOUR_US // 2)
+            assert due_us is not None
+            assert due_us == pytest.approx(now_us + 4 * HOUR_US, abs=60_000_000)
+        finally:
+            await spool.stop()
+
+    asyncio.run(look())
