@@ -2,10 +2,12 @@
 #   make run                 the development relay in the foreground; ARGS="--once" ends by itself
 #   make test                all tests; TESTS="tests/unit/spool -k claim" for some
 #   make check               lint, types, import contracts, dead code, the policies' own tests
-#   make bench               Relay and Postfix side by side
+#   make bench               Relay and Postfix side by side, then bench-queue
 #   make bench-mail          sendMail beside the machine's own rate of synced files, with ARGS
+#   make bench-queue         what a long queue costs, each figure beside its bound; SMALL=1, ARGS
 #   make bench-mailbox       questions to mailboxes of 1,000, 10,000 and 100,000 messages
-#   make crash               a relay killed RUNS=200 times while people use it
+#   make simulate            SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
+#   make crash               a relay killed RUNS=200 times while people use it, and as often under load
 
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
@@ -14,9 +16,13 @@ PYTHON ?= $(firstword $(foreach each,python3 python3.13 python3.12 python3.11,\
 BIN := .venv/bin
 ARGS ?=
 RUNS ?= 200
+SEEDS ?= 10000
+SEED0 ?= 0
+SEED ?=
+TRACE ?=
 TESTS ?=
 
-.PHONY: run venv test check lint types layers unused rules bench bench-mail bench-mailbox crash clean
+.PHONY: run venv test check lint types layers unused rules bench bench-mail bench-mailbox bench-queue simulate crash clean
 
 run: .venv/installed
 	@exec $(BIN)/relay dev $(ARGS)
@@ -47,15 +53,23 @@ rules: .venv/development
 
 bench: .venv/development
 	tests/bench/run.sh
+	$(MAKE) bench-queue
 
 bench-mail: .venv/development
 	$(BIN)/python tests/bench/sendmail.py $(ARGS)
 
+bench-queue: .venv/development
+	$(BIN)/python -m tests.bench.queued $(ARGS)
+
 bench-mailbox: .venv/development
 	$(BIN)/python tests/bench/mailbox.py $(ARGS)
 
+simulate: .venv/development
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed0 $(SEED0) \
+	    $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace)
+
 crash: .venv/development
-	RUNS=$(RUNS) $(BIN)/python -m pytest -n 2 tests/crash/test_storm.py
+	RUNS=$(RUNS) $(BIN)/python -m pytest -n 2 tests/crash/test_storm.py tests/crash/test_queue_storm.py
 
 clean:
 	rm -rf .venv .relay build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

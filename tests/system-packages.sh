@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Install the Debian packages whose programs the tests talk to: Postfix as a remote MX, swaks and
 # msmtp as submitters, Dovecot and mutt as programs that share a mailbox with the relay, strace to see
-# the sync before the 250, openssl for certificates.
+# the sync before the 250, openssl for certificates, faketime to let a clock jump.
 # Without apt or the rights nothing happens: those tests are skipped and say which program is missing.
 set -euo pipefail
 
 declare -A package_of=([postfix]=postfix [swaks]=swaks [msmtp]=msmtp [strace]=strace
-    [openssl]=openssl [dovecot]=dovecot-imapd [mutt]=mutt)
+    [openssl]=openssl [dovecot]=dovecot-imapd [mutt]=mutt [faketime]=faketime)
 PATH="$PATH:/usr/sbin:/sbin"
 missing=()
 for program in "${!package_of[@]}"; do

@@ -63,7 +63,7 @@ def come_up(relay: RelayProcess, crash_at: str) -> None:
     """Start it; it may die before it is ready."""
     relay.start(crash_at=crash_at, wait=False)
     ready = relay.folder / "ready.json"
-    until("ready, or ended", lambda: ready.exists() or relay.process_ended)
+    until("ready, or ended", lambda: ready.exists() or relay.process_ended, timeout_s=60)
     if ready.exists():
         relay.ready = json.loads(ready.read_text())
 

@@ -13,6 +13,7 @@ from relay.accounts import Account
 from relay.clock import Ids, ManualClock
 from relay.ingress import Acceptance, Limits, Neighbours, SmtpServer
 from relay.journal.metrics import Metrics
+from relay.journal.pressure import Pressure
 from relay.mailbox.types import Room
 from relay.message.content import MemoryOctets
 from relay.message.verdict import RecipientVerdict, Subject, Verdict
@@ -127,6 +128,7 @@ class Relay:
     claims: list[Claim] = field(default_factory=list)
     metrics: Metrics = field(default_factory=Metrics)
     clock: ManualClock = field(default_factory=ManualClock)
+    pressure: Pressure = field(default_factory=Pressure)
 
     @property
     def router(self) -> RouteTable:
@@ -167,6 +169,7 @@ class Relay:
             router=self.router,
             accounts=self.accounts,
             quota=FakeQuota(),
+            pressure=self.pressure,
         )
         settings = replace(SmtpListener(listen=Address("127.0.0.1", 0)), **listener)
         quick = limits or Limits(auth_failure_delay_s=0.01, goodbye_s=0.2)

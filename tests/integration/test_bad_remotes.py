@@ -124,10 +124,16 @@ def test_a_stalled_site_does_not_delay_another(remotes: Remotes, stage: str) -> 
         assert stalled.most_open <= 5
 
 
-def test_twenty_sessions_at_one_site_at_once(remotes: Remotes) -> None:
+def test_twenty_sessions_at_a_site_that_takes_them(remotes: Remotes) -> None:
     gate = asyncio.Event()
+    gate.set()
     mx = remotes.start("busy.test", gates={"DOT": gate})
     with remotes.relay() as relay:
+        for number in range(20):
+            submit(relay, f"first{number}@busy.test")
+        until("it has shown what it takes", lambda: len(mx.envelopes) == 20)
+        gate.clear()
+        mx.envelopes.clear()
         threads = [
             threading.Thread(target=submit, args=(relay, f"x{number}@busy.test"))
             for number in range(40)

@@ -55,6 +55,7 @@ def test_send_by_smtp_from_standard_input(world: World) -> None:
         (["send", "--token", "wrong", "--to", "x@a.test", "--body", "x"], NO_PERMISSION, "401"),
         (["send", "--from", "a@b.test", "--to", "nobody@example.test", "--body", "x"], DATA, "550"),
         (["serve"], UNAVAILABLE, "in use by process"),
+        (["queue", "hold", "--all", "--until", "yesterday"], USAGE, "found 'yesterday'"),
         (["storage", "verify", "nobody@example.test"], DATA, "no account and no mailbox"),
         (["storage", "verify", "../../etc"], DATA, "no account and no mailbox"),
     ],

@@ -109,27 +109,6 @@ def test_the_store_is_read_only(remotes: Remotes) -> None:
         relay.until_final(relay.send_mail(to=["x@a.test"], subject="behind"))
 
 
-def test_the_spools_disk_is_full(remotes: Remotes) -> None:
-    with running(remotes) as relay:
-        relay.stop()
-        with small_disk(relay.folder / "state", size_bytes=8192 * KIB):
-            relay.start()
-            relay.until_final(relay.submit("alice@example.test", ["bob@example.test"]))
-            with filled(relay.folder / "state"):
-                answers = [refusal(relay, BIG) for _ in range(2)]
-                assert {code for code, _ in answers} == {452}
-                assert all(text.startswith(b"4.3.1") for _, text in answers)
-                identity = relay.send_mail(
-                    to=["bob@example.test"], subject="waits", text="x" * 200_000
-                )
-                until("it was tried", lambda: "note put back" in relay.log)
-            relay.until_final(identity)
-            until("filed", lambda: relay.subjects("alice", "Sent") == ["waits"])
-            assert relay.subjects("bob") == ["hello", "waits"]
-            relay.stop()
-        relay.start()
-
-
 def refusal(relay: RelayProcess, content: bytes) -> tuple[int, bytes]:
     """The reply to the final dot, in a session that is alive afterwards."""
     with relay.smtp() as session:

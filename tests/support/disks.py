@@ -34,17 +34,36 @@ def journaled_disk(path: Path, *, size_bytes: int) -> Iterator[None]:
     image = path.with_name(f"{path.name}.image")
     with image.open("wb") as file:
         file.truncate(size_bytes)
-    words = ["mkfs.ext4", "-q", "-F", str(image)]
-    search = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    if shutil.which(words[0], path=search) is None:
-        pytest.skip("mkfs.ext4 is not installed")
-    subprocess.run(words, check=True, env={"PATH": search})
+    make_ext4(image)
+    try:
+        with mounted(image, path):
+            yield
+    finally:
+        image.unlink()
+
+
+@contextmanager
+def mounted(image: Path, path: Path) -> Iterator[None]:
+    """Mount a file with a file system in it at the directory `path`."""
     _mount("-o", "loop", str(image), str(path))
     try:
         yield
     finally:
         _unmount(path)
-        image.unlink()
+
+
+def make_ext4(image: Path) -> None:
+    """Make a file system in a file that is there."""
+    search = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    if shutil.which("mkfs.ext4", path=search) is None:
+        pytest.skip("mkfs.ext4 is not installed")
+    words = ["mkfs.ext4", "-q", "-F", "-E", "nodiscard", str(image)]
+    subprocess.run(words, check=True, env={"PATH": search})
+
+
+def break_off(path: Path) -> None:
+    """Let the ext4 at `path` find itself broken: it refuses all changes until it is mounted anew."""
+    _mount("-o", "remount,abort", str(path))
 
 
 @contextmanager

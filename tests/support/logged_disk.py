@@ -14,10 +14,12 @@ import ctypes
 import errno
 import os
 import random
+import signal
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -60,6 +62,15 @@ class LoggedDisk:
     def __exit__(self, *_: object) -> None:
         subprocess.run(["umount", "--lazy", str(self.file.parent)], check=True)
         self._server.communicate(timeout=20)
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Let every write and flush wait until the end of the block."""
+        self._server.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._server.send_signal(signal.SIGCONT)
 
     def position(self) -> int:
         """Where in the disk's history we are."""

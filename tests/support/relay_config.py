@@ -29,6 +29,7 @@ def configuration(dns: Address | None, mx_port: int) -> dict[str, Any]:
         "dns": {"nameservers": [str(dns or "127.0.0.1:9")], "timeout": "2s"},
         "delivery": {"port": mx_port, "tls": "none", "retry": [0.2, 0.2, 0.5]},
         "policy": {"directory": "policies"},
+        "pressure": {"commit_latency": "1m"},  # whatever else the machine has to do
         "observe": {"log": "json"},
     }
 

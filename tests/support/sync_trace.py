@@ -1,11 +1,12 @@
-"""Watch a process with strace while it takes mail: does a sync stand before each 250?
+"""Watch a process with strace while it takes mail: does a sync stand before each 250 and each 202?
 
     with SyncTrace(pid) as trace:
-        ... messages go in, one after the other ...
+        ... messages go in, as many at the same time as one likes ...
     assert trace.missing == 0 and trace.synced == 5
 
-On the path: an interop test and tests/bench/sync_check.py use it.
-Holds: what counts is a sync that returned 0 between the read of the final dot and the write of the 250.
+On the path: interop tests and tests/bench/sync_check.py use it.
+Holds: what counts is a sync that began behind the last octet that came on the connection of the
+    answer, and that returned 0 before the answer was written.
 Fails: CannotTraceError where strace is missing or may not attach.
 Standards: RFC 5321 6.1 (what a 250 promises).
 """
@@ -16,20 +17,26 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-_CALLS = "fsync,fdatasync,sync_file_range,read,recvfrom,recvmsg,write,writev,sendto,sendmsg"
+_SYNCS = "fsync,fdatasync"
+_CALLS = f"{_SYNCS},sync_file_range,read,recvfrom,recvmsg,write,writev,sendto,sendmsg"
 _NAMING = "link,linkat,rename,renameat,renameat2"
 _ATTACH_S = 10.0
-_DOT = r"\r\n.\r\n"
-_READ = re.compile(r" (?:read|recvfrom|recvmsg)\(|<\.\.\. (?:read|recvfrom|recvmsg) resumed>")
-_WRITE = re.compile(r" (?:write|writev|sendto|sendmsg)\(")
-_SYNC = re.compile(r" (?:fsync|fdatasync)\(.*\) += 0|<\.\.\. (?:fsync|fdatasync) resumed>.* = 0")
+_SHOWN_OCTETS = 200
+_QUEUED = "250 2.0.0 Ok: queued"
+_ACCEPTED = "HTTP/1.1 202"
+_READ = re.compile(r"(?:read|recvfrom|recvmsg)\((\d+(?:<[^>]*>)?),.* = [1-9]\d*$")
+_WRITE = re.compile(r"(?:write|writev|sendto|sendmsg)\((\d+(?:<[^>]*>)?),")
+_SYNC = re.compile(r"(?:fsync|fdatasync)\(\d+(?:<([^>]*)>)?.*\) += 0$")
+_LINE = re.compile(r"(\d+) +(?:<\.\.\. \w+ resumed>)?(.*?)( <unfinished \.\.\.>)?$")
 
 _DIRECTORIES = ("preparing", "ready", "cur", "tmp")
 _ACT = re.compile(
-    r" (?P<what>fsync|sync_file_range|link|rename)(?:at2?)?"
+    r"(?P<what>fsync|sync_file_range|link|rename)(?:at2?)?"
     r"\((?:\d+<(?P<file>[^>]+)>|.*\"(?P<target>[^\"]+)\")"
 )
 
@@ -38,23 +45,18 @@ class CannotTraceError(Exception):
     """Why strace cannot be used here."""
 
 
-class SyncTrace:
-    """Counts, after its block, the 250s with (`synced`) and without (`missing`) a sync before them.
+class Strace:
+    """strace at a process that runs, while the block runs. `output` is what it wrote, behind it."""
 
-    `submissions` has what was done on disk for each 202, as acts_before_202() says it.
-    """
-
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, *words: str) -> None:
         strace = shutil.which("strace")
         if strace is None:
             raise CannotTraceError("strace is not installed")
         self._folder = Path(tempfile.mkdtemp(prefix="relay-trace-"))
-        self._output = self._folder / "trace"
+        self._file = self._folder / "trace"
         self._said = self._folder / "said"
-        self._command = [strace, "-f", "-y", "-s", "300000", "-p", str(pid)]
-        self._command += ["-e", f"trace={_CALLS},{_NAMING}", "-o", str(self._output)]
-        self.synced = self.missing = 0
-        self.submissions: list[list[str]] = []
+        self._command = [strace, "-f", "-p", str(pid), "-o", str(self._file), *words]
+        self.output = ""
 
     def __enter__(self) -> Self:
         with self._said.open("wb") as said:
@@ -69,15 +71,81 @@ class SyncTrace:
 
     def __exit__(self, *_: object) -> None:
         self._end()
-        trace = self._output.read_text(errors="replace")
-        self.synced, self.missing = count_synced(trace)
-        self.submissions = acts_before_202(trace)
+        self.output = self._file.read_text(errors="replace")
         shutil.rmtree(self._folder)
 
     def _end(self) -> None:
         if self._strace.poll() is None:
             self._strace.send_signal(signal.SIGINT)
             self._strace.wait(10)
+
+
+class SyncTrace(Strace):
+    """Counts, after its block, the 250s with (`synced`) and without (`missing`) a sync before them.
+
+    `queued` has what was synced for each 250, and `accepted` for each 202: the files' paths.
+    `submissions` has what was done on disk for each 202 of one client, as acts_before_202() says it.
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(pid, "-y", "-s", str(_SHOWN_OCTETS), "-e", f"trace={_CALLS},{_NAMING}")
+        self.synced = self.missing = 0
+        self.queued: list[list[str]] = []
+        self.accepted: list[list[str]] = []
+        self.submissions: list[list[str]] = []
+
+    def __exit__(self, *why: object) -> None:
+        super().__exit__(*why)
+        self.queued = synced_before(self.output, _QUEUED)
+        self.accepted = synced_before(self.output, _ACCEPTED)
+        self.missing = self.queued.count([])
+        self.synced = len(self.queued) - self.missing
+        self.submissions = acts_before_202(self.output)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call that has returned, and the numbers of the lines where it began and ended."""
+
+    text: str
+    began: int
+    ended: int
+
+
+def _calls(trace: str) -> Iterator[_Call]:
+    """Put together again what strace tore apart because other threads came between."""
+    begun: dict[str, tuple[str, int]] = {}
+    for number, line in enumerate(trace.splitlines()):
+        if (found := _LINE.match(line)) is None:
+            continue
+        thread, text, unfinished = found.groups()
+        if unfinished:
+            begun[thread] = (text, number)
+            continue
+        before, began = begun.pop(thread, ("", number)) if "resumed>" in line else ("", number)
+        yield _Call(before + text, began, number)
+
+
+def synced_before(trace: str, answer: str) -> list[list[str]]:
+    """Return, for each answer that begins so, which files were synced since its last octet came."""
+    answered: list[list[str]] = []
+    last_read: dict[str, int] = {}
+    syncs: list[tuple[int, str]] = []
+    for call in _calls(trace):
+        if found := _SYNC.match(call.text):
+            syncs.append((call.began, found[1] or "?"))
+        elif found := _READ.match(call.text):
+            last_read[found[1]] = call.ended
+        elif (found := _WRITE.match(call.text)) and f'"{answer}' in call.text:
+            came = last_read.get(found[1], -1)
+            answered.append([path for began, path in syncs if began > came])
+    return answered
+
+
+def is_in_order(syncs: Sequence[str], *endings: str) -> bool:
+    """Whether among `syncs` there are some whose paths end so, one behind the other."""
+    coming = iter(syncs)
+    return all(any(path.endswith(ending) for path in coming) for ending in endings)
 
 
 def acts_before_202(trace: str) -> list[list[str]]:
@@ -88,20 +156,14 @@ def acts_before_202(trace: str) -> list[list[str]]:
     """
     answered: list[list[str]] = []
     acts: list[str] | None = None
-    begun: dict[str, str] = {}  # a call that had not returned, by thread
-    for line in trace.splitlines():
-        thread = line.split(" ", 1)[0]
-        if _READ.search(line) and "POST /v1.0/me/sendMail" in line:
+    for call in _calls(trace):
+        if _READ.match(call.text) and "POST /v1.0/me/sendMail" in call.text:
             acts = []
-        elif _WRITE.search(line) and "HTTP/1.1 202" in line and acts is not None:
+        elif _WRITE.match(call.text) and _ACCEPTED in call.text and acts is not None:
             answered.append(acts)
             acts = None
-        elif "<unfinished ...>" in line:
-            begun[thread] = line
-        elif acts is not None and line.rstrip().endswith("= 0"):
-            whole = begun.pop(thread, "") + line if "resumed>" in line else line
-            if match := _ACT.search(whole):
-                acts.append(f"{match['what']} {_directory(match['file'] or match['target'])}")
+        elif acts is not None and call.text.endswith("= 0") and (found := _ACT.match(call.text)):
+            acts.append(f"{found['what']} {_directory(found['file'] or found['target'])}")
     return answered
 
 
@@ -110,19 +172,3 @@ def _directory(path: str) -> str:
     if names[-1] in _DIRECTORIES:
         return names[-1]
     return next((f"{name}/" for name in reversed(names) if name in _DIRECTORIES), "")
-
-
-def count_synced(trace: str) -> tuple[int, int]:
-    """Return how many 250s to a final dot had a sync behind the dot, and how many had none."""
-    synced = missing = 0
-    dot_seen = sync_seen = False
-    for line in trace.splitlines():
-        if _SYNC.search(line):
-            sync_seen = dot_seen
-        elif _WRITE.search(line) and "250 2.0.0 Ok: queued" in line:
-            synced += dot_seen and sync_seen
-            missing += not (dot_seen and sync_seen)
-            dot_seen = sync_seen = False
-        elif _READ.search(line) and _DOT in line:
-            dot_seen, sync_seen = True, False
-    return synced, missing

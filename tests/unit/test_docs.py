@@ -10,12 +10,15 @@ import click
 import pytest
 
 from relay.cli.root import cli
-from relay.journal import CrashPoint
+from relay.journal.crash import CrashPoint
+from relay.journal.metrics import Metrics
+from relay.journal.pressure import Reason
 from relay.settings.values import parse_duration, parse_size
 
 TOP = Path(__file__).parents[2]
 FLOW = TOP / "docs/flow.md"
 PAGES = sorted([TOP / "README.md", TOP / "CONTRIBUTING.md", *(TOP / "docs").glob("*.md")])
+METRIC = re.compile(r"relay_\w+")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -131,6 +134,20 @@ def unknown_in(words: list[str]) -> list[str]:
 
 def test_pages_name_commands_at_all():
     assert sum(len(commands_in(page)) for page in PAGES) > 30
+
+
+@pytest.mark.parametrize("page", ["names.md", "operation.md"])
+def test_every_metric_is_named(page):
+    exposed = {
+        one.name + "_total" * (one.type == "counter") for one in Metrics().registry.collect()
+    }
+    named = {found[0] for one in code_of(TOP / "docs" / page) if (found := METRIC.match(one))}
+    assert exposed - named == set()
+    assert {one for one in named - exposed if one.endswith("_total")} == set()
+
+
+def test_every_reason_of_pressure_is_explained():
+    assert {str(one) for one in Reason} - {*code_of(TOP / "docs/operation.md")} == set()
 
 
 def limits() -> list[tuple[str, str]]:

@@ -37,7 +37,7 @@ def composed() -> Callable[[Settings], Daemon]:
         boxes = settings.mailboxes
         accounts = load_accounts(boxes.accounts, boxes.domains, clock=SystemClock(), environ={})
         rules = load_rules(settings.policy.directory, local_domains=boxes.domains)
-        return compose(settings, Sources(accounts, rules, crash_at=crash_at))
+        return compose(settings, Sources(accounts, lambda: rules, crash_at=crash_at))
 
     return composed
 

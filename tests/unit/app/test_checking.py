@@ -66,7 +66,7 @@ def test_a_good_set_has_no_fault(files):
     findings = files()
     assert of(findings, Verdict.FAULT) == []
     assert [one.what for one in findings] == [
-        "configuration", "accounts", "policy", "state_dir", "mailboxes.root", "dns",
+        "configuration", "accounts", "policy", "state_dir", "mailboxes.root", "spool", "dns",
     ]  # fmt: skip
 
 
@@ -111,3 +111,30 @@ def test_a_folder_that_is_a_file_is_a_fault(files):
     assert of(files(), Verdict.FAULT) == [
         ("state_dir", f"state_dir: {files.folder}/state is no folder that this user can write")
     ]
+
+
+def a_spool(folder, name="spool.sqlite", octets=b""):
+    (folder / "state").mkdir(exist_ok=True)
+    (folder / "state" / name).write_bytes(octets)
+
+
+HEADER = b"SQLite format 3\0".ljust(60, b"\1")
+
+
+@pytest.mark.parametrize(
+    ("name", "octets", "verdict", "told"),
+    [
+        ("spool.sqlite", b"", Verdict.OK, "spool.sqlite"),
+        ("spool.sqlite", HEADER + b"\0\0\0\3", Verdict.OK, "spool.sqlite"),
+        ("spool.sqlite", HEADER + b"\0\0\0\1", Verdict.OK, "spool.sqlite"),
+        ("spool.sqlite", HEADER + b"\0\0\1\0", Verdict.FAULT, "newer Relay (schema 256"),
+        ("spool.sqlite", b"nothing of ours", Verdict.FAULT, "see relay storage salvage"),
+        ("spool.sqlite.salvage", b"", Verdict.FAULT, "salvage was cut off"),
+        ("spool.sqlite.damage", b"a page", Verdict.FAILED, "no new mail is taken on"),
+    ],
+)
+def test_the_spool_is_looked_at(files, name, octets, verdict, told):
+    a_spool(files.folder, name, octets)
+    [found] = [one for one in files() if one.what == "spool"]
+    assert found.verdict is verdict
+    assert told in found.text

@@ -18,9 +18,9 @@ HTTP, SMTP = Address("127.0.0.1", 8025), Address("127.0.0.1", 1025)
 
 
 @pytest.fixture(autouse=True)
-def temporary(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
+def temporary(short_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(short_path))
+    return short_path
 
 
 @pytest.fixture

@@ -105,13 +105,24 @@ def test_conditions_of_a_list_become_its_query(reading, daemon):
 WAITING = {"id": "q1", "recipients": [{"state": "queued"}], "reached": False}
 
 
-def test_a_retry_sends_only_what_was_given(reading, daemon):
-    daemon.answers.append((200, []))
-    reading.retry(Selector(domain="x.test"), who="me", dry_run=True)
+ANSWER = {"matched": 0, "done": 0, "unchanged": 0, "in_flight": 0, "entries": [], "unknown": []}
+
+
+def test_an_order_sends_only_what_was_given(reading, daemon):
+    daemon.answers.append((200, ANSWER))
+    selector = Selector(domain="x.test")
+    more = {"who": "me", "dry_run": True, "reason": "", "until": "2h", "as_before": False}
+    assert reading.change("hold", selector, **more) == ANSWER
     (asked,) = daemon.asked
-    assert asked[0] == "/relay/v1/queue/retry"
+    assert asked[0] == "/relay/v1/queue/hold"
     given = {name: value for name, value in asked[1].items() if value is not False}
-    assert given == {"domain": "x.test", "dry_run": True}
+    assert given == {"domain": "x.test", "dry_run": True, "who": "me", "until": "2h"}
+
+
+def test_figures_are_the_daemons(reading, daemon):
+    daemon.answers.append((200, {"due": 5}))
+    assert reading.stats() == {"due": 5}
+    assert daemon.asked == [("/relay/v1/queue/stats", {})]
 
 
 def test_a_wait_for_what_has_ended_otherwise_is_over(reading, daemon):
@@ -141,7 +152,8 @@ def test_a_wait_ends_with_its_time(reading, daemon, answer, expected):
 def test_where_there_never_was_a_relay_there_is_nothing(reading, settings):
     assert reading.journey("last") is None
     assert reading.queue_list(Selector()) == []
-    assert reading.retry(Selector(all=True), who="me", dry_run=False) == []
+    assert reading.change("hold", Selector(ids=("q1",)))["unknown"] == ["q1"]
+    assert reading.stats() == {}
     assert not settings.state_dir.exists(), "asking made something"
 
 

@@ -9,6 +9,7 @@ from relay.app import upkeep
 from relay.clock import ManualClock
 from relay.journal.metrics import Metrics
 from relay.mailbox.types import StoreUnavailableError
+from relay.spool import Keep
 from relay.spool.types import QueueCounts, SpoolError
 
 COUNTS = QueueCounts({"queued": 2, "deferred": 1}, 1_700_000_000_000_000 - 5_000_000, 0)
@@ -32,10 +33,11 @@ class Spool:
             raise answer
         return answer
 
-    counts = prune = _next
+    counts = prune = sweep = _next
 
-    async def has_room(self) -> bool:
-        return False
+    @property
+    def keeping(self) -> "Spool":
+        return self
 
 
 class Log:
@@ -72,18 +74,21 @@ async def test_figures_survive_a_spool_that_fails() -> None:
     assert value("relay_queue_oldest_seconds") == 5
     assert value("relay_queue_unaccounted") == 0
     assert value("relay_connections", {"state": "incoming"}) == 7
-    assert value("relay_pressure_level") == 2
 
 
 async def test_pruning_goes_step_by_step_until_nothing_is_left() -> None:
-    spool, log, clock = (
-        Spool([200, 3, 0, SpoolError("busy"), ZeroDivisionError()]),
-        Log(),
-        ManualClock(),
-    )
-    await run_until_over(spool, upkeep.keep_pruning(spool, log, clock, keep_s=86400 * 1.5))
-    assert set(spool.asked) == {(clock.time_us() - 129_600_000_000,)}
+    spool, log = Spool([200, 3, 0, SpoolError("busy"), ZeroDivisionError()]), Log()
+    keep = Keep(86400 * 1.5)
+    await run_until_over(spool, upkeep.keep_pruning(spool, log, keep=keep))
+    assert set(spool.asked) == {(keep,)}
     assert log.kept == [2]
+
+
+async def test_sweeping_goes_on_whatever_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "_DAY_S", 0.0)
+    spool = Spool([3, SpoolError("busy"), ZeroDivisionError(), 0])
+    await run_until_over(spool, upkeep.keep_contents_swept(spool))
+    assert len(spool.asked) == 5
 
 
 async def test_uploads_are_removed_whatever_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,8 +82,8 @@ def sent(shell, dev):
     return identity
 
 
-def test_once_shows_seven_steps_and_a_bounce_and_leaves_nothing(tmp_path):
-    done = Shell(tmp_path)("dev", "--once", *ANY_PORTS)
+def test_once_shows_seven_steps_and_a_bounce_and_leaves_nothing(short_path):
+    done = Shell(short_path)("dev", "--once", *ANY_PORTS)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert len(lines) <= 25
@@ -101,7 +101,7 @@ def test_once_shows_seven_steps_and_a_bounce_and_leaves_nothing(tmp_path):
     ):
         assert any(line.startswith(f" {number} {name}") for line in lines)
     assert '"Undeliverable: Try this" is in ' in done.stdout
-    assert list(tmp_path.iterdir()) == []
+    assert list(short_path.iterdir()) == []
 
 
 def test_a_folder_is_kept_works_again_and_is_nobody_elses(tmp_path):
@@ -136,14 +136,14 @@ def test_a_configuration_of_somebody_else_is_never_overwritten(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["relay.toml"]
 
 
-def test_ctrl_c_before_the_end_of_the_demonstration_is_no_success(tmp_path):
-    ready = tmp_path / "ready"
-    process = Shell(tmp_path).begin("dev", "--once", *ANY_PORTS, "--ready-file", str(ready))
+def test_ctrl_c_before_the_end_of_the_demonstration_is_no_success(short_path):
+    ready = short_path / "ready"
+    process = Shell(short_path).begin("dev", "--once", *ANY_PORTS, "--ready-file", str(ready))
     until("ready", lambda: ready.exists() or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, err) == (130, "")
-    assert [one.name for one in tmp_path.iterdir()] == ["ready"]
+    assert [one.name for one in short_path.iterdir()] == ["ready"]
 
 
 def test_ctrl_c_while_waiting_says_nothing(shell, dev):
@@ -190,7 +190,7 @@ def test_a_terminal_without_the_letters_still_gets_the_journey(shell, sent):
     [
         (["trace", "unknown"], 65, 'no message is known as "unknown"'),
         (["queue", "show", "unknown"], 65, 'no message is known as "unknown"'),
-        (["queue", "retry", "unknown"], 65, "nothing that is deferred is known as unknown"),
+        (["queue", "retry", "unknown"], 65, 'nothing in the queue is known as "unknown"'),
         (["wait", "unknown", "--timeout", "0"], 75, "no message became known"),
         (["wait", "friend@elsewhere.test", "--timeout", "0", "--state", "relayed"], 75, "at step 7"),
         (["wait", "friend@elsewhere.test", "--timeout", "600", "--state", "relayed"],
@@ -224,3 +224,16 @@ def test_the_configuration_that_it_runs_with_is_a_good_one(shell, dev):
     done = shell("check", "--json")
     assert done.returncode in (0, 69), done.stderr  # 69: this machine has no name server
     assert {one["verdict"] for one in json.loads(done.stdout)} <= {"ok", "warning", "failed"}
+
+
+@pytest.mark.usefixtures("dev")
+@pytest.mark.parametrize("words", [("queue", "stats"), ("queue", "list"), ("trace", "last")])
+def test_who_asks_a_daemon_does_not_load_one(shell, words):
+    asked = [sys.executable, "-X", "importtime", "-m", "relay", *words]
+    done = subprocess.run(
+        asked, env=shell.environment, capture_output=True, text=True, check=False,
+        timeout=TIMEOUT_S, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "relay.app.control" in loaded
+    assert not loaded & {"apsw", "asyncio", "structlog", "relay.mailbox", "relay.spool.sqlite"}

@@ -65,6 +65,12 @@ def test_an_attempt_names_who_what_and_where():
     assert lines[0].endswith("  a@x.test relayed by mx1.x.test: 250 2.0.0 Ok")
 
 
+def test_an_attempt_that_left_its_message_held_says_why():
+    people = [{"address": "a@x.test", "outcome": "deferred", "reply": "451 4.3.0 cannot be read"}]
+    lines = step_lines(step(6, "delivery", recipients=people, held="release it when it is back"))
+    assert [line.strip() for line in lines[1:]] == ["held: release it when it is back"]
+
+
 def test_a_step_that_counts_its_recipients_is_shown_as_it_is():
     assert step_lines(step(3, "converted", size=302, recipients=2))[0].endswith(
         "size 302, recipients 2"

@@ -16,16 +16,19 @@ from relay.delivery import (
     SiteOptions,
     Window,
 )
+from relay.delivery.ports import Connect
+from relay.delivery.queue.window import WINDOW_BYTES
 from relay.journal.crash import CrashPoints
 from relay.journal.events import Event, Step
 from relay.journal.metrics import Metrics
 from relay.mailbox.api import DeliveryResult
 from relay.message.nexthop import NextHop
 from relay.message.verdict import Source
-from relay.routing import Host, Hosts, Resolution
-from relay.smtp import Timeouts
+from relay.routing import HopLimits, Host, Hosts, Resolution
+from relay.smtp import Timeouts, connect
 from relay.spool import SqliteSpool
-from relay.spool.types import Accepted, NewEntry, NewMessage, NewRecipient, Selector
+from relay.spool.types import Accepted, Claim, NewEntry, NewMessage, NewRecipient, Selector
+from relay.spool.waiting import Lane, Look, sender_key
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Table:
 
     hosts: dict[str, Resolution] = field(default_factory=dict)
     mailboxes: set[str] = field(default_factory=set)
+    limits: dict[str, HopLimits] = field(default_factory=dict)
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
         return self.hosts[next_hop.host]
@@ -65,6 +69,9 @@ class Table:
 
     def mailbox_for(self, address: str) -> str | None:
         return address if address in self.mailboxes else None
+
+    def limits_for(self, next_hop: NextHop) -> HopLimits:
+        return self.limits.get(next_hop.host, HopLimits())
 
     def credentials_for(self, next_hop: NextHop) -> None:
         return None
@@ -94,19 +101,33 @@ class House:
         self.metrics = Metrics()
         self.table, self.store, self.reporter = Table(), Store(), RecordingReporter()
         self.folder = folder
+        self.spool: SqliteSpool | None = None
+        self.dispatcher: Dispatcher | None = None
         self.retry_s: tuple[float, ...] = (0.05,)
         self.connections_max = 20
         self.connections_in_all = 200
         self.window_claims = 2000
         self.idle_s = 0.3
+        self.down_s = 0.02
+        self.connect: Connect = connect
         self.timeouts = Timeouts(connect_s=2, command_s=1, data_s=1, block_s=1, dot_s=1, quit_s=0.2)
 
-    async def start(self) -> None:
+    async def open(self) -> None:
+        """Only the spool, for what is in the queue before delivery starts."""
         self.spool = SqliteSpool(
             self.folder / "spool.sqlite", clock=self.clock, crash=CrashPoints(),
             metrics=self.metrics, submission_keep_s=86400,
         )  # fmt: skip
         await self.spool.start()
+
+    async def start(self) -> None:
+        if self.spool is None:
+            await self.open()
+        self.compose()
+        self.run()
+
+    def compose(self) -> None:
+        """Delivery on the open spool, as it is before it runs."""
         contents = Contents(self.spool, budget_bytes=1 << 26)
         settler = Settler(
             self.spool, contents, self.reporter, schedule=Schedule(self.retry_s, lambda: 0.5),
@@ -114,7 +135,8 @@ class House:
         )  # fmt: skip
         options = SiteOptions(
             ehlo_name="relay.test", tls="none", timeouts=self.timeouts,
-            connections_max=self.connections_max, down_s=0.02, idle_s=self.idle_s,
+            connections_max=self.connections_max, down_s=self.down_s, idle_s=self.idle_s,
+            waited_s=lambda _claim: self.retry_s[0],
         )  # fmt: skip
         self.slots = ConnectionSlots(self.connections_in_all, self.metrics.connections)
         self.window = Window(claims_max=self.window_claims)
@@ -123,7 +145,10 @@ class House:
             self.spool, settler, contents, local=LocalDelivery(self.store, self.table),
             resolver=self.table, table=self.table, options=options, clock=self.clock,
             slots=self.slots, window=self.window, on_change=self.changed.put_nowait,
+            connect=self.connect,
         )  # fmt: skip
+
+    def run(self) -> None:
         self.running = asyncio.create_task(self.dispatcher.run())
 
     async def stop(self, grace_s: float = 2.0) -> None:
@@ -131,32 +156,64 @@ class House:
         self.running.cancel()
         await asyncio.gather(self.running, return_exceptions=True)
         await self.spool.stop()
+        assert self.left() == {}
 
-    async def send(self, *addresses: str, expire_s: float = 60.0, claim=True, **changes) -> str:
+    def left(self) -> dict[str, object]:
+        """What is still held for claims that nobody has any more."""
+        residents, contents = self.dispatcher._residents, self.dispatcher._contents
+        held = {
+            "window": self.window_claims - self.window.claims_left,
+            "window's bytes": WINDOW_BYTES - self.window._whole.left.size_bytes,
+            "full": sorted(map(str, self.window.full_hops(Lane.DOWN))),
+            "unknown": self.window._unknown_claims,
+            "residents": [*residents._where, *residents._ends],
+            "contents": [*contents._held] or contents._used or +contents._used_by,
+            "slots": sum(self.slots._held.values()),
+            "lines": [*self.slots._holders, *self.slots._without, *self.slots._more],
+            "searches": [*self.dispatcher._sites._searches],
+            "workers": [*self.dispatcher._mailroom.workers],
+        }
+        return {name: what for name, what in held.items() if what}
+
+    async def send(
+        self, *addresses: str, expire_s: float = 60.0, claim=True, lane: Lane | None = None,
+        **changes,
+    ) -> str:  # fmt: skip
         """Accept a message and offer it; addresses of one domain make one entry."""
         hops: dict[str, list[NewRecipient]] = {}
         for address in addresses:
             domain = address.partition("@")[2]
             hop = "local" if address in self.table.mailboxes else f"mx:{domain}"
             hops.setdefault(hop, []).append(NewRecipient(address))
-        now_us = self.clock.time_us()
-        entries = tuple(NewEntry(NextHop.parse(hop), tuple(who)) for hop, who in hops.items())
+        now_us = self.clock.steady_us()
+        entries = tuple(
+            NewEntry(NextHop.parse(hop), tuple(who), lane=lane) for hop, who in hops.items()
+        )
         values = {
             "id": self.ids.new(), "reverse_path": "alice@example.test", "source": Source.SMTP,
             "trusted": True, "received_us": now_us, "expires_us": now_us + int(expire_s * 1e6),
             "contents": (b"Subject: s\r\n\r\nbody\r\n",), "entries": entries,
         }  # fmt: skip
-        accepted: Accepted = await self.spool.accept(NewMessage(**(values | changes)), claim=claim)
+        message = NewMessage(**(values | changes))
+        accepted: Accepted = await self.spool.accept(message, claim=claim)
         if claim:
             self.dispatcher.offer(accepted.claims)
-        else:
-            self.dispatcher.due_now()
+        elif self.dispatcher is not None:
+            self.dispatcher.accepted_unclaimed([message])
         return accepted.queue_id
+
+    def has_room_for(self, hop: str, sender: str = "alice@example.test") -> bool:
+        """Whether delivery would take a claim, of what is neither urgent nor low."""
+        return self.dispatcher.has_room_for(NextHop.parse(hop), sender_key(sender), Lane.NORMAL)
+
+    async def claim_due(self) -> tuple[Claim, ...]:
+        """Claim what is due now, as the dispatcher would."""
+        return (await self.spool.claim_due(self.clock.steady_us(), 10, Look())).claims
 
     async def done(self, queue_id: str) -> dict:
         """The journey, once nothing of the message is queued any more."""
         async with asyncio.timeout(10):
-            while await self.spool.queue_list(Selector(ids=(queue_id,)), limit=1):
+            while await self.spool.desk.list(Selector(ids=(queue_id,)), limit=1):
                 await self.changed.get()
         journey = await self.spool.journey(queue_id)
         assert journey is not None

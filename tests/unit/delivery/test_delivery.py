@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from relay.message.nexthop import NextHop
 from relay.message.outcome import Deferred
 from relay.routing import Host, Hosts, NoSuchDomain, NullMx, TemporaryFailure, outcome_of
+from relay.spool.operating import Operation, Order
+from relay.spool.types import Selector
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import DROP, RemoteMx
 
@@ -37,13 +38,17 @@ async def test_a_connection_is_reused(house) -> None:
         assert {one.session for one in mx.envelopes} == {1}
 
 
-async def test_twenty_sessions_at_one_site_at_once_and_never_more(house) -> None:
+async def test_twenty_sessions_at_a_site_that_takes_them_and_never_more(house) -> None:
     gate = asyncio.Event()
+    gate.set()
     async with RemoteMx(gates={"DOT": gate}) as mx:
         house.table.at("a.test", mx)
         await house.start()
+        for queue_id in [await house.send(f"{n}@a.test") for n in range(20)]:
+            await house.done(queue_id)
+        gate.clear()
         ids = [await house.send(f"{n}@a.test") for n in range(40)]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while mx.most_open < 20:
                 await asyncio.sleep(0)
         gate.set()
@@ -88,7 +93,7 @@ async def test_a_long_queue_for_a_stalled_site_leaves_room_for_others(house, cla
         house.timeouts = replace(house.timeouts, command_s=60)  # no end of the stall saves us
         await house.start()
         for number in range(60):
-            may_claim = claim and house.dispatcher.has_room_for(NextHop.parse("mx:stalled.test"))
+            may_claim = claim and house.has_room_for("mx:stalled.test")
             await house.send(f"{number}@stalled.test", claim=may_claim)
         await stalled.reached("CONNECT")
         for address in ("y@a.test", "z@a.test"):
@@ -204,6 +209,21 @@ async def test_what_came_as_no_claim_is_fetched_by_the_due_index(house) -> None:
         assert len(mx.envelopes) == 30
 
 
+async def test_a_hold_ends_when_it_was_said(house) -> None:
+    async with RemoteMx(rcpt={"x@a.test": ["450 4.2.1 later", "250 2.1.5 ok"]}) as mx:
+        house.table.at("a.test", mx)
+        house.retry_s = (3600.0,)
+        await house.start()
+        house.spool.desk.attend(house.dispatcher)
+        queue_id = await house.send("x@a.test", expire_s=7200)
+        await house.changed.get()
+        until_us = house.clock.steady_us() + 200_000
+        held = Selector(ids=(queue_id,))
+        await house.spool.desk.carry_out(Order(Operation.HOLD, held, "op", until_us=until_us))
+        journey = await house.done(queue_id)
+    assert outcomes(journey, "x@a.test") == ["deferred", "relayed"]
+
+
 async def test_drain_finishes_transactions_and_gives_the_rest_back(house) -> None:
     gate = asyncio.Event()
     async with RemoteMx(gates={"DOT": gate}) as mx:
@@ -218,7 +238,7 @@ async def test_drain_finishes_transactions_and_gives_the_rest_back(house) -> Non
         await draining
         assert states(await house.spool.journey(first)) == {"0@a.test": "relayed"}
         assert states(await house.spool.journey(second)) == {"1@a.test": "queued"}
-        (entry,) = await house.spool.claim_due(house.clock.time_us(), 10)
+        (entry,) = await house.claim_due()
         assert entry.message.id == second
         assert len(mx.envelopes) == 1
 
@@ -232,6 +252,27 @@ async def test_a_hundred_recipients_in_pieces_of_what_the_remote_takes(house) ->
     assert set(states(journey).values()) == {"relayed"}
     assert [len(one.addresses) for one in mx.envelopes] == [30, 20]
     assert {len(one["attempts"]) for one in journey["recipients"]} == {1}
+
+
+async def test_who_has_the_message_is_settled_before_the_next_final_dot(house) -> None:
+    full = ["250 ok"] * 3 + ["452 4.5.3 too many"] * 2 + ["250 ok", "550 5.1.1 no"]
+    async with RemoteMx(replies={"RCPT": full}) as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        settle, settled = house.spool.settle, []
+
+        async def watched(settlement, **options):
+            answer = await settle(settlement, **options)
+            settled.append((len(mx.envelopes), sorted(settlement.outcomes), answer[0]))
+            return answer
+
+        house.spool.settle = watched
+        journey = await house.done(await house.send(*(f"{n}@a.test" for n in range(5))))
+    assert settled == [(1, [1, 2, 3], True), (2, [4, 5], True)]
+    assert list(states(journey).values()) == ["relayed"] * 4 + ["failed"]
+    assert [len(one["attempts"]) for one in journey["recipients"]] == [1] * 5
+    counts = await house.spool.counts()
+    assert (counts.unaccounted, sum(counts.entries.values())) == (0, 0)
 
 
 async def test_a_nonsense_remote_is_deferred_and_never_a_crash(house) -> None:

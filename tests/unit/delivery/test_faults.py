@@ -1,11 +1,13 @@
 """What must never keep a claim, a slot or a stop: faults of our own, and stops at a bad moment."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from relay.delivery import dispatcher
-from relay.message.nexthop import NextHop
+from relay.delivery.remote import site, sites, slots
+from relay.routing import HopLimits
+from relay.smtp import connect
 from relay.spool.types import Selector, SpoolUnavailableError
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
@@ -18,6 +20,21 @@ async def test_a_fault_of_the_resolver_defers(house) -> None:
     queue_id = await house.send("x@unheard.test")  # the table of this house raises KeyError
     await house.changed.get()
     assert states(await house.spool.journey(queue_id)) == {"x@unheard.test": "deferred"}
+
+
+async def test_a_fault_of_the_routes_defers(house, monkeypatch) -> None:
+    def break_off(_next_hop) -> None:
+        raise KeyError("ours")
+
+    async with RemoteMx() as mx:
+        house.table.at("a.test", mx)
+        monkeypatch.setattr(house.table, "limits_for", break_off)
+        await house.start()
+        queue_id = await house.send("x@a.test")
+        await house.changed.get()
+        assert states(await house.spool.journey(queue_id)) == {"x@a.test": "deferred"}
+        monkeypatch.undo()
+        assert states(await house.done(queue_id)) == {"x@a.test": "relayed"}
 
 
 async def test_a_fault_of_the_reporter_is_reported_without_the_content(house, monkeypatch) -> None:
@@ -57,7 +74,7 @@ async def test_a_settlement_that_breaks_off_frees_the_place_of_its_claim(
 
 
 async def test_the_places_of_next_hops_are_bounded(house, monkeypatch) -> None:
-    monkeypatch.setattr(dispatcher, "_PLACES_MAX", 3)
+    monkeypatch.setattr(sites, "_PLACES_MAX", 3)
     async with RemoteMx() as mx:
         await house.start()
         for number in range(8):
@@ -65,8 +82,8 @@ async def test_the_places_of_next_hops_are_bounded(house, monkeypatch) -> None:
             house.table.at(domain, mx)
             house.table.hosts[domain] = house.table.hosts["0.test"]  # one site for all of them
             await house.done(await house.send(f"x@{domain}"))
-        assert len(house.dispatcher._places) <= 3
-        assert len(house.dispatcher._sites) == 1
+        assert len(house.dispatcher._sites._places) <= 3
+        assert len(house.dispatcher._sites._sites) == 1
 
 
 async def test_a_connection_does_not_stay_idle_while_another_site_waits(house) -> None:
@@ -99,7 +116,7 @@ async def test_what_a_stop_cuts_off_before_its_dot_was_not_tried(house) -> None:
         journey = await house.spool.journey(queue_id)
         assert states(journey) == {"x@a.test": "queued"}
         assert journey["recipients"][0]["attempts"] == []
-        (claim,) = await house.spool.claim_due(house.clock.time_us(), 10)
+        (claim,) = await house.claim_due()
         assert claim.attempts == 0
 
 
@@ -114,7 +131,7 @@ async def test_what_a_stop_cuts_off_behind_its_dot_is_indeterminate(house) -> No
         journey = await house.spool.journey(queue_id)
         assert set(states(journey).values()) == {"deferred"}
         assert outcomes(journey, "x@a.test") == ["indeterminate"]
-        (entry,) = await house.spool.queue_list(Selector(all=True), limit=10)
+        (entry,) = await house.spool.desk.list(Selector(all=True), limit=10)
         assert entry["attempts"] == 1
         assert entry["due"] is not None
 
@@ -123,10 +140,10 @@ async def test_what_is_accepted_while_delivery_drains_is_given_back(house) -> No
     house.table.mailboxes.add("bob@example.test")
     await house.start()
     await house.dispatcher.drain(0.0)
-    assert not house.dispatcher.has_room_for(NextHop.parse("mx:a.test"))
+    assert not house.has_room_for("mx:a.test")
     await house.send("x@a.test", "bob@example.test")  # its claims were made before
     await asyncio.gather(*house.dispatcher._tasks)
-    claims = await house.spool.claim_due(house.clock.time_us(), 10)
+    claims = await house.claim_due()
     assert [claim.attempts for claim in claims] == [0, 0]
     assert house.store.inboxes == {}
 
@@ -144,7 +161,7 @@ async def test_a_drain_does_not_wait_for_name_servers(house, monkeypatch) -> Non
     await asked.wait()
     async with asyncio.timeout(SOON_S):
         await house.dispatcher.drain(60.0)
-    assert len(await house.spool.claim_due(house.clock.time_us(), 10)) == 1
+    assert len(await house.claim_due()) == 1
 
 
 @pytest.mark.parametrize("stage", ["RCPT", "DOT"])
@@ -164,3 +181,160 @@ async def test_a_spool_that_refuses_does_not_stop_a_stop(house, monkeypatch, sta
         monkeypatch.setattr(house.spool, "settle", refuse)
         async with asyncio.timeout(SOON_S):
             await house.dispatcher.drain(0.05)
+
+
+async def test_a_connection_that_breaks_off_at_once_is_not_opened_again_at_once(
+    house, monkeypatch
+) -> None:
+    faults = []
+
+    def has_answered(reach) -> bool:
+        faults.append(reach)
+        raise RuntimeError("ours")
+
+    async with RemoteMx() as mx:
+        house.table.at("a.test", mx)
+        monkeypatch.setattr(site, "_AFTER_FAULT_S", 0.2)
+        monkeypatch.setattr(site.Reach, "has_answered", has_answered)
+        await house.start()
+        queue_id = await house.send("x@a.test")
+        async with asyncio.timeout(SOON_S):
+            while len(faults) < 2:
+                await asyncio.sleep(0.05)  # a hundred of them otherwise
+        assert len(faults) == 2
+        monkeypatch.undo()
+        assert states(await house.done(queue_id)) == {"x@a.test": "relayed"}
+
+
+async def test_what_has_no_connection_while_delivery_drains_was_not_tried(house) -> None:
+    """The second one is refused, the first at work: it waits for that, had the site not closed."""
+    never, second, may_refuse = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    asked = []
+
+    async def refuse_second(target, **options):
+        asked.append(target)
+        if len(asked) == 2:
+            second.set()
+            await may_refuse.wait()
+            target = replace(target, port=1)
+        return await connect(target, **options)
+
+    house.connect = refuse_second
+    async with RemoteMx(gates={"DOT": never}) as mx:
+        house.table.at("a.test", mx)
+        house.connections_max = 2
+        await house.start()
+        await house.send("x@a.test")
+        await mx.reached("DOT")
+        queue_id = await house.send("y@a.test")
+        await second.wait()
+        draining = asyncio.create_task(house.dispatcher.drain(0.3))
+        await asyncio.sleep(0)
+        may_refuse.set()
+        await draining
+        journey = await house.spool.journey(queue_id)
+        assert states(journey) == {"y@a.test": "queued"}
+        waiting = {claim.message.id: claim.attempts for claim in await house.claim_due()}
+        assert waiting[queue_id] == 0
+
+
+async def test_a_connection_that_says_goodbye_counts_against_the_limit(house, monkeypatch) -> None:
+    monkeypatch.setattr(slots, "_SERVED_MAX", 1)
+    goodbye, busy, waits = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    house.timeouts = replace(house.timeouts, quit_s=60)
+    async with (
+        RemoteMx(gates={"QUIT": goodbye, "DOT": waits}) as mx,
+        RemoteMx(gates={"DOT": busy}) as other,
+        RemoteMx() as third,
+    ):
+        for domain, server in (("a.test", mx), ("b.test", other), ("c.test", third)):
+            house.table.at(domain, server)
+        house.table.limits["a.test"] = HopLimits(1)
+        house.connections_in_all = 3
+        await house.start()
+        for sender in range(2):
+            await house.send("x@b.test", account=f"{sender}")
+        await other.reached("DOT")
+        first = await house.send("1@a.test")
+        await mx.reached("DOT")
+        third_id = await house.send("x@c.test")  # has no connection: one is asked back
+        async with asyncio.timeout(SOON_S):
+            while not house.slots.are_wanted:
+                await asyncio.sleep(0)
+            waits.set()
+            await house.done(first)
+            await mx.reached("QUIT")
+            second = await house.send("2@a.test")
+            busy.set()
+            await house.done(third_id)
+            while third.open:  # from then on there is a connection for whoever wants one
+                await asyncio.sleep(0)
+            for _ in range(200):
+                await asyncio.sleep(0)
+            goodbye.set()
+            await house.done(second)
+    assert mx.most_open == 1
+
+
+async def test_a_claim_that_cannot_be_dispatched_takes_no_other_with_it(house, monkeypatch) -> None:
+    push, faults = sites.Sites.push, []
+
+    def break_once(self, claim) -> None:
+        if not faults:
+            faults.append(claim.message.id)
+            raise RuntimeError("ours")
+        push(self, claim)
+
+    monkeypatch.setattr(sites.Sites, "push", break_once)
+    async with RemoteMx() as mx:
+        house.table.at("a.test", mx)
+        await house.open()
+        ids = [await house.send(f"{n}@a.test", claim=False) for n in range(3)]
+        await house.start()
+        journeys = [await house.done(queue_id) for queue_id in ids]
+        told = [outcomes(journey, f"{n}@a.test") for n, journey in enumerate(journeys)]
+        assert sorted(told) == [["deferred", "relayed"], ["relayed"], ["relayed"]]
+        assert len(mx.envelopes) == 3
+
+
+async def test_what_a_stop_cuts_off_in_a_mailbox_is_looked_for_there(house, monkeypatch) -> None:
+    """The store's thread goes on: the message may be in the mailbox when the stop is over."""
+    house.table.mailboxes |= {"ann@example.test", "bob@example.test", "cid@example.test"}
+    deliver, begun = house.store.deliver, asyncio.Event()
+
+    async def stall(account, **more):
+        if account == "bob@example.test":
+            begun.set()
+            await asyncio.Event().wait()
+        return await deliver(account, **more)
+
+    monkeypatch.setattr(house.store, "deliver", stall)
+    await house.start()
+    queue_id = await house.send("ann@example.test", "bob@example.test", "cid@example.test")
+    await begun.wait()
+    await house.dispatcher.drain(0.05)
+    journey = await house.spool.journey(queue_id)
+    assert states(journey) == {
+        "ann@example.test": "delivered",
+        "bob@example.test": "deferred",
+        "cid@example.test": "queued",
+    }
+    assert outcomes(journey, "bob@example.test") == ["indeterminate"]
+
+
+async def test_who_is_not_there_keeps_no_content_in_memory(house) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def dead(target, **options):
+        asked.set()
+        await answer.wait()
+        return await connect(replace(target, port=1), **options)
+
+    house.connect = dead
+    async with RemoteMx() as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        await house.send("x@a.test", claim=False)  # its content is in the spool only
+        await asked.wait()
+        assert house.dispatcher._contents._held == {}
+        answer.set()

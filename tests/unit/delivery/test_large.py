@@ -78,7 +78,7 @@ async def test_a_body_lost_midway_defers_and_no_host_has_half(house, large, clai
         journey = await house.spool.journey(queue_id)
         assert states(journey) == {"x@a.test": "deferred"}
         assert mx.envelopes == []
-        [listed] = await house.spool.queue_list(Selector(ids=(queue_id,)), limit=1)
+        [listed] = await house.spool.desk.list(Selector(ids=(queue_id,)), limit=1)
         assert "451 4.3.0 the message cannot be read: No such file" in str(listed)
 
 
@@ -141,7 +141,7 @@ async def test_a_stop_midway_gives_the_message_back(house, large) -> None:
         journey = await house.spool.journey(queue_id)
         assert states(journey) == {"x@a.test": "queued"}
         assert outcomes(journey, "x@a.test") == []
-        assert await house.spool.next_due_us() is not None
+        assert await house.spool.next_due_us(0) is not None
         async with asyncio.timeout(5):
             while mx.open:
                 await asyncio.sleep(0)

@@ -1,11 +1,14 @@
-"""How next hops share the window of claims and the budget of contents."""
+"""How next hops, senders and lanes share the window of claims and the budget of contents."""
 
 import asyncio
 from dataclasses import dataclass
 
+import pytest
+
 from relay.delivery import Contents, Window
 from relay.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets
-from relay.message.nexthop import NextHop
+from relay.message.nexthop import LOCAL, NextHop
+from relay.spool.waiting import Lane
 
 STALLED, LIVE = NextHop.parse("mx:stalled.test"), NextHop.parse("mx:live.test")
 
@@ -22,49 +25,176 @@ class Claim:
     message: Message = Message("m")
     entry_id: int = 1
     content_size: int = 0
+    sender: int = 0
+    lane: Lane = Lane.NORMAL
+    attempts: int = 0
+    is_fresh: bool = False
 
     @property
     def content_id(self) -> int:
         return self.content_size  # Spool below makes a content of that size
 
 
-def fill(window: Window, next_hop: NextHop, content: bytes | None = None) -> list[Claim]:
+def fill(
+    window: Window,
+    next_hop: NextHop,
+    content: bytes | None = None,
+    *,
+    sender: int = 1,
+    lane: Lane = Lane.NORMAL,
+) -> list[Claim]:
+    """Accept claims while there is room."""
     claims = []
-    while window.has_room_for(next_hop):
-        claims.append(Claim(next_hop, content))
+    while window.has_room_for(next_hop, sender, lane):
+        claims.append(Claim(next_hop, content, sender=sender, lane=lane))
         window.enter(claims[-1])
     return claims
 
 
-def test_a_next_hop_has_no_more_claims_than_are_left_free() -> None:
+def test_a_sender_has_no_more_claims_at_a_next_hop_than_are_left_free() -> None:
     window = Window(claims_max=60)
     assert len(fill(window, STALLED)) == 30
+    assert window.full_pairs(Lane.NORMAL) == {(STALLED, 1)}
+    assert not window.full_hops(Lane.NORMAL)
     assert len(fill(window, LIVE)) == 15
-    assert window.full == {STALLED, LIVE}
     assert window.claims_left == 15
+
+
+def test_a_next_hop_that_one_sender_has_filled_takes_anothers() -> None:
+    window = Window(claims_max=60)
+    fill(window, STALLED)
+    assert window.has_room_for(STALLED, 2, Lane.NORMAL)
+
+
+def test_a_next_hop_leaves_a_part_free_whoever_sends_there() -> None:
+    window = Window(claims_max=60)
+    claims = [one for sender in range(1, 60) for one in fill(window, STALLED, sender=sender)]
+    assert STALLED in window.full_hops(Lane.NORMAL)
+    assert len(claims) == 45  # the few of one more sender go to a full one, to a quarter
+    assert window.has_room_for(LIVE, 1, Lane.NORMAL)
+
+
+def test_a_sender_leaves_a_part_free_wherever_it_sends() -> None:
+    window = Window(claims_max=900)
+    for number in range(900):
+        hop = NextHop.parse(f"mx:{number}.test")
+        if window.has_room_for(hop, 1, Lane.NORMAL):
+            window.enter(Claim(hop, sender=1))
+    assert window.claims_left == 100
+    assert window.full_senders(Lane.NORMAL) == {1}
+    assert window.has_room_for(NextHop.parse("mx:0.test"), 2, Lane.NORMAL)
 
 
 def test_nor_more_bytes() -> None:
     window = Window(size_max_bytes=60)
     assert len(fill(window, STALLED, b"x")) == 30
-    assert window.has_room_for(LIVE)
+    assert window.has_room_for(LIVE, 1, Lane.NORMAL)
 
 
-def test_a_full_next_hop_may_have_more_once_it_has_half() -> None:
+@pytest.mark.parametrize(
+    ("lane", "most"), [(Lane.HIGH, 32), (Lane.NORMAL, 32), (Lane.LOW, 16), (Lane.DOWN, 8)]
+)
+def test_a_lane_has_its_part_at_most(lane: Lane, most: int) -> None:
+    window = Window(claims_max=64)
+    claims = fill(window, STALLED, lane=lane)
+    assert len(claims) == most
+    for number in range(64):
+        hop = NextHop.parse(f"mx:{number}.test")
+        if window.has_room_for(hop, number, lane):
+            window.enter(Claim(hop, sender=number, lane=lane))
+    parts = {Lane.LOW: 32, Lane.DOWN: 16}
+    assert 64 - window.claims_left == parts.get(lane, 64)
+    assert bool(window.batch(Lane.NORMAL)) == (lane in parts)
+    assert window.batch(lane) == 0
+
+
+@pytest.mark.parametrize("lane", [Lane.LOW, Lane.DOWN])
+def test_the_part_of_a_lane_is_shared_as_the_whole_is(lane: Lane) -> None:
+    """A sender with very many unknown next hops leaves room for another's one."""
+    window = Window(claims_max=360)
+    claims = []
+    for number in range(360):
+        hop = NextHop.parse(f"mx:{number}.test")
+        if window.has_room_for(hop, 1, lane):
+            claims.append(Claim(hop, sender=1, lane=lane))
+            window.enter(claims[-1])
+    assert len(claims) == {Lane.LOW: 160, Lane.DOWN: 80}[lane]
+    assert window.full_senders(lane) == {1}
+    assert not window.full_senders(Lane.NORMAL)
+    assert window.has_room_for(LIVE, 2, lane)
+    assert window.has_room_for(LIVE, 1, Lane.NORMAL)
+    senders = [window.leave(claim).sender for claim in claims]
+    assert senders.count(1) == 1
+    assert not window.full_senders(lane)
+
+
+def test_a_claim_that_was_tried_tells_that_somebody_was_there() -> None:
+    window = Window(claims_max=4)
+    window.enter(Claim(STALLED))
+    assert window.lane_of(LIVE, Lane.NORMAL) is Lane.DOWN
+    window.enter(Claim(NextHop.parse("mx:dead.test"), attempts=3, lane=Lane.DOWN))
+    window.enter(Claim(LIVE, attempts=1))
+    assert window.lane_of(LIVE, Lane.NORMAL) is Lane.NORMAL
+    assert window.lane_of(NextHop.parse("mx:dead.test"), Lane.NORMAL) is Lane.DOWN
+
+
+def test_next_hops_where_nobody_was_reached_yet_have_a_part_of_the_window() -> None:
+    window = Window(claims_max=40)
+    window.reached(LIVE)
+    claims = []
+    for number in range(20):
+        hop = NextHop.parse(f"mx:{number}.test")
+        claims.append(Claim(hop, sender=number, lane=window.lane_of(hop, Lane.HIGH)))
+        window.enter(claims[-1])
+    assert [one.lane for one in claims] == [Lane.HIGH] * 10 + [Lane.DOWN] * 10
+    assert window.lane_of(LIVE, Lane.HIGH) is Lane.HIGH
+    assert window.lane_of(LOCAL, Lane.LOW) is Lane.LOW
+    window.reached(claims[0].next_hop)  # its claims are not of those any more
+    assert window.lane_of(STALLED, Lane.NORMAL) is Lane.NORMAL
+    window.unreached(LIVE)
+    for claim in claims:
+        window.leave(claim)
+    assert (window._unknown_claims, dict(window._unknown)) == (0, {})
+
+
+def test_the_queue_leaves_a_reserve_for_what_is_accepted_now() -> None:
+    window = Window(claims_max=1600)
+    number = 0
+    while window.batch(Lane.NORMAL):
+        number += 1
+        window.enter(Claim(NextHop.parse(f"mx:{number}.test"), sender=number))
+    assert window.claims_left == 100
+    assert window.has_room_for(LIVE, 0, Lane.NORMAL)
+
+
+def test_a_full_pair_may_have_more_once_it_has_half() -> None:
     window = Window(claims_max=60)
     claims = fill(window, STALLED)
-    reopened = [window.leave(claim) for claim in claims]
-    assert reopened.index(True) == 9  # with 20 in it and 40 left
-    assert reopened.count(True) == 1
-    assert not window.full
+    opened = [window.leave(claim).pair for claim in claims]
+    assert opened.index((STALLED, 1)) == 10  # with 19 in it and 41 left
+    assert opened.count((STALLED, 1)) == 1
+    assert not window.full_pairs(Lane.NORMAL)
     assert window.claims_left == 60
 
 
 class Spool:
-    async def read_content(self, content_id: int) -> Content:
+    async def read_content(self, content_id: int, *, check: bool = True) -> Content:
         if content_id > LARGE_BYTES:
             return LargeContent(b"xx", (MemoryOctets(b""),), eight_bit=False)
         return b"x" * content_id
+
+
+def test_who_has_nothing_left_is_not_full_however_many_others_have() -> None:
+    """What was let in together may be more than there is room for."""
+    window = Window(claims_max=2)
+    mine = Claim(STALLED)
+    for claim in (*(Claim(LIVE, sender=number) for number in range(1, 6)), mine):
+        window.enter(claim)
+    assert window.claims_left < 0
+    opened = window.leave(mine)
+    assert (opened.next_hop, opened.sender) == (STALLED, 0)
+    assert STALLED not in window.full_hops(Lane.NORMAL)
+    assert 0 not in window.full_senders(Lane.NORMAL)
 
 
 async def test_large_contents_of_a_stalled_next_hop_leave_room_for_others() -> None:

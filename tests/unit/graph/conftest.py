@@ -10,6 +10,7 @@ from relay.accounts.development import DevelopmentAccounts
 from relay.clock import Ids, ManualClock
 from relay.graph import create_app
 from relay.journal.crash import CrashPoints
+from relay.journal.pressure import Pressure
 from relay.journal.storelog import StoreLog
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
@@ -20,7 +21,7 @@ from tests.unit.graph.world import MAX_BODY, QUOTA_BYTES, Crash, MemoryStore, On
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     clock = ManualClock()
-    store, crash = MemoryStore(clock), Crash()
+    store, crash, pressure = MemoryStore(clock), Crash(), Pressure()
     app = create_app(
         store,  # type: ignore[arg-type]
         People(),
@@ -29,13 +30,14 @@ async def world() -> AsyncIterator[World]:
         http=Http(public_url="", max_body=MAX_BODY, max_upload=8 << 20),
         crash=crash,  # type: ignore[arg-type]
         ready=lambda: made.not_ready,
+        pressure=pressure,
     )
     transport = httpx.ASGITransport(app=app)
     headers = {"authorization": "Bearer alice"}
     async with httpx.AsyncClient(
         transport=transport, base_url="http://relay.test:8025", headers=headers
     ) as http:
-        made = World(http, store, crash)
+        made = World(http, store, crash, pressure)
         yield made
 
 

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,17 @@ async def test_a_session_ends(place: Place) -> None:
     assert place.uploads() == []
     assert refused(await place.http.post(url), 405, "Request_BadRequest")
     assert refused(await place.http.get(url + "/more"), 401, "InvalidAuthenticationToken")
+
+
+@pytest.mark.parametrize("days", [2, -2])
+async def test_a_jump_of_the_clock_ends_no_session(place: Place, days: int) -> None:
+    url = (await place.session(await place.draft())).json()["uploadUrl"]
+    await place.put(url, 0, OCTETS[:FIRST])
+    place.clock.jumped_us = int(days * EXPIRE_S * 1_000_000)
+    told = await place.http.get(url)
+    assert told.status_code == 200
+    ends = datetime.fromisoformat(told.json()["expirationDateTime"]).timestamp()
+    assert abs(ends - place.clock.time_us() / 1_000_000 - EXPIRE_S) < 2  # by the clock as it is now
 
 
 async def test_a_draft_that_is_being_sent_takes_no_upload(place: Place) -> None:

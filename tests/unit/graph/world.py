@@ -9,6 +9,7 @@ import httpx
 from relay.accounts import Account
 from relay.clock import Ids, ManualClock
 from relay.journal.crash import CrashPoint
+from relay.journal.pressure import Pressure
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
     Folder,
@@ -194,6 +195,7 @@ class World:
     http: httpx.AsyncClient
     store: MemoryStore
     crash: Crash
+    pressure: Pressure
     not_ready: str = ""
 
     @property

@@ -8,11 +8,13 @@ import pytest
 from relay.ingress import Origin
 from relay.ingress.fields import prepare
 from relay.journal.events import Step
+from relay.message import headers
 from relay.message.envelope import Envelope, ForwardPath
 from relay.message.lifecycle import State
 from relay.message.verdict import Addition, Fate, RecipientVerdict, RuleHit, Source, Verdict
 from relay.policy import TooManyPartsError
 from relay.spool.types import Claim
+from relay.spool.waiting import Lane
 from tests.dialogue.harness import NoRules, Relay
 
 CONTENT = (
@@ -98,6 +100,54 @@ async def test_whose_message_it_is(origin, sender, account):
     relay = Relay()
     await accept(relay, envelope("bob@example.test", sender=sender), origin)
     assert relay.spool.accepted[0].account == account
+
+
+@pytest.mark.parametrize(
+    ("origin", "field", "priority"),
+    [
+        (TRUSTED, b"", Lane.NORMAL),
+        (TRUSTED, b"Importance: high\r\n", Lane.HIGH),
+        (PICKUP, b"Precedence: bulk\r\n", Lane.LOW),
+        (STRANGER, b"Importance: high\r\n", Lane.NORMAL),
+    ],
+)
+async def test_how_urgent_it_is_says_the_header_of_who_is_trusted(origin, field, priority):
+    relay = Relay()
+    await accept(relay, envelope("bob@example.test"), origin, field + CONTENT)
+    assert relay.spool.accepted[0].priority is priority
+
+
+async def test_a_rule_may_say_how_urgent_it_is():
+    class Bulk(Rules):
+        def evaluate(self, subject):
+            verdict = super().evaluate(subject)
+            content = headers.set_field(subject.content, "Precedence", "bulk")
+            return replace(verdict, contents=(content,))
+
+    relay = Relay(rules=Bulk())
+    await accept(relay, envelope("bob@example.test"), TRUSTED, b"Importance: high\r\n" + CONTENT)
+    assert relay.spool.accepted[0].priority is Lane.LOW
+
+
+@pytest.mark.parametrize(
+    ("origin", "sender", "after_s", "warned_s"),
+    [
+        (TRUSTED, "alice@example.test", 600.0, 600),
+        (TRUSTED, "alice@example.test", 3599.5, 3599.5),
+        (TRUSTED, "alice@example.test", 0.0, None),
+        (TRUSTED, "alice@example.test", 3600.0, None),  # it expires then
+        (TRUSTED, "", 600.0, None),
+        (STRANGER, "alice@example.test", 600.0, None),
+    ],
+)
+async def test_who_would_hear_of_a_delay_and_when(origin, sender, after_s, warned_s):
+    relay = Relay()
+    acceptance = replace(relay.acceptance(), delay_warning_after_s=after_s)
+    await acceptance.accept(envelope("bob@example.test", sender=sender), CONTENT, origin)
+    acceptance.close()
+    (message,) = relay.spool.accepted
+    expected = None if warned_s is None else message.received_us + warned_s * 1_000_000
+    assert message.warn_us == expected
 
 
 @pytest.mark.parametrize("origin", [TRUSTED, STRANGER])
@@ -258,6 +308,25 @@ async def test_claims_are_handed_on_and_a_fault_there_does_not_unsay_the_250():
     acceptance.close()
     assert decision.reply.startswith("250 ")
     assert len(handed) == 1
+
+
+@pytest.mark.parametrize(("domains", "claimed"), [(100, True), (101, False)])
+async def test_a_message_for_very_many_next_hops_does_not_come_as_claims(domains, claimed):
+    relay, asked, waiting = Relay(), [], []
+    accept_really = relay.spool.accept
+
+    async def accept_watched(message, **options):
+        asked.append(options["claim"])
+        return await accept_really(message, **options)
+
+    relay.spool.accept = accept_watched
+    acceptance = relay.acceptance(on_waiting=waiting.extend)
+    one = envelope(*(f"x@{number}.test" for number in range(domains)))
+    decision = await acceptance.accept(one, CONTENT, TRUSTED)
+    acceptance.close()
+    assert decision.reply.startswith("250 ")
+    assert asked == [claimed]
+    assert [len(message.entries) for message in waiting] == ([] if claimed else [domains])
 
 
 def prepared(content: bytes, origin: Origin = TRUSTED, *addresses: str) -> bytes:

@@ -116,7 +116,7 @@ async def test_a_large_message_comes_into_the_spool_once_whatever_rules_make_of_
         assert queue_id.encode() in received
     assert whole["local"][2] == CONTENT.partition(b"Subject: ")[2]
     assert whole["mx:b.test"][2] == b"[OUT] " + CONTENT.partition(b"Subject: ")[2]
-    (one, other) = await spool.queue_list(Selector(all=True), limit=10)
+    (one, other) = await spool.desk.list(Selector(all=True), limit=10)
     assert one["size"] == other["size"] == len(gathered(found["local"]))
     assert server._door.service.budget.has(QUICK.buffered_bytes)
 

@@ -157,6 +157,22 @@ def test_prune_removes_whole_days_that_are_over(journal: Journal) -> None:
     assert journal.log.prune(keep_days=2) == 0
 
 
+def test_a_jump_of_the_clock_ends_no_history(journal: Journal) -> None:
+    journal.create()
+    for days in (30, -30):
+        journal.clock.jumped_us = days * DAY_S * 1_000_000
+        assert journal.log.prune(keep_days=2) == 0
+
+
+async def test_what_is_logged_behind_a_clock_that_went_back_is_found(journal: Journal) -> None:
+    journal.create()
+    journal.clock.jumped_us = -2 * DAY_S * 1_000_000
+    behind = journal.create()  # its id goes on from the last one, and so does the log's day
+    found = await journal.log.submission(behind.submission_id)
+    assert found is not None
+    assert len(list(journal.folder.iterdir())) == 1
+
+
 def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
     assert StoreLog(tmp_path / "none", role="cli", clock=ManualClock()).prune(1) == 0
 

@@ -36,6 +36,15 @@ async def test_old_files_go_in_every_folder(place, home, folder, hours, stays):
     assert {path.name for path in (home / folder / "tmp").iterdir()} == expected
 
 
+@pytest.mark.parametrize("days", [3, -3])
+async def test_a_jump_of_the_clock_makes_no_file_old(place, home, days):
+    left = home / "tmp/1.M1P1.other"
+    left.write_bytes(b"being written")
+    place.clock.jumped_us = days * 24 * HOUR_US
+    await use(place.store())
+    assert left.exists()
+
+
 async def test_a_mailbox_in_use_is_cleaned_once_a_day(place, store, home):
     await use(store)
     left = home / "tmp/1.M1P1.other"

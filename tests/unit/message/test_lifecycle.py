@@ -9,7 +9,13 @@ from relay.message.lifecycle import FINAL, State, check_transition, message_stat
 ALLOWED = {
     State.QUEUED: set(State) - {State.QUEUED},
     State.DEFERRED: set(State),
-    State.HELD: {State.QUEUED, State.CANCELLED, State.DISCARDED, State.EXPIRED},
+    State.HELD: {
+        State.QUEUED,
+        State.DEFERRED,
+        State.CANCELLED,
+        State.DISCARDED,
+        State.EXPIRED,
+    },
     State.CAPTURED: {State.QUEUED, State.CANCELLED, State.DISCARDED, State.EXPIRED},
 }
 

@@ -480,3 +480,29 @@ async def test_without_dsn_nothing_is_submitted(world):
         await world.store.ended()
     assert mx.envelopes == []
     assert len(world.store.failed) == 1
+
+
+async def test_fewer_are_in_work_when_fewer_are_allowed(world):
+    gate = asyncio.Event()
+    async with (
+        RemoteMx(path=world.path, gates={"DOT": gate}) as mx,
+        world.running(max_concurrent=4) as pickup,
+    ):
+        pickup.allow(0)  # that is one: somebody has to ask whether there is room again
+        for number in range(8):
+            world.submit(number)
+        await mx.reached("DOT")
+        assert len(mx.envelopes) == 1
+        gate.set()
+        await world.store.ended(8)
+        assert mx.most_open == 1
+        gate.clear()
+        pickup.allow(4)
+        for number in range(8, 16):
+            world.submit(number)
+        async with asyncio.timeout(10):
+            while mx.most_open < 4:
+                await asyncio.sleep(0.005)
+        gate.set()
+        await world.store.ended(16)
+        assert mx.most_open == 4

@@ -2,6 +2,7 @@
 
 import email
 import email.policy
+import email.utils
 from dataclasses import replace
 
 import pytest
@@ -241,3 +242,17 @@ def test_the_inbox_report_is_the_same_with_its_return_path(world):
     assert parsed["to"] == "alice@example.com"
     assert scan_message(email.message_from_bytes(octets)) == {b"bob@example.net"}
     assert world.counted() == {"failure": 1}
+
+
+@pytest.mark.parametrize("days", [1, -1])
+def test_behind_a_jump_a_report_expires_by_the_queues_time_and_tells_the_clocks(world, days):
+    world.clock.jumped_us = days * 24 * HOUR_US
+    (report,) = world.failures([recipient()]).messages
+    assert report.received_us == world.clock.steady_us()
+    assert report.expires_us == world.clock.steady_us() + HOUR_US
+    parsed = email.message_from_bytes(report.contents[0], policy=email.policy.default)
+    status = next(part for part in parsed.walk() if part.get_content_type().endswith("status"))
+    arrival = status.get_payload()[0]["Arrival-Date"]
+    arrived = email.utils.parsedate_to_datetime(str(arrival)).timestamp()
+    assert arrived * 1_000_000 == MESSAGE.arrival_us + world.clock.jumped_us
+    assert parsed["Date"].datetime.timestamp() == world.clock.time_us() // 1_000_000

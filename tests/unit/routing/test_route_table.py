@@ -4,7 +4,7 @@ import pytest
 
 from relay.accounts import Account
 from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
-from relay.routing import InvalidRecipient, LocalRecipient, RemoteRecipient, RouteTable
+from relay.routing import HopLimits, InvalidRecipient, LocalRecipient, RemoteRecipient, RouteTable
 from relay.settings.tree import Route, RouteAuth
 
 SMARTHOST = NextHop(HopKind.SMTP, "127.0.0.1", 2626)
@@ -148,6 +148,31 @@ def test_a_next_hop_that_is_none_is_a_fault_that_names_the_route(text):
 def test_a_mailbox_that_is_no_account_is_a_fault(key):
     with pytest.raises(ValueError, match=rf"mailboxes\.{key}: found 'who@example\.test'"):
         table(**{key: "who@example.test"})
+
+
+@pytest.mark.parametrize(
+    ("hop", "limits"),
+    [
+        ("mx:big.test", HopLimits(5, "100/60.0")),
+        ("mx:mx.big.test", HopLimits()),  # the first route that matches decides, and has none
+        ("mx:other.test", HopLimits(None, "9/1.0")),
+        ("smtp://127.0.0.1:2626", HopLimits(3, "60/60.0")),  # of two to one host the strictest
+        ("smtps://127.0.0.1:2626", HopLimits()),
+        ("smtp://127.0.0.1:25", HopLimits()),
+    ],
+)
+def test_what_a_next_hop_is_allowed_at_most(hop, limits):
+    smarthost = "smtp://127.0.0.1:2626"
+    routes = [
+        Route("big.test", "mx", max_connections=5, max_rate="100/60.0"),
+        Route("*.big.test", "mx"),
+        Route("a.test", smarthost, max_connections=7, max_rate="60/60.0"),
+        Route("b.test", smarthost, max_connections=3, max_rate="2/1.0"),
+        Route("c.test", smarthost),
+        Route("*", "mx", max_rate="9/1.0"),
+    ]
+    found = RouteTable(routes, [], Accounts()).limits_for(NextHop.parse(hop))
+    assert found == limits
 
 
 def with_auth(tmp_path, *logins, hop="smtp://127.0.0.1:2626", password="secret\n"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.settings import SettingsError, load
-from relay.settings.tree import Address, RouteAuth
+from relay.settings.tree import Address, RetryByClass, RouteAuth
 
 SMALL = 'hostname = "relay.example.test"\nstate_dir = "state"\n'
 
@@ -66,10 +66,16 @@ nameservers = ["127.0.0.1:5300"]
 [delivery]
 tls = "none"
 retry = ["1s", "1.5m", 3600]
+delay_warning_after = "0s"
+max_rate_per_next_hop = "60 / 1m"
+[delivery.retry_by_class]
+recipient = ["5m", "10m"]
 [[route]]
 domain = "*.Corp.test"
 next_hop = "smtp://LOCALHOST:2626"
 auth = { user = "${env:WHO}", password_file = "secret" }
+max_connections = 3
+max_rate = "5/0.5s"
 [[route]]
 domain = "*"
 next_hop = "reject:5.7.1 No way out"
@@ -87,6 +93,11 @@ metrics = "127.0.0.1:9025"
     assert settings.mailboxes.postmaster == "alice@example.test"
     assert settings.pickup.give_up_after == 86400
     assert settings.delivery.retry == (1.0, 90.0, 3600.0)
+    assert settings.delivery.delay_warning_after == 0
+    assert settings.delivery.max_rate_per_next_hop == "60/60.0"
+    assert settings.delivery.retry_by_class == RetryByClass(recipient=(300.0, 600.0))
+    assert (settings.route[0].max_connections, settings.route[0].max_rate) == (3, "5/0.5")
+    assert (settings.route[1].max_connections, settings.route[1].max_rate) == (None, "")
     assert settings.route[0].domain == "*.corp.test"
     assert settings.route[0].next_hop == "smtp://localhost:2626"
     assert settings.route[0].auth == RouteAuth("u", folder / "secret")
@@ -113,7 +124,7 @@ max_connections = 0
         ": hostname: found nothing, expected a value: this key is required",
         (
             ":1: hostnme: found an unknown key, expected one of delivery, dns, hostname, http,"
-            " mailboxes, observe, pickup, policy, route, smtp, spool, state_dir"
+            " mailboxes, observe, pickup, policy, pressure, route, smtp, spool, state_dir"
             ' (did you mean "hostname"?)'
         ),
         (
@@ -157,7 +168,27 @@ max_connections = 0
         ("[mailboxes]\ncatch_all = 'a@b.test'", "expected a mailbox in one of mailboxes.domains"),
         ("[dns]\nnameservers = ['localhost:53']", '4: dns.nameservers[0]: found "localhost:53"'),
         ("[policy]\ndirectry = 'p'", '(did you mean "directory"?)'),
-        ("[delivery]\ndelay_warning_after = '4h'", "delay_warning_after: found an unknown key"),
+        (
+            "[delivery]\nmax_rate_per_next_hop = '100'",
+            '4: delivery.max_rate_per_next_hop: found "100", expected a number of messages and',
+        ),
+        ("[delivery]\nretry_by_class = ['1m']", "4: delivery.retry_by_class: found a list"),
+        (
+            "[delivery.retry_by_class]\nDNS = ['1m']",
+            "expected one of auth, connect, content, dns, internal, mailbox, protocol, recipient,",
+        ),
+        (
+            "[delivery.retry_by_class]\ndns = ['1m', 0]",
+            "4: delivery.retry_by_class.dns[1]: found 0, expected a duration of 0.001 s",
+        ),
+        (
+            "[[route]]\ndomain = '*'\nnext_hop = 'local'\nmax_connections = 3",
+            "6: route[0].max_connections: found 3, expected max_connections only beside an mx",
+        ),
+        (
+            "[[route]]\ndomain = '*'\nnext_hop = 'reject:no'\nmax_rate = '1/1s'",
+            '6: route[0].max_rate: found "1/1s", expected max_rate only beside an mx',
+        ),
         ("[[route]]\ndomain = 'a.test'", "3: route[0].next_hop: found nothing, expected"),
         (
             "[[route]]\ndomain='*'\nnext_hop='mx'\n[[route]]\ndomain='a.test'\nnext_hop='mx'",

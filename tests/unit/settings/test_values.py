@@ -25,6 +25,36 @@ def test_no_duration(text):
 
 
 @pytest.mark.parametrize(
+    ("text", "rate"),
+    [("100/1m", "100/60.0"), ("1/1s", "1/1.0"), (" 20 / 1.5h", "20/5400.0"), ("9/1d", "9/86400.0")],
+)
+def test_rate(text, rate):
+    assert values.parse_rate(text) == rate
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "100",
+        "0/1s",
+        "-1/1s",
+        "1/0s",
+        "1/2d",
+        "1.5/1s",
+        "1/m",
+        "/1s",
+        "1/",
+        "1/1s/1s",
+        "12345678/1s",
+    ],
+)
+def test_no_rate(text):
+    with pytest.raises(ValueError, match=r"such as \"100/1m\""):
+        values.parse_rate(text)
+
+
+@pytest.mark.parametrize(
     ("text", "size_bytes"),
     [
         ("150 MiB", 150 << 20),

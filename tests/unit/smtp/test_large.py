@@ -98,7 +98,7 @@ async def test_a_file_lost_midway_is_no_message(connected, message, large, damag
         result = await sending
         outcome = result.outcomes[0]
         assert isinstance(outcome, Deferred)
-        assert outcome.kind is DeferralClass.INTERNAL
+        assert outcome.kind is DeferralClass.CONTENT
         assert outcome.evidence.reply.startswith("451 4.3.0 the message cannot be read: ")
         assert not result.reusable
         assert not connection.is_open

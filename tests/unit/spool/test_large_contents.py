@@ -1,4 +1,4 @@
-"""Contents whose body arrives in a file: named, shared, read and removed; spools of schema 1."""
+"""Contents whose body arrives in a file: named, shared, read and removed."""
 
 import asyncio
 import os
@@ -7,18 +7,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import apsw
 import pytest
 
 from relay.files import FileOctets
-from relay.message.content import LARGE_BYTES, LargeContent, MemoryOctets, gathered, size_of
+from relay.message.content import LargeContent, MemoryOctets, gathered
 from relay.message.outcome import Evidence, Failed, Relayed
 from relay.spool import SqliteSpool
-from relay.spool.sqlite import contents
+from relay.spool.sqlite.disk import contents
 from relay.spool.types import (
     Settlement,
     SpoolError,
-    SpoolFormatError,
     SpoolUnavailableError,
 )
 
@@ -212,64 +210,3 @@ async def test_everything_is_synced_before_the_transaction_names_it(
     monkeypatch.setattr(spool._files._crash, "reached", lambda _: at_point.append(list(synced)))
     await spool.accept(message)
     assert at_point[0] == [f"{message.id}-0", files.name]
-
-
-async def test_a_start_removes_what_was_arriving(path: Path, files: Path, make, open_spool) -> None:
-    spool = open_spool(path)
-    await spool.start()
-    (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
-    await arrived(spool)
-    assert len(names(files)) == 3
-    await spool.stop()
-    spool = open_spool(path)
-    await spool.start()
-    assert names(files) == [f"{claim.message.id}-0"]
-    assert gathered(await spool.read_content(claim.content_id)) == HEADER + BODY
-    await spool.stop()
-
-
-def made_by_an_older_relay(path: Path) -> None:
-    """Take back what the second schema added."""
-    connection = apsw.Connection(str(path))
-    connection.execute("ALTER TABLE content DROP COLUMN header")
-    connection.execute("ALTER TABLE content DROP COLUMN eight_bit")
-    connection.execute("PRAGMA user_version = 1")
-    connection.close()
-
-
-@pytest.mark.parametrize("last", [b"x", b"\xff"], ids=["ascii", "eight bit"])
-async def test_a_spool_of_schema_1_is_brought_forward(
-    path: Path, make, open_spool, clock, last: bytes
-) -> None:
-    sent = [
-        HEADER + b"\r\nsmall\r\n",
-        HEADER + b"\r\n" + b"x" * (LARGE_BYTES // 2),
-        HEADER + b"\r\n" + b"x" * (2 * LARGE_BYTES) + last,
-    ]
-    old = open_spool(path)
-    await old.start()
-    for content in sent:
-        await old.accept(make(content=content))
-    await old.stop()
-    made_by_an_older_relay(path)
-    spool = open_spool(path)
-    await spool.start()
-    claims = await spool.claim_due(clock.time_us(), 10)
-    found = [await spool.read_content(claim.content_id) for claim in claims]
-    found.sort(key=size_of)
-    assert list(map(gathered, found)) == sent
-    assert list(map(type, found)) == [bytes, bytes, LargeContent]
-    assert (found[2].header, found[2].eight_bit) == (HEADER, last == b"\xff")
-    assert (await spool.accept(make(content=await arrived(spool)))).claims
-    await spool.stop()
-
-
-async def test_a_newer_schema_is_refused(path: Path, open_spool) -> None:
-    spool = open_spool(path)
-    await spool.start()
-    await spool.stop()
-    connection = apsw.Connection(str(path))
-    connection.execute("PRAGMA user_version = 3")
-    connection.close()
-    with pytest.raises(SpoolFormatError, match=r"newer Relay \(schema 3, expected 2\)"):
-        open_spool(path)

@@ -1,14 +1,18 @@
 """What a new owner finds and leaves: claims of a dead one, files that no entry needs."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import apsw
 import pytest
 
 from relay.message.lifecycle import State
 from relay.message.outcome import Evidence, Relayed
-from relay.spool.sqlite.contents import INLINE_BYTES_MAX
+from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
+from relay.spool.sqlite.upkeep import recovery
 from relay.spool.types import NewRecipient, Settlement, SpoolUnavailableError
+from relay.spool.waiting import Look, Waiting
 
 LARGE = b"x" * (INLINE_BYTES_MAX + 1)
 
@@ -33,12 +37,12 @@ async def test_what_a_dead_owner_had_claimed_is_an_indeterminate_attempt_of_each
     dead = open_spool(path)
     await dead.start()
     claim = (await dead.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
-    await dead.settle(Settlement(claim, 5, {1: Relayed(Evidence("2.0.0", "250"))}, due_us=6))
-    await dead.claim_due(6, 10)
+    await dead.settle(Settlement(claim, 5, {1: Relayed(Evidence("2.0.0", "250"))}, Waiting(6, 6)))
+    await dead.claim_due(6, 10, Look())
     await dead.stop()
     alive = open_spool(path)
     assert await alive.start() == 1
-    (taken,) = await alive.claim_due(clock.time_us(), 10)
+    (taken,) = (await alive.claim_due(clock.time_us(), 10, Look())).claims
     journey = await alive.journey(claim.message.id)
     await alive.stop()
     assert taken.epoch > claim.epoch
@@ -50,7 +54,66 @@ async def test_what_a_dead_owner_had_claimed_is_an_indeterminate_attempt_of_each
     assert [one["outcome"] for one in cut_off["attempts"]] == ["indeterminate"]
 
 
-async def test_a_start_removes_the_files_that_no_entry_needs(
+async def test_who_was_settled_while_the_attempt_went_on_is_not_in_doubt(
+    path: Path, make, clock, open_spool
+) -> None:
+    dead = open_spool(path)
+    await dead.start()
+    claim = (await dead.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
+    taken = Settlement(claim, 5, {1: Relayed(Evidence("2.0.0", "250"))}, goes_on=True)
+    assert await dead.settle(taken) == (True, ())
+    assert await dead.settle(replace(taken, claim=replace(claim, epoch=claim.epoch + 1))) == (
+        False,
+        (),
+    )
+    await dead.stop()
+    alive = open_spool(path)
+    assert await alive.start() == 1
+    assert await alive.settle(taken) == (False, ())  # another's by now
+    (again,) = (await alive.claim_due(clock.time_us(), 10, Look())).claims
+    journey = await alive.journey(claim.message.id)
+    await alive.stop()
+    assert [one.address for one in again.recipients] == ["y@a.test"]
+    assert [one["state"] for one in journey["recipients"]] == ["relayed", "deferred"]
+
+
+async def test_what_was_parked_stays_parked(path: Path, make, clock, open_spool) -> None:
+    """It was claimed to expire; nobody has tried it."""
+    dead = open_spool(path)
+    await dead.start()
+    claims = [(await dead.accept(make())).claims[0] for _ in range(2)]
+    await dead.stop()
+    connection = apsw.Connection(str(path))
+    for claim, state in zip(claims, ("held", "captured"), strict=True):
+        connection.execute(
+            "UPDATE entry SET state = ? WHERE message_id = ?", (state, claim.message.id)
+        )
+    connection.close()
+    alive = open_spool(path)
+    assert await alive.start() == 2
+    counts = await alive.counts()
+    journeys = [await alive.journey(claim.message.id) for claim in claims]
+    await alive.stop()
+    assert (counts.entries["held"], counts.entries["captured"]) == (1, 1)
+    assert [one["recipients"][0]["attempts"] for one in journeys] == [[], []]
+
+
+async def test_many_claims_are_taken_over_in_small_transactions(
+    path: Path, make, clock, open_spool, monkeypatch
+) -> None:
+    monkeypatch.setattr(recovery, "_AT_ONCE", 7)
+    dead = open_spool(path)
+    await dead.start()
+    await asyncio.gather(*(dead.accept(make()) for _ in range(30)))
+    await dead.stop()
+    alive = open_spool(path)
+    assert await alive.start() == 30
+    assert await alive.keeping.take_over() == 0
+    assert (await alive.counts()).entries["deferred"] == 30
+    await alive.stop()
+
+
+async def test_the_sweep_removes_the_files_that_no_entry_needs(
     path: Path, files: Path, make, open_spool
 ) -> None:
     spool = open_spool(path)
@@ -62,8 +125,38 @@ async def test_a_start_removes_the_files_that_no_entry_needs(
         (files / name).write_bytes(b"x")
     spool = open_spool(path)
     await spool.start()
+    assert await spool.keeping.sweep() == 4
     await spool.stop()
     assert names(files) == [needed]
+
+
+async def test_the_sweep_leaves_what_is_being_accepted(spool, make, files: Path) -> None:
+    """Between the file and the row, at every moment."""
+    accepting = asyncio.gather(*(spool.accept(make(content=LARGE)) for _ in range(20)))
+    removed = 0
+    while not accepting.done():
+        removed += await spool.keeping.sweep()
+    accepted = await accepting
+    removed += await spool.keeping.sweep()
+    assert removed == 0
+    for one in accepted:
+        assert await spool.read_content(one.claims[0].content_id) == LARGE
+
+
+async def test_the_sweep_knows_what_arrives_now_from_what_arrived_before_a_crash(
+    path: Path, files: Path, make, clock, open_spool
+) -> None:
+    dead = open_spool(path)
+    await dead.start()
+    await dead.arrival().write([b"x"])
+    await dead.stop()
+    clock.advance(60)
+    alive = open_spool(path)
+    await alive.start()
+    await alive.arrival().write([b"x"])
+    assert await alive.keeping.sweep() == 1
+    assert len(names(files)) == 1
+    await alive.stop()
 
 
 async def test_a_content_that_no_entry_needs_is_not_stored(spool, make, files: Path) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from relay.message.outcome import Evidence, Relayed
-from relay.spool.sqlite import room
+from relay.spool.sqlite.disk import room
 from relay.spool.types import Selector, Settlement, SpoolFullError
 
 MIB = 1024 * 1024
@@ -21,7 +21,12 @@ def disk(monkeypatch):
 
     def statvfs(_path: os.PathLike[str]) -> SimpleNamespace:
         return SimpleNamespace(
-            f_frsize=1024, f_blocks=64 * 1024, f_bavail=figures.free_bytes // 1024
+            f_frsize=1024,
+            f_blocks=64 * 1024,
+            f_bavail=figures.free_bytes // 1024,
+            f_files=0,
+            f_favail=0,
+            f_flag=0,
         )
 
     monkeypatch.setattr(room.os, "statvfs", statvfs)
@@ -52,7 +57,7 @@ async def test_a_refused_message_takes_no_outcome_with_it(spool, make, disk) -> 
     )
     assert [type(each) for each in refused] == [SpoolFullError] * 3
     assert settled == (True, ())
-    assert await spool.queue_list(Selector(all=True), limit=10) == []
+    assert await spool.desk.list(Selector(all=True), limit=10) == []
 
 
 async def test_a_repeated_submission_needs_no_room(spool, make, disk) -> None:
@@ -68,9 +73,3 @@ async def test_a_refused_message_leaves_no_file(spool, make, disk, tmp_path) -> 
     with pytest.raises(SpoolFullError):
         await spool.accept(make(contents=(b"x" * 300_000,)))
     assert [path for path in tmp_path.rglob("*-content/*") if path.is_file()] == []
-
-
-@pytest.mark.parametrize(("free_bytes", "has_room"), [(MIB, False), (40 * MIB, True)])
-async def test_the_spool_says_whether_it_takes_mail_on(disk, spool, free_bytes, has_room):
-    disk.free_bytes = free_bytes
-    assert await spool.has_room() is has_room

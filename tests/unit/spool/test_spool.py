@@ -10,8 +10,16 @@ import pytest
 from relay.journal.events import Event, Step
 from relay.message.lifecycle import State
 from relay.message.outcome import DeferralClass, Deferred, Delivered, Evidence, Failed, Relayed
-from relay.spool.sqlite.contents import INLINE_BYTES_MAX
-from relay.spool.types import NewRecipient, Selector, Settlement, SpoolError, SpoolFormatError
+from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
+from relay.spool.types import (
+    NewRecipient,
+    Seen,
+    Selector,
+    Settlement,
+    SpoolError,
+    SpoolFormatError,
+)
+from relay.spool.waiting import Look, Waiting
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
@@ -35,14 +43,14 @@ async def test_the_same_submission_key_is_the_same_message(spool, make) -> None:
     assert again.repeated
     assert again.queue_id == first.queue_id
     assert again.claims == ()
-    assert len(await spool.queue_list(Selector(all=True), limit=10)) == 1
+    assert len(await spool.desk.list(Selector(all=True), limit=10)) == 1
 
 
 async def test_settling_everything_ends_the_entry_and_its_content(spool, make) -> None:
     claim = (await spool.accept(make())).claims[0]
     held, _ = await spool.settle(Settlement(claim, 5, {1: OK}))
     assert held
-    assert await spool.queue_list(Selector(all=True), limit=10) == []
+    assert await spool.desk.list(Selector(all=True), limit=10) == []
     with pytest.raises(SpoolError):
         await spool.read_content(claim.content_id)
     journey = await spool.journey(claim.message.id)
@@ -65,22 +73,22 @@ async def test_a_shared_content_stays_until_its_last_entry_ends(spool, make) -> 
 async def test_a_deferred_recipient_is_claimed_again_when_due_alone(spool, make, clock) -> None:
     claim = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
     due_us = clock.time_us() + 60_000_000
-    await spool.settle(Settlement(claim, 5, {1: OK, 2: LATER}, due_us=due_us))
-    assert await spool.next_due_us() == due_us
-    assert await spool.claim_due(due_us - 1, 10) == ()
-    (again,) = await spool.claim_due(due_us, 10)
+    await spool.settle(Settlement(claim, 5, {1: OK, 2: LATER}, Waiting(due_us, due_us)))
+    assert await spool.next_due_us(0) == due_us
+    assert await spool.claim_due(due_us - 1, 10, Look()) == Seen()
+    (again,) = (await spool.claim_due(due_us, 10, Look())).claims
     assert [one.address for one in again.recipients] == ["y@a.test"]
     assert again.recipients[0].reply == "450 4.2.0 later"
     assert again.attempts == 1
     assert again.content is None
     assert again.epoch > claim.epoch
-    assert await spool.claim_due(due_us, 10) == ()
+    assert await spool.claim_due(due_us, 10, Look()) == Seen()
 
 
 async def test_a_fenced_claim_cannot_settle(spool, make, clock) -> None:
     claim = (await spool.accept(make())).claims[0]
     await spool.release([claim])
-    (stolen,) = await spool.claim_due(clock.time_us(), 10)
+    (stolen,) = (await spool.claim_due(clock.time_us(), 10, Look())).claims
     assert (await spool.settle(Settlement(claim, 5, {1: NO})))[0] is False
     assert (await spool.settle(Settlement(stolen, 5, {1: OK})))[0] is True
 
@@ -148,25 +156,6 @@ async def test_one_bad_operation_fails_alone(spool, make) -> None:
     assert [isinstance(one, SpoolError) for one in answers] == [False, True, False]
 
 
-@pytest.mark.parametrize(
-    ("selector", "found"),
-    [
-        (Selector(all=True), 2),
-        (Selector(sender="carol@*"), 1),
-        (Selector(recipient="x@a.test"), 1),
-        (Selector(domain="b.test"), 1),
-        (Selector(next_hop="b.test"), 1),
-        (Selector(state="deferred"), 0),
-        (Selector(older_than_s=10), 0),
-        (Selector(ids=("nothing",)), 0),
-    ],
-)
-async def test_selectors(spool, make, selector: Selector, found: int) -> None:
-    await spool.accept(make())
-    await spool.accept(make({"mx:b.test": ["y@b.test"]}, reverse_path="carol@example.test"))
-    assert len(await spool.queue_list(selector, limit=10)) == found
-
-
 async def test_every_name_of_a_message_finds_it(spool, make) -> None:
     message = make(submission_id="0123456789abcdef.1", message_id="<m@x>")
     await spool.accept(message)
@@ -204,16 +193,6 @@ async def test_recipients_that_policy_added_stay_out_of_the_journey(spool, make)
     assert [one["number"] for one in journey["steps"][0]["detail"]["recipients"]] == [1]
 
 
-async def test_retry_makes_deferred_mail_due(spool, make, clock) -> None:
-    claim = (await spool.accept(make())).claims[0]
-    await spool.settle(Settlement(claim, 5, {1: LATER}, due_us=clock.time_us() + 10**9))
-    now_us = clock.time_us()
-    assert len(await spool.retry(Selector(all=True), now_us=now_us, who="t", dry_run=True)) == 1
-    assert await spool.claim_due(now_us, 10) == ()
-    assert len(await spool.retry(Selector(all=True), now_us=now_us, who="t")) == 1
-    assert len(await spool.claim_due(now_us, 10)) == 1
-
-
 async def test_an_entry_that_cannot_be_read_does_not_keep_others_back(
     spool, make, clock, tmp_path: Path
 ) -> None:
@@ -222,9 +201,9 @@ async def test_an_entry_that_cannot_be_read_does_not_keep_others_back(
     other = apsw.Connection(str(tmp_path / "spool.sqlite"))
     other.execute("UPDATE entry SET next_hop = '?' WHERE message_id = ?", (damaged,))
     other.close()
-    (claim,) = await spool.claim_due(clock.time_us(), 10)
+    (claim,) = (await spool.claim_due(clock.time_us(), 10, Look())).claims
     assert claim.message.id == whole
-    listed = await spool.queue_list(Selector(all=True), limit=10)
+    listed = await spool.desk.list(Selector(all=True), limit=10)
     assert {one["id"] for one in listed} == {damaged, whole}
     assert (await spool.counts()).unaccounted == 0
 

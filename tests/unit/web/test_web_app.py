@@ -11,6 +11,9 @@ import pytest
 from relay.accounts import Account, Role
 from relay.clock import SystemClock
 from relay.journal.metrics import Metrics
+from relay.journal.pressure import Level, Pressure, Reason, State
+from relay.message.nexthop import NextHop
+from relay.spool.operating import Changed, Operation, Order, Result
 from relay.spool.types import Selector, SpoolUnavailableError
 from relay.web import Changes, Means, create_app, create_control_app, messages
 
@@ -49,6 +52,7 @@ class Records:
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     looks: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     fault: Exception | None = None
+    allowed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def journey(self, key: str, *, account: str | None) -> dict[str, Any] | None:
         self.looks.put_nowait(key)
@@ -59,17 +63,23 @@ class Records:
         self.asked.append((account, state, limit))
         return [journey for owner, journey in self.known.values() if account in (None, owner)]
 
-    async def queue_list(self, selector: Selector, *, limit: int) -> list[dict[str, Any]]:
+    async def list(self, selector: Selector, *, limit: int) -> list[dict[str, Any]]:
         if self.fault:
             raise self.fault
         self.asked.append((selector, limit))
         return [{"id": "q1", "entry": 1}]
 
-    async def retry(
-        self, selector: Selector, *, now_us: int, who: str, dry_run: bool = False
-    ) -> list[dict[str, Any]]:
-        self.asked.append((selector, now_us, who, dry_run))
-        return [{"id": "q1", "entry": 1}]
+    async def carry_out(self, order: Order) -> Changed:
+        self.asked.append((order,))
+        try:
+            await self.allowed.wait()
+        except asyncio.CancelledError:
+            self.asked.append(("given up",))
+            raise
+        return Changed({**dict.fromkeys(Result, 0), Result.DONE: 3}, [{"id": "q1", "entry": 1}])
+
+    async def stats(self) -> dict[str, Any]:
+        return {"entries": {"queued": 1}}
 
 
 @dataclass
@@ -79,6 +89,7 @@ class World:
     records: Records
     changes: Changes
     not_ready: str = ""
+    pressure: Pressure = field(default_factory=Pressure)
 
     async def get(self, path: str, token: str = "alice") -> httpx.Response:
         return await self.http.get(path, headers={"authorization": f"Bearer {token}"})
@@ -87,13 +98,17 @@ class World:
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     records, changes = Records(), Changes()
+    records.allowed.set()
     means = Means(
         journeys=records,
-        queue=records,
+        desk=records,
+        stats=records.stats,
+        way_to=lambda text: lambda _: NextHop.parse(text),
         changes=changes,
         metrics=Metrics(),
         ready=lambda: made.not_ready,
         clock=SystemClock(),
+        pressure=(pressure := Pressure()),
     )
     app = create_app(means, People(), hostname="relay.example.test")
     outside, inside = httpx.ASGITransport(app), httpx.ASGITransport(create_control_app(means))
@@ -101,7 +116,7 @@ async def world() -> AsyncIterator[World]:
         httpx.AsyncClient(transport=outside, base_url="http://relay.test") as http,
         httpx.AsyncClient(transport=inside, base_url="http://localhost") as control,
     ):
-        made = World(http, control, records, changes)
+        made = World(http, control, records, changes, pressure=pressure)
         yield made
 
 
@@ -155,7 +170,11 @@ async def test_the_newest_messages(world: World) -> None:
         ("/messages/q1/wait?timeout=301", "timeout"),
         ("/messages/q1/wait?state=done", "state"),
         ("/queue?state=sent", "state"),
+        ("/queue?state=relayed", "state"),
+        ("/queue?sender=", "sender"),
+        ("/queue?domain=" + "a" * 1001, "domain"),
         ("/queue?older_than=1h", "older_than"),
+        ("/queue/stats?x=1", "x"),
     ],
 )
 async def test_bad_parameters_are_named(world: World, path: str, named: str) -> None:
@@ -243,53 +262,61 @@ async def test_waiting_for_what_never_comes(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("token", "list_status", "retry_status"),
+    ("token", "read_status", "change_status"),
     [("alice", 403, 403), ("watcher", 200, 403), ("operator", 200, 200)],
 )
 async def test_roles_of_the_queue(
-    world: World, token: str, list_status: int, retry_status: int
+    world: World, token: str, read_status: int, change_status: int
 ) -> None:
-    assert (await world.get("/relay/v1/queue", token)).status_code == list_status
+    assert (await world.get("/relay/v1/queue", token)).status_code == read_status
+    assert (await world.get("/relay/v1/queue/stats", token)).status_code == read_status
     headers = {"authorization": f"Bearer {token}"}
-    answer = await world.http.post("/relay/v1/queue/retry", json={"all": True}, headers=headers)
-    assert answer.status_code == retry_status
-    assert len(world.records.asked) == [list_status, retry_status].count(200)
+    for operation in ("retry", "hold", "release", "cancel", "reroute"):
+        body = {"all": True} | ({"to": "mx:a.test"} if operation == "reroute" else {})
+        answer = await world.http.post(f"/relay/v1/queue/{operation}", json=body, headers=headers)
+        assert answer.status_code == change_status
+    orders = [one for one in world.records.asked if isinstance(one[0], Order)]
+    assert len(orders) == (5 if change_status == 200 else 0)
 
 
 async def test_the_control_socket_is_an_operator(world: World) -> None:
     await world.control.get("/relay/v1/queue?id=q1,q2&domain=a.test&older_than=60&limit=7")
-    body = {"sender": "a@b.test", "older_than_s": 5, "dry_run": True}
-    answer = await world.control.post("/relay/v1/queue/retry", json=body)
-    assert answer.json() == [{"id": "q1", "entry": 1}]
-    listed, (selector, _, who, dry_run) = world.records.asked
+    body = {"sender": "a@b.test", "older_than_s": 5, "dry_run": True, "reason": " why "}
+    answer = await world.control.post("/relay/v1/queue/hold", json=body)
+    assert answer.json() == {
+        "matched": 3, "done": 3, "unchanged": 0, "in_flight": 0, "dry_run": False, "unknown": [],
+        "entries": [{"id": "q1", "entry": 1}],
+    }  # fmt: skip
+    listed, (order,) = world.records.asked
     assert listed == (Selector(ids=("q1", "q2"), domain="a.test", older_than_s=60.0), 7)
-    assert (selector, who, dry_run) == (
+    assert order == Order(
+        Operation.HOLD,
         Selector(sender="a@b.test", older_than_s=5.0),
         "control socket",
-        True,
+        why="why",
+        dry_run=True,
     )
     world.records.known["last"] = ("alice@example.test", a_journey("queued"))
     assert (await world.control.get("/relay/v1/messages/last")).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("body", "status"),
-    [
-        (b"", "BadRequest"),
-        (b"{}", "BadRequest"),
-        (b'{"dry_run": true}', "BadRequest"),
-        (b'{"state": "sent"}', "BadRequest"),
-        (b'{"sendr": "a@b.test"}', "UnableToDeserializePostBody"),
-        (b'{"all": "yes"}', "UnableToDeserializePostBody"),
-        (b"{", "UnableToDeserializePostBody"),
-    ],
-)
-async def test_a_retry_of_everything_by_mistake_is_refused(
-    world: World, body: bytes, status: str
+async def test_who_gives_an_order_is_told_by_the_token_or_by_an_operators_command(
+    world: World,
 ) -> None:
-    answer = await world.control.post("/relay/v1/queue/retry", content=body)
-    assert code(answer) == (400, status)
-    assert not world.records.asked
+    body = {"all": True, "who": "olga"}
+    assert (await world.control.post("/relay/v1/queue/cancel", json=body)).status_code == 200
+    headers = {"authorization": "Bearer operator"}
+    answer = await world.http.post("/relay/v1/queue/cancel", json=body, headers=headers)
+    assert code(answer) == (403, "ErrorAccessDenied")
+    del body["who"]
+    await world.http.post("/relay/v1/queue/cancel", json=body, headers=headers)
+    assert [one.who for (one,) in world.records.asked] == ["olga", "operator@example.test"]
+
+
+async def test_an_order_wakes_those_who_wait(world: World) -> None:
+    before = world.changes.count
+    await world.control.post("/relay/v1/queue/cancel", json={"all": True})
+    assert world.changes.count > before
 
 
 async def test_the_spool_is_not_there(world: World) -> None:
@@ -305,6 +332,10 @@ async def test_health_readiness_and_metrics_need_no_token(world: World) -> None:
     world.not_ready = "starting"
     late = await world.http.get("/readyz")
     assert (late.status_code, late.text) == (503, "starting\n")
+    world.not_ready = ""
+    world.pressure.state = State({Reason.QUEUE: Level.REFUSE, Reason.MEMORY: Level.SLOW})
+    short = await world.http.get("/readyz")  # mail is still read, and delivered
+    assert (short.status_code, short.text) == (200, "ready; refuse: queue\n")
     metrics = await world.http.get("/metrics")
     assert "relay_queue_unaccounted 0.0" in metrics.text
     assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -317,7 +348,10 @@ async def test_health_readiness_and_metrics_need_no_token(world: World) -> None:
         ("GET", "/relay/v2/messages", 404),
         ("GET", "/relay/v1/queue/q1", 404),
         ("POST", "/relay/v1/messages", 405),
+        ("POST", "/relay/v1/queue/delete", 404),
         ("GET", "/relay/v1/queue/retry", 405),
+        ("GET", "/relay/v1/queue/hold", 405),
+        ("POST", "/relay/v1/queue/stats", 405),
         ("POST", "/metrics", 405),
     ],
 )

@@ -1,0 +1,85 @@
+"""A relay that was killed while it had thousands of claims: the next one tries them, once more each.
+
+On the path: the start, before the first claim.
+Holds: each is an indeterminate attempt in its journey, and due; the start waits for no delivery.
+Fails: -
+Standards: docs/design.md 4 and 7.2; RFC 1047.
+"""
+
+import asyncio
+import json
+import sqlite3
+import time
+from collections import Counter
+from contextlib import closing
+
+import pytest
+
+from relay.clock import Ids, SystemClock
+from relay.journal.crash import CrashPoints
+from relay.journal.metrics import Metrics
+from relay.message.nexthop import NextHop
+from relay.message.verdict import Source
+from relay.spool import SqliteSpool
+from relay.spool.types import NewEntry, NewMessage, NewRecipient
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remotes import Remotes
+
+pytestmark = pytest.mark.crash
+
+CLAIMS = 5000
+DELIVERED = 500  # of them, when the test has seen enough
+START_S = 10.0  # on a machine that does much else
+
+
+def test_each_of_them_is_told_and_due_and_they_are_tried_again() -> None:
+    with Remotes() as remotes:
+        remote = remotes.start("a.test")
+        relay = remotes.relay()
+        try:
+            asyncio.run(leave_claims(relay))
+            began = time.monotonic()
+            relay.start()
+            assert time.monotonic() - began < START_S
+            check_each_was_told(relay)
+            until("many have come", lambda: len(remote.envelopes) > DELIVERED, timeout_s=60)
+        finally:
+            relay.close()
+        came = Counter(one.addresses[0] for one in remote.envelopes)
+        assert set(came.values()) == {1}
+
+
+async def leave_claims(relay: RelayProcess) -> None:
+    """Accept as the relay does, and end without a word."""
+    clock = SystemClock()
+    ids = Ids(clock)
+    spool = SqliteSpool(
+        relay.folder / "state/spool.sqlite", clock=clock, crash=CrashPoints(), metrics=Metrics(),
+        submission_keep_s=60,
+    )  # fmt: skip
+    await spool.start()
+    now_us = clock.steady_us()
+    messages = (
+        NewMessage(
+            id=ids.new(), reverse_path="alice@example.test", source=Source.SMTP, trusted=True,
+            received_us=now_us, expires_us=now_us + 3600 * 1_000_000,
+            contents=(b"Subject: s\r\n\r\nHello.\r\n",),
+            entries=(NewEntry(NextHop.parse("mx:a.test"), (NewRecipient(f"x{number}@a.test"),)),),
+        )
+        for number in range(CLAIMS)
+    )  # fmt: skip
+    accepted = await asyncio.gather(*(spool.accept(message) for message in messages))
+    assert all(one.claims for one in accepted)
+    await spool.stop()
+
+
+def check_each_was_told(relay: RelayProcess) -> None:
+    with closing(sqlite3.connect(relay.folder / "state/spool.sqlite")) as spool:
+        told = Counter(
+            recipient["outcome"]
+            for (detail,) in spool.execute("SELECT detail FROM event")
+            for recipient in json.loads(detail).get("recipients", ())
+        )
+        attempts = spool.execute("SELECT count(*) FROM entry WHERE attempts >= 1").fetchone()
+    assert told["indeterminate"] == CLAIMS
+    assert attempts == (CLAIMS,)

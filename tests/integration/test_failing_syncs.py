@@ -1,0 +1,104 @@
+"""A running relay whose disk begins to refuse, as strace lets the system calls fail."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.support.graph_client import message
+from tests.support.relay_process import RelayProcess, until
+from tests.support.sync_trace import CannotTraceError, Strace
+
+IN_A_FILE = b"Subject: refused\r\n\r\n" + b"0123456789abcdef\r\n" * 20_000
+SMALL = b"Subject: refused\r\n\r\nHello.\r\n"
+UNSYNCED_LOG = "fdatasync:error=EIO"  # only SQLite syncs without a file's times
+UNSYNCED_FILES = "fsync:error=EIO"
+REFUSED = (451, b"4.3.0")
+REFUSED_EARLY = (452, b"4.3.1")  # at MAIL, once the relay knows that its disk fails
+TAKEN = (250, b"2.0.0")
+
+
+@pytest.fixture
+def relay() -> Iterator[RelayProcess]:
+    with RelayProcess() as started:
+        started.submit("x@remote.test", ["alice@example.test"], b"Subject: before\r\n\r\nx\r\n")
+        until("delivered", lambda: started.subjects() == ["before"])
+        yield started
+
+
+@contextmanager
+def failing(relay: RelayProcess, fault: str) -> Iterator[None]:
+    """Let these calls of the relay fail inside."""
+    call = fault.partition(":")[0]
+    try:
+        with Strace(relay.process.pid, "-e", f"trace={call}", "-e", f"inject={fault}"):
+            yield
+    except CannotTraceError as why:
+        pytest.skip(str(why))
+
+
+def reply_to(relay: RelayProcess, content: bytes) -> tuple[int, bytes]:
+    """The first reply that refuses, or that to the final dot."""
+    with relay.smtp() as session:
+        session.ehlo()
+        replies = [session.mail("x@remote.test"), session.rcpt("alice@example.test")]
+        refused = [one for one in replies if one[0] != 250]
+        code, text = refused[0] if refused else session.data(content)
+        assert session.noop()[0] == 250
+    return code, text[:5]
+
+
+def until_taken(relay: RelayProcess, subject: bytes) -> None:
+    until("taken", lambda: reply_to(relay, SMALL.replace(b"refused", subject)) == TAKEN)
+
+
+def test_no_250_and_no_message_while_commits_cannot_be_synced(relay: RelayProcess) -> None:
+    with failing(relay, UNSYNCED_LOG):
+        relay.send_mail(to=["alice@example.test"], subject="waits")
+        until("it was tried", lambda: "note put back" in relay.log)
+        assert {reply_to(relay, SMALL) for _ in range(3)} <= {REFUSED, REFUSED_EARLY}
+    until_taken(relay, b"behind")
+    check_arrived(relay, "before", "behind", "waits")
+    until("filed", lambda: relay.subjects(folder="Sent") == ["waits"] and not relay.notes())
+
+
+def test_what_was_refused_does_not_come_back_with_the_next_process(relay: RelayProcess) -> None:
+    with failing(relay, UNSYNCED_LOG):
+        assert reply_to(relay, SMALL) == REFUSED
+        relay.kill()
+    relay.start()
+    until_taken(relay, b"behind")
+    check_arrived(relay, "before", "behind")
+
+
+def check_arrived(relay: RelayProcess, *subjects: str) -> None:
+    """Just these are in alice's Inbox, and nothing else is on its way."""
+    until("delivered", lambda: set(subjects) <= set(relay.subjects()))
+    until("all is done", lambda: not relay.notes() and not relay.queue())
+    assert relay.subjects() == list(subjects)
+    until("counted", lambda: relay.metric("relay_queue_unaccounted") == 0)
+
+
+def test_no_250_while_a_content_cannot_be_synced(relay: RelayProcess) -> None:
+    with failing(relay, UNSYNCED_FILES):
+        assert reply_to(relay, IN_A_FILE) == REFUSED
+        assert reply_to(relay, SMALL) == TAKEN  # and cannot be delivered yet
+    contents = relay.folder / "state/spool.sqlite-content"
+    assert list(contents.iterdir()) == []
+    until("delivered", lambda: relay.subjects() == ["before", "refused"])
+
+
+def test_no_202_while_drafts_cannot_be_synced(relay: RelayProcess) -> None:
+    relay.send_mail(to=["alice@example.test"], subject="makes the mailbox")
+    until("sent", lambda: len(relay.subjects()) == 2 and not relay.notes())
+    with failing(relay, UNSYNCED_FILES):
+        body = {"message": message(to=["alice@example.test"], subject="refused")}
+        answer = relay.graph("POST", "/me/sendMail", body)
+        assert answer.status == 503
+        assert answer.headers["retry-after"]
+    assert relay.notes() == []
+    assert relay.messages("drafts") == []
+    relay.send_mail(to=["alice@example.test"], subject="taken")
+    until("sent", lambda: not relay.notes())
+    until("delivered", lambda: "taken" in relay.subjects())
+    assert "refused" not in relay.subjects()

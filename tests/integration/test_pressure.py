@@ -1,0 +1,256 @@
+"""A relay that is short of something refuses early, delivers what it has, and is well again by itself."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.disks import (
+    break_off,
+    filled,
+    journaled_disk,
+    make_ext4,
+    mounted,
+    read_only,
+    small_disk,
+)
+from tests.support.graph_client import message
+from tests.support.logged_disk import LoggedDisk
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remotes import Remotes, received
+
+MIB = 1 << 20
+ALICE, BOB = "alice@example.test", "bob@example.test"
+STRANGER = "127.0.0.2"
+TEXT = b"Subject: x\r\n\r\nx\r\n"
+
+
+@contextmanager
+def state_on_a_disk_of_its_own(relay: RelayProcess, disk: Any) -> Iterator[Path]:
+    """A relay whose state is there; it may be stopped and started within."""
+    with disk:
+        relay.start()
+        yield relay.folder / "state"
+        relay.stop()
+
+
+def pressed(relay: RelayProcess, level: int, reason: str) -> None:
+    """Wait until the pressure is at that level, for that reason alone."""
+    until(
+        f"{reason} is at {level}",
+        lambda: (
+            relay.metric("relay_pressure_reason", reason=reason) == level
+            and relay.metric("relay_pressure_level") == level
+        ),
+    )
+
+
+def mail_reply(relay: RelayProcess, *options: str, source: str = "127.0.0.1") -> str:
+    """What a new session hears at MAIL, or at its beginning if that is a refusal."""
+    try:
+        with relay.smtp(source=source) as session:
+            session.ehlo()
+            code, text = session.mail(ALICE, options)
+            return f"{code} {text.decode()}"
+    except OSError as error:  # smtplib's own are among these
+        return f"{error.smtp_code} {error.smtp_error.decode()}"  # type: ignore[attr-defined]
+
+
+def refuses(relay: RelayProcess, words: str) -> None:
+    """Whoever brings messages is refused, each in his own way; whoever reads is not."""
+    assert mail_reply(relay).startswith(f"452 4.3.1 No mail is taken now: {words}")
+    assert mail_reply(relay, source=STRANGER).startswith("421 4.3.2 ")
+    answer = relay.graph("POST", "/me/sendMail", {"message": message(to=[BOB])})
+    assert (answer.status, answer.code) == (503, "ResourceUnhealthy")
+    assert words in answer.message
+    assert int(answer.headers["retry-after"]) > 0
+    assert relay.graph("GET", "/me/messages").status == 200
+    assert relay.graph("GET", "/relay/v1/queue", token="operator").status == 200
+    assert relay.request("GET", "/healthz").status == 200
+    ready = relay.request("GET", "/readyz")
+    assert (ready.status, ready.body[:13]) == (200, b"ready; refuse")
+
+
+def takes_mail(relay: RelayProcess, remote: Any) -> None:
+    """New mail goes all the way, by HTTP and by SMTP, and nothing was lost."""
+    relay.until_final(relay.send_mail(to=["again@a.test"]))
+    relay.until_final(relay.submit(ALICE, ["behind@a.test"]))
+    received(remote, "again@a.test")
+    received(remote, "behind@a.test")
+    assert mail_reply(relay, source=STRANGER).startswith("250 ")
+    until("counted", lambda: relay.metric("relay_queue_unaccounted") == 0)
+    assert relay.metric("relay_pressure_level") == 0
+
+
+def in_a_moment() -> dict[str, Any]:
+    """Deferred send, until the disk is full."""
+    due = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
+    return {"singleValueExtendedProperties": [{"id": "SystemTime 0x3FEF", "value": due}]}
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_the_spools_disk_is_full(remotes: Remotes, kind: str) -> None:
+    rcpt = {f"r{number}@a.test": ["451 4.2.0 later", "250 ok"] for number in range(8)}
+    rcpt |= {"no@a.test": ["451 4.2.0 later", "550 5.1.1 nobody"]}
+    remote = remotes.start("a.test", rcpt=rcpt)
+    relay = remotes.relay(config={"delivery": {"retry": ["1s"]}})
+    place = relay.folder / "state"
+    disk = (small_disk if kind == "tmpfs" else journaled_disk)(place, size_bytes=16 * MIB)
+    try:
+        with state_on_a_disk_of_its_own(relay, disk):
+            assert (place / "ballast").stat().st_size > MIB // 2
+            waiting = [relay.submit(ALICE, [address], TEXT * 900) for address in rcpt]
+            soon = relay.send_mail(to=[BOB], subject="soon", **in_a_moment())
+            with filled(place):
+                pressed(relay, 2, "spool-disk")
+                refuses(relay, "the queue's disk is nearly full")
+                for queue_id in waiting:  # delivery goes on, with the report about no@
+                    relay.until_final(queue_id)
+                until("the report", lambda: any("Undel" in one for one in relay.subjects("alice")))
+                until("pickup asked", lambda: "note put back" in relay.log)
+                assert relay.journey(soon)["state"] == "queued"
+            pressed(relay, 0, "spool-disk")
+            relay.until_final(soon)
+            assert relay.subjects("bob") == ["soon"]
+            for address in rcpt.keys() - {"no@a.test"}:
+                received(remote, address)
+            takes_mail(relay, remote)
+            until("the ballast", (place / "ballast").exists)
+            assert [one for one in relay.faults() if "refuses to settle" in one] == []
+    finally:
+        relay.close()
+
+
+def test_the_spools_disk_is_read_only(remotes: Remotes) -> None:
+    remote = remotes.start("a.test")
+    with remotes.relay() as relay:
+        with read_only(relay.folder / "state"):
+            pressed(relay, 2, "spool-disk")
+            refuses(relay, "the queue's disk is nearly full or cannot be written")
+        pressed(relay, 0, "spool-disk")
+        takes_mail(relay, remote)
+
+
+def test_the_spools_disk_breaks_off(remotes: Remotes, tmp_path: Path) -> None:
+    """The kernel makes it read-only at a fault; the operator mounts it anew and starts the relay."""
+    gate = remotes.gate()
+    remote = remotes.start("a.test", gates={"DOT": gate})
+    relay = remotes.relay(config={"delivery": {"shutdown_grace": "0.2s"}})
+    image = tmp_path / "image"
+    image.write_bytes(b"\0" * 16 * MIB)
+    make_ext4(image)
+    try:
+        with state_on_a_disk_of_its_own(relay, mounted(image, relay.folder / "state")) as place:
+            taken = relay.submit(ALICE, ["kept@a.test"])
+            until("it is being sent", lambda: remote.envelopes)
+            break_off(place)
+            remotes.open_gate(gate)
+            until("it cannot settle", lambda: "refuses to settle" in relay.log)
+            pressed(relay, 2, "spool-disk")
+            refuses(relay, "the queue's disk is nearly full or cannot be written")
+        with state_on_a_disk_of_its_own(relay, mounted(image, relay.folder / "state")):
+            journey = relay.until_final(taken)
+            (recipient,) = journey["recipients"]
+            outcomes = [one["outcome"] for one in recipient["attempts"]]
+            assert outcomes == ["indeterminate", "relayed"]
+            takes_mail(relay, remote)
+    finally:
+        relay.close()
+
+
+def test_the_spools_disk_hangs(remotes: Remotes, tmp_path: Path) -> None:
+    remote = remotes.start("a.test")
+    relay = remotes.relay(config={"pressure": {"commit_latency": "1s"}})
+    try:
+        with LoggedDisk(tmp_path, size_bytes=24 * MIB) as disk:
+            make_ext4(disk.file)
+            place = relay.folder / "state"
+            with state_on_a_disk_of_its_own(relay, mounted(disk.file, place)):
+                relay.until_final(relay.submit(ALICE, ["before@a.test"]))
+                with ThreadPoolExecutor() as clients:
+                    with disk.hanging():
+                        begun = [
+                            clients.submit(relay.submit, ALICE, [f"{number}@a.test"])
+                            for number in range(4)
+                        ]
+                        pressed(relay, 2, "commits")
+                        refuses(relay, "the queue's disk is too slow")
+                        assert not any(one.done() for one in begun)
+                    for one in begun:  # its commit is durable now, and nobody hears it before
+                        relay.until_final(one.result(20))
+                for number in range(4):
+                    received(remote, f"{number}@a.test")
+                pressed(relay, 0, "commits")
+                takes_mail(relay, remote)
+    finally:
+        relay.close()
+
+
+def test_the_queue_is_full(remotes: Remotes) -> None:
+    rcpt = {f"r{number}@a.test": "451 4.2.0 later" for number in range(3)}
+    remote = remotes.start("a.test", rcpt=rcpt)
+    with remotes.relay(config={"pressure": {"queue_entries": 3}}) as relay:
+        waiting = [relay.submit(ALICE, [address]) for address in rcpt]
+        pressed(relay, 2, "queue")
+        refuses(relay, "the queue is full")
+        remote.rcpt = dict.fromkeys(rcpt, "250 ok")
+        for queue_id in waiting:
+            relay.until_final(queue_id)
+        pressed(relay, 0, "queue")
+        takes_mail(relay, remote)
+
+
+def test_memory_is_short(remotes: Remotes) -> None:
+    gate = remotes.gate()
+    remote = remotes.start("a.test", gates={"DOT": gate})
+    with remotes.relay(config={"delivery": {"shutdown_grace": "0.2s"}}) as relay:
+        waiting = relay.submit(ALICE, ["kept@a.test"])
+        until("it is being sent", lambda: remote.envelopes)
+        relay.stop()
+        remotes.open_gate(gate)
+        relay.write_config(relay.config | {"pressure": {"memory": "20 MiB"}})
+        relay.start()  # less than it has when idle
+        assert relay.metric("relay_pressure_level") == 2  # from the first moment on
+        refuses(relay, "memory is short")
+        draft = relay.graph("POST", "/me/messages", message(to=[BOB]))
+        assert (draft.status, draft.code) == (503, "ResourceUnhealthy")
+        relay.until_final(waiting)
+        relay.stop()
+        relay.write_config(relay.config)
+        relay.start()
+        takes_mail(relay, remote)
+
+
+def test_the_mailboxes_disk_is_full(remotes: Remotes) -> None:
+    remote = remotes.start("a.test")
+    relay = remotes.relay()
+    try:
+        with small_disk(relay.folder / "mail", size_bytes=4 * MIB):
+            relay.start()
+            draft = relay.graph("POST", "/me/messages", message(to=[BOB])).json()["id"]
+            with filled(relay.folder / "mail"):
+                pressed(relay, 2, "mail-disk")
+                for path, body in [
+                    ("/me/sendMail", {"message": message(to=[BOB])}),
+                    (f"/me/messages/{draft}/send", None),
+                    ("/me/messages", message(to=[BOB])),
+                ]:
+                    answer = relay.graph("POST", path, body)
+                    assert (answer.status, answer.code) == (507, "ErrorInsufficientResources")
+                    assert int(answer.headers["retry-after"]) > 0
+                assert relay.graph("GET", f"/me/messages/{draft}").status == 200
+                assert relay.graph("DELETE", f"/me/messages/{draft}").status == 204
+                relay.until_final(relay.submit(ALICE, ["through@a.test"]))  # it needs no mailbox
+                waits = relay.submit(ALICE, [BOB])
+                relay.until_state(waits, "deferred")
+            relay.until_final(waits)
+            pressed(relay, 0, "mail-disk")
+            received(remote, "through@a.test")
+            takes_mail(relay, remote)
+            relay.stop()
+    finally:
+        relay.close()

@@ -1,0 +1,255 @@
+"""`relay storage backup | prune | salvage | verify` of the spool, with real relays and a real remote host."""
+
+import json
+import shutil
+import subprocess
+from email import message_from_bytes
+from pathlib import Path
+
+import apsw
+import pytest
+
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remotes import Remotes
+
+OK, DATA, UNAVAILABLE = 0, 65, 69
+BODY = "x" * 300_000  # a file of its own in the spool
+LATER = "450 4.2.0 greylisted, try again later"
+
+
+@pytest.fixture
+def remotes():
+    with Remotes() as started:
+        yield started
+
+
+def told(relay: RelayProcess, *words: str, code: int = OK):
+    done = relay.cli("storage", *words, "--json")
+    assert done.returncode == code, f"{done.returncode}: {done.stdout}{done.stderr}"
+    return json.loads(done.stdout)
+
+
+def deferred(
+    relay: RelayProcess, subject: str, *, body: str = "hello", to: str = "x@a.test"
+) -> str:
+    content = f"Subject: {subject}\r\n\r\n{body[:900]}\r\n" + f"{'y' * 900}\r\n" * (
+        len(body) // 902
+    )
+    queue_id = relay.submit("alice@example.test", [to], content.encode())
+    relay.until_state(queue_id, "deferred")
+    return queue_id
+
+
+def subjects(remote) -> list[str]:
+    """Of what the remote host has taken from us."""
+    contents = [one.content for one in remote.received("x@a.test")]
+    return sorted(str(message_from_bytes(one)["subject"]) for one in contents)
+
+
+def contents(relay: RelayProcess) -> Path:
+    return relay.folder / "state" / "spool.sqlite-content"
+
+
+def test_a_copy_made_beside_a_running_relay_takes_its_place(remotes, tmp_path):
+    remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
+    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
+        waiting = [deferred(relay, f"waiting {number}") for number in range(3)]
+        large = deferred(relay, "large", body=BODY)
+        finished = relay.send_mail(to=["bob@example.test"], subject="local")
+        relay.until_final(finished)
+        would = told(relay, "backup", str(tmp_path / "copy"), "--dry-run")
+        assert (would["contents"]["files"], (tmp_path / "copy").exists()) == (1, False)
+        manifest = told(relay, "backup", str(tmp_path / "copy"))
+        assert manifest["entries"] == {"deferred": 4}
+        assert manifest == json.loads((tmp_path / "copy/manifest.json").read_text())
+        checked = subprocess.run(
+            ["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "copy", check=False
+        )
+        assert checked.returncode == OK
+        again = relay.cli("storage", "backup", str(tmp_path / "copy"))
+        assert (again.returncode, "is not empty" in again.stderr) == (DATA, True)
+        deferred(relay, "behind the copy")
+        assert relay.stop() == OK
+
+        shutil.move(relay.folder / "state", relay.folder / "state-of-before")
+        shutil.copytree(tmp_path / "copy", relay.folder / "state")
+        remote.rcpt.clear()
+        relay.start()
+        assert {one["id"] for one in relay.queue()} == {*waiting, large}
+        assert relay.states(finished) == {"bob@example.test": "delivered"}
+        assert relay.cli("queue", "retry", "--all").returncode == OK
+        for queue_id in (*waiting, large):
+            relay.until_state(queue_id, "relayed")
+        assert subjects(remote) == [
+            "large", "waiting 0", "waiting 1", "waiting 2",
+        ]  # fmt: skip
+        assert told(relay, "verify")["spool"]["unaccounted"] == 0
+        assert relay.metric("relay_queue_unaccounted") == 0
+
+
+def test_a_body_that_is_gone_is_held_until_it_is_back(remotes, tmp_path):
+    remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
+    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
+        queue_id = deferred(relay, "large", body=BODY)
+        (file,) = contents(relay).iterdir()
+        file.rename(tmp_path / "kept")
+        remote.rcpt.clear()
+        for state in ("deferred", "held"):
+            assert relay.cli("queue", "retry", queue_id).returncode == OK
+            until(state, lambda wanted=state: relay.queue()[0]["state"] == wanted)
+            until("read again", lambda: relay.queue()[0]["recipients"][0]["reply"] != LATER)
+        [entry] = relay.queue()
+        assert "cannot be read" in entry["recipients"][0]["reply"]
+        found = told(relay, "verify", code=DATA)
+        assert [one["kind"] for one in found["findings"]] == ["lost-content"]
+        (tmp_path / "kept").rename(file)
+        assert told(relay, "verify")["findings"] == []
+        assert relay.cli("queue", "release", queue_id).returncode == OK
+        relay.until_state(queue_id, "relayed")
+        assert subjects(remote) == ["large"]
+
+
+def test_a_body_that_was_damaged_is_held_and_never_delivered(remotes):
+    remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
+    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
+        queue_id = deferred(relay, "large", body=BODY)
+        assert relay.stop() == OK
+        (file,) = contents(relay).iterdir()
+        original = file.read_bytes()
+        file.write_bytes(original.replace(b"large", b"lar9e", 1))
+        assert told(relay, "verify", "--dry-run")["findings"] == []
+        (found,) = told(relay, "verify", "--full", code=DATA)["findings"]
+        assert (found["kind"], found["where"]) == ("lost-content", str(file))
+        remote.rcpt.clear()
+        relay.start()
+        for state in ("deferred", "held"):
+            assert relay.cli("queue", "retry", queue_id).returncode == OK
+            until(state, lambda wanted=state: relay.queue()[0]["state"] == wanted)
+            until("read again", lambda: relay.queue()[0]["recipients"][0]["reply"] != LATER)
+        [entry] = relay.queue()
+        assert "has other octets than it had" in entry["recipients"][0]["reply"]
+        assert remote.received("x@a.test") == []
+        file.write_bytes(original)
+        assert relay.cli("queue", "release", queue_id).returncode == OK
+        relay.until_state(queue_id, "relayed")
+        assert subjects(remote) == ["large"]
+
+
+def test_history_goes_when_somebody_wants_it(remotes):
+    remotes.start("a.test", rcpt={"x@a.test": LATER})
+    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
+        waiting = deferred(relay, "waiting")
+        sent = [relay.send_mail(to=["bob@example.test"]) for _ in range(3)]
+        ids = [relay.until_final(one)["id"] for one in sent]
+        assert told(relay, "prune")["messages"] == 0  # spool.keep is 14 days
+        assert told(relay, "prune", "--older-than", "0s")["messages"] == 3
+        answer = relay.graph("GET", f"/relay/v1/messages/{ids[0]}", token="operator")
+        assert answer.status == 404
+        relay.until_final(relay.send_mail(to=["bob@example.test"]))
+        assert relay.stop() == OK
+        would = told(relay, "prune", "--older-than", "0s", "--dry-run")
+        assert (would["messages"], would["dry_run"]) == (1, True)
+        assert told(relay, "prune", "--older-than", "0s")["messages"] == 1
+        relay.start()
+        assert [one["id"] for one in relay.queue()] == [waiting]
+
+
+def test_a_spool_that_is_damaged_is_refused_and_salvaged(remotes):
+    remotes.start("a.test", rcpt={"x@a.test": LATER})
+    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
+        waiting = [deferred(relay, f"waiting {number}") for number in range(2)]
+        running = relay.cli("storage", "salvage")
+        assert (running.returncode, "is in use" in running.stderr) == (UNAVAILABLE, True)
+        assert relay.stop() == OK
+        assert told(relay, "salvage") == {
+            "faults": [], "aside": "", "rows": {}, "holes": [], "entries_waiting": 0,
+            "without_content": 0, "without_recipients": 0, "whole": True,
+        }  # fmt: skip
+        spool = relay.folder / "state" / "spool.sqlite"
+        connection = apsw.Connection(str(spool))
+        root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'event'").get
+        connection.close()
+        with spool.open("r+b") as file:
+            file.seek((root - 1) * 4096)
+            file.write(b"\xff" * 4096)
+        verified = relay.cli("storage", "verify")
+        assert (verified.returncode, "damaged-spool" in verified.stdout) == (DATA, True)
+        salvaged = told(relay, "salvage", code=DATA)
+        assert (salvaged["entries_waiting"], salvaged["whole"]) == (2, False)
+        assert Path(salvaged["aside"]).exists()
+        relay.start()
+        assert {one["id"] for one in relay.queue()} == set(waiting)
+        assert relay.stop() == OK
+
+        spool.write_bytes(b"what a disk had to give" * 1000)
+        relay.start(wait=False)
+        assert relay.wait_end() == DATA
+        assert "`relay storage salvage` saves what can be read" in relay.log
+        assert told(relay, "salvage", code=DATA)["entries_waiting"] == 0
+        relay.start()
+        assert relay.queue() == []
+
+
+def test_a_row_that_is_lost_is_told_beside_a_running_relay(remotes):
+    remotes.start("a.test", rcpt={"x@a.test": LATER})
+    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
+        queue_id = deferred(relay, "lost")
+        connection = apsw.Connection(str(relay.folder / "state" / "spool.sqlite"))
+        connection.set_busy_timeout(5000)
+        connection.execute("DELETE FROM recipient WHERE message_id = ?", (queue_id,))
+        connection.close()
+        until("told", lambda: relay.metric("relay_queue_unaccounted") == 1)
+        found = told(relay, "verify", code=DATA)
+        assert {one["kind"] for one in found["findings"]} == {"lost-row", "counters"}
+        assert not any(one["mended"] for one in found["findings"])
+        assert relay.stop() == OK
+        mended = [
+            one["kind"] for one in told(relay, "verify", code=DATA)["findings"] if one["mended"]
+        ]
+        assert mended == ["counters"]
+
+
+def test_a_page_that_cannot_be_read_keeps_new_mail_out_and_says_so(remotes):
+    remotes.start("a.test", rcpt={"x@a.test": LATER})
+    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
+        deferred(relay, "waiting")
+        assert relay.stop() == OK
+        spool = relay.folder / "state" / "spool.sqlite"
+        connection = apsw.Connection(str(spool))
+        root = connection.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'submission'"
+        ).get
+        connection.close()
+        with spool.open("r+b") as file:
+            file.seek((root - 1) * 4096)
+            file.write(b"\xff" * 4096)
+        relay.start()
+        note = relay.send_mail(to=["bob@example.test"], subject="waits")
+        until("found", lambda: relay.metric("relay_spool_damaged") == 1)
+        ready = relay.request("GET", "/readyz")
+        assert (ready.status, b"damaged" in ready.body) == (503, True)
+        with relay.smtp() as session:
+            session.ehlo()
+            session.mail("alice@example.test")
+            session.rcpt("bob@example.test")
+            assert session.data(b"Subject: s\r\n\r\nx\r\n")[0] == 451
+        assert relay.stop() == OK
+        told(relay, "salvage", code=DATA)
+        relay.start()
+        relay.until_final(note)
+        assert relay.subjects("bob") == ["waits"]
+
+
+def test_captured_mail_ends_when_its_time_is_over_and_nobody_hears_of_it():
+    config = {"spool": {"keep": "1s"}, "route": [{"domain": "*", "next_hop": "capture"}]}
+    with RelayProcess(config=config) as relay:
+        queue_id = relay.submit("alice@example.test", ["x@a.test"])
+        relay.until_state(queue_id, "captured")
+        relay.restart()  # a running relay looks each minute
+        found = relay.until_state(queue_id, "expired")
+        assert [one["state"] for one in found["recipients"]] == ["expired"]
+        assert relay.queue() == []
+        assert relay.metric("relay_reports_total") == 0
+        assert relay.messages("inbox") == []
+        until("counted", lambda: relay.metric("relay_queue_entries", state="captured") == 0)
+        assert relay.metric("relay_queue_unaccounted") == 0

@@ -1,0 +1,203 @@
+"""The look at disks, memory and commits, and what it tells."""
+
+import asyncio
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from structlog.testing import capture_logs
+
+from relay.app import memory
+from relay.app import pressure as monitoring
+from relay.app.memory import give_memory_back, memory_there_is, resident_bytes
+from relay.app.pressure import PressureMonitor, bounds_of
+from relay.clock import ManualClock
+from relay.journal.metrics import Metrics
+from relay.journal.pressure import Bounds, Level, Pressure, Reason, State
+from relay.spool import Ballast
+from relay.spool.types import SpoolStrain
+
+MIB = 1024 * 1024
+BOUNDS = Bounds(disk_free=1024, queue_entries=1000, memory=100 * MIB, commit_latency_s=5.0)
+
+
+class World:
+    """A monitor of figures that a test sets, on the disk of a folder."""
+
+    def __init__(self, folder, **changes):
+        self.folder, self.clock, self.metrics = folder, ManualClock(), Metrics()
+        self.pressure, self.told = Pressure(), []
+        self.strain, self.memory_bytes = SpoolStrain(), 0
+        self.ballast = Ballast(folder / "ballast", size_bytes=MIB)
+        options = {
+            "bounds": BOUNDS, "mailboxes": folder / "mail/not/there/yet",
+            "on_change": self.told.append, "resident": lambda: self.memory_bytes,
+        }  # fmt: skip
+        spool = SimpleNamespace(strain=lambda: self.strain, ballast=self.ballast)
+        self.monitor = PressureMonitor(
+            self.pressure, spool, metrics=self.metrics, clock=self.clock, **(options | changes)
+        )
+
+    async def look(self) -> State:
+        await self.monitor.look()
+        return self.pressure.state
+
+    def metric(self, name, **labels):
+        return self.metrics.registry.get_sample_value(name, labels)
+
+
+@pytest.fixture
+def world(tmp_path) -> World:
+    return World(tmp_path)
+
+
+async def test_nothing_is_short_and_the_ballast_is_there(world):
+    assert await world.look() == replace(State(), room_bytes=world.pressure.state.room_bytes)
+    assert world.pressure.state.room_bytes > MIB
+    assert (world.folder / "ballast").stat().st_size == MIB
+    assert world.told == []
+    assert world.metric("relay_pressure_level") == 0
+    assert {world.metric("relay_pressure_reason", reason=str(one)) for one in Reason} == {0}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"strain": SpoolStrain(entries=1000)}, Reason.QUEUE),
+        ({"strain": SpoolStrain(commit_s=5.0)}, Reason.COMMITS),
+        ({"strain": SpoolStrain(backlog=1.0)}, Reason.BACKLOG),
+        ({"memory_bytes": 100 * MIB}, Reason.MEMORY),
+    ],
+)
+async def test_each_transition_is_told_once_and_goes_back_by_itself(world, change, reason):
+    before = {name: getattr(world, name) for name in change}
+    await world.look()
+    for name, value in change.items():
+        setattr(world, name, value)
+    with capture_logs() as logs:
+        for _ in range(3):
+            await world.look()
+        for name, value in before.items():
+            setattr(world, name, value)
+        assert world.metric("relay_pressure_level") == 2
+        assert world.metric("relay_pressure_reason", reason=str(reason)) == 2
+        for _ in range(3):
+            await world.look()
+    assert [state.levels for state in world.told] == [{reason: Level.REFUSE}, {}]
+    told = [(one["log_level"], one["state"], one["reasons"]) for one in logs]
+    assert told == [("warning", "refuse", f"{reason}=refuse"), ("info", "normal", "")]
+    assert world.metric("relay_pressure_level") == 0
+
+
+async def test_what_is_worse_than_short_is_a_warning_what_eases_is_none(world):
+    levels = []
+    for entries in (0, 950, 1000, 850, 0):
+        world.strain = SpoolStrain(entries=entries)
+        with capture_logs() as logs:
+            await world.look()
+        levels += [(one["log_level"], one["state"]) for one in logs]
+    assert levels == [
+        ("warning", "slow"), ("warning", "refuse"), ("info", "slow"), ("info", "normal"),
+    ]  # fmt: skip
+
+
+async def test_a_disk_that_does_not_answer_keeps_nobody_waiting(world, monkeypatch):
+    await world.look()
+    monkeypatch.setattr(monitoring, "_ANSWER_S", 0.01)
+    answers, real, asked = threading.Event(), monitoring.disk_of, []
+
+    def silent(path):
+        asked.append(path)
+        assert answers.wait(10)
+        return real(path)
+
+    monkeypatch.setattr(monitoring, "disk_of", silent)
+    assert (await world.look()).level is Level.NORMAL  # as at its last answer
+    world.clock.advance(11)
+    state = await world.look()
+    assert state.reasons == (Reason.SPOOL_DISK, Reason.MAIL_DISK)
+    assert len(asked) == 2  # once each, however often it is looked
+    answers.set()
+    async with asyncio.timeout(5):
+        while (await world.look()).levels:
+            pass
+
+
+async def test_a_disk_that_cannot_be_asked_counts_as_full(world, monkeypatch):
+    def gone(path):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(monitoring, "disk_of", gone)
+        assert (await world.look()).queue is Level.REFUSE
+    assert (await world.look()).level is Level.NORMAL
+
+
+async def test_a_jump_of_the_clock_is_told_once_and_when_it_is_met(world):
+    day_us = 86400 * 1_000_000
+    with capture_logs() as logs:
+        for jumped_us in (0, 59_000_000, day_us, day_us, 61_000_000, 0, -day_us, 0):
+            world.clock.jumped_us = jumped_us
+            await world.look()
+    told = [(one["log_level"], one.get("seconds")) for one in logs]
+    assert told == [("warning", 86400.0), ("info", None), ("warning", -86400.0), ("info", None)]
+    world.clock.jumped_us = day_us
+    await world.look()
+    assert world.metric("relay_clock_jump_seconds") == 86400
+
+
+async def test_a_fault_of_ours_ends_no_looking(world, monkeypatch):
+    looked = asyncio.Event()
+
+    def broken():
+        looked.set()
+        raise ZeroDivisionError
+
+    world.monitor._resident = broken
+    monkeypatch.setattr(monitoring, "LOOK_S", 0)
+    task = asyncio.create_task(world.monitor.keep_looking())
+    async with asyncio.timeout(5):
+        for _ in range(2):
+            await looked.wait()
+            looked.clear()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+
+
+def test_how_much_memory_there_is(settings_with):
+    assert MIB < resident_bytes() < memory_there_is()
+    assert bounds_of(settings_with()).memory == int(0.75 * memory_there_is())
+    assert bounds_of(settings_with(pressure={"memory": "300 MiB"})).memory == 300 * MIB
+
+
+def test_a_control_group_bounds_it(tmp_path, monkeypatch):
+    group = tmp_path / "system.slice/relay.service"
+    group.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("0::/system.slice/relay.service\n")
+    (group / "memory.max").write_text("max\n")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    unbounded = memory_there_is()
+    (group.parent / "memory.max").write_text(f"{MIB}\n")
+    assert (memory_there_is(), unbounded > MIB) == (MIB, True)
+
+
+async def test_memory_that_is_free_is_given_back_now_and_then(world, monkeypatch):
+    given = []
+    monkeypatch.setattr(monitoring, "give_memory_back", lambda: given.append(world.clock.now_s))
+    for memory_bytes in (0, 99 * MIB, 99 * MIB, 99 * MIB, 0, 0):
+        world.memory_bytes = memory_bytes
+        await world.look()
+        world.clock.advance(5)
+    assert [at - given[0] for at in given] == [0, 10]
+
+
+def test_what_was_freed_in_small_pieces_goes_back_to_the_system():
+    pieces = [bytes([number % 256]) * 1000 for number in range(100_000)]
+    full = resident_bytes()
+    del pieces[:-1]  # the last one keeps the heap from shrinking at its end
+    give_memory_back()
+    assert resident_bytes() < full - 50 * MIB
+    assert pieces

@@ -1,0 +1,277 @@
+"""`relay queue` on the files of a relay that does not run: what it does, says, and how it exits."""
+
+import asyncio
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from relay.app.reading import Reading
+from relay.cli.exits import Ended
+from relay.cli.root import cli
+from relay.cli.show import changed_line, entry_lines, stats_lines, step_lines
+from relay.clock import Ids, SystemClock
+from relay.journal.crash import CrashPoints
+from relay.journal.metrics import Metrics
+from relay.message.nexthop import NextHop
+from relay.message.verdict import Source
+from relay.settings import load
+from relay.spool import SqliteSpool
+from relay.spool.types import NewEntry, NewMessage, NewRecipient
+
+DATA, TRY_LATER = 65, 75
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "relay.toml"
+    file.write_text(
+        'hostname = "relay.example.test"\nstate_dir = "state"\n'
+        '[mailboxes]\ndomains = ["example.test"]\nroot = "mail"\naccounts = "accounts.toml"\n'
+        '[[route]]\ndomain = "b.test"\nnext_hop = "smtp://smart.test:26"\n'
+    )
+    accounts = tmp_path / "accounts.toml"
+    accounts.write_text('[[account]]\naddress = "alice@example.test"\npassword = "plain:a"\n')
+    accounts.chmod(0o600)
+    return file
+
+
+@pytest.fixture
+def queued(config):
+    """Three messages, to a.test, b.test and c.test; their ids."""
+    clock = SystemClock()
+    ids = Ids(clock)
+
+    async def fill():
+        spool = SqliteSpool(
+            load(config, {}).spool_file, clock=clock, crash=CrashPoints(), metrics=Metrics(),
+            submission_keep_s=60,
+        )  # fmt: skip
+        await spool.start()
+        made = []
+        for domain in ("a.test", "b.test", "c.test"):
+            now_us = clock.steady_us()
+            entry = NewEntry(NextHop.parse(f"mx:{domain}"), (NewRecipient(f"x@{domain}"),))
+            message = NewMessage(
+                id=ids.new(), reverse_path="alice@example.test", source=Source.SMTP, trusted=True,
+                received_us=now_us, expires_us=now_us + 10**12, contents=(b"Subject: x\r\n\r\n",),
+                entries=(entry,), message_id=f"<{domain}>",
+            )  # fmt: skip
+            made.append((await spool.accept(message, claim=False)).queue_id)
+        await spool.stop()
+        return made
+
+    return asyncio.run(fill())
+
+
+@pytest.fixture
+def relay(config):
+    def relay(*words):
+        return CliRunner().invoke(cli, ["queue", *words, "--config", str(config)])
+
+    return relay
+
+
+def states(relay):
+    return {one["next_hop"]: one["state"] for one in json.loads(relay("list", "--json").stdout)}
+
+
+def test_hold_release_and_cancel(relay, queued):
+    done = relay("hold", queued[0], "<b.test>", "--reason", "looks like spam")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[-1] == "held 2 of 2 entries"
+    assert "looks like spam" in done.stdout
+    assert states(relay) == {"mx:a.test": "held", "mx:b.test": "held", "mx:c.test": "queued"}
+    assert relay("release", "--state", "held", "--domain", "b.*").stdout.endswith(
+        "released 1 of 1 entry\n"
+    )
+    done = relay("cancel", "--state", "held", "--json")
+    assert [one["state"] for one in json.loads(done.stdout)] == ["cancelled"]
+    assert done.stderr == "relay queue cancel: cancelled 1 of 1 entry\n"
+    assert states(relay) == {"mx:b.test": "queued", "mx:c.test": "queued"}
+    shown = relay("show", queued[0]).stdout
+    assert "hold by " in shown
+    assert "because: looks like spam" in shown
+    assert "cancel by " in shown
+
+
+def test_a_dry_run_changes_nothing(relay, queued):
+    done = relay("cancel", "--all", "--dry-run")
+    assert done.stdout.splitlines()[-1] == "would cancel 3 of 3 entries"
+    assert set(states(relay).values()) == {"queued"}
+
+
+def test_a_reroute_by_the_routes_as_they_are_now(relay, queued):
+    assert relay("reroute", "--all", "--to", "default").exit_code == 0
+    assert set(states(relay)) == {"mx:a.test", "smtp://smart.test:26", "mx:c.test"}
+    done = relay("reroute", "--next-hop", "smtp://*", "--to", "mx")
+    assert done.stdout.endswith("rerouted 1 of 1 entry\n")
+    assert set(states(relay)) == {"mx:a.test", "mx:b.test", "mx:c.test"}
+    refused = relay("reroute", "--all", "--to", "capture")
+    assert "to: found 'capture', expected default, mx, mx:DOMAIN" in refused.stderr
+
+
+@pytest.mark.parametrize("until", ["2h", "2099-01-01T00:00:00Z"])
+def test_a_hold_with_an_end(relay, queued, until):
+    done = relay("hold", queued[0], "--until", until, "--json")
+    (one,) = json.loads(done.stdout)
+    assert one["held_until"] == one["due"] is not None
+    assert "held until " in relay("list").stdout
+
+
+def test_what_is_not_known_is_told_and_the_rest_is_done(relay, queued):
+    done = relay("hold", queued[0], "nobody-knows", "<m@x>")
+    assert isinstance(done.exception, Ended)
+    assert done.exception.code == DATA
+    assert str(done.exception) == (
+        'relay queue hold: nothing in the queue is known as "nobody-knows", "<m@x>"'
+    )
+    assert states(relay)["mx:a.test"] == "held"
+
+
+def test_what_there_is_nothing_to_do_about_says_so(relay, queued):
+    done = relay("release", queued[0])
+    assert done.exit_code == 0
+    assert "unchanged: it is not held" in done.stdout
+    assert done.stdout.endswith("released 0 of 1 entry, 1 stay as they were\n")
+
+
+@pytest.mark.parametrize("operation", ["retry", "hold", "release", "cancel"])
+def test_nothing_is_changed_without_saying_which(relay, queued, operation):
+    done = relay(operation)
+    assert done.exit_code == 2
+    assert "say which: ID, a condition, or --all" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["--sender", "", "--domain", "a.test"], "'--sender': found 0 letters"),
+        (["--older-than", "", "--domain", "a.test"], "'--older-than': found 0 letters"),
+        (["--domain", "a.test", "--domain", "b.test"], "'--domain': is given twice"),
+        (["--state", "held", "--state", "queued"], "'--state': is given twice"),
+        (["--recipient", "a" * 1001], "'--recipient': found 1001 letters"),
+    ],
+)
+def test_no_condition_is_left_out_of_account(relay, queued, words, fault):
+    done = relay("cancel", *words)
+    assert done.exit_code == 2
+    assert fault in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["hold", "--all", "--until", "yesterday"], "until: found 'yesterday'"),
+        (["hold", "--all", "--reason", "a\nb"], "Reason: expected one line"),
+        (["reroute", "--all", "--to", "nowhere"], "to: found 'nowhere'"),
+    ],
+)
+def test_what_makes_no_sense_is_the_commands_fault(relay, queued, words, fault):
+    done = relay(*words)
+    assert done.exit_code == 2  # that of click, which becomes 64
+    assert fault in done.stderr
+
+
+def test_a_hold_without_an_end_says_so_itself(relay, queued):
+    assert "'--until': found 0 letters" in relay("hold", "--all", "--until", "").stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "done", "code"),
+    [
+        (["hold", "--all"], 0, TRY_LATER),
+        (["hold", "--all"], 1, None),
+        (["hold", "--all", "--dry-run"], 0, None),
+        (["retry", "--all"], 0, None),
+    ],
+)
+def test_what_is_in_flight_is_tried_again_later(relay, monkeypatch, words, done, code):
+    def change(_self, _operation, _selector, **more):
+        return {
+            "matched": 2, "done": done, "unchanged": 0, "in_flight": 2 - done, "unknown": [],
+            "dry_run": more["dry_run"], "entries": [],
+        }  # fmt: skip
+
+    monkeypatch.setattr(Reading, "change", change)
+    ended = relay(*words)
+    assert f"{2 - done} in flight" in ended.stdout
+    assert (ended.exception.code if ended.exception else None) == code
+
+
+def test_figures(relay, queued):
+    relay("hold", queued[0])
+    told = json.loads(relay("stats", "--json").stdout)
+    assert told["entries"] == {"queued": 2, "deferred": 0, "held": 1, "captured": 0}
+    assert (told["recipients"], told["unaccounted"], told["in_work"]) == (3, 0, 0)
+    assert {one["next_hop"] for one in told["next_hops"]} == {
+        "mx:a.test", "mx:b.test", "mx:c.test",
+    }  # fmt: skip
+    lines = relay("stats").stdout.splitlines()
+    assert lines[0] == "entries      2 queued, 0 deferred, 1 held, 0 captured"
+    assert [one.split() for one in lines][7] == [
+        "NEXT",
+        "HOP",
+        "ENTRIES",
+        "IN",
+        "WORK",
+        "DEFERRED",
+        "OLDEST",
+    ]
+
+
+def test_where_there_never_was_a_relay(relay, config):
+    assert "never a relay" in relay("stats").stdout
+    assert relay("hold", "--all").stdout == "held 0 of 0 entries\n"
+    salvaged = CliRunner().invoke(cli, ["storage", "salvage", "--config", str(config)])
+    assert salvaged.exception.code == DATA
+    assert "there is no" in str(salvaged.exception)
+
+
+# -- lines
+
+
+def test_ages_have_two_units():
+    told = {
+        "entries": {"queued": 1}, "recipients": 1, "due": 0, "in_work": 0, "unaccounted": None,
+        "lanes": {"normal": {"entries": 1, "in_work": 0}}, "oldest": "2026-11-20T09:00:00.000000Z",
+        "next_hops": [
+            {"next_hop": "mx:\x1b[31m", "entries": 1, "in_work": 0, "deferred": 0, "oldest": None},
+        ],
+    }  # fmt: skip
+    begin_s = 1795165200  # 2026-11-20T09:00:00Z
+    ages = {0: "0s", 59: "59s", 60: "1m0s", 3700: "1h1m", 90061: "1d1h", -5: "0s"}
+    for age_s, words in ages.items():
+        lines = stats_lines(told, now_us=(begin_s + age_s) * 1_000_000)
+        assert f"oldest       {words}" in lines
+    assert lines[5] == "unaccounted  not counted yet"
+    assert lines[-1].split() == ["mx:?[31m", "1", "0", "0", "-"]
+
+
+def test_what_was_done_by_hand_reads_as_a_sentence():
+    detail = {
+        "operation": "reroute", "entries": [1, 2], "who": "olga", "why": "they moved",
+        "from": {"1": "mx:a.test"}, "to": ["mx:b.test"],
+    }  # fmt: skip
+    (line,) = step_lines({"step": 6, "name": "delivery", "at": "x" * 30, "detail": detail})
+    assert line.endswith("reroute by olga, to mx:b.test, because: they moved, entries 1, 2")
+
+
+def test_held_entries_say_why_and_until_when():
+    entry = {
+        "id": "q1", "entry": 1, "sender": "", "next_hop": "mx:b.test", "state": "held",
+        "due": None, "attempts": 0, "size": 1, "recipients": [], "reason": "olga: spam\x07",
+        "held_until": "2026-11-20T09:00:00.000000Z", "result": "in flight", "note": "busy",
+    }  # fmt: skip
+    assert entry_lines([entry])[2:5] == [
+        "    held until 2026-11-20 09:00:00",
+        "    held by olga: spam?",
+        "    in flight: busy",
+    ]
+
+
+def test_counts_read_as_a_sentence():
+    answer = {"matched": 4, "done": 1, "unchanged": 2, "in_flight": 1, "dry_run": False}
+    assert changed_line("retry", answer) == (
+        "tried now: 1 of 4 entries, 2 stay as they were, 1 in flight"
+    )

@@ -1,0 +1,162 @@
+"""What an attempt means for those who wait on."""
+
+from dataclasses import replace
+
+import pytest
+
+from relay.delivery.conclude import Moment, conclude, expire, put_back
+from relay.delivery.schedule import Schedule
+from relay.journal.events import Step
+from relay.message.lifecycle import State
+from relay.message.outcome import (
+    DeferralClass,
+    Deferred,
+    Evidence,
+    Failed,
+    Indeterminate,
+    Relayed,
+)
+from relay.spool.waiting import Lane
+from tests.support.claims import SECOND_US, a_claim
+
+HOUR_US = 3600 * SECOND_US
+OK = Relayed(Evidence("2.0.0", "250 ok"))
+NO = Failed(Evidence("5.1.1", "550 no"))
+LATER = Deferred(Evidence("4.2.0", "450 later"), DeferralClass.RECIPIENT)
+NOBODY = Deferred(Evidence("4.4.1", "refused"), DeferralClass.CONNECT)
+LOST = Deferred(Evidence("4.3.0", "cannot be read"), DeferralClass.CONTENT)
+DOUBT = Indeterminate(Evidence("4.4.2", "lost"))
+BY_CLASS = {"recipient": (600, 1200)}
+
+
+def concluded(claim, outcomes, *, now_us: int = 0, jump_us: int = 0, **further):
+    return conclude(
+        claim, outcomes, moment=Moment(now_us, now_us + jump_us),
+        schedule=Schedule((60, 300), lambda: 0.5, BY_CLASS), **further,
+    )  # fmt: skip
+
+
+def test_an_untried_recipient_waits_with_the_deferred() -> None:
+    conclusion = concluded(a_claim(count=2), {1: OK})
+    assert conclusion.waiting.due_us == 60 * SECOND_US
+    assert conclusion.failed == ()
+
+
+def test_everything_done_is_due_never() -> None:
+    conclusion = concluded(a_claim(count=2), {1: OK, 2: NO})
+    assert conclusion.waiting is None
+    assert [one.address for one in conclusion.failed] == ["2@a.test"]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "cause", "wait_s"),
+    [
+        ({1: NOBODY, 2: NOBODY}, "connect", 60),
+        ({1: LATER, 2: OK}, "recipient", 600),
+        ({1: LATER, 2: NOBODY}, "connect", 60),
+        ({1: DOUBT, 2: OK}, "", 60),
+    ],
+)
+def test_the_class_of_what_waits_decides_when(outcomes, cause: str, wait_s: float) -> None:
+    waiting = concluded(a_claim(count=2), outcomes).waiting
+    assert (waiting.cause, waiting.cause_attempts) == (cause, 1)
+    assert waiting.retry_us == waiting.due_us == wait_s * SECOND_US
+
+
+@pytest.mark.parametrize(("reached", "lane"), [(True, Lane.LOW), (False, Lane.DOWN)])
+@pytest.mark.parametrize("before", [Lane.LOW, Lane.DOWN])
+def test_what_nobody_answered_for_goes_behind_others_until_somebody_does(
+    before: Lane, reached: bool, lane: Lane
+) -> None:
+    claim = a_claim(lane=before, priority=Lane.LOW)
+    assert concluded(claim, {1: NOBODY}, reached=reached).waiting.lane is lane
+
+
+@pytest.mark.parametrize(
+    ("expires_s", "warn_s", "due_s"),
+    [(9999, None, 1060), (9999, 1030, 1030), (1010, 1030, 1010), (500, None, 1000)],
+)
+def test_it_is_looked_at_for_whatever_comes_first_and_never_in_the_past(
+    expires_s: int, warn_s: int | None, due_s: int
+) -> None:
+    claim = a_claim(expires_us=expires_s * SECOND_US, warn_us=warn_s and warn_s * SECOND_US)
+    waiting = concluded(claim, {1: NOBODY}, now_us=1000 * SECOND_US).waiting
+    assert waiting.due_us == due_s * SECOND_US
+    assert waiting.warn_us == claim.warn_us
+
+
+def test_a_delay_is_told_once_and_with_the_attempt() -> None:
+    people = a_claim(count=3).recipients
+    claim = a_claim(
+        warn_us=4 * HOUR_US, expires_us=48 * HOUR_US, attempts=5,
+        recipients=(*people[:2], replace(people[2], added_by="a rule")),
+    )  # fmt: skip
+    conclusion = concluded(claim, {1: OK, 2: LATER, 3: LATER}, now_us=4 * HOUR_US, jump_us=60)
+    assert [event.step for event in conclusion.events] == [Step.DELIVERY, Step.REPORT]
+    assert conclusion.events[1].at_us == 4 * HOUR_US + 60
+    assert conclusion.events[1].detail == {
+        "kind": "delayed", "entry": 1, "recipients": ["2@a.test"],
+        "since": "1970-01-01T00:00:00.000060Z", "until": "1970-01-03T00:00:00.000060Z",
+    }  # fmt: skip
+    assert conclusion.waiting.warn_us is None
+    again = concluded(replace(claim, warn_us=None), {2: LATER}, now_us=5 * HOUR_US)
+    assert [event.step for event in again.events] == [Step.DELIVERY]
+
+
+def test_nobody_hears_that_what_a_rule_added_is_late() -> None:
+    (one,) = a_claim().recipients
+    claim = a_claim(warn_us=1, recipients=(replace(one, added_by="a rule"),))
+    conclusion = put_back(claim, moment=Moment(2, 2))
+    assert (conclusion.events, conclusion.waiting.warn_us) == ((), None)
+
+
+@pytest.mark.parametrize("state", [State.DEFERRED, State.HELD])
+@pytest.mark.parametrize("retry_us", [7 * HOUR_US, None])
+def test_what_is_late_waits_on_as_it_was(state: State, retry_us: int | None) -> None:
+    claim = a_claim(
+        state=state, warn_us=4 * HOUR_US, retry_us=retry_us, expires_us=8 * HOUR_US,
+        lane=Lane.DOWN, cause="dns", cause_attempts=4,
+    )  # fmt: skip
+    conclusion = put_back(claim, moment=Moment(4 * HOUR_US, 4 * HOUR_US))
+    waiting = conclusion.waiting
+    assert [event.detail["kind"] for event in conclusion.events] == ["delayed"]
+    assert (waiting.retry_us, waiting.due_us) == (retry_us, retry_us or 8 * HOUR_US)
+    assert (waiting.lane, waiting.cause, waiting.cause_attempts) == (Lane.DOWN, "dns", 4)
+    assert waiting.warn_us is None
+    assert not conclusion.outcomes
+
+
+def test_what_is_put_back_before_its_warning_keeps_it() -> None:
+    claim = a_claim(warn_us=4 * HOUR_US, retry_us=7 * HOUR_US, expires_us=8 * HOUR_US)
+    conclusion = put_back(claim, moment=Moment(HOUR_US, HOUR_US))
+    assert conclusion.events == ()
+    assert conclusion.waiting.due_us == conclusion.waiting.warn_us == 4 * HOUR_US
+
+
+def test_a_content_that_cannot_be_read_twice_in_a_row_is_held() -> None:
+    first = concluded(a_claim(), {1: LOST})
+    assert (first.held, first.waiting.cause) == (False, "content")
+    second = concluded(a_claim(attempts=1, cause="content", cause_attempts=1), {1: LOST})
+    assert second.held
+    assert second.waiting.retry_us is None
+    assert second.waiting.due_us == HOUR_US
+    assert "held" in second.events[0].detail
+    between = concluded(a_claim(attempts=2, cause="site", cause_attempts=1), {1: LOST})
+    assert not between.held
+
+
+def test_expiry_tells_the_last_reply() -> None:
+    claim = a_claim(attempts=3)
+    people = (replace(claim.recipients[0], status="4.2.0", reply="450 4.2.0 greylisted"),)
+    conclusion = expire(replace(claim, recipients=people), moment=Moment(5, 5))
+    assert conclusion.failed[0].evidence.status == "5.4.7"
+    assert "greylisted" in conclusion.failed[0].evidence.reply
+
+
+@pytest.mark.parametrize(("state", "told"), [(State.HELD, 1), (State.CAPTURED, 0)])
+def test_a_report_tells_of_held_mail_that_expires_and_not_of_captured(
+    state: State, told: int
+) -> None:
+    conclusion = expire(a_claim(state=state), moment=Moment(5, 5))
+    assert len(conclusion.failed) == told
+    assert list(conclusion.expired) == [1]

@@ -1,0 +1,242 @@
+"""Who gets a connection when there are not enough for all."""
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+
+from relay.delivery.remote.slots import ConnectionSlots, Slot, Standing
+
+PROVEN, NEW, DOWN = Standing.PROVEN, Standing.NEW, Standing.DOWN
+
+
+class Site:
+    """Holds what it is given until it is told to let go."""
+
+    def __init__(self, slots: ConnectionSlots, standing: Standing, sender: int = 0) -> None:
+        self.slots, self.standing, self.sender = slots, standing, sender
+        self.held: list[Slot] = []
+        self.idle = 0
+        self._ends: list[asyncio.Event] = []
+        self._tasks: list[asyncio.Task] = []
+
+    def want(self, count: int = 1) -> "Site":
+        self._tasks += [asyncio.create_task(self._hold()) for _ in range(count)]
+        return self
+
+    def let_go(self, count: int = 1) -> None:
+        for _ in range(count):
+            self._ends.pop(0).set()
+
+    def give_up(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def free_idle(self) -> bool:
+        self.idle += 1
+        return False
+
+    async def _hold(self) -> None:
+        async with self.slots.hold(self, standing=self.standing, sender=self.sender) as slot:
+            self.held.append(slot)
+            end = asyncio.Event()
+            self._ends.append(end)
+            try:
+                await end.wait()
+            finally:
+                self.held.remove(slot)
+
+
+def some_slots(limit: int) -> ConnectionSlots:
+    return ConnectionSlots(limit, Gauge("c", "c", ["state"], registry=CollectorRegistry()))
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def held(sites: list[Site]) -> int:
+    return sum(len(site.held) for site in sites)
+
+
+@pytest.mark.parametrize(
+    ("limit", "new", "down"), [(1, 1, 1), (2, 1, 1), (3, 1, 1), (8, 4, 2), (200, 100, 50)]
+)
+async def test_sites_that_may_be_dead_have_a_part_and_the_others_find_room(
+    limit: int, new: int, down: int
+) -> None:
+    slots = some_slots(limit)
+    dead = [Site(slots, DOWN).want() for _ in range(2 * limit)]
+    await settled()
+    assert held(dead) == down
+    unknown = [Site(slots, NEW).want() for _ in range(2 * limit)]
+    await settled()
+    assert held(dead + unknown) == max(new, down)
+    live = [Site(slots, PROVEN).want() for _ in range(2 * limit)]
+    await settled()
+    assert held(live) == limit - max(new, down)
+    for site in dead + unknown + live:
+        site.give_up()
+    await settled()
+    assert held([Site(slots, PROVEN).want(limit)]) == 0
+    await settled()
+    assert not slots.are_wanted
+
+
+async def test_a_probe_that_finds_somebody_makes_room_for_the_next() -> None:
+    slots = some_slots(8)
+    sites = [Site(slots, NEW).want() for _ in range(9)]
+    await settled()
+    assert held(sites) == 4
+    slots.proven(sites[0].held[0])
+    slots.proven(sites[0].held[0])  # it is said once, however often
+    await settled()
+    assert held(sites) == 5
+
+
+async def test_one_senders_many_dead_sites_do_not_delay_anothers_one() -> None:
+    slots = some_slots(8)
+    bulk = [Site(slots, NEW, sender=1).want() for _ in range(100)]
+    await settled()
+    single = Site(slots, NEW, sender=2).want()
+    await settled()
+    assert (held(bulk), held([single])) == (4, 0)
+    assert slots.are_probes_waiting
+    bulk[0].let_go()
+    bulk[1].let_go()
+    await settled()
+    assert held([single]) == 1
+
+
+async def test_a_site_that_waits_in_one_senders_turn_takes_anothers_that_comes_earlier() -> None:
+    slots = some_slots(8)
+    bulk = [Site(slots, NEW, sender=1).want() for _ in range(100)]
+    await settled()
+    slots.has_mail_of(bulk[90], 2)
+    slots.has_mail_of(bulk[4], 3)  # the next anyhow: it stays where it is
+    bulk[0].let_go()
+    bulk[1].let_go()
+    await settled()
+    assert held([bulk[4]]) == 1
+    assert held([bulk[90]]) == 1
+    for one in bulk[5:10]:  # and who leaves, leaves the line in which it stands
+        slots.has_mail_of(one, 4)
+        one.give_up()
+    await settled()
+    bulk[2].let_go()
+    bulk[3].let_go()
+    await settled()
+    assert held(bulk[5:10]) == 0
+    assert held(bulk[10:12]) == 2
+
+
+async def test_a_first_connection_comes_before_anothers_second() -> None:
+    slots = some_slots(10)
+    big = Site(slots, PROVEN).want(30)
+    await settled()
+    late = Site(slots, PROVEN).want()
+    await settled()
+    big.let_go()
+    await settled()
+    assert (len(big.held), len(late.held)) == (9, 1)
+
+
+async def test_busy_sites_share_what_there_is() -> None:
+    slots = some_slots(12)
+    sites = [Site(slots, PROVEN) for _ in range(4)]
+    sites[0].want(20)
+    await settled()
+    for site in sites[1:]:
+        site.want(20)
+    await settled()
+    for _ in range(100):
+        for site in sites:
+            if site.held and slots.asks_back(site, served=1):
+                site.let_go()
+                await settled()
+    assert [len(site.held) for site in sites] == [3, 3, 3, 3]
+    assert not any(slots.asks_back(site, served=999) for site in sites)
+
+
+async def test_a_connection_that_served_long_gives_way_to_a_site_that_has_none() -> None:
+    slots = some_slots(4)
+    sites = [Site(slots, PROVEN).want() for _ in range(4)]
+    await settled()
+    assert not slots.asks_back(sites[0], served=999)
+    late = Site(slots, PROVEN).want()
+    await settled()
+    assert not slots.asks_back(sites[0], served=49)
+    assert slots.asks_back(sites[0], served=50)
+    sites[0].let_go()
+    await settled()
+    assert late.held
+
+
+async def test_a_site_that_gave_its_last_connection_away_is_first_in_line_again() -> None:
+    """It waited for its second when it lost its first: else nobody would ever give way to it."""
+    slots = some_slots(1)
+    one, other = Site(slots, PROVEN).want(2), Site(slots, PROVEN).want(2)
+    await settled()
+    assert (len(one.held), len(other.held)) == (1, 0)
+    for giver, taker in ((one, other), (other, one)):
+        assert slots.asks_back(giver, served=50)
+        giver.let_go()
+        await settled()
+        assert (len(giver.held), len(taker.held)) == (0, 1)
+    one.give_up()
+    other.give_up()
+    await settled()
+    assert not slots.are_wanted
+
+
+async def test_nobody_is_asked_to_give_way_to_who_may_have_no_more_anyhow() -> None:
+    slots = some_slots(8)
+    dead = [Site(slots, DOWN).want() for _ in range(50)]
+    live = Site(slots, PROVEN).want(6)
+    await settled()
+    assert (held(dead), len(live.held)) == (2, 6)
+    assert not slots.are_wanted
+    assert not slots.asks_back(live, served=999)
+    idle = live.idle
+    Site(slots, DOWN).want()
+    await settled()
+    assert live.idle == idle
+    Site(slots, PROVEN).want()
+    await settled()
+    assert live.idle > idle
+    assert slots.are_wanted
+
+
+async def test_no_slot_is_lost_or_made_whatever_happens() -> None:
+    rng = random.Random(4)
+    slots = some_slots(10)
+    sites = [Site(slots, rng.choice(list(Standing)), sender=rng.randrange(3)) for _ in range(30)]
+    for _ in range(3000):
+        site = rng.choice(sites)
+        match rng.randrange(8):
+            case 0 | 1 | 2:
+                site.want()
+            case 3 | 4 if site.held:
+                site.let_go()
+            case 5 if site.held:
+                slots.proven(site.held[0])
+                site.standing = PROVEN
+            case 6:
+                site.give_up()
+        if rng.random() < 0.5:
+            await settled()
+        standings = Counter(slot.standing for each in sites for slot in each.held)
+        assert standings.total() <= 10
+        assert standings[DOWN] <= 2
+        assert standings[NEW] + standings[DOWN] <= 5
+    for site in sites:
+        site.give_up()
+    await settled()
+    last = Site(slots, PROVEN).want(11)
+    await settled()
+    assert len(last.held) == 10
+    last.give_up()
+    await settled()

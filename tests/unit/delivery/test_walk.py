@@ -1,0 +1,311 @@
+"""The walk through what is due: everything once, whatever is full meanwhile; nothing read twice."""
+
+import asyncio
+from collections.abc import Callable
+from importlib.resources import files
+
+import apsw
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relay.clock import ManualClock
+from relay.delivery.queue import refill as refilling
+from relay.delivery.queue.refill import Refill
+from relay.delivery.queue.walk import LaneWalk
+from relay.delivery.queue.window import Window
+from relay.message.nexthop import NextHop
+from relay.message.verdict import Source
+from relay.spool.sqlite import claiming, due
+from relay.spool.sqlite.engine.batch import Batch
+from relay.spool.types import Claim, NewEntry, NewMessage, NewRecipient, Seen
+from relay.spool.waiting import Lane, Look, Position, sender_key
+
+STEP_US = 1_000_000
+
+
+class Queue:
+    """The tables of a spool, in memory; `meanwhile` runs while a look is under way."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock = clock
+        self.connection = apsw.Connection(":memory:")
+        self.connection.execute(
+            files("relay.spool.sqlite.engine").joinpath("schema.sql").read_text()
+        )
+        self.cursor = self.connection.cursor()
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.looks: list[Look] = []
+        self.rows_read = 0
+        self._number = 0
+
+    def add(self, hop: str, sender: str, *, due_us: int, lane: Lane = Lane.NORMAL) -> NewMessage:
+        self._number += 1
+        name = f"{self._number:06d}"
+        self.cursor.execute(
+            "INSERT INTO message VALUES (?,?,'smtp',1,?,?,1,?,'','','',0,0,'','','')",
+            (name, sender, due_us, due_us + 10**15, sender),
+        )
+        self.cursor.execute(
+            "INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us,"
+            " attempts, epoch, retry_us, lane, sender) VALUES (?,1,?,1,'queued',0,?,0,1,?,?,?)",
+            (name, hop, due_us, due_us, lane, sender_key(sender)),
+        )
+        self.cursor.execute(
+            "INSERT INTO recipient VALUES (?,1,1,'x@a.test','','','queued','','','','')", (name,)
+        )
+        entry = NewEntry(NextHop.parse(hop), (NewRecipient("x@a.test"),))
+        return NewMessage(
+            name, sender, Source.SMTP, True, due_us, due_us + 10**15, (b"",), (entry,),
+            account=sender, priority=lane,
+        )  # fmt: skip
+
+    def settle(self, claim: Claim, due_us: int | None) -> None:
+        self.cursor.execute(
+            "UPDATE entry SET claimed = 0, due_us = ?, epoch = epoch + 1,"
+            " state = iif(?1 IS NULL, 'final', 'deferred') WHERE message_id = ? AND epoch = ?",
+            (due_us, claim.message.id, claim.epoch),
+        )
+        assert self.connection.changes() == 1
+
+    def due(self, now_us: int) -> list[str]:
+        sql = "SELECT message_id FROM entry WHERE claimed = 0 AND due_us <= ?"
+        return [row[0] for row in self.cursor.execute(sql, (now_us,))]
+
+    # -- what the refill asks of a spool
+    async def claim_due(self, now_us: int, limit: int, look: Look) -> Seen:
+        self.looks.append(look)
+        found = due.find(self.cursor, look, now_us=now_us, limit=limit)
+        self.meanwhile()
+        batch = Batch(self.cursor)
+        claims = claiming.take(batch, found, now_us=now_us, at_us=now_us)
+        return Seen(
+            claims, found.seen.ended, found.seen.reached, found.seen.reached_sender,
+            found.seen.left_hops, found.seen.left_senders,
+        )  # fmt: skip
+
+    async def next_due_us(self, after_us: int) -> int | None:
+        return due.next_due_us(self.cursor, after_us)
+
+
+class World:
+    """A refill as the dispatcher runs it, without the sites."""
+
+    def __init__(self, *, claims_max: int) -> None:
+        self.clock = ManualClock()
+        self.queue = Queue(self.clock)
+        self.window = Window(claims_max=claims_max)
+        self.refill = Refill(self.queue, self.window, self.clock, offer=self.offer)
+        self.claims: list[Claim] = []
+        self.claimed: list[str] = []
+        self.is_awake = True
+
+    def offer(self, claims: tuple[Claim, ...]) -> None:
+        for claim in claims:
+            self.window.enter(claim)
+            self.claims.append(claim)
+            self.claimed.append(claim.message.id)
+
+    def accept(self, hop: str, sender: str, lane: Lane = Lane.NORMAL, *, late_us: int = 0) -> None:
+        """A message that came as no claim, committed some time after it was received."""
+        message = self.queue.add(hop, sender, due_us=self.clock.now_us - late_us, lane=lane)
+        self.is_awake |= self.refill.came(message)
+
+    def settle(self, index: int, due_us: int | None = None) -> None:
+        claim = self.claims.pop(index % len(self.claims))
+        self.queue.settle(claim, due_us)
+        self.refill.opened(self.window.leave(claim))
+        self.is_awake |= self.refill.wants_a_run
+        if due_us is not None:
+            self.is_awake |= self.refill.put_back(claim, due_us)
+
+    async def run(self) -> None:
+        for _ in range(1000):
+            if not self.is_awake and self.clock.now_us < self.refill.next_run_us:
+                return
+            self.is_awake = False
+            await self.refill.run()
+        raise AssertionError("it never comes to rest")
+
+
+HOPS = ("mx:a.test", "mx:b.test", "mx:c.test", "local")
+SENDERS = ("ann", "bob", "cid", "dan")
+ACTS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("accept"), st.sampled_from(HOPS), st.sampled_from(SENDERS),
+            st.sampled_from(Lane), st.integers(1, 12), st.integers(0, 2 * STEP_US),
+        ),
+        st.tuples(st.just("done"), st.integers(0, 99), st.integers(1, 6)),
+        st.tuples(st.just("defer"), st.integers(0, 99), st.integers(-1, 3)),
+        st.tuples(st.just("wait"), st.integers(1, 3)),
+        st.tuples(st.just("anew")),
+    ),
+    max_size=40,
+)  # fmt: skip
+
+
+def act(world: World, what: tuple) -> None:
+    match what:
+        case ("accept", hop, sender, lane, times, late_us):
+            for _ in range(times):
+                world.accept(hop, sender, lane, late_us=late_us)
+        case ("done", index, times):
+            for _ in range(min(times, len(world.claims))):
+                world.settle(index)
+        case ("defer", index, steps):
+            if world.claims:
+                world.settle(index, world.clock.now_us + steps * STEP_US)
+        case ("wait", steps):
+            world.clock.advance(steps)
+        case ("anew",):
+            world.refill.begin_anew()
+            world.is_awake = True
+
+
+@pytest.fixture
+def narrow(monkeypatch) -> None:
+    """Bounds so low that every look meets them, and no second walk that would mend anything."""
+    monkeypatch.setattr(due, "ROWS_MAX", 3)
+    monkeypatch.setattr(due, "SENDERS_MAX", 2)
+    monkeypatch.setattr(refilling, "ANEW_US", 1 << 61)
+
+
+@pytest.mark.usefixtures("narrow")
+@settings(max_examples=150, deadline=None)
+@given(acts=ACTS, meanwhile=ACTS, claims_max=st.sampled_from([1, 4, 16, 40]))
+def test_whatever_is_due_is_claimed_once(acts: list, meanwhile: list, claims_max: int) -> None:
+    async def story() -> None:
+        world = World(claims_max=claims_max)
+        interruptions = iter([one for one in meanwhile if one[0] != "wait"])
+
+        def interrupt() -> None:
+            if (what := next(interruptions, None)) is not None:
+                act(world, what)
+
+        world.queue.meanwhile = interrupt
+        for index, what in enumerate(acts):
+            act(world, what)
+            if index % 2:
+                await world.run()
+        while True:  # a relay that delivers at last
+            await world.run()
+            if not world.claims:
+                if world.queue.due(1 << 61) == []:
+                    break
+                assert not world.queue.due(world.clock.now_us), "something due was forgotten"
+                world.clock.now_us = world.refill.next_run_us
+                assert world.queue.due(world.clock.now_us), "waits for what is not there"
+                continue
+            world.settle(0)
+
+    asyncio.run(story())
+
+
+@pytest.mark.usefixtures("narrow")
+@settings(max_examples=60, deadline=None)
+@given(acts=ACTS)
+def test_nothing_that_has_room_is_left_waiting(acts: list) -> None:
+    async def story() -> None:
+        world = World(claims_max=64)
+        for what in acts:
+            act(world, what)
+        await world.run()
+        waiting = world.queue.due(world.clock.now_us)
+        for name in waiting:
+            sql = "SELECT next_hop, sender, lane FROM entry WHERE message_id = ?"
+            hop, sender, lane = world.queue.cursor.execute(sql, (name,)).fetchone()
+            window = world.window
+            assert not (
+                window.batch(Lane(lane)) and window.has_room_for(NextHop.parse(hop), sender, lane)
+            ), f"{name} waits"
+
+    asyncio.run(story())
+
+
+async def test_a_long_queue_of_one_sender_is_read_once_and_delays_nobody() -> None:
+    world = World(claims_max=200)
+    for _ in range(10_000):
+        world.queue.add("mx:slow.test", "bulk", due_us=world.clock.now_us - 2)
+    world.queue.add("mx:slow.test", "single", due_us=world.clock.now_us - 1)
+    world.queue.add("mx:live.test", "bulk", due_us=world.clock.now_us - 1)
+    await world.run()
+    assert {"010001", "010002"} <= set(world.claimed)
+    assert 90 < len(world.claims) < 130  # about half of the window
+    looks = len(world.queue.looks)
+    assert looks < 10_000 / due.ROWS_MAX + 20
+    for _ in range(20):  # each makes room, none reads the queue again
+        world.settle(0)
+        await world.run()
+    for look in world.queue.looks[looks:]:
+        assert look.next_hop == NextHop.parse("mx:slow.test") or look.after is not None
+
+
+async def test_a_bulk_over_many_next_hops_leaves_anothers_one_its_place() -> None:
+    world = World(claims_max=200)
+    for number in range(3000):
+        world.queue.add(f"mx:{number}.test", "bulk", due_us=world.clock.now_us - 2)
+    world.queue.add("mx:0.test", "single", due_us=world.clock.now_us - 1)
+    await world.run()
+    assert "003001" in world.claimed
+
+
+async def test_every_lane_comes_to_its_turn_within_its_part() -> None:
+    world = World(claims_max=160)
+    for lane in Lane:
+        for number in range(300):
+            world.queue.add(f"mx:{number}.test", f"{number}", due_us=1, lane=lane)
+    await world.run()
+    lanes = [claim.lane for claim in world.claims]
+    assert lanes.count(Lane.DOWN) in range(10, 41)
+    assert lanes.count(Lane.LOW) in range(10, 81)
+    assert lanes[0] is Lane.HIGH
+    assert world.window.claims_left == 10  # the reserve
+
+
+def test_what_comes_for_a_sender_that_a_cycle_has_passed_makes_another_cycle() -> None:
+    """The cycle goes through a next hop's senders; it has passed 7 when 3 has something."""
+    hop, walk = NextHop.parse("mx:a.test"), LaneWalk(Lane.NORMAL, Window())
+    reached = Position(100, "z", 1)
+    look = walk.next_look()
+    walk.saw(look, Seen(reached=reached, left_hops=frozenset({hop})))
+    look = walk.next_look()
+    assert (look.next_hop, look.after_sender) == (hop, -1)
+    walk.saw(look, Seen(ended=False, reached_sender=7))
+    walk.came(hop, 3, 50)
+    look = walk.next_look()
+    assert (look.next_hop, look.after_sender) == (hop, 7)
+    walk.saw(look, Seen())
+    look = walk.next_look()
+    assert (look.next_hop, look.after_sender) == (hop, -1)
+    walk.saw(look, Seen())
+    assert walk.next_look() is None
+    assert not walk.wants_a_look
+
+
+async def test_what_an_operator_makes_due_is_found_though_nobody_tells_where() -> None:
+    world = World(claims_max=20)
+    world.queue.add("mx:a.test", "ann", due_us=world.clock.now_us + 10**12)
+    await world.run()
+    assert world.claims == []
+    world.queue.cursor.execute("UPDATE entry SET due_us = 1")
+    world.refill.begin_anew()
+    await world.run()
+    assert world.claimed == ["000001"]
+
+
+async def test_a_fault_of_the_spool_forgets_nothing() -> None:
+    world = World(claims_max=20)
+    for number in range(5):
+        world.queue.add(f"mx:{number}.test", "ann", due_us=1)
+
+    def fail() -> None:
+        world.queue.meanwhile = lambda: None
+        raise apsw.BusyError("locked")
+
+    world.queue.meanwhile = fail
+    with pytest.raises(apsw.BusyError):
+        await world.run()
+    world.is_awake = True
+    await world.run()
+    assert len(world.claimed) == 5

@@ -1,0 +1,87 @@
+"""A relay that is short of room: what brings more is refused before its body is read, the rest goes on."""
+
+import pytest
+
+from relay.journal.pressure import Level, Reason, State
+from tests.unit.graph.world import World, refused, to
+
+MESSAGE = {"subject": "s", "toRecipients": to("bob@y.test")}
+SEND = ("POST", "/me/sendMail", {"message": MESSAGE})
+CREATE = ("POST", "/me/messages", MESSAGE)
+LIST = ("GET", "/me/messages", None)
+UPLOAD = ("PUT", "/uploads/none", {})
+
+
+def calls(draft: str) -> dict[str, tuple[str, str, object]]:
+    return {
+        "send": SEND,
+        "send draft": ("POST", f"/me/messages/{draft}/send", None),
+        "create": CREATE,
+        "create in a folder": ("POST", "/me/mailFolders/drafts/messages", MESSAGE),
+        "replace": ("PUT", f"/me/messages/{draft}/$value", {}),
+        "copy": ("POST", f"/me/messages/{draft}/copy", {"destinationId": "archive"}),
+        "attach": ("POST", f"/me/messages/{draft}/attachments", {}),
+        "session": ("POST", f"/me/messages/{draft}/attachments/createUploadSession", {}),
+        "upload": UPLOAD,
+        "list": LIST,
+        "get": ("GET", f"/me/messages/{draft}", None),
+        "content": ("GET", f"/me/messages/{draft}/$value", None),
+        "folders": ("GET", "/me/mailFolders", None),
+        "change": ("PATCH", f"/me/messages/{draft}", {"subject": "t"}),
+        "move": ("POST", f"/me/messages/{draft}/move", {"destinationId": "archive"}),
+        "upload state": ("GET", "/uploads/none", None),
+        "delete": ("DELETE", f"/me/messages/{draft}", None),
+    }
+
+
+SENDING = {"send", "send draft"}
+KEEPING = {"create", "create in a folder", "replace", "copy", "attach", "session", "upload"}
+QUEUE = ("ResourceUnhealthy", 503, SENDING)
+MAILBOXES = ("ErrorInsufficientResources", 507, SENDING | KEEPING)
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "status", "stopped"),
+    [
+        (Reason.SPOOL_DISK, *QUEUE),
+        (Reason.SPOOL_FILES, *QUEUE),
+        (Reason.QUEUE, *QUEUE),
+        (Reason.COMMITS, *QUEUE),
+        (Reason.BACKLOG, *QUEUE),
+        (Reason.MEMORY, "ResourceUnhealthy", 503, SENDING | KEEPING),
+        (Reason.MAIL_DISK, *MAILBOXES),
+        (Reason.MAIL_FILES, *MAILBOXES),
+    ],
+)
+async def test_what_is_refused_when_something_is_short(
+    world: World, reason, code, status, stopped
+) -> None:
+    draft = (await world.http.post("/v1.0/me/messages", json=MESSAGE)).json()["id"]
+    world.pressure.state = State({reason: Level.REFUSE})
+    found = set()
+    for name, (method, path, body) in calls(draft).items():
+        answer = await world.http.request(method, f"/v1.0{path}", json=body)
+        if answer.status_code in (503, 507):
+            found.add(name)
+            assert "Nothing new is taken now" in refused(answer, status, code)
+            assert int(answer.headers["retry-after"]) > 0
+    assert found == stopped
+    assert world.store.notes == []
+
+
+async def test_slow_stops_nobody_who_has_an_account(world: World) -> None:
+    world.pressure.state = State(dict.fromkeys(Reason, Level.SLOW))
+    assert (await world.send(MESSAGE)).status_code == 202
+
+
+async def test_it_ends_with_its_reason(world: World) -> None:
+    world.pressure.state = State({Reason.QUEUE: Level.REFUSE})
+    assert (await world.send(MESSAGE)).status_code == 503
+    world.pressure.state = State()
+    assert (await world.send(MESSAGE)).status_code == 202
+
+
+async def test_who_has_no_token_hears_nothing_of_it(world: World) -> None:
+    world.pressure.state = State({Reason.QUEUE: Level.REFUSE})
+    world.http.headers["authorization"] = "Bearer wrong"
+    assert (await world.send(MESSAGE)).status_code == 401

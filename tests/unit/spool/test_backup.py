@@ -1,0 +1,183 @@
+"""A backup beside a spool that goes on: one moment, whole, and able to take the spool's place."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import apsw
+import pytest
+
+from relay.message.outcome import Evidence, Relayed
+from relay.spool import SqliteSpool
+from relay.spool.sqlite.disk import room
+from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
+from relay.spool.sqlite.storage import backup
+from relay.spool.types import Selector, Settlement, SpoolError, SpoolFormatError, SpoolFullError
+
+LARGE = b"Subject: large\r\n\r\n" + b"x" * INLINE_BYTES_MAX
+OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool.sqlite"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "copy").mkdir()
+    return tmp_path / "copy"
+
+
+async def opened(open_spool: Callable[[Path], SqliteSpool], folder: Path) -> SqliteSpool:
+    spool = open_spool(folder / "spool.sqlite")
+    await spool.start()
+    return spool
+
+
+async def test_a_copy_takes_the_spools_place(spool, path, folder, make, open_spool) -> None:
+    (done,) = (await spool.accept(make(), submission_key="draft.1")).claims
+    await spool.settle(Settlement(done, 5, {1: OK}))
+    (in_work,) = (await spool.accept(make(content=LARGE))).claims
+    (waiting,) = (await spool.accept(make())).claims
+    await spool.release([waiting])
+    copied = await asyncio.to_thread(backup.back_up, path, folder)
+    assert copied.missing == ()
+    assert copied.counts["entries"] == {"queued": 2}
+    assert (copied.counts["recipients"], copied.counts["submissions"]) == (2, 1)
+    assert not list(folder.glob("*-wal"))
+    await spool.settle(Settlement(in_work, 5, {1: OK}))  # goes on without the copy
+
+    copy = await opened(open_spool, folder)
+    listed = {one["id"]: one for one in await copy.desk.list(Selector(all=True), limit=10)}
+    assert {one: listed[one]["state"] for one in listed} == {
+        in_work.message.id: "deferred",
+        waiting.message.id: "queued",
+    }
+    journey = await copy.journey(in_work.message.id)
+    (attempt,) = journey["recipients"][0]["attempts"]
+    assert attempt["outcome"] == "indeterminate"
+    assert await copy.read_content(in_work.content_id) == LARGE
+    again = await copy.accept(make(), submission_key="draft.1")
+    assert (again.repeated, again.queue_id) == (True, done.message.id)
+    assert (await copy.counts()).unaccounted == 0
+    await copy.stop()
+
+
+async def test_mail_that_moves_meanwhile_is_in_the_copy_whole_or_not(
+    spool, path, folder, make, open_spool
+) -> None:
+    for _ in range(20):
+        await spool.accept(make(content=LARGE))
+    going = True
+
+    async def traffic() -> None:
+        while going:
+            (claim,) = (await spool.accept(make(content=LARGE))).claims
+            await spool.settle(Settlement(claim, 5, {1: OK}))
+
+    moving = asyncio.gather(*(traffic() for _ in range(4)))
+    copied = await asyncio.to_thread(backup.back_up, path, folder)
+    going = False
+    await moving
+    assert copied.missing == ()
+    copy = await opened(open_spool, folder)
+    assert (await copy.counts()).unaccounted == 0
+    named = apsw.Connection(str(copied.database)).execute("SELECT id, file FROM content").get
+    assert len(named) >= 20
+    for content_id, _ in named:
+        assert await copy.read_content(content_id) == LARGE
+    assert sorted(file for _, file in named) == sorted(
+        one.name for one in copied.contents.iterdir()
+    )
+    await copy.stop()
+
+
+async def test_what_is_settled_behind_the_first_look_is_not_missed(
+    spool, path, folder, make, monkeypatch
+) -> None:
+    """Its file is gone, so that the moment is one at which nobody needs it any more."""
+    contents = backup.contents_of(path)
+    claims = [(await spool.accept(make(content=LARGE))).claims[0] for _ in range(3)]
+    taken, kept, missed = sorted(claims, key=lambda claim: claim.message.id)
+    loop = asyncio.get_running_loop()
+    really = backup.link_or_copy
+
+    def settled_first(source: Path, target: Path) -> None:
+        if source.name == f"{missed.message.id}-0" and source.exists():
+            for claim in (taken, missed):
+                settlement = spool.settle(Settlement(claim, 5, {1: OK}))
+                asyncio.run_coroutine_threadsafe(settlement, loop).result(5)
+                (contents / f"{claim.message.id}-0").unlink(missing_ok=True)
+        really(source, target)
+
+    monkeypatch.setattr(backup, "link_or_copy", settled_first)
+    copied = await asyncio.to_thread(backup.back_up, path, folder)
+    assert copied.missing == ()
+    assert copied.counts["entries"] == {"queued": 1}
+    assert [one.name for one in copied.contents.iterdir()] == [f"{kept.message.id}-0"]
+
+
+async def test_a_content_that_is_lost_is_told(spool, path, folder, make) -> None:
+    (claim,) = (await spool.accept(make(content=LARGE))).claims
+    (backup.contents_of(path) / f"{claim.message.id}-0").unlink()
+    copied = await asyncio.to_thread(backup.back_up, path, folder)
+    assert copied.missing == (f"{claim.message.id}-0",)
+
+
+async def test_contents_are_copied_where_no_link_can_be(spool, path, folder, make, monkeypatch):
+    (claim,) = (await spool.accept(make(content=LARGE))).claims
+
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(backup.os, "link", refuse)
+    copied = await asyncio.to_thread(backup.back_up, path, folder)
+    (file,) = copied.contents.iterdir()
+    assert (file.read_bytes(), file.stat().st_nlink, file.stat().st_mode & 0o777) == (
+        LARGE, 1, 0o600,
+    )  # fmt: skip
+    assert file.name == f"{claim.message.id}-0"
+
+
+async def test_without_room_nothing_is_begun(spool, path, folder, monkeypatch) -> None:
+    full = SimpleNamespace(
+        f_frsize=1024, f_blocks=1024, f_bavail=7, f_files=9, f_favail=9, f_flag=0
+    )
+    monkeypatch.setattr(room.os, "statvfs", lambda _: full)
+    with pytest.raises(SpoolFullError):
+        backup.back_up(path, folder)
+    assert list(folder.iterdir()) == []
+
+
+async def test_a_damaged_spool_is_told_with_its_copy(path, folder, make, open_spool) -> None:
+    spool = await opened(open_spool, path.parent)
+    for _ in range(50):
+        await spool.accept(make())
+    await spool.stop()
+    octets = bytearray(path.read_bytes())
+    root = (
+        apsw.Connection(str(path))
+        .execute("SELECT rootpage FROM sqlite_schema WHERE name = 'recipient'")
+        .get
+    )
+    octets[(root - 1) * 4096 : (root - 1) * 4096 + 200] = b"\xff" * 200
+    path.write_bytes(octets)
+    with pytest.raises(SpoolError, match="damaged, and so is its copy"):
+        backup.back_up(path, folder)
+
+
+def test_an_older_spool_is_not_copied_as_a_new_one(path: Path, folder: Path) -> None:
+    connection = apsw.Connection(str(path))
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    with pytest.raises(SpoolFormatError, match="a start brings it forward"):
+        backup.back_up(path, folder)
+
+
+async def test_how_much_there_is(spool, path, make) -> None:
+    await spool.accept(make(content=LARGE))
+    extent = backup.extent(path)
+    assert (extent.contents, extent.content_bytes) == (1, len(LARGE))
+    assert extent.database_bytes >= 4096

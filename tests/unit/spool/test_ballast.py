@@ -1,0 +1,227 @@
+"""Ballast on a real disk that others have filled: outcomes and reports get through, new mail does not."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from relay.clock import ManualClock
+from relay.journal.crash import CrashPoints
+from relay.journal.metrics import Metrics
+from relay.message.nexthop import LOCAL
+from relay.message.outcome import Evidence, Failed, Relayed
+from relay.message.verdict import Source
+from relay.spool import Ballast, SqliteSpool
+from relay.spool.sqlite.engine.pace import Pace
+from relay.spool.types import NewEntry, NewRecipient, Settlement, SpoolFullError
+from relay.spool.waiting import Look
+from tests.support.disks import filled, journaled_disk, small_disk
+
+MIB = 1024 * 1024
+NO = Failed(Evidence("5.1.1", "550 5.1.1 no such user", "mx.a.test", remote=True))
+OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
+IN_A_FILE, INLINE = 300_000, 120_000
+SIZE = MIB // 2
+
+
+@pytest.fixture(params=["tmpfs", "ext4"])
+def disk(request, tmp_path: Path):
+    path = tmp_path / "disk"
+    path.mkdir()
+    with ExitStack() as mounted:
+        if request.param == "tmpfs":
+            mounted.enter_context(small_disk(path, size_bytes=8 * MIB))
+        else:
+            mounted.enter_context(journaled_disk(path, size_bytes=16 * MIB))
+        yield path
+
+
+@contextmanager
+def full(path: Path):
+    """As `filled`; a file system that frees blocks late fills up more than once."""
+    folders = [path / str(number) for number in range(3)]
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(filled(folder))
+        yield
+
+
+@pytest.fixture
+async def open_here(disk: Path, clock: ManualClock) -> AsyncIterator:
+    opened = []
+
+    async def open_here(size_bytes: int = SIZE) -> SqliteSpool:
+        spool = SqliteSpool(
+            disk / "spool.sqlite", clock=clock, crash=CrashPoints(), metrics=Metrics(),
+            submission_keep_s=8 * 86400,
+            ballast=Ballast(disk / "ballast", size_bytes=size_bytes, reserve_bytes=64 * MIB),
+        )  # fmt: skip
+        opened.append(spool)
+        await spool.start()
+        spool.ballast.make()
+        return spool
+
+    yield open_here
+    await opened[-1].stop()
+
+
+def failed(claim, make, size_bytes: int, *, reports: int = 1) -> Settlement:
+    """A failure with reports of so many bytes each."""
+    entries = (NewEntry(LOCAL, (NewRecipient("alice@example.test"),)),)
+    told = tuple(
+        make(
+            contents=(b"Subject: report\r\n\r\n" + b"x" * size_bytes,),
+            entries=entries, reverse_path="", source=Source.REPORT,
+        )
+        for _ in range(reports)
+    )  # fmt: skip
+    return Settlement(claim, 5, {1: NO}, reports=told)
+
+
+@pytest.mark.parametrize(("size_bytes", "reports"), [(IN_A_FILE, 1), (INLINE, 1), (INLINE // 6, 5)])
+async def test_a_report_is_written_on_a_disk_that_is_full(
+    disk, open_here, make, size_bytes, reports
+):
+    spool = await open_here()
+    claim = (await spool.accept(make())).claims[0]
+    assert (disk / "ballast").stat().st_blocks * 512 >= SIZE
+    with full(disk):
+        held, claims = await spool.settle(failed(claim, make, size_bytes, reports=reports))
+        assert held
+        assert len(claims) == reports
+        assert not (disk / "ballast").exists()
+        assert spool.ballast.missing_bytes == SIZE
+        with pytest.raises(SpoolFullError):
+            await spool.accept(make())
+        outcomes = [await spool.settle(Settlement(one, 6, {1: OK})) for one in claims]
+        assert outcomes == [(True, ())] * reports
+        spool.ballast.make()
+        assert spool.ballast.missing_bytes == SIZE  # no room for it yet
+    spool.ballast.make()
+    assert spool.ballast.missing_bytes == 0
+    assert (disk / "ballast").stat().st_blocks * 512 >= SIZE
+    assert (await spool.accept(make())).claims
+
+
+async def test_without_ballast_it_cannot_be_written(disk, open_here, make):
+    spool = await open_here(size_bytes=0)
+    claim = (await spool.accept(make())).claims[0]
+    with full(disk), pytest.raises(SpoolFullError):
+        await spool.settle(failed(claim, make, IN_A_FILE))
+    assert (await spool.settle(failed(claim, make, IN_A_FILE)))[0]
+
+
+async def test_new_mail_never_gets_the_ballast(disk, open_here, make):
+    spool = await open_here()
+    with full(disk):
+        answers = await asyncio.gather(
+            *(spool.accept(make(contents=(b"x" * size,))) for size in (10, INLINE, IN_A_FILE)),
+            return_exceptions=True,
+        )
+        assert [type(one) for one in answers] == [SpoolFullError] * 3
+        assert (disk / "ballast").exists()
+
+
+async def test_room_that_was_the_ballasts_is_not_new_mails(disk, open_here, make):
+    spool = await open_here()
+    assert spool.ballast.give_up()
+    assert not spool.ballast.give_up()
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    reserve = os.statvfs(disk).f_blocks * os.statvfs(disk).f_frsize // 16
+    spool.ballast.check_room(free - reserve - SIZE)
+    with pytest.raises(SpoolFullError):
+        spool.ballast.check_room(free - reserve - SIZE + 4096)
+
+
+async def test_a_spool_opens_on_a_disk_that_is_full(disk, open_here, make, clock):
+    spool = await open_here()
+    await spool.accept(make(), claim=False)
+    await spool.stop()
+    with full(disk):
+        again = await open_here()
+        claim = (await again.claim_due(clock.time_us(), 10, Look())).claims[0]
+        assert (await again.settle(Settlement(claim, 5, {1: OK})))[0]
+
+
+@pytest.mark.parametrize(
+    ("disk_bytes", "wanted", "size_bytes"),
+    [(8 * MIB, 16 * MIB, SIZE), (8 * MIB, 4096, 4096), (8 * MIB, 0, 0)],
+)
+def test_it_is_a_part_of_a_small_disk(tmp_path, disk_bytes, wanted, size_bytes):
+    with small_disk(tmp_path, size_bytes=disk_bytes):
+        ballast = Ballast(tmp_path / "ballast", size_bytes=wanted)
+        ballast.make()
+        path = tmp_path / "ballast"
+        assert (path.stat().st_size if path.exists() else 0) == size_bytes
+        assert ballast.missing_bytes == 0
+
+
+def test_one_that_was_cut_off_or_became_too_large_is_mended(tmp_path):
+    path = tmp_path / "ballast"
+    path.write_bytes(b"half")
+    Ballast(path, size_bytes=MIB).make()
+    assert (path.stat().st_size, path.stat().st_blocks * 512 >= MIB) == (MIB, True)
+    os.truncate(path, 8 * MIB)  # a hole is no room
+    Ballast(path, size_bytes=2 * MIB).make()
+    assert (path.stat().st_size, path.stat().st_blocks * 512 >= 2 * MIB) == (2 * MIB, True)
+    Ballast(path, size_bytes=MIB).make()
+    assert path.stat().st_size == MIB
+
+
+def test_one_that_an_operator_removed_comes_back(tmp_path):
+    ballast = Ballast(tmp_path / "ballast", size_bytes=MIB)
+    ballast.make()
+    (tmp_path / "ballast").unlink()
+    ballast.make()
+    assert (tmp_path / "ballast").stat().st_size == MIB
+
+
+# -- how long commits take
+
+
+def committed(pace: Pace, clock: ManualClock, *times: float) -> None:
+    for seconds in times:
+        with pace.commit():
+            clock.advance(seconds)
+
+
+@pytest.mark.parametrize(
+    ("times", "commit_s"),
+    [
+        ([], 0.0),
+        ([9.0], 0.0),  # one alone says nothing
+        ([0.01] * 19 + [9.0], 0.01),
+        ([3.0] * 5, 3.0),
+        ([0.01] * 50 + [2.0] * 50, 2.0),
+        ([2.0] * 10 + [0.01] * 95, 0.01),
+    ],
+)
+def test_commits_are_as_slow_as_most_of_them(times, commit_s):
+    clock = ManualClock()
+    pace = Pace(clock)
+    committed(pace, clock, *times)
+    assert pace.commit_s() == pytest.approx(commit_s)
+
+
+def test_the_one_that_runs_counts_at_once():
+    clock = ManualClock()
+    pace = Pace(clock)
+    committed(pace, clock, 0.01, 0.01)
+    with pace.commit():
+        clock.advance(7)
+        assert pace.commit_s() == 7
+    assert pace.commit_s() == pytest.approx(0.01)
+
+
+def test_slow_ones_are_forgotten():
+    clock = ManualClock()
+    pace = Pace(clock)
+    committed(pace, clock, 4, 4, 4)
+    assert pace.commit_s() == 4
+    clock.advance(31)
+    assert pace.commit_s() == 0

@@ -1,0 +1,259 @@
+"""Looks at what is due: bounded, in order, in turns; and what taking it changes."""
+
+import apsw
+import pytest
+
+from relay.message.lifecycle import State
+from relay.message.nexthop import NextHop
+from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
+from relay.spool.sqlite import due
+from relay.spool.sqlite.claiming import NEVER_US
+from relay.spool.types import Selector, Settlement
+from relay.spool.waiting import Lane, Look, Position, Waiting, sender_key
+from tests.support.journeys import states
+
+A, B = NextHop.parse("mx:a.test"), NextHop.parse("mx:b.test")
+LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
+NOW = 10**18  # behind everything that these tests accept
+
+
+@pytest.fixture
+def accept(spool, make, clock):
+    """Accept messages, each a microsecond later than the one before, unclaimed; their ids."""
+
+    async def accept(hop: str, sender: str, count: int = 1, **changes) -> list[str]:
+        names = []
+        for _ in range(count):
+            clock.now_us += 1
+            message = make({hop: ["x@a.test"]}, account=sender, **changes)
+            names.append((await spool.accept(message, claim=False)).queue_id)
+        return names
+
+    return accept
+
+
+def found(seen) -> list[str]:
+    return [claim.message.id for claim in seen.claims]
+
+
+def raw(tmp_path, sql: str, *values) -> list:
+    return apsw.Connection(str(tmp_path / "spool.sqlite")).execute(sql, values).fetchall()
+
+
+async def test_a_lane_is_looked_through_from_its_oldest_on(spool, accept) -> None:
+    names = await accept("mx:a.test", "ann", 5)
+    seen = await spool.claim_due(NOW, 2, Look())
+    assert (found(seen), seen.ended) == (names[:2], False)
+    seen = await spool.claim_due(NOW, 9, Look(after=seen.reached))
+    assert (found(seen), seen.ended) == (names[2:], True)
+
+
+async def test_each_lane_is_its_own(spool, accept) -> None:
+    names = {lane: await accept("mx:a.test", "ann", priority=lane) for lane in Lane}
+    for lane in Lane:
+        seen = await spool.claim_due(NOW, 9, Look(lane))
+        assert found(seen) == names[lane]
+        assert [claim.lane for claim in seen.claims] == [lane]
+
+
+async def test_what_is_passed_over_is_told_and_left(spool, accept) -> None:
+    await accept("mx:a.test", "ann", 3)
+    others = await accept("mx:b.test", "ann", 1)
+    await accept("mx:b.test", "bob", 1)
+    await accept("mx:c.test", "cid", 1)
+    pair = (NextHop.parse("mx:c.test"), sender_key("cid"))
+    look = Look(without_hops=[A], without_senders=[sender_key("bob")], without_pairs=[pair])
+    seen = await spool.claim_due(NOW, 9, look)
+    assert found(seen) == others
+    assert seen.left_hops == {A, pair[0]}
+    assert seen.left_senders == {sender_key("bob")}
+    assert seen.ended
+
+
+async def test_a_look_reads_no_more_rows_than_it_may(spool, accept, monkeypatch) -> None:
+    monkeypatch.setattr(due, "ROWS_MAX", 4)
+    await accept("mx:a.test", "ann", 6)
+    behind = await accept("mx:b.test", "ann", 1)
+    seen = await spool.claim_due(NOW, 9, Look(without_hops=[A]))
+    assert (found(seen), seen.ended, seen.left_hops) == ([], False, {A})
+    seen = await spool.claim_due(NOW, 9, Look(without_hops=[A], after=seen.reached))
+    assert (found(seen), seen.ended) == (behind, True)
+
+
+async def test_the_senders_of_a_next_hop_take_turns(spool, accept) -> None:
+    bulk = await accept("mx:a.test", "bulk", 50)
+    single = await accept("mx:a.test", "single")
+    seen = await spool.claim_due(NOW, 10, Look(next_hop=A))
+    assert sorted(found(seen)) == sorted([*bulk[:5], *single])
+    assert (seen.ended, seen.reached_sender) == (False, -1)  # the bulk has more
+    look = Look(next_hop=A, without_senders=[sender_key("bulk")])
+    seen = await spool.claim_due(NOW, 10, look)
+    assert (found(seen), seen.ended, seen.left_senders) == ([], True, {sender_key("bulk")})
+
+
+async def test_a_look_for_a_next_hop_goes_on_behind_its_last_sender(
+    spool, accept, monkeypatch
+) -> None:
+    monkeypatch.setattr(due, "SENDERS_MAX", 3)
+    names = [name for number in range(8) for name in await accept("mx:a.test", f"s{number}")]
+    look, got, looks = Look(next_hop=A), [], 0
+    while True:
+        seen = await spool.claim_due(NOW, 2, look)
+        got += found(seen)
+        looks += 1
+        if seen.ended:
+            break
+        look = Look(next_hop=A, after_sender=seen.reached_sender)
+    assert sorted(got) == sorted(names)
+    assert looks <= 8
+
+
+async def test_a_look_for_a_sender_goes_along_its_own(spool, accept) -> None:
+    await accept("mx:a.test", "ann", 2)
+    names = await accept("mx:b.test", "bob", 2)
+    left = await accept("mx:a.test", "bob", 1)
+    seen = await spool.claim_due(NOW, 9, Look(sender=sender_key("bob"), without_hops=[A]))
+    assert (found(seen), seen.left_hops) == (names, {A})
+    after = Position(0, "", 0)
+    assert found(await spool.claim_due(NOW, 9, Look(sender=sender_key("bob"), after=after))) == left
+
+
+async def test_what_is_due_next(spool, make, clock) -> None:
+    assert await spool.next_due_us(0) is None
+    times = {}
+    for lane in Lane:
+        claim = (await spool.accept(make(priority=lane))).claims[0]
+        times[lane] = clock.now_us + 1000 * (9 - lane)
+        waiting = Waiting(times[lane], times[lane], lane)
+        await spool.settle(Settlement(claim, 5, {1: LATER}, waiting))
+    assert await spool.next_due_us(0) == times[Lane.DOWN]
+    assert await spool.next_due_us(times[Lane.DOWN]) == times[Lane.LOW]
+    assert await spool.next_due_us(times[Lane.HIGH]) is None
+
+
+async def test_a_claim_is_taken_only_under_the_epoch_that_was_seen(
+    spool, accept, tmp_path, monkeypatch
+) -> None:
+    await accept("mx:a.test", "ann", 1)
+    find = due.find
+
+    def slow(*args, **more):
+        result = find(*args, **more)
+        raw(tmp_path, "UPDATE entry SET epoch = epoch + 1")
+        return result
+
+    monkeypatch.setattr(due, "find", slow)
+    seen = await spool.claim_due(NOW, 9, Look())
+    assert seen.claims == ()
+    monkeypatch.setattr(due, "find", find)
+    (claim,) = (await spool.claim_due(NOW, 9, Look())).claims
+    assert claim.epoch == 3
+    assert (await spool.claim_due(NOW, 9, Look())).claims == ()
+
+
+async def test_what_is_given_back_is_due_as_it_was(spool, accept, tmp_path) -> None:
+    await accept("mx:a.test", "ann", 1)
+    columns = "SELECT state, due_us, retry_us, warn_us, lane FROM entry"
+    before = raw(tmp_path, columns)
+    (claim,) = (await spool.claim_due(NOW, 9, Look())).claims
+    await spool.release([claim, claim])
+    assert raw(tmp_path, columns) == before
+    (again,) = (await spool.claim_due(NOW, 9, Look())).claims
+    assert again.epoch == claim.epoch + 2
+    await spool.release([claim])  # its epoch is over
+    assert (await spool.claim_due(NOW, 9, Look())).claims == ()
+
+
+async def hold(spool, make, clock, tmp_path, *, retry_us: int | None) -> str:
+    """A message that was deferred, then held by an operator."""
+    message = make(expires_us=clock.now_us + 1000)
+    claim = (await spool.accept(message)).claims[0]
+    due_us = min(message.expires_us, retry_us or message.expires_us)
+    await spool.settle(Settlement(claim, 5, {1: LATER}, Waiting(due_us, due_us)))
+    raw(tmp_path, "UPDATE entry SET state = 'held', retry_us = ?, due_us = ?", retry_us, due_us)
+    raw(tmp_path, "UPDATE recipient SET state = 'held'")
+    return message.id
+
+
+async def test_what_is_held_until_now_is_queued_again(spool, make, clock, tmp_path) -> None:
+    name = await hold(spool, make, clock, tmp_path, retry_us=clock.now_us + 500)
+    assert found(await spool.claim_due(clock.now_us + 499, 9, Look())) == []
+    (claim,) = (await spool.claim_due(clock.now_us + 500, 9, Look())).claims
+    assert (claim.state, claim.message.id) == (State.QUEUED, name)
+    journey = await spool.journey(name)
+    assert states(journey) == {"x@a.test": "queued"}
+    assert journey["steps"][-1]["detail"] == {
+        "operation": "release", "entries": [1], "who": "its time"
+    }  # fmt: skip
+
+
+async def test_what_is_held_comes_as_such_when_its_time_is_over(
+    spool, make, clock, tmp_path
+) -> None:
+    name = await hold(spool, make, clock, tmp_path, retry_us=None)
+    assert found(await spool.claim_due(clock.now_us + 999, 9, Look())) == []
+    (claim,) = (await spool.claim_due(clock.now_us + 1000, 9, Look())).claims
+    assert claim.state is State.HELD
+    assert [one.address for one in claim.recipients] == ["x@a.test"]
+    over = Failed(Evidence("5.4.7", "expired"))
+    assert (await spool.settle(Settlement(claim, 5, {}, expired={1: over})))[0]
+    assert states(await spool.journey(name)) == {"x@a.test": "expired"}
+    assert (await spool.counts()).unaccounted == 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE entry SET next_hop = 'nonsense' WHERE message_id = ?",
+        "UPDATE recipient SET notify = 'nonsense' WHERE message_id = ?",
+        "UPDATE message SET source = 'nonsense' WHERE id = ?",
+        "DELETE FROM message WHERE id = ?",
+        "DELETE FROM recipient WHERE message_id = ?",
+    ],
+)
+async def test_what_cannot_be_read_is_held_and_the_others_go_on(
+    spool, accept, tmp_path, damage: str
+) -> None:
+    broken, whole = await accept("mx:a.test", "ann", 2)
+    raw(tmp_path, damage, broken)
+    assert found(await spool.claim_due(NOW, 9, Look())) == [whole]
+    sql = "SELECT state, claimed, due_us FROM entry WHERE message_id = ?"
+    assert raw(tmp_path, sql, broken) == [("held", 0, NEVER_US)]
+    (event,) = raw(tmp_path, "SELECT detail FROM event WHERE message_id = ?", broken)
+    assert '"why":"damaged: ' in event[0]
+    assert found(await spool.claim_due(NOW, 9, Look())) == []
+    listed = await spool.desk.list(Selector(all=True), limit=10)
+    assert broken in {one["id"] for one in listed}
+
+
+@pytest.mark.parametrize(
+    ("sql", "values", "index"),
+    [
+        (due._OF_LANE, (1, NOW, 5, "x", 1, 9), "entry_due"),
+        (due._OF_SENDER, (1, 1, NOW, 5, "x", 1, 9), "entry_sender"),
+        (due._SENDERS, ("mx:a.test", 1, -1, 9), "entry_hop"),
+        (due._OF_SENDER_FOR_HOP, ("mx:a.test", 1, 7, NOW, 9), "entry_hop"),
+        (due._NEXT, (5,), "entry_due"),
+        (due._FACTS, ('[["a",1]]',), None),
+        (due._PEOPLE, ('[["a",1]]',), None),
+    ],
+)
+async def test_no_look_scans_a_table_nor_sorts_what_waits(
+    spool, tmp_path, sql: str, values: tuple, index: str | None
+) -> None:
+    plan = [row[3] for row in raw(tmp_path, f"EXPLAIN QUERY PLAN {sql}", *values)]
+    tables = ("entry", "recipient", "message", "e", "r", "m", "c")
+    assert not [line for line in plan if line.startswith(tuple(f"SCAN {one}" for one in tables))
+                and line.split()[1] in tables]  # fmt: skip
+    if index is not None:
+        assert not [line for line in plan if "TEMP B-TREE" in line]
+        used = [line for line in plan if line.startswith("SEARCH entry")]
+        assert used
+        assert all(f"USING COVERING INDEX {index} " in line for line in used)
+
+
+async def test_a_look_for_nothing_finds_nothing(spool, make, clock) -> None:
+    await spool.accept(make({"mx:a.test": ["x@a.test"]}), claim=False)
+    look = Look(Lane.NORMAL, next_hop=NextHop.parse("mx:a.test"))
+    assert (await spool.claim_due(clock.steady_us(), 0, look)).claims == ()
+    assert len((await spool.claim_due(clock.steady_us(), 1, look)).claims) == 1

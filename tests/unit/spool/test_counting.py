@@ -1,0 +1,236 @@
+"""Figures: nothing is missed, a row that is lost is told, and what is long is read in slices."""
+
+import asyncio
+from pathlib import Path
+
+import apsw
+import pytest
+
+from relay.message.lifecycle import State
+from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed, Relayed
+from relay.spool.sqlite.upkeep import counting
+from relay.spool.types import NewRecipient, Settlement, SpoolUnavailableError
+from relay.spool.waiting import Lane, Look, Waiting
+
+OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
+NO = Failed(Evidence("5.1.1", "550 5.1.1 no"))
+LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
+TWO = {"mx:a.test": ["x@a.test", "y@a.test"]}
+
+
+@pytest.fixture
+def by_hand(tmp_path: Path):
+    """Run SQL on the spool's file, as somebody might beside a running relay."""
+
+    def run(sql: str, *values: object) -> None:
+        connection = apsw.Connection(str(tmp_path / "spool.sqlite"))
+        connection.set_busy_timeout(5000)
+        connection.execute(sql, values)
+        connection.close()
+
+    return run
+
+
+async def deferred(
+    spool, make, *, lane: Lane = Lane.NORMAL, due_us: int = 10**18, **changes
+) -> str:
+    (claim,) = (await spool.accept(make(**changes))).claims
+    outcomes = {one.id: LATER for one in claim.recipients}
+    await spool.settle(Settlement(claim, 5, outcomes, Waiting(due_us, due_us, lane)))
+    return claim.message.id
+
+
+@pytest.mark.parametrize("entries_at_once", [1, 2, 3, 5000])
+async def test_every_state_and_lane_is_counted_once(
+    spool, make, clock, monkeypatch, entries_at_once
+):
+    monkeypatch.setattr(counting, "ENTRIES_AT_ONCE", entries_at_once)
+    oldest_us = clock.steady_us()
+    for lane in Lane:
+        for _ in range(3):
+            await deferred(spool, make, lane=lane, hops=TWO)
+            clock.advance(1)
+    await asyncio.gather(*(spool.accept(make(TWO)) for _ in range(4)))  # claimed
+    await spool.accept(make({"capture": ["z@c.test"]}))
+    (done,) = (await spool.accept(make())).claims
+    await spool.settle(Settlement(done, 5, {1: OK}))
+    refused = NewRecipient("bad@example.test", state=State.FAILED, status="5.7.1", reply="550")
+    await spool.accept(make({}, final_recipients=(refused,)))
+    counts = await spool.counts()
+    assert counts.entries == {"queued": 4, "deferred": 12, "held": 0, "captured": 1}
+    assert counts.oldest_us == oldest_us
+    assert counts.unaccounted == 0
+
+
+async def test_an_empty_spool_has_nothing(spool) -> None:
+    counts = await spool.counts()
+    assert (sum(counts.entries.values()), counts.oldest_us, counts.unaccounted) == (0, None, 0)
+
+
+@pytest.mark.parametrize("claimed", [True, False], ids=["in work", "waiting"])
+@pytest.mark.parametrize(
+    ("lost", "missing"),
+    [
+        ("DELETE FROM message WHERE id = ?", 2),
+        ("DELETE FROM entry WHERE message_id = ?", 2),
+        ("DELETE FROM recipient WHERE message_id = ? AND number = 1", 1),
+        ("UPDATE entry SET state = 'final', due_us = NULL, claimed = 0 WHERE message_id = ?", 2),
+        ("UPDATE recipient SET state = 'relayed' WHERE message_id = ? AND number = 2", 1),
+        ("UPDATE entry SET due_us = NULL, claimed = 0 WHERE message_id = ?", 2),
+    ],
+)
+async def test_what_is_lost_is_unaccounted(spool, make, by_hand, lost, missing, claimed) -> None:
+    await deferred(spool, make, hops=TWO)
+    if claimed:
+        message_id = (await spool.accept(make(TWO))).queue_id
+    else:
+        message_id = await deferred(spool, make, hops=TWO)
+    assert (await spool.counts()).unaccounted == 0
+    by_hand(lost, message_id)
+    assert (await spool.counts()).unaccounted == missing
+
+
+async def test_a_count_sees_one_moment(spool, make, monkeypatch) -> None:
+    """Mail that moves while it is counted is counted once."""
+    monkeypatch.setattr(counting, "ENTRIES_AT_ONCE", 1)
+    claims = [(await spool.accept(make(TWO))).claims[0] for _ in range(20)]
+    busy = True
+
+    async def move() -> None:
+        for number, claim in enumerate(claims):
+            lane = Lane(number % 4)
+            outcomes = {1: OK, 2: LATER}
+            await spool.settle(Settlement(claim, 5, outcomes, Waiting(10**18, 10**18, lane)))
+            await spool.accept(make(TWO))
+        nonlocal busy
+        busy = False
+
+    moving = asyncio.create_task(move())
+    seen = []
+    while busy:
+        seen.append(await spool.counts())
+    await moving
+    assert {counts.unaccounted for counts in seen} == {0}
+    assert len({sum(counts.entries.values()) for counts in seen}) > 1
+
+
+async def test_a_count_that_takes_too_long_gives_its_snapshot_up(spool, make, clock, monkeypatch):
+    """While it is kept, the log that everybody writes to only grows."""
+    monkeypatch.setattr(counting, "ENTRIES_AT_ONCE", 1)
+    for _ in range(5):
+        await spool.accept(make(TWO))
+    really = counting.Count.step
+
+    def slow(count: counting.Count, cursor: apsw.Cursor) -> bool:
+        clock.advance(20)
+        return really(count, cursor)
+
+    monkeypatch.setattr(counting.Count, "step", slow)
+    with pytest.raises(SpoolUnavailableError, match="not counted within 30 s"):
+        await spool.counts()
+    monkeypatch.setattr(counting.Count, "step", really)
+    assert (await spool.counts()).entries["queued"] == 5
+
+
+async def test_no_snapshot_stays_behind(spool, make, by_hand) -> None:
+    await spool.accept(make(TWO))
+    await spool.counts()
+    await spool.accept(make(TWO))
+    assert (await spool.counts()).entries["queued"] == 2
+
+
+async def test_statistics(spool, make, clock) -> None:
+    oldest = clock.time_us()
+    now_us = clock.steady_us()
+    await deferred(spool, make, due_us=now_us, hops={"mx:slow.test": ["a@slow.test"]})
+    clock.advance(60)
+    for _ in range(2):
+        await deferred(spool, make, lane=Lane.DOWN, hops={"mx:down.test": ["b@down.test"]})
+    (claim,) = (await spool.accept(make({"mx:down.test": ["c@down.test", "d@down.test"]}))).claims
+    await spool.release([claim])
+    await spool.accept(make(TWO))
+    await spool.accept(make({"capture": ["z@c.test"]}))
+    figures = await spool.stats()
+    assert figures["entries"] == {"queued": 2, "deferred": 3, "held": 0, "captured": 1}
+    assert figures["lanes"] == {
+        "high": {"entries": 0, "in_work": 0},
+        "normal": {"entries": 4, "in_work": 1},
+        "low": {"entries": 0, "in_work": 0},
+        "down": {"entries": 2, "in_work": 0},
+    }
+    assert (figures["in_work"], figures["due"], figures["recipients"]) == (1, 2, 8)
+    assert figures["oldest"] == "2023-11-14T22:13:20.000000Z"
+    assert oldest == 1_700_000_000_000_000
+    assert figures["unaccounted"] == 0
+    first, *others = figures["next_hops"]
+    assert first == {
+        "next_hop": "mx:down.test",
+        "entries": 3,
+        "in_work": 0,
+        "deferred": 2,
+        "oldest": "2023-11-14T22:14:20.000000Z",
+    }
+    hops = sorted((one["next_hop"], one["entries"], one["in_work"]) for one in others)
+    assert hops == [("capture", 1, 0), ("mx:a.test", 1, 1), ("mx:slow.test", 1, 0)]
+
+
+async def test_what_delivery_has_is_counted_with_what_waits(spool, make, clock) -> None:
+    """A queue that fits into delivery's window would look as if it had no next hops."""
+    await deferred(spool, make, due_us=clock.steady_us(), hops=TWO)
+    await deferred(spool, make, due_us=clock.steady_us(), hops=TWO)
+    found = await spool.claim_due(clock.steady_us(), 1, Look(Lane.NORMAL))
+    assert len(found.claims) == 1
+    figures = await spool.stats()
+    (hop,) = figures["next_hops"]
+    assert (hop["entries"], hop["in_work"], hop["deferred"]) == (2, 1, 2)
+    assert figures["lanes"]["normal"] == {"entries": 2, "in_work": 1}
+
+
+async def test_statistics_have_the_times_that_people_read(spool, make, clock) -> None:
+    await spool.accept(make(TWO))
+    await deferred(spool, make, due_us=clock.steady_us(), hops={"mx:slow.test": ["a@slow.test"]})
+    clock.jumped_us = 24 * 3600 * 1_000_000
+    figures = await spool.stats()
+    assert figures["oldest"] == "2023-11-15T22:13:20.000000Z"
+    assert {one["oldest"] for one in figures["next_hops"]} == {"2023-11-15T22:13:20.000000Z"}
+    assert figures["due"] == 1  # a jump makes nothing due
+
+
+async def test_statistics_of_nothing(spool) -> None:
+    figures = await spool.stats()
+    assert (figures["due"], figures["oldest"], figures["next_hops"]) == (0, None, [])
+
+
+async def test_figures_read_no_history_and_no_table_of_entries(spool, tmp_path) -> None:
+    """By SQLite's own plan: indexes only, in their order."""
+    connection = apsw.Connection(str(tmp_path / "spool.sqlite"), flags=apsw.SQLITE_OPEN_READONLY)
+    seen: list[str] = []
+
+    def trace(cursor: apsw.Cursor, sql: str, bindings: object) -> bool:
+        if sql.startswith("SELECT"):
+            plan = apsw.Connection(str(tmp_path / "spool.sqlite")).execute(
+                "EXPLAIN QUERY PLAN " + sql, bindings
+            )
+            seen.extend(row[3] for row in plan)
+        return True
+
+    connection.exec_trace = trace
+    cursor = connection.cursor()
+    count = counting.Count()
+    while count.step(cursor):
+        pass
+    count.end(cursor)
+    counting.stats(cursor, now_us=5, ahead_us=0)
+    connection.close()
+    scans = {one for one in seen if one.startswith("SCAN")}
+    assert scans <= {
+        "SCAN counter",
+        "SCAN (subquery-1)",
+        "SCAN (subquery-2)",
+        "SCAN (subquery-3)",
+        "SCAN entry USING COVERING INDEX entry_due",
+        "SCAN entry USING COVERING INDEX entry_hop",
+        "SCAN entry USING INDEX entry_claimed",
+        "SCAN entry USING COVERING INDEX entry_claimed",
+    }
+    assert len(seen) > 10

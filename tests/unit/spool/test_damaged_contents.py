@@ -1,0 +1,196 @@
+"""A content whose octets changed where it lies, at the same size, is not delivered."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import apsw
+import pytest
+
+from relay.delivery.contents import Contents
+from relay.files import FileOctets
+from relay.message.content import LargeContent, gathered
+from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
+from relay.spool import SqliteSpool
+from relay.spool.sqlite.disk import contents
+from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
+from relay.spool.types import Claim, Settlement, SpoolError
+from relay.spool.waiting import Look, Waiting
+
+HEADER = b"Subject: large\r\n"
+BODY = b"\r\n" + b"0123456789abcdef\r\n" * 10
+LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
+NO = Failed(Evidence("5.1.1", "550 5.1.1 no", "mx.a.test", remote=True))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool.sqlite"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    return tmp_path / "spool.sqlite-content"
+
+
+async def arrived(spool: SqliteSpool) -> LargeContent:
+    """A content as a session hands it over, its body in two writes."""
+    arrival = spool.arrival()
+    await arrival.write([BODY[:7], BODY[7:20]])
+    await arrival.write([BODY[20:]])
+    return LargeContent(HEADER, (arrival.octets(),), eight_bit=False)
+
+
+async def inline(_: SqliteSpool) -> bytes:
+    return HEADER + BODY
+
+
+async def in_a_file(_: SqliteSpool) -> bytes:
+    return HEADER + b"\r\n" + b"x" * INLINE_BYTES_MAX
+
+
+async def in_pieces(spool: SqliteSpool) -> LargeContent:
+    """One whose body is copied, as it is no whole file of the spool's."""
+    whole = await arrived(spool)
+    (body,) = whole.body
+    pieces = (body.part(0, 9), body.part(9, body.size))
+    return replace(whole, body=pieces)
+
+
+def flip(path: Path, files: Path, *, of: str = "") -> None:
+    """Turn a bit in the middle of whatever has the octets, or of what `of` names; and back."""
+    stored = [one for one in files.iterdir() if not one.name.startswith("arriving-")]
+    if stored and not of:
+        octets = bytearray(stored[0].read_bytes())
+        octets[len(octets) // 2] ^= 0x04
+        stored[0].write_bytes(octets)
+        return
+    column = of or "data"
+    connection = apsw.Connection(str(path))
+    ((found,),) = connection.execute(f"SELECT {column} FROM content")
+    octets = bytearray(found)
+    octets[len(octets) // 2] ^= 0x04
+    connection.execute(f"UPDATE content SET {column} = ?", (bytes(octets),))
+    connection.close()
+
+
+def overwrite(files: Path) -> None:
+    for stored in files.glob("*-0"):
+        stored.write_bytes(b"z" * len(BODY))
+
+
+async def deferred(spool: SqliteSpool, claim: Claim, *, due_us: int) -> Claim:
+    """Settle a claim, and take the entry again."""
+    held, _ = await spool.settle(Settlement(claim, 5, {1: LATER}, Waiting(due_us, due_us)))
+    assert held
+    (again,) = (await spool.claim_due(due_us, 1, Look())).claims
+    return again
+
+
+@pytest.mark.parametrize(
+    ("store", "part"),
+    [(inline, ""), (in_a_file, ""), (arrived, ""), (arrived, "header"), (in_pieces, "")],
+    ids=["inline", "in a file", "arrived", "header", "in pieces"],
+)
+async def test_octets_that_changed_are_noticed_until_they_are_back(
+    spool, make, path: Path, files: Path, store, part: str
+) -> None:
+    content = await store(spool)
+    (claim,) = (await spool.accept(make(content=content))).claims
+    expected = gathered(content)
+    assert gathered(await spool.read_content(claim.content_id)) == expected
+    flip(path, files, of=part)
+    with pytest.raises(SpoolError, match=r"other octets than it had: CRC-32 \w{8}, expected \w{8}"):
+        await spool.read_content(claim.content_id)
+    flip(path, files, of=part)
+    assert gathered(await spool.read_content(claim.content_id)) == expected
+
+
+async def test_what_was_just_accepted_is_not_read_for_it_and_a_retry_is(
+    spool, make, path: Path, files: Path, clock
+) -> None:
+    (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
+    due_us = clock.steady_us() + 1000
+    kept = Contents(spool, budget_bytes=1 << 20)
+    flip(path, files)
+    assert isinstance(await kept.of(claim), LargeContent)
+    kept.release(claim)
+    again = await deferred(spool, claim, due_us=due_us)
+    with pytest.raises(SpoolError, match="other octets"):
+        await kept.of(again)
+
+
+async def test_a_later_life_reads_what_was_never_tried(
+    path: Path, files: Path, make, open_spool, clock
+) -> None:
+    first = open_spool(path)
+    await first.start()
+    await first.accept(make(content=await arrived(first)), claim=False)
+    await first.accept(make(content=await arrived(first)))
+    await first.stop()
+    overwrite(files)
+    spool = open_spool(path)
+    await spool.start()
+    seen = await spool.claim_due(clock.steady_us() + 1000, 10, Look())
+    kept = Contents(spool, budget_bytes=1 << 20)
+    assert len(seen.claims) == 2
+    for claim in seen.claims:
+        with pytest.raises(SpoolError, match="other octets"):
+            await kept.of(claim)
+    await spool.stop()
+
+
+async def test_no_octet_of_what_arrived_is_read_when_it_is_accepted(
+    spool, make, monkeypatch
+) -> None:
+    def read(*_: object) -> bytes:
+        raise AssertionError("read")
+
+    content = await arrived(spool)
+    monkeypatch.setattr(FileOctets, "read", read)
+    (claim,) = (await spool.accept(make(content=content))).claims
+    monkeypatch.undo()
+    assert gathered(await spool.read_content(claim.content_id)) == HEADER + BODY
+
+
+async def test_versions_and_dead_letters_of_one_file_have_their_own_sums(spool, make) -> None:
+    content = await arrived(spool)
+    other = replace(content, header=b"X-Tag: yes\r\n" + HEADER)
+    entries = make({"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]}).entries
+    message = replace(
+        make(), contents=(content, other), entries=(entries[0], replace(entries[1], content=1))
+    )
+    one, two = (await spool.accept(message)).claims
+    read = await spool.read_content(one.content_id)
+    letter = make({"local": ["postmaster"]}, content=replace(read, header=b"To: p\r\n" + HEADER))
+    held, (dead,) = await spool.settle(Settlement(one, 5, {1: NO}, reports=(letter,)))
+    assert held
+    assert gathered(await spool.read_content(two.content_id)) == other.header + BODY
+    assert gathered(await spool.read_content(dead.content_id)).startswith(b"To: p\r\n")
+
+
+async def test_what_has_no_sum_is_read_as_before(spool, make, path: Path, files: Path) -> None:
+    """Rows that an older Relay wrote."""
+    (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
+    connection = apsw.Connection(str(path))
+    connection.execute("UPDATE content SET crc32 = NULL")
+    connection.close()
+    flip(path, files)
+    assert isinstance(await spool.read_content(claim.content_id), LargeContent)
+
+
+async def test_large_bodies_are_read_through_where_no_claim_waits_for_it(
+    spool, make, monkeypatch
+) -> None:
+    """One that takes long leaves the reader of the queue free."""
+    (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
+    threads: list[str] = []
+    really = contents.sum_of
+
+    def sum_of(*given: object) -> int:
+        threads.append(threading.current_thread().name)
+        return really(*given)
+
+    monkeypatch.setattr(contents, "sum_of", sum_of)
+    await spool.read_content(claim.content_id)
+    assert [one.rpartition("_")[0] for one in threads] == ["spool-check"]

@@ -1,0 +1,301 @@
+"""A spool that lost pages: said, refused, and what can be read of it saved; nothing is deleted."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+import pytest
+
+from relay.clock import ManualClock
+from relay.journal.crash import CrashPoints
+from relay.journal.events import Event, Step
+from relay.journal.metrics import Metrics
+from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
+from relay.spool import SqliteSpool
+from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
+from relay.spool.sqlite.disk.presence import contents_of, salvage_mark_of
+from relay.spool.sqlite.engine.damage import mark_of
+from relay.spool.sqlite.storage.salvage import salvage
+from relay.spool.types import (
+    Selector,
+    Settlement,
+    SpoolDamagedError,
+    SpoolError,
+    SpoolUnavailableError,
+)
+from relay.spool.waiting import Look, Waiting
+
+OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
+LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
+LARGE = b"Subject: large\r\n\r\n" + b"x" * INLINE_BYTES_MAX
+MESSAGES = 400
+PAGE = 4096
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from relay.spool.sqlite.storage import salvage
+
+act, left = getattr(salvage, sys.argv[2]), int(sys.argv[3])
+
+def killed(*args, **kwargs):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return act(*args, **kwargs)
+
+setattr(salvage, sys.argv[2], killed)
+salvage.salvage(Path(sys.argv[1]), stamp="first")
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool.sqlite"
+
+
+@pytest.fixture
+async def filled(path: Path, make, open_spool, clock) -> Path:
+    """A spool with a queue, one large content, a history and keys, that was stopped."""
+    spool = open_spool(path)
+    await spool.start()
+    await spool.accept(make(content=LARGE))
+    due_us = clock.steady_us() + 1000
+    told = (Event(Step.POLICY_AND_ROUTING, 1, {"next_hops": {"mx:a.test": ["x@a.test"]}}),)
+
+    async def one(number: int) -> None:
+        message = make(events=told)
+        (claim,) = (await spool.accept(message, submission_key=f"draft.{number}")).claims
+        outcome = OK if number % 2 else LATER
+        await spool.settle(Settlement(claim, 5, {1: outcome}, Waiting(due_us, due_us)))
+
+    await asyncio.gather(*map(one, range(MESSAGES)))
+    await spool.stop()
+    return path
+
+
+def pages_of(path: Path, table: str) -> list[int]:
+    """The leaf pages of a table, in order."""
+    connection = apsw.Connection(str(path))
+    rows = connection.execute(
+        "SELECT pageno FROM dbstat WHERE name = ? AND pagetype = 'leaf' ORDER BY path", (table,)
+    ).fetchall()
+    connection.close()
+    return [row[0] for row in rows]
+
+
+def damage(path: Path, page: int) -> None:
+    with path.open("r+b") as file:
+        file.seek((page - 1) * PAGE)
+        file.write(b"\xff" * PAGE)
+
+
+def aside_of(path: Path, stamp: str = "now") -> Path:
+    return path.with_name(f"{path.name}.damaged-{stamp}")
+
+
+async def listed(open_spool, path: Path) -> dict[str, str]:
+    spool = open_spool(path)
+    await spool.start()
+    entries = await spool.desk.list(Selector(all=True), limit=1000)
+    assert (await spool.counts()).unaccounted == 0
+    await spool.stop()
+    return {one["id"]: one["state"] for one in entries}
+
+
+def test_a_whole_spool_stays_as_it_is(filled: Path) -> None:
+    before = filled.read_bytes()
+    mark_of(filled).write_text("it was thought to be damaged")
+    found = salvage(filled, stamp="now")
+    assert (found.faults, found.aside, found.is_whole) == ([], "", True)
+    assert filled.read_bytes() == before
+    assert not mark_of(filled).exists()
+
+
+@pytest.mark.parametrize("table", ["message", "entry", "recipient", "event", "submission"])
+async def test_all_but_a_page_is_saved(filled: Path, table, open_spool) -> None:
+    everything = await listed(open_spool, filled)
+    pages = pages_of(filled, table)
+    assert len(pages) > 2
+    lost = pages[len(pages) // 2]
+    damage(filled, lost)
+    damaged = filled.read_bytes()  # noqa: ASYNC240
+    found = salvage(filled, stamp="now")
+    assert found.aside == str(aside_of(filled))
+    assert aside_of(filled).read_bytes() == damaged
+    assert [hole["table"] for hole in found.holes] == [table]
+    assert not found.is_whole
+    saved = await listed(open_spool, filled)
+    assert saved.keys() <= everything.keys()
+    if table in ("event", "submission"):
+        assert saved == everything
+    else:
+        assert len(everything) // 2 < len(saved)
+    keys = apsw.Connection(str(filled)).execute("SELECT count(*) FROM submission").get
+    assert (keys == MESSAGES) == (table != "submission")
+    (kept,) = aside_of(filled, "now-content").iterdir()
+    assert kept.read_bytes() == LARGE
+    if kept.name.removesuffix("-0") in saved:  # its own entry may be what was lost
+        assert (contents_of(filled) / kept.name).read_bytes() == LARGE
+
+
+async def test_rows_that_other_tables_know_of_are_found_between_two_holes(filled, open_spool):
+    """From neither end: by their names."""
+    everything = await listed(open_spool, filled)
+    pages = pages_of(filled, "entry")
+    damage(filled, pages[1])
+    damage(filled, pages[-2])
+    assert len(pages) > 4
+    found = salvage(filled, stamp="now")
+    (hole,) = found.holes
+    saved = await listed(open_spool, filled)
+    between = [one for one in saved if hole["behind"][0] < one < hole["before"][0]]
+    assert between
+    assert len(saved) < len(everything)
+
+
+async def test_what_has_no_recipients_any_more_is_held(filled, open_spool) -> None:
+    pages = pages_of(filled, "recipient")
+    damage(filled, pages[len(pages) // 2])
+    found = salvage(filled, stamp="now")
+    assert found.without_recipients > 0
+    states = list((await listed(open_spool, filled)).values())
+    assert states.count("held") == found.without_recipients
+
+
+async def test_where_nothing_can_be_read_a_new_spool_is_made(filled, open_spool) -> None:
+    filled.write_bytes(b"no database any more " * 1000)
+    found = salvage(filled, stamp="now")
+    assert (found.entries_waiting, found.is_whole) == (0, False)
+    assert aside_of(filled).read_bytes().startswith(b"no database")
+    assert [one.read_bytes() for one in aside_of(filled, "now-content").iterdir()] == [LARGE]
+    assert await listed(open_spool, filled) == {}
+
+
+@pytest.mark.parametrize(
+    ("act", "nth"),
+    [("_put_aside", 1), ("_copy_ends", 4), ("sync", 5), ("sync", 6)],
+)
+async def test_a_salvage_that_is_killed_is_gone_on_with(filled, open_spool, act, nth) -> None:
+    everything = await listed(open_spool, filled)
+    damage(filled, pages_of(filled, "event")[1])
+    damaged = filled.read_bytes()
+    killed = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", KILLED, str(filled), act, str(nth)
+    )
+    assert await killed.wait() == -9
+    with pytest.raises(SpoolDamagedError, match="salvage was cut off"):
+        open_spool(filled)
+    assert not list(filled.parent.glob("*damaged-second*"))
+    found = salvage(filled, stamp="second")
+    assert found.aside == str(aside_of(filled, "first"))
+    assert aside_of(filled, "first").read_bytes() == damaged
+    assert not salvage_mark_of(filled).exists()
+    assert await listed(open_spool, filled) == everything
+
+
+async def test_a_page_that_is_found_damaged_keeps_new_mail_out_and_lets_mail_go_out(
+    filled: Path, make, clock: ManualClock
+) -> None:
+    damage(filled, pages_of(filled, "submission")[1])
+
+    def opened(metrics: Metrics) -> SqliteSpool:
+        return SqliteSpool(
+            filled, clock=clock, crash=CrashPoints(), metrics=metrics, submission_keep_s=86400
+        )
+
+    metrics = Metrics()
+    spool = opened(metrics)
+    await spool.start()
+    clock.advance(3600)
+    (claim, *others) = (await spool.claim_due(clock.steady_us(), 10, Look())).claims
+    await spool.accept(make())
+    with pytest.raises(SpoolUnavailableError):
+        await asyncio.gather(
+            *(spool.accept(make(), submission_key=f"draft.{number}") for number in range(MESSAGES))
+        )
+    assert "malformed" in spool.damage.text
+    assert metrics.registry.get_sample_value("relay_spool_damaged") == 1
+    with pytest.raises(SpoolUnavailableError, match="no new mail is taken on"):
+        await spool.accept(make())
+    assert (await spool.settle(Settlement(claim, 5, {1: OK})))[0]
+    await spool.release(others)
+    assert (await spool.counts()).unaccounted == 0
+    await spool.stop()
+
+    metrics = Metrics()
+    again = opened(metrics)  # it is not forgotten
+    await again.start()
+    assert metrics.registry.get_sample_value("relay_spool_damaged") == 1
+    with pytest.raises(SpoolUnavailableError):
+        await again.accept(make())
+    await again.stop()
+    assert not salvage(filled, stamp="now").is_whole
+    assert not mark_of(filled).exists()
+    mended = opened(Metrics())
+    await mended.start()
+    await mended.accept(make())
+    await mended.stop()
+
+
+async def test_a_reader_tells_of_damage_too(filled: Path, open_spool) -> None:
+    connection = apsw.Connection(str(filled))
+    (message_id,) = connection.execute(
+        "SELECT min(message_id) FROM event WHERE message_id > (SELECT min(id) FROM message)"
+    ).fetchone()
+    connection.close()
+    damage(filled, pages_of(filled, "event")[0])
+    spool = open_spool(filled)
+    with pytest.raises(SpoolError):
+        await spool.journey(message_id)
+    assert spool.damage.text
+    await spool.stop()
+
+
+async def test_of_a_file_that_was_cut_the_rest_is_saved(filled: Path, open_spool) -> None:
+    before = await listed(open_spool, filled)
+    cut_in_half(filled)
+    with pytest.raises(SpoolDamagedError):
+        open_spool(filled)
+    found = salvage(filled, stamp="now")
+    assert found.rows["message"] > 0
+    assert not found.is_whole
+    after = await listed(open_spool, filled)
+    assert 0 < len(after) < len(before)
+
+
+def cut_in_half(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2 // PAGE * PAGE)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(("lose", "fault"), [(remove, "is gone"), (empty, "it is empty")])
+async def test_no_queue_begins_anew_in_place_of_one_that_was_lost(
+    filled: Path, open_spool, lose: Callable[[Path], None], fault: str
+) -> None:
+    (content,) = contents_of(filled).iterdir()
+    lose(filled)
+    with pytest.raises(SpoolDamagedError, match=fault):
+        open_spool(filled)
+    assert content.exists()
+    assert not salvage(filled, stamp="now").is_whole
+    assert await listed(open_spool, filled) == {}
+    assert (aside_of(filled, "now-content") / content.name).read_bytes() == LARGE
+
+
+async def test_a_spool_that_ran_empty_may_be_removed(path: Path, open_spool) -> None:
+    spool = open_spool(path)
+    await spool.start()
+    await spool.stop()
+    remove(path)
+    assert await listed(open_spool, path) == {}

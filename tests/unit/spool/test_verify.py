@@ -1,0 +1,223 @@
+"""Whether a spool holds together, and what is done about it: mail is never dropped."""
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from zlib import crc32
+
+import apsw
+import pytest
+
+from relay.message.content import LargeContent
+from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
+from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
+from relay.spool.sqlite.engine.damage import mark_of
+from relay.spool.sqlite.storage.verify import Finding, Kind, Mode, SpoolVerifier
+from relay.spool.types import Settlement
+from relay.spool.waiting import Look, Waiting
+
+OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
+LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
+LARGE = b"Subject: large\r\n\r\n" + b"x" * INLINE_BYTES_MAX
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool.sqlite"
+
+
+@pytest.fixture
+async def filled(path: Path, make, open_spool, clock) -> str:
+    """A spool that was stopped; the queue id of what waits in it, with a content in a file."""
+    spool = open_spool(path)
+    await spool.start()
+    (done,) = (await spool.accept(make(), submission_key="draft.1")).claims
+    await spool.settle(Settlement(done, 5, {1: OK}))
+    await spool.accept(make())
+    due_us = clock.steady_us() + 1000
+    (claim,) = (await spool.accept(make(content=LARGE))).claims
+    await spool.settle(Settlement(claim, 5, {1: LATER}, Waiting(due_us, due_us)))
+    await spool.stop()
+    return claim.message.id
+
+
+def verify(path: Path, mode: Mode = Mode.MEND, *, full: bool = False) -> list[Finding]:
+    findings: list[Finding] = []
+    SpoolVerifier(path, mode=mode, full=full, now_us=10**15, report=findings.append).run()
+    return findings
+
+
+def by_hand(path: Path, sql: str, *values: object) -> None:
+    connection = apsw.Connection(str(path))
+    connection.execute(sql, values)
+    connection.close()
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("full", [True, False])
+def test_what_is_in_order_has_no_finding(path: Path, filled, mode, full) -> None:
+    counts = SpoolVerifier(path, mode=mode, full=full, now_us=5, report=pytest.fail).run()
+    assert counts == {
+        "messages": 3, "entries": 2, "contents": 2, "submissions": 1, "unaccounted": 0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("DELETE FROM message WHERE id = ?", {"a message that it belongs to"}),
+        ("DELETE FROM entry WHERE message_id = ?", {"an entry that it belongs to", "one"}),
+        ("DELETE FROM recipient WHERE message_id = ?", {"a recipient that is not final"}),
+        (
+            "UPDATE entry SET state = 'final', due_us = NULL WHERE message_id = ?",
+            {"an entry that is still in the queue", "one"},
+        ),
+        (
+            "DELETE FROM content WHERE id = (SELECT content_id FROM entry WHERE message_id = ?)",
+            {"a content", "a content that has it"},
+        ),
+    ],
+)
+def test_rows_that_are_lost_are_told_and_stay_told(path, filled, sql, expected) -> None:
+    by_hand(path, sql, filled)
+    found = verify(path, Mode.DRY_RUN)
+    assert expected <= {one.expected for one in found}
+    assert not any(one.mended for one in found)
+    lost = [one for one in verify(path) if one.kind is Kind.LOST_ROW]
+    assert lost
+    assert not any(one.mended for one in lost)
+    assert [one.kind for one in verify(path)] == [Kind.LOST_ROW] * len(lost)
+
+
+def test_counters_are_counted_anew(path: Path, filled) -> None:
+    by_hand(path, "DELETE FROM recipient WHERE message_id = ?", filled)
+    (told,) = [one for one in verify(path) if one.kind is Kind.COUNTERS]
+    assert (told.found, told.mended, told.action) == (
+        "1 recipients unaccounted for", True, "counted anew",
+    )  # fmt: skip
+    assert Kind.COUNTERS not in {one.kind for one in verify(path)}
+
+
+async def test_what_is_never_due_is_made_due(path: Path, filled, open_spool) -> None:
+    by_hand(path, "UPDATE entry SET due_us = NULL, retry_us = NULL WHERE message_id = ?", filled)
+    (told,) = [one for one in verify(path, Mode.BESIDE) if one.kind is Kind.NEVER_DUE]
+    assert (told.where, told.mended) == (f"{filled}-1", False)
+    assert told.action == "can be made due while no relay runs"
+    assert Kind.NEVER_DUE in {one.kind for one in verify(path) if one.mended}
+    assert verify(path) == []
+    spool = open_spool(path)
+    await spool.start()
+    seen = await spool.claim_due(10**15, 10, Look())
+    assert filled in {claim.message.id for claim in seen.claims}
+    await spool.stop()
+
+
+def lost(content: Path) -> None:
+    content.unlink()
+
+
+def cut_short(content: Path) -> None:
+    os.truncate(content, 5)
+
+
+@pytest.mark.parametrize(
+    ("harm", "found"), [(lost, "no such file or directory"), (cut_short, "5 bytes")]
+)
+@pytest.mark.parametrize("mode", Mode)
+def test_a_content_that_is_lost_is_told(path: Path, filled, harm, found, mode) -> None:
+    content = path.with_name(path.name + "-content") / f"{filled}-0"
+    harm(content)
+    (told,) = verify(path, mode)
+    assert told == Finding(
+        Kind.LOST_CONTENT, str(content), found, f"{len(LARGE)} bytes", mended=False, action=""
+    )
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_octets_that_changed_are_told_where_every_octet_is_read(path, filled, mode) -> None:
+    content = path.with_name(path.name + "-content") / f"{filled}-0"
+    content.write_bytes(LARGE.replace(b"large", b"lar9e"))
+    by_hand(path, "UPDATE content SET data = zeroblob(size) WHERE data IS NOT NULL")
+    assert verify(path, mode) == []
+    in_file, inline = verify(path, mode, full=True)
+    assert (in_file.kind, in_file.where) == (Kind.LOST_CONTENT, str(content))
+    assert in_file.expected == f"octets with CRC-32 {crc32(LARGE):08x}"
+    assert in_file.found == f"octets with CRC-32 {crc32(content.read_bytes()):08x}"
+    assert (inline.kind, inline.mended, inline.action) == (Kind.LOST_CONTENT, False, "")
+    assert re.fullmatch(r"content \d+ of [0-9A-Za-z]+-1", inline.where)
+    content.write_bytes(LARGE)
+    assert verify(path, mode, full=True) == [inline]
+
+
+async def test_versions_that_share_a_file_have_a_sum_each(path, make, open_spool) -> None:
+    spool = open_spool(path)
+    await spool.start()
+    arrival = spool.arrival()
+    await arrival.write([b"\r\nbody\r\n"])
+    one = LargeContent(b"Subject: one\r\n", (arrival.octets(),), eight_bit=False)
+    entries = make({"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]}).entries
+    versions = (one, replace(one, header=b"Subject: two\r\n"))
+    await spool.accept(
+        make(contents=versions, entries=(entries[0], replace(entries[1], content=1)))
+    )
+    arrival.discard()
+    await spool.stop()
+    assert verify(path, full=True) == []
+    by_hand(path, "UPDATE content SET header = CAST(replace(header, 'two', 'six') AS BLOB)")
+    (told,) = verify(path, full=True)
+    assert told.kind is Kind.LOST_CONTENT
+
+
+def test_files_that_nobody_needs_are_put_aside(path: Path, filled) -> None:
+    left = path.with_name(path.name + "-content") / "left-over-0"
+    left.write_bytes(b"x")
+    assert verify(path, Mode.BESIDE) == []  # a running relay may be writing it
+    (would,) = verify(path, Mode.DRY_RUN)
+    assert (would.kind, would.mended) == (Kind.LEFTOVER_CONTENT, False)
+    assert left.exists()
+    (told,) = verify(path)
+    assert told.mended
+    assert (path.with_name(path.name + "-put-aside") / "left-over-0").read_bytes() == b"x"
+    assert verify(path) == []
+
+
+@pytest.mark.parametrize("column", ["data", "file"])
+def test_contents_without_an_entry_are_put_aside_whole(path: Path, filled, column) -> None:
+    """They may be all that is left of a message."""
+    by_hand(path, f"DELETE FROM entry WHERE state <> 'final' AND content_id IN"
+                  f" (SELECT id FROM content WHERE {column} IS NOT NULL)")  # fmt: skip
+    (told,) = [one for one in verify(path) if one.kind is Kind.UNNEEDED_CONTENT]
+    assert told.mended
+    (aside,) = path.with_name(path.name + "-put-aside").iterdir()
+    assert aside.read_bytes() == (LARGE if column == "file" else b"Subject: s\r\n\r\nbody\r\n")
+    assert Kind.UNNEEDED_CONTENT not in {one.kind for one in verify(path)}
+
+
+def test_an_index_that_deviates_is_found_by_a_full_look(path: Path, filled) -> None:
+    connection = apsw.Connection(str(path))
+    root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'entry_due'").get
+    connection.close()
+    with path.open("r+b") as file:  # an empty leaf in place of the index
+        file.seek((root - 1) * 4096)
+        file.write(b"\x0a\0\0\0\0\x10\0\0" + bytes(4088))
+    assert {one.kind for one in verify(path, Mode.DRY_RUN, full=True)} == {Kind.DAMAGED_SPOOL}
+
+
+def test_damage_is_told_and_left_to_salvage(path: Path, filled) -> None:
+    octets = path.read_bytes()
+    path.write_bytes(octets[:4096] + b"\xff" * (len(octets) - 4096))
+    found = verify(path)
+    assert {one.kind for one in found} == {Kind.DAMAGED_SPOOL}
+    assert not any(one.mended for one in found)
+
+
+def test_a_mark_of_damage_goes_when_every_page_can_be_read(path: Path, filled) -> None:
+    mark_of(path).write_text("the disk was loose\n")
+    (told,) = verify(path, Mode.BESIDE)
+    assert (told.kind, told.found, told.mended) == (
+        Kind.DAMAGED_SPOOL, "the disk was loose", False,
+    )  # fmt: skip
+    (told,) = verify(path)
+    assert told.mended
+    assert verify(path) == []
