@@ -42,6 +42,10 @@ class Clock(Protocol):
         """Seconds on a clock that never goes back."""
         ...
 
+    def busy_s(self) -> float:
+        """Processor time that the calling thread has used until now, in seconds."""
+        ...
+
 
 class SystemClock:
     """The machine's clocks."""
@@ -65,6 +69,10 @@ class SystemClock:
         """Seconds on a clock that never goes back."""
         return time.monotonic()
 
+    def busy_s(self) -> float:
+        """See Clock."""
+        return time.thread_time()
+
 
 @dataclass
 class ManualClock:
@@ -85,6 +93,10 @@ class ManualClock:
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back."""
         return self.now_s
+
+    def busy_s(self) -> float:
+        """See Clock: here nothing takes long."""
+        return 0.0
 
     def advance(self, seconds: float) -> None:
         """Both clocks move on together."""

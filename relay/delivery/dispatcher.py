@@ -86,9 +86,9 @@ class Dispatcher:
         """Whether what is accepted now may come as a claim; else it waits in the spool as due."""
         return not self._stopping and self._window.has_room_for(next_hop, sender, lane)
 
-    def lane_of(self, next_hop: NextHop, lane: Lane) -> Lane:
+    def lane_of(self, next_hop: NextHop, sender: int, lane: Lane) -> Lane:
         """The lane for what is accepted now: DOWN where too much waits for unknown next hops."""
-        return self._window.lane_of(next_hop, lane)
+        return self._window.lane_of(next_hop, sender, lane)
 
     def offer(self, claims: Iterable[Claim]) -> None:
         """Take claims over."""

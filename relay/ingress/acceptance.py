@@ -83,7 +83,7 @@ class Acceptance:
     expire_after_s: float
     delay_warning_after_s: float = 0.0
     on_waiting: Callable[[Sequence[NewMessage]], None] = lambda _messages: None
-    lane_of: Callable[[NextHop, Lane], Lane] = lambda _next_hop, lane: lane
+    lane_of: Callable[[NextHop, int, Lane], Lane] = lambda _next_hop, _sender, lane: lane
     has_room: Callable[[NextHop, int, Lane], bool] = lambda _next_hop, _sender, _lane: True
     policy_timeout_s: float = _POLICY_TIMEOUT_S
     threads: ThreadPoolExecutor = field(
@@ -287,8 +287,8 @@ class Acceptance:
 
     def _in_lanes(self, message: NewMessage) -> NewMessage:
         """The message, with another lane for entries that wait elsewhere than its priority says."""
-        usual = message.priority
-        lanes = [self.lane_of(entry.next_hop, usual) for entry in message.entries]
+        usual, sender = message.priority, message.sender_key
+        lanes = [self.lane_of(entry.next_hop, sender, usual) for entry in message.entries]
         if lanes.count(usual) == len(lanes):  # nearly always
             return message
         pairs = zip(message.entries, lanes, strict=True)

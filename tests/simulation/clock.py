@@ -29,3 +29,6 @@ class WorldClock:
 
     def monotonic(self) -> float:
         return 1000.0 + self.world.time()
+
+    def busy_s(self) -> float:
+        return 0.0

@@ -1,15 +1,16 @@
 """Fair turns among senders for anything that is scarce.
 
 On the path: slots and searches keep here who waits.
-Holds: round robin among senders; first in, first out for each.
+Holds: who has the least comes first; round robin among equals; first in, first out for each.
 Fails: KeyError or ValueError for what does not wait here.
 Standards: none.
 """
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+_NOTHING: Counter[int] = Counter()
 
 
 class Turns(Generic[T]):
@@ -32,10 +33,20 @@ class Turns(Generic[T]):
         waiting = self._by_sender.get(sender, ())
         return len(waiting) if one is None else waiting.index(one)
 
-    def pop(self) -> T:
-        """Take what has the next turn; there must be one."""
-        sender, waiting = self._by_sender.popitem(last=False)
-        one = waiting.popleft()
+    def peek(self, having: Counter[int] = _NOTHING) -> tuple[int, T]:
+        """The sender and what has the next turn; there must be one. `having` is what senders have
+        already.
+        """
+        sender = next(iter(self._by_sender))
+        if having:
+            sender = min(self._by_sender, key=having.__getitem__)
+        return sender, self._by_sender[sender][0]
+
+    def pop(self, having: Counter[int] = _NOTHING) -> T:
+        """Take what peek() shows."""
+        sender, one = self.peek(having)
+        waiting = self._by_sender.pop(sender)
+        waiting.popleft()
         if waiting:
             self._by_sender[sender] = waiting
         self._length -= 1

@@ -5,8 +5,8 @@ Holds: nobody gets more once it has some times as many claims, or bytes, as are 
     many a stalled one has, the others find room. So it is for a sender at a next hop, whom others
     there must not wait for, for a next hop, and for a sender; in all, and in the part of a lane
     that has one. Next hops where nobody was reached yet have a part at most: what is more goes to
-    the lane of those where nobody is. What comes from the queue leaves a reserve for what is
-    accepted now.
+    the lane of those where nobody is, but for senders that have few there. What comes from the
+    queue leaves a reserve for what is accepted now.
 Fails: never.
 Standards: dynamic thresholds (Choudhury and Hahne, 1998); docs/design.md 5 and 7.8.
 """
@@ -75,6 +75,7 @@ class Opened:
 
 
 NOBODY = Opened()
+_NONE: Counter[int] = Counter()
 
 
 class Window:
@@ -94,7 +95,8 @@ class Window:
             for lane, part in _LANE_PARTS.items()
         }
         self._known: OrderedDict[NextHop, None] = OrderedDict()
-        self._unknown: Counter[NextHop] = Counter()  # claims, but for those of lane DOWN
+        self._unknown: dict[NextHop, Counter[int]] = {}  # claims by sender, not those of lane DOWN
+        self._unknown_of: Counter[int] = Counter()  # the same, of all next hops
         self._unknown_claims = 0
 
     @property
@@ -124,18 +126,22 @@ class Window:
             part is not None and part.is_full_for(next_hop, sender)
         )
 
-    def lane_of(self, next_hop: NextHop, lane: Lane) -> Lane:
+    def lane_of(self, next_hop: NextHop, sender: int, lane: Lane) -> Lane:
         """The lane for what is accepted now and would be of `lane`."""
         if next_hop in self._known or next_hop.kind is HopKind.LOCAL:
             return lane
-        is_too_much = self._unknown_claims >= max(1, self._claims_max // _UNKNOWN_PART)
+        is_too_much = (
+            self._unknown_claims >= max(1, self._claims_max // _UNKNOWN_PART)
+            and self._unknown_of[sender] >= _FEW
+        )
         return Lane.DOWN if is_too_much else lane
 
     def reached(self, next_hop: NextHop) -> None:
         """Note that somebody was there."""
         self._known[next_hop] = None
         self._known.move_to_end(next_hop)
-        self._unknown_claims -= self._unknown.pop(next_hop, 0)
+        for sender, count in self._unknown.pop(next_hop, _NONE).items():
+            self._count_out_unknown(sender, count)
         if len(self._known) > _KNOWN_MAX:
             self._known.popitem(last=False)
 
@@ -194,18 +200,27 @@ class Window:
         if claim.attempts:  # the last one found somebody, be it before a restart
             self.reached(hop)
             return
-        self._unknown[hop] += 1
+        self._unknown.setdefault(hop, Counter())[claim.sender] += 1
+        self._unknown_of[claim.sender] += 1
         self._unknown_claims += 1
 
     def _forget_unknown(self, claim: Counted) -> None:
         """Those of a next hop that was known meanwhile are counted out already."""
-        count = 0 if claim.lane is Lane.DOWN else self._unknown.get(claim.next_hop, 0)
-        if count:
-            self._unknown_claims -= 1
-            if count == 1:
+        waiting = _NONE if claim.lane is Lane.DOWN else self._unknown.get(claim.next_hop, _NONE)
+        if claim.sender not in waiting:
+            return
+        self._count_out_unknown(claim.sender, 1)
+        waiting[claim.sender] -= 1
+        if not waiting[claim.sender]:
+            del waiting[claim.sender]
+            if not waiting:
                 del self._unknown[claim.next_hop]
-            else:
-                self._unknown[claim.next_hop] = count - 1
+
+    def _count_out_unknown(self, sender: int, count: int) -> None:
+        self._unknown_claims -= count
+        self._unknown_of[sender] -= count
+        if not self._unknown_of[sender]:
+            del self._unknown_of[sender]
 
     def _room(self, lane: Lane) -> int:
         """How many more claims of a lane may come from the queue."""

@@ -7,9 +7,9 @@ Fails: ConnectError when no host gives a connection.
 Standards: RFC 5321 5.1 (order of hosts); RFC 7435.
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from relay.clock import Clock
@@ -24,7 +24,6 @@ from relay.spool.types import Claim
 
 ADDRESSES_MAX = 5  # asked for a connection, as Postfix's smtp_mx_address_limit
 ANSWERED_S = 600.0  # so long an answer stands for the next one
-_HURRY_S = 5.0  # for a host that was never asked, while others wait to be
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +85,15 @@ class Reach:
         return ranks.count(ranks[0])
 
     async def connection(
-        self, use: Use, at: Callable[[str], None], *, in_a_hurry: bool
+        self,
+        use: Use,
+        at: Callable[[str], None],
+        *,
+        patience: Callable[[], AbstractAsyncContextManager[object]],
     ) -> Connection:
         """Open a connection to the best host that gives one, of equals to the least busy.
 
-        `at` hears whom it asks. Raises ConnectError.
+        `at` hears whom it asks; each is asked within `patience`. Raises ConnectError.
         """
         since_s = self._clock.monotonic() - self._options.down_s
         refused: ConnectError | None = None
@@ -104,7 +107,7 @@ class Reach:
             try:
                 if known is None:
                     asked += 1
-                    connection = await self._ask(host, address, in_a_hurry=in_a_hurry)
+                    connection = await self._ask(host, address, patience=patience)
                     self._memory.answered(place, self._clock.monotonic())
                     return connection
                 error = ConnectError(known.outcome, Stage.CONNECT)
@@ -119,20 +122,25 @@ class Reach:
         assert refused is not None
         raise refused
 
-    async def _ask(self, host: Host, address: str, *, in_a_hurry: bool) -> Connection:
+    async def _ask(
+        self,
+        host: Host,
+        address: str,
+        *,
+        patience: Callable[[], AbstractAsyncContextManager[object]],
+    ) -> Connection:
         options = self._options
         target = Target(
             host=host.name, address=address, port=host.port, tls=options.tls,
             credentials=self._credentials,
         )  # fmt: skip
-        asking = self._connect(target, ehlo_name=options.ehlo_name, timeouts=options.timeouts)
-        if not in_a_hurry:
-            return await asking
         try:
-            async with asyncio.timeout(_HURRY_S):
-                return await asking
+            async with patience():
+                return await self._connect(
+                    target, ehlo_name=options.ehlo_name, timeouts=options.timeouts
+                )
         except TimeoutError:
-            words = f"no answer within {_HURRY_S:g} s, and others waited to be asked"
+            words = "no answer yet, and others waited to be asked"
             peer = Peer(host.name)
             outcome = classify_trouble(Stage.CONNECT, Trouble.TIMEOUT, words, peer=peer)
             assert isinstance(outcome, Deferred)

@@ -11,7 +11,9 @@ Standards: RFC 5321 5.1 (order of hosts), 4.5.4.1.
 
 import asyncio
 from collections import Counter, deque
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 from relay.clock import Clock
 from relay.delivery.conclude import for_all
@@ -300,8 +302,8 @@ class Site:
         is_new = slot.standing is Standing.NEW or not (
             was_tried or slot.standing is Standing.PROVEN
         )
-        in_a_hurry = is_new and self.slots.are_probes_waiting
-        connection = await self._reach.connection(use, session.goes_to, in_a_hurry=in_a_hurry)
+        patience = partial(self.slots.patience, slot) if is_new else nullcontext
+        connection = await self._reach.connection(use, session.goes_to, patience=patience)
         self.slots.proven(slot)
         if not use.standing:  # what waits for this answer
             asyncio.get_running_loop().call_soon(self._fill)

@@ -78,7 +78,7 @@ class Sites:
         self._resolving: dict[NextHop, FairQueue] = {}
         self._searches: dict[NextHop, asyncio.Task[None]] = {}
         self._settling: set[asyncio.Task[None]] = set()
-        self._limit = Searches()
+        self._limit = Searches(clock)
         self._memory = HostMemory()
 
     def push(self, claim: Claim) -> None:

@@ -3,13 +3,15 @@
 On the path: every connection of every site holds a slot while it lives.
 Holds: never more than the limit; of it, sites that nobody has answered for lately have half at
     most, and those that were dead before a quarter: however many are dead, others find room. A
-    site's first connection comes before another's second, in turns among senders.
+    site's first connection comes before another's second, in turns among senders. Of probes, who
+    has the fewest comes first, a few are kept for who has none, and one that takes long ends
+    when another waits: so a crowd of dead sites holds up its own sender, and that not for long.
 Fails: never.
 Standards: none.
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +22,10 @@ from prometheus_client import Gauge
 
 from relay.delivery.queue.turns import Turns
 
+PATIENCE_S = 3.0  # for a probe while others wait for theirs
 _SERVED_MAX = 50  # transactions after which a connection gives way to a site that has none
+_RESERVED_PART = 8  # one probe in so many is for senders that have none
+_NOTHING: Counter[int] = Counter()
 
 
 class Standing(Enum):
@@ -58,7 +63,10 @@ class ConnectionSlots:
         self._limit = limit
         self._probes_max = max(1, limit // 2)
         self._down_max = max(1, limit // 4)
+        self._reserve = self._probes_max // _RESERVED_PART
         self._held = dict.fromkeys(Standing, 0)
+        self._probes_of: Counter[int] = Counter()  # by sender
+        self._overdue: dict[int, tuple[Slot, asyncio.Timeout]] = {}  # probes, by slot
         self._firsts = {standing: Turns[Slot]() for standing in Standing}
         self._next = deque(Standing)  # which of them has the next turn
         self._without: dict[int, Slot] = {}  # by holder: those that wait for their first
@@ -70,7 +78,7 @@ class ConnectionSlots:
     async def hold(self, holder: Holder, *, standing: Standing, sender: int) -> AsyncIterator[Slot]:
         """Wait for a slot and keep it for the block. `sender` is whose mail it is for first."""
         slot = Slot(holder, standing, sender)
-        if self._has_place(standing):
+        if self._has_place_for(slot):
             self._give(slot)
         else:
             await self._wait(slot)
@@ -82,10 +90,24 @@ class ConnectionSlots:
     def proven(self, slot: Slot) -> None:
         """The site of a held slot has answered: the slot counts as any other."""
         if slot.standing is not Standing.PROVEN:
-            self._held[slot.standing] -= 1
+            self._count_out(slot)
             slot.standing = Standing.PROVEN
-            self._held[slot.standing] += 1
+            self._count_in(slot)
             self._pass_on()
+
+    @asynccontextmanager
+    async def patience(self, slot: Slot) -> AsyncIterator[None]:
+        """Let the block take as long as it takes, or PATIENCE_S if another probe waits for its
+        place. Raises TimeoutError.
+        """
+        async with asyncio.timeout(None) as limit:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(PATIENCE_S, self._takes_long, slot, limit)
+            try:
+                yield
+            finally:
+                timer.cancel()
+                self._overdue.pop(id(slot), None)
 
     def has_mail_of(self, holder: Holder, sender: int) -> None:
         """Where a site waits for its first slot in another sender's turn, let it have this one's,
@@ -108,11 +130,6 @@ class ConnectionSlots:
             return bool(self._more)
         return bool(self._more) or self._newcomers > 0
 
-    @property
-    def are_probes_waiting(self) -> bool:
-        """Whether sites that nobody has answered for wait for each other."""
-        return any(self._firsts[one] for one in (Standing.NEW, Standing.DOWN))
-
     def asks_back(self, holder: Holder, *, served: int) -> bool:
         """Whether a busy connection should end for another's sake: its site has more than its part,
         or it was served `served` times while others have none.
@@ -130,8 +147,9 @@ class ConnectionSlots:
             self._more.setdefault(name, deque()).append(slot)
         else:
             self._wait_for_first(slot)
-        if self._share_left(slot.standing) > 0:
+        if self._has_share_for(slot):
             any(other.free_idle() for other, _ in list(self._holders.values()))
+        self._end_overdue()
         try:
             await slot.given
         except asyncio.CancelledError:
@@ -146,6 +164,25 @@ class ConnectionSlots:
             else:
                 self._leave_more(slot)
             raise
+
+    def _takes_long(self, slot: Slot, limit: asyncio.Timeout) -> None:
+        self._overdue[id(slot)] = (slot, limit)
+        self._end_overdue()
+
+    def _end_overdue(self) -> None:
+        """End the probe that takes longest, if that helps one that waits."""
+        for name, (slot, limit) in self._overdue.items():
+            if self._makes_room(slot):
+                del self._overdue[name]
+                limit.reschedule(asyncio.get_running_loop().time())
+                return
+
+    def _makes_room(self, probe: Slot) -> bool:
+        """Whether a probe waits that could have the place of this one."""
+        if self._firsts[Standing.NEW]:
+            return True
+        is_one_less = probe.standing is Standing.DOWN or self._held[Standing.DOWN] < self._down_max
+        return is_one_less and len(self._firsts[Standing.DOWN]) > 0
 
     def _wait_for_first(self, slot: Slot) -> None:
         self._without[id(slot.holder)] = slot
@@ -174,17 +211,24 @@ class ConnectionSlots:
         probes_left = self._probes_max - self._held[Standing.NEW] - self._held[Standing.DOWN]
         if standing is Standing.NEW:
             return probes_left
-        return min(probes_left, self._down_max - self._held[Standing.DOWN])
+        return min(probes_left - self._reserve, self._down_max - self._held[Standing.DOWN])
 
-    def _has_place(self, standing: Standing) -> bool:
-        return sum(self._held.values()) < self._limit and self._share_left(standing) > 0
+    def _has_share_for(self, slot: Slot) -> bool:
+        """Whether its standing may have one more, and of the last ones its sender."""
+        share_left = self._share_left(slot.standing)
+        if slot.standing is Standing.NEW and self._probes_of[slot.sender]:
+            return share_left > self._reserve
+        return share_left > 0
+
+    def _has_place_for(self, slot: Slot) -> bool:
+        return sum(self._held.values()) < self._limit and self._has_share_for(slot)
 
     def _count(self, holder: Holder) -> int:
         return self._holders.get(id(holder), (holder, 0))[1]
 
     def _give(self, slot: Slot) -> None:
         self._holders[id(slot.holder)] = (slot.holder, self._count(slot.holder) + 1)
-        self._held[slot.standing] += 1
+        self._count_in(slot)
         self._gauge.set(sum(self._held.values()))
 
     def _give_back(self, slot: Slot) -> None:
@@ -194,9 +238,21 @@ class ConnectionSlots:
         else:
             del self._holders[id(slot.holder)]
             self._promote(slot.holder)
-        self._held[slot.standing] -= 1
+        self._count_out(slot)
         self._pass_on()
         self._gauge.set(sum(self._held.values()))
+
+    def _count_in(self, slot: Slot) -> None:
+        self._held[slot.standing] += 1
+        if slot.standing is not Standing.PROVEN:
+            self._probes_of[slot.sender] += 1
+
+    def _count_out(self, slot: Slot) -> None:
+        self._held[slot.standing] -= 1
+        if slot.standing is not Standing.PROVEN:
+            self._probes_of[slot.sender] -= 1
+            if not self._probes_of[slot.sender]:
+                del self._probes_of[slot.sender]
 
     def _pass_on(self) -> None:
         """Give what is free to those whose turn it is."""
@@ -217,18 +273,28 @@ class ConnectionSlots:
         for _ in range(len(self._next)):
             standing = self._next[0]
             self._next.rotate(-1)
-            if self._firsts[standing] and self._share_left(standing) > 0:
-                slot = self._firsts[standing].pop()
-                del self._without[id(slot.holder)]
+            slot = self._next_first(standing)
+            if slot is not None:
                 return slot
-        allowed = [
-            name for name, slots in self._more.items() if self._share_left(slots[0].standing) > 0
-        ]
+        allowed = [name for name, slots in self._more.items() if self._has_share_for(slots[0])]
         if not allowed:
             return None
         fewest = min(allowed, key=lambda name: self._holders.get(name, (None, 0))[1])
         slot = self._more[fewest][0]
         self._leave_more(slot)
+        return slot
+
+    def _next_first(self, standing: Standing) -> Slot | None:
+        """Take the next of this standing that waits for its first, if there may be one more."""
+        waiting = self._firsts[standing]
+        if not waiting or self._share_left(standing) <= 0:
+            return None
+        having = _NOTHING if standing is Standing.PROVEN else self._probes_of
+        _, slot = waiting.peek(having)
+        if not self._has_share_for(slot):
+            return None
+        waiting.pop(having)
+        del self._without[id(slot.holder)]
         return slot
 
     def _leave_more(self, slot: Slot) -> None:

@@ -1,9 +1,12 @@
 """Turns to ask the resolver."""
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from relay.clock import Clock, ManualClock, SystemClock
+from relay.delivery.remote.pace import Pace
 from relay.delivery.remote.searches import DOWN_MAX, SEARCHES_MAX, Searches
+from relay.spool.types import Claim
 from relay.spool.waiting import Lane
 from tests.support.claims import a_claim
 
@@ -16,24 +19,25 @@ async def settled() -> None:
 class Search:
     """A search that ends when it is told to."""
 
-    def __init__(self, searches: Searches, lane: Lane, sender: int) -> None:
+    def __init__(self, searches: Searches, lane: Lane, sender: int, *, epoch: int = 1) -> None:
         self.asks = False
         self.end = asyncio.Event()
-        self.task = asyncio.create_task(self._run(searches, lane, sender))
+        claim = replace(a_claim(), lane=lane, sender=sender, epoch=epoch)
+        self.task = asyncio.create_task(self._run(searches, claim))
 
-    async def _run(self, searches: Searches, lane: Lane, sender: int) -> None:
-        async with searches.turn(replace(a_claim(), lane=lane, sender=sender)):
+    async def _run(self, searches: Searches, claim: Claim) -> None:
+        async with searches.turn(claim):
             self.asks = True
             await self.end.wait()
             self.asks = False
 
 
 async def test_what_was_not_found_before_holds_up_nobody() -> None:
-    searches = Searches()
+    searches = Searches(ManualClock())
     dead = [Search(searches, Lane.DOWN, 1) for _ in range(1000)]
     live = Search(searches, Lane.NORMAL, 2)
     await settled()
-    assert sum(one.asks for one in dead) == DOWN_MAX
+    assert sum(one.asks for one in dead) == DOWN_MAX - DOWN_MAX // 8
     assert live.asks
     for one in (*dead, live):
         one.end.set()
@@ -41,23 +45,95 @@ async def test_what_was_not_found_before_holds_up_nobody() -> None:
 
 
 async def test_a_sender_of_many_does_not_delay_anothers_one() -> None:
-    searches = Searches()
+    searches = Searches(ManualClock())
     bulk = [Search(searches, Lane.NORMAL, 1) for _ in range(SEARCHES_MAX + 100)]
     await settled()
-    gone = Search(searches, Lane.NORMAL, 3)
-    single = Search(searches, Lane.NORMAL, 2)
+    assert sum(one.asks for one in bulk) == SEARCHES_MAX - SEARCHES_MAX // 8
+    single = [Search(searches, Lane.NORMAL, 2) for _ in range(2)]
     await settled()
-    assert sum(one.asks for one in bulk) == SEARCHES_MAX
+    assert [one.asks for one in single] == [True, False]  # a few are kept for who has none
+    gone = Search(searches, Lane.NORMAL, 2)
+    await settled()
     gone.task.cancel()
     bulk[0].end.set()
     bulk[1].end.set()
     await settled()
-    assert single.asks
-    for one in (*bulk, single):
+    assert single[1].asks  # who has the fewest comes first
+    for one in (*bulk, *single):
         one.end.set()
-    await asyncio.gather(*(one.task for one in (*bulk, single)))
-    after = [Search(searches, Lane.NORMAL, 1) for _ in range(SEARCHES_MAX)]
+    await asyncio.gather(*(one.task for one in (*bulk, *single)))
+    after = [Search(searches, Lane.NORMAL, number) for number in range(SEARCHES_MAX)]
     await settled()
     assert all(one.asks for one in after)  # no turn was lost
     for one in after:
         one.task.cancel()
+
+
+@dataclass
+class BusyClock(ManualClock):
+    """Of a loop that has been at work so long."""
+
+    worked_s: float = 0.0
+
+    def busy_s(self) -> float:
+        return self.worked_s
+
+
+async def until_begun(begun: list[int], count: int) -> None:
+    async with asyncio.timeout(10):
+        while len(begun) < count:
+            await asyncio.sleep(0.001)
+
+
+async def test_what_comes_from_the_queue_leaves_the_loop_half_of_its_time() -> None:
+    clock, begun = BusyClock(), list[int]()
+    pace = Pace(lambda: begun.append(len(begun)) or True, clock)
+    pace.go_on()
+    pace.go_on()
+    await until_begun(begun, 1)
+    clock.advance(0.010)
+    clock.worked_s += 0.006
+    count = len(begun)
+    before = asyncio.get_running_loop().time()
+    while asyncio.get_running_loop().time() < before + 0.02:  # some ticks
+        await asyncio.sleep(0.001)
+    assert len(begun) == count
+    clock.advance(0.004)
+    await until_begun(begun, count + 1)
+    clock.worked_s += 1.0
+    count = len(begun)
+    clock.advance(0.021)  # however busy it is
+    await until_begun(begun, count + 1)
+
+
+async def test_it_begins_no_more_when_there_is_nothing_to_begin() -> None:
+    clock, begun = ManualClock(), list[int]()
+    pace = Pace(lambda: begun.append(0) or False, clock)
+    for count in range(1, 4):
+        clock.advance(1.0)
+        pace.go_on()
+        await until_begun(begun, count)
+        await settled()
+        assert len(begun) == count
+
+
+async def test_searches_for_the_queue_begin_one_by_one_and_those_of_new_mail_at_once() -> None:
+    clock: Clock = BusyClock()
+    searches = Searches(clock)
+    queued = [Search(searches, Lane.NORMAL, number, epoch=2) for number in range(3)]
+    await settled()
+    fresh = Search(searches, Lane.NORMAL, 9)
+    await settled()
+    assert fresh.asks
+    assert sum(one.asks for one in queued) <= 1
+    for one in (*queued, fresh):
+        one.task.cancel()
+    await asyncio.gather(*(one.task for one in (*queued, fresh)), return_exceptions=True)
+    searches = Searches(SystemClock())
+    queued = [Search(searches, Lane.NORMAL, number, epoch=2) for number in range(30)]
+    async with asyncio.timeout(10):
+        while not all(one.asks for one in queued):
+            await asyncio.sleep(0.001)
+    for one in queued:
+        one.end.set()
+    await asyncio.gather(*(one.task for one in queued))

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
+from relay.delivery.remote import slots as slots_module
 from relay.delivery.remote.slots import ConnectionSlots, Slot, Standing
 
 PROVEN, NEW, DOWN = Standing.PROVEN, Standing.NEW, Standing.DOWN
@@ -72,7 +73,7 @@ async def test_sites_that_may_be_dead_have_a_part_and_the_others_find_room(
     dead = [Site(slots, DOWN).want() for _ in range(2 * limit)]
     await settled()
     assert held(dead) == down
-    unknown = [Site(slots, NEW).want() for _ in range(2 * limit)]
+    unknown = [Site(slots, NEW, sender=number).want() for number in range(1, 2 * limit)]
     await settled()
     assert held(dead + unknown) == max(new, down)
     live = [Site(slots, PROVEN).want() for _ in range(2 * limit)]
@@ -104,7 +105,6 @@ async def test_one_senders_many_dead_sites_do_not_delay_anothers_one() -> None:
     single = Site(slots, NEW, sender=2).want()
     await settled()
     assert (held(bulk), held([single])) == (4, 0)
-    assert slots.are_probes_waiting
     bulk[0].let_go()
     bulk[1].let_go()
     await settled()
@@ -131,6 +131,127 @@ async def test_a_site_that_waits_in_one_senders_turn_takes_anothers_that_comes_e
     await settled()
     assert held(bulk[5:10]) == 0
     assert held(bulk[10:12]) == 2
+
+
+async def test_a_few_probes_are_kept_for_senders_that_have_none() -> None:
+    slots = some_slots(200)
+    bulk = [Site(slots, NEW, sender=1).want() for _ in range(200)]
+    dead = [Site(slots, DOWN, sender=2).want() for _ in range(200)]
+    await settled()
+    assert (held(bulk), held(dead)) == (88, 0)
+    single = [Site(slots, NEW, sender=3).want() for _ in range(2)]
+    await settled()
+    assert held(single) == 1  # its second has to wait as the others have
+    single[0].let_go()
+    await settled()
+    assert held(single) == 1
+
+
+async def test_who_has_the_fewest_probes_has_the_next_turn() -> None:
+    slots = some_slots(8)
+    many = [Site(slots, NEW, sender=1).want() for _ in range(3)]
+    few = [Site(slots, NEW, sender=2).want()]
+    await settled()
+    many += [Site(slots, NEW, sender=1).want() for _ in range(3)]
+    few += [Site(slots, NEW, sender=2).want() for _ in range(3)]
+    await settled()
+    assert (held(many), held(few)) == (3, 1)
+    many[0].let_go()
+    await settled()
+    assert (held(many), held(few)) == (2, 2)
+    slots.proven(few[0].held[0])  # those that found somebody are not counted
+    await settled()
+    assert (held(many), held(few)) == (2, 3)
+
+
+@pytest.fixture
+def no_patience(monkeypatch) -> None:
+    monkeypatch.setattr(slots_module, "PATIENCE_S", 0.0)
+
+
+class Probe(Site):
+    """Takes long to find somebody."""
+
+    is_over = False
+
+    async def _hold(self) -> None:
+        async with self.slots.hold(self, standing=self.standing, sender=self.sender) as slot:
+            self.held.append(slot)
+            try:
+                async with self.slots.patience(slot):
+                    await asyncio.Event().wait()
+            except TimeoutError:
+                self.is_over = True
+            finally:
+                self.held.remove(slot)
+
+
+async def is_over(probe: Probe) -> None:
+    async with asyncio.timeout(10):
+        while not probe.is_over:
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("standing", [NEW, DOWN])
+async def test_a_probe_that_takes_long_ends_when_another_waits(no_patience, standing) -> None:
+    slots = some_slots(8)
+    probes = [Probe(slots, standing, sender=number).want() for number in range(2)]
+    others = [Site(slots, NEW, sender=number).want() for number in (3, 4)]
+    await is_in_no_hurry(slots, 2)
+    assert not any(probe.is_over for probe in probes)
+    late = Site(slots, NEW, sender=9).want()
+    await is_over(probes[0])
+    await settled()
+    assert late.held
+    assert not probes[1].is_over
+    for probe in (*probes, *others, late):
+        probe.give_up()
+    await settled()
+
+
+async def is_in_no_hurry(slots: ConnectionSlots, count: int) -> None:
+    """So many probes take long, and nobody ends them."""
+    async with asyncio.timeout(10):
+        while len(slots._overdue) < count:
+            await asyncio.sleep(0.001)
+
+
+async def test_a_new_probe_does_not_end_for_dead_sites_that_may_have_no_more(no_patience) -> None:
+    slots = some_slots(8)
+    new = Probe(slots, NEW, sender=1).want()
+    dead = [Site(slots, DOWN, sender=number).want() for number in range(4)]
+    await is_in_no_hurry(slots, 1)
+    await settled()
+    assert held(dead) == 2
+    assert not new.is_over
+    new.give_up()
+    await settled()
+
+
+async def test_a_probe_that_another_waits_for_ends_when_it_takes_long(no_patience) -> None:
+    slots = some_slots(2)
+    first = Probe(slots, NEW, sender=1).want()
+    second = Probe(slots, NEW, sender=2).want()
+    await is_over(first)
+    await settled()
+    assert second.held
+    second.give_up()
+    await settled()
+
+
+async def test_a_probe_may_take_its_time_before_it_ends_for_another() -> None:
+    slots = some_slots(2)
+    first = Probe(slots, NEW, sender=1).want()
+    await settled()
+    second = Probe(slots, NEW, sender=2).want()
+    await settled()
+    assert (len(first.held), len(second.held), first.is_over) == (1, 0, False)
+    first.give_up()
+    await settled()
+    assert second.held
+    second.give_up()
+    await settled()
+    assert not slots._overdue
 
 
 async def test_a_first_connection_comes_before_anothers_second() -> None:
@@ -219,7 +340,7 @@ async def test_no_slot_is_lost_or_made_whatever_happens() -> None:
         match rng.randrange(8):
             case 0 | 1 | 2:
                 site.want()
-            case 3 | 4 if site.held:
+            case 3 | 4 if site._ends:
                 site.let_go()
             case 5 if site.held:
                 slots.proven(site.held[0])

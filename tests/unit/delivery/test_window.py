@@ -129,13 +129,16 @@ def test_the_part_of_a_lane_is_shared_as_the_whole_is(lane: Lane) -> None:
 
 
 def test_a_claim_that_was_tried_tells_that_somebody_was_there() -> None:
-    window = Window(claims_max=4)
+    window = Window(claims_max=8)
     window.enter(Claim(STALLED))
-    assert window.lane_of(LIVE, Lane.NORMAL) is Lane.DOWN
+    assert window.lane_of(LIVE, 0, Lane.NORMAL) is Lane.NORMAL
+    window.enter(Claim(STALLED))
+    assert window.lane_of(LIVE, 0, Lane.NORMAL) is Lane.DOWN
+    assert window.lane_of(LIVE, 1, Lane.NORMAL) is Lane.NORMAL  # it has none there
     window.enter(Claim(NextHop.parse("mx:dead.test"), attempts=3, lane=Lane.DOWN))
     window.enter(Claim(LIVE, attempts=1))
-    assert window.lane_of(LIVE, Lane.NORMAL) is Lane.NORMAL
-    assert window.lane_of(NextHop.parse("mx:dead.test"), Lane.NORMAL) is Lane.DOWN
+    assert window.lane_of(LIVE, 0, Lane.NORMAL) is Lane.NORMAL
+    assert window.lane_of(NextHop.parse("mx:dead.test"), 0, Lane.NORMAL) is Lane.DOWN
 
 
 def test_next_hops_where_nobody_was_reached_yet_have_a_part_of_the_window() -> None:
@@ -144,17 +147,17 @@ def test_next_hops_where_nobody_was_reached_yet_have_a_part_of_the_window() -> N
     claims = []
     for number in range(20):
         hop = NextHop.parse(f"mx:{number}.test")
-        claims.append(Claim(hop, sender=number, lane=window.lane_of(hop, Lane.HIGH)))
+        claims.append(Claim(hop, sender=0, lane=window.lane_of(hop, 0, Lane.HIGH)))
         window.enter(claims[-1])
     assert [one.lane for one in claims] == [Lane.HIGH] * 10 + [Lane.DOWN] * 10
-    assert window.lane_of(LIVE, Lane.HIGH) is Lane.HIGH
-    assert window.lane_of(LOCAL, Lane.LOW) is Lane.LOW
+    assert window.lane_of(LIVE, 0, Lane.HIGH) is Lane.HIGH
+    assert window.lane_of(LOCAL, 0, Lane.LOW) is Lane.LOW
     window.reached(claims[0].next_hop)  # its claims are not of those any more
-    assert window.lane_of(STALLED, Lane.NORMAL) is Lane.NORMAL
+    assert window.lane_of(STALLED, 0, Lane.NORMAL) is Lane.NORMAL
     window.unreached(LIVE)
     for claim in claims:
         window.leave(claim)
-    assert (window._unknown_claims, dict(window._unknown)) == (0, {})
+    assert (window._unknown_claims, window._unknown_of, window._unknown) == (0, {}, {})
 
 
 def test_the_queue_leaves_a_reserve_for_what_is_accepted_now() -> None:
