@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
-from tests.bench.queued.traffic import BLACK, FAST, REFUSING, SLOW, SLUGGISH
+from tests.bench.queued.traffic import FAST, SLOW, SLUGGISH, black_hole, refusing
 from tests.support.dns_server import DnsServer, Zone
 
 LIVE, DEAD, MANY = 100, 10_000, 1000
@@ -48,11 +48,11 @@ def _zone() -> Zone:
         _host(zone, f"many{number}.test", SLUGGISH)
     _host(zone, "slow.test", SLOW)
     for number in range(DEAD):  # of the million: tried before, and refused each time
-        _host(zone, f"dead{number}.test", REFUSING)
+        _host(zone, f"dead{number}.test", refusing(number))
         fate = FATES[number % len(FATES)]
         name = f"gone{number}.test"
         if fate in ("refused", "black hole"):
-            _host(zone, name, REFUSING if fate == "refused" else BLACK)
+            _host(zone, name, (refusing if fate == "refused" else black_hole)(number))
         else:
             zone[name] = fate
     return zone

@@ -9,6 +9,7 @@ Standards: RFC 5321, 2920.
 import asyncio
 import contextlib
 import multiprocessing
+import resource
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -18,13 +19,27 @@ from typing import Any, Self
 
 import uvloop
 
-FAST, SLOW, BLACK, SLUGGISH = "127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.5"
-REFUSING = "127.0.0.4"  # nobody listens there
+FAST, SLOW, SLUGGISH = "127.0.0.1", "127.0.0.2", "127.0.0.5"
 DELAY_S = {FAST: 0.0, SLOW: 0.2, SLUGGISH: 0.5}  # before the reply to a final dot
 _EHLO = b"250-sink\r\n250-PIPELINING\r\n250 8BITMIME\r\n"
 _REPLIES = {b"EHLO": _EHLO, b"DATA": b"354 go\r\n", b"QUIT": b"221 2.0.0 bye\r\n"}
 _STAMP = b"X-Stamp: "
-_BACKLOG_FILLERS = 8
+_BLACK_HOLES = 1000
+_BACKLOG_FILLERS = 2
+
+
+def refusing(number: int) -> str:
+    """An address where nobody listens; there is one for each dead domain."""
+    return f"127.4.{number // 250}.{number % 250 + 1}"
+
+
+def black_hole(number: int) -> str:
+    """An address that says nothing, for three domains in ten; a thousand, as each takes sockets."""
+    return _black_hole((number // 10 * 3 + number % 10) % _BLACK_HOLES)
+
+
+def _black_hole(index: int) -> str:
+    return f"127.3.{index // 250}.{index % 250 + 1}"
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,7 @@ class Sent:
 
 
 class World:
-    """`with World() as world`: sinks at every address of DELAY_S and a black hole, at `port`."""
+    """`with World() as world`: sinks at every address of DELAY_S and black holes, at `port`."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -132,7 +147,7 @@ class _Child:
                 lambda delay_s=delay_s: _Sink(self._arrived, delay_s), host, port, backlog=1000
             )  # fmt: skip
             port = server.sockets[0].getsockname()[1]
-        with _black_hole(port):
+        with _black_holes(port):
             self._pipe.send(port)
             while (asked := await asyncio.to_thread(self._pipe.recv)) is not None:
                 name, values = asked
@@ -187,17 +202,21 @@ class _Child:
 
 
 @contextlib.contextmanager
-def _black_hole(port: int) -> Any:
-    """A listener whose queue is full: the system drops what else wants to connect."""
+def _black_holes(port: int) -> Any:
+    """Listeners whose queues are full: the system drops what else wants to connect."""
+    sockets = _BLACK_HOLES * (1 + _BACKLOG_FILLERS) + 1000
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(sockets, most), most))
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind((BLACK, port))
-        listener.listen(0)
-        for _ in range(_BACKLOG_FILLERS):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                filler.connect((BLACK, port))
+        for index in range(_BLACK_HOLES):
+            listener = stack.enter_context(socket.socket())
+            listener.bind((_black_hole(index), port))
+            listener.listen(0)
+            for _ in range(_BACKLOG_FILLERS):
+                filler = stack.enter_context(socket.socket())
+                filler.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    filler.connect((_black_hole(index), port))
         yield
 
 
