@@ -9,6 +9,7 @@ Standards: async-solipsism's mock sockets and clock; asyncio's private parts, he
 
 import asyncio
 import hashlib
+import inspect
 import math
 import sys
 from collections import Counter
@@ -112,13 +113,21 @@ class World(Network):
         socket.close()
 
     def bury(self) -> None:
-        """Let go of what the dead left: their coroutines end now, with nothing to write to."""
-        for tasks in (*(life.tasks for life in self.lives), self._outsiders):
-            for task in tasks:
-                task._log_destroy_pending = False
-                if not task.done():
-                    _end(task.get_coro())
-            tasks.clear()
+        """Let go of what the dead left: their coroutines end now, with nothing to write to.
+
+        What they start on their way out is of this world, and is buried as well: else asyncio would
+        make them a loop of their own, which nobody closes, with tasks that nobody ends.
+        """
+        asyncio._set_running_loop(self)
+        try:
+            for tasks in (*(life.tasks for life in self.lives), self._outsiders):
+                for task in tasks:  # also those that come meanwhile
+                    task._log_destroy_pending = False
+                    if not task.done():
+                        _end(task.get_coro())
+                tasks.clear()
+        finally:
+            asyncio._set_running_loop(None)
         for transport in list(self._transports.values()):
             transport._sock = None  # nobody is there who could close it
 
@@ -180,9 +189,21 @@ class World(Network):
 
 
 def _end(coroutine: Any) -> None:
+    unbegun = list(_unbegun(coroutine))
     for _ in range(_BURIALS_MAX):
         try:
             coroutine.close()
         except BaseException:  # noqa: BLE001 - it awaits on its way out
             continue
-        return
+        break
+    for one in unbegun:
+        _end(one)
+
+
+def _unbegun(coroutine: Any) -> Iterator[Any]:
+    """The coroutines that it has at hand and has not come to: its end alone would not be theirs."""
+    while inspect.iscoroutine(coroutine) and coroutine.cr_frame is not None:
+        for one in coroutine.cr_frame.f_locals.values():
+            if inspect.iscoroutine(one) and inspect.getcoroutinestate(one) == inspect.CORO_CREATED:
+                yield one
+        coroutine = coroutine.cr_await
