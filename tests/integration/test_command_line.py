@@ -23,6 +23,7 @@ def test_send_wait_trace_queue(world: World) -> None:
     assert waited["state"] == "relayed"
     assert waited["graph_id"] == sent["id"]
     assert b"notes.txt" in received(world.a, "sent@a.test").content
+    until("step 4 is told", lambda: len(relay.journey(sent["id"])["steps"]) == 6)
     traced = relay.cli_json("trace", "last")
     assert traced == relay.journey(sent["id"])
     for key in (traced["id"], traced["submission_id"], traced["message_id"], "sent@a.test"):

@@ -66,7 +66,7 @@ def test_a_deferred_message_is_cancelled(relay: RelayProcess, by: str) -> None:
         (file,) = (relay.folder / "mail/example.test/alice/.Drafts/cur").glob(f"*R{identity}_*")
         file.unlink()
     until("it is cancelled", lambda: relay.journey(identity)["state"] == "cancelled")
-    assert relay.waiting_notes() == []
+    until("its note is gone", lambda: not relay.waiting_notes())
     assert "cancelled" in relay.cli("trace", identity).stdout
     assert by not in relay.subjects("bob")
 

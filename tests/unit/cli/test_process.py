@@ -1,6 +1,7 @@
 """The command as a process: what a shell, a pipe and a hasty user see of it."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -35,10 +36,10 @@ class Shell:
         assert "Traceback" not in done.stderr
         return done
 
-    def begin(self, *words):
+    def begin(self, *words, stdout=subprocess.PIPE):
         return subprocess.Popen(
             [*RELAY, *words], env=self.environment, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=stdout, stderr=subprocess.PIPE,
         )  # fmt: skip
 
 
@@ -58,15 +59,21 @@ def shell():
 
 @pytest.fixture(scope="module")
 def dev(shell):
-    """A development relay in the user's own folder, which the other commands find."""
-    ready = shell.folder / "ready"
-    process = shell.begin("dev", "--json", *ANY_PORTS, "--ready-file", str(ready))
-    until("ready", lambda: ready.exists() or process.poll() is not None)
+    """A development relay in the user's own folder, which the other commands find. Both messages of
+    its demonstration have come to their ends.
+    """
+    told = shell.folder / "told"
+    with told.open("w") as out:
+        process = shell.begin("dev", "--json", *ANY_PORTS, stdout=out)
+    until(
+        "it listens, one is captured, one failed",
+        lambda: told.read_text().count("\n") >= 3 or process.poll() is not None,
+    )
     yield process
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=TIMEOUT_S)
+    _, err = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, err) == (0, "")
-    lines = [json.loads(line) for line in out.splitlines()]
+    lines = [json.loads(line) for line in told.read_text().splitlines()]
     assert lines[0]["pid"] == process.pid
     assert [line["state"] for line in lines[1:3]] == ["captured", "failed"]
     assert all(line["step"] in range(1, 8) for line in lines[3:])
@@ -75,11 +82,16 @@ def dev(shell):
 
 @pytest.fixture
 def sent(shell, dev):
-    """The id of a message that was delivered."""
+    """The id of a message that was delivered, with all its steps: the fourth may come late."""
     arguments = ("--token", "alice", "--to", "bob@example.test", "--subject", "Grüße ✓")
     identity = shell("send", *arguments, "--body", "x").stdout.strip()
     assert shell("wait", identity).returncode == 0
+    until("six steps", lambda: len(steps_of(shell, identity)) == 6)
     return identity
+
+
+def steps_of(shell, identity):
+    return [step["step"] for step in json.loads(shell("trace", identity, "--json").stdout)["steps"]]
 
 
 def test_once_shows_seven_steps_and_a_bounce_and_leaves_nothing(short_path):
@@ -106,13 +118,13 @@ def test_once_shows_seven_steps_and_a_bounce_and_leaves_nothing(short_path):
 
 def test_a_folder_is_kept_works_again_and_is_nobody_elses(tmp_path):
     shell, place = Shell(tmp_path), tmp_path / "kept"
-    ready = tmp_path / "ready"
-    first = shell.begin(
-        "dev", "--dir", str(place), *ANY_PORTS, "--ready-file", str(ready), "--exit-after", "1"
-    )
-    until("ready", lambda: ready.exists() or first.poll() is not None)
+    told = tmp_path / "told"
+    with told.open("w") as out:
+        first = shell.begin(
+            "dev", "--dir", str(place), *ANY_PORTS, "--exit-after", "1", stdout=out
+        )  # fmt: skip
+    until("a prompt", lambda: "ready (pid" in told.read_text() or first.poll() is not None)
     config = place / "relay.toml"
-    until("its ports are written", lambda: '127.0.0.1:0"' not in config.read_text())
     before = config.read_bytes()
     second = shell("dev", "--dir", str(place), "--once", *ANY_PORTS)
     assert (second.returncode, second.stdout) == (69, "")
@@ -138,9 +150,17 @@ def test_a_configuration_of_somebody_else_is_never_overwritten(tmp_path):
 
 def test_ctrl_c_before_the_end_of_the_demonstration_is_no_success(short_path):
     ready = short_path / "ready"
-    process = Shell(short_path).begin("dev", "--once", *ANY_PORTS, "--ready-file", str(ready))
+    reading, writing = os.pipe()
+    # with no room for its first line it does not come to the demonstration before the signal
+    os.write(writing, b" " * fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096))
+    process = Shell(short_path).begin(
+        "dev", "--once", *ANY_PORTS, "--ready-file", str(ready), stdout=writing
+    )
+    os.close(writing)
     until("ready", lambda: ready.exists() or process.poll() is not None)
     process.send_signal(signal.SIGINT)
+    with open(reading) as out:  # noqa: PTH123 - a descriptor
+        out.read()
     _, err = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, err) == (130, "")
     assert [one.name for one in short_path.iterdir()] == ["ready"]
