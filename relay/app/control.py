@@ -9,6 +9,7 @@ Standards: RFC 9112.
 import http.client
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -35,6 +36,14 @@ class ControlError(Exception):
         self.code = code
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The JSON of an answer, and its header fields."""
+
+    value: Any
+    headers: http.client.HTTPMessage
+
+
 class ControlClient:
     """Asks the daemon whose socket is at `path`; `timeout_s` bounds each read and write."""
 
@@ -47,6 +56,10 @@ class ControlClient:
 
         Raises ControlUnavailableError, ControlForbiddenError, ControlError.
         """
+        return self.look(path, query).value
+
+    def look(self, path: str, query: Mapping[str, str] | None = None) -> Answer:
+        """As get(), with the header fields."""
         return self._ask("GET", path + ("?" + urlencode(query) if query else ""), b"")
 
     def post(self, path: str, value: Any) -> Any:
@@ -54,9 +67,9 @@ class ControlClient:
 
         Raises ControlUnavailableError, ControlForbiddenError, ControlError.
         """
-        return self._ask("POST", path, msgspec.json.encode(value))
+        return self._ask("POST", path, msgspec.json.encode(value)).value
 
-    def _ask(self, method: str, path: str, body: bytes) -> Any:
+    def _ask(self, method: str, path: str, body: bytes) -> Answer:
         connection = _UnixConnection(self._path, self._timeout_s)
         try:
             connection.request(
@@ -82,7 +95,7 @@ class ControlClient:
             told = value.get("error", {}) if isinstance(value, dict) else {}
             message = str(told.get("message", "no reason given"))
             raise ControlError(answer.status, str(told.get("code", "")), message)
-        return value
+        return Answer(value, answer.headers)
 
 
 class _UnixConnection(http.client.HTTPConnection):

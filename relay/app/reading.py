@@ -11,6 +11,7 @@ Standards: docs/design.md 2 (the spool has one owner).
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote
 
 from relay.app.control import (
     ControlClient,
@@ -23,6 +24,7 @@ from relay.app.lock import AlreadyRunningError
 from relay.clock import Clock
 from relay.journal.journey import is_final
 from relay.settings import Settings
+from relay.spool.operating import UNKNOWN_HEADER, Listed
 
 if TYPE_CHECKING:
     from relay.app.offline import Files
@@ -87,17 +89,19 @@ class Reading:
         listed: list[dict[str, Any]] = self._client.get("/queue", {"id": queue_id})
         return listed
 
-    def queue_list(self, selector: "Selector") -> list[dict[str, Any]]:
+    def queue_list(self, selector: "Selector") -> Listed:
         """Entries not yet final, oldest first, at most LIST_MAX."""
         query = _query(selector) | {"limit": str(LIST_MAX)}
         try:
-            listed: list[dict[str, Any]] = self._client.get("/queue", query)
+            told = self._client.look("/queue", query)
         except ControlUnavailableError as silent:
             return self._offline(
                 silent,
-                lambda files: files.spool.desk.list(selector, limit=LIST_MAX), nothing=[],
-            )  # fmt: skip
-        return listed
+                lambda files: files.spool.desk.list(selector, limit=LIST_MAX),
+                nothing=Listed(unknown=selector.ids),
+            )
+        unknown = told.headers.get(UNKNOWN_HEADER, "")
+        return Listed(told.value, unknown=map(unquote, unknown.split(",") if unknown else ()))
 
     def stats(self) -> dict[str, Any]:
         """The queue in figures."""

@@ -7,7 +7,7 @@ Fails: 65 for an unknown message, 69 where another process is in the way, 75 whe
 Standards: docs/names.md (Commands).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -112,6 +112,7 @@ def list_(given: Given, **conditions: Any) -> None:
     else:
         print_lines(entry_lines(entries))
     _say_if_cut(entries)
+    _refuse_unknown("list", entries.unknown)
 
 
 @queue.command()
@@ -217,16 +218,20 @@ def _change(given: Given, operation: str, conditions: dict[str, Any], **more: An
     else:
         print_lines([*changed_lines(answer), line])
     _say_if_cut(answer["entries"])
-    if unknown := answer["unknown"]:
-        names = ", ".join(shown(name) for name in unknown)
-        flush()
-        text = f"relay queue {operation}: nothing in the queue is known as {names}"
-        raise Ended(Exit.DATA, text)
+    _refuse_unknown(operation, answer["unknown"])
     may_wait = operation == "retry" or answer["dry_run"]
     if answer["in_flight"] and not answer["done"] and not may_wait:
         flush()
         text = f"relay queue {operation}: all of it is being tried just now; try again later"
         raise Ended(Exit.TRY_LATER, text)
+
+
+def _refuse_unknown(verb: str, unknown: Sequence[str]) -> None:
+    """End with what names nothing, once all else is told."""
+    if unknown:
+        flush()
+        names = ", ".join(shown(name) for name in unknown)
+        raise Ended(Exit.DATA, f"relay queue {verb}: nothing in the queue is known as {names}")
 
 
 def _reading(given: Given) -> Reading:

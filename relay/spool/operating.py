@@ -7,7 +7,7 @@ Fails: ValueError for an order that makes no sense, in words for the operator.
 Standards: docs/names.md (Commands); docs/design.md 4.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ Way = Callable[[str], NextHop | None]
 WHY_CHARACTERS_MAX = 500
 LISTED_MAX = 10_000  # entries of one answer, and
 RECIPIENTS_MAX = 100_000  # their recipients
+UNKNOWN_HEADER = "x-relay-unknown"  # of a list that is told over HTTP: percent-encoded, with commas
 LIVE = tuple(state for state in State if TRANSITIONS[state])
 
 
@@ -96,6 +97,16 @@ class Changed:
         }
 
 
+class Listed(list[dict[str, Any]]):
+    """Entries as the JSON of `queue list`; `unknown` are as in Changed."""
+
+    def __init__(
+        self, entries: Iterable[dict[str, Any]] = (), *, unknown: Iterable[str] = ()
+    ) -> None:
+        super().__init__(entries)
+        self.unknown = tuple(unknown)
+
+
 class InDelivery(Protocol):
     """What delivery has in memory."""
 
@@ -129,8 +140,8 @@ class NothingInDelivery:
 class Desk(Protocol):
     """The queue as operators see it and change it."""
 
-    async def list(self, selector: Selector, *, limit: int) -> list[dict[str, Any]]:
-        """Entries not yet final, as the JSON of `queue list`, oldest first."""
+    async def list(self, selector: Selector, *, limit: int) -> Listed:
+        """Entries not yet final, oldest first."""
         ...
 
     async def carry_out(self, order: Order) -> Changed:

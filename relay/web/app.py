@@ -113,7 +113,7 @@ async def _relay_v1(
         case ("queue",):
             _only(call, "GET")
             query = single_values(call.query, QUEUE_PARAMETERS)
-            return json_response(await handlers.queue.list(query, viewer))
+            return await handlers.queue.list(query, viewer)
         case ("queue", "stats"):
             _only(call, "GET")
             single_values(call.query, ())

@@ -9,9 +9,13 @@ Standards: none; JSON from docs/names.md.
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
+
+from starlette.responses import Response
 
 from relay.http.call import Call
-from relay.spool.operating import Operation
+from relay.http.gateway import json_response
+from relay.spool.operating import UNKNOWN_HEADER, Operation
 from relay.web.means import Means
 from relay.web.orders import Asking, order_of_body
 from relay.web.parameters import limit_of, selector_of_query
@@ -24,10 +28,12 @@ class Queue:
     def __init__(self, means: Means) -> None:
         self._means = means
 
-    async def list(self, query: Mapping[str, str], viewer: Viewer) -> list[dict[str, Any]]:
-        """GET /queue?CONDITION=&limit=."""
+    async def list(self, query: Mapping[str, str], viewer: Viewer) -> Response:
+        """GET /queue?CONDITION=&limit=; what is not known stands in a header."""
         viewer.check_may_read()
-        return await self._means.desk.list(selector_of_query(query), limit=limit_of(query))
+        listed = await self._means.desk.list(selector_of_query(query), limit=limit_of(query))
+        unknown = ",".join(quote(name, safe="") for name in listed.unknown)
+        return json_response(listed, headers={UNKNOWN_HEADER: unknown} if unknown else None)
 
     async def stats(self, viewer: Viewer) -> Mapping[str, Any]:
         """GET /queue/stats."""

@@ -49,8 +49,10 @@ def daemon(settings, clock):
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             self.asked.append((url.path, query or json.loads(body or "{}")))
             clock.advance(float(query.get("timeout", 0)))
-            status, value = self.answers.pop(0)
+            status, value, *fields = self.answers.pop(0)
             self.send_response(status)
+            for name, field in dict(*fields).items():
+                self.send_header(name, field)
             self.end_headers()
             self.wfile.write(json.dumps(value).encode())
 
@@ -100,6 +102,12 @@ def test_conditions_of_a_list_become_its_query(reading, daemon):
         ("/relay/v1/queue",
          {"id": "q1,q2", "sender": "*@x.test", "older_than": "7200", "limit": "10000"})
     ]  # fmt: skip
+
+
+def test_a_list_says_what_is_not_known(reading, daemon):
+    daemon.answers.append((200, [{"id": "q1"}], {"x-relay-unknown": "%3Cx%40y%3E,%C3%BC%2C"}))
+    listed = reading.queue_list(Selector(ids=("q1", "<x@y>", "ü,")))
+    assert (listed, listed.unknown) == ([{"id": "q1"}], ("<x@y>", "ü,"))
 
 
 WAITING = {"id": "q1", "recipients": [{"state": "queued"}], "reached": False}
@@ -152,6 +160,7 @@ def test_a_wait_ends_with_its_time(reading, daemon, answer, expected):
 def test_where_there_never_was_a_relay_there_is_nothing(reading, settings):
     assert reading.journey("last") is None
     assert reading.queue_list(Selector()) == []
+    assert reading.queue_list(Selector(ids=("q1",))).unknown == ("q1",)
     assert reading.change("hold", Selector(ids=("q1",)))["unknown"] == ["q1"]
     assert reading.stats() == {}
     assert not settings.state_dir.exists(), "asking made something"

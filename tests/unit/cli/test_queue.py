@@ -129,6 +129,18 @@ def test_what_is_not_known_is_told_and_the_rest_is_done(relay, queued):
     assert states(relay)["mx:a.test"] == "held"
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_list_tells_what_is_not_known_behind_the_rest(relay, queued, known):
+    done = relay("list", "--json", *queued[:known], "nobody-knows", "ü,x")
+    assert isinstance(done.exception, Ended)
+    assert done.exception.code == DATA
+    assert str(done.exception) == (
+        'relay queue list: nothing in the queue is known as "nobody-knows", "ü,x"'
+    )
+    assert [one["id"] for one in json.loads(done.stdout)] == queued[:known]
+    assert relay("list", queued[0], "--domain", "b.test").exit_code == 0, "known, and left out"
+
+
 def test_what_there_is_nothing_to_do_about_says_so(relay, queued):
     done = relay("release", queued[0])
     assert done.exit_code == 0

@@ -225,6 +225,8 @@ async def test_ids_as_the_list_shows_them(spool, defer) -> None:
     assert [one["entry"] for one in listed] == [2]
     answer = await spool.desk.carry_out(ordered("hold", Selector(ids=(f"{queue_id}-3", "x-2"))))
     assert answer.unknown == (f"{queue_id}-3", "x-2")
+    listed = await spool.desk.list(Selector(ids=(f"{queue_id}-3", queue_id, "x-2")), limit=1)
+    assert ([one["entry"] for one in listed], listed.unknown) == ([1], answer.unknown)
 
 
 async def test_a_walk_meets_every_entry_once_however_little_it_takes_at_a_time(

@@ -13,7 +13,7 @@ from relay.clock import SystemClock
 from relay.journal.metrics import Metrics
 from relay.journal.pressure import Level, Pressure, Reason, State
 from relay.message.nexthop import NextHop
-from relay.spool.operating import Changed, Operation, Order, Result
+from relay.spool.operating import Changed, Listed, Operation, Order, Result
 from relay.spool.types import Selector, SpoolUnavailableError
 from relay.web import Changes, Means, create_app, create_control_app, messages
 
@@ -63,11 +63,13 @@ class Records:
         self.asked.append((account, state, limit))
         return [journey for owner, journey in self.known.values() if account in (None, owner)]
 
-    async def list(self, selector: Selector, *, limit: int) -> list[dict[str, Any]]:
+    async def list(self, selector: Selector, *, limit: int) -> Listed:
         if self.fault:
             raise self.fault
         self.asked.append((selector, limit))
-        return [{"id": "q1", "entry": 1}]
+        return Listed(
+            [{"id": "q1", "entry": 1}], unknown=(one for one in selector.ids if one[0] != "q")
+        )
 
     async def carry_out(self, order: Order) -> Changed:
         self.asked.append((order,))
@@ -277,6 +279,13 @@ async def test_roles_of_the_queue(
         assert answer.status_code == change_status
     orders = [one for one in world.records.asked if isinstance(one[0], Order)]
     assert len(orders) == (5 if change_status == 200 else 0)
+
+
+async def test_a_list_names_the_ids_that_nothing_has_in_a_header(world: World) -> None:
+    answer = await world.get("/relay/v1/queue?id=q1,%3Cx%40y%3E,%C3%BC%0a", "watcher")
+    assert (answer.status_code, answer.json()) == (200, [{"id": "q1", "entry": 1}])
+    assert answer.headers["x-relay-unknown"] == "%3Cx%40y%3E,%C3%BC%0A"
+    assert "x-relay-unknown" not in (await world.get("/relay/v1/queue?id=q1", "watcher")).headers
 
 
 async def test_the_control_socket_is_an_operator(world: World) -> None:

@@ -23,6 +23,7 @@ from relay.spool.operating import (
     RECIPIENTS_MAX,
     Changed,
     InDelivery,
+    Listed,
     NothingInDelivery,
     Operation,
     Order,
@@ -71,7 +72,7 @@ class QueueDesk:
         """From here on `delivery` has claims in memory."""
         self._delivery = delivery
 
-    async def list(self, selector: Selector, *, limit: int) -> list[dict[str, Any]]:
+    async def list(self, selector: Selector, *, limit: int) -> Listed:
         """Desk.list."""
         times = self._times()
         selection = Selection(selector, now_us=times.steady_us, keys_at_once=2 * limit)
@@ -83,7 +84,7 @@ class QueueDesk:
 
         while not (selection.has_ended or listing.is_full):
             await self._reader.run(look)
-        return listing.entries
+        return Listed(listing.entries, unknown=selection.unknown)
 
     async def carry_out(self, order: Order) -> Changed:
         """Desk.carry_out."""
