@@ -54,7 +54,9 @@ class BodyBudget:
 
 
 class Call:
-    """A request. `segments` are the path's, percent-decoded, empty ones left out."""
+    """A request. `segments` are the path's, percent-decoded, empty ones left out. A handler says
+    `may_be_repeated` where it does no harm that part of it was done before.
+    """
 
     def __init__(
         self, scope: Scope, receive: Receive, *, names: RequestNames, reading: "Reading"
@@ -64,6 +66,7 @@ class Call:
         self.headers = Headers(scope=scope)
         self.segments = _segments(scope)
         self.query = _query(scope["query_string"])
+        self.may_be_repeated = False
         self._scope = scope
         self._receive = receive
         self._reading = reading

@@ -132,6 +132,9 @@ def _stopped(call: Call | None) -> ApiError:
     message = "The server stopped before the request was done."
     if call is None or call.method == "GET" or not call.is_complete:
         return try_later("ResourceUnhealthy", message, after_s=_STOPPED_RETRY_S)
+    if call.may_be_repeated:
+        message += " What was done until then stays done; ask again for the rest."
+        return try_later("ResourceUnhealthy", message, after_s=_STOPPED_RETRY_S)
     return ApiError(500, "InternalServerError", f"{message} What was asked may have been done.")
 
 

@@ -43,6 +43,7 @@ class Queue:
     async def change(self, operation: Operation, call: Call, viewer: Viewer) -> dict[str, Any]:
         """POST /queue/{operation}."""
         viewer.check_may_operate()
+        call.may_be_repeated = True  # what is held is held, and what is cancelled is gone
         asking = Asking(
             name=viewer.name,
             may_say_who=viewer is OPERATOR,

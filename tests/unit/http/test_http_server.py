@@ -321,6 +321,7 @@ async def test_stop_lets_requests_end_and_then_cancels() -> None:
         if call.query == (("for", "body"),):
             await call.body()
             begun.put_nowait(None)
+        call.may_be_repeated = "again" in call.headers
         if call.query:
             await asyncio.Event().wait()
         await go_on.wait()
@@ -332,13 +333,18 @@ async def test_stop_lets_requests_end_and_then_cancels() -> None:
     ends = asyncio.create_task(talk(server, request()))
     hangs = asyncio.create_task(talk(server, request().replace(b"/x", b"/x?for=ever")))
     taken = asyncio.create_task(talk(server, request(b"x").replace(b"/x", b"/x?for=body")))
-    for _ in range(4):
+    order = request(b"x").replace(b"/x", b"/x?for=body").replace(b"\r\n", b"\r\nAgain: 1\r\n", 1)
+    again = asyncio.create_task(talk(server, order))
+    for _ in range(6):
         await begun.get()
     go_on.set()
     await server.stop(0.3)
     assert status_of(await ends) == 200
     assert (status_of(await hangs), code_of(await hangs)) == (503, "ResourceUnhealthy")
     assert (status_of(await taken), code_of(await taken)) == (500, "InternalServerError")
+    assert (status_of(await again), code_of(await again)) == (503, "ResourceUnhealthy")
+    assert b"\r\nretry-after: 5\r\n" in await again
+    assert b"stays done; ask again for the rest" in await again
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(address.host, address.port)
 

@@ -367,3 +367,15 @@ async def test_health_readiness_and_metrics_need_no_token(world: World) -> None:
 async def test_what_is_not_there(world: World, method: str, path: str, status: int) -> None:
     headers = {"authorization": "Bearer operator"}
     assert (await world.http.request(method, path, headers=headers)).status_code == status
+
+
+async def test_an_order_that_a_stop_breaks_off_may_be_given_again(world: World) -> None:
+    world.records.allowed.clear()
+    asking = asyncio.create_task(world.control.post("/relay/v1/queue/hold", json={"all": True}))
+    while not world.records.asked:
+        await asyncio.sleep(0)
+    asking.cancel()  # as the server does with what is still in work when its grace time is over
+    answer = await asking
+    assert code(answer) == (503, "ResourceUnhealthy")
+    assert answer.headers["retry-after"]
+    assert "What was done until then stays done" in answer.json()["error"]["message"]
