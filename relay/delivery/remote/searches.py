@@ -1,8 +1,8 @@
 """How many next hops are looked up at once, so that those nobody finds do not hold up the others.
 
 On the path: a search for a next hop's hosts waits here before it asks the resolver.
-Holds: a bounded number at once, of next hops that were not found the last time a few only; who has
-    the fewest comes first, and a few are kept for who has none.
+Holds: a bounded number at once, of next hops that were not found the last time a few only; new mail
+    comes before what is queued, and who has the fewest before others; a few are kept for both.
 Fails: never.
 Standards: none.
 """
@@ -11,17 +11,16 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from relay.clock import Clock
-from relay.delivery.queue.turns import Turns
+from relay.delivery.queue.turns import Turn, Turns
 from relay.delivery.remote.pace import Pace
 from relay.spool.types import Claim
 from relay.spool.waiting import Lane
 
 SEARCHES_MAX = 120  # each asks several questions, and the resolver asks 256 at once
 DOWN_MAX = 16
-_RESERVED_PART = 8  # one in so many is for senders that have none
+_RESERVED_PART = 8  # one in so many is for new mail, and half of them for senders that have none
 
 
 class Searches:
@@ -35,35 +34,29 @@ class Searches:
     async def turn(self, claim: Claim) -> AsyncIterator[None]:
         """Wait for a turn, and keep it for the block; `claim` is the first that asks."""
         line = self._down if claim.lane is Lane.DOWN else self._new
-        await line.take(claim.sender, at_once=claim.is_fresh)
+        await line.take(claim.sender, is_new=claim.is_fresh)
         try:
             yield
         finally:
             line.give_back(claim.sender)
 
 
-@dataclass(slots=True, eq=False)
-class _Wait:
-    given: asyncio.Future[None]
-    at_once: bool
-
-
 class _Line:
-    """So many at once; who waits has turns by sender, and what need not begin at once, a pace."""
+    """So many at once; who waits has turns by sender, and what is for the queue has a pace."""
 
     def __init__(self, limit: int, clock: Clock) -> None:
         self._left = limit
         self._reserve = limit // _RESERVED_PART
         self._having: Counter[int] = Counter()
-        self._waiting: Turns[_Wait] = Turns()
+        self._waiting: Turns[asyncio.Future[None]] = Turns()
         self._pace = Pace(self._begin_one, clock)
 
-    async def take(self, sender: int, *, at_once: bool) -> None:
-        if at_once and self._has_place_for(sender):
+    async def take(self, sender: int, *, is_new: bool) -> None:
+        if is_new and self._has_place_for(sender, is_new=True):
             self._give(sender)
             return
         given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.push(sender, _Wait(given, at_once))
+        self._waiting.push(Turn(given, sender, is_new))
         self._begin_what_must()
         try:
             await given
@@ -82,34 +75,37 @@ class _Line:
     def _begin_one(self) -> bool:
         """Begin the next in its turn; whether another could begin."""
         if (first := self._first()) is not None:
-            self._begin(*first)
+            self._begin(first)
         return self._first() is not None
 
     def _begin_what_must(self) -> None:
-        """Begin what is to begin at once and comes next; the others at their pace."""
+        """Begin what is for new mail and comes next; the others at their pace."""
         while (first := self._first()) is not None:
-            if not first[1].at_once:
+            if not first.is_new:
                 self._pace.go_on()
                 return
-            self._begin(*first)
+            self._begin(first)
 
-    def _first(self) -> tuple[int, _Wait] | None:
-        """Who comes next, if there is a place for it."""
-        while self._waiting:
-            sender, wait = self._waiting.peek(self._having)
-            if not wait.given.done():
-                return (sender, wait) if self._has_place_for(sender) else None
-            self._waiting.pop(self._having)
+    def _first(self) -> Turn[asyncio.Future[None]] | None:
+        """Who comes next and has a place."""
+        waiting = self._waiting
+        while cancelled := [one for one in waiting.next(self._having) if one.what.done()]:
+            waiting.remove(cancelled[0])
+        for turn in waiting.next(self._having):
+            if self._has_place_for(turn.sender, is_new=turn.is_new):
+                return turn
         return None
 
-    def _begin(self, sender: int, wait: _Wait) -> None:
-        self._waiting.pop(self._having)
-        self._give(sender)
-        wait.given.set_result(None)
+    def _begin(self, turn: Turn[asyncio.Future[None]]) -> None:
+        self._waiting.take(turn)
+        self._give(turn.sender)
+        turn.what.set_result(None)
 
     def _give(self, sender: int) -> None:
         self._left -= 1
         self._having[sender] += 1
 
-    def _has_place_for(self, sender: int) -> bool:
-        return self._left > (self._reserve if self._having[sender] else 0)
+    def _has_place_for(self, sender: int, *, is_new: bool) -> bool:
+        if not self._having[sender]:
+            return self._left > 0
+        return self._left > (self._reserve // 2 if is_new else self._reserve)

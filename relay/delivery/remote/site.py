@@ -91,7 +91,7 @@ class Site:
         """Take a claim; a connection is woken or opened for it."""
         self.ready.push(claim)
         self._employ()
-        self.slots.has_mail_of(self, claim.sender)
+        self.slots.has_mail_of(self, claim.sender, is_new=claim.is_fresh)
 
     def knows_nobody_for(self, claim: Claim) -> bool:
         """Whether a claim would be settled by what is known, whatever the resolver said now."""
@@ -228,7 +228,9 @@ class Site:
         standing = Standing.DOWN if first.lane is Lane.DOWN else Standing.NEW
         if self._stands or self._reach.has_answered():
             standing = Standing.PROVEN
-        async with self.slots.hold(self, standing=standing, sender=first.sender) as slot:
+        async with self.slots.hold(
+            self, standing=standing, sender=first.sender, is_new=first.is_fresh
+        ) as slot:
             was_tried = first.attempts > 0
             session = Session(
                 lambda session: self._connection(session, slot, was_tried=was_tried), self.scheduler

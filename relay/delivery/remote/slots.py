@@ -3,9 +3,9 @@
 On the path: every connection of every site holds a slot while it lives.
 Holds: never more than the limit; of it, sites that nobody has answered for lately have half at
     most, and those that were dead before a quarter: however many are dead, others find room. A
-    site's first connection comes before another's second, in turns among senders. Of probes, who
-    has the fewest comes first, a few are kept for who has none, and one that takes long ends
-    when another waits: so a crowd of dead sites holds up its own sender, and that not for long.
+    site's first connection comes before another's second, in turns among senders. Of probes, new
+    mail comes before what is queued, and who has the fewest before others; a few are kept for
+    both; one that takes long ends when another waits: so a crowd of dead sites holds up nobody.
 Fails: never.
 Standards: none.
 """
@@ -20,11 +20,11 @@ from typing import Protocol
 
 from prometheus_client import Gauge
 
-from relay.delivery.queue.turns import Turns
+from relay.delivery.queue.turns import Turn, Turns
 
 PATIENCE_S = 3.0  # for a probe while others wait for theirs
 _SERVED_MAX = 50  # transactions after which a connection gives way to a site that has none
-_RESERVED_PART = 8  # one probe in so many is for senders that have none
+_RESERVED_PART = 8  # one probe in so many is for new mail, half of them for who has none
 _NOTHING: Counter[int] = Counter()
 
 
@@ -46,11 +46,14 @@ class Holder(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """The right to one connection, or the wait for it, in the turn of `sender`."""
+    """The right to one connection, or the wait for it, in the turn of `sender`; `is_new` if it is
+    for mail that was just accepted.
+    """
 
     holder: Holder
     standing: Standing
     sender: int
+    is_new: bool
     given: asyncio.Future[None] | None = None
     is_given_up: bool = False
 
@@ -69,15 +72,19 @@ class ConnectionSlots:
         self._overdue: dict[int, tuple[Slot, asyncio.Timeout]] = {}  # probes, by slot
         self._firsts = {standing: Turns[Slot]() for standing in Standing}
         self._next = deque(Standing)  # which of them has the next turn
-        self._without: dict[int, Slot] = {}  # by holder: those that wait for their first
+        self._without: dict[int, Turn[Slot]] = {}  # by holder: those that wait for their first
         self._more: dict[int, deque[Slot]] = {}  # by holder: what they wait for beside that
         self._holders: dict[int, tuple[Holder, int]] = {}
         self._gauge = gauge.labels(state="outgoing")
 
     @asynccontextmanager
-    async def hold(self, holder: Holder, *, standing: Standing, sender: int) -> AsyncIterator[Slot]:
-        """Wait for a slot and keep it for the block. `sender` is whose mail it is for first."""
-        slot = Slot(holder, standing, sender)
+    async def hold(
+        self, holder: Holder, *, standing: Standing, sender: int, is_new: bool
+    ) -> AsyncIterator[Slot]:
+        """Wait for a slot and keep it for the block. `sender` is whose mail it is for first, and
+        `is_new` whether that was just accepted.
+        """
+        slot = Slot(holder, standing, sender, is_new)
         if self._has_place_for(slot):
             self._give(slot)
         else:
@@ -109,19 +116,21 @@ class ConnectionSlots:
                 timer.cancel()
                 self._overdue.pop(id(slot), None)
 
-    def has_mail_of(self, holder: Holder, sender: int) -> None:
-        """Where a site waits for its first slot in another sender's turn, let it have this one's,
-        should that come earlier: one message must not wait behind all that its site's other mail
-        has to wait for.
+    def has_mail_of(self, holder: Holder, sender: int, *, is_new: bool) -> None:
+        """Where a site waits for its first slot in another turn, let it have this sender's, should
+        that come earlier: one message must not wait behind all that its site's other mail has to
+        wait for.
         """
         first = self._without.get(id(holder))
-        if first is None or first.sender == sender:
+        if first is None or (first.sender, first.is_new) == (sender, is_new):
             return
-        turns = self._firsts[first.standing]
-        if turns.ahead(sender) < turns.ahead(first.sender, first):
-            turns.remove(first.sender, first)
-            turns.push(sender, first)
-            first.sender = sender
+        slot = first.what
+        turns, turn = self._firsts[slot.standing], Turn(slot, sender, is_new)
+        if turns.is_before(turn, first):
+            turns.remove(first)
+            turns.push(turn)
+            self._without[id(holder)] = turn
+            slot.sender, slot.is_new = sender, is_new
 
     @property
     def are_wanted(self) -> bool:
@@ -157,9 +166,8 @@ class ConnectionSlots:
                 self._give_back(slot)
             elif slot.is_given_up:  # and out of its line
                 pass
-            elif self._without.get(name) is slot:
-                del self._without[name]
-                self._firsts[slot.standing].remove(slot.sender, slot)
+            elif name in self._without and self._without[name].what is slot:
+                self._firsts[slot.standing].remove(self._without.pop(name))
                 self._promote(slot.holder)
             else:
                 self._leave_more(slot)
@@ -185,8 +193,8 @@ class ConnectionSlots:
         return is_one_less and len(self._firsts[Standing.DOWN]) > 0
 
     def _wait_for_first(self, slot: Slot) -> None:
-        self._without[id(slot.holder)] = slot
-        self._firsts[slot.standing].push(slot.sender, slot)
+        turn = self._without[id(slot.holder)] = Turn(slot, slot.sender, slot.is_new)
+        self._firsts[slot.standing].push(turn)
 
     def _promote(self, holder: Holder) -> None:
         """Who has none any more waits for a first one: others give way to nobody else."""
@@ -214,11 +222,11 @@ class ConnectionSlots:
         return min(probes_left - self._reserve, self._down_max - self._held[Standing.DOWN])
 
     def _has_share_for(self, slot: Slot) -> bool:
-        """Whether its standing may have one more, and of the last ones its sender."""
+        """Whether its standing may have one more, and of the last ones this slot."""
         share_left = self._share_left(slot.standing)
-        if slot.standing is Standing.NEW and self._probes_of[slot.sender]:
-            return share_left > self._reserve
-        return share_left > 0
+        if slot.standing is not Standing.NEW or not self._probes_of[slot.sender]:
+            return share_left > 0
+        return share_left > (self._reserve // 2 if slot.is_new else self._reserve)
 
     def _has_place_for(self, slot: Slot) -> bool:
         return sum(self._held.values()) < self._limit and self._has_share_for(slot)
@@ -290,12 +298,12 @@ class ConnectionSlots:
         if not waiting or self._share_left(standing) <= 0:
             return None
         having = _NOTHING if standing is Standing.PROVEN else self._probes_of
-        _, slot = waiting.peek(having)
-        if not self._has_share_for(slot):
-            return None
-        waiting.pop(having)
-        del self._without[id(slot.holder)]
-        return slot
+        for turn in waiting.next(having):
+            if self._has_share_for(turn.what):
+                waiting.take(turn)
+                del self._without[id(turn.what.holder)]
+                return turn.what
+        return None
 
     def _leave_more(self, slot: Slot) -> None:
         waiting = self._more[id(slot.holder)]

@@ -37,7 +37,7 @@ async def test_what_was_not_found_before_holds_up_nobody() -> None:
     dead = [Search(searches, Lane.DOWN, 1) for _ in range(1000)]
     live = Search(searches, Lane.NORMAL, 2)
     await settled()
-    assert sum(one.asks for one in dead) == DOWN_MAX - DOWN_MAX // 8
+    assert sum(one.asks for one in dead) == DOWN_MAX - DOWN_MAX // 16
     assert live.asks
     for one in (*dead, live):
         one.end.set()
@@ -48,7 +48,7 @@ async def test_a_sender_of_many_does_not_delay_anothers_one() -> None:
     searches = Searches(ManualClock())
     bulk = [Search(searches, Lane.NORMAL, 1) for _ in range(SEARCHES_MAX + 100)]
     await settled()
-    assert sum(one.asks for one in bulk) == SEARCHES_MAX - SEARCHES_MAX // 8
+    assert sum(one.asks for one in bulk) == SEARCHES_MAX - SEARCHES_MAX // 16
     single = [Search(searches, Lane.NORMAL, 2) for _ in range(2)]
     await settled()
     assert [one.asks for one in single] == [True, False]  # a few are kept for who has none
@@ -137,3 +137,18 @@ async def test_searches_for_the_queue_begin_one_by_one_and_those_of_new_mail_at_
     for one in queued:
         one.end.set()
     await asyncio.gather(*(one.task for one in queued))
+
+
+async def test_new_mail_does_not_wait_behind_all_that_its_sender_has_queued() -> None:
+    searches = Searches(BusyClock())
+    queued = [Search(searches, Lane.NORMAL, 1, epoch=2) for _ in range(SEARCHES_MAX + 100)]
+    async with asyncio.timeout(10):
+        while sum(one.asks for one in queued) < SEARCHES_MAX - SEARCHES_MAX // 8:
+            await asyncio.sleep(0.001)
+    fresh = [Search(searches, Lane.NORMAL, 1) for _ in range(SEARCHES_MAX // 16 + 2)]
+    await settled()
+    assert [one.asks for one in fresh] == [True] * (SEARCHES_MAX // 16 + 1) + [False]
+    everybody = [*queued, *fresh]
+    for one in everybody:
+        one.task.cancel()
+    await asyncio.gather(*(one.task for one in everybody), return_exceptions=True)

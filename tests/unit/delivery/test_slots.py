@@ -1,8 +1,10 @@
 """Who gets a connection when there are not enough for all."""
 
 import asyncio
+import itertools
 import random
 from collections import Counter
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
@@ -16,8 +18,10 @@ PROVEN, NEW, DOWN = Standing.PROVEN, Standing.NEW, Standing.DOWN
 class Site:
     """Holds what it is given until it is told to let go."""
 
-    def __init__(self, slots: ConnectionSlots, standing: Standing, sender: int = 0) -> None:
-        self.slots, self.standing, self.sender = slots, standing, sender
+    def __init__(
+        self, slots: ConnectionSlots, standing: Standing, sender: int = 0, *, is_new: bool = False
+    ) -> None:
+        self.slots, self.standing, self.sender, self.is_new = slots, standing, sender, is_new
         self.held: list[Slot] = []
         self.idle = 0
         self._ends: list[asyncio.Event] = []
@@ -39,8 +43,11 @@ class Site:
         self.idle += 1
         return False
 
+    def _slot(self) -> AbstractAsyncContextManager[Slot]:
+        return self.slots.hold(self, standing=self.standing, sender=self.sender, is_new=self.is_new)
+
     async def _hold(self) -> None:
-        async with self.slots.hold(self, standing=self.standing, sender=self.sender) as slot:
+        async with self._slot() as slot:
             self.held.append(slot)
             end = asyncio.Event()
             self._ends.append(end)
@@ -115,15 +122,15 @@ async def test_a_site_that_waits_in_one_senders_turn_takes_anothers_that_comes_e
     slots = some_slots(8)
     bulk = [Site(slots, NEW, sender=1).want() for _ in range(100)]
     await settled()
-    slots.has_mail_of(bulk[90], 2)
-    slots.has_mail_of(bulk[4], 3)  # the next anyhow: it stays where it is
+    slots.has_mail_of(bulk[90], 2, is_new=False)
+    slots.has_mail_of(bulk[4], 3, is_new=False)  # the next anyhow: it stays where it is
     bulk[0].let_go()
     bulk[1].let_go()
     await settled()
     assert held([bulk[4]]) == 1
     assert held([bulk[90]]) == 1
     for one in bulk[5:10]:  # and who leaves, leaves the line in which it stands
-        slots.has_mail_of(one, 4)
+        slots.has_mail_of(one, 4, is_new=False)
         one.give_up()
     await settled()
     bulk[2].let_go()
@@ -145,6 +152,25 @@ async def test_a_few_probes_are_kept_for_senders_that_have_none() -> None:
     single[0].let_go()
     await settled()
     assert held(single) == 1
+    new = [Site(slots, NEW, sender=1, is_new=True).want() for _ in range(20)]
+    await settled()
+    assert held(new) == 5  # half of them are for new mail, whoever sends it
+
+
+async def test_new_mail_comes_before_what_is_queued_but_not_twice_in_a_row() -> None:
+    slots = some_slots(2)
+    first = Site(slots, NEW).want()
+    await settled()
+    queued = [Site(slots, NEW).want() for _ in range(3)]
+    await settled()
+    new = [Site(slots, NEW, is_new=True).want() for _ in range(3)]
+    await settled()
+    slots.has_mail_of(queued[2], 0, is_new=True)  # behind the new ones
+    order = [new[0], queued[0], new[1], queued[1], new[2], queued[2]]
+    for before, after in itertools.pairwise([first, *order]):
+        before.let_go()
+        await settled()
+        assert [site for site in order if site.held] == [after]
 
 
 async def test_who_has_the_fewest_probes_has_the_next_turn() -> None:
@@ -175,7 +201,7 @@ class Probe(Site):
     is_over = False
 
     async def _hold(self) -> None:
-        async with self.slots.hold(self, standing=self.standing, sender=self.sender) as slot:
+        async with self._slot() as slot:
             self.held.append(slot)
             try:
                 async with self.slots.patience(slot):
@@ -334,7 +360,10 @@ async def test_nobody_is_asked_to_give_way_to_who_may_have_no_more_anyhow() -> N
 async def test_no_slot_is_lost_or_made_whatever_happens() -> None:
     rng = random.Random(4)
     slots = some_slots(10)
-    sites = [Site(slots, rng.choice(list(Standing)), sender=rng.randrange(3)) for _ in range(30)]
+    sites = [
+        Site(slots, rng.choice(list(Standing)), rng.randrange(3), is_new=rng.random() < 0.5)
+        for _ in range(30)
+    ]
     for _ in range(3000):
         site = rng.choice(sites)
         match rng.randrange(8):
