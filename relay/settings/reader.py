@@ -183,8 +183,10 @@ def _read_marked(marker: object, value: object) -> Any:
             if not isinstance(value, str) and not (is_number and isinstance(value, int)):
                 raise ValueError(SIZE_EXPECTED)
             size = parse_size(value) if isinstance(value, str) else int(str(value))
+            if marker.or_zero and not size:
+                return size
             if not marker.at_least <= size <= _SIZE_MAX:
-                raise ValueError(f"a size of {marker.at_least} bytes to 1024 TiB")
+                raise ValueError(_sizes(marker))
             return size
         case Between():
             is_fit = is_number and isinstance(value, int) and marker.low <= value <= marker.high
@@ -195,6 +197,12 @@ def _read_marked(marker: object, value: object) -> Any:
             if isinstance(value, str):
                 return value
             raise ValueError("a text in quotes")
+
+
+def _sizes(expected: Size) -> str:
+    mib, rest = divmod(expected.at_least, 1024 * 1024)
+    least = f"{expected.at_least} bytes" if rest or not mib else f"{mib} MiB"
+    return f"{'0, or ' if expected.or_zero else ''}a size of {least} to 1024 TiB"
 
 
 def _read_choice(choices: tuple[str, ...], value: object) -> object:

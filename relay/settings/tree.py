@@ -24,6 +24,7 @@ class Size:
     """Marks a number of bytes, written as "150 MiB", "64 kB" or a number of bytes."""
 
     at_least: int = 0
+    or_zero: bool = False  # which stands for something else
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +141,13 @@ class Spool:
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """Where new mail is refused; `memory` 0 is three quarters of what there is."""
+    """Where new mail is refused; `memory` 0 is three quarters of what there is; less than
+    16 MiB is a slip, for no relay is so small: it would never take any mail.
+    """
 
     disk_free: Bytes = 64 * 1024 * 1024
     queue_entries: Annotated[int, Between(1, 1_000_000_000)] = 2_000_000
-    memory: Annotated[int, Size()] = 0
+    memory: Annotated[int, Size(at_least=16 * 1024 * 1024, or_zero=True)] = 0
     commit_latency: PositiveSeconds = 30.0
 
 

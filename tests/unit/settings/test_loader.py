@@ -164,6 +164,14 @@ max_connections = 0
         ("[spool]\nkeep = nan", "4: spool.keep: found nan, expected a duration"),
         ("[http]\nmax_body = '12'", '4: http.max_body: found "12", expected a size'),
         ("[http]\nmax_body = 12", "4: http.max_body: found 12, expected a size of 1024 bytes"),
+        (
+            "[pressure]\nmemory = '1 kiB'",
+            '4: pressure.memory: found "1 kiB", expected 0, or a size of 16 MiB to 1024 TiB',
+        ),
+        (
+            "[pressure]\nmemory = -1",
+            "4: pressure.memory: found -1, expected 0, or a size of 16 MiB",
+        ),
         ("[mailboxes]\nroot = ''", '4: mailboxes.root: found "", expected a path'),
         ("[mailboxes]\ncatch_all = 'a@b.test'", "expected a mailbox in one of mailboxes.domains"),
         ("[dns]\nnameservers = ['localhost:53']", '4: dns.nameservers[0]: found "localhost:53"'),
@@ -297,6 +305,11 @@ def test_references_are_for_every_kind_of_value(folder):
     assert settings.delivery.port == 2525
     assert settings.delivery.connect_timeout == 2525.0
     assert settings.delivery.retry == (300.0,)
+
+
+@pytest.mark.parametrize(("written", "size"), [("0", 0), ("'0 MiB'", 0), ("'16 MiB'", 1 << 24)])
+def test_a_bound_on_memory_is_left_to_the_relay_or_is_no_slip(folder, written, size):
+    assert loaded(folder, SMALL + f"[pressure]\nmemory = {written}").pressure.memory == size
 
 
 def test_a_number_in_quotes_is_no_number(folder):
