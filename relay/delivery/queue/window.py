@@ -6,7 +6,7 @@ Holds: nobody gets more once it has some times as many claims, or bytes, as are 
     there must not wait for, for a next hop, and for a sender; in all, and in the part of a lane
     that has one. Next hops where nobody was reached yet have a part at most: what is more goes to
     the lane of those where nobody is, but for senders that have few there. What comes from the
-    queue leaves a reserve for what is accepted now.
+    queue leaves a reserve for what is accepted now, half of it for a sender that is full as well.
 Fails: never.
 Standards: dynamic thresholds (Choudhury and Hahne, 1998); docs/design.md 5 and 7.8.
 """
@@ -26,8 +26,8 @@ _UNKNOWN_PART = 4  # one part in so many for next hops where nobody was reached 
 _KNOWN_MAX = 20_000  # next hops where somebody was
 _RESERVED_PART = 16  # one in so many is not for the queue
 _PAIR_WEIGHT, _HOP_WEIGHT, _SENDER_WEIGHT = 1, 2, 8  # full with so many times what is left
-_FEW = 2  # claims of a sender that come even to a next hop that is full,
-_FEW_PART = 4  # while one part in so many is left
+_FEW = 2  # claims of a sender at a next hop that come even where one of the two is full,
+_FEW_PART = 4  # while, of the next hop's, one part in so many is left
 _BATCH_MAX = 200
 _BATCH_PART = 64  # of the window: to fetch fewer is not worth a commit
 _LOOK_PART = 16  # of what a lane may have: room for so many is worth a look
@@ -152,9 +152,13 @@ class Window:
     def has_room_for(self, next_hop: NextHop, sender: int, lane: Lane) -> bool:
         """Whether a claim of what is accepted now may come, with its content."""
         part = self._parts.get(lane)
-        return self._whole.has_room_for(next_hop, sender) and (
-            part is None or part.has_room_for(next_hop, sender)
-        )
+        if part is not None and not part.has_room_for(next_hop, sender):
+            return False
+        if self._whole.has_room_for(next_hop, sender):
+            return True
+        half = self._claims_max // _RESERVED_PART // 2
+        is_left = self.claims_left > half and self._whole.left.size_bytes > 0
+        return is_left and self._whole.has_few_at(next_hop, sender)
 
     def batch(self, lane: Lane) -> int:
         """How many claims of a lane to fetch from the queue in one look; 0 for no look."""
@@ -258,6 +262,11 @@ class _Part:
             return True
         enough = self.left.claims > self.claims_max // _FEW_PART
         return enough and self.senders.claims_of(sender) < _FEW
+
+    def has_few_at(self, next_hop: NextHop, sender: int) -> bool:
+        """Whether a sender has next to nothing at a next hop that is not full."""
+        here = self.pairs.claims_of((next_hop, sender))
+        return here < _FEW and next_hop not in self.hops.full
 
     def enter(self, claim: Counted) -> None:
         size_bytes = len(claim.content or b"")

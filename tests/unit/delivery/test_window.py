@@ -80,9 +80,25 @@ def test_a_sender_leaves_a_part_free_wherever_it_sends() -> None:
         hop = NextHop.parse(f"mx:{number}.test")
         if window.has_room_for(hop, 1, Lane.NORMAL):
             window.enter(Claim(hop, sender=1))
-    assert window.claims_left == 100
     assert window.full_senders(Lane.NORMAL) == {1}
+    assert window.claims_left == 28  # half of what the queue leaves to new mail
     assert window.has_room_for(NextHop.parse("mx:0.test"), 2, Lane.NORMAL)
+
+
+def test_a_full_sender_has_room_for_new_mail_where_it_has_next_to_none() -> None:
+    window = Window(claims_max=900)
+    for number in range(800):  # as the queue fills it
+        window.enter(Claim(NextHop.parse(f"mx:{number}.test"), sender=1))
+    assert window.full_senders(Lane.NORMAL) == {1}
+    for has_room in (True, True, False):  # few at one next hop
+        assert window.has_room_for(LIVE, 1, Lane.NORMAL) is has_room
+        window.enter(Claim(LIVE, sender=1))
+    for number in range(97 - 28):
+        hop = NextHop.parse(f"mx:new-{number}.test")
+        assert window.has_room_for(hop, 1, Lane.NORMAL)
+        window.enter(Claim(hop, sender=1))
+    assert not window.has_room_for(NextHop.parse("mx:last.test"), 1, Lane.NORMAL)
+    assert window.has_room_for(NextHop.parse("mx:last.test"), 2, Lane.NORMAL)
 
 
 def test_nor_more_bytes() -> None:
