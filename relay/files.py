@@ -7,6 +7,7 @@ Fails: OSError from a file that is gone, and from a disk that refuses.
 Standards: POSIX pread, write.
 """
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,12 @@ class FileOctets:
     def part(self, start: int, length: int) -> "FileOctets":
         """Return those from `start` on; nothing is read."""
         return FileOctets(self.path, self.start + start, max(0, min(length, self.size - start)))
+
+
+def check_readable(path: Path) -> None:
+    """Raise PermissionError for a file that is there, and not for this user."""
+    if path.exists() and not os.access(path, os.R_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def write_all(descriptor: int, octets: bytes) -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 from relay.accounts import DEAD_LETTER
 from relay.clock import Clock, rfc3339
+from relay.files import check_readable
 from relay.settings import Settings
 from relay.spool.sqlite.disk.copying import sync
 from relay.spool.sqlite.disk.presence import is_or_was_there
@@ -83,6 +84,7 @@ def _spool_of(settings: Settings) -> Path:
     database = settings.spool_file
     if not is_or_was_there(database):
         raise BackupRefusedError(f"there is no {database}")
+    check_readable(database)
     return database
 
 

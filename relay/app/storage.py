@@ -3,7 +3,8 @@
 On the path: beside it; the command line comes here, whether a daemon runs or not.
 Holds: what root starts works as the owner of the mailboxes, so that it leaves nothing that the
     relay cannot write; no relay starts in the middle of mending.
-Fails: UnknownAccountError; SettingsError for accounts with faults; OSError.
+Fails: UnknownAccountError; SettingsError for accounts with faults; OSError, of which
+    PermissionError is for who may not read what is to be verified.
 Standards: none.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 from relay.accounts import DEAD_LETTER, load_accounts
 from relay.app.lock import AlreadyRunningError, OwnerLock, is_taken
 from relay.clock import Clock
+from relay.files import check_readable
 from relay.mailbox.verify import Finding, Surroundings, Tally, Verifier
 from relay.settings import Settings
 from relay.spool.sqlite.disk.presence import is_or_was_there
@@ -59,6 +61,9 @@ def verify(
 ) -> Verified:
     """Verify, and mend what can be mended. Raises what the module says."""
     boxes = settings.mailboxes
+    check_readable(boxes.accounts)
+    if not wishes.accounts:
+        check_readable(settings.spool_file)
     accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
     findings: list[dict[str, Any]] = []
 

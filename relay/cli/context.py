@@ -6,7 +6,6 @@ Fails: SettingsError for a configuration with faults, PermissionError for one th
 Standards: docs/names.md (Commands).
 """
 
-import errno
 import functools
 import getpass
 import os
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import click
 
 from relay.app.folder import running_config
+from relay.files import check_readable
 from relay.settings import Settings, load, read_environment
 from relay.settings.faults import shown
 
@@ -47,8 +47,7 @@ class Given:
     def settings(self) -> Settings:
         """Raises SettingsError, PermissionError."""
         file = self.config_file()
-        if file.exists() and not os.access(file, os.R_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        check_readable(file)
         return load(file, read_environment().variables)
 
 

@@ -8,9 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+import relay.app.backup  # noqa: F401 - later this user may not read it
 from relay.app.lock import AlreadyRunningError, OwnerLock
 from relay.app.storage import Wishes, as_owner, verify
+from relay.cli.errors import tell
+from relay.cli.exits import Exit
+from relay.cli.storage import storage
 from relay.clock import SystemClock
 from relay.settings import Settings
 
@@ -47,6 +52,49 @@ def test_nothing_changes_where_the_mailboxes_are_ones_own(tmp_path, name):
     with as_owner(tmp_path / name):
         (tmp_path / "made").touch()
     assert (tmp_path / "made").stat().st_uid == os.geteuid()
+
+
+@pytest.fixture
+def not_ours() -> Iterator[Path]:
+    """A relay's folder that every user may enter, with all that is asked for."""
+    folder = Path(tempfile.mkdtemp(prefix="relay-test-"))
+    folder.chmod(0o755)
+    (folder / "relay.toml").write_text(
+        'hostname = "relay.example.test"\nstate_dir = "state"\n'
+        '[mailboxes]\ndomains = ["example.test"]\nroot = "mail"\naccounts = "accounts.toml"\n'
+    )
+    (folder / "state").mkdir()
+    for name in ("accounts.toml", "state/spool.sqlite"):
+        (folder / name).touch(mode=0o600)
+        os.chown(folder / name, os.geteuid() or NOBODY, -1)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("command", "secret"),
+    [
+        ("verify", "accounts.toml"),
+        ("verify", "state/spool.sqlite"),
+        ("verify", "state"),
+        ("backup", "state/spool.sqlite"),
+    ],
+)
+def test_who_may_not_read_it_has_no_permission(not_ours, command, secret):
+    (not_ours / secret).chmod(0)
+    words = [command, "--config", str(not_ours / "relay.toml")]
+    user = os.geteuid()
+    os.seteuid(user or NOBODY)
+    try:
+        done = CliRunner().invoke(
+            storage, [*words, *([str(not_ours / "copy")] * (command == "backup"))]
+        )
+    finally:
+        os.seteuid(user)
+        (not_ours / secret).chmod(0o700)
+    assert isinstance(done.exception, PermissionError), done.output
+    assert str(done.exception.filename).startswith(str(not_ours / secret))
+    assert tell(done.exception) == Exit.NO_PERMISSION
 
 
 def could_start(settings: Settings, state: str) -> bool:
