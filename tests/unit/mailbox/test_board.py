@@ -20,10 +20,12 @@ class Directory:
     def __init__(self):
         self.notes: list[Note] = []
         self.changed = 1
+        self.looks = 0
         self.listings = 0
         self.failures = 0
 
     async def changed_ns(self) -> int:
+        self.looks += 1
         return self.changed
 
     async def list_ready(self, known: frozenset[str], limit: int) -> list[Note]:
@@ -86,8 +88,12 @@ async def test_notes_of_another_process_are_found(directory):
 
 async def test_a_directory_that_rests_is_not_listed_again(directory):
     notes = directory.board().notes()
-    assert await nothing_comes(notes)
+    reader = asyncio.create_task(take(notes, 1))
+    while directory.looks < 10:
+        await asyncio.sleep(0.001)
     assert directory.listings == 2
+    directory.notes, directory.changed = [note(1)], 2
+    assert await reader == [note(1)]
 
 
 async def test_a_note_comes_again_when_it_was_put_back(directory):
