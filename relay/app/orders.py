@@ -19,15 +19,23 @@ from relay.clock import Clock
 from relay.http.errors import ApiError
 from relay.routing import RouteTable
 from relay.settings import Settings, read_environment
-from relay.spool.operating import Desk, Operation
+from relay.spool.operating import Desk, Operation, Tell
 from relay.web.orders import Asking, order_of_body
 from relay.web.viewer import OPERATOR
 
 
 async def carry_out(
-    desk: Desk, operation: str, wanted: Mapping[str, Any], *, settings: Settings, clock: Clock
+    desk: Desk,
+    operation: str,
+    wanted: Mapping[str, Any],
+    *,
+    settings: Settings,
+    clock: Clock,
+    tell: Tell,
 ) -> dict[str, Any]:
-    """Return what POST /relay/v1/queue/{operation} would have answered to `wanted`."""
+    """Return what POST /relay/v1/queue/{operation} would have answered to `wanted`; `tell` is
+    Desk.carry_out's.
+    """
     with ExitStack() as until_done:
 
         def table() -> RouteTable:
@@ -47,4 +55,4 @@ async def carry_out(
             order = order_of_body(Operation(operation), msgspec.json.encode(wanted), asking)
         except ApiError as error:
             raise ControlError(error.status, error.code, error.message) from None
-        return (await desk.carry_out(order)).as_json()
+        return (await desk.carry_out(order, tell=tell)).as_json()

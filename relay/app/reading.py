@@ -4,12 +4,14 @@ themselves.
 On the path: beside it.
 Holds: a running daemon's control socket answers; without one the files do. What only the files
     need is imported when there is no daemon, so that asking one is quick.
-Fails: ControlUnavailableError, ControlError; SpoolError, OSError for the files.
+Fails: ControlUnavailableError, ControlError; SpoolError, OSError for the files;
+    OrderInterruptedError.
 Standards: docs/design.md 2 (the spool has one owner).
 """
 
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
@@ -39,6 +41,14 @@ _ORDER_S_MAX = 3600.0  # an order for a million entries takes its time
 _NOTHING_CHANGED: dict[str, Any] = {
     "matched": 0, "done": 0, "unchanged": 0, "in_flight": 0, "dry_run": False, "entries": [],
 }  # fmt: skip
+
+
+class OrderInterruptedError(Exception):
+    """Ctrl-C before the answer came: so many were done; None where only the daemon knows."""
+
+    def __init__(self, done: int | None) -> None:
+        super().__init__("interrupted")
+        self.done = done
 
 
 class Reading:
@@ -115,24 +125,38 @@ class Reading:
         """Do something to entries: the answer of POST /queue/{operation}.
 
         `more` are the other fields of its body, those that are given. Raises ControlError for what
-        makes no sense.
+        makes no sense, OrderInterruptedError.
         """
         wanted = _conditions(selector) | {name: one for name, one in more.items() if one}
         client = ControlClient(self._settings.control_socket, timeout_s=_ORDER_S_MAX)
         try:
             done: dict[str, Any] = client.post(f"/queue/{operation}", wanted)
         except ControlUnavailableError as silent:
-            from relay.app.orders import carry_out  # noqa: PLC0415 - see the head of this module
-
-            settings, clock = self._settings, self._clock
-            return self._offline(
-                silent,
-                lambda files: carry_out(
-                    files.spool.desk, operation, wanted, settings=settings, clock=clock
-                ),
-                nothing=_NOTHING_CHANGED | {"unknown": list(selector.ids)},
-            )
+            nothing = _NOTHING_CHANGED | {"unknown": list(selector.ids)}
+            return self._change_offline(silent, operation, wanted, nothing=nothing)
+        except KeyboardInterrupt:
+            raise OrderInterruptedError(None) from None
         return done
+
+    def _change_offline(
+        self,
+        silent: ControlUnavailableError,
+        operation: str,
+        wanted: dict[str, Any],
+        *,
+        nothing: dict[str, Any],
+    ) -> dict[str, Any]:
+        from relay.app.orders import carry_out  # noqa: PLC0415 - see the head of this module
+
+        done = [0]
+        order = partial(
+            carry_out, operation=operation, wanted=wanted, settings=self._settings,
+            clock=self._clock, tell=done.append,
+        )  # fmt: skip
+        try:
+            return self._offline(silent, lambda files: order(files.spool.desk), nothing=nothing)
+        except KeyboardInterrupt:  # the slice that was in work has been written
+            raise OrderInterruptedError(done[-1]) from None
 
     def _offline(
         self, silent: ControlUnavailableError, ask: "Callable[[Files], Awaitable[T]]", *, nothing: T

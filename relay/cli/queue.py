@@ -3,7 +3,7 @@
 On the path: prints what app.reading finds.
 Holds: facts on stdout, everything else on stderr; what changes something needs to be told which.
 Fails: 65 for an unknown message, 69 where another process is in the way, 75 where all that was
-    meant is being tried just now.
+    meant is being tried just now, 130 for Ctrl-C.
 Standards: docs/names.md (Commands).
 """
 
@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import click
 
 from relay.app.control import ControlError
-from relay.app.reading import LIST_MAX, Reading
+from relay.app.reading import LIST_MAX, OrderInterruptedError, Reading
 from relay.cli.context import Given, Key, common_options, group_options, user_name
-from relay.cli.exits import Ended, Exit
+from relay.cli.exits import INTERRUPTED, Ended, Exit
 from relay.cli.output import flush, print_json, print_lines
 from relay.cli.show import changed_line, changed_lines, entry_lines, journey_lines, stats_lines
 from relay.clock import SystemClock
@@ -211,6 +211,9 @@ def _change(given: Given, operation: str, conditions: dict[str, Any], **more: An
         if error.status == HTTPStatus.BAD_REQUEST:  # what options say, that only the relay can tell
             raise click.UsageError(str(error)) from None
         raise
+    except OrderInterruptedError as error:
+        so_far = "nothing was to be changed" if more["dry_run"] else _so_far(error.done)
+        raise Ended(INTERRUPTED, f"relay queue {operation}: interrupted: {so_far}") from None
     line = changed_line(operation, answer)
     if given.json:
         print_json(answer["entries"])
@@ -224,6 +227,12 @@ def _change(given: Given, operation: str, conditions: dict[str, Any], **more: An
         flush()
         text = f"relay queue {operation}: all of it is being tried just now; try again later"
         raise Ended(Exit.TRY_LATER, text)
+
+
+def _so_far(done: int | None) -> str:
+    if done is None:
+        return "what was done until then stays done; `relay queue list` shows how things are"
+    return f"{done} {'entry was' if done == 1 else 'entries were'} done, the others are as before"
 
 
 def _refuse_unknown(verb: str, unknown: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from relay.message.lifecycle import TRANSITIONS, State
 from relay.message.nexthop import NextHop
 from relay.spool.types import Key, Selector
 
+Tell = Callable[[int], object]
 Way = Callable[[str], NextHop | None]
 WHY_CHARACTERS_MAX = 500
 LISTED_MAX = 10_000  # entries of one answer, and
@@ -144,8 +145,10 @@ class Desk(Protocol):
         """Entries not yet final, oldest first."""
         ...
 
-    async def carry_out(self, order: Order) -> Changed:
-        """Do it, in slices; what is done is durable. Raises SpoolError in between."""
+    async def carry_out(self, order: Order, *, tell: Tell = ...) -> Changed:
+        """Do it, in slices; what is done is durable, and `tell` hears how many are, behind each.
+        Raises SpoolError in between.
+        """
         ...
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socketserver
 import threading
 from http.server import BaseHTTPRequestHandler
@@ -12,7 +13,7 @@ import pytest
 
 from relay.app.control import ControlError, ControlUnavailableError
 from relay.app.lock import OwnerLock
-from relay.app.reading import Reading
+from relay.app.reading import OrderInterruptedError, Reading
 from relay.clock import ManualClock
 from relay.settings import load
 from relay.spool.types import Selector
@@ -49,7 +50,12 @@ def daemon(settings, clock):
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             self.asked.append((url.path, query or json.loads(body or "{}")))
             clock.advance(float(query.get("timeout", 0)))
-            status, value, *fields = self.answers.pop(0)
+            answer = self.answers.pop(0)
+            if answer is KeyboardInterrupt:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                self.rfile.read(1)  # until the client has gone
+                return
+            status, value, *fields = answer
             self.send_response(status)
             for name, field in dict(*fields).items():
                 self.send_header(name, field)
@@ -125,6 +131,17 @@ def test_an_order_sends_only_what_was_given(reading, daemon):
     assert asked[0] == "/relay/v1/queue/hold"
     given = {name: value for name, value in asked[1].items() if value is not False}
     assert given == {"domain": "x.test", "dry_run": True, "who": "me", "until": "2h"}
+
+
+def test_an_order_that_is_interrupted_says_that_only_the_daemon_knows(reading, daemon):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    daemon.answers.append(KeyboardInterrupt)
+    try:
+        with pytest.raises(OrderInterruptedError) as interrupted:
+            reading.change("hold", Selector(all=True))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert interrupted.value.done is None
 
 
 def test_figures_are_the_daemons(reading, daemon):

@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+import signal
+import sqlite3
+import threading
+from contextlib import closing
 
 import pytest
 from click.testing import CliRunner
 
 from relay.app.reading import Reading
-from relay.cli.exits import Ended
+from relay.cli.exits import INTERRUPTED, Ended
 from relay.cli.root import cli
 from relay.cli.show import changed_line, entry_lines, stats_lines, step_lines
 from relay.clock import Ids, SystemClock
@@ -62,6 +66,67 @@ def queued(config):
         return made
 
     return asyncio.run(fill())
+
+
+class CtrlC(SystemClock):
+    """A clock of somebody who does not wait for more than one slice of an order."""
+
+    def __init__(self, spool):
+        super().__init__()
+        self._spool = spool
+
+    def steady_us(self):
+        with closing(sqlite3.connect(f"file:{self._spool}?mode=ro", uri=True)) as spool:
+            if held(spool) and threading.current_thread() is threading.main_thread():
+                signal.raise_signal(signal.SIGINT)
+        return super().steady_us()
+
+
+def held(spool):
+    return spool.execute("SELECT count(*) FROM entry WHERE state = 'held'").fetchone()[0]
+
+
+@pytest.fixture
+def hasty(config, monkeypatch):
+    """The file of a spool with a long queue, and an operator who is in a hurry."""
+    clock, file = SystemClock(), load(config, {}).spool_file
+
+    async def fill():
+        spool = SqliteSpool(
+            file, clock=clock, crash=CrashPoints(), metrics=Metrics(), submission_keep_s=60
+        )
+        await spool.start()
+        entries = tuple(
+            NewEntry(NextHop.parse(f"mx:{n}.test"), (NewRecipient(f"x@{n}.test"),))
+            for n in range(900)
+        )
+        now_us = clock.steady_us()
+        message = NewMessage(
+            id=Ids(clock).new(), reverse_path="", source=Source.SMTP, trusted=True,
+            received_us=now_us, expires_us=now_us + 10**12, contents=(b"\r\n",), entries=entries,
+        )  # fmt: skip
+        await spool.accept(message, claim=False)
+        await spool.stop()
+
+    asyncio.run(fill())
+    monkeypatch.setattr("relay.cli.queue.SystemClock", lambda: CtrlC(file))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield file
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_says_how_far_an_order_came(relay, hasty):
+    done = relay("hold", "--all")
+    assert isinstance(done.exception, Ended), done.output
+    assert done.exception.code == INTERRUPTED
+    with closing(sqlite3.connect(hasty)) as spool:
+        held_now = held(spool)
+    assert 0 < held_now < 900
+    assert str(done.exception) == (
+        f"relay queue hold: interrupted: {held_now} entries were done, the others are as before"
+    )
+    done = relay("hold", "--all", "--dry-run")
+    assert str(done.exception) == "relay queue hold: interrupted: nothing was to be changed"
 
 
 @pytest.fixture

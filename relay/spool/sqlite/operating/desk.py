@@ -28,6 +28,7 @@ from relay.spool.operating import (
     Operation,
     Order,
     Result,
+    Tell,
     obstacle,
 )
 from relay.spool.sqlite.engine.batch import Batch
@@ -86,11 +87,11 @@ class QueueDesk:
             await self._reader.run(look)
         return Listed(listing.entries, unknown=selection.unknown)
 
-    async def carry_out(self, order: Order) -> Changed:
+    async def carry_out(self, order: Order, *, tell: Tell = lambda _: None) -> Changed:
         """Desk.carry_out."""
         times = self._times()
         selection = Selection(order.selector, now_us=times.steady_us)
-        answer = _Answer(order, ahead_us=times.ahead_us)
+        answer = _Answer(order, ahead_us=times.ahead_us, tell=tell)
         while not selection.has_ended:
             keys = await self._reader.run(selection.step)
             for start in range(0, len(keys), _AT_ONCE):
@@ -175,8 +176,9 @@ class QueueDesk:
 class _Answer:
     """What an order's slices have come to so far."""
 
-    def __init__(self, order: Order, *, ahead_us: int) -> None:
+    def __init__(self, order: Order, *, ahead_us: int, tell: Tell) -> None:
         self.order = order
+        self._tell = tell
         self._ahead_us = ahead_us
         self._counts = dict.fromkeys(Result, 0)
         self._entries: list[dict[str, Any]] = []
@@ -196,6 +198,7 @@ class _Answer:
             self._counts[result] += 1
         self._entries += listing.entries
         self._recipients_left = listing.recipients_left
+        self._tell(self._counts[Result.DONE])
 
     def changed(self, *, unknown: Sequence[str]) -> Changed:
         """The whole answer."""
