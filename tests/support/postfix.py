@@ -88,7 +88,8 @@ class Postfix:
     def mail(self, person: str) -> list[mailbox.MaildirMessage]:
         """What came for somebody."""
         home = self._folder / "mail" / person
-        return list(mailbox.Maildir(home, create=False)) if (home / "new").is_dir() else []
+        is_there = all((home / part).is_dir() for part in ("cur", "new"))
+        return list(mailbox.Maildir(home, create=False)) if is_there else []
 
     def session(self) -> smtplib.SMTP:
         """A session with it."""

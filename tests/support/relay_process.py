@@ -314,12 +314,11 @@ class RelayProcess:
     def maildir(self, person: str = "alice", folder: str = "") -> list[mailbox.MaildirMessage]:
         """The messages of a Maildir, as the stdlib reads it; `folder` is "", "Sent", "Drafts" ..."""
         home = self.home(person)
-        if not all((home / part).is_dir() for part in ("cur", "new")):
+        place = home / f".{folder}" if folder else home
+        if not all((place / part).is_dir() for part in ("cur", "new")):  # it may be made just now
             return []
         box = mailbox.Maildir(home, create=False)
-        if not folder:
-            return list(box)
-        return list(box.get_folder(folder)) if folder in box.list_folders() else []
+        return list(box.get_folder(folder) if folder else box)
 
     def subjects(self, person: str = "alice", folder: str = "") -> list[str]:
         """The subjects in a Maildir, sorted."""

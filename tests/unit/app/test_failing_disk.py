@@ -66,7 +66,7 @@ class Running:
 
     def _inbox(self) -> list[str]:
         home = self.folder / "mail/example.test/alice"
-        if not (home / "new").is_dir():
+        if not all((home / part).is_dir() for part in ("cur", "new")):  # it is made just now
             return []
         return [str(one["subject"]) for one in mailbox.Maildir(home, create=False)]
 
