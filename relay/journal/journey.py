@@ -102,7 +102,7 @@ def join(store: dict[str, Any] | None, transport: dict[str, Any] | None) -> dict
     if transport is None and store is None:
         return None
     steps = [*(store or {}).get("steps", []), *(transport or {}).get("steps", [])]
-    steps.sort(key=lambda step: (step["step"], step["at"]))
+    steps.sort(key=lambda step: step["step"])  # each half is in its order; a clock may go back
     known = transport or store or {}
     waiting, reply = _before_transport((store or {}).get("steps", []))
     return {

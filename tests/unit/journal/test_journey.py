@@ -109,6 +109,17 @@ def test_steps_are_in_their_order_whichever_half_tells_them() -> None:
     assert found["state"] == "relayed"
 
 
+def test_attempts_stay_in_their_order_though_the_clock_went_back() -> None:
+    half = spool_half("q", None, 5)
+    day_us = 86_400_000_000
+    for number, later_us in enumerate((0, day_us, -day_us)):
+        event = Event(Step.DELIVERY, CLOCK.time_us() + later_us, {"attempt": number})
+        half["steps"].append(event.as_json())
+    found = join(None, half)
+    assert found is not None
+    assert [step["detail"].get("attempt") for step in found["steps"]] == [None, 0, 1, 2]
+
+
 def test_before_step_4_everybody_is_queued_and_there_is_no_queue_id() -> None:
     found = join(store_half("g.1", 1, 2), None)
     assert found is not None
