@@ -6,18 +6,20 @@ Fails: with apsw's exceptions.
 Standards: the JSON of docs/names.md: `/relay/v1/messages/{id}`.
 """
 
+import re
 from typing import Any
 
 import apsw
 import msgspec
 
-from relay.clock import rfc3339
+from relay.clock import ID_LENGTH, rfc3339
 from relay.journal.events import Event, Step
 from relay.message.lifecycle import State, message_state
 from relay.spool.sqlite.engine.database import fetch, fetch_one
 from relay.spool.sqlite.transactions import read_facts
 
 SCAN_MAX = 20_000
+_ENTRY = re.compile(rf"^([0-9a-z]{{{ID_LENGTH}}})-[0-9]{{1,9}}$", re.ASCII)
 
 
 def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
@@ -109,7 +111,8 @@ def _concerns(detail: dict[str, Any], entries: set[int]) -> bool:
 
 
 def find_queue_ids(cursor: apsw.Cursor, key: str, *, account: str | None, limit: int) -> list[str]:
-    """Newest first; every kind of name that docs/names.md has."""
+    """Newest first; every kind of name that docs/names.md has, and an entry's, ID-NUMBER."""
+    key = _ENTRY.sub(r"\1", key)
     rows = fetch(cursor, _lookup(key), _lookup_values(key)) if key != "last" else []
     found = [row[0] for row in rows if account in (None, row[1])]
     if found or (key != "last" and "@" not in key):

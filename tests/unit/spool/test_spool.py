@@ -162,6 +162,7 @@ async def test_every_name_of_a_message_finds_it(spool, make) -> None:
     await spool.accept(make(account="carol@example.test", reverse_path="carol@example.test"))
     for key in (
         message.id,
+        f"{message.id}-1",
         "0123456789abcdef",
         "0123456789abcdef.1",
         "<m@x>",
