@@ -81,7 +81,7 @@ def recipient_lines(
     width = min(max((len(one["address"]) for one in shown), default=0), _ADDRESS_WIDTH_MAX)
     lines = []
     for one in shown:
-        tries = len(one.get("attempts", ()))
+        tries = sum(tried["outcome"] != "expired" for tried in one.get("attempts", ()))
         tried = f"  ({tries} attempts)" if tries > 1 else ""
         line = f"{indent}{one['address']:<{width}}  {one['state']:<9}  {one['reply']}".rstrip()
         lines.append(printable(line + tried))
@@ -184,11 +184,13 @@ def salvage_lines(told: Mapping[str, Any]) -> list[str]:
     if not told["faults"]:
         return ["the spool is not damaged: nothing was done"]
     lines = [f"found: {fault}" for fault in told["faults"]]
-    lines.append("saved: " + ", ".join(f"{n} {table}" for table, n in told["rows"].items()))
-    lines += [
-        f"lost: rows of {hole['table']} behind {hole['behind']}, before {hole['before']}"
-        for hole in told["holes"]
-    ]
+    saved = ", ".join(f"{n} {table}" for table, n in told["rows"].items())
+    lines.append(f"saved: {saved or 'nothing'}")
+    lines += [f"lost: {_hole(hole)}" for hole in told["holes"]]
+    if told["recipients_lost"] is None:
+        lines.append("how many recipients are lost is not known")
+    elif told["recipients_lost"]:
+        lines.append(f"{told['recipients_lost']} recipients of what was queued are lost")
     if told["without_content"]:
         lines.append(f"{told['without_content']} entries have lost their content")
     if told["without_recipients"]:
@@ -196,6 +198,16 @@ def salvage_lines(told: Mapping[str, Any]) -> list[str]:
     lines.append(f"{told['entries_waiting']} entries are in the queue")
     lines.append(f"the damaged spool is kept as {told['aside']}")
     return [printable(line) for line in lines]
+
+
+def _hole(hole: Mapping[str, Any]) -> str:
+    """Between which rows of a table some could not be read; where it has neither end, all."""
+    ends = [
+        f"{name} {' '.join(map(str, hole[name]))}"
+        for name in ("behind", "before")
+        if hole[name] is not None
+    ]
+    return f"rows of {hole['table']}" + (f" {', '.join(ends)}" if ends else ": none could be read")
 
 
 def verified_lines(document: Mapping[str, Any]) -> list[str]:

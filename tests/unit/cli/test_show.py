@@ -3,7 +3,14 @@
 import pytest
 
 from relay.cli.diagnosis import diagnosis
-from relay.cli.show import describe, entry_lines, journey_lines, step_lines
+from relay.cli.show import (
+    describe,
+    entry_lines,
+    journey_lines,
+    recipient_lines,
+    salvage_lines,
+    step_lines,
+)
 
 AT = "2026-11-20T09:11:43.766123Z"
 
@@ -107,6 +114,36 @@ def test_a_thousand_recipients_fit_on_a_screen_those_in_trouble_first():
     assert "bad@x.test" in lines[2]
     assert lines[-1] == "   and 980 more: 980 delivered"
     assert max(map(len, lines)) < 200
+
+
+@pytest.mark.parametrize(("tries", "ending"), [(0, "5.4.7 late"), (1, "late"), (2, "(2 attempts)")])
+def test_the_end_of_its_time_is_no_attempt(tries, ending):
+    attempts = [{"outcome": "deferred"}] * tries + [{"outcome": "expired"}]
+    (line,) = recipient_lines([recipient("u@x.test", "expired", "5.4.7 late", attempts)])
+    assert line.endswith(ending)
+
+
+def test_what_a_salvage_lost_is_said_in_words():
+    key = ("06gzm4j313svxyka", 1)
+    told = {
+        "faults": ["a page"], "aside": "A", "rows": {"entry": 7}, "entries_waiting": 7,
+        "without_content": 0, "without_recipients": 0, "recipients_lost": 9, "whole": False,
+        "holes": [
+            {"table": "event", "behind": None, "before": None},
+            {"table": "entry", "behind": key, "before": None},
+            {"table": "message", "behind": key[:1], "before": ("06gzm4j7dp7rtn7a",)},
+        ],
+    }  # fmt: skip
+    lines = salvage_lines(told)
+    assert lines[1:6] == [
+        "saved: 7 entry",
+        "lost: rows of event: none could be read",
+        "lost: rows of entry behind 06gzm4j313svxyka 1",
+        "lost: rows of message behind 06gzm4j313svxyka, before 06gzm4j7dp7rtn7a",
+        "9 recipients of what was queued are lost",
+    ]
+    nothing = salvage_lines(told | {"rows": {}, "recipients_lost": None})
+    assert {"saved: nothing", "how many recipients are lost is not known"} <= set(nothing)
 
 
 def test_an_event_that_does_not_name_all_still_counts_them():

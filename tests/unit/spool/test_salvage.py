@@ -264,6 +264,7 @@ async def test_of_a_file_that_was_cut_the_rest_is_saved(filled: Path, open_spool
     assert not found.is_whole
     after = await listed(open_spool, filled)
     assert 0 < len(after) < len(before)
+    assert found.recipients_lost == len(before) - len(after) + found.without_recipients
 
 
 def cut_in_half(path: Path) -> None:
@@ -293,9 +294,27 @@ async def test_no_queue_begins_anew_in_place_of_one_that_was_lost(
     assert (aside_of(filled, "now-content") / content.name).read_bytes() == LARGE
 
 
-async def test_a_spool_that_ran_empty_may_be_removed(path: Path, open_spool) -> None:
+async def test_a_spool_that_ran_empty_may_be_removed(path: Path, open_spool, capfd) -> None:
+    assert await listed(open_spool, path) == {}
+    assert "removed" not in "".join(capfd.readouterr())
+    remove(path)
+    assert await listed(open_spool, path) == {}
+    assert "a spool was removed: the queue begins empty" in "".join(capfd.readouterr())
+
+
+async def test_a_log_without_its_database_is_kept(path: Path, open_spool, make) -> None:
+    """After a kill it may have everything; SQLite removes one beside an empty file."""
     spool = open_spool(path)
     await spool.start()
+    await spool.accept(make())
+    log = path.with_name(path.name + "-wal")
+    kept = log.read_bytes()
     await spool.stop()
     remove(path)
+    log.write_bytes(kept)
+    with pytest.raises(SpoolDamagedError, match="its write-ahead log is not"):
+        open_spool(path)
+    assert log.read_bytes() == kept
+    assert not salvage(path, stamp="now").is_whole
+    assert aside_of(path, "now-wal").read_bytes() == kept
     assert await listed(open_spool, path) == {}

@@ -27,7 +27,12 @@ def salvage_mark_of(database: Path) -> Path:
 
 def is_or_was_there(database: Path) -> bool:
     """Whether there is anything of a spool."""
-    return database.exists() or salvage_mark_of(database).exists() or _has_contents(database)
+    return (
+        database.exists()
+        or salvage_mark_of(database).exists()
+        or _has_contents(database)
+        or _has_log(database)
+    )
 
 
 def check_presence(database: Path) -> None:
@@ -39,9 +44,18 @@ def check_presence(database: Path) -> None:
             raise SpoolDamagedError(
                 f"{database} is gone, and {contents_of(database)} has contents of its messages"
             )
+        if _has_log(database):  # SQLite would remove it
+            raise SpoolDamagedError(f"{database} is gone, and its write-ahead log is not")
     elif contents_of(database).exists() and not database.stat().st_size:
         # The directory is made behind the file's first commit.
         raise SpoolDamagedError(f"{database} is damaged: it is empty")
+
+
+def _has_log(database: Path) -> bool:
+    """Whether there is a write-ahead log: it may have all that the database never got."""
+    with suppress(FileNotFoundError):
+        return database.with_name(database.name + "-wal").stat().st_size > 0
+    return False
 
 
 def _has_contents(database: Path) -> bool:

@@ -20,7 +20,7 @@ import apsw
 
 from relay.journal.logs import get_logger
 from relay.spool.sqlite.disk.copying import copy_database
-from relay.spool.sqlite.disk.presence import check_presence
+from relay.spool.sqlite.disk.presence import check_presence, contents_of
 from relay.spool.sqlite.disk.room import check_room
 from relay.spool.types import SpoolDamagedError, SpoolFormatError, SpoolFullError
 from relay.spool.waiting import sender_key
@@ -113,6 +113,8 @@ def bring_to_version(connection: apsw.Connection, path: Path, *, captured_keep_u
     if found == 0:
         if connection.execute("SELECT count(*) FROM sqlite_schema").get:
             raise SpoolFormatError(f"{path}: a SQLite file, but no spool")
+        if contents_of(path).exists():
+            _log.warning("a spool was removed: the queue begins empty", file=path.name)
         _apply(connection, schema())
     elif found < SCHEMA_VERSION:
         _copy_before(connection, path, found=found)

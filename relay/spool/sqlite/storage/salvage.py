@@ -66,6 +66,7 @@ class Salvaged:
     """What came of it: rows by table, and between which keys some could not be read.
 
     `aside` is "" where nothing was wrong and nothing was done. An entry without recipients is held.
+    `recipients_lost` is by the counters, None where these are lost too.
     """
 
     faults: list[str]
@@ -75,6 +76,7 @@ class Salvaged:
     entries_waiting: int = 0
     without_content: int = 0
     without_recipients: int = 0
+    recipients_lost: int | None = 0
 
     @property
     def is_whole(self) -> bool:
@@ -269,6 +271,8 @@ def _mend(target: apsw.Connection, found: Salvaged) -> None:
         (live,) = fetch_one(cursor, _COUNT_LIVE)
         counters: dict[str, int] = dict(fetch(cursor, "SELECT name, value FROM counter"))
         final = sum(counters.get(state, 0) for state in FINAL)
+        accepted = counters.get(ACCEPTED_COUNTER)
+        found.recipients_lost = None if accepted is None else max(0, accepted - final - live)
         cursor.execute(
             "INSERT INTO counter VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2",
             (ACCEPTED_COUNTER, final + live),
