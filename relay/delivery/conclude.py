@@ -136,7 +136,8 @@ def expire(claim: Claim, *, moment: Moment) -> Conclusion:
         evidence = _last_words(claim, recipient)
         expired[recipient.id] = Failed(evidence)
         if claim.state is not State.CAPTURED:
-            reported.append(_reported(claim, recipient, evidence, at_us=moment.at_us))
+            # When it was tried last is not known here: that is not now.
+            reported.append(_reported(claim, recipient, evidence, at_us=0))
     told = [_told(one, State.EXPIRED, expired[one.id].evidence) for one in claim.recipients]
     detail = {"entry": claim.entry_id, "next_hop": str(claim.next_hop), "expired": len(told)}
     detail |= {"recipients": told[:_DETAIL_RECIPIENTS_MAX]}

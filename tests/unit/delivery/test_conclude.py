@@ -151,6 +151,7 @@ def test_expiry_tells_the_last_reply() -> None:
     conclusion = expire(replace(claim, recipients=people), moment=Moment(5, 5))
     assert conclusion.failed[0].evidence.status == "5.4.7"
     assert "greylisted" in conclusion.failed[0].evidence.reply
+    assert conclusion.failed[0].last_attempt_us == 0  # now it was not tried
 
 
 @pytest.mark.parametrize(("state", "told"), [(State.HELD, 1), (State.CAPTURED, 0)])
