@@ -118,7 +118,7 @@ def prune(given: Given, *, older_than: str, dry_run: bool) -> None:
     try:
         older_than_s = parse_duration(older_than) if older_than else None
     except ValueError as error:
-        raise click.UsageError(f"--older-than: {error}") from None
+        raise click.UsageError(f"--older-than: expected {error}") from None
     told = pruned(given.settings(), SystemClock(), older_than_s=older_than_s, dry_run=dry_run)
     if given.json:
         print_json(told)

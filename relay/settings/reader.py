@@ -175,7 +175,10 @@ def _read_marked(marker: object, value: object) -> Any:
         case Duration():
             if not is_number and not isinstance(value, str):
                 raise ValueError(DURATION_EXPECTED)
-            seconds = parse_duration(value) if isinstance(value, str) else float(str(value))
+            try:
+                seconds = parse_duration(value) if isinstance(value, str) else float(str(value))
+            except ValueError:
+                raise ValueError(DURATION_EXPECTED) from None
             if not marker.at_least <= seconds <= _SECONDS_MAX:
                 raise ValueError(f"a duration of {marker.at_least:g} s to 10 years")
             return seconds

@@ -31,7 +31,8 @@ _UNIX_PATH_BYTES_MAX = 107  # sun_path
 _REJECT_TEXT_LENGTH_MAX = 400  # a reply line has at most 512 octets (RFC 5321 4.5.3.1.5)
 _WIDEST_NETWORK_BITS = {4: 8, 6: 7}  # 10.0.0.0/8 and fc00::/7 are the widest that are anybody's own
 
-DURATION_EXPECTED = 'a duration such as "8s", "5m", "4h", "2d", or a number of seconds'
+WRITTEN_DURATION_EXPECTED = 'a duration such as "8s", "5m", "4h", "2d"'
+DURATION_EXPECTED = f"{WRITTEN_DURATION_EXPECTED}, or a number of seconds"
 SIZE_EXPECTED = 'a size such as "150 MiB", "64 kB", or a number of bytes'
 _RATE_EXPECTED = 'a number of messages and a duration of at most a day, such as "100/1m"'
 ADDRESS_EXPECTED = '"HOST:PORT", "[IPV6]:PORT" or "unix:PATH"'
@@ -42,7 +43,7 @@ def parse_duration(text: str) -> float:
     """Return the seconds of "8s", "1.5h", "2d"."""
     found = _DURATION.fullmatch(text.strip())
     if not found:
-        raise ValueError(DURATION_EXPECTED)
+        raise ValueError(WRITTEN_DURATION_EXPECTED)
     return float(found[1]) * _SECONDS_PER_UNIT[found[2]]
 
 

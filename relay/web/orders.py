@@ -14,14 +14,14 @@ import msgspec
 
 from relay.clock import Clock
 from relay.http.errors import ApiError, shown
-from relay.settings.values import DURATION_EXPECTED, parse_duration
+from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
 from relay.spool.operating import Operation, Order, Way
 from relay.spool.types import Selector
 from relay.web.parameters import TEXTS, conditions_of, read_body
 
 _IDS_MAX = 10_000
 _WHO_CHARACTERS_MAX = 100
-_UNTIL_EXPECTED = f'{DURATION_EXPECTED}, or a time such as "2027-01-31T09:00:00Z"'
+_UNTIL_EXPECTED = f'{WRITTEN_DURATION_EXPECTED}, or a time such as "2027-01-31T09:00:00Z"'
 
 
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -73,6 +73,7 @@ def test_the_last_config_wins(config, tmp_path):
         (["wait", "last", "--timeout", "-1"], "not in the range"),
         (["queue", "retry"], "say which"),
         (["queue", "list", "--older-than", "soon"], "--older-than"),
+        (["queue", "list", "--older-than", "30"], '"4h", "2d"\n'),
         (["send", "--body", "x"], "--to"),
         (["dev", "--http", "0.0.0.0:8025"], "loopback only"),
         (["dev", "--smtp", "127.0.0.1.example.test:25"], "loopback only"),
