@@ -165,6 +165,29 @@ async def test_what_has_no_recipients_any_more_is_held(filled, open_spool) -> No
     assert states.count("held") == found.without_recipients
 
 
+def lose_the_header(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"\xff" * 100)
+
+
+def lose_the_first_page(path: Path) -> None:
+    damage(path, 1)
+
+
+@pytest.mark.parametrize("lose", [lose_the_header, lose_the_first_page])
+async def test_what_lies_behind_a_damaged_first_page_is_saved(
+    filled: Path, open_spool, lose: Callable[[Path], None]
+) -> None:
+    before = await listed(open_spool, filled)
+    lose(filled)
+    with pytest.raises(SpoolDamagedError):
+        open_spool(filled)
+    found = salvage(filled, stamp="now")
+    assert (found.is_whole, found.recipients_lost) == (True, 0)
+    assert await listed(open_spool, filled) == before
+    assert list(filled.parent.glob("*headed*")) == []
+
+
 async def test_where_nothing_can_be_read_a_new_spool_is_made(filled, open_spool) -> None:
     filled.write_bytes(b"no database any more " * 1000)
     found = salvage(filled, stamp="now")
@@ -296,10 +319,10 @@ async def test_no_queue_begins_anew_in_place_of_one_that_was_lost(
 
 async def test_a_spool_that_ran_empty_may_be_removed(path: Path, open_spool, capfd) -> None:
     assert await listed(open_spool, path) == {}
-    assert "removed" not in "".join(capfd.readouterr())
+    assert "begins empty" not in "".join(capfd.readouterr())
     remove(path)
     assert await listed(open_spool, path) == {}
-    assert "a spool was removed: the queue begins empty" in "".join(capfd.readouterr())
+    assert "a spool was here: the queue begins empty" in "".join(capfd.readouterr())
 
 
 async def test_a_log_without_its_database_is_kept(path: Path, open_spool, make) -> None:

@@ -114,7 +114,7 @@ def bring_to_version(connection: apsw.Connection, path: Path, *, captured_keep_u
         if connection.execute("SELECT count(*) FROM sqlite_schema").get:
             raise SpoolFormatError(f"{path}: a SQLite file, but no spool")
         if contents_of(path).exists():
-            _log.warning("a spool was removed: the queue begins empty", file=path.name)
+            _log.warning("a spool was here: the queue begins empty", file=path.name)
         _apply(connection, schema())
     elif found < SCHEMA_VERSION:
         _copy_before(connection, path, found=found)

@@ -25,6 +25,7 @@ from relay.spool.sqlite.engine.database import fetch, fetch_one, open_database
 from relay.spool.sqlite.engine.migrating import SCHEMA_VERSION
 from relay.spool.sqlite.faults import disk_faults, page_faults, translated
 from relay.spool.sqlite.storage.backup import link_or_copy
+from relay.spool.sqlite.storage.heading import with_new_head
 from relay.spool.sqlite.transactions import ACCEPTED_COUNTER
 from relay.spool.types import SpoolDamagedError
 
@@ -137,17 +138,25 @@ def _fill(database: Path, aside: Path, found: Salvaged) -> None:
         target.execute("PRAGMA synchronous = OFF")  # it is synced once, as a whole
         target.execute("PRAGMA journal_mode = DELETE")
         source = _opened(aside)
-        if source is None:
-            found.holes += [{"table": one, "behind": None, "before": None} for one in _TABLES]
-        else:
+        if source is not None:
             with closing(source):
                 _copy_all(source, target, found)
+        else:
+            with with_new_head(aside, part) as headed:
+                if headed is not None:
+                    _copy_all(headed, target, found)
+                else:
+                    found.holes += [_all_of(table) for table in _TABLES]
         _take_contents(target, contents_of(aside), contents, found=found)
         _mend(target, found)
     sync(contents)
     sync(part)
     part.rename(database)
     sync(database.parent)
+
+
+def _all_of(table: str) -> dict[str, Any]:
+    return {"table": table, "behind": None, "before": None}
 
 
 def _opened(path: Path) -> apsw.Connection | None:
