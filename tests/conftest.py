@@ -4,6 +4,8 @@ Properties are checked with the same examples every time, so that a failure is a
 come with `make test TESTS="tests/unit --hypothesis-profile=search"`.
 """
 
+import asyncio
+import gc
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,21 @@ settings.register_profile(
 )
 settings.register_profile("search", deadline=None, max_examples=2000)
 settings.load_profile("same")
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test is none of what they leave: no need to look at it."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_abandoned() -> Iterator[None]:
+    """A loop, socket or coroutine that nobody ends is this module's failure, not that of the test
+    during which it happens to be found.
+    """
+    yield
+    asyncio.set_event_loop(None)
+    gc.collect()
 
 
 @pytest.fixture
