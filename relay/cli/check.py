@@ -1,6 +1,6 @@
 """`relay check`: whether everything is as a start would need it.
 
-On the path: prints what app.checking finds.
+On the path: prints what app.commands.checking finds.
 Holds: what is in order goes to stdout, what is wrong to stderr, each fault as file:line: key: ...;
     with --json everything is one document on stdout.
 Fails: 78 for what a start would refuse, 69 for what does not answer.
@@ -9,7 +9,7 @@ Standards: docs/names.md (Commands).
 
 import click
 
-from relay.app.checking import Finding, Verdict, check_file
+from relay.app.commands.checking import Finding, Verdict, check_file
 from relay.cli.context import Given, common_options
 from relay.cli.exits import Ended, Exit
 from relay.cli.output import flush, print_json

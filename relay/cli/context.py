@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import click
 
-from relay.app.folder import running_config
+from relay.app.development.folder import running_config
 from relay.files import check_readable
 from relay.settings import Settings, load, read_environment
 from relay.settings.faults import shown

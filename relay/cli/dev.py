@@ -17,9 +17,9 @@ import click
 import uvloop
 
 from relay import __version__
-from relay.app.demonstration import DemonstrationError, Shown
-from relay.app.development import Plan, View, develop
-from relay.app.folder import Folder, open_folder
+from relay.app.development.demonstration import DemonstrationError, Shown
+from relay.app.development.folder import Folder, open_folder
+from relay.app.development.running import Plan, View, develop
 from relay.cli.context import Given, common_options
 from relay.cli.exits import INTERRUPTED, Ended, Exit
 from relay.cli.output import flush, print_json_line

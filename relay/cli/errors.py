@@ -12,10 +12,10 @@ from contextlib import suppress
 
 import click
 
-from relay.app.control import ControlError, ControlForbiddenError, ControlUnavailableError
-from relay.app.folder import NotOurFolderError
+from relay.app.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
+from relay.app.commands.sending import NotAllowedError, RefusedError, TryLaterError
+from relay.app.development.folder import NotOurFolderError
 from relay.app.lock import AlreadyRunningError
-from relay.app.sending import NotAllowedError, RefusedError, TryLaterError
 from relay.cli.exits import INTERRUPTED, Ended, Exit
 from relay.settings import SettingsError
 from relay.spool.types import SpoolDamagedError, SpoolError, SpoolFormatError

@@ -1,6 +1,6 @@
 """`relay queue`: what is not delivered yet, and what operators do with it.
 
-On the path: prints what app.reading finds.
+On the path: prints what app.commands.reading finds.
 Holds: facts on stdout, everything else on stderr; what changes something needs to be told which.
 Fails: 65 for an unknown message, 69 where another process is in the way, 75 where all that was
     meant is being tried just now, 130 for Ctrl-C.
@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import click
 
-from relay.app.control import ControlError
-from relay.app.reading import LIST_MAX, OrderInterruptedError, Reading
+from relay.app.commands.control import ControlError
+from relay.app.commands.reading import LIST_MAX, OrderInterruptedError, Reading
 from relay.cli.context import Given, Key, common_options, group_options, user_name
 from relay.cli.exits import INTERRUPTED, Ended, Exit
 from relay.cli.output import flush, print_json, print_lines

@@ -1,6 +1,6 @@
 """`relay send`: a message from the shell.
 
-On the path: a client in front of step 1, by app.sending.
+On the path: a client in front of step 1, by app.commands.sending.
 Holds: facts on stdout, everything else on stderr.
 Fails: 65 when the relay refuses, 69 when none answers, 75 not now, 77 not with this token.
 Standards: docs/names.md (Commands).
@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from relay.app.sending import Draft, read_attachments, send_by_graph, send_by_smtp
+from relay.app.commands.sending import Draft, read_attachments, send_by_graph, send_by_smtp
 from relay.cli.context import Given, common_options, user_name
 from relay.cli.exits import Ended, Exit
 from relay.cli.output import print_json, print_lines

@@ -1,6 +1,6 @@
 """`relay storage verify | backup | prune | salvage`: what is on the disk.
 
-On the path: prints what app.storage, app.backup, app.pruning and the spool's salvage find.
+On the path: prints what app.commands and the spool's salvage find.
 Holds: facts on stdout, how far it is on stderr where somebody sits there.
 Fails: 65 where something remains that could not be mended, for an unknown account, and where a
     directory cannot be used for a backup.
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import click
 
-from relay.app.pruning import prune as pruned
-from relay.app.storage import UnknownAccountError, Wishes
-from relay.app.storage import verify as verified
+from relay.app.commands.pruning import prune as pruned
+from relay.app.commands.storage import UnknownAccountError, Wishes
+from relay.app.commands.storage import verify as verified
 from relay.cli.context import Given, common_options, group_options
 from relay.cli.exits import Ended, Exit
 from relay.cli.output import print_json, print_lines
@@ -84,7 +84,11 @@ def backup(given: Given, directory: Path, *, dry_run: bool) -> None:
     DIRECTORY is made, or empty; its SHA256SUMS are for sha256sum --check, and its manifest.json
     says that it is whole. Copy the notes (.submissions) before it, and the mailboxes after it.
     """
-    from relay.app.backup import BackupRefusedError, back_up, extent  # noqa: PLC0415 - is slow
+    from relay.app.commands.backup import (  # noqa: PLC0415 - is slow
+        BackupRefusedError,
+        back_up,
+        extent,
+    )
 
     settings = given.settings()
 
@@ -135,8 +139,8 @@ def salvage(given: Given) -> None:
     The damaged one is put aside with all that belongs to it; nothing is deleted. Without damage
     nothing is done. No relay may run. Exits 65 when something could not be read.
     """
-    from relay.app.salvaging import NothingToSalvageError  # noqa: PLC0415 - is slow
-    from relay.app.salvaging import salvage as salvaged  # noqa: PLC0415 - the same
+    from relay.app.commands.salvaging import NothingToSalvageError  # noqa: PLC0415 - is slow
+    from relay.app.commands.salvaging import salvage as salvaged  # noqa: PLC0415 - the same
 
     try:
         told = salvaged(given.settings(), SystemClock())

@@ -1,6 +1,6 @@
 """`relay trace`: the journey of a message.
 
-On the path: prints what app.reading finds.
+On the path: prints what app.commands.reading finds.
 Holds: facts on stdout, everything else on stderr.
 Fails: 65 for an unknown message.
 Standards: docs/names.md (Commands).
@@ -8,7 +8,7 @@ Standards: docs/names.md (Commands).
 
 import click
 
-from relay.app.reading import Reading
+from relay.app.commands.reading import Reading
 from relay.cli.context import Given, Key, common_options
 from relay.cli.exits import Ended, Exit
 from relay.cli.output import print_json, print_lines

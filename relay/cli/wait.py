@@ -10,7 +10,7 @@ import math
 
 import click
 
-from relay.app.reading import Reading
+from relay.app.commands.reading import Reading
 from relay.cli.context import Given, Key, common_options
 from relay.cli.diagnosis import diagnosis
 from relay.cli.exits import Ended, Exit

@@ -2,8 +2,8 @@
 
 import pytest
 
-from relay.app import checking
-from relay.app.checking import Verdict, check_file
+from relay.app.commands import checking
+from relay.app.commands.checking import Verdict, check_file
 from relay.clock import SystemClock
 
 CONFIG = """\

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.responses import Response
 
-from relay.app.control import ControlClient, ControlError, ControlUnavailableError, path_of
+from relay.app.commands.control import ControlClient, ControlError, ControlUnavailableError, path_of
 from relay.clock import ManualClock
 from relay.http import ApiError, Call, Gateway, HttpServer, Limits, json_response
 from relay.settings.tree import Address

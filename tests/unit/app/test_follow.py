@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from relay.app.follow import Follower, is_settled
+from relay.app.development.follow import Follower, is_settled
 from relay.web import Changes
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import relay.app.backup  # noqa: F401 - later this user may not read it
+import relay.app.commands.backup  # noqa: F401 - later this user may not read it
+from relay.app.commands.storage import Wishes, as_owner, verify
 from relay.app.lock import AlreadyRunningError, OwnerLock
-from relay.app.storage import Wishes, as_owner, verify
 from relay.cli.errors import tell
 from relay.cli.exits import Exit
 from relay.cli.storage import storage

@@ -6,10 +6,10 @@ from pathlib import Path
 import click
 import pytest
 
-from relay.app.control import ControlError, ControlForbiddenError, ControlUnavailableError
-from relay.app.folder import NotOurFolderError
+from relay.app.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
+from relay.app.commands.sending import NotAllowedError, RefusedError, TryLaterError
+from relay.app.development.folder import NotOurFolderError
 from relay.app.lock import AlreadyRunningError
-from relay.app.sending import NotAllowedError, RefusedError, TryLaterError
 from relay.cli.errors import tell
 from relay.cli.exits import Ended, Exit
 from relay.settings import Fault, SettingsError

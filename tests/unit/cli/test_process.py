@@ -255,5 +255,5 @@ def test_who_asks_a_daemon_does_not_load_one(shell, words):
         timeout=TIMEOUT_S, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "relay.app.control" in loaded
+    assert "relay.app.commands.control" in loaded
     assert not loaded & {"apsw", "asyncio", "structlog", "relay.mailbox", "relay.spool.sqlite"}

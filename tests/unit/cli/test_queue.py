@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 from click.testing import CliRunner
 
-from relay.app.reading import Reading
+from relay.app.commands.reading import Reading
 from relay.cli.exits import INTERRUPTED, Ended
 from relay.cli.root import cli
 from relay.cli.show import changed_line, entry_lines, stats_lines, step_lines

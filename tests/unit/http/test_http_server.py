@@ -12,7 +12,7 @@ import pytest
 import uvloop
 from starlette.responses import Response
 
-from relay.app.control import ControlClient
+from relay.app.commands.control import ControlClient
 from relay.clock import ManualClock
 from relay.http import (
     ApiError,

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
-from relay.app.control import (
+from relay.app.commands.control import (
     ControlClient,
     ControlError,
     ControlForbiddenError,
@@ -29,7 +29,7 @@ from relay.settings import Settings
 from relay.spool.operating import UNKNOWN_HEADER, Listed
 
 if TYPE_CHECKING:
-    from relay.app.offline import Files
+    from relay.app.commands.offline import Files
     from relay.spool.types import Selector
 
 T = TypeVar("T")
@@ -146,7 +146,7 @@ class Reading:
         *,
         nothing: dict[str, Any],
     ) -> dict[str, Any]:
-        from relay.app.orders import carry_out  # noqa: PLC0415 - see the head of this module
+        from relay.app.commands.orders import carry_out  # noqa: PLC0415 - see the head
 
         done = [0]
         order = partial(
@@ -164,7 +164,7 @@ class Reading:
         """Ask the files. Raises `silent` when there is a daemon after all, which did not answer."""
         if isinstance(silent, ControlForbiddenError):
             raise silent
-        from relay.app.offline import ask_files  # noqa: PLC0415 - see the head of this module
+        from relay.app.commands.offline import ask_files  # noqa: PLC0415 - see the head
 
         try:
             return ask_files(self._settings, self._clock, ask, nothing=nothing)

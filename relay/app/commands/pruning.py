@@ -9,7 +9,7 @@ Standards: docs/design.md 4 (history).
 from collections.abc import Mapping
 from typing import Any
 
-from relay.app.control import ControlClient, ControlForbiddenError, ControlUnavailableError
+from relay.app.commands.control import ControlClient, ControlForbiddenError, ControlUnavailableError
 from relay.app.lock import AlreadyRunningError
 from relay.clock import Clock
 from relay.settings import Settings
@@ -51,7 +51,7 @@ def _offline(
     older_than_s: float | None,
     dry_run: bool,
 ) -> Mapping[str, Any]:
-    from relay.app.offline import Files, ask_files  # noqa: PLC0415 - only where no relay runs
+    from relay.app.commands.offline import Files, ask_files  # noqa: PLC0415 - where none runs
 
     age_s = settings.spool.keep if older_than_s is None else older_than_s
 

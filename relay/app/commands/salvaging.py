@@ -9,8 +9,8 @@ Standards: docs/operation.md (A damaged spool).
 from dataclasses import asdict
 from typing import Any
 
+from relay.app.commands.storage import as_owner
 from relay.app.lock import OwnerLock
-from relay.app.storage import as_owner
 from relay.clock import Clock, rfc3339
 from relay.settings import Settings
 from relay.spool.sqlite.disk.presence import is_or_was_there

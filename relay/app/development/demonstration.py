@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from relay.accounts.development import DOMAIN
+from relay.app.commands.sending import Draft, send_by_graph
 from relay.app.daemon import Daemon
-from relay.app.sending import Draft, send_by_graph
 from relay.journal.events import Step
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import WellKnown

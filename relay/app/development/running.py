@@ -17,9 +17,9 @@ from relay.accounts import DevelopmentAccounts
 from relay.accounts.development import DOMAIN
 from relay.app.compose import Sources, compose
 from relay.app.daemon import Daemon
-from relay.app.demonstration import Shown, demonstrate
-from relay.app.folder import Folder
-from relay.app.follow import Follower
+from relay.app.development.demonstration import Shown, demonstrate
+from relay.app.development.folder import Folder
+from relay.app.development.follow import Follower
 from relay.app.serve import BrokenRelayError, write_ready_file
 from relay.policy import load as load_rules
 from relay.routing import NoResolver

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from relay.accounts import load_accounts
-from relay.app.control import ControlError
+from relay.app.commands.control import ControlError
 from relay.app.routes import route_table, way_to
 from relay.clock import Clock
 from relay.http.errors import ApiError
