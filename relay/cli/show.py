@@ -187,6 +187,8 @@ def salvage_lines(told: Mapping[str, Any]) -> list[str]:
     saved = ", ".join(f"{n} {table}" for table, n in told["rows"].items())
     lines.append(f"saved: {saved or 'nothing'}")
     lines += [f"lost: {_hole(hole)}" for hole in told["holes"]]
+    if told["log_damaged"]:
+        lines.append("of its log, what can be read is saved; some last changes may be lost")
     if told["recipients_lost"] is None:
         lines.append("how many recipients are lost is not known")
     elif told["recipients_lost"]:

@@ -164,7 +164,7 @@ def test_a_spool_that_is_damaged_is_refused_and_salvaged(remotes):
         assert told(relay, "salvage") == {
             "faults": [], "aside": "", "rows": {}, "holes": [], "entries_waiting": 0,
             "without_content": 0, "without_recipients": 0, "recipients_lost": 0,
-            "whole": True,
+            "log_damaged": False, "whole": True,
         }  # fmt: skip
         spool = relay.folder / "state" / "spool.sqlite"
         connection = apsw.Connection(str(spool))

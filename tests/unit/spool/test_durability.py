@@ -17,6 +17,7 @@ from relay.journal.metrics import Metrics
 from relay.message.outcome import Evidence, Relayed
 from relay.spool import SqliteSpool
 from relay.spool.sqlite.engine import write_ahead
+from relay.spool.sqlite.engine.log_check import check_log
 from relay.spool.types import (
     Accepted,
     NewMessage,
@@ -63,6 +64,7 @@ def seen_after_a_crash(spool_path: Path, folder: Path) -> set[str]:
 def ids_in(path: Path) -> set[str]:
     connection = apsw.Connection(str(path), vfs="unix")
     try:
+        check_log(connection, path)  # what a loss of power takes is no damage
         assert connection.execute("PRAGMA integrity_check").get == "ok"
         return {str(row[0]) for row in connection.execute("SELECT id FROM message")}
     finally:

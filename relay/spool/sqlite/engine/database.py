@@ -14,8 +14,9 @@ from typing import Any
 import apsw
 
 from relay.spool.sqlite.disk.presence import check_presence
+from relay.spool.sqlite.engine.log_check import check_log
 from relay.spool.sqlite.engine.migrating import bring_to_version, check_version
-from relay.spool.sqlite.faults import translated
+from relay.spool.sqlite.faults import disk_faults, translated
 from relay.spool.types import SpoolError
 
 SQLITE_VERSION_MIN = 3_051_003
@@ -51,11 +52,16 @@ def open_database(
             if read_only:
                 check_version(connection, path)
             else:
+                # Closed because of a fault, it leaves the log as it is.
+                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                 connection.execute("PRAGMA journal_mode = WAL")
+                with disk_faults(path):
+                    check_log(connection, path)
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
                 connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES_MAX}")
                 bring_to_version(connection, path, captured_keep_us=captured_keep_us)
+                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         except BaseException:
             connection.close()
             raise

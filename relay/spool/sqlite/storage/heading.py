@@ -1,4 +1,4 @@
-"""Read a spool whose first page is damaged: in a copy that has the first page of a new one.
+"""Read a spool whose first page or whose log is damaged: in a copy where that is put right.
 
 On the path: beside it; salvage asks where SQLite takes the file for none of its own.
 Holds: the damaged file is only read; what is read has the tables of this schema, and no other.
@@ -12,6 +12,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import apsw
+
+from relay.spool.sqlite.engine.log_check import log_of, write_whole
 
 _HEADER_BYTES = 100  # what follows in the first page is the schema's
 _PAGE_SIZE = slice(16, 18)
@@ -28,22 +30,38 @@ def with_new_head(damaged: Path, new: Path) -> Iterator[apsw.Connection | None]:
 
     `new` is an empty spool without a log. The copy is removed behind it.
     """
-    copy = new.with_name(new.name + ".headed")
+    copy = _beside(new)
     connection = None
     try:
         connection = _opened(damaged, new, copy)
         yield connection
     finally:
-        if connection is not None:
-            connection.close()
-        for ending in _BESIDE:
-            copy.with_name(copy.name + ending).unlink(missing_ok=True)
+        _remove(connection, copy)
+
+
+@contextmanager
+def with_whole_log(damaged: Path, new: Path) -> Iterator[apsw.Connection | None]:
+    """Open a copy of `damaged` whose log has the frames that are good, and no end before the last.
+
+    What a lost frame had changed is as it was before; the rows on its page may be lost.
+    """
+    copy = _beside(new)
+    connection = None
+    try:
+        shutil.copyfile(damaged if damaged.exists() else new, copy)
+        copy.chmod(0o600)  # there is mail in it
+        write_whole(log_of(damaged), log_of(copy), size=_page_size(new))
+        with suppress(apsw.Error):
+            connection = apsw.Connection(str(copy))
+            connection.execute("PRAGMA writable_schema = ON")  # else none with a fault is opened
+        yield connection
+    finally:
+        _remove(connection, copy)
 
 
 def _opened(damaged: Path, new: Path, copy: Path) -> apsw.Connection | None:
+    size = _page_size(new)
     with new.open("rb") as file:
-        size = int.from_bytes(file.read(_HEADER_BYTES)[_PAGE_SIZE], "big")
-        file.seek(0)
         page = file.read(size)
     if not damaged.exists() or damaged.stat().st_size < 2 * size:
         return None
@@ -80,3 +98,19 @@ def _write_first(copy: Path, first: bytes, *, pages: int) -> None:
         changed[_FORMATS] = _WITH_LOG
     with copy.open("r+b") as file:
         file.write(changed)
+
+
+def _page_size(new: Path) -> int:
+    with new.open("rb") as file:
+        return int.from_bytes(file.read(_HEADER_BYTES)[_PAGE_SIZE], "big")
+
+
+def _beside(new: Path) -> Path:
+    return new.with_name(new.name + ".headed")
+
+
+def _remove(connection: apsw.Connection | None, copy: Path) -> None:
+    if connection is not None:
+        connection.close()
+    for ending in _BESIDE:
+        copy.with_name(copy.name + ending).unlink(missing_ok=True)

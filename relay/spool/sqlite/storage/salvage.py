@@ -10,7 +10,7 @@ Standards: docs/operation.md (A damaged spool).
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from relay.spool.sqlite.disk.copying import sync
 from relay.spool.sqlite.disk.presence import contents_of, salvage_mark_of
 from relay.spool.sqlite.engine.damage import mark_of
 from relay.spool.sqlite.engine.database import fetch, fetch_one, open_database
+from relay.spool.sqlite.engine.log_check import log_fault, log_of
 from relay.spool.sqlite.engine.migrating import SCHEMA_VERSION
 from relay.spool.sqlite.faults import disk_faults, page_faults, translated
 from relay.spool.sqlite.storage.backup import link_or_copy
-from relay.spool.sqlite.storage.heading import with_new_head
+from relay.spool.sqlite.storage.heading import with_new_head, with_whole_log
 from relay.spool.sqlite.transactions import ACCEPTED_COUNTER
 from relay.spool.types import SpoolDamagedError
 
@@ -78,11 +79,13 @@ class Salvaged:
     without_content: int = 0
     without_recipients: int = 0
     recipients_lost: int | None = 0
+    log_damaged: bool = False
 
     @property
     def is_whole(self) -> bool:
         """Whether everything could be read."""
-        return not (self.holes or self.without_content or self.without_recipients)
+        lost = self.holes or self.without_content or self.without_recipients
+        return not (lost or self.log_damaged)
 
 
 def salvage(database: Path, *, stamp: str) -> Salvaged:
@@ -110,6 +113,8 @@ def salvage(database: Path, *, stamp: str) -> Salvaged:
 
 def faults_of(database: Path) -> list[str]:
     """What is wrong with the file's pages. Raises SpoolFormatError for one of another schema."""
+    if fault := log_fault(database):
+        return [fault]
     try:
         with closing(open_database(database, read_only=True)) as connection, translated(database):
             return page_faults(connection, full=True)
@@ -137,22 +142,33 @@ def _fill(database: Path, aside: Path, found: Salvaged) -> None:
     with closing(open_database(part)) as target, translated(part):
         target.execute("PRAGMA synchronous = OFF")  # it is synced once, as a whole
         target.execute("PRAGMA journal_mode = DELETE")
-        source = _opened(aside)
-        if source is not None:
-            with closing(source):
+        with _readable(aside, part, found) as source:
+            if source is not None:
                 _copy_all(source, target, found)
-        else:
-            with with_new_head(aside, part) as headed:
-                if headed is not None:
-                    _copy_all(headed, target, found)
-                else:
-                    found.holes += [_all_of(table) for table in _TABLES]
+            else:
+                found.holes += [_all_of(table) for table in _TABLES]
         _take_contents(target, contents_of(aside), contents, found=found)
         _mend(target, found)
     sync(contents)
     sync(part)
     part.rename(database)
     sync(database.parent)
+
+
+@contextmanager
+def _readable(aside: Path, part: Path, found: Salvaged) -> Iterator[apsw.Connection | None]:
+    """The damaged file, or a copy where that is put right without which it cannot be read."""
+    is_log_alone = not aside.exists() and log_of(aside).exists()
+    if is_log_alone or log_fault(aside):
+        found.log_damaged = True
+        with with_whole_log(aside, part) as copy:
+            yield copy
+    elif (source := _opened(aside)) is not None:
+        with closing(source):
+            yield source
+    else:
+        with with_new_head(aside, part) as copy:
+            yield copy
 
 
 def _all_of(table: str) -> dict[str, Any]:
