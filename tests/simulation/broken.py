@@ -156,6 +156,14 @@ def _same_epoch(original: Any) -> Any:
     return str(original).replace(", epoch = epoch + 1", "")
 
 
+def _released_in_its_epoch(original: Any) -> Any:
+    def release(self: Any, *args: Any) -> Any:
+        with patch.object(changing, "_WAIT", _same_epoch(changing._WAIT)):
+            return original(self, *args)
+
+    return release
+
+
 def _still_tried(_original: Any) -> Any:
     def withdraw(self: Dispatcher, keys: Any) -> Any:
         return frozenset(key for key in keys if key in self._residents._where)
@@ -225,6 +233,11 @@ BROKEN = (
     Broken("doubts are not told", _instead(recovery, "append_events", _nothing), "invariant 2"),
     Broken("wall time", _instead(WorldClock, "steady_us", _wall_time), "invariant 6"),
     Broken("a hold keeps the epoch", _instead(changing, "_WAIT", _same_epoch), "invariant 3"),
+    Broken(
+        "a release keeps the epoch",
+        _instead(changing._Change, "_release", _released_in_its_epoch),
+        "invariant 3",
+    ),
     Broken("what is withdrawn is tried", _instead(Dispatcher, "withdraw", _still_tried), "invariant 2"),
     Broken("what is held never ends", _instead(changing, "look_us", _held_for_ever), "invariant 6"),
     Broken("warned again", _instead(conclude, "_warning", _warned_again), "invariant 6"),

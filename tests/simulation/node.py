@@ -35,6 +35,7 @@ from relay.routing import RouteTable
 from relay.settings.tree import Address, Route, SmtpListener
 from relay.smtp import Timeouts
 from relay.spool import SqliteSpool
+from tests.simulation import tripwires
 from tests.simulation.clock import WorldClock
 from tests.simulation.ledger import CONTENTS_BYTES, Ledger, Witness
 from tests.simulation.life import Death, Life
@@ -124,6 +125,7 @@ class Node:
         scenario, world = around.scenario, around.world
         self.life = life
         self._world, self._commit_s = world, scenario.commit_s
+        self._disk, self._path = around.disk, home / "spool.sqlite"
         self.clock = WorldClock(world)
         self.metrics = Metrics()
         ids = Ids(self.clock, chance=world.rng.randbytes)
@@ -131,14 +133,13 @@ class Node:
         routes = (Route("captured.test", "capture"), Route("refused.test", "reject:5.7.1 no"))
         self.table = RouteTable(routes, [HOME], accounts)
         self.spool = SqliteSpool(
-            home / "spool.sqlite", clock=self.clock, crash=Points(around.disk),
+            self._path, clock=self.clock, crash=Points(around.disk),
             metrics=self.metrics, submission_keep_s=_KEEP_S,
             captured_keep_s=scenario.captured_keep_s, inline=True,
             ballast=SimulatedBallast(home / "ballast", around.disk),
         )  # fmt: skip
         self.witness = Witness(self.spool, around.ledger, life, around.disk)
         self.upkeep = Upkeep(world, life, scenario, spool=self.spool)
-        self._disk = around.disk
         reporter = Reporter(
             hostname="relay.test", clock=self.clock, ids=ids,
             next_hop_for=self.table.next_hop_for, expire_after_s=scenario.expire_after_s,
@@ -197,6 +198,8 @@ class Node:
 
     async def start(self) -> None:
         await self.spool.start()
+        with self._disk.unnoticed():  # of the first life: no file was there before
+            tripwires.lay(self._path)
         if self._commit_s:
             self.spool._writer._loop = _SlowDisk(self._world, self._commit_s)
         self._tasks.append(asyncio.create_task(self.dispatcher.run()))

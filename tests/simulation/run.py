@@ -282,9 +282,8 @@ class _Play:
 
     async def _begin(self, life: Life, home: Path) -> None:
         self.node = Node(self.around, life, home)
-        owner, self.disk.owner = self.disk.owner, None  # none of the relay's doing
-        tripwires.lay(home / "spool.sqlite")
-        self.disk.owner = owner
+        with self.disk.unnoticed():
+            tripwires.lay(home / "spool.sqlite")
         self.senders.pickup_path = self.node.pickup_path
         await self.node.start()
 
