@@ -8,7 +8,7 @@ Standards: docs/design.md 7; RFC 3464 (what a report names).
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,12 +138,15 @@ def in_doubt(message: Message, number: int) -> int:
 def reports_are_made(evidence: Evidence) -> Iterator[str]:
     """1: who failed is reported once to the sender who may hear of it, and to nobody else."""
     found: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for content in _reports(evidence):
+    causes = _causes(evidence)
+    lost = set(_lost(evidence, causes))
+    for queue_id, content in _reports(evidence):
         token = TOKEN.search(content.partition(b"\r\n\r\n")[2])
         name = _MESSAGE_ID.search(content)
         for address in _FINAL_RECIPIENT.findall(content):
-            key = (token[1].decode() if token else "", address.decode())
-            found[key].add(name[1].decode() if name else "")
+            # of a message that could not be read then, only its trace tells
+            told = token[1].decode() if token else _cause(causes, queue_id)[0]
+            found[told, address.decode()].add(name[1].decode() if name else "")
     expected: set[tuple[str, str]] = set()
     for message in evidence.rows.messages.values():
         if message.source == "report" or not message.trusted or not message.reverse_path:
@@ -154,7 +157,8 @@ def reports_are_made(evidence: Evidence) -> Iterator[str]:
                 wanted = False  # whoever captures it knows
             if one.state in (State.FAILED, State.EXPIRED) and wanted and not one.added_by:
                 expected.add((message.token, one.address))
-                if len(found[message.token, one.address]) != 1:
+                is_lost = (message.token, one.address) in lost
+                if len(found[message.token, one.address]) != 1 - is_lost:
                     reports = sorted(found[message.token, one.address])
                     yield f"1: {message.id} ({message.token}) to {one.address} is {one.state}; reports: {reports}"
     for key, reports in found.items():
@@ -171,12 +175,50 @@ def is_captured(message: Message, recipient: Recipient) -> bool:
     return recipient.address.endswith("@captured.test") and not rerouted
 
 
-def _reports(evidence: Evidence) -> Iterator[bytes]:
-    contents = [content for _, _, content in evidence.ledger.inboxes]
-    contents += [copy.content for copy in evidence.copies() if not copy.reverse_path]
-    for content in contents:
+def _reports(evidence: Evidence) -> Iterator[tuple[str, bytes]]:
+    """What is in mailboxes, with its queue id."""
+    names = evidence.ledger.names
+    there = [(unique.partition("-")[0], content) for _, unique, content in evidence.ledger.inboxes]
+    there += [
+        (names.get(copy.name, copy.name), copy.content)
+        for copy in evidence.copies()
+        if not copy.reverse_path
+    ]
+    for queue_id, content in there:
         if b"\r\nContent-Type: multipart/report" in content.partition(b"\r\n\r\n")[0]:
-            yield content
+            yield queue_id, content
+
+
+_Causes = Mapping[str, tuple[Message, Collection[str]]]  # whose, and which of its recipients
+
+
+def _causes(evidence: Evidence) -> _Causes:
+    """What reports and dead letters are about, by their queue ids."""
+    return {
+        detail["report_id"]: (message, detail["recipients"])
+        for message in evidence.rows.messages.values()
+        for _, step, detail in message.events
+        if step == Step.REPORT and "report_id" in detail
+    }
+
+
+def _cause(causes: _Causes, queue_id: str) -> tuple[str, Collection[str]]:
+    """Of what, by its token, a report tells in the end, also as a dead letter; and of whom."""
+    if queue_id not in causes:
+        return "", ()
+    message, recipients = causes[queue_id]
+    return _cause(causes, message.id) if message.source == "report" else (message.token, recipients)
+
+
+def _lost(evidence: Evidence, causes: _Causes) -> Iterator[tuple[str, str]]:
+    """Of whom nobody hears: the postmaster's own mailbox, or the relay, was away for too long."""
+    if not (evidence.plan.store_fails or evidence.plan.lives):
+        return
+    for message in evidence.rows.messages.values():
+        dropped = any(detail.get("kind") == "dropped" for _, _, detail in message.events)
+        if dropped and all(one.state is State.EXPIRED for one in message.recipients):
+            token, recipients = _cause(causes, message.id)
+            yield from ((token, address) for address in recipients)
 
 
 def no_backscatter(evidence: Evidence) -> Iterator[str]:
@@ -196,9 +238,10 @@ def expiry_in_time(evidence: Evidence) -> Iterator[str]:
     """6: nothing expires before its time, nor long behind it."""
     for queue_id, expires_us, settled_s in evidence.ledger.expiries:
         expires_s = (expires_us - BEGINNING_US) / 1e6
+        if settled_s < expires_s - 0.001:
+            yield f"6: {queue_id} expired {expires_s - settled_s:.0f} s too early"
+        expires_s = max(expires_s, evidence.ledger.rerouted_s.get(queue_id, 0.0))
         late_s = settled_s - expires_s
-        if late_s < -0.001:
-            yield f"6: {queue_id} expired {-late_s:.0f} s too early"
         if late_s - evidence.ledger.outage_s(expires_s, settled_s) > _ATTEMPT_S_MAX:
             yield f"6: {queue_id} expired {late_s:.0f} s too late"
 

@@ -58,6 +58,7 @@ class Ledger:
         self.ghosts: list[Claim] = []  # claims that a dead process never settled
         self.settlements: Counter[tuple[str, str]] = Counter()
         self.expiries: list[tuple[str, int, float]] = []  # queue id, expires_us, settled at
+        self.rerouted_s: dict[str, float] = {}  # by queue id: what is captured outlives its message
         self.outages: list[tuple[float, float]] = []  # when nothing could be done
         self.inboxes: list[tuple[str, str, bytes]] = []  # mailbox, unique, content
         self.names: dict[str, str] = {}  # Message-ID: queue id

@@ -48,6 +48,8 @@ async def operate(node: Any, ledger: Ledger, world: World) -> None:
         world.note("operator:", operation, error)
     else:
         world.note("operator:", operation, changed.counts)
+        if operation is Operation.REROUTE:
+            ledger.rerouted_s |= dict.fromkeys(selector.ids, world.time())
         for result, count in changed.counts.items():
             world.reached[f"operation: {operation}, {result}"] += count * (not order.dry_run)
     finally:
