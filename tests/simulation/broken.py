@@ -27,7 +27,7 @@ from relay.spool.sqlite.engine import batch
 from relay.spool.sqlite.engine.batch import Batch
 from relay.spool.sqlite.operating import changing
 from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.sqlite.upkeep import recovery
+from relay.spool.sqlite.upkeep import history, recovery
 from tests.simulation.clock import WorldClock
 from tests.simulation.neighbours import Mailboxes
 
@@ -210,6 +210,17 @@ def _nothing(_original: Any) -> Any:
     return lambda *_args, **_more: 0
 
 
+def _keys_with_history(_original: Any) -> Any:
+    def prune_keys(cursor: Any, _now_us: int) -> int:
+        cursor.execute(
+            "DELETE FROM submission WHERE NOT EXISTS"
+            " (SELECT 1 FROM message WHERE message.id = submission.message_id)"
+        )
+        return int(cursor.connection.changes())
+
+    return prune_keys
+
+
 def _wall_time(_original: Any) -> Any:
     return WorldClock.time_us
 
@@ -225,6 +236,7 @@ BROKEN = (
     Broken("next dot before settle", _instead(Session, "_before_dot", _no_waiting), "invariant 10"),
     Broken("claims are lost", _instead(SqliteSpool, "claim_due", _losing_claims), "invariant 6"),
     Broken("no submission keys", _instead(SqliteSpool, "accept", _without_key), "invariant 7"),
+    Broken("keys end with history", _instead(history, "prune_keys", _keys_with_history), "invariant 7"),
     Broken("nothing expires", _instead(SqliteSpool, "accept", _never_expiring), "invariant 6"),
     Broken("nothing synced", _instead(spool_module, "open_database", _unsynced), "invariant 1"),
     Broken("ten times the connections", _instead(ConnectionSlots, "__init__", _ten_times), "invariant 4"),

@@ -239,6 +239,8 @@ class Witness:
         accepted = await self._spool.accept(message, **more)
         if accepted.repeated:
             world.reached["accepted: repeated"] += 1
+            if accepted.queue_id in self._ledger.archive:
+                world.reached["accepted: repeated, behind its history"] += 1
         elif was_full and self._disk.full:
             world.fault(f"invariant 10: {message.id} was taken on while the disk is full")
         if not accepted.claims and message.entries:

@@ -153,7 +153,7 @@ def make(seed: int) -> Scenario:
         retry_by_class=rng.choice(_BY_CLASS),
         rate=rng.choice(("", "", "", "10/600", "40/600")),
         warn_after_s=rng.choice((0.0, 200.0, 1500.0)),
-        history_s=rng.choice((None, None, 60.0, 900.0)),
+        history_s=rng.choice((None, 60.0, 60.0, 900.0)),
         walks_anew_s=walks_anew_s,
         queue_entries=rng.choice((1_000_000, 1_000_000, 12)),
         full=tuple(_full(rng, spread_s) for _ in range(rng.choice((0, 0, 1, 2)))),
@@ -240,6 +240,6 @@ def _letter(rng: Random, number: int, names: list[str], *, spread_s: float) -> L
         size_bytes = rng.choice((150_000, 1_200_000))  # in a file, whole or its body
     return Letter(
         number, rng.uniform(0, spread_s), via, reverse_path, tuple(recipients), size_bytes,
-        fields=fields, words=words, leaves=rng.random() < 0.2,
-        comes_back_s=rng.choice((0.0, 0.0, 1000.0)),
+        fields=fields, words=words, leaves=rng.random() < 0.3,
+        comes_back_s=rng.choice((0.0, 1000.0, 4000.0)),
     )  # fmt: skip
