@@ -16,11 +16,13 @@ from unittest.mock import patch
 
 from relay.delivery import Dispatcher, conclude
 from relay.delivery.queue.walk import LaneWalk
+from relay.delivery.remote.rate import Bucket
 from relay.delivery.remote.session import Session
 from relay.delivery.remote.slots import ConnectionSlots
 from relay.ingress import Acceptance
 from relay.ingress.ports import Decision
 from relay.reports import reporter
+from relay.routing import RouteTable
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.sqlite import transactions
 from relay.spool.sqlite.engine import batch
@@ -221,6 +223,10 @@ def _keys_with_history(_original: Any) -> Any:
     return prune_keys
 
 
+def _no_rate_of_routes(original: Any) -> Any:
+    return lambda *args: replace(original(*args), rate="")
+
+
 def _wall_time(_original: Any) -> Any:
     return WorldClock.time_us
 
@@ -240,6 +246,8 @@ BROKEN = (
     Broken("nothing expires", _instead(SqliteSpool, "accept", _never_expiring), "invariant 6"),
     Broken("nothing synced", _instead(spool_module, "open_database", _unsynced), "invariant 1"),
     Broken("ten times the connections", _instead(ConnectionSlots, "__init__", _ten_times), "invariant 4"),
+    Broken("no rates", _instead(Bucket, "wait_s", _nothing), "invariant 4"),
+    Broken("no rates of routes", _instead(RouteTable, "limits_for", _no_rate_of_routes), "invariant 4"),
     Broken("backscatter", _instead(reporter, "decide", _to_anybody), "invariant 5"),
     Broken("delivered twice at home", _instead(Mailboxes, "deliver", _again), "invariant 2"),
     Broken("doubts are not told", _instead(recovery, "append_events", _nothing), "invariant 2"),

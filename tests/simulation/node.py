@@ -39,7 +39,7 @@ from tests.simulation import tripwires
 from tests.simulation.clock import WorldClock
 from tests.simulation.ledger import CONTENTS_BYTES, Ledger, Witness
 from tests.simulation.life import Death, Life
-from tests.simulation.scenario import HOME, PEOPLE, Scenario
+from tests.simulation.scenario import HOME, PEOPLE, ROUTED, Scenario
 from tests.simulation.upkeep import SimulatedBallast, Upkeep
 from tests.simulation.world import World
 
@@ -130,7 +130,10 @@ class Node:
         self.metrics = Metrics()
         ids = Ids(self.clock, chance=world.rng.randbytes)
         accounts = People()
-        routes = (Route("captured.test", "capture"), Route("refused.test", "reject:5.7.1 no"))
+        routes = (
+            Route("captured.test", "capture"), Route("refused.test", "reject:5.7.1 no"),
+            Route(ROUTED, "mx", max_rate=scenario.route_rate),
+        )  # fmt: skip
         self.table = RouteTable(routes, [HOME], accounts)
         self.spool = SqliteSpool(
             self._path, clock=self.clock, crash=Points(around.disk),

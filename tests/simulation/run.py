@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,7 +24,7 @@ import apsw
 from relay.clock import SystemClock
 from relay.delivery import parse_rate
 from relay.delivery.queue import refill
-from relay.delivery.remote.rate import Bucket, Rate
+from relay.delivery.remote.rate import Bucket, stricter
 from relay.journal.logs import configure
 from relay.spool.types import Selector, SpoolError
 from tests.simulation import coverage, invariants, operators, scenario, tripwires
@@ -34,9 +35,9 @@ from tests.simulation.neighbours import Mailboxes, Names, address, host_name, ru
 from tests.simulation.node import Node, Surroundings
 from tests.simulation.order import EndlessError
 from tests.simulation.rows import read_rows
-from tests.simulation.scenario import LifePlan, Scenario
+from tests.simulation.scenario import ROUTED, LifePlan, Scenario
 from tests.simulation.senders import Senders
-from tests.simulation.sites import Manner, Site
+from tests.simulation.sites import AT_ONCE, Site
 from tests.simulation.world import World
 
 _LOOK_S = 120.0
@@ -133,7 +134,7 @@ class _Play:
         self.ledger = Ledger(world, plan, claims_max=claims_max(plan))
         self.disk = Disk(world, folder)
         self.sites = self._sites()
-        self._rate_sites(parse_rate(plan.rate))
+        self._rate_sites()
         store = Mailboxes(world, self.ledger, plan)
         self.around = Surroundings(
             world, plan, self.ledger, Names(world, plan), store, rules(), self.disk
@@ -144,25 +145,23 @@ class _Play:
         self.last_home = folder
 
     def _sites(self) -> dict[str, list[Site]]:
+        site = partial(Site, self.world, on_dot=self.ledger.dot, on_mail=self.ledger.begun)
         sites: dict[str, list[Site]] = {}
         for domain, manners in self.plan.domains.items():
             sites[domain] = [
-                Site(self.world, host_name(number, domain), manner, on_dot=self.ledger.dot)
-                for number, manner in enumerate(manners)
+                site(host_name(number, domain), manner) for number, manner in enumerate(manners)
             ]
-            for number, site in enumerate(sites[domain]):
-                self.world.at((address(number, domain), 25), site.host())
+            for number, one in enumerate(sites[domain]):
+                self.world.at((address(number, domain), 25), one.host())
         return sites
 
-    def _rate_sites(self, rate: Rate | None) -> None:
-        """Those that take at once what comes show how much that is."""
-        for sites in self.sites.values():
-            if (
-                rate
-                and len(sites) == 1
-                and sites[0].manner in (Manner(), Manner("plain", extensions=()))
-            ):
-                self.ledger.rated[sites[0].name] = rate
+    def _rate_sites(self) -> None:
+        """Those where a transaction begins as soon as it may show how many there are."""
+        for domain, sites in self.sites.items():
+            own = self.plan.route_rate if domain == ROUTED else ""
+            rate = stricter(parse_rate(self.plan.rate), parse_rate(own))
+            if rate and all(site.manner.name in AT_ONCE for site in sites):
+                self.ledger.rated[domain] = rate
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from tests.simulation.sites import MANNERS, Manner
 PEOPLE = ("alice", "bob", "carol")
 HOME = "home.test"
 AWAY = "away.test"  # where a trusted sender lives whose reports go out
+ROUTED = "d0.test"  # which has a route of its own
 VICTIM = "victim@victim.test"  # whose address strangers write as their own
 _RECIPIENTS = (1, 1, 1, 1, 2, 2, 3, 3, 6, 40)
 _FUTURES = (Notify.NEVER, Notify.FAILURE, Notify.SUCCESS)
@@ -100,6 +101,7 @@ class Scenario:
     history_s: float | None  # None: all of it is kept
     walks_anew_s: float  # how often the queue is walked through, should anything have been missed
     queue_entries: int  # from so many on nothing is taken
+    route_rate: str  # of the route to ROUTED
     full: tuple["Full", ...] = ()
     unresolved: dict[str, str] = field(default_factory=dict)  # domain: nxdomain | nullmx | servfail
 
@@ -151,13 +153,14 @@ def make(seed: int) -> Scenario:
         commit_s=rng.choice((0.0, 0.0, 0.1, 3.0)),
         captured_keep_s=rng.choice((600.0, 2 * _HOUR_S)),
         retry_by_class=rng.choice(_BY_CLASS),
-        rate=rng.choice(("", "", "", "10/600", "40/600")),
+        rate=rng.choice(("", "", "3/300", "10/600", "40/600")),
         warn_after_s=rng.choice((0.0, 200.0, 1500.0)),
         history_s=rng.choice((None, 60.0, 60.0, 900.0)),
         walks_anew_s=walks_anew_s,
         queue_entries=rng.choice((1_000_000, 1_000_000, 12)),
         full=tuple(_full(rng, spread_s) for _ in range(rng.choice((0, 0, 1, 2)))),
         unresolved=unresolved,
+        route_rate=rng.choice(("", "", "3/300", "20/600")),
     )
 
 

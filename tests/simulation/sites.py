@@ -92,6 +92,12 @@ MANNERS = (
     Manner("hello refused", hello="421 4.3.2 not now"),
 )  # fmt: skip
 
+# Where nobody waits between a message's turn and its MAIL, and no MAIL is repeated.
+AT_ONCE = frozenset(
+    ("healthy", "plain", "greylisting", "rejecting some", "rejecting all", "rejecting content",
+     "full", "deferring some", "dropping", "dropping all it has")
+)  # fmt: skip
+
 
 def name_of(content: bytes) -> str:
     """The queue id of a message, or of a report its Message-ID."""
@@ -105,7 +111,9 @@ class Broken(Exception):  # noqa: N818 - what a site does, and no error
 
 
 class Site:
-    """One host. `on_dot(connection, queue_id, addresses)` hears of every final dot at once."""
+    """One host. `on_dot(connection, queue_id, addresses)` hears of every final dot at once, and
+    `on_mail(name)` of every transaction that begins.
+    """
 
     def __init__(
         self,
@@ -114,6 +122,7 @@ class Site:
         manner: Manner,
         *,
         on_dot: Callable[[str, str, list[str]], None],
+        on_mail: Callable[[str], None],
     ) -> None:
         self.name = name
         self.manner = manner
@@ -122,6 +131,7 @@ class Site:
         self._world = world
         self._rng: Random = world.rng
         self._on_dot = on_dot
+        self.on_mail = on_mail
         self._first_seen: dict[tuple[str, str], float] = {}
         self._sessions = 0
 
@@ -207,6 +217,8 @@ class _Session:
             self.site._world.note(self.site.name, self.number, "<", line[:80])
             verb = line.split(" ")[0].partition(":")[0].upper()
             self._may_close(verb)
+            if verb == "MAIL":
+                self.site.on_mail(self.site.name)
             if verb == "QUIT":
                 await self._say("221 2.0.0 bye")
                 return
