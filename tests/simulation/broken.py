@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 from relay.delivery import Dispatcher, conclude
 from relay.delivery.queue.walk import LaneWalk
+from relay.delivery.remote import session
 from relay.delivery.remote.rate import Bucket
 from relay.delivery.remote.session import Session
 from relay.delivery.remote.slots import ConnectionSlots
@@ -95,6 +96,10 @@ def _no_waiting(_original: Any) -> Any:
         self._in_doubt = True
 
     return before_dot
+
+
+def _taking_none(_original: Any) -> Any:
+    return lambda _attempt: {}
 
 
 def _losing_claims(original: Any) -> Any:
@@ -240,6 +245,11 @@ BROKEN = (
         "invariant 1",
     ),
     Broken("next dot before settle", _instead(Session, "_before_dot", _no_waiting), "invariant 10"),
+    Broken(
+        "settled behind several transactions",
+        _instead(session._Attempt, "take_relayed", _taking_none),
+        "invariant 10",
+    ),
     Broken("claims are lost", _instead(SqliteSpool, "claim_due", _losing_claims), "invariant 6"),
     Broken("no submission keys", _instead(SqliteSpool, "accept", _without_key), "invariant 7"),
     Broken("keys end with history", _instead(history, "prune_keys", _keys_with_history), "invariant 7"),

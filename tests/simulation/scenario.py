@@ -225,7 +225,8 @@ def _letter(rng: Random, number: int, names: list[str], *, spread_s: float) -> L
         reverse_path, places = VICTIM, [at_home, at_home, nobody]
     else:
         reverse_path = rng.choice((f"alice@{HOME}", f"bob@{HOME}", f"trusted@{AWAY}", ""))
-        away = [f"u{rng.randrange(100)}@{rng.choice(names)}" for _ in range(30)]
+        domains = [rng.choice(names)] if rng.random() < 0.3 else names  # many to one site
+        away = [f"u{rng.randrange(100)}@{rng.choice(domains)}" for _ in range(30)]
         places = [at_home, away, away, away, away, nobody if via == "pickup" else away]
     if via == "pickup":
         reverse_path = f"alice@{HOME}"
