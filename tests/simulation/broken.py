@@ -24,10 +24,12 @@ from relay.ingress import Acceptance
 from relay.ingress.ports import Decision
 from relay.reports import reporter
 from relay.routing import RouteTable
+from relay.spool import Ballast
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.sqlite import transactions
 from relay.spool.sqlite.engine import batch
 from relay.spool.sqlite.engine.batch import Batch
+from relay.spool.sqlite.engine.writer import Writer
 from relay.spool.sqlite.operating import changing
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.upkeep import history, recovery
@@ -232,6 +234,18 @@ def _no_rate_of_routes(original: Any) -> Any:
     return lambda *args: replace(original(*args), rate="")
 
 
+def _nothing_kept(original: Any) -> Any:
+    def check_room(self: Ballast, size_bytes: int) -> None:
+        with patch.object(self, "missing_bytes", 0):
+            original(self, size_bytes)
+
+    return check_room
+
+
+def _like_outcomes(original: Any) -> Any:
+    return lambda self, operation, **_more: original(self, operation)
+
+
 def _wall_time(_original: Any) -> Any:
     return WorldClock.time_us
 
@@ -258,6 +272,8 @@ BROKEN = (
     Broken("ten times the connections", _instead(ConnectionSlots, "__init__", _ten_times), "invariant 4"),
     Broken("no rates", _instead(Bucket, "wait_s", _nothing), "invariant 4"),
     Broken("no rates of routes", _instead(RouteTable, "limits_for", _no_rate_of_routes), "invariant 4"),
+    Broken("new mail has the ballast", _instead(Writer, "submit", _like_outcomes), "invariant 10"),
+    Broken("new mail has what is kept", _instead(Ballast, "check_room", _nothing_kept), "invariant 10"),
     Broken("backscatter", _instead(reporter, "decide", _to_anybody), "invariant 5"),
     Broken("delivered twice at home", _instead(Mailboxes, "deliver", _again), "invariant 2"),
     Broken("doubts are not told", _instead(recovery, "append_events", _nothing), "invariant 2"),

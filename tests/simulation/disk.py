@@ -21,6 +21,9 @@ from tests.simulation.world import World
 
 VFS = "simulated"
 CONTENTS = "spool.sqlite-content"
+_BALLAST = "ballast"
+_SIZE_BYTES = 1 << 30
+_BLOCK_BYTES = 4096
 _BASE = apsw.vfs_names()[0]  # where files really are
 
 
@@ -35,6 +38,7 @@ class Disk(apsw.VFS):
         self.full = False
         self.unreadable = False  # contents that did not come with a claim
         self.spare_bytes = 0  # of a ballast that was given up while it is full
+        self.is_just_given = False  # and nothing was committed since
         self.sync_fails = 0  # how many times more
         self.forgets = False  # whether unsynced writes are written down
         self._unsynced: dict[str, list[tuple[int, bytes, int]]] = {}
@@ -57,6 +61,8 @@ class Disk(apsw.VFS):
                 shutil.copyfile(old / name, new / name)
                 if power_lost:
                     forget(new / name, self._unsynced.get(name, []), self.world.rng)
+        if (old / _BALLAST).exists():
+            (old / _BALLAST).rename(new / _BALLAST)
         if (old / CONTENTS).exists():
             (new / CONTENTS).mkdir()
             for name in _names_in(old / CONTENTS):
@@ -79,9 +85,11 @@ class Disk(apsw.VFS):
         self._sizes[new.stat().st_ino] = kept
 
     @contextmanager
-    def synced_files(self) -> Iterator[None]:
-        """Have os.fsync tell of files that are not SQLite's; the process may die around each."""
-        fsync = os.fsync
+    def in_place(self) -> Iterator[None]:
+        """Have os.fsync tell of files that are not SQLite's, around each of which the process may
+        die, and os.statvfs of its room.
+        """
+        fsync, statvfs = os.fsync, os.statvfs
 
         def sync(descriptor: int) -> None:
             path = Path(f"/proc/self/fd/{descriptor}").readlink()
@@ -98,7 +106,16 @@ class Disk(apsw.VFS):
                 self._sizes[found.st_ino] = found.st_size
             self.reached()
 
-        with patch.object(os, "fsync", sync):
+        def room(path: Path) -> os.statvfs_result:
+            if not Path(path).is_relative_to(self.folder):
+                return statvfs(path)
+            free = (self.spare_bytes if self.full else _SIZE_BYTES // 2) // _BLOCK_BYTES
+            blocks = _SIZE_BYTES // _BLOCK_BYTES
+            return os.statvfs_result(
+                (_BLOCK_BYTES, _BLOCK_BYTES, blocks, free, free, 0, 0, 0, 0, 255)
+            )
+
+        with patch.object(os, "fsync", sync), patch.object(os, "statvfs", room):
             yield
 
     @contextmanager

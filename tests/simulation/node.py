@@ -203,10 +203,11 @@ class Node:
         await self.spool.start()
         with self._disk.unnoticed():  # of the first life: no file was there before
             tripwires.lay(self._path)
+        await self.upkeep.measure()
         if self._commit_s:
             self.spool._writer._loop = _SlowDisk(self._world, self._commit_s)
         self._tasks.append(asyncio.create_task(self.dispatcher.run()))
-        self._tasks.append(asyncio.create_task(self.upkeep.run(self._disk)))
+        self._tasks.append(asyncio.create_task(self.upkeep.run()))
         for task in self._tasks:
             task.add_done_callback(self._ended)
         for server in self.servers:

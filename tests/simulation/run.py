@@ -174,8 +174,8 @@ class _Play:
             return found
 
         with (
-            tripwires.watched(self.world.fault, on_prune=self.ledger.archive.update),
-            self.disk.synced_files(),
+            tripwires.watched(self.world.fault, self.disk, on_prune=self.ledger.archive.update),
+            self.disk.in_place(),
             patch.object(refill, "ANEW_US", int(self.plan.walks_anew_s * 1e6)),
             patch.object(Bucket, "wait_s", waits_s),
         ):
@@ -312,7 +312,8 @@ class _Play:
                 case "full":
                     self.disk.full = True
                     await asyncio.sleep(trouble.amount)
-                    self.disk.full, self.disk.spare_bytes = False, 0
+                    self.disk.full, self.disk.is_just_given = False, False
+                    self.disk.spare_bytes = 0
                     self.ledger.outages.append((trouble.at_s, self.world.time()))
                 case "sync":
                     self.disk.sync_fails += 1

@@ -136,7 +136,7 @@ def make(seed: int) -> Scenario:
     letters = [
         _letter(rng, number, names, spread_s=spread_s) for number in range(rng.randint(4, 24))
     ]
-    expire_after_s = rng.choice((1800.0, 2 * _HOUR_S, 8 * _HOUR_S))
+    expire_after_s = rng.choice((1800.0, 2 * _HOUR_S, 5 * _HOUR_S))
     return Scenario(
         seed=seed,
         letters=tuple(letters),
@@ -198,8 +198,8 @@ def _troubles(rng: Random, spread_s: float) -> list[Trouble]:
         Trouble(rng.uniform(0, busy), "operator")
         for _ in range(rng.choice((0, 0, 3, 10, 40)))
     ]  # fmt: skip
-    if rng.random() < 0.25:
-        found.append(Trouble(rng.uniform(0, end_s), "full", rng.choice((30.0, 600.0))))
+    if rng.random() < 0.4:
+        found.append(Trouble(rng.uniform(0, busy), "full", rng.choice((30.0, 600.0))))
     if rng.random() < 0.25:
         at_s = rng.uniform(0, spread_s)
         found += [Trouble(rng.uniform(0, spread_s), "sync") for _ in range(rng.randint(1, 4))]

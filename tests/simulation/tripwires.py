@@ -16,6 +16,7 @@ import apsw
 from relay.message.lifecycle import FINAL
 from relay.spool.sqlite.engine.batch import Batch
 from relay.spool.sqlite.upkeep import history
+from tests.simulation.disk import Disk
 from tests.simulation.rows import Message, read_finished
 
 _FINAL = ", ".join(f"'{state}'" for state in sorted(FINAL))
@@ -40,6 +41,8 @@ CREATE TRIGGER tripwire_entry_gone BEFORE DELETE ON entry WHEN OLD.state <> 'fin
 BEGIN SELECT tripwire('1: a live entry was removed: ' || OLD.message_id); END;
 CREATE TRIGGER tripwire_recipient_gone BEFORE DELETE ON recipient WHEN OLD.state NOT IN ({_FINAL})
 BEGIN SELECT tripwire('1: a live recipient was removed: ' || OLD.message_id); END;
+CREATE TRIGGER tripwire_room AFTER INSERT ON message WHEN NEW.source <> 'report' AND ballast_given()
+BEGIN SELECT tripwire('10: the ballast was given up for new mail: ' || NEW.id); END;
 CREATE TRIGGER tripwire_key BEFORE UPDATE OF message_id ON submission
 WHEN NEW.message_id <> OLD.message_id
 BEGIN SELECT tripwire('7: a submission became another: ' || OLD.key); END;
@@ -69,19 +72,21 @@ def lay(path: Path) -> None:
 
 @contextmanager
 def watched(
-    tell: Callable[[str], None], *, on_prune: Callable[[dict[str, Message]], None]
+    tell: Callable[[str], None], disk: Disk, *, on_prune: Callable[[dict[str, Message]], None]
 ) -> Iterator[None]:
-    """Give every connection that is opened the function that tells; look at every transaction
-    before its commit. `on_prune` hears of what may be pruned before it is.
+    """Give every connection that is opened the functions that tell and ask; look at every
+    transaction before its commit. `on_prune` hears of what may be pruned before it is.
     """
 
     def register(connection: apsw.Connection) -> None:
         connection.create_scalar_function("tripwire", lambda words: tell(f"invariant {words}"), 1)
+        connection.create_scalar_function("ballast_given", lambda: disk.is_just_given, 0)
 
     write_counts, prune = Batch.write_counts, history.prune
 
     def count(batch: Batch) -> None:
         write_counts(batch)
+        disk.is_just_given = False
         if unaccounted := batch.cursor.execute(_UNACCOUNTED).fetchone()[0]:
             tell(f"invariant 1: {unaccounted} recipients are unaccounted for in a commit")
 

@@ -13,36 +13,31 @@ from pathlib import Path
 from typing import Any
 
 from relay.journal.pressure import Bounds, Figures, Pressure, assess
-from relay.journal.pressure import Disk as Room
-from relay.spool import Ballast, SqliteSpool
+from relay.spool import Ballast, SqliteSpool, disk_of
 from relay.spool.sqlite.upkeep.history import Keep
-from relay.spool.types import SpoolError, SpoolFullError
+from relay.spool.types import SpoolError
 from tests.simulation.life import Life
 from tests.simulation.scenario import Scenario
 from tests.simulation.world import World
 
 _LOOK_S = 150.0
 _LOOKS_PER_COUNT = 4
-_DISK_BYTES = 1 << 30
 BALLAST_BYTES = 1 << 20
 
 
 class SimulatedBallast(Ballast):
-    """Gives room on the world's disk; new mail finds none there while it is full."""
+    """Gives room on the world's disk while that is full."""
 
     def __init__(self, path: Path, disk: Any) -> None:
         super().__init__(path, size_bytes=BALLAST_BYTES, reserve_bytes=0)
         self._disk = disk
-
-    def check_room(self, size_bytes: int) -> None:
-        if self._disk.full:
-            raise SpoolFullError("simulated")
 
     def give_up(self) -> bool:
         given = super().give_up()
         if given and self._disk.full:
             self._disk.world.reached["disk: ballast given up"] += 1
             self._disk.spare_bytes += BALLAST_BYTES
+            self._disk.is_just_given = True
         return given
 
 
@@ -57,7 +52,7 @@ class Upkeep:
             disk_free=0, queue_entries=plan.queue_entries, memory=1, commit_latency_s=5.0
         )
 
-    async def run(self, disk: Any) -> None:
+    async def run(self) -> None:
         with self._busy():
             await self._spool.keeping.sweep()
         number = 0
@@ -66,7 +61,7 @@ class Upkeep:
             number += 1
             with self._busy():
                 try:
-                    await self._look(disk, counts=number % _LOOKS_PER_COUNT == 1)
+                    await self._look(counts=number % _LOOKS_PER_COUNT == 1)
                 except SpoolError as error:
                     self._world.note("upkeep:", error)
 
@@ -78,15 +73,13 @@ class Upkeep:
         finally:
             self._life.doing.remove("upkeep")
 
-    async def _look(self, disk: Any, *, counts: bool) -> None:
+    async def _look(self, *, counts: bool) -> None:
         if counts:
             await self.count()
             if self._plan.history_s is not None:
                 while pruned := await self._spool.keeping.prune(Keep(self._plan.history_s)):
                     self._world.reached["history: pruned"] += pruned
-        if not disk.full:
-            await asyncio.to_thread(self._spool.ballast.make)
-        self._measure(disk)
+        await self.measure()
 
     async def count(self) -> None:
         """Invariant 1, as relay_queue_unaccounted has it."""
@@ -94,11 +87,13 @@ class Upkeep:
         if found.unaccounted:
             self._world.fault(f"invariant 1: counted {found.unaccounted} unaccounted")
 
-    def _measure(self, disk: Any) -> None:
-        strain = self._spool.strain()
-        room = Room(_DISK_BYTES, 0 if disk.full else _DISK_BYTES)
+    async def measure(self) -> None:
+        """As app's monitor does, before anybody can call and then from time to time."""
+        ballast, strain = self._spool.ballast, self._spool.strain()
+        await asyncio.to_thread(ballast.make)
+        room = disk_of(ballast.directory)
         figures = Figures(
-            spool=None if strain.is_failing else room, mail=Room(_DISK_BYTES, _DISK_BYTES),
+            spool=None if strain.is_failing else room, mail=room, kept_bytes=ballast.missing_bytes,
             queue_entries=strain.entries, commit_s=strain.commit_s, backlog=strain.backlog,
         )  # fmt: skip
         self.pressure.state = state = assess(self.pressure.state, figures, self._bounds)
