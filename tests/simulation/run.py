@@ -61,7 +61,7 @@ class Outcome:
 def run(seed: int, *, variant: Variant = nullcontext, keep_trace: bool = False) -> Outcome:
     """Play the world of `seed`; with `variant`, on a relay that is broken in its way."""
     folder = Path(tempfile.mkdtemp(prefix="world-", dir=_memory()))
-    world = World(seed, keep_trace=keep_trace)
+    world = World(seed, str(folder), keep_trace=keep_trace)
     play = None
     try:
         with variant(), world.deaths_untold():

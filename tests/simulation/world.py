@@ -34,8 +34,10 @@ _TICK_S = 1e-6  # of async_solipsism's clock
 class World(Network):
     """An event loop that is a world of its own. Close it when it is over."""
 
-    def __init__(self, seed: int, *, keep_trace: bool = False) -> None:
+    def __init__(self, seed: int, folder: str, *, keep_trace: bool = False) -> None:
+        """`folder`, where its disk is, has another name in each run: no trace tells it."""
         super().__init__()
+        self.folder = folder
         self.rng = Random(seed)
         self._ready = Ready(self.rng, kill=self.kill)
         self._numbers = 0
@@ -55,7 +57,8 @@ class World(Network):
 
     def note(self, *words: object) -> None:
         """Put a line into the trace."""
-        line = f"{self.time():.6f} {' '.join(map(str, words))}"
+        said = " ".join(map(str, words)).replace(self.folder, "")
+        line = f"{self.time():.6f} {said}"
         self._hash.update(line.encode())
         if self.trace is not None:
             self.trace.append(line)
