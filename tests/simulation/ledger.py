@@ -26,7 +26,7 @@ from tests.simulation.world import World
 
 Key = tuple[str, int]
 CONTENTS_BYTES = 200_000  # of contents in memory, beside those that came with their claims
-_MOMENT_S = 0.001
+_MOMENT_S = 1.0  # that contents in memory may have to wait for others
 _JUMP_US_MIN = 80_000_000_000
 _TASKS_BESIDE = 60  # listeners, workers of mailboxes, upkeep and what is about to end
 
@@ -257,6 +257,7 @@ class Witness:
         was_fenced = self._ledger.settles(settlement.claim)
         if settlement.reports:
             self._life.doing.append("a report")
+            self._life.may_die(self._ledger.world.rng)
         try:
             held, claims = await self._spool.settle(settlement, **more)
         finally:

@@ -9,9 +9,13 @@ Standards: none.
 import asyncio
 from collections.abc import Callable
 from contextvars import Context, ContextVar
+from random import Random
 from typing import Any
 
 from async_solipsism.socket import Socket
+
+_DEATHS = 0.05
+_STEPS_MAX = 10
 
 
 class Death(BaseException):
@@ -36,6 +40,7 @@ class Life:
         """
         self.name = name
         self.dead = False
+        self.lasts = False  # until all mail is gone
         self.steps = 0
         self.dies_at_step = dies_at_step
         self.dies_at_write = dies_at_write  # counted by the disk
@@ -51,6 +56,11 @@ class Life:
         self.context.run(LIFE.set, self)
         self.died = asyncio.Event()
         self.on_death: Callable[[], None] = lambda: None
+
+    def may_die(self, rng: Random) -> None:
+        """Let some die within what they do now, but for the last one."""
+        if rng.random() < _DEATHS and not self.lasts:
+            self.dies_at_step = self.steps + rng.randint(1, _STEPS_MAX)
 
     def doomed_by_sync(self) -> None:
         """A sync has failed: some die soon after."""

@@ -28,7 +28,7 @@ async def operate(node: Any, ledger: Ledger, world: World) -> None:
             return
         selector = Selector(ids=tuple(rng.sample(ids, min(len(ids), rng.randint(1, 4)))))
     until_us = None
-    if operation is Operation.HOLD and rng.random() < 0.7:
+    if operation is Operation.HOLD and rng.random() < 0.5:
         until_us = node.clock.steady_us() + int(rng.choice(_HOLD_S) * 1e6)
     elsewhere = NextHop.parse(rng.choice(("mx:d0.test", "mx:d1.test")))
     order = Order(
@@ -43,6 +43,7 @@ async def operate(node: Any, ledger: Ledger, world: World) -> None:
     )
     try:
         node.life.doing.append("an order")
+        node.life.may_die(rng)
         changed = await node.spool.desk.carry_out(order)
     except SpoolError as error:
         world.note("operator:", operation, error)

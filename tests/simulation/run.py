@@ -41,7 +41,7 @@ from tests.simulation.sites import AT_ONCE, Site
 from tests.simulation.world import World
 
 _LOOK_S = 120.0
-_STARTS_MAX = 50  # each life leaves its disk behind
+_STARTS_MAX = 50  # each life leaves its disk behind; in all longer than a disk is full
 Variant = Callable[[], AbstractContextManager[object]]
 
 
@@ -203,7 +203,7 @@ class _Play:
             await self._live(f"life {number}", life)
         self.ledger.calm_s = max([world.time(), *(one.at_s for one in plan.troubles)])
         for _ in range(_STARTS_MAX):
-            if await self._live("the last life", LifePlan(down_s=5.0), senders=senders):
+            if await self._live("the last life", LifePlan(down_s=20.0), senders=senders):
                 break
         else:
             world.fault(f"it could not start {_STARTS_MAX} times in a row")
@@ -228,6 +228,7 @@ class _Play:
             name, dies_at_step=plan.steps, dies_at_write=plan.writes, dies_at_commit=plan.commits,
             steps_after_sync=plan.steps_after_sync,
         )  # fmt: skip
+        life.lasts = senders is not None
         self.ledger.starts_s.append(world.time())
         if self._power_lost:
             world.reached["power: lost"] += 1
@@ -342,7 +343,8 @@ class _Play:
 
     async def _look_back(self) -> None:
         """Read what the last process left."""
-        left = read_rows(self.last_home)
+        with self.disk.unnoticed():
+            left = read_rows(self.last_home)
         self.rows = replace(left, messages={**self.ledger.archive, **left.messages})
         for one in self.ledger.tries:
             word = {2: "250", 4: "4yz", 5: "5yz"}.get(one.code // 100, "none")

@@ -193,10 +193,10 @@ def _life(rng: Random) -> LifePlan:
 
 def _troubles(rng: Random, spread_s: float) -> list[Trouble]:
     end_s = 2 * spread_s + 3600
-    busy = rng.choice((end_s, spread_s))
+    busy = rng.choice((end_s, spread_s, spread_s))
     found = [
         Trouble(rng.uniform(0, busy), "operator")
-        for _ in range(rng.choice((0, 0, 3, 10, 40)))
+        for _ in range(rng.choice((0, 3, 10, 20, 60)))
     ]  # fmt: skip
     if rng.random() < 0.4:
         found.append(Trouble(rng.uniform(0, busy), "full", rng.choice((30.0, 600.0))))
