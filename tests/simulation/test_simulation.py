@@ -23,7 +23,7 @@ def test_the_invariants_hold_in_every_world_and_all_comes_to_pass_that_may() -> 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
 def test_a_broken_relay_is_found_out(broken: Broken) -> None:
-    for seed in range(broken.seeds):
+    for seed in broken.worlds:
         found = run(seed, variant=broken.broken).violations
         if any(broken.caught_by in line for line in found):
             return
