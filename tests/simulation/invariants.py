@@ -26,6 +26,7 @@ from tests.simulation.sites import TOKEN, Site, Taken
 _ATTEMPT_S_MAX = 1500.0  # three hosts, each answering as late as it may
 _FINAL_RECIPIENT = re.compile(rb"^Final-Recipient: [^;]*; *(\S+)", re.MULTILINE | re.IGNORECASE)
 _MESSAGE_ID = re.compile(rb"^Message-ID: *(\S+)", re.MULTILINE | re.IGNORECASE)
+_UNREAD = b"Subject: (the original message could not be read)"
 
 
 @dataclass(frozen=True)
@@ -211,14 +212,26 @@ def _cause(causes: _Causes, queue_id: str) -> tuple[str, Collection[str]]:
 
 
 def _lost(evidence: Evidence, causes: _Causes) -> Iterator[tuple[str, str]]:
-    """Of whom nobody hears: the postmaster's own mailbox, or the relay, was away for too long."""
-    if not (evidence.plan.store_fails or evidence.plan.lives):
-        return
-    for message in evidence.rows.messages.values():
-        dropped = any(detail.get("kind") == "dropped" for _, _, detail in message.events)
-        if dropped and all(one.state is State.EXPIRED for one in message.recipients):
-            token, recipients = _cause(causes, message.id)
-            yield from ((token, address) for address in recipients)
+    """Of whom nobody hears: the postmaster's own mailbox, or the relay, was away for too long, or
+    the report could not be read when it became a dead letter.
+    """
+    plan = evidence.plan
+    gone: list[str] = []
+    if any(trouble.kind == "unreadable" for trouble in plan.troubles):
+        inboxes = evidence.ledger.inboxes
+        gone += [name.partition("-")[0] for _, name, content in inboxes if _is_unread(content)]
+    if plan.store_fails or plan.lives:
+        for message in evidence.rows.messages.values():
+            dropped = any(detail.get("kind") == "dropped" for _, _, detail in message.events)
+            if dropped and all(one.state is State.EXPIRED for one in message.recipients):
+                gone.append(message.id)
+    for queue_id in gone:
+        token, recipients = _cause(causes, queue_id)
+        yield from ((token, address) for address in recipients)
+
+
+def _is_unread(content: bytes) -> bool:
+    return _UNREAD in content.partition(b"\r\n\r\n")[0]
 
 
 def no_backscatter(evidence: Evidence) -> Iterator[str]:
