@@ -125,6 +125,10 @@ class Dispatcher:
         self._sites.try_anew(next_hops)
         self.due_now()
 
+    def waiting_of(self, keys: Collection[Key]) -> frozenset[Key]:
+        """Return what withdraw() would, and take nothing."""
+        return frozenset(key for key in keys if self._residents.waits(key))
+
     def withdraw(self, keys: Collection[Key]) -> frozenset[Key]:
         """Take claims that only wait out of memory; return whose those were.
 

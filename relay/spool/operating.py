@@ -111,6 +111,10 @@ class Listed(list[dict[str, Any]]):
 class InDelivery(Protocol):
     """What delivery has in memory."""
 
+    def waiting_of(self, keys: Collection[Key]) -> frozenset[Key]:
+        """Return which of them only wait, and leave them where they are."""
+        ...
+
     def withdraw(self, keys: Collection[Key]) -> frozenset[Key]:
         """Forget those claims that only wait, and return which; the others are in work."""
         ...
@@ -126,6 +130,10 @@ class InDelivery(Protocol):
 
 class NothingInDelivery:
     """Where no delivery runs (an InDelivery)."""
+
+    def waiting_of(self, keys: Collection[Key]) -> frozenset[Key]:  # noqa: ARG002 - the Protocol's
+        """As withdraw()."""
+        return frozenset()
 
     def withdraw(self, keys: Collection[Key]) -> frozenset[Key]:  # noqa: ARG002 - the Protocol's
         """There is none: a start has released what a dead owner had claimed."""

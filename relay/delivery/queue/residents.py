@@ -43,6 +43,11 @@ class Residents:
             self._heap = [(end_us, key) for key, end_us in self._ends.items()]
             heapq.heapify(self._heap)
 
+    def waits(self, key: Key) -> bool:
+        """Whether take() would find it."""
+        queue = self._where.get(key)
+        return queue is not None and queue.get(key) is not None
+
     def take(self, key: Key) -> Claim | None:
         """Take a claim out of the queue in which it waits; None where it is in work, or unknown."""
         queue = self._where.get(key)

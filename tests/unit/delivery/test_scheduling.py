@@ -32,8 +32,12 @@ async def test_what_waits_in_a_ready_list_is_withdrawn_and_what_is_in_work_is_no
         await mx.reached("DOT")
         left = house.window.claims_left
         keys = {(works, 1), (waits, 1), ("unknown", 1)}
+        for _ in range(2):  # asking takes nothing
+            assert house.dispatcher.waiting_of(keys) == {(waits, 1)}
+        assert house.window.claims_left == left
         assert house.dispatcher.withdraw(keys) == {(waits, 1)}
         assert house.dispatcher.withdraw(keys) == frozenset()
+        assert house.dispatcher.waiting_of(keys) == frozenset()
         assert house.window.claims_left == left + 1
         gate.set()
         assert states(await settled(house, works)) == {"0@a.test": "relayed"}

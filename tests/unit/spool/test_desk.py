@@ -63,6 +63,9 @@ class Memory:
         self.anew: list[NextHop] = []
         self.due: list[int] = []
 
+    def waiting_of(self, keys: Collection[Key]) -> frozenset[Key]:
+        return frozenset(self.waiting & set(keys))
+
     def withdraw(self, keys: Collection[Key]) -> frozenset[Key]:
         taken = self.waiting & set(keys)
         self.waiting -= taken
@@ -303,6 +306,8 @@ async def test_a_retry_is_due_now(spool, defer, clock, memory) -> None:
 async def test_a_retry_leaves_alone_what_is_being_tried(spool, make, memory) -> None:
     claim = (await spool.accept(make())).claims[0]
     memory.waiting.add(claim.key)
+    answer = await spool.desk.carry_out(ordered("retry", dry_run=True))
+    assert [one["result"] for one in answer.entries] == ["in flight"]
     answer = await spool.desk.carry_out(ordered("retry"))
     assert [one["result"] for one in answer.entries] == ["in flight"]
     assert memory.waiting == {claim.key}
@@ -556,9 +561,12 @@ async def test_what_only_waits_is_taken_and_what_is_in_work_is_told(
 ) -> None:
     waits, works = [(await spool.accept(make())).claims[0] for _ in range(2)]
     memory.waiting.add(waits.key)
+    rehearsed = await spool.desk.carry_out(replace(order, dry_run=True))
     answer = await spool.desk.carry_out(order)
-    told = {one["id"]: one["result"] for one in answer.entries}
-    assert told == {waits.message.id: "done", works.message.id: "in flight"}
+    assert rehearsed.counts == answer.counts
+    for changed in (rehearsed, answer):
+        told = {one["id"]: one["result"] for one in changed.entries}
+        assert told == {waits.message.id: "done", works.message.id: "in flight"}
     assert answer.as_json()["in_flight"] == 1
     assert await spool.settle(Settlement(waits, 5, {1: OK})) == (False, ()), "its epoch is over"
     held, _ = await spool.settle(Settlement(works, 5, {1: OK}))

@@ -105,7 +105,8 @@ class QueueDesk:
 
     async def _rehearse(self, keys: Sequence[Key], answer: "_Answer") -> None:
         listed = answer.listing()
-        rehearse = partial(_rehearse, order=answer.order, keys=keys, listed=listed)
+        waiting = self._waiting(answer.order, keys)
+        rehearse = partial(_rehearse, order=answer.order, keys=keys, waiting=waiting, listed=listed)
         answer.add(await self._reader.run(rehearse), listed)
 
     async def _do(self, keys: Sequence[Key], answer: "_Answer") -> None:
@@ -133,6 +134,12 @@ class QueueDesk:
         listed = answer.listing()
         await self._reader.run(partial(_show_in_flight, keys=left, listed=listed))
         answer.add([Result.IN_FLIGHT] * len(left), listed)
+
+    def _waiting(self, order: Order, keys: Sequence[Key]) -> frozenset[Key]:
+        """What _take() would take."""
+        return (
+            frozenset() if order.operation is Operation.RETRY else self._delivery.waiting_of(keys)
+        )
 
     def _take(self, order: Order, keys: Sequence[Key]) -> frozenset[Key]:
         """Take the claims away that only wait; a retry has nothing to gain by that."""
@@ -224,17 +231,22 @@ def _write(
 
 
 def _rehearse(
-    cursor: apsw.Cursor, *, order: Order, keys: Sequence[Key], listed: Listing
+    cursor: apsw.Cursor,
+    *,
+    order: Order,
+    keys: Sequence[Key],
+    waiting: Collection[Key],
+    listed: Listing,
 ) -> list[Result]:
-    """Say what would become of entries."""
+    """Say what would become of entries; of those that are claimed, `waiting` would be taken."""
     results = []
     for key in keys:
         row = fetch_one(cursor, _STATE, key)
         if row is None:
             continue
         result, note = Result.DONE, ""
-        if row[1]:
-            result, note = Result.IN_FLIGHT, "it is claimed: in work, or about to be"
+        if row[1] and key not in waiting:
+            result, note = Result.IN_FLIGHT, _IN_FLIGHT
         elif note := obstacle(order.operation, State(row[0])):
             result = Result.UNCHANGED
         results.append(result)
