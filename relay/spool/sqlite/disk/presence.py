@@ -53,7 +53,7 @@ def check_presence(database: Path) -> None:
 
 def _has_log(database: Path) -> bool:
     """Whether there is a write-ahead log: it may have all that the database never got."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         return database.with_name(database.name + "-wal").stat().st_size > 0
     return False
 
