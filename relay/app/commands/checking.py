@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from relay.accounts import load_accounts
+from relay.app.lock import is_taken
 from relay.app.routes import route_table
 from relay.clock import Clock
 from relay.policy import PolicyError
@@ -22,7 +23,7 @@ from relay.routing import name_servers_answer
 from relay.settings import Settings, SettingsError, load
 from relay.spool.sqlite.disk.presence import is_or_was_there
 from relay.spool.sqlite.engine.damage import mark_of
-from relay.spool.sqlite.engine.migrating import check_header
+from relay.spool.sqlite.engine.migrating import check_files
 from relay.spool.types import SpoolDamagedError, SpoolError
 
 
@@ -56,7 +57,7 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
     yield from _policies(settings)
     yield _writable("state_dir", settings.state_dir)
     yield _writable("mailboxes.root", settings.mailboxes.root)
-    yield from _spool(settings.spool_file)
+    yield from _spool(settings)
     yield asyncio.run(_dns(settings))
 
 
@@ -103,11 +104,12 @@ def _writable(name: str, folder: Path) -> Finding:
     return Finding(name, Verdict.FAULT, f"{name}: {existing} is no folder that this user can write")
 
 
-def _spool(database: Path) -> Iterator[Finding]:
+def _spool(settings: Settings) -> Iterator[Finding]:
     """Whether the file can be opened; `relay storage verify` looks further."""
+    database = settings.spool_file
     try:
         if is_or_was_there(database):
-            check_header(database)
+            check_files(database, has_owner=is_taken(settings.run_dir))
     except (SpoolError, OSError) as error:
         hint = "; see relay storage salvage" if isinstance(error, SpoolDamagedError) else ""
         yield Finding("spool", Verdict.FAULT, f"spool.url: {error}{hint}")

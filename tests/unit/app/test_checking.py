@@ -1,10 +1,14 @@
 """relay check finds everything that a start would refuse, and starts nothing."""
 
+from contextlib import closing
+
 import pytest
 
 from relay.app.commands import checking
 from relay.app.commands.checking import Verdict, check_file
+from relay.app.lock import OwnerLock
 from relay.clock import SystemClock
+from relay.spool.sqlite.engine.database import open_database
 
 CONFIG = """\
 hostname = "relay.example.test"
@@ -119,6 +123,30 @@ def a_spool(folder, name="spool.sqlite", octets=b""):
 
 
 HEADER = b"SQLite format 3\0".ljust(60, b"\1")
+
+
+def test_a_log_is_looked_at_where_nobody_writes_it(files):
+    folder = files.folder / "state"
+    folder.mkdir()
+    with closing(open_database(folder / "spool.sqlite")) as connection:
+        connection.execute("PRAGMA user_version = 3")
+        kept = {
+            one: one.read_bytes() for one in folder.glob("spool.sqlite*") if "shm" not in one.name
+        }
+    log = folder / "spool.sqlite-wal"
+    kept[log] = b"\xff" * 32 + kept[log][32:]
+    for file, octets in kept.items():
+        file.write_bytes(octets)
+    [found] = [one for one in files() if one.what == "spool"]
+    assert found.verdict is Verdict.FAULT
+    assert f"spool.url: {log} is damaged: SQLite reads 0 of its" in found.text
+    lock = OwnerLock(folder / "run")
+    lock.take()
+    try:
+        [found] = [one for one in files() if one.what == "spool"]
+    finally:
+        lock.give_back()
+    assert found.verdict is Verdict.OK
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A spool that lost pages: said, refused, and what can be read of it saved; nothing is deleted."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,9 @@ from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
 from relay.spool.sqlite.disk.presence import contents_of, salvage_mark_of
 from relay.spool.sqlite.engine.damage import mark_of
 from relay.spool.sqlite.engine.log_check import log_of
+from relay.spool.sqlite.engine.migrating import check_files
 from relay.spool.sqlite.storage.salvage import salvage
+from relay.spool.sqlite.storage.verify import Finding, Kind, Mode, SpoolVerifier
 from relay.spool.types import (
     Selector,
     Settlement,
@@ -378,6 +381,65 @@ async def test_no_commit_behind_a_damaged_place_in_the_log_is_lost(
     assert (found.is_whole, found.log_damaged) == (False, True)
     assert sorted(await listed(open_spool, path)) == names
     assert aside_of(path, "now-wal").read_bytes() == damaged
+
+
+def change_first_page(log: Path) -> None:
+    """The log has a newer one."""
+    with log.with_name(log.name.removesuffix("-wal")).open("r+b") as file:
+        file.write(b"\xff" * 100)
+
+
+def change_both(log: Path) -> None:
+    change_first_page(log)
+    change_header(log)
+
+
+def cut(log: Path) -> None:
+    os.truncate(log, log.stat().st_size - 100)
+
+
+def change_first_page_without_log(log: Path) -> None:
+    log.write_bytes(b"")
+    change_first_page(log)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_damage"),
+    [
+        (change_header, True),
+        (change_middle, True),
+        (change_first_page, False),
+        (change_both, True),
+        (cut, False),
+        (change_first_page_without_log, True),
+    ],
+)
+async def test_who_looks_before_the_start_sees_what_the_start_sees(
+    path: Path, open_spool, make, change: Callable[[Path], None], is_damage: bool
+) -> None:
+    await killed(path, open_spool, make)
+    change(log_of(path))
+    before = octets_beside(path)
+    seen = told_by(lambda: check_files(path, has_owner=False))
+    after = octets_beside(path)
+    assert after == before, "it opened the spool"
+    findings: list[Finding] = []
+    SpoolVerifier(path, mode=Mode.DRY_RUN, full=False, now_us=0, report=findings.append).run()
+    verified = [one.found for one in findings if one.kind is Kind.DAMAGED_SPOOL]
+    started = told_by(lambda: open_spool(path))
+    assert [bool(one) for one in (started, seen, verified)] == [is_damage] * 3
+
+
+def octets_beside(path: Path) -> dict[str, bytes]:
+    return {one.name: one.read_bytes() for one in path.parent.iterdir() if one.is_file()}
+
+
+def told_by(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except SpoolDamagedError as error:
+        return str(error)
+    return ""
 
 
 async def test_a_log_that_a_loss_of_power_cut_is_no_damage(path: Path, open_spool, make) -> None:

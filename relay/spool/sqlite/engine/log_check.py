@@ -26,6 +26,16 @@ _ORDERS = {0x377F0682: "<", 0x377F0683: ">"}  # of the octets in what is summed,
 _MAGIC = 0x377F0682 if sys.byteorder == "little" else 0x377F0683
 _VERSION = 3007000
 _MASK = 0xFFFFFFFF
+_PAGE_BYTES = 4096
+_PAGE_SIZES = tuple(1 << bits for bits in range(9, 17))
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """The first page as the log has it, b"" where it has none, and what is wrong with the log."""
+
+    first_page: bytes
+    fault: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,11 @@ class _Frame:
     salts: bytes
     sums: bytes
     octets: bytes  # what is summed
+
+    @property
+    def page(self) -> int:
+        """The number of the page that it is of."""
+        return int.from_bytes(self.octets[:4], "big")
 
     def follows(self, sums: bytes, order: str) -> bool:
         """Whether it was written behind what has these sums."""
@@ -64,9 +79,31 @@ def check_log(connection: apsw.Connection, database: Path) -> None:
     connection.pragma("user_version")  # the log is looked at only with the first page
     seen = max(0, connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0])
     if last := _last_certain(path, seen, size=int(connection.pragma("page_size"))):
-        raise SpoolDamagedError(
-            f"{path} is damaged: SQLite reads {seen} of its {last} pages, without those behind them"
-        )
+        raise SpoolDamagedError(_fault(path, seen=seen, last=last))
+
+
+def foresee(database: Path) -> Foreseen:
+    """What an owner who opens `database` would find in its log; neither is opened as SQLite does,
+    which would leave files beside them. Raises OSError.
+    """
+    path = log_of(database)
+    if not path.exists() or not path.stat().st_size:
+        return Foreseen(b"", "")
+    size = _page_size(database, path)
+    seen, pending, first = 0, b"", b""
+    with path.open("rb") as file:
+        head = _head(file)
+        sums = head.sums
+        for number, frame in _frames(file, 0, size=size) if head.is_good else ():
+            if frame.salts != head.salts or not frame.follows(sums, head.order):
+                break
+            sums = frame.sums
+            if frame.page == 1:
+                pending = frame.octets[_SUMMED:]
+            if frame.ends_commit:
+                seen, first = number, pending
+    last = _last_certain(path, seen, size=size)
+    return Foreseen(first, _fault(path, seen=seen, last=last) if last else "")
 
 
 def log_fault(database: Path) -> str:
@@ -100,6 +137,20 @@ def write_whole(damaged: Path, target: Path, *, size: int) -> None:
         for frame in frames:
             sums = _sums(frame.octets, sums, order)
             log.write(frame.octets[:_SUMMED] + salts + sums + frame.octets[_SUMMED:])
+
+
+def _fault(path: Path, *, seen: int, last: int) -> str:
+    return f"{path} is damaged: SQLite reads {seen} of its {last} pages, without those behind them"
+
+
+def _page_size(database: Path, log: Path) -> int:
+    """As the log says, else the database, else as every spool has it."""
+    with log.open("rb") as file:
+        size = _HEADER.unpack(file.read(_HEADER.size).ljust(_HEADER.size, b"\0"))[2]
+    if size not in _PAGE_SIZES and database.exists():
+        with database.open("rb") as file:
+            size = int.from_bytes(file.read(18)[16:], "big")
+    return size if size in _PAGE_SIZES else _PAGE_BYTES
 
 
 def _last_certain(path: Path, seen: int, *, size: int) -> int:

@@ -22,6 +22,7 @@ from relay.journal.logs import get_logger
 from relay.spool.sqlite.disk.copying import copy_database
 from relay.spool.sqlite.disk.presence import check_presence, contents_of
 from relay.spool.sqlite.disk.room import check_room
+from relay.spool.sqlite.engine.log_check import foresee
 from relay.spool.types import SpoolDamagedError, SpoolFormatError, SpoolFullError
 from relay.spool.waiting import sender_key
 
@@ -74,14 +75,19 @@ def schema() -> Text:
     return Text(SCHEMA_VERSION, "schema.sql", text)
 
 
-def check_header(path: Path) -> None:
-    """Look at a spool without opening it as a database, which would leave files beside it.
+def check_files(path: Path, *, has_owner: bool) -> None:
+    """Look at a spool without opening it as a database, which would leave files beside it; with an
+    owner, who writes its log, not at that.
 
     Raises SpoolFormatError, SpoolDamagedError, OSError.
     """
     check_presence(path)
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
+    foreseen = foresee(path)
+    if foreseen.fault and not has_owner:
+        raise SpoolDamagedError(foreseen.fault)
+    header = foreseen.first_page[:_HEADER_BYTES] or header
     if header and not header.startswith(_MAGIC):
         raise SpoolDamagedError(f"{path}: not a spool, nor any SQLite file")
     found = int.from_bytes(header[_USER_VERSION], "big")

@@ -25,6 +25,7 @@ from relay.spool.sqlite.disk.copying import sync
 from relay.spool.sqlite.disk.presence import contents_of
 from relay.spool.sqlite.engine.damage import mark_of
 from relay.spool.sqlite.engine.database import fetch, fetch_one, open_database
+from relay.spool.sqlite.engine.log_check import log_fault
 from relay.spool.sqlite.faults import disk_faults, page_faults, translated
 from relay.spool.sqlite.transactions import ACCEPTED_COUNTER, is_file_needed
 from relay.spool.sqlite.upkeep import counting
@@ -144,6 +145,8 @@ class SpoolVerifier:
         return dict.fromkeys((*_COUNTS, "unaccounted"), 0)
 
     def _opened(self) -> apsw.Connection:
+        if self._mode is not Mode.BESIDE and (fault := log_fault(self._database)):
+            raise SpoolDamagedError(fault)
         connection = open_database(self._database, read_only=True)
         if self._mode is not Mode.MEND:
             return connection
