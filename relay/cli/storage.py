@@ -129,6 +129,9 @@ def prune(given: Given, *, older_than: str, dry_run: bool) -> None:
         return
     verb = "would remove" if dry_run else "removed"
     click.echo(f"{verb} {told['messages']} messages, {told['submissions']} submission keys")
+    if kept := told["kept"]:
+        why = "recipients who are not done, and no entry: see relay storage verify"
+        click.echo(f"relay storage prune: kept {kept} messages that have {why}", err=True)
 
 
 @storage.command()

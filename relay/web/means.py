@@ -68,7 +68,7 @@ class Changes:
 
 
 async def _no_history(_older_than_s: float | None, _dry_run: bool) -> Mapping[str, Any]:
-    return {"messages": 0, "submissions": 0, "ended": True}
+    return {"messages": 0, "submissions": 0, "kept": 0, "ended": True}
 
 
 @dataclass(frozen=True, slots=True)

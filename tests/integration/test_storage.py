@@ -198,17 +198,21 @@ def test_a_row_that_is_lost_is_told_beside_a_running_relay(remotes):
         queue_id = deferred(relay, "lost")
         connection = apsw.Connection(str(relay.folder / "state" / "spool.sqlite"))
         connection.set_busy_timeout(5000)
-        connection.execute("DELETE FROM recipient WHERE message_id = ?", (queue_id,))
+        connection.execute("DELETE FROM entry WHERE message_id = ?", (queue_id,))
         connection.close()
         until("told", lambda: relay.metric("relay_queue_unaccounted") == 1)
         found = told(relay, "verify", code=DATA)
-        assert {one["kind"] for one in found["findings"]} == {"lost-row", "counters"}
+        kinds = {one["kind"] for one in found["findings"]}
+        assert kinds == {"lost-row", "counters", "unneeded-content"}
         assert not any(one["mended"] for one in found["findings"])
+        pruned = relay.cli("storage", "prune", "--older-than", "0s")
+        assert "kept 1 messages" in pruned.stderr
         assert relay.stop() == OK
+        assert told(relay, "prune", "--older-than", "0s")["kept"] == 1
         mended = [
             one["kind"] for one in told(relay, "verify", code=DATA)["findings"] if one["mended"]
         ]
-        assert mended == ["counters"]
+        assert mended == ["unneeded-content", "counters"]
 
 
 def test_a_page_that_cannot_be_read_keeps_new_mail_out_and_says_so(remotes):

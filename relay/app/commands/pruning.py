@@ -15,14 +15,15 @@ from relay.clock import Clock
 from relay.settings import Settings
 
 _STEP_S_MAX = 120.0
-_NOTHING = {"messages": 0, "submissions": 0}
+_NOTHING = {"messages": 0, "submissions": 0, "kept": 0}
 
 
 def prune(
     settings: Settings, clock: Clock, *, older_than_s: float | None, dry_run: bool
 ) -> dict[str, Any]:
     """Remove finished messages that arrived so long ago, else before spool.keep, and submission
-    keys whose own time is over. Return how many of each.
+    keys whose own time is over. Return how many of each, and how many messages were `kept` that
+    look finished and are not.
     """
     client = ControlClient(settings.control_socket, timeout_s=_STEP_S_MAX)
 
@@ -40,7 +41,7 @@ def prune(
         if isinstance(silent, ControlForbiddenError):
             raise
         found = _offline(settings, clock, silent, older_than_s=older_than_s, dry_run=dry_run)
-    return {"messages": found["messages"], "submissions": found["submissions"], "dry_run": dry_run}
+    return {name: found[name] for name in _NOTHING} | {"dry_run": dry_run}
 
 
 def _offline(

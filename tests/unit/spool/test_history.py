@@ -1,9 +1,12 @@
 """What prune removes and what it keeps."""
 
+from contextlib import closing
+
+import apsw
 import pytest
 
 from relay.clock import Ids, ManualClock, first_id_after
-from relay.message.outcome import Evidence, Relayed
+from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.spool import Keep
 from relay.spool.sqlite.upkeep import history, keeping
 from relay.spool.types import Settlement
@@ -28,13 +31,40 @@ async def test_only_what_is_finished_and_old_goes(spool, make, clock) -> None:
     young = await finished(spool, make)
     keep = Keep(30)
     would = await spool.keeping.prune_many(30, dry_run=True)
-    assert would == {"messages": 1, "submissions": 0, "ended": True}
+    assert would == {"messages": 1, "submissions": 0, "kept": 0, "ended": True}
     assert await spool.keeping.prune(keep) == 1
     assert await spool.keeping.prune(keep) == 0
     assert await spool.journey(old) is None
     assert await spool.journey(waiting.queue_id) is not None
     assert await spool.journey(young) is not None
     assert (await spool.counts()).unaccounted == 0
+
+
+@pytest.mark.parametrize(
+    ("lost", "people"),
+    [
+        ("DELETE FROM entry WHERE message_id = ?", ["x@a.test"]),
+        ("UPDATE entry SET state = 'final', due_us = NULL WHERE message_id = ?", ["x@a.test"]),
+        ("DELETE FROM entry WHERE message_id = ?", ["done@a.test", "x@a.test"]),
+    ],
+)
+async def test_who_was_not_done_when_the_entry_was_lost_does_not_end_silently(
+    spool, make, clock, tmp_path, lost, people
+) -> None:
+    (claim,) = (await spool.accept(make({"mx:a.test": people}))).claims
+    if len(people) > 1:
+        due_us = clock.steady_us() + 1
+        outcomes = {1: OK, 2: Deferred(Evidence("4.2.0", "450 no"), DeferralClass.RECIPIENT)}
+        await spool.settle(Settlement(claim, 5, outcomes, Waiting(due_us, due_us)))
+    gone = await finished(spool, make)
+    clock.advance(60)
+    with closing(apsw.Connection(str(tmp_path / "spool.sqlite"))) as connection:
+        connection.execute(lost, (claim.message.id,))
+    would = await spool.keeping.prune_many(30, dry_run=True)
+    assert would == {"messages": 1, "submissions": 0, "kept": 1, "ended": True}
+    assert await spool.keeping.prune(Keep(30)) == 1
+    assert await spool.journey(gone) is None
+    assert await spool.journey(claim.message.id) is not None
 
 
 async def test_a_round_looks_at_each_old_message_once(spool, make, clock, monkeypatch) -> None:
@@ -76,7 +106,7 @@ async def test_a_submission_key_goes_when_its_time_is_over(spool, make, clock) -
     assert (await spool.accept(make(), submission_key="draft.1")).queue_id == first.queue_id
     clock.advance(2)
     would = await spool.keeping.prune_many(EVER.age_s, dry_run=True)
-    assert would == {"messages": 0, "submissions": 1, "ended": True}
+    assert would == {"messages": 0, "submissions": 1, "kept": 0, "ended": True}
     assert await spool.keeping.prune(EVER) == 1
     assert not (await spool.accept(make(), submission_key="draft.1")).repeated
 

@@ -1,7 +1,8 @@
 """The end of history: finished messages whose time is over, and submission keys.
 
 On the path: behind it; the daemon's upkeep calls it from time to time.
-Holds: a message with a live entry stays; each call is one small transaction that looks at a bounded
+Holds: a message with a live entry stays, and so does one with a live recipient whose entry was
+    lost, which would end without a word; each call is one small transaction that looks at a bounded
     number of messages, each once in a round; counters stay, so that relay_queue_unaccounted keeps
     its sense.
 Fails: with apsw's exceptions, and the transaction with it.
@@ -16,6 +17,11 @@ from relay.clock import first_id_after
 from relay.spool.sqlite.engine.database import fetch, fetch_one
 
 AT_ONCE = 200
+_IS_IN_QUEUE = "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id AND e.state <> 'final')"
+_HAS_LIVE = (
+    "EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = m.id"
+    " AND r.state IN ('queued', 'deferred', 'held', 'captured'))"
+)
 _TABLES = (
     ("recipient", "message_id"),
     ("event", "message_id"),
@@ -35,6 +41,15 @@ class Keep:
 
 
 @dataclass(frozen=True, slots=True)
+class Prunable:
+    """So many would go; `kept` are messages that stay, old as they are, for what was lost."""
+
+    messages: int
+    submissions: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
 class Pruned:
     """`messages` are gone, the last one looked at is `reached`; "" when none was left."""
 
@@ -46,8 +61,7 @@ def prune(cursor: apsw.Cursor, before_us: int, *, after: str) -> Pruned:
     """Remove finished messages received before `before_us` from some behind the id `after`."""
     rows = fetch(
         cursor,
-        "SELECT id, received_us < ?1 AND NOT EXISTS"
-        " (SELECT 1 FROM entry e WHERE e.message_id = m.id AND e.state <> 'final')"
+        f"SELECT id, received_us < ?1 AND NOT {_IS_IN_QUEUE} AND NOT {_HAS_LIVE}"
         " FROM message m WHERE id > ?2 AND id < ?3 ORDER BY id LIMIT ?4",
         (before_us, after, first_id_after(before_us), AT_ONCE),  # ids are in the order of time
     )
@@ -66,16 +80,16 @@ def prune_keys(cursor: apsw.Cursor, now_us: int) -> int:
     return len(keys)
 
 
-def prunable(cursor: apsw.Cursor, before_us: int, now_us: int) -> tuple[int, int]:
+def prunable(cursor: apsw.Cursor, before_us: int, now_us: int) -> Prunable:
     """How many messages and submission keys would go."""
-    messages = fetch_one(
+    finished, kept = fetch_one(
         cursor,
-        "SELECT count(*) FROM message m WHERE id < ? AND received_us < ? AND NOT EXISTS"
-        " (SELECT 1 FROM entry e WHERE e.message_id = m.id AND e.state <> 'final')",
+        f"SELECT count(*), count(*) FILTER (WHERE {_HAS_LIVE})"
+        f" FROM message m WHERE id < ? AND received_us < ? AND NOT {_IS_IN_QUEUE}",
         (first_id_after(before_us), before_us),
     )
     keys = fetch_one(cursor, "SELECT count(*) FROM submission WHERE expires_us < ?", (now_us,))
-    return messages[0], keys[0]
+    return Prunable(finished - kept, keys[0], kept)
 
 
 def used_bytes(cursor: apsw.Cursor) -> int:

@@ -8,6 +8,7 @@ Standards: docs/design.md 4.
 """
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -116,10 +117,8 @@ class Keeping:
         if dry_run:
             now_us = self._clock.steady_us()
             before_us = now_us - int(age_s * 1_000_000)
-            messages, keys = await self._queries.run(
-                lambda c: history.prunable(c, before_us, now_us)
-            )
-            return {"messages": messages, "submissions": keys, "ended": True}
+            would = await self._queries.run(lambda c: history.prunable(c, before_us, now_us))
+            return asdict(would) | {"ended": True}
         for _ in range(_STEPS_AT_ONCE):
             if not await self.prune(Keep(age_s)):
                 return {"ended": True}
