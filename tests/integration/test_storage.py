@@ -12,7 +12,7 @@ import pytest
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
 
-OK, DATA, UNAVAILABLE = 0, 65, 69
+OK, USAGE, DATA, UNAVAILABLE = 0, 64, 65, 69
 BODY = "x" * 300_000  # a file of its own in the spool
 LATER = "450 4.2.0 greylisted, try again later"
 
@@ -212,7 +212,11 @@ def test_a_row_that_is_lost_is_told_beside_a_running_relay(remotes):
         mended = [
             one["kind"] for one in told(relay, "verify", code=DATA)["findings"] if one["mended"]
         ]
-        assert mended == ["unneeded-content", "counters"]
+        assert mended == ["unneeded-content"]
+        found = told(relay, "verify", "--recount", code=DATA)
+        assert [one["kind"] for one in found["findings"] if one["mended"]] == ["counters"]
+        refused = relay.cli("storage", "verify", "--recount", "alice@example.test")
+        assert (refused.returncode, "name none" in refused.stderr) == (USAGE, True)
 
 
 def test_a_page_that_cannot_be_read_keeps_new_mail_out_and_says_so(remotes):

@@ -40,6 +40,7 @@ class Wishes:
     accounts: Sequence[str] = ()
     dry_run: bool = False
     full: bool = False
+    recount: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,12 @@ def _verify_spool(
         found(finding)
 
     verifier = SpoolVerifier(
-        settings.spool_file, mode=mode, full=wishes.full, now_us=clock.steady_us(), report=report
+        settings.spool_file,
+        mode=mode,
+        full=wishes.full,
+        recount=wishes.recount,
+        now_us=clock.steady_us(),
+        report=report,
     )
     return verifier.run()
 

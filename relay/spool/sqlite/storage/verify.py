@@ -31,6 +31,7 @@ from relay.spool.sqlite.transactions import ACCEPTED_COUNTER, is_file_needed
 from relay.spool.sqlite.upkeep import counting
 from relay.spool.types import SpoolDamagedError
 
+_RECOUNT = "once you know why, --recount counts anew"
 _SHOWN_MAX = 1000  # of one kind
 _LIVE = "state <> 'final'"
 _LIVE_PEOPLE = "r.state IN ('queued', 'deferred', 'held', 'captured')"
@@ -121,13 +122,17 @@ class SpoolVerifier:
         full: bool,
         now_us: int,
         report: Callable[[Finding], None],
+        recount: bool = False,
     ) -> None:
-        """MEND takes the owner's lock, which is the caller's; `now_us` is steady time."""
+        """MEND takes the owner's lock, which is the caller's; `now_us` is steady time. Only with
+        `recount` counters are mended: until then they tell of what was lost.
+        """
         self._database = database
         self._contents = contents_of(database)
         self._aside = database.with_name(database.name + "-put-aside")
         self._mode = mode
         self._full = full
+        self._recount = recount
         self._now_us = now_us
         self._report = report
 
@@ -255,14 +260,19 @@ class SpoolVerifier:
         finally:
             count.end(cursor)
         unaccounted = count.result().unaccounted
+
+        def recount() -> None:
+            cursor.execute(
+                "UPDATE counter SET value = value - ? WHERE name = ?",
+                (unaccounted, ACCEPTED_COUNTER),
+            )
+
         if unaccounted:
             self._settle(
                 Kind.COUNTERS, self._database, found=f"{unaccounted} recipients unaccounted for",
-                expected="0", cure="counted anew",
-                act=lambda: cursor.execute(
-                    "UPDATE counter SET value = value - ? WHERE name = ?",
-                    (unaccounted, ACCEPTED_COUNTER),
-                ),
+                expected="0", cure="counted anew" if self._recount else "",
+                act=recount if self._recount else None,
+                advice="" if self._recount else _RECOUNT,
             )  # fmt: skip
         return unaccounted
 
@@ -303,13 +313,14 @@ class SpoolVerifier:
         expected: str,
         cure: str = "",
         act: Callable[[], Any] | None = None,
+        advice: str = "",
     ) -> None:
-        """Do what can be done about a fault, and report it."""
+        """Do what can be done about a fault, and report it; `advice` is for what is left alone."""
         is_mended = act is not None and self._mode is Mode.MEND
         if act is not None and is_mended:
             with disk_faults(self._database.parent):
                 act()
-        action = self._mode.value.format(cure) if cure else ""
+        action = self._mode.value.format(cure) if cure else advice
         self._report(Finding(kind, str(where), found, expected, is_mended, action))
 
 
