@@ -8,6 +8,7 @@ Standards: none; names from docs/names.md (Commands).
 
 from collections.abc import Collection, Mapping
 from typing import TypeVar
+from urllib.parse import unquote
 
 import msgspec
 
@@ -68,11 +69,14 @@ def number_of(
 
 
 def selector_of_query(query: Mapping[str, str]) -> Selector:
-    """Return the selector of GET /queue; without a condition it means all."""
+    """Return the selector of GET /queue; without a condition it means all.
+
+    Between IDs are commas; what is part of one is percent-encoded in it, as in UNKNOWN_HEADER.
+    """
     older_than_s = None
     if "older_than" in query:
         older_than_s = number_of(query, "older_than", default=0, limits=(0, 10**9))
-    ids = tuple(one for one in query.get("id", "").split(",") if one)
+    ids = tuple(unquote(one) for one in query.get("id", "").split(",") if one)
     texts = conditions_of({name: query.get(name) for name in TEXTS})
     given = bool(ids) or older_than_s is not None or any(texts.values())
     return Selector(ids=ids, older_than_s=older_than_s, all=not given, **texts)

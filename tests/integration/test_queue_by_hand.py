@@ -37,6 +37,10 @@ def test_what_is_in_flight_is_told_and_what_waits_behind_it_never_arrives(
         others = [relay.submit("alice@example.test", [f"{n}@slow.test"]) for n in range(4)]
         done = relay.cli("queue", "hold", first)
         assert (done.returncode, "in flight" in done.stdout) == (TRY_LATER, True)
+        would = relay.cli_json("queue", "hold", "--all", "--dry-run")
+        assert {one["id"]: (one["result"], one["state"]) for one in would} == {
+            first: ("in flight", "queued"), **dict.fromkeys(others, ("done", "queued")),
+        }  # fmt: skip
         answer = relay.cli_json("queue", "hold", "--all", "--reason", "the remote is slow")
         results = {one["id"]: (one["result"], one["state"]) for one in answer}
         assert results == {first: ("in flight", "queued")} | dict.fromkeys(others, ("done", "held"))
@@ -54,6 +58,9 @@ def test_what_is_in_flight_is_told_and_what_waits_behind_it_never_arrives(
         for queue_id in others[1:3]:
             relay.until_state(queue_id, "relayed")
         assert [one["id"] for one in relay.queue()] == [others[3]]
+        listed = relay.cli("queue", "list", "<a,b@c>", others[3])
+        assert listed.stderr.strip().endswith('known as "<a,b@c>"')
+        assert others[3] in listed.stdout
         assert Counter(one.addresses[0] for one in mx.envelopes) == {
             "first@slow.test": 1, "1@slow.test": 1, "2@slow.test": 1,
         }  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from relay.app.commands.control import (
     ControlClient,
@@ -180,7 +180,7 @@ def _conditions(selector: "Selector") -> dict[str, Any]:
 def _query(selector: "Selector") -> dict[str, str]:
     """A selector as the query of a GET."""
     query = {
-        "id": ",".join(selector.ids),
+        "id": ",".join(quote(one, safe="") for one in selector.ids),  # a Message-ID may have commas
         "sender": selector.sender,
         "recipient": selector.recipient,
         "domain": selector.domain,

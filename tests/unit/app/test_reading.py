@@ -102,11 +102,11 @@ def test_an_unknown_message_is_none_and_a_refusal_is_not(reading, daemon):
 
 def test_conditions_of_a_list_become_its_query(reading, daemon):
     daemon.answers.append((200, []))
-    selector = Selector(ids=("q1", "q2"), sender="*@x.test", older_than_s=7200)
+    selector = Selector(ids=("q1", "<a,b%@c>"), sender="*@x.test", older_than_s=7200)
     assert reading.queue_list(selector) == []
     assert daemon.asked == [
         ("/relay/v1/queue",
-         {"id": "q1,q2", "sender": "*@x.test", "older_than": "7200", "limit": "10000"})
+         {"id": "q1,%3Ca%2Cb%25%40c%3E", "sender": "*@x.test", "older_than": "7200", "limit": "10000"})
     ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import httpx
 import pytest
@@ -286,6 +287,14 @@ async def test_a_list_names_the_ids_that_nothing_has_in_a_header(world: World) -
     assert (answer.status_code, answer.json()) == (200, [{"id": "q1", "entry": 1}])
     assert answer.headers["x-relay-unknown"] == "%3Cx%40y%3E,%C3%BC%0A"
     assert "x-relay-unknown" not in (await world.get("/relay/v1/queue?id=q1", "watcher")).headers
+
+
+async def test_an_id_of_a_list_may_have_a_comma(world: World) -> None:
+    ids = ("<a,b%2C@c>", "q1")
+    query = urlencode({"id": ",".join(quote(one, safe="") for one in ids)})
+    assert (await world.get(f"/relay/v1/queue?{query}", "watcher")).status_code == 200
+    ((selector, _),) = world.records.asked
+    assert selector == Selector(ids=ids)
 
 
 async def test_the_control_socket_is_an_operator(world: World) -> None:
