@@ -236,13 +236,16 @@ def verified_lines(document: Mapping[str, Any]) -> list[str]:
 
 def _entry_cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
     due = str(entry["due"])[:19].replace("T", " ") if entry["due"] else "-"
-    numbers = (str(entry["size"]), str(entry["attempts"]))
-    way = f"{entry['sender'] or '<>'} -> {entry['next_hop']}"
+    is_lost = entry["sender"] is None
+    numbers = ("-" if is_lost else str(entry["size"]), str(entry["attempts"]))
+    way = f"{'?' if is_lost else entry['sender'] or '<>'} -> {entry['next_hop']}"
     return (f"{entry['id']}-{entry['entry']}", str(entry["state"]), *numbers, due, way)
 
 
 def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
     """What an operator should know of an entry besides its state."""
+    if entry["sender"] is None:
+        yield "its message is lost: see relay storage verify"
     if entry.get("held_until"):
         yield f"held until {str(entry['held_until'])[:19].replace('T', ' ')}"
     if entry.get("reason"):

@@ -170,6 +170,17 @@ def test_entries_are_a_table_and_counted():
     assert entry_lines([]) == ["0 entries, 0 recipients"]
 
 
+def test_an_entry_without_its_message_does_not_look_like_a_report():
+    lost, report = entry_lines([entry(1, sender=None, size=None), entry(2, sender="")])[1:6:3]
+    assert lost.split() == [
+        "q1-1", "deferred", "-", "3", "2026-11-20", "10:00:00", "?", "->", "mx:b.test",
+    ]  # fmt: skip
+    assert "<> -> mx:b.test" in report
+    remark = "    its message is lost: see relay storage verify"
+    assert remark in entry_lines([entry(1, sender=None, size=None)])
+    assert remark not in entry_lines([entry(2, sender="")])
+
+
 @pytest.mark.parametrize(
     ("found", "entries", "expected"),
     [
