@@ -28,6 +28,7 @@ from relay.spool.types import Selector
 F = TypeVar("F", bound=Callable[..., Any])
 _STATES = ["queued", "deferred", "held", "captured"]
 _CHARACTERS_MAX = 1000
+_OPTIONS = ("reason", "to", "until")  # that only the relay can judge
 
 
 def _once(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> str:
@@ -209,7 +210,7 @@ def _change(given: Given, operation: str, conditions: dict[str, Any], **more: An
         answer = _reading(given).change(operation, selector, **more)
     except ControlError as error:
         if error.status == HTTPStatus.BAD_REQUEST:  # what options say, that only the relay can tell
-            raise click.UsageError(str(error)) from None
+            raise click.UsageError(_with_option(str(error))) from None
         raise
     except OrderInterruptedError as error:
         so_far = "nothing was to be changed" if more["dry_run"] else _so_far(error.done)
@@ -227,6 +228,12 @@ def _change(given: Given, operation: str, conditions: dict[str, Any], **more: An
         flush()
         text = f"relay queue {operation}: all of it is being tried just now; try again later"
         raise Ended(Exit.TRY_LATER, text)
+
+
+def _with_option(text: str) -> str:
+    """Name a field of the body as the option that it came from."""
+    field, colon, rest = text.partition(":")
+    return f"--{field}{colon}{rest}" if field in _OPTIONS else text
 
 
 def _so_far(done: int | None) -> str:

@@ -89,7 +89,9 @@ def order_of_body(operation: Operation, body: bytes, asking: Asking) -> Order:
             to_text=asked.to if isinstance(asked, _Reroute) else "",
         )
     except ValueError as error:
-        raise _bad(f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
+        text = str(error)
+        names_a_field = text.partition(" ")[0].endswith(":")
+        raise _bad(f"{text if names_a_field else text[:1].upper() + text[1:]}.") from None
 
 
 def _selector(asked: _Body) -> Selector:

@@ -239,9 +239,9 @@ def test_no_condition_is_left_out_of_account(relay, queued, words, fault):
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
-        (["hold", "--all", "--until", "yesterday"], "until: found 'yesterday'"),
-        (["hold", "--all", "--reason", "a\nb"], "Reason: expected one line"),
-        (["reroute", "--all", "--to", "nowhere"], "to: found 'nowhere'"),
+        (["hold", "--all", "--until", "yesterday"], "Error: --until: found 'yesterday'"),
+        (["hold", "--all", "--reason", "a\nb"], "Error: --reason: expected one line"),
+        (["reroute", "--all", "--to", "nowhere"], "Error: --to: found 'nowhere'"),
     ],
 )
 def test_what_makes_no_sense_is_the_commands_fault(relay, queued, words, fault):

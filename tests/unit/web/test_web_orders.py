@@ -74,7 +74,7 @@ def test_a_reroute_says_where_to() -> None:
         ("retry", {"recipient": "a" * 1001}, "recipient: found 1001 letters"),
         ("retry", {"older_than_s": -1}, "older_than_s"),
         ("retry", {"ids": ["x"] * 10_001}, "ids: found 10001"),
-        ("retry", {"all": True, "reason": "a\nb"}, "Reason: expected one line"),
+        ("retry", {"all": True, "reason": "a\nb"}, "reason: expected one line"),
         ("retry", {"all": True, "who": "a\nb"}, "who"),
         ("hold", {"all": True, "until": "soon"}, "until: found 'soon', expected a duration"),
         ("hold", {"all": True, "until": "2023-11-14T23:13:25"}, "until"),
