@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from relay.delivery import Contents
 from relay.delivery.remote.rate import Rate
 from relay.message.content import LARGE_BYTES, Content, LargeContent
 from relay.message.lifecycle import State
@@ -26,7 +27,7 @@ from tests.simulation.world import World
 
 Key = tuple[str, int]
 CONTENTS_BYTES = 200_000  # of contents in memory, beside those that came with their claims
-_MOMENT_S = 1.0  # that contents in memory may have to wait for others
+_MOMENT_S = 0.001
 _JUMP_US_MIN = 80_000_000_000
 _TASKS_BESIDE = 60  # listeners, workers of mailboxes, upkeep and what is about to end
 
@@ -69,6 +70,7 @@ class Ledger:
         self._dots: dict[str, tuple[str, Collection[str], int]] = {}
         self.rated: dict[str, Rate] = {}  # by domain, where a transaction begins once it may
         self.starts_s: list[float] = []  # of processes: a rate is kept by one
+        self._late_s: defaultdict[str, list[float]] = defaultdict(list)
         self._begun_s: defaultdict[str, deque[float]] = defaultdict(deque)
         self._claims_max = claims_max
 
@@ -196,6 +198,10 @@ class Ledger:
         count = self._settlements(queue_id, addresses)
         self._dots[connection] = (queue_id, tuple(addresses), count)
 
+    def late(self, claim: Claim) -> None:
+        """Its turn has come before, and it begins now: there was no room for its content."""
+        self._late_s[claim.next_hop.host].append(self.world.time())
+
     def begun(self, host: str) -> None:
         """Invariant 4: in no span of a rate's time more transactions begin than it lets through."""
         domain, now_s = host.partition(".")[2], self.world.time()
@@ -207,7 +213,8 @@ class Ledger:
         while begun_s[0] <= now_s - rate.per_s + _MOMENT_S:
             begun_s.popleft()
         processes = 1 + sum(start_s >= begun_s[0] for start_s in self.starts_s)
-        if len(begun_s) > processes * rate.count:
+        late = sum(late_s >= begun_s[0] for late_s in self._late_s[domain])
+        if len(begun_s) > processes * rate.count + late:
             self.world.fault(f"invariant 4: {len(begun_s)} to {domain} in {rate.per_s:g} s")
 
     def _settlements(self, queue_id: str, addresses: Collection[str]) -> int:
@@ -220,6 +227,21 @@ class Ledger:
         return sum(
             max(0.0, min(end_s, end) - max(start_s, start)) for start, end in self.outages
         )  # fmt: skip
+
+
+class WatchedContents(Contents):
+    """Tells the ledger of whom it made wait."""
+
+    def __init__(self, witness: "Witness", ledger: Ledger) -> None:
+        super().__init__(witness, budget_bytes=CONTENTS_BYTES)
+        self._ledger = ledger
+
+    async def of(self, claim: Claim) -> Content:
+        asked_s = self._ledger.world.time()
+        content = await super().of(claim)
+        if self._ledger.world.time() > asked_s:
+            self._ledger.late(claim)
+        return content
 
 
 class Witness:

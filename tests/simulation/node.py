@@ -17,7 +17,6 @@ from relay.clock import Ids
 from relay.delivery import (
     Cause,
     ConnectionSlots,
-    Contents,
     Dispatcher,
     LocalDelivery,
     Schedule,
@@ -37,7 +36,7 @@ from relay.smtp import Timeouts
 from relay.spool import SqliteSpool
 from tests.simulation import tripwires
 from tests.simulation.clock import WorldClock
-from tests.simulation.ledger import CONTENTS_BYTES, Ledger, Witness
+from tests.simulation.ledger import Ledger, WatchedContents, Witness
 from tests.simulation.life import Death, Life
 from tests.simulation.scenario import HOME, PEOPLE, ROUTED, Scenario
 from tests.simulation.upkeep import SimulatedBallast, Upkeep
@@ -177,7 +176,7 @@ class Node:
 
     def _dispatcher(self, around: Surroundings, reporter: Reporter) -> Dispatcher:
         scenario = around.scenario
-        contents = self.witness.contents = Contents(self.witness, budget_bytes=CONTENTS_BYTES)
+        contents = self.witness.contents = WatchedContents(self.witness, around.ledger)
         schedule = Schedule(scenario.retry_s, around.world.rng.random, scenario.retry_by_class)
         settler = Settler(
             self.witness, contents, reporter, clock=self.clock, metrics=self.metrics,
