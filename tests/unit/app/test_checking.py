@@ -125,6 +125,14 @@ def a_spool(folder, name="spool.sqlite", octets=b""):
 HEADER = b"SQLite format 3\0".ljust(60, b"\1")
 
 
+def test_a_directory_in_place_of_the_spool_is_said(files):
+    spool = files.folder / "state" / "spool.sqlite"
+    spool.mkdir(parents=True)
+    [found] = [one for one in files() if one.what == "spool"]
+    expected = f"spool.url: {spool}: found a directory, expected the spool's file"
+    assert (found.verdict, found.text) == (Verdict.FAULT, expected)
+
+
 def test_a_log_is_looked_at_where_nobody_writes_it(files):
     folder = files.folder / "state"
     folder.mkdir()

@@ -4,6 +4,8 @@ import asyncio
 import json
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 from contextlib import closing
 
@@ -23,7 +25,7 @@ from relay.settings import load
 from relay.spool import SqliteSpool
 from relay.spool.types import NewEntry, NewMessage, NewRecipient
 
-DATA, TRY_LATER = 65, 75
+DATA, TRY_LATER, CONFIGURATION = 65, 75, 78
 
 
 @pytest.fixture
@@ -248,6 +250,21 @@ def test_what_makes_no_sense_is_the_commands_fault(relay, queued, words, fault):
     done = relay(*words)
     assert done.exit_code == 2  # that of click, which becomes 64
     assert fault in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["queue", "list"], ["storage", "verify"], ["storage", "verify", "--dry-run"],
+     ["storage", "salvage"], ["storage", "prune"], ["storage", "backup", "copy"]],
+)  # fmt: skip
+def test_a_directory_in_place_of_the_spool_is_no_reason_to_try_later(config, words):
+    spool = load(config, {}).spool_file
+    spool.mkdir(parents=True)
+    command = [sys.executable, "-m", "relay", "--config", str(config), *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=config.parent, check=False)
+    assert f"{spool}: found a directory, expected the spool's file" in done.stderr
+    assert done.returncode == CONFIGURATION
+    assert list(spool.parent.glob("spool.sqlite?*")) == []
 
 
 def test_a_hold_without_an_end_says_so_itself(relay, queued):

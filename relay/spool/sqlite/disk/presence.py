@@ -2,7 +2,7 @@
 
 On the path: before a spool is opened, and before a command says that there is none.
 Holds: nobody begins with an empty queue where mail was, nor removes its contents as left over.
-Fails: SpoolDamagedError.
+Fails: SpoolDamagedError; SpoolFormatError.
 Standards: docs/operation.md (A damaged spool).
 """
 
@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from relay.spool.types import SpoolDamagedError
+from relay.spool.types import SpoolDamagedError, SpoolFormatError
 
 ARRIVING = "arriving-"  # what came in and never got a message begins so
 
@@ -36,7 +36,7 @@ def is_or_was_there(database: Path) -> bool:
 
 
 def check_presence(database: Path) -> None:
-    """Raise SpoolDamagedError for a file that is not what it was."""
+    """Raise SpoolDamagedError for a file that is not what it was, SpoolFormatError for no file."""
     if salvage_mark_of(database).exists():
         raise SpoolDamagedError(f"{database}: its salvage was cut off")
     if not database.exists():
@@ -46,6 +46,9 @@ def check_presence(database: Path) -> None:
             )
         if _has_log(database):  # SQLite would remove it
             raise SpoolDamagedError(f"{database} is gone, and its write-ahead log is not")
+    elif not database.is_file():
+        found = "a directory" if database.is_dir() else "no regular file"
+        raise SpoolFormatError(f"{database}: found {found}, expected the spool's file")
     elif contents_of(database).exists() and not database.stat().st_size:
         # The directory is made behind the file's first commit.
         raise SpoolDamagedError(f"{database} is damaged: it is empty")
