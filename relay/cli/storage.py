@@ -37,7 +37,7 @@ def storage(_given: Given) -> None:
 @click.argument("accounts", nargs=-1, metavar="[ACCOUNT]...")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--full", is_flag=True, help="Read every octet, and every message's header.")
-@click.option("--recount", is_flag=True, help="Count the spool's recipients anew.")
+@click.option("--recount", is_flag=True, help="Cancel recipients without an entry; count anew.")
 @common_options
 def verify(given: Given, *, accounts: tuple[str, ...], **wishes: bool) -> None:
     """Check mailboxes, notes and the spool, and mend them.
@@ -46,7 +46,7 @@ def verify(given: Given, *, accounts: tuple[str, ...], **wishes: bool) -> None:
     as well. No mail is deleted: what nothing can be done with is put aside, and where is said. The
     relay may run meanwhile; its spool is only read then. Exits 65 when something remains that
     somebody has to look at. --recount is for relay_queue_unaccounted, once you know why it was not
-    0.
+    0: it ends recipients whose entry was lost as cancelled, and counts anew.
     """
     if accounts and wishes["recount"]:
         raise click.UsageError("--recount: the spool is not one account's: name none")

@@ -214,7 +214,9 @@ def test_a_row_that_is_lost_is_told_beside_a_running_relay(remotes):
         ]
         assert mended == ["unneeded-content"]
         found = told(relay, "verify", "--recount", code=DATA)
-        assert [one["kind"] for one in found["findings"] if one["mended"]] == ["counters"]
+        mended = [one["action"] for one in found["findings"] if one["mended"]]
+        assert mended == ["ended as cancelled"]
+        assert found["spool"]["unaccounted"] == 0
         refused = relay.cli("storage", "verify", "--recount", "alice@example.test")
         assert (refused.returncode, "name none" in refused.stderr) == (USAGE, True)
 

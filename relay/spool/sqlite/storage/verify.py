@@ -19,19 +19,23 @@ from typing import Any
 import apsw
 
 from relay.files import FileOctets
+from relay.journal.events import Event, Step
 from relay.message.content import octets_in_blocks
+from relay.message.lifecycle import State
 from relay.spool.sqlite.disk.contents import sum_of
 from relay.spool.sqlite.disk.copying import sync
 from relay.spool.sqlite.disk.presence import contents_of
+from relay.spool.sqlite.engine.batch import Batch
 from relay.spool.sqlite.engine.damage import mark_of
 from relay.spool.sqlite.engine.database import fetch, fetch_one, open_database
 from relay.spool.sqlite.engine.log_check import log_fault
 from relay.spool.sqlite.faults import disk_faults, page_faults, translated
-from relay.spool.sqlite.transactions import ACCEPTED_COUNTER, is_file_needed
+from relay.spool.sqlite.transactions import ACCEPTED_COUNTER, append_events, is_file_needed
 from relay.spool.sqlite.upkeep import counting
 from relay.spool.types import SpoolDamagedError
 
 _RECOUNT = "once you know why, --recount counts anew"
+_WHO_ENDS = {"who": "relay storage verify", "why": "its entry was lost"}
 _SHOWN_MAX = 1000  # of one kind
 _LIVE = "state <> 'final'"
 _LIVE_PEOPLE = "r.state IN ('queued', 'deferred', 'held', 'captured')"
@@ -56,6 +60,10 @@ _LOST_ROWS = {
         SELECT message_id || '-' || number FROM entry WHERE {_LIVE}
         AND content_id NOT IN (SELECT id FROM content)""",
 }
+_ENTRYLESS = f"""FROM recipient r WHERE {_LIVE_PEOPLE}
+    AND EXISTS (SELECT 1 FROM message m WHERE m.id = r.message_id)
+    AND NOT EXISTS (SELECT 1 FROM entry e
+        WHERE e.message_id = r.message_id AND e.number = r.entry AND e.{_LIVE})"""
 _NEVER_DUE = f"{_LIVE} AND claimed = 0 AND due_us IS NULL"
 _UNNEEDED = (
     f"SELECT id FROM content EXCEPT SELECT content_id FROM entry WHERE {_LIVE} LIMIT {_SHOWN_MAX}"
@@ -125,7 +133,8 @@ class SpoolVerifier:
         recount: bool = False,
     ) -> None:
         """MEND takes the owner's lock, which is the caller's; `now_us` is steady time. Only with
-        `recount` counters are mended: until then they tell of what was lost.
+        `recount` counters are mended, and recipients without an entry end: until then both tell of
+        what was lost.
         """
         self._database = database
         self._contents = contents_of(database)
@@ -190,6 +199,8 @@ class SpoolVerifier:
                     cure=f"put aside as {self._aside / path.name}",
                     act=partial(self._put_aside, path),
                 )  # fmt: skip
+        if self._recount:
+            self._check_entryless(cursor)
         unaccounted = self._check_counters(cursor)
         counts = {name: fetch_one(cursor, query)[0] for name, query in _COUNTS.items()}
         return counts | {"unaccounted": unaccounted}
@@ -251,6 +262,33 @@ class SpoolVerifier:
             for path in sorted(self._contents.iterdir()):
                 if not is_file_needed(cursor, path.name):
                     yield path
+
+    def _check_entryless(self, cursor: apsw.Cursor) -> None:
+        """Recipients whom nothing tries any more: somebody knows why, and they may end."""
+        (number,) = fetch_one(cursor, f"SELECT count(*) {_ENTRYLESS}")
+        if number:
+            self._settle(
+                Kind.LOST_ROW, self._database, found=f"{number} recipients without an entry",
+                expected="0", cure="ended as cancelled", act=partial(self._end_entryless, cursor),
+            )  # fmt: skip
+
+    def _end_entryless(self, cursor: apsw.Cursor) -> None:
+        with cursor.connection:
+            lost: dict[str, list[tuple[int, int]]] = {}
+            for message_id, *key in fetch(cursor, f"SELECT message_id, entry, number {_ENTRYLESS}"):
+                lost.setdefault(message_id, []).append((key[0], key[1]))
+            for message_id, people in lost.items():
+                cursor.executemany(
+                    "UPDATE recipient SET state = ? WHERE message_id = ? AND entry = ?"
+                    " AND number = ?",
+                    [(State.CANCELLED, message_id, *one) for one in people],
+                )
+                entries = sorted({entry for entry, _ in people})
+                detail = {"operation": "cancel", "entries": entries, **_WHO_ENDS}
+                append_events(cursor, message_id, [Event(Step.DELIVERY, self._now_us, detail)])
+            count = Batch(cursor)
+            count.counts[State.CANCELLED] += sum(map(len, lost.values()))
+            count.write_counts()
 
     def _check_counters(self, cursor: apsw.Cursor) -> int:
         count = counting.Count()
