@@ -12,6 +12,8 @@ missing=()
 for program in "${!package_of[@]}"; do
     command -v "$program" >/dev/null || missing+=("${package_of[$program]}")
 done
+# swaks has TLS by a module that its package only recommends
+/usr/bin/perl -MNet::SSLeay -e 1 2>/dev/null || missing+=(libnet-ssleay-perl)
 [ ${#missing[@]} = 0 ] && exit 0
 
 skip() {
