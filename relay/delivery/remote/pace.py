@@ -13,7 +13,7 @@ from collections.abc import Callable
 from relay.clock import Clock
 
 _TICK_S = 0.002
-_PART = 0.5  # of the time since the last one that the loop may have been at work
+_PART = 0.4  # of the time since the last one that the loop may have been at work
 _SLOWEST_S = 0.02  # between two, however busy it is
 
 
