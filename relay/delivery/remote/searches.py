@@ -2,7 +2,8 @@
 
 On the path: a search for a next hop's hosts waits here before it asks the resolver.
 Holds: a bounded number at once, of next hops that were not found the last time a few only; new mail
-    comes before what is queued, and who has the fewest before others; a few are kept for both.
+    and what somebody took lately come before what is queued, and who has the fewest before
+    others; a few are kept for both.
 Fails: never.
 Standards: none.
 """
@@ -15,6 +16,7 @@ from contextlib import asynccontextmanager
 from relay.clock import Clock
 from relay.delivery.queue.turns import Turn, Turns
 from relay.delivery.remote.pace import Pace
+from relay.message.nexthop import NextHop
 from relay.spool.types import Claim
 from relay.spool.waiting import Lane
 
@@ -31,14 +33,21 @@ class Searches:
         self._down = _Line(DOWN_MAX, clock)
 
     @asynccontextmanager
-    async def turn(self, claim: Claim) -> AsyncIterator[None]:
-        """Wait for a turn, and keep it for the block; `claim` is the first that asks."""
+    async def turn(self, claim: Claim, *, at_once: bool) -> AsyncIterator[None]:
+        """Wait for a turn, and keep it for the block; `claim` is the first that asks. With
+        `at_once` it comes before others, without their pace.
+        """
         line = self._down if claim.lane is Lane.DOWN else self._new
-        await line.take(claim.sender, is_new=claim.is_fresh)
+        sender = await line.take(claim.next_hop, claim.sender, is_new=at_once)
         try:
             yield
         finally:
-            line.give_back(claim.sender)
+            line.give_back(sender)
+
+    def has_mail_of(self, claim: Claim, *, at_once: bool) -> None:
+        """Where a search waits already, let it have the turn of this claim if that is earlier."""
+        for line in (self._new, self._down):
+            line.has_mail_of(claim.next_hop, claim.sender, is_new=at_once)
 
 
 class _Line:
@@ -48,22 +57,39 @@ class _Line:
         self._left = limit
         self._reserve = limit // _RESERVED_PART
         self._having: Counter[int] = Counter()
-        self._waiting: Turns[asyncio.Future[None]] = Turns()
+        self._waiting: Turns[asyncio.Future[int]] = Turns()
+        self._turns: dict[NextHop, Turn[asyncio.Future[int]]] = {}  # of the searches that wait
         self._pace = Pace(self._begin_one, clock)
 
-    async def take(self, sender: int, *, is_new: bool) -> None:
+    async def take(self, next_hop: NextHop, sender: int, *, is_new: bool) -> int:
+        """Wait for a place; whose turn it was in."""
         if is_new and self._has_place_for(sender, is_new=True):
             self._give(sender)
-            return
-        given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.push(Turn(given, sender, is_new))
-        self._begin_what_must()
+            return sender
+        given: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._wait(next_hop, Turn(given, sender, is_new))
         try:
-            await given
+            return await given
         except asyncio.CancelledError:
             if given.done() and not given.cancelled():
-                self.give_back(sender)
+                self.give_back(given.result())
             raise
+        finally:
+            self._turns.pop(next_hop, None)
+
+    def has_mail_of(self, next_hop: NextHop, sender: int, *, is_new: bool) -> None:
+        turn = self._turns.get(next_hop)
+        if turn is None or turn.what.done():
+            return
+        other = Turn(turn.what, sender, is_new)
+        if self._waiting.is_before(other, turn):
+            self._waiting.remove(turn)
+            self._wait(next_hop, other)
+
+    def _wait(self, next_hop: NextHop, turn: Turn[asyncio.Future[int]]) -> None:
+        self._turns[next_hop] = turn
+        self._waiting.push(turn)
+        self._begin_what_must()
 
     def give_back(self, sender: int) -> None:
         self._left += 1
@@ -86,7 +112,7 @@ class _Line:
                 return
             self._begin(first)
 
-    def _first(self) -> Turn[asyncio.Future[None]] | None:
+    def _first(self) -> Turn[asyncio.Future[int]] | None:
         """Who comes next and has a place."""
         waiting = self._waiting
         while cancelled := [one for one in waiting.next(self._having) if one.what.done()]:
@@ -96,10 +122,10 @@ class _Line:
                 return turn
         return None
 
-    def _begin(self, turn: Turn[asyncio.Future[None]]) -> None:
+    def _begin(self, turn: Turn[asyncio.Future[int]]) -> None:
         self._waiting.take(turn)
         self._give(turn.sender)
-        turn.what.set_result(None)
+        turn.what.set_result(turn.sender)
 
     def _give(self, sender: int) -> None:
         self._left -= 1

@@ -97,6 +97,10 @@ class Site:
         """Whether a claim would be settled by what is known, whatever the resolver said now."""
         return not self._stands and self._reach.known(claim) is not None
 
+    def has_answered(self) -> bool:
+        """Whether somebody is there, or was lately."""
+        return self._stands or self._reach.has_answered()
+
     def try_anew(self) -> None:
         """Forget that nobody was there."""
         self._reach.forget()
@@ -226,7 +230,7 @@ class Site:
         if first is None or self._closing:
             return
         standing = Standing.DOWN if first.lane is Lane.DOWN else Standing.NEW
-        if self._stands or self._reach.has_answered():
+        if self.has_answered():
             standing = Standing.PROVEN
         async with self.slots.hold(
             self, standing=standing, sender=first.sender, is_new=first.is_fresh

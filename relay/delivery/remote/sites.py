@@ -101,6 +101,8 @@ class Sites:
             search = asyncio.get_running_loop().create_task(self._find_site(claim))
             self._searches[claim.next_hop] = search
             search.add_done_callback(self._settling.discard)
+        else:
+            self._limit.has_mail_of(claim, at_once=self._is_urgent(claim))
         waiting.push(claim)
         self._residents.wait(claim, waiting)
 
@@ -171,12 +173,17 @@ class Sites:
 
     async def _found(self, first: Claim) -> Site | Unresolved:
         try:
-            async with self._limit.turn(first):
+            async with self._limit.turn(first, at_once=self._is_urgent(first)):
                 found = await self._resolver.resolve(first.next_hop)
                 return self._site(first.next_hop, found) if isinstance(found, Hosts) else found
         except Exception as error:  # noqa: BLE001 - ours: else the next hop would wait for ever
             _log.exception("resolving broken off", next_hop=str(first.next_hop))
             return TemporaryFailure(f"internal error: {type(error).__name__}")
+
+    def _is_urgent(self, claim: Claim) -> bool:
+        """Whether its next hop is looked up at once: for new mail, or where somebody was lately."""
+        place = self._places.get(claim.next_hop)
+        return claim.is_fresh or (place is not None and place.site.has_answered())
 
     async def _not_found(self, claims: Iterable[Claim], outcome: Outcome) -> None:
         settle = partial(self._scheduler.settle, reached=False)

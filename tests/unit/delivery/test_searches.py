@@ -1,14 +1,19 @@
 """Turns to ask the resolver."""
 
 import asyncio
+import itertools
 from dataclasses import dataclass, replace
+
+import pytest
 
 from relay.clock import Clock, ManualClock, SystemClock
 from relay.delivery.remote.pace import Pace
 from relay.delivery.remote.searches import DOWN_MAX, SEARCHES_MAX, Searches
-from relay.spool.types import Claim
+from relay.message.nexthop import NextHop
 from relay.spool.waiting import Lane
 from tests.support.claims import a_claim
+
+_NUMBERS = itertools.count()
 
 
 async def settled() -> None:
@@ -19,14 +24,17 @@ async def settled() -> None:
 class Search:
     """A search that ends when it is told to."""
 
-    def __init__(self, searches: Searches, lane: Lane, sender: int, *, epoch: int = 1) -> None:
+    def __init__(
+        self, searches: Searches, lane: Lane, sender: int, *, at_once: bool = True
+    ) -> None:
         self.asks = False
         self.end = asyncio.Event()
-        claim = replace(a_claim(), lane=lane, sender=sender, epoch=epoch)
-        self.task = asyncio.create_task(self._run(searches, claim))
+        next_hop = NextHop.parse(f"mx:{next(_NUMBERS)}.test")
+        self.claim = replace(a_claim(next_hop=next_hop), lane=lane, sender=sender)
+        self.task = asyncio.create_task(self._run(searches, at_once=at_once))
 
-    async def _run(self, searches: Searches, claim: Claim) -> None:
-        async with searches.turn(claim):
+    async def _run(self, searches: Searches, *, at_once: bool) -> None:
+        async with searches.turn(self.claim, at_once=at_once):
             self.asks = True
             await self.end.wait()
             self.asks = False
@@ -120,7 +128,7 @@ async def test_it_begins_no_more_when_there_is_nothing_to_begin() -> None:
 async def test_searches_for_the_queue_begin_one_by_one_and_those_of_new_mail_at_once() -> None:
     clock: Clock = BusyClock()
     searches = Searches(clock)
-    queued = [Search(searches, Lane.NORMAL, number, epoch=2) for number in range(3)]
+    queued = [Search(searches, Lane.NORMAL, number, at_once=False) for number in range(3)]
     await settled()
     fresh = Search(searches, Lane.NORMAL, 9)
     await settled()
@@ -130,7 +138,7 @@ async def test_searches_for_the_queue_begin_one_by_one_and_those_of_new_mail_at_
         one.task.cancel()
     await asyncio.gather(*(one.task for one in (*queued, fresh)), return_exceptions=True)
     searches = Searches(SystemClock())
-    queued = [Search(searches, Lane.NORMAL, number, epoch=2) for number in range(30)]
+    queued = [Search(searches, Lane.NORMAL, number, at_once=False) for number in range(30)]
     async with asyncio.timeout(10):
         while not all(one.asks for one in queued):
             await asyncio.sleep(0.001)
@@ -141,7 +149,7 @@ async def test_searches_for_the_queue_begin_one_by_one_and_those_of_new_mail_at_
 
 async def test_new_mail_does_not_wait_behind_all_that_its_sender_has_queued() -> None:
     searches = Searches(BusyClock())
-    queued = [Search(searches, Lane.NORMAL, 1, epoch=2) for _ in range(SEARCHES_MAX + 100)]
+    queued = [Search(searches, Lane.NORMAL, 1, at_once=False) for _ in range(SEARCHES_MAX + 100)]
     async with asyncio.timeout(10):
         while sum(one.asks for one in queued) < SEARCHES_MAX - SEARCHES_MAX // 8:
             await asyncio.sleep(0.001)
@@ -149,6 +157,32 @@ async def test_new_mail_does_not_wait_behind_all_that_its_sender_has_queued() ->
     await settled()
     assert [one.asks for one in fresh] == [True] * (SEARCHES_MAX // 16 + 1) + [False]
     everybody = [*queued, *fresh]
+    for one in everybody:
+        one.task.cancel()
+    await asyncio.gather(*(one.task for one in everybody), return_exceptions=True)
+
+
+@pytest.mark.parametrize("sender", [1, 2])
+async def test_a_search_that_waits_takes_the_turn_of_new_mail_for_its_next_hop(sender: int) -> None:
+    searches = Searches(BusyClock())
+    queued = [Search(searches, Lane.NORMAL, 1, at_once=False) for _ in range(SEARCHES_MAX + 100)]
+    async with asyncio.timeout(10):
+        while sum(one.asks for one in queued) < SEARCHES_MAX - SEARCHES_MAX // 8:
+            await asyncio.sleep(0.001)
+    last = queued[-1]
+    searches.has_mail_of(replace(last.claim, sender=9), at_once=False)
+    searches.has_mail_of(replace(last.claim, sender=sender), at_once=True)
+    await settled()
+    assert last.asks
+    last.end.set()
+    await last.task
+    searches.has_mail_of(last.claim, at_once=True)  # it waits no more
+    for one in queued:
+        one.end.set()
+    await asyncio.gather(*(one.task for one in queued))
+    everybody = [Search(searches, Lane.NORMAL, number) for number in range(SEARCHES_MAX)]
+    await settled()
+    assert all(one.asks for one in everybody)  # each was given back to whom it was counted
     for one in everybody:
         one.task.cancel()
     await asyncio.gather(*(one.task for one in everybody), return_exceptions=True)
