@@ -131,6 +131,7 @@ class ConnectionSlots:
             turns.push(turn)
             self._without[id(holder)] = turn
             slot.sender, slot.is_new = sender, is_new
+            self._pass_on()  # what is kept for it may be free
 
     @property
     def are_wanted(self) -> bool:

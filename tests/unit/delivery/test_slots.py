@@ -157,6 +157,23 @@ async def test_a_few_probes_are_kept_for_senders_that_have_none() -> None:
     assert held(new) == 5  # half of them are for new mail, whoever sends it
 
 
+@pytest.mark.parametrize(("sender", "is_new"), [(1, True), (2, False)])
+async def test_a_site_that_waits_gets_what_is_kept_for_its_other_mail(
+    sender: int, is_new: bool
+) -> None:
+    slots = some_slots(200)
+    bulk = [Site(slots, NEW, sender=1).want() for _ in range(200)]
+    await settled()
+    assert not bulk[150].held
+    slots.has_mail_of(bulk[150], sender, is_new=is_new)
+    await settled()
+    assert bulk[150].held
+    for one in bulk:
+        one.give_up()
+    await settled()
+    assert not slots._probes_of
+
+
 async def test_new_mail_comes_before_what_is_queued_but_not_twice_in_a_row() -> None:
     slots = some_slots(2)
     first = Site(slots, NEW).want()
