@@ -1,73 +1,15 @@
 """Who gets a connection when there are not enough for all."""
 
-import asyncio
 import itertools
 import random
 from collections import Counter
-from contextlib import AbstractAsyncContextManager
 
 import pytest
-from prometheus_client import CollectorRegistry, Gauge
 
-from relay.delivery.remote import slots as slots_module
-from relay.delivery.remote.slots import ConnectionSlots, Slot, Standing
+from relay.delivery.remote.slots import Standing
+from tests.support.slots import Site, held, settled, some_slots
 
 PROVEN, NEW, DOWN = Standing.PROVEN, Standing.NEW, Standing.DOWN
-
-
-class Site:
-    """Holds what it is given until it is told to let go."""
-
-    def __init__(
-        self, slots: ConnectionSlots, standing: Standing, sender: int = 0, *, is_new: bool = False
-    ) -> None:
-        self.slots, self.standing, self.sender, self.is_new = slots, standing, sender, is_new
-        self.held: list[Slot] = []
-        self.idle = 0
-        self._ends: list[asyncio.Event] = []
-        self._tasks: list[asyncio.Task] = []
-
-    def want(self, count: int = 1) -> "Site":
-        self._tasks += [asyncio.create_task(self._hold()) for _ in range(count)]
-        return self
-
-    def let_go(self, count: int = 1) -> None:
-        for _ in range(count):
-            self._ends.pop(0).set()
-
-    def give_up(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-
-    def free_idle(self) -> bool:
-        self.idle += 1
-        return False
-
-    def _slot(self) -> AbstractAsyncContextManager[Slot]:
-        return self.slots.hold(self, standing=self.standing, sender=self.sender, is_new=self.is_new)
-
-    async def _hold(self) -> None:
-        async with self._slot() as slot:
-            self.held.append(slot)
-            end = asyncio.Event()
-            self._ends.append(end)
-            try:
-                await end.wait()
-            finally:
-                self.held.remove(slot)
-
-
-def some_slots(limit: int) -> ConnectionSlots:
-    return ConnectionSlots(limit, Gauge("c", "c", ["state"], registry=CollectorRegistry()))
-
-
-async def settled() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-def held(sites: list[Site]) -> int:
-    return sum(len(site.held) for site in sites)
 
 
 @pytest.mark.parametrize(
@@ -205,96 +147,6 @@ async def test_who_has_the_fewest_probes_has_the_next_turn() -> None:
     slots.proven(few[0].held[0])  # those that found somebody are not counted
     await settled()
     assert (held(many), held(few)) == (2, 3)
-
-
-@pytest.fixture
-def no_patience(monkeypatch) -> None:
-    monkeypatch.setattr(slots_module, "PATIENCE_S", 0.0)
-
-
-class Probe(Site):
-    """Takes long to find somebody."""
-
-    is_over = False
-
-    async def _hold(self) -> None:
-        async with self._slot() as slot:
-            self.held.append(slot)
-            try:
-                async with self.slots.patience(slot):
-                    await asyncio.Event().wait()
-            except TimeoutError:
-                self.is_over = True
-            finally:
-                self.held.remove(slot)
-
-
-async def is_over(probe: Probe) -> None:
-    async with asyncio.timeout(10):
-        while not probe.is_over:
-            await asyncio.sleep(0.001)
-
-
-@pytest.mark.parametrize("standing", [NEW, DOWN])
-async def test_a_probe_that_takes_long_ends_when_another_waits(no_patience, standing) -> None:
-    slots = some_slots(8)
-    probes = [Probe(slots, standing, sender=number).want() for number in range(2)]
-    others = [Site(slots, NEW, sender=number).want() for number in (3, 4)]
-    await is_in_no_hurry(slots, 2)
-    assert not any(probe.is_over for probe in probes)
-    late = Site(slots, NEW, sender=9).want()
-    await is_over(probes[0])
-    await settled()
-    assert late.held
-    assert not probes[1].is_over
-    for probe in (*probes, *others, late):
-        probe.give_up()
-    await settled()
-
-
-async def is_in_no_hurry(slots: ConnectionSlots, count: int) -> None:
-    """So many probes take long, and nobody ends them."""
-    async with asyncio.timeout(10):
-        while len(slots._overdue) < count:
-            await asyncio.sleep(0.001)
-
-
-async def test_a_new_probe_does_not_end_for_dead_sites_that_may_have_no_more(no_patience) -> None:
-    slots = some_slots(8)
-    new = Probe(slots, NEW, sender=1).want()
-    dead = [Site(slots, DOWN, sender=number).want() for number in range(4)]
-    await is_in_no_hurry(slots, 1)
-    await settled()
-    assert held(dead) == 2
-    assert not new.is_over
-    new.give_up()
-    await settled()
-
-
-async def test_a_probe_that_another_waits_for_ends_when_it_takes_long(no_patience) -> None:
-    slots = some_slots(2)
-    first = Probe(slots, NEW, sender=1).want()
-    second = Probe(slots, NEW, sender=2).want()
-    await is_over(first)
-    await settled()
-    assert second.held
-    second.give_up()
-    await settled()
-
-
-async def test_a_probe_may_take_its_time_before_it_ends_for_another() -> None:
-    slots = some_slots(2)
-    first = Probe(slots, NEW, sender=1).want()
-    await settled()
-    second = Probe(slots, NEW, sender=2).want()
-    await settled()
-    assert (len(first.held), len(second.held), first.is_over) == (1, 0, False)
-    first.give_up()
-    await settled()
-    assert second.held
-    second.give_up()
-    await settled()
-    assert not slots._overdue
 
 
 async def test_a_first_connection_comes_before_anothers_second() -> None:

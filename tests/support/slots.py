@@ -1,0 +1,63 @@
+"""Sites that hold connection slots, for tests of who gets them."""
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+
+from prometheus_client import CollectorRegistry, Gauge
+
+from relay.delivery.remote.slots import ConnectionSlots, Slot, Standing
+
+
+class Site:
+    """Holds what it is given until it is told to let go."""
+
+    def __init__(
+        self, slots: ConnectionSlots, standing: Standing, sender: int = 0, *, is_new: bool = False
+    ) -> None:
+        self.slots, self.standing, self.sender, self.is_new = slots, standing, sender, is_new
+        self.held: list[Slot] = []
+        self.idle = 0
+        self._ends: list[asyncio.Event] = []
+        self._tasks: list[asyncio.Task] = []
+
+    def want(self, count: int = 1) -> "Site":
+        self._tasks += [asyncio.create_task(self._hold()) for _ in range(count)]
+        return self
+
+    def let_go(self, count: int = 1) -> None:
+        for _ in range(count):
+            self._ends.pop(0).set()
+
+    def give_up(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def free_idle(self) -> bool:
+        self.idle += 1
+        return False
+
+    def _slot(self) -> AbstractAsyncContextManager[Slot]:
+        return self.slots.hold(self, standing=self.standing, sender=self.sender, is_new=self.is_new)
+
+    async def _hold(self) -> None:
+        async with self._slot() as slot:
+            self.held.append(slot)
+            end = asyncio.Event()
+            self._ends.append(end)
+            try:
+                await end.wait()
+            finally:
+                self.held.remove(slot)
+
+
+def some_slots(limit: int) -> ConnectionSlots:
+    return ConnectionSlots(limit, Gauge("c", "c", ["state"], registry=CollectorRegistry()))
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def held(sites: list[Site]) -> int:
+    return sum(len(site.held) for site in sites)
