@@ -17,7 +17,7 @@ import msgspec
 from relay.message.envelope import Notify
 from relay.message.lifecycle import State
 from relay.message.nexthop import NextHop
-from relay.spool.sqlite.engine.database import fetch, fetch_one
+from relay.spool.sqlite.engine.database import LIVE_STATES, fetch, fetch_one
 from relay.spool.sqlite.transactions import read_facts
 from relay.spool.types import Claim, ClaimedRecipient, Key, Seen
 from relay.spool.waiting import Lane, Look, Position
@@ -63,7 +63,7 @@ _FACTS = (
 _PEOPLE = (
     "SELECT r.message_id, r.entry, r.number, r.address, r.notify, r.orcpt, r.added_by, r.status,"
     f" r.reply {_KEYS} recipient r ON r.message_id = k.value ->> 0 AND r.entry = k.value ->> 1"
-    " AND r.state IN ('queued', 'deferred', 'held', 'captured') ORDER BY 1, 2, 3"
+    f" AND r.state IN {LIVE_STATES} ORDER BY 1, 2, 3"
 )
 
 

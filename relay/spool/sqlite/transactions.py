@@ -30,7 +30,7 @@ from relay.message.outcome import (
 from relay.message.verdict import Source
 from relay.spool.sqlite.disk.contents import Stored
 from relay.spool.sqlite.engine.batch import Batch
-from relay.spool.sqlite.engine.database import fetch_one
+from relay.spool.sqlite.engine.database import LIVE_STATES, fetch_one
 from relay.spool.types import (
     Accepted,
     Claim,
@@ -130,7 +130,7 @@ def settle(
     batch.cursor.executemany(
         "UPDATE recipient SET state = ?, status = ?, reply = ?"
         " WHERE message_id = ? AND entry = ? AND number = ?"
-        " AND state IN ('queued', 'deferred', 'held', 'captured')",
+        f" AND state IN {LIVE_STATES}",
         changed,
     )
     unneeded = drop_content(batch.cursor, claim.message.id, claim.content_id) if finished else ""

@@ -13,12 +13,14 @@ from typing import Any
 
 import apsw
 
+from relay.message.lifecycle import FINAL, State
 from relay.spool.sqlite.disk.presence import check_presence
 from relay.spool.sqlite.engine.log_check import check_log
 from relay.spool.sqlite.engine.migrating import bring_to_version, check_version
 from relay.spool.sqlite.faults import disk_faults, translated
 from relay.spool.types import SpoolError
 
+LIVE_STATES = "({})".format(", ".join(f"'{one}'" for one in State if one not in FINAL))
 SQLITE_VERSION_MIN = 3_051_003
 CAPTURED_KEEP_S = 14 * 86400.0  # as spool.keep has it, unless somebody says otherwise
 _CHECKPOINT_PAGES = 4000  # where nobody takes care of the log, as the writer does

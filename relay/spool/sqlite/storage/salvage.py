@@ -21,7 +21,7 @@ from relay.message.lifecycle import FINAL
 from relay.spool.sqlite.disk.copying import sync
 from relay.spool.sqlite.disk.presence import contents_of, salvage_mark_of
 from relay.spool.sqlite.engine.damage import mark_of
-from relay.spool.sqlite.engine.database import fetch, fetch_one, open_database
+from relay.spool.sqlite.engine.database import LIVE_STATES, fetch, fetch_one, open_database
 from relay.spool.sqlite.engine.log_check import log_fault, log_of
 from relay.spool.sqlite.engine.migrating import SCHEMA_VERSION
 from relay.spool.sqlite.faults import disk_faults, page_faults, translated
@@ -49,17 +49,16 @@ _KNOWN = {
     "submission": "SELECT submission_id FROM message WHERE submission_id <> '' ORDER BY 1",
     "counter": "SELECT name FROM counter WHERE 0",
 }
-_LIVE = "('queued', 'deferred', 'held', 'captured')"
 _HOLD_NAMELESS = (
     "UPDATE entry AS e SET state = 'held', claimed = 0, retry_us = NULL, warn_us = NULL, due_us ="
     " coalesce((SELECT expires_us FROM message WHERE id = e.message_id), 0)"
     " WHERE state <> 'final' AND NOT EXISTS (SELECT 1 FROM recipient r WHERE"
-    f" r.message_id = e.message_id AND r.entry = e.number AND r.state IN {_LIVE})"
+    f" r.message_id = e.message_id AND r.entry = e.number AND r.state IN {LIVE_STATES})"
 )
 _COUNT_LIVE = (
     "SELECT count(*) FROM recipient r JOIN entry e ON e.message_id = r.message_id"
     " AND e.number = r.entry JOIN message m ON m.id = r.message_id"
-    f" WHERE e.state <> 'final' AND r.state IN {_LIVE}"
+    f" WHERE e.state <> 'final' AND r.state IN {LIVE_STATES}"
 )
 
 

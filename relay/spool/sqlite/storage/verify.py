@@ -27,7 +27,7 @@ from relay.spool.sqlite.disk.copying import sync
 from relay.spool.sqlite.disk.presence import contents_of
 from relay.spool.sqlite.engine.batch import Batch
 from relay.spool.sqlite.engine.damage import mark_of
-from relay.spool.sqlite.engine.database import fetch, fetch_one, open_database
+from relay.spool.sqlite.engine.database import LIVE_STATES, fetch, fetch_one, open_database
 from relay.spool.sqlite.engine.log_check import log_fault
 from relay.spool.sqlite.faults import disk_faults, page_faults, translated
 from relay.spool.sqlite.transactions import ACCEPTED_COUNTER, append_events, is_file_needed
@@ -38,7 +38,7 @@ _RECOUNT = "once you know why, --recount counts anew"
 _WHO_ENDS = {"who": "relay storage verify", "why": "its entry was lost"}
 _SHOWN_MAX = 1000  # of one kind
 _LIVE = "state <> 'final'"
-_LIVE_PEOPLE = "r.state IN ('queued', 'deferred', 'held', 'captured')"
+_LIVE_PEOPLE = f"r.state IN {LIVE_STATES}"
 # What each query finds is lost for delivery: where, and what is missing.
 _LOST_ROWS = {
     "a message that it belongs to": f"""

@@ -16,7 +16,7 @@ import apsw
 
 from relay.clock import rfc3339
 from relay.message.lifecycle import FINAL, State
-from relay.spool.sqlite.engine.database import fetch, fetch_one
+from relay.spool.sqlite.engine.database import LIVE_STATES, fetch, fetch_one
 from relay.spool.sqlite.transactions import ACCEPTED_COUNTER
 from relay.spool.types import QueueCounts
 from relay.spool.waiting import Lane
@@ -25,11 +25,10 @@ ENTRY_STATES = (State.QUEUED, State.DEFERRED, State.HELD, State.CAPTURED)
 ENTRIES_AT_ONCE = 5000
 HOPS_MAX = 20
 _WAITS = "claimed = 0 AND due_us IS NOT NULL"
-_LIVE = "('queued', 'deferred', 'held', 'captured')"
 _SLICE = (
     "SELECT e.state, count(*), min(e.message_id),"
     " sum((SELECT count(*) FROM recipient r WHERE r.message_id = e.message_id"
-    f" AND r.entry = e.number AND r.state IN {_LIVE})"
+    f" AND r.entry = e.number AND r.state IN {LIVE_STATES})"
     " * EXISTS (SELECT 1 FROM message m WHERE m.id = e.message_id)) FROM entry e"
 )
 _BY_LANE = (

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 import apsw
 
 from relay.clock import first_id_after
-from relay.spool.sqlite.engine.database import fetch, fetch_one
+from relay.spool.sqlite.engine.database import LIVE_STATES, fetch, fetch_one
 
 AT_ONCE = 200
 _IS_IN_QUEUE = "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id AND e.state <> 'final')"
 _HAS_LIVE = (
-    "EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = m.id"
-    " AND r.state IN ('queued', 'deferred', 'held', 'captured'))"
+    f"EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = m.id AND r.state IN {LIVE_STATES})"
 )
 _TABLES = (
     ("recipient", "message_id"),
