@@ -17,9 +17,8 @@ from typing import Any
 from relay.clock import ahead_us, rfc3339
 from relay.journal.events import Event, Step
 from relay.message.lifecycle import State, check_transition
-from relay.message.nexthop import HopKind, NextHop
+from relay.message.nexthop import NextHop
 from relay.spool.operating import (
-    LIVE,
     Operation,
     Order,
     Result,
@@ -29,18 +28,14 @@ from relay.spool.operating import (
     state_after,
 )
 from relay.spool.sqlite.engine.batch import Batch
-from relay.spool.sqlite.engine.database import fetch, fetch_one
+from relay.spool.sqlite.engine.database import fetch_one
+from relay.spool.sqlite.operating.foreseeing import Facts, facts_of, is_so_already, ways_of
 from relay.spool.sqlite.operating.listing import operations
 from relay.spool.sqlite.transactions import append_events, drop_content
 from relay.spool.types import Key
 
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _HOPS_TOLD_MAX = 20  # of one event
-_FACTS = (
-    "SELECT e.state, e.claimed, e.next_hop, e.retry_us, e.due_us, e.warn_us, e.content_id,"
-    " e.attempts, coalesce(m.expires_us, 0) FROM entry e LEFT JOIN message m ON m.id = e.message_id"
-    " WHERE e.message_id = ? AND e.number = ? AND e.state <> 'final'"
-)
 _WAIT = (
     "UPDATE entry SET state = ?, claimed = 0, epoch = epoch + 1, retry_us = ?, due_us = ?"
     " WHERE message_id = ? AND number = ?"
@@ -87,19 +82,6 @@ class Work:
     cancelled: int = 0  # recipients
 
 
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    state: State
-    is_claimed: bool
-    next_hop: str
-    retry_us: int | None
-    due_us: int | None
-    warn_us: int | None
-    content_id: int
-    attempts: int
-    expires_us: int
-
-
 def change(
     batch: Batch, order: Order, keys: Sequence[Key], *, taken: Collection[Key], times: Times
 ) -> Work:
@@ -131,7 +113,7 @@ class _Change:
 
     def run(self, keys: Sequence[Key]) -> Work:
         for key in keys:
-            facts = self._facts(key)
+            facts = facts_of(self._cursor, key)
             if facts is None:  # it has ended since it was found
                 continue
             if facts.is_claimed and key not in self._taken:
@@ -148,7 +130,7 @@ class _Change:
             append_events(self._cursor, message_id, [event])
         return self._work
 
-    def _do(self, key: Key, facts: _Facts) -> str:
+    def _do(self, key: Key, facts: Facts) -> str:
         """Do it, or return why there is nothing to do."""
         match self._order.operation:
             case Operation.RETRY:
@@ -162,18 +144,18 @@ class _Change:
             case Operation.REROUTE:
                 return self._reroute(key, facts)
 
-    def _retry(self, key: Key, facts: _Facts) -> str:
+    def _retry(self, key: Key, facts: Facts) -> str:
         self._due_now(facts.next_hop)
-        if facts.retry_us is not None and facts.retry_us <= self._times.steady_us:
-            return "it is due already"
+        if note := is_so_already(self._order, facts, now_us=self._times.steady_us):
+            return note
         self._wait(key, facts, retry_us=self._times.steady_us)
         self._tell(key)
         return ""
 
-    def _hold(self, key: Key, facts: _Facts) -> str:
+    def _hold(self, key: Key, facts: Facts) -> str:
         until_us = self._order.until_us
-        if facts.state is State.HELD and facts.retry_us == until_us:
-            return "it is held already"
+        if note := is_so_already(self._order, facts, now_us=self._times.steady_us):
+            return note
         self._wait(key, facts, retry_us=until_us)
         detail = self._tell(key)
         if until_us is not None:
@@ -185,7 +167,7 @@ class _Change:
             detail.setdefault("due", {})[str(key[1])] = rfc3339(before)
         return ""
 
-    def _release(self, key: Key, facts: _Facts) -> str:
+    def _release(self, key: Key, facts: Facts) -> str:
         now_us = self._times.steady_us
         before_us = self._due_before(key) if self._order.as_before else now_us
         self._wait(key, facts, retry_us=max(before_us, now_us))
@@ -195,7 +177,7 @@ class _Change:
             detail.setdefault("deferred", []).append(key[1])
         return ""
 
-    def _cancel(self, key: Key, facts: _Facts) -> str:
+    def _cancel(self, key: Key, facts: Facts) -> str:
         check_transition(facts.state, State.CANCELLED)
         self._cursor.execute(_END, key)
         ended = self._recipients_to(key, State.CANCELLED)
@@ -206,23 +188,22 @@ class _Change:
         self._tell(key)
         return ""
 
-    def _reroute(self, key: Key, facts: _Facts) -> str:
-        ways = self._ways(key)
-        refused = ways.pop("", [])
-        already = ways.pop(facts.next_hop, [])
-        if not ways:
-            return "there is no way to send it on" if refused else "it goes there already"
+    def _reroute(self, key: Key, facts: Facts) -> str:
+        assert self._order.to is not None
+        ways = ways_of(self._cursor, key, self._order.to, now=facts.next_hop)
+        if ways.obstacle:
+            return ways.obstacle
         retry_us = facts.retry_us if facts.state is State.HELD else self._times.steady_us
-        hops = list(ways)
+        hops = list(ways.onward)
         apart = hops
-        if not refused and not already:  # nobody stays: the first way takes the entry over
+        if not (ways.refused or ways.already):  # nobody stays: the first way takes the entry
             self._cursor.execute(_ANOTHER_WAY, (hops[0], *key))
             self._wait(key, facts, retry_us=retry_us)
             apart = hops[1:]
         elif facts.is_claimed:
             put_back(self._batch, [key])
             self._due_now(facts.next_hop)
-        made = [self._split(key, hop, ways[hop]) for hop in apart]
+        made = [self._split(key, hop, ways.onward[hop]) for hop in apart]
         for one in made:
             self._wait(one, facts, retry_us=retry_us)
         self._work.made[key] = made
@@ -230,21 +211,6 @@ class _Change:
         for hop in hops:
             self._due_now(hop)
         return ""
-
-    def _ways(self, key: Key) -> dict[str, list[int]]:
-        """Recipients by their new next hop; those that none takes are at ""."""
-        assert self._order.to is not None
-        ways: dict[str, list[int]] = {}
-        for number, address in fetch(
-            self._cursor,
-            "SELECT number, address FROM recipient WHERE message_id = ? AND entry = ?"
-            f" AND state IN {_sql(LIVE)} ORDER BY number",
-            key,
-        ):
-            hop = self._order.to(address)
-            is_way = hop is not None and hop.kind is not HopKind.CAPTURE
-            ways.setdefault(str(hop) if is_way else "", []).append(number)
-        return ways
 
     def _split(self, key: Key, hop: str, numbers: Sequence[int]) -> Key:
         """Give these recipients an entry of their own."""
@@ -260,7 +226,7 @@ class _Change:
         )
         return made
 
-    def _wait(self, key: Key, facts: _Facts, *, retry_us: int | None) -> None:
+    def _wait(self, key: Key, facts: Facts, *, retry_us: int | None) -> None:
         """Have the entry wait in the state that it gets, and its recipients with it."""
         operation, was_deferred = self._order.operation, self._is_deferred_again(facts)
         after = state_after(operation, facts.state, was_deferred=was_deferred)
@@ -281,7 +247,7 @@ class _Change:
         )
         return self._cursor.connection.changes()
 
-    def _is_deferred_again(self, facts: _Facts) -> bool:
+    def _is_deferred_again(self, facts: Facts) -> bool:
         return self._order.as_before and facts.attempts > 0
 
     def _due_before(self, key: Key) -> int:
@@ -292,10 +258,6 @@ class _Change:
                 with suppress(ValueError):
                     return (datetime.fromisoformat(told) - _BEGIN) // timedelta(microseconds=1)
         return 0
-
-    def _facts(self, key: Key) -> _Facts | None:
-        row = fetch_one(self._cursor, _FACTS, key)
-        return None if row is None else _Facts(State(row[0]), bool(row[1]), *row[2:])
 
     def _due_now(self, next_hop: str) -> None:
         with suppress(ValueError):  # of an entry that is damaged

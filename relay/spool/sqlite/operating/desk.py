@@ -29,23 +29,20 @@ from relay.spool.operating import (
     Order,
     Result,
     Tell,
-    obstacle,
 )
 from relay.spool.sqlite.engine.batch import Batch
-from relay.spool.sqlite.engine.database import fetch_one
 from relay.spool.sqlite.engine.reader import Reader
 from relay.spool.sqlite.engine.writer import Writer
 from relay.spool.sqlite.operating.changing import Times, Work, change, put_back
+from relay.spool.sqlite.operating.foreseeing import IN_FLIGHT, foresee
 from relay.spool.sqlite.operating.listing import Listing
 from relay.spool.sqlite.operating.selecting import Selection
 from relay.spool.types import Key, Selector, SpoolError
 
 _AT_ONCE = 200  # entries of one transaction: nobody waits long for the writer
 _ROUNDS = 3  # in which a claim that was made in between is taken as well
-_IN_FLIGHT = "it is being tried just now"
 _PAUSE_S_FIRST = 0.2
 _PAUSE_S_MAX = 10.0
-_STATE = "SELECT state, claimed FROM entry WHERE message_id = ? AND number = ? AND state <> 'final'"
 _log = get_logger("spool")
 
 
@@ -106,7 +103,10 @@ class QueueDesk:
     async def _rehearse(self, keys: Sequence[Key], answer: "_Answer") -> None:
         listed = answer.listing()
         waiting = self._waiting(answer.order, keys)
-        rehearse = partial(_rehearse, order=answer.order, keys=keys, waiting=waiting, listed=listed)
+        rehearse = partial(
+            _rehearse, order=answer.order, keys=keys, waiting=waiting,
+            now_us=self._clock.steady_us(), listed=listed,
+        )  # fmt: skip
         answer.add(await self._reader.run(rehearse), listed)
 
     async def _do(self, keys: Sequence[Key], answer: "_Answer") -> None:
@@ -236,27 +236,22 @@ def _rehearse(
     order: Order,
     keys: Sequence[Key],
     waiting: Collection[Key],
+    now_us: int,
     listed: Listing,
 ) -> list[Result]:
     """Say what would become of entries; of those that are claimed, `waiting` would be taken."""
     results = []
     for key in keys:
-        row = fetch_one(cursor, _STATE, key)
-        if row is None:
-            continue
-        result, note = Result.DONE, ""
-        if row[1] and key not in waiting:
-            result, note = Result.IN_FLIGHT, _IN_FLIGHT
-        elif note := obstacle(order.operation, State(row[0])):
-            result = Result.UNCHANGED
-        results.append(result)
-        listed.add(cursor, key, result=str(result), note=note)
+        foreseen = foresee(cursor, order, key, waiting=waiting, now_us=now_us)
+        if foreseen is not None:
+            results.append(foreseen[0])
+            listed.add(cursor, key, result=str(foreseen[0]), note=foreseen[1])
     return results
 
 
 def _show_in_flight(cursor: apsw.Cursor, *, keys: Sequence[Key], listed: Listing) -> None:
     for key in keys:
-        listed.add(cursor, key, result=str(Result.IN_FLIGHT), note=_IN_FLIGHT)
+        listed.add(cursor, key, result=str(Result.IN_FLIGHT), note=IN_FLIGHT)
 
 
 def _is_in_flight(work: Work, key: Key) -> bool:
