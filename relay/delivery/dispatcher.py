@@ -9,7 +9,7 @@ Standards: RFC 5321 4.5.4.1; docs/design.md 5.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 
 from relay.clock import Clock
 from relay.delivery.conclude import broken_off
@@ -25,6 +25,7 @@ from relay.delivery.remote.options import SiteOptions
 from relay.delivery.remote.sites import Sites
 from relay.delivery.remote.slots import ConnectionSlots
 from relay.delivery.settlement import Settled, Settler
+from relay.journal.lasting import LastingFault
 from relay.journal.logs import get_logger
 from relay.message.content import Content
 from relay.message.nexthop import HopKind, NextHop
@@ -79,7 +80,9 @@ class Dispatcher:
         self._wake = asyncio.Event()
         self._soon: asyncio.TimerHandle | None = None
         self._filling = asyncio.Lock()
+        self._fault = LastingFault()
         self._tasks: dict[asyncio.Task[None], None] = {}  # in the order in which they began
+        self._seen_to: set[asyncio.Task[None]] = set()  # settlements that connections began
         self._stopping = False
 
     def has_room_for(self, next_hop: NextHop, sender: int, lane: Lane) -> bool:
@@ -153,11 +156,14 @@ class Dispatcher:
                     self._put_back_late()
                     await self._refill.run()
             except Exception as error:  # noqa: BLE001 - delivery goes on, whatever it was
-                if isinstance(error, SpoolError):
-                    _log.error("spool unreadable", error=str(error))
-                else:
-                    _log.exception("refill broken off")
+                if self._fault.is_news(error):
+                    if isinstance(error, SpoolError):
+                        _log.error("spool unreadable", error=str(error))
+                    else:
+                        _log.exception("refill broken off")
                 await asyncio.sleep(_AFTER_FAULT_S)
+            else:
+                self._fault.is_over()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_s()):
                     await self._wake.wait()
@@ -169,7 +175,8 @@ class Dispatcher:
     async def drain(self, grace_s: float) -> None:
         """Give what was not begun back to the spool, finish what is in work within `grace_s`.
 
-        What is cut off then goes back as well, or is indeterminate if its final dot was written.
+        What is cut off then goes back as well, or is indeterminate if its final dot was written. A
+        spool that refuses all the while is left as it is: the next start finds the claims in it.
         """
         deadline_s = asyncio.get_running_loop().time() + grace_s
         self._stopping = True
@@ -183,6 +190,8 @@ class Dispatcher:
         for task in self._tasks:
             task.cancel()
         await self._all_ended(asyncio.get_running_loop().time() + _LAST_WORDS_S)
+        self._settler.give_up()
+        await self._all_ended(asyncio.get_running_loop().time() + _LAST_WORDS_S)
 
     async def _all_ended(self, deadline_s: float) -> None:
         """Wait until no connection and no task is left, with what they start at their end."""
@@ -190,8 +199,15 @@ class Dispatcher:
             async with asyncio.timeout_at(deadline_s):
                 async with self._filling:  # what is being claimed comes to be given back
                     pass
-                while busy := {*self._tasks, *self._sites.tasks, *self._mailroom.workers}:
+                while busy := [*self._works()]:
                     await asyncio.wait(busy)
+
+    def _works(self) -> Iterator[asyncio.Task[None]]:
+        """Whatever has not ended."""
+        yield from self._tasks
+        yield from self._seen_to
+        yield from self._sites.tasks
+        yield from self._mailroom.workers
 
     # -- for the sites and the mailroom
     async def content_of(self, claim: Claim) -> Content:
@@ -212,9 +228,18 @@ class Dispatcher:
         """Settle those who have the message already; the claim goes on with the others."""
         try:
             await self._settler.took_some(claim, outcomes)
+        except SpoolError as error:
+            self._kept(claim, error)
         except Exception:  # noqa: BLE001 - ours; a restart takes them for in doubt
             _log.exception("settlement broken off", qid=claim.message.id, entry=claim.entry_id)
         self._on_change(claim.message.id)
+
+    def see_to(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Do it beside whoever asks; drain() waits for it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._seen_to.add(task)
+        task.add_done_callback(self._seen_to.discard)
+        return task
 
     async def give_back(self, *claims: Claim) -> None:
         """Give claims back untried, on the way out; they are due as they were."""
@@ -234,6 +259,8 @@ class Dispatcher:
         settled = Settled((), None)
         try:
             settled = await settling
+        except SpoolError as error:
+            self._kept(claim, error)
         except Exception:  # noqa: BLE001 - ours; until the next start the claim stays as it is
             _log.exception("settlement broken off", qid=claim.message.id, entry=claim.entry_id)
         self._leave(claim)
@@ -241,6 +268,11 @@ class Dispatcher:
             self._put_back(claim, settled.due_us)
         self.offer(settled.reports)
         self._on_change(claim.message.id)
+
+    def _kept(self, claim: Claim, error: SpoolError) -> None:
+        """The spool refused it to the end of a stop."""
+        qid, entry = claim.message.id, claim.entry_id
+        _log.warning("claim kept, unsettled", qid=qid, entry=entry, error=str(error))
 
     def _leave(self, claim: Claim) -> None:
         self._residents.forget(claim)

@@ -6,7 +6,8 @@ Fails: as each method says.
 Standards: none.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Protocol
 
 from relay.journal.events import Event
@@ -38,6 +39,10 @@ class Scheduler(Protocol):
 
     async def give_back(self, *claims: Claim) -> None:
         """Say that claims were not tried, on the way out. Never raises."""
+        ...
+
+    def see_to(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Have it done beside whoever asks; a stop waits for it."""
         ...
 
     async def content_of(self, claim: Claim) -> Content:

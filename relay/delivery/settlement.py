@@ -2,12 +2,14 @@
 
 On the path: sites and local delivery bring outcomes; the spool commits; report claims come back.
 Holds: a final status and its report are one transaction; returns only when it is committed.
-Fails: never; a spool that refuses is asked again with growing pauses until it agrees.
+Fails: never while delivery goes on: a spool that refuses is asked again with growing pauses until
+    it agrees. With SpoolError after give_up().
 Standards: RFC 3461 6; docs/design.md 4, invariants 1 and 5.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from relay.clock import Clock
@@ -25,6 +27,7 @@ from relay.delivery.contents import Contents
 from relay.delivery.ports import Reporter
 from relay.delivery.schedule import Schedule
 from relay.journal.events import Event
+from relay.journal.lasting import LastingFault
 from relay.journal.logs import get_logger
 from relay.journal.metrics import Metrics
 from relay.message.content import Content, LargeContent, UnreadableError, octets_in_blocks
@@ -61,7 +64,6 @@ class Settler:
         schedule: Schedule,
         clock: Clock,
         metrics: Metrics,
-        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._spool = spool
         self._contents = contents
@@ -69,8 +71,13 @@ class Settler:
         self._schedule = schedule
         self._clock = clock
         self._metrics = metrics
-        self._pause = pause
+        self._given_up = asyncio.Event()
+        self._refusal = LastingFault()  # of all that wait: a queue may be full of them
         self.claims_reports = True  # False while delivery drains: they wait in the spool
+
+    def give_up(self) -> None:
+        """Ask a spool that refuses no more: the next start takes what is unsettled for in doubt."""
+        self._given_up.set()
 
     async def attempted(
         self, claim: Claim, outcomes: Mapping[int, Outcome], *, reached: bool = True
@@ -134,12 +141,20 @@ class Settler:
         pause_s = _PAUSE_S_FIRST
         while True:
             try:
-                return await self._spool.settle(settlement, claim_reports=self.claims_reports)
+                settled = await self._spool.settle(settlement, claim_reports=self.claims_reports)
             except SpoolError as error:
-                qid = settlement.claim.message.id
-                _log.error("spool refuses to settle", qid=qid, error=str(error))
-                await self._pause(pause_s)
+                if self._refusal.is_news(error):
+                    qid = settlement.claim.message.id
+                    _log.error("spool refuses to settle", qid=qid, error=str(error))
+                if self._given_up.is_set():
+                    raise
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._given_up.wait()
                 pause_s = min(pause_s * 2, _PAUSE_S_MAX)
+            else:
+                self._refusal.is_over()
+                return settled
 
     async def _reports(
         self, claim: Claim, conclusion: Conclusion

@@ -162,7 +162,7 @@ class Session:
                 await before
             await settling
 
-        self._unsettled = asyncio.get_running_loop().create_task(in_order())
+        self._unsettled = self._scheduler.see_to(in_order())
 
     async def _before_dot(self) -> None:
         if self._unsettled is not None and not self._unsettled.done():
