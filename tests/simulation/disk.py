@@ -40,6 +40,7 @@ class Disk(apsw.VFS):
         self.spare_bytes = 0  # of a ballast that was given up while it is full
         self.is_just_given = False  # and nothing was committed since
         self.sync_fails = 0  # how many times more
+        self.failing_since_s: float | None = None  # since when no sync of the log succeeded
         self.forgets = False  # whether unsynced writes are written down
         self._unsynced: dict[str, list[tuple[int, bytes, int]]] = {}
         self._sizes: dict[int, int] = {}  # of content files by inode, as far as they are synced
@@ -69,6 +70,7 @@ class Disk(apsw.VFS):
                 self._move_file(old / CONTENTS / name, new / CONTENTS / name, power_lost)
             self._names = frozenset(_names_in(new / CONTENTS))
         self._unsynced.clear()
+        self.failing_since_s = None
         self.home = new
         return new
 
@@ -185,11 +187,15 @@ class _File(apsw.VFSFile):
         if disk.sync_fails:
             disk.sync_fails -= 1
             disk.world.note("a sync fails")
+            if disk.failing_since_s is None:
+                disk.failing_since_s = disk.world.time()
             disk.world.reached["disk: a sync failed"] += 1
             if disk.owner is not None:
                 disk.owner.doomed_by_sync()
             raise apsw.IOError("simulated")
         super().xSync(flags)
+        if self._path.endswith("-wal"):
+            disk.failing_since_s = None
         disk._unsynced.pop(self._path, None)
         disk.synced()
 

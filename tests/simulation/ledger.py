@@ -41,6 +41,7 @@ class Try:
     recipients: list[str] = field(default_factory=list)  # those that the relay took
     code: int = 0
     queue_id: str = ""
+    ended_s: float = 0.0
 
 
 class Ledger:
@@ -62,6 +63,8 @@ class Ledger:
         self.expiries: list[tuple[str, int, float]] = []  # queue id, expires_us, settled at
         self.rerouted_s: dict[str, float] = {}  # by queue id: what is captured outlives its message
         self.outages: list[tuple[float, float]] = []  # when nothing could be done
+        # when no sync succeeded until the power was lost: any of what was written may be there
+        self.doubtful: list[tuple[float, float]] = []
         self.inboxes: list[tuple[str, str, bytes]] = []  # mailbox, unique, content
         self.names: dict[str, str] = {}  # Message-ID: queue id
         self.archive: dict[str, Message] = {}  # what was pruned, as it was then
@@ -221,6 +224,10 @@ class Ledger:
         return min((self.settlements[queue_id, one] for one in addresses), default=1 << 30)
 
     # -- the clients' side
+
+    def was_in_doubt(self, attempt: Try) -> bool:
+        """Whether it was refused while no disk could have kept what was written of it away."""
+        return any(start <= attempt.ended_s <= end for start, end in self.doubtful)
 
     def outage_s(self, start_s: float, end_s: float) -> float:
         """How much of that time nothing could be done."""

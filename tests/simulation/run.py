@@ -220,6 +220,8 @@ class _Play:
     ) -> bool:
         """Return whether it came to its end by a stop."""
         world = self.world
+        if self._power_lost and self.disk.failing_since_s is not None:
+            self.ledger.doubtful.append((self.disk.failing_since_s, world.time()))
         home = (
             self.disk.home if not world.lives else self.disk.next_home(power_lost=self._power_lost)
         )

@@ -70,9 +70,13 @@ class Senders:
         except (OSError, Gone, asyncio.IncompleteReadError):
             return False
         finally:
-            self.world.note("answer", token, attempt.code, attempt.queue_id)
+            self._note(attempt)
             if writer is not None:
                 writer.close()
+
+    def _note(self, attempt: Try) -> None:
+        attempt.ended_s = self.world.time()
+        self.world.note("answer", attempt.token, attempt.code, attempt.queue_id)
 
     async def _submit(self, letter: Letter) -> bool:
         token = f"T{letter.number}"
@@ -104,7 +108,7 @@ class Senders:
             attempt.code, attempt.queue_id = 250, found[1]
         elif any(isinstance(one, Failed) for one in outcomes):
             attempt.code = 550
-        self.world.note("answer", token, attempt.code, attempt.queue_id)
+        self._note(attempt)
         return bool(attempt.code)
 
     def _has_tried(self, letter: Letter) -> bool:

@@ -29,7 +29,7 @@ class SimulatedBallast(Ballast):
     """Gives room on the world's disk while that is full."""
 
     def __init__(self, path: Path, disk: Any) -> None:
-        super().__init__(path, size_bytes=BALLAST_BYTES, reserve_bytes=0)
+        super().__init__(path, size_bytes=BALLAST_BYTES, reserve_bytes=1)
         self._disk = disk
 
     def give_up(self) -> bool:

@@ -78,6 +78,7 @@ class Writer:
         self._jobs: deque[_Job] = deque()  # of those before: the thread's to take
         self._wake = threading.Semaphore(0)
         self._stopping = False
+        self._timer: asyncio.TimerHandle | None = None  # where there is no thread
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
 
@@ -101,6 +102,8 @@ class Writer:
         """Write what is waiting, then end."""
         self._stopping = True
         self._end_turn()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._thread.ident is not None:  # a start may end before it comes to this room
             await asyncio.to_thread(self._thread.join)
 
@@ -128,6 +131,7 @@ class Writer:
         self._turn.clear()
         if self._inline:
             self._write_all()
+            self._come_back()
         else:
             self._wake.release()
 
@@ -136,6 +140,19 @@ class Writer:
             with self.pace.commit():
                 self._write(batch)
                 self._log.keep_small(is_idle=False)
+
+    def _come_back(self) -> None:
+        """Look after the log some time later, as the thread does that waits for more."""
+        assert self._loop is not None
+        if self._log.patience_s is not None and self._timer is None and not self._stopping:
+            self._timer = self._loop.call_later(self._log.patience_s, self._look_after)
+
+    def _look_after(self) -> None:
+        self._timer = None
+        if not self._stopping:
+            self._try_to_prove()
+            self._log.keep_small(is_idle=True)
+            self._come_back()
 
     def _run(self) -> None:
         while True:
