@@ -12,7 +12,7 @@ TOP = Path(__file__).parents[1]
 MODULES = sorted(path.relative_to(TOP) for path in (TOP / "relay").rglob("*.py"))
 TESTS = sorted(path.relative_to(TOP) for path in (TOP / "tests").rglob("*.py"))
 
-MODULE_LINES_MAX = 400
+MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 60
 LINE_LENGTH_MAX = 100
 POSITIONAL_PARAMETERS_MAX = 3

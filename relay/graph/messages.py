@@ -29,9 +29,14 @@ from relay.graph.values import json_object
 from relay.graph.visit import Visit
 from relay.http.gateway import json_response
 from relay.http.streamed import StreamedResponse
-from relay.mailbox.types import MessageChange, StoredMessage
+from relay.mailbox.types import BeingSentError, MessageChange, NotADraftError, StoredMessage
 from relay.message.content import blocks
-from relay.message.extended import merged
+from relay.message.extended import merged, names_time_of_sending
+
+_NO_DRAFT_ANY_MORE = (
+    "The message is not a draft: it was sent already, or it was never to be sent. Its time of "
+    "sending cannot be changed."
+)
 
 
 async def get_user(visit: Visit) -> Response:
@@ -80,19 +85,27 @@ async def change_message(visit: Visit) -> Response:
     parsed = parse_message(json_object(await visit.call.body()), visit.account, patch=True)
     async with visit.door.changing.setdefault(visit.mailbox, asyncio.Lock()):
         before = await found_message(visit)
+        condition = visit.condition
+        condition.check_version(before.change_key)
         change = _change(before, parsed)
         changed = before
         if change != MessageChange():
-            changed = await visit.door.store.update(visit.mailbox, before.id, change)
+            try:
+                changed = await visit.door.store.update(
+                    visit.mailbox, before.id, change, condition=condition
+                )
+            except NotADraftError:
+                if names_time_of_sending(parsed.fields.get("extended", ())):
+                    raise BeingSentError(_NO_DRAFT_ANY_MORE) from None
+                raise
     return message_answer(visit, changed, status=200)
 
 
 async def delete_message(visit: Visit) -> Response:
     """DELETE: to Deleted Items, and from there for good."""
     visit.options()
-    if visit.folder_id:
-        await found_message(visit)
-    await visit.door.store.delete(visit.mailbox, visit.message_id)
+    store = visit.door.store
+    await store.delete(visit.mailbox, visit.message_id, condition=visit.condition)
     return Response(status_code=204)
 
 
@@ -113,10 +126,12 @@ async def replace_mime(visit: Visit) -> Response:
     visit.options()
     is_coded = visit.is_mime_coded()
     before = await found_message(visit)
-    arrivals = visit.door.store.arrivals
+    arrivals, condition = visit.door.store.arrivals, visit.condition
     taken = await take_in_blocks(
         visit,
-        lambda _, size: arrivals.replacement(visit.mailbox, before.id, expected_bytes=size),
+        lambda _, size: arrivals.replacement(
+            visit.mailbox, before.id, expected_bytes=size, condition=condition
+        ),
         is_coded=is_coded,
     )
     return message_answer(visit, taken.result, status=200)

@@ -79,7 +79,7 @@ async def send_draft(visit: Visit) -> Response:
     check_own(draft.properties.sender, visit.account, path="sender")
     options, applied = await send_options(visit, draft.properties.extended)
     options = replace(options, on_behalf_of=on_behalf_of)
-    note = await store.submit_draft(visit.mailbox, draft.id, options)
+    note = await store.submit_draft(visit.mailbox, draft.id, options, condition=visit.condition)
     return _accepted(
         visit, note, internet_message_id=draft.properties.internet_message_id, headers=applied
     )

@@ -24,9 +24,11 @@ from relay.mailbox.api import MailStore
 from relay.mailbox.types import (
     AttachmentsTooLargeError,
     BeingSentError,
+    Condition,
     FolderError,
     FolderExistsError,
     MailboxFullError,
+    MessageChangedError,
     NoSuchItemError,
     NotADraftError,
     ProtectedFolderError,
@@ -37,6 +39,7 @@ from relay.mailbox.types import (
 )
 
 _ID = re.compile(r"[A-Za-z0-9._=+-]{1,512}")
+_ENTITY_TAG = re.compile(r'(?:W/)?"(?P<quoted>[!#-~]{1,512})"|(?P<bare>[!#-+.-~]{1,512})')
 _STORE_RETRY_S = 10
 _UPLOAD_RETRY_S = 60
 
@@ -80,6 +83,15 @@ class Visit:
             message = f"Id is malformed: {shown(identifier)}."
             raise ApiError(400, "ErrorInvalidIdMalformed", message)
         return identifier
+
+    @property
+    def condition(self) -> Condition:
+        """What the path and If-Match say must be true of the message.
+
+        Raises ApiError 400 for an If-Match that cannot be read.
+        """
+        if_match = self.call.headers.getlist("if-match")
+        return Condition(self.folder_id, change_keys(",".join(if_match) if if_match else "*"))
 
     @property
     def folder_id(self) -> str:
@@ -131,6 +143,25 @@ class Visit:
         return self.call.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+def change_keys(if_match: str) -> frozenset[str]:
+    """Return the change keys that an If-Match names, none for `*`.
+
+    A tag is an @odata.etag, strong or weak, or a changeKey as it is.
+    Raises ApiError 400.
+    """
+    if if_match.strip() == "*":
+        return frozenset()
+    keys = set()
+    for tag in if_match.split(","):
+        match = _ENTITY_TAG.fullmatch(tag.strip())
+        if match is None:
+            expected = "an @odata.etag, a changeKey, or *"
+            message = f"If-Match: found {shown(if_match)}, expected {expected}."
+            raise ApiError(400, "BadRequest", message)
+        keys.add(match["quoted"] or match["bare"])
+    return frozenset(keys)
+
+
 def _unsupported(kind: str, expected: str) -> ApiError:
     message = f"Content-Type: found {shown(kind)}, expected {expected}."
     return ApiError(415, "UnsupportedMediaType", message)
@@ -146,6 +177,8 @@ def refusal(error: StoreError) -> ApiError:
         case BeingSentError():
             message = text or "The draft is being sent and cannot be changed until that is done."
             return ApiError(409, "ErrorIrresolvableConflict", message)
+        case MessageChangedError():
+            return ApiError(412, "ErrorIrresolvableConflict", text)
         case NotADraftError():
             message = text or "The message is not a draft."
             return ApiError(400, "ErrorInvalidRequest", message)

@@ -13,7 +13,9 @@ from typing import Protocol, TypeVar
 
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
+    UNCONDITIONAL,
     Changes,
+    Condition,
     Folder,
     MessageChange,
     NewUpload,
@@ -79,9 +81,17 @@ class Arrivals(Protocol):
         ...
 
     async def replacement(
-        self, account: str, message_id: str, *, expected_bytes: int
+        self,
+        account: str,
+        message_id: str,
+        *,
+        expected_bytes: int,
+        condition: Condition = UNCONDITIONAL,
     ) -> Arrival[StoredMessage]:
-        """New MIME for a draft. Raises NotADraftError, BeingSentError as well."""
+        """New MIME for a draft. Raises NotADraftError, BeingSentError, MessageChangedError as well.
+
+        The condition is checked when it begins and when it ends.
+        """
         ...
 
 
@@ -153,7 +163,11 @@ class AttachmentStore(Protocol):
 
 
 class MailStore(Protocol):
-    """All mailboxes under one root, as the front door has them."""
+    """All mailboxes under one root, as the front door has them.
+
+    What takes a `condition` checks it and acts in one step, under the message's lock, and raises
+    NoSuchItemError or MessageChangedError if it is not true.
+    """
 
     @property
     def arrivals(self) -> Arrivals:
@@ -185,7 +199,14 @@ class MailStore(Protocol):
         """
         ...
 
-    async def submit_draft(self, account: str, message_id: str, options: SendOptions) -> Note:
+    async def submit_draft(
+        self,
+        account: str,
+        message_id: str,
+        options: SendOptions,
+        *,
+        condition: Condition = UNCONDITIONAL,
+    ) -> Note:
         """Submit an existing draft: /send.
 
         Raises NoSuchItemError, NotADraftError, BeingSentError and the above.
@@ -214,7 +235,14 @@ class MailStore(Protocol):
         """
         ...
 
-    async def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
+    async def update(
+        self,
+        account: str,
+        message_id: str,
+        change: MessageChange,
+        *,
+        condition: Condition = UNCONDITIONAL,
+    ) -> StoredMessage:
         """PATCH; properties without attachments keep those that are there.
 
         Raises NoSuchItemError, NotADraftError, BeingSentError, MailboxFullError,
@@ -222,7 +250,9 @@ class MailStore(Protocol):
         """
         ...
 
-    async def delete(self, account: str, message_id: str) -> None:
+    async def delete(
+        self, account: str, message_id: str, *, condition: Condition = UNCONDITIONAL
+    ) -> None:
         """Move to Deleted Items; from there, or a folder within it, remove.
 
         Raises NoSuchItemError, BeingSentError.
@@ -230,7 +260,12 @@ class MailStore(Protocol):
         ...
 
     async def move_message(
-        self, account: str, message_id: str, destination_id: str
+        self,
+        account: str,
+        message_id: str,
+        destination_id: str,
+        *,
+        condition: Condition = UNCONDITIONAL,
     ) -> StoredMessage:
         """Put a message into another folder; its id stays.
 
@@ -239,7 +274,12 @@ class MailStore(Protocol):
         ...
 
     async def copy_message(
-        self, account: str, message_id: str, destination_id: str
+        self,
+        account: str,
+        message_id: str,
+        destination_id: str,
+        *,
+        condition: Condition = UNCONDITIONAL,
     ) -> StoredMessage:
         """Put a copy of a message, with an id of its own, into a folder.
 
@@ -247,7 +287,9 @@ class MailStore(Protocol):
         """
         ...
 
-    async def remove_message(self, account: str, message_id: str) -> None:
+    async def remove_message(
+        self, account: str, message_id: str, *, condition: Condition = UNCONDITIONAL
+    ) -> None:
         """Remove a message for good, wherever it is. Raises NoSuchItemError, BeingSentError."""
         ...
 

@@ -25,7 +25,14 @@ from relay.mailbox.messages import ComposedDraft, DraftHead, draft_head, next_id
 from relay.mailbox.reading import octets_of
 from relay.mailbox.sending import Sending, first_submission
 from relay.mailbox.threads import Run
-from relay.mailbox.types import BeingSentError, Note, SendOptions, StoredMessage
+from relay.mailbox.types import (
+    UNCONDITIONAL,
+    BeingSentError,
+    Condition,
+    Note,
+    SendOptions,
+    StoredMessage,
+)
 from relay.message.section import HEADER_OCTETS_MAX
 
 _Result = TypeVar("_Result")
@@ -167,15 +174,22 @@ class Arrivals:
         return Arrival(file, created, run=self._run)
 
     async def replacement(
-        self, account: str, message_id: str, *, expected_bytes: int
+        self,
+        account: str,
+        message_id: str,
+        *,
+        expected_bytes: int,
+        condition: Condition = UNCONDITIONAL,
     ) -> Arrival[StoredMessage]:
         """See api.Arrivals."""
-        file = await self._run(self._begin_replacement, account, message_id, expected_bytes)
+        file = await self._run(
+            self._begin_replacement, account, message_id, expected_bytes, condition=condition
+        )
 
         def replaced(file: ArrivingFile) -> StoredMessage:
             mailbox = self._shared.folders.mailbox(account)
             with self._shared.stripes.of(message_id):
-                before = self._drafts.draft(mailbox, message_id)
+                before = self._drafts.draft(mailbox, message_id, condition=condition)
                 if before.located.generation != file.head.identity.generation - 1:
                     raise BeingSentError("The draft was changed while its MIME came in.")
                 draft = file.finished()
@@ -202,10 +216,10 @@ class Arrivals:
 
     @looking_again
     def _begin_replacement(
-        self, account: str, message_id: str, expected_bytes: int
+        self, account: str, message_id: str, expected_bytes: int, *, condition: Condition
     ) -> ArrivingFile:
         mailbox = self._shared.folders.mailbox(account)
-        before = self._drafts.draft(mailbox, message_id)
+        before = self._drafts.draft(mailbox, message_id, condition=condition)
         located = before.located
         self._ready(account, expected_bytes - located.path.stat().st_size, messages=0)
         options = before.note.options if before.note else None

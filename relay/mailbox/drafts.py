@@ -30,6 +30,8 @@ from relay.mailbox.ordering import named_in_order
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.reading import loaded, octets_of
 from relay.mailbox.types import (
+    UNCONDITIONAL,
+    Condition,
     Folder,
     MessageChange,
     NoSuchItemError,
@@ -124,11 +126,18 @@ class Drafts:
         return render(octets_of(self._shared.index.get(mailbox, message_id)))
 
     @looking_again
-    def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
+    def update(
+        self,
+        account: str,
+        message_id: str,
+        change: MessageChange,
+        *,
+        condition: Condition = UNCONDITIONAL,
+    ) -> StoredMessage:
         """See MailStore.update()."""
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
-            located = self._shared.index.get(mailbox, message_id)
+            located = self._shared.found(mailbox, message_id, condition)
             note = self._shared.deferred.note_of(message_id, located)
             flags = located.name.flags
             for flag, wanted in ((SEEN, change.is_read), (FLAGGED, change.flagged)):
@@ -166,12 +175,14 @@ class Drafts:
             draft = make(located, self._shared.identity(account, note.options if note else None))
             return self.replace(before, draft, flags=located.name.flags)
 
-    def draft(self, mailbox: Path, message_id: str) -> Before:
+    def draft(
+        self, mailbox: Path, message_id: str, *, condition: Condition = UNCONDITIONAL
+    ) -> Before:
         """Find a draft that can be changed.
 
-        Raises NoSuchItemError, NotADraftError, BeingSentError.
+        Raises NoSuchItemError, NotADraftError, BeingSentError, MessageChangedError.
         """
-        located = self._shared.index.get(mailbox, message_id)
+        located = self._shared.found(mailbox, message_id, condition)
         note = self._shared.deferred.note_of(message_id, located)
         if not is_draft(located):
             raise NotADraftError("Only a draft's content can be changed.")

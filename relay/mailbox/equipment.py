@@ -7,17 +7,18 @@ Standards: none.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from relay.clock import Clock, Ids
 from relay.journal.crash import CrashPoints
 from relay.mailbox.folders import Folders
-from relay.mailbox.index import Indexes
+from relay.mailbox.index import Indexes, Located
 from relay.mailbox.maildir import DirectorySync, Stripes
-from relay.mailbox.messages import Identity
+from relay.mailbox.messages import Identity, change_key
 from relay.mailbox.notes import NotesDirectory
 from relay.mailbox.notes.deferred import DeferredNotes
 from relay.mailbox.quota import Quota
-from relay.mailbox.types import SendOptions
+from relay.mailbox.types import Condition, SendOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,15 @@ class Equipment:
     syncs: DirectorySync
     stripes: Stripes
     deferred: DeferredNotes
+
+    def found(self, mailbox: Path, message_id: str, condition: Condition) -> Located:
+        """Return where a message is; its lock must be held if the condition is to stay true.
+
+        Raises NoSuchItemError, also for a message in another folder; MessageChangedError.
+        """
+        located = self.index.get(mailbox, message_id, folder_id=condition.folder_id)
+        condition.check_version(change_key(located))
+        return located
 
     def identity(self, account: str, options: SendOptions | None = None) -> Identity:
         """Return the identity of a new draft, and of one that is sent with these options."""

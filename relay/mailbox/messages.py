@@ -221,8 +221,6 @@ def load(located: Located, stored: Octets, *, touched_us: int) -> StoredMessage:
     created_us = block.origin.created_us if block else touched_us
     properties = filled_in(message.properties, block)
     flags = located.name.flags
-    place = f"{located.folder.id}/{located.name.base}:{''.join(sorted(flags))}"
-    change_key = hashlib.sha256(os.fsencode(place))
     attachments = tuple(
         stored_attachment(one, number) for number, one in enumerate(message.attachments)
     )
@@ -240,9 +238,15 @@ def load(located: Located, stored: Octets, *, touched_us: int) -> StoredMessage:
         modified_us=block.origin.modified_us if block else touched_us,
         sent_us=message.date_us or (block.origin.modified_us if block else touched_us),
         received_us=located.received_us or received_at_us(located.message_id, touched_us),
-        change_key=change_key.hexdigest()[:16],
+        change_key=change_key(located),
         is_mime=block is None or block.is_mime,
     )
+
+
+def change_key(located: Located) -> str:
+    """Return what changes whenever the content, the folder or the flags of a message do."""
+    place = f"{located.folder.id}/{located.name.base}:{''.join(sorted(located.name.flags))}"
+    return hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
 
 
 def stored_attachment(facts: AttachmentFacts, number: int) -> StoredAttachment:

@@ -23,7 +23,7 @@ from relay.mailbox.maildir import (
 )
 from relay.mailbox.names import delivered_id, message_stem, parse_name
 from relay.mailbox.reading import loaded
-from relay.mailbox.types import Folder, StoredMessage, WellKnown
+from relay.mailbox.types import UNCONDITIONAL, Condition, Folder, StoredMessage, WellKnown
 
 
 class Moving:
@@ -34,11 +34,18 @@ class Moving:
         self._leftovers = leftovers
 
     @looking_again
-    def move(self, account: str, message_id: str, destination_id: str) -> StoredMessage:
+    def move(
+        self,
+        account: str,
+        message_id: str,
+        destination_id: str,
+        *,
+        condition: Condition = UNCONDITIONAL,
+    ) -> StoredMessage:
         """See MailStore.move_message()."""
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
-            located = self._shared.index.get(mailbox, message_id)
+            located = self._shared.found(mailbox, message_id, condition)
             destination = self._destination(mailbox, destination_id)
             if destination.path == located.folder.path:
                 return loaded(located)
@@ -46,11 +53,18 @@ class Moving:
             return loaded(self._moved(located, destination))
 
     @looking_again
-    def delete(self, account: str, message_id: str, *, permanently: bool = False) -> None:
+    def delete(
+        self,
+        account: str,
+        message_id: str,
+        *,
+        condition: Condition = UNCONDITIONAL,
+        permanently: bool = False,
+    ) -> None:
         """See MailStore.delete() and remove_message()."""
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
-            located = self._shared.index.get(mailbox, message_id)
+            located = self._shared.found(mailbox, message_id, condition)
             self._shared.deferred.set_free(message_id, located, reason="the draft was deleted")
             if permanently or is_deleted(located.folder):
                 remove(located.path)
@@ -59,11 +73,18 @@ class Moving:
                 self._moved(located, self._destination(mailbox, WellKnown.DELETED_ITEMS))
 
     @looking_again
-    def copy(self, account: str, message_id: str, destination_id: str) -> StoredMessage:
+    def copy(
+        self,
+        account: str,
+        message_id: str,
+        destination_id: str,
+        *,
+        condition: Condition = UNCONDITIONAL,
+    ) -> StoredMessage:
         """See MailStore.copy_message()."""
         mailbox = self._shared.folders.mailbox(account)
         self._leftovers.clean(mailbox)
-        located = self._shared.index.get(mailbox, message_id)
+        located = self._shared.found(mailbox, message_id, condition)
         destination = self._destination(mailbox, destination_id)
         size_bytes = located.path.stat().st_size
         stem = message_stem(

@@ -44,7 +44,9 @@ from relay.mailbox.notes.deferred import deferred_detail
 from relay.mailbox.ordering import named_in_order
 from relay.mailbox.reading import octets_of
 from relay.mailbox.types import (
+    UNCONDITIONAL,
     BeingSentError,
+    Condition,
     NoSuchItemError,
     NotADraftError,
     Note,
@@ -97,11 +99,18 @@ class Sending:
             return note
 
     @looking_again
-    def submit_draft(self, account: str, message_id: str, options: SendOptions) -> Note:
+    def submit_draft(
+        self,
+        account: str,
+        message_id: str,
+        options: SendOptions,
+        *,
+        condition: Condition = UNCONDITIONAL,
+    ) -> Note:
         """See MailStore.submit_draft()."""
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
-            located = self._shared.index.get(mailbox, message_id)
+            located = self._shared.found(mailbox, message_id, condition)
             if not is_draft(located):
                 raise NotADraftError("Only a draft can be sent.")
             if (waiting := self._shared.deferred.note_of(message_id, located)) is not None:

@@ -39,7 +39,9 @@ from relay.mailbox.quota import Quota
 from relay.mailbox.sending import Sending
 from relay.mailbox.threads import Pool
 from relay.mailbox.types import (
+    UNCONDITIONAL,
     Changes,
+    Condition,
     Folder,
     MessageChange,
     NoSuchItemError,
@@ -148,9 +150,17 @@ class FileStore:
         """Write a draft and its note."""
         return await self._submitted(self._sending.submit_new, account, content, options)
 
-    async def submit_draft(self, account: str, message_id: str, options: SendOptions) -> Note:
+    async def submit_draft(
+        self,
+        account: str,
+        message_id: str,
+        options: SendOptions,
+        *,
+        condition: Condition = UNCONDITIONAL,
+    ) -> Note:
         """Submit an existing draft."""
-        return await self._submitted(self._sending.submit_draft, account, message_id, options)
+        submit = self._sending.submit_draft
+        return await self._submitted(submit, account, message_id, options, condition=condition)
 
     # -- reading and changing
 
@@ -166,29 +176,58 @@ class FileStore:
         """What happened behind a position of the feed."""
         return await self._run_query(self._changes, account, after=after, limit=limit)
 
-    async def update(self, account: str, message_id: str, change: MessageChange) -> StoredMessage:
+    async def update(
+        self,
+        account: str,
+        message_id: str,
+        change: MessageChange,
+        *,
+        condition: Condition = UNCONDITIONAL,
+    ) -> StoredMessage:
         """Change a message."""
-        return await self._run(self._drafts.update, account, message_id, change)
+        return await self._run(
+            self._drafts.update, account, message_id, change, condition=condition
+        )
 
-    async def delete(self, account: str, message_id: str) -> None:
+    async def delete(
+        self, account: str, message_id: str, *, condition: Condition = UNCONDITIONAL
+    ) -> None:
         """Move to Deleted Items, or remove from there."""
-        await self._run(self._moving.delete, account, message_id)
+        await self._run(self._moving.delete, account, message_id, condition=condition)
 
     async def move_message(
-        self, account: str, message_id: str, destination_id: str
+        self,
+        account: str,
+        message_id: str,
+        destination_id: str,
+        *,
+        condition: Condition = UNCONDITIONAL,
     ) -> StoredMessage:
         """Put a message into another folder."""
-        return await self._run(self._moving.move, account, message_id, destination_id)
+        return await self._run(
+            self._moving.move, account, message_id, destination_id, condition=condition
+        )
 
     async def copy_message(
-        self, account: str, message_id: str, destination_id: str
+        self,
+        account: str,
+        message_id: str,
+        destination_id: str,
+        *,
+        condition: Condition = UNCONDITIONAL,
     ) -> StoredMessage:
         """Put a copy of a message into a folder."""
-        return await self._run(self._moving.copy, account, message_id, destination_id)
+        return await self._run(
+            self._moving.copy, account, message_id, destination_id, condition=condition
+        )
 
-    async def remove_message(self, account: str, message_id: str) -> None:
+    async def remove_message(
+        self, account: str, message_id: str, *, condition: Condition = UNCONDITIONAL
+    ) -> None:
         """Remove a message for good."""
-        await self._run(self._moving.delete, account, message_id, permanently=True)
+        await self._run(
+            self._moving.delete, account, message_id, condition=condition, permanently=True
+        )
 
     async def mime(self, account: str, message_id: str) -> Content:
         """A message as MIME."""

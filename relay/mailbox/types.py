@@ -47,6 +47,10 @@ class NotADraftError(StoreError):
     """The action wants a draft."""
 
 
+class MessageChangedError(StoreError):
+    """The message is not in the version that the caller named (412)."""
+
+
 class AttachmentsTooLargeError(StoreError):
     """The draft's attachments would be too many, or too large together (413)."""
 
@@ -174,6 +178,29 @@ class StoredMessage:
     received_us: int
     change_key: str
     is_mime: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What must be true of a message when an action changes it, checked under the message's lock.
+
+    The message must be in `folder_id`, unless that is "", and its change key must be one of
+    `change_keys`, unless there are none.
+    """
+
+    folder_id: str = ""
+    change_keys: frozenset[str] = frozenset()
+
+    def check_version(self, change_key: str) -> None:
+        """Raise MessageChangedError if the message has another change key."""
+        if self.change_keys and change_key not in self.change_keys:
+            raise MessageChangedError(
+                f"If-Match: the message has the changeKey {change_key} now. It was changed, moved "
+                "or sent after it was read; read it again, isDraft says whether it was sent."
+            )
+
+
+UNCONDITIONAL = Condition()
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,9 @@ HONOURED = frozenset(
     )
 )
 
+_TIME_OF_SENDING = frozenset(
+    (DEFERRED_SEND_TIME, DEFERRED_DELIVERY_TIME, DEFERRED_SEND_NUMBER, DEFERRED_SEND_UNITS)
+)
 _INTERNET_HEADERS = "{00020386-0000-0000-C000-000000000046} Name "
 _LIST_FIELDS = {
     "String 0x1043": "List-Help",
@@ -152,6 +155,11 @@ def send_wishes(extended: Sequence[ExtendedProperty], *, now_us: int) -> SendWis
         sent_folders=_folder_ids(values.get(SENT_MAIL_ENTRY_ID, "")),
         deferred_us=_deferred_us(values, now_us),
     )
+
+
+def names_time_of_sending(extended: Sequence[ExtendedProperty]) -> bool:
+    """Whether one of the properties, with or without a value, says when a message is sent."""
+    return any(one.id in _TIME_OF_SENDING for one in extended)
 
 
 def header_fields_of(extended: Sequence[ExtendedProperty]) -> tuple[tuple[str, str], ...]:

@@ -12,6 +12,7 @@ from relay.journal.crash import CrashPoint
 from relay.journal.pressure import Pressure
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
+    UNCONDITIONAL,
     Folder,
     MessageChange,
     NoSuchItemError,
@@ -91,7 +92,7 @@ class MemoryStore:
         draft = await self.create_draft(account, content)
         return self._note(draft, content, account, options)
 
-    async def submit_draft(self, account, message_id, options):
+    async def submit_draft(self, account, message_id, options, *, condition=UNCONDITIONAL):
         if self.refuse:
             raise self.refuse
         draft = await self.get(account, message_id)
@@ -125,11 +126,11 @@ class MemoryStore:
         total = len(found) if query.count else None
         return Page(tuple(found[begin:end]), total, str(end) if end < len(found) else "")
 
-    async def update(self, account, message_id, change: MessageChange):
+    async def update(self, account, message_id, change: MessageChange, *, condition=UNCONDITIONAL):
         if self.refuse:
             raise self.refuse
         self.written += 1
-        before = await self.get(account, message_id)
+        before = await self.get(account, message_id, folder_id=condition.folder_id)
         after = replace(
             before,
             properties=change.properties or before.properties,
@@ -141,10 +142,10 @@ class MemoryStore:
         mailbox[mailbox.index(before)] = after
         return after
 
-    async def delete(self, account, message_id):
+    async def delete(self, account, message_id, *, condition=UNCONDITIONAL):
         if self.refuse:
             raise self.refuse
-        found = await self.get(account, message_id)
+        found = await self.get(account, message_id, folder_id=condition.folder_id)
         self.written += 1
         self.messages[account].remove(found)
 

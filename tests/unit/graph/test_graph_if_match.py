@@ -1,0 +1,86 @@
+"""If-Match: a message is changed, moved, removed or sent only in the version that the client saw."""
+
+import pytest
+
+from tests.unit.graph.world import OnDisk, refused, to
+
+MIME = "UzogbWltZQ0KDQpiDQo="
+CALLS = {
+    "PATCH": ("PATCH", "", {"subject": "other"}),
+    "PATCH of nothing": ("PATCH", "", {}),
+    "DELETE": ("DELETE", "", None),
+    "move": ("POST", "/move", {"destinationId": "archive"}),
+    "copy": ("POST", "/copy", {"destinationId": "archive"}),
+    "permanentDelete": ("POST", "/permanentDelete", None),
+    "send": ("POST", "/send", None),
+    "PUT": ("PUT", "/$value", MIME),
+}
+EVERY_CALL = pytest.mark.parametrize("call", CALLS)
+
+
+@pytest.fixture
+async def draft(on_disk: OnDisk) -> dict:
+    """A draft with its second version, as the client saw it last."""
+    made = await on_disk.http.post("/messages", json={"subject": "s", "toRecipients": to("b@b.c")})
+    path = f"/messages/{made.json()['id']}"
+    changed = await on_disk.http.patch(path, json={"subject": "second"})
+    return changed.json() | {"before": made.json()["@odata.etag"]}
+
+
+async def ask(on_disk: OnDisk, draft: dict, call: str, if_match: str):
+    method, path, body = CALLS[call]
+    headers = {"if-match": if_match}
+    given = {"json": body} if isinstance(body, dict) else {"content": body}
+    if isinstance(body, str):
+        headers["content-type"] = "text/plain"
+    return await on_disk.http.request(
+        method, f"/messages/{draft['id']}{path}", headers=headers, **given
+    )
+
+
+@EVERY_CALL
+async def test_another_version_is_left_alone(on_disk, draft, call):
+    before = on_disk.files()
+    answer = await ask(on_disk, draft, call, draft["before"])
+    assert draft["changeKey"] in refused(answer, 412, "ErrorIrresolvableConflict")
+    assert on_disk.files() == before
+
+
+@EVERY_CALL
+@pytest.mark.parametrize("form", ['W/"{}"', '"{}"', "{}", '"other", W/"{}"', "*"])
+async def test_the_version_that_was_seen_is_acted_on(on_disk, draft, call, form):
+    answer = await ask(on_disk, draft, call, form.replace("{}", draft["changeKey"]))
+    assert answer.status_code < 300, answer.text
+
+
+@pytest.mark.parametrize("header", ['W/"no end', 'W/""', '"a" "b"', "a b", "", ",", "W/*,"])
+async def test_what_is_no_entity_tag_is_refused(on_disk, draft, header):
+    assert "If-Match" in refused(await ask(on_disk, draft, "DELETE", header), 400, "BadRequest")
+
+
+async def test_flags_and_folder_make_another_version(on_disk, draft):
+    path = f"/messages/{draft['id']}"
+    read = await on_disk.http.patch(path, json={"isRead": False})
+    flagged = await on_disk.http.patch(path, json={"flag": {"flagStatus": "flagged"}})
+    moved = await on_disk.http.post(f"{path}/move", json={"destinationId": "archive"})
+    seen = [draft, read.json(), flagged.json(), moved.json()]
+    assert len({one["@odata.etag"] for one in seen}) == len(seen)
+
+
+@pytest.mark.parametrize("call", ["DELETE", "move", "copy", "permanentDelete"])
+async def test_the_folder_in_the_path_is_checked_when_it_acts(on_disk, draft, call):
+    method, path, body = CALLS[call]
+    where = f"/mailFolders/archive/messages/{draft['id']}{path}"
+    answer = await on_disk.http.request(method, where, json=body)
+    refused(answer, 404, "ErrorItemNotFound")
+
+
+async def test_the_time_of_sending_of_what_is_no_draft_is_a_conflict(on_disk, draft):
+    [file] = [path for path in on_disk.files() if path.parent.parent.name == ".Drafts"]
+    archive = on_disk.root / "example.test/alice/.Archive/cur"
+    file.rename(archive / file.name.replace(":2,DS", ":2,S"))
+    path = f"/messages/{draft['id']}"
+    for ids in ("SystemTime 0x3FEF", "SystemTime 0x000F"):
+        given = {"singleValueExtendedProperties": [{"id": ids, "value": None}]}
+        refused(await on_disk.http.patch(path, json=given), 409, "ErrorIrresolvableConflict")
+    refused(await on_disk.http.patch(path, json={"subject": "x"}), 400, "ErrorInvalidRequest")
