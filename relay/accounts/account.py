@@ -21,12 +21,19 @@ class Role(StrEnum):
     OPERATE = "operate"  # may also change the queue
 
 
+def untagged(address: str) -> str:
+    """Return `local+tag@domain` as `local@domain`, another address as it is (RFC 5233)."""
+    local_part, at, domain = address.rpartition("@")
+    return f"{local_part.partition('+')[0]}{at}{domain}"
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """`quota` is in bytes, `quota_messages` a number, each None for no limit; `aliases` are more
     addresses of the same mailbox.
 
-    `send_as` are others' addresses that it may send from; `*@domain` is all of a domain.
+    `send_as` are others' addresses that it may send from; `*@domain` is all of a domain. `reserved`
+    are the addresses with a tag (local+tag) that some account has as its own.
     """
 
     address: str
@@ -35,10 +42,12 @@ class Account:
     role: Role = Role.USER
     send_as: tuple[str, ...] = ()
     quota_messages: int | None = None
+    reserved: frozenset[str] = frozenset()
 
     def owns(self, address: str) -> bool:
-        """Whether mail from `address` is this account's own."""
-        return address.lower() in (self.address, *self.aliases)
+        """Whether mail from `address` is this account's own: so is an address with a tag."""
+        wanted, own = address.lower(), (self.address, *self.aliases)
+        return wanted in own or (wanted not in self.reserved and untagged(wanted) in own)
 
     def may_send_as(self, address: str) -> bool:
         """Whether it may send mail from `address`, its own or one that `send_as` lists."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from relay.accounts.account import Account, Role
+from relay.accounts.account import Account, Role, untagged
 from relay.accounts.passwords import PasswordChecker
 from relay.accounts.secrets import Password, digest_of, is_plain, parse_password, parse_token
 from relay.clock import Clock
@@ -73,11 +73,7 @@ class FileAccounts:
     def by_address(self, address: str) -> Account | None:
         """The account that gets mail for `address`: itself, an alias, or `local+tag`."""
         wanted = address.lower()
-        found = self._by_address.get(wanted)
-        if found is None and "+" in wanted:
-            local_part, _, domain = wanted.rpartition("@")
-            found = self._by_address.get(f"{local_part.partition('+')[0]}@{domain}")
-        return found
+        return self._by_address.get(wanted) or self._by_address.get(untagged(wanted))
 
     async def by_password(self, user: str, password: str) -> Account | None:
         """The account that logs in with its address, or an alias, and its password.
@@ -128,7 +124,9 @@ def load_accounts(
     ]
     entries = reader.tables(_Entry, document.table.get("account", []), ("account",))
     faults += [*_permission_faults(path), *reader.faults]
-    loading = _Loading(document, FileAccounts(clock), domains)
+    addresses = (one for place, entry in entries for _, one in _addresses(place, entry))
+    reserved = frozenset(one for one in addresses if one != untagged(one))
+    loading = _Loading(document, FileAccounts(clock), domains, reserved=reserved)
     for place, entry in entries:
         faults += loading.take(place, entry)
     if faults:
@@ -139,8 +137,16 @@ def load_accounts(
 class _Loading:
     """Turns entries into accounts, one after another, and knows what is taken."""
 
-    def __init__(self, document: Document, accounts: FileAccounts, domains: Sequence[str]) -> None:
+    def __init__(
+        self,
+        document: Document,
+        accounts: FileAccounts,
+        domains: Sequence[str],
+        *,
+        reserved: frozenset[str],
+    ) -> None:
         self.accounts = accounts
+        self._reserved = reserved
         self._document = document
         self._domains = domains
         self._taken: dict[str | bytes, KeyPath] = {}
@@ -179,6 +185,7 @@ class _Loading:
             role=Role(entry.role),
             send_as=entry.send_as,
             quota_messages=entry.quota_messages,
+            reserved=self._reserved,
         )
         self.accounts.add(account, password=password, token=token)
 

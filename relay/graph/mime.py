@@ -17,7 +17,13 @@ from relay.graph.people import check_own, check_recipients_count
 from relay.http.errors import ApiError, shown
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.content import Content, blocks
-from relay.message.headread import check_mime, header_of, read_people, unread_people
+from relay.message.headread import (
+    check_mime,
+    header_of,
+    originators,
+    read_people,
+    unread_people,
+)
 from relay.message.properties import MessageProperties
 from relay.message.section import BLANK_LINE, HEADER_OCTETS_MAX, read_header
 
@@ -69,14 +75,15 @@ def check_content(content: bytes, account: Account) -> MimeMessage:
     """
     if reason := check_mime(content):
         raise ApiError(400, "ErrorMimeContentInvalid", f"Invalid MIME content: {reason}.")
-    header = read_header(header_of(content))
-    for name in ("From", "Sender"):
-        people = read_people(header, name)
-        if header.get(name) is not None and not people:
-            message = f"Invalid MIME content: {name} has no address."
+    header_octets = header_of(content)
+    header = read_header(header_octets)
+    for field in originators(header_octets):
+        for person in field.people:
+            check_own(person, account, path=field.name)
+        if field.unread or not field.people:
+            found = f" that can be read: {shown(field.unread)}" if field.unread else ""
+            message = f"Invalid MIME content: {field.name} has no address{found}."
             raise ApiError(400, "ErrorMimeContentInvalid", message)
-        for person in people:
-            check_own(person, account, path=name)
     others = [one.address for one in read_people(header, "From") if not account.owns(one.address)]
     recipients = MessageProperties(
         to=read_people(header, "To"),

@@ -17,6 +17,7 @@ from relay.ingress.data import ContentReader
 from relay.ingress.limits import Budget, Limits
 from relay.ingress.parameters import MailArgument, Refused, parse_mail, parse_rcpt
 from relay.ingress.ports import Accept, Origin, Passwords, Quota, Router
+from relay.ingress.rights import refused_sender
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.logs import get_logger
 from relay.mailbox.types import Room
@@ -261,6 +262,10 @@ class Conversation:
         if self._service.requires_auth and not self._is_trusted:
             return "530 5.7.0 Authentication required"
         mail = parse_mail(argument, extended=self._extended)
+        if self._login:
+            accounts = self._service.accounts
+            if refusal := refused_sender(accounts, self._login, mail.reverse_path):
+                return refusal
         if mail.size_bytes > (limit := self._service.max_message_bytes):
             return f"552 5.3.4 The message is larger than {limit} octets"
         if not self._service.budget.has(min(mail.size_bytes, self._service.limits.large_bytes)):

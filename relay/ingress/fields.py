@@ -9,6 +9,8 @@ Standards: RFC 5321 4.4 (trace, Return-Path), 6.3 (loops); RFC 6409 8 (Date, Mes
 from relay.ingress.ports import Origin
 from relay.message import headers
 from relay.message.envelope import Envelope
+from relay.message.fields import people_field
+from relay.message.properties import Person
 
 
 def is_looping(content: bytes, received_max: int) -> bool:
@@ -27,8 +29,8 @@ def prepare(
 ) -> bytes:
     """Return `content` with this hop's Received, without Return-Path and X-Relay-* fields.
 
-    A submission (from somebody trusted) also gets the Date and Message-ID that it lacks; others are
-    relayed as they are.
+    A submission (from somebody trusted) also gets the Date and Message-ID that it lacks, and that
+    of an account a From; others are relayed as they are.
     """
     content = headers.strip_private(headers.remove(content, ("Return-Path",)))
     new = headers.received(
@@ -50,4 +52,6 @@ def prepare(
             new += headers.field("Date", headers.date_field(time_us))
         if headers.first(content, "Message-ID") is None:
             new += headers.field("Message-ID", f"<{queue_id}@{hostname}>")
+    if origin.login and headers.first(content, "From") is None:
+        new += people_field("From", [Person(origin.login)]).encode()
     return headers.prepend(content, new)

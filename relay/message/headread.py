@@ -10,6 +10,7 @@ Standards: RFC 5322; RFC 2047; RFC 4021; RFC 8098 2.1; MS-OXCMAIL 2.2.3.
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC
 from email import utils
 from email.message import Message
@@ -18,7 +19,14 @@ from email.utils import parsedate_to_datetime
 from relay.message.conversation import message_ids
 from relay.message.encodedwords import decode_words
 from relay.message.properties import MessageProperties, Person
-from relay.message.section import HEADER_OCTETS_MAX, header_end, lost_recipients
+from relay.message.section import (
+    HEADER_OCTETS_MAX,
+    cleaned,
+    header_end,
+    lost_recipients,
+    read_header,
+    split_fields,
+)
 
 _UNFOLD = re.compile(r"[\r\n]+")
 _SPACES = re.compile(r"\s+")
@@ -28,6 +36,7 @@ _PHRASE = re.compile(r'((?:"(?:[^"\\]|\\.)*"|[^",])+|")')
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
 _ADDRESSES_MAX = 2000
+ORIGINATORS_OCTETS_MAX = 4096  # more than a hundred authors; the worst takes some milliseconds
 _PHRASES_MAX = 200
 _IDS_MAX = 1000
 _REPRESENTED = frozenset(
@@ -149,6 +158,30 @@ def unread_people(message: "Message[str, str]", name: str) -> str:
         if text.count("@") != read or len(set(map(_address, found))) > separators + 1:
             return value
     return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Originators:
+    """A From or Sender field: who stands in it, and what could not be read ("" if nothing)."""
+
+    name: str
+    people: tuple[Person, ...]
+    unread: str
+
+
+def originators(header: bytes) -> Iterator[Originators]:
+    """Yield each From and each Sender field of a header section."""
+    size = 0
+    for name, octets in split_fields(cleaned(header)):
+        if name not in (b"from", b"sender"):
+            continue
+        shown = name.decode().capitalize()
+        size += len(octets)
+        if size > ORIGINATORS_OCTETS_MAX:
+            yield Originators(shown, (), f"more than {ORIGINATORS_OCTETS_MAX} octets")
+            return
+        field = read_header(octets)
+        yield Originators(shown, read_people(field, shown), unread_people(field, shown))
 
 
 def _addresses(values: list[str]) -> list[tuple[str, str]]:

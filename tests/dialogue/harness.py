@@ -98,7 +98,11 @@ class FakeAccounts:
         if domain != "example.test":
             return None
         name = "alice" if local_part == "al" else local_part.partition("+")[0]
-        return Account(f"{name}@example.test") if name in self.names else None
+        if name not in self.names:
+            return None
+        aliases = ("al@example.test",) if name == "alice" else ()
+        send_as = ("office@elsewhere.test", "*@shared.test") if name == "alice" else ()
+        return Account(f"{name}@example.test", aliases, send_as=send_as)
 
     async def by_password(self, user: str, password: str) -> Account | None:
         account = self.by_address(user)

@@ -67,6 +67,28 @@ def test_an_account_has_what_the_file_says(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("address", "account"),
+    [
+        ("alice+lists@example.test", "alice@example.test"),
+        ("Info+a+b@example.test", "alice@example.test"),
+        ("alice+office@example.test", "office@example.test"),
+        ("Alice+Shop@example.test", "alice+shop@example.test"),
+        ("alice+shop+x@example.test", "alice@example.test"),
+        ("+alice@example.test", None),
+        ("office@elsewhere.test", "alice@example.test"),
+        ("office+x@elsewhere.test", None),
+    ],
+)
+def test_a_tagged_address_is_its_accounts_unless_another_account_has_it(tmp_path, address, account):
+    text = TWO + (
+        '[[account]]\naddress = "office@example.test"\naliases = ["alice+office@example.test"]\n'
+        '[[account]]\naddress = "alice+shop@example.test"\n'
+    )
+    senders = [one.address for one in load(tmp_path, text).accounts if one.may_send_as(address)]
+    assert senders == ([account] if account else [])
+
+
+@pytest.mark.parametrize(
     ("address", "owner"),
     [
         ("ALICE@EXAMPLE.TEST", "alice@example.test"),

@@ -287,6 +287,32 @@ async def test_nobody_sends_for_whom_the_rule_does_not_name(mailbox: Mailbox, ad
     assert "send_as" in refused(answer, 403, "ErrorSendAsDenied")
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "From: <@bank.test:alice@example.test>",
+        "From: CEO of the Bank\r\nFrom: alice@example.test",
+        "From: alice@example.test\r\nSender: (ceo@bank.test)",
+        "From: " + "alice@example.test, " * 300,
+    ],
+)
+async def test_an_author_that_cannot_be_read_is_refused(mailbox: Mailbox, header: str) -> None:
+    mime = f"{header}\r\nTo: bob@example.test\r\n\r\nx".encode()
+    answer = await mailbox.http.post(
+        "sendMail", content=base64.b64encode(mime), headers={"content-type": "text/plain"}
+    )
+    assert "has no address" in refused(answer, 400, "ErrorMimeContentInvalid")
+
+
+async def test_a_tag_does_not_change_whose_address_it_is(mailbox: Mailbox) -> None:
+    made = await mailbox.draft(
+        toRecipients=to("bob@example.test"), **{"from": to("Alice+lists@example.test")[0]}
+    )
+    sent = mailbox.sent()
+    assert (sent["from"], sent["sender"]) == ("Alice+lists@example.test", None)
+    assert made["from"]["emailAddress"]["address"] == "Alice+lists@example.test"
+
+
 async def test_mime_may_be_from_whom_send_as_lists(mailbox: Mailbox) -> None:
     mime = b"From: office@example.test\r\nSender: alice@example.test\r\nTo: b@b.test\r\n\r\nx\r\n"
     answer = await mailbox.http.post(

@@ -89,7 +89,7 @@ async def test_what_the_spool_gets():
 @pytest.mark.parametrize(
     ("origin", "sender", "account"),
     [
-        (replace(TRUSTED, login="bob@example.test"), "alice@example.test", "bob@example.test"),
+        (replace(TRUSTED, login="alice@example.test"), "x@shared.test", "alice@example.test"),
         (TRUSTED, "al@example.test", "alice@example.test"),
         (TRUSTED, "someone@other.test", ""),
         (STRANGER, "alice@example.test", ""),

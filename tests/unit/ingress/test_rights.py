@@ -1,0 +1,126 @@
+"""What an account that logged in may write into From and Sender, however it is written."""
+
+from email import message_from_bytes
+from email.policy import compat32, default
+
+import pytest
+
+from relay.ingress.ports import Origin
+from relay.message.content import gathered
+from relay.message.envelope import Envelope, ForwardPath
+from relay.message.headread import ORIGINATORS_OCTETS_MAX
+from tests.dialogue.harness import Relay
+
+ALICE = Origin("192.0.2.7", "client.test", login="alice@example.test", trusted=True)
+CEO = b"ceo@bank.test"
+MANY_FIELDS = b"".join(b"X-%d: y\r\n" % number for number in range(3000))
+
+REFUSED = {
+    "another's address": b"From: ceo@bank.test",
+    "another account's": b"From: bob@example.test",
+    "its own domain in another": b"From: alice@example.test.bank.test",
+    "white space before the colon": b"from \t: ceo@bank.test",
+    "on the next line": b"FROM:\r\n ceo@bank.test",
+    "behind a line of white space": b"From: alice@example.test,\r\n \t\r\n ceo@bank.test",
+    "in a second field": b"From: alice@example.test\r\nFrom: ceo@bank.test",
+    "in a first field": b"From: ceo@bank.test\r\nFrom: alice@example.test",
+    "behind a line that is no field": b"Subject: x\r\nno field\r\nFrom: ceo@bank.test",
+    "behind a byte order mark": b"Subject: x\r\n\xef\xbb\xbfFrom: ceo@bank.test",
+    "in a group": b"From: Board: alice@example.test, Boss <ceo@bank.test>;",
+    "without a comma": b"From: ceo@bank.test <alice@example.test>",
+    "as a source route": b"From: <@bank.test:alice@example.test>",
+    "behind an encoded comma": b"From: =?utf-8?q?ceo=40bank.test=2C?= alice@example.test",
+    "as an encoded word": b"From: =?utf-8?q?ceo=40bank.test?=",
+    "as a quoted name alone": b'From: "CEO <ceo@bank.test>"',
+    "as a comment alone": b"From: (ceo@bank.test)",
+    "as a quoted local part": b'From: "ceo@bank.test"@example.test',
+    "an empty field": b"From:",
+    "an empty group": b"From: undisclosed-senders:;",
+    "a name beside a readable field": b"From: CEO of the Bank\r\nFrom: alice@example.test",
+    "beyond ASCII": "From: älice@example.test".encode(),
+    "no UTF-8": b"From: \xe4lice@example.test",
+    "a sender": b"From: alice@example.test\r\nSender: ceo@bank.test",
+    "a second sender": b"From: al@example.test\r\nSender: al@example.test\r\nSender: ceo@bank.test",
+    "resent": b"From: ceo@bank.test\r\nResent-From: alice@example.test",
+    "more than can be read": b"From: "
+    + b"alice@example.test, " * (ORIGINATORS_OCTETS_MAX // 20 + 1),
+    "at the end of a long header": MANY_FIELDS + b"From: ceo@bank.test",
+}
+ALLOWED = {
+    "its address": b"From: alice@example.test",
+    "in capitals": b"From: ALICE@EXAMPLE.TEST",
+    "an alias": b"From: al@example.test",
+    "a tag": b"From: alice+newsletter@example.test",
+    "a tag of an alias": b"From: Al+x+y@example.test",
+    "what send_as lists": b"From: office@elsewhere.test, anybody@shared.test",
+    "all in one group": b"From: Board: alice@example.test, office@elsewhere.test;",
+    "another in the name": b'From: "ceo@bank.test" <alice@example.test>',
+    "another in an encoded name": b"From: =?utf-8?q?ceo=40bank.test?= <alice@example.test>",
+    "another in a comment": b"From: alice@example.test (for ceo@bank.test)",
+    "a name beyond ASCII": "From: Älice <alice@example.test>".encode(),
+    "a name in Latin-1": b"From: \xc4lice <alice@example.test>",
+    "named by its address": b"From: alice@example.test <alice@example.test>",
+    "another to answer to": b"From: alice@example.test\r\nReply-To: ceo@bank.test",
+    "resent by another": b"From: alice@example.test\r\nResent-From: ceo@bank.test",
+    "no From": b"Subject: x",
+    "no header": b"From my desk, ceo@bank.test says hello",
+    "white space first": b" From: ceo@bank.test",
+    "a mailbox file's line": b">From: ceo@bank.test",
+    "at the end of a long header": MANY_FIELDS + b"From: alice@example.test",
+}
+
+
+async def accepted(header: bytes, origin: Origin = ALICE) -> tuple[str, bytes]:
+    """Send it; return the reply and what the spool got."""
+    relay = Relay()
+    acceptance = relay.acceptance()
+    envelope = Envelope("alice@example.test", (ForwardPath("x@b.test"),))
+    try:
+        decision = await acceptance.accept(envelope, header + b"\r\n\r\ntext\r\n", origin)
+    finally:
+        acceptance.close()
+    contents = [gathered(message.contents[0]) for message in relay.spool.accepted]
+    return decision.reply, b"".join(contents)
+
+
+@pytest.mark.parametrize("header", REFUSED.values(), ids=REFUSED)
+async def test_nobody_is_named_as_author_who_is_not_the_accounts(header: bytes) -> None:
+    reply, content = await accepted(header)
+    assert reply.startswith("553 5.7.1 ")
+    assert "alice@example.test" in reply
+    assert reply.isascii()
+    assert reply.isprintable()
+    assert content == b""
+
+
+@pytest.mark.parametrize("header", ALLOWED.values(), ids=ALLOWED)
+async def test_an_account_writes_as_itself_and_no_reader_sees_another_author(header: bytes) -> None:
+    reply, content = await accepted(header)
+    assert reply.startswith("250 ")
+    for policy in (compat32, default):
+        message = message_from_bytes(content, policy=policy)
+        assert len(message.get_all("From", [])) == 1
+    authors = {one.addr_spec for one in message["From"].addresses}  # by the policy `default`
+    assert authors
+    assert CEO.decode() not in authors
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        Origin("127.0.0.1", "client.test", trusted=True),
+        Origin("192.0.2.7", "client.test"),
+        Origin("", "relay.test", trusted=True, pickup=True),
+    ],
+    ids=["trusted network", "stranger", "pickup"],
+)
+async def test_without_a_login_any_author_passes_and_none_is_added(origin: Origin) -> None:
+    assert (await accepted(b"From: ceo@bank.test", origin))[0].startswith("250 ")
+    assert b"From:" not in (await accepted(b"Subject: x", origin))[1]
+
+
+async def test_an_account_that_was_removed_since_its_login_sends_nothing() -> None:
+    gone = Origin("192.0.2.7", "client.test", login="gone@example.test", trusted=True)
+    reply, content = await accepted(b"From: gone@example.test", gone)
+    assert reply.startswith("530 5.7.0 ")
+    assert content == b""
