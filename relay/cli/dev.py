@@ -77,7 +77,8 @@ class _AddressType(click.ParamType[Address]):
 @click.option(
     "--ready-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write pid and addresses here as JSON when everything listens.",
+    help="Write pid and addresses here as JSON after the demonstration, when the first message "
+    "of yours would be shown and counted. With --once nothing is written.",
 )
 @click.option(
     "--exit-after",
@@ -153,7 +154,8 @@ class _TextView(View):
             f"  Graph API  http://{http}/v1.0    Authorization: Bearer alice",
             f"  SMTP       smtp://alice:alice@{smtp}    or no login at all",
             f"  Mail       {mail}/<name>/    plain Maildir{kept}",
-            "  People     alice, bob; any other token or login makes its own mailbox",
+            "  Accounts   alice, bob; a token NAME, or a login with NAME as user and password,",
+            "             makes the mailbox NAME@example.test",
             "",
         )
 

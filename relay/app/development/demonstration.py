@@ -15,6 +15,7 @@ from typing import Any
 from relay.accounts.development import DOMAIN
 from relay.app.commands.sending import Draft, send_by_graph
 from relay.app.daemon import Daemon
+from relay.app.development.follow import name_of
 from relay.journal.events import Step
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import WellKnown
@@ -38,23 +39,33 @@ class Shown:
     report_subject: str = ""
 
 
-async def demonstrate(daemon: Daemon, show: Callable[[Shown], None]) -> None:
-    """Send two messages as alice and show their journeys. Raises DemonstrationError."""
+async def demonstrate(daemon: Daemon, show: Callable[[Shown], None]) -> frozenset[str]:
+    """Send two messages as alice and show their journeys.
+
+    Return the names (follow.name_of) of both messages and of the report. Raises
+    DemonstrationError.
+    """
     welcome = Draft(
         _ALICE, (f"bob@{DOMAIN}", "friend@elsewhere.test"), "Seven steps", "Hello from Relay.\n"
     )
-    journey = await _send(daemon, welcome, until=_is_delivered)
+    delivered = await _send(daemon, welcome, until=_is_delivered)
     bobs = daemon.settings.mailboxes.root / DOMAIN / "bob"
-    show(Shown("one message, seven steps", journey, bobs))
+    show(Shown("one message, seven steps", delivered, bobs))
 
     refused = Draft(
         _ALICE, ("friend@elsewhere.test",), "Try this", "Just run it.\n",
         attachments=(("setup.exe", b"MZ not really a program"),),
     )  # fmt: skip
-    journey = await _send(daemon, refused, until=_is_reported)
+    bounced = await _send(daemon, refused, until=_is_reported)
     subject = await _report_subject(daemon)
     alices = daemon.settings.mailboxes.root / DOMAIN / "alice"
-    show(Shown("one message that bounces", journey, alices, report_subject=subject))
+    show(Shown("one message that bounces", bounced, alices, report_subject=subject))
+    reports = {
+        str(step["detail"]["report_id"])
+        for step in bounced["steps"]
+        if step["step"] == Step.REPORT and "report_id" in step["detail"]
+    }
+    return frozenset({name_of(delivered), name_of(bounced), *reports})
 
 
 async def _send(

@@ -40,7 +40,12 @@ class Follower:
         self._daemon = daemon
         self._show = show
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._ignored: frozenset[str] = frozenset()
         self._settled = 0
+
+    def ignore(self, names: frozenset[str]) -> None:
+        """Neither show nor count these messages; `names` are submission ids or queue ids."""
+        self._ignored = names
 
     async def run(self, *, until_settled: int | None = None) -> None:
         """Follow until cancelled, or until so many messages have come to an end.
@@ -58,7 +63,9 @@ class Follower:
     async def look(self, *, quietly: bool = False) -> None:
         """Show what is new; `quietly` only remembers it."""
         for journey in reversed(await self._recent()):
-            name = journey["submission_id"] or journey["id"]
+            name = name_of(journey)
+            if name in self._ignored:
+                continue
             seen = self._seen.setdefault(name, _Seen())
             self._seen.move_to_end(name)
             for step in sorted(journey["steps"], key=lambda step: str(step["at"])):
@@ -77,10 +84,15 @@ class Follower:
         limit = _LOOKED_AT
         while True:
             found = await self._daemon.journeys.recent(account=None, state="", limit=limit)
-            names = [journey["submission_id"] or journey["id"] for journey in found]
-            if len(found) < limit or limit >= LOOKED_AT_MAX or set(names) & self._seen.keys():
+            names = {name_of(journey) for journey in found}
+            if len(found) < limit or limit >= LOOKED_AT_MAX or names & self._seen.keys():
                 return found
             limit = min(4 * limit, LOOKED_AT_MAX)
+
+
+def name_of(journey: dict[str, Any]) -> str:
+    """Return the submission id of a message, or the queue id of one that came by SMTP."""
+    return str(journey["submission_id"] or journey["id"])
 
 
 def is_settled(journey: dict[str, Any]) -> bool:

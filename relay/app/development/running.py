@@ -160,13 +160,13 @@ class _Sequence:
     async def run(self) -> None:
         http, smtp = self._daemon.http_servers[0].bound[0], self._daemon.smtp_servers[0].address
         write_config(self._folder, http=http, smtp=smtp)  # with the ports that were really taken
-        if self._plan.ready_file is not None:
-            write_ready_file(self._plan.ready_file, self._daemon)
         self._view.listening(http, smtp)
-        await demonstrate(self._daemon, self._view.demonstrated)
+        follower = Follower(self._daemon, self._view.step)
+        await follower.look(quietly=True)  # a folder given by --dir has the mail of earlier runs
+        follower.ignore(await demonstrate(self._daemon, self._view.demonstrated))
         if self._plan.once:
             return
+        if self._plan.ready_file is not None:
+            write_ready_file(self._plan.ready_file, self._daemon)
         self._view.waiting(http, smtp)
-        follower = Follower(self._daemon, self._view.step)
-        await follower.look(quietly=True)
         await follower.run(until_settled=self._plan.exit_after)
