@@ -1,6 +1,7 @@
 # The targets that people use: run, test, check, bench, crash, clean.
 #   make run                 the development relay in the foreground; ARGS="--once" ends by itself
-#   make test                all tests; TESTS="tests/unit/spool -k claim" for some
+#   make test                all tests; TESTS="tests/unit/spool -k claim" for some;
+#                            SYSTEM_PACKAGES=install installs what they need of the system through sudo
 #   make check               lint, types, import contracts, dead code, the policies' own tests
 #   make bench               Relay and Postfix side by side, then bench-queue
 #   make bench-mail          sendMail beside the machine's own rate of synced files, with ARGS
@@ -21,6 +22,7 @@ SEED0 ?= 0
 SEED ?=
 TRACE ?=
 TESTS ?=
+SYSTEM_PACKAGES ?=
 
 .PHONY: run venv test check lint types layers unused rules bench bench-mail bench-mailbox bench-queue simulate crash clean
 
@@ -29,7 +31,8 @@ run: .venv/installed
 
 venv: .venv/development
 
-test: .venv/development .venv/system-packages
+test: .venv/development
+	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh
 	$(BIN)/python -m pytest -n 4 $(TESTS)
 
 check: lint types layers unused rules
@@ -94,6 +97,3 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r .venv/development.txt
 	@touch $@
 
-.venv/system-packages: tests/system-packages.sh .venv/made
-	tests/system-packages.sh
-	@touch $@

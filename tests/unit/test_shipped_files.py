@@ -143,3 +143,48 @@ def test_scripts_are_valid(script):
     assert (TOP / script).stat().st_mode & 0o100
     done = subprocess.run(["bash", "-n", TOP / script], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def persons_machine(tmp_path):
+    """A PATH on which the caller is no root, sudo needs no password, and no program is installed."""
+    calls = tmp_path / "calls"
+    stubs = {
+        "id": "echo 1000",
+        "sudo": f'echo "$*" >> {calls}; [ "$1" != tee ] || /bin/cat > /dev/null',
+        "apt-get": f'echo "apt-get $*" >> {calls}',
+    }
+    for name, body in stubs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+
+    def run(**variables):
+        calls.write_text("")
+        done = subprocess.run(
+            ["/bin/bash", TOP / "tests/system-packages.sh"],
+            env={"PATH": str(tmp_path), **variables},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        return done, calls.read_text()
+
+    return run
+
+
+def test_no_system_package_is_installed_through_sudo_unless_asked_for(persons_machine):
+    done, calls = persons_machine()
+    assert done.returncode == 0
+    assert calls == ""
+    (line,) = done.stderr.splitlines()
+    assert "are skipped: make test SYSTEM_PACKAGES=install" in line
+
+
+@pytest.mark.parametrize(
+    ("variables", "sudo"), [({"SYSTEM_PACKAGES": "install"}, ""), ({"CI": "true"}, "-n ")]
+)
+def test_system_packages_are_installed_through_sudo_when_asked_for(
+    persons_machine, variables, sudo
+):
+    done, calls = persons_machine(**variables)
+    assert done.returncode == 0, done.stderr
+    assert f"{sudo}env DEBIAN_FRONTEND=noninteractive apt-get" in calls
+    assert "install -y --no-install-recommends --no-remove" in calls
