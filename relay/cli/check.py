@@ -26,7 +26,7 @@ def check(given: Given) -> None:
     does not answer.
     """
     environ = read_environment().variables
-    findings = list(check_file(given.config_file(), environ, SystemClock()))
+    findings = list(check_file(given.found_config_file(), environ, SystemClock()))
     if given.json:
         print_json(
             [{"check": one.what, "verdict": one.verdict, "text": one.text} for one in findings]

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import click
 
 from relay.app.development.folder import running_config
+from relay.cli.exits import Ended, Exit
 from relay.files import check_readable
 from relay.settings import Settings, load, read_environment
 from relay.settings.faults import shown
@@ -34,19 +35,26 @@ class Given:
     json: bool = False
 
     def config_file(self) -> Path:
-        """--config, else RELAY_CONFIG, else /etc/relay/relay.toml,
-        else that of a running `relay dev`.
+        """Return the file of --config, else of RELAY_CONFIG, else /etc/relay/relay.toml."""
+        return read_environment().config_file(self.config)
+
+    def found_config_file(self) -> Path:
+        """Return config_file(), or where nothing names it and it does not exist, the file of this
+        user's running `relay dev`.
         """
-        environment = read_environment()
-        file = environment.config_file(self.config)
-        named = self.config is not None or "RELAY_CONFIG" in environment.variables
-        if named or file.exists():
+        file = self.config_file()
+        if self.config is not None or read_environment().names_config or file.exists():
             return file
         return running_config(Path(tempfile.gettempdir())) or file
 
     def settings(self) -> Settings:
-        """Raises SettingsError, PermissionError."""
-        file = self.config_file()
+        """Load found_config_file(). Raises SettingsError, PermissionError; Ended (69) where no file
+        is named and none is found.
+        """
+        file = self.found_config_file()
+        if self.config is None and not read_environment().names_config and not file.exists():
+            text = f"no relay is running: there is no {file}, and `relay dev` does not run"
+            raise Ended(Exit.UNAVAILABLE, f"relay: {text}; --config names a configuration")
         check_readable(file)
         return load(file, read_environment().variables)
 
@@ -72,6 +80,12 @@ class Key(click.ParamType[str]):
         if not (text and len(text) <= _KEY_CHARACTERS_MAX and text.isprintable()):
             self.fail(f'expected an id, an address or "last", found {shown(text)}', param, ctx)
         return text
+
+
+def unknown_message(verb: str, key: str, *, without_daemon: str) -> Ended:
+    """Return the end of a verb that found no message; `without_daemon` says why files were read."""
+    reason = f"; {without_daemon}" if without_daemon else ""
+    return Ended(Exit.DATA, f"relay {verb}: no message is known as {shown(key)}{reason}")
 
 
 def user_name() -> str:

@@ -176,7 +176,7 @@ class _TextView(View):
             _echo(f"   bob's copy is in {shown.mailbox}/new", "")
 
     def waiting(self, http: Address, smtp: Address) -> None:
-        found = Given().config_file() == self._place.config  # without being told
+        found = Given().found_config_file() == self._place.config  # without --config
         config = "" if found else f" --config {shlex.quote(str(self._place.config))}"
         _echo(
             "Try next:",

@@ -11,6 +11,7 @@ from typing import Any
 
 from relay.cli.show import printable
 from relay.message.lifecycle import FINAL
+from relay.settings.faults import counted
 
 _WAITS_FOR = {
     1: "the draft is made, nobody was told to send it",
@@ -25,7 +26,7 @@ _REASONS = {
     "queued": "is about to be tried",
     "deferred": "is tried again",
     "held": "is held until an operator acts",
-    "captured": "is captured: a route keeps it here, it is never sent",
+    "captured": "is captured here by a route and is never sent",
 }
 _PEOPLE_MAX = 10
 
@@ -43,7 +44,7 @@ def diagnosis(found: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) ->
     shown = waiting[:_PEOPLE_MAX]
     lines += [printable(_reason(one, due.get(one["address"]))) for one in shown]
     if len(waiting) > _PEOPLE_MAX:
-        lines.append(f"and {len(waiting) - _PEOPLE_MAX} more recipients")
+        lines.append(f"and {counted(len(waiting) - _PEOPLE_MAX, 'more recipient')}")
     return lines
 
 

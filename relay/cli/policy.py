@@ -7,17 +7,39 @@ Standards: docs/names.md (Commands).
 """
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from relay.cli.context import Given, common_options, group_options
 from relay.cli.exits import Ended, Exit
 from relay.cli.output import print_json, print_lines
+from relay.message.address import AddressError, parse_mailbox
 from relay.message.headers import split
 from relay.message.verdict import Source
 from relay.policy import load, make_subject, read, report, run_tests
 from relay.policy.casefile import crlf
 from relay.policy.report import Report
+from relay.settings.faults import shown
+
+
+class _MailboxType(click.ParamType[str]):
+    """An address; with `null_allowed` also "" or "<>", the null reverse-path."""
+
+    name = "ADDRESS"
+
+    def __init__(self, *, null_allowed: bool = False) -> None:
+        self._null_allowed = null_allowed
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if self._null_allowed and text in ("", "<>"):
+            return ""
+        try:
+            return parse_mailbox(text, smtputf8=True)
+        except AddressError as error:
+            self.fail(f"found {shown(text)}, expected an address: {error}", param, ctx)
+
 
 _DIRECTORY = click.argument(
     "directory", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False)
@@ -53,8 +75,23 @@ def test(given: Given, directory: Path | None) -> None:
 
 @policy.command("try")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--from", "sender", required=True, metavar="ADDRESS")
-@click.option("--to", "recipients", required=True, multiple=True, metavar="ADDRESS")
+@click.option(
+    "--from",
+    "sender",
+    required=True,
+    type=_MailboxType(null_allowed=True),
+    metavar="ADDRESS",
+    help="The reverse-path; <> is the null reverse-path.",
+)
+@click.option(
+    "--to",
+    "recipients",
+    required=True,
+    multiple=True,
+    type=_MailboxType(),
+    metavar="ADDRESS",
+    help="A recipient.",
+)
 @click.option("--source", type=click.Choice([str(one) for one in Source]), default=str(Source.SMTP),
               show_default=True)  # fmt: skip
 @common_options

@@ -16,7 +16,14 @@ import click
 
 from relay.app.commands.control import ControlError
 from relay.app.commands.reading import LIST_MAX, OrderInterruptedError, Reading
-from relay.cli.context import Given, Key, common_options, group_options, user_name
+from relay.cli.context import (
+    Given,
+    Key,
+    common_options,
+    group_options,
+    unknown_message,
+    user_name,
+)
 from relay.cli.exits import INTERRUPTED, Ended, Exit
 from relay.cli.output import flush, print_json, print_lines
 from relay.cli.show import changed_line, changed_lines, entry_lines, journey_lines, stats_lines
@@ -79,7 +86,8 @@ def _selector(conditions: dict[str, Any]) -> Selector:
     try:
         older_than_s = parse_duration(older_than) if older_than else None
     except ValueError as error:
-        raise click.UsageError(f"--older-than: expected {error}") from None
+        text = f"--older-than: found {shown(older_than)}, expected {error}"
+        raise click.UsageError(text) from None
     return Selector(
         ids=tuple(conditions.pop("ids")),
         state=conditions.pop("state"),
@@ -124,7 +132,7 @@ def show(given: Given, key: str) -> None:
     reading = _reading(given)
     found = reading.journey(key)
     if found is None:
-        raise Ended(Exit.DATA, f"relay queue show: no message is known as {shown(key)}")
+        raise unknown_message("queue show", key, without_daemon=reading.without_daemon)
     entries = reading.queue_list(Selector(ids=(found["id"],))) if found["id"] else []
     if given.json:
         print_json({**found, "entries": entries})

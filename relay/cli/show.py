@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from relay.settings.faults import counted
+
 _PEOPLE_MAX = 20  # of one message, one line each; --json has all
 _NAMES_MAX = 5  # on one line
 _ADDRESS_WIDTH_MAX = 40
@@ -86,10 +88,9 @@ def recipient_lines(
         line = f"{indent}{one['address']:<{width}}  {one['state']:<9}  {one['reply']}".rstrip()
         lines.append(printable(line + tried))
     if rest:
-        counted = ", ".join(
-            f"{n} {state}" for state, n in Counter(x["state"] for x in rest).items()
-        )
-        lines.append(f"{indent}and {len(rest)} more: {counted}")
+        by_state = Counter(one["state"] for one in rest)
+        states = ", ".join(f"{number} {state}" for state, number in by_state.items())
+        lines.append(f"{indent}and {len(rest)} more: {states}")
     return lines
 
 
@@ -121,9 +122,9 @@ def changed_line(operation: str, answer: Mapping[str, Any]) -> str:
     """What came of an order, in one line."""
     done, matched = answer["done"], answer["matched"]
     verb = f"would {operation}" if answer["dry_run"] else _DONE[operation]
-    parts = [f"{verb} {done} of {matched} {'entry' if matched == 1 else 'entries'}"]
-    if answer["unchanged"]:
-        parts.append(f"{answer['unchanged']} stay as they were")
+    parts = [f"{verb} {done} of {counted(matched, 'entry')}"]
+    if unchanged := answer["unchanged"]:
+        parts.append(f"{unchanged} {'stays as it was' if unchanged == 1 else 'stay as they were'}")
     if answer["in_flight"]:
         parts.append(f"{answer['in_flight']} in flight")
     return ", ".join(parts)
@@ -133,11 +134,11 @@ def stats_lines(told: Mapping[str, Any], *, now_us: int) -> list[str]:
     """The figures of `queue stats`."""
     if not told:
         return ["the queue is empty: there was never a relay here"]
-    counted = ", ".join(f"{number} {state}" for state, number in told["entries"].items())
+    by_state = ", ".join(f"{number} {state}" for state, number in told["entries"].items())
     unaccounted = "not counted yet" if told["unaccounted"] is None else told["unaccounted"]
     lanes = ", ".join(f"{one['entries']} {lane}" for lane, one in told["lanes"].items())
     lines = [
-        f"entries      {counted}",
+        f"entries      {by_state}",
         f"recipients   {told['recipients']}",
         f"due now      {told['due']}, with delivery {told['in_work']}",
         f"oldest       {_age(told['oldest'], now_us)}",
@@ -169,11 +170,12 @@ def backup_lines(told: Mapping[str, Any], directory: str, *, dry_run: bool) -> l
     """What `relay storage backup` has copied, or would."""
     database, contents = told["database"], told["contents"]
     size_mib = (database["bytes"] + contents["bytes"]) / 2**20
-    head = f"{size_mib:.1f} MiB: the spool, {contents['files']} contents in files,"
-    lines = [f"{head} {told['dead_letters']} dead letters"]
+    files = counted(contents["files"], "content file")
+    letters = counted(told["dead_letters"], "dead letter")
+    lines = [f"{size_mib:.1f} MiB: the spool, {files}, {letters}"]
     if not dry_run:
-        entries = sum(told["entries"].values())
-        lines.append(f"{entries} entries for {told['recipients']} recipients are in the queue")
+        entries = counted(sum(told["entries"].values()), "entry")
+        lines.append(f"in the queue: {entries}, {counted(told['recipients'], 'recipient')}")
         lines += [f"missing: {name}" for name in contents["missing"]]
         lines.append(f"copied to {directory}")
     return [printable(line) for line in lines]
@@ -192,12 +194,13 @@ def salvage_lines(told: Mapping[str, Any]) -> list[str]:
     if told["recipients_lost"] is None:
         lines.append("how many recipients are lost is not known")
     elif told["recipients_lost"]:
-        lines.append(f"{told['recipients_lost']} recipients of what was queued are lost")
+        lines.append(f"lost from the queue: {counted(told['recipients_lost'], 'recipient')}")
     if told["without_content"]:
-        lines.append(f"{told['without_content']} entries have lost their content")
+        lines.append(f"without their content: {counted(told['without_content'], 'entry')}")
     if told["without_recipients"]:
-        lines.append(f"{told['without_recipients']} entries have lost their recipients: held")
-    lines.append(f"{told['entries_waiting']} entries are in the queue")
+        held = counted(told["without_recipients"], "entry")
+        lines.append(f"without their recipients, now held: {held}")
+    lines.append(f"in the queue: {counted(told['entries_waiting'], 'entry')}")
     lines.append(f"the damaged spool is kept as {told['aside']}")
     return [printable(line) for line in lines]
 
@@ -215,11 +218,13 @@ def _hole(hole: Mapping[str, Any]) -> str:
 def verified_lines(document: Mapping[str, Any]) -> list[str]:
     """What `relay storage verify` has looked at."""
     notes = document["notes"]
-    indexes = f"{document['indexes']} indexes"
-    waiting = f"{notes['ready']} notes ready, {notes['deferred']} deferred"
-    lines = [
-        f"{document['mailboxes']} mailboxes, {document['messages']} messages, {indexes}; {waiting}"
-    ]
+    looked_at = (
+        counted(document["mailboxes"], "mailbox"),
+        counted(document["messages"], "message"),
+        counted(document["indexes"], "index"),
+    )
+    waiting = f"{counted(notes['ready'], 'note')} ready, {notes['deferred']} deferred"
+    lines = [f"{', '.join(looked_at)}; {waiting}"]
     for name, told in (
         ("without_draft", "the draft was removed, the note alone is sent"),
         ("accepted", "accepted already, the next start removes the note"),
@@ -228,9 +233,11 @@ def verified_lines(document: Mapping[str, Any]) -> list[str]:
         if found := notes[name]:
             lines.append(f"{told}: {_names(found)}")
     if spool := document["spool"]:
-        queue = f"{spool['entries']} entries in the queue, {spool['contents']} contents"
-        lines.append(f"{spool['messages']} messages in the spool, {queue}")
-    lines.append(f"{document['mended']} faults mended, {document['remaining']} remain")
+        queue = f"{counted(spool['entries'], 'entry')} in the queue"
+        contents = counted(spool["contents"], "content")
+        lines.append(f"{counted(spool['messages'], 'message')} in the spool, {queue}, {contents}")
+    mended = counted(document["mended"], "fault")
+    lines.append(f"{mended} mended, {document['remaining']} remaining")
     return [printable(line) for line in lines]
 
 
@@ -285,9 +292,8 @@ def _count(entries: Sequence[Mapping[str, Any]]) -> str:
     people = sum(len(entry["recipients"]) for entry in entries)
     states = Counter(str(entry["state"]) for entry in entries)
     by_state = ", ".join(f"{number} {state}" for state, number in states.items())
-    noun = "entry" if len(entries) == 1 else "entries"
-    persons = "recipient" if people == 1 else "recipients"
-    return f"{len(entries)} {noun}, {people} {persons}" + (f": {by_state}" if by_state else "")
+    total = f"{counted(len(entries), 'entry')}, {counted(people, 'recipient')}"
+    return total + (f": {by_state}" if by_state else "")
 
 
 def _state(found: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from relay.cli.output import print_json, print_lines
 from relay.cli.show import backup_lines, finding_line, salvage_lines, verified_lines
 from relay.clock import SystemClock
 from relay.settings import read_environment
+from relay.settings.faults import counted, shown
 from relay.settings.values import parse_duration
 
 _PROGRESS_EVERY = 100
@@ -126,16 +127,18 @@ def prune(given: Given, *, older_than: str, dry_run: bool) -> None:
     try:
         older_than_s = parse_duration(older_than) if older_than else None
     except ValueError as error:
-        raise click.UsageError(f"--older-than: expected {error}") from None
+        text = f"--older-than: found {shown(older_than)}, expected {error}"
+        raise click.UsageError(text) from None
     told = pruned(given.settings(), SystemClock(), older_than_s=older_than_s, dry_run=dry_run)
     if given.json:
         print_json(told)
         return
     verb = "would remove" if dry_run else "removed"
-    click.echo(f"{verb} {told['messages']} messages, {told['submissions']} submission keys")
+    keys = counted(told["submissions"], "submission key")
+    click.echo(f"{verb} {counted(told['messages'], 'message')}, {keys}")
     if kept := told["kept"]:
-        why = "recipients who are not done, and no entry: see relay storage verify"
-        click.echo(f"relay storage prune: kept {kept} messages that have {why}", err=True)
+        why = "recipients in no final state, and no entry: see relay storage verify"
+        click.echo(f"relay storage prune: kept {counted(kept, 'message')} with {why}", err=True)
 
 
 @storage.command()

@@ -9,12 +9,10 @@ Standards: docs/names.md (Commands).
 import click
 
 from relay.app.commands.reading import Reading
-from relay.cli.context import Given, Key, common_options
-from relay.cli.exits import Ended, Exit
+from relay.cli.context import Given, Key, common_options, unknown_message
 from relay.cli.output import print_json, print_lines
 from relay.cli.show import journey_lines
 from relay.clock import SystemClock
-from relay.settings.faults import shown
 
 
 @click.command()
@@ -26,9 +24,10 @@ def trace(given: Given, key: str) -> None:
     ID is a Graph id, a submission id, a queue id or a Message-ID; an ADDRESS is that of the sender
     or of a recipient, and means the newest message.
     """
-    found = Reading(given.settings(), SystemClock()).journey(key)
+    reading = Reading(given.settings(), SystemClock())
+    found = reading.journey(key)
     if found is None:
-        raise Ended(Exit.DATA, f"relay trace: no message is known as {shown(key)}")
+        raise unknown_message("trace", key, without_daemon=reading.without_daemon)
     if given.json:
         print_json(found)
     else:

@@ -15,6 +15,7 @@ from relay.delivery.schedule import Cause, Schedule
 from relay.journal.events import Event, Step
 from relay.message.lifecycle import State
 from relay.message.outcome import (
+    INTERNAL_ERROR,
     DeferralClass,
     Deferred,
     Delivered,
@@ -119,9 +120,9 @@ def for_all(claim: Claim, outcome: Outcome) -> dict[int, Outcome]:
     return {recipient.id: outcome for recipient in claim.recipients}
 
 
-def broken_off(claim: Claim, error: Exception) -> dict[int, Outcome]:
-    """The outcome of an attempt that a fault of ours has ended."""
-    evidence = Evidence("4.3.0", f"451 4.3.0 internal error: {type(error).__name__}")
+def broken_off(claim: Claim) -> dict[int, Outcome]:
+    """Return the outcome of an attempt that a fault of Relay's own has ended; the log has it."""
+    evidence = Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}")
     return for_all(claim, Deferred(evidence, DeferralClass.INTERNAL))
 
 

@@ -99,10 +99,10 @@ class Dispatcher:
             self._window.enter(claim)
             try:
                 self._dispatch(claim)
-            except Exception as error:  # noqa: BLE001 - ours: no other claim may be lost by it
+            except Exception:  # noqa: BLE001 - an internal fault: others are not lost
                 _log.exception("claim not dispatched", qid=claim.message.id, entry=claim.entry_id)
                 self._residents.take(claim.key)
-                outcomes = broken_off(claim, error)
+                outcomes = broken_off(claim)
                 self._spawn(self._settled(claim, self._settler.attempted(claim, outcomes)))
 
     def accepted_unclaimed(self, messages: Iterable[NewMessage]) -> None:

@@ -17,7 +17,15 @@ from relay.mailbox.types import (
     StoreUnavailableError,
 )
 from relay.message.content import Content, edited
-from relay.message.outcome import DeferralClass, Deferred, Delivered, Evidence, Failed, Outcome
+from relay.message.outcome import (
+    INTERNAL_ERROR,
+    DeferralClass,
+    Deferred,
+    Delivered,
+    Evidence,
+    Failed,
+    Outcome,
+)
 from relay.message.verdict import Source
 from relay.spool.types import Claim, ClaimedRecipient
 
@@ -64,9 +72,9 @@ class LocalDelivery:
             return Deferred(Evidence("4.3.0", f"451 4.3.0 {error}"), DeferralClass.CONTENT)
         except StoreUnavailableError as error:
             return Deferred(Evidence("4.3.0", f"451 4.3.0 {error}"), DeferralClass.MAILBOX)
-        except Exception as error:  # noqa: BLE001 - a fault of ours defers, it loses nothing
+        except Exception:  # noqa: BLE001 - an internal fault defers, nothing is lost
             _log.exception("local delivery broken off", qid=claim.message.id)
-            words = f"451 4.3.0 internal error: {type(error).__name__}"
-            return Deferred(Evidence("4.3.0", words), DeferralClass.INTERNAL)
+            evidence = Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}")
+            return Deferred(evidence, DeferralClass.INTERNAL)
         note = " (it was there already)" if result is DeliveryResult.ALREADY_THERE else ""
         return Delivered(Evidence("2.1.5", f"250 2.1.5 delivered to {mailbox}{note}"))

@@ -54,9 +54,9 @@ class Mailroom:
             except asyncio.CancelledError:
                 await self._cut_off(claim, outcomes)
                 raise
-            except Exception as error:  # noqa: BLE001 - ours: it must not end the worker
+            except Exception:  # noqa: BLE001 - an internal fault must not end the worker
                 _log.exception("delivery broken off", qid=claim.message.id)
-                outcomes = broken_off(claim, error) | outcomes
+                outcomes = broken_off(claim) | outcomes
             await self._scheduler.settle(claim, outcomes)
 
     async def _cut_off(self, claim: Claim, outcomes: dict[int, Outcome]) -> None:

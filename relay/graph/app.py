@@ -29,7 +29,7 @@ from relay.settings.tree import Http
 
 _HELD_BODIES = 4  # how many of the largest bodies may be in memory at once
 _READY_RETRY_S = 5
-_BESIDE_MAILBOXES = {"$batch": "batches", "subscriptions": "subscriptions"}
+_BESIDE_MAILBOXES = {"$batch": "$batch", "subscriptions": "The resource subscription"}
 _UPLOAD = ("v1.0", "uploads", "{token}")
 
 

@@ -77,7 +77,7 @@ def find_route(method: str, segments: tuple[str, ...]) -> Match:
 
 def not_implemented(what: str) -> ApiError:
     """Return the refusal of what Graph has and Relay has not."""
-    return ApiError(501, "NotImplemented", f"Graph has {what}, Relay has not.")
+    return ApiError(501, "NotImplemented", f"{what} is not implemented.")
 
 
 def _without_parents(segments: tuple[str, ...]) -> tuple[str, ...]:
@@ -156,32 +156,34 @@ _OF_FOLDERS: Mapping[str, Mapping[str, Handler]] = {
     "mailfolders/{folder}/permanentdelete": {"POST": folders.remove_folder},
 }
 _NOT_OF_MESSAGES: Mapping[str, str] = {
-    "messages/delta": "delta queries",
-    "messages/delta()": "delta queries",
+    "messages/delta": "A delta query",
+    "messages/delta()": "A delta query",
     **{
-        f"messages/{{message}}/{name.lower()}": f"the action {name}"
+        f"messages/{{message}}/{name.lower()}": name
         for name in (
             *("reply", "replyAll", "forward"),
             *("createReply", "createReplyAll", "createForward"),
         )
     },
-    "messages/{message}/extensions/*": "open extensions",
-    "messages/{message}/attachments/$count": "counts of attachments",
+    "messages/{message}/extensions/*": "The resource openTypeExtension",
+    "messages/{message}/attachments/$count": "$count of attachments",
 }
 _NOT_HERE: Mapping[str, str] = {
     **_NOT_OF_MESSAGES,
-    "mailfolders/delta": "delta queries",
-    "mailfolders/delta()": "delta queries",
-    "mailfolders/$count": "counts of folders",
-    "mailfolders/{folder}/copy": "copying of folders",
-    "mailfolders/{folder}/messagerules/*": "rules",
+    "mailfolders/delta": "A delta query",
+    "mailfolders/delta()": "A delta query",
+    "mailfolders/$count": "$count of folders",
+    "mailfolders/{folder}/copy": "copy of a mailFolder",
+    "mailfolders/{folder}/messagerules/*": "The resource messageRule",
     **{f"mailfolders/{{folder}}/{path}": what for path, what in _NOT_OF_MESSAGES.items()},
-    "mailboxsettings/*": "mailboxSettings",
-    "inferenceclassification/*": "the focused inbox",
-    "outlook/*": "categories of a mailbox",
-    "getmailtips": "mail tips",
-    **dict.fromkeys(("calendar/*", "calendars/*", "calendarview/*", "events/*"), "calendars"),
-    **dict.fromkeys(("contacts/*", "contactfolders/*"), "contacts"),
+    "mailboxsettings/*": "The resource mailboxSettings",
+    "inferenceclassification/*": "The resource inferenceClassification",
+    "outlook/*": "The resource outlookUser",
+    "getmailtips": "getMailTips",
+    **dict.fromkeys(
+        ("calendar/*", "calendars/*", "calendarview/*", "events/*"), "The resource calendar"
+    ),
+    **dict.fromkeys(("contacts/*", "contactfolders/*"), "The resource contact"),
 }
 _BRING_MESSAGES: frozenset[Handler] = frozenset({sending.send_mail, sending.send_draft})
 # Not what changes or moves a message: that is how mail is read, and room is made.

@@ -9,6 +9,8 @@ Standards: RFC 3463 (status), RFC 3464 2.3 (fields), RFC 1047 (why indeterminate
 from dataclasses import dataclass
 from enum import StrEnum
 
+INTERNAL_ERROR = "internal error in the relay; its log has the details"
+
 
 class DeferralClass(StrEnum):
     """Why it was put off: the key of a retry list, and a metric label."""

@@ -16,6 +16,7 @@ from relay.message.verdict import Fate, RecipientVerdict, Verdict
 from relay.policy.engine import RuleSet
 from relay.policy.rules import Mode
 from relay.policy.testing import CaseResult, judgement_of
+from relay.settings.faults import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,9 @@ def of_check(rules: RuleSet) -> Report:
     lines = [
         f"{rule.file.name:<24} {rule.mode:<8} {rule.name}: {rule.outcome}" for rule in rules.rules
     ]
-    counted = (
-        f"{len(rules.rules)} rules in {len(rules.files)} files, {len(rules.cases)} tests passed"
+    summary = (
+        f"{counted(len(rules.rules), 'rule')} in {counted(len(rules.files), 'file')}, "
+        f"{counted(len(rules.cases), 'test')} passed"
     )
     document = {
         "files": [str(file) for file in rules.files],
@@ -49,7 +51,7 @@ def of_check(rules: RuleSet) -> Report:
         ],
         "tests": len(rules.cases),
     }
-    return Report((*lines, counted), document)
+    return Report((*lines, summary), document)
 
 
 def of_tests(results: Sequence[CaseResult]) -> Report:
@@ -71,8 +73,9 @@ def of_tests(results: Sequence[CaseResult]) -> Report:
         }
         for result in results
     ]
-    counted = f"{len(results)} tests, {len(results) - failed} passed, {failed} failed"
-    return Report((*lines, counted), {"tests": tests, "failed": failed}, good=not failed)
+    total = counted(len(results), "test")
+    summary = f"{total}, {len(results) - failed} passed, {failed} failed"
+    return Report((*lines, summary), {"tests": tests, "failed": failed}, good=not failed)
 
 
 def of_verdict(rules: RuleSet, verdict: Verdict) -> Report:

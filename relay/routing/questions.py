@@ -7,6 +7,7 @@ Standards: RFC 1035, RFC 2181 5.2 and 8 (TTL), RFC 2308 (negative answers), RFC 
 """
 
 import asyncio
+import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -83,7 +84,7 @@ class NameServers:
         except dns.resolver.NoNameservers as error:
             return Silence(_why(error)), 0.0
         except (dns.exception.DNSException, OSError, ValueError) as error:
-            return Silence(f"{type(error).__name__}: {error}"), 0.0
+            return Silence(f"the answer cannot be used: {_reason(error)}"), 0.0
         if answer.rrset is None:
             return NoRecords(), _negative_ttl_s(answer.response)
         values = tuple(_text(each, kind) for each in answer.rrset)
@@ -169,6 +170,12 @@ def _negative_ttl_s(response: dns.message.QueryMessage) -> float:
         if rrset.rdtype == dns.rdatatype.SOA:
             return min(float(rrset.ttl), float(rrset[0].minimum), NEGATIVE_TTL_MAX_S)
     return 0.0
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    return " ".join(str(error).split()) or "no reason given"
 
 
 def _why(error: dns.resolver.NoNameservers) -> str:

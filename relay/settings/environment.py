@@ -16,9 +16,14 @@ DEFAULT_CONFIG = Path("/etc/relay/relay.toml")
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What the environment says. `crash_at` is for crash tests (relay.journal.crash)."""
+    """What the environment says.
+
+    `names_config`: RELAY_CONFIG is set and not empty. `crash_at` is for crash tests
+    (relay.journal.crash).
+    """
 
     config: Path
+    names_config: bool
     crash_at: str
     notify_socket: str
     journal_stream: str
@@ -35,6 +40,7 @@ def read_environment() -> Environment:
     variables = dict(os.environ)
     return Environment(
         config=Path(variables.get("RELAY_CONFIG") or DEFAULT_CONFIG),
+        names_config=bool(variables.get("RELAY_CONFIG")),
         crash_at=variables.get("RELAY_CRASH_AT", ""),
         notify_socket=variables.get("NOTIFY_SOCKET", ""),
         journal_stream=variables.get("JOURNAL_STREAM", ""),

@@ -75,3 +75,12 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     hint = f' (did you mean "{near[0]}"?)' if near else ""
     return f"found an unknown key, expected one of {', '.join(names)}{hint}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 entry", "2 entries": a number and its noun, which is given in the singular."""
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith("y"):
+        return f"{number} {noun[:-1]}ies"
+    return f"{number} {noun}{'es' if noun.endswith('x') else 's'}"

@@ -7,6 +7,7 @@ Standards: RFC 5321 3.1, 3.2; RFC 3207; RFC 7435 (opportunistic security); RFC 4
 """
 
 import asyncio
+import os
 import socket
 import ssl
 from dataclasses import dataclass, field, replace
@@ -184,6 +185,13 @@ class _Attempt:
         assert isinstance(outcome, Deferred | Failed)
         return ConnectError(outcome, self._stage)
 
+    def _place(self) -> str:
+        """Return the address, and behind a connection the command that was not answered."""
+        target = self._target
+        host = f"[{target.address}]" if ":" in target.address else target.address
+        place = target.path or f"{host}:{target.port}"
+        return place if self._stage is Stage.CONNECT else f"{place}: {self._stage}"
+
     def _broken(self, error: Exception) -> ConnectError:
         """There was no answer, or none that could be read."""
         if isinstance(error.__cause__, ssl.SSLError):
@@ -191,12 +199,22 @@ class _Attempt:
         timed_out = isinstance(error, TimeoutError)
         nonsense = isinstance(error, ValueError) and not isinstance(error, OSError)
         trouble = Trouble.NONSENSE if nonsense else Trouble.TIMEOUT if timed_out else Trouble.LOST
-        cause = str(error.__cause__ or "")  # the library's own words repeat host and port
-        words = f"{self._stage}: {cause or error}"
+        cause = error.__cause__  # the library's own text repeats host and port
+        words = f"{self._place()}: {reason(cause if cause and str(cause) else error)}"
         peer = Peer(self._target.host)
         outcome = classify_trouble(self._stage, trouble, words, peer=peer)
         assert isinstance(outcome, Deferred)
         return ConnectError(outcome, self._stage)
+
+
+def reason(error: BaseException) -> str:
+    """Return what went wrong with a connection in a few words, such as "connection refused"."""
+    if isinstance(error, ssl.SSLError):
+        said = getattr(error, "verify_message", "") or (error.reason or "failed").replace("_", " ")
+        return f"TLS: {said.lower()}"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    return str(error) or type(error).__name__
 
 
 async def _dialled(target: Target, timeout_s: float) -> socket.socket:

@@ -241,7 +241,9 @@ def test_dev_shows_seven_steps_and_a_bounce(tmp_path: Path) -> None:
     assert b"Content-Type: multipart/report" in report.read_bytes()
 
 
-def test_dev_counts_a_message_that_is_sent_as_soon_as_the_ready_file_is_there(tmp_path: Path) -> None:
+def test_dev_counts_a_message_that_is_sent_as_soon_as_the_ready_file_is_there(
+    tmp_path: Path,
+) -> None:
     ready_file = tmp_path / "ready.json"
     command = dev(tmp_path / "dev", "--exit-after", "1", "--ready-file", str(ready_file))
     (tmp_path / "dev").mkdir()

@@ -96,9 +96,9 @@ def test_people_read_what_was_done(relay):
     assert len(lines) == 4, done.stdout
     assert any(f"renamed to {path.name}" in one and one.startswith("mended") for one in lines)
     assert any("put aside as" in one and one.startswith("REMAINS empty-file") for one in lines)
-    assert lines[-1] == "1 faults mended, 1 remain"
+    assert lines[-1] == "1 fault mended, 1 remaining"
     again = relay.cli("storage", "verify")
-    assert (again.returncode, again.stdout.splitlines()[-1]) == (OK, "0 faults mended, 0 remain")
+    assert (again.returncode, again.stdout.splitlines()[-1]) == (OK, "0 faults mended, 0 remaining")
     assert path.exists()
     after = [one["id"] for one in relay.messages("inbox", token="bob")]
     assert after == [parse_name(path.name).message_id]

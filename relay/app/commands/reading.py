@@ -58,6 +58,7 @@ class Reading:
         self._settings = settings
         self._clock = clock
         self._client = ControlClient(settings.control_socket)
+        self.without_daemon = ""  # why the files were read, where no daemon answered
 
     def journey(self, key: str) -> dict[str, Any] | None:
         """One message, None if there is none."""
@@ -166,6 +167,7 @@ class Reading:
             raise silent
         from relay.app.commands.offline import ask_files  # noqa: PLC0415 - see the head
 
+        self.without_daemon = str(silent)
         try:
             return ask_files(self._settings, self._clock, ask, nothing=nothing)
         except AlreadyRunningError as running:

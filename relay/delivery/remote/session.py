@@ -84,9 +84,9 @@ class Session:
         except asyncio.CancelledError:  # the grace time of a stop is over
             self._cut_off(attempt)
             raise
-        except Exception as error:  # noqa: BLE001 - ours: it must not end the worker
+        except Exception:  # noqa: BLE001 - an internal fault must not end the worker
             _log.exception("attempt broken off", qid=claim.message.id)
-            attempt.outcomes = broken_off(attempt.claim, error) | attempt.outcomes
+            attempt.outcomes = broken_off(attempt.claim) | attempt.outcomes
         self._finally(self._scheduler.settle(attempt.claim, attempt.outcomes))
         await self._leave_when_worn()
         return pushes_back(attempt.outcomes.values())

@@ -26,7 +26,7 @@ from relay.delivery.remote.site import Site
 from relay.delivery.remote.slots import ConnectionSlots
 from relay.journal.logs import get_logger
 from relay.message.nexthop import HopKind, NextHop
-from relay.message.outcome import Deferred, Outcome
+from relay.message.outcome import INTERNAL_ERROR, Deferred, Outcome
 from relay.routing import Hosts, TemporaryFailure, Unresolved, outcome_of
 from relay.spool.types import Claim
 
@@ -176,9 +176,9 @@ class Sites:
             async with self._limit.turn(first, at_once=self._is_urgent(first)):
                 found = await self._resolver.resolve(first.next_hop)
                 return self._site(first.next_hop, found) if isinstance(found, Hosts) else found
-        except Exception as error:  # noqa: BLE001 - ours: else the next hop would wait for ever
+        except Exception:  # noqa: BLE001 - an internal fault: try the hop again later
             _log.exception("resolving broken off", next_hop=str(first.next_hop))
-            return TemporaryFailure(f"internal error: {type(error).__name__}")
+            return TemporaryFailure(INTERNAL_ERROR)
 
     def _is_urgent(self, claim: Claim) -> bool:
         """Whether its next hop is looked up at once: for new mail, or where somebody was lately."""

@@ -74,6 +74,8 @@ def test_the_last_config_wins(config, tmp_path):
         (["queue", "retry"], "say which"),
         (["queue", "list", "--older-than", "soon"], "--older-than"),
         (["queue", "list", "--older-than", "30"], '"4h", "2d"\n'),
+        (["queue", "list", "--older-than", "3x"], '--older-than: found "3x", expected'),
+        (["storage", "prune", "--older-than", "3x"], '--older-than: found "3x", expected'),
         (["send", "--body", "x"], "--to"),
         (["dev", "--http", "0.0.0.0:8025"], "loopback only"),
         (["dev", "--smtp", "127.0.0.1.example.test:25"], "loopback only"),

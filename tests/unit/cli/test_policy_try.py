@@ -36,3 +36,24 @@ def test_a_source_is_named_as_in_the_rules(written, options, fate):
     told = CliRunner().invoke(cli, [*arguments, "--config", str(written / "relay.toml"), *options])
     assert told.exit_code == 0, told.output
     assert f"c@d.test: {fate}\n" in told.output
+
+
+@pytest.mark.parametrize(
+    ("sender", "recipient", "found"),
+    [
+        ("ab.c", "c@d.test", '"ab.c"'),
+        ("a@b.test", "d.test", '"d.test"'),
+        ("a@b.test", "<>", '"<>"'),
+    ],
+)
+def test_what_is_no_address_is_refused(written, sender, recipient, found):
+    arguments = ["policy", "try", str(written / "one.eml"), "--from", sender, "--to", recipient]
+    told = CliRunner().invoke(cli, [*arguments, "--config", str(written / "relay.toml")])
+    assert told.exit_code == 2
+    assert f"found {found}, expected an address" in told.stderr
+
+
+def test_the_null_reverse_path_is_an_address_to_try_from(written):
+    arguments = ["policy", "try", str(written / "one.eml"), "--from", "<>", "--to", "c@d.test"]
+    told = CliRunner().invoke(cli, [*arguments, "--config", str(written / "relay.toml")])
+    assert told.exit_code == 0, told.output

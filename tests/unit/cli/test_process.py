@@ -28,10 +28,10 @@ class Shell:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
         self.environment = {**kept, "TMPDIR": str(folder)}
 
-    def __call__(self, *words, **more):
+    def __call__(self, *words, **variables):
         done = subprocess.run(
-            [*RELAY, *words], env=self.environment, capture_output=True, text=True, check=False,
-            timeout=TIMEOUT_S, stdin=subprocess.DEVNULL, **more,
+            [*RELAY, *words], env=self.environment | variables, capture_output=True, text=True,
+            check=False, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert "Traceback" not in done.stderr
         return done
@@ -240,6 +240,32 @@ def test_what_fails_says_why_with_its_code(shell, dev, words, code, told):
     done = shell(*words)
     assert done.returncode == code, done.stderr
     assert told in done.stderr
+
+
+def test_serve_does_not_take_the_configuration_of_a_running_dev(shell, dev):
+    if Path("/etc/relay/relay.toml").exists():
+        pytest.skip("this machine has a configuration of its own")
+    done = shell("serve")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "/etc/relay/relay.toml: found no such file" in done.stderr
+
+
+def test_an_empty_relay_config_finds_a_running_dev(shell, dev):
+    done = shell("queue", "stats", RELAY_CONFIG="")
+    assert done.returncode == 0, done.stderr
+
+
+def test_trace_without_a_relay_says_that_none_is_running(short_path):
+    shell = Shell(short_path)
+    if not Path("/etc/relay/relay.toml").exists():
+        done = shell("trace", "last")
+        assert done.returncode == 69
+        assert "no relay is running" in done.stderr
+    place = short_path / "kept"
+    assert shell("dev", "--dir", str(place), "--once", *ANY_PORTS).returncode == 0
+    done = shell("trace", "--config", str(place / "relay.toml"), "unknown")
+    assert done.returncode == 65
+    assert 'no message is known as "unknown"; no relay is running' in done.stderr
 
 
 def test_addresses_beyond_ascii_are_sent(shell, dev):

@@ -212,7 +212,7 @@ def test_what_there_is_nothing_to_do_about_says_so(relay, queued):
     done = relay("release", queued[0])
     assert done.exit_code == 0
     assert "unchanged: it is not held" in done.stdout
-    assert done.stdout.endswith("released 0 of 1 entry, 1 stay as they were\n")
+    assert done.stdout.endswith("released 0 of 1 entry, 1 stays as it was\n")
 
 
 @pytest.mark.parametrize("operation", ["retry", "hold", "release", "cancel"])

@@ -143,7 +143,7 @@ def test_what_a_salvage_lost_is_said_in_words():
         "lost: rows of message behind 06gzm4j313svxyka, before 06gzm4j7dp7rtn7a",
         "of its log, what can be read is saved; some last changes may be lost",
     ]
-    assert "9 recipients of what was queued are lost" in lines
+    assert "lost from the queue: 9 recipients" in lines
     nothing = salvage_lines(told | {"rows": {}, "recipients_lost": None})
     assert {"saved: nothing", "how many recipients are lost is not known"} <= set(nothing)
 
@@ -213,7 +213,7 @@ def test_an_entry_without_its_message_does_not_look_like_a_report():
             [],
             [
                 "it stands at step 5 (policy and routing): routed, delivery has not tried it yet",
-                "c@x is captured: a route keeps it here, it is never sent",
+                "c@x is captured here by a route and is never sent",
             ],
         ),
     ],

@@ -46,5 +46,5 @@ def test_try_tells_each_rule_and_each_recipient(evaluate, rules_of):
 def test_check_tells_what_is_in_force(rules_of):
     told = report.of_check(rules_of(RULES))
     assert told.lines[0].split() == ["00-rules.toml", "audit", "tag:", "subject_prefix"]
-    assert told.lines[-1] == "7 rules in 1 files, 0 tests passed"
+    assert told.lines[-1] == "7 rules in 1 file, 0 tests passed"
     assert told.document["rules"][0]["line"] == 1

@@ -17,6 +17,13 @@ def test_the_file_is_the_one_asked_for_else_the_environment_s_else_the_system_s(
     assert read_environment().config_file(None) == Path("/etc/relay/relay.toml")
 
 
+def test_an_empty_relay_config_is_as_one_that_is_not_set(monkeypatch):
+    monkeypatch.setenv("RELAY_CONFIG", "")
+    environment = read_environment()
+    assert environment.config_file(None) == Path("/etc/relay/relay.toml")
+    assert not environment.names_config
+
+
 def test_what_is_set_is_there_and_what_is_not_is_empty(monkeypatch):
     monkeypatch.setenv("RELAY_CRASH_AT", "note-ready")
     monkeypatch.setenv("NO_COLOR", "1")

@@ -29,6 +29,7 @@ async def test_a_closed_port_is_put_off():
     outcome = caught.value.outcome
     assert isinstance(outcome, Deferred)
     assert (outcome.kind, outcome.evidence.status) == (DeferralClass.CONNECT, "4.4.1")
+    assert outcome.evidence.reply == f"{target.address}:{target.port}: connection refused"
 
 
 async def test_a_host_that_does_not_answer_is_put_off():
