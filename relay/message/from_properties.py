@@ -8,7 +8,6 @@ Fails: ConversionError, with a text for the report to the sender.
 Standards: RFC 2045; RFC 2046 5.1 (mixed, alternative); RFC 2387 (related); RFC 2392 (cid).
 """
 
-import html
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ from relay.message.draft import (
     part_octets,
 )
 from relay.message.fields import CRLF, people_field, raw_field
-from relay.message.htmltext import text_of_html
+from relay.message.htmltext import text_of_html, unescaped
 from relay.message.propertyfields import header_fields
 from relay.message.section import with_crlf
 from relay.message.textcoding import coded_text
@@ -153,7 +152,7 @@ def _cids(source: str) -> frozenset[str]:
     """Return the content ids that html shows: in srcset, a comma behind one is not its own."""
     found = _CID.findall(source)
     ids = (*found, *(one.rstrip(",") for one in found))
-    return frozenset(unquote(html.unescape(one)) for one in ids)
+    return frozenset(unquote(unescaped(one)) for one in ids)
 
 
 def _identity(part: Part) -> str:

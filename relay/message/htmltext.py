@@ -1,75 +1,214 @@
 """The text alternative of an html body: what a reader without html gets to see.
 
-On the path: conversion asks for it once per message with an html body (step 3).
-Holds: time and memory are linear in the body, however it nests: it is read in pieces of so many
-tags, and past a limit a line says that the rest is in the html.
-Fails: never; html is read as a browser reads it, whatever is wrong with it.
-Standards: the HTML standard 13.2 (parsing); RFC 2046 5.1.4 (alternatives).
+On the path: conversion asks for it once per message with an html body (step 3); a change of a MIME
+draft's body does too.
+Holds: time and memory are linear in the body, whatever its tags and attributes are: no tree is
+built, and each look at what is open takes constant time. Past a limit a line says that the rest is
+in the html.
+Fails: never; tags and attributes end where they end in a browser, whatever is wrong with them.
+Standards: the HTML standard 13.2.5 (tokenization), 13.2.6 (which elements end others); RFC 2046
+5.1.4 (alternatives).
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from html import unescape
+from html.entities import html5
+from typing import NamedTuple
 
-from selectolax.lexbor import LexborHTMLParser, LexborNode
-
-# An unclosed tag costs as many steps as are open around it.
-_PIECE_TAGS_MAX = 5_000
 _TAGS_MAX = 200_000
 _CHARACTERS_MAX = 8_000_000
 _REST = "\n\n[The rest is in the HTML part of this message.]"
 _INDENT_CHARACTERS_MAX = 40
 _URL_CHARACTERS_MAX = 2000
 
-_UNSEEN = frozenset(
-    ("head", "script", "style", "title", "template", "noscript", "svg", "math", "object", "select")
+_UNSEEN = frozenset(("head", "template", "noscript", "svg", "math", "object", "select"))
+_UNSEEN_TEXTS = frozenset(("script", "style", "title", "iframe", "noembed", "noframes"))
+_TEXTS = _UNSEEN_TEXTS | {"textarea", "xmp"}  # no tag in them is one, but for their own end
+_VOID = frozenset(
+    (
+        *("area", "base", "basefont", "bgsound", "br", "col", "embed", "frame", "hr", "img"),
+        *("input", "keygen", "link", "meta", "param", "source", "track", "wbr"),
+    )
 )
 _BLOCKS = frozenset(
     (
         *("address", "article", "aside", "body", "center", "dd", "div", "dt", "fieldset", "figure"),
         *("figcaption", "footer", "form", "header", "html", "li", "main", "nav", "section", "tr"),
-        *("caption", "tbody", "thead", "tfoot"),
+        *("caption", "tbody", "thead", "tfoot", "details", "dialog", "dir", "hgroup", "search"),
+        *("summary", "listing", "menu", "xmp"),
     )
 )
-_PARAGRAPHS = frozenset(
-    ("p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "blockquote", "table", "pre", "hr")
+_HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
+_PARAGRAPHS = _HEADINGS | {"p", "ul", "ol", "dl", "blockquote", "table", "pre", "hr"}
+# their end tags end them across paragraphs
+_FORMATS = frozenset(
+    (
+        *("a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong"),
+        *("tt", "u"),
+    )
 )
+_LEFT_OPEN = frozenset(("html", "body"))  # what follows their end tags belongs to them still
+_IN_HEAD = _TEXTS | {"base", "basefont", "bgsound", "link", "meta", "noscript", "template", "head"}
+_PART_OF_TABLE = frozenset(("caption", "tbody", "thead", "tfoot", "tr", "td", "th"))
+_ENDS_P = (_BLOCKS | _PARAGRAPHS) - _PART_OF_TABLE - {"html", "body", "table"}
+_CELLS = ("caption", "td", "th")
+_ROW = (*_CELLS, "tr")
+_ROWS = (*_ROW, "tbody", "thead", "tfoot")
+# what a start tag ends where it is open in the same table
+_ENDED_IN_TABLE = {
+    **dict.fromkeys(("td", "th"), ("td", "th")),
+    **dict.fromkeys(("caption", "tbody", "thead", "tfoot"), _ROWS),
+    "tr": _ROW,
+}
+_FOREIGN = ("svg", "math")
+_HTML_IN_FOREIGN = ("foreignobject", "desc", "annotation-xml")
+_ENDS_FOREIGN = _ENDS_P | {"b", "body", "br", "code", "em", "i", "img", "span", "table"}
+_ENDED_ITEMS = {"li": ("li",), "dd": ("dd", "dt"), "dt": ("dd", "dt")}
+# elements outside of which an end tag does not look for its start tag
+_TABLES = frozenset(("table", "template"))
+_SCOPES = _TABLES | {"td", "th", "caption", "object", "svg", "math"}
+_BLOCK_LIKE = _BLOCKS | _PARAGRAPHS | _SCOPES | _UNSEEN
+_BARRIERS: tuple[frozenset[str], ...] = (
+    frozenset(),
+    _TABLES,
+    _SCOPES,
+    _BLOCK_LIKE - {"address", "div", "p", "li", "dd", "dt"},
+    _BLOCK_LIKE,
+)
+_ANYWHERE, _IN_TABLE, _IN_SCOPE, _IN_LIST, _IN_BLOCK = range(5)
+_BARRIERS_OF = {
+    name: tuple(number for number, names in enumerate(_BARRIERS) if name in names)
+    for name in _BLOCK_LIKE
+}
+
 _HIDDEN = re.compile(r"display\s*:\s*none|mso-hide\s*:\s*all", re.IGNORECASE)
-_TABLE_TAG = re.compile(r"(<table|</?t[rdh]|</t(?:body|head|foot|able))\b", re.IGNORECASE)
+_MAY_HIDE = re.compile("hidden|style", re.IGNORECASE)
 _SPACES = re.compile(r"[ \t\r\n\f\xa0]+")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _LINKS = ("http://", "https://", "mailto:", "tel:")
 
+# All repeats are possessive: nothing is looked at twice. A quoted value without its end goes on to
+# the end of the text, so that there is no tag then.
+_TAG = re.compile(r"<(/?)([A-Za-z][^\t\n\f />]*+)")
+_NAME = r"(?:=[^\t\n\f />=]*+|[^\t\n\f />=]++)"
+_EQUALS = r"[\t\n\f ]*+=[\t\n\f ]*+"
+_ATTRIBUTES = re.compile(
+    rf"""(?:[\t\n\f /]++|{_NAME}(?:{_EQUALS}"""
+    r"""(?:"[^"]*+(?:"|\Z)|'[^']*+(?:'|\Z)|[^\t\n\f >"'][^\t\n\f >]*+)?+)?+)*+>"""
+)
+_ATTRIBUTE = re.compile(
+    rf"""({_NAME})(?:{_EQUALS}(?:"([^"]*+)"|'([^']*+)'|([^\t\n\f >"'][^\t\n\f >]*+))?)?"""
+)
+_COMMENT_END = re.compile(r"-->|(?<!<!)--!>")
+_TEXT_ENDS = {name: re.compile(rf"</{name}(?=[\t\n\f />])", re.IGNORECASE) for name in _TEXTS}
+
+_LONG_NUMBER = re.compile(r"&#(?:[xX]([0-9a-fA-F]{8,})|([0-9]{8,}));?")
+_REFERENCE = re.compile(
+    r"&(?:#(?:[0-9]+|[xX][0-9a-fA-F]+);?|([A-Za-z][A-Za-z0-9]{0,31}+)(;|(?!=)))"
+)
+
 
 def text_of_html(html: str) -> str:
     """Return the text of an html body, lines ending in LF; none of them is wrapped."""
+    cut = html[:_CHARACTERS_MAX].encode("utf-8", "replace").decode()
     page = _Page()
-    cut = False
-    for number, piece in enumerate(_pieces(html[:_CHARACTERS_MAX])):
-        if cut := number * _PIECE_TAGS_MAX >= _TAGS_MAX:
+    body = _Body(page)
+    tags = 0
+    for token in _tokens(_LINE_END.sub("\n", cut).replace("\0", "")):
+        tags += bool(token.name)
+        if is_cut := tags > _TAGS_MAX:
             break
-        root = LexborHTMLParser(piece.encode("utf-8", "replace")).root
-        if root is not None:
-            _Walk(page).visit(root)
-    text = page.text()
-    return text + _REST if cut or len(html) > _CHARACTERS_MAX else text
+        body.take(token)
+    else:
+        is_cut = len(html) > _CHARACTERS_MAX
+    body.end()
+    return page.text() + _REST if is_cut else page.text()
 
 
-def _pieces(html: str) -> Iterator[str]:
-    """Cut in front of tags, so that no piece has more of them than is quick."""
-    start = position = tags = 0
+def unescaped(text: str) -> str:
+    """Return a text with its character references replaced.
+
+    html.unescape() raises ValueError for a number of more than 4300 digits.
+    """
+    return unescape(_LONG_NUMBER.sub(_short_number, text) if "&#" in text else text)
+
+
+def _short_number(found: "re.Match[str]") -> str:
+    hexadecimal, decimal = found.groups()
+    digits = (hexadecimal or decimal).lstrip("0")
+    if len(digits) >= 8:  # no character has so many
+        return "\ufffd"
+    return f"&#{'x' if hexadecimal else ''}{digits or 0};"
+
+
+class _Token(NamedTuple):
+    """A tag, or a text if it has no name. `text` is a tag's attributes as they stand."""
+
+    name: str
+    text: str
+    is_end: bool = False
+
+
+def _tokens(html: str) -> Iterator[_Token]:
+    """Split html as a browser does. Comments and the like are left out; texts come in pieces."""
+    position = start = 0
     while (position := html.find("<", position)) >= 0:
-        tags += 1
-        if tags > _PIECE_TAGS_MAX:
-            yield _in_its_table(html[start:position])
-            start, tags = position, 1
-        position += 1
-    yield _in_its_table(html[start:])
+        tag = _TAG.match(html, position)
+        if tag is None and not html.startswith(("<!", "<?", "</"), position):
+            position += 1  # a character like others
+            continue
+        if position > start:
+            yield _Token("", html[start:position])
+        if tag is None:
+            start = position = _end_of_comment(html, position)
+            continue
+        attributes = _ATTRIBUTES.match(html, tag.end())
+        if attributes is None:
+            return
+        start = position = attributes.end()
+        name = tag[2].lower()
+        yield _Token(name, attributes[0], is_end=bool(tag[1]))
+        if name in _TEXTS and not tag[1]:
+            ended = _TEXT_ENDS[name].search(html, position)
+            start = position = ended.start() if ended else len(html)
+            if name not in _UNSEEN_TEXTS:
+                yield _Token("", html[attributes.end() : start])
+        elif name == "plaintext" and not tag[1]:
+            break
+    if start < len(html):
+        yield _Token("", html[start:])
 
 
-def _in_its_table(piece: str) -> str:
-    """Open the table that a piece goes on with: rows and cells are none without one."""
-    first = _TABLE_TAG.search(piece)
-    return piece if first is None or first[1].lower() == "<table" else f"<table><tr><td>{piece}"
+def _end_of_comment(html: str, start: int) -> int:
+    """Return where a comment ends, or what counts as one: "<!doctype>", "<?xml>", "</3>"."""
+    if html.startswith("</>", start):
+        return start + 3
+    if not html.startswith("<!--", start):
+        return html.find(">", start) + 1 or len(html)
+    ended = _COMMENT_END.search(html, start + 2)
+    return ended.end() if ended else len(html)
+
+
+def _attributes(text: str) -> Mapping[str, str]:
+    """Return attributes that count: the first of each name."""
+    found: dict[str, str] = {}
+    for name, *values in _ATTRIBUTE.findall(text[:-1]):
+        found.setdefault(name.lower(), "".join(values))
+    return found
+
+
+def _value(text: str) -> str:
+    """Return an attribute's value: "&copy=" and "&copyright" are no references in one."""
+
+    def character(found: "re.Match[str]") -> str:
+        name = found[1]
+        if name is None:
+            return unescaped(found[0])
+        return html5.get(name + found[2], found[0])
+
+    return _REFERENCE.sub(character, text)
 
 
 class _Page:
@@ -77,11 +216,19 @@ class _Page:
 
     def __init__(self) -> None:
         self._lines: list[str] = []
-        self._line = ""
+        self._line: list[str] = []  # in pieces, none of them empty
         self._blank_wanted = False
         self._space_wanted = False
         self._marker = ""
-        self.indents: list[str] = []
+        self._indents = [""]
+
+    def indent(self, by: str) -> None:
+        """Begin lines that follow with `by` as well."""
+        self._indents.append((self._indents[-1] + by)[-_INDENT_CHARACTERS_MAX:])
+
+    def outdent(self) -> None:
+        """End the last indent()."""
+        self._indents.pop()
 
     def words(self, text: str) -> None:
         """Add text whose white space counts as one space."""
@@ -90,8 +237,9 @@ class _Page:
             self._space_wanted = True
         if core := words.strip(" "):
             self._open_line()
-            space = self._space_wanted and not self._line.endswith((" ", "\t"))
-            self._line += f" {core}" if space and self._line else core
+            if self._space_wanted and self._line and not self._line[-1].endswith((" ", "\t")):
+                self._line.append(" ")
+            self._line.append(core)
             self._space_wanted = words.endswith(" ")
 
     def preformatted(self, text: str) -> None:
@@ -101,12 +249,12 @@ class _Page:
                 self.break_line()
             if line:
                 self._open_line()
-                self._line += line
+                self._line.append(line)
 
     def tab(self) -> None:
         """Go to the next cell of a row, if the line has anything yet."""
-        if self._line and not self._line.endswith("\t"):
-            self._line += "\t"
+        if self._line and not self._line[-1].endswith("\t"):
+            self._line.append("\t")
         self._space_wanted = False
 
     def mark(self, marker: str) -> None:
@@ -119,8 +267,8 @@ class _Page:
         self._end_line()
 
     def end_block(self, *, paragraph: bool) -> None:
-        """Begin a new line unless this one is empty; behind a paragraph, a blank one as well."""
-        if self._line.endswith("\t"):  # a cell that has nothing yet
+        """Begin a new line unless this one is empty; after a paragraph, a blank one as well."""
+        if self._line and self._line[-1].endswith("\t"):  # a cell that has nothing yet
             return
         if self._line:
             self._end_line()
@@ -140,61 +288,171 @@ class _Page:
         if self._blank_wanted and self._lines and self._lines[-1]:
             self._lines.append("")
         self._blank_wanted = False
-        indent = "".join(self.indents)[-_INDENT_CHARACTERS_MAX:]
+        indent = self._indents[-1]
         if self._marker and indent.endswith("  "):
             indent = indent[:-2]
-        self._line = indent + self._marker
+        if begin := indent + self._marker:
+            self._line.append(begin)
         self._marker = ""
         self._space_wanted = False
 
     def _end_line(self) -> None:
-        self._lines.append(self._line.rstrip(" \t"))
-        self._line = ""
+        self._lines.append("".join(self._line).rstrip(" \t"))
+        self._line = []
         self._space_wanted = False
 
 
-class _Walk:
-    """Visits a tree in its order, without recursion: it may be as deep as the piece has tags."""
+class _Open:
+    """The elements that are open, and how far out an end tag looks for its start tag."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._places: defaultdict[str, list[int]] = defaultdict(list)
+        self._barriers: tuple[list[int], ...] = tuple([-1] for _ in _BARRIERS)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def push(self, name: str) -> None:
+        """Open an element."""
+        place = len(self._names)
+        self._names.append(name)
+        self._places[name].append(place)
+        for barrier in _BARRIERS_OF.get(name, ()):
+            self._barriers[barrier].append(place)
+
+    def pop(self) -> str:
+        """Close the innermost element and return its name."""
+        name = self._names.pop()
+        self._places[name].pop()
+        for barrier in _BARRIERS_OF.get(name, ()):
+            self._barriers[barrier].pop()
+        return name
+
+    def place(self, name: str, within: int = _ANYWHERE) -> int:
+        """Return where the innermost element of a name is, -1 if a barrier is further in.
+
+        An element that is a barrier itself is found.
+        """
+        places = self._places.get(name)
+        return places[-1] if places and places[-1] >= self._barriers[within][-1] else -1
+
+
+class _Body:
+    """Takes tags and texts in their order, and writes what is seen of them to a page."""
 
     def __init__(self, page: _Page) -> None:
         self._page = page
+        self._open = _Open()
+        self._unseen: int | None = None  # the place of the outermost element that is not seen
         self._preformatted = 0
+        self._skips_line_end = False  # the first in <pre>
         self._numbers: list[int | None] = []  # the next item's, of each open list; None is a bullet
         self._link = ""
         self._link_text: list[str] = []
+        self._link_place = 0
 
-    def visit(self, root: LexborNode) -> None:
-        """Write what is in a tree."""
-        above: list[LexborNode] = []
-        node: LexborNode | None = root
-        while node is not None:
-            seen = self._enter(node)
-            inner = node.child if seen else None
-            if inner is not None:
-                above.append(node)
-                node = inner
-                continue
-            if seen:
-                self._leave(node.tag or "")
-            while above and node.next is None:
-                node = above.pop()
-                self._leave(node.tag or "")
-            node = node.next if above else None
+    def take(self, token: _Token) -> None:
+        """Write a token's text, or what its tag makes of the text around it."""
+        skips, self._skips_line_end = self._skips_line_end, False
+        if token.is_end:
+            self._end_tag(token.name)
+        elif token.name:
+            self._start_tag(token.name, token.text)
+        else:
+            text = token.text.removeprefix("\n") if skips else token.text
+            if not text.isspace():
+                self._end_head()
+            if self._unseen is None:
+                self._text(unescaped(text))
 
-    def _enter(self, node: LexborNode) -> bool:
-        """Write what stands in front of a node's children; returns whether it is left again."""
-        if node.is_text_node:
-            self._text(node.text_content or "")
+    def end(self) -> None:
+        """Close what is open."""
+        self._close_to(0)
+        self._tell_link()
+
+    def _start_tag(self, name: str, text: str) -> None:
+        if name in _UNSEEN_TEXTS or (name in _PART_OF_TABLE and self._open.place("table") < 0):
+            return
+        if name in ("html", "body") and self._open.place(name) >= 0:
+            return
+        self._end_what_it_ends(name)
+        attributes: Mapping[str, str] = {}
+        if name in ("a", "img") or _MAY_HIDE.search(text):
+            attributes = _attributes(text)
+        is_hidden = "hidden" in attributes or _HIDDEN.search(_value(attributes.get("style", "")))
+        is_unseen = bool(is_hidden) or name in _UNSEEN
+        if self._unseen is None and not is_unseen:
+            self._end_block(name)
+            self._begin(name, attributes)
+        # an element that is seen and neither begins nor ends a line need not be known
+        is_known = name in _BLOCK_LIKE or is_unseen or self._unseen is not None
+        if is_known and name not in _VOID and not self._is_whole(name, text):
+            if is_unseen and self._unseen is None:
+                self._unseen = len(self._open)
+            self._open.push(name)
+
+    def _is_whole(self, name: str, text: str) -> bool:
+        """Whether a start tag is an element: "/>" in svg and MathML."""
+        if not text.endswith("/>"):
             return False
-        name = node.tag or ""
-        if not node.is_element_node or name in _UNSEEN:
-            return False
-        attributes = node.attributes
-        if "hidden" in attributes or _HIDDEN.search(attributes.get("style") or ""):
-            return False
-        self._end_block(name)
-        self._begin(name, attributes)
-        return True
+        return name in _FOREIGN or any(self._open.place(one) >= 0 for one in _FOREIGN)
+
+    def _end_what_it_ends(self, name: str) -> None:
+        """Close what a start tag closes."""
+        opened = self._open
+        if name not in _IN_HEAD:
+            self._end_head()
+        foreign = max(opened.place("svg"), opened.place("math"))
+        if name in _ENDS_FOREIGN and foreign > max(map(opened.place, _HTML_IN_FOREIGN)):
+            self._close_to(foreign)
+        if name in _ENDS_P:
+            self._close_to(opened.place("p", _IN_SCOPE))
+        for one in _ENDED_ITEMS.get(name, ()):
+            self._close_to(opened.place(one, _IN_LIST))
+        if name in _ENDED_IN_TABLE:
+            for one in _ENDED_IN_TABLE[name]:
+                self._close_to(opened.place(one, _IN_TABLE))
+        elif name == "table" and all(
+            opened.place(one, _IN_TABLE) < 0 for one in ("td", "th", "caption")
+        ):
+            self._close_to(opened.place("table", _IN_TABLE))
+
+    def _end_head(self) -> None:
+        """Close the head if nothing else is open in it."""
+        place = self._open.place("head")
+        if place == len(self._open) - 1:
+            self._close_to(place)
+
+    def _end_tag(self, name: str) -> None:
+        opened = self._open
+        if name in _LEFT_OPEN:
+            return
+        if name == "a" and self._unseen is None:
+            self._tell_link()
+        if name == "br":
+            self._start_tag(name, ">")
+        elif name in _HEADINGS:
+            self._close_to(max(opened.place(one, _IN_SCOPE) for one in _HEADINGS))
+        elif name in _PART_OF_TABLE or name in _TABLES:
+            self._close_to(opened.place(name, _IN_TABLE))
+        elif name in _BLOCK_LIKE:
+            place = opened.place(name, _IN_SCOPE)
+            self._close_to(place)
+            if name == "p" and place < 0 and self._unseen is None:
+                self._end_block(name)
+        else:
+            within = _IN_SCOPE if name in _FORMATS else _IN_BLOCK
+            self._close_to(opened.place(name, within))
+
+    def _close_to(self, place: int) -> None:
+        """Close the element at a place and all in it; nothing if that is -1."""
+        while 0 <= place < len(self._open):
+            name = self._open.pop()
+            if self._unseen is None:
+                self._leave(name)
+            elif len(self._open) == self._unseen:
+                self._unseen = None
 
     def _text(self, text: str) -> None:
         if self._link:
@@ -204,40 +462,44 @@ class _Walk:
         else:
             self._page.words(text)
 
-    def _begin(self, name: str, attributes: Mapping[str, str | None]) -> None:
+    def _begin(self, name: str, attributes: Mapping[str, str]) -> None:
         match name:
             case "br":
                 self._page.break_line()
             case "hr":
                 self._page.words("-" * 40)
+                self._end_block(name)
             case "img":
-                self._text(f" {attributes.get('alt') or ''} ")
+                self._text(f" {_value(attributes.get('alt', ''))} ")
             case "td" | "th":
                 self._page.tab()
             case "pre":
                 self._preformatted += 1
+                self._skips_line_end = True
             case "blockquote":
-                self._page.indents.append("> ")
+                self._page.indent("> ")
             case "ul" | "ol":
                 self._numbers.append(1 if name == "ol" else None)
-                self._page.indents.append("  ")
+                self._page.indent("  ")
             case "li":
                 self._page.mark(self._next_marker())
             case "a":
-                href = (attributes.get("href") or "").strip()
+                self._tell_link()
+                href = _value(attributes.get("href", "")).strip()
                 is_link = href.lower().startswith(_LINKS) and len(href) <= _URL_CHARACTERS_MAX
                 self._link, self._link_text = href if is_link else "", []
+                self._link_place = len(self._open)
 
     def _leave(self, name: str) -> None:
+        if self._link and len(self._open) < self._link_place:  # its element ends here
+            self._tell_link()
         match name:
             case "pre":
                 self._preformatted -= 1
-            case "a":
-                self._tell_link()
             case "blockquote":
-                self._page.indents.pop()
+                self._page.outdent()
             case "ul" | "ol":
-                self._page.indents.pop()
+                self._page.outdent()
                 self._numbers.pop()
         self._end_block(name)
 

@@ -6,7 +6,7 @@ Fails: never.
 Standards: Graph's bodyPreview.
 """
 
-import html
+from relay.message.htmltext import unescaped
 
 _PREVIEW_CHARACTERS = 255
 _PREVIEW_SOURCE_CHARACTERS = 16_000
@@ -38,4 +38,4 @@ def without_tags(source: str) -> str:
         position = end + 1
     if not unseen:
         pieces.append(source[position:])
-    return html.unescape(" ".join(pieces))
+    return unescaped(" ".join(pieces))
