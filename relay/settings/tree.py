@@ -9,7 +9,7 @@ Standards: none.
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +94,30 @@ class Tls:
     require: bool = False
 
 
+_LOOPBACK: Final = ("127.0.0.0/8", "::1/128")
+_BY_ROLE: Final = ("",)  # no network: it stands for the default of the listener's role
+
+
 @dataclass(frozen=True, slots=True)
 class SmtpListener:
-    """One SMTP listener: relay is port 25, submission 587, submissions 465 (TLS at once)."""
+    """One SMTP listener: relay is port 25, submission 587, submissions 465 (TLS at once).
+
+    By default a relay listener trusts loopback, and the others nobody: there, everybody logs in.
+    """
 
     listen: Address
     role: Literal["relay", "submission", "submissions"] = "relay"
-    trusted_networks: tuple[Network, ...] = ("127.0.0.0/8", "::1/128")
+    trusted_networks: tuple[Network, ...] = _BY_ROLE
     max_message_size: Bytes = 150 * 1024 * 1024
     max_recipients: Annotated[int, Between(1, 100_000)] = 1000
     max_sessions: Annotated[int, Between(1, 100_000)] = 500
     timeout: PositiveSeconds = 300.0
     tls: Tls | None = None
+
+    def __post_init__(self) -> None:
+        if self.trusted_networks == _BY_ROLE:
+            networks = _LOOPBACK if self.role == "relay" else ()
+            object.__setattr__(self, "trusted_networks", networks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Everything but the spool and the accounts is what Relay runs with.
 import asyncio
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from relay.accounts import Account
@@ -175,7 +175,7 @@ class Relay:
             quota=FakeQuota(),
             pressure=self.pressure,
         )
-        settings = replace(SmtpListener(listen=Address("127.0.0.1", 0)), **listener)
+        settings = SmtpListener(**({"listen": Address("127.0.0.1", 0)} | listener))
         quick = limits or Limits(auth_failure_delay_s=0.01, goodbye_s=0.2)
         return SmtpServer(settings, neighbours, pickup=pickup, limits=quick)
 

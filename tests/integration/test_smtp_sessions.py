@@ -109,8 +109,6 @@ def submission(certificate: Certificate) -> Iterator[tuple[Remotes, RelayProcess
         {"listen": "127.0.0.1:0", "role": "submission", "tls": tls | {"require": True}},
         {"listen": "127.0.0.1:0", "role": "submissions", "tls": tls},
     ]
-    for listener in listeners:
-        listener["trusted_networks"] = ["192.0.2.0/24"]
     with Remotes() as remotes:
         remotes.start("a.test")
         with remotes.relay(config={"smtp": listeners}) as relay:

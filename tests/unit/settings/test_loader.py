@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.settings import SettingsError, load
-from relay.settings.tree import Address, RetryByClass, RouteAuth
+from relay.settings.tree import Address, RetryByClass, RouteAuth, SmtpListener
 
 SMALL = 'hostname = "relay.example.test"\nstate_dir = "state"\n'
 
@@ -89,6 +89,7 @@ metrics = "127.0.0.1:9025"
     assert [listener.role for listener in settings.smtp] == ["relay", "submission"]
     assert settings.smtp[0].listen == Address("::1", 2525)
     assert settings.smtp[0].trusted_networks == ("127.0.0.0/8", "::1/128")
+    assert settings.smtp[1].trusted_networks == ()
     assert settings.mailboxes.domains == ("example.test", "xn--jrg-sna.test")
     assert settings.mailboxes.postmaster == "alice@example.test"
     assert settings.pickup.give_up_after == 86400
@@ -102,6 +103,15 @@ metrics = "127.0.0.1:9025"
     assert settings.route[0].next_hop == "smtp://localhost:2626"
     assert settings.route[0].auth == RouteAuth("u", folder / "secret")
     assert settings.route[1].next_hop == "reject:5.7.1 No way out"
+
+
+@pytest.mark.parametrize("written", [None, (), ("192.0.2.0/24",)])
+@pytest.mark.parametrize("role", ["relay", "submission", "submissions"])
+def test_only_a_relay_listener_trusts_loopback_unless_told(role, written):
+    given = {} if written is None else {"trusted_networks": written}
+    listener = SmtpListener(listen=Address("::1", 25), role=role, **given)
+    by_role = ("127.0.0.0/8", "::1/128") if role == "relay" else ()
+    assert listener.trusted_networks == (by_role if written is None else written)
 
 
 def test_all_faults_are_told_at_once(folder):
