@@ -19,12 +19,12 @@ from relay.graph.routes import find_route, not_implemented, with_keys
 from relay.graph.visit import Door, Visit, refusal
 from relay.http.bearer import bearer_account
 from relay.http.call import Call
-from relay.http.errors import ApiError, shown, try_later
+from relay.http.errors import ApiError, UnansweredError, shown, try_later
 from relay.http.gateway import Gateway, Limits
 from relay.journal.crash import CrashPoints
 from relay.journal.pressure import Pressure
 from relay.mailbox.api import MailStore
-from relay.mailbox.types import StoreError
+from relay.mailbox.types import OutcomeUnknownError, StoreError
 from relay.settings.tree import Http
 
 _HELD_BODIES = 4  # how many of the largest bodies may be in memory at once
@@ -76,6 +76,8 @@ def create_app(
             match = find_route(call.method, rest)
             check_room(pressure.state, match.brings)
             return await match.handler(Visit(door, call, account, match.names))
+        except OutcomeUnknownError as error:
+            raise UnansweredError(str(error)) from error
         except StoreError as error:
             raise refusal(error) from error
 

@@ -7,6 +7,7 @@ Fails: ApiError; ClientGoneError; the store's refusals. Nothing is left then.
 Standards: Graph's sendMail in MIME format.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -15,7 +16,7 @@ from relay.graph.base64body import Base64Decoder, Base64Error
 from relay.graph.mime import MimeMessage, checked, decoded_mime, invalid_base64
 from relay.graph.people import check_has_recipients
 from relay.graph.visit import Visit
-from relay.http.errors import ApiError
+from relay.http.errors import ApiError, UnansweredError
 from relay.mailbox.api import Arrival
 from relay.message.content import LARGE_BYTES
 from relay.message.section import HEADER_OCTETS_MAX
@@ -87,9 +88,22 @@ async def take_in_blocks(
             await arrival.write(beginning)
             async for block in content:
                 await arrival.write(block)
-            return Taken(message_told, await arrival.finish())
+            finished = arrival.finish()
+            return Taken(message_told, await (submitted(finished) if to_send else finished))
         finally:
             arrival.discard()
+
+
+async def submitted(submission: Awaitable[_Result]) -> _Result:
+    """Await a submission, which goes on when this is cancelled: no answer would be right then.
+
+    Raises UnansweredError.
+    """
+    try:
+        return await submission
+    except asyncio.CancelledError:
+        message = "The server stopped while a message was submitted. It may be sent or not."
+        raise UnansweredError(message) from None
 
 
 async def _decoded(visit: Visit, limit_bytes: int) -> AsyncGenerator[bytes, None]:

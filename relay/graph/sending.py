@@ -1,7 +1,8 @@
 """sendMail, and send of a draft: the answers that promise a message will go out.
 
 On the path: steps 1 and 2: the store has draft and note on disk before anything is answered.
-Holds: 202 comes after the store's promise, with an empty body, as Graph's clients expect.
+Holds: 202 comes after the store's promise, with an empty body, as Graph's clients expect; no
+    message is sent whose client was refused.
 Fails: ApiError before anything is written; the store's refusals.
 Standards: Graph's user: sendMail, message: send; RFC 5322 3.6.4.
 """
@@ -14,7 +15,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from relay.graph.mime import MimeMessage, checked, head_of
-from relay.graph.mimestream import Ways, take_mime
+from relay.graph.mimestream import Ways, submitted, take_mime
 from relay.graph.parse import parse_send_mail
 from relay.graph.people import author_on_behalf, check_has_recipients, check_own
 from relay.graph.sendoptions import send_options
@@ -38,7 +39,7 @@ async def send_mail(visit: Visit) -> Response:
     properties = MessageProperties(**fields)
     check_has_recipients(properties)
     options, applied = await send_options(visit, properties.extended, save=asked.save_to_sent_items)
-    note = await visit.door.store.submit_new(visit.mailbox, properties, options)
+    note = await submitted(visit.door.store.submit_new(visit.mailbox, properties, options))
     return _accepted(
         visit, note, internet_message_id=properties.internet_message_id, headers=applied
     )
@@ -52,7 +53,7 @@ async def _send_mime(visit: Visit) -> Response:
         return replace(options, on_behalf_of=message.on_behalf_of)
 
     ways = Ways(
-        lambda message: store.submit_new(mailbox, message.content, told_by(message)),
+        lambda message: submitted(store.submit_new(mailbox, message.content, told_by(message))),
         lambda message, size: store.arrivals.submission(
             mailbox, told_by(message), expected_bytes=size
         ),
@@ -79,7 +80,9 @@ async def send_draft(visit: Visit) -> Response:
     check_own(draft.properties.sender, visit.account, path="sender")
     options, applied = await send_options(visit, draft.properties.extended)
     options = replace(options, on_behalf_of=on_behalf_of)
-    note = await store.submit_draft(visit.mailbox, draft.id, options, condition=visit.condition)
+    note = await submitted(
+        store.submit_draft(visit.mailbox, draft.id, options, condition=visit.condition)
+    )
     return _accepted(
         visit, note, internet_message_id=draft.properties.internet_message_id, headers=applied
     )

@@ -23,6 +23,7 @@ from relay.http.errors import ApiError, RequestNames, shown, try_later
 _Result = TypeVar("_Result")
 
 BODY_IS_HERE = "relay.body_is_here"  # in the scope, once the whole body has come
+CLOSE = "relay.close"  # in the scope: closes the connection, without an answer if there was none
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _QUERY_FIELDS_MAX = 64
@@ -171,6 +172,11 @@ class Call:
         with contextlib.suppress(ClientGoneError):
             while True:
                 await self._next_chunk()
+
+    async def close(self) -> None:
+        """Close the connection without an answer; return when it is closed."""
+        self._scope[CLOSE]()
+        await self._has_left()
 
     def release(self) -> None:
         """Give the body's share of the budget back: nobody needs the body any more."""

@@ -26,6 +26,13 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
 
+class UnansweredError(Exception):
+    """What was asked may be done or not: the connection is closed without an answer.
+
+    Any status would be taken for one of the two. The text is for the log.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class RequestNames:
     """What an answer calls its request: our id, and the client's (or ours again)."""

@@ -2,7 +2,8 @@
 
 On the path: the server calls it; it hands a Call to graph or web and sends what they return.
 Holds: each answer has request-id, client-request-id and date, each refusal Graph's envelope; an
-unexpected fault is logged with its request id and told to nobody.
+unexpected fault is logged with its request id and told to nobody; a handler that cannot know what
+came of a request has the connection closed without an answer.
 Fails: never.
 Standards: ASGI 3.0; RFC 9110 6.6.1 (Date).
 """
@@ -20,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from relay.clock import Clock, Ids, rfc3339
 from relay.http.call import BodyBudget, Call, ClientGoneError, Reading
-from relay.http.errors import ApiError, RequestNames, envelope, try_later
+from relay.http.errors import ApiError, RequestNames, UnansweredError, envelope, try_later
 from relay.journal.logs import get_logger
 
 _CLIENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -71,6 +72,7 @@ class Gateway:
         names = self._names(scope)
         self._requests += 1
         call: Call | None = None
+        response: Response | None = None
         is_cut_off = False
         try:
             self._refuse_excess()
@@ -80,6 +82,8 @@ class Gateway:
             response = self._refusal(error, names)
         except ClientGoneError:
             return
+        except UnansweredError as error:
+            _log.error("request not answered", request_id=names.request_id, reason=str(error))
         except asyncio.CancelledError:  # the server stops, and the grace time is over
             is_cut_off = True
             response = self._refusal(_stopped(call), names)
@@ -91,6 +95,10 @@ class Gateway:
             self._requests -= 1
             if call is not None:
                 call.release()
+        if response is None:
+            assert call is not None, "whoever leaves a request unanswered has read it"
+            await call.close()
+            return
         if is_cut_off or call is None or not await call.has_gone_by():
             response.raw_headers.append((b"connection", b"close"))
         response.raw_headers += (

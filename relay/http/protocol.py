@@ -17,7 +17,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from relay.clock import Clock, Ids, rfc3339
-from relay.http.call import BODY_IS_HERE
+from relay.http.call import BODY_IS_HERE, CLOSE
 from relay.http.errors import ApiError, RequestNames, envelope
 
 CONNECTIONS_MAX = 2000
@@ -76,6 +76,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Start counting a request's header."""
         self._header_bytes = 0
         super().on_message_begin()
+        self.scope[CLOSE] = self.transport.close  # type: ignore[literal-required]
 
     def on_url(self, url: bytes) -> None:
         """Count the URL."""

@@ -3,7 +3,9 @@
 On the path: graph's submissions come in; pickup's accepted and failed notes come back.
 Holds: the order of every fsync, link and rename is that of docs/design.md 1, each with its crash
     point; all of it may be repeated after a crash at any of them.
-Fails: StoreError's children, OSError; after one, neither draft nor note of the submission is left.
+Fails: StoreError's children, OSError; after one, neither draft nor note of the submission is left,
+    and no loss of power brings the note back. Where the disk cannot promise that:
+    OutcomeUnknownError.
 Standards: none; docs/design.md 1 and 3.
 """
 
@@ -50,6 +52,7 @@ from relay.mailbox.types import (
     NoSuchItemError,
     NotADraftError,
     Note,
+    OutcomeUnknownError,
     SendOptions,
     WellKnown,
 )
@@ -145,6 +148,8 @@ class Sending:
     def _write_and_submit(self, mailbox: Path, draft: ComposedDraft, note: Note) -> None:
         """Write a draft and make its note ready; after an error nothing of either is left.
 
+        Raises OutcomeUnknownError if the note may be left.
+
         The file is written in preparing/ and linked into Drafts from there: a start finds what is
         half done without looking into any mailbox, and there is no third name to be removed.
         """
@@ -154,6 +159,7 @@ class Sending:
         placed = drafts / f"{draft.base}:2,{NEW_DRAFT}"
         prepared = self._shared.notes.preparing / note.submission_id
         reached = self._shared.crash.reached
+        is_named = False
         try:
             if draft.written:
                 descriptor = open_written(prepared)
@@ -166,14 +172,18 @@ class Sending:
                 reached(CrashPoint.DRAFT_LINKED)
                 created_us = self._shared.clock.time_us()
                 facts = facts_of(draft, note.submission_id)
-                self._make_ready(prepared, note, facts, created_us=created_us)
+                self._record_submission(note, facts, created_us=created_us)
+                is_named = True
+                self._make_ready(prepared, note)
             reached(CrashPoint.DRAFT_SYNCED)
             self._shared.syncs.sync(drafts)
             reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
             self._shared.notes.sync(note)
             reached(CrashPoint.READY_DIRECTORY_SYNCED)
         except BaseException:
-            _remove_all(note.path, prepared, placed)
+            if is_named:
+                self._remove_note(prepared, note, placed)
+            _remove_all(prepared, placed)
             self._withdraw(in_sight(draft.content), note)
             raise
 
@@ -188,32 +198,61 @@ class Sending:
         """Submit a draft whose file says already all that a note must; it begins with `head`."""
         self._shared.notes.make()
         prepared = self._shared.notes.preparing / note.submission_id
+        is_named = False
         try:
             self._shared.notes.prepare(located.path, prepared.name)
             self._shared.crash.reached(CrashPoint.NOTE_PREPARED)
             facts = submission_facts(head, note.submission_id)
-            self._make_ready(prepared, note, facts, created_us=created_us)
+            self._record_submission(note, facts, created_us=created_us)
+            is_named = True
+            self._make_ready(prepared, note)
             self._shared.notes.sync(note)
             self._shared.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
         except BaseException:
-            _remove_all(note.path, prepared)
+            if is_named:
+                self._remove_note(prepared, note)
+            _remove_all(prepared)
             self._withdraw(head, note)
             raise
         return note
 
-    def _make_ready(
-        self, prepared: Path, note: Note, facts: SubmissionFacts, *, created_us: int
-    ) -> None:
-        """Record steps 1 and 2 and let pickup see the note.
+    def _record_submission(self, note: Note, facts: SubmissionFacts, *, created_us: int) -> None:
+        """Record steps 1 and 2 before pickup sees the note.
 
-        They are recorded before: a note that is ready always has them, and their times precede
-        whatever pickup does.
+        A note that is ready always has them, and their times precede whatever pickup does.
         """
         created = Event(Step.CREATED, created_us, _IN_DRAFTS)
         notified = Event(Step.NOTIFIED, self._shared.clock.time_us(), deferred_detail(note))
         self._log.append(facts, created, notified)
+
+    def _make_ready(self, prepared: Path, note: Note) -> None:
+        """Let pickup see the note."""
         os.rename(prepared, note.path)  # noqa: PTH104 - Path.rename() parses the target again
         self._shared.crash.reached(CrashPoint.NOTE_READY)
+
+    def _remove_note(self, prepared: Path, note: Note, *drafts: Path) -> None:
+        """Remove the note of a submission that fails, and its draft, and make the removal durable.
+
+        Nothing is to be done while the file has the name that it was prepared under.
+
+        Another's commit of the file system's journal may have made the name durable already. The
+        sync counts even after one that failed: the removal is a change of its own, which it has
+        to write.
+        Raises OutcomeUnknownError. A note that cannot be removed is left, with its draft: pickup
+        sends it.
+        """
+        if prepared.exists():
+            return
+        try:
+            remove(note.path)
+            _remove_all(*drafts)
+            self._shared.notes.sync(note)
+        except OSError as error:
+            raise OutcomeUnknownError(
+                f"The mail store's disk failed while {note.submission_id} was submitted, and again "
+                f"when its note was to be removed: {error.strerror or error}. Whether it will be "
+                "sent is not known."
+            ) from error
 
     def _withdraw(self, head: bytes, note: Note) -> None:
         """Take steps 1 and 2 back, as far as the disk allows."""

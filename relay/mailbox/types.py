@@ -16,7 +16,7 @@ from relay.message.properties import MessageProperties
 
 
 class StoreError(Exception):
-    """The store refused; nothing was changed."""
+    """The store refused; nothing was changed, unless the error is an OutcomeUnknownError."""
 
 
 class MailboxFullError(StoreError):
@@ -29,6 +29,10 @@ class MailboxTooSmallError(MailboxFullError):
 
 class StoreUnavailableError(StoreError):
     """The disk is full, read-only or failing."""
+
+
+class OutcomeUnknownError(StoreError):
+    """The disk failed, and whether the message will be sent cannot be known: no answer is right."""
 
 
 class ContentUnreadableError(StoreUnavailableError):

@@ -1,0 +1,102 @@
+"""A submission of which nobody can know whether it is sent: the connection ends without an answer."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from relay.clock import ManualClock
+from relay.graph import create_app
+from relay.http import HttpServer
+from relay.mailbox.types import OutcomeUnknownError
+from relay.message.properties import MessageProperties, Person
+from relay.settings.tree import Address, Http
+from tests.unit.graph.world import MAX_BODY, Crash, MemoryStore, People, to
+
+MESSAGE = {"subject": "s", "toRecipients": to("bob@b.test")}
+CALLS = ["sendMail", "sendMail in MIME", "send"]
+
+
+@asynccontextmanager
+async def serving(store: MemoryStore) -> AsyncIterator[HttpServer]:
+    app = create_app(
+        store,  # type: ignore[arg-type]
+        People(),
+        clock=store.clock,
+        hostname="relay.example.test",
+        http=Http(public_url="", max_body=MAX_BODY, max_upload=8 << 20),
+        crash=Crash(),  # type: ignore[arg-type]
+        ready=lambda: "",
+    )
+    server = HttpServer(app, [Address("127.0.0.1", 0)])
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop(0.1)
+
+
+async def ask(server: HttpServer, store: MemoryStore, call: str) -> bytes:
+    """Return all that comes until the server closes the connection."""
+    path, body = "sendMail", json.dumps({"message": MESSAGE}).encode()
+    kind = "application/json"
+    if call == "sendMail in MIME":
+        kind, body = "text/plain", b"VG86IGJvYkBiLnRlc3QNCg0KYg0K"
+    elif call == "send":
+        path, body = f"messages/{store.messages['alice@example.test'][0].id}/send", b""
+    head = (
+        f"POST /v1.0/me/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice\r\n"
+        f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection(server.bound[0].host, server.bound[0].port)
+    writer.write(head.encode() + body)
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+@pytest.fixture
+async def store() -> MemoryStore:
+    """A store with a draft of alice's."""
+    made = MemoryStore(ManualClock())
+    properties = MessageProperties(subject="s", to=(Person("bob@b.test"),))
+    await made.create_draft("alice@example.test", properties)
+    return made
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_where_the_disk_leaves_it_open_there_is_no_answer(store, call):
+    store.refuse = OutcomeUnknownError("The disk failed.")
+    async with serving(store) as server:
+        assert await ask(server, store, call) == b""
+        store.refuse = None
+        assert (await asyncio.wait_for(first_line(server, store), 10)).endswith(b" 202 Accepted")
+
+
+async def first_line(server: HttpServer, store: MemoryStore) -> bytes:
+    """The server goes on with other connections."""
+    reader, writer = await asyncio.open_connection(server.bound[0].host, server.bound[0].port)
+    draft = store.messages["alice@example.test"][0].id
+    head = f"POST /v1.0/me/messages/{draft}/send HTTP/1.1\r\nHost: x\r\n"
+    writer.write(head.encode() + b"Authorization: Bearer alice\r\nContent-Length: 0\r\n\r\n")
+    line = await reader.readline()
+    writer.close()
+    return line.strip()
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_stop_that_cuts_a_submission_off_answers_nothing(store, monkeypatch, call):
+    begun = asyncio.Event()
+
+    async def hanging(*_: object, **__: object) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(store, "submit_new", hanging)
+    monkeypatch.setattr(store, "submit_draft", hanging)
+    async with serving(store) as server:
+        asking = asyncio.create_task(ask(server, store, call))
+        await begun.wait()
+    assert await asking == b""
