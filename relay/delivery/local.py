@@ -6,6 +6,7 @@ Fails: never; trouble becomes an outcome.
 Standards: RFC 5321 4.4 (Return-Path); RFC 3463 X.2.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from relay.journal.logs import get_logger
@@ -47,8 +48,26 @@ class LocalDelivery:
         self._store = store
         self._addresses = addresses
 
-    async def deliver(self, claim: Claim, recipient: ClaimedRecipient, content: Content) -> Outcome:
-        """Put the message into one recipient's Inbox."""
+    def by_mailbox(self, claim: Claim) -> list[list[ClaimedRecipient]]:
+        """Return the recipients of a claim, those of one mailbox together.
+
+        They get one copy and one outcome: `bob@`, `BOB@` and `bob+tag@` are one mailbox.
+        """
+        groups: dict[str | int, list[ClaimedRecipient]] = {}
+        for recipient in claim.recipients:
+            key = self._addresses.mailbox_for(recipient.address) or recipient.id
+            groups.setdefault(key, []).append(recipient)
+        return list(groups.values())
+
+    async def deliver(
+        self, claim: Claim, recipients: Sequence[ClaimedRecipient], content: Content
+    ) -> Outcome:
+        """Put one copy into the Inbox of `recipients`, a group of by_mailbox().
+
+        The copy is named after the first of them, which is the same in every attempt, since they
+        share each outcome.
+        """
+        recipient = min(recipients, key=lambda one: one.id)
         mailbox = self._addresses.mailbox_for(recipient.address)
         if mailbox is None:
             reply = f"550 5.1.1 <{recipient.address}>: no such user here"
@@ -61,7 +80,8 @@ class LocalDelivery:
                 mailbox,
                 unique=f"{claim.message.id}-{recipient.id}",
                 content=edited(content, head.__add__),
-                over_quota=claim.message.source is Source.REPORT or bool(recipient.added_by),
+                over_quota=claim.message.source is Source.REPORT
+                or any(one.added_by for one in recipients),
                 is_repeat=claim.attempts > 0,
             )
         except MailboxTooSmallError as error:

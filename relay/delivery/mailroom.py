@@ -72,9 +72,9 @@ class Mailroom:
         except SpoolError as error:
             outcomes |= unreadable(claim, error)
             return
-        for recipient in claim.recipients:
+        for recipients in self._local.by_mailbox(claim):
+            outcome: Outcome = Indeterminate(_CUT_OFF)
             try:
-                outcomes[recipient.id] = await self._local.deliver(claim, recipient, content)
-            except asyncio.CancelledError:
-                outcomes[recipient.id] = Indeterminate(_CUT_OFF)
-                raise
+                outcome = await self._local.deliver(claim, recipients, content)
+            finally:
+                outcomes |= dict.fromkeys((one.id for one in recipients), outcome)

@@ -27,7 +27,7 @@ async def test_a_refusal_of_the_mailbox(error, kind, status, code):
     message = SimpleNamespace(id="m", reverse_path="a@b.test", source=Source.SMTP)
     claim = SimpleNamespace(message=message, attempts=0, attempt=1)
     recipient = SimpleNamespace(id=1, address="bob@b.test", added_by="", attempts=0)
-    outcome = await LocalDelivery(Refusing(), addresses).deliver(claim, recipient, b"\r\n")
+    outcome = await LocalDelivery(Refusing(), addresses).deliver(claim, [recipient], b"\r\n")
     assert isinstance(outcome, kind)
     assert outcome.evidence.status == status
     assert outcome.evidence.reply.startswith(f"{code} {status} ")
