@@ -1,9 +1,8 @@
-"""Make an arriving content ours: trace field in front, forged and missing fields put right.
+"""Prepare the header of an arriving message: add the trace field, drop and complete fields.
 
-On the path: acceptance does it before policy looks.
-Holds: pure; body and all other fields stay as they came, octet for octet.
-Fails: never; a content without any header gets one.
-Standards: RFC 5321 4.4 (trace, Return-Path), 6.3 (loops); RFC 6409 8 (Date, Message-ID).
+Acceptance calls it before the rules look at the message. It is pure. The body and all other fields
+stay octet for octet. Standards: RFC 5321 4.4 (trace, Return-Path), 6.3 (loops); RFC 5322 3.6.3 (Bcc);
+RFC 6409 8 (Date, Message-ID).
 """
 
 from relay.ingress.ports import Origin
@@ -11,6 +10,10 @@ from relay.message import headers
 from relay.message.envelope import Envelope
 from relay.message.fields import people_field
 from relay.message.properties import Person
+
+# As Postfix's message_drop_headers: Bcc names hidden recipients, the final delivery writes
+# Return-Path, and a Content-Length is wrong once the content changes.
+_DROPPED = ("Bcc", "Content-Length", "Resent-Bcc", "Return-Path")
 
 
 def is_looping(content: bytes, received_max: int) -> bool:
@@ -27,12 +30,13 @@ def prepare(
     queue_id: str,
     time_us: int,
 ) -> bytes:
-    """Return `content` with this hop's Received, without Return-Path and X-Relay-* fields.
+    """Return `content` with this hop's Received, without X-Relay-*, Bcc, Resent-Bcc, Return-Path
+    and Content-Length fields.
 
-    A submission (from somebody trusted) also gets the Date and Message-ID that it lacks, and that
-    of an account a From; others are relayed as they are.
+    Mail from a trusted client also gets the Date and Message-ID that it lacks, and that of an
+    account a From.
     """
-    content = headers.strip_private(headers.remove(content, ("Return-Path",)))
+    content = headers.strip_private(headers.remove(content, _DROPPED))
     new = headers.received(
         helo=origin.helo,
         ip=origin.ip,

@@ -41,6 +41,35 @@ def test_recipients(
         assert session.noop()[0] == 250
 
 
+def test_spellings_of_one_mailbox_get_one_copy(relay: RelayProcess) -> None:
+    spellings = ["alice@example.test", "ALICE@example.test", "alice+tag@Example.TEST"]
+    queue_id = relay.submit("alice@example.test", spellings, b"Subject: one copy\r\n\r\nx\r\n")
+    journey = relay.until_final(queue_id)
+    assert [one["state"] for one in journey["recipients"]] == ["delivered"] * 3
+    assert relay.subjects("alice").count("one copy") == 1
+
+
+def test_fields_that_name_hidden_recipients_are_dropped(world: World) -> None:
+    content = (
+        b"Return-Path: <forged@a.test>\r\n"
+        b"From:  alice@example.test \r\n"
+        b"BCC: hidden@a.test,\r\n\tother@a.test\r\n"
+        b"Resent-Bcc: again@a.test\r\n"
+        b"Content-Length: 5\r\n"
+        b"X-Odd:\tkept  as it is \r\n"
+        b"Subject: =?utf-8?q?kept?=\r\n"
+        b"\r\n"
+        b"Bcc: text of the body\r\n"
+    )
+    with world.relay.smtp() as session:
+        session.sendmail("alice@example.test", ["dropped@a.test"], content)
+    _, _, sent = received(world.a, "dropped@a.test").content.partition(b"\r\nFrom:")
+    head, _, body = sent.partition(b"\r\n\r\n")
+    kept = b"  alice@example.test \r\nX-Odd:\tkept  as it is \r\nSubject: =?utf-8?q?kept?="
+    assert head == kept
+    assert body == b"Bcc: text of the body\r\n"
+
+
 def test_a_session_outlives_its_errors(world: World) -> None:
     with world.relay.smtp() as session:
         for command, code in (
