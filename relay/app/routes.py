@@ -13,7 +13,7 @@ from collections.abc import Callable
 from relay.accounts import AccountDirectory
 from relay.message.address import AddressError, to_ascii_domain
 from relay.message.envelope import domain_of
-from relay.message.nexthop import CAPTURE, HopKind, NextHop
+from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
 from relay.routing import RouteTable
 from relay.routing.actions import parse_action
 from relay.settings import Settings
@@ -38,13 +38,16 @@ def route_table(settings: Settings, accounts: AccountDirectory) -> RouteTable:
 def way_to(text: str, table: Callable[[], RouteTable]) -> Way:
     """Return the way that an operator's words mean, for any address.
 
-    "default" asks the routes, as for mail that is new; "mx" is that of each recipient's own domain.
+    "default" asks the routes, as for mail that is new; "mx" is that of each recipient's own domain;
+    "local" takes recipients who have a mailbox here, and no others.
     Nothing is captured so: what is to stay here can be held. Raises ValueError.
     """
     if text == "default":
         return table().next_hop_for
     if text == "mx":
         return _own_mx
+    if text == "local":
+        return lambda address: _local(address, table())
     hop = _next_hop(text)
     return lambda _address: hop
 
@@ -65,10 +68,22 @@ def _next_hop(text: str) -> NextHop:
 
 
 def _own_mx(address: str) -> NextHop | None:
+    domain = _ascii_domain(address)
+    return NextHop(HopKind.MX, domain) if domain else None
+
+
+def _local(address: str, table: RouteTable) -> NextHop | None:
+    """Return LOCAL if local delivery takes `address`: a catch_all is for local domains only."""
+    is_local = table.is_local_domain(_ascii_domain(address)) or table.next_hop_for(address) == LOCAL
+    return LOCAL if is_local and table.mailbox_for(address) else None
+
+
+def _ascii_domain(address: str) -> str:
+    """Return the domain of an address in lower case and ASCII, "" where it has none."""
     domain = domain_of(address)
-    if domain and not domain.isascii():
+    if not domain.isascii():
         try:
             domain = to_ascii_domain(domain)
         except AddressError:
-            return None
-    return NextHop(HopKind.MX, domain.lower()) if domain else None
+            return ""
+    return domain.lower()

@@ -1,8 +1,10 @@
 """Prepare the header of an arriving message: add the trace field, drop and complete fields.
 
-Acceptance calls it before the rules look at the message. It is pure. The body and all other fields
-stay octet for octet. Standards: RFC 5321 4.4 (trace, Return-Path), 6.3 (loops); RFC 5322 3.6.3 (Bcc);
-RFC 6409 8 (Date, Message-ID).
+On the path: acceptance calls it before the rules look at the message.
+Holds: pure; the body and all other fields stay octet for octet.
+Fails: never; a content without a header gets one.
+Standards: RFC 5321 4.4 (trace, Return-Path), 6.3 (loops); RFC 5322 3.6.3 (Bcc); RFC 6409 8 (Date,
+    Message-ID).
 """
 
 from relay.ingress.ports import Origin

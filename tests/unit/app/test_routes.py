@@ -2,33 +2,47 @@
 
 import pytest
 
+from relay.accounts import DevelopmentAccounts
 from relay.app.routes import way_to
-from relay.message.nexthop import NextHop
+from relay.routing import RouteTable
+from relay.settings.tree import Route
 
 
-class Table:
-    """As a RouteTable: everything to one host."""
+def table() -> RouteTable:
+    routes = (
+        Route(domain="reject.test", next_hop="reject:5.1.2 No mail for this domain"),
+        Route(domain="home.test", next_hop="local"),
+        Route(domain="*", next_hop="smtp://smart.test:25"),
+    )
+    people = DevelopmentAccounts()
+    return RouteTable(routes, ("example.test",), people, catch_all="")
 
-    def next_hop_for(self, address: str) -> NextHop | None:
-        return None if address == "no@a.test" else NextHop.parse("smtp://smart.test:25")
+
+def table_with_catch_all() -> RouteTable:
+    people = DevelopmentAccounts()
+    return RouteTable((), ("example.test",), people, catch_all="alice@example.test")
 
 
 @pytest.mark.parametrize(
     ("text", "address", "hop"),
     [
         ("default", "x@a.test", "smtp://smart.test:25"),
-        ("default", "no@a.test", "None"),
+        ("default", "x@reject.test", "None"),
         ("mx", "x@A.test", "mx:a.test"),
         ("mx", "x@münchen.test", "mx:xn--mnchen-3ya.test"),
         ("mx", "postmaster", "None"),
         ("mx:B.test", "x@a.test", "mx:b.test"),
-        ("local", "x@a.test", "local"),
+        ("local", "bob+tag@Example.TEST", "local"),
+        ("local", "postmaster@example.test", "local"),
+        ("local", "nobody@example.test", "None"),
+        ("local", "bob@a.test", "None"),
+        ("local", "bob@home.test", "None"),
         ("smtp://H.test:26", "x@a.test", "smtp://h.test:26"),
         ("smtps://[::1]:465", "x@a.test", "smtps://[::1]:465"),
     ],
 )
 def test_a_way_leads_an_address_to_its_next_hop(text: str, address: str, hop: str) -> None:
-    assert str(way_to(text, Table)(address)) == hop
+    assert str(way_to(text, table)(address)) == hop
 
 
 @pytest.mark.parametrize(
@@ -36,11 +50,18 @@ def test_a_way_leads_an_address_to_its_next_hop(text: str, address: str, hop: st
 )
 def test_no_way_leads_where_nothing_is_sent(text: str) -> None:
     with pytest.raises(ValueError, match="expected default, mx, mx:DOMAIN, local, smtp://"):
-        way_to(text, Table)
+        way_to(text, table)
+
+
+@pytest.mark.parametrize(
+    ("address", "hop"), [("anyone@example.test", "local"), ("anyone@a.test", "None")]
+)
+def test_a_catch_all_takes_rerouted_mail_for_local_domains_only(address: str, hop: str) -> None:
+    assert str(way_to("local", table_with_catch_all)(address)) == hop
 
 
 def test_the_routes_are_asked_only_for_a_way_that_needs_them() -> None:
-    def table() -> Table:
+    def unwanted() -> RouteTable:
         raise AssertionError
 
-    assert str(way_to("mx:a.test", table)("x@b.test")) == "mx:a.test"
+    assert str(way_to("mx:a.test", unwanted)("x@b.test")) == "mx:a.test"

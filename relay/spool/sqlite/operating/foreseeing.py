@@ -59,7 +59,11 @@ class Ways:
         """Why nobody goes another way, "" where somebody does."""
         if self.onward:
             return ""
-        return "there is no way to send it on" if self.refused else "it goes there already"
+        return (
+            "none of its recipients has a mailbox or a next hop there"
+            if self.refused
+            else "it goes there already"
+        )
 
 
 def ways_of(cursor: apsw.Cursor, key: Key, to: Way, *, now: str) -> Ways:

@@ -18,9 +18,9 @@ from tests.unit.spool.desk.operator import ALL, ordered, own_mx, reroute
         (ordered("hold", until_us=2**52), ordered("hold", until_us=2**52), "it is held already"),
         (ordered("hold", until_us=2**52), ordered("hold"), ""),
         (None, reroute("mx:a.test"), "it goes there already"),
-        (None, ordered("reroute", to=lambda _: None, to_text="mx"), "there is no way to send it on"),
+        (None, ordered("reroute", to=lambda _: None, to_text="mx"), "none of its recipients has a mailbox or a next hop there"),
         (None, ordered("reroute", to=lambda _: CAPTURE, to_text="default"),
-         "there is no way to send it on"),
+         "none of its recipients has a mailbox or a next hop there"),
         (None, reroute("mx:b.test"), ""),
         (None, ordered("release"), "it is not held"),
         (None, ordered("cancel"), ""),
@@ -48,5 +48,5 @@ async def test_a_dry_run_finds_who_goes_another_way(spool, defer) -> None:
     await spool.desk.carry_out(order)
     rehearsed = await spool.desk.carry_out(replace(order, dry_run=True))
     assert [one["note"] for one in rehearsed.entries] == [
-        "there is no way to send it on", "it goes there already"
+        "none of its recipients has a mailbox or a next hop there", "it goes there already"
     ]  # fmt: skip
