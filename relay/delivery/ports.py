@@ -16,7 +16,7 @@ from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome, Relayed
 from relay.message.reporting import ReportedMessage, ReportedRecipient
 from relay.message.verdict import Source
-from relay.routing import HopLimits, Resolution
+from relay.routing import HopLimits, HopTls, Resolution
 from relay.smtp import Connection, Target, Timeouts
 from relay.spool.types import Claim, NewMessage
 
@@ -105,6 +105,10 @@ class LocalTable(Protocol):
 
     def limits_for(self, next_hop: NextHop) -> HopLimits:
         """What its route allows it at most."""
+        ...
+
+    def tls_for(self, next_hop: NextHop) -> HopTls:
+        """What its route asks of its hosts."""
         ...
 
     def credentials_for(self, next_hop: NextHop) -> tuple[str, str] | None:

@@ -5,6 +5,7 @@ Promises: the table never waits; the resolver never raises for what a name serve
 takes silence for a "no": only a definite answer is permanent.
 """
 
+from relay.routing.actions import HopTls
 from relay.routing.answers import (
     Host,
     Hosts,
@@ -31,6 +32,7 @@ from relay.routing.table import (
 __all__ = [
     "Examination",
     "HopLimits",
+    "HopTls",
     "Host",
     "Hosts",
     "InvalidRecipient",

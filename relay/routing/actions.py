@@ -8,10 +8,12 @@ Standards: RFC 3463 (the code in front of a reject text).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
 from relay.message.status import split_reply
-from relay.settings.tree import Route, RouteAuth
+from relay.settings.checks import verifies
+from relay.settings.tree import Route, RouteAuth, TlsLevel
 
 REJECT_STATUS = "5.7.1"  # X.7.1: delivery not authorised, which is what a route that refuses says
 
@@ -32,6 +34,14 @@ class Reject:
 
 
 Action = UseMx | Reject | NextHop
+
+
+@dataclass(frozen=True, slots=True)
+class HopTls:
+    """The TLS that a next hop must offer; `level` None is that of [delivery]."""
+
+    level: TlsLevel | None = None
+    ca: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,35 @@ def read_credentials(routes: Sequence[tuple[Route, Action]]) -> Mapping[NextHop,
                 "of them does; give the same auth to both, or the host a second name"
             )
     return {hop: login for hop, login in logins.items() if login}
+
+
+def tls_of(route: Route) -> HopTls:
+    """Return what the route asks of its hosts.
+
+    A login makes "verify" the default, except where next_hop is a loopback address or localhost:
+    the route's own text decides, so that no answer of the DNS lowers the level.
+    """
+    assert route.tls != "dane"  # refused when the configuration is read
+    return HopTls("verify" if verifies(route) else route.tls, route.ca)
+
+
+def read_tls(routes: Sequence[tuple[Route, Action]]) -> Mapping[NextHop, HopTls]:
+    """Return what the routes ask of each configured host.
+
+    Raises ValueError for two routes to one next hop that ask different things: the spool knows an
+    entry's next hop, and not its route.
+    """
+    found: dict[NextHop, HopTls] = {}
+    for route, action in routes:
+        if not isinstance(action, NextHop) or not action.host:
+            continue
+        asked = tls_of(route)
+        if found.setdefault(action, asked) != asked:
+            raise ValueError(
+                f"route {route.domain!r}: another route to {action} has another tls or ca; give "
+                "the same to both, or the host a second name"
+            )
+    return found
 
 
 def _login(domain: str, auth: RouteAuth) -> Credentials:

@@ -136,6 +136,8 @@ class Resolver:
         if found == ():
             [table] = await self._questions.answers((name, "HOST"))
             found = addresses_of(table, NoRecords(), self._chance)
+        if name == "localhost" and isinstance(found, tuple):  # RFC 6761 6.3: never another machine
+            found = tuple(address for address in found if ip_address(address).is_loopback)
         if isinstance(found, Silence):
             return TemporaryFailure(f"the next hop {name} could not be looked up: {found.text}")
         if not found:

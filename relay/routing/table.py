@@ -19,10 +19,13 @@ from relay.message.nexthop import LOCAL, HopKind, NextHop
 from relay.message.status import own_reply
 from relay.routing.actions import (
     Action,
+    HopTls,
     Reject,
     UseMx,
     parse_action,
     read_credentials,
+    read_tls,
+    tls_of,
 )
 from relay.settings.tree import Route
 
@@ -63,6 +66,7 @@ Examination = LocalRecipient | RemoteRecipient | InvalidRecipient
 
 
 _NO_LIMITS = HopLimits()
+_DEFAULT_TLS = HopTls()
 _DOMAINS_KEPT = 4096  # whose routes need not be looked for again: each address is asked for thrice
 
 
@@ -95,7 +99,10 @@ class RouteTable:
         self._catch_all = self._mailbox_of("catch_all", catch_all)
         self._postmaster = self._mailbox_of("postmaster", postmaster) or DEAD_LETTER
         actions = [_action_of(route) for route in routes]
-        self._credentials = read_credentials(list(zip(routes, actions, strict=True)))
+        both = list(zip(routes, actions, strict=True))
+        self._credentials = read_credentials(both)
+        self._tls_to = read_tls(both)
+        self._tls = [tls_of(route) for route in routes]
         self._limits = [HopLimits(route.max_connections, route.max_rate) for route in routes]
         self._limits_to = _limits_by_hop(actions, self._limits)
         self._route_for = lru_cache(_DOMAINS_KEPT)(self._find_route)
@@ -153,6 +160,17 @@ class RouteTable:
         """Return user and password for a next hop, or None where no route has `auth` for it."""
         login = self._credentials.get(next_hop)
         return (login.user, login.password) if login else None
+
+    def tls_for(self, next_hop: NextHop) -> HopTls:
+        """Return what the route to a next hop asks of its hosts.
+
+        Mail that an operator sends to a domain's MX in place of its route's host has the default.
+        """
+        if next_hop.kind is not HopKind.MX:
+            return self._tls_to.get(next_hop, _DEFAULT_TLS)
+        route = self._route_for(next_hop.host)
+        uses_mx = route is not None and isinstance(route[1], UseMx)
+        return self._tls[route[0]] if route is not None and uses_mx else _DEFAULT_TLS
 
     def limits_for(self, next_hop: NextHop) -> HopLimits:
         """Return what the routes to a next hop allow, of several to one host the strictest."""

@@ -23,7 +23,7 @@ from relay.settings.tree import (
     SmtpListener,
     Tls,
 )
-from relay.settings.values import is_ip
+from relay.settings.values import is_ip, parse_address
 
 Found = Iterator[tuple[KeyPath, str]]
 _SOCKET_PATH_BYTES_MAX = 107  # sun_path
@@ -49,6 +49,7 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
                 yield (*path, "retry"), "a list of at least one duration"
             case Route():
                 yield from _credentials(path, made)
+                yield from _route_tls(path, made)
                 yield from _limits(path, made)
     yield from _routes([(path, made) for path, made in read if isinstance(made, Route)])
 
@@ -151,6 +152,46 @@ def _credentials(path: KeyPath, route: Route) -> Found:
     if not route.next_hop.startswith(("smtp://", "smtps://")):
         yield (*path, "auth"), "auth only beside an smtp:// or smtps:// next hop"
     yield from _unreadable((*path, "auth", "password_file"), route.auth.password_file)
+
+
+def host_of(route: Route) -> Address | None:
+    """The host and port of an smtp:// or smtps:// next hop, None for any other."""
+    scheme, _, place = route.next_hop.partition("://")
+    return parse_address(place, Path()) if scheme in ("smtp", "smtps") else None
+
+
+def verifies(route: Route) -> bool:
+    """Whether the certificate of the route's host has to be right: the default with a login."""
+    host = host_of(route)
+    if route.tls is not None or route.auth is None or host is None:
+        return route.tls == "verify"
+    return not is_loopback(host)
+
+
+def _route_tls(path: KeyPath, route: Route) -> Found:
+    host = host_of(route)
+    if route.tls == "dane":
+        yield (*path, "tls"), "none, opportunistic, required or verify: dane is not built yet"
+    elif route.tls is not None and host is None and route.next_hop != "mx":
+        yield (*path, "tls"), "tls only beside an mx, smtp:// or smtps:// next hop"
+    elif route.tls == "none" and route.next_hop.startswith("smtps://"):
+        yield (*path, "tls"), "required or verify: smtps:// is TLS from the first byte"
+    elif route.tls == "none" and route.auth and host and not is_loopback(host):
+        expected = "verify or required: a password is sent in the clear only to a loopback address"
+        yield (*path, "tls"), f"{expected} or localhost"
+    if route.ca is None:
+        return
+    if not verifies(route):
+        yield (*path, "ca"), 'tls = "verify" beside ca'
+    unreadable = list(_unreadable((*path, "ca"), route.ca))
+    yield from unreadable or _certificates((*path, "ca"), route.ca)
+
+
+def _certificates(path: KeyPath, file: Path) -> Found:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=file)
+    except OSError:
+        yield path, "a PEM file of CA certificates"
 
 
 def _limits(path: KeyPath, route: Route) -> Found:

@@ -92,7 +92,8 @@ class Reader:
     def _value(self, hint: Any, raw: Any, path: KeyPath, *, empty_allowed: bool = False) -> Any:
         origin = get_origin(hint)
         if origin in (UnionType, Union):  # X | None: what is there is an X
-            return self._value(get_args(hint)[0], raw, path)
+            inner = get_args(hint)[0]
+            return None if inner is Path and raw == "" else self._value(inner, raw, path)
         if origin is tuple:
             return self._items(get_args(hint)[0], raw, path)
         if dataclasses.is_dataclass(hint) and hint is not Address:

@@ -171,6 +171,7 @@ class Dns:
     timeout: PositiveSeconds = 10.0
 
 
+TlsLevel = Literal["none", "opportunistic", "required", "verify"]
 RetryList = tuple[PositiveSeconds, ...]
 Connections = Annotated[int, Between(1, 10_000)]
 Rate = Annotated[str, Form.RATE]
@@ -222,13 +223,16 @@ class RouteAuth:
 class Route:
     """One line of the route table: a domain pattern and where its mail goes.
 
-    `next_hop` is mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT. The
-    limits are for each site that its mail goes to, beside those of [delivery].
+    `next_hop` is mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT. `tls` None
+    is "verify" with `auth` to a host that is not loopback, else as in [delivery]; `ca` None is the
+    system's store. The limits are for each site that its mail goes to, beside those of [delivery].
     """
 
     domain: Annotated[str, Form.DOMAIN_PATTERN]
     next_hop: Annotated[str, Form.NEXT_HOP]
     auth: RouteAuth | None = None
+    tls: Literal["none", "opportunistic", "required", "verify", "dane"] | None = None
+    ca: Path | None = None
     max_connections: Connections | None = None
     max_rate: Rate = ""
 

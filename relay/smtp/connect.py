@@ -1,7 +1,8 @@
 """From an address to a session that can take mail: TCP or Unix socket, TLS, EHLO, AUTH.
 
 On the path: pickup and delivery call it; aiosmtplib speaks first, then the wire is ours.
-Holds: at most two connections a call, the second in clear where opportunistic TLS broke.
+Holds: at most two connections a call, the second in clear where opportunistic TLS broke; a
+    password goes over TLS, or to an address of this machine's loopback interface.
 Fails: ConnectError with the outcome for whoever was to go this way; nothing else.
 Standards: RFC 5321 3.1, 3.2; RFC 3207; RFC 7435 (opportunistic security); RFC 4954; RFC 8314.
 """
@@ -11,16 +12,18 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import Literal, cast
+from pathlib import Path
+from typing import cast
 
 import aiosmtplib
 
 from relay.message.classify import Peer, Reply, Stage, Trouble, classify, classify_trouble
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
+from relay.settings.tree import TlsLevel
 from relay.smtp.commands import Extensions
 from relay.smtp.connection import Connection, Timeouts
 from relay.smtp.replies import joined, printable
+from relay.smtp.security import ip_of, is_for, is_loopback, shown_names, trust, unauthenticated
 from relay.smtp.wire import Wire
 
 
@@ -28,15 +31,48 @@ from relay.smtp.wire import Wire
 class Target:
     """Where to: `host` is the name shown and sent as SNI, `address` the IP address dialled.
 
-    With `path`, a Unix socket instead. TLS encrypts without authenticating the peer.
+    With `path`, a Unix socket instead. `implicit` is TLS from the first byte. "verify" compares the
+    certificate with `host` and trusts the system's store, or the file `ca` alone; the other levels
+    accept any certificate.
     """
 
     host: str
     address: str = ""
     port: int = 25
     path: str = ""
-    tls: Literal["none", "opportunistic", "required", "implicit"] = "opportunistic"
+    tls: TlsLevel = "opportunistic"
+    implicit: bool = False
+    ca: Path | None = None
     credentials: tuple[str, str] | None = field(default=None, repr=False)
+
+    @property
+    def stays_here(self) -> bool:
+        """Whether what is sent there stays on this machine, whatever the DNS answers.
+
+        Another name that has a loopback address does not count: a forged answer could give it one.
+        """
+        if self.path:
+            return True
+        return is_loopback(self.address) and (
+            self.host in ("", "localhost") or is_loopback(self.host)
+        )
+
+    @property
+    def level(self) -> TlsLevel:
+        """What the session must have: a password to another machine is no opportunistic matter."""
+        if self.tls == "verify":
+            return "verify"
+        if self.implicit:
+            return "required"
+        if self.tls == "opportunistic" and self.credentials is not None and not self.stays_here:
+            return "required"
+        return self.tls
+
+    def __str__(self) -> str:
+        if self.path:
+            return self.path
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{address}:{self.port}"
 
 
 class ConnectError(Exception):
@@ -53,7 +89,7 @@ async def connect(target: Target, *, ehlo_name: str, timeouts: Timeouts) -> Conn
     try:
         return await _Attempt(target, ehlo_name, timeouts).session()
     except ConnectError as error:
-        if error.stage is not Stage.STARTTLS or target.tls != "opportunistic":
+        if error.stage is not Stage.STARTTLS or target.level != "opportunistic":
             raise
     in_clear = replace(target, tls="none")  # RFC 7435: some mail in clear is better than none
     return await _Attempt(in_clear, ehlo_name, timeouts).session()
@@ -70,13 +106,26 @@ class _Attempt:
             local_hostname=ehlo_name,
             timeout=timeouts.command_s,
             start_tls=False,
-            tls_context=_unauthenticated(),
+            tls_context=self._context(),
         )
+
+    def _context(self) -> ssl.SSLContext:
+        """Raises ConnectError where the CA file was there at the start and is not any more."""
+        target = self._target
+        if target.level != "verify":
+            return unauthenticated()
+        try:
+            return trust(target.ca)
+        except OSError as error:
+            is_read = isinstance(error, ssl.SSLError)
+            why = "it holds no certificates" if is_read else reason(error)
+            raise self._no_tls(f"the CA file {target.ca} cannot be used: {why}") from error
 
     async def session(self) -> Connection:
         """Raises ConnectError."""
         try:
             await self._open()
+            self._check_name()
             await self._hello()
             await self._secure()
             await self._log_in()
@@ -98,7 +147,7 @@ class _Attempt:
     async def _open(self) -> None:
         """TCP or Unix connection, TLS from the first byte where asked for, and the banner."""
         target = self._target
-        use_tls = target.tls == "implicit"
+        use_tls = target.implicit
         if target.path:
             # One bound for all: the socket is this machine's.
             await self._client.connect(
@@ -126,25 +175,45 @@ class _Attempt:
             await self._client.helo()
 
     async def _secure(self) -> None:
-        """STARTTLS by the target's policy, then EHLO again: what was said in clear is void."""
-        tls = self._target.tls
-        if tls in ("none", "implicit"):
+        """STARTTLS by the target's level, then EHLO again: what was said in clear is void."""
+        target, level = self._target, self._target.level
+        if level == "none" or target.implicit:
             return
         if not self._client.supports_extension("starttls"):
-            if tls == "required":
-                text = "4.7.4 TLS is required here, and the host does not offer STARTTLS"
-                evidence = Evidence("4.7.4", text, host=self._target.host)
-                raise ConnectError(Deferred(evidence, DeferralClass.TLS), Stage.STARTTLS)
-            return
+            if level == "opportunistic":
+                return
+            why = "a password is not sent without TLS" if target.credentials else "TLS is required"
+            raise self._no_tls(f"{target}: the host does not offer STARTTLS, and {why}", "4.7.4")
         self._stage = Stage.STARTTLS
-        await self._client.starttls(server_hostname=self._target.host or self._target.address)
+        await self._client.starttls(server_hostname=target.host or target.address)
+        self._check_name()
         await self._hello()
 
+    def _check_name(self) -> None:
+        """Compare the certificate with the host's name. Raises ConnectError."""
+        target = self._target
+        tls = self._tls()
+        if target.level != "verify" or tls is None:
+            return
+        host = target.host or target.address
+        certificate = tls.getpeercert() or {}
+        if not is_for(certificate, host):
+            found = printable(shown_names(certificate).encode("utf-8", "replace"))
+            name = host if ip_of(host) is None else f"the address {host}"
+            advice = "correct the certificate, or the route's next_hop"
+            raise self._no_tls(f"{target}: the certificate is for {found}, not {name}; {advice}")
+
     async def _log_in(self) -> None:
-        if self._target.credentials is None:
+        target = self._target
+        if target.credentials is None:
             return
         self._stage = Stage.AUTH
-        user, password = self._target.credentials
+        if self._tls() is None and not target.stays_here:
+            raise self._no_tls(f"{target}: a password is not sent without TLS", "4.7.4")
+        if not self._client.supports_extension("auth"):
+            words = f"{target}: the host offers no AUTH, and the route has a login for it"
+            raise ConnectError(self._trouble(Trouble.LOST, words), self._stage)
+        user, password = target.credentials
         await self._client.login(user, password)
 
     def _take_over(self) -> Connection:
@@ -163,10 +232,24 @@ class _Attempt:
         stream.set_protocol(wire)
         return Connection(wire, peer=peer, extensions=extensions, timeouts=self._timeouts)
 
-    def _peer(self) -> Peer:
+    def _tls(self) -> ssl.SSLObject | None:
         transport = self._client.transport
-        tls = transport.get_extra_info("ssl_object") if transport is not None else None
+        found = transport.get_extra_info("ssl_object") if transport is not None else None
+        return cast("ssl.SSLObject | None", found)
+
+    def _peer(self) -> Peer:
+        tls = self._tls()
         return Peer(self._target.host, tls.version() or "" if tls is not None else "")
+
+    def _no_tls(self, words: str, status: str = "4.7.5") -> ConnectError:
+        """TLS is not there, or not as this target needs it."""
+        evidence = Evidence(status, words, host=self._target.host)
+        return ConnectError(Deferred(evidence, DeferralClass.TLS), Stage.STARTTLS)
+
+    def _trouble(self, trouble: Trouble, words: str) -> Deferred:
+        outcome = classify_trouble(self._stage, trouble, words, peer=Peer(self._target.host))
+        assert isinstance(outcome, Deferred)
+        return outcome
 
     def _refused(self, error: aiosmtplib.SMTPResponseException) -> ConnectError:
         """The host answered, but not as hoped; the library's own code for nonsense is -1."""
@@ -187,24 +270,24 @@ class _Attempt:
 
     def _place(self) -> str:
         """Return the address, and behind a connection the command that was not answered."""
-        target = self._target
-        host = f"[{target.address}]" if ":" in target.address else target.address
-        place = target.path or f"{host}:{target.port}"
+        place = str(self._target)
         return place if self._stage is Stage.CONNECT else f"{place}: {self._stage}"
 
     def _broken(self, error: Exception) -> ConnectError:
         """There was no answer, or none that could be read."""
-        if isinstance(error.__cause__, ssl.SSLError):
+        cause = error if isinstance(error, ssl.SSLError) else error.__cause__
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            words = f"the certificate is refused: {cause.verify_message}"
+            advice = "correct the certificate, or name its CA in the route's ca"
+            return self._no_tls(f"{self._target}: {words}; {advice}")
+        if isinstance(cause, ssl.SSLError):
             self._stage = Stage.STARTTLS
         timed_out = isinstance(error, TimeoutError)
         nonsense = isinstance(error, ValueError) and not isinstance(error, OSError)
         trouble = Trouble.NONSENSE if nonsense else Trouble.TIMEOUT if timed_out else Trouble.LOST
-        cause = error.__cause__  # the library's own text repeats host and port
-        words = f"{self._place()}: {reason(cause if cause and str(cause) else error)}"
-        peer = Peer(self._target.host)
-        outcome = classify_trouble(self._stage, trouble, words, peer=peer)
-        assert isinstance(outcome, Deferred)
-        return ConnectError(outcome, self._stage)
+        # the library's own text repeats host and port
+        said = error.__cause__ if error.__cause__ and str(error.__cause__) else error
+        return ConnectError(self._trouble(trouble, f"{self._place()}: {reason(said)}"), self._stage)
 
 
 def reason(error: BaseException) -> str:
@@ -233,13 +316,3 @@ async def _dialled(target: Target, timeout_s: float) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-@lru_cache(maxsize=1)
-def _unauthenticated() -> ssl.SSLContext:
-    """Encrypts and believes anybody, as Postfix's `may` and `encrypt` do."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the default one loads 140 certificates
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context

@@ -137,8 +137,10 @@ class RemoteMx:
             self._tasks.discard(task)
             self._writers.discard(writer)
             writer.close()
-            with suppress(*gone, asyncio.CancelledError):
-                await writer.wait_closed()
+            # asyncio does not tell the writer that a connection has ended in a failed handshake.
+            with suppress(*gone, TimeoutError, asyncio.CancelledError):
+                async with asyncio.timeout(1):
+                    await writer.wait_closed()
 
 
 class _Session:

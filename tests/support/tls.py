@@ -1,8 +1,8 @@
-"""A self-signed certificate for the tests' servers, made once a session with openssl.
+"""Certificates for the tests' servers, made with openssl: a self-signed one, and those of a CA.
 
-On the path: servers in tests offer STARTTLS or TLS with it.
-Holds: good for mx.remote.test and localhost, one day.
-Fails: a test that asks for it is skipped where there is no openssl.
+On the path: servers in tests offer STARTTLS or TLS with them; clients trust Authority.certificate.
+Holds: the self-signed one is good for mx.remote.test and localhost, one day.
+Fails: a test that asks for one is skipped where there is no openssl.
 Standards: RFC 5280.
 """
 
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,58 @@ class Certificate:
         return context
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    """A self-signed certificate."""
+@dataclass(frozen=True)
+class Authority:
+    """A CA; its files and those of what it issues are in `directory`."""
+
+    directory: Path
+
+    @property
+    def certificate(self) -> Path:
+        """The CA's own certificate, PEM: what a client trusts."""
+        return self.directory / "ca.pem"
+
+    def issue(self, *names: str, days: int = 1) -> Certificate:
+        """Make a certificate for `names`, as "DNS:a.test" or "IP:127.0.0.2"; with -1 day it has expired."""
+        stem = self.directory / "-".join([*names, str(days)]).replace(":", "_").replace("*", "any")
+        made = Certificate(Path(f"{stem}.pem"), Path(f"{stem}.key"))
+        request, extensions = Path(f"{stem}.csr"), Path(f"{stem}.ext")
+        extensions.write_text(f"subjectAltName={','.join(names)}\n" if names else "")
+        _openssl("req", "-new", *_NEW_KEY, "-subj", "/CN=x", "-keyout", made.key, "-out", request)
+        _openssl(
+            "x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey",
+            self.directory / "ca.key", "-CAcreateserial", "-days", days, "-extfile", extensions,
+            "-out", made.certificate,
+        )  # fmt: skip
+        return made
+
+
+def _openssl(*arguments: object) -> None:
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl is not installed")
+    subprocess.run([openssl, *map(str, arguments)], check=True, capture_output=True, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """A self-signed certificate."""
     directory = tmp_path_factory.mktemp("tls")
     made = Certificate(directory / "certificate.pem", directory / "key.pem")
     names = "subjectAltName=DNS:mx.remote.test,DNS:localhost"
-    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    command += ["-nodes", "-days", "1", "-subj", "/CN=mx.remote.test", "-addext", names]
-    command += ["-keyout", str(made.key), "-out", str(made.certificate)]
-    subprocess.run(command, check=True, capture_output=True)
+    _openssl(
+        "req", "-x509", *_NEW_KEY, "-days", 1, "-subj", "/CN=mx.remote.test", "-addext", names,
+        "-keyout", made.key, "-out", made.certificate,
+    )  # fmt: skip
+    return made
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A CA of the tests' own."""
+    made = Authority(tmp_path_factory.mktemp("ca"))
+    _openssl(
+        "req", "-x509", *_NEW_KEY, "-days", 2, "-subj", "/CN=the tests' CA",
+        "-keyout", made.directory / "ca.key", "-out", made.certificate,
+    )  # fmt: skip
     return made

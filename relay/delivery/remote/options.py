@@ -8,9 +8,10 @@ Standards: none.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
 from relay.delivery.remote.rate import Rate
+from relay.settings.tree import TlsLevel
 from relay.smtp import Timeouts
 from relay.spool.types import Claim
 
@@ -19,16 +20,19 @@ _KNOWN_S_MAX = 300.0  # so long at most a refusal counts
 
 @dataclass(frozen=True, slots=True)
 class SiteOptions:
-    """`rate` None is no limit. `down_s` is how long it counts that a host gave no connection, for
-    mail that was never tried; `waited_s` how long a claim has waited for this try.
+    """`implicit` and `ca` are as in smtp.Target. `rate` None is no limit. `down_s` is how long it
+    counts that a host gave no connection, for mail that was never tried; `waited_s` how long a
+    claim has waited for this try.
     """
 
     ehlo_name: str
-    tls: Literal["none", "opportunistic", "required", "implicit"]
+    tls: TlsLevel
     timeouts: Timeouts
     connections_max: int
     down_s: float
     idle_s: float = 5.0
+    implicit: bool = False
+    ca: Path | None = None
     rate: Rate | None = None
     waited_s: Callable[[Claim], float] = lambda _claim: 0.0
 

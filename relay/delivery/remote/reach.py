@@ -55,6 +55,7 @@ class Reach:
         self._memory = memory
         self._clock = clock
         self._connect = connect
+        self._tls = f"{options.tls} {options.implicit} {options.ca or ''} "
 
     def known(self, claim: Claim) -> Deferred | None:
         """What came of the last tries at all hosts, if that is news enough for `claim`."""
@@ -132,7 +133,7 @@ class Reach:
         options = self._options
         target = Target(
             host=host.name, address=address, port=host.port, tls=options.tls,
-            credentials=self._credentials,
+            implicit=options.implicit, ca=options.ca, credentials=self._credentials,
         )  # fmt: skip
         try:
             async with patience():
@@ -166,4 +167,6 @@ class Reach:
 
     def _place(self, host: Host, address: str) -> Place:
         login = self._credentials[0] if self._credentials else ""
-        return (address, host.port, self._options.tls, login)
+        # The name is what is verified: under another one the same address may have another answer.
+        name = host.name if self._options.tls == "verify" else ""
+        return (address, host.port, f"{self._tls}{name}", login)

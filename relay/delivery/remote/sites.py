@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from relay.clock import Clock
 from relay.delivery.conclude import for_all
@@ -28,6 +29,7 @@ from relay.journal.logs import get_logger
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import INTERNAL_ERROR, Deferred, Outcome
 from relay.routing import Hosts, TemporaryFailure, Unresolved, outcome_of
+from relay.settings.tree import TlsLevel
 from relay.spool.types import Claim
 
 _log = get_logger("delivery")
@@ -36,8 +38,8 @@ _SITES_MAX = 4000
 _PLACES_MAX = 4000
 _PLACE_S = 1.0  # how long the site of a next hop is remembered without asking the resolver
 
-# its places, whether TLS comes first, and the login
-SiteKey = tuple[tuple[tuple[str, int], ...], bool, tuple[str, str] | None]
+# its places, the TLS that is asked there (its level, whether it comes first, the CA), and the login
+SiteKey = tuple[tuple[tuple[str, int], ...], TlsLevel, bool, Path | None, tuple[str, str] | None]
 
 
 @dataclass(slots=True)
@@ -190,11 +192,16 @@ class Sites:
         await asyncio.gather(*(settle(one, for_all(one, outcome)) for one in claims))
 
     def _site(self, next_hop: NextHop, hosts: Hosts) -> Site:
-        """The site of these hosts: the same for every domain that they serve."""
+        """The site of these hosts: the same for every domain that they serve.
+
+        Next hops that ask different TLS of one host have sites, and connections, of their own.
+        """
         credentials = self._table.credentials_for(next_hop)
+        asked = self._table.tls_for(next_hop)
+        tls = asked.level or self._options.tls
         implicit = next_hop.kind is HopKind.SMTPS
         places = tuple(sorted((host.name, host.port) for host in hosts.hosts))
-        key = (places, implicit, credentials)
+        key = (places, tls, implicit, asked.ca, credentials)
         site = self._sites.get(key)
         if site is None:
             if len(self._sites) >= _SITES_MAX:
@@ -202,7 +209,7 @@ class Sites:
             site = self._sites[key] = Site(
                 name=",".join(f"{name}:{port}" for name, port in places[:3]),
                 hosts=hosts,
-                options=replace(self._options, tls="implicit") if implicit else self._options,
+                options=replace(self._options, tls=tls, implicit=implicit, ca=asked.ca),
                 credentials=credentials,
                 scheduler=self._scheduler,
                 slots=self._slots,

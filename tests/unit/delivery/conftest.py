@@ -24,11 +24,14 @@ from relay.journal.metrics import Metrics
 from relay.mailbox.api import DeliveryResult
 from relay.message.nexthop import NextHop
 from relay.message.verdict import Source
-from relay.routing import HopLimits, Host, Hosts, Resolution
+from relay.routing import HopLimits, HopTls, Host, Hosts, Resolution
 from relay.smtp import Timeouts, connect
 from relay.spool import SqliteSpool
 from relay.spool.types import Accepted, Claim, NewEntry, NewMessage, NewRecipient, Selector
 from relay.spool.waiting import Lane, Look, sender_key
+from tests.support.tls import authority, certificate
+
+__all__ = ["authority", "certificate"]
 
 
 @dataclass
@@ -55,6 +58,7 @@ class Table:
     hosts: dict[str, Resolution] = field(default_factory=dict)
     mailboxes: set[str] = field(default_factory=set)
     limits: dict[str, HopLimits] = field(default_factory=dict)
+    tls: dict[str, HopTls] = field(default_factory=dict)
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
         return self.hosts[next_hop.host]
@@ -72,6 +76,9 @@ class Table:
 
     def limits_for(self, next_hop: NextHop) -> HopLimits:
         return self.limits.get(next_hop.host, HopLimits())
+
+    def tls_for(self, next_hop: NextHop) -> HopTls:
+        return self.tls.get(next_hop.host, HopTls())
 
     def credentials_for(self, next_hop: NextHop) -> None:
         return None

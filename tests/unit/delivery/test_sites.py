@@ -8,7 +8,7 @@ import pytest
 from relay.delivery.remote import sites, slots
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass
-from relay.routing import HopLimits, Host, Hosts, TemporaryFailure
+from relay.routing import HopLimits, HopTls, Host, Hosts, TemporaryFailure
 from relay.smtp import connect
 from relay.spool.types import SpoolError
 from relay.spool.waiting import Lane
@@ -426,3 +426,38 @@ async def test_a_delay_is_told_between_two_tries(house) -> None:
         assert await steps() == [6, 7]
         assert sum("RCPT" in one for one in mx.commands) == 1
         assert states(await house.spool.journey(queue_id)) == {"x@a.test": "deferred"}
+
+
+async def test_a_connection_of_one_level_of_tls_is_for_no_other(house, certificate) -> None:
+    async with RemoteMx(tls=certificate.server_context()) as mx:
+        hosts = Hosts((Host("mx.test", 0, (mx.host,), mx.port),))
+        house.table.hosts = dict.fromkeys(("a.test", "b.test", "c.test"), hosts)
+        house.table.tls = {"b.test": HopTls("required"), "c.test": HopTls("verify")}
+        house.idle_s, house.retry_s, house.down_s = 60.0, (600.0,), 300.0
+        await house.start()
+        await house.done(await house.send("x@a.test"))
+        await house.done(await house.send("x@b.test"))
+        assert [one.tls for one in mx.envelopes] == [False, True]
+        refused = await house.send("x@c.test")
+        await all_deferred(house, [refused])
+        told = str(await house.spool.journey(refused))
+        assert "the certificate is refused: self-signed certificate" in told
+        await house.done(await house.send("y@a.test"))  # what c.test is refused is not known of it
+        await house.done(await house.send("y@b.test"))
+    assert [one.addresses for one in mx.envelopes[2:]] == [["y@a.test"], ["y@b.test"]]
+    assert mx.sessions == 3
+
+
+async def test_a_connection_under_one_ca_is_not_for_another(house, authority, certificate) -> None:
+    async with RemoteMx(tls=authority.issue("DNS:mx.test").server_context()) as mx:
+        hosts = Hosts((Host("mx.test", 0, (mx.host,), mx.port),))
+        house.table.hosts = dict.fromkeys(("a.test", "b.test"), hosts)
+        house.table.tls = {
+            "a.test": HopTls("verify", authority.certificate),
+            "b.test": HopTls("verify", certificate.certificate),
+        }
+        house.idle_s, house.retry_s = 60.0, (600.0,)
+        await house.start()
+        await house.done(await house.send("x@a.test"))
+        await all_deferred(house, [await house.send("x@b.test")])
+    assert [one.addresses for one in mx.envelopes] == [["x@a.test"]]

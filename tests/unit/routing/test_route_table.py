@@ -1,10 +1,19 @@
 """Where addresses go: order of routes, local domains, postmaster, what is refused."""
 
+from pathlib import Path
+
 import pytest
 
 from relay.accounts import Account
 from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
-from relay.routing import HopLimits, InvalidRecipient, LocalRecipient, RemoteRecipient, RouteTable
+from relay.routing import (
+    HopLimits,
+    HopTls,
+    InvalidRecipient,
+    LocalRecipient,
+    RemoteRecipient,
+    RouteTable,
+)
 from relay.settings.tree import Route, RouteAuth
 
 SMARTHOST = NextHop(HopKind.SMTP, "127.0.0.1", 2626)
@@ -210,3 +219,42 @@ def test_a_missing_password_file_is_a_fault_that_names_it(tmp_path):
     route = Route("x.test", "smtp://127.0.0.1:25", RouteAuth("u", tmp_path / "gone"))
     with pytest.raises(ValueError, match="gone cannot be read"):
         RouteTable([route], [], Accounts())
+
+
+CA = Path("/etc/ca.pem")
+
+
+def test_a_next_hop_has_the_tls_of_its_route(tmp_path):
+    (tmp_path / "password").write_text("secret\n")
+    login = RouteAuth("u", tmp_path / "password")
+    routes = [
+        Route("a.test", "smtp://h.test:587", login, ca=CA),
+        Route("b.test", "smtp://h.test:25", login, tls="required"),
+        Route("c.test", "smtp://127.0.0.1:25", login),
+        Route("d.test", "smtp://h.test:26"),
+        Route("e.test", "smtps://h.test:465", tls="verify"),
+        Route("f.test", "mx", tls="verify", ca=CA),
+    ]
+    made = RouteTable(routes, [], Accounts())
+
+    def tls(hop):
+        return made.tls_for(NextHop.parse(hop))
+
+    assert tls("smtp://h.test:587") == HopTls("verify", CA)
+    assert tls("smtp://h.test:25") == HopTls("required")
+    assert tls("smtps://h.test:465") == HopTls("verify")
+    assert tls("mx:f.test") == HopTls("verify", CA)
+    for hop in ("smtp://127.0.0.1:25", "smtp://h.test:26", "mx:a.test", "mx:z.test", "smtp://z:1"):
+        assert tls(hop) == HopTls(), hop
+
+
+def test_routes_to_one_next_hop_ask_the_same_tls_of_it():
+    routes = [
+        Route("a.test", "smtp://h.test:25", tls="verify"),
+        Route("b.test", "smtp://h.test:25"),
+    ]
+    with pytest.raises(
+        ValueError, match=r"'b\.test': another route to smtp://h\.test:25 has another"
+    ):
+        RouteTable(routes, [], Accounts())
+    RouteTable([Route("a.test", "mx", tls="verify"), Route("b.test", "mx")], [], Accounts())

@@ -7,15 +7,34 @@ from pathlib import Path
 import pytest
 
 from relay.settings import SettingsError, load
+from relay.settings.checks import verifies
 from relay.settings.tree import Address, RetryByClass, RouteAuth, SmtpListener
 
+LOGIN = "{user='u', password_file='secret'}"
+TO_H = "[[route]]\ndomain='*'\nnext_hop='smtp://h.test:1'\n"
 SMALL = 'hostname = "relay.example.test"\nstate_dir = "state"\n'
+
+
+# a CA that nobody has the key of
+CA = """\
+-----BEGIN CERTIFICATE-----
+MIIBdTCCARugAwIBAgIUWnykbSG/GLXp2N0KO5GxdyQCrugwCgYIKoZIzj0EAwIw
+DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjEwMTM4NTNaGA8yMTI2MTAyODAxMzg1
+M1owDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABB3C
+zq5YgznbTEqS4viLtaMhzc1LU2p2zYi3/0qQRYb78ILDg8M7Evu3srqCNCQvpF7K
+AnsWP+IGmtZU9QD/rw2jUzBRMB0GA1UdDgQWBBRrGvyspAPTlj9eCEeHYw9LrBJ8
+xjAfBgNVHSMEGDAWgBRrGvyspAPTlj9eCEeHYw9LrBJ8xjAPBgNVHRMBAf8EBTAD
+AQH/MAoGCCqGSM49BAMCA0gAMEUCIA1OCWSZVk3spu4NCpEmxciLyg48ZLTGYsnx
+dxLw+BPVAiEAp+6wnHJMxUlN+op06LmaqBeMiTnkgJUcufQOhfU6xLY=
+-----END CERTIFICATE-----
+"""
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A folder with a short name: the sockets in state_dir need one."""
     (tmp_path / "secret").write_text("pa55\n")
+    (tmp_path / "ca.pem").write_text(CA)
     return tmp_path
 
 
@@ -112,6 +131,36 @@ def test_only_a_relay_listener_trusts_loopback_unless_told(role, written):
     listener = SmtpListener(listen=Address("::1", 25), role=role, **given)
     by_role = ("127.0.0.0/8", "::1/128") if role == "relay" else ()
     assert listener.trusted_networks == (by_role if written is None else written)
+
+
+@pytest.mark.parametrize(
+    ("next_hop", "more", "verified"),
+    [
+        ("smtp://h.test:587", f"auth = {LOGIN}", True),
+        ("smtps://h.test:465", f"auth = {LOGIN}", True),
+        ("smtp://192.0.2.1:587", f"auth = {LOGIN}", True),
+        ("smtp://127.0.0.1.h.test:587", f"auth = {LOGIN}", True),
+        ("smtp://h.test:587", f"auth = {LOGIN}\nca = 'ca.pem'", True),
+        ("smtp://h.test:587", f"auth = {LOGIN}\nca = ''", True),
+        ("smtp://h.test:587", f"auth = {LOGIN}\ntls = 'required'", False),
+        ("smtp://h.test:587", f"auth = {LOGIN}\ntls = 'opportunistic'", False),
+        ("smtp://h.test:587", "", False),
+        ("smtp://h.test:587", "tls = 'none'", False),
+        ("smtp://h.test:587", "tls = 'verify'\nca = 'ca.pem'", True),
+        ("smtp://localhost:587", f"auth = {LOGIN}", False),
+        ("smtp://127.0.0.11:587", f"auth = {LOGIN}", False),
+        ("smtp://127.0.0.11:587", f"auth = {LOGIN}\ntls = 'none'", False),
+        ("smtp://127.0.0.11:587", f"auth = {LOGIN}\ntls = 'verify'", True),
+        ("smtps://[::1]:465", f"auth = {LOGIN}", False),
+        ("mx", "tls = 'verify'", True),
+        ("mx", "", False),
+        ("capture", "", False),
+    ],
+)
+def test_a_login_for_another_machine_has_the_certificate_verified(folder, next_hop, more, verified):
+    text = f"[[route]]\ndomain = '*'\nnext_hop = '{next_hop}'\n{more}\n"
+    (route,) = loaded(folder, SMALL + text).route
+    assert verifies(route) is verified
 
 
 def test_all_faults_are_told_at_once(folder):
@@ -219,6 +268,39 @@ max_connections = 0
         (
             "[[route]]\ndomain='*'\nnext_hop='smtp://h:1'\nauth = {user='u', password_file='nope'}",
             '6: route[0].auth.password_file: found "nope", expected the path of a file',
+        ),
+        (
+            "[[route]]\ndomain='*'\nnext_hop='mx'\ntls = 'dane'",
+            '6: route[0].tls: found "dane", expected none, opportunistic, required or verify: dane',
+        ),
+        ("[delivery]\ntls = 'verify'", "expected one of none, opportunistic, required"),
+        (
+            "[[route]]\ndomain='*'\nnext_hop='capture'\ntls = 'verify'",
+            '6: route[0].tls: found "verify", expected tls only beside an mx, smtp:// or smtps://',
+        ),
+        (
+            "[[route]]\ndomain='*'\nnext_hop='smtps://h:465'\ntls = 'none'",
+            '6: route[0].tls: found "none", expected required or verify: smtps:// is TLS',
+        ),
+        (
+            f"{TO_H}auth = {LOGIN}\ntls = 'none'",
+            '7: route[0].tls: found "none", expected verify or required: a password is sent in the',
+        ),
+        (
+            f"{TO_H}ca = 'ca.pem'",
+            '6: route[0].ca: found "ca.pem", expected tls = "verify" beside ca',
+        ),
+        (
+            f"{TO_H}ca = 'ca.pem'\nauth = {LOGIN}\ntls = 'required'",
+            '6: route[0].ca: found "ca.pem", expected tls = "verify" beside ca',
+        ),
+        (
+            f"{TO_H}ca = 'nope'\nauth = {LOGIN}",
+            '6: route[0].ca: found "nope", expected the path of a file that is there',
+        ),
+        (
+            f"{TO_H}ca = 'secret'\ntls = 'verify'",
+            '6: route[0].ca: found "secret", expected a PEM file of CA certificates',
         ),
         (
             "[[smtp]]\nlisten = '192.0.2.1:587'\nrole = 'submission'",

@@ -6,9 +6,9 @@ import pytest
 import uvloop
 
 from relay.smtp import Recipient, Target, Timeouts, Transaction, connect
-from tests.support.tls import certificate
+from tests.support.tls import authority, certificate
 
-__all__ = ["certificate"]
+__all__ = ["authority", "certificate"]
 
 QUICK = Timeouts(connect_s=2, command_s=2, data_s=2, block_s=2, dot_s=2, quit_s=1)
 
@@ -23,7 +23,8 @@ async def connected():
     connections = []
 
     async def open_one(mx, *, timeouts=QUICK, **fields):
-        target = Target(mx.name, address=mx.host, port=mx.port, path=mx.path, **fields)
+        fields = {"host": mx.name, "address": mx.host, "port": mx.port} | fields
+        target = Target(path=mx.path, **fields)
         connections.append(await connect(target, ehlo_name="relay.test", timeouts=timeouts))
         return connections[-1]
 

@@ -126,7 +126,7 @@ async def test_starttls_encrypts_and_a_second_ehlo_counts(connected, message, ce
 
 async def test_implicit_tls(connected, message, certificate):
     async with RemoteMx(tls=certificate.server_context(), implicit_tls=True) as mx:
-        connection = await connected(mx, tls="implicit")
+        connection = await connected(mx, implicit=True)
         await connection.transact(message())
         assert mx.received("b@y.test")[0].tls
         assert mx.commands[0] == "EHLO relay.test"
@@ -160,10 +160,120 @@ async def test_broken_tls_is_retried_in_clear_unless_required(connected, message
         assert mx.sessions == 3
 
 
+VERIFY = {"host": "mail.test", "tls": "verify"}
+LOGIN = ("me", "secret")
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize(
+    ("names", "host"),
+    [
+        (["DNS:mail.test"], "mail.test"),
+        (["DNS:*.mail.test"], "mx1.mail.test"),
+        (["IP:127.0.0.1"], "127.0.0.1"),
+    ],
+)
+async def test_a_certificate_of_a_trusted_ca_for_the_host_is_verified(
+    connected, message, authority, names, host, implicit
+):
+    tls = authority.issue(*names).server_context()
+    async with RemoteMx(tls=tls, implicit_tls=implicit, users={"me": "secret"}) as mx:
+        connection = await connected(
+            mx, host=host, tls="verify", implicit=implicit, ca=authority.certificate,
+            credentials=LOGIN,
+        )  # fmt: skip
+        result = await connection.transact(message())
+    assert isinstance(result.outcomes[0], Relayed)
+    assert mx.envelopes[0].tls
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize(
+    ("names", "days", "ca", "told"),
+    [
+        (["DNS:other.test"], 1, True, "the certificate is for other.test, not mail.test; "),
+        (
+            ["IP:127.0.0.1"],
+            1,
+            True,
+            "the certificate is for the address 127.0.0.1, not mail.test; ",
+        ),
+        ([], 1, True, "the certificate is for no host, not mail.test; "),
+        (["DNS:mail.test"], -1, True, "the certificate is refused: certificate has expired; "),
+        (["DNS:mail.test"], 1, False, "the certificate is refused: unable to get local issuer"),
+    ],
+)
+async def test_a_certificate_that_does_not_hold_puts_mail_off(
+    connected, authority, names, days, ca, told, implicit
+):
+    tls = authority.issue(*names, days=days).server_context()
+    trusted = authority.certificate if ca else None
+    async with RemoteMx(tls=tls, implicit_tls=implicit, users={"me": "secret"}) as mx:
+        error = await refusal(
+            connected, mx, **VERIFY, implicit=implicit, ca=trusted, credentials=LOGIN
+        )
+    outcome = error.outcome
+    assert (outcome.kind, outcome.evidence.status) == (DeferralClass.TLS, "4.7.5")
+    assert outcome.evidence.reply.startswith(f"127.0.0.1:{mx.port}: {told}")
+    assert mx.sessions <= 1  # there is no second try in the clear
+    assert not [line for line in mx.commands if line.startswith(("AUTH", "MAIL"))]
+
+
+async def test_a_self_signed_certificate_is_not_verified(connected, certificate):
+    async with RemoteMx(tls=certificate.server_context()) as mx:
+        error = await refusal(connected, mx, tls="verify")
+    assert "the certificate is refused: self-signed certificate" in error.outcome.evidence.reply
+
+
+async def test_a_self_signed_certificate_in_the_ca_file_is_verified(connected, certificate):
+    async with RemoteMx(tls=certificate.server_context()) as mx:
+        connection = await connected(mx, tls="verify", ca=certificate.certificate)
+    assert connection.peer.tls
+
+
+async def test_a_ca_file_that_has_gone_puts_mail_off(connected, certificate, tmp_path):
+    async with RemoteMx(tls=certificate.server_context()) as mx:
+        error = await refusal(connected, mx, tls="verify", ca=tmp_path / "gone.pem")
+        assert "gone.pem cannot be used: no such file" in error.outcome.evidence.reply
+        (tmp_path / "empty.pem").touch()
+        error = await refusal(connected, mx, tls="verify", ca=tmp_path / "empty.pem")
+        assert "empty.pem cannot be used: it holds no certificates" in error.outcome.evidence.reply
+    assert error.outcome.kind is DeferralClass.TLS
+    assert mx.sessions == 0
+
+
+@pytest.mark.parametrize(
+    ("level", "told"),
+    [
+        ("opportunistic", "the host does not offer STARTTLS, and a password is not sent without"),
+        ("required", "the host does not offer STARTTLS, and a password is not sent without TLS"),
+        ("verify", "the host does not offer STARTTLS, and a password is not sent without TLS"),
+        ("none", "a password is not sent without TLS"),
+    ],
+)
+async def test_no_password_is_sent_in_the_clear(connected, level, told):
+    async with RemoteMx(users={"me": "secret"}) as mx:  # its name is none of loopback's
+        error = await refusal(connected, mx, tls=level, credentials=LOGIN)
+    assert (error.outcome.kind, error.outcome.evidence.status) == (DeferralClass.TLS, "4.7.4")
+    assert error.outcome.evidence.reply.startswith(f"127.0.0.1:{mx.port}: {told}")
+    assert not [line for line in mx.commands if line.startswith(("AUTH", "MAIL"))]
+
+
+@pytest.mark.parametrize("replies", [{}, {"STARTTLS": "454 4.7.0 not now"}, {"STARTTLS": DROP}])
+async def test_no_password_is_sent_in_the_clear_where_tls_breaks(connected, replies):
+    no_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    async with RemoteMx(tls=no_certificate, replies=replies, users={"me": "secret"}) as mx:
+        error = await refusal(connected, mx, tls="opportunistic", credentials=LOGIN)
+    assert error.outcome.kind is DeferralClass.TLS
+    assert mx.sessions == 1
+    assert not any(line.startswith("AUTH") for line in mx.commands)
+
+
 # -- AUTH
-async def test_credentials_are_shown(connected, message):
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+async def test_credentials_are_shown(connected, message, host):
     async with RemoteMx(users={"me": "secret"}) as mx:
-        connection = await connected(mx, credentials=("me", "secret"))
+        connection = await connected(mx, host=host, credentials=LOGIN)
         await connection.transact(message())
         assert len(mx.received("b@y.test")) == 1
 
@@ -179,7 +289,14 @@ async def test_credentials_are_shown(connected, message):
 )
 async def test_credentials_that_do_not_work_put_mail_off(connected, users, replies):
     async with RemoteMx(users=users, replies=replies) as mx:
-        error = await refusal(connected, mx, credentials=("me", "secret"))
+        error = await refusal(connected, mx, host="localhost", credentials=LOGIN)
     assert isinstance(error.outcome, Deferred)
     assert (error.outcome.kind, error.outcome.evidence.status) == (DeferralClass.AUTH, "4.7.8")
     assert "secret" not in str(error)
+
+
+async def test_a_host_that_offers_no_auth_is_named(connected):
+    async with RemoteMx() as mx:
+        error = await refusal(connected, mx, host="localhost", credentials=LOGIN)
+    told = "the host offers no AUTH, and the route has a login for it"
+    assert error.outcome.evidence.reply == f"127.0.0.1:{mx.port}: {told}"

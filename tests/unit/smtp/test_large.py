@@ -58,7 +58,7 @@ async def test_30_mb_arrive_octet_for_octet(connected, message, large, certifica
     assert content.size > 30_000_000
     options = {"tls": certificate.server_context(), "implicit_tls": True} if secure else {}
     async with RemoteMx(**options) as mx:
-        connection = await connected(mx, tls="implicit" if secure else "none")
+        connection = await connected(mx, tls="none", implicit=secure)
         result = await connection.transact(message(content=content))
         assert isinstance(result.outcomes[0], Relayed)
         [envelope] = mx.envelopes

@@ -1,0 +1,97 @@
+"""What a TLS session with a host has to prove: the levels, the certificate's chain and its names.
+
+On the path: connect asks before it opens a session and after each handshake.
+Holds: a level that verifies trusts only the certificates of the system, or of the one file given.
+Fails: OSError or ssl.SSLError from trust() for a file that holds no certificates.
+Standards: RFC 7435 (opportunistic), RFC 9525 (names), RFC 8314, RFC 5321 4.1.3 (address literals).
+"""
+
+import ssl
+from collections.abc import Mapping
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from typing import Any
+
+_NAMES_SHOWN = 3
+_CONTEXTS_KEPT = 32
+
+
+@lru_cache(maxsize=1)
+def unauthenticated() -> ssl.SSLContext:
+    """Return a context that encrypts and accepts any certificate, as Postfix's `encrypt`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the default one loads 140 certificates
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+@lru_cache(maxsize=_CONTEXTS_KEPT)
+def trust(ca: Path | None) -> ssl.SSLContext:
+    """Return a context that verifies the chain against the system's store, or against `ca` alone.
+
+    The name is left to is_for(), so that a refusal can say which names the certificate has. Raises
+    OSError, ssl.SSLError.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if ca is None:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    else:
+        context.load_verify_locations(cafile=ca)
+    return context
+
+
+def is_for(certificate: Mapping[str, Any], host: str) -> bool:
+    """Whether a certificate whose chain is verified is for `host`.
+
+    Only subjectAltName counts. A name may have "*" as its whole first label. An IP address needs
+    an iPAddress of the certificate; no dNSName stands for one.
+    """
+    address = ip_of(host)
+    if address is not None:
+        return any(ip_of(text) == address for text in _names(certificate, "IP Address"))
+    return any(_matches(text.lower(), host.lower()) for text in _names(certificate, "DNS"))
+
+
+def shown_names(certificate: Mapping[str, Any]) -> str:
+    """Return the first few names and addresses that a certificate is for."""
+    addresses = (f"the address {text}" for text in _names(certificate, "IP Address"))
+    names = [*_names(certificate, "DNS"), *addresses]
+    more = "" if len(names) <= _NAMES_SHOWN else f" and {len(names) - _NAMES_SHOWN} more"
+    return ", ".join(names[:_NAMES_SHOWN]) + more or "no host"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is an address of this machine's loopback interface; a name never is."""
+    address = ip_of(host)
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address is not None and address.is_loopback
+
+
+def ip_of(text: str) -> IPv4Address | IPv6Address | None:
+    """Return the IP address that `text` is, also as an address literal, or None for a name."""
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+        if text[:5].lower() == "ipv6:":
+            text = text[5:]
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
+def _names(certificate: Mapping[str, Any], kind: str) -> list[str]:
+    return [text for found, text in certificate.get("subjectAltName", ()) if found == kind]
+
+
+def _matches(pattern: str, host: str) -> bool:
+    """RFC 9525 6.3: equal, or "*" for exactly one label at the front of at least two others."""
+    if pattern == host:
+        return bool(host)
+    first, _, rest = pattern.partition(".")
+    label, _, domain = host.partition(".")
+    return first == "*" and "." in rest and bool(label) and rest == domain

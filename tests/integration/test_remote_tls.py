@@ -1,0 +1,146 @@
+"""Mail that logs in to another host: over TLS whose certificate holds, or not at all."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.relay_process import RelayProcess
+from tests.support.remote_mx import RemoteMx
+from tests.support.remotes import Remotes, received
+from tests.support.tls import Authority, Certificate, authority, certificate
+
+__all__ = ["authority", "certificate"]
+
+LOGIN = {"users": {"me": "secret"}}
+
+
+def routed(remotes: Remotes, tmp_path: Path, routes: dict[str, dict[str, Any]]) -> RelayProcess:
+    """A relay with a login for mx.DOMAIN of each domain; `routes` has what else its route says."""
+    (tmp_path / "password").write_text("secret\n")
+    auth = {"user": "me", "password_file": str(tmp_path / "password")}
+    tables = [
+        {"domain": domain, "next_hop": f"smtp://mx.{domain}:{remotes.port}", "auth": auth} | more
+        for domain, more in routes.items()
+    ]
+    # where nothing else is said, the most trusting level that there is
+    delivery = {"tls": "opportunistic", "retry": ["1h"]}
+    return remotes.relay(config={"route": tables, "delivery": delivery})
+
+
+def deferral(relay: RelayProcess, address: str) -> dict[str, Any]:
+    """The attempt of a message to `address` that was put off."""
+    identity = relay.submit("alice@example.test", [address])
+    found = relay.until_state(identity, "deferred")
+    ((attempt,),) = [one["attempts"] for one in found["recipients"]]
+    assert isinstance(attempt, dict)
+    return attempt
+
+
+def was_not_told(server: RemoteMx) -> bool:
+    """Whether the server never saw the login or the message."""
+    assert not server.envelopes
+    return not [line for line in server.commands if line.startswith(("AUTH", "MAIL"))]
+
+
+@pytest.mark.parametrize("route", [{}, {"tls": "required"}, {"tls": "opportunistic"}])
+def test_a_password_is_not_sent_in_the_clear_where_tls_is_not_offered(
+    remotes: Remotes, tmp_path: Path, route: dict[str, Any]
+) -> None:
+    server = remotes.start("a.test", **LOGIN)
+    with routed(remotes, tmp_path, {"a.test": route}) as relay:
+        attempt = deferral(relay, "x@a.test")
+        assert relay.metric("relay_attempts_total", outcome="deferred", **{"class": "tls"}) == 1
+        (entry,) = relay.queue()
+    place = f"{server.host}:{server.port}"
+    told = f"{place}: the host does not offer STARTTLS, and a password is not sent without TLS"
+    assert attempt["reply"] == told
+    assert entry["recipients"][0]["reply"] == told
+    assert was_not_told(server)
+
+
+@pytest.mark.parametrize("implicit", [False, True], ids=["starttls", "smtps"])
+def test_a_login_takes_a_certificate_that_is_trusted_and_of_that_name(
+    remotes: Remotes, tmp_path: Path, certificate: Certificate, authority: Authority, implicit: bool
+) -> None:
+    servers = {
+        "self.test": certificate,
+        "other.test": authority.issue("DNS:mx.self.test"),
+        "old.test": authority.issue("DNS:mx.old.test", days=-1),
+        "unknown.test": authority.issue("DNS:mx.unknown.test"),
+        "good.test": authority.issue("DNS:mx.good.test"),
+        "required.test": certificate,
+    }
+    running = {
+        domain: remotes.start(
+            domain, tls=shown.server_context(), implicit_tls=implicit, **LOGIN
+        )
+        for domain, shown in servers.items()
+    }  # fmt: skip
+    scheme = "smtps" if implicit else "smtp"
+    routes: dict[str, dict[str, Any]] = {
+        domain: {
+            "next_hop": f"{scheme}://mx.{domain}:{remotes.port}",
+            "ca": str(authority.certificate),
+        }
+        for domain in servers
+    }
+    del routes["unknown.test"]["ca"]
+    routes["required.test"] |= {"tls": "required"}
+    del routes["required.test"]["ca"]
+    with routed(remotes, tmp_path, routes) as relay:
+        for domain, told in {
+            "self.test": "the certificate is refused: self-signed certificate; correct",
+            "other.test": "the certificate is for mx.self.test, not mx.other.test; correct",
+            "old.test": "the certificate is refused: certificate has expired; correct",
+            "unknown.test": "the certificate is refused: unable to get local issuer certificate",
+        }.items():
+            attempt = deferral(relay, f"x@{domain}")
+            server = running[domain]
+            assert attempt["reply"].startswith(f"{server.host}:{server.port}: {told}")
+            assert was_not_told(server)
+        for domain in ("good.test", "required.test"):
+            relay.until_final(relay.submit("alice@example.test", [f"x@{domain}"]))
+            assert received(running[domain], f"x@{domain}").tls
+
+
+def test_a_loopback_address_is_logged_in_to_in_the_clear(remotes: Remotes, tmp_path: Path) -> None:
+    server = remotes.start("a.test", **LOGIN)
+    route = {"next_hop": f"smtp://{server.host}:{server.port}"}
+    with routed(remotes, tmp_path, {"a.test": route}) as relay:
+        relay.until_final(relay.submit("alice@example.test", ["x@a.test"]))
+    assert not received(server, "x@a.test").tls
+    assert any(line.startswith("AUTH") for line in server.commands)
+
+
+def test_an_address_is_verified_by_the_addresses_of_the_certificate(
+    remotes: Remotes, tmp_path: Path, authority: Authority
+) -> None:
+    right = remotes.start("a.test", tls=authority.issue("IP:127.0.0.11").server_context())
+    wrong = remotes.start("b.test", tls=authority.issue("DNS:127.0.0.12").server_context())
+    assert (right.host, wrong.host) == ("127.0.0.11", "127.0.0.12")
+    routes = [
+        {"domain": domain, "next_hop": f"smtp://{server.host}:{server.port}", "tls": "verify",
+         "ca": str(authority.certificate)}
+        for domain, server in {"a.test": right, "b.test": wrong}.items()
+    ]  # fmt: skip
+    with remotes.relay(config={"route": routes, "delivery": {"retry": ["1h"]}}) as relay:
+        relay.until_final(relay.submit("alice@example.test", ["x@a.test"]))
+        attempt = deferral(relay, "x@b.test")
+    assert received(right, "x@a.test").tls
+    assert "the certificate is for 127.0.0.12, not the address 127.0.0.12; " in attempt["reply"]
+    assert was_not_told(wrong)
+
+
+def test_an_mx_route_may_verify_the_mx_hosts(
+    remotes: Remotes, tmp_path: Path, authority: Authority
+) -> None:
+    right = remotes.start("a.test", tls=authority.issue("DNS:mx.a.test").server_context())
+    wrong = remotes.start("b.test", tls=authority.issue("DNS:b.test").server_context())
+    route = {"domain": "*", "next_hop": "mx", "tls": "verify", "ca": str(authority.certificate)}
+    with remotes.relay(config={"route": [route], "delivery": {"retry": ["1h"]}}) as relay:
+        relay.until_final(relay.submit("alice@example.test", ["x@a.test"]))
+        attempt = deferral(relay, "x@b.test")
+    assert received(right, "x@a.test").tls
+    assert "the certificate is for b.test, not mx.b.test; " in attempt["reply"]
+    assert was_not_told(wrong)

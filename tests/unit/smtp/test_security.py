@@ -1,0 +1,106 @@
+"""Which certificate is whose, and what a session with a host must have."""
+
+import pytest
+
+from relay.smtp import Target
+from relay.smtp.security import is_for, is_loopback, shown_names
+
+
+def certificate(*names):
+    """As ssl gives it: "DNS:a.test", "IP:127.0.0.2"."""
+    kinds = {"DNS": "DNS", "IP": "IP Address"}
+    pairs = (name.partition(":")[::2] for name in names)
+    return {
+        "subject": ((("commonName", "mail.test"),),),
+        "subjectAltName": tuple((kinds[kind], text) for kind, text in pairs),
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "host"),
+    [
+        (["DNS:mail.test"], "mail.test"),
+        (["DNS:other.test", "DNS:MAIL.test"], "mail.TEST"),
+        (["DNS:*.mail.test"], "mx1.mail.test"),
+        (["IP:192.0.2.1"], "192.0.2.1"),
+        (["IP:192.0.2.1"], "[192.0.2.1]"),
+        (["IP:2001:DB8:0:0:0:0:0:1"], "2001:db8::1"),
+        (["IP:2001:DB8:0:0:0:0:0:1"], "[IPv6:2001:db8::1]"),
+    ],
+)
+def test_a_certificate_is_for_its_names(names, host):
+    assert is_for(certificate(*names), host)
+
+
+@pytest.mark.parametrize(
+    ("names", "host", "found"),
+    [
+        (["DNS:other.test"], "mail.test", "other.test"),
+        ([], "mail.test", "no host"),  # the common name does not count
+        (["DNS:mail.test"], "a.mail.test", "mail.test"),
+        (["DNS:*.mail.test"], "mail.test", "*.mail.test"),
+        (["DNS:*.mail.test"], "a.b.mail.test", "*.mail.test"),
+        (["DNS:*.test"], "mail.test", "*.test"),
+        (["DNS:m*.mail.test"], "mx.mail.test", "m*.mail.test"),
+        (["DNS:*"], "mail", "*"),
+        (["DNS:mail.test\0.other.test"], "mail.test", "mail.test\0.other.test"),
+        (["DNS:192.0.2.1"], "192.0.2.1", "192.0.2.1"),
+        (["DNS:*.0.2.1"], "192.0.2.1", "*.0.2.1"),
+        (["IP:192.0.2.2"], "192.0.2.1", "the address 192.0.2.2"),
+        (["IP:192.0.2.1"], "mail.test", "the address 192.0.2.1"),
+        (["DNS:a.test", "DNS:b.test", "IP:192.0.2.1", "DNS:c.test", "DNS:d.test"], "mail.test",
+         "a.test, b.test, c.test and 2 more"),
+    ],
+)  # fmt: skip
+def test_a_certificate_for_others_is_told_by_their_names(names, host, found):
+    assert not is_for(certificate(*names), host)
+    assert shown_names(certificate(*names)) == found
+
+
+def test_a_certificate_without_anything_is_for_no_host():
+    assert not is_for({}, "mail.test")
+    assert shown_names({}) == "no host"
+    assert not is_for(certificate("DNS:"), "mail.test")
+    assert not is_for(certificate("DNS:"), "")
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True), ("127.0.0.11", True), ("::1", True), ("::ffff:127.0.0.1", True),
+        ("[127.0.0.1]", True), ("[IPv6:::1]", True),
+        ("128.0.0.1", False), ("192.0.2.1", False), ("::", False), ("0.0.0.0", False),
+        ("127.0.0.1.mail.test", False), ("localhost", False), ("", False),
+    ],
+)  # fmt: skip
+def test_only_an_address_is_loopback(host, expected):
+    assert is_loopback(host) is expected
+
+
+LOGIN = ("user", "secret")
+
+
+@pytest.mark.parametrize(
+    ("fields", "level"),
+    [
+        ({"tls": "none"}, "none"),
+        ({"tls": "opportunistic"}, "opportunistic"),
+        ({"tls": "opportunistic", "credentials": LOGIN}, "required"),
+        ({"tls": "opportunistic", "credentials": LOGIN, "address": "127.0.0.1"}, "required"),
+        ({"tls": "opportunistic", "credentials": LOGIN, "address": "127.0.0.1",
+          "host": "localhost"}, "opportunistic"),
+        ({"tls": "opportunistic", "credentials": LOGIN, "address": "192.0.2.1",
+          "host": "localhost"}, "required"),
+        ({"tls": "opportunistic", "credentials": LOGIN, "address": "192.0.2.1",
+          "host": "127.0.0.1"}, "required"),
+        ({"tls": "opportunistic", "credentials": LOGIN, "address": "127.0.0.11",
+          "host": "127.0.0.11"}, "opportunistic"),
+        ({"tls": "required", "credentials": LOGIN}, "required"),
+        ({"tls": "verify"}, "verify"),
+        ({"tls": "verify", "implicit": True}, "verify"),
+        ({"tls": "none", "implicit": True}, "required"),
+        ({"tls": "opportunistic", "implicit": True}, "required"),
+    ],
+)  # fmt: skip
+def test_what_a_session_must_have(fields, level):
+    assert Target(**{"host": "mail.test", "address": "192.0.2.1", **fields}).level == level
