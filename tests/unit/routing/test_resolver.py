@@ -22,6 +22,7 @@ from relay.routing import (
     Resolver,
     TemporaryFailure,
 )
+from relay.routing import resolver as resolver_module
 from relay.settings.tree import Address
 from tests.support.dns_server import DnsServer
 
@@ -262,6 +263,20 @@ async def test_localhost_comes_from_the_systems_host_table_not_from_the_dns(dns)
         found = await resolver.resolve(NextHop(HopKind.SMTPS, "localhost", 465))
     assert set(found.hosts[0].addresses) & {"127.0.0.1", "::1"}
     assert not dns.queries
+
+
+@pytest.mark.parametrize(
+    ("table", "addresses"),
+    [(("192.0.2.1", "127.0.0.1"), ("127.0.0.1",)), (("192.0.2.1",), None)],
+)
+async def test_localhost_is_never_another_machine(dns, monkeypatch, table, addresses):
+    monkeypatch.setattr(resolver_module, "_addresses_by_system", lambda _name: table)
+    async with resolving(dns) as resolver:
+        found = await resolver.resolve(NextHop(HopKind.SMTP, "localhost", 587))
+    if addresses is None:
+        assert isinstance(found, TemporaryFailure)
+    else:
+        assert found.hosts[0].addresses == addresses
 
 
 async def test_local_and_capture_have_no_hosts(dns):
