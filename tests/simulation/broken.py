@@ -30,6 +30,8 @@ from relay.spool.sqlite import spool as spool_module
 from relay.spool.sqlite import transactions
 from relay.spool.sqlite.engine import batch
 from relay.spool.sqlite.engine.batch import Batch
+from relay.spool.sqlite.engine.last_commit import LastCommit
+from relay.spool.sqlite.engine.write_ahead import WriteAheadLog
 from relay.spool.sqlite.engine.writer import Writer
 from relay.spool.sqlite.operating import changing
 from relay.spool.sqlite.spool import SqliteSpool
@@ -85,6 +87,15 @@ def _slowed_by_route(plan: Scenario) -> bool:
 def _slow_and_short(plan: Scenario) -> bool:
     """Whether a process may die while a commit goes on."""
     return bool(plan.commit_s and plan.lives)
+
+
+def _unsyncable(plan: Scenario) -> bool:
+    """Whether a process may die after a sync that failed."""
+    return any(trouble.kind == "sync" for trouble in plan.troubles) and bool(plan.lives)
+
+
+def _short(plan: Scenario) -> bool:
+    return bool(plan.lives)
 
 
 def _instead(owner: Any, name: str, make: Callable[[Any], Any]) -> Patches:
@@ -177,6 +188,22 @@ def _unsynced(original: Any) -> Any:
     return open_database
 
 
+def _not_written_over(_original: Any) -> Any:
+    def prove(self: WriteAheadLog) -> None:
+        self.is_doubtful = False
+
+    return prove
+
+
+def _noted_first(original: Any) -> Any:
+    def commit(self: WriteAheadLog, cursor: Any) -> None:
+        self._last_commit.committed()
+        with patch.object(LastCommit, "committed", _nothing(None)):
+            original(self, cursor)
+
+    return commit
+
+
 def _ten_times(original: Any) -> Any:
     def initialise(self: ConnectionSlots, limit: int, *args: Any, **more: Any) -> None:
         original(self, 10 * limit, *args, **more)
@@ -243,8 +270,8 @@ def _counted_later(_original: Any) -> Any:
         counts, self_counts = later.copy(), self.counts.copy()
         later.clear()
         later.update(self_counts)
-        if counts:
-            self.cursor.executemany(batch._COUNT, counts.items())
+        counts[batch.COMMITS_COUNTER] += 1
+        self.cursor.executemany(batch._COUNT, counts.items())
 
     return write_counts
 
@@ -307,6 +334,8 @@ BROKEN = (
     Broken("keys end with history", _instead(history, "prune_keys", _keys_with_history), "invariant 7"),
     Broken("nothing expires", _instead(SqliteSpool, "accept", _never_expiring), "invariant 6"),
     Broken("nothing synced", _instead(spool_module, "open_database", _unsynced), "invariant 1"),
+    Broken("a failed commit is not written over", _instead(WriteAheadLog, "prove", _not_written_over), "invariant 1", where=_unsyncable),
+    Broken("a commit is noted before it", _instead(WriteAheadLog, "commit", _noted_first), "looks damaged", where=_short),
     Broken("ten times the connections", _instead(ConnectionSlots, "__init__", _ten_times), "invariant 4"),
     Broken("no rates", _instead(Bucket, "wait_s", _nothing), "invariant 4", where=_slowed),
     Broken("no rates of routes", _instead(RouteTable, "limits_for", _no_rate_of_routes), "invariant 4", where=_slowed_by_route),

@@ -16,11 +16,13 @@ from unittest.mock import patch
 
 import apsw
 
+from relay.spool.sqlite.disk.presence import last_commit_of
 from tests.simulation.life import Death, Life
 from tests.simulation.world import World
 
 VFS = "simulated"
-CONTENTS = "spool.sqlite-content"
+_SPOOL = "spool.sqlite"
+CONTENTS = f"{_SPOOL}-content"
 _BALLAST = "ballast"
 _SIZE_BYTES = 1 << 30
 _BLOCK_BYTES = 4096
@@ -45,6 +47,7 @@ class Disk(apsw.VFS):
         self._unsynced: dict[str, list[tuple[int, bytes, int]]] = {}
         self._sizes: dict[int, int] = {}  # of content files by inode, as far as they are synced
         self._names: frozenset[str] = frozenset()  # of content files when their folder was synced
+        self._synced_note = self._named_note = b""  # the last commit's number: its file, its name
         super().__init__(VFS, _BASE, makedefault=True)
 
     def xOpen(self, name: apsw.URIFilename | str | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
@@ -57,11 +60,12 @@ class Disk(apsw.VFS):
         """What the next process finds; the one before has no file there any more."""
         old, new = self.home, self.folder / f"{len(self.world.lives)}"
         new.mkdir()
-        for name in ("spool.sqlite", "spool.sqlite-wal"):
+        for name in (_SPOOL, f"{_SPOOL}-wal"):
             if (old / name).exists():
                 shutil.copyfile(old / name, new / name)
                 if power_lost:
                     forget(new / name, self._unsynced.get(name, []), self.world.rng)
+        self._move_note(last_commit_of(old / _SPOOL), last_commit_of(new / _SPOOL), power_lost)
         if (old / _BALLAST).exists():
             (old / _BALLAST).rename(new / _BALLAST)
         if (old / CONTENTS).exists():
@@ -73,6 +77,15 @@ class Disk(apsw.VFS):
         self.failing_since_s = None
         self.home = new
         return new
+
+    def _move_note(self, old: Path, new: Path, power_lost: bool) -> None:
+        """Let the last commit's number come over; with the power, it may be as it was synced."""
+        note = old.read_bytes() if old.exists() else b""
+        if power_lost and Random(f"{len(self.world.lives)} {note!r}").random() < 0.5:
+            note = self._named_note
+        if note:
+            new.write_bytes(note)
+        self._synced_note = self._named_note = note
 
     def _move_file(self, old: Path, new: Path, power_lost: bool) -> None:
         """Let a content file come over; what of it was not synced may be gone with the power."""
@@ -95,13 +108,18 @@ class Disk(apsw.VFS):
 
         def sync(descriptor: int) -> None:
             path = Path(f"/proc/self/fd/{descriptor}").readlink()
-            contents = self.home / CONTENTS
-            if self.home not in path.parents:
+            contents, note = self.home / CONTENTS, last_commit_of(self.home / _SPOOL)
+            if self.home != path and self.home not in path.parents:
                 fsync(descriptor)
                 return
             self.reached()
             fsync(descriptor)
-            if path == contents:
+            if path == note:
+                self._synced_note = note.read_bytes()
+                self._named_note = self._named_note and self._synced_note
+            elif path == self.home:
+                self._named_note = self._synced_note if note.exists() else b""
+            elif path == contents:
                 self._names = frozenset(_names_in(contents))
             elif path.parent == contents:
                 found = os.fstat(descriptor)

@@ -11,6 +11,9 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import apsw
 
 from relay.accounts import Account
 from relay.clock import Ids
@@ -34,6 +37,8 @@ from relay.routing import RouteTable
 from relay.settings.tree import Address, Route, SmtpListener
 from relay.smtp import Timeouts
 from relay.spool import SqliteSpool
+from relay.spool.sqlite.engine.last_commit import LastCommit
+from relay.spool.sqlite.engine.write_ahead import WriteAheadLog
 from tests.simulation import tripwires
 from tests.simulation.clock import WorldClock
 from tests.simulation.ledger import Ledger, WatchedContents, Witness
@@ -225,11 +230,20 @@ class Node:
         await self.spool.stop()
 
     def close(self) -> None:
-        """What the operating system does for a dead process."""
-        for close in (self.acceptance.close, self.spool.close):
-            with contextlib.suppress(Exception, Death):
-                close()
+        """Do what the operating system does for a dead process: its files stay as they are."""
+        with (
+            contextlib.suppress(Exception, Death),
+            patch.object(WriteAheadLog, "empty", _left_alone),
+            patch.object(LastCommit, "forget", _left_alone),
+        ):
+            self.acceptance.close()
+            self.spool._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            self.spool.close()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             raise AssertionError(f"a task for good has ended: {task.exception()!r}")
+
+
+def _left_alone(*_args: object) -> None:
+    """Do nothing, in place of what a process does that stops."""

@@ -26,7 +26,7 @@ from relay.delivery import parse_rate
 from relay.delivery.queue import refill
 from relay.delivery.remote.rate import Bucket, stricter
 from relay.journal.logs import configure
-from relay.spool.types import Selector, SpoolError
+from relay.spool.types import Selector, SpoolDamagedError, SpoolError
 from tests.simulation import coverage, invariants, operators, scenario, tripwires
 from tests.simulation.disk import Disk
 from tests.simulation.ledger import Ledger
@@ -243,6 +243,8 @@ class _Play:
         await asyncio.wait({living, died}, return_when=asyncio.FIRST_COMPLETED)
         if not life.dead and isinstance(living.exception(), SpoolError | OSError):
             world.note("no start:", living.exception())
+            if isinstance(living.exception(), SpoolDamagedError):
+                world.fault(f"invariant 1: a whole spool looks damaged: {living.exception()}")
             world.kill(life)
         stopped = not life.dead
         if stopped:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import apsw
 
 from relay.clock import Clock
-from relay.journal.crash import CrashPoints
+from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.logs import get_logger
 from relay.journal.metrics import Metrics
 from relay.message.content import Content, LargeContent, in_sight
@@ -37,6 +37,7 @@ from relay.spool.sqlite.disk.presence import contents_of
 from relay.spool.sqlite.engine.batch import Batch
 from relay.spool.sqlite.engine.damage import Damage
 from relay.spool.sqlite.engine.database import CAPTURED_KEEP_S, open_database
+from relay.spool.sqlite.engine.last_commit import LastCommit, commits_of
 from relay.spool.sqlite.engine.reader import Reader
 from relay.spool.sqlite.engine.write_ahead import sync_anew
 from relay.spool.sqlite.engine.writer import WAITING_MAX, Writer
@@ -98,8 +99,14 @@ class SqliteSpool:
         )  # fmt: skip
         self._connection = self._open()
         self.damage = Damage(path, metrics)
+        crash.reached(CrashPoint.SPOOL_OPENED)
+        number = commits_of(self._connection) or 0
+        self._last_commit = LastCommit(path, number, crash=crash)
+        self._last_commit.begin()
+        self._crash = crash
         self._writer = Writer(
-            self._connection, clock=clock, crash=crash, metrics=metrics, inline=inline,
+            self._connection, last_commit=self._last_commit, clock=clock,
+            crash=crash, metrics=metrics, inline=inline,
             make_room=self.ballast.give_up, on_damage=self.damage.found,
         )  # fmt: skip
         self._entries = 0
@@ -143,10 +150,15 @@ class SqliteSpool:
         for reader in (self._counting, self._queries, self._delivery):
             reader.close()
         self._checking.shutdown(cancel_futures=True)
+        self._writer.empty_log()
+        self._crash.reached(CrashPoint.SPOOL_LOG_EMPTIED)
         try:
             self._connection.close()
-        except apsw.Error as error:  # the last checkpoint: the log still has it all
+        except apsw.Error as error:  # the log still has it all
             _log.warning("spool closed with its log", error=str(error))
+        self._crash.reached(CrashPoint.SPOOL_CLOSED)
+        self._last_commit.forget()
+        self._crash.reached(CrashPoint.SPOOL_COMMIT_FORGOTTEN)
 
     async def accept(
         self,

@@ -8,7 +8,9 @@ from pathlib import Path
 import apsw
 import pytest
 
+from relay.journal.crash import CrashPoints
 from relay.spool.sqlite.engine import write_ahead
+from relay.spool.sqlite.engine.last_commit import LastCommit
 from relay.spool.sqlite.engine.write_ahead import WriteAheadLog, sync_anew
 from relay.spool.types import SpoolUnavailableError
 from tests.support.disks import read_only
@@ -41,13 +43,13 @@ def connection(disk: FaultyDisk, path: Path) -> Iterator[apsw.Connection]:
 
 
 @pytest.fixture
-def log(connection: apsw.Connection, monkeypatch) -> WriteAheadLog:
+def log(connection: apsw.Connection, path: Path, monkeypatch) -> WriteAheadLog:
     """Its limits are 20, 50 and 100 pages."""
     for name, pages in (("_PAGES_IDLE", 20), ("_PAGES_BUSY", 50), ("_PAGES_MAX", 100)):
         monkeypatch.setattr(write_ahead, name, pages)
     monkeypatch.setattr(write_ahead, "_READERS_WAIT_MS", 20)
     monkeypatch.setattr(write_ahead, "_BYTES_KEPT", 120 * FRAME)
-    return WriteAheadLog(connection)
+    return WriteAheadLog(connection, LastCommit(path, 0, crash=CrashPoints()))
 
 
 def commit(log: WriteAheadLog, connection: apsw.Connection, *, pages: int) -> None:

@@ -25,13 +25,26 @@ def salvage_mark_of(database: Path) -> Path:
     return database.with_name(database.name + ".salvage")
 
 
+def last_commit_of(database: Path) -> Path:
+    """The file that has the number of the last commit, from a start to the clean stop."""
+    return database.with_name(database.name + ".last-commit")
+
+
+def log_bytes(database: Path) -> int:
+    """The size of the write-ahead log, 0 without one."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return database.with_name(database.name + "-wal").stat().st_size
+    return 0
+
+
 def is_or_was_there(database: Path) -> bool:
     """Whether there is anything of a spool."""
     return (
         database.exists()
         or salvage_mark_of(database).exists()
+        or last_commit_of(database).exists()
         or _has_contents(database)
-        or _has_log(database)
+        or log_bytes(database) > 0
     )
 
 
@@ -44,21 +57,18 @@ def check_presence(database: Path) -> None:
             raise SpoolDamagedError(
                 f"{database} is gone, and {contents_of(database)} has contents of its messages"
             )
-        if _has_log(database):  # SQLite would remove it
+        if log_bytes(database):  # SQLite would remove it
             raise SpoolDamagedError(f"{database} is gone, and its write-ahead log is not")
+        if last_commit_of(database).exists():
+            raise SpoolDamagedError(f"{database} is gone, and it was not closed")
     elif not database.is_file():
         found = "a directory" if database.is_dir() else "no regular file"
         raise SpoolFormatError(f"{database}: found {found}, expected the spool's file")
-    elif contents_of(database).exists() and not database.stat().st_size:
-        # The directory is made behind the file's first commit.
+    elif not database.stat().st_size and (
+        contents_of(database).exists() or last_commit_of(database).exists()
+    ):
+        # Both are made after the file's first commit.
         raise SpoolDamagedError(f"{database} is damaged: it is empty")
-
-
-def _has_log(database: Path) -> bool:
-    """Whether there is a write-ahead log: it may have all that the database never got."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return database.with_name(database.name + "-wal").stat().st_size > 0
-    return False
 
 
 def _has_contents(database: Path) -> bool:

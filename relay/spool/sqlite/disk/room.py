@@ -8,10 +8,7 @@ Standards: RFC 5321 4.5.3.1.9 (452); docs/design.md 6.
 """
 
 import os
-from contextlib import suppress
 from pathlib import Path
-
-import apsw
 
 from relay.journal.pressure import RESERVE_PARTS, Disk
 from relay.spool.types import SpoolFullError
@@ -37,9 +34,3 @@ def disk_of(path: Path) -> Disk:
         files_free=found.f_favail,
         is_writable=not found.f_flag & os.ST_RDONLY,
     )
-
-
-def shrink_log(connection: apsw.Connection) -> None:
-    """Bring SQLite's log into its file, which has room inside, and give the log's room back."""
-    with suppress(apsw.Error):  # a reader is in the way: it will not be the next time
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

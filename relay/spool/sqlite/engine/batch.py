@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import apsw
 
+from relay.spool.sqlite.engine.last_commit import COMMITS_COUNTER
+
 _COUNT = "INSERT INTO counter VALUES (?,?) ON CONFLICT DO UPDATE SET value = value + excluded.value"
 
 
@@ -22,6 +24,8 @@ class Batch:
     counts: Counter[str] = field(default_factory=Counter)
 
     def write_counts(self) -> None:
-        """Add what was counted to the counters in the file; the last act before the commit."""
-        if self.counts:
-            self.cursor.executemany(_COUNT, self.counts.items())
+        """Add what was counted, and this commit, to the counters in the file; the last act before
+        the commit.
+        """
+        self.counts[COMMITS_COUNTER] += 1
+        self.cursor.executemany(_COUNT, self.counts.items())

@@ -15,6 +15,7 @@ import apsw
 
 from relay.message.lifecycle import FINAL, State
 from relay.spool.sqlite.disk.presence import check_presence
+from relay.spool.sqlite.engine.last_commit import check_commits, has_log, read_noted
 from relay.spool.sqlite.engine.log_check import check_log
 from relay.spool.sqlite.engine.migrating import bring_to_version, check_version
 from relay.spool.sqlite.faults import disk_faults, translated
@@ -43,6 +44,8 @@ def open_database(
         )
     flags = apsw.SQLITE_OPEN_READONLY if read_only else _READ_WRITE
     check_presence(path)
+    with_log = read_only or has_log(path)  # only its owner knows that no checkpoint runs
+    noted = read_noted(path)
     if not read_only:
         with suppress(OSError):  # SQLite says better what is wrong with the place
             path.touch(0o600)  # there is mail in it; its WAL gets the same mode
@@ -52,6 +55,7 @@ def open_database(
             connection.set_busy_timeout(5000)
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             if read_only:
+                check_commits(connection, path, noted, with_log=with_log)
                 check_version(connection, path)
             else:
                 # Closed because of a fault, it leaves the log as it is.
@@ -59,6 +63,7 @@ def open_database(
                 connection.execute("PRAGMA journal_mode = WAL")
                 with disk_faults(path):
                     check_log(connection, path)
+                check_commits(connection, path, noted, with_log=with_log)
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
                 connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES_MAX}")

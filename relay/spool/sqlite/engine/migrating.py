@@ -22,6 +22,7 @@ from relay.journal.logs import get_logger
 from relay.spool.sqlite.disk.copying import copy_database
 from relay.spool.sqlite.disk.presence import check_presence, contents_of
 from relay.spool.sqlite.disk.room import check_room
+from relay.spool.sqlite.engine.last_commit import check_commits_unopened
 from relay.spool.sqlite.engine.log_check import foresee
 from relay.spool.types import SpoolDamagedError, SpoolFormatError, SpoolFullError
 from relay.spool.waiting import sender_key
@@ -93,6 +94,8 @@ def check_files(path: Path, *, has_owner: bool) -> None:
     found = int.from_bytes(header[_USER_VERSION], "big")
     if found > SCHEMA_VERSION:
         raise SpoolFormatError(_NEWER.format(path=path, found=found, expected=SCHEMA_VERSION))
+    if not has_owner:
+        check_commits_unopened(path)
 
 
 def check_version(connection: apsw.Connection, path: Path) -> None:

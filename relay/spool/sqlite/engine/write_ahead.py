@@ -8,11 +8,13 @@ Standards: SQLite's file format 4 (the WAL); docs/design.md 4.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import apsw
 
 from relay.journal.logs import get_logger
+from relay.spool.sqlite.engine.last_commit import LastCommit
 from relay.spool.sqlite.faults import disk_faults, translated
 
 _log = get_logger("spool")
@@ -42,8 +44,9 @@ class WriteAheadLog:
     frame's sum goes over those before it, so none behind it counts any more.
     """
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: apsw.Connection, last_commit: LastCommit) -> None:
         self._connection = connection
+        self._last_commit = last_commit
         self._pages = self._pages_seen = 0
         self._is_blocked = False
         self.is_doubtful = False
@@ -64,6 +67,7 @@ class WriteAheadLog:
         except apsw.IOError:
             self.is_doubtful = True
             raise
+        self._last_commit.committed()
 
     def prove(self) -> None:
         """After a commit that failed: write over it, and see whether the disk can sync again.
@@ -99,9 +103,9 @@ class WriteAheadLog:
         try:
             if is_long:
                 self._connection.set_busy_timeout(_READERS_WAIT_MS)
-                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+                self._checkpoint(apsw.SQLITE_CHECKPOINT_RESTART)
             else:
-                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
             self._is_blocked = False
         except apsw.BusyError:
             if not self._is_blocked:
@@ -115,6 +119,30 @@ class WriteAheadLog:
             if is_long:
                 self._connection.set_busy_timeout(_BUSY_MS)
         self._pages_seen = self._pages
+
+    def shrink(self) -> None:
+        """Bring the log into the database, which has room inside, and give the log's room back."""
+        with suppress(apsw.Error):  # a reader is in the way: it will not be the next time
+            if self._checkpoint(apsw.SQLITE_CHECKPOINT_FULL, log_goes=True):
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+    def empty(self) -> None:
+        """Bring the log into the database before SQLite removes it with the last connection.
+
+        Where that fails, the log stays for the next start.
+        """
+        is_needed = True
+        try:
+            is_needed = not self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE, log_goes=True)
+        except apsw.Error as error:
+            _log.warning("spool closed with its log", error=str(error))
+        self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(is_needed))
+
+    def _checkpoint(self, mode: int, *, log_goes: bool = False) -> bool:
+        """Return whether the log is not needed any more. Raises apsw's exceptions."""
+        self._last_commit.checkpoint_begins()
+        pages, done = self._connection.wal_checkpoint(mode=mode)
+        return self._last_commit.checkpoint_ends(is_complete=pages == done, log_goes=log_goes)
 
     def _grown(self, _connection: apsw.Connection, _database: str, pages: int) -> int:
         if pages < self._pages:  # it began anew

@@ -21,8 +21,8 @@ import apsw
 from relay.clock import Clock
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.metrics import Metrics
-from relay.spool.sqlite.disk.room import shrink_log
 from relay.spool.sqlite.engine.batch import Batch
+from relay.spool.sqlite.engine.last_commit import LastCommit
 from relay.spool.sqlite.engine.pace import Pace
 from relay.spool.sqlite.engine.write_ahead import WriteAheadLog
 from relay.spool.sqlite.faults import translated
@@ -53,6 +53,7 @@ class Writer:
         self,
         connection: apsw.Connection,
         *,
+        last_commit: LastCommit,
         clock: Clock,
         crash: CrashPoints,
         metrics: Metrics,
@@ -66,7 +67,7 @@ class Writer:
         `on_damage` hears, in the thread, of pages that cannot be read.
         """
         self._connection = connection
-        self._log = WriteAheadLog(connection)
+        self._log = WriteAheadLog(connection, last_commit)
         self._inline = inline
         self._clock = clock
         self._crash = crash
@@ -106,6 +107,10 @@ class Writer:
             self._timer.cancel()
         if self._thread.ident is not None:  # a start may end before it comes to this room
             await asyncio.to_thread(self._thread.join)
+
+    def empty_log(self) -> None:
+        """Bring the log into the database, before the connection of a writer that ended closes."""
+        self._log.empty()
 
     def submit(self, operation: Operation[T], *, accepts: bool = False) -> "asyncio.Future[T]":
         """Queue `operation`; the future is done after the commit that has it.
@@ -181,7 +186,7 @@ class Writer:
                     return
                 self._answer([(job.future, None, error) for job in batch])
                 return
-            shrink_log(self._connection)
+            self._log.shrink()
             for job in batch:  # what ends messages must not fail with what brings new ones
                 self._write([job], again=True)
             return

@@ -22,15 +22,16 @@ from relay.spool.sqlite.disk.copying import sync
 from relay.spool.sqlite.disk.presence import contents_of, salvage_mark_of
 from relay.spool.sqlite.engine.damage import mark_of
 from relay.spool.sqlite.engine.database import LIVE_STATES, fetch, fetch_one, open_database
+from relay.spool.sqlite.engine.last_commit import check_commits_unopened
 from relay.spool.sqlite.engine.log_check import log_fault, log_of
 from relay.spool.sqlite.engine.migrating import SCHEMA_VERSION
 from relay.spool.sqlite.faults import disk_faults, page_faults, translated
 from relay.spool.sqlite.storage.backup import link_or_copy
 from relay.spool.sqlite.storage.heading import with_new_head, with_whole_log
 from relay.spool.sqlite.transactions import ACCEPTED_COUNTER
-from relay.spool.types import SpoolDamagedError
+from relay.spool.types import SpoolDamagedError, SpoolError
 
-_BESIDE = ("", "-wal", "-shm", "-content", ".damage")
+_BESIDE = ("", "-wal", "-shm", "-content", ".damage", ".last-commit")
 _TABLES = {  # and their keys
     "message": ("id",),
     "entry": ("message_id", "number"),
@@ -157,6 +158,7 @@ def _fill(database: Path, aside: Path, found: Salvaged) -> None:
 @contextmanager
 def _readable(aside: Path, part: Path, found: Salvaged) -> Iterator[apsw.Connection | None]:
     """The damaged file, or a copy where that is put right without which it cannot be read."""
+    found.log_damaged = _is_commit_lost(aside)
     is_log_alone = not aside.exists() and log_of(aside).exists()
     if is_log_alone or log_fault(aside):
         found.log_damaged = True
@@ -168,6 +170,15 @@ def _readable(aside: Path, part: Path, found: Salvaged) -> Iterator[apsw.Connect
     else:
         with with_new_head(aside, part) as copy:
             yield copy
+
+
+def _is_commit_lost(aside: Path) -> bool:
+    with suppress(SpoolError):
+        try:
+            check_commits_unopened(aside)
+        except SpoolDamagedError:
+            return True
+    return False
 
 
 def _all_of(table: str) -> dict[str, Any]:

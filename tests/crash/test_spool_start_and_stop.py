@@ -1,0 +1,100 @@
+"""kill -9 at every named point of the spool's start, stop and checkpoints, and a log that is removed.
+
+On the path: beside it, from outside: the process dies by RELAY_CRASH_AT, another one takes over.
+Holds: no kill makes a whole spool look damaged; a spool whose log was removed is damaged.
+Fails: -
+Standards: docs/design.md 4; docs/operation.md (A damaged spool).
+"""
+
+from collections.abc import Iterator
+from signal import SIGKILL
+
+import pytest
+
+from relay.journal.crash import CrashPoint
+from tests.support.relay_process import RelayProcess, until
+
+pytestmark = pytest.mark.crash
+
+AT_START = (CrashPoint.SPOOL_OPENED, CrashPoint.SPOOL_COMMIT_NOTED)
+AT_STOP = (
+    CrashPoint.SPOOL_CHECKPOINT_BEGUN,
+    CrashPoint.SPOOL_CHECKPOINT_ENDED,
+    CrashPoint.SPOOL_LOG_EMPTIED,
+    CrashPoint.SPOOL_CLOSED,
+    CrashPoint.SPOOL_COMMIT_FORGOTTEN,
+)
+POINTS = (*AT_START, *AT_STOP)
+DAMAGED = 65
+
+
+@pytest.fixture
+def relay() -> Iterator[RelayProcess]:
+    relay = RelayProcess()
+    try:
+        yield relay
+    finally:
+        relay.close()
+
+
+def die(relay: RelayProcess, point: CrashPoint) -> None:
+    """Start a relay that is killed at `point`, and send something if it comes so far."""
+    relay.start(crash_at=point, wait=point in AT_STOP)
+    if point in AT_STOP:
+        relay.submit("alice@example.test", ["bob@example.test"])
+        until("delivered", lambda: not relay.queue())
+        relay.process.terminate()
+    assert relay.wait_end() == -SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "with_mail"),
+    [
+        *((point, point, True) for point in POINTS),
+        *((point, point, False) for point in AT_START),
+        (CrashPoint.SPOOL_CHECKPOINT_BEGUN, CrashPoint.SPOOL_OPENED, False),
+        (CrashPoint.SPOOL_CLOSED, CrashPoint.SPOOL_COMMIT_NOTED, False),
+    ],
+)
+def test_no_kill_makes_a_whole_spool_look_damaged(
+    relay: RelayProcess, first: CrashPoint, second: CrashPoint, with_mail: bool
+) -> None:
+    sent = 0
+    if with_mail:
+        relay.start()
+        relay.submit("alice@example.test", ["bob@example.test"])
+        until("delivered", lambda: not relay.queue())
+        relay.kill()
+        sent = 1
+    for point in (first, second):
+        die(relay, point)
+        sent += point in AT_STOP
+    relay.start()
+    listed = relay.graph("GET", "/relay/v1/messages", token="operator").json()
+    assert len(listed) == len(relay.maildir("bob")) == sent
+    assert relay.metric("relay_queue_unaccounted") == 0
+    assert relay.faults() == []
+    assert relay.stop() == 0
+    assert not list((relay.folder / "state").glob("spool.sqlite.*"))
+
+
+@pytest.mark.parametrize("messages", [0, 40])
+def test_a_relay_whose_log_was_removed_does_not_start_with_an_empty_queue(
+    relay: RelayProcess, messages: int
+) -> None:
+    relay.start()
+    for _ in range(messages):
+        relay.submit("alice@example.test", ["x@remote.test"])
+    relay.kill()
+    (relay.folder / "state/spool.sqlite-wal").unlink()
+    for _ in range(2):
+        checked = relay.cli("check")
+        assert checked.returncode != 0
+        assert "its write-ahead log is missing or was cut short" in checked.stderr
+        relay.start(wait=False)
+        assert relay.wait_end() == DAMAGED
+    assert relay.cli("storage", "verify", "--dry-run").returncode == DAMAGED
+    assert relay.cli("storage", "salvage").returncode == DAMAGED
+    relay.start()
+    assert relay.queue() == []
+    assert relay.stop() == 0
