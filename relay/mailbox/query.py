@@ -76,6 +76,7 @@ class SearchIn(StrEnum):
     TO = "to"
     CC = "cc"
     BCC = "bcc"
+    RECIPIENTS = "recipients"
     PARTICIPANTS = "participants"
     ATTACHMENT = "attachment"
 

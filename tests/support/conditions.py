@@ -81,8 +81,9 @@ def facts_of_json(shown: Mapping[str, Any], *, attachments: Sequence[str] = ()) 
         SearchIn.BCC: [text for one in items[Collection.BCC] for text in one.values()],
         SearchIn.ATTACHMENT: list(attachments),
     }
-    participants = (SearchIn.FROM, SearchIn.TO, SearchIn.CC, SearchIn.BCC)
-    texts[SearchIn.PARTICIPANTS] = [text for one in participants for text in texts[one]]
+    recipients = (SearchIn.TO, SearchIn.CC, SearchIn.BCC)
+    texts[SearchIn.RECIPIENTS] = [text for one in recipients for text in texts[one]]
+    texts[SearchIn.PARTICIPANTS] = texts[SearchIn.FROM] + texts[SearchIn.RECIPIENTS]
     texts[SearchIn.ANYWHERE] = [text for several in list(texts.values()) for text in several]
     return Facts({named: _shown(shown, named) for named in Property}, items, texts)
 

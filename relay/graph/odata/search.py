@@ -1,8 +1,8 @@
 """$search: the part of the keyword query language (KQL) that finds messages.
 
 On the path: list_messages hands the option's text in; the mailbox's index answers what comes out.
-Holds: words side by side must all be there; NOT binds tighter than AND, AND tighter than OR; depth
-and the number of terms are bounded.
+Holds: words side by side must all be there; NOT binds tighter than AND, AND tighter than OR; depth,
+the number of terms, of those that end in *, and the length of each are bounded.
 Fails: ApiError 400 with the position, what was found and what was expected.
 Standards: Graph's $search on messages; MS-KQL 2 (operators, property restrictions).
 """
@@ -27,7 +27,9 @@ from relay.mailbox.query import (
 )
 
 DEPTH_MAX = 32
-TERMS_MAX = 100
+TERMS_MAX = 50
+PREFIXES_MAX = 10
+TERM_CHARACTERS_MAX = 255
 _US = timedelta(microseconds=1)
 _DAY_US = timedelta(days=1) // _US
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -44,10 +46,7 @@ _DATES_WRITTEN = (
 _OPERATORS = ("AND", "OR", "NOT")
 _UNSUPPORTED = ("NEAR", "ONEAR", "XRANK")
 
-_PLACES: dict[str, tuple[SearchIn, ...]] = {
-    str(place): (place,) for place in SearchIn if place is not SearchIn.ANYWHERE
-}
-_PLACES["recipients"] = (SearchIn.TO, SearchIn.CC, SearchIn.BCC)
+_PLACES = {str(place): place for place in SearchIn if place is not SearchIn.ANYWHERE}
 _FLAGS = {
     "hasattachment": Property.HAS_ATTACHMENTS,
     "hasattachments": Property.HAS_ATTACHMENTS,
@@ -94,12 +93,17 @@ class _Parser:
         self._query = query
         self._depth = 0
         self._terms = 0
+        self._prefixes = 0
         self._next = self._token(0)
 
     def query(self) -> Condition:
         condition = self._either()
         if self._next.end > self._next.position:
             raise _fault(self._next, "AND, OR or the end")
+        if self._terms > TERMS_MAX:
+            raise _excess(f"{self._terms} words and phrases", TERMS_MAX)
+        if self._prefixes > PREFIXES_MAX:
+            raise _excess(f"{self._prefixes} words and phrases that end in *", PREFIXES_MAX)
         return condition
 
     def _either(self) -> Condition:
@@ -139,14 +143,14 @@ class _Parser:
             self._take()
             self._depth -= 1
             return condition
-        self._count(token)
+        self._terms += 1
         if token.is_phrase:
-            return _words(token, SearchIn.ANYWHERE, token.text)
+            return self._words(token, SearchIn.ANYWHERE, token.text)
         if token.text in _UNSUPPORTED:
             raise _fault(token, f"{', '.join(_OPERATORS)}, or the word in quotes")
         if restriction := _RESTRICTION.fullmatch(token.text):
             return self._restricted(token, restriction)
-        return _words(token, SearchIn.ANYWHERE, token.text)
+        return self._words(token, SearchIn.ANYWHERE, token.text)
 
     def _restricted(self, token: _Token, restriction: re.Match[str]) -> Condition:
         """Read what stands behind `property:`, a word or a phrase."""
@@ -169,8 +173,21 @@ class _Parser:
             if value.lower() not in _IMPORTANCES:
                 raise _fault(token, "importance:low, importance:normal or importance:high")
             return Compare(Property.IMPORTANCE, Operator.EQ, _IMPORTANCES[value.lower()])
-        found = tuple(_words(token, place, value) for place in _PLACES[name])
-        return OneOf(found) if len(found) > 1 else found[0]
+        return self._words(token, _PLACES[name], value)
+
+    def _words(self, token: _Token, where: SearchIn, value: str) -> Condition:
+        """Return the condition for a word or phrase; a final * lets its last word go on."""
+        words = value.removesuffix("*")
+        if "*" in words:
+            raise _fault(token, "* at the end of a word only")
+        if not any(character.isalnum() for character in words):
+            raise _fault(token, "a word with a letter or a digit in it")
+        if len(value) > TERM_CHARACTERS_MAX:
+            found = f"position {token.position}: found a word or phrase of {len(value)} characters"
+            message = f"{found}, expected at most {TERM_CHARACTERS_MAX}"
+            raise clause_fault("search", message)
+        self._prefixes += words != value
+        return HasWords(where, words, prefix=words != value)
 
     def _is_at_end(self) -> bool:
         return self._next.end == self._next.position or self._next.is_operator(")")
@@ -179,11 +196,6 @@ class _Parser:
         self._depth += 1
         if self._depth > DEPTH_MAX:
             raise _fault(self._next, f"at most {DEPTH_MAX} levels")
-
-    def _count(self, token: _Token) -> None:
-        self._terms += 1
-        if self._terms > TERMS_MAX:
-            raise _fault(token, f"at most {TERMS_MAX} words and phrases")
 
     def _take(self) -> None:
         self._next = self._token(self._next.end)
@@ -205,16 +217,6 @@ class _Parser:
             expected = 'a blank behind the closing quote; a quote within quotes is \\"'
             raise _fault(token, expected)
         return token
-
-
-def _words(token: _Token, where: SearchIn, value: str) -> Condition:
-    """Return the condition for a word or phrase, whose last word may go on where it ends in *."""
-    words = value.removesuffix("*")
-    if "*" in words:
-        raise _fault(token, "* at the end of a word only")
-    if not any(character.isalnum() for character in words):
-        raise _fault(token, "a word with a letter or a digit in it")
-    return HasWords(where, words, prefix=words != value)
 
 
 def _dated(token: _Token, named: Property, *, operator: str, value: str) -> Condition:
@@ -248,6 +250,10 @@ def _day(token: _Token, text: str) -> int:
             with contextlib.suppress(ValueError):
                 return (datetime(**day, tzinfo=UTC) - _EPOCH) // _US
     raise _fault(token, "a day: 2026-11-20 or 11/20/2026, or two with .. between them")
+
+
+def _excess(found: str, maximum: int) -> ApiError:
+    return clause_fault("search", f"found {found}, expected at most {maximum}")
 
 
 def _fault(token: _Token, expected: str) -> ApiError:

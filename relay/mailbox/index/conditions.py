@@ -91,6 +91,7 @@ _WORD_COLUMNS = {
     SearchIn.TO: "recipient",
     SearchIn.CC: "cc",
     SearchIn.BCC: "bcc",
+    SearchIn.RECIPIENTS: "recipient cc bcc",
     SearchIn.PARTICIPANTS: "sender recipient cc bcc",
     SearchIn.ATTACHMENT: "attachment",
 }

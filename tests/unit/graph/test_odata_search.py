@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.graph.odata import search_condition
-from relay.graph.odata.search import DEPTH_MAX, TERMS_MAX
+from relay.graph.odata.search import DEPTH_MAX, PREFIXES_MAX, TERM_CHARACTERS_MAX, TERMS_MAX
 from relay.graph.odata.tokens import CHARACTERS_MAX
 from relay.http import ApiError
 from relay.mailbox.query import (
@@ -71,8 +71,7 @@ def days(first: int, last: int) -> AllOf:
         ("cc:a bcc:b participants:c",
          AllOf((word("a", SearchIn.CC), word("b", SearchIn.BCC),
                 word("c", SearchIn.PARTICIPANTS)))),
-        ("recipients:a",
-         OneOf((word("a", SearchIn.TO), word("a", SearchIn.CC), word("a", SearchIn.BCC)))),
+        ("recipients:a", word("a", SearchIn.RECIPIENTS)),
         ("hasAttachments:true", Compare(Property.HAS_ATTACHMENTS, Operator.EQ, value=True)),
         ("hasattachment=FALSE", Compare(Property.HAS_ATTACHMENTS, Operator.EQ, value=False)),
         ("isread:false", Compare(Property.IS_READ, Operator.EQ, value=False)),
@@ -143,11 +142,21 @@ def test_a_bad_search_is_told_where_it_is_bad(value: str, position: int, named: 
 def test_what_just_fits_and_what_is_too_much() -> None:
     search_condition("(" * DEPTH_MAX + "a" + ")" * DEPTH_MAX)
     search_condition("a " * TERMS_MAX)
-    search_condition("(a) NOT b " * (DEPTH_MAX + 1))
-    search_condition("a" * CHARACTERS_MAX)
+    search_condition("(a) " * (DEPTH_MAX + 1))
+    search_condition("NOT a " * (DEPTH_MAX + 1))
+    search_condition("a* " * PREFIXES_MAX + "a " * (TERMS_MAX - PREFIXES_MAX))
+    search_condition("a" * TERM_CHARACTERS_MAX + " " * (CHARACTERS_MAX - TERM_CHARACTERS_MAX))
     assert "at most 32 levels" in refusal("(" * (DEPTH_MAX + 1) + "a").message
     assert "at most 32 levels" in refusal("NOT " * (DEPTH_MAX + 1) + "a").message
-    assert "at most 100 words" in refusal("a " * (TERMS_MAX + 1)).message
+    message = "Invalid search clause: found 51 words and phrases, expected at most 50."
+    assert refusal("a " * (TERMS_MAX + 1)).message == message
+    message = refusal("cc:a* OR " * PREFIXES_MAX + '"b c*"').message
+    assert "found 11 words and phrases that end in *, expected at most 10." in message
+    for term in ("a" * 256, '"' + "a " * 127 + 'aa"', "subject:" + "a" * 256, "a" * 255 + "*"):
+        message = refusal(f"b {term}").message
+        assert (
+            "position 2: found a word or phrase of 256 characters, expected at most 255." in message
+        )
     assert "at most 8192" in refusal("a" * (CHARACTERS_MAX + 1)).message
 
 
