@@ -28,7 +28,7 @@ from relay.graph.visit import Visit
 from relay.http.errors import ApiError
 from relay.http.gateway import json_response
 from relay.mailbox.query import NEWEST_FIRST, AllOf, Condition, MessageQuery
-from relay.mailbox.types import Folder, Page, StalePositionError
+from relay.mailbox.types import Folder, Page, QueryTooLongError, StalePositionError
 
 _OF_MESSAGES = (
     *("select", "expand", "filter", "search", "orderby", "count", "top", "skip", "skiptoken"),
@@ -41,7 +41,7 @@ async def list_messages(visit: Visit) -> Response:
     asked = _asked(visit, _OF_MESSAGES, MESSAGE_PROPERTIES)
     options = asked.options
     expand = parse_expand(options.expand)
-    page = await _query(visit, message_query(options, visit.folder_id))
+    page = await _query(visit, options)
     shown = [show_message(one, options.select) | expand.show(one) for one in page.messages]
     link = options.next_link(_url(visit), skiptoken=page.next_after) if page.next_after else ""
     context = visit.context(messages_context(visit))
@@ -52,7 +52,7 @@ async def count_messages(visit: Visit) -> Response:
     """GET $count: how many messages there are, as text."""
     options = visit.options({"filter", "search"})
     options = Options(filter=options.filter, search=options.search, top=1, count=True)
-    page = await _query(visit, message_query(options, visit.folder_id))
+    page = await _query(visit, options)
     return Response(str(page.total), headers={"content-type": "text/plain"})
 
 
@@ -132,12 +132,30 @@ def _asked(visit: Visit, allowed: Collection[str], known: Collection[str]) -> _A
     return _Asked(options, preferred)
 
 
-async def _query(visit: Visit, query: MessageQuery) -> Page:
+async def _query(visit: Visit, options: Options) -> Page:
+    query = message_query(options, visit.folder_id)
     try:
-        return await visit.door.store.query_messages(visit.mailbox, query)
+        return await visit.call.unless_gone(visit.door.store.query_messages(visit.mailbox, query))
     except StalePositionError as error:
         message = "$skiptoken: it says no place in this list, or none any more; begin without it."
         raise ApiError(400, "BadRequest", message) from error
+    except QueryTooLongError as error:  # no 503: clients would repeat it, and it would take as long
+        raise ApiError(400, "InefficientFilter", f"{_hint(options)} ({error})") from error
+
+
+def _hint(options: Options) -> str:
+    """Return what makes a query shorter."""
+    if options.search is not None:
+        return (
+            "$search: it takes too long. Use fewer words, write words out instead of ending them"
+            " in *, or restrict them to a property such as subject:word."
+        )
+    if options.filter is not None:
+        return (
+            "$filter: it takes too long. Use fewer comparisons, prefer eq and startswith to"
+            " contains and endswith, or add receivedDateTime ge with a time."
+        )
+    return "$orderby: it takes too long. Order by receivedDateTime, or add a $filter."
 
 
 def _url(visit: Visit) -> str:

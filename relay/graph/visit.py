@@ -34,6 +34,7 @@ from relay.mailbox.types import (
     ProtectedFolderError,
     StoreError,
     StoreUnavailableError,
+    TooManyQueriesError,
     TooManyUploadsError,
     UploadBusyError,
 )
@@ -184,6 +185,8 @@ def refusal(error: StoreError) -> ApiError:
             return ApiError(400, "ErrorInvalidRequest", message)
         case AttachmentsTooLargeError():
             return ApiError(413, "ErrorMessageSizeExceeded", text)
+        case TooManyQueriesError():
+            return try_later("ResourceUnhealthy", text, after_s=_STORE_RETRY_S)
         case TooManyUploadsError():
             return try_later("ResourceUnhealthy", text, after_s=_UPLOAD_RETRY_S)
         case UploadBusyError():

@@ -222,7 +222,8 @@ class MailStore(Protocol):
     async def query_messages(self, account: str, query: MessageQuery) -> Page:
         """A page of the messages that were asked for; it may end before `top` when they are large.
 
-        Raises NoSuchItemError for the folder, StalePositionError for `after`,
+        A caller that is cancelled stops the query. Raises NoSuchItemError for the folder,
+        StalePositionError for `after`, QueryTooLongError, TooManyQueriesError,
         StoreUnavailableError.
         """
         ...

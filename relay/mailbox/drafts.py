@@ -16,6 +16,7 @@ from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import find_folder
 from relay.mailbox.index import Located
 from relay.mailbox.leftovers import Leftovers
+from relay.mailbox.limits import QueryLimit
 from relay.mailbox.maildir import looking_again, open_written, place, remove, write_file
 from relay.mailbox.messages import (
     ComposedDraft,
@@ -88,14 +89,16 @@ class Drafts:
         mailbox = self._shared.folders.mailbox(account)
         return loaded(self._shared.index.get(mailbox, message_id, folder_id=folder_id))
 
-    def query(self, account: str, query: MessageQuery) -> Page:
-        """See MailStore.query_messages()."""
+    def query(self, account: str, query: MessageQuery, limit: QueryLimit | None = None) -> Page:
+        """See MailStore.query_messages(). A page also ends early when the time is over."""
+        limit = limit or QueryLimit(self._shared.clock)
+        limit.check()
         mailbox = self._shared.folders.mailbox(account)
-        found = self._shared.index.query(mailbox, query)
+        found = self._shared.index.query(mailbox, query, limit)
         messages: list[StoredMessage] = []
         size_bytes, next_after = 0, ""
         for hit in found.hits:
-            if size_bytes > _PAGE_BYTES:
+            if size_bytes > _PAGE_BYTES or (messages and limit.is_over()):
                 return Page(tuple(messages), found.total, next_after)
             next_after = hit.position
             if (message := self._listed(mailbox, hit.located, query.folder_id)) is not None:

@@ -26,6 +26,7 @@ from relay.mailbox.folders.tree import FolderTree
 from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import Indexes
 from relay.mailbox.leftovers import Leftovers
+from relay.mailbox.limits import QueryLimit, Shares
 from relay.mailbox.maildir import DirectorySync, Stripes, storage_errors
 from relay.mailbox.moving import Moving
 from relay.mailbox.names import mailbox_directory
@@ -88,6 +89,7 @@ class FileStore:
         notes = NotesDirectory(root / ".submissions", syncs)
         self._actions = Pool(_THREADS, "mailbox")
         self._queries = Pool(_QUERY_THREADS, "mailbox-query")
+        self._shares = Shares()
         self._precedence = Precedence(clock.monotonic)
         self._board = NoteBoard(self._changed_ns, self._list_ready)
         self._due = DueTimer(
@@ -170,11 +172,15 @@ class FileStore:
 
     async def query_messages(self, account: str, query: MessageQuery) -> Page:
         """A page of messages."""
-        return await self._run_query(self._drafts.query, account, query)
+        limit = QueryLimit(self._shared.clock)
+        try:
+            return await self._run_query(account, self._drafts.query, account, query, limit)
+        finally:
+            limit.stop()
 
     async def changes(self, account: str, *, after: str = "", limit: int = 1000) -> Changes:
         """What happened behind a position of the feed."""
-        return await self._run_query(self._changes, account, after=after, limit=limit)
+        return await self._run_query(account, self._changes, account, after=after, limit=limit)
 
     async def update(
         self,
@@ -401,12 +407,18 @@ class FileStore:
 
     async def _run_query(
         self,
+        account: str,
         function: Callable[_Parameters, _Result],
         *args: _Parameters.args,
         **kwargs: _Parameters.kwargs,
     ) -> _Result:
-        """The same for what may take long: nothing that is to be durable waits behind it."""
-        return await self._run_in(self._queries, function, *args, **kwargs)
+        """The same for what may take long: nothing that is to be durable waits behind it.
+
+        The account has a share of the threads.
+        """
+        return await self._shares.run(
+            account, lambda: self._run_in(self._queries, function, *args, **kwargs)
+        )
 
     async def _run_in(
         self,

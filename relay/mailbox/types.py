@@ -83,6 +83,14 @@ class StalePositionError(StoreError):
     """A position of the change feed, or of a page, that the index knows no more: begin anew."""
 
 
+class QueryTooLongError(StoreError):
+    """The query would run longer than a query may (400); a repeat would take as long."""
+
+
+class TooManyQueriesError(StoreError):
+    """The account has as many queries running and waiting as it may have (503)."""
+
+
 class WellKnown(StrEnum):
     """Graph's well-known folders that a mailbox has; the value is the name in a URL, lower case."""
 

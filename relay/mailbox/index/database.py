@@ -19,14 +19,17 @@ from typing import Any
 
 import apsw
 
+from relay.mailbox.limits import QueryLimit
+
 FILE_NAME = "relay-index"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _CACHE_KIB = 4 * 1024
 _BUSY_MS = 5000
 _CHECKPOINT_PAGES = 2000
 _LOCK_PAUSE_S = 0.01
 _LOCK_ATTEMPTS = 500
 _MEMORY = ":memory:"
+_STEPS_BETWEEN_LOOKS = 10_000  # some milliseconds; up to half a second in the index of words
 
 
 class IndexDamagedError(Exception):
@@ -94,6 +97,36 @@ def finish_schema(cursor: apsw.Cursor) -> None:
 def fetch(cursor: apsw.Cursor, sql: str, values: Sequence[Any] = ()) -> list[Any]:
     """All rows of a query, each a tuple whose columns the caller knows."""
     return cursor.execute(sql, values).fetchall()
+
+
+def open_snapshot(path: Path) -> apsw.Connection:
+    """Open the index at `path` to read it as it is now, whatever is written meanwhile.
+
+    The index's own connection must be open. Raises apsw.Error.
+    """
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        connection.set_busy_timeout(_BUSY_MS)
+        connection.execute("BEGIN")
+        connection.execute("SELECT 1 FROM about").fetchone()  # here the snapshot is taken
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def limited(connection: apsw.Connection, limit: QueryLimit) -> Iterator[None]:
+    """Break off a statement of the connection when `limit` is over. Raises QueryTooLongError."""
+    connection.set_progress_handler(limit.is_over, _STEPS_BETWEEN_LOOKS)
+    try:
+        yield
+    except apsw.InterruptError:
+        limit.check()
+        raise
+    finally:
+        connection.set_progress_handler(None)
 
 
 @contextmanager

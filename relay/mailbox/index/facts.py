@@ -27,7 +27,7 @@ from relay.message.section import cleaned, header_end, read_header, split_fields
 
 _HEADER_BYTES = 16 * 1024
 _HEADER_BYTES_MAX = 256 * 1024
-_CONTENT_BYTES_MAX = 1024 * 1024
+CONTENT_BYTES_MAX = 1024 * 1024
 _REMEMBERED_BYTES_MAX = 1024
 _PEOPLE = frozenset((b"from", b"sender", b"to", b"cc", b"bcc", b"reply-to"))
 _OTHERS = frozenset(
@@ -129,7 +129,7 @@ def read_facts(path: Path, *, message_id: str) -> Facts:
 def read_words(path: Path) -> Words:
     """Read a message's beginning. Raises OSError."""
     with open_message(path) as file:
-        raw = file.read(_CONTENT_BYTES_MAX)
+        raw = file.read(CONTENT_BYTES_MAX)
         length = min(private_length(raw), PRIVATE_BYTES_MAX)
         if length:
             raw += file.read(length)

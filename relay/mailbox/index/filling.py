@@ -1,14 +1,16 @@
 """Read of the messages what a query asks about, as far as that has not been done yet.
 
 On the path: a query that needs more than what the file system says comes here first.
-Holds: one thread a mailbox reads; the index is free for others while files are read. What takes
-longer than a client waits is gone on with when it asks again.
-Fails: StoreUnavailableError when there is more to read than one request may wait for.
+Holds: one thread a mailbox reads; the index is free for others while files are read, and locked for
+a bounded number of octets at a time. What was read stays read when the time is over or the client
+leaves: the next request reads the rest.
+Fails: StoreUnavailableError when there is more to read than one request may wait for;
+QueryTooLongError when the client has left.
 Standards: none.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,6 +20,7 @@ import apsw
 from relay.clock import Clock
 from relay.mailbox.index.conditions import FACTS, WORDS
 from relay.mailbox.index.facts import (
+    CONTENT_BYTES_MAX,
     FACT_COLUMNS,
     NO_FACTS,
     NO_WORDS,
@@ -28,10 +31,13 @@ from relay.mailbox.index.facts import (
 )
 from relay.mailbox.index.looking import path_of
 from relay.mailbox.index.mailbox import MailboxIndex
-from relay.mailbox.index.rows import Row, select_rows
+from relay.mailbox.index.rows import FolderRow, Row, select_rows
+from relay.mailbox.limits import QueryLimit
 from relay.mailbox.types import StoreUnavailableError
 
 _MESSAGES_AT_ONCE = 200
+_BYTES_AT_ONCE = 2 * 1024 * 1024  # of files that are read before what they say is written down
+_LOOK_AGAIN_S = 0.1
 _TIME_MAX_S = 25.0
 _MISSES_MAX = 3
 _FACTS_SQL = (
@@ -48,22 +54,23 @@ _T = TypeVar("_T")
 class Filling:
     """Of one mailbox's index, for one query that needs `level` of every message."""
 
-    def __init__(self, index: MailboxIndex, level: int, clock: Clock) -> None:
+    def __init__(self, index: MailboxIndex, level: int, *, clock: Clock, limit: QueryLimit) -> None:
         self._index = index
         self._level = level
         self._clock = clock
+        self._limit = limit
         self._until_s = clock.monotonic() + _TIME_MAX_S
         self._misses: Counter[int] = Counter()
 
-    def ask(self, question: Callable[[apsw.Cursor], _T]) -> _T:
-        """Answer when everything has been read. Raises StoreUnavailableError."""
+    def ask(self, question: Callable[[apsw.Cursor, Mapping[int, FolderRow]], _T]) -> _T:
+        """Answer when everything has been read. Raises StoreUnavailableError, QueryTooLongError."""
 
-        def asked(cursor: apsw.Cursor) -> _T | None:
-            return None if self._has_unread(cursor) else question(cursor)
+        def asked(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> _T | None:
+            return None if self._has_unread(cursor) else question(cursor, folders)
 
-        while (answer := self._index.ask(asked)) is None:
-            if not self._index.filling.acquire(timeout=_TIME_MAX_S):
-                raise self._too_much()
+        while (answer := self._index.query(asked, self._limit)) is None:
+            while not self._index.filling.acquire(timeout=_LOOK_AGAIN_S):
+                self._check()
             try:
                 for level in _LEVELS:
                     if level.number <= self._level:
@@ -79,16 +86,23 @@ class Filling:
             rows = select_rows(cursor, where, (level.number - 1, _MESSAGES_AT_ONCE))
             return [(row, Path(path_of(self._index.folders, row.place))) for row in rows]
 
-        while found := self._index.ask(unread):
+        found = self._index.ask(unread)
+        while found:
             self._index.ask(self._writing(level, found))
-            if self._clock.monotonic() > self._until_s:  # some are read each time that one asks
-                raise self._too_much()
+            if found := self._index.ask(unread):
+                self._check()  # after the writing: each request reads at least one message
 
     def _writing(
         self, level: "_Level[_T]", found: Sequence[tuple[Row, Path]]
     ) -> Callable[[apsw.Cursor], None]:
-        """Read files; return how what was found is written down."""
-        read = [(row, self._read(level, row, path)) for row, path in found]
+        """Read some of the files, at least one; return how what was found is written down."""
+        read: list[tuple[Row, _T | None]] = []
+        size_bytes = 0
+        for row, path in found:
+            read.append((row, self._read(level, row, path)))
+            size_bytes += min(row.body.size_bytes, CONTENT_BYTES_MAX)
+            if size_bytes >= _BYTES_AT_ONCE or self._is_over():
+                break
 
         def write(_: apsw.Cursor) -> None:
             with self._index.writing() as cursor:
@@ -112,8 +126,14 @@ class Filling:
         where = "WHERE filled < 2 AND filled < ? LIMIT 1"
         return bool(self._level) and any(select_rows(cursor, where, (self._level,)))
 
-    def _too_much(self) -> StoreUnavailableError:
-        return StoreUnavailableError("The mailbox's messages are being read for the first search.")
+    def _is_over(self) -> bool:
+        return self._limit.is_stopped or self._clock.monotonic() > self._until_s
+
+    def _check(self) -> None:
+        if self._is_over():
+            self._limit.check()  # whose time has not begun: it is over only where it was stopped
+            message = "The mailbox's messages are being read for the first search."
+            raise StoreUnavailableError(message)
 
 
 def _is_as_read(cursor: apsw.Cursor, row: Row, level: int) -> bool:

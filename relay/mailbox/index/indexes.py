@@ -10,7 +10,7 @@ Standards: none; docs/design.md 3.
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from relay.mailbox.index.mailbox import MailboxIndex
 from relay.mailbox.index.querying import Prepared
 from relay.mailbox.index.rows import FolderRow, Row, select_rows
 from relay.mailbox.index.watch import Watches
+from relay.mailbox.limits import QueryLimit
 from relay.mailbox.names import parse_name
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import Changes, Folder, NoSuchItemError, Usage
@@ -51,10 +52,10 @@ class Indexes:
         """The file of a message, or None. Raises NoSuchItemError for an unknown folder."""
 
         def question(cursor: apsw.Cursor) -> Located | None:
-            folder = _folder_of_id(index, folder_id)
+            folder = _folder_of_id(index.folders, folder_id)
             for row in select_rows(cursor, "WHERE message_id = ?", (message_id,)):
                 if folder is None or row.place.folder == folder.number:
-                    return locate(index, row)
+                    return locate(index.folders, row)
             return None
 
         with self._of(mailbox) as index:
@@ -73,27 +74,30 @@ class Indexes:
         def question(cursor: apsw.Cursor) -> Located | None:
             where = "WHERE stem = ? ORDER BY generation DESC LIMIT 1"
             for row in select_rows(cursor, where, (os.fsencode(stem),)):
-                return locate(index, row)
+                return locate(index.folders, row)
             return None
 
         with self._of(mailbox) as index:
             return index.ask(question)
 
-    def query(self, mailbox: Path, query: MessageQuery) -> "Found":
+    def query(self, mailbox: Path, query: MessageQuery, limit: QueryLimit | None = None) -> "Found":
         """A page of the messages that are asked for.
 
-        Raises NoSuchItemError for the folder, StalePositionError, StoreUnavailableError.
+        Raises NoSuchItemError for the folder, StalePositionError, QueryTooLongError,
+        StoreUnavailableError.
         """
-        prepared = Prepared(query)
+        prepared, limit = Prepared(query), limit or QueryLimit(self._clock)
 
-        def question(cursor: apsw.Cursor) -> Found:
-            folder = _folder_of_id(index, query.folder_id)
+        def question(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> Found:
+            limit.begin()
+            folder = _folder_of_id(folders, query.folder_id)
             page = prepared.answer(cursor, folder.number if folder else None)
-            hits = tuple(Hit(locate(index, one.row), one.position) for one in page.rows)
+            hits = tuple(Hit(locate(folders, one.row), one.position) for one in page.rows)
             return Found(hits, page.total, page.more)
 
         with self._of(mailbox) as index:
-            return Filling(index, prepared.level, self._clock).ask(question)
+            filling = Filling(index, prepared.level, clock=self._clock, limit=limit)
+            return filling.ask(question)
 
     def folders(self, mailbox: Path) -> list[Folder]:
         """Every folder with its counts, in the order of list_folders()."""
@@ -189,9 +193,9 @@ class Used:
     seen: frozenset[str]
 
 
-def locate(index: MailboxIndex, row: Row) -> Located:
+def locate(folders: Mapping[int, FolderRow], row: Row) -> Located:
     """Return a row as what the store knows."""
-    folder = index.folders[row.place.folder]
+    folder = folders[row.place.folder]
     name = parse_name(os.fsdecode(row.place.file_name))
     assert name is not None
     directory = directory_path(folder, in_new=row.place.in_new)
@@ -205,11 +209,11 @@ def locate(index: MailboxIndex, row: Row) -> Located:
     )
 
 
-def _folder_of_id(index: MailboxIndex, folder_id: str) -> FolderRow | None:
+def _folder_of_id(folders: Mapping[int, FolderRow], folder_id: str) -> FolderRow | None:
     if not folder_id:
         return None
     wanted = folder_id.lower()
-    for folder in index.folders.values():
+    for folder in folders.values():
         if folder.folder.id == wanted:
             return folder
     raise NoSuchItemError(f"There is no folder {folder_id!r} in this mailbox.")

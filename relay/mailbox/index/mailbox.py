@@ -1,15 +1,16 @@
 """The index of one mailbox: opened, made anew where it is damaged, caught up before it answers.
 
 On the path: indexes.py keeps a bounded number of these.
-Holds: one thread at a time asks; what the disk cannot hold is held in memory for a while. It is a
-cache: whatever is wrong with it, the mailbox's files are what counts.
+Holds: one thread at a time asks; a query reads a snapshot, so that nobody waits for it. What the
+disk cannot hold is held in memory for a while. It is a cache: whatever is wrong with it, the
+mailbox's files are what counts.
 Fails: StoreUnavailableError when it can be made neither on the disk nor in memory; OSError when the
 mailbox cannot be read.
 Standards: none; docs/design.md 3.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -24,13 +25,16 @@ from relay.mailbox.index.database import (
     IndexDamagedError,
     IndexUnusableError,
     finish_schema,
+    limited,
     open_database,
+    open_snapshot,
     remove_database,
     translated,
 )
 from relay.mailbox.index.feed import close_feed, is_open, open_feed
 from relay.mailbox.index.rows import FolderRow
 from relay.mailbox.index.watch import Watches
+from relay.mailbox.limits import QueryLimit
 from relay.mailbox.types import StoreError, StoreUnavailableError
 
 _ATTEMPTS = 3
@@ -89,6 +93,31 @@ class MailboxIndex:
                     raise
             raise StoreUnavailableError("The mailbox's index cannot be made.")
 
+    def query(
+        self, question: Callable[[apsw.Cursor, Mapping[int, FolderRow]], _T], limit: QueryLimit
+    ) -> _T:
+        """Catch up and answer from a snapshot, with the folders of it; others need not wait.
+
+        An index that has no snapshot, as it is in memory or damaged, is asked by ask(). Raises
+        QueryTooLongError, StoreUnavailableError.
+        """
+        snapshot = self.ask(lambda _: self._snapshot())
+        if snapshot is not None:
+            connection, folders = snapshot
+            try:
+                with translated(), limited(connection, limit):
+                    return question(connection.cursor(), folders)
+            except (IndexDamagedError, IndexUnusableError):
+                pass  # ask() finds out what is wrong, and makes the index again
+            finally:
+                connection.close()
+
+        def limited_question(cursor: apsw.Cursor) -> _T:
+            with limited(cursor.connection, limit):
+                return question(cursor, self.folders)
+
+        return self.ask(limited_question)
+
     @contextmanager
     def writing(self) -> Iterator[apsw.Cursor]:
         """Make a transaction, or go on with the one that there is."""
@@ -124,6 +153,14 @@ class MailboxIndex:
                             close_feed(cursor)
             self._drop()
             self._watch.close()
+
+    def _snapshot(self) -> tuple[apsw.Connection, Mapping[int, FolderRow]] | None:
+        if self._memory_until_s is not None:
+            return None
+        try:
+            return open_snapshot(self._path), dict(self.folders)
+        except apsw.Error:
+            return None
 
     def _opened(self) -> tuple[apsw.Cursor, CatchUp]:
         if self._is_to_be_opened():

@@ -62,9 +62,11 @@ CREATE TABLE item (
     PRIMARY KEY (kind, address_key, uid, name_key)
 ) WITHOUT ROWID;
 
+-- Without the indexes of prefixes, a word of up to three letters and * reads and merges the entries of
+-- all words that begin so.
 CREATE VIRTUAL TABLE word USING fts5(
     subject, body, sender, recipient, cc, bcc, attachment,
-    content = '', contentless_delete = 1, tokenize = 'unicode61 remove_diacritics 2'
+    content = '', contentless_delete = 1, tokenize = 'unicode61 remove_diacritics 2', prefix = '1 2 3'
 );
 
 -- Three letters each, for what is contained in a key.
