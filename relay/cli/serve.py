@@ -2,7 +2,7 @@
 
 On the path: loads everything, composes the daemon, runs it.
 Holds: facts on stdout, everything else on stderr.
-Fails: 78 for a configuration that cannot be used, 69 for a port in use.
+Fails: 78 for a configuration or a state_dir that cannot be used, 69 for a port in use.
 Standards: docs/names.md (Commands).
 """
 
@@ -16,6 +16,7 @@ from relay.app.compose import Sources, compose
 from relay.app.inforce import InForce
 from relay.app.loading import read_all
 from relay.app.notify import ServiceManager
+from relay.app.permissions import unusable_state
 from relay.app.serve import serve as run
 from relay.cli.context import Given, common_options
 from relay.cli.exits import Ended, Exit
@@ -40,6 +41,9 @@ def serve(given: Given, ready_file: Path | None) -> None:
     file, clock = given.config_file(), SystemClock()
     in_force = InForce(lambda: read_all(file, environment.variables, clock))
     settings = in_force.settings
+    if fault := unusable_state(settings):
+        in_force.close()
+        raise Ended(Exit.CONFIGURATION, fault)
     logs.configure(
         settings.observe.log,
         clock=clock,

@@ -7,7 +7,6 @@ Standards: none.
 """
 
 import asyncio
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from relay.accounts import load_accounts
 from relay.app.lock import is_taken
+from relay.app.permissions import unusable_state, unwritable
 from relay.app.routes import route_table
 from relay.clock import Clock
 from relay.policy import PolicyError
@@ -55,9 +55,11 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
     yield Finding("configuration", Verdict.OK, str(file))
     yield from _accounts(settings, environ, clock)
     yield from _policies(settings)
-    yield _writable("state_dir", settings.state_dir)
-    yield _writable("mailboxes.root", settings.mailboxes.root)
-    yield from _spool(settings)
+    unusable = unusable_state(settings)
+    root = settings.mailboxes.root
+    yield _folder("state_dir", settings.state_dir, unusable)
+    yield _folder("mailboxes.root", root, unwritable("mailboxes.root", root))
+    yield from _spool(settings, is_usable=not unusable)
     yield asyncio.run(_dns(settings))
 
 
@@ -93,19 +95,18 @@ def _policies(settings: Settings) -> Iterator[Finding]:
     yield Finding("policy", Verdict.OK, f"{files} files in {settings.policy.directory}, tests pass")
 
 
-def _writable(name: str, folder: Path) -> Finding:
-    """Whether `folder`, or the nearest one above it that exists, can be written."""
-    existing = folder
-    while not os.access(existing, os.F_OK) and existing != existing.parent:
-        existing = existing.parent
-    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
-        made = "" if existing == folder else " (it will be made)"
-        return Finding(name, Verdict.OK, f"{folder}{made}")
-    return Finding(name, Verdict.FAULT, f"{name}: {existing} is no folder that this user can write")
+def _folder(name: str, folder: Path, fault: str) -> Finding:
+    if fault:
+        return Finding(name, Verdict.FAULT, fault)
+    made = "" if folder.exists() else " (it will be made)"
+    return Finding(name, Verdict.OK, f"{folder}{made}")
 
 
-def _spool(settings: Settings) -> Iterator[Finding]:
-    """Whether the file can be opened; `relay storage verify` looks further."""
+def _spool(settings: Settings, *, is_usable: bool) -> Iterator[Finding]:
+    """Whether the file can be opened; `relay storage verify` looks further.
+
+    In a state_dir that is not usable it cannot be opened, whatever is in it.
+    """
     database = settings.spool_file
     try:
         if is_or_was_there(database):
@@ -117,6 +118,10 @@ def _spool(settings: Settings) -> Iterator[Finding]:
     mark = mark_of(database)
     if mark.exists():
         text = f"{database} is damaged, no new mail is taken on; see relay storage salvage"
+        yield Finding("spool", Verdict.FAILED, text)
+        return
+    if not is_usable:
+        text = f"{database} cannot be opened: see state_dir"
         yield Finding("spool", Verdict.FAILED, text)
         return
     made = "" if database.exists() else " (it will be made)"

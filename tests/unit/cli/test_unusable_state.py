@@ -1,0 +1,62 @@
+"""A state_dir that cannot be written: the service and its check say the same, and exit with 78."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from relay.app import permissions
+from relay.settings import load
+
+CONFIG = """\
+hostname = "relay.example.test"
+state_dir = "state"
+[http]
+listen = ["127.0.0.1:0"]
+[mailboxes]
+accounts = "accounts.toml"
+[policy]
+directory = "rules"
+[dns]
+nameservers = ["127.0.0.1:1"]
+timeout = "0.1s"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "relay.toml").write_text(CONFIG)
+    (tmp_path / "accounts.toml").touch(0o600)
+    (tmp_path / "rules").mkdir()
+    return tmp_path
+
+
+def run(folder, verb):
+    command = [sys.executable, "-m", "relay", verb, "--config", "relay.toml"]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_state_dir_that_is_a_file(folder):
+    (folder / "state").touch()
+    told = f"state_dir: {folder}/state is no folder that this user can write"
+    for verb in ("serve", "check"):
+        done = run(folder, verb)
+        assert done.returncode == 78, done.stderr
+        assert done.stderr.splitlines()[0] == told
+    assert done.stdout.count("spool") == 0, "a spool that cannot be opened is not in order"
+    assert "spool: " in done.stderr
+
+
+def test_a_spool_that_is_another_users(folder, monkeypatch):
+    (folder / "state/run").mkdir(parents=True)
+    spool = folder / "state/spool.sqlite"
+    spool.touch()
+    allowed = os.access
+    monkeypatch.setattr(
+        permissions.os, "access", lambda path, mode: path != spool and allowed(path, mode)
+    )
+    told = permissions.unusable_state(load(folder / "relay.toml", {}))
+    assert told == f"state_dir: {spool} is no file that this user can write"
