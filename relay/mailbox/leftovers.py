@@ -59,9 +59,7 @@ class Leftovers:
                 _log.error("leftover kept", file=str(prepared.path), reason=str(error))
             else:
                 removed += 1
-        if removed:
-            self._shared.syncs.sync(notes.preparing)
-        return removed
+        return removed  # not synced: what comes back with the power, the next start removes
 
     def _remove_one(self, prepared: Prepared) -> None:
         notes = self._shared.notes

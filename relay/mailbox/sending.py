@@ -40,7 +40,7 @@ from relay.mailbox.messages import (
     next_generation,
     submission_facts,
 )
-from relay.mailbox.names import DRAFT, NEW_DRAFT, SEEN, with_flags
+from relay.mailbox.names import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
 from relay.mailbox.notes import FIRST_SUBMISSION, draft_of
 from relay.mailbox.notes.deferred import deferred_detail
 from relay.mailbox.ordering import named_in_order
@@ -288,8 +288,9 @@ class Sending:
             if not note.path.exists():
                 return
             mailbox = self._shared.folders.mailbox(note.account)
-            if not note.submission_id.endswith(f".{FIRST_SUBMISSION}"):
-                # A crash may have left the file that the draft was written anew from.
+            if not note.submission_id.endswith(f".{FIRST_SUBMISSION}") or _is_rewritten(note):
+                # A crash may have left the file that the draft was written anew from, which the
+                # index removes as long as both are in one folder.
                 self._shared.index.find(mailbox, note.draft_id)
             detail: dict[str, Any] = {"folder": None, "queue_id": queue_id}
             if note.options.save_to_sent_items:
@@ -385,6 +386,12 @@ class Sending:
 def _drafts_of(mailbox: Path) -> Path:
     """Where a mailbox's drafts are."""
     return well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
+
+
+def _is_rewritten(note: Note) -> bool:
+    """Whether the draft was changed between its submission and its time."""
+    name = parse_name(note.base_name)
+    return name is not None and name.generation > 1
 
 
 def first_submission(identity: Identity) -> str:

@@ -34,9 +34,13 @@ _STATES_MAX = 64
 Names = dict[str, int]  # the inode of each name
 
 
+class KilledError(BaseException):
+    """The process is killed: nothing that handles errors handles this one."""
+
+
 class ForgetfulDisk:
-    """`sites` counts the syncs by who asked for them. `fate` says of a site what its sync does:
-    "works", "is left out", or "fails".
+    """`sites` counts the syncs by who asked for them: module:function:line. `fate` says of a site what
+    its sync does: "works", "is left out", "fails", or "is never reached": the process is killed there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,9 +56,7 @@ class ForgetfulDisk:
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._top = self._folder.stat().st_ino
-        self._look()
-        for seen in self._names.values():
-            del seen[:-1]
+        self.settle()
         os.fsync = self._synced  # type: ignore[assignment]
         return self
 
@@ -77,6 +79,15 @@ class ForgetfulDisk:
         """Take a file's octets as there whenever one of its names is: an ordered journal does so."""
         self._octets[os.fstat(descriptor).st_ino] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
 
+    def settle(self) -> None:
+        """Let everything be as durable as if all of it had been synced now."""
+        self._look()
+        for seen in self._names.values():
+            del seen[:-1]
+        for path in self._folder.rglob("*"):
+            if path.is_file():
+                self._octets[path.stat().st_ino] = path.read_bytes()
+
     # -- what is there
 
     def _synced(self, descriptor: int) -> None:
@@ -85,9 +96,11 @@ class ForgetfulDisk:
             return
         self._look()
         kind = "directory" if path.is_dir() else "file"
-        site = f"{_site()} {kind}"
+        site = _site()
         self.sites[site] += 1
         fate = self.fate(site)
+        if fate == "is never reached":
+            raise KilledError
         if fate == "fails":
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         if fate == "is left out":

@@ -65,14 +65,18 @@ class DeferredNotes:
         self._reached = crash.reached
         self._log = log
         self._on_deferred = on_deferred
+        self._failed_syncs = 0
+        self._failures_made_up_for = 0
 
     def note_of(self, message_id: str, located: Located) -> Note | None:
-        """The deferred note of a message, None if it has none.
+        """The deferred note of a message, None if it has none, and none comes back with the power.
 
         Raises BeingSentError when its note is ready.
         """
         path = self._notes.find(message_id, located.path)
         if path is None:
+            if self._failed_syncs != self._failures_made_up_for:
+                self._sync_cancellations()
             return None
         if self._notes.is_ready(path) or (note := self._notes.read(path)) is None:
             raise BeingSentError(_BEING_SENT)
@@ -95,7 +99,20 @@ class DeferredNotes:
         except FileNotFoundError:
             raise BeingSentError(_BEING_SENT) from None
         self._reached(CrashPoint.NOTE_CANCELLED)
-        self._notes.sync_deferred()
+        self._sync_cancellations()
+
+    def _sync_cancellations(self) -> None:
+        """Make it durable that notes are gone; a failure is remembered until a sync succeeds.
+
+        A client that repeats a refused cancellation finds no note: its answer needs the sync too.
+        """
+        failures = self._failed_syncs
+        try:
+            self._notes.sync_deferred()
+        except OSError:
+            self._failed_syncs += 1
+            raise
+        self._failures_made_up_for = failures
 
     # -- a draft that is changed while it waits
 
