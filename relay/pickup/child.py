@@ -1,57 +1,88 @@
-"""The process in which a conversion is tried once more: it can be killed, and its limits are low.
+"""The process that converts notes: it can be killed, and its limits are low.
 
-On the path: conversion starts one for a note with which a conversion went wrong, step 3.
-Holds: it reads the note, writes its answer and nothing else; it dies before the relay does.
-Fails: by its exit code; that a message cannot be sent, or read, is an answer.
+On the path: conversion starts it and asks for one note after the other, step 3.
+Holds: it reads notes, writes its answers and nothing else; it ends when its input does. It is the
+first that the system kills when memory runs out.
+Fails: by its exit code; that a message cannot be sent, or read, is an answer, and so is a fault.
 Standards: POSIX setrlimit.
 """
 
-import os
+import json
 import pickle
 import resource
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from relay.files import FileOctets
-from relay.message.converted import ConversionError
+from relay.message.converted import ConversionError, Converted
 
+READY = b"\n"
+LENGTH_BYTES = 8
 MEMORY_BYTES_MAX = 1 << 30
-_NICE = 10
+_FAULT_CHARACTERS_MAX = 500
+
+
+# what is made of a note; what is wrong with it; what is wrong with the relay
+Answer = tuple[Converted | None, ConversionError | OSError | None, str]
 
 
 def main(words: Sequence[str]) -> None:
-    """Convert a note; the answer goes to stdout.
+    """Convert notes until the input ends.
 
-    `words`: the function as "module:name", the note's path, the time in µs, our host name, and how
-    many seconds of processor time there are.
+    `words`: the function as "module:name", and our host name. A line of the input is a JSON object:
+    `path` of a note, `now_us`, and `cpu_s`, the seconds of processor time that there are. The
+    answer is its length, and an Answer as pickle writes it.
     """
-    function, path, now_us, hostname, cpu_s = words
+    for one in (signal.SIGINT, signal.SIGTERM):  # the relay finishes what it has begun
+        signal.signal(one, signal.SIG_IGN)
+    function, hostname = words
     module, _, name = function.partition(":")
     convert = getattr(import_module(module), name)
-    _limit(int(cpu_s))
-    note = FileOctets(Path(path), 0, Path(path).stat().st_size)
+    _limit()
+    output = sys.stdout.buffer
+    output.write(READY)
+    output.flush()
+    for line in sys.stdin.buffer:
+        answer = pickle.dumps(_answer(convert, json.loads(line), hostname))
+        output.write(len(answer).to_bytes(LENGTH_BYTES, "big"))
+        output.write(answer)
+        output.flush()
+
+
+def _answer(convert: Any, asked: dict[str, Any], hostname: str) -> Answer:
+    _limit_processor(asked["cpu_s"])
+    path = Path(asked["path"])
     try:
-        answer = pickle.dumps(convert(note, now_us=int(now_us), hostname=hostname))
+        note = FileOctets(path, 0, path.stat().st_size)
+        return convert(note, now_us=asked["now_us"], hostname=hostname), None, ""
     except (ConversionError, OSError) as error:
-        answer = pickle.dumps(error)
-    sys.stdout.buffer.write(answer)
+        return None, error, ""
+    except Exception as error:  # noqa: BLE001 - whatever it is, the relay has to know
+        return None, None, f"{type(error).__name__}: {error}"[:_FAULT_CHARACTERS_MAX]
 
 
-def _limit(cpu_s: int) -> None:
-    """Bound what the conversion may take. A sandbox may forbid that, the parent kills too."""
+def _limit() -> None:
+    """Bound what conversions may take. A sandbox may forbid that, the parent kills too."""
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
     with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
-    with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError):
-        os.nice(_NICE)
-    with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _limit_processor(seconds: int) -> None:
+    """End this process that many seconds of its time from now, if nobody is there to kill it."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit_s = int(used.ru_utime + used.ru_stime) + seconds + 1
+    with suppress(OSError, ValueError):
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit_s, hard))
 
 
 if __name__ == "__main__":

@@ -1,40 +1,46 @@
-"""Conversion where it can do no harm: on the loop, in a thread, or in a process that can be killed.
+"""Conversion in processes that can be killed; only what is short text is converted in this one.
 
 On the path: handling asks for a note's MIME, step 3.
-Holds: what may take long is not on the loop; what fails, hangs, or was in work when this process
-    died is tried once more in a child, and never in here again.
-Fails: ConversionError for a message that cannot be sent; UnsafeNoteError for one that no process
-    came to an end with; OSError when its file cannot be read, or no child be started.
+Holds: nothing is parsed in this process, and no thread is used. A conversion ends in its time, or
+its process does. An account has at most one note at once in the processes that all share.
+Fails: ConversionError for a message that cannot be sent; UnfinishedError for one that takes long or
+goes wrong, which is then converted alone; UnsafeNoteError if that does not help; OSError when its
+file cannot be read, or no process be started.
 Standards: docs/design.md 1; POSIX setrlimit.
 """
 
 import asyncio
-import contextlib
+import json
 import os
 import pickle
+import socket
+import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from pathlib import Path
+from contextlib import suppress
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from relay.clock import Clock
-from relay.journal.logs import get_logger
 from relay.mailbox.types import Note
 from relay.message.content import Octets
-from relay.message.converted import ConversionError, Converted
+from relay.message.converted import Converted
 from relay.message.draft import FIRST_FIELD_BYTES, private_length
+from relay.pickup.child import LENGTH_BYTES, READY, Answer
 
 PLAIN_BYTES_MAX = 64 * 1024
-_LIMIT_S = 10.0  # for any conversion, and more for each MiB
-_LIMIT_S_PER_MIB = 1.0
-_CHILD_START_S = 10.0
-_RUNAWAYS_MAX = 4  # threads that nobody waits for any more
-_CHILDREN_MAX = 2
-_MARK_KEPT_S = 30 * 86400.0
+_SHARED_MAX = 2
+_SHARE_OF_ACCOUNT = 1  # of the shared processes, so that another account's mail is converted
+_LIMIT_S = 2.0  # for almost all; each further MiB has more
+_LIMIT_S_PER_MIB = 0.1
+_ALONE_LIMIT_S = 10.0
+_ALONE_LIMIT_S_PER_MIB = 1.0
+_START_LIMIT_S = 30.0  # says nothing of a note: the machine is busy
+_IDLE_S = 600.0
+_NOTES_MAX = 1000  # converted by one process: what it may have lost of memory comes back
+_NICE = 10
+_READ_BYTES = 1024 * 1024
+_REAPED_AFTER_S = 1.0
 _PLAIN = b'"body_type":"text"'  # in the block, where quotes within strings are escaped
-
-_log = get_logger("pickup")
 
 
 class Converter(Protocol):
@@ -47,130 +53,221 @@ class Converter(Protocol):
         ...
 
 
+class UnfinishedError(Exception):
+    """A conversion did not end in the time that is enough for almost all, or went wrong.
+
+    `fault` is for the log: what went wrong in the relay.
+    """
+
+    def __init__(self, text: str, fault: str = "") -> None:
+        super().__init__(text)
+        self.fault = fault
+
+
 class UnsafeNoteError(Exception):
-    """A conversion crashed or hung, also in a process of its own; the text says how."""
+    """A conversion went wrong, or did not end, in a process of its own too; the text says how."""
 
 
 class Conversion:
-    """Converts notes, each where it belongs."""
+    """Converts notes, each where it can do no harm."""
 
-    def __init__(
-        self,
-        convert: Converter,
-        *,
-        hostname: str,
-        clock: Clock,
-        marks: Path,
-    ) -> None:
-        """`marks` is a directory for the names of notes that are in work."""
+    def __init__(self, convert: Converter, *, hostname: str, clock: Clock) -> None:
         self._convert = convert
         self._hostname = hostname
         self._clock = clock
-        self._marks = marks
-        self._suspects = _marked(marks, clock)
-        self._runaways = 0
-        self._children = asyncio.Semaphore(_CHILDREN_MAX)
+        self._shared = asyncio.Semaphore(_SHARED_MAX)
+        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._idle: list[_Child] = []
+        self._killed: list[_Child] = []
+        self._is_closed = False
 
     async def converted(self, note: Note, content: Octets) -> Converted:
-        """Convert a note. Raises ConversionError, UnsafeNoteError, OSError."""
-        try:
-            if note.submission_id not in self._suspects:
-                if is_plain(content):
-                    return self._here(content)
-                if self._runaways < _RUNAWAYS_MAX:
-                    with self._marked(note):
-                        return await self._in_thread(content)
-        except (ConversionError, OSError):
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, a child tells whether it stays
-            _log.warning(
-                "conversion fault",
-                submission_id=note.submission_id,
-                error=f"{type(error).__name__}: {error}",
-            )
-        made = await self._in_child(note, content.size)
-        self.forget(note)
-        return made
+        """Convert a note if that takes no longer than it does for almost all.
 
-    def forget(self, note: Note) -> None:
-        """Say that nothing more will happen to this process for the note's sake."""
-        self._suspects.discard(note.submission_id)
-        with contextlib.suppress(OSError):
-            (self._marks / note.submission_id).unlink(missing_ok=True)
-
-    def _here(self, content: Octets) -> Converted:
-        return self._convert(content, now_us=self._clock.time_us(), hostname=self._hostname)
-
-    async def _in_thread(self, content: Octets) -> Converted:
-        """Convert in a thread of its own, which is left to itself after its time.
-
-        Raises TimeoutError.
+        Raises ConversionError, UnfinishedError, OSError.
         """
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[Converted] = loop.create_future()
-
-        def tell(made: Converted | None, error: BaseException | None) -> None:
-            if ended.cancelled():  # nobody waits any more
-                self._runaways -= 1
-            elif made is not None:
-                ended.set_result(made)
-            else:
-                ended.set_exception(error or RuntimeError("the conversion gave nothing"))
-
-        def run() -> None:
-            made, raised = None, None
+        if is_plain(content):
+            return self._convert(content, now_us=self._clock.time_us(), hostname=self._hostname)
+        share = self._shares.setdefault(note.account, asyncio.Semaphore(_SHARE_OF_ACCOUNT))
+        async with share, self._shared:
+            child = self._waiting() or await self._start()
+            limit_s = _LIMIT_S + _LIMIT_S_PER_MIB * content.size / (1 << 20)
             try:
-                made = self._here(content)
-            except BaseException as error:  # noqa: BLE001 - raised again by who waits
-                raised = error
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(tell, made, raised)
-
-        threading.Thread(target=run, name="conversion", daemon=True).start()
-        try:
-            async with asyncio.timeout(_limit_s(content.size)):
-                return await ended
-        except (TimeoutError, asyncio.CancelledError):
-            if ended.cancelled():
-                self._runaways += 1
-            raise
-
-    async def _in_child(self, note: Note, size_bytes: int) -> Converted:
-        limit_s = _CHILD_START_S + _limit_s(size_bytes)
-        function = f"{self._convert.__module__}:{self._convert.__name__}"
-        words = (function, str(note.path), str(self._clock.time_us()), self._hostname)
-        async with self._children:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "relay.pickup.child", *words, str(int(limit_s) + 1),
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-                env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )  # fmt: skip
-            try:
-                async with asyncio.timeout(limit_s):
-                    answer, _ = await child.communicate()
-            except TimeoutError:
-                raise UnsafeNoteError(f"it did not end within {limit_s:g} seconds") from None
+                made = await child.ask(note, now_us=self._clock.time_us(), limit_s=limit_s)
             finally:
-                if child.returncode is None:
-                    child.kill()
-                    await child.wait()
-        return _read_answer(answer, child.returncode)
+                self._put_back(child)
+        return _read_answer(made)
 
-    @contextlib.contextmanager
-    def _marked(self, note: Note) -> Iterator[None]:
-        """Leave a mark that a start finds if this process does not survive what is inside."""
-        with contextlib.suppress(OSError):  # a full disk must not stop mail
-            self._marks.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (self._marks / note.submission_id).touch(0o600)
+    async def converted_alone(self, note: Note, content: Octets) -> Converted:
+        """Convert a note that was not finished, in a process of its own and with more time.
+
+        Raises ConversionError, UnsafeNoteError, OSError.
+        """
+        limit_s = _ALONE_LIMIT_S + _ALONE_LIMIT_S_PER_MIB * content.size / (1 << 20)
+        child = await self._start()
+        child.be_nice()
         try:
-            yield
+            made = await child.ask(note, now_us=self._clock.time_us(), limit_s=limit_s)
+            return _read_answer(made)
+        except UnfinishedError as error:
+            raise UnsafeNoteError(str(error)) from None
         finally:
-            self.forget(note)
+            self._end(child)
+
+    def close(self) -> None:
+        """End the processes that wait for a note; the others end with their notes."""
+        self._is_closed = True
+        for child in self._idle:
+            child.timer.cancel()
+            self._end(child)
+        self._idle.clear()
+        self._reap(_REAPED_AFTER_S)
+
+    def _waiting(self) -> "_Child | None":
+        """Return a process that waits for a note."""
+        while self._idle:
+            child = self._idle.pop()
+            child.timer.cancel()
+            if child.is_usable:
+                return child
+            self._end(child)
+        return None
+
+    def _put_back(self, child: "_Child") -> None:
+        if child.is_usable and not self._is_closed:
+            self._idle.append(child)
+            loop = asyncio.get_running_loop()
+            child.timer = loop.call_later(_IDLE_S, self._retire, child)
+        else:
+            self._end(child)
+
+    def _retire(self, child: "_Child") -> None:
+        self._idle.remove(child)
+        self._end(child)
+
+    def _end(self, child: "_Child") -> None:
+        """Kill a process, and look later what the system has to say of it."""
+        child.kill()
+        self._killed.append(child)
+        if self._is_closed:
+            self._reap(_REAPED_AFTER_S)
+        else:
+            asyncio.get_running_loop().call_later(_REAPED_AFTER_S, self._reap)
+
+    def _reap(self, wait_s: float = 0) -> None:
+        self._killed = [one for one in self._killed if not one.has_ended(wait_s)]
+
+    async def _start(self) -> "_Child":
+        """Start a process and wait until it can be asked. Raises OSError."""
+        function = f"{self._convert.__module__}:{self._convert.__name__}"
+        child = _Child(function, self._hostname)
+        try:
+            async with asyncio.timeout(_START_LIMIT_S):
+                await child.started()
+        except TimeoutError:
+            reason = f"the process that converts was not ready within {_START_LIMIT_S:g} seconds"
+            raise OSError(reason) from None
+        finally:
+            if not child.is_usable:
+                self._end(child)
+        return child
+
+
+class _Child:
+    """A process of relay.pickup.child, which converts one note after the other."""
+
+    timer: asyncio.TimerHandle  # for its end, while it waits for a note
+
+    def __init__(self, function: str, hostname: str) -> None:
+        """Start it. Raises OSError."""
+        self._is_ready = False
+        self._notes = 0
+        self._reader = asyncio.StreamReader()
+        self._writer: asyncio.StreamWriter | None = None
+        self._socket, theirs = socket.socketpair()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - this program itself
+                [sys.executable, "-P", "-m", "relay.pickup.child", function, hostname],
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.DEVNULL,
+                env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,  # no Ctrl-C for it: it ends when its input does
+            )
+        except OSError:
+            self._socket.close()
+            raise
+        finally:
+            theirs.close()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it waits for a note."""
+        return self._is_ready and self._notes < _NOTES_MAX and not self._reader.at_eof()
+
+    async def started(self) -> None:
+        """Return when it can be asked. Raises OSError."""
+        self._reader, self._writer = await asyncio.open_unix_connection(
+            sock=self._socket, limit=_READ_BYTES
+        )
+        try:
+            await self._reader.readexactly(len(READY))
+        except EOFError:
+            how = self._how_it_ended()
+            raise OSError(f"the process that converts did not start: {how}") from None
+        self._is_ready = True
+
+    async def ask(self, note: Note, *, now_us: int, limit_s: float) -> bytes:
+        """Return its answer. Raises UnfinishedError; it is of no use then."""
+        assert self._writer is not None
+        self._is_ready = False
+        self._notes += 1
+        asked = {"path": str(note.path), "now_us": now_us, "cpu_s": int(limit_s) + 1}
+        try:
+            async with asyncio.timeout(limit_s):
+                self._writer.write(json.dumps(asked).encode() + b"\n")
+                length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
+                answer = await self._reader.readexactly(length)
+        except TimeoutError:  # an OSError as well, as is the next one
+            raise UnfinishedError(f"it did not end within {limit_s:g} seconds") from None
+        except (EOFError, ConnectionError):
+            raise UnfinishedError(self._how_it_ended()) from None
+        self._is_ready = True
+        return answer
+
+    def be_nice(self) -> None:
+        """Let all others go first."""
+        with suppress(OSError):  # a sandbox may forbid it
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICE)
+
+    def kill(self) -> None:
+        """Kill it, whatever it does."""
+        self._is_ready = False
+        self._process.kill()
+        if self._writer is not None:
+            self._writer.transport.abort()
+        else:
+            self._socket.close()
+
+    def has_ended(self, wait_s: float = 0) -> bool:
+        """Whether it is gone; waits for that."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(wait_s)
+        return self._process.returncode is not None
+
+    def _how_it_ended(self) -> str:
+        with suppress(
+            subprocess.TimeoutExpired
+        ):  # it has closed its files, which is almost its end
+            self._process.wait(0.1)
+        code = self._process.returncode
+        if code is None:
+            return "it ended"
+        return f"it ended with signal {-code}" if code < 0 else f"it ended with exit code {code}"
 
 
 def is_plain(content: Octets) -> bool:
-    """Whether a note's conversion takes no time worth a thread: short text that Graph gave us.
+    """Whether a note's conversion takes no time worth a process: short text that Graph gave us.
 
     Its text is copied and its fields are written; nothing is parsed, no html made text.
     """
@@ -180,27 +277,12 @@ def is_plain(content: Octets) -> bool:
     return _PLAIN in content.read(0, length)
 
 
-def _limit_s(size_bytes: int) -> float:
-    return _LIMIT_S + _LIMIT_S_PER_MIB * size_bytes / (1 << 20)
-
-
-def _read_answer(answer: bytes, code: int | None) -> Converted:
-    if code != 0:
-        what = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        raise UnsafeNoteError(f"it ended with {what}")
-    made = pickle.loads(answer)  # noqa: S301 - our own child's, which writes this and nothing else
-    if isinstance(made, Converted):
-        return made
-    raise made
-
-
-def _marked(marks: Path, clock: Clock) -> set[str]:
-    """What was in work when a process died; marks whose notes are long gone are removed."""
-    found = set()
-    with contextlib.suppress(OSError):
-        for mark in marks.iterdir():
-            if clock.time_us() / 1_000_000 - mark.stat().st_mtime > _MARK_KEPT_S:
-                mark.unlink(missing_ok=True)
-            else:
-                found.add(mark.name)
-    return found
+def _read_answer(octets: bytes) -> Converted:
+    """Return what a process has made, or raise what it met."""
+    answer: Answer = pickle.loads(octets)  # noqa: S301 - our own process writes this, nothing else
+    made, error, fault = answer
+    if error is not None:
+        raise error
+    if made is None:
+        raise UnfinishedError("it met a fault of the relay", fault)
+    return made

@@ -1,7 +1,8 @@
 """The daemon: notes in fair turns to a few workers, each with a line to the relay of its own.
 
 On the path: the store's notes() feeds it (step 2); handling brings each note to its end (3, 4).
-Holds: at most `max_concurrent` notes in work; what goes wrong with one note stops no other.
+Holds: at most `max_concurrent` notes of one account in work, one more of all accounts, and one
+whose conversion takes long; what goes wrong with one note stops no other.
 Fails: never for a note's sake; what notes() raises ends run().
 Standards: the Graph send-mail process, steps 2 to 4.
 """
@@ -20,7 +21,7 @@ from relay.mailbox.api import NoteStore
 from relay.mailbox.types import Note, StoreError
 from relay.message.convert import convert
 from relay.message.outcome import Evidence
-from relay.pickup.conversion import Conversion, Converter
+from relay.pickup.conversion import Conversion, Converter, UnfinishedError
 from relay.pickup.decisions import Later, delay_s
 from relay.pickup.gate import Gate
 from relay.pickup.handling import Handling, Reporter, Tries
@@ -28,7 +29,6 @@ from relay.pickup.submission import Submitter
 from relay.pickup.turns import Turns
 
 SOCKET_NAME = "pickup.sock"
-_MARKS_NAME = "converting"
 _WINDOW_NOTES = 256
 
 _log = get_logger("pickup")
@@ -64,13 +64,12 @@ class Pickup:
         self._waiting = metrics.pickup_waiting
         self._chance = chance or random.Random()  # noqa: S311 - spreads load, hides nothing
         self._gate = Gate()
+        self._conversion = Conversion(converter, hostname=hostname, clock=clock)
         self._handling = Handling(
             store=store,
             reports=reports,
             postmaster=postmaster,
-            conversion=Conversion(
-                converter, hostname=hostname, clock=clock, marks=run_dir / _MARKS_NAME
-            ),
+            conversion=self._conversion,
             gate=self._gate,
             log=log,
             clock=clock,
@@ -81,7 +80,8 @@ class Pickup:
         )
         self._max_concurrent = self._allowed = max_concurrent
         self._allowed_changed = asyncio.Event()
-        self._turns = Turns(_WINDOW_NOTES)
+        self._turns = Turns(_WINDOW_NOTES, share=max_concurrent)
+        self._slow = Turns(_WINDOW_NOTES, share=1)  # those whose conversion was not finished
         self._tries: dict[str, Tries] = {}  # by submission id, of notes put back
         self._workers: set[asyncio.Task[None]] = set()
         self._idle: set[asyncio.Task[None]] = set()
@@ -89,8 +89,9 @@ class Pickup:
 
     async def run(self) -> None:
         """Work until cancelled. Notes in work go on behind it: call drain() then."""
-        for number in range(self._max_concurrent):
+        for number in range(self._max_concurrent + 1):  # one is there for another account
             self._workers.add(asyncio.create_task(self._work(number), name=f"pickup-{number}"))
+        self._workers.add(asyncio.create_task(self._work_on_slow(), name="pickup-slow"))
         async with aclosing(self._store.notes()) as notes:
             async for note in notes:
                 if note.submission_id not in self._tries:
@@ -98,8 +99,12 @@ class Pickup:
                 await self._turns.put(note)
 
     def allow(self, notes: int) -> None:
-        """Have at most so many notes in work, at least one; those that are begun go on."""
+        """Have at most so many notes of an account in work, at least one, and one more of all.
+
+        Those that are begun go on.
+        """
         self._allowed = max(1, notes)
+        self._turns.share_out(self._allowed)
         self._allowed_changed.set()
         self._allowed_changed = asyncio.Event()
 
@@ -116,6 +121,7 @@ class Pickup:
         finally:
             for worker in self._workers:
                 worker.cancel()
+            self._conversion.close()
 
     async def _work(self, number: int) -> None:
         worker = asyncio.current_task()
@@ -124,25 +130,56 @@ class Pickup:
         try:
             while not self._draining:
                 self._idle.add(worker)
-                while number >= self._allowed:
+                while number > self._allowed:
                     await self._allowed_changed.wait()
                 await self._gate.passed()
                 try:
                     note = await self._turns.take()
                     self._idle.discard(worker)
-                    await self._store.turn(note)
-                    await self._bring_on(note, submitter)
+                    try:
+                        await self._store.turn(note)
+                        await self._bring_on(note, submitter)
+                    finally:
+                        self._turns.done(note)
                 finally:
                     self._gate.leave()
         finally:
             self._idle.discard(worker)
             await submitter.close()
 
-    async def _bring_on(self, note: Note, submitter: Submitter) -> None:
-        """Try a note once; whatever happens, it is done with or put back."""
+    async def _work_on_slow(self) -> None:
+        """Bring on notes whose conversion takes long, one at a time: workers never wait for them.
+
+        It does not pass the gate, where workers would wait for its conversion: while the relay
+        takes no note, this is one that asks without need. drain() does not wait for it.
+        """
+        worker = asyncio.current_task()
+        assert worker is not None
+        self._idle.add(worker)
+        submitter = Submitter(self._submit_path, hostname=self._hostname)
+        try:
+            while True:
+                note = await self._slow.take()
+                try:
+                    await self._bring_on(note, submitter, alone=True)
+                finally:
+                    self._slow.done(note)
+        finally:
+            self._idle.discard(worker)
+            await submitter.close()
+
+    async def _bring_on(self, note: Note, submitter: Submitter, *, alone: bool = False) -> None:
+        """Try a note once; whatever happens, it is done with, put back or left to be slow."""
         tries = self._tries.get(note.submission_id, Tries())
         try:
-            later = await self._handling.handle(note, submitter, tries)
+            later = await self._handling.handle(note, submitter, tries, alone=alone)
+        except UnfinishedError as error:
+            reason = error.fault or str(error)
+            _log.warning("conversion not finished", submission_id=note.submission_id, reason=reason)
+            if not self._slow.is_full:
+                await self._slow.put(note)
+                return
+            later = Later(Evidence("4.3.0", "4.3.0 others are converted first that take long"))
         except (StoreError, OSError) as error:
             later = Later(Evidence("4.3.0", str(error)))
         except Exception:  # noqa: BLE001 - one note's fault must not stop the others

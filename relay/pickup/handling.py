@@ -78,8 +78,13 @@ class Handling:
     give_up_after_s: float
     started_us: int
 
-    async def handle(self, note: Note, submitter: Submitter, tries: Tries) -> Later | None:
-        """Try a note once; return None when it is done with, else why it must be tried again."""
+    async def handle(
+        self, note: Note, submitter: Submitter, tries: Tries, *, alone: bool = False
+    ) -> Later | None:
+        """Try a note once; return None when it is done with, else why it must be tried again.
+
+        `alone`: it is converted in a process of its own. Raises UnfinishedError unless it is.
+        """
         try:
             content = await self.store.note_content(note)
         except NoSuchItemError:  # filed before a restart, or by another process
@@ -88,7 +93,10 @@ class Handling:
             await self._fail(note, _as_it_is(content, note), end)
             return None
         try:
-            message = await self.conversion.converted(note, content)
+            if alone:
+                message = await self.conversion.converted_alone(note, content)
+            else:
+                message = await self.conversion.converted(note, content)
         except ConversionError as error:
             end = End(Evidence("5.6.3", f"5.6.3 {error}"))
             await self._fail(note, _as_it_is(content, note), end)
@@ -137,7 +145,6 @@ class Handling:
         reply = f"5.6.0 the message could not be converted: {error}; it was put aside"
         message = _as_it_is(content, note, read_mime=False)
         await self._fail(note, message, End(Evidence("5.6.0", reply)), put_aside=True)
-        self.conversion.forget(note)
 
     async def _fail(
         self, note: Note, message: Converted, end: End, *, put_aside: bool = False

@@ -1,0 +1,89 @@
+"""Html that is made to keep a parser busy: it is sent like other mail, and nobody waits for it."""
+
+import email
+from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
+from email.policy import SMTP
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import World
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remotes import received
+
+NOTES = 20
+HOSTILE = {
+    "attributes": f"<p {' '.join(f'a{i}=b' for i in range(40_000))}>seen",
+    "fonts": "<div>"
+    + "".join(f"<font a={i}>" for i in range(12_000))
+    + "</div>"
+    + "<div>x</div>" * 12_000
+    + "seen",
+    "bodies": "".join(f"<body {' '.join(f'a{i}x{j}=b' for j in range(100))}>" for i in range(400))
+    + "seen",
+}
+HARMLESS = "<p>Good <b>news</b></p>"
+
+
+def html(content: str) -> dict[str, dict[str, str]]:
+    return {"body": {"contentType": "html", "content": content}}
+
+
+def threads(relay: RelayProcess) -> int:
+    assert relay.process is not None
+    return len(list(Path(f"/proc/{relay.process.pid}/task").iterdir()))
+
+
+def send(relay: RelayProcess, content: str, prefix: str) -> list[str]:
+    """Send twenty messages of alice's at once; returns their addresses."""
+    addresses = [f"{prefix}{number}@a.test" for number in range(NOTES)]
+    with ThreadPoolExecutor(NOTES) as clients:
+        list(clients.map(lambda to: relay.send_mail(to=[to], **html(content)), addresses))
+    return addresses
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_another_account_sends_its_html_meanwhile(world: World, kind: str) -> None:
+    relay = world.relay
+    for address in send(relay, HARMLESS, f"warm-{kind}-"):
+        received(world.a, address)
+    before = threads(relay)
+    hostile = send(relay, HOSTILE[kind], f"hostile-{kind}-")
+    relay.send_mail(token="bob", to=[f"good-{kind}@a.test"], **html(HARMLESS))
+    content = received(world.a, f"good-{kind}@a.test").content
+    assert b"\r\nGood news\r\n" in content
+    for address in hostile:  # it is the recipient's program that has to show it
+        assert b"seen" in received(world.a, address).content.replace(b"=\r\n", b"")
+    until("the threads have ended", lambda: threads(relay) <= before + 3)  # pools may have grown
+
+
+def test_a_mime_draft_is_changed_and_others_are_answered(world: World) -> None:
+    relay = world.relay
+    mime = b"From: alice@example.test\r\nTo: patched@a.test\r\nContent-Type: text/html\r\n\r\n<p>a"
+    headers = {"Content-Type": "text/plain"}
+    draft = relay.graph("POST", "/me/messages", b64encode(mime), headers=headers)
+    assert draft.status == 201, draft.body
+    path = f"/me/messages/{draft.json()['id']}"
+    with ThreadPoolExecutor(len(HOSTILE)) as clients:
+        changes = [
+            clients.submit(relay.graph, "PATCH", path, html(content))
+            for content in HOSTILE.values()
+        ]
+        for _ in range(5):
+            assert relay.graph("GET", "/me/messages", token="bob").status == 200
+        assert [one.result().status for one in changes] == [200] * len(HOSTILE)
+    assert "seen" in relay.graph("GET", path).json()["body"]["content"]
+
+
+def test_a_number_that_no_character_has_is_listed_and_sent(world: World) -> None:
+    relay = world.relay
+    content = f"<p>a&#{'9' * 5000};b</p>"
+    relay.send_mail(to=["number@a.test"], subject="number", **html(content))
+    sent = email.message_from_bytes(received(world.a, "number@a.test").content, policy=SMTP)
+    text = sent.get_body(("plain",))
+    assert text is not None
+    assert text.get_content().strip() == "a\ufffdb"
+    until("filed", lambda: "number" in relay.subjects("alice", "Sent"))
+    (listed,) = [one for one in relay.messages("sentitems") if one["subject"] == "number"]
+    assert listed["bodyPreview"] == "a\ufffdb"
