@@ -35,9 +35,20 @@ def journey_lines(found: Mapping[str, Any]) -> list[str]:
     headline = f'{name}  "{found["subject"]}"  {found["sender"] or "<>"} -> {people}'
     days = {str(step["at"])[:10] for step in found["steps"]}
     lines = [printable(f"{headline}  {_state(found)}")]
+    if client := client_line(found["client"]):
+        lines.append(printable(f"   {client}"))
     for step in found["steps"]:
         lines += step_lines(step, with_date=len(days) > 1)
     return lines + recipient_lines(found["recipients"])
+
+
+def client_line(client: Mapping[str, str]) -> str:
+    """Return who submitted a message, "" where that is not known."""
+    told = [client["address"] or ("a Unix socket" if any(client.values()) else "")]
+    told += [f"EHLO {client['helo']}"] if client["helo"] else []
+    told += [f"login {client['account']}"] if client["account"] else []
+    told += [client["tls"]] if client["tls"] else []
+    return f"from {', '.join(told)}" if any(told) else ""
 
 
 def step_lines(step: Mapping[str, Any], *, with_date: bool = False) -> list[str]:

@@ -15,6 +15,7 @@ from relay.graph.visit import Visit
 from relay.http.errors import ApiError, shown
 from relay.mailbox.folders import ROOT_ID
 from relay.mailbox.types import Folder, NoSuchItemError, SendOptions, WellKnown
+from relay.message.envelope import Client
 from relay.message.extended import SENT_MAIL_ENTRY_ID, send_wishes
 from relay.message.properties import ExtendedProperty
 
@@ -56,6 +57,7 @@ async def send_options(
         save_to_sent_items=save,
         sent_folder=folder if save else "",
         deferred_us=wishes.deferred_us if wishes else 0,
+        client=Client(visit.call.client_address, account=visit.account.address),
     )
     return options, {"preference-applied": preferred.applied} if preferred.applied else {}
 

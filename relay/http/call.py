@@ -83,6 +83,12 @@ class Call:
         host = self.headers.get("host", "")
         return f"{self._scope['scheme']}://{host if _HOST.fullmatch(host) else fallback_host}"
 
+    @property
+    def client_address(self) -> str:
+        """Return the client's IP address, "" on a Unix socket."""
+        peer = self._scope.get("client")
+        return str(peer[0]).removeprefix("::ffff:") if peer else ""
+
     async def body(self) -> bytes:
         """Read the whole body, once.
 

@@ -24,7 +24,7 @@ from relay.journal.metrics import Metrics
 from relay.message import headers
 from relay.message.content import Content, edited, in_sight, size_of
 from relay.message.encodedwords import decode_words
-from relay.message.envelope import Envelope, domain_of
+from relay.message.envelope import Client, Envelope, domain_of
 from relay.message.nexthop import NextHop
 from relay.message.priority import Priority, priority_of
 from relay.message.reporting import ReportedMessage
@@ -141,15 +141,17 @@ class Acceptance:
         self._count_rules(verdict)
         if fan.refuses_all and not origin.pickup:  # the client is still there to hear it
             return Decision(fan.refused[0].reply)
-        event = _step5(verdict, fan, self.clock.time_us())
+        event = _step5(
+            verdict, fan, self.clock.time_us(), client=None if origin.pickup else origin.client
+        )
         message = self._message(
             envelope, origin, fan, content=content, event=event, queue_id=queue_id, time_us=now_us
         )
         if not fan.refused:
-            return await self._commit(message, ())
+            return await self._commit(message, (), origin.client)
         plan = self._reports(message, fan, content=content)
         message = replace(message, events=(event, *plan.events))
-        return await self._commit(message, plan.messages)
+        return await self._commit(message, plan.messages, origin.client)
 
     async def _refusal_of_author(self, known: bytes, origin: Origin) -> str:
         """Return why the account may not send this, in a thread where the header is long."""
@@ -276,7 +278,9 @@ class Acceptance:
             recipients=[reported(each) for each in fan.refused],
         )
 
-    async def _commit(self, message: NewMessage, reports: Sequence[NewMessage]) -> Decision:
+    async def _commit(
+        self, message: NewMessage, reports: Sequence[NewMessage], client: Client
+    ) -> Decision:
         """Make it durable, then hand its claims on; the spool counts messages, we recipients."""
         message, sender = self._in_lanes(message), message.sender_key
         claim = len(message.entries) <= _CLAIMED_MAX and all(
@@ -290,7 +294,7 @@ class Acceptance:
             claim=claim,
         )
         if not accepted.repeated:
-            self._tell(message)
+            self._log_accepted(message, client)
             for recipient in message.final_recipients:
                 self.metrics.recipients.labels(outcome=recipient.state).inc()
         self._hand_on(accepted, () if claim or accepted.repeated else (message, *reports))
@@ -305,8 +309,8 @@ class Acceptance:
         pairs = zip(message.entries, lanes, strict=True)
         return replace(message, entries=tuple(replace(one, lane=lane) for one, lane in pairs))
 
-    def _tell(self, message: NewMessage) -> None:
-        """One line per message, in Postfix's words where they fit."""
+    def _log_accepted(self, message: NewMessage, client: Client) -> None:
+        """Log one line per message, with Postfix's terms where they fit."""
         people = sum(len(entry.recipients) for entry in message.entries)
         _log.info(
             "accepted",
@@ -315,7 +319,10 @@ class Acceptance:
             recipients=people + len(message.final_recipients),
             size_bytes=size_of(message.contents[0]),
             via=message.source,
-            client=message.client,
+            client=client.address,
+            helo="" if message.submission_id else client.helo,
+            login=client.account or message.account if message.submission_id else client.account,
+            tls=client.tls,
             message_id=message.message_id,
         )
 
@@ -343,10 +350,11 @@ def _subject(content: bytes) -> str:
     return decode_words(found[:_SUBJECT_OCTETS_MAX])[:_SUBJECT_CHARACTERS_MAX]
 
 
-def _step5(verdict: Verdict, fan: FanOut, at_us: int) -> Event:
+def _step5(verdict: Verdict, fan: FanOut, at_us: int, *, client: Client | None) -> Event:
     """Return the event of this step, without recipients that rules added.
 
-    Where it does not name all of them, `counts` has how many there are.
+    Where it does not name all of them, `counts` has how many there are. What came by pickup has its
+    `client` in step 2.
     """
     next_hops: dict[str, list[str]] = {}
     for entry in fan.entries:
@@ -358,6 +366,8 @@ def _step5(verdict: Verdict, fan: FanOut, at_us: int) -> Event:
         "rules": [hit.as_json() for hit in verdict.hits],
         "next_hops": {hop: people[:_NAMED_MAX] for hop, people in next_hops.items()},
     }
+    if client is not None:
+        detail["client"] = client.as_json()
     if refused:
         detail["refused"] = [
             {"address": each.address, "reply": each.reply} for each in refused[:_NAMED_MAX]

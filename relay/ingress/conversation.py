@@ -50,8 +50,8 @@ class Wire(Protocol):
         """Say 354 and feed `reader` to the end of data; False when the client went away before."""
         ...
 
-    async def start_tls(self) -> None:
-        """Discard what the client sent ahead, say 220 and do the handshake."""
+    async def start_tls(self) -> str:
+        """Discard what the client sent ahead, say 220, do the handshake; return the version."""
         ...
 
     async def pause(self, seconds: float) -> None:
@@ -85,7 +85,7 @@ class Service:
 class Conversation:
     """The state of one session, a method per command; `closing`: the last reply was given."""
 
-    def __init__(self, wire: Wire, service: Service, *, ip: str, trusted: bool, tls: bool) -> None:
+    def __init__(self, wire: Wire, service: Service, *, ip: str, trusted: bool, tls: str) -> None:
         self._wire = wire
         self._service = service
         self._ip = ip
@@ -218,9 +218,8 @@ class Conversation:
             return "503 5.5.1 TLS is active already"
         if not self._service.offers_tls:
             return "502 5.5.1 STARTTLS is not offered here"
-        await self._wire.start_tls()
         # RFC 3207 4.2: whatever was said in clear may have been somebody else's.
-        self._tls = True
+        self._tls = await self._wire.start_tls()
         self._helo, self._extended, self._login = "", False, ""
         self._reset()
         return ""
@@ -228,7 +227,7 @@ class Conversation:
     @property
     def _offers_auth(self) -> bool:
         service = self._service
-        return not service.pickup and (self._tls or service.offers_auth_in_clear)
+        return not service.pickup and (bool(self._tls) or service.offers_auth_in_clear)
 
     async def auth(self, argument: str) -> str:
         """RFC 4954 4."""

@@ -45,7 +45,7 @@ def prepare(
         hostname=hostname,
         protocol=headers.protocol(
             extended=origin.extended,
-            tls=origin.tls,
+            tls=bool(origin.tls),
             authenticated=bool(origin.login),
             smtputf8=envelope.smtputf8,
         ),

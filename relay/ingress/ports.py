@@ -14,7 +14,7 @@ from relay.accounts import Account
 from relay.ingress.data import Received
 from relay.journal.events import Event
 from relay.mailbox.types import Room
-from relay.message.envelope import Envelope
+from relay.message.envelope import Client, Envelope
 from relay.message.reporting import ReportedMessage, ReportedRecipient
 from relay.message.verdict import Source, Subject, Verdict
 from relay.routing.table import Examination
@@ -25,17 +25,23 @@ from relay.spool.types import NewMessage
 class Origin:
     """Where a message came from, as its session knows it.
 
-    `ip` is "" on a Unix socket; `login` is the account that authenticated or ""; `trusted` means
-    AUTH, a listed network or pickup; `pickup` that it came through pickup's own socket.
+    `ip` is "" on a Unix socket; `tls` is the protocol version or ""; `login` is the account that
+    authenticated or ""; `trusted` means AUTH, a listed network or pickup; `pickup` that it came
+    through pickup's own socket.
     """
 
     ip: str
     helo: str
     extended: bool = True
-    tls: bool = False
+    tls: str = ""
     login: str = ""
     trusted: bool = False
     pickup: bool = False
+
+    @property
+    def client(self) -> Client:
+        """What the log and the journey say of the client."""
+        return Client(self.ip, self.helo, self.login, self.tls)
 
     @property
     def source(self) -> Source:

@@ -111,7 +111,7 @@ class SmtpSession(_Bare, SMTP):
             self._door.service,
             ip=self._ip,
             trusted=trusted,
-            tls=transport.get_extra_info("ssl_object") is not None,
+            tls=_tls_version(transport),
         )
         super().connection_made(transport)
 
@@ -279,8 +279,8 @@ class SmtpSession(_Bare, SMTP):
             _log.warning("spool unavailable", error=error)
             reader.refuse(Refusal.LOCAL_ERROR)
 
-    async def start_tls(self) -> None:
-        """Discard what the client sent ahead, say 220 and do the handshake."""
+    async def start_tls(self) -> str:
+        """Discard what the client sent ahead, say 220, do the handshake; return the version."""
         assert self._door.tls_context is not None
         await self.send("220 2.0.0 Ready to start TLS")
         # RFC 3207 4.2: what came in clear behind STARTTLS may be somebody else's. Only now: while
@@ -293,6 +293,7 @@ class SmtpSession(_Bare, SMTP):
         except OSError as error:
             raise ClientGone from error
         self.transport = self._writer.transport
+        return _tls_version(self._writer.transport)
 
     async def pause(self, seconds: float) -> None:
         """Wait, unless the client goes away."""
@@ -313,13 +314,19 @@ class SmtpSession(_Bare, SMTP):
         self._timeout_handle = self.loop.call_later(goodbye_s, self.abort)
 
     def _is_tls(self) -> bool:
-        return self._transport_of().get_extra_info("ssl_object") is not None
+        return bool(_tls_version(self._transport_of()))
 
     def abort(self) -> None:
         """Close without waiting for the client to read."""
         if self.transport is not None:
             with contextlib.suppress(OSError):
                 self._transport_of().abort()
+
+
+def _tls_version(transport: asyncio.BaseTransport) -> str:
+    """Return the TLS version of a connection, such as "TLSv1.3"; "" in clear."""
+    tls = transport.get_extra_info("ssl_object")
+    return tls.version() or "TLS" if tls is not None else ""
 
 
 def _ip_of(transport: asyncio.BaseTransport) -> str:

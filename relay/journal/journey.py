@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from relay.clock import id_time_us, rfc3339
 from relay.journal.events import Step
+from relay.message.envelope import Client
 from relay.message.lifecycle import FINAL, State
 
 _LOOKED_AT_MAX = 1000  # messages, when only some states are wanted
@@ -103,6 +104,7 @@ def join(store: dict[str, Any] | None, transport: dict[str, Any] | None) -> dict
         return None
     steps = [*(store or {}).get("steps", []), *(transport or {}).get("steps", [])]
     steps.sort(key=lambda step: step["step"])  # each half is in its order; a clock may go back
+    client = _client_of(steps)
     known = transport or store or {}
     waiting, reply = _before_transport((store or {}).get("steps", []))
     return {
@@ -113,11 +115,18 @@ def join(store: dict[str, Any] | None, transport: dict[str, Any] | None) -> dict
         "sender": known.get("sender", ""),
         "subject": known.get("subject", ""),
         "state": transport["state"] if transport else str(waiting),
+        "client": client,
         "steps": steps,
         "recipients": transport["recipients"]
         if transport
         else [_not_yet(address, waiting, reply) for address in known.get("recipients", ())],
     }
+
+
+def _client_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Take the client out of the details: step 2 has it for HTTP, step 5 for SMTP."""
+    found = [step["detail"].pop("client") for step in steps if "client" in step["detail"]]
+    return found[0] if found else Client().as_json()
 
 
 def is_final(journey: Mapping[str, Any]) -> bool:

@@ -138,6 +138,12 @@ class StoreLog:
             path.unlink(missing_ok=True)
         return len(old)
 
+    def client_of(self, submission_id: str) -> dict[str, str] | None:
+        """Return the client that step 2 of a submission names; blocks while it reads the logs."""
+        steps = (self._submission(submission_id) or {}).get("steps", ())
+        found = [step["detail"].get("client") for step in steps if step["step"] == Step.NOTIFIED]
+        return found[0] if found else None
+
     def _submission(self, submission_id: str) -> dict[str, Any] | None:
         earliest = id_time_us(submission_id)
         found: dict[str, Any] = {"submission_id": submission_id, "queue_id": None, "steps": []}

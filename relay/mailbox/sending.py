@@ -42,7 +42,7 @@ from relay.mailbox.messages import (
 )
 from relay.mailbox.names import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
 from relay.mailbox.notes import FIRST_SUBMISSION, draft_of
-from relay.mailbox.notes.deferred import deferred_detail
+from relay.mailbox.notes.deferred import notified_detail
 from relay.mailbox.ordering import named_in_order
 from relay.mailbox.reading import octets_of
 from relay.mailbox.types import (
@@ -222,7 +222,7 @@ class Sending:
         A note that is ready always has them, and their times precede whatever pickup does.
         """
         created = Event(Step.CREATED, created_us, _IN_DRAFTS)
-        notified = Event(Step.NOTIFIED, self._shared.clock.time_us(), deferred_detail(note))
+        notified = Event(Step.NOTIFIED, self._shared.clock.time_us(), notified_detail(note))
         self._log.append(facts, created, notified)
 
     def _make_ready(self, prepared: Path, note: Note) -> None:

@@ -12,6 +12,7 @@ from enum import Enum, StrEnum
 from pathlib import Path
 
 from relay.message.content import Octets
+from relay.message.envelope import Client
 from relay.message.properties import MessageProperties
 
 
@@ -229,13 +230,15 @@ class SendOptions:
 
     `sent_folder` is the id of the folder that it is filed in, "" for Sent Items; `deferred_us` the
     time before which it is not sent, 0 for at once; `on_behalf_of` an address that is not the
-    account's, from which a message is that names no sender.
+    account's, from which a message is that names no sender. `client` is who asked for it: step 2
+    records it, a note does not keep it.
     """
 
     save_to_sent_items: bool = True
     sent_folder: str = ""
     deferred_us: int = 0
     on_behalf_of: str = ""
+    client: Client | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,29 @@ class Envelope:
     eight_bit: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Client:
+    """The program that submitted a message by HTTP or SMTP.
+
+    `address` is its IP address, "" on a Unix socket; `helo` the argument of EHLO, "" over HTTP;
+    `account` the account that it authenticated as; `tls` the protocol version, such as "TLSv1.3".
+    """
+
+    address: str = ""
+    helo: str = ""
+    account: str = ""
+    tls: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        """Return the `client` of a journey."""
+        return {
+            "address": self.address,
+            "helo": self.helo,
+            "account": self.account,
+            "tls": self.tls,
+        }
+
+
 def wants_failure_report(notify: frozenset[Notify]) -> bool:
     """Whether NOTIFY asks for a report when delivery fails: absent,
     or with FAILURE (RFC 3461 4.1).

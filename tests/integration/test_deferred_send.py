@@ -31,6 +31,8 @@ def test_a_deferred_message_is_there_at_its_time_and_not_before(relay: RelayProc
     until("it is counted", lambda: relay.metric("relay_pickup_deferred") == 1)
     journey = relay.journey(identity)
     assert journey["state"] == "deferred"
+    client = {"address": "127.0.0.1", "helo": "", "account": "alice@example.test", "tls": ""}
+    assert journey["client"] == client
     (recipient,) = journey["recipients"]
     assert recipient["reply"].startswith("waits until ")
     assert "waits until" in relay.cli("trace", identity).stdout
@@ -43,7 +45,7 @@ def test_a_deferred_message_is_there_at_its_time_and_not_before(relay: RelayProc
     assert relay.subjects("bob").count("later") == 0
     changed = relay.graph("PATCH", f"/me/messages/{identity}", later(timedelta(seconds=0.2)))
     assert changed.status == 200, changed.body
-    relay.until_final(identity)
+    assert relay.until_final(identity)["client"] == client
     assert relay.subjects("bob").count("later") == 1
     until(
         "it is filed",

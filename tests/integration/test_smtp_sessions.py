@@ -1,6 +1,7 @@
 """SMTP from outside: who may relay, who is known, TLS and AUTH, and sessions that outlive every error."""
 
 import base64
+import json
 import smtplib
 import ssl
 from collections.abc import Iterator
@@ -160,6 +161,32 @@ def test_nothing_goes_without_tls_and_login(submission: tuple[Remotes, RelayProc
         session.ehlo()
         assert "starttls" not in session.esmtp_features
         assert session.docmd("MAIL FROM:<alice@example.test>")[0] == 530
+
+
+def test_the_journey_and_the_log_say_who_sent_a_message(
+    submission: tuple[Remotes, RelayProcess],
+) -> None:
+    relay = submission[1]
+    with relay.smtp() as session:
+        session.starttls(context=client_context())
+        session.ehlo("laptop.example.test")
+        log_in(session, "PLAIN", "alice@example.test", "alice")
+        session.mail("alice@example.test")
+        session.rcpt("bob@example.test")
+        queue_id = session.data(b"Subject: by SMTP\r\n\r\nx\r\n")[1].split()[-1].decode()
+    client = {
+        "address": "127.0.0.1",
+        "helo": "laptop.example.test",
+        "account": "alice@example.test",
+        "tls": "TLSv1.3",
+    }
+    assert relay.journey(queue_id)["client"] == client
+    lines = [json.loads(line) for line in relay.log.splitlines()]
+    (logged,) = (one for one in lines if one["event"] == "accepted" and one["qid"] == queue_id)
+    names = ("client", "helo", "login", "tls")
+    assert [logged[name] for name in names] == list(client.values())
+    told = relay.cli("trace", queue_id).stdout
+    assert "from 127.0.0.1, EHLO laptop.example.test, login alice@example.test, TLSv1.3" in told
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])

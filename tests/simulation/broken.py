@@ -110,8 +110,8 @@ def _instead(owner: Any, name: str, make: Callable[[Any], Any]) -> Patches:
 
 
 def _answer_at_once(original: Any) -> Any:
-    async def commit(self: Acceptance, message: Any, reports: Any) -> Decision:
-        task = asyncio.get_running_loop().create_task(original(self, message, reports))
+    async def commit(self: Acceptance, message: Any, reports: Any, client: Any) -> Decision:
+        task = asyncio.get_running_loop().create_task(original(self, message, reports, client))
         task.add_done_callback(lambda done: done.exception())
         return Decision(f"250 2.0.0 Ok: queued as {message.id}", message.id)
 

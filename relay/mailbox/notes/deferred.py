@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from relay.clock import Clock, rfc3339
 from relay.journal.crash import CrashPoint, CrashPoints
@@ -260,16 +261,22 @@ class DeferredNotes:
         return ""
 
     def _record(self, note: Note, head: bytes) -> None:
-        """Tell steps 1 and 2 anew: who reads the journey sees the last ones."""
+        """Record steps 1 and 2 again, with the client of before: the last ones count."""
         facts = submission_facts(head, note.submission_id)
         now_us = self._clock.time_us()
         block = read_block(head)
         created_us = block.origin.created_us if block else now_us
+        known = self._log.client_of(note.submission_id)
         self._log.append(facts, Event(Step.CREATED, created_us, {"folder": str(WellKnown.DRAFTS)}))
-        self._log.append(facts, Event(Step.NOTIFIED, now_us, deferred_detail(note)))
+        detail = notified_detail(note) | ({"client": known} if known else {})
+        self._log.append(facts, Event(Step.NOTIFIED, now_us, detail))
 
 
-def deferred_detail(note: Note) -> dict[str, str]:
-    """Return what step 2 says: until when the note waits, nothing if it does not."""
-    due_us = note.options.deferred_us
-    return {"deferred_until": rfc3339(due_us)} if due_us else {}
+def notified_detail(note: Note) -> dict[str, Any]:
+    """Return the detail of step 2: until when the note waits if it does, and its client."""
+    detail: dict[str, Any] = {}
+    if note.options.deferred_us:
+        detail["deferred_until"] = rfc3339(note.options.deferred_us)
+    if note.options.client is not None:
+        detail["client"] = note.options.client.as_json()
+    return detail

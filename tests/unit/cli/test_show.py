@@ -11,6 +11,7 @@ from relay.cli.show import (
     salvage_lines,
     step_lines,
 )
+from relay.message.envelope import Client
 
 AT = "2026-11-20T09:11:43.766123Z"
 
@@ -30,7 +31,7 @@ def journey(*, steps=(), recipients=(), state="delivered", subject="Hello"):
     return {
         "id": "q1", "graph_id": "g1", "submission_id": "g1.1", "message_id": "<m@x>",
         "sender": "alice@example.test", "subject": subject, "state": state,
-        "steps": list(steps), "recipients": list(recipients),
+        "client": Client().as_json(), "steps": list(steps), "recipients": list(recipients),
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from relay.ingress import Origin
 from relay.ingress.fields import prepare
 from relay.journal.events import Step
 from relay.message import headers
-from relay.message.envelope import Envelope, ForwardPath
+from relay.message.envelope import Client, Envelope, ForwardPath
 from relay.message.lifecycle import State
 from relay.message.verdict import Addition, Fate, RecipientVerdict, RuleHit, Source, Verdict
 from relay.policy import TooManyPartsError
@@ -81,6 +81,7 @@ async def test_what_the_spool_gets():
     (event,) = message.events
     assert event.step is Step.POLICY_AND_ROUTING
     assert event.detail == {
+        "client": Client("127.0.0.1", "client.test").as_json(),
         "rules": [],
         "next_hops": {"local": ["bob@example.test"], "mx:b.test": ["x@b.test", "y@b.test"]},
     }
@@ -340,7 +341,7 @@ def prepared(content: bytes, origin: Origin = TRUSTED, *addresses: str) -> bytes
     ("origin", "start"),
     [
         (TRUSTED, b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with ESMTP id q1"),
-        (replace(TRUSTED, tls=True, login="a"), b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with ESMTPSA id q1"),
+        (replace(TRUSTED, tls="TLSv1.3", login="a"), b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with ESMTPSA id q1"),
         (replace(TRUSTED, extended=False), b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with SMTP id q1"),
         (PICKUP, b"Received: from relay\r\n\tby relay.test with ESMTP id q1"),
     ],
