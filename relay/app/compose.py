@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from relay import graph, web
 from relay.accounts import DEAD_LETTER, AccountDirectory
@@ -32,7 +33,7 @@ from relay.delivery import (
     Window,
     parse_rate,
 )
-from relay.http import Dispatch, HttpServer
+from relay.http import ConnectionLimits, Dispatch, HostNames, HttpServer
 from relay.ingress import Acceptance, Neighbours, SmtpServer
 from relay.journal.crash import CrashPoints
 from relay.journal.journey import Journeys
@@ -64,7 +65,8 @@ _PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the front door bounds what it takes; enco
 class Sources:
     """What does not come from the settings.
 
-    `rules` gives those in force. Without `resolver`, the configured name servers.
+    `rules` gives those in force. Without `resolver`, the configured name servers. With `hosts`, the
+    front door answers only requests for these, for loopback names and for http.public_url.
     """
 
     accounts: AccountDirectory
@@ -72,6 +74,7 @@ class Sources:
     crash_at: str = ""
     resolver: NoResolver | None = None
     log_role: str = "relay"
+    hosts: Sequence[str] | None = None
 
 
 def compose(settings: Settings, sources: Sources, *, clock: Clock | None = None) -> Daemon:
@@ -283,10 +286,18 @@ class _Composer:
         relay_v1 = web.create_app(means, self.sources.accounts, hostname=self.settings.hostname)
         everything = Dispatch({"v1.0": front_door, "beta": front_door}, otherwise=relay_v1)
         control = Address(path=str(self.settings.control_socket))
+        limits = ConnectionLimits(proxy_networks=http.proxy_networks)
         servers = [
-            HttpServer(everything, http.listen),
+            HttpServer(everything, http.listen, limits=limits, hosts=self._hosts()),
             HttpServer(web.create_control_app(means), [control]),
         ]
         if self.settings.observe.metrics is not None:
-            servers.append(HttpServer(relay_v1, [self.settings.observe.metrics]))
+            servers.append(HttpServer(relay_v1, [self.settings.observe.metrics], limits=limits))
         return servers
+
+    def _hosts(self) -> HostNames | None:
+        hosts = self.sources.hosts
+        if hosts is None:
+            return None
+        public_host = urlsplit(self.settings.http.public_url).hostname
+        return HostNames(frozenset(map(str.lower, (*hosts, *filter(None, [public_host])))))

@@ -12,14 +12,18 @@ from relay.http.call import Call, ClientGoneError
 from relay.http.dispatch import Dispatch
 from relay.http.errors import ApiError, try_later
 from relay.http.gateway import Gateway, Limits, json_response
+from relay.http.hosts import HostNames
+from relay.http.places import ConnectionLimits
 from relay.http.server import HttpServer
 
 __all__ = [
     "ApiError",
     "Call",
     "ClientGoneError",
+    "ConnectionLimits",
     "Dispatch",
     "Gateway",
+    "HostNames",
     "HttpServer",
     "Limits",
     "bearer_account",

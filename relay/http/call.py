@@ -24,6 +24,7 @@ _Result = TypeVar("_Result")
 
 BODY_IS_HERE = "relay.body_is_here"  # in the scope, once the whole body has come
 CLOSE = "relay.close"  # in the scope: closes the connection, without an answer if there was none
+ANSWERING = "relay.answering"  # in the scope: asked before an answer of some size is sent
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _QUERY_FIELDS_MAX = 64

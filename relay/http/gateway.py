@@ -13,20 +13,35 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import msgspec
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from relay.clock import Clock, Ids, rfc3339
-from relay.http.call import BodyBudget, Call, ClientGoneError, Reading
+from relay.http.call import ANSWERING, BodyBudget, Call, ClientGoneError, Reading
 from relay.http.errors import ApiError, RequestNames, UnansweredError, envelope, try_later
+from relay.http.streamed import BLOCK_BYTES, StreamedResponse
 from relay.journal.logs import get_logger
 
 _CLIENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _STOPPED_RETRY_S = 5
+_SMALL_BYTES = 16 * 1024  # an answer of which the connection's buffer holds all
+_UNREAD = try_later(
+    "ResourceUnhealthy", "Too many answers wait until their clients read them.", after_s=2
+)
 _log = get_logger("http")
+
+
+class _Answering(Protocol):
+    """What the server puts into the scope."""
+
+    def __call__(self, size_bytes: int, *, may_be_refused: bool) -> bool:
+        """Whether an answer of this size may be sent."""
+        ...
+
 
 Handler = Callable[[Call], Awaitable[Response]]
 
@@ -35,14 +50,13 @@ Handler = Callable[[Call], Awaitable[Response]]
 class Limits:
     """What one application takes on.
 
-    `body_bytes` limits one body, `held_bytes` all bodies held at once, `requests` those in work,
-    `read_timeout_s` the time one body may take to arrive. A body that is taken in blocks may take
-    `stream_timeout_s`, but `idle_timeout_s` for each block.
+    `body_bytes` limits one body, `held_bytes` all bodies held at once, `read_timeout_s` the time
+    one body may take to arrive. A body that is taken in blocks may take `stream_timeout_s`, but
+    `idle_timeout_s` for each block.
     """
 
     body_bytes: int
     held_bytes: int
-    requests: int = 1000
     read_timeout_s: float = 300.0
     idle_timeout_s: float = 60.0
     stream_timeout_s: float = 3600.0
@@ -56,8 +70,6 @@ class Gateway:
         self._clock = clock
         self._ids = Ids(clock)
         self._date = (0, b"")  # of a second, as it stands in answers
-        self._requests_max = limits.requests
-        self._requests = 0
         self._reading = Reading(
             limit_bytes=limits.body_bytes,
             timeout_s=limits.read_timeout_s,
@@ -70,12 +82,10 @@ class Gateway:
         """Answer one request (ASGI)."""
         assert scope["type"] == "http", "the server is set up for HTTP alone"
         names = self._names(scope)
-        self._requests += 1
         call: Call | None = None
         response: Response | None = None
         is_cut_off = False
         try:
-            self._refuse_excess()
             call = Call(scope, receive, names=names, reading=self._reading)
             response = await self._handler(call)
         except ApiError as error:
@@ -92,13 +102,15 @@ class Gateway:
             message = f"The server made an error; its log tells more under {names.request_id}."
             response = self._refusal(ApiError(500, "InternalServerError", message), names)
         finally:
-            self._requests -= 1
             if call is not None:
                 call.release()
         if response is None:
             assert call is not None, "whoever leaves a request unanswered has read it"
             await call.close()
             return
+        may_be_refused = call is not None and call.method == "GET"
+        if not _may_be_sent(response, scope, may_be_refused=may_be_refused):
+            response = self._refusal(_UNREAD, names)
         if is_cut_off or call is None or not await call.has_gone_by():
             response.raw_headers.append((b"connection", b"close"))
         response.raw_headers += (
@@ -107,17 +119,13 @@ class Gateway:
             (b"date", self._today()),
             (b"x-content-type-options", b"nosniff"),
         )
-        await response(scope, receive, send)
+        await response(scope, receive, partial(_send_in_blocks, send))
 
     def _today(self) -> bytes:
         second = self._clock.time_us() // 1_000_000
         if second != self._date[0]:
             self._date = (second, formatdate(second, usegmt=True).encode())
         return self._date[1]
-
-    def _refuse_excess(self) -> None:
-        if self._requests > self._requests_max:
-            raise try_later("ResourceUnhealthy", "Too many requests are in work.", after_s=2)
 
     def _names(self, scope: Scope) -> RequestNames:
         request_id = self._ids.new()
@@ -133,6 +141,36 @@ class Gateway:
         return json_response(
             envelope(error, names=names, date=date), status=error.status, headers=error.headers
         )
+
+
+async def _send_in_blocks(send: Send, message: Message) -> None:
+    """Send a large body a block at a time, each when the client has read most of those before.
+
+    So what waits in a connection's buffer is small, and does not keep a whole answer in memory.
+    Between blocks the event loop notices a connection that broke, and others have their turn.
+    """
+    body: bytes = message.get("body", b"")
+    start = 0
+    while len(body) - start > BLOCK_BYTES:
+        block = body[start : start + BLOCK_BYTES]
+        await send({**message, "body": block, "more_body": True})
+        await asyncio.sleep(0)
+        start += BLOCK_BYTES
+    await send({**message, "body": body[start:]} if start else message)
+    if message.get("more_body", False):
+        await asyncio.sleep(0)
+
+
+def _may_be_sent(response: Response, scope: Scope, *, may_be_refused: bool) -> bool:
+    """Whether there is room for an answer until its client has read it.
+
+    What has been done is always answered; what was only read can be asked for again.
+    """
+    size_bytes = BLOCK_BYTES if isinstance(response, StreamedResponse) else len(response.body)
+    if size_bytes <= _SMALL_BYTES:
+        return True
+    may_answer: _Answering = scope[ANSWERING]
+    return may_answer(size_bytes, may_be_refused=may_be_refused)
 
 
 def _stopped(call: Call | None) -> ApiError:

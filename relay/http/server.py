@@ -19,6 +19,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from relay.clock import Clock, SystemClock
+from relay.http.hosts import HostNames
+from relay.http.places import ConnectionLimits, Places
 from relay.http.protocol import BoundedProtocol
 from relay.settings.tree import Address
 
@@ -37,8 +39,12 @@ class HttpServer:
         *,
         mode: int = 0o600,
         clock: Clock | None = None,
+        limits: ConnectionLimits | None = None,
+        hosts: HostNames | None = None,
     ) -> None:
-        """Unix sockets get the file mode `mode`; `clock` dates the server's own refusals."""
+        """Unix sockets get the file mode `mode`; `clock` dates the server's own refusals. With
+        `hosts`, requests for other hosts are refused.
+        """
         self._addresses = tuple(addresses)
         self._mode = mode
         self._sockets: list[socket.socket] = []
@@ -62,6 +68,8 @@ class HttpServer:
                 backlog=_BACKLOG,
             ),
             clock or SystemClock(),
+            limits=limits or ConnectionLimits(),
+            hosts=hosts,
         )
 
     @property
@@ -122,9 +130,18 @@ class HttpServer:
 class _Server(uvicorn.Server):
     """uvicorn's server without its own signals, and with Unix sockets that are bound already."""
 
-    def __init__(self, config: uvicorn.Config, clock: Clock) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        clock: Clock,
+        *,
+        limits: ConnectionLimits,
+        hosts: HostNames | None,
+    ) -> None:
         super().__init__(config)
         self._clock = clock
+        self._limits = limits
+        self._hosts = hosts
         self.accepting = asyncio.Event()
 
     @contextlib.contextmanager
@@ -135,10 +152,11 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start serving on `sockets`."""
         loop = asyncio.get_running_loop()
+        places = Places(self._limits, loop.time)
 
         def connection() -> BoundedProtocol:
             made = BoundedProtocol(self.config, self.server_state, {}, loop)
-            made.clock = self._clock
+            made.clock, made.places, made.hosts = self._clock, places, self._hosts
             return made
 
         await self.lifespan.startup()

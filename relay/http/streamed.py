@@ -1,8 +1,8 @@
 """An answer whose body is read while it is sent, block by block, in threads.
 
 On the path: graph answers so with what may be large: MIME, attachments.
-Holds: a block is in memory at a time; the next is read when the client has taken this one; a client
-that has gone is read for no more.
+Holds: a block is in memory at a time; the next is read when the connection's buffer has room again;
+nothing more is read for a client that has gone.
 Fails: never; a body that cannot be read to its end breaks the connection, so that nobody takes it
 for whole.
 Standards: RFC 9112 6.3, 8 (an incomplete message).
@@ -16,7 +16,9 @@ from starlette.types import Receive, Scope, Send
 
 from relay.journal.logs import get_logger
 
-_BLOCK_BYTES = 256 * 1024
+BLOCK_BYTES = 64 * 1024
+# Sending it waits until the client has read most of what was sent before.
+_NOTHING = {"type": "http.response.body", "body": b"", "more_body": True}
 _log = get_logger("http")
 
 
@@ -55,6 +57,8 @@ class StreamedResponse(Response):
             await send(start)
             while (block := await asyncio.to_thread(_next, blocks)) and not gone.done():
                 await send({"type": "http.response.body", "body": block, "more_body": True})
+                del block  # what was sent is not held while the client reads
+                await send(_NOTHING)
         except OSError as error:
             _log.warning("answer broken off", reason=str(error))
             return  # the server closes a connection whose answer is not complete
@@ -72,7 +76,7 @@ def _next(blocks: Iterator[bytes]) -> bytes:
     """Return the next octets, about a block of them; b"" at the end."""
     pieces: list[bytes] = []
     size_bytes = 0
-    while size_bytes < _BLOCK_BYTES and (piece := next(blocks, None)) is not None:
+    while size_bytes < BLOCK_BYTES and (piece := next(blocks, None)) is not None:
         pieces.append(piece)
         size_bytes += len(piece)
     return b"".join(pieces)

@@ -81,6 +81,7 @@ class Http:
 
     listen: tuple[Address, ...] = (Address("127.0.0.1", 8025),)
     public_url: Annotated[str, Form.WEB_URL] = ""
+    proxy_networks: tuple[Network, ...] = ()
     max_body: Bytes = 35 * 1024 * 1024
     max_upload: Bytes = 150 * 1024 * 1024
 

@@ -144,7 +144,9 @@ def parse_network(text: str) -> str:
         raise ValueError(expected) from None
     widest = _WIDEST_NETWORK_BITS[network.version]
     if network.prefixlen < widest:
-        raise ValueError(f"a network of your own, /{widest} or narrower: who is in it may relay")
+        raise ValueError(
+            f"a network of your own, /{widest} or narrower: everybody in it is trusted"
+        )
     return str(network)
 
 

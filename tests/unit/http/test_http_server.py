@@ -4,8 +4,7 @@ import asyncio
 import json
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,10 @@ from relay.clock import ManualClock
 from relay.http import (
     ApiError,
     Call,
+    ConnectionLimits,
     Dispatch,
     Gateway,
+    HostNames,
     HttpServer,
     Limits,
     call,
@@ -27,58 +28,16 @@ from relay.http import (
 )
 from relay.http.streamed import StreamedResponse
 from relay.settings.tree import Address
-
-ANY_PORT = Address("127.0.0.1", 0)
-LIMIT = 200_000
-
-
-async def echo(call: Call) -> Response:
-    """Answer with what came."""
-    body = await call.body()
-    return json_response({"method": call.method, "path": list(call.segments), "size": len(body)})
-
-
-@asynccontextmanager
-async def serving(
-    handler: Callable[[Call], Awaitable[Response]] = echo,
-    address: Address = ANY_PORT,
-    **limits: float,
-) -> AsyncIterator[HttpServer]:
-    chosen = {"body_bytes": LIMIT, "held_bytes": LIMIT * 4} | limits
-    app = Gateway(handler, clock=ManualClock(), limits=Limits(**chosen))  # type: ignore[arg-type]
-    server = HttpServer(app, [address])
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop(0.5)
-
-
-async def talk(server: HttpServer, *pieces: bytes) -> bytes:
-    """Send pieces on one connection and return all that comes until the server closes it."""
-    address = server.bound[0]
-    reader, writer = await asyncio.open_connection(address.host, address.port)
-    try:
-        for piece in pieces:
-            writer.write(piece)
-            await writer.drain()
-        return await asyncio.wait_for(reader.read(), 10)
-    finally:
-        writer.close()
-
-
-def request(body: bytes = b"", *headers: str, length: int | None = None) -> bytes:
-    size = len(body) if length is None else length
-    lines = ["POST /x HTTP/1.1", "Host: h", "Connection: close", f"Content-Length: {size}"]
-    return "\r\n".join([*lines, *headers, "", ""]).encode() + body
-
-
-def status_of(answer: bytes) -> int:
-    return int(answer.split(b" ", 2)[1])
-
-
-def code_of(answer: bytes) -> str:
-    return str(json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"])
+from tests.support.http_server import (
+    ANY_PORT,
+    LIMIT,
+    code_of,
+    echo,
+    request,
+    serving,
+    status_of,
+    talk,
+)
 
 
 async def test_answers_have_ids_and_one_date() -> None:
@@ -207,7 +166,7 @@ async def test_requests_in_work_are_bounded() -> None:
         await go_on.wait()
         return Response("done")
 
-    async with serving(slow, requests=1) as server:
+    async with serving(slow, connection_limits=ConnectionLimits(requests=1)) as server:
         first = asyncio.create_task(talk(server, request()))
         await busy.wait()
         refused = await talk(server, request())
@@ -260,7 +219,9 @@ async def test_a_client_that_never_reads_its_answer_is_cut_off(
     async with serving(much) as server:
         connections = server._server.server_state.connections
         with socket.create_connection((server.bound[0].host, server.bound[0].port)) as client:
-            client.sendall(b"GET / HTTP/1.1\r\nConnection: %b\r\n\r\n" % connection.encode())
+            client.sendall(
+                b"GET / HTTP/1.1\r\nHost: h\r\nConnection: %b\r\n\r\n" % connection.encode()
+            )
             async with asyncio.timeout(5):
                 while not connections:
                     await asyncio.sleep(0)
@@ -272,27 +233,17 @@ async def test_a_client_that_reads_slowly_gets_its_answer(monkeypatch: pytest.Mo
     async def much(_: Call) -> Response:
         return Response(b"x" * 30_000_000)
 
-    monkeypatch.setattr(protocol, "UNREAD_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(protocol, "UNREAD_TIMEOUT_S", 0.7)
     async with serving(much) as server:
         address = server.bound[0]
         reader, writer = await asyncio.open_connection(address.host, address.port)
-        writer.write(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
         received = 0
-        while piece := await asyncio.wait_for(reader.read(1_000_000), 5):
+        while piece := await asyncio.wait_for(reader.read(200_000), 5):
             received += len(piece)
             await asyncio.sleep(0.01)
         writer.close()
     assert received > 30_000_000
-
-
-async def test_too_many_connections_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "CONNECTIONS_MAX", 1)
-    async with serving() as server:
-        address = server.bound[0]
-        _, first = await asyncio.open_connection(address.host, address.port)
-        answer = await talk(server)
-        first.close()
-    assert (status_of(answer), code_of(answer)) == (503, "ResourceUnhealthy")
 
 
 async def test_a_fault_in_a_handler_is_not_told() -> None:
@@ -380,6 +331,73 @@ async def test_work_is_given_up_when_its_client_hangs_up() -> None:
         assert not given_up.is_set()
         writer.close()
         await asyncio.wait_for(given_up.wait(), 5)
+
+
+async def test_a_client_that_hangs_up_is_noticed_behind_a_pipelined_request() -> None:
+    begun, given_up = asyncio.Event(), asyncio.Event()
+
+    async def endless() -> Response:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+        return Response()
+
+    async with serving(lambda call: call.unless_gone(endless())) as server:
+        address = server.bound[0]
+        _, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n" * 2)
+        await begun.wait()
+        writer.close()
+        await asyncio.wait_for(given_up.wait(), 5)
+
+
+@pytest.mark.parametrize(
+    ("version", "hosts", "status"),
+    [
+        ("1.1", ["relay.example.org"], 200),
+        ("1.1", ["relay.example.org:8025"], 200),
+        ("1.1", ["[::1]:8025"], 200),
+        ("1.1", [""], 200),
+        ("1.1", [], 400),
+        ("1.1", ["a.test", "a.test"], 400),
+        ("1.1", ["a.test", "b.test"], 400),
+        ("1.1", ["a.test, b.test"], 400),
+        ("1.1", ["a.test/x"], 400),
+        ("1.1", ["a.test:port"], 400),
+        ("1.0", [], 200),
+        ("1.0", ["a.test", "b.test"], 400),
+    ],
+)
+async def test_a_request_names_its_host_once(version: str, hosts: list[str], status: int) -> None:
+    lines = [f"GET /x HTTP/{version}", *(f"Host: {host}" for host in hosts), "Connection: close"]
+    async with serving() as server:
+        answer = await talk(server, "\r\n".join([*lines, "", ""]).encode())
+    assert status_of(answer) == status
+    if status == 400:
+        assert code_of(answer) == "BadRequest"
+        assert b"Host: found " in answer
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((host, 200) for host in ("localhost", "LocalHost:8025", "localhost.", "a.b.localhost:1")),
+        *((host, 200) for host in ("127.0.0.1", "127.9.9.9:80", "[::1]", "[::1]:8025")),
+        *((host, 200) for host in ("mail.test", "MAIL.test:443", "mail.test.", "[fd00::1]:1")),
+        *((host, 421) for host in ("evil.test", "localhost.evil.test", "127.0.0.1.evil.test")),
+        *((host, 421) for host in ("", "192.0.2.1", "[fd00::2]", "mail.test.evil.test")),
+    ],
+)
+async def test_where_hosts_are_named_others_are_misdirected(host: str, status: int) -> None:
+    asked = f"GET /x HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+    async with serving(hosts=HostNames(frozenset(("mail.test", "[fd00::1]")))) as server:
+        answer = await talk(server, asked)
+    assert status_of(answer) == status
+    if status == 421:
+        assert code_of(answer) == "MisdirectedRequest"
+        assert b"relay dev --host NAME" in answer
 
 
 async def test_work_that_ends_or_fails_is_answered() -> None:

@@ -1,0 +1,73 @@
+"""An HTTP server around one handler, and clients that send exact octets."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from starlette.responses import Response
+
+from relay.clock import ManualClock
+from relay.http import Call, ConnectionLimits, Gateway, HostNames, HttpServer, Limits, json_response
+from relay.settings.tree import Address
+
+ANY_PORT = Address("127.0.0.1", 0)
+LIMIT = 200_000
+
+
+async def echo(call: Call) -> Response:
+    """Answer with what came."""
+    body = await call.body()
+    return json_response({"method": call.method, "path": list(call.segments), "size": len(body)})
+
+
+@asynccontextmanager
+async def serving(
+    handler: Callable[[Call], Awaitable[Response]] = echo,
+    address: Address = ANY_PORT,
+    *,
+    connection_limits: ConnectionLimits | None = None,
+    hosts: HostNames | None = None,
+    **limits: float,
+) -> AsyncIterator[HttpServer]:
+    """Serve while the block runs; `limits` are those of the gateway."""
+    chosen = {"body_bytes": LIMIT, "held_bytes": LIMIT * 4} | limits
+    app = Gateway(handler, clock=ManualClock(), limits=Limits(**chosen))  # type: ignore[arg-type]
+    server = HttpServer(app, [address], limits=connection_limits, hosts=hosts)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop(0.5)
+
+
+async def talk(server: HttpServer, *pieces: bytes, source: str = "") -> bytes:
+    """Send pieces on one connection and return all that comes until the server closes it."""
+    address = server.bound[0]
+    reader, writer = await asyncio.open_connection(
+        address.host, address.port, local_addr=(source, 0) if source else None
+    )
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        return await asyncio.wait_for(reader.read(), 10)
+    finally:
+        writer.close()
+
+
+def request(body: bytes = b"", *headers: str, length: int | None = None) -> bytes:
+    """Return a POST with these header fields, which ends the connection."""
+    size = len(body) if length is None else length
+    lines = ["POST /x HTTP/1.1", "Host: h", "Connection: close", f"Content-Length: {size}"]
+    return "\r\n".join([*lines, *headers, "", ""]).encode() + body
+
+
+def status_of(answer: bytes) -> int:
+    """Return an answer's status."""
+    return int(answer.split(b" ", 2)[1])
+
+
+def code_of(answer: bytes) -> str:
+    """Return the code in the envelope of a refusal."""
+    return str(json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"])
