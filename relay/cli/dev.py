@@ -9,6 +9,7 @@ Standards: docs/names.md (Commands); JSON lines.
 import errno
 import ipaddress
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from relay.settings import read_environment
 from relay.settings.tree import Address
 from relay.settings.values import is_ip, parse_address
 
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]").fullmatch
 _WHY = (Step.POLICY_AND_ROUTING, Step.REPORT)  # the steps that tell why a message bounced
 
 
@@ -50,6 +52,15 @@ class _AddressType(click.ParamType[Address]):
         if host != "localhost" and not (is_ip(host) and ipaddress.ip_address(host).is_loopback):
             self.fail("the development relay listens on loopback only", param, ctx)
         return address
+
+
+class _HostType(click.ParamType[str]):
+    name = "NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not _HOST_NAME(value):
+            self.fail(f'expected a host name without a port, found "{value}"', param, ctx)
+        return str(value).lower().removesuffix(".")
 
 
 @click.command()
@@ -72,6 +83,14 @@ class _AddressType(click.ParamType[Address]):
     type=_AddressType(),
     show_default=True,
     help="Where SMTP listens; port 0 takes a free one.",
+)
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    type=_HostType(),
+    help="Answer HTTP requests for this host too, besides localhost; repeatable.",
 )
 @click.option("--once", is_flag=True, help="Show the two messages and exit: 0 if all went well.")
 @click.option(

@@ -71,13 +71,16 @@ password = "plain:bob"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do. `once`: stop after the demonstration; `exit_after`: after so many messages."""
+    """What to do. `once`: stop after the demonstration; `exit_after`: after so many messages;
+    `hosts`: by which names besides loopback's HTTP requests may ask for it.
+    """
 
     http: Address
     smtp: Address
     once: bool = False
     exit_after: int | None = None
     ready_file: Path | None = None
+    hosts: tuple[str, ...] = ()
 
 
 class View(Protocol):
@@ -107,7 +110,7 @@ async def develop(folder: Folder, plan: Plan, view: View) -> bool:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    daemon = _compose(write_config(folder, http=plan.http, smtp=plan.smtp))
+    daemon = _compose(write_config(folder, http=plan.http, smtp=plan.smtp), plan.hosts)
     daemon.on_fault = stop.set
     try:
         await daemon.start()
@@ -129,10 +132,15 @@ def write_config(folder: Folder, *, http: Address, smtp: Address) -> Settings:
     return load(folder.config, {})
 
 
-def _compose(settings: Settings) -> Daemon:
-    """Return a daemon that asks no DNS and makes accounts as they log in."""
+def _compose(settings: Settings, hosts: tuple[str, ...]) -> Daemon:
+    """Return a daemon that asks no DNS and makes accounts as they log in.
+
+    It checks Host: to make an account is so easy that a web page of another site could do it, if it
+    resolved its own name to this machine.
+    """
     rules = load_rules(settings.policy.directory, local_domains=settings.mailboxes.domains)
-    return compose(settings, Sources(DevelopmentAccounts(), lambda: rules, resolver=NoResolver()))
+    sources = Sources(DevelopmentAccounts(), lambda: rules, resolver=NoResolver(), hosts=hosts)
+    return compose(settings, sources)
 
 
 async def _unless(stop: asyncio.Event, work: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import http.client
 import json
 import os
 import signal
@@ -128,6 +129,36 @@ def test_once_shows_seven_steps_and_a_bounce_and_leaves_nothing(short_path):
         assert any(line.startswith(f" {number} {name}") for line in lines)
     assert '"Undeliverable: Try this" is in ' in done.stdout
     assert list(short_path.iterdir()) == []
+
+
+def test_dev_answers_requests_for_its_own_host_names_only(tmp_path):
+    """A web page whose name resolves to this machine (DNS rebinding) names another host."""
+    shell, told = Shell(tmp_path), tmp_path / "told"
+    with told.open("w") as out:
+        process = shell.begin("dev", "--json", "--host", "Mail.test", *ANY_PORTS, stdout=out)
+    until("it listens", lambda: "\n" in told.read_text() or process.poll() is not None)
+    [address] = json.loads(told.read_text().splitlines()[0])["http"]
+    statuses = {}
+    for host in ("localhost", address, "a.localhost:1", "mail.test:8025", "evil.test"):
+        connection = http.client.HTTPConnection(address, timeout=TIMEOUT_S)
+        connection.request(
+            "GET", "/v1.0/me", headers={"Host": host, "Authorization": "Bearer alice"}
+        )
+        answer = connection.getresponse()
+        statuses[host] = answer.status
+        text = answer.read().decode()
+        connection.close()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=TIMEOUT_S)
+    assert statuses.pop("evil.test") == 421
+    assert "relay dev --host NAME" in text
+    assert set(statuses.values()) == {200}
+
+
+def test_dev_takes_host_names_without_ports(shell):
+    done = shell("dev", "--once", "--host", "mail.test:8025", *ANY_PORTS)
+    assert done.returncode == 64
+    assert 'expected a host name without a port, found "mail.test:8025"' in done.stderr
 
 
 def test_a_folder_is_kept_works_again_and_is_nobody_elses(tmp_path):
