@@ -1,25 +1,31 @@
-"""The power goes: what had its 202 is there, and no name is there without its content.
+"""The power goes: what was promised is there, and no name is there without its content.
 
-On the path: steps 1 and 2 on an ext4 whose disk forgets what was not flushed, in part or all of it.
-Holds: docs/design.md 1, "names imply content", on the kernel that runs the test.
+On the path: drafts, notes, Sent Items and local delivery on an ext4 whose disk forgets what was not
+flushed, in part or all of it.
+Holds: docs/design.md 1, "names imply content", on the kernel that runs the test. One fsync of ext4
+commits every directory: tests/crash/test_each_sync.py shows that each of them has its own.
 Fails: -
 Standards: ext4 with a journal.
 """
 
 import asyncio
+import os
 import random
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from relay.clock import Ids, SystemClock
-from relay.journal.crash import CrashPoints
+from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.storelog import StoreLog
 from relay.mailbox import FileStore, SendOptions, ordering
+from relay.mailbox.names import delivered_stem
 from relay.mailbox.types import QuotaLimits
 from relay.message.properties import MessageProperties, Person
 from tests.support.logged_disk import LoggedDisk
@@ -61,35 +67,93 @@ def mounted(image: Path, place: Path) -> Iterator[Path]:
         run("umount", str(place))
 
 
+ALICES = "example.test/alice"
+DIRECTORIES = (
+    *(".submissions/ready", ".submissions/deferred"),
+    *(f"{ALICES}/{name}" for name in (".Drafts/cur", ".Sent/cur", ".Trash/cur", "new")),
+)
+
+
 def files(mail: Path) -> dict[str, bytes]:
-    """What each name of a draft or a note has in it."""
-    drafts, ready = mail / "example.test/alice/.Drafts/cur", mail / ".submissions/ready"
-    found = [path for one in (drafts, ready) if one.is_dir() for path in one.iterdir()]
+    """What each name of a draft, a note, or a message that was filed or delivered has in it."""
+    places = [mail / name for name in DIRECTORIES if (mail / name).is_dir()]
+    found = [path for place in places for path in place.iterdir()]
     return {str(path.relative_to(mail)): path.read_bytes() for path in found}
 
 
-async def submit(mail: Path, position: Callable[[], int]) -> dict[str, int]:
-    """Submit from some clients at once; return when each note's name was promised."""
-    clock = SystemClock()
+@dataclass
+class History:
+    """What was promised on a disk: which name from which position on, and until which."""
+
+    mail: Path
+    position: Callable[[], int]
+    begun: int = 0
+    ended: int = 0
+    content: dict[str, bytes] = field(default_factory=dict)
+    promised: dict[str, list[int]] = field(default_factory=dict)
+
+    def promise(self, path: Path) -> str:
+        name = str(path.relative_to(self.mail))
+        self.promised[name] = [self.position(), sys.maxsize]
+        self.content[name] = path.read_bytes()
+        return name
+
+    def end(self, name: str) -> None:
+        """Say that the name is promised no more: what is begun now takes it away."""
+        self.promised[name][1] = self.position()
+
+    def at(self, moment: int) -> set[str]:
+        """What was promised at a moment."""
+        found = self.promised.items()
+        return {name for name, (since, until) in found if since <= moment < until}
+
+
+async def one_client(store: FileStore, history: History, number: int) -> None:
+    """Submit, file, deliver, change and remove, one after the other."""
+    chance, home = random.Random(number), history.mail / ALICES
+    for message_number in range(MESSAGES):
+        body = "0123456789abcde\n" * (chance.choice(LENGTHS) // 16)
+        message = MessageProperties(subject="s", body=body, to=(Person("bob@b.test"),))
+        due_us = 2**52 * (message_number % 4 == 3)
+        note = await store.submit_new(ALICE, message, SendOptions(deferred_us=due_us))
+        [draft] = (home / ".Drafts/cur").glob(f"{note.base_name}*")
+        names = [history.promise(note.path), history.promise(draft)]
+        if message_number % 4 == 1:
+            for name in names:
+                history.end(name)
+            await store.file_original(note, queue_id="q")
+            [filed] = (home / ".Sent/cur").glob(f"{note.base_name}*")
+            history.promise(filed)
+        elif message_number % 4 == 3:
+            for name in names:
+                history.end(name)
+            await store.delete(ALICE, note.draft_id)
+            [removed] = (home / ".Trash/cur").glob(f"{note.base_name}*")
+            history.promise(removed)
+        unique = f"{number}.{message_number}"
+        letter = f"Subject: {unique}\r\n\r\n{body}".encode()
+        await store.deliver(ALICE, unique=unique, content=letter)
+        stem = delivered_stem(unique, hostname="h")
+        [delivered] = (home / "new").glob(f"{stem}*")
+        history.promise(delivered)
+
+
+async def used(
+    mail: Path, position: Callable[[], int], crash: CrashPoints | None = None
+) -> History:
+    """Let some clients work at once; return what was promised to them."""
+    clock, history = SystemClock(), History(mail, position)
     log = StoreLog(mail / ".submissions/log", role="graph", clock=clock)
     store = FileStore(
-        mail, clock=clock, ids=Ids(clock), crash=CrashPoints(), log=log, hostname="h",
+        mail, clock=clock, ids=Ids(clock), crash=crash or CrashPoints(), log=log, hostname="h",
         limits_of=lambda _: QuotaLimits(), dead_letter=mail / "dead",
     )  # fmt: skip
-    promised: dict[str, int] = {}
-
-    async def client(number: int) -> None:
-        chance = random.Random(number)
-        for _ in range(MESSAGES):
-            body = "0123456789abcde\n" * (chance.choice(LENGTHS) // 16)
-            message = MessageProperties(subject="s", body=body, to=(Person("bob@b.test"),))
-            note = await store.submit_new(ALICE, message, SendOptions())
-            promised[str(note.path.relative_to(mail))] = position()
-
-    await asyncio.gather(*map(client, range(CLIENTS)))
+    history.begun = position()
+    await asyncio.gather(*(one_client(store, history, number) for number in range(CLIENTS)))
+    history.ended = position()
     store.close()
     log.close()
-    return promised
+    return history
 
 
 def after_loss(disk: LoggedDisk, moment: int, chance: random.Random) -> dict[str, bytes]:
@@ -114,16 +178,33 @@ async def test_what_was_promised_is_there_and_no_name_without_content(
         monkeypatch.setattr(ordering, "keeps_order", lambda _: False)
     with mounted(disk.file, tmp_path / "mail") as mail:
         assert ordering.keeps_order(mail.stat().st_dev) is in_order
-        begun = disk.position()
-        promised = await submit(mail, disk.position)
-        ended, written = disk.position(), files(mail)
+        history = await used(mail, disk.position)
     chance = random.Random(2)
-    moments = [chance.randrange(begun, ended) for _ in range(LOSSES // 2)]
-    moments += chance.sample(sorted(promised.values()), LOSSES // 2)
+    moments = [chance.randrange(history.begun, history.ended) for _ in range(LOSSES // 2)]
+    since = sorted(since for since, _ in history.promised.values())
+    moments += chance.sample(since, LOSSES // 2)
     for moment in moments:
         there = after_loss(disk, moment, chance)
-        assert [name for name, content in there.items() if content != written[name]] == []
-        assert {name for name, when in promised.items() if when <= moment} <= there.keys()
+        known = there.keys() & history.content.keys()
+        assert [name for name in known if there[name] != history.content[name]] == []
+        assert history.at(moment) - there.keys() == set()
+
+
+class CommitsAnothers(CrashPoints):
+    """At the moment at which a note has its name and nothing is synced, another file is synced."""
+
+    def __init__(self, other: Path, disk: LoggedDisk) -> None:
+        super().__init__()
+        self.moments: list[int] = []
+        self._other, self._disk = other, disk
+
+    def reached(self, point: CrashPoint) -> None:
+        if point is CrashPoint.NOTE_READY:
+            with self._other.open("ab") as file:
+                file.write(b".")
+                file.flush()
+                os.fsync(file.fileno())
+            self.moments.append(self._disk.position())
 
 
 async def test_without_order_names_are_there_without_content(disk, tmp_path, monkeypatch):
@@ -131,10 +212,13 @@ async def test_without_order_names_are_there_without_content(disk, tmp_path, mon
     monkeypatch.setattr(ordering, "keeps_order", lambda _: True)
     monkeypatch.setattr(ordering, "_write_back", lambda _: None)
     with mounted(disk.file, tmp_path / "mail") as mail:
-        begun = disk.position()
-        await submit(mail, disk.position)
-        ended, written = disk.position(), files(mail)
+        crash = CommitsAnothers(mail / "other", disk)
+        content = (await used(mail, disk.position, crash)).content
     chance = random.Random(3)
-    moments = (chance.randrange(begun, ended) for _ in range(10 * LOSSES))  # until it is seen
-    found = (after_loss(disk, moment, chance) for moment in moments)
-    assert any(content != written[name] for there in found for name, content in there.items())
+    found = (after_loss(disk, moment, chance) for moment in crash.moments)
+    assert any(
+        octets != content[name]
+        for there in found
+        for name, octets in there.items()
+        if name in content
+    )
