@@ -7,6 +7,7 @@ Fails: NoSuchItemError, BeingSentError, MailboxFullError; OSError when the disk 
 Standards: Maildir; Graph's message: move, copy, delete, permanentDelete.
 """
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,10 +109,19 @@ class Moving:
             raise
 
     def _moved(self, located: Located, destination: Folder) -> Located:
+        """Rename a message's file into another folder, durably; after an error it is where it was.
+
+        A client repeats what was refused: a repeated DELETE would delete the message for good.
+        """
         moved = _in_folder(located, destination, located.name.base)
         rename(located.path, moved.path)
-        self._shared.syncs.sync(moved.directory)
-        self._shared.syncs.sync(located.directory)
+        try:
+            self._shared.syncs.sync(moved.directory)
+            self._shared.syncs.sync(located.directory)
+        except OSError:
+            with suppress(OSError):
+                rename(moved.path, located.path)
+            raise
         return moved
 
     def _destination(self, mailbox: Path, folder_id: str) -> Folder:

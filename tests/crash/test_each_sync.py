@@ -186,6 +186,18 @@ async def moves(world: World) -> None:
     await world.promised()
 
 
+async def repeated_deletes(world: World) -> None:
+    """The first one is refused: the second one must not take the message for deleted already."""
+    made = await world.store.create_draft(ALICE, letter("draft"))
+    for number in (0, 1):
+        store = world.settled_store()
+        world.fails_at("moving.py:_moved", number)
+        with pytest.raises(StoreUnavailableError):
+            await store.delete(ALICE, made.id)
+    await store.delete(ALICE, made.id)
+    await world.promised(("deleteditems", "draft"))
+
+
 async def copies(world: World) -> None:
     made = await world.store.create_draft(ALICE, letter("draft"))
     await world.settled_store().copy_message(ALICE, made.id, "archive")
@@ -361,7 +373,16 @@ async def changes_after_a_start(world: World) -> None:
 
 Scenario = Callable[[World], Awaitable[None]]
 SCENARIOS: tuple[Scenario, ...] = (
-    *(first_submission, drafts, moves, copies, sends, sends_anew, refused_submissions),
+    *(
+        first_submission,
+        drafts,
+        moves,
+        repeated_deletes,
+        copies,
+        sends,
+        sends_anew,
+        refused_submissions,
+    ),
     *(step_4, step_4_without_a_draft, step_4_without_a_folder, repeated_cancellations),
     *(failures, damaged_notes, deferred_sends, changes_of_deferred_sends, cancelled_sends),
     *(refused_changes_of_deferred_sends, deliveries, repeated_deliveries, leftovers),
