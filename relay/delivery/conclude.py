@@ -32,6 +32,9 @@ from relay.spool.waiting import Lane, Waiting
 _DETAIL_RECIPIENTS_MAX = 1000
 _NAMED_MAX = 100  # addresses in an event that is not about each of them
 _REPLY_CHARACTERS_MAX = 500
+_UNRECORDED_US = 600_000_000  # until a settlement that broke off is followed by another attempt
+_NOT_READ = "the message cannot be read; release it when its file is back"
+_NOT_RECORDED = "a host may have the message; look at the log, then release or cancel it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ def conclude(
         claim, retry_us=None if held else retry.at_us, cause=retry.cause, warn_us=warned,
         lane=claim.priority if reached else Lane.DOWN, now_us=moment.now_us,
     )  # fmt: skip
-    event = _attempt_event(claim, outcomes, moment.at_us, held=held)
+    event = _attempt_event(claim, outcomes, moment.at_us, held=_NOT_READ if held else "")
     return Conclusion(
         moment.at_us, outcomes, failed=failed, waiting=waiting, events=(event, *late), held=held
     )
@@ -124,6 +127,34 @@ def broken_off(claim: Claim) -> dict[int, Outcome]:
     """Return the outcome of an attempt that a fault of Relay's own has ended; the log has it."""
     evidence = Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}")
     return for_all(claim, Deferred(evidence, DeferralClass.INTERNAL))
+
+
+def unrecorded(claim: Claim, outcomes: Mapping[int, Outcome], *, moment: Moment) -> Conclusion:
+    """Conclude a claim whose settlement a fault of Relay's own broke off, in the simplest way.
+
+    What no host can have is tried later. What one may have is in doubt, and an operator decides:
+    tried by itself, it would be delivered again each time the fault comes back.
+    """
+    again_us = moment.now_us + _UNRECORDED_US
+    if not outcomes:
+        waiting = _waiting(
+            claim, retry_us=claim.retry_us, cause=Cause(claim.cause, claim.cause_attempts),
+            lane=claim.lane, warn_us=claim.warn_us, now_us=again_us,
+        )  # fmt: skip
+        return Conclusion(moment.at_us, waiting=waiting)
+    in_doubt = any(isinstance(one, Relayed | Indeterminate) for one in outcomes.values())
+    concluded = broken_off(claim)
+    if in_doubt:
+        words = f"451 4.3.0 {INTERNAL_ERROR}; the attempt's outcome was not recorded"
+        concluded = for_all(claim, Indeterminate(Evidence("4.3.0", words)))
+    waiting = Waiting(
+        retry_us=None if in_doubt else again_us, lane=claim.lane, warn_us=claim.warn_us,
+        due_us=max(again_us, claim.message.expires_us) if in_doubt else again_us,
+        cause=DeferralClass.INTERNAL, cause_attempts=claim.cause_attempts + 1,
+    )  # fmt: skip
+    why = _NOT_RECORDED if in_doubt else ""
+    event = _attempt_event(claim, concluded, moment.at_us, held=why)
+    return Conclusion(moment.at_us, concluded, waiting=waiting, events=(event,), held=in_doubt)
 
 
 def expire(claim: Claim, *, moment: Moment) -> Conclusion:
@@ -215,8 +246,9 @@ def _last_words(claim: Claim, recipient: ClaimedRecipient) -> Evidence:
 
 
 def _attempt_event(
-    claim: Claim, outcomes: Mapping[int, Outcome], at_us: int, *, held: bool = False
+    claim: Claim, outcomes: Mapping[int, Outcome], at_us: int, *, held: str = ""
 ) -> Event:
+    """`held` is why an operator has to look, "" where nobody has to."""
     told = [
         _told(recipient, outcome_name(outcome), outcome.evidence)
         for recipient in claim.recipients
@@ -232,7 +264,7 @@ def _attempt_event(
         "recipients": told[:_DETAIL_RECIPIENTS_MAX],
     }
     if held:
-        detail["held"] = "the message cannot be read; release it when its file is back"
+        detail["held"] = held
     return Event(Step.DELIVERY, at_us, detail)
 
 

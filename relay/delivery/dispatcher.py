@@ -10,6 +10,7 @@ Standards: RFC 5321 4.5.4.1; docs/design.md 5.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 from relay.clock import Clock
 from relay.delivery.conclude import broken_off
@@ -40,6 +41,7 @@ _SLEEP_S_MAX = 60.0
 _LATE_US = 60_000_000  # between looks for what is late while it waits in memory
 _AFTER_FAULT_S = 1.0
 _GATHER_S = 0.1  # until a look for less than a batch
+_UNTRIED: Mapping[int, Outcome] = MappingProxyType({})
 _LAST_WORDS_S = 1.0  # for what is cut off to be written down, when the grace time is over
 
 
@@ -103,7 +105,9 @@ class Dispatcher:
                 _log.exception("claim not dispatched", qid=claim.message.id, entry=claim.entry_id)
                 self._residents.take(claim.key)
                 outcomes = broken_off(claim)
-                self._spawn(self._settled(claim, self._settler.attempted(claim, outcomes)))
+                self._spawn(
+                    self._settled(claim, self._settler.attempted(claim, outcomes), outcomes)
+                )
 
     def accepted_unclaimed(self, messages: Iterable[NewMessage]) -> None:
         """Say that the spool has messages that came as no claims."""
@@ -222,16 +226,22 @@ class Dispatcher:
             self._window.reached(claim.next_hop)
         else:
             self._window.unreached(claim.next_hop)
-        await self._settled(claim, self._settler.attempted(claim, outcomes, reached=reached))
+        await self._settled(
+            claim, self._settler.attempted(claim, outcomes, reached=reached), outcomes
+        )
 
     async def settle_some(self, claim: Claim, outcomes: Mapping[int, Relayed]) -> None:
         """Settle those who have the message already; the claim goes on with the others."""
         try:
-            await self._settler.took_some(claim, outcomes)
+            try:
+                await self._settler.took_some(claim, outcomes)
+            except SpoolError:
+                raise
+            except Exception:  # noqa: BLE001 - ours
+                _log.exception("settlement broken off", qid=claim.message.id, entry=claim.entry_id)
+                await self._settler.some_unrecorded(claim, outcomes)
         except SpoolError as error:
             self._kept(claim, error)
-        except Exception:  # noqa: BLE001 - ours; a restart takes them for in doubt
-            _log.exception("settlement broken off", qid=claim.message.id, entry=claim.entry_id)
         self._on_change(claim.message.id)
 
     def see_to(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -254,15 +264,21 @@ class Dispatcher:
             self._leave(claim)
             self._put_back(claim, claim.due_us)
 
-    async def _settled(self, claim: Claim, settling: Awaitable[Settled]) -> None:
-        """Wait for the settlement; the claim's place is free then, whatever became of it."""
+    async def _settled(
+        self, claim: Claim, settling: Awaitable[Settled], outcomes: Mapping[int, Outcome] = _UNTRIED
+    ) -> None:
+        """Wait for the settlement; then the claim's place is free, whatever became of it."""
         settled = Settled((), None)
         try:
-            settled = await settling
+            try:
+                settled = await settling
+            except SpoolError:
+                raise
+            except Exception:  # noqa: BLE001 - ours
+                _log.exception("settlement broken off", qid=claim.message.id, entry=claim.entry_id)
+                settled = await self._settler.unrecorded(claim, outcomes)
         except SpoolError as error:
             self._kept(claim, error)
-        except Exception:  # noqa: BLE001 - ours; until the next start the claim stays as it is
-            _log.exception("settlement broken off", qid=claim.message.id, entry=claim.entry_id)
         self._leave(claim)
         if settled.due_us is not None:
             self._put_back(claim, settled.due_us)

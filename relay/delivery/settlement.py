@@ -8,9 +8,10 @@ Standards: RFC 3461 6; docs/design.md 4, invariants 1 and 5.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from relay.clock import Clock
 from relay.delivery.conclude import (
@@ -22,6 +23,7 @@ from relay.delivery.conclude import (
     expire,
     outcome_name,
     put_back,
+    unrecorded,
 )
 from relay.delivery.contents import Contents
 from relay.delivery.ports import Reporter
@@ -32,10 +34,18 @@ from relay.journal.logs import get_logger
 from relay.journal.metrics import Metrics
 from relay.message.content import Content, LargeContent, UnreadableError, octets_in_blocks
 from relay.message.lifecycle import State
-from relay.message.outcome import Delivered, Outcome, Relayed
+from relay.message.outcome import (
+    INTERNAL_ERROR,
+    Delivered,
+    Evidence,
+    Indeterminate,
+    Outcome,
+    Relayed,
+)
 from relay.message.reporting import ReportedMessage
 from relay.spool.types import Claim, NewMessage, Settlement, Spool, SpoolError
 
+T = TypeVar("T")
 _log = get_logger("delivery")
 _PAUSE_S_FIRST = 0.2
 _PAUSE_S_MAX = 10.0
@@ -89,8 +99,8 @@ class Settler:
         )
         return await self._settle(claim, conclusion, moment)
 
-    async def took_some(self, claim: Claim, outcomes: Mapping[int, Relayed]) -> None:
-        """Settle those who have the message; the attempt goes on with the others."""
+    async def took_some(self, claim: Claim, outcomes: Mapping[int, Outcome]) -> None:
+        """Settle those who have the message, or may; the attempt goes on with the others."""
         moment = self._moment()
         conclusion = conclude_some(claim, outcomes, moment=moment)
         settlement = Settlement(
@@ -100,6 +110,24 @@ class Settler:
         in_time, _ = await self._until_written(settlement)
         if in_time:
             self._tell(claim, conclusion, moment)
+
+    async def unrecorded(self, claim: Claim, outcomes: Mapping[int, Outcome]) -> Settled:
+        """Settle a claim whose settlement a fault of Relay's own broke off; as in conclude.
+
+        Until that succeeds, nobody else has the claim. Raises SpoolError after give_up().
+        """
+
+        async def settle() -> Settled:
+            moment = self._moment()
+            return await self._settle(claim, unrecorded(claim, outcomes, moment=moment), moment)
+
+        return await self._insist(claim, settle)
+
+    async def some_unrecorded(self, claim: Claim, outcomes: Mapping[int, Relayed]) -> None:
+        """Record those as in doubt who have the message, where that could not be recorded."""
+        in_doubt = Indeterminate(Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}"))
+        doubts = dict.fromkeys(outcomes, in_doubt)
+        await self._insist(claim, lambda: self.took_some(claim, doubts))
 
     async def expired(self, claim: Claim) -> Settled:
         """Settle a claim whose time is over, untried."""
@@ -116,6 +144,7 @@ class Settler:
 
     async def _settle(self, claim: Claim, conclusion: Conclusion, moment: Moment) -> Settled:
         reports, events = await self._reports(claim, conclusion)
+        outcomes = conclusion.outcomes.values()
         settlement = Settlement(
             claim=claim,
             at_us=conclusion.at_us,
@@ -132,7 +161,9 @@ class Settler:
         if not in_time:
             _log.warning("settled too late", qid=claim.message.id, entry=claim.entry_id)
             return Settled((), None)
-        if conclusion.held:
+        if conclusion.held and any(isinstance(one, Indeterminate) for one in outcomes):
+            _log.error("message held: its outcome was not recorded", qid=claim.message.id)
+        elif conclusion.held:
             _log.error("message held: it cannot be read", qid=claim.message.id)
         self._tell(claim, conclusion, moment)
         return Settled(claims, conclusion.waiting.due_us if conclusion.waiting else None)
@@ -148,13 +179,32 @@ class Settler:
                     _log.error("spool refuses to settle", qid=qid, error=str(error))
                 if self._given_up.is_set():
                     raise
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s):
-                        await self._given_up.wait()
-                pause_s = min(pause_s * 2, _PAUSE_S_MAX)
+                pause_s = await self._pause(pause_s)
             else:
                 self._refusal.is_over()
                 return settled
+
+    async def _insist(self, claim: Claim, settle: Callable[[], Awaitable[T]]) -> T:
+        """Settle, also after faults of Relay's own. Raises SpoolError after give_up()."""
+        pause_s = _PAUSE_S_FIRST
+        while True:
+            try:
+                return await settle()
+            except SpoolError:
+                raise
+            except Exception as error:
+                if self._refusal.is_news(error):
+                    _log.exception("settlement broken off again", qid=claim.message.id)
+                if self._given_up.is_set():
+                    raise SpoolError(INTERNAL_ERROR) from error
+            pause_s = await self._pause(pause_s)
+
+    async def _pause(self, pause_s: float) -> float:
+        """Wait, unless it was given up; return how long to wait the next time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._given_up.wait()
+        return min(pause_s * 2, _PAUSE_S_MAX)
 
     async def _reports(
         self, claim: Claim, conclusion: Conclusion
@@ -190,7 +240,16 @@ class Settler:
         return plan.messages, plan.events
 
     def _tell(self, claim: Claim, conclusion: Conclusion, moment: Moment) -> None:
-        """Metrics and one log line per recipient, in Postfix's words where they fit."""
+        """Metrics and one log line per recipient, in Postfix's words where they fit.
+
+        It is settled already: a fault here must not settle it again.
+        """
+        try:
+            self._tell_all(claim, conclusion, moment)
+        except Exception:  # noqa: BLE001 - ours
+            _log.exception("outcome not logged", qid=claim.message.id)
+
+    def _tell_all(self, claim: Claim, conclusion: Conclusion, moment: Moment) -> None:
         delay_s = (moment.now_us - claim.message.received_us) / 1_000_000
         for recipient in claim.recipients:
             outcome = conclusion.outcomes.get(recipient.id)

@@ -3,10 +3,14 @@
 import asyncio
 from dataclasses import replace
 
+import pytest
+
+from relay.delivery import conclude
+from relay.delivery import settlement as settlement_module
 from relay.delivery.remote import site, sites, slots
 from relay.routing import HopLimits
 from relay.smtp import connect
-from relay.spool.types import Selector
+from relay.spool.types import Selector, Settlement
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
 
@@ -55,20 +59,115 @@ async def test_a_fault_of_the_reporter_is_reported_without_the_content(house, mo
     assert b"could not be read" in told[1]
 
 
-async def test_a_settlement_that_breaks_off_frees_the_place_of_its_claim(
-    house, monkeypatch
-) -> None:
-    def failures(*_, **__):
-        raise ValueError("nothing can be reported")
+@pytest.fixture
+def soon(monkeypatch) -> None:
+    """What could not be recorded is tried again at once."""
+    monkeypatch.setattr(conclude, "_UNRECORDED_US", 0)
 
+
+async def breaking_off(house, monkeypatch, times: int) -> list[Settlement]:
+    """Have the spool break off so many settlements by another error than its own; all of them."""
+    await house.open()
+    settle, asked = house.spool.settle, []
+
+    async def break_off(settlement, **more):
+        asked.append(settlement)
+        if len(asked) <= times:
+            raise ValueError("ours")
+        return await settle(settlement, **more)
+
+    monkeypatch.setattr(house.spool, "settle", break_off)
+    monkeypatch.setattr(settlement_module, "_PAUSE_S_FIRST", 0.001)
+    return asked
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_deferral_that_cannot_be_settled_is_tried_again_without_a_restart(
+    house, monkeypatch, soon, times: int
+) -> None:
+    asked = await breaking_off(house, monkeypatch, times)
+    async with RemoteMx(rcpt={"x@a.test": ["450 4.2.1 later", "250 2.1.5 ok"]}) as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        left = house.window.claims_left
+        journey = await house.done(await house.send("x@a.test"))
+        assert states(journey) == {"x@a.test": "relayed"}
+        assert len(asked) > times
+        assert house.window.claims_left == left
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_delivery_that_cannot_be_settled_is_held_as_in_doubt(
+    house, monkeypatch, soon, times: int
+) -> None:
+    """Tried by itself, it would go out each time that the fault comes back."""
+    await breaking_off(house, monkeypatch, times)
+    async with RemoteMx() as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        queue_id = await house.send("x@a.test")
+        await house.changed.get()
+        journey = await house.spool.journey(queue_id)
+        assert outcomes(journey, "x@a.test") == ["indeterminate"]
+        (entry,) = await house.spool.desk.list(Selector(ids=(queue_id,)), limit=1)
+        assert entry["state"] == "held"
+        assert len(mx.envelopes) == 1
+
+
+async def test_a_report_that_cannot_be_made_leaves_its_failure_for_another_attempt(
+    house, monkeypatch, soon
+) -> None:
+    def failures(message, **more):
+        told.append(message.content)
+        if len(told) <= 2:
+            raise ValueError("nothing can be reported")
+        return house_failures(message, **more)
+
+    told, house_failures = [], house.reporter.failures
     monkeypatch.setattr(house.reporter, "failures", failures)
     async with RemoteMx(rcpt={"x@a.test": "550 5.1.1 who?"}) as mx:
         house.table.at("a.test", mx)
         await house.start()
         left = house.window.claims_left
-        await house.send("x@a.test")
-        await house.changed.get()
+        journey = await house.done(await house.send("x@a.test"))
+        assert states(journey) == {"x@a.test": "failed"}
+        assert outcomes(journey, "x@a.test") == ["deferred", "failed"]
         assert house.window.claims_left == left
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_an_expiry_that_cannot_be_settled_comes_again(
+    house, monkeypatch, soon, times: int
+) -> None:
+    await breaking_off(house, monkeypatch, times)
+    await house.start()
+    queue_id = await house.send("x@unheard.test", expire_s=0.0, claim=False)
+    assert states(await house.done(queue_id)) == {"x@unheard.test": "expired"}
+
+
+async def test_a_fault_behind_a_settlement_does_not_settle_it_again(house, monkeypatch) -> None:
+    def break_off(*_) -> None:
+        raise ValueError("ours")
+
+    asked = await breaking_off(house, monkeypatch, 0)
+    monkeypatch.setattr(house.metrics.delivery_seconds, "observe", break_off)
+    async with RemoteMx() as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        assert states(await house.done(await house.send("x@a.test"))) == {"x@a.test": "relayed"}
+    assert len(asked) == 1
+
+
+async def test_a_stop_ends_what_cannot_be_settled(house, monkeypatch) -> None:
+    await breaking_off(house, monkeypatch, 1 << 30)
+    async with RemoteMx() as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        await house.send("x@a.test")
+        await mx.reached("DOT")
+        async with asyncio.timeout(SOON_S + 2):
+            await house.dispatcher.drain(0.05)
+        monkeypatch.undo()
 
 
 async def test_the_places_of_next_hops_are_bounded(house, monkeypatch) -> None:
