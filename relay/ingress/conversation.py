@@ -32,6 +32,13 @@ _HELO_NAME = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}").fullmatch
 _BEFORE_TLS = frozenset({"NOOP", "EHLO", "HELO", "STARTTLS", "QUIT"})
 _JUNK = frozenset({"NOOP", "RSET", "VRFY", "EHLO", "HELO"})
 _TELLING = frozenset({"MAIL", "RCPT", "DATA", "AUTH"})  # whose refusals an operator wants to see
+# What a browser says that was made to send a request here: as Postfix's smtpd_forbidden_commands.
+_HTTP_METHODS = frozenset(
+    {"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "CONNECT", "OPTIONS", "TRACE"}
+)
+_HTTP_HOST = "HOST:"
+_NO_HTTP = "554 5.5.0 This is an SMTP server and takes no HTTP, closing the connection"
+_TOO_EARLY = "554 5.5.0 You spoke before the greeting, closing the connection"
 _NOT_OFFERED = frozenset({"BDAT", "EXPN", "HELP", "ETRN", "TURN", "SEND", "SOML", "SAML"})
 
 
@@ -107,15 +114,12 @@ class Conversation:
         """Whether the server shuts down and no transaction is open."""
         return self.draining and self._mail is None
 
-    @property
-    def banner(self) -> str:
-        """The greeting."""
-        return f"220 {self._service.hostname} ESMTP Relay"
-
     async def handle(self, line: bytes) -> str:
         """Do what a command line says and return the reply; "" when it has been sent already."""
         verb, _, argument = line.decode("utf-8", "surrogateescape").partition(" ")
         verb = verb.upper()
+        if verb in _HTTP_METHODS or verb.startswith(_HTTP_HOST):
+            return self._hang_up(_NO_HTTP)
         if self.may_leave and verb != "QUIT":
             return self._goodbye(SHUTTING_DOWN)
         try:
@@ -125,6 +129,15 @@ class Conversation:
         if reply.startswith(("4", "5")) and verb in _TELLING:
             _log.info("refused", qid="NOQUEUE", client=self._ip, verb=verb, reply=reply)
         return self.count(reply, verb=verb)
+
+    def greet(self, *, client_spoke: bool) -> str:
+        """Return the greeting, or a refusal of a client that spoke first and is trusted by address.
+
+        An SMTP client waits for the greeting. What a web page makes a browser send does not.
+        """
+        if client_spoke and self._trusted_network:
+            return self._hang_up(_TOO_EARLY)
+        return f"220 {self._service.hostname} ESMTP Relay"
 
     def count(self, reply: str, *, verb: str = "") -> str:
         """Return `reply`, or a 421 instead when it is one refusal or idle command too many."""
@@ -376,6 +389,10 @@ class Conversation:
     def _reset(self) -> None:
         self._mail = None
         self._forward_paths = {}
+
+    def _hang_up(self, reply: str) -> str:
+        _log.warning("no SMTP client", client=self._ip, reply=reply)
+        return self._goodbye(reply)
 
     def _goodbye(self, reply: str) -> str:
         self.closing = True

@@ -8,7 +8,9 @@ Standards: RFC 5321 3.8 (421), 4.5.3.2.7 (time-out); RFC 2920 3.2; RFC 3207 4.
 
 import asyncio
 import contextlib
+import fcntl
 import ssl
+import termios
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -169,7 +171,7 @@ class SmtpSession(_Bare, SMTP):
         conversation = self._conversation
         assert conversation is not None
         try:
-            self._put(conversation.banner)
+            self._put(conversation.greet(client_spoke=self._has_spoken()))
             while not conversation.closing:
                 if conversation.may_leave and self._input.is_empty:
                     self._put(SHUTTING_DOWN)
@@ -301,6 +303,23 @@ class SmtpSession(_Bare, SMTP):
         await asyncio.wait({self.gone}, timeout=seconds)
 
     # -- the transport
+
+    def _has_spoken(self) -> bool:
+        """Return whether octets of the client are here before the greeting.
+
+        Not where TLS begins with the first octet, since the client has to speak first there, nor on
+        a Unix socket, which no browser reaches.
+        """
+        if not self._ip or self._is_tls():
+            return False
+        if not self._input.is_empty:
+            return True
+        descriptor = self._transport_of().get_extra_info("socket").fileno()
+        try:
+            waiting = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
+        except OSError:  # the client is gone
+            return False
+        return waiting != bytes(4)
 
     def _transport_of(self) -> asyncio.Transport:
         return cast("asyncio.Transport", self.transport)  # uvloop's is no subclass of asyncio's

@@ -1,0 +1,109 @@
+"""What a web page makes a browser send to an SMTP listener is not obeyed."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import structlog.testing
+import uvloop
+
+from relay.ingress import SmtpServer
+from relay.settings.tree import Address
+from tests.dialogue.harness import Relay
+
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+MAIL = (
+    b"EHLO x\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\n"
+    b"Subject: x\r\n\r\nx\r\n.\r\nQUIT\r\n"
+)
+
+
+@asynccontextmanager
+async def listening(relay: Relay, **changes: object) -> AsyncIterator[SmtpServer]:
+    server = relay.server(**changes)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.drain(0.5)
+
+
+def send_before_greeting(address: Address, octets: bytes) -> socket.socket:
+    """Connect and send while the event loop stands still: the server has not seen the client."""
+    if address.path:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(address.path)
+    else:
+        client = socket.create_connection((address.host, address.port))
+    client.sendall(octets)
+    return client
+
+
+async def all_of(client: socket.socket) -> bytes:
+    """Read until the server closes, however it does it."""
+    loop = asyncio.get_running_loop()
+    client.setblocking(False)
+    said = b""
+    try:
+        async with asyncio.timeout(10):
+            while piece := await loop.sock_recv(client, 4096):
+                said += piece
+    except ConnectionResetError:
+        pass
+    finally:
+        client.close()
+    return said
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "CONNECT"])
+@pytest.mark.parametrize("spelled", [str.upper, str.lower])
+async def test_http_ends_the_session(method: str, spelled: Callable[[str], str]) -> None:
+    relay = Relay()
+    async with listening(relay, trusted_networks=("127.0.0.0/8",)) as server:
+        reader, writer = await asyncio.open_connection(server.address.host, server.address.port)
+        assert (await reader.readline()).startswith(b"220 ")
+        with structlog.testing.capture_logs() as logged:
+            writer.write(f"{spelled(method)} / HTTP/1.1\r\nHost: x\r\n\r\n".encode() + MAIL)
+            assert (await reader.readline()).startswith(b"554 5.5.0 ")
+            assert await reader.read() == b""
+        writer.close()
+    assert relay.spool.accepted == []
+    assert [(one["event"], one["client"]) for one in logged] == [("no SMTP client", "127.0.0.1")]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_who_is_trusted_and_speaks_before_the_greeting_is_turned_away(loop: str) -> None:
+    async def scenario() -> None:
+        relay = Relay()
+        async with listening(relay, trusted_networks=("127.0.0.0/8",)) as server:
+            with structlog.testing.capture_logs() as logged:
+                said = await all_of(send_before_greeting(server.address, MAIL))
+        assert said.startswith(b"554 5.5.0 ")
+        assert said.count(b"\r\n") == 1
+        assert relay.spool.accepted == []
+        assert [(one["event"], one["client"]) for one in logged] == [
+            ("no SMTP client", "127.0.0.1")
+        ]
+
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(scenario())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("way", ["stranger", "unix"])
+def test_others_may_speak_first(loop: str, way: str, short_path) -> None:
+    async def scenario() -> None:
+        relay = Relay()
+        changes = {"trusted_networks": ()}
+        if way == "unix":
+            changes = {"listen": Address(path=str(short_path / "s"))}
+        async with listening(relay, **changes) as server:
+            said = await all_of(send_before_greeting(server.address, MAIL))
+        assert said.startswith(b"220 ")
+        assert said.endswith(b"221 2.0.0 Bye\r\n")
+        assert len(relay.spool.accepted) == 1
+
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(scenario())
