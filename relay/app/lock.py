@@ -11,6 +11,8 @@ import fcntl
 import os
 from pathlib import Path
 
+_PID_BYTES_MAX = 32
+
 
 class AlreadyRunningError(Exception):
     """Another relay owns this state_dir, or this mail store."""
@@ -52,17 +54,25 @@ class OwnerLock:
 
 def is_taken(run_dir: Path) -> bool:
     """Whether a relay runs there; nothing is made or changed."""
+    return owner_of(run_dir) is not None
+
+
+def owner_of(run_dir: Path) -> str | None:
+    """Return the process that runs there ("" if it has not said), None where none does.
+
+    Nothing is made or changed.
+    """
     try:
         file = os.open(run_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return False
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        return os.read(file, _PID_BYTES_MAX).decode("ascii", "replace").strip()
     finally:
         os.close(file)
-    return False
+    return None
 
 
 def _locked(path: Path) -> int:
@@ -70,7 +80,7 @@ def _locked(path: Path) -> int:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        owner = os.read(file, 32).decode("ascii", "replace").strip() or "unknown"
+        owner = os.read(file, _PID_BYTES_MAX).decode("ascii", "replace").strip() or "unknown"
         os.close(file)
         if not isinstance(error, BlockingIOError):
             raise

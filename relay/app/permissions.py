@@ -7,6 +7,7 @@ Standards: access(2), which knows of read-only file systems as well.
 """
 
 import os
+import stat
 from pathlib import Path
 
 from relay.settings import Settings
@@ -32,3 +33,16 @@ def unwritable(name: str, folder: Path) -> str:
     if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
         return ""
     return f"{name}: {folder} is no folder that this user can write"
+
+
+def open_to_others(path: Path, *, to_read: bool = False) -> str:
+    """Return how others can write `path`, or read it as well, and what to do; or ""."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return ""
+    if to_read and mode & (stat.S_IROTH | stat.S_IWOTH):
+        return f"found mode {mode:04o} of {path}: others can read it (chmod o-rwx)"
+    if not to_read and mode & stat.S_IWOTH:
+        return f"found mode {mode:04o} of {path}: others can write in it (chmod o-w)"
+    return ""

@@ -1,9 +1,9 @@
 """`relay check`: whether everything is as a start would need it.
 
 On the path: prints what app.commands.checking finds.
-Holds: what is in order goes to stdout, what is wrong to stderr, each fault as file:line: key: ...;
+Holds: what is in order goes to stdout, faults and warnings to stderr, each as file:line: key: ...;
     with --json everything is one document on stdout.
-Fails: 78 for what a start would refuse, 69 for what does not answer.
+Fails: 78 for what a start or clients would refuse, 69 for what does not answer.
 Standards: docs/names.md (Commands).
 """
 
@@ -20,10 +20,11 @@ from relay.settings import read_environment
 @click.command()
 @common_options
 def check(given: Given) -> None:
-    """Check configuration, accounts, policies with their tests, permissions and DNS.
+    """Check configuration, accounts, policies with their tests, ports, certificates and DNS.
 
-    Starts nothing. Exits 78 when `relay serve` would refuse to start, 69 when something it needs
-    does not answer.
+    Starts nothing and changes nothing. Exits 78 when `relay serve` would refuse to start or clients
+    would refuse its certificate, 69 when something it needs does not answer, 0 with warnings only.
+    Run it as the user of the service.
     """
     environ = read_environment().variables
     findings = list(check_file(given.found_config_file(), environ, SystemClock()))
@@ -37,7 +38,7 @@ def check(given: Given) -> None:
     verdicts = {one.verdict for one in findings}
     if Verdict.FAULT in verdicts:
         count = sum(1 for one in findings if one.verdict is Verdict.FAULT)
-        text = f"relay check: {count} {'fault' if count == 1 else 'faults'}: it would not start"
+        text = f"relay check: {count} {'fault' if count == 1 else 'faults'}"
         raise Ended(Exit.CONFIGURATION, text)
     if Verdict.FAILED in verdicts:
         raise Ended(Exit.UNAVAILABLE, "relay check: something that it needs does not answer")
@@ -51,5 +52,8 @@ def _show(one: Finding) -> None:
         case Verdict.FAILED:
             flush()
             click.echo(f"{one.what}: {one.text}", err=True)
+        case Verdict.WARNING:
+            flush()
+            click.echo(f"warning: {one.text}", err=True)
         case _:
             click.echo(f"{one.what:<15} {one.verdict:<8} {one.text}")

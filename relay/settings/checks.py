@@ -118,6 +118,8 @@ def _certificate(path: KeyPath, tls: Tls) -> Found:
         context.load_cert_chain(tls.certificate, tls.key, password="-")  # noqa: S106
     except (ssl.SSLError, ValueError, OSError) as error:
         reason = getattr(error, "reason", None) or "not PEM"
+        if reason == "KEY_VALUES_MISMATCH":
+            reason += ": this key belongs to another certificate"
         expected = f"a PEM certificate chain and its key, without a password ({reason})"
         yield (*path, "certificate"), expected
 

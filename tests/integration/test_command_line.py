@@ -1,6 +1,8 @@
 """The command line against a running relay, and against its files: facts, JSON, exit codes."""
 
 import json
+import socket
+from pathlib import Path
 
 import pytest
 
@@ -122,6 +124,41 @@ def test_check_on_a_good_configuration(relay: RelayProcess) -> None:
     assert {"accounts", "policy", "state_dir", "mailboxes.root", "dns"} <= verdicts.keys()
     assert {"fault", "failed"}.isdisjoint(verdicts.values())
     assert any("plain" in one["text"] for one in findings if one["verdict"] == "warning")
+
+
+def test_check_warns_on_stderr_and_succeeds(relay: RelayProcess) -> None:
+    done = relay.cli("check")
+    assert done.returncode == OK
+    warnings = done.stderr.splitlines()
+    assert warnings
+    assert all(line.startswith(f"warning: {relay.folder}/") for line in warnings)
+    assert "warning" not in done.stdout
+
+
+def test_check_knows_the_ports_of_the_running_relay(remotes: Remotes) -> None:
+    with remotes.relay() as relay:
+        config = str(relay.client_config())  # with the ports that it took
+        before = sorted(relay.folder.rglob("*"))
+        done = relay.cli("check", "--config", config)
+        assert done.returncode == OK, done.stderr
+        assert relay.ready["smtp"][0] in done.stdout
+        assert sorted(relay.folder.rglob("*")) == before
+        address = relay.smtp_address()
+        assert relay.stop() == OK
+        with socket.create_server(address):
+            done = relay.cli("check", "--config", config)
+        assert done.returncode == CONFIGURATION
+        place = f"{config}:{line_of(config, 'listen', 2)}: smtp[0].listen: "
+        assert f'{place}found "{address[0]}:{address[1]}", expected an address that is free' in (
+            done.stderr
+        )
+        assert "relay check: 1 fault\n" in done.stderr
+
+
+def line_of(file: str, key: str, turn: int) -> int:
+    """The line in which `key` stands for the `turn`-th time."""
+    lines = Path(file).read_text().splitlines()
+    return [number for number, line in enumerate(lines, 1) if line.startswith(key)][turn - 1]
 
 
 def test_the_rules(relay: RelayProcess) -> None:

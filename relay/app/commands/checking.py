@@ -13,14 +13,18 @@ from enum import StrEnum
 from pathlib import Path
 
 from relay.accounts import load_accounts
+from relay.app.commands.listening import http_listeners, judge, port_fault, smtp_listeners
 from relay.app.lock import is_taken
-from relay.app.permissions import unusable_state, unwritable
+from relay.app.permissions import open_to_others, unusable_state, unwritable
 from relay.app.routes import route_table
 from relay.clock import Clock
 from relay.policy import PolicyError
 from relay.policy import load as load_rules
 from relay.routing import name_servers_answer
 from relay.settings import Settings, SettingsError, load
+from relay.settings.checks import host_of, is_loopback
+from relay.settings.document import Document, read_document
+from relay.settings.faults import Fault, KeyPath
 from relay.spool.sqlite.disk.presence import is_or_was_there
 from relay.spool.sqlite.engine.damage import mark_of
 from relay.spool.sqlite.engine.migrating import check_files
@@ -31,8 +35,8 @@ class Verdict(StrEnum):
     """How a check came out."""
 
     OK = "ok"
-    WARNING = "warning"
-    FAULT = "fault"  # relay serve would refuse to start
+    WARNING = "warning"  # it works, and does harm
+    FAULT = "fault"  # relay serve would refuse to start, or clients would refuse it
     FAILED = "failed"  # it would start, but not work as meant
 
 
@@ -53,14 +57,90 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
         yield from _faults("configuration", error)
         return
     yield Finding("configuration", Verdict.OK, str(file))
+    place = read_document(file)  # for the lines of what is found beyond it
     yield from _accounts(settings, environ, clock)
+    yield from _routes(settings, place)
     yield from _policies(settings)
     unusable = unusable_state(settings)
     root = settings.mailboxes.root
     yield _folder("state_dir", settings.state_dir, unusable)
     yield _folder("mailboxes.root", root, unwritable("mailboxes.root", root))
+    yield from _open_to_others(settings, place)
+    yield from _listeners(settings, place, clock)
     yield from _spool(settings, is_usable=not unusable)
     yield asyncio.run(_dns(settings))
+
+
+def _routes(settings: Settings, place: Document) -> Iterator[Finding]:
+    """Logins that go to whoever answers."""
+    for number, route in enumerate(settings.route):
+        host = host_of(route)
+        trusts_anybody = route.tls in ("required", "opportunistic")
+        if route.auth and trusts_anybody and host and not is_loopback(host):
+            text = (
+                f'found "{route.tls}" beside auth, expected verify: the password goes to any host '
+                "that answers there, whatever its certificate"
+            )
+            yield _warning("routes", place.fault(("route", number, "tls"), text))
+
+
+def _open_to_others(settings: Settings, place: Document) -> Iterator[Finding]:
+    """Files and folders that other users of this machine can read or write."""
+    secrets: list[tuple[KeyPath, Path]] = [
+        (("route", number, "auth", "password_file"), route.auth.password_file)
+        for number, route in enumerate(settings.route)
+        if route.auth
+    ]
+    secrets += [
+        (("smtp", number, "tls", "key"), listener.tls.key)
+        for number, listener in enumerate(settings.smtp)
+        if listener.tls
+    ]
+    folders: list[tuple[KeyPath, Path]] = [
+        (("state_dir",), settings.state_dir),
+        (("mailboxes", "root"), settings.mailboxes.root),
+    ]
+    for key, path in secrets:
+        if text := open_to_others(path, to_read=True):
+            yield _warning("permissions", place.fault(key, text))
+    for key, path in folders:
+        if text := open_to_others(path):
+            yield _warning("permissions", place.fault(key, text))
+
+
+def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[Finding]:
+    """Ports, certificates, and who hears what is said there."""
+    http, smtp = http_listeners(settings), smtp_listeners(settings)
+    is_free = True
+    for one in (*http, *smtp):
+        if expected := port_fault(one.address, settings.run_dir, is_http=one in http):
+            is_free = False
+            text = f'found "{one.address}", expected {expected}'
+            yield Finding("listeners", Verdict.FAULT, str(place.fault(one.key, text)))
+    for one in http:
+        if one.is_open:
+            text = (
+                f'found "{one.address}", where tokens and mail travel in the clear; expected '
+                "loopback behind a proxy that speaks TLS"
+            )
+            yield _warning("listeners", place.fault(one.key, text))
+    for one in smtp:
+        if one.tls is None:
+            continue
+        judgement = judge(one, settings.hostname, clock.time_us() / 1e6)
+        key = (*one.tls_key, "certificate")
+        if judgement.fault:
+            text = str(place.fault(key, judgement.fault))
+            yield Finding("certificates", Verdict.FAULT, text)
+        if judgement.warning:
+            yield _warning("certificates", place.fault(key, judgement.warning))
+    if is_free:
+        addresses = ", ".join(str(one.address) for one in (*http, *smtp))
+        yield Finding("listeners", Verdict.OK, addresses)
+
+
+def _warning(what: str, fault: Fault) -> Finding:
+    return Finding(what, Verdict.WARNING, str(fault))
 
 
 def _faults(what: str, error: SettingsError) -> Iterator[Finding]:

@@ -1,18 +1,27 @@
 """relay check finds everything that a start would refuse, and starts nothing."""
 
+import errno
+import os
+import socket
+import ssl
 from contextlib import closing
 
 import pytest
 
-from relay.app.commands import checking
+from relay.app.commands import checking, listening
 from relay.app.commands.checking import Verdict, check_file
 from relay.app.lock import OwnerLock
 from relay.clock import SystemClock
 from relay.spool.sqlite.engine.database import open_database
+from tests.support.tls import authority
+
+__all__ = ["authority"]
 
 CONFIG = """\
 hostname = "relay.example.test"
 state_dir = "state"
+[http]
+listen = ["127.0.0.1:0"]
 [mailboxes]
 domains = ["example.test"]
 root = "mail"
@@ -70,7 +79,8 @@ def test_a_good_set_has_no_fault(files):
     findings = files()
     assert of(findings, Verdict.FAULT) == []
     assert [one.what for one in findings] == [
-        "configuration", "accounts", "policy", "state_dir", "mailboxes.root", "spool", "dns",
+        "configuration", "accounts", "policy", "state_dir", "mailboxes.root", "listeners",
+        "spool", "dns",
     ]  # fmt: skip
 
 
@@ -82,7 +92,7 @@ def test_name_servers_that_do_not_answer_are_no_fault_of_the_files(files):
 @pytest.mark.parametrize(
     ("changed", "what", "told"),
     [
-        ({"relay": CONFIG + "bogus = 1\n"}, "configuration", "relay.toml:11: dns.bogus: "),
+        ({"relay": CONFIG + "bogus = 1\n"}, "configuration", "relay.toml:13: dns.bogus: "),
         ({"relay": "x = ["}, "configuration", "relay.toml:1: "),
         ({"accounts": ACCOUNTS + "pasword = 1\n"}, "accounts", "accounts.toml:3: account[0].pasword"),
         ({"policies/10": RULE.replace("when", "wen")}, "policy", "10.toml:3: "),
@@ -115,6 +125,215 @@ def test_a_folder_that_is_a_file_is_a_fault(files):
     assert of(files(), Verdict.FAULT) == [
         ("state_dir", f"state_dir: {files.folder}/state is no folder that this user can write")
     ]
+
+
+@pytest.fixture
+def taken():
+    """The address of somebody else's listener."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ('["127.0.0.1:0"]', '["127.0.0.1:0", "{}"]', ":4: http.listen[1]"),
+        ("[policy]", '[[smtp]]\nlisten = "{}"\n[policy]', ":10: smtp[0].listen"),
+        ("[policy]", '[observe]\nmetrics = "{}"\n[policy]', ":10: observe.metrics"),
+    ],
+)
+def test_a_port_that_another_program_has_is_a_fault(files, taken, old, new, key):
+    faults = of(files(relay=CONFIG.replace(old, new.format(taken))), Verdict.FAULT)
+    expected = f'found "{taken}", expected an address that is free: another program listens there'
+    ((what, text),) = faults
+    assert what == "listeners"
+    assert text.startswith(f"{files.folder}/relay.toml{key}: {expected}")
+
+
+def test_a_port_is_free_again_after_the_check(files, taken):
+    config = CONFIG.replace("127.0.0.1:0", taken.replace("127.0.0.1", "127.0.0.2"))
+    for _ in range(2):
+        assert of(files(relay=config), Verdict.FAULT) == []
+    with socket.create_server(("127.0.0.2", int(taken.rpartition(":")[2]))):
+        assert len(of(files(relay=config), Verdict.FAULT)) == 1
+
+
+def test_the_ports_of_the_relay_that_runs_there_are_no_fault(files, taken, monkeypatch):
+    lock = OwnerLock(files.folder / "state/run")
+    config = CONFIG.replace("127.0.0.1:0", taken)
+    lock.take()  # by this process, which listens there
+    try:
+        assert of(files(relay=config), Verdict.FAULT) == []
+        monkeypatch.setattr(listening, "owner_of", lambda _run_dir: "1")  # which does not
+        assert len(of(files(relay=config), Verdict.FAULT)) == (1 if os.geteuid() == 0 else 0)
+    finally:
+        lock.give_back()
+    monkeypatch.undo()
+    monkeypatch.setattr(checking, "_DNS_TIMEOUT_S", 0.05)
+    assert len(of(files(relay=config), Verdict.FAULT)) == 1
+
+
+def test_a_port_that_this_user_may_not_bind_is_a_fault(files, monkeypatch):
+    monkeypatch.setattr(listening, "_bind_error", lambda *_: errno.EACCES)  # root may bind all
+    ((what, text),) = of(files(relay=CONFIG.replace(":0", ":25")), Verdict.FAULT)
+    assert what == "listeners"
+    assert 'http.listen[0]: found "127.0.0.1:25", expected a port that this user may bind' in text
+    assert "CAP_NET_BIND_SERVICE" in text
+
+
+def test_an_address_of_another_machine_is_a_fault(files):
+    config = CONFIG.replace("127.0.0.1:0", "192.0.2.1:8025")
+    ((what, text),) = of(files(relay=config), Verdict.FAULT)
+    assert (what, "expected an address of this machine" in text) == ("listeners", True)
+
+
+def test_unix_sockets_are_looked_at(files, tmp_path):
+    config = CONFIG.replace("127.0.0.1:0", "unix:http.sock")
+    place = files.folder / "http.sock"
+    assert of(files(relay=config), Verdict.FAULT) == []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place))
+        listener.listen()
+        ((_, text),) = of(files(relay=config), Verdict.FAULT)
+        assert "expected a socket that is free: another program listens there" in text
+    assert of(files(relay=config), Verdict.FAULT) == []  # it is left behind, and replaced
+    place.unlink()
+    place.touch()
+    ((_, text),) = of(files(relay=config), Verdict.FAULT)
+    assert "expected the path of a socket" in text
+    nowhere = CONFIG.replace("127.0.0.1:0", "unix:nowhere/http.sock")
+    ((_, text),) = of(files(relay=nowhere), Verdict.FAULT)
+    assert "expected a socket in a folder that this user can write" in text
+
+
+SMTP_TLS = """\
+[[smtp]]
+listen = "127.0.0.1:0"
+tls = {{ certificate = "{0.certificate}", key = "{0.key}" }}
+[policy]"""
+
+
+def with_certificate(certificate):
+    return CONFIG.replace("[policy]", SMTP_TLS.format(certificate))
+
+
+@pytest.mark.parametrize(
+    ("names", "days", "told"),
+    [
+        (["DNS:relay.example.test"], -1, "found one that expired on 20"),
+        (
+            ["DNS:other.test"],
+            30,
+            "found one for other.test, expected one for relay.example.test or",
+        ),
+        ([], 30, "found one for no host, expected one for relay.example.test or"),
+    ],
+)
+def test_a_certificate_that_clients_refuse_is_a_fault(files, authority, names, days, told):
+    made = authority.issue(*names, days=days)
+    ((what, text),) = of(files(relay=with_certificate(made)), Verdict.FAULT)
+    assert what == "certificates"
+    assert f"relay.toml:11: smtp[0].tls.certificate: {told}" in text
+
+
+def test_a_certificate_of_another_key_is_a_fault(files, authority):
+    made = authority.issue("DNS:relay.example.test", days=30)
+    config = with_certificate(made).replace(str(made.key), str(authority.directory / "ca.key"))
+    ((what, text),) = of(files(relay=config), Verdict.FAULT)
+    assert what == "configuration"
+    assert "smtp[0].tls.certificate: " in text
+    assert "this key belongs to another certificate" in text
+
+
+@pytest.mark.parametrize("name", ["DNS:relay.example.test", "DNS:*.example.test", "DNS:localhost",
+                                  "IP:127.0.0.1"])  # fmt: skip
+def test_a_certificate_for_a_name_of_the_listener_is_in_order(files, authority, name):
+    findings = files(relay=with_certificate(authority.issue(name, days=30)))
+    assert of(findings, Verdict.FAULT) == []
+    assert of(findings, Verdict.WARNING) == []
+
+
+def test_a_certificate_that_soon_expires_is_warned_of(files, authority):
+    made = authority.issue("DNS:relay.example.test", days=5)
+    ((what, text),) = of(files(relay=with_certificate(made)), Verdict.WARNING)
+    assert (what, "found one that expires on 20" in text) == ("certificates", True)
+
+
+def test_a_certificate_of_the_future_is_a_fault(authority):
+    certificate = {
+        "notBefore": "Jan  2 00:00:00 2030 GMT", "notAfter": "Jan  2 00:00:00 2031 GMT",
+        "subjectAltName": (("DNS", "a.test"),),
+    }  # fmt: skip
+
+    def fault(day):
+        moment_s = ssl.cert_time_to_seconds(f"Jan  {day} 00:00:00 2030 GMT")
+        return listening.judge_certificate(certificate, ["a.test"], moment_s).fault
+
+    assert fault(1) == "found one that begins on 2030-01-02, expected one that is valid"
+    assert fault(3) == ""
+
+
+def test_plain_http_for_other_machines_is_warned_of(files):
+    config = CONFIG.replace('"127.0.0.1:0"', '"0.0.0.0:0", "[::1]:0", "unix:http.sock"')
+    config = config.replace("[policy]", '[observe]\nmetrics = "0.0.0.0:0"\n[policy]')
+    warnings = of(files(relay=config), Verdict.WARNING)
+    places = [text.partition(": found")[0].rpartition(" ")[2] for _, text in warnings]
+    assert places == ["http.listen[0]", "observe.metrics"]
+    assert 'found "0.0.0.0:0", where tokens and mail travel in the clear' in warnings[0][1]
+
+
+ROUTE = """\
+[[route]]
+domain = "*"
+next_hop = "smtp://{}:587"
+auth = {{ user = "u", password_file = "secret" }}
+{}
+[policy]"""
+
+
+@pytest.mark.parametrize(
+    ("host", "tls", "count"),
+    [
+        ("h.test", "required", 1), ("h.test", "opportunistic", 1), ("h.test", "verify", 0),
+        ("h.test", "", 0), ("127.0.0.1", "required", 0), ("localhost", "required", 0),
+    ],
+)  # fmt: skip
+def test_a_login_for_whoever_answers_is_warned_of(files, host, tls, count):
+    (files.folder / "secret").write_text("pa55\n")
+    (files.folder / "secret").chmod(0o600)
+    line = f'tls = "{tls}"' if tls else ""
+    findings = files(relay=CONFIG.replace("[policy]", ROUTE.format(host, line)))
+    assert of(findings, Verdict.FAULT) == []
+    warnings = of(findings, Verdict.WARNING)
+    assert len(warnings) == count
+    told = f'relay.toml:13: route[0].tls: found "{tls}" beside auth, expected verify: the password'
+    assert all(told in text for _, text in warnings)
+
+
+def test_secrets_that_others_can_read_are_warned_of(files, authority):
+    made = authority.issue("DNS:relay.example.test", days=31)
+    (files.folder / "secret").write_text("pa55\n")
+    config = with_certificate(made).replace("[policy]", ROUTE.format("h.test", ""))
+    for mode, count in ((0o640, 0), (0o604, 2)):
+        for file in (files.folder / "secret", made.key):
+            file.chmod(mode)
+        warnings = of(files(relay=config), Verdict.WARNING)
+        assert len(warnings) == count
+    keys = ["route[0].auth.password_file", "smtp[0].tls.key"]
+    assert [text.partition(": found")[0].rpartition(" ")[2] for _, text in warnings] == keys
+    assert f"found mode 0604 of {made.key}: others can read it (chmod o-rwx)" in warnings[1][1]
+    made.key.chmod(0o600)
+
+
+def test_folders_that_others_can_write_are_warned_of(files):
+    for name in ("state", "mail"):
+        (files.folder / name).mkdir()
+        (files.folder / name).chmod(0o777)
+    warnings = of(files(), Verdict.WARNING)
+    assert [text.partition(": found")[0].rpartition(" ")[2] for _, text in warnings] == [
+        "state_dir", "mailboxes.root",
+    ]  # fmt: skip
+    assert "found mode 0777 of" in warnings[0][1]
 
 
 def a_spool(folder, name="spool.sqlite", octets=b""):
