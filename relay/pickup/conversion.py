@@ -40,6 +40,7 @@ _NOTES_MAX = 1000  # converted by one process: what it may have lost of memory c
 _NICE = 10
 _READ_BYTES = 1024 * 1024
 _REAPED_AFTER_S = 1.0
+_END_S = 0.1  # from a process's closing its files to its end
 _PLAIN = b'"body_type":"text"'  # in the block, where quotes within strings are escaped
 
 
@@ -256,10 +257,7 @@ class _Child:
         return self._process.returncode is not None
 
     def _how_it_ended(self) -> str:
-        with suppress(
-            subprocess.TimeoutExpired
-        ):  # it has closed its files, which is almost its end
-            self._process.wait(0.1)
+        self.has_ended(_END_S)
         code = self._process.returncode
         if code is None:
             return "it ended"

@@ -29,7 +29,7 @@ from relay.pickup.submission import Submitter
 from relay.pickup.turns import Turns
 
 SOCKET_NAME = "pickup.sock"
-_WINDOW_NOTES = 256
+_WINDOW_NOTES = 4096  # an account with more than these delays the others
 
 _log = get_logger("pickup")
 
