@@ -118,6 +118,86 @@ def test_nobody_sleeps_without_a_reason(path):
     assert bool(sleeps) == (str(path) in SLEEPS), f"lines {sleeps}"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_a_time_out_is_not_taken_for_an_error_of_the_disk(path):
+    """asyncio.TimeoutError is an OSError since Python 3.11: who catches that has to look first."""
+    assert errors_for_time_outs(syntax(path)) == []
+
+
+def test_a_time_out_that_is_taken_for_an_error_of_the_disk_is_found():
+    module = """
+async def ask(self):
+    try:
+        async with asyncio.timeout(1):
+            await self.answer
+    except TimeoutError:
+        self.late += 1
+        raise
+
+async def wrong(self):
+    try:
+        await self.ask()
+    except (ValueError, OSError):
+        pass
+
+async def right(self):
+    try:
+        await self.ask()
+    except TimeoutError:
+        pass
+    except OSError:
+        pass
+"""
+    assert errors_for_time_outs(ast.parse(module)) == [13]
+
+
+def errors_for_time_outs(tree: ast.Module) -> list[int]:
+    """Lines that catch an OSError which may be a time-out of asyncio's, as far as one module tells."""
+    named: set[str] = set()
+
+    def caught(handler: ast.ExceptHandler) -> set[str]:
+        return (
+            {name.id for name in ast.walk(handler.type) if isinstance(name, ast.Name)}
+            if handler.type
+            else {"OSError"}
+        )
+
+    def ends(handler: ast.ExceptHandler) -> bool:
+        raises = any(isinstance(one, ast.Raise) and one.exc is None for one in ast.walk(handler))
+        return bool(caught(handler) & {"TimeoutError", "OSError", "Exception"}) and not raises
+
+    def may_time_out(node: ast.AST) -> bool:
+        if isinstance(node, ast.Try) and any(map(ends, node.handlers)):
+            return any(map(may_time_out, [*node.handlers, *node.orelse, *node.finalbody]))
+        if isinstance(node, ast.With) and "suppress(TimeoutError" in ast.unparse(node.items[0]):
+            return False
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            own = name.removeprefix("self.")
+            if (
+                name in ("asyncio.timeout", "asyncio.timeout_at", "asyncio.wait_for")
+                or own in named
+            ):
+                return True
+        return any(map(may_time_out, ast.iter_child_nodes(node)))
+
+    for _ in range(3):  # functions that call those that call those that have a time-out
+        for node in ast.walk(tree):
+            if isinstance(node, ast.AsyncFunctionDef) and any(map(may_time_out, node.body)):
+                named.add(node.name)
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try) and any(map(may_time_out, node.body)):
+            first = next(
+                (one for one in node.handlers if caught(one) & {"TimeoutError", "OSError"}), None
+            )
+            if first is not None and "TimeoutError" not in caught(first):
+                found.append(first.lineno)
+        if isinstance(node, ast.With) and "suppress(OSError" in ast.unparse(node.items[0]):
+            found += [node.lineno] * any(map(may_time_out, node.body))
+    return found
+
+
 @pytest.mark.parametrize("path", TESTS, ids=str)
 def test_no_test_waits_for_a_fixed_time(path):
     tree = syntax(path)

@@ -337,9 +337,8 @@ async def test_nothing_is_parsed_in_the_process_of_the_relay(world):
     assert len(world.store.filed) == 3
 
 
-async def test_notes_that_hang_delay_no_other_account(world, monkeypatch):
+async def test_notes_that_hang_delay_no_other_account(world):
     """Twenty of one account keep neither the workers, nor the processes, nor threads."""
-    monkeypatch.setattr(conversion, "_LIMIT_S", 1.0)
     threads = set(threading.enumerate())
     for number in range(20):
         world.submit(number, content=b"Subject: hang\r\nTo: b@y.test\r\n\r\n")
@@ -357,6 +356,31 @@ async def test_notes_that_hang_delay_no_other_account(world, monkeypatch):
     async with asyncio.timeout(10):
         while _children():
             await asyncio.sleep(0.01)
+
+
+async def test_an_account_leaves_a_process_to_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion, "_LIMIT_S", 30.0)
+    converting = conversion.Conversion(
+        converters.convert, hostname="relay.test", clock=ManualClock()
+    )
+    store = Store(tmp_path)
+
+    def converted(number, **fields):
+        note = store.submit(number, **fields)
+        content = MemoryOctets(store.contents[note.submission_id])
+        return asyncio.create_task(converting.converted(note, content))
+
+    hang = b"Subject: hang\r\nTo: b@y.test\r\n\r\n"
+    kept = [converted(number, content=hang) for number in range(3)]
+    async with asyncio.timeout(20):
+        made = await converted(4, account="bob@example.test")
+    assert made.subject == "x"
+    assert not any(one.done() for one in kept)
+    for one in kept:
+        one.cancel()
+    await asyncio.gather(*kept, return_exceptions=True)
+    converting.close()
+    assert _children() == set()
 
 
 async def test_a_process_serves_one_note_after_the_other(world):
