@@ -17,6 +17,7 @@ from relay import graph, web
 from relay.accounts import DEAD_LETTER, AccountDirectory
 from relay.app.daemon import Daemon, Readiness
 from relay.app.lock import OwnerLock
+from relay.app.memory import allow_open_files
 from relay.app.pressure import PressureMonitor, bounds_of
 from relay.app.routes import route_table, way_to
 from relay.clock import Clock, Ids, SystemClock
@@ -33,7 +34,7 @@ from relay.delivery import (
     Window,
     parse_rate,
 )
-from relay.http import ConnectionLimits, Dispatch, HostNames, HttpServer
+from relay.http import CONNECTIONS_MAX, ConnectionLimits, Dispatch, HostNames, HttpServer
 from relay.ingress import Acceptance, Neighbours, SmtpServer
 from relay.journal.crash import CrashPoints
 from relay.journal.journey import Journeys
@@ -56,6 +57,7 @@ from relay.spool.waiting import Lane
 
 _SUBMISSION_KEEP_S = 7 * 86400.0  # longer than pickup gives up, by this much
 _DOWN_S_MAX = 30.0
+_FILES_PER_CONNECTION = 4  # of HTTP: SMTP, databases and messages need the other open files
 _PICKUP_SESSIONS_MAX = 64
 _SLOWER = 4  # one in so many of pickup's notes are in work at once when the relay is slow
 _PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the front door bounds what it takes; encoded it is larger
@@ -286,7 +288,10 @@ class _Composer:
         relay_v1 = web.create_app(means, self.sources.accounts, hostname=self.settings.hostname)
         everything = Dispatch({"v1.0": front_door, "beta": front_door}, otherwise=relay_v1)
         control = Address(path=str(self.settings.control_socket))
-        limits = ConnectionLimits(proxy_networks=http.proxy_networks)
+        limits = ConnectionLimits(
+            connections=min(CONNECTIONS_MAX, allow_open_files() // _FILES_PER_CONNECTION),
+            proxy_networks=http.proxy_networks,
+        )
         servers = [
             HttpServer(everything, http.listen, limits=limits, hosts=self._hosts()),
             HttpServer(web.create_control_app(means), [control]),

@@ -1,19 +1,21 @@
-"""How much memory the process has, how much there is, and giving back what it does not need.
+"""How much memory and how many open files the process may have, and giving memory back.
 
 On the path: beside it; the monitor of pressure asks.
 Holds: nothing of its own.
 Fails: never; what the system does not tell counts as nothing, what it cannot do is left.
-Standards: proc(5), cgroups(7), malloc_trim(3).
+Standards: proc(5), cgroups(7), malloc_trim(3), getrlimit(2).
 """
 
 import gc
 import os
+import resource
 from contextlib import suppress
 from pathlib import Path
 
 _STATM = Path("/proc/self/statm")
 _CGROUP = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
+_OPEN_FILES = 65536
 
 
 def resident_bytes() -> int:
@@ -33,6 +35,20 @@ def memory_there_is() -> int:
                 with suppress(OSError, ValueError):  # none here, or "max"
                     found.append(int((place / "memory.max").read_text()))
     return min(found)
+
+
+def allow_open_files() -> int:
+    """Raise the limit of open files as far as this process may, and return it.
+
+    A shell's soft limit is often 1024, for programs that use select(2).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    possible = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < possible:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+            soft = possible
+    return _OPEN_FILES if soft == resource.RLIM_INFINITY else soft
 
 
 def give_memory_back() -> None:

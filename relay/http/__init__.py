@@ -13,10 +13,11 @@ from relay.http.dispatch import Dispatch
 from relay.http.errors import ApiError, try_later
 from relay.http.gateway import Gateway, Limits, json_response
 from relay.http.hosts import HostNames
-from relay.http.places import ConnectionLimits
+from relay.http.places import CONNECTIONS_MAX, ConnectionLimits
 from relay.http.server import HttpServer
 
 __all__ = [
+    "CONNECTIONS_MAX",
     "ApiError",
     "Call",
     "ClientGoneError",

@@ -317,7 +317,7 @@ class SmtpSession(_Bare, SMTP):
         descriptor = self._transport_of().get_extra_info("socket").fileno()
         try:
             waiting = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
-        except OSError:  # the client is gone
+        except (OSError, ValueError):  # the connection is closed already
             return False
         return waiting != bytes(4)
 

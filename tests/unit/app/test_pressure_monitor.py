@@ -1,6 +1,7 @@
 """The look at disks, memory and commits, and what it tells."""
 
 import asyncio
+import resource
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from structlog.testing import capture_logs
 
 from relay.app import memory
 from relay.app import pressure as monitoring
-from relay.app.memory import give_memory_back, memory_there_is, resident_bytes
+from relay.app.memory import allow_open_files, give_memory_back, memory_there_is, resident_bytes
 from relay.app.pressure import PressureMonitor, bounds_of
 from relay.clock import ManualClock
 from relay.journal.metrics import Metrics
@@ -201,3 +202,15 @@ def test_what_was_freed_in_small_pieces_goes_back_to_the_system():
     give_memory_back()
     assert resident_bytes() < full - 50 * MIB
     assert pieces
+
+
+def test_as_many_files_may_be_open_as_this_process_may_have():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        allowed = allow_open_files()
+        assert allowed == allow_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (allowed, hard)
+        assert allowed >= min(soft, 65536)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -5,7 +5,9 @@ import fcntl
 import http.client
 import json
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -131,28 +133,54 @@ def test_once_shows_seven_steps_and_a_bounce_and_leaves_nothing(short_path):
     assert list(short_path.iterdir()) == []
 
 
+@contextlib.contextmanager
+def running_dev(folder, *words, before=""):
+    """Run a development relay, `before` what the shell does first; yield where HTTP listens."""
+    told, command = folder / "told", shlex.join((*RELAY, "dev", "--json", *words, *ANY_PORTS))
+    with told.open("w") as out:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", f"{before}\nexec {command}"], env=Shell(folder).environment,
+            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    try:
+        until("it listens", lambda: "\n" in told.read_text() or process.poll() is not None)
+        [address] = json.loads(told.read_text().splitlines()[0])["http"]
+        yield address
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, err) == (0, "")
+
+
+def asked(address, path, **headers):
+    """Return the status and the text of an answer."""
+    with contextlib.closing(http.client.HTTPConnection(address, timeout=TIMEOUT_S)) as connection:
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
 def test_dev_answers_requests_for_its_own_host_names_only(tmp_path):
     """A web page whose name resolves to this machine (DNS rebinding) names another host."""
-    shell, told = Shell(tmp_path), tmp_path / "told"
-    with told.open("w") as out:
-        process = shell.begin("dev", "--json", "--host", "Mail.test", *ANY_PORTS, stdout=out)
-    until("it listens", lambda: "\n" in told.read_text() or process.poll() is not None)
-    [address] = json.loads(told.read_text().splitlines()[0])["http"]
-    statuses = {}
-    for host in ("localhost", address, "a.localhost:1", "mail.test:8025", "evil.test"):
-        connection = http.client.HTTPConnection(address, timeout=TIMEOUT_S)
-        connection.request(
-            "GET", "/v1.0/me", headers={"Host": host, "Authorization": "Bearer alice"}
-        )
-        answer = connection.getresponse()
-        statuses[host] = answer.status
-        text = answer.read().decode()
-        connection.close()
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=TIMEOUT_S)
-    assert statuses.pop("evil.test") == 421
-    assert "relay dev --host NAME" in text
-    assert set(statuses.values()) == {200}
+    with running_dev(tmp_path, "--host", "Mail.test") as address:
+        for host in ("localhost", address, "a.localhost:1", "mail.test:8025"):
+            assert asked(address, "/v1.0/me", Host=host, Authorization="Bearer alice")[0] == 200
+        status, text = asked(address, "/v1.0/me", Host="evil.test", Authorization="Bearer alice")
+        assert status == 421
+        assert "relay dev --host NAME" in text
+
+
+def test_half_sent_requests_do_not_take_all_open_files(tmp_path):
+    with (
+        running_dev(tmp_path, before="ulimit -n 256") as address,
+        contextlib.ExitStack() as held,
+    ):
+        host, port = address.split(":")
+        for _ in range(300):
+            client = held.enter_context(socket.create_connection((host, int(port))))
+            with contextlib.suppress(ConnectionError):  # one that gave way to a later one
+                client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nA")
+        assert asked(address, "/readyz", Host="localhost")[0] == 200
 
 
 def test_dev_takes_host_names_without_ports(shell):
