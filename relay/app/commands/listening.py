@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import ssl
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -117,6 +118,8 @@ def _bind_error(family: int, place: Any) -> int:
 
 
 def _unix_fault(path: Path, run_dir: Path) -> str:
+    if not path.parent.exists() and path.parent in (run_dir, run_dir.parent):
+        return ""  # a start makes them before it listens
     if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
         return f"a socket in a folder that this user can write; {path.parent} is none"
     if not path.exists():
@@ -148,17 +151,20 @@ def _is_own(run_dir: Path, inodes: set[str]) -> bool:
 
 
 def _holders(host: str, port: int) -> set[str]:
-    """Return the inodes of what listens at `host` and `port`, or at a wildcard over it."""
-    found = set()
+    """Return the inode of what listens at `host` and `port`, else of all that overlaps with it."""
+    exact, overlapping = set(), set()
     for line in (*_lines("/proc/net/tcp"), *_lines("/proc/net/tcp6")):
         if len(line) < 10 or line[3] != _LISTENING:
             continue
         place, _, number = line[1].partition(":")
+        if int(number, 16) != port:
+            continue
         there = _address(place)
-        overlap = there == host or there in _WILDCARDS or host in _WILDCARDS
-        if int(number, 16) == port and overlap:
-            found.add(line[9])
-    return found
+        if there == host:
+            exact.add(line[9])
+        elif there in _WILDCARDS or host in _WILDCARDS:
+            overlapping.add(line[9])
+    return exact or overlapping
 
 
 def _unix_holders(path: Path) -> set[str]:
@@ -177,8 +183,8 @@ def _lines(file: str, *, columns: int = 0) -> Iterator[Sequence[str]]:
 
 def _address(written: str) -> str:
     """Read an address of /proc/net/tcp: words of four bytes, each in the machine's order."""
-    words = [bytes.fromhex(written[at : at + 8])[::-1] for at in range(0, len(written), 8)]
-    packed = b"".join(words)
+    words = [bytes.fromhex(written[at : at + 8]) for at in range(0, len(written), 8)]
+    packed = b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 

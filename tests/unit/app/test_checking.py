@@ -4,6 +4,8 @@ import errno
 import os
 import socket
 import ssl
+import subprocess
+import sys
 from contextlib import closing
 
 import pytest
@@ -173,6 +175,39 @@ def test_the_ports_of_the_relay_that_runs_there_are_no_fault(files, taken, monke
     assert len(of(files(relay=config), Verdict.FAULT)) == 1
 
 
+def test_a_port_that_another_has_at_another_address_is_no_fault_beside_ones_own(files):
+    lock = OwnerLock(files.folder / "state/run")
+    lock.take()
+    try:
+        with socket.create_server(("0.0.0.0", 0)) as own:
+            port = own.getsockname()[1]
+            config = CONFIG.replace("127.0.0.1:0", f"0.0.0.0:{port}")
+            with subprocess.Popen(
+                [sys.executable, "-c", OTHER, str(port)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            ) as other:
+                if other.stdout.readline() != b"listens\n":
+                    pytest.skip("no IPv6 here")
+                assert of(files(relay=config), Verdict.FAULT) == []
+                own.close()
+                assert of(files(relay=config), Verdict.FAULT) == []
+                other.stdin.close()
+    finally:
+        lock.give_back()
+
+
+OTHER = """
+import socket, sys
+listener = socket.socket(socket.AF_INET6)
+listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+listener.bind(("::", int(sys.argv[1])))
+listener.listen()
+print("listens", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_port_that_this_user_may_not_bind_is_a_fault(files, monkeypatch):
     monkeypatch.setattr(listening, "_bind_error", lambda *_: errno.EACCES)  # root may bind all
     ((what, text),) = of(files(relay=CONFIG.replace(":0", ":25")), Verdict.FAULT)
@@ -201,6 +236,8 @@ def test_unix_sockets_are_looked_at(files, tmp_path):
     place.touch()
     ((_, text),) = of(files(relay=config), Verdict.FAULT)
     assert "expected the path of a socket" in text
+    ours = CONFIG.replace("127.0.0.1:0", "unix:state/http.sock")  # where a start makes the folder
+    assert of(files(relay=ours), Verdict.FAULT) == []
     nowhere = CONFIG.replace("127.0.0.1:0", "unix:nowhere/http.sock")
     ((_, text),) = of(files(relay=nowhere), Verdict.FAULT)
     assert "expected a socket in a folder that this user can write" in text
