@@ -161,17 +161,10 @@ class Places:
         Others that have not been read for long give way; if the answer may not be refused, any.
         One alone may be larger than the limit.
         """
-        client = place.client
         find = self._unread_for_long if may_be_refused else _unread_longest
-        while self._is_too_much(client, size_bytes):
-            if client.is_counted and client.unread_bytes + size_bytes > self._unread_share:
-                victim = find(client)
-            else:
-                victim = self._heaviest(find, lambda client: client.unread_bytes)
-            if victim is None:
-                return not may_be_refused
-            self._cut(victim)
-        if place in client.at[place.stage]:  # else it is closed, and keeps nothing
+        if not self._make_room(place.client, size_bytes, find) and may_be_refused:
+            return False
+        if place in place.client.at[place.stage]:  # else it is closed, and keeps nothing
             self._count(place, promised_bytes=size_bytes, buffered_bytes=place.buffered_bytes)
             place.since = self._now_s()
         return True
@@ -181,13 +174,32 @@ class Places:
         self._count(place, promised_bytes=0, buffered_bytes=place.buffered_bytes)
 
     def buffered(self, place: Place, size_bytes: int) -> None:
-        """Note how many octets wait in a connection's buffer."""
+        """Note how many octets wait in a connection's buffer.
+
+        Answers that could not be refused may be too many by then: others give way to this one.
+        """
         if place in place.client.at[place.stage]:
             self._count(place, promised_bytes=place.promised_bytes, buffered_bytes=size_bytes)
+            if size_bytes:
+                self._make_room(place.client, 0, _unread_longest)
 
     @property
     def _unread_share(self) -> int:
         return self._limits.unread_bytes // _SHARE
+
+    def _make_room(
+        self, client: Client, size_bytes: int, find: Callable[[Client], Place | None]
+    ) -> bool:
+        """Cut off what `find` has until so many octets more fit; return whether they do."""
+        while self._is_too_much(client, size_bytes):
+            if client.is_counted and client.unread_bytes + size_bytes > self._unread_share:
+                victim = find(client)
+            else:
+                victim = self._heaviest(find, lambda client: client.unread_bytes)
+            if victim is None:
+                return False
+            self._cut(victim)
+        return True
 
     def _is_too_much(self, client: Client, size_bytes: int) -> bool:
         of_client = client.unread_bytes if client.is_counted else 0

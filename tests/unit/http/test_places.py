@@ -123,6 +123,18 @@ def test_what_was_done_is_answered_at_the_cost_of_what_is_not_read() -> None:
     assert world.cut == ["0"]
 
 
+def test_answers_that_were_too_many_at_once_give_way_when_they_wait() -> None:
+    world = World(unread_bytes=100)
+    places = [world.enter(HEAVY, str(number), Stage.BUSY) for number in range(4)]
+    for place in places:
+        assert world.places.may_answer(place, 25, may_be_refused=False)
+    for place in places:
+        world.places.buffered(place, 0)
+        world.places.buffered(place, 1)
+        world.places.move(place, Stage.UNREAD)
+    assert world.cut == ["0", "1", "2"]
+
+
 @pytest.mark.parametrize(
     ("host", "address"),
     [
