@@ -9,6 +9,7 @@ Standards: async-solipsism's mock sockets.
 import asyncio
 import errno
 import socket as sockets
+import sys
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from dataclasses import dataclass
@@ -147,6 +148,14 @@ class Listening:
 
     def close(self) -> None:
         self.world.hosts.pop(self.address, None)
+
+
+def ioctl(descriptor: Any, _request: int, _argument: bytes) -> bytes:
+    """Answer FIONREAD, the only request that the relay makes, for a socket of a world."""
+    queue = descriptor.socket._read_queue
+    if queue is None:
+        raise OSError(errno.EBADF, "the socket is closed")
+    return len(queue).to_bytes(4, sys.byteorder)
 
 
 def refused(address: object) -> NoReturn:

@@ -7,6 +7,7 @@ Standards: docs/design.md 7.
 """
 
 import asyncio
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -32,6 +33,7 @@ from tests.simulation.disk import Disk
 from tests.simulation.ledger import Ledger
 from tests.simulation.life import Life
 from tests.simulation.neighbours import Mailboxes, Names, address, host_name, rules
+from tests.simulation.network import ioctl
 from tests.simulation.node import Node, Surroundings
 from tests.simulation.order import EndlessError
 from tests.simulation.rows import read_rows
@@ -178,6 +180,7 @@ class _Play:
             self.disk.in_place(),
             patch.object(refill, "ANEW_US", int(self.plan.walks_anew_s * 1e6)),
             patch.object(Bucket, "wait_s", waits_s),
+            patch.object(fcntl, "ioctl", ioctl),
         ):
             yield
 
