@@ -21,7 +21,13 @@ from relay.journal.storelog import StoreLog
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import list_folders, well_known_path
 from relay.mailbox.folders.directories import DELETED_PREFIX
-from relay.mailbox.maildir import list_names, open_message, place_again, remove
+from relay.mailbox.maildir import (
+    SYNC_FAILURES,
+    list_names,
+    open_message,
+    place_again,
+    remove,
+)
 from relay.mailbox.messages import is_draft, submission_facts
 from relay.mailbox.names import is_our_name
 from relay.mailbox.notes import Prepared, draft_of, read_block_of
@@ -53,6 +59,7 @@ class Leftovers:
         notes = self._shared.notes
         removed = 0
         for prepared in notes.prepared():
+            SYNC_FAILURES.begin()
             try:
                 self._remove_one(prepared)
             except (OSError, StoreError) as error:

@@ -93,7 +93,7 @@ def _write(path: Path, pieces: Iterable[bytes]) -> int:
 def _write_synced(path: Path, pieces: Iterable[bytes]) -> None:
     descriptor = _write(path, pieces)
     try:
-        os.fsync(descriptor)
+        sync_descriptor(descriptor)
     except OSError:
         remove(path)
         raise
@@ -219,7 +219,7 @@ def sync_directory(path: Path) -> None:
     """Make a directory's entries durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        sync_descriptor(descriptor)
     finally:
         os.close(descriptor)
 
@@ -235,6 +235,44 @@ class _Rounds:
     failed: dict[int, OSError] = field(default_factory=dict)
 
 
+class SyncFailures:
+    """Counts the syncs that failed in this process, for those whose work was going on meanwhile.
+
+    A file system tells of a failed commit once. Of what else was in that commit, a later fsync
+    says that it is durable (seen on ext4), so such an answer counts only for what was begun after
+    the failure.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._begun = threading.local()
+
+    def begin(self) -> None:
+        """Say that what this thread changes from here on is new."""
+        self._begun.count = self._count
+
+    def add(self) -> None:
+        """Count one. It need not be exact: any change is noticed."""
+        self._count += 1
+
+    def check(self) -> None:
+        """Raise OSError if a sync has failed since this thread's work began."""
+        if getattr(self._begun, "count", self._count) != self._count:
+            raise OSError(errno.EIO, "Another sync failed meanwhile")
+
+
+SYNC_FAILURES = SyncFailures()
+
+
+def sync_descriptor(descriptor: int) -> None:
+    """Fsync a file or a directory; a failure is counted."""
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        SYNC_FAILURES.add()
+        raise
+
+
 class DirectorySync:
     """Shares fsyncs among threads: each caller waits for one that started after its own change."""
 
@@ -243,7 +281,10 @@ class DirectorySync:
         self._rounds: dict[Path, _Rounds] = {}
 
     def sync(self, directory: Path) -> None:
-        """Return when everything done in `directory` before this call is durable."""
+        """Return when everything done in `directory` before this call is durable.
+
+        Raises OSError if this sync failed, or any since the caller's work began.
+        """
         with self._lock:
             rounds = self._rounds.setdefault(directory, _Rounds(threading.Condition(self._lock)))
             rounds.waiting += 1
@@ -256,6 +297,7 @@ class DirectorySync:
                         rounds.condition.wait()
                 if error := rounds.failed.get(mine):
                     raise OSError(error.errno, error.strerror, str(directory))
+                SYNC_FAILURES.check()
             finally:
                 rounds.waiting -= 1
                 if not rounds.waiting:

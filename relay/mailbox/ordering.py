@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+from relay.mailbox.maildir import SYNC_FAILURES, sync_descriptor
+
 _MOUNTS = Path("/proc/self/mountinfo")
 _JOURNALS = Path(
     "/proc/fs/jbd2"
@@ -39,12 +41,12 @@ def named_in_order(descriptor: int) -> Iterator[None]:
     try:
         is_durable = not keeps_order(os.fstat(descriptor).st_dev)
         if is_durable:
-            os.fsync(descriptor)
+            sync_descriptor(descriptor)
         else:
             _write_back(descriptor)
         yield
         if not is_durable:
-            os.fsync(descriptor)
+            sync_descriptor(descriptor)
     finally:
         os.close(descriptor)
 
@@ -94,8 +96,9 @@ def _write_back(descriptor: int) -> None:
         return
     number = ctypes.get_errno()
     if number not in _NOT_ALLOWED:
+        SYNC_FAILURES.add()
         raise OSError(number, os.strerror(number))
-    os.fsync(descriptor)
+    sync_descriptor(descriptor)
 
 
 def _found() -> _WriteBack | None:

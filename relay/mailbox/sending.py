@@ -25,6 +25,7 @@ from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import Located
 from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import (
+    SYNC_FAILURES,
     looking_again,
     open_written,
     place_again,
@@ -243,6 +244,7 @@ class Sending:
         """
         if prepared.exists():
             return
+        SYNC_FAILURES.begin()
         try:
             remove(note.path)
             _remove_all(*drafts)

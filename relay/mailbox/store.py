@@ -27,7 +27,7 @@ from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import Indexes
 from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.limits import QueryLimit, Shares
-from relay.mailbox.maildir import DirectorySync, Stripes, storage_errors
+from relay.mailbox.maildir import SYNC_FAILURES, DirectorySync, Stripes, storage_errors
 from relay.mailbox.moving import Moving
 from relay.mailbox.names import mailbox_directory
 from relay.mailbox.notes import NotesDirectory, content_of
@@ -428,6 +428,7 @@ class FileStore:
         **kwargs: _Parameters.kwargs,
     ) -> _Result:
         def call() -> _Result:
+            SYNC_FAILURES.begin()
             with storage_errors():
                 return function(*args, **kwargs)
 

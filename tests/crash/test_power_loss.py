@@ -9,6 +9,7 @@ Standards: ext4 with a journal.
 """
 
 import asyncio
+import itertools
 import os
 import random
 import shutil
@@ -26,7 +27,8 @@ from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.storelog import StoreLog
 from relay.mailbox import FileStore, SendOptions, ordering
 from relay.mailbox.names import delivered_stem
-from relay.mailbox.types import QuotaLimits
+from relay.mailbox.types import OutcomeUnknownError, QuotaLimits, StoreUnavailableError
+from relay.message.draft import read_properties
 from relay.message.properties import MessageProperties, Person
 from tests.support.logged_disk import LoggedDisk
 
@@ -34,6 +36,7 @@ pytestmark = pytest.mark.crash
 
 DISK_BYTES = 24 << 20
 CLIENTS, MESSAGES, LOSSES = 3, 40, 24
+SUBMITTERS, ACCEPTED = 16, 60
 LENGTHS = (10, 900, 5000, 40_000)
 ALICE = "alice@example.test"
 
@@ -138,21 +141,30 @@ async def one_client(store: FileStore, history: History, number: int) -> None:
         history.promise(delivered)
 
 
-async def used(
-    mail: Path, position: Callable[[], int], crash: CrashPoints | None = None
-) -> History:
-    """Let some clients work at once; return what was promised to them."""
-    clock, history = SystemClock(), History(mail, position)
+@contextmanager
+def store_on(mail: Path, crash: CrashPoints | None = None) -> Iterator[FileStore]:
+    clock = SystemClock()
     log = StoreLog(mail / ".submissions/log", role="graph", clock=clock)
     store = FileStore(
         mail, clock=clock, ids=Ids(clock), crash=crash or CrashPoints(), log=log, hostname="h",
         limits_of=lambda _: QuotaLimits(), dead_letter=mail / "dead",
     )  # fmt: skip
-    history.begun = position()
-    await asyncio.gather(*(one_client(store, history, number) for number in range(CLIENTS)))
-    history.ended = position()
-    store.close()
-    log.close()
+    try:
+        yield store
+    finally:
+        store.close()
+        log.close()
+
+
+async def used(
+    mail: Path, position: Callable[[], int], crash: CrashPoints | None = None
+) -> History:
+    """Let some clients work at once; return what was promised to them."""
+    history = History(mail, position)
+    with store_on(mail, crash) as store:
+        history.begun = position()
+        await asyncio.gather(*(one_client(store, history, number) for number in range(CLIENTS)))
+        history.ended = position()
     return history
 
 
@@ -222,3 +234,46 @@ async def test_without_order_names_are_there_without_content(disk, tmp_path, mon
         for name, octets in there.items()
         if name in content
     )
+
+
+@pytest.mark.parametrize("in_order", [True, False], ids=["written back", "synced before"])
+async def test_no_submission_that_a_failing_disk_refused_is_sent(
+    disk, tmp_path, monkeypatch, in_order
+):
+    """The power goes while clients submit: the disk fails first, and the relay still answers."""
+    if not in_order:
+        monkeypatch.setattr(ordering, "keeps_order", lambda _: False)
+    answers: dict[str, list[str]] = {"accepted": [], "refused": [], "unknown": []}
+    accepted_before: set[str] = set()
+
+    async def client(store: FileStore, number: int) -> None:
+        for message_number in itertools.count():
+            subject = f"{number}.{message_number}"
+            answer = await answer_to(store, subject)
+            answers[answer].append(subject)
+            if len(answers["accepted"]) == ACCEPTED and not accepted_before:
+                accepted_before.update(answers["accepted"])
+                disk.break_down()
+            if answer != "accepted":
+                return
+
+    with mounted(disk.file, tmp_path / "mail") as mail, store_on(mail) as store:
+        await asyncio.gather(*(client(store, number) for number in range(SUBMITTERS)))
+    chance = random.Random(4)
+    for _ in range(LOSSES):
+        there = after_loss(disk, disk.position(), chance).items()
+        notes = [octets for name, octets in there if "/ready/" in name]
+        subjects = {read_properties(octets).subject for octets in notes}
+        assert subjects & {*answers["refused"]} == set()
+        assert accepted_before - subjects == set()
+
+
+async def answer_to(store: FileStore, subject: str) -> str:
+    message = MessageProperties(subject=subject, body="b", to=(Person("bob@b.test"),))
+    try:
+        await store.submit_new(ALICE, message, SendOptions())
+    except OutcomeUnknownError:
+        return "unknown"
+    except StoreUnavailableError:
+        return "refused"
+    return "accepted"

@@ -72,6 +72,10 @@ class LoggedDisk:
         finally:
             self._server.send_signal(signal.SIGCONT)
 
+    def break_down(self) -> None:
+        """Fail every write and flush from now on, as a disk does that loses its power."""
+        self._server.send_signal(signal.SIGUSR1)
+
     def position(self) -> int:
         """Where in the disk's history we are."""
         return self._log.stat().st_size
@@ -109,6 +113,7 @@ class _Server:
     def __init__(self, size_bytes: int, log: int) -> None:
         self._disk = bytearray(size_bytes)
         self._log = log
+        self.is_broken = False
 
     def answer(self, kind: int, node: int, body: bytes) -> bytes | int | None:
         """Return what to say: octets, the number of an error, or None for nothing."""
@@ -116,6 +121,8 @@ class _Server:
             return None
         if kind == _LOOKUP:
             return self._entry() if body == f"{_NAME}\0".encode() else errno.ENOENT
+        if self.is_broken and kind in (_WRITE, _FSYNC):
+            return errno.EIO
         if kind == _WRITE:
             place, size = _PLACE.unpack_from(body)
             octets = body[40 : 40 + size]
@@ -159,6 +166,11 @@ def serve(mount_point: str, size_bytes: int, log_path: str) -> None:
         raise OSError(ctypes.get_errno(), "cannot mount")
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     server, kind = _Server(size_bytes, log), 0
+
+    def break_down(*_: object) -> None:
+        server.is_broken = True
+
+    signal.signal(signal.SIGUSR1, break_down)
     print("ready", flush=True)
     while kind != _DESTROY:
         try:

@@ -22,7 +22,13 @@ from relay.clock import Clock, jump_us
 from relay.files import FileOctets, write_all
 from relay.mailbox.attachments.stored import Attachments
 from relay.mailbox.equipment import Equipment
-from relay.mailbox.maildir import list_names, make_directory, remove, write_synced
+from relay.mailbox.maildir import (
+    list_names,
+    make_directory,
+    remove,
+    sync_descriptor,
+    write_synced,
+)
 from relay.mailbox.types import (
     MailboxFullError,
     NoSuchItemError,
@@ -287,7 +293,7 @@ class UploadRange:
         """Make the range durable and count it. Raises OSError; then it did not come."""
         with self._lock:
             try:
-                os.fsync(self._descriptor)
+                sync_descriptor(self._descriptor)
                 before = self._stem.with_name(f"{self._stem.name}@{self._session.received}")
                 before.rename(self._stem.with_name(f"{self._stem.name}@{self._size}"))
                 self._session.received = self._size

@@ -20,7 +20,7 @@ from relay.journal.logs import get_logger
 from relay.journal.storelog import StoreLog
 from relay.mailbox.folders import Folders, find_folder, well_known_path
 from relay.mailbox.index import Located
-from relay.mailbox.maildir import Stripes, list_names, remove
+from relay.mailbox.maildir import SYNC_FAILURES, Stripes, list_names, remove
 from relay.mailbox.messages import submission_facts
 from relay.mailbox.names import NEW_DRAFT, parse_name
 from relay.mailbox.notes.directory import NotesDirectory, draft_of
@@ -177,6 +177,7 @@ class DeferredNotes:
 
     def take_back(self, note: Note, file: Path) -> None:
         """Undo replace(): `file` is what is sent again, at the time in the note's name."""
+        SYNC_FAILURES.begin()
         after = self._notes.deferred_path(note.submission_id, note.options.deferred_us)
         spare = self._notes.preparing / f"{note.submission_id}~"
         remove(spare)

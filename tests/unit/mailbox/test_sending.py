@@ -21,7 +21,7 @@ from relay.mailbox import (
     StoreUnavailableError,
     ordering,
 )
-from relay.mailbox.maildir import Stripes
+from relay.mailbox.maildir import SYNC_FAILURES, Stripes
 from relay.mailbox.query import MessageQuery
 from relay.message.convert import convert
 from relay.message.draft import read_properties
@@ -324,6 +324,26 @@ async def test_a_draft_that_waited_is_dated_when_it_is_sent(place, store, draft)
     sent = convert(await store.note_content(note), now_us=0, hostname="h").content
     assert b"Date: Tue, 14 Nov 2023 23:13:20 +0000\r\n" in sent
     assert (await store.get(ALICE, made.id)).sent_us == place.clock.now_us
+
+
+async def test_a_sync_that_fails_refuses_whatever_was_begun_before(
+    place, store, draft, monkeypatch
+):
+    """What another's failed sync should have written may be said to be durable by the next one."""
+    await store.list_folders(ALICE)
+    sync, failures = os.fsync, iter([SYNC_FAILURES.add])
+
+    def synced(descriptor: int) -> None:
+        sync(descriptor)
+        for fail in failures:
+            fail()
+
+    monkeypatch.setattr(os, "fsync", synced)
+    with pytest.raises(StoreUnavailableError):
+        await store.submit_new(ALICE, draft(), SAVE)
+    assert (place.notes(), place.files(".Drafts")) == ([], [])
+    await store.submit_new(ALICE, draft(), SAVE)
+    assert len(place.notes()) == 1
 
 
 async def test_a_new_submission_cannot_be_changed_before_its_note_is_ready(
