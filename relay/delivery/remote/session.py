@@ -155,6 +155,12 @@ class Session:
         self._finally(scheduler.settle(claim, outcomes) if outcomes else scheduler.give_back(claim))
 
     def _finally(self, settling: Coroutine[None, None, None]) -> None:
+        """Begin to settle, after what the connection settles already.
+
+        A transaction without a final dot waits for nothing before. If its settlement were done
+        first, the entry would be put back while those who have the message are not recorded, and
+        the next final dot would not wait for the settlement before.
+        """
         before = self._unsettled
 
         async def in_order() -> None:

@@ -2,13 +2,16 @@
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 from structlog.testing import capture_logs
 
 from relay.delivery import dispatcher
+from relay.delivery.remote.session import Session
 from relay.routing import TemporaryFailure
 from relay.spool.types import SpoolUnavailableError
+from tests.support.journeys import states
 from tests.support.remote_mx import RemoteMx
 
 SOON_S = 2.0
@@ -72,6 +75,75 @@ def refuse_to_settle(house, monkeypatch) -> Counter[str]:
 
     monkeypatch.setattr(house.spool, "settle", settle)
     return asked
+
+
+async def test_who_has_the_message_is_settled_before_the_others_of_the_attempt(
+    house, monkeypatch
+) -> None:
+    """The others need no final dot, so that nothing else waits. Put back first, the entry would be
+    another's, and who has the message would get it again.
+    """
+    many = ["250 ok"] * 3 + ["452 4.5.3 too many"] * 2 + ["450 4.2.1 later"] * 2 + ["250 ok"]
+    await house.open()
+    settle, in_time = house.spool.settle, []
+
+    async def refuse_once(settlement, **more):
+        if settlement.goes_on and not in_time:
+            in_time.append(None)
+            raise SpoolUnavailableError("the disk is full")
+        answer = await settle(settlement, **more)
+        in_time.append(answer[0])
+        return answer
+
+    monkeypatch.setattr(house.spool, "settle", refuse_once)
+    async with RemoteMx(replies={"RCPT": many}) as mx:
+        house.table.at("a.test", mx)
+        await house.start()
+        people = [f"{number}@a.test" for number in range(5)]
+        journey = await house.done(await house.send(*people))
+    assert set(states(journey).values()) == {"relayed"}
+    assert [one.addresses for one in mx.envelopes] == [people[:3], people[3:]]
+    assert in_time == [None, True, True, True]
+
+
+async def test_a_final_dot_waits_for_every_settlement_of_its_connection(house, monkeypatch) -> None:
+    """Also for the first of two, though the second needed no final dot and could be done sooner."""
+    await house.open()
+    settle, before_dot = house.spool.settle, Session._before_dot
+    overtaken, again, waited = asyncio.Event(), asyncio.Event(), []
+
+    async def settle_first_later(settlement, **more):
+        (address,) = (one.address for one in settlement.claim.recipients)
+        if address == "first@a.test":
+            await again.wait()
+        answer = await settle(settlement, **more)
+        if address == "refused@a.test":
+            overtaken.set()
+        return answer
+
+    async def watched(session) -> None:
+        if not mx.envelopes:
+            await before_dot(session)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5):  # long enough, where nothing keeps them in order
+                await overtaken.wait()
+        waiting = asyncio.create_task(before_dot(session))
+        await asyncio.wait({waiting}, timeout=0.1)
+        waited.append(not waiting.done())
+        again.set()
+        await waiting
+
+    monkeypatch.setattr(house.spool, "settle", settle_first_later)
+    monkeypatch.setattr(Session, "_before_dot", watched)
+    async with RemoteMx(rcpt={"refused@a.test": "550 5.1.1 no"}) as mx:
+        house.table.at("a.test", mx)
+        house.connections_max = 1
+        await house.start()
+        names = [await house.send(f"{who}@a.test") for who in ("first", "refused", "third")]
+        for name in names:
+            await house.done(name)
+    assert waited == [True]
 
 
 async def test_a_spool_that_cannot_be_read_is_told_once(house, monkeypatch) -> None:
