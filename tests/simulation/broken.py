@@ -90,8 +90,9 @@ def _slow_and_short(plan: Scenario) -> bool:
 
 
 def _unsyncable(plan: Scenario) -> bool:
-    """Whether a process may die after a sync that failed."""
-    return any(trouble.kind == "sync" for trouble in plan.troubles) and bool(plan.lives)
+    """Whether a process may die soon after a sync that failed."""
+    fails = any(trouble.kind == "sync" for trouble in plan.troubles)
+    return fails and any(life.steps_after_sync for life in plan.lives)
 
 
 def _short(plan: Scenario) -> bool:
@@ -129,6 +130,10 @@ def _any_epoch(original: Any) -> Any:
         return original(batch, settlement, *args, **more)
 
     return settle
+
+
+def _always_in_time(_original: Any) -> Any:
+    return lambda _cursor, _claim: True
 
 
 def _report_later(original: Any) -> Any:
@@ -318,6 +323,11 @@ def _wall_time(_original: Any) -> Any:
 BROKEN = (
     Broken("reply before commit", _instead(Acceptance, "_commit", _answer_at_once), "invariant 1"),
     Broken("settle without epoch", _instead(transactions, "settle", _any_epoch), "invariant 3"),
+    Broken(
+        "a partial settlement without epoch",
+        _instead(transactions, "_is_in_time", _always_in_time),
+        "settled in part by the dead",
+    ),
     Broken(
         "bounce and removal in two transactions",
         _instead(SqliteSpool, "settle", _report_later),
