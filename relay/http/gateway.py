@@ -108,9 +108,10 @@ class Gateway:
             assert call is not None, "whoever leaves a request unanswered has read it"
             await call.close()
             return
-        may_be_refused = call is not None and call.method == "GET"
-        if not _may_be_sent(response, scope, may_be_refused=may_be_refused):
-            response = self._refusal(_UNREAD, names)
+        if is_large := isinstance(response, StreamedResponse) or len(response.body) > _SMALL_BYTES:
+            may_be_refused = call is not None and call.method == "GET"
+            if not _may_be_sent(response, scope, may_be_refused=may_be_refused):
+                response = self._refusal(_UNREAD, names)
         if is_cut_off or call is None or not await call.has_gone_by():
             response.raw_headers.append((b"connection", b"close"))
         response.raw_headers += (
@@ -119,7 +120,7 @@ class Gateway:
             (b"date", self._today()),
             (b"x-content-type-options", b"nosniff"),
         )
-        await response(scope, receive, partial(_send_in_blocks, send))
+        await response(scope, receive, partial(_send_in_blocks, send) if is_large else send)
 
     def _today(self) -> bytes:
         second = self._clock.time_us() // 1_000_000
@@ -162,13 +163,11 @@ async def _send_in_blocks(send: Send, message: Message) -> None:
 
 
 def _may_be_sent(response: Response, scope: Scope, *, may_be_refused: bool) -> bool:
-    """Whether there is room for an answer until its client has read it.
+    """Whether there is room for a large answer until its client has read it.
 
     What has been done is always answered; what was only read can be asked for again.
     """
     size_bytes = BLOCK_BYTES if isinstance(response, StreamedResponse) else len(response.body)
-    if size_bytes <= _SMALL_BYTES:
-        return True
     may_answer: _Answering = scope[ANSWERING]
     return may_answer(size_bytes, may_be_refused=may_be_refused)
 

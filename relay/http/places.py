@@ -10,7 +10,7 @@ Standards: RFC 9112 9.3, 9.5 (a server may close an idle connection at any time)
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import IntEnum
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from itertools import chain
 
@@ -23,13 +23,13 @@ _SHARE = 2  # one address gets this part of the requests and of the unread octet
 NOT_COUNTED = ""  # the address of what is not counted by address: Unix sockets, proxies
 
 
-class Stage(Enum):
-    """What a connection waits for."""
+class Stage(IntEnum):
+    """What a connection waits for. With the last two it has a request."""
 
-    IDLE = "idle"  # a further request
-    HALF_OPEN = "half open"  # the rest of a header
-    UNREAD = "unread"  # the client has to read before more can be sent
-    BUSY = "busy"  # the server's own work, or the rest of a body
+    IDLE = 0  # a further request
+    HALF_OPEN = 1  # the rest of a header
+    UNREAD = 2  # the client has to read before more can be sent
+    BUSY = 3  # the server's own work, or the rest of a body
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Client:
     """One client address: its places by stage, the oldest of each stage first."""
 
     address: str
-    at: dict[Stage, dict[Place, None]] = field(default_factory=lambda: {one: {} for one in Stage})
+    at: list[dict[Place, None]] = field(default_factory=lambda: [{} for _ in Stage])
     connections: int = 0
     unread_bytes: int = 0
 
@@ -132,8 +132,9 @@ class Places:
         client = place.client
         if stage is place.stage or place not in client.at[place.stage]:
             return
-        if not (_is_request(stage) and _is_request(place.stage)):
-            self._requests += _is_request(stage) - _is_request(place.stage)
+        is_one, was_one = _is_request(stage), _is_request(place.stage)
+        if not (is_one and was_one):
+            self._requests += is_one - was_one
             place.since = self._now_s()
         del client.at[place.stage][place]
         client.at[stage][place] = None
@@ -171,7 +172,8 @@ class Places:
 
     def answered(self, place: Place) -> None:
         """Note that an answer was sent whole: from now on its connection's buffer counts."""
-        self._count(place, promised_bytes=0, buffered_bytes=place.buffered_bytes)
+        if place.promised_bytes:
+            self._count(place, promised_bytes=0, buffered_bytes=place.buffered_bytes)
 
     def buffered(self, place: Place, size_bytes: int) -> None:
         """Note how many octets wait in a connection's buffer.
@@ -267,4 +269,4 @@ def _unread_longest(client: Client) -> Place | None:
 
 
 def _is_request(stage: Stage) -> bool:
-    return stage in {Stage.BUSY, Stage.UNREAD}
+    return stage >= Stage.UNREAD
