@@ -23,8 +23,11 @@ from relay.delivery.remote.session import Session
 from relay.delivery.remote.slots import ConnectionSlots
 from relay.ingress import Acceptance
 from relay.ingress.ports import Decision
+from relay.message.classify import Reply, Stage
+from relay.message.outcome import Deferred, Failed
 from relay.reports import reporter
 from relay.routing import RouteTable
+from relay.smtp import transaction
 from relay.spool import Ballast
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.sqlite import transactions
@@ -320,6 +323,16 @@ def _wall_time(_original: Any) -> Any:
     return WorldClock.time_us
 
 
+def _final_for_4yz(original: Any) -> Any:
+    def classify(stage: Stage, reply: Reply, peer: Any) -> Any:
+        outcome = original(stage, reply, peer)
+        if stage is Stage.RCPT and isinstance(outcome, Deferred):
+            return Failed(outcome.evidence)
+        return outcome
+
+    return classify
+
+
 BROKEN = (
     Broken("reply before commit", _instead(Acceptance, "_commit", _answer_at_once), "invariant 1"),
     Broken("settle without epoch", _instead(transactions, "settle", _any_epoch), "invariant 3"),
@@ -353,6 +366,7 @@ BROKEN = (
     Broken("new mail has what is kept", _instead(Ballast, "check_room", _nothing_kept), "invariant 10", where=_filled),
     Broken("backscatter", _instead(reporter, "decide", _to_anybody), "invariant 5"),
     Broken("delivered twice at home", _instead(Mailboxes, "deliver", _again), "invariant 2"),
+    Broken("a 4yz reply to RCPT is final", _instead(transaction, "classify", _final_for_4yz), "nobody refused it"),
     Broken("doubts are not told", _instead(recovery, "append_events", _nothing), "invariant 2"),
     Broken("wall time", _instead(WorldClock, "steady_us", _wall_time), "invariant 6"),
     Broken("a hold keeps the epoch", _instead(changing, "_WAIT", _same_epoch), "invariant 3", where=_operated),

@@ -21,7 +21,7 @@ from relay.spool.types import Claim, Settlement
 from tests.simulation.clock import BEGINNING_US
 from tests.simulation.ledger import Ledger
 from tests.simulation.rows import Message, Recipient, Rows
-from tests.simulation.scenario import VICTIM, Scenario
+from tests.simulation.scenario import HOME, PEOPLE, VICTIM, Scenario
 from tests.simulation.sites import TOKEN, Site, Taken
 
 _ATTEMPT_S_MAX = 1500.0  # three hosts, each answering as late as it may
@@ -54,8 +54,8 @@ def violations(evidence: Evidence) -> list[str]:
     """Everything that is wrong."""
     found: list[str] = list(evidence.rows.violations)
     for check in (
-        answered_is_kept, everything_ended, ends_are_true, no_second_delivery, reports_are_made,
-        no_backscatter, expiry_in_time,
+        answered_is_kept, everything_ended, ends_are_true, failures_are_justified,
+        no_second_delivery, reports_are_made, no_backscatter, expiry_in_time,
         delays_are_told_once, keys_are_kept, events_tell_all, nothing_left_over,
     ):  # fmt: skip
         found += [f"invariant {line}" for line in check(evidence)]
@@ -111,6 +111,59 @@ def ends_are_true(evidence: Evidence) -> Iterator[str]:
                 and not at_home[f"{message.id}-{recipient.number}"]
             ):
                 yield f"1: {where} is delivered, and in no mailbox"
+
+
+def failures_are_justified(evidence: Evidence) -> Iterator[str]:
+    """1: a recipient fails for a 5yz reply that a site gave, or for a final reason of the relay's."""
+    for message in evidence.rows.messages.values():
+        failures = _failures(message)
+        for one in message.recipients:
+            if one.state is not State.FAILED:
+                continue
+            if one.number in failures:
+                next_hop, reply = failures[one.number]
+                is_justified = _refuses(evidence, message, one.address, next_hop, reply)
+            else:
+                reply = one.reply
+                is_justified = not one.entry and _is_refused_here(evidence, message, one.address)
+            if not is_justified:
+                where = f"{message.id} ({message.token}) to {one.address}"
+                yield f"1: {where} failed with {reply!r}, and nobody refused it for good"
+
+
+def _failures(message: Message) -> dict[int, tuple[str, str]]:
+    """The next hop and the reply of each attempt that failed, by the recipient's number."""
+    return {
+        one["number"]: (detail["next_hop"], one["reply"])
+        for _, step, detail in message.events
+        if step == Step.DELIVERY
+        for one in detail.get("recipients", ())
+        if one["outcome"] == "failed"
+    }
+
+
+def _refuses(evidence: Evidence, message: Message, address: str, next_hop: str, reply: str) -> bool:
+    """Whether a host of the next hop gave this reply, or no host can ever be found for it."""
+    domain = next_hop.removeprefix("mx:")
+    if evidence.plan.unresolved.get(domain) in ("nxdomain", "nullmx"):
+        return True
+    return any(
+        refusal.reply == reply
+        and refusal.address in ("", address)
+        and (not refusal.address or refusal.reverse_path == message.reverse_path)
+        and evidence.ledger.names.get(refusal.name, refusal.name) in ("", message.id)
+        for site in evidence.sites.get(domain, ())
+        for refusal in site.refusals
+    )
+
+
+def _is_refused_here(evidence: Evidence, message: Message, address: str) -> bool:
+    """Whether a rule, a route or the list of accounts refuses the address."""
+    local_part, _, domain = address.partition("@")
+    letter = next((one.letter for one in evidence.ledger.tries if one.token == message.token), None)
+    if letter is not None and letter.words == "forbidden" and address.startswith(("u1", "bob@")):
+        return True
+    return domain == HOME and local_part not in PEOPLE
 
 
 def no_second_delivery(evidence: Evidence) -> Iterator[str]:

@@ -28,6 +28,7 @@ class Recipient:
     address: str
     notify: str
     state: State
+    reply: str
     added_by: str
 
 
@@ -87,7 +88,7 @@ _MESSAGES = (
 
 def _message(cursor: apsw.Cursor, row: Any) -> Message:
     people = cursor.execute(
-        "SELECT number, entry, address, notify, state, added_by FROM recipient"
+        "SELECT number, entry, address, notify, state, reply, added_by FROM recipient"
         " WHERE message_id = ? ORDER BY number",
         (row[0],),
     ).fetchall()
@@ -98,6 +99,6 @@ def _message(cursor: apsw.Cursor, row: Any) -> Message:
     return Message(
         row[0], row[1], row[2], bool(row[3]), row[4],
         token[1].decode() if token and row[2] != "report" else "", row[6],
-        tuple(Recipient(*one[:4], State(one[4]), one[5]) for one in people),
+        tuple(Recipient(*one[:4], State(one[4]), *one[5:]) for one in people),
         tuple((one[0], one[1], msgspec.json.decode(one[2])) for one in events),
     )  # fmt: skip

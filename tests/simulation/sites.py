@@ -35,6 +35,18 @@ class Taken:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """One 5yz reply; `address` and `name` (as name_of()) are "" where the reply was to no RCPT and
+    to no content.
+    """
+
+    reply: str
+    reverse_path: str = ""
+    address: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class Manner:
     """How a host behaves; chances are from 0 to 1, times in seconds."""
 
@@ -127,6 +139,7 @@ class Site:
         self.name = name
         self.manner = manner
         self.taken: list[Taken] = []
+        self.refusals: list[Refusal] = []
         self.open = 0
         self._world = world
         self._rng: Random = world.rng
@@ -211,6 +224,7 @@ class _Session:
         if self.site.open > manner.connections_max:
             await self._say("421 4.7.0 too many connections")
             return
+        self._note_refusal(manner.banner)
         await self._say(manner.banner or f"220 {self.site.name} ESMTP")
         while True:
             line = (await self._reader.readuntil(b"\r\n")).decode("utf-8", "replace").strip()
@@ -255,6 +269,7 @@ class _Session:
                 said = self.site.verdict(self.reverse_path, address)
                 if said.startswith("250"):
                     self.recipients.append(address)
+                self._note_refusal(said, address)
                 return said
             case "DATA":
                 if not self.recipients:
@@ -275,6 +290,8 @@ class _Session:
                 site.take(self, content)
             raise Broken
         if manner.dot_reply:
+            for address in self.recipients:
+                self._note_refusal(manner.dot_reply, address, name_of(content))
             await self._say(manner.dot_reply)
             return
         if manner.late_s and site._rng.random() < 0.6:
@@ -282,6 +299,11 @@ class _Session:
         site.take(self, content)
         self.recipients = []
         await self._say("250 2.0.0 taken")
+
+    def _note_refusal(self, reply: str, address: str = "", name: str = "") -> None:
+        """Keep a reply that is about to be said, if it is a 5yz."""
+        if reply.startswith("5"):
+            self.site.refusals.append(Refusal(reply, self.reverse_path, address, name))
 
     def _may_close(self, stage: str) -> None:
         manner = self.site.manner
