@@ -17,12 +17,14 @@ from relay.app.lock import OwnerLock
 from relay.app.pressure import PressureMonitor
 from relay.app.upkeep import (
     Figures,
+    keep_clock,
     keep_contents_swept,
     keep_figures,
     keep_pruning,
     keep_uploads_few,
+    log_continued,
 )
-from relay.clock import Clock
+from relay.clock import Clock, jump_us
 from relay.delivery import Dispatcher
 from relay.http import HttpServer
 from relay.ingress import Acceptance, SmtpServer
@@ -84,12 +86,14 @@ class Daemon:
         """Start everything. Raises OSError, SpoolError; then stop() still has to be called."""
         for server in self.http_servers:
             server.bind()
+        log_continued(self.clock.continued, ahead_us=jump_us(self.clock))
         taken_over = await self.spool.start()
         if taken_over:
             _log.warning("took over from a relay that was cut off", entries=taken_over)
         await self.store.remove_leftovers()
         await self.pressure.look()  # who is full refuses from the first connection on
         self._spawn(self.pressure.keep_looking(), "pressure")
+        self._spawn(keep_clock(self.store), "clock")
         self._spawn(self.dispatcher.run(), "delivery")
         await self.pickup_server.start()
         for smtp_server in self.smtp_servers:

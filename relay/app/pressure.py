@@ -81,7 +81,7 @@ class PressureMonitor:
         self._clock = clock
         self._on_change = on_change
         self._resident = resident or resident_bytes
-        self._clock_differs = False
+        self._clock_differs = abs(jump_us(clock)) > _CLOCK_DIFFERS_S * 1_000_000
         self._trimmed_s = -math.inf
 
     async def keep_looking(self) -> None:

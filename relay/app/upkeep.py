@@ -9,12 +9,15 @@ Standards: docs/design.md 4 (history), the metrics of docs/names.md.
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from relay.clock import Clock
+from relay.clock import Clock, Continued
+from relay.journal.lasting import LastingFault
 from relay.journal.logs import get_logger
 from relay.journal.metrics import Metrics
 from relay.journal.storelog import StoreLog
+from relay.mailbox import FileStore
 from relay.mailbox.types import StoreError
 from relay.spool import Keep, SqliteSpool
 from relay.spool.types import SpoolError
@@ -26,6 +29,8 @@ _FIGURES_COST_FACTOR = 20  # at most a twentieth of the time goes into counting
 _PRUNE_S = 600.0
 _PRUNE_PAUSE_S = 0.05
 _DAY_S = 86400.0
+_ANCHOR_S = 10.0
+_CLOCK_DIFFERS_US = 60_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,52 @@ async def keep_pruning(spool: SqliteSpool, log: StoreLog, *, keep: Keep) -> None
         except Exception:  # noqa: BLE001 - ours: pruning must not end with it
             _log.exception("pruning broken off")
         await asyncio.sleep(_PRUNE_S)
+
+
+async def keep_clock(store: FileStore) -> None:
+    """Write the store's anchor until cancelled, and once more then."""
+    fault = LastingFault()
+    try:
+        while True:
+            try:
+                await store.keep_anchor()
+            except StoreError as error:
+                if fault.is_news(error):
+                    _log.warning("the time is not kept for the next start", error=str(error))
+            else:
+                fault.is_over()
+            await asyncio.sleep(_ANCHOR_S)
+    finally:
+        with suppress(StoreError):
+            await store.keep_anchor()
+
+
+def log_continued(found: Continued | None, *, ahead_us: int) -> None:
+    """Say how this start continues the queue's time, if that is not what the clock alone says.
+
+    `ahead_us` is how far the wall clock is ahead of the queue's time.
+    """
+    if found is None:
+        return
+    if not found.is_exact and found.wall_passed_us < -_CLOCK_DIFFERS_US:
+        _log.warning(
+            "the clock is behind the time of the last run: the queue's time goes on from there;"
+            " is the clock right?",
+            seconds=found.wall_passed_us / 1_000_000,
+        )
+    elif not found.is_exact and found.wall_passed_us > _DAY_S * 1_000_000:
+        _log.warning(
+            "the machine was restarted, and its clock says that much has passed since the last run:"
+            " nothing expires before one more attempt, nothing is removed for its age for a day;"
+            " is the clock right?",
+            seconds=found.wall_passed_us / 1_000_000,
+        )
+    elif abs(ahead_us) > _CLOCK_DIFFERS_US:
+        _log.warning(
+            "the clock differs from the queue's time, which goes on as before and follows slowly:"
+            " the clock is or was wrong",
+            seconds=ahead_us / 1_000_000,
+        )
 
 
 async def keep_contents_swept(spool: SqliteSpool) -> None:

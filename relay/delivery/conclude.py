@@ -7,13 +7,13 @@ Standards: RFC 3463 X.4.7 (expired); RFC 3464 2.3. Times are steady time; `at_us
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from relay.clock import rfc3339
 from relay.delivery.schedule import Cause, Schedule
 from relay.journal.events import Event, Step
-from relay.message.lifecycle import State
+from relay.message.lifecycle import PARKED, State
 from relay.message.outcome import (
     INTERNAL_ERROR,
     DeferralClass,
@@ -35,6 +35,7 @@ _REPLY_CHARACTERS_MAX = 500
 _UNRECORDED_US = 600_000_000  # until a settlement that broke off is followed by another attempt
 _NOT_READ = "the message cannot be read; release it when its file is back"
 _NOT_RECORDED = "a host may have the message; look at the log, then release or cancel it"
+_DOUBTFUL_END_US = 600_000_000  # until another look at what ends by a time that is not sure
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,8 @@ def put_back(claim: Claim, *, moment: Moment) -> Conclusion:
         claim, retry_us=claim.retry_us, cause=Cause(claim.cause, claim.cause_attempts),
         lane=claim.lane, warn_us=warned, now_us=moment.now_us,
     )  # fmt: skip
+    if claim.state in PARKED and waiting.due_us <= moment.now_us:  # it may be over, or may not
+        waiting = replace(waiting, due_us=moment.now_us + _DOUBTFUL_END_US)
     return Conclusion(moment.at_us, waiting=waiting, events=late)
 
 

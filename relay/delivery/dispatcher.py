@@ -310,7 +310,8 @@ class Dispatcher:
             self._spawn(self.give_back(claim))
             return
         now_us = self._clock.steady_us()
-        match errand_of(claim, now_us=now_us, started_us=self._started_us):
+        sure_us = self._clock.sure_us()
+        match errand_of(claim, now_us=now_us, sure_us=sure_us, started_us=self._started_us):
             case Errand.EXPIRE:
                 self._spawn(self._settled(claim, self._settler.expired(claim)))
             case Errand.PUT_BACK:

@@ -145,7 +145,7 @@ class StoreLog:
         return found[0] if found else None
 
     def _submission(self, submission_id: str) -> dict[str, Any] | None:
-        earliest = id_time_us(submission_id)
+        earliest = self._made_us(submission_id)
         found: dict[str, Any] = {"submission_id": submission_id, "queue_id": None, "steps": []}
         steps: dict[int, Event] = {}
         remark: dict[str, Any] = {}
@@ -179,13 +179,21 @@ class StoreLog:
         found["steps"] = [steps[step].as_json() for step in sorted(steps)]
         return found
 
+    def _made_us(self, identifier: str) -> int | None:
+        """When an id was made, before which no line is about it; None if that is not known.
+
+        An id from the future was made by a wrong clock, whose days come before those of now.
+        """
+        made_us = id_time_us(identifier)
+        return made_us if made_us is None or made_us <= self._clock.time_us() else None
+
     def _find(self, key: str, account: str | None, limit: int) -> list[str]:
         found: dict[str, None] = {}
         withdrawn: set[str] = set()  # said behind the steps, and so read before them
         lowered = key.lower()
         plain = key != "last" and key.isascii()  # bytes know no other letters' small ones
         wanted = msgspec.json.encode(lowered)[1:-1] if plain else b""
-        made_us = None if "@" in key else id_time_us(key)
+        made_us = None if "@" in key else self._made_us(key)
         for path in self._files():
             if made_us is not None and path.name[:10] < _day_of(made_us):
                 break  # an id is in no log of a day before its own

@@ -31,6 +31,7 @@ from relay.mailbox.maildir import SYNC_FAILURES, DirectorySync, Stripes, storage
 from relay.mailbox.moving import Moving
 from relay.mailbox.names import mailbox_directory
 from relay.mailbox.notes import NotesDirectory, content_of
+from relay.mailbox.notes.anchor import AnchorFile
 from relay.mailbox.notes.board import NoteBoard
 from relay.mailbox.notes.deferred import BroughtUp, DeferredNotes
 from relay.mailbox.notes.precedence import Precedence
@@ -83,6 +84,7 @@ class FileStore:
             return dead_letter if account == DEAD_LETTER else mailbox_directory(root, account)
 
         syncs = DirectorySync()
+        clock.resume(AnchorFile(root / ".submissions").read())
         self._directory_of = directory_of
         folders, stripes = Folders(directory_of), Stripes()
         self._index = Indexes(clock)
@@ -131,6 +133,14 @@ class FileStore:
         Returns how many there were.
         """
         return await self._run(self._leftovers.remove_prepared)
+
+    async def keep_anchor(self) -> None:
+        """Write down the present moment, from which the next start continues. Raises StoreError."""
+        await self._run(self._write_anchor)
+
+    def _write_anchor(self) -> None:
+        notes = self._shared.notes
+        AnchorFile(notes.preparing.parent).write(self._shared.clock.anchor())
 
     def close(self) -> None:
         """Let the threads finish what they do, and end them."""

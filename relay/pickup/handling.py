@@ -137,7 +137,8 @@ class Handling:
         """Whether an earlier process may have submitted a note: it had got as far as step 3."""
         told = await self.log.submission(note.submission_id)
         converted = [one["at"] for one in (told or {}).get("steps", ()) if one["step"] == 3]
-        return any(at < rfc3339(self.started_us) for at in converted)
+        mine = rfc3339(self.started_us), rfc3339(self.clock.time_us())
+        return any(not mine[0] <= at <= mine[1] for at in converted)  # later: by a wrong clock
 
     async def _quarantine(self, note: Note, content: Octets, error: UnsafeNoteError) -> None:
         """Put a note aside with which no process came to an end; its sender is told."""
@@ -201,7 +202,8 @@ class Handling:
         self.log.append(facts, Event(step, self.clock.time_us(), detail))
 
     def _age_s(self, note: Note) -> float:
-        return (self.clock.steady_us() - note.ready_us) / 1_000_000
+        """How old a note is at least. The spool forgets its key by the same clock, and later."""
+        return (self.clock.sure_us() - note.ready_us) / 1_000_000
 
 
 def _facts_of(message: Converted) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from email import message_from_bytes
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -13,39 +13,10 @@ import pytest
 from relay.clock import id_time_us
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
+from tests.support.wall_clock import WallClock
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
-LIBRARIES = "/usr/lib/*/faketime/libfaketime.so.1"
 DAY = timedelta(days=1)
-
-
-class WallClock:
-    """The clock that a relay reads; `jump` moves it against ours."""
-
-    def __init__(self, folder: Path) -> None:
-        found = list(Path("/").glob(LIBRARIES.removeprefix("/")))
-        if not found:
-            pytest.skip("libfaketime is not installed")
-        self._file = folder / "clock"
-        self.ahead = timedelta()
-        self.jump(timedelta())
-        self.environment = {
-            "LD_PRELOAD": str(found[0]),
-            "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "FAKETIME_CACHE_DURATION": "1",
-            "NO_FAKE_STAT": "1",
-        }
-
-    def jump(self, ahead: timedelta) -> None:
-        part = self._file.with_suffix(".part")
-        part.write_text(f"{ahead.total_seconds():+.0f}\n")
-        part.replace(self._file)
-        self.ahead = ahead
-
-    def is_now(self, told: datetime) -> bool:
-        """Whether that is the time on it, within half an hour."""
-        return abs(told - datetime.now(UTC) - self.ahead) < timedelta(minutes=30)
 
 
 @pytest.fixture

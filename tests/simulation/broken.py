@@ -15,7 +15,8 @@ from itertools import count, islice
 from typing import Any
 from unittest.mock import patch
 
-from relay.delivery import Dispatcher, conclude
+from relay.clock import SteadyTime
+from relay.delivery import Dispatcher, conclude, dispatcher
 from relay.delivery.queue.walk import LaneWalk
 from relay.delivery.remote import session
 from relay.delivery.remote.rate import Bucket
@@ -319,6 +320,30 @@ def _like_outcomes(original: Any) -> Any:
     return lambda self, operation, **_more: original(self, operation)
 
 
+def _wrong_for_one_life(plan: Scenario) -> bool:
+    """Whether the clock was wrong while a process lived, on a machine that went on."""
+    pairs = zip(plan.starts, plan.starts[1:], strict=False)
+    powers = [life.power for life in plan.lives]
+    return any(
+        abs(one.wrong_s - two.wrong_s) > 1 and not two.boots and not power
+        for (one, two), power in zip(pairs, powers, strict=True)
+    )
+
+
+def _leaps_ahead(plan: Scenario) -> bool:
+    """Whether the machine is restarted with a clock that is further ahead than before."""
+    pairs = zip(plan.starts, plan.starts[1:], strict=False)
+    return any(two.boots and two.wrong_s > one.wrong_s for one, two in pairs)
+
+
+def _started_long_ago(original: Any) -> Any:
+    return lambda claim, **more: original(claim, **{**more, "started_us": 0})
+
+
+def _steady_time(_original: Any) -> Any:
+    return WorldClock.steady_us
+
+
 def _wall_time(_original: Any) -> Any:
     return WorldClock.time_us
 
@@ -369,6 +394,21 @@ BROKEN = (
     Broken("a 4yz reply to RCPT is final", _instead(transaction, "classify", _final_for_4yz), "nobody refused it"),
     Broken("doubts are not told", _instead(recovery, "append_events", _nothing), "invariant 2"),
     Broken("wall time", _instead(WorldClock, "steady_us", _wall_time), "invariant 6"),
+    Broken(
+        "a start takes the wall clock as steady time",
+        _instead(SteadyTime, "resume", _nothing),
+        "invariant 6", where=_wrong_for_one_life,
+    ),
+    Broken(
+        "a wrong clock expires what was not tried",
+        _instead(dispatcher, "errand_of", _started_long_ago),
+        "invariant 6", where=_leaps_ahead,
+    ),
+    Broken(
+        "a wrong clock ends submission keys",
+        _instead(WorldClock, "sure_us", _steady_time),
+        "invariant 7", where=_leaps_ahead,
+    ),
     Broken("a hold keeps the epoch", _instead(changing, "_WAIT", _same_epoch), "invariant 3", where=_operated),
     Broken(
         "a release keeps the epoch",

@@ -1,34 +1,71 @@
 """The time of a world as the relay reads it.
 
 On the path: relay.clock.Clock of every process.
-Holds: steady time goes on as the loop's; wall time may jump.
+Holds: the relay's own code makes steady time of the world's clocks; the wall clock may jump, and be
+    wrong for as long as a process lives. `Time` knows what steady time ought to be.
 Fails: never.
 Standards: none.
 """
 
-from dataclasses import dataclass
 from typing import Any
+
+from relay.clock import Machine, SystemClock
 
 BEGINNING_US = 1_700_000_000_000_000
 
 
-@dataclass
-class WorldClock:
-    """Of a world, which says how long it has been there and by how much wall time has jumped."""
+class Time:
+    """A world's clocks, and steady time as it ought to be: whatever the relay makes of it, it goes
+    on as the world's time does, but for starts of the machine that nobody could tell from a stop.
+    """
 
-    world: Any
+    def __init__(self, world: Any) -> None:
+        self._world = world
+        self.jumped_us = 0  # of the wall clock, until now
+        self.wrong_us = 0  # of the wall clock, while this process lives
+        self.ahead_us = 0  # of steady time
+        self.boots = 0
+        self._booted_us = 0
 
-    def time_us(self) -> int:
-        return self._passed_us() + self.world.jumped_us
+    def passed_us(self) -> int:
+        """Microseconds since the world began, as times are told."""
+        return BEGINNING_US + round(self._world.time() * 1_000_000)
+
+    def wall_us(self) -> int:
+        return self.passed_us() + self.jumped_us + self.wrong_us
 
     def steady_us(self) -> int:
-        return self._passed_us()
+        """What the relay's clock has to say."""
+        return self.passed_us() + self.ahead_us
 
-    def _passed_us(self) -> int:
-        return BEGINNING_US + round(self.world.time() * 1_000_000)
+    def steady_s(self) -> float:
+        """The same, in seconds since the world began."""
+        return float(self._world.time()) + self.ahead_us / 1e6
+
+    def boot(self) -> None:
+        """Start the machine."""
+        self.boots += 1
+        self._booted_us = self.passed_us()
+
+    @property
+    def boot_id(self) -> str:
+        return f"boot {self.boots}"
+
+    def elapsed_us(self) -> int:
+        """Microseconds since the machine started."""
+        return self.passed_us() - self._booted_us
+
+
+class WorldClock(SystemClock):
+    """The clock of one process."""
+
+    def __init__(self, world: Any) -> None:
+        self.world = world
+        clocks = world.clocks
+        super().__init__(Machine(clocks.wall_us, clocks.elapsed_us, clocks.boot_id))
 
     def monotonic(self) -> float:
-        return 1000.0 + self.world.time()
+        return 1000.0 + float(self.world.time())
 
     def busy_s(self) -> float:
         return 0.0

@@ -38,7 +38,7 @@ WANTED = (
     *(f"answer: {word}" for word in ("250", "4yz", "5yz", "none")),
     "accepted: as no claim", "accepted: in a file", "accepted: large", "accepted: repeated",
     "accepted: repeated, behind its history",
-    "added by a rule", "clock: jumped", "history: pruned", "mailbox: full", "power: lost",
+    "added by a rule", "clock: jumped", "clock: wrong", "clock: a doubtful gap", "history: pruned", "mailbox: full", "power: lost",
     "rate: waited", "released by its time", "settled: fenced", "settled: some",
     "silent: NOTIFY=NEVER", "silent: null reverse-path", "silent: a stranger",
 )  # fmt: skip

@@ -310,12 +310,12 @@ def no_backscatter(evidence: Evidence) -> Iterator[str]:
 
 def expiry_in_time(evidence: Evidence) -> Iterator[str]:
     """6: nothing expires before its time, nor long behind it."""
-    for queue_id, expires_us, settled_s in evidence.ledger.expiries:
+    for queue_id, expires_us, settled_s, spare_s in evidence.ledger.expiries:
         expires_s = (expires_us - BEGINNING_US) / 1e6
         if settled_s < expires_s - 0.001:
             yield f"6: {queue_id} expired {expires_s - settled_s:.0f} s too early"
         expires_s = max(expires_s, evidence.ledger.rerouted_s.get(queue_id, 0.0))
-        late_s = settled_s - expires_s
+        late_s = settled_s - expires_s - spare_s
         outage_s = evidence.ledger.outage_s(expires_s, settled_s)
         turns_s = _turns_s(evidence) if outage_s else 0.0
         if late_s - outage_s - turns_s > _ATTEMPT_S_MAX:

@@ -11,10 +11,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from relay.clock import DOUBT_US
 from relay.delivery import Contents
 from relay.delivery.remote.rate import Rate
 from relay.message.content import LARGE_BYTES, Content, LargeContent
-from relay.message.lifecycle import State
+from relay.message.lifecycle import PARKED, State
 from relay.message.outcome import Deferred, Delivered, Failed, Relayed
 from relay.spool.sqlite.disk.contents import is_in_file
 from relay.spool.types import Accepted, Claim, Seen, Settlement, SpoolError
@@ -60,10 +61,13 @@ class Ledger:
         self.open: dict[Key, Claim] = {}
         self.ghosts: list[Claim] = []  # claims that a dead process never settled
         self.settlements: Counter[tuple[str, str]] = Counter()
-        self.expiries: list[tuple[str, int, float]] = []  # queue id, expires_us, settled at
+        # queue id, expires_us, when it was settled, how much later that may be; in steady time
+        self.expiries: list[tuple[str, int, float, float]] = []
         self.rerouted_s: dict[str, float] = {}  # by queue id: what is captured outlives its message
         self.outages: list[tuple[float, float]] = []  # when nothing could be done
         # when no sync succeeded until the power was lost: any of what was written may be there
+        self.gaps: list[tuple[float, float]] = []  # of steady time, at starts of the machine
+        self._tried: set[Key] = set()  # in this process
         self.doubtful: list[tuple[float, float]] = []
         self.inboxes: list[tuple[str, str, bytes]] = []  # mailbox, unique, content
         self.names: dict[str, str] = {}  # Message-ID: queue id
@@ -100,7 +104,7 @@ class Ledger:
 
     def steady_us(self) -> int:
         """What the relay's clock says."""
-        return BEGINNING_US + round(self.world.time() * 1e6)
+        return self.world.clocks.steady_us()
 
     def settles(self, claim: Claim) -> bool:
         """Note that a settlement begins, which others may see before who waits for it; whether the
@@ -129,6 +133,8 @@ class Ledger:
             return
         self._closed(claim)
         self._settled_people(claim, [one.id for one in claim.recipients])
+        if settlement.outcomes:
+            self._tried.add(key)
         if held:
             self._judge_delay(settlement)
         if held and settlement.expired:
@@ -136,7 +142,10 @@ class Ledger:
             expires_us = claim.message.expires_us
             if claim.state is State.CAPTURED:
                 expires_us = claim.message.received_us + self._captured_keep_us
-            self.expiries.append((claim.message.id, expires_us, self.world.time()))
+            self._judge_untried(claim, expires_us)
+            parked_s = DOUBT_US / 1e6 if claim.state in PARKED and self._plan.may_doubt else 0.0
+            now_s = self.world.clocks.steady_s()
+            self.expiries.append((claim.message.id, expires_us, now_s, parked_s))
 
     def released(self, claims: Sequence[Claim]) -> None:
         for claim in claims:
@@ -159,7 +168,9 @@ class Ledger:
         """Invariant 6: what waits on behind its moment is told to be late, and only then."""
         claim, waiting = settlement.claim, settlement.waiting
         told = sum(one.detail.get("kind") == "delayed" for one in settlement.events)
-        now_us = settlement.at_us - self.world.jumped_us  # it may take long to be written
+        clocks = self.world.clocks
+        ahead_us = clocks.jumped_us + clocks.wrong_us - clocks.ahead_us
+        now_us = settlement.at_us - ahead_us  # it may take long to be written
         if abs(now_us - self.steady_us()) > _JUMP_US_MIN:  # the clock has jumped since
             return
         is_late = claim.warn_us is not None and claim.warn_us <= now_us
@@ -175,6 +186,23 @@ class Ledger:
         concerns = any(not one.added_by for one in late)  # the sender knows of no others
         if is_late and waiting is not None and concerns and not told:
             self.world.fault(f"invariant 6: nobody is told of the delay of {claim.key}")
+
+    def _judge_untried(self, claim: Claim, expires_us: int) -> None:
+        """Invariant 6: a wrong clock alone ends nothing that may still be tried."""
+        expires_s = (expires_us - BEGINNING_US) / 1e6
+        if claim.state in PARKED or claim.key in self._tried:
+            return
+        if any(before_s < expires_s <= after_s for before_s, after_s in self.gaps):
+            self.world.fault(f"invariant 6: {claim.key} expired by a clock, and was not tried")
+
+    def continued(self, before_s: float) -> None:
+        """A process has started; steady time was `before_s` until then."""
+        after_s = self.world.clocks.steady_s()
+        if after_s > before_s:
+            self.gaps.append((before_s, after_s))
+            self.outages.append((before_s, after_s))
+            self._tried.clear()
+            self.world.reached["clock: a doubtful gap"] += 1
 
     def withdrawn(self, key: Key) -> None:
         """An operator took it out of memory."""

@@ -241,8 +241,8 @@ class Node:
             self.spool.close()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled():
-            raise AssertionError(f"a task for good has ended: {task.exception()!r}")
+        if not task.cancelled() and not self.life.dead:
+            self._world.fault(f"a task for good has ended: {task.exception()!r}")
 
 
 def _left_alone(*_args: object) -> None:

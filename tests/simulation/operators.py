@@ -50,7 +50,7 @@ async def operate(node: Any, ledger: Ledger, world: World) -> None:
     else:
         world.note("operator:", operation, changed.counts)
         if operation is Operation.REROUTE:
-            ledger.rerouted_s |= dict.fromkeys(selector.ids, world.time())
+            ledger.rerouted_s |= dict.fromkeys(selector.ids, world.clocks.steady_s())
         for result, count in changed.counts.items():
             world.reached[f"operation: {operation}, {result}"] += count * (not order.dry_run)
     finally:

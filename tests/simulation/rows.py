@@ -81,6 +81,16 @@ def read_rows(home: Path) -> Rows:
         connection.close()
 
 
+def anchored_boot(home: Path) -> str:
+    """Return since which start of the machine the spool's file knows the time; "" if it does not."""
+    connection = apsw.Connection(str(home / "spool.sqlite"))
+    try:
+        row = connection.execute("SELECT boot_id FROM clock").fetchone()
+        return row[0] if row else ""
+    finally:
+        connection.close()
+
+
 _MESSAGES = (
     "SELECT id, reverse_path, source, trusted, submission_id, subject, expires_us FROM message"
 )

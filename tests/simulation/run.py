@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import apsw
 
+from relay import clock
 from relay.clock import SystemClock
 from relay.delivery import parse_rate
 from relay.delivery.queue import refill
@@ -36,8 +37,8 @@ from tests.simulation.neighbours import Mailboxes, Names, address, host_name, ru
 from tests.simulation.network import ioctl
 from tests.simulation.node import Node, Surroundings
 from tests.simulation.order import EndlessError
-from tests.simulation.rows import read_rows
-from tests.simulation.scenario import ROUTED, LifePlan, Scenario
+from tests.simulation.rows import anchored_boot, read_rows
+from tests.simulation.scenario import ROUTED, LifePlan, Scenario, Start
 from tests.simulation.senders import Senders
 from tests.simulation.sites import AT_ONCE, Site
 from tests.simulation.world import World
@@ -179,6 +180,7 @@ class _Play:
             tripwires.watched(self.world.fault, self.disk, on_prune=self.ledger.archive.update),
             self.disk.in_place(),
             patch.object(refill, "ANEW_US", int(self.plan.walks_anew_s * 1e6)),
+            patch.object(clock, "_FOLLOWING_PARTS", 1 << 80),  # steady time is exactly the world's
             patch.object(Bucket, "wait_s", waits_s),
             patch.object(fcntl, "ioctl", ioctl),
         ):
@@ -203,10 +205,11 @@ class _Play:
         senders = [asyncio.create_task(self.senders.send(letter)) for letter in plan.letters]
         troubles = asyncio.create_task(self._troubles())
         for number, life in enumerate(plan.lives):
-            await self._live(f"life {number}", life)
+            await self._live(f"life {number}", life, start=plan.starts[number])
         self.ledger.calm_s = max([world.time(), *(one.at_s for one in plan.troubles)])
         for _ in range(_STARTS_MAX):
-            if await self._live("the last life", LifePlan(down_s=20.0), senders=senders):
+            last = LifePlan(down_s=20.0)
+            if await self._live("the last life", last, start=plan.starts[-1], senders=senders):
                 break
         else:
             world.fault(f"it could not start {_STARTS_MAX} times in a row")
@@ -219,7 +222,12 @@ class _Play:
         await self._look_back()
 
     async def _live(
-        self, name: str, plan: LifePlan, *, senders: list[asyncio.Task[None]] | None = None
+        self,
+        name: str,
+        plan: LifePlan,
+        *,
+        start: Start,
+        senders: list[asyncio.Task[None]] | None = None,
     ) -> bool:
         """Return whether it came to its end by a stop."""
         world = self.world
@@ -235,12 +243,14 @@ class _Play:
         )  # fmt: skip
         life.lasts = senders is not None
         self.ledger.starts_s.append(world.time())
+        self._was_power_lost = self._power_lost
         if self._power_lost:
             world.reached["power: lost"] += 1
         life.on_death = self.ledger.died
         self._power_lost = plan.power
         self.disk.owner, self.disk.forgets = life, plan.power
-        began_s = world.time()
+        began_s = world.clocks.steady_s()
+        self._set_clocks(start)
         living = world.create_task(self._begin(life, home), context=life.context)
         died = world.create_task(life.died.wait())
         await asyncio.wait({living, died}, return_when=asyncio.FIRST_COMPLETED)
@@ -282,15 +292,29 @@ class _Play:
             self.node.close()
         if senders is None or not stopped:
             await asyncio.sleep(plan.down_s)
-            self.ledger.outages.append((min(began_s, world.time() - plan.down_s), world.time()))
+            now_s = world.clocks.steady_s()
+            self.ledger.outages.append((min(began_s, now_s - plan.down_s), now_s))
         return stopped
 
-    _power_lost = False
+    _power_lost = _was_power_lost = False
+
+    def _set_clocks(self, start: Start) -> None:
+        clocks = self.world.clocks
+        if start.boots or self._was_power_lost:
+            clocks.boot()
+        clocks.wrong_us = int(start.wrong_s * 1e6)
+        self.world.reached["clock: wrong"] += clocks.wrong_us != 0
 
     async def _begin(self, life: Life, home: Path) -> None:
+        before_s = self.world.clocks.steady_s()
         self.node = Node(self.around, life, home)
         with self.disk.unnoticed():
             tripwires.lay(home / "spool.sqlite")
+            is_known = anchored_boot(home) == self.world.clocks.boot_id
+        if not is_known:  # nobody can say what time it is: it is what the relay makes of it
+            clocks = self.world.clocks
+            clocks.ahead_us = self.node.clock.steady_us() - clocks.passed_us()
+            self.ledger.continued(before_s)
         self.senders.pickup_path = self.node.pickup_path
         await self.node.start()
 
@@ -318,15 +342,16 @@ class _Play:
             self.world.note("trouble", trouble.kind)
             match trouble.kind:
                 case "full":
+                    began_s = self.world.clocks.steady_s()
                     self.disk.full = True
                     await asyncio.sleep(trouble.amount)
                     self.disk.full, self.disk.is_just_given = False, False
                     self.disk.spare_bytes = 0
-                    self.ledger.outages.append((trouble.at_s, self.world.time()))
+                    self.ledger.outages.append((began_s, self.world.clocks.steady_s()))
                 case "sync":
                     self.disk.sync_fails += 1
                 case "jump":
-                    self.world.jumped_us += int(trouble.amount * 1e6)
+                    self.world.clocks.jumped_us += int(trouble.amount * 1e6)
                     self.world.reached["clock: jumped"] += 1
                 case "unreadable":
                     self.disk.unreadable = True

@@ -9,6 +9,7 @@ Standards: none.
 from dataclasses import dataclass, field
 from random import Random
 
+from relay.clock import DOUBT_US
 from relay.message.envelope import Notify
 from tests.simulation.sites import MANNERS, Manner
 
@@ -20,6 +21,7 @@ VICTIM = "victim@victim.test"  # whose address strangers write as their own
 _RECIPIENTS = (1, 1, 1, 1, 2, 2, 3, 3, 6, 40)
 _FUTURES = (Notify.NEVER, Notify.FAILURE, Notify.SUCCESS)
 _HOUR_S = 3600.0
+_DAY_S = 24 * _HOUR_S
 NEVER_S = 1e9
 _BY_CLASS: tuple[dict[str, tuple[float, ...]], ...] = (
     {}, {}, {"recipient": (30.0, 100.0), "connect": (900.0,)}, {"mailbox": (10.0, 20.0, 400.0)},
@@ -78,6 +80,16 @@ class Full:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What a process finds when it starts: by how much the wall clock is wrong as long as it lives,
+    and whether the machine was restarted.
+    """
+
+    wrong_s: float = 0.0
+    boots: bool = False
+
+
+@dataclass(frozen=True)
 class Scenario:
     """All of it."""
 
@@ -104,6 +116,7 @@ class Scenario:
     route_rate: str  # of the route to ROUTED
     full: tuple["Full", ...] = ()
     unresolved: dict[str, str] = field(default_factory=dict)  # domain: nxdomain | nullmx | servfail
+    starts: tuple["Start", ...] = ()  # of each life, and of the last
 
     @property
     def patience_s(self) -> float:
@@ -115,7 +128,14 @@ class Scenario:
     @property
     def ends_s(self) -> float:
         """When the last message has to be gone, wherever it lay."""
-        return self.patience_s + 2 * self.expire_after_s + self.captured_keep_s + 2 * _HOUR_S
+        doubt_s = DOUBT_US / 1e6 if self.may_doubt else 0.0
+        ends_s = self.patience_s + 2 * self.expire_after_s + self.captured_keep_s + 2 * _HOUR_S
+        return ends_s + doubt_s
+
+    @property
+    def may_doubt(self) -> bool:
+        """Whether a start may not know how much time has passed."""
+        return any(one.boots for one in self.starts) or any(one.power for one in self.lives)
 
 
 def make(seed: int) -> Scenario:
@@ -137,11 +157,12 @@ def make(seed: int) -> Scenario:
         _letter(rng, number, names, spread_s=spread_s) for number in range(rng.randint(4, 24))
     ]
     expire_after_s = rng.choice((1800.0, 2 * _HOUR_S, 5 * _HOUR_S))
+    lives = tuple(_life(rng) for _ in range(rng.choice((0, 1, 2, 3, 3))))
     return Scenario(
         seed=seed,
         letters=tuple(letters),
         domains=domains,
-        lives=tuple(_life(rng) for _ in range(rng.choice((0, 1, 2, 3, 3)))),
+        lives=lives,
         troubles=tuple(sorted(_troubles(rng, spread_s), key=lambda one: one.at_s)),
         expire_after_s=expire_after_s,
         retry_s=rng.choice(((60.0, 300.0, 900.0), (300.0, 1800.0), (20.0, 40.0, 80.0, 600.0))),
@@ -161,7 +182,15 @@ def make(seed: int) -> Scenario:
         full=tuple(_full(rng, spread_s) for _ in range(rng.choice((0, 0, 1, 2)))),
         unresolved=unresolved,
         route_rate=rng.choice(("", "", "3/300", "20/600")),
+        starts=_starts(rng, len(lives) + 1),
     )
+
+
+def _starts(rng: Random, number: int) -> tuple[Start, ...]:
+    if rng.random() < 0.6:
+        return (Start(),) * number
+    wrong_s = (0.0, 0.0, 400 * _DAY_S, -400 * _DAY_S, 3 * _DAY_S)
+    return tuple(Start(rng.choice(wrong_s), rng.random() < 0.3) for _ in range(number))
 
 
 def _hosts(rng: Random) -> tuple[Manner, ...]:

@@ -90,9 +90,9 @@ def watched(
         if unaccounted := batch.cursor.execute(_UNACCOUNTED).fetchone()[0]:
             tell(f"invariant 1: {unaccounted} recipients are unaccounted for in a commit")
 
-    def keep(cursor: apsw.Cursor, before_us: int, *, after: str) -> history.Pruned:
+    def keep(cursor: apsw.Cursor, before_us: int, *, after: str, ahead_us: int) -> history.Pruned:
         on_prune(read_finished(cursor, before_us))
-        return prune(cursor, before_us, after=after)
+        return prune(cursor, before_us, after=after, ahead_us=ahead_us)
 
     apsw.connection_hooks.append(register)
     try:

@@ -22,6 +22,7 @@ from typing import Any
 import apsw
 from async_solipsism.socket import Socket
 
+from tests.simulation.clock import Time
 from tests.simulation.life import LIFE, Death, Life
 from tests.simulation.network import Network
 from tests.simulation.order import Future, Job, Ready, Task, Thread
@@ -47,7 +48,7 @@ class World(Network):
         self._threads: dict[int, Thread] = {}
         self.lives: list[Life] = []
         self._outsiders: list[asyncio.Task[Any]] = []
-        self.jumped_us = 0
+        self.clocks = Time(self)
         self.faults: list[str] = []
         self.reached: Counter[str] = Counter()  # what came to pass, by tests.simulation.coverage
         self.trace: list[str] | None = [] if keep_trace else None

@@ -1,8 +1,22 @@
 """Steady time beside a wall clock that is slewed, jumps or sleeps, and ids that never go back."""
 
+from dataclasses import replace
+
 import pytest
 
-from relay.clock import Ids, ManualClock, SteadyTime, SystemClock, id_time_us, jump_us, least_us
+from relay.clock import (
+    Anchor,
+    Continued,
+    Ids,
+    Machine,
+    ManualClock,
+    SteadyTime,
+    SystemClock,
+    continued,
+    id_time_us,
+    jump_us,
+    least_us,
+)
 
 SECOND = 1_000_000
 MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86400 * SECOND
@@ -134,3 +148,88 @@ def test_ids_of_one_moment_have_its_time():
     made = {ids.new() for _ in range(100)}
     assert len(made) == 100
     assert {id_time_us(one) for one in made} == {clock.time_us()}
+
+
+HERE = Anchor(steady_us=START, wall_us=START, elapsed_us=DAY, boot_id="here")
+
+
+def go_on(*anchors: Anchor, wall: int, elapsed: int, boot_id: str = "here") -> Continued:
+    return continued(anchors, wall_us=wall, elapsed_us=elapsed, boot_id=boot_id)
+
+
+@pytest.mark.parametrize("wrong", [0, 400 * DAY, -400 * DAY, MINUTE])
+def test_without_a_restart_of_the_machine_the_time_that_passed_is_known(wrong):
+    found = go_on(HERE, wall=START + wrong, elapsed=DAY + HOUR)
+    assert found.is_exact
+    assert abs(found.steady_us - START - HOUR) <= HOUR // 10  # it comes to meet the clock
+    assert found.doubtful_us == 0
+
+
+@pytest.mark.parametrize(
+    ("boot_id", "elapsed"), [("there", 2 * DAY), ("", 2 * DAY), ("here", DAY - 1)]
+)
+def test_behind_a_restart_of_the_machine_the_wall_clock_counts_but_not_as_sure(boot_id, elapsed):
+    found = go_on(HERE, wall=START + 400 * DAY, elapsed=elapsed, boot_id=boot_id)
+    assert (found.steady_us, found.is_exact) == (START + 400 * DAY, False)
+    assert (found.doubtful_us, found.doubt_ends_us) == (400 * DAY, START + 401 * DAY)
+
+
+def test_steady_time_does_not_go_back_with_the_wall_clock():
+    found = go_on(HERE, wall=START - 400 * DAY, elapsed=SECOND, boot_id="there")
+    assert (found.steady_us, found.doubtful_us) == (START, 0)
+    assert found.wall_passed_us == -400 * DAY
+
+
+def test_a_short_stop_leaves_no_doubt():
+    found = go_on(HERE, wall=START + HOUR - 1, elapsed=SECOND, boot_id="there")
+    assert (found.steady_us, found.doubtful_us) == (START + HOUR - 1, 0)
+
+
+def test_an_anchor_of_this_start_of_the_machine_goes_before_one_of_another():
+    other = replace(HERE, steady_us=START - 30 * DAY, wall_us=START - 400 * DAY, boot_id="there")
+    found = go_on(other, HERE, wall=START, elapsed=DAY + SECOND)
+    assert found.is_exact
+    assert abs(found.steady_us - START - SECOND) <= SECOND
+    ahead = replace(other, steady_us=START + DAY)  # but nothing goes back behind that
+    assert go_on(HERE, ahead, wall=START, elapsed=DAY + SECOND).steady_us == START + DAY
+
+
+def test_a_doubt_lasts_until_the_relay_has_run_for_a_day():
+    first = SteadyTime(wall_us=START + 400 * DAY, elapsed_us=0, boot_id="there")
+    first.resume(HERE, wall_us=START + 400 * DAY, elapsed_us=0)
+    left = first.anchor(wall_us=START + 400 * DAY + HOUR, elapsed_us=HOUR)
+    assert (left.steady_us, left.doubtful_us) == (START + 400 * DAY + HOUR, 400 * DAY)
+    again = SteadyTime(wall_us=START, elapsed_us=2 * HOUR, boot_id="there")
+    again.resume(left, wall_us=START + 400 * DAY + 2 * HOUR, elapsed_us=2 * HOUR)
+    now = again.read(wall_us=START + 400 * DAY + 2 * HOUR, elapsed_us=2 * HOUR)
+    assert again.doubtful_us(now) == 400 * DAY
+    assert again.doubtful_us(START + 401 * DAY) == 0
+    later = again.anchor(wall_us=START + 401 * DAY, elapsed_us=DAY)
+    assert (later.doubtful_us, later.doubt_ends_us) == (0, 0)
+    third = go_on(left, wall=START + 403 * DAY, elapsed=0, boot_id="a third")
+    assert third.doubtful_us == 400 * DAY + 3 * DAY - HOUR  # doubts add up
+
+
+def test_a_machine_without_a_boot_id_has_a_clock(monkeypatch, tmp_path):
+    monkeypatch.setattr("relay.clock._BOOT_ID", tmp_path / "none")
+    clock = SystemClock()
+    clock.resume(None)
+    assert clock.continued is None
+    clock.resume(clock.anchor())
+    assert clock.continued is not None
+    assert not clock.continued.is_exact
+    assert clock.sure_us() <= clock.steady_us()
+
+
+@pytest.mark.parametrize("wrong", [400 * DAY, -400 * DAY])
+def test_a_clock_goes_on_from_where_another_left_off(wrong):
+    walls = {"now": START + wrong}
+    machine = Machine(lambda: walls["now"], lambda: DAY, "here")
+    first = SystemClock(machine)
+    left = first.anchor()
+    walls["now"] = START
+    second = SystemClock(machine)
+    second.resume(left)
+    assert second.steady_us() == first.steady_us() == START + wrong
+    assert second.sure_us() == second.steady_us()
+    assert jump_us(second) == -wrong

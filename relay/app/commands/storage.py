@@ -133,7 +133,7 @@ def _verify_spool(
         mode=mode,
         full=wishes.full,
         recount=wishes.recount,
-        now_us=clock.steady_us(),
+        clock=clock,
         report=report,
     )
     return verifier.run()

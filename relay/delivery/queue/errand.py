@@ -2,17 +2,15 @@
 
 On the path: the dispatcher asks for each claim, when it comes and when its time is over.
 Holds: pure; a held or captured one is never tried; what was never tried gets its one attempt, and
-    so does what came due while the relay was down.
+    so does what came due while the relay was down. What gets none ends by the sure time.
 Fails: never.
 Standards: RFC 5321 4.5.4.1; docs/design.md 7.6. Times are steady time.
 """
 
 from enum import Enum, auto
 
-from relay.message.lifecycle import State
+from relay.message.lifecycle import PARKED, State
 from relay.spool.types import Claim
-
-_PARKED = (State.HELD, State.CAPTURED)
 
 
 class Errand(Enum):
@@ -23,12 +21,13 @@ class Errand(Enum):
     PUT_BACK = auto()  # it waits on: at most its sender hears that it is late
 
 
-def errand_of(claim: Claim, *, now_us: int, started_us: int) -> Errand:
-    """`started_us` is when this relay started."""
+def errand_of(claim: Claim, *, now_us: int, sure_us: int, started_us: int) -> Errand:
+    """`started_us` is when this relay started; `sure_us` is Clock.sure_us()."""
     ends_us = end_us(claim, started_us=started_us)
-    if ends_us is not None and now_us >= ends_us:
+    is_parked = claim.state in PARKED
+    if ends_us is not None and (sure_us if is_parked else now_us) >= ends_us:
         return Errand.EXPIRE
-    if claim.state in _PARKED:
+    if is_parked:
         return Errand.PUT_BACK
     is_over = now_us >= claim.message.expires_us
     if claim.retry_us is not None and now_us < claim.retry_us and not is_over:

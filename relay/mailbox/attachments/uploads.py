@@ -211,7 +211,7 @@ class Uploads:
         with self._lock:
             if self._sessions is None:
                 self._sessions = self._loaded()
-            now_us = self._shared.clock.steady_us()
+            now_us = self._shared.clock.sure_us()
             for digest, session in list(self._sessions.items()):
                 if session.facts.expires_us <= now_us and session.lock.acquire(blocking=False):
                     self._remove(self._sessions, digest)

@@ -34,6 +34,7 @@ from relay.spool.sqlite.disk.contents import (
     sum_of,
 )
 from relay.spool.sqlite.disk.presence import contents_of
+from relay.spool.sqlite.engine.anchoring import read_anchor
 from relay.spool.sqlite.engine.batch import Batch
 from relay.spool.sqlite.engine.damage import Damage
 from relay.spool.sqlite.engine.database import CAPTURED_KEEP_S, open_database
@@ -41,6 +42,7 @@ from relay.spool.sqlite.engine.last_commit import LastCommit, commits_of
 from relay.spool.sqlite.engine.reader import Reader
 from relay.spool.sqlite.engine.write_ahead import sync_anew
 from relay.spool.sqlite.engine.writer import WAITING_MAX, Writer
+from relay.spool.sqlite.faults import translated
 from relay.spool.sqlite.operating.desk import QueueDesk
 from relay.spool.sqlite.upkeep.keeping import Keeping
 from relay.spool.types import (
@@ -98,6 +100,8 @@ class SqliteSpool:
             check_room=self.ballast.check_room, started_us=clock.time_us(),
         )  # fmt: skip
         self._connection = self._open()
+        with translated(path):
+            clock.resume(read_anchor(self._connection))
         self.damage = Damage(path, metrics)
         crash.reached(CrashPoint.SPOOL_OPENED)
         number = commits_of(self._connection) or 0

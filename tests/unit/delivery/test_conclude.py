@@ -126,6 +126,13 @@ def test_what_is_late_waits_on_as_it_was(state: State, retry_us: int | None) -> 
     assert not conclusion.outcomes
 
 
+@pytest.mark.parametrize("state", [State.HELD, State.CAPTURED])
+def test_what_may_be_over_is_looked_at_again_later(state: State) -> None:
+    claim = a_claim(state=state, retry_us=None, due_us=HOUR_US, expires_us=HOUR_US)
+    waiting = put_back(claim, moment=Moment(4 * HOUR_US, 4 * HOUR_US)).waiting
+    assert 4 * HOUR_US < waiting.due_us < 5 * HOUR_US
+
+
 def test_what_is_put_back_before_its_warning_keeps_it() -> None:
     claim = a_claim(warn_us=4 * HOUR_US, retry_us=7 * HOUR_US, expires_us=8 * HOUR_US)
     conclusion = put_back(claim, moment=Moment(HOUR_US, HOUR_US))

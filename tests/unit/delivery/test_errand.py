@@ -44,7 +44,22 @@ def expiring(at_us: int, **changes) -> Claim:
     ],
 )
 def test_what_a_claim_came_for(claim: Claim, errand: Errand) -> None:
-    assert errand_of(claim, now_us=NOW, started_us=STARTED) is errand
+    assert errand_of(claim, now_us=NOW, sure_us=NOW, started_us=STARTED) is errand
+
+
+@pytest.mark.parametrize(
+    ("claim", "errand"),
+    [
+        (expiring(PAST, state=State.HELD, retry_us=None), Errand.PUT_BACK),
+        (expiring(FUTURE, state=State.CAPTURED, due_us=PAST), Errand.PUT_BACK),
+        (expiring(PAST), Errand.EXPIRE),
+        (expiring(PAST, due_us=STARTED - 1), Errand.TRY),
+    ],
+)
+def test_by_a_time_that_may_not_have_passed_nothing_ends_untried(
+    claim: Claim, errand: Errand
+) -> None:
+    assert errand_of(claim, now_us=NOW, sure_us=PAST - 1, started_us=STARTED) is errand
 
 
 def test_what_must_be_tried_once_more_does_not_end_while_it_waits_for_that() -> None:

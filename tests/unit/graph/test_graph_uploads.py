@@ -289,6 +289,15 @@ async def test_a_session_ends(place: Place) -> None:
     assert refused(await place.http.get(url + "/more"), 401, "InvalidAuthenticationToken")
 
 
+async def test_a_time_that_may_not_have_passed_ends_no_session(place: Place) -> None:
+    url = (await place.session(await place.draft())).json()["uploadUrl"]
+    place.clock.advance(400 * 86400)
+    place.clock.doubtful_us = 400 * 86_400_000_000
+    assert (await place.http.get(url)).status_code == 200
+    place.clock.doubtful_us = 0
+    assert refused(await place.http.get(url), 404, "ErrorItemNotFound")
+
+
 @pytest.mark.parametrize("days", [2, -2])
 async def test_a_jump_of_the_clock_ends_no_session(place: Place, days: int) -> None:
     url = (await place.session(await place.draft())).json()["uploadUrl"]

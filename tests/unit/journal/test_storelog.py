@@ -187,3 +187,17 @@ async def test_what_was_withdrawn_is_found_by_no_name(journal: Journal) -> None:
     assert await journal.log.find_submission_ids("last", account=None, limit=1) == [
         kept.submission_id
     ]
+
+
+async def test_steps_are_found_though_the_clock_was_ahead_when_their_id_was_made(journal) -> None:
+    journal.clock.jumped_us = 400 * DAY_S * 1_000_000
+    facts = journal.create()
+    journal.log.close()
+    journal.clock.jumped_us = 0
+    later = journal.another("pickup")
+    later.append(facts, Event(Step.ACCEPTED, journal.clock.time_us()), queue_id="q")
+    later.close()
+    told = await later.submission(facts.submission_id)
+    assert told is not None
+    assert [one["step"] for one in told["steps"]] == [Step.CREATED, Step.ACCEPTED]
+    assert told["queue_id"] == "q"

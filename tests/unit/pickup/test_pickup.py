@@ -595,3 +595,26 @@ async def test_fewer_are_in_work_when_fewer_are_allowed(world):
         gate.set()
         await world.store.ended(16)
         assert mx.most_open == 4
+
+
+async def test_a_note_that_may_be_young_is_submitted(world):
+    note = world.submit(age_s=400 * DAY_S)
+    world.clock.doubtful_us = int(400 * DAY_S * 1e6)
+    async with RemoteMx(path=world.path), world.running():
+        await world.store.ended()
+    assert set(world.store.filed) == {note.submission_id}
+    assert not world.store.failed
+
+
+@pytest.mark.parametrize(
+    "earlier_s", [-60, 400 * DAY_S], ids=["before", "by a clock that was ahead"]
+)
+async def test_what_an_earlier_process_may_have_submitted_ends_as_unknown(world, earlier_s):
+    note = world.submit(age_s=2 * DAY_S)
+    facts = SubmissionFacts(note.submission_id, note.draft_id, note.account, note.account)
+    at_us = world.clock.time_us() + int(earlier_s * 1e6)
+    world.log.append(facts, Event(Step.CONVERTED, at_us, {}))
+    async with RemoteMx(path=world.path, replies={"DOT": "451 4.3.0 busy"}), world.running():
+        await world.store.ended()
+    ((_, recipients),) = world.reports.asked
+    assert recipients[0].evidence.status == "4.4.7"

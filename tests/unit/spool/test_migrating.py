@@ -191,7 +191,7 @@ def test_without_room_for_the_copy_nothing_is_changed(path: Path, monkeypatch) -
         f_frsize=1024, f_blocks=1024, f_bavail=70, f_files=9, f_favail=9, f_flag=0
     )
     monkeypatch.setattr(room.os, "statvfs", lambda _: full)
-    with pytest.raises(SpoolFullError, match="from schema 2 to 3, 0 MiB are needed beside it"):
+    with pytest.raises(SpoolFullError, match="from schema 2 to 4, 0 MiB are needed beside it"):
         open_database(path)
     assert path.read_bytes() == before
 
@@ -202,7 +202,7 @@ def test_a_newer_schema_is_refused(path: Path) -> None:
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     connection.close()
     for read_only in (False, True):
-        with pytest.raises(SpoolFormatError, match=r"newer Relay \(schema 4, expected 3\)"):
+        with pytest.raises(SpoolFormatError, match=r"newer Relay \(schema 5, expected 4\)"):
             open_database(path, read_only=read_only)
 
 
@@ -211,7 +211,7 @@ def test_a_file_of_an_unreleased_text_is_refused(path: Path) -> None:
     connection = apsw.Connection(str(path))
     connection.execute("UPDATE migration SET checksum = 'another'")
     connection.close()
-    with pytest.raises(SpoolFormatError, match=r"schema 3 by another schema\.sql"):
+    with pytest.raises(SpoolFormatError, match=r"schema 4 by another schema\.sql"):
         open_database(path)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -17,6 +18,7 @@ from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.spool import SqliteSpool
 from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
 from relay.spool.sqlite.disk.presence import contents_of, last_commit_of, salvage_mark_of
+from relay.spool.sqlite.engine.anchoring import read_anchor
 from relay.spool.sqlite.engine.damage import mark_of
 from relay.spool.sqlite.engine.log_check import log_of
 from relay.spool.sqlite.engine.migrating import check_files
@@ -129,6 +131,8 @@ async def test_all_but_a_page_is_saved(filled: Path, table, open_spool) -> None:
     found = salvage(filled, stamp="now")
     assert found.aside == str(aside_of(filled))
     assert aside_of(filled).read_bytes() == damaged
+    with closing(apsw.Connection(str(filled))) as salvaged:
+        assert read_anchor(salvaged) is not None  # the queue's time goes on
     assert [hole["table"] for hole in found.holes] == [table]
     assert not found.is_whole
     saved = await listed(open_spool, filled)
@@ -425,7 +429,9 @@ async def test_who_looks_before_the_start_sees_what_the_start_sees(
     after = octets_beside(path)
     assert after == before, "it opened the spool"
     findings: list[Finding] = []
-    SpoolVerifier(path, mode=Mode.DRY_RUN, full=False, now_us=0, report=findings.append).run()
+    SpoolVerifier(
+        path, mode=Mode.DRY_RUN, full=False, clock=ManualClock(0), report=findings.append
+    ).run()
     verified = [one.found for one in findings if one.kind is Kind.DAMAGED_SPOOL]
     started = told_by(lambda: open_spool(path))
     assert [bool(one) for one in (started, seen, verified)] == [is_damage] * 3

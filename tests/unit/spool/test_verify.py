@@ -9,6 +9,7 @@ from zlib import crc32
 import apsw
 import pytest
 
+from relay.clock import ManualClock
 from relay.message.content import LargeContent
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
@@ -45,7 +46,9 @@ async def filled(path: Path, make, open_spool, clock) -> str:
 def verify(path: Path, mode: Mode = Mode.MEND, **more: bool) -> list[Finding]:
     findings: list[Finding] = []
     wishes = {"full": False, **more}
-    SpoolVerifier(path, mode=mode, now_us=10**15, report=findings.append, **wishes).run()
+    SpoolVerifier(
+        path, mode=mode, clock=ManualClock(10**15), report=findings.append, **wishes
+    ).run()
     return findings
 
 
@@ -58,7 +61,9 @@ def by_hand(path: Path, sql: str, *values: object) -> None:
 @pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize("full", [True, False])
 def test_what_is_in_order_has_no_finding(path: Path, filled, mode, full) -> None:
-    counts = SpoolVerifier(path, mode=mode, full=full, now_us=5, report=pytest.fail).run()
+    counts = SpoolVerifier(
+        path, mode=mode, full=full, clock=ManualClock(5), report=pytest.fail
+    ).run()
     assert counts == {
         "messages": 3, "entries": 2, "contents": 2, "submissions": 1, "unaccounted": 0
     }  # fmt: skip

@@ -29,7 +29,7 @@ from relay.spool.waiting import sender_key
 
 _log = get_logger("spool")
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 COPIES_MAX = 2
 _COPIES_ROOM = 2  # the copy, and as much again for what the migration itself writes
 _TOLD_PARTS = 10

@@ -1,4 +1,4 @@
--- The spool, schema 3. Times are microseconds since 1970 UTC; ids of messages sort by time.
+-- The spool, schema 4. Times are microseconds since 1970 UTC; ids of messages sort by time.
 -- Clustered keys (WITHOUT ROWID) keep what belongs to one message together, so that nothing
 -- but what is due and what expires is written twice. migrating.py adds the table `migration`, which
 -- says what made the file. A change here is a change in migrations/ as well.
@@ -104,3 +104,14 @@ CREATE TABLE counter (
     name  TEXT PRIMARY KEY,
     value INTEGER NOT NULL
 ) WITHOUT ROWID;
+-- One row: the moment of the last commits on all clocks of the machine, from which a start continues
+-- the time in which all others here are kept (relay.clock.Anchor).
+CREATE TABLE clock (
+    id            INTEGER PRIMARY KEY CHECK (id = 1),
+    steady_us     INTEGER NOT NULL,
+    wall_us       INTEGER NOT NULL,
+    elapsed_us    INTEGER NOT NULL,
+    boot_id       TEXT NOT NULL,
+    doubtful_us   INTEGER NOT NULL,
+    doubt_ends_us INTEGER NOT NULL
+);

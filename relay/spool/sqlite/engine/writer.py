@@ -9,6 +9,7 @@ Standards: none; docs/design.md 4.
 """
 
 import asyncio
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ import apsw
 from relay.clock import Clock
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.metrics import Metrics
+from relay.spool.sqlite.engine.anchoring import write_anchor
 from relay.spool.sqlite.engine.batch import Batch
 from relay.spool.sqlite.engine.last_commit import LastCommit
 from relay.spool.sqlite.engine.pace import Pace
@@ -37,6 +39,7 @@ T = TypeVar("T")
 Operation = Callable[[Batch], T]
 WAITING_MAX = 20_000
 _BATCH_MAX = 256
+_ANCHOR_S = 1.0  # between two anchors: within one start of the machine an old one is as good
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Writer:
         self._make_room = make_room
         self._on_damage = on_damage
         self.pace = Pace(clock)
+        self._anchored_s = -math.inf
         self._turn: list[_Job] = []  # of the loop's present turn
         self._jobs: deque[_Job] = deque()  # of those before: the thread's to take
         self._wake = threading.Semaphore(0)
@@ -216,6 +220,9 @@ class Writer:
             try:
                 shared = Batch(cursor)
                 answers = [job.operation(shared) for job in batch]
+                now_s = self._clock.monotonic()
+                if is_anchored := now_s - self._anchored_s >= _ANCHOR_S:
+                    write_anchor(cursor, self._clock.anchor())
                 shared.write_counts()
                 if accepts:
                     self._crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)
@@ -225,6 +232,8 @@ class Writer:
                     cursor.execute("ROLLBACK")
                 self._try_to_prove()  # who hears that it failed may count on it
                 raise
+        if is_anchored:
+            self._anchored_s = now_s
         if accepts:
             self._crash.reached(CrashPoint.SPOOL_COMMITTED)
         return answers

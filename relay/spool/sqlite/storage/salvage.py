@@ -20,6 +20,7 @@ import apsw
 from relay.message.lifecycle import FINAL
 from relay.spool.sqlite.disk.copying import sync
 from relay.spool.sqlite.disk.presence import contents_of, salvage_mark_of
+from relay.spool.sqlite.engine.anchoring import read_anchor, write_anchor
 from relay.spool.sqlite.engine.damage import mark_of
 from relay.spool.sqlite.engine.database import LIVE_STATES, fetch, fetch_one, open_database
 from relay.spool.sqlite.engine.last_commit import check_commits_unopened
@@ -202,6 +203,9 @@ def _copy_all(source: apsw.Connection, target: apsw.Connection, found: Salvaged)
         _copy_ends(source, target, table, found=found)
     for hole in found.holes:
         _copy_between(source, target, hole, found=found)
+    with suppress(apsw.Error):  # without it a start takes the wall clock
+        if (anchor := read_anchor(source)) is not None:
+            write_anchor(target.cursor(), anchor)
 
 
 def _copy_ends(

@@ -18,6 +18,7 @@ from typing import Any
 
 import apsw
 
+from relay.clock import Clock
 from relay.files import FileOctets
 from relay.journal.events import Event, Step
 from relay.message.content import octets_in_blocks
@@ -25,6 +26,7 @@ from relay.message.lifecycle import State
 from relay.spool.sqlite.disk.contents import sum_of
 from relay.spool.sqlite.disk.copying import sync
 from relay.spool.sqlite.disk.presence import contents_of
+from relay.spool.sqlite.engine.anchoring import read_anchor
 from relay.spool.sqlite.engine.batch import Batch
 from relay.spool.sqlite.engine.damage import mark_of
 from relay.spool.sqlite.engine.database import LIVE_STATES, fetch, fetch_one, open_database
@@ -128,13 +130,12 @@ class SpoolVerifier:
         *,
         mode: Mode,
         full: bool,
-        now_us: int,
+        clock: Clock,
         report: Callable[[Finding], None],
         recount: bool = False,
     ) -> None:
-        """MEND takes the owner's lock, which is the caller's; `now_us` is steady time. Only with
-        `recount` counters are mended, and recipients without an entry end: until then both tell of
-        what was lost.
+        """MEND takes the owner's lock, which is the caller's. Only with `recount` counters are
+        mended, and recipients without an entry end: until then both tell of what was lost.
         """
         self._database = database
         self._contents = contents_of(database)
@@ -142,7 +143,7 @@ class SpoolVerifier:
         self._mode = mode
         self._full = full
         self._recount = recount
-        self._now_us = now_us
+        self._clock = clock
         self._report = report
 
     def run(self) -> dict[str, int]:
@@ -182,6 +183,7 @@ class SpoolVerifier:
 
     def _look_into(self, connection: apsw.Connection) -> dict[str, int]:
         cursor = connection.cursor()
+        self._clock.resume(read_anchor(connection))
         for expected, query in _LOST_ROWS.items():
             for (where,) in fetch(cursor, f"{query} LIMIT {_SHOWN_MAX}"):
                 self._settle(Kind.LOST_ROW, where, found="none", expected=expected)
@@ -217,7 +219,7 @@ class SpoolVerifier:
                     "UPDATE entry SET retry_us = iif(?1, ?2, NULL), epoch = epoch + 1, due_us ="
                     " iif(?1, ?2, coalesce((SELECT expires_us FROM message WHERE id = ?3), ?2))"
                     " WHERE message_id = ?3 AND number = ?4",
-                    (tried, self._now_us, *key),
+                    (tried, self._clock.steady_us(), *key),
                 )
 
             self._settle(
@@ -285,7 +287,9 @@ class SpoolVerifier:
                 )
                 entries = sorted({entry for entry, _ in people})
                 detail = {"operation": "cancel", "entries": entries, **_WHO_ENDS}
-                append_events(cursor, message_id, [Event(Step.DELIVERY, self._now_us, detail)])
+                append_events(
+                    cursor, message_id, [Event(Step.DELIVERY, self._clock.time_us(), detail)]
+                )
             count = Batch(cursor)
             count.counts[State.CANCELLED] += sum(map(len, lost.values()))
             count.write_counts()

@@ -56,13 +56,16 @@ class Pruned:
     reached: str
 
 
-def prune(cursor: apsw.Cursor, before_us: int, *, after: str) -> Pruned:
-    """Remove finished messages received before `before_us` from some behind the id `after`."""
+def prune(cursor: apsw.Cursor, before_us: int, *, after: str, ahead_us: int) -> Pruned:
+    """Remove finished messages received before `before_us` from some behind the id `after`.
+
+    `ahead_us` is how far the wall clock, whose time the ids have, is ahead of steady time.
+    """
     rows = fetch(
         cursor,
         f"SELECT id, received_us < ?1 AND NOT {_IS_IN_QUEUE} AND NOT {_HAS_LIVE}"
         " FROM message m WHERE id > ?2 AND id < ?3 ORDER BY id LIMIT ?4",
-        (before_us, after, first_id_after(before_us), AT_ONCE),  # ids are in the order of time
+        (before_us, after, _ids_end(before_us, ahead_us), AT_ONCE),
     )
     ids = [(row[0],) for row in rows if row[1]]
     for table, column in _TABLES:
@@ -79,16 +82,24 @@ def prune_keys(cursor: apsw.Cursor, now_us: int) -> int:
     return len(keys)
 
 
-def prunable(cursor: apsw.Cursor, before_us: int, now_us: int) -> Prunable:
-    """How many messages and submission keys would go."""
+def prunable(cursor: apsw.Cursor, before_us: int, now_us: int, *, ahead_us: int) -> Prunable:
+    """How many messages and submission keys would go; `ahead_us` as for prune()."""
     finished, kept = fetch_one(
         cursor,
         f"SELECT count(*), count(*) FILTER (WHERE {_HAS_LIVE})"
         f" FROM message m WHERE id < ? AND received_us < ? AND NOT {_IS_IN_QUEUE}",
-        (first_id_after(before_us), before_us),
+        (_ids_end(before_us, ahead_us), before_us),
     )
     keys = fetch_one(cursor, "SELECT count(*) FROM submission WHERE expires_us < ?", (now_us,))
     return Prunable(finished - kept, keys[0], kept)
+
+
+def _ids_end(before_us: int, ahead_us: int) -> str:
+    """Return where a walk through the ids of messages received before `before_us` can stop.
+
+    Ids are in the order of the wall clock's time.
+    """
+    return first_id_after(before_us + max(0, ahead_us))
 
 
 def used_bytes(cursor: apsw.Cursor) -> int:

@@ -96,13 +96,14 @@ class Keeping:
         """Remove some of what is not to be kept; how much, 0 when nothing is left.
 
         Messages are finished ones, the oldest first; submission keys end by their own time.
+        A time that may never have passed makes nothing old.
         """
-        now_us = self._clock.steady_us()
+        now_us, ahead_us = self._clock.sure_us(), jump_us(self._clock)
         before_us = await self._queries.run(lambda c: _before_us(c, keep, now_us=now_us))
         keys = await self._writer.submit(lambda batch: history.prune_keys(batch.cursor, now_us))
 
         def prune_some(batch: Batch) -> history.Pruned:
-            return history.prune(batch.cursor, before_us, after=self._pruned_to)
+            return history.prune(batch.cursor, before_us, after=self._pruned_to, ahead_us=ahead_us)
 
         while True:
             pruned = await self._writer.submit(prune_some)
@@ -115,9 +116,11 @@ class Keeping:
         the JSON of POST /storage/prune. Ask again until it has `ended`.
         """
         if dry_run:
-            now_us = self._clock.steady_us()
+            now_us, ahead_us = self._clock.sure_us(), jump_us(self._clock)
             before_us = now_us - int(age_s * 1_000_000)
-            would = await self._queries.run(lambda c: history.prunable(c, before_us, now_us))
+            would = await self._queries.run(
+                lambda c: history.prunable(c, before_us, now_us, ahead_us=ahead_us)
+            )
             return asdict(would) | {"ended": True}
         for _ in range(_STEPS_AT_ONCE):
             if not await self.prune(Keep(age_s)):

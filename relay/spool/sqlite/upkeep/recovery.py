@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import apsw
 
 from relay.journal.events import Event, Step
-from relay.message.lifecycle import State
+from relay.message.lifecycle import PARKED
 from relay.spool.sqlite.engine.database import fetch
 from relay.spool.sqlite.transactions import append_events, is_file_needed
 
@@ -20,7 +20,6 @@ _AT_ONCE = 500
 _WORDS = "the relay was stopped before this attempt was recorded"
 _STATUS = "4.4.2"  # RFC 3463: bad connection, which is how the peer saw it
 _LIVE = "message_id = ? AND entry = ? AND state IN ('queued', 'deferred')"
-_PARKED = (State.HELD, State.CAPTURED)
 
 
 def release_some(cursor: apsw.Cursor, *, now_us: int, at_us: int) -> int:
@@ -36,7 +35,7 @@ def release_some(cursor: apsw.Cursor, *, now_us: int, at_us: int) -> int:
         "SELECT message_id, number, next_hop, attempts + 1, state"
         f" FROM entry INDEXED BY entry_claimed WHERE claimed = 1 LIMIT {_AT_ONCE}",
     )
-    tried = [row for row in claimed if row[4] not in _PARKED]
+    tried = [row for row in claimed if row[4] not in PARKED]
     for message_id, entry, next_hop, attempt, _ in tried:
         people = fetch(
             cursor,

@@ -1,0 +1,43 @@
+"""A wall clock of its own for a relay's process, by libfaketime; all other clocks stay the machine's.
+
+On the path: tests in which the clock jumps, or is wrong while a relay runs.
+Holds: a jump is there for the process within a second.
+Fails: the test is skipped where libfaketime is not installed.
+Standards: none.
+"""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+LIBRARIES = "/usr/lib/*/faketime/libfaketime.so.1"
+
+
+class WallClock:
+    """The clock that a relay reads; `jump` moves it against ours."""
+
+    def __init__(self, folder: Path) -> None:
+        found = list(Path("/").glob(LIBRARIES.removeprefix("/")))
+        if not found:
+            pytest.skip("libfaketime is not installed")
+        self._file = folder / "clock"
+        self.ahead = timedelta()
+        self.jump(timedelta())
+        self.environment = {
+            "LD_PRELOAD": str(found[0]),
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_CACHE_DURATION": "1",
+            "NO_FAKE_STAT": "1",
+        }
+
+    def jump(self, ahead: timedelta) -> None:
+        part = self._file.with_suffix(".part")
+        part.write_text(f"{ahead.total_seconds():+.0f}\n")
+        part.replace(self._file)
+        self.ahead = ahead
+
+    def is_now(self, told: datetime) -> bool:
+        """Whether that is the time on it, within half an hour."""
+        return abs(told - datetime.now(UTC) - self.ahead) < timedelta(minutes=30)

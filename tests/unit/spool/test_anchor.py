@@ -1,0 +1,86 @@
+"""The spool keeps the time in which all its times are, and a start goes on from it."""
+
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+
+from relay.clock import Anchor, Machine, SystemClock
+from relay.journal.crash import CrashPoints
+from relay.journal.metrics import Metrics
+from relay.message.outcome import Evidence, Relayed
+from relay.spool import Keep, SqliteSpool
+from relay.spool.sqlite.engine.anchoring import read_anchor
+from relay.spool.types import NewMessage, Settlement
+
+START, DAY = 1_700_000_000_000_000, 86_400_000_000
+
+
+def anchor_in(path: Path) -> Anchor | None:
+    with closing(apsw.Connection(str(path))) as connection:
+        return read_anchor(connection)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool.sqlite"
+
+
+async def finished(spool: SqliteSpool, message: NewMessage) -> str:
+    (claim,) = (await spool.accept(message)).claims
+    await spool.settle(Settlement(claim, 5, {1: Relayed(Evidence("2.0.0", "250 2.0.0 ok"))}))
+    return claim.message.id
+
+
+async def test_commits_carry_it_once_a_second(path, spool, make, clock) -> None:
+    first = anchor_in(path)
+    assert first == clock.anchor()  # of the first commit, which a start makes
+    clock.advance(0.5)
+    await spool.accept(make())
+    assert anchor_in(path) == first
+    clock.advance(0.5)
+    await spool.accept(make())
+    assert anchor_in(path) == clock.anchor()
+
+
+@pytest.mark.parametrize("wrong_us", [400 * DAY, -400 * DAY])
+async def test_a_start_goes_on_with_it_whatever_the_clock_says(path, wrong_us) -> None:
+    now = {"wall": START + wrong_us, "elapsed": DAY}
+    machine = Machine(lambda: now["wall"], lambda: now["elapsed"], "boot")
+
+    def opened() -> tuple[SystemClock, SqliteSpool]:
+        clock = SystemClock(machine)
+        return clock, SqliteSpool(
+            path, clock=clock, crash=CrashPoints(), metrics=Metrics(), submission_keep_s=60
+        )
+
+    clock, spool = opened()
+    await spool.start()
+    before_us = clock.steady_us()
+    await spool.stop()
+    now |= {"wall": START, "elapsed": DAY + 1_000_000}
+    clock, spool = opened()
+    assert 900_000 <= clock.steady_us() - before_us <= 1_100_000
+    spool.close()
+
+
+async def test_what_a_doubt_makes_old_stays(spool, make, clock) -> None:
+    done = await finished(spool, make())
+    await spool.accept(make(), submission_key="draft.1")
+    clock.now_us += 400 * DAY
+    clock.doubtful_us = 400 * DAY
+    assert await spool.keeping.prune(Keep(30)) == 0
+    assert (await spool.accept(make(), submission_key="draft.1")).repeated
+    clock.doubtful_us = 0
+    assert await spool.keeping.prune(Keep(30)) == 2
+    assert await spool.journey(done) is None
+
+
+@pytest.mark.parametrize("ahead_us", [400 * DAY, -400 * DAY])
+async def test_history_goes_though_its_ids_have_another_time(spool, make, clock, ahead_us) -> None:
+    clock.jumped_us = ahead_us
+    await finished(spool, make(received_us=clock.steady_us()))
+    clock.advance(60)
+    assert (await spool.keeping.prune_many(30, dry_run=True))["messages"] == 1
+    assert await spool.keeping.prune(Keep(30)) == 1
