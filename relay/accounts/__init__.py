@@ -8,6 +8,7 @@ Touches: accounts.toml, once. Promises: comparison in constant time, passwords o
 from relay.accounts.account import DEAD_LETTER, Account, AccountDirectory, Role
 from relay.accounts.development import DevelopmentAccounts
 from relay.accounts.directory import FileAccounts, load_accounts
+from relay.accounts.passwords import LoginDelayedError
 
 __all__ = [
     "DEAD_LETTER",
@@ -15,6 +16,7 @@ __all__ = [
     "AccountDirectory",
     "DevelopmentAccounts",
     "FileAccounts",
+    "LoginDelayedError",
     "Role",
     "load_accounts",
 ]

@@ -71,6 +71,10 @@ class AccountDirectory(Protocol):
         """
         ...
 
-    async def by_password(self, user: str, password: str) -> Account | None:
-        """The account that logs in so (Argon2 in a bounded thread; successes cached briefly)."""
+    async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
+        """The account that logs in so from the address `client` ("" on a Unix socket).
+
+        Argon2 runs in a bounded thread; successes are cached briefly. Raises LoginDelayedError for
+        what is not checked now.
+        """
         ...

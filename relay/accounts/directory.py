@@ -75,15 +75,16 @@ class FileAccounts:
         wanted = address.lower()
         return self._by_address.get(wanted) or self._by_address.get(untagged(wanted))
 
-    async def by_password(self, user: str, password: str) -> Account | None:
+    async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
         """The account that logs in with its address, or an alias, and its password.
 
-        A user who does not exist costs as much time as one who does.
+        A user who does not exist costs as much time as one who does, and waits as one who does.
+        Raises LoginDelayedError.
         """
         account = self._by_address.get(user.lower())
         name = account.address if account else user[:_USER_LENGTH_MAX].lower()
         stored = self._passwords.get(name)
-        is_right = await self._checker.check(name, stored or _NOBODY, password)
+        is_right = await self._checker.check(name, stored or _NOBODY, password, client=client)
         return account if is_right and stored else None
 
     def warnings(self) -> Sequence[str]:

@@ -1,40 +1,137 @@
 """Check passwords: off the event loop, few at once, and ever slower for those who guess.
 
 On the path: directory hands in a log-in; Argon2 runs in two threads.
-Holds: at most 32 checks wait; a success is remembered for a minute, as a keyed digest only.
-Fails: never; what cannot be checked now is refused like a wrong password.
-Standards: RFC 9106.
+Holds: failures count by user and client address, and by client address over all users, so that
+    nobody keeps a user out from another address; all tables and the checks that wait are bounded;
+    a success is remembered for a minute, as a keyed digest only.
+Fails: LoginDelayedError for what is not checked now: it says nothing about the password.
+Standards: RFC 9106; RFC 4954 4 and 6 (454 4.7.0).
 """
 
 import asyncio
 import functools
 import hashlib
 import hmac
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from relay.accounts.secrets import Password
 from relay.clock import Clock
 
 _THREADS = 2  # each check takes 64 MiB and a tenth of a second by default
-_WAITING_MAX = 32
+WAITING_MAX = 32  # checks that run or wait, half of them of one client address
 _REMEMBERED_S = 60.0
-_USERS_MAX = 10_000
+ENTRIES_MAX = 10_000
 _PASSWORD_BYTES_MAX = 1024
-_FREE_FAILURES = 3
+FREE_FAILURES = 3  # of one user from one address
+FREE_FAILURES_OF_CLIENT = 10  # of all users from one address
 _BACK_OFF_FIRST_S = 1.0
 _BACK_OFF_MAX_S = 60.0
+_FORGOTTEN_S = 900.0  # who stays within the free failures guesses slower than by waiting
+_BUSY_S = 1.0
+_NETWORK_BITS = 64  # of IPv6: one customer has at least so much, and changes addresses within it
+
+_Pair = tuple[str, str]
+
+
+class LoginDelayedError(Exception):
+    """A log-in is not checked now; `retry_after_s` says when it may be."""
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+def client_of(address: str) -> str:
+    """Return what the failures of a client are counted by; "" for one on a Unix socket."""
+    try:
+        ip = ip_address(address.partition("%")[0])
+    except ValueError:
+        return ""
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is None and not ip.is_loopback:
+        return str(ip_network((ip, _NETWORK_BITS), strict=False))
+    return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
 @dataclass(slots=True)
 class _Failures:
-    """How often a user failed in a row, and until when no more guesses are looked at."""
+    """Failures in a row: how many, the last one, and until when no further guess is checked."""
 
     count: int = 0
+    last_s: float = 0.0
     until_s: float = 0.0
+
+    def add(self, free: int, now: float) -> None:
+        """Count one more; from `free` on, the time to wait doubles."""
+        self.count += 1
+        self.last_s = now
+        if self.count >= free:
+            doubled = _BACK_OFF_FIRST_S * 2.0 ** min(self.count - free, 10)
+            self.until_s = now + min(doubled, _BACK_OFF_MAX_S)
+
+
+class FailureTable:
+    """Failures by key, at most `entries_max`, the key that failed last at the end.
+
+    A key that has to wait is never evicted: if the oldest one still waits, those that have no place
+    are counted as one key. So a flood of keys resets nobody's count; to push out a key that does
+    not wait any more takes as many failures as the table has places, more than that key may make
+    by waiting.
+    """
+
+    def __init__(self, free: int, *, entries_max: int = ENTRIES_MAX) -> None:
+        """`free` is how many failures have no consequence, less one."""
+        self._free = free
+        self._entries_max = entries_max
+        self._entries: OrderedDict[str | _Pair, _Failures] = OrderedDict()
+        self._others = _Failures()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def wait_s(self, key: str | _Pair, now: float) -> float:
+        """Return how long a key has to wait, 0 if it need not."""
+        return max(0.0, self._entries.get(key, self._others).until_s - now)
+
+    def count(self, key: str | _Pair, now: float) -> int:
+        """Return how many failures a key has."""
+        failures = self._entries.get(key, self._others)
+        return failures.count if now - failures.last_s < _FORGOTTEN_S else 0
+
+    def add(self, key: str | _Pair, now: float) -> int:
+        """Count a failure of a key; return how many it has."""
+        self._forget(now)
+        failures = self._entries.get(key)
+        if failures is None:
+            failures = self._new_entry(key, now)
+        elif failures is not self._others:
+            self._entries.move_to_end(key)
+        failures.add(self._free, now)
+        return failures.count
+
+    def remove(self, key: str | _Pair) -> None:
+        """Forget the failures of a key."""
+        self._entries.pop(key, None)
+
+    def _forget(self, now: float) -> None:
+        while self._entries:
+            key, oldest = next(iter(self._entries.items()))
+            if now - oldest.last_s < _FORGOTTEN_S:
+                break
+            del self._entries[key]
+        if now - self._others.last_s >= _FORGOTTEN_S:
+            self._others = _Failures()
+
+    def _new_entry(self, key: str | _Pair, now: float) -> _Failures:
+        if len(self._entries) >= self._entries_max:
+            oldest = next(iter(self._entries))
+            if self._entries[oldest].until_s > now:
+                return self._others
+            del self._entries[oldest]
+        return self._entries.setdefault(key, _Failures())
 
 
 class PasswordChecker:
@@ -46,71 +143,116 @@ class PasswordChecker:
         self._key = chance(32)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="argon2")
         self._running: dict[bytes, asyncio.Future[bool]] = {}
-        self._successes: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
-        self._failures: OrderedDict[str, _Failures] = OrderedDict()
+        self._running_of: Counter[str | _Pair] = Counter()
+        self._successes: OrderedDict[_Pair, tuple[bytes, float]] = OrderedDict()
+        self._of_pairs = FailureTable(FREE_FAILURES)
+        self._of_clients = FailureTable(FREE_FAILURES_OF_CLIENT)
 
-    async def check(self, user: str, stored: Password, given: str) -> bool:
+    async def check(self, user: str, stored: Password, given: str, *, client: str) -> bool:
         """Whether `given` is the password of `user`, whose stored form is `stored`.
 
-        After three failures in a row a user is refused unseen for a time that doubles each time,
-        up to a minute.
+        `client` is the client's address. Raises LoginDelayedError: after three failures of a user
+        from one address, or ten of any users, for a time that doubles each time, up to a minute.
         """
         if len(given.encode("utf-8", "surrogatepass")) > _PASSWORD_BYTES_MAX:
             return False
         now = self._clock.monotonic()
-        digest = self._digest(user, stored, given)
-        if self._is_remembered(user, digest, now):
+        pair = (user, client_of(client))
+        # Also what is remembered waits: else it could be guessed without a limit.
+        self._refuse_while_waiting(self._of_pairs, pair, now)
+        digest = self._digest(pair, stored, given)
+        if self._is_remembered(pair, digest, now):
             return True
-        failures = self._failures.get(user)
-        if failures is not None and now < failures.until_s:
-            return False
         running = self._running.get(digest)  # sessions that open together share one check
         if running is None:
-            if len(self._running) >= _WAITING_MAX:
-                return False
-            loop = asyncio.get_running_loop()
-            running = loop.run_in_executor(self._threads, stored.matches, given)
-            self._running[digest] = running
-            running.add_done_callback(functools.partial(self._finished, user, digest))
+            running = self._begin(pair, digest, functools.partial(stored.matches, given))
         await asyncio.wait({running})  # which leaves it running if this client goes
-        return not running.cancelled() and running.result()
+        if running.cancelled():  # the accounts were read again meanwhile
+            raise LoginDelayedError("The login could not be checked", _BUSY_S)
+        if error := running.exception():
+            raise LoginDelayedError("The login could not be checked", _BUSY_S) from error
+        return running.result()
 
     def close(self) -> None:
         """End the threads; what still waits is not checked."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _digest(self, user: str, stored: Password, given: str) -> bytes:
-        parts = (user, stored.hashed, given)
+    def _begin(
+        self, pair: _Pair, digest: bytes, compare: Callable[[], bool]
+    ) -> "asyncio.Future[bool]":
+        """Start a check. Raises LoginDelayedError."""
+        now, client = self._clock.monotonic(), pair[1]
+        # A guess that is being checked counts as a failure, so that many at once avoid no wait.
+        guesses = self._running_of[pair]
+        if guesses and self._of_pairs.count(pair, now) + guesses >= FREE_FAILURES:
+            raise LoginDelayedError("Too many logins of this user at once", _BUSY_S)
+        if _counts_all_users(client):
+            self._refuse_by_client(pair, now)
+        if len(self._running) >= WAITING_MAX:
+            raise LoginDelayedError("Too many logins at once", _BUSY_S)
+        running = asyncio.get_running_loop().run_in_executor(self._threads, compare)
+        self._running[digest] = running
+        self._running_of.update((pair, client))
+        running.add_done_callback(functools.partial(self._finished, pair, digest))
+        return running
+
+    def _refuse_by_client(self, pair: _Pair, now: float) -> None:
+        """Raise LoginDelayedError for what other users did at this address.
+
+        A user who has logged in from there before does not wait for their failures.
+        """
+        client = pair[1]
+        running = self._running_of[client]
+        if pair not in self._successes:
+            self._refuse_while_waiting(self._of_clients, client, now)
+            if running and self._of_clients.count(client, now) >= FREE_FAILURES_OF_CLIENT:
+                raise LoginDelayedError("Too many logins from your address at once", _BUSY_S)
+        if running >= WAITING_MAX // 2:
+            raise LoginDelayedError("Too many logins from your address at once", _BUSY_S)
+
+    def _refuse_while_waiting(self, table: FailureTable, key: str | _Pair, now: float) -> None:
+        if wait_s := table.wait_s(key, now):
+            raise LoginDelayedError("Too many failed logins", wait_s)
+
+    def _digest(self, pair: _Pair, stored: Password, given: str) -> bytes:
+        parts = (*pair, stored.hashed, given)
         text = b"".join(
             len(part).to_bytes(4, "big") + part
             for part in (each.encode("utf-8", "surrogatepass") for each in parts)
         )
         return hashlib.blake2b(text, key=self._key, digest_size=32).digest()
 
-    def _is_remembered(self, user: str, digest: bytes, now: float) -> bool:
-        remembered, until_s = self._successes.get(user, (b"", 0.0))
+    def _is_remembered(self, pair: _Pair, digest: bytes, now: float) -> bool:
+        remembered, until_s = self._successes.get(pair, (b"", 0.0))
         return now < until_s and hmac.compare_digest(remembered, digest)
 
-    def _finished(self, user: str, digest: bytes, check: asyncio.Future[bool]) -> None:
+    def _finished(self, pair: _Pair, digest: bytes, check: "asyncio.Future[bool]") -> None:
         """Remember how a check ended, also when the client has not waited for it."""
         del self._running[digest]
+        for key in (pair, pair[1]):
+            self._running_of[key] -= 1
+            if not self._running_of[key]:
+                del self._running_of[key]
         if check.cancelled() or check.exception():
             return
         now = self._clock.monotonic()
         if check.result():
-            self._failures.pop(user, None)
-            self._successes[user] = (digest, now + _REMEMBERED_S)
-            _trim(self._successes)
+            self._of_pairs.remove(pair)
+            self._successes[pair] = (digest, now + _REMEMBERED_S)
+            self._successes.move_to_end(pair)
+            if len(self._successes) > ENTRIES_MAX:
+                self._successes.popitem(last=False)
             return
-        failures = self._failures.setdefault(user, _Failures())
-        self._failures.move_to_end(user)
-        failures.count += 1
-        if failures.count >= _FREE_FAILURES:
-            doubled = _BACK_OFF_FIRST_S * 2.0 ** min(failures.count - _FREE_FAILURES, 10)
-            failures.until_s = now + min(doubled, _BACK_OFF_MAX_S)
-        _trim(self._failures)
+        # From here on the wait of user and address slows it down. If it went on to count over all
+        # users, one device with an old password would hold up everybody at its address for ever.
+        if self._of_pairs.add(pair, now) <= FREE_FAILURES and _counts_all_users(pair[1]):
+            self._of_clients.add(pair[1], now)
 
 
-def _trim(users: OrderedDict[str, Any]) -> None:
-    while len(users) > _USERS_MAX:
-        users.popitem(last=False)
+def _counts_all_users(client: str) -> bool:
+    """Whether failures of a client are also counted over all users.
+
+    Not on this machine: behind a reverse proxy there, all users of the service have one address,
+    and a stranger who guesses would keep each of them out.
+    """
+    return bool(client) and not ip_network(client).is_loopback

@@ -11,7 +11,7 @@ import hmac
 from dataclasses import dataclass
 
 import argon2
-from argon2.exceptions import InvalidHashError, VerificationError
+from argon2.exceptions import InvalidHashError, VerifyMismatchError
 
 _PLAIN = "plain:"
 _DIGEST = "sha256:"
@@ -30,12 +30,15 @@ class Password:
     plain: bytes = b""
 
     def matches(self, given: str) -> bool:
-        """Whether `given` is it. With Argon2id this takes a tenth of a second of processor time."""
+        """Whether `given` is it. With Argon2id this takes a tenth of a second of processor time.
+
+        Raises VerificationError where that cannot be computed: memory is short, for one.
+        """
         if not self.hashed:
             return hmac.compare_digest(self.plain, given.encode("utf-8", "surrogatepass"))
         try:
             return argon2.PasswordHasher().verify(self.hashed, given.encode("utf-8", "replace"))
-        except (VerificationError, InvalidHashError):
+        except (VerifyMismatchError, InvalidHashError):
             return False
 
 

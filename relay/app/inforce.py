@@ -63,6 +63,6 @@ class InForce:
         """See AccountDirectory."""
         return self._now.accounts.by_address(address)
 
-    async def by_password(self, user: str, password: str) -> Account | None:
+    async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
         """See AccountDirectory."""
-        return await self._now.accounts.by_password(user, password)
+        return await self._now.accounts.by_password(user, password, client=client)

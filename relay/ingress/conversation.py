@@ -6,12 +6,13 @@ Fails: every fault of the client is a reply that says what to do; too many of th
 Standards: RFC 5321 3, 4.1, 4.5.1; RFC 1870, 2034, 2920, 3207, 3461, 4954, 6152, 6409, 6531.
 """
 
+import math
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from relay.accounts.account import DEAD_LETTER
+from relay.accounts import DEAD_LETTER, LoginDelayedError
 from relay.ingress.auth import exchange
 from relay.ingress.data import ContentReader
 from relay.ingress.limits import Budget, Limits
@@ -28,6 +29,7 @@ from relay.spool.types import Arrival
 _log = get_logger("ingress")
 
 SHUTTING_DOWN = "421 4.3.2 This server is shutting down, try again later"
+_USER_CHARACTERS_MAX = 128  # of what a client calls itself, in the log
 _HELO_NAME = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}").fullmatch
 _BEFORE_TLS = frozenset({"NOOP", "EHLO", "HELO", "STARTTLS", "QUIT"})
 _JUNK = frozenset({"NOOP", "RSET", "VRFY", "EHLO", "HELO"})
@@ -106,6 +108,7 @@ class Conversation:
         self._errors = 0
         self._junk_commands = 0
         self._auth_failures = 0
+        self._tried_user = ""
         self.closing = False
         self.draining = False
 
@@ -127,7 +130,8 @@ class Conversation:
         except Refused as refused:
             reply = str(refused)
         if reply.startswith(("4", "5")) and verb in _TELLING:
-            _log.info("refused", qid="NOQUEUE", client=self._ip, verb=verb, reply=reply)
+            tried = {"user": self._tried_user} if verb == "AUTH" else {}
+            _log.info("refused", qid="NOQUEUE", client=self._ip, verb=verb, **tried, reply=reply)
         return self.count(reply, verb=verb)
 
     def greet(self, *, client_spoke: bool) -> str:
@@ -244,6 +248,7 @@ class Conversation:
 
     async def auth(self, argument: str) -> str:
         """RFC 4954 4."""
+        self._tried_user = ""
         if not self._extended:
             return "503 5.5.1 Send EHLO first"
         if self._login:
@@ -255,7 +260,16 @@ class Conversation:
                 return "538 5.7.11 Use STARTTLS before AUTH"
             return "502 5.5.1 AUTH is not offered here"
         credentials = await exchange(argument, self._wire.ask)
-        account = await self._service.accounts.by_password(credentials.user, credentials.password)
+        self._tried_user = credentials.user[:_USER_CHARACTERS_MAX]
+        refusal = "535 5.7.8 User or password is wrong"
+        try:
+            account = await self._service.accounts.by_password(
+                credentials.user, credentials.password, client=self._ip
+            )
+        except LoginDelayedError as delayed:
+            account, refusal = None, _delayed_reply(delayed)
+            if delayed.__cause__ is not None:
+                _log.error("password not checked", client=self._ip, error=delayed.__cause__)
         if account is not None:
             self._login = account.address
             return "235 2.7.0 Authentication successful"
@@ -263,7 +277,7 @@ class Conversation:
         await self._wire.pause(self._service.limits.auth_failure_delay_s * self._auth_failures)
         if self._auth_failures >= self._service.limits.auth_failures:
             return self._goodbye("421 4.7.0 Too many failed logins, closing the connection")
-        return "535 5.7.8 User or password is wrong"
+        return refusal
 
     async def mail(self, argument: str) -> str:
         """RFC 5321 4.1.1.2."""
@@ -397,6 +411,11 @@ class Conversation:
     def _goodbye(self, reply: str) -> str:
         self.closing = True
         return reply
+
+
+def _delayed_reply(delayed: LoginDelayedError) -> str:
+    seconds = math.ceil(delayed.retry_after_s)
+    return f"454 4.7.0 {delayed}, try again in {seconds} second{'' if seconds == 1 else 's'}"
 
 
 def _check_utf8(argument: str) -> None:

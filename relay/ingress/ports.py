@@ -87,8 +87,8 @@ class Passwords(Protocol):
         """The account that gets mail for `address`."""
         ...
 
-    async def by_password(self, user: str, password: str) -> Account | None:
-        """The account that logs in so."""
+    async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
+        """The account that logs in so from the address `client`. Raises LoginDelayedError."""
         ...
 
 

@@ -104,7 +104,7 @@ class FakeAccounts:
         send_as = ("office@elsewhere.test", "*@shared.test") if name == "alice" else ()
         return Account(f"{name}@example.test", aliases, send_as=send_as)
 
-    async def by_password(self, user: str, password: str) -> Account | None:
+    async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
         account = self.by_address(user)
         return account if account and password == user.partition("@")[0] else None
 

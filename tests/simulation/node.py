@@ -63,7 +63,7 @@ class People:
         local_part, _, domain = address.lower().partition("@")
         return Account(f"{local_part}@{HOME}") if domain == HOME and local_part in PEOPLE else None
 
-    async def by_password(self, user: str, password: str) -> Account | None:
+    async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
         return None
 
 

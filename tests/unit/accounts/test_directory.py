@@ -140,7 +140,7 @@ def test_by_token(tmp_path, token, owner):
 )
 async def test_by_password(tmp_path, user, password, owner):
     accounts = load(tmp_path, TWO)
-    found = await accounts.by_password(user, password)
+    found = await accounts.by_password(user, password, client="192.0.2.1")
     accounts.close()
     assert (found and found.address) == owner
 
@@ -148,14 +148,14 @@ async def test_by_password(tmp_path, user, password, owner):
 async def test_an_account_without_password_or_token_cannot_log_in(tmp_path):
     accounts = load(tmp_path, '[[account]]\naddress = "a@example.test"\n')
     assert accounts.by_token("") is None
-    assert await accounts.by_password("a@example.test", "") is None
+    assert await accounts.by_password("a@example.test", "", client="") is None
     accounts.close()
 
 
 async def test_what_a_guesser_calls_itself_is_remembered_shortened(tmp_path):
     accounts = load(tmp_path, TWO)
-    assert await accounts.by_password("x" * 9000, "guess") is None
-    assert [len(name) for name in accounts._checker._failures] == [320]
+    assert await accounts.by_password("x" * 9000, "guess", client="192.0.2.1") is None
+    assert [len(name) for name, _ in accounts._checker._of_pairs._entries] == [320]
     accounts.close()
 
 
@@ -236,8 +236,10 @@ async def test_in_development_a_login_makes_an_account_but_mail_does_not():
     assert accounts.by_address("carol@example.test") is None
     assert accounts.by_token("carol").address == "carol@example.test"
     assert accounts.by_address("Carol+x@example.test").address == "carol@example.test"
-    assert (await accounts.by_password("dave@example.test", "dave")).address == "dave@example.test"
-    assert await accounts.by_password("erin", "wrong") is None
+    assert (
+        await accounts.by_password("dave@example.test", "dave", client="")
+    ).address == "dave@example.test"
+    assert await accounts.by_password("erin", "wrong", client="") is None
     assert accounts.by_address("erin@example.test") is None
     assert accounts.by_token("alice@EXAMPLE.test") == accounts.by_address("alice@example.test")
 

@@ -44,7 +44,7 @@ class People:
     def by_address(self, address: str) -> Account | None:
         return next((one for one in ACCOUNTS if one.owns(address)), None)
 
-    async def by_password(self, user: str, password: str) -> Account | None:
+    async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
         raise NotImplementedError
 
 

@@ -1,6 +1,7 @@
 """Sessions from outside: time, limits, shutting down, connections that break."""
 
 import asyncio
+import base64
 import gc
 import shutil
 import socket
@@ -13,6 +14,7 @@ from typing import ClassVar
 import pytest
 import structlog.testing
 
+from relay.accounts import load_accounts
 from relay.clock import ManualClock
 from relay.ingress import Limits
 from relay.ingress.session import SmtpSession
@@ -171,7 +173,7 @@ async def test_a_client_that_does_not_read_is_cut_off(listening):
 
 
 async def test_a_fault_of_ours_is_a_451_and_the_session_goes_on(relay, listening, monkeypatch):
-    async def fail(*_):
+    async def fail(*_, **__):
         raise OSError("secret detail")
 
     monkeypatch.setattr(relay.accounts, "by_password", fail, raising=False)
@@ -422,3 +424,49 @@ async def test_nothing_holds_a_session_that_is_over(listening):
         while session() is not None:
             await asyncio.sleep(0.01)
             gc.collect()
+
+
+ACCOUNTS = """\
+[[account]]
+address = "alice@example.test"
+password = "plain:right"
+"""
+
+
+async def log_in(client: Client, password: str, user: str = "alice@example.test") -> str:
+    await client.reply()
+    await client.say("EHLO client.test")
+    credentials = base64.b64encode(f"\0{user}\0{password}".encode()).decode()
+    return await client.say(f"AUTH PLAIN {credentials}")
+
+
+async def test_wrong_passwords_from_one_address_keep_nobody_out_at_another(
+    relay, listening, tmp_path
+):
+    file = tmp_path / "accounts.toml"
+    file.write_text(ACCOUNTS)
+    file.chmod(0o600)
+    relay.accounts = load_accounts(file, ["example.test"], clock=relay.clock, environ={})
+    address = (await listening()).address
+    stranger = {"local_addr": ("127.0.0.2", 0)}
+    with structlog.testing.capture_logs() as lines:
+        for number in range(3):
+            client = await Client.connect(address, **stranger)
+            assert (await log_in(client, f"guess {number}")).startswith("535 5.7.8 ")
+        reply = await log_in(await Client.connect(address, **stranger), "right")
+    assert reply == "454 4.7.0 Too many failed logins, try again in 1 second"
+    found = [(one["client"], one["user"], one["reply"][:3]) for one in lines if "user" in one]
+    assert found == [("127.0.0.2", "alice@example.test", code) for code in ("535",) * 3 + ("454",)]
+    assert (await log_in(await Client.connect(address), "right")).startswith("235 ")
+    relay.clock.advance(1.1)
+    client = await Client.connect(address, **stranger)
+    assert (await log_in(client, "right")).startswith("235 ")
+    relay.accounts.close()
+
+
+async def test_the_user_that_was_tried_is_logged_bounded(listening):
+    client = await Client.connect((await listening()).address)
+    with structlog.testing.capture_logs() as lines:
+        assert (await log_in(client, "x", user="a\r\nb" * 500)).startswith("535 ")
+    (user,) = [one["user"] for one in lines if "user" in one]
+    assert user == ("a\r\nb" * 500)[:128]  # the log's renderer leaves control characters out

@@ -35,7 +35,7 @@ class Accounts:
     def by_address(self, address):
         return PEOPLE.get(address.lower())
 
-    async def by_password(self, user, password):
+    async def by_password(self, user, password, *, client):
         raise NotImplementedError
 
 

@@ -35,7 +35,7 @@ class People:
     def by_address(self, address: str) -> Account | None:
         return ACCOUNTS.get(address.partition("@")[0])
 
-    async def by_password(self, user: str, password: str) -> Account | None:
+    async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
         raise NotImplementedError
 
 
