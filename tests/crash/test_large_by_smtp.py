@@ -80,11 +80,15 @@ def test_killed_around_the_commit(scene: Scene, point: CrashPoint, accepted: boo
 
 def test_killed_in_the_middle_of_the_upload(scene: Scene) -> None:
     relay = scene.relay.start()
-    with socket.create_connection(relay.smtp_address()) as client, client.makefile("rb") as replies:
+    with (
+        socket.create_connection(relay.smtp_address(), timeout=60) as client,
+        client.makefile("rb") as replies,
+    ):
+        assert replies.readline().startswith(b"220 ")
         for line in ("EHLO c.test", "MAIL FROM:<alice@example.test>", "RCPT TO:<x@a.test>", "DATA"):
             client.sendall(line.encode() + b"\r\n")
-        while not replies.readline().startswith(b"354"):
-            pass
+        while not (reply := replies.readline()).startswith(b"354"):
+            assert reply, "the relay closed the connection"
         client.sendall(CONTENT)
         until("its body arrives", lambda: stored(relay))
         relay.kill()
