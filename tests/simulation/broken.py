@@ -99,6 +99,10 @@ def _unsyncable(plan: Scenario) -> bool:
     return fails and any(life.steps_after_sync for life in plan.lives)
 
 
+def _in_versions(plan: Scenario) -> bool:
+    return any(letter.words == "version" for letter in plan.letters)
+
+
 def _short(plan: Scenario) -> bool:
     return bool(plan.lives)
 
@@ -358,6 +362,14 @@ def _final_for_4yz(original: Any) -> Any:
     return classify
 
 
+def _first_version(original: Any) -> Any:
+    def insert(batch: Any, message: Any, *args: Any, **more: Any) -> Any:
+        entries = tuple(replace(entry, content=0) for entry in message.entries)
+        return original(batch, replace(message, entries=entries), *args, **more)
+
+    return insert
+
+
 BROKEN = (
     Broken("reply before commit", _instead(Acceptance, "_commit", _answer_at_once), "invariant 1"),
     Broken("settle without epoch", _instead(transactions, "settle", _any_epoch), "invariant 3"),
@@ -392,6 +404,7 @@ BROKEN = (
     Broken("backscatter", _instead(reporter, "decide", _to_anybody), "invariant 5"),
     Broken("delivered twice at home", _instead(Mailboxes, "deliver", _again), "invariant 2"),
     Broken("a 4yz reply to RCPT is final", _instead(transaction, "classify", _final_for_4yz), "nobody refused it"),
+    Broken("all get the first version", _instead(transactions, "_insert_message", _first_version), "another content", where=_in_versions),
     Broken("doubts are not told", _instead(recovery, "append_events", _nothing), "invariant 2"),
     Broken("wall time", _instead(WorldClock, "steady_us", _wall_time), "invariant 6"),
     Broken(

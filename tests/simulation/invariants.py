@@ -20,12 +20,18 @@ from relay.message.outcome import Relayed
 from relay.spool.types import Claim, Settlement
 from tests.simulation.clock import BEGINNING_US
 from tests.simulation.ledger import Ledger
+from tests.simulation.neighbours import MARK, MARKED
 from tests.simulation.rows import Message, Recipient, Rows
-from tests.simulation.scenario import HOME, PEOPLE, VICTIM, Scenario
-from tests.simulation.sites import TOKEN, Site, Taken
+from tests.simulation.scenario import HOME, PEOPLE, VICTIM, Letter, Scenario
+from tests.simulation.senders import content as content_of
+from tests.simulation.sites import TOKEN, Site, Taken, name_of
 
 _ATTEMPT_S_MAX = 1500.0  # three hosts, each answering as late as it may
 _FINAL_RECIPIENT = re.compile(rb"^Final-Recipient: [^;]*; *(\S+)", re.MULTILINE | re.IGNORECASE)
+_FINAL_DELIVERY = re.compile(rb"Return-Path: <[^\r\n]*>\r\nDelivered-To: ([^\r\n]*)\r\n")
+_TRACE = re.compile(
+    rb"Received: [^;]*\bid ([0-9a-z]{16})\b[^;]*;\r\n\t[^\r\n]*\r\n(?:Date: [^\r\n]*\r\n)?"
+)
 _MESSAGE_ID = re.compile(rb"^Message-ID: *(\S+)", re.MULTILINE | re.IGNORECASE)
 _UNREAD = b"Subject: (the original message could not be read)"
 
@@ -54,7 +60,7 @@ def violations(evidence: Evidence) -> list[str]:
     """Everything that is wrong."""
     found: list[str] = list(evidence.rows.violations)
     for check in (
-        answered_is_kept, everything_ended, ends_are_true, failures_are_justified,
+        answered_is_kept, everything_ended, ends_are_true, contents_are_right, failures_are_justified,
         no_second_delivery, reports_are_made, no_backscatter, expiry_in_time,
         delays_are_told_once, keys_are_kept, events_tell_all, nothing_left_over,
     ):  # fmt: skip
@@ -111,6 +117,46 @@ def ends_are_true(evidence: Evidence) -> Iterator[str]:
                 and not at_home[f"{message.id}-{recipient.number}"]
             ):
                 yield f"1: {where} is delivered, and in no mailbox"
+
+
+def contents_are_right(evidence: Evidence) -> Iterator[str]:
+    """1: each copy has, octet for octet, the version of the content that is its recipient's."""
+    messages = evidence.rows.messages
+    letters = {one.token: one.letter for one in evidence.ledger.tries}
+    copies = [(name_of(one.content), one.address, one.content) for one in evidence.copies()]
+    for mailbox, unique, content in evidence.ledger.inboxes:
+        place = _FINAL_DELIVERY.match(content)
+        if place is None:
+            yield f"1: {unique} in {mailbox} says not for whom it is"
+            continue
+        queue_id = unique.partition("-")[0]
+        is_report = queue_id in messages and messages[queue_id].source == "report"
+        copy = content[place.end() :]
+        # a dead letter is another message than its content says
+        copies.append((name_of(copy) if is_report else queue_id, place[1].decode(), copy))
+    for name, address, content in copies:
+        message = messages.get(evidence.ledger.names.get(name, name))
+        if message is None or message.token not in letters:  # it is a report, or never accepted
+            continue
+        letter = letters[message.token]
+        versions = _versions(message, letter, address)
+        trace = _TRACE.match(content)
+        if trace is None or trace[1].decode() != message.id:
+            yield f"1: {message.id} ({message.token}) came to {address} without its Received"
+        elif content[trace.end() :] not in versions:
+            yield f"1: {message.id} ({message.token}) came to {address} with another content"
+
+
+def _versions(message: Message, letter: Letter, address: str) -> tuple[bytes, ...]:
+    """What a recipient may get; of a dead letter nobody knows whose version it is."""
+    plain = content_of(letter, message.token)
+    if letter.words != "version":
+        return (plain,)
+    head, _, body = plain.partition(b"\r\n\r\n")
+    marked = head + b"\r\n" + MARK + b"\r\n" + body
+    if address not in {one.address for one in message.recipients}:
+        return (plain, marked)
+    return (marked,) if address.startswith(MARKED) else (plain,)
 
 
 def failures_are_justified(evidence: Evidence) -> Iterator[str]:

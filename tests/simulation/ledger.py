@@ -301,6 +301,8 @@ class Witness:
                 world.reached["accepted: repeated, behind its history"] += 1
         elif was_full and self._disk.full:
             world.fault(f"invariant 10: {message.id} was taken on while the disk is full")
+        if len({entry.content for entry in message.entries}) > 1:
+            world.reached["accepted: in two versions"] += 1
         if not accepted.claims and message.entries:
             world.reached["accepted: as no claim"] += 1
         if any(isinstance(one, LargeContent) for one in message.contents):

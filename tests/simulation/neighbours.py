@@ -38,7 +38,13 @@ then = [ { redirect = "carol@home.test" } ]
 name = "copy"
 when = { subject = "*copy*" }
 then = [ { bcc = "added@d0.test" } ]
+[[rule]]
+name = "version"
+when = { subject = "*version*", recipient = ["u1*", "u2*", "u3*", "u4*", "alice@*"] }
+then = [ { set_header = { name = "X-Version", value = "marked" } } ]
 """
+MARKED = ("u1", "u2", "u3", "u4", "alice@")  # whose version of the content has the mark
+MARK = b"X-Version: marked\r\n"
 _FLICKER_S = 700.0
 
 

@@ -6,7 +6,7 @@ Fails: never.
 Standards: none.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from relay.clock import DOUBT_US
@@ -158,7 +158,7 @@ def make(seed: int) -> Scenario:
     ]
     expire_after_s = rng.choice((1800.0, 2 * _HOUR_S, 5 * _HOUR_S))
     lives = tuple(_life(rng) for _ in range(rng.choice((0, 1, 2, 3, 3))))
-    return Scenario(
+    plan = Scenario(
         seed=seed,
         letters=tuple(letters),
         domains=domains,
@@ -183,6 +183,17 @@ def make(seed: int) -> Scenario:
         unresolved=unresolved,
         route_rate=rng.choice(("", "", "3/300", "20/600")),
         starts=_starts(rng, len(lives) + 1),
+    )
+    # What is drawn from here on leaves most worlds of the seeds as they were.
+    return replace(plan, letters=_in_versions(rng, plan.letters))
+
+
+def _in_versions(rng: Random, letters: tuple[Letter, ...]) -> tuple[Letter, ...]:
+    """In some worlds, let a rule give some recipients of a letter another version of its content."""
+    chance = rng.choice((0.0, 0.0, 0.0, 0.5))
+    return tuple(
+        replace(one, words="version") if one.words == "hello" and rng.random() < chance else one
+        for one in letters
     )
 
 

@@ -147,7 +147,8 @@ class _Dialogue:
             return bool(refused)
         if (await self._ask("DATA"))[0] != 354:
             return False
-        self._writer.write(content(letter, attempt.token) + b".\r\n")
+        octets = content(letter, attempt.token).replace(b"\r\n.", b"\r\n..")
+        self._writer.write(octets + b".\r\n")
         if letter.leaves and attempt.token.endswith(".0"):
             raise Gone
         attempt.code, text = await self._reply()
@@ -170,7 +171,7 @@ class _Dialogue:
 
 
 def content(letter: Letter, token: str) -> bytes:
-    """A small message of about the letter's size."""
+    """A message of about the letter's size; its lines name it, and its first begins with a dot."""
     head = [
         f"From: {letter.reverse_path or 'nobody@home.test'}",
         f"Subject: {letter.words} {token}",
@@ -178,4 +179,5 @@ def content(letter: Letter, token: str) -> bytes:
         *letter.fields,
     ]
     lines = letter.size_bytes // 64 + 1
-    return "\r\n".join([*head, "", *(["x" * 62] * lines), ""]).encode()
+    body = [f".{token:x<61}", *([f"{token:x<62}"] * (lines - 1))]
+    return "\r\n".join([*head, "", *body, ""]).encode()
