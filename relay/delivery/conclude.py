@@ -118,6 +118,9 @@ def put_back(claim: Claim, *, moment: Moment) -> Conclusion:
     )  # fmt: skip
     if claim.state in PARKED and waiting.due_us <= moment.now_us:  # it may be over, or may not
         waiting = replace(waiting, due_us=moment.now_us + _DOUBTFUL_END_US)
+    elif claim.retry_us is not None and claim.retry_us <= moment.now_us:
+        # It still waits for its attempt: what came due while the relay was down gets one first.
+        waiting = replace(waiting, due_us=min(claim.due_us, waiting.due_us))
     return Conclusion(moment.at_us, waiting=waiting, events=late)
 
 

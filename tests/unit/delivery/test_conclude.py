@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from relay.delivery.conclude import Moment, conclude, expire, put_back
+from relay.delivery.queue.errand import Errand, errand_of
 from relay.delivery.schedule import Schedule
 from relay.journal.events import Step
 from relay.message.lifecycle import State
@@ -131,6 +132,19 @@ def test_what_may_be_over_is_looked_at_again_later(state: State) -> None:
     claim = a_claim(state=state, retry_us=None, due_us=HOUR_US, expires_us=HOUR_US)
     waiting = put_back(claim, moment=Moment(4 * HOUR_US, 4 * HOUR_US)).waiting
     assert 4 * HOUR_US < waiting.due_us < 5 * HOUR_US
+
+
+def test_a_delay_warning_leaves_what_came_due_before_the_start_its_attempt() -> None:
+    claim = a_claim(
+        attempts=1, retry_us=2 * HOUR_US, due_us=2 * HOUR_US, expires_us=3 * HOUR_US,
+        warn_us=HOUR_US,
+    )  # fmt: skip
+    now_us = 4 * HOUR_US
+    waiting = put_back(claim, moment=Moment(now_us, now_us)).waiting
+    again = replace(claim, due_us=waiting.due_us, warn_us=waiting.warn_us)
+    assert waiting.due_us == 2 * HOUR_US
+    errand = errand_of(again, now_us=now_us, sure_us=now_us, started_us=now_us - SECOND_US)
+    assert errand is Errand.TRY
 
 
 def test_what_is_put_back_before_its_warning_keeps_it() -> None:
