@@ -17,11 +17,14 @@ from unittest.mock import patch
 
 from relay.clock import SteadyTime
 from relay.delivery import Dispatcher, conclude, dispatcher
+from relay.delivery.queue import errand
+from relay.delivery.queue.refill import Refill
 from relay.delivery.queue.walk import LaneWalk
 from relay.delivery.remote import session
 from relay.delivery.remote.rate import Bucket
 from relay.delivery.remote.session import Session
 from relay.delivery.remote.slots import ConnectionSlots
+from relay.delivery.schedule import Schedule
 from relay.ingress import Acceptance
 from relay.ingress.ports import Decision
 from relay.message.classify import Reply, Stage
@@ -42,7 +45,7 @@ from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.upkeep import history, recovery
 from tests.simulation.clock import WorldClock
 from tests.simulation.neighbours import Mailboxes
-from tests.simulation.scenario import Scenario, make
+from tests.simulation.scenario import NEVER_S, Scenario, make
 
 _OPERATORS = 10
 _SLOWEST = "3/300"
@@ -97,6 +100,10 @@ def _unsyncable(plan: Scenario) -> bool:
     """Whether a process may die soon after a sync that failed."""
     fails = any(trouble.kind == "sync" for trouble in plan.troubles)
     return fails and any(life.steps_after_sync for life in plan.lives)
+
+
+def _never_anew(plan: Scenario) -> bool:
+    return plan.walks_anew_s == NEVER_S
 
 
 def _in_versions(plan: Scenario) -> bool:
@@ -370,6 +377,29 @@ def _first_version(original: Any) -> Any:
     return insert
 
 
+def _retry_at_expiry(original: Any) -> Any:
+    def retry(self: Schedule, before: Any, names: Any, *, now_us: int, expires_us: int) -> Any:
+        found = original(self, before, names, now_us=now_us, expires_us=expires_us)
+        return replace(found, at_us=expires_us)
+
+    return retry
+
+
+def _seen_at_expiry(original: Any) -> Any:
+    def waiting(claim: Any, **more: Any) -> Any:
+        return replace(original(claim, **more), due_us=claim.message.expires_us)
+
+    return waiting
+
+
+def _first_step_again(original: Any) -> Any:
+    return lambda self, before, name: replace(original(self, before, name), attempts=1)
+
+
+def _expiring_untried(_original: Any) -> Any:
+    return lambda claim, **_more: claim.message.expires_us
+
+
 BROKEN = (
     Broken("reply before commit", _instead(Acceptance, "_commit", _answer_at_once), "invariant 1"),
     Broken("settle without epoch", _instead(transactions, "settle", _any_epoch), "invariant 3"),
@@ -430,6 +460,11 @@ BROKEN = (
     ),
     Broken("what is withdrawn is tried", _instead(Dispatcher, "withdraw", _still_tried), "invariant 2", where=_operated),
     Broken("what is held never ends", _instead(changing, "look_us", _held_for_ever), "invariant 6", where=_operated),
+    Broken("retried at expiry only", _instead(Schedule, "retry", _retry_at_expiry), "expected"),
+    Broken("seen at expiry only", _instead(conclude, "_waiting", _seen_at_expiry), "looked at after"),
+    Broken("always the first step", _instead(Schedule, "_following", _first_step_again), "expected"),
+    Broken("no timer for what is due", _instead(Refill, "due_at", _nothing), "was due", where=_never_anew),
+    Broken("expired untried", _instead(errand, "end_us", _expiring_untried), "nobody has tried it"),
     Broken("warned again", _instead(conclude, "_warning", _warned_again), "invariant 6"),
     Broken("never warned", _instead(conclude, "_warning", _never_warned), "invariant 6"),
     Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),

@@ -24,6 +24,7 @@ from tests.simulation.clock import BEGINNING_US
 from tests.simulation.life import Life
 from tests.simulation.rows import Message
 from tests.simulation.scenario import Letter, Scenario
+from tests.simulation.waits import Waits
 from tests.simulation.world import World
 
 Key = tuple[str, int]
@@ -80,6 +81,7 @@ class Ledger:
         self._late_s: defaultdict[str, list[float]] = defaultdict(list)
         self._begun_s: defaultdict[str, deque[float]] = defaultdict(deque)
         self._claims_max = claims_max
+        self.waits = Waits(plan)
 
     # -- the spool's side
 
@@ -91,12 +93,14 @@ class Ledger:
             self.world.reached[f"lane: {claim.lane.name}"] += 1
             if claim.due_us > self.steady_us():
                 self.world.fault(f"invariant 6: {key} is claimed before it is due")
+            self._judge_claim(claim)
             if claim.epoch <= self.epochs.get(key, 0):
                 self.world.fault(f"invariant 3: epoch {claim.epoch} of {key} is not new")
             if key in self.open and self.open[key].epoch not in self._settling[key]:
                 self.world.fault(f"invariant 3: {key} is claimed twice at once")
             self.epochs[key] = claim.epoch
             self.open[key] = claim
+        self.looks_idle()
         if len(self.open) > self._claims_max:
             self.world.fault(f"invariant 8: {len(self.open)} claims in memory")
         if life.tasks_open > self._tasks_max:
@@ -105,6 +109,23 @@ class Ledger:
     def steady_us(self) -> int:
         """What the relay's clock says."""
         return self.world.clocks.steady_us()
+
+    def _judge_claim(self, claim: Claim) -> None:
+        """Invariant 6: it is claimed as soon as the process can, if it is to be tried."""
+        if claim.retry_us is None or claim.retry_us > self.steady_us():
+            return
+        # one of the two is in the past where its mail has expired, or was held for long
+        ready_us = max(claim.retry_us, claim.due_us)
+        for words in self.waits.claimed(claim, ready_s=(ready_us - BEGINNING_US) / 1e6):
+            self.world.fault(f"invariant 6: {words}")
+
+    def looks_idle(self, *, works: bool | None = None) -> None:
+        """Note whether the process has no claim; `works`: it begins, or ceases, to claim."""
+        self._works = self._works if works is None else works
+        note = self.waits.idle_from if self._works and not self.open else self.waits.busy_from
+        note(self.world.clocks.steady_s())
+
+    _works = False
 
     def settles(self, claim: Claim) -> bool:
         """Note that a settlement begins, which others may see before who waits for it; whether the
@@ -118,6 +139,8 @@ class Ledger:
         key = (claim.message.id, claim.entry_id)
         self.world.note("settle", *key, "epoch", claim.epoch, "held" if held else "fenced")
         self._settling[key].discard(claim.epoch)
+        if not held:
+            self.waits.lost(claim)
         if held and was_fenced:
             self.world.fault(f"invariant 3: a fenced claim of {key} was settled")
         reached = self.world.reached
@@ -137,6 +160,7 @@ class Ledger:
             self._tried.add(key)
         if held:
             self._judge_delay(settlement)
+            self._judge_wait(settlement)
         if held and settlement.expired:
             reached[f"expired: {claim.state}"] += 1
             expires_us = claim.message.expires_us
@@ -158,19 +182,27 @@ class Ledger:
         current = self.open.get(key)
         if current is not None and current.epoch == claim.epoch:
             del self.open[key]
+            self.looks_idle()
 
     def _settled_people(self, claim: Claim, numbers: Collection[int]) -> None:
         for recipient in claim.recipients:
             if recipient.id in numbers:
                 self.settlements[claim.message.id, recipient.address] += 1
 
+    def _judge_wait(self, settlement: Settlement) -> None:
+        """Invariant 6: the next attempt is due as the retry lists say."""
+        now_us = self._concluded_us(settlement)
+        if abs(now_us - self.steady_us()) > _JUMP_US_MIN:  # the clock has jumped since
+            self.waits.lost(settlement.claim)
+            return
+        for words in self.waits.settled(settlement, now_us=now_us):
+            self.world.fault(f"invariant 6: {words}")
+
     def _judge_delay(self, settlement: Settlement) -> None:
         """Invariant 6: what waits on behind its moment is told to be late, and only then."""
         claim, waiting = settlement.claim, settlement.waiting
         told = sum(one.detail.get("kind") == "delayed" for one in settlement.events)
-        clocks = self.world.clocks
-        ahead_us = clocks.jumped_us + clocks.wrong_us - clocks.ahead_us
-        now_us = settlement.at_us - ahead_us  # it may take long to be written
+        now_us = self._concluded_us(settlement)
         if abs(now_us - self.steady_us()) > _JUMP_US_MIN:  # the clock has jumped since
             return
         is_late = claim.warn_us is not None and claim.warn_us <= now_us
@@ -204,12 +236,22 @@ class Ledger:
             self._tried.clear()
             self.world.reached["clock: a doubtful gap"] += 1
 
+    def _concluded_us(self, settlement: Settlement) -> int:
+        """When the attempt ended, in steady time: it may take long to be written."""
+        clocks = self.world.clocks
+        return settlement.at_us - (clocks.jumped_us + clocks.wrong_us - clocks.ahead_us)
+
     def withdrawn(self, key: Key) -> None:
         """An operator took it out of memory."""
         self.open.pop(key, None)
+        self.looks_idle()
 
     def died(self) -> None:
         self.ghosts += self.open.values()
+        for claim in self.open.values():
+            self.waits.lost(claim)
+        self.looks_idle(works=False)
+        self.waits.ended()
         self._settling.clear()
         self.open.clear()
         self._dots.clear()

@@ -44,6 +44,8 @@ async def operate(node: Any, ledger: Ledger, world: World) -> None:
     try:
         node.life.doing.append("an order")
         node.life.may_die(rng)
+        if operation is Operation.REROUTE:
+            ledger.waits.rerouted(selector.ids)
         changed = await node.spool.desk.carry_out(order)
     except SpoolError as error:
         world.note("operator:", operation, error)

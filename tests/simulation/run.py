@@ -262,6 +262,7 @@ class _Play:
         stopped = not life.dead
         if stopped:
             life.doing[0] = "working"
+            self.ledger.looks_idle(works=True)
             living.result()
             ghosts = world.create_task(self._haunt(life))
             if senders is None:
@@ -274,6 +275,7 @@ class _Play:
             assert self.node is not None
             self.disk.sync_fails = 0
             life.doing[0] = "stopping"
+            self.ledger.looks_idle(works=False)
             if plan.steps_of_stop:
                 life.dies_at_step = life.steps + plan.steps_of_stop
             stopping = world.create_task(self.node.stop(), context=life.context)
@@ -344,9 +346,11 @@ class _Play:
                 case "full":
                     began_s = self.world.clocks.steady_s()
                     self.disk.full = True
+                    self.ledger.looks_idle(works=False)
                     await asyncio.sleep(trouble.amount)
                     self.disk.full, self.disk.is_just_given = False, False
                     self.disk.spare_bytes = 0
+                    self.ledger.looks_idle(works=self._is_working)
                     self.ledger.outages.append((began_s, self.world.clocks.steady_s()))
                 case "sync":
                     self.disk.sync_fails += 1
@@ -359,6 +363,11 @@ class _Play:
                     self.disk.unreadable = False
                 case "operator":
                     await self._operate()
+
+    @property
+    def _is_working(self) -> bool:
+        node = self.node
+        return node is not None and not node.life.dead and node.life.doing[0] == "working"
 
     async def _operate(self) -> None:
         node = self.node

@@ -1,0 +1,131 @@
+"""The waits between the attempts at each entry, compared with the retry lists that the plan has.
+
+On the path: the ledger asks about every settlement and every claim.
+Holds: it computes each wait from the outcomes that it saw. Where it did not see all of them (a
+    process died, an operator rerouted the mail), it bounds the wait by the number of attempts.
+Fails: never.
+Standards: RFC 5321 4.5.4.1 (sending strategy); docs/design.md 5 and 7.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+
+from relay.message.lifecycle import State
+from relay.message.outcome import Deferred, Indeterminate
+from relay.spool.types import Claim, Key, Settlement
+from tests.simulation.scenario import Scenario
+
+_JITTER = 0.1
+_ROUNDING_US = 2
+_PARKED = (State.HELD, State.CAPTURED)
+_FRESH = ("", 0)
+
+
+class Waits:
+    """What each entry's attempts ended with, and when no claim was in memory."""
+
+    def __init__(self, plan: Scenario) -> None:
+        self._lists = plan.retry_by_class
+        self._common = plan.retry_s
+        self._slack_s = 5.0 + 4 * plan.commit_s
+        self._causes: dict[Key, tuple[str, int] | None] = {}  # None: not known any more
+        self._tried: set[Key] = set()
+        self._rerouted: set[str] = set()  # messages
+        self._idle_ends: list[float] = []
+        self._idle: list[tuple[float, float]] = []  # when this process had no claim
+        self._idle_since: float | None = None
+
+    def rerouted(self, queue_ids: Sequence[str]) -> None:
+        """Another way begins at the first step of its list."""
+        self._rerouted.update(queue_ids)
+
+    def lost(self, claim: Claim) -> None:
+        """A process died with this claim, or could not settle it."""
+        self._causes[claim.key] = None
+        self._tried.add(claim.key)
+
+    def idle_from(self, now_s: float) -> None:
+        """The process has no claim: what is due has to be claimed at once."""
+        if self._idle_since is None:
+            self._idle_since = now_s
+
+    def busy_from(self, now_s: float) -> None:
+        """The process has a claim, or cannot claim."""
+        if self._idle_since is not None and self._idle_since < now_s:
+            self._idle.append((self._idle_since, now_s))
+            self._idle_ends.append(now_s)
+        self._idle_since = None
+
+    def ended(self) -> None:
+        """The process has ended: the time of the next one may differ from its time."""
+        self._idle_since = None
+        self._idle.clear()
+        self._idle_ends.clear()
+
+    def idle_s(self, from_s: float) -> float:
+        """How long the process had no claim since then."""
+        behind = self._idle[bisect_left(self._idle_ends, from_s) :]
+        return sum(end_s - max(start_s, from_s) for start_s, end_s in behind)
+
+    def claimed(self, claim: Claim, *, ready_s: float) -> Iterator[str]:
+        """Invariant 6: what is due waits only while the process has other mail to deliver."""
+        idle_s = self.idle_s(ready_s)
+        if idle_s > self._slack_s:
+            yield f"{claim.key} was due, and no claim was in memory for {idle_s:.1f} s"
+
+    def settled(self, settlement: Settlement, *, now_us: int) -> Iterator[str]:
+        """Invariant 6: the next attempt is due as the retry lists say, and nothing expires untried."""
+        claim, waiting = settlement.claim, settlement.waiting
+        if settlement.expired and claim.state not in _PARKED:
+            if claim.key not in self._tried and claim.message.id not in self._rerouted:
+                yield f"{claim.key} expired, and nobody has tried it"
+            return
+        if not settlement.counts_as_attempt:
+            if waiting is not None and waiting.retry_us != claim.retry_us:
+                yield f"{claim.key} was put back untried, and is due at another time"
+            return
+        self._tried.add(claim.key)
+        if waiting is None:
+            return
+        low_s, high_s = self._bounds_s(settlement)
+        if waiting.retry_us is None:  # it is held
+            return
+        ends_us = claim.message.expires_us
+        low_us = min(now_us + int(low_s * 1e6), ends_us) - _ROUNDING_US
+        high_us = min(now_us + int(high_s * 1e6), ends_us) + _ROUNDING_US
+        wait_s = (waiting.retry_us - now_us) / 1e6
+        if not low_us <= waiting.retry_us <= high_us:
+            yield f"{claim.key} waits for {wait_s:.1f} s, expected {low_s:.1f} to {high_s:.1f} s"
+        if waiting.due_us > max(now_us, waiting.retry_us):
+            yield f"{claim.key} is looked at after its next attempt is due"
+
+    def _bounds_s(self, settlement: Settlement) -> tuple[float, float]:
+        """The shortest and the longest wait that the lists allow; and note what the wait is for."""
+        claim = settlement.claim
+        waits = [
+            outcome
+            for outcome in settlement.outcomes.values()
+            if isinstance(outcome, Deferred | Indeterminate)
+        ]
+        kinds = {str(one.kind) if isinstance(one, Deferred) else "" for one in waits} or {""}
+        known = self._causes.get(claim.key, None if claim.attempts else _FRESH)
+        if known is None or claim.message.id in self._rerouted:
+            self._causes[claim.key] = None
+            lists = [self._list(kind) for kind in kinds]
+            tries = claim.attempts + 1
+            low_s = min(min(steps) for steps in lists)
+            return low_s * (1 - _JITTER), min(max(one[:tries]) for one in lists) * (1 + _JITTER)
+        before, row = known
+        found = []
+        for kind in sorted(kinds):
+            steps = self._list(kind)
+            place = row + 1 if steps is self._list(before) else 1
+            found.append((steps[min(place, len(steps)) - 1], kind, place))
+        step_s = min(one[0] for one in found)
+        shortest = [one for one in found if one[0] == step_s]
+        # Which of two equal steps counts is the relay's choice.
+        self._causes[claim.key] = shortest[0][1:] if len(shortest) == 1 else None
+        return step_s * (1 - _JITTER), step_s * (1 + _JITTER)
+
+    def _list(self, kind: str) -> Sequence[float]:
+        return self._lists.get(kind) or self._common
