@@ -37,12 +37,12 @@ def relay() -> Iterator[RelayProcess]:
         relay.close()
 
 
-def die(relay: RelayProcess, point: CrashPoint) -> None:
+def die(relay: RelayProcess, point: CrashPoint, *, to: str = "bob@example.test") -> None:
     """Start a relay that is killed at `point`, and send something if it comes so far."""
     relay.start(crash_at=point, wait=point in AT_STOP)
     if point in AT_STOP:
-        relay.submit("alice@example.test", ["bob@example.test"])
-        until("delivered", lambda: not relay.queue())
+        queue_id = relay.submit("alice@example.test", [to])
+        until("tried", lambda: relay.states(queue_id)[to] in ("delivered", "deferred"))
         relay.process.terminate()
     assert relay.wait_end() == -SIGKILL
 
@@ -76,6 +76,22 @@ def test_no_kill_makes_a_whole_spool_look_damaged(
     assert relay.faults() == []
     assert relay.stop() == 0
     assert not list((relay.folder / "state").glob("spool.sqlite.*"))
+
+
+@pytest.mark.parametrize("point", [CrashPoint.SPOOL_CHECKPOINT_BEGUN, CrashPoint.SPOOL_CLOSED])
+def test_a_spool_that_is_verified_after_a_kill_stays_whole(
+    relay: RelayProcess, point: CrashPoint
+) -> None:
+    relay.start()
+    relay.submit("alice@example.test", ["x@remote.test"])
+    assert relay.stop() == 0
+    die(relay, point, to="x@remote.test")
+    assert relay.cli("storage", "verify").returncode == 0
+    assert [
+        one.name for one in (relay.folder / "state").glob("spool.sqlite?*") if one.is_file()
+    ] == []
+    relay.start()
+    assert len(relay.queue()) == 2
 
 
 @pytest.mark.parametrize("messages", [0, 40])

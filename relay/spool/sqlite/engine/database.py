@@ -58,7 +58,7 @@ def open_database(
                 check_commits(connection, path, noted, with_log=with_log)
                 check_version(connection, path)
             else:
-                # Closed because of a fault, it leaves the log as it is.
+                # A close leaves the log as it is: WriteAheadLog.empty() notes that it goes.
                 connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                 connection.execute("PRAGMA journal_mode = WAL")
                 with disk_faults(path):
@@ -68,7 +68,6 @@ def open_database(
                 connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
                 connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES_MAX}")
                 bring_to_version(connection, path, captured_keep_us=captured_keep_us)
-                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         except BaseException:
             connection.close()
             raise

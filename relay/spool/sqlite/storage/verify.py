@@ -20,6 +20,7 @@ import apsw
 
 from relay.clock import Clock
 from relay.files import FileOctets
+from relay.journal.crash import CrashPoints
 from relay.journal.events import Event, Step
 from relay.message.content import octets_in_blocks
 from relay.message.lifecycle import State
@@ -30,7 +31,9 @@ from relay.spool.sqlite.engine.anchoring import read_anchor
 from relay.spool.sqlite.engine.batch import Batch
 from relay.spool.sqlite.engine.damage import mark_of
 from relay.spool.sqlite.engine.database import LIVE_STATES, fetch, fetch_one, open_database
+from relay.spool.sqlite.engine.last_commit import LastCommit, commits_of
 from relay.spool.sqlite.engine.log_check import log_fault
+from relay.spool.sqlite.engine.write_ahead import WriteAheadLog
 from relay.spool.sqlite.faults import disk_faults, page_faults, translated
 from relay.spool.sqlite.transactions import ACCEPTED_COUNTER, append_events, is_file_needed
 from relay.spool.sqlite.upkeep import counting
@@ -87,6 +90,7 @@ _COUNTS = {
         ("submissions", "submission"),
     )
 }
+_ALL_COUNTS = (*_COUNTS, "unaccounted")
 
 
 class Kind(StrEnum):
@@ -153,11 +157,29 @@ class SpoolVerifier:
         """
         try:
             with closing(self._opened()) as connection, translated(self._database):
-                if self._pages_are_whole(connection):
-                    return self._look_into(connection)
+                if not self._pages_are_whole(connection):
+                    return dict.fromkeys(_ALL_COUNTS, 0)
+                counts = self._look_into(connection)
+                last_commit = self._log_emptied(connection)
+            if last_commit is not None:
+                last_commit.forget()
         except SpoolDamagedError as error:
             self._tell_damage(str(error))
-        return dict.fromkeys((*_COUNTS, "unaccounted"), 0)
+            return dict.fromkeys(_ALL_COUNTS, 0)
+        return counts
+
+    def _log_emptied(self, connection: apsw.Connection) -> LastCommit | None:
+        """Bring the log into the database as a stop does, where this process owns the spool.
+
+        Where the process before was killed in a checkpoint, its note says that the log is needed,
+        and a log that SQLite removed on its own would count as lost.
+        """
+        if self._mode is not Mode.MEND:
+            return None
+        number = commits_of(connection) or 0
+        last_commit = LastCommit(self._database, number, crash=CrashPoints())
+        WriteAheadLog(connection, last_commit).empty()
+        return last_commit
 
     def _opened(self) -> apsw.Connection:
         if self._mode is not Mode.BESIDE and (fault := log_fault(self._database)):
