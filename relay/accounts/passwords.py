@@ -34,6 +34,8 @@ _FORGOTTEN_S = 900.0  # who stays within the free failures guesses slower than b
 _BUSY_S = 1.0
 _NETWORK_BITS = 64  # of IPv6: one customer has at least so much, and changes addresses within it
 
+_SHARED_BY_USERS = frozenset(("", "127.0.0.1", "::1"))
+
 _Pair = tuple[str, str]
 
 
@@ -252,7 +254,7 @@ class PasswordChecker:
 def _counts_all_users(client: str) -> bool:
     """Whether failures of a client are also counted over all users.
 
-    Not on this machine: behind a reverse proxy there, all users of the service have one address,
-    and a stranger who guesses would keep each of them out.
+    Not for a Unix socket and the addresses that a program on this machine connects from: all users
+    of a proxy there share one, and a stranger who guesses would keep each of them out.
     """
-    return bool(client) and not ip_network(client).is_loopback
+    return client not in _SHARED_BY_USERS
