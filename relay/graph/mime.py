@@ -77,14 +77,16 @@ def check_content(content: bytes, account: Account) -> MimeMessage:
         raise ApiError(400, "ErrorMimeContentInvalid", f"Invalid MIME content: {reason}.")
     header_octets = header_of(content)
     header = read_header(header_octets)
+    others: list[str] = []
     for field in originators(header_octets):
         for person in field.people:
             check_own(person, account, path=field.name)
+            if field.name == "From" and not account.owns(person.address):
+                others.append(person.address)
         if field.unread or not field.people:
             found = f" that can be read: {shown(field.unread)}" if field.unread else ""
             message = f"Invalid MIME content: {field.name} has no address{found}."
             raise ApiError(400, "ErrorMimeContentInvalid", message)
-    others = [one.address for one in read_people(header, "From") if not account.owns(one.address)]
     recipients = MessageProperties(
         to=read_people(header, "To"),
         cc=read_people(header, "Cc"),

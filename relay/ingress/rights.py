@@ -37,10 +37,10 @@ def refused_header(accounts: Passwords, login: str, header: bytes) -> str:
             if not account.may_send_as(person.address):
                 return _refusal(f"<{_shown(person.address)}> in {field.name}", login)
         if field.unread or not field.people:
-            found = f"found {_shown(field.unread)}" if field.unread else "found none"
+            found = _shown(field.unread) if field.unread else "no address"
             return (
-                f"553 5.7.1 Expected addresses of the account {_shown(login)} in {field.name}, "
-                f"{found}; {_ADVICE}"
+                f"553 5.7.1 Found {found} in {field.name}, expected only addresses of the account "
+                f"{_shown(login)}; {_ADVICE}, and put a name with special characters in quotes"
             )
     return ""
 

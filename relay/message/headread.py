@@ -16,6 +16,7 @@ from email import utils
 from email.message import Message
 from email.utils import parsedate_to_datetime
 
+from relay.message.address import AddressError, parse_mailbox
 from relay.message.conversation import message_ids
 from relay.message.encodedwords import decode_words
 from relay.message.properties import MessageProperties, Person
@@ -35,6 +36,7 @@ _IN_COMMENT = re.compile(r"\\.|[()]")
 _PHRASE = re.compile(r'((?:"(?:[^"\\]|\\.)*"|[^",])+|")')
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
+_STRAY_ESCAPE = re.compile(r"\\(?:\Z|[^A-Za-z0-9 ])")
 _ADDRESSES_MAX = 2000
 ORIGINATORS_OCTETS_MAX = 4096  # more than a hundred authors; the worst takes some milliseconds
 _PHRASES_MAX = 200
@@ -181,7 +183,32 @@ def originators(header: bytes) -> Iterator[Originators]:
             yield Originators(shown, (), f"more than {ORIGINATORS_OCTETS_MAX} octets")
             return
         field = read_header(octets)
-        yield Originators(shown, read_people(field, shown), unread_people(field, shown))
+        people = tuple(_in_one_form(person) for person in read_people(field, shown))
+        yield Originators(shown, people, unread_people(field, shown) or _ambiguous(field, shown))
+
+
+def _in_one_form(person: Person) -> Person:
+    """Return a person whose local part has no quotes that it does not need.
+
+    What is not ASCII stays: two domains may have one form in IDNA 2003 and be different today.
+    """
+    if not person.address.isascii():
+        return person
+    with contextlib.suppress(AddressError):
+        return Person(parse_mailbox(person.address), person.name)
+    return person
+
+
+def _ambiguous(message: "Message[str, str]", name: str) -> str:
+    """Return a value in which readers may see different addresses, "" if there is none.
+
+    Outside of quotes and comments a backslash is no escape (RFC 5322 3.2.3), but some readers take
+    it for one: the quote behind it begins a string for some and not for others.
+    """
+    for value in _values(message, name):
+        if any(_STRAY_ESCAPE.search(piece) for piece in _outside_quotes(value)):
+            return value
+    return ""
 
 
 def _addresses(values: list[str]) -> list[tuple[str, str]]:
@@ -197,6 +224,11 @@ def _addresses(values: list[str]) -> list[tuple[str, str]]:
 
 def _without_quotes(value: str) -> str:
     """Return an address field without its quoted strings and comments; one without end stays."""
+    return "".join(_outside_quotes(value))
+
+
+def _outside_quotes(value: str) -> list[str]:
+    """Return what stands between quoted strings and comments; one without end stays."""
     pieces, outside, position, depth = [], 0, 0, 0
     while found := (_IN_COMMENT if depth else _AT_TEXT).search(value, position):
         if not depth:
@@ -206,7 +238,7 @@ def _without_quotes(value: str) -> str:
         position = found.end()
         if not depth:
             outside = position
-    return "".join((*pieces, value[outside:]))
+    return [*pieces, value[outside:]]
 
 
 def read_text(message: "Message[str, str]", name: str) -> str:

@@ -34,6 +34,10 @@ REFUSED = {
     "as a quoted name alone": b'From: "CEO <ceo@bank.test>"',
     "as a comment alone": b"From: (ceo@bank.test)",
     "as a quoted local part": b'From: "ceo@bank.test"@example.test',
+    "behind an escaped quote": b'From: a\\"b <ceo@bank.test>, "<alice@example.test>"',
+    "behind escaped quotes": b'From: \\"<ceo@bank.test>, \\"x <alice@example.test>',
+    "in an escaped comment": b"From: \\(<ceo@bank.test>\\) <alice@example.test>",
+    "beyond ASCII with one form": "From: alice@\uff45xample.test".encode(),
     "an empty field": b"From:",
     "an empty group": b"From: undisclosed-senders:;",
     "a name beside a readable field": b"From: CEO of the Bank\r\nFrom: alice@example.test",
@@ -49,7 +53,11 @@ REFUSED = {
 ALLOWED = {
     "its address": b"From: alice@example.test",
     "in capitals": b"From: ALICE@EXAMPLE.TEST",
+    "in quotes": b'From: "alice"@example.test',
+    "in quotes and brackets": b'From: Alice <"al\\ice"@EXAMPLE.test>',
     "an alias": b"From: al@example.test",
+    "a name with a backslash": b"From: EXAMPLE\\alice <alice@example.test>",
+    "a name with an escaped quote": b'From: "Alice \\"Al\\" B." <alice@example.test>',
     "a tag": b"From: alice+newsletter@example.test",
     "a tag of an alias": b"From: Al+x+y@example.test",
     "what send_as lists": b"From: office@elsewhere.test, anybody@shared.test",
@@ -117,6 +125,12 @@ async def test_an_account_writes_as_itself_and_no_reader_sees_another_author(hea
 async def test_without_a_login_any_author_passes_and_none_is_added(origin: Origin) -> None:
     assert (await accepted(b"From: ceo@bank.test", origin))[0].startswith("250 ")
     assert b"From:" not in (await accepted(b"Subject: x", origin))[1]
+
+
+async def test_a_name_without_its_quotes_is_refused_with_advice() -> None:
+    reply, _ = await accepted(b"From: Doe, Alice <alice@example.test>")
+    assert "Found Doe in From" in reply
+    assert "put a name with special characters in quotes" in reply
 
 
 async def test_an_account_that_was_removed_since_its_login_sends_nothing() -> None:
