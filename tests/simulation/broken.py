@@ -41,6 +41,7 @@ from relay.spool.sqlite.engine.last_commit import LastCommit
 from relay.spool.sqlite.engine.write_ahead import WriteAheadLog
 from relay.spool.sqlite.engine.writer import Writer
 from relay.spool.sqlite.operating import changing
+from relay.spool.sqlite.operating.desk import QueueDesk
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.upkeep import history, recovery
 from tests.simulation.clock import WorldClock
@@ -77,6 +78,14 @@ def _crowded(plan: Scenario) -> bool:
 
 def _operated(plan: Scenario) -> bool:
     return sum(trouble.kind == "operator" for trouble in plan.troubles) >= _OPERATORS
+
+
+def _cancelled_in_flight(plan: Scenario) -> bool:
+    return any(trouble.kind == "cancel in flight" for trouble in plan.troubles)
+
+
+def _paused(plan: Scenario) -> bool:
+    return any(trouble.kind == "pause" for trouble in plan.troubles)
 
 
 def _filled(plan: Scenario) -> bool:
@@ -400,6 +409,24 @@ def _expiring_untried(_original: Any) -> Any:
     return lambda claim, **_more: claim.message.expires_us
 
 
+def _whoever_has_it(original: Any) -> Any:
+    def facts_of(cursor: Any, key: Any) -> Any:
+        facts = original(cursor, key)
+        return None if facts is None else replace(facts, is_claimed=False)
+
+    return facts_of
+
+
+def _all_done(original: Any) -> Any:
+    async def carry_out(self: QueueDesk, order: Any, **more: Any) -> Any:
+        changed = await original(self, order, **more)
+        for one in changed.entries:
+            one["result"] = "done"
+        return changed
+
+    return carry_out
+
+
 BROKEN = (
     Broken("reply before commit", _instead(Acceptance, "_commit", _answer_at_once), "invariant 1"),
     Broken("settle without epoch", _instead(transactions, "settle", _any_epoch), "invariant 3"),
@@ -465,6 +492,10 @@ BROKEN = (
     Broken("always the first step", _instead(Schedule, "_following", _first_step_again), "expected"),
     Broken("no timer for what is due", _instead(Refill, "due_at", _nothing), "was due", where=_never_anew),
     Broken("expired untried", _instead(errand, "end_us", _expiring_untried), "nobody has tried it"),
+    Broken("a cancel takes what is in flight", _instead(changing, "facts_of", _whoever_has_it), "invariant 9", where=_cancelled_in_flight),
+    Broken("a cancel in flight is told as done", _instead(QueueDesk, "carry_out", _all_done), "invariant 9", where=_cancelled_in_flight),
+    Broken("a release forgets when", _instead(changing._Change, "_due_before", _nothing), "before its hold", where=_paused),
+    Broken("a release forgets the attempts", _instead(changing._Change, "_is_deferred_again", _nothing), "before its hold", where=_paused),
     Broken("warned again", _instead(conclude, "_warning", _warned_again), "invariant 6"),
     Broken("never warned", _instead(conclude, "_warning", _never_warned), "invariant 6"),
     Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),

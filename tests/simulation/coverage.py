@@ -40,6 +40,9 @@ WANTED = (
     "accepted: repeated",
     "accepted: repeated, behind its history",
     "added by a rule", "clock: jumped", "clock: wrong", "clock: a doubtful gap", "history: pruned", "mailbox: full", "power: lost",
+    "released as before: queued, due now", "released as before: deferred, due now",
+    "released as before: deferred, due later",
+    "told in flight: relayed", "told in flight: not relayed",
     "rate: waited", "released by its time", "settled: fenced", "settled: some",
     "silent: NOTIFY=NEVER", "silent: null reverse-path", "silent: a stranger",
 )  # fmt: skip

@@ -62,7 +62,7 @@ def violations(evidence: Evidence) -> list[str]:
     for check in (
         answered_is_kept, everything_ended, ends_are_true, contents_are_right, failures_are_justified,
         no_second_delivery, reports_are_made, no_backscatter, expiry_in_time,
-        delays_are_told_once, keys_are_kept, events_tell_all, nothing_left_over,
+        cancelled_as_told, delays_are_told_once, keys_are_kept, events_tell_all, nothing_left_over,
     ):  # fmt: skip
         found += [f"invariant {line}" for line in check(evidence)]
     return found
@@ -373,6 +373,33 @@ def _turns_s(evidence: Evidence) -> float:
     rates = [parse_rate(text) for text in (evidence.plan.rate, evidence.plan.route_rate)]
     turn_s = max((1 / rate.per_second for rate in rates if rate is not None), default=0.0)
     return turn_s * len(evidence.rows.messages)
+
+
+def cancelled_as_told(evidence: Evidence) -> Iterator[str]:
+    """9: what an operator was told to be cancelled ends so, and nothing else does."""
+    ledger = evidence.ledger
+    for message in evidence.rows.messages.values():
+        for one in message.recipients:
+            is_cancelled = one.state is State.CANCELLED
+            is_told = (message.id, one.entry) in ledger.cancelled
+            where = f"{message.id} {one.entry} ({message.token}) to {one.address}"
+            if is_cancelled and not is_told and not ledger.unanswered[message.id]:
+                yield f"9: {where} is cancelled, and no operator was told so"
+            if is_told and not is_cancelled and not _ended_before_its_cancel(message, one):
+                yield f"9: {where} was told to be cancelled, and is {one.state}"
+
+
+def _ended_before_its_cancel(message: Message, recipient: Recipient) -> bool:
+    """Whether others of its entry were cancelled, when this one had its end already."""
+    for _, step, detail in message.events:
+        if step != Step.DELIVERY:
+            continue
+        if detail.get("operation") == "cancel" and recipient.entry in detail["entries"]:
+            return False
+        for told in detail.get("recipients", ()):
+            if told["number"] == recipient.number and State(_STATES[told["outcome"]]) in FINAL:
+                return True
+    return False
 
 
 def delays_are_told_once(evidence: Evidence) -> Iterator[str]:

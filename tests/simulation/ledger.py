@@ -7,7 +7,7 @@ Standards: docs/design.md 7.
 """
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from relay.delivery.remote.rate import Rate
 from relay.message.content import LARGE_BYTES, Content, LargeContent
 from relay.message.lifecycle import PARKED, State
 from relay.message.outcome import Deferred, Delivered, Failed, Relayed
+from relay.spool.operating import Changed, Operation, Order, Result
 from relay.spool.sqlite.disk.contents import is_in_file
 from relay.spool.types import Accepted, Claim, Seen, Settlement, SpoolError
 from relay.spool.waiting import Look
@@ -82,6 +83,10 @@ class Ledger:
         self._begun_s: defaultdict[str, deque[float]] = defaultdict(deque)
         self._claims_max = claims_max
         self.waits = Waits(plan)
+        self.operated: Counter[Key] = Counter()  # how often an operator changed an entry
+        self.cancelled: set[Key] = set()  # as an operator was told
+        self.unanswered: Counter[str] = Counter()  # orders for a message that nobody answered
+        self._in_flight: set[Key] = set()  # as who cancelled them was told, until they are settled
 
     # -- the spool's side
 
@@ -98,6 +103,8 @@ class Ledger:
                 self.world.fault(f"invariant 3: epoch {claim.epoch} of {key} is not new")
             if key in self.open and self.open[key].epoch not in self._settling[key]:
                 self.world.fault(f"invariant 3: {key} is claimed twice at once")
+            if key in self.cancelled:
+                self.world.fault(f"invariant 9: {key} is claimed, and was told to be cancelled")
             self.epochs[key] = claim.epoch
             self.open[key] = claim
         self.looks_idle()
@@ -141,6 +148,11 @@ class Ledger:
         self._settling[key].discard(claim.epoch)
         if not held:
             self.waits.lost(claim)
+            self.world.fault(f"invariant 3: {key} was changed while a connection had it")
+        if key in self._in_flight and not settlement.goes_on:
+            self._in_flight.remove(key)
+            is_done = any(isinstance(one, Relayed) for one in settlement.outcomes.values())
+            self.world.reached[f"told in flight: {'relayed' if is_done else 'not relayed'}"] += 1
         if held and was_fenced:
             self.world.fault(f"invariant 3: a fenced claim of {key} was settled")
         reached = self.world.reached
@@ -241,6 +253,27 @@ class Ledger:
         clocks = self.world.clocks
         return settlement.at_us - (clocks.jumped_us + clocks.wrong_us - clocks.ahead_us)
 
+    # -- the operators' side
+
+    def answered(self, order: Order, changed: Changed, *, seen: Mapping[Key, int]) -> None:
+        """An operator was told what an order came to; `seen` are the epochs from when it was given,
+        of what was claimed then.
+        """
+        self.unanswered.subtract(order.selector.ids)
+        for one in changed.entries:
+            key = (one["id"], one["entry"])
+            if one["result"] == Result.DONE:
+                self.operated[key] += 1
+                if order.operation is Operation.CANCEL:
+                    self.cancelled.add(key)
+                    if key in self.open:
+                        self.world.fault(f"invariant 9: {key} is told to be cancelled in flight")
+            elif one["result"] == Result.IN_FLIGHT:
+                if key not in seen and key not in self.open:
+                    self.world.fault(f"invariant 9: {key} is told to be in flight, and is not")
+                if order.operation is Operation.CANCEL and key in self.open:
+                    self._in_flight.add(key)
+
     def withdrawn(self, key: Key) -> None:
         """An operator took it out of memory."""
         self.open.pop(key, None)
@@ -253,6 +286,7 @@ class Ledger:
         self.looks_idle(works=False)
         self.waits.ended()
         self._settling.clear()
+        self._in_flight.clear()
         self.open.clear()
         self._dots.clear()
 

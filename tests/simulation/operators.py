@@ -1,27 +1,37 @@
 """Operators, who hold, release, cancel, reroute and retry what they please.
 
 On the path: as the command line does, through the spool's desk.
-Holds: what they do is by the seed's choice; reports are left alone.
+Holds: what they do is by the seed's choice; reports are left alone. What an operator is told is
+    compared with what happens.
 Fails: never; a spool that cannot is an answer too.
 Standards: docs/names.md (Commands).
 """
 
+import asyncio
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from relay.message.nexthop import NextHop
-from relay.spool.operating import Operation, Order
-from relay.spool.types import Selector, SpoolError
+from relay.spool.operating import Changed, Operation, Order, Result
+from relay.spool.types import Key, Selector, SpoolError
 from tests.simulation.ledger import Ledger
 from tests.simulation.world import World
 
 _HOLD_S = (60.0, 3000.0, 1e6)
+_LISTED_MAX = 1000
+_TIMES_IN_FLIGHT_MAX = 200  # how often to look for an entry that is in flight
+_CLOCKS_US = 1_000_000  # by how much two readings of steady time may differ
+_WHO = "simulated operator"
+Work = Callable[[Any, Ledger, World], Coroutine[None, None, None]]
+_BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def operate(node: Any, ledger: Ledger, world: World) -> None:
     """Do something to some of the queue."""
     rng = world.rng
     operation = rng.choice(list(Operation))
-    ids = sorted({one.queue_id for one in ledger.tries if one.queue_id})
+    ids = _ids(ledger)
     selector = Selector(all=True)
     if operation in (Operation.CANCEL, Operation.REROUTE) or rng.random() < 0.5:
         if not ids:
@@ -34,26 +44,123 @@ async def operate(node: Any, ledger: Ledger, world: World) -> None:
     order = Order(
         operation=operation,
         selector=selector,
-        who="simulated operator",
+        who=_WHO,
         until_us=until_us,
         as_before=operation is Operation.RELEASE and rng.random() < 0.3,
         to=(lambda _address: elsewhere) if operation is Operation.REROUTE else None,
         to_text=str(elsewhere) if operation is Operation.REROUTE else "",
         dry_run=rng.random() < 0.1,
     )
+    await _carry_out(order, node, ledger, world)
+
+
+async def cancel_in_flight(node: Any, ledger: Ledger, world: World) -> None:
+    """Cancel an entry while a connection has it."""
+    for _ in range(_TIMES_IN_FLIGHT_MAX):
+        waiting = node.dispatcher.waiting_of(ledger.open)
+        ids = set(_ids(ledger))
+        if keys := sorted(key for key in ledger.open if key not in waiting and key[0] in ids):
+            break
+        await asyncio.sleep(world.rng.random() * 10)
+    else:
+        return
+    selector = Selector(ids=(world.rng.choice(keys)[0],))
+    order = Order(operation=Operation.CANCEL, selector=selector, who=_WHO)
+    await _carry_out(order, node, ledger, world)
+
+
+class Pause:
+    """An operator who holds some mail for a while and then has it go on as before."""
+
+    def __init__(self) -> None:
+        self._before: dict[Key, tuple[int, int]] = {}  # attempts; and due when, in steady time
+        self._operated: dict[Key, int] = {}
+
+    async def hold(self, node: Any, ledger: Ledger, world: World) -> None:
+        """Hold what is in the queue, and note how it was."""
+        ids, ahead_us = set(_ids(ledger)), _ahead_us(node)
+        listed = await node.spool.desk.list(Selector(all=True), limit=_LISTED_MAX)
+        before = {_key(one): one for one in listed if one["id"] in ids}
+        if not before:
+            return
+        selector = Selector(ids=tuple(sorted({key[0] for key in before})))
+        order = Order(operation=Operation.HOLD, selector=selector, who=_WHO)
+        changed = await _carry_out(order, node, ledger, world)
+        for one in changed.entries if changed else ():
+            key, was = _key(one), before.get(_key(one))
+            if one["result"] != Result.DONE or was is None:
+                continue
+            if was["state"] in ("queued", "deferred") and was["attempts"] == one["attempts"]:
+                self._before[key] = (one["attempts"], _steady_us(was["due"], ahead_us))
+                self._operated[key] = ledger.operated[key]
+
+    async def release(self, node: Any, ledger: Ledger, world: World) -> None:
+        """Release what nobody else has changed, and see that it is as it was."""
+        keys = [key for key, count in self._operated.items() if count == ledger.operated[key]]
+        ids = sorted({key[0] for key in keys if not ledger.unanswered[key[0]]})
+        if not ids:
+            return
+        ahead_us, begun_us = _ahead_us(node), node.clock.steady_us()
+        selector = Selector(ids=tuple(ids))
+        order = Order(operation=Operation.RELEASE, selector=selector, who=_WHO, as_before=True)
+        changed = await _carry_out(order, node, ledger, world)
+        for one in changed.entries if changed else ():
+            if one["result"] != Result.DONE or _key(one) not in keys:
+                continue
+            attempts, before_us = self._before[_key(one)]
+            state = "deferred" if attempts else "queued"
+            when = "later" if before_us > begun_us else "now"
+            world.reached[f"released as before: {state}, due {when}"] += 1
+            due_us = _steady_us(one["due"], ahead_us)
+            earliest_us = max(before_us, begun_us) - _CLOCKS_US
+            latest_us = max(before_us, node.clock.steady_us()) + _CLOCKS_US
+            if one["state"] != state or not earliest_us <= due_us <= latest_us:
+                world.fault(
+                    f"invariant 9: {_key(one)} was {state} before its hold, and is {one['state']}"
+                    f" after it, due {(due_us - before_us) / 1e6:.1f} s later than before"
+                )
+
+
+async def _carry_out(order: Order, node: Any, ledger: Ledger, world: World) -> Changed | None:
+    """Return the answer, None where the spool gives none."""
+    rng = world.rng
+    seen = {key: claim.epoch for key, claim in ledger.open.items()}
+    if not order.dry_run:
+        ledger.unanswered.update(order.selector.ids)
     try:
         node.life.doing.append("an order")
         node.life.may_die(rng)
-        if operation is Operation.REROUTE:
-            ledger.waits.rerouted(selector.ids)
-        changed = await node.spool.desk.carry_out(order)
+        if order.operation is Operation.REROUTE:
+            ledger.waits.rerouted(order.selector.ids)
+        changed: Changed = await node.spool.desk.carry_out(order)
     except SpoolError as error:
-        world.note("operator:", operation, error)
-    else:
-        world.note("operator:", operation, changed.counts)
-        if operation is Operation.REROUTE:
-            ledger.rerouted_s |= dict.fromkeys(selector.ids, world.clocks.steady_s())
-        for result, count in changed.counts.items():
-            world.reached[f"operation: {operation}, {result}"] += count * (not order.dry_run)
+        world.note("operator:", order.operation, error)
+        return None
     finally:
         node.life.doing.remove("an order")
+    world.note("operator:", order.operation, changed.counts)
+    if order.operation is Operation.REROUTE:
+        ledger.rerouted_s |= dict.fromkeys(order.selector.ids, world.clocks.steady_s())
+    for result, count in changed.counts.items():
+        world.reached[f"operation: {order.operation}, {result}"] += count * (not order.dry_run)
+    if not order.dry_run:
+        ledger.answered(order, changed, seen=seen)
+    return changed
+
+
+def _ids(ledger: Ledger) -> list[str]:
+    return sorted({one.queue_id for one in ledger.tries if one.queue_id})
+
+
+def _key(listed: dict[str, Any]) -> Key:
+    return listed["id"], listed["entry"]
+
+
+def _ahead_us(node: Any) -> int:
+    """How far ahead of steady time the relay tells times."""
+    ahead_us: int = node.clock.time_us() - node.clock.steady_us()
+    return ahead_us
+
+
+def _steady_us(told: str, ahead_us: int) -> int:
+    return (datetime.fromisoformat(told) - _BEGIN) // timedelta(microseconds=1) - ahead_us

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -146,6 +146,7 @@ class _Play:
         world.on_call = self._called
         self.node: Node | None = None
         self.last_home = folder
+        self._waiting: list[asyncio.Task[None]] = []  # operators
 
     def _sites(self) -> dict[str, list[Site]]:
         site = partial(Site, self.world, on_dot=self.ledger.dot, on_mail=self.ledger.begun)
@@ -213,7 +214,8 @@ class _Play:
                 break
         else:
             world.fault(f"it could not start {_STARTS_MAX} times in a row")
-        troubles.cancel()
+        for task in (troubles, *self._waiting):
+            task.cancel()
         for task in senders:
             if not task.done():
                 world.fault(f"still going on at the end: {task}")
@@ -362,19 +364,34 @@ class _Play:
                     await asyncio.sleep(trouble.amount)
                     self.disk.unreadable = False
                 case "operator":
-                    await self._operate()
+                    await self._as_operator(operators.operate)
+                case "cancel in flight":
+                    self._patient(self._as_operator(operators.cancel_in_flight))
+                case "pause":
+                    self._patient(self._pause(trouble.amount))
 
     @property
     def _is_working(self) -> bool:
         node = self.node
         return node is not None and not node.life.dead and node.life.doing[0] == "working"
 
-    async def _operate(self) -> None:
+    def _patient(self, work: Coroutine[None, None, None]) -> None:
+        """Have an operator wait for a moment, while other things happen."""
+        self._waiting.append(self.world.create_task(work))
+
+    async def _pause(self, hold_s: float) -> None:
+        pause = operators.Pause()
+        await self._as_operator(pause.hold)
+        await asyncio.sleep(hold_s)
+        await self._as_operator(pause.release)
+
+    async def _as_operator(self, work: operators.Work) -> None:
+        """Do it in the process that is there, if one is; its death ends it."""
         node = self.node
         if node is None or node.life.dead or node.life.tasks_open == 0:
             return
         operating = self.world.create_task(
-            operators.operate(node, self.ledger, self.world), context=node.life.context
+            work(node, self.ledger, self.world), context=node.life.context
         )
         died = self.world.create_task(node.life.died.wait())
         await asyncio.wait({operating, died}, return_when=asyncio.FIRST_COMPLETED)

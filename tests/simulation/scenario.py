@@ -63,7 +63,7 @@ class LifePlan:
 
 @dataclass(frozen=True)
 class Trouble:
-    """`kind`: full | sync | jump | operator | unreadable."""
+    """`kind`: full | sync | jump | operator | unreadable | cancel in flight | pause."""
 
     at_s: float
     kind: str
@@ -185,7 +185,19 @@ def make(seed: int) -> Scenario:
         starts=_starts(rng, len(lives) + 1),
     )
     # What is drawn from here on leaves most worlds of the seeds as they were.
-    return replace(plan, letters=_in_versions(rng, plan.letters))
+    letters = _in_versions(rng, plan.letters)
+    troubles = sorted((*plan.troubles, *_orders(rng, spread_s)), key=lambda one: one.at_s)
+    return replace(plan, letters=letters, troubles=tuple(troubles))
+
+
+def _orders(rng: Random, spread_s: float) -> list[Trouble]:
+    """Operators of some worlds who wait for their moment."""
+    number = rng.choice((0, 0, 0, 4))
+    found = [Trouble(rng.uniform(0, spread_s), "cancel in flight") for _ in range(number)]
+    hold_s = (30.0, 200.0, 2000.0)
+    return found + [
+        Trouble(rng.uniform(0, 2 * spread_s), "pause", rng.choice(hold_s)) for _ in range(number)
+    ]
 
 
 def _in_versions(rng: Random, letters: tuple[Letter, ...]) -> tuple[Letter, ...]:
