@@ -279,6 +279,9 @@ def continued(
     told from a long stop, that time is doubtful, unless it is short. An anchor of this start of the
     machine goes before all others; among equals the furthest counts. The result is never before
     any anchor's own time.
+
+    Where there is a doubt already, the time until its end and a new day are weighted by how much is
+    in doubt: else it would never end, and grow, on a machine that never runs for a day.
     """
     exact, doubtful = [], []
     for one in anchors:
@@ -290,15 +293,23 @@ def continued(
             exact.append(Continued(steady_us, True, wall_passed_us, in_doubt_us, one.doubt_ends_us))
         else:
             gap_us = max(0, wall_passed_us)
-            steady_us = one.steady_us + gap_us
+            steady_us, left_us = one.steady_us + gap_us, DOUBT_US
+            if in_doubt_us:
+                left_us = _mean(
+                    (one.doubt_ends_us - one.steady_us, in_doubt_us), (DOUBT_US, gap_us)
+                )
             if in_doubt_us or gap_us >= _GAP_US_MIN:
                 in_doubt_us += gap_us
             doubtful.append(
-                Continued(steady_us, False, wall_passed_us, in_doubt_us, steady_us + DOUBT_US)
+                Continued(steady_us, False, wall_passed_us, in_doubt_us, steady_us + left_us)
             )
     found = max(exact or doubtful, key=lambda one: one.steady_us)
     floor_us = max(one.steady_us for one in anchors)
     return replace(found, steady_us=max(found.steady_us, floor_us))
+
+
+def _mean(*weighted: tuple[int, int]) -> int:
+    return sum(value * weight for value, weight in weighted) // sum(one for _, one in weighted)
 
 
 def _followed(now_us: int, *, passed_us: int, wall_us: int) -> int:

@@ -208,6 +208,26 @@ def test_a_doubt_lasts_until_the_relay_has_run_for_a_day():
     assert (later.doubtful_us, later.doubt_ends_us) == (0, 0)
     third = go_on(left, wall=START + 403 * DAY, elapsed=0, boot_id="a third")
     assert third.doubtful_us == 400 * DAY + 3 * DAY - HOUR  # doubts add up
+    assert DAY - HOUR < third.doubt_ends_us - third.steady_us < DAY
+
+
+@pytest.mark.parametrize("up_hours", [4, 8, 16, 23])
+def test_doubts_end_on_a_machine_that_is_stopped_every_day(up_hours):
+    left, wall, most = HERE, START, 0
+    for number in range(100):
+        wall += DAY - up_hours * HOUR
+        line = SteadyTime(wall_us=wall, elapsed_us=0, boot_id=f"{number}")
+        line.resume(left, wall_us=wall, elapsed_us=0)
+        wall += up_hours * HOUR
+        left = line.anchor(wall_us=wall, elapsed_us=up_hours * HOUR)
+        most = max(most, left.doubtful_us)
+    assert most <= 10 * DAY
+
+
+def test_restarts_of_the_machine_do_not_prolong_a_doubt():
+    left = replace(HERE, doubtful_us=400 * DAY, doubt_ends_us=START + HOUR)
+    found = go_on(left, wall=START + SECOND, elapsed=0, boot_id="there")
+    assert abs(found.doubt_ends_us - START - HOUR) <= 2 * SECOND
 
 
 def test_a_machine_without_a_boot_id_has_a_clock(monkeypatch, tmp_path):
