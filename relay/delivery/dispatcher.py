@@ -242,7 +242,7 @@ class Dispatcher:
                 await self._settler.some_unrecorded(claim, outcomes)
         except SpoolError as error:
             self._kept(claim, error)
-        self._on_change(claim.message.id)
+        self._announce(claim)
 
     def see_to(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Do it beside whoever asks; drain() waits for it."""
@@ -283,7 +283,14 @@ class Dispatcher:
         if settled.due_us is not None:
             self._put_back(claim, settled.due_us)
         self.offer(settled.reports)
-        self._on_change(claim.message.id)
+        self._announce(claim)
+
+    def _announce(self, claim: Claim) -> None:
+        """Say that a message has changed. A fault of who hears it must not end who settles."""
+        try:
+            self._on_change(claim.message.id)
+        except Exception:  # noqa: BLE001 - ours
+            _log.exception("change not announced", qid=claim.message.id)
 
     def _kept(self, claim: Claim, error: SpoolError) -> None:
         """The spool refused it to the end of a stop."""

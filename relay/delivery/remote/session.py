@@ -164,9 +164,11 @@ class Session:
         before = self._unsettled
 
         async def in_order() -> None:
-            if before is not None:
-                await before
-            await settling
+            try:
+                if before is not None:
+                    await before
+            finally:  # a fault of that one must not leave this claim unsettled
+                await settling
 
         self._unsettled = self._scheduler.see_to(in_order())
 

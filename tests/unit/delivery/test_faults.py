@@ -8,6 +8,7 @@ import pytest
 from relay.delivery import conclude
 from relay.delivery import settlement as settlement_module
 from relay.delivery.remote import site, sites, slots
+from relay.delivery.remote.session import Session
 from relay.routing import HopLimits
 from relay.smtp import connect
 from relay.spool.types import Selector, Settlement
@@ -156,6 +157,45 @@ async def test_a_fault_behind_a_settlement_does_not_settle_it_again(house, monke
         await house.start()
         assert states(await house.done(await house.send("x@a.test"))) == {"x@a.test": "relayed"}
     assert len(asked) == 1
+
+
+async def test_a_fault_of_who_hears_of_changes_leaves_no_claim_behind(house, monkeypatch) -> None:
+    """Workers that end of it would leave what waits without one."""
+
+    def break_off(queue_id: str) -> None:
+        heard.append(queue_id)
+        raise ValueError("ours")
+
+    heard: list[str] = []
+    house.table.mailboxes |= {"bob@b.test"}
+    await house.open()
+    house.compose()
+    monkeypatch.setattr(house.dispatcher, "_on_change", break_off)
+    sent = {await house.send("bob@b.test", claim=False) for _ in range(40)}
+    house.run()  # more at once than there are workers
+    async with asyncio.timeout(SOON_S * 5):
+        while set(heard) != sent or house.left():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_settlement_waits_for_no_success_of_the_one_before() -> None:
+    """What follows a settlement that a fault broke off is settled as well."""
+
+    async def broken() -> None:
+        raise ValueError("ours")
+
+    async def settled() -> None:
+        done.append(True)
+
+    class Now:
+        see_to = staticmethod(asyncio.ensure_future)
+
+    done: list[bool] = []
+    session = Session(None, Now())  # type: ignore[arg-type]
+    session._finally(broken())
+    session._finally(settled())
+    await asyncio.gather(session._unsettled, return_exceptions=True)
+    assert done
 
 
 async def test_a_stop_ends_what_cannot_be_settled(house, monkeypatch) -> None:

@@ -37,7 +37,7 @@ from relay.spool.sqlite.operating.changing import Times, Work, change, put_back
 from relay.spool.sqlite.operating.foreseeing import IN_FLIGHT, foresee
 from relay.spool.sqlite.operating.listing import Listing
 from relay.spool.sqlite.operating.selecting import Selection
-from relay.spool.types import Key, Selector, SpoolError
+from relay.spool.types import Key, Selector
 
 _AT_ONCE = 200  # entries of one transaction: nobody waits long for the writer
 _ROUNDS = 3  # in which a claim that was made in between is taken as well
@@ -168,7 +168,8 @@ class QueueDesk:
         while True:
             try:
                 await self._writer.submit(partial(put_back, keys=taken))
-            except SpoolError as error:  # the next start releases them at the latest
+            except Exception as error:  # noqa: BLE001 - any: nothing else gives them back
+                # The next start releases them at the latest.
                 _log.warning("claims not given back yet", claims=len(taken), error=str(error))
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, _PAUSE_S_MAX)
