@@ -20,6 +20,11 @@ settings.register_profile("search", deadline=None, max_examples=2000)
 settings.load_profile("same")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the simulation, whose single tests take longest, so that the workers end together."""
+    items.sort(key=lambda item: "simulation" not in item.path.parts)
+
+
 def pytest_collection_finish() -> None:
     """What is there before the first test is none of what they leave: no need to look at it."""
     gc.freeze()
