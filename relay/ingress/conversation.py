@@ -15,6 +15,7 @@ from typing import Protocol
 from relay.accounts import DEAD_LETTER, LoginDelayedError
 from relay.ingress.auth import exchange
 from relay.ingress.data import ContentReader
+from relay.ingress.input import LineFault
 from relay.ingress.limits import Budget, Limits
 from relay.ingress.parameters import MailArgument, Refused, parse_mail, parse_rcpt
 from relay.ingress.ports import Accept, Origin, Passwords, Quota, Router
@@ -142,6 +143,14 @@ class Conversation:
         if client_spoke and self._trusted_network:
             return self._hang_up(_TOO_EARLY)
         return f"220 {self._service.hostname} ESMTP Relay"
+
+    def malformed(self, fault: LineFault) -> str:
+        """Return the reply to a line that is no command.
+
+        A session that begins with other than text is TLS, or another protocol of a browser: with
+        what a web page may write into it, such as a session ticket, it could carry commands.
+        """
+        return self._hang_up(fault) if fault is LineFault.BINARY else self.count(fault)
 
     def count(self, reply: str, *, verb: str = "") -> str:
         """Return `reply`, or a 421 instead when it is one refusal or idle command too many."""

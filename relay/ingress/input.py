@@ -10,12 +10,18 @@ import asyncio
 from collections.abc import Callable
 from enum import StrEnum
 
+_TEXT = frozenset((*b"\t\r\n", *range(0x20, 0x7F)))
+
 
 class LineFault(StrEnum):
     """Why a command line was thrown away: the reply that says so."""
 
     BARE = "500 5.5.2 Lines must end in CRLF, and CR, LF and NUL may not stand alone"
     TOO_LONG = "500 5.5.2 Line too long"
+    BINARY = (
+        "554 5.5.0 This listener begins without TLS, and commands are text; send STARTTLS first,"
+        " or use a listener with TLS; closing the connection"
+    )
 
 
 class Input:
@@ -34,12 +40,17 @@ class Input:
         self._at = 0
         self._paused = False
         self._ended = False
+        self._began = False
+        self._is_binary = False  # the first octet of all
         self._fresh = False  # something came since the reader last found nothing
         self._in_long_line = False
         self._waiter: asyncio.Future[None] | None = None
 
     def feed(self, data: bytes) -> None:
         """Add what the transport read."""
+        if data and not self._began:
+            self._began = True
+            self._is_binary = data[0] not in _TEXT
         self._data = self._data[self._at :] + data if self._at < len(self._data) else data
         self._at = 0
         self._fresh = True
@@ -58,7 +69,11 @@ class Input:
 
         Behind a bare LF everything up to the next CRLF that has come goes with it: a peer for whom
         LF ends no line sent it as one, and no part of it may become a command (RFC 5321 2.3.8).
+        Nothing is a command either of a client whose first octet is no text.
         """
+        if self._is_binary:
+            self.clear()
+            return LineFault.BINARY
         end = self._data.find(b"\n", self._at)
         if end < 0:
             self._fresh = False

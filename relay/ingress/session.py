@@ -189,7 +189,7 @@ class SmtpSession(_Bare, SMTP):
 
     async def _reply_to(self, conversation: Conversation, line: bytes | LineFault) -> str:
         if isinstance(line, LineFault):
-            return conversation.count(line)
+            return conversation.malformed(line)
         limits = self._door.service.limits
         if len(line) + 2 > limits.command_bytes and line[: len(_AUTH_VERB)].upper() != _AUTH_VERB:
             return conversation.count(LineFault.TOO_LONG)

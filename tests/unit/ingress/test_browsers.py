@@ -73,6 +73,33 @@ async def test_http_ends_the_session(method: str, spelled: Callable[[str], str])
     assert [(one["event"], one["client"]) for one in logged] == [("no SMTP client", "127.0.0.1")]
 
 
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n",
+        b"\x00\x03\x00\x40!\x12\r\n",
+        b"\x80\r\n",
+    ],
+    ids=["TLS", "TURN", "other"],
+)
+@pytest.mark.parametrize("behind", [MAIL, b""], ids=["with mail", "no line"])
+async def test_what_begins_with_other_than_text_ends_the_session(
+    begin: bytes, behind: bytes
+) -> None:
+    relay = Relay()
+    async with listening(relay, trusted_networks=("127.0.0.0/8",)) as server:
+        reader, writer = await asyncio.open_connection(server.address.host, server.address.port)
+        assert (await reader.readline()).startswith(b"220 ")
+        with structlog.testing.capture_logs() as logged:
+            writer.write(begin[: None if behind else -2] + behind)
+            async with asyncio.timeout(10):
+                assert (await reader.readline()).startswith(b"554 5.5.0 ")
+                assert await reader.read() == b""
+        writer.close()
+    assert relay.spool.accepted == []
+    assert [(one["event"], one["client"]) for one in logged] == [("no SMTP client", "127.0.0.1")]
+
+
 @pytest.mark.parametrize("loop", LOOPS)
 def test_who_is_trusted_and_speaks_before_the_greeting_is_turned_away(loop: str) -> None:
     async def scenario() -> None:
