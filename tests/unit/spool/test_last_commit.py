@@ -134,6 +134,25 @@ async def test_a_log_that_is_lost_is_damage_until_it_is_salvaged(
     assert len(await listed(open_spool, killed)) < MESSAGES
 
 
+async def test_a_backup_that_is_put_back_beside_the_number_of_the_other_says_what_to_remove(
+    path: Path, tmp_path: Path, open_spool, make
+) -> None:
+    spool = open_spool(path)
+    await spool.start()
+    await fill(spool, make, 2)
+    (tmp_path / "backup").mkdir()
+    back_up(path, tmp_path / "backup")
+    await fill(spool, make, 2)
+    killed = copied(path, tmp_path / "killed")
+    await spool.stop()
+    shutil.copyfile(tmp_path / "backup/spool.sqlite", killed)
+    log_of(killed).unlink()
+    with pytest.raises(SpoolDamagedError, match=r"back-up: remove spool\.sqlite\.last-commit"):
+        open_spool(killed)
+    last_commit_of(killed).unlink()
+    assert len(await listed(open_spool, killed)) == 2
+
+
 @pytest.mark.parametrize("lost", ["nothing", "what was not synced", "all"])
 async def test_no_kill_at_any_point_makes_a_whole_spool_look_damaged(
     path: Path, tmp_path: Path, clock, make, monkeypatch, lost: str

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -465,13 +466,23 @@ async def test_a_log_that_was_cut_is_no_damage_where_no_commit_was_noted(
     assert (found[0], found[-1]) == (len(names), 0)
 
 
-async def test_a_log_without_its_database_is_kept(path: Path, open_spool, make) -> None:
+@pytest.mark.parametrize(
+    ("lose", "fault"), [(remove, "its write-ahead log is not"), (empty, "it is empty")]
+)
+@pytest.mark.parametrize("is_alone", [False, True])
+async def test_a_log_without_its_database_is_kept(
+    path: Path, open_spool, make, clock, lose: Callable[[Path], None], fault: str, is_alone: bool
+) -> None:
     """After a kill it may have everything; SQLite removes one beside an empty file."""
     names = await killed(path, open_spool, make)
-    remove(path)
+    lose(path)
+    if is_alone:
+        last_commit_of(path).unlink()
+        shutil.rmtree(contents_of(path))
     kept = log_of(path).read_bytes()
-    with pytest.raises(SpoolDamagedError, match="its write-ahead log is not"):
+    with pytest.raises(SpoolDamagedError, match=fault):
         open_spool(path)
+    SpoolVerifier(path, mode=Mode.DRY_RUN, full=True, clock=clock, report=lambda _: None).run()
     assert log_of(path).read_bytes() == kept
     assert not salvage(path, stamp="now").is_whole
     assert aside_of(path, "now-wal").read_bytes() == kept

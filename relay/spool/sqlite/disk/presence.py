@@ -32,9 +32,12 @@ def last_commit_of(database: Path) -> Path:
 
 def log_bytes(database: Path) -> int:
     """The size of the write-ahead log, 0 without one."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return database.with_name(database.name + "-wal").stat().st_size
-    return 0
+    return _size(database.with_name(database.name + "-wal"))
+
+
+def may_be_opened(database: Path) -> bool:
+    """Whether SQLite can open the file; it removes the log of one that is empty or gone."""
+    return _size(database) > 0
 
 
 def is_or_was_there(database: Path) -> bool:
@@ -64,11 +67,17 @@ def check_presence(database: Path) -> None:
     elif not database.is_file():
         found = "a directory" if database.is_dir() else "no regular file"
         raise SpoolFormatError(f"{database}: found {found}, expected the spool's file")
-    elif not database.stat().st_size and (
-        contents_of(database).exists() or last_commit_of(database).exists()
+    elif not may_be_opened(database) and (
+        contents_of(database).exists() or last_commit_of(database).exists() or log_bytes(database)
     ):
-        # Both are made after the file's first commit.
+        # All three are made after the file's first commit.
         raise SpoolDamagedError(f"{database} is damaged: it is empty")
+
+
+def _size(path: Path) -> int:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return path.stat().st_size
+    return 0
 
 
 def _has_contents(database: Path) -> bool:

@@ -19,7 +19,7 @@ import apsw
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.logs import get_logger
 from relay.spool.sqlite.disk.copying import sync
-from relay.spool.sqlite.disk.presence import last_commit_of, log_bytes
+from relay.spool.sqlite.disk.presence import last_commit_of, log_bytes, may_be_opened
 from relay.spool.sqlite.faults import translated
 from relay.spool.types import SpoolDamagedError
 
@@ -174,6 +174,7 @@ def check_commits(
         raise SpoolDamagedError(
             f"{database} is damaged: its last commit is number {found},"
             f" and number {noted.number} was synced; {_CAUSE}"
+            f" (if you put the file back from a back-up: remove {last_commit_of(database).name})"
         )
     if noted.is_checkpoint and not with_log:
         raise SpoolDamagedError(
@@ -189,6 +190,8 @@ def check_commits_unopened(database: Path) -> None:
     noted = read_noted(database)
     if noted is None:
         return
+    if not may_be_opened(database):
+        raise SpoolDamagedError(f"{database} is damaged: it is empty and was not closed")
     if with_log := has_log(database):  # "unix-none" and this mode keep the log's index in memory
         name, flags, vfs = str(database), apsw.SQLITE_OPEN_READONLY, "unix-none"
     else:

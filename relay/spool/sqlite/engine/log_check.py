@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import apsw
 
+from relay.spool.sqlite.disk.presence import may_be_opened
 from relay.spool.types import SpoolDamagedError
 
 _HEADER = struct.Struct(">IIII8s8s")  # magic, version, page size, checkpoints, salts, sums
@@ -108,7 +109,7 @@ def foresee(database: Path) -> Foreseen:
 
 def log_fault(database: Path) -> str:
     """What is wrong with the log of a spool that nobody has open, or "", whatever else is."""
-    if not database.exists():
+    if not may_be_opened(database):
         return ""
     with suppress(apsw.Error):
         connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import apsw
 
+from relay.spool.sqlite.disk.presence import may_be_opened
 from relay.spool.sqlite.engine.log_check import log_of, write_whole
 
 _HEADER_BYTES = 100  # what follows in the first page is the schema's
@@ -48,7 +49,7 @@ def with_whole_log(damaged: Path, new: Path) -> Iterator[apsw.Connection | None]
     copy = _beside(new)
     connection = None
     try:
-        shutil.copyfile(damaged if damaged.exists() else new, copy)
+        shutil.copyfile(damaged if may_be_opened(damaged) else new, copy)
         copy.chmod(0o600)  # there is mail in it
         write_whole(log_of(damaged), log_of(copy), size=_page_size(new))
         with suppress(apsw.Error):

@@ -19,7 +19,7 @@ import apsw
 
 from relay.message.lifecycle import FINAL
 from relay.spool.sqlite.disk.copying import sync
-from relay.spool.sqlite.disk.presence import contents_of, salvage_mark_of
+from relay.spool.sqlite.disk.presence import contents_of, may_be_opened, salvage_mark_of
 from relay.spool.sqlite.engine.anchoring import read_anchor, write_anchor
 from relay.spool.sqlite.engine.damage import mark_of
 from relay.spool.sqlite.engine.database import LIVE_STATES, fetch, fetch_one, open_database
@@ -160,7 +160,7 @@ def _fill(database: Path, aside: Path, found: Salvaged) -> None:
 def _readable(aside: Path, part: Path, found: Salvaged) -> Iterator[apsw.Connection | None]:
     """The damaged file, or a copy where that is put right without which it cannot be read."""
     found.log_damaged = _is_commit_lost(aside)
-    is_log_alone = not aside.exists() and log_of(aside).exists()
+    is_log_alone = not may_be_opened(aside) and log_of(aside).exists()
     if is_log_alone or log_fault(aside):
         found.log_damaged = True
         with with_whole_log(aside, part) as copy:
