@@ -275,9 +275,9 @@ def continued(
     """Return how a start continues from one anchor at least, read at these times.
 
     Within one start of the machine the time since the anchor is known, whatever the wall clock
-    says. Else it is what the wall clock says, but not less than none: as a wrong clock cannot be
-    told from a long stop, that time is doubtful, unless it is short. An anchor of this start of the
-    machine goes before all others; among equals the furthest counts. The result is never before
+    says. Else it is what the wall clock says, but never negative: a wrong clock looks like a long
+    stop, so that time is doubtful, unless it is short. An anchor of this start of the machine
+    goes before all others; among equals the furthest counts. The result is never before
     any anchor's own time.
 
     Where there is a doubt already, the time until its end and a new day are weighted by how much is

@@ -40,7 +40,7 @@ class DevelopmentAccounts:
         user: str,
         password: str,
         *,
-        client: str = "",  # noqa: ARG002 -- nothing is secret here, so nobody who guesses waits
+        client: str = "",  # noqa: ARG002 -- no password is secret here, so guesses need no delay
     ) -> Account | None:
         """The account `user`, whose password is its name; it is made if need be."""
         name = user.lower().removesuffix(f"@{DOMAIN}")

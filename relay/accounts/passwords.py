@@ -79,7 +79,7 @@ class FailureTable:
     """Failures by key, at most `entries_max`, the key that failed last at the end.
 
     A key that has to wait is never evicted: if the oldest one still waits, those that have no place
-    are counted as one key. So a flood of keys resets nobody's count; to push out a key that does
+    are counted as one key. So a flood of keys resets no count; to push out a key that does
     not wait any more takes as many failures as the table has places, more than that key may make
     by waiting.
     """
@@ -246,7 +246,7 @@ class PasswordChecker:
                 self._successes.popitem(last=False)
             return
         # From here on the wait of user and address slows it down. If it went on to count over all
-        # users, one device with an old password would hold up everybody at its address for ever.
+        # users, one device with an old password would lock out all users at its address.
         if self._of_pairs.add(pair, now) <= FREE_FAILURES and _counts_all_users(pair[1]):
             self._of_clients.add(pair[1], now)
 

@@ -44,11 +44,11 @@ def journey_lines(found: Mapping[str, Any]) -> list[str]:
 
 def client_line(client: Mapping[str, str]) -> str:
     """Return who submitted a message, "" where that is not known."""
-    told = [client["address"] or ("a Unix socket" if any(client.values()) else "")]
-    told += [f"EHLO {client['helo']}"] if client["helo"] else []
-    told += [f"login {client['account']}"] if client["account"] else []
-    told += [client["tls"]] if client["tls"] else []
-    return f"from {', '.join(told)}" if any(told) else ""
+    parts = [client["address"] or ("a Unix socket" if any(client.values()) else "")]
+    parts += [f"EHLO {client['helo']}"] if client["helo"] else []
+    parts += [f"login {client['account']}"] if client["account"] else []
+    parts += [client["tls"]] if client["tls"] else []
+    return f"from {', '.join(parts)}" if any(parts) else ""
 
 
 def step_lines(step: Mapping[str, Any], *, with_date: bool = False) -> list[str]:

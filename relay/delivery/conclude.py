@@ -254,7 +254,7 @@ def _last_words(claim: Claim, recipient: ClaimedRecipient) -> Evidence:
 def _attempt_event(
     claim: Claim, outcomes: Mapping[int, Outcome], at_us: int, *, held: str = ""
 ) -> Event:
-    """`held` is why an operator has to look, "" where nobody has to."""
+    """`held` is the reason why an operator has to look, "" if there is none."""
     told = [
         _told(recipient, outcome_name(outcome), outcome.evidence)
         for recipient in claim.recipients

@@ -114,7 +114,7 @@ class Settler:
     async def unrecorded(self, claim: Claim, outcomes: Mapping[int, Outcome]) -> Settled:
         """Settle a claim whose settlement a fault of Relay's own broke off; as in conclude.
 
-        Until that succeeds, nobody else has the claim. Raises SpoolError after give_up().
+        Until that succeeds, no other task has the claim. Raises SpoolError after give_up().
         """
 
         async def settle() -> Settled:

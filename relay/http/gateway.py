@@ -2,8 +2,8 @@
 
 On the path: the server calls it; it hands a Call to graph or web and sends what they return.
 Holds: each answer has request-id, client-request-id and date, each refusal Graph's envelope; an
-unexpected fault is logged with its request id and told to nobody; a handler that cannot know what
-came of a request has the connection closed without an answer.
+unexpected fault is logged with its request id, not shown to clients; a handler that cannot know
+what came of a request has the connection closed without an answer.
 Fails: never.
 Standards: ASGI 3.0; RFC 9110 6.6.1 (Date).
 """
@@ -105,7 +105,7 @@ class Gateway:
             if call is not None:
                 call.release()
         if response is None:
-            assert call is not None, "whoever leaves a request unanswered has read it"
+            assert call is not None, "only a request that was read can be left unanswered"
             await call.close()
             return
         if is_large := isinstance(response, StreamedResponse) or len(response.body) > _SMALL_BYTES:

@@ -3,7 +3,7 @@
 On the path: each connection has a place and reports what it does; the protocol asks before it takes
 on more.
 Holds: a connection that waits for its client gives way to a new one, the heaviest address first; an
-address never has more than half of the requests in work and of the octets that wait to be read.
+address never has more than half of the running requests and of the octets that wait to be read.
 Fails: never; a limit that is reached says no.
 Standards: RFC 9112 9.3, 9.5 (a server may close an idle connection at any time).
 """
@@ -141,7 +141,7 @@ class Places:
         place.stage = stage
 
     def may_begin(self, place: Place) -> bool:
-        """Whether a request may begin: its address has less than its share of those in work.
+        """Whether a request may begin: its address has less than its share of those that run.
 
         An answer that has not been read for long gives way.
         """

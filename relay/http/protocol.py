@@ -2,7 +2,7 @@
 
 On the path: the server makes one for each connection; complete headers go on to the gateway.
 Holds: a header has a limited time in all, however it trickles in; a client that does not read its
-answer is cut off; a request that is in work gets its own answer, whatever follows it; an offer to
+answer is cut off; a running request gets its own answer, whatever follows it; an offer to
 upgrade is passed over, body and all; in HTTP/1.1 a request names its host once.
 Fails: never; a connection over a bound is answered and closed.
 Standards: RFC 9110 4.1, 5.4 (limits), 7.4 (421), 7.8 (Upgrade); RFC 9112 3.2 (Host); RFC 6585 5
@@ -50,7 +50,7 @@ class BoundedProtocol(HttpToolsProtocol):
     hosts: HostNames | None = None
     _place: Place | None = None
     _refusal: ApiError | None = None
-    _running: RequestResponseCycle | None = None  # the request in work; `cycle` is the last parsed
+    _running: RequestResponseCycle | None = None  # the running request; `cycle` is the last parsed
     _header_bytes = 0
     _is_in_header = True  # the first one is expected from the beginning
     _deadline: asyncio.TimerHandle | None = None
@@ -77,7 +77,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._place is not None:
             self.places.leave(self._place)
         if self._running is not None and not self._running.response_complete:
-            self._running.disconnected = True  # uvicorn tells only the last of pipelined requests
+            self._running.disconnected = True  # uvicorn marks only the last of pipelined requests
             self._running.message_event.set()
         super().connection_lost(exc)
 
@@ -139,7 +139,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self._is_in_header and self.cycle.response_complete and not self.transport.is_closing():
             self._unset_keepalive_if_required()
-            self._expect_headers()  # part of the next header came while this request was in work
+            self._expect_headers()  # part of the next header came while this request ran
         self._move()
 
     def pause_writing(self) -> None:
@@ -210,7 +210,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return self.places.may_answer(self._place, size_bytes, may_be_refused=may_be_refused)
 
     def _move(self) -> None:
-        """Tell the places what the connection waits for now."""
+        """Report to the places what the connection waits for now."""
         if self._place is None:
             return
         if self.flow.write_paused:

@@ -34,7 +34,7 @@ class QueryLimit:
         self._until_s = self._clock.monotonic() + QUERY_TIME_MAX_S
 
     def stop(self) -> None:
-        """End the query: nobody waits for its answer."""
+        """End the query, because its client has gone."""
         self.is_stopped = True
 
     def is_over(self) -> bool:

@@ -238,7 +238,7 @@ class _Rounds:
 class SyncFailures:
     """Counts the syncs that failed in this process, for those whose work was going on meanwhile.
 
-    A file system tells of a failed commit once. Of what else was in that commit, a later fsync
+    A file system reports a failed commit once. Of what else was in that commit, a later fsync
     says that it is durable (seen on ext4), so such an answer counts only for what was begun after
     the failure.
     """

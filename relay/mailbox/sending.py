@@ -291,7 +291,7 @@ class Sending:
                 return
             mailbox = self._shared.folders.mailbox(note.account)
             if not note.submission_id.endswith(f".{FIRST_SUBMISSION}") or _is_rewritten(note):
-                # A crash may have left the file that the draft was written anew from, which the
+                # A crash may have left the file that the draft was written again from, which the
                 # index removes as long as both are in one folder.
                 self._shared.index.find(mailbox, note.draft_id)
             detail: dict[str, Any] = {"folder": None, "queue_id": queue_id}

@@ -422,7 +422,7 @@ class FileStore:
         *args: _Parameters.args,
         **kwargs: _Parameters.kwargs,
     ) -> _Result:
-        """The same for what may take long: nothing that is to be durable waits behind it.
+        """Do the same for work that may take long: no change that must be durable waits for it.
 
         The account has a share of the threads.
         """

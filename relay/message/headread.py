@@ -203,7 +203,7 @@ def _ambiguous(message: "Message[str, str]", name: str) -> str:
     """Return a value in which readers may see different addresses, "" if there is none.
 
     Outside of quotes and comments a backslash is no escape (RFC 5322 3.2.3), but some readers take
-    it for one: the quote behind it begins a string for some and not for others.
+    it for one: the quote after it begins a string for some and not for others.
     """
     for value in _values(message, name):
         if any(_STRAY_ESCAPE.search(piece) for piece in _outside_quotes(value)):

@@ -77,7 +77,7 @@ def _limit() -> None:
 
 
 def _limit_processor(seconds: int) -> None:
-    """End this process that many seconds of its time from now, if nobody is there to kill it."""
+    """End this process after that many seconds of its time, if no parent is left to kill it."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit_s = int(used.ru_utime + used.ru_stime) + seconds + 1
     with suppress(OSError, ValueError):

@@ -1,7 +1,7 @@
 """The daemon: notes in fair turns to a few workers, each with a line to the relay of its own.
 
 On the path: the store's notes() feeds it (step 2); handling brings each note to its end (3, 4).
-Holds: at most `max_concurrent` notes of one account in work, one more of all accounts, and one
+Holds: at most `max_concurrent` notes of one account in progress, one more of all accounts, and one
 whose conversion takes long; what goes wrong with one note stops no other.
 Fails: never for a note's sake; what notes() raises ends run().
 Standards: the Graph send-mail process, steps 2 to 4.
@@ -99,7 +99,7 @@ class Pickup:
                 await self._turns.put(note)
 
     def allow(self, notes: int) -> None:
-        """Have at most so many notes of an account in work, at least one, and one more of all.
+        """Process at most so many notes of an account at once, at least one, and one more of all.
 
         Those that are begun go on.
         """

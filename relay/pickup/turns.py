@@ -2,7 +2,7 @@
 
 On the path: the daemon's feeder puts notes in; its workers take them out, and say what is done.
 Holds: at most `limit` notes; an account with many does not delay another's one, and has at most
-`share` in work at once.
+`share` in progress at once.
 Fails: never; a full queue makes put() wait.
 Standards: round robin.
 """
@@ -29,7 +29,7 @@ class Turns:
         return self._room.locked()
 
     def share_out(self, share: int) -> None:
-        """Let an account have so many notes in work from now on."""
+        """Let an account have so many notes in progress from now on."""
         self._share = share
         for _ in range(len(self._takers)):
             self._wake()
@@ -55,14 +55,14 @@ class Turns:
         return note
 
     def done(self, note: Note) -> None:
-        """Say that a note that was taken is in work no more."""
+        """Record that the work on a note that was taken has ended."""
         self._in_work[note.account] -= 1
         if not self._in_work[note.account]:
             del self._in_work[note.account]
         self._wake()
 
     def _next(self) -> Note | None:
-        """Remove the note whose turn it is; accounts that have their share in work are left out."""
+        """Remove the note whose turn it is; accounts with a full share are left out."""
         for account in self._by_account:
             if self._in_work[account] < self._share:
                 break

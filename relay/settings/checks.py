@@ -175,7 +175,7 @@ def _route_tls(path: KeyPath, route: Route) -> Found:
     if route.tls == "dane":
         yield (*path, "tls"), "none, opportunistic, required or verify: dane is not built yet"
     elif route.tls is not None and host is None and route.next_hop != "mx":
-        yield (*path, "tls"), "tls only beside an mx, smtp:// or smtps:// next hop"
+        yield (*path, "tls"), "tls only with an mx, smtp:// or smtps:// next hop"
     elif route.tls == "none" and route.next_hop.startswith("smtps://"):
         yield (*path, "tls"), "required or verify: smtps:// is TLS from the first byte"
     elif route.tls == "none" and route.auth and host and not is_loopback(host):
@@ -184,7 +184,7 @@ def _route_tls(path: KeyPath, route: Route) -> Found:
     if route.ca is None:
         return
     if not verifies(route):
-        yield (*path, "ca"), 'tls = "verify" beside ca'
+        yield (*path, "ca"), 'tls = "verify" with ca'
     unreadable = list(_unreadable((*path, "ca"), route.ca))
     yield from unreadable or _certificates((*path, "ca"), route.ca)
 
@@ -201,7 +201,7 @@ def _limits(path: KeyPath, route: Route) -> Found:
         return
     for name in ("max_connections", "max_rate"):
         if getattr(route, name):
-            yield (*path, name), f"{name} only beside an mx, smtp:// or smtps:// next hop"
+            yield (*path, name), f"{name} only with an mx, smtp:// or smtps:// next hop"
 
 
 def _routes(routes: Sequence[tuple[KeyPath, Route]]) -> Found:

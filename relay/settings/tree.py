@@ -103,7 +103,7 @@ _BY_ROLE: Final = ("",)  # no network: it stands for the default of the listener
 class SmtpListener:
     """One SMTP listener: relay is port 25, submission 587, submissions 465 (TLS at once).
 
-    By default a relay listener trusts loopback, and the others nobody: there, everybody logs in.
+    By default a relay listener trusts loopback. The others trust no address: all clients log in.
     """
 
     listen: Address
@@ -226,7 +226,7 @@ class Route:
 
     `next_hop` is mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT. `tls` None
     is "verify" with `auth` to a host that is not loopback, else as in [delivery]; `ca` None is the
-    system's store. The limits are for each site that its mail goes to, beside those of [delivery].
+    system's store. The limits are for each site, and apply together with those of [delivery].
     """
 
     domain: Annotated[str, Form.DOMAIN_PATTERN]

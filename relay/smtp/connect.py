@@ -269,7 +269,7 @@ class _Attempt:
         return ConnectError(outcome, self._stage)
 
     def _place(self) -> str:
-        """Return the address, and behind a connection the command that was not answered."""
+        """Return the address, and once connected the command that was not answered."""
         place = str(self._target)
         return place if self._stage is Stage.CONNECT else f"{place}: {self._stage}"
 

@@ -72,13 +72,13 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
 
 
 def _routes(settings: Settings, place: Document) -> Iterator[Finding]:
-    """Logins that go to whoever answers."""
+    """Yield the routes whose password goes to a host that is not verified."""
     for number, route in enumerate(settings.route):
         host = host_of(route)
         trusts_anybody = route.tls in ("required", "opportunistic")
         if route.auth and trusts_anybody and host and not is_loopback(host):
             text = (
-                f'found "{route.tls}" beside auth, expected verify: the password goes to any host '
+                f'found "{route.tls}" with auth, expected verify: the password goes to any host '
                 "that answers there, whatever its certificate"
             )
             yield _warning("routes", place.fault(("route", number, "tls"), text))

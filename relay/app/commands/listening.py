@@ -127,7 +127,7 @@ def _unix_fault(path: Path, run_dir: Path) -> str:
     if not path.is_socket():
         return "the path of a socket, or of nothing that is there"
     holders = _unix_holders(path)
-    if not holders or _is_own(run_dir, holders):  # a start replaces what was left behind
+    if not holders or _is_own(run_dir, holders):  # a start replaces an unused socket
         return ""
     return "a socket that is free: another program listens there"
 

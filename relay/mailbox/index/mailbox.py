@@ -1,7 +1,7 @@
 """The index of one mailbox: opened, made anew where it is damaged, caught up before it answers.
 
 On the path: indexes.py keeps a bounded number of these.
-Holds: one thread at a time asks; a query reads a snapshot, so that nobody waits for it. What the
+Holds: one thread at a time asks; a query reads a snapshot, so no writer waits for it. What the
 disk cannot hold is held in memory for a while. It is a cache: whatever is wrong with it, the
 mailbox's files are what counts.
 Fails: StoreUnavailableError when it can be made neither on the disk nor in memory; OSError when the

@@ -1,4 +1,4 @@
-"""The anchor beside the notes, from which a start continues the time that their names have.
+"""The anchor next to the notes, from which a start continues the time that their names have.
 
 On the path: read when the store is opened, written from time to time while it is in use.
 Holds: what is read is whole; it says less than the spool's own anchor only where that is older.

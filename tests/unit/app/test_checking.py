@@ -343,7 +343,7 @@ def test_a_login_for_whoever_answers_is_warned_of(files, host, tls, count):
     assert of(findings, Verdict.FAULT) == []
     warnings = of(findings, Verdict.WARNING)
     assert len(warnings) == count
-    told = f'relay.toml:13: route[0].tls: found "{tls}" beside auth, expected verify: the password'
+    told = f'relay.toml:13: route[0].tls: found "{tls}" with auth, expected verify: the password'
     assert all(told in text for _, text in warnings)
 
 

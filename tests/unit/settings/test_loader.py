@@ -250,11 +250,11 @@ max_connections = 0
         ),
         (
             "[[route]]\ndomain = '*'\nnext_hop = 'local'\nmax_connections = 3",
-            "6: route[0].max_connections: found 3, expected max_connections only beside an mx",
+            "6: route[0].max_connections: found 3, expected max_connections only with an mx",
         ),
         (
             "[[route]]\ndomain = '*'\nnext_hop = 'reject:no'\nmax_rate = '1/1s'",
-            '6: route[0].max_rate: found "1/1s", expected max_rate only beside an mx',
+            '6: route[0].max_rate: found "1/1s", expected max_rate only with an mx',
         ),
         ("[[route]]\ndomain = 'a.test'", "3: route[0].next_hop: found nothing, expected"),
         (
@@ -276,7 +276,7 @@ max_connections = 0
         ("[delivery]\ntls = 'verify'", "expected one of none, opportunistic, required"),
         (
             "[[route]]\ndomain='*'\nnext_hop='capture'\ntls = 'verify'",
-            '6: route[0].tls: found "verify", expected tls only beside an mx, smtp:// or smtps://',
+            '6: route[0].tls: found "verify", expected tls only with an mx, smtp:// or smtps://',
         ),
         (
             "[[route]]\ndomain='*'\nnext_hop='smtps://h:465'\ntls = 'none'",
@@ -288,11 +288,11 @@ max_connections = 0
         ),
         (
             f"{TO_H}ca = 'ca.pem'",
-            '6: route[0].ca: found "ca.pem", expected tls = "verify" beside ca',
+            '6: route[0].ca: found "ca.pem", expected tls = "verify" with ca',
         ),
         (
             f"{TO_H}ca = 'ca.pem'\nauth = {LOGIN}\ntls = 'required'",
-            '6: route[0].ca: found "ca.pem", expected tls = "verify" beside ca',
+            '6: route[0].ca: found "ca.pem", expected tls = "verify" with ca',
         ),
         (
             f"{TO_H}ca = 'nope'\nauth = {LOGIN}",

@@ -1,6 +1,6 @@
 """The number of the last commit that is on the disk, in a file outside SQLite's log.
 
-On the path: the writer notes each commit; whoever opens the spool compares.
+On the path: the writer notes each commit; a process that opens the spool compares.
 Holds: the noted number never exceeds that of a commit that is on the disk, so no kill and no loss
     of power makes a whole spool look damaged. After each checkpoint the first commit is noted and
     synced before it is answered, so a log that is removed while it has commits is always noticed.
@@ -46,7 +46,7 @@ class Noted:
 
 
 class LastCommit:
-    """Notes the commits of one spool; for its owner, while nobody else writes it."""
+    """Notes the commits of one spool; for its owner, the only process that writes it."""
 
     def __init__(self, database: Path, number: int, *, crash: CrashPoints) -> None:
         """`number` is that of the last commit that the database and its log have."""
@@ -185,7 +185,7 @@ def check_commits(
 def check_commits_unopened(database: Path) -> None:
     """Raise what an owner who opens `database` would find; no file is made or changed.
 
-    For a spool that nobody has open: nothing is locked.
+    For a spool that no process has open: nothing is locked.
     """
     noted = read_noted(database)
     if noted is None:
