@@ -18,18 +18,20 @@ CONNECTIONS_MAX = 2000
 REQUESTS_MAX = 1000
 UNREAD_BYTES_MAX = 128 * 1024 * 1024
 UNREAD_GRACE_S = 10.0  # no answer is cut off earlier, so that bursts have time to be read
+STALLED_GRACE_S = 10.0  # nor a body of which nothing comes
 _SHARE = 2  # one address gets this part of the requests and of the unread octets
 
 NOT_COUNTED = ""  # the address of what is not counted by address: Unix sockets, proxies
 
 
 class Stage(IntEnum):
-    """What a connection waits for. With the last two it has a request."""
+    """What a connection waits for. With the last three it has a request."""
 
     IDLE = 0  # a further request
     HALF_OPEN = 1  # the rest of a header
-    UNREAD = 2  # the client has to read before more can be sent
-    BUSY = 3  # the server's own work, or the rest of a body
+    RECEIVING = 2  # the rest of a body
+    UNREAD = 3  # the client has to read before more can be sent
+    BUSY = 4  # the server's own work
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,8 @@ class ConnectionLimits:
 
 @dataclass(eq=False, slots=True)
 class Place:
-    """The place of one connection. `cut` closes it; `since` is when it began to wait, or its
-    request or answer began.
+    """The place of one connection. `cut` closes it; `since` is when it began to wait, its request
+    or answer began, or the last octets of a body came.
     """
 
     client: "Client"
@@ -73,7 +75,7 @@ class Client:
     @property
     def requests(self) -> int:
         """How many of them are more than open."""
-        return len(self.at[Stage.BUSY]) + len(self.at[Stage.UNREAD])
+        return sum(len(places) for places in self.at[Stage.RECEIVING :])
 
     @property
     def is_counted(self) -> bool:
@@ -140,19 +142,26 @@ class Places:
         client.at[stage][place] = None
         place.stage = stage
 
+    def received(self, place: Place) -> None:
+        """Note that octets of a body came."""
+        places = place.client.at[Stage.RECEIVING]
+        if place in places:
+            place.since = self._now_s()
+            places[place] = places.pop(place)
+
     def may_begin(self, place: Place) -> bool:
         """Whether a request may begin: its address has less than its share of those that run.
 
-        An answer that has not been read for long gives way.
+        An answer that has not been read for long gives way, and a body that has stopped.
         """
         limit, client = self._limits.requests, place.client
         if _is_request(place.stage):
             return True
         if client.is_counted and client.requests >= max(limit // _SHARE, 1):
-            return self._gives_way(self._unread_for_long(client))
+            return self._gives_way(self._silent_for_long(client))
         if self._requests >= limit:
             return self._gives_way(
-                self._heaviest(self._unread_for_long, lambda client: client.requests)
+                self._heaviest(self._silent_for_long, lambda client: client.requests)
             )
         return True
 
@@ -218,7 +227,14 @@ class Places:
     def _first_to_go(self, client: Client) -> Place | None:
         """Return which connection of a client gives way to a new one: the oldest idle first."""
         waiting = chain(client.at[Stage.IDLE], client.at[Stage.HALF_OPEN])
-        return next(waiting, None) or self._unread_for_long(client)
+        return next(waiting, None) or self._silent_for_long(client)
+
+    def _silent_for_long(self, client: Client) -> Place | None:
+        """Return a request whose client has to do something, and has not for long."""
+        stalled = next(iter(client.at[Stage.RECEIVING]), None)
+        if stalled and self._now_s() - stalled.since >= STALLED_GRACE_S:
+            return stalled
+        return self._unread_for_long(client)
 
     def _unread_for_long(self, client: Client) -> Place | None:
         place = _unread_longest(client)
@@ -269,4 +285,4 @@ def _unread_longest(client: Client) -> Place | None:
 
 
 def _is_request(stage: Stage) -> bool:
-    return stage >= Stage.UNREAD
+    return stage >= Stage.RECEIVING

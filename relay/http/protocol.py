@@ -99,6 +99,8 @@ class BoundedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
         self._move()
+        if self._place is not None:
+            self.places.received(self._place)
 
     def on_message_begin(self) -> None:
         """Start counting a request's header."""
@@ -216,7 +218,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.flow.write_paused:
             stage = Stage.UNREAD
         elif self.cycle is not None and not self.cycle.response_complete:
-            stage = Stage.BUSY
+            # A body behind another request is not what the connection waits for.
+            is_receiving = self.cycle.more_body and self._running is self.cycle
+            stage = Stage.RECEIVING if is_receiving else Stage.BUSY
         else:
             stage = Stage.HALF_OPEN if self._is_in_header else Stage.IDLE
         self.places.move(self._place, stage)

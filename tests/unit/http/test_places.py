@@ -5,7 +5,7 @@ from ipaddress import ip_network
 import pytest
 
 from relay.http import ConnectionLimits
-from relay.http.places import UNREAD_GRACE_S, Place, Places, Stage, client_address
+from relay.http.places import STALLED_GRACE_S, UNREAD_GRACE_S, Place, Places, Stage, client_address
 
 HEAVY, LIGHT = "192.0.2.1", "192.0.2.2"
 
@@ -92,6 +92,37 @@ def test_requests_of_all_are_bounded() -> None:
         assert world.places.may_begin(place)
         world.places.move(place, Stage.BUSY)
     assert not world.places.may_begin(world.enter(LIGHT, "light"))
+
+
+def test_a_body_that_has_stopped_gives_way_to_a_request() -> None:
+    world = World(requests=4)
+    for number in range(4):
+        host = HEAVY if number < 2 else LIGHT
+        world.places.move(world.enter(host, str(number), Stage.BUSY), Stage.RECEIVING)
+    flowing = world.enter("192.0.2.4", "flowing")
+    other = world.enter("192.0.2.3", "other")
+    world.now_s = STALLED_GRACE_S - 1
+    assert not world.places.may_begin(other)
+    world.now_s = STALLED_GRACE_S
+    assert world.places.may_begin(flowing)
+    world.places.move(flowing, Stage.RECEIVING)
+    assert world.places.may_begin(other)
+    world.places.move(other, Stage.BUSY)
+    assert world.cut == ["0", "2"]
+
+
+def test_a_body_that_goes_on_does_not_give_way() -> None:
+    world = World(requests=2)
+    slow, stalled = (world.enter(HEAVY, name, Stage.RECEIVING) for name in ("slow", "stalled"))
+    world.now_s = STALLED_GRACE_S
+    world.places.received(slow)
+    world.places.received(stalled)
+    world.now_s = 1.5 * STALLED_GRACE_S
+    world.places.received(slow)
+    world.now_s = 2 * STALLED_GRACE_S
+    assert world.places.may_begin(world.enter(LIGHT, "light"))
+    assert world.cut == ["stalled"]
+    assert not world.places.may_begin(world.enter(HEAVY, "another"))
 
 
 def test_octets_that_wait_to_be_read_are_counted_until_they_are() -> None:

@@ -148,6 +148,24 @@ async def test_one_address_has_half_of_the_requests_in_work() -> None:
     assert b"\r\nretry-after: 2\r\n" in one_more
 
 
+@on_both_loops
+async def test_a_body_that_has_stopped_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: asyncio.Queue[None] = asyncio.Queue()
+    post = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n%b"
+
+    async def reading(call: Call) -> Response:
+        begun.put_nowait(None)
+        return Response(await call.body())
+
+    limits = ConnectionLimits(requests=2)
+    async with serving(reading, connection_limits=limits) as server, held(server, 1, post % b"1"):
+        await begun.get()
+        early = await talk(server, LAST_GET % b"/x", source=ATTACKER)
+        monkeypatch.setattr(places, "STALLED_GRACE_S", 0.0)
+        late = await talk(server, LAST_GET % b"/x", source=ATTACKER)
+    assert (status_of(early), status_of(late)) == (503, 200)
+
+
 @pytest.mark.parametrize("way", ["proxy", "unix"])
 @on_both_loops
 async def test_proxies_and_unix_sockets_are_not_counted_by_address(
