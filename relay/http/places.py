@@ -14,6 +14,8 @@ from enum import IntEnum
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from itertools import chain
 
+from relay.accounts.passwords import client_of
+
 CONNECTIONS_MAX = 2000
 REQUESTS_MAX = 1000
 UNREAD_BYTES_MAX = 128 * 1024 * 1024
@@ -265,8 +267,7 @@ class Places:
 def client_address(host: str, proxies: Iterable[IPv4Network | IPv6Network] = ()) -> str:
     """Return what stands for a client in counts: an IPv4 address, or the /64 of an IPv6 one.
 
-    A host has a whole /64 at least, and may use any address in it. NOT_COUNTED for what is in
-    `proxies` and for a Unix socket.
+    NOT_COUNTED for what is in `proxies` and for a Unix socket.
     """
     if not host:
         return NOT_COUNTED
@@ -275,9 +276,7 @@ def client_address(host: str, proxies: Iterable[IPv4Network | IPv6Network] = ())
         address = address.ipv4_mapped
     if any(address in network for network in proxies):
         return NOT_COUNTED
-    if isinstance(address, IPv6Address):
-        return str(IPv6Network((address, 64), strict=False))
-    return str(address)
+    return client_of(str(address))
 
 
 def _unread_longest(client: Client) -> Place | None:
