@@ -70,6 +70,7 @@ class Ledger:
         # when no sync succeeded until the power was lost: any of what was written may be there
         self.gaps: list[tuple[float, float]] = []  # of steady time, at starts of the machine
         self._tried: set[Key] = set()  # in this process
+        self._kept_in_doubt: set[Key] = set()  # held or captured, and put back
         self.doubtful: list[tuple[float, float]] = []
         self.inboxes: list[tuple[str, str, bytes]] = []  # mailbox, unique, content
         self.names: dict[str, str] = {}  # Message-ID: queue id
@@ -170,6 +171,8 @@ class Ledger:
         self._settled_people(claim, [one.id for one in claim.recipients])
         if settlement.outcomes:
             self._tried.add(key)
+        elif claim.state in PARKED and not settlement.expired:
+            self._kept_in_doubt.add(key)  # past its end, perhaps, until somebody releases it
         if held:
             self._judge_delay(settlement)
             self._judge_wait(settlement)
@@ -179,7 +182,8 @@ class Ledger:
             if claim.state is State.CAPTURED:
                 expires_us = claim.message.received_us + self._captured_keep_us
             self._judge_untried(claim, expires_us)
-            parked_s = DOUBT_US / 1e6 if claim.state in PARKED and self._plan.may_doubt else 0.0
+            was_parked = claim.state in PARKED or key in self._kept_in_doubt
+            parked_s = DOUBT_US / 1e6 if was_parked and self._plan.may_doubt else 0.0
             now_s = self.world.clocks.steady_s()
             self.expiries.append((claim.message.id, expires_us, now_s, parked_s))
 
@@ -255,9 +259,13 @@ class Ledger:
 
     # -- the operators' side
 
-    def answered(self, order: Order, changed: Changed, *, seen: Mapping[Key, int]) -> None:
-        """An operator was told what an order came to; `seen` are the epochs from when it was given,
-        of what was claimed then.
+    def is_in_flight(self, key: Key) -> bool:
+        """Whether it is claimed, and its settlement is not being written."""
+        return key in self.open and self.open[key].epoch not in self._settling[key]
+
+    def answered(self, order: Order, changed: Changed, *, unclaimed: Mapping[Key, int]) -> None:
+        """An operator was told what an order came to; `unclaimed` has the epochs of the entries
+        that nobody had when it was given.
         """
         self.unanswered.subtract(order.selector.ids)
         for one in changed.entries:
@@ -266,10 +274,10 @@ class Ledger:
                 self.operated[key] += 1
                 if order.operation is Operation.CANCEL:
                     self.cancelled.add(key)
-                    if key in self.open:
+                    if self.is_in_flight(key):
                         self.world.fault(f"invariant 9: {key} is told to be cancelled in flight")
             elif one["result"] == Result.IN_FLIGHT:
-                if key not in seen and key not in self.open:
+                if unclaimed.get(key) == self.epochs.get(key):  # nobody has claimed it since
                     self.world.fault(f"invariant 9: {key} is told to be in flight, and is not")
                 if order.operation is Operation.CANCEL and key in self.open:
                     self._in_flight.add(key)

@@ -7,7 +7,6 @@ Fails: never; a spool that cannot is an answer too.
 Standards: docs/names.md (Commands).
 """
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,7 +19,6 @@ from tests.simulation.world import World
 
 _HOLD_S = (60.0, 3000.0, 1e6)
 _LISTED_MAX = 1000
-_TIMES_IN_FLIGHT_MAX = 200  # how often to look for an entry that is in flight
 _CLOCKS_US = 1_000_000  # by how much two readings of steady time may differ
 _WHO = "simulated operator"
 Work = Callable[[Any, Ledger, World], Coroutine[None, None, None]]
@@ -55,18 +53,17 @@ async def operate(node: Any, ledger: Ledger, world: World) -> None:
 
 
 async def cancel_in_flight(node: Any, ledger: Ledger, world: World) -> None:
-    """Cancel an entry while a connection has it."""
-    for _ in range(_TIMES_IN_FLIGHT_MAX):
-        waiting = node.dispatcher.waiting_of(ledger.open)
-        ids = set(_ids(ledger))
-        if keys := sorted(key for key in ledger.open if key not in waiting and key[0] in ids):
-            break
-        await asyncio.sleep(world.rng.random() * 10)
-    else:
-        return
-    selector = Selector(ids=(world.rng.choice(keys)[0],))
-    order = Order(operation=Operation.CANCEL, selector=selector, who=_WHO)
-    await _carry_out(order, node, ledger, world)
+    """Cancel an entry while a connection has it; nothing if none has any."""
+    if ids := ids_in_flight(node, ledger):
+        selector = Selector(ids=(world.rng.choice(ids),))
+        order = Order(operation=Operation.CANCEL, selector=selector, who=_WHO)
+        await _carry_out(order, node, ledger, world)
+
+
+def ids_in_flight(node: Any, ledger: Ledger) -> list[str]:
+    """The messages, but for reports, of which a connection has an entry."""
+    in_flight = ledger.open.keys() - node.dispatcher.waiting_of(ledger.open)
+    return sorted({key[0] for key in in_flight} & set(_ids(ledger)))
 
 
 class Pause:
@@ -124,7 +121,7 @@ class Pause:
 async def _carry_out(order: Order, node: Any, ledger: Ledger, world: World) -> Changed | None:
     """Return the answer, None where the spool gives none."""
     rng = world.rng
-    seen = {key: claim.epoch for key, claim in ledger.open.items()}
+    unclaimed = {key: epoch for key, epoch in ledger.epochs.items() if key not in ledger.open}
     if not order.dry_run:
         ledger.unanswered.update(order.selector.ids)
     try:
@@ -144,7 +141,7 @@ async def _carry_out(order: Order, node: Any, ledger: Ledger, world: World) -> C
     for result, count in changed.counts.items():
         world.reached[f"operation: {order.operation}, {result}"] += count * (not order.dry_run)
     if not order.dry_run:
-        ledger.answered(order, changed, seen=seen)
+        ledger.answered(order, changed, unclaimed=unclaimed)
     return changed
 
 

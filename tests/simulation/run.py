@@ -44,6 +44,7 @@ from tests.simulation.sites import AT_ONCE, Site
 from tests.simulation.world import World
 
 _LOOK_S = 120.0
+_LOOKS_MAX = 200  # for an entry that is in flight
 _STARTS_MAX = 50  # each life leaves its disk behind; in all longer than a disk is full
 Variant = Callable[[], AbstractContextManager[object]]
 
@@ -366,7 +367,7 @@ class _Play:
                 case "operator":
                     await self._as_operator(operators.operate)
                 case "cancel in flight":
-                    self._patient(self._as_operator(operators.cancel_in_flight))
+                    self._patient(self._cancel_in_flight())
                 case "pause":
                     self._patient(self._pause(trouble.amount))
 
@@ -378,6 +379,13 @@ class _Play:
     def _patient(self, work: Coroutine[None, None, None]) -> None:
         """Have an operator wait for a moment, while other things happen."""
         self._waiting.append(self.world.create_task(work))
+
+    async def _cancel_in_flight(self) -> None:
+        for _ in range(_LOOKS_MAX):
+            if self._is_working and operators.ids_in_flight(self.node, self.ledger):
+                await self._as_operator(operators.cancel_in_flight)
+                return
+            await asyncio.sleep(self.world.rng.random() * 10)
 
     async def _pause(self, hold_s: float) -> None:
         pause = operators.Pause()
