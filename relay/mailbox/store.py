@@ -31,9 +31,9 @@ from relay.mailbox.maildir import SYNC_FAILURES, DirectorySync, Stripes, storage
 from relay.mailbox.moving import Moving
 from relay.mailbox.names import mailbox_directory
 from relay.mailbox.notes import NotesDirectory, content_of
-from relay.mailbox.notes.anchor import AnchorFile
 from relay.mailbox.notes.board import NoteBoard
 from relay.mailbox.notes.deferred import BroughtUp, DeferredNotes
+from relay.mailbox.notes.directory import AnchorFile
 from relay.mailbox.notes.precedence import Precedence
 from relay.mailbox.notes.timer import DeferredDirectory, DueTimer
 from relay.mailbox.query import MessageQuery

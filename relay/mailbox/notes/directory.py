@@ -13,6 +13,9 @@ from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from relay.clock import Anchor
 from relay.files import FileOctets
 from relay.journal.logs import get_logger
 from relay.mailbox.maildir import (
@@ -40,6 +43,9 @@ NOTE_NAME = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
 _PREPARED = re.compile(r"([0-9a-z]{16})\.(\d{1,20})(\+?)")
 _COPIED = "copied"  # a file of that name: notes here may be copies, not second names
 
+_ANCHOR = "clock"
+
+_anchor_decoder = msgspec.json.Decoder(Anchor)
 _log = get_logger("mailbox")
 
 
@@ -54,6 +60,32 @@ class Prepared:
     submission_id: str
     is_new: bool
     is_change: bool
+
+
+class AnchorFile:
+    """The anchor in `.submissions`, from which a start continues the time that notes' names have.
+
+    The spool has an anchor of its own: without this one, that decides.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / _ANCHOR
+
+    def read(self) -> Anchor | None:
+        """Return what was written last; None if that cannot be read."""
+        try:
+            return _anchor_decoder.decode(self._path.read_bytes())
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def write(self, anchor: Anchor) -> None:
+        """Replace it. Not synced: after a loss of power the one before is as good.
+
+        Raises OSError.
+        """
+        part = self._path.with_name(f"{_ANCHOR}.new")
+        part.write_bytes(msgspec.json.encode(anchor))
+        part.replace(self._path)
 
 
 class NotesDirectory:

@@ -34,10 +34,9 @@ from relay.spool.sqlite.disk.contents import (
     sum_of,
 )
 from relay.spool.sqlite.disk.presence import contents_of
-from relay.spool.sqlite.engine.anchoring import read_anchor
 from relay.spool.sqlite.engine.batch import Batch
 from relay.spool.sqlite.engine.damage import Damage
-from relay.spool.sqlite.engine.database import CAPTURED_KEEP_S, open_database
+from relay.spool.sqlite.engine.database import CAPTURED_KEEP_S, open_database, read_anchor
 from relay.spool.sqlite.engine.last_commit import LastCommit, commits_of
 from relay.spool.sqlite.engine.reader import Reader
 from relay.spool.sqlite.engine.write_ahead import sync_anew

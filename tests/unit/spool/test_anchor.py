@@ -11,7 +11,7 @@ from relay.journal.crash import CrashPoints
 from relay.journal.metrics import Metrics
 from relay.message.outcome import Evidence, Relayed
 from relay.spool import Keep, SqliteSpool
-from relay.spool.sqlite.engine.anchoring import read_anchor
+from relay.spool.sqlite.engine.database import read_anchor
 from relay.spool.types import NewMessage, Settlement
 
 START, DAY = 1_700_000_000_000_000, 86_400_000_000

@@ -19,8 +19,8 @@ from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.spool import SqliteSpool
 from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
 from relay.spool.sqlite.disk.presence import contents_of, last_commit_of, salvage_mark_of
-from relay.spool.sqlite.engine.anchoring import read_anchor
 from relay.spool.sqlite.engine.damage import mark_of
+from relay.spool.sqlite.engine.database import read_anchor
 from relay.spool.sqlite.engine.log_check import log_of
 from relay.spool.sqlite.engine.migrating import check_files
 from relay.spool.sqlite.storage.salvage import salvage

@@ -8,11 +8,13 @@ Standards: SQLite file format 3, WAL; SQLite >= 3.51.3 (no WAL-reset fault).
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import apsw
 
+from relay.clock import Anchor
 from relay.message.lifecycle import FINAL, State
 from relay.spool.sqlite.disk.presence import check_presence
 from relay.spool.sqlite.engine.last_commit import check_commits, has_log, read_noted
@@ -27,6 +29,7 @@ CAPTURED_KEEP_S = 14 * 86400.0  # as spool.keep has it, unless somebody says oth
 _CHECKPOINT_PAGES = 4000  # where nobody takes care of the log, as the writer does
 _LOG_BYTES_MAX = 64 * 1024 * 1024  # what is left of it on the disk after it was larger
 _CACHE_KIB = 16 * 1024
+_ANCHOR = "steady_us, wall_us, elapsed_us, boot_id, doubtful_us, doubt_ends_us"
 _READ_WRITE = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
 
 
@@ -87,3 +90,19 @@ def fetch_one(cursor: apsw.Cursor, sql: str, values: Sequence[Any] = ()) -> Any:
 def _library_version() -> int:
     major, minor, patch = (*apsw.sqlite_lib_version().split("."), "0")[:3]
     return int(major) * 1_000_000 + int(minor) * 1000 + int(patch)
+
+
+def read_anchor(connection: apsw.Connection) -> Anchor | None:
+    """Return the anchor that the last commits left, from which a start continues the queue's time;
+    None in a new file. Raises apsw's exceptions.
+    """
+    row = fetch_one(connection.cursor(), f"SELECT {_ANCHOR} FROM clock")
+    return Anchor(*row) if row is not None else None
+
+
+def write_anchor(cursor: apsw.Cursor, anchor: Anchor) -> None:
+    """Replace the anchor, in the transaction of `cursor`. Raises apsw's exceptions."""
+    cursor.execute(
+        f"INSERT OR REPLACE INTO clock (id, {_ANCHOR}) VALUES (1, ?, ?, ?, ?, ?, ?)",
+        astuple(anchor),
+    )

@@ -22,8 +22,8 @@ import apsw
 from relay.clock import Clock
 from relay.journal.crash import CrashPoint, CrashPoints
 from relay.journal.metrics import Metrics
-from relay.spool.sqlite.engine.anchoring import write_anchor
 from relay.spool.sqlite.engine.batch import Batch
+from relay.spool.sqlite.engine.database import write_anchor
 from relay.spool.sqlite.engine.last_commit import LastCommit
 from relay.spool.sqlite.engine.pace import Pace
 from relay.spool.sqlite.engine.write_ahead import WriteAheadLog

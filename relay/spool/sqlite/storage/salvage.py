@@ -20,9 +20,15 @@ import apsw
 from relay.message.lifecycle import FINAL
 from relay.spool.sqlite.disk.copying import sync
 from relay.spool.sqlite.disk.presence import contents_of, may_be_opened, salvage_mark_of
-from relay.spool.sqlite.engine.anchoring import read_anchor, write_anchor
 from relay.spool.sqlite.engine.damage import mark_of
-from relay.spool.sqlite.engine.database import LIVE_STATES, fetch, fetch_one, open_database
+from relay.spool.sqlite.engine.database import (
+    LIVE_STATES,
+    fetch,
+    fetch_one,
+    open_database,
+    read_anchor,
+    write_anchor,
+)
 from relay.spool.sqlite.engine.last_commit import check_commits_unopened
 from relay.spool.sqlite.engine.log_check import log_fault, log_of
 from relay.spool.sqlite.engine.migrating import SCHEMA_VERSION

@@ -27,10 +27,15 @@ from relay.message.lifecycle import State
 from relay.spool.sqlite.disk.contents import sum_of
 from relay.spool.sqlite.disk.copying import sync
 from relay.spool.sqlite.disk.presence import contents_of
-from relay.spool.sqlite.engine.anchoring import read_anchor
 from relay.spool.sqlite.engine.batch import Batch
 from relay.spool.sqlite.engine.damage import mark_of
-from relay.spool.sqlite.engine.database import LIVE_STATES, fetch, fetch_one, open_database
+from relay.spool.sqlite.engine.database import (
+    LIVE_STATES,
+    fetch,
+    fetch_one,
+    open_database,
+    read_anchor,
+)
 from relay.spool.sqlite.engine.last_commit import LastCommit, commits_of
 from relay.spool.sqlite.engine.log_check import log_fault
 from relay.spool.sqlite.engine.write_ahead import WriteAheadLog
