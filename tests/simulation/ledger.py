@@ -62,6 +62,8 @@ class Ledger:
         self.epochs: dict[Key, int] = {}
         self.open: dict[Key, Claim] = {}
         self.ghosts: list[Claim] = []  # claims that a dead process never settled
+        # when an operator was told that an entry is in flight whose claim is not known here
+        self._in_flight_since_s: dict[Key, float] = {}
         self.settlements: Counter[tuple[str, str]] = Counter()
         # queue id, expires_us, when it was settled, how much later that may be; in steady time
         self.expiries: list[tuple[str, int, float, float]] = []
@@ -106,6 +108,9 @@ class Ledger:
                 self.world.fault(f"invariant 3: {key} is claimed twice at once")
             if key in self.cancelled:
                 self.world.fault(f"invariant 9: {key} is claimed, and was told to be cancelled")
+            # the spool may answer an operator before it hands over a claim of the same commit
+            if self._in_flight_since_s.pop(key, self.world.time()) < self.world.time():
+                self._told_in_flight(key)
             self.epochs[key] = claim.epoch
             self.open[key] = claim
         self.looks_idle()
@@ -278,9 +283,17 @@ class Ledger:
                         self.world.fault(f"invariant 9: {key} is told to be cancelled in flight")
             elif one["result"] == Result.IN_FLIGHT:
                 if unclaimed.get(key) == self.epochs.get(key):  # nobody has claimed it since
-                    self.world.fault(f"invariant 9: {key} is told to be in flight, and is not")
+                    self._in_flight_since_s[key] = self.world.time()
                 if order.operation is Operation.CANCEL and key in self.open:
                     self._in_flight.add(key)
+
+    def ended(self) -> None:
+        """The world is over: what was in flight and never came has not been."""
+        for key in self._in_flight_since_s:
+            self._told_in_flight(key)
+
+    def _told_in_flight(self, key: Key) -> None:
+        self.world.fault(f"invariant 9: {key} is told to be in flight, and is not")
 
     def withdrawn(self, key: Key) -> None:
         """An operator took it out of memory."""
@@ -296,6 +309,7 @@ class Ledger:
         self._settling.clear()
         self._in_flight.clear()
         self.open.clear()
+        self._in_flight_since_s.clear()
         self._dots.clear()
 
     # -- the sites' side

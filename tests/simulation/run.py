@@ -78,6 +78,7 @@ def run(seed: int, *, variant: Variant = nullcontext, keep_trace: bool = False) 
         lost = f"invariant 1: the database cannot be read: {error}"
         return Outcome(seed, [*world.faults, lost], trace=world.trace or [])
     else:
+        play.ledger.ended()
         outcome = Outcome(seed, trace_hash=world.trace_hash, trace=world.trace or [])
         outcome.deaths = sum(life.dead for life in world.lives)
         outcome.violations = [*world.faults, *play.judge()]
