@@ -2,8 +2,8 @@
 
 On the path: directory hands in a log-in; Argon2 runs in two threads.
 Holds: failures count by user and client address, and by client address over all users, so that
-    nobody keeps a user out from another address; all tables and the checks that wait are bounded;
-    a success is remembered for a minute, as a keyed digest only.
+    failures at one address do not lock a user out at another; all tables and waiting checks are
+    bounded; a success is remembered for a minute, as a keyed digest only.
 Fails: LoginDelayedError for what is not checked now: it says nothing about the password.
 Standards: RFC 9106; RFC 4954 4 and 6 (454 4.7.0).
 """

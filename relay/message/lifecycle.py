@@ -29,7 +29,7 @@ class State(StrEnum):
 FINAL = frozenset(State) - {State.QUEUED, State.DEFERRED, State.HELD, State.CAPTURED}
 
 _FROM_QUEUED = frozenset(State) - {State.QUEUED}
-PARKED = (State.HELD, State.CAPTURED)  # nobody tries these
+PARKED = (State.HELD, State.CAPTURED)  # not tried until an operator acts
 _FROM_PARKED = frozenset({State.QUEUED, State.CANCELLED, State.DISCARDED, State.EXPIRED})
 
 TRANSITIONS: dict[State, frozenset[State]] = {

@@ -99,9 +99,8 @@ class Pickup:
                 await self._turns.put(note)
 
     def allow(self, notes: int) -> None:
-        """Process at most so many notes of an account at once, at least one, and one more of all.
-
-        Those that are begun go on.
+        """Process at most `notes` notes of an account at once (at least one), and of all accounts
+        together one more. Notes that have begun go on.
         """
         self._allowed = max(1, notes)
         self._turns.share_out(self._allowed)
