@@ -38,7 +38,7 @@ SLEEPS = {
     "relay/app/development/follow.py": "behind an event, so that a burst of them is read once",
     "relay/mailbox/notes/precedence.py": "the end of a rush is that nothing happens for a moment",
     "relay/spool/sqlite/operating/desk.py": "behind a fault, so that the spool is not asked all the time",
-    "relay/web/messages.py": "behind an event, so that who waits does not read all the time",
+    "relay/api/messages.py": "behind an event, so that who waits does not read all the time",
 }
 
 
@@ -219,7 +219,7 @@ def test_no_test_waits_for_a_fixed_time(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_a_line_of_the_log_names_its_room_and_says_in_words_what_happened(path):
-    if path == Path("relay/journal/logs.py"):
+    if path == Path("relay/observe/logs.py"):
         return
     text = (TOP / path).read_text()
     assert "import structlog" not in text

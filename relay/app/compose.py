@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from relay import graph, web
+from relay import api, graph
 from relay.accounts import DEAD_LETTER, AccountDirectory
 from relay.app.daemon import Daemon, Readiness
 from relay.app.lock import OwnerLock
@@ -21,6 +21,7 @@ from relay.app.memory import allow_open_files
 from relay.app.pressure import PressureMonitor, bounds_of
 from relay.app.routes import route_table, way_to
 from relay.clock import Clock, Ids, SystemClock
+from relay.crashpoints import CrashPoints
 from relay.delivery import (
     WINDOW_BYTES,
     Cause,
@@ -36,16 +37,15 @@ from relay.delivery import (
 )
 from relay.http import CONNECTIONS_MAX, ConnectionLimits, Dispatch, HostNames, HttpServer
 from relay.ingress import Acceptance, Neighbours, SmtpServer
-from relay.journal.crash import CrashPoints
-from relay.journal.journey import Journeys
-from relay.journal.metrics import Metrics
-from relay.journal.pressure import Level, Pressure, Reason
-from relay.journal.storelog import StoreLog
+from relay.journeys.journey import Journeys
+from relay.journeys.storelog import StoreLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.nexthop import NextHop
+from relay.observe.metrics import Metrics
 from relay.pickup import Pickup
 from relay.policy import RuleSet
+from relay.pressure import Level, Pressure, Reason
 from relay.reports import Reporter
 from relay.routing import NoResolver, Resolver
 from relay.settings import Settings
@@ -111,7 +111,7 @@ class _Composer:
         self.crash = CrashPoints(sources.crash_at)
         self.metrics = Metrics()
         self.readiness = Readiness()
-        self.changes = web.Changes()
+        self.changes = api.Changes()
         self.pressure = Pressure()
         boxes = settings.mailboxes
         self.table = route_table(settings, sources.accounts)
@@ -274,7 +274,7 @@ class _Composer:
     def _http_servers(self, journeys: Journeys) -> list[HttpServer]:
         """The front door, the control socket, and the metrics listener if there is one."""
         http = self.settings.http
-        means = web.Means(
+        means = api.Means(
             journeys=journeys, desk=self.spool.desk, stats=self.spool.stats,
             way_to=lambda text: way_to(text, lambda: self.table), changes=self.changes,
             metrics=self.metrics, clock=self.clock,
@@ -285,7 +285,7 @@ class _Composer:
             self.store, self.sources.accounts, clock=self.clock, hostname=self.settings.hostname,
             http=http, crash=self.crash, ready=self.readiness, pressure=self.pressure,
         )  # fmt: skip
-        relay_v1 = web.create_app(means, self.sources.accounts, hostname=self.settings.hostname)
+        relay_v1 = api.create_app(means, self.sources.accounts, hostname=self.settings.hostname)
         everything = Dispatch({"v1.0": front_door, "beta": front_door}, otherwise=relay_v1)
         control = Address(path=str(self.settings.control_socket))
         limits = ConnectionLimits(
@@ -294,7 +294,7 @@ class _Composer:
         )
         servers = [
             HttpServer(everything, http.listen, limits=limits, hosts=self._hosts()),
-            HttpServer(web.create_control_app(means), [control]),
+            HttpServer(api.create_control_app(means), [control]),
         ]
         if self.settings.observe.metrics is not None:
             servers.append(HttpServer(relay_v1, [self.settings.observe.metrics], limits=limits))

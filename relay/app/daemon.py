@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from relay.api import Changes
 from relay.app.lock import OwnerLock
 from relay.app.pressure import PressureMonitor
 from relay.app.upkeep import (
@@ -28,16 +29,15 @@ from relay.clock import Clock, jump_us
 from relay.delivery import Dispatcher
 from relay.http import HttpServer
 from relay.ingress import Acceptance, SmtpServer
-from relay.journal.journey import Journeys
-from relay.journal.logs import get_logger
-from relay.journal.metrics import Metrics
-from relay.journal.storelog import StoreLog
+from relay.journeys.journey import Journeys
+from relay.journeys.storelog import StoreLog
 from relay.mailbox import FileStore
+from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
 from relay.pickup import Pickup
 from relay.routing import NoResolver, Resolver
 from relay.settings import Settings
 from relay.spool import Keep, SqliteSpool
-from relay.web import Changes
 
 _log = get_logger("app")
 _HTTP_GRACE_S = 2.0

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from relay.app.memory import give_memory_back, memory_there_is, resident_bytes
 from relay.clock import Clock, jump_us
-from relay.journal.logs import get_logger
-from relay.journal.metrics import Metrics
-from relay.journal.pressure import (
+from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
+from relay.pressure import (
     Bounds,
     Disk,
     Figures,

@@ -18,7 +18,7 @@ import msgspec
 from relay.app.daemon import Daemon
 from relay.app.inforce import InForce
 from relay.app.notify import ServiceManager
-from relay.journal.logs import get_logger
+from relay.observe.logs import get_logger
 from relay.settings import SettingsError
 
 _log = get_logger("app")

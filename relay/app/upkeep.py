@@ -13,12 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from relay.clock import Clock, Continued
-from relay.journal.lasting import LastingFault
-from relay.journal.logs import get_logger
-from relay.journal.metrics import Metrics
-from relay.journal.storelog import StoreLog
+from relay.journeys.storelog import StoreLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import StoreError
+from relay.observe.lasting import LastingFault
+from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
 from relay.spool import Keep, SqliteSpool
 from relay.spool.types import SpoolError
 

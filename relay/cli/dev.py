@@ -26,8 +26,8 @@ from relay.cli.exits import INTERRUPTED, Ended, Exit
 from relay.cli.output import flush, print_json_line
 from relay.cli.show import printable, step_lines
 from relay.clock import SystemClock
-from relay.journal import logs
-from relay.journal.events import Step
+from relay.journeys.events import Step
+from relay.observe import logs
 from relay.settings import read_environment
 from relay.settings.tree import Address
 from relay.settings.values import is_ip, parse_address

@@ -15,8 +15,8 @@ from relay.cli.context import Given, common_options, group_options
 from relay.cli.exits import Ended, Exit
 from relay.cli.output import print_json, print_lines
 from relay.message.address import AddressError, parse_mailbox
-from relay.message.headers import split
 from relay.message.verdict import Source
+from relay.mime.headers import split
 from relay.policy import load, make_subject, read, report, run_tests
 from relay.policy.casefile import crlf
 from relay.policy.report import Report

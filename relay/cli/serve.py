@@ -21,7 +21,7 @@ from relay.app.serve import serve as run
 from relay.cli.context import Given, common_options
 from relay.cli.exits import Ended, Exit
 from relay.clock import SystemClock
-from relay.journal import logs
+from relay.observe import logs
 from relay.settings import read_environment
 
 

@@ -17,7 +17,7 @@ from relay.cli.exits import Ended, Exit
 from relay.cli.output import flush, print_json, print_lines
 from relay.cli.show import journey_lines
 from relay.clock import SystemClock
-from relay.journal.journey import is_final
+from relay.journeys.journey import is_final
 from relay.message.lifecycle import State
 from relay.settings.faults import shown
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from relay.clock import rfc3339
 from relay.delivery.schedule import Cause, Schedule
-from relay.journal.events import Event, Step
+from relay.journeys.events import Event, Step
 from relay.message.lifecycle import PARKED, State
 from relay.message.outcome import (
     INTERNAL_ERROR,

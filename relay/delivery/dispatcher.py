@@ -26,11 +26,11 @@ from relay.delivery.remote.options import SiteOptions
 from relay.delivery.remote.sites import Sites
 from relay.delivery.remote.slots import ConnectionSlots
 from relay.delivery.settlement import Settled, Settler
-from relay.journal.lasting import LastingFault
-from relay.journal.logs import get_logger
 from relay.message.content import Content
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import Outcome, Relayed
+from relay.observe.lasting import LastingFault
+from relay.observe.logs import get_logger
 from relay.smtp import connect
 from relay.spool.types import Claim, Key, NewMessage, Spool, SpoolError
 from relay.spool.waiting import Lane

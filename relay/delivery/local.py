@@ -9,7 +9,6 @@ Standards: RFC 5321 4.4 (Return-Path); RFC 3463 X.2.
 from collections.abc import Sequence
 from typing import Protocol
 
-from relay.journal.logs import get_logger
 from relay.mailbox.api import DeliveryResult, DeliveryStore
 from relay.mailbox.types import (
     ContentUnreadableError,
@@ -28,6 +27,7 @@ from relay.message.outcome import (
     Outcome,
 )
 from relay.message.verdict import Source
+from relay.observe.logs import get_logger
 from relay.spool.types import Claim, ClaimedRecipient
 
 _log = get_logger("delivery")

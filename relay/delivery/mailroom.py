@@ -14,8 +14,8 @@ from relay.delivery.contents import unreadable
 from relay.delivery.local import LocalDelivery
 from relay.delivery.ports import Scheduler
 from relay.delivery.queue.fairqueue import FairQueue
-from relay.journal.logs import get_logger
 from relay.message.outcome import Evidence, Indeterminate, Outcome
+from relay.observe.logs import get_logger
 from relay.spool.types import Claim, SpoolError
 
 _log = get_logger("delivery")

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Protocol
 
-from relay.journal.events import Event
+from relay.journeys.events import Event
 from relay.message.content import Content
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome, Relayed

@@ -28,10 +28,7 @@ from relay.delivery.conclude import (
 from relay.delivery.contents import Contents
 from relay.delivery.ports import Reporter
 from relay.delivery.schedule import Schedule
-from relay.journal.events import Event
-from relay.journal.lasting import LastingFault
-from relay.journal.logs import get_logger
-from relay.journal.metrics import Metrics
+from relay.journeys.events import Event
 from relay.message.content import Content, LargeContent, UnreadableError, octets_in_blocks
 from relay.message.lifecycle import State
 from relay.message.outcome import (
@@ -43,6 +40,9 @@ from relay.message.outcome import (
     Relayed,
 )
 from relay.message.reporting import ReportedMessage
+from relay.observe.lasting import LastingFault
+from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
 from relay.spool.types import Claim, NewMessage, Settlement, Spool, SpoolError
 
 T = TypeVar("T")

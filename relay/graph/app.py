@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from relay.accounts import Account, AccountDirectory
 from relay.clock import Clock, Ids
+from relay.crashpoints import CrashPoints
 from relay.graph.attachments.uploads import serve_upload
 from relay.graph.room import Brings, check_room
 from relay.graph.routes import find_route, not_implemented, with_keys
@@ -21,10 +22,9 @@ from relay.http.bearer import bearer_account
 from relay.http.call import Call
 from relay.http.errors import ApiError, UnansweredError, shown, try_later
 from relay.http.gateway import Gateway, Limits
-from relay.journal.crash import CrashPoints
-from relay.journal.pressure import Pressure
 from relay.mailbox.api import MailStore
 from relay.mailbox.types import OutcomeUnknownError, StoreError
+from relay.pressure import Pressure
 from relay.settings.tree import Http
 
 _HELD_BODIES = 4  # how many of the largest bodies may be in memory at once

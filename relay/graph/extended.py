@@ -11,7 +11,6 @@ from typing import Any
 
 from relay.graph.values import a_text, an_array, an_object, missing, only_known, wrong
 from relay.http.errors import ApiError
-from relay.message.conversation import is_index, message_ids
 from relay.message.extended import (
     CONVERSATION_INDEX,
     IN_REPLY_TO_ID,
@@ -22,6 +21,7 @@ from relay.message.extended import (
     canonical_value,
 )
 from relay.message.properties import ExtendedProperty
+from relay.mime.conversation import is_index, message_ids
 
 SINGLE, MULTIPLE = "singleValueExtendedProperties", "multiValueExtendedProperties"
 EXTENDED_MAX = 100

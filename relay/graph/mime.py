@@ -17,15 +17,15 @@ from relay.graph.people import check_own, check_recipients_count
 from relay.http.errors import ApiError, shown
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.content import Content, blocks
-from relay.message.headread import (
+from relay.message.properties import MessageProperties
+from relay.mime.headread import (
     check_mime,
     header_of,
     originators,
     read_people,
     unread_people,
 )
-from relay.message.properties import MessageProperties
-from relay.message.section import BLANK_LINE, HEADER_OCTETS_MAX, read_header
+from relay.mime.section import BLANK_LINE, HEADER_OCTETS_MAX, read_header
 
 _QUICK_BYTES = 4 * 1024  # the worst that can be written in them takes some milliseconds
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]+>")

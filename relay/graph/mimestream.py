@@ -19,7 +19,7 @@ from relay.graph.visit import Visit
 from relay.http.errors import ApiError, UnansweredError
 from relay.mailbox.api import Arrival
 from relay.message.content import LARGE_BYTES
-from relay.message.section import HEADER_OCTETS_MAX
+from relay.mime.section import HEADER_OCTETS_MAX
 
 _Result = TypeVar("_Result")
 _HELD_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3

@@ -40,10 +40,10 @@ from relay.graph.values import (
     wrong,
 )
 from relay.http.errors import ApiError, shown
-from relay.message.draft import write_message
 from relay.message.extended import merged
-from relay.message.fields import MESSAGE_ID_CHARACTERS_MAX, is_message_id
 from relay.message.properties import Attachment, MessageProperties
+from relay.mime.draft import write_message
+from relay.mime.fields import MESSAGE_ID_CHARACTERS_MAX, is_message_id
 
 HEADERS_MAX = 5
 ITEMS_DEPTH_MAX = 10

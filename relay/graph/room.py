@@ -9,7 +9,7 @@ Standards: RFC 9110 15.6.4, RFC 4918 11.5 (507); docs/design.md 6.
 from enum import Enum, auto
 
 from relay.http.errors import ApiError, try_later
-from relay.journal.pressure import OF_MAILBOXES, OF_QUEUE, Reason, State, words_of
+from relay.pressure import OF_MAILBOXES, OF_QUEUE, Reason, State, words_of
 
 _RETRY_S = 30
 

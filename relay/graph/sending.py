@@ -14,6 +14,7 @@ from dataclasses import replace
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
+from relay.crashpoints import CrashPoint
 from relay.graph.mime import MimeMessage, checked, head_of
 from relay.graph.mimestream import Ways, submitted, take_mime
 from relay.graph.parse import parse_send_mail
@@ -21,7 +22,6 @@ from relay.graph.people import author_on_behalf, check_has_recipients, check_own
 from relay.graph.sendoptions import send_options
 from relay.graph.values import json_object
 from relay.graph.visit import Visit
-from relay.journal.crash import CrashPoint
 from relay.mailbox.types import NotADraftError, Note, SendOptions
 from relay.message.properties import MessageProperties
 

@@ -12,9 +12,9 @@ from typing import Any
 from relay.accounts import Account
 from relay.clock import rfc3339
 from relay.mailbox.types import Folder, StoredMessage
-from relay.message.conversation import conversation_id
-from relay.message.preview import preview
 from relay.message.properties import Person
+from relay.mime.conversation import conversation_id
+from relay.mime.preview import preview
 
 ROOT_FOLDER_ID = "msgfolderroot"
 

@@ -15,11 +15,11 @@ from weakref import WeakValueDictionary
 
 from relay.accounts import Account
 from relay.clock import Clock, Ids
+from relay.crashpoints import CrashPoints
 from relay.graph.options import Options, parse_options
 from relay.graph.streams import Streams
 from relay.http.call import Call
 from relay.http.errors import ApiError, shown, try_later
-from relay.journal.crash import CrashPoints
 from relay.mailbox.api import MailStore
 from relay.mailbox.types import (
     AttachmentsTooLargeError,

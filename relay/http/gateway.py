@@ -24,7 +24,7 @@ from relay.clock import Clock, Ids, rfc3339
 from relay.http.call import ANSWERING, BodyBudget, Call, ClientGoneError, Reading
 from relay.http.errors import ApiError, RequestNames, UnansweredError, envelope, try_later
 from relay.http.streamed import BLOCK_BYTES, StreamedResponse
-from relay.journal.logs import get_logger
+from relay.observe.logs import get_logger
 
 _CLIENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _STOPPED_RETRY_S = 5

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from relay.journal.logs import get_logger
+from relay.observe.logs import get_logger
 
 BLOCK_BYTES = 64 * 1024
 # Sending it waits until the client has read most of what was sent before.

@@ -18,17 +18,17 @@ from relay.ingress.data import HEADER_BYTES_MAX, Refusal
 from relay.ingress.fanout import FanOut, fan_out, judge, reported
 from relay.ingress.ports import Decision, Origin, Passwords, Policy, Reporter, ReportPlan, Router
 from relay.ingress.rights import refused_header
-from relay.journal.events import Event, Step
-from relay.journal.logs import get_logger
-from relay.journal.metrics import Metrics
-from relay.message import headers
+from relay.journeys.events import Event, Step
 from relay.message.content import Content, edited, in_sight, size_of
-from relay.message.encodedwords import decode_words
 from relay.message.envelope import Client, Envelope, domain_of
 from relay.message.nexthop import NextHop
-from relay.message.priority import Priority, priority_of
 from relay.message.reporting import ReportedMessage
 from relay.message.verdict import Examined, Subject, Verdict
+from relay.mime import headers
+from relay.mime.encodedwords import decode_words
+from relay.mime.priority import Priority, priority_of
+from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
 from relay.policy import TooManyPartsError
 from relay.routing.table import Examination, InvalidRecipient, LocalRecipient
 from relay.spool.types import (

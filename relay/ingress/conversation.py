@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from relay.accounts import DEAD_LETTER, LoginDelayedError
+from relay.crashpoints import CrashPoint, CrashPoints
 from relay.ingress.auth import exchange
 from relay.ingress.data import ContentReader
 from relay.ingress.input import LineFault
@@ -20,10 +21,9 @@ from relay.ingress.limits import Budget, Limits
 from relay.ingress.parameters import MailArgument, Refused, parse_mail, parse_rcpt
 from relay.ingress.ports import Accept, Origin, Passwords, Quota, Router
 from relay.ingress.rights import refused_sender
-from relay.journal.crash import CrashPoint, CrashPoints
-from relay.journal.logs import get_logger
 from relay.mailbox.types import Room
 from relay.message.envelope import Envelope, ForwardPath
+from relay.observe.logs import get_logger
 from relay.routing.table import InvalidRecipient, LocalRecipient, RemoteRecipient
 from relay.spool.types import Arrival
 

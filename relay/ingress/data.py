@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from relay.ingress.limits import Budget, Limits
-from relay.message import headers
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeContent
+from relay.mime import headers
 from relay.spool.types import Arrival
 
 HEADER_BYTES_MAX = LARGE_BYTES  # it stays in memory, searched and decoded on the event loop

@@ -8,10 +8,10 @@ Standards: RFC 5321 4.4 (trace, Return-Path), 6.3 (loops); RFC 5322 3.6.3 (Bcc);
 """
 
 from relay.ingress.ports import Origin
-from relay.message import headers
 from relay.message.envelope import Envelope
-from relay.message.fields import people_field
 from relay.message.properties import Person
+from relay.mime import headers
+from relay.mime.fields import people_field
 
 # As Postfix's message_drop_headers: Bcc names hidden recipients, the final delivery writes
 # Return-Path, and a Content-Length is wrong once the content changes.

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from relay.accounts import Account
 from relay.ingress.data import Received
-from relay.journal.events import Event
+from relay.journeys.events import Event
 from relay.mailbox.types import Room
 from relay.message.envelope import Client, Envelope
 from relay.message.reporting import ReportedMessage, ReportedRecipient

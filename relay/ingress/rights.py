@@ -8,7 +8,7 @@ Standards: RFC 6409 4.2, 6.1 (553 5.7.1); RFC 5322 3.6.2.
 """
 
 from relay.ingress.ports import Passwords
-from relay.message.headread import originators
+from relay.mime.headread import originators
 
 _SHOWN_CHARACTERS_MAX = 120
 _ADVICE = "use its own address, an alias, or an address that its send_as lists"

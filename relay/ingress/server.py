@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
+from relay.crashpoints import CrashPoints
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.conversation import SHUTTING_DOWN, Service
 from relay.ingress.data import Received
 from relay.ingress.limits import Budget, Limits, SessionCount
 from relay.ingress.ports import Decision, Origin, Passwords, Quota, Router
 from relay.ingress.session import TLS_HANDSHAKE_S, Door, SmtpSession
-from relay.journal.crash import CrashPoints
-from relay.journal.pressure import Pressure
 from relay.message.envelope import Envelope
+from relay.pressure import Pressure
 from relay.settings.tree import Address, SmtpListener, Tls
 
 _BACKLOG = 512

@@ -22,7 +22,7 @@ from relay.ingress.data import ContentReader, Refusal
 from relay.ingress.input import Input, LineFault
 from relay.ingress.limits import SessionCount
 from relay.ingress.parameters import Refused
-from relay.journal.logs import get_logger
+from relay.observe.logs import get_logger
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
 
 _log = get_logger("ingress")

@@ -28,8 +28,8 @@ from relay.mailbox.types import (
     Upload,
 )
 from relay.message.content import Content, Octets
-from relay.message.mimeread import AttachmentFacts
 from relay.message.properties import Attachment, MessageProperties
+from relay.mime.mimeread import AttachmentFacts
 
 
 class DeliveryResult(Enum):

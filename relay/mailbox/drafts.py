@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from relay.journal.crash import CrashPoint
+from relay.crashpoints import CrashPoint
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import find_folder
 from relay.mailbox.index import Located
@@ -42,9 +42,9 @@ from relay.mailbox.types import (
     StoredMessage,
 )
 from relay.message.content import Content, MemoryOctets, in_sight
-from relay.message.convert import render
-from relay.message.mimeread import read_message
 from relay.message.properties import MessageProperties
+from relay.mime.convert import render
+from relay.mime.mimeread import read_message
 
 _PAGE_BYTES = 128 * 1024 * 1024  # a page is held in memory several times over
 

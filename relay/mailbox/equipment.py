@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relay.clock import Clock, Ids
-from relay.journal.crash import CrashPoints
+from relay.crashpoints import CrashPoints
 from relay.mailbox.folders import Folders
 from relay.mailbox.index import Indexes, Located
 from relay.mailbox.maildir import DirectorySync, Stripes

@@ -9,7 +9,7 @@ Standards: Maildir's delivery (tmp, link, fsync of file and directory; docs/desi
 import threading
 from pathlib import Path
 
-from relay.journal.crash import CrashPoint
+from relay.crashpoints import CrashPoint
 from relay.mailbox.api import DeliveryResult
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import list_folders
@@ -18,7 +18,7 @@ from relay.mailbox.maildir import Stripes, list_names, place, remove, write_file
 from relay.mailbox.names import delivered_id, delivered_stem, is_delivered_id, parse_name
 from relay.mailbox.ordering import named_in_order
 from relay.message.content import Content, edited, size_of
-from relay.message.delivered import with_id
+from relay.mime.delivered import with_id
 
 _IDS_REMEMBERED = 500_000
 

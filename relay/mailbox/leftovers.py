@@ -16,8 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from relay.clock import least_us
-from relay.journal.logs import get_logger
-from relay.journal.storelog import StoreLog
+from relay.journeys.storelog import StoreLog
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import list_folders, well_known_path
 from relay.mailbox.folders.directories import DELETED_PREFIX
@@ -33,7 +32,8 @@ from relay.mailbox.names import is_our_name
 from relay.mailbox.notes import Prepared, draft_of, read_block_of
 from relay.mailbox.types import StoreError, WellKnown
 from relay.message.content import LARGE_BYTES
-from relay.message.draft import DraftOrigin
+from relay.mime.draft import DraftOrigin
+from relay.observe.logs import get_logger
 
 LEFTOVER_S = 36 * 3600
 _EVERY_S = 24 * 3600

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from relay.files import FileOctets
-from relay.journal.storelog import SubmissionFacts
+from relay.journeys.storelog import SubmissionFacts
 from relay.mailbox.index import Located
 from relay.mailbox.index.located import is_draft_file, received_at_us
 from relay.mailbox.names import FLAGGED, SEEN, message_stem
@@ -27,8 +27,9 @@ from relay.message.content import (
     joined,
     size_of,
 )
-from relay.message.conversation import new_index, thread_of
-from relay.message.draft import (
+from relay.message.properties import MessageProperties, Person
+from relay.mime.conversation import new_index, thread_of
+from relay.mime.draft import (
     BesideMime,
     DraftOrigin,
     KeptAttachment,
@@ -38,15 +39,14 @@ from relay.message.draft import (
     read_block,
     read_private,
 )
-from relay.message.fields import is_message_id
-from relay.message.headread import header_of
-from relay.message.keeping import kept_attachments
-from relay.message.mimebody import SealedError
-from relay.message.mimechange import changed_mime, told_once
-from relay.message.mimeread import AttachmentFacts, read_message, read_mime
-from relay.message.privateblock import filled_in
-from relay.message.properties import MessageProperties, Person
-from relay.message.section import header_end
+from relay.mime.fields import is_message_id
+from relay.mime.headread import header_of
+from relay.mime.keeping import kept_attachments
+from relay.mime.mimebody import SealedError
+from relay.mime.mimechange import changed_mime, told_once
+from relay.mime.mimeread import AttachmentFacts, read_message, read_mime
+from relay.mime.privateblock import filled_in
+from relay.mime.section import header_end
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from relay.journal.crash import CrashPoint
-from relay.journal.events import Event, Step
-from relay.journal.storelog import StoreLog, SubmissionFacts
+from relay.crashpoints import CrashPoint
+from relay.journeys.events import Event, Step
+from relay.journeys.storelog import StoreLog, SubmissionFacts
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import find_folder, well_known_path
 from relay.mailbox.inbox import Inbox
@@ -58,8 +58,8 @@ from relay.mailbox.types import (
     WellKnown,
 )
 from relay.message.content import LARGE_BYTES, in_sight
-from relay.message.draft import read_private
 from relay.message.properties import MessageProperties
+from relay.mime.draft import read_private
 
 _REMOVALS = 3
 _MAILBOXES_REMEMBERED = 1000

@@ -14,8 +14,8 @@ from typing import ParamSpec, TypeVar
 
 from relay.accounts.account import DEAD_LETTER
 from relay.clock import Clock, Ids
-from relay.journal.crash import CrashPoints
-from relay.journal.storelog import StoreLog
+from relay.crashpoints import CrashPoints
+from relay.journeys.storelog import StoreLog
 from relay.mailbox.api import DeliveryResult
 from relay.mailbox.arrivals import Arrivals
 from relay.mailbox.attachments.store import FileAttachments

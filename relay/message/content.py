@@ -113,13 +113,13 @@ def is_eight_bit(content: Content) -> bool:
 def in_sight(content: Content) -> bytes:
     """Return what is in memory of a content: all of it, or the header section of a large one.
 
-    The functions of relay.message.headers that read take either.
+    The functions of relay.mime.headers that read take either.
     """
     return content if isinstance(content, bytes) else content.header
 
 
 def edited(content: Content, edit: Callable[[bytes], bytes]) -> Content:
-    """Return a content whose header `edit` has changed: one of relay.message.headers' functions.
+    """Return a content whose header `edit` has changed: one of relay.mime.headers' functions.
 
     Of a large one they see the blank line as well: it tells an empty header from a missing one.
     """

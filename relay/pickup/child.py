@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from relay.files import FileOctets
-from relay.message.converted import ConversionError, Converted
+from relay.mime.converted import ConversionError, Converted
 
 READY = b"\n"
 LENGTH_BYTES = 8

@@ -23,8 +23,8 @@ from weakref import WeakValueDictionary
 from relay.clock import Clock
 from relay.mailbox.types import Note
 from relay.message.content import Octets
-from relay.message.converted import Converted
-from relay.message.draft import FIRST_FIELD_BYTES, private_length
+from relay.mime.converted import Converted
+from relay.mime.draft import FIRST_FIELD_BYTES, private_length
 from relay.pickup.child import LENGTH_BYTES, READY, Answer
 
 PLAIN_BYTES_MAX = 64 * 1024
@@ -45,7 +45,7 @@ _PLAIN = b'"body_type":"text"'  # in the block, where quotes within strings are 
 
 
 class Converter(Protocol):
-    """relay.message.convert.convert, or what a test has in its place: a function of a module."""
+    """relay.mime.convert.convert, or what a test has in its place: a function of a module."""
 
     __name__: str
 

@@ -13,14 +13,14 @@ from contextlib import aclosing
 from pathlib import Path
 
 from relay.clock import Clock
-from relay.journal.crash import CrashPoints
-from relay.journal.logs import get_logger
-from relay.journal.metrics import Metrics
-from relay.journal.storelog import StoreLog
+from relay.crashpoints import CrashPoints
+from relay.journeys.storelog import StoreLog
 from relay.mailbox.api import NoteStore
 from relay.mailbox.types import Note, StoreError
-from relay.message.convert import convert
 from relay.message.outcome import Evidence
+from relay.mime.convert import convert
+from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
 from relay.pickup.conversion import Conversion, Converter, UnfinishedError
 from relay.pickup.decisions import Later, delay_s
 from relay.pickup.gate import Gate

@@ -13,22 +13,22 @@ from typing import Any, Protocol
 
 from relay.accounts import DEAD_LETTER
 from relay.clock import Clock, rfc3339
-from relay.journal.crash import CrashPoint, CrashPoints
-from relay.journal.events import Event, Step
-from relay.journal.logs import get_logger
-from relay.journal.metrics import Metrics
-from relay.journal.storelog import StoreLog, SubmissionFacts
+from relay.crashpoints import CrashPoint, CrashPoints
+from relay.journeys.events import Event, Step
+from relay.journeys.storelog import StoreLog, SubmissionFacts
 from relay.mailbox.api import NoteStore
 from relay.mailbox.types import MailboxFullError, NoSuchItemError, Note
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, size_of
-from relay.message.converted import ConversionError, Converted
-from relay.message.draft import read_private
-from relay.message.mimeread import read_message
 from relay.message.outcome import Evidence
 from relay.message.properties import MessageProperties
 from relay.message.reporting import Action, ReportedMessage, ReportedRecipient
-from relay.message.section import header_end
 from relay.message.status import one_line
+from relay.mime.converted import ConversionError, Converted
+from relay.mime.draft import read_private
+from relay.mime.mimeread import read_message
+from relay.mime.section import header_end
+from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
 from relay.pickup.conversion import Conversion, UnsafeNoteError
 from relay.pickup.decisions import Accepted, End, Later, Refused, given_up, too_old
 from relay.pickup.gate import Gate

@@ -9,9 +9,9 @@ Standards: RFC 6409 (submission), RFC 3461 4.4 (ENVID).
 from collections.abc import Callable
 from pathlib import Path
 
-from relay.message.converted import Converted
 from relay.message.envelope import Notify
 from relay.message.outcome import Evidence
+from relay.mime.converted import Converted
 from relay.pickup.decisions import Later, Verdict, verdict_of
 from relay.smtp import (
     ConnectError,

@@ -9,10 +9,10 @@ Standards: RFC 3463 (reject's code), RFC 5322 3.6 (fields), RFC 5321 4.4 (trace 
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from relay.message import headers
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.status import REPLY_TEXT_MAX, split_reply
 from relay.message.verdict import Subject
+from relay.mime import headers
 
 REJECT_STATUS = "5.7.1"
 ADDRESSES_MAX = 50

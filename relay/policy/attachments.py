@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from email.message import Message
 from email.utils import collapse_rfc2231_value
 
-from relay.message import headers
 from relay.message.content import Content, in_sight
-from relay.message.encodedwords import decode_words
+from relay.mime import headers
+from relay.mime.encodedwords import decode_words
 from relay.policy.searching import Searchable, searchable
 
 PARTS_MAX = 10_000

@@ -10,10 +10,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from relay.message import headers
 from relay.message.address import AddressError, parse_mailbox
-from relay.message.fields import parameter
 from relay.message.verdict import Source
+from relay.mime import headers
+from relay.mime.fields import parameter
 from relay.policy.conditions import SizeOver
 from relay.policy.reading import TableReader, some_text, text, texts
 from relay.policy.rules import Case, Expectation, Judgement

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, Self
 
-from relay.message import headers
 from relay.message.content import size_of
 from relay.message.verdict import Examined, Source
+from relay.mime import headers
 from relay.policy.globs import Globs
 from relay.policy.view import View
 from relay.settings.values import parse_size

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from relay.message import headers
 from relay.message.content import in_sight
 from relay.message.verdict import Fate, RecipientVerdict, Verdict
+from relay.mime import headers
 from relay.policy.engine import RuleSet
 from relay.policy.rules import Mode
 from relay.policy.testing import CaseResult, judgement_of

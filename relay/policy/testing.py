@@ -9,10 +9,10 @@ Standards: none.
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from relay.message import headers
 from relay.message.content import in_sight
 from relay.message.envelope import domain_of
 from relay.message.verdict import Examined, Fate, Source, Subject, Verdict
+from relay.mime import headers
 from relay.policy.attachments import TooManyPartsError
 from relay.policy.engine import RuleSet
 from relay.policy.rules import Case, Judgement

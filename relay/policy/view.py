@@ -6,10 +6,10 @@ Fails: TooManyPartsError for attachment names; OSError for a body that cannot be
 Standards: RFC 5322 3.6, RFC 2047.
 """
 
-from relay.message import headers
 from relay.message.content import Content, in_sight
-from relay.message.encodedwords import decode_words
 from relay.message.verdict import Subject
+from relay.mime import headers
+from relay.mime.encodedwords import decode_words
 from relay.policy.attachments import attachment_names
 
 FIELDS_MAX = 100  # of one name; further ones are not looked at

@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from relay.clock import Clock, Ids, jump_us
-from relay.journal.events import Event, Step
-from relay.journal.metrics import Metrics
+from relay.journeys.events import Event, Step
 from relay.message.content import Content, in_sight, is_eight_bit
-from relay.message.dsn import failure_report
 from relay.message.envelope import Notify
-from relay.message.headers import decoded
 from relay.message.nexthop import LOCAL, NextHop
 from relay.message.reporting import ReportedMessage, ReportedRecipient
 from relay.message.verdict import Source
+from relay.mime.dsn import failure_report
+from relay.mime.headers import decoded
+from relay.observe.metrics import Metrics
 from relay.reports.decide import POSTMASTER, decide
 from relay.spool.types import NewEntry, NewMessage, NewRecipient
 

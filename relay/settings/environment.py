@@ -19,7 +19,7 @@ class Environment:
     """What the environment says.
 
     `names_config`: RELAY_CONFIG is set and not empty. `crash_at` is for crash tests
-    (relay.journal.crash).
+    (relay.crashpoints).
     """
 
     config: Path

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from relay.journal.events import Event
+from relay.journeys.events import Event
 from relay.message.content import Content, Octets
 from relay.message.envelope import Notify
 from relay.message.lifecycle import State

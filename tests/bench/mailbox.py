@@ -23,8 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from relay.clock import Ids, SystemClock
-from relay.journal.crash import CrashPoints
-from relay.journal.storelog import StoreLog
+from relay.crashpoints import CrashPoints
+from relay.journeys.storelog import StoreLog
 from relay.mailbox import FileStore
 from relay.mailbox.query import (
     AllOf,

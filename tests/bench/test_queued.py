@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from relay.clock import SystemClock
-from relay.journal.crash import CrashPoints
-from relay.journal.metrics import Metrics
+from relay.crashpoints import CrashPoints
+from relay.observe.metrics import Metrics
 from relay.spool import SqliteSpool
 from tests.bench.queued.figures import Figure, at
 from tests.bench.queued.filling import HOUR_US, Queued, copied, fill

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from relay.journal.crash import CrashPoint
+from relay.crashpoints import CrashPoint
 from tests.crash.conftest import Scene
 from tests.support.graph_client import message
 from tests.support.relay_process import RelayProcess, until

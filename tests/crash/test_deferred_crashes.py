@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from relay.journal.crash import CrashPoint
+from relay.crashpoints import CrashPoint
 from tests.support.disks import disk_of_its_own
 from tests.support.graph_client import Answer
 from tests.support.relay_process import RelayProcess, until

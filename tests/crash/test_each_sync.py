@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from relay.clock import Ids, ManualClock
-from relay.journal.crash import CrashPoint, CrashPoints
-from relay.journal.storelog import StoreLog
+from relay.crashpoints import CrashPoint, CrashPoints
+from relay.journeys.storelog import StoreLog
 from relay.mailbox import FileStore, SendOptions, maildir, ordering
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
@@ -32,9 +32,9 @@ from relay.mailbox.types import (
     QuotaLimits,
     StoreUnavailableError,
 )
-from relay.message.draft import read_properties
 from relay.message.extended import DEFERRED_SEND_TIME
 from relay.message.properties import ExtendedProperty, MessageProperties, Person
+from relay.mime.draft import read_properties
 from tests.support.forgetful import ForgetfulDisk, KilledError
 
 pytestmark = pytest.mark.crash

@@ -13,7 +13,7 @@ from signal import SIGKILL
 
 import pytest
 
-from relay.journal.crash import CrashPoint
+from relay.crashpoints import CrashPoint
 from relay.message.content import LARGE_BYTES
 from tests.crash.conftest import Scene
 from tests.support.relay_process import RelayProcess, until

@@ -14,7 +14,7 @@ from smtplib import SMTPException
 
 import pytest
 
-from relay.journal.crash import CrashPoint
+from relay.crashpoints import CrashPoint
 from tests.support.relay_process import RelayProcess, until
 
 pytestmark = pytest.mark.crash

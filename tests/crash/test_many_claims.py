@@ -16,10 +16,10 @@ from contextlib import closing
 import pytest
 
 from relay.clock import Ids, SystemClock
-from relay.journal.crash import CrashPoints
-from relay.journal.metrics import Metrics
+from relay.crashpoints import CrashPoints
 from relay.message.nexthop import NextHop
 from relay.message.verdict import Source
+from relay.observe.metrics import Metrics
 from relay.spool import SqliteSpool
 from relay.spool.types import NewEntry, NewMessage, NewRecipient
 from tests.support.relay_process import RelayProcess, until

@@ -23,13 +23,13 @@ from pathlib import Path
 import pytest
 
 from relay.clock import Ids, SystemClock
-from relay.journal.crash import CrashPoint, CrashPoints
-from relay.journal.storelog import StoreLog
+from relay.crashpoints import CrashPoint, CrashPoints
+from relay.journeys.storelog import StoreLog
 from relay.mailbox import FileStore, SendOptions, ordering
 from relay.mailbox.names import delivered_stem
 from relay.mailbox.types import OutcomeUnknownError, QuotaLimits, StoreUnavailableError
-from relay.message.draft import read_properties
 from relay.message.properties import MessageProperties, Person
+from relay.mime.draft import read_properties
 from tests.support.logged_disk import LoggedDisk
 
 pytestmark = pytest.mark.crash

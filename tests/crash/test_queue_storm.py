@@ -19,7 +19,7 @@ from contextlib import closing
 
 import pytest
 
-from relay.journal.crash import CrashPoint
+from relay.crashpoints import CrashPoint
 from tests.crash.queue_storm import QueueStorm
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes

@@ -11,7 +11,7 @@ from signal import SIGKILL
 
 import pytest
 
-from relay.journal.crash import CrashPoint
+from relay.crashpoints import CrashPoint
 from tests.support.relay_process import RelayProcess, until
 
 pytestmark = pytest.mark.crash

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay.journal.crash import CrashPoint
+from relay.crashpoints import CrashPoint
 from tests.crash.storm import Storm
 from tests.support.relay_process import RelayProcess, until
 

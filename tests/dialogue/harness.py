@@ -12,11 +12,11 @@ from pathlib import Path
 from relay.accounts import Account
 from relay.clock import Ids, ManualClock
 from relay.ingress import Acceptance, Limits, Neighbours, SmtpServer
-from relay.journal.metrics import Metrics
-from relay.journal.pressure import Pressure
 from relay.mailbox.types import Room
 from relay.message.content import MemoryOctets
 from relay.message.verdict import RecipientVerdict, Subject, Verdict
+from relay.observe.metrics import Metrics
+from relay.pressure import Pressure
 from relay.reports import Reporter
 from relay.routing.table import RouteTable
 from relay.settings.tree import Address, Route, SmtpListener, Tls

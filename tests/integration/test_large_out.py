@@ -5,12 +5,12 @@ import hashlib
 from pathlib import Path
 
 from relay.clock import Ids, SystemClock
+from relay.crashpoints import CrashPoints
 from relay.files import FileOctets
-from relay.journal.crash import CrashPoints
-from relay.journal.metrics import Metrics
 from relay.message.content import LargeContent
 from relay.message.nexthop import NextHop
 from relay.message.verdict import Source
+from relay.observe.metrics import Metrics
 from relay.spool import SqliteSpool
 from relay.spool.types import NewEntry, NewMessage, NewRecipient
 from tests.support.relay_process import RelayProcess, until

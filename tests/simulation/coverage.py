@@ -9,10 +9,10 @@ Standards: none.
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from relay.journal.events import Step
-from relay.journal.pressure import Level
+from relay.journeys.events import Step
 from relay.message.lifecycle import FINAL, State
 from relay.message.outcome import DeferralClass
+from relay.pressure import Level
 from relay.spool.operating import Operation, Result
 from relay.spool.waiting import Lane
 from tests.simulation.rows import Message

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from relay.delivery.remote.rate import parse_rate
-from relay.journal.events import Step
+from relay.journeys.events import Step
 from relay.message.lifecycle import FINAL, TRANSITIONS, State
 from relay.message.outcome import Evidence as Words
 from relay.message.outcome import Relayed

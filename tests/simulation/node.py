@@ -17,6 +17,7 @@ import apsw
 
 from relay.accounts import Account
 from relay.clock import Ids
+from relay.crashpoints import CrashPoint, CrashPoints
 from relay.delivery import (
     Cause,
     ConnectionSlots,
@@ -29,8 +30,7 @@ from relay.delivery import (
     parse_rate,
 )
 from relay.ingress import Acceptance, Neighbours, SmtpServer
-from relay.journal.crash import CrashPoint, CrashPoints
-from relay.journal.metrics import Metrics
+from relay.observe.metrics import Metrics
 from relay.policy import RuleSet
 from relay.reports import Reporter
 from relay.routing import RouteTable

@@ -27,7 +27,7 @@ from relay.clock import SystemClock
 from relay.delivery import parse_rate
 from relay.delivery.queue import refill
 from relay.delivery.remote.rate import Bucket, stricter
-from relay.journal.logs import configure
+from relay.observe.logs import configure
 from relay.spool.types import Selector, SpoolDamagedError, SpoolError
 from tests.simulation import coverage, invariants, operators, scenario, tripwires
 from tests.simulation.disk import Disk

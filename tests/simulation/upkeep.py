@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from relay.journal.pressure import Bounds, Figures, Pressure, assess
+from relay.pressure import Bounds, Figures, Pressure, assess
 from relay.spool import Ballast, SqliteSpool, disk_of
 from relay.spool.sqlite.upkeep.history import Keep
 from relay.spool.types import SpoolError

@@ -6,10 +6,10 @@ Fails: never.
 Standards: none.
 """
 
-from relay.message import headers
 from relay.message.content import Content, LargeContent, MemoryOctets
-from relay.message.mimeread import attached
-from relay.message.recoding import decoded_blocks
+from relay.mime import headers
+from relay.mime.mimeread import attached
+from relay.mime.recoding import decoded_blocks
 
 
 def as_large(content: bytes) -> Content:

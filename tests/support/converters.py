@@ -1,6 +1,6 @@
 """Converters that go wrong in the ways that real ones could, told by the subject of the note.
 
-On the path: pickup's tests pass one in for relay.message.convert.convert; children import it.
+On the path: pickup's tests pass one in for relay.mime.convert.convert; children import it.
 Holds: what goes wrong here goes wrong in a child as well, unless its name says otherwise.
 Fails: as it is told to.
 Standards: none.
@@ -12,8 +12,8 @@ import sys
 import time
 
 from relay.message.content import Octets
-from relay.message.convert import convert as convert_well
-from relay.message.converted import Converted
+from relay.mime.convert import convert as convert_well
+from relay.mime.converted import Converted
 
 HANGS_S = 30
 calls_here: list[str] = []

@@ -9,8 +9,8 @@ Standards: docs/design.md 3.
 from base64 import b64encode
 
 from relay.message.content import MemoryOctets, gathered
-from relay.message.draft import DraftOrigin, PrivateBlock, draft_content, mime_block, read_private
 from relay.message.properties import Attachment, MessageProperties
+from relay.mime.draft import DraftOrigin, PrivateBlock, draft_content, mime_block, read_private
 
 
 def write_draft(properties: MessageProperties, origin: DraftOrigin) -> bytes:

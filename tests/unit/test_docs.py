@@ -10,9 +10,9 @@ import click
 import pytest
 
 from relay.cli.root import cli
-from relay.journal.crash import CrashPoint
-from relay.journal.metrics import Metrics
-from relay.journal.pressure import Reason
+from relay.crashpoints import CrashPoint
+from relay.observe.metrics import Metrics
+from relay.pressure import Reason
 from relay.settings.values import parse_duration, parse_size
 
 TOP = Path(__file__).parents[2]

@@ -13,10 +13,10 @@ from typing import TypeVar
 
 from relay.app.lock import OwnerLock
 from relay.clock import Clock
-from relay.journal.crash import CrashPoints
-from relay.journal.journey import Journeys
-from relay.journal.metrics import Metrics
-from relay.journal.storelog import StoreLog
+from relay.crashpoints import CrashPoints
+from relay.journeys.journey import Journeys
+from relay.journeys.storelog import StoreLog
+from relay.observe.metrics import Metrics
 from relay.settings import Settings
 from relay.spool import SqliteSpool
 from relay.spool.sqlite.disk.presence import is_or_was_there

@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 
 from relay.accounts import load_accounts
+from relay.api.orders import Asking, order_of_body
+from relay.api.viewer import OPERATOR
 from relay.app.commands.control import ControlError
 from relay.app.routes import route_table, way_to
 from relay.clock import Clock
@@ -20,8 +22,6 @@ from relay.http.errors import ApiError
 from relay.routing import RouteTable
 from relay.settings import Settings, read_environment
 from relay.spool.operating import Desk, Operation, Tell
-from relay.web.orders import Asking, order_of_body
-from relay.web.viewer import OPERATOR
 
 
 async def carry_out(

@@ -24,7 +24,7 @@ from relay.app.commands.control import (
 )
 from relay.app.lock import AlreadyRunningError
 from relay.clock import Clock
-from relay.journal.journey import is_final
+from relay.journeys.journey import is_final
 from relay.settings import Settings
 from relay.spool.operating import UNKNOWN_HEADER, Listed
 

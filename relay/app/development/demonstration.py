@@ -16,7 +16,7 @@ from relay.accounts.development import DOMAIN
 from relay.app.commands.sending import Draft, send_by_graph
 from relay.app.daemon import Daemon
 from relay.app.development.follow import name_of
-from relay.journal.events import Step
+from relay.journeys.events import Step
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import WellKnown
 

@@ -15,8 +15,8 @@ from relay.delivery.conclude import broken_off, for_all
 from relay.delivery.contents import unreadable
 from relay.delivery.ports import Scheduler
 from relay.delivery.remote.concurrency import pushes_back
-from relay.journal.logs import get_logger
 from relay.message.outcome import Evidence, Indeterminate, Outcome, Relayed
+from relay.observe.logs import get_logger
 from relay.smtp import ConnectError, Connection, Recipient, Transaction, TransactionResult
 from relay.spool.types import Claim, SpoolError
 

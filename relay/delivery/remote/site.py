@@ -26,8 +26,8 @@ from relay.delivery.remote.rate import Bucket, Rate, stricter
 from relay.delivery.remote.reach import Reach, Use
 from relay.delivery.remote.session import Session
 from relay.delivery.remote.slots import ConnectionSlots, Slot, Standing
-from relay.journal.logs import get_logger
 from relay.message.outcome import Deferred, Outcome
+from relay.observe.logs import get_logger
 from relay.routing import Hosts
 from relay.smtp import ConnectError, Connection
 from relay.spool.types import Claim

@@ -25,9 +25,9 @@ from relay.delivery.remote.rate import parse_rate
 from relay.delivery.remote.searches import Searches
 from relay.delivery.remote.site import Site
 from relay.delivery.remote.slots import ConnectionSlots
-from relay.journal.logs import get_logger
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import INTERNAL_ERROR, Deferred, Outcome
+from relay.observe.logs import get_logger
 from relay.routing import Hosts, TemporaryFailure, Unresolved, outcome_of
 from relay.settings.tree import TlsLevel
 from relay.spool.types import Claim

@@ -25,8 +25,8 @@ from relay.graph.values import (
     wrong,
 )
 from relay.mailbox.attachments import ATTACHMENTS_MAX
-from relay.message.mimeread import AttachmentFacts
 from relay.message.properties import Attachment
+from relay.mime.mimeread import AttachmentFacts
 
 _NAME_CHARACTERS = 255
 _TYPE_CHARACTERS = 255

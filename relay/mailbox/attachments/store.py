@@ -15,9 +15,9 @@ from relay.mailbox.drafts import Drafts
 from relay.mailbox.equipment import Equipment
 from relay.mailbox.threads import Run
 from relay.mailbox.types import NewUpload, Opened, Upload
-from relay.message.draft import kept_attachment
-from relay.message.mimeread import AttachmentFacts
 from relay.message.properties import Attachment
+from relay.mime.draft import kept_attachment
+from relay.mime.mimeread import AttachmentFacts
 
 
 class UploadRange:

@@ -28,9 +28,9 @@ from relay.mailbox.types import (
     Opened,
     StoredMessage,
 )
-from relay.message.draft import KeptAttachment
-from relay.message.keeping import SealedError, check_can_be_rewritten, kept_attachments
-from relay.message.mimeread import attached
+from relay.mime.draft import KeptAttachment
+from relay.mime.keeping import SealedError, check_can_be_rewritten, kept_attachments
+from relay.mime.mimeread import attached
 
 ATTACHMENTS_MAX = 250
 

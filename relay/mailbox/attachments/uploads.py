@@ -36,9 +36,9 @@ from relay.mailbox.types import (
     Upload,
     UploadBusyError,
 )
-from relay.message.keeping import new_attachment
-from relay.message.mimeread import AttachmentFacts
-from relay.message.recoding import base64_size
+from relay.mime.keeping import new_attachment
+from relay.mime.mimeread import AttachmentFacts
+from relay.mime.recoding import base64_size
 
 UPLOADS_MAX = 20  # of one account, not complete
 EXPIRE_S = 86400.0

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from relay.journal.logs import get_logger
 from relay.mailbox.maildir import remove, sync_directory, write_synced
+from relay.observe.logs import get_logger
 
 _FILE = "subscriptions"
 _HEADER = b"V\t2\n"

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from relay.mailbox.names import MessageName, is_delivered_id, is_our_name, parse_name
-from relay.message.delivered import id_in
+from relay.mime.delivered import id_in
 
 _HEAD_BYTES = 2048
 _BLOCK = b"X-Relay-Draft: 1 "  # also where a mail server has copied it with other line ends

@@ -16,14 +16,14 @@ from pathlib import Path
 from relay.mailbox.index.conditions import RANKS, key_of
 from relay.mailbox.maildir import open_message
 from relay.mailbox.query import Collection
-from relay.message.conversation import conversation_id
-from relay.message.draft import PRIVATE_BYTES_MAX, private_length, read_block
-from relay.message.headread import date_us_of, read_people, read_properties_of_header
-from relay.message.mimeread import read_mime
-from relay.message.preview import without_tags
-from relay.message.privateblock import filled_in
 from relay.message.properties import MessageProperties, Person
-from relay.message.section import cleaned, header_end, read_header, split_fields
+from relay.mime.conversation import conversation_id
+from relay.mime.draft import PRIVATE_BYTES_MAX, private_length, read_block
+from relay.mime.headread import date_us_of, read_people, read_properties_of_header
+from relay.mime.mimeread import read_mime
+from relay.mime.preview import without_tags
+from relay.mime.privateblock import filled_in
+from relay.mime.section import cleaned, header_end, read_header, split_fields
 
 _HEADER_BYTES = 16 * 1024
 _HEADER_BYTES_MAX = 256 * 1024

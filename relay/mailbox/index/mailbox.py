@@ -18,7 +18,6 @@ from typing import TypeVar
 import apsw
 
 from relay.clock import Clock
-from relay.journal.logs import get_logger
 from relay.mailbox.index.catchup import CatchUp
 from relay.mailbox.index.database import (
     FILE_NAME,
@@ -36,6 +35,7 @@ from relay.mailbox.index.rows import FolderRow
 from relay.mailbox.index.watch import Watches
 from relay.mailbox.limits import QueryLimit
 from relay.mailbox.types import StoreError, StoreUnavailableError
+from relay.observe.logs import get_logger
 
 _ATTEMPTS = 3
 _IN_MEMORY_S = 60.0

@@ -10,8 +10,8 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from relay.journal.logs import get_logger
 from relay.mailbox.types import Note, StoreError
+from relay.observe.logs import get_logger
 
 NOTES_IN_MEMORY_MAX = 10_000
 _NOTES_OF_ONE_MAX = 16  # beyond the limit an account that has fewer is not kept waiting by others

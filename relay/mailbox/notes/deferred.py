@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from relay.clock import Clock, rfc3339
-from relay.journal.crash import CrashPoint, CrashPoints
-from relay.journal.events import Event, Step
-from relay.journal.logs import get_logger
-from relay.journal.storelog import StoreLog
+from relay.crashpoints import CrashPoint, CrashPoints
+from relay.journeys.events import Event, Step
+from relay.journeys.storelog import StoreLog
 from relay.mailbox.folders import Folders, find_folder, well_known_path
 from relay.mailbox.index import Located
 from relay.mailbox.maildir import SYNC_FAILURES, Stripes, list_names, remove
@@ -25,9 +24,10 @@ from relay.mailbox.messages import submission_facts
 from relay.mailbox.names import NEW_DRAFT, parse_name
 from relay.mailbox.notes.directory import NotesDirectory, draft_of
 from relay.mailbox.types import BeingSentError, NoSuchItemError, Note, StoreError, WellKnown
-from relay.message.draft import read_block
 from relay.message.extended import SendWishes, send_wishes
 from relay.message.properties import ExtendedProperty
+from relay.mime.draft import read_block
+from relay.observe.logs import get_logger
 
 _TRASHED = "T"
 _LOOKS = 2  # a listing may miss a file that is renamed meanwhile

@@ -17,7 +17,6 @@ import msgspec
 
 from relay.clock import Anchor
 from relay.files import FileOctets
-from relay.journal.logs import get_logger
 from relay.mailbox.maildir import (
     DirectorySync,
     link_or_copy,
@@ -28,13 +27,14 @@ from relay.mailbox.maildir import (
 )
 from relay.mailbox.types import NoSuchItemError, Note, SendOptions
 from relay.message.content import LARGE_BYTES, MemoryOctets, Octets
-from relay.message.draft import (
+from relay.mime.draft import (
     FIRST_FIELD_BYTES,
     PRIVATE_BYTES_MAX,
     PrivateBlock,
     private_length,
     read_block,
 )
+from relay.observe.logs import get_logger
 
 FIRST_SUBMISSION = (
     1  # the number of a draft that sendMail made: it goes if its note never got ready

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from relay.clock import Clock
-from relay.journal.logs import get_logger
 from relay.mailbox.notes.deferred import BroughtUp
 from relay.mailbox.types import Note, StoreError
+from relay.observe.logs import get_logger
 
 NAMES_IN_MEMORY_MAX = 10_000
 _WAIT_S_MAX = 60.0

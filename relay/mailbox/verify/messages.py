@@ -21,7 +21,7 @@ from relay.mailbox.names import MessageName, is_our_name, parse_name
 from relay.mailbox.verify.findings import Fault, Kind
 from relay.mailbox.verify.flight import Flight
 from relay.mailbox.verify.mending import Cure, Mender, removed, renamed
-from relay.message.draft import FIRST_FIELD_BYTES, PRIVATE_BYTES_MAX, private_length, read_private
+from relay.mime.draft import FIRST_FIELD_BYTES, PRIVATE_BYTES_MAX, private_length, read_private
 
 _SIZE = re.compile(r",S=\d+")
 _SIZE_OF_LINES = re.compile(r",W=\d+")  # Dovecot's, of the size with CRLF: wrong where S is

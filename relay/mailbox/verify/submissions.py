@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay.journal.unfinished import OpenSubmission, Submissions, read_submissions
+from relay.journeys.unfinished import OpenSubmission, Submissions, read_submissions
 from relay.mailbox.folders import list_folders, well_known_path
 from relay.mailbox.leftovers import LEFTOVER_S
 from relay.mailbox.maildir import list_names

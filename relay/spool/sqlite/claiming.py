@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import apsw
 
-from relay.journal.events import Event, Step
-from relay.journal.logs import get_logger
+from relay.journeys.events import Event, Step
 from relay.message.lifecycle import State, check_transition
+from relay.observe.logs import get_logger
 from relay.spool.sqlite.due import Found
 from relay.spool.sqlite.engine.batch import Batch
 from relay.spool.sqlite.engine.database import fetch_one

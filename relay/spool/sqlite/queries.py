@@ -13,7 +13,7 @@ import apsw
 import msgspec
 
 from relay.clock import ID_LENGTH, rfc3339
-from relay.journal.events import Event, Step
+from relay.journeys.events import Event, Step
 from relay.message.lifecycle import State, message_state
 from relay.spool.sqlite.engine.database import fetch, fetch_one
 from relay.spool.sqlite.transactions import read_facts

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import apsw
 
 from relay.clock import Clock
-from relay.journal.crash import CrashPoint, CrashPoints
-from relay.journal.logs import get_logger
-from relay.journal.metrics import Metrics
+from relay.crashpoints import CrashPoint, CrashPoints
 from relay.message.content import Content, LargeContent, in_sight
+from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
 from relay.spool.sqlite import claiming, due, queries, transactions
 from relay.spool.sqlite.disk.arriving import ArrivingFile
 from relay.spool.sqlite.disk.ballast import Ballast

@@ -15,7 +15,7 @@ from zlib import crc32
 import apsw
 import msgspec
 
-from relay.journal.events import Event
+from relay.journeys.events import Event
 from relay.message.content import Content, size_of
 from relay.message.lifecycle import FINAL, State, check_transition
 from relay.message.nexthop import HopKind

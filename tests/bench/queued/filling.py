@@ -16,12 +16,12 @@ from pathlib import Path
 import apsw
 
 from relay.clock import Ids, SystemClock
-from relay.journal.crash import CrashPoints
-from relay.journal.events import Event, Step
-from relay.journal.metrics import Metrics
+from relay.crashpoints import CrashPoints
+from relay.journeys.events import Event, Step
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.message.verdict import Source
+from relay.observe.metrics import Metrics
 from relay.spool import SqliteSpool
 from relay.spool.types import Claim, NewEntry, NewMessage, NewRecipient, Settlement
 from relay.spool.waiting import Lane, Waiting

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from relay.api import Changes
 from relay.app.development.follow import Follower, is_settled
-from relay.web import Changes
 
 
 class Journeys:

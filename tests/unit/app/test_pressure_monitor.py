@@ -14,8 +14,8 @@ from relay.app import pressure as monitoring
 from relay.app.memory import allow_open_files, give_memory_back, memory_there_is, resident_bytes
 from relay.app.pressure import PressureMonitor, bounds_of
 from relay.clock import ManualClock
-from relay.journal.metrics import Metrics
-from relay.journal.pressure import Bounds, Level, Pressure, Reason, State
+from relay.observe.metrics import Metrics
+from relay.pressure import Bounds, Level, Pressure, Reason, State
 from relay.spool import Ballast
 from relay.spool.types import SpoolStrain
 

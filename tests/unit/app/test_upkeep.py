@@ -7,8 +7,8 @@ import pytest
 
 from relay.app import upkeep
 from relay.clock import ManualClock
-from relay.journal.metrics import Metrics
 from relay.mailbox.types import StoreUnavailableError
+from relay.observe.metrics import Metrics
 from relay.spool import Keep
 from relay.spool.types import QueueCounts, SpoolError
 

@@ -17,10 +17,10 @@ from relay.cli.exits import INTERRUPTED, Ended
 from relay.cli.root import cli
 from relay.cli.show import changed_line, entry_lines, stats_lines, step_lines
 from relay.clock import Ids, SystemClock
-from relay.journal.crash import CrashPoints
-from relay.journal.metrics import Metrics
+from relay.crashpoints import CrashPoints
 from relay.message.nexthop import NextHop
 from relay.message.verdict import Source
+from relay.observe.metrics import Metrics
 from relay.settings import load
 from relay.spool import SqliteSpool
 from relay.spool.types import NewEntry, NewMessage, NewRecipient

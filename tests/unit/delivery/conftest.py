@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from relay.clock import Ids, SystemClock
+from relay.crashpoints import CrashPoints
 from relay.delivery import (
     ConnectionSlots,
     Contents,
@@ -18,12 +19,11 @@ from relay.delivery import (
 )
 from relay.delivery.ports import Connect
 from relay.delivery.queue.window import WINDOW_BYTES
-from relay.journal.crash import CrashPoints
-from relay.journal.events import Event, Step
-from relay.journal.metrics import Metrics
+from relay.journeys.events import Event, Step
 from relay.mailbox.api import DeliveryResult
 from relay.message.nexthop import NextHop
 from relay.message.verdict import Source
+from relay.observe.metrics import Metrics
 from relay.routing import HopLimits, HopTls, Host, Hosts, Resolution
 from relay.smtp import Timeouts, connect
 from relay.spool import SqliteSpool

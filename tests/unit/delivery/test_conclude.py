@@ -7,7 +7,7 @@ import pytest
 from relay.delivery.conclude import Moment, conclude, expire, put_back
 from relay.delivery.queue.errand import Errand, errand_of
 from relay.delivery.schedule import Schedule
-from relay.journal.events import Step
+from relay.journeys.events import Step
 from relay.message.lifecycle import State
 from relay.message.outcome import (
     DeferralClass,

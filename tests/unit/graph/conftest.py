@@ -8,12 +8,12 @@ import pytest
 
 from relay.accounts.development import DevelopmentAccounts
 from relay.clock import Ids, ManualClock
+from relay.crashpoints import CrashPoints
 from relay.graph import create_app
-from relay.journal.crash import CrashPoints
-from relay.journal.pressure import Pressure
-from relay.journal.storelog import StoreLog
+from relay.journeys.storelog import StoreLog
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
+from relay.pressure import Pressure
 from relay.settings.tree import Http
 from tests.unit.graph.world import MAX_BODY, QUOTA_BYTES, Crash, MemoryStore, OnDisk, People, World
 

@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from relay.clock import Ids, SystemClock
+from relay.crashpoints import CrashPoints
 from relay.graph import create_app
 from relay.http import HttpServer
-from relay.journal.crash import CrashPoints
-from relay.journal.storelog import StoreLog
+from relay.journeys.storelog import StoreLog
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.settings.tree import Address, Http

@@ -13,14 +13,14 @@ import pytest
 
 from relay.accounts import Account
 from relay.clock import Ids, ManualClock
+from relay.crashpoints import CrashPoints
 from relay.graph import create_app
-from relay.journal.crash import CrashPoints
-from relay.journal.storelog import StoreLog
+from relay.journeys.storelog import StoreLog
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.content import gathered
-from relay.message.convert import convert
-from relay.message.converted import Converted
+from relay.mime.convert import convert
+from relay.mime.converted import Converted
 from relay.settings.tree import Http
 from tests.support.drafts import read_attachments
 from tests.unit.graph.world import refused, to

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.journal.pressure import Level, Reason, State
+from relay.pressure import Level, Reason, State
 from tests.unit.graph.world import World, refused, to
 
 MESSAGE = {"subject": "s", "toRecipients": to("bob@y.test")}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from relay.journal.crash import CrashPoint
+from relay.crashpoints import CrashPoint
 from relay.mailbox.types import MailboxFullError, StoreUnavailableError
 from relay.message.properties import Attachment, MessageProperties, Person
 from tests.unit.graph.world import MAX_BODY, World, refused, to

@@ -4,7 +4,7 @@ import pytest
 
 from relay.graph.attachments.show import show_attachment
 from relay.mailbox.types import StoredAttachment
-from relay.message.preview import preview
+from relay.mime.preview import preview
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ import pytest
 
 from relay.accounts import Account, AccountDirectory, DevelopmentAccounts, FileAccounts
 from relay.clock import Ids, ManualClock
+from relay.crashpoints import CrashPoints
 from relay.graph import create_app
-from relay.journal.crash import CrashPoints
-from relay.journal.storelog import StoreLog
+from relay.journeys.storelog import StoreLog
 from relay.mailbox.attachments import uploads
 from relay.mailbox.attachments.uploads import EXPIRE_S, UPLOADS_MAX, Uploads
 from relay.mailbox.store import FileStore

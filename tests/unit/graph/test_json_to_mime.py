@@ -16,10 +16,10 @@ from relay.accounts import Account
 from relay.graph.parse import parse_message
 from relay.mailbox.messages import Identity, compose
 from relay.message.content import gathered
-from relay.message.convert import convert, render
-from relay.message.draft import read_properties
-from relay.message.mimeread import read_mime
 from relay.message.properties import MessageProperties
+from relay.mime.convert import convert, render
+from relay.mime.draft import read_properties
+from relay.mime.mimeread import read_mime
 from tests.support.contents import attached_octets
 from tests.support.drafts import read_attachments
 

@@ -8,8 +8,7 @@ import httpx
 
 from relay.accounts import Account
 from relay.clock import Ids, ManualClock
-from relay.journal.crash import CrashPoint
-from relay.journal.pressure import Pressure
+from relay.crashpoints import CrashPoint
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
     UNCONDITIONAL,
@@ -25,6 +24,7 @@ from relay.mailbox.types import (
     WellKnown,
 )
 from relay.message.properties import MessageProperties
+from relay.pressure import Pressure
 from tests.support.conditions import facts_of, matches, order_key
 
 MAX_BODY = 64 * 1024

@@ -7,11 +7,11 @@ import pytest
 
 from relay.ingress import Origin
 from relay.ingress.fields import prepare
-from relay.journal.events import Step
-from relay.message import headers
+from relay.journeys.events import Step
 from relay.message.envelope import Client, Envelope, ForwardPath
 from relay.message.lifecycle import State
 from relay.message.verdict import Addition, Fate, RecipientVerdict, RuleHit, Source, Verdict
+from relay.mime import headers
 from relay.policy import TooManyPartsError
 from relay.spool.types import Claim
 from relay.spool.waiting import Lane

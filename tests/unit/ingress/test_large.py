@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from relay.clock import ManualClock
+from relay.crashpoints import CrashPoints
 from relay.ingress import Limits
 from relay.ingress.fields import prepare
 from relay.ingress.ports import Origin
-from relay.journal.crash import CrashPoints
-from relay.journal.metrics import Metrics
 from relay.message.content import BLOCK_BYTES, LargeContent, edited, gathered
 from relay.message.envelope import Envelope, ForwardPath
+from relay.observe.metrics import Metrics
 from relay.policy import RuleSet, read
 from relay.spool import SqliteSpool
 from relay.spool.types import Selector, Spool

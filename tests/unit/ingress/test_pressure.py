@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from relay.journal.pressure import Level, Reason, State
+from relay.pressure import Level, Reason, State
 from tests.dialogue.harness import Relay
 
 SLOW = State({Reason.QUEUE: Level.SLOW})

@@ -8,7 +8,7 @@ import pytest
 from relay.ingress.ports import Origin
 from relay.message.content import gathered
 from relay.message.envelope import Envelope, ForwardPath
-from relay.message.headread import ORIGINATORS_OCTETS_MAX
+from relay.mime.headread import ORIGINATORS_OCTETS_MAX
 from tests.dialogue.harness import Relay
 
 ALICE = Origin("192.0.2.7", "client.test", login="alice@example.test", trusted=True)

@@ -18,7 +18,7 @@ from relay.accounts import load_accounts
 from relay.clock import ManualClock
 from relay.ingress import Limits
 from relay.ingress.session import SmtpSession
-from relay.journal import logs
+from relay.observe import logs
 from relay.settings.tree import Address
 from tests.dialogue.harness import Relay, make_certificate
 

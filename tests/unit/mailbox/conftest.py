@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from relay.clock import Ids, ManualClock
-from relay.journal.crash import CrashPoints
-from relay.journal.storelog import StoreLog
+from relay.crashpoints import CrashPoints
+from relay.journeys.storelog import StoreLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.properties import MessageProperties, Person

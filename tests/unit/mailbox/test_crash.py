@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from relay.journal.crash import CrashPoint
+from relay.crashpoints import CrashPoint
 from relay.mailbox import SendOptions
 
 ALICE = "alice@example.test"
@@ -15,8 +15,8 @@ PARENT_OF_CHILDREN = """
 import asyncio, json, os, sys, traceback
 from pathlib import Path
 from relay.clock import Ids, SystemClock
-from relay.journal.crash import CrashPoints
-from relay.journal.storelog import StoreLog
+from relay.crashpoints import CrashPoints
+from relay.journeys.storelog import StoreLog
 from relay.mailbox import FileStore, SendOptions
 from relay.mailbox.types import QuotaLimits
 from relay.message.properties import MessageProperties, Person

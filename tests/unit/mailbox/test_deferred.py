@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from relay.journal.crash import CrashPoint, CrashPoints
+from relay.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox import BeingSentError, MessageChange, SendOptions, StoreUnavailableError
-from relay.message.draft import read_properties
 from relay.message.extended import DEFERRED_SEND_TIME, DELETE_AFTER_SUBMIT, SENT_MAIL_ENTRY_ID
 from relay.message.properties import ExtendedProperty
+from relay.mime.draft import read_properties
 
 ALICE = "alice@example.test"
 BOB = "bob@example.test"

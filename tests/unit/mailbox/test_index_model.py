@@ -22,7 +22,7 @@ from relay.mailbox.index.watch import Watches
 from relay.mailbox.names import delivered_id, delivered_stem, message_stem
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import ChangeKind
-from relay.message.draft import DraftOrigin
+from relay.mime.draft import DraftOrigin
 from tests.support.drafts import write_mime_draft
 
 FOLDERS = ("", ".Drafts", ".Archive", ".Work")

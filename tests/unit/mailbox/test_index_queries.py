@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay.clock import Ids, ManualClock
-from relay.journal.crash import CrashPoints
-from relay.journal.storelog import StoreLog
+from relay.crashpoints import CrashPoints
+from relay.journeys.storelog import StoreLog
 from relay.mailbox import FileStore
 from relay.mailbox.query import (
     AllOf,

@@ -6,9 +6,9 @@ from contextlib import aclosing
 import pytest
 
 from relay.mailbox import SendOptions
-from relay.message.convert import convert
-from relay.message.converted import ConversionError
-from relay.message.draft import private_length
+from relay.mime.convert import convert
+from relay.mime.converted import ConversionError
+from relay.mime.draft import private_length
 
 ALICE = "alice@example.test"
 SAVE = SendOptions()

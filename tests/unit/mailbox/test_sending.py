@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from relay.accounts import DEAD_LETTER
-from relay.journal.crash import CrashPoint, CrashPoints
+from relay.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox import (
     BeingSentError,
     MailboxFullError,
@@ -23,8 +23,8 @@ from relay.mailbox import (
 )
 from relay.mailbox.maildir import SYNC_FAILURES, Stripes
 from relay.mailbox.query import MessageQuery
-from relay.message.convert import convert
-from relay.message.draft import read_properties
+from relay.mime.convert import convert
+from relay.mime.draft import read_properties
 
 ALICE = "alice@example.test"
 SAVE, FORGET = SendOptions(), SendOptions(save_to_sent_items=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.journal.crash import CrashPoint, CrashPoints
+from relay.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox import SendOptions
 from relay.mailbox.sending import Sending
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from relay.clock import ManualClock
-from relay.journal.events import Event, Step
-from relay.journal.storelog import SubmissionFacts
-from relay.journal.unfinished import read_submissions
+from relay.journeys.events import Event, Step
+from relay.journeys.storelog import SubmissionFacts
+from relay.journeys.unfinished import read_submissions
 from relay.mailbox import MessageChange, SendOptions
 from relay.mailbox.folders import write_id
 from relay.mailbox.index.database import open_database

@@ -12,15 +12,15 @@ import pytest
 
 from relay.accounts import DEAD_LETTER
 from relay.clock import ManualClock
-from relay.journal.crash import CrashPoints
-from relay.journal.events import Event, Step
-from relay.journal.metrics import Metrics
-from relay.journal.storelog import StoreLog, SubmissionFacts
+from relay.crashpoints import CrashPoints
+from relay.journeys.events import Event, Step
+from relay.journeys.storelog import StoreLog, SubmissionFacts
 from relay.mailbox.types import MailboxFullError, NoSuchItemError, Note, StoreUnavailableError
 from relay.message.content import LARGE_BYTES, MemoryOctets
-from relay.message.convert import convert
-from relay.message.draft import DraftOrigin
 from relay.message.properties import MessageProperties, Person
+from relay.mime.convert import convert
+from relay.mime.draft import DraftOrigin
+from relay.observe.metrics import Metrics
 from relay.pickup import Pickup, conversion
 from tests.support import converters
 from tests.support.drafts import write_draft

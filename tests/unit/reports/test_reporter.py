@@ -9,8 +9,7 @@ import pytest
 from flufl.bounce import scan_message
 
 from relay.clock import Ids, ManualClock
-from relay.journal.events import Step
-from relay.journal.metrics import Metrics
+from relay.journeys.events import Step
 from relay.message.content import LargeContent, MemoryOctets
 from relay.message.envelope import Notify
 from relay.message.lifecycle import State
@@ -18,6 +17,7 @@ from relay.message.nexthop import LOCAL, HopKind, NextHop
 from relay.message.outcome import Evidence
 from relay.message.reporting import ReportedMessage, ReportedRecipient
 from relay.message.verdict import Source
+from relay.observe.metrics import Metrics
 from relay.reports import Reporter, ReportPlan
 
 MX = NextHop(HopKind.MX, "example.com")

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from relay.clock import Ids, ManualClock
-from relay.journal.crash import CrashPoints
-from relay.journal.metrics import Metrics
+from relay.crashpoints import CrashPoints
 from relay.message.nexthop import LOCAL, NextHop
 from relay.message.verdict import Source
+from relay.observe.metrics import Metrics
 from relay.spool import SqliteSpool
 from relay.spool.types import NewEntry, NewMessage, NewRecipient
 

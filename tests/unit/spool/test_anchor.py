@@ -7,9 +7,9 @@ import apsw
 import pytest
 
 from relay.clock import Anchor, Machine, SystemClock
-from relay.journal.crash import CrashPoints
-from relay.journal.metrics import Metrics
+from relay.crashpoints import CrashPoints
 from relay.message.outcome import Evidence, Relayed
+from relay.observe.metrics import Metrics
 from relay.spool import Keep, SqliteSpool
 from relay.spool.sqlite.engine.database import read_anchor
 from relay.spool.types import NewMessage, Settlement

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from relay.clock import ManualClock
-from relay.journal.crash import CrashPoints
-from relay.journal.metrics import Metrics
+from relay.crashpoints import CrashPoints
 from relay.message.nexthop import LOCAL
 from relay.message.outcome import Evidence, Failed, Relayed
 from relay.message.verdict import Source
+from relay.observe.metrics import Metrics
 from relay.spool import Ballast, SqliteSpool
 from relay.spool.sqlite.engine.pace import Pace
 from relay.spool.types import NewEntry, NewRecipient, Settlement, SpoolFullError

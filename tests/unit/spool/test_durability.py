@@ -12,9 +12,9 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.journal.crash import CrashPoints
-from relay.journal.metrics import Metrics
+from relay.crashpoints import CrashPoints
 from relay.message.outcome import Evidence, Relayed
+from relay.observe.metrics import Metrics
 from relay.spool import SqliteSpool
 from relay.spool.sqlite.engine import write_ahead
 from relay.spool.sqlite.engine.log_check import check_log

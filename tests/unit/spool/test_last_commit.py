@@ -9,8 +9,8 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.journal.crash import CrashPoint, CrashPoints
-from relay.journal.metrics import Metrics
+from relay.crashpoints import CrashPoint, CrashPoints
+from relay.observe.metrics import Metrics
 from relay.spool import SqliteSpool
 from relay.spool.sqlite.disk.presence import last_commit_of
 from relay.spool.sqlite.engine import last_commit, write_ahead

@@ -12,10 +12,10 @@ import apsw
 import pytest
 
 from relay.clock import ManualClock
-from relay.journal.crash import CrashPoints
-from relay.journal.events import Event, Step
-from relay.journal.metrics import Metrics
+from relay.crashpoints import CrashPoints
+from relay.journeys.events import Event, Step
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
+from relay.observe.metrics import Metrics
 from relay.spool import SqliteSpool
 from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
 from relay.spool.sqlite.disk.presence import contents_of, last_commit_of, salvage_mark_of

@@ -7,7 +7,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.journal.events import Event, Step
+from relay.journeys.events import Event, Step
 from relay.message.lifecycle import State
 from relay.message.outcome import DeferralClass, Deferred, Delivered, Evidence, Failed, Relayed
 from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX

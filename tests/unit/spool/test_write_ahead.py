@@ -8,7 +8,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.journal.crash import CrashPoints
+from relay.crashpoints import CrashPoints
 from relay.spool.sqlite.engine import write_ahead
 from relay.spool.sqlite.engine.last_commit import LastCommit
 from relay.spool.sqlite.engine.write_ahead import WriteAheadLog, sync_anew

@@ -15,8 +15,8 @@ import threading
 from pathlib import Path
 
 from relay.files import write_all
-from relay.journal.logs import get_logger
-from relay.journal.pressure import RESERVE_PARTS
+from relay.observe.logs import get_logger
+from relay.pressure import RESERVE_PARTS
 from relay.spool.sqlite.disk.room import RESERVE_BYTES, check_room, disk_of
 from relay.spool.types import SpoolError, SpoolFullError
 

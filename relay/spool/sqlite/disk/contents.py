@@ -18,10 +18,10 @@ from itertools import count, islice
 from pathlib import Path
 from zlib import crc32
 
+from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import FileOctets, write_all
-from relay.journal.crash import CrashPoint, CrashPoints
-from relay.message import headers
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, octets_in_blocks
+from relay.mime import headers
 from relay.spool.sqlite.disk.arriving import ArrivedOctets, ArrivingFile
 from relay.spool.sqlite.disk.copying import sync
 from relay.spool.sqlite.disk.presence import ARRIVING

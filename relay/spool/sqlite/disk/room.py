@@ -10,7 +10,7 @@ Standards: RFC 5321 4.5.3.1.9 (452); docs/design.md 6.
 import os
 from pathlib import Path
 
-from relay.journal.pressure import RESERVE_PARTS, Disk
+from relay.pressure import RESERVE_PARTS, Disk
 from relay.spool.types import SpoolFullError
 
 RESERVE_BYTES = 64 * 1024 * 1024

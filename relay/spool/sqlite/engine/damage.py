@@ -10,8 +10,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from relay.journal.logs import get_logger
-from relay.journal.metrics import Metrics
+from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
 from relay.spool.types import SpoolDamagedError, SpoolUnavailableError
 
 _log = get_logger("spool")

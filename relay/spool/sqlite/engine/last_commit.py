@@ -16,8 +16,8 @@ from pathlib import Path
 
 import apsw
 
-from relay.journal.crash import CrashPoint, CrashPoints
-from relay.journal.logs import get_logger
+from relay.crashpoints import CrashPoint, CrashPoints
+from relay.observe.logs import get_logger
 from relay.spool.sqlite.disk.copying import sync
 from relay.spool.sqlite.disk.presence import last_commit_of, log_bytes, may_be_opened
 from relay.spool.sqlite.faults import translated

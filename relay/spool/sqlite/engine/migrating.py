@@ -18,7 +18,7 @@ from typing import Any
 
 import apsw
 
-from relay.journal.logs import get_logger
+from relay.observe.logs import get_logger
 from relay.spool.sqlite.disk.copying import copy_database
 from relay.spool.sqlite.disk.presence import check_presence, contents_of
 from relay.spool.sqlite.disk.room import check_room

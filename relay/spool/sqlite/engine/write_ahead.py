@@ -13,7 +13,7 @@ from pathlib import Path
 
 import apsw
 
-from relay.journal.logs import get_logger
+from relay.observe.logs import get_logger
 from relay.spool.sqlite.engine.last_commit import LastCommit
 from relay.spool.sqlite.faults import disk_faults, translated
 

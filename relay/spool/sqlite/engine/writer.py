@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import apsw
 
 from relay.clock import Clock
-from relay.journal.crash import CrashPoint, CrashPoints
-from relay.journal.metrics import Metrics
+from relay.crashpoints import CrashPoint, CrashPoints
+from relay.observe.metrics import Metrics
 from relay.spool.sqlite.engine.batch import Batch
 from relay.spool.sqlite.engine.database import write_anchor
 from relay.spool.sqlite.engine.last_commit import LastCommit

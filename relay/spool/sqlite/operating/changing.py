@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from relay.clock import ahead_us, rfc3339
-from relay.journal.events import Event, Step
+from relay.journeys.events import Event, Step
 from relay.message.lifecycle import State, check_transition
 from relay.message.nexthop import NextHop
 from relay.spool.operating import (

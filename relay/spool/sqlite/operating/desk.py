@@ -15,9 +15,9 @@ from typing import Any
 import apsw
 
 from relay.clock import Clock
-from relay.journal.logs import get_logger
-from relay.journal.metrics import Metrics
 from relay.message.lifecycle import State
+from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
 from relay.spool.operating import (
     LISTED_MAX,
     RECIPIENTS_MAX,

@@ -14,7 +14,7 @@ import apsw
 import msgspec
 
 from relay.clock import rfc3339
-from relay.journal.events import Step
+from relay.journeys.events import Step
 from relay.message.lifecycle import FINAL, State, message_state
 from relay.spool.sqlite.engine.database import fetch, fetch_one
 from relay.spool.types import Key

@@ -19,9 +19,9 @@ from typing import Any
 import apsw
 
 from relay.clock import Clock
+from relay.crashpoints import CrashPoints
 from relay.files import FileOctets
-from relay.journal.crash import CrashPoints
-from relay.journal.events import Event, Step
+from relay.journeys.events import Event, Step
 from relay.message.content import octets_in_blocks
 from relay.message.lifecycle import State
 from relay.spool.sqlite.disk.contents import sum_of

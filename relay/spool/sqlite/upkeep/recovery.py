@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import apsw
 
-from relay.journal.events import Event, Step
+from relay.journeys.events import Event, Step
 from relay.message.lifecycle import PARKED
 from relay.spool.sqlite.engine.database import fetch
 from relay.spool.sqlite.transactions import append_events, is_file_needed

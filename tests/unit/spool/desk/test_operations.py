@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from relay.clock import rfc3339
-from relay.journal.events import Event, Step
+from relay.journeys.events import Event, Step
 from relay.message.lifecycle import State
 from relay.message.nexthop import CAPTURE, NextHop
 from relay.spool.types import NewRecipient, Selector, Settlement

@@ -1,0 +1,181 @@
+"""The journey of a message: one JSON document from two halves, the store's log and the spool.
+
+On the path: web and the command line ask; readers passed in answer.
+Holds: the JSON is the message of docs/names.md, the same everywhere; an account sees its own only.
+Fails: never; unknown is None.
+Standards: none.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from relay.clock import id_time_us, rfc3339
+from relay.journeys.events import Step
+from relay.message.envelope import Client
+from relay.message.lifecycle import FINAL, State
+
+_LOOKED_AT_MAX = 1000  # messages, when only some states are wanted
+
+
+class SpoolJourneys(Protocol):
+    """The spool's half."""
+
+    async def journey(self, queue_id: str) -> dict[str, Any] | None:
+        """Steps 5 to 7, recipients and facts of a message."""
+        ...
+
+    async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
+        """Queue ids for any of a message's names, newest first."""
+        ...
+
+
+class StoreJourneys(Protocol):
+    """The store's half: steps 1 to 4 by submission."""
+
+    async def submission(self, submission_id: str) -> dict[str, Any] | None:
+        """Facts {submission_id, graph_id, account, ..., queue_id, recipients, steps} or None."""
+        ...
+
+    async def find_submission_ids(
+        self, key: str, *, account: str | None, limit: int
+    ) -> Sequence[str]:
+        """Submission ids for any of a submission's names, newest first."""
+        ...
+
+
+class Journeys:
+    """Joins the halves by submission id."""
+
+    def __init__(self, spool: SpoolJourneys, store: StoreJourneys) -> None:
+        self._spool = spool
+        self._store = store
+
+    async def journey(self, key: str, *, account: str | None) -> dict[str, Any] | None:
+        """The newest message that `key` names, if it is `account`'s (None: anybody's).
+
+        `key` is a Graph id, submission id, queue id, Message-ID, an address, or "last".
+        """
+        found = await self._recent(key, account=account, limit=1)
+        return found[0] if found else None
+
+    async def recent(self, *, account: str | None, state: str, limit: int) -> list[dict[str, Any]]:
+        """The newest messages, newest first; only those in `state` unless it is ""."""
+        looked_at = limit if not state else _LOOKED_AT_MAX
+        found = await self._recent("last", account=account, limit=looked_at)
+        return [one for one in found if state in ("", one["state"])][:limit]
+
+    async def _recent(self, key: str, *, account: str | None, limit: int) -> list[dict[str, Any]]:
+        queue_ids = await self._spool.find_queue_ids(key, account=account, limit=limit)
+        if queue_ids and (key in queue_ids or _is_submission(key)):  # no other has that name
+            told = await self._by_queue_id(queue_ids[0])
+            return [told] if told else []
+        submissions = await self._store.find_submission_ids(key, account=account, limit=limit)
+        journeys: dict[str, dict[str, Any]] = {}
+        for queue_id in queue_ids:
+            if told := await self._by_queue_id(queue_id):
+                journeys[told["submission_id"] or queue_id] = told
+        for submission_id in submissions:
+            if submission_id in journeys:
+                continue
+            if told := await self._by_submission(submission_id):
+                journeys[submission_id] = told
+        return sorted(journeys.values(), key=_known_at, reverse=True)[:limit]
+
+    async def _by_queue_id(self, queue_id: str) -> dict[str, Any] | None:
+        transport = await self._spool.journey(queue_id)
+        if transport is None:
+            return None
+        submission_id = transport["submission_id"]
+        store = await self._store.submission(submission_id) if submission_id else None
+        return join(store, transport)
+
+    async def _by_submission(self, submission_id: str) -> dict[str, Any] | None:
+        store = await self._store.submission(submission_id)
+        if store is None:
+            return None
+        queue_ids = await self._spool.find_queue_ids(submission_id, account=None, limit=1)
+        transport = await self._spool.journey(queue_ids[0]) if queue_ids else None
+        return join(store, transport)
+
+
+def join(store: dict[str, Any] | None, transport: dict[str, Any] | None) -> dict[str, Any] | None:
+    """One document from what there is of the two halves (pure)."""
+    if transport is None and store is None:
+        return None
+    steps = [*(store or {}).get("steps", []), *(transport or {}).get("steps", [])]
+    steps.sort(key=lambda step: step["step"])  # each half is in its order; a clock may go back
+    client = _client_of(steps)
+    known = transport or store or {}
+    waiting, reply = _before_transport((store or {}).get("steps", []))
+    return {
+        "id": transport["id"] if transport else None,
+        "graph_id": (store or {}).get("graph_id") or _draft_of(known.get("submission_id")),
+        "submission_id": known.get("submission_id"),
+        "message_id": known.get("message_id", ""),
+        "sender": known.get("sender", ""),
+        "subject": known.get("subject", ""),
+        "state": transport["state"] if transport else str(waiting),
+        "client": client,
+        "steps": steps,
+        "recipients": transport["recipients"]
+        if transport
+        else [_not_yet(address, waiting, reply) for address in known.get("recipients", ())],
+    }
+
+
+def _client_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Take the client out of the details: step 2 has it for HTTP, step 5 for SMTP."""
+    found = [step["detail"].pop("client") for step in steps if "client" in step["detail"]]
+    return found[0] if found else Client().as_json()
+
+
+def is_final(journey: Mapping[str, Any]) -> bool:
+    """Whether nothing more will happen: all recipients, if it has any, are in final states."""
+    recipients = journey["recipients"]
+    return bool(recipients) and all(one["state"] in FINAL for one in recipients)
+
+
+def _is_submission(key: str) -> bool:
+    """Whether a name that the spool knows is a submission's: an address may have dots as well."""
+    return "." in key and "@" not in key
+
+
+def _known_at(journey: Mapping[str, Any]) -> tuple[str, str]:
+    """When it came into the queue, or else was sent: a draft's id tells only when that was made."""
+    queue_id = journey["id"] or ""
+    accepted_us = id_time_us(queue_id)
+    if accepted_us is not None:
+        return rfc3339(accepted_us), queue_id
+    sent = [step["at"] for step in journey["steps"] if step["step"] <= Step.NOTIFIED]
+    return max(sent, default=""), ""
+
+
+def _draft_of(submission_id: str | None) -> str | None:
+    return submission_id.partition(".")[0] if submission_id else None
+
+
+def _before_transport(steps: Sequence[Mapping[str, Any]]) -> tuple[State, str]:
+    """What steps 1 to 4 say of recipients that the spool does not know, and in which words."""
+    details = {step["step"]: step["detail"] for step in steps}
+    if (report := details.get(Step.REPORT)) is not None:
+        state = State.EXPIRED if report.get("kind") == "unknown" else State.FAILED
+        return state, str(report.get("reply", ""))
+    noted = details.get(Step.NOTIFIED, {})
+    if Step.CONVERTED not in details:
+        if "cancelled" in noted:
+            return State.CANCELLED, f"cancelled: {noted.get('reason', '')}"
+        if until := noted.get("deferred_until"):
+            return State.DEFERRED, f"waits until {until}"
+    return State.QUEUED, ""
+
+
+def _not_yet(address: str, state: State, reply: str) -> dict[str, Any]:
+    """A recipient that transport does not know of yet."""
+    return {
+        "address": address,
+        "state": str(state),
+        "next_hop": None,
+        "status": "",
+        "reply": reply,
+        "attempts": [],
+    }

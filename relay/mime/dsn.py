@@ -1,0 +1,306 @@
+"""Write the report that a message could not be delivered.
+
+On the path: reports asks for it at step 7, and pickup's failures of step 3.
+Holds: pure; lines end in CRLF; the original comes back octet for octet, but never its Bcc.
+Fails: never; what cannot be returned whole, as a large content, comes back as its header.
+Standards: RFC 3464 2, RFC 6522, RFC 3461 4.3 and 6, RFC 3834 5, RFC 6533 (international).
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from relay.message.content import in_sight
+from relay.message.envelope import domain_of
+from relay.message.reporting import Action, ReportedMessage, ReportedRecipient
+from relay.message.status import ascii_folded, explain, one_line, split_reply
+from relay.message.xtext import encode_utf8_address
+from relay.mime.headers import (
+    LINE_OCTETS_MAX,
+    date_field,
+    decoded,
+    field,
+    fields,
+    first,
+    fold,
+    remove,
+    split,
+    strip_private,
+)
+
+RETURNED_OCTETS_MAX = 50_000  # as Postfix's bounce_size_limit
+RETURNED_FULL_OCTETS_MAX = 1024 * 1024  # where the sender asked for RET=FULL
+_RETURNED_HEADER_OCTETS_MAX = 64 * 1024
+_SHOWN_RECIPIENTS_MAX = 100  # in the text and header; the second part names all
+_REFERENCES_MAX = 20
+_SUBJECT_CHARACTERS_MAX = 200
+_VALUE_CHARACTERS_MAX = 500
+
+_message_id = re.compile(rb"<[!-;=?-~]{1,250}>")
+_thread_index = re.compile(rb"[A-Za-z0-9+/=]{1,500}").fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A body part: its media type with parameters, further header lines, and its octets."""
+
+    media_type: str
+    body: bytes
+    header: bytes = b""
+
+    def written(self) -> bytes:
+        label = b"" if self.body.isascii() else b"Content-Transfer-Encoding: 8bit\r\n"
+        head = f"Content-Type: {self.media_type}\r\n".encode("ascii")
+        return head + self.header + label + b"\r\n" + self.body
+
+
+def failure_report(
+    message: ReportedMessage,
+    recipients: Sequence[ReportedRecipient],
+    *,
+    hostname: str,
+    report_id: str,
+    now_us: int,
+) -> bytes:
+    """Return one report about all `recipients` of `message` that failed, to its reverse-path.
+
+    It is for the null reverse-path and NOTIFY=NEVER; `report_id` is unique and makes its
+    Message-ID and boundary. It needs SMTPUTF8 where the reverse-path is not ASCII.
+    """
+    parts = (
+        _text_part(message, recipients, hostname),
+        _status_part(message, recipients, hostname),
+        _returned_part(message),
+    )
+    written = [part.written() for part in parts]
+    boundary = _boundary(report_id, written)
+    delimiter = f"\r\n--{boundary}\r\n".encode("ascii")
+    head = _header(message, recipients, _Identity(hostname, report_id, now_us))
+    label = b"" if all(map(bytes.isascii, written)) else b"Content-Transfer-Encoding: 8bit\r\n"
+    content_type = (
+        "MIME-Version: 1.0\r\nContent-Type: multipart/report; report-type=delivery-status;\r\n"
+        f' boundary="{boundary}"\r\n'
+    ).encode("ascii")
+    opening = head + content_type + label
+    return opening + b"".join(delimiter + part for part in written) + delimiter[:-2] + b"--\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    hostname: str
+    report_id: str
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How a report begins, by whether it is known that the recipients did not get the message."""
+
+    title: str
+    opening: str
+
+
+_KINDS = {
+    False: _Kind("Undeliverable", "Delivery has failed to these recipients:"),
+    True: _Kind(
+        "Unknown whether sent", "It is unknown whether the message was sent to these recipients:"
+    ),
+}
+
+
+def _is_unknown(recipients: Sequence[ReportedRecipient]) -> bool:
+    return all(recipient.action is Action.DELAYED for recipient in recipients)
+
+
+def _header(
+    message: ReportedMessage, recipients: Sequence[ReportedRecipient], identity: _Identity
+) -> bytes:
+    hostname = identity.hostname
+    failed = [
+        recipient.address
+        for recipient in recipients
+        if recipient.address.isascii() and recipient.action is Action.FAILED
+    ]
+    content = in_sight(message.content)
+    subject = decoded(content, "subject")[:_SUBJECT_CHARACTERS_MAX] or "(no subject)"
+    lines = [
+        field("From", f"Mail Delivery System <MAILER-DAEMON@{hostname}>"),
+        fold("To", f"<{message.reverse_path}>"),
+        field("Subject", f"{_KINDS[_is_unknown(recipients)].title}: {subject}"),
+        field("Date", date_field(identity.now_us)),
+        field("Message-ID", f"<{identity.report_id}.dsn@{hostname}>"),
+        *_thread_fields(content),
+        field("Auto-Submitted", "auto-replied"),
+    ]
+    if failed:  # Exim's field, for machines: a header cannot hold the others everywhere
+        lines.append(field("X-Failed-Recipients", ", ".join(failed[:_SHOWN_RECIPIENTS_MAX])))
+    return b"".join(lines)
+
+
+def _thread_fields(content: bytes) -> Iterator[bytes]:
+    """Put the report into the original's conversation, for mail clients of every habit."""
+    original = _message_id.search(first(content, "message-id") or b"")
+    known = _message_id.findall(first(content, "references") or b"")
+    if not known:
+        known = _message_id.findall(first(content, "in-reply-to") or b"")[:1]
+    if len(known) > _REFERENCES_MAX:
+        known = [known[0], *known[1 - _REFERENCES_MAX :]]
+    if original:
+        yield field("In-Reply-To", original.group().decode("ascii"))
+        known.append(original.group())
+    if known:
+        yield field("References", b" ".join(known).decode("ascii"))
+    topic = decoded(content, "thread-topic")[:_SUBJECT_CHARACTERS_MAX]
+    if topic:
+        yield field("Thread-Topic", topic)
+    index = (first(content, "thread-index") or b"").replace(b" ", b"")
+    if _thread_index(index):
+        yield field("Thread-Index", index.decode("ascii"))
+
+
+def _text_part(
+    message: ReportedMessage, recipients: Sequence[ReportedRecipient], hostname: str
+) -> _Part:
+    lines = [_KINDS[_is_unknown(recipients)].opening, ""]
+    for recipient in recipients[:_SHOWN_RECIPIENTS_MAX]:
+        evidence = recipient.evidence
+        speaker = one_line(evidence.host) if evidence.remote and evidence.host else hostname
+        lines.append(f"  {recipient.address}")
+        lines.append(f"    {explain(evidence.status, domain_of(recipient.address))}")
+        if evidence.reply:
+            lines.append(f"    {speaker} said: {_clipped(evidence.reply)}")
+        lines.append("")
+    more = len(recipients) - _SHOWN_RECIPIENTS_MAX
+    if more > 0:
+        lines += [f"  and {more} more, all named in the second part of this report.", ""]
+    lines.append("Diagnostic information for administrators")
+    lines.append(f"  Reporting server: {hostname}")
+    if message.queue_id:  # a submission that never came into the queue has none
+        lines.append(f"  Queue id: {message.queue_id}")
+    original = _message_id.search(first(in_sight(message.content), "message-id") or b"")
+    if original:
+        lines.append(f"  Original Message-ID: {original.group().decode('ascii')}")
+    text = "\r\n".join((*lines, "")).encode("utf-8", "replace")
+    return _Part("text/plain; charset=utf-8", text, b"Content-Language: en\r\n")
+
+
+def _status_part(
+    message: ReportedMessage, recipients: Sequence[ReportedRecipient], hostname: str
+) -> _Part:
+    """Write RFC 3464's machine-readable part: one block of the message, one per recipient."""
+    international = _is_international(message)
+    blocks = [_message_block(message, hostname)]
+    blocks += [_recipient_block(recipient, international) for recipient in recipients]
+    written = (
+        b"".join(
+            fold(name, _clipped(value) if international else ascii_folded(_clipped(value)))
+            for name, value in block
+        )
+        for block in blocks
+    )
+    kind = "global-delivery-status" if international else "delivery-status"
+    return _Part(f"message/{kind}", b"\r\n".join(written))
+
+
+def _message_block(message: ReportedMessage, hostname: str) -> list[tuple[str, str]]:
+    block = [("Original-Envelope-Id", message.envid)] if message.envid else []
+    block.append(("Reporting-MTA", f"dns; {hostname}"))
+    client = message.client.partition(" ")[0]
+    if client:
+        block.append(("Received-From-MTA", f"dns; {client}"))
+    block.append(("Arrival-Date", date_field(message.arrival_us)))
+    return block
+
+
+def _recipient_block(recipient: ReportedRecipient, international: bool) -> list[tuple[str, str]]:
+    evidence = recipient.evidence
+    block = []
+    if recipient.orcpt:
+        kind, _, address = recipient.orcpt.partition(";")
+        block.append(("Original-Recipient", _typed_address(kind, address, international)))
+    kind = "rfc822" if recipient.address.isascii() else "utf-8"
+    block += [
+        ("Final-Recipient", _typed_address(kind, recipient.address, international)),
+        ("Action", recipient.action),
+        ("Status", evidence.status),
+    ]
+    if evidence.remote and evidence.host:
+        block.append(("Remote-MTA", f"dns; {evidence.host}"))
+    if evidence.reply:
+        # Our own words are an SMTP reply too where they have its form: that is what a client reads.
+        is_smtp = evidence.remote or split_reply(evidence.reply).code
+        block.append(("Diagnostic-Code", f"{'smtp' if is_smtp else 'x-relay'}; {evidence.reply}"))
+    if recipient.last_attempt_us:
+        block.append(("Last-Attempt-Date", date_field(recipient.last_attempt_us)))
+    if recipient.log_id:
+        block.append(("Final-Log-ID", recipient.log_id))
+    return block
+
+
+def _typed_address(kind: str, address: str, international: bool) -> str:
+    """Return "type;address", type utf-8 escaped to ASCII where the report is ASCII (RFC 6533)."""
+    if kind.lower() == "utf-8":
+        address = encode_utf8_address(one_line(address), unicode=international)
+    return f"{kind};{address}"
+
+
+def _returned_part(message: ReportedMessage) -> _Part:
+    content = in_sight(message.content)
+    if b"\r" not in content:  # a draft that a mail client wrote with its system's line ends
+        content = content.replace(b"\n", b"\r\n")
+    content = remove(strip_private(content), ("bcc", "resent-bcc"))
+    header = content[: split(content)]
+    as_global = _is_international(message) and not header.isascii() and _is_utf8(header)
+    full_max = RETURNED_FULL_OCTETS_MAX if message.ret == "FULL" else RETURNED_OCTETS_MAX
+    is_whole = isinstance(message.content, bytes)
+    if is_whole and message.ret != "HDRS" and len(content) <= full_max and _fits_smtp(content):
+        return _Part("message/global" if as_global else "message/rfc822", content)
+    kept = _returned_header(content)
+    return _Part("message/global-headers" if as_global else "text/rfc822-headers", kept)
+
+
+def _returned_header(content: bytes) -> bytes:
+    """Return the fields that SMTP can carry, up to a limit."""
+    kept, size = [], 0
+    for found in fields(content):
+        size += found.end - found.start
+        if size > _RETURNED_HEADER_OCTETS_MAX:
+            break
+        octets = content[found.start : found.end]
+        if _fits_smtp(octets):
+            kept.append(octets)
+    return b"".join(kept)
+
+
+def _fits_smtp(octets: bytes) -> bool:
+    """Whether `octets` may follow DATA: RFC 5321 2.3.8 and 4.5.3.1.6."""
+    ends = octets.count(b"\r\n")
+    if b"\0" in octets or ends != octets.count(b"\r") or ends != octets.count(b"\n"):
+        return False
+    return all(len(line) <= LINE_OCTETS_MAX for line in octets.split(b"\r\n"))
+
+
+def _is_utf8(octets: bytes) -> bool:
+    try:
+        octets.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_international(message: ReportedMessage) -> bool:
+    """Whether the report must travel with SMTPUTF8: its own recipient is not ASCII."""
+    return not message.reverse_path.isascii()
+
+
+def _boundary(report_id: str, parts: Sequence[bytes]) -> str:
+    """Return a boundary that is in no part; the loop ends because the parts do."""
+    boundary, number = f"=_dsn_{report_id}", 0
+    while any(boundary.encode("ascii") in part for part in parts):
+        number += 1
+        boundary = f"=_dsn_{report_id}_{number}"
+    return boundary
+
+
+def _clipped(text: str) -> str:
+    return one_line(text[:_VALUE_CHARACTERS_MAX])

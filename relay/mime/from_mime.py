@@ -1,0 +1,267 @@
+"""Turn MIME as it was given into the MIME that is submitted: mended where SMTP cannot carry it.
+
+On the path: convert hands in what stands behind a note's private block.
+Holds: what goes out is what came in, octet for octet, but for Bcc, the fields it lacks, line ends
+and what is told in `defects`; what is signed or encrypted keeps its text. Of a large message only
+headers are in memory. The same content gives the same bytes.
+Fails: OSError where the content cannot be read; damage never raises.
+Standards: RFC 5322 2.1.1 (line lengths), 3.6; RFC 2045 6; RFC 1847 2.1 (signed parts stay).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from relay.message.content import (
+    LARGE_BYTES,
+    Content,
+    LargeContent,
+    MemoryOctets,
+    Octets,
+    contains,
+    gathered,
+    octets_in_blocks,
+)
+from relay.message.properties import Person
+from relay.mime.draft import DraftOrigin
+from relay.mime.entities import LINE_OCTETS_MAX, Entity, Structure, Tally
+from relay.mime.fields import CRLF, people_field, raw_field
+from relay.mime.headers import date_field
+from relay.mime.headread import read_people
+from relay.mime.recoding import (
+    Base64Coding,
+    CrlfCoding,
+    QuotedPrintableCoding,
+    RewrappedBase64,
+    RewrappedQuotedPrintable,
+    base64_size,
+    recoded,
+)
+from relay.mime.section import MBOX_LINES, cleaned, split_fields, with_fields
+
+_CRLF = CRLF.encode()
+_WHITE = (b" ", b"\t")
+_HIDDEN = frozenset((b"bcc", b"resent-bcc"))
+_ENCODING = b"content-transfer-encoding"
+_IDENTITY = frozenset(("7bit", "8bit", "binary"))
+_COMPOSITE = ("multipart/", "message/")
+_LONG_LINE = f"a line of more than {LINE_OCTETS_MAX} octets"
+
+
+@dataclass(frozen=True, slots=True)
+class SentMime:
+    """What is sent, what was damaged in it or had to be mended, and the sender it was given."""
+
+    content: Content
+    defects: tuple[str, ...]
+    sender: Person | None
+
+
+def from_mime(content: Octets, structure: Structure, origin: DraftOrigin) -> SentMime:
+    """Return MIME content, whose structure is known, as it can be sent.
+
+    Reading blocks; raises OSError.
+    """
+    return _Mending(content, structure, origin).sent()
+
+
+def _sender_for(message: Entity, origin: DraftOrigin) -> Person | None:
+    """Return the account where MIME is from another's address and names no sender, else None."""
+    if not origin.on_behalf_of or (header := message.fields()).get("sender") is not None:
+        return None
+    authors = (one.address.lower() for one in read_people(header, "from"))
+    return Person(origin.account) if origin.on_behalf_of.lower() in authors else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """A leaf's body as it is written anew, and its transfer encoding."""
+
+    octets: Octets
+    encoding: str
+
+
+class _Mending:
+    """One message on its way: `pieces` are what is ready of its body, up to `place`."""
+
+    def __init__(self, content: Octets, structure: Structure, origin: DraftOrigin) -> None:
+        self._content = content
+        self._structure = structure
+        self._origin = origin
+        self._sender = _sender_for(structure.message, origin)
+        self._is_clean = all(map(_is_clean, self._structure.entities))
+        self._defects = dict.fromkeys(self._structure.defects)
+        self._place = self._structure.message.body_start
+        self._pieces: list[Octets] = [MemoryOctets(_CRLF)]
+
+    def sent(self) -> SentMime:
+        """Go through the parts in their order; what is between two mended places is copied."""
+        message = self._structure.message
+        header, eight_bit = b"", False
+        for entity in self._structure.entities:
+            body = self._body(entity)
+            fields = self._fields(entity, body.encoding if body else "")
+            if entity is message:
+                header = self._message_header(fields, is_encoded=body is not None)
+            else:
+                self._put_header(entity, b"".join(field for _, field in fields), body)
+                eight_bit = eight_bit or not entity.header.isascii()
+            if body is not None:
+                self._put(entity.body_start, entity.end, body.octets)
+            else:
+                eight_bit = eight_bit or entity.body.eight_bit
+        self._copy_to(self._structure.size)
+        if not _ends_a_line(self._pieces):
+            self._pieces.append(MemoryOctets(_CRLF))
+        content = LargeContent(header, tuple(self._pieces), eight_bit=eight_bit)
+        return SentMime(
+            content if self._content.size > LARGE_BYTES else gathered(content),
+            tuple(self._defects),
+            self._sender,
+        )
+
+    # -- what is written
+
+    def _put(self, start: int, end: int, instead: Octets) -> None:
+        """Copy up to `start`; put something else in the place of what is up to `end`."""
+        self._copy_to(start)
+        self._pieces.append(instead)
+        self._place = end
+
+    def _put_header(self, entity: Entity, header: bytes, body: _Body | None) -> None:
+        if body is not None and not entity.blank:
+            header += _CRLF
+        elif not entity.header.endswith((b"\r", b"\n")):
+            header = header.removesuffix(_CRLF)  # the next delimiter's line end was its own
+        if header != entity.header:
+            self._put(entity.start, entity.start + len(entity.header), MemoryOctets(header))
+
+    def _copy_to(self, end: int) -> None:
+        if end > self._place:
+            octets = self._content.part(self._place, end - self._place)
+            self._pieces.append(octets if self._is_clean else recoded(octets, CrlfCoding()))
+            self._place = end
+
+    # -- headers
+
+    def _message_header(self, fields: list[tuple[bytes, bytes]], *, is_encoded: bool) -> bytes:
+        """Return the message's own header: no Bcc, and the fields that every message has."""
+        if fields and fields[0][1].startswith(MBOX_LINES) and not fields[0][0]:
+            self._defects["the line in front of the header was taken away"] = None
+            fields = fields[1:]
+        names = {name for name, _ in fields}
+        missing = ""
+        if b"from" not in names:
+            missing += people_field("From", [Person(self._origin.account)])
+        if self._sender is not None:
+            missing += people_field("Sender", [self._sender])
+        if b"date" not in names:
+            missing += raw_field("Date", date_field(self._origin.modified_us))
+        if b"message-id" not in names:
+            missing += raw_field("Message-ID", self._origin.message_id)
+        if is_encoded and b"mime-version" not in names:
+            missing += raw_field("MIME-Version", "1.0")
+        kept = [one for one in fields if one[0] not in _HIDDEN]
+        return b"".join(field for _, field in with_fields(kept, [(b"", missing.encode())]))
+
+    def _fields(self, entity: Entity, encoding: str) -> list[tuple[bytes, bytes]]:
+        """Return an entity's fields, in lines that are not too long, with another encoding."""
+        wanted = raw_field("Content-Transfer-Encoding", encoding).encode() if encoding else b""
+        fields = []
+        for name, field in split_fields(cleaned(entity.header)):
+            if encoding and name == _ENCODING:
+                fields.append((name, wanted))
+                wanted = b""
+            else:
+                fields.append((name, field if entity.sealed else self._folded(field)))
+        return with_fields(fields, [(_ENCODING, wanted)]) if wanted else fields
+
+    def _folded(self, field: bytes) -> bytes:
+        """Break lines that are too long in front of white space, where there is some."""
+        if len(field) <= LINE_OCTETS_MAX:
+            return field
+        lines = []
+        for line in field.split(_CRLF)[:-1]:
+            rest = line
+            while len(rest) > LINE_OCTETS_MAX:
+                self._defects[f"{_LONG_LINE} in a header"] = None
+                place = max(rest.rfind(white, 1, LINE_OCTETS_MAX + 1) for white in _WHITE)
+                if place < 0 or not rest[:place].strip() or not rest[place:].strip():
+                    break
+                lines.append(rest[:place])
+                rest = rest[place:]
+            lines.append(rest)
+        return _CRLF.join((*lines, b""))
+
+    # -- bodies
+
+    def _body(self, entity: Entity) -> _Body | None:
+        """Return what must stand in the place of a body, None where it can stay."""
+        facts = entity.body
+        octets = self._content.part(entity.body_start, entity.end - entity.body_start)
+        is_binary = entity.encoding == "binary" and not facts.has_crlf_only
+        is_long = facts.long_line and (facts.has_crlf_only or _has_long_line(octets))
+        if not is_long and not facts.nul and not is_binary:
+            return None
+        if not entity.is_leaf or entity.sealed or not _can_be_coded(entity):
+            if is_long:
+                self._defects[f"{_LONG_LINE} in {entity.content_type}, left as it is"] = None
+            return None
+        body = self._coded(entity, octets, is_binary=is_binary)
+        if body is not None:
+            why = _LONG_LINE if is_long else "a NUL" if facts.nul else "binary lines"
+            self._defects[f"{why} in {entity.content_type}, encoded anew"] = None
+        return body
+
+    def _coded(self, entity: Entity, octets: Octets, *, is_binary: bool) -> _Body | None:
+        if entity.encoding == "base64":
+            return _Body(recoded(octets, RewrappedBase64()), "base64")
+        has_crlf = entity.body.has_crlf_only and not entity.body.nul
+        if entity.encoding == "quoted-printable":
+            text = octets if has_crlf else recoded(octets, CrlfCoding())
+            quoted = recoded(text, RewrappedQuotedPrintable())
+            return None if self._has_boundary(quoted) else _Body(quoted, "quoted-printable")
+        text = octets if is_binary or has_crlf else recoded(octets, CrlfCoding(keeps_nul=True))
+        if not is_binary and not entity.body.nul:
+            quoted = recoded(text, QuotedPrintableCoding())
+            if quoted.size <= base64_size(text.size) and not self._has_boundary(quoted):
+                return _Body(quoted, "quoted-printable")
+        return _Body(recoded(text, Base64Coding()), "base64")
+
+    def _has_boundary(self, octets: Octets) -> bool:
+        """Whether a break in a long line has made what looks like a delimiter."""
+        boundaries = {one.boundary for one in self._structure.entities if one.boundary}
+        return any(contains(octets, b"\n--" + one) for one in boundaries)
+
+
+def _is_clean(entity: Entity) -> bool:
+    """Whether SMTP carries it as it is, but for the lengths of its lines."""
+    return (
+        entity.body.has_crlf_only
+        and not entity.body.nul
+        and entity.blank in (b"", _CRLF)
+        and cleaned(entity.header) in (entity.header, entity.header + _CRLF)
+    )
+
+
+def _ends_a_line(pieces: Sequence[Octets]) -> bool:
+    end = b""
+    for piece in reversed(pieces):
+        end = piece.read(max(piece.size - len(_CRLF), 0), len(_CRLF)) + end
+        if len(end) >= len(_CRLF):
+            break
+    return end.endswith(_CRLF)
+
+
+def _can_be_coded(entity: Entity) -> bool:
+    """RFC 2045 6.4: what has parts, or is a message, has no encoding of its own."""
+    if entity.encoding in _IDENTITY:
+        return not entity.content_type.startswith(_COMPOSITE)
+    return entity.encoding in ("base64", "quoted-printable")
+
+
+def _has_long_line(octets: Octets) -> bool:
+    """Whether a line is too long once its line ends are CRLF."""
+    tally = Tally()
+    for block in octets_in_blocks([recoded(octets, CrlfCoding(keeps_nul=True))]):
+        tally.add(block, b"\r")
+    return tally.facts().long_line

@@ -1,0 +1,390 @@
+"""/relay/v1, health and metrics: who sees what, waiting, and the queue's commands."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import httpx
+import pytest
+
+from relay.accounts import Account, Role
+from relay.api import Changes, Means, create_app, create_control_app, messages
+from relay.clock import SystemClock
+from relay.message.nexthop import NextHop
+from relay.observe.metrics import Metrics
+from relay.pressure import Level, Pressure, Reason, State
+from relay.spool.operating import Changed, Listed, Operation, Order, Result
+from relay.spool.types import Selector, SpoolUnavailableError
+
+ACCOUNTS = {
+    "alice": Account("alice@example.test"),
+    "bob": Account("bob@example.test"),
+    "watcher": Account("watcher@example.test", role=Role.READ),
+    "operator": Account("operator@example.test", role=Role.OPERATE),
+}
+
+
+class People:
+    """Accounts whose token is the local part."""
+
+    def by_token(self, token: str) -> Account | None:
+        return ACCOUNTS.get(token)
+
+    def by_address(self, address: str) -> Account | None:
+        return ACCOUNTS.get(address.partition("@")[0])
+
+    async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
+        raise NotImplementedError
+
+
+def a_journey(*states: str, name: str = "q1") -> dict[str, Any]:
+    recipients = [{"address": f"{n}@a.test", "state": state} for n, state in enumerate(states)]
+    state = states[0] if states else "queued"
+    return {"id": name, "message_id": "<m@a.test>", "state": state, "recipients": recipients}
+
+
+@dataclass
+class Records:
+    """Journeys by key with their owner, and a queue that notes what it is asked."""
+
+    known: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    looks: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    fault: Exception | None = None
+    allowed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def journey(self, key: str, *, account: str | None) -> dict[str, Any] | None:
+        self.looks.put_nowait(key)
+        owner, journey = self.known.get(key, ("", None))
+        return journey if account in (None, owner) else None
+
+    async def recent(self, *, account: str | None, state: str, limit: int) -> list[dict[str, Any]]:
+        self.asked.append((account, state, limit))
+        return [journey for owner, journey in self.known.values() if account in (None, owner)]
+
+    async def list(self, selector: Selector, *, limit: int) -> Listed:
+        if self.fault:
+            raise self.fault
+        self.asked.append((selector, limit))
+        return Listed(
+            [{"id": "q1", "entry": 1}], unknown=(one for one in selector.ids if one[0] != "q")
+        )
+
+    async def carry_out(self, order: Order) -> Changed:
+        self.asked.append((order,))
+        try:
+            await self.allowed.wait()
+        except asyncio.CancelledError:
+            self.asked.append(("given up",))
+            raise
+        return Changed({**dict.fromkeys(Result, 0), Result.DONE: 3}, [{"id": "q1", "entry": 1}])
+
+    async def stats(self) -> dict[str, Any]:
+        return {"entries": {"queued": 1}}
+
+
+@dataclass
+class World:
+    http: httpx.AsyncClient
+    control: httpx.AsyncClient
+    records: Records
+    changes: Changes
+    not_ready: str = ""
+    pressure: Pressure = field(default_factory=Pressure)
+
+    async def get(self, path: str, token: str = "alice") -> httpx.Response:
+        return await self.http.get(path, headers={"authorization": f"Bearer {token}"})
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    records, changes = Records(), Changes()
+    records.allowed.set()
+    means = Means(
+        journeys=records,
+        desk=records,
+        stats=records.stats,
+        way_to=lambda text: lambda _: NextHop.parse(text),
+        changes=changes,
+        metrics=Metrics(),
+        ready=lambda: made.not_ready,
+        clock=SystemClock(),
+        pressure=(pressure := Pressure()),
+    )
+    app = create_app(means, People(), hostname="relay.example.test")
+    outside, inside = httpx.ASGITransport(app), httpx.ASGITransport(create_control_app(means))
+    async with (
+        httpx.AsyncClient(transport=outside, base_url="http://relay.test") as http,
+        httpx.AsyncClient(transport=inside, base_url="http://localhost") as control,
+    ):
+        made = World(http, control, records, changes, pressure=pressure)
+        yield made
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+@pytest.mark.parametrize("path", ["/messages", "/messages/q1", "/messages/q1/wait", "/queue"])
+async def test_nobody_without_a_token(world: World, path: str) -> None:
+    assert code(await world.http.get("/relay/v1" + path)) == (401, "InvalidAuthenticationToken")
+
+
+@pytest.mark.parametrize(
+    ("token", "seen"), [("alice", True), ("bob", False), ("watcher", True), ("operator", True)]
+)
+async def test_an_account_sees_its_own_messages_only(world: World, token: str, seen: bool) -> None:
+    journey = a_journey("relayed")
+    world.records.known["q1"] = ("alice@example.test", journey)
+    answer = await world.get("/relay/v1/messages/q1", token)
+    if seen:
+        assert (answer.status_code, answer.json()) == (200, journey)
+    else:
+        assert code(answer) == (404, "ErrorItemNotFound")
+        never = await world.get("/relay/v1/messages/q2", token)
+        assert answer.json()["error"]["code"] == never.json()["error"]["code"]
+    recent = (await world.get("/relay/v1/messages", token)).json()
+    assert recent == ([journey] if seen else [])
+
+
+@pytest.mark.parametrize("name", ["%3Cm%2Fx@a.test%3E", "m%2Fx@a.test"])
+async def test_a_message_id_with_or_without_brackets(world: World, name: str) -> None:
+    world.records.known["<m/x@a.test>"] = ("alice@example.test", a_journey("queued"))
+    assert (await world.get(f"/relay/v1/messages/{name}")).status_code == 200
+
+
+async def test_the_newest_messages(world: World) -> None:
+    await world.get("/relay/v1/messages?limit=5&state=deferred")
+    await world.get("/relay/v1/messages", "watcher")
+    assert world.records.asked == [("alice@example.test", "deferred", 5), (None, "", 100)]
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("/messages?limit=0", "limit"),
+        ("/messages?limit=nan", "limit"),
+        ("/messages?state=sent", "state"),
+        ("/messages?stat=queued", "stat"),
+        ("/messages?limit=1&limit=2", "limit"),
+        ("/messages/q1?x=1", "x"),
+        ("/messages/q1/wait?timeout=301", "timeout"),
+        ("/messages/q1/wait?state=done", "state"),
+        ("/queue?state=sent", "state"),
+        ("/queue?state=relayed", "state"),
+        ("/queue?sender=", "sender"),
+        ("/queue?domain=" + "a" * 1001, "domain"),
+        ("/queue?older_than=1h", "older_than"),
+        ("/queue/stats?x=1", "x"),
+    ],
+)
+async def test_bad_parameters_are_named(world: World, path: str, named: str) -> None:
+    answer = await world.get("/relay/v1" + path, "operator")
+    assert code(answer) == (400, "BadRequest")
+    assert named in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("states", "state", "reached"),
+    [
+        (["relayed", "failed"], "final", True),
+        (["relayed", "deferred"], "final", False),
+        (["captured"], "final", False),
+        ([], "final", False),
+        (["captured"], "captured", True),
+        (["deferred"], "captured", False),
+    ],
+)
+async def test_waiting_says_whether_it_got_there(
+    world: World, states: list[str], state: str, reached: bool
+) -> None:
+    world.records.known["q1"] = ("alice@example.test", a_journey(*states))
+    answer = await world.get(f"/relay/v1/messages/q1/wait?state={state}&timeout=0")
+    assert answer.json() == {**a_journey(*states), "reached": reached}
+
+
+async def test_nobody_waits_for_a_message_that_has_ended_otherwise(world: World) -> None:
+    world.records.known["q1"] = ("alice@example.test", a_journey("failed", "delivered"))
+    async with asyncio.timeout(10):
+        answer = await world.get("/relay/v1/messages/q1/wait?state=relayed&timeout=60")
+    assert answer.json()["reached"] is False
+
+
+async def test_waiting_wakes_on_a_change(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "_LOOK_AGAIN_S", 60.0)
+    wait = asyncio.create_task(world.get("/relay/v1/messages/q1/wait?timeout=60"))
+    await world.records.looks.get()
+    world.records.known["q1"] = ("alice@example.test", a_journey("deferred"))
+    world.changes.announce()
+    await world.records.looks.get()
+    assert not wait.done()
+    world.records.known["q1"] = ("alice@example.test", a_journey("delivered"))
+    world.changes.announce()
+    async with asyncio.timeout(10):
+        answer = await wait
+    assert answer.json()["reached"] is True
+
+
+async def test_who_waits_does_not_look_at_every_change(world: World) -> None:
+    wait = asyncio.create_task(world.get("/relay/v1/messages/q1/wait?timeout=0.3"))
+    await world.records.looks.get()
+    while not wait.done():
+        world.changes.announce()
+        await asyncio.sleep(0)
+    # each look for "q1" is one; a busy loop makes thousands of them
+    assert world.records.looks.qsize() < 20
+
+
+async def test_a_change_while_looking_is_not_missed() -> None:
+    changes = Changes()
+    seen = changes.count
+    changes.announce()
+    async with asyncio.timeout(10):
+        await changes.beyond(seen)
+    waiting = [asyncio.create_task(changes.beyond(changes.count)) for _ in range(3)]
+    await asyncio.sleep(0)
+    changes.announce()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*waiting)
+
+
+async def test_a_change_in_a_thread_wakes_who_waits() -> None:
+    changes = Changes()
+    waiting = asyncio.create_task(changes.beyond(changes.count))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(changes.announce)
+    async with asyncio.timeout(10):
+        await waiting
+
+
+async def test_waiting_for_what_never_comes(world: World) -> None:
+    answer = await world.get("/relay/v1/messages/q1/wait?timeout=0.05")
+    assert code(answer) == (404, "ErrorItemNotFound")
+
+
+@pytest.mark.parametrize(
+    ("token", "read_status", "change_status"),
+    [("alice", 403, 403), ("watcher", 200, 403), ("operator", 200, 200)],
+)
+async def test_roles_of_the_queue(
+    world: World, token: str, read_status: int, change_status: int
+) -> None:
+    assert (await world.get("/relay/v1/queue", token)).status_code == read_status
+    assert (await world.get("/relay/v1/queue/stats", token)).status_code == read_status
+    headers = {"authorization": f"Bearer {token}"}
+    for operation in ("retry", "hold", "release", "cancel", "reroute"):
+        body = {"all": True} | ({"to": "mx:a.test"} if operation == "reroute" else {})
+        answer = await world.http.post(f"/relay/v1/queue/{operation}", json=body, headers=headers)
+        assert answer.status_code == change_status
+    orders = [one for one in world.records.asked if isinstance(one[0], Order)]
+    assert len(orders) == (5 if change_status == 200 else 0)
+
+
+async def test_a_list_names_the_ids_that_nothing_has_in_a_header(world: World) -> None:
+    answer = await world.get("/relay/v1/queue?id=q1,%3Cx%40y%3E,%C3%BC%0a", "watcher")
+    assert (answer.status_code, answer.json()) == (200, [{"id": "q1", "entry": 1}])
+    assert answer.headers["x-relay-unknown"] == "%3Cx%40y%3E,%C3%BC%0A"
+    assert "x-relay-unknown" not in (await world.get("/relay/v1/queue?id=q1", "watcher")).headers
+
+
+async def test_an_id_of_a_list_may_have_a_comma(world: World) -> None:
+    ids = ("<a,b%2C@c>", "q1")
+    query = urlencode({"id": ",".join(quote(one, safe="") for one in ids)})
+    assert (await world.get(f"/relay/v1/queue?{query}", "watcher")).status_code == 200
+    ((selector, _),) = world.records.asked
+    assert selector == Selector(ids=ids)
+
+
+async def test_the_control_socket_is_an_operator(world: World) -> None:
+    await world.control.get("/relay/v1/queue?id=q1,q2&domain=a.test&older_than=60&limit=7")
+    body = {"sender": "a@b.test", "older_than_s": 5, "dry_run": True, "reason": " why "}
+    answer = await world.control.post("/relay/v1/queue/hold", json=body)
+    assert answer.json() == {
+        "matched": 3, "done": 3, "unchanged": 0, "in_flight": 0, "dry_run": False, "unknown": [],
+        "entries": [{"id": "q1", "entry": 1}],
+    }  # fmt: skip
+    listed, (order,) = world.records.asked
+    assert listed == (Selector(ids=("q1", "q2"), domain="a.test", older_than_s=60.0), 7)
+    assert order == Order(
+        Operation.HOLD,
+        Selector(sender="a@b.test", older_than_s=5.0),
+        "control socket",
+        why="why",
+        dry_run=True,
+    )
+    world.records.known["last"] = ("alice@example.test", a_journey("queued"))
+    assert (await world.control.get("/relay/v1/messages/last")).status_code == 200
+
+
+async def test_who_gives_an_order_is_told_by_the_token_or_by_an_operators_command(
+    world: World,
+) -> None:
+    body = {"all": True, "who": "olga"}
+    assert (await world.control.post("/relay/v1/queue/cancel", json=body)).status_code == 200
+    headers = {"authorization": "Bearer operator"}
+    answer = await world.http.post("/relay/v1/queue/cancel", json=body, headers=headers)
+    assert code(answer) == (403, "ErrorAccessDenied")
+    del body["who"]
+    await world.http.post("/relay/v1/queue/cancel", json=body, headers=headers)
+    assert [one.who for (one,) in world.records.asked] == ["olga", "operator@example.test"]
+
+
+async def test_an_order_wakes_those_who_wait(world: World) -> None:
+    before = world.changes.count
+    await world.control.post("/relay/v1/queue/cancel", json={"all": True})
+    assert world.changes.count > before
+
+
+async def test_the_spool_is_not_there(world: World) -> None:
+    world.records.fault = SpoolUnavailableError("The spool is locked.")
+    answer = await world.control.get("/relay/v1/queue")
+    assert code(answer) == (503, "ResourceUnhealthy")
+    assert answer.headers["retry-after"] == "5"
+
+
+async def test_health_readiness_and_metrics_need_no_token(world: World) -> None:
+    assert (await world.http.get("/healthz")).text == "ok\n"
+    assert (await world.http.get("/readyz")).text == "ready\n"
+    world.not_ready = "starting"
+    late = await world.http.get("/readyz")
+    assert (late.status_code, late.text) == (503, "starting\n")
+    world.not_ready = ""
+    world.pressure.state = State({Reason.QUEUE: Level.REFUSE, Reason.MEMORY: Level.SLOW})
+    short = await world.http.get("/readyz")  # mail is still read, and delivered
+    assert (short.status_code, short.text) == (200, "ready; refuse: queue\n")
+    metrics = await world.http.get("/metrics")
+    assert "relay_queue_unaccounted 0.0" in metrics.text
+    assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/relay/v2/messages", 404),
+        ("GET", "/relay/v1/queue/q1", 404),
+        ("POST", "/relay/v1/messages", 405),
+        ("POST", "/relay/v1/queue/delete", 404),
+        ("GET", "/relay/v1/queue/retry", 405),
+        ("GET", "/relay/v1/queue/hold", 405),
+        ("POST", "/relay/v1/queue/stats", 405),
+        ("POST", "/metrics", 405),
+    ],
+)
+async def test_what_is_not_there(world: World, method: str, path: str, status: int) -> None:
+    headers = {"authorization": "Bearer operator"}
+    assert (await world.http.request(method, path, headers=headers)).status_code == status
+
+
+async def test_an_order_that_a_stop_breaks_off_may_be_given_again(world: World) -> None:
+    world.records.allowed.clear()
+    asking = asyncio.create_task(world.control.post("/relay/v1/queue/hold", json={"all": True}))
+    while not world.records.asked:
+        await asyncio.sleep(0)
+    asking.cancel()  # as the server does with what is still in work when its grace time is over
+    answer = await asking
+    assert code(answer) == (503, "ResourceUnhealthy")
+    assert answer.headers["retry-after"]
+    assert "What was done until then stays done" in answer.json()["error"]["message"]

@@ -1,0 +1,122 @@
+"""Orders for the queue: what a body may say, and what it means."""
+
+import json
+from typing import Any
+
+import pytest
+
+from relay.api.orders import Asking, order_of_body
+from relay.clock import ManualClock
+from relay.http import ApiError
+from relay.message.nexthop import NextHop
+from relay.spool.operating import Operation, Order
+from relay.spool.types import Selector
+
+CLOCK = ManualClock(jumped_us=5_000_000)  # 2023-11-14T22:13:25Z on the wall
+
+
+def way_to(text: str) -> Any:
+    hop = NextHop.parse(text)
+    return lambda _: hop
+
+
+def read(operation: str, *, may_say_who: bool = True, **body: Any) -> Order:
+    asking = Asking("operator@a.test", may_say_who=may_say_who, way_to=way_to, clock=CLOCK)
+    return order_of_body(Operation(operation), json.dumps(body).encode(), asking)
+
+
+def test_every_condition_and_what_is_said_beside_it() -> None:
+    given = {
+        "ids": ["q1"], "sender": "s", "recipient": "r", "domain": "d", "next_hop": "n",
+        "state": "held", "older_than_s": 5.5, "all": True,
+    }  # fmt: skip
+    order = read("release", **given, dry_run=True, reason="x", who="olga", as_before=True)
+    assert order == Order(
+        Operation.RELEASE,
+        Selector(**{**given, "ids": ("q1",)}),
+        "olga",
+        why="x",
+        dry_run=True,
+        as_before=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("until", "ahead_s"),
+    [
+        ("2h", 7200),
+        ("1.5m", 90),
+        ("2023-11-14T23:13:25Z", 3600),
+        ("2023-11-15T00:13:25+01:00", 3600),
+        ("2023-11-14 22:13:26.5Z", 1.5),
+    ],
+)
+def test_a_hold_ends_in_steady_time(until: str, ahead_s: float) -> None:
+    order = read("hold", all=True, until=until)
+    assert order.until_us == CLOCK.steady_us() + ahead_s * 1_000_000
+
+
+def test_a_reroute_says_where_to() -> None:
+    order = read("reroute", all=True, to="mx:b.test")
+    assert order.to is not None
+    assert str(order.to("x@a.test")) == "mx:b.test"
+    assert order.to_text == "mx:b.test"
+
+
+@pytest.mark.parametrize(
+    ("operation", "body", "named"),
+    [
+        ("retry", {}, "Say which"),
+        ("hold", {"dry_run": True}, "Say which"),
+        ("retry", {"state": "relayed"}, "expected one of queued, deferred, held, captured"),
+        ("retry", {"sender": "", "all": True}, "sender: found 0 letters"),
+        ("retry", {"domain": "", "state": "held"}, "domain: found 0 letters"),
+        ("retry", {"recipient": "a" * 1001}, "recipient: found 1001 letters"),
+        ("retry", {"older_than_s": -1}, "older_than_s"),
+        ("retry", {"ids": ["x"] * 10_001}, "ids: found 10001"),
+        ("retry", {"all": True, "reason": "a\nb"}, "reason: expected one line"),
+        ("retry", {"all": True, "who": "a\nb"}, "who"),
+        ("hold", {"all": True, "until": "soon"}, "until: found 'soon', expected a duration"),
+        ("hold", {"all": True, "until": "2023-11-14T23:13:25"}, "until"),
+        ("hold", {"all": True, "until": "2001-01-01T00:00:00Z"}, "a time that is to come"),
+        ("hold", {"all": True, "until": "0s"}, "a time that is to come"),
+        ("reroute", {"all": True}, "to: '' is no next hop"),
+        ("reroute", {"all": True, "to": "nowhere"}, "to: 'nowhere' is no next hop"),
+    ],
+)
+def test_what_makes_no_sense_is_named(operation: str, body: dict[str, Any], named: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        read(operation, **body)
+    assert (refused.value.status, refused.value.code) == (400, "BadRequest")
+    assert named in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("operation", "body", "named"),
+    [
+        ("retry", {"all": "yes"}, "$.all"),
+        ("retry", {"sendr": "a@b.test"}, "sendr"),
+        ("retry", {"all": True, "until": "2h"}, "until"),
+        ("cancel", {"all": True, "to": "mx:a.test"}, "to"),
+        ("hold", {"all": True, "as_before": True}, "as_before"),
+    ],
+)
+def test_what_is_not_known_is_refused(operation: str, body: dict[str, Any], named: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        read(operation, **body)
+    assert (refused.value.status, refused.value.code) == (400, "UnableToDeserializePostBody")
+    assert named in refused.value.message
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+    asking = Asking("o", may_say_who=True, way_to=way_to, clock=CLOCK)
+    with pytest.raises(ApiError) as refused:
+        order_of_body(Operation.CANCEL, body, asking)
+    assert refused.value.code == "UnableToDeserializePostBody"
+
+
+def test_only_a_command_on_this_machine_says_who() -> None:
+    with pytest.raises(ApiError) as refused:
+        read("hold", may_say_who=False, all=True, who="olga")
+    assert refused.value.status == 403

@@ -1,0 +1,85 @@
+"""POST /relay/v1/storage/prune: for operators, with what they said and nothing else."""
+
+from collections.abc import Mapping
+from typing import Any
+from unittest.mock import sentinel
+
+import httpx
+import pytest
+
+from relay.accounts import Account, Role
+from relay.api import Changes, Means, create_app, create_control_app
+from relay.clock import SystemClock
+from relay.observe.metrics import Metrics
+
+ACCOUNTS = {role: Account(f"{role}@example.test", role=role) for role in Role}
+
+
+class People:
+    """Accounts whose token is their role."""
+
+    def by_token(self, token: str) -> Account | None:
+        return ACCOUNTS.get(token)
+
+
+@pytest.fixture
+def asked() -> list[tuple[float | None, bool]]:
+    return []
+
+
+@pytest.fixture
+def means(asked) -> Means:
+    async def prune(older_than_s: float | None, dry_run: bool) -> Mapping[str, Any]:
+        asked.append((older_than_s, dry_run))
+        return {"ended": True}
+
+    return Means(
+        journeys=sentinel.journeys, desk=sentinel.desk, stats=sentinel.stats, way_to=sentinel.way_to,
+        changes=Changes(), metrics=Metrics(), ready=lambda: "", clock=SystemClock(), prune=prune,
+    )  # fmt: skip
+
+
+async def post(app: Any, body: bytes, token: str = "") -> httpx.Response:
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as http:
+        return await http.post("/relay/v1/storage/prune", content=body, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"", (None, False)),
+        (b"{}", (None, False)),
+        (b'{"older_than_s": 60, "dry_run": true}', (60.0, True)),
+        (b'{"older_than_s": 0}', (0.0, False)),
+    ],
+)
+async def test_the_control_socket_asks_for_what_it_says(means, asked, body, expected) -> None:
+    answer = await post(create_control_app(means), body)
+    assert (answer.status_code, answer.json(), asked) == (200, {"ended": True}, [expected])
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b'{"older_than_s": -1}', "older_than_s"),
+        (b'{"older_than_s": 1e300}', "older_than_s"),
+        (b'{"older_than": 5}', "older_than"),
+        (b'{"dry_run": "yes"}', "dry_run"),
+        (b"{", "body"),
+    ],
+)
+async def test_what_makes_no_sense_removes_nothing(means, asked, body, named) -> None:
+    answer = await post(create_control_app(means), body)
+    assert answer.status_code == 400
+    assert named in answer.json()["error"]["message"]
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("token", "status"), [("", 401), ("user", 403), ("read", 403), ("operate", 200)]
+)
+async def test_operators_only(means, asked, token, status) -> None:
+    app = create_app(means, People(), hostname="relay.example.test")
+    assert (await post(app, b"{}", token)).status_code == status
+    assert len(asked) == (status == 200)

@@ -1,0 +1,219 @@
+"""One document from two halves: what the store knows, what the spool knows."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from relay.clock import Ids, ManualClock
+from relay.journeys.events import Event, Step
+from relay.journeys.journey import Journeys, join
+
+CLOCK = ManualClock()
+IDS = Ids(CLOCK)
+
+
+def steps(*numbers: int) -> list[dict[str, Any]]:
+    return [Event(Step(number), CLOCK.time_us() + number).as_json() for number in numbers]
+
+
+def store_half(submission_id: str, *numbers: int) -> dict[str, Any]:
+    return {
+        "submission_id": submission_id, "graph_id": submission_id.partition(".")[0],
+        "queue_id": None, "message_id": "<m@x>", "sender": "alice@x", "subject": "s",
+        "account": "alice@x", "recipients": ["bob@y"], "steps": steps(*numbers),
+    }  # fmt: skip
+
+
+def spool_half(queue_id: str, submission_id: str | None, *numbers: int) -> dict[str, Any]:
+    return {
+        "id": queue_id, "submission_id": submission_id, "message_id": "<m@x>", "sender": "alice@x",
+        "subject": "s", "state": "relayed", "account": "alice@x", "steps": steps(*numbers),
+        "recipients": [{"address": "bob@y", "state": "relayed"}],
+    }  # fmt: skip
+
+
+@dataclass
+class Spool:
+    halves: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    async def journey(self, queue_id: str) -> dict[str, Any] | None:
+        return self.halves.get(queue_id)
+
+    async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
+        return sorted(
+            (
+                one["id"]
+                for one in self.halves.values()
+                if key in ("last", one["sender"], one["id"], one["submission_id"])
+                and account in (None, one["account"])
+            ),
+            reverse=True,
+        )[:limit]
+
+
+@dataclass
+class Store:
+    halves: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    async def submission(self, submission_id: str) -> dict[str, Any] | None:
+        return self.halves.get(submission_id)
+
+    async def find_submission_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
+        found = [
+            name
+            for name, one in self.halves.items()
+            if key in ("last", one["sender"], name, one["graph_id"])
+            and account in (None, one["account"])
+        ]
+        return found[::-1][:limit]  # as a log that is read backwards
+
+
+@dataclass
+class World:
+    spool: Spool = field(default_factory=Spool)
+    store: Store = field(default_factory=Store)
+
+    def __post_init__(self) -> None:
+        self.journeys = Journeys(self.spool, self.store)
+
+    def submit(self, *, accepted: bool, **changes: Any) -> str:
+        """A submission; its Graph id."""
+        CLOCK.advance(1)
+        graph_id = IDS.new()
+        name = f"{graph_id}.1"
+        self.store.halves[name] = store_half(name, 1, 2) | changes
+        if accepted:
+            queue_id = IDS.new()
+            self.spool.halves[queue_id] = spool_half(queue_id, name, 5, 6) | changes
+        return graph_id
+
+    def receive(self) -> str:
+        """A message that came by SMTP; its queue id."""
+        CLOCK.advance(1)
+        queue_id = IDS.new()
+        self.spool.halves[queue_id] = spool_half(queue_id, None, 5)
+        return queue_id
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_steps_are_in_their_order_whichever_half_tells_them() -> None:
+    found = join(store_half("g.1", 4, 1), spool_half("q", "g.1", 6, 5))
+    assert found is not None
+    assert [step["step"] for step in found["steps"]] == [1, 4, 5, 6]
+    assert (found["id"], found["graph_id"], found["submission_id"]) == ("q", "g", "g.1")
+    assert found["state"] == "relayed"
+
+
+def test_attempts_stay_in_their_order_though_the_clock_went_back() -> None:
+    half = spool_half("q", None, 5)
+    day_us = 86_400_000_000
+    for number, later_us in enumerate((0, day_us, -day_us)):
+        event = Event(Step.DELIVERY, CLOCK.time_us() + later_us, {"attempt": number})
+        half["steps"].append(event.as_json())
+    found = join(None, half)
+    assert found is not None
+    assert [step["detail"].get("attempt") for step in found["steps"]] == [None, 0, 1, 2]
+
+
+def test_before_step_4_everybody_is_queued_and_there_is_no_queue_id() -> None:
+    found = join(store_half("g.1", 1, 2), None)
+    assert found is not None
+    assert found["id"] is None
+    assert found["state"] == "queued"
+    assert [(one["address"], one["state"]) for one in found["recipients"]] == [("bob@y", "queued")]
+
+
+def test_a_report_of_step_3_says_that_it_failed() -> None:
+    found = join(store_half("g.1", 1, 2, 7), None)
+    assert found is not None
+    assert found["state"] == "failed"
+    assert found["recipients"][0]["state"] == "failed"
+
+
+def test_history_of_the_store_that_is_gone_leaves_the_graph_id() -> None:
+    found = join(None, spool_half("q", "g.1", 5))
+    assert found is not None
+    assert found["graph_id"] == "g"
+    assert join(None, None) is None
+
+
+async def test_a_submission_is_found_by_each_of_its_names(world: World) -> None:
+    graph_id = world.submit(accepted=True)
+    world.submit(accepted=False)
+    (queue_id,) = world.spool.halves
+    for key in (graph_id, f"{graph_id}.1", queue_id):
+        found = await world.journeys.journey(key, account=None)
+        assert found is not None
+        assert (found["graph_id"], found["id"]) == (graph_id, queue_id), key
+        assert [step["step"] for step in found["steps"]] == [1, 2, 5, 6]
+
+
+async def test_the_newest_come_first_from_both_halves_each_once(world: World) -> None:
+    first, second = world.submit(accepted=True), world.receive()
+    third, fourth = world.submit(accepted=False), world.submit(accepted=True)
+    recent = await world.journeys.recent(account=None, state="", limit=10)
+    assert [one["graph_id"] or one["id"] for one in recent] == [fourth, third, second, first]
+    last = await world.journeys.journey("last", account=None)
+    assert last is not None
+    assert last["graph_id"] == fourth
+    waiting = await world.journeys.recent(account=None, state="queued", limit=10)
+    assert [one["graph_id"] for one in waiting] == [third]
+
+
+@pytest.mark.parametrize("key", ["last", "alice@x"])
+async def test_the_newest_of_an_address_may_be_in_either_half(world: World, key: str) -> None:
+    for accepted in (True, False, True):
+        graph_id = world.submit(accepted=accepted)
+        found = await world.journeys.journey(key, account=None)
+        assert found is not None
+        assert found["graph_id"] == graph_id
+
+
+async def test_an_old_draft_that_was_just_sent_is_the_newest(world: World) -> None:
+    draft = IDS.new()
+    world.store.halves[f"{draft}.1"] = store_half(f"{draft}.1", 1, 2)
+    queue_id = IDS.new()
+    world.spool.halves[queue_id] = spool_half(queue_id, f"{draft}.1", 5)
+    CLOCK.advance(1)
+    world.submit(accepted=True)
+    CLOCK.advance(1)
+    world.store.halves[f"{draft}.2"] = store_half(f"{draft}.2", 1, 2)
+    for key in ("last", "alice@x", draft):
+        found = await world.journeys.journey(key, account=None)
+        assert found is not None
+        assert (found["submission_id"], found["id"]) == (f"{draft}.2", None), key
+
+
+async def test_an_account_sees_its_own_only(world: World) -> None:
+    alices = world.submit(accepted=True)
+    carols = world.submit(accepted=True, account="carol@x")
+    assert await world.journeys.journey(carols, account="alice@x") is None
+    last = await world.journeys.journey("last", account="alice@x")
+    assert last is not None
+    assert last["graph_id"] == alices
+
+
+DUE = "2027-01-01T00:00:00.000000Z"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "noted", "state", "reply"),
+    [
+        ((1, 2), {}, "queued", ""),
+        ((1, 2), {"deferred_until": DUE}, "deferred", f"waits until {DUE}"),
+        ((1, 2), {"deferred_until": DUE, "cancelled": DUE, "reason": "why"}, "cancelled", "cancelled: why"),
+        ((1, 2, 3), {"deferred_until": DUE, "cancelled": DUE, "reason": "too late"}, "queued", ""),
+        ((1, 2, 3, 7), {"deferred_until": DUE}, "failed", ""),
+    ],
+)  # fmt: skip
+def test_what_waits_for_its_time_says_until_when(numbers, noted, state, reply):
+    half = store_half("a.1", *numbers)
+    half["steps"][1]["detail"] = noted
+    told = join(half, None)
+    assert told["state"] == state
+    assert [(one["state"], one["reply"]) for one in told["recipients"]] == [(state, reply)]

@@ -1,0 +1,327 @@
+"""Failure reports, read by others: Python's email package and flufl.bounce."""
+
+import email
+import email.policy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from flufl.bounce import scan_message
+
+from relay.message.content import LargeContent
+from relay.message.outcome import Evidence
+from relay.message.reporting import ReportedMessage, ReportedRecipient
+from relay.mime.dsn import RETURNED_FULL_OCTETS_MAX, RETURNED_OCTETS_MAX, failure_report
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+SECOND = 1_000_000
+ARRIVED = 1_795_169_038 * SECOND  # Fri, 20 Nov 2026 10:03:58 +0000
+
+ORIGINAL = (
+    b"From: Alice <alice@example.com>\r\n"
+    b"To: Bob <bob@example.net>\r\n"
+    b"Bcc: eve@example.org,\r\n mallory@example.org\r\n"
+    b"Subject: Quarterly report\r\n"
+    b"Message-ID: <orig-123@example.com>\r\n"
+    b"References: <first@example.com>\r\n <second@example.com>\r\n"
+    b"Thread-Topic: Quarterly report\r\n"
+    b"Thread-Index: AQHZ8Jq5\r\n K2mF0A==\r\n"
+    b"\r\n"
+    b"Hello Bob\r\n.\r\nFrom here on"
+)
+MESSAGE = ReportedMessage(
+    queue_id="01jd3q8z6f000000",
+    reverse_path="alice@example.com",
+    envid="QQ314159",
+    ret="",
+    arrival_us=ARRIVED,
+    client="client.example.com [192.0.2.7]",
+    content=ORIGINAL,
+)
+UNKNOWN = ReportedRecipient(
+    "bob@example.net",
+    "rfc822;Bob@example.net",
+    Evidence("5.1.1", "550 5.1.1 <bob@example.net>: User unknown", "mx1.example.net", remote=True),
+    last_attempt_us=ARRIVED + SECOND,
+    log_id="01jd3q8z6f000000-1",
+)
+FULL = ReportedRecipient(
+    "carol@example.net",
+    "",
+    Evidence("5.2.2", "552 5.2.2 Over quota", "mx1.example.net", remote=True),
+    last_attempt_us=ARRIVED + SECOND,
+)
+REJECTED = ReportedRecipient(
+    "dave@example.net", "", Evidence("5.7.1", "550 5.7.1 No attachments of this kind")
+)
+EXPIRED = ReportedRecipient(
+    "erin@b.test", "", Evidence("4.4.1", "no host of b.test answered"), last_attempt_us=ARRIVED
+)
+NOBODY = ReportedRecipient(
+    "nobody@example.com", "", Evidence("5.1.1", "550 5.1.1 no such user here")
+)
+LATIN1 = (
+    b"Subject: =?iso-8859-1?Q?Gr=FC=DFe?= aus =?utf-8?B?S8O2bG4=?=\r\nMessage-ID: <l@x>\r\n"
+    b"Content-Type: text/plain; charset=iso-8859-1\r\n\r\nGr\xfc\xdfe\r\n"
+)
+INTERNATIONAL = replace(
+    MESSAGE,
+    reverse_path="älice@bücher.example",
+    content="Subject: Grüße\r\nFrom: <älice@bücher.example>\r\n\r\nÄ\r\n".encode(),
+)
+UNICODE = ReportedRecipient("bøb@example.net", "utf-8;Bøb@example.net", Evidence("5.1.1", "no"))
+
+CASES = {
+    "mixed": (MESSAGE, [UNKNOWN, FULL]),
+    "local": (replace(MESSAGE, envid="", client=""), [NOBODY, REJECTED, EXPIRED]),
+    "headers": (replace(MESSAGE, ret="HDRS"), [UNKNOWN]),
+    "eight-bit": (replace(MESSAGE, content=LATIN1), [UNKNOWN]),
+    "international": (INTERNATIONAL, [UNICODE, UNKNOWN]),
+}
+
+
+def report(message=MESSAGE, recipients=(UNKNOWN,)):
+    return failure_report(
+        message,
+        recipients,
+        hostname="relay.example.com",
+        report_id="01jd3q8zreport00",
+        now_us=ARRIVED + 2 * SECOND,
+    )
+
+
+def parsed(octets):
+    return email.message_from_bytes(octets, policy=email.policy.default)
+
+
+def parts(octets):
+    return list(parsed(octets).iter_parts())
+
+
+def blocks(octets):
+    """The blocks of the second part, each as a dictionary."""
+    return [dict(block.items()) for block in parts(octets)[1].get_payload()]
+
+
+def returned(octets):
+    """The third part's octets, cut out by hand: a parser might mend them."""
+    boundary = parsed(octets).get_boundary().encode()
+    return octets.split(b"--" + boundary)[3].partition(b"\r\n\r\n")[2].removesuffix(b"\r\n")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name, tmp_path):
+    written = report(*CASES[name])
+    golden = GOLDEN / f"report-{name}.eml"
+    if not golden.exists() or golden.read_bytes() != written:
+        other = tmp_path / golden.name
+        other.write_bytes(written)
+        pytest.fail(f"{golden} is not what was written: {other}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_python_reads_it_without_a_defect(name):
+    message, recipients = CASES[name]
+    found = parsed(report(message, recipients))
+    assert not found.defects
+    assert not any(header.defects for header in found.values() if found["to"].isascii())
+    assert found.get_content_type() == "multipart/report"
+    assert found.get_param("report-type") == "delivery-status"
+    assert found["auto-submitted"] == "auto-replied"
+    assert len(list(found.iter_parts())) == 3
+    assert "Return-Path" not in found
+
+
+@pytest.mark.parametrize("name", ["mixed", "local", "headers", "eight-bit"])
+def test_flufl_finds_exactly_the_failed_recipients(name):
+    message, recipients = CASES[name]
+    found = scan_message(email.message_from_bytes(report(message, recipients)))
+    assert {address.decode().lower() for address in found} == {one.address for one in recipients}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_lines_are_smtp(name):
+    written = report(*CASES[name])
+    assert written.count(b"\r\n") == written.count(b"\r") == written.count(b"\n")
+    assert max(map(len, written.split(b"\r\n"))) <= 998
+    assert b"\0" not in written
+
+
+def test_blocks_have_every_field_of_rfc_3464():
+    about, unknown, full = blocks(report(*CASES["mixed"]))
+    assert about == {
+        "Original-Envelope-Id": "QQ314159",
+        "Reporting-MTA": "dns; relay.example.com",
+        "Received-From-MTA": "dns; client.example.com",
+        "Arrival-Date": "Fri, 20 Nov 2026 10:03:58 +0000",
+    }
+    assert unknown == {
+        "Original-Recipient": "rfc822;Bob@example.net",
+        "Final-Recipient": "rfc822;bob@example.net",
+        "Action": "failed",
+        "Status": "5.1.1",
+        "Remote-MTA": "dns; mx1.example.net",
+        "Diagnostic-Code": "smtp; 550 5.1.1 <bob@example.net>: User unknown",
+        "Last-Attempt-Date": "Fri, 20 Nov 2026 10:03:59 +0000",
+        "Final-Log-ID": "01jd3q8z6f000000-1",
+    }
+    assert "Original-Recipient" not in full
+    assert "Final-Log-ID" not in full
+
+
+def test_only_a_remote_host_is_named_and_only_smtp_is_called_smtp():
+    about, nobody, rejected, expired = blocks(report(*CASES["local"]))
+    assert set(about) == {"Reporting-MTA", "Arrival-Date"}
+    assert nobody["Diagnostic-Code"] == "smtp; 550 5.1.1 no such user here"
+    assert rejected["Diagnostic-Code"] == "smtp; 550 5.7.1 No attachments of this kind"
+    assert expired["Diagnostic-Code"] == "x-relay; no host of b.test answered"
+    assert "Remote-MTA" not in nobody | rejected | expired
+    assert "Last-Attempt-Date" not in rejected
+
+
+def test_it_is_in_the_originals_conversation():
+    found = parsed(report())
+    assert found["subject"] == "Undeliverable: Quarterly report"
+    assert found["in-reply-to"] == "<orig-123@example.com>"
+    assert found["references"].split() == [
+        "<first@example.com>", "<second@example.com>", "<orig-123@example.com>"
+    ]  # fmt: skip
+    assert found["thread-topic"] == "Quarterly report"
+    assert found["thread-index"] == "AQHZ8Jq5K2mF0A=="
+    assert found["x-failed-recipients"] == "bob@example.net"
+
+
+def test_long_references_keep_the_root_and_the_latest():
+    many = b" ".join(b"<%d@x>" % number for number in range(100))
+    found = parsed(report(replace(MESSAGE, content=b"References: " + many + b"\r\n\r\n")))
+    references = found["references"].split()
+    assert references[0] == "<0@x>"
+    assert references[-1] == "<99@x>"
+    assert len(references) == 20
+
+
+def test_the_original_comes_back_octet_for_octet_without_its_bcc():
+    kept = ORIGINAL.replace(b"Bcc: eve@example.org,\r\n mallory@example.org\r\n", b"")
+    assert returned(report()) == kept
+    assert b"mallory" not in report()
+    assert parts(report())[2].get_content_type() == "message/rfc822"
+
+
+def test_ret_hdrs_returns_the_header_only():
+    third = parts(report(*CASES["headers"]))[2]
+    assert third.get_content_type() == "text/rfc822-headers"
+    assert "Message-ID: <orig-123@example.com>" in third.get_content()
+    assert "Hello Bob" not in third.get_content()
+    assert "mallory" not in third.get_content()
+
+
+@pytest.mark.parametrize(
+    ("ret", "size", "kind"),
+    [
+        ("", RETURNED_OCTETS_MAX, "message/rfc822"),
+        ("", RETURNED_OCTETS_MAX + 1, "text/rfc822-headers"),
+        ("FULL", RETURNED_OCTETS_MAX + 1, "message/rfc822"),
+        ("FULL", RETURNED_FULL_OCTETS_MAX + 1, "text/rfc822-headers"),
+    ],
+)
+def test_large_originals_come_back_as_their_header(ret, size, kind):
+    head = b"Subject: large\r\n\r\n"
+    body = (b"x" * 98 + b"\r\n") * (size // 100) + b"y" * 100
+    content = (head + body)[:size]
+    written = report(replace(MESSAGE, ret=ret, content=content))
+    assert parts(written)[2].get_content_type() == kind
+    assert len(written) < size + 5000
+
+
+class Untouchable:
+    """A body of 30 MB that must not be read."""
+
+    size = 30_000_000
+
+    def read(self, start, length):
+        pytest.fail("a report read the body of a large content")
+
+    part = read
+
+
+@pytest.mark.parametrize("ret", ["", "FULL", "HDRS"])
+def test_of_a_content_in_a_file_only_the_header_is_read(ret):
+    header = ORIGINAL.partition(b"\r\n\r\n")[0] + b"\r\n"
+    content = LargeContent(header, (Untouchable(),), eight_bit=True)
+    written = report(replace(MESSAGE, ret=ret, content=content))
+    third = parts(written)[2]
+    assert third.get_content_type() == "text/rfc822-headers"
+    assert "Message-ID: <orig-123@example.com>" in third.get_content()
+    assert b"mallory" not in written
+    assert parsed(written)["subject"] == "Undeliverable: Quarterly report"
+    assert parsed(written)["in-reply-to"] == "<orig-123@example.com>"
+    assert written == report(replace(MESSAGE, ret="HDRS"))
+
+
+@pytest.mark.parametrize("damage", [b"\0", b"a\nb", b"a\rb", b"x" * 999])
+def test_what_smtp_cannot_carry_is_left_out(damage):
+    written = report(replace(MESSAGE, content=b"A: b\r\nX: " + damage + b"\r\n\r\n" + damage))
+    third = parts(written)[2]
+    assert third.get_content_type() == "text/rfc822-headers"
+    assert third.get_content().startswith("A: b")
+    assert damage not in written
+
+
+def test_eight_bit_originals_are_labelled():
+    written = report(*CASES["eight-bit"])
+    found = parsed(written)
+    assert found["content-transfer-encoding"] == "8bit"
+    assert parts(written)[2]["content-transfer-encoding"] == "8bit"
+    assert parts(written)[0]["content-transfer-encoding"] is None
+    assert returned(written) == LATIN1
+    assert found["subject"] == "Undeliverable: Grüße aus Köln"
+
+
+def test_a_draft_with_line_feeds_only_comes_back_with_smtps_line_ends():
+    draft = b"X-Relay-Draft: 1\nSubject: Hello\nBcc: eve@example.org\n\nBcc: no field\n"
+    written = report(replace(MESSAGE, queue_id="", content=draft))
+    assert returned(written) == b"Subject: Hello\r\n\r\nBcc: no field\r\n"
+    assert parsed(written)["subject"] == "Undeliverable: Hello"
+    assert b"Queue id" not in written
+
+
+def test_a_boundary_in_the_original_is_not_ours():
+    forged = b"A: b\r\n\r\n--=_dsn_01jd3q8zreport00\r\n--=_dsn_01jd3q8zreport00_1--\r\n"
+    written = report(replace(MESSAGE, content=forged))
+    assert len(parts(written)) == 3
+    assert returned(written) == forged
+
+
+def test_addresses_beyond_ascii():
+    about_unicode = blocks(report(MESSAGE, [UNICODE]))[1]
+    assert about_unicode["Final-Recipient"] == r"utf-8;b\x{F8}b@example.net"
+    assert about_unicode["Original-Recipient"] == r"utf-8;B\x{F8}b@example.net"
+    written = report(*CASES["international"])
+    assert "Final-Recipient: utf-8;bøb@example.net".encode() in written
+    assert "To: <älice@bücher.example>".encode() in written
+    kinds = [part.get_content_type() for part in parts(written)]
+    assert kinds == ["text/plain", "message/global-delivery-status", "message/global"]
+
+
+def test_a_hostile_reply_adds_no_line():
+    evil = "550 no\r\nAction: delivered\r\n\r\nFinal-Recipient: rfc822;x\x00\x85" + "y" * 5000
+    hostile = replace(UNKNOWN, evidence=Evidence("5.0.0", evil, "mx\r\nX: y", remote=True))
+    written = report(MESSAGE, [hostile])
+    assert len(blocks(written)) == 2
+    assert blocks(written)[1]["Action"] == "failed"
+    assert max(map(len, written.split(b"\r\n"))) <= 998
+
+
+def test_many_recipients_are_all_in_the_second_part():
+    crowd = [replace(UNKNOWN, address=f"user{number}@example.net") for number in range(150)]
+    written = report(MESSAGE, crowd)
+    assert len(blocks(written)) == 151
+    assert "and 50 more" in parts(written)[0].get_content()
+
+
+@pytest.mark.parametrize("content", [b"", b"body only", b"\r\n", b"\xff: x", b"Subject: \xff\r\n"])
+def test_originals_that_are_no_messages(content):
+    found = parsed(report(replace(MESSAGE, content=content)))
+    assert found["subject"].startswith("Undeliverable: ")
+    assert found["in-reply-to"] is None
+    assert len(list(found.iter_parts())) == 3

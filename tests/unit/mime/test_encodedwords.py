@@ -1,0 +1,29 @@
+"""Encoded words of every mailer, and of those who mean to stall us."""
+
+import time
+
+import pytest
+
+from relay.mime.encodedwords import decode_words
+
+ATTACK_OCTETS = 150_000
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (b"plain", "plain"), (b"=?utf-8?q?a_b=C3=A9?=", "a b\xe9"), (b"=?utf-8?b?w6k=?=", "\xe9"),
+        (b"=?utf-8?q?a?= =?utf-8?q?b?= c", "ab c"), (b"=?utf-8?q?a?==?utf-8?q?b?=", "ab"),
+        (b"=?utf-8?Q?How_are_you??=", "How are you?"), (b"=?utf-8?q?a?b?=", "a?b"), (b"=?utf-8?b??=", ""),
+        (b"=?a?q?x =?utf-8?q?y?=", "=?a?q?x y"), (b"=?utf-8?b?w6k?=", "\xe9"),
+    ],
+)  # fmt: skip
+def test_words_are_read_as_they_were_meant(value, text):
+    assert decode_words(value) == text
+
+
+@pytest.mark.parametrize("piece", [b"=?a?q?x ", b"=?a?q?", b"=?", b"=?a?b?=", b"?=", b"=?a?q?=?"])
+def test_no_value_takes_long(piece):
+    started = time.process_time()
+    decode_words(piece * (ATTACK_OCTETS // len(piece)))
+    assert time.process_time() - started < 2

@@ -1,0 +1,256 @@
+"""Anybody's MIME is read as well as it can be, and never raises."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.message.properties import Attachment, MessageProperties, Person
+from relay.mime.draft import DraftOrigin
+from relay.mime.headread import check_mime, header_of, read_people, unread_people
+from relay.mime.mimeread import read_message, read_mime
+from relay.mime.section import read_header
+from tests.support.contents import attached_octets
+from tests.support.drafts import write_draft
+
+WHOLE = """\
+From: =?utf-8?q?J=C3=BCrgen?= <juergen@a.test>
+Sender: boss@a.test
+To: "Smith, Bob" <bob@B.TEST>, friends: c@c.test, d@d.test;
+Cc: e@e.test
+Reply-To: r@r.test
+Subject: =?utf-8?b?R3LDvMOfZQ==?= and
+ more
+Date: Mon, 2 Jan 2006 15:04:05 -0700
+Message-ID: <x@a.test>
+Importance: High
+In-Reply-To: <parent@a.test>
+Content-Type: multipart/mixed; boundary=outer
+
+--outer
+Content-Type: multipart/alternative; boundary=inner
+
+--inner
+Content-Type: text/plain
+
+text
+--inner
+Content-Type: text/html; charset=iso-8859-1
+Content-Transfer-Encoding: quoted-printable
+
+<p>Gr=FC=DFe</p>
+--inner--
+--outer
+Content-Type: image/png; name="a.png"
+Content-ID: <c1>
+Content-Disposition: inline
+Content-Transfer-Encoding: base64
+
+AAEC
+--outer
+Content-Type: application/pdf
+Content-Disposition: attachment; filename*=utf-8''%C3%9Cb.pdf
+Content-Transfer-Encoding: base64
+
+AAECAw==
+--outer
+Content-Type: message/rfc822
+
+Subject: inner message
+
+x
+--outer--
+"""
+
+
+def test_a_whole_message():
+    message = read_mime(WHOLE.encode())
+    properties = message.properties
+    assert properties.subject == "Grüße and more"
+    assert (properties.body_type, properties.body) == ("html", "<p>Grüße</p>")
+    assert properties.from_ == Person("juergen@a.test", "Jürgen")
+    assert properties.sender == Person("boss@a.test")
+    assert [one.address for one in properties.to] == ["bob@b.test", "c@c.test", "d@d.test"]
+    assert properties.to[0].name == "Smith, Bob"
+    assert properties.reply_to == (Person("r@r.test"),)
+    assert (properties.importance, properties.internet_message_id) == ("high", "<x@a.test>")
+    assert properties.internet_message_headers == (("In-Reply-To", "<parent@a.test>"),)
+    assert message.date_us == 1_136_239_445_000_000
+    facts = [(one.name, one.content_type, one.size, one.inline) for one in message.attachments]
+    assert facts == [
+        ("a.png", "image/png", 3, True),
+        ("Üb.pdf", "application/pdf", 4, False),
+        ("inner message", "message/rfc822", len("Subject: inner message\n\nx"), False),
+    ]
+    assert attached_octets(WHOLE.encode())[1] == b"\0\1\2\3"
+
+
+def test_a_draft_is_read_by_its_block():
+    wanted = MessageProperties(
+        subject="é", body="b", from_=Person("a@a.test"), bcc=(Person("h@h.test"),),
+        attachments=(Attachment("n", "image/png", b"AAEC", 3, inline=True, content_id="c"),),
+    )  # fmt: skip
+    origin = DraftOrigin("a@a.test", "1.R0123456789abcdef_1.h", "<i@h>", 5, 6)
+    message = read_message(write_draft(wanted, origin))
+    assert message.properties.bcc == wanted.bcc
+    [attachment] = message.attachments
+    assert (message.date_us, attachment.size, attachment.inline) == (6, 3, True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\x00\xff", b"no header", b"\r\n\r\n", b"Subject: \xff\xfe\r\n\r\n\xff",
+        b"Subject: =?bogus?q?x?=\r\n\r\n", b"Subject: =?utf-8?b?!!!?=\r\n\r\n",
+        b"Date: Mon, 99 Foo 99999 99:99:99 +9999\r\nTo: <<<@,;:\r\n\r\n",
+        b'From: a@b@c, (\r\nTo: "unclosed <x@y>\r\n\r\n',
+        b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n--x\r\n\r\n",
+        b"Content-Type: multipart/mixed\r\n\r\n--x", b'Content-Type: text/html; charset="no-such"\r\n\r\n\xff',
+        b"Content-Type: text/plain\r\nContent-Transfer-Encoding: base64\r\n\r\n!!!",
+        b"Content-Disposition: attachment; filename*=bogus''%FF\r\n\r\nx",
+        b"Content-Disposition: attachment; filename*0*=utf-8''%C3; filename*2=x\r\n\r\nx",
+        b"To: " + b"a@b.test, " * 5000 + b"\r\n\r\n",
+        b"".join(b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(150)),
+        b"".join(b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(2000)),
+        b"Content-Type: message/rfc822\r\n\r\n" * 2000, b"Subject: =?utf-8?b?a?=\r\nFrom: =?utf-8?b?a?= <a@b>\r\n\r\n",
+        b"Content-Type: multipart/mixed; boundary*=utf-8''\xff\r\n\r\n--x\r\n",
+        b"Content-Type: text/plain; charset=idna\r\n\r\n\xff", b"Content-Type: text/plain; charset*=x'y\r\n\r\n\xff",
+    ],
+)  # fmt: skip
+def test_damaged_mime_never_raises(content):
+    assert read_mime(content).properties.body_type in ("text", "html")
+    read_message(content)
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_raise(content):
+    read_message(content)
+    attached_octets(b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n" + content)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"\x00\xff", "no header"), (b"", "nothing"), (b" \r\n ", "nothing"), (b"hello world\r\n", "no header"),
+        (b"To: " + b"a" * 200_000, "at most 131072"), (b"a b\r\nTo: c@d.test\r\n" * 9000, "at most 131072"),
+        (b"A: b\r\r\nBcc: c@d.test\r\r\n\r\r\nx", "ends in CR CR LF, expected"), (b"A: b\n\rBcc: c@d.test\n\r\n\rx", "ends in LF CR, expected"),
+        (b" Bcc: c@d.test\r\nTo: a@b.test\r\n\r\n", "found ' Bcc: c@d.test' in its header"), (b"A: b\r\nTo\xc2\xa0: c@d.test\r\n\r\nx", "found 'To\\xa0: c@d"),
+        (b"A: b\r\n\x0cresent-bcc: c@d.test\r\nC: d\r\n\r\n", "found '\\x0cresent-bcc: c"), (b"A: b\nBcc c@d.test\n\nx", "found 'Bcc c@d.test' in"),
+        (b"A: b\njunk\nCc\x01:c@d.test", "found 'Cc\\x01:c@d.test' in"),
+        (b"\r\nSubject: x\r\n", "no header"), (b" Subject: x\r\n", "no header"), (b"\xff: x", "no header"),
+    ],
+)  # fmt: skip
+def test_what_is_no_mime_message_is_refused_with_a_reason(content, fault):
+    assert fault in check_mime(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"Subject: x", b"a:b\n\nx", WHOLE.encode(), b"From x Mon Jan 1\r\nTo: a@b.test\r\n\r\nx\0", b"a:b\n\n" + b"x" * 5_000_000,
+     b"a:b\r\n\nx", b"a:b\n\r\nx", b"a:b\r\rx", b"a:b\nSent to: x\nBccx y: z\nto whom\n\nx"],
+)  # fmt: skip
+def test_mime_messages_are_accepted(content):
+    assert check_mime(content) is None
+
+
+@pytest.mark.parametrize(
+    "between",
+    [b"Bcc : c@d.test\r\n", b"junk\r\nBcc: c@d.test\r\n", b"junk\r\n folded\r\nB\0cc:\0 c@d.test\n", b"x\rBcc: c@d.test\r",
+     b"Sent to: x\r\n \r\n\t\r\nbCC:\r\n c@d.test\r\n", b"\xff\xfe: x\nBcc: c@d.test\n", b"\xef\xbb\xbfBcc: c@d.test\n"],
+)  # fmt: skip
+def test_no_recipient_behind_a_line_that_is_no_field_is_lost(between):
+    content = (
+        b"From a@b.test Mon\r\nTo: a@b.test\r\n" + between + b"Subject: x\r\n\r\nBcc: body@d.test"
+    )
+    properties = read_mime(content).properties
+    assert [one.address for one in properties.bcc] == ["c@d.test"]
+    assert (properties.subject, properties.body) == ("x", "Bcc: body@d.test")
+    assert read_header(header_of(content)).get_all("Bcc") is not None
+    assert check_mime(content) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "header"),
+    [(b"A: b\r\n\r\nx", b"A: b"), (b"A: b\n\nx", b"A: b"), (b"A: b\r\n", b"A: b\r\n"), (b"", b"")],
+)
+def test_the_header_ends_at_the_empty_line(content, header):
+    assert header_of(content) == header
+
+
+def test_raw_utf8_in_a_header_is_read_as_what_it_is():
+    message = read_mime(
+        "From: Jürgen <jü@a.test>\r\nTo: ü@a.test\r\nSubject: schön ✓\r\n"
+        'Content-Type: application/pdf; name="ü.pdf"\r\n\r\nx'.encode()
+    )
+    assert message.properties.subject == "schön ✓"
+    assert message.properties.from_ == Person("jü@a.test", "Jürgen")
+    assert message.properties.to == (Person("ü@a.test"),)
+    assert message.attachments[0].name == "ü.pdf"
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "", "undisclosed-recipients:;", "g: c@a.test, d@a.test;, e@a.test", "c@a.test, ,", "c@a.test; d@a.test",
+        "a@b.test (c", "J. R. <c@a.test>", '"a, b" <c@a.test>', '"x@y" <c@a.test>', '"a@b"@c.test', "a@b.test (c, d@x)",
+        'a@b.test (5" disk), c@d.test (3" (x) disk)', "c@a.test <c@A.test>", "c@a.test,\r\n d@a.test", "ü <ü@ü.test>",
+    ],
+)  # fmt: skip
+def test_address_fields_that_are_read_whole(field):
+    assert unread_people(read_header(f"To: {field}\r\n".encode()), "To") == ""
+
+
+@pytest.mark.parametrize(
+    ("field", "unread"),
+    [
+        ("c@, d@a.test", "c@, d@a.test"), ("c, d@a.test", "c"), ("Last, First <d@a.test>", "Last"), ("foo bar", "foo"),
+        ("<c>, d@a.test", "c"), ("bob@x.test <c@a.test>", "bob@x.test <c@a.test>"), ('a@b.test, "x', "x"),
+        ("a@b.test, (c@d.test", "a@b.test, (c@d.test"), ("a@b.test (x (y) z@d.test", "a@b.test (x (y) z@d.test"),
+        (", ".join(f"u{n}@b.test" for n in range(2001)), "more than 2000 addresses"),
+    ],
+)  # fmt: skip
+def test_what_an_address_field_has_besides_addresses(field, unread):
+    assert unread_people(read_header(f"To: {field}\r\n".encode()), "To") == unread
+
+
+def test_an_address_that_is_no_utf8_is_not_guessed():
+    assert unread_people(read_header(b"To: \xfc@a.test\r\n"), "To") == "\ufffd@a.test"
+
+
+def test_line_ends_hidden_in_encoded_words_are_spaces():
+    properties = read_mime(
+        b"To: =?utf-8?q?x=0D=0ABcc=3A?= <c@a.test>\r\nSubject: =?utf-8?q?a=0D=0AX-Evil=3A_1?=\r\n\r\n"
+    ).properties
+    assert (properties.subject, properties.to) == ("a X-Evil: 1", (Person("c@a.test", "x Bcc:"),))
+
+
+def test_a_name_that_does_not_decode_loses_no_address():
+    assert (
+        read_people(read_header(b"To: =?utf-8?b?a?= <a@b.test>\r\n"), "To")[0].address == "a@b.test"
+    )
+
+
+def test_fields_of_one_name_keep_their_values():
+    fields = read_mime(b"X-A: one\r\nx-a: two\r\n\r\n").properties.internet_message_headers
+    assert fields == (("X-A", "one"), ("x-a", "two"))
+
+
+@pytest.mark.parametrize("date", ["31 Dec 9999 23:59:59 -1200", "1 Jan 1900 00:00:00 +0000", "x"])
+def test_a_date_beyond_the_calendar_is_none(date):
+    assert read_mime(f"Date: Fri, {date}\r\n\r\n".encode()).date_us == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"".join(b"x%d: y\r\n" % n for n in range(30_000)), b"Subject: " + b"=?a?q?x " * 20_000,
+        b"Content-Type: text/plain" + b"; a" * 100_000, b"Content-Type: text/plain; charset=punycode\r\n\r\n-" + b"a9" * 500_000,
+        b"".join(b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(300)) + b"\r\n" * 500_000,
+    ],
+    ids=["fields", "words", "parameters", "charset", "depth"],
+)  # fmt: skip
+def test_nobody_stalls_the_reader(content):
+    started = time.process_time()
+    assert read_mime(content).properties.body_type == "text"
+    assert time.process_time() - started < 3

@@ -1,0 +1,266 @@
+"""The log: one bounded line per event, in three forms, that never waits for its reader."""
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import time
+from enum import StrEnum
+
+import pytest
+
+from relay.clock import ManualClock
+from relay.observe import logs
+
+log = logs.get_logger("ingress")
+NOW = "2023-11-14T22:13:20.000000Z"  # ManualClock's
+
+
+class Reader:
+    """The reading end of the log, and what configure() wants to know about the writing end."""
+
+    def __init__(self) -> None:
+        self.reading, self.writing = os.pipe()
+        os.set_blocking(self.reading, False)
+
+    def configure(self, form, **options):
+        logs.configure(form, clock=ManualClock(), descriptor=self.writing, **options)
+
+    def bytes(self):
+        found = b""
+        try:
+            while block := os.read(self.reading, 1 << 20):
+                found += block
+        except BlockingIOError:
+            pass
+        return found
+
+    def lines(self):
+        return self.bytes().decode().splitlines()
+
+    def line(self):
+        (line,) = self.lines()
+        return line
+
+    def fill(self):
+        """Leave less room than a line needs, as a reader that has stopped does."""
+        os.write(self.writing, b"x" * fcntl.fcntl(self.writing, fcntl.F_GETPIPE_SZ))
+
+
+@pytest.fixture
+def reader():
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    made = Reader()
+    yield made
+    made.bytes()
+    logs.drain()
+    logs.configure("logfmt", clock=ManualClock())
+    logging.captureWarnings(capture=False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    os.close(made.reading)
+    os.close(made.writing)
+
+
+def test_json(reader):
+    reader.configure("json")
+    log.info("accepted", qid="abc", size_bytes=3, ok=True, to=["a", "b"], nothing=None)
+    assert json.loads(reader.line()) == {
+        "at": NOW,
+        "level": "info",
+        "room": "ingress",
+        "event": "accepted",
+        "qid": "abc",
+        "size_bytes": 3,
+        "ok": True,
+        "to": "a, b",
+        "nothing": None,
+    }
+
+
+def test_logfmt(reader):
+    reader.configure("logfmt")
+    log.warning("sent to", qid="abc", reply='250 "ok"', empty="", ok=True, nothing=None, n=1.5)
+    expected = f'at={NOW} level=warning room=ingress event="sent to" qid=abc '
+    expected += r'reply="250 \"ok\"" empty="" ok=true nothing=- n=1.5'
+    assert reader.line() == expected
+
+
+def test_for_eyes(reader):
+    reader.configure("pretty")
+    log.error("it broke", qid="abc")
+    assert reader.line() == "22:13:20 ingress   it broke qid=abc"
+
+
+def test_auto_is_logfmt_for_a_pipe_and_for_eyes_in_color_on_a_terminal(reader):
+    reader.configure("auto")
+    log.info("here")
+    assert reader.line().startswith("at=")
+    ours, terminal = os.openpty()
+    logs.configure("auto", clock=ManualClock(), descriptor=terminal)
+    log.error("there")
+    logs.configure("auto", clock=ManualClock(), descriptor=terminal, color=False)
+    log.error("plain")
+    shown = b""
+    while shown.count(b"\n") < 2:
+        shown += os.read(ours, 1000)
+    assert shown.decode().splitlines() == [
+        "22:13:20 ingress   \x1b[31mthere\x1b[0m",
+        "22:13:20 ingress   plain",
+    ]
+    os.close(ours)
+    os.close(terminal)
+
+
+@pytest.mark.parametrize(("form", "rest"), [("logfmt", "room=ingress event=x"), ("pretty", "")])
+def test_the_journal_gets_priorities_and_keeps_the_time_itself(reader, form, rest):
+    status = os.fstat(reader.writing)
+    stream = f"{status.st_dev}:{status.st_ino}"
+    reader.configure(form, environ_journal_stream=stream)
+    log.info("x")
+    log.error("x")
+    first, second = reader.lines()
+    assert first.startswith(f"<6>{rest}")
+    assert second.startswith(f"<3>{rest}")
+    assert "2023" not in first
+    reader.configure("logfmt", environ_journal_stream="8:1")  # somebody else's stream
+    log.info("x")
+    assert reader.line().startswith(f"at={NOW}")
+
+
+@pytest.mark.parametrize("form", ["json", "logfmt", "pretty"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a\r\nb",
+        "\x1b[2J",
+        "\x9b2J",
+        "\x00",
+        "\x7f",
+        "\u2028",
+        "\udcff",
+        "<\x85>",
+        "\u202e",
+        1 << 80,
+    ],
+)
+def test_nothing_in_a_value_can_make_a_line_or_move_a_cursor(reader, form, value):
+    reader.configure(form)
+    event = f"event {value}"
+    log.info(event, field=value)
+    line = reader.line()
+    assert line.isprintable()
+    if form == "json":
+        assert json.loads(line)["field"] in (value, str(value))
+
+
+@pytest.mark.parametrize("form", ["json", "logfmt", "pretty"])
+@pytest.mark.parametrize("character", ["x", "ä", "\U0001f600", "\x01", '"'])
+def test_a_line_is_bounded_whatever_is_logged(reader, form, character):
+    reader.configure(form)
+    log.info(character * 100_000, **{f"field{n}": character * 100_000 for n in range(100)})
+    line = reader.bytes()
+    assert len(line) <= logs.LINE_BYTES_MAX
+    assert line.count(b"\n") == 1
+    if form == "json":
+        assert json.loads(line)["field0"].startswith(character)
+
+
+def test_bodies_and_secrets_are_left_out(reader):
+    reader.configure("logfmt")
+    log.info("x", password="hunter2", token="hunter2", body="hunter2", raw=b"hunter2")
+    line = reader.line()
+    assert "hunter2" not in line
+    assert 'raw="(7 bytes)"' in line
+
+
+def fail() -> None:
+    raise ValueError("two\nlines")
+
+
+def test_an_exception_is_one_line_that_says_where(reader):
+    reader.configure("logfmt")
+    try:
+        fail()
+    except ValueError as error:
+        log.exception("it broke", qid="abc")
+        kept = error
+    log.error("handed in", exc_info=kept)
+    log.error("as a field", error=kept)
+    first, second, third = reader.lines()
+    assert r'event="it broke" qid=abc error="ValueError: two\nlines" where="test_logs.py:' in first
+    assert " < test_logs.py:" in second
+    assert r'error="ValueError: two\nlines"' in third
+
+
+def test_enumerations_are_their_values(reader):
+    class State(StrEnum):
+        QUEUED = "queued"
+
+    for form in ("json", "logfmt"):
+        reader.configure(form)
+        log.info("x", state=State.QUEUED)
+        assert "State" not in reader.line()
+
+
+@pytest.mark.parametrize("name", ["uvicorn.error", "asyncio", "mail.log", "somewhere"])
+def test_libraries_are_heard_when_they_warn(reader, name):
+    logging.getLogger().handlers.clear()  # pytest's own would choke on the bad format
+    reader.configure("logfmt")
+    logging.getLogger(name).info("chatter")
+    logging.getLogger(name).warning("bad %s", "luck")
+    logging.getLogger(name).warning("bad format %d", "luck")
+    first, second = reader.lines()
+    assert first == f'at={NOW} level=warning room={name} event="bad luck"'
+    assert 'event="bad format %d"' in second
+
+
+def test_a_reader_that_stops_costs_lines_and_no_time(reader, monkeypatch):
+    monkeypatch.setattr(logs, "BACKLOG_LINES_MAX", 10)
+    reader.configure("logfmt")
+    reader.fill()
+    began = time.monotonic()
+    for number in range(100):
+        log.info("waits", number=number)
+    assert time.monotonic() - began < 5
+    assert reader.lines()[0].strip("x") == ""
+    log.info("again")
+    lines = reader.lines()
+    assert [line.partition("number=")[2] for line in lines[:10]] == [str(n) for n in range(10)]
+    assert 'event="log lines dropped" lines=90' in lines[10]
+    assert lines[11].endswith("event=again")
+
+
+def test_what_waits_is_written_at_the_end_if_somebody_reads(reader):
+    reader.configure("logfmt")
+    reader.fill()
+    log.info("last words")
+    logs.drain(timeout_ms=1)  # nobody reads: it gives up
+    reader.bytes()
+    logs.drain(timeout_ms=1)
+    assert reader.line().endswith('event="last words"')
+
+
+def test_a_closed_stderr_is_no_reason_to_stop(reader):
+    reader.configure("logfmt")
+    other, writing = os.pipe()
+    os.close(other)
+    logs.configure("logfmt", clock=ManualClock(), descriptor=writing)
+    log.info("into the void")
+    os.close(writing)
+    log.info("into nothing")
+    reader.configure("logfmt")
+    log.info("back")
+    assert reader.line().endswith("event=back")
+
+
+async def test_threads_do_not_mix_their_lines(reader):
+    reader.configure("logfmt")
+    await asyncio.gather(
+        *(asyncio.to_thread(log.info, "x", filler="y" * 500, n=n) for n in range(50))
+    )
+    lines = reader.lines()
+    assert sorted(int(line.rpartition("n=")[2]) for line in lines) == list(range(50))
+    assert {line.count("room=") for line in lines} == {1}
