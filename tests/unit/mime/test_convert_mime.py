@@ -9,7 +9,6 @@ from base64 import b64encode
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.message.test_structure import entities
 
 from relay.message.content import LARGE_BYTES, LargeContent, MemoryOctets, gathered, size_of
 from relay.mime.convert import ConversionError, convert, render
@@ -17,6 +16,7 @@ from relay.mime.draft import DraftOrigin
 from relay.mime.headread import check_mime
 from relay.mime.structure import read_structure
 from tests.support.drafts import write_mime_draft
+from tests.unit.mime.test_structure import entities
 
 ORIGIN = DraftOrigin(
     "alice@example.test", "1.R0123456789abcdef_1.h", "<id@h>", 5, 1_700_000_000_000_000

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.message.test_structure import entities
 
 from relay.message.content import BLOCK_BYTES, MemoryOctets
 from relay.message.properties import Person
@@ -17,6 +16,7 @@ from relay.mime.mimechange import changed_mime
 from relay.mime.mimeread import read_mime
 from relay.mime.structure import read_structure
 from tests.support.contents import attached_octets
+from tests.unit.mime.test_structure import entities
 
 FROM = b"From: a@a.test\r\n"
 TEXT = b"Content-Type: text/plain\r\n\r\nold text"
