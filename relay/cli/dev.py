@@ -33,6 +33,7 @@ from relay.settings.tree import Address
 from relay.settings.values import is_ip, parse_address
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]").fullmatch
+_HTTP_PORT, _SMTP_PORT = 8025, 1025
 _WHY = (Step.POLICY_AND_ROUTING, Step.REPORT)  # the steps that tell why a message bounced
 
 
@@ -72,16 +73,14 @@ class _HostType(click.ParamType[str]):
 )
 @click.option(
     "--http",
-    default="127.0.0.1:8025",
     type=_AddressType(),
-    show_default=True,
+    show_default=f"127.0.0.1:{_HTTP_PORT}, with --once a free port",
     help="Where the Graph API listens; port 0 takes a free one.",
 )
 @click.option(
     "--smtp",
-    default="127.0.0.1:1025",
     type=_AddressType(),
-    show_default=True,
+    show_default=f"127.0.0.1:{_SMTP_PORT}, with --once a free port",
     help="Where SMTP listens; port 0 takes a free one.",
 )
 @click.option(
@@ -118,6 +117,8 @@ def dev(given: Given, folder: Path | None, **options: Any) -> None:
     logs.configure(
         "auto", clock=SystemClock(), color=not read_environment().no_color, level="warning"
     )  # the events themselves are shown on stdout
+    for name, port in (("http", _HTTP_PORT), ("smtp", _SMTP_PORT)):
+        options[name] = options[name] or Address("127.0.0.1", 0 if options["once"] else port)
     plan = Plan(**options)
     place = open_folder(folder)
     view = _JsonView() if given.json else _TextView(place)

@@ -133,6 +133,22 @@ def test_once_shows_seven_steps_and_a_bounce_and_leaves_nothing(short_path):
     assert list(short_path.iterdir()) == []
 
 
+def test_once_takes_free_ports_where_none_are_given(short_path):
+    with contextlib.ExitStack() as held:
+        for port in (8025, 1025):
+            taken = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # another process has it, which is as good
+                taken.bind(("127.0.0.1", port))
+                taken.listen()
+        shell = Shell(short_path)
+        done = shell("dev", "--once")
+        assert (done.returncode, done.stderr) == (0, "")
+        for option, address in (("--http", "127.0.0.1:8025"), ("--smtp", "127.0.0.1:1025")):
+            refused = shell("dev", "--once", option, address)
+            assert (refused.returncode, refused.stdout) == (69, "")
+            assert "Address already in use" in refused.stderr
+
+
 @contextlib.contextmanager
 def running_dev(folder, *words, before=""):
     """Run a development relay, `before` what the shell does first; yield where HTTP listens."""
