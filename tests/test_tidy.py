@@ -16,7 +16,6 @@ MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 60
 LINE_LENGTH_MAX = 100
 POSITIONAL_PARAMETERS_MAX = 3
-HEADER = ("On the path: ", "Holds: ", "Fails: ", "Standards: ")
 
 # calls that only these modules may make: the rest gets time, chance and environment passed in
 BANNED = {
@@ -85,19 +84,16 @@ def test_a_signature_names_what_it_wants(path):
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__init__.py"], ids=str)
-def test_a_module_opens_with_the_header(path):
+def test_a_module_docstring_begins_with_a_sentence(path):
     if path == Path("relay/__main__.py"):
         return
-    what, _, rest = (ast.get_docstring(syntax(path)) or "").partition("\n\n")
-    assert what.endswith(".")
-    starts = [line for line in rest.splitlines() if line.startswith(HEADER)]
-    assert [line.partition(": ")[0] + ": " for line in starts] == list(HEADER)
+    summary, _, _ = (ast.get_docstring(syntax(path)) or "").partition("\n\n")
+    assert summary.endswith(".")
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.name == "__init__.py"], ids=str)
-def test_a_room_says_what_it_is(path):
-    told = ast.get_docstring(syntax(path)) or ""
-    assert len(told.splitlines()) >= 3
+def test_a_package_has_a_docstring(path):
+    assert len((ast.get_docstring(syntax(path)) or "").splitlines()) >= 1
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
