@@ -94,10 +94,15 @@ class Ledger:
     # -- the spool's side
 
     def claimed(self, claims: Sequence[Claim], life: Life) -> None:
+        if claims:
+            self.waits.claims_from(self.world.clocks.steady_s())
         for claim in claims:
             key = (claim.message.id, claim.entry_id)
             self.world.note("claim", *key, "epoch", claim.epoch)
-            self.names.setdefault(claim.message.message_id, claim.message.id)  # not its dead letter
+            if claim.message.message_id:
+                self.names.setdefault(
+                    claim.message.message_id, claim.message.id
+                )  # not its dead letter
             self.world.reached[f"lane: {claim.lane.name}"] += 1
             if claim.due_us > self.steady_us():
                 self.world.fault(f"invariant 6: {key} is claimed before it is due")

@@ -27,6 +27,7 @@ class Waits:
     def __init__(self, plan: Scenario) -> None:
         self._lists = plan.retry_by_class
         self._common = plan.retry_s
+        self._commit_s = plan.commit_s
         self._slack_s = 5.0 + 4 * plan.commit_s
         self._causes: dict[Key, tuple[str, int] | None] = {}  # None: not known any more
         self._tried: set[Key] = set()
@@ -48,6 +49,10 @@ class Waits:
         """The process has no claim: what is due has to be claimed at once."""
         if self._idle_since is None:
             self._idle_since = now_s
+
+    def claims_from(self, now_s: float) -> None:
+        """The process has its first claim. It was not idle while the claim was committed."""
+        self.busy_from(now_s - self._commit_s)
 
     def busy_from(self, now_s: float) -> None:
         """The process has a claim, or cannot claim."""

@@ -1,0 +1,40 @@
+"""The judges themselves: what is late in a process, and whose a reply is."""
+
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+from tests.simulation.ledger import Ledger
+from tests.simulation.scenario import make
+from tests.simulation.waits import Waits
+from tests.support.claims import a_claim
+
+_COMMIT_S = 3.0
+_PLAN = replace(make(0), commit_s=_COMMIT_S)
+
+
+def test_mail_is_not_late_while_earlier_mail_is_claimed_on_a_slow_disk() -> None:
+    waits = Waits(_PLAN)
+    for number in range(20):
+        waits.idle_from(10.0 * number)
+        waits.claims_from(10.0 * number + _COMMIT_S)
+    assert list(waits.claimed(a_claim(), ready_s=0.0)) == []
+
+
+def test_mail_that_waits_in_an_idle_process_is_late() -> None:
+    waits = Waits(_PLAN)
+    waits.idle_from(0.0)
+    waits.claims_from(60.0)
+    [words] = waits.claimed(a_claim(), ready_s=10.0)
+    assert words.endswith("was due, and no claim was in memory for 47.0 s")
+
+
+def test_a_report_without_a_message_id_is_no_other_message() -> None:
+    clocks = SimpleNamespace(steady_s=lambda: 0.0, steady_us=lambda: 0)
+    world = SimpleNamespace(
+        clocks=clocks, time=lambda: 0.0, note=lambda *_: None, reached=Counter(), fault=print
+    )
+    ledger = Ledger(cast("Any", world), _PLAN, claims_max=1)
+    ledger.claimed([a_claim()], cast("Any", SimpleNamespace(tasks_open=0)))
+    assert ledger.names == {}
