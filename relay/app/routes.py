@@ -15,7 +15,7 @@ from relay.message.address import AddressError, to_ascii_domain
 from relay.message.envelope import domain_of
 from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
 from relay.routing import RouteTable
-from relay.routing.actions import parse_action
+from relay.routing.route_table import parse_action
 from relay.settings import Settings
 from relay.settings.values import parse_domain
 from relay.spool.operating import Way

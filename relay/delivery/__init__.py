@@ -8,15 +8,14 @@ Promises: at most one unsettled transaction per connection; limits per site; not
     drain.
 """
 
-from relay.delivery.contents import Contents
-from relay.delivery.dispatcher import Dispatcher
-from relay.delivery.local import LocalDelivery
-from relay.delivery.queue.window import WINDOW_BYTES, Window
-from relay.delivery.remote.options import SiteOptions
-from relay.delivery.remote.rate import parse_rate
-from relay.delivery.remote.slots import ConnectionSlots
-from relay.delivery.schedule import Cause, Schedule
-from relay.delivery.settlement import Settler
+from relay.delivery.active_queue import WINDOW_BYTES, Window
+from relay.delivery.attempt_recorder import Settler
+from relay.delivery.connection_slots import ConnectionSlots
+from relay.delivery.content_budget import Contents
+from relay.delivery.local_delivery import LocalDelivery
+from relay.delivery.retry import Cause, Schedule
+from relay.delivery.scheduler import Dispatcher
+from relay.delivery.site_limits import SiteOptions, parse_rate
 
 __all__ = [
     "WINDOW_BYTES",

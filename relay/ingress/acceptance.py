@@ -30,7 +30,7 @@ from relay.mime.priority import Priority, priority_of
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.policy import TooManyPartsError
-from relay.routing.table import Examination, InvalidRecipient, LocalRecipient
+from relay.routing.route_table import Examination, InvalidRecipient, LocalRecipient
 from relay.spool.types import (
     Accepted,
     Claim,

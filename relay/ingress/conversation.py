@@ -24,7 +24,7 @@ from relay.ingress.rights import refused_sender
 from relay.mailbox.types import Room
 from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger
-from relay.routing.table import InvalidRecipient, LocalRecipient, RemoteRecipient
+from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient
 from relay.spool.types import Arrival
 
 _log = get_logger("ingress")

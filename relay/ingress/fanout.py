@@ -18,7 +18,7 @@ from relay.message.outcome import Evidence
 from relay.message.reporting import ReportedRecipient
 from relay.message.status import own_reply
 from relay.message.verdict import Fate, RecipientVerdict, Verdict
-from relay.routing.table import Examination, InvalidRecipient, LocalRecipient, RemoteRecipient
+from relay.routing.route_table import Examination, InvalidRecipient, LocalRecipient, RemoteRecipient
 from relay.spool.types import NewEntry, NewRecipient
 
 _NEVER = frozenset({Notify.NEVER})

@@ -17,7 +17,7 @@ from relay.mailbox.types import Room
 from relay.message.envelope import Client, Envelope
 from relay.message.reporting import ReportedMessage, ReportedRecipient
 from relay.message.verdict import Source, Subject, Verdict
-from relay.routing.table import Examination
+from relay.routing.route_table import Examination
 from relay.spool.types import NewMessage
 
 
@@ -61,7 +61,7 @@ Accept = Callable[[Envelope, Received, Origin], Awaitable[Decision]]
 
 
 class Router(Protocol):
-    """Says where an address goes: relay.routing.table.RouteTable."""
+    """Says where an address goes: relay.routing.route_table.RouteTable."""
 
     def examine(self, address: str) -> Examination:
         """Local, remote or invalid."""

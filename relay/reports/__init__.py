@@ -5,6 +5,6 @@ Promises: one report a message however many recipients failed; none about a repo
 reverse-path, to strangers, or against NOTIFY; what can reach no sender reaches the postmaster.
 """
 
-from relay.reports.reporter import Reporter, ReportPlan
+from relay.reports.bounces import Reporter, ReportPlan
 
 __all__ = ["ReportPlan", "Reporter"]

@@ -5,8 +5,8 @@ Promises: the table never waits; the resolver never raises for what a name serve
 takes silence for a "no": only a definite answer is permanent.
 """
 
-from relay.routing.actions import HopTls
-from relay.routing.answers import (
+from relay.routing.dns_client import name_servers_answer
+from relay.routing.mx_hosts import (
     Host,
     Hosts,
     Looped,
@@ -18,11 +18,11 @@ from relay.routing.answers import (
     Unresolved,
     outcome_of,
 )
-from relay.routing.probe import name_servers_answer
 from relay.routing.resolver import NoResolver, Resolver
-from relay.routing.table import (
+from relay.routing.route_table import (
     Examination,
     HopLimits,
+    HopTls,
     InvalidRecipient,
     LocalRecipient,
     RemoteRecipient,

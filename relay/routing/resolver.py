@@ -16,7 +16,8 @@ from ipaddress import IPv6Address, ip_address
 
 from relay.clock import Clock
 from relay.message.nexthop import HopKind, NextHop
-from relay.routing.answers import (
+from relay.routing.dns_client import Asked, NameServers, Question, Questions
+from relay.routing.mx_hosts import (
     Answer,
     Exchange,
     Host,
@@ -34,8 +35,7 @@ from relay.routing.answers import (
     exchanges_of,
     in_order,
 )
-from relay.routing.questions import Asked, NameServers, Question, Questions
-from relay.routing.table import literal_address
+from relay.routing.route_table import literal_address
 from relay.settings.tree import Address
 
 HOSTS_FILE_TTL_S = 30.0

@@ -20,11 +20,10 @@ import aiosmtplib
 from relay.message.classify import Peer, Reply, Stage, Trouble, classify, classify_trouble
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.settings.tree import TlsLevel
-from relay.smtp.commands import Extensions
+from relay.smtp.client_protocol import Wire, joined, printable
 from relay.smtp.connection import Connection, Timeouts
-from relay.smtp.replies import joined, printable
-from relay.smtp.security import ip_of, is_for, is_loopback, shown_names, trust, unauthenticated
-from relay.smtp.wire import Wire
+from relay.smtp.tls import ip_of, is_for, is_loopback, shown_names, trust, unauthenticated
+from relay.smtp.transaction import Extensions
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,20 +12,22 @@ from dataclasses import dataclass
 
 from relay.message.classify import Peer, Reply
 from relay.message.content import Content, LargeContent, UnreadableError, blocks
-from relay.smtp.commands import (
+from relay.smtp.client_protocol import Wire, WireError
+from relay.smtp.transaction import (
     BLOCK_BYTES,
     DATA,
     FINAL_DOT,
     QUIT,
     RSET,
     Extensions,
+    Progress,
+    Transaction,
+    TransactionResult,
     mail_command,
     rcpt_command,
     refusal,
     stuffed,
 )
-from relay.smtp.transaction import Progress, Transaction, TransactionResult
-from relay.smtp.wire import Wire, WireError
 
 BeforeDot = Callable[[], Awaitable[None]]
 AfterDot = Callable[[], None]

@@ -18,7 +18,7 @@ from relay.message.verdict import RecipientVerdict, Subject, Verdict
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
 from relay.reports import Reporter
-from relay.routing.table import RouteTable
+from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, Route, SmtpListener, Tls
 from relay.spool.types import Accepted, Claim, NewMessage
 

@@ -16,21 +16,18 @@ from typing import Any
 from unittest.mock import patch
 
 from relay.clock import SteadyTime
-from relay.delivery import Dispatcher, conclude, dispatcher
-from relay.delivery.queue import errand
-from relay.delivery.queue.refill import Refill
-from relay.delivery.queue.walk import LaneWalk
-from relay.delivery.remote import session
-from relay.delivery.remote.rate import Bucket
-from relay.delivery.remote.session import Session
-from relay.delivery.remote.slots import ConnectionSlots
-from relay.delivery.schedule import Schedule
+from relay.delivery import Dispatcher, attempt_result, outbound_session, retry, scheduler
+from relay.delivery.connection_slots import ConnectionSlots
+from relay.delivery.outbound_session import Session
+from relay.delivery.queue_scanner import LaneWalk, Refill
+from relay.delivery.retry import Schedule
+from relay.delivery.site_limits import Bucket
 from relay.ingress import Acceptance
 from relay.ingress.ports import Decision
 from relay.message.classify import Reply, Stage
 from relay.message.lifecycle import PARKED
 from relay.message.outcome import Deferred, Failed
-from relay.reports import reporter
+from relay.reports import bounces
 from relay.routing import RouteTable
 from relay.smtp import transaction
 from relay.spool import Ballast
@@ -414,14 +411,14 @@ def _first_step_again(original: Any) -> Any:
 
 @contextmanager
 def _expiring_untried() -> Iterator[None]:
-    original = errand.end_us
+    original = retry.end_us
 
     def end_us(claim: Any, *, started_us: int) -> Any:
         if claim.attempts == 0 and claim.state not in PARKED:
             return claim.message.expires_us
         return original(claim, started_us=started_us)
 
-    with patch.object(errand, "end_us", end_us), patch.object(dispatcher, "end_us", end_us):
+    with patch.object(retry, "end_us", end_us), patch.object(scheduler, "end_us", end_us):
         yield
 
 
@@ -459,7 +456,7 @@ BROKEN = (
     Broken("next dot before settle", _instead(Session, "_before_dot", _no_waiting), "invariant 10", where=_crowded),
     Broken(
         "settled behind several transactions",
-        _instead(session._Attempt, "take_relayed", _taking_none),
+        _instead(outbound_session._Attempt, "take_relayed", _taking_none),
         "invariant 10", where=_crowded,
     ),
     Broken("claims are lost", _instead(SqliteSpool, "claim_due", _losing_claims), "invariant 6"),
@@ -474,7 +471,7 @@ BROKEN = (
     Broken("no rates of routes", _instead(RouteTable, "limits_for", _no_rate_of_routes), "invariant 4", where=_slowed_by_route),
     Broken("new mail has the ballast", _instead(Writer, "submit", _like_outcomes), "invariant 10", where=_filled),
     Broken("new mail has what is kept", _instead(Ballast, "check_room", _nothing_kept), "invariant 10", where=_filled),
-    Broken("backscatter", _instead(reporter, "decide", _to_anybody), "invariant 5"),
+    Broken("backscatter", _instead(bounces, "decide", _to_anybody), "invariant 5"),
     Broken("delivered twice at home", _instead(Mailboxes, "deliver", _again), "invariant 2"),
     Broken("a 4yz reply to RCPT is final", _instead(transaction, "classify", _final_for_4yz), "nobody refused it"),
     Broken("all get the first version", _instead(transactions, "_insert_message", _first_version), "another content", where=_in_versions),
@@ -487,7 +484,7 @@ BROKEN = (
     ),
     Broken(
         "a wrong clock expires what was not tried",
-        _instead(dispatcher, "errand_of", _started_long_ago),
+        _instead(scheduler, "errand_of", _started_long_ago),
         "invariant 6", where=_leaps_ahead,
     ),
     Broken(
@@ -504,7 +501,7 @@ BROKEN = (
     Broken("what is withdrawn is tried", _instead(Dispatcher, "withdraw", _still_tried), "invariant 2", where=_operated),
     Broken("what is held never ends", _instead(changing, "look_us", _held_for_ever), "invariant 6", where=_operated),
     Broken("retried at expiry only", _instead(Schedule, "retry", _retry_at_expiry), "expected"),
-    Broken("seen at expiry only", _instead(conclude, "_waiting", _seen_at_expiry), "looked at after"),
+    Broken("seen at expiry only", _instead(attempt_result, "_waiting", _seen_at_expiry), "looked at after"),
     Broken("always the first step", _instead(Schedule, "_following", _first_step_again), "expected"),
     Broken("no timer for what is due", _instead(Refill, "due_at", _nothing), "was due", where=_never_anew),
     Broken("expired untried", _expiring_untried, "nobody has tried it", where=_slower_than_expiry),
@@ -512,8 +509,8 @@ BROKEN = (
     Broken("a cancel in flight is told as done", _instead(QueueDesk, "carry_out", _all_done), "invariant 9", where=_cancelled_in_flight),
     Broken("a release forgets when", _instead(changing._Change, "_due_before", _nothing), "before its hold", where=_paused),
     Broken("a release forgets the attempts", _instead(changing._Change, "_is_deferred_again", _nothing), "before its hold", where=_paused),
-    Broken("warned again", _instead(conclude, "_warning", _warned_again), "invariant 6"),
-    Broken("never warned", _instead(conclude, "_warning", _never_warned), "invariant 6"),
+    Broken("warned again", _instead(attempt_result, "_warning", _warned_again), "invariant 6"),
+    Broken("never warned", _instead(attempt_result, "_warning", _never_warned), "invariant 6"),
     Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),
     Broken("what is left is forgotten", _instead(LaneWalk, "_leave_hop", _not_indexed), "invariant 6"),
     Broken("events are lost", _instead(transactions, "append_events", _nothing), "invariant 9"),

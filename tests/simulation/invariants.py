@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from relay.delivery.remote.rate import parse_rate
+from relay.delivery.site_limits import parse_rate
 from relay.journeys.events import Step
 from relay.message.lifecycle import FINAL, TRANSITIONS, State
 from relay.message.outcome import Evidence as Words

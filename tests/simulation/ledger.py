@@ -13,7 +13,7 @@ from typing import Any
 
 from relay.clock import DOUBT_US
 from relay.delivery import Contents
-from relay.delivery.remote.rate import Rate
+from relay.delivery.site_limits import Rate
 from relay.message.content import LARGE_BYTES, Content, LargeContent
 from relay.message.lifecycle import PARKED, State
 from relay.message.outcome import Deferred, Delivered, Failed, Relayed

@@ -24,9 +24,8 @@ import apsw
 
 from relay import clock
 from relay.clock import SystemClock
-from relay.delivery import parse_rate
-from relay.delivery.queue import refill
-from relay.delivery.remote.rate import Bucket, stricter
+from relay.delivery import parse_rate, queue_scanner
+from relay.delivery.site_limits import Bucket, stricter
 from relay.observe.logs import configure
 from relay.spool.types import Selector, SpoolDamagedError, SpoolError
 from tests.simulation import coverage, invariants, operators, scenario, tripwires
@@ -182,7 +181,7 @@ class _Play:
         with (
             tripwires.watched(self.world.fault, self.disk, on_prune=self.ledger.archive.update),
             self.disk.in_place(),
-            patch.object(refill, "ANEW_US", int(self.plan.walks_anew_s * 1e6)),
+            patch.object(queue_scanner, "ANEW_US", int(self.plan.walks_anew_s * 1e6)),
             patch.object(clock, "_FOLLOWING_PARTS", 1 << 80),  # steady time is exactly the world's
             patch.object(Bucket, "wait_s", waits_s),
             patch.object(fcntl, "ioctl", ioctl),

@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from relay.delivery.remote.slots import ConnectionSlots, Slot, Standing
+from relay.delivery.connection_slots import ConnectionSlots, Slot, Standing
 
 
 class Site:

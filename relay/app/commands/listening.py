@@ -24,7 +24,7 @@ from relay.settings import Settings
 from relay.settings.checks import is_loopback
 from relay.settings.faults import KeyPath
 from relay.settings.tree import Address, Tls
-from relay.smtp.security import is_for, shown_names
+from relay.smtp.tls import is_for, shown_names
 
 SOON_S = 14 * 86400
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp

@@ -17,8 +17,8 @@ from relay.delivery import (
     SiteOptions,
     Window,
 )
-from relay.delivery.ports import Connect
-from relay.delivery.queue.window import WINDOW_BYTES
+from relay.delivery.active_queue import WINDOW_BYTES
+from relay.delivery.dependencies import Connect
 from relay.journeys.events import Event, Step
 from relay.mailbox.api import DeliveryResult
 from relay.message.nexthop import NextHop

@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from relay.delivery.conclude import Moment, conclude, expire, put_back
-from relay.delivery.queue.errand import Errand, errand_of
-from relay.delivery.schedule import Schedule
+from relay.delivery.attempt_result import Moment, conclude, expire, put_back
+from relay.delivery.retry import Errand, Schedule, errand_of
 from relay.journeys.events import Step
 from relay.message.lifecycle import State
 from relay.message.outcome import (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.delivery.remote.concurrency import Concurrency, pushes_back
+from relay.delivery.site_limits import Concurrency, pushes_back
 from relay.message.outcome import (
     DeferralClass,
     Deferred,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.delivery.queue.errand import Errand, end_us, errand_of
+from relay.delivery.retry import Errand, end_us, errand_of
 from relay.message.lifecycle import State
 from relay.message.nexthop import NextHop
 from relay.message.verdict import Source

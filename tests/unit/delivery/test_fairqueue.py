@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from relay.delivery.queue.fairqueue import PASSED_OVER_MAX, FairQueue
-from relay.delivery.queue.residents import Residents
+from relay.delivery.active_queue import Residents
+from relay.delivery.fair_queue import PASSED_OVER_MAX, FairQueue
 from relay.message.nexthop import NextHop
 from relay.message.verdict import Source
 from relay.spool.types import Claim, MessageFacts

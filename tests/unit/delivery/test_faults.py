@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from relay.delivery import conclude
-from relay.delivery import settlement as settlement_module
-from relay.delivery.remote import site, sites, slots
-from relay.delivery.remote.session import Session
+from relay.delivery import attempt_recorder as settlement_module
+from relay.delivery import attempt_result, connection_slots, next_hop_resolution, site
+from relay.delivery.outbound_session import Session
 from relay.routing import HopLimits
 from relay.smtp import connect
 from relay.spool.types import Selector, Settlement
@@ -63,7 +62,7 @@ async def test_a_fault_of_the_reporter_is_reported_without_the_content(house, mo
 @pytest.fixture
 def soon(monkeypatch) -> None:
     """What could not be recorded is tried again at once."""
-    monkeypatch.setattr(conclude, "_UNRECORDED_US", 0)
+    monkeypatch.setattr(attempt_result, "_UNRECORDED_US", 0)
 
 
 async def breaking_off(house, monkeypatch, times: int) -> list[Settlement]:
@@ -211,7 +210,7 @@ async def test_a_stop_ends_what_cannot_be_settled(house, monkeypatch) -> None:
 
 
 async def test_the_places_of_next_hops_are_bounded(house, monkeypatch) -> None:
-    monkeypatch.setattr(sites, "_PLACES_MAX", 3)
+    monkeypatch.setattr(next_hop_resolution, "_PLACES_MAX", 3)
     async with RemoteMx() as mx:
         await house.start()
         for number in range(8):
@@ -357,7 +356,7 @@ async def test_what_has_no_connection_while_delivery_drains_was_not_tried(house)
 
 
 async def test_a_connection_that_says_goodbye_counts_against_the_limit(house, monkeypatch) -> None:
-    monkeypatch.setattr(slots, "_SERVED_MAX", 1)
+    monkeypatch.setattr(connection_slots, "_SERVED_MAX", 1)
     goodbye, busy, waits = asyncio.Event(), asyncio.Event(), asyncio.Event()
     house.timeouts = replace(house.timeouts, quit_s=60)
     async with (
@@ -395,7 +394,7 @@ async def test_a_connection_that_says_goodbye_counts_against_the_limit(house, mo
 
 
 async def test_a_claim_that_cannot_be_dispatched_takes_no_other_with_it(house, monkeypatch) -> None:
-    push, faults = sites.Sites.push, []
+    push, faults = next_hop_resolution.Sites.push, []
 
     def break_once(self, claim) -> None:
         if not faults:
@@ -403,7 +402,7 @@ async def test_a_claim_that_cannot_be_dispatched_takes_no_other_with_it(house, m
             raise RuntimeError("ours")
         push(self, claim)
 
-    monkeypatch.setattr(sites.Sites, "push", break_once)
+    monkeypatch.setattr(next_hop_resolution.Sites, "push", break_once)
     async with RemoteMx() as mx:
         house.table.at("a.test", mx)
         await house.open()

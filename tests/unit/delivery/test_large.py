@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.delivery import contents as contents_module
+from relay.delivery import content_budget as contents_module
 from relay.files import FileOctets
 from relay.message.content import LARGE_BYTES, LargeContent, blocks
 from relay.spool.types import Selector

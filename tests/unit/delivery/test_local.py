@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from relay.delivery.local import LocalDelivery
+from relay.delivery.local_delivery import LocalDelivery
 from relay.mailbox.types import MailboxFullError, MailboxTooSmallError, StoreUnavailableError
 from relay.message.outcome import Deferred, Failed
 from relay.message.verdict import Source

@@ -1,6 +1,6 @@
 """What is known of hosts."""
 
-from relay.delivery.remote.memory import HostMemory, Refusal
+from relay.delivery.host_selection import HostMemory, Refusal
 from relay.message.outcome import DeferralClass, Deferred, Evidence
 
 GONE = Deferred(Evidence("4.4.1", "refused"), DeferralClass.CONNECT)

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from relay.delivery.remote import slots as slots_module
-from relay.delivery.remote.slots import ConnectionSlots, Standing
+from relay.delivery import connection_slots as slots_module
+from relay.delivery.connection_slots import ConnectionSlots, Standing
 from tests.support.slots import Site, held, settled, some_slots
 
 NEW, DOWN = Standing.NEW, Standing.DOWN

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from relay.delivery.remote.rate import Bucket, Rate, stricter
+from relay.delivery.site_limits import Bucket, Rate, stricter
 
 
 def greedy(rate: Rate, *, seconds: float, start_s: float = 1000.0) -> list[float]:

@@ -7,8 +7,8 @@ from contextlib import suppress
 import pytest
 from structlog.testing import capture_logs
 
-from relay.delivery import dispatcher
-from relay.delivery.remote.session import Session
+from relay.delivery import scheduler
+from relay.delivery.outbound_session import Session
 from relay.routing import TemporaryFailure
 from relay.spool.types import SpoolUnavailableError
 from tests.support.journeys import states
@@ -153,7 +153,7 @@ async def test_a_spool_that_cannot_be_read_is_told_once(house, monkeypatch) -> N
         asked.append(None)
         raise SpoolUnavailableError("the disk is full")
 
-    monkeypatch.setattr(dispatcher, "_AFTER_FAULT_S", 0.001)
+    monkeypatch.setattr(scheduler, "_AFTER_FAULT_S", 0.001)
     await house.open()
     house.compose()
     monkeypatch.setattr(house.dispatcher._refill, "run", run)

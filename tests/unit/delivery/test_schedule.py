@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from relay.delivery.schedule import Cause, Schedule
+from relay.delivery.retry import Cause, Schedule
 from relay.message.outcome import DeferralClass
 from relay.settings.tree import RetryByClass
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.delivery import dispatcher, mailroom
+from relay.delivery import local_delivery, scheduler
 from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.spool.operating import Operation, Order
 from relay.spool.types import Selector, Settlement
@@ -141,7 +141,7 @@ async def test_what_comes_due_after_its_time_expires(house) -> None:
 
 
 async def test_a_bulk_of_local_mail_does_not_delay_anothers_one(house, monkeypatch) -> None:
-    monkeypatch.setattr(mailroom, "_AT_ONCE", 2)
+    monkeypatch.setattr(local_delivery, "_AT_ONCE", 2)
     house.table.mailboxes |= {f"{n}@example.test" for n in range(40)} | {"single@example.test"}
     order, may_go = [], asyncio.Event()
     deliver = house.store.deliver
@@ -227,7 +227,7 @@ async def test_what_comes_before_its_time_is_put_back_untried(house) -> None:
 
 
 async def test_a_delay_is_told_once_while_it_waits_in_memory(house, monkeypatch) -> None:
-    monkeypatch.setattr(dispatcher, "_LATE_US", 20_000)
+    monkeypatch.setattr(scheduler, "_LATE_US", 20_000)
     gate = asyncio.Event()
     async with RemoteMx(gates={"DOT": gate}) as mx:
         house.table.at("a.test", mx)

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from relay.clock import Clock, ManualClock, SystemClock
-from relay.delivery.remote.pace import Pace
-from relay.delivery.remote.searches import DOWN_MAX, SEARCHES_MAX, Searches
+from relay.delivery.next_hop_resolution import DOWN_MAX, SEARCHES_MAX, Pace, Searches
 from relay.message.nexthop import NextHop
 from relay.spool.waiting import Lane
 from tests.support.claims import a_claim

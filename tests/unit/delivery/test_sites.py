@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.delivery.remote import sites, slots
+from relay.delivery import connection_slots, next_hop_resolution
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass
 from relay.routing import HopLimits, HopTls, Host, Hosts, TemporaryFailure
@@ -214,7 +214,7 @@ async def test_what_is_known_of_a_dead_host_needs_no_connection(house, dead) -> 
 
 
 async def test_what_is_known_of_a_dead_host_needs_no_name_server(house, dead, monkeypatch) -> None:
-    monkeypatch.setattr(sites, "_PLACE_S", 0.0)
+    monkeypatch.setattr(next_hop_resolution, "_PLACE_S", 0.0)
     dead.serve(house, "dead.test")
     resolve, asked = house.table.resolve, []
 
@@ -256,7 +256,7 @@ async def test_an_operator_can_have_a_dead_host_asked_at_once(house, dead) -> No
 async def test_it_is_asked_though_its_place_was_forgotten_or_it_has_moved(
     house, dead, monkeypatch
 ) -> None:
-    monkeypatch.setattr(sites, "_PLACES_MAX", 1)
+    monkeypatch.setattr(next_hop_resolution, "_PLACES_MAX", 1)
     dead.serve(house, "1.dead.test")
     dead.serve(house, "2.dead.test", address="192.0.2.2")
     await house.start()
@@ -296,7 +296,7 @@ async def test_hosts_that_were_never_asked_do_not_keep_each_other_waiting(
     house, dead, monkeypatch, lane: Lane
 ) -> None:
     """None of them answers, and there are fewer connections for them than hosts."""
-    monkeypatch.setattr(slots, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(connection_slots, "PATIENCE_S", 0.01)
     dead.gate.clear()
     house.connections_in_all = 8
     await house.start()

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from relay.delivery.remote.slots import Standing
+from relay.delivery.connection_slots import Standing
 from tests.support.slots import Site, held, settled, some_slots
 
 PROVEN, NEW, DOWN = Standing.PROVEN, Standing.NEW, Standing.DOWN

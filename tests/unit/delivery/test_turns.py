@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from relay.delivery.queue.turns import Turn, Turns
+from relay.delivery.fair_queue import Turn, Turns
 
 
 def some(words: str) -> dict[str, Turn[str]]:

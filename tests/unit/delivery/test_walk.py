@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.clock import ManualClock
-from relay.delivery.queue import refill as refilling
-from relay.delivery.queue.refill import Refill
-from relay.delivery.queue.walk import LaneWalk
-from relay.delivery.queue.window import Window
+from relay.delivery import queue_scanner as refilling
+from relay.delivery.active_queue import Window
+from relay.delivery.queue_scanner import LaneWalk, Refill
 from relay.message.nexthop import NextHop
 from relay.message.verdict import Source
 from relay.spool.sqlite import claiming, due

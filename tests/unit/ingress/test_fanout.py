@@ -5,7 +5,7 @@ from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import State
 from relay.message.nexthop import LOCAL, HopKind, NextHop
 from relay.message.verdict import Addition, Fate, RecipientVerdict, Verdict
-from relay.routing.table import InvalidRecipient, LocalRecipient, RemoteRecipient
+from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient
 
 MX_B = NextHop(HopKind.MX, "b.test")
 MX_C = NextHop(HopKind.MX, "c.test")

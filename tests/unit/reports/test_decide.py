@@ -8,7 +8,7 @@ from relay.message.envelope import Notify
 from relay.message.outcome import Evidence
 from relay.message.reporting import ReportedRecipient
 from relay.message.verdict import Source
-from relay.reports.decide import decide
+from relay.reports.bounces import decide
 
 
 def recipient(address="bob@example.net", **about):

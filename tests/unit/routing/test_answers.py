@@ -15,7 +15,7 @@ from relay.routing import (
     TemporaryFailure,
     outcome_of,
 )
-from relay.routing.answers import EXCHANGES_MAX, Exchange, better_than_own, in_order
+from relay.routing.mx_hosts import EXCHANGES_MAX, Exchange, better_than_own, in_order
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 import asyncio
 
 from relay.clock import ManualClock
-from relay.routing import questions
-from relay.routing.answers import Records, Silence
-from relay.routing.questions import NameServers, Questions
+from relay.routing import dns_client
+from relay.routing.dns_client import NameServers, Questions
+from relay.routing.mx_hosts import Records, Silence
 
 
 class Server:
@@ -26,7 +26,7 @@ class Server:
 
 
 async def test_queries_in_flight_are_bounded(monkeypatch):
-    monkeypatch.setattr(questions, "QUERIES_MAX", 4)
+    monkeypatch.setattr(dns_client, "QUERIES_MAX", 4)
     server = Server()
     asking = Questions(server.ask, clock=ManualClock())
     wanted = [(f"{number}.test", "A") for number in range(20)]
@@ -39,7 +39,7 @@ async def test_queries_in_flight_are_bounded(monkeypatch):
 
 
 async def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch):
-    monkeypatch.setattr(questions, "CACHE_MAX", 2)
+    monkeypatch.setattr(dns_client, "CACHE_MAX", 2)
     server = Server()
     server.open.set()
     asking = Questions(server.ask, clock=ManualClock())

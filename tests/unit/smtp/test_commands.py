@@ -6,8 +6,15 @@ from hypothesis import strategies as st
 
 from relay.message.content import LargeContent, MemoryOctets
 from relay.message.envelope import Notify
-from relay.smtp.commands import Extensions, mail_command, rcpt_command, refusal, stuffed
-from relay.smtp.transaction import Recipient, Transaction
+from relay.smtp.transaction import (
+    Extensions,
+    Recipient,
+    Transaction,
+    mail_command,
+    rcpt_command,
+    refusal,
+    stuffed,
+)
 
 EVERYTHING = Extensions.offered(
     {"pipelining": "", "8bitmime": "", "smtputf8": "", "dsn": "", "size": "1000"}

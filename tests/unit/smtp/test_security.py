@@ -3,7 +3,7 @@
 import pytest
 
 from relay.smtp import Target
-from relay.smtp.security import is_for, is_loopback, shown_names
+from relay.smtp.tls import is_for, is_loopback, shown_names
 
 
 def certificate(*names):

@@ -7,7 +7,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.delivery.contents import Contents
+from relay.delivery.content_budget import Contents
 from relay.files import FileOctets
 from relay.message.content import LargeContent, gathered
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed

@@ -16,16 +16,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from relay.clock import Clock
-from relay.delivery.conclude import for_all
-from relay.delivery.ports import Connect, Scheduler
-from relay.delivery.queue.fairqueue import FairQueue
-from relay.delivery.remote.concurrency import Concurrency
-from relay.delivery.remote.memory import HostMemory
-from relay.delivery.remote.options import SiteOptions
-from relay.delivery.remote.rate import Bucket, Rate, stricter
-from relay.delivery.remote.reach import Reach, Use
-from relay.delivery.remote.session import Session
-from relay.delivery.remote.slots import ConnectionSlots, Slot, Standing
+from relay.delivery.attempt_result import for_all
+from relay.delivery.connection_slots import ConnectionSlots, Slot, Standing
+from relay.delivery.dependencies import Connect, Scheduler
+from relay.delivery.fair_queue import FairQueue
+from relay.delivery.host_selection import HostMemory, Reach, Use
+from relay.delivery.outbound_session import Session
+from relay.delivery.site_limits import Bucket, Concurrency, Rate, SiteOptions, stricter
 from relay.message.outcome import Deferred, Outcome
 from relay.observe.logs import get_logger
 from relay.routing import Hosts

@@ -13,15 +13,56 @@ from dataclasses import dataclass, replace
 from relay.clock import Clock, Ids, jump_us
 from relay.journeys.events import Event, Step
 from relay.message.content import Content, in_sight, is_eight_bit
-from relay.message.envelope import Notify
+from relay.message.envelope import Notify, wants_failure_report
 from relay.message.nexthop import LOCAL, NextHop
 from relay.message.reporting import ReportedMessage, ReportedRecipient
 from relay.message.verdict import Source
 from relay.mime.dsn import failure_report
 from relay.mime.headers import decoded
 from relay.observe.metrics import Metrics
-from relay.reports.decide import POSTMASTER, decide
 from relay.spool.types import NewEntry, NewMessage, NewRecipient
+
+POSTMASTER = "postmaster"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The failed recipients by what becomes of them.
+
+    `reported` go into the report to the reverse-path; those in `dead` make a copy of the message
+    for the postmaster; `dropped` are reports that failed at the postmaster: that is the end.
+    Recipients in none of them fail in silence, as their envelope or their sender's standing says.
+    """
+
+    reported: tuple[ReportedRecipient, ...] = ()
+    dead: tuple[ReportedRecipient, ...] = ()
+    dropped: tuple[ReportedRecipient, ...] = ()
+
+
+def decide(
+    recipients: Sequence[ReportedRecipient], *, reverse_path: str, trusted: bool, source: Source
+) -> Decision:
+    """Sort the failed `recipients` of one message.
+
+    `trusted` says that the sender was authenticated or in a listed network: to strangers
+    nothing is sent, because a reverse-path is easily forged.
+    """
+    if source is Source.REPORT:
+        return Decision(
+            dead=tuple(one for one in recipients if one.address != POSTMASTER),
+            dropped=tuple(one for one in recipients if one.address == POSTMASTER),
+        )
+    may_hear = trusted and bool(reverse_path)
+    return Decision(
+        reported=tuple(
+            one
+            for one in recipients
+            if may_hear and not one.added_by and wants_failure_report(one.notify)
+        ),
+        # The sender does not know of recipients that a rule added; the postmaster may.
+        dead=tuple(one for one in recipients if one.added_by),
+    )
+
 
 _NAMED_MAX = 100  # addresses in an event, which stays small
 _SUBJECT_CHARACTERS_MAX = 200

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from relay.clock import Clock
-from relay.delivery.conclude import (
+from relay.delivery.attempt_result import (
     Conclusion,
     Moment,
     conclude,
@@ -25,9 +25,9 @@ from relay.delivery.conclude import (
     put_back,
     unrecorded,
 )
-from relay.delivery.contents import Contents
-from relay.delivery.ports import Reporter
-from relay.delivery.schedule import Schedule
+from relay.delivery.content_budget import Contents
+from relay.delivery.dependencies import Reporter
+from relay.delivery.retry import Schedule
 from relay.journeys.events import Event
 from relay.message.content import Content, LargeContent, UnreadableError, octets_in_blocks
 from relay.message.lifecycle import State

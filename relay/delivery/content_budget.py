@@ -12,7 +12,7 @@ Standards: docs/design.md 7.8.
 import asyncio
 from collections import Counter, deque
 
-from relay.delivery.conclude import for_all
+from relay.delivery.attempt_result import for_all
 from relay.message.content import LARGE_BYTES, Content, in_sight
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Outcome

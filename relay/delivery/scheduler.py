@@ -13,19 +13,17 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from types import MappingProxyType
 
 from relay.clock import Clock
-from relay.delivery.conclude import broken_off
-from relay.delivery.contents import Contents
-from relay.delivery.local import LocalDelivery
-from relay.delivery.mailroom import Mailroom
-from relay.delivery.ports import Connect, LocalTable, Resolver
-from relay.delivery.queue.errand import Errand, end_us, errand_of
-from relay.delivery.queue.refill import Refill
-from relay.delivery.queue.residents import Residents
-from relay.delivery.queue.window import Window
-from relay.delivery.remote.options import SiteOptions
-from relay.delivery.remote.sites import Sites
-from relay.delivery.remote.slots import ConnectionSlots
-from relay.delivery.settlement import Settled, Settler
+from relay.delivery.active_queue import Residents, Window
+from relay.delivery.attempt_recorder import Settled, Settler
+from relay.delivery.attempt_result import broken_off
+from relay.delivery.connection_slots import ConnectionSlots
+from relay.delivery.content_budget import Contents
+from relay.delivery.dependencies import Connect, LocalTable, Resolver
+from relay.delivery.local_delivery import LocalDelivery, Mailroom
+from relay.delivery.next_hop_resolution import Sites
+from relay.delivery.queue_scanner import Refill
+from relay.delivery.retry import Errand, end_us, errand_of
+from relay.delivery.site_limits import SiteOptions
 from relay.message.content import Content
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import Outcome, Relayed

@@ -7,20 +7,75 @@ Fails: ConnectError when no host gives a connection.
 Standards: RFC 5321 5.1 (order of hosts); RFC 7435.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from relay.clock import Clock
-from relay.delivery.ports import Connect
-from relay.delivery.remote.memory import HostMemory, Place, Refusal
-from relay.delivery.remote.options import SiteOptions
+from relay.delivery.dependencies import Connect
+from relay.delivery.site_limits import SiteOptions
 from relay.message.classify import Peer, Stage, Trouble, classify_trouble
 from relay.message.outcome import Deferred, Failed
 from relay.routing import Host, Hosts
 from relay.smtp import ConnectError, Connection, Target
 from relay.spool.types import Claim
+
+HOSTS_MAX = 20_000
+
+# an address, a port, how TLS is used there, and as whom: who is not there for one login is for none
+Place = tuple[str, int, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What came of the last try, and when (a clock that never goes back)."""
+
+    outcome: Deferred | Failed
+    at_s: float
+
+
+class HostMemory:
+    """Answers and refusals by place."""
+
+    def __init__(self, *, hosts_max: int = HOSTS_MAX) -> None:
+        self._hosts_max = hosts_max
+        self._known: OrderedDict[Place, Refusal | float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def answered(self, place: Place, now_s: float) -> None:
+        """A connection to it stands."""
+        self._note(place, now_s)
+
+    def refused(self, place: Place, refusal: Refusal) -> None:
+        """It gave no connection."""
+        self._note(place, refusal)
+
+    def refusal(self, place: Place, *, since_s: float) -> Refusal | None:
+        """What it refused with, if that was its last word and not before `since_s`."""
+        known = self._known.get(place)
+        if isinstance(known, Refusal) and known.at_s >= since_s:
+            return known
+        return None
+
+    def has_answered(self, place: Place, *, since_s: float) -> bool:
+        """Whether its last word was a connection, not before `since_s`."""
+        known = self._known.get(place)
+        return isinstance(known, float) and known >= since_s
+
+    def forget_refusal(self, place: Place) -> None:
+        """Somebody wants it to be asked again."""
+        if isinstance(self._known.get(place), Refusal):
+            del self._known[place]
+
+    def _note(self, place: Place, known: Refusal | float) -> None:
+        self._known[place] = known
+        self._known.move_to_end(place)
+        if len(self._known) > self._hosts_max:
+            self._known.popitem(last=False)
+
 
 ADDRESSES_MAX = 5  # asked for a connection, as Postfix's smtp_mx_address_limit
 ANSWERED_S = 600.0  # so long an answer stands for the next one

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from relay.clock import rfc3339
-from relay.delivery.schedule import Cause, Schedule
+from relay.delivery.retry import Cause, Schedule
 from relay.journeys.events import Event, Step
 from relay.message.lifecycle import PARKED, State
 from relay.message.outcome import (

@@ -21,7 +21,7 @@ import dns.rdatatype
 import dns.resolver
 
 from relay.clock import Clock
-from relay.routing.answers import Answer, NoName, NoRecords, Records, Silence
+from relay.routing.mx_hosts import Answer, NoName, NoRecords, Records, Silence
 from relay.settings.tree import Address
 
 # A name in lower case without the final dot, and "MX", "A", "AAAA" or "HOST".
@@ -186,3 +186,15 @@ def _why(error: dns.resolver.NoNameservers) -> str:
     server, _, port, reason, _ = attempts[-1]
     host = str(server).removeprefix("Do53:").partition("@")[0]  # dnspython's own notation
     return f"name server {host} port {port} answered {reason}"
+
+
+_NAME = "relay-check.invalid"  # RFC 6761 6.4: nobody has it
+
+
+async def name_servers_answer(nameservers: Sequence[Address], *, timeout_s: float) -> str:
+    """Return "" when they answer, else why not; none given: the system's."""
+    try:
+        answer, _ = await NameServers(nameservers, timeout_s=timeout_s).ask((_NAME, "MX"))
+    except OSError as error:
+        return str(error)
+    return answer.text if isinstance(answer, Silence) else ""

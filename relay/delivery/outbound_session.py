@@ -11,10 +11,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 
-from relay.delivery.conclude import broken_off, for_all
-from relay.delivery.contents import unreadable
-from relay.delivery.ports import Scheduler
-from relay.delivery.remote.concurrency import pushes_back
+from relay.delivery.attempt_result import broken_off, for_all
+from relay.delivery.content_budget import unreadable
+from relay.delivery.dependencies import Scheduler
+from relay.delivery.site_limits import pushes_back
 from relay.message.outcome import Evidence, Indeterminate, Outcome, Relayed
 from relay.observe.logs import get_logger
 from relay.smtp import ConnectError, Connection, Recipient, Transaction, TransactionResult

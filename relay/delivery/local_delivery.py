@@ -6,9 +6,14 @@ Fails: never; trouble becomes an outcome.
 Standards: RFC 5321 4.4 (Return-Path); RFC 3463 X.2.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+from relay.delivery.attempt_result import broken_off
+from relay.delivery.content_budget import unreadable
+from relay.delivery.dependencies import Scheduler
+from relay.delivery.fair_queue import FairQueue
 from relay.mailbox.api import DeliveryResult, DeliveryStore
 from relay.mailbox.types import (
     ContentUnreadableError,
@@ -24,11 +29,12 @@ from relay.message.outcome import (
     Delivered,
     Evidence,
     Failed,
+    Indeterminate,
     Outcome,
 )
 from relay.message.verdict import Source
 from relay.observe.logs import get_logger
-from relay.spool.types import Claim, ClaimedRecipient
+from relay.spool.types import Claim, ClaimedRecipient, SpoolError
 
 _log = get_logger("delivery")
 
@@ -98,3 +104,63 @@ class LocalDelivery:
             return Deferred(evidence, DeferralClass.INTERNAL)
         note = " (it was there already)" if result is DeliveryResult.ALREADY_THERE else ""
         return Delivered(Evidence("2.1.5", f"250 2.1.5 delivered to {mailbox}{note}"))
+
+
+_AT_ONCE = 16
+_CUT_OFF = Evidence("4.3.0", "the relay was stopped while it delivered this")
+
+
+class Mailroom:
+    """The ready list of all mailboxes, and who works it off."""
+
+    def __init__(self, local: LocalDelivery, scheduler: Scheduler) -> None:
+        self._local = local
+        self._scheduler = scheduler
+        self.ready = FairQueue()
+        self.workers: dict[asyncio.Task[None], None] = {}  # in the order in which they began
+
+    def push(self, claim: Claim) -> None:
+        """Take a claim."""
+        self.ready.push(claim)
+        if len(self.workers) < _AT_ONCE:
+            worker = asyncio.get_running_loop().create_task(self._work())
+            self.workers[worker] = None
+            worker.add_done_callback(self.workers.pop)
+
+    def abort(self) -> None:
+        """Cut off what is being delivered."""
+        for worker in self.workers:
+            worker.cancel()
+
+    async def _work(self) -> None:
+        while (claim := self.ready.pop()) is not None:
+            outcomes: dict[int, Outcome] = {}
+            try:
+                await self._deliver(claim, outcomes)
+            except asyncio.CancelledError:
+                await self._cut_off(claim, outcomes)
+                raise
+            except Exception:  # noqa: BLE001 - an internal fault must not end the worker
+                _log.exception("delivery broken off", qid=claim.message.id)
+                outcomes = broken_off(claim) | outcomes
+            await self._scheduler.settle(claim, outcomes)
+
+    async def _cut_off(self, claim: Claim, outcomes: dict[int, Outcome]) -> None:
+        if outcomes:
+            await self._scheduler.settle(claim, outcomes)
+        else:
+            await self._scheduler.give_back(claim)
+
+    async def _deliver(self, claim: Claim, outcomes: dict[int, Outcome]) -> None:
+        """Fill `outcomes`. What is cut off may be in the mailbox or not: a repeat looks for it."""
+        try:
+            content = await self._scheduler.content_of(claim)
+        except SpoolError as error:
+            outcomes |= unreadable(claim, error)
+            return
+        for recipients in self._local.by_mailbox(claim):
+            outcome: Outcome = Indeterminate(_CUT_OFF)
+            try:
+                outcome = await self._local.deliver(claim, recipients, content)
+            finally:
+                outcomes |= dict.fromkeys((one.id for one in recipients), outcome)

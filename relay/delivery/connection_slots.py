@@ -20,7 +20,7 @@ from typing import Protocol
 
 from prometheus_client import Gauge
 
-from relay.delivery.queue.turns import Turn, Turns
+from relay.delivery.fair_queue import Turn, Turns
 
 PATIENCE_S = 3.0  # for a probe while others wait for theirs
 _SERVED_MAX = 50  # transactions after which a connection gives way to a site that has none
