@@ -35,7 +35,7 @@ SLEEPS = {
     "relay/app/upkeep.py": "figures and pruning have no event to wait for, only an hour",
     "relay/delivery/scheduler.py": "behind a fault, so that the spool is not asked all the time",
     "relay/app/development/follow.py": "behind an event, so that a burst of them is read once",
-    "relay/mailbox/notes/precedence.py": "the end of a rush is that nothing happens for a moment",
+    "relay/mailbox/submissions/pending.py": "the end of a rush is that nothing happens for a moment",
     "relay/spool/sqlite/operating/desk.py": "behind a fault, so that the spool is not asked all the time",
     "relay/api/messages.py": "behind an event, so that who waits does not read all the time",
 }

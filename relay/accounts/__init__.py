@@ -6,8 +6,7 @@ Touches: accounts.toml, once. Promises: comparison in constant time, passwords o
 """
 
 from relay.accounts.account import DEAD_LETTER, Account, AccountDirectory, Role
-from relay.accounts.development import DevelopmentAccounts
-from relay.accounts.directory import FileAccounts, load_accounts
+from relay.accounts.directory import DevelopmentAccounts, FileAccounts, load_accounts
 from relay.accounts.passwords import LoginDelayedError
 
 __all__ = [

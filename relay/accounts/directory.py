@@ -6,6 +6,7 @@ Fails: load_accounts raises SettingsError with every fault of the file at once; 
 Standards: RFC 5321 2.3.11, RFC 5233 (subaddresses).
 """
 
+import contextlib
 import hmac
 import os
 import stat
@@ -15,13 +16,20 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from relay.accounts.account import Account, Role, untagged
-from relay.accounts.passwords import PasswordChecker
-from relay.accounts.secrets import Password, digest_of, is_plain, parse_password, parse_token
+from relay.accounts.passwords import (
+    Password,
+    PasswordChecker,
+    digest_of,
+    is_plain,
+    parse_password,
+    parse_token,
+)
 from relay.clock import Clock
 from relay.settings.document import Document, read_document
 from relay.settings.faults import Fault, KeyPath, SettingsError, dotted, shown, unknown_key
 from relay.settings.reader import Reader
 from relay.settings.tree import Between, Bytes, Mailbox, Secret
+from relay.settings.values import parse_mailbox
 
 _NOBODY = Password(
     # the time of a check that fails, for users who do not exist
@@ -215,3 +223,50 @@ def _permission_faults(path: Path) -> Iterator[Fault]:
     if mode & (stat.S_IROTH | stat.S_IWOTH):
         message = f"found mode {mode:04o}, expected a file that others cannot read (chmod o-rwx)"
         yield Fault(path, 0, "", message)
+
+
+DOMAIN = "example.test"
+NAMES = ("alice", "bob")
+ACCOUNTS_MAX = 1000
+
+
+class DevelopmentAccounts:
+    """Accounts that need no set-up (an AccountDirectory); for loopback only: nothing is secret."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[str, Account] = {}
+        for name in NAMES:
+            self._named(name)
+
+    def by_token(self, token: str) -> Account | None:
+        """The account that the token names, by local part or address; it is made if need be."""
+        return self._named(token)
+
+    def by_address(self, address: str) -> Account | None:
+        """The account that gets mail for `address`, if there is one already."""
+        local_part, _, domain = address.lower().rpartition("@")
+        if domain != DOMAIN:
+            return None
+        return self._accounts.get(local_part) or self._accounts.get(local_part.partition("+")[0])
+
+    async def by_password(
+        self,
+        user: str,
+        password: str,
+        *,
+        client: str = "",  # noqa: ARG002 -- no password is secret here, so guesses need no delay
+    ) -> Account | None:
+        """The account `user`, whose password is its name; it is made if need be."""
+        name = user.lower().removesuffix(f"@{DOMAIN}")
+        return self._named(name) if password.lower() in (name, f"{name}@{DOMAIN}") else None
+
+    def _named(self, name: str) -> Account | None:
+        local_part = name.lower().removesuffix(f"@{DOMAIN}")
+        known = self._accounts.get(local_part)
+        if known or "@" in local_part or len(self._accounts) >= ACCOUNTS_MAX:
+            return known
+        with contextlib.suppress(ValueError):
+            account = Account(parse_mailbox(f"{local_part}@{DOMAIN}"), role=Role.USER)
+            self._accounts[local_part] = account
+            return account
+        return None

@@ -38,7 +38,7 @@ from relay.delivery import (
 from relay.http import CONNECTIONS_MAX, ConnectionLimits, Dispatch, HostNames, HttpServer
 from relay.ingress import Acceptance, Neighbours, SmtpServer
 from relay.journeys.journey import Journeys
-from relay.journeys.storelog import StoreLog
+from relay.journeys.submission_log import StoreLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.nexthop import NextHop

@@ -30,7 +30,7 @@ from relay.delivery import Dispatcher
 from relay.http import HttpServer
 from relay.ingress import Acceptance, SmtpServer
 from relay.journeys.journey import Journeys
-from relay.journeys.storelog import StoreLog
+from relay.journeys.submission_log import StoreLog
 from relay.mailbox import FileStore
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from relay.clock import Clock, Continued
-from relay.journeys.storelog import StoreLog
+from relay.journeys.submission_log import StoreLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import StoreError
 from relay.observe.lasting import LastingFault

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from relay.files import FileOctets, write_all
+from relay.mailbox.dependencies import Equipment
 from relay.mailbox.drafts import Drafts
-from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import find_folder
-from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import looking_again, remove
 from relay.mailbox.messages import ComposedDraft, DraftHead, draft_head, next_identity
 from relay.mailbox.reading import octets_of
-from relay.mailbox.sending import Sending, first_submission
+from relay.mailbox.stale_files import Leftovers
+from relay.mailbox.submissions.submit import Sending, first_submission
 from relay.mailbox.threads import Run
 from relay.mailbox.types import (
     UNCONDITIONAL,

@@ -12,12 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from relay.crashpoints import CrashPoint
-from relay.mailbox.equipment import Equipment
+from relay.mailbox.dependencies import Equipment
 from relay.mailbox.folders import find_folder
 from relay.mailbox.index import Located
-from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.limits import QueryLimit
-from relay.mailbox.maildir import looking_again, open_written, place, remove, write_file
+from relay.mailbox.maildir import (
+    looking_again,
+    named_in_order,
+    open_written,
+    place,
+    remove,
+    write_file,
+)
 from relay.mailbox.messages import (
     ComposedDraft,
     Identity,
@@ -27,9 +33,9 @@ from relay.mailbox.messages import (
     next_generation,
 )
 from relay.mailbox.names import FLAGGED, NEW_DRAFT, SEEN, parse_name, with_flags
-from relay.mailbox.ordering import named_in_order
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.reading import loaded, octets_of
+from relay.mailbox.stale_files import Leftovers
 from relay.mailbox.types import (
     UNCONDITIONAL,
     Condition,

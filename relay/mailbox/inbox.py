@@ -11,12 +11,11 @@ from pathlib import Path
 
 from relay.crashpoints import CrashPoint
 from relay.mailbox.api import DeliveryResult
-from relay.mailbox.equipment import Equipment
+from relay.mailbox.dependencies import Equipment
 from relay.mailbox.folders import list_folders
-from relay.mailbox.leftovers import Leftovers
-from relay.mailbox.maildir import Stripes, list_names, place, remove, write_file
+from relay.mailbox.maildir import Stripes, list_names, named_in_order, place, remove, write_file
 from relay.mailbox.names import delivered_id, delivered_stem, is_delivered_id, parse_name
-from relay.mailbox.ordering import named_in_order
+from relay.mailbox.stale_files import Leftovers
 from relay.message.content import Content, edited, size_of
 from relay.mime.delivered import with_id
 

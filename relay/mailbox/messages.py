@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from relay.files import FileOctets
-from relay.journeys.storelog import SubmissionFacts
+from relay.journeys.submission_log import SubmissionFacts
 from relay.mailbox.index import Located
 from relay.mailbox.index.located import is_draft_file, received_at_us
 from relay.mailbox.names import FLAGGED, SEEN, message_stem

@@ -11,11 +11,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from relay.mailbox.equipment import Equipment
+from relay.mailbox.dependencies import Equipment
 from relay.mailbox.folders import find_folder, is_deleted
 from relay.mailbox.folders.keywords import translated
 from relay.mailbox.index import Located
-from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import (
     looking_again,
     place_again,
@@ -24,6 +23,7 @@ from relay.mailbox.maildir import (
 )
 from relay.mailbox.names import delivered_id, message_stem, parse_name
 from relay.mailbox.reading import loaded
+from relay.mailbox.stale_files import Leftovers
 from relay.mailbox.types import UNCONDITIONAL, Condition, Folder, StoredMessage, WellKnown
 
 

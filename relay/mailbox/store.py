@@ -15,30 +15,32 @@ from typing import ParamSpec, TypeVar
 from relay.accounts.account import DEAD_LETTER
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
-from relay.journeys.storelog import StoreLog
+from relay.journeys.submission_log import StoreLog
 from relay.mailbox.api import DeliveryResult
 from relay.mailbox.arrivals import Arrivals
-from relay.mailbox.attachments.store import FileAttachments
+from relay.mailbox.dependencies import Equipment
 from relay.mailbox.drafts import Drafts
-from relay.mailbox.equipment import Equipment
 from relay.mailbox.folders import ROOT_ID, Folders
 from relay.mailbox.folders.tree import FolderTree
 from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import Indexes
-from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.limits import QueryLimit, Shares
 from relay.mailbox.maildir import SYNC_FAILURES, DirectorySync, Stripes, storage_errors
 from relay.mailbox.moving import Moving
 from relay.mailbox.names import mailbox_directory
-from relay.mailbox.notes import NotesDirectory, content_of
-from relay.mailbox.notes.board import NoteBoard
-from relay.mailbox.notes.deferred import BroughtUp, DeferredNotes
-from relay.mailbox.notes.directory import AnchorFile
-from relay.mailbox.notes.precedence import Precedence
-from relay.mailbox.notes.timer import DeferredDirectory, DueTimer
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.quota import Quota
-from relay.mailbox.sending import Sending
+from relay.mailbox.stale_files import Leftovers
+from relay.mailbox.submissions import NotesDirectory, content_of
+from relay.mailbox.submissions.on_disk import AnchorFile
+from relay.mailbox.submissions.pending import NoteBoard, Precedence
+from relay.mailbox.submissions.scheduled import (
+    BroughtUp,
+    DeferredDirectory,
+    DeferredNotes,
+    DueTimer,
+)
+from relay.mailbox.submissions.submit import Sending
 from relay.mailbox.threads import Pool
 from relay.mailbox.types import (
     UNCONDITIONAL,
@@ -54,6 +56,7 @@ from relay.mailbox.types import (
     SendOptions,
     StoredMessage,
 )
+from relay.mailbox.upload_sessions import FileAttachments
 from relay.message.content import Content, Octets
 from relay.message.properties import MessageProperties
 

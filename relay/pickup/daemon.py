@@ -14,7 +14,7 @@ from pathlib import Path
 
 from relay.clock import Clock
 from relay.crashpoints import CrashPoints
-from relay.journeys.storelog import StoreLog
+from relay.journeys.submission_log import StoreLog
 from relay.mailbox.api import NoteStore
 from relay.mailbox.types import Note, StoreError
 from relay.message.outcome import Evidence

@@ -15,7 +15,7 @@ from relay.accounts import DEAD_LETTER
 from relay.clock import Clock, rfc3339
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event, Step
-from relay.journeys.storelog import StoreLog, SubmissionFacts
+from relay.journeys.submission_log import StoreLog, SubmissionFacts
 from relay.mailbox.api import NoteStore
 from relay.mailbox.types import MailboxFullError, NoSuchItemError, Note
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, size_of

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from relay.clock import Ids, SystemClock
 from relay.crashpoints import CrashPoints
-from relay.journeys.storelog import StoreLog
+from relay.journeys.submission_log import StoreLog
 from relay.mailbox import FileStore
 from relay.mailbox.query import (
     AllOf,

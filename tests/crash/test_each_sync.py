@@ -22,8 +22,8 @@ import pytest
 
 from relay.clock import Ids, ManualClock
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.journeys.storelog import StoreLog
-from relay.mailbox import FileStore, SendOptions, maildir, ordering
+from relay.journeys.submission_log import StoreLog
+from relay.mailbox import FileStore, SendOptions, maildir
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
     MessageChange,
@@ -302,7 +302,7 @@ async def refused_changes_of_deferred_sends(world: World) -> None:
 async def refused_submissions(world: World) -> None:
     await world.store.list_folders(ALICE)
     store = world.settled_store()
-    world.fails_at("sending.py:_write_and_submit", 1)
+    world.fails_at("submit.py:_write_and_submit", 1)
     with pytest.raises(StoreUnavailableError):
         await store.submit_new(ALICE, letter("asked"), SendOptions())
     await world.check(lambda found: found.sent.total() == 0)
@@ -312,7 +312,7 @@ async def repeated_cancellations(world: World) -> None:
     """The first one is refused, and says nothing; the second one promises."""
     note = await put_off(world)
     store, changed = world.settled_store(), MessageChange(properties=letter("asked"))
-    world.fails_at("deferred.py", 0)
+    world.fails_at("scheduled.py", 0)
     with pytest.raises(StoreUnavailableError):
         await store.update(ALICE, note.draft_id, changed)
     await store.update(ALICE, note.draft_id, changed)
@@ -393,7 +393,7 @@ SCENARIOS: tuple[Scenario, ...] = (
 @pytest.fixture(autouse=True)
 def no_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a disk has no journal that keeps names behind what was written."""
-    monkeypatch.setattr(ordering, "keeps_order", lambda _: False)
+    monkeypatch.setattr(maildir, "keeps_order", lambda _: False)
 
 
 # -- refusals
@@ -423,11 +423,11 @@ async def test_no_submission_that_was_refused_is_sent(
     tmp_path: Path, monkeypatch, *, fault: str, submit, due_us: int, in_order: bool
 ) -> None:
     """Whichever sync fails: the client hears of a failure only if the note is gone for good."""
-    monkeypatch.setattr(ordering, "keeps_order", lambda _: in_order)
+    monkeypatch.setattr(maildir, "keeps_order", lambda _: in_order)
     answers = []
     while answers[-1:] != ["accepted"]:
         with world_on(tmp_path / str(len(answers))) as world:
-            monkeypatch.setattr(ordering, "_write_back", world.disk.write_back)
+            monkeypatch.setattr(maildir, "_write_back", world.disk.write_back)
             draft = await world.store.create_draft(ALICE, letter("asked"))
             await world.store.submit_new(ALICE, letter("before"), SendOptions())
             world.disk.fate = failing(len(answers), fault)
@@ -495,8 +495,8 @@ SYNCED_BY = frozenset(
     )
 )
 MODULES = (
-    *("drafts.py", "inbox.py", "leftovers.py", "moving.py", "sending.py"),
-    *("notes/deferred.py", "notes/directory.py", "folders/directories.py"),
+    *("drafts.py", "inbox.py", "stale_files.py", "moving.py", "submissions/submit.py"),
+    *("submissions/scheduled.py", "submissions/on_disk.py", "folders/directories.py"),
 )
 # They say where a folder is shown, or which id it has; what is in it does not depend on them.
 OF_FOLDERS = ("mailbox", "make_folder", "write_id")
@@ -528,7 +528,7 @@ def sites_of(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[bool, Scena
     found = {}
     for number, (links, scenario) in enumerate(itertools.product((True, False), SCENARIOS)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ordering, "keeps_order", lambda _: False)
+            patch.setattr(maildir, "keeps_order", lambda _: False)
             if not links:
                 patch.setattr(maildir, "link", lambda *_: False)
             with world_on(tmp_path_factory.mktemp(f"world-{number}")) as world:

@@ -24,8 +24,8 @@ import pytest
 
 from relay.clock import Ids, SystemClock
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.journeys.storelog import StoreLog
-from relay.mailbox import FileStore, SendOptions, ordering
+from relay.journeys.submission_log import StoreLog
+from relay.mailbox import FileStore, SendOptions, maildir
 from relay.mailbox.names import delivered_stem
 from relay.mailbox.types import OutcomeUnknownError, QuotaLimits, StoreUnavailableError
 from relay.message.properties import MessageProperties, Person
@@ -179,7 +179,7 @@ def after_loss(disk: LoggedDisk, moment: int, chance: random.Random) -> dict[str
 @pytest.fixture(autouse=True)
 def another_disk() -> None:
     """What a device with the same number was before does not count."""
-    ordering.keeps_order.cache_clear()
+    maildir.keeps_order.cache_clear()
 
 
 @pytest.mark.parametrize("in_order", [True, False], ids=["written back", "synced before"])
@@ -187,9 +187,9 @@ async def test_what_was_promised_is_there_and_no_name_without_content(
     disk, tmp_path, monkeypatch, in_order
 ):
     if not in_order:
-        monkeypatch.setattr(ordering, "keeps_order", lambda _: False)
+        monkeypatch.setattr(maildir, "keeps_order", lambda _: False)
     with mounted(disk.file, tmp_path / "mail") as mail:
-        assert ordering.keeps_order(mail.stat().st_dev) is in_order
+        assert maildir.keeps_order(mail.stat().st_dev) is in_order
         history = await used(mail, disk.position)
     chance = random.Random(2)
     moments = [chance.randrange(history.begun, history.ended) for _ in range(LOSSES // 2)]
@@ -221,8 +221,8 @@ class CommitsAnothers(CrashPoints):
 
 async def test_without_order_names_are_there_without_content(disk, tmp_path, monkeypatch):
     """That the test can fail: with neither write-back nor fsync in front of the names."""
-    monkeypatch.setattr(ordering, "keeps_order", lambda _: True)
-    monkeypatch.setattr(ordering, "_write_back", lambda _: None)
+    monkeypatch.setattr(maildir, "keeps_order", lambda _: True)
+    monkeypatch.setattr(maildir, "_write_back", lambda _: None)
     with mounted(disk.file, tmp_path / "mail") as mail:
         crash = CommitsAnothers(mail / "other", disk)
         content = (await used(mail, disk.position, crash)).content
@@ -242,7 +242,7 @@ async def test_no_submission_that_a_failing_disk_refused_is_sent(
 ):
     """The power goes while clients submit: the disk fails first, and the relay still answers."""
     if not in_order:
-        monkeypatch.setattr(ordering, "keeps_order", lambda _: False)
+        monkeypatch.setattr(maildir, "keeps_order", lambda _: False)
     answers: dict[str, list[str]] = {"accepted": [], "refused": [], "unknown": []}
     accepted_before: set[str] = set()
 

@@ -27,7 +27,7 @@ import relay
 
 _RELAY = str(Path(relay.__file__).parent)
 # These do the syncs of others: a site is who asked them.
-_PLUMBING = ("mailbox/maildir.py", "mailbox/ordering.py", "mailbox/notes/directory.py:sync")
+_PLUMBING = ("mailbox/maildir.py", "mailbox/submissions/on_disk.py:sync")
 _CACHES = ("relay-index", "log")  # SQLite's files and the store's log: nothing is promised of them
 _STATES_MAX = 64
 

@@ -15,7 +15,7 @@ from relay.app.lock import OwnerLock
 from relay.clock import Clock
 from relay.crashpoints import CrashPoints
 from relay.journeys.journey import Journeys
-from relay.journeys.storelog import StoreLog
+from relay.journeys.submission_log import StoreLog
 from relay.observe.metrics import Metrics
 from relay.settings import Settings
 from relay.spool import SqliteSpool

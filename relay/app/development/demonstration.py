@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relay.accounts.development import DOMAIN
+from relay.accounts.directory import DOMAIN
 from relay.app.commands.sending import Draft, send_by_graph
 from relay.app.daemon import Daemon
 from relay.app.development.follow import name_of

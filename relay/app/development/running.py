@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from relay.accounts import DevelopmentAccounts
-from relay.accounts.development import DOMAIN
+from relay.accounts.directory import DOMAIN
 from relay.app.compose import Sources, compose
 from relay.app.daemon import Daemon
 from relay.app.development.demonstration import Shown, demonstrate

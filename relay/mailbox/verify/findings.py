@@ -6,9 +6,16 @@ Fails: never.
 Standards: docs/names.md (Commands).
 """
 
+import errno
+import os
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+
+from relay.clock import Clock
+from relay.mailbox.maildir import make_directory, remove, rename, sync_directory
 
 NAMED_MAX = 1000  # of anything that is listed by name
 
@@ -104,3 +111,149 @@ def named(names: list[str], name: str) -> None:
     """Add a name to a list that stays bounded."""
     if len(names) < NAMED_MAX:
         names.append(name)
+
+
+_NAMES_TRIED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Cure:
+    """What to do, and in words that complete "it was". `is_whole`: nobody has to look then."""
+
+    text: str
+    act: Callable[[], None]
+    is_whole: bool = True
+
+
+class Mender:
+    """Reports every fault, mended or not."""
+
+    def __init__(
+        self, root: Path, *, dry_run: bool, report: Callable[[Finding], None]
+    ) -> None:  # fmt: skip
+        """`root` is where the mailboxes are."""
+        self.dry_run = dry_run
+        self.corrupt = root / ".submissions" / "corrupt"
+        self._root = root
+        self._report = report
+
+    def settle(self, fault: Fault, cure: Cure | None = None) -> bool:
+        """Do what can be done about a fault, and report it; return whether the cure was done."""
+        is_done, action = False, ""
+        if cure is not None:
+            try:
+                if self.dry_run:
+                    action = f"would be {cure.text}"
+                else:
+                    cure.act()
+                    is_done, action = True, cure.text
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                action = f"could not be {cure.text}: {error.strerror or error}"
+        self._report(
+            Finding(
+                kind=fault.kind,
+                where=shown(fault.where),
+                found=shown(fault.found),
+                expected=shown(fault.expected),
+                mended=is_done and cure is not None and cure.is_whole,
+                action=shown(action),
+            )
+        )
+        return is_done
+
+    def put_aside(self, path: Path, *, is_whole: bool = False) -> Cure:
+        """Move a file to .submissions/corrupt, under the directories that it is in here."""
+        target = self._free(path)
+
+        def act() -> None:
+            make_directory(target.parent)
+            rename(path, target)
+            sync_directory(target.parent)
+            sync_directory(path.parent)
+
+        return Cure(f"put aside as {shown(target)}", act, is_whole)
+
+    def _free(self, path: Path) -> Path:
+        """Return where to put a file aside: a name that nothing has."""
+        try:
+            below = path.relative_to(self._root)
+        except ValueError:  # the dead-letter mailbox lies elsewhere
+            below = Path(*path.parts[-4:])
+        if below.parts[0] == ".submissions":
+            below = Path(path.name)
+        target = self.corrupt / below
+        for number in range(1, _NAMES_TRIED):
+            if not os.path.lexists(target):
+                break
+            target = target.with_name(f"{path.name}~{number}")
+        return target
+
+
+def renamed(path: Path, target: Path, *, is_whole: bool = True) -> Cure:
+    """Give a file another name, which nothing may have."""
+
+    def act() -> None:
+        if target.exists() and not target.samefile(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        rename(path, target)
+        for directory in {target.parent, path.parent}:
+            sync_directory(directory)
+
+    to = target.name if target.parent == path.parent else f"{target.parent.name}/{target.name}"
+    return Cure(f"renamed to {shown(to)}", act, is_whole)
+
+
+def removed(path: Path) -> Cure:
+    """Remove what is no mail, or another name of mail that stays."""
+
+    def act() -> None:
+        remove(path)
+        sync_directory(path.parent)
+
+    return Cure("removed", act)
+
+
+def made(path: Path) -> Cure:
+    """Make a directory."""
+    return Cure("made", lambda: make_directory(path))
+
+
+def shown(path: Path | str) -> str:
+    """Return a name as text that can be printed and be JSON, whatever its octets are."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+_STILL_S = 2.0
+
+
+def wait(seconds: float) -> None:
+    """Let time go by."""
+    threading.Event().wait(seconds)
+
+
+class Flight:
+    """`pause` lets so many seconds go by."""
+
+    def __init__(self, clock: Clock, pause: Callable[[float], None] = wait) -> None:
+        self._clock = clock
+        self._pause = pause
+
+    def land(self, path: Path) -> bool:
+        """Wait until a file has kept its content and name for a while; False if it is gone."""
+        try:
+            self.pass_by(path.lstat().st_ctime)
+        except OSError:
+            return False
+        return os.path.lexists(path)
+
+    def pass_by(self, at_s: float) -> None:
+        """Wait until a time is a while ago."""
+        left_s = at_s + _STILL_S - self._clock.time_us() / 1_000_000
+        if left_s > 0:
+            self._pause(min(left_s, _STILL_S))
+
+    def age_s(self, at_s: float) -> float:
+        """How long ago a time is."""
+        return self._clock.time_us() / 1_000_000 - at_s

@@ -14,16 +14,12 @@ from pathlib import Path
 from relay.clock import Clock, Ids
 from relay.mailbox.maildir import DirectorySync, list_names
 from relay.mailbox.names import mailbox_directory
-from relay.mailbox.notes import NotesDirectory
+from relay.mailbox.submissions import NotesDirectory
 from relay.mailbox.types import NoSuchItemError
-from relay.mailbox.verify.findings import Fault, Finding, Kind, Tally
-from relay.mailbox.verify.flight import Flight, wait
-from relay.mailbox.verify.indexes import IndexCheck
-from relay.mailbox.verify.mailboxes import MailboxCheck
-from relay.mailbox.verify.mending import Mender
-from relay.mailbox.verify.messages import MessageCheck
-from relay.mailbox.verify.submissions import SubmissionCheck
-from relay.mailbox.verify.uploads import check_uploads
+from relay.mailbox.verify.check_mailboxes import IndexCheck, MailboxCheck
+from relay.mailbox.verify.check_messages import MessageCheck
+from relay.mailbox.verify.check_submissions import SubmissionCheck, check_uploads
+from relay.mailbox.verify.findings import Fault, Finding, Flight, Kind, Mender, Tally, wait
 
 
 @dataclass(frozen=True, slots=True)

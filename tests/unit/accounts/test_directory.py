@@ -8,7 +8,7 @@ import pytest
 
 from relay.accounts import DevelopmentAccounts, FileAccounts, Role, load_accounts
 from relay.accounts.account import AccountDirectory
-from relay.accounts.development import ACCOUNTS_MAX
+from relay.accounts.directory import ACCOUNTS_MAX
 from relay.clock import ManualClock
 from relay.settings import SettingsError
 

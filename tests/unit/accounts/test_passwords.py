@@ -14,10 +14,10 @@ from relay.accounts.passwords import (
     FREE_FAILURES_OF_CLIENT,
     WAITING_MAX,
     FailureTable,
+    Password,
     PasswordChecker,
     client_of,
 )
-from relay.accounts.secrets import Password
 from relay.clock import ManualClock
 
 SECOND = timedelta(seconds=1)  # a number would be equal to True

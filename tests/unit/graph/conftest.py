@@ -6,11 +6,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from relay.accounts.development import DevelopmentAccounts
+from relay.accounts.directory import DevelopmentAccounts
 from relay.clock import Ids, ManualClock
 from relay.crashpoints import CrashPoints
 from relay.graph import create_app
-from relay.journeys.storelog import StoreLog
+from relay.journeys.submission_log import StoreLog
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.pressure import Pressure

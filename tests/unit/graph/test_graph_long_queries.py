@@ -14,7 +14,7 @@ from relay.clock import Ids, SystemClock
 from relay.crashpoints import CrashPoints
 from relay.graph import create_app
 from relay.http import HttpServer
-from relay.journeys.storelog import StoreLog
+from relay.journeys.submission_log import StoreLog
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.settings.tree import Address, Http

@@ -15,7 +15,7 @@ from relay.accounts import Account
 from relay.clock import Ids, ManualClock
 from relay.crashpoints import CrashPoints
 from relay.graph import create_app
-from relay.journeys.storelog import StoreLog
+from relay.journeys.submission_log import StoreLog
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.content import gathered

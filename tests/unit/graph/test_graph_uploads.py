@@ -18,11 +18,11 @@ from relay.accounts import Account, AccountDirectory, DevelopmentAccounts, FileA
 from relay.clock import Ids, ManualClock
 from relay.crashpoints import CrashPoints
 from relay.graph import create_app
-from relay.journeys.storelog import StoreLog
-from relay.mailbox.attachments import uploads
-from relay.mailbox.attachments.uploads import EXPIRE_S, UPLOADS_MAX, Uploads
+from relay.journeys.submission_log import StoreLog
+from relay.mailbox import upload_sessions
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
+from relay.mailbox.upload_sessions import EXPIRE_S, UPLOADS_MAX, Uploads
 from relay.settings.tree import Http
 from tests.unit.graph.world import refused, to
 
@@ -429,7 +429,7 @@ async def test_a_session_that_cannot_be_written_is_none(
         raise OSError(errno.ENOSPC, "full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(uploads, "write_synced", full)
+        patch.setattr(upload_sessions, "write_synced", full)
         assert refused(await place.session(message_id), 503, "ResourceUnhealthy")
     assert place.uploads() == []
     made = [await place.session(message_id, 1000) for _ in range(UPLOADS_MAX)]

@@ -9,7 +9,7 @@ import pytest
 
 from relay.clock import Ids, ManualClock
 from relay.journeys.events import Event, Step
-from relay.journeys.storelog import StoreLog, SubmissionFacts
+from relay.journeys.submission_log import StoreLog, SubmissionFacts
 
 DAY_S = 86400
 

@@ -8,7 +8,7 @@ import pytest
 
 from relay.clock import Ids, ManualClock
 from relay.crashpoints import CrashPoints
-from relay.journeys.storelog import StoreLog
+from relay.journeys.submission_log import StoreLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.properties import MessageProperties, Person

@@ -3,7 +3,7 @@
 import pytest
 
 from relay.clock import Anchor, Machine, SystemClock
-from relay.mailbox.notes.directory import AnchorFile
+from relay.mailbox.submissions.on_disk import AnchorFile
 from relay.mailbox.types import StoreError
 from tests.unit.mailbox.conftest import Place
 

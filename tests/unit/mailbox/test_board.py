@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox.notes.board import NoteBoard
+from relay.mailbox.submissions.pending import NoteBoard
 from relay.mailbox.types import Note, StoreUnavailableError
 
 

@@ -16,7 +16,7 @@ import asyncio, json, os, sys, traceback
 from pathlib import Path
 from relay.clock import Ids, SystemClock
 from relay.crashpoints import CrashPoints
-from relay.journeys.storelog import StoreLog
+from relay.journeys.submission_log import StoreLog
 from relay.mailbox import FileStore, SendOptions
 from relay.mailbox.types import QuotaLimits
 from relay.message.properties import MessageProperties, Person

@@ -9,7 +9,7 @@ import pytest
 
 from relay.clock import id_time_us
 from relay.files import FileOctets
-from relay.mailbox import DeliveryResult, MailboxFullError, StoreUnavailableError, ordering
+from relay.mailbox import DeliveryResult, MailboxFullError, StoreUnavailableError, maildir
 from relay.mailbox.inbox import DeliveredIds
 from relay.mailbox.names import delivered_id
 from relay.mailbox.query import MessageQuery
@@ -128,7 +128,7 @@ async def test_a_full_mailbox_takes_reports_only(place, store):
 
 @pytest.mark.parametrize("in_order", [True, False])
 async def test_a_full_disk_leaves_nothing_and_a_retry_delivers(place, store, monkeypatch, in_order):
-    monkeypatch.setattr(ordering, "keeps_order", lambda _: in_order)
+    monkeypatch.setattr(maildir, "keeps_order", lambda _: in_order)
     await store.list_folders(BOB)
     sync = os.fsync
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from relay.clock import Ids, ManualClock
 from relay.crashpoints import CrashPoints
-from relay.journeys.storelog import StoreLog
+from relay.journeys.submission_log import StoreLog
 from relay.mailbox import FileStore
 from relay.mailbox.query import (
     AllOf,

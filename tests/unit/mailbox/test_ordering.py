@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import pytest
 
-from relay.mailbox import ordering
-from relay.mailbox.ordering import is_ordered, named_in_order
+from relay.mailbox import maildir
+from relay.mailbox.maildir import is_ordered, named_in_order
 
 ROOT = "21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard"
 DATA = "42 21 8:17 / /var/mail rw,noatime shared:7 master:2 - ext4 /dev/sdb1 rw,errors=remount-ro"
@@ -54,18 +54,18 @@ def test_the_order_is_kept_where_it_is_known_to_be(mounts, device_name, journals
 
 
 def test_a_system_that_tells_nothing_keeps_no_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(ordering, "_MOUNTS", tmp_path / "none")
-    assert ordering.keeps_order.__wrapped__(tmp_path.stat().st_dev) is False
+    monkeypatch.setattr(maildir, "_MOUNTS", tmp_path / "none")
+    assert maildir.keeps_order.__wrapped__(tmp_path.stat().st_dev) is False
 
 
 @pytest.fixture(params=[True, False], ids=["in order", "out of order"])
 def acts(request, tmp_path, monkeypatch):
     """What is done to a new file and its name, in order."""
     done: list[str] = []
-    really, sync = ordering._write_back, os.fsync
-    monkeypatch.setattr(ordering, "keeps_order", lambda _: request.param)
+    really, sync = maildir._write_back, os.fsync
+    monkeypatch.setattr(maildir, "keeps_order", lambda _: request.param)
     monkeypatch.setattr(
-        ordering, "_write_back", lambda file: (really(file), done.append("write back"))
+        maildir, "_write_back", lambda file: (really(file), done.append("write back"))
     )
     monkeypatch.setattr(os, "fsync", lambda file: (sync(file), done.append("sync")))
     return done
@@ -94,10 +94,10 @@ def test_who_fails_to_give_a_name_syncs_nothing_more_and_closes_the_file(acts, t
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
 def test_where_a_sandbox_forbids_the_call_a_sync_does(tmp_path, monkeypatch, number):
     synced = []
-    monkeypatch.setattr(ordering, "_sync_file_range", lambda *_: -1)
-    monkeypatch.setattr(ordering.ctypes, "get_errno", lambda: number)
+    monkeypatch.setattr(maildir, "_sync_file_range", lambda *_: -1)
+    monkeypatch.setattr(maildir.ctypes, "get_errno", lambda: number)
     monkeypatch.setattr(os, "fsync", synced.append)
-    ordering._write_back(5)
+    maildir._write_back(5)
     assert synced == [5]
 
 
@@ -105,7 +105,7 @@ def test_an_error_of_the_disk_is_one(tmp_path):
     reading, writing = os.pipe()
     try:
         with pytest.raises(OSError, match="Illegal seek"):  # as a disk would say EIO
-            ordering._write_back(writing)
+            maildir._write_back(writing)
     finally:
         os.close(reading)
         os.close(writing)

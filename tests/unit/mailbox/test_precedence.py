@@ -5,10 +5,10 @@ import asyncio
 import pytest
 
 from relay.clock import ManualClock
-from relay.mailbox.notes import precedence
-from relay.mailbox.notes.precedence import Precedence
+from relay.mailbox.submissions import pending
+from relay.mailbox.submissions.pending import Precedence
 
-YOUNG_S, OLD_S = 0.0, precedence.OLD_S + 1
+YOUNG_S, OLD_S = 0.0, pending.OLD_S + 1
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_nobody_waits_for_submissions_now_and_then(made, clock, takes_s, pause_s
 
 @pytest.mark.parametrize(
     ("age_s", "space_s"),
-    [(YOUNG_S, precedence.SPACE_S), (OLD_S, precedence.OLD_SPACE_S)],
+    [(YOUNG_S, pending.SPACE_S), (OLD_S, pending.OLD_SPACE_S)],
     ids=["young", "old"],
 )
 def test_in_a_rush_notes_are_taken_up_one_after_a_while(made, clock, age_s, space_s):
@@ -83,7 +83,7 @@ async def test_the_end_of_a_rush_is_noticed(made, clock):
         turns = [asyncio.ensure_future(made.turn(YOUNG_S)) for _ in range(50)]
         await asyncio.sleep(0)
         assert not any(turn.done() for turn in turns)
-    clock.advance(precedence.MOMENT_S)
+    clock.advance(pending.MOMENT_S)
     async with asyncio.timeout(0.5):
         await asyncio.gather(*turns)
 
@@ -96,5 +96,5 @@ def test_a_submission_that_fails_counts_as_done(made, clock):
 
     with pytest.raises(OSError, match="full"):
         fail()
-    clock.advance(precedence.MOMENT_S)
+    clock.advance(pending.MOMENT_S)
     assert taken_at_once(made) == 100

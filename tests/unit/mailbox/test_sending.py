@@ -19,7 +19,7 @@ from relay.mailbox import (
     NotADraftError,
     SendOptions,
     StoreUnavailableError,
-    ordering,
+    maildir,
 )
 from relay.mailbox.maildir import SYNC_FAILURES, Stripes
 from relay.mailbox.query import MessageQuery
@@ -226,7 +226,7 @@ async def test_a_full_mailbox_takes_no_draft(place, store, draft):
 async def test_a_failing_disk_leaves_nothing_half_written(
     place, store, draft, monkeypatch, failing, in_order
 ):
-    monkeypatch.setattr(ordering, "keeps_order", lambda _: in_order)
+    monkeypatch.setattr(maildir, "keeps_order", lambda _: in_order)
     await store.list_folders(ALICE)
     await store.file_original(await store.submit_new(ALICE, draft(), FORGET), queue_id="q")
     sync, calls = os.fsync, []

@@ -11,7 +11,7 @@ import pytest
 
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox import SendOptions
-from relay.mailbox.sending import Sending
+from relay.mailbox.submissions.submit import Sending
 
 ALICE = "alice@example.test"
 HOUR_US = 3_600_000_000
@@ -71,7 +71,7 @@ def cut_off(place, draft, monkeypatch) -> None:
     sending = store._sending
     sending._shared = replace(store._shared, crash=Killed())
     with monkeypatch.context() as patched:
-        patched.setattr("relay.mailbox.sending._remove_all", lambda *_: None)
+        patched.setattr("relay.mailbox.submissions.submit._remove_all", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
             sending.submit_new(ALICE, draft(), SendOptions())
 
@@ -97,9 +97,9 @@ async def test_what_a_crash_cut_off_behind_its_steps_is_withdrawn(
     sent = await store.submit_new(ALICE, draft(subject="before"), SendOptions())
     kept = None if is_new else await store.create_draft(ALICE, draft())
     with monkeypatch.context() as patched:
-        patched.setattr("relay.mailbox.sending._remove_all", lambda *_: None)
+        patched.setattr("relay.mailbox.submissions.submit._remove_all", lambda *_: None)
         patched.setattr(Sending, "_withdraw", lambda *_: None)
-        patched.setattr("relay.mailbox.sending.os.rename", killed)
+        patched.setattr("relay.mailbox.submissions.submit.os.rename", killed)
         send, what = store._sending.submit_new, draft()
         if kept is not None:
             send, what = store._sending.submit_draft, kept.id

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from relay.clock import ManualClock
-from relay.mailbox.notes.deferred import BroughtUp
-from relay.mailbox.notes.timer import DeferredDirectory, DueTimer
+from relay.mailbox.submissions.scheduled import BroughtUp, DeferredDirectory, DueTimer
 from relay.mailbox.types import Note, SendOptions, StoreUnavailableError
 
 SECOND_US = 1_000_000
@@ -156,7 +155,7 @@ async def test_a_directory_that_rests_is_not_listed_again(directory, run):
 
 
 async def test_trouble_with_the_disk_is_waited_out(directory, run, monkeypatch):
-    monkeypatch.setattr("relay.mailbox.notes.timer._AFTER_TROUBLE_S", 0.001)
+    monkeypatch.setattr("relay.mailbox.submissions.scheduled._AFTER_TROUBLE_S", 0.001)
     directory.put("a", 0)
     directory.trouble = 3
     await run(directory.timer())

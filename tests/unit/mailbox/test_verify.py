@@ -12,14 +12,13 @@ import pytest
 
 from relay.clock import ManualClock
 from relay.journeys.events import Event, Step
-from relay.journeys.storelog import SubmissionFacts
-from relay.journeys.unfinished import read_submissions
+from relay.journeys.submission_log import SubmissionFacts, read_submissions
 from relay.mailbox import MessageChange, SendOptions
 from relay.mailbox.folders import write_id
 from relay.mailbox.index.database import open_database
 from relay.mailbox.names import parse_name
 from relay.mailbox.query import HasWords, MessageQuery, SearchIn
-from relay.mailbox.verify import Finding, Surroundings, Tally, Verifier, submissions
+from relay.mailbox.verify import Finding, Surroundings, Tally, Verifier, check_submissions
 from relay.message.properties import Attachment
 
 ALICE = "alice@example.test"
@@ -537,7 +536,7 @@ async def test_the_log_goes_on_while_it_is_read(checked, place, monkeypatch):
         place.log.append(facts, Event(Step.ACCEPTED, place.clock.time_us()), queue_id="q")
         return found
 
-    monkeypatch.setattr(submissions, "read_submissions", read)
+    monkeypatch.setattr(check_submissions, "read_submissions", read)
     checked.verify()
     assert checked.findings == []
 

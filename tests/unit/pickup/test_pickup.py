@@ -14,7 +14,7 @@ from relay.accounts import DEAD_LETTER
 from relay.clock import ManualClock
 from relay.crashpoints import CrashPoints
 from relay.journeys.events import Event, Step
-from relay.journeys.storelog import StoreLog, SubmissionFacts
+from relay.journeys.submission_log import StoreLog, SubmissionFacts
 from relay.mailbox.types import MailboxFullError, NoSuchItemError, Note, StoreUnavailableError
 from relay.message.content import LARGE_BYTES, MemoryOctets
 from relay.message.properties import MessageProperties, Person

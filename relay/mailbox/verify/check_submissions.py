@@ -12,16 +12,26 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay.journeys.unfinished import OpenSubmission, Submissions, read_submissions
+import msgspec
+
+from relay.journeys.submission_log import OpenSubmission, Submissions, read_submissions
 from relay.mailbox.folders import list_folders, well_known_path
-from relay.mailbox.leftovers import LEFTOVER_S
 from relay.mailbox.maildir import list_names
 from relay.mailbox.names import DRAFT, mailbox_directory, parse_name
-from relay.mailbox.notes import NOTE_NAME, NotesDirectory, read_block_of
+from relay.mailbox.stale_files import LEFTOVER_S
+from relay.mailbox.submissions import NOTE_NAME, NotesDirectory, read_block_of
 from relay.mailbox.types import NoSuchItemError, WellKnown
-from relay.mailbox.verify.findings import Fault, Kind, NoteTally, named
-from relay.mailbox.verify.flight import Flight
-from relay.mailbox.verify.mending import Cure, Mender, removed, shown
+from relay.mailbox.verify.findings import (
+    Cure,
+    Fault,
+    Flight,
+    Kind,
+    Mender,
+    NoteTally,
+    named,
+    removed,
+    shown,
+)
 
 _PREPARED = re.compile(r"[0-9a-z]{16}\.\d{1,20}[+~]?")
 _IN_WORK_S = 60.0
@@ -225,3 +235,43 @@ class SubmissionCheck:
 
 def _stem_of(file_name: str) -> str:
     return file_name.partition(":")[0].partition(",")[0]
+
+
+_RECEIVED = re.compile(r"[0-9a-f]{64}@(\d{1,18})")
+_FACTS = ".json"
+
+
+def check_uploads(directory: Path, mender: Mender, flight: Flight) -> int:
+    """Put aside what cannot be gone on with; return how many sessions there are."""
+    count = 0
+    for name in sorted(list_names(directory)):
+        path = directory / name
+        count += name.endswith(_FACTS)
+        if _fault(path) is not None and flight.land(path) and (fault := _fault(path)) is not None:
+            mender.settle(fault, mender.put_aside(path))
+    return count
+
+
+def _fault(path: Path) -> Fault | None:
+    """What is wrong with a file, None if nothing is or it is gone."""
+    try:
+        if path.name.endswith(_FACTS):
+            return None if _is_table(path) else _broken(path, "no JSON", "a session's facts")
+        match = _RECEIVED.fullmatch(path.name)
+        size_bytes = path.stat().st_size
+        if match and size_bytes < int(match[1]):
+            return _broken(path, f"{size_bytes} bytes", f"the {match[1]} that were confirmed")
+    except FileNotFoundError:
+        return None
+    return None
+
+
+def _is_table(path: Path) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(path.read_bytes()), dict)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+
+
+def _broken(path: Path, found: str, expected: str) -> Fault:
+    return Fault(Kind.BROKEN_UPLOAD, path, found, expected)

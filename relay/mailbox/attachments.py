@@ -9,8 +9,8 @@ Standards: Graph's attachment resource type.
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from relay.mailbox.dependencies import Equipment
 from relay.mailbox.drafts import Drafts
-from relay.mailbox.equipment import Equipment
 from relay.mailbox.index import Located
 from relay.mailbox.maildir import looking_again
 from relay.mailbox.messages import (

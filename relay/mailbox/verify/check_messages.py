@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relay.files import OpenOctets
-from relay.mailbox.leftovers import LEFTOVER_S
 from relay.mailbox.maildir import open_message
 from relay.mailbox.names import MessageName, is_our_name, parse_name
-from relay.mailbox.verify.findings import Fault, Kind
-from relay.mailbox.verify.flight import Flight
-from relay.mailbox.verify.mending import Cure, Mender, removed, renamed
+from relay.mailbox.stale_files import LEFTOVER_S
+from relay.mailbox.verify.findings import Cure, Fault, Flight, Kind, Mender, removed, renamed
 from relay.mime.draft import FIRST_FIELD_BYTES, PRIVATE_BYTES_MAX, private_length, read_private
 
 _SIZE = re.compile(r",S=\d+")

@@ -7,7 +7,7 @@ Fails: BeingSentError; OSError when the disk refuses.
 Standards: none; docs/design.md 1.
 """
 
-from relay.mailbox.notes.directory import (
+from relay.mailbox.submissions.on_disk import (
     FIRST_SUBMISSION,
     NOTE_NAME,
     NotesDirectory,

@@ -15,9 +15,9 @@ from relay.mailbox.folders import Folders
 from relay.mailbox.index import Indexes, Located
 from relay.mailbox.maildir import DirectorySync, Stripes
 from relay.mailbox.messages import Identity, change_key
-from relay.mailbox.notes import NotesDirectory
-from relay.mailbox.notes.deferred import DeferredNotes
 from relay.mailbox.quota import Quota
+from relay.mailbox.submissions import NotesDirectory
+from relay.mailbox.submissions.scheduled import DeferredNotes
 from relay.mailbox.types import Condition, SendOptions
 
 

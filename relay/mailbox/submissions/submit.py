@@ -18,15 +18,15 @@ from typing import Any
 
 from relay.crashpoints import CrashPoint
 from relay.journeys.events import Event, Step
-from relay.journeys.storelog import StoreLog, SubmissionFacts
-from relay.mailbox.equipment import Equipment
+from relay.journeys.submission_log import StoreLog, SubmissionFacts
+from relay.mailbox.dependencies import Equipment
 from relay.mailbox.folders import find_folder, well_known_path
 from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import Located
-from relay.mailbox.leftovers import Leftovers
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
     looking_again,
+    named_in_order,
     open_written,
     place_again,
     remove,
@@ -42,10 +42,10 @@ from relay.mailbox.messages import (
     submission_facts,
 )
 from relay.mailbox.names import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
-from relay.mailbox.notes import FIRST_SUBMISSION, draft_of
-from relay.mailbox.notes.deferred import notified_detail
-from relay.mailbox.ordering import named_in_order
 from relay.mailbox.reading import octets_of
+from relay.mailbox.stale_files import Leftovers
+from relay.mailbox.submissions import FIRST_SUBMISSION, draft_of
+from relay.mailbox.submissions.scheduled import notified_detail
 from relay.mailbox.types import (
     UNCONDITIONAL,
     BeingSentError,

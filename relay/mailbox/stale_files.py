@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from relay.clock import least_us
-from relay.journeys.storelog import StoreLog
-from relay.mailbox.equipment import Equipment
+from relay.journeys.submission_log import StoreLog
+from relay.mailbox.dependencies import Equipment
 from relay.mailbox.folders import list_folders, well_known_path
 from relay.mailbox.folders.directories import DELETED_PREFIX
 from relay.mailbox.maildir import (
@@ -29,7 +29,7 @@ from relay.mailbox.maildir import (
 )
 from relay.mailbox.messages import is_draft, submission_facts
 from relay.mailbox.names import is_our_name
-from relay.mailbox.notes import Prepared, draft_of, read_block_of
+from relay.mailbox.submissions import Prepared, draft_of, read_block_of
 from relay.mailbox.types import StoreError, WellKnown
 from relay.message.content import LARGE_BYTES
 from relay.mime.draft import DraftOrigin

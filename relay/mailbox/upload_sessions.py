@@ -8,8 +8,10 @@ Fails: StoreError's children; OSError when the disk refuses.
 Standards: Graph's uploadSession resource type.
 """
 
+import asyncio
 import hashlib
 import os
+import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,8 +22,9 @@ import msgspec
 
 from relay.clock import Clock, jump_us
 from relay.files import FileOctets, write_all
-from relay.mailbox.attachments.stored import Attachments
-from relay.mailbox.equipment import Equipment
+from relay.mailbox.attachments import Attachments
+from relay.mailbox.dependencies import Equipment
+from relay.mailbox.drafts import Drafts
 from relay.mailbox.maildir import (
     list_names,
     make_directory,
@@ -29,13 +32,18 @@ from relay.mailbox.maildir import (
     sync_descriptor,
     write_synced,
 )
+from relay.mailbox.threads import Run
 from relay.mailbox.types import (
     MailboxFullError,
+    NewUpload,
     NoSuchItemError,
+    Opened,
     TooManyUploadsError,
     Upload,
     UploadBusyError,
 )
+from relay.message.properties import Attachment
+from relay.mime.draft import kept_attachment
 from relay.mime.keeping import new_attachment
 from relay.mime.mimeread import AttachmentFacts
 from relay.mime.recoding import base64_size
@@ -126,7 +134,7 @@ class Uploads:
         with self._all() as sessions:
             return _shown(_found(sessions, token), self._shared.clock)
 
-    def begin_range(self, token: str, start: int) -> "UploadRange":
+    def begin_range(self, token: str, start: int) -> "RangeWriter":
         """See api.AttachmentStore.upload_range()."""
         with self._all() as sessions:
             session = _found(sessions, token)
@@ -134,7 +142,7 @@ class Uploads:
             raise UploadBusyError("Another range of this upload is being taken.")
         try:
             stem = self._directory / _digest(token)
-            return UploadRange(stem, session, equipment=self._shared, start=start)
+            return RangeWriter(stem, session, equipment=self._shared, start=start)
         except BaseException:
             session.lock.release()
             raise
@@ -265,7 +273,7 @@ class Uploads:
         return received == 0
 
 
-class UploadRange:
+class RangeWriter:
     """One range that is being taken. Blocking; abort() or finish() ends it."""
 
     def __init__(self, stem: Path, session: _Session, *, equipment: Equipment, start: int) -> None:
@@ -343,3 +351,88 @@ def _read(path: Path) -> _Facts | None:
         return _decoder.decode(path.read_bytes())
     except (OSError, msgspec.MsgspecError):
         return None
+
+
+class FileUploadRange:
+    """An api.UploadRange."""
+
+    def __init__(self, taken: RangeWriter, run: Run) -> None:
+        self._taken = taken
+        self._run = run
+        self._is_finishing = False
+
+    async def write(self, octets: bytes) -> None:
+        """See api.UploadRange."""
+        await self._run(self._taken.write, octets)
+
+    async def finish(self) -> Upload:
+        """See api.UploadRange."""
+        self._is_finishing = True  # from here on it goes on, whoever waits
+        return await self._run(self._taken.finish)
+
+    def abort(self) -> None:
+        """See api.UploadRange."""
+        if not self._is_finishing:
+            asyncio.get_running_loop().run_in_executor(None, self._taken.abort)
+
+
+class FileAttachments:
+    """An api.AttachmentStore."""
+
+    def __init__(self, equipment: Equipment, drafts: Drafts, *, run: Run) -> None:
+        self._attachments = Attachments(equipment, drafts)
+        directory = equipment.notes.ready.with_name("uploads")
+        self._uploads = Uploads(directory, equipment, self._attachments)
+        self._run = run
+        self._new_id = equipment.ids.new
+
+    async def opened(self, account: str, message_id: str, *, folder_id: str = "") -> Opened:
+        """See api.AttachmentStore."""
+        return await self._run(self._attachments.opened, account, message_id, folder_id)
+
+    async def add(
+        self, account: str, message_id: str, attachment: Attachment, *, limit_bytes: int
+    ) -> str:
+        """See api.AttachmentStore."""
+        identity = self._new_id()
+
+        def added() -> None:
+            new = kept_attachment(attachment, identity=identity)
+            self._attachments.add(account, message_id, new, limit_bytes=limit_bytes)
+
+        await self._run(added)
+        return identity
+
+    async def remove(self, account: str, message_id: str, attachment_id: str) -> None:
+        """See api.AttachmentStore."""
+        await self._run(self._attachments.remove, account, message_id, attachment_id)
+
+    async def create_upload(
+        self, account: str, message_id: str, wanted: AttachmentFacts, *, limit_bytes: int
+    ) -> NewUpload:
+        """See api.AttachmentStore."""
+        token = secrets.token_urlsafe()
+        upload = await self._run(
+            self._uploads.create, account, message_id, wanted, token=token, limit_bytes=limit_bytes
+        )
+        return NewUpload(token, upload)
+
+    async def find_upload(self, token: str) -> Upload:
+        """See api.AttachmentStore."""
+        return await self._run(self._uploads.find, token)
+
+    async def upload_range(self, token: str, start: int) -> FileUploadRange:
+        """See api.AttachmentStore."""
+        return FileUploadRange(await self._run(self._uploads.begin_range, token, start), self._run)
+
+    async def attach_upload(self, token: str, *, limit_bytes: int) -> Upload:
+        """See api.AttachmentStore."""
+        return await self._run(self._uploads.attach, token, limit_bytes=limit_bytes)
+
+    async def remove_upload(self, token: str) -> None:
+        """See api.AttachmentStore."""
+        await self._run(self._uploads.remove, token)
+
+    async def remove_expired(self) -> None:
+        """Remove uploads whose time is over: at the front door's start, and from time to time."""
+        await self._run(self._uploads.remove_expired)
