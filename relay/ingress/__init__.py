@@ -9,10 +9,10 @@ Read: server (a listener), session (a connection), conversation (its commands), 
 acceptance (step 5), fanout (who goes where).
 """
 
-from relay.ingress.acceptance import Acceptance
-from relay.ingress.limits import Limits
-from relay.ingress.ports import Decision, Origin, Policy, Reporter
-from relay.ingress.server import Neighbours, SmtpServer
+from relay.ingress.acceptance import Acceptance, Policy, Reporter
+from relay.ingress.data import Decision, Origin
+from relay.ingress.session_limits import Limits
+from relay.ingress.smtp_server import Neighbours, SmtpServer
 
 __all__ = [
     "Acceptance",

@@ -10,27 +10,26 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from relay.clock import Clock, Ids
-from relay.ingress import fields
-from relay.ingress.data import HEADER_BYTES_MAX, Refusal
+from relay.ingress import header_cleanup
+from relay.ingress.authorization import Passwords, refused_header
+from relay.ingress.data import HEADER_BYTES_MAX, Decision, Origin, Refusal
 from relay.ingress.fanout import FanOut, fan_out, judge, reported
-from relay.ingress.ports import Decision, Origin, Passwords, Policy, Reporter, ReportPlan, Router
-from relay.ingress.rights import refused_header
 from relay.journeys.events import Event, Step
 from relay.message.content import Content, edited, in_sight, size_of
 from relay.message.envelope import Client, Envelope, domain_of
 from relay.message.nexthop import NextHop
-from relay.message.reporting import ReportedMessage
-from relay.message.verdict import Examined, Subject, Verdict
+from relay.message.reporting import ReportedMessage, ReportedRecipient
+from relay.message.verdict import Examined, Source, Subject, Verdict
 from relay.mime import headers
 from relay.mime.encodedwords import decode_words
 from relay.mime.priority import Priority, priority_of
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.policy import TooManyPartsError
-from relay.routing.route_table import Examination, InvalidRecipient, LocalRecipient
+from relay.routing.route_table import Examination, InvalidRecipient, LocalRecipient, RouteTable
 from relay.spool.types import (
     Accepted,
     Claim,
@@ -62,6 +61,44 @@ _NO_ROOM = Decision(Refusal.QUEUE_FULL)
 _LOOP = Decision("554 5.4.6 Routing loop detected: too many Received fields")
 
 
+class Policy(Protocol):
+    """The mail-flow rules: relay.policy's RuleSet."""
+
+    def evaluate(self, subject: Subject) -> Verdict:
+        """Decide; may raise anything, which is 451 4.7.1."""
+        ...
+
+
+class ReportPlan(Protocol):
+    """The reports that are due already, and the events that tell of them."""
+
+    @property
+    def messages(self) -> tuple[NewMessage, ...]:
+        """Each is routed and ready for the spool."""
+        ...
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """They belong to the original message."""
+        ...
+
+
+class Reporter(Protocol):
+    """Who hears of failures: relay.reports' Reporter."""
+
+    def failures(
+        self,
+        message: ReportedMessage,
+        *,
+        trusted: bool,
+        source: Source,
+        account: str,
+        recipients: Sequence[ReportedRecipient],
+    ) -> ReportPlan:
+        """Decide who gets a report, and write it."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Acceptance:
     """Takes responsibility for messages, or says why not.
@@ -73,7 +110,7 @@ class Acceptance:
     """
 
     hostname: str
-    router: Router
+    router: RouteTable
     policy: Callable[[], Policy]
     reporter: Reporter
     spool: Spool
@@ -114,14 +151,14 @@ class Acceptance:
         known = in_sight(content)
         if headers.split(known) > HEADER_BYTES_MAX:
             return _LONG_HEADER
-        if fields.is_looping(known, RECEIVED_MAX):
+        if header_cleanup.is_looping(known, RECEIVED_MAX):
             return _LOOP
         if origin.login and (refusal := await self._refusal_of_author(known, origin)):
             return Decision(refusal)
         queue_id, now_us = self.ids.new(), self.clock.steady_us()
         content = edited(
             content,
-            lambda content: fields.prepare(
+            lambda content: header_cleanup.prepare(
                 content,
                 envelope,
                 origin,

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from relay.ingress.limits import Budget, Limits
+from relay.ingress.session_limits import Budget, Limits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeContent
+from relay.message.envelope import Client
+from relay.message.verdict import Source
 from relay.mime import headers
 from relay.spool.types import Arrival
 
@@ -38,6 +40,42 @@ class Refusal(StrEnum):
     NO_ROOM = "452 4.3.1 Too much mail at once, try again later"
     QUEUE_FULL = "452 4.3.1 The queue is full, try again later"
     LOCAL_ERROR = "451 4.3.0 Local error, try again later"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a message came from, as its session knows it.
+
+    `ip` is "" on a Unix socket; `tls` is the protocol version or ""; `login` is the account that
+    authenticated or ""; `trusted` means AUTH, a listed network or pickup; `pickup` that it came
+    through pickup's own socket.
+    """
+
+    ip: str
+    helo: str
+    extended: bool = True
+    tls: str = ""
+    login: str = ""
+    trusted: bool = False
+    pickup: bool = False
+
+    @property
+    def client(self) -> Client:
+        """What the log and the journey say of the client."""
+        return Client(self.ip, self.helo, self.login, self.tls)
+
+    @property
+    def source(self) -> Source:
+        """The `source` condition of rules and the `via` label of metrics."""
+        return Source.GRAPH if self.pickup else Source.SMTP
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The reply after the final dot; `queue_id` is "" where nothing was accepted."""
+
+    reply: str
+    queue_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from relay.delivery.queue_scanner import LaneWalk, Refill
 from relay.delivery.retry import Schedule
 from relay.delivery.site_limits import Bucket
 from relay.ingress import Acceptance
-from relay.ingress.ports import Decision
+from relay.ingress.data import Decision
 from relay.message.classify import Reply, Stage
 from relay.message.lifecycle import PARKED
 from relay.message.outcome import Deferred, Failed

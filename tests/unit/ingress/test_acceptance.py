@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from relay.ingress import Origin
-from relay.ingress.fields import prepare
+from relay.ingress.header_cleanup import prepare
 from relay.journeys.events import Step
 from relay.message.envelope import Client, Envelope, ForwardPath
 from relay.message.lifecycle import State

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from relay.ingress.data import ContentReader, Refusal
-from relay.ingress.limits import Budget, Limits
+from relay.ingress.session_limits import Budget, Limits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, LargeContent, gathered
 from tests.dialogue.harness import MemoryArrival
 from tests.support.smuggling import SEQUENCES

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from relay.ingress.input import Input, LineFault
+from relay.ingress.smtp_session import Input, LineFault
 
 
 class Transport:

@@ -9,8 +9,8 @@ import pytest
 from relay.clock import ManualClock
 from relay.crashpoints import CrashPoints
 from relay.ingress import Limits
-from relay.ingress.fields import prepare
-from relay.ingress.ports import Origin
+from relay.ingress.data import Origin
+from relay.ingress.header_cleanup import prepare
 from relay.message.content import BLOCK_BYTES, LargeContent, edited, gathered
 from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.metrics import Metrics

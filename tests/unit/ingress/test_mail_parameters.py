@@ -1,6 +1,6 @@
 import pytest
 
-from relay.ingress.parameters import MailArgument, Refused, parse_mail, parse_rcpt
+from relay.ingress.esmtp_parameters import MailArgument, Refused, parse_mail, parse_rcpt
 from relay.message.envelope import ForwardPath, Notify
 
 A = "a@example.test"

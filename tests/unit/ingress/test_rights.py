@@ -5,7 +5,7 @@ from email.policy import compat32, default
 
 import pytest
 
-from relay.ingress.ports import Origin
+from relay.ingress.data import Origin
 from relay.message.content import gathered
 from relay.message.envelope import Envelope, ForwardPath
 from relay.mime.headread import ORIGINATORS_OCTETS_MAX

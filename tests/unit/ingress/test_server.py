@@ -17,7 +17,7 @@ import structlog.testing
 from relay.accounts import load_accounts
 from relay.clock import ManualClock
 from relay.ingress import Limits
-from relay.ingress.session import SmtpSession
+from relay.ingress.smtp_session import SmtpSession
 from relay.observe import logs
 from relay.settings.tree import Address
 from tests.dialogue.harness import Relay, make_certificate

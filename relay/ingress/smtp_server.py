@@ -19,13 +19,14 @@ from pathlib import Path
 
 from relay.crashpoints import CrashPoints
 from relay.ingress.acceptance import Acceptance
-from relay.ingress.conversation import SHUTTING_DOWN, Service
-from relay.ingress.data import Received
-from relay.ingress.limits import Budget, Limits, SessionCount
-from relay.ingress.ports import Decision, Origin, Passwords, Quota, Router
-from relay.ingress.session import TLS_HANDSHAKE_S, Door, SmtpSession
+from relay.ingress.authorization import Passwords
+from relay.ingress.data import Decision, Origin, Received
+from relay.ingress.session_limits import Budget, Limits, SessionCount
+from relay.ingress.smtp_commands import SHUTTING_DOWN, Quota, Service
+from relay.ingress.smtp_session import TLS_HANDSHAKE_S, Door, SmtpSession
 from relay.message.envelope import Envelope
 from relay.pressure import Pressure
+from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, SmtpListener, Tls
 
 _BACKLOG = 512
@@ -40,7 +41,7 @@ class Neighbours:
 
     hostname: str
     acceptance: Acceptance
-    router: Router
+    router: RouteTable
     accounts: Passwords
     quota: Quota
     crash: CrashPoints = field(default_factory=CrashPoints)

@@ -7,7 +7,7 @@ Standards: RFC 5321 4.4 (trace, Return-Path), 6.3 (loops); RFC 5322 3.6.3 (Bcc);
     Message-ID).
 """
 
-from relay.ingress.ports import Origin
+from relay.ingress.data import Origin
 from relay.message.envelope import Envelope
 from relay.message.properties import Person
 from relay.mime import headers

@@ -10,21 +10,19 @@ import math
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from relay.accounts import DEAD_LETTER, LoginDelayedError
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.ingress.auth import exchange
-from relay.ingress.data import ContentReader
-from relay.ingress.input import LineFault
-from relay.ingress.limits import Budget, Limits
-from relay.ingress.parameters import MailArgument, Refused, parse_mail, parse_rcpt
-from relay.ingress.ports import Accept, Origin, Passwords, Quota, Router
-from relay.ingress.rights import refused_sender
+from relay.ingress.authorization import Passwords, exchange, refused_sender
+from relay.ingress.data import ContentReader, Decision, Origin, Received
+from relay.ingress.esmtp_parameters import MailArgument, Refused, parse_mail, parse_rcpt
+from relay.ingress.session_limits import Budget, Limits
 from relay.mailbox.types import Room
 from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger
-from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient
+from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient, RouteTable
 from relay.spool.types import Arrival
 
 _log = get_logger("ingress")
@@ -43,6 +41,17 @@ _HTTP_HOST = "HOST:"
 _NO_HTTP = "554 5.5.0 This is an SMTP server and takes no HTTP, closing the connection"
 _TOO_EARLY = "554 5.5.0 You spoke before the greeting, closing the connection"
 _NOT_OFFERED = frozenset({"BDAT", "EXPN", "HELP", "ETRN", "TURN", "SEND", "SOML", "SAML"})
+
+
+class LineFault(StrEnum):
+    """Why a command line was thrown away: the reply that says so."""
+
+    BARE = "500 5.5.2 Lines must end in CRLF, and CR, LF and NUL may not stand alone"
+    TOO_LONG = "500 5.5.2 Line too long"
+    BINARY = (
+        "554 5.5.0 This listener begins without TLS, and commands are text; send STARTTLS first,"
+        " or use a listener with TLS; closing the connection"
+    )
 
 
 class Wire(Protocol):
@@ -69,6 +78,17 @@ class Wire(Protocol):
         ...
 
 
+class Quota(Protocol):
+    """Whether mail fits: a part of relay.mailbox's DeliveryStore."""
+
+    async def room(self, account: str, size: int) -> Room:
+        """Whether a message of `size` bytes fits under the account's quota."""
+        ...
+
+
+Accept = Callable[[Envelope, Received, Origin], Awaitable[Decision]]
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """What a listener offers: the same for all its sessions."""
@@ -78,7 +98,7 @@ class Service:
     max_message_bytes: int
     max_recipients: int
     budget: Budget
-    router: Router
+    router: RouteTable
     accounts: Passwords
     quota: Quota
     accept: Accept
