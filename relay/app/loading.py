@@ -13,7 +13,7 @@ from relay.accounts import load_accounts
 from relay.app.inforce import Configured
 from relay.app.routes import route_table
 from relay.clock import Clock
-from relay.policy import load as load_rules
+from relay.policy import load_rules
 from relay.settings import Fault, SettingsError, load
 
 

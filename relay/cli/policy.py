@@ -17,9 +17,17 @@ from relay.cli.output import print_json, print_lines
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.verdict import Source
 from relay.mime.headers import split
-from relay.policy import load, make_subject, read, report, run_tests
-from relay.policy.casefile import crlf
-from relay.policy.report import Report
+from relay.policy import (
+    Report,
+    crlf,
+    format_check,
+    format_test_results,
+    format_verdict,
+    load_rules,
+    make_subject,
+    read_rules,
+    run_tests,
+)
 from relay.settings.faults import shown
 
 
@@ -61,7 +69,7 @@ def check(given: Given, directory: Path | None) -> None:
     Exits 78 with file:line of each fault.
     """
     folder, domains = _place(given, directory)
-    _print(given, report.of_check(load(folder, local_domains=domains)))
+    _print(given, format_check(load_rules(folder, local_domains=domains)))
 
 
 @policy.command()
@@ -70,7 +78,7 @@ def check(given: Given, directory: Path | None) -> None:
 def test(given: Given, directory: Path | None) -> None:
     """Run the rules' own tests; exits 78 when one fails."""
     folder, domains = _place(given, directory)
-    _print(given, report.of_tests(run_tests(read(folder), local_domains=domains)))
+    _print(given, format_test_results(run_tests(read_rules(folder), local_domains=domains)))
 
 
 @policy.command("try")
@@ -100,14 +108,14 @@ def try_(
 ) -> None:
     """Say what the rules would do with a message, without doing it."""
     folder, domains = _place(given, None)
-    rules = read(folder)
+    rules = read_rules(folder)
     content = crlf(file.read_bytes())
     if not split(content):
         raise Ended(Exit.DATA, f"relay policy try: {file} has no header")
     subject = make_subject(
         sender, recipients, content, source=Source(source), local_domains=domains
     )
-    _print(given, report.of_verdict(rules, rules.evaluate(subject)))
+    _print(given, format_verdict(rules, rules.evaluate(subject)))
 
 
 def _place(given: Given, directory: Path | None) -> tuple[Path, tuple[str, ...]]:

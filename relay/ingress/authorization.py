@@ -111,15 +111,16 @@ def refused_header(accounts: Passwords, login: str, header: bytes) -> str:
     account = accounts.by_address(login)
     if account is None or account.address != login:
         return refused_sender(accounts, login, "")
-    for field in originators(header):
-        for person in field.people:
+    for header_field in originators(header):
+        for person in header_field.people:
             if not account.may_send_as(person.address):
-                return _refusal(f"<{_shown(person.address)}> in {field.name}", login)
-        if field.unread or not field.people:
-            found = _shown(field.unread) if field.unread else "no address"
+                return _refusal(f"<{_shown(person.address)}> in {header_field.name}", login)
+        if header_field.unread or not header_field.people:
+            found = _shown(header_field.unread) if header_field.unread else "no address"
             return (
-                f"553 5.7.1 Found {found} in {field.name}, expected only addresses of the account "
-                f"{_shown(login)}; {_ADVICE}, and put a name with special characters in quotes"
+                f"553 5.7.1 Found {found} in {header_field.name}, expected only addresses of the "
+                f"account {_shown(login)}; {_ADVICE}, and put a name with special characters in "
+                "quotes"
             )
     return ""
 

@@ -6,7 +6,7 @@ its original filed, or a report in the sender's Inbox, or it is tried again; rep
 message, because the submission id is its key.
 """
 
-from relay.pickup.daemon import Pickup
-from relay.pickup.handling import Reporter
+from relay.pickup.processing import Reporter
+from relay.pickup.workers import Pickup
 
 __all__ = ["Pickup", "Reporter"]

@@ -25,7 +25,7 @@ from relay.mailbox.types import Note
 from relay.message.content import Octets
 from relay.mime.converted import Converted
 from relay.mime.draft import FIRST_FIELD_BYTES, private_length
-from relay.pickup.child import LENGTH_BYTES, READY, Answer
+from relay.pickup.conversion_child import LENGTH_BYTES, READY, Answer
 
 PLAIN_BYTES_MAX = 64 * 1024
 _SHARED_MAX = 2
@@ -175,7 +175,7 @@ class Conversion:
 
 
 class _Child:
-    """A process of relay.pickup.child, which converts one note after the other."""
+    """A process of relay.pickup.conversion_child, which converts one note after the other."""
 
     timer: asyncio.TimerHandle  # for its end, while it waits for a note
 
@@ -188,7 +188,7 @@ class _Child:
         self._socket, theirs = socket.socketpair()
         try:
             self._process = subprocess.Popen(  # noqa: S603 - this program itself
-                [sys.executable, "-P", "-m", "relay.pickup.child", function, hostname],
+                [sys.executable, "-P", "-m", "relay.pickup.conversion_child", function, hostname],
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 stderr=subprocess.DEVNULL,

@@ -1,31 +1,42 @@
-"""Policy, step 5: the rules in policies/ decide what becomes of a message, before it is accepted.
+"""Apply the mail-flow rules of policies/ to a message before it is accepted (step 5).
 
-Touches: the rule files, when they are loaded; afterwards nothing, evaluation is pure.
-Promises: a set of rules is whole and its tests pass, or there is none; an evaluation is bounded by
-the size of the message and the number of its recipients and rules.
+rule_files loads the rules and their tests, conditions and actions are the keys of `when` and
+`then`, engine applies a rule set to a message, rule_tests runs the [[test]] tables and formats what
+`relay policy` prints. Files are read only when the rules are loaded; an evaluation is a pure
+function whose work is bounded by the size of the message and by its numbers of recipients and
+rules.
 """
 
-from relay.policy import report
 from relay.policy.attachments import TooManyPartsError
-from relay.policy.casefile import crlf
-from relay.policy.engine import RuleSet
-from relay.policy.loader import PolicyError, load, read
-from relay.policy.rules import Judgement, Mode, Rule
-from relay.policy.testing import CaseResult, judgement_of, make_subject, run_tests
+from relay.policy.engine import Judgement, Mode, Rule, RuleSet
+from relay.policy.rule_files import PolicyError, crlf, load_rules, read_rules
+from relay.policy.rule_tests import (
+    CaseResult,
+    Report,
+    format_check,
+    format_test_results,
+    format_verdict,
+    judgement_of,
+    make_subject,
+    run_tests,
+)
 
 __all__ = [
     "CaseResult",
     "Judgement",
     "Mode",
     "PolicyError",
+    "Report",
     "Rule",
     "RuleSet",
     "TooManyPartsError",
     "crlf",
+    "format_check",
+    "format_test_results",
+    "format_verdict",
     "judgement_of",
-    "load",
+    "load_rules",
     "make_subject",
-    "read",
-    "report",
+    "read_rules",
     "run_tests",
 ]

@@ -6,17 +6,111 @@ Fails: parse() with ValueError that says what was expected.
 Standards: the vocabulary is Exchange's mail flow rules; RFC 5321 2.3.11 (addresses).
 """
 
+import fnmatch
+import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, Self
 
-from relay.message.content import size_of
-from relay.message.verdict import Examined, Source
+from relay.message.content import Content, in_sight, size_of
+from relay.message.verdict import Examined, Source, Subject
 from relay.mime import headers
-from relay.policy.globs import Globs
-from relay.policy.view import View
+from relay.mime.encodedwords import decode_words
+from relay.policy.attachments import attachment_names
 from relay.settings.values import parse_size
+
+GLOB_CHARACTERS_MAX = 500
+VALUE_CHARACTERS_MAX = 2000  # the rest of a longer value is not looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Globs:
+    """Some globs, any of which may match; the common kinds need no regular expression."""
+
+    whole: frozenset[str]
+    endings: tuple[str, ...]
+    others: tuple[re.Pattern[str], ...]
+
+    @classmethod
+    def of(cls, patterns: Iterable[str]) -> Self:
+        """Compile `patterns`. Raises ValueError that says what was expected."""
+        whole, endings, others = set(), [], []
+        for pattern in patterns:
+            if not 0 < len(pattern) <= GLOB_CHARACTERS_MAX:
+                raise ValueError(f"globs of 1 to {GLOB_CHARACTERS_MAX} characters")
+            folded = pattern.casefold()
+            if "*" not in folded and "?" not in folded:
+                whole.add(folded)
+            elif folded[0] == "*" and "*" not in folded[1:] and "?" not in folded:
+                endings.append(folded[1:])
+            else:
+                others.append(re.compile(fnmatch.translate(folded.replace("[", "[[]"))))
+        return cls(frozenset(whole), tuple(endings), tuple(others))
+
+    def match(self, value: str) -> bool:
+        """Whether any glob matches the whole of `value`."""
+        folded = value[:VALUE_CHARACTERS_MAX].casefold()
+        return (
+            folded in self.whole
+            or folded.endswith(self.endings)
+            or any(other.match(folded) for other in self.others)
+        )
+
+    def match_any(self, values: Sequence[str]) -> bool:
+        """Whether any glob matches any value."""
+        return any(map(self.match, values))
+
+
+FIELDS_MAX = 100  # of one name; further ones are not looked at
+
+
+class View:
+    """A content with its envelope: `mail` is how it came in, `content` its present form."""
+
+    def __init__(self, mail: Subject, content: Content) -> None:
+        self.mail = mail
+        self.content = content
+        self._in_sight = in_sight(content)
+        # Not cached_property: before Python 3.12 each first look takes a lock.
+        self._subject: str | None = None
+        self._attachment_names: tuple[str, ...] | None = None
+        self._lowered_header: bytes | None = None
+        self._values: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def subject(self) -> str:
+        """The Subject as people read it."""
+        if self._subject is None:
+            self._subject = headers.decoded(self._in_sight, "Subject")
+        return self._subject
+
+    @property
+    def attachment_names(self) -> tuple[str, ...]:
+        """The normalised names of all attachments."""
+        if self._attachment_names is None:
+            self._attachment_names = attachment_names(self.content)
+        return self._attachment_names
+
+    def header(self, name: str) -> tuple[str, ...]:
+        """Return the values of all fields called `name` (lower case), unfolded and decoded."""
+        found = self._values.get(name)
+        if found is None:
+            found = self._values[name] = self._find(name.encode())
+        return found
+
+    def _find(self, name: bytes) -> tuple[str, ...]:
+        content = self._in_sight
+        if self._lowered_header is None:
+            self._lowered_header = content[: headers.split(content)].lower()
+        if name not in self._lowered_header:
+            return ()
+        return tuple(
+            decode_words(content[field.value_start : field.end].replace(b"\r\n", b"").strip(b" \t"))
+            for field in headers.fields(content)
+            if field.name == name
+        )[:FIELDS_MAX]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from relay.mailbox.api import DeliveryResult
 from relay.mailbox.types import MailboxFullError, Room, StoreUnavailableError
 from relay.message.content import Content, LargeContent, octets_in_blocks
 from relay.message.nexthop import HopKind, NextHop
-from relay.policy import RuleSet, read
+from relay.policy import RuleSet, read_rules
 from relay.routing import Host, Hosts, NoSuchDomain, NullMx, Resolution, TemporaryFailure
 from tests.simulation.ledger import Ledger
 from tests.simulation.scenario import Scenario
@@ -53,7 +53,7 @@ def rules() -> RuleSet:
     """Some of each kind."""
     with TemporaryDirectory() as folder:
         (Path(folder) / "10-simulated.toml").write_text(RULES)
-        return read(Path(folder))
+        return read_rules(Path(folder))
 
 
 class Mailboxes:

@@ -40,4 +40,4 @@ def only_in_a_child(note: bytes | Octets, *, now_us: int, hostname: str) -> Conv
 
 
 def _in_a_child() -> bool:
-    return "relay.pickup.child" in sys.orig_argv
+    return "relay.pickup.conversion_child" in sys.orig_argv

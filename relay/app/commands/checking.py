@@ -18,8 +18,7 @@ from relay.app.lock import is_taken
 from relay.app.permissions import open_to_others, unusable_state, unwritable
 from relay.app.routes import route_table
 from relay.clock import Clock
-from relay.policy import PolicyError
-from relay.policy import load as load_rules
+from relay.policy import PolicyError, load_rules
 from relay.routing import name_servers_answer
 from relay.settings import Settings, SettingsError, load
 from relay.settings.checks import host_of, is_loopback

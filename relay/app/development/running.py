@@ -21,7 +21,7 @@ from relay.app.development.demonstration import Shown, demonstrate
 from relay.app.development.folder import Folder
 from relay.app.development.follow import Follower
 from relay.app.serve import BrokenRelayError, write_ready_file
-from relay.policy import load as load_rules
+from relay.policy import load_rules
 from relay.routing import NoResolver
 from relay.settings import Settings, load, shipped
 from relay.settings.tree import Address

@@ -8,7 +8,7 @@ from relay.accounts import load_accounts
 from relay.app.compose import Sources, compose
 from relay.app.daemon import Daemon
 from relay.clock import SystemClock
-from relay.policy import load as load_rules
+from relay.policy import load_rules
 from relay.settings import Settings, load
 from tests.support.relay_config import account, changed, configuration, to_toml
 

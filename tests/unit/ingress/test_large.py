@@ -14,7 +14,7 @@ from relay.ingress.header_cleanup import prepare
 from relay.message.content import BLOCK_BYTES, LargeContent, edited, gathered
 from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.metrics import Metrics
-from relay.policy import RuleSet, read
+from relay.policy import RuleSet, read_rules
 from relay.spool import SqliteSpool
 from relay.spool.types import Selector, Spool
 from tests.dialogue.harness import Relay
@@ -46,7 +46,7 @@ def rules(tmp_path: Path) -> RuleSet:
     folder = tmp_path / "policies"
     folder.mkdir()
     (folder / "10-rules.toml").write_text(RULES)
-    return read(folder)
+    return read_rules(folder)
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from relay.pickup import gate as module
-from relay.pickup.gate import NOTES_TO_SHUT, Gate
+from relay.pickup import smtp_client as module
+from relay.pickup.smtp_client import NOTES_TO_SHUT, Gate
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from relay.mailbox.types import Note
-from relay.pickup.turns import Turns
+from relay.pickup.workers import Turns
 
 
 def note(account, number):

@@ -4,7 +4,7 @@ import pytest
 
 from relay.message.content import gathered
 from relay.message.verdict import Source
-from relay.policy import make_subject, read
+from relay.policy import make_subject, read_rules
 from tests.support.contents import as_large
 
 MAIL = b"From: a@in.test\r\nSubject: hello\r\nX-Old: 1\r\n\r\nbody\r\n"
@@ -17,7 +17,7 @@ def rules_of(tmp_path):
     def write(*texts):
         for number, text in enumerate(texts):
             (tmp_path / f"{number}0-rules.toml").write_text(text, encoding="utf-8")
-        return read(tmp_path)
+        return read_rules(tmp_path)
 
     return write
 

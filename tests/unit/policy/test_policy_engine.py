@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.message.verdict import Fate, Source
-from relay.policy import Judgement, judgement_of, make_subject, read
+from relay.policy import Judgement, judgement_of, make_subject, read_rules
 from tests.unit.policy.conftest import MAIL, rule
 
 REJECT = '{ reject = "5.7.1 no" }'
@@ -262,7 +262,7 @@ def test_every_recipient_has_one_fate_and_nobody_gets_two_copies(tmp_path_factor
     )
     (directory / "10.toml").write_text(text)
     subject = make_subject("s@in.test", to, MAIL, source=Source.SMTP, local_domains={"in.test"})
-    verdict = read(directory).evaluate(subject)
+    verdict = read_rules(directory).evaluate(subject)
     assert [each.address for each in verdict.recipients] == to
     served = [each.address for each in verdict.recipients if each.fate is Fate.DELIVER]
     served += [each.address for each in verdict.additions]

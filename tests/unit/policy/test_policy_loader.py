@@ -2,7 +2,14 @@
 
 import pytest
 
-from relay.policy import PolicyError, RuleSet, load, read, report, run_tests
+from relay.policy import (
+    PolicyError,
+    RuleSet,
+    format_test_results,
+    load_rules,
+    read_rules,
+    run_tests,
+)
 from tests.unit.policy.conftest import rule
 
 REJECT = '{ reject = "5.7.1 no" }'
@@ -17,19 +24,19 @@ def fault_of(rules_of, *texts):
 
 
 def test_an_empty_folder_is_a_valid_set(tmp_path):
-    assert load(tmp_path) == RuleSet()
+    assert load_rules(tmp_path) == RuleSet()
 
 
 def test_a_missing_folder_is_a_fault_and_never_an_open_door(tmp_path):
     with pytest.raises(PolicyError, match="found no folder of rules"):
-        load(tmp_path / "gone")
+        load_rules(tmp_path / "gone")
 
 
 def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):
     (tmp_path / "tenant").mkdir()
     for name in ("20-b.toml", "10-a.toml", ".30-hidden.toml", "40-c.toml.bak", "notes.md"):
         (tmp_path / name).write_text("# nothing")
-    assert [each.name for each in read(tmp_path).files] == ["10-a.toml", "20-b.toml"]
+    assert [each.name for each in read_rules(tmp_path).files] == ["10-a.toml", "20-b.toml"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,7 @@ def test_all_faults_of_all_files_come_at_once(rules_of):
 def test_one_failing_test_and_there_is_no_set(rules_of, tmp_path):
     rules_of(rule(REJECT), CASE + "expect = { verdict = 'accept', rules = [] }\n")
     with pytest.raises(PolicyError) as caught:
-        load(tmp_path)
+        load_rules(tmp_path)
     [fault] = caught.value.faults
     assert str(fault).endswith(
         '10-rules.toml:1: test "t": found verdict reject ("r"), expected accept'
@@ -131,7 +138,7 @@ def test_a_test_holds_or_says_why_not(rules_of, then, expect, failure):
     rules = rules_of(rule(then) + CASE + f"expect = {{ {expect} }}\n")
     [result] = run_tests(rules)
     assert result.failures == ((failure,) if failure else ())
-    told = report.of_tests([result])
+    told = format_test_results([result])
     assert told.good is (failure is None)
     assert told.document["failed"] == (0 if told.good else 1)
     assert (failure or "ok") in told.lines[0]
@@ -167,12 +174,12 @@ def test_a_test_describes_its_message(rules_of, tmp_path, describing, when):
     )
     expect = "\nexpect = { verdict = 'reject' }\n"
     rules_of(rule(REJECT, when=f"{{ {when} }}") + CASE + describing + expect)
-    assert load(tmp_path).cases
+    assert load_rules(tmp_path).cases
 
 
 def test_configured_domains_count_where_a_test_names_none(rules_of, tmp_path):
     expect = "expect = { verdict = 'reject' }\n"
     rules_of(rule(REJECT, when="{ direction = 'inbound' }") + CASE + expect)
-    assert load(tmp_path, local_domains={"out.test"})
+    assert load_rules(tmp_path, local_domains={"out.test"})
     with pytest.raises(PolicyError):
-        load(tmp_path)
+        load_rules(tmp_path)

@@ -2,7 +2,7 @@
 
 import json
 
-from relay.policy import report
+from relay.policy import format_check, format_verdict
 from tests.unit.policy.conftest import rule
 
 RULES = (
@@ -18,7 +18,7 @@ RULES = (
 
 def test_try_tells_each_rule_and_each_recipient(evaluate, rules_of):
     to = [f"{name}@out.test" for name in "bcde"]
-    told = report.of_verdict(rules_of(RULES), evaluate(RULES, to=to))
+    told = format_verdict(rules_of(RULES), evaluate(RULES, to=to))
     assert told.lines == (
         "tag: match for b@out.test, c@out.test, d@out.test, e@out.test -> would subject_prefix",
         "log: match for b@out.test, c@out.test, d@out.test, e@out.test -> bcc",
@@ -44,7 +44,7 @@ def test_try_tells_each_rule_and_each_recipient(evaluate, rules_of):
 
 
 def test_check_tells_what_is_in_force(rules_of):
-    told = report.of_check(rules_of(RULES))
+    told = format_check(rules_of(RULES))
     assert told.lines[0].split() == ["00-rules.toml", "audit", "tag:", "subject_prefix"]
     assert told.lines[-1] == "7 rules in 1 file, 0 tests passed"
     assert told.document["rules"][0]["line"] == 1

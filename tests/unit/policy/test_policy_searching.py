@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.message.content import LargeContent, MemoryOctets
-from relay.policy.searching import BlockByBlock
+from relay.policy.attachments import BlockByBlock
 
 
 def octets(letters: str, *, most: int, least: int = 0) -> st.SearchStrategy[bytes]:

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from relay.message.verdict import Source
-from relay.policy import Judgement, judgement_of, load, make_subject
+from relay.policy import Judgement, judgement_of, load_rules, make_subject
 from relay.settings.shipped import shipped
 
 PLAIN = (
@@ -16,7 +16,7 @@ PLAIN = (
 
 @pytest.fixture(scope="module")
 def rules():
-    return load(shipped("policies"))
+    return load_rules(shipped("policies"))
 
 
 def plain(to):

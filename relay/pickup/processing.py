@@ -31,8 +31,7 @@ from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.pickup.conversion import Conversion, UnsafeNoteError
 from relay.pickup.decisions import Accepted, End, Later, Refused, given_up, too_old
-from relay.pickup.gate import Gate
-from relay.pickup.submission import Submitter
+from relay.pickup.smtp_client import Gate, Submitter
 
 _DEFECTS_MAX = 20
 _HEADER_BYTES_MAX = 64 * 1024

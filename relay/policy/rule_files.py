@@ -1,0 +1,469 @@
+"""Read tables of a rule file: each key by its own function, every fault kept.
+
+On the path: rulefile and casefile read with it.
+Holds: goes on behind a fault, so that all faults of a file are told at once.
+Fails: never; `faults` has what was wrong, "file:line: rule "x": key: found ..., expected ...".
+Standards: none.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from relay.message.address import AddressError, parse_mailbox
+from relay.message.verdict import Source
+from relay.mime import headers
+from relay.mime.fields import parameter
+from relay.policy.actions import ACTIONS, FINAL, Action
+from relay.policy.conditions import CONDITIONS, Condition, SizeOver
+from relay.policy.engine import Case, Conditions, Expectation, Judgement, Mode, Rule, RuleSet
+from relay.policy.rule_tests import run_tests
+from relay.settings.document import Document, read_document
+from relay.settings.faults import Fault, KeyPath, SettingsError, shown, unknown_key
+
+T = TypeVar("T")
+
+
+class TableReader:
+    """Reads one [[rule]] or [[test]], or a table inside it."""
+
+    def __init__(
+        self,
+        document: Document,
+        path: KeyPath,
+        raw: object,
+        *,
+        faults: list[Fault],
+        title: str = "",
+    ) -> None:
+        """`path` is the place of `raw`; `title` names the [[rule]] or [[test]] around it."""
+        self._document = document
+        self._path = path
+        self._faults = faults
+        self.table: Mapping[str, Any] = raw if isinstance(raw, dict) else {}
+        self._title = title or _title(path, self.table)
+        if not isinstance(raw, dict):
+            self.tell((), f"found {shown(raw)}, expected a table")
+
+    @property
+    def line(self) -> int:
+        """Where the table begins."""
+        return self._document.line(self._path)
+
+    def inside(self, key: str) -> "TableReader":
+        """Return a reader for the table behind `key`; an empty table where there is none."""
+        raw = self.table.get(key, {})
+        path = (*self._path, key)
+        return TableReader(self._document, path, raw, faults=self._faults, title=self._title)
+
+    def tell(self, keys: KeyPath, message: str) -> None:
+        """Keep a fault at `keys` below this table."""
+        path = (*self._path, *keys)
+        named = ".".join(each for each in path[2:] if isinstance(each, str))
+        key = f"{self._title}: {named}" if named else self._title
+        self._faults.append(Fault(self._document.file, self._document.line(path), key, message))
+
+    def allow(self, known: Collection[str]) -> None:
+        """Tell of every key that is not in `known`."""
+        for key in self.table:
+            if key not in known:
+                self.tell((key,), unknown_key(key, known))
+
+    def value(self, raw: Any, keys: KeyPath, parse: Callable[[Any], T]) -> T | None:
+        """Return what `parse` makes of `raw`, or tell the fault and return None."""
+        try:
+            return parse(raw)
+        except ValueError as error:
+            self.tell(keys, f"found {shown(raw)}, expected {error}")
+            return None
+
+    def key(self, key: str, parse: Callable[[Any], T], default: T) -> T:
+        """Return what `parse` makes of the value behind `key`, or `default`."""
+        if key not in self.table:
+            return default
+        value = self.value(self.table[key], (key,), parse)
+        return default if value is None else value
+
+    def required(self, key: str, parse: Callable[[Any], T], default: T) -> T:
+        """As key(), but it is a fault when the key is missing."""
+        if key not in self.table:
+            self.tell((key,), "found nothing, expected a value: this key is required")
+        return self.key(key, parse, default)
+
+
+def text(value: Any) -> str:
+    """Read a text of one line. Raises ValueError."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError("a text in quotes, on one line")
+    return value
+
+
+def some_text(value: Any) -> str:
+    """Read a text that is not empty. Raises ValueError."""
+    if not text(value).strip():
+        raise ValueError("a text that is not empty")
+    return text(value)
+
+
+def texts(value: Any) -> list[str]:
+    """Read a list of texts, or one. Raises ValueError."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
+        raise ValueError("a list of texts")
+    return [text(each) for each in values]
+
+
+def true_or_false(value: Any) -> bool:
+    """Read a boolean. Raises ValueError."""
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def array(document: Document, key: str, faults: list[Fault]) -> list[tuple[KeyPath, object]]:
+    """Return the elements of [[key]] with their places."""
+    raw = document.table.get(key, [])
+    if not isinstance(raw, list):
+        faults.append(document.fault((key,), f"found {shown(raw)}, expected [[{key}]]"))
+        return []
+    return [((key, index), item) for index, item in enumerate(raw)]
+
+
+def _title(path: KeyPath, table: Mapping[str, Any]) -> str:
+    """Return `rule "x"`, or `rule 3` for one without a name."""
+    kind, index = path[0], path[1]
+    name = table.get("name")
+    number = index + 1 if isinstance(index, int) else index
+    return f"{kind} {shown(name)}" if isinstance(name, str) and name else f"{kind} {number}"
+
+
+NAME_CHARACTERS_MAX = 100  # it is a metric's label
+_RULE_KEYS = ("name", "mode", "when", "unless", "then", "stop")
+
+
+def read_rule(
+    document: Document, path: KeyPath, raw: object, *, faults: list[Fault]
+) -> Rule | None:
+    """Return the rule at `path`, or None after adding to `faults`."""
+    before = len(faults)
+    reader = TableReader(document, path, raw, faults=faults)
+    if not isinstance(raw, dict):
+        return None
+    reader.allow(_RULE_KEYS)
+    actions = _actions(reader)
+    stop = reader.key("stop", true_or_false, default=False)
+    if not actions and not stop and len(faults) == before:
+        reader.tell(("then",), "found nothing to do, expected at least one action or stop = true")
+    rule = Rule(
+        name=reader.required("name", _name, default=""),
+        mode=reader.key("mode", _mode, default=Mode.ENFORCE),
+        when=_conditions(reader, "when"),
+        unless=_conditions(reader, "unless"),
+        actions=tuple(actions.values()),
+        outcome=",".join(dict.fromkeys(key for key, _ in actions)) or "stop",
+        stop=stop,
+        file=document.file,
+        line=reader.line,
+    )
+    return rule if len(faults) == before else None
+
+
+def _conditions(reader: TableReader, key: str) -> Conditions:
+    inner = reader.inside(key)
+    if reader.table.get(key) == {}:
+        inner.tell((), "found no condition, expected at least one; leave the key out for all mail")
+    inner.allow(CONDITIONS)
+    found: list[Condition] = []
+    for name, kind in CONDITIONS.items():  # in its order, whatever the order in the file
+        if name in inner.table:
+            condition = inner.value(inner.table[name], (name,), kind.parse)
+            found += [condition] if condition else []
+    return Conditions.of(found)
+
+
+def _actions(reader: TableReader) -> dict[tuple[str, int], Action]:
+    """Return the actions in their order, by name and place."""
+    raw = reader.table.get("then", [])
+    if not isinstance(raw, list):
+        reader.tell(("then",), f"found {shown(raw)}, expected a list of actions")
+        return {}
+    found: dict[tuple[str, int], Action] = {}
+    for index, item in enumerate(raw):
+        name = _action_name(reader, index, item)
+        if not name:
+            continue
+        action = reader.value(item[name], ("then", index, name), ACTIONS[name].parse)
+        if action:
+            found[name, index] = action
+        if name in FINAL and index < len(raw) - 1:
+            reader.tell(("then", index, name), f"expected nothing behind {name}: it ends the rule")
+    return found
+
+
+def _action_name(reader: TableReader, index: int, item: Any) -> str:
+    if not isinstance(item, dict) or len(item) != 1:
+        expected = 'expected a table with one action, { reject = "5.7.1 Not accepted" }'
+        reader.tell(("then", index), f"found {shown(item)}, {expected}")
+        return ""
+    [name] = item
+    if name not in ACTIONS:
+        reader.tell(("then", index, name), unknown_key(name, ACTIONS))
+        return ""
+    return str(name)
+
+
+def _name(value: Any) -> str:
+    name = some_text(value)
+    if len(name) > NAME_CHARACTERS_MAX:
+        raise ValueError(f"a name of at most {NAME_CHARACTERS_MAX} characters")
+    return name
+
+
+def _mode(value: Any) -> Mode:
+    if value not in list(Mode):
+        raise ValueError(f"one of {', '.join(Mode)}")
+    return Mode(value)
+
+
+SIZE_BYTES_MAX = 256 * 1024 * 1024
+
+_TEST_KEYS = ("name", "from", "to", "subject", "headers", "body", "attachments", "size", "message",
+         "source", "local", "expect")  # fmt: skip
+_DESCRIBING = ("subject", "headers", "body", "attachments", "size")
+_EXPECTED = ("verdict", "rules", "added", "redirected", "rejected", "subject")
+_BOUNDARY = "test-message"
+_line_end = re.compile(rb"\r\n|\r|\n")
+
+
+def read_case(
+    document: Document, path: KeyPath, raw: object, *, faults: list[Fault]
+) -> Case | None:
+    """Return the test at `path`, or None after adding to `faults`."""
+    before = len(faults)
+    reader = TableReader(document, path, raw, faults=faults)
+    if not isinstance(raw, dict):
+        return None
+    reader.allow(_TEST_KEYS)
+    case = Case(
+        name=reader.required("name", some_text, default=""),
+        sender=reader.required("from", _sender, default=""),
+        recipients=tuple(reader.required("to", _recipients, default=[])),
+        content=_content(reader, document.file.parent),
+        source=reader.key("source", _source, default=Source.SMTP),
+        local=reader.key("local", _domains, default=None),
+        expect=_expectation(reader),
+        file=document.file,
+        line=reader.line,
+    )
+    return case if len(faults) == before else None
+
+
+def crlf(content: bytes) -> bytes:
+    """Return `content` with every line end as CRLF."""
+    return _line_end.sub(b"\r\n", content)
+
+
+def _expectation(reader: TableReader) -> Expectation:
+    if "expect" not in reader.table:
+        reader.tell(("expect",), 'found nothing, expected a table such as { verdict = "accept" }')
+        return Expectation(Judgement.ACCEPT)
+    inner = reader.inside("expect")
+    inner.allow(_EXPECTED)
+    return Expectation(
+        verdict=inner.required("verdict", _judgement, default=Judgement.ACCEPT),
+        rules=inner.key("rules", _names, default=None),
+        added=inner.key("added", _people, default=None),
+        redirected=inner.key("redirected", _people, default=None),
+        rejected=inner.key("rejected", _people, default=None),
+        subject=inner.key("subject", text, default=None),
+    )
+
+
+def _content(reader: TableReader, directory: Path) -> bytes:
+    """Return the test's message: the file it names, or one made of what it describes."""
+    if "message" not in reader.table:
+        return _described(reader)
+    for key in _DESCRIBING:
+        if key in reader.table:
+            reader.tell((key,), "found this key beside message, expected one or the other")
+
+    def read(value: Any) -> bytes:
+        try:
+            file = directory / some_text(value)
+            if not file.is_file() or file.stat().st_size > SIZE_BYTES_MAX:
+                raise ValueError(f"a file of at most {SIZE_BYTES_MAX} bytes")
+            return crlf(file.read_bytes())
+        except OSError as error:
+            raise ValueError(f"a file that can be read: {error.strerror}") from None
+
+    return reader.key("message", read, default=b"")
+
+
+def _described(reader: TableReader) -> bytes:
+    head = headers.field("From", reader.key("from", _sender, default="") or "test@invalid")
+    head += headers.field("To", ", ".join(reader.key("to", _recipients, default=[])))
+    head += headers.field("Subject", reader.key("subject", text, default="test"))
+    head += reader.key("headers", _fields, default=b"")
+    body = crlf(reader.key("body", _body, default="test\n").encode())
+    names: list[str] = reader.key("attachments", texts, default=[])
+    size_bytes = reader.key("size", _size, default=0)
+    if not names:
+        content = head + b"\r\n" + body
+        return content + b"." * (size_bytes - len(content))
+    kind = f'multipart/mixed; boundary="{_BOUNDARY}"'
+    head += b"MIME-Version: 1.0\r\n" + headers.field("Content-Type", kind)
+    parts = [b"Content-Type: text/plain; charset=utf-8\r\n\r\n" + body, *map(_attachment, names)]
+    between = f"\r\n--{_BOUNDARY}\r\n".encode()
+    content = head + b"".join(between + part for part in parts)
+    end = f"\r\n--{_BOUNDARY}--\r\n".encode()
+    return content + b"." * (size_bytes - len(content) - len(end)) + end
+
+
+def _attachment(name: str) -> bytes:
+    disposition = f"Content-Disposition: attachment{parameter('filename', name)}\r\n\r\n"
+    return b"Content-Type: application/octet-stream\r\n" + disposition.encode()
+
+
+def _sender(value: Any) -> str:
+    if value in ("", "<>"):
+        return ""
+    return _address(value)
+
+
+def _recipients(value: Any) -> list[str]:
+    addresses = texts(value)
+    if not addresses:
+        raise ValueError("at least one address")
+    return [_address(each) for each in addresses]
+
+
+def _address(value: Any) -> str:
+    try:
+        return parse_mailbox(text(value), smtputf8=True)
+    except AddressError as error:
+        raise ValueError(f"an address: {error}") from None
+
+
+def _fields(value: Any) -> bytes:
+    if not isinstance(value, dict):
+        raise ValueError('a table of fields, { "X-Spam" = "yes" }')
+    return b"".join(headers.field(name, text(each)) for name, each in value.items())
+
+
+def _body(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text in quotes")
+    return value
+
+
+def _size(value: Any) -> int:
+    size_bytes = SizeOver.parse(value).size_bytes
+    if size_bytes > SIZE_BYTES_MAX:
+        raise ValueError(f"a size of at most {SIZE_BYTES_MAX} bytes")
+    return size_bytes
+
+
+def _source(value: Any) -> Source:
+    if value not in list(Source):
+        raise ValueError(f"one of {', '.join(Source)}")
+    return Source(value)
+
+
+def _judgement(value: Any) -> Judgement:
+    if value not in list(Judgement):
+        raise ValueError(f"one of {', '.join(Judgement)}")
+    return Judgement(value)
+
+
+def _domains(value: Any) -> frozenset[str]:
+    return frozenset(each.lower() for each in texts(value))
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return tuple(texts(value))
+
+
+def _people(value: Any) -> frozenset[str]:
+    return frozenset(each.casefold() for each in texts(value))
+
+
+FILES_MAX = 500
+
+
+class PolicyError(SettingsError):
+    """The rules cannot be used: faults in the files, or tests that fail."""
+
+
+def load_rules(directory: Path, *, local_domains: Collection[str] = ()) -> RuleSet:
+    """Return the rules of `directory`, all of whose tests pass; an empty folder is a valid set.
+
+    `local_domains` are the configured ones, for tests that name no others.
+    Raises PolicyError.
+    """
+    rules = read_rules(directory)
+    failed = [each for each in run_tests(rules, local_domains=local_domains) if each.failures]
+    if failed:
+        raise PolicyError(
+            Fault(each.case.file, each.case.line, f'test "{each.case.name}"', failure)
+            for each in failed
+            for failure in each.failures
+        )
+    return rules
+
+
+def read_rules(directory: Path) -> RuleSet:
+    """Return the rules of `directory` without running their tests. Raises PolicyError."""
+    faults: list[Fault] = []
+    rules: list[Rule] = []
+    cases: list[Case] = []
+    files = _files(directory)
+    for file in files:
+        try:
+            document = read_document(file)
+        except SettingsError as error:
+            faults += error.faults
+            continue
+        for key in document.table:
+            if key not in ("rule", "test"):
+                faults.append(document.fault((key,), unknown_key(key, ("rule", "test"))))
+        for path, raw in array(document, "rule", faults):
+            rule = read_rule(document, path, raw, faults=faults)
+            rules += [rule] if rule else []
+        for path, raw in array(document, "test", faults):
+            case = read_case(document, path, raw, faults=faults)
+            cases += [case] if case else []
+    faults += _doubles(rules)
+    if faults:
+        raise PolicyError(faults)
+    return RuleSet(tuple(rules), tuple(cases), files)
+
+
+def _files(directory: Path) -> tuple[Path, ...]:
+    """Return the rule files in the order of their names; hidden ones and folders are none."""
+    try:
+        names = sorted(
+            each
+            for each in directory.iterdir()
+            if each.suffix == ".toml" and not each.name.startswith(".")
+        )
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        message = f"found no folder of rules ({reason}), expected one; it may be empty"
+        raise PolicyError([Fault(directory, 0, "policy.directory", message)]) from None
+    if len(names) > FILES_MAX:
+        message = f"found {len(names)} files, expected at most {FILES_MAX}"
+        raise PolicyError([Fault(directory, 0, "policy.directory", message)])
+    return tuple(names)
+
+
+def _doubles(rules: Iterable[Rule]) -> list[Fault]:
+    """A name stands for its rule in traces and metrics, so no two rules may share it."""
+    first: dict[str, Rule] = {}
+    faults = []
+    for rule in rules:
+        other = first.setdefault(rule.name, rule)
+        if other is not rule:
+            message = f"found the name of the rule at {other.file}:{other.line}, expected its own"
+            faults.append(Fault(rule.file, rule.line, f'rule "{rule.name}": name', message))
+    return faults
