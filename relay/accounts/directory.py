@@ -25,8 +25,16 @@ from relay.accounts.passwords import (
     parse_token,
 )
 from relay.clock import Clock
-from relay.settings.document import Document, read_document
-from relay.settings.faults import Fault, KeyPath, SettingsError, dotted, shown, unknown_key
+from relay.settings.document import (
+    Document,
+    Fault,
+    KeyPath,
+    SettingsError,
+    dotted,
+    read_document,
+    shown,
+    unknown_key,
+)
 from relay.settings.reader import Reader
 from relay.settings.tree import Between, Bytes, Mailbox, Secret
 from relay.settings.values import parse_mailbox

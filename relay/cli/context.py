@@ -21,7 +21,7 @@ from relay.app.development.folder import running_config
 from relay.cli.exits import Ended, Exit
 from relay.files import check_readable
 from relay.settings import Settings, load, read_environment
-from relay.settings.faults import shown
+from relay.settings.document import shown
 
 F = TypeVar("F", bound=Callable[..., Any])
 _KEY_CHARACTERS_MAX = 1000  # a Message-ID is a line at most

@@ -11,7 +11,7 @@ from typing import Any
 
 from relay.cli.show import printable
 from relay.message.lifecycle import FINAL
-from relay.settings.faults import counted
+from relay.settings.document import counted
 
 _WAITS_FOR = {
     1: "the draft is made, nobody was told to send it",

@@ -28,7 +28,7 @@ from relay.policy import (
     read_rules,
     run_tests,
 )
-from relay.settings.faults import shown
+from relay.settings.document import shown
 
 
 class _MailboxType(click.ParamType[str]):

@@ -28,7 +28,7 @@ from relay.cli.exits import INTERRUPTED, Ended, Exit
 from relay.cli.output import flush, print_json, print_lines
 from relay.cli.show import changed_line, changed_lines, entry_lines, journey_lines, stats_lines
 from relay.clock import SystemClock
-from relay.settings.faults import shown
+from relay.settings.document import shown
 from relay.settings.values import parse_duration
 from relay.spool.types import Selector
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from relay.settings.faults import counted
+from relay.settings.document import counted
 
 _PEOPLE_MAX = 20  # of one message, one line each; --json has all
 _NAMES_MAX = 5  # on one line

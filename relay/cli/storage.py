@@ -21,7 +21,7 @@ from relay.cli.output import print_json, print_lines
 from relay.cli.show import backup_lines, finding_line, salvage_lines, verified_lines
 from relay.clock import SystemClock
 from relay.settings import read_environment
-from relay.settings.faults import counted, shown
+from relay.settings.document import counted, shown
 from relay.settings.values import parse_duration
 
 _PROGRESS_EVERY = 100

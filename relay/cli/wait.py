@@ -19,7 +19,7 @@ from relay.cli.show import journey_lines
 from relay.clock import SystemClock
 from relay.journeys.journey import is_final
 from relay.message.lifecycle import State
-from relay.settings.faults import shown
+from relay.settings.document import shown
 
 _STATES = ["final", *(str(state) for state in State)]
 

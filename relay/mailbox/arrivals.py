@@ -20,8 +20,7 @@ from relay.mailbox.dependencies import Equipment
 from relay.mailbox.drafts import Drafts
 from relay.mailbox.folders import find_folder
 from relay.mailbox.maildir import looking_again, remove
-from relay.mailbox.messages import ComposedDraft, DraftHead, draft_head, next_identity
-from relay.mailbox.reading import octets_of
+from relay.mailbox.messages import ComposedDraft, DraftHead, draft_head, next_identity, octets_of
 from relay.mailbox.stale_files import Leftovers
 from relay.mailbox.submissions.submit import Sending, first_submission
 from relay.mailbox.threads import Run

@@ -16,10 +16,11 @@ from relay.mailbox.maildir import looking_again
 from relay.mailbox.messages import (
     ComposedDraft,
     Identity,
+    loaded,
+    octets_of,
     stored_attachment,
     with_attachments,
 )
-from relay.mailbox.reading import loaded, octets_of
 from relay.mailbox.types import (
     AttachmentsTooLargeError,
     NoSuchItemError,

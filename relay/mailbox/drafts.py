@@ -15,7 +15,6 @@ from relay.crashpoints import CrashPoint
 from relay.mailbox.dependencies import Equipment
 from relay.mailbox.folders import find_folder
 from relay.mailbox.index import Located
-from relay.mailbox.limits import QueryLimit
 from relay.mailbox.maildir import (
     looking_again,
     named_in_order,
@@ -24,18 +23,20 @@ from relay.mailbox.maildir import (
     remove,
     write_file,
 )
+from relay.mailbox.message_file import FLAGGED, NEW_DRAFT, SEEN, parse_name, with_flags
 from relay.mailbox.messages import (
     ComposedDraft,
     Identity,
     compose,
     is_draft,
     load,
+    loaded,
     next_generation,
+    octets_of,
 )
-from relay.mailbox.names import FLAGGED, NEW_DRAFT, SEEN, parse_name, with_flags
 from relay.mailbox.query import MessageQuery
-from relay.mailbox.reading import loaded, octets_of
 from relay.mailbox.stale_files import Leftovers
+from relay.mailbox.threads import QueryLimit
 from relay.mailbox.types import (
     UNCONDITIONAL,
     Condition,

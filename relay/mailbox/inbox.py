@@ -14,7 +14,7 @@ from relay.mailbox.api import DeliveryResult
 from relay.mailbox.dependencies import Equipment
 from relay.mailbox.folders import list_folders
 from relay.mailbox.maildir import Stripes, list_names, named_in_order, place, remove, write_file
-from relay.mailbox.names import delivered_id, delivered_stem, is_delivered_id, parse_name
+from relay.mailbox.message_file import delivered_id, delivered_stem, is_delivered_id, parse_name
 from relay.mailbox.stale_files import Leftovers
 from relay.message.content import Content, edited, size_of
 from relay.mime.delivered import with_id

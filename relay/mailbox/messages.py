@@ -11,17 +11,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
-from relay.files import FileOctets
+from relay.files import FileOctets, OpenOctets
 from relay.journeys.submission_log import SubmissionFacts
 from relay.mailbox.index import Located
-from relay.mailbox.index.located import is_draft_file, received_at_us
-from relay.mailbox.names import FLAGGED, SEEN, message_stem
+from relay.mailbox.maildir import open_message
+from relay.mailbox.message_file import FLAGGED, SEEN, is_draft_file, message_stem, received_at_us
 from relay.mailbox.types import NotADraftError, StoredAttachment, StoredMessage
 from relay.message.content import (
     LARGE_BYTES,
     Content,
     LargeContent,
+    MemoryOctets,
     Octets,
     in_sight,
     joined,
@@ -346,3 +348,23 @@ def _new_index(properties: MessageProperties, origin: DraftOrigin) -> str:
         origin.message_id, in_reply_to=properties.in_reply_to, references=properties.references
     )
     return new_index(thread, time_us=origin.created_us)
+
+
+def octets_of(located: Located) -> Octets:
+    """Return the file's octets, which are there whatever becomes of its name."""
+    with open_message(located.path) as file:
+        return _octets(file)
+
+
+def loaded(located: Located) -> StoredMessage:
+    """Return the file as a message."""
+    with open_message(located.path) as file:
+        touched_us = os.fstat(file.fileno()).st_mtime_ns // 1000
+        return load(located, _octets(file), touched_us=touched_us)
+
+
+def _octets(file: BinaryIO) -> Octets:
+    """Small ones are read at once, large ones stay in the file."""
+    if os.fstat(file.fileno()).st_size > LARGE_BYTES:
+        return OpenOctets.of(file)
+    return MemoryOctets(file.read())

@@ -7,13 +7,13 @@ Fails: NoSuchItemError, BeingSentError, MailboxFullError; OSError when the disk 
 Standards: Maildir; Graph's message: move, copy, delete, permanentDelete.
 """
 
+import re
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from relay.mailbox.dependencies import Equipment
 from relay.mailbox.folders import find_folder, is_deleted
-from relay.mailbox.folders.keywords import translated
 from relay.mailbox.index import Located
 from relay.mailbox.maildir import (
     looking_again,
@@ -21,10 +21,32 @@ from relay.mailbox.maildir import (
     remove,
     rename,
 )
-from relay.mailbox.names import delivered_id, message_stem, parse_name
-from relay.mailbox.reading import loaded
+from relay.mailbox.message_file import delivered_id, message_stem, parse_name
+from relay.mailbox.messages import loaded
 from relay.mailbox.stale_files import Leftovers
 from relay.mailbox.types import UNCONDITIONAL, Condition, Folder, StoredMessage, WellKnown
+
+_FILE = "dovecot-keywords"
+_LINE = re.compile(rb"(\d{1,2}) ([^\n]+)")
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_BYTES_MAX = 64 * 1024
+
+
+def translated(flags: str, source: Path, target: Path) -> str:
+    """Return flags with the letters that mean in folder `target` what they meant in `source`."""
+    if not any(flag in _LETTERS for flag in flags):
+        return flags
+    there = {name: letter for letter, name in _keywords(target).items()}
+    meant = _keywords(source)
+    kept = (there.get(meant.get(flag, b"")) if flag in _LETTERS else flag for flag in flags)
+    return "".join(sorted({flag for flag in kept if flag}))
+
+
+def _keywords(folder: Path) -> dict[str, bytes]:
+    with suppress(OSError), (folder / _FILE).open("rb") as file:
+        found = _LINE.findall(file.read(_BYTES_MAX))
+        return {_LETTERS[int(number)]: name for number, name in found if int(number) < 26}
+    return {}
 
 
 class Moving:

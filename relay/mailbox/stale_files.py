@@ -18,8 +18,7 @@ from pathlib import Path
 from relay.clock import least_us
 from relay.journeys.submission_log import StoreLog
 from relay.mailbox.dependencies import Equipment
-from relay.mailbox.folders import list_folders, well_known_path
-from relay.mailbox.folders.directories import DELETED_PREFIX
+from relay.mailbox.folders import DELETED_PREFIX, list_folders, well_known_path
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
     list_names,
@@ -27,8 +26,8 @@ from relay.mailbox.maildir import (
     place_again,
     remove,
 )
+from relay.mailbox.message_file import is_our_name
 from relay.mailbox.messages import is_draft, submission_facts
-from relay.mailbox.names import is_our_name
 from relay.mailbox.submissions import Prepared, draft_of, read_block_of
 from relay.mailbox.types import StoreError, WellKnown
 from relay.message.content import LARGE_BYTES

@@ -20,14 +20,13 @@ from relay.mailbox.api import DeliveryResult
 from relay.mailbox.arrivals import Arrivals
 from relay.mailbox.dependencies import Equipment
 from relay.mailbox.drafts import Drafts
+from relay.mailbox.folder_tree import FolderTree
 from relay.mailbox.folders import ROOT_ID, Folders
-from relay.mailbox.folders.tree import FolderTree
 from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import Indexes
-from relay.mailbox.limits import QueryLimit, Shares
 from relay.mailbox.maildir import SYNC_FAILURES, DirectorySync, Stripes, storage_errors
+from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.moving import Moving
-from relay.mailbox.names import mailbox_directory
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.quota import Quota
 from relay.mailbox.stale_files import Leftovers
@@ -41,7 +40,7 @@ from relay.mailbox.submissions.scheduled import (
     DueTimer,
 )
 from relay.mailbox.submissions.submit import Sending
-from relay.mailbox.threads import Pool
+from relay.mailbox.threads import Pool, QueryLimit, Shares
 from relay.mailbox.types import (
     UNCONDITIONAL,
     Changes,

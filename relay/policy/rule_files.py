@@ -19,8 +19,15 @@ from relay.policy.actions import ACTIONS, FINAL, Action
 from relay.policy.conditions import CONDITIONS, Condition, SizeOver
 from relay.policy.engine import Case, Conditions, Expectation, Judgement, Mode, Rule, RuleSet
 from relay.policy.rule_tests import run_tests
-from relay.settings.document import Document, read_document
-from relay.settings.faults import Fault, KeyPath, SettingsError, shown, unknown_key
+from relay.settings.document import (
+    Document,
+    Fault,
+    KeyPath,
+    SettingsError,
+    read_document,
+    shown,
+    unknown_key,
+)
 
 T = TypeVar("T")
 

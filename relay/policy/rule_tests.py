@@ -16,7 +16,7 @@ from relay.message.verdict import Examined, Fate, RecipientVerdict, Source, Subj
 from relay.mime import headers
 from relay.policy.attachments import TooManyPartsError
 from relay.policy.engine import Case, Judgement, Mode, RuleSet
-from relay.settings.faults import counted
+from relay.settings.document import counted
 
 
 @dataclass(frozen=True, slots=True)

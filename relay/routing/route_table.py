@@ -18,8 +18,8 @@ from relay.message.address import AddressError, to_ascii_domain
 from relay.message.envelope import domain_of
 from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
 from relay.message.status import own_reply, split_reply
-from relay.settings.checks import verifies
 from relay.settings.tree import Route, RouteAuth, TlsLevel
+from relay.settings.validation import verifies
 
 REJECT_STATUS = "5.7.1"  # X.7.1: delivery not authorised, which is what a route that refuses says
 

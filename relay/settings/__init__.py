@@ -5,10 +5,9 @@ Touches: relay.toml and the files it names, and the environment.
 Promises: a tree that exists is right; a file that is wrong tells all its faults, with their lines.
 """
 
-from relay.settings.environment import Environment, read_environment
-from relay.settings.faults import Fault, SettingsError
-from relay.settings.loader import load
-from relay.settings.shipped import shipped
+from relay.settings.document import Fault, SettingsError
+from relay.settings.environment import Environment, read_environment, shipped
+from relay.settings.reader import load
 from relay.settings.tree import Settings
 
 __all__ = [

@@ -47,3 +47,14 @@ def read_environment() -> Environment:
         no_color=bool(variables.get("NO_COLOR")),
         variables=variables,
     )
+
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def shipped(name: str) -> Path:
+    """Return the folder or file `name` ("policies", "conf"). Raises FileNotFoundError."""
+    for place in (_PACKAGE / "_shipped" / name, _PACKAGE.parent / name):
+        if place.exists():
+            return place
+    raise FileNotFoundError(f"{name} is missing: this installation of Relay is incomplete")

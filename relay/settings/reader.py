@@ -13,14 +13,24 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from relay.settings.document import Document
-from relay.settings.faults import Fault, KeyPath, shown, unknown_key
-from relay.settings.references import expand, has_reference
-from relay.settings.tree import Address, Between, Duration, Form, Secret, Size
+from relay.settings.document import (
+    Document,
+    Fault,
+    KeyPath,
+    SettingsError,
+    dotted,
+    read_document,
+    shown,
+    unknown_key,
+)
+from relay.settings.tree import Address, Between, Duration, Form, Secret, Settings, Size
+from relay.settings.validation import check_together
 from relay.settings.values import (
     DURATION_EXPECTED,
     PARSERS,
     SIZE_EXPECTED,
+    expand,
+    has_reference,
     parse_address,
     parse_duration,
     parse_size,
@@ -232,3 +242,23 @@ def _number_or_word(text: str) -> str | float | bool:
     if text.isascii() and text.isdecimal() and len(text) < 20:
         return int(text)
     return text
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Settings:
+    """Return the settings in the file `path`; `environ` is what ${env:NAME} may name.
+
+    Raises SettingsError.
+    """
+    document = read_document(path)
+    reader = Reader(document, base=path.absolute().parent, environ=environ)
+    values = reader.fields(Settings, document.table, ())
+    faults = list(reader.faults)
+    for place, expected in check_together(reader.read, values.get("state_dir")):
+        inside = (f"{dotted(place)}[", f"{dotted(place)}.")
+        if any(fault.key.startswith(inside) for fault in reader.faults):
+            continue  # what is wrong inside has been told, and is why it does not fit
+        message = f"found {shown(document.value(place))}, expected {expected}"
+        faults.append(document.fault(place, message))
+    if faults:
+        raise SettingsError(faults)
+    return Settings(**values)

@@ -26,7 +26,7 @@ from relay.clock import Ids, SystemClock
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.submission_log import StoreLog
 from relay.mailbox import FileStore, SendOptions, maildir
-from relay.mailbox.names import delivered_stem
+from relay.mailbox.message_file import delivered_stem
 from relay.mailbox.types import OutcomeUnknownError, QuotaLimits, StoreUnavailableError
 from relay.message.properties import MessageProperties, Person
 from relay.mime.draft import read_properties

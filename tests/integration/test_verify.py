@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from relay.mailbox.names import parse_name
+from relay.mailbox.message_file import parse_name
 from tests.support.relay_process import RelayProcess
 
 OK, DATA = 0, 65

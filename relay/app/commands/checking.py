@@ -21,9 +21,8 @@ from relay.clock import Clock
 from relay.policy import PolicyError, load_rules
 from relay.routing import name_servers_answer
 from relay.settings import Settings, SettingsError, load
-from relay.settings.checks import host_of, is_loopback
-from relay.settings.document import Document, read_document
-from relay.settings.faults import Fault, KeyPath
+from relay.settings.document import Document, Fault, KeyPath, read_document
+from relay.settings.validation import host_of, is_loopback
 from relay.spool.sqlite.disk.presence import is_or_was_there
 from relay.spool.sqlite.engine.damage import mark_of
 from relay.spool.sqlite.engine.migrating import check_files

@@ -21,9 +21,9 @@ from typing import Any
 
 from relay.app.lock import owner_of
 from relay.settings import Settings
-from relay.settings.checks import is_loopback
-from relay.settings.faults import KeyPath
+from relay.settings.document import KeyPath
 from relay.settings.tree import Address, Tls
+from relay.settings.validation import is_loopback
 from relay.smtp.tls import is_for, shown_names
 
 SOON_S = 14 * 86400

@@ -10,6 +10,6 @@ Standards: Maildir; docs/design.md 3.
 """
 
 from relay.mailbox.index.indexes import Indexes
-from relay.mailbox.index.located import Located
+from relay.mailbox.message_file import Located
 
 __all__ = ["Indexes", "Located"]

@@ -19,7 +19,7 @@ from typing import Any
 
 import apsw
 
-from relay.mailbox.limits import QueryLimit
+from relay.mailbox.threads import QueryLimit
 
 FILE_NAME = "relay-index"
 SCHEMA_VERSION = 2

@@ -13,10 +13,9 @@ from typing import Any, Self
 
 import apsw
 
+from relay.mailbox.index.change_feed import append_change
 from relay.mailbox.index.database import fetch
-from relay.mailbox.index.feed import append_change
-from relay.mailbox.index.located import is_draft_file, received_at_us
-from relay.mailbox.names import FLAGGED, SEEN, MessageName
+from relay.mailbox.message_file import FLAGGED, SEEN, MessageName, is_draft_file, received_at_us
 from relay.mailbox.types import ChangeKind, Folder
 
 UIDS_A_MICROSECOND = 1024

@@ -22,8 +22,8 @@ from relay.journeys.submission_log import StoreLog
 from relay.mailbox.folders import Folders, find_folder, well_known_path
 from relay.mailbox.index import Located
 from relay.mailbox.maildir import SYNC_FAILURES, Stripes, list_names, remove
+from relay.mailbox.message_file import NEW_DRAFT, parse_name
 from relay.mailbox.messages import submission_facts
-from relay.mailbox.names import NEW_DRAFT, parse_name
 from relay.mailbox.submissions.on_disk import NotesDirectory, draft_of
 from relay.mailbox.types import BeingSentError, NoSuchItemError, Note, StoreError, WellKnown
 from relay.message.extended import SendWishes, send_wishes

@@ -32,6 +32,7 @@ from relay.mailbox.maildir import (
     remove,
     write_file,
 )
+from relay.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
 from relay.mailbox.messages import (
     ComposedDraft,
     Identity,
@@ -39,10 +40,9 @@ from relay.mailbox.messages import (
     facts_of,
     is_draft,
     next_generation,
+    octets_of,
     submission_facts,
 )
-from relay.mailbox.names import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
-from relay.mailbox.reading import octets_of
 from relay.mailbox.stale_files import Leftovers
 from relay.mailbox.submissions import FIRST_SUBMISSION, draft_of
 from relay.mailbox.submissions.scheduled import notified_detail

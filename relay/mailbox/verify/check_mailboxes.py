@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 
 from relay.clock import Clock, Ids
-from relay.mailbox.folders import list_folders, marked_id, write_id
-from relay.mailbox.folders.directories import DIRECTORIES, MARKER
-from relay.mailbox.folders.subscriptions import resubscribe
-from relay.mailbox.index.checking import (
+from relay.mailbox.folder_tree import resubscribe
+from relay.mailbox.folders import DIRECTORIES, MARKER, list_folders, marked_id, write_id
+from relay.mailbox.index.consistency import (
+    Difference,
     check_file,
     compare,
     compare_as_it_is,
@@ -24,11 +24,15 @@ from relay.mailbox.index.checking import (
     index_path,
     make_anew,
 )
-from relay.mailbox.index.comparing import Difference
 from relay.mailbox.index.database import IndexDamagedError, IndexUnusableError
-from relay.mailbox.index.located import is_draft_file
 from relay.mailbox.maildir import list_names, remove, write_synced
-from relay.mailbox.names import MessageName, delivered_id, message_stem, parse_name
+from relay.mailbox.message_file import (
+    MessageName,
+    delivered_id,
+    is_draft_file,
+    message_stem,
+    parse_name,
+)
 from relay.mailbox.types import Folder, StoreError
 from relay.mailbox.verify.check_messages import MessageCheck
 from relay.mailbox.verify.findings import (

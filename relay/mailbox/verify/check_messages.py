@@ -16,7 +16,7 @@ from pathlib import Path
 
 from relay.files import OpenOctets
 from relay.mailbox.maildir import open_message
-from relay.mailbox.names import MessageName, is_our_name, parse_name
+from relay.mailbox.message_file import MessageName, is_our_name, parse_name
 from relay.mailbox.stale_files import LEFTOVER_S
 from relay.mailbox.verify.findings import Cure, Fault, Flight, Kind, Mender, removed, renamed
 from relay.mime.draft import FIRST_FIELD_BYTES, PRIVATE_BYTES_MAX, private_length, read_private

@@ -17,7 +17,7 @@ import msgspec
 from relay.journeys.submission_log import OpenSubmission, Submissions, read_submissions
 from relay.mailbox.folders import list_folders, well_known_path
 from relay.mailbox.maildir import list_names
-from relay.mailbox.names import DRAFT, mailbox_directory, parse_name
+from relay.mailbox.message_file import DRAFT, mailbox_directory, parse_name
 from relay.mailbox.stale_files import LEFTOVER_S
 from relay.mailbox.submissions import NOTE_NAME, NotesDirectory, read_block_of
 from relay.mailbox.types import NoSuchItemError, WellKnown

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from relay.clock import Clock, Ids
 from relay.mailbox.maildir import DirectorySync, list_names
-from relay.mailbox.names import mailbox_directory
+from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.submissions import NotesDirectory
 from relay.mailbox.types import NoSuchItemError
 from relay.mailbox.verify.check_mailboxes import IndexCheck, MailboxCheck

@@ -76,7 +76,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 
 @pytest.fixture
 def no_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.mailbox.limits.QUERY_TIME_MAX_S", 3600.0)
+    monkeypatch.setattr("relay.mailbox.threads.QUERY_TIME_MAX_S", 3600.0)
 
 
 async def until(ready: Callable[[], bool]) -> None:
@@ -124,7 +124,7 @@ async def test_a_client_that_leaves_stops_its_search(served: Served) -> None:
 async def test_a_long_search_is_refused_with_what_makes_it_shorter(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.mailbox.limits.QUERY_TIME_MAX_S", 0.2)
+    monkeypatch.setattr("relay.mailbox.threads.QUERY_TIME_MAX_S", 0.2)
     began_s = time.monotonic()
     async with served.client("alice") as alice:
         for path in ("/messages", "/messages/$count"):
@@ -141,7 +141,7 @@ async def test_a_long_search_is_refused_with_what_makes_it_shorter(
 async def test_searches_beyond_those_that_may_wait_are_refused_for_now(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.mailbox.limits.QUERIES_WAITING_MAX", 3)
+    monkeypatch.setattr("relay.mailbox.threads.QUERIES_WAITING_MAX", 3)
     async with served.client("alice") as alice, served.client("bob") as bob:
         searches = [asyncio.create_task(alice.get("/messages", params=MINUTES)) for _ in range(9)]
         async with asyncio.timeout(WAIT_S):

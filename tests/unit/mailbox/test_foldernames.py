@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from relay.mailbox.folders.names import (
+from relay.mailbox.folders import (
     checked_directory,
     folder_name,
     one_name,

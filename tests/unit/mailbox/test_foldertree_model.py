@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from relay.clock import Ids, ManualClock
+from relay.mailbox.folder_tree import FolderTree
 from relay.mailbox.folders import Folders, list_folders
-from relay.mailbox.folders.tree import FolderTree
 from relay.mailbox.types import Folder, FolderError, WellKnown
 
 NAMES = st.sampled_from(["A", "a", "AB", "B", "Ä", "C.D", "e/f", "&", "Inbox", "Sent", "x" * 80])

@@ -10,7 +10,7 @@ import pytest
 from inotify_simple import INotify
 
 from relay.clock import ManualClock, SystemClock
-from relay.mailbox.index import Indexes, feed
+from relay.mailbox.index import Indexes, change_feed
 from relay.mailbox.index.database import FILE_NAME, SCHEMA_VERSION
 from relay.mailbox.index.watch import Watches
 from relay.mailbox.query import (
@@ -270,7 +270,7 @@ def test_a_file_that_cannot_be_read_is_found_by_what_is_known_of_it(mailbox, mon
     def refuse(path):
         raise PermissionError(13, "no", str(path))
 
-    monkeypatch.setattr("relay.mailbox.index.facts.open_message", refuse)
+    monkeypatch.setattr("relay.mailbox.index.content_index.open_message", refuse)
     index = mailbox.index()
     assert found(index, mailbox, HOUSE) == []
     assert found(index, mailbox) == [file]
@@ -278,7 +278,7 @@ def test_a_file_that_cannot_be_read_is_found_by_what_is_known_of_it(mailbox, mon
 
 def test_what_takes_too_long_is_gone_on_with_by_who_asks_again(mailbox, monkeypatch):
     files = [mailbox.add() for _ in range(5)]
-    monkeypatch.setattr("relay.mailbox.index.filling._MESSAGES_AT_ONCE", 1)
+    monkeypatch.setattr("relay.mailbox.index.content_index._MESSAGES_AT_ONCE", 1)
     monkeypatch.setattr(mailbox.clock, "monotonic", iter(range(0, 10_000, 9)).__next__)
     index = mailbox.index()
     asked = 0
@@ -304,7 +304,7 @@ def test_the_longest_unused_is_closed_and_knows_what_it_knew(tmp_path, monkeypat
         for mailbox, file in zip(mailboxes, files, strict=True):
             assert found(index, mailbox) == [file]
     assert len(index._open) == 2
-    monkeypatch.setattr("relay.mailbox.index.catchup.CatchUp.fill", None)  # none is made anew
+    monkeypatch.setattr("relay.mailbox.index.update.CatchUp.fill", None)  # none is made anew
     mailboxes[0].clock.advance(1)
     for mailbox, file in zip(mailboxes, files, strict=True):
         assert found(index, mailbox) == [file]
@@ -379,8 +379,8 @@ def test_flags_and_new_to_cur(mailbox):
 
 
 def test_what_is_too_old_is_stale(mailbox, monkeypatch):
-    monkeypatch.setattr(feed, "CHANGES_KEPT", 4)
-    monkeypatch.setattr(feed, "_PRUNED_EVERY", 2)
+    monkeypatch.setattr(change_feed, "CHANGES_KEPT", 4)
+    monkeypatch.setattr(change_feed, "_PRUNED_EVERY", 2)
     index = mailbox.index()
     positions = [index.changes(mailbox.path, "", 10).position]
     for _ in range(10):
@@ -422,7 +422,7 @@ def test_a_feed_outlives_its_process_but_no_loss_of_power(
     else:  # killed: the file is as it was
         mailbox.opened.remove(index)
     if rebooted:
-        monkeypatch.setattr(feed, "boot_id", lambda: "another")
+        monkeypatch.setattr(change_feed, "boot_id", lambda: "another")
     later = mailbox.index()
     mailbox.add()
     found(later, mailbox)
@@ -520,12 +520,12 @@ def test_a_lower_generation_goes_only_where_it_is_a_draft(mailbox, is_known):
 
 
 def test_a_file_that_moves_while_the_index_is_made_is_one_message(mailbox, monkeypatch):
-    from relay.mailbox.index import catchup
+    from relay.mailbox.index import update
 
     new = mailbox.path / "new/1000000000.R0123456789abcdef_1.h"
     cur = mailbox.path / f"cur/{new.name}:2,"
     new.write_bytes(b"x")
-    real = catchup.look
+    real = update.look
 
     def look(rows, folders, places):
         seen = real(rows, folders, places)
@@ -533,7 +533,7 @@ def test_a_file_that_moves_while_the_index_is_made_is_one_message(mailbox, monke
             new.rename(cur)
         return seen
 
-    monkeypatch.setattr(catchup, "look", look)
+    monkeypatch.setattr(update, "look", look)
     index = mailbox.index()
     assert ids(index, mailbox) == {cur: "0123456789abcdef"}
     assert ids(index, mailbox) == {cur: "0123456789abcdef"}
@@ -605,11 +605,11 @@ def test_a_draft_that_is_changed_is_read_again(mailbox):
 
 
 def test_what_is_changed_while_it_is_read_is_read_again(mailbox, monkeypatch):
-    from relay.mailbox.index import filling
+    from relay.mailbox.index import content_index
 
     file = mailbox.path / ".Drafts/cur/1000000000.R0123456789abcdef_1.h:2,DS"
     file.write_bytes(b"Subject: house\r\n\r\n")
-    real = filling.read_facts
+    real = content_index.read_facts
 
     def read_facts(path, *, message_id):
         facts = real(path, message_id=message_id)
@@ -617,21 +617,21 @@ def test_what_is_changed_while_it_is_read_is_read_again(mailbox, monkeypatch):
             changed(file)
         return facts
 
-    monkeypatch.setattr(filling, "read_facts", read_facts)
+    monkeypatch.setattr(content_index, "read_facts", read_facts)
     by_subject = Compare(Property.SUBJECT, Operator.EQ, "house")
     assert found(mailbox.index(), mailbox, MessageQuery(condition=by_subject)) == []
 
 
 @pytest.mark.parametrize("watches_max", [0, 100])
 def test_a_file_that_is_renamed_all_the_time_is_never_missed(mailbox, monkeypatch, watches_max):
-    from relay.mailbox.index import looking
+    from relay.mailbox.index import update
 
     index = mailbox.index(watches=Watches(watches_max=watches_max))
     plain = mailbox.add()
     flagged = plain.with_name(plain.name + "F")
     [message_id] = ids(index, mailbox).values()
     looks = iter(range(8))
-    real = looking.os.lstat
+    real = update.os.lstat
 
     def lstat(path):
         """The file is always under its other name."""
@@ -643,7 +643,7 @@ def test_a_file_that_is_renamed_all_the_time_is_never_missed(mailbox, monkeypatc
 
     position = index.changes(mailbox.path, "", 10).position
     plain.rename(flagged)
-    monkeypatch.setattr(looking.os, "lstat", lstat)
+    monkeypatch.setattr(update.os, "lstat", lstat)
     assert list(ids(index, mailbox).values()) == [message_id]
     kinds = [one.kind for one in index.changes(mailbox.path, position, 10).changes]
     assert ChangeKind.DELETED not in kinds

@@ -19,7 +19,7 @@ from relay.clock import SystemClock
 from relay.mailbox.index import Indexes
 from relay.mailbox.index.database import FILE_NAME
 from relay.mailbox.index.watch import Watches
-from relay.mailbox.names import delivered_id, delivered_stem, message_stem
+from relay.mailbox.message_file import delivered_id, delivered_stem, message_stem
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import ChangeKind
 from relay.mime.draft import DraftOrigin

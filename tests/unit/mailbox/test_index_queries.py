@@ -266,10 +266,10 @@ def test_what_is_asked_every_day_is_neither_scanned_nor_sorted(box, condition, o
         plans.extend(row[3] for row in real(cursor, f"EXPLAIN QUERY PLAN {sql}", values))
         return real(cursor, sql, values)
 
-    from relay.mailbox.index import querying
+    from relay.mailbox.index import indexes
 
-    real = querying.fetch
-    monkeypatch.setattr(querying, "fetch", explained)
+    real = indexes.fetch
+    monkeypatch.setattr(indexes, "fetch", explained)
     box.found(MessageQuery(condition=condition, order=order))
     assert plans
     assert not any("TEMP B-TREE FOR ORDER" in plan for plan in plans), plans

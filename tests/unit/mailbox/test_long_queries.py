@@ -8,9 +8,8 @@ import pytest
 
 from relay.clock import ManualClock
 from relay.mailbox.index import Indexes
+from relay.mailbox.index import content_index as index_filling
 from relay.mailbox.index import database as index_database
-from relay.mailbox.index import filling as index_filling
-from relay.mailbox.limits import QUERY_TIME_MAX_S, QueryLimit
 from relay.mailbox.query import (
     NEWEST_FIRST,
     Compare,
@@ -23,6 +22,7 @@ from relay.mailbox.query import (
     Property,
     SearchIn,
 )
+from relay.mailbox.threads import QUERY_TIME_MAX_S, QueryLimit
 from relay.mailbox.types import QueryTooLongError, StoreUnavailableError
 from tests.unit.mailbox.conftest import ALICE, Place
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.clock import id_time_us
-from relay.mailbox.names import (
+from relay.mailbox.message_file import (
     delivered_id,
     delivered_stem,
     foreign_id,

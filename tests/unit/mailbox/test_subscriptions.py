@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from relay.mailbox.folders.subscriptions import resubscribe, resubscribed
+from relay.mailbox.folder_tree import resubscribe, resubscribed
 from relay.mailbox.maildir import list_names
 
 V2 = b"V\t2\n\n"

@@ -16,7 +16,7 @@ from relay.journeys.submission_log import SubmissionFacts, read_submissions
 from relay.mailbox import MessageChange, SendOptions
 from relay.mailbox.folders import write_id
 from relay.mailbox.index.database import open_database
-from relay.mailbox.names import parse_name
+from relay.mailbox.message_file import parse_name
 from relay.mailbox.query import HasWords, MessageQuery, SearchIn
 from relay.mailbox.verify import Finding, Surroundings, Tally, Verifier, check_submissions
 from relay.message.properties import Attachment

@@ -6,7 +6,7 @@ import pytest
 
 from relay.message.verdict import Source
 from relay.policy import Judgement, judgement_of, load_rules, make_subject
-from relay.settings.shipped import shipped
+from relay.settings.environment import shipped
 
 PLAIN = (
     b"From: a@in.test\r\nTo: b@out.test\r\nSubject: hello\r\nMIME-Version: 1.0\r\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from relay.settings import SettingsError, load
-from relay.settings.checks import verifies
 from relay.settings.tree import Address, RetryByClass, RouteAuth, SmtpListener
+from relay.settings.validation import verifies
 
 LOGIN = "{user='u', password_file='secret'}"
 TO_H = "[[route]]\ndomain='*'\nnext_hop='smtp://h.test:1'\n"

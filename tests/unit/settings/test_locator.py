@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from relay.settings.locator import locate
+from relay.settings.document import locate
 
 TEXT = '''\
 # a comment = "no key"

@@ -18,7 +18,7 @@ from typing import TypeVar
 import apsw
 
 from relay.clock import Clock
-from relay.mailbox.index.catchup import CatchUp
+from relay.mailbox.index.change_feed import close_feed, is_open, open_feed
 from relay.mailbox.index.database import (
     FILE_NAME,
     IndexDamagedError,
@@ -30,10 +30,10 @@ from relay.mailbox.index.database import (
     remove_database,
     translated,
 )
-from relay.mailbox.index.feed import close_feed, is_open, open_feed
 from relay.mailbox.index.rows import FolderRow
+from relay.mailbox.index.update import CatchUp
 from relay.mailbox.index.watch import Watches
-from relay.mailbox.limits import QueryLimit
+from relay.mailbox.threads import QueryLimit
 from relay.mailbox.types import StoreError, StoreUnavailableError
 from relay.observe.logs import get_logger
 

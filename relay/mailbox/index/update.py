@@ -9,6 +9,7 @@ Standards: Maildir; inotify(7); the modification time of a directory (POSIX).
 """
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
@@ -20,22 +21,92 @@ import apsw
 
 from relay.clock import Clock
 from relay.mailbox.folders import list_folders
-from relay.mailbox.index.claims import Claim, claim_of
 from relay.mailbox.index.database import fetch
-from relay.mailbox.index.identity import Resolver
-from relay.mailbox.index.looking import (
-    Seen,
-    differing,
-    directory_path,
-    look,
-    names_on_disk,
-    path_of,
-)
-from relay.mailbox.index.rows import FolderRow, Place, Rows, Sighting
+from relay.mailbox.index.identity import Claim, Resolver, claim_of
+from relay.mailbox.index.rows import INODE_MASK, Body, FolderRow, Place, Row, Rows, Sighting
 from relay.mailbox.index.watch import MailboxWatch
 from relay.mailbox.maildir import list_names, remove
-from relay.mailbox.names import is_our_name
+from relay.mailbox.message_file import is_our_name, parse_name
 from relay.mailbox.types import Folder
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a look has found: rows whose file is not as it was, files that no row is about."""
+
+    lost: list[Row] = field(default_factory=list)
+    found: list[Sighting] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.lost or self.found)
+
+    def is_open(self) -> bool:
+        """Whether a file vanished and none of its base name came: it may be on its way."""
+        stems = {one.stem for one in self.found}
+        return any(row.stem not in stems for row in self.lost)
+
+
+def directory_path(folder: FolderRow, *, in_new: bool) -> Path:
+    """A folder's new/ or cur/."""
+    return folder.folder.path / ("new" if in_new else "cur")
+
+
+def path_of(folders: dict[int, FolderRow], place: Place) -> str:
+    """The file at a place; no Path, as it is asked for by the hundred thousand."""
+    directory = folders[place.folder].folder.path
+    return f"{directory}/{'new' if place.in_new else 'cur'}/{os.fsdecode(place.file_name)}"
+
+
+def names_on_disk(directory: Path) -> Iterator[tuple[bytes, int]]:
+    """The files of a directory with their inodes; none if it is not there."""
+    try:
+        with os.scandir(os.fsencode(directory)) as entries:
+            for entry in entries:
+                if not entry.name.startswith(b".") and entry.is_file(follow_symlinks=False):
+                    yield entry.name, entry.inode() & INODE_MASK
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+
+def differing(rows: Rows, folder: FolderRow, *, in_new: bool) -> Iterator[Place]:
+    """Where a directory's listing and the rows do not agree."""
+    path = directory_path(folder, in_new=in_new)
+    on_disk = {} if folder.is_gone else dict(names_on_disk(path))
+    known = rows.names_in(folder.number, in_new=in_new)
+    for name in on_disk.keys() | known.keys():
+        if on_disk.get(name) != known.get(name):
+            yield Place(folder.number, in_new, name)
+
+
+def look(rows: Rows, folders: dict[int, FolderRow], places: Iterable[Place]) -> Seen:
+    """Ask the disk what is at these places, and compare it with the rows."""
+    seen = Seen()
+    for place in places:
+        row = rows.at(place)
+        folder = folders[place.folder]
+        sighting = None if folder.is_gone else _sight(path_of(folders, place), place)
+        if row is not None and sighting is not None and row.body == sighting.body:
+            continue
+        if row is not None:
+            seen.lost.append(row)
+        if sighting is not None:
+            seen.found.append(sighting)
+    return seen
+
+
+def _sight(path: str, place: Place) -> Sighting | None:
+    """Return the message's file at a place, None if there is none."""
+    name = parse_name(os.fsdecode(place.file_name))
+    if name is None:
+        return None
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return Sighting(place, name, os.fsencode(name.stem), Body.of(status))
+
 
 _LOOKS_MAX = 20  # a mail client may rename a file faster than it is looked for
 _TICK_NS = 100_000_000

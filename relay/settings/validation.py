@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from relay.settings.faults import KeyPath
+from relay.settings.document import KeyPath
 from relay.settings.tree import (
     Address,
     Delivery,
