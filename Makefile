@@ -1,6 +1,6 @@
 # The targets that people use: run, test, check, bench, crash, clean.
 #   make run                 the development relay in the foreground; ARGS="--once" ends by itself
-#   make test                all tests; TESTS="tests/unit/spool -k claim" for some;
+#   make test                all tests; TESTS="tests/unit/spool -k claim" for some; WORKERS=4 processes;
 #                            SYSTEM_PACKAGES=install installs what they need of the system through sudo
 #   make check               lint, types, import contracts, dead code, the policies' own tests
 #   make bench               Relay and Postfix side by side, then bench-queue
@@ -22,6 +22,9 @@ SEED0 ?= 0
 SEED ?=
 TRACE ?=
 TESTS ?=
+# Some tests wait rather than compute, so two cores are busy with four workers.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
+	echo $$((cores < 4 ? 4 : cores > 8 ? 8 : cores)))
 SYSTEM_PACKAGES ?=
 
 .PHONY: run venv test check lint types layers unused rules bench bench-mail bench-mailbox bench-queue simulate crash clean
@@ -33,7 +36,7 @@ venv: .venv/development
 
 test: .venv/development
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh
-	$(BIN)/python -m pytest -n 4 $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 check: lint types layers unused rules
 

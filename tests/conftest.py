@@ -19,10 +19,39 @@ settings.register_profile(
 settings.register_profile("search", deadline=None, max_examples=2000)
 settings.load_profile("same")
 
+_SLOW = ("simulation", "crash", "integration", "interop", "bench")  # directories of slow tests
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the simulation, whose single tests take longest, so that the workers end together."""
-    items.sort(key=lambda item: "simulation" not in item.path.parts)
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put slow tests at the front of each worker's share of the list.
+
+    `--dist worksteal` cuts the list into one share for each worker, who runs it from the front; a
+    worker that has no more takes tests from the end of the longest share. The tests that run last
+    are therefore short. Every second worker begins with tests that wait rather than compute.
+    """
+    slow: dict[str, list[pytest.Item]] = {}
+    fast: list[pytest.Item] = []
+    for item in sorted(items, key=_rank):
+        if _rank(item) == len(_SLOW):
+            fast.append(item)
+        else:  # a module stays together, for its fixtures; the simulation's tests share none
+            group = item.nodeid if "simulation" in item.path.parts else str(item.path)
+            slow.setdefault(group, []).append(item)
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    ordered: list[pytest.Item] = []
+    for number in range(workers):
+        groups = list(slow.values())[number::workers]
+        share = [item for group in groups[:: 1 - number % 2 * 2] for item in group]
+        size = (len(items) - len(ordered)) // (workers - number)
+        count = max(0, size - len(share))
+        ordered += share + fast[:count]
+        del fast[:count]
+    items[:] = ordered + fast
+
+
+def _rank(item: pytest.Item) -> int:
+    """Return the place of the test's directory in _SLOW."""
+    return next((n for n, name in enumerate(_SLOW) if name in item.path.parts), len(_SLOW))
 
 
 def pytest_collection_finish() -> None:
