@@ -86,7 +86,7 @@ class Messages:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left_s, _LOOK_AGAIN_S)):
                     await self._means.changes.beyond(seen)
-                    await asyncio.sleep(_PAUSE_S)
+                    await asyncio.sleep(_PAUSE_S)  # sleeps: reads a burst of events once
 
     async def _look(self, key: str, viewer: Viewer) -> dict[str, Any] | None:
         if not key or len(key) > _KEY_CHARACTERS:

@@ -15,11 +15,10 @@ from urllib.parse import urlsplit
 
 from relay import api, graph
 from relay.accounts import DEAD_LETTER, AccountDirectory
+from relay.app.configuration import route_table, way_to
 from relay.app.daemon import Daemon, Readiness
-from relay.app.lock import OwnerLock
-from relay.app.memory import allow_open_files
-from relay.app.pressure import PressureMonitor, bounds_of
-from relay.app.routes import route_table, way_to
+from relay.app.pressure_monitor import PressureMonitor, allow_open_files, bounds_of
+from relay.app.state_dir import OwnerLock
 from relay.clock import Clock, Ids, SystemClock
 from relay.crashpoints import CrashPoints
 from relay.delivery import (

@@ -9,9 +9,9 @@ Standards: docs/names.md (Commands).
 
 import click
 
-from relay.app.commands.checking import Finding, Verdict, check_file
-from relay.cli.context import Given, common_options
-from relay.cli.exits import Ended, Exit
+from relay.app.commands.check import Finding, Verdict, check_file
+from relay.cli.errors import Ended, Exit
+from relay.cli.options import Given, common_options
 from relay.cli.output import flush, print_json
 from relay.clock import SystemClock
 from relay.settings import read_environment

@@ -18,13 +18,12 @@ import click
 import uvloop
 
 from relay import __version__
-from relay.app.development.demonstration import DemonstrationError, Shown
-from relay.app.development.folder import Folder, open_folder
-from relay.app.development.running import Plan, View, develop
-from relay.cli.context import Given, common_options
-from relay.cli.exits import INTERRUPTED, Ended, Exit
-from relay.cli.output import flush, print_json_line
-from relay.cli.show import printable, step_lines
+from relay.app.demonstration import DemonstrationError, Shown
+from relay.app.development import Plan, View, develop
+from relay.app.development_folder import Folder, open_folder
+from relay.cli.errors import INTERRUPTED, Ended, Exit
+from relay.cli.options import Given, common_options
+from relay.cli.output import flush, print_json_line, printable, step_lines
 from relay.clock import SystemClock
 from relay.journeys.events import Step
 from relay.observe import logs

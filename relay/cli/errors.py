@@ -9,16 +9,40 @@ Standards: sysexits(3).
 import os
 import sys
 from contextlib import suppress
+from enum import IntEnum
 
 import click
 
 from relay.app.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
-from relay.app.commands.sending import NotAllowedError, RefusedError, TryLaterError
-from relay.app.development.folder import NotOurFolderError
-from relay.app.lock import AlreadyRunningError
-from relay.cli.exits import INTERRUPTED, Ended, Exit
+from relay.app.commands.send import NotAllowedError, RefusedError, TryLaterError
+from relay.app.development_folder import NotOurFolderError
+from relay.app.state_dir import AlreadyRunningError
 from relay.settings import SettingsError
 from relay.spool.types import SpoolDamagedError, SpoolError, SpoolFormatError
+
+INTERRUPTED = 130  # as shells have it for SIGINT
+
+
+class Exit(IntEnum):
+    """sysexits(3)."""
+
+    OK = 0
+    USAGE = 64
+    DATA = 65
+    UNAVAILABLE = 69
+    BUG = 70
+    TRY_LATER = 75
+    NO_PERMISSION = 77
+    CONFIGURATION = 78
+
+
+class Ended(Exception):  # noqa: N818 - an end, not always an error
+    """End the command with `code`, after `text` on stderr."""
+
+    def __init__(self, code: int, text: str = "") -> None:
+        super().__init__(text)
+        self.code = code
+
 
 _CODES: tuple[tuple[type[BaseException], Exit], ...] = (  # the first that fits
     (ControlForbiddenError, Exit.NO_PERMISSION),

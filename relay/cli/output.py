@@ -7,10 +7,15 @@ Standards: RFC 8259, JSON lines.
 """
 
 import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import click
 import msgspec
+
+from relay.settings.document import counted
 
 
 def print_json(value: Any) -> None:
@@ -32,3 +37,326 @@ def flush() -> None:
     """Make sure of what was printed, while an error can still be told."""
     if sys.stdout is not None:
         sys.stdout.flush()
+
+
+_PEOPLE_MAX = 20  # of one message, one line each; --json has all
+_NAMES_MAX = 5  # on one line
+_ADDRESS_WIDTH_MAX = 40
+_DETAIL_CHARACTERS_MAX = 300
+_UNREMARKABLE = ("delivered", "relayed", "captured", "queued")
+_DONE = {
+    "retry": "tried now:",
+    "hold": "held",
+    "release": "released",
+    "cancel": "cancelled",
+    "reroute": "rerouted",
+}
+
+
+def journey_lines(found: Mapping[str, Any]) -> list[str]:
+    """A message's journey: a headline, its steps, its recipients."""
+    name = found["id"] or found["submission_id"]
+    people = _names([one["address"] for one in found["recipients"]])
+    headline = f'{name}  "{found["subject"]}"  {found["sender"] or "<>"} -> {people}'
+    days = {str(step["at"])[:10] for step in found["steps"]}
+    lines = [printable(f"{headline}  {_state(found)}")]
+    if client := client_line(found["client"]):
+        lines.append(printable(f"   {client}"))
+    for step in found["steps"]:
+        lines += step_lines(step, with_date=len(days) > 1)
+    return lines + recipient_lines(found["recipients"])
+
+
+def client_line(client: Mapping[str, str]) -> str:
+    """Return who submitted a message, "" where that is not known."""
+    parts = [client["address"] or ("a Unix socket" if any(client.values()) else "")]
+    parts += [f"EHLO {client['helo']}"] if client["helo"] else []
+    parts += [f"login {client['account']}"] if client["account"] else []
+    parts += [client["tls"]] if client["tls"] else []
+    return f"from {', '.join(parts)}" if any(parts) else ""
+
+
+def step_lines(step: Mapping[str, Any], *, with_date: bool = False) -> list[str]:
+    """One step: number, name, time of day (UTC), what happened; what does not fit goes below."""
+    at = str(step["at"])
+    clock = f"{at[:10]} {at[11:23]}" if with_date else at[11:23]
+    told = [*describe(int(step["step"]), step["detail"])] or [""]
+    head = f" {step['step']} {step['name']:<18} {clock}Z  "
+    first, *rest = told
+    return [printable(f"{head}{first}".rstrip()), *(printable(" " * len(head) + x) for x in rest)]
+
+
+def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
+    """What an event's detail says, in a few words a line."""
+    if step == 5:
+        for hit in detail.get("rules", []):
+            yield f'rule "{hit["rule"]}": {hit["outcome"]}'
+        counts = detail.get("counts", {})  # an event does not name all of many
+        for hop, people in detail.get("next_hops", {}).items():
+            yield f"{hop}: {_names(people, counts.get(hop))}"
+        refused = [f"refused: {x['address']} {x['reply']}" for x in detail.get("refused", [])]
+        yield from _few(refused, counts.get("refused"))
+    elif step == 6 and "recipients" in detail:
+        host = f" by {detail['host']}" if detail.get("host") else ""
+        outcomes = ((x["address"], x["outcome"], x["reply"]) for x in detail["recipients"])
+        yield from _few([f"{who} {outcome}{host}: {reply}" for who, outcome, reply in outcomes])
+        if held := detail.get("held"):
+            yield f"held: {held}"
+    elif "operation" in detail:
+        yield _operation(detail)
+    elif step == 4 and detail.get("folder", "") is None:
+        yield f"not kept, queue_id {detail['queue_id']}"
+    elif detail:
+        yield ", ".join(f"{name} {_short(value)}" for name, value in detail.items())
+
+
+def recipient_lines(
+    people: Sequence[Mapping[str, Any]], *, indent: str = "   ", most: int = _PEOPLE_MAX
+) -> list[str]:
+    """A line for each recipient, those with trouble first, and one that counts the rest."""
+    ordered = sorted(people, key=lambda one: one["state"] in _UNREMARKABLE)
+    shown, rest = ordered[:most], ordered[most:]
+    width = min(max((len(one["address"]) for one in shown), default=0), _ADDRESS_WIDTH_MAX)
+    lines = []
+    for one in shown:
+        tries = sum(tried["outcome"] != "expired" for tried in one.get("attempts", ()))
+        tried = f"  ({tries} attempts)" if tries > 1 else ""
+        line = f"{indent}{one['address']:<{width}}  {one['state']:<9}  {one['reply']}".rstrip()
+        lines.append(printable(line + tried))
+    if rest:
+        by_state = Counter(one["state"] for one in rest)
+        states = ", ".join(f"{number} {state}" for state, number in by_state.items())
+        lines.append(f"{indent}and {len(rest)} more: {states}")
+    return lines
+
+
+def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Entries as a table, and a line that counts them."""
+    head = ("ID", "STATE", "BYTES", "TRIES", "NEXT TRY (UTC)", "SENDER -> NEXT HOP")
+    rows = [head, *map(_entry_cells, entries)] if entries else []
+    widths = [max(len(row[column]) for row in rows) if rows else 0 for column in range(5)]
+    lines = []
+    for number, row in enumerate(rows):
+        name, state, size, tries, due = (
+            cell.rjust(width) if column in (2, 3) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
+        )
+        lines.append(printable(f"{name}  {state}  {size}  {tries}  {due}  {row[5]}"))
+        if number:
+            entry = entries[number - 1]
+            lines += [printable(f"    {remark}") for remark in _remarks(entry)]
+            lines += recipient_lines(entry["recipients"], indent="    ", most=10)
+    return [*lines, _count(entries)]
+
+
+def changed_lines(answer: Mapping[str, Any]) -> list[str]:
+    """The entries of an answer to an order."""
+    return entry_lines(answer["entries"])[:-1]
+
+
+def changed_line(operation: str, answer: Mapping[str, Any]) -> str:
+    """What came of an order, in one line."""
+    done, matched = answer["done"], answer["matched"]
+    verb = f"would {operation}" if answer["dry_run"] else _DONE[operation]
+    parts = [f"{verb} {done} of {counted(matched, 'entry')}"]
+    if unchanged := answer["unchanged"]:
+        parts.append(f"{unchanged} {'stays as it was' if unchanged == 1 else 'stay as they were'}")
+    if answer["in_flight"]:
+        parts.append(f"{answer['in_flight']} in flight")
+    return ", ".join(parts)
+
+
+def stats_lines(told: Mapping[str, Any], *, now_us: int) -> list[str]:
+    """The figures of `queue stats`."""
+    if not told:
+        return ["the queue is empty: there was never a relay here"]
+    by_state = ", ".join(f"{number} {state}" for state, number in told["entries"].items())
+    unaccounted = "not counted yet" if told["unaccounted"] is None else told["unaccounted"]
+    lanes = ", ".join(f"{one['entries']} {lane}" for lane, one in told["lanes"].items())
+    lines = [
+        f"entries      {by_state}",
+        f"recipients   {told['recipients']}",
+        f"due now      {told['due']}, with delivery {told['in_work']}",
+        f"oldest       {_age(told['oldest'], now_us)}",
+        f"lanes        {lanes}",
+        f"unaccounted  {unaccounted}",
+    ]
+    hops = told["next_hops"]
+    rows = [("NEXT HOP", "ENTRIES", "IN WORK", "DEFERRED", "OLDEST")] + [
+        (
+            one["next_hop"], str(one["entries"]), str(one["in_work"]), str(one["deferred"]),
+            _age(one["oldest"], now_us),
+        )
+        for one in hops
+    ]  # fmt: skip
+    width = max(len(row[0]) for row in rows)
+    table = [f"{hop:<{width}}  {'  '.join(f'{x:>8}' for x in rest)}" for hop, *rest in rows]
+    return [printable(line) for line in ([*lines, "", *table] if hops else lines)]
+
+
+def finding_line(one: Mapping[str, Any]) -> str:
+    """What `relay storage verify` has found, and what was done."""
+    state = "mended" if one["mended"] else "REMAINS"
+    action = f"; {one['action']}" if one["action"] else ""
+    told = f"found {one['found']}, expected {one['expected']}{action}"
+    return printable(f"{state:<7} {one['kind']:<17} {one['where']}: {told}")
+
+
+def backup_lines(told: Mapping[str, Any], directory: str, *, dry_run: bool) -> list[str]:
+    """What `relay storage backup` has copied, or would."""
+    database, contents = told["database"], told["contents"]
+    size_mib = (database["bytes"] + contents["bytes"]) / 2**20
+    files = counted(contents["files"], "content file")
+    letters = counted(told["dead_letters"], "dead letter")
+    lines = [f"{size_mib:.1f} MiB: the spool, {files}, {letters}"]
+    if not dry_run:
+        entries = counted(sum(told["entries"].values()), "entry")
+        lines.append(f"in the queue: {entries}, {counted(told['recipients'], 'recipient')}")
+        lines += [f"missing: {name}" for name in contents["missing"]]
+        lines.append(f"copied to {directory}")
+    return [printable(line) for line in lines]
+
+
+def salvage_lines(told: Mapping[str, Any]) -> list[str]:
+    """What `relay storage salvage` has saved."""
+    if not told["faults"]:
+        return ["the spool is not damaged: nothing was done"]
+    lines = [f"found: {fault}" for fault in told["faults"]]
+    saved = ", ".join(f"{n} {table}" for table, n in told["rows"].items())
+    lines.append(f"saved: {saved or 'nothing'}")
+    lines += [f"lost: {_hole(hole)}" for hole in told["holes"]]
+    if told["log_damaged"]:
+        lines.append("of its log, what can be read is saved; some last changes may be lost")
+    if told["recipients_lost"] is None:
+        lines.append("how many recipients are lost is not known")
+    elif told["recipients_lost"]:
+        lines.append(f"lost from the queue: {counted(told['recipients_lost'], 'recipient')}")
+    if told["without_content"]:
+        lines.append(f"without their content: {counted(told['without_content'], 'entry')}")
+    if told["without_recipients"]:
+        held = counted(told["without_recipients"], "entry")
+        lines.append(f"without their recipients, now held: {held}")
+    lines.append(f"in the queue: {counted(told['entries_waiting'], 'entry')}")
+    lines.append(f"the damaged spool is kept as {told['aside']}")
+    return [printable(line) for line in lines]
+
+
+def _hole(hole: Mapping[str, Any]) -> str:
+    """Between which rows of a table some could not be read; where it has neither end, all."""
+    ends = [
+        f"{name} {' '.join(map(str, hole[name]))}"
+        for name in ("behind", "before")
+        if hole[name] is not None
+    ]
+    return f"rows of {hole['table']}" + (f" {', '.join(ends)}" if ends else ": none could be read")
+
+
+def verified_lines(document: Mapping[str, Any]) -> list[str]:
+    """What `relay storage verify` has looked at."""
+    notes = document["notes"]
+    looked_at = (
+        counted(document["mailboxes"], "mailbox"),
+        counted(document["messages"], "message"),
+        counted(document["indexes"], "index"),
+    )
+    waiting = f"{counted(notes['ready'], 'note')} ready, {notes['deferred']} deferred"
+    lines = [f"{', '.join(looked_at)}; {waiting}"]
+    for name, told in (
+        ("without_draft", "the draft was removed, the note alone is sent"),
+        ("accepted", "accepted already, the next start removes the note"),
+        ("put_aside", "put aside, for you to look at"),
+    ):
+        if found := notes[name]:
+            lines.append(f"{told}: {_names(found)}")
+    if spool := document["spool"]:
+        queue = f"{counted(spool['entries'], 'entry')} in the queue"
+        contents = counted(spool["contents"], "content")
+        lines.append(f"{counted(spool['messages'], 'message')} in the spool, {queue}, {contents}")
+    mended = counted(document["mended"], "fault")
+    lines.append(f"{mended} mended, {document['remaining']} remaining")
+    return [printable(line) for line in lines]
+
+
+def _entry_cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    due = str(entry["due"])[:19].replace("T", " ") if entry["due"] else "-"
+    is_lost = entry["sender"] is None
+    numbers = ("-" if is_lost else str(entry["size"]), str(entry["attempts"]))
+    way = f"{'?' if is_lost else entry['sender'] or '<>'} -> {entry['next_hop']}"
+    return (f"{entry['id']}-{entry['entry']}", str(entry["state"]), *numbers, due, way)
+
+
+def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
+    """What an operator should know of an entry besides its state."""
+    if entry["sender"] is None:
+        yield "its message is lost: see relay storage verify"
+    if entry.get("held_until"):
+        yield f"held until {str(entry['held_until'])[:19].replace('T', ' ')}"
+    if entry.get("reason"):
+        yield f"held by {entry['reason']}"
+    if entry.get("note"):
+        yield f"{entry['result']}: {entry['note']}"
+
+
+def _operation(detail: Mapping[str, Any]) -> str:
+    """What an operator did, and why."""
+    numbers = [str(number) for number in detail.get("entries", ())]
+    told = [f"{detail['operation']} by {detail.get('who', '?')}"]
+    if "until" in detail:
+        told.append(f"until {str(detail['until'])[:19]}Z")
+    if "to" in detail:
+        told.append(f"to {_names(detail['to'])}")
+    if detail.get("why"):
+        told.append(f"because: {detail['why']}")
+    told.append(f"{'entry' if len(numbers) == 1 else 'entries'} {_names(numbers)}")
+    return ", ".join(told)
+
+
+def _age(at: str | None, now_us: int) -> str:
+    """How long ago a time in RFC 3339 was, in its two largest units."""
+    if at is None:
+        return "-"
+    left_s = max(0, now_us // 1_000_000 - int(datetime.fromisoformat(at).timestamp()))
+    parts: list[str] = []
+    for unit, unit_s in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        number, left_s = divmod(left_s, unit_s)
+        if number or parts or unit == "s":
+            parts.append(f"{number}{unit}")
+    return "".join(parts[:2])
+
+
+def _count(entries: Sequence[Mapping[str, Any]]) -> str:
+    people = sum(len(entry["recipients"]) for entry in entries)
+    states = Counter(str(entry["state"]) for entry in entries)
+    by_state = ", ".join(f"{number} {state}" for state, number in states.items())
+    total = f"{counted(len(entries), 'entry')}, {counted(people, 'recipient')}"
+    return total + (f": {by_state}" if by_state else "")
+
+
+def _state(found: Mapping[str, Any]) -> str:
+    """The state, and of how many recipients it holds where not of all."""
+    state, people = str(found["state"]), found["recipients"]
+    count = sum(1 for one in people if one["state"] == state)
+    return state.upper() + (f" ({count} of {len(people)})" if count < len(people) else "")
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _names(addresses: Sequence[str], count: int | None = None) -> str:
+    """The first of them, and how many more; `count` where there are more than `addresses`."""
+    more = (count or len(addresses)) - _NAMES_MAX
+    return ", ".join(addresses[:_NAMES_MAX]) + (f" and {more} more" if more > 0 else "")
+
+
+def _few(lines: Sequence[str], count: int | None = None) -> list[str]:
+    more = (count or len(lines)) - _NAMES_MAX
+    return [*lines[:_NAMES_MAX], *([f"and {more} more"] if more > 0 else [])]
+
+
+def _short(value: Any) -> str:
+    text = _names([str(one) for one in value]) if isinstance(value, list) else str(value)
+    return text[:_DETAIL_CHARACTERS_MAX]

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from relay.cli.context import Given, common_options, group_options
-from relay.cli.exits import Ended, Exit
+from relay.cli.errors import Ended, Exit
+from relay.cli.options import Given, common_options, group_options
 from relay.cli.output import print_json, print_lines
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.verdict import Source

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import click
 
-from relay.app.commands.control import ControlError
-from relay.app.commands.reading import LIST_MAX, OrderInterruptedError, Reading
-from relay.cli.context import (
+from relay.app.commands.control import LIST_MAX, ControlError, OrderInterruptedError, Reading
+from relay.cli.errors import INTERRUPTED, Ended, Exit
+from relay.cli.options import (
     Given,
     Key,
     common_options,
@@ -24,9 +24,16 @@ from relay.cli.context import (
     unknown_message,
     user_name,
 )
-from relay.cli.exits import INTERRUPTED, Ended, Exit
-from relay.cli.output import flush, print_json, print_lines
-from relay.cli.show import changed_line, changed_lines, entry_lines, journey_lines, stats_lines
+from relay.cli.output import (
+    changed_line,
+    changed_lines,
+    entry_lines,
+    flush,
+    journey_lines,
+    print_json,
+    print_lines,
+    stats_lines,
+)
 from relay.clock import SystemClock
 from relay.settings.document import shown
 from relay.settings.values import parse_duration

@@ -13,7 +13,7 @@ import sys
 import click
 
 from relay import __version__
-from relay.cli.context import Given, group_options
+from relay.cli.options import Given, group_options
 from relay.cli.output import flush
 
 _VERBS = {
@@ -27,10 +27,11 @@ _VERBS = {
     "storage": "Check, back up, prune and mend what is on the disk.",
     "policy": "Check and try the mail-flow rules.",
 }
+_MODULES = {"wait": "trace"}  # of the other verbs the module has the verb's name
 
 
 class _Verbs(click.Group):
-    """Each verb is the command of its name in the module of its name."""
+    """Loads the module of a verb when the verb is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_VERBS)
@@ -42,7 +43,8 @@ class _Verbs(click.Group):
     ) -> click.Command | None:
         if cmd_name not in _VERBS:
             return None
-        verb = getattr(importlib.import_module(f"relay.cli.{cmd_name}"), cmd_name)
+        module = _MODULES.get(cmd_name, cmd_name)
+        verb = getattr(importlib.import_module(f"relay.cli.{module}"), cmd_name)
         assert isinstance(verb, click.Command)
         return verb
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import click
 
-from relay.app.commands.sending import Draft, read_attachments, send_by_graph, send_by_smtp
-from relay.cli.context import Given, common_options, user_name
-from relay.cli.exits import Ended, Exit
+from relay.app.commands.send import Draft, read_attachments, send_by_graph, send_by_smtp
+from relay.cli.errors import Ended, Exit
+from relay.cli.options import Given, common_options, user_name
 from relay.cli.output import print_json, print_lines
 from relay.settings.tree import Address, Settings
 

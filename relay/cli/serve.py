@@ -13,13 +13,12 @@ import click
 import uvloop
 
 from relay.app.compose import Sources, compose
-from relay.app.inforce import InForce
-from relay.app.loading import read_all
-from relay.app.notify import ServiceManager
-from relay.app.permissions import unusable_state
-from relay.app.serve import serve as run
-from relay.cli.context import Given, common_options
-from relay.cli.exits import Ended, Exit
+from relay.app.configuration import InForce, read_all
+from relay.app.daemon import ServiceManager
+from relay.app.daemon import serve as run
+from relay.app.state_dir import unusable_state
+from relay.cli.errors import Ended, Exit
+from relay.cli.options import Given, common_options
 from relay.clock import SystemClock
 from relay.observe import logs
 from relay.settings import read_environment

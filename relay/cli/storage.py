@@ -12,13 +12,19 @@ from pathlib import Path
 
 import click
 
-from relay.app.commands.pruning import prune as pruned
 from relay.app.commands.storage import UnknownAccountError, Wishes
+from relay.app.commands.storage import prune as pruned
 from relay.app.commands.storage import verify as verified
-from relay.cli.context import Given, common_options, group_options
-from relay.cli.exits import Ended, Exit
-from relay.cli.output import print_json, print_lines
-from relay.cli.show import backup_lines, finding_line, salvage_lines, verified_lines
+from relay.cli.errors import Ended, Exit
+from relay.cli.options import Given, common_options, group_options
+from relay.cli.output import (
+    backup_lines,
+    finding_line,
+    print_json,
+    print_lines,
+    salvage_lines,
+    verified_lines,
+)
 from relay.clock import SystemClock
 from relay.settings import read_environment
 from relay.settings.document import counted, shown
@@ -89,7 +95,7 @@ def backup(given: Given, directory: Path, *, dry_run: bool) -> None:
     DIRECTORY is made, or empty; its SHA256SUMS are for sha256sum --check, and its manifest.json
     says that it is whole. Copy the notes (.submissions) before it, and the mailboxes after it.
     """
-    from relay.app.commands.backup import (  # noqa: PLC0415 - is slow
+    from relay.app.commands.storage import (  # noqa: PLC0415 - is slow
         BackupRefusedError,
         back_up,
         extent,
@@ -149,8 +155,8 @@ def salvage(given: Given) -> None:
     The damaged one is put aside with all that belongs to it; nothing is deleted. Without damage
     nothing is done. No relay may run. Exits 65 when something could not be read.
     """
-    from relay.app.commands.salvaging import NothingToSalvageError  # noqa: PLC0415 - is slow
-    from relay.app.commands.salvaging import salvage as salvaged  # noqa: PLC0415 - the same
+    from relay.app.commands.storage import NothingToSalvageError  # noqa: PLC0415 - is slow
+    from relay.app.commands.storage import salvage as salvaged  # noqa: PLC0415 - the same
 
     try:
         told = salvaged(given.settings(), SystemClock())

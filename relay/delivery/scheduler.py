@@ -163,7 +163,7 @@ class Dispatcher:
                         _log.error("spool unreadable", error=str(error))
                     else:
                         _log.exception("refill broken off")
-                await asyncio.sleep(_AFTER_FAULT_S)
+                await asyncio.sleep(_AFTER_FAULT_S)  # sleeps: limits retries after a fault
             else:
                 self._fault.is_over()
             with contextlib.suppress(TimeoutError):

@@ -7,18 +7,29 @@ Standards: docs/design.md 2 (the spool has one owner).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from relay.app.lock import OwnerLock
+import msgspec
+
+from relay.accounts import load_accounts
+from relay.api.orders import Asking, order_of_body
+from relay.api.viewer import OPERATOR
+from relay.app.commands.control import ControlError
+from relay.app.configuration import route_table, way_to
+from relay.app.state_dir import OwnerLock
 from relay.clock import Clock
 from relay.crashpoints import CrashPoints
+from relay.http.errors import ApiError
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import StoreLog
 from relay.observe.metrics import Metrics
-from relay.settings import Settings
+from relay.routing import RouteTable
+from relay.settings import Settings, read_environment
 from relay.spool import SqliteSpool
+from relay.spool.operating import Desk, Operation, Tell
 from relay.spool.sqlite.disk.presence import is_or_was_there
 
 T = TypeVar("T")
@@ -57,3 +68,37 @@ def ask_files(
         return asyncio.run(answer())
     finally:
         lock.give_back()
+
+
+async def carry_out(
+    desk: Desk,
+    operation: str,
+    wanted: Mapping[str, Any],
+    *,
+    settings: Settings,
+    clock: Clock,
+    tell: Tell,
+) -> dict[str, Any]:
+    """Return what POST /relay/v1/queue/{operation} would have answered to `wanted`; `tell` is
+    Desk.carry_out's.
+    """
+    with ExitStack() as until_done:
+
+        def table() -> RouteTable:
+            boxes = settings.mailboxes
+            environ = read_environment().variables
+            accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
+            until_done.callback(accounts.close)
+            return route_table(settings, accounts)
+
+        asking = Asking(
+            name=OPERATOR.name,
+            may_say_who=True,
+            way_to=lambda text: way_to(text, table),
+            clock=clock,
+        )
+        try:
+            order = order_of_body(Operation(operation), msgspec.json.encode(wanted), asking)
+        except ApiError as error:
+            raise ControlError(error.status, error.code, error.message) from None
+        return (await desk.carry_out(order, tell=tell)).as_json()

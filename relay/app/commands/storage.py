@@ -15,15 +15,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from relay.accounts import DEAD_LETTER, load_accounts
-from relay.app.lock import AlreadyRunningError, OwnerLock, is_taken
-from relay.clock import Clock
+from relay.app.commands.control import ControlClient, ControlForbiddenError, ControlUnavailableError
+from relay.app.state_dir import AlreadyRunningError, OwnerLock, is_taken
+from relay.clock import Clock, rfc3339
 from relay.files import check_readable
 from relay.mailbox.verify import Finding, Surroundings, Tally, Verifier
 from relay.settings import Settings
+from relay.spool.sqlite.disk.copying import sync
 from relay.spool.sqlite.disk.presence import is_or_was_there
+from relay.spool.sqlite.storage import backup
+from relay.spool.sqlite.storage.salvage import salvage as salvage_file
 from relay.spool.sqlite.storage.verify import Finding as InSpool
 from relay.spool.sqlite.storage.verify import Mode, SpoolVerifier
+from relay.spool.types import SpoolError
 
 _FINDINGS_MAX = 10_000  # of one document
 _ROOT = 0
@@ -190,3 +197,194 @@ def _document(
         "remaining": tally.remaining,
         "findings": findings,
     }
+
+
+_STEP_S_MAX = 120.0
+_NOTHING = {"messages": 0, "submissions": 0, "kept": 0}
+
+
+def prune(
+    settings: Settings, clock: Clock, *, older_than_s: float | None, dry_run: bool
+) -> dict[str, Any]:
+    """Remove finished messages that arrived so long ago, else before spool.keep, and submission
+    keys whose own time is over. Return how many of each, and how many messages were `kept` that
+    look finished and are not.
+    """
+    client = ControlClient(settings.control_socket, timeout_s=_STEP_S_MAX)
+
+    def ask(*, only_say: bool) -> Mapping[str, Any]:
+        told: Mapping[str, Any] = client.post(
+            "/storage/prune", {"older_than_s": older_than_s, "dry_run": only_say}
+        )
+        return told
+
+    try:
+        found = ask(only_say=True)
+        while not dry_run and not ask(only_say=False)["ended"]:
+            pass  # the relay's own work went on between
+    except ControlUnavailableError as silent:
+        if isinstance(silent, ControlForbiddenError):
+            raise
+        found = _offline(settings, clock, silent, older_than_s=older_than_s, dry_run=dry_run)
+    return {name: found[name] for name in _NOTHING} | {"dry_run": dry_run}
+
+
+def _offline(
+    settings: Settings,
+    clock: Clock,
+    silent: ControlUnavailableError,
+    *,
+    older_than_s: float | None,
+    dry_run: bool,
+) -> Mapping[str, Any]:
+    from relay.app.commands.offline import Files, ask_files  # noqa: PLC0415 - where none runs
+
+    age_s = settings.spool.keep if older_than_s is None else older_than_s
+
+    async def ask(files: Files) -> Mapping[str, Any]:
+        found = await files.spool.keeping.prune_many(age_s, dry_run=True)
+        while not dry_run and not (await files.spool.keeping.prune_many(age_s))["ended"]:
+            pass
+        return found
+
+    try:
+        return ask_files(settings, clock, ask, nothing=_NOTHING)
+    except AlreadyRunningError as running:
+        raise ControlUnavailableError(f"{silent}, but {running}") from None
+
+
+class NothingToSalvageError(SpoolError):
+    """There is no spool."""
+
+
+def salvage(settings: Settings, clock: Clock) -> dict[str, Any]:
+    """Salvage; the document says what came of it. Raises what the module says."""
+    database = settings.spool_file
+    with as_owner(settings.state_dir):
+        if not is_or_was_there(database):
+            raise NothingToSalvageError(f"there is no {database}")
+        lock = OwnerLock(settings.run_dir)
+        lock.take()
+        try:
+            stamp = rfc3339(clock.time_us())[:19].replace(":", "").replace("-", "")
+            found = salvage_file(database, stamp=stamp)
+        finally:
+            lock.give_back()
+    return asdict(found) | {"rows": dict(found.rows), "whole": found.is_whole}
+
+
+MANIFEST = "manifest.json"
+CHECKSUMS = "SHA256SUMS"
+_MISSING_SHOWN = 1000
+
+
+class BackupRefusedError(Exception):
+    """There is nothing to copy, or no place for it."""
+
+
+def extent(settings: Settings) -> dict[str, Any]:
+    """What would be copied. Raises BackupRefusedError, SpoolError."""
+    found = backup.extent(_spool_of(settings))
+    dead_letters = sum(1 for _ in _letters(settings.state_dir / DEAD_LETTER))
+    return {
+        "database": {"bytes": found.database_bytes},
+        "contents": {"files": found.contents, "bytes": found.content_bytes},
+        "dead_letters": dead_letters,
+    }
+
+
+def back_up(
+    settings: Settings,
+    folder: Path,
+    *,
+    clock: Clock,
+    on_part: Callable[[int, int], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Copy into `folder`, which is made, or empty; return the manifest.
+
+    Raises BackupRefusedError, SpoolError, OSError.
+    """
+    database = _spool_of(settings)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if any(folder.iterdir()):
+        raise BackupRefusedError(f"{folder} is not empty")
+    made = rfc3339(clock.time_us())
+    copied = backup.back_up(database, folder, on_part=on_part)
+    letters = _copy_letters(settings.state_dir / DEAD_LETTER, folder / DEAD_LETTER)
+    files, content_bytes = _write_checksums(folder, contents=copied.contents)
+    manifest = {
+        "made": made,
+        "hostname": settings.hostname,
+        "database": {"file": copied.database.name, "bytes": copied.database.stat().st_size},
+        "contents": {
+            "files": files,
+            "bytes": content_bytes,
+            "missing": list(copied.missing[:_MISSING_SHOWN]),
+        },
+        "dead_letters": letters,
+        **copied.counts,
+    }
+    _write_synced(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    sync(folder)
+    sync(folder.parent)
+    return manifest
+
+
+def _spool_of(settings: Settings) -> Path:
+    database = settings.spool_file
+    if not is_or_was_there(database):
+        raise BackupRefusedError(f"there is no {database}")
+    check_readable(database)
+    return database
+
+
+def _letters(maildir: Path) -> Iterator[Path]:
+    """The messages of a Maildir; its indexes are made anew."""
+    for place, folders, names in os.walk(maildir):
+        folders.sort()
+        for name in sorted(names):
+            if Path(place).name in ("new", "cur") or name == "maildirfolder":
+                yield Path(place) / name
+
+
+def _copy_letters(source: Path, target: Path) -> int:
+    """Copy a Maildir; what moves meanwhile may be in two places, or, removed, in none."""
+    copied = 0
+    folders = set()
+    for letter in _letters(source):
+        place = target / letter.relative_to(source).parent
+        if place not in folders:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folders.add(place)
+        with suppress(FileNotFoundError):
+            backup.link_or_copy(letter, place / letter.name)
+            copied += 1
+    for place in sorted(folders):
+        sync(place)
+    return copied
+
+
+def _write_checksums(folder: Path, *, contents: Path) -> tuple[int, int]:
+    """Write SHA256SUMS; return the number of contents, and their bytes."""
+    number = size_bytes = 0
+    path = folder / CHECKSUMS
+    with path.open("w") as sums:
+        path.chmod(0o600)
+        for file, checksum in backup.checksums(folder):
+            if file == path:
+                continue
+            sums.write(f"{checksum}  {file.relative_to(folder)}\n")
+            if file.parent == contents:
+                number += 1
+                size_bytes += file.stat().st_size
+        sums.flush()
+        os.fsync(sums.fileno())
+    return number, size_bytes
+
+
+def _write_synced(path: Path, octets: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(octets)
+        file.flush()
+        os.fsync(file.fileno())

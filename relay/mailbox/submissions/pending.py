@@ -172,7 +172,7 @@ class Precedence:
             for _ in range(round(SPACE_S / _STEP_S)):
                 if self.take(age_s):
                     break
-                await asyncio.sleep(_STEP_S)
+                await asyncio.sleep(_STEP_S)  # sleeps: a rush ends when nothing arrives
 
     def take(self, age_s: float) -> bool:
         """Whether a note that has been ready for `age_s` may be taken up now; then it is."""

@@ -8,9 +8,8 @@ import threading
 
 import pytest
 
-from relay.app.lock import OwnerLock
-from relay.app.notify import ServiceManager
-from relay.app.serve import BrokenRelayError, serve
+from relay.app.daemon import BrokenRelayError, ServiceManager, serve
+from relay.app.state_dir import OwnerLock
 from relay.spool.types import SpoolError
 
 SOON_S = 10.0

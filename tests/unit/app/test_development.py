@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from relay.accounts import load_accounts
-from relay.app.commands.checking import Verdict, check_file
-from relay.app.development.folder import NotOurFolderError, open_folder, running_config
-from relay.app.development.running import write_config
-from relay.app.lock import AlreadyRunningError
+from relay.app.commands.check import Verdict, check_file
+from relay.app.development import write_config
+from relay.app.development_folder import NotOurFolderError, open_folder, running_config
+from relay.app.state_dir import AlreadyRunningError
 from relay.clock import SystemClock
 from relay.settings.tree import Address
 

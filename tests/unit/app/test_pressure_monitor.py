@@ -9,10 +9,15 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 
-from relay.app import memory
-from relay.app import pressure as monitoring
-from relay.app.memory import allow_open_files, give_memory_back, memory_there_is, resident_bytes
-from relay.app.pressure import PressureMonitor, bounds_of
+from relay.app import pressure_monitor as monitoring
+from relay.app.pressure_monitor import (
+    PressureMonitor,
+    allow_open_files,
+    bounds_of,
+    give_memory_back,
+    memory_there_is,
+    resident_bytes,
+)
 from relay.clock import ManualClock
 from relay.observe.metrics import Metrics
 from relay.pressure import Bounds, Level, Pressure, Reason, State
@@ -178,8 +183,8 @@ def test_a_control_group_bounds_it(tmp_path, monkeypatch):
     group.mkdir(parents=True)
     (tmp_path / "cgroup").write_text("0::/system.slice/relay.service\n")
     (group / "memory.max").write_text("max\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(monitoring, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(monitoring, "_CGROUPS", tmp_path)
     unbounded = memory_there_is()
     (group.parent / "memory.max").write_text(f"{MIB}\n")
     assert (memory_there_is(), unbounded > MIB) == (MIB, True)

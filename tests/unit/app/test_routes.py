@@ -3,7 +3,7 @@
 import pytest
 
 from relay.accounts import DevelopmentAccounts
-from relay.app.routes import way_to
+from relay.app.configuration import way_to
 from relay.routing import RouteTable
 from relay.settings.tree import Route
 

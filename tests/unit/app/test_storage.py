@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import relay.app.commands.backup  # noqa: F401 - later this user may not read it
+import relay.app.commands.storage  # noqa: F401 - later this user may not read it
 from relay.app.commands.storage import Wishes, as_owner, verify
-from relay.app.lock import AlreadyRunningError, OwnerLock
-from relay.cli.errors import tell
-from relay.cli.exits import Exit
+from relay.app.state_dir import AlreadyRunningError, OwnerLock
+from relay.cli.errors import Exit, tell
 from relay.cli.storage import storage
 from relay.clock import SystemClock
 from relay.settings import Settings

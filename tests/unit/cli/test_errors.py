@@ -7,11 +7,10 @@ import click
 import pytest
 
 from relay.app.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
-from relay.app.commands.sending import NotAllowedError, RefusedError, TryLaterError
-from relay.app.development.folder import NotOurFolderError
-from relay.app.lock import AlreadyRunningError
-from relay.cli.errors import tell
-from relay.cli.exits import Ended, Exit
+from relay.app.commands.send import NotAllowedError, RefusedError, TryLaterError
+from relay.app.development_folder import NotOurFolderError
+from relay.app.state_dir import AlreadyRunningError
+from relay.cli.errors import Ended, Exit, tell
 from relay.settings import Fault, SettingsError
 from relay.spool.types import SpoolError
 

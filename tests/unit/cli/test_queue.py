@@ -12,10 +12,10 @@ from contextlib import closing
 import pytest
 from click.testing import CliRunner
 
-from relay.app.commands.reading import Reading
-from relay.cli.exits import INTERRUPTED, Ended
+from relay.app.commands.control import Reading
+from relay.cli.errors import INTERRUPTED, Ended
+from relay.cli.output import changed_line, entry_lines, stats_lines, step_lines
 from relay.cli.root import cli
-from relay.cli.show import changed_line, entry_lines, stats_lines, step_lines
 from relay.clock import Ids, SystemClock
 from relay.crashpoints import CrashPoints
 from relay.message.nexthop import NextHop

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from relay.app import permissions
+from relay.app import state_dir
 from relay.settings import load
 
 CONFIG = """\
@@ -56,7 +56,7 @@ def test_a_spool_that_is_another_users(folder, monkeypatch):
     spool.touch()
     allowed = os.access
     monkeypatch.setattr(
-        permissions.os, "access", lambda path, mode: path != spool and allowed(path, mode)
+        state_dir.os, "access", lambda path, mode: path != spool and allowed(path, mode)
     )
-    told = permissions.unusable_state(load(folder / "relay.toml", {}))
+    told = state_dir.unusable_state(load(folder / "relay.toml", {}))
     assert told == f"state_dir: {spool} is no file that this user can write"

@@ -171,7 +171,7 @@ class QueueDesk:
             except Exception as error:  # noqa: BLE001 - any: nothing else gives them back
                 # The next start releases them at the latest.
                 _log.warning("claims not given back yet", claims=len(taken), error=str(error))
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(pause_s)  # sleeps: limits retries after a fault
                 pause_s = min(pause_s * 2, _PAUSE_S_MAX)
             else:
                 self._delivery.try_anew(())

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from relay.app import upkeep
+from relay.app import maintenance
 from relay.clock import ManualClock
 from relay.mailbox.types import StoreUnavailableError
 from relay.observe.metrics import Metrics
@@ -52,7 +52,7 @@ class Log:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch) -> None:
     for name in ("_FIGURES_S", "_PRUNE_S", "_PRUNE_PAUSE_S"):
-        monkeypatch.setattr(upkeep, name, 0.0)
+        monkeypatch.setattr(maintenance, name, 0.0)
 
 
 async def run_until_over(spool: Spool, work) -> None:
@@ -66,8 +66,8 @@ async def run_until_over(spool: Spool, work) -> None:
 
 async def test_figures_survive_a_spool_that_fails() -> None:
     spool, metrics = Spool([SpoolError("busy"), ZeroDivisionError(), COUNTS]), Metrics()
-    counted = upkeep.Figures(sessions=lambda: 7, deferred_notes=lambda: 3)
-    figures = upkeep.keep_figures(spool, metrics, ManualClock(), figures=counted)
+    counted = maintenance.Figures(sessions=lambda: 7, deferred_notes=lambda: 3)
+    figures = maintenance.keep_figures(spool, metrics, ManualClock(), figures=counted)
     await run_until_over(spool, figures)
     value = metrics.registry.get_sample_value
     assert value("relay_queue_entries", {"state": "queued"}) == 2
@@ -79,15 +79,15 @@ async def test_figures_survive_a_spool_that_fails() -> None:
 async def test_pruning_goes_step_by_step_until_nothing_is_left() -> None:
     spool, log = Spool([200, 3, 0, SpoolError("busy"), ZeroDivisionError()]), Log()
     keep = Keep(86400 * 1.5)
-    await run_until_over(spool, upkeep.keep_pruning(spool, log, keep=keep))
+    await run_until_over(spool, maintenance.keep_pruning(spool, log, keep=keep))
     assert set(spool.asked) == {(keep,)}
     assert log.kept == [2]
 
 
 async def test_sweeping_goes_on_whatever_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "_DAY_S", 0.0)
+    monkeypatch.setattr(maintenance, "_DAY_S", 0.0)
     spool = Spool([3, SpoolError("busy"), ZeroDivisionError(), 0])
-    await run_until_over(spool, upkeep.keep_contents_swept(spool))
+    await run_until_over(spool, maintenance.keep_contents_swept(spool))
     assert len(spool.asked) == 5
 
 
@@ -106,7 +106,7 @@ async def test_uploads_are_removed_whatever_goes_wrong(monkeypatch: pytest.Monke
         elif error := outcomes.pop(0):
             raise error
 
-    monkeypatch.setattr(upkeep, "_PRUNE_S", 0.0)
-    keeping = asyncio.create_task(upkeep.keep_uploads_few(remove_expired))
+    monkeypatch.setattr(maintenance, "_PRUNE_S", 0.0)
+    keeping = asyncio.create_task(maintenance.keep_uploads_few(remove_expired))
     await asyncio.wait_for(over.wait(), 5)
     keeping.cancel()

@@ -56,7 +56,8 @@ async def keep_figures(
         except Exception:  # noqa: BLE001 - ours: figures must not end with it
             _log.exception("counting broken off")
         took_s = clock.monotonic() - began
-        await asyncio.sleep(max(_FIGURES_S, took_s * _FIGURES_COST_FACTOR))
+        pause_s = max(_FIGURES_S, took_s * _FIGURES_COST_FACTOR)
+        await asyncio.sleep(pause_s)  # sleeps: the interval between counts
 
 
 async def count_queue(spool: SqliteSpool, metrics: Metrics, clock: Clock) -> None:
@@ -74,13 +75,13 @@ async def keep_pruning(spool: SqliteSpool, log: StoreLog, *, keep: Keep) -> None
     while True:
         try:
             while await spool.keeping.prune(keep):  # noqa: ASYNC110 - the pause is for others
-                await asyncio.sleep(_PRUNE_PAUSE_S)
+                await asyncio.sleep(_PRUNE_PAUSE_S)  # sleeps: lets others write
             await asyncio.to_thread(log.prune, math.ceil(keep.age_s / _DAY_S))
         except (SpoolError, OSError) as error:
             _log.warning("history not pruned", error=str(error))
         except Exception:  # noqa: BLE001 - ours: pruning must not end with it
             _log.exception("pruning broken off")
-        await asyncio.sleep(_PRUNE_S)
+        await asyncio.sleep(_PRUNE_S)  # sleeps: the interval between passes
 
 
 async def keep_clock(store: FileStore) -> None:
@@ -95,7 +96,7 @@ async def keep_clock(store: FileStore) -> None:
                     _log.warning("the time is not kept for the next start", error=str(error))
             else:
                 fault.is_over()
-            await asyncio.sleep(_ANCHOR_S)
+            await asyncio.sleep(_ANCHOR_S)  # sleeps: the interval between writes
     finally:
         with suppress(StoreError):
             await store.keep_anchor()
@@ -139,7 +140,7 @@ async def keep_contents_swept(spool: SqliteSpool) -> None:
             _log.warning("left-over contents not removed", error=str(error))
         except Exception:  # noqa: BLE001 - ours: this must not end with it
             _log.exception("sweeping broken off")
-        await asyncio.sleep(_DAY_S)
+        await asyncio.sleep(_DAY_S)  # sleeps: the interval between passes
 
 
 async def keep_uploads_few(remove_expired: Callable[[], Awaitable[None]]) -> None:
@@ -151,4 +152,4 @@ async def keep_uploads_few(remove_expired: Callable[[], Awaitable[None]]) -> Non
             _log.warning("uploads not removed", error=str(error))
         except Exception:  # noqa: BLE001 - ours: this must not end with it
             _log.exception("removing uploads broken off")
-        await asyncio.sleep(_PRUNE_S)
+        await asyncio.sleep(_PRUNE_S)  # sleeps: the interval between passes

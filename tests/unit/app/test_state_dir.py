@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.app.lock import AlreadyRunningError, OwnerLock
-from relay.app.notify import ServiceManager
+from relay.app.daemon import ServiceManager
+from relay.app.state_dir import AlreadyRunningError, OwnerLock
 
 
 @contextmanager

@@ -16,11 +16,9 @@ from typing import Any, Protocol
 from relay.accounts import DevelopmentAccounts
 from relay.accounts.directory import DOMAIN
 from relay.app.compose import Sources, compose
-from relay.app.daemon import Daemon
-from relay.app.development.demonstration import Shown, demonstrate
-from relay.app.development.folder import Folder
-from relay.app.development.follow import Follower
-from relay.app.serve import BrokenRelayError, write_ready_file
+from relay.app.daemon import BrokenRelayError, Daemon, write_ready_file
+from relay.app.demonstration import Follower, Shown, demonstrate
+from relay.app.development_folder import Folder
 from relay.policy import load_rules
 from relay.routing import NoResolver
 from relay.settings import Settings, load, shipped

@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay.app.lock import AlreadyRunningError, OwnerLock
+from relay.app.state_dir import AlreadyRunningError, OwnerLock
 
 MARK = "# Written by `relay dev`"
 

@@ -11,9 +11,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from relay.app.commands.control import ControlError, ControlUnavailableError
-from relay.app.commands.reading import OrderInterruptedError, Reading
-from relay.app.lock import OwnerLock
+from relay.app.commands.control import (
+    ControlError,
+    ControlUnavailableError,
+    OrderInterruptedError,
+    Reading,
+)
+from relay.app.state_dir import OwnerLock
 from relay.clock import ManualClock
 from relay.settings import load
 from relay.spool.types import Selector

@@ -8,11 +8,14 @@ Standards: statvfs(3), proc(5); docs/design.md 6.
 """
 
 import asyncio
+import gc
 import math
+import os
+import resource
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from relay.app.memory import give_memory_back, memory_there_is, resident_bytes
 from relay.clock import Clock, jump_us
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
@@ -29,6 +32,54 @@ from relay.pressure import (
 )
 from relay.settings import Settings
 from relay.spool import SqliteSpool, disk_of
+
+_STATM = Path("/proc/self/statm")
+_CGROUP = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+_OPEN_FILES = 65536
+
+
+def resident_bytes() -> int:
+    """How much memory this process has; 0 where the system does not tell."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(_STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def memory_there_is() -> int:
+    """How much memory the machine has, or the control group of this process if that is less."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with suppress(OSError):
+        for line in _CGROUP.read_text().splitlines():
+            group = _CGROUPS / line.rpartition(":")[2].strip("/")
+            for place in (group, *group.parents):
+                with suppress(OSError, ValueError):  # none here, or "max"
+                    found.append(int((place / "memory.max").read_text()))
+    return min(found)
+
+
+def allow_open_files() -> int:
+    """Raise the limit of open files as far as this process may, and return it.
+
+    A shell's soft limit is often 1024, for programs that use select(2).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    possible = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < possible:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+            soft = possible
+    return _OPEN_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+def give_memory_back() -> None:
+    """Return to the system what was freed: the C library keeps it, and would be short for ever."""
+    gc.collect()
+    with suppress(Exception):  # what is not glibc has no such call
+        import ctypes  # noqa: PLC0415 - to import it is what a sandbox may forbid
+
+        ctypes.CDLL(None).malloc_trim(0)
+
 
 _log = get_logger("app")
 
@@ -91,7 +142,7 @@ class PressureMonitor:
                 await self.look()
             except Exception:  # noqa: BLE001 - ours: what holds stays until the next look
                 _log.exception("pressure not measured")
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(LOOK_S)  # sleeps: free space changes without an event
 
     async def look(self) -> None:
         """Measure once, and say what has changed."""

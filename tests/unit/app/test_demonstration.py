@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from relay.api import Changes
-from relay.app.development.follow import Follower, is_settled
+from relay.app.demonstration import Follower, is_settled
 
 
 class Journeys:

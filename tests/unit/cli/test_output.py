@@ -2,8 +2,7 @@
 
 import pytest
 
-from relay.cli.diagnosis import diagnosis
-from relay.cli.show import (
+from relay.cli.output import (
     describe,
     entry_lines,
     journey_lines,
@@ -11,6 +10,7 @@ from relay.cli.show import (
     salvage_lines,
     step_lines,
 )
+from relay.cli.trace import diagnosis
 from relay.message.envelope import Client
 
 AT = "2026-11-20T09:11:43.766123Z"

@@ -10,9 +10,9 @@ from contextlib import closing
 
 import pytest
 
-from relay.app.commands import checking, listening
-from relay.app.commands.checking import Verdict, check_file
-from relay.app.lock import OwnerLock
+from relay.app.commands import check
+from relay.app.commands.check import Verdict, check_file
+from relay.app.state_dir import OwnerLock
 from relay.clock import SystemClock
 from relay.spool.sqlite.engine.database import open_database
 from tests.support.tls import authority
@@ -50,7 +50,7 @@ expect = { verdict = "reject" }
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(checking, "_DNS_TIMEOUT_S", 0.05)  # no name server listens on port 1
+    monkeypatch.setattr(check, "_DNS_TIMEOUT_S", 0.05)  # no name server listens on port 1
 
 
 @pytest.fixture
@@ -166,12 +166,12 @@ def test_the_ports_of_the_relay_that_runs_there_are_no_fault(files, taken, monke
     lock.take()  # by this process, which listens there
     try:
         assert of(files(relay=config), Verdict.FAULT) == []
-        monkeypatch.setattr(listening, "owner_of", lambda _run_dir: "1")  # which does not
+        monkeypatch.setattr(check, "owner_of", lambda _run_dir: "1")  # which does not
         assert len(of(files(relay=config), Verdict.FAULT)) == (1 if os.geteuid() == 0 else 0)
     finally:
         lock.give_back()
     monkeypatch.undo()
-    monkeypatch.setattr(checking, "_DNS_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(check, "_DNS_TIMEOUT_S", 0.05)
     assert len(of(files(relay=config), Verdict.FAULT)) == 1
 
 
@@ -209,7 +209,7 @@ sys.stdin.read()
 
 
 def test_a_port_that_this_user_may_not_bind_is_a_fault(files, monkeypatch):
-    monkeypatch.setattr(listening, "_bind_error", lambda *_: errno.EACCES)  # root may bind all
+    monkeypatch.setattr(check, "_bind_error", lambda *_: errno.EACCES)  # root may bind all
     ((what, text),) = of(files(relay=CONFIG.replace(":0", ":25")), Verdict.FAULT)
     assert what == "listeners"
     assert 'http.listen[0]: found "127.0.0.1:25", expected a port that this user may bind' in text
@@ -304,7 +304,7 @@ def test_a_certificate_of_the_future_is_a_fault(authority):
 
     def fault(day):
         moment_s = ssl.cert_time_to_seconds(f"Jan  {day} 00:00:00 2030 GMT")
-        return listening.judge_certificate(certificate, ["a.test"], moment_s).fault
+        return check.judge_certificate(certificate, ["a.test"], moment_s).fault
 
     assert fault(1) == "found one that begins on 2030-01-02, expected one that is valid"
     assert fault(3) == ""

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import click
 
-from relay.app.development.folder import running_config
-from relay.cli.exits import Ended, Exit
+from relay.app.development_folder import running_config
+from relay.cli.errors import Ended, Exit
 from relay.files import check_readable
 from relay.settings import Settings, load, read_environment
 from relay.settings.document import shown
