@@ -37,7 +37,7 @@ from relay.delivery import (
 from relay.http import CONNECTIONS_MAX, ConnectionLimits, Dispatch, HostNames, HttpServer
 from relay.ingress import Acceptance, Neighbours, SmtpServer
 from relay.journeys.journey import Journeys
-from relay.journeys.submission_log import StoreLog
+from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.nexthop import NextHop
@@ -114,7 +114,7 @@ class _Composer:
         self.pressure = Pressure()
         boxes = settings.mailboxes
         self.table = route_table(settings, sources.accounts)
-        self.store_log = StoreLog(
+        self.store_log = SubmissionLog(
             boxes.root / ".submissions" / "log", role=sources.log_role, clock=clock,
             on_append=self.changes.announce,
         )  # fmt: skip

@@ -39,7 +39,7 @@ from relay.delivery import Dispatcher
 from relay.http import HttpServer
 from relay.ingress import Acceptance, SmtpServer
 from relay.journeys.journey import Journeys
-from relay.journeys.submission_log import StoreLog
+from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
@@ -74,7 +74,7 @@ class Daemon:
     metrics: Metrics
     spool: SqliteSpool
     store: FileStore
-    store_log: StoreLog
+    store_log: SubmissionLog
     dispatcher: Dispatcher
     resolver: Resolver | NoResolver
     acceptance: Acceptance
@@ -99,7 +99,7 @@ class Daemon:
         taken_over = await self.spool.start()
         if taken_over:
             _log.warning("took over from a relay that was cut off", entries=taken_over)
-        await self.store.remove_leftovers()
+        await self.store.remove_unfinished_submissions()
         await self.pressure.look()  # who is full refuses from the first connection on
         self._spawn(self.pressure.keep_looking(), "pressure")
         self._spawn(keep_clock(self.store), "clock")

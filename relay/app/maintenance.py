@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from relay.clock import Clock, Continued
-from relay.journeys.submission_log import StoreLog
+from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import StoreError
 from relay.observe.lasting import LastingFault
@@ -70,7 +70,7 @@ async def count_queue(spool: SqliteSpool, metrics: Metrics, clock: Clock) -> Non
     metrics.queue_unaccounted.set(counts.unaccounted)
 
 
-async def keep_pruning(spool: SqliteSpool, log: StoreLog, *, keep: Keep) -> None:
+async def keep_pruning(spool: SqliteSpool, log: SubmissionLog, *, keep: Keep) -> None:
     """Remove what is not to be kept until cancelled, in small steps."""
     while True:
         try:

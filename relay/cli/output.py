@@ -196,10 +196,10 @@ def stats_lines(told: Mapping[str, Any], *, now_us: int) -> list[str]:
 
 def finding_line(one: Mapping[str, Any]) -> str:
     """What `relay storage verify` has found, and what was done."""
-    state = "mended" if one["mended"] else "REMAINS"
+    state = "repaired" if one["repaired"] else "REMAINS"
     action = f"; {one['action']}" if one["action"] else ""
     told = f"found {one['found']}, expected {one['expected']}{action}"
-    return printable(f"{state:<7} {one['kind']:<17} {one['where']}: {told}")
+    return printable(f"{state:<9} {one['kind']:<17} {one['where']}: {told}")
 
 
 def backup_lines(told: Mapping[str, Any], directory: str, *, dry_run: bool) -> list[str]:
@@ -253,27 +253,29 @@ def _hole(hole: Mapping[str, Any]) -> str:
 
 def verified_lines(document: Mapping[str, Any]) -> list[str]:
     """What `relay storage verify` has looked at."""
-    notes = document["notes"]
+    submissions = document["submissions"]
     looked_at = (
         counted(document["mailboxes"], "mailbox"),
         counted(document["messages"], "message"),
         counted(document["indexes"], "index"),
     )
-    waiting = f"{counted(notes['ready'], 'note')} ready, {notes['deferred']} deferred"
+    waiting = (
+        f"{counted(submissions['ready'], 'submission')} ready, {submissions['scheduled']} scheduled"
+    )
     lines = [f"{', '.join(looked_at)}; {waiting}"]
     for name, told in (
-        ("without_draft", "the draft was removed, the note alone is sent"),
-        ("accepted", "accepted already, the next start removes the note"),
-        ("put_aside", "put aside, for you to look at"),
+        ("without_draft", "the draft was removed, the submission is sent without it"),
+        ("accepted", "accepted already, the next start removes the submission"),
+        ("corrupt", "in corrupt/, to be examined"),
     ):
-        if found := notes[name]:
+        if found := submissions[name]:
             lines.append(f"{told}: {_names(found)}")
     if spool := document["spool"]:
         queue = f"{counted(spool['entries'], 'entry')} in the queue"
         contents = counted(spool["contents"], "content")
         lines.append(f"{counted(spool['messages'], 'message')} in the spool, {queue}, {contents}")
-    mended = counted(document["mended"], "fault")
-    lines.append(f"{mended} mended, {document['remaining']} remaining")
+    repaired = counted(document["repaired"], "fault")
+    lines.append(f"{repaired} repaired, {document['remaining']} remaining")
     return [printable(line) for line in lines]
 
 

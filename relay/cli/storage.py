@@ -2,7 +2,7 @@
 
 On the path: prints what app.commands and the spool's salvage find.
 Holds: facts on stdout, how far it is on stderr where somebody sits there.
-Fails: 65 where something remains that could not be mended, for an unknown account, and where a
+Fails: 65 where something remains that could not be repaired, for an unknown account, and where a
     directory cannot be used for a backup.
 Standards: docs/names.md (Commands).
 """
@@ -49,8 +49,8 @@ def storage(_given: Given) -> None:
 def verify(given: Given, *, accounts: tuple[str, ...], **wishes: bool) -> None:
     """Check mailboxes, notes and the spool, and mend them.
 
-    Where accounts are named, only what is theirs. What follows from other files is mended, indexes
-    as well. No mail is deleted: what nothing can be done with is put aside, and where is said. The
+    Where accounts are named, only what is theirs. What follows from other files is repaired,
+    indexes as well. No mail is deleted: what cannot be repaired is moved to corrupt/. The
     relay may run meanwhile; its spool is only read then. Exits 65 when something remains that
     somebody has to look at. --recount is for relay_queue_unaccounted, once you know why it was not
     0: it ends recipients whose entry was lost as cancelled, and counts anew.

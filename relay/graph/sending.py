@@ -22,7 +22,7 @@ from relay.graph.people import author_on_behalf, check_has_recipients, check_own
 from relay.graph.sendoptions import send_options
 from relay.graph.values import json_object
 from relay.graph.visit import Visit
-from relay.mailbox.types import NotADraftError, Note, SendOptions
+from relay.mailbox.types import NotADraftError, PendingSubmission, SendOptions
 from relay.message.properties import MessageProperties
 
 
@@ -89,7 +89,7 @@ async def send_draft(visit: Visit) -> Response:
 
 
 def _accepted(
-    visit: Visit, note: Note, *, internet_message_id: str, headers: Mapping[str, str]
+    visit: Visit, note: PendingSubmission, *, internet_message_id: str, headers: Mapping[str, str]
 ) -> Response:
     async def answered() -> None:
         visit.door.crash.reached(CrashPoint.REQUEST_ANSWERED)

@@ -41,7 +41,7 @@ class SubmissionFacts:
     recipients: tuple[str, ...] = ()
 
 
-class StoreLog:
+class SubmissionLog:
     """Appends the steps of one role and finds submissions in the logs of all roles."""
 
     def __init__(
@@ -279,7 +279,7 @@ _DAY_CHARACTERS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class OpenSubmission:
+class UnfinishedSubmission:
     """A submission that was notified, when, and by whom."""
 
     account: str
@@ -288,19 +288,19 @@ class OpenSubmission:
 
 
 @dataclass(slots=True)
-class Submissions:
+class LoggedSubmissions:
     """`accepted`: those whose step 4 is recorded, among the ones that were asked for.
 
     `open`: by submission id, those that were notified and came to no end.
     """
 
     accepted: set[str] = field(default_factory=set)
-    open: dict[str, OpenSubmission] = field(default_factory=dict)
+    open: dict[str, UnfinishedSubmission] = field(default_factory=dict)
 
 
-def read_submissions(directory: Path, *, among: Collection[str]) -> Submissions:
+def read_submissions(directory: Path, *, among: Collection[str]) -> LoggedSubmissions:
     """Read the log of all roles. Raises OSError."""
-    found = Submissions()
+    found = LoggedSubmissions()
     for _, files in groupby(_files(directory), key=lambda path: path.name[:_DAY_CHARACTERS]):
         ended: set[str] = set()
         for path in files:
@@ -311,7 +311,7 @@ def read_submissions(directory: Path, *, among: Collection[str]) -> Submissions:
 
 
 def _read_file(
-    path: Path, found: Submissions, ended: set[str], *, among: Collection[str]
+    path: Path, found: LoggedSubmissions, ended: set[str], *, among: Collection[str]
 ) -> None:  # fmt: skip
     names: dict[str, tuple[str, str]] = {}
     for told in _lines(path):
@@ -322,7 +322,7 @@ def _read_file(
         elif step == Step.NOTIFIED and submission_id in names:
             account, draft_id = names.pop(submission_id)
             at_us = int(told.get("at_us", 0))
-            found.open[submission_id] = OpenSubmission(account, draft_id, at_us)
+            found.open[submission_id] = UnfinishedSubmission(account, draft_id, at_us)
         elif step in (Step.ACCEPTED, Step.REPORT) or told.get("withdrawn") or "cancelled" in detail:
             ended.add(submission_id)
             if step == Step.ACCEPTED and submission_id in among:

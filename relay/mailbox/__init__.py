@@ -9,7 +9,7 @@ Promises: what a call says it did is on disk, directories fsynced; a crash betwe
 loses nothing and doubles nothing; mail clients may use the Maildirs at the same time.
 """
 
-from relay.mailbox.api import DeliveryResult, DeliveryStore, MailStore, NoteStore
+from relay.mailbox.api import DeliveryResult, DeliveryStore, MailStore, SubmissionStore
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import (
     AttachmentsTooLargeError,
@@ -23,8 +23,8 @@ from relay.mailbox.types import (
     MessageChange,
     NoSuchItemError,
     NotADraftError,
-    Note,
     Page,
+    PendingSubmission,
     ProtectedFolderError,
     QuotaLimits,
     Room,
@@ -55,9 +55,8 @@ __all__ = [
     "MessageChange",
     "NoSuchItemError",
     "NotADraftError",
-    "Note",
-    "NoteStore",
     "Page",
+    "PendingSubmission",
     "ProtectedFolderError",
     "QuotaLimits",
     "Room",
@@ -67,6 +66,7 @@ __all__ = [
     "StoreUnavailableError",
     "StoredAttachment",
     "StoredMessage",
+    "SubmissionStore",
     "TooManyUploadsError",
     "UploadBusyError",
     "WellKnown",

@@ -1,6 +1,6 @@
 """The store as its callers know it, a Protocol for each; store.py is the Maildir++ behind them.
 
-On the path: MailStore is graph's (steps 1, 2), NoteStore pickup's (2 to 4), DeliveryStore that of
+MailStore is for graph (steps 1, 2), SubmissionStore for pickup (2 to 4), DeliveryStore for
 ingress and delivery (6). `account` is a mailbox's canonical address in all of them, lower case.
 Holds: every coroutine returns only when what it promises is on disk, directories fsynced.
 Fails: StoreError's children (types.py); after one, nothing is half-written.
@@ -19,9 +19,9 @@ from relay.mailbox.types import (
     Folder,
     MessageChange,
     NewUpload,
-    Note,
     Opened,
     Page,
+    PendingSubmission,
     Room,
     SendOptions,
     StoredMessage,
@@ -70,7 +70,7 @@ class Arrivals(Protocol):
 
     async def submission(
         self, account: str, options: SendOptions, *, expected_bytes: int
-    ) -> Arrival[Note]:
+    ) -> Arrival[PendingSubmission]:
         """A submit_new()."""
         ...
 
@@ -192,7 +192,7 @@ class MailStore(Protocol):
 
     async def submit_new(
         self, account: str, content: MessageProperties | bytes, options: SendOptions
-    ) -> Note:
+    ) -> PendingSubmission:
         """Write a draft and its note: sendMail's steps 1 and 2.
 
         Raises MailboxFullError, StoreUnavailableError.
@@ -206,7 +206,7 @@ class MailStore(Protocol):
         options: SendOptions,
         *,
         condition: Condition = UNCONDITIONAL,
-    ) -> Note:
+    ) -> PendingSubmission:
         """Submit an existing draft: /send.
 
         Raises NoSuchItemError, NotADraftError, BeingSentError and the above.
@@ -344,47 +344,47 @@ class MailStore(Protocol):
         ...
 
 
-class NoteStore(Protocol):
+class SubmissionStore(Protocol):
     """The notes of what was submitted, as pickup has them: steps 2 to 4."""
 
-    def notes(self) -> AsyncGenerator[Note, None]:
+    def notes(self) -> AsyncGenerator[PendingSubmission, None]:
         """Notes in ready/, those there at start first, then each as it comes; never ends.
 
         While somebody reads them, deferred ones are made ready at their time.
         """
         ...
 
-    async def turn(self, note: Note) -> None:
+    async def turn(self, note: PendingSubmission) -> None:
         """Return when the note may be taken up: at once but in a rush of submissions, soon then."""
         ...
 
-    async def note_content(self, note: Note) -> Octets:
+    async def submission_content(self, note: PendingSubmission) -> Octets:
         """The note's file, private block and all: what convert() wants.
 
         Raises NoSuchItemError, StoreUnavailableError.
         """
         ...
 
-    def retry_note(self, note: Note, delay_s: float) -> None:
+    def retry_submission(self, note: PendingSubmission, delay_s: float) -> None:
         """Put a note back: notes() yields it again after `delay_s` seconds."""
         ...
 
-    async def file_original(self, note: Note, *, queue_id: str) -> None:
+    async def complete_submission(self, note: PendingSubmission, *, queue_id: str) -> None:
         """Step 4: move to Sent Items (or remove), record it, remove the note. Idempotent."""
         ...
 
-    async def fail_note(
+    async def fail_submission(
         self,
-        note: Note,
+        note: PendingSubmission,
         report: bytes | None,
         *,
         report_to: str = "",
-        put_aside: bool = False,
+        to_corrupt: bool = False,
     ) -> None:
         """Step 3 failed for good: the report goes into the Inbox, then the note goes.
 
         `report_to` is the mailbox for the report, the sender's where none is named. With
-        `put_aside` the note's file is kept in corrupt/, for people to look at. The draft stays in
+        `to_corrupt` the note's file is kept in corrupt/, for people to look at. The draft stays in
         Drafts, a plain draft again. Idempotent.
 
         Raises MailboxFullError when the report does not fit even into the room for reports; the

@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from relay.files import FileOctets, write_all
-from relay.mailbox.dependencies import Equipment
+from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.drafts import Drafts
 from relay.mailbox.folders import find_folder
 from relay.mailbox.maildir import looking_again, remove
 from relay.mailbox.messages import ComposedDraft, DraftHead, draft_head, next_identity, octets_of
-from relay.mailbox.stale_files import Leftovers
-from relay.mailbox.submissions.submit import Sending, first_submission
+from relay.mailbox.stale_files import StaleFiles
+from relay.mailbox.submissions.submit import SubmissionWriter, first_submission
 from relay.mailbox.threads import Run
 from relay.mailbox.types import (
     UNCONDITIONAL,
     BeingSentError,
     Condition,
-    Note,
+    PendingSubmission,
     SendOptions,
     StoredMessage,
 )
@@ -130,13 +130,13 @@ class Arrivals:
 
     def __init__(
         self,
-        equipment: Equipment,
-        leftovers: Leftovers,
+        equipment: StoreDependencies,
+        leftovers: StaleFiles,
         *,
-        sending: Sending,
+        sending: SubmissionWriter,
         drafts: Drafts,
         run: Run,
-        offer: Callable[[Note], None],
+        offer: Callable[[PendingSubmission], None],
     ) -> None:
         """`offer` tells pickup of a note."""
         self._shared = equipment
@@ -148,11 +148,11 @@ class Arrivals:
 
     async def submission(
         self, account: str, options: SendOptions, *, expected_bytes: int
-    ) -> Arrival[Note]:
+    ) -> Arrival[PendingSubmission]:
         """See api.Arrivals."""
         file = await self._run(self._begin_submission, account, options, expected_bytes)
 
-        def submitted(file: ArrivingFile) -> Note:
+        def submitted(file: ArrivingFile) -> PendingSubmission:
             note = self._sending.submit_composed(file.finished(), file.head.identity, options)
             self._offer(note)
             return note

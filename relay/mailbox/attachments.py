@@ -9,7 +9,7 @@ Standards: Graph's attachment resource type.
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from relay.mailbox.dependencies import Equipment
+from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.drafts import Drafts
 from relay.mailbox.index import Located
 from relay.mailbox.maildir import looking_again
@@ -43,7 +43,7 @@ class _IsThereError(Exception):
 class Attachments:
     """Blocking; the store calls it in its threads."""
 
-    def __init__(self, equipment: Equipment, drafts: Drafts) -> None:
+    def __init__(self, equipment: StoreDependencies, drafts: Drafts) -> None:
         self._shared = equipment
         self._drafts = drafts
 

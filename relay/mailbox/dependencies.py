@@ -16,13 +16,13 @@ from relay.mailbox.index import Indexes, Located
 from relay.mailbox.maildir import DirectorySync, Stripes
 from relay.mailbox.messages import Identity, change_key
 from relay.mailbox.quota import Quota
-from relay.mailbox.submissions import NotesDirectory
-from relay.mailbox.submissions.scheduled import DeferredNotes
+from relay.mailbox.submissions import SubmissionDirectory
+from relay.mailbox.submissions.scheduled import ScheduledSends
 from relay.mailbox.types import Condition, SendOptions
 
 
 @dataclass(frozen=True, slots=True)
-class Equipment:
+class StoreDependencies:
     """`stripes` has a lock for each message: whoever changes one holds it."""
 
     clock: Clock
@@ -32,10 +32,10 @@ class Equipment:
     folders: Folders
     index: Indexes
     quota: Quota
-    notes: NotesDirectory
+    notes: SubmissionDirectory
     syncs: DirectorySync
     stripes: Stripes
-    deferred: DeferredNotes
+    deferred: ScheduledSends
 
     def found(self, mailbox: Path, message_id: str, condition: Condition) -> Located:
         """Return where a message is; its lock must be held if the condition is to stay true.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from relay.crashpoints import CrashPoint
-from relay.mailbox.dependencies import Equipment
+from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.folders import find_folder
 from relay.mailbox.index import Located
 from relay.mailbox.maildir import (
@@ -35,7 +35,7 @@ from relay.mailbox.messages import (
     octets_of,
 )
 from relay.mailbox.query import MessageQuery
-from relay.mailbox.stale_files import Leftovers
+from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.threads import QueryLimit
 from relay.mailbox.types import (
     UNCONDITIONAL,
@@ -44,8 +44,8 @@ from relay.mailbox.types import (
     MessageChange,
     NoSuchItemError,
     NotADraftError,
-    Note,
     Page,
+    PendingSubmission,
     StoredMessage,
 )
 from relay.message.content import Content, MemoryOctets, in_sight
@@ -62,13 +62,13 @@ class Before:
 
     mailbox: Path
     located: Located
-    note: Note | None
+    note: PendingSubmission | None
 
 
 class Drafts:
     """Blocking; the store calls it in its threads."""
 
-    def __init__(self, equipment: Equipment, leftovers: Leftovers) -> None:
+    def __init__(self, equipment: StoreDependencies, leftovers: StaleFiles) -> None:
         self._shared = equipment
         self._leftovers = leftovers
 
@@ -217,7 +217,7 @@ class Drafts:
         return self._written(changed, draft)
 
     def _write_waiting(
-        self, draft: ComposedDraft, before: Located, note: Note, *, flags: str
+        self, draft: ComposedDraft, before: Located, note: PendingSubmission, *, flags: str
     ) -> Located:
         """Write a draft anew whose note waits: the note becomes the new file before the draft does.
 

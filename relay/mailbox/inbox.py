@@ -11,11 +11,11 @@ from pathlib import Path
 
 from relay.crashpoints import CrashPoint
 from relay.mailbox.api import DeliveryResult
-from relay.mailbox.dependencies import Equipment
+from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.folders import list_folders
 from relay.mailbox.maildir import Stripes, list_names, named_in_order, place, remove, write_file
 from relay.mailbox.message_file import delivered_id, delivered_stem, is_delivered_id, parse_name
-from relay.mailbox.stale_files import Leftovers
+from relay.mailbox.stale_files import StaleFiles
 from relay.message.content import Content, edited, size_of
 from relay.mime.delivered import with_id
 
@@ -25,7 +25,7 @@ _IDS_REMEMBERED = 500_000
 class Inbox:
     """Blocking; the store calls it in its threads."""
 
-    def __init__(self, equipment: Equipment, leftovers: Leftovers) -> None:
+    def __init__(self, equipment: StoreDependencies, leftovers: StaleFiles) -> None:
         self._shared = equipment
         self._leftovers = leftovers
         self._stripes = Stripes()  # of its own: who delivers a report holds a shared one

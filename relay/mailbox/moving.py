@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from relay.mailbox.dependencies import Equipment
+from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.folders import find_folder, is_deleted
 from relay.mailbox.index import Located
 from relay.mailbox.maildir import (
@@ -23,7 +23,7 @@ from relay.mailbox.maildir import (
 )
 from relay.mailbox.message_file import delivered_id, message_stem, parse_name
 from relay.mailbox.messages import loaded
-from relay.mailbox.stale_files import Leftovers
+from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.types import UNCONDITIONAL, Condition, Folder, StoredMessage, WellKnown
 
 _FILE = "dovecot-keywords"
@@ -52,7 +52,7 @@ def _keywords(folder: Path) -> dict[str, bytes]:
 class Moving:
     """Blocking; the store calls it in its threads."""
 
-    def __init__(self, equipment: Equipment, leftovers: Leftovers) -> None:
+    def __init__(self, equipment: StoreDependencies, leftovers: StaleFiles) -> None:
         self._shared = equipment
         self._leftovers = leftovers
 

@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from relay.clock import least_us
-from relay.journeys.submission_log import StoreLog
-from relay.mailbox.dependencies import Equipment
+from relay.journeys.submission_log import SubmissionLog
+from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.folders import DELETED_PREFIX, list_folders, well_known_path
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
@@ -28,29 +28,29 @@ from relay.mailbox.maildir import (
 )
 from relay.mailbox.message_file import is_our_name
 from relay.mailbox.messages import is_draft, submission_facts
-from relay.mailbox.submissions import Prepared, draft_of, read_block_of
+from relay.mailbox.submissions import PreparedFile, draft_of, read_block_of
 from relay.mailbox.types import StoreError, WellKnown
 from relay.message.content import LARGE_BYTES
 from relay.mime.draft import DraftOrigin
 from relay.observe.logs import get_logger
 
-LEFTOVER_S = 36 * 3600
+STALE_S = 36 * 3600
 _EVERY_S = 24 * 3600
 
 _log = get_logger("mailbox")
 
 
-class Leftovers:
+class StaleFiles:
     """Blocking; the store calls it in its threads."""
 
-    def __init__(self, equipment: Equipment, log: StoreLog) -> None:
+    def __init__(self, equipment: StoreDependencies, log: SubmissionLog) -> None:
         self._shared = equipment
         self._log = log
         self._lock = threading.Lock()
         # One path an account: whatever is forgotten would be cleaned under its writers' hands.
         self._cleaned_s: dict[Path, float] = {}
 
-    def remove_prepared(self) -> int:
+    def remove_unfinished(self) -> int:
         """Remove what is in preparing/, with the drafts that came with it; return how many.
 
         What cannot be removed now stays for the next start: one broken mailbox stops no other.
@@ -67,7 +67,7 @@ class Leftovers:
                 removed += 1
         return removed  # not synced: what comes back with the power, the next start removes
 
-    def _remove_one(self, prepared: Prepared) -> None:
+    def _remove_one(self, prepared: PreparedFile) -> None:
         notes = self._shared.notes
         block = read_block_of(prepared.path)
         if prepared.is_change and block is not None:
@@ -89,7 +89,7 @@ class Leftovers:
             self._log.withdraw(submission_facts(head, prepared.submission_id))
         remove(prepared.path)
 
-    def _finish_change(self, prepared: Prepared, origin: DraftOrigin) -> None:
+    def _finish_change(self, prepared: PreparedFile, origin: DraftOrigin) -> None:
         """Put a waiting draft's next generation in its place if its note says it already."""
         notes = self._shared.notes
         note = notes.find_submission(prepared.submission_id)
@@ -123,7 +123,7 @@ class Leftovers:
             if cleaned_s is None:
                 _remove_half_done(mailbox)
             self._cleaned_s[mailbox] = now_s
-        old_s = least_us(self._shared.clock) / 1_000_000 - LEFTOVER_S
+        old_s = least_us(self._shared.clock) / 1_000_000 - STALE_S
         for folder in list_folders(mailbox):
             _remove_old(folder.path / "tmp", old_s)
 

@@ -15,10 +15,10 @@ from typing import ParamSpec, TypeVar
 from relay.accounts.account import DEAD_LETTER
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
-from relay.journeys.submission_log import StoreLog
+from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.api import DeliveryResult
 from relay.mailbox.arrivals import Arrivals
-from relay.mailbox.dependencies import Equipment
+from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.drafts import Drafts
 from relay.mailbox.folder_tree import FolderTree
 from relay.mailbox.folders import ROOT_ID, Folders
@@ -29,17 +29,17 @@ from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.moving import Moving
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.quota import Quota
-from relay.mailbox.stale_files import Leftovers
-from relay.mailbox.submissions import NotesDirectory, content_of
-from relay.mailbox.submissions.on_disk import AnchorFile
-from relay.mailbox.submissions.pending import NoteBoard, Precedence
+from relay.mailbox.stale_files import StaleFiles
+from relay.mailbox.submissions import SubmissionDirectory, content_of
+from relay.mailbox.submissions.on_disk import ClockAnchorFile
+from relay.mailbox.submissions.pending import PendingSubmissions, SubmissionThrottle
 from relay.mailbox.submissions.scheduled import (
-    BroughtUp,
-    DeferredDirectory,
-    DeferredNotes,
-    DueTimer,
+    DueSubmissions,
+    ScheduledDirectory,
+    ScheduledSends,
+    ScheduleTimer,
 )
-from relay.mailbox.submissions.submit import Sending
+from relay.mailbox.submissions.submit import SubmissionWriter
 from relay.mailbox.threads import Pool, QueryLimit, Shares
 from relay.mailbox.types import (
     UNCONDITIONAL,
@@ -48,8 +48,8 @@ from relay.mailbox.types import (
     Folder,
     MessageChange,
     NoSuchItemError,
-    Note,
     Page,
+    PendingSubmission,
     QuotaLimits,
     Room,
     SendOptions,
@@ -66,7 +66,7 @@ _Result = TypeVar("_Result")
 
 
 class FileStore:
-    """A MailStore, a NoteStore and a DeliveryStore: api.py has what each method promises."""
+    """A MailStore, a SubmissionStore and a DeliveryStore: api.py has what each method promises."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class FileStore:
         clock: Clock,
         ids: Ids,
         crash: CrashPoints,
-        log: StoreLog,
+        log: SubmissionLog,
         hostname: str,
         limits_of: Callable[[str], QuotaLimits],
         dead_letter: Path,
@@ -85,26 +85,25 @@ class FileStore:
         def directory_of(account: str) -> Path:
             return dead_letter if account == DEAD_LETTER else mailbox_directory(root, account)
 
-        syncs = DirectorySync()
-        clock.resume(AnchorFile(root / ".submissions").read())
+        clock.resume(ClockAnchorFile(root / ".submissions").read())
         self._directory_of = directory_of
-        folders, stripes = Folders(directory_of), Stripes()
+        folders, stripes, syncs = Folders(directory_of), Stripes(), DirectorySync()
         self._index = Indexes(clock)
-        notes = NotesDirectory(root / ".submissions", syncs)
+        notes = SubmissionDirectory(root / ".submissions", syncs)
         self._actions = Pool(_THREADS, "mailbox")
         self._queries = Pool(_QUERY_THREADS, "mailbox-query")
         self._shares = Shares()
-        self._precedence = Precedence(clock.monotonic)
-        self._board = NoteBoard(self._changed_ns, self._list_ready)
-        self._due = DueTimer(
-            DeferredDirectory(self._deferred_changed_ns, self._list_deferred, self._bring_up),
+        self._precedence = SubmissionThrottle(clock.monotonic)
+        self._board = PendingSubmissions(self._changed_ns, self._list_ready)
+        self._due = ScheduleTimer(
+            ScheduledDirectory(self._deferred_changed_ns, self._list_deferred, self._bring_up),
             clock=clock, on_ready=self._board.offer,
         )  # fmt: skip
-        deferred = DeferredNotes(
+        deferred = ScheduledSends(
             notes, folders=folders, stripes=stripes, clock=clock, crash=crash, log=log,
             on_deferred=self._due.add,
         )  # fmt: skip
-        self._shared = Equipment(
+        self._shared = StoreDependencies(
             clock=clock,
             ids=ids,
             crash=crash,
@@ -117,24 +116,24 @@ class FileStore:
             stripes=stripes,
             deferred=deferred,
         )
-        self._leftovers = Leftovers(self._shared, log)
+        self._leftovers = StaleFiles(self._shared, log)
         self._inbox = Inbox(self._shared, self._leftovers)
         self._drafts = Drafts(self._shared, self._leftovers)
         self._moving = Moving(self._shared, self._leftovers)
         self._tree = FolderTree(folders, ids)
-        self._sending = Sending(self._shared, inbox=self._inbox, leftovers=self._leftovers, log=log)
+        self._sending = SubmissionWriter(self._shared, self._inbox, self._leftovers, log=log)
         self.arrivals = Arrivals(
             self._shared, self._leftovers, sending=self._sending, drafts=self._drafts,
             run=self._run, offer=self._offer,
         )  # fmt: skip
         self.attachments = FileAttachments(self._shared, self._drafts, run=self._run)
 
-    async def remove_leftovers(self) -> int:
+    async def remove_unfinished_submissions(self) -> int:
         """Remove submissions that a crash cut off before their 202: the front door's, at its start.
 
         Returns how many there were.
         """
-        return await self._run(self._leftovers.remove_prepared)
+        return await self._run(self._leftovers.remove_unfinished)
 
     async def keep_anchor(self) -> None:
         """Write down the present moment, from which the next start continues. Raises StoreError."""
@@ -142,7 +141,7 @@ class FileStore:
 
     def _write_anchor(self) -> None:
         notes = self._shared.notes
-        AnchorFile(notes.preparing.parent).write(self._shared.clock.anchor())
+        ClockAnchorFile(notes.preparing.parent).write(self._shared.clock.anchor())
 
     def close(self) -> None:
         """Let the threads finish what they do, and end them."""
@@ -160,7 +159,7 @@ class FileStore:
 
     async def submit_new(
         self, account: str, content: MessageProperties | bytes, options: SendOptions
-    ) -> Note:
+    ) -> PendingSubmission:
         """Write a draft and its note."""
         return await self._submitted(self._sending.submit_new, account, content, options)
 
@@ -171,7 +170,7 @@ class FileStore:
         options: SendOptions,
         *,
         condition: Condition = UNCONDITIONAL,
-    ) -> Note:
+    ) -> PendingSubmission:
         """Submit an existing draft."""
         submit = self._sending.submit_draft
         return await self._submitted(submit, account, message_id, options, condition=condition)
@@ -283,7 +282,7 @@ class FileStore:
 
     # -- pickup
 
-    async def notes(self) -> AsyncGenerator[Note, None]:
+    async def notes(self) -> AsyncGenerator[PendingSubmission, None]:
         """Notes in ready/, for ever; deferred ones as they come to their time."""
         timer = asyncio.create_task(self._due.run(), name="deferred-notes")
         try:
@@ -297,11 +296,11 @@ class FileStore:
         """About how many notes wait for their time."""
         return self._due.count
 
-    async def turn(self, note: Note) -> None:
+    async def turn(self, note: PendingSubmission) -> None:
         """Wait for a note's turn in a rush of submissions."""
         await self._precedence.turn((self._shared.clock.steady_us() - note.ready_us) / 1_000_000)
 
-    async def note_content(self, note: Note) -> Octets:
+    async def submission_content(self, note: PendingSubmission) -> Octets:
         """A note's file."""
         try:
             return await self._run(self._note_content, note)
@@ -309,21 +308,26 @@ class FileStore:
             self._board.done(note)
             raise
 
-    def retry_note(self, note: Note, delay_s: float) -> None:
+    def retry_submission(self, note: PendingSubmission, delay_s: float) -> None:
         """Put a note back for later."""
         self._board.retry(note, delay_s)
 
-    async def file_original(self, note: Note, *, queue_id: str) -> None:
+    async def complete_submission(self, note: PendingSubmission, *, queue_id: str) -> None:
         """Step 4."""
-        await self._run(self._sending.file_original, note, queue_id=queue_id)
+        await self._run(self._sending.complete_submission, note, queue_id=queue_id)
         self._board.done(note)
 
-    async def fail_note(
-        self, note: Note, report: bytes | None, *, report_to: str = "", put_aside: bool = False
+    async def fail_submission(
+        self,
+        note: PendingSubmission,
+        report: bytes | None,
+        *,
+        report_to: str = "",
+        to_corrupt: bool = False,
     ) -> None:
         """Report, and remove the note."""
         await self._run(
-            self._sending.fail_note, note, report, report_to=report_to, put_aside=put_aside
+            self._sending.fail_submission, note, report, report_to=report_to, to_corrupt=to_corrupt
         )
         self._board.done(note)
 
@@ -349,10 +353,10 @@ class FileStore:
 
     async def _submitted(
         self,
-        submit: Callable[_Parameters, Note],
+        submit: Callable[_Parameters, PendingSubmission],
         *args: _Parameters.args,
         **kwargs: _Parameters.kwargs,
-    ) -> Note:
+    ) -> PendingSubmission:
         """Submit and tell pickup, which hears of it behind the answer and keeps no client waiting.
 
         If nobody waits for the answer any more, pickup finds the note when it lists.
@@ -362,13 +366,13 @@ class FileStore:
         self._offer(note)
         return note
 
-    def _offer(self, note: Note) -> None:
+    def _offer(self, note: PendingSubmission) -> None:
         if note.options.deferred_us:
             self._due.add(note)
         else:
             self._board.offer(note)
 
-    def _note_content(self, note: Note) -> Octets:
+    def _note_content(self, note: PendingSubmission) -> Octets:
         with self._shared.stripes.of(note.draft_id):  # its submission may still fail and remove it
             return content_of(note)
 
@@ -402,10 +406,10 @@ class FileStore:
     async def _list_deferred(self) -> list[tuple[int, str]]:
         return await self._run(self._shared.notes.list_deferred)
 
-    async def _bring_up(self, names: Sequence[str]) -> BroughtUp:
+    async def _bring_up(self, names: Sequence[str]) -> DueSubmissions:
         return await self._run(self._shared.deferred.bring_up, names)
 
-    async def _list_ready(self, known: frozenset[str], limit: int) -> list[Note]:
+    async def _list_ready(self, known: frozenset[str], limit: int) -> list[PendingSubmission]:
         return await self._run(self._shared.notes.list_ready, known, limit)
 
     async def _run(

@@ -242,7 +242,7 @@ class SendOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class PendingSubmission:
     """A submitted draft as pickup sees it: the exact snapshot that is sent.
 
     `account` is the mailbox's address; `ready_us` when it was submitted, in steady time, or until

@@ -23,7 +23,7 @@ import msgspec
 from relay.clock import Clock, jump_us
 from relay.files import FileOctets, write_all
 from relay.mailbox.attachments import Attachments
-from relay.mailbox.dependencies import Equipment
+from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.drafts import Drafts
 from relay.mailbox.maildir import (
     list_names,
@@ -85,7 +85,9 @@ class Uploads:
     that was cut off. ID is the token's digest.
     """
 
-    def __init__(self, directory: Path, equipment: Equipment, attachments: Attachments) -> None:
+    def __init__(
+        self, directory: Path, equipment: StoreDependencies, attachments: Attachments
+    ) -> None:
         self._directory = directory
         self._shared = equipment
         self._attachments = attachments
@@ -276,7 +278,9 @@ class Uploads:
 class RangeWriter:
     """One range that is being taken. Blocking; abort() or finish() ends it."""
 
-    def __init__(self, stem: Path, session: _Session, *, equipment: Equipment, start: int) -> None:
+    def __init__(
+        self, stem: Path, session: _Session, *, equipment: StoreDependencies, start: int
+    ) -> None:
         """Raises UploadBusyError when the session stands elsewhere by now; OSError."""
         if start != session.received:
             raise UploadBusyError("Another range of this upload has just come.")
@@ -379,7 +383,7 @@ class FileUploadRange:
 class FileAttachments:
     """An api.AttachmentStore."""
 
-    def __init__(self, equipment: Equipment, drafts: Drafts, *, run: Run) -> None:
+    def __init__(self, equipment: StoreDependencies, drafts: Drafts, *, run: Run) -> None:
         self._attachments = Attachments(equipment, drafts)
         directory = equipment.notes.ready.with_name("uploads")
         self._uploads = Uploads(directory, equipment, self._attachments)

@@ -19,7 +19,7 @@ class ConversionError(Exception):
 class Converted:
     """What is submitted. `originator` is the reverse-path: the address in Sender, else From.
 
-    `defects` are what was damaged in MIME and, where that had to be, mended, each in a few words.
+    `defects` are what was damaged in MIME and, where that had to be, repaired, each in a few words.
     `notify_success`: the sender wants to hear of deliveries as well.
     """
 

@@ -1,4 +1,4 @@
-"""Turn MIME as it was given into the MIME that is submitted: mended where SMTP cannot carry it.
+"""Turn MIME as it was given into the MIME that is submitted: repaired where SMTP cannot carry it.
 
 On the path: convert hands in what stands behind a note's private block.
 Holds: what goes out is what came in, octet for octet, but for Bcc, the fields it lacks, line ends
@@ -49,7 +49,7 @@ _LONG_LINE = f"a line of more than {LINE_OCTETS_MAX} octets"
 
 @dataclass(frozen=True, slots=True)
 class SentMime:
-    """What is sent, what was damaged in it or had to be mended, and the sender it was given."""
+    """What is sent, what was damaged in it or had to be repaired, and the sender it was given."""
 
     content: Content
     defects: tuple[str, ...]
@@ -94,7 +94,7 @@ class _Mending:
         self._pieces: list[Octets] = [MemoryOctets(_CRLF)]
 
     def sent(self) -> SentMime:
-        """Go through the parts in their order; what is between two mended places is copied."""
+        """Go through the parts in their order; what is between two repaired places is copied."""
         message = self._structure.message
         header, eight_bit = b"", False
         for entity in self._structure.entities:

@@ -21,7 +21,7 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from relay.clock import Clock
-from relay.mailbox.types import Note
+from relay.mailbox.types import PendingSubmission
 from relay.message.content import Octets
 from relay.mime.converted import Converted
 from relay.mime.draft import FIRST_FIELD_BYTES, private_length
@@ -82,7 +82,7 @@ class Conversion:
         self._killed: list[_Child] = []
         self._is_closed = False
 
-    async def converted(self, note: Note, content: Octets) -> Converted:
+    async def converted(self, note: PendingSubmission, content: Octets) -> Converted:
         """Convert a note if that takes no longer than it does for almost all.
 
         Raises ConversionError, UnfinishedError, OSError.
@@ -99,7 +99,7 @@ class Conversion:
                 self._put_back(child)
         return _read_answer(made)
 
-    async def converted_alone(self, note: Note, content: Octets) -> Converted:
+    async def converted_alone(self, note: PendingSubmission, content: Octets) -> Converted:
         """Convert a note that was not finished, in a process of its own and with more time.
 
         Raises ConversionError, UnsafeNoteError, OSError.
@@ -218,7 +218,7 @@ class _Child:
             raise OSError(f"the process that converts did not start: {how}") from None
         self._is_ready = True
 
-    async def ask(self, note: Note, *, now_us: int, limit_s: float) -> bytes:
+    async def ask(self, note: PendingSubmission, *, now_us: int, limit_s: float) -> bytes:
         """Return its answer. Raises UnfinishedError; it is of no use then."""
         assert self._writer is not None
         self._is_ready = False

@@ -15,9 +15,9 @@ from relay.accounts import DEAD_LETTER
 from relay.clock import Clock, rfc3339
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event, Step
-from relay.journeys.submission_log import StoreLog, SubmissionFacts
-from relay.mailbox.api import NoteStore
-from relay.mailbox.types import MailboxFullError, NoSuchItemError, Note
+from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
+from relay.mailbox.api import SubmissionStore
+from relay.mailbox.types import MailboxFullError, NoSuchItemError, PendingSubmission
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, size_of
 from relay.message.outcome import Evidence
 from relay.message.properties import MessageProperties
@@ -65,12 +65,12 @@ class Handling:
     process began: it does not know how attempts before it ended.
     """
 
-    store: NoteStore
+    store: SubmissionStore
     reports: Reporter
     postmaster: str
     conversion: Conversion
     gate: Gate
-    log: StoreLog
+    log: SubmissionLog
     clock: Clock
     crash: CrashPoints
     metrics: Metrics
@@ -78,14 +78,14 @@ class Handling:
     started_us: int
 
     async def handle(
-        self, note: Note, submitter: Submitter, tries: Tries, *, alone: bool = False
+        self, note: PendingSubmission, submitter: Submitter, tries: Tries, *, alone: bool = False
     ) -> Later | None:
         """Try a note once; return None when it is done with, else why it must be tried again.
 
         `alone`: it is converted in a process of its own. Raises UnfinishedError unless it is.
         """
         try:
-            content = await self.store.note_content(note)
+            content = await self.store.submission_content(note)
         except NoSuchItemError:  # filed before a restart, or by another process
             return None
         if end := too_old(self._age_s(note), self.give_up_after_s):
@@ -109,7 +109,7 @@ class Handling:
         return await self._submit(note, message, submitter, tries=tries)
 
     async def _submit(
-        self, note: Note, message: Converted, submitter: Submitter, *, tries: Tries
+        self, note: PendingSubmission, message: Converted, submitter: Submitter, *, tries: Tries
     ) -> Later | None:
         sent = partial(self.crash.reached, CrashPoint.SUBMISSION_SENT)
         verdict = await submitter.submit(message, submission_id=note.submission_id, after_dot=sent)
@@ -117,7 +117,7 @@ class Handling:
             case Accepted(queue_id):
                 self.gate.answered()
                 self.crash.reached(CrashPoint.SUBMISSION_ACCEPTED)
-                await self.store.file_original(note, queue_id=queue_id)
+                await self.store.complete_submission(note, queue_id=queue_id)
             case Refused(evidence):
                 self.gate.answered()
                 await self._fail(note, message, End(evidence))
@@ -132,22 +132,24 @@ class Handling:
                 await self._fail(note, message, end)
         return None
 
-    async def _tried_before(self, note: Note) -> bool:
+    async def _tried_before(self, note: PendingSubmission) -> bool:
         """Whether an earlier process may have submitted a note: it had got as far as step 3."""
         told = await self.log.submission(note.submission_id)
         converted = [one["at"] for one in (told or {}).get("steps", ()) if one["step"] == 3]
         mine = rfc3339(self.started_us), rfc3339(self.clock.time_us())
         return any(not mine[0] <= at <= mine[1] for at in converted)  # later: by a wrong clock
 
-    async def _quarantine(self, note: Note, content: Octets, error: UnsafeNoteError) -> None:
+    async def _quarantine(
+        self, note: PendingSubmission, content: Octets, error: UnsafeNoteError
+    ) -> None:
         """Put a note aside with which no process came to an end; its sender is told."""
         _log.error("note quarantined", submission_id=note.submission_id, error=str(error))
         reply = f"5.6.0 the message could not be converted: {error}; it was put aside"
         message = _as_it_is(content, note, read_mime=False)
-        await self._fail(note, message, End(Evidence("5.6.0", reply)), put_aside=True)
+        await self._fail(note, message, End(Evidence("5.6.0", reply)), to_corrupt=True)
 
     async def _fail(
-        self, note: Note, message: Converted, end: End, *, put_aside: bool = False
+        self, note: PendingSubmission, message: Converted, end: End, *, to_corrupt: bool = False
     ) -> None:
         """Tell the sender, for good: the report, its record, then the note goes."""
         now_us = self.clock.time_us()
@@ -177,30 +179,36 @@ class Handling:
         told = {"kind": kind, "to": note.account, "reply": reply}
         self._record(note, Step.REPORT, told)
         try:
-            await self.store.fail_note(note, report, put_aside=put_aside)
+            await self.store.fail_submission(note, report, to_corrupt=to_corrupt)
         except MailboxFullError as error:
             _log.warning(
                 "report to the postmaster", submission_id=note.submission_id, reason=str(error)
             )
             self.metrics.reports.labels(kind="dead-letter").inc()
             self._record(note, Step.REPORT, told | {"to": "postmaster", "reason": str(error)})
-            await self._fail_to_postmaster(note, report, put_aside=put_aside)
+            await self._fail_to_postmaster(note, report, to_corrupt=to_corrupt)
         _log.warning(
             "submission failed", submission_id=note.submission_id, status=end.evidence.status
         )
 
-    async def _fail_to_postmaster(self, note: Note, report: bytes, *, put_aside: bool) -> None:
+    async def _fail_to_postmaster(
+        self, note: PendingSubmission, report: bytes, *, to_corrupt: bool
+    ) -> None:
         """End a note whose sender's mailbox is full beyond what is kept for reports."""
         try:
-            await self.store.fail_note(note, report, report_to=self.postmaster, put_aside=put_aside)
+            await self.store.fail_submission(
+                note, report, report_to=self.postmaster, to_corrupt=to_corrupt
+            )
         except MailboxFullError:  # the postmaster's as well; the Maildir of dead letters has no end
-            await self.store.fail_note(note, report, report_to=DEAD_LETTER, put_aside=put_aside)
+            await self.store.fail_submission(
+                note, report, report_to=DEAD_LETTER, to_corrupt=to_corrupt
+            )
 
-    def _record(self, note: Note, step: Step, detail: dict[str, Any]) -> None:
+    def _record(self, note: PendingSubmission, step: Step, detail: dict[str, Any]) -> None:
         facts = SubmissionFacts(note.submission_id, note.draft_id, note.account, note.account)
         self.log.append(facts, Event(step, self.clock.time_us(), detail))
 
-    def _age_s(self, note: Note) -> float:
+    def _age_s(self, note: PendingSubmission) -> float:
         """How old a note is at least. The spool forgets its key by the same clock, and later."""
         return (self.clock.sure_us() - note.ready_us) / 1_000_000
 
@@ -216,7 +224,7 @@ def _facts_of(message: Converted) -> dict[str, Any]:
     return facts
 
 
-def _as_it_is(content: Octets, note: Note, *, read_mime: bool = True) -> Converted:
+def _as_it_is(content: Octets, note: PendingSubmission, *, read_mime: bool = True) -> Converted:
     """Return what a report says of a message that could not be converted.
 
     A report needs somebody it is about: without any recipient, that is its sender. Unless

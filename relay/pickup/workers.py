@@ -15,9 +15,9 @@ from pathlib import Path
 
 from relay.clock import Clock
 from relay.crashpoints import CrashPoints
-from relay.journeys.submission_log import StoreLog
-from relay.mailbox.api import NoteStore
-from relay.mailbox.types import Note, StoreError
+from relay.journeys.submission_log import SubmissionLog
+from relay.mailbox.api import SubmissionStore
+from relay.mailbox.types import PendingSubmission, StoreError
 from relay.message.outcome import Evidence
 from relay.mime.convert import convert
 from relay.observe.logs import get_logger
@@ -34,7 +34,7 @@ class Turns:
     def __init__(self, limit: int, *, share: int) -> None:
         self._share = share
         self._room = asyncio.Semaphore(limit)
-        self._by_account: dict[str, deque[Note]] = {}
+        self._by_account: dict[str, deque[PendingSubmission]] = {}
         self._in_work: Counter[str] = Counter()
         self._takers: deque[asyncio.Future[None]] = deque()
 
@@ -49,13 +49,13 @@ class Turns:
         for _ in range(len(self._takers)):
             self._wake()
 
-    async def put(self, note: Note) -> None:
+    async def put(self, note: PendingSubmission) -> None:
         """Add a note after those of its account; waits while the queue is full."""
         await self._room.acquire()
         self._by_account.setdefault(note.account, deque()).append(note)
         self._wake()
 
-    async def take(self) -> Note:
+    async def take(self) -> PendingSubmission:
         """Remove and return the note whose turn it is; waits for one. done() must follow."""
         while (note := self._next()) is None:
             taker = asyncio.get_running_loop().create_future()
@@ -69,14 +69,14 @@ class Turns:
         self._room.release()
         return note
 
-    def done(self, note: Note) -> None:
+    def done(self, note: PendingSubmission) -> None:
         """Record that the work on a note that was taken has ended."""
         self._in_work[note.account] -= 1
         if not self._in_work[note.account]:
             del self._in_work[note.account]
         self._wake()
 
-    def _next(self) -> Note | None:
+    def _next(self) -> PendingSubmission | None:
         """Remove the note whose turn it is; accounts with a full share are left out."""
         for account in self._by_account:
             if self._in_work[account] < self._share:
@@ -109,13 +109,13 @@ class Pickup:
 
     def __init__(  # noqa: PLR0913 - the composition root names each of them
         self,
-        store: NoteStore,
+        store: SubmissionStore,
         *,
         run_dir: Path,
         hostname: str,
         reports: Reporter,
         postmaster: str,
-        log: StoreLog,
+        log: SubmissionLog,
         clock: Clock,
         crash: CrashPoints,
         metrics: Metrics,
@@ -237,7 +237,9 @@ class Pickup:
             self._idle.discard(worker)
             await submitter.close()
 
-    async def _bring_on(self, note: Note, submitter: Submitter, *, alone: bool = False) -> None:
+    async def _bring_on(
+        self, note: PendingSubmission, submitter: Submitter, *, alone: bool = False
+    ) -> None:
         """Try a note once; whatever happens, it is done with, put back or left to be slow."""
         tries = self._tries.get(note.submission_id, Tries())
         try:
@@ -263,4 +265,4 @@ class Pickup:
         pause_s = delay_s(tries.failures, self._chance.random())
         reply = later.evidence.reply
         _log.info("note put back", submission_id=note.submission_id, reply=reply, pause_s=pause_s)
-        self._store.retry_note(note, pause_s)
+        self._store.retry_submission(note, pause_s)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from relay.clock import Ids, SystemClock
 from relay.crashpoints import CrashPoints
-from relay.journeys.submission_log import StoreLog
+from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.mailbox.query import (
     AllOf,
@@ -72,7 +72,7 @@ def measure(place: Path, size: int, rounds: int) -> dict[str, float]:
     chance = random.Random(size)
     names = fill(mailbox, size, chance)
     clock = SystemClock()
-    log = StoreLog(place / "log", role="graph", clock=clock)
+    log = SubmissionLog(place / "log", role="graph", clock=clock)
     store = FileStore(
         place / "mail",
         clock=clock,

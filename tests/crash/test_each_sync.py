@@ -22,13 +22,13 @@ import pytest
 
 from relay.clock import Ids, ManualClock
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.journeys.submission_log import StoreLog
+from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore, SendOptions, maildir
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
     MessageChange,
-    Note,
     OutcomeUnknownError,
+    PendingSubmission,
     QuotaLimits,
     StoreUnavailableError,
 )
@@ -67,7 +67,7 @@ async def nothing(_: FileStore) -> None:
 @contextmanager
 def store_on(root: Path, clock: ManualClock, crash: Any = None) -> Iterator[FileStore]:
     """A store, as a start makes it."""
-    log = StoreLog(root / ".submissions/log", role="graph", clock=clock)
+    log = SubmissionLog(root / ".submissions/log", role="graph", clock=clock)
     store = FileStore(
         root, clock=clock, ids=Ids(clock), crash=crash or CrashPoints(), log=log, hostname="h",
         limits_of=lambda _: QuotaLimits(), dead_letter=root.parent / "dead",
@@ -83,13 +83,13 @@ async def start_again(root: Path, clock: ManualClock, at_start: AtStart) -> Foun
     """Start on what is left, let every deferred note come to its time, send and file all of it."""
     found, clock = Found(), ManualClock(clock.now_us + 1_000_000)
     with store_on(root, clock) as store:
-        await store.remove_leftovers()
+        await store.remove_unfinished_submissions()
         await at_start(store)
         await store._bring_up([name for _, name in await store._list_deferred()])
         for note in await store._list_ready(frozenset(), 1000):
-            content = await store.note_content(note)
+            content = await store.submission_content(note)
             found.sent[read_properties(content.read(0, content.size)).subject] += 1
-            await store.file_original(note, queue_id="q")
+            await store.complete_submission(note, queue_id="q")
         page = await store.query_messages(ALICE, MessageQuery(top=100))
         for one in page.messages:
             whole = one.properties.body.replace("\r", "").startswith(BODY.replace("\r", ""))
@@ -206,7 +206,7 @@ async def copies(world: World) -> None:
 
 async def step_4(world: World) -> None:
     note = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
-    await world.settled_store().file_original(note, queue_id="q")
+    await world.settled_store().complete_submission(note, queue_id="q")
     # Its note may come back with the power, and is asked about by its key then.
     await world.check(
         lambda found: found.shown == Counter([("sentitems", "asked")]) and found.sent.total() < 2
@@ -216,7 +216,7 @@ async def step_4(world: World) -> None:
 async def step_4_without_a_folder(world: World) -> None:
     note = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
     shutil.rmtree(world.root / "example.test/alice/.Sent")
-    await world.settled_store().file_original(note, queue_id="q")
+    await world.settled_store().complete_submission(note, queue_id="q")
     await world.check(
         lambda found: found.shown == Counter([("sentitems", "asked")]) and found.sent.total() < 2
     )
@@ -226,7 +226,7 @@ async def step_4_without_a_draft(world: World) -> None:
     note = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
     [file] = (world.root / "example.test/alice/.Drafts/cur").iterdir()
     file.unlink()
-    await world.settled_store().file_original(note, queue_id="q")
+    await world.settled_store().complete_submission(note, queue_id="q")
     await world.check(
         lambda found: found.shown == Counter([("sentitems", "asked")]) and found.sent.total() < 2
     )
@@ -246,7 +246,7 @@ async def sends_anew(world: World) -> None:
 
 async def failures(world: World) -> None:
     note = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
-    await world.settled_store().fail_note(note, mime("report"))
+    await world.settled_store().fail_submission(note, mime("report"))
     await world.promised(("drafts", "asked"), ("inbox", "report, unread"))
 
 
@@ -258,7 +258,7 @@ async def damaged_notes(world: World) -> None:
     await world.promised(("drafts", "asked"), aside=1)
 
 
-async def put_off(world: World, **properties: object) -> Note:
+async def put_off(world: World, **properties: object) -> PendingSubmission:
     """Submit a message that waits for an hour."""
     due_us = world.clock.time_us() + HOUR_US
     options = SendOptions(deferred_us=due_us)
@@ -344,7 +344,7 @@ async def leftovers(world: World) -> None:
     note.path.rename(world.root / ".submissions/preparing" / note.submission_id)
     world.disk.settle()
     with store_on(world.root, world.clock) as again:
-        await again.remove_leftovers()
+        await again.remove_unfinished_submissions()
     await world.promised()
 
 
@@ -356,7 +356,7 @@ async def changes_that_were_cut_off(world: World) -> None:
         await world.store.update(ALICE, note.draft_id, MessageChange(properties=changed))
     world.disk.settle()
     with store_on(world.root, world.clock) as again:
-        await again.remove_leftovers()
+        await again.remove_unfinished_submissions()
     await world.promised(("sentitems", "changed"), sent="changed")
 
 

@@ -24,7 +24,7 @@ import pytest
 
 from relay.clock import Ids, SystemClock
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.journeys.submission_log import StoreLog
+from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore, SendOptions, maildir
 from relay.mailbox.message_file import delivered_stem
 from relay.mailbox.types import OutcomeUnknownError, QuotaLimits, StoreUnavailableError
@@ -124,7 +124,7 @@ async def one_client(store: FileStore, history: History, number: int) -> None:
         if message_number % 4 == 1:
             for name in names:
                 history.end(name)
-            await store.file_original(note, queue_id="q")
+            await store.complete_submission(note, queue_id="q")
             [filed] = (home / ".Sent/cur").glob(f"{note.base_name}*")
             history.promise(filed)
         elif message_number % 4 == 3:
@@ -144,7 +144,7 @@ async def one_client(store: FileStore, history: History, number: int) -> None:
 @contextmanager
 def store_on(mail: Path, crash: CrashPoints | None = None) -> Iterator[FileStore]:
     clock = SystemClock()
-    log = StoreLog(mail / ".submissions/log", role="graph", clock=clock)
+    log = SubmissionLog(mail / ".submissions/log", role="graph", clock=clock)
     store = FileStore(
         mail, clock=clock, ids=Ids(clock), crash=crash or CrashPoints(), log=log, hostname="h",
         limits_of=lambda _: QuotaLimits(), dead_letter=mail / "dead",

@@ -204,18 +204,18 @@ def test_a_row_that_is_lost_is_told_beside_a_running_relay(remotes):
         found = told(relay, "verify", code=DATA)
         kinds = {one["kind"] for one in found["findings"]}
         assert kinds == {"lost-row", "counters", "unneeded-content"}
-        assert not any(one["mended"] for one in found["findings"])
+        assert not any(one["repaired"] for one in found["findings"])
         pruned = relay.cli("storage", "prune", "--older-than", "0s")
         assert "kept 1 message with" in pruned.stderr
         assert relay.stop() == OK
         assert told(relay, "prune", "--older-than", "0s")["kept"] == 1
-        mended = [
-            one["kind"] for one in told(relay, "verify", code=DATA)["findings"] if one["mended"]
+        repaired = [
+            one["kind"] for one in told(relay, "verify", code=DATA)["findings"] if one["repaired"]
         ]
-        assert mended == ["unneeded-content"]
+        assert repaired == ["unneeded-content"]
         found = told(relay, "verify", "--recount", code=DATA)
-        mended = [one["action"] for one in found["findings"] if one["mended"]]
-        assert mended == ["ended as cancelled"]
+        repaired = [one["action"] for one in found["findings"] if one["repaired"]]
+        assert repaired == ["ended as cancelled"]
         assert found["spool"]["unaccounted"] == 0
         refused = relay.cli("storage", "verify", "--recount", "alice@example.test")
         assert (refused.returncode, "name none" in refused.stderr) == (USAGE, True)

@@ -79,7 +79,11 @@ def test_beside_a_relay_at_work_it_finds_nothing_and_breaks_nothing(relay):
     assert len(relay.subjects("alice")) == len(sent) == len(relay.subjects("bob"))
     assert relay.faults() == []
     last = verified(relay, "--full")
-    assert (last["findings"], last["notes"]["ready"], last["notes"]["put_aside"]) == ([], 0, [])
+    assert (last["findings"], last["submissions"]["ready"], last["submissions"]["corrupt"]) == (
+        [],
+        0,
+        [],
+    )
     assert last["messages"] == 4 * len(sent)
 
 
@@ -94,11 +98,14 @@ def test_people_read_what_was_done(relay):
     assert (done.returncode, done.stderr) == (DATA, "")
     lines = done.stdout.splitlines()
     assert len(lines) == 4, done.stdout
-    assert any(f"renamed to {path.name}" in one and one.startswith("mended") for one in lines)
-    assert any("put aside as" in one and one.startswith("REMAINS empty-file") for one in lines)
-    assert lines[-1] == "1 fault mended, 1 remaining"
+    assert any(f"renamed to {path.name}" in one and one.startswith("repaired") for one in lines)
+    assert any("moved to" in one and one.startswith("REMAINS   empty-file") for one in lines)
+    assert lines[-1] == "1 fault repaired, 1 remaining"
     again = relay.cli("storage", "verify")
-    assert (again.returncode, again.stdout.splitlines()[-1]) == (OK, "0 faults mended, 0 remaining")
+    assert (again.returncode, again.stdout.splitlines()[-1]) == (
+        OK,
+        "0 faults repaired, 0 remaining",
+    )
     assert path.exists()
     after = [one["id"] for one in relay.messages("inbox", token="bob")]
     assert after == [parse_name(path.name).message_id]
@@ -111,7 +118,9 @@ def test_without_a_relay_it_works_the_same(relay):
     index = relay.home("bob") / "relay-index"
     index.write_bytes(b"garbage" * 1000)
     found = verified(relay)
-    assert [(one["kind"], one["mended"]) for one in found["findings"]] == [("damaged-index", True)]
+    assert [(one["kind"], one["repaired"]) for one in found["findings"]] == [
+        ("damaged-index", True)
+    ]
     assert (found["code"], verified(relay)["findings"]) == (OK, [])
     relay.start()
     assert len(relay.messages("inbox", token="bob")) == 1

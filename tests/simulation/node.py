@@ -110,7 +110,7 @@ class _SlowDisk:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class VerifierDependencies:
     """What outlasts a process."""
 
     world: World
@@ -125,7 +125,7 @@ class Surroundings:
 class Node:
     """The rooms; start() and stop() once each, or neither to its end."""
 
-    def __init__(self, around: Surroundings, life: Life, home: Path) -> None:
+    def __init__(self, around: VerifierDependencies, life: Life, home: Path) -> None:
         scenario, world = around.scenario, around.world
         self.life = life
         self._world, self._commit_s = world, scenario.commit_s
@@ -179,7 +179,7 @@ class Node:
         ]
         self._tasks: list[asyncio.Task[None]] = []
 
-    def _dispatcher(self, around: Surroundings, reporter: Reporter) -> Dispatcher:
+    def _dispatcher(self, around: VerifierDependencies, reporter: Reporter) -> Dispatcher:
         scenario = around.scenario
         contents = self.witness.contents = WatchedContents(self.witness, around.ledger)
         schedule = Schedule(scenario.retry_s, around.world.rng.random, scenario.retry_by_class)

@@ -34,7 +34,7 @@ from tests.simulation.ledger import Ledger
 from tests.simulation.life import Life
 from tests.simulation.neighbours import Mailboxes, Names, address, host_name, rules
 from tests.simulation.network import ioctl
-from tests.simulation.node import Node, Surroundings
+from tests.simulation.node import Node, VerifierDependencies
 from tests.simulation.order import EndlessError
 from tests.simulation.rows import anchored_boot, read_rows
 from tests.simulation.scenario import ROUTED, LifePlan, Scenario, Start
@@ -140,7 +140,7 @@ class _Play:
         self.sites = self._sites()
         self._rate_sites()
         store = Mailboxes(world, self.ledger, plan)
-        self.around = Surroundings(
+        self.around = VerifierDependencies(
             world, plan, self.ledger, Names(world, plan), store, rules(), self.disk
         )
         self.senders = Senders(world, self.ledger, plan.patience_s)

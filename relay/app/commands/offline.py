@@ -24,7 +24,7 @@ from relay.clock import Clock
 from relay.crashpoints import CrashPoints
 from relay.http.errors import ApiError
 from relay.journeys.journey import Journeys
-from relay.journeys.submission_log import StoreLog
+from relay.journeys.submission_log import SubmissionLog
 from relay.observe.metrics import Metrics
 from relay.routing import RouteTable
 from relay.settings import Settings, read_environment
@@ -55,7 +55,9 @@ def ask_files(
             settings.spool_file, clock=clock, crash=CrashPoints(), metrics=Metrics(),
             submission_keep_s=0, captured_keep_s=settings.spool.keep,
         )  # fmt: skip
-        log = StoreLog(settings.mailboxes.root / ".submissions" / "log", role="cli", clock=clock)
+        log = SubmissionLog(
+            settings.mailboxes.root / ".submissions" / "log", role="cli", clock=clock
+        )
         try:
             await spool.start()
             return await ask(Files(spool, Journeys(spool, log)))

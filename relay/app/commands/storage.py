@@ -22,7 +22,7 @@ from relay.app.commands.control import ControlClient, ControlForbiddenError, Con
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, is_taken
 from relay.clock import Clock, rfc3339
 from relay.files import check_readable
-from relay.mailbox.verify import Finding, Surroundings, Tally, Verifier
+from relay.mailbox.verify import StoreCounts, StoreFinding, Verifier, VerifierDependencies
 from relay.settings import Settings
 from relay.spool.sqlite.disk.copying import sync
 from relay.spool.sqlite.disk.presence import is_or_was_there
@@ -54,7 +54,7 @@ class Wishes:
 class Verified:
     """What came of it; `document` is what --json prints."""
 
-    tally: Tally
+    tally: StoreCounts
     document: dict[str, Any]
 
 
@@ -67,7 +67,7 @@ def verify(
     on_finding: Callable[[dict[str, Any]], None] = lambda _: None,
     on_mailbox: Callable[[int], None] = lambda _: None,
 ) -> Verified:
-    """Verify, and mend what can be mended. Raises what the module says."""
+    """Verify, and mend what can be repaired. Raises what the module says."""
     boxes = settings.mailboxes
     check_readable(boxes.accounts)
     if not wishes.accounts:
@@ -75,7 +75,7 @@ def verify(
     accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
     findings: list[dict[str, Any]] = []
 
-    def found(finding: Finding | InSpool) -> None:
+    def found(finding: StoreFinding | InSpool) -> None:
         one = asdict(finding)
         if len(findings) < _FINDINGS_MAX:
             findings.append(one)
@@ -86,7 +86,7 @@ def verify(
         as_owner(boxes.root),
         _locked(settings, dry_run=wishes.dry_run) as is_owner,
     ):
-        surroundings = Surroundings(
+        surroundings = VerifierDependencies(
             clock=clock,
             hostname=settings.hostname,
             dead_letter=settings.state_dir / DEAD_LETTER,
@@ -121,7 +121,7 @@ def _verify_spool(
     clock: Clock,
     is_owner: bool,
     found: Callable[[InSpool], None],
-    tally: Tally,
+    tally: StoreCounts,
 ) -> dict[str, int] | None:
     if not is_or_was_there(settings.spool_file):
         return None
@@ -131,8 +131,8 @@ def _verify_spool(
         mode = Mode.MEND if is_owner else Mode.BESIDE
 
     def report(finding: InSpool) -> None:
-        tally.mended += finding.mended
-        tally.remaining += not finding.mended
+        tally.repaired += finding.repaired
+        tally.remaining += not finding.repaired
         found(finding)
 
     verifier = SpoolVerifier(
@@ -184,16 +184,16 @@ def _locked(settings: Settings, *, dry_run: bool) -> Iterator[bool]:
 
 
 def _document(
-    tally: Tally, findings: list[dict[str, Any]], spool: dict[str, int] | None
+    tally: StoreCounts, findings: list[dict[str, Any]], spool: dict[str, int] | None
 ) -> dict[str, Any]:
     return {
         "mailboxes": tally.mailboxes,
         "messages": tally.messages,
         "indexes": tally.indexes,
         "uploads": tally.uploads,
-        "notes": asdict(tally.notes),
+        "submissions": asdict(tally.submissions),
         "spool": spool,
-        "mended": tally.mended,
+        "repaired": tally.repaired,
         "remaining": tally.remaining,
         "findings": findings,
     }

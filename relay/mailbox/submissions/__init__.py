@@ -10,8 +10,8 @@ Standards: none; docs/design.md 1.
 from relay.mailbox.submissions.on_disk import (
     FIRST_SUBMISSION,
     NOTE_NAME,
-    NotesDirectory,
-    Prepared,
+    PreparedFile,
+    SubmissionDirectory,
     content_of,
     draft_of,
     read_block_of,
@@ -20,8 +20,8 @@ from relay.mailbox.submissions.on_disk import (
 __all__ = [
     "FIRST_SUBMISSION",
     "NOTE_NAME",
-    "NotesDirectory",
-    "Prepared",
+    "PreparedFile",
+    "SubmissionDirectory",
     "content_of",
     "draft_of",
     "read_block_of",

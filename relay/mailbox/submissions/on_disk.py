@@ -25,7 +25,7 @@ from relay.mailbox.maildir import (
     open_message,
     remove,
 )
-from relay.mailbox.types import NoSuchItemError, Note, SendOptions
+from relay.mailbox.types import NoSuchItemError, PendingSubmission, SendOptions
 from relay.message.content import LARGE_BYTES, MemoryOctets, Octets
 from relay.mime.draft import (
     FIRST_FIELD_BYTES,
@@ -50,7 +50,7 @@ _log = get_logger("mailbox")
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedFile:
     """A file in preparing/. `is_new`: its draft was made by the same request; `is_change`: it is
     the next generation of a draft whose note waits. `submission_id` is "" for what is neither a
     submission nor a change of one.
@@ -62,7 +62,7 @@ class Prepared:
     is_change: bool
 
 
-class AnchorFile:
+class ClockAnchorFile:
     """The anchor in `.submissions`, from which a start continues the time that notes' names have.
 
     The spool has an anchor of its own: without this one, that decides.
@@ -88,7 +88,7 @@ class AnchorFile:
         part.replace(self._path)
 
 
-class NotesDirectory:
+class SubmissionDirectory:
     """`<root>/.submissions`: preparing/, ready/, deferred/ and corrupt/."""
 
     def __init__(self, directory: Path, syncs: DirectorySync) -> None:
@@ -163,7 +163,7 @@ class NotesDirectory:
         """When deferred/ last changed, as changed_ns()."""
         return _changed_ns(self.deferred)
 
-    def list_ready(self, known: Container[str], limit: int) -> list[Note]:
+    def list_ready(self, known: Container[str], limit: int) -> list[PendingSubmission]:
         """Up to `limit` notes that are not in `known`, longest ready first.
 
         One that cannot be read keeps none of the others back: OSError when there are no others.
@@ -173,7 +173,7 @@ class NotesDirectory:
             match = NOTE_NAME.fullmatch(name)
             if match and f"{match[1]}.{match[2]}" not in known:
                 waiting.append((int(match[3]), name))
-        found: list[Note] = []
+        found: list[PendingSubmission] = []
         trouble: OSError | None = None
         for _, name in sorted(waiting):
             if len(found) >= limit:
@@ -192,7 +192,7 @@ class NotesDirectory:
         names = list_names(self.deferred)
         return [(int(match[3]), name) for name in names if (match := NOTE_NAME.fullmatch(name))]
 
-    def read(self, path: Path) -> Note | None:
+    def read(self, path: Path) -> PendingSubmission | None:
         """Return the note of a file in ready/ or deferred/; None if it is gone, or damaged and put
         aside.
         """
@@ -204,11 +204,11 @@ class NotesDirectory:
         except FileNotFoundError:
             return None
         if block is None:
-            self.put_aside(path)
+            self.move_to_corrupt(path)
             return None
         at_us = int(match[3])
         origin = block.origin
-        return Note(
+        return PendingSubmission(
             submission_id=f"{match[1]}.{match[2]}",
             draft_id=match[1],
             account=origin.account,
@@ -223,7 +223,7 @@ class NotesDirectory:
             ),
         )
 
-    def prepared(self) -> list[Prepared]:
+    def prepared(self) -> list[PreparedFile]:
         """What a crash left in preparing/."""
         found = []
         for name in list_names(self.preparing):
@@ -231,14 +231,14 @@ class NotesDirectory:
             is_change = match is not None and bool(match[3])
             is_new = match is not None and not is_change and int(match[2]) == FIRST_SUBMISSION
             submission_id = name.removesuffix("+") if match is not None else ""
-            found.append(Prepared(self.preparing / name, submission_id, is_new, is_change))
+            found.append(PreparedFile(self.preparing / name, submission_id, is_new, is_change))
         return found
 
-    def remove_ready(self, note: Note) -> None:
+    def remove_ready(self, note: PendingSubmission) -> None:
         """Unlink a note; the caller makes it durable."""
         remove(note.path)
 
-    def sync(self, note: Note) -> None:
+    def sync(self, note: PendingSubmission) -> None:
         """Make a note durable where it is."""
         self._syncs.sync(note.path.parent)
 
@@ -250,7 +250,7 @@ class NotesDirectory:
         """Make what happened in deferred/ durable."""
         self._syncs.sync(self.deferred)
 
-    def put_aside(self, path: Path) -> None:
+    def move_to_corrupt(self, path: Path) -> None:
         """Move a note that nothing can be done with to corrupt/, for people to look at."""
         make_directory(self._corrupt)
         path.rename(self._corrupt / path.name)
@@ -258,7 +258,7 @@ class NotesDirectory:
         _log.error("note corrupt", note=path.name, moved_to=str(self._corrupt))
 
 
-def content_of(note: Note) -> Octets:
+def content_of(note: PendingSubmission) -> Octets:
     """Return a note's file, in memory while it is small. Raises NoSuchItemError, OSError."""
     try:
         descriptor = os.open(note.path, os.O_RDONLY | os.O_CLOEXEC)

@@ -12,10 +12,10 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
-from relay.mailbox.types import Note, StoreError
+from relay.mailbox.types import PendingSubmission, StoreError
 from relay.observe.logs import get_logger
 
-NOTES_IN_MEMORY_MAX = 10_000
+SUBMISSIONS_IN_MEMORY_MAX = 10_000
 _NOTES_OF_ONE_MAX = 16  # beyond the limit an account that has fewer is not kept waiting by others
 LISTING_INTERVAL_S = 1.0
 _LISTINGS_OF_ONE_STATE = 2  # the second sees what came within a tick of the file system's clock
@@ -23,23 +23,25 @@ _LISTINGS_OF_ONE_STATE = 2  # the second sees what came within a tick of the fil
 _log = get_logger("mailbox")
 
 
-class NoteBoard:
+class PendingSubmissions:
     """What pickup has in work and what waits for it. Everything but offer() on the loop."""
 
     def __init__(
         self,
         changed_ns: Callable[[], Awaitable[int]],
-        list_ready: Callable[[frozenset[str], int], Awaitable[list[Note]]],
+        list_ready: Callable[[frozenset[str], int], Awaitable[list[PendingSubmission]]],
         *,
         interval_s: float = LISTING_INTERVAL_S,
-        notes_max: int = NOTES_IN_MEMORY_MAX,
+        notes_max: int = SUBMISSIONS_IN_MEMORY_MAX,
     ) -> None:
         """`changed_ns` and `list_ready` ask the directory, off the loop."""
         self._changed_ns = changed_ns
         self._list_ready = list_ready
         self._interval_s = interval_s
         self._notes_max = notes_max
-        self._waiting: dict[str, deque[Note]] = {}  # by account, whose turn it is first
+        self._waiting: dict[
+            str, deque[PendingSubmission]
+        ] = {}  # by account, whose turn it is first
         self._known: dict[str, str] = {}  # the account of each note, by submission id
         self._of_account: Counter[str] = Counter()
         self._wake = asyncio.Event()
@@ -47,17 +49,17 @@ class NoteBoard:
         self._listed_ns = -1
         self._listings = 0
 
-    def offer(self, note: Note) -> None:
+    def offer(self, note: PendingSubmission) -> None:
         """Hand over a new note, from any thread; without a reader the directory keeps it."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._add, note)
 
-    def retry(self, note: Note, delay_s: float) -> None:
+    def retry(self, note: PendingSubmission, delay_s: float) -> None:
         """Hand a note that is in work out again after `delay_s` seconds."""
         if self._loop is not None and note.submission_id in self._known:
             self._loop.call_later(delay_s, self._put_back, note)
 
-    def done(self, note: Note) -> None:
+    def done(self, note: PendingSubmission) -> None:
         """Forget a note that is gone."""
         account = self._known.pop(note.submission_id, None)
         if account is not None:
@@ -65,7 +67,7 @@ class NoteBoard:
             if not self._of_account[account]:
                 del self._of_account[account]
 
-    async def notes(self) -> AsyncIterator[Note]:
+    async def notes(self) -> AsyncIterator[PendingSubmission]:
         """Yield notes as they come, for ever; the longest ready of those that are there first."""
         self._loop = asyncio.get_running_loop()
         next_listing_s = 0.0
@@ -83,7 +85,7 @@ class NoteBoard:
             if self._waiting:
                 yield self._next()
 
-    def _next(self) -> Note:
+    def _next(self) -> PendingSubmission:
         account = next(iter(self._waiting))
         notes = self._waiting.pop(account)
         note = notes.popleft()
@@ -109,7 +111,7 @@ class NoteBoard:
         for note in found:
             self._add(note)
 
-    def _add(self, note: Note) -> None:
+    def _add(self, note: PendingSubmission) -> None:
         if note.submission_id in self._known or not self._has_room(note.account):
             self._listings = 0  # ready/ has more than is known here: it is to be listed again
             return
@@ -123,11 +125,11 @@ class NoteBoard:
         is_modest = self._of_account[account] < _NOTES_OF_ONE_MAX
         return is_modest and len(self._known) < 2 * self._notes_max
 
-    def _put_back(self, note: Note) -> None:
+    def _put_back(self, note: PendingSubmission) -> None:
         if note.submission_id in self._known:
             self._wait(note)
 
-    def _wait(self, note: Note) -> None:
+    def _wait(self, note: PendingSubmission) -> None:
         self._waiting.setdefault(note.account, deque()).append(note)
         self._wake.set()
 
@@ -142,7 +144,7 @@ MOMENT_S = 0.02
 _STEP_S = 0.01
 
 
-class Precedence:
+class SubmissionThrottle:
     """On one event loop. `now_s` is a clock that never goes back."""
 
     def __init__(self, now_s: Callable[[], float]) -> None:

@@ -18,14 +18,20 @@ from typing import Any
 from relay.clock import Clock, rfc3339
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event, Step
-from relay.journeys.submission_log import StoreLog
+from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.folders import Folders, find_folder, well_known_path
 from relay.mailbox.index import Located
 from relay.mailbox.maildir import SYNC_FAILURES, Stripes, list_names, remove
 from relay.mailbox.message_file import NEW_DRAFT, parse_name
 from relay.mailbox.messages import submission_facts
-from relay.mailbox.submissions.on_disk import NotesDirectory, draft_of
-from relay.mailbox.types import BeingSentError, NoSuchItemError, Note, StoreError, WellKnown
+from relay.mailbox.submissions.on_disk import SubmissionDirectory, draft_of
+from relay.mailbox.types import (
+    BeingSentError,
+    NoSuchItemError,
+    PendingSubmission,
+    StoreError,
+    WellKnown,
+)
 from relay.message.extended import SendWishes, send_wishes
 from relay.message.properties import ExtendedProperty
 from relay.mime.draft import read_block
@@ -39,26 +45,26 @@ _log = get_logger("mailbox")
 
 
 @dataclass(frozen=True, slots=True)
-class BroughtUp:
+class DueSubmissions:
     """Notes that are ready now, and the names of those that have to be tried again."""
 
-    notes: tuple[Note, ...]
+    notes: tuple[PendingSubmission, ...]
     kept: tuple[str, ...]
 
 
-class DeferredNotes:
+class ScheduledSends:
     """Blocking; the store's parts call it in its threads, holding the message's lock."""
 
     def __init__(
         self,
-        notes: NotesDirectory,
+        notes: SubmissionDirectory,
         *,
         folders: Folders,
         stripes: Stripes,
         clock: Clock,
         crash: CrashPoints,
-        log: StoreLog,
-        on_deferred: Callable[[Note], None],
+        log: SubmissionLog,
+        on_deferred: Callable[[PendingSubmission], None],
     ) -> None:
         """`on_deferred` is told of each note that waits for another time than before."""
         self._notes = notes
@@ -71,7 +77,7 @@ class DeferredNotes:
         self._failed_syncs = 0
         self._failures_made_up_for = 0
 
-    def note_of(self, message_id: str, located: Located) -> Note | None:
+    def note_of(self, message_id: str, located: Located) -> PendingSubmission | None:
         """The deferred note of a message, None if it has none, and none comes back with the power.
 
         Raises BeingSentError when its note is ready.
@@ -93,7 +99,7 @@ class DeferredNotes:
         if (note := self.note_of(message_id, located)) is not None:
             self.cancel(note, reason=reason)
 
-    def cancel(self, note: Note, *, reason: str) -> None:
+    def cancel(self, note: PendingSubmission, *, reason: str) -> None:
         """Take a note out of deferred/, for good. Raises BeingSentError."""
         at = rfc3339(self._clock.time_us())
         self._log.remark(note.submission_id, {"cancelled": at, "reason": reason})
@@ -121,10 +127,10 @@ class DeferredNotes:
 
     def changed(
         self,
-        note: Note,
+        note: PendingSubmission,
         before: Sequence[ExtendedProperty],
         after: Sequence[ExtendedProperty],
-    ) -> Note | None:
+    ) -> PendingSubmission | None:
         """Return the note with the options that a change of its draft asks for.
 
         None, the note cancelled, when the change takes the time away. Raises BeingSentError.
@@ -143,7 +149,7 @@ class DeferredNotes:
             options = replace(options, sent_folder=self._folder_of(note.account, new))
         return replace(note, options=options)
 
-    def replace(self, note: Note, file: Path, head: bytes) -> Note:
+    def replace(self, note: PendingSubmission, file: Path, head: bytes) -> PendingSubmission:
         """Let `file`, which begins with `head` (private block and header at least), be what is
         sent, at the time in the note's options.
 
@@ -177,7 +183,7 @@ class DeferredNotes:
         self._on_deferred(changed)
         return changed
 
-    def take_back(self, note: Note, file: Path) -> None:
+    def take_back(self, note: PendingSubmission, file: Path) -> None:
         """Undo replace(): `file` is what is sent again, at the time in the note's name."""
         SYNC_FAILURES.begin()
         after = self._notes.deferred_path(note.submission_id, note.options.deferred_us)
@@ -193,18 +199,18 @@ class DeferredNotes:
                 self._on_deferred(before)
         self.settled(note)
 
-    def settled(self, note: Note) -> None:
+    def settled(self, note: PendingSubmission) -> None:
         """Say that the mailbox shows what the note says."""
         remove(self._notes.preparing / f"{note.submission_id}+")
 
     # -- when their time has come
 
-    def bring_up(self, names: Sequence[str]) -> BroughtUp:
+    def bring_up(self, names: Sequence[str]) -> DueSubmissions:
         """Make deferred notes ready whose drafts are still there; durably, when this returns.
 
         One that cannot be read, or whose mailbox is broken, keeps none of the others back.
         """
-        notes: list[Note] = []
+        notes: list[PendingSubmission] = []
         kept: list[str] = []
         for name in names:
             try:
@@ -218,9 +224,9 @@ class DeferredNotes:
             self._notes.sync_ready()
             self._notes.sync_deferred()  # before pickup sees them: they must not come back
             self._reached(CrashPoint.DUE_NOTES_SYNCED)
-        return BroughtUp(tuple(notes), tuple(kept))
+        return DueSubmissions(tuple(notes), tuple(kept))
 
-    def _made_ready(self, path: Path) -> Note | None:
+    def _made_ready(self, path: Path) -> PendingSubmission | None:
         note = self._notes.read(path)
         if note is None:
             return None
@@ -239,7 +245,7 @@ class DeferredNotes:
             note, path=ready, ready_us=now_us, options=replace(note.options, deferred_us=0)
         )
 
-    def _is_in_drafts(self, note: Note) -> bool:
+    def _is_in_drafts(self, note: PendingSubmission) -> bool:
         """Whether the draft is where the note's sender left it, by its base name.
 
         A mail client that changed the draft has written it under another name.
@@ -263,7 +269,7 @@ class DeferredNotes:
                 return find_folder(mailbox, wanted).id
         return ""
 
-    def _record(self, note: Note, head: bytes) -> None:
+    def _record(self, note: PendingSubmission, head: bytes) -> None:
         """Record steps 1 and 2 again, with the client of before: the last ones count."""
         facts = submission_facts(head, note.submission_id)
         now_us = self._clock.time_us()
@@ -275,7 +281,7 @@ class DeferredNotes:
         self._log.append(facts, Event(Step.NOTIFIED, now_us, detail))
 
 
-def notified_detail(note: Note) -> dict[str, Any]:
+def notified_detail(note: PendingSubmission) -> dict[str, Any]:
     """Return the detail of step 2: until when the note waits if it does, and its client."""
     detail: dict[str, Any] = {}
     if note.options.deferred_us:
@@ -293,7 +299,7 @@ _LISTINGS_OF_ONE_STATE = 2  # the second sees what came within a tick of the fil
 
 
 @dataclass(frozen=True, slots=True)
-class DeferredDirectory:
+class ScheduledDirectory:
     """deferred/ as the timer asks for it, off the loop.
 
     `changed_ns` is when it last changed; `listed` gives (due time in µs, name) of each note;
@@ -302,18 +308,18 @@ class DeferredDirectory:
 
     changed_ns: Callable[[], Awaitable[int]]
     listed: Callable[[], Awaitable[list[tuple[int, str]]]]
-    bring_up: Callable[[Sequence[str]], Awaitable[BroughtUp]]
+    bring_up: Callable[[Sequence[str]], Awaitable[DueSubmissions]]
 
 
-class DueTimer:
+class ScheduleTimer:
     """Everything but add() on the loop."""
 
     def __init__(
         self,
-        deferred: DeferredDirectory,
+        deferred: ScheduledDirectory,
         *,
         clock: Clock,
-        on_ready: Callable[[Note], None],
+        on_ready: Callable[[PendingSubmission], None],
         wait_s_max: float = _WAIT_S_MAX,
         names_max: int = NAMES_IN_MEMORY_MAX,
     ) -> None:
@@ -334,7 +340,7 @@ class DueTimer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.count = 0  # about how many there are; right whenever deferred/ has been listed
 
-    def add(self, note: Note) -> None:
+    def add(self, note: PendingSubmission) -> None:
         """Hand over a note that waits, from any thread; before run(), the directory keeps it."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._add, note.options.deferred_us, note.path.name)

@@ -18,8 +18,8 @@ from typing import Any
 
 from relay.crashpoints import CrashPoint
 from relay.journeys.events import Event, Step
-from relay.journeys.submission_log import StoreLog, SubmissionFacts
-from relay.mailbox.dependencies import Equipment
+from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
+from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.folders import find_folder, well_known_path
 from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import Located
@@ -43,7 +43,7 @@ from relay.mailbox.messages import (
     octets_of,
     submission_facts,
 )
-from relay.mailbox.stale_files import Leftovers
+from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.submissions import FIRST_SUBMISSION, draft_of
 from relay.mailbox.submissions.scheduled import notified_detail
 from relay.mailbox.types import (
@@ -52,8 +52,8 @@ from relay.mailbox.types import (
     Condition,
     NoSuchItemError,
     NotADraftError,
-    Note,
     OutcomeUnknownError,
+    PendingSubmission,
     SendOptions,
     WellKnown,
 )
@@ -67,11 +67,16 @@ _DATE_US = 60_000_000  # an older draft is written anew: its Date is to say when
 _IN_DRAFTS = {"folder": str(WellKnown.DRAFTS)}
 
 
-class Sending:
+class SubmissionWriter:
     """Blocking; the store calls it in its threads."""
 
     def __init__(
-        self, equipment: Equipment, *, inbox: Inbox, leftovers: Leftovers, log: StoreLog
+        self,
+        equipment: StoreDependencies,
+        inbox: Inbox,
+        leftovers: StaleFiles,
+        *,
+        log: SubmissionLog,
     ) -> None:
         self._shared = equipment
         self._leftovers = leftovers
@@ -82,14 +87,14 @@ class Sending:
 
     def submit_new(
         self, account: str, content: MessageProperties | bytes, options: SendOptions
-    ) -> Note:
+    ) -> PendingSubmission:
         """See MailStore.submit_new()."""
         identity = self._shared.identity(account, options)
         return self.submit_composed(compose(content, identity), identity, options)
 
     def submit_composed(
         self, draft: ComposedDraft, identity: Identity, options: SendOptions
-    ) -> Note:
+    ) -> PendingSubmission:
         """Submit a new draft; if it is written, then to preparing/, under the submission's id."""
         account = identity.account
         mailbox = self._shared.folders.mailbox(account)
@@ -110,7 +115,7 @@ class Sending:
         options: SendOptions,
         *,
         condition: Condition = UNCONDITIONAL,
-    ) -> Note:
+    ) -> PendingSubmission:
         """See MailStore.submit_draft()."""
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
@@ -146,7 +151,9 @@ class Sending:
                 remove(located.path)
             return note
 
-    def _write_and_submit(self, mailbox: Path, draft: ComposedDraft, note: Note) -> None:
+    def _write_and_submit(
+        self, mailbox: Path, draft: ComposedDraft, note: PendingSubmission
+    ) -> None:
         """Write a draft and make its note ready; after an error nothing of either is left.
 
         Raises OutcomeUnknownError if the note may be left.
@@ -194,8 +201,8 @@ class Sending:
             self._shared.notes.say_copied()
 
     def _submit_as_it_is(
-        self, located: Located, head: bytes, note: Note, *, created_us: int
-    ) -> Note:
+        self, located: Located, head: bytes, note: PendingSubmission, *, created_us: int
+    ) -> PendingSubmission:
         """Submit a draft whose file says already all that a note must; it begins with `head`."""
         self._shared.notes.make()
         prepared = self._shared.notes.preparing / note.submission_id
@@ -217,7 +224,9 @@ class Sending:
             raise
         return note
 
-    def _record_submission(self, note: Note, facts: SubmissionFacts, *, created_us: int) -> None:
+    def _record_submission(
+        self, note: PendingSubmission, facts: SubmissionFacts, *, created_us: int
+    ) -> None:
         """Record steps 1 and 2 before pickup sees the note.
 
         A note that is ready always has them, and their times precede whatever pickup does.
@@ -226,12 +235,12 @@ class Sending:
         notified = Event(Step.NOTIFIED, self._shared.clock.time_us(), notified_detail(note))
         self._log.append(facts, created, notified)
 
-    def _make_ready(self, prepared: Path, note: Note) -> None:
+    def _make_ready(self, prepared: Path, note: PendingSubmission) -> None:
         """Let pickup see the note."""
         os.rename(prepared, note.path)  # noqa: PTH104 - Path.rename() parses the target again
         self._shared.crash.reached(CrashPoint.NOTE_READY)
 
-    def _remove_note(self, prepared: Path, note: Note, *drafts: Path) -> None:
+    def _remove_note(self, prepared: Path, note: PendingSubmission, *drafts: Path) -> None:
         """Remove the note of a submission that fails, and its draft, and make the removal durable.
 
         Nothing is to be done while the file has the name that it was prepared under.
@@ -256,12 +265,14 @@ class Sending:
                 "sent is not known."
             ) from error
 
-    def _withdraw(self, head: bytes, note: Note) -> None:
+    def _withdraw(self, head: bytes, note: PendingSubmission) -> None:
         """Take steps 1 and 2 back, as far as the disk allows."""
         with suppress(OSError):
             self._log.withdraw(submission_facts(head, note.submission_id))
 
-    def _note(self, stem: str, submission_id: str, *, account: str, options: SendOptions) -> Note:
+    def _note(
+        self, stem: str, submission_id: str, *, account: str, options: SendOptions
+    ) -> PendingSubmission:
         """The note of a submission: ready now, or deferred until a time that is still to come."""
         notes = self._shared.notes
         if options.deferred_us > self._shared.clock.time_us():
@@ -272,7 +283,7 @@ class Sending:
             if options.deferred_us:
                 options = replace(options, deferred_us=0)
             path = notes.ready_path(submission_id, at_us)
-        return Note(
+        return PendingSubmission(
             submission_id=submission_id,
             draft_id=draft_of(submission_id),
             account=account,
@@ -284,8 +295,8 @@ class Sending:
 
     # -- step 4
 
-    def file_original(self, note: Note, *, queue_id: str) -> None:
-        """See NoteStore.file_original()."""
+    def complete_submission(self, note: PendingSubmission, *, queue_id: str) -> None:
+        """See SubmissionStore.complete_submission()."""
         with self._shared.stripes.of(note.draft_id):
             if not note.path.exists():
                 return
@@ -309,10 +320,15 @@ class Sending:
             self._shared.notes.remove_ready(note)
             self._shared.crash.reached(CrashPoint.NOTE_REMOVED)
 
-    def fail_note(
-        self, note: Note, report: bytes | None, *, report_to: str = "", put_aside: bool = False
+    def fail_submission(
+        self,
+        note: PendingSubmission,
+        report: bytes | None,
+        *,
+        report_to: str = "",
+        to_corrupt: bool = False,
     ) -> None:
-        """See NoteStore.fail_note()."""
+        """See SubmissionStore.fail_submission()."""
         with self._shared.stripes.of(note.draft_id):
             if not note.path.exists():
                 return
@@ -323,13 +339,13 @@ class Sending:
                     mailbox, unique=unique, content=report, over_quota=True, is_repeat=True
                 )  # whether it is one cannot be known: a crash may have come before the note went
             self._shared.crash.reached(CrashPoint.REPORT_WRITTEN)
-            if put_aside:
-                self._shared.notes.put_aside(note.path)
+            if to_corrupt:
+                self._shared.notes.move_to_corrupt(note.path)
             self._shared.notes.remove_ready(note)
             self._shared.notes.sync_ready()  # a refusal that was told must not be asked about again
             self._shared.crash.reached(CrashPoint.NOTE_REMOVAL_SYNCED)
 
-    def _sent_folder(self, mailbox: Path, note: Note) -> tuple[str, Path]:
+    def _sent_folder(self, mailbox: Path, note: PendingSubmission) -> tuple[str, Path]:
         """Id and path of the folder for the original: Sent Items if the one asked for is gone."""
         if note.options.sent_folder:
             with suppress(NoSuchItemError):
@@ -339,7 +355,7 @@ class Sending:
         self._shared.folders.remake(mailbox, WellKnown.SENT_ITEMS)
         return str(WellKnown.SENT_ITEMS), well_known_path(mailbox, WellKnown.SENT_ITEMS)
 
-    def _save(self, mailbox: Path, note: Note, folder: Path) -> None:
+    def _save(self, mailbox: Path, note: PendingSubmission, folder: Path) -> None:
         """Move the original to a folder, or put the note's file there if the draft is gone."""
         sent = folder / "cur"
         drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
@@ -351,7 +367,7 @@ class Sending:
         self._synced_after_filing(sent, drafts)
 
     @looking_again
-    def _find_and_save(self, mailbox: Path, note: Note, target: Path) -> Path | None:
+    def _find_and_save(self, mailbox: Path, note: PendingSubmission, target: Path) -> Path | None:
         """Save the original wherever it is; return the directory it was in."""
         located = self._shared.index.find_stem(mailbox, note.base_name)
         if located is None:
@@ -364,7 +380,7 @@ class Sending:
         located.path.rename(target.parent / f"{located.name.base}:2,{flags}")
         return located.directory
 
-    def _discard(self, mailbox: Path, note: Note) -> None:
+    def _discard(self, mailbox: Path, note: PendingSubmission) -> None:
         drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
         for _ in range(_REMOVALS):
             located = self._shared.index.find_stem(mailbox, note.base_name)
@@ -390,7 +406,7 @@ def _drafts_of(mailbox: Path) -> Path:
     return well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
 
 
-def _is_rewritten(note: Note) -> bool:
+def _is_rewritten(note: PendingSubmission) -> bool:
     """Whether the draft was changed between its submission and its time."""
     name = parse_name(note.base_name)
     return name is not None and name.generation > 1
@@ -401,7 +417,7 @@ def first_submission(identity: Identity) -> str:
     return f"{identity.message_id}.{FIRST_SUBMISSION}"
 
 
-def _as_before(note: Note, options: SendOptions) -> Note:
+def _as_before(note: PendingSubmission, options: SendOptions) -> PendingSubmission:
     """Answer a second send of a draft that waits: nothing new if it says nothing new."""
     if note.options != options:
         raise BeingSentError(
@@ -411,7 +427,7 @@ def _as_before(note: Note, options: SendOptions) -> Note:
     return note
 
 
-def _facts_of(note: Note) -> SubmissionFacts:
+def _facts_of(note: PendingSubmission) -> SubmissionFacts:
     """Enough for a later step: the log joins it to the line of step 1."""
     return SubmissionFacts(note.submission_id, note.draft_id, note.account, note.account)
 

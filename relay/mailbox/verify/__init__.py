@@ -6,7 +6,7 @@ Touches: mailboxes, their indexes, and `.submissions/`; never the contents of a 
 Promises: no mail is deleted: what nothing can be done with is put aside, and where is said.
 """
 
-from relay.mailbox.verify.findings import Finding, Kind, Tally
-from relay.mailbox.verify.verifier import Surroundings, Verifier
+from relay.mailbox.verify.findings import StoreCounts, StoreFinding, StoreFindingKind
+from relay.mailbox.verify.verifier import Verifier, VerifierDependencies
 
-__all__ = ["Finding", "Kind", "Surroundings", "Tally", "Verifier"]
+__all__ = ["StoreCounts", "StoreFinding", "StoreFindingKind", "Verifier", "VerifierDependencies"]

@@ -36,12 +36,12 @@ from relay.mailbox.message_file import (
 from relay.mailbox.types import Folder, StoreError
 from relay.mailbox.verify.check_messages import MessageCheck
 from relay.mailbox.verify.findings import (
-    Cure,
-    Fault,
-    Flight,
-    Kind,
-    Mender,
-    Tally,
+    QuietPeriod,
+    Repair,
+    Repairer,
+    StoreCounts,
+    StoreFault,
+    StoreFindingKind,
     made,
     removed,
     renamed,
@@ -54,7 +54,7 @@ _SHOWN = 3
 class IndexCheck:
     """Checks indexes; `full` reads the header of every message, not of a sample."""
 
-    def __init__(self, mender: Mender, flight: Flight, *, clock: Clock, full: bool) -> None:
+    def __init__(self, mender: Repairer, flight: QuietPeriod, *, clock: Clock, full: bool) -> None:
         self._mender = mender
         self._flight = flight
         self._clock = clock
@@ -69,14 +69,20 @@ class IndexCheck:
             check_file(mailbox, full=self._full)
             found = self._persistent(mailbox)
         except IndexDamagedError as error:
-            fault = Fault(Kind.DAMAGED_INDEX, path, str(error), "an index that can be read")
+            fault = StoreFault(
+                StoreFindingKind.DAMAGED_INDEX, path, str(error), "an index that can be read"
+            )
             self._mender.settle(fault, self._made_anew(mailbox))
         except (IndexUnusableError, StoreError) as error:
-            fault = Fault(Kind.UNREADABLE, path, str(error), "an index that can be used")
+            fault = StoreFault(
+                StoreFindingKind.UNREADABLE, path, str(error), "an index that can be used"
+            )
             self._mender.settle(fault)
         else:
             if found:
-                fault = Fault(Kind.DEVIATING_INDEX, path, _told(found), "what the files say")
+                fault = StoreFault(
+                    StoreFindingKind.INDEX_MISMATCH, path, _told(found), "what the files say"
+                )
                 self._mender.settle(fault, self._made_anew(mailbox))
         return True
 
@@ -95,14 +101,14 @@ class IndexCheck:
             return compare_as_it_is(mailbox, full=self._full)
         return compare(mailbox, self._clock, full=self._full)
 
-    def _made_anew(self, mailbox: Path) -> Cure:
+    def _made_anew(self, mailbox: Path) -> Repair:
         def act() -> None:
             try:
                 make_anew(mailbox, self._clock)
             except StoreError as error:
                 raise OSError(str(error)) from error
 
-        return Cure("made anew", act)
+        return Repair("made anew", act)
 
 
 def keeper_of(mailbox: Path, message_id: str) -> Path | None:
@@ -128,8 +134,8 @@ class MailboxCheck:
 
     def __init__(
         self,
-        mender: Mender,
-        flight: Flight,
+        mender: Repairer,
+        flight: QuietPeriod,
         *,
         messages: MessageCheck,
         indexes: IndexCheck,
@@ -145,7 +151,7 @@ class MailboxCheck:
         self._hostname = hostname
         self._owner = owner
 
-    def check(self, mailbox: Path, tally: Tally) -> bool:
+    def check(self, mailbox: Path, tally: StoreCounts) -> bool:
         """Check a mailbox; False where there is none."""
         if not _is_mailbox(mailbox):
             return False
@@ -167,7 +173,9 @@ class MailboxCheck:
         except OSError as error:
             where = Path(str(error.filename or mailbox))
             found = error.strerror or str(error)
-            self._mender.settle(Fault(Kind.UNREADABLE, where, found, "what can be read"))
+            self._mender.settle(
+                StoreFault(StoreFindingKind.UNREADABLE, where, found, "what can be read")
+            )
 
     # -- directories
 
@@ -177,15 +185,15 @@ class MailboxCheck:
                 if path.is_dir() and (fault := self._owner_fault(path)):
                     self._mender.settle(fault)
 
-    def _owner_fault(self, path: Path) -> Fault | None:
+    def _owner_fault(self, path: Path) -> StoreFault | None:
         status = path.stat()
         permissions = stat.S_IMODE(status.st_mode)
         if status.st_uid != self._owner:
             expected = f"{self._owner}, as the root's"
-            return Fault(Kind.OWNER, path, f"the user {status.st_uid}", expected)
+            return StoreFault(StoreFindingKind.OWNER, path, f"the user {status.st_uid}", expected)
         if permissions & 0o700 != 0o700 or permissions & 0o002:
             expected = "a directory that its owner uses and not everybody writes"
-            return Fault(Kind.OWNER, path, f"mode {permissions:04o}", expected)
+            return StoreFault(StoreFindingKind.OWNER, path, f"mode {permissions:04o}", expected)
         return None
 
     def _check_directories(self, mailbox: Path) -> None:
@@ -197,17 +205,21 @@ class MailboxCheck:
             for name in missing:  # cur/ last: it makes a folder of the directory
                 path = folder / name
                 if not path.is_dir():
-                    fault = Fault(Kind.MISSING_DIRECTORY, path, _found(path), "a directory")
+                    fault = StoreFault(
+                        StoreFindingKind.MISSING_DIRECTORY, path, _found(path), "a directory"
+                    )
                     if _found(path) == "nothing" or self._aside(fault):
                         self._mender.settle(fault, made(path))
             if not is_marked and not (folder / MARKER).exists():
                 marker = folder / MARKER
-                fault = Fault(Kind.MISSING_MARKER, marker, "nothing", "the mark of a folder")
+                fault = StoreFault(
+                    StoreFindingKind.MISSING_MARKER, marker, "nothing", "the mark of a folder"
+                )
                 self._mender.settle(fault, _written(marker, b""))
 
-    def _aside(self, fault: Fault) -> bool:
+    def _aside(self, fault: StoreFault) -> bool:
         """Put what is in a directory's place aside."""
-        return self._mender.settle(fault, self._mender.put_aside(fault.where, is_whole=True))
+        return self._mender.settle(fault, self._mender.move_to_corrupt(fault.where, is_whole=True))
 
     def _check_folder_ids(self, mailbox: Path) -> None:
         for folder in list_folders(mailbox):
@@ -219,19 +231,22 @@ class MailboxCheck:
         marker = folder.path / MARKER
         if not self._flight.land(marker) or marked_id(folder.path) != marked:
             return
-        fault = Fault(
-            Kind.SHARED_FOLDER_ID, marker, f"{marked}, which another folder has", folder.id
+        fault = StoreFault(
+            StoreFindingKind.SHARED_FOLDER_ID,
+            marker,
+            f"{marked}, which another folder has",
+            folder.id,
         )
-        cure = Cure("written anew", lambda: write_id(folder.path, folder.id))
+        cure = Repair("written anew", lambda: write_id(folder.path, folder.id))
         self._mender.settle(fault, cure)
 
     # -- messages
 
-    def _check_messages(self, mailbox: Path, tally: Tally) -> None:
+    def _check_messages(self, mailbox: Path, tally: StoreCounts) -> None:
         for folder in list_folders(mailbox):
             self._check_folder(mailbox, folder, tally)
 
-    def _check_folder(self, mailbox: Path, folder: Folder, tally: Tally) -> None:
+    def _check_folder(self, mailbox: Path, folder: Folder, tally: StoreCounts) -> None:
         known: set[str] = set()
         shared: set[str] = set()
 
@@ -273,18 +288,22 @@ class MailboxCheck:
         for name, path in those:
             if name.generation < highest and is_draft_file(name.flags, folder):
                 found = f"generation {name.generation} beside {highest}"
-                fault = Fault(Kind.OLD_GENERATION, path, found, "the newest of a draft alone")
-                self._mender.settle(fault, self._mender.put_aside(path, is_whole=True))
+                fault = StoreFault(
+                    StoreFindingKind.SUPERSEDED_DRAFT, path, found, "the newest of a draft alone"
+                )
+                self._mender.settle(fault, self._mender.move_to_corrupt(path, is_whole=True))
             elif path.exists():
                 rest.append((name, path))
         rest.sort(key=lambda one: _likeness(one[1], keeper))
         for name, path in rest[1:]:
             kept = rest[0][1]
-            fault = Fault(Kind.SHARED_ID, path, f"the id of {kept}", "an id of its own")
+            fault = StoreFault(
+                StoreFindingKind.SHARED_ID, path, f"the id of {kept}", "an id of its own"
+            )
             is_second_name = name.stem == parse_stem(kept) and path.samefile(kept)
             self._mender.settle(fault, removed(path) if is_second_name else self._own(name, path))
 
-    def _own(self, name: MessageName, path: Path) -> Cure:
+    def _own(self, name: MessageName, path: Path) -> Repair:
         """Give a copy a name of its own."""
         stem = message_stem(
             delivered_id(self._ids.new()),
@@ -301,18 +320,18 @@ class MailboxCheck:
         found = _subscriptions_fault(path)
         if not found or not self._flight.land(path) or not _subscriptions_fault(path):
             return
-        aside = self._mender.put_aside(path)
+        aside = self._mender.move_to_corrupt(path)
         directories = [one.path.name for one in list_folders(mailbox) if one.path != mailbox]
 
         def act() -> None:
             aside.act()
             resubscribe(mailbox, added=directories)
 
-        fault = Fault(Kind.SUBSCRIPTIONS, path, found, "lines of text")
-        cure = Cure(f"{aside.text}, and made anew with all folders", act)
+        fault = StoreFault(StoreFindingKind.SUBSCRIPTIONS, path, found, "lines of text")
+        cure = Repair(f"{aside.text}, and made anew with all folders", act)
         self._mender.settle(fault, cure)
 
-    def _check_index(self, mailbox: Path, tally: Tally) -> None:
+    def _check_index(self, mailbox: Path, tally: StoreCounts) -> None:
         tally.indexes += self._indexes.check(mailbox)
 
 
@@ -375,9 +394,9 @@ def _found(path: Path) -> str:
     return "something else" if path.is_symlink() or path.exists() else "nothing"
 
 
-def _written(path: Path, content: bytes) -> Cure:
+def _written(path: Path, content: bytes) -> Repair:
     def act() -> None:
         remove(path)  # a link that leads nowhere
         write_synced(path, content)
 
-    return Cure("made", act)
+    return Repair("made", act)

@@ -17,8 +17,16 @@ from pathlib import Path
 from relay.files import OpenOctets
 from relay.mailbox.maildir import open_message
 from relay.mailbox.message_file import MessageName, is_our_name, parse_name
-from relay.mailbox.stale_files import LEFTOVER_S
-from relay.mailbox.verify.findings import Cure, Fault, Flight, Kind, Mender, removed, renamed
+from relay.mailbox.stale_files import STALE_S
+from relay.mailbox.verify.findings import (
+    QuietPeriod,
+    Repair,
+    Repairer,
+    StoreFault,
+    StoreFindingKind,
+    removed,
+    renamed,
+)
 from relay.mime.draft import FIRST_FIELD_BYTES, PRIVATE_BYTES_MAX, private_length, read_private
 
 _SIZE = re.compile(r",S=\d+")
@@ -35,7 +43,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class FileStatus:
     """What there is under a message's name. `trouble`: why it cannot be read; `is_broken_draft`:
     it begins with a private block that does not hold together.
     """
@@ -48,10 +56,10 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Wrong:
+class FileFault:
     """What is wrong with a file. `name` is the one that it should have, in cur/ if `to_cur`."""
 
-    kind: Kind
+    kind: StoreFindingKind
     found: str
     expected: str
     name: str = ""
@@ -60,43 +68,49 @@ class Wrong:
     is_lost: bool = False  # something of it, whatever is done
 
 
-def wrongs(name: MessageName, seen: Seen, *, in_new: bool, owner: int) -> Iterator[Wrong]:
+def file_faults(
+    name: MessageName, seen: FileStatus, *, in_new: bool, owner: int
+) -> Iterator[FileFault]:
     """Say what is wrong with a file; `owner` is whose it should be."""
     if not stat.S_ISREG(seen.mode):
         found = _KINDS.get(stat.S_IFMT(seen.mode), "something else")
-        yield Wrong(Kind.NO_FILE, found, "a message's file", is_to_go=True)
+        yield FileFault(StoreFindingKind.NOT_A_FILE, found, "a message's file", is_to_go=True)
         return
     if seen.trouble:
-        yield Wrong(Kind.UNREADABLE, seen.trouble, "a file that can be read")
+        yield FileFault(StoreFindingKind.UNREADABLE, seen.trouble, "a file that can be read")
     elif seen.is_broken_draft:
         found = f"{seen.size_bytes} bytes, and a private block that does not fit them"
-        yield Wrong(Kind.BROKEN_DRAFT, found, "a whole draft", is_to_go=True, is_lost=True)
+        yield FileFault(
+            StoreFindingKind.BROKEN_DRAFT, found, "a whole draft", is_to_go=True, is_lost=True
+        )
         return
     elif not seen.size_bytes:
-        yield Wrong(Kind.EMPTY_FILE, "no octets", "a message", is_to_go=True, is_lost=True)
+        yield FileFault(
+            StoreFindingKind.EMPTY_FILE, "no octets", "a message", is_to_go=True, is_lost=True
+        )
         return
     yield from _owner_wrongs(seen, owner)
     yield from _name_wrongs(name, seen, in_new=in_new)
 
 
-def _owner_wrongs(seen: Seen, owner: int) -> Iterator[Wrong]:
+def _owner_wrongs(seen: FileStatus, owner: int) -> Iterator[FileFault]:
     permissions = stat.S_IMODE(seen.mode)
     if seen.owner != owner:
-        yield Wrong(Kind.OWNER, f"the user {seen.owner}", f"{owner}, as the root's")
+        yield FileFault(StoreFindingKind.OWNER, f"the user {seen.owner}", f"{owner}, as the root's")
     elif not permissions & 0o400 or permissions & 0o002:
         expected = "a file that its owner reads and not everybody writes"
-        yield Wrong(Kind.OWNER, f"mode {permissions:04o}", expected)
+        yield FileFault(StoreFindingKind.OWNER, f"mode {permissions:04o}", expected)
 
 
-def _name_wrongs(name: MessageName, seen: Seen, *, in_new: bool) -> Iterator[Wrong]:
+def _name_wrongs(name: MessageName, seen: FileStatus, *, in_new: bool) -> Iterator[FileFault]:
     is_misplaced = in_new and bool(name.flags)
     has_size = name.size is None or name.size == seen.size_bytes
     right = name.file_name if has_size else _sized(name, seen.size_bytes)
     if not has_size:
         assert name.size is not None
         is_short = seen.size_bytes < name.size and is_our_name(name.file_name)
-        yield Wrong(
-            Kind.TRUNCATED if is_short else Kind.WRONG_SIZE,
+        yield FileFault(
+            StoreFindingKind.TRUNCATED if is_short else StoreFindingKind.WRONG_SIZE,
             f"{seen.size_bytes} bytes",
             f"{name.size}, as its name says",
             name=right,
@@ -105,7 +119,9 @@ def _name_wrongs(name: MessageName, seen: Seen, *, in_new: bool) -> Iterator[Wro
         )
     elif is_misplaced:
         found = f"flags {name.flags} in new/"
-        yield Wrong(Kind.WRONG_PLACE, found, "flags in cur/ only", name=right, to_cur=True)
+        yield FileFault(
+            StoreFindingKind.WRONG_PLACE, found, "flags in cur/ only", name=right, to_cur=True
+        )
 
 
 def _sized(name: MessageName, size_bytes: int) -> str:
@@ -117,7 +133,7 @@ def _sized(name: MessageName, size_bytes: int) -> str:
 class MessageCheck:
     """Checks directories of messages; `full` reads every octet."""
 
-    def __init__(self, mender: Mender, flight: Flight, *, owner: int, full: bool) -> None:
+    def __init__(self, mender: Repairer, flight: QuietPeriod, *, owner: int, full: bool) -> None:
         self._mender = mender
         self._flight = flight
         self._owner = owner
@@ -148,46 +164,53 @@ class MessageCheck:
                 path = directory / entry.name
                 status = path.lstat()
                 age_s = self._flight.age_s(status.st_ctime)
-                if age_s < LEFTOVER_S:
+                if age_s < STALE_S:
                     continue
-                fault = Fault(
-                    Kind.LEFTOVER, path, f"untouched for {age_s / 3600:.0f} hours", "at most 36"
+                fault = StoreFault(
+                    StoreFindingKind.STALE_FILE,
+                    path,
+                    f"untouched for {age_s / 3600:.0f} hours",
+                    "at most 36",
                 )
                 is_directory = stat.S_ISDIR(status.st_mode)
                 cure = (
-                    self._mender.put_aside(path, is_whole=True) if is_directory else removed(path)
+                    self._mender.move_to_corrupt(path, is_whole=True)
+                    if is_directory
+                    else removed(path)
                 )
                 self._mender.settle(fault, cure)
 
     def _settle(self, directory: Path, name: MessageName) -> None:
         path = directory / name.file_name
         if not name.stem:
-            fault = Fault(Kind.NO_NAME, path, "a name without a base", "a name of its own")
-            self._mender.settle(fault, self._mender.put_aside(path))
+            fault = StoreFault(
+                StoreFindingKind.NO_BASE_NAME, path, "a name without a base", "a name of its own"
+            )
+            self._mender.settle(fault, self._mender.move_to_corrupt(path))
             return
         for wrong in self._wrongs(directory, name):
-            fault = Fault(wrong.kind, path, wrong.found, wrong.expected)
+            fault = StoreFault(wrong.kind, path, wrong.found, wrong.expected)
             self._mender.settle(fault, self._cure(path, wrong))
 
-    def _cure(self, path: Path, wrong: Wrong) -> Cure | None:
+    def _cure(self, path: Path, wrong: FileFault) -> Repair | None:
         if wrong.is_to_go:
-            return self._mender.put_aside(path, is_whole=not wrong.is_lost)
+            return self._mender.move_to_corrupt(path, is_whole=not wrong.is_lost)
         if not wrong.name:
             return None
         directory = path.parent.parent / "cur" if wrong.to_cur else path.parent
         return renamed(path, directory / wrong.name, is_whole=not wrong.is_lost)
 
-    def _wrongs(self, directory: Path, name: MessageName) -> list[Wrong]:
+    def _wrongs(self, directory: Path, name: MessageName) -> list[FileFault]:
         in_new = directory.name == "new"
         try:
             seen = self._see(directory / name.file_name)
         except FileNotFoundError:
             return []
-        return list(wrongs(name, seen, in_new=in_new, owner=self._owner))
+        return list(file_faults(name, seen, in_new=in_new, owner=self._owner))
 
-    def _see(self, path: Path) -> Seen:
+    def _see(self, path: Path) -> FileStatus:
         status = path.lstat()
-        seen = Seen(status.st_mode, status.st_uid, status.st_size)
+        seen = FileStatus(status.st_mode, status.st_uid, status.st_size)
         if not stat.S_ISREG(status.st_mode):
             return seen
         try:
@@ -196,8 +219,8 @@ class MessageCheck:
             raise
         except OSError as error:
             trouble = error.strerror or str(error)
-            return Seen(seen.mode, seen.owner, seen.size_bytes, trouble=trouble)
-        return Seen(seen.mode, seen.owner, seen.size_bytes, is_broken_draft=is_broken)
+            return FileStatus(seen.mode, seen.owner, seen.size_bytes, trouble=trouble)
+        return FileStatus(seen.mode, seen.owner, seen.size_bytes, is_broken_draft=is_broken)
 
 
 def _is_broken(path: Path, *, full: bool) -> bool:

@@ -14,20 +14,20 @@ from pathlib import Path
 
 import msgspec
 
-from relay.journeys.submission_log import OpenSubmission, Submissions, read_submissions
+from relay.journeys.submission_log import LoggedSubmissions, UnfinishedSubmission, read_submissions
 from relay.mailbox.folders import list_folders, well_known_path
 from relay.mailbox.maildir import list_names
 from relay.mailbox.message_file import DRAFT, mailbox_directory, parse_name
-from relay.mailbox.stale_files import LEFTOVER_S
-from relay.mailbox.submissions import NOTE_NAME, NotesDirectory, read_block_of
+from relay.mailbox.stale_files import STALE_S
+from relay.mailbox.submissions import NOTE_NAME, SubmissionDirectory, read_block_of
 from relay.mailbox.types import NoSuchItemError, WellKnown
 from relay.mailbox.verify.findings import (
-    Cure,
-    Fault,
-    Flight,
-    Kind,
-    Mender,
-    NoteTally,
+    QuietPeriod,
+    Repair,
+    Repairer,
+    StoreFault,
+    StoreFindingKind,
+    SubmissionCounts,
     named,
     removed,
     shown,
@@ -51,10 +51,10 @@ class SubmissionCheck:
     def __init__(
         self,
         root: Path,
-        notes: NotesDirectory,
-        mender: Mender,
+        notes: SubmissionDirectory,
+        mender: Repairer,
         *,
-        flight: Flight,
+        flight: QuietPeriod,
         is_account: Callable[[str], bool],
         accounts: Collection[str] | None,
     ) -> None:
@@ -65,7 +65,7 @@ class SubmissionCheck:
         self._is_account = is_account
         self._accounts = accounts
 
-    def check(self, tally: NoteTally) -> None:
+    def check(self, tally: SubmissionCounts) -> None:
         """Check the notes; raise OSError."""
         notes = [*self._read(self._notes.ready), *self._read(self._notes.deferred)]
         if self._accounts is not None:
@@ -74,10 +74,10 @@ class SubmissionCheck:
             if note.path.parent == self._notes.ready:
                 tally.ready += 1
             else:
-                tally.deferred += 1
+                tally.scheduled += 1
         self._check_prepared(tally)
         for name in sorted(list_names(self._mender.corrupt)):
-            named(tally.put_aside, shown(self._mender.corrupt / name))
+            named(tally.corrupt, shown(self._mender.corrupt / name))
         self._check_accounts(notes)
         self._check_drafts(notes, tally)
         self._check_log({one.submission_id: one for one in notes}, tally)
@@ -87,9 +87,14 @@ class SubmissionCheck:
             path = directory / name
             match = NOTE_NAME.fullmatch(name)
             if match is None:
-                fault = Fault(Kind.ODD_NOTE, path, "a name that is no note's", "ID.NUMBER@TIME")
+                fault = StoreFault(
+                    StoreFindingKind.SUBMISSION_NAME,
+                    path,
+                    "a name that is no note's",
+                    "ID.NUMBER@TIME",
+                )
                 if self._flight.land(path):
-                    self._mender.settle(fault, self._mender.put_aside(path, is_whole=True))
+                    self._mender.settle(fault, self._mender.move_to_corrupt(path, is_whole=True))
                 continue
             try:
                 block = read_block_of(path) if path.is_file() else None
@@ -97,23 +102,33 @@ class SubmissionCheck:
                 continue
             except OSError as error:
                 found = error.strerror or str(error)
-                self._mender.settle(Fault(Kind.UNREADABLE, path, found, "a note"))
+                self._mender.settle(StoreFault(StoreFindingKind.UNREADABLE, path, found, "a note"))
                 continue
             if block is not None:
                 submission_id = f"{match[1]}.{match[2]}"
                 yield _Note(path, submission_id, block.origin.account, block.origin.base_name)
             elif self._flight.land(path):
-                fault = Fault(Kind.BROKEN_NOTE, path, "no private block", "a draft's beginning")
-                self._mender.settle(fault, self._mender.put_aside(path))
+                fault = StoreFault(
+                    StoreFindingKind.BROKEN_SUBMISSION,
+                    path,
+                    "no private block",
+                    "a draft's beginning",
+                )
+                self._mender.settle(fault, self._mender.move_to_corrupt(path))
 
-    def _check_prepared(self, tally: NoteTally) -> None:
+    def _check_prepared(self, tally: SubmissionCounts) -> None:
         """Count requests that go on; a start sees to what a crash left, and knows the drafts."""
         for name in sorted(list_names(self._notes.preparing)):
             path = self._notes.preparing / name
             if _PREPARED.fullmatch(name) is None:
                 if self._flight.land(path):
-                    fault = Fault(Kind.ODD_NOTE, path, "a name that is no note's", "ID.NUMBER")
-                    self._mender.settle(fault, self._mender.put_aside(path, is_whole=True))
+                    fault = StoreFault(
+                        StoreFindingKind.SUBMISSION_NAME,
+                        path,
+                        "a name that is no note's",
+                        "ID.NUMBER",
+                    )
+                    self._mender.settle(fault, self._mender.move_to_corrupt(path, is_whole=True))
                 continue
             try:
                 status = path.lstat()
@@ -121,17 +136,22 @@ class SubmissionCheck:
                 continue
             tally.preparing += 1
             age_s = self._flight.age_s(status.st_ctime)
-            if age_s >= LEFTOVER_S and status.st_nlink == 1:
+            if age_s >= STALE_S and status.st_nlink == 1:
                 found = f"untouched for {age_s / 3600:.0f} hours"
-                self._mender.settle(Fault(Kind.LEFTOVER, path, found, "at most 36"), removed(path))
+                self._mender.settle(
+                    StoreFault(StoreFindingKind.STALE_FILE, path, found, "at most 36"),
+                    removed(path),
+                )
 
     def _check_accounts(self, notes: list[_Note]) -> None:
         for note in notes:
             if not self._is_account(note.account) and note.path.exists():
-                fault = Fault(Kind.NO_ACCOUNT, note.path, note.account, "a note of an account")
+                fault = StoreFault(
+                    StoreFindingKind.NO_ACCOUNT, note.path, note.account, "a note of an account"
+                )
                 self._mender.settle(fault)
 
-    def _check_drafts(self, notes: list[_Note], tally: NoteTally) -> None:
+    def _check_drafts(self, notes: list[_Note], tally: SubmissionCounts) -> None:
         """Look for the draft of each note, and whether that is the note's file."""
         of_account: dict[str, dict[str, _Note]] = {}
         for note in notes:
@@ -173,10 +193,13 @@ class SubmissionCheck:
             return
         if not self._flight.land(draft) or self._is_linked(note, draft):
             return
-        fault = Fault(
-            Kind.UNTOLD_COPY, note.path, f"a copy of {draft}", "another name of the same file"
+        fault = StoreFault(
+            StoreFindingKind.UNMARKED_COPY,
+            note.path,
+            f"a copy of {draft}",
+            "another name of the same file",
         )
-        cure = Cure("told by a mark, so that drafts know of their notes", self._notes.say_copied)
+        cure = Repair("told by a mark, so that drafts know of their notes", self._notes.say_copied)
         self._mender.settle(fault, cure)
 
     def _is_linked(self, note: _Note, draft: Path) -> bool:
@@ -185,7 +208,7 @@ class SubmissionCheck:
         except FileNotFoundError:  # done with, or renamed
             return True
 
-    def _check_log(self, notes: dict[str, _Note], tally: NoteTally) -> None:
+    def _check_log(self, notes: dict[str, _Note], tally: SubmissionCounts) -> None:
         told = self._told(notes)
         lost = self._lost(told, notes)
         if lost or told.accepted:  # the log goes on while it is read
@@ -199,13 +222,20 @@ class SubmissionCheck:
             if submission_id in lost and draft is not None:
                 found = f"the draft of submission {submission_id}, which has no note any more"
                 self._mender.settle(
-                    Fault(Kind.LOST_NOTE, draft, found, "a note, or a draft that can be sent again")
+                    StoreFault(
+                        StoreFindingKind.LOST_SUBMISSION,
+                        draft,
+                        found,
+                        "a note, or a draft that can be sent again",
+                    )
                 )
 
-    def _told(self, notes: Collection[str]) -> Submissions:
+    def _told(self, notes: Collection[str]) -> LoggedSubmissions:
         return read_submissions(self._notes.ready.parent / "log", among=notes)
 
-    def _lost(self, told: Submissions, notes: Collection[str]) -> dict[str, OpenSubmission]:
+    def _lost(
+        self, told: LoggedSubmissions, notes: Collection[str]
+    ) -> dict[str, UnfinishedSubmission]:
         """Submissions that were notified and have neither note nor end."""
         there = {*notes}
         for directory in (self._notes.ready, self._notes.deferred, self._mender.corrupt):
@@ -241,18 +271,18 @@ _RECEIVED = re.compile(r"[0-9a-f]{64}@(\d{1,18})")
 _FACTS = ".json"
 
 
-def check_uploads(directory: Path, mender: Mender, flight: Flight) -> int:
+def check_uploads(directory: Path, mender: Repairer, flight: QuietPeriod) -> int:
     """Put aside what cannot be gone on with; return how many sessions there are."""
     count = 0
     for name in sorted(list_names(directory)):
         path = directory / name
         count += name.endswith(_FACTS)
         if _fault(path) is not None and flight.land(path) and (fault := _fault(path)) is not None:
-            mender.settle(fault, mender.put_aside(path))
+            mender.settle(fault, mender.move_to_corrupt(path))
     return count
 
 
-def _fault(path: Path) -> Fault | None:
+def _fault(path: Path) -> StoreFault | None:
     """What is wrong with a file, None if nothing is or it is gone."""
     try:
         if path.name.endswith(_FACTS):
@@ -273,5 +303,5 @@ def _is_table(path: Path) -> bool:
         return False
 
 
-def _broken(path: Path, found: str, expected: str) -> Fault:
-    return Fault(Kind.BROKEN_UPLOAD, path, found, expected)
+def _broken(path: Path, found: str, expected: str) -> StoreFault:
+    return StoreFault(StoreFindingKind.BROKEN_UPLOAD, path, found, expected)

@@ -1,7 +1,7 @@
 """What verify finds, and how it is counted.
 
 On the path: the checks make Faults, the mender makes Findings of them; app and cli show those.
-Holds: a finding is mended when nothing is lost by it and nobody has to look any more.
+Holds: a finding is repaired when nothing is lost by it and nobody has to look any more.
 Fails: never.
 Standards: docs/names.md (Commands).
 """
@@ -20,14 +20,14 @@ from relay.mailbox.maildir import make_directory, remove, rename, sync_directory
 NAMED_MAX = 1000  # of anything that is listed by name
 
 
-class Kind(StrEnum):
+class StoreFindingKind(StrEnum):
     """What is wrong; docs/operation.md says what each means."""
 
     MISSING_DIRECTORY = "missing-directory"
     MISSING_MARKER = "missing-marker"
     SHARED_FOLDER_ID = "shared-folder-id"
     SUBSCRIPTIONS = "subscriptions"
-    NO_FILE = "no-file"
+    NOT_A_FILE = "not-a-file"
     EMPTY_FILE = "empty-file"
     UNREADABLE = "unreadable"
     OWNER = "owner"
@@ -35,74 +35,74 @@ class Kind(StrEnum):
     TRUNCATED = "truncated"
     WRONG_SIZE = "wrong-size"
     WRONG_PLACE = "wrong-place"
-    NO_NAME = "no-name"
-    OLD_GENERATION = "old-generation"
+    NO_BASE_NAME = "no-base-name"
+    SUPERSEDED_DRAFT = "superseded-draft"
     SHARED_ID = "shared-id"
-    LEFTOVER = "leftover"
-    ODD_NOTE = "odd-note"
-    BROKEN_NOTE = "broken-note"
+    STALE_FILE = "stale-file"
+    SUBMISSION_NAME = "submission-name"
+    BROKEN_SUBMISSION = "broken-submission"
     NO_ACCOUNT = "no-account"
-    UNTOLD_COPY = "untold-copy"
-    LOST_NOTE = "lost-note"
+    UNMARKED_COPY = "unmarked-copy"
+    LOST_SUBMISSION = "lost-submission"
     BROKEN_UPLOAD = "broken-upload"
     DAMAGED_INDEX = "damaged-index"
-    DEVIATING_INDEX = "deviating-index"
+    INDEX_MISMATCH = "index-mismatch"
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class StoreFault:
     """What is wrong with what is at `where`."""
 
-    kind: Kind
+    kind: StoreFindingKind
     where: Path
     found: str
     expected: str
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class StoreFinding:
     """A fault and what was done about it; `action` is "" where there is nothing to be done."""
 
-    kind: Kind
+    kind: StoreFindingKind
     where: str
     found: str
     expected: str
-    mended: bool
+    repaired: bool
     action: str
 
 
 @dataclass(slots=True)
-class NoteTally:
+class SubmissionCounts:
     """Submissions: how many notes there are, and those that are worth a word.
 
     `without_draft`: somebody removed the draft, the note alone will be filed. `accepted`: step 4 is
-    recorded, only the note is still to go; a start sees to it. `put_aside` are files.
+    recorded, only the note is still to go; a start sees to it. `corrupt` are files.
     """
 
     ready: int = 0
-    deferred: int = 0
+    scheduled: int = 0
     preparing: int = 0
     without_draft: list[str] = field(default_factory=list)
     accepted: list[str] = field(default_factory=list)
-    put_aside: list[str] = field(default_factory=list)
+    corrupt: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
-class Tally:
+class StoreCounts:
     """What was looked at, and how much was wrong."""
 
     mailboxes: int = 0
     messages: int = 0
     indexes: int = 0
     uploads: int = 0
-    notes: NoteTally = field(default_factory=NoteTally)
-    mended: int = 0
+    submissions: SubmissionCounts = field(default_factory=SubmissionCounts)
+    repaired: int = 0
     remaining: int = 0
 
-    def count(self, finding: Finding) -> None:
+    def count(self, finding: StoreFinding) -> None:
         """Take a finding into account."""
-        if finding.mended:
-            self.mended += 1
+        if finding.repaired:
+            self.repaired += 1
         else:
             self.remaining += 1
 
@@ -117,7 +117,7 @@ _NAMES_TRIED = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Cure:
+class Repair:
     """What to do, and in words that complete "it was". `is_whole`: nobody has to look then."""
 
     text: str
@@ -125,11 +125,11 @@ class Cure:
     is_whole: bool = True
 
 
-class Mender:
-    """Reports every fault, mended or not."""
+class Repairer:
+    """Reports every fault, repaired or not."""
 
     def __init__(
-        self, root: Path, *, dry_run: bool, report: Callable[[Finding], None]
+        self, root: Path, *, dry_run: bool, report: Callable[[StoreFinding], None]
     ) -> None:  # fmt: skip
         """`root` is where the mailboxes are."""
         self.dry_run = dry_run
@@ -137,7 +137,7 @@ class Mender:
         self._root = root
         self._report = report
 
-    def settle(self, fault: Fault, cure: Cure | None = None) -> bool:
+    def settle(self, fault: StoreFault, cure: Repair | None = None) -> bool:
         """Do what can be done about a fault, and report it; return whether the cure was done."""
         is_done, action = False, ""
         if cure is not None:
@@ -152,18 +152,18 @@ class Mender:
             except OSError as error:
                 action = f"could not be {cure.text}: {error.strerror or error}"
         self._report(
-            Finding(
+            StoreFinding(
                 kind=fault.kind,
                 where=shown(fault.where),
                 found=shown(fault.found),
                 expected=shown(fault.expected),
-                mended=is_done and cure is not None and cure.is_whole,
+                repaired=is_done and cure is not None and cure.is_whole,
                 action=shown(action),
             )
         )
         return is_done
 
-    def put_aside(self, path: Path, *, is_whole: bool = False) -> Cure:
+    def move_to_corrupt(self, path: Path, *, is_whole: bool = False) -> Repair:
         """Move a file to .submissions/corrupt, under the directories that it is in here."""
         target = self._free(path)
 
@@ -173,7 +173,7 @@ class Mender:
             sync_directory(target.parent)
             sync_directory(path.parent)
 
-        return Cure(f"put aside as {shown(target)}", act, is_whole)
+        return Repair(f"moved to {shown(target)}", act, is_whole)
 
     def _free(self, path: Path) -> Path:
         """Return where to put a file aside: a name that nothing has."""
@@ -191,7 +191,7 @@ class Mender:
         return target
 
 
-def renamed(path: Path, target: Path, *, is_whole: bool = True) -> Cure:
+def renamed(path: Path, target: Path, *, is_whole: bool = True) -> Repair:
     """Give a file another name, which nothing may have."""
 
     def act() -> None:
@@ -202,22 +202,22 @@ def renamed(path: Path, target: Path, *, is_whole: bool = True) -> Cure:
             sync_directory(directory)
 
     to = target.name if target.parent == path.parent else f"{target.parent.name}/{target.name}"
-    return Cure(f"renamed to {shown(to)}", act, is_whole)
+    return Repair(f"renamed to {shown(to)}", act, is_whole)
 
 
-def removed(path: Path) -> Cure:
+def removed(path: Path) -> Repair:
     """Remove what is no mail, or another name of mail that stays."""
 
     def act() -> None:
         remove(path)
         sync_directory(path.parent)
 
-    return Cure("removed", act)
+    return Repair("removed", act)
 
 
-def made(path: Path) -> Cure:
+def made(path: Path) -> Repair:
     """Make a directory."""
-    return Cure("made", lambda: make_directory(path))
+    return Repair("made", lambda: make_directory(path))
 
 
 def shown(path: Path | str) -> str:
@@ -233,7 +233,7 @@ def wait(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
-class Flight:
+class QuietPeriod:
     """`pause` lets so many seconds go by."""
 
     def __init__(self, clock: Clock, pause: Callable[[float], None] = wait) -> None:

@@ -14,16 +14,24 @@ from pathlib import Path
 from relay.clock import Clock, Ids
 from relay.mailbox.maildir import DirectorySync, list_names
 from relay.mailbox.message_file import mailbox_directory
-from relay.mailbox.submissions import NotesDirectory
+from relay.mailbox.submissions import SubmissionDirectory
 from relay.mailbox.types import NoSuchItemError
 from relay.mailbox.verify.check_mailboxes import IndexCheck, MailboxCheck
 from relay.mailbox.verify.check_messages import MessageCheck
 from relay.mailbox.verify.check_submissions import SubmissionCheck, check_uploads
-from relay.mailbox.verify.findings import Fault, Finding, Flight, Kind, Mender, Tally, wait
+from relay.mailbox.verify.findings import (
+    QuietPeriod,
+    Repairer,
+    StoreCounts,
+    StoreFault,
+    StoreFinding,
+    StoreFindingKind,
+    wait,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class VerifierDependencies:
     """What verify needs of others. `dead_letter` is a Maildir beside the root;
     `is_account` tells accounts that there are; `pause` lets seconds go by.
     """
@@ -41,26 +49,26 @@ class Verifier:
     def __init__(
         self,
         root: Path,
-        surroundings: Surroundings,
+        surroundings: VerifierDependencies,
         *,
         dry_run: bool = False,
         full: bool = False,
-        on_finding: Callable[[Finding], None] = lambda _: None,
+        on_finding: Callable[[StoreFinding], None] = lambda _: None,
         on_mailbox: Callable[[int], None] = lambda _: None,
     ) -> None:
         """With `dry_run` nothing is changed; `full` reads every octet and every header."""
         self._root = root
         self._surroundings = surroundings
         self._on_mailbox = on_mailbox
-        self._tally = Tally()
+        self._tally = StoreCounts()
 
-        def report(finding: Finding) -> None:
+        def report(finding: StoreFinding) -> None:
             self._tally.count(finding)
             on_finding(finding)
 
         clock = surroundings.clock
-        self._flight = Flight(clock, surroundings.pause)
-        self._mender = Mender(root, dry_run=dry_run, report=report)
+        self._flight = QuietPeriod(clock, surroundings.pause)
+        self._mender = Repairer(root, dry_run=dry_run, report=report)
         owner = root.stat().st_uid if root.exists() else os.geteuid()
         self._mailboxes = MailboxCheck(
             self._mender,
@@ -72,7 +80,7 @@ class Verifier:
             owner=owner,
         )
 
-    def run(self, accounts: Collection[str] | None = None) -> Tally:
+    def run(self, accounts: Collection[str] | None = None) -> StoreCounts:
         """Verify everything, or what is of these accounts. Raises OSError."""
         self._check_notes(accounts)
         for number, mailbox in enumerate(self._directories(accounts)):
@@ -90,21 +98,23 @@ class Verifier:
     def _check_notes(self, accounts: Collection[str] | None) -> None:
         check = SubmissionCheck(
             self._root,
-            NotesDirectory(self._root / ".submissions", DirectorySync()),
+            SubmissionDirectory(self._root / ".submissions", DirectorySync()),
             self._mender,
             flight=self._flight,
             is_account=self._surroundings.is_account,
             accounts=accounts,
         )
         try:
-            check.check(self._tally.notes)
+            check.check(self._tally.submissions)
             if accounts is None:
                 uploads = self._root / ".submissions" / "uploads"
                 self._tally.uploads = check_uploads(uploads, self._mender, self._flight)
         except OSError as error:
             where = Path(str(error.filename or self._root / ".submissions"))
             found = error.strerror or str(error)
-            self._mender.settle(Fault(Kind.UNREADABLE, where, found, "what can be read"))
+            self._mender.settle(
+                StoreFault(StoreFindingKind.UNREADABLE, where, found, "what can be read")
+            )
 
     def _directories(self, accounts: Collection[str] | None) -> Iterator[Path]:
         if accounts is not None:

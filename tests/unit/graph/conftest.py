@@ -10,7 +10,7 @@ from relay.accounts.directory import DevelopmentAccounts
 from relay.clock import Ids, ManualClock
 from relay.crashpoints import CrashPoints
 from relay.graph import create_app
-from relay.journeys.submission_log import StoreLog
+from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.pressure import Pressure
@@ -49,7 +49,7 @@ async def on_disk(tmp_path: Path) -> AsyncIterator[OnDisk]:
         clock=clock,
         ids=Ids(clock),
         crash=crash,
-        log=StoreLog(root / ".submissions/log", role="graph", clock=clock),
+        log=SubmissionLog(root / ".submissions/log", role="graph", clock=clock),
         hostname="relay.example.test",
         limits_of=lambda account: QuotaLimits(QUOTA_BYTES if account.startswith("alice") else None),
         dead_letter=tmp_path / "dead",

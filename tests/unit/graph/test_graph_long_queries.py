@@ -14,7 +14,7 @@ from relay.clock import Ids, SystemClock
 from relay.crashpoints import CrashPoints
 from relay.graph import create_app
 from relay.http import HttpServer
-from relay.journeys.submission_log import StoreLog
+from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.settings.tree import Address, Http
@@ -48,7 +48,7 @@ class Served:
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
     clock, crash, root = SystemClock(), CrashPoints(), tmp_path / "mail"
-    log = StoreLog(root / ".submissions/log", role="graph", clock=clock)
+    log = SubmissionLog(root / ".submissions/log", role="graph", clock=clock)
     store = FileStore(
         root, clock=clock, ids=Ids(clock), crash=crash, log=log, hostname="relay.example.test",
         limits_of=lambda _: QuotaLimits(), dead_letter=tmp_path / "dead",

@@ -15,7 +15,7 @@ from relay.accounts import Account
 from relay.clock import Ids, ManualClock
 from relay.crashpoints import CrashPoints
 from relay.graph import create_app
-from relay.journeys.submission_log import StoreLog
+from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.content import gathered
@@ -92,7 +92,7 @@ async def mailbox(tmp_path: Path) -> AsyncIterator[Mailbox]:
         clock=clock,
         ids=Ids(clock),
         crash=crash,
-        log=StoreLog(root / ".submissions/log", role="graph", clock=clock),
+        log=SubmissionLog(root / ".submissions/log", role="graph", clock=clock),
         hostname="relay.example.test",
         limits_of=lambda _: QuotaLimits(),
         dead_letter=tmp_path / "dead",

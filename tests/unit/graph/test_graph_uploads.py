@@ -18,7 +18,7 @@ from relay.accounts import Account, AccountDirectory, DevelopmentAccounts, FileA
 from relay.clock import Ids, ManualClock
 from relay.crashpoints import CrashPoints
 from relay.graph import create_app
-from relay.journeys.submission_log import StoreLog
+from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import upload_sessions
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
@@ -51,7 +51,7 @@ class Place:
             clock=self.clock,
             ids=Ids(self.clock),
             crash=crash,
-            log=StoreLog(self.root / ".submissions/log", role="graph", clock=self.clock),
+            log=SubmissionLog(self.root / ".submissions/log", role="graph", clock=self.clock),
             hostname="relay.example.test",
             limits_of=lambda _account: QuotaLimits(self.quota_bytes),
             dead_letter=self.root.parent / "dead",

@@ -15,8 +15,8 @@ from relay.mailbox.types import (
     Folder,
     MessageChange,
     NoSuchItemError,
-    Note,
     Page,
+    PendingSubmission,
     SendOptions,
     StalePositionError,
     StoredAttachment,
@@ -54,7 +54,7 @@ class MemoryStore:
     def __init__(self, clock: ManualClock) -> None:
         self.clock, self.ids = clock, Ids(clock)
         self.messages: dict[str, list[StoredMessage]] = {}
-        self.notes: list[tuple[Note, MessageProperties | bytes]] = []
+        self.notes: list[tuple[PendingSubmission, MessageProperties | bytes]] = []
         self.refuse: Exception | None = None
         self.written = 0
         self.folders = [Folder(name.value, name.name.title(), Path(), name) for name in WellKnown]
@@ -98,10 +98,10 @@ class MemoryStore:
         draft = await self.get(account, message_id)
         return self._note(draft, draft.properties, account, options)
 
-    def _note(self, draft, content, account, options: SendOptions) -> Note:
+    def _note(self, draft, content, account, options: SendOptions) -> PendingSubmission:
         submission_id = f"{draft.id}.1"
         now = self.clock.time_us()
-        note = Note(submission_id, draft.id, account, "base", Path(), now, options)
+        note = PendingSubmission(submission_id, draft.id, account, "base", Path(), now, options)
         self.notes.append((note, content))
         return note
 

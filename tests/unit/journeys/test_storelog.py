@@ -9,7 +9,7 @@ import pytest
 
 from relay.clock import Ids, ManualClock
 from relay.journeys.events import Event, Step
-from relay.journeys.submission_log import StoreLog, SubmissionFacts
+from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 
 DAY_S = 86400
 
@@ -34,8 +34,8 @@ class Journal:
         self.folder = folder
         self.log = self.another("graph")
 
-    def another(self, role: str) -> StoreLog:
-        return StoreLog(self.folder, role=role, clock=self.clock)
+    def another(self, role: str) -> SubmissionLog:
+        return SubmissionLog(self.folder, role=role, clock=self.clock)
 
     def create(self, **changes) -> SubmissionFacts:
         graph_id = self.ids.new()
@@ -64,7 +64,7 @@ def test_a_step_can_be_read_when_it_is_told_of(tmp_path: Path) -> None:
         found = log._submission("s.1")
         steps.extend(step["step"] for step in (found or {})["steps"])
 
-    log = StoreLog(tmp_path, role="graph", clock=ManualClock(), on_append=look)
+    log = SubmissionLog(tmp_path, role="graph", clock=ManualClock(), on_append=look)
     log.append(facts, Event(Step.CREATED, 1))
     log.append(facts, Event(Step.ACCEPTED, 2), queue_id="q1")
     log.close()
@@ -174,7 +174,7 @@ async def test_what_is_logged_behind_a_clock_that_went_back_is_found(journal: Jo
 
 
 def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
-    assert StoreLog(tmp_path / "none", role="cli", clock=ManualClock()).prune(1) == 0
+    assert SubmissionLog(tmp_path / "none", role="cli", clock=ManualClock()).prune(1) == 0
 
 
 async def test_what_was_withdrawn_is_found_by_no_name(journal: Journal) -> None:

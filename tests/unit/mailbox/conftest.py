@@ -8,7 +8,7 @@ import pytest
 
 from relay.clock import Ids, ManualClock
 from relay.crashpoints import CrashPoints
-from relay.journeys.submission_log import StoreLog
+from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.properties import MessageProperties, Person
@@ -27,7 +27,7 @@ class Place:
     stores: list[FileStore] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.log = StoreLog(self.root / ".submissions/log", role="graph", clock=self.clock)
+        self.log = SubmissionLog(self.root / ".submissions/log", role="graph", clock=self.clock)
 
     def store(self) -> FileStore:
         made = FileStore(

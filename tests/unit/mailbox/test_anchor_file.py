@@ -3,7 +3,7 @@
 import pytest
 
 from relay.clock import Anchor, Machine, SystemClock
-from relay.mailbox.submissions.on_disk import AnchorFile
+from relay.mailbox.submissions.on_disk import ClockAnchorFile
 from relay.mailbox.types import StoreError
 from tests.unit.mailbox.conftest import Place
 
@@ -12,7 +12,7 @@ DAY = 86_400_000_000
 
 
 def test_what_was_written_is_read(tmp_path):
-    file = AnchorFile(tmp_path)
+    file = ClockAnchorFile(tmp_path)
     assert file.read() is None
     file.write(NOW)
     file.write(NOW)
@@ -23,18 +23,18 @@ def test_what_was_written_is_read(tmp_path):
 @pytest.mark.parametrize("octets", [b"", b"{", b"[1]", b'{"steady_us": "x"}', b"\xff"])
 def test_what_cannot_be_read_is_as_none(tmp_path, octets):
     (tmp_path / "clock").write_bytes(octets)
-    assert AnchorFile(tmp_path).read() is None
+    assert ClockAnchorFile(tmp_path).read() is None
 
 
 async def test_a_store_goes_on_with_it(tmp_path):
     machine = Machine(lambda: NOW.wall_us - 400 * DAY, lambda: 6, "boot")
     place = Place(tmp_path / "mail", clock=SystemClock(machine))
     (place.root / ".submissions").mkdir(parents=True)
-    AnchorFile(place.root / ".submissions").write(NOW)
+    ClockAnchorFile(place.root / ".submissions").write(NOW)
     store = place.store()
     assert place.clock.steady_us() == NOW.steady_us + 1
     await store.keep_anchor()
-    assert AnchorFile(place.root / ".submissions").read().steady_us == NOW.steady_us + 1
+    assert ClockAnchorFile(place.root / ".submissions").read().steady_us == NOW.steady_us + 1
     store.close()
 
 

@@ -5,20 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox.submissions.pending import NoteBoard
-from relay.mailbox.types import Note, StoreUnavailableError
+from relay.mailbox.submissions.pending import PendingSubmissions
+from relay.mailbox.types import PendingSubmission, StoreUnavailableError
 
 
-def note(number: int, account: str = "a@b") -> Note:
+def note(number: int, account: str = "a@b") -> PendingSubmission:
     name = f"{number:016}"
-    return Note(f"{name}.1", name, account, "base", Path(f"/ready/{name}.1@{number}"), number)
+    return PendingSubmission(
+        f"{name}.1", name, account, "base", Path(f"/ready/{name}.1@{number}"), number
+    )
 
 
 class Directory:
     """ready/ as the board asks for it."""
 
     def __init__(self):
-        self.notes: list[Note] = []
+        self.notes: list[PendingSubmission] = []
         self.changed = 1
         self.looks = 0
         self.listings = 0
@@ -28,15 +30,17 @@ class Directory:
         self.looks += 1
         return self.changed
 
-    async def list_ready(self, known: frozenset[str], limit: int) -> list[Note]:
+    async def list_ready(self, known: frozenset[str], limit: int) -> list[PendingSubmission]:
         self.listings += 1
         if self.failures:
             self.failures -= 1
             raise StoreUnavailableError("broken")
         return [one for one in self.notes if one.submission_id not in known][:limit]
 
-    def board(self, **more) -> NoteBoard:
-        return NoteBoard(self.changed_ns, self.list_ready, **({"interval_s": 0.005} | more))
+    def board(self, **more) -> PendingSubmissions:
+        return PendingSubmissions(
+            self.changed_ns, self.list_ready, **({"interval_s": 0.005} | more)
+        )
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def directory():
     return Directory()
 
 
-async def take(notes, count: int) -> list[Note]:
+async def take(notes, count: int) -> list[PendingSubmission]:
     async with asyncio.timeout(10):
         return [await anext(notes) for _ in range(count)]
 

@@ -16,17 +16,17 @@ import asyncio, json, os, sys, traceback
 from pathlib import Path
 from relay.clock import Ids, SystemClock
 from relay.crashpoints import CrashPoints
-from relay.journeys.submission_log import StoreLog
+from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore, SendOptions
 from relay.mailbox.types import QuotaLimits
 from relay.message.properties import MessageProperties, Person
 
 async def main(root, point, deed, save, told):
     clock = SystemClock()
-    log = StoreLog(root / ".submissions/log", role="graph", clock=clock)
+    log = SubmissionLog(root / ".submissions/log", role="graph", clock=clock)
     store = FileStore(root, clock=clock, ids=Ids(clock), crash=CrashPoints(point), log=log,
                       hostname="h", limits_of=lambda _: QuotaLimits(), dead_letter=root / "dead")
-    await store.remove_leftovers()
+    await store.remove_unfinished_submissions()
     if deed == "submit":
         message = MessageProperties(subject="s", to=(Person("bob@b.test"),))
         await store.submit_new("alice@example.test", message, SendOptions(save == "save"))
@@ -36,9 +36,9 @@ async def main(root, point, deed, save, told):
     for _ in range(left):
         note = await anext(notes)
         if deed == "fail":
-            await store.fail_note(note, b"Subject: report\\r\\n\\r\\n")
+            await store.fail_submission(note, b"Subject: report\\r\\n\\r\\n")
         else:
-            await store.file_original(note, queue_id="q")
+            await store.complete_submission(note, queue_id="q")
 
 for line in sys.stdin:
     root, point, deed, save = json.loads(line)

@@ -88,7 +88,7 @@ async def test_what_is_due_is_ready_since_then(place, store, waiting):
     assert note.ready_us == place.clock.time_us()
     assert place.notes() == [note.path]
     assert deferred(place) == []
-    await store.file_original(note, queue_id="q")
+    await store.complete_submission(note, queue_id="q")
     assert (len(place.files(".Sent")), place.files(".Drafts"), place.notes()) == (1, [], [])
 
 
@@ -288,7 +288,7 @@ def test_a_change_that_a_crash_cut_off_is_all_or_nothing(place, draft, due_us, p
     with pytest.raises(KeyboardInterrupt):
         store._drafts.update(ALICE, waiting.draft_id, change)
     again = place.store()
-    asyncio.run(again.remove_leftovers())
+    asyncio.run(again.remove_unfinished_submissions())
     place.clock.advance(seconds)
     notes = asyncio.run(come_to_time(place, again))
     [note] = notes
@@ -296,7 +296,7 @@ def test_a_change_that_a_crash_cut_off_is_all_or_nothing(place, draft, due_us, p
     shown = asyncio.run(again.get(ALICE, waiting.draft_id))
     assert shown.properties.subject == read_properties(note.path.read_bytes()).subject
     assert shown.properties.subject == ("new" if point in CHANGE[2:] else "s")
-    asyncio.run(again.file_original(note, queue_id="q"))
+    asyncio.run(again.complete_submission(note, queue_id="q"))
     assert (len(place.files(".Sent")), place.files(".Drafts"), place.notes(), deferred(place)) == (1, [], [], [])  # fmt: skip
     asyncio.run(again.create_draft(ALICE, draft()))
     assert place.left_over() == []

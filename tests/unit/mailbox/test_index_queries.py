@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from relay.clock import Ids, ManualClock
 from relay.crashpoints import CrashPoints
-from relay.journeys.submission_log import StoreLog
+from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.mailbox.query import (
     AllOf,
@@ -75,7 +75,7 @@ class Box:
 
     def __init__(self, root) -> None:
         self.clock = ManualClock(now_us=1_600_001_000_000_000)
-        self.log = StoreLog(root / "log", role="graph", clock=self.clock)
+        self.log = SubmissionLog(root / "log", role="graph", clock=self.clock)
         self.store = FileStore(
             root / "mail", clock=self.clock, ids=Ids(self.clock), crash=CrashPoints(), log=self.log,
             hostname="h", limits_of=lambda _: QuotaLimits(), dead_letter=root / "dead",

@@ -62,7 +62,7 @@ async def test_a_copied_draft_is_sent_by_itself(place, store, draft):
     assert copy.is_draft
     for message in (made, copy):
         note = await store.submit_draft(ALICE, message.id, SendOptions())
-        await store.file_original(note, queue_id="q")
+        await store.complete_submission(note, queue_id="q")
     assert (len(place.files(".Sent")), place.files(".Drafts")) == (2, [])
     assert {(await store.get(ALICE, each.id)).folder.id for each in (made, copy)} == {"sentitems"}
 

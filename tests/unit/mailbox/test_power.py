@@ -47,7 +47,7 @@ async def test_in_preparing_it_goes_at_the_next_start(place, shortened, length):
     shortened.path.rename(place.root / ".submissions/preparing" / shortened.submission_id)
     if length is not half_of_the_body:
         file.unlink()  # its name came last, and cannot be found by what is in the file
-    assert await place.store().remove_leftovers() == 1
+    assert await place.store().remove_unfinished_submissions() == 1
     assert (place.files(".Drafts"), place.notes(), place.left_over()) == ([], [], [])
 
 
@@ -62,7 +62,7 @@ async def test_in_ready_it_is_put_aside_for_people_to_look_at(place, store, draf
 
 @pytest.mark.parametrize("length", [half_of_the_body])
 async def test_half_a_body_is_reported_and_never_sent(store, shortened):
-    content = await store.note_content(shortened)
+    content = await store.submission_content(shortened)
     with pytest.raises(ConversionError):
         convert(content, now_us=0, hostname="h")
 

@@ -6,7 +6,7 @@ import pytest
 
 from relay.clock import ManualClock
 from relay.mailbox.submissions import pending
-from relay.mailbox.submissions.pending import Precedence
+from relay.mailbox.submissions.pending import SubmissionThrottle
 
 YOUNG_S, OLD_S = 0.0, pending.OLD_S + 1
 
@@ -18,7 +18,7 @@ def clock():
 
 @pytest.fixture
 def made(clock):
-    return Precedence(clock.monotonic)
+    return SubmissionThrottle(clock.monotonic)
 
 
 def submit(made, clock, *, takes_s, pause_s, lasts_s=1.0):

@@ -48,7 +48,7 @@ async def test_the_note_is_what_is_sent_whatever_happens_to_the_draft(place, sto
     note = await store.submit_new(ALICE, draft(subject="first"), SAVE)
     for file in place.files(".Drafts"):
         file.unlink()
-    content = (await store.note_content(note)).octets
+    content = (await store.submission_content(note)).octets
     assert read_properties(content).subject == "first"
     assert convert(content, now_us=0, hostname="h").recipients == ("bob@b.test",)
 
@@ -57,7 +57,7 @@ async def test_step_4_moves_the_original_once(place, store, draft):
     note = await store.submit_new(ALICE, draft(), SAVE)
     before = place.files(".Drafts")[0].read_bytes()
     for _ in range(2):
-        await store.file_original(note, queue_id="q1")
+        await store.complete_submission(note, queue_id="q1")
     [sent] = place.files(".Sent")
     assert sent.name == f"{note.base_name},S={len(before)}:2,S"
     assert sent.read_bytes() == before
@@ -71,7 +71,7 @@ async def test_step_4_moves_the_original_once(place, store, draft):
 
 async def test_an_unsaved_message_is_removed(place, store, draft):
     note = await store.submit_new(ALICE, draft(), FORGET)
-    await store.file_original(note, queue_id="q")
+    await store.complete_submission(note, queue_id="q")
     assert (place.files(".Drafts"), place.files(".Sent"), place.notes()) == ([], [], [])
     told = await place.log.submission(note.submission_id)
     assert told["steps"][-1]["detail"] == {"folder": None, "queue_id": "q"}
@@ -81,7 +81,7 @@ async def test_a_draft_that_is_gone_is_saved_from_the_note(place, store, draft):
     note = await store.submit_new(ALICE, draft(), SAVE)
     content = note.path.read_bytes()
     place.files(".Drafts")[0].unlink()
-    await store.file_original(note, queue_id="q")
+    await store.complete_submission(note, queue_id="q")
     assert [file.read_bytes() for file in place.files(".Sent")] == [content]
 
 
@@ -89,7 +89,7 @@ async def test_a_draft_whose_flags_changed_is_found_by_its_base_name(place, stor
     note = await store.submit_new(ALICE, draft(), SAVE)
     [file] = place.files(".Drafts")
     file.rename(file.with_name(file.name.replace(":2,DS", ":2,DFRS")))
-    await store.file_original(note, queue_id="q")
+    await store.complete_submission(note, queue_id="q")
     assert [file.name.partition(":")[2] for file in place.files(".Sent")] == ["2,FRS"]
     assert place.files(".Drafts") == []
 
@@ -98,14 +98,14 @@ async def test_an_original_that_a_mail_client_filed_is_not_doubled(place, store,
     note = await store.submit_new(ALICE, draft(), SAVE)
     [file] = place.files(".Drafts")
     file.rename(file.parents[2] / ".Archive/cur" / file.name.replace(":2,DS", ":2,S"))
-    await store.file_original(note, queue_id="q")
+    await store.complete_submission(note, queue_id="q")
     assert (place.files(".Sent"), len(place.files(".Archive")), place.notes()) == ([], 1, [])
 
 
 async def test_step_4_is_never_refused_by_quota(place, store, draft):
     note = await store.submit_new(ALICE, draft(), SAVE)
     place.quotas[ALICE] = 1
-    await store.file_original(note, queue_id="q")
+    await store.complete_submission(note, queue_id="q")
     assert len(place.files(".Sent")) == 1
 
 
@@ -119,7 +119,7 @@ async def test_what_is_being_sent_cannot_be_changed(place, store, draft):
         with pytest.raises(BeingSentError):
             await action
     assert len(place.notes()) == 1
-    await store.file_original(note, queue_id="q")
+    await store.complete_submission(note, queue_id="q")
     await store.delete(ALICE, note.draft_id)
     assert len(place.files(".Trash")) == 1
 
@@ -128,7 +128,7 @@ async def test_a_draft_is_sent_as_it_is(place, store, draft):
     made = await store.create_draft(ALICE, draft())
     note = await store.submit_draft(ALICE, made.id, SAVE)
     assert note.path.samefile(made.path)
-    await store.file_original(note, queue_id="q")
+    await store.complete_submission(note, queue_id="q")
     assert [file.name for file in place.files(".Sent")] == [made.path.name.replace(":2,DS", ":2,S")]
     with pytest.raises(NotADraftError):
         await store.submit_draft(ALICE, made.id, SAVE)
@@ -155,7 +155,7 @@ async def test_a_draft_of_a_mail_client_keeps_its_id_and_its_bytes(place, store)
     note = await store.submit_draft(ALICE, found.id, SAVE)
     assert note.draft_id == found.id
     assert len(place.files(".Drafts")) == 1
-    assert (await store.note_content(note)).octets.endswith(content)
+    assert (await store.submission_content(note)).octets.endswith(content)
     assert await store.mime(ALICE, found.id) == content
 
 
@@ -167,7 +167,7 @@ async def test_each_send_of_a_draft_has_a_higher_number(place, store, draft):
         note = await store.submit_draft(ALICE, made.id, SAVE)
         numbers.append(int(note.submission_id.partition(".")[2]))
         assert len(note.submission_id) <= 64
-        await store.fail_note(note, None)
+        await store.fail_submission(note, None)
     assert numbers == sorted(set(numbers))
 
 
@@ -176,9 +176,9 @@ async def test_a_failed_note_leaves_one_report_and_a_plain_draft(place, store, d
     note = await store.submit_new(ALICE, draft(), SAVE)
     place.quotas[ALICE] = 1
     for _ in range(2):
-        await store.fail_note(note, b"Subject: report\r\n\r\n")
+        await store.fail_submission(note, b"Subject: report\r\n\r\n")
     note.path.write_bytes(b"the crash came before the note went")
-    await place.store().fail_note(note, b"Subject: report\r\n\r\n")
+    await place.store().fail_submission(note, b"Subject: report\r\n\r\n")
     [report] = place.files("")
     assert report.read_bytes().endswith(b"\r\nSubject: report\r\n\r\n")
     assert (len(place.files(".Drafts")), place.notes()) == (1, [])
@@ -191,9 +191,9 @@ async def test_a_report_without_room_leaves_the_note_until_it_goes_elsewhere(pla
     for number in range(110):
         (place.files(".Drafts")[0].parent / f"{number}.x.y,S=1:2,S").write_bytes(b"x")
     with pytest.raises(MailboxFullError):
-        await store.fail_note(note, b"Subject: report\r\n\r\n")
+        await store.fail_submission(note, b"Subject: report\r\n\r\n")
     assert place.notes() == [note.path]
-    await store.fail_note(note, b"Subject: report\r\n\r\n", report_to=DEAD_LETTER)
+    await store.fail_submission(note, b"Subject: report\r\n\r\n", report_to=DEAD_LETTER)
     [report] = (place.root.parent / "dead-letter" / "new").iterdir()
     assert report.read_bytes().endswith(b"\r\nSubject: report\r\n\r\n")
     assert (place.files(""), place.notes()) == ([], [])
@@ -210,7 +210,7 @@ async def test_without_hard_links_the_note_is_a_copy(place, store, draft, monkey
     assert not file.samefile(note.path)
     assert file.read_bytes() == note.path.read_bytes()
     file.unlink()
-    await store.file_original(note, queue_id="q")
+    await store.complete_submission(note, queue_id="q")
     assert (len(place.files(".Sent")), place.notes(), place.left_over()) == (1, [], [])
 
 
@@ -228,7 +228,7 @@ async def test_a_failing_disk_leaves_nothing_half_written(
 ):
     monkeypatch.setattr(maildir, "keeps_order", lambda _: in_order)
     await store.list_folders(ALICE)
-    await store.file_original(await store.submit_new(ALICE, draft(), FORGET), queue_id="q")
+    await store.complete_submission(await store.submit_new(ALICE, draft(), FORGET), queue_id="q")
     sync, calls = os.fsync, []
 
     def fail(descriptor):
@@ -269,7 +269,7 @@ async def test_a_damaged_note_is_put_aside_and_stops_nobody(place, store, draft)
     assert (place.root / ".submissions/corrupt" / damaged.name).exists()
     gone = replace(note, path=damaged)
     with pytest.raises(NoSuchItemError):
-        await store.note_content(gone)
+        await store.submission_content(gone)
 
 
 async def test_a_note_that_is_ready_keeps_its_draft_when_it_seems_to_be_preparing_too(
@@ -278,7 +278,7 @@ async def test_a_note_that_is_ready_keeps_its_draft_when_it_seems_to_be_preparin
     note = await store.submit_new(ALICE, draft(), SAVE)
     prepared = place.root / ".submissions/preparing" / note.submission_id
     prepared.hardlink_to(note.path)  # a rename of which only one half became durable
-    assert await place.store().remove_leftovers() == 1
+    assert await place.store().remove_unfinished_submissions() == 1
     assert (len(place.files(".Drafts")), len(place.notes()), place.left_over()) == (1, 1, [])
 
 
@@ -290,7 +290,7 @@ async def test_a_draft_of_yesterday_goes_out_with_todays_date(
     before = await store.mime(ALICE, made.id)
     place.clock.advance(waited_s)
     note = await store.submit_draft(ALICE, made.id, SAVE)
-    sent = (await store.note_content(note)).octets
+    sent = (await store.submission_content(note)).octets
     found = {re.search(rb"\r\nDate: (.*)\r\n", each)[1] for each in (before, sent)}
     assert len(found) == dates
     assert note.draft_id == made.id
@@ -302,7 +302,7 @@ async def test_a_report_is_delivered_by_who_works_on_its_draft(place, draft, mon
     store = place.store()
     note = await store.submit_new(ALICE, draft(), SAVE)
     async with asyncio.timeout(10):
-        await store.fail_note(note, b"Subject: report\r\n\r\n")
+        await store.fail_submission(note, b"Subject: report\r\n\r\n")
     assert len(place.files("")) == 1
 
 
@@ -312,7 +312,7 @@ async def test_a_note_that_was_gone_when_it_was_read_is_forgotten(store, draft):
     assert await anext(notes) == note
     note.path.unlink()
     with pytest.raises(NoSuchItemError):
-        await store.note_content(note)
+        await store.submission_content(note)
     assert store._board._known == {}
     await notes.aclose()
 
@@ -321,7 +321,7 @@ async def test_a_draft_that_waited_is_dated_when_it_is_sent(place, store, draft)
     made = await store.create_draft(ALICE, draft())
     place.clock.advance(3600)
     note = await store.submit_draft(ALICE, made.id, SAVE)
-    sent = convert(await store.note_content(note), now_us=0, hostname="h").content
+    sent = convert(await store.submission_content(note), now_us=0, hostname="h").content
     assert b"Date: Tue, 14 Nov 2023 23:13:20 +0000\r\n" in sent
     assert (await store.get(ALICE, made.id)).sent_us == place.clock.now_us
 
@@ -375,7 +375,7 @@ async def test_pickup_takes_no_note_whose_submission_may_still_fail(
     def reached(_, point):
         if point is CrashPoint.NOTE_READY:
             [note] = store._shared.notes.list_ready((), 10)
-            content = asyncio.run_coroutine_threadsafe(store.note_content(note), loop)
+            content = asyncio.run_coroutine_threadsafe(store.submission_content(note), loop)
             taken.append(content)
             assert not wait([content], timeout=0.2).done
             if fails:
@@ -417,7 +417,7 @@ async def test_a_line_that_the_disk_has_no_room_for_is_not_half_written(
 async def test_a_long_message_id_is_kept(store, draft):
     wanted = "<" + "x" * 890 + "@h.test>"
     note = await store.submit_new(ALICE, draft(internet_message_id=wanted), SAVE)
-    sent = convert(await store.note_content(note), now_us=0, hostname="h")
+    sent = convert(await store.submission_content(note), now_us=0, hostname="h")
     assert (sent.message_id, wanted.encode() in sent.content) == (wanted, True)
 
 
@@ -431,7 +431,7 @@ async def test_a_copy_in_sent_items_is_whole_or_not_there(place, store, draft, m
     begun = place.root / "example.test/alice/.Sent/tmp" / note.base_name
     begun.write_bytes(content[:10])  # what a crash left
     monkeypatch.setattr(os, "link", refuse)
-    await store.file_original(note, queue_id="q")
+    await store.complete_submission(note, queue_id="q")
     assert [file.read_bytes() for file in place.files(".Sent")] == [content]
     assert place.left_over() == []
 

@@ -11,7 +11,7 @@ import pytest
 
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox import SendOptions
-from relay.mailbox.submissions.submit import Sending
+from relay.mailbox.submissions.submit import SubmissionWriter
 
 ALICE = "alice@example.test"
 HOUR_US = 3_600_000_000
@@ -44,7 +44,7 @@ async def test_no_mailbox_is_looked_into(place, draft, listings):
         (place.root / f"example.test/user{number}/cur").mkdir(parents=True)
     listings.seen = []
     after = place.store()
-    await after.remove_leftovers()
+    await after.remove_unfinished_submissions()
     notes = after.notes()
     async with asyncio.timeout(10):
         found = [await anext(notes) for _ in sent]
@@ -81,11 +81,11 @@ async def test_a_broken_mailbox_keeps_no_start_from_the_others(place, draft, mon
     home = place.root / "example.test/alice"
     away = home.rename(home.with_name("away"))
     home.write_bytes(b"no mailbox")
-    assert await place.store().remove_leftovers() == 0
+    assert await place.store().remove_unfinished_submissions() == 0
     home.unlink()
     away.rename(home)
     assert len(place.left_over()) == len(place.files(".Drafts")) == 1
-    assert await place.store().remove_leftovers() == 1
+    assert await place.store().remove_unfinished_submissions() == 1
     assert (place.left_over(), place.files(".Drafts")) == ([], [])
 
 
@@ -98,7 +98,7 @@ async def test_what_a_crash_cut_off_behind_its_steps_is_withdrawn(
     kept = None if is_new else await store.create_draft(ALICE, draft())
     with monkeypatch.context() as patched:
         patched.setattr("relay.mailbox.submissions.submit._remove_all", lambda *_: None)
-        patched.setattr(Sending, "_withdraw", lambda *_: None)
+        patched.setattr(SubmissionWriter, "_withdraw", lambda *_: None)
         patched.setattr("relay.mailbox.submissions.submit.os.rename", killed)
         send, what = store._sending.submit_new, draft()
         if kept is not None:
@@ -108,7 +108,7 @@ async def test_what_a_crash_cut_off_behind_its_steps_is_withdrawn(
     [cut_off] = await place.log.find_submission_ids(ALICE, account=ALICE, limit=1)
     assert await place.log.submission(cut_off) is not None
     after = place.store()
-    assert await after.remove_leftovers() == 1
+    assert await after.remove_unfinished_submissions() == 1
     assert await place.log.submission(cut_off) is None
     found = await place.log.find_submission_ids(ALICE, account=ALICE, limit=1)
     assert list(found) == [sent.submission_id]

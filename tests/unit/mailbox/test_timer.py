@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from relay.clock import ManualClock
-from relay.mailbox.submissions.scheduled import BroughtUp, DeferredDirectory, DueTimer
-from relay.mailbox.types import Note, SendOptions, StoreUnavailableError
+from relay.mailbox.submissions.scheduled import DueSubmissions, ScheduledDirectory, ScheduleTimer
+from relay.mailbox.types import PendingSubmission, SendOptions, StoreUnavailableError
 
 SECOND_US = 1_000_000
 
@@ -26,11 +26,13 @@ class Directory:
         self.largest_batch = 0
         self.came = asyncio.Event()
 
-    def put(self, name: str, in_s: float) -> Note:
+    def put(self, name: str, in_s: float) -> PendingSubmission:
         due_us = self.clock.time_us() + int(in_s * SECOND_US)
         self.names[name] = due_us
         self.changed += 1
-        return Note(name, name, "a@b", name, Path(name), due_us, SendOptions(deferred_us=due_us))
+        return PendingSubmission(
+            name, name, "a@b", name, Path(name), due_us, SendOptions(deferred_us=due_us)
+        )
 
     async def changed_ns(self) -> int:
         self.asked += 1
@@ -47,16 +49,16 @@ class Directory:
         self.largest_batch = max(self.largest_batch, len(names))
         kept = tuple(name for name in names if name in self.refused)
         found = [name for name in names if name not in kept and self.names.pop(name, 0)]
-        notes = (Note(name, name, "a@b", name, Path(name), 0) for name in found)
-        return BroughtUp(tuple(notes), kept)
+        notes = (PendingSubmission(name, name, "a@b", name, Path(name), 0) for name in found)
+        return DueSubmissions(tuple(notes), kept)
 
-    def on_ready(self, note: Note) -> None:
+    def on_ready(self, note: PendingSubmission) -> None:
         self.ready.append(note.draft_id)
         self.came.set()
 
-    def timer(self, **more) -> DueTimer:
-        asked = DeferredDirectory(self.changed_ns, self.listed, self.bring_up)
-        return DueTimer(
+    def timer(self, **more) -> ScheduleTimer:
+        asked = ScheduledDirectory(self.changed_ns, self.listed, self.bring_up)
+        return ScheduleTimer(
             asked, clock=self.clock, on_ready=self.on_ready, **({"wait_s_max": 0.01} | more)
         )
 

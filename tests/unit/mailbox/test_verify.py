@@ -1,4 +1,4 @@
-"""`relay storage verify`: one test for each kind of damage on a real store; what is mended stays so."""
+"""`relay storage verify`: one test for each kind of damage on a real store; what is repaired stays so."""
 
 import json
 import os
@@ -18,7 +18,13 @@ from relay.mailbox.folders import write_id
 from relay.mailbox.index.database import open_database
 from relay.mailbox.message_file import parse_name
 from relay.mailbox.query import HasWords, MessageQuery, SearchIn
-from relay.mailbox.verify import Finding, Surroundings, Tally, Verifier, check_submissions
+from relay.mailbox.verify import (
+    StoreCounts,
+    StoreFinding,
+    Verifier,
+    VerifierDependencies,
+    check_submissions,
+)
 from relay.message.properties import Attachment
 
 ALICE = "alice@example.test"
@@ -32,7 +38,7 @@ class Checked:
 
     root: Path
     clock: ManualClock
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[StoreFinding] = field(default_factory=list)
     waited: list[float] = field(default_factory=list)
 
     @property
@@ -43,10 +49,10 @@ class Checked:
     def notes(self) -> Path:
         return self.root / ".submissions"
 
-    def verify(self, *, accounts=None, **options) -> Tally:
+    def verify(self, *, accounts=None, **options) -> StoreCounts:
         """Run it; `findings` are those of this run."""
         self.findings = []
-        surroundings = Surroundings(
+        surroundings = VerifierDependencies(
             clock=self.clock,
             hostname="relay.example.test",
             dead_letter=self.root.parent / "dead-letter",
@@ -60,7 +66,7 @@ class Checked:
         self.waited.append(seconds)
 
     def seen(self) -> list[tuple[str, bool]]:
-        return [(str(one.kind), one.mended) for one in self.findings]
+        return [(str(one.kind), one.repaired) for one in self.findings]
 
     def message(self, where: str) -> Path:
         """The first file of a directory, such as "new" or ".Drafts/cur"."""
@@ -279,44 +285,44 @@ MENDED = {
     "no tmp": (folder_without("tmp"), "missing-directory"),
     "no marker": (no_marker, "missing-marker"),
     "folder id twice": (shared_folder_id, "shared-folder-id"),
-    "FIFO": (fifo, "no-file"),
-    "directory": (directory, "no-file"),
-    "link": (link, "no-file"),
+    "FIFO": (fifo, "not-a-file"),
+    "directory": (directory, "not-a-file"),
+    "link": (link, "not-a-file"),
     "wrong size": (wrong_size, "wrong-size"),
     "flags in new": (wrong_place, "wrong-place"),
-    "two generations": (old_generation, "old-generation"),
+    "two generations": (old_generation, "superseded-draft"),
     "copied by hand": (copied_file, "shared-id"),
     "half of a move": (moved_halfway, "shared-id"),
-    "leftover": (leftover, "leftover"),
-    "directory in tmp": (directory_in_tmp, "leftover"),
+    "stale-file": (leftover, "stale-file"),
+    "directory in tmp": (directory_in_tmp, "stale-file"),
     "no database": (no_database, "damaged-index"),
     "damaged page": (damaged_page, "damaged-index"),
     "odd subscriptions": (odd_subscriptions, "subscriptions"),
     "no subscriptions": (directory_for_subscriptions, "subscriptions"),
-    "counts": (sql("UPDATE folder SET total = total + 1"), "deviating-index"),
-    "usage": (sql("UPDATE folder SET size_bytes = 7"), "deviating-index"),
+    "counts": (sql("UPDATE folder SET total = total + 1"), "index-mismatch"),
+    "usage": (sql("UPDATE folder SET size_bytes = 7"), "index-mismatch"),
     "id": (
         sql("UPDATE message SET message_id = 'o' || substr(message_id, 2) WHERE in_new"),
-        "deviating-index",
+        "index-mismatch",
     ),
-    "flags": (sql("UPDATE message SET is_read = NOT is_read"), "deviating-index"),
-    "flag": (sql("UPDATE message SET is_flagged = 1"), "deviating-index"),
-    "size": (sql("UPDATE message SET size_bytes = size_bytes + 1 WHERE in_new"), "deviating-index"),
-    "a row less": (sql("DELETE FROM message WHERE in_new"), "deviating-index"),
-    "subject": (sql("UPDATE message SET subject_key = 'zwei' WHERE in_new"), "deviating-index"),
-    "people": (sql("DELETE FROM item"), "deviating-index"),
-    "feed": (sql(CHANGE.format(1), CHANGE.format(3)), "deviating-index"),
-    "odd note": (odd_note, "odd-note"),
-    "odd preparation": (odd_preparation, "odd-note"),
-    "old preparation": (old_preparation, "leftover"),
-    "copied draft": (copied_draft, "untold-copy"),
+    "flags": (sql("UPDATE message SET is_read = NOT is_read"), "index-mismatch"),
+    "flag": (sql("UPDATE message SET is_flagged = 1"), "index-mismatch"),
+    "size": (sql("UPDATE message SET size_bytes = size_bytes + 1 WHERE in_new"), "index-mismatch"),
+    "a row less": (sql("DELETE FROM message WHERE in_new"), "index-mismatch"),
+    "subject": (sql("UPDATE message SET subject_key = 'zwei' WHERE in_new"), "index-mismatch"),
+    "people": (sql("DELETE FROM item"), "index-mismatch"),
+    "feed": (sql(CHANGE.format(1), CHANGE.format(3)), "index-mismatch"),
+    "odd note": (odd_note, "submission-name"),
+    "odd preparation": (odd_preparation, "submission-name"),
+    "old preparation": (old_preparation, "stale-file"),
+    "copied draft": (copied_draft, "unmarked-copy"),
 }
 REPORTED = {  # once: then it is put aside, or named by what is left
     "empty": (empty, "empty-file"),
     "broken draft": (broken_draft, "broken-draft"),
     "truncated": (truncated, "truncated"),
-    "no name": (no_name, "no-name"),
-    "broken note": (broken_note, "broken-note"),
+    "no name": (no_name, "no-base-name"),
+    "broken note": (broken_note, "broken-submission"),
     "lost range": (lost_range, "broken-upload"),
     "odd upload": (odd_upload, "broken-upload"),
 }
@@ -333,8 +339,8 @@ async def test_nothing_is_wrong_with_a_store_in_use(checked):
     tally = checked.verify(full=True)
     assert checked.findings == []
     assert (tally.mailboxes, tally.messages, tally.indexes) == (1, 6, 1)
-    notes = tally.notes
-    assert (notes.ready, notes.deferred, notes.preparing, notes.without_draft) == (1, 1, 0, [])
+    notes = tally.submissions
+    assert (notes.ready, notes.scheduled, notes.preparing, notes.without_draft) == (1, 1, 0, [])
 
 
 @pytest.mark.parametrize("name", MENDED)
@@ -372,7 +378,7 @@ async def test_what_only_people_can_mend_remains(checked, name):
     for _ in range(2):
         tally = checked.verify()
         assert checked.seen() == [(kind, False)]
-        assert (tally.remaining, tally.mended) == (1, 0)
+        assert (tally.remaining, tally.repaired) == (1, 0)
 
 
 def snapshot(root: Path) -> list[tuple[str, int, int]]:
@@ -394,7 +400,7 @@ async def test_a_dry_run_says_it_and_changes_nothing(checked, name):
     for _ in range(2):
         tally = checked.verify(dry_run=True)
         assert {one for one, _ in checked.seen()} == {kind} or is_by_names
-        assert tally.mended == 0
+        assert tally.repaired == 0
     assert snapshot(checked.root) == before
 
 
@@ -405,12 +411,12 @@ async def test_a_file_that_is_put_aside_is_where_it_says(checked):
     (checked.home / "new/1700000001.M1P1.other").touch(0o600)
     checked.verify()
     aside = checked.notes / "corrupt/example.test/alice/new/1700000001.M1P1.other"
-    assert checked.findings[0].action == f"put aside as {aside}"
+    assert checked.findings[0].action == f"moved to {aside}"
     assert aside.exists()
     (checked.home / "new/1700000001.M1P1.other").touch(0o600)
     checked.verify()
     assert aside.with_name("1700000001.M1P1.other~1").exists()
-    assert checked.verify().notes.put_aside == [str(checked.notes / "corrupt/example.test")]
+    assert checked.verify().submissions.corrupt == [str(checked.notes / "corrupt/example.test")]
 
 
 async def test_a_name_that_is_no_text_can_be_told(checked):
@@ -419,7 +425,7 @@ async def test_a_name_that_is_no_text_can_be_told(checked):
     odd.chmod(0o600)
     checked.verify()
     [one] = checked.findings
-    assert (str(one.kind), one.mended) == ("wrong-size", True)
+    assert (str(one.kind), one.repaired) == ("wrong-size", True)
     assert json.dumps([one.where, one.found, one.expected, one.action], ensure_ascii=False).encode()
     assert odd.with_name(odd.name.replace("S=7", "S=40")).exists()
 
@@ -457,7 +463,7 @@ async def test_an_imap_server_copies_under_the_same_name(checked, store, draft):
     sql("UPDATE folder SET total = 7")(checked)
     before = checked.octets()
     checked.verify(full=True)
-    assert checked.seen() == [("deviating-index", True)]
+    assert checked.seen() == [("index-mismatch", True)]
     assert checked.octets() == before
     archived = (await store.query_messages(ALICE, MessageQuery("archive"))).messages
     assert sorted(one.properties.subject for one in archived) == ["before", "one"]
@@ -468,7 +474,7 @@ async def test_an_index_made_anew_answers_as_before(checked, store):
     before = [one.id for one in (await store.query_messages(ALICE, MessageQuery())).messages]
     sql("UPDATE message SET flags = 'X'")(checked)
     checked.verify()
-    assert checked.seen() == [("deviating-index", True)]
+    assert checked.seen() == [("index-mismatch", True)]
     after = [one.id for one in (await store.query_messages(ALICE, MessageQuery())).messages]
     assert after == before
 
@@ -478,7 +484,7 @@ async def test_fresh_leftovers_are_somebodys_work(checked):
     old_preparation(checked)
     checked.clock.now_us -= LATER_S * 10**6
     tally = checked.verify()
-    assert (checked.findings, tally.notes.preparing) == ([], 1)
+    assert (checked.findings, tally.submissions.preparing) == ([], 1)
 
 
 def half_delivered(checked: Checked) -> Path:
@@ -547,8 +553,8 @@ async def test_only_the_accounts_that_are_named(checked, store):
     assert checked.verify(accounts=[ALICE]).mailboxes == 1
     assert checked.findings == []
     tally = checked.verify(accounts=["bob@example.test"])
-    assert (tally.mailboxes, tally.notes.ready) == (1, 0)
-    assert checked.seen() == [("no-file", True)]
+    assert (tally.mailboxes, tally.submissions.ready) == (1, 0)
+    assert checked.seen() == [("not-a-file", True)]
 
 
 async def test_the_dead_letters_are_a_mailbox_as_well(checked, store):
@@ -556,7 +562,7 @@ async def test_the_dead_letters_are_a_mailbox_as_well(checked, store):
     assert checked.verify().mailboxes == 2
     (checked.root.parent / "dead-letter/new/1.M1P1.other").mkdir()
     checked.verify()
-    assert checked.seen() == [("no-file", True)]
+    assert checked.seen() == [("not-a-file", True)]
 
 
 async def test_a_mailbox_that_cannot_be_listed_stops_nothing(checked, store, monkeypatch):
@@ -572,7 +578,7 @@ async def test_a_mailbox_that_cannot_be_listed_stops_nothing(checked, store, mon
     monkeypatch.setattr(os, "scandir", scandir)
     checked.verify()
     assert checked.seen()[0] == ("unreadable", False)
-    assert ("no-file", True) in checked.seen()
+    assert ("not-a-file", True) in checked.seen()
 
 
 # -- submissions
@@ -590,7 +596,7 @@ async def test_a_draft_that_was_removed_is_told(checked):
             path.unlink()
     names = sorted(one.name.partition("@")[0] for one in checked.notes.rglob("*@*"))
     tally = checked.verify()
-    assert (sorted(tally.notes.without_draft), checked.findings) == (names, [])
+    assert (sorted(tally.submissions.without_draft), checked.findings) == (names, [])
 
 
 async def test_a_draft_whose_change_was_cut_off_is_on_its_way(checked):
@@ -600,7 +606,11 @@ async def test_a_draft_whose_change_was_cut_off_is_on_its_way(checked):
     draft.unlink()
     (checked.notes / "preparing" / f"{note.name.partition('@')[0]}+").hardlink_to(note)
     tally = checked.verify()
-    assert (tally.notes.without_draft, tally.notes.preparing, checked.findings) == ([], 1, [])
+    assert (tally.submissions.without_draft, tally.submissions.preparing, checked.findings) == (
+        [],
+        1,
+        [],
+    )
 
 
 async def test_a_note_that_was_accepted_is_told(checked, place):
@@ -609,7 +619,7 @@ async def test_a_note_that_was_accepted_is_told(checked, place):
     facts = SubmissionFacts(submission_id, submission_id[:16], ALICE, ALICE)
     place.log.append(facts, Event(Step.ACCEPTED, place.clock.time_us()), queue_id="q")
     tally = checked.verify()
-    assert (tally.notes.accepted, checked.findings) == ([submission_id], [])
+    assert (tally.submissions.accepted, checked.findings) == ([submission_id], [])
     assert note.exists()
 
 
@@ -617,7 +627,7 @@ async def test_a_draft_whose_note_is_gone_is_reported(checked):
     [note] = (checked.notes / "ready").iterdir()
     note.unlink()
     checked.verify()
-    assert checked.seen() == [("lost-note", False)]
+    assert checked.seen() == [("lost-submission", False)]
     assert note.name.partition("@")[0] in checked.findings[0].found
 
 

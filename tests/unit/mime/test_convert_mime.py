@@ -1,4 +1,4 @@
-"""MIME drafts go out as they came; what SMTP cannot carry is mended, told, and reads the same."""
+"""MIME drafts go out as they came; what SMTP cannot carry is repaired, told, and reads the same."""
 
 import email
 import email.policy

@@ -14,8 +14,13 @@ from relay.accounts import DEAD_LETTER
 from relay.clock import ManualClock
 from relay.crashpoints import CrashPoints
 from relay.journeys.events import Event, Step
-from relay.journeys.submission_log import StoreLog, SubmissionFacts
-from relay.mailbox.types import MailboxFullError, NoSuchItemError, Note, StoreUnavailableError
+from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
+from relay.mailbox.types import (
+    MailboxFullError,
+    NoSuchItemError,
+    PendingSubmission,
+    StoreUnavailableError,
+)
 from relay.message.content import LARGE_BYTES, MemoryOctets
 from relay.message.properties import MessageProperties, Person
 from relay.mime.convert import convert
@@ -32,18 +37,18 @@ MIME = b"From: alice@example.test\r\nTo: b@y.test\r\nCc: c@y.test\r\nSubject: x\
 
 
 class Store:
-    """A NoteStore without mailboxes; retries come back at once, their delays are kept."""
+    """A SubmissionStore without mailboxes; retries come back at once, their delays are kept."""
 
     def __init__(self, folder):
         self.contents, self.filed, self.failed, self.delays = {}, {}, {}, []
-        self.trouble, self.put_aside = None, []
+        self.trouble, self.to_corrupt = None, []
         self.full, self.reported_to = set(), {}
         self.folder = folder
         self._queue = asyncio.Queue()
         self._changed = asyncio.Condition()
 
     def submit(self, number=1, *, content=MIME, account="alice@example.test", ready_us=0):
-        note = Note(
+        note = PendingSubmission(
             f"draft{number}.1", f"draft{number}", account, "base", self.folder / f"draft{number}.1",
             ready_us=ready_us,
         )  # fmt: skip
@@ -59,26 +64,26 @@ class Store:
     async def turn(self, note):
         pass
 
-    async def note_content(self, note):
+    async def submission_content(self, note):
         if self.trouble is not None:
             error, self.trouble = self.trouble, None
             raise error
         return MemoryOctets(self.contents[note.submission_id])
 
-    def retry_note(self, note, delay_s):
+    def retry_submission(self, note, delay_s):
         self.delays.append(delay_s)
         asyncio.get_running_loop().call_later(0.01, self._queue.put_nowait, note)
 
-    async def file_original(self, note, *, queue_id):
+    async def complete_submission(self, note, *, queue_id):
         await self._end(self.filed, note, queue_id)
 
-    async def fail_note(self, note, report, *, report_to="", put_aside=False):
+    async def fail_submission(self, note, report, *, report_to="", to_corrupt=False):
         mailbox = report_to or note.account
         if mailbox in self.full:
             raise MailboxFullError(f"The mailbox {mailbox} is full.")
         self.reported_to[note.submission_id] = mailbox
-        if put_aside:
-            self.put_aside.append(note.submission_id)
+        if to_corrupt:
+            self.to_corrupt.append(note.submission_id)
         await self._end(self.failed, note, report)
 
     async def _end(self, ends, note, value):
@@ -125,7 +130,7 @@ class World:
             Metrics(),
         )
         self.folder, self.path = tmp_path, str(tmp_path / "pickup.sock")
-        self.log = StoreLog(tmp_path / "log", role="pickup", clock=self.clock)
+        self.log = SubmissionLog(tmp_path / "log", role="pickup", clock=self.clock)
         self.drained = False
 
     @contextlib.asynccontextmanager
@@ -313,7 +318,7 @@ async def test_a_conversion_that_goes_wrong_stops_no_other_note(world, monkeypat
     async with RemoteMx(path=world.path), started:
         await world.store.ended(2)
     assert set(world.store.filed) == {good.submission_id}
-    assert world.store.put_aside == [bad.submission_id]
+    assert world.store.to_corrupt == [bad.submission_id]
     assert world.store.delays == []
     ((_, recipients),) = world.reports.asked
     assert recipients[0].evidence.status == "5.6.0"

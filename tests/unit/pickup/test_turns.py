@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox.types import Note
+from relay.mailbox.types import PendingSubmission
 from relay.pickup.workers import Turns
 
 
 def note(account, number):
-    return Note(f"{account}.{number}", "draft", account, "base", Path("note"), ready_us=0)
+    return PendingSubmission(
+        f"{account}.{number}", "draft", account, "base", Path("note"), ready_us=0
+    )
 
 
 async def test_an_account_with_many_does_not_delay_another():

@@ -266,10 +266,10 @@ async def test_a_page_that_is_found_damaged_keeps_new_mail_out_and_lets_mail_go_
     await again.stop()
     assert not salvage(filled, stamp="now").is_whole
     assert not mark_of(filled).exists()
-    mended = opened(Metrics())
-    await mended.start()
-    await mended.accept(make())
-    await mended.stop()
+    repaired = opened(Metrics())
+    await repaired.start()
+    await repaired.accept(make())
+    await repaired.stop()
 
 
 async def test_a_reader_tells_of_damage_too(filled: Path, open_spool) -> None:

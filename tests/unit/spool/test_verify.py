@@ -89,10 +89,10 @@ def test_rows_that_are_lost_are_told_and_stay_told(path, filled, sql, expected) 
     by_hand(path, sql, filled)
     found = verify(path, Mode.DRY_RUN)
     assert expected <= {one.expected for one in found}
-    assert not any(one.mended for one in found)
+    assert not any(one.repaired for one in found)
     lost = [one for one in verify(path) if one.kind is Kind.LOST_ROW]
     assert lost
-    assert not any(one.mended for one in lost)
+    assert not any(one.repaired for one in lost)
     again = [one.kind for one in verify(path) if one.kind is not Kind.COUNTERS]
     assert again == [Kind.LOST_ROW] * len(lost)
 
@@ -100,7 +100,7 @@ def test_rows_that_are_lost_are_told_and_stay_told(path, filled, sql, expected) 
 def test_counters_are_counted_anew_by_who_says_so(path: Path, filled) -> None:
     def counters(mode: Mode = Mode.MEND, **more: bool) -> list[tuple[str, bool, str]]:
         found = [one for one in verify(path, mode, **more) if one.kind is Kind.COUNTERS]
-        return [(one.found, one.mended, one.action) for one in found]
+        return [(one.found, one.repaired, one.action) for one in found]
 
     by_hand(path, "DELETE FROM recipient WHERE message_id = ?", filled)
     lost = "1 recipients unaccounted for"
@@ -128,8 +128,10 @@ async def test_who_lost_the_entry_ends_as_cancelled_for_who_says_so(
     would = [one.action for one in verify(path, Mode.DRY_RUN, recount=True)]
     assert "would be ended as cancelled" in would
     assert "would be counted anew" in would
-    mended = [one for one in verify(path, recount=True) if one.mended]
-    assert [(one.found, one.action) for one in mended] == [told], "nothing else is unaccounted for"
+    repaired = [one for one in verify(path, recount=True) if one.repaired]
+    assert [(one.found, one.action) for one in repaired] == [told], (
+        "nothing else is unaccounted for"
+    )
     spool = open_spool(path)
     await spool.start()
     journey = await spool.journey(filled)
@@ -146,9 +148,9 @@ async def test_who_lost_the_entry_ends_as_cancelled_for_who_says_so(
 async def test_what_is_never_due_is_made_due(path: Path, filled, open_spool) -> None:
     by_hand(path, "UPDATE entry SET due_us = NULL, retry_us = NULL WHERE message_id = ?", filled)
     (told,) = [one for one in verify(path, Mode.BESIDE) if one.kind is Kind.NEVER_DUE]
-    assert (told.where, told.mended) == (f"{filled}-1", False)
+    assert (told.where, told.repaired) == (f"{filled}-1", False)
     assert told.action == "can be made due while no relay runs"
-    assert Kind.NEVER_DUE in {one.kind for one in verify(path) if one.mended}
+    assert Kind.NEVER_DUE in {one.kind for one in verify(path) if one.repaired}
     assert verify(path) == []
     spool = open_spool(path)
     await spool.start()
@@ -174,7 +176,7 @@ def test_a_content_that_is_lost_is_told(path: Path, filled, harm, found, mode) -
     harm(content)
     (told,) = verify(path, mode)
     assert told == Finding(
-        Kind.LOST_CONTENT, str(content), found, f"{len(LARGE)} bytes", mended=False, action=""
+        Kind.LOST_CONTENT, str(content), found, f"{len(LARGE)} bytes", repaired=False, action=""
     )
 
 
@@ -188,7 +190,7 @@ def test_octets_that_changed_are_told_where_every_octet_is_read(path, filled, mo
     assert (in_file.kind, in_file.where) == (Kind.LOST_CONTENT, str(content))
     assert in_file.expected == f"octets with CRC-32 {crc32(LARGE):08x}"
     assert in_file.found == f"octets with CRC-32 {crc32(content.read_bytes()):08x}"
-    assert (inline.kind, inline.mended, inline.action) == (Kind.LOST_CONTENT, False, "")
+    assert (inline.kind, inline.repaired, inline.action) == (Kind.LOST_CONTENT, False, "")
     assert re.fullmatch(r"content \d+ of [0-9A-Za-z]+-1", inline.where)
     content.write_bytes(LARGE)
     assert verify(path, mode, full=True) == [inline]
@@ -218,10 +220,10 @@ def test_files_that_nobody_needs_are_put_aside(path: Path, filled) -> None:
     left.write_bytes(b"x")
     assert verify(path, Mode.BESIDE) == []  # a running relay may be writing it
     (would,) = verify(path, Mode.DRY_RUN)
-    assert (would.kind, would.mended) == (Kind.LEFTOVER_CONTENT, False)
+    assert (would.kind, would.repaired) == (Kind.LEFTOVER_CONTENT, False)
     assert left.exists()
     (told,) = verify(path)
-    assert told.mended
+    assert told.repaired
     assert (path.with_name(path.name + "-put-aside") / "left-over-0").read_bytes() == b"x"
     assert verify(path) == []
 
@@ -232,7 +234,7 @@ def test_contents_without_an_entry_are_put_aside_whole(path: Path, filled, colum
     by_hand(path, f"DELETE FROM entry WHERE state <> 'final' AND content_id IN"
                   f" (SELECT id FROM content WHERE {column} IS NOT NULL)")  # fmt: skip
     (told,) = [one for one in verify(path) if one.kind is Kind.UNNEEDED_CONTENT]
-    assert told.mended
+    assert told.repaired
     (aside,) = path.with_name(path.name + "-put-aside").iterdir()
     assert aside.read_bytes() == (LARGE if column == "file" else b"Subject: s\r\n\r\nbody\r\n")
     assert Kind.UNNEEDED_CONTENT not in {one.kind for one in verify(path)}
@@ -253,15 +255,15 @@ def test_damage_is_told_and_left_to_salvage(path: Path, filled) -> None:
     path.write_bytes(octets[:4096] + b"\xff" * (len(octets) - 4096))
     found = verify(path)
     assert {one.kind for one in found} == {Kind.DAMAGED_SPOOL}
-    assert not any(one.mended for one in found)
+    assert not any(one.repaired for one in found)
 
 
 def test_a_mark_of_damage_goes_when_every_page_can_be_read(path: Path, filled) -> None:
     mark_of(path).write_text("the disk was loose\n")
     (told,) = verify(path, Mode.BESIDE)
-    assert (told.kind, told.found, told.mended) == (
+    assert (told.kind, told.found, told.repaired) == (
         Kind.DAMAGED_SPOOL, "the disk was loose", False,
     )  # fmt: skip
     (told,) = verify(path)
-    assert told.mended
+    assert told.repaired
     assert verify(path) == []

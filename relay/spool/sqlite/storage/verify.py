@@ -1,7 +1,7 @@
 """Whether the spool holds together: pages, rows that need each other, files, counters.
 
 On the path: beside it; `relay storage verify` asks, whether a relay runs or not.
-Holds: a running relay's file is only read; without one, what loses nothing is mended. No mail is
+Holds: a running relay's file is only read; without one, what loses nothing is repaired. No mail is
     deleted: what nobody needs is put aside.
 Fails: SpoolError and its children.
 Standards: docs/names.md (Commands), docs/operation.md (Are the files in order?).
@@ -126,7 +126,7 @@ class Finding:
     where: str
     found: str
     expected: str
-    mended: bool
+    repaired: bool
     action: str
 
 
@@ -144,7 +144,7 @@ class SpoolVerifier:
         recount: bool = False,
     ) -> None:
         """MEND takes the owner's lock, which is the caller's. Only with `recount` counters are
-        mended, and recipients without an entry end: until then both tell of what was lost.
+        repaired, and recipients without an entry end: until then both tell of what was lost.
         """
         self._database = database
         self._contents = contents_of(database)
