@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 from relay import api, graph
 from relay.accounts import DEAD_LETTER, AccountDirectory
-from relay.app.configuration import route_table, way_to
+from relay.app.configuration import parse_next_hop, route_table
 from relay.app.daemon import Daemon, Readiness
-from relay.app.pressure_monitor import PressureMonitor, allow_open_files, bounds_of
+from relay.app.pressure_monitor import PressureMonitor, bounds_of, raise_open_files_limit
 from relay.app.state_dir import OwnerLock
 from relay.clock import Clock, Ids, SystemClock
 from relay.crashpoints import CrashPoints
@@ -63,7 +63,7 @@ _PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the front door bounds what it takes; enco
 
 
 @dataclass(frozen=True)
-class Sources:
+class RelayDependencies:
     """What does not come from the settings.
 
     `rules` gives those in force. Without `resolver`, the configured name servers. With `hosts`, the
@@ -78,7 +78,9 @@ class Sources:
     hosts: Sequence[str] | None = None
 
 
-def compose(settings: Settings, sources: Sources, *, clock: Clock | None = None) -> Daemon:
+def compose(
+    settings: Settings, sources: RelayDependencies, *, clock: Clock | None = None
+) -> Daemon:
     """Return a relay that can be started; it owns its state_dir and its store from here on."""
     with ExitStack() as undo:
         lock = OwnerLock(settings.run_dir, notes=settings.mailboxes.root / ".submissions")
@@ -94,7 +96,7 @@ class _Composer:
     def __init__(
         self,
         settings: Settings,
-        sources: Sources,
+        sources: RelayDependencies,
         *,
         clock: Clock,
         lock: OwnerLock,
@@ -275,7 +277,7 @@ class _Composer:
         http = self.settings.http
         means = api.Means(
             journeys=journeys, desk=self.spool.desk, stats=self.spool.stats,
-            way_to=lambda text: way_to(text, lambda: self.table), changes=self.changes,
+            way_to=lambda text: parse_next_hop(text, lambda: self.table), changes=self.changes,
             metrics=self.metrics, clock=self.clock,
             ready=lambda: self.readiness() or self.spool.damage.text, prune=self._prune,
             pressure=self.pressure,
@@ -288,7 +290,7 @@ class _Composer:
         everything = Dispatch({"v1.0": front_door, "beta": front_door}, otherwise=relay_v1)
         control = Address(path=str(self.settings.control_socket))
         limits = ConnectionLimits(
-            connections=min(CONNECTIONS_MAX, allow_open_files() // _FILES_PER_CONNECTION),
+            connections=min(CONNECTIONS_MAX, raise_open_files_limit() // _FILES_PER_CONNECTION),
             proxy_networks=http.proxy_networks,
         )
         servers = [

@@ -24,7 +24,7 @@ from relay.spool.operating import Way
 
 
 @dataclass(frozen=True, slots=True)
-class Configured:
+class Configuration:
     """Everything that the files say at one moment."""
 
     settings: Settings
@@ -32,10 +32,10 @@ class Configured:
     rules: RuleSet
 
 
-class InForce:
+class ActiveConfiguration:
     """The files as last read without a fault; an AccountDirectory that follows them."""
 
-    def __init__(self, read: Callable[[], Configured]) -> None:
+    def __init__(self, read: Callable[[], Configuration]) -> None:
         """Read for the first time. Raises what `read` raises."""
         self._read = read
         self._now = read()
@@ -49,13 +49,13 @@ class InForce:
         """The rules for the next message."""
         return self._now.rules
 
-    def renew(self) -> bool:
+    def reload(self) -> bool:
         """Read again and take rules and accounts over; whether the settings differ (blocking).
 
         Raises SettingsError; then nothing has changed.
         """
         before, read = self._now, self._read()
-        self._now = Configured(before.settings, read.accounts, read.rules)
+        self._now = Configuration(before.settings, read.accounts, read.rules)
         before.accounts.close()
         return read.settings != before.settings
 
@@ -92,7 +92,7 @@ def route_table(settings: Settings, accounts: AccountDirectory) -> RouteTable:
     )
 
 
-def way_to(text: str, table: Callable[[], RouteTable]) -> Way:
+def parse_next_hop(text: str, table: Callable[[], RouteTable]) -> Way:
     """Return the way that an operator's words mean, for any address.
 
     "default" asks the routes, as for mail that is new; "mx" is that of each recipient's own domain;
@@ -146,7 +146,7 @@ def _ascii_domain(address: str) -> str:
     return domain.lower()
 
 
-def read_all(file: Path, environ: Mapping[str, str], clock: Clock) -> Configured:
+def read_configuration(file: Path, environ: Mapping[str, str], clock: Clock) -> Configuration:
     """Return what the configuration `file` and the files it names say. Raises SettingsError."""
     settings = load(file, environ)
     boxes = settings.mailboxes
@@ -157,4 +157,4 @@ def read_all(file: Path, environ: Mapping[str, str], clock: Clock) -> Configured
     except ValueError as error:
         accounts.close()
         raise SettingsError([Fault(file, 0, "route", str(error))]) from None
-    return Configured(settings, accounts, rules)
+    return Configuration(settings, accounts, rules)

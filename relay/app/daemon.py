@@ -22,9 +22,9 @@ from typing import Any
 import msgspec
 
 from relay.api import Changes
-from relay.app.configuration import InForce
+from relay.app.configuration import ActiveConfiguration
 from relay.app.maintenance import (
-    Figures,
+    MaintenanceGauges,
     keep_clock,
     keep_contents_swept,
     keep_figures,
@@ -101,14 +101,14 @@ class Daemon:
             _log.warning("took over from a relay that was cut off", entries=taken_over)
         await self.store.remove_unfinished_submissions()
         await self.pressure.look()  # who is full refuses from the first connection on
-        self._spawn(self.pressure.keep_looking(), "pressure")
+        self._spawn(self.pressure.run(), "pressure")
         self._spawn(keep_clock(self.store), "clock")
         self._spawn(self.dispatcher.run(), "delivery")
         await self.pickup_server.start()
         for smtp_server in self.smtp_servers:
             await smtp_server.start()
         self._pickup_task = self._spawn(self.pickup.run(), "pickup")
-        figures = Figures(self._sessions, lambda: self.store.deferred_count)
+        figures = MaintenanceGauges(self._sessions, lambda: self.store.deferred_count)
         self._spawn(keep_figures(self.spool, self.metrics, self.clock, figures=figures), "figures")
         keep = Keep(self.settings.spool.keep, self.settings.spool.keep_size)
         self._spawn(keep_pruning(self.spool, self.store_log, keep=keep), "pruning")
@@ -212,10 +212,10 @@ async def serve(
     daemon: Daemon,
     manager: ServiceManager,
     *,
-    in_force: InForce | None = None,
+    active: ActiveConfiguration | None = None,
     ready_file: Path | None = None,
 ) -> None:
-    """Start `daemon`, say so, wait for SIGTERM or SIGINT, stop it; SIGHUP renews `in_force`.
+    """Start `daemon`, report readiness, wait for SIGTERM or SIGINT, stop it; SIGHUP reloads `active`.
 
     Raises BrokenRelayError, after the stop, when a room has ended by itself.
     """
@@ -224,13 +224,13 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    renewal = Renewal(in_force) if in_force is not None else None
-    if renewal is not None:
-        loop.add_signal_handler(signal.SIGHUP, renewal.ask)
+    reloader = Reloader(active) if active is not None else None
+    if reloader is not None:
+        loop.add_signal_handler(signal.SIGHUP, reloader.request)
     try:
-        give_large_blocks_back()
+        limit_malloc_retention()
         await daemon.start()
-        spare_the_collector()
+        tune_garbage_collector()
         if ready_file is not None:
             write_ready_file(ready_file, daemon)
         manager.tell("READY=1", f"STATUS=listening as {daemon.settings.hostname}")
@@ -240,15 +240,15 @@ async def serve(
         grace_us = int(daemon.settings.delivery.shutdown_grace * 1_000_000) + 5_000_000
         manager.tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={grace_us}")
     finally:
-        if renewal is not None:
-            await renewal.end()
+        if reloader is not None:
+            await reloader.end()
         await daemon.stop()
     if daemon.fault:
         raise BrokenRelayError(daemon.fault)
     _log.info("stopped")
 
 
-def give_large_blocks_back() -> None:
+def limit_malloc_retention() -> None:
     """Have the C library return what a large message took as soon as it is freed.
 
     glibc keeps blocks of up to 32 MiB for the next one, in each thread: several times the largest
@@ -262,23 +262,26 @@ def give_large_blocks_back() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE_BYTES)
 
 
-class Renewal:
-    """Renews at each SIGHUP, one at a time; what comes meanwhile is one more."""
+class Reloader:
+    """Reloads the configuration at each SIGHUP, one reload at a time.
 
-    def __init__(self, in_force: InForce) -> None:
-        self._in_force = in_force
+    Signals that arrive during a reload cause one more reload after it.
+    """
+
+    def __init__(self, active: ActiveConfiguration) -> None:
+        self._active = active
         self._task: asyncio.Task[None] | None = None
         self._again = False
 
-    def ask(self) -> None:
-        """Renew, or once more behind the renewal that runs."""
+    def request(self) -> None:
+        """Start a reload, or request one more after the running one."""
         if self._task is not None and not self._task.done():
             self._again = True
             return
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def end(self) -> None:
-        """Wait for what runs."""
+        """Wait for the running reload."""
         if self._task is not None:
             await self._task
 
@@ -287,20 +290,20 @@ class Renewal:
         while self._again:
             self._again = False
             try:
-                differs = await asyncio.to_thread(self._in_force.renew)
+                differs = await asyncio.to_thread(self._active.reload)
             except SettingsError as error:
                 for fault in error.faults[:_FAULTS_SHOWN]:
                     _log.error("not reloaded", fault=str(fault))
-                _log.error("what was in force stays", faults=len(error.faults))
+                _log.error("the previous configuration stays active", faults=len(error.faults))
             except Exception:  # noqa: BLE001 - a reload may fail, the service goes on
-                _log.exception("not reloaded: what was in force stays")
+                _log.exception("not reloaded: the previous configuration stays active")
             else:
-                _log.info("reloaded", rules=len(self._in_force.rules().rules))
+                _log.info("reloaded", rules=len(self._active.rules().rules))
                 if differs:
-                    _log.warning("relay.toml has changed: that takes a restart")
+                    _log.warning("relay.toml has changed: a restart is needed")
 
 
-def spare_the_collector() -> None:
+def tune_garbage_collector() -> None:
     """Take what start-up made out of the cyclic collector's view, and let it look less often."""
     gc.collect()
     gc.freeze()

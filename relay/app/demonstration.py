@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from relay.accounts.directory import DOMAIN
-from relay.app.commands.send import Draft, send_by_graph
+from relay.app.commands.send import DraftToSend, send_by_graph
 from relay.app.daemon import Daemon
 from relay.journeys.events import Step
 from relay.mailbox.query import MessageQuery
@@ -31,7 +31,7 @@ Show = Callable[[dict[str, Any], dict[str, Any]], None]
 
 
 @dataclass(slots=True)
-class _Seen:
+class _ShownMessage:
     """What is known of a message: its steps by digest, since they may become known in any order."""
 
     steps: set[int] = field(default_factory=set)
@@ -44,7 +44,7 @@ class Follower:
     def __init__(self, daemon: Daemon, show: Show) -> None:
         self._daemon = daemon
         self._show = show
-        self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._seen: OrderedDict[str, _ShownMessage] = OrderedDict()
         self._ignored: frozenset[str] = frozenset()
         self._settled = 0
 
@@ -71,7 +71,7 @@ class Follower:
             name = name_of(journey)
             if name in self._ignored:
                 continue
-            seen = self._seen.setdefault(name, _Seen())
+            seen = self._seen.setdefault(name, _ShownMessage())
             self._seen.move_to_end(name)
             for step in sorted(journey["steps"], key=lambda step: str(step["at"])):
                 digest = hash(msgspec.json.encode(step))
@@ -117,7 +117,7 @@ class DemonstrationError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class DemonstratedMessage:
     """A journey and where to look at what it left behind."""
 
     title: str
@@ -126,27 +126,29 @@ class Shown:
     report_subject: str = ""
 
 
-async def demonstrate(daemon: Daemon, show: Callable[[Shown], None]) -> frozenset[str]:
+async def demonstrate(
+    daemon: Daemon, show: Callable[[DemonstratedMessage], None]
+) -> frozenset[str]:
     """Send two messages as alice and show their journeys.
 
     Return the names (follow.name_of) of both messages and of the report. Raises
     DemonstrationError.
     """
-    welcome = Draft(
+    welcome = DraftToSend(
         _ALICE, (f"bob@{DOMAIN}", "friend@elsewhere.test"), "Seven steps", "Hello from Relay.\n"
     )
     delivered = await _send(daemon, welcome, until=_is_delivered)
     bobs = daemon.settings.mailboxes.root / DOMAIN / "bob"
-    show(Shown("one message, seven steps", delivered, bobs))
+    show(DemonstratedMessage("one message, seven steps", delivered, bobs))
 
-    refused = Draft(
+    refused = DraftToSend(
         _ALICE, ("friend@elsewhere.test",), "Try this", "Just run it.\n",
         attachments=(("setup.exe", b"MZ not really a program"),),
     )  # fmt: skip
     bounced = await _send(daemon, refused, until=_is_reported)
     subject = await _report_subject(daemon)
     alices = daemon.settings.mailboxes.root / DOMAIN / "alice"
-    show(Shown("one message that bounces", bounced, alices, report_subject=subject))
+    show(DemonstratedMessage("one message that bounces", bounced, alices, report_subject=subject))
     reports = {
         str(step["detail"]["report_id"])
         for step in bounced["steps"]
@@ -156,7 +158,7 @@ async def demonstrate(daemon: Daemon, show: Callable[[Shown], None]) -> frozense
 
 
 async def _send(
-    daemon: Daemon, draft: Draft, *, until: Callable[[dict[str, Any]], bool]
+    daemon: Daemon, draft: DraftToSend, *, until: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
     address = daemon.http_servers[0].bound[0]
     graph_id = await asyncio.to_thread(send_by_graph, address, draft, token=_TOKEN)

@@ -2,7 +2,7 @@
 
 On the path: all of it, for one developer.
 Holds: no name server is asked and no outbound socket opened: mail for other domains is captured.
-Fails: OSError for a port in use; AlreadyRunningError for a folder in use; NotOurFolderError;
+Fails: OSError for a port in use; AlreadyRunningError for a folder in use; ForeignFolderError;
     DemonstrationError, RefusedError for a step that did not come.
 Standards: RFC 6761 6.2 (example.test cannot exist).
 """
@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 from relay.accounts import DevelopmentAccounts
 from relay.accounts.directory import DOMAIN
-from relay.app.compose import Sources, compose
+from relay.app.compose import RelayDependencies, compose
 from relay.app.daemon import BrokenRelayError, Daemon, write_ready_file
-from relay.app.demonstration import Follower, Shown, demonstrate
-from relay.app.development_folder import Folder
+from relay.app.demonstration import DemonstratedMessage, Follower, demonstrate
+from relay.app.development_folder import DevelopmentFolder
 from relay.policy import load_rules
 from relay.routing import NoResolver
 from relay.settings import Settings, load, shipped
@@ -68,7 +68,7 @@ password = "plain:bob"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DevelopmentOptions:
     """What to do. `once`: stop after the demonstration; `exit_after`: after so many messages;
     `hosts`: by which names besides loopback's HTTP requests may ask for it.
     """
@@ -81,14 +81,14 @@ class Plan:
     hosts: tuple[str, ...] = ()
 
 
-class View(Protocol):
+class DevelopmentView(Protocol):
     """What a person, or a program, is shown."""
 
     def listening(self, http: Address, smtp: Address) -> None:
         """Everything listens, here."""
         ...
 
-    def demonstrated(self, shown: Shown) -> None:
+    def demonstrated(self, shown: DemonstratedMessage) -> None:
         """One of the two messages at the start came to its end."""
         ...
 
@@ -101,7 +101,9 @@ class View(Protocol):
         ...
 
 
-async def develop(folder: Folder, plan: Plan, view: View) -> bool:
+async def develop(
+    folder: DevelopmentFolder, plan: DevelopmentOptions, view: DevelopmentView
+) -> bool:
     """Run the development relay until it is done, or told to stop by a signal; whether it came to
     the end of what `plan` asks for. Raises BrokenRelayError when a room has ended by itself.
     """
@@ -112,7 +114,7 @@ async def develop(folder: Folder, plan: Plan, view: View) -> bool:
     daemon.on_fault = stop.set
     try:
         await daemon.start()
-        done = await _unless(stop, _Sequence(daemon, folder, plan=plan, view=view).run())
+        done = await _unless(stop, _Session(daemon, folder, plan=plan, view=view).run())
     finally:
         await daemon.stop()
     if daemon.fault:
@@ -120,7 +122,7 @@ async def develop(folder: Folder, plan: Plan, view: View) -> bool:
     return done
 
 
-def write_config(folder: Folder, *, http: Address, smtp: Address) -> Settings:
+def write_config(folder: DevelopmentFolder, *, http: Address, smtp: Address) -> Settings:
     """Write the configuration for these addresses and load it, as any other."""
     policies = '"' + str(shipped("policies")).replace("\\", "\\\\").replace('"', '\\"') + '"'
     folder.write("accounts.toml", _ACCOUNTS.format(domain=DOMAIN))
@@ -137,7 +139,9 @@ def _compose(settings: Settings, hosts: tuple[str, ...]) -> Daemon:
     resolved its own name to this machine.
     """
     rules = load_rules(settings.policy.directory, local_domains=settings.mailboxes.domains)
-    sources = Sources(DevelopmentAccounts(), lambda: rules, resolver=NoResolver(), hosts=hosts)
+    sources = RelayDependencies(
+        DevelopmentAccounts(), lambda: rules, resolver=NoResolver(), hosts=hosts
+    )
     return compose(settings, sources)
 
 
@@ -154,10 +158,17 @@ async def _unless(stop: asyncio.Event, work: Any) -> bool:
     return done
 
 
-class _Sequence:
+class _Session:
     """What happens while it runs."""
 
-    def __init__(self, daemon: Daemon, folder: Folder, *, plan: Plan, view: View) -> None:
+    def __init__(
+        self,
+        daemon: Daemon,
+        folder: DevelopmentFolder,
+        *,
+        plan: DevelopmentOptions,
+        view: DevelopmentView,
+    ) -> None:
         self._daemon = daemon
         self._folder = folder
         self._plan = plan

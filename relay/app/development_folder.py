@@ -3,7 +3,7 @@
 On the path: before it; development fills the folder, the command line looks into it.
 Holds: a folder of our own choice goes with the relay; one that was given stays, and nothing in it
     that `relay dev` did not write is overwritten; a folder has one relay at a time.
-Fails: OSError for a folder that cannot be made, NotOurFolderError for one with other files,
+Fails: OSError for a folder that cannot be made, ForeignFolderError for one with other files,
     AlreadyRunningError for one that is in use.
 Standards: none.
 """
@@ -21,12 +21,12 @@ from relay.app.state_dir import AlreadyRunningError, OwnerLock
 MARK = "# Written by `relay dev`"
 
 
-class NotOurFolderError(Exception):
+class ForeignFolderError(Exception):
     """The folder has a configuration that somebody else wrote."""
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class DevelopmentFolder:
     """Where a development relay keeps its files; `temporary` ones go with it."""
 
     path: Path
@@ -52,9 +52,9 @@ class Folder:
         self.lock.give_back()
 
 
-def open_folder(given: Path | None) -> Folder:
+def open_folder(given: Path | None) -> DevelopmentFolder:
     """Return the folder `given`, else the user's own, else, if that is in use, a new one; it is
-    locked. Raises NotOurFolderError, AlreadyRunningError, OSError.
+    locked. Raises ForeignFolderError, AlreadyRunningError, OSError.
     """
     if given is not None:
         return _open_given(given.absolute())
@@ -64,17 +64,17 @@ def open_folder(given: Path | None) -> Folder:
         with contextlib.suppress(AlreadyRunningError):
             lock = _locked(own)
             _empty(own)  # a killed one could not remove its own
-            return Folder(own, temporary=True, lock=lock)
+            return DevelopmentFolder(own, temporary=True, lock=lock)
     new = Path(tempfile.mkdtemp(prefix="relay-dev-"))
-    return Folder(new, temporary=True, lock=_locked(new))
+    return DevelopmentFolder(new, temporary=True, lock=_locked(new))
 
 
-def _open_given(path: Path) -> Folder:
+def _open_given(path: Path) -> DevelopmentFolder:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     for file in (path / "relay.toml", path / "accounts.toml"):
         if file.exists() and not file.read_bytes().startswith(MARK.encode()):
-            raise NotOurFolderError(f"{file} was not written by `relay dev`; name another folder")
-    return Folder(path, temporary=False, lock=_locked(path))
+            raise ForeignFolderError(f"{file} was not written by `relay dev`; name another folder")
+    return DevelopmentFolder(path, temporary=False, lock=_locked(path))
 
 
 def running_config(temporary: Path) -> Path | None:

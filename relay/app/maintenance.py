@@ -34,7 +34,7 @@ _CLOCK_DIFFERS_US = 60_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class MaintenanceGauges:
     """What is counted all the time: SMTP sessions, and notes that wait for their time."""
 
     sessions: Callable[[], int]
@@ -42,7 +42,7 @@ class Figures:
 
 
 async def keep_figures(
-    spool: SqliteSpool, metrics: Metrics, clock: Clock, *, figures: Figures
+    spool: SqliteSpool, metrics: Metrics, clock: Clock, *, figures: MaintenanceGauges
 ) -> None:
     """Count the queue, and these figures, into the metrics until cancelled."""
     while True:

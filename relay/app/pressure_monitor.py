@@ -46,7 +46,7 @@ def resident_bytes() -> int:
     return 0
 
 
-def memory_there_is() -> int:
+def memory_limit_bytes() -> int:
     """How much memory the machine has, or the control group of this process if that is less."""
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with suppress(OSError):
@@ -58,7 +58,7 @@ def memory_there_is() -> int:
     return min(found)
 
 
-def allow_open_files() -> int:
+def raise_open_files_limit() -> int:
     """Raise the limit of open files as far as this process may, and return it.
 
     A shell's soft limit is often 1024, for programs that use select(2).
@@ -72,7 +72,7 @@ def allow_open_files() -> int:
     return _OPEN_FILES if soft == resource.RLIM_INFINITY else soft
 
 
-def give_memory_back() -> None:
+def trim_memory() -> None:
     """Return to the system what was freed: the C library keeps it, and would be short for ever."""
     gc.collect()
     with suppress(Exception):  # what is not glibc has no such call
@@ -97,13 +97,13 @@ def bounds_of(settings: Settings) -> Bounds:
     return Bounds(
         disk_free=given.disk_free,
         queue_entries=given.queue_entries,
-        memory=given.memory or int(_MEMORY_PART * memory_there_is()),
+        memory=given.memory or int(_MEMORY_PART * memory_limit_bytes()),
         commit_latency_s=given.commit_latency,
     )
 
 
 class PressureMonitor:
-    """Keeps a Pressure up to date. keep_looking() runs until cancelled; look() may come before."""
+    """Keeps a Pressure up to date. run() runs until cancelled; look() may come before."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class PressureMonitor:
         self._clock_differs = abs(jump_us(clock)) > _CLOCK_DIFFERS_S * 1_000_000
         self._trimmed_s = -math.inf
 
-    async def keep_looking(self) -> None:
+    async def run(self) -> None:
         """Look each second until cancelled."""
         while True:
             try:
@@ -174,7 +174,7 @@ class PressureMonitor:
         now_s = self._clock.monotonic()
         if now_s - self._trimmed_s >= _TRIM_S:
             self._trimmed_s = now_s
-            await asyncio.to_thread(give_memory_back)
+            await asyncio.to_thread(trim_memory)
 
     def _look_at_the_clock(self) -> None:
         jumped_s = jump_us(self._clock) / 1_000_000

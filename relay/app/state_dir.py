@@ -55,7 +55,7 @@ class OwnerLock:
             os.close(self._files.pop())
 
 
-def is_taken(run_dir: Path) -> bool:
+def is_running(run_dir: Path) -> bool:
     """Whether a relay runs there; nothing is made or changed."""
     return owner_of(run_dir) is not None
 

@@ -9,9 +9,9 @@ Standards: docs/names.md (Commands).
 
 import click
 
-from relay.app.commands.check import Finding, Verdict, check_file
-from relay.cli.errors import Ended, Exit
-from relay.cli.options import Given, common_options
+from relay.app.commands.check import CheckFinding, CheckResult, check_file
+from relay.cli.errors import CommandError, ExitCode
+from relay.cli.options import CommandContext, common_options
 from relay.cli.output import flush, print_json
 from relay.clock import SystemClock
 from relay.settings import read_environment
@@ -19,7 +19,7 @@ from relay.settings import read_environment
 
 @click.command()
 @common_options
-def check(given: Given) -> None:
+def check(context: CommandContext) -> None:
     """Check configuration, accounts, policies with their tests, ports, certificates and DNS.
 
     Starts nothing and changes nothing. Exits 78 when `relay serve` would refuse to start or clients
@@ -27,8 +27,8 @@ def check(given: Given) -> None:
     Run it as the user of the service.
     """
     environ = read_environment().variables
-    findings = list(check_file(given.found_config_file(), environ, SystemClock()))
-    if given.json:
+    findings = list(check_file(context.found_config_file(), environ, SystemClock()))
+    if context.json:
         print_json(
             [{"check": one.what, "verdict": one.verdict, "text": one.text} for one in findings]
         )
@@ -36,23 +36,25 @@ def check(given: Given) -> None:
         for one in findings:
             _show(one)
     verdicts = {one.verdict for one in findings}
-    if Verdict.FAULT in verdicts:
-        count = sum(1 for one in findings if one.verdict is Verdict.FAULT)
+    if CheckResult.FAULT in verdicts:
+        count = sum(1 for one in findings if one.verdict is CheckResult.FAULT)
         text = f"relay check: {count} {'fault' if count == 1 else 'faults'}"
-        raise Ended(Exit.CONFIGURATION, text)
-    if Verdict.FAILED in verdicts:
-        raise Ended(Exit.UNAVAILABLE, "relay check: something that it needs does not answer")
+        raise CommandError(ExitCode.CONFIGURATION, text)
+    if CheckResult.FAILED in verdicts:
+        raise CommandError(
+            ExitCode.UNAVAILABLE, "relay check: something that it needs does not answer"
+        )
 
 
-def _show(one: Finding) -> None:
+def _show(one: CheckFinding) -> None:
     match one.verdict:
-        case Verdict.FAULT:
+        case CheckResult.FAULT:
             flush()
             click.echo(one.text, err=True)
-        case Verdict.FAILED:
+        case CheckResult.FAILED:
             flush()
             click.echo(f"{one.what}: {one.text}", err=True)
-        case Verdict.WARNING:
+        case CheckResult.WARNING:
             flush()
             click.echo(f"warning: {one.text}", err=True)
         case _:

@@ -18,11 +18,11 @@ import click
 import uvloop
 
 from relay import __version__
-from relay.app.demonstration import DemonstrationError, Shown
-from relay.app.development import Plan, View, develop
-from relay.app.development_folder import Folder, open_folder
-from relay.cli.errors import INTERRUPTED, Ended, Exit
-from relay.cli.options import Given, common_options
+from relay.app.demonstration import DemonstratedMessage, DemonstrationError
+from relay.app.development import DevelopmentOptions, DevelopmentView, develop
+from relay.app.development_folder import DevelopmentFolder, open_folder
+from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
+from relay.cli.options import CommandContext, common_options
 from relay.cli.output import flush, print_json_line, printable, step_lines
 from relay.clock import SystemClock
 from relay.journeys.events import Step
@@ -101,37 +101,37 @@ class _HostType(click.ParamType[str]):
     "--exit-after",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Exit when N messages of yours came to an end.",
+    help="ExitCode when N messages of yours came to an end.",
 )
 @common_options
-def dev(given: Given, folder: Path | None, **options: Any) -> None:
+def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
     """Run the development relay: no file, loopback only, no mail leaves this machine.
 
     It shows one message going all seven steps and one that bounces, then every step of yours. It
     writes its own configuration and takes none; the other commands find it by themselves, unless
     --dir is given or /etc/relay/relay.toml exists.
     """
-    if given.config is not None:
+    if context.config is not None:
         click.echo("relay dev: takes no configuration, --config is ignored", err=True)
     logs.configure(
         "auto", clock=SystemClock(), color=not read_environment().no_color, level="warning"
     )  # the events themselves are shown on stdout
     for name, port in (("http", _HTTP_PORT), ("smtp", _SMTP_PORT)):
         options[name] = options[name] or Address("127.0.0.1", 0 if options["once"] else port)
-    plan = Plan(**options)
+    plan = DevelopmentOptions(**options)
     place = open_folder(folder)
-    view = _JsonView() if given.json else _TextView(place)
+    view = _JsonView() if context.json else _TextView(place)
     try:
         done = uvloop.run(develop(place, plan, view))
     except DemonstrationError as error:
-        raise Ended(Exit.UNAVAILABLE, f"relay dev: {error}") from None
+        raise CommandError(ExitCode.UNAVAILABLE, f"relay dev: {error}") from None
     except OSError as error:
         raise _port_in_use(error) from None
     finally:
         place.remove()
         logs.drain()
     if plan.once and not done:
-        raise Ended(INTERRUPTED)
+        raise CommandError(INTERRUPTED)
 
 
 def _port_in_use(error: OSError) -> Exception:
@@ -139,16 +139,16 @@ def _port_in_use(error: OSError) -> Exception:
     if error.errno != errno.EADDRINUSE:
         return error
     text = f"relay dev: {error.strerror}; try --http 127.0.0.1:0 --smtp 127.0.0.1:0"
-    return Ended(Exit.UNAVAILABLE, text)
+    return CommandError(ExitCode.UNAVAILABLE, text)
 
 
-class _JsonView(View):
+class _JsonView(DevelopmentView):
     """One object a line: where it listens, journeys, then steps."""
 
     def listening(self, http: Address, smtp: Address) -> None:
         print_json_line({"pid": os.getpid(), "http": [str(http)], "smtp": [str(smtp)]})
 
-    def demonstrated(self, shown: Shown) -> None:
+    def demonstrated(self, shown: DemonstratedMessage) -> None:
         print_json_line(shown.journey)
 
     def waiting(self, http: Address, smtp: Address) -> None:
@@ -159,10 +159,10 @@ class _JsonView(View):
         print_json_line({**{name: journey[name] for name in names}, **step})
 
 
-class _TextView(View):
+class _TextView(DevelopmentView):
     """Lines for people."""
 
-    def __init__(self, place: Folder) -> None:
+    def __init__(self, place: DevelopmentFolder) -> None:
         self._place = place
 
     def listening(self, http: Address, smtp: Address) -> None:
@@ -178,7 +178,7 @@ class _TextView(View):
             "",
         )
 
-    def demonstrated(self, shown: Shown) -> None:
+    def demonstrated(self, shown: DemonstratedMessage) -> None:
         """The first message step by step; of the one that bounces, why and with what report."""
         journey = shown.journey
         bounced = bool(shown.report_subject)
@@ -195,7 +195,7 @@ class _TextView(View):
             _echo(f"   bob's copy is in {shown.mailbox}/new", "")
 
     def waiting(self, http: Address, smtp: Address) -> None:
-        found = Given().found_config_file() == self._place.config  # without --config
+        found = CommandContext().found_config_file() == self._place.config  # without --config
         config = "" if found else f" --config {shlex.quote(str(self._place.config))}"
         _echo(
             "Try next:",

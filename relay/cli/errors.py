@@ -15,7 +15,7 @@ import click
 
 from relay.app.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
 from relay.app.commands.send import NotAllowedError, RefusedError, TryLaterError
-from relay.app.development_folder import NotOurFolderError
+from relay.app.development_folder import ForeignFolderError
 from relay.app.state_dir import AlreadyRunningError
 from relay.settings import SettingsError
 from relay.spool.types import SpoolDamagedError, SpoolError, SpoolFormatError
@@ -23,7 +23,7 @@ from relay.spool.types import SpoolDamagedError, SpoolError, SpoolFormatError
 INTERRUPTED = 130  # as shells have it for SIGINT
 
 
-class Exit(IntEnum):
+class ExitCode(IntEnum):
     """sysexits(3)."""
 
     OK = 0
@@ -36,7 +36,7 @@ class Exit(IntEnum):
     CONFIGURATION = 78
 
 
-class Ended(Exception):  # noqa: N818 - an end, not always an error
+class CommandError(Exception):
     """End the command with `code`, after `text` on stderr."""
 
     def __init__(self, code: int, text: str = "") -> None:
@@ -44,20 +44,20 @@ class Ended(Exception):  # noqa: N818 - an end, not always an error
         self.code = code
 
 
-_CODES: tuple[tuple[type[BaseException], Exit], ...] = (  # the first that fits
-    (ControlForbiddenError, Exit.NO_PERMISSION),
-    (ControlUnavailableError, Exit.UNAVAILABLE),
-    (AlreadyRunningError, Exit.UNAVAILABLE),
-    (NotOurFolderError, Exit.USAGE),
-    (NotAllowedError, Exit.NO_PERMISSION),
-    (TryLaterError, Exit.TRY_LATER),
-    (RefusedError, Exit.DATA),
-    (SpoolDamagedError, Exit.DATA),
-    (SpoolFormatError, Exit.CONFIGURATION),
-    (SpoolError, Exit.TRY_LATER),
-    (TimeoutError, Exit.TRY_LATER),
-    (PermissionError, Exit.NO_PERMISSION),
-    (OSError, Exit.UNAVAILABLE),
+_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (  # the first that fits
+    (ControlForbiddenError, ExitCode.NO_PERMISSION),
+    (ControlUnavailableError, ExitCode.UNAVAILABLE),
+    (AlreadyRunningError, ExitCode.UNAVAILABLE),
+    (ForeignFolderError, ExitCode.USAGE),
+    (NotAllowedError, ExitCode.NO_PERMISSION),
+    (TryLaterError, ExitCode.TRY_LATER),
+    (RefusedError, ExitCode.DATA),
+    (SpoolDamagedError, ExitCode.DATA),
+    (SpoolFormatError, ExitCode.CONFIGURATION),
+    (SpoolError, ExitCode.TRY_LATER),
+    (TimeoutError, ExitCode.TRY_LATER),
+    (PermissionError, ExitCode.NO_PERMISSION),
+    (OSError, ExitCode.UNAVAILABLE),
 )
 _SERVER_FAULT = 500
 
@@ -65,27 +65,27 @@ _SERVER_FAULT = 500
 def tell(error: BaseException) -> int:
     """Say what went wrong; return the exit code."""
     match error:
-        case Ended():
+        case CommandError():
             if str(error):
                 _say(str(error))
             return error.code
         case click.exceptions.Exit():
-            return Exit.USAGE if error.exit_code else Exit.OK
+            return ExitCode.USAGE if error.exit_code else ExitCode.OK
         case click.ClickException():
             error.show()
-            return Exit.USAGE
+            return ExitCode.USAGE
         case click.Abort() | KeyboardInterrupt():
             return INTERRUPTED
         case SettingsError():  # each fault on its line, as compilers do
             _say(str(error))
-            return Exit.CONFIGURATION
+            return ExitCode.CONFIGURATION
         case ControlError():
             _say(f"relay: {error}")
-            return Exit.DATA if error.status < _SERVER_FAULT else Exit.TRY_LATER
+            return ExitCode.DATA if error.status < _SERVER_FAULT else ExitCode.TRY_LATER
         # the reader of our output has seen enough; click makes a SystemExit of it
         case BrokenPipeError() | SystemExit():
             _discard_output()
-            return Exit.OK
+            return ExitCode.OK
     for kind, code in _CODES:
         if isinstance(error, kind):
             if kind is OSError:  # it may have been the output itself that could not be written
@@ -95,7 +95,7 @@ def tell(error: BaseException) -> int:
                 _say("relay: `relay storage salvage` saves what can be read; nothing is deleted")
             return code
     _say(f"relay: internal error: {type(error).__name__}: {error}")
-    return Exit.BUG
+    return ExitCode.BUG
 
 
 def _text_of(error: BaseException) -> str:

@@ -1,6 +1,6 @@
 """What every verb shares: --config and --json, and the settings they name.
 
-On the path: each verb takes a Given.
+On the path: each verb takes a CommandContext.
 Holds: both options may stand behind each word of the command; the last one wins.
 Fails: SettingsError for a configuration with faults, PermissionError for one that is not ours.
 Standards: docs/names.md (Commands).
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import click
 
 from relay.app.development_folder import running_config
-from relay.cli.errors import Ended, Exit
+from relay.cli.errors import CommandError, ExitCode
 from relay.files import check_readable
 from relay.settings import Settings, load, read_environment
 from relay.settings.document import shown
@@ -28,7 +28,7 @@ _KEY_CHARACTERS_MAX = 1000  # a Message-ID is a line at most
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class CommandContext:
     """The common options as given."""
 
     config: Path | None = None
@@ -48,25 +48,28 @@ class Given:
         return running_config(Path(tempfile.gettempdir())) or file
 
     def settings(self) -> Settings:
-        """Load found_config_file(). Raises SettingsError, PermissionError; Ended (69) where no file
-        is named and none is found.
+        """Load found_config_file().
+
+        Raises SettingsError, PermissionError, and CommandError (69) if no file is named or found.
         """
         file = self.found_config_file()
         if self.config is None and not read_environment().names_config and not file.exists():
             text = f"no relay is running: there is no {file}, and `relay dev` does not run"
-            raise Ended(Exit.UNAVAILABLE, f"relay: {text}; --config names a configuration")
+            raise CommandError(
+                ExitCode.UNAVAILABLE, f"relay: {text}; --config names a configuration"
+            )
         check_readable(file)
         return load(file, read_environment().variables)
 
 
 def common_options(command: F) -> F:
     """Give a verb --config and --json as one argument, `given`."""
-    return _with_given(command, keep=False)
+    return _with_context(command, keep=False)
 
 
 def group_options(command: F) -> F:
     """Give a group --config and --json for the verbs below it."""
-    return _with_given(command, keep=True)
+    return _with_context(command, keep=True)
 
 
 class Key(click.ParamType[str]):
@@ -82,10 +85,10 @@ class Key(click.ParamType[str]):
         return text
 
 
-def unknown_message(verb: str, key: str, *, without_daemon: str) -> Ended:
+def unknown_message(verb: str, key: str, *, without_daemon: str) -> CommandError:
     """Return the end of a verb that found no message; `without_daemon` says why files were read."""
     reason = f"; {without_daemon}" if without_daemon else ""
-    return Ended(Exit.DATA, f"relay {verb}: no message is known as {shown(key)}{reason}")
+    return CommandError(ExitCode.DATA, f"relay {verb}: no message is known as {shown(key)}{reason}")
 
 
 def user_name() -> str:
@@ -96,7 +99,7 @@ def user_name() -> str:
         return str(os.getuid())
 
 
-def _with_given(command: F, *, keep: bool) -> F:
+def _with_context(command: F, *, keep: bool) -> F:
     @click.option(
         "--config",
         type=click.Path(path_type=Path, dir_okay=False, readable=False),
@@ -105,14 +108,19 @@ def _with_given(command: F, *, keep: bool) -> F:
     @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
     @click.pass_context
     @functools.wraps(command)
-    def with_given(
-        context: click.Context, /, *args: Any, config: Path | None, as_json: bool, **kwargs: Any
+    def with_context(
+        click_context: click.Context,
+        /,
+        *args: Any,
+        config: Path | None,
+        as_json: bool,
+        **kwargs: Any,
     ) -> Any:
-        before = context.find_object(Given) or Given()
-        given = Given(config or before.config, as_json or before.json)
+        before = click_context.find_object(CommandContext) or CommandContext()
+        context = CommandContext(config or before.config, as_json or before.json)
         if keep:
-            context.obj = given
-            return context.invoke(command, given, *args, **kwargs)
-        return context.invoke(command, *args, given=given, **kwargs)
+            click_context.obj = context
+            return click_context.invoke(command, context, *args, **kwargs)
+        return click_context.invoke(command, *args, context=context, **kwargs)
 
-    return with_given  # type: ignore[return-value]
+    return with_context  # type: ignore[return-value]

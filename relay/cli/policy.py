@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from relay.cli.errors import Ended, Exit
-from relay.cli.options import Given, common_options, group_options
+from relay.cli.errors import CommandError, ExitCode
+from relay.cli.options import CommandContext, common_options, group_options
 from relay.cli.output import print_json, print_lines
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.verdict import Source
@@ -56,29 +56,29 @@ _DIRECTORY = click.argument(
 
 @click.group()
 @group_options
-def policy(_given: Given) -> None:
+def policy(_given: CommandContext) -> None:
     """Check and try the mail-flow rules."""
 
 
 @policy.command()
 @_DIRECTORY
 @common_options
-def check(given: Given, directory: Path | None) -> None:
+def check(context: CommandContext, directory: Path | None) -> None:
     """Check the rules and their tests, as a start would.
 
     Exits 78 with file:line of each fault.
     """
-    folder, domains = _place(given, directory)
-    _print(given, format_check(load_rules(folder, local_domains=domains)))
+    folder, domains = _place(context, directory)
+    _print(context, format_check(load_rules(folder, local_domains=domains)))
 
 
 @policy.command()
 @_DIRECTORY
 @common_options
-def test(given: Given, directory: Path | None) -> None:
+def test(context: CommandContext, directory: Path | None) -> None:
     """Run the rules' own tests; exits 78 when one fails."""
-    folder, domains = _place(given, directory)
-    _print(given, format_test_results(run_tests(read_rules(folder), local_domains=domains)))
+    folder, domains = _place(context, directory)
+    _print(context, format_test_results(run_tests(read_rules(folder), local_domains=domains)))
 
 
 @policy.command("try")
@@ -104,32 +104,32 @@ def test(given: Given, directory: Path | None) -> None:
               show_default=True)  # fmt: skip
 @common_options
 def try_(
-    given: Given, *, file: Path, sender: str, recipients: tuple[str, ...], source: str
+    context: CommandContext, *, file: Path, sender: str, recipients: tuple[str, ...], source: str
 ) -> None:
     """Say what the rules would do with a message, without doing it."""
-    folder, domains = _place(given, None)
+    folder, domains = _place(context, None)
     rules = read_rules(folder)
     content = crlf(file.read_bytes())
     if not split(content):
-        raise Ended(Exit.DATA, f"relay policy try: {file} has no header")
+        raise CommandError(ExitCode.DATA, f"relay policy try: {file} has no header")
     subject = make_subject(
         sender, recipients, content, source=Source(source), local_domains=domains
     )
-    _print(given, format_verdict(rules, rules.evaluate(subject)))
+    _print(context, format_verdict(rules, rules.evaluate(subject)))
 
 
-def _place(given: Given, directory: Path | None) -> tuple[Path, tuple[str, ...]]:
+def _place(context: CommandContext, directory: Path | None) -> tuple[Path, tuple[str, ...]]:
     """The folder of rules and the local domains; a folder that is given needs no configuration."""
     if directory is not None:
         return directory, ()
-    settings = given.settings()
+    settings = context.settings()
     return settings.policy.directory, settings.mailboxes.domains
 
 
-def _print(given: Given, told: Report) -> None:
-    if given.json:
+def _print(context: CommandContext, told: Report) -> None:
+    if context.json:
         print_json(told.document)
     else:
         print_lines(list(told.lines))
     if not told.good:
-        raise Ended(Exit.CONFIGURATION)
+        raise CommandError(ExitCode.CONFIGURATION)

@@ -14,10 +14,15 @@ from typing import Any, TypeVar
 
 import click
 
-from relay.app.commands.control import LIST_MAX, ControlError, OrderInterruptedError, Reading
-from relay.cli.errors import INTERRUPTED, Ended, Exit
+from relay.app.commands.control import (
+    LIST_MAX,
+    CommandInterruptedError,
+    ControlError,
+    OperatorClient,
+)
+from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.cli.options import (
-    Given,
+    CommandContext,
     Key,
     common_options,
     group_options,
@@ -106,7 +111,7 @@ def _selector(conditions: dict[str, Any]) -> Selector:
 
 @click.group()
 @group_options
-def queue(_given: Given) -> None:
+def queue(_given: CommandContext) -> None:
     """Look at the queue and act on it.
 
     An ID is that of an entry or message as the list shows it, a Graph id, a submission id or a
@@ -117,13 +122,13 @@ def queue(_given: Given) -> None:
 @queue.command("list")
 @selectors
 @common_options
-def list_(given: Given, **conditions: Any) -> None:
+def list_(context: CommandContext, **conditions: Any) -> None:
     """List what is not delivered yet, oldest first.
 
     All conditions that are given must hold; without any, everything is listed.
     """
-    entries = _reading(given).queue_list(_selector(conditions))
-    if given.json:
+    entries = _reading(context).queue_list(_selector(conditions))
+    if context.json:
         print_json(entries)
     else:
         print_lines(entry_lines(entries))
@@ -134,14 +139,14 @@ def list_(given: Given, **conditions: Any) -> None:
 @queue.command()
 @click.argument("key", type=Key(), metavar="ID")
 @common_options
-def show(given: Given, key: str) -> None:
+def show(context: CommandContext, key: str) -> None:
     """Show one message: its journey and its entries in the queue."""
-    reading = _reading(given)
+    reading = _reading(context)
     found = reading.journey(key)
     if found is None:
         raise unknown_message("queue show", key, without_daemon=reading.without_daemon)
     entries = reading.queue_list(Selector(ids=(found["id"],))) if found["id"] else []
-    if given.json:
+    if context.json:
         print_json({**found, "entries": entries})
     else:
         print_lines([*journey_lines(found), "", *entry_lines(entries)])
@@ -149,11 +154,11 @@ def show(given: Given, key: str) -> None:
 
 @queue.command()
 @common_options
-def stats(given: Given) -> None:
+def stats(context: CommandContext) -> None:
     """Count the queue: by state, by lane, by next hop."""
     clock = SystemClock()
-    told = Reading(given.settings(), clock).stats()
-    if given.json:
+    told = OperatorClient(context.settings(), clock).stats()
+    if context.json:
         print_json(told)
     else:
         print_lines(stats_lines(told, now_us=clock.time_us()))
@@ -162,76 +167,78 @@ def stats(given: Given) -> None:
 @queue.command()
 @changing
 @common_options
-def retry(given: Given, **conditions: Any) -> None:
+def retry(context: CommandContext, **conditions: Any) -> None:
     """Try deferred mail now, also where nobody was there a moment ago."""
-    _change(given, "retry", conditions)
+    _change(context, "retry", conditions)
 
 
 @queue.command()
 @changing
 @once("--until", metavar="TIME|DURATION", help="When the hold ends by itself.")
 @common_options
-def hold(given: Given, *, until: str, **conditions: Any) -> None:
+def hold(context: CommandContext, *, until: str, **conditions: Any) -> None:
     """Keep mail from being tried until it is released, or expires.
 
     Its time goes on: held mail expires when it would have. A TIME is such as
     2027-01-31T09:00:00Z.
     """
-    _change(given, "hold", conditions, until=until)
+    _change(context, "hold", conditions, until=until)
 
 
 @queue.command()
 @changing
 @click.option("--as-before", is_flag=True, help="Not now, but when it was due before the hold.")
 @common_options
-def release(given: Given, *, as_before: bool, **conditions: Any) -> None:
+def release(context: CommandContext, *, as_before: bool, **conditions: Any) -> None:
     """Try held mail now.
 
     With --as-before, a hold is undone: each entry is as it was, and waits for the time that it had.
     """
-    _change(given, "release", conditions, as_before=as_before)
+    _change(context, "release", conditions, as_before=as_before)
 
 
 @queue.command()
 @changing
 @common_options
-def cancel(given: Given, **conditions: Any) -> None:
+def cancel(context: CommandContext, **conditions: Any) -> None:
     """Take mail out of the queue for good; nobody gets a report.
 
     It cannot be undone; hold what is not certain.
     """
-    _change(given, "cancel", conditions)
+    _change(context, "cancel", conditions)
 
 
 @queue.command()
 @changing
 @click.option("--to", required=True, metavar="NEXT-HOP", help="The new way.")
 @common_options
-def reroute(given: Given, *, to: str, **conditions: Any) -> None:
+def reroute(context: CommandContext, *, to: str, **conditions: Any) -> None:
     """Send mail another way, and try it there now; also captured mail.
 
     NEXT-HOP is smtp://HOST:PORT, smtps://HOST:PORT, mx:DOMAIN, "mx" for each recipient's own
     domain, "local", or "default" for what the routes say now. What is held stays held.
     """
-    _change(given, "reroute", conditions, to=to)
+    _change(context, "reroute", conditions, to=to)
 
 
-def _change(given: Given, operation: str, conditions: dict[str, Any], **more: Any) -> None:
+def _change(
+    context: CommandContext, operation: str, conditions: dict[str, Any], **more: Any
+) -> None:
     selector = _selector(conditions)
     if selector == Selector():
         raise click.UsageError("say which: ID, a condition, or --all")
     more |= conditions | {"who": user_name()}
     try:
-        answer = _reading(given).change(operation, selector, **more)
+        answer = _reading(context).change(operation, selector, **more)
     except ControlError as error:
         if error.status == HTTPStatus.BAD_REQUEST:  # what options say, that only the relay can tell
             raise click.UsageError(_with_option(str(error))) from None
         raise
-    except OrderInterruptedError as error:
+    except CommandInterruptedError as error:
         so_far = "nothing was to be changed" if more["dry_run"] else _so_far(error.done)
-        raise Ended(INTERRUPTED, f"relay queue {operation}: interrupted: {so_far}") from None
+        raise CommandError(INTERRUPTED, f"relay queue {operation}: interrupted: {so_far}") from None
     line = changed_line(operation, answer)
-    if given.json:
+    if context.json:
         print_json(answer["entries"])
         click.echo(f"relay queue {operation}: {line}", err=True)
     else:
@@ -242,7 +249,7 @@ def _change(given: Given, operation: str, conditions: dict[str, Any], **more: An
     if answer["in_flight"] and not answer["done"] and not may_wait:
         flush()
         text = f"relay queue {operation}: all of it is being tried just now; try again later"
-        raise Ended(Exit.TRY_LATER, text)
+        raise CommandError(ExitCode.TRY_LATER, text)
 
 
 def _with_option(text: str) -> str:
@@ -262,11 +269,13 @@ def _refuse_unknown(verb: str, unknown: Sequence[str]) -> None:
     if unknown:
         flush()
         names = ", ".join(shown(name) for name in unknown)
-        raise Ended(Exit.DATA, f"relay queue {verb}: nothing in the queue is known as {names}")
+        raise CommandError(
+            ExitCode.DATA, f"relay queue {verb}: nothing in the queue is known as {names}"
+        )
 
 
-def _reading(given: Given) -> Reading:
-    return Reading(given.settings(), SystemClock())
+def _reading(context: CommandContext) -> OperatorClient:
+    return OperatorClient(context.settings(), SystemClock())
 
 
 def _say_if_cut(entries: list[dict[str, Any]]) -> None:

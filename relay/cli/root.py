@@ -13,7 +13,7 @@ import sys
 import click
 
 from relay import __version__
-from relay.cli.options import Given, group_options
+from relay.cli.options import CommandContext, group_options
 from relay.cli.output import flush
 
 _VERBS = {
@@ -60,12 +60,12 @@ class _Verbs(click.Group):
 @click.group(
     cls=_Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes are those of sysexits: 64 usage, 65 data, 69 unavailable, 75 try later, "
+    epilog="ExitCode codes are those of sysexits: 64 usage, 65 data, 69 unavailable, 75 try later, "
     "77 permission, 78 configuration.",
 )
 @click.version_option(__version__, prog_name="relay", message="%(prog)s %(version)s")
 @group_options
-def cli(_given: Given) -> None:
+def cli(_given: CommandContext) -> None:
     """Relay: a self-hosted mail relay with the shape of Microsoft Graph's send-mail process."""
 
 

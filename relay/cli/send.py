@@ -14,9 +14,9 @@ from typing import Any
 
 import click
 
-from relay.app.commands.send import Draft, read_attachments, send_by_graph, send_by_smtp
-from relay.cli.errors import Ended, Exit
-from relay.cli.options import Given, common_options, user_name
+from relay.app.commands.send import DraftToSend, read_attachments, send_by_graph, send_by_smtp
+from relay.cli.errors import CommandError, ExitCode
+from relay.cli.options import CommandContext, common_options, user_name
 from relay.cli.output import print_json, print_lines
 from relay.settings.tree import Address, Settings
 
@@ -58,21 +58,21 @@ from relay.settings.tree import Address, Settings
 )
 @common_options
 def send(
-    given: Given, *, recipients: tuple[str, ...], attach: tuple[Path, ...], **told: Any
+    context: CommandContext, *, recipients: tuple[str, ...], attach: tuple[Path, ...], **told: Any
 ) -> None:
     """Send one message through the running relay and print its id.
 
     The id is one that `relay wait` and `relay trace` take.
     """
-    settings = given.settings()
+    settings = context.settings()
     token, sender, body = told["token"], told["sender"], told["body"]
     if not sender and not token:
         sender = f"{user_name()}@{settings.hostname}"
     if body is None:
         body = _standard_input()
-    draft = Draft(sender, recipients, told["subject"], body, read_attachments(attach))
+    draft = DraftToSend(sender, recipients, told["subject"], body, read_attachments(attach))
     identity = _submit(settings, token, draft)
-    if given.json:
+    if context.json:
         print_json({"id": identity})
     else:
         print_lines([identity])
@@ -84,19 +84,21 @@ def _standard_input() -> str:
     try:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError:
-        raise Ended(Exit.DATA, "relay send: standard input: expected text in UTF-8") from None
+        raise CommandError(
+            ExitCode.DATA, "relay send: standard input: expected text in UTF-8"
+        ) from None
 
 
-def _submit(settings: Settings, token: str, draft: Draft) -> str:
+def _submit(settings: Settings, token: str, draft: DraftToSend) -> str:
     address, send_to = _way(settings, token)
     try:
         return send_to(address, draft)
     except OSError as error:
         text = f"relay send: no relay answers at {address}: {error.strerror or error}"
-        raise Ended(Exit.UNAVAILABLE, text) from None
+        raise CommandError(ExitCode.UNAVAILABLE, text) from None
 
 
-def _way(settings: Settings, token: str) -> tuple[Address, Callable[[Address, Draft], str]]:
+def _way(settings: Settings, token: str) -> tuple[Address, Callable[[Address, DraftToSend], str]]:
     """Where to send to, and how."""
     if token:
         listens = [one for one in settings.http.listen if one.port]
@@ -105,5 +107,5 @@ def _way(settings: Settings, token: str) -> tuple[Address, Callable[[Address, Dr
         listens = [one.listen for one in settings.smtp if one.role == "relay" and one.listen.port]
         missing = "no [[smtp]] listener with role relay has a TCP port; use --token"
     if not listens:
-        raise Ended(Exit.CONFIGURATION, f"relay send: {missing}")
+        raise CommandError(ExitCode.CONFIGURATION, f"relay send: {missing}")
     return listens[0], functools.partial(send_by_graph, token=token) if token else send_by_smtp

@@ -12,13 +12,13 @@ from pathlib import Path
 import click
 import uvloop
 
-from relay.app.compose import Sources, compose
-from relay.app.configuration import InForce, read_all
+from relay.app.compose import RelayDependencies, compose
+from relay.app.configuration import ActiveConfiguration, read_configuration
 from relay.app.daemon import ServiceManager
 from relay.app.daemon import serve as run
 from relay.app.state_dir import unusable_state
-from relay.cli.errors import Ended, Exit
-from relay.cli.options import Given, common_options
+from relay.cli.errors import CommandError, ExitCode
+from relay.cli.options import CommandContext, common_options
 from relay.clock import SystemClock
 from relay.observe import logs
 from relay.settings import read_environment
@@ -31,38 +31,38 @@ from relay.settings import read_environment
     help="Write the pid and the real addresses here as JSON when everything listens.",
 )
 @common_options
-def serve(given: Given, ready_file: Path | None) -> None:
+def serve(context: CommandContext, ready_file: Path | None) -> None:
     """Run the service until SIGTERM: HTTP, SMTP, pickup and delivery in one process.
 
     SIGHUP reads rules and accounts again; a bad file changes nothing and is logged.
     """
     environment = read_environment()
-    file, clock = given.config_file(), SystemClock()
-    in_force = InForce(lambda: read_all(file, environment.variables, clock))
-    settings = in_force.settings
+    file, clock = context.config_file(), SystemClock()
+    active = ActiveConfiguration(lambda: read_configuration(file, environment.variables, clock))
+    settings = active.settings
     if fault := unusable_state(settings):
-        in_force.close()
-        raise Ended(Exit.CONFIGURATION, fault)
+        active.close()
+        raise CommandError(ExitCode.CONFIGURATION, fault)
     logs.configure(
         settings.observe.log,
         clock=clock,
         environ_journal_stream=environment.journal_stream,
         color=not environment.no_color,
     )
-    sources = Sources(in_force, in_force.rules, crash_at=environment.crash_at)
+    sources = RelayDependencies(active, active.rules, crash_at=environment.crash_at)
 
     async def serve_until_told() -> None:
         try:
             daemon = compose(settings, sources)
         except ValueError as error:
-            raise Ended(Exit.CONFIGURATION, f"{file}: {error}") from None
+            raise CommandError(ExitCode.CONFIGURATION, f"{file}: {error}") from None
         manager = ServiceManager(environment.notify_socket)
-        await run(daemon, manager, in_force=in_force, ready_file=ready_file)
+        await run(daemon, manager, active=active, ready_file=ready_file)
 
     try:
         uvloop.run(serve_until_told())
     except asyncio.CancelledError:
-        raise Ended(Exit.BUG, "relay: cancelled") from None
+        raise CommandError(ExitCode.BUG, "relay: cancelled") from None
     finally:
         logs.drain()
-        in_force.close()
+        active.close()

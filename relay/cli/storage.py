@@ -12,11 +12,11 @@ from pathlib import Path
 
 import click
 
-from relay.app.commands.storage import UnknownAccountError, Wishes
+from relay.app.commands.storage import UnknownAccountError, VerifyOptions
 from relay.app.commands.storage import prune as pruned
 from relay.app.commands.storage import verify as verified
-from relay.cli.errors import Ended, Exit
-from relay.cli.options import Given, common_options, group_options
+from relay.cli.errors import CommandError, ExitCode
+from relay.cli.options import CommandContext, common_options, group_options
 from relay.cli.output import (
     backup_lines,
     finding_line,
@@ -36,7 +36,7 @@ _PAGES_TOLD = 10_000
 
 @click.group()
 @group_options
-def storage(_given: Given) -> None:
+def storage(_given: CommandContext) -> None:
     """Look after what is on the disk."""
 
 
@@ -46,7 +46,7 @@ def storage(_given: Given) -> None:
 @click.option("--full", is_flag=True, help="Read every octet, and every message's header.")
 @click.option("--recount", is_flag=True, help="Cancel recipients without an entry; count anew.")
 @common_options
-def verify(given: Given, *, accounts: tuple[str, ...], **wishes: bool) -> None:
+def verify(context: CommandContext, *, accounts: tuple[str, ...], **wishes: bool) -> None:
     """Check mailboxes, notes and the spool, and mend them.
 
     Where accounts are named, only what is theirs. What follows from other files is repaired,
@@ -57,7 +57,7 @@ def verify(given: Given, *, accounts: tuple[str, ...], **wishes: bool) -> None:
     """
     if accounts and wishes["recount"]:
         raise click.UsageError("--recount: the spool is not one account's: name none")
-    settings = given.settings()
+    settings = context.settings()
     is_watched = _is_watched()
 
     def progress(number: int) -> None:
@@ -67,28 +67,30 @@ def verify(given: Given, *, accounts: tuple[str, ...], **wishes: bool) -> None:
     try:
         result = verified(
             settings,
-            Wishes(accounts, **wishes),
+            VerifyOptions(accounts, **wishes),
             environ=read_environment().variables,
             clock=SystemClock(),
-            on_finding=(lambda _: None) if given.json else (lambda x: click.echo(finding_line(x))),
+            on_finding=(lambda _: None)
+            if context.json
+            else (lambda x: click.echo(finding_line(x))),
             on_mailbox=progress,
         )
     except UnknownAccountError as error:
-        raise Ended(Exit.DATA, f"relay storage verify: {error}") from None
-    if given.json:
+        raise CommandError(ExitCode.DATA, f"relay storage verify: {error}") from None
+    if context.json:
         print_json(result.document)
     else:
         for line in verified_lines(result.document):
             click.echo(line)
     if result.tally.remaining:
-        raise Ended(Exit.DATA)
+        raise CommandError(ExitCode.DATA)
 
 
 @storage.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--dry-run", is_flag=True, help="Only say how much would be copied.")
 @common_options
-def backup(given: Given, directory: Path, *, dry_run: bool) -> None:
+def backup(context: CommandContext, directory: Path, *, dry_run: bool) -> None:
     """Copy the spool into DIRECTORY, also beside a running relay.
 
     The dead letters go with it. The copy is one moment of the spool, and can take its place.
@@ -101,7 +103,7 @@ def backup(given: Given, directory: Path, *, dry_run: bool) -> None:
         extent,
     )
 
-    settings = given.settings()
+    settings = context.settings()
 
     def progress(done: int, pages: int) -> None:
         if _is_watched() and done != pages and done % _PAGES_TOLD == 0:
@@ -113,8 +115,8 @@ def backup(given: Given, directory: Path, *, dry_run: bool) -> None:
         else:
             told = back_up(settings, directory, clock=SystemClock(), on_part=progress)
     except BackupRefusedError as error:
-        raise Ended(Exit.DATA, f"relay storage backup: {error}") from None
-    if given.json:
+        raise CommandError(ExitCode.DATA, f"relay storage backup: {error}") from None
+    if context.json:
         print_json(told)
     else:
         print_lines(backup_lines(told, str(directory), dry_run=dry_run))
@@ -124,7 +126,7 @@ def backup(given: Given, directory: Path, *, dry_run: bool) -> None:
 @click.option("--older-than", default="", metavar="DURATION", help="In place of spool.keep.")
 @click.option("--dry-run", is_flag=True, help="Only say how much would be removed.")
 @common_options
-def prune(given: Given, *, older_than: str, dry_run: bool) -> None:
+def prune(context: CommandContext, *, older_than: str, dry_run: bool) -> None:
     """Remove the history of finished messages now.
 
     Submission keys go when their own time is over. What is in the queue stays, and so do the
@@ -135,8 +137,8 @@ def prune(given: Given, *, older_than: str, dry_run: bool) -> None:
     except ValueError as error:
         text = f"--older-than: found {shown(older_than)}, expected {error}"
         raise click.UsageError(text) from None
-    told = pruned(given.settings(), SystemClock(), older_than_s=older_than_s, dry_run=dry_run)
-    if given.json:
+    told = pruned(context.settings(), SystemClock(), older_than_s=older_than_s, dry_run=dry_run)
+    if context.json:
         print_json(told)
         return
     verb = "would remove" if dry_run else "removed"
@@ -149,25 +151,25 @@ def prune(given: Given, *, older_than: str, dry_run: bool) -> None:
 
 @storage.command()
 @common_options
-def salvage(given: Given) -> None:
+def salvage(context: CommandContext) -> None:
     """Bring what can be read of a damaged spool into a new one.
 
     The damaged one is put aside with all that belongs to it; nothing is deleted. Without damage
     nothing is done. No relay may run. Exits 65 when something could not be read.
     """
-    from relay.app.commands.storage import NothingToSalvageError  # noqa: PLC0415 - is slow
+    from relay.app.commands.storage import NothingToRecoverError  # noqa: PLC0415 - is slow
     from relay.app.commands.storage import salvage as salvaged  # noqa: PLC0415 - the same
 
     try:
-        told = salvaged(given.settings(), SystemClock())
-    except NothingToSalvageError as error:
-        raise Ended(Exit.DATA, f"relay storage salvage: {error}") from None
-    if given.json:
+        told = salvaged(context.settings(), SystemClock())
+    except NothingToRecoverError as error:
+        raise CommandError(ExitCode.DATA, f"relay storage salvage: {error}") from None
+    if context.json:
         print_json(told)
     else:
         print_lines(salvage_lines(told))
     if not told["whole"]:
-        raise Ended(Exit.DATA)
+        raise CommandError(ExitCode.DATA)
 
 
 def _is_watched() -> bool:

@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from relay.app.commands.control import Reading
-from relay.cli.errors import Ended, Exit
-from relay.cli.options import Given, Key, common_options, unknown_message
+from relay.app.commands.control import OperatorClient
+from relay.cli.errors import CommandError, ExitCode
+from relay.cli.options import CommandContext, Key, common_options, unknown_message
 from relay.cli.output import flush, journey_lines, print_json, print_lines, printable
 from relay.clock import SystemClock
 from relay.journeys.journey import is_final
@@ -25,17 +25,17 @@ from relay.settings.document import counted, shown
 @click.command()
 @click.argument("key", type=Key(), metavar="ID|ADDRESS|last")
 @common_options
-def trace(given: Given, key: str) -> None:
+def trace(context: CommandContext, key: str) -> None:
     """Show the journey of a message through the seven steps.
 
     ID is a Graph id, a submission id, a queue id or a Message-ID; an ADDRESS is that of the sender
     or of a recipient, and means the newest message.
     """
-    reading = Reading(given.settings(), SystemClock())
+    reading = OperatorClient(context.settings(), SystemClock())
     found = reading.journey(key)
     if found is None:
         raise unknown_message("trace", key, without_daemon=reading.without_daemon)
-    if given.json:
+    if context.json:
         print_json(found)
     else:
         print_lines(journey_lines(found))
@@ -112,7 +112,7 @@ _STATES = ["final", *(str(state) for state in State)]
     help="How long to wait.",
 )
 @common_options
-def wait(given: Given, key: str, *, state: str, timeout_s: float) -> None:
+def wait(context: CommandContext, key: str, *, state: str, timeout_s: float) -> None:
     """Wait until a message is where it should be, then show its journey.
 
     A message that is not known yet is waited for as well. Exits 75 when the time is up, or the
@@ -120,13 +120,13 @@ def wait(given: Given, key: str, *, state: str, timeout_s: float) -> None:
     """
     if not math.isfinite(timeout_s):
         raise click.UsageError("--timeout: expected a number of seconds")
-    reading = Reading(given.settings(), SystemClock())
+    reading = OperatorClient(context.settings(), SystemClock())
     found = reading.wait(key, state=state, timeout_s=timeout_s)
     if found is None:
         text = f"relay wait: no message became known as {shown(key)} within {timeout_s:g} s"
-        raise Ended(Exit.TRY_LATER, text)
+        raise CommandError(ExitCode.TRY_LATER, text)
     reached = found.pop("reached")
-    if given.json:
+    if context.json:
         print_json(found)
     else:
         print_lines(journey_lines(found))
@@ -135,4 +135,4 @@ def wait(given: Given, key: str, *, state: str, timeout_s: float) -> None:
         entries = reading.entries_of(found["id"]) if found["id"] else []
         so_far = "for good" if is_final(found) else f"after {timeout_s:g} s"
         text = f"relay wait: {found['state']} {so_far}, expected {state}"
-        raise Ended(Exit.TRY_LATER, "\n  ".join([text, *diagnosis(found, entries)]))
+        raise CommandError(ExitCode.TRY_LATER, "\n  ".join([text, *diagnosis(found, entries)]))

@@ -61,7 +61,7 @@ def test_a_bad_file_changes_nothing_and_is_named(relay, text):
     file.write_text(NO_SPAM)
     hang_up(relay, "reloaded")
     file.write_text(text)
-    hang_up(relay, "what was in force stays")
+    hang_up(relay, "the previous configuration stays active")
     assert "10-spam.toml:" in relay.log
     assert state_of(relay, "spam") == "failed"
 
@@ -78,4 +78,4 @@ def test_accounts_come_and_go(relay):
 
 def test_a_changed_configuration_is_said_to_want_a_restart(relay):
     relay.write_config(relay.config | {"hostname": "other.example.test"})
-    hang_up(relay, "that takes a restart")
+    hang_up(relay, "a restart is needed")

@@ -2,7 +2,7 @@
 
 On the path: before it.
 Holds: every look is read-only; each check says what it looked at.
-Fails: never; what is wrong becomes a Finding.
+Fails: never; what is wrong becomes a CheckFinding.
 Standards: none.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 
 from relay.accounts import load_accounts
 from relay.app.configuration import route_table
-from relay.app.state_dir import is_taken, open_to_others, owner_of, unusable_state, unwritable
+from relay.app.state_dir import is_running, open_to_others, owner_of, unusable_state, unwritable
 from relay.clock import Clock
 from relay.policy import PolicyError, load_rules
 from relay.routing import name_servers_answer
@@ -45,7 +45,7 @@ _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
 @dataclass(frozen=True, slots=True)
-class Listener:
+class CheckedListener:
     """One address of the configuration, and the certificate that is shown there."""
 
     key: KeyPath
@@ -59,21 +59,21 @@ class Listener:
         return not is_loopback(self.address)
 
 
-def http_listeners(settings: Settings) -> list[Listener]:
+def http_listeners(settings: Settings) -> list[CheckedListener]:
     """Return the addresses at which tokens are taken, in plain HTTP."""
     found = [
-        Listener(("http", "listen", number), address)
+        CheckedListener(("http", "listen", number), address)
         for number, address in enumerate(settings.http.listen)
     ]
     if settings.observe.metrics is not None:
-        found.append(Listener(("observe", "metrics"), settings.observe.metrics))
+        found.append(CheckedListener(("observe", "metrics"), settings.observe.metrics))
     return found
 
 
-def smtp_listeners(settings: Settings) -> list[Listener]:
+def smtp_listeners(settings: Settings) -> list[CheckedListener]:
     """Return the SMTP listeners."""
     return [
-        Listener(("smtp", number, "listen"), one.listen, one.tls, ("smtp", number, "tls"))
+        CheckedListener(("smtp", number, "listen"), one.listen, one.tls, ("smtp", number, "tls"))
         for number, one in enumerate(settings.smtp)
     ]
 
@@ -200,48 +200,52 @@ def _address(written: str) -> str:
 
 # -- certificates
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class CertificateFinding:
     """What clients would say of a certificate: a fault, or a warning, or neither."""
 
     fault: str = ""
     warning: str = ""
 
 
-def judge(listener: Listener, hostname: str, now_s: float) -> Judgement:
+def judge(listener: CheckedListener, hostname: str, now_s: float) -> CertificateFinding:
     """Return what is wrong with the certificate of a listener for clients that verify it."""
     assert listener.tls is not None
     try:
         certificate = _as_a_client_sees_it(listener.tls)
     except ssl.SSLCertVerificationError as error:
-        return Judgement(f"found one that clients refuse: {error.verify_message}")
+        return CertificateFinding(f"found one that clients refuse: {error.verify_message}")
     except OSError as error:
-        return Judgement(f"found one that fails in a handshake: {error.strerror or error}")
+        return CertificateFinding(f"found one that fails in a handshake: {error.strerror or error}")
     return judge_certificate(certificate, _names(listener, hostname), now_s)
 
 
 def judge_certificate(
     certificate: Mapping[str, Any], names: Sequence[str], now_s: float
-) -> Judgement:
+) -> CertificateFinding:
     """Return what is wrong with a certificate for clients that ask for one of `names` (pure)."""
     begin_s = ssl.cert_time_to_seconds(certificate["notBefore"])
     end_s = ssl.cert_time_to_seconds(certificate["notAfter"])
     if end_s <= now_s:
-        return Judgement(f"found one that expired on {_day(end_s)}, expected one that is valid")
+        return CertificateFinding(
+            f"found one that expired on {_day(end_s)}, expected one that is valid"
+        )
     if begin_s > now_s:
-        return Judgement(f"found one that begins on {_day(begin_s)}, expected one that is valid")
+        return CertificateFinding(
+            f"found one that begins on {_day(begin_s)}, expected one that is valid"
+        )
     if not any(is_for(certificate, name) for name in names):
         found = shown_names(certificate)
-        return Judgement(f"found one for {found}, expected one for {' or '.join(names)}")
+        return CertificateFinding(f"found one for {found}, expected one for {' or '.join(names)}")
     if end_s - now_s < SOON_S:
-        return Judgement(warning=f"found one that expires on {_day(end_s)}: renew it")
-    return Judgement()
+        return CertificateFinding(warning=f"found one that expires on {_day(end_s)}: renew it")
+    return CertificateFinding()
 
 
 def _day(moment_s: float) -> str:
     return datetime.fromtimestamp(moment_s, UTC).date().isoformat()
 
 
-def _names(listener: Listener, hostname: str) -> list[str]:
+def _names(listener: CheckedListener, hostname: str) -> list[str]:
     """Return the names by which clients may know the listener."""
     names = [hostname]
     host = listener.address.host
@@ -278,7 +282,7 @@ def _as_a_client_sees_it(tls: Tls) -> Mapping[str, Any]:
     return asking.getpeercert() or {}
 
 
-class Verdict(StrEnum):
+class CheckResult(StrEnum):
     """How a check came out."""
 
     OK = "ok"
@@ -288,22 +292,22 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckFinding:
     """One line of the check."""
 
     what: str
-    verdict: Verdict
+    verdict: CheckResult
     text: str
 
 
-def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator[Finding]:
+def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator[CheckFinding]:
     """Check a configuration, and everything behind it once it can be read."""
     try:
         settings = load(file, environ)
     except SettingsError as error:
         yield from _faults("configuration", error)
         return
-    yield Finding("configuration", Verdict.OK, str(file))
+    yield CheckFinding("configuration", CheckResult.OK, str(file))
     place = read_document(file)  # for the lines of what is found beyond it
     yield from _accounts(settings, environ, clock)
     yield from _routes(settings, place)
@@ -318,7 +322,7 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
     yield asyncio.run(_dns(settings))
 
 
-def _routes(settings: Settings, place: Document) -> Iterator[Finding]:
+def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     """Yield the routes whose password goes to a host that is not verified."""
     for number, route in enumerate(settings.route):
         host = host_of(route)
@@ -331,8 +335,8 @@ def _routes(settings: Settings, place: Document) -> Iterator[Finding]:
             yield _warning("routes", place.fault(("route", number, "tls"), text))
 
 
-def _open_to_others(settings: Settings, place: Document) -> Iterator[Finding]:
-    """Files and folders that other users of this machine can read or write."""
+def _open_to_others(settings: Settings, place: Document) -> Iterator[CheckFinding]:
+    """SpoolFiles and folders that other users of this machine can read or write."""
     secrets: list[tuple[KeyPath, Path]] = [
         (("route", number, "auth", "password_file"), route.auth.password_file)
         for number, route in enumerate(settings.route)
@@ -355,7 +359,7 @@ def _open_to_others(settings: Settings, place: Document) -> Iterator[Finding]:
             yield _warning("permissions", place.fault(key, text))
 
 
-def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[Finding]:
+def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[CheckFinding]:
     """Ports, certificates, and who hears what is said there."""
     http, smtp = http_listeners(settings), smtp_listeners(settings)
     is_free = True
@@ -363,7 +367,7 @@ def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[Fi
         if expected := port_fault(one.address, settings.run_dir, is_http=one in http):
             is_free = False
             text = f'found "{one.address}", expected {expected}'
-            yield Finding("listeners", Verdict.FAULT, str(place.fault(one.key, text)))
+            yield CheckFinding("listeners", CheckResult.FAULT, str(place.fault(one.key, text)))
     for one in http:
         if one.is_open:
             text = (
@@ -378,24 +382,26 @@ def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[Fi
         key = (*one.tls_key, "certificate")
         if judgement.fault:
             text = str(place.fault(key, judgement.fault))
-            yield Finding("certificates", Verdict.FAULT, text)
+            yield CheckFinding("certificates", CheckResult.FAULT, text)
         if judgement.warning:
             yield _warning("certificates", place.fault(key, judgement.warning))
     if is_free:
         addresses = ", ".join(str(one.address) for one in (*http, *smtp))
-        yield Finding("listeners", Verdict.OK, addresses)
+        yield CheckFinding("listeners", CheckResult.OK, addresses)
 
 
-def _warning(what: str, fault: Fault) -> Finding:
-    return Finding(what, Verdict.WARNING, str(fault))
+def _warning(what: str, fault: Fault) -> CheckFinding:
+    return CheckFinding(what, CheckResult.WARNING, str(fault))
 
 
-def _faults(what: str, error: SettingsError) -> Iterator[Finding]:
+def _faults(what: str, error: SettingsError) -> Iterator[CheckFinding]:
     for fault in error.faults:
-        yield Finding(what, Verdict.FAULT, str(fault))
+        yield CheckFinding(what, CheckResult.FAULT, str(fault))
 
 
-def _accounts(settings: Settings, environ: Mapping[str, str], clock: Clock) -> Iterator[Finding]:
+def _accounts(
+    settings: Settings, environ: Mapping[str, str], clock: Clock
+) -> Iterator[CheckFinding]:
     boxes = settings.mailboxes
     try:
         accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
@@ -405,31 +411,33 @@ def _accounts(settings: Settings, environ: Mapping[str, str], clock: Clock) -> I
     try:
         route_table(settings, accounts)
     except ValueError as error:
-        yield Finding("routes", Verdict.FAULT, f"route: {error}")
+        yield CheckFinding("routes", CheckResult.FAULT, f"route: {error}")
     for warning in accounts.warnings():
-        yield Finding("accounts", Verdict.WARNING, warning)
-    yield Finding("accounts", Verdict.OK, f"{len(accounts.accounts)} in {boxes.accounts}")
+        yield CheckFinding("accounts", CheckResult.WARNING, warning)
+    yield CheckFinding("accounts", CheckResult.OK, f"{len(accounts.accounts)} in {boxes.accounts}")
     accounts.close()
 
 
-def _policies(settings: Settings) -> Iterator[Finding]:
+def _policies(settings: Settings) -> Iterator[CheckFinding]:
     try:
         rules = load_rules(settings.policy.directory, local_domains=settings.mailboxes.domains)
     except PolicyError as error:
         yield from _faults("policy", error)
         return
     files = len(rules.files)
-    yield Finding("policy", Verdict.OK, f"{files} files in {settings.policy.directory}, tests pass")
+    yield CheckFinding(
+        "policy", CheckResult.OK, f"{files} files in {settings.policy.directory}, tests pass"
+    )
 
 
-def _folder(name: str, folder: Path, fault: str) -> Finding:
+def _folder(name: str, folder: Path, fault: str) -> CheckFinding:
     if fault:
-        return Finding(name, Verdict.FAULT, fault)
+        return CheckFinding(name, CheckResult.FAULT, fault)
     made = "" if folder.exists() else " (it will be made)"
-    return Finding(name, Verdict.OK, f"{folder}{made}")
+    return CheckFinding(name, CheckResult.OK, f"{folder}{made}")
 
 
-def _spool(settings: Settings, *, is_usable: bool) -> Iterator[Finding]:
+def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
     """Whether the file can be opened; `relay storage verify` looks further.
 
     In a state_dir that is not usable it cannot be opened, whatever is in it.
@@ -437,30 +445,30 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[Finding]:
     database = settings.spool_file
     try:
         if is_or_was_there(database):
-            check_files(database, has_owner=is_taken(settings.run_dir))
+            check_files(database, has_owner=is_running(settings.run_dir))
     except (SpoolError, OSError) as error:
         hint = "; see relay storage salvage" if isinstance(error, SpoolDamagedError) else ""
-        yield Finding("spool", Verdict.FAULT, f"spool.url: {error}{hint}")
+        yield CheckFinding("spool", CheckResult.FAULT, f"spool.url: {error}{hint}")
         return
     mark = mark_of(database)
     if mark.exists():
         text = f"{database} is damaged, no new mail is taken on; see relay storage salvage"
-        yield Finding("spool", Verdict.FAILED, text)
+        yield CheckFinding("spool", CheckResult.FAILED, text)
         return
     if not is_usable:
         text = f"{database} cannot be opened: see state_dir"
-        yield Finding("spool", Verdict.FAILED, text)
+        yield CheckFinding("spool", CheckResult.FAILED, text)
         return
     made = "" if database.exists() else " (it will be made)"
-    yield Finding("spool", Verdict.OK, f"{database}{made}")
+    yield CheckFinding("spool", CheckResult.OK, f"{database}{made}")
 
 
-async def _dns(settings: Settings) -> Finding:
+async def _dns(settings: Settings) -> CheckFinding:
     servers = ", ".join(map(str, settings.dns.nameservers)) or "the system's name servers"
     trouble = await name_servers_answer(settings.dns.nameservers, timeout_s=_DNS_TIMEOUT_S)
     if trouble:
-        return Finding("dns", Verdict.FAILED, f"{servers}: {trouble}")
-    return Finding("dns", Verdict.OK, servers)
+        return CheckFinding("dns", CheckResult.FAILED, f"{servers}: {trouble}")
+    return CheckFinding("dns", CheckResult.OK, servers)
 
 
 _DNS_TIMEOUT_S = 3.0

@@ -24,7 +24,7 @@ from relay.settings import Settings
 from relay.spool.operating import UNKNOWN_HEADER, Listed
 
 if TYPE_CHECKING:
-    from relay.app.commands.offline import Files
+    from relay.app.commands.offline import SpoolFiles
     from relay.spool.types import Selector
 
 
@@ -138,7 +138,7 @@ _NOTHING_CHANGED: dict[str, Any] = {
 }  # fmt: skip
 
 
-class OrderInterruptedError(Exception):
+class CommandInterruptedError(Exception):
     """Ctrl-C before the answer came: so many were done; None where only the daemon knows."""
 
     def __init__(self, done: int | None) -> None:
@@ -146,7 +146,7 @@ class OrderInterruptedError(Exception):
         self.done = done
 
 
-class Reading:
+class OperatorClient:
     """What the command line may ask; every method blocks."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
@@ -221,7 +221,7 @@ class Reading:
         """Do something to entries: the answer of POST /queue/{operation}.
 
         `more` are the other fields of its body, those that are given. Raises ControlError for what
-        makes no sense, OrderInterruptedError.
+        makes no sense, CommandInterruptedError.
         """
         wanted = _conditions(selector) | {name: one for name, one in more.items() if one}
         client = ControlClient(self._settings.control_socket, timeout_s=_ORDER_S_MAX)
@@ -231,7 +231,7 @@ class Reading:
             nothing = _NOTHING_CHANGED | {"unknown": list(selector.ids)}
             return self._change_offline(silent, operation, wanted, nothing=nothing)
         except KeyboardInterrupt:
-            raise OrderInterruptedError(None) from None
+            raise CommandInterruptedError(None) from None
         return done
 
     def _change_offline(
@@ -252,19 +252,23 @@ class Reading:
         try:
             return self._offline(silent, lambda files: order(files.spool.desk), nothing=nothing)
         except KeyboardInterrupt:  # the slice that was in work has been written
-            raise OrderInterruptedError(done[-1]) from None
+            raise CommandInterruptedError(done[-1]) from None
 
     def _offline(
-        self, silent: ControlUnavailableError, ask: "Callable[[Files], Awaitable[T]]", *, nothing: T
+        self,
+        silent: ControlUnavailableError,
+        ask: "Callable[[SpoolFiles], Awaitable[T]]",
+        *,
+        nothing: T,
     ) -> T:
         """Ask the files. Raises `silent` when there is a daemon after all, which did not answer."""
         if isinstance(silent, ControlForbiddenError):
             raise silent
-        from relay.app.commands.offline import ask_files  # noqa: PLC0415 - see the head
+        from relay.app.commands.offline import with_spool_files  # noqa: PLC0415 - see the head
 
         self.without_daemon = str(silent)
         try:
-            return ask_files(self._settings, self._clock, ask, nothing=nothing)
+            return with_spool_files(self._settings, self._clock, ask, nothing=nothing)
         except AlreadyRunningError as running:
             raise ControlUnavailableError(f"{silent}, but {running}") from None
 

@@ -18,7 +18,7 @@ from relay.accounts import load_accounts
 from relay.api.orders import Asking, order_of_body
 from relay.api.viewer import OPERATOR
 from relay.app.commands.control import ControlError
-from relay.app.configuration import route_table, way_to
+from relay.app.configuration import parse_next_hop, route_table
 from relay.app.state_dir import OwnerLock
 from relay.clock import Clock
 from relay.crashpoints import CrashPoints
@@ -36,15 +36,15 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
+class SpoolFiles:
     """What may be asked."""
 
     spool: SqliteSpool
     journeys: Journeys
 
 
-def ask_files(
-    settings: Settings, clock: Clock, ask: Callable[[Files], Awaitable[T]], *, nothing: T
+def with_spool_files(
+    settings: Settings, clock: Clock, ask: Callable[[SpoolFiles], Awaitable[T]], *, nothing: T
 ) -> T:
     """Own the spool for one question; `nothing` where there was never a relay."""
     if not is_or_was_there(settings.spool_file):
@@ -60,7 +60,7 @@ def ask_files(
         )
         try:
             await spool.start()
-            return await ask(Files(spool, Journeys(spool, log)))
+            return await ask(SpoolFiles(spool, Journeys(spool, log)))
         finally:
             await spool.stop()
 
@@ -96,7 +96,7 @@ async def carry_out(
         asking = Asking(
             name=OPERATOR.name,
             may_say_who=True,
-            way_to=lambda text: way_to(text, table),
+            way_to=lambda text: parse_next_hop(text, table),
             clock=clock,
         )
         try:

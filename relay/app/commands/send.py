@@ -40,7 +40,7 @@ class TryLaterError(RefusedError):
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class DraftToSend:
     """What to send; attachments are names with their bytes. `sender` may be "" for Graph."""
 
     sender: str
@@ -68,7 +68,7 @@ def read_attachments(paths: tuple[Path, ...]) -> tuple[tuple[str, bytes], ...]:
     return tuple((path.name, path.read_bytes()) for path in paths)
 
 
-def send_by_graph(address: Address, draft: Draft, *, token: str) -> str:
+def send_by_graph(address: Address, draft: DraftToSend, *, token: str) -> str:
     """POST /me/sendMail with `token`; return the message's Graph id. Raises RefusedError,
     OSError.
     """
@@ -96,7 +96,7 @@ def send_by_graph(address: Address, draft: Draft, *, token: str) -> str:
     raise RefusedError(text)
 
 
-def send_by_smtp(address: Address, draft: Draft) -> str:
+def send_by_smtp(address: Address, draft: DraftToSend) -> str:
     """Submit by SMTP; return the queue id. Raises RefusedError, OSError."""
     draft.check()
     ascii_only = "".join((draft.sender, *draft.recipients)).isascii()
@@ -121,7 +121,7 @@ def send_by_smtp(address: Address, draft: Draft) -> str:
     return reply[1].decode("utf-8", "replace").rpartition(" ")[2]
 
 
-def _as_graph(draft: Draft) -> dict[str, Any]:
+def _as_graph(draft: DraftToSend) -> dict[str, Any]:
     message: dict[str, Any] = {
         "subject": draft.subject,
         "body": {"contentType": "text", "content": draft.text},
@@ -141,7 +141,7 @@ def _as_graph(draft: Draft) -> dict[str, Any]:
     return message
 
 
-def _as_mime(draft: Draft, *, ascii_only: bool) -> bytes:
+def _as_mime(draft: DraftToSend, *, ascii_only: bool) -> bytes:
     """The message; without `ascii_only` its header is UTF-8 (RFC 6532)."""
     message = EmailMessage(email.policy.SMTP if ascii_only else email.policy.SMTPUTF8)
     message["From"] = draft.sender

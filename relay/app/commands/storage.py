@@ -19,7 +19,7 @@ import msgspec
 
 from relay.accounts import DEAD_LETTER, load_accounts
 from relay.app.commands.control import ControlClient, ControlForbiddenError, ControlUnavailableError
-from relay.app.state_dir import AlreadyRunningError, OwnerLock, is_taken
+from relay.app.state_dir import AlreadyRunningError, OwnerLock, is_running
 from relay.clock import Clock, rfc3339
 from relay.files import check_readable
 from relay.mailbox.verify import StoreCounts, StoreFinding, Verifier, VerifierDependencies
@@ -41,7 +41,7 @@ class UnknownAccountError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class VerifyOptions:
     """What is to be verified, and how: every account where none is named."""
 
     accounts: Sequence[str] = ()
@@ -51,7 +51,7 @@ class Wishes:
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
+class VerifyResult:
     """What came of it; `document` is what --json prints."""
 
     tally: StoreCounts
@@ -60,13 +60,13 @@ class Verified:
 
 def verify(
     settings: Settings,
-    wishes: Wishes,
+    wishes: VerifyOptions,
     *,
     environ: Mapping[str, str],
     clock: Clock,
     on_finding: Callable[[dict[str, Any]], None] = lambda _: None,
     on_mailbox: Callable[[int], None] = lambda _: None,
-) -> Verified:
+) -> VerifyResult:
     """Verify, and mend what can be repaired. Raises what the module says."""
     boxes = settings.mailboxes
     check_readable(boxes.accounts)
@@ -111,12 +111,12 @@ def verify(
                 settings, wishes, clock=clock, is_owner=is_owner, found=found, tally=tally
             )
         )
-    return Verified(tally, _document(tally, findings, spool))
+    return VerifyResult(tally, _document(tally, findings, spool))
 
 
 def _verify_spool(
     settings: Settings,
-    wishes: Wishes,
+    wishes: VerifyOptions,
     *,
     clock: Clock,
     is_owner: bool,
@@ -126,7 +126,7 @@ def _verify_spool(
     if not is_or_was_there(settings.spool_file):
         return None
     if wishes.dry_run:
-        mode = Mode.BESIDE if is_taken(settings.run_dir) else Mode.DRY_RUN
+        mode = Mode.BESIDE if is_running(settings.run_dir) else Mode.DRY_RUN
     else:
         mode = Mode.MEND if is_owner else Mode.BESIDE
 
@@ -237,23 +237,23 @@ def _offline(
     older_than_s: float | None,
     dry_run: bool,
 ) -> Mapping[str, Any]:
-    from relay.app.commands.offline import Files, ask_files  # noqa: PLC0415 - where none runs
+    from relay.app.commands.offline import SpoolFiles, with_spool_files  # noqa: PLC0415 - where none runs
 
     age_s = settings.spool.keep if older_than_s is None else older_than_s
 
-    async def ask(files: Files) -> Mapping[str, Any]:
+    async def ask(files: SpoolFiles) -> Mapping[str, Any]:
         found = await files.spool.keeping.prune_many(age_s, dry_run=True)
         while not dry_run and not (await files.spool.keeping.prune_many(age_s))["ended"]:
             pass
         return found
 
     try:
-        return ask_files(settings, clock, ask, nothing=_NOTHING)
+        return with_spool_files(settings, clock, ask, nothing=_NOTHING)
     except AlreadyRunningError as running:
         raise ControlUnavailableError(f"{silent}, but {running}") from None
 
 
-class NothingToSalvageError(SpoolError):
+class NothingToRecoverError(SpoolError):
     """There is no spool."""
 
 
@@ -262,7 +262,7 @@ def salvage(settings: Settings, clock: Clock) -> dict[str, Any]:
     database = settings.spool_file
     with as_owner(settings.state_dir):
         if not is_or_was_there(database):
-            raise NothingToSalvageError(f"there is no {database}")
+            raise NothingToRecoverError(f"there is no {database}")
         lock = OwnerLock(settings.run_dir)
         lock.take()
         try:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from relay.accounts import load_accounts
-from relay.app.compose import Sources, compose
+from relay.app.compose import RelayDependencies, compose
 from relay.app.daemon import Daemon
 from relay.clock import SystemClock
 from relay.policy import load_rules
@@ -37,7 +37,7 @@ def composed() -> Callable[[Settings], Daemon]:
         boxes = settings.mailboxes
         accounts = load_accounts(boxes.accounts, boxes.domains, clock=SystemClock(), environ={})
         rules = load_rules(settings.policy.directory, local_domains=boxes.domains)
-        return compose(settings, Sources(accounts, lambda: rules, crash_at=crash_at))
+        return compose(settings, RelayDependencies(accounts, lambda: rules, crash_at=crash_at))
 
     return composed
 

@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 
 from relay.app.commands import check
-from relay.app.commands.check import Verdict, check_file
+from relay.app.commands.check import CheckResult, check_file
 from relay.app.state_dir import OwnerLock
 from relay.clock import SystemClock
 from relay.spool.sqlite.engine.database import open_database
@@ -79,7 +79,7 @@ def of(findings, verdict):
 
 def test_a_good_set_has_no_fault(files):
     findings = files()
-    assert of(findings, Verdict.FAULT) == []
+    assert of(findings, CheckResult.FAULT) == []
     assert [one.what for one in findings] == [
         "configuration", "accounts", "policy", "state_dir", "mailboxes.root", "listeners",
         "spool", "dns",
@@ -87,7 +87,7 @@ def test_a_good_set_has_no_fault(files):
 
 
 def test_name_servers_that_do_not_answer_are_no_fault_of_the_files(files):
-    ((what, text),) = of(files(), Verdict.FAILED)
+    ((what, text),) = of(files(), CheckResult.FAILED)
     assert (what, "127.0.0.1:1" in text) == ("dns", True)
 
 
@@ -104,19 +104,19 @@ def test_name_servers_that_do_not_answer_are_no_fault_of_the_files(files):
     ids=["unknown key", "no TOML", "account", "rule", "failing test"],
 )  # fmt: skip
 def test_a_fault_has_its_file_and_line(files, changed, what, told):
-    faults = of(files(**changed), Verdict.FAULT)
+    faults = of(files(**changed), CheckResult.FAULT)
     assert [name for name, _ in faults] == [what]
     assert f"{files.folder}/" in faults[0][1]
     assert told in faults[0][1]
 
 
 def test_faults_of_accounts_and_rules_are_told_together(files):
-    faults = of(files(accounts="x = 1\n", **{"policies/10": "y = 1\n"}), Verdict.FAULT)
+    faults = of(files(accounts="x = 1\n", **{"policies/10": "y = 1\n"}), CheckResult.FAULT)
     assert [what for what, _ in faults] == ["accounts", "policy"]
 
 
 def test_plain_secrets_are_warned_of(files):
-    warnings = of(files(accounts=ACCOUNTS + 'token = "plain:alice"\n'), Verdict.WARNING)
+    warnings = of(files(accounts=ACCOUNTS + 'token = "plain:alice"\n'), CheckResult.WARNING)
     assert [what for what, _ in warnings] == ["accounts"]
     assert "accounts.toml:3: account[0].token: found a plain secret" in warnings[0][1]
     assert "alice" not in warnings[0][1].partition("account[0]")[2]
@@ -124,7 +124,7 @@ def test_plain_secrets_are_warned_of(files):
 
 def test_a_folder_that_is_a_file_is_a_fault(files):
     (files.folder / "state").touch()
-    assert of(files(), Verdict.FAULT) == [
+    assert of(files(), CheckResult.FAULT) == [
         ("state_dir", f"state_dir: {files.folder}/state is no folder that this user can write")
     ]
 
@@ -145,7 +145,7 @@ def taken():
     ],
 )
 def test_a_port_that_another_program_has_is_a_fault(files, taken, old, new, key):
-    faults = of(files(relay=CONFIG.replace(old, new.format(taken))), Verdict.FAULT)
+    faults = of(files(relay=CONFIG.replace(old, new.format(taken))), CheckResult.FAULT)
     expected = f'found "{taken}", expected an address that is free: another program listens there'
     ((what, text),) = faults
     assert what == "listeners"
@@ -155,9 +155,9 @@ def test_a_port_that_another_program_has_is_a_fault(files, taken, old, new, key)
 def test_a_port_is_free_again_after_the_check(files, taken):
     config = CONFIG.replace("127.0.0.1:0", taken.replace("127.0.0.1", "127.0.0.2"))
     for _ in range(2):
-        assert of(files(relay=config), Verdict.FAULT) == []
+        assert of(files(relay=config), CheckResult.FAULT) == []
     with socket.create_server(("127.0.0.2", int(taken.rpartition(":")[2]))):
-        assert len(of(files(relay=config), Verdict.FAULT)) == 1
+        assert len(of(files(relay=config), CheckResult.FAULT)) == 1
 
 
 def test_the_ports_of_the_relay_that_runs_there_are_no_fault(files, taken, monkeypatch):
@@ -165,14 +165,14 @@ def test_the_ports_of_the_relay_that_runs_there_are_no_fault(files, taken, monke
     config = CONFIG.replace("127.0.0.1:0", taken)
     lock.take()  # by this process, which listens there
     try:
-        assert of(files(relay=config), Verdict.FAULT) == []
+        assert of(files(relay=config), CheckResult.FAULT) == []
         monkeypatch.setattr(check, "owner_of", lambda _run_dir: "1")  # which does not
-        assert len(of(files(relay=config), Verdict.FAULT)) == (1 if os.geteuid() == 0 else 0)
+        assert len(of(files(relay=config), CheckResult.FAULT)) == (1 if os.geteuid() == 0 else 0)
     finally:
         lock.give_back()
     monkeypatch.undo()
     monkeypatch.setattr(check, "_DNS_TIMEOUT_S", 0.05)
-    assert len(of(files(relay=config), Verdict.FAULT)) == 1
+    assert len(of(files(relay=config), CheckResult.FAULT)) == 1
 
 
 def test_a_port_that_another_has_at_another_address_is_no_fault_beside_ones_own(files):
@@ -189,9 +189,9 @@ def test_a_port_that_another_has_at_another_address_is_no_fault_beside_ones_own(
             ) as other:
                 if other.stdout.readline() != b"listens\n":
                     pytest.skip("no IPv6 here")
-                assert of(files(relay=config), Verdict.FAULT) == []
+                assert of(files(relay=config), CheckResult.FAULT) == []
                 own.close()
-                assert of(files(relay=config), Verdict.FAULT) == []
+                assert of(files(relay=config), CheckResult.FAULT) == []
                 other.stdin.close()
     finally:
         lock.give_back()
@@ -210,7 +210,7 @@ sys.stdin.read()
 
 def test_a_port_that_this_user_may_not_bind_is_a_fault(files, monkeypatch):
     monkeypatch.setattr(check, "_bind_error", lambda *_: errno.EACCES)  # root may bind all
-    ((what, text),) = of(files(relay=CONFIG.replace(":0", ":25")), Verdict.FAULT)
+    ((what, text),) = of(files(relay=CONFIG.replace(":0", ":25")), CheckResult.FAULT)
     assert what == "listeners"
     assert 'http.listen[0]: found "127.0.0.1:25", expected a port that this user may bind' in text
     assert "CAP_NET_BIND_SERVICE" in text
@@ -218,28 +218,28 @@ def test_a_port_that_this_user_may_not_bind_is_a_fault(files, monkeypatch):
 
 def test_an_address_of_another_machine_is_a_fault(files):
     config = CONFIG.replace("127.0.0.1:0", "192.0.2.1:8025")
-    ((what, text),) = of(files(relay=config), Verdict.FAULT)
+    ((what, text),) = of(files(relay=config), CheckResult.FAULT)
     assert (what, "expected an address of this machine" in text) == ("listeners", True)
 
 
 def test_unix_sockets_are_looked_at(files, tmp_path):
     config = CONFIG.replace("127.0.0.1:0", "unix:http.sock")
     place = files.folder / "http.sock"
-    assert of(files(relay=config), Verdict.FAULT) == []
+    assert of(files(relay=config), CheckResult.FAULT) == []
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(place))
         listener.listen()
-        ((_, text),) = of(files(relay=config), Verdict.FAULT)
+        ((_, text),) = of(files(relay=config), CheckResult.FAULT)
         assert "expected a socket that is free: another program listens there" in text
-    assert of(files(relay=config), Verdict.FAULT) == []  # it is left behind, and replaced
+    assert of(files(relay=config), CheckResult.FAULT) == []  # it is left behind, and replaced
     place.unlink()
     place.touch()
-    ((_, text),) = of(files(relay=config), Verdict.FAULT)
+    ((_, text),) = of(files(relay=config), CheckResult.FAULT)
     assert "expected the path of a socket" in text
     ours = CONFIG.replace("127.0.0.1:0", "unix:state/http.sock")  # where a start makes the folder
-    assert of(files(relay=ours), Verdict.FAULT) == []
+    assert of(files(relay=ours), CheckResult.FAULT) == []
     nowhere = CONFIG.replace("127.0.0.1:0", "unix:nowhere/http.sock")
-    ((_, text),) = of(files(relay=nowhere), Verdict.FAULT)
+    ((_, text),) = of(files(relay=nowhere), CheckResult.FAULT)
     assert "expected a socket in a folder that this user can write" in text
 
 
@@ -268,7 +268,7 @@ def with_certificate(certificate):
 )
 def test_a_certificate_that_clients_refuse_is_a_fault(files, authority, names, days, told):
     made = authority.issue(*names, days=days)
-    ((what, text),) = of(files(relay=with_certificate(made)), Verdict.FAULT)
+    ((what, text),) = of(files(relay=with_certificate(made)), CheckResult.FAULT)
     assert what == "certificates"
     assert f"relay.toml:11: smtp[0].tls.certificate: {told}" in text
 
@@ -276,7 +276,7 @@ def test_a_certificate_that_clients_refuse_is_a_fault(files, authority, names, d
 def test_a_certificate_of_another_key_is_a_fault(files, authority):
     made = authority.issue("DNS:relay.example.test", days=30)
     config = with_certificate(made).replace(str(made.key), str(authority.directory / "ca.key"))
-    ((what, text),) = of(files(relay=config), Verdict.FAULT)
+    ((what, text),) = of(files(relay=config), CheckResult.FAULT)
     assert what == "configuration"
     assert "smtp[0].tls.certificate: " in text
     assert "this key belongs to another certificate" in text
@@ -286,13 +286,13 @@ def test_a_certificate_of_another_key_is_a_fault(files, authority):
                                   "IP:127.0.0.1"])  # fmt: skip
 def test_a_certificate_for_a_name_of_the_listener_is_in_order(files, authority, name):
     findings = files(relay=with_certificate(authority.issue(name, days=30)))
-    assert of(findings, Verdict.FAULT) == []
-    assert of(findings, Verdict.WARNING) == []
+    assert of(findings, CheckResult.FAULT) == []
+    assert of(findings, CheckResult.WARNING) == []
 
 
 def test_a_certificate_that_soon_expires_is_warned_of(files, authority):
     made = authority.issue("DNS:relay.example.test", days=5)
-    ((what, text),) = of(files(relay=with_certificate(made)), Verdict.WARNING)
+    ((what, text),) = of(files(relay=with_certificate(made)), CheckResult.WARNING)
     assert (what, "found one that expires on 20" in text) == ("certificates", True)
 
 
@@ -313,7 +313,7 @@ def test_a_certificate_of_the_future_is_a_fault(authority):
 def test_plain_http_for_other_machines_is_warned_of(files):
     config = CONFIG.replace('"127.0.0.1:0"', '"0.0.0.0:0", "[::1]:0", "unix:http.sock"')
     config = config.replace("[policy]", '[observe]\nmetrics = "0.0.0.0:0"\n[policy]')
-    warnings = of(files(relay=config), Verdict.WARNING)
+    warnings = of(files(relay=config), CheckResult.WARNING)
     places = [text.partition(": found")[0].rpartition(" ")[2] for _, text in warnings]
     assert places == ["http.listen[0]", "observe.metrics"]
     assert 'found "0.0.0.0:0", where tokens and mail travel in the clear' in warnings[0][1]
@@ -340,8 +340,8 @@ def test_a_login_for_whoever_answers_is_warned_of(files, host, tls, count):
     (files.folder / "secret").chmod(0o600)
     line = f'tls = "{tls}"' if tls else ""
     findings = files(relay=CONFIG.replace("[policy]", ROUTE.format(host, line)))
-    assert of(findings, Verdict.FAULT) == []
-    warnings = of(findings, Verdict.WARNING)
+    assert of(findings, CheckResult.FAULT) == []
+    warnings = of(findings, CheckResult.WARNING)
     assert len(warnings) == count
     told = f'relay.toml:13: route[0].tls: found "{tls}" with auth, expected verify: the password'
     assert all(told in text for _, text in warnings)
@@ -354,7 +354,7 @@ def test_secrets_that_others_can_read_are_warned_of(files, authority):
     for mode, count in ((0o640, 0), (0o604, 2)):
         for file in (files.folder / "secret", made.key):
             file.chmod(mode)
-        warnings = of(files(relay=config), Verdict.WARNING)
+        warnings = of(files(relay=config), CheckResult.WARNING)
         assert len(warnings) == count
     keys = ["route[0].auth.password_file", "smtp[0].tls.key"]
     assert [text.partition(": found")[0].rpartition(" ")[2] for _, text in warnings] == keys
@@ -366,7 +366,7 @@ def test_folders_that_others_can_write_are_warned_of(files):
     for name in ("state", "mail"):
         (files.folder / name).mkdir()
         (files.folder / name).chmod(0o777)
-    warnings = of(files(), Verdict.WARNING)
+    warnings = of(files(), CheckResult.WARNING)
     assert [text.partition(": found")[0].rpartition(" ")[2] for _, text in warnings] == [
         "state_dir", "mailboxes.root",
     ]  # fmt: skip
@@ -386,7 +386,7 @@ def test_a_directory_in_place_of_the_spool_is_said(files):
     spool.mkdir(parents=True)
     [found] = [one for one in files() if one.what == "spool"]
     expected = f"spool.url: {spool}: found a directory, expected the spool's file"
-    assert (found.verdict, found.text) == (Verdict.FAULT, expected)
+    assert (found.verdict, found.text) == (CheckResult.FAULT, expected)
 
 
 def test_a_log_is_looked_at_where_nobody_writes_it(files):
@@ -402,7 +402,7 @@ def test_a_log_is_looked_at_where_nobody_writes_it(files):
     for file, octets in kept.items():
         file.write_bytes(octets)
     [found] = [one for one in files() if one.what == "spool"]
-    assert found.verdict is Verdict.FAULT
+    assert found.verdict is CheckResult.FAULT
     assert f"spool.url: {log} is damaged: SQLite reads 0 of its" in found.text
     lock = OwnerLock(folder / "run")
     lock.take()
@@ -410,19 +410,19 @@ def test_a_log_is_looked_at_where_nobody_writes_it(files):
         [found] = [one for one in files() if one.what == "spool"]
     finally:
         lock.give_back()
-    assert found.verdict is Verdict.OK
+    assert found.verdict is CheckResult.OK
 
 
 @pytest.mark.parametrize(
     ("name", "octets", "verdict", "told"),
     [
-        ("spool.sqlite", b"", Verdict.OK, "spool.sqlite"),
-        ("spool.sqlite", HEADER + b"\0\0\0\3", Verdict.OK, "spool.sqlite"),
-        ("spool.sqlite", HEADER + b"\0\0\0\1", Verdict.OK, "spool.sqlite"),
-        ("spool.sqlite", HEADER + b"\0\0\1\0", Verdict.FAULT, "newer Relay (schema 256"),
-        ("spool.sqlite", b"nothing of ours", Verdict.FAULT, "see relay storage salvage"),
-        ("spool.sqlite.salvage", b"", Verdict.FAULT, "salvage was cut off"),
-        ("spool.sqlite.damage", b"a page", Verdict.FAILED, "no new mail is taken on"),
+        ("spool.sqlite", b"", CheckResult.OK, "spool.sqlite"),
+        ("spool.sqlite", HEADER + b"\0\0\0\3", CheckResult.OK, "spool.sqlite"),
+        ("spool.sqlite", HEADER + b"\0\0\0\1", CheckResult.OK, "spool.sqlite"),
+        ("spool.sqlite", HEADER + b"\0\0\1\0", CheckResult.FAULT, "newer Relay (schema 256"),
+        ("spool.sqlite", b"nothing of ours", CheckResult.FAULT, "see relay storage salvage"),
+        ("spool.sqlite.salvage", b"", CheckResult.FAULT, "salvage was cut off"),
+        ("spool.sqlite.damage", b"a page", CheckResult.FAILED, "no new mail is taken on"),
     ],
 )
 def test_the_spool_is_looked_at(files, name, octets, verdict, told):

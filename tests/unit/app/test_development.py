@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from relay.accounts import load_accounts
-from relay.app.commands.check import Verdict, check_file
+from relay.app.commands.check import CheckResult, check_file
 from relay.app.development import write_config
-from relay.app.development_folder import NotOurFolderError, open_folder, running_config
+from relay.app.development_folder import ForeignFolderError, open_folder, running_config
 from relay.app.state_dir import AlreadyRunningError
 from relay.clock import SystemClock
 from relay.settings.tree import Address
@@ -95,7 +95,7 @@ def test_a_given_folder_stays_and_has_one_relay_at_a_time(temporary):
 @pytest.mark.parametrize("name", ["relay.toml", "accounts.toml"])
 def test_files_of_somebody_else_are_not_touched(temporary, name):
     (temporary / name).write_text("hostname = 'mine'\n")
-    with pytest.raises(NotOurFolderError, match=name):
+    with pytest.raises(ForeignFolderError, match=name):
         open_folder(temporary)
     assert [one.name for one in temporary.iterdir()] == [name]
 
@@ -114,6 +114,6 @@ def test_its_configuration_is_good_and_lets_nothing_out(temporary):
     modes = {one.stat().st_mode & 0o777 for one in Path(folder.path).glob("*.toml")}
     assert modes == {0o600}, "others cannot read the tokens"
     verdicts = {one.what: one.verdict for one in check_file(folder.config, {}, SystemClock())}
-    assert verdicts["policy"] is Verdict.OK
-    assert Verdict.FAULT not in verdicts.values()
+    assert verdicts["policy"] is CheckResult.OK
+    assert CheckResult.FAULT not in verdicts.values()
     folder.remove()

@@ -1,4 +1,4 @@
-"""Figures and pruning go on, whatever one pass came to."""
+"""MaintenanceGauges and pruning go on, whatever one pass came to."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -66,7 +66,7 @@ async def run_until_over(spool: Spool, work) -> None:
 
 async def test_figures_survive_a_spool_that_fails() -> None:
     spool, metrics = Spool([SpoolError("busy"), ZeroDivisionError(), COUNTS]), Metrics()
-    counted = maintenance.Figures(sessions=lambda: 7, deferred_notes=lambda: 3)
+    counted = maintenance.MaintenanceGauges(sessions=lambda: 7, deferred_notes=lambda: 3)
     figures = maintenance.keep_figures(spool, metrics, ManualClock(), figures=counted)
     await run_until_over(spool, figures)
     value = metrics.registry.get_sample_value

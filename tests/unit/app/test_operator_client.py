@@ -12,10 +12,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from relay.app.commands.control import (
+    CommandInterruptedError,
     ControlError,
     ControlUnavailableError,
-    OrderInterruptedError,
-    Reading,
+    OperatorClient,
 )
 from relay.app.state_dir import OwnerLock
 from relay.clock import ManualClock
@@ -37,7 +37,7 @@ def clock():
 
 @pytest.fixture
 def reading(settings, clock):
-    return Reading(settings, clock)
+    return OperatorClient(settings, clock)
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_an_order_that_is_interrupted_says_that_only_the_daemon_knows(reading, d
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     daemon.answers.append(KeyboardInterrupt)
     try:
-        with pytest.raises(OrderInterruptedError) as interrupted:
+        with pytest.raises(CommandInterruptedError) as interrupted:
             reading.change("hold", Selector(all=True))
     finally:
         signal.signal(signal.SIGINT, before)

@@ -12,11 +12,11 @@ from structlog.testing import capture_logs
 from relay.app import pressure_monitor as monitoring
 from relay.app.pressure_monitor import (
     PressureMonitor,
-    allow_open_files,
     bounds_of,
-    give_memory_back,
-    memory_there_is,
+    memory_limit_bytes,
+    raise_open_files_limit,
     resident_bytes,
+    trim_memory,
 )
 from relay.clock import ManualClock
 from relay.observe.metrics import Metrics
@@ -162,7 +162,7 @@ async def test_a_fault_of_ours_ends_no_looking(world, monkeypatch):
 
     world.monitor._resident = broken
     monkeypatch.setattr(monitoring, "LOOK_S", 0)
-    task = asyncio.create_task(world.monitor.keep_looking())
+    task = asyncio.create_task(world.monitor.run())
     async with asyncio.timeout(5):
         for _ in range(2):
             await looked.wait()
@@ -173,8 +173,8 @@ async def test_a_fault_of_ours_ends_no_looking(world, monkeypatch):
 
 
 def test_how_much_memory_there_is(settings_with):
-    assert MIB < resident_bytes() < memory_there_is()
-    assert bounds_of(settings_with()).memory == int(0.75 * memory_there_is())
+    assert MIB < resident_bytes() < memory_limit_bytes()
+    assert bounds_of(settings_with()).memory == int(0.75 * memory_limit_bytes())
     assert bounds_of(settings_with(pressure={"memory": "300 MiB"})).memory == 300 * MIB
 
 
@@ -185,14 +185,14 @@ def test_a_control_group_bounds_it(tmp_path, monkeypatch):
     (group / "memory.max").write_text("max\n")
     monkeypatch.setattr(monitoring, "_CGROUP", tmp_path / "cgroup")
     monkeypatch.setattr(monitoring, "_CGROUPS", tmp_path)
-    unbounded = memory_there_is()
+    unbounded = memory_limit_bytes()
     (group.parent / "memory.max").write_text(f"{MIB}\n")
-    assert (memory_there_is(), unbounded > MIB) == (MIB, True)
+    assert (memory_limit_bytes(), unbounded > MIB) == (MIB, True)
 
 
 async def test_memory_that_is_free_is_given_back_now_and_then(world, monkeypatch):
     given = []
-    monkeypatch.setattr(monitoring, "give_memory_back", lambda: given.append(world.clock.now_s))
+    monkeypatch.setattr(monitoring, "trim_memory", lambda: given.append(world.clock.now_s))
     for memory_bytes in (0, 99 * MIB, 99 * MIB, 99 * MIB, 0, 0):
         world.memory_bytes = memory_bytes
         await world.look()
@@ -204,7 +204,7 @@ def test_what_was_freed_in_small_pieces_goes_back_to_the_system():
     pieces = [bytes([number % 256]) * 1000 for number in range(100_000)]
     full = resident_bytes()
     del pieces[:-1]  # the last one keeps the heap from shrinking at its end
-    give_memory_back()
+    trim_memory()
     assert resident_bytes() < full - 50 * MIB
     assert pieces
 
@@ -213,8 +213,8 @@ def test_as_many_files_may_be_open_as_this_process_may_have():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
     try:
-        allowed = allow_open_files()
-        assert allowed == allow_open_files()
+        allowed = raise_open_files_limit()
+        assert allowed == raise_open_files_limit()
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (allowed, hard)
         assert allowed >= min(soft, 65536)
     finally:

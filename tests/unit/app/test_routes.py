@@ -3,7 +3,7 @@
 import pytest
 
 from relay.accounts import DevelopmentAccounts
-from relay.app.configuration import way_to
+from relay.app.configuration import parse_next_hop
 from relay.routing import RouteTable
 from relay.settings.tree import Route
 
@@ -42,7 +42,7 @@ def table_with_catch_all() -> RouteTable:
     ],
 )
 def test_a_way_leads_an_address_to_its_next_hop(text: str, address: str, hop: str) -> None:
-    assert str(way_to(text, table)(address)) == hop
+    assert str(parse_next_hop(text, table)(address)) == hop
 
 
 @pytest.mark.parametrize(
@@ -50,18 +50,18 @@ def test_a_way_leads_an_address_to_its_next_hop(text: str, address: str, hop: st
 )
 def test_no_way_leads_where_nothing_is_sent(text: str) -> None:
     with pytest.raises(ValueError, match="expected default, mx, mx:DOMAIN, local, smtp://"):
-        way_to(text, table)
+        parse_next_hop(text, table)
 
 
 @pytest.mark.parametrize(
     ("address", "hop"), [("anyone@example.test", "local"), ("anyone@a.test", "None")]
 )
 def test_a_catch_all_takes_rerouted_mail_for_local_domains_only(address: str, hop: str) -> None:
-    assert str(way_to("local", table_with_catch_all)(address)) == hop
+    assert str(parse_next_hop("local", table_with_catch_all)(address)) == hop
 
 
 def test_the_routes_are_asked_only_for_a_way_that_needs_them() -> None:
     def unwanted() -> RouteTable:
         raise AssertionError
 
-    assert str(way_to("mx:a.test", unwanted)("x@b.test")) == "mx:a.test"
+    assert str(parse_next_hop("mx:a.test", unwanted)("x@b.test")) == "mx:a.test"

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from relay.app.commands.send import (
-    Draft,
+    DraftToSend,
     NotAllowedError,
     RefusedError,
     TryLaterError,
@@ -19,7 +19,7 @@ from relay.app.commands.send import (
 from relay.settings.tree import Address
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
-HELLO = Draft(ALICE, (BOB,), "Grüße", "Hallo\n", (("ünï.txt", b"attached"),))
+HELLO = DraftToSend(ALICE, (BOB,), "Grüße", "Hallo\n", (("ünï.txt", b"attached"),))
 
 
 async def smtp_server(replies, seen):
@@ -73,7 +73,7 @@ async def test_what_comes_after_the_last_reply_changes_nothing(goodbye):
 
 
 async def test_addresses_beyond_ascii_ask_for_smtputf8():
-    _, wire = await send(Draft("jürgen@example.test", ("ü@bücher.example",), "x", "y"))
+    _, wire = await send(DraftToSend("jürgen@example.test", ("ü@bücher.example",), "x", "y"))
     assert "mail FROM:<jürgen@example.test> ".encode() in wire
     assert b"smtputf8" in wire
     assert "rcpt TO:<ü@bücher.example>".encode() in wire
@@ -104,20 +104,22 @@ async def test_one_refused_recipient_keeps_it_from_all():
     server, address = await smtp_server({"RCPT": b"550 5.1.1 no\r\n"}, seen)
     async with server:
         with pytest.raises(RefusedError):
-            await asyncio.to_thread(send_by_smtp, address, Draft(ALICE, (BOB, ALICE), "x", "y"))
+            await asyncio.to_thread(
+                send_by_smtp, address, DraftToSend(ALICE, (BOB, ALICE), "x", "y")
+            )
     assert not any(line.startswith(b"data") for line in map(bytes.lower, seen))
 
 
 @pytest.mark.parametrize(
     ("draft", "told"),
     [
-        (Draft(ALICE, (BOB,), "a\nBcc: c@d.test", "x"), "subject: a line break"),
-        (Draft(ALICE, (BOB,), "a\0", "x"), "subject: a line break"),
-        (Draft(ALICE, (BOB,), "\udcff", "x"), "subject: expected text in UTF-8"),
-        (Draft(ALICE, (BOB,), "x", "\udcff"), "body: expected text in UTF-8"),
-        (Draft(ALICE, ("bob@example.test\r\nRCPT TO:<x@y>",), "x", "y"), "is no address"),
-        (Draft(ALICE, ("",), "x", "y"), "is no address"),
-        (Draft("a b", (BOB,), "x", "y"), "'a b' is no address"),
+        (DraftToSend(ALICE, (BOB,), "a\nBcc: c@d.test", "x"), "subject: a line break"),
+        (DraftToSend(ALICE, (BOB,), "a\0", "x"), "subject: a line break"),
+        (DraftToSend(ALICE, (BOB,), "\udcff", "x"), "subject: expected text in UTF-8"),
+        (DraftToSend(ALICE, (BOB,), "x", "\udcff"), "body: expected text in UTF-8"),
+        (DraftToSend(ALICE, ("bob@example.test\r\nRCPT TO:<x@y>",), "x", "y"), "is no address"),
+        (DraftToSend(ALICE, ("",), "x", "y"), "is no address"),
+        (DraftToSend("a b", (BOB,), "x", "y"), "'a b' is no address"),
     ],
 )
 def test_what_no_message_can_carry_is_told_before_anything_is_sent(draft, told):

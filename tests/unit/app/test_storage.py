@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 import relay.app.commands.storage  # noqa: F401 - later this user may not read it
-from relay.app.commands.storage import Wishes, as_owner, verify
+from relay.app.commands.storage import VerifyOptions, as_owner, verify
 from relay.app.state_dir import AlreadyRunningError, OwnerLock
-from relay.cli.errors import Exit, tell
+from relay.cli.errors import ExitCode, tell
 from relay.cli.storage import storage
 from relay.clock import SystemClock
 from relay.settings import Settings
@@ -93,7 +93,7 @@ def test_who_may_not_read_it_has_no_permission(not_ours, command, secret):
         (not_ours / secret).chmod(0o700)
     assert isinstance(done.exception, PermissionError), done.output
     assert str(done.exception.filename).startswith(str(not_ours / secret))
-    assert tell(done.exception) == Exit.NO_PERMISSION
+    assert tell(done.exception) == ExitCode.NO_PERMISSION
 
 
 def could_start(settings: Settings, state: str) -> bool:
@@ -121,7 +121,7 @@ def during(settings: Settings, ask: Callable[[], bool], *, dry_run: bool = False
     """Verify, and ask before each mailbox."""
     answers: list[bool] = []
     verify(
-        settings, Wishes(dry_run=dry_run), environ={}, clock=SystemClock(),
+        settings, VerifyOptions(dry_run=dry_run), environ={}, clock=SystemClock(),
         on_mailbox=lambda _: answers.append(ask()),
     )  # fmt: skip
     return answers

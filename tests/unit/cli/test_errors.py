@@ -8,9 +8,9 @@ import pytest
 
 from relay.app.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
 from relay.app.commands.send import NotAllowedError, RefusedError, TryLaterError
-from relay.app.development_folder import NotOurFolderError
+from relay.app.development_folder import ForeignFolderError
 from relay.app.state_dir import AlreadyRunningError
-from relay.cli.errors import Ended, Exit, tell
+from relay.cli.errors import CommandError, ExitCode, tell
 from relay.settings import Fault, SettingsError
 from relay.spool.types import SpoolError
 
@@ -18,8 +18,8 @@ from relay.spool.types import SpoolError
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        (Ended(Exit.DATA, "relay trace: none"), 65, "relay trace: none"),
-        (Ended(Exit.CONFIGURATION), 78, ""),
+        (CommandError(ExitCode.DATA, "relay trace: none"), 65, "relay trace: none"),
+        (CommandError(ExitCode.CONFIGURATION), 78, ""),
         (click.exceptions.Exit(0), 0, ""),
         (click.UsageError("say which"), 64, "Error: say which"),
         (KeyboardInterrupt(), 130, ""),
@@ -34,7 +34,7 @@ from relay.spool.types import SpoolError
         (ControlError(400, "BadRequest", "state: found x"), 65, "relay: state: found x"),
         (ControlError(503, "Busy", "too many"), 75, "relay: too many"),
         (AlreadyRunningError("state is in use"), 69, "relay: state is in use"),
-        (NotOurFolderError("not ours"), 64, "relay: not ours"),
+        (ForeignFolderError("not ours"), 64, "relay: not ours"),
         (RefusedError("550 5.1.1 no"), 65, "relay: 550 5.1.1 no"),
         (NotAllowedError("403"), 77, "relay: 403"),
         (TryLaterError("451"), 75, "relay: 451"),

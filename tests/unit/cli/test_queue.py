@@ -12,8 +12,8 @@ from contextlib import closing
 import pytest
 from click.testing import CliRunner
 
-from relay.app.commands.control import Reading
-from relay.cli.errors import INTERRUPTED, Ended
+from relay.app.commands.control import OperatorClient
+from relay.cli.errors import INTERRUPTED, CommandError
 from relay.cli.output import changed_line, entry_lines, stats_lines, step_lines
 from relay.cli.root import cli
 from relay.clock import Ids, SystemClock
@@ -119,7 +119,7 @@ def hasty(config, monkeypatch):
 
 def test_ctrl_c_says_how_far_an_order_came(relay, hasty):
     done = relay("hold", "--all")
-    assert isinstance(done.exception, Ended), done.output
+    assert isinstance(done.exception, CommandError), done.output
     assert done.exception.code == INTERRUPTED
     with closing(sqlite3.connect(hasty)) as spool:
         held_now = held(spool)
@@ -188,7 +188,7 @@ def test_a_hold_with_an_end(relay, queued, until):
 
 def test_what_is_not_known_is_told_and_the_rest_is_done(relay, queued):
     done = relay("hold", queued[0], "nobody-knows", "<m@x>")
-    assert isinstance(done.exception, Ended)
+    assert isinstance(done.exception, CommandError)
     assert done.exception.code == DATA
     assert str(done.exception) == (
         'relay queue hold: nothing in the queue is known as "nobody-knows", "<m@x>"'
@@ -199,7 +199,7 @@ def test_what_is_not_known_is_told_and_the_rest_is_done(relay, queued):
 @pytest.mark.parametrize("known", [True, False])
 def test_a_list_tells_what_is_not_known_behind_the_rest(relay, queued, known):
     done = relay("list", "--json", *queued[:known], "nobody-knows", "ü,x")
-    assert isinstance(done.exception, Ended)
+    assert isinstance(done.exception, CommandError)
     assert done.exception.code == DATA
     assert str(done.exception) == (
         'relay queue list: nothing in the queue is known as "nobody-knows", "ü,x"'
@@ -287,7 +287,7 @@ def test_what_is_in_flight_is_tried_again_later(relay, monkeypatch, words, done,
             "dry_run": more["dry_run"], "entries": [],
         }  # fmt: skip
 
-    monkeypatch.setattr(Reading, "change", change)
+    monkeypatch.setattr(OperatorClient, "change", change)
     ended = relay(*words)
     assert f"{2 - done} in flight" in ended.stdout
     assert (ended.exception.code if ended.exception else None) == code

@@ -61,7 +61,7 @@ class FolderMachine(RuleBasedStateMachine):
             found |= more
         return found
 
-    def is_taken(self, name: str, parent: str, but: str = "") -> bool:
+    def is_running(self, name: str, parent: str, but: str = "") -> bool:
         siblings = [
             one.name for key, one in self.model.items() if one.parent == parent and key != but
         ]
@@ -84,7 +84,7 @@ class FolderMachine(RuleBasedStateMachine):
     @rule(name=NAMES, number=FOLDERS)
     def create(self, name: str, number: int) -> None:
         parent = self.pick(number, roots=True)
-        refused = self.is_taken(name, parent)
+        refused = self.is_running(name, parent)
         made = self.agreed(lambda: self.tree.create("a@b", name, parent), refused=refused)
         if made is not None:
             self.model[made.id] = Known(name, parent)
@@ -94,7 +94,7 @@ class FolderMachine(RuleBasedStateMachine):
     @rule(name=NAMES, number=FOLDERS)
     def rename(self, name: str, number: int) -> None:
         folder = self.pick(number)
-        refused = self.is_taken(name, self.model[folder].parent, folder)
+        refused = self.is_running(name, self.model[folder].parent, folder)
         done = self.agreed(lambda: self.tree.rename("a@b", folder, name), refused=refused)
         if done is not None:
             self.model[folder] = replace(self.model[folder], name=name)
@@ -105,7 +105,7 @@ class FolderMachine(RuleBasedStateMachine):
         folder, parent = self.pick(number), self.pick(into, roots=True)
         known = self.model[folder]
         refused = parent != known.parent and (
-            self.is_taken(known.name, parent) or parent in self.within(folder)
+            self.is_running(known.name, parent) or parent in self.within(folder)
         )
         done = self.agreed(lambda: self.tree.move("a@b", folder, parent), refused=refused)
         if done is not None:
