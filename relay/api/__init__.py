@@ -7,6 +7,6 @@ the same as `relay trace` prints; waiting wakes on changes.
 """
 
 from relay.api.app import create_app, create_control_app
-from relay.api.means import Changes, Journeys, Means
+from relay.api.dependencies import Changes, Journeys, Means
 
 __all__ = ["Changes", "Journeys", "Means", "create_app", "create_control_app"]

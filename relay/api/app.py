@@ -13,16 +13,12 @@ from dataclasses import dataclass
 from starlette.responses import Response
 
 from relay.accounts import AccountDirectory
-from relay.api.means import Means
-from relay.api.messages import Messages
-from relay.api.parameters import QUEUE_PARAMETERS, single_values
-from relay.api.queue import Queue
-from relay.api.storage import Storage
-from relay.api.viewer import OPERATOR, Viewer, viewer_of
-from relay.http.bearer import bearer_account
-from relay.http.call import Call
+from relay.api.dependencies import OPERATOR, Means, Viewer, viewer_of
+from relay.api.handlers import Messages, Queue, Storage
+from relay.api.request_parameters import QUEUE_PARAMETERS, single_values
 from relay.http.errors import ApiError, shown, try_later
 from relay.http.gateway import Gateway, Limits, json_response
+from relay.http.http_request import Call, bearer_account
 from relay.observe.metrics import CONTENT_TYPE
 from relay.pressure import State
 from relay.spool.operating import Operation

@@ -14,14 +14,12 @@ from starlette.responses import Response
 from relay.accounts import Account, AccountDirectory
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
-from relay.graph.attachments.uploads import serve_upload
-from relay.graph.room import Brings, check_room
-from relay.graph.routes import find_route, not_implemented, with_keys
-from relay.graph.visit import Door, Visit, refusal
-from relay.http.bearer import bearer_account
-from relay.http.call import Call
+from relay.graph.graph_request import Door, Visit, refusal
+from relay.graph.routes import Brings, check_room, find_route, not_implemented, with_keys
+from relay.graph.upload_sessions import serve_upload
 from relay.http.errors import ApiError, UnansweredError, shown, try_later
 from relay.http.gateway import Gateway, Limits
+from relay.http.http_request import Call, bearer_account
 from relay.mailbox.api import MailStore
 from relay.mailbox.types import OutcomeUnknownError, StoreError
 from relay.pressure import Pressure

@@ -9,14 +9,43 @@ Standards: RFC 9110 15.5.5, 15.5.6; Graph's URL conventions.
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from starlette.responses import Response
 
-from relay.graph import folders, listing, messages, moving, sending
-from relay.graph.attachments import handlers as attachments
-from relay.graph.room import Brings
-from relay.graph.visit import Visit
-from relay.http.errors import ApiError, shown
+from relay.graph import attachments, mail_folders, messages, send_mail
+from relay.graph.graph_request import Visit
+from relay.http.errors import ApiError, shown, try_later
+from relay.pressure import OF_MAILBOXES, OF_QUEUE, Reason, State, words_of
+
+_RETRY_S = 30
+
+
+class Brings(Enum):
+    """What a request brings: a message for the queue, content for a mailbox, or neither."""
+
+    NOTHING = auto()
+    CONTENT = auto()
+    MESSAGE = auto()
+
+
+_SHORT_OF = {
+    Brings.NOTHING: frozenset[Reason](),
+    Brings.CONTENT: OF_MAILBOXES | {Reason.MEMORY},
+    Brings.MESSAGE: OF_MAILBOXES | OF_QUEUE,
+}
+
+
+def check_room(state: State, brings: Brings) -> None:
+    """Raise ApiError for what the relay takes on no more now."""
+    if (reason := state.refusing(_SHORT_OF[brings])) is None:
+        return
+    message = f"Nothing new is taken now: {words_of(reason)}. Try again later."
+    if reason in OF_MAILBOXES:
+        headers = {"retry-after": str(_RETRY_S)}
+        raise ApiError(507, "ErrorInsufficientResources", message, headers=headers)
+    raise try_later("ResourceUnhealthy", message, after_s=_RETRY_S)
+
 
 Handler = Callable[[Visit], Awaitable[Response]]
 _NAMESPACE = "microsoft.graph."
@@ -115,22 +144,22 @@ _ONE_MESSAGE: Mapping[str, Handler] = {
     "DELETE": messages.delete_message,
 }
 _MESSAGES: Mapping[str, Handler] = {
-    "GET": listing.list_messages,
+    "GET": messages.list_messages,
     "POST": messages.create_message,
 }
 _ONE_FOLDER: Mapping[str, Handler] = {
-    "GET": folders.get_folder,
-    "PATCH": folders.change_folder,
-    "DELETE": folders.delete_folder,
+    "GET": mail_folders.get_folder,
+    "PATCH": mail_folders.change_folder,
+    "DELETE": mail_folders.delete_folder,
 }
 _OF_MESSAGES: Mapping[str, Mapping[str, Handler]] = {
     "messages": _MESSAGES,
-    "messages/$count": {"GET": listing.count_messages},
+    "messages/$count": {"GET": messages.count_messages},
     "messages/{message}": _ONE_MESSAGE,
-    "messages/{message}/send": {"POST": sending.send_draft},
-    "messages/{message}/move": {"POST": moving.move_message},
-    "messages/{message}/copy": {"POST": moving.copy_message},
-    "messages/{message}/permanentdelete": {"POST": moving.remove_message},
+    "messages/{message}/send": {"POST": send_mail.send_draft},
+    "messages/{message}/move": {"POST": messages.move_message},
+    "messages/{message}/copy": {"POST": messages.copy_message},
+    "messages/{message}/permanentdelete": {"POST": messages.remove_message},
     "messages/{message}/attachments": {
         "GET": attachments.list_attachments,
         "POST": attachments.add_attachment,
@@ -146,14 +175,14 @@ _OF_MESSAGES: Mapping[str, Mapping[str, Handler]] = {
     "messages/{message}/$value": {"GET": messages.get_mime, "PUT": messages.replace_mime},
 }
 _OF_FOLDERS: Mapping[str, Mapping[str, Handler]] = {
-    "mailfolders": {"GET": folders.list_folders, "POST": folders.create_folder},
+    "mailfolders": {"GET": mail_folders.list_folders, "POST": mail_folders.create_folder},
     "mailfolders/{folder}": _ONE_FOLDER,
     "mailfolders/{folder}/childfolders": {
-        "GET": folders.list_children,
-        "POST": folders.create_folder,
+        "GET": mail_folders.list_children,
+        "POST": mail_folders.create_folder,
     },
-    "mailfolders/{folder}/move": {"POST": folders.move_folder},
-    "mailfolders/{folder}/permanentdelete": {"POST": folders.remove_folder},
+    "mailfolders/{folder}/move": {"POST": mail_folders.move_folder},
+    "mailfolders/{folder}/permanentdelete": {"POST": mail_folders.remove_folder},
 }
 _NOT_OF_MESSAGES: Mapping[str, str] = {
     "messages/delta": "A delta query",
@@ -185,20 +214,20 @@ _NOT_HERE: Mapping[str, str] = {
     ),
     **dict.fromkeys(("contacts/*", "contactfolders/*"), "The resource contact"),
 }
-_BRING_MESSAGES: frozenset[Handler] = frozenset({sending.send_mail, sending.send_draft})
+_BRING_MESSAGES: frozenset[Handler] = frozenset({send_mail.send_mail, send_mail.send_draft})
 # Not what changes or moves a message: that is how mail is read, and room is made.
 _BRING_CONTENT: frozenset[Handler] = frozenset(
     {
         messages.create_message,
         messages.replace_mime,
-        moving.copy_message,
+        messages.copy_message,
         attachments.add_attachment,
         attachments.create_upload_session,
     }
 )
 _ROUTES: tuple[tuple[tuple[str, ...], Mapping[str, Handler] | str], ...] = (
     (_pattern(""), {"GET": messages.get_user}),
-    (_pattern("sendmail"), {"POST": sending.send_mail}),
+    (_pattern("sendmail"), {"POST": send_mail.send_mail}),
     *((_pattern(path), what) for path, what in _NOT_HERE.items()),
     *((_pattern(path), by_method) for path, by_method in _OF_MESSAGES.items()),
     *((_pattern(path), by_method) for path, by_method in _OF_FOLDERS.items()),

@@ -7,14 +7,12 @@ Promises: bodies, headers, time and memory are bounded for every request; an une
 500 that says nothing of itself; no client can stall the daemon.
 """
 
-from relay.http.bearer import bearer_account
-from relay.http.call import Call, ClientGoneError
-from relay.http.dispatch import Dispatch
+from relay.http.connection_limits import CONNECTIONS_MAX, ConnectionLimits
 from relay.http.errors import ApiError, try_later
-from relay.http.gateway import Gateway, Limits, json_response
-from relay.http.hosts import HostNames
-from relay.http.places import CONNECTIONS_MAX, ConnectionLimits
-from relay.http.server import HttpServer
+from relay.http.gateway import Dispatch, Gateway, Limits, json_response
+from relay.http.http_request import Call, ClientGoneError, bearer_account
+from relay.http.http_server import HttpServer
+from relay.http.protocol import HostNames
 
 __all__ = [
     "CONNECTIONS_MAX",

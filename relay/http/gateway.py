@@ -10,7 +10,7 @@ Standards: ASGI 3.0; RFC 9110 6.6.1 (Date).
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
@@ -18,13 +18,77 @@ from typing import Any, Protocol
 
 import msgspec
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay.clock import Clock, Ids, rfc3339
-from relay.http.call import ANSWERING, BodyBudget, Call, ClientGoneError, Reading
 from relay.http.errors import ApiError, RequestNames, UnansweredError, envelope, try_later
-from relay.http.streamed import BLOCK_BYTES, StreamedResponse
+from relay.http.http_request import ANSWERING, BodyBudget, Call, ClientGoneError, Reading
 from relay.observe.logs import get_logger
+
+BLOCK_BYTES = 64 * 1024
+# Sending it waits until the client has read most of what was sent before.
+_NOTHING = {"type": "http.response.body", "body": b"", "more_body": True}
+
+
+class StreamedResponse(Response):
+    """`blocks` are iterated in threads, once; without `size_bytes` the body is sent in chunks."""
+
+    def __init__(
+        self,
+        blocks: Iterable[bytes],
+        *,
+        status: int = 200,
+        size_bytes: int | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(None, status_code=status, headers=headers)
+        self._blocks = blocks
+        if size_bytes is None:
+            del self.headers["content-length"]
+        else:
+            self.headers["content-length"] = str(size_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it (ASGI)."""
+        start = {
+            "type": "http.response.start",
+            "status": self.status_code,
+            "headers": self.raw_headers,
+        }
+        if scope["method"] == "HEAD":
+            await send(start)
+            await send({"type": "http.response.body", "body": b""})
+            return
+        gone = asyncio.ensure_future(_gone(receive))
+        blocks = iter(self._blocks)
+        try:
+            await send(start)
+            while (block := await asyncio.to_thread(_next, blocks)) and not gone.done():
+                await send({"type": "http.response.body", "body": block, "more_body": True})
+                del block  # what was sent is not held while the client reads
+                await send(_NOTHING)
+        except OSError as error:
+            _log.warning("answer broken off", reason=str(error))
+            return  # the server closes a connection whose answer is not complete
+        finally:
+            gone.cancel()
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _next(blocks: Iterator[bytes]) -> bytes:
+    """Return the next octets, about a block of them; b"" at the end."""
+    pieces: list[bytes] = []
+    size_bytes = 0
+    while size_bytes < BLOCK_BYTES and (piece := next(blocks, None)) is not None:
+        pieces.append(piece)
+        size_bytes += len(piece)
+    return b"".join(pieces)
+
 
 _CLIENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _STOPPED_RETRY_S = 5
@@ -193,3 +257,16 @@ def json_response(
         headers=headers,
         media_type="application/json",
     )
+
+
+class Dispatch:
+    """`by_prefix` maps a first path segment, lower case, to an application, else `otherwise`."""
+
+    def __init__(self, by_prefix: Mapping[str, ASGIApp], *, otherwise: ASGIApp) -> None:
+        self._by_prefix = dict(by_prefix)
+        self._otherwise = otherwise
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request on (ASGI)."""
+        first = str(scope.get("path", "")).lstrip("/").partition("/")[0].lower()
+        await self._by_prefix.get(first, self._otherwise)(scope, receive, send)

@@ -11,7 +11,11 @@ Standards: RFC 9110 4.1, 5.4 (limits), 7.4 (421), 7.8 (Upgrade); RFC 9112 3.2 (H
 
 import asyncio
 import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from email.utils import formatdate
+from ipaddress import ip_address
 
 import httptools
 import msgspec
@@ -23,10 +27,57 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from relay.clock import Clock, Ids, rfc3339
-from relay.http.call import ANSWERING, BODY_IS_HERE, CLOSE
-from relay.http.errors import ApiError, RequestNames, envelope, try_later
-from relay.http.hosts import HostNames, host_fault
-from relay.http.places import Place, Places, Stage
+from relay.http.connection_limits import Place, Places, Stage
+from relay.http.errors import ApiError, RequestNames, envelope, shown, try_later
+from relay.http.http_request import ANSWERING, BODY_IS_HERE, CLOSE
+
+# RFC 3986 3.2.2: an IP literal or a registered name, which may be empty; then a port
+_HOST = re.compile(r"(\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class HostNames:
+    """The names that a server answers to, lower case, besides those of the loopback interface."""
+
+    names: frozenset[str] = frozenset()
+
+    def has(self, name: str) -> bool:
+        """Whether a host without its port is one of them."""
+        name = name.lower().removesuffix(".")
+        if name in self.names or name == "localhost" or name.endswith(".localhost"):
+            return True
+        try:
+            return ip_address(name.strip("[]")).is_loopback
+        except ValueError:
+            return False
+
+
+def host_fault(
+    named: Sequence[bytes], *, is_required: bool, allowed: HostNames | None = None
+) -> ApiError | None:
+    """Return why a request with these Host fields is refused, None if it is not.
+
+    Without `allowed` every host will do.
+    """
+    if not named and not is_required:
+        return None
+    if len(named) != 1:
+        found = f"{len(named)} Host fields" if named else "none"
+        return ApiError(400, "BadRequest", f"Host: found {found}, expected one with the host name.")
+    text = named[0].decode("latin-1")
+    parts = _HOST.fullmatch(text)
+    if parts is None:
+        return ApiError(
+            400, "BadRequest", f"Host: found {shown(text)}, expected NAME or NAME:PORT."
+        )
+    if allowed is None or allowed.has(parts[1]):
+        return None
+    message = (
+        f"Host: found {shown(text)}. This development relay answers to localhost and to loopback "
+        "addresses; to use another name, start it with: relay dev --host NAME"
+    )
+    return ApiError(421, "MisdirectedRequest", message)
+
 
 HEADER_BYTES_MAX = 64 * 1024  # URL and header fields together; long tokens have a few KB
 HEADER_TIMEOUT_S = 30.0

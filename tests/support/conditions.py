@@ -15,7 +15,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from relay.graph.show import show_message
+from relay.graph.serializer import show_message
 from relay.mailbox.query import (
     AllOf,
     AnyItem,

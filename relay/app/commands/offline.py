@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from relay.accounts import load_accounts
-from relay.api.orders import Asking, order_of_body
-from relay.api.viewer import OPERATOR
+from relay.api.dependencies import OPERATOR
+from relay.api.request_parameters import Asking, order_of_body
 from relay.app.commands.control import ControlError
 from relay.app.configuration import parse_next_hop, route_table
 from relay.app.state_dir import OwnerLock

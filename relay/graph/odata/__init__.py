@@ -8,8 +8,7 @@ Promises: whatever is asked, a condition or an ApiError 400 that says where, wha
 was expected; length, depth and the number of terms are bounded, and time is linear in the length.
 """
 
-from relay.graph.odata.folders import select_folders
-from relay.graph.odata.messages import message_condition, message_order
+from relay.graph.odata.resources import message_condition, message_order, select_folders
 from relay.graph.odata.search import search_condition
 
 __all__ = ["message_condition", "message_order", "search_condition", "select_folders"]

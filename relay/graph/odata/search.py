@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from relay.graph.odata.tokens import CHARACTERS_MAX, clause_fault
+from relay.graph.odata.expression import CHARACTERS_MAX, clause_fault
 from relay.http.errors import ApiError, shown
 from relay.mailbox.query import (
     AllOf,

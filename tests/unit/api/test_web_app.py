@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from relay.accounts import Account, Role
-from relay.api import Changes, Means, create_app, create_control_app, messages
+from relay.api import Changes, Means, create_app, create_control_app, handlers
 from relay.clock import SystemClock
 from relay.message.nexthop import NextHop
 from relay.observe.metrics import Metrics
@@ -213,7 +213,7 @@ async def test_nobody_waits_for_a_message_that_has_ended_otherwise(world: World)
 
 
 async def test_waiting_wakes_on_a_change(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "_LOOK_AGAIN_S", 60.0)
+    monkeypatch.setattr(handlers, "_LOOK_AGAIN_S", 60.0)
     wait = asyncio.create_task(world.get("/relay/v1/messages/q1/wait?timeout=60"))
     await world.records.looks.get()
     world.records.known["q1"] = ("alice@example.test", a_journey("deferred"))

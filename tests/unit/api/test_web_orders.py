@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from relay.api.orders import Asking, order_of_body
+from relay.api.request_parameters import Asking, order_of_body
 from relay.clock import ManualClock
 from relay.http import ApiError
 from relay.message.nexthop import NextHop

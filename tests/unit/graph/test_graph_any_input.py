@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.accounts import Account
-from relay.graph.mime import check_content, checked
-from relay.graph.parse import SendMail, parse_message, parse_send_mail
-from relay.graph.values import json_object
+from relay.graph.json_values import json_object
+from relay.graph.message_parser import SendMail, parse_message, parse_send_mail
+from relay.graph.mime_body import check_content, checked
 from relay.http import ApiError
 
 ALICE = Account("alice@example.test")

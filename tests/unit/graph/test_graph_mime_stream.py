@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.graph.base64body import Base64Decoder, Base64Error
-from relay.graph.streams import STREAMS_MAX, STREAMS_OF_ONE_MAX, Streams
+from relay.graph.graph_request import STREAMS_MAX, STREAMS_OF_ONE_MAX, Streams
+from relay.graph.mime_body import Base64Decoder, Base64Error
 from relay.http.errors import ApiError
 from tests.unit.graph.world import OnDisk, refused
 

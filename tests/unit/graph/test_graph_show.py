@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.graph.attachments.show import show_attachment
+from relay.graph.attachments import show_attachment
 from relay.mailbox.types import StoredAttachment
 from relay.mime.preview import preview
 

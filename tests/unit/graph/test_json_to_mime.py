@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.accounts import Account
-from relay.graph.parse import parse_message
+from relay.graph.message_parser import parse_message
 from relay.mailbox.messages import Identity, compose
 from relay.message.content import gathered
 from relay.message.properties import MessageProperties

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.graph.odata import message_condition
-from relay.graph.odata.expression import DEPTH_MAX, TERMS_MAX
-from relay.graph.odata.tokens import CHARACTERS_MAX
+from relay.graph.odata.expression import CHARACTERS_MAX, DEPTH_MAX, TERMS_MAX
 from relay.http import ApiError
 from relay.mailbox.query import (
     AllOf,

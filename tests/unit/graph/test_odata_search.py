@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.graph.odata import search_condition
+from relay.graph.odata.expression import CHARACTERS_MAX
 from relay.graph.odata.search import DEPTH_MAX, PREFIXES_MAX, TERM_CHARACTERS_MAX, TERMS_MAX
-from relay.graph.odata.tokens import CHARACTERS_MAX
 from relay.http import ApiError
 from relay.mailbox.query import (
     AllOf,

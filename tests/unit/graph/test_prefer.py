@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.graph.prefer import preferences
+from relay.graph.query_options import preferences
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,11 @@ from relay.http import (
     HostNames,
     HttpServer,
     Limits,
-    call,
+    http_request,
     json_response,
     protocol,
 )
-from relay.http.streamed import StreamedResponse
+from relay.http.gateway import StreamedResponse
 from relay.settings.tree import Address
 from tests.support.http_server import (
     ANY_PORT,
@@ -76,7 +76,7 @@ async def test_a_client_that_expects_continue_is_refused_before_it_sends() -> No
 async def test_a_client_that_declares_too_much_and_stops_is_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(call, "_DRAIN_PAUSE_S", 0.05)
+    monkeypatch.setattr(http_request, "_DRAIN_PAUSE_S", 0.05)
     async with serving() as server:
         answer = await talk(server, request(b"abc", length=LIMIT + 1))
     assert (status_of(answer), code_of(answer)) == (413, "RequestEntityTooLarge")
@@ -118,7 +118,7 @@ async def test_a_request_in_work_gets_its_own_answer_whatever_follows() -> None:
     sent, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(call: Call) -> Response:
-        await call.body()
+        await http_request.body()
         sent.set()
         await go_on.wait()
         return Response("done")
@@ -142,7 +142,7 @@ async def test_all_bodies_together_keep_a_budget() -> None:
     first_has_body, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(call: Call) -> Response:
-        await call.body()
+        await http_request.body()
         first_has_body.set()
         await go_on.wait()
         return Response("done")
@@ -269,11 +269,11 @@ async def test_stop_lets_requests_end_and_then_cancels() -> None:
 
     async def slow(call: Call) -> Response:
         begun.put_nowait(None)
-        if call.query == (("for", "body"),):
-            await call.body()
+        if http_request.query == (("for", "body"),):
+            await http_request.body()
             begun.put_nowait(None)
-        call.may_be_repeated = "again" in call.headers
-        if call.query:
+        http_request.may_be_repeated = "again" in http_request.headers
+        if http_request.query:
             await asyncio.Event().wait()
         await go_on.wait()
         return Response("done")
@@ -323,7 +323,7 @@ async def test_work_is_given_up_when_its_client_hangs_up() -> None:
             given_up.set()
         return Response()
 
-    async with serving(lambda call: call.unless_gone(endless())) as server:
+    async with serving(lambda call: http_request.unless_gone(endless())) as server:
         address = server.bound[0]
         _, writer = await asyncio.open_connection(address.host, address.port)
         writer.write(request(b"body"))
@@ -344,7 +344,7 @@ async def test_a_client_that_hangs_up_is_noticed_behind_a_pipelined_request() ->
             given_up.set()
         return Response()
 
-    async with serving(lambda call: call.unless_gone(endless())) as server:
+    async with serving(lambda call: http_request.unless_gone(endless())) as server:
         address = server.bound[0]
         _, writer = await asyncio.open_connection(address.host, address.port)
         writer.write(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n" * 2)
@@ -406,7 +406,9 @@ async def test_work_that_ends_or_fails_is_answered() -> None:
             raise ApiError(404, "ErrorItemNotFound", "There is nothing.")
         return Response("done")
 
-    async with serving(lambda call: call.unless_gone(work(len(call.query)))) as server:
+    async with serving(
+        lambda call: http_request.unless_gone(work(len(http_request.query)))
+    ) as server:
         done = await talk(server, request().replace(b"/x", b"/x?a=b"))
         failed = await talk(server, request(b"body"))
     assert (status_of(done), status_of(failed)) == (200, 404)
@@ -460,7 +462,7 @@ def test_tcp_and_unix_sockets_on_uvloop(tmp_path: Path) -> None:
 
 async def measured(call: Call) -> Response:
     """Answer with the sizes of the blocks that came."""
-    return json_response([len(block) async for block in call.blocks()])
+    return json_response([len(block) async for block in http_request.blocks()])
 
 
 PUT = b"PUT / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"

@@ -5,7 +5,14 @@ from ipaddress import ip_network
 import pytest
 
 from relay.http import ConnectionLimits
-from relay.http.places import STALLED_GRACE_S, UNREAD_GRACE_S, Place, Places, Stage, client_address
+from relay.http.connection_limits import (
+    STALLED_GRACE_S,
+    UNREAD_GRACE_S,
+    Place,
+    Places,
+    Stage,
+    client_address,
+)
 
 HEAVY, LIGHT = "192.0.2.1", "192.0.2.2"
 

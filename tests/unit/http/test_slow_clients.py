@@ -14,8 +14,8 @@ import pytest
 import uvloop
 from starlette.responses import Response
 
-from relay.http import Call, ConnectionLimits, HttpServer, places, protocol
-from relay.http.streamed import BLOCK_BYTES, StreamedResponse
+from relay.http import Call, ConnectionLimits, HttpServer, connection_limits, protocol
+from relay.http.gateway import BLOCK_BYTES, StreamedResponse
 from relay.settings.tree import Address
 from tests.support.http_server import echo, request, serving, status_of, talk
 
@@ -161,7 +161,7 @@ async def test_a_body_that_has_stopped_gives_way(monkeypatch: pytest.MonkeyPatch
     async with serving(reading, connection_limits=limits) as server, held(server, 1, post % b"1"):
         await begun.get()
         early = await talk(server, LAST_GET % b"/x", source=ATTACKER)
-        monkeypatch.setattr(places, "STALLED_GRACE_S", 0.0)
+        monkeypatch.setattr(connection_limits, "STALLED_GRACE_S", 0.0)
         late = await talk(server, LAST_GET % b"/x", source=ATTACKER)
     assert (status_of(early), status_of(late)) == (503, 200)
 
@@ -295,7 +295,7 @@ async def test_an_answer_unread_for_long_gives_way(monkeypatch: pytest.MonkeyPat
         while not unread_bytes(server):
             await asyncio.sleep(0.001)
         refused = await talk(server, LAST_GET % b"/x", source=ATTACKER)
-        monkeypatch.setattr(places, "UNREAD_GRACE_S", 0.0)
+        monkeypatch.setattr(connection_limits, "UNREAD_GRACE_S", 0.0)
         sent = await talk(server, LAST_GET % b"/x", source=ATTACKER)
     assert (status_of(refused), status_of(sent)) == (503, 200)
     assert len(sent) > ANSWER

@@ -10,11 +10,10 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
-from relay.graph.listing import list_these_folders
-from relay.graph.parameters import destination_id
-from relay.graph.show import FOLDER_PROPERTIES, ROOT_FOLDER_ID, show_folder
-from relay.graph.values import (
+from relay.graph.graph_request import Visit
+from relay.graph.json_values import (
     a_boolean,
+    destination_id,
     header_text,
     is_annotation,
     json_object,
@@ -22,7 +21,8 @@ from relay.graph.values import (
     unknown_property,
     unsupported,
 )
-from relay.graph.visit import Visit
+from relay.graph.messages import list_these_folders
+from relay.graph.serializer import FOLDER_PROPERTIES, ROOT_FOLDER_ID, show_folder
 from relay.http.errors import ApiError
 from relay.http.gateway import json_response
 from relay.mailbox.types import Folder, ProtectedFolderError

@@ -6,14 +6,14 @@ Fails: ApiError 400, see resolve; ErrorInvalidUrlQuery for an order that is none
 Standards: Graph's message resource type; OData 4.01 URL conventions 5.1.1, 5.1.5 ($orderby).
 """
 
+import operator as compared_by
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from relay.graph.odata.expression import parse_expression
-from relay.graph.odata.resolve import Field, Items, Resource, Type, Value, resolve
-from relay.graph.odata.tokens import CHARACTERS_MAX, clause_fault
-from relay.graph.show import MESSAGE_PROPERTIES
+from relay.graph.odata.expression import CHARACTERS_MAX, clause_fault, parse_expression
+from relay.graph.odata.filter import Field, Items, Resource, Type, Value, resolve
+from relay.graph.serializer import FOLDER_PROPERTIES, MESSAGE_PROPERTIES
 from relay.http.errors import ApiError, shown
 from relay.mailbox.query import (
     AllOf,
@@ -29,10 +29,11 @@ from relay.mailbox.query import (
     Order,
     Property,
 )
+from relay.mailbox.types import Folder
 
 ORDER_KEYS_MAX = 5
 _ORDER_KEY = re.compile(r"\s*+([\w/.]++)(?:\s++(asc|desc))?\s*+", re.ASCII | re.IGNORECASE)
-_TYPES = {
+_MESSAGE_TYPES = {
     Property.RECEIVED: Type.TIME,
     Property.SENT: Type.TIME,
     Property.CREATED: Type.TIME,
@@ -55,14 +56,16 @@ _BODY_HINT = 'to find words of the text, ask $search="body:word"'
 
 def message_condition(text: str) -> Condition:
     """Return the condition that a $filter on messages means. Raises ApiError 400."""
-    return resolve(parse_expression(text), _MESSAGE)
+    return resolve(parse_expression(text), _MESSAGE_RESOURCE)
 
 
 def message_order(text: str) -> tuple[Order, ...]:
     """Return the keys of an $orderby on messages. Raises ApiError 400."""
     return tuple(
-        Order(_BY_NAME[name], descending=descending)
-        for name, descending in order_keys(text, tuple(_BY_NAME), frozenset(_known()))
+        Order(_MESSAGE_BY_NAME[name], descending=descending)
+        for name, descending in order_keys(
+            text, tuple(_MESSAGE_BY_NAME), frozenset(_message_property_names())
+        )
     )
 
 
@@ -95,16 +98,16 @@ def order_keys(
     return list(keys.items())
 
 
-def _known() -> set[str]:
+def _message_property_names() -> set[str]:
     return {name.lower() for name in (*MESSAGE_PROPERTIES, *_OTHERS)}
 
 
-def _field(named: Property) -> Field[Condition]:
+def _message_field(named: Property) -> Field[Condition]:
     def compare(operator: Operator, value: Value) -> Condition:
         return Compare(named, operator, value)
 
     choices = {Property.IMPORTANCE: _IMPORTANCES, Property.FLAG: _FLAGS}.get(named, ())
-    kind = _TYPES.get(named, Type.TEXT)
+    kind = _MESSAGE_TYPES.get(named, Type.TEXT)
     return Field(named, kind, compare, choices, has_order=named is not Property.FLAG)
 
 
@@ -124,19 +127,100 @@ def _items(collection: Collection) -> Items[Condition]:
     return Items(fields, partial(AnyItem, collection))
 
 
-_BY_NAME = {named.lower(): named for named in Property}
-_MESSAGE: Resource[Condition] = Resource(
+_MESSAGE_BY_NAME = {named.lower(): named for named in Property}
+_MESSAGE_RESOURCE: Resource[Condition] = Resource(
     type_name="microsoft.graph.message",
-    fields={named.lower(): _field(named) for named in Property},
+    fields={named.lower(): _message_field(named) for named in Property},
     all_of=AllOf,
     one_of=OneOf,
     negated=Negated,
     items={collection.lower(): _items(collection) for collection in Collection},
-    known=frozenset(_known()),
+    known=frozenset(_message_property_names()),
     hints={
         "body": _BODY_HINT,
         "bodypreview": _BODY_HINT,
         "uniquebody": _BODY_HINT,
         "attachments": 'to find names of attachments, ask $search="attachment:name"',
     },
+)
+
+
+_Matches = Callable[[Folder], bool]
+_FOLDER_TYPES = {
+    "displayName": Type.TEXT,
+    "id": Type.TEXT,
+    "parentFolderId": Type.TEXT,
+    "isHidden": Type.BOOLEAN,
+    "totalItemCount": Type.NUMBER,
+    "unreadItemCount": Type.NUMBER,
+    "childFolderCount": Type.NUMBER,
+    "sizeInBytes": Type.NUMBER,
+}
+_FOLDER_BY_NAME = {name.lower(): name for name in _FOLDER_TYPES}
+_COMPARISONS: dict[Operator, Callable[..., bool]] = {
+    Operator.EQ: compared_by.eq,
+    Operator.NE: compared_by.ne,
+    Operator.GT: compared_by.gt,
+    Operator.GE: compared_by.ge,
+    Operator.LT: compared_by.lt,
+    Operator.LE: compared_by.le,
+    Operator.STARTS_WITH: str.startswith,
+    Operator.ENDS_WITH: str.endswith,
+    Operator.CONTAINS: compared_by.contains,
+}
+
+
+def select_folders(
+    folders: Sequence[Folder], *, filter_: str | None, orderby: str | None
+) -> Sequence[Folder]:
+    """Return the folders that a $filter and an $orderby mean. Raises ApiError 400."""
+    if filter_ is not None:
+        matches = resolve(parse_expression(filter_), _FOLDER_RESOURCE)
+        folders = [folder for folder in folders if matches(folder)]
+    if orderby is not None:
+        for name, descending in reversed(order_keys(orderby, tuple(_FOLDER_BY_NAME))):
+            read = _folder_reader(_FOLDER_BY_NAME[name])
+            folders = sorted(folders, key=read, reverse=descending)
+    return folders
+
+
+def _folder_reader(name: str) -> Callable[[Folder], Value]:
+    """Return what reads a property as it is shown, for comparison without regard to case."""
+    read = FOLDER_PROPERTIES[name]
+    return lambda folder: _folded(read(folder))
+
+
+def _folded(value: Value) -> Value:
+    return value.casefold() if isinstance(value, str) else value
+
+
+def _folder_field(name: str, kind: Type) -> Field[_Matches]:
+    read = _folder_reader(name)
+
+    def compare(operator: Operator, value: Value) -> _Matches:
+        holds, wanted = _COMPARISONS[operator], _folded(value)
+        return lambda folder: holds(read(folder), wanted)
+
+    return Field(name, kind, compare)
+
+
+def _all_match(parts: tuple[_Matches, ...]) -> _Matches:
+    return lambda folder: all(matches(folder) for matches in parts)
+
+
+def _any_matches(parts: tuple[_Matches, ...]) -> _Matches:
+    return lambda folder: any(matches(folder) for matches in parts)
+
+
+def _not_matching(part: _Matches) -> _Matches:
+    return lambda folder: not part(folder)
+
+
+_FOLDER_RESOURCE: Resource[_Matches] = Resource(
+    type_name="microsoft.graph.mailFolder",
+    fields={name.lower(): _folder_field(name, kind) for name, kind in _FOLDER_TYPES.items()},
+    all_of=_all_match,
+    one_of=_any_matches,
+    negated=_not_matching,
+    known=frozenset(name.lower() for name in FOLDER_PROPERTIES),
 )

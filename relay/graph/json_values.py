@@ -7,6 +7,7 @@ Standards: RFC 8259; RFC 5322 2.2 (what a header body may hold).
 """
 
 import re
+from collections.abc import Collection, Mapping
 from itertools import islice
 from typing import Any
 
@@ -177,3 +178,33 @@ def only_known(given: dict[str, Any], known: tuple[str, ...], *, path: str, reso
 def is_annotation(name: str) -> bool:
     """Whether a property name is an OData annotation, which says nothing that we need."""
     return "@" in name
+
+
+_ID_CHARACTERS = 512
+
+
+def read_parameters(body: Mapping[str, Any], known: Collection[str], action: str) -> dict[str, Any]:
+    """Return the parameters that are given, by their names in lower case, as `known` has them.
+
+    Raises ApiError 400 for one that `action` has not, or that is given twice.
+    """
+    given: dict[str, Any] = {}
+    for name, value in body.items():
+        if is_annotation(name):
+            continue
+        folded = name.lower()
+        if folded not in known:
+            raise unknown_property(name, action)
+        if folded in given:
+            raise wrong(name, value, "each parameter once, whatever its case")
+        given[folded] = value
+    return given
+
+
+def destination_id(body: Mapping[str, Any], action: str) -> str:
+    """Return the only parameter of move and copy: a folder's id or well-known name."""
+    given = read_parameters(body, ("destinationid",), action)
+    identifier = header_text(given.get("destinationid"), "destinationId", longest=_ID_CHARACTERS)
+    if not identifier:
+        raise missing("destinationId")
+    return identifier

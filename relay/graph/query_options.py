@@ -6,7 +6,8 @@ Fails: ApiError 400 that names the option.
 Standards: OData 4.01 URL conventions 5.1; Graph's paging (absolute @odata.nextLink).
 """
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
@@ -133,3 +134,33 @@ def _truth(given: dict[str, str], name: str) -> bool:
 
 def _bad(message: str) -> ApiError:
     return ApiError(400, "BadRequest", message)
+
+
+_PREFERENCE = re.compile(
+    r'[ \t,]*+([^\s,;="]++)(?:[ \t]*+=[ \t]*+("(?:[^"\\]|\\.)*+"|[^\s,;"]*+))?+'
+    r'((?:[^,"]|"(?:[^"\\]|\\.)*+")*+)'  # parameters, which no preference here has
+)
+_DIGITS_MAX = 9  # of a number; what is longer is too much anyway
+_ESCAPED = re.compile(r"\\(.)")
+
+
+def preferences(lines: Iterable[str]) -> dict[str, str]:
+    """Return the preferences of all Prefer header lines; the value is "" where there is none."""
+    found: dict[str, str] = {}
+    for line in lines:
+        position = 0
+        while match := _PREFERENCE.match(line, position):
+            position = match.end()
+            name, value = match[1].lower(), match[2] or ""
+            if value.startswith('"'):
+                value = _ESCAPED.sub(r"\1", value[1:-1])
+            found.setdefault(name, value)
+    return found
+
+
+def page_size(preferred: Mapping[str, str]) -> int | None:
+    """Return how many items of a page odata.maxpagesize allows, None if it says nothing."""
+    text = preferred.get("odata.maxpagesize", preferred.get("maxpagesize", ""))
+    if not (text.isascii() and text.isdecimal()):
+        return None
+    return min(int(text[:_DIGITS_MAX]), TOP_MAX) or None

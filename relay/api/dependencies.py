@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from relay.accounts import Account, Role
 from relay.clock import Clock
+from relay.http.errors import ApiError
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
 from relay.spool.operating import Desk, Way
@@ -90,3 +92,39 @@ class Means:
     clock: Clock
     pressure: Pressure = field(default_factory=Pressure)
     prune: Callable[[float | None, bool], Awaitable[Mapping[str, Any]]] = _no_history
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """`name` is what a changed queue entry's event says of who did it."""
+
+    name: str
+    role: Role
+
+    @property
+    def account(self) -> str | None:
+        """Whose messages may be seen; None for all."""
+        return self.name if self.role is Role.USER else None
+
+    def check_may_read(self) -> None:
+        """Raise ApiError 403 unless the whole queue may be seen."""
+        if self.role is Role.USER:
+            raise _denied("read or operate")
+
+    def check_may_operate(self) -> None:
+        """Raise ApiError 403 unless the queue may be changed."""
+        if self.role is not Role.OPERATE:
+            raise _denied("operate")
+
+
+OPERATOR = Viewer(name="control socket", role=Role.OPERATE)
+
+
+def viewer_of(account: Account) -> Viewer:
+    """Return what an account is here."""
+    return Viewer(name=account.address, role=account.role)
+
+
+def _denied(role: str) -> ApiError:
+    message = f"Access is denied: this needs an account of the role {role}."
+    return ApiError(403, "ErrorAccessDenied", message)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from relay.accounts import Account
-from relay.graph.values import an_array, an_object, header_text, only_known
+from relay.graph.json_values import an_array, an_object, header_text, only_known
 from relay.http.errors import ApiError, shown
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.properties import MessageProperties, Person

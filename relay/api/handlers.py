@@ -1,8 +1,9 @@
-"""Journeys: one message, the newest ones, and waiting for one to get somewhere.
+"""The queue: listed, counted, and changed by hand.
 
-On the path: read-only; `relay trace` and `relay wait` show what these answer.
-Holds: another account's message is as unknown as one that never was; waiting is bounded.
-Fails: ApiError 400 for a parameter, 404 for an unknown message, 503 for too many who wait.
+On the path: beside it; `relay queue` shows what these answer.
+Holds: all of it is for roles above user; whoever hangs up stops an order between two slices, and
+    what is done until then stays done.
+Fails: ApiError 400 for a parameter or body, 403 for the role.
 Standards: none; JSON from docs/names.md.
 """
 
@@ -10,13 +11,87 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
-from relay.api.means import Means
-from relay.api.parameters import limit_of, number_of
-from relay.api.viewer import Viewer
+import msgspec
+from starlette.responses import Response
+
+from relay.api.dependencies import OPERATOR, Means, Viewer
+from relay.api.request_parameters import (
+    Asking,
+    limit_of,
+    number_of,
+    order_of_body,
+    read_body,
+    selector_of_query,
+)
 from relay.http.errors import ApiError, shown, try_later
+from relay.http.gateway import json_response
+from relay.http.http_request import Call
 from relay.journeys.journey import is_final
 from relay.message.lifecycle import State
+from relay.spool.operating import UNKNOWN_HEADER, Operation
+
+
+class Queue:
+    """The handlers of /queue."""
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+
+    async def list(self, query: Mapping[str, str], viewer: Viewer) -> Response:
+        """GET /queue?CONDITION=&limit=; what is not known stands in a header."""
+        viewer.check_may_read()
+        listed = await self._means.desk.list(selector_of_query(query), limit=limit_of(query))
+        unknown = ",".join(quote(name, safe="") for name in listed.unknown)
+        return json_response(listed, headers={UNKNOWN_HEADER: unknown} if unknown else None)
+
+    async def stats(self, viewer: Viewer) -> Mapping[str, Any]:
+        """GET /queue/stats."""
+        viewer.check_may_read()
+        return await self._means.stats()
+
+    async def change(self, operation: Operation, call: Call, viewer: Viewer) -> dict[str, Any]:
+        """POST /queue/{operation}."""
+        viewer.check_may_operate()
+        call.may_be_repeated = True  # what is held is held, and what is cancelled is gone
+        asking = Asking(
+            name=viewer.name,
+            may_say_who=viewer is OPERATOR,
+            way_to=self._means.way_to,
+            clock=self._means.clock,
+        )
+        order = order_of_body(operation, await call.body(), asking)
+        try:
+            changed = await call.unless_gone(self._means.desk.carry_out(order))
+        finally:
+            self._means.changes.announce()
+        return changed.as_json()
+
+
+_AGE_S_MAX = 1e9
+
+
+class _Prune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    older_than_s: float | None = None
+    dry_run: bool = False
+
+
+class Storage:
+    """The handler of /storage."""
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+
+    async def prune(self, call: Call, viewer: Viewer) -> Mapping[str, Any]:
+        """POST /storage/prune; without `older_than_s` what spool.keep says."""
+        viewer.check_may_operate()
+        body = read_body(await call.body(), _Prune)
+        if body.older_than_s is not None and not 0 <= body.older_than_s <= _AGE_S_MAX:
+            text = f"expected a number of seconds up to {_AGE_S_MAX:.0f}"
+            raise ApiError(400, "BadRequest", f"The field older_than_s: {text}.")
+        return await self._means.prune(body.older_than_s, body.dry_run)
+
 
 WAIT_S_MAX = 300.0
 _WAIT_S = 30.0

@@ -8,7 +8,9 @@ Standards: RFC 9110 8.3.
 
 import asyncio
 import re
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
@@ -16,10 +18,9 @@ from weakref import WeakValueDictionary
 from relay.accounts import Account
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
-from relay.graph.options import Options, parse_options
-from relay.graph.streams import Streams
-from relay.http.call import Call
+from relay.graph.query_options import Options, parse_options
 from relay.http.errors import ApiError, shown, try_later
+from relay.http.http_request import Call
 from relay.mailbox.api import MailStore
 from relay.mailbox.types import (
     AttachmentsTooLargeError,
@@ -38,6 +39,32 @@ from relay.mailbox.types import (
     TooManyUploadsError,
     UploadBusyError,
 )
+
+STREAMS_MAX = 32  # each has a block or two in memory
+STREAMS_OF_ONE_MAX = 8
+_RETRY_S = 5
+
+
+class Streams:
+    """Counts those that are under way."""
+
+    def __init__(self) -> None:
+        self._of: Counter[str] = Counter()
+
+    @contextmanager
+    def one_of(self, account: str) -> Iterator[None]:
+        """Take a place for the time of the block. Raises ApiError 503 when there is none."""
+        if self._of[account] >= STREAMS_OF_ONE_MAX or self._of.total() >= STREAMS_MAX:
+            message = "Too many large bodies are being taken; try again."
+            raise try_later("ResourceUnhealthy", message, after_s=_RETRY_S)
+        self._of[account] += 1
+        try:
+            yield
+        finally:
+            self._of[account] -= 1
+            if not self._of[account]:
+                del self._of[account]
+
 
 _ID = re.compile(r"[A-Za-z0-9._=+-]{1,512}")
 _ENTITY_TAG = re.compile(r'(?:W/)?"(?P<quoted>[!#-~]{1,512})"|(?P<bare>[!#-+.-~]{1,512})')

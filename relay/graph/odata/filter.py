@@ -23,8 +23,9 @@ from relay.graph.odata.expression import (
     Not,
     Or,
     Path,
+    Token,
+    clause_fault,
 )
-from relay.graph.odata.tokens import Token, clause_fault
 from relay.http.errors import ApiError, shown
 from relay.mailbox.query import Operator
 

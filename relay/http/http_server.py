@@ -19,9 +19,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from relay.clock import Clock, SystemClock
-from relay.http.hosts import HostNames
-from relay.http.places import ConnectionLimits, Places
-from relay.http.protocol import BoundedProtocol
+from relay.http.connection_limits import ConnectionLimits, Places
+from relay.http.protocol import BoundedProtocol, HostNames
 from relay.settings.tree import Address
 
 _BACKLOG = 1024

@@ -14,11 +14,11 @@ from urllib.parse import quote
 from starlette.responses import Response
 
 from relay.accounts import AccountDirectory
-from relay.graph.show import graph_date
-from relay.graph.visit import Door
-from relay.http.call import Call
+from relay.graph.graph_request import Door
+from relay.graph.serializer import graph_date
 from relay.http.errors import ApiError, shown
 from relay.http.gateway import json_response
+from relay.http.http_request import Call
 from relay.mailbox.types import NoSuchItemError, Upload
 
 _METHODS = ("GET", "PUT", "DELETE")

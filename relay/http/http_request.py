@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
+from relay.accounts import Account, AccountDirectory
 from relay.http.errors import ApiError, RequestNames, shown, try_later
 
 _Result = TypeVar("_Result")
@@ -292,3 +293,27 @@ def _query(raw: bytes) -> tuple[tuple[str, str], ...]:
     except ValueError:
         message = f"The query has more than {_QUERY_FIELDS_MAX} fields."
         raise ApiError(400, "BadRequest", message) from None
+
+
+def bearer_account(headers: Headers, accounts: AccountDirectory, *, realm: str) -> Account:
+    """Return whose token the request carries.
+
+    Raises ApiError 401 when there is none, or nobody's.
+    """
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token:
+        raise _unauthorized("Access token is empty.", realm)
+    account = accounts.by_token(token)
+    if account is None:
+        raise _unauthorized("Access token is not known here.", realm)
+    return account
+
+
+def _unauthorized(message: str, realm: str) -> ApiError:
+    return ApiError(
+        401,
+        "InvalidAuthenticationToken",
+        message,
+        headers={"www-authenticate": f'Bearer realm="{realm}"'},
+    )
