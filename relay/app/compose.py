@@ -35,7 +35,7 @@ from relay.delivery import (
     parse_rate,
 )
 from relay.http import CONNECTIONS_MAX, ConnectionLimits, Dispatch, HostNames, HttpServer
-from relay.ingress import Acceptance, Neighbours, SmtpServer
+from relay.ingress import Acceptance, IngressDependencies, SmtpServer
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
@@ -146,7 +146,7 @@ class _Composer:
 
     def daemon(self) -> Daemon:
         acceptance = self._acceptance()
-        neighbours = Neighbours(
+        neighbours = IngressDependencies(
             hostname=self.settings.hostname, acceptance=acceptance, router=self.table,
             accounts=self.sources.accounts, quota=self.store, crash=self.crash,
             pressure=self.pressure,
@@ -249,7 +249,7 @@ class _Composer:
         self.dispatcher.offer(claims)
         self.changes.announce()
 
-    def _pickup_server(self, neighbours: Neighbours) -> SmtpServer:
+    def _pickup_server(self, neighbours: IngressDependencies) -> SmtpServer:
         listener = SmtpListener(
             listen=Address(path=str(self.settings.pickup_socket)),
             max_sessions=max(_PICKUP_SESSIONS_MAX, 2 * self.settings.pickup.max_concurrent),

@@ -1,26 +1,27 @@
-"""Ingress: the SMTP server, steps 3 (its receiving end) and 5.
+"""Receive mail by SMTP: the server for clients and for pickup (steps 3 and 5).
 
-On the path: clients and pickup submit here; the spool keeps it, delivery gets claims.
-Touches: sockets, and the spool by its Protocol; asks routing, policy, accounts.
-Promises: a 250 to the final dot means that message, recipients and reports due are durable; only
-CRLF.CRLF ends the data; strangers relay nothing; a fault of ours is a 4yz with a fixed text.
+A 250 to the final dot means that the message, its recipients and the reports that are already due
+are durable. Only CRLF.CRLF ends the data. Clients that are not trusted cannot relay. An internal
+error is a 4yz reply with a fixed text.
 
-Read: server (a listener), session (a connection), conversation (its commands), data (the content),
-acceptance (step 5), fanout (who goes where).
+smtp_server is a listener, smtp_session a connection, smtp_commands the commands (EHLO, MAIL, RCPT,
+DATA ...). esmtp_parameters parses the arguments of MAIL and RCPT, authorization has AUTH and "send
+as", data receives the content, session_limits has the limits. acceptance runs step 5 up to the 250,
+header_cleanup edits the header (Received, Bcc), fanout sorts recipients into queue entries.
 """
 
-from relay.ingress.acceptance import Acceptance, Policy, Reporter
-from relay.ingress.data import Decision, Origin
-from relay.ingress.session_limits import Limits
-from relay.ingress.smtp_server import Neighbours, SmtpServer
+from relay.ingress.acceptance import Acceptance, FailureReporter, PolicyRules
+from relay.ingress.data import DataReply, Origin
+from relay.ingress.session_limits import SessionLimits
+from relay.ingress.smtp_server import IngressDependencies, SmtpServer
 
 __all__ = [
     "Acceptance",
-    "Decision",
-    "Limits",
-    "Neighbours",
+    "DataReply",
+    "FailureReporter",
+    "IngressDependencies",
     "Origin",
-    "Policy",
-    "Reporter",
+    "PolicyRules",
+    "SessionLimits",
     "SmtpServer",
 ]

@@ -1,9 +1,10 @@
-"""Step 5: examine, apply the rules, fan out, and make it all durable before the 250.
+"""Accept a message after the final dot (step 5): route, apply the mail rules, commit, reply 250.
 
-On the path: a session (SMTP or pickup's) hands a message in; delivery gets its claims.
-Holds: 250 only behind one spool transaction with message, entries and the reports already due.
-Fails: every fault is a reply: 451 or 452 for ours, 5xx for the message's; never exception text.
-Standards: RFC 5321 4.2.5, 6.1, 6.3; RFC 3461 5; RFC 6409 8.
+The 250 is returned only after the spool has committed (fsync) one transaction with the message, its
+queue entries and the reports that are already due. Every error is a reply: 451 or 452 for an
+internal one, 5yz for a fault of the message. A reply never contains the text of an exception.
+
+RFC 5321 4.2.5, 6.1, 6.3 (loops); RFC 3461 5; RFC 6409 8.
 """
 
 import asyncio
@@ -14,9 +15,9 @@ from typing import Any, Protocol
 
 from relay.clock import Clock, Ids
 from relay.ingress import header_cleanup
-from relay.ingress.authorization import Passwords, refused_header
-from relay.ingress.data import HEADER_BYTES_MAX, Decision, Origin, Refusal
-from relay.ingress.fanout import FanOut, fan_out, judge, reported
+from relay.ingress.authorization import AccountLookup, header_rejection
+from relay.ingress.data import HEADER_BYTES_MAX, ContentRejection, DataReply, Origin
+from relay.ingress.fanout import FanOut, fan_out, pair_with_verdicts, reported_recipient
 from relay.journeys.events import Event, Step
 from relay.message.content import Content, edited, in_sight, size_of
 from relay.message.envelope import Client, Envelope, domain_of
@@ -41,50 +42,50 @@ from relay.spool.types import (
 from relay.spool.waiting import Lane
 
 _log = get_logger("ingress")
-RECEIVED_MAX = 100  # RFC 5321 6.3: a loop
-_QUICK_HEADER_BYTES = 16384  # its fields are found in some milliseconds
-_INLINE_BYTES = 65536  # rules read so much faster than a thread is asked
+RECEIVED_MAX = 100  # more Received fields are a loop (RFC 5321 6.3)
+_QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
+_INLINE_BYTES = 65536  # for less, a thread costs more than the rules
 _POLICY_TIMEOUT_S = 10.0
 _POLICY_THREADS = 2
-_CLAIMED_MAX = 100  # entries of one message as claims: room is asked for each of them alone
-_NAMED_MAX = 100  # addresses per next hop in an event, which stays small
+_CLAIMED_MAX = 100  # entries of one message: has_room() is called for each of them
+_NAMED_MAX = 100  # addresses per next hop in an event, to bound its size
 _SUBJECT_CHARACTERS_MAX = 200
-_SUBJECT_OCTETS_MAX = 8192  # more than so many characters may need, however they are encoded
+_SUBJECT_OCTETS_MAX = 8192  # enough for that many characters in any encoding
 
-_LOCAL_ERROR = Decision(Refusal.LOCAL_ERROR)
-_NO_POLICY = Decision("451 4.7.1 The mail rules could not be applied, try again later")
-_TOO_MANY_PARTS = Decision(
+_LOCAL_ERROR = DataReply(ContentRejection.LOCAL_ERROR)
+_NO_POLICY = DataReply("451 4.7.1 The mail rules could not be applied, try again later")
+_TOO_MANY_PARTS = DataReply(
     "554 5.6.0 The message has too many MIME parts, or nests them too deeply"
 )
-_LONG_HEADER = Decision(Refusal.LONG_HEADER)
-_NO_ROOM = Decision(Refusal.QUEUE_FULL)
-_LOOP = Decision("554 5.4.6 Routing loop detected: too many Received fields")
+_LONG_HEADER = DataReply(ContentRejection.LONG_HEADER)
+_NO_ROOM = DataReply(ContentRejection.QUEUE_FULL)
+_LOOP = DataReply("554 5.4.6 Routing loop detected: too many Received fields")
 
 
-class Policy(Protocol):
+class PolicyRules(Protocol):
     """The mail-flow rules: relay.policy's RuleSet."""
 
     def evaluate(self, subject: Subject) -> Verdict:
-        """Decide; may raise anything, which is 451 4.7.1."""
+        """Return the verdict. Any exception becomes 451 4.7.1."""
         ...
 
 
-class ReportPlan(Protocol):
-    """The reports that are due already, and the events that tell of them."""
+class PlannedReports(Protocol):
+    """The reports that are due at acceptance, with their events."""
 
     @property
     def messages(self) -> tuple[NewMessage, ...]:
-        """Each is routed and ready for the spool."""
+        """The reports, routed and ready for the spool."""
         ...
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """They belong to the original message."""
+        """The events, which belong to the original message."""
         ...
 
 
-class Reporter(Protocol):
-    """Who hears of failures: relay.reports' Reporter."""
+class FailureReporter(Protocol):
+    """Writes non-delivery reports: relay.reports' Reporter."""
 
     def failures(
         self,
@@ -94,27 +95,27 @@ class Reporter(Protocol):
         source: Source,
         account: str,
         recipients: Sequence[ReportedRecipient],
-    ) -> ReportPlan:
-        """Decide who gets a report, and write it."""
+    ) -> PlannedReports:
+        """Decide who gets a report and write it."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Acceptance:
-    """Takes responsibility for messages, or says why not.
+    """Takes responsibility for messages, or returns the reply that rejects them.
 
-    `policy` returns the rules in force. With a `delay_warning_after_s` of 0 nobody hears of delays.
-    `has_room` says whether delivery can take a claim now, for a next hop, of a sender, in a lane;
-    `on_accepted` gets those of what was committed, and `on_waiting` what waits in the spool as due
-    instead.
+    `policy` returns the active rules. A `delay_warning_after_s` of 0 disables delay reports.
+    `has_room` returns whether delivery can take a claim now, for a next hop, a sender and a
+    priority level. After the commit, `on_accepted` gets the claims; `on_waiting` gets the messages
+    that were committed without claims and are due in the spool.
     """
 
     hostname: str
     router: RouteTable
-    policy: Callable[[], Policy]
-    reporter: Reporter
+    policy: Callable[[], PolicyRules]
+    reporter: FailureReporter
     spool: Spool
-    accounts: Passwords
+    accounts: AccountLookup
     clock: Clock
     ids: Ids
     metrics: Metrics
@@ -131,11 +132,11 @@ class Acceptance:
     )
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Stop the threads without waiting for them."""
         self.threads.shutdown(wait=False, cancel_futures=True)
 
-    async def accept(self, envelope: Envelope, content: Content, origin: Origin) -> Decision:
-        """Return the reply to the final dot; with a queue id it is durable. Never raises."""
+    async def accept(self, envelope: Envelope, content: Content, origin: Origin) -> DataReply:
+        """Return the reply to the final dot; if it has a queue id, the message is durable."""
         try:
             return await self._accept(envelope, content, origin)
         except SpoolFullError:
@@ -143,22 +144,22 @@ class Acceptance:
         except SpoolUnavailableError as error:
             _log.warning("spool unavailable", error=error)
             return _LOCAL_ERROR
-        except Exception:  # noqa: BLE001 -- whatever it was, the client keeps the message
+        except Exception:  # noqa: BLE001 -- after any error, the client keeps the message
             _log.exception("acceptance failed", client=origin.ip)
             return _LOCAL_ERROR
 
-    async def _accept(self, envelope: Envelope, content: Content, origin: Origin) -> Decision:
+    async def _accept(self, envelope: Envelope, content: Content, origin: Origin) -> DataReply:
         known = in_sight(content)
         if headers.split(known) > HEADER_BYTES_MAX:
             return _LONG_HEADER
         if header_cleanup.is_looping(known, RECEIVED_MAX):
             return _LOOP
-        if origin.login and (refusal := await self._refusal_of_author(known, origin)):
-            return Decision(refusal)
+        if origin.login and (rejection := await self._author_rejection(known, origin)):
+            return DataReply(rejection)
         queue_id, now_us = self.ids.new(), self.clock.steady_us()
         content = edited(
             content,
-            lambda content: header_cleanup.prepare(
+            lambda content: header_cleanup.clean_up(
                 content,
                 envelope,
                 origin,
@@ -171,31 +172,34 @@ class Acceptance:
         verdict = await self._evaluate(
             self._subject(envelope, content, origin, examinations=examinations)
         )
-        if isinstance(verdict, Decision):
+        if isinstance(verdict, DataReply):
             return verdict
-        judged = judge(envelope.forward_paths, examinations, verdict)
-        fan = fan_out(judged, verdict, self.router.examine)
+        routed = pair_with_verdicts(envelope.forward_paths, examinations, verdict)
+        fan = fan_out(routed, verdict, self.router.examine)
         self._count_rules(verdict)
-        if fan.refuses_all and not origin.pickup:  # the client is still there to hear it
-            return Decision(fan.refused[0].reply)
-        event = _step5(
+        if fan.rejects_all and not origin.pickup:  # the client gets the rejection itself
+            return DataReply(fan.rejected[0].reply)
+        event = _routing_event(
             verdict, fan, self.clock.time_us(), client=None if origin.pickup else origin.client
         )
         message = self._message(
             envelope, origin, fan, content=content, event=event, queue_id=queue_id, time_us=now_us
         )
-        if not fan.refused:
+        if not fan.rejected:
             return await self._commit(message, (), origin.client)
         plan = self._reports(message, fan, content=content)
         message = replace(message, events=(event, *plan.events))
         return await self._commit(message, plan.messages, origin.client)
 
-    async def _refusal_of_author(self, known: bytes, origin: Origin) -> str:
-        """Return why the account may not send this, in a thread where the header is long."""
+    async def _author_rejection(self, known: bytes, origin: Origin) -> str:
+        """Return the reply if the account may not send as this author, else "".
+
+        A long header is read in a thread.
+        """
         header = known[: headers.split(known)]
         if len(header) <= _QUICK_HEADER_BYTES:
-            return refused_header(self.accounts, origin.login, header)
-        return await asyncio.to_thread(refused_header, self.accounts, origin.login, header)
+            return header_rejection(self.accounts, origin.login, header)
+        return await asyncio.to_thread(header_rejection, self.accounts, origin.login, header)
 
     def _subject(
         self,
@@ -205,7 +209,7 @@ class Acceptance:
         *,
         examinations: Sequence[Examination],
     ) -> Subject:
-        # A stranger may write any domain into MAIL FROM: that makes nobody one of ours.
+        # An untrusted client may write any domain into MAIL FROM, so that alone is not internal.
         claims_local = self.router.is_local_domain(domain_of(envelope.reverse_path))
         return Subject(
             reverse_path=envelope.reverse_path,
@@ -219,8 +223,8 @@ class Acceptance:
             source=origin.source,
         )
 
-    async def _evaluate(self, subject: Subject) -> Verdict | Decision:
-        """Apply the rules, bounded in time; a Decision when they could not be."""
+    async def _evaluate(self, subject: Subject) -> Verdict | DataReply:
+        """Return the verdict of the rules, or a rejection if they fail or take too long."""
         if not subject.recipients:
             return Verdict((), (), (subject.content,), ())
         rules = self.policy()
@@ -234,7 +238,7 @@ class Acceptance:
             return _TOO_MANY_PARTS
         except TimeoutError:
             _log.error("policy timed out", size_bytes=size_of(subject.content))
-        except Exception:  # noqa: BLE001 -- a rule may fail in any way; no message slips past it
+        except Exception:  # noqa: BLE001 -- no message may bypass a rule that fails
             _log.exception("policy failed")
         return _NO_POLICY
 
@@ -249,7 +253,7 @@ class Acceptance:
         queue_id: str,
         time_us: int,
     ) -> NewMessage:
-        """Return what the spool keeps; `content` is what the rules were asked about."""
+        """Return the message for the spool; `content` is the one that the rules evaluated."""
         address = f" [{origin.ip}]" if origin.ip else ""
         known = in_sight(content)
         return NewMessage(
@@ -277,27 +281,27 @@ class Acceptance:
         )
 
     def _priority(self, origin: Origin, fan: FanOut) -> Lane:
-        """Return what the message asks for, as the rules left it; strangers ask in vain."""
+        """Return the priority in the header, after the rules; only trusted clients have one."""
         if not origin.trusted:
             return Lane.NORMAL
         priority = priority_of(in_sight(fan.contents[0]))
         return Lane.NORMAL if priority is Priority.NORMAL else Lane(priority)
 
     def _warn_us(self, envelope: Envelope, origin: Origin, received_us: int) -> int | None:
-        """Return when the sender would hear that it is late: of who would hear of its failure."""
+        """Return when a delay report is due, None if the sender gets no reports."""
         after_s = self.delay_warning_after_s
         if not (origin.trusted and envelope.reverse_path) or not 0 < after_s < self.expire_after_s:
             return None
         return received_us + int(after_s * 1_000_000)
 
     def _account_of(self, envelope: Envelope, origin: Origin) -> str:
-        """Return whose message it is: who logged in, or the trusted reverse-path's account."""
+        """Return the account: the login, or the owner of a trusted reverse-path."""
         if origin.login or not origin.trusted:
             return origin.login
         account = self.accounts.by_address(envelope.reverse_path)
         return account.address if account else ""
 
-    def _reports(self, message: NewMessage, fan: FanOut, *, content: Content) -> ReportPlan:
+    def _reports(self, message: NewMessage, fan: FanOut, *, content: Content) -> PlannedReports:
         about = ReportedMessage(
             queue_id=message.id,
             reverse_path=message.reverse_path,
@@ -312,14 +316,17 @@ class Acceptance:
             trusted=message.trusted,
             source=message.source,
             account=message.account,
-            recipients=[reported(each) for each in fan.refused],
+            recipients=[reported_recipient(each) for each in fan.rejected],
         )
 
     async def _commit(
         self, message: NewMessage, reports: Sequence[NewMessage], client: Client
-    ) -> Decision:
-        """Make it durable, then hand its claims on; the spool counts messages, we recipients."""
-        message, sender = self._in_lanes(message), message.sender_key
+    ) -> DataReply:
+        """Commit the message, pass on its claims, and return the 250.
+
+        The spool counts messages in the metrics; this counts recipients.
+        """
+        message, sender = self._with_priorities(message), message.sender_key
         claim = len(message.entries) <= _CLAIMED_MAX and all(
             self.has_room(entry.next_hop, sender, message.lane_of(entry))
             for entry in message.entries
@@ -334,11 +341,11 @@ class Acceptance:
             self._log_accepted(message, client)
             for recipient in message.final_recipients:
                 self.metrics.recipients.labels(outcome=recipient.state).inc()
-        self._hand_on(accepted, () if claim or accepted.repeated else (message, *reports))
-        return Decision(f"250 2.0.0 Ok: queued as {accepted.queue_id}", accepted.queue_id)
+        self._pass_on_claims(accepted, () if claim or accepted.repeated else (message, *reports))
+        return DataReply(f"250 2.0.0 Ok: queued as {accepted.queue_id}", accepted.queue_id)
 
-    def _in_lanes(self, message: NewMessage) -> NewMessage:
-        """The message, with another lane for entries that wait elsewhere than its priority says."""
+    def _with_priorities(self, message: NewMessage) -> NewMessage:
+        """Return the message, with the priority level of entries where it differs."""
         usual, sender = message.priority, message.sender_key
         lanes = [self.lane_of(entry.next_hop, sender, usual) for entry in message.entries]
         if lanes.count(usual) == len(lanes):  # nearly always
@@ -347,13 +354,13 @@ class Acceptance:
         return replace(message, entries=tuple(replace(one, lane=lane) for one, lane in pairs))
 
     def _log_accepted(self, message: NewMessage, client: Client) -> None:
-        """Log one line per message, with Postfix's terms where they fit."""
-        people = sum(len(entry.recipients) for entry in message.entries)
+        """Log one line per message, with Postfix's terms where they apply."""
+        count = sum(len(entry.recipients) for entry in message.entries)
         _log.info(
             "accepted",
             qid=message.id,
             sender=message.reverse_path,
-            recipients=people + len(message.final_recipients),
+            recipients=count + len(message.final_recipients),
             size_bytes=size_of(message.contents[0]),
             via=message.source,
             client=client.address,
@@ -363,13 +370,13 @@ class Acceptance:
             message_id=message.message_id,
         )
 
-    def _hand_on(self, accepted: Accepted, waiting: Sequence[NewMessage]) -> None:
+    def _pass_on_claims(self, accepted: Accepted, waiting: Sequence[NewMessage]) -> None:
         try:
             self.on_accepted(accepted.claims)
             if waiting:
                 self.on_waiting(waiting)
-        except Exception:  # noqa: BLE001 -- it is ours by now, so the client must hear 250
-            _log.exception("claims were not taken", qid=accepted.queue_id)
+        except Exception:  # noqa: BLE001 -- the message is durable, so the reply must be 250
+            _log.exception("claims not passed to delivery", qid=accepted.queue_id)
 
     def _count_rules(self, verdict: Verdict) -> None:
         for hit in verdict.hits:
@@ -382,34 +389,36 @@ def _message_id(content: bytes) -> str:
 
 
 def _subject(content: bytes) -> str:
-    """Return what the trace shows; a stranger may send a megabyte of encoded words."""
+    """Return the Subject for the trace, bounded: it may be 1 MiB of encoded words."""
     found = headers.first(content, "Subject") or b""
     return decode_words(found[:_SUBJECT_OCTETS_MAX])[:_SUBJECT_CHARACTERS_MAX]
 
 
-def _step5(verdict: Verdict, fan: FanOut, at_us: int, *, client: Client | None) -> Event:
-    """Return the event of this step, without recipients that rules added.
+def _routing_event(verdict: Verdict, fan: FanOut, at_us: int, *, client: Client | None) -> Event:
+    """Return the event of step 5, without recipients that rules added.
 
-    Where it does not name all of them, `counts` has how many there are. What came by pickup has its
-    `client` in step 2.
+    If a list of addresses is cut, `counts` has its full length. `client` is None for mail from
+    pickup, whose client is in step 2.
     """
     next_hops: dict[str, list[str]] = {}
     for entry in fan.entries:
-        people = [each.address for each in entry.recipients if not each.added_by]
-        if people:
-            next_hops.setdefault(str(entry.next_hop), []).extend(people)
-    refused = [each for each in fan.refused if not each.added_by]
+        addresses = [each.address for each in entry.recipients if not each.added_by]
+        if addresses:
+            next_hops.setdefault(str(entry.next_hop), []).extend(addresses)
+    rejected = [each for each in fan.rejected if not each.added_by]
     detail: dict[str, Any] = {
         "rules": [hit.as_json() for hit in verdict.hits],
-        "next_hops": {hop: people[:_NAMED_MAX] for hop, people in next_hops.items()},
+        "next_hops": {hop: addresses[:_NAMED_MAX] for hop, addresses in next_hops.items()},
     }
     if client is not None:
         detail["client"] = client.as_json()
-    if refused:
+    if rejected:
         detail["refused"] = [
-            {"address": each.address, "reply": each.reply} for each in refused[:_NAMED_MAX]
+            {"address": each.address, "reply": each.reply} for each in rejected[:_NAMED_MAX]
         ]
-    sizes = {hop: len(people) for hop, people in next_hops.items()} | {"refused": len(refused)}
+    sizes = {hop: len(addresses) for hop, addresses in next_hops.items()} | {
+        "refused": len(rejected)
+    }
     if counts := {name: size for name, size in sizes.items() if size > _NAMED_MAX}:
         detail["counts"] = counts
     return Event(Step.POLICY_AND_ROUTING, at_us, detail)

@@ -1,9 +1,12 @@
-"""The SASL exchanges PLAIN and LOGIN: from the client's lines to a user and a password.
+"""Authenticate clients (AUTH PLAIN, AUTH LOGIN) and authorize the sender addresses of an account.
 
-On the path: the conversation's AUTH runs one and asks the accounts.
-Holds: nothing of an exchange is logged or kept.
-Fails: parameters.Refused, whose text is the reply.
-Standards: RFC 4954 4; RFC 4616 (PLAIN); draft-murchison-sasl-login (LOGIN).
+"Send as": an account that logged in may use its own addresses and those in its send_as, in the
+reverse-path and in the From and Sender fields. HTTP has the same rule (Account.may_send_as). A From
+or Sender that cannot be parsed is rejected, because another program might read another author
+there. Nothing of an AUTH exchange is logged or kept.
+
+RFC 4954 4 (AUTH); RFC 4616 (PLAIN); draft-murchison-sasl-login (LOGIN); RFC 6409 4.2, 6.1 (553
+5.7.1); RFC 5322 3.6.2 (From, Sender).
 """
 
 import binascii
@@ -13,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from relay.accounts import Account
-from relay.ingress.esmtp_parameters import Refused
+from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.mime.headread import originators
 
 Ask = Callable[[str], Awaitable[str]]
@@ -22,17 +25,17 @@ _PASSWORD = "334 UGFzc3dvcmQ6"  # noqa: S105 -- the prompt "Password:", which is
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
-    """What a client says it is."""
+class AuthCredentials:
+    """The user and the password that a client sent."""
 
     user: str
     password: str = field(repr=False)
 
 
-async def exchange(argument: str, ask: Ask) -> Credentials:
-    """Run the exchange that `AUTH <argument>` begins; `ask` sends a 334 and returns the answer.
+async def exchange(argument: str, ask: Ask) -> AuthCredentials:
+    """Run the SASL exchange of `AUTH <argument>`; `ask` sends a 334 and returns the answer.
 
-    Raises Refused.
+    Raises SmtpRejection.
     """
     mechanism, _, initial = argument.partition(" ")
     initial = initial.strip(" ")
@@ -42,79 +45,82 @@ async def exchange(argument: str, ask: Ask) -> Credentials:
         case "LOGIN":
             user = _decoded(initial or await ask(_USER_NAME))
             password = _decoded(await ask(_PASSWORD))
-            return Credentials(_text(user), _text(password))
+            return AuthCredentials(_text(user), _text(password))
         case "":
-            raise Refused("501 5.5.4 Syntax: AUTH PLAIN or AUTH LOGIN")
+            raise SmtpRejection("501 5.5.4 Syntax: AUTH PLAIN or AUTH LOGIN")
         case _:
-            raise Refused("504 5.5.4 This mechanism is not supported, use PLAIN or LOGIN")
+            raise SmtpRejection("504 5.5.4 This mechanism is not supported, use PLAIN or LOGIN")
 
 
-def _plain(response: bytes) -> Credentials:
+def _plain(response: bytes) -> AuthCredentials:
     parts = _text(response).split("\0")
     if len(parts) != 3:
-        raise Refused("501 5.5.2 AUTH PLAIN: expected authorization id NUL user NUL password")
+        raise SmtpRejection("501 5.5.2 AUTH PLAIN: expected authorization id NUL user NUL password")
     acting_for, user, password = parts
     if acting_for and acting_for.lower() != user.lower():
-        raise Refused("535 5.7.8 No account may act for another one")
-    return Credentials(user, password)
+        raise SmtpRejection("535 5.7.8 No account may act for another one")
+    return AuthCredentials(user, password)
 
 
 def _decoded(response: str) -> bytes:
     if response == "*":
-        raise Refused("501 5.7.0 Authentication cancelled")
-    if response == "=":  # RFC 4954 4: an initial response of no octets
+        raise SmtpRejection("501 5.7.0 Authentication cancelled")
+    if response == "=":  # RFC 4954 4: an empty initial response
         return b""
     try:
         return b64decode(response.encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):
-        raise Refused("501 5.5.2 The response is not base64") from None
+        raise SmtpRejection("501 5.5.2 The response is not base64") from None
 
 
 def _text(response: bytes) -> str:
     try:
         return response.decode("utf-8")
     except UnicodeDecodeError:
-        raise Refused("501 5.5.2 User and password must be UTF-8") from None
+        raise SmtpRejection("501 5.5.2 User and password must be UTF-8") from None
 
 
 _SHOWN_CHARACTERS_MAX = 120
 _ADVICE = "use its own address, an alias, or an address that its send_as lists"
 
 
-class Passwords(Protocol):
-    """Who logs in: relay.accounts.AccountDirectory."""
+class AccountLookup(Protocol):
+    """The accounts: relay.accounts.AccountDirectory."""
 
     def by_address(self, address: str) -> Account | None:
-        """The account that gets mail for `address`."""
+        """Return the account that gets mail for `address`."""
         ...
 
     async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
-        """The account that logs in so from the address `client`. Raises LoginDelayedError."""
+        """Return the account if the password is right; `client` is the client's IP address.
+
+        Raises LoginDelayedError.
+        """
         ...
 
 
-def refused_sender(accounts: Passwords, login: str, reverse_path: str) -> str:
-    """Return why the account `login` may not use this reverse-path.
+def sender_rejection(accounts: AccountLookup, login: str, reverse_path: str) -> str:
+    """Return the reply if the account `login` may not use this reverse-path, else "".
 
-    The null reverse-path is free: mail clients send notifications (RFC 8098) with it.
+    Every account may use the null reverse-path: mail clients send notifications with it (RFC 8098).
     """
     account = accounts.by_address(login)
-    if account is None or account.address != login:  # removed since the login
+    if account is None or account.address != login:  # removed after the login
         return f"530 5.7.0 The account {_shown(login)} is not there any more; log in again"
     if not reverse_path or account.may_send_as(reverse_path):
         return ""
-    return _refusal(f"<{_shown(reverse_path)}>", login)
+    return _rejection(f"<{_shown(reverse_path)}>", login)
 
 
-def refused_header(accounts: Passwords, login: str, header: bytes) -> str:
-    """Return why the account `login` may not send a message with this header section."""
+def header_rejection(accounts: AccountLookup, login: str, header: bytes) -> str:
+    """Return the reply if the account `login` may not use the From and Sender fields, else ""."""
     account = accounts.by_address(login)
     if account is None or account.address != login:
-        return refused_sender(accounts, login, "")
+        return sender_rejection(accounts, login, "")
     for header_field in originators(header):
         for person in header_field.people:
             if not account.may_send_as(person.address):
-                return _refusal(f"<{_shown(person.address)}> in {header_field.name}", login)
+                return _rejection(f"<{_shown(person.address)}> in {header_field.name}", login)
         if header_field.unread or not header_field.people:
             found = _shown(header_field.unread) if header_field.unread else "no address"
             return (
@@ -125,13 +131,13 @@ def refused_header(accounts: Passwords, login: str, header: bytes) -> str:
     return ""
 
 
-def _refusal(found: str, login: str) -> str:
+def _rejection(found: str, login: str) -> str:
     return (
         f"553 5.7.1 {found}: the account {_shown(login)} may not send from this address; {_ADVICE}"
     )
 
 
 def _shown(text: str) -> str:
-    """Return text of the client's as printable ASCII that is not long."""
+    """Return text from the client as printable ASCII of bounded length."""
     clipped = text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "..."
     return clipped.encode("unicode_escape").decode("ascii")

@@ -1,9 +1,9 @@
-"""Parse the arguments of MAIL and RCPT: the path and its ESMTP parameters, case preserved.
+"""Parse the arguments of MAIL FROM and RCPT TO: the path and its ESMTP parameters.
 
-On the path: the conversation asks it; what comes out goes into the envelope.
-Holds: pure; a parameter that is not understood is never ignored.
-Fails: Refused, whose text is the whole reply.
-Standards: RFC 5321 4.1.1.2, 4.1.1.3, 4.1.1.11; RFC 1870, 3461 4, 4954 5, 6152, 6531 3.4.
+MAIL takes SIZE, BODY, SMTPUTF8, RET, ENVID and AUTH, RCPT takes NOTIFY and ORCPT. An unknown or
+malformed parameter is rejected, never ignored. The case of addresses is preserved.
+
+RFC 5321 4.1.1.2, 4.1.1.3, 4.1.1.11; RFC 1870, 3461 4, 4954 5, 6152, 6531 3.4.
 """
 
 import re
@@ -25,13 +25,13 @@ _MAIL_KEYWORDS = frozenset({"SIZE", "BODY", "SMTPUTF8", "RET", "ENVID", "AUTH"})
 _RCPT_KEYWORDS = frozenset({"NOTIFY", "ORCPT"})
 
 
-class Refused(Exception):  # noqa: N818 -- the name of the answer, not of a fault of ours
-    """A command is refused; str() is the reply."""
+class SmtpRejection(Exception):  # noqa: N818 -- a reply, not an internal error
+    """A command is rejected; str() is the reply."""
 
 
 @dataclass(frozen=True, slots=True)
 class MailArgument:
-    """What MAIL said; `size_bytes` is 0 where it was not declared."""
+    """The argument of MAIL; `size_bytes` is 0 if SIZE was not given."""
 
     reverse_path: str
     size_bytes: int = 0
@@ -44,15 +44,17 @@ class MailArgument:
 def parse_mail(argument: str, *, extended: bool) -> MailArgument:
     """Parse `FROM:<reverse-path> [parameters]`; `extended` is false after HELO.
 
-    Raises Refused.
+    Raises SmtpRejection.
     """
-    text = _behind("FROM:", argument, example="MAIL FROM:<you@example.com>")
+    text = _after("FROM:", argument, example="MAIL FROM:<you@example.com>")
     try:
         reverse_path, rest = parse_path(text, smtputf8=True)
     except AddressError as error:
-        raise Refused(f"501 5.1.7 MAIL FROM: {error}") from error
+        raise SmtpRejection(f"501 5.1.7 MAIL FROM: {error}") from error
     if reverse_path == "postmaster":
-        raise Refused("501 5.1.7 MAIL FROM: the address has no domain; write <postmaster@domain>")
+        raise SmtpRejection(
+            "501 5.1.7 MAIL FROM: the address has no domain; write <postmaster@domain>"
+        )
     if not rest:
         _check_ascii(reverse_path, smtputf8=False)
         return MailArgument(reverse_path)
@@ -61,13 +63,13 @@ def parse_mail(argument: str, *, extended: bool) -> MailArgument:
     _check_ascii(reverse_path, smtputf8=smtputf8)
     body = given.get("BODY", "7BIT").upper()
     if body not in ("7BIT", "8BITMIME"):
-        raise Refused("501 5.5.4 BODY: expected 7BIT or 8BITMIME")
+        raise SmtpRejection("501 5.5.4 BODY: expected 7BIT or 8BITMIME")
     size = given.get("SIZE", "0")
     if not _SIZE(size):
-        raise Refused("501 5.5.4 SIZE: expected a number of octets, at most 20 digits")
+        raise SmtpRejection("501 5.5.4 SIZE: expected a number of octets, at most 20 digits")
     try:
         if given.get("AUTH", "<>") != "<>" and not decode_xtext(given["AUTH"]):
-            raise Refused("501 5.5.4 AUTH: expected a mailbox as xtext, or <>")
+            raise SmtpRejection("501 5.5.4 AUTH: expected a mailbox as xtext, or <>")
         return MailArgument(
             reverse_path,
             size_bytes=int(size),
@@ -77,22 +79,22 @@ def parse_mail(argument: str, *, extended: bool) -> MailArgument:
             envid=parse_envid(given["ENVID"]) if "ENVID" in given else "",
         )
     except ValueError as error:
-        raise Refused(f"501 5.5.4 {error}") from error
+        raise SmtpRejection(f"501 5.5.4 {error}") from error
 
 
 def parse_rcpt(argument: str, *, extended: bool, smtputf8: bool) -> ForwardPath:
     """Parse `TO:<forward-path> [parameters]`.
 
-    Raises Refused.
+    Raises SmtpRejection.
     """
-    text = _behind("TO:", argument, example="RCPT TO:<someone@example.com>")
+    text = _after("TO:", argument, example="RCPT TO:<someone@example.com>")
     try:
         address, rest = parse_path(text, smtputf8=smtputf8)
     except AddressError as error:
         code = "553" if error.status == NEEDS_SMTPUTF8 else "501"
-        raise Refused(f"{code} {error.status} RCPT TO: {error}") from error
+        raise SmtpRejection(f"{code} {error.status} RCPT TO: {error}") from error
     if not address:
-        raise Refused("501 5.1.3 RCPT TO: a recipient needs an address, <> is none")
+        raise SmtpRejection("501 5.1.3 RCPT TO: a recipient needs an address, <> is none")
     if not rest:
         return ForwardPath(address)
     given = _parameters(rest, known=_RCPT_KEYWORDS if extended else frozenset())
@@ -103,33 +105,33 @@ def parse_rcpt(argument: str, *, extended: bool, smtputf8: bool) -> ForwardPath:
             orcpt=parse_orcpt(given["ORCPT"]) if "ORCPT" in given else "",
         )
     except ValueError as error:
-        raise Refused(f"501 5.5.4 {error}") from error
+        raise SmtpRejection(f"501 5.5.4 {error}") from error
 
 
-def _behind(keyword: str, argument: str, *, example: str) -> str:
+def _after(keyword: str, argument: str, *, example: str) -> str:
     if argument[: len(keyword)].upper() != keyword:
-        raise Refused(f"501 5.5.4 Syntax: {example}")
+        raise SmtpRejection(f"501 5.5.4 Syntax: {example}")
     return argument[len(keyword) :]
 
 
 def _check_ascii(reverse_path: str, *, smtputf8: bool) -> None:
     if not smtputf8 and not reverse_path.isascii():
-        raise Refused(f"553 {NEEDS_SMTPUTF8} MAIL FROM: this address needs SMTPUTF8")
+        raise SmtpRejection(f"553 {NEEDS_SMTPUTF8} MAIL FROM: this address needs SMTPUTF8")
 
 
 def _parameters(text: str, *, known: frozenset[str]) -> dict[str, str]:
-    """Split `KEY=value KEY …`; keys come out in capitals, values as they are."""
+    """Split `KEY=value KEY …`; keys are converted to upper case, values are unchanged."""
     given: dict[str, str] = {}
     for word in filter(None, text.split(" ")):
         keyword, equals, value = word.partition("=")
         name = keyword.upper()
         if not _KEYWORD(keyword):
-            raise Refused(f"501 5.5.4 {shown(word)} is no parameter: expected KEYWORD=value")
+            raise SmtpRejection(f"501 5.5.4 {shown(word)} is no parameter: expected KEYWORD=value")
         if name not in known:
-            raise Refused(f"555 5.5.4 The parameter {shown(name)} is not supported")
+            raise SmtpRejection(f"555 5.5.4 The parameter {shown(name)} is not supported")
         if name in given:
-            raise Refused(f"501 5.5.4 {name} is given twice")
+            raise SmtpRejection(f"501 5.5.4 {name} is given twice")
         if bool(equals) is (name == "SMTPUTF8") or (equals and not value) or "=" in value:
-            raise Refused(f"501 5.5.4 {name}: malformed value")
+            raise SmtpRejection(f"501 5.5.4 {name}: malformed value")
         given[name] = value
     return given

@@ -1,9 +1,9 @@
-"""Step 5's decision: examinations and verdict in, entries and final recipients out.
+"""Fan a message out: sort its recipients into queue entries, one per next hop and content.
 
-On the path: acceptance examines and evaluates, this puts together what the spool will keep.
-Holds: pure; each recipient comes out once, in an entry or final; one entry per hop and content.
-Fails: never.
-Standards: RFC 5321 4.1.1.3; RFC 3461 4.1 (NOTIFY); docs/design.md 1.
+A pure function of what routing and the mail rules returned. Each recipient appears exactly once: in
+an entry, or in a final state (rejected, discarded, redirected).
+
+RFC 5321 4.1.1.3; RFC 3461 4.1 (NOTIFY); docs/design.md 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +25,8 @@ _NEVER = frozenset({Notify.NEVER})
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """A recipient with what routing found of it and what the rules say of it."""
+class RoutedRecipient:
+    """A recipient with its routing result and the verdict of the rules."""
 
     path: ForwardPath
     examination: Examination
@@ -35,50 +35,52 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class FanOut:
-    """What one message comes to; `contents` are those in use, the original if none is."""
+    """The result for one message; `contents` has those in use, or else the original."""
 
     contents: tuple[Content, ...]
     entries: tuple[NewEntry, ...]
     final_recipients: tuple[NewRecipient, ...]
 
     @property
-    def refused(self) -> tuple[NewRecipient, ...]:
-        """The recipients that will never get it, and whose sender may have to hear of it."""
+    def rejected(self) -> tuple[NewRecipient, ...]:
+        """The rejected recipients, for which a report may be due."""
         return tuple(each for each in self.final_recipients if each.state is State.FAILED)
 
     @property
-    def refuses_all(self) -> bool:
-        """Whether not one of the client's recipients gets it, or gets it somewhere else."""
+    def rejects_all(self) -> bool:
+        """Whether every recipient that the client named is rejected."""
         given = [each for each in self.final_recipients if not each.added_by]
         in_entries = any(not each.added_by for entry in self.entries for each in entry.recipients)
         return not in_entries and all(each.state is State.FAILED for each in given)
 
 
-def judge(
+def pair_with_verdicts(
     paths: Sequence[ForwardPath], examinations: Sequence[Examination], verdict: Verdict
-) -> tuple[Judged, ...]:
-    """Join recipients with their verdicts: `verdict` has one for each that is valid, in order."""
+) -> tuple[RoutedRecipient, ...]:
+    """Pair each recipient with its verdict: `verdict` has one per valid recipient, in order."""
     verdicts = iter(verdict.recipients)
-    unasked = RecipientVerdict("")  # rules are not asked about invalid recipients
+    unasked = RecipientVerdict("")  # rules do not see invalid recipients
     return tuple(
-        Judged(path, found, unasked if isinstance(found, InvalidRecipient) else next(verdicts))
+        RoutedRecipient(
+            path, found, unasked if isinstance(found, InvalidRecipient) else next(verdicts)
+        )
         for path, found in zip(paths, examinations, strict=True)
     )
 
 
 def fan_out(
-    judged: Sequence[Judged], verdict: Verdict, examine: Callable[[str], Examination]
+    routed: Sequence[RoutedRecipient], verdict: Verdict, examine: Callable[[str], Examination]
 ) -> FanOut:
-    """Sort recipients into entries per next hop and content; `examine` is asked of added ones."""
+    """Sort recipients into entries; `examine` routes those that a rule added."""
     buckets: dict[tuple[NextHop, int], list[NewRecipient]] = {}
     final: list[NewRecipient] = []
-    for position, each in enumerate(judged, 1):
+    for position, each in enumerate(routed, 1):
         path, found = each.path, each.examination
         start = NewRecipient(path.address, notify=path.notify, orcpt=path.orcpt, position=position)
         if isinstance(found, InvalidRecipient):
             final.append(_failed(start, found.status, found.text))
-        elif (ended := _ended(start, each.verdict)) is not None:
-            final.append(ended)
+        elif (final_state := _final_state(start, each.verdict)) is not None:
+            final.append(final_state)
         else:
             _put(buckets, found, start, content=each.verdict.content)
     served = {each.address for bucket in buckets.values() for each in bucket}
@@ -103,8 +105,8 @@ def fan_out(
     )
 
 
-def reported(recipient: NewRecipient) -> ReportedRecipient:
-    """Return a refused recipient as reports need it."""
+def reported_recipient(recipient: NewRecipient) -> ReportedRecipient:
+    """Return a rejected recipient for a report."""
     return ReportedRecipient(
         address=recipient.address,
         orcpt=recipient.orcpt,
@@ -114,8 +116,8 @@ def reported(recipient: NewRecipient) -> ReportedRecipient:
     )
 
 
-def _ended(start: NewRecipient, verdict: RecipientVerdict) -> NewRecipient | None:
-    """Return the recipient in its final state, None if it is to be delivered."""
+def _final_state(start: NewRecipient, verdict: RecipientVerdict) -> NewRecipient | None:
+    """Return the recipient in its final state, or None if it is to be delivered."""
     match verdict.fate:
         case Fate.DELIVER:
             return None

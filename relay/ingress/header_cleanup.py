@@ -1,10 +1,10 @@
-"""Prepare the header of an arriving message: add the trace field, drop and complete fields.
+"""Clean up the header of an arriving message: drop Bcc, add Received, complete missing fields.
 
-On the path: acceptance calls it before the rules look at the message.
-Holds: pure; the body and all other fields stay octet for octet.
-Fails: never; a content without a header gets one.
-Standards: RFC 5321 4.4 (trace, Return-Path), 6.3 (loops); RFC 5322 3.6.3 (Bcc); RFC 6409 8 (Date,
-    Message-ID).
+As Postfix's cleanup(8) and message_drop_headers. acceptance calls it before the mail rules see the
+message. The body and all other fields stay octet for octet; a content without a header gets one.
+
+RFC 5321 4.4 (Received, Return-Path), 6.3 (loops); RFC 5322 3.6.3 (Bcc); RFC 6409 8 (Date,
+Message-ID).
 """
 
 from relay.ingress.data import Origin
@@ -13,17 +13,17 @@ from relay.message.properties import Person
 from relay.mime import headers
 from relay.mime.fields import people_field
 
-# As Postfix's message_drop_headers: Bcc names hidden recipients, the final delivery writes
-# Return-Path, and a Content-Length is wrong once the content changes.
+# Bcc names hidden recipients, the final delivery writes Return-Path, and Content-Length is wrong
+# once the content changes.
 _DROPPED = ("Bcc", "Content-Length", "Resent-Bcc", "Return-Path")
 
 
 def is_looping(content: bytes, received_max: int) -> bool:
-    """Whether so many hosts have had it that it must be going round."""
+    """Return whether the header has more than `received_max` Received fields."""
     return headers.count(content, "Received") > received_max
 
 
-def prepare(
+def clean_up(
     content: bytes,
     envelope: Envelope,
     origin: Origin,
@@ -35,8 +35,8 @@ def prepare(
     """Return `content` with this hop's Received, without X-Relay-*, Bcc, Resent-Bcc, Return-Path
     and Content-Length fields.
 
-    Mail from a trusted client also gets the Date and Message-ID that it lacks, and that of an
-    account a From.
+    Mail from a trusted client also gets a missing Date and Message-ID. Mail from an account that
+    logged in also gets a missing From.
     """
     content = headers.strip_private(headers.remove(content, _DROPPED))
     new = headers.received(

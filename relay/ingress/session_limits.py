@@ -1,9 +1,9 @@
-"""The numbers that bound a session, and the counters that bound all of them together.
+"""Limits of one SMTP session, and counters shared by the sessions of a listener.
 
-On the path: server makes the counters, every session asks them.
-Holds: what was taken is given back exactly once; a counter never exceeds its limit.
-Fails: never; a limit that is reached says no.
-Standards: RFC 5321 4.5.3.1 (sizes), 4.5.3.2.7 (time); RFC 4954 4 (AUTH lines).
+The limits that an operator sets are not here: [[smtp]] max_recipients, max_message_size and
+max_sessions (relay/settings/tree.py). smtp_commands checks the first two, SessionCounter the third.
+
+RFC 5321 4.5.3.1 (sizes), 4.5.3.2.7 (time); RFC 4954 4 (AUTH lines).
 """
 
 from collections import Counter
@@ -13,26 +13,26 @@ from relay.message.content import LARGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What one session may do; each number says why it is what it is."""
+class SessionLimits:
+    """The limits of one session."""
 
-    command_bytes: int = 2048  # 512 and the most that all our extensions together may add
+    command_bytes: int = 2048  # 512 plus the most that all offered extensions may add
     auth_line_bytes: int = 12288  # RFC 4954 4
-    text_line_bytes: int = 65536  # without CRLF; real mail does not keep to RFC 5322's 998
-    input_bytes: int = 262144  # read ahead of the command that is being worked on
+    text_line_bytes: int = 65536  # without CRLF; real mail exceeds the 998 of RFC 5322
+    input_bytes: int = 262144  # read ahead of the command in progress
     errors: int = 20  # Postfix's smtpd_hard_error_limit
     junk_commands: int = 100  # Postfix's smtpd_junk_command_limit
     auth_failures: int = 3
-    auth_failure_delay_s: float = 1.0  # times the failures so far
-    session_s: float = 7200.0  # the slowest honest upload of the largest message
-    goodbye_s: float = 5.0  # for a client that does not read its last reply
+    auth_failure_delay_s: float = 1.0  # multiplied by the number of failures
+    session_s: float = 7200.0  # a slow upload of the largest message
+    last_reply_s: float = 5.0  # for a client that does not read its last reply
     sessions_per_client: int = 50  # Postfix's smtpd_client_connection_count_limit
-    buffered_bytes: int = 512 * 1024 * 1024  # messages being received, all sessions of a listener
-    large_bytes: int = LARGE_BYTES  # the body of a message that is larger goes to a file
+    buffered_bytes: int = 512 * 1024 * 1024  # messages being received by all sessions of a listener
+    large_bytes: int = LARGE_BYTES  # the body of a larger message is written to a file
 
 
-class SessionCount:
-    """How many sessions a listener has, in all and per client address."""
+class SessionCounter:
+    """Counts the sessions of a listener, in total and per client address."""
 
     def __init__(self, *, sessions: int, per_client: int) -> None:
         self._sessions_max = sessions
@@ -41,9 +41,9 @@ class SessionCount:
         self.sessions = 0
 
     def enter(self, client: str, *, exempt: bool) -> str:
-        """Count a session in and return "", or the reply that turns it away.
+        """Count a new session and return "", or return the reply that rejects it.
 
-        An `exempt` client (trusted, or of this machine) may fill the listener by itself.
+        An `exempt` client (a trusted one, or one on this machine) has no limit of its own.
         """
         if self.sessions >= self._sessions_max:
             return "421 4.7.0 Too many sessions at once, try again later"
@@ -54,30 +54,30 @@ class SessionCount:
         return ""
 
     def leave(self, client: str) -> None:
-        """Count a session out that enter() let in."""
+        """Count the end of a session that enter() accepted."""
         self.sessions -= 1
         self._clients[client] -= 1
         if not self._clients[client]:
             del self._clients[client]
 
 
-class Budget:
-    """Memory for messages that are being received, shared by the sessions of a listener."""
+class MemoryBudget:
+    """Memory for the messages that the sessions of a listener are receiving."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._left_bytes = limit_bytes
 
     def has(self, size_bytes: int) -> bool:
-        """Whether that much is left now; it is not set aside."""
+        """Return whether that much is available now, without taking it."""
         return size_bytes <= self._left_bytes
 
     def take(self, size_bytes: int) -> bool:
-        """Take that much, or nothing and return False."""
+        """Take that much and return True, or take nothing and return False."""
         if size_bytes > self._left_bytes:
             return False
         self._left_bytes -= size_bytes
         return True
 
-    def give_back(self, size_bytes: int) -> None:
-        """Return what was taken."""
+    def release(self, size_bytes: int) -> None:
+        """Release memory that was taken."""
         self._left_bytes += size_bytes

@@ -1,9 +1,9 @@
-"""One SMTP listener: its socket, its sessions, and how it stops.
+"""Listen for SMTP on one socket, and stop gracefully.
 
-On the path: app makes one per [[smtp]] and one for pickup; sessions hand messages to acceptance.
-Holds: a Unix socket has mode 0600 before anybody can connect; an acceptance outlives its session.
-Fails: OSError when address or certificate cannot be had; ValueError for a wrong network.
-Standards: RFC 5321 3.8; RFC 8314 3.3 (TLS from the first byte); RFC 9325 (TLS 1.2 and up).
+relay/app makes one SmtpServer per [[smtp]] and one for pickup. A Unix socket has mode 0600 before a
+client can connect. The acceptance of a message continues if its client disconnects.
+
+RFC 5321 3.8; RFC 8314 3.3 (implicit TLS); RFC 9325 (TLS 1.2 and later).
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from pathlib import Path
 
 from relay.crashpoints import CrashPoints
 from relay.ingress.acceptance import Acceptance
-from relay.ingress.authorization import Passwords
-from relay.ingress.data import Decision, Origin, Received
-from relay.ingress.session_limits import Budget, Limits, SessionCount
-from relay.ingress.smtp_commands import SHUTTING_DOWN, Quota, Service
-from relay.ingress.smtp_session import TLS_HANDSHAKE_S, Door, SmtpSession
+from relay.ingress.authorization import AccountLookup
+from relay.ingress.data import DataReply, Origin, ReceivedContent
+from relay.ingress.session_limits import MemoryBudget, SessionCounter, SessionLimits
+from relay.ingress.smtp_commands import SHUTTING_DOWN, ListenerDependencies, MailboxQuota
+from relay.ingress.smtp_session import TLS_HANDSHAKE_S, SessionDependencies, SmtpSession
 from relay.message.envelope import Envelope
 from relay.pressure import Pressure
 from relay.routing.route_table import RouteTable
@@ -31,60 +31,60 @@ from relay.settings.tree import Address, SmtpListener, Tls
 
 _BACKLOG = 512
 _COMMIT_S = 5.0
-_LAST_WORDS_S = 0.2  # for a 421 to leave, when the grace time is over
-_LOOPBACK = "127.0.0.1"  # stands for a Unix socket, whose peers are on this machine
+_LAST_REPLY_S = 0.2  # for the 421 after the grace time
+_LOOPBACK = "127.0.0.1"  # used for a Unix socket, whose clients are on this machine
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbours:
-    """What every listener of a process shares."""
+class IngressDependencies:
+    """What all listeners of a process share."""
 
     hostname: str
     acceptance: Acceptance
     router: RouteTable
-    accounts: Passwords
-    quota: Quota
+    accounts: AccountLookup
+    quota: MailboxQuota
     crash: CrashPoints = field(default_factory=CrashPoints)
     pressure: Pressure = field(default_factory=Pressure)
 
 
 class SmtpServer:
-    """A listener. `pickup` makes it pickup's own: it accepts all, ENVID is the submission key."""
+    """A listener. `pickup`: for pickup only; it accepts all recipients, ENVID is the key."""
 
     def __init__(
         self,
         listener: SmtpListener,
-        neighbours: Neighbours,
+        dependencies: IngressDependencies,
         *,
         pickup: bool = False,
-        limits: Limits | None = None,
+        limits: SessionLimits | None = None,
     ) -> None:
         """Read the certificate and the networks; nothing listens yet.
 
         Raises ValueError for a network, OSError or ssl.SSLError for a certificate.
         """
         self._listener = listener
-        self._neighbours = neighbours
-        self._limits = limits or Limits()
+        self._dependencies = dependencies
+        self._limits = limits or SessionLimits()
         self._networks = [ip_network(text) for text in listener.trusted_networks]
         self._tls_context = tls_context(listener.tls) if listener.tls else None
         self._server: asyncio.Server | None = None
-        self._acceptances: set[asyncio.Task[Decision]] = set()
-        self._door = Door(
-            service=self._service(pickup=pickup),
-            count=SessionCount(
+        self._acceptances: set[asyncio.Task[DataReply]] = set()
+        self._shared = SessionDependencies(
+            listener=self._listener_dependencies(pickup=pickup),
+            count=SessionCounter(
                 sessions=listener.max_sessions, per_client=self._limits.sessions_per_client
             ),
             sessions=set(),
             timeout_s=listener.timeout,
             tls_context=self._tls_context,
             is_trusted=(lambda _ip: True) if pickup else self._is_trusted,
-            turns_strangers_away=self._turns_strangers_away,
+            rejects_untrusted=self._rejects_untrusted,
         )
 
     @property
     def address(self) -> Address:
-        """Where it listens, with the port that was really taken."""
+        """The address it listens on, with the actual port."""
         wanted = self._listener.listen
         if self._server is None or wanted.path:
             return wanted
@@ -92,11 +92,11 @@ class SmtpServer:
 
     @property
     def sessions(self) -> int:
-        """How many are open."""
-        return self._door.count.sessions
+        """The number of open sessions."""
+        return self._shared.count.sessions
 
     async def start(self) -> None:
-        """Listen. A Unix socket that was left behind is replaced: the caller holds the lock.
+        """Listen. A stale Unix socket is replaced: the caller holds run/lock.
 
         Raises OSError that names the address.
         """
@@ -119,12 +119,14 @@ class SmtpServer:
                 backlog=_BACKLOG,
             )
         except OSError as error:
-            is_lookup = isinstance(error, socket.gaierror)  # its numbers are not errno's
+            is_lookup = isinstance(
+                error, socket.gaierror
+            )  # its error numbers are not those of errno
             reason = error.strerror if is_lookup else os.strerror(error.errno or errno.EINVAL)
             raise OSError(error.errno, f"cannot listen on {wanted}: {reason}") from error
 
     def stop_listening(self) -> None:
-        """Take no more connections; those that are open go on."""
+        """Accept no more connections; open sessions continue."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -132,44 +134,44 @@ class SmtpServer:
                 Path(self._listener.listen.path).unlink(missing_ok=True)
 
     async def drain(self, grace_s: float) -> None:
-        """Stop; open transactions may finish within the grace time, commits a little later."""
+        """Stop. Open transactions may finish within `grace_s`, commits a little later."""
         self.stop_listening()
-        for session in tuple(self._door.sessions):
-            session.drain_down()
-        await self._sessions_gone(grace_s)
-        for session in tuple(self._door.sessions):
-            session.leave(SHUTTING_DOWN)
-        await self._sessions_gone(_LAST_WORDS_S)
-        for session in tuple(self._door.sessions):
+        for session in tuple(self._shared.sessions):
+            session.drain()
+        await self._wait_closed(grace_s)
+        for session in tuple(self._shared.sessions):
+            session.close_with(SHUTTING_DOWN)
+        await self._wait_closed(_LAST_REPLY_S)
+        for session in tuple(self._shared.sessions):
             session.abort()
-        if self._acceptances:  # nobody has heard 250 yet, so one that hangs may be left
+        if self._acceptances:  # no 250 was sent for these, so one that hangs may be abandoned
             await asyncio.wait(tuple(self._acceptances), timeout=_COMMIT_S)
 
-    async def _sessions_gone(self, timeout_s: float) -> None:
-        if gone := {session.gone for session in self._door.sessions}:
-            await asyncio.wait(gone, timeout=timeout_s)
+    async def _wait_closed(self, timeout_s: float) -> None:
+        if closed := {session.closed for session in self._shared.sessions}:
+            await asyncio.wait(closed, timeout=timeout_s)
 
     def _new_session(self) -> SmtpSession:
-        return SmtpSession(self._door)
+        return SmtpSession(self._shared)
 
-    def _service(self, *, pickup: bool) -> Service:
-        listener, neighbours = self._listener, self._neighbours
+    def _listener_dependencies(self, *, pickup: bool) -> ListenerDependencies:
+        listener, dependencies = self._listener, self._dependencies
         on_this_machine = bool(listener.listen.path) or _is_loopback(listener.listen.host)
         requires_tls = listener.tls is not None and listener.tls.require
-        return Service(
-            hostname=neighbours.hostname,
+        return ListenerDependencies(
+            hostname=dependencies.hostname,
             limits=self._limits,
             max_message_bytes=listener.max_message_size,
             max_recipients=listener.max_recipients,
-            budget=Budget(self._limits.buffered_bytes),
-            router=neighbours.router,
-            accounts=neighbours.accounts,
-            quota=neighbours.quota,
+            budget=MemoryBudget(self._limits.buffered_bytes),
+            router=dependencies.router,
+            accounts=dependencies.accounts,
+            quota=dependencies.quota,
             accept=self._accept,
-            arrival=neighbours.acceptance.spool.arrival,
-            crash=neighbours.crash,
-            # Pickup's have their 202: only a spool that cannot take them refuses those.
-            shortage=(lambda _size: "") if pickup else neighbours.pressure.refusal,
+            arrival=dependencies.acceptance.spool.arrival,
+            crash=dependencies.crash,
+            # Mail from pickup already has its 202: only the spool itself may refuse it.
+            pressure_rejection=(lambda _size: "") if pickup else dependencies.pressure.refusal,
             offers_tls=self._tls_context is not None,
             requires_tls=requires_tls,
             requires_auth=listener.role != "relay",
@@ -177,26 +179,31 @@ class SmtpServer:
             pickup=pickup,
         )
 
-    async def _accept(self, envelope: Envelope, received: Received, origin: Origin) -> Decision:
-        """Accept in a task of its own: the client may go away, the commit goes on.
+    async def _accept(
+        self, envelope: Envelope, received: ReceivedContent, origin: Origin
+    ) -> DataReply:
+        """Run the acceptance in its own task: it continues if the client disconnects.
 
-        So what was received is the task's to release.
+        The task therefore releases what was received.
         """
-        accepting = self._neighbours.acceptance.accept(envelope, received.content, origin)
+        accepting = self._dependencies.acceptance.accept(envelope, received.content, origin)
         task = asyncio.get_running_loop().create_task(accepting)
         task.add_done_callback(lambda _: received.release())
         self._acceptances.add(task)
         task.add_done_callback(self._acceptances.discard)
         return await asyncio.shield(task)
 
-    def _turns_strangers_away(self) -> bool:
-        """Whether there is no room for strangers; where everybody logs in, nobody is one yet."""
-        is_for_strangers = self._listener.role == "relay"
-        return is_for_strangers and self._neighbours.pressure.turns_strangers_away
+    def _rejects_untrusted(self) -> bool:
+        """Return whether untrusted clients are rejected now because of pressure.
+
+        Only on a listener of role relay: on the others, every client authenticates.
+        """
+        accepts_untrusted = self._listener.role == "relay"
+        return accepts_untrusted and self._dependencies.pressure.turns_strangers_away
 
     def _is_trusted(self, ip: str) -> bool:
         if not ip and not self._listener.listen.path:
-            return False  # a TCP peer that broke off before anybody asked for its address
+            return False  # a TCP client that disconnected before its address was read
         address = ip_address((ip or _LOOPBACK).partition("%")[0])
         return any(address in network for network in self._networks)
 
@@ -213,7 +220,7 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
 
 
 def _bind_unix(path: Path) -> socket.socket:
-    """Bind; connections are refused until listen(), so the mode is right before the first."""
+    """Bind. No client can connect before listen(), so the mode is set in time."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.stat().st_mode):
             raise FileExistsError(f"{path} exists and is not a socket")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from relay.accounts import Account
 from relay.clock import Ids, ManualClock
-from relay.ingress import Acceptance, Limits, Neighbours, SmtpServer
+from relay.ingress import Acceptance, IngressDependencies, SessionLimits, SmtpServer
 from relay.mailbox.types import Room
 from relay.message.content import MemoryOctets
 from relay.message.verdict import RecipientVerdict, Subject, Verdict
@@ -165,9 +165,9 @@ class Relay:
         return Acceptance(**(parts | changes))
 
     def server(
-        self, *, pickup: bool = False, limits: Limits | None = None, **listener
+        self, *, pickup: bool = False, limits: SessionLimits | None = None, **listener
     ) -> SmtpServer:
-        neighbours = Neighbours(
+        neighbours = IngressDependencies(
             hostname="relay.example.test",
             acceptance=self.acceptance(),
             router=self.router,
@@ -176,7 +176,7 @@ class Relay:
             pressure=self.pressure,
         )
         settings = SmtpListener(**({"listen": Address("127.0.0.1", 0)} | listener))
-        quick = limits or Limits(auth_failure_delay_s=0.01, goodbye_s=0.2)
+        quick = limits or SessionLimits(auth_failure_delay_s=0.01, last_reply_s=0.2)
         return SmtpServer(settings, neighbours, pickup=pickup, limits=quick)
 
 

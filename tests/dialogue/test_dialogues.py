@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from relay.ingress import Limits
+from relay.ingress import SessionLimits
 from relay.message.content import gathered
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
 from tests.dialogue.harness import Relay, make_certificate
@@ -47,11 +47,13 @@ async def play(script: Script, tls) -> None:
     relay = Relay()
     relay.spool.fault = FAULTS.get(options.pop("spool", ""))
     networks = () if options.pop("trusted", "yes") == "no" else ("127.0.0.0/8",)
-    limits = {"auth_failure_delay_s": 0.01, "goodbye_s": 0.2}
+    limits = {"auth_failure_delay_s": 0.01, "last_reply_s": 0.2}
     for key in [key for key in options if key.startswith("limits.")]:
         limits[key.removeprefix("limits.")] = int(options.pop(key))
     changes = {key: value if key == "role" else int(value) for key, value in options.items()}
-    server = relay.server(limits=Limits(**limits), trusted_networks=networks, tls=tls, **changes)
+    server = relay.server(
+        limits=SessionLimits(**limits), trusted_networks=networks, tls=tls, **changes
+    )
     await server.start()
     try:
         address = server.address

@@ -23,7 +23,7 @@ from relay.delivery.queue_scanner import LaneWalk, Refill
 from relay.delivery.retry import Schedule
 from relay.delivery.site_limits import Bucket
 from relay.ingress import Acceptance
-from relay.ingress.data import Decision
+from relay.ingress.data import DataReply
 from relay.message.classify import Reply, Stage
 from relay.message.lifecycle import PARKED
 from relay.message.outcome import Deferred, Failed
@@ -139,10 +139,10 @@ def _instead(owner: Any, name: str, make: Callable[[Any], Any]) -> Patches:
 
 
 def _answer_at_once(original: Any) -> Any:
-    async def commit(self: Acceptance, message: Any, reports: Any, client: Any) -> Decision:
+    async def commit(self: Acceptance, message: Any, reports: Any, client: Any) -> DataReply:
         task = asyncio.get_running_loop().create_task(original(self, message, reports, client))
         task.add_done_callback(lambda done: done.exception())
-        return Decision(f"250 2.0.0 Ok: queued as {message.id}", message.id)
+        return DataReply(f"250 2.0.0 Ok: queued as {message.id}", message.id)
 
     return commit
 

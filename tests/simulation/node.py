@@ -29,7 +29,7 @@ from relay.delivery import (
     Window,
     parse_rate,
 )
-from relay.ingress import Acceptance, Neighbours, SmtpServer
+from relay.ingress import Acceptance, IngressDependencies, SmtpServer
 from relay.observe.metrics import Metrics
 from relay.policy import RuleSet
 from relay.reports import Reporter
@@ -163,7 +163,7 @@ class Node:
             delay_warning_after_s=scenario.warn_after_s,
         )  # fmt: skip
         self.acceptance = acceptance
-        neighbours = Neighbours(
+        neighbours = IngressDependencies(
             hostname="relay.test", acceptance=acceptance, router=self.table, accounts=accounts,
             quota=around.store, crash=Points(around.disk), pressure=self.upkeep.pressure,
         )  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from relay.ingress import Origin
-from relay.ingress.header_cleanup import prepare
+from relay.ingress.header_cleanup import clean_up
 from relay.journeys.events import Step
 from relay.message.envelope import Client, Envelope, ForwardPath
 from relay.message.lifecycle import State
@@ -332,7 +332,7 @@ async def test_a_message_for_very_many_next_hops_does_not_come_as_claims(domains
 
 def prepared(content: bytes, origin: Origin = TRUSTED, *addresses: str) -> bytes:
     one = envelope(*(addresses or ("x@b.test",)))
-    return prepare(
+    return clean_up(
         content, one, origin, hostname="relay.test", queue_id="q1", time_us=1_700_000_000_000_000
     )
 

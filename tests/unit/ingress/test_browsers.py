@@ -70,7 +70,9 @@ async def test_http_ends_the_session(method: str, spelled: Callable[[str], str])
             assert await reader.read() == b""
         writer.close()
     assert relay.spool.accepted == []
-    assert [(one["event"], one["client"]) for one in logged] == [("no SMTP client", "127.0.0.1")]
+    assert [(one["event"], one["client"]) for one in logged] == [
+        ("not an SMTP client", "127.0.0.1")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,9 @@ async def test_what_begins_with_other_than_text_ends_the_session(
                 assert await reader.read() == b""
         writer.close()
     assert relay.spool.accepted == []
-    assert [(one["event"], one["client"]) for one in logged] == [("no SMTP client", "127.0.0.1")]
+    assert [(one["event"], one["client"]) for one in logged] == [
+        ("not an SMTP client", "127.0.0.1")
+    ]
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -111,7 +115,7 @@ def test_who_is_trusted_and_speaks_before_the_greeting_is_turned_away(loop: str)
         assert said.count(b"\r\n") == 1
         assert relay.spool.accepted == []
         assert [(one["event"], one["client"]) for one in logged] == [
-            ("no SMTP client", "127.0.0.1")
+            ("not an SMTP client", "127.0.0.1")
         ]
 
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:

@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
-from relay.ingress.data import ContentReader, Refusal
-from relay.ingress.session_limits import Budget, Limits
+from relay.ingress.data import ContentReader, ContentRejection
+from relay.ingress.session_limits import MemoryBudget, SessionLimits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, LargeContent, gathered
 from tests.dialogue.harness import MemoryArrival
 from tests.support.smuggling import SEQUENCES
@@ -28,8 +28,8 @@ def reader(
 ) -> ContentReader:
     return ContentReader(
         size_max_bytes=size_max_bytes,
-        limits=Limits(text_line_bytes=line, large_bytes=large_bytes),
-        budget=budget or Budget(10_000),
+        limits=SessionLimits(text_line_bytes=line, large_bytes=large_bytes),
+        budget=budget or MemoryBudget(10_000),
         arrival=arrival,
     )
 
@@ -38,7 +38,7 @@ def feed_in_blocks(one: ContentReader, data: bytes, block_bytes: int) -> bytes |
     """What is behind the end of data, with the blocks that were not fed; None if it never ended."""
     for at in range(0, len(data), block_bytes):
         rest = one.feed(data[at : at + block_bytes])
-        if one.waits:
+        if one.needs_spill:
             asyncio.run(one.spill())
         if rest is not None:
             return rest + data[at + block_bytes :]
@@ -50,7 +50,7 @@ def feed_in_blocks(one: ContentReader, data: bytes, block_bytes: int) -> bytes |
 def test_content_is_the_same_however_it_is_cut(sent, meant, block_bytes):
     one = reader()
     assert feed_in_blocks(one, sent + b"NOOP\r\n", block_bytes) == b"NOOP\r\n"
-    assert one.refusal is None
+    assert one.rejection is None
     assert one.hand_over().content == meant
     assert one.size_bytes == len(meant)
 
@@ -62,7 +62,7 @@ def test_only_crlf_dot_crlf_ends_the_data(sequence, block_bytes):
     hidden = b"MAIL FROM:<evil@other.test>\r\n"
     rest = feed_in_blocks(one, b"a" + sequence + hidden + b"\r\n.\r\nQUIT\r\n", block_bytes)
     assert rest == b"QUIT\r\n"
-    assert one.refusal is Refusal.BARE
+    assert one.rejection is ContentRejection.BARE
     assert one.hand_over().content == b""
 
 
@@ -71,19 +71,19 @@ def test_only_crlf_dot_crlf_ends_the_data(sequence, block_bytes):
     ("lines", "refusal"),
     [
         (b"x" * 100 + b"\r\n", None),
-        (b"x" * 101 + b"\r\n", Refusal.LONG_LINE),
+        (b"x" * 101 + b"\r\n", ContentRejection.LONG_LINE),
         (b"a\r\n" + b"x" * 100 + b"\r\nb\r\n", None),
-        (b"a\r\n" + b"x" * 101 + b"\r\nb\r\n", Refusal.LONG_LINE),
-        (b"x" * 900 + b"\r\n", Refusal.LONG_LINE),
+        (b"a\r\n" + b"x" * 101 + b"\r\nb\r\n", ContentRejection.LONG_LINE),
+        (b"x" * 900 + b"\r\n", ContentRejection.LONG_LINE),
         (b"12345678\r\n" * 100, None),
-        (b"12345678\r\n" * 100 + b"\r\n", Refusal.TOO_BIG),
+        (b"12345678\r\n" * 100 + b"\r\n", ContentRejection.TOO_BIG),
         (b"..345678\r\n" * 111, None),  # 999 octets without the stuffed dots
     ],
 )
 def test_limits(lines, refusal, block_bytes):
     one = reader()
     assert feed_in_blocks(one, lines + b".\r\n", block_bytes) == b""
-    assert one.refusal is refusal
+    assert one.rejection is refusal
 
 
 def test_what_is_refused_is_not_kept():
@@ -93,15 +93,15 @@ def test_what_is_refused_is_not_kept():
         assert one.size_bytes <= 1000
         assert sum(map(len, one._chunks)) + len(one._rest) <= 1200
     assert one.feed(b".\r\n") == b""
-    assert one.refusal is Refusal.TOO_BIG
+    assert one.rejection is ContentRejection.TOO_BIG
 
 
 def test_memory_is_taken_from_the_budget_and_given_back():
-    budget = Budget(250)
+    budget = MemoryBudget(250)
     readers = [reader(budget=budget) for _ in range(3)]
     for one in readers[:2]:
         assert one.feed(b"x" * 98 + b"\r\n.\r\n") == b""
-    assert [one.refusal for one in readers] == [None, Refusal.NO_ROOM, None]
+    assert [one.rejection for one in readers] == [None, ContentRejection.NO_ROOM, None]
     readers[0].release()
     assert budget.has(250)
     assert not budget.has(251)
@@ -110,10 +110,10 @@ def test_memory_is_taken_from_the_budget_and_given_back():
 
 
 def test_a_client_that_sends_line_by_line_pays_for_every_one():
-    one = reader(budget=Budget(1000))
+    one = reader(budget=MemoryBudget(1000))
     for _ in range(100):
         one.feed(b"a\r\n")
-    assert one.refusal is Refusal.NO_ROOM
+    assert one.rejection is ContentRejection.NO_ROOM
     assert one.size_bytes == 0
 
 
@@ -164,15 +164,15 @@ def test_only_what_is_larger_is_large(size_bytes, is_large):
 def test_a_header_that_does_not_end_is_refused(block_bytes):
     one = reader(large_bytes=200)
     assert feed_in_blocks(one, b"X-Filling: x\r\n" * 30 + b"\r\n.\r\n", block_bytes) == b""
-    assert one.refusal is Refusal.LONG_HEADER
+    assert one.rejection is ContentRejection.LONG_HEADER
 
 
 @pytest.mark.parametrize(
     ("bad", "refusal"),
     [
-        (b"a\nb\r\n", Refusal.BARE),
-        (b"x" * 101 + b"\r\n", Refusal.LONG_LINE),
-        (b"12345678\r\n" * 100, Refusal.TOO_BIG),
+        (b"a\nb\r\n", ContentRejection.BARE),
+        (b"x" * 101 + b"\r\n", ContentRejection.LONG_LINE),
+        (b"12345678\r\n" * 100, ContentRejection.TOO_BIG),
     ],
 )
 def test_what_is_refused_is_taken_off_the_disk_at_once(bad, refusal):
@@ -182,24 +182,24 @@ def test_what_is_refused_is_taken_off_the_disk_at_once(bad, refusal):
     asyncio.run(one.spill())
     assert arrival.written
     one.feed(bad)
-    assert (one.refusal, one.waits, arrival.discarded) == (refusal, False, 1)
+    assert (one.rejection, one.needs_spill, arrival.discarded) == (refusal, False, 1)
     one.feed(b"text\r\n.\r\n")
     one.release()
     assert (len(arrival.written), arrival.discarded) == (1, 1)
 
 
 def test_a_large_content_costs_its_buffers_only():
-    budget = Budget(LARGE_BYTES + 4 * BLOCK_BYTES)
+    budget = MemoryBudget(LARGE_BYTES + 4 * BLOCK_BYTES)
     one = reader(size_max_bytes=10**9, line=10**6, budget=budget, large_bytes=LARGE_BYTES)
     block = b"0123456789abcdef" * 4 * 1024 + b"\r\n"
     one.feed(b"A: b\r\n\r\n")
     for _ in range(100):
         one.feed(block)
-        if one.waits:
+        if one.needs_spill:
             asyncio.run(one.spill())
     one.feed(b".\r\n")
     asyncio.run(one.spill())
-    assert one.refusal is None
+    assert one.rejection is None
     received = one.hand_over()
     assert received.content.size == 8 + 100 * len(block)
     one.release()

@@ -1,6 +1,6 @@
 import pytest
 
-from relay.ingress.fanout import fan_out, judge, reported
+from relay.ingress.fanout import fan_out, pair_with_verdicts, reported_recipient
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import State
 from relay.message.nexthop import LOCAL, HopKind, NextHop
@@ -31,7 +31,7 @@ def fan(*recipients: RecipientVerdict, additions=(), notify=frozenset()):
         if not isinstance(one, InvalidRecipient)
     ]
     verdict = Verdict(tuple(asked), tuple(additions), CONTENTS, ())
-    return fan_out(judge(paths, found, verdict), verdict, examine)
+    return fan_out(pair_with_verdicts(paths, found, verdict), verdict, examine)
 
 
 def keep(address: str, content: int = 0) -> RecipientVerdict:
@@ -97,8 +97,8 @@ def test_who_ends_here(verdict, state, status, reply):
     assert recipient.orcpt == f"rfc822;{verdict.address}"
     assert result.entries == ()
     assert result.contents == (b"zero",)
-    assert result.refused == ((recipient,) if state is State.FAILED else ())
-    assert result.refuses_all is (state is State.FAILED)
+    assert result.rejected == ((recipient,) if state is State.FAILED else ())
+    assert result.rejects_all is (state is State.FAILED)
 
 
 def test_a_redirect_names_its_successors_who_are_served_quietly():
@@ -109,7 +109,7 @@ def test_a_redirect_names_its_successors_who_are_served_quietly():
     assert buckets(result) == [(MX_C, b"one", ["y@c.test"])]
     (new,) = result.entries[0].recipients
     assert (new.notify, new.added_by) == (frozenset({Notify.NEVER}), "r")
-    assert not result.refuses_all
+    assert not result.rejects_all
 
 
 def test_an_addition_that_is_served_already_is_not_served_twice():
@@ -121,12 +121,12 @@ def test_an_addition_that_is_served_already_is_not_served_twice():
 
 def test_an_addition_that_is_invalid_fails_on_its_own():
     result = fan(keep("x@b.test"), additions=[Addition("y@bad.test", "r")])
-    (failed,) = result.refused
+    (failed,) = result.rejected
     assert (failed.state, failed.added_by, failed.status) == (State.FAILED, "r", "5.1.1")
-    assert reported(failed).added_by == "r"
-    assert not result.refuses_all
+    assert reported_recipient(failed).added_by == "r"
+    assert not result.rejects_all
 
 
 def test_a_copy_does_not_hide_that_all_are_refused():
-    assert fan(reject("x@b.test"), additions=[Addition("y@c.test", "r")]).refuses_all
-    assert not fan(reject("x@b.test"), RecipientVerdict("y@b.test", Fate.DISCARD)).refuses_all
+    assert fan(reject("x@b.test"), additions=[Addition("y@c.test", "r")]).rejects_all
+    assert not fan(reject("x@b.test"), RecipientVerdict("y@b.test", Fate.DISCARD)).rejects_all

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from relay.ingress.smtp_session import Input, LineFault
+from relay.ingress.smtp_session import InputBuffer, LineError
 
 
 class Transport:
@@ -16,12 +16,12 @@ class Transport:
         self.reading = True
 
 
-def make_input(limit_bytes=1000, transport=None) -> Input:
+def make_input(limit_bytes=1000, transport=None) -> InputBuffer:
     transport = transport or Transport()
-    return Input(limit_bytes=limit_bytes, pause=transport.pause, resume=transport.resume)
+    return InputBuffer(limit_bytes=limit_bytes, pause=transport.pause, resume=transport.resume)
 
 
-def lines_of(one: Input, limit_bytes: int = 20) -> list:
+def lines_of(one: InputBuffer, limit_bytes: int = 20) -> list:
     lines = []
     while (line := one.take_line(limit_bytes)) is not None:
         lines.append(line)
@@ -37,13 +37,13 @@ def lines_of(one: Input, limit_bytes: int = 20) -> list:
         (b"a\r\nb\r\nc", [b"a", b"b"]),
         (b"\r\n", [b""]),
         (b"x" * 18 + b"\r\n", [b"x" * 18]),
-        (b"x" * 19 + b"\r\na\r\n", [LineFault.TOO_LONG, b"a"]),
-        (b"a\n", [LineFault.BARE]),
-        (b"\n", [LineFault.BARE]),
-        (b"a\nb\r\nc\r\n", [LineFault.BARE, b"c"]),
-        (b"a\rb\r\nc\r\n", [LineFault.BARE, b"c"]),
-        (b"a\r\r\n", [LineFault.BARE]),
-        (b"a\0\r\n", [LineFault.BARE]),
+        (b"x" * 19 + b"\r\na\r\n", [LineError.TOO_LONG, b"a"]),
+        (b"a\n", [LineError.BARE]),
+        (b"\n", [LineError.BARE]),
+        (b"a\nb\r\nc\r\n", [LineError.BARE, b"c"]),
+        (b"a\rb\r\nc\r\n", [LineError.BARE, b"c"]),
+        (b"a\r\r\n", [LineError.BARE]),
+        (b"a\0\r\n", [LineError.BARE]),
     ],
 )
 def test_take_line(data, lines):
@@ -61,14 +61,14 @@ def test_a_long_line_is_one_fault_and_is_not_kept(block_bytes):
         one.feed(data[at : at + block_bytes])
         lines += lines_of(one)
         assert len(one._data) <= 60
-    assert lines == [LineFault.TOO_LONG, b"NOOP"]
+    assert lines == [LineError.TOO_LONG, b"NOOP"]
 
 
 def test_what_is_given_back_comes_next():
     one = make_input()
     one.feed(b"content\r\n.\r\nNOOP\r\nQU")
     assert one.take_all() == b"content\r\n.\r\nNOOP\r\nQU"
-    one.give_back(b"NOOP\r\nQU")
+    one.put_back(b"NOOP\r\nQU")
     one.feed(b"IT\r\n")
     assert lines_of(one) == [b"NOOP", b"QUIT"]
     assert one.is_empty

@@ -8,9 +8,9 @@ import pytest
 
 from relay.clock import ManualClock
 from relay.crashpoints import CrashPoints
-from relay.ingress import Limits
+from relay.ingress import SessionLimits
 from relay.ingress.data import Origin
-from relay.ingress.header_cleanup import prepare
+from relay.ingress.header_cleanup import clean_up
 from relay.message.content import BLOCK_BYTES, LargeContent, edited, gathered
 from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.metrics import Metrics
@@ -21,7 +21,7 @@ from tests.dialogue.harness import Relay
 from tests.support.contents import as_large
 from tests.unit.ingress.test_server import Client
 
-QUICK = Limits(goodbye_s=0.2, large_bytes=1000)
+QUICK = SessionLimits(last_reply_s=0.2, large_bytes=1000)
 BODY = b"0123456789abcdef\r\n" * 200
 CONTENT = b"Subject: large\r\nMessage-ID: <m@example.test>\r\n\r\n" + BODY
 RULES = """
@@ -118,7 +118,7 @@ async def test_a_large_message_comes_into_the_spool_once_whatever_rules_make_of_
     assert whole["mx:b.test"][2] == b"[OUT] " + CONTENT.partition(b"Subject: ")[2]
     (one, other) = await spool.desk.list(Selector(all=True), limit=10)
     assert one["size"] == other["size"] == len(gathered(found["local"]))
-    assert server._door.service.budget.has(QUICK.buffered_bytes)
+    assert server._shared.listener.budget.has(QUICK.buffered_bytes)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ async def test_what_is_not_accepted_leaves_no_file(listening, spool, content, co
     assert (await client.say("NOOP"))[:3] == "250"
     await until(lambda: not [one for one in names(spool) if one.startswith("arriving")])
     assert len(names(spool)) == (code == "250 ")
-    assert server._door.service.budget.has(QUICK.buffered_bytes)
+    assert server._shared.listener.budget.has(QUICK.buffered_bytes)
 
 
 async def test_an_upload_that_is_cut_off_leaves_no_file(listening, spool) -> None:
@@ -194,7 +194,7 @@ def test_a_large_header_is_prepared_as_a_small_ones_is(content: bytes, trusted: 
     origin = Origin(ip="192.0.2.1", helo="client.test", trusted=trusted)
 
     def ours(content: bytes) -> bytes:
-        return prepare(
+        return clean_up(
             content, envelope, origin, hostname="relay.test", queue_id="q", time_us=10**15
         )
 

@@ -1,6 +1,6 @@
 import pytest
 
-from relay.ingress.esmtp_parameters import MailArgument, Refused, parse_mail, parse_rcpt
+from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection, parse_mail, parse_rcpt
 from relay.message.envelope import ForwardPath, Notify
 
 A = "a@example.test"
@@ -60,7 +60,7 @@ def test_mail_that_is_understood(argument, expected):
     ],
 )
 def test_mail_that_is_refused(argument, reply):
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(SmtpRejection) as refused:
         parse_mail(argument, extended=True)
     assert str(refused.value).startswith(f"{reply} ")
 
@@ -106,14 +106,14 @@ def test_rcpt_that_is_understood(argument, expected):
     ],
 )
 def test_rcpt_that_is_refused(argument, reply):
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(SmtpRejection) as refused:
         parse_rcpt(argument, extended=True, smtputf8=False)
     assert str(refused.value).startswith(f"{reply} ")
 
 
 def test_after_helo_there_are_no_parameters():
     assert parse_mail("FROM:<a@example.test>", extended=False) == MailArgument(A)
-    with pytest.raises(Refused, match="555"):
+    with pytest.raises(SmtpRejection, match="555"):
         parse_mail("FROM:<a@example.test> SIZE=1", extended=False)
-    with pytest.raises(Refused, match="555"):
+    with pytest.raises(SmtpRejection, match="555"):
         parse_rcpt("TO:<a@example.test> NOTIFY=NEVER", extended=False, smtputf8=False)

@@ -16,7 +16,7 @@ import structlog.testing
 
 from relay.accounts import load_accounts
 from relay.clock import ManualClock
-from relay.ingress import Limits
+from relay.ingress import SessionLimits
 from relay.ingress.smtp_session import SmtpSession
 from relay.observe import logs
 from relay.settings.tree import Address
@@ -29,7 +29,7 @@ OPENING = [
     "DATA",
 ]
 MESSAGE = "Subject: hello\r\n\r\ntext\r\n."
-QUICK = Limits(auth_failure_delay_s=0.01, goodbye_s=0.2)
+QUICK = SessionLimits(auth_failure_delay_s=0.01, last_reply_s=0.2)
 
 
 class Client:
@@ -153,7 +153,7 @@ async def test_a_slow_but_steady_upload_is_no_idle_client(relay, listening):
 
 
 async def test_a_session_ends_when_its_time_is_over_however_busy(listening):
-    limits = Limits(session_s=0.2, goodbye_s=0.2)
+    limits = SessionLimits(session_s=0.2, last_reply_s=0.2)
     client = await Client.connect((await listening(timeout=0.1, limits=limits)).address)
     await client.reply()
     async with asyncio.timeout(5):
@@ -200,7 +200,7 @@ async def test_sessions_per_listener(listening):
 
 @pytest.mark.parametrize(("networks", "code"), [((), "421"), (("127.0.0.0/8",), "220")])
 async def test_sessions_per_client_bind_strangers(listening, networks, code):
-    limits = Limits(sessions_per_client=1)
+    limits = SessionLimits(sessions_per_client=1)
     server = await listening(limits=limits, trusted_networks=networks)
     first = await Client.connect(server.address)
     assert (await first.reply())[:3] == "220"
@@ -234,7 +234,7 @@ async def test_the_grace_time_ends(listening):
 
 
 async def test_budget_refuses_at_mail_and_in_data(listening):
-    limits = Limits(buffered_bytes=4096)
+    limits = SessionLimits(buffered_bytes=4096)
     server = await listening(limits=limits, max_message_size=2048)
     first, second = [await Client.connect(server.address) for _ in range(2)]
     for client in (first, second):
@@ -251,16 +251,16 @@ async def test_budget_refuses_at_mail_and_in_data(listening):
 
 async def test_a_message_keeps_its_memory_until_it_is_accepted(relay, listening):
     relay.spool.gate = asyncio.Event()
-    server = await listening(limits=Limits(buffered_bytes=4096), max_message_size=2048)
+    server = await listening(limits=SessionLimits(buffered_bytes=4096), max_message_size=2048)
     client = await Client.connect(server.address)
     await client.open_transaction()
     client.writer.write(b"x" * 900 + b"\r\n" + b"x" * 900 + b"\r\n.\r\n")
     await relay.spool.committing.wait()
-    (session,) = server._door.sessions
+    (session,) = server._shared.sessions
     client.reset()
     await asyncio.wait({session._handler_coroutine}, timeout=5)
     assert server.sessions == 0
-    budget = server._door.service.budget
+    budget = server._shared.listener.budget
     assert not budget.has(4096)
     relay.spool.gate.set()
     await server.drain(1)
@@ -321,7 +321,7 @@ async def test_only_a_unix_socket_stands_for_this_machine(relay, listening, tmp_
     by_tcp = await listening(trusted_networks=networks)
     by_path = await listening(listen=Address(path=str(tmp_path / "s")), trusted_networks=networks)
     # uvloop names no peer that has broken off already
-    assert [server._door.is_trusted("") for server in (by_tcp, by_path)] == [False, True]
+    assert [server._shared.is_trusted("") for server in (by_tcp, by_path)] == [False, True]
 
 
 @pytest.fixture(scope="module")
@@ -398,7 +398,7 @@ async def test_what_was_accepted_is_not_logged_as_refused(listening, tmp_path):
         finally:
             logs.configure("logfmt", clock=ManualClock())
         told = (tmp_path / "log").read_text()
-    assert told.count("event=refused") == 1
+    assert told.count("event=rejected") == 1
     assert "verb=RCPT" in told
 
 
@@ -408,15 +408,15 @@ async def test_the_log_tells_of_refusals_and_of_nothing_else(relay, listening):
         await client.open_transaction()
         assert (await client.say(MESSAGE))[:3] == "250"
         assert (await client.say("MAIL FROM:<no>"))[:3] == "501"
-    refused = [(one["verb"], one["reply"][:3]) for one in lines if one["event"] == "refused"]
+    refused = [(one["verb"], one["reply"][:3]) for one in lines if one["event"] == "rejected"]
     assert refused == [("MAIL", "501")]
 
 
 async def test_nothing_holds_a_session_that_is_over(listening):
-    server = await listening(limits=Limits(goodbye_s=60))
+    server = await listening(limits=SessionLimits(last_reply_s=60))
     client = await Client.connect(server.address)
     await client.reply()
-    (session,) = (weakref.ref(one) for one in server._door.sessions)
+    (session,) = (weakref.ref(one) for one in server._shared.sessions)
     assert (await client.say("QUIT")).startswith("221")
     assert await client.reply() == ""
     client.writer.close()
