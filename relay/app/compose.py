@@ -180,7 +180,7 @@ class _Composer:
         return PressureMonitor(
             self.pressure, self.spool, bounds=bounds_of(self.settings),
             mailboxes=self.settings.mailboxes.root, metrics=self.metrics, clock=self.clock,
-            on_change=lambda state: pickup.allow(allowed[state.queue]),
+            on_change=lambda state: pickup.limit_concurrency(allowed[state.queue]),
         )  # fmt: skip
 
     def _limits_of(self, account: str) -> QuotaLimits:
@@ -265,7 +265,7 @@ class _Composer:
             postmaster=self.table.mailbox_for("postmaster") or DEAD_LETTER, log=self.store_log,
             clock=self.clock, crash=self.crash, metrics=self.metrics,
             give_up_after_s=self.settings.pickup.give_up_after,
-            max_concurrent=self.settings.pickup.max_concurrent, chance=self.chance,
+            max_concurrent=self.settings.pickup.max_concurrent, rng=self.chance,
         )  # fmt: skip
 
     async def _prune(self, older_than_s: float | None, dry_run: bool) -> Mapping[str, Any]:

@@ -1,12 +1,15 @@
-"""The pickup daemon: steps 2 to 4, from a note to an accepted message.
+"""Pick up pending submissions, convert them to MIME and submit them by SMTP (steps 2 to 4).
 
-On the path: the store's notes come in, MIME goes out by SMTP on the relay's own Unix socket.
-Touches: the store through its Protocol, that socket, the store's log. Promises: a note ends with
-its original filed, or a report in the sender's Inbox, or it is tried again; repeats are the same
-message, because the submission id is its key.
+A submission ends with its original filed in Sent Items, or with a report in the sender's Inbox;
+until then it is retried. The submission id is the key of the message in the spool, so a repeated
+submission is the same message.
+
+workers takes submissions from the store, processing handles one of them, conversion makes MIME in
+child processes (conversion_child), smtp_client submits on run/pickup.sock and has the circuit
+breaker, decisions has the pure decisions: outcome, retry delay, giving up.
 """
 
-from relay.pickup.processing import Reporter
+from relay.pickup.processing import InboxReporter
 from relay.pickup.workers import Pickup
 
-__all__ = ["Pickup", "Reporter"]
+__all__ = ["InboxReporter", "Pickup"]

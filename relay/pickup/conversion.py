@@ -1,12 +1,12 @@
-"""Conversion in processes that can be killed; only what is short text is converted in this one.
+"""Convert submissions to MIME in a pool of child processes; short plain text is converted here.
 
-On the path: handling asks for a note's MIME, step 3.
-Holds: nothing is parsed in this process, and no thread is used. A conversion ends in its time, or
-its process does. An account has at most one note at once in the processes that all share.
-Fails: ConversionError for a message that cannot be sent; UnfinishedError for one that takes long or
-goes wrong, which is then converted alone; UnsafeNoteError if that does not help; OSError when its
-file cannot be read, or no process be started.
-Standards: docs/design.md 1; POSIX setrlimit.
+Nothing is parsed in this process, and no threads are used. A conversion that exceeds its time limit
+is killed with its process and repeated alone, with more time. An account uses at most one of the
+shared processes.
+
+Raises ConversionError for a message that cannot be sent; ConversionUnfinishedError for a conversion
+that exceeds its time or fails, which is then run alone; ConversionFailedError if that fails too;
+OSError if the file cannot be read or no process can be started.
 """
 
 import asyncio
@@ -29,35 +29,35 @@ from relay.pickup.conversion_child import LENGTH_BYTES, READY, Answer
 
 PLAIN_BYTES_MAX = 64 * 1024
 _SHARED_MAX = 2
-_SHARE_OF_ACCOUNT = 1  # of the shared processes, so that another account's mail is converted
-_LIMIT_S = 2.0  # for almost all; each further MiB has more
+_SHARE_OF_ACCOUNT = 1  # of the shared processes, so that one is free for other accounts
+_LIMIT_S = 2.0  # enough for almost all; plus the following per MiB
 _LIMIT_S_PER_MIB = 0.1
 _ALONE_LIMIT_S = 10.0
 _ALONE_LIMIT_S_PER_MIB = 1.0
-_START_LIMIT_S = 30.0  # says nothing of a note: the machine is busy
+_START_LIMIT_S = 30.0  # not caused by the submission: the machine is busy
 _IDLE_S = 600.0
-_NOTES_MAX = 1000  # converted by one process: what it may have lost of memory comes back
+_SUBMISSIONS_MAX = 1000  # per process, which bounds a memory leak
 _NICE = 10
 _READ_BYTES = 1024 * 1024
 _REAPED_AFTER_S = 1.0
-_END_S = 0.1  # from a process's closing its files to its end
-_PLAIN = b'"body_type":"text"'  # in the block, where quotes within strings are escaped
+_END_S = 0.1  # between closing its files and its end
+_PLAIN = b'"body_type":"text"'  # in the private block, where quotes within strings are escaped
 
 
-class Converter(Protocol):
-    """relay.mime.convert.convert, or what a test has in its place: a function of a module."""
+class ConvertFunction(Protocol):
+    """relay.mime.convert.convert, or a function that replaces it in a test."""
 
     __name__: str
 
     def __call__(self, note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
-        """Return what is submitted. Raises ConversionError, OSError."""
+        """Return the message to submit. Raises ConversionError, OSError."""
         ...
 
 
-class UnfinishedError(Exception):
-    """A conversion did not end in the time that is enough for almost all, or went wrong.
+class ConversionUnfinishedError(Exception):
+    """A conversion exceeded its time limit, or failed.
 
-    `fault` is for the log: what went wrong in the relay.
+    `fault` is the internal error, for the log.
     """
 
     def __init__(self, text: str, fault: str = "") -> None:
@@ -65,58 +65,58 @@ class UnfinishedError(Exception):
         self.fault = fault
 
 
-class UnsafeNoteError(Exception):
-    """A conversion went wrong, or did not end, in a process of its own too; the text says how."""
+class ConversionFailedError(Exception):
+    """A conversion that ran alone failed too, or exceeded its time limit."""
 
 
-class Conversion:
-    """Converts notes, each where it can do no harm."""
+class ConversionPool:
+    """Converts submissions in child processes, which a conversion may crash."""
 
-    def __init__(self, convert: Converter, *, hostname: str, clock: Clock) -> None:
+    def __init__(self, convert: ConvertFunction, *, hostname: str, clock: Clock) -> None:
         self._convert = convert
         self._hostname = hostname
         self._clock = clock
         self._shared = asyncio.Semaphore(_SHARED_MAX)
         self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._idle: list[_Child] = []
-        self._killed: list[_Child] = []
+        self._idle: list[_ConversionProcess] = []
+        self._killed: list[_ConversionProcess] = []
         self._is_closed = False
 
-    async def converted(self, note: PendingSubmission, content: Octets) -> Converted:
-        """Convert a note if that takes no longer than it does for almost all.
+    async def convert(self, pending: PendingSubmission, content: Octets) -> Converted:
+        """Convert a submission within the usual time limit.
 
-        Raises ConversionError, UnfinishedError, OSError.
+        Raises ConversionError, ConversionUnfinishedError, OSError.
         """
         if is_plain(content):
             return self._convert(content, now_us=self._clock.time_us(), hostname=self._hostname)
-        share = self._shares.setdefault(note.account, asyncio.Semaphore(_SHARE_OF_ACCOUNT))
+        share = self._shares.setdefault(pending.account, asyncio.Semaphore(_SHARE_OF_ACCOUNT))
         async with share, self._shared:
-            child = self._waiting() or await self._start()
+            child = self._take_idle() or await self._start()
             limit_s = _LIMIT_S + _LIMIT_S_PER_MIB * content.size / (1 << 20)
             try:
-                made = await child.ask(note, now_us=self._clock.time_us(), limit_s=limit_s)
+                made = await child.ask(pending, now_us=self._clock.time_us(), limit_s=limit_s)
             finally:
                 self._put_back(child)
         return _read_answer(made)
 
-    async def converted_alone(self, note: PendingSubmission, content: Octets) -> Converted:
-        """Convert a note that was not finished, in a process of its own and with more time.
+    async def convert_isolated(self, pending: PendingSubmission, content: Octets) -> Converted:
+        """Convert a submission that was not finished, in its own process and with more time.
 
-        Raises ConversionError, UnsafeNoteError, OSError.
+        Raises ConversionError, ConversionFailedError, OSError.
         """
         limit_s = _ALONE_LIMIT_S + _ALONE_LIMIT_S_PER_MIB * content.size / (1 << 20)
         child = await self._start()
-        child.be_nice()
+        child.lower_priority()
         try:
-            made = await child.ask(note, now_us=self._clock.time_us(), limit_s=limit_s)
+            made = await child.ask(pending, now_us=self._clock.time_us(), limit_s=limit_s)
             return _read_answer(made)
-        except UnfinishedError as error:
-            raise UnsafeNoteError(str(error)) from None
+        except ConversionUnfinishedError as error:
+            raise ConversionFailedError(str(error)) from None
         finally:
             self._end(child)
 
     def close(self) -> None:
-        """End the processes that wait for a note; the others end with their notes."""
+        """End the idle processes. The others end after their current submission."""
         self._is_closed = True
         for child in self._idle:
             child.timer.cancel()
@@ -124,8 +124,8 @@ class Conversion:
         self._idle.clear()
         self._reap(_REAPED_AFTER_S)
 
-    def _waiting(self) -> "_Child | None":
-        """Return a process that waits for a note."""
+    def _take_idle(self) -> "_ConversionProcess | None":
+        """Return an idle process, if there is one."""
         while self._idle:
             child = self._idle.pop()
             child.timer.cancel()
@@ -134,7 +134,7 @@ class Conversion:
             self._end(child)
         return None
 
-    def _put_back(self, child: "_Child") -> None:
+    def _put_back(self, child: "_ConversionProcess") -> None:
         if child.is_usable and not self._is_closed:
             self._idle.append(child)
             loop = asyncio.get_running_loop()
@@ -142,12 +142,12 @@ class Conversion:
         else:
             self._end(child)
 
-    def _retire(self, child: "_Child") -> None:
+    def _retire(self, child: "_ConversionProcess") -> None:
         self._idle.remove(child)
         self._end(child)
 
-    def _end(self, child: "_Child") -> None:
-        """Kill a process, and look later what the system has to say of it."""
+    def _end(self, child: "_ConversionProcess") -> None:
+        """Kill a process and reap it later."""
         child.kill()
         self._killed.append(child)
         if self._is_closed:
@@ -158,15 +158,15 @@ class Conversion:
     def _reap(self, wait_s: float = 0) -> None:
         self._killed = [one for one in self._killed if not one.has_ended(wait_s)]
 
-    async def _start(self) -> "_Child":
-        """Start a process and wait until it can be asked. Raises OSError."""
+    async def _start(self) -> "_ConversionProcess":
+        """Start a process and wait until it is ready. Raises OSError."""
         function = f"{self._convert.__module__}:{self._convert.__name__}"
-        child = _Child(function, self._hostname)
+        child = _ConversionProcess(function, self._hostname)
         try:
             async with asyncio.timeout(_START_LIMIT_S):
                 await child.started()
         except TimeoutError:
-            reason = f"the process that converts was not ready within {_START_LIMIT_S:g} seconds"
+            reason = f"the conversion process was not ready within {_START_LIMIT_S:g} seconds"
             raise OSError(reason) from None
         finally:
             if not child.is_usable:
@@ -174,15 +174,15 @@ class Conversion:
         return child
 
 
-class _Child:
-    """A process of relay.pickup.conversion_child, which converts one note after the other."""
+class _ConversionProcess:
+    """A process of relay.pickup.conversion_child, which converts one submission at a time."""
 
-    timer: asyncio.TimerHandle  # for its end, while it waits for a note
+    timer: asyncio.TimerHandle  # ends it after an idle time
 
     def __init__(self, function: str, hostname: str) -> None:
         """Start it. Raises OSError."""
         self._is_ready = False
-        self._notes = 0
+        self._submissions = 0
         self._reader = asyncio.StreamReader()
         self._writer: asyncio.StreamWriter | None = None
         self._socket, theirs = socket.socketpair()
@@ -193,7 +193,7 @@ class _Child:
                 stdout=theirs.fileno(),
                 stderr=subprocess.DEVNULL,
                 env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=True,  # no Ctrl-C for it: it ends when its input does
+                start_new_session=True,  # Ctrl-C must not reach it: it ends when its input ends
             )
         except OSError:
             self._socket.close()
@@ -203,11 +203,11 @@ class _Child:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it waits for a note."""
-        return self._is_ready and self._notes < _NOTES_MAX and not self._reader.at_eof()
+        """Whether it can convert another submission."""
+        return self._is_ready and self._submissions < _SUBMISSIONS_MAX and not self._reader.at_eof()
 
     async def started(self) -> None:
-        """Return when it can be asked. Raises OSError."""
+        """Wait until it is ready. Raises OSError."""
         self._reader, self._writer = await asyncio.open_unix_connection(
             sock=self._socket, limit=_READ_BYTES
         )
@@ -215,34 +215,34 @@ class _Child:
             await self._reader.readexactly(len(READY))
         except EOFError:
             how = self._how_it_ended()
-            raise OSError(f"the process that converts did not start: {how}") from None
+            raise OSError(f"the conversion process did not start: {how}") from None
         self._is_ready = True
 
-    async def ask(self, note: PendingSubmission, *, now_us: int, limit_s: float) -> bytes:
-        """Return its answer. Raises UnfinishedError; it is of no use then."""
+    async def ask(self, pending: PendingSubmission, *, now_us: int, limit_s: float) -> bytes:
+        """Return its answer. After ConversionUnfinishedError the process is not usable."""
         assert self._writer is not None
         self._is_ready = False
-        self._notes += 1
-        asked = {"path": str(note.path), "now_us": now_us, "cpu_s": int(limit_s) + 1}
+        self._submissions += 1
+        asked = {"path": str(pending.path), "now_us": now_us, "cpu_s": int(limit_s) + 1}
         try:
             async with asyncio.timeout(limit_s):
                 self._writer.write(json.dumps(asked).encode() + b"\n")
                 length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
                 answer = await self._reader.readexactly(length)
         except TimeoutError:  # an OSError as well, as is the next one
-            raise UnfinishedError(f"it did not end within {limit_s:g} seconds") from None
+            raise ConversionUnfinishedError(f"it did not end within {limit_s:g} seconds") from None
         except (EOFError, ConnectionError):
-            raise UnfinishedError(self._how_it_ended()) from None
+            raise ConversionUnfinishedError(self._how_it_ended()) from None
         self._is_ready = True
         return answer
 
-    def be_nice(self) -> None:
-        """Let all others go first."""
+    def lower_priority(self) -> None:
+        """Lower its CPU priority."""
         with suppress(OSError):  # a sandbox may forbid it
             os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICE)
 
     def kill(self) -> None:
-        """Kill it, whatever it does."""
+        """Kill it."""
         self._is_ready = False
         self._process.kill()
         if self._writer is not None:
@@ -251,7 +251,7 @@ class _Child:
             self._socket.close()
 
     def has_ended(self, wait_s: float = 0) -> bool:
-        """Whether it is gone; waits for that."""
+        """Return whether it has ended; wait up to `wait_s` for that."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(wait_s)
         return self._process.returncode is not None
@@ -265,9 +265,9 @@ class _Child:
 
 
 def is_plain(content: Octets) -> bool:
-    """Whether a note's conversion takes no time worth a process: short text that Graph gave us.
+    """Return whether a submission is short plain text from Graph, which needs no child process.
 
-    Its text is copied and its fields are written; nothing is parsed, no html made text.
+    Its text is copied and its fields are written; no MIME and no HTML is parsed.
     """
     if content.size > PLAIN_BYTES_MAX:
         return False
@@ -276,11 +276,11 @@ def is_plain(content: Octets) -> bool:
 
 
 def _read_answer(octets: bytes) -> Converted:
-    """Return what a process has made, or raise what it met."""
-    answer: Answer = pickle.loads(octets)  # noqa: S301 - our own process writes this, nothing else
+    """Return the result of a child process, or raise its error."""
+    answer: Answer = pickle.loads(octets)  # noqa: S301 - only our own process writes it
     made, error, fault = answer
     if error is not None:
         raise error
     if made is None:
-        raise UnfinishedError("it met a fault of the relay", fault)
+        raise ConversionUnfinishedError("it met a fault of the relay", fault)
     return made

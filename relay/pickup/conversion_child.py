@@ -1,10 +1,8 @@
-"""The process that converts notes: it can be killed, and its limits are low.
+"""The child process that converts submissions to MIME: it can be killed, and its limits are low.
 
-On the path: conversion starts it and asks for one note after the other, step 3.
-Holds: it reads notes, writes its answers and nothing else; it ends when its input does. It is the
-first that the system kills when memory runs out.
-Fails: by its exit code; that a message cannot be sent, or read, is an answer, and so is a fault.
-Standards: POSIX setrlimit.
+It reads submissions, writes answers and does nothing else. It ends when its input ends. It is the
+first process that the kernel kills when memory runs out. A message that cannot be converted, an
+unreadable file and an internal error are answers.
 """
 
 import json
@@ -27,18 +25,21 @@ MEMORY_BYTES_MAX = 1 << 30
 _FAULT_CHARACTERS_MAX = 500
 
 
-# what is made of a note; what is wrong with it; what is wrong with the relay
+# the converted message; or an error of the submission; or an internal error
 Answer = tuple[Converted | None, ConversionError | OSError | None, str]
 
 
 def main(words: Sequence[str]) -> None:
-    """Convert notes until the input ends.
+    """Convert submissions until the input ends.
 
-    `words`: the function as "module:name", and our host name. A line of the input is a JSON object:
-    `path` of a note, `now_us`, and `cpu_s`, the seconds of processor time that there are. The
-    answer is its length, and an Answer as pickle writes it.
+    `words`: the function as "module:name", and this host's name. A line of the input is a JSON
+    object: `path` of a submission, `now_us`, and `cpu_s`, its limit of CPU time in seconds. The
+    answer is its length, followed by a pickled Answer.
     """
-    for one in (signal.SIGINT, signal.SIGTERM):  # the relay finishes what it has begun
+    for one in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # the relay finishes running conversions before it stops
         signal.signal(one, signal.SIG_IGN)
     function, hostname = words
     module, _, name = function.partition(":")
@@ -55,19 +56,19 @@ def main(words: Sequence[str]) -> None:
 
 
 def _answer(convert: Any, asked: dict[str, Any], hostname: str) -> Answer:
-    _limit_processor(asked["cpu_s"])
+    _limit_cpu(asked["cpu_s"])
     path = Path(asked["path"])
     try:
-        note = FileOctets(path, 0, path.stat().st_size)
-        return convert(note, now_us=asked["now_us"], hostname=hostname), None, ""
+        pending = FileOctets(path, 0, path.stat().st_size)
+        return convert(pending, now_us=asked["now_us"], hostname=hostname), None, ""
     except (ConversionError, OSError) as error:
         return None, error, ""
-    except Exception as error:  # noqa: BLE001 - whatever it is, the relay has to know
+    except Exception as error:  # noqa: BLE001 - any error is an answer
         return None, None, f"{type(error).__name__}: {error}"[:_FAULT_CHARACTERS_MAX]
 
 
 def _limit() -> None:
-    """Bound what conversions may take. A sandbox may forbid that, the parent kills too."""
+    """Set resource limits. A sandbox may forbid it; the parent kills the process as well."""
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
     with suppress(OSError, ValueError):
@@ -76,8 +77,8 @@ def _limit() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _limit_processor(seconds: int) -> None:
-    """End this process after that many seconds of its time, if no parent is left to kill it."""
+def _limit_cpu(seconds: int) -> None:
+    """End this process after that much CPU time, in case its parent no longer exists."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit_s = int(used.ru_utime + used.ru_stime) + seconds + 1
     with suppress(OSError, ValueError):

@@ -1,9 +1,8 @@
-"""What pickup decides: what a submission came to, when to try again, when to stop.
+"""Decide the outcome of a submission, the delay before a retry, and when to give up.
 
-On the path: the daemon asks; nothing here does anything.
-Holds: pure; only a 5yz about the message itself, or time, ends a note with a report.
-Fails: never.
-Standards: RFC 3463 (5.4.7 expired, 5.6.x content).
+Pure functions. Only a 5yz about the message itself, or its age, ends a submission with a report.
+
+RFC 3463 (5.4.7 expired, 5.6.x content).
 """
 
 import re
@@ -22,25 +21,25 @@ from relay.message.outcome import (
 
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 30.0
-# The spool keeps a submission's key at least this much longer than pickup tries.
+# The spool keeps a submission's key at least this long after pickup has given up.
 KEY_MARGIN_S = 7 * 86400.0
 
 _QUEUED_AS = re.compile(r"\bqueued as ([0-9A-Za-z]+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """The relay answered 250: it has the message, durably, under `queue_id`."""
+class SubmissionAccepted:
+    """The server replied 250: the message is durable under `queue_id`."""
 
     queue_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class Later:
-    """Not now; the same submission can be repeated without harm.
+class SubmissionDeferred:
+    """A temporary failure; the submission is retried.
 
-    `is_down`: the relay could not even be asked. `uncertain`: it may have accepted, its answer was
-    not heard.
+    `is_down`: no connection was possible. `uncertain`: the message may have been accepted, but no
+    reply was read.
     """
 
     evidence: Evidence
@@ -49,86 +48,88 @@ class Later:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """Never: the sender gets a report."""
+class SubmissionRejected:
+    """A permanent failure: the sender gets a report."""
 
     evidence: Evidence
 
 
-Verdict = Accepted | Later | Refused
+SubmissionOutcome = SubmissionAccepted | SubmissionDeferred | SubmissionRejected
 
 
-def verdict_of(outcomes: Iterable[Outcome]) -> Verdict:
-    """Return what the outcomes of a whole transaction, one per recipient, mean for its note.
+def submission_outcome(outcomes: Iterable[Outcome]) -> SubmissionOutcome:
+    """Return the outcome of a transaction from those of its recipients.
 
-    One that may still go through keeps all: the repeat has the same key.
+    If one recipient is deferred, the whole submission is retried, with the same key.
     """
     refused: Evidence | None = None
     accepted: Evidence | None = None
     for outcome in outcomes:
         match outcome:
             case Deferred(evidence):
-                return Later(evidence)
+                return SubmissionDeferred(evidence)
             case Indeterminate(evidence):
-                return Later(evidence, uncertain=True)
+                return SubmissionDeferred(evidence, uncertain=True)
             case Failed(evidence):
                 refused = refused or evidence
             case Relayed(evidence) | Delivered(evidence):
                 accepted = evidence
     if refused is not None:
-        return Refused(replace(refused, host="", remote=False))  # the relay's own word
+        return SubmissionRejected(replace(refused, host="", remote=False))
     if accepted is None:
-        return Later(Evidence("4.3.0", "4.3.0 the submission has come to nothing"))
+        return SubmissionDeferred(Evidence("4.3.0", "4.3.0 the transaction had no result"))
     found = _QUEUED_AS.search(accepted.reply)
-    return Accepted(found[1] if found else "")
+    return SubmissionAccepted(found[1] if found else "")
 
 
-def delay_s(failures: int, chance: float) -> float:
-    """Return the wait after the nth failure in a row; `chance` in [0, 1) spreads it ±10 %."""
+def retry_delay_s(failures: int, jitter: float) -> float:
+    """Return the delay after the nth failure in a row; `jitter` in [0, 1) spreads it ±10 %."""
     growing = FIRST_DELAY_S * 2.0 ** min(failures - 1, 16)
-    return min(LONGEST_DELAY_S, growing) * (0.9 + 0.2 * chance)
+    return min(LONGEST_DELAY_S, growing) * (0.9 + 0.2 * jitter)
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """How a note ends without being sent; `unknown`: it may have been sent, nobody can tell."""
+class FinalFailure:
+    """Why a submission ends without being sent; `unknown`: it may have been sent."""
 
     evidence: Evidence
     unknown: bool = False
 
 
-def given_up(
+def give_up(
     age_s: float, give_up_after_s: float, last: Evidence, *, uncertain: bool
-) -> End | None:
-    """Return how a note ends that has been tried for too long; None to go on.
+) -> FinalFailure | None:
+    """Return the final failure of a submission after `give_up_after_s`, or None to retry.
 
-    `uncertain`: an attempt ended without an answer, and no later one told what had become of it.
+    `uncertain`: an attempt ended without a reply, and no later one had a definite result.
     """
     if age_s <= give_up_after_s:
         return None
-    within = _told(give_up_after_s)
+    within = _duration(give_up_after_s)
     if not uncertain:
         reply = f"5.4.7 not accepted within {within}; at last: {last.reply}"
-        return End(Evidence("5.4.7", reply))
+        return FinalFailure(Evidence("5.4.7", reply))
     reply = (
         f"4.4.7 an attempt ended without an answer, and none came within {within}; it is unknown "
         f"whether the message was sent; at last: {last.reply}"
     )
-    return End(Evidence("4.4.7", reply), unknown=True)
+    return FinalFailure(Evidence("4.4.7", reply), unknown=True)
 
 
-def too_old(age_s: float, give_up_after_s: float) -> End | None:
-    """Return how a note ends whose key may be forgotten; None if it may be sent.
+def key_expired(age_s: float, give_up_after_s: float) -> FinalFailure | None:
+    """Return the final failure of a submission whose key the spool may have removed, or None.
 
-    Sent again it could arrive twice, so it never is.
+    Such a submission is not sent, because it could arrive twice.
     """
     if age_s <= give_up_after_s + KEY_MARGIN_S:
         return None
-    reply = f"4.4.7 found after {_told(age_s)}; it is unknown whether it was sent, so it is not now"
-    return End(Evidence("4.4.7", reply), unknown=True)
+    reply = (
+        f"4.4.7 found after {_duration(age_s)}; it is unknown whether it was sent, so it is not now"
+    )
+    return FinalFailure(Evidence("4.4.7", reply), unknown=True)
 
 
-def _told(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     for unit_s, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * unit_s:
             return f"{seconds / unit_s:.0f} {name}"

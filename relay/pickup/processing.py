@@ -1,9 +1,7 @@
-"""What is done with one note: read, convert, submit, and then file the original or report.
+"""Process a pending submission: read, convert, submit, file the original or report the failure.
 
-On the path: a worker hands a note in; the store gets it back filed, failed, or as it was.
-Holds: a repeat is harmless at every point; step 3 is recorded before the hand-over.
-Fails: StoreError and OSError when the disk refuses; the note is then as it was.
-Standards: the Graph send-mail process, steps 3 and 4; RFC 3464 by way of the reporter.
+Every step can be repeated after a crash. Step 3 is recorded before the message is submitted. On a
+StoreError or OSError the submission is unchanged.
 """
 
 from collections.abc import Sequence
@@ -29,9 +27,16 @@ from relay.mime.mimeread import read_message
 from relay.mime.section import header_end
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.pickup.conversion import Conversion, UnsafeNoteError
-from relay.pickup.decisions import Accepted, End, Later, Refused, given_up, too_old
-from relay.pickup.smtp_client import Gate, Submitter
+from relay.pickup.conversion import ConversionFailedError, ConversionPool
+from relay.pickup.decisions import (
+    FinalFailure,
+    SubmissionAccepted,
+    SubmissionDeferred,
+    SubmissionRejected,
+    give_up,
+    key_expired,
+)
+from relay.pickup.smtp_client import CircuitBreaker, SubmissionClient
 
 _DEFECTS_MAX = 20
 _HEADER_BYTES_MAX = 64 * 1024
@@ -39,37 +44,37 @@ _HEADER_BYTES_MAX = 64 * 1024
 _log = get_logger("pickup")
 
 
-class Reporter(Protocol):
-    """What pickup needs of reports."""
+class InboxReporter(Protocol):
+    """Writes non-delivery reports: relay.reports' Reporter."""
 
     def inbox_report(
         self, message: ReportedMessage, recipients: Sequence[ReportedRecipient]
     ) -> bytes:
-        """Return the non-delivery report, fit to lie in an Inbox."""
+        """Return the non-delivery report as a message for an Inbox."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Tries:
-    """What is known of earlier attempts with a note; `uncertain`: one ended without an answer."""
+class EarlierAttempts:
+    """Earlier attempts with a submission; `uncertain`: one ended without a reply."""
 
     failures: int = 0
     uncertain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Handling:
-    """How a note is brought to its end; the same for every worker.
+class SubmissionProcessor:
+    """Processes submissions; shared by all workers.
 
-    `postmaster` is the mailbox for reports that fit into no other. `started_us` is when this
-    process began: it does not know how attempts before it ended.
+    `postmaster` is the mailbox for reports that do not fit into the sender's. `started_us` is the
+    start of this process, which does not know the results of attempts before it.
     """
 
     store: SubmissionStore
-    reports: Reporter
+    reports: InboxReporter
     postmaster: str
-    conversion: Conversion
-    gate: Gate
+    conversion: ConversionPool
+    breaker: CircuitBreaker
     log: SubmissionLog
     clock: Clock
     crash: CrashPoints
@@ -77,88 +82,108 @@ class Handling:
     give_up_after_s: float
     started_us: int
 
-    async def handle(
-        self, note: PendingSubmission, submitter: Submitter, tries: Tries, *, alone: bool = False
-    ) -> Later | None:
-        """Try a note once; return None when it is done with, else why it must be tried again.
+    async def process(
+        self,
+        pending: PendingSubmission,
+        client: SubmissionClient,
+        earlier: EarlierAttempts,
+        *,
+        alone: bool = False,
+    ) -> SubmissionDeferred | None:
+        """Make one attempt; return None if the submission has ended, else the reason to retry.
 
-        `alone`: it is converted in a process of its own. Raises UnfinishedError unless it is.
+        `alone`: convert it in its own process. Otherwise raises ConversionUnfinishedError.
         """
         try:
-            content = await self.store.submission_content(note)
-        except NoSuchItemError:  # filed before a restart, or by another process
+            content = await self.store.submission_content(pending)
+        except NoSuchItemError:  # already filed, before a restart or by another process
             return None
-        if end := too_old(self._age_s(note), self.give_up_after_s):
-            await self._fail(note, _as_it_is(content, note), end)
+        if end := key_expired(self._age_s(pending), self.give_up_after_s):
+            await self._fail(pending, _unconverted(content, pending), end)
             return None
         try:
             if alone:
-                message = await self.conversion.converted_alone(note, content)
+                message = await self.conversion.convert_isolated(pending, content)
             else:
-                message = await self.conversion.converted(note, content)
+                message = await self.conversion.convert(pending, content)
         except ConversionError as error:
-            end = End(Evidence("5.6.3", f"5.6.3 {error}"))
-            await self._fail(note, _as_it_is(content, note), end)
+            end = FinalFailure(Evidence("5.6.3", f"5.6.3 {error}"))
+            await self._fail(pending, _unconverted(content, pending), end)
             return None
-        except UnsafeNoteError as error:
-            await self._quarantine(note, content, error)
+        except ConversionFailedError as error:
+            await self._move_to_corrupt(pending, content, error)
             return None
-        if not tries.failures:
-            self._record(note, Step.CONVERTED, _facts_of(message))
+        if not earlier.failures:
+            self._record(pending, Step.CONVERTED, _facts_of(message))
         self.crash.reached(CrashPoint.NOTE_CONVERTED)
-        return await self._submit(note, message, submitter, tries=tries)
+        return await self._submit(pending, message, client, earlier=earlier)
 
     async def _submit(
-        self, note: PendingSubmission, message: Converted, submitter: Submitter, *, tries: Tries
-    ) -> Later | None:
+        self,
+        pending: PendingSubmission,
+        message: Converted,
+        client: SubmissionClient,
+        *,
+        earlier: EarlierAttempts,
+    ) -> SubmissionDeferred | None:
         sent = partial(self.crash.reached, CrashPoint.SUBMISSION_SENT)
-        verdict = await submitter.submit(message, submission_id=note.submission_id, after_dot=sent)
-        match verdict:
-            case Accepted(queue_id):
-                self.gate.answered()
+        outcome = await client.submit(message, submission_id=pending.submission_id, after_dot=sent)
+        match outcome:
+            case SubmissionAccepted(queue_id):
+                self.breaker.record_success()
                 self.crash.reached(CrashPoint.SUBMISSION_ACCEPTED)
-                await self.store.complete_submission(note, queue_id=queue_id)
-            case Refused(evidence):
-                self.gate.answered()
-                await self._fail(note, message, End(evidence))
-            case Later(evidence):
-                self.gate.put_off(note.submission_id, is_down=verdict.is_down)
-                age_s = self._age_s(note)
+                await self.store.complete_submission(pending, queue_id=queue_id)
+            case SubmissionRejected(evidence):
+                self.breaker.record_success()
+                await self._fail(pending, message, FinalFailure(evidence))
+            case SubmissionDeferred(evidence):
+                self.breaker.record_failure(pending.submission_id, is_down=outcome.is_down)
+                age_s = self._age_s(pending)
                 if age_s <= self.give_up_after_s:
-                    return verdict
-                uncertain = verdict.uncertain or tries.uncertain or await self._tried_before(note)
-                end = given_up(age_s, self.give_up_after_s, evidence, uncertain=uncertain)
+                    return outcome
+                uncertain = (
+                    outcome.uncertain or earlier.uncertain or await self._attempted_before(pending)
+                )
+                end = give_up(age_s, self.give_up_after_s, evidence, uncertain=uncertain)
                 assert end is not None
-                await self._fail(note, message, end)
+                await self._fail(pending, message, end)
         return None
 
-    async def _tried_before(self, note: PendingSubmission) -> bool:
-        """Whether an earlier process may have submitted a note: it had got as far as step 3."""
-        told = await self.log.submission(note.submission_id)
-        converted = [one["at"] for one in (told or {}).get("steps", ()) if one["step"] == 3]
+    async def _attempted_before(self, pending: PendingSubmission) -> bool:
+        """Return whether an earlier process may have submitted it: step 3 is recorded."""
+        journey = await self.log.submission(pending.submission_id)
+        converted = [one["at"] for one in (journey or {}).get("steps", ()) if one["step"] == 3]
         mine = rfc3339(self.started_us), rfc3339(self.clock.time_us())
-        return any(not mine[0] <= at <= mine[1] for at in converted)  # later: by a wrong clock
+        # A time after now comes from a clock that was wrong.
+        return any(not mine[0] <= at <= mine[1] for at in converted)
 
-    async def _quarantine(
-        self, note: PendingSubmission, content: Octets, error: UnsafeNoteError
+    async def _move_to_corrupt(
+        self, pending: PendingSubmission, content: Octets, error: ConversionFailedError
     ) -> None:
-        """Put a note aside with which no process came to an end; its sender is told."""
-        _log.error("note quarantined", submission_id=note.submission_id, error=str(error))
-        reply = f"5.6.0 the message could not be converted: {error}; it was put aside"
-        message = _as_it_is(content, note, read_mime=False)
-        await self._fail(note, message, End(Evidence("5.6.0", reply)), to_corrupt=True)
+        """Move a submission that cannot be converted to corrupt/ and report it to its sender."""
+        _log.error(
+            "submission moved to corrupt", submission_id=pending.submission_id, error=str(error)
+        )
+        reply = f"5.6.0 the message could not be converted: {error}; it is kept in corrupt/"
+        message = _unconverted(content, pending, read_mime=False)
+        await self._fail(pending, message, FinalFailure(Evidence("5.6.0", reply)), to_corrupt=True)
 
     async def _fail(
-        self, note: PendingSubmission, message: Converted, end: End, *, to_corrupt: bool = False
+        self,
+        pending: PendingSubmission,
+        message: Converted,
+        end: FinalFailure,
+        *,
+        to_corrupt: bool = False,
     ) -> None:
-        """Tell the sender, for good: the report, its record, then the note goes."""
+        """End the submission: report, event, then removal."""
         now_us = self.clock.time_us()
         about = ReportedMessage(
             queue_id="",
-            reverse_path=note.account,
-            envid=note.submission_id,
+            reverse_path=pending.account,
+            envid=pending.submission_id,
             ret="",
-            arrival_us=note.ready_us,
+            arrival_us=pending.ready_us,
             client="",
             content=message.content,
         )
@@ -173,48 +198,50 @@ class Handling:
             for address in message.recipients
         ]
         report = self.reports.inbox_report(about, recipients)
-        kind, said = ("unknown", "unknown") if end.unknown else ("failure", "failed")
+        kind, key = ("unknown", "unknown") if end.unknown else ("failure", "failed")
         reply = end.evidence.reply
-        self._record(note, Step.CONVERTED, {said: reply})
-        told = {"kind": kind, "to": note.account, "reply": reply}
-        self._record(note, Step.REPORT, told)
+        self._record(pending, Step.CONVERTED, {key: reply})
+        detail = {"kind": kind, "to": pending.account, "reply": reply}
+        self._record(pending, Step.REPORT, detail)
         try:
-            await self.store.fail_submission(note, report, to_corrupt=to_corrupt)
+            await self.store.fail_submission(pending, report, to_corrupt=to_corrupt)
         except MailboxFullError as error:
             _log.warning(
-                "report to the postmaster", submission_id=note.submission_id, reason=str(error)
+                "report to the postmaster", submission_id=pending.submission_id, reason=str(error)
             )
             self.metrics.reports.labels(kind="dead-letter").inc()
-            self._record(note, Step.REPORT, told | {"to": "postmaster", "reason": str(error)})
-            await self._fail_to_postmaster(note, report, to_corrupt=to_corrupt)
+            self._record(pending, Step.REPORT, detail | {"to": "postmaster", "reason": str(error)})
+            await self._fail_to_postmaster(pending, report, to_corrupt=to_corrupt)
         _log.warning(
-            "submission failed", submission_id=note.submission_id, status=end.evidence.status
+            "submission failed", submission_id=pending.submission_id, status=end.evidence.status
         )
 
     async def _fail_to_postmaster(
-        self, note: PendingSubmission, report: bytes, *, to_corrupt: bool
+        self, pending: PendingSubmission, report: bytes, *, to_corrupt: bool
     ) -> None:
-        """End a note whose sender's mailbox is full beyond what is kept for reports."""
+        """End a submission whose sender's mailbox has no room even for a report."""
         try:
             await self.store.fail_submission(
-                note, report, report_to=self.postmaster, to_corrupt=to_corrupt
+                pending, report, report_to=self.postmaster, to_corrupt=to_corrupt
             )
-        except MailboxFullError:  # the postmaster's as well; the Maildir of dead letters has no end
+        except MailboxFullError:  # the postmaster's as well; the dead-letter Maildir has no limit
             await self.store.fail_submission(
-                note, report, report_to=DEAD_LETTER, to_corrupt=to_corrupt
+                pending, report, report_to=DEAD_LETTER, to_corrupt=to_corrupt
             )
 
-    def _record(self, note: PendingSubmission, step: Step, detail: dict[str, Any]) -> None:
-        facts = SubmissionFacts(note.submission_id, note.draft_id, note.account, note.account)
+    def _record(self, pending: PendingSubmission, step: Step, detail: dict[str, Any]) -> None:
+        facts = SubmissionFacts(
+            pending.submission_id, pending.draft_id, pending.account, pending.account
+        )
         self.log.append(facts, Event(step, self.clock.time_us(), detail))
 
-    def _age_s(self, note: PendingSubmission) -> float:
-        """How old a note is at least. The spool forgets its key by the same clock, and later."""
-        return (self.clock.sure_us() - note.ready_us) / 1_000_000
+    def _age_s(self, pending: PendingSubmission) -> float:
+        """Return its minimum age. The spool removes its key later, by the same clock."""
+        return (self.clock.sure_us() - pending.ready_us) / 1_000_000
 
 
 def _facts_of(message: Converted) -> dict[str, Any]:
-    """What step 3 says of a message: its defects only where it has any."""
+    """Return the details of step 3, with the defects of the message if there are any."""
     facts: dict[str, Any] = {
         "size": size_of(message.content),
         "recipients": len(message.recipients),
@@ -224,11 +251,13 @@ def _facts_of(message: Converted) -> dict[str, Any]:
     return facts
 
 
-def _as_it_is(content: Octets, note: PendingSubmission, *, read_mime: bool = True) -> Converted:
-    """Return what a report says of a message that could not be converted.
+def _unconverted(
+    content: Octets, pending: PendingSubmission, *, read_mime: bool = True
+) -> Converted:
+    """Return a message that could not be converted, for its report.
 
-    A report needs somebody it is about: without any recipient, that is its sender. Unless
-    `read_mime`, only what the relay wrote itself is read.
+    A report needs a recipient: if there is none, it is the sender. Unless `read_mime`, only the
+    private block that Relay wrote is read.
     """
     head = content.read(0, LARGE_BYTES)
     block, length = read_private(content)
@@ -239,13 +268,14 @@ def _as_it_is(content: Octets, note: PendingSubmission, *, read_mime: bool = Tru
         properties = block.properties
     elif read_mime:
         properties = read_message(header).properties
-    people = (*properties.to, *properties.cc, *properties.bcc)
+    addresses = (*properties.to, *properties.cc, *properties.bcc)
     is_whole = content.size == len(head)
     returned: Content = head[length:] if is_whole else LargeContent(header, (), eight_bit=True)
     return Converted(
         content=returned,
-        originator=note.account,
-        recipients=tuple(dict.fromkeys(one_line(one.address) for one in people)) or (note.account,),
+        originator=pending.account,
+        recipients=tuple(dict.fromkeys(one_line(one.address) for one in addresses))
+        or (pending.account,),
         smtputf8=False,
         eight_bit=False,
         message_id="",

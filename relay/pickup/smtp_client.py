@@ -1,9 +1,10 @@
-"""One worker's line to the relay's own pickup socket.
+"""The SMTP client of pickup: submits messages on run/pickup.sock, and its circuit breaker.
 
-On the path: the daemon's workers submit converted messages; ingress listens there.
-Holds: all recipients or none; ENVID is the submission id, always.
-Fails: never; all trouble is a Verdict.
-Standards: RFC 6409 (submission), RFC 3461 4.4 (ENVID).
+A submission has all recipients or none. ENVID is always the submission id. Errors are returned as a
+SubmissionOutcome, never raised. While the server accepts no mail, the circuit breaker is open: one
+submission at a time probes the server, all others wait.
+
+RFC 6409 (submission), RFC 3461 4.4 (ENVID).
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from pathlib import Path
 from relay.message.envelope import Notify
 from relay.message.outcome import Evidence
 from relay.mime.converted import Converted
-from relay.pickup.decisions import Later, Verdict, verdict_of
+from relay.pickup.decisions import SubmissionDeferred, SubmissionOutcome, submission_outcome
 from relay.smtp import (
     ConnectError,
     Connection,
@@ -25,13 +26,13 @@ from relay.smtp import (
     connect,
 )
 
-# What no NOTIFY means, and success (RFC 3461 4.1).
+# The default of NOTIFY, and SUCCESS (RFC 3461 4.1).
 _WITH_SUCCESS = frozenset({Notify.SUCCESS, Notify.FAILURE, Notify.DELAY})
 _TIMEOUTS = Timeouts(connect_s=10, command_s=60, data_s=60, block_s=60, dot_s=600)
 
 
-class Submitter:
-    """Submits one message after the other on a connection that it keeps."""
+class SubmissionClient:
+    """Submits one message at a time and keeps its connection open."""
 
     def __init__(self, submit_path: Path, *, hostname: str) -> None:
         self._target = Target(hostname, path=str(submit_path), tls="none")
@@ -40,8 +41,8 @@ class Submitter:
 
     async def submit(
         self, message: Converted, *, submission_id: str, after_dot: Callable[[], None]
-    ) -> Verdict:
-        """Submit `message` under the key `submission_id`; repeating it is safe."""
+    ) -> SubmissionOutcome:
+        """Submit `message` with the key `submission_id`. It is safe to repeat this."""
         notify = _WITH_SUCCESS if message.notify_success else frozenset()
         transaction = Transaction(
             reverse_path=message.originator,
@@ -55,17 +56,17 @@ class Submitter:
         while True:
             try:
                 connection = await self._open()
-            except ConnectError as error:  # whatever it says, it is not about this message
-                return Later(error.outcome.evidence, is_down=True)
+            except ConnectError as error:  # no reply here is about this message
+                return SubmissionDeferred(error.outcome.evidence, is_down=True)
             if not connection.extensions.dsn:
                 evidence = Evidence("4.3.5", "4.3.5 the pickup socket does not offer DSN")
-                return Later(evidence, is_down=True)
+                return SubmissionDeferred(evidence, is_down=True)
             result = await connection.transact(transaction, after_dot=after_dot)
-            if not result.stale:  # a stale one is closed, so this ends with a fresh one
-                return verdict_of(result.outcomes.values())
+            if not result.stale:  # a stale connection is closed: the next one is new
+                return submission_outcome(result.outcomes.values())
 
     async def close(self) -> None:
-        """Say goodbye to the relay."""
+        """Send QUIT and close the connection."""
         if self._connection is not None and self._connection.is_open:
             await self._connection.quit()
         self._connection = None
@@ -79,60 +80,60 @@ class Submitter:
         return self._connection
 
 
-FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 5.0
-NOTES_TO_SHUT = 3  # so many different notes put off in a row are no fault of the notes
+FIRST_PROBE_DELAY_S = 0.2
+LONGEST_PROBE_DELAY_S = 5.0
+FAILURES_TO_OPEN = 3  # as many different submissions in a row: the server is at fault
 
 
-class Gate:
-    """Open at first."""
+class CircuitBreaker:
+    """Pauses all workers while the server accepts nothing; closed at first."""
 
     def __init__(self) -> None:
-        self._put_off: set[str] = set()  # since the last good answer
-        self._is_shut = False
-        self._asking: asyncio.Task[None] | None = None
-        self._pause_s = FIRST_PAUSE_S
-        self._next_s = 0.0
+        self._failed: set[str] = set()  # submission ids since the last success
+        self._is_open = False
+        self._probe: asyncio.Task[None] | None = None
+        self._probe_delay_s = FIRST_PROBE_DELAY_S
+        self._next_probe_s = 0.0
         self._changed = asyncio.Event()
 
-    async def passed(self) -> None:
-        """Return when a note may be submitted; leave() must follow."""
-        while self._is_shut:
-            wait_s = self._next_s - _now_s()
-            if self._asking is None and wait_s <= 0:
-                self._asking = asyncio.current_task()
+    async def acquire(self) -> None:
+        """Wait until a submission may be attempted. The caller must call release()."""
+        while self._is_open:
+            wait_s = self._next_probe_s - _now_s()
+            if self._probe is None and wait_s <= 0:
+                self._probe = asyncio.current_task()
                 return
             with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s if self._asking is None else None):
+                async with asyncio.timeout(wait_s if self._probe is None else None):
                     await self._changed.wait()
 
-    def leave(self) -> None:
-        """Say that this task's note is on its way no more."""
-        if self._asking is asyncio.current_task():
-            self._asking = None
-            self._tell()
+    def release(self) -> None:
+        """Record that this task's attempt has ended."""
+        if self._probe is asyncio.current_task():
+            self._probe = None
+            self._notify()
 
-    def answered(self) -> None:
-        """The relay took a note, or refused it for what it is: it is there for all."""
-        self._put_off.clear()
-        self._pause_s = FIRST_PAUSE_S
-        if self._is_shut:
-            self._is_shut = False
-            self._tell()
+    def record_success(self) -> None:
+        """Record that the server accepted a message or rejected it permanently: it works."""
+        self._failed.clear()
+        self._probe_delay_s = FIRST_PROBE_DELAY_S
+        if self._is_open:
+            self._is_open = False
+            self._notify()
 
-    def put_off(self, submission_id: str, *, is_down: bool) -> None:
-        """The relay took no note now; `is_down`: it cannot even be asked."""
-        if len(self._put_off) < NOTES_TO_SHUT:
-            self._put_off.add(submission_id)
-        if self._is_shut:
-            if self._asking is asyncio.current_task():
-                self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
-                self._next_s = _now_s() + self._pause_s
-        elif is_down or len(self._put_off) >= NOTES_TO_SHUT:
-            self._is_shut = True
-            self._next_s = _now_s() + self._pause_s
+    def record_failure(self, submission_id: str, *, is_down: bool) -> None:
+        """Record a temporary failure; `is_down`: no connection was possible."""
+        if len(self._failed) < FAILURES_TO_OPEN:
+            self._failed.add(submission_id)
+        if self._is_open:
+            if self._probe is asyncio.current_task():
+                self._probe_delay_s = min(LONGEST_PROBE_DELAY_S, 2 * self._probe_delay_s)
+                self._next_probe_s = _now_s() + self._probe_delay_s
+        elif is_down or len(self._failed) >= FAILURES_TO_OPEN:
+            self._is_open = True
+            self._next_probe_s = _now_s() + self._probe_delay_s
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -1,10 +1,8 @@
-"""The daemon: notes in fair turns to a few workers, each with a line to the relay of its own.
+"""Run the pickup workers: take pending submissions in fair order and bring each to its end.
 
-On the path: the store's notes() feeds it (step 2); handling brings each note to its end (3, 4).
-Holds: at most `max_concurrent` notes of one account in progress, one more of all accounts, and one
-whose conversion takes long; what goes wrong with one note stops no other.
-Fails: never for a note's sake; what notes() raises ends run().
-Standards: the Graph send-mail process, steps 2 to 4.
+At most `max_concurrent` submissions of one account are in progress, plus one of all accounts, plus
+one whose conversion takes long. An error with one submission does not stop the others. An exception
+of the store's queue ends run().
 """
 
 import asyncio
@@ -22,90 +20,94 @@ from relay.message.outcome import Evidence
 from relay.mime.convert import convert
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.pickup.conversion import Conversion, Converter, UnfinishedError
-from relay.pickup.decisions import Later, delay_s
-from relay.pickup.processing import Handling, Reporter, Tries
-from relay.pickup.smtp_client import Gate, Submitter
+from relay.pickup.conversion import ConversionPool, ConversionUnfinishedError, ConvertFunction
+from relay.pickup.decisions import SubmissionDeferred, retry_delay_s
+from relay.pickup.processing import EarlierAttempts, InboxReporter, SubmissionProcessor
+from relay.pickup.smtp_client import CircuitBreaker, SubmissionClient
 
 
-class Turns:
-    """First in, first out for each account; round robin among accounts."""
+class AccountFairQueue:
+    """Submissions that wait for a worker: FIFO per account, round robin among accounts.
+
+    It holds at most `limit` submissions. An account has at most `share` in progress, so that an
+    account with many submissions does not delay others.
+    """
 
     def __init__(self, limit: int, *, share: int) -> None:
         self._share = share
         self._room = asyncio.Semaphore(limit)
         self._by_account: dict[str, deque[PendingSubmission]] = {}
-        self._in_work: Counter[str] = Counter()
-        self._takers: deque[asyncio.Future[None]] = deque()
+        self._in_progress: Counter[str] = Counter()
+        self._waiters: deque[asyncio.Future[None]] = deque()
 
     @property
     def is_full(self) -> bool:
         """Whether put() would wait."""
         return self._room.locked()
 
-    def share_out(self, share: int) -> None:
-        """Let an account have so many notes in progress from now on."""
+    def set_share(self, share: int) -> None:
+        """Change the number of submissions that an account may have in progress."""
         self._share = share
-        for _ in range(len(self._takers)):
+        for _ in range(len(self._waiters)):
             self._wake()
 
-    async def put(self, note: PendingSubmission) -> None:
-        """Add a note after those of its account; waits while the queue is full."""
+    async def put(self, pending: PendingSubmission) -> None:
+        """Add a submission after the others of its account; wait while the queue is full."""
         await self._room.acquire()
-        self._by_account.setdefault(note.account, deque()).append(note)
+        self._by_account.setdefault(pending.account, deque()).append(pending)
         self._wake()
 
     async def take(self) -> PendingSubmission:
-        """Remove and return the note whose turn it is; waits for one. done() must follow."""
-        while (note := self._next()) is None:
-            taker = asyncio.get_running_loop().create_future()
-            self._takers.append(taker)
+        """Remove and return the next submission; wait for one. The caller must call done()."""
+        while (pending := self._next()) is None:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
             try:
-                await taker
+                await waiter
             except asyncio.CancelledError:
-                if not taker.cancelled():  # it was woken: another has to look
+                if not waiter.cancelled():  # it was woken: wake another one
                     self._wake()
                 raise
         self._room.release()
-        return note
+        return pending
 
-    def done(self, note: PendingSubmission) -> None:
-        """Record that the work on a note that was taken has ended."""
-        self._in_work[note.account] -= 1
-        if not self._in_work[note.account]:
-            del self._in_work[note.account]
+    def done(self, pending: PendingSubmission) -> None:
+        """Record that a submission is no longer in progress."""
+        self._in_progress[pending.account] -= 1
+        if not self._in_progress[pending.account]:
+            del self._in_progress[pending.account]
         self._wake()
 
     def _next(self) -> PendingSubmission | None:
-        """Remove the note whose turn it is; accounts with a full share are left out."""
+        """Remove the next submission, except from accounts whose share is used up."""
         for account in self._by_account:
-            if self._in_work[account] < self._share:
+            if self._in_progress[account] < self._share:
                 break
         else:
             return None
         waiting = self._by_account.pop(account)
-        note = waiting.popleft()
+        pending = waiting.popleft()
         if waiting:
             self._by_account[account] = waiting  # to the end of the line
-        self._in_work[account] += 1
-        return note
+        self._in_progress[account] += 1
+        return pending
 
     def _wake(self) -> None:
-        while self._takers:
-            taker = self._takers.popleft()
-            if not taker.done():
-                taker.set_result(None)
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
                 return
 
 
 SOCKET_NAME = "pickup.sock"
-_WINDOW_NOTES = 4096  # an account with more than these delays the others
+_QUEUED_MAX = 4096  # an account with more than this delays the others
 
 _log = get_logger("pickup")
 
 
 class Pickup:
-    """Takes the store's notes and brings each to its end, a few at a time."""
+    """Takes the store's pending submissions and processes a few at a time."""
 
     def __init__(  # noqa: PLR0913 - the composition root names each of them
         self,
@@ -113,7 +115,7 @@ class Pickup:
         *,
         run_dir: Path,
         hostname: str,
-        reports: Reporter,
+        reports: InboxReporter,
         postmaster: str,
         log: SubmissionLog,
         clock: Clock,
@@ -121,26 +123,26 @@ class Pickup:
         metrics: Metrics,
         give_up_after_s: float,
         max_concurrent: int,
-        chance: random.Random | None = None,
-        converter: Converter = convert,
+        rng: random.Random | None = None,
+        converter: ConvertFunction = convert,
     ) -> None:
-        """The relay's own pickup socket is in `run_dir`; `chance` spreads the retries.
+        """`run_dir` has the pickup socket; `rng` spreads the retries.
 
-        `postmaster` is the mailbox for reports that fit into no other.
+        `postmaster` is the mailbox for reports that do not fit into the sender's.
         """
         self._store = store
         self._submit_path = run_dir / SOCKET_NAME
         self._hostname = hostname
         self._waiting = metrics.pickup_waiting
-        self._chance = chance or random.Random()  # noqa: S311 - spreads load, hides nothing
-        self._gate = Gate()
-        self._conversion = Conversion(converter, hostname=hostname, clock=clock)
-        self._handling = Handling(
+        self._rng = rng or random.Random()  # noqa: S311 - spreads load, hides nothing
+        self._breaker = CircuitBreaker()
+        self._conversion = ConversionPool(converter, hostname=hostname, clock=clock)
+        self._processor = SubmissionProcessor(
             store=store,
             reports=reports,
             postmaster=postmaster,
             conversion=self._conversion,
-            gate=self._gate,
+            breaker=self._breaker,
             log=log,
             clock=clock,
             crash=crash,
@@ -148,39 +150,39 @@ class Pickup:
             give_up_after_s=give_up_after_s,
             started_us=clock.time_us(),
         )
-        self._max_concurrent = self._allowed = max_concurrent
-        self._allowed_changed = asyncio.Event()
-        self._turns = Turns(_WINDOW_NOTES, share=max_concurrent)
-        self._slow = Turns(_WINDOW_NOTES, share=1)  # those whose conversion was not finished
-        self._tries: dict[str, Tries] = {}  # by submission id, of notes put back
+        self._max_concurrent = self._concurrency = max_concurrent
+        self._concurrency_changed = asyncio.Event()
+        self._queue = AccountFairQueue(_QUEUED_MAX, share=max_concurrent)
+        self._slow_queue = AccountFairQueue(_QUEUED_MAX, share=1)  # unfinished conversions
+        self._attempts: dict[str, EarlierAttempts] = {}  # by submission id, of those to be retried
         self._workers: set[asyncio.Task[None]] = set()
         self._idle: set[asyncio.Task[None]] = set()
         self._draining = False
 
     async def run(self) -> None:
-        """Work until cancelled. Notes in work go on behind it: call drain() then."""
-        for number in range(self._max_concurrent + 1):  # one is there for another account
+        """Run until cancelled. Submissions in progress continue: call drain() afterwards."""
+        for number in range(self._max_concurrent + 1):  # one more, for another account
             self._workers.add(asyncio.create_task(self._work(number), name=f"pickup-{number}"))
         self._workers.add(asyncio.create_task(self._work_on_slow(), name="pickup-slow"))
-        async with aclosing(self._store.notes()) as notes:
-            async for note in notes:
-                if note.submission_id not in self._tries:
+        async with aclosing(self._store.notes()) as submissions:
+            async for pending in submissions:
+                if pending.submission_id not in self._attempts:
                     self._waiting.inc()
-                await self._turns.put(note)
+                await self._queue.put(pending)
 
-    def allow(self, notes: int) -> None:
-        """Process at most `notes` notes of an account at once (at least one), and of all accounts
-        together one more. Notes that have begun go on.
+    def limit_concurrency(self, submissions: int) -> None:
+        """Process at most `submissions` of an account at once (at least one), and one more of all
+        accounts. Those in progress continue.
         """
-        self._allowed = max(1, notes)
-        self._turns.share_out(self._allowed)
-        self._allowed_changed.set()
-        self._allowed_changed = asyncio.Event()
+        self._concurrency = max(1, submissions)
+        self._queue.set_share(self._concurrency)
+        self._concurrency_changed.set()
+        self._concurrency_changed = asyncio.Event()
 
     async def drain(self) -> None:
-        """Let notes in work come to their end and close the connections; cancelled, drop them.
+        """Finish the submissions in progress and close the connections; if cancelled, drop them.
 
-        What is dropped is safe: its note is still there, and a repeat is the same message.
+        What is dropped is safe: it is still pending, and a repeat is the same message.
         """
         self._draining = True
         for worker in self._idle:
@@ -195,74 +197,80 @@ class Pickup:
     async def _work(self, number: int) -> None:
         worker = asyncio.current_task()
         assert worker is not None
-        submitter = Submitter(self._submit_path, hostname=self._hostname)
+        client = SubmissionClient(self._submit_path, hostname=self._hostname)
         try:
             while not self._draining:
                 self._idle.add(worker)
-                while number > self._allowed:
-                    await self._allowed_changed.wait()
-                await self._gate.passed()
+                while number > self._concurrency:
+                    await self._concurrency_changed.wait()
+                await self._breaker.acquire()
                 try:
-                    note = await self._turns.take()
+                    pending = await self._queue.take()
                     self._idle.discard(worker)
                     try:
-                        await self._store.turn(note)
-                        await self._bring_on(note, submitter)
+                        await self._store.turn(pending)
+                        await self._process(pending, client)
                     finally:
-                        self._turns.done(note)
+                        self._queue.done(pending)
                 finally:
-                    self._gate.leave()
+                    self._breaker.release()
         finally:
             self._idle.discard(worker)
-            await submitter.close()
+            await client.close()
 
     async def _work_on_slow(self) -> None:
-        """Bring on notes whose conversion takes long, one at a time: workers never wait for them.
+        """Process submissions whose conversion takes long, one at a time, apart from the workers.
 
-        It does not pass the gate, where workers would wait for its conversion: while the relay
-        takes no note, this is one that asks without need. drain() does not wait for it.
+        It does not use the circuit breaker, where workers would wait for its conversion. While the
+        server accepts nothing, it may attempt one submission in vain. drain() does not wait for it.
         """
         worker = asyncio.current_task()
         assert worker is not None
         self._idle.add(worker)
-        submitter = Submitter(self._submit_path, hostname=self._hostname)
+        client = SubmissionClient(self._submit_path, hostname=self._hostname)
         try:
             while True:
-                note = await self._slow.take()
+                pending = await self._slow_queue.take()
                 try:
-                    await self._bring_on(note, submitter, alone=True)
+                    await self._process(pending, client, alone=True)
                 finally:
-                    self._slow.done(note)
+                    self._slow_queue.done(pending)
         finally:
             self._idle.discard(worker)
-            await submitter.close()
+            await client.close()
 
-    async def _bring_on(
-        self, note: PendingSubmission, submitter: Submitter, *, alone: bool = False
+    async def _process(
+        self, pending: PendingSubmission, client: SubmissionClient, *, alone: bool = False
     ) -> None:
-        """Try a note once; whatever happens, it is done with, put back or left to be slow."""
-        tries = self._tries.get(note.submission_id, Tries())
+        """Make one attempt. The submission then has ended, is retried, or waits as a slow one."""
+        earlier = self._attempts.get(pending.submission_id, EarlierAttempts())
         try:
-            later = await self._handling.handle(note, submitter, tries, alone=alone)
-        except UnfinishedError as error:
+            deferred = await self._processor.process(pending, client, earlier, alone=alone)
+        except ConversionUnfinishedError as error:
             reason = error.fault or str(error)
-            _log.warning("conversion not finished", submission_id=note.submission_id, reason=reason)
-            if not self._slow.is_full:
-                await self._slow.put(note)
+            _log.warning(
+                "conversion not finished", submission_id=pending.submission_id, reason=reason
+            )
+            if not self._slow_queue.is_full:
+                await self._slow_queue.put(pending)
                 return
-            later = Later(Evidence("4.3.0", "4.3.0 others are converted first that take long"))
+            deferred = SubmissionDeferred(
+                Evidence("4.3.0", "4.3.0 too many long conversions are waiting")
+            )
         except (StoreError, OSError) as error:
-            later = Later(Evidence("4.3.0", str(error)))
-        except Exception:  # noqa: BLE001 - one note's fault must not stop the others
-            _log.exception("note fault", submission_id=note.submission_id)
-            later = Later(Evidence("4.3.0", "an internal fault"))
-        if later is None:
-            self._tries.pop(note.submission_id, None)
+            deferred = SubmissionDeferred(Evidence("4.3.0", str(error)))
+        except Exception:  # noqa: BLE001 - an error with one must not stop the others
+            _log.exception("submission failed unexpectedly", submission_id=pending.submission_id)
+            deferred = SubmissionDeferred(Evidence("4.3.0", "internal error"))
+        if deferred is None:
+            self._attempts.pop(pending.submission_id, None)
             self._waiting.dec()
             return
-        tries = Tries(tries.failures + 1, tries.uncertain or later.uncertain)
-        self._tries[note.submission_id] = tries
-        pause_s = delay_s(tries.failures, self._chance.random())
-        reply = later.evidence.reply
-        _log.info("note put back", submission_id=note.submission_id, reply=reply, pause_s=pause_s)
-        self._store.retry_submission(note, pause_s)
+        earlier = EarlierAttempts(earlier.failures + 1, earlier.uncertain or deferred.uncertain)
+        self._attempts[pending.submission_id] = earlier
+        pause_s = retry_delay_s(earlier.failures, self._rng.random())
+        reply = deferred.evidence.reply
+        _log.info(
+            "submission deferred", submission_id=pending.submission_id, reply=reply, pause_s=pause_s
+        )
+        self._store.retry_submission(pending, pause_s)

@@ -58,11 +58,13 @@ def _note_that_meets_a_jump(relay: RelayProcess, wall: WallClock, jump: timedelt
     with closing(sqlite3.connect(relay.folder / "state/spool.sqlite")) as other:
         other.execute("BEGIN IMMEDIATE")
         note = relay.send_mail(to=["note@a.test"])
-        until("it was tried", lambda: "note put back" in relay.log)
+        until("it was tried", lambda: "submission deferred" in relay.log)
         wall.jump(jump)
         until("it is told", lambda: _told(relay, "there"))
-        tries = relay.log.count("note put back")
-        until("it was tried behind the jump", lambda: relay.log.count("note put back") > tries)
+        tries = relay.log.count("submission deferred")
+        until(
+            "it was tried behind the jump", lambda: relay.log.count("submission deferred") > tries
+        )
     return note
 
 

@@ -56,7 +56,7 @@ def until_taken(relay: RelayProcess, subject: bytes) -> None:
 def test_no_250_and_no_message_while_commits_cannot_be_synced(relay: RelayProcess) -> None:
     with failing(relay, UNSYNCED_LOG):
         relay.send_mail(to=["alice@example.test"], subject="waits")
-        until("it was tried", lambda: "note put back" in relay.log)
+        until("it was tried", lambda: "submission deferred" in relay.log)
         assert {reply_to(relay, SMALL) for _ in range(3)} <= {REFUSED, REFUSED_EARLY}
     until_taken(relay, b"behind")
     check_arrived(relay, "before", "behind", "waits")

@@ -140,7 +140,7 @@ def test_the_spool_is_locked_by_somebody_else(remotes: Remotes) -> None:
             code, text = refusal(relay, b"Subject: x\r\n\r\nx\r\n")
             assert (code, text[:5]) == (451, b"4.3.0")
             identity = relay.send_mail(to=["x@a.test"])
-            until("it was tried", lambda: "note put back" in relay.log)
+            until("it was tried", lambda: "submission deferred" in relay.log)
             assert relay.journey(identity)["state"] == "queued"
         relay.until_final(identity)
         assert relay.subjects("bob") == []

@@ -111,7 +111,7 @@ def test_the_spools_disk_is_full(remotes: Remotes, kind: str) -> None:
                 for queue_id in waiting:  # delivery goes on, with the report about no@
                     relay.until_final(queue_id)
                 until("the report", lambda: any("Undel" in one for one in relay.subjects("alice")))
-                until("pickup asked", lambda: "note put back" in relay.log)
+                until("pickup asked", lambda: "submission deferred" in relay.log)
                 assert relay.journey(soon)["state"] == "queued"
             pressed(relay, 0, "spool-disk")
             relay.until_final(soon)

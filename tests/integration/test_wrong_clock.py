@@ -156,7 +156,7 @@ def test_behind_a_restart_of_the_machine_nothing_ends_untried(
     with closing(sqlite3.connect(relay.folder / "state/spool.sqlite")) as other:
         other.execute("BEGIN IMMEDIATE")
         note = relay.send_mail(to=["note@a.test"])
-        until("it was tried", lambda: "note put back" in relay.log)
+        until("it was tried", lambda: "submission deferred" in relay.log)
         relay.kill()
     restart_the_machine(relay)
     wall.jump(timedelta())

@@ -1,4 +1,4 @@
-"""Pickup between a store in memory and a real SMTP server on a Unix socket."""
+"""Pickup with a store in memory and a real SMTP server on a Unix socket."""
 
 import asyncio
 import contextlib
@@ -37,58 +37,58 @@ MIME = b"From: alice@example.test\r\nTo: b@y.test\r\nCc: c@y.test\r\nSubject: x\
 
 
 class Store:
-    """A SubmissionStore without mailboxes; retries come back at once, their delays are kept."""
+    """A SubmissionStore without mailboxes. Retries return at once; their delays are recorded."""
 
     def __init__(self, folder):
         self.contents, self.filed, self.failed, self.delays = {}, {}, {}, []
-        self.trouble, self.to_corrupt = None, []
+        self.error_once, self.to_corrupt = None, []
         self.full, self.reported_to = set(), {}
         self.folder = folder
         self._queue = asyncio.Queue()
         self._changed = asyncio.Condition()
 
     def submit(self, number=1, *, content=MIME, account="alice@example.test", ready_us=0):
-        note = PendingSubmission(
+        pending = PendingSubmission(
             f"draft{number}.1", f"draft{number}", account, "base", self.folder / f"draft{number}.1",
             ready_us=ready_us,
         )  # fmt: skip
-        note.path.write_bytes(content)
-        self.contents[note.submission_id] = content
-        self._queue.put_nowait(note)
-        return note
+        pending.path.write_bytes(content)
+        self.contents[pending.submission_id] = content
+        self._queue.put_nowait(pending)
+        return pending
 
     async def notes(self):
         while True:
             yield await self._queue.get()
 
-    async def turn(self, note):
+    async def turn(self, pending):
         pass
 
-    async def submission_content(self, note):
-        if self.trouble is not None:
-            error, self.trouble = self.trouble, None
+    async def submission_content(self, pending):
+        if self.error_once is not None:
+            error, self.error_once = self.error_once, None
             raise error
-        return MemoryOctets(self.contents[note.submission_id])
+        return MemoryOctets(self.contents[pending.submission_id])
 
-    def retry_submission(self, note, delay_s):
+    def retry_submission(self, pending, delay_s):
         self.delays.append(delay_s)
-        asyncio.get_running_loop().call_later(0.01, self._queue.put_nowait, note)
+        asyncio.get_running_loop().call_later(0.01, self._queue.put_nowait, pending)
 
-    async def complete_submission(self, note, *, queue_id):
-        await self._end(self.filed, note, queue_id)
+    async def complete_submission(self, pending, *, queue_id):
+        await self._end(self.filed, pending, queue_id)
 
-    async def fail_submission(self, note, report, *, report_to="", to_corrupt=False):
-        mailbox = report_to or note.account
+    async def fail_submission(self, pending, report, *, report_to="", to_corrupt=False):
+        mailbox = report_to or pending.account
         if mailbox in self.full:
             raise MailboxFullError(f"The mailbox {mailbox} is full.")
-        self.reported_to[note.submission_id] = mailbox
+        self.reported_to[pending.submission_id] = mailbox
         if to_corrupt:
-            self.to_corrupt.append(note.submission_id)
-        await self._end(self.failed, note, report)
+            self.to_corrupt.append(pending.submission_id)
+        await self._end(self.failed, pending, report)
 
-    async def _end(self, ends, note, value):
+    async def _end(self, ends, pending, value):
         async with self._changed:
-            ends[note.submission_id] = value
+            ends[pending.submission_id] = value
             self._changed.notify_all()
 
     async def ended(self, count=1):
@@ -97,7 +97,7 @@ class Store:
 
 
 class Reports:
-    """Keeps what it is asked to report."""
+    """Records what it is asked to report."""
 
     def __init__(self):
         self.asked = []
@@ -108,7 +108,7 @@ class Reports:
 
 
 class Crash(CrashPoints):
-    """Writes down the points instead of dying."""
+    """Records the crash points instead of dying."""
 
     def __init__(self):
         super().__init__()
@@ -119,7 +119,7 @@ class Crash(CrashPoints):
 
 
 class World:
-    """Everything around a Pickup; `async with world.running():` runs it and drains it."""
+    """The dependencies of a Pickup; `async with world.running():` runs and drains it."""
 
     def __init__(self, tmp_path):
         self.clock = ManualClock()
@@ -172,26 +172,26 @@ async def world(tmp_path):
     return World(tmp_path)
 
 
-async def test_a_note_is_converted_submitted_and_filed(world):
-    note = world.submit()
+async def test_a_submission_is_converted_submitted_and_filed(world):
+    pending = world.submit()
     replies = {"DOT": "250 2.0.0 Ok: queued as 0abc9"}
     async with RemoteMx(path=world.path, replies=replies) as mx, world.running():
         await world.store.ended()
-    assert world.store.filed == {note.submission_id: "0abc9"}
+    assert world.store.filed == {pending.submission_id: "0abc9"}
     (envelope,) = mx.envelopes
     assert envelope.reverse_path == "alice@example.test"
     assert envelope.addresses == ["b@y.test", "c@y.test"]
-    assert envelope.parameters["ENVID"] == note.submission_id
+    assert envelope.parameters["ENVID"] == pending.submission_id
     assert not {"RET", "NOTIFY"} & (set(envelope.parameters) | set(envelope.recipients[0][1]))
     assert envelope.content.endswith(b"\r\n\r\nhello\r\n")
     assert world.crash.passed == ["note-converted", "submission-sent", "submission-accepted"]
     assert world.waiting == 0
-    told = await world.log.submission(note.submission_id)
-    (step,) = told["steps"]
+    journey = await world.log.submission(pending.submission_id)
+    (step,) = journey["steps"]
     assert (step["step"], step["detail"]["recipients"]) == (3, 2)
 
 
-async def test_who_wants_a_receipt_of_delivery_asks_for_all_notices(world):
+async def test_a_delivery_receipt_requests_notify_success_failure_and_delay(world):
     alice = Person("alice@example.test")
     wanted = MessageProperties(from_=alice, to=(Person("b@y.test"),), delivery_receipt=True)
     world.submit(content=write_draft(wanted, DraftOrigin(alice.address, "base", "<i@h>", 1, 1)))
@@ -206,19 +206,19 @@ async def test_who_wants_a_receipt_of_delivery_asks_for_all_notices(world):
      {"MAIL": ["421 4.3.2 down", "250 ok"]}, {"CONNECT": ["554 5.3.2 no", "220 hi"]}, {"EHLO": ["250 mx", "250-mx\r\n250 DSN"]},
      {"RCPT": ["250 ok", "452 4.5.3 too many", "250 ok"]}],
 )  # fmt: skip
-async def test_what_may_still_go_through_is_submitted_again_with_the_same_key(world, replies):
-    note = world.submit()
+async def test_a_temporary_failure_is_retried_with_the_same_key(world, replies):
+    pending = world.submit()
     async with RemoteMx(path=world.path, replies=replies) as mx, world.running():
         await world.store.ended()
-        assert set(world.store.filed) == {note.submission_id}
+        assert set(world.store.filed) == {pending.submission_id}
         assert len(world.store.delays) == 1
         accepted = [one for one in mx.envelopes if one.answered == 250]
         assert [one.addresses for one in accepted] == [["b@y.test", "c@y.test"]]
-        assert {one.parameters["ENVID"] for one in mx.envelopes} == {note.submission_id}
+        assert {one.parameters["ENVID"] for one in mx.envelopes} == {pending.submission_id}
     assert world.waiting == 0
 
 
-async def test_pickup_waits_for_its_relay(world):
+async def test_it_retries_with_growing_delays_while_the_server_is_down(world):
     world.submit()
     async with world.running():
         async with asyncio.timeout(10):
@@ -231,40 +231,40 @@ async def test_pickup_waits_for_its_relay(world):
 
 
 @pytest.mark.parametrize("replies", [{"DOT": "554 5.6.0 not this"}, {"RCPT": "554 5.6.0 not this"}])
-async def test_a_refusal_for_good_is_reported(world, replies):
-    note = world.submit()
+async def test_a_permanent_rejection_is_reported_in_the_inbox(world, replies):
+    pending = world.submit()
     async with RemoteMx(path=world.path, replies=replies), world.running():
         await world.store.ended()
-    assert world.store.failed == {note.submission_id: b"report"}
+    assert world.store.failed == {pending.submission_id: b"report"}
     ((message, recipients),) = world.reports.asked
-    assert (message.reverse_path, message.envid) == ("alice@example.test", note.submission_id)
+    assert (message.reverse_path, message.envid) == ("alice@example.test", pending.submission_id)
     assert b"Subject: x" in message.content
     assert [one.address for one in recipients] == ["b@y.test", "c@y.test"]
     evidence = recipients[0].evidence
     assert (evidence.status, evidence.reply) == ("5.6.0", "554 5.6.0 not this")
     assert (evidence.host, evidence.remote) == ("", False)
-    steps = (await world.log.submission(note.submission_id))["steps"]
+    steps = (await world.log.submission(pending.submission_id))["steps"]
     assert [step["step"] for step in steps] == [3, 7]
     assert world.waiting == 0
 
 
 @pytest.mark.parametrize("full", [(), (POSTMASTER,)])
-async def test_a_report_that_fits_nowhere_else_goes_to_the_postmaster(world, full):
-    note = world.submit()
-    world.store.full = {note.account, *full}
+async def test_a_report_for_a_full_mailbox_goes_to_the_postmaster_or_dead_letter(world, full):
+    pending = world.submit()
+    world.store.full = {pending.account, *full}
     async with RemoteMx(path=world.path, replies={"RCPT": "554 5.6.0 not this"}), world.running():
         await world.store.ended()
-    assert world.store.failed == {note.submission_id: b"report"}
-    assert world.store.reported_to[note.submission_id] == (DEAD_LETTER if full else POSTMASTER)
+    assert world.store.failed == {pending.submission_id: b"report"}
+    assert world.store.reported_to[pending.submission_id] == (DEAD_LETTER if full else POSTMASTER)
     assert (world.store.delays, world.waiting) == ([], 0)
     counted = world.metrics.registry.get_sample_value
     assert counted("relay_reports_total", {"kind": "dead-letter"}) == 1
-    *_, last = (await world.log.submission(note.submission_id))["steps"]
+    *_, last = (await world.log.submission(pending.submission_id))["steps"]
     assert (last["step"], last["detail"]["to"]) == (7, "postmaster")
     assert "is full" in last["detail"]["reason"]
 
 
-async def test_what_cannot_be_converted_is_reported(world):
+async def test_a_draft_that_cannot_be_converted_is_reported(world):
     world.submit(content=b"From: alice@example.test\r\nSubject: to nobody\r\n\r\nhello\r\n")
     async with RemoteMx(path=world.path) as mx, world.running():
         await world.store.ended()
@@ -275,7 +275,7 @@ async def test_what_cannot_be_converted_is_reported(world):
     assert mx.envelopes == []
 
 
-async def test_what_is_no_address_in_a_draft_is_reported_on_one_line(world):
+async def test_a_malformed_recipient_of_a_draft_is_reported_on_one_line(world):
     alice, nobody = Person("alice@example.test"), Person("b@y.test>\r\nRCPT TO:<c@y.test")
     origin = DraftOrigin(alice.address, "base", "<i@h>", 1, 1)
     world.submit(content=write_draft(MessageProperties(from_=alice, to=(nobody,)), origin))
@@ -286,7 +286,7 @@ async def test_what_is_no_address_in_a_draft_is_reported_on_one_line(world):
     assert mx.envelopes == []
 
 
-async def test_a_large_draft_that_is_put_aside_is_reported_to_be_for_whom_it_was(world):
+async def test_the_report_of_a_large_draft_in_corrupt_names_its_recipients(world):
     alice, bob = Person("alice@example.test"), Person("b@y.test")
     asked = MessageProperties(from_=alice, to=(bob,), subject="raise", body="x" * LARGE_BYTES)
     world.submit(content=write_draft(asked, DraftOrigin(alice.address, "base", "<i@h>", 1, 1)))
@@ -300,14 +300,16 @@ async def test_a_large_draft_that_is_put_aside_is_reported_to_be_for_whom_it_was
 
 
 @pytest.mark.parametrize(
-    ("poison", "told"),
+    ("poison", "reason"),
     [
         (b"raise", "it met a fault of the relay"),
         (b"crash", "it ended with signal 11"),
         (b"hang", "it did not end within 0.5 seconds"),
     ],
 )
-async def test_a_conversion_that_goes_wrong_stops_no_other_note(world, monkeypatch, poison, told):
+async def test_a_conversion_that_crashes_or_hangs_does_not_stop_other_submissions(
+    world, monkeypatch, poison, reason
+):
     monkeypatch.setattr(conversion, "_LIMIT_S", 0.2)
     monkeypatch.setattr(conversion, "_LIMIT_S_PER_MIB", 0)
     monkeypatch.setattr(conversion, "_ALONE_LIMIT_S", 0.5)
@@ -322,11 +324,11 @@ async def test_a_conversion_that_goes_wrong_stops_no_other_note(world, monkeypat
     assert world.store.delays == []
     ((_, recipients),) = world.reports.asked
     assert recipients[0].evidence.status == "5.6.0"
-    assert told in recipients[0].evidence.reply
+    assert reason in recipients[0].evidence.reply
 
 
-async def test_nothing_is_parsed_in_the_process_of_the_relay(world):
-    """A parser that crashes, or does not come to an end, must not take the relay with it."""
+async def test_mime_and_html_are_parsed_only_in_child_processes(world):
+    """A parser that crashes or hangs must not stop the relay."""
     converters.calls_here.clear()
     alice = Person("alice@example.test")
     plain = MessageProperties(from_=alice, to=(Person("b@y.test"),))
@@ -342,8 +344,8 @@ async def test_nothing_is_parsed_in_the_process_of_the_relay(world):
     assert len(world.store.filed) == 3
 
 
-async def test_notes_that_hang_delay_no_other_account(world):
-    """Twenty of one account keep neither the workers, nor the processes, nor threads."""
+async def test_conversions_that_hang_do_not_delay_other_accounts(world):
+    """Twenty of one account do not occupy all workers, processes or threads."""
     threads = set(threading.enumerate())
     for number in range(20):
         world.submit(number, content=b"Subject: hang\r\nTo: b@y.test\r\n\r\n")
@@ -356,24 +358,24 @@ async def test_notes_that_hang_delay_no_other_account(world):
         await world.store.ended(5)
         assert set(world.store.filed) == {one.submission_id for one in others}
         assert world.store.failed == {}
-        assert len(_children()) <= 3  # two for all, and one for what takes long
+        assert len(_children()) <= 3  # two shared processes, and one for long conversions
         assert set(threading.enumerate()) <= threads
     async with asyncio.timeout(10):
         while _children():
             await asyncio.sleep(0.01)
 
 
-async def test_an_account_leaves_a_process_to_others(tmp_path, monkeypatch):
+async def test_an_account_uses_only_one_of_the_shared_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "_LIMIT_S", 30.0)
-    converting = conversion.Conversion(
+    converting = conversion.ConversionPool(
         converters.convert, hostname="relay.test", clock=ManualClock()
     )
     store = Store(tmp_path)
 
     def converted(number, **fields):
-        note = store.submit(number, **fields)
-        content = MemoryOctets(store.contents[note.submission_id])
-        return asyncio.create_task(converting.converted(note, content))
+        pending = store.submit(number, **fields)
+        content = MemoryOctets(store.contents[pending.submission_id])
+        return asyncio.create_task(converting.convert(pending, content))
 
     hang = b"Subject: hang\r\nTo: b@y.test\r\n\r\n"
     kept = [converted(number, content=hang) for number in range(3)]
@@ -388,7 +390,7 @@ async def test_an_account_leaves_a_process_to_others(tmp_path, monkeypatch):
     assert _children() == set()
 
 
-async def test_a_process_serves_one_note_after_the_other(world):
+async def test_a_conversion_process_is_reused(world):
     async with RemoteMx(path=world.path), world.running():
         world.submit(1)
         await world.store.ended(1)
@@ -399,7 +401,7 @@ async def test_a_process_serves_one_note_after_the_other(world):
         assert len(first) == 1
 
 
-async def test_a_process_that_is_killed_while_it_waits_costs_no_note(world):
+async def test_an_idle_conversion_process_that_is_killed_is_replaced(world):
     async with RemoteMx(path=world.path), world.running():
         world.submit(1)
         await world.store.ended(1)
@@ -411,7 +413,7 @@ async def test_a_process_that_is_killed_while_it_waits_costs_no_note(world):
 
 
 def _children():
-    """The processes that this one has and that have not ended."""
+    """The child processes that have not ended."""
     found = set()
     for task in Path("/proc/self/task").iterdir():
         for child in map(int, (task / "children").read_text().split()):
@@ -422,27 +424,27 @@ def _children():
 
 
 @pytest.mark.parametrize(
-    "trouble", [StoreUnavailableError("disk"), OSError("disk"), ZeroDivisionError("a bug")]
+    "error_once", [StoreUnavailableError("disk"), OSError("disk"), ZeroDivisionError("a bug")]
 )
-async def test_trouble_with_the_store_puts_the_note_back(world, trouble):
-    note = world.submit()
-    world.store.trouble = trouble
+async def test_an_error_of_the_store_retries_the_submission(world, error_once):
+    pending = world.submit()
+    world.store.error_once = error_once
     async with RemoteMx(path=world.path), world.running():
         await world.store.ended()
-    assert set(world.store.filed) == {note.submission_id}
+    assert set(world.store.filed) == {pending.submission_id}
     assert len(world.store.delays) == 1
 
 
-async def test_a_note_that_is_gone_is_done_with(world):
+async def test_a_submission_that_no_longer_exists_has_ended(world):
     world.submit(1)
-    world.store.trouble = NoSuchItemError("filed already")
+    world.store.error_once = NoSuchItemError("filed already")
     world.submit(2)
     async with RemoteMx(path=world.path) as mx, world.running(max_concurrent=1):
         await world.store.ended()
     assert (len(mx.envelopes), world.store.delays, world.waiting) == (1, [], 0)
 
 
-async def test_a_big_message_goes_through(world):
+async def test_a_large_message_is_submitted(world):
     content = MIME + b"x" * 70 + (b"\r\n" + b"y" * 70) * 20_000
     world.submit(content=content)
     async with RemoteMx(path=world.path) as mx, world.running():
@@ -450,7 +452,7 @@ async def test_a_big_message_goes_through(world):
     assert mx.envelopes[0].content.endswith(content[len(MIME) :] + b"\r\n")
 
 
-async def test_after_a_day_pickup_gives_up(world):
+async def test_it_gives_up_after_a_day_with_a_bounce(world):
     world.submit(age_s=DAY_S + 60)
     async with RemoteMx(path=world.path, replies={"DOT": "451 4.3.0 busy"}) as mx, world.running():
         await world.store.ended()
@@ -461,8 +463,8 @@ async def test_after_a_day_pickup_gives_up(world):
     assert "451 4.3.0 busy" in recipients[0].evidence.reply
 
 
-async def test_who_gave_up_without_an_answer_says_that_it_does_not_know(world):
-    """An attempt that ended behind the final dot may have been accepted."""
+async def test_giving_up_after_an_uncertain_attempt_reports_an_unknown_outcome(world):
+    """An attempt that ended after the final dot may have been accepted."""
     world.submit()
     world.clock.advance(-60)
     replies = {"DOT": [DROP, "451 4.3.0 busy"]}
@@ -478,29 +480,33 @@ async def test_who_gave_up_without_an_answer_says_that_it_does_not_know(world):
 
 
 @pytest.mark.parametrize(("before", "action"), [(True, "delayed"), (False, "failed")])
-async def test_what_an_earlier_process_had_in_work_may_have_been_sent(world, before, action):
-    note = world.submit(age_s=DAY_S + 60)
+async def test_giving_up_after_an_attempt_of_an_earlier_process_reports_unknown(
+    world, before, action
+):
+    pending = world.submit(age_s=DAY_S + 60)
     if before:
-        facts = SubmissionFacts(note.submission_id, note.draft_id, note.account, note.account)
+        facts = SubmissionFacts(
+            pending.submission_id, pending.draft_id, pending.account, pending.account
+        )
         for step in (Step.CREATED, Step.CONVERTED):
-            world.log.append(facts, Event(step, note.ready_us + 1))
+            world.log.append(facts, Event(step, pending.ready_us + 1))
     async with RemoteMx(path=world.path, replies={"DOT": "451 4.3.0 busy"}), world.running():
         await world.store.ended()
     ((_, recipients),) = world.reports.asked
     assert recipients[0].action == action
 
 
-async def test_a_repeat_that_is_answered_ends_the_doubt(world):
-    note = world.submit()
+async def test_a_retry_that_succeeds_after_an_uncertain_attempt_is_filed(world):
+    pending = world.submit()
     replies = {"DOT": [DROP, "250 2.0.0 Ok: queued as 0abc9"]}
     async with RemoteMx(path=world.path, replies=replies), world.running():
         await world.store.ended()
-    assert world.store.filed == {note.submission_id: "0abc9"}
+    assert world.store.filed == {pending.submission_id: "0abc9"}
     assert world.reports.asked == []
 
 
-async def test_while_the_relay_takes_nothing_one_note_asks_for_all(world):
-    """Without that, forty notes would ask again and again, each for itself."""
+async def test_while_the_server_accepts_nothing_only_one_submission_probes_it(world):
+    """Without the circuit breaker, forty submissions would all be retried."""
     for number in range(40):
         world.submit(number)
     replies = {"MAIL": ["451 4.3.0 no"] * 9 + ["250 ok"]}
@@ -518,7 +524,7 @@ async def test_while_the_relay_takes_nothing_one_note_asks_for_all(world):
     assert len(world.store.delays) == 9
 
 
-async def test_a_note_older_than_its_key_is_never_submitted(world):
+async def test_a_submission_older_than_its_key_is_not_sent(world):
     world.submit(age_s=8 * DAY_S + 60)
     async with RemoteMx(path=world.path) as mx, world.running():
         await world.store.ended()
@@ -527,7 +533,7 @@ async def test_a_note_older_than_its_key_is_never_submitted(world):
     assert "unknown whether it was sent" in recipients[0].evidence.reply
 
 
-async def test_no_more_than_max_concurrent_are_in_work(world):
+async def test_at_most_max_concurrent_submissions_are_in_progress(world):
     for number in range(9):
         world.submit(number)
     gate = asyncio.Event()
@@ -544,7 +550,7 @@ async def test_no_more_than_max_concurrent_are_in_work(world):
         assert (mx.most_open, mx.sessions, len(mx.envelopes)) == (3, 3, 9)
 
 
-async def test_draining_ends_what_is_in_work(world):
+async def test_drain_finishes_submissions_in_progress(world):
     world.submit()
     gate = asyncio.Event()
     async with RemoteMx(path=world.path, gates={"DOT": gate}) as mx:
@@ -555,7 +561,7 @@ async def test_draining_ends_what_is_in_work(world):
         assert mx.commands[-1] == "QUIT"
 
 
-async def test_a_line_that_died_while_idle_costs_nothing(world):
+async def test_a_connection_closed_while_idle_is_replaced_without_a_retry(world):
     async with (
         RemoteMx(path=world.path, replies={"MAIL": ["250 ok", DROP, "250 ok"]}),
         world.running(max_concurrent=1),
@@ -567,7 +573,7 @@ async def test_a_line_that_died_while_idle_costs_nothing(world):
     assert world.store.delays == []
 
 
-async def test_without_dsn_nothing_is_submitted(world):
+async def test_a_server_without_dsn_is_not_used(world):
     world.submit(age_s=2 * DAY_S)
     extensions = [word for word in EXTENSIONS if word != "DSN"]
     async with RemoteMx(path=world.path, extensions=extensions) as mx, world.running():
@@ -576,13 +582,13 @@ async def test_without_dsn_nothing_is_submitted(world):
     assert len(world.store.failed) == 1
 
 
-async def test_fewer_are_in_work_when_fewer_are_allowed(world):
+async def test_limit_concurrency_reduces_the_submissions_in_progress(world):
     gate = asyncio.Event()
     async with (
         RemoteMx(path=world.path, gates={"DOT": gate}) as mx,
         world.running(max_concurrent=4) as pickup,
     ):
-        pickup.allow(0)  # that is one: somebody has to ask whether there is room again
+        pickup.limit_concurrency(0)  # means 1: one must probe whether there is room again
         for number in range(8):
             world.submit(number)
         await mx.reached("DOT")
@@ -591,7 +597,7 @@ async def test_fewer_are_in_work_when_fewer_are_allowed(world):
         await world.store.ended(8)
         assert mx.most_open == 1
         gate.clear()
-        pickup.allow(4)
+        pickup.limit_concurrency(4)
         for number in range(8, 16):
             world.submit(number)
         async with asyncio.timeout(10):
@@ -602,21 +608,23 @@ async def test_fewer_are_in_work_when_fewer_are_allowed(world):
         assert mx.most_open == 4
 
 
-async def test_a_note_that_may_be_young_is_submitted(world):
-    note = world.submit(age_s=400 * DAY_S)
+async def test_a_submission_of_uncertain_age_is_submitted(world):
+    pending = world.submit(age_s=400 * DAY_S)
     world.clock.doubtful_us = int(400 * DAY_S * 1e6)
     async with RemoteMx(path=world.path), world.running():
         await world.store.ended()
-    assert set(world.store.filed) == {note.submission_id}
+    assert set(world.store.filed) == {pending.submission_id}
     assert not world.store.failed
 
 
 @pytest.mark.parametrize(
     "earlier_s", [-60, 400 * DAY_S], ids=["before", "by a clock that was ahead"]
 )
-async def test_what_an_earlier_process_may_have_submitted_ends_as_unknown(world, earlier_s):
-    note = world.submit(age_s=2 * DAY_S)
-    facts = SubmissionFacts(note.submission_id, note.draft_id, note.account, note.account)
+async def test_an_attempt_recorded_by_an_earlier_process_ends_as_unknown(world, earlier_s):
+    pending = world.submit(age_s=2 * DAY_S)
+    facts = SubmissionFacts(
+        pending.submission_id, pending.draft_id, pending.account, pending.account
+    )
     at_us = world.clock.time_us() + int(earlier_s * 1e6)
     world.log.append(facts, Event(Step.CONVERTED, at_us, {}))
     async with RemoteMx(path=world.path, replies={"DOT": "451 4.3.0 busy"}), world.running():
