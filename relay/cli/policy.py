@@ -18,7 +18,7 @@ from relay.message.address import AddressError, parse_mailbox
 from relay.message.verdict import Source
 from relay.mime.headers import split
 from relay.policy import (
-    Report,
+    PolicyReport,
     crlf,
     format_check,
     format_test_results,
@@ -126,8 +126,8 @@ def _place(context: CommandContext, directory: Path | None) -> tuple[Path, tuple
     return settings.policy.directory, settings.mailboxes.domains
 
 
-def _print(context: CommandContext, told: Report) -> None:
-    if context.json:
+def _print(given: Given, told: PolicyReport) -> None:
+    if given.json:
         print_json(told.document)
     else:
         print_lines(list(told.lines))

@@ -8,35 +8,35 @@ rules.
 """
 
 from relay.policy.attachments import TooManyPartsError
-from relay.policy.engine import Judgement, Mode, Rule, RuleSet
+from relay.policy.engine import OverallVerdict, Rule, RuleMode, RuleSet
 from relay.policy.rule_files import PolicyError, crlf, load_rules, read_rules
 from relay.policy.rule_tests import (
-    CaseResult,
-    Report,
+    PolicyReport,
+    RuleTestResult,
     format_check,
     format_test_results,
     format_verdict,
-    judgement_of,
     make_subject,
+    overall_verdict,
     run_tests,
 )
 
 __all__ = [
-    "CaseResult",
-    "Judgement",
-    "Mode",
+    "OverallVerdict",
     "PolicyError",
-    "Report",
+    "PolicyReport",
     "Rule",
+    "RuleMode",
     "RuleSet",
+    "RuleTestResult",
     "TooManyPartsError",
     "crlf",
     "format_check",
     "format_test_results",
     "format_verdict",
-    "judgement_of",
     "load_rules",
     "make_subject",
+    "overall_verdict",
     "read_rules",
     "run_tests",
 ]

@@ -1,9 +1,10 @@
-"""The actions that `then` may use: one class each, and its line in ACTIONS.
+"""The actions of mail-flow rules: each key of `then` is a class and a line in ACTIONS.
 
-On the path: loader parses them from the rule files; the engine applies them.
-Holds: pure; what an action does to a header is decided here, to whom it happens in the engine.
-Fails: parse() with ValueError that says what was expected; edits never, they were tried at load.
-Standards: RFC 3463 (reject's code), RFC 5322 3.6 (fields), RFC 5321 4.4 (trace fields).
+To add an action, write a frozen dataclass with parse(), add it to ACTIONS, and apply it in engine.
+Header edits are pure functions here. parse() raises ValueError that says what was expected; an edit
+cannot fail afterwards.
+
+RFC 3463 (code of reject), RFC 5322 3.6 (fields), RFC 5321 4.4 (trace fields).
 """
 
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ PROTECTED_PREFIX = "x-relay-"
 
 
 @dataclass(frozen=True, slots=True)
-class Reject:
-    """The recipient is refused; the sender reads `text`."""
+class RejectAction:
+    """The recipient is rejected; the sender gets `text`."""
 
     status: str
     text: str
@@ -41,8 +42,8 @@ class Reject:
 
 
 @dataclass(frozen=True, slots=True)
-class Discard:
-    """The recipient gets nothing and nobody is told."""
+class DiscardAction:
+    """The recipient gets nothing, and no report is sent."""
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -53,8 +54,8 @@ class Discard:
 
 
 @dataclass(frozen=True, slots=True)
-class Redirect:
-    """Others get the message in the recipient's place."""
+class RedirectAction:
+    """Other addresses get the message instead of the recipient."""
 
     addresses: tuple[str, ...]
 
@@ -65,8 +66,8 @@ class Redirect:
 
 
 @dataclass(frozen=True, slots=True)
-class Bcc:
-    """Others get a copy, and nobody sees it."""
+class BccAction:
+    """Other addresses get a copy that no header shows."""
 
     addresses: tuple[str, ...]
 
@@ -77,8 +78,8 @@ class Bcc:
 
 
 @dataclass(frozen=True, slots=True)
-class Cc:
-    """Others get a copy, and the Cc field of the matched recipients' copies shows them."""
+class CcAction:
+    """Other addresses get a copy; the Cc field of the matched recipients' copies shows them."""
 
     addresses: tuple[str, ...]
 
@@ -87,9 +88,9 @@ class Cc:
         """Read addresses. Raises ValueError."""
         return cls(_addresses(value))
 
-    def edit(self, head: bytes, mail: Subject) -> bytes:
-        """Show those who were not recipients already at the end of the Cc field."""
-        present = {recipient.address.casefold() for recipient in mail.recipients}
+    def edit(self, head: bytes, message: Subject) -> bytes:
+        """Append those that are not yet recipients to the Cc field."""
+        present = {recipient.address.casefold() for recipient in message.recipients}
         shown = [each for each in self.addresses if each.casefold() not in present]
         if not shown:
             return head
@@ -103,8 +104,8 @@ class Cc:
 
 
 @dataclass(frozen=True, slots=True)
-class SetHeader:
-    """The message has exactly this one field of that name."""
+class SetHeaderAction:
+    """The header has exactly one field of this name."""
 
     name: str
     value: str
@@ -128,8 +129,8 @@ class SetHeader:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveHeader:
-    """The message has no field of these names."""
+class RemoveHeaderAction:
+    """The header has no fields of these names."""
 
     names: tuple[str, ...]
 
@@ -149,8 +150,8 @@ class RemoveHeader:
 
 
 @dataclass(frozen=True, slots=True)
-class SubjectPrefix:
-    """The Subject begins with this tag, once."""
+class SubjectPrefixAction:
+    """The Subject begins with this tag, exactly once."""
 
     tag: str
 
@@ -162,33 +163,33 @@ class SubjectPrefix:
         return cls(value.strip())
 
     def edit(self, head: bytes, _: Subject) -> bytes:
-        """Put the tag in front."""
+        """Add the tag, if it is missing."""
         return headers.prefix_subject(head, self.tag)
 
 
-Edit = Cc | SetHeader | RemoveHeader | SubjectPrefix
-Action = Reject | Discard | Redirect | Bcc | Edit
+HeaderEdit = CcAction | SetHeaderAction | RemoveHeaderAction | SubjectPrefixAction
+RuleAction = RejectAction | DiscardAction | RedirectAction | BccAction | HeaderEdit
 
 
 class ActionType(Protocol):
-    """What the loader needs of an action's class."""
+    """An action's class, for the rule file loader."""
 
-    def parse(self, value: Any) -> Action:
-        """Read the value behind the key. Raises ValueError that says what was expected."""
+    def parse(self, value: Any) -> RuleAction:
+        """Read the value of the key. Raises ValueError that says what was expected."""
         ...
 
 
 ACTIONS: dict[str, ActionType] = {
-    "reject": Reject,
-    "discard": Discard,
-    "redirect": Redirect,
-    "cc": Cc,
-    "bcc": Bcc,
-    "set_header": SetHeader,
-    "remove_header": RemoveHeader,
-    "subject_prefix": SubjectPrefix,
+    "reject": RejectAction,
+    "discard": DiscardAction,
+    "redirect": RedirectAction,
+    "cc": CcAction,
+    "bcc": BccAction,
+    "set_header": SetHeaderAction,
+    "remove_header": RemoveHeaderAction,
+    "subject_prefix": SubjectPrefixAction,
 }
-FINAL = ("reject", "discard", "redirect")  # behind these, nothing is left to act upon
+FINAL = ("reject", "discard", "redirect")  # no action can follow these
 
 
 def _addresses(value: Any) -> tuple[str, ...]:

@@ -1,11 +1,14 @@
-"""Find the names of all attachments in a message without parsing what is in them.
+"""Find the names of all attachments in a message, without parsing the attachments themselves.
 
-On the path: the attachment_name condition asks, once per content.
-Holds: linear in the message; nested messages are entered; every name that a mail program might
-       show is found: in Content-Disposition and Content-Type, RFC 2231 and 2047, doubles too.
-Fails: TooManyPartsError, so that nobody hides a part behind ten thousand others; OSError for a
-       large body that cannot be read.
-Standards: RFC 2045 5, RFC 2046 5.1, RFC 2183 2.3, RFC 2231, RFC 2047.
+For the attachment_name condition, once per content. Nested messages are included, and every name
+that a mail program might show: from Content-Disposition and Content-Type, RFC 2231 and RFC 2047
+encodings, duplicate parameters. The work is linear in the size of the message; of a large message
+one block is in memory at a time.
+
+Raises TooManyPartsError, so that a part cannot be hidden among ten thousand others; OSError
+(UnreadableError) for a large body that cannot be read.
+
+RFC 2045 5, RFC 2046 5.1, RFC 2183 2.3, RFC 2231, RFC 2047.
 """
 
 import re
@@ -29,33 +32,33 @@ from relay.mime import headers
 from relay.mime.encodedwords import decode_words
 
 
-class Searchable(Protocol):
-    """What the walk over the parts needs of a message: bytes have it."""
+class SearchableContent(Protocol):
+    """A message that can be searched, such as bytes."""
 
     def __len__(self) -> int:
-        """How many octets there are."""
+        """Return the size in octets."""
         ...
 
     def __getitem__(self, wanted: slice, /) -> bytes:
-        """Return the octets from start to stop, which both are there."""
+        """Return the octets from start to stop; both are given."""
         ...
 
     def find(self, wanted: bytes, start: int, end: int, /) -> int:
-        """Return where `wanted` first is between `start` and `end`; -1 if nowhere."""
+        """Return the first position of `wanted` between `start` and `end`, or -1."""
         ...
 
     def startswith(self, wanted: bytes, start: int, /) -> bool:
-        """Whether `wanted` is at `start`."""
+        """Return whether `wanted` is at `start`."""
         ...
 
 
-def searchable(content: Content) -> Searchable:
-    """Return a content to search in."""
-    return content if isinstance(content, bytes) else BlockByBlock(content)
+def searchable(content: Content) -> SearchableContent:
+    """Return a content that can be searched."""
+    return content if isinstance(content, bytes) else BlockwiseContent(content)
 
 
-class BlockByBlock:
-    """A large content. Blocks are read where they are first asked for, and the last one is kept."""
+class BlockwiseContent:
+    """A large content, read in blocks; the last block is kept."""
 
     def __init__(self, content: LargeContent, *, block_bytes: int = BLOCK_BYTES) -> None:
         self._pieces: tuple[Octets, ...] = (MemoryOctets(content.header), *content.body)
@@ -92,7 +95,7 @@ class BlockByBlock:
                 return self._block_start + found
             if self._block_end >= end:
                 return -1
-            # The last octets of the block may be the first ones of what is wanted.
+            # A match may begin at the end of the block.
             start = max(start, self._block_end - len(wanted) + 1)
             self._load(start, len(wanted))
 
@@ -132,24 +135,24 @@ HEADER_OCTETS_MAX = 1024 * 1024  # of all parts together
 FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
 DELIMITERS_MAX = 100_000
 PARAMETERS_MAX = 100  # of one field: the stdlib's parser is quadratic in them
-SEARCHES_MAX = 64  # of the whole message's length, in all: each level of nesting takes one
-NAME_CHARACTERS_MAX = 255  # of the end, where the kind of a file is
+SEARCHES_MAX = 64  # of the whole message, in total: each level of nesting needs one
+NAME_CHARACTERS_MAX = 255  # the last ones, with the file extension
 
 _FIELDS = {b"content-type": "name", b"content-disposition": "filename"}
 _MESSAGES = frozenset({b"message/rfc822", b"message/global"})
-_HINTS = (b"multipart", b"message/", b"name")  # a header without any of them has no attachment
+_HINTS = (b"multipart", b"message/", b"name")  # without any of them, there is no attachment
 _NAMES = ("name", "filename")
-_DAMAGE = (ValueError, LookupError, TypeError, AttributeError)  # what email raises on it
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError)  # what the email package raises
 _loose_name = re.compile(r"name[*0-9]*\s*=\s*(\"[^\"]*\"|[^;\s]+)", re.IGNORECASE)
 _separators = re.compile(r"[/\\]")
 
 
 class TooManyPartsError(Exception):
-    """The message has more parts, nesting or part headers than any mail program makes."""
+    """The message has more parts, nesting or part headers than real mail has."""
 
 
 def attachment_names(content: Content) -> tuple[str, ...]:
-    """Return the names in the order of the parts, as normalised() leaves them.
+    """Return the normalised names in the order of the parts.
 
     Raises TooManyPartsError; OSError for a large body that cannot be read.
     """
@@ -157,14 +160,14 @@ def attachment_names(content: Content) -> tuple[str, ...]:
     header = known[: headers.split(known)].lower()
     if not any(hint in header for hint in _HINTS):
         return ()
-    return _Walk(searchable(content)).names()
+    return _AttachmentScanner(searchable(content)).names()
 
 
 def normalised(name: str) -> str:
-    """Return a name as the receiving system will take it, folded for comparison.
+    """Return a name as the receiving system uses it, folded for comparison.
 
-    The last component of a path; no control or invisible characters, which could hide an ending;
-    no dots or blanks at its end, which Windows drops; wide and other compatibility forms as ASCII.
+    Only the last component of a path; no control or invisible characters, which could hide an
+    extension; no trailing dots or blanks, which Windows removes; NFKC (full-width forms as ASCII).
     """
     plain = unicodedata.normalize("NFKC", name)
     shown = "".join(each for each in plain if unicodedata.category(each)[0] != "C")
@@ -173,8 +176,8 @@ def normalised(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Octets from `start` to `end`: header and body; `kind` is its type if it names none."""
+class _MimePart:
+    """A part from `start` to `end`; `kind` is its type if it has no Content-Type."""
 
     start: int
     end: int
@@ -182,10 +185,10 @@ class _Part:
     kind: bytes = b"text/plain"
 
 
-class _Walk:
-    """One walk over the parts of a message; its work is counted, whatever the message is like."""
+class _AttachmentScanner:
+    """Scans the parts of one message, with limits on the work."""
 
-    def __init__(self, content: Searchable) -> None:
+    def __init__(self, content: SearchableContent) -> None:
         self._content = content
         self._parts_left = PARTS_MAX
         self._header_octets_left = HEADER_OCTETS_MAX
@@ -193,9 +196,9 @@ class _Walk:
         self._searched_octets_left = SEARCHES_MAX * len(content)
 
     def names(self) -> tuple[str, ...]:
-        """Walk, and return what was found."""
+        """Scan, and return the names."""
         found: list[str] = []
-        waiting = [_Part(0, len(self._content))]
+        waiting = [_MimePart(0, len(self._content))]
         while waiting:
             part = waiting.pop()
             self._parts_left -= 1
@@ -206,8 +209,8 @@ class _Walk:
             waiting += reversed(inner)
         return tuple(found)
 
-    def _examine(self, part: _Part) -> tuple[list[str], list[_Part]]:
-        """Return the names that one part's header gives, and the parts inside it."""
+    def _examine(self, part: _MimePart) -> tuple[list[str], list[_MimePart]]:
+        """Return the names in the header of a part, and the parts inside it."""
         body_start = self._body_start(part)
         self._header_octets_left -= body_start - part.start
         if self._header_octets_left < 0:
@@ -229,17 +232,17 @@ class _Walk:
                     names += _names(field.name, value)
                 if field.name == b"content-type":
                     types.append(value)
-        body = _Part(body_start, part.end, part.depth + 1)
+        body = _MimePart(body_start, part.end, part.depth + 1)
         inner = [each for kind in types or [part.kind] for each in self._inner(kind, body)]
         return names, inner
 
-    def _body_start(self, part: _Part) -> int:
+    def _body_start(self, part: _MimePart) -> int:
         if self._content.startswith(b"\r\n", part.start):
-            return part.start + 2  # no header at all
+            return part.start + 2  # no header
         blank = self._content.find(b"\r\n\r\n", part.start, part.end)
         return part.end if blank < 0 else blank + 4
 
-    def _inner(self, content_type: bytes, body: _Part) -> list[_Part]:
+    def _inner(self, content_type: bytes, body: _MimePart) -> list[_MimePart]:
         kind = content_type.partition(b";")[0].strip().lower()
         if kind in _MESSAGES:
             return [body]
@@ -247,22 +250,22 @@ class _Walk:
         if not boundary:
             return []
         part_kind = b"message/rfc822" if kind == b"multipart/digest" else b"text/plain"
-        parts: list[_Part] = []
+        parts: list[_MimePart] = []
         start = -1
         for line in self._delimiter_lines(boundary, body):
             if start >= 0:
-                parts.append(_Part(start, line.start, body.depth, part_kind))
+                parts.append(_MimePart(start, line.start, body.depth, part_kind))
             if line.closing:
                 return parts
             start = line.end
-        if start >= 0:  # the closing delimiter is missing: readers take the rest
-            parts.append(_Part(start, body.end, body.depth, part_kind))
+        if start >= 0:  # the closing delimiter is missing: the part extends to the end
+            parts.append(_MimePart(start, body.end, body.depth, part_kind))
         return parts
 
-    def _delimiter_lines(self, boundary: bytes, body: _Part) -> Iterator["_Delimiter"]:
+    def _delimiter_lines(self, boundary: bytes, body: _MimePart) -> Iterator["_BoundaryLine"]:
         self._searched_octets_left -= body.end - body.start
-        if self._searched_octets_left < 0:  # parts that name several boundaries are searched often
-            raise TooManyPartsError(f"parts that take more than {SEARCHES_MAX} searches of it all")
+        if self._searched_octets_left < 0:  # a part may be searched for several boundaries
+            raise TooManyPartsError(f"more than {SEARCHES_MAX} searches of the whole message")
         content, wanted = self._content, b"--" + boundary
         position = body.start
         while (found := content.find(wanted, position, body.end)) >= 0:
@@ -276,13 +279,13 @@ class _Walk:
             line_end = body.end if line_end < 0 else line_end + 1
             rest = content[position:line_end].strip(b" \t\r\n")
             if rest in (b"", b"--"):
-                yield _Delimiter(max(found - 2, body.start), line_end, closing=rest == b"--")
+                yield _BoundaryLine(max(found - 2, body.start), line_end, closing=rest == b"--")
             position = line_end
 
 
 @dataclass(frozen=True, slots=True)
-class _Delimiter:
-    """A delimiter line, from the line end before it, which belongs to it, to behind its own."""
+class _BoundaryLine:
+    """A boundary delimiter line, with the line end before it and its own."""
 
     start: int
     end: int
@@ -298,7 +301,7 @@ def _boundary(content_type: bytes) -> bytes:
 
 
 def _names(field: bytes, value: bytes) -> list[str]:
-    """Return all names in one field: programs differ on which of two they take, so both count."""
+    """Return all names in one field: of two, programs differ in which one they use."""
     title = field.decode("ascii")
     try:
         parameters = _message(title, value).get_params(header=title) or []
@@ -309,7 +312,7 @@ def _names(field: bytes, value: bytes) -> list[str]:
 
 
 def _decoded(name: str | tuple[str | None, str | None, str]) -> str:
-    """Decode a parameter: RFC 2231 (a tuple), else raw UTF-8 and the encoded words people write."""
+    """Decode a parameter: RFC 2231 (a tuple), else raw UTF-8 and encoded words."""
     if isinstance(name, tuple):
         return collapse_rfc2231_value(name)
     return decode_words(name.encode("latin-1"))

@@ -1,9 +1,13 @@
-"""The conditions that `when` and `unless` may use: one class each, and its line in CONDITIONS.
+"""The conditions of mail-flow rules: each key of `when` and `unless` is a class in CONDITIONS.
 
-On the path: loader parses them from the rule files; the engine asks holds().
-Holds: pure; a condition on the recipient is asked per recipient, all others once per content.
-Fails: parse() with ValueError that says what was expected.
-Standards: the vocabulary is Exchange's mail flow rules; RFC 5321 2.3.11 (addresses).
+To add a condition, write a frozen dataclass with parse() and matches(), or matches_recipient() if
+it is evaluated per recipient, and add it to CONDITIONS. All other conditions are evaluated once per
+content. They are pure. parse() raises ValueError that says what was expected.
+
+Globs are matched in linear time, without regard to case; only * and ? are special, so "[EXTERNAL]*"
+is literal. MessageView reads each fact of a message once, when a condition first needs it.
+
+The vocabulary is that of Exchange's mail flow rules. RFC 5321 2.3.11 (addresses), RFC 5322 3.6.
 """
 
 import fnmatch
@@ -22,12 +26,12 @@ from relay.policy.attachments import attachment_names
 from relay.settings.values import parse_size
 
 GLOB_CHARACTERS_MAX = 500
-VALUE_CHARACTERS_MAX = 2000  # the rest of a longer value is not looked at
+VALUE_CHARACTERS_MAX = 2000  # the rest of a longer value is ignored
 
 
 @dataclass(frozen=True, slots=True)
 class Globs:
-    """Some globs, any of which may match; the common kinds need no regular expression."""
+    """Globs, any of which may match; common kinds need no regular expression."""
 
     whole: frozenset[str]
     endings: tuple[str, ...]
@@ -50,7 +54,7 @@ class Globs:
         return cls(frozenset(whole), tuple(endings), tuple(others))
 
     def match(self, value: str) -> bool:
-        """Whether any glob matches the whole of `value`."""
+        """Return whether any glob matches the whole `value`."""
         folded = value[:VALUE_CHARACTERS_MAX].casefold()
         return (
             folded in self.whole
@@ -59,21 +63,21 @@ class Globs:
         )
 
     def match_any(self, values: Sequence[str]) -> bool:
-        """Whether any glob matches any value."""
+        """Return whether any glob matches any of `values`."""
         return any(map(self.match, values))
 
 
-FIELDS_MAX = 100  # of one name; further ones are not looked at
+FIELDS_MAX = 100  # of one name; further ones are ignored
 
 
-class View:
-    """A content with its envelope: `mail` is how it came in, `content` its present form."""
+class MessageView:
+    """A message for conditions: `message` as received, `content` after earlier rules."""
 
-    def __init__(self, mail: Subject, content: Content) -> None:
-        self.mail = mail
+    def __init__(self, message: Subject, content: Content) -> None:
+        self.message = message
         self.content = content
         self._in_sight = in_sight(content)
-        # Not cached_property: before Python 3.12 each first look takes a lock.
+        # Not cached_property, which takes a lock before Python 3.12.
         self._subject: str | None = None
         self._attachment_names: tuple[str, ...] | None = None
         self._lowered_header: bytes | None = None
@@ -81,7 +85,7 @@ class View:
 
     @property
     def subject(self) -> str:
-        """The Subject as people read it."""
+        """The decoded Subject."""
         if self._subject is None:
             self._subject = headers.decoded(self._in_sight, "Subject")
         return self._subject
@@ -114,7 +118,7 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Sender:
+class SenderCondition:
     """The reverse-path matches a glob; the null reverse-path is written <>."""
 
     globs: Globs
@@ -124,13 +128,13 @@ class Sender:
         """Read globs. Raises ValueError."""
         return cls(Globs.of(_texts(value)))
 
-    def holds(self, view: View) -> bool:
-        """Whether it is so."""
-        return self.globs.match(view.mail.reverse_path or "<>")
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        return self.globs.match(view.message.reverse_path or "<>")
 
 
 @dataclass(frozen=True, slots=True)
-class Recipient:
+class RecipientAddressCondition:
     """The recipient's address matches a glob."""
 
     globs: Globs
@@ -140,40 +144,42 @@ class Recipient:
         """Read globs. Raises ValueError."""
         return cls(Globs.of(_texts(value)))
 
-    def holds_for(self, _: View, recipient: Examined) -> bool:
-        """Whether it is so."""
+    def matches_recipient(self, _: MessageView, recipient: Examined) -> bool:
+        """Return whether the condition matches."""
         return self.globs.match(recipient.address)
 
 
-class Flow(StrEnum):
-    """Which way a copy goes; seen from this relay, every copy goes exactly one way."""
+class MailDirection(StrEnum):
+    """The direction of a copy; each copy has exactly one."""
 
-    INBOUND = "inbound"  # from elsewhere to a mailbox here
+    INBOUND = "inbound"  # from elsewhere to a local mailbox
     OUTBOUND = "outbound"  # to a mailbox elsewhere
-    INTERNAL = "internal"  # from here to here
+    INTERNAL = "internal"  # from a local sender to a local mailbox
 
 
 @dataclass(frozen=True, slots=True)
-class Direction:
-    """The copy for this recipient goes one of these ways."""
+class DirectionCondition:
+    """The copy for this recipient has one of these directions."""
 
-    flows: frozenset[Flow]
+    directions: frozenset[MailDirection]
 
     @classmethod
     def parse(cls, value: Any) -> Self:
         """Read one or more of inbound, outbound, internal. Raises ValueError."""
-        return cls(frozenset(Flow(each) for each in _words(value, Flow)))
+        return cls(frozenset(MailDirection(each) for each in _words(value, MailDirection)))
 
-    def holds_for(self, view: View, recipient: Examined) -> bool:
-        """Whether it is so."""
+    def matches_recipient(self, view: MessageView, recipient: Examined) -> bool:
+        """Return whether the condition matches."""
         if not recipient.local:
-            return Flow.OUTBOUND in self.flows
-        return (Flow.INTERNAL if view.mail.sender_local else Flow.INBOUND) in self.flows
+            return MailDirection.OUTBOUND in self.directions
+        return (
+            MailDirection.INTERNAL if view.message.sender_local else MailDirection.INBOUND
+        ) in self.directions
 
 
 @dataclass(frozen=True, slots=True)
-class CameBy:
-    """How the message came in."""
+class SourceCondition:
+    """How the message arrived."""
 
     sources: frozenset[Source]
 
@@ -182,13 +188,13 @@ class CameBy:
         """Read one or more of graph, smtp, sendmail, report. Raises ValueError."""
         return cls(frozenset(Source(each) for each in _words(value, Source)))
 
-    def holds(self, view: View) -> bool:
-        """Whether it is so."""
-        return view.mail.source in self.sources
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        return view.message.source in self.sources
 
 
 @dataclass(frozen=True, slots=True)
-class SizeOver:
+class SizeOverCondition:
     """The whole message, header and encodings included, has more bytes than this."""
 
     size_bytes: int
@@ -200,13 +206,13 @@ class SizeOver:
             return cls(value)
         return cls(parse_size(value if isinstance(value, str) else ""))
 
-    def holds(self, view: View) -> bool:
-        """Whether it is so."""
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
         return size_of(view.content) > self.size_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class SubjectText:
+class SubjectCondition:
     """The decoded Subject matches a glob."""
 
     globs: Globs
@@ -216,14 +222,14 @@ class SubjectText:
         """Read globs. Raises ValueError."""
         return cls(Globs.of(_texts(value)))
 
-    def holds(self, view: View) -> bool:
-        """Whether it is so."""
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
         return self.globs.match(view.subject)
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
-    """One of some fields, decoded, matches one of its globs; a missing field matches none."""
+class HeaderCondition:
+    """One of the fields, decoded, matches one of its globs; a missing field matches none."""
 
     fields: tuple[tuple[str, Globs], ...]
 
@@ -243,14 +249,14 @@ class Header:
             tuple((table["name"].lower(), Globs.of(_texts(table["matches"]))) for table in tables)
         )
 
-    def holds(self, view: View) -> bool:
-        """Whether it is so."""
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
         return any(globs.match_any(view.header(name)) for name, globs in self.fields)
 
 
 @dataclass(frozen=True, slots=True)
-class AttachmentName:
-    """The name of an attachment matches a glob, however it is written or nested."""
+class AttachmentNameCondition:
+    """The name of an attachment matches a glob, in any encoding and at any nesting."""
 
     globs: Globs
 
@@ -259,34 +265,41 @@ class AttachmentName:
         """Read globs. Raises ValueError."""
         return cls(Globs.of(unicodedata.normalize("NFKC", text) for text in _texts(value)))
 
-    def holds(self, view: View) -> bool:
-        """Whether it is so."""
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
         return self.globs.match_any(view.attachment_names)
 
 
-MessageCondition = Sender | CameBy | SizeOver | SubjectText | Header | AttachmentName
-RecipientCondition = Recipient | Direction
+MessageCondition = (
+    SenderCondition
+    | SourceCondition
+    | SizeOverCondition
+    | SubjectCondition
+    | HeaderCondition
+    | AttachmentNameCondition
+)
+RecipientCondition = RecipientAddressCondition | DirectionCondition
 Condition = MessageCondition | RecipientCondition
 
 
 class ConditionType(Protocol):
-    """What the loader needs of a condition's class."""
+    """A condition's class, for the rule file loader."""
 
     def parse(self, value: Any) -> Condition:
-        """Read the value behind the key. Raises ValueError that says what was expected."""
+        """Read the value of the key. Raises ValueError that says what was expected."""
         ...
 
 
-# In the order in which they are asked: what costs most comes last.
+# In the order of evaluation: the most expensive ones come last.
 CONDITIONS: dict[str, ConditionType] = {
-    "source": CameBy,
-    "direction": Direction,
-    "size_over": SizeOver,
-    "sender": Sender,
-    "recipient": Recipient,
-    "subject": SubjectText,
-    "header": Header,
-    "attachment_name": AttachmentName,
+    "source": SourceCondition,
+    "direction": DirectionCondition,
+    "size_over": SizeOverCondition,
+    "sender": SenderCondition,
+    "recipient": RecipientAddressCondition,
+    "subject": SubjectCondition,
+    "header": HeaderCondition,
+    "attachment_name": AttachmentNameCondition,
 }
 
 

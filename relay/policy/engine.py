@@ -1,11 +1,11 @@
-"""Apply the rules to a message: who gets it, who does not, and in which form.
+"""The rule engine: rules as values, and their evaluation for a message.
 
-On the path: ingress hands a message with examined recipients in before the spool commits it.
-Holds: pure; every recipient gets exactly one fate; nobody gets two copies; a content is forked
-       only where it really differs; contents[0] stays the original.
-Fails: TooManyPartsError where a message hides its attachments among too many parts; OSError where
-       a large one's body cannot be read.
-Standards: none; the semantics are those of Exchange's mail flow rules.
+A pure function: every recipient gets exactly one action; no address gets two copies; a content is
+copied only if an edit changes it; contents[0] stays the original. The semantics are those of
+Exchange's mail flow rules.
+
+Raises TooManyPartsError for a message with too many parts; OSError if the body of a large message
+cannot be read.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,20 +25,28 @@ from relay.message.verdict import (
     Subject,
     Verdict,
 )
-from relay.policy.actions import Action, Bcc, Cc, Discard, Edit, Redirect, Reject
-from relay.policy.conditions import Condition, MessageCondition, RecipientCondition, View
+from relay.policy.actions import (
+    BccAction,
+    CcAction,
+    DiscardAction,
+    HeaderEdit,
+    RedirectAction,
+    RejectAction,
+    RuleAction,
+)
+from relay.policy.conditions import Condition, MessageCondition, MessageView, RecipientCondition
 
 
-class Mode(StrEnum):
-    """Whether a rule acts."""
+class RuleMode(StrEnum):
+    """The mode of a rule."""
 
     ENFORCE = "enforce"
-    AUDIT = "audit"  # matches and is recorded, and changes nothing
+    AUDIT = "audit"  # matches and is recorded, but changes nothing
     OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
-class Conditions:
+class ConditionSet:
     """The keys of one `when` or `unless`."""
 
     on_message: tuple[MessageCondition, ...] = ()
@@ -46,7 +54,7 @@ class Conditions:
 
     @classmethod
     def of(cls, conditions: Sequence[Condition]) -> Self:
-        """Sort conditions by what they ask; their order stays."""
+        """Separate message conditions from recipient conditions; the order is kept."""
         return cls(
             tuple(each for each in conditions if isinstance(each, MessageCondition)),
             tuple(each for each in conditions if isinstance(each, RecipientCondition)),
@@ -55,55 +63,55 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One [[rule]]. `outcome` names what it does: a metric's label, and the word in the trace.
+    """One [[rule]]. `outcome` names its actions, for the metric's label and the trace.
 
-    All of `when` must hold; any single key of `unless` exempts, as an exception does in Exchange.
+    All conditions of `when` must match; any one of `unless` exempts, as an exception in Exchange.
     """
 
     name: str
-    mode: Mode
-    when: Conditions
-    unless: Conditions
-    actions: tuple[Action, ...]
+    mode: RuleMode
+    when: ConditionSet
+    unless: ConditionSet
+    actions: tuple[RuleAction, ...]
     outcome: str
     stop: bool
     file: Path
     line: int
 
-    def concerns(self, view: View) -> bool:
-        """Whether the rule can match this content, whoever the recipient is."""
-        for each in self.when.on_message:  # a generator costs more than most conditions
-            if not each.holds(view):
+    def matches_message(self, view: MessageView) -> bool:
+        """Return whether the rule can match this content, for any recipient."""
+        for each in self.when.on_message:  # faster than a generator
+            if not each.matches(view):
                 return False
         unless = self.unless.on_message
-        return not unless or not any(each.holds(view) for each in unless)
+        return not unless or not any(each.matches(view) for each in unless)
 
-    def concerns_recipient(self, view: View, recipient: Examined) -> bool:
-        """Whether a rule that concerns this content matches for this recipient."""
+    def matches_recipient(self, view: MessageView, recipient: Examined) -> bool:
+        """Return whether a rule that matches this content also matches this recipient."""
         for each in self.when.on_recipient:
-            if not each.holds_for(view, recipient):
+            if not each.matches_recipient(view, recipient):
                 return False
         unless = self.unless.on_recipient
-        return not unless or not any(each.holds_for(view, recipient) for each in unless)
+        return not unless or not any(each.matches_recipient(view, recipient) for each in unless)
 
 
-class Judgement(StrEnum):
-    """A whole verdict in one word, as tests expect it."""
+class OverallVerdict(StrEnum):
+    """The verdict for the whole message, as rule tests expect it."""
 
-    ACCEPT = "accept"  # at least one recipient gets the message, or another in its place
-    REJECT = "reject"  # nobody gets it, and at least one was rejected
-    DISCARD = "discard"  # nobody gets it, and nobody is told
+    ACCEPT = "accept"  # at least one recipient gets the message, or is redirected
+    REJECT = "reject"  # no recipient gets it, and at least one is rejected
+    DISCARD = "discard"  # no recipient gets it, and none is rejected
 
 
 @dataclass(frozen=True, slots=True)
-class Expectation:
-    """What a test expects; None where it says nothing.
+class ExpectedResult:
+    """What a rule test expects; None where it does not say.
 
-    `rules` are those that match, in their order. Other files' rules that it does not name are not
-    its business, so that a rule added beside does not break it.
+    `rules` are those that match, in their order. Rules of other files count only if the test names
+    them, so that a new rule file does not break it.
     """
 
-    verdict: Judgement
+    verdict: OverallVerdict
     rules: tuple[str, ...] | None = None
     added: frozenset[str] | None = None
     redirected: frozenset[str] | None = None
@@ -112,8 +120,8 @@ class Expectation:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One [[test]]; `local` are the domains that count as ours, None for those configured."""
+class RuleTest:
+    """One [[test]]; `local` are the local domains, None for the configured ones."""
 
     name: str
     sender: str
@@ -121,51 +129,51 @@ class Case:
     content: bytes = field(repr=False)
     source: Source
     local: frozenset[str] | None
-    expect: Expectation
+    expect: ExpectedResult
     file: Path
     line: int
 
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """All rules in force, in their order, with their tests and the files they came from."""
+    """The active rules in their order, with their tests and their files."""
 
     rules: tuple[Rule, ...] = ()
-    cases: tuple[Case, ...] = field(default=(), repr=False)
+    tests: tuple[RuleTest, ...] = field(default=(), repr=False)
     files: tuple[Path, ...] = ()
 
     def evaluate(self, subject: Subject) -> Verdict:
-        """Apply the rules, one after the other; each sees what those before it made of the message.
+        """Apply the rules in their order; each sees the changes of those before it.
 
         Raises TooManyPartsError.
         """
         evaluation = _Evaluation(subject)
         for rule in self.rules:
-            if rule.mode is not Mode.OFF:
+            if rule.mode is not RuleMode.OFF:
                 evaluation.apply(rule)
         return evaluation.verdict()
 
 
 class _Evaluation:
-    """The state of one evaluation: parallel lists, an item for each recipient."""
+    """The state of one evaluation, as parallel lists with an item per recipient."""
 
-    def __init__(self, mail: Subject) -> None:
-        self._mail = mail
-        self._views = [View(mail, mail.content)]
-        self._contents = [0] * len(mail.recipients)
-        self._decided: list[RecipientVerdict | None] = [None] * len(mail.recipients)
-        self._open = [True] * len(mail.recipients)  # neither decided nor stopped
+    def __init__(self, message: Subject) -> None:
+        self._message = message
+        self._views = [MessageView(message, message.content)]
+        self._contents = [0] * len(message.recipients)
+        self._decided: list[RecipientVerdict | None] = [None] * len(message.recipients)
+        self._open = [True] * len(message.recipients)  # neither decided nor stopped
         self._additions: list[Addition] = []
         self._hits: list[RuleHit] = []
 
     def apply(self, rule: Rule) -> None:
-        """Match the rule and do what it says for the recipients that it matches."""
+        """Apply the rule to the recipients that it matches."""
         matched = self._matched(rule)
         if not matched:
             return
-        addresses = tuple(self._mail.recipients[each].address for each in matched)
+        addresses = tuple(self._message.recipients[each].address for each in matched)
         self._hits.append(RuleHit(rule.name, str(rule.mode), rule.outcome, addresses))
-        if rule.mode is Mode.AUDIT:
+        if rule.mode is RuleMode.AUDIT:
             return
         self._edit(rule, matched)
         self._add(rule, self._contents[matched[0]])
@@ -175,16 +183,16 @@ class _Evaluation:
                 self._open[each] = False
 
     def verdict(self) -> Verdict:
-        """Put the result together, with only those contents that somebody gets."""
+        """Return the result, with only those contents that are used."""
         recipients = [
             decided or RecipientVerdict(recipient.address, content=content)
             for recipient, decided, content in zip(
-                self._mail.recipients, self._decided, self._contents, strict=True
+                self._message.recipients, self._decided, self._contents, strict=True
             )
         ]
         additions = list(self._needed(recipients))
         if len(self._views) == 1:
-            return self._verdict(recipients, additions, (self._mail.content,))
+            return self._verdict(recipients, additions, (self._message.content,))
         used = sorted(
             {0} | {each.content for each in recipients} | {each.content for each in additions}
         )
@@ -205,71 +213,71 @@ class _Evaluation:
         return Verdict(tuple(recipients), tuple(additions), contents, tuple(self._hits))
 
     def _matched(self, rule: Rule) -> list[int]:
-        concerned: dict[int, bool] = {}  # by content, so that its conditions are asked once
+        concerned: dict[int, bool] = {}  # by content, so that its conditions are evaluated once
         matched = []
-        for index, recipient in enumerate(self._mail.recipients):
+        for index, recipient in enumerate(self._message.recipients):
             if not self._open[index]:
                 continue
             content = self._contents[index]
             view = self._views[content]
             if content not in concerned:
-                concerned[content] = rule.concerns(view)
-            if concerned[content] and rule.concerns_recipient(view, recipient):
+                concerned[content] = rule.matches_message(view)
+            if concerned[content] and rule.matches_recipient(view, recipient):
                 matched.append(index)
         return matched
 
     def _edit(self, rule: Rule, matched: list[int]) -> None:
-        """Change the header for the matched recipients; the body is joined on once, at the end."""
-        edits = [action for action in rule.actions if isinstance(action, Edit)]
+        """Edit the header for the matched recipients."""
+        edits = [action for action in rule.actions if isinstance(action, HeaderEdit)]
         if not edits:
             return
         changed: dict[int, int] = {}
         for old in {self._contents[each] for each in matched}:
             content = self._views[old].content
-            new = _edited(content, edits, self._mail)
+            new = _edited(content, edits, self._message)
             changed[old] = old if new is content else self._content(new)
         for each in matched:
             self._contents[each] = changed[self._contents[each]]
 
     def _content(self, content: Content) -> int:
-        """Return the index of a content; equal ones are one."""
+        """Return the index of a content; equal contents have one index."""
         for index, view in enumerate(self._views):
             if view.content == content:
                 return index
-        self._views.append(View(self._mail, content))
+        self._views.append(MessageView(self._message, content))
         return len(self._views) - 1
 
     def _add(self, rule: Rule, content: int) -> None:
-        """Note copies: they have the form that this rule leaves, and no later rule sees them."""
+        """Add copies, with the content after this rule; later rules do not see them."""
         for action in rule.actions:
-            if isinstance(action, Cc | Bcc | Redirect):
+            if isinstance(action, CcAction | BccAction | RedirectAction):
                 self._additions += [Addition(each, rule.name, content) for each in action.addresses]
 
     def _decide(self, rule: Rule, matched: list[int]) -> None:
-        """End the processing of the matched recipients, if the rule's last action does that."""
+        """Decide the matched recipients, if the rule's last action is final."""
         for index in matched if rule.actions else ():
-            address = self._mail.recipients[index].address
+            address = self._message.recipients[index].address
             match rule.actions[-1]:
-                case Reject(status, text):
+                case RejectAction(status, text):
                     decided = RecipientVerdict(
                         address, Fate.REJECT, rule=rule.name, status=status, text=text
                     )
-                case Discard():
+                case DiscardAction():
                     decided = RecipientVerdict(address, Fate.DISCARD, rule=rule.name)
-                case Redirect(addresses) if not _contains(addresses, address):
+                case RedirectAction(addresses) if not _contains(addresses, address):
                     decided = RecipientVerdict(
                         address, Fate.REDIRECT, rule=rule.name, successors=addresses
                     )
                 case _:
-                    continue  # also a redirect to the recipient itself: it stays one
+                    continue  # also a redirect to the recipient itself, which stays
             self._decided[index] = decided
             self._open[index] = False
 
     def _needed(self, recipients: list[RecipientVerdict]) -> Iterable[Addition]:
-        """Yield the additions, each address once, without those who get the message anyhow.
+        """Yield the additions, each address once, without those that get the message already.
 
-        A recipient whose own copy was redirected or refused may still be another rule's target: two
-        recipients redirected to each other both get the message.
+        A recipient whose own copy was redirected or rejected may still be another rule's target:
+        two recipients that are redirected to each other both get the message.
         """
         if not self._additions:
             return
@@ -281,12 +289,12 @@ class _Evaluation:
                 yield addition
 
 
-def _edited(content: Content, edits: Sequence[Edit], mail: Subject) -> Content:
-    """Return a content with its header edited; the same one if that changes nothing."""
+def _edited(content: Content, edits: Sequence[HeaderEdit], message: Subject) -> Content:
+    """Return the content with an edited header, or the same object if nothing changes."""
 
     def edit(head: bytes) -> bytes:
         for action in edits:
-            head = action.edit(head, mail)
+            head = action.edit(head, message)
         return head
 
     if isinstance(content, LargeContent):
@@ -299,7 +307,7 @@ def _edited(content: Content, edits: Sequence[Edit], mail: Subject) -> Content:
 
 
 def _header_end(content: bytes) -> int:
-    """Return where the body starts, so that all edits happen in front of it."""
+    """Return where the body starts."""
     if content.startswith(b"\r\n"):
         return 2
     blank = content.find(b"\r\n\r\n")

@@ -1,9 +1,9 @@
-"""Read tables of a rule file: each key by its own function, every fault kept.
+"""Load rule files: the [[rule]] and [[test]] tables of a folder, as one rule set.
 
-On the path: rulefile and casefile read with it.
-Holds: goes on behind a fault, so that all faults of a file are told at once.
-Fails: never; `faults` has what was wrong, "file:line: rule "x": key: found ..., expected ...".
-Standards: none.
+Loading is atomic: with one fault or one failing test there is no rule set. PolicyError has all
+faults, each with file, line and what was expected. A rule with a fault is never used in a weaker
+form. The format is in docs/policy.md. The message of a [[test]] is complete, with CRLF line ends,
+as ingress passes it to the engine (RFC 5322, RFC 2046 5.1.3).
 """
 
 import re
@@ -15,9 +15,17 @@ from relay.message.address import AddressError, parse_mailbox
 from relay.message.verdict import Source
 from relay.mime import headers
 from relay.mime.fields import parameter
-from relay.policy.actions import ACTIONS, FINAL, Action
-from relay.policy.conditions import CONDITIONS, Condition, SizeOver
-from relay.policy.engine import Case, Conditions, Expectation, Judgement, Mode, Rule, RuleSet
+from relay.policy.actions import ACTIONS, FINAL, RuleAction
+from relay.policy.conditions import CONDITIONS, Condition, SizeOverCondition
+from relay.policy.engine import (
+    ConditionSet,
+    ExpectedResult,
+    OverallVerdict,
+    Rule,
+    RuleMode,
+    RuleSet,
+    RuleTest,
+)
 from relay.policy.rule_tests import run_tests
 from relay.settings.document import (
     Document,
@@ -44,58 +52,58 @@ class TableReader:
         faults: list[Fault],
         title: str = "",
     ) -> None:
-        """`path` is the place of `raw`; `title` names the [[rule]] or [[test]] around it."""
+        """`path` is the position of `raw`; `title` names the enclosing [[rule]] or [[test]]."""
         self._document = document
         self._path = path
         self._faults = faults
         self.table: Mapping[str, Any] = raw if isinstance(raw, dict) else {}
         self._title = title or _title(path, self.table)
         if not isinstance(raw, dict):
-            self.tell((), f"found {shown(raw)}, expected a table")
+            self.add_fault((), f"found {shown(raw)}, expected a table")
 
     @property
     def line(self) -> int:
-        """Where the table begins."""
+        """The line where the table begins."""
         return self._document.line(self._path)
 
-    def inside(self, key: str) -> "TableReader":
-        """Return a reader for the table behind `key`; an empty table where there is none."""
+    def subtable(self, key: str) -> "TableReader":
+        """Return a reader for the table at `key`, which is empty if the key is missing."""
         raw = self.table.get(key, {})
         path = (*self._path, key)
         return TableReader(self._document, path, raw, faults=self._faults, title=self._title)
 
-    def tell(self, keys: KeyPath, message: str) -> None:
-        """Keep a fault at `keys` below this table."""
+    def add_fault(self, keys: KeyPath, message: str) -> None:
+        """Record a fault at `keys` below this table."""
         path = (*self._path, *keys)
         named = ".".join(each for each in path[2:] if isinstance(each, str))
         key = f"{self._title}: {named}" if named else self._title
         self._faults.append(Fault(self._document.file, self._document.line(path), key, message))
 
-    def allow(self, known: Collection[str]) -> None:
-        """Tell of every key that is not in `known`."""
+    def check_keys(self, known: Collection[str]) -> None:
+        """Record a fault for every key that is not in `known`."""
         for key in self.table:
             if key not in known:
-                self.tell((key,), unknown_key(key, known))
+                self.add_fault((key,), unknown_key(key, known))
 
     def value(self, raw: Any, keys: KeyPath, parse: Callable[[Any], T]) -> T | None:
-        """Return what `parse` makes of `raw`, or tell the fault and return None."""
+        """Return the parsed `raw`, or record a fault and return None."""
         try:
             return parse(raw)
         except ValueError as error:
-            self.tell(keys, f"found {shown(raw)}, expected {error}")
+            self.add_fault(keys, f"found {shown(raw)}, expected {error}")
             return None
 
     def key(self, key: str, parse: Callable[[Any], T], default: T) -> T:
-        """Return what `parse` makes of the value behind `key`, or `default`."""
+        """Return the parsed value of `key`, or `default`."""
         if key not in self.table:
             return default
         value = self.value(self.table[key], (key,), parse)
         return default if value is None else value
 
     def required(self, key: str, parse: Callable[[Any], T], default: T) -> T:
-        """As key(), but it is a fault when the key is missing."""
+        """Like key(), but a missing key is a fault."""
         if key not in self.table:
-            self.tell((key,), "found nothing, expected a value: this key is required")
+            self.add_fault((key,), "found nothing, expected a value: this key is required")
         return self.key(key, parse, default)
 
 
@@ -129,7 +137,7 @@ def true_or_false(value: Any) -> bool:
 
 
 def array(document: Document, key: str, faults: list[Fault]) -> list[tuple[KeyPath, object]]:
-    """Return the elements of [[key]] with their places."""
+    """Return the elements of [[key]] with their positions."""
     raw = document.table.get(key, [])
     if not isinstance(raw, list):
         faults.append(document.fault((key,), f"found {shown(raw)}, expected [[{key}]]"))
@@ -157,14 +165,16 @@ def read_rule(
     reader = TableReader(document, path, raw, faults=faults)
     if not isinstance(raw, dict):
         return None
-    reader.allow(_RULE_KEYS)
+    reader.check_keys(_RULE_KEYS)
     actions = _actions(reader)
     stop = reader.key("stop", true_or_false, default=False)
     if not actions and not stop and len(faults) == before:
-        reader.tell(("then",), "found nothing to do, expected at least one action or stop = true")
+        reader.add_fault(
+            ("then",), "found nothing to do, expected at least one action or stop = true"
+        )
     rule = Rule(
         name=reader.required("name", _name, default=""),
-        mode=reader.key("mode", _mode, default=Mode.ENFORCE),
+        mode=reader.key("mode", _mode, default=RuleMode.ENFORCE),
         when=_conditions(reader, "when"),
         unless=_conditions(reader, "unless"),
         actions=tuple(actions.values()),
@@ -176,26 +186,28 @@ def read_rule(
     return rule if len(faults) == before else None
 
 
-def _conditions(reader: TableReader, key: str) -> Conditions:
-    inner = reader.inside(key)
+def _conditions(reader: TableReader, key: str) -> ConditionSet:
+    inner = reader.subtable(key)
     if reader.table.get(key) == {}:
-        inner.tell((), "found no condition, expected at least one; leave the key out for all mail")
-    inner.allow(CONDITIONS)
+        inner.add_fault(
+            (), "found no condition, expected at least one; leave the key out for all mail"
+        )
+    inner.check_keys(CONDITIONS)
     found: list[Condition] = []
-    for name, kind in CONDITIONS.items():  # in its order, whatever the order in the file
+    for name, kind in CONDITIONS.items():  # in this order, not that of the file
         if name in inner.table:
             condition = inner.value(inner.table[name], (name,), kind.parse)
             found += [condition] if condition else []
-    return Conditions.of(found)
+    return ConditionSet.of(found)
 
 
-def _actions(reader: TableReader) -> dict[tuple[str, int], Action]:
-    """Return the actions in their order, by name and place."""
+def _actions(reader: TableReader) -> dict[tuple[str, int], RuleAction]:
+    """Return the actions in their order, by name and position."""
     raw = reader.table.get("then", [])
     if not isinstance(raw, list):
-        reader.tell(("then",), f"found {shown(raw)}, expected a list of actions")
+        reader.add_fault(("then",), f"found {shown(raw)}, expected a list of actions")
         return {}
-    found: dict[tuple[str, int], Action] = {}
+    found: dict[tuple[str, int], RuleAction] = {}
     for index, item in enumerate(raw):
         name = _action_name(reader, index, item)
         if not name:
@@ -204,18 +216,20 @@ def _actions(reader: TableReader) -> dict[tuple[str, int], Action]:
         if action:
             found[name, index] = action
         if name in FINAL and index < len(raw) - 1:
-            reader.tell(("then", index, name), f"expected nothing behind {name}: it ends the rule")
+            reader.add_fault(
+                ("then", index, name), f"expected no action after {name}: it ends the rule"
+            )
     return found
 
 
 def _action_name(reader: TableReader, index: int, item: Any) -> str:
     if not isinstance(item, dict) or len(item) != 1:
         expected = 'expected a table with one action, { reject = "5.7.1 Not accepted" }'
-        reader.tell(("then", index), f"found {shown(item)}, {expected}")
+        reader.add_fault(("then", index), f"found {shown(item)}, {expected}")
         return ""
     [name] = item
     if name not in ACTIONS:
-        reader.tell(("then", index, name), unknown_key(name, ACTIONS))
+        reader.add_fault(("then", index, name), unknown_key(name, ACTIONS))
         return ""
     return str(name)
 
@@ -227,10 +241,10 @@ def _name(value: Any) -> str:
     return name
 
 
-def _mode(value: Any) -> Mode:
-    if value not in list(Mode):
-        raise ValueError(f"one of {', '.join(Mode)}")
-    return Mode(value)
+def _mode(value: Any) -> RuleMode:
+    if value not in list(RuleMode):
+        raise ValueError(f"one of {', '.join(RuleMode)}")
+    return RuleMode(value)
 
 
 SIZE_BYTES_MAX = 256 * 1024 * 1024
@@ -243,16 +257,16 @@ _BOUNDARY = "test-message"
 _line_end = re.compile(rb"\r\n|\r|\n")
 
 
-def read_case(
+def read_test(
     document: Document, path: KeyPath, raw: object, *, faults: list[Fault]
-) -> Case | None:
+) -> RuleTest | None:
     """Return the test at `path`, or None after adding to `faults`."""
     before = len(faults)
     reader = TableReader(document, path, raw, faults=faults)
     if not isinstance(raw, dict):
         return None
-    reader.allow(_TEST_KEYS)
-    case = Case(
+    reader.check_keys(_TEST_KEYS)
+    test = RuleTest(
         name=reader.required("name", some_text, default=""),
         sender=reader.required("from", _sender, default=""),
         recipients=tuple(reader.required("to", _recipients, default=[])),
@@ -263,7 +277,7 @@ def read_case(
         file=document.file,
         line=reader.line,
     )
-    return case if len(faults) == before else None
+    return test if len(faults) == before else None
 
 
 def crlf(content: bytes) -> bytes:
@@ -271,29 +285,31 @@ def crlf(content: bytes) -> bytes:
     return _line_end.sub(b"\r\n", content)
 
 
-def _expectation(reader: TableReader) -> Expectation:
+def _expectation(reader: TableReader) -> ExpectedResult:
     if "expect" not in reader.table:
-        reader.tell(("expect",), 'found nothing, expected a table such as { verdict = "accept" }')
-        return Expectation(Judgement.ACCEPT)
-    inner = reader.inside("expect")
-    inner.allow(_EXPECTED)
-    return Expectation(
-        verdict=inner.required("verdict", _judgement, default=Judgement.ACCEPT),
+        reader.add_fault(
+            ("expect",), 'found nothing, expected a table such as { verdict = "accept" }'
+        )
+        return ExpectedResult(OverallVerdict.ACCEPT)
+    inner = reader.subtable("expect")
+    inner.check_keys(_EXPECTED)
+    return ExpectedResult(
+        verdict=inner.required("verdict", _overall_verdict, default=OverallVerdict.ACCEPT),
         rules=inner.key("rules", _names, default=None),
-        added=inner.key("added", _people, default=None),
-        redirected=inner.key("redirected", _people, default=None),
-        rejected=inner.key("rejected", _people, default=None),
+        added=inner.key("added", _address_set, default=None),
+        redirected=inner.key("redirected", _address_set, default=None),
+        rejected=inner.key("rejected", _address_set, default=None),
         subject=inner.key("subject", text, default=None),
     )
 
 
 def _content(reader: TableReader, directory: Path) -> bytes:
-    """Return the test's message: the file it names, or one made of what it describes."""
+    """Return the test's message: the file that it names, or one built from its keys."""
     if "message" not in reader.table:
-        return _described(reader)
+        return _built_message(reader)
     for key in _DESCRIBING:
         if key in reader.table:
-            reader.tell((key,), "found this key beside message, expected one or the other")
+            reader.add_fault((key,), "found this key and message, expected only one of them")
 
     def read(value: Any) -> bytes:
         try:
@@ -307,7 +323,7 @@ def _content(reader: TableReader, directory: Path) -> bytes:
     return reader.key("message", read, default=b"")
 
 
-def _described(reader: TableReader) -> bytes:
+def _built_message(reader: TableReader) -> bytes:
     head = headers.field("From", reader.key("from", _sender, default="") or "test@invalid")
     head += headers.field("To", ", ".join(reader.key("to", _recipients, default=[])))
     head += headers.field("Subject", reader.key("subject", text, default="test"))
@@ -365,7 +381,7 @@ def _body(value: Any) -> str:
 
 
 def _size(value: Any) -> int:
-    size_bytes = SizeOver.parse(value).size_bytes
+    size_bytes = SizeOverCondition.parse(value).size_bytes
     if size_bytes > SIZE_BYTES_MAX:
         raise ValueError(f"a size of at most {SIZE_BYTES_MAX} bytes")
     return size_bytes
@@ -377,10 +393,10 @@ def _source(value: Any) -> Source:
     return Source(value)
 
 
-def _judgement(value: Any) -> Judgement:
-    if value not in list(Judgement):
-        raise ValueError(f"one of {', '.join(Judgement)}")
-    return Judgement(value)
+def _overall_verdict(value: Any) -> OverallVerdict:
+    if value not in list(OverallVerdict):
+        raise ValueError(f"one of {', '.join(OverallVerdict)}")
+    return OverallVerdict(value)
 
 
 def _domains(value: Any) -> frozenset[str]:
@@ -391,7 +407,7 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(texts(value))
 
 
-def _people(value: Any) -> frozenset[str]:
+def _address_set(value: Any) -> frozenset[str]:
     return frozenset(each.casefold() for each in texts(value))
 
 
@@ -399,11 +415,11 @@ FILES_MAX = 500
 
 
 class PolicyError(SettingsError):
-    """The rules cannot be used: faults in the files, or tests that fail."""
+    """The rule files have faults, or their tests fail."""
 
 
 def load_rules(directory: Path, *, local_domains: Collection[str] = ()) -> RuleSet:
-    """Return the rules of `directory`, all of whose tests pass; an empty folder is a valid set.
+    """Return the rules of `directory` if all tests pass; an empty folder is a valid rule set.
 
     `local_domains` are the configured ones, for tests that name no others.
     Raises PolicyError.
@@ -412,7 +428,7 @@ def load_rules(directory: Path, *, local_domains: Collection[str] = ()) -> RuleS
     failed = [each for each in run_tests(rules, local_domains=local_domains) if each.failures]
     if failed:
         raise PolicyError(
-            Fault(each.case.file, each.case.line, f'test "{each.case.name}"', failure)
+            Fault(each.test.file, each.test.line, f'test "{each.test.name}"', failure)
             for each in failed
             for failure in each.failures
         )
@@ -423,7 +439,7 @@ def read_rules(directory: Path) -> RuleSet:
     """Return the rules of `directory` without running their tests. Raises PolicyError."""
     faults: list[Fault] = []
     rules: list[Rule] = []
-    cases: list[Case] = []
+    tests: list[RuleTest] = []
     files = _files(directory)
     for file in files:
         try:
@@ -438,16 +454,16 @@ def read_rules(directory: Path) -> RuleSet:
             rule = read_rule(document, path, raw, faults=faults)
             rules += [rule] if rule else []
         for path, raw in array(document, "test", faults):
-            case = read_case(document, path, raw, faults=faults)
-            cases += [case] if case else []
-    faults += _doubles(rules)
+            test = read_test(document, path, raw, faults=faults)
+            tests += [test] if test else []
+    faults += _duplicate_names(rules)
     if faults:
         raise PolicyError(faults)
-    return RuleSet(tuple(rules), tuple(cases), files)
+    return RuleSet(tuple(rules), tuple(tests), files)
 
 
 def _files(directory: Path) -> tuple[Path, ...]:
-    """Return the rule files in the order of their names; hidden ones and folders are none."""
+    """Return the rule files in the order of their names, without hidden files and folders."""
     try:
         names = sorted(
             each
@@ -464,8 +480,8 @@ def _files(directory: Path) -> tuple[Path, ...]:
     return tuple(names)
 
 
-def _doubles(rules: Iterable[Rule]) -> list[Fault]:
-    """A name stands for its rule in traces and metrics, so no two rules may share it."""
+def _duplicate_names(rules: Iterable[Rule]) -> list[Fault]:
+    """Return a fault per duplicate name: traces and metrics identify a rule by its name."""
     first: dict[str, Rule] = {}
     faults = []
     for rule in rules:

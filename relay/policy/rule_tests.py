@@ -1,9 +1,9 @@
-"""Run the tests that stand in the rule files, against the whole set of rules.
+"""Run the [[test]] tables of the rule files, and format the results of `relay policy`.
 
-On the path: loader runs them before a set is used; `relay policy test` shows them.
-Holds: a test sees what ingress would see; the rules are those that would be in force.
-Fails: never; a failing test is a result with its reasons.
-Standards: none.
+A rule test evaluates the whole rule set for the message that ingress would pass to it. load_rules
+runs all tests before a rule set is used; `relay policy test` shows them. `relay policy try`
+simulates the rules for a given message. Each result has lines for the terminal and the same data
+for --json.
 """
 
 from collections.abc import Collection, Sequence
@@ -15,21 +15,21 @@ from relay.message.envelope import domain_of
 from relay.message.verdict import Examined, Fate, RecipientVerdict, Source, Subject, Verdict
 from relay.mime import headers
 from relay.policy.attachments import TooManyPartsError
-from relay.policy.engine import Case, Judgement, Mode, RuleSet
+from relay.policy.engine import OverallVerdict, RuleMode, RuleSet, RuleTest
 from relay.settings.document import counted
 
 
 @dataclass(frozen=True, slots=True)
-class CaseResult:
-    """One test and why it failed; it passed if there are no `failures`."""
+class RuleTestResult:
+    """One test and its `failures`; without any it has passed."""
 
-    case: Case
+    test: RuleTest
     failures: tuple[str, ...]
 
 
-def run_tests(rules: RuleSet, *, local_domains: Collection[str] = ()) -> tuple[CaseResult, ...]:
-    """Run all tests; `local_domains` are the configured ones, for tests that name no others."""
-    return tuple(_run(rules, case, local_domains) for case in rules.cases)
+def run_tests(rules: RuleSet, *, local_domains: Collection[str] = ()) -> tuple[RuleTestResult, ...]:
+    """Run all tests; `local_domains` are for tests that do not name their own."""
+    return tuple(_run(rules, test, local_domains) for test in rules.tests)
 
 
 def make_subject(
@@ -40,7 +40,7 @@ def make_subject(
     source: Source,
     local_domains: Collection[str],
 ) -> Subject:
-    """Return what ingress would hand to evaluate()."""
+    """Return what ingress would pass to evaluate()."""
     return Subject(
         reverse_path=sender,
         sender_local=domain_of(sender) in local_domains,
@@ -50,49 +50,49 @@ def make_subject(
     )
 
 
-def judgement_of(verdict: Verdict) -> Judgement:
-    """Return the verdict in one word."""
+def overall_verdict(verdict: Verdict) -> OverallVerdict:
+    """Return the verdict for the whole message."""
     fates = {each.fate for each in verdict.recipients}
     if fates & {Fate.DELIVER, Fate.REDIRECT}:
-        return Judgement.ACCEPT
-    return Judgement.REJECT if Fate.REJECT in fates else Judgement.DISCARD
+        return OverallVerdict.ACCEPT
+    return OverallVerdict.REJECT if Fate.REJECT in fates else OverallVerdict.DISCARD
 
 
-def _run(rules: RuleSet, case: Case, local_domains: Collection[str]) -> CaseResult:
-    local = local_domains if case.local is None else case.local
+def _run(rules: RuleSet, test: RuleTest, local_domains: Collection[str]) -> RuleTestResult:
+    local = local_domains if test.local is None else test.local
     subject = make_subject(
-        case.sender, case.recipients, case.content, source=case.source, local_domains=local
+        test.sender, test.recipients, test.content, source=test.source, local_domains=local
     )
     try:
         verdict = rules.evaluate(subject)
     except TooManyPartsError as error:
-        return CaseResult(case, (f"the rules could not be applied: {error}",))
-    return CaseResult(case, tuple(_failures(rules, case, verdict)))
+        return RuleTestResult(test, (f"the rules could not be applied: {error}",))
+    return RuleTestResult(test, tuple(_failures(rules, test, verdict)))
 
 
-def _failures(rules: RuleSet, case: Case, verdict: Verdict) -> list[str]:
-    expect, failures = case.expect, []
+def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> list[str]:
+    expect, failures = test.expect, []
     matched = [hit.rule for hit in verdict.hits]
-    judged = judgement_of(verdict)
-    if judged is not expect.verdict:
-        failures.append(f"found verdict {judged} ({_told(matched)}), expected {expect.verdict}")
+    overall = overall_verdict(verdict)
+    if overall is not expect.verdict:
+        failures.append(f"found verdict {overall} ({_quoted(matched)}), expected {expect.verdict}")
     if expect.rules is not None:
-        concerned = {rule.name for rule in rules.rules if rule.file == case.file}
+        concerned = {rule.name for rule in rules.rules if rule.file == test.file}
         concerned |= set(expect.rules)
         found = [each for each in matched if each in concerned]
         if tuple(found) != expect.rules:
-            failures.append(f"found rules {_told(found)}, expected {_told(expect.rules)}")
-    for word, expected, people in (
+            failures.append(f"found rules {_quoted(found)}, expected {_quoted(expect.rules)}")
+    for word, expected, addresses in (
         ("added", expect.added, [each.address for each in verdict.additions]),
         ("redirected", expect.redirected, _with_fate(verdict, Fate.REDIRECT)),
         ("rejected", expect.rejected, _with_fate(verdict, Fate.REJECT)),
     ):
-        folded = {each.casefold() for each in people}
+        folded = {each.casefold() for each in addresses}
         if expected is not None and folded != expected:
-            failures.append(f"found {word} {_told(folded)}, expected {_told(expected)}")
+            failures.append(f"found {word} {_quoted(folded)}, expected {_quoted(expected)}")
     subjects = _subjects(verdict)
     if expect.subject is not None and subjects != {expect.subject}:
-        failures.append(f"found subject {_told(subjects)}, expected {_told([expect.subject])}")
+        failures.append(f"found subject {_quoted(subjects)}, expected {_quoted([expect.subject])}")
     return failures
 
 
@@ -101,34 +101,34 @@ def _with_fate(verdict: Verdict, fate: Fate) -> list[str]:
 
 
 def _subjects(verdict: Verdict) -> set[str]:
-    """Return the subjects of what is delivered; several where contents differ."""
+    """Return the subjects of the delivered copies."""
     used = {each.content for each in verdict.recipients if each.fate is Fate.DELIVER}
     used |= {each.content for each in verdict.additions}
     return {headers.decoded(in_sight(verdict.contents[each]), "Subject") for each in used}
 
 
-def _told(names: Collection[str]) -> str:
+def _quoted(names: Collection[str]) -> str:
     ordered = sorted(names) if isinstance(names, set | frozenset) else names
     return ", ".join(f'"{each}"' for each in ordered) or "none"
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """`document` is JSON-ready; `good` says whether the command succeeds."""
+class PolicyReport:
+    """`document` is for JSON; `good`: whether the command succeeds."""
 
     lines: tuple[str, ...]
     document: dict[str, Any]
     good: bool = True
 
 
-def format_check(rules: RuleSet) -> Report:
-    """Say what a set that was loaded consists of: its tests have passed."""
+def format_check(rules: RuleSet) -> PolicyReport:
+    """List the rules of a rule set whose tests have passed."""
     lines = [
         f"{rule.file.name:<24} {rule.mode:<8} {rule.name}: {rule.outcome}" for rule in rules.rules
     ]
     summary = (
         f"{counted(len(rules.rules), 'rule')} in {counted(len(rules.files), 'file')}, "
-        f"{counted(len(rules.cases), 'test')} passed"
+        f"{counted(len(rules.tests), 'test')} passed"
     )
     document = {
         "files": [str(file) for file in rules.files],
@@ -142,25 +142,25 @@ def format_check(rules: RuleSet) -> Report:
             }
             for rule in rules.rules
         ],
-        "tests": len(rules.cases),
+        "tests": len(rules.tests),
     }
-    return Report((*lines, summary), document)
+    return PolicyReport((*lines, summary), document)
 
 
-def format_test_results(results: Sequence[CaseResult]) -> Report:
-    """Say which tests passed and why the others failed."""
+def format_test_results(results: Sequence[RuleTestResult]) -> PolicyReport:
+    """List the tests that passed, and the others with their failures."""
     lines = []
     for result in results:
-        place = f"{result.case.file}:{result.case.line}"
+        place = f"{result.test.file}:{result.test.line}"
         if not result.failures:
-            lines.append(f'ok      test "{result.case.name}"')
-        lines += [f'FAILED  {place}: test "{result.case.name}": {why}' for why in result.failures]
+            lines.append(f'ok      test "{result.test.name}"')
+        lines += [f'FAILED  {place}: test "{result.test.name}": {why}' for why in result.failures]
     failed = sum(1 for result in results if result.failures)
     tests = [
         {
-            "name": result.case.name,
-            "file": str(result.case.file),
-            "line": result.case.line,
+            "name": result.test.name,
+            "file": str(result.test.file),
+            "line": result.test.line,
             "passed": not result.failures,
             "failures": list(result.failures),
         }
@@ -168,27 +168,27 @@ def format_test_results(results: Sequence[CaseResult]) -> Report:
     ]
     total = counted(len(results), "test")
     summary = f"{total}, {len(results) - failed} passed, {failed} failed"
-    return Report((*lines, summary), {"tests": tests, "failed": failed}, good=not failed)
+    return PolicyReport((*lines, summary), {"tests": tests, "failed": failed}, good=not failed)
 
 
-def format_verdict(rules: RuleSet, verdict: Verdict) -> Report:
-    """Say rule by rule what would happen to a message, and to each of its recipients."""
+def format_verdict(rules: RuleSet, verdict: Verdict) -> PolicyReport:
+    """List what each rule would do with a message, and the result per recipient."""
     hits = {hit.rule: hit for hit in verdict.hits}
     lines = []
     for rule in rules.rules:
-        if rule.mode is Mode.OFF:
+        if rule.mode is RuleMode.OFF:
             lines.append(f"{rule.name}: off")
         elif rule.name not in hits:
             lines.append(f"{rule.name}: no match")
         else:
-            would = "would " if rule.mode is Mode.AUDIT else ""
-            people = ", ".join(hits[rule.name].recipients)
-            lines.append(f"{rule.name}: match for {people} -> {would}{rule.outcome}")
+            would = "would " if rule.mode is RuleMode.AUDIT else ""
+            addresses = ", ".join(hits[rule.name].recipients)
+            lines.append(f"{rule.name}: match for {addresses} -> {would}{rule.outcome}")
     lines += [_fate_line(each.address, _fate(each), each.rule) for each in verdict.recipients]
     lines += [_fate_line(each.address, "gets a copy", each.rule) for each in verdict.additions]
-    judged = judgement_of(verdict)
+    overall = overall_verdict(verdict)
     document = {
-        "verdict": str(judged),
+        "verdict": str(overall),
         "rules": [hit.as_json() for hit in verdict.hits],
         "recipients": [
             {
@@ -208,7 +208,7 @@ def format_verdict(rules: RuleSet, verdict: Verdict) -> Report:
         ],
         "subjects": [headers.decoded(in_sight(content), "Subject") for content in verdict.contents],
     }
-    return Report((*lines, f"verdict: {judged}"), document)
+    return PolicyReport((*lines, f"verdict: {overall}"), document)
 
 
 def _fate_line(address: str, fate: str, rule: str) -> str:

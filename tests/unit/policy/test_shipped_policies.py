@@ -1,11 +1,11 @@
-"""The rules that come with Relay: their own tests pass, and plain mail costs next to nothing."""
+"""The shipped rules: their tests pass, and plain mail costs almost nothing."""
 
 import time
 
 import pytest
 
 from relay.message.verdict import Source
-from relay.policy import Judgement, judgement_of, load_rules, make_subject
+from relay.policy import OverallVerdict, load_rules, make_subject, overall_verdict
 from relay.settings.environment import shipped
 
 PLAIN = (
@@ -24,21 +24,21 @@ def plain(to):
 
 
 @pytest.mark.parametrize("to", ["b@out.test", "b@in.test"])
-def test_plain_mail_passes_untouched(rules, to):
+def test_plain_mail_is_unchanged(rules, to):
     verdict = rules.evaluate(plain(to))
     assert (verdict.contents, verdict.hits) == ((PLAIN,), ())
-    assert judgement_of(verdict) is Judgement.ACCEPT
+    assert overall_verdict(verdict) is OverallVerdict.ACCEPT
 
 
 def test_every_shipped_rule_has_a_test_that_it_matches_and_one_that_it_does_not(rules):
     for rule in rules.rules:
-        own = [case.expect.rules or () for case in rules.cases if case.file == rule.file]
+        own = [test.expect.rules or () for test in rules.tests if test.file == rule.file]
         assert any(rule.name in expected for expected in own)
         assert any(rule.name not in expected for expected in own)
 
 
 def test_plain_mail_is_cheap(rules):
-    """15 us when measured; the bound only catches a message that is suddenly parsed."""
+    """It took 15 us; the limit only catches a message that is parsed by mistake."""
     subject = plain("b@out.test")
 
     def once():

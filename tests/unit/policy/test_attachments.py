@@ -1,4 +1,4 @@
-"""Names of attachments, however a message writes, nests or hides them."""
+"""Names of attachments, in any encoding and at any nesting, and the limits of the scan."""
 
 import email.policy
 from email.message import EmailMessage
@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.message.content import BLOCK_BYTES, LargeContent, UnreadableError
+from relay.message.content import BLOCK_BYTES, LargeContent, MemoryOctets, UnreadableError
 from relay.policy import TooManyPartsError
 from relay.policy.attachments import (
     DELIMITERS_MAX,
     HEADER_OCTETS_MAX,
     PARTS_MAX,
+    BlockwiseContent,
     attachment_names,
     normalised,
 )
@@ -29,7 +30,7 @@ def attached(value, field=b"Content-Disposition: attachment; "):
 
 
 def doubled(levels):
-    """Each level names its boundary twice, so that the next is found twice as often."""
+    """Each level has its boundary twice, so that the next level is scanned twice as often."""
     level = b"Content-Type: multipart/x; boundary=%d\r\n" * 2 + b"\r\n--%d\r\n"
     return b"".join(level % (n, n, n) for n in range(levels))
 
@@ -78,7 +79,7 @@ def test_all_names_are_found_and_normalised(content, names):
 
 
 @given(st.lists(st.text(min_size=1), max_size=4), st.booleans())
-def test_what_the_email_package_writes_is_read(names, forwarded):
+def test_names_written_by_the_email_package_are_found(names, forwarded):
     message = EmailMessage(policy=email.policy.SMTP)
     message.set_content("name=decoy.exe")
     kept = []
@@ -96,7 +97,7 @@ def test_what_the_email_package_writes_is_read(names, forwarded):
 
 
 @given(st.binary(max_size=300))
-def test_damage_never_raises(rubbish):
+def test_a_damaged_message_never_raises(rubbish):
     attachment_names(mixed(attached(rubbish), rubbish))
     attachment_names(b"Content-Type: multipart/x; boundary=" + rubbish)
 
@@ -115,13 +116,13 @@ def test_damage_never_raises(rubbish):
     ids=["parts", "nesting", "delimiters", "long field", "parameters", "doubles", "fields"],
 )
 @pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
-def test_work_is_bounded_and_nothing_can_be_hidden_behind_the_bound(content, form):
+def test_a_message_beyond_the_limits_of_the_scan_raises(content, form):
     with pytest.raises(TooManyPartsError):
         attachment_names(form(content))
 
 
 class Counted:
-    """A body that counts how much of it is read, and how much at once."""
+    """A body that counts how much is read, in total and at most at once."""
 
     def __init__(self, octets: bytes):
         self.octets, self.size = octets, len(octets)
@@ -144,10 +145,43 @@ def test_a_large_body_is_read_a_few_times_and_a_block_at_a_time():
     assert body.read_bytes < 3 * body.size
 
 
-def test_a_body_that_is_cut_short_has_no_names():
+def test_a_truncated_body_raises():
     content = mixed(b"x" * 100, EXE)
     header_end = content.index(b"\r\n\r\n") + 2
     body = Counted(content[header_end:-40])
     body.size += 40
     with pytest.raises(UnreadableError):
         attachment_names(LargeContent(content[:header_end], (body,), eight_bit=False))
+
+
+def octets(letters: str, *, most: int, least: int = 0) -> st.SearchStrategy[bytes]:
+    return st.text(letters, min_size=least, max_size=most).map(str.encode)
+
+
+PLACE = st.integers(0, 120)
+QUESTIONS = st.lists(st.tuples(octets("ab", least=1, most=5), PLACE, PLACE), max_size=8)
+
+
+@given(
+    octets("aab", most=30), st.lists(octets("aab", most=40), max_size=3), st.integers(1, 8), QUESTIONS
+)  # fmt: skip
+def test_blockwise_search_finds_the_same_as_bytes(header, pieces, block_bytes, questions):
+    whole = header + b"".join(pieces)
+    content = LargeContent(header, tuple(map(MemoryOctets, pieces)), eight_bit=False)
+    one = BlockwiseContent(content, block_bytes=block_bytes)
+    assert len(one) == len(whole)
+    for wanted, *place in questions:
+        start, end = (min(one, len(whole)) for one in place)
+        assert one.find(wanted, start, end) == whole.find(wanted, start, end)
+        assert one.startswith(wanted, start) == whole.startswith(wanted, start)
+        assert one[start:end] == whole[start:end]
+
+
+def test_a_match_across_two_blocks_is_found():
+    whole = b"x" * 30 + b"wanted" + b"x" * 30
+    for header_bytes in range(0, 60, 7):
+        body = MemoryOctets(whole[header_bytes:])
+        content = LargeContent(whole[:header_bytes], (body,), eight_bit=False)
+        for start in range(30):
+            one = BlockwiseContent(content, block_bytes=1)
+            assert one.find(b"wanted", start, len(whole)) == 30

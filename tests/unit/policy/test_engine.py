@@ -1,11 +1,11 @@
-"""What rules make of a message: fates, forks, additions, order."""
+"""How rules change a message: verdict per recipient, edited copies, added recipients, order."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.message.verdict import Fate, Source
-from relay.policy import Judgement, judgement_of, make_subject, read_rules
+from relay.policy import OverallVerdict, make_subject, overall_verdict, read_rules
 from tests.unit.policy.conftest import MAIL, rule
 
 REJECT = '{ reject = "5.7.1 no" }'
@@ -50,7 +50,7 @@ def hits(verdict):
         ("sender = '*@in.test', subject = 'other'", {}, False),
     ],
 )  # fmt: skip
-def test_a_rule_matches_when_all_its_conditions_hold(evaluate, when, message, matches):
+def test_a_rule_matches_if_all_conditions_match(evaluate, when, message, matches):
     if matches is None:
         with pytest.raises(Exception, match="globs of 1 to"):
             evaluate(rule(REJECT, when=f"{{ {when} }}"), **message)
@@ -69,20 +69,20 @@ def test_a_rule_matches_when_all_its_conditions_hold(evaluate, when, message, ma
         ("recipient = 'b@*'", True),
     ],
 )
-def test_any_exception_exempts(evaluate, unless, exempt):
+def test_any_condition_of_unless_exempts(evaluate, unless, exempt):
     assert (hits(evaluate(rule(REJECT, unless=f"{{ {unless} }}"))) == []) is exempt
 
 
-def test_without_conditions_a_rule_is_for_all_mail(evaluate):
-    assert judgement_of(evaluate(rule(REJECT))) is Judgement.REJECT
+def test_a_rule_without_conditions_matches_all_mail(evaluate):
+    assert overall_verdict(evaluate(rule(REJECT))) is OverallVerdict.REJECT
 
 
-def test_a_reject_carries_its_code_text_and_rule(evaluate):
-    [told] = evaluate(rule('{ reject = "5.7.9 Not here" }')).recipients
-    assert (told.status, told.text, told.rule) == ("5.7.9", "Not here", "r")
+def test_a_reject_has_its_code_text_and_rule(evaluate):
+    [recipient] = evaluate(rule('{ reject = "5.7.9 Not here" }')).recipients
+    assert (recipient.status, recipient.text, recipient.rule) == ("5.7.9", "Not here", "r")
 
 
-def test_without_rules_nothing_happens(evaluate):
+def test_without_rules_mail_is_delivered_unchanged(evaluate):
     verdict = evaluate(to=["b@out.test", "c@in.test"])
     assert verdict.contents == (MAIL,)
     assert [(each.fate, each.content, each.rule) for each in verdict.recipients] == [
@@ -92,7 +92,7 @@ def test_without_rules_nothing_happens(evaluate):
     assert (verdict.additions, verdict.hits) == ((), ())
 
 
-def test_audit_tells_what_would_happen_and_does_nothing_not_even_stop(evaluate):
+def test_audit_mode_records_a_match_and_changes_nothing(evaluate):
     audited = rule(f"{TAG}, {REJECT}", name="a", mode="'audit'", stop="true")
     verdict = evaluate(audited + rule(name="b", stop="true"))
     assert verdict.contents == (MAIL,)
@@ -103,18 +103,18 @@ def test_audit_tells_what_would_happen_and_does_nothing_not_even_stop(evaluate):
     ]  # fmt: skip
 
 
-def test_off_is_off(evaluate):
+def test_mode_off_disables_a_rule(evaluate):
     assert evaluate(rule(REJECT, mode="'off'")).hits == ()
 
 
-def test_stop_ends_the_rules_for_those_who_matched_only(evaluate):
+def test_stop_ends_the_rules_only_for_the_matched_recipients(evaluate):
     first = rule(name="vip", when="{ recipient = 'b@*' }", stop="true")
     verdict = evaluate(first + rule(REJECT, name="rest"), to=["b@out.test", "c@out.test"])
     assert [each.fate for each in verdict.recipients] == [Fate.DELIVER, Fate.REJECT]
-    assert judgement_of(verdict) is Judgement.ACCEPT
+    assert overall_verdict(verdict) is OverallVerdict.ACCEPT
 
 
-def test_later_rules_see_the_modified_message_and_not_those_already_decided(evaluate):
+def test_later_rules_see_the_edited_message_and_skip_decided_recipients(evaluate):
     verdict = evaluate(
         rule("{ discard = true }", name="drop", when="{ recipient = 'c@*' }")
         + rule('{ set_header = { name = "X-Seen", value = "ja" } }', name="mark")
@@ -133,7 +133,7 @@ def test_files_are_applied_in_the_order_of_their_names(evaluate):
     assert hits(evaluate(rule(TAG, name="first"), rule(TAG, name="second"))) == ["first", "second"]
 
 
-def test_a_condition_on_recipients_forks_the_content_and_keeps_the_original_first(evaluate):
+def test_an_edit_for_some_recipients_makes_a_second_content(evaluate):
     verdict = evaluate(
         rule(TAG, when="{ direction = 'outbound' }"), to=["b@out.test", "c@in.test", "d@out.test"]
     )
@@ -141,7 +141,7 @@ def test_a_condition_on_recipients_forks_the_content_and_keeps_the_original_firs
     assert verdict.contents == (MAIL, MAIL.replace(b"hello", b"[X] hello"))
 
 
-def test_equal_results_share_one_content_and_unused_ones_go(evaluate):
+def test_equal_contents_are_shared_and_unused_ones_dropped(evaluate):
     verdict = evaluate(
         rule(TAG, name="one", when="{ recipient = 'b@*' }")
         + rule('{ remove_header = "x-old" }', name="both")
@@ -153,7 +153,7 @@ def test_equal_results_share_one_content_and_unused_ones_go(evaluate):
     assert verdict.contents == (MAIL, changed)
 
 
-def test_an_edit_that_changes_nothing_forks_nothing(evaluate):
+def test_an_edit_without_effect_makes_no_second_content(evaluate):
     assert evaluate(rule('{ remove_header = "X-None" }')).contents == (MAIL,)
 
 
@@ -161,16 +161,16 @@ def test_an_edit_that_changes_nothing_forks_nothing(evaluate):
     "content",
     [b"", b"\r\n", b"\r\nbody", b"no header\r\n\r\nat all", b"Subject: only\r\n", b" \r\n\r\n"],
 )
-def test_a_message_without_a_proper_header_is_edited_without_harm(evaluate, content):
+def test_a_message_without_a_proper_header_can_be_edited(evaluate, content):
     verdict = evaluate(rule('{ set_header = { name = "X-A", value = "1" } }'), content=content)
     assert b"X-A: 1\r\n" in verdict.contents[1]
     assert verdict.contents[1].replace(b"X-A: 1\r\n", b"").endswith(content)
 
 
-def test_redirect_puts_others_in_the_recipients_place(evaluate):
+def test_redirect_replaces_the_recipient(evaluate):
     verdict = evaluate(rule('{ redirect = ["x@in.test", "y@in.test"] }'))
-    [told] = verdict.recipients
-    assert (told.fate, told.successors) == (Fate.REDIRECT, ("x@in.test", "y@in.test"))
+    [recipient] = verdict.recipients
+    assert (recipient.fate, recipient.successors) == (Fate.REDIRECT, ("x@in.test", "y@in.test"))
     assert [(each.address, each.rule, each.content) for each in verdict.additions] == [
         ("x@in.test", "r", 0),
         ("y@in.test", "r", 0),
@@ -183,7 +183,7 @@ def test_a_redirect_to_the_recipient_itself_changes_nothing(evaluate):
     assert verdict.additions == ()
 
 
-def test_redirect_to_another_recipient_adds_nobody(evaluate):
+def test_redirect_to_another_recipient_adds_no_copy(evaluate):
     verdict = evaluate(
         rule('{ redirect = "c@out.test" }', when="{ recipient = 'b@*' }"),
         to=["b@out.test", "c@out.test"],
@@ -201,7 +201,7 @@ def test_two_recipients_redirected_to_each_other_both_get_the_message(evaluate):
     assert {each.address for each in verdict.additions} == {"b@out.test", "c@out.test"}
 
 
-def test_copies_go_once_and_not_to_recipients(evaluate):
+def test_each_address_gets_one_copy_and_recipients_get_none(evaluate):
     verdict = evaluate(
         rule('{ bcc = ["B@out.test", "log@in.test"] }', name="1")
         + rule('{ bcc = "LOG@in.test" }', name="2")
@@ -219,13 +219,13 @@ def test_copies_go_once_and_not_to_recipients(evaluate):
          b"cc: \xc3\xbc <z@in.test>,\r\n y@in.test,\r\n l@in.test\r\n"),
     ],
 )  # fmt: skip
-def test_cc_shows_the_added_recipient_and_only_that(evaluate, before, after):
+def test_cc_adds_only_the_new_recipient_to_the_header(evaluate, before, after):
     verdict = evaluate(rule('{ cc = ["l@in.test", "b@out.test"] }'), content=before + MAIL)
     assert verdict.contents[1] == after + MAIL
     assert [(each.address, each.content) for each in verdict.additions] == [("l@in.test", 1)]
 
 
-def test_a_copy_has_the_form_that_its_rule_leaves(evaluate):
+def test_a_copy_has_the_content_after_its_rule(evaluate):
     verdict = evaluate(
         rule(f'{{ bcc = "l@in.test" }}, {TAG}', name="1") + rule(REJECT, name="2")
     )  # fmt: skip
@@ -234,7 +234,7 @@ def test_a_copy_has_the_form_that_its_rule_leaves(evaluate):
     assert b"[X] hello" in verdict.contents[copy.content]
 
 
-def test_a_new_cc_goes_behind_the_trace_fields(evaluate):
+def test_a_new_cc_field_follows_the_trace_fields(evaluate):
     verdict = evaluate(rule('{ cc = "l@in.test" }'), content=b"Received: by x; today\r\n" + MAIL)
     head, _, body = verdict.contents[1].partition(b"\r\n\r\n")
     assert head.startswith(b"Received: by x; today\r\n")
@@ -244,7 +244,7 @@ def test_a_new_cc_goes_behind_the_trace_fields(evaluate):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_every_recipient_has_one_fate_and_nobody_gets_two_copies(tmp_path_factory, data):
+def test_every_recipient_has_one_verdict_and_no_address_gets_two_copies(tmp_path_factory, data):
     people = ["a@in.test", "b@in.test", "c@out.test", "d@out.test"]
     person = st.sampled_from([*people, "new@in.test"])
     action = st.one_of(
