@@ -215,7 +215,7 @@ async def serve(
     active: ActiveConfiguration | None = None,
     ready_file: Path | None = None,
 ) -> None:
-    """Start `daemon`, report readiness, wait for SIGTERM or SIGINT, stop it; SIGHUP reloads `active`.
+    """Start `daemon`, report readiness, stop it on SIGTERM or SIGINT; SIGHUP reloads `active`.
 
     Raises BrokenRelayError, after the stop, when a room has ended by itself.
     """

@@ -126,8 +126,8 @@ def _place(context: CommandContext, directory: Path | None) -> tuple[Path, tuple
     return settings.policy.directory, settings.mailboxes.domains
 
 
-def _print(given: Given, told: PolicyReport) -> None:
-    if given.json:
+def _print(context: CommandContext, told: PolicyReport) -> None:
+    if context.json:
         print_json(told.document)
     else:
         print_lines(list(told.lines))
