@@ -1,18 +1,18 @@
-r"""Read and play SMTP dialogues that are written down as data.
+r"""Read SMTP dialogues from text files.
 
-A script is a text file. Empty lines and lines that begin with # say nothing. Else:
+Empty lines and lines that begin with # are ignored. The other lines are:
 
-    listener: max_recipients=3 trusted=no   changes to the listener, before anything else; and
+    listener: max_recipients=3 trusted=no   settings of the listener, at the start; also
                                             limits.errors=3, tls=yes, spool=broken
-    S: 250 2.1.0 Ok                         the next line the server must say; * stands for anything
+    S: 250 2.1.0 Ok                         the next line that the server must send; * matches anything
     C: MAIL FROM:<a@b.test>                 a line to send; CRLF is added
-    R: .\r\n                                octets to send as they are, nothing is added
-    TLS                                     do the handshake
+    R: .\r\n                                octets to send unchanged
+    TLS                                     do the TLS handshake
     END                                     the server must close the connection
-    ACCEPTED: 1                             how many messages the spool has by now
+    ACCEPTED: 1                             the number of messages in the spool
     CONTENT: *Subject: x\r\n*               a part of the last message
 
-Neighbouring C and R lines go out in one segment: that is how pipelining is written. \r \n \0 \t \\
+Adjacent C and R lines are sent in one segment (pipelining). \r \n \0 \t \\
 and \xHH are escapes in C, R and CONTENT; {64*x} is x repeated.
 """
 
@@ -55,7 +55,7 @@ def read_script(path: Path) -> Script:
 
 
 def octets(text: str) -> bytes:
-    """Return what a C or R line stands for, without a CRLF of its own."""
+    """Return the octets of a C or R line, without an added CRLF."""
     text = _REPEAT.sub(lambda found: found.group(2) * int(found.group(1)), text)
     pieces = re.split(r"(\\x[0-9a-f]{2}|\\[rn0t\\])", text)
     escapes = {"\\r": b"\r", "\\n": b"\n", "\\0": b"\0", "\\t": b"\t", "\\\\": b"\\"}

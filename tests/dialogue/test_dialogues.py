@@ -1,4 +1,4 @@
-"""Every script of this folder, played against a real listener on both event loops' transports."""
+"""Run every script in this folder against a real listener, with asyncio and with uvloop."""
 
 import asyncio
 import shutil
@@ -12,8 +12,8 @@ import uvloop
 from relay.ingress import SessionLimits
 from relay.message.content import gathered
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
-from tests.dialogue.harness import Relay, make_certificate
 from tests.dialogue.script import Script, octets, read_script
+from tests.support.ingress import Relay, make_certificate
 
 SCRIPTS = sorted(Path(__file__).parent.glob("*.txt"))
 PATIENCE_S = 10.0
@@ -38,10 +38,10 @@ def test_dialogue(path: Path, loop: str, request):
     script = read_script(path)
     tls = request.getfixturevalue("certificate") if script.listener.pop("tls", "") else None
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-        runner.run(asyncio.wait_for(play(script, tls), PATIENCE_S))
+        runner.run(asyncio.wait_for(run_script(script, tls), PATIENCE_S))
 
 
-async def play(script: Script, tls) -> None:
+async def run_script(script: Script, tls) -> None:
     """Raises AssertionError that names the line of the script."""
     options = dict(script.listener)
     relay = Relay()
@@ -89,7 +89,7 @@ async def converse(script: Script, relay: Relay, *, reader, writer) -> None:
             case "CONTENT":
                 content = gathered(relay.spool.accepted[-1].contents[0])
                 assert octets(action.text) in content, f"{where}: {content!r}"
-    assert not unsent, "the script ends with lines that nothing answers"
+    assert not unsent, "the script ends with lines without a reply"
 
 
 def _trusting_context() -> ssl.SSLContext:

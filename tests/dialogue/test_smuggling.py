@@ -1,11 +1,11 @@
-"""The twelve ways to smuggle a second message past a server that is not strict, over a real socket."""
+"""SMTP smuggling: twelve ways to hide a second message in the first, over a real socket."""
 
 import asyncio
 
 import pytest
 
 from relay.settings.tree import Address
-from tests.dialogue.harness import Relay
+from tests.support.ingress import Relay
 from tests.support.smuggling import SEQUENCES
 
 OPENING = (
@@ -14,7 +14,7 @@ OPENING = (
 
 
 async def replies_to(address: Address, octets: bytes) -> list[bytes]:
-    """All that the server says to one burst that ends with QUIT."""
+    """Return all replies to one burst that ends with QUIT."""
     reader, writer = await asyncio.open_connection(address.host, address.port)
     writer.write(octets)
     said = await asyncio.wait_for(reader.read(), 5)
@@ -23,7 +23,7 @@ async def replies_to(address: Address, octets: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES.values(), ids=SEQUENCES)
-async def test_no_second_message(sequence):
+async def test_a_smuggled_message_is_not_accepted(sequence):
     relay = Relay()
     server = relay.server()
     await server.start()
@@ -39,8 +39,8 @@ async def test_no_second_message(sequence):
     assert relay.spool.accepted == []
 
 
-async def test_the_same_burst_with_a_real_end_of_data_is_two_messages():
-    """Shows that the test above would notice."""
+async def test_a_burst_with_a_real_end_of_data_has_two_messages():
+    """Checks that the test above can fail."""
     relay = Relay()
     server = relay.server()
     await server.start()

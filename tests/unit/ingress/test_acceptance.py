@@ -1,4 +1,4 @@
-"""Step 5 as a whole, with the real routing and reports and a spool that remembers."""
+"""Acceptance after the final dot: what is committed, replied and reported."""
 
 import threading
 from dataclasses import replace
@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from relay.ingress import Origin
-from relay.ingress.header_cleanup import clean_up
 from relay.journeys.events import Step
 from relay.message.envelope import Client, Envelope, ForwardPath
 from relay.message.lifecycle import State
@@ -15,7 +14,7 @@ from relay.mime import headers
 from relay.policy import TooManyPartsError
 from relay.spool.types import Claim
 from relay.spool.waiting import Lane
-from tests.dialogue.harness import NoRules, Relay
+from tests.support.ingress import NoRules, Relay
 
 CONTENT = (
     b"From: alice@example.test\r\nSubject: hello\r\nMessage-ID: <m@example.test>\r\n\r\ntext\r\n"
@@ -30,7 +29,7 @@ def envelope(*addresses: str, sender: str = "alice@example.test", envid: str = "
 
 
 class Rules:
-    """Rejects the addresses named; `additions` and `fault` as given."""
+    """Rejects the given addresses; `additions` and `fault` as given."""
 
     def __init__(self, *rejected: str, additions=(), fault: Exception | None = None):
         self.rejected, self.additions, self.fault = rejected, additions, fault
@@ -58,7 +57,7 @@ async def accept(relay: Relay, one: Envelope, origin: Origin = TRUSTED, content:
         acceptance.close()
 
 
-async def test_what_the_spool_gets():
+async def test_the_message_that_is_committed():
     relay = Relay()
     one = envelope("bob@example.test", "x@b.test", "y@b.test", envid="e1")
     decision = await accept(relay, one)
@@ -97,7 +96,7 @@ async def test_what_the_spool_gets():
         (PICKUP, "alice@example.test", "alice@example.test"),
     ],
 )
-async def test_whose_message_it_is(origin, sender, account):
+async def test_the_account_of_a_message(origin, sender, account):
     relay = Relay()
     await accept(relay, envelope("bob@example.test", sender=sender), origin)
     assert relay.spool.accepted[0].account == account
@@ -112,13 +111,13 @@ async def test_whose_message_it_is(origin, sender, account):
         (STRANGER, b"Importance: high\r\n", Lane.NORMAL),
     ],
 )
-async def test_how_urgent_it_is_says_the_header_of_who_is_trusted(origin, field, priority):
+async def test_only_trusted_clients_set_the_priority(origin, field, priority):
     relay = Relay()
     await accept(relay, envelope("bob@example.test"), origin, field + CONTENT)
     assert relay.spool.accepted[0].priority is priority
 
 
-async def test_a_rule_may_say_how_urgent_it_is():
+async def test_a_rule_can_change_the_priority():
     class Bulk(Rules):
         def evaluate(self, subject):
             verdict = super().evaluate(subject)
@@ -136,12 +135,12 @@ async def test_a_rule_may_say_how_urgent_it_is():
         (TRUSTED, "alice@example.test", 600.0, 600),
         (TRUSTED, "alice@example.test", 3599.5, 3599.5),
         (TRUSTED, "alice@example.test", 0.0, None),
-        (TRUSTED, "alice@example.test", 3600.0, None),  # it expires then
+        (TRUSTED, "alice@example.test", 3600.0, None),  # it expires at that time
         (TRUSTED, "", 600.0, None),
         (STRANGER, "alice@example.test", 600.0, None),
     ],
 )
-async def test_who_would_hear_of_a_delay_and_when(origin, sender, after_s, warned_s):
+async def test_when_a_delay_report_is_due(origin, sender, after_s, warned_s):
     relay = Relay()
     acceptance = replace(relay.acceptance(), delay_warning_after_s=after_s)
     await acceptance.accept(envelope("bob@example.test", sender=sender), CONTENT, origin)
@@ -152,7 +151,7 @@ async def test_who_would_hear_of_a_delay_and_when(origin, sender, after_s, warne
 
 
 @pytest.mark.parametrize("origin", [TRUSTED, STRANGER])
-async def test_when_rules_reject_all_the_client_hears_it_and_nothing_is_kept(origin):
+async def test_rules_that_reject_all_recipients_reject_the_message(origin):
     relay = Relay(rules=Rules("bob@example.test", additions=[Addition("x@b.test", "r")]))
     decision = await accept(relay, envelope("bob@example.test"), origin)
     assert (decision.reply, decision.queue_id) == ("550 5.7.1 Not today", "")
@@ -160,7 +159,7 @@ async def test_when_rules_reject_all_the_client_hears_it_and_nothing_is_kept(ori
 
 
 @pytest.mark.parametrize(("origin", "reports"), [(TRUSTED, 1), (STRANGER, 0)])
-async def test_when_rules_reject_some_only_the_trusted_get_a_report(origin, reports):
+async def test_rules_that_reject_some_recipients_bounce_to_trusted_senders_only(origin, reports):
     relay = Relay(rules=Rules("bob@example.test"))
     decision = await accept(relay, envelope("bob@example.test", "alice@example.test"), origin)
     assert decision.reply.startswith("250 2.0.0 ")
@@ -171,7 +170,7 @@ async def test_when_rules_reject_some_only_the_trusted_get_a_report(origin, repo
     assert message.events[0].detail["rules"][0]["rule"] == "r"
 
 
-async def test_pickups_submission_is_accepted_and_its_failures_are_reported():
+async def test_rejected_recipients_of_a_submission_by_pickup_bounce():
     relay = Relay(rules=Rules("x@b.test"))
     decision = await accept(relay, envelope("x@b.test", "nobody@example.test", envid="d.1"), PICKUP)
     assert decision.reply.startswith("250 2.0.0 ")
@@ -187,7 +186,7 @@ async def test_pickups_submission_is_accepted_and_its_failures_are_reported():
     assert relay.metrics.recipients.labels(outcome="failed")._value.get() == 2
 
 
-async def test_an_event_names_a_hundred_and_counts_the_rest():
+async def test_an_event_lists_100_addresses_and_counts_the_others():
     gone = [f"n{n}@example.test" for n in range(101)]
     there = [f"u{n}@b.test" for n in range(101)]
     relay = Relay(rules=Rules(*there[1:]))
@@ -205,13 +204,13 @@ async def test_an_event_names_a_hundred_and_counts_the_rest():
     assert (hit["count"], len(hit["recipients"])) == (101, 100)
 
 
-async def test_a_header_without_an_end_is_refused():
+async def test_a_header_over_1_mib_is_rejected():
     line = b"X-Filling: " + b"x" * 500 + b"\r\n"
     decision = await accept(Relay(), envelope("bob@example.test"), content=line * 2100)
     assert decision.reply.startswith("554 5.6.0 The header is longer ")
 
 
-async def test_what_the_trace_shows_of_a_header_is_bounded():
+async def test_subject_and_message_id_in_the_trace_are_bounded():
     relay = Relay()
     words = b"=?utf-8?B?8J+YgA==?= " * 300
     content = b"Message-ID: <" + b"m" * 2000 + b">\r\nSubject: " + words + b"\r\n\r\ntext\r\n"
@@ -221,7 +220,7 @@ async def test_what_the_trace_shows_of_a_header_is_bounded():
     assert len(message.message_id) == 998
 
 
-async def test_added_recipients_are_not_in_the_senders_event():
+async def test_recipients_added_by_a_rule_are_not_in_the_event():
     relay = Relay(rules=Rules(additions=[Addition("spy@c.test", "r")]))
     await accept(relay, envelope("x@b.test"))
     (message,) = relay.spool.accepted
@@ -229,7 +228,7 @@ async def test_added_recipients_are_not_in_the_senders_event():
     assert [str(entry.next_hop) for entry in message.entries] == ["mx:b.test", "mx:c.test"]
 
 
-async def test_rules_are_asked_about_valid_recipients_with_the_content_that_goes_on():
+async def test_rules_see_valid_recipients_and_the_cleaned_up_content():
     rules = Rules()
     relay = Relay(rules=rules)
     await accept(relay, envelope("nobody@example.test", "bob@example.test", "x@b.test"), PICKUP)
@@ -243,7 +242,7 @@ async def test_rules_are_asked_about_valid_recipients_with_the_content_that_goes
 
 
 @pytest.mark.parametrize(("origin", "is_ours"), [(TRUSTED, True), (STRANGER, False)])
-async def test_a_stranger_who_claims_a_local_domain_stays_a_stranger(origin, is_ours):
+async def test_an_untrusted_client_with_a_local_sender_is_not_internal(origin, is_ours):
     rules = Rules()
     await accept(Relay(rules=rules), envelope("bob@example.test"), origin)
     assert rules.asked_about.sender_local is is_ours
@@ -260,14 +259,14 @@ async def test_a_stranger_who_claims_a_local_domain_stays_a_stranger(origin, is_
         (TooManyPartsError("secret"), "554 5.6.0 The message has too many MIME parts,"),
     ],
 )
-async def test_rules_that_fail_let_nothing_past(fault, reply, padding):
+async def test_rules_that_fail_defer_the_message_with_451(fault, reply, padding):
     relay = Relay(rules=Rules(fault=fault))
     decision = await accept(relay, envelope("bob@example.test"), content=CONTENT + b"x" * padding)
     assert decision.reply.startswith(reply)
     assert relay.spool.accepted == []
 
 
-async def test_rules_that_take_too_long():
+async def test_rules_that_time_out_defer_the_message_with_451():
     release = threading.Event()
 
     class Slow:
@@ -287,7 +286,7 @@ async def test_rules_that_take_too_long():
     assert decision.reply.startswith("451 4.7.1 ")
 
 
-async def test_claims_are_handed_on_and_a_fault_there_does_not_unsay_the_250():
+async def test_an_error_in_passing_on_claims_does_not_change_the_250():
     relay = Relay()
     handed = []
     claim = Claim(1, 1, None, None, (), 0, 1, 1)
@@ -312,7 +311,7 @@ async def test_claims_are_handed_on_and_a_fault_there_does_not_unsay_the_250():
 
 
 @pytest.mark.parametrize(("domains", "claimed"), [(100, True), (101, False)])
-async def test_a_message_for_very_many_next_hops_does_not_come_as_claims(domains, claimed):
+async def test_a_message_with_many_next_hops_is_committed_without_claims(domains, claimed):
     relay, asked, waiting = Relay(), [], []
     accept_really = relay.spool.accept
 
@@ -328,56 +327,3 @@ async def test_a_message_for_very_many_next_hops_does_not_come_as_claims(domains
     assert decision.reply.startswith("250 ")
     assert asked == [claimed]
     assert [len(message.entries) for message in waiting] == ([] if claimed else [domains])
-
-
-def prepared(content: bytes, origin: Origin = TRUSTED, *addresses: str) -> bytes:
-    one = envelope(*(addresses or ("x@b.test",)))
-    return clean_up(
-        content, one, origin, hostname="relay.test", queue_id="q1", time_us=1_700_000_000_000_000
-    )
-
-
-@pytest.mark.parametrize(
-    ("origin", "start"),
-    [
-        (TRUSTED, b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with ESMTP id q1"),
-        (replace(TRUSTED, tls="TLSv1.3", login="a"), b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with ESMTPSA id q1"),
-        (replace(TRUSTED, extended=False), b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with SMTP id q1"),
-        (PICKUP, b"Received: from relay\r\n\tby relay.test with ESMTP id q1"),
-    ],
-)  # fmt: skip
-def test_the_trace_field(origin, start):
-    assert prepared(CONTENT, origin).startswith(start)
-
-
-def test_for_is_named_only_when_there_is_one_recipient():
-    assert b"for <x@b.test>" in prepared(CONTENT)
-    assert b"for <" not in prepared(CONTENT, TRUSTED, "x@b.test", "y@b.test")
-
-
-@pytest.mark.parametrize(
-    ("content", "kept"),
-    [
-        (b"X-Relay-Draft: 1\r\nSubject: a\r\nx-relay-b:\r\n folded\r\n\r\nb\r\n", b"Subject: a\r\n\r\nb\r\n"),
-        (b"Return-Path: <a@b.test>\r\nSubject: a\r\n\r\nb\r\n", b"Subject: a\r\n\r\nb\r\n"),
-        (b"Subject: a\r\n\r\nX-Relay-In-Body: 1\r\n", b"Subject: a\r\n\r\nX-Relay-In-Body: 1\r\n"),
-        (b"\r\nonly a body\r\n", b"\r\nonly a body\r\n"),
-        (b"no header at all\r\n", b"\r\nno header at all\r\n"),
-        (b"", b"\r\n"),
-    ],
-)  # fmt: skip
-def test_what_is_removed_and_what_stays(content, kept):
-    ours, received, rest = prepared(content, STRANGER).partition(b"+0000\r\n")
-    assert ours.startswith(b"Received: ")
-    assert received
-    assert rest == kept
-
-
-def test_submissions_get_what_they_lack_and_strangers_mail_does_not():
-    bare = b"Subject: a\r\n\r\n"
-    assert (
-        b"\r\nDate: Tue, 14 Nov 2023 22:13:20 +0000\r\nMessage-ID: <q1@relay.test>\r\n"
-        in prepared(bare)
-    )
-    assert b"\r\nDate:" not in prepared(bare, STRANGER)
-    assert prepared(CONTENT).count(b"Message-ID:") == 1

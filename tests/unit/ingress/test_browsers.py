@@ -1,4 +1,4 @@
-"""What a web page makes a browser send to an SMTP listener is not obeyed."""
+"""An SMTP listener rejects what a web page makes a browser send to it."""
 
 import asyncio
 import socket
@@ -11,7 +11,7 @@ import uvloop
 
 from relay.ingress import SmtpServer
 from relay.settings.tree import Address
-from tests.dialogue.harness import Relay
+from tests.support.ingress import Relay
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 MAIL = (
@@ -31,7 +31,7 @@ async def listening(relay: Relay, **changes: object) -> AsyncIterator[SmtpServer
 
 
 def send_before_greeting(address: Address, octets: bytes) -> socket.socket:
-    """Connect and send while the event loop stands still: the server has not seen the client."""
+    """Connect and send before the event loop runs, so that the server has not seen the client."""
     if address.path:
         client = socket.socket(socket.AF_UNIX)
         client.connect(address.path)
@@ -42,7 +42,7 @@ def send_before_greeting(address: Address, octets: bytes) -> socket.socket:
 
 
 async def all_of(client: socket.socket) -> bytes:
-    """Read until the server closes, however it does it."""
+    """Read until the server closes or resets the connection."""
     loop = asyncio.get_running_loop()
     client.setblocking(False)
     said = b""
@@ -59,7 +59,7 @@ async def all_of(client: socket.socket) -> bytes:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "CONNECT"])
 @pytest.mark.parametrize("spelled", [str.upper, str.lower])
-async def test_http_ends_the_session(method: str, spelled: Callable[[str], str]) -> None:
+async def test_an_http_request_ends_the_session(method: str, spelled: Callable[[str], str]) -> None:
     relay = Relay()
     async with listening(relay, trusted_networks=("127.0.0.0/8",)) as server:
         reader, writer = await asyncio.open_connection(server.address.host, server.address.port)
@@ -85,9 +85,7 @@ async def test_http_ends_the_session(method: str, spelled: Callable[[str], str])
     ids=["TLS", "TURN", "other"],
 )
 @pytest.mark.parametrize("behind", [MAIL, b""], ids=["with mail", "no line"])
-async def test_what_begins_with_other_than_text_ends_the_session(
-    begin: bytes, behind: bytes
-) -> None:
+async def test_binary_data_at_the_start_ends_the_session(begin: bytes, behind: bytes) -> None:
     relay = Relay()
     async with listening(relay, trusted_networks=("127.0.0.0/8",)) as server:
         reader, writer = await asyncio.open_connection(server.address.host, server.address.port)
@@ -105,7 +103,7 @@ async def test_what_begins_with_other_than_text_ends_the_session(
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_who_is_trusted_and_speaks_before_the_greeting_is_turned_away(loop: str) -> None:
+def test_a_client_trusted_by_address_that_talks_early_is_rejected(loop: str) -> None:
     async def scenario() -> None:
         relay = Relay()
         async with listening(relay, trusted_networks=("127.0.0.0/8",)) as server:
@@ -124,7 +122,7 @@ def test_who_is_trusted_and_speaks_before_the_greeting_is_turned_away(loop: str)
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("way", ["stranger", "unix"])
-def test_others_may_speak_first(loop: str, way: str, short_path) -> None:
+def test_other_clients_may_talk_early(loop: str, way: str, short_path) -> None:
     async def scenario() -> None:
         relay = Relay()
         changes = {"trusted_networks": ()}

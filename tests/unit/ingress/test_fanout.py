@@ -1,3 +1,5 @@
+"""Fan-out: recipients become queue entries or end in a final state."""
+
 import pytest
 
 from relay.ingress.fanout import fan_out, pair_with_verdicts, reported_recipient
@@ -22,7 +24,7 @@ def examine(address: str):
 
 
 def fan(*recipients: RecipientVerdict, additions=(), notify=frozenset()):
-    """Fan out for these recipients, with the verdicts that the rules would give the valid ones."""
+    """Fan out for these recipients, with the verdicts of the rules for the valid ones."""
     paths = [ForwardPath(each.address, notify, f"rfc822;{each.address}") for each in recipients]
     found = [examine(path.address) for path in paths]
     asked = [
@@ -89,7 +91,7 @@ def test_one_entry_per_next_hop_and_content(recipients, expected):
         (RecipientVerdict("x@b.test", Fate.DISCARD), State.DISCARDED, "", ""),
     ],
 )
-def test_who_ends_here(verdict, state, status, reply):
+def test_recipients_in_a_final_state(verdict, state, status, reply):
     result = fan(verdict, notify=frozenset({Notify.FAILURE}))
     (recipient,) = result.final_recipients
     assert (recipient.state, recipient.status, recipient.reply) == (state, status, reply)
@@ -101,7 +103,7 @@ def test_who_ends_here(verdict, state, status, reply):
     assert result.rejects_all is (state is State.FAILED)
 
 
-def test_a_redirect_names_its_successors_who_are_served_quietly():
+def test_a_redirect_names_its_successors_which_get_no_reports():
     redirect = RecipientVerdict("x@b.test", Fate.REDIRECT, rule="r", successors=("y@c.test",))
     result = fan(redirect, additions=[Addition("y@c.test", "r", 1)])
     (old,) = result.final_recipients
@@ -112,14 +114,14 @@ def test_a_redirect_names_its_successors_who_are_served_quietly():
     assert not result.rejects_all
 
 
-def test_an_addition_that_is_served_already_is_not_served_twice():
+def test_an_added_recipient_that_is_already_one_gets_one_copy():
     additions = [Addition("x@b.test", "r"), Addition("y@b.test", "r"), Addition("y@b.test", "s")]
     result = fan(keep("x@b.test"), additions=additions)
     assert buckets(result) == [(MX_B, b"zero", ["x@b.test", "y@b.test"])]
     assert [each.added_by for each in result.entries[0].recipients] == ["", "r"]
 
 
-def test_an_addition_that_is_invalid_fails_on_its_own():
+def test_an_invalid_added_recipient_fails_alone():
     result = fan(keep("x@b.test"), additions=[Addition("y@bad.test", "r")])
     (failed,) = result.rejected
     assert (failed.state, failed.added_by, failed.status) == (State.FAILED, "r", "5.1.1")
@@ -127,6 +129,6 @@ def test_an_addition_that_is_invalid_fails_on_its_own():
     assert not result.rejects_all
 
 
-def test_a_copy_does_not_hide_that_all_are_refused():
+def test_rejects_all_ignores_recipients_added_by_rules():
     assert fan(reject("x@b.test"), additions=[Addition("y@c.test", "r")]).rejects_all
     assert not fan(reject("x@b.test"), RecipientVerdict("y@b.test", Fate.DISCARD)).rejects_all

@@ -1,33 +1,13 @@
-"""Sessions of a relay that is short of room: strangers go first, pickup last, what is begun goes on."""
-
-import asyncio
+"""SMTP sessions under pressure: untrusted clients are rejected first, pickup last."""
 
 import pytest
 
 from relay.pressure import Level, Reason, State
-from tests.dialogue.harness import Relay
+from tests.support.ingress import Client, Relay
 
 SLOW = State({Reason.QUEUE: Level.SLOW})
 REFUSE = State({Reason.SPOOL_DISK: Level.REFUSE})
 STRANGERS = {"trusted_networks": ()}
-
-
-class Client:
-    def __init__(self, reader, writer):
-        self.reader, self.writer = reader, writer
-
-    async def reply(self) -> str:
-        while True:
-            line = (await asyncio.wait_for(self.reader.readline(), 5)).decode().rstrip("\r\n")
-            if line[3:4] != "-":
-                return line
-
-    async def say(self, *lines: str) -> list[str]:
-        replies = []
-        for line in lines:
-            self.writer.write(line.encode() + b"\r\n")
-            replies.append(await self.reply())
-        return replies
 
 
 @pytest.fixture
@@ -37,8 +17,8 @@ def relay() -> Relay:
 
 @pytest.fixture
 async def connect(relay, tmp_path):
-    """A function: open a session with a listener of these settings; its banner is read."""
-    servers, clients = {}, []
+    """Return a function that opens a session on a listener and reads the greeting."""
+    servers = {}
 
     async def connect(*, pickup=False, **settings):
         key = (pickup, repr(settings))
@@ -46,13 +26,12 @@ async def connect(relay, tmp_path):
             servers[key] = relay.server(pickup=pickup, **settings)
             await servers[key].start()
         address = servers[key].address
-        client = Client(*await asyncio.open_connection(address.host, address.port))
-        clients.append(client)
+        client = await Client.connect(address)
         return client, await client.reply()
 
     yield connect
-    for client in clients:
-        client.writer.close()
+    while Client.opened:
+        Client.opened.pop().writer.close()
     for server in servers.values():
         await server.drain(0.2)
 
@@ -62,7 +41,7 @@ REST = ("RCPT TO:<bob@example.test>", "DATA", "Subject: x\r\n\r\nx\r\n.")
 
 
 @pytest.mark.parametrize("state", [SLOW, REFUSE])
-async def test_strangers_begin_no_session(relay, connect, state):
+async def test_untrusted_clients_are_rejected_at_connect(relay, connect, state):
     relay.pressure.state = state
     client, banner = await connect(**STRANGERS)
     assert banner.startswith("421 4.3.2 ")
@@ -73,54 +52,54 @@ async def test_strangers_begin_no_session(relay, connect, state):
 
 
 @pytest.mark.parametrize("settings", [{}, {"trusted_networks": (), "role": "submission"}])
-async def test_whoever_is_trusted_or_logs_in_begins_one(relay, connect, settings):
+async def test_trusted_and_submission_clients_are_accepted_at_connect(relay, connect, settings):
     relay.pressure.state = SLOW
     client, banner = await connect(**settings)
     assert banner.startswith("220 ")
     auth = ["AUTH PLAIN AGFsaWNlQGV4YW1wbGUudGVzdABhbGljZQ=="] if settings else []
-    replies = await client.say(MAIL[0], *auth, MAIL[1], *REST)
+    replies = await client.say_all(MAIL[0], *auth, MAIL[1], *REST)
     assert replies[-1].startswith("250 2.0.0 ")
 
 
-async def test_a_session_that_is_open_goes_on_when_it_is_slow(relay, connect):
+async def test_an_open_session_continues_at_level_slow(relay, connect):
     client, _ = await connect(**STRANGERS)
     relay.pressure.state = SLOW
-    assert (await client.say(*MAIL, *REST))[-1].startswith("250 2.0.0 ")
+    assert (await client.say_all(*MAIL, *REST))[-1].startswith("250 2.0.0 ")
 
 
 @pytest.mark.parametrize("settings", [{}, STRANGERS])
-async def test_mail_is_refused_at_its_first_command_and_the_session_stays(relay, connect, settings):
+async def test_mail_is_rejected_with_452_and_the_session_continues(relay, connect, settings):
     client, _ = await connect(**settings)
     relay.pressure.state = REFUSE
-    _, refused = await client.say(*MAIL)
+    _, refused = await client.say_all(*MAIL)
     assert refused == (
         "452 4.3.1 No mail is taken now: the queue's disk is nearly full or cannot be written;"
         " try again later"
     )
     relay.pressure.state = State()
-    assert (await client.say(MAIL[1], *REST))[-1].startswith("250 2.0.0 ")
+    assert (await client.say_all(MAIL[1], *REST))[-1].startswith("250 2.0.0 ")
 
 
-async def test_a_transaction_that_is_open_is_the_spools_to_judge(relay, connect):
+async def test_an_open_transaction_is_accepted_if_the_spool_can(relay, connect):
     client, _ = await connect()
-    await client.say(*MAIL, REST[0])
+    await client.say_all(*MAIL, REST[0])
     relay.pressure.state = REFUSE
-    assert (await client.say(*REST[1:]))[-1].startswith("250 2.0.0 ")
+    assert (await client.say_all(*REST[1:]))[-1].startswith("250 2.0.0 ")
 
 
-async def test_pickups_are_refused_by_the_spool_alone(relay, connect):
+async def test_pickup_is_not_rejected_because_of_pressure(relay, connect):
     relay.pressure.state = State({Reason.SPOOL_DISK: Level.REFUSE}, room_bytes=0)
     client, banner = await connect(pickup=True)
     assert banner.startswith("220 ")
     mail = "MAIL FROM:<alice@example.test> SIZE=1000 ENVID=d1.1"
-    assert (await client.say(MAIL[0], mail, *REST))[-1].startswith("250 2.0.0 ")
+    assert (await client.say_all(MAIL[0], mail, *REST))[-1].startswith("250 2.0.0 ")
 
 
 @pytest.mark.parametrize(
     ("told", "reply"), [("SIZE=1000", "250"), ("SIZE=1001", "452"), ("", "250"), ("SIZE=0", "250")]
 )
-async def test_a_size_is_asked_against_the_room(relay, connect, told, reply):
+async def test_the_declared_size_counts_against_the_free_space(relay, connect, told, reply):
     relay.pressure.state = State(room_bytes=1000)
     client, _ = await connect()
-    _, found = await client.say(MAIL[0], f"{MAIL[1]} {told}".rstrip())
+    _, found = await client.say_all(MAIL[0], f"{MAIL[1]} {told}".rstrip())
     assert found.startswith(reply)

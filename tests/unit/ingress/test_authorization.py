@@ -1,4 +1,4 @@
-"""What an account that logged in may write into From and Sender, however it is written."""
+""" "Send as": which From, Sender and MAIL FROM an account may use."""
 
 from email import message_from_bytes
 from email.policy import compat32, default
@@ -9,7 +9,7 @@ from relay.ingress.data import Origin
 from relay.message.content import gathered
 from relay.message.envelope import Envelope, ForwardPath
 from relay.mime.headread import ORIGINATORS_OCTETS_MAX
-from tests.dialogue.harness import Relay
+from tests.support.ingress import Relay
 
 ALICE = Origin("192.0.2.7", "client.test", login="alice@example.test", trusted=True)
 CEO = b"ceo@bank.test"
@@ -79,7 +79,7 @@ ALLOWED = {
 
 
 async def accepted(header: bytes, origin: Origin = ALICE) -> tuple[str, bytes]:
-    """Send it; return the reply and what the spool got."""
+    """Send it; return the reply and the content in the spool."""
     relay = Relay()
     acceptance = relay.acceptance()
     envelope = Envelope("alice@example.test", (ForwardPath("x@b.test"),))
@@ -92,7 +92,7 @@ async def accepted(header: bytes, origin: Origin = ALICE) -> tuple[str, bytes]:
 
 
 @pytest.mark.parametrize("header", REFUSED.values(), ids=REFUSED)
-async def test_nobody_is_named_as_author_who_is_not_the_accounts(header: bytes) -> None:
+async def test_a_from_or_sender_that_the_account_may_not_use_is_rejected(header: bytes) -> None:
     reply, content = await accepted(header)
     assert reply.startswith("553 5.7.1 ")
     assert "alice@example.test" in reply
@@ -102,7 +102,7 @@ async def test_nobody_is_named_as_author_who_is_not_the_accounts(header: bytes) 
 
 
 @pytest.mark.parametrize("header", ALLOWED.values(), ids=ALLOWED)
-async def test_an_account_writes_as_itself_and_no_reader_sees_another_author(header: bytes) -> None:
+async def test_an_account_may_use_its_own_addresses_in_any_notation(header: bytes) -> None:
     reply, content = await accepted(header)
     assert reply.startswith("250 ")
     for policy in (compat32, default):
@@ -122,18 +122,18 @@ async def test_an_account_writes_as_itself_and_no_reader_sees_another_author(hea
     ],
     ids=["trusted network", "stranger", "pickup"],
 )
-async def test_without_a_login_any_author_passes_and_none_is_added(origin: Origin) -> None:
+async def test_without_a_login_any_from_is_accepted_and_none_added(origin: Origin) -> None:
     assert (await accepted(b"From: ceo@bank.test", origin))[0].startswith("250 ")
     assert b"From:" not in (await accepted(b"Subject: x", origin))[1]
 
 
-async def test_a_name_without_its_quotes_is_refused_with_advice() -> None:
+async def test_an_unquoted_name_is_rejected_with_advice() -> None:
     reply, _ = await accepted(b"From: Doe, Alice <alice@example.test>")
     assert "Found Doe in From" in reply
     assert "put a name with special characters in quotes" in reply
 
 
-async def test_an_account_that_was_removed_since_its_login_sends_nothing() -> None:
+async def test_an_account_removed_after_its_login_is_rejected() -> None:
     gone = Origin("192.0.2.7", "client.test", login="gone@example.test", trusted=True)
     reply, content = await accepted(b"From: gone@example.test", gone)
     assert reply.startswith("530 5.7.0 ")

@@ -1,3 +1,5 @@
+"""The arguments and ESMTP parameters of MAIL and RCPT."""
+
 import pytest
 
 from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection, parse_mail, parse_rcpt
@@ -26,7 +28,7 @@ F, S, D = Notify.FAILURE, Notify.SUCCESS, Notify.DELAY
         ("FROM:<a@example.test>  RET=FULL  ENVID=x ", MailArgument(A, ret="FULL", envid="x")),
     ],
 )
-def test_mail_that_is_understood(argument, expected):
+def test_valid_mail_arguments(argument, expected):
     assert parse_mail(argument, extended=True) == expected
 
 
@@ -59,7 +61,7 @@ def test_mail_that_is_understood(argument, expected):
         ("FROM:<ä@example.test> SIZE=1", "553 5.6.7"),
     ],
 )
-def test_mail_that_is_refused(argument, reply):
+def test_rejected_mail_arguments(argument, reply):
     with pytest.raises(SmtpRejection) as refused:
         parse_mail(argument, extended=True)
     assert str(refused.value).startswith(f"{reply} ")
@@ -82,7 +84,7 @@ def test_mail_that_is_refused(argument, reply):
         ),
     ],
 )
-def test_rcpt_that_is_understood(argument, expected):
+def test_valid_rcpt_arguments(argument, expected):
     assert parse_rcpt(argument, extended=True, smtputf8=False) == expected
 
 
@@ -105,13 +107,13 @@ def test_rcpt_that_is_understood(argument, expected):
         ("TO:<ä@example.test>", "553 5.6.7"),
     ],
 )
-def test_rcpt_that_is_refused(argument, reply):
+def test_rejected_rcpt_arguments(argument, reply):
     with pytest.raises(SmtpRejection) as refused:
         parse_rcpt(argument, extended=True, smtputf8=False)
     assert str(refused.value).startswith(f"{reply} ")
 
 
-def test_after_helo_there_are_no_parameters():
+def test_parameters_are_rejected_after_helo():
     assert parse_mail("FROM:<a@example.test>", extended=False) == MailArgument(A)
     with pytest.raises(SmtpRejection, match="555"):
         parse_mail("FROM:<a@example.test> SIZE=1", extended=False)

@@ -1,13 +1,16 @@
-"""A real SMTP listener on a loopback port, with a spool that only remembers.
+"""An SMTP listener on a loopback port with a spool in memory, and a client for it.
 
-Everything but the spool and the accounts is what Relay runs with.
+Everything except the spool and the accounts is the real code.
 """
 
 import asyncio
+import socket
+import struct
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from relay.accounts import Account
 from relay.clock import Ids, ManualClock
@@ -22,12 +25,18 @@ from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, Route, SmtpListener, Tls
 from relay.spool.types import Accepted, Claim, NewMessage
 
+OPENING = [
+    "EHLO client.test",
+    "MAIL FROM:<alice@example.test>",
+    "RCPT TO:<bob@example.test>",
+    "DATA",
+]
 ROUTES = (Route("refused.test", "reject:5.7.1 Not this domain"),)
 
 
 @dataclass
 class MemoryArrival:
-    """Remembers what was written; `fault` is raised instead."""
+    """Records what is written, or raises `fault`."""
 
     written: list[bytes] = field(default_factory=list)
     discarded: int = 0
@@ -48,7 +57,7 @@ class MemoryArrival:
 
 @dataclass
 class MemorySpool:
-    """Remembers what was accepted; `fault` is raised instead, `gate` holds the commit up."""
+    """Records what is accepted, or raises `fault`; `gate` delays the commit."""
 
     accepted: list[NewMessage] = field(default_factory=list)
     reports: list[NewMessage] = field(default_factory=list)
@@ -86,7 +95,7 @@ class MemorySpool:
 
 class FakeAccounts:
     """alice (with the alias al), bob; full, whose mailbox is full, and small, whose has 100 octets
-    left and may hold 1000. The password is the name."""
+    left of 1000. The password is the name."""
 
     names = ("alice", "bob", "full", "small")
 
@@ -124,7 +133,7 @@ class NoRules:
 
 @dataclass
 class Relay:
-    """The parts of a relay that a test may look at or put something else into."""
+    """The parts of a relay that a test may inspect or replace."""
 
     spool: MemorySpool = field(default_factory=MemorySpool)
     accounts: FakeAccounts = field(default_factory=FakeAccounts)
@@ -189,3 +198,46 @@ def make_certificate(directory: Path) -> Tls:
     )
     subprocess.run(command.split(), check=True, capture_output=True)
     return Tls(certificate, key)
+
+
+class Client:
+    """A client that sends line by line; fixtures close all that are in `opened`."""
+
+    opened: ClassVar[list["Client"]] = []
+
+    def __init__(self, reader, writer):
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def connect(cls, address: Address, **options) -> "Client":
+        if address.path:
+            streams = await asyncio.open_unix_connection(address.path)
+        else:
+            streams = await asyncio.open_connection(address.host, address.port, **options)
+        client = cls(*streams)
+        cls.opened.append(client)
+        return client
+
+    async def reply(self) -> str:
+        """Return the last line of the next reply, or "" if the server has closed."""
+        while True:
+            line = (await asyncio.wait_for(self.reader.readline(), 5)).decode().rstrip("\r\n")
+            if line[3:4] != "-":
+                return line
+
+    async def say(self, line: str) -> str:
+        self.writer.write(line.encode() + b"\r\n")
+        return await self.reply()
+
+    async def say_all(self, *lines: str) -> list[str]:
+        return [await self.say(line) for line in lines]
+
+    def reset(self) -> None:
+        """Reset the connection (RST)."""
+        connection = self.writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
+    async def open_transaction(self) -> None:
+        await self.reply()
+        assert [(await self.say(line))[:3] for line in OPENING] == ["250", "250", "250", "354"]

@@ -1,15 +1,12 @@
-"""Sessions from outside: time, limits, shutting down, connections that break."""
+"""SMTP sessions over sockets: time-outs, limits, TLS, shutdown, connections that break."""
 
 import asyncio
 import base64
 import gc
 import shutil
-import socket
 import ssl
 import stat
-import struct
 import weakref
-from typing import ClassVar
 
 import pytest
 import structlog.testing
@@ -20,56 +17,10 @@ from relay.ingress import SessionLimits
 from relay.ingress.smtp_session import SmtpSession
 from relay.observe import logs
 from relay.settings.tree import Address
-from tests.dialogue.harness import Relay, make_certificate
+from tests.support.ingress import OPENING, Client, Relay, make_certificate
 
-OPENING = [
-    "EHLO client.test",
-    "MAIL FROM:<alice@example.test>",
-    "RCPT TO:<bob@example.test>",
-    "DATA",
-]
 MESSAGE = "Subject: hello\r\n\r\ntext\r\n."
 QUICK = SessionLimits(auth_failure_delay_s=0.01, last_reply_s=0.2)
-
-
-class Client:
-    """A client that speaks line by line; the fixture `listening` closes those that are open."""
-
-    opened: ClassVar[list["Client"]] = []
-
-    def __init__(self, reader, writer):
-        self.reader, self.writer = reader, writer
-
-    @classmethod
-    async def connect(cls, address: Address, **options) -> "Client":
-        if address.path:
-            streams = await asyncio.open_unix_connection(address.path)
-        else:
-            streams = await asyncio.open_connection(address.host, address.port, **options)
-        client = cls(*streams)
-        cls.opened.append(client)
-        return client
-
-    async def reply(self) -> str:
-        """The last line of the next reply; "" when the server closed."""
-        while True:
-            line = (await asyncio.wait_for(self.reader.readline(), 5)).decode().rstrip("\r\n")
-            if line[3:4] != "-":
-                return line
-
-    async def say(self, line: str) -> str:
-        self.writer.write(line.encode() + b"\r\n")
-        return await self.reply()
-
-    def reset(self) -> None:
-        """Break the connection: RST, no FIN."""
-        connection = self.writer.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.writer.transport.abort()
-
-    async def open_transaction(self) -> None:
-        await self.reply()
-        assert [(await self.say(line))[:3] for line in OPENING] == ["250", "250", "250", "354"]
 
 
 @pytest.fixture
@@ -79,7 +30,7 @@ def relay() -> Relay:
 
 @pytest.fixture
 async def listening(relay):
-    """Start a listener with these changes; it is stopped at the end."""
+    """Start a listener with these settings; it is stopped at the end."""
     servers = []
 
     async def start(**changes):
@@ -113,7 +64,7 @@ async def test_a_disconnect_during_the_commit_keeps_the_mail(relay, listening):
     assert len(relay.spool.accepted) == 1
 
 
-async def test_a_disconnect_before_the_end_of_data_leaves_nothing(relay, listening):
+async def test_a_disconnect_before_the_end_of_data_discards_the_mail(relay, listening):
     server = await listening()
     client = await Client.connect(server.address)
     await client.open_transaction()
@@ -126,7 +77,7 @@ async def test_a_disconnect_before_the_end_of_data_leaves_nothing(relay, listeni
     assert relay.spool.accepted == []
 
 
-async def test_a_client_that_closes_its_half_hears_every_reply(relay, listening):
+async def test_a_half_closed_client_gets_every_reply(relay, listening):
     client = await Client.connect((await listening()).address)
     lines = [*OPENING, MESSAGE, "NOOP"]
     client.writer.write("".join(f"{line}\r\n" for line in lines).encode())
@@ -136,23 +87,23 @@ async def test_a_client_that_closes_its_half_hears_every_reply(relay, listening)
     assert len(relay.spool.accepted) == 1
 
 
-async def test_an_idle_client_is_told_and_closed(listening):
+async def test_an_idle_client_gets_421(listening):
     client = await Client.connect((await listening(timeout=0.1)).address)
     await client.reply()
     assert await client.reply() == "421 4.4.2 Time is up, closing the connection"
     assert await client.reply() == ""
 
 
-async def test_a_slow_but_steady_upload_is_no_idle_client(relay, listening):
+async def test_a_slow_upload_does_not_time_out(relay, listening):
     client = await Client.connect((await listening(timeout=1)).address)
     await client.open_transaction()
     for line in (b"Subject: slow\r\n", b"\r\n", *[b"text\r\n"] * 4):
         client.writer.write(line)
-        await asyncio.sleep(0.2)  # the pace is what is tested: more than a second in all
+        await asyncio.sleep(0.2)  # more than one second in total
     assert (await client.say(".")).startswith("250 2.0.0 ")
 
 
-async def test_a_session_ends_when_its_time_is_over_however_busy(listening):
+async def test_a_busy_session_ends_after_its_maximum_time(listening):
     limits = SessionLimits(session_s=0.2, last_reply_s=0.2)
     client = await Client.connect((await listening(timeout=0.1, limits=limits)).address)
     await client.reply()
@@ -162,7 +113,7 @@ async def test_a_session_ends_when_its_time_is_over_however_busy(listening):
     assert said in ("421 4.4.2 Time is up, closing the connection", "")
 
 
-async def test_a_client_that_does_not_read_is_cut_off(listening):
+async def test_a_client_that_does_not_read_is_disconnected(listening):
     server = await listening(timeout=0.2)
     client = await Client.connect(server.address, limit=10)
     client.writer.write(b"EHLO client.test\r\n" + b"VRFY a\r\n" * 2_000_000)
@@ -172,7 +123,7 @@ async def test_a_client_that_does_not_read_is_cut_off(listening):
     client.writer.transport.abort()
 
 
-async def test_a_fault_of_ours_is_a_451_and_the_session_goes_on(relay, listening, monkeypatch):
+async def test_an_internal_error_is_451_and_the_session_continues(relay, listening, monkeypatch):
     async def fail(*_, **__):
         raise OSError("secret detail")
 
@@ -185,7 +136,7 @@ async def test_a_fault_of_ours_is_a_451_and_the_session_goes_on(relay, listening
     assert await client.say("NOOP") == "250 2.0.0 Ok"
 
 
-async def test_sessions_per_listener(listening):
+async def test_the_limit_of_sessions_per_listener(listening):
     server = await listening(max_sessions=1)
     first = await Client.connect(server.address)
     assert (await first.reply()).startswith("220 ")
@@ -199,7 +150,7 @@ async def test_sessions_per_listener(listening):
 
 
 @pytest.mark.parametrize(("networks", "code"), [((), "421"), (("127.0.0.0/8",), "220")])
-async def test_sessions_per_client_bind_strangers(listening, networks, code):
+async def test_the_limit_of_sessions_per_client_is_for_untrusted_clients(listening, networks, code):
     limits = SessionLimits(sessions_per_client=1)
     server = await listening(limits=limits, trusted_networks=networks)
     first = await Client.connect(server.address)
@@ -208,7 +159,7 @@ async def test_sessions_per_client_bind_strangers(listening, networks, code):
     assert (await second.reply())[:3] == code
 
 
-async def test_shutting_down_ends_idle_sessions_and_finishes_transactions(relay, listening):
+async def test_shutdown_closes_idle_sessions_and_finishes_transactions(relay, listening):
     server = await listening()
     idle, busy = await Client.connect(server.address), await Client.connect(server.address)
     await idle.reply()
@@ -224,7 +175,7 @@ async def test_shutting_down_ends_idle_sessions_and_finishes_transactions(relay,
         await Client.connect(server.address)
 
 
-async def test_the_grace_time_ends(listening):
+async def test_shutdown_closes_all_sessions_after_the_grace_time(listening):
     server = await listening()
     client = await Client.connect(server.address)
     await client.open_transaction()
@@ -233,7 +184,7 @@ async def test_the_grace_time_ends(listening):
     assert server.sessions == 0
 
 
-async def test_budget_refuses_at_mail_and_in_data(listening):
+async def test_the_memory_budget_is_checked_at_mail_and_during_data(listening):
     limits = SessionLimits(buffered_bytes=4096)
     server = await listening(limits=limits, max_message_size=2048)
     first, second = [await Client.connect(server.address) for _ in range(2)]
@@ -249,7 +200,7 @@ async def test_budget_refuses_at_mail_and_in_data(listening):
     assert (await third.say("MAIL FROM:<> SIZE=2048"))[:3] == "250"
 
 
-async def test_a_message_keeps_its_memory_until_it_is_accepted(relay, listening):
+async def test_a_message_uses_the_budget_until_it_is_accepted(relay, listening):
     relay.spool.gate = asyncio.Event()
     server = await listening(limits=SessionLimits(buffered_bytes=4096), max_message_size=2048)
     client = await Client.connect(server.address)
@@ -268,7 +219,9 @@ async def test_a_message_keeps_its_memory_until_it_is_accepted(relay, listening)
     assert not budget.has(4097)
 
 
-async def test_pickups_socket_takes_everything_and_reports(relay, listening, tmp_path):
+async def test_the_pickup_socket_accepts_all_recipients_and_bounces_failures(
+    relay, listening, tmp_path
+):
     path = tmp_path / "pickup.sock"
     server = await listening(pickup=True, listen=Address(path=str(path)))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -291,9 +244,9 @@ async def test_pickups_socket_takes_everything_and_reports(relay, listening, tmp
     ]
 
 
-async def test_a_socket_left_behind_is_replaced_and_another_file_is_not(listening, tmp_path):
+async def test_a_stale_unix_socket_is_replaced_but_no_other_file(listening, tmp_path):
     path = tmp_path / "relay.sock"
-    for _ in range(2):  # the second finds the first one's
+    for _ in range(2):  # the second one finds the socket of the first
         server = await listening(listen=Address(path=str(path)))
         client = await Client.connect(server.address)
         assert (await client.reply())[:3] == "220"
@@ -311,16 +264,16 @@ async def test_a_port_in_use_is_an_error_at_start(relay, listening):
         await relay.server(listen=taken).start()
 
 
-async def test_a_host_that_is_none_is_an_error_at_start(relay):
+async def test_an_unknown_host_is_an_error_at_start(relay):
     with pytest.raises(OSError, match=r"cannot listen on nowhere\.invalid:25: "):
         await relay.server(listen=Address("nowhere.invalid", 25)).start()
 
 
-async def test_only_a_unix_socket_stands_for_this_machine(relay, listening, tmp_path):
+async def test_only_a_unix_socket_counts_as_loopback(relay, listening, tmp_path):
     networks = ("127.0.0.0/8",)
     by_tcp = await listening(trusted_networks=networks)
     by_path = await listening(listen=Address(path=str(tmp_path / "s")), trusted_networks=networks)
-    # uvloop names no peer that has broken off already
+    # uvloop has no peer name after a disconnect
     assert [server._shared.is_trusted("") for server in (by_tcp, by_path)] == [False, True]
 
 
@@ -331,7 +284,7 @@ def certificate(tmp_path_factory):
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
-async def test_submissions_is_tls_from_the_first_byte(listening, certificate):
+async def test_role_submissions_uses_implicit_tls(listening, certificate):
     context = ssl.create_default_context(cafile=certificate.certificate)
     context.check_hostname = False
     server = await listening(role="submissions", tls=certificate, trusted_networks=())
@@ -342,10 +295,10 @@ async def test_submissions_is_tls_from_the_first_byte(listening, certificate):
     assert await client.say("MAIL FROM:<>") == "530 5.7.0 Authentication required"
 
 
-async def test_what_came_in_clear_behind_starttls_is_no_command(
+async def test_commands_sent_in_clear_after_starttls_are_discarded(
     listening, certificate, monkeypatch
 ):
-    """However late it comes: a client that is slow to read leaves time for more."""
+    """Also if it arrives late, because the client is slow to read the 220."""
     flush, discarded = SmtpSession._flush, asyncio.Event()
 
     async def slow_flush(session):
@@ -368,7 +321,7 @@ async def test_what_came_in_clear_behind_starttls_is_no_command(
     assert await client.say("EHLO client.test") == "250 DSN"
 
 
-async def test_a_handshake_that_fails_ends_the_session(listening, certificate):
+async def test_a_failed_tls_handshake_ends_the_session(listening, certificate):
     server = await listening(tls=certificate)
     client = await Client.connect(server.address)
     await client.reply()
@@ -378,7 +331,7 @@ async def test_a_handshake_that_fails_ends_the_session(listening, certificate):
     assert b"250" not in await asyncio.wait_for(client.reader.read(), 5)
 
 
-async def test_tls_may_be_required(listening, certificate):
+async def test_starttls_can_be_required(listening, certificate):
     required = type(certificate)(certificate.certificate, certificate.key, require=True)
     client = await Client.connect((await listening(tls=required)).address)
     await client.reply()
@@ -387,7 +340,7 @@ async def test_tls_may_be_required(listening, certificate):
     assert await client.say("NOOP") == "250 2.0.0 Ok"
 
 
-async def test_what_was_accepted_is_not_logged_as_refused(listening, tmp_path):
+async def test_an_accepted_message_is_not_logged_as_rejected(listening, tmp_path):
     with (tmp_path / "log").open("w+b") as log:
         logs.configure("logfmt", clock=ManualClock(), descriptor=log.fileno())
         try:
@@ -397,12 +350,12 @@ async def test_what_was_accepted_is_not_logged_as_refused(listening, tmp_path):
             assert (await client.say("RCPT TO:<x@y.test>")).startswith("503")
         finally:
             logs.configure("logfmt", clock=ManualClock())
-        told = (tmp_path / "log").read_text()
-    assert told.count("event=rejected") == 1
-    assert "verb=RCPT" in told
+        text = (tmp_path / "log").read_text()
+    assert text.count("event=rejected") == 1
+    assert "verb=RCPT" in text
 
 
-async def test_the_log_tells_of_refusals_and_of_nothing_else(relay, listening):
+async def test_rejected_commands_are_logged(relay, listening):
     client = await Client.connect((await listening()).address)
     with structlog.testing.capture_logs() as lines:
         await client.open_transaction()
@@ -412,7 +365,7 @@ async def test_the_log_tells_of_refusals_and_of_nothing_else(relay, listening):
     assert refused == [("MAIL", "501")]
 
 
-async def test_nothing_holds_a_session_that_is_over(listening):
+async def test_a_closed_session_is_freed(listening):
     server = await listening(limits=SessionLimits(last_reply_s=60))
     client = await Client.connect(server.address)
     await client.reply()
@@ -440,9 +393,7 @@ async def log_in(client: Client, password: str, user: str = "alice@example.test"
     return await client.say(f"AUTH PLAIN {credentials}")
 
 
-async def test_wrong_passwords_from_one_address_keep_nobody_out_at_another(
-    relay, listening, tmp_path
-):
+async def test_wrong_passwords_from_one_address_do_not_block_another(relay, listening, tmp_path):
     file = tmp_path / "accounts.toml"
     file.write_text(ACCOUNTS)
     file.chmod(0o600)
@@ -464,9 +415,9 @@ async def test_wrong_passwords_from_one_address_keep_nobody_out_at_another(
     relay.accounts.close()
 
 
-async def test_the_user_that_was_tried_is_logged_bounded(listening):
+async def test_the_user_name_in_the_log_is_bounded(listening):
     client = await Client.connect((await listening()).address)
     with structlog.testing.capture_logs() as lines:
         assert (await log_in(client, "x", user="a\r\nb" * 500)).startswith("535 ")
     (user,) = [one["user"] for one in lines if "user" in one]
-    assert user == ("a\r\nb" * 500)[:128]  # the log's renderer leaves control characters out
+    assert user == ("a\r\nb" * 500)[:128]  # the log's renderer removes control characters

@@ -1,4 +1,4 @@
-"""Large messages through a listener into the real spool: the header in memory, the body in a file."""
+"""Messages over 1 MiB: the body is written to the spool while it arrives."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,17 +9,12 @@ import pytest
 from relay.clock import ManualClock
 from relay.crashpoints import CrashPoints
 from relay.ingress import SessionLimits
-from relay.ingress.data import Origin
-from relay.ingress.header_cleanup import clean_up
-from relay.message.content import BLOCK_BYTES, LargeContent, edited, gathered
-from relay.message.envelope import Envelope, ForwardPath
+from relay.message.content import BLOCK_BYTES, LargeContent, gathered
 from relay.observe.metrics import Metrics
 from relay.policy import RuleSet, read_rules
 from relay.spool import SqliteSpool
 from relay.spool.types import Selector, Spool
-from tests.dialogue.harness import Relay
-from tests.support.contents import as_large
-from tests.unit.ingress.test_server import Client
+from tests.support.ingress import Client, Relay
 
 QUICK = SessionLimits(last_reply_s=0.2, large_bytes=1000)
 BODY = b"0123456789abcdef\r\n" * 200
@@ -62,7 +57,7 @@ async def spool(tmp_path: Path):
 
 @pytest.fixture
 async def listening(spool: Spool, rules: RuleSet):
-    """A listener whose mail goes into the real spool; it is stopped at the end."""
+    """A listener with the real spool; it is stopped at the end."""
     relay = Relay(rules=rules)
     relay.spool = spool
     server = relay.server(limits=QUICK, trusted_networks=("127.0.0.0/8",))
@@ -75,7 +70,7 @@ async def listening(spool: Spool, rules: RuleSet):
 
 
 async def begin(server, *recipients: str) -> Client:
-    """A client behind its 354."""
+    """Return a client that has received the 354."""
     client = await Client.connect(server.address)
     await client.reply()
     lines = ["EHLO client.test", "MAIL FROM:<alice@example.test>"]
@@ -96,9 +91,7 @@ async def until(ready: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_a_large_message_comes_into_the_spool_once_whatever_rules_make_of_it(
-    listening, spool
-) -> None:
+async def test_the_body_is_in_the_spool_once_for_all_edited_copies(listening, spool) -> None:
     relay, server = listening
     client = await begin(server, "bob@example.test", "x@b.test")
     client.writer.write(CONTENT)
@@ -131,7 +124,7 @@ async def test_a_large_message_comes_into_the_spool_once_whatever_rules_make_of_
     ],
     ids=["an attachment", "Received", "a loop", "NUL"],
 )
-async def test_what_is_not_accepted_leaves_no_file(listening, spool, content, code) -> None:
+async def test_a_rejected_message_leaves_no_file(listening, spool, content, code) -> None:
     _, server = listening
     client = await begin(server, "bob@example.test")
     client.writer.write(content)
@@ -142,7 +135,7 @@ async def test_what_is_not_accepted_leaves_no_file(listening, spool, content, co
     assert server._shared.listener.budget.has(QUICK.buffered_bytes)
 
 
-async def test_an_upload_that_is_cut_off_leaves_no_file(listening, spool) -> None:
+async def test_a_disconnect_during_data_leaves_no_file(listening, spool) -> None:
     _, server = listening
     client = await begin(server, "bob@example.test")
     client.writer.write(CONTENT + BODY * (2 * BLOCK_BYTES // len(BODY)))
@@ -151,9 +144,7 @@ async def test_an_upload_that_is_cut_off_leaves_no_file(listening, spool) -> Non
     await until(lambda: not names(spool) and not server.sessions)
 
 
-async def test_a_client_that_leaves_during_the_commit_takes_no_file_with_it(
-    listening, spool, monkeypatch
-) -> None:
+async def test_a_disconnect_during_the_commit_keeps_the_file(listening, spool, monkeypatch) -> None:
     relay, server = listening
     committing, gate = asyncio.Event(), asyncio.Event()
     really = spool.accept
@@ -174,28 +165,3 @@ async def test_a_client_that_leaves_during_the_commit_takes_no_file_with_it(
     (claim,) = relay.claims
     await until(lambda: names(spool) == [f"{claim.message.id}-0"])
     assert gathered(await spool.read_content(claim.content_id)).endswith(BODY)
-
-
-ODD = {
-    "plain": CONTENT,
-    "an empty header": b"\r\n" + BODY,
-    "private fields": b"X-Relay-Draft: 1\r\nReturn-Path: <a@b.test>\r\n" + CONTENT,
-    "only those": b"X-Relay-Draft: 1\r\n\r\n" + BODY,
-    "no field in a line": b"A: b\r\nno field\r\nC: d\r\n\r\n" + BODY,
-    "folded": b"Subject: a\r\n b\r\n\tc\r\n\r\n" + BODY,
-    "eight bit": b"Subject: \xc3\xa4\r\n\r\n" + BODY,
-}
-
-
-@pytest.mark.parametrize("trusted", [True, False])
-@pytest.mark.parametrize("content", ODD.values(), ids=ODD)
-def test_a_large_header_is_prepared_as_a_small_ones_is(content: bytes, trusted: bool) -> None:
-    envelope = Envelope("a@b.test", (ForwardPath("bob@example.test"),))
-    origin = Origin(ip="192.0.2.1", helo="client.test", trusted=trusted)
-
-    def ours(content: bytes) -> bytes:
-        return clean_up(
-            content, envelope, origin, hostname="relay.test", queue_id="q", time_us=10**15
-        )
-
-    assert gathered(edited(as_large(content), ours)) == ours(content)

@@ -1,3 +1,5 @@
+"""The content of DATA: its end, dot-stuffing, bare CR and LF, size and memory limits."""
+
 import asyncio
 
 import pytest
@@ -5,7 +7,7 @@ import pytest
 from relay.ingress.data import ContentReader, ContentRejection
 from relay.ingress.session_limits import MemoryBudget, SessionLimits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, LargeContent, gathered
-from tests.dialogue.harness import MemoryArrival
+from tests.support.ingress import MemoryArrival
 from tests.support.smuggling import SEQUENCES
 
 PLAIN = {
@@ -17,7 +19,7 @@ PLAIN = {
     "dot and text": (
         b".x\r\n.\r\n",
         b"x\r\n",
-    ),  # RFC 5321 4.5.2: a leading dot goes, whatever follows
+    ),  # RFC 5321 4.5.2: a leading dot is removed in any case
     "dots inside": (b"a.\r\n b.c\r\n.\r\n", b"a.\r\n b.c\r\n"),
     "eight bit": (b"\xff\xc3\xa4\r\n.\r\n", b"\xff\xc3\xa4\r\n"),
 }
@@ -35,7 +37,7 @@ def reader(
 
 
 def feed_in_blocks(one: ContentReader, data: bytes, block_bytes: int) -> bytes | None:
-    """What is behind the end of data, with the blocks that were not fed; None if it never ended."""
+    """Return what follows the end of data, with the blocks not fed; None without an end."""
     for at in range(0, len(data), block_bytes):
         rest = one.feed(data[at : at + block_bytes])
         if one.needs_spill:
@@ -47,7 +49,7 @@ def feed_in_blocks(one: ContentReader, data: bytes, block_bytes: int) -> bytes |
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 4, 5, 7, 1000])
 @pytest.mark.parametrize(("sent", "meant"), PLAIN.values(), ids=PLAIN)
-def test_content_is_the_same_however_it_is_cut(sent, meant, block_bytes):
+def test_content_does_not_depend_on_the_block_size(sent, meant, block_bytes):
     one = reader()
     assert feed_in_blocks(one, sent + b"NOOP\r\n", block_bytes) == b"NOOP\r\n"
     assert one.rejection is None
@@ -80,13 +82,13 @@ def test_only_crlf_dot_crlf_ends_the_data(sequence, block_bytes):
         (b"..345678\r\n" * 111, None),  # 999 octets without the stuffed dots
     ],
 )
-def test_limits(lines, refusal, block_bytes):
+def test_line_length_and_message_size_limits(lines, refusal, block_bytes):
     one = reader()
     assert feed_in_blocks(one, lines + b".\r\n", block_bytes) == b""
     assert one.rejection is refusal
 
 
-def test_what_is_refused_is_not_kept():
+def test_rejected_content_is_not_kept():
     one = reader(size_max_bytes=1000)
     for _ in range(1000):
         assert one.feed(b"12345678\r\n" * 10) is None
@@ -96,7 +98,7 @@ def test_what_is_refused_is_not_kept():
     assert one.rejection is ContentRejection.TOO_BIG
 
 
-def test_memory_is_taken_from_the_budget_and_given_back():
+def test_memory_is_taken_from_the_budget_and_released():
     budget = MemoryBudget(250)
     readers = [reader(budget=budget) for _ in range(3)]
     for one in readers[:2]:
@@ -109,7 +111,7 @@ def test_memory_is_taken_from_the_budget_and_given_back():
     assert not budget.has(251), "given back twice"
 
 
-def test_a_client_that_sends_line_by_line_pays_for_every_one():
+def test_each_line_sent_alone_counts_its_overhead():
     one = reader(budget=MemoryBudget(1000))
     for _ in range(100):
         one.feed(b"a\r\n")
@@ -131,7 +133,7 @@ LARGE = {
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 5, 7, 64, 1000])
 @pytest.mark.parametrize(("sent", "header", "eight_bit"), LARGE.values(), ids=LARGE)
-def test_a_large_content_is_the_same_however_it_is_cut(
+def test_large_content_does_not_depend_on_the_block_size(
     sent, header, eight_bit, block_bytes, monkeypatch
 ):
     monkeypatch.setattr("relay.ingress.data.BLOCK_BYTES", 30 + block_bytes)
@@ -144,7 +146,7 @@ def test_a_large_content_is_the_same_however_it_is_cut(
     assert content.size == one.size_bytes
 
 
-def test_a_large_content_without_any_header_gets_the_blank_line_that_must_follow_one():
+def test_large_content_without_a_header_gets_a_blank_line():
     one = reader(large_bytes=50)
     assert feed_in_blocks(one, b"no field\r\n" * 20 + b".\r\n", 7) == b""
     content = one.hand_over().content
@@ -152,7 +154,7 @@ def test_a_large_content_without_any_header_gets_the_blank_line_that_must_follow
 
 
 @pytest.mark.parametrize(("size_bytes", "is_large"), [(100, False), (101, True)])
-def test_only_what_is_larger_is_large(size_bytes, is_large):
+def test_only_content_over_the_limit_is_large(size_bytes, is_large):
     one = reader(large_bytes=100)
     sent = b"A: b\r\n\r\n" + b"x" * (size_bytes - 10) + b"\r\n.\r\n"
     assert feed_in_blocks(one, sent, 1000) == b""
@@ -161,7 +163,7 @@ def test_only_what_is_larger_is_large(size_bytes, is_large):
 
 
 @pytest.mark.parametrize("block_bytes", [1, 64, 1000])
-def test_a_header_that_does_not_end_is_refused(block_bytes):
+def test_a_header_over_the_limit_is_rejected(block_bytes):
     one = reader(large_bytes=200)
     assert feed_in_blocks(one, b"X-Filling: x\r\n" * 30 + b"\r\n.\r\n", block_bytes) == b""
     assert one.rejection is ContentRejection.LONG_HEADER
@@ -175,7 +177,7 @@ def test_a_header_that_does_not_end_is_refused(block_bytes):
         (b"12345678\r\n" * 100, ContentRejection.TOO_BIG),
     ],
 )
-def test_what_is_refused_is_taken_off_the_disk_at_once(bad, refusal):
+def test_the_file_of_rejected_content_is_removed_at_once(bad, refusal):
     arrival = MemoryArrival()
     one = reader(arrival=lambda: arrival, large_bytes=20)
     one.feed(b"A: b\r\n\r\n" + b"text\r\n" * 10)
@@ -188,7 +190,7 @@ def test_what_is_refused_is_taken_off_the_disk_at_once(bad, refusal):
     assert (len(arrival.written), arrival.discarded) == (1, 1)
 
 
-def test_a_large_content_costs_its_buffers_only():
+def test_large_content_uses_memory_only_for_its_buffers():
     budget = MemoryBudget(LARGE_BYTES + 4 * BLOCK_BYTES)
     one = reader(size_max_bytes=10**9, line=10**6, budget=budget, large_bytes=LARGE_BYTES)
     block = b"0123456789abcdef" * 4 * 1024 + b"\r\n"
@@ -209,7 +211,7 @@ def test_a_large_content_costs_its_buffers_only():
     assert not budget.has(LARGE_BYTES + 4 * BLOCK_BYTES + 1), "given back twice"
 
 
-def test_what_was_handed_over_is_its_takers_to_release():
+def test_content_that_was_handed_over_is_released_by_the_receiver():
     arrival = MemoryArrival()
     one = reader(arrival=lambda: arrival, large_bytes=20)
     feed_in_blocks(one, b"A: b\r\n\r\n" + b"text\r\n" * 10 + b".\r\n", 1000)

@@ -1,3 +1,5 @@
+"""The input buffer: command lines, pipelining, bare LF, back-pressure."""
+
 import asyncio
 
 import pytest
@@ -53,7 +55,7 @@ def test_take_line(data, lines):
 
 
 @pytest.mark.parametrize("block_bytes", [1, 7, 30])
-def test_a_long_line_is_one_fault_and_is_not_kept(block_bytes):
+def test_a_long_line_is_one_error_and_is_not_kept(block_bytes):
     one = make_input()
     data = b"x" * 500 + b"\r\nNOOP\r\n"
     lines = []
@@ -64,7 +66,7 @@ def test_a_long_line_is_one_fault_and_is_not_kept(block_bytes):
     assert lines == [LineError.TOO_LONG, b"NOOP"]
 
 
-def test_what_is_given_back_comes_next():
+def test_what_is_put_back_comes_next():
     one = make_input()
     one.feed(b"content\r\n.\r\nNOOP\r\nQU")
     assert one.take_all() == b"content\r\n.\r\nNOOP\r\nQU"
@@ -74,7 +76,7 @@ def test_what_is_given_back_comes_next():
     assert one.is_empty
 
 
-async def test_more_waits_for_what_was_not_there():
+async def test_more_waits_for_new_data():
     one = make_input()
     one.feed(b"NO")
     assert lines_of(one) == []
@@ -86,14 +88,14 @@ async def test_more_waits_for_what_was_not_there():
     assert lines_of(one) == [b"NOOP"]
 
 
-async def test_more_does_not_wait_for_what_came_meanwhile():
+async def test_more_does_not_wait_if_data_has_arrived():
     one = make_input()
     assert lines_of(one) == []
     one.feed(b"NOOP\r\n")
     assert await asyncio.wait_for(one.more(), 1) is True
 
 
-async def test_what_came_before_the_end_is_still_read():
+async def test_data_before_the_end_is_still_read():
     one = make_input()
     assert lines_of(one) == []
     one.feed(b"QUIT\r\n")
@@ -103,7 +105,7 @@ async def test_what_came_before_the_end_is_still_read():
     assert await one.more() is False
 
 
-async def test_reading_pauses_while_too_much_waits():
+async def test_reading_pauses_while_too_much_is_buffered():
     transport = Transport()
     one = make_input(10, transport)
     one.feed(b"0123456789")
