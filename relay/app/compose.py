@@ -1,9 +1,7 @@
-"""Build every room from the settings and hand each what it needs of the others.
+"""Build every room from the settings and pass each room its dependencies.
 
-On the path: before step 1.
-Holds: rooms know each other by Protocols only; nothing runs and nothing listens yet.
-Fails: AlreadyRunningError, SpoolError, OSError; ValueError for a route or a network.
-Standards: none.
+compose() starts and opens nothing that listens. It raises AlreadyRunningError, SpoolError,
+OSError, and ValueError for a route or a network.
 """
 
 import random
@@ -54,17 +52,17 @@ from relay.spool import Ballast, SqliteSpool
 from relay.spool.types import Claim
 from relay.spool.waiting import Lane
 
-_SUBMISSION_KEEP_S = 7 * 86400.0  # longer than pickup gives up, by this much
+_SUBMISSION_KEEP_S = 7 * 86400.0  # in addition to pickup.give_up_after
 _DOWN_S_MAX = 30.0
-_FILES_PER_CONNECTION = 4  # of HTTP: SMTP, databases and messages need the other open files
+_FILES_PER_CONNECTION = 4  # HTTP may use a quarter: SMTP, databases and messages need the rest
 _PICKUP_SESSIONS_MAX = 64
-_SLOWER = 4  # one in so many of pickup's notes are in work at once when the relay is slow
-_PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the front door bounds what it takes; encoded it is larger
+_SLOW_DIVISOR = 4  # divides pickup's concurrency at pressure level SLOW
+_PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the Graph API has its own limit; base64 adds a third
 
 
 @dataclass(frozen=True)
 class RelayDependencies:
-    """What does not come from the settings.
+    """What compose() needs in addition to the settings.
 
     `rules` gives those in force. Without `resolver`, the configured name servers. With `hosts`, the
     front door answers only requests for these, for loopback names and for http.public_url.
@@ -81,9 +79,9 @@ class RelayDependencies:
 def compose(
     settings: Settings, sources: RelayDependencies, *, clock: Clock | None = None
 ) -> Daemon:
-    """Return a relay that can be started; it owns its state_dir and its store from here on."""
+    """Return a daemon that can be started. It owns its state_dir and mail store from now on."""
     with ExitStack() as undo:
-        lock = OwnerLock(settings.run_dir, notes=settings.mailboxes.root / ".submissions")
+        lock = OwnerLock(settings.run_dir, submissions=settings.mailboxes.root / ".submissions")
         lock.take()
         undo.callback(lock.give_back)
         clock = clock or SystemClock()
@@ -102,13 +100,13 @@ class _Composer:
         lock: OwnerLock,
         undo: ExitStack,
     ) -> None:
-        """`undo` closes what was opened, should the rest fail."""
+        """`undo` closes what was opened if a later step fails."""
         self.settings = settings
         self.sources = sources
         self.clock = clock
         self.lock = lock
         self.ids = Ids(clock)
-        self.chance = random.Random()  # noqa: S311 - spreads load, hides nothing
+        self.rng = random.Random()  # noqa: S311 - spreads load, not for security
         self.crash = CrashPoints(sources.crash_at)
         self.metrics = Metrics()
         self.readiness = Readiness()
@@ -176,7 +174,7 @@ class _Composer:
 
     def _pressure_monitor(self, pickup: Pickup) -> PressureMonitor:
         notes = self.settings.pickup.max_concurrent
-        allowed = {Level.NORMAL: notes, Level.SLOW: notes // _SLOWER, Level.REFUSE: 1}
+        allowed = {Level.NORMAL: notes, Level.SLOW: notes // _SLOW_DIVISOR, Level.REFUSE: 1}
         return PressureMonitor(
             self.pressure, self.spool, bounds=bounds_of(self.settings),
             mailboxes=self.settings.mailboxes.root, metrics=self.metrics, clock=self.clock,
@@ -192,7 +190,7 @@ class _Composer:
             self.settings.dns.nameservers,
             timeout_s=self.settings.dns.timeout,
             clock=self.clock,
-            chance=self.chance,
+            rng=self.rng,
             hostname=self.settings.hostname,
             own_addresses=[listener.listen for listener in self.settings.smtp],
             port=self.settings.delivery.port,
@@ -202,7 +200,7 @@ class _Composer:
         delivery = self.settings.delivery
         contents = Contents(self.spool, budget_bytes=4 * WINDOW_BYTES)
         by_class = {name: steps for name, steps in asdict(delivery.retry_by_class).items() if steps}
-        schedule = Schedule(delivery.retry, self.chance.random, by_class)
+        schedule = Schedule(delivery.retry, self.rng.random, by_class)
         settler = Settler(
             self.spool, contents, self.reporter, clock=self.clock, metrics=self.metrics,
             schedule=schedule,
@@ -240,7 +238,7 @@ class _Composer:
         )  # fmt: skip
 
     def _takes_claim(self, next_hop: NextHop, sender: int, lane: Lane) -> bool:
-        """Whether delivery takes over what is accepted now, content and all."""
+        """Whether delivery claims a message, with its content, as soon as it is accepted."""
         if self.pressure.state.has(Reason.MEMORY):
             return False
         return self.dispatcher.has_room_for(next_hop, sender, lane)
@@ -265,7 +263,7 @@ class _Composer:
             postmaster=self.table.mailbox_for("postmaster") or DEAD_LETTER, log=self.store_log,
             clock=self.clock, crash=self.crash, metrics=self.metrics,
             give_up_after_s=self.settings.pickup.give_up_after,
-            max_concurrent=self.settings.pickup.max_concurrent, rng=self.chance,
+            max_concurrent=self.settings.pickup.max_concurrent, rng=self.rng,
         )  # fmt: skip
 
     async def _prune(self, older_than_s: float | None, dry_run: bool) -> Mapping[str, Any]:
@@ -273,7 +271,7 @@ class _Composer:
         return await self.spool.keeping.prune_many(age_s, dry_run=dry_run)
 
     def _http_servers(self, journeys: Journeys) -> list[HttpServer]:
-        """The front door, the control socket, and the metrics listener if there is one."""
+        """The Graph API, the control socket, and the metrics listener if configured."""
         http = self.settings.http
         means = api.Means(
             journeys=journeys, desk=self.spool.desk, stats=self.spool.stats,

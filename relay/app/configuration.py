@@ -1,9 +1,7 @@
-"""Read everything that a service runs with: settings, accounts, rules.
+"""Load what a service runs with (settings, accounts, rules), reload it, and build its route table.
 
-On the path: before it, and at SIGHUP.
-Holds: nothing is half-read: all of it is without a fault, or there is none.
-Fails: SettingsError with every fault of the first of them that has any.
-Standards: none.
+A reload replaces rules and accounts only if all files are without faults. Faults raise
+SettingsError.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +23,7 @@ from relay.spool.operating import Way
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """Everything that the files say at one moment."""
+    """Settings, accounts and rules, read together."""
 
     settings: Settings
     accounts: FileAccounts
@@ -33,24 +31,24 @@ class Configuration:
 
 
 class ActiveConfiguration:
-    """The files as last read without a fault; an AccountDirectory that follows them."""
+    """The configuration of the last successful load, and an AccountDirectory on top of it."""
 
     def __init__(self, read: Callable[[], Configuration]) -> None:
-        """Read for the first time. Raises what `read` raises."""
+        """Load the configuration with `read`; raises what `read` raises."""
         self._read = read
         self._now = read()
 
     @property
     def settings(self) -> Settings:
-        """Those of the start: they need a restart."""
+        """The settings of the start; changes of relay.toml need a restart."""
         return self._now.settings
 
     def rules(self) -> RuleSet:
-        """The rules for the next message."""
+        """The active rules."""
         return self._now.rules
 
     def reload(self) -> bool:
-        """Read again and take rules and accounts over; whether the settings differ (blocking).
+        """Load again and replace rules and accounts; return whether the settings differ. Blocks.
 
         Raises SettingsError; then nothing has changed.
         """
@@ -60,7 +58,7 @@ class ActiveConfiguration:
         return read.settings != before.settings
 
     def close(self) -> None:
-        """End the threads of the accounts."""
+        """Stop the threads of the accounts."""
         self._now.accounts.close()
 
     # -- AccountDirectory
@@ -77,7 +75,7 @@ class ActiveConfiguration:
         return await self._now.accounts.by_password(user, password, client=client)
 
 
-_WAY_EXPECTED = "default, mx, mx:DOMAIN, local, smtp://HOST:PORT or smtps://HOST:PORT"
+_NEXT_HOP_EXPECTED = "default, mx, mx:DOMAIN, local, smtp://HOST:PORT or smtps://HOST:PORT"
 
 
 def route_table(settings: Settings, accounts: AccountDirectory) -> RouteTable:
@@ -93,11 +91,11 @@ def route_table(settings: Settings, accounts: AccountDirectory) -> RouteTable:
 
 
 def parse_next_hop(text: str, table: Callable[[], RouteTable]) -> Way:
-    """Return the way that an operator's words mean, for any address.
+    """Return the function from address to next hop that the text of `queue reroute --to` means.
 
-    "default" asks the routes, as for mail that is new; "mx" is that of each recipient's own domain;
-    "local" takes recipients who have a mailbox here, and no others.
-    Nothing is captured so: what is to stay here can be held. Raises ValueError.
+    "default" uses the routes, as for new mail; "mx" is the MX of each recipient's domain;
+    "local" accepts only recipients with a mailbox here. "capture" is not accepted: hold instead.
+    Raises ValueError.
     """
     if text == "default":
         return table().next_hop_for
@@ -114,13 +112,13 @@ def _next_hop(text: str) -> NextHop:
         try:
             return NextHop(HopKind.MX, parse_domain(text.removeprefix("mx:")))
         except ValueError:
-            raise ValueError(f"found {text!r}, expected {_WAY_EXPECTED}") from None
+            raise ValueError(f"found {text!r}, expected {_NEXT_HOP_EXPECTED}") from None
     try:
         action = parse_action(text)
     except ValueError:
         action = CAPTURE
     if not isinstance(action, NextHop) or action == CAPTURE:
-        raise ValueError(f"found {text!r}, expected {_WAY_EXPECTED}")
+        raise ValueError(f"found {text!r}, expected {_NEXT_HOP_EXPECTED}")
     return action
 
 
@@ -147,7 +145,7 @@ def _ascii_domain(address: str) -> str:
 
 
 def read_configuration(file: Path, environ: Mapping[str, str], clock: Clock) -> Configuration:
-    """Return what the configuration `file` and the files it names say. Raises SettingsError."""
+    """Load the configuration `file` and the files that it names. Raises SettingsError."""
     settings = load(file, environ)
     boxes = settings.mailboxes
     rules = load_rules(settings.policy.directory, local_domains=boxes.domains)

@@ -1,10 +1,8 @@
-"""The running relay: starts the rooms in order, stops them in the other order.
+"""Start and stop the rooms of one process, and run it as a service (`relay serve`).
 
-On the path: compose builds it, serve and the development relay run it.
-Holds: nothing is accepted before the spool is open; nothing is dropped on a stop: what is not
-    finished within the grace time is in the spool or in a note.
-Fails: OSError for a listener or a directory, SpoolError for the spool: nothing runs then.
-Standards: systemd's Type=notify; docs/design.md 5 (shutdown).
+Nothing is accepted before the spool is open. A stop drains for delivery.shutdown_grace; what has
+not finished by then stays in the spool or as a pending submission (docs/design.md 5). Readiness
+is reported when everything listens, in the way of systemd's Type=notify (sd_notify(3)).
 """
 
 import asyncio
@@ -25,12 +23,12 @@ from relay.api import Changes
 from relay.app.configuration import ActiveConfiguration
 from relay.app.maintenance import (
     MaintenanceGauges,
-    keep_clock,
-    keep_contents_swept,
-    keep_figures,
-    keep_pruning,
-    keep_uploads_few,
+    expire_uploads,
     log_continued,
+    prune_history,
+    sweep_contents,
+    update_gauges,
+    write_clock_anchor,
 )
 from relay.app.pressure_monitor import PressureMonitor
 from relay.app.state_dir import OwnerLock
@@ -66,7 +64,7 @@ class Readiness:
 
 @dataclass
 class Daemon:
-    """Every room of one process. start() and stop() once each, in this order."""
+    """All rooms of one process. Call start() once, then stop() once."""
 
     settings: Settings
     lock: OwnerLock
@@ -86,13 +84,15 @@ class Daemon:
     changes: Changes
     readiness: Readiness
     pressure: PressureMonitor
-    on_fault: Callable[[], None] = lambda: None  # a room has ended by itself; see `fault`
+    on_fault: Callable[[], None] = lambda: (
+        None
+    )  # called when a task ended unexpectedly; see `fault`
     fault: str = ""
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _pickup_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start everything. Raises OSError, SpoolError; then stop() still has to be called."""
+        """Start everything. Raises OSError, SpoolError; stop() must be called even then."""
         for server in self.http_servers:
             server.bind()
         log_continued(self.clock.continued, ahead_us=jump_us(self.clock))
@@ -100,31 +100,29 @@ class Daemon:
         if taken_over:
             _log.warning("took over from a relay that was cut off", entries=taken_over)
         await self.store.remove_unfinished_submissions()
-        await self.pressure.look()  # who is full refuses from the first connection on
+        await self.pressure.measure()  # a full relay rejects from the first connection on
         self._spawn(self.pressure.run(), "pressure")
-        self._spawn(keep_clock(self.store), "clock")
+        self._spawn(write_clock_anchor(self.store), "clock")
         self._spawn(self.dispatcher.run(), "delivery")
         await self.pickup_server.start()
         for smtp_server in self.smtp_servers:
             await smtp_server.start()
         self._pickup_task = self._spawn(self.pickup.run(), "pickup")
         figures = MaintenanceGauges(self._sessions, lambda: self.store.deferred_count)
-        self._spawn(keep_figures(self.spool, self.metrics, self.clock, figures=figures), "figures")
+        self._spawn(update_gauges(self.spool, self.metrics, self.clock, figures=figures), "figures")
         keep = Keep(self.settings.spool.keep, self.settings.spool.keep_size)
-        self._spawn(keep_pruning(self.spool, self.store_log, keep=keep), "pruning")
-        self._spawn(keep_contents_swept(self.spool), "sweeping")
-        self._spawn(keep_uploads_few(self.store.attachments.remove_expired), "uploads")
+        self._spawn(prune_history(self.spool, self.store_log, keep=keep), "pruning")
+        self._spawn(sweep_contents(self.spool), "sweeping")
+        self._spawn(expire_uploads(self.store.attachments.remove_expired), "uploads")
         self.readiness.reason = ""
         for server in self.http_servers:
             await server.start()
 
     async def stop(self) -> None:
-        """Stop listening, finish what is begun within the grace time,
-        leave the rest to the disk.
-        """
+        """Stop listening, drain within the grace time, close the stores."""
         self.readiness.reason = _STOPPING
         grace_s = self.settings.delivery.shutdown_grace
-        async with contextlib.AsyncExitStack() as last:  # from its end, each whatever fails before
+        async with contextlib.AsyncExitStack() as last:  # in reverse order, even after errors
             last.callback(self.lock.give_back)
             last.callback(self.store_log.close)
             last.push_async_callback(asyncio.to_thread, self.store.close)
@@ -141,7 +139,7 @@ class Daemon:
             )
 
     async def _finish_submissions(self, grace_s: float) -> None:
-        """Steps 1 to 4, in their order: each still needs the next."""
+        """Drain steps 1 to 4 in their order, because each needs the next."""
         deadline = asyncio.get_running_loop().time() + grace_s
         await _all_of(*(one.stop(min(_HTTP_GRACE_S, grace_s)) for one in self.http_servers))
         if self._pickup_task is not None:
@@ -166,24 +164,27 @@ class Daemon:
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """A room that ends by itself is a fault of ours: better a new start than half a relay."""
+        """Stop the process when a task ends by itself: a restart is better than half a relay."""
         if task.cancelled() or self.readiness.reason == _STOPPING:
             return
-        self.fault = f"{task.get_name()} has ended: {task.exception()!r}"
+        self.fault = f"{task.get_name()} ended unexpectedly: {task.exception()!r}"
         self.readiness.reason = self.fault
-        _log.critical("a room has ended", task=task.get_name(), exc_info=task.exception())
+        _log.critical("a task ended unexpectedly", task=task.get_name(), exc_info=task.exception())
         self.on_fault()
 
 
 async def _all_of(*steps: Awaitable[None]) -> None:
-    """Go all of these ways to their ends; then raise what went wrong on one of them."""
+    """Await all of these, then raise the first error."""
     for result in await asyncio.gather(*steps, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
 
 
 class ServiceManager:
-    """Sends states to the socket that NOTIFY_SOCKET names."""
+    """Sends service states to the socket that NOTIFY_SOCKET names (sd_notify(3)).
+
+    Errors are ignored. Without a socket nothing is sent.
+    """
 
     def __init__(self, notify_socket: str) -> None:
         """`notify_socket` is a path, or "@name" for an abstract socket; "" for no manager."""
@@ -200,12 +201,12 @@ class ServiceManager:
 _FAULTS_SHOWN = 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _OWN_PAGES_FROM_BYTES = 1 << 20
-_KEPT_FREE_BYTES = 8 << 20  # so that no receive buffer is asked for anew each time
-_COLLECT_AFTER = 50_000  # objects: Python's 700 is a tenth of all work under load, for few cycles
+_KEPT_FREE_BYTES = 8 << 20  # keeps receive buffers in the heap
+_COLLECT_AFTER = 50_000  # objects: with Python's 700, collection takes a tenth of the CPU
 
 
 class BrokenRelayError(Exception):
-    """A room has ended that never should: a fault of ours."""
+    """A task that should run until the stop ended by itself."""
 
 
 async def serve(
@@ -215,7 +216,9 @@ async def serve(
     active: ActiveConfiguration | None = None,
     ready_file: Path | None = None,
 ) -> None:
-    """Start `daemon`, report readiness, stop it on SIGTERM or SIGINT; SIGHUP reloads `active`.
+    """Start `daemon`, report readiness, wait for SIGTERM or SIGINT, stop it.
+
+    SIGHUP reloads `active`.
 
     Raises BrokenRelayError, after the stop, when a room has ended by itself.
     """
@@ -249,13 +252,13 @@ async def serve(
 
 
 def limit_malloc_retention() -> None:
-    """Have the C library return what a large message took as soon as it is freed.
+    """Make malloc return the memory of large messages to the system as soon as it is freed.
 
     glibc keeps blocks of up to 32 MiB for the next one, in each thread: several times the largest
     body. What is not glibc has no such call.
     """
-    with suppress(Exception):  # a sandbox may forbid it as well; that costs memory, no mail
-        import ctypes  # noqa: PLC0415 - to import it is what a sandbox may forbid
+    with suppress(Exception):  # not glibc, or forbidden by a sandbox: costs memory only
+        import ctypes  # noqa: PLC0415 - a sandbox may forbid the import
 
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES_FROM_BYTES)
@@ -295,7 +298,7 @@ class Reloader:
                 for fault in error.faults[:_FAULTS_SHOWN]:
                     _log.error("not reloaded", fault=str(fault))
                 _log.error("the previous configuration stays active", faults=len(error.faults))
-            except Exception:  # noqa: BLE001 - a reload may fail, the service goes on
+            except Exception:  # noqa: BLE001 - a failed reload must not end the service
                 _log.exception("not reloaded: the previous configuration stays active")
             else:
                 _log.info("reloaded", rules=len(self._active.rules().rules))
@@ -304,14 +307,14 @@ class Reloader:
 
 
 def tune_garbage_collector() -> None:
-    """Take what start-up made out of the cyclic collector's view, and let it look less often."""
+    """Exclude start-up objects from garbage collection, and collect less often."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER)
 
 
 def addresses(daemon: Daemon) -> dict[str, str]:
-    """Where the daemon really listens, for people and for the ready file."""
+    """Return the addresses on which the daemon listens, for the log and the ready file."""
     return {
         "http": " ".join(str(one) for one in daemon.http_servers[0].bound),
         "smtp": " ".join(str(server.address) for server in daemon.smtp_servers),
@@ -319,7 +322,7 @@ def addresses(daemon: Daemon) -> dict[str, str]:
 
 
 def write_ready_file(path: Path, daemon: Daemon) -> None:
-    """Write {"pid", "http": [...], "smtp": [...]} whole or not at all."""
+    """Write {"pid", "http": [...], "smtp": [...]} atomically."""
     told = {"pid": os.getpid()} | {name: value.split() for name, value in addresses(daemon).items()}
     part = path.with_name(path.name + ".part")
     part.write_bytes(msgspec.json.encode(told) + b"\n")

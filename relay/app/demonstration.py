@@ -1,9 +1,7 @@
-"""What `relay dev` shows at its start: one message through the seven steps, one that bounces.
+"""What `relay dev` shows: its two demonstration messages, and each step of later messages.
 
-On the path: a client of the development relay, by its public interfaces, and a reader of journeys.
-Holds: it shows what really happened: every line comes from the message's own journey.
-Fails: DemonstrationError that says which step did not come.
-Standards: none.
+The demonstration sends by the public interfaces, as any client, and shows the journeys that
+result. It raises DemonstrationError, which names the step that is missing.
 """
 
 import asyncio
@@ -23,8 +21,8 @@ from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import WellKnown
 from relay.message.lifecycle import FINAL, State
 
-LOOKED_AT_MAX = 1000
-_LOOKED_AT = 50  # at first; more when all of them are new
+READ_MAX = 1000
+_READ_FIRST = 50  # more if all of them are new
 _PAUSE_S = 0.1  # so that a burst is read once
 
 Show = Callable[[dict[str, Any], dict[str, Any]], None]
@@ -32,14 +30,14 @@ Show = Callable[[dict[str, Any], dict[str, Any]], None]
 
 @dataclass(slots=True)
 class _ShownMessage:
-    """What is known of a message: its steps by digest, since they may become known in any order."""
+    """The steps of a message that were shown, by digest: events can arrive in any order."""
 
     steps: set[int] = field(default_factory=set)
     settled: bool = False
 
 
 class Follower:
-    """Remembers what was shown. `show` gets the journey and the step."""
+    """Shows each step once. `show` is called with the journey and the step."""
 
     def __init__(self, daemon: Daemon, show: Show) -> None:
         self._daemon = daemon
@@ -49,24 +47,24 @@ class Follower:
         self._settled = 0
 
     def ignore(self, names: frozenset[str]) -> None:
-        """Neither show nor count these messages; `names` are submission ids or queue ids."""
+        """Do not show or count these messages; `names` are submission ids or queue ids."""
         self._ignored = names
 
     async def run(self, *, until_settled: int | None = None) -> None:
-        """Follow until cancelled, or until so many messages have come to an end.
+        """Show steps until cancelled, or until `until_settled` messages have ended.
 
-        A captured message has: nothing more happens to it. Reports do not count.
+        A captured message has ended. Reports do not count.
         """
         while True:
             count = self._daemon.changes.count
-            await self.look()
+            await self.update()
             if until_settled is not None and self._settled >= until_settled:
                 return
             await self._daemon.changes.beyond(count)
             await asyncio.sleep(_PAUSE_S)  # sleeps: reads a burst of events once
 
-    async def look(self, *, quietly: bool = False) -> None:
-        """Show what is new; `quietly` only remembers it."""
+    async def update(self, *, quietly: bool = False) -> None:
+        """Show new steps; with `quietly`, only mark them as shown."""
         for journey in reversed(await self._recent()):
             name = name_of(journey)
             if name in self._ignored:
@@ -81,27 +79,27 @@ class Follower:
             if not seen.settled and is_settled(journey):
                 seen.settled = True
                 self._settled += not quietly
-        while len(self._seen) > 2 * LOOKED_AT_MAX:
+        while len(self._seen) > 2 * READ_MAX:
             self._seen.popitem(last=False)
 
     async def _recent(self) -> list[dict[str, Any]]:
-        """The newest messages, back to one that was seen before."""
-        limit = _LOOKED_AT
+        """Return the newest messages, back to one that was seen before."""
+        limit = _READ_FIRST
         while True:
             found = await self._daemon.journeys.recent(account=None, state="", limit=limit)
             names = {name_of(journey) for journey in found}
-            if len(found) < limit or limit >= LOOKED_AT_MAX or names & self._seen.keys():
+            if len(found) < limit or limit >= READ_MAX or names & self._seen.keys():
                 return found
-            limit = min(4 * limit, LOOKED_AT_MAX)
+            limit = min(4 * limit, READ_MAX)
 
 
 def name_of(journey: dict[str, Any]) -> str:
-    """Return the submission id of a message, or the queue id of one that came by SMTP."""
+    """Return the submission id of a message, or the queue id if it was received by SMTP."""
     return str(journey["submission_id"] or journey["id"])
 
 
 def is_settled(journey: dict[str, Any]) -> bool:
-    """Whether a message, if it is no report, has come to where nothing more happens by itself."""
+    """Whether all recipients of a message that is not a report are captured or final."""
     states = [one["state"] for one in journey["recipients"]]
     ends = FINAL | {State.CAPTURED}
     return bool(journey["sender"] and states) and all(state in ends for state in states)
@@ -113,12 +111,12 @@ _TOKEN = "alice"  # noqa: S105 - a development token is the name
 
 
 class DemonstrationError(Exception):
-    """A step did not happen."""
+    """A step of the demonstration did not happen."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemonstratedMessage:
-    """A journey and where to look at what it left behind."""
+    """A journey, and the mailbox in which its result is."""
 
     title: str
     journey: dict[str, Any]
@@ -131,8 +129,7 @@ async def demonstrate(
 ) -> frozenset[str]:
     """Send two messages as alice and show their journeys.
 
-    Return the names (follow.name_of) of both messages and of the report. Raises
-    DemonstrationError.
+    Return the names (name_of()) of both messages and of the report. Raises DemonstrationError.
     """
     welcome = DraftToSend(
         _ALICE, (f"bob@{DOMAIN}", "friend@elsewhere.test"), "Seven steps", "Hello from Relay.\n"
@@ -180,7 +177,7 @@ async def _wait(
     except TimeoutError:
         done = [step["name"] for step in found["steps"]] if found else []
         raise DemonstrationError(
-            f"the message {key} came only so far: {', '.join(done) or 'nowhere'}"
+            f"message {key} did not complete; its steps: {', '.join(done) or 'none'}"
         ) from None
 
 
@@ -194,12 +191,12 @@ def _is_reported(journey: dict[str, Any]) -> bool:
 
 
 def _has_steps(journey: dict[str, Any], last: int) -> bool:
-    """Whether steps 1 to `last` are all there: step 4 is written a moment after transport's."""
+    """Whether steps 1 to `last` are recorded; step 4 is recorded after the spool's commit."""
     return {step["step"] for step in journey["steps"]} >= set(range(1, last + 1))
 
 
 async def _report_subject(daemon: Daemon) -> str:
-    """The newest report in alice's Inbox, once it is there."""
+    """Wait for the newest report in alice's Inbox and return its subject."""
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             while True:
@@ -210,4 +207,4 @@ async def _report_subject(daemon: Daemon) -> str:
                     return page.messages[0].properties.subject
                 await daemon.changes.beyond(seen)
     except TimeoutError:
-        raise DemonstrationError("no report came into alice's Inbox") from None
+        raise DemonstrationError("no report arrived in alice's Inbox") from None

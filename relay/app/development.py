@@ -1,10 +1,9 @@
-"""The development relay: on loopback, without a file, from which no mail escapes.
+"""The development relay (`relay dev`): the whole pipeline on loopback, without a file.
 
-On the path: all of it, for one developer.
-Holds: no name server is asked and no outbound socket opened: mail for other domains is captured.
-Fails: OSError for a port in use; AlreadyRunningError for a folder in use; ForeignFolderError;
-    DemonstrationError, RefusedError for a step that did not come.
-Standards: RFC 6761 6.2 (example.test cannot exist).
+No name server is queried and no outbound connection opened: mail for other domains is captured
+(RFC 6761 6.2: example.test never exists). Raises OSError for a port in use, AlreadyRunningError
+for a directory in use, ForeignFolderError, and DemonstrationError or RefusedError if the
+demonstration fails.
 """
 
 import asyncio
@@ -25,7 +24,7 @@ from relay.settings import Settings, load, shipped
 from relay.settings.tree import Address
 
 _CONFIG = """\
-: what it runs with, and how the other commands find it.
+: its configuration, which the other commands find.
 hostname = "relay.{domain}"
 state_dir = "state"
 
@@ -54,7 +53,7 @@ next_hop = "capture"
 directory = {policies}
 """
 _ACCOUNTS = """\
-: the people who are always there; others come when they log in.
+: the accounts that always exist; others are created when they log in.
 [[account]]
 address = "alice@{domain}"
 token = "plain:alice"
@@ -69,8 +68,10 @@ password = "plain:bob"
 
 @dataclass(frozen=True, slots=True)
 class DevelopmentOptions:
-    """What to do. `once`: stop after the demonstration; `exit_after`: after so many messages;
-    `hosts`: by which names besides loopback's HTTP requests may ask for it.
+    """The options of `relay dev`.
+
+    `once` stops after the demonstration, `exit_after` after that many messages. `hosts` are names,
+    in addition to those of loopback, that the Host header of HTTP requests may contain.
     """
 
     http: Address
@@ -82,39 +83,40 @@ class DevelopmentOptions:
 
 
 class DevelopmentView(Protocol):
-    """What a person, or a program, is shown."""
+    """The output of `relay dev`: text or JSON."""
 
     def listening(self, http: Address, smtp: Address) -> None:
-        """Everything listens, here."""
+        """All listeners are open."""
         ...
 
     def demonstrated(self, shown: DemonstratedMessage) -> None:
-        """One of the two messages at the start came to its end."""
+        """One of the two demonstration messages ended."""
         ...
 
     def waiting(self, http: Address, smtp: Address) -> None:
-        """From here on it is the developer's turn."""
+        """The demonstration is over; messages of the developer are shown from now on."""
         ...
 
     def step(self, journey: dict[str, Any], step: dict[str, Any]) -> None:
-        """A message did a step."""
+        """A message made a step."""
         ...
 
 
 async def develop(
-    folder: DevelopmentFolder, plan: DevelopmentOptions, view: DevelopmentView
+    folder: DevelopmentFolder, options: DevelopmentOptions, view: DevelopmentView
 ) -> bool:
-    """Run the development relay until it is done, or told to stop by a signal; whether it came to
-    the end of what `plan` asks for. Raises BrokenRelayError when a room has ended by itself.
+    """Run the development relay; return whether it completed before a signal stopped it.
+
+    Raises BrokenRelayError if a task ended unexpectedly.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    daemon = _compose(write_config(folder, http=plan.http, smtp=plan.smtp), plan.hosts)
+    daemon = _compose(write_config(folder, http=options.http, smtp=options.smtp), options.hosts)
     daemon.on_fault = stop.set
     try:
         await daemon.start()
-        done = await _unless(stop, _Session(daemon, folder, plan=plan, view=view).run())
+        done = await _unless(stop, _Session(daemon, folder, options=options, view=view).run())
     finally:
         await daemon.stop()
     if daemon.fault:
@@ -123,7 +125,7 @@ async def develop(
 
 
 def write_config(folder: DevelopmentFolder, *, http: Address, smtp: Address) -> Settings:
-    """Write the configuration for these addresses and load it, as any other."""
+    """Write the configuration for these addresses, and load it."""
     policies = '"' + str(shipped("policies")).replace("\\", "\\\\").replace('"', '\\"') + '"'
     folder.write("accounts.toml", _ACCOUNTS.format(domain=DOMAIN))
     folder.write(
@@ -133,10 +135,10 @@ def write_config(folder: DevelopmentFolder, *, http: Address, smtp: Address) -> 
 
 
 def _compose(settings: Settings, hosts: tuple[str, ...]) -> Daemon:
-    """Return a daemon that asks no DNS and makes accounts as they log in.
+    """Return a daemon that queries no DNS and creates accounts when they log in.
 
-    It checks Host: to make an account is so easy that a web page of another site could do it, if it
-    resolved its own name to this machine.
+    It checks the Host header: otherwise a web page of another site could create an account, by DNS
+    rebinding.
     """
     rules = load_rules(settings.policy.directory, local_domains=settings.mailboxes.domains)
     sources = RelayDependencies(
@@ -146,7 +148,7 @@ def _compose(settings: Settings, hosts: tuple[str, ...]) -> Daemon:
 
 
 async def _unless(stop: asyncio.Event, work: Any) -> bool:
-    """Do `work` unless told to stop before it is done; whether it was done."""
+    """Run `work` until it ends or `stop` is set; return whether it ended."""
     working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
     done = working.done()
@@ -159,31 +161,31 @@ async def _unless(stop: asyncio.Event, work: Any) -> bool:
 
 
 class _Session:
-    """What happens while it runs."""
+    """The actions of the development relay between start and stop."""
 
     def __init__(
         self,
         daemon: Daemon,
         folder: DevelopmentFolder,
         *,
-        plan: DevelopmentOptions,
+        options: DevelopmentOptions,
         view: DevelopmentView,
     ) -> None:
         self._daemon = daemon
         self._folder = folder
-        self._plan = plan
+        self._options = options
         self._view = view
 
     async def run(self) -> None:
         http, smtp = self._daemon.http_servers[0].bound[0], self._daemon.smtp_servers[0].address
-        write_config(self._folder, http=http, smtp=smtp)  # with the ports that were really taken
+        write_config(self._folder, http=http, smtp=smtp)  # with the actual ports
         self._view.listening(http, smtp)
         follower = Follower(self._daemon, self._view.step)
-        await follower.look(quietly=True)  # a folder given by --dir has the mail of earlier runs
+        await follower.update(quietly=True)  # with --dir there may be mail of earlier runs
         follower.ignore(await demonstrate(self._daemon, self._view.demonstrated))
-        if self._plan.once:
+        if self._options.once:
             return
-        if self._plan.ready_file is not None:
-            write_ready_file(self._plan.ready_file, self._daemon)
+        if self._options.ready_file is not None:
+            write_ready_file(self._options.ready_file, self._daemon)
         self._view.waiting(http, smtp)
-        await follower.run(until_settled=self._plan.exit_after)
+        await follower.run(until_settled=self._options.exit_after)

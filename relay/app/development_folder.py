@@ -1,11 +1,8 @@
-"""Where a development relay keeps its files, and how the other commands find it.
+"""The directory of the development relay: its lock, its marked files, its removal.
 
-On the path: before it; development fills the folder, the command line looks into it.
-Holds: a folder of our own choice goes with the relay; one that was given stays, and nothing in it
-    that `relay dev` did not write is overwritten; a folder has one relay at a time.
-Fails: OSError for a folder that cannot be made, ForeignFolderError for one with other files,
-    AlreadyRunningError for one that is in use.
-Standards: none.
+Each user has one temporary directory, which the other commands find; a second development relay
+gets a directory of its own. A directory given by --dir is kept, and files in it that do not begin
+with MARK are never overwritten.
 """
 
 import contextlib
@@ -22,12 +19,12 @@ MARK = "# Written by `relay dev`"
 
 
 class ForeignFolderError(Exception):
-    """The folder has a configuration that somebody else wrote."""
+    """The directory has a configuration that `relay dev` did not write."""
 
 
 @dataclass(frozen=True, slots=True)
 class DevelopmentFolder:
-    """Where a development relay keeps its files; `temporary` ones go with it."""
+    """The directory of a development relay; a `temporary` one is removed at the end."""
 
     path: Path
     temporary: bool
@@ -35,26 +32,27 @@ class DevelopmentFolder:
 
     @property
     def config(self) -> Path:
-        """The configuration that it runs with."""
+        """The configuration file."""
         return self.path / "relay.toml"
 
     def write(self, name: str, text: str) -> None:
-        """Write one of its files, whole or not at all; they all begin with MARK. Raises OSError."""
+        """Write a file atomically, beginning with MARK. Raises OSError."""
         part = self.path / f"{name}.part"
         part.touch(mode=0o600)
         part.write_text(f"{MARK}{text}")
         part.replace(self.path / name)
 
     def remove(self) -> None:
-        """Leave nothing behind, where nothing should stay."""
+        """Remove a temporary directory, and release the lock."""
         if self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
         self.lock.give_back()
 
 
 def open_folder(given: Path | None) -> DevelopmentFolder:
-    """Return the folder `given`, else the user's own, else, if that is in use, a new one; it is
-    locked. Raises ForeignFolderError, AlreadyRunningError, OSError.
+    """Lock and return the directory `given`, or the user's own, or a new one if that is in use.
+
+    Raises ForeignFolderError, AlreadyRunningError, OSError.
     """
     if given is not None:
         return _open_given(given.absolute())
@@ -63,7 +61,7 @@ def open_folder(given: Path | None) -> DevelopmentFolder:
         own.mkdir(mode=0o700, exist_ok=True)
         with contextlib.suppress(AlreadyRunningError):
             lock = _locked(own)
-            _empty(own)  # a killed one could not remove its own
+            _empty(own)  # a killed relay leaves its files
             return DevelopmentFolder(own, temporary=True, lock=lock)
     new = Path(tempfile.mkdtemp(prefix="relay-dev-"))
     return DevelopmentFolder(new, temporary=True, lock=_locked(new))
@@ -73,13 +71,16 @@ def _open_given(path: Path) -> DevelopmentFolder:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     for file in (path / "relay.toml", path / "accounts.toml"):
         if file.exists() and not file.read_bytes().startswith(MARK.encode()):
-            raise ForeignFolderError(f"{file} was not written by `relay dev`; name another folder")
+            raise ForeignFolderError(
+                f"{file} was not written by `relay dev`; name another directory"
+            )
     return DevelopmentFolder(path, temporary=False, lock=_locked(path))
 
 
 def running_config(temporary: Path) -> Path | None:
-    """The configuration of this user's running development relay, so that `relay trace` finds it;
-    `temporary` is where temporary folders are.
+    """Return the configuration of this user's running development relay, or None.
+
+    `temporary` is the directory of temporary files.
     """
     own = _own_folder(temporary)
     config = own / "relay.toml"
@@ -99,7 +100,7 @@ def _own_folder(temporary: Path) -> Path:
 
 
 def _is_foreign(own: Path) -> bool:
-    """Whether somebody else put something where our folder should be."""
+    """Whether the path exists and is not a directory of this user."""
     try:
         found = own.lstat()
     except FileNotFoundError:
@@ -109,7 +110,7 @@ def _is_foreign(own: Path) -> bool:
 
 def _empty(own: Path) -> None:
     for one in own.iterdir():
-        if one.name == "run":  # the lock that we hold
+        if one.name == "run":  # holds our lock
             continue
         if one.is_dir() and not one.is_symlink():
             shutil.rmtree(one, ignore_errors=True)

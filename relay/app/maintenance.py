@@ -1,9 +1,6 @@
-"""What has to be done from time to time: the queue's figures, the end of old history and uploads.
+"""Periodic tasks: queue metrics, pruning of history, stale contents and uploads, clock anchor.
 
-On the path: beside it; metrics show the figures, prune keeps the spool and the store's log small.
-Holds: each pass is bounded; a pass that fails is tried again at the next turn.
-Fails: never.
-Standards: docs/design.md 4 (history), the metrics of docs/names.md.
+Each pass is bounded. A pass that fails is logged and repeated at the next interval.
 """
 
 import asyncio
@@ -25,7 +22,7 @@ from relay.spool.types import SpoolError
 _log = get_logger("app")
 
 _FIGURES_S = 1.0
-_FIGURES_COST_FACTOR = 20  # at most a twentieth of the time goes into counting
+_FIGURES_COST_FACTOR = 20  # counting takes at most a twentieth of the time
 _PRUNE_S = 600.0
 _PRUNE_PAUSE_S = 0.05
 _DAY_S = 86400.0
@@ -35,16 +32,16 @@ _CLOCK_DIFFERS_US = 60_000_000
 
 @dataclass(frozen=True, slots=True)
 class MaintenanceGauges:
-    """What is counted all the time: SMTP sessions, and notes that wait for their time."""
+    """Numbers that are read at each pass: SMTP sessions, and scheduled sends."""
 
     sessions: Callable[[], int]
     deferred_notes: Callable[[], int]
 
 
-async def keep_figures(
+async def update_gauges(
     spool: SqliteSpool, metrics: Metrics, clock: Clock, *, figures: MaintenanceGauges
 ) -> None:
-    """Count the queue, and these figures, into the metrics until cancelled."""
+    """Set the gauges of the queue and of `figures` until cancelled."""
     while True:
         began = clock.monotonic()
         metrics.connections.labels(state="incoming").set(figures.sessions())
@@ -53,15 +50,15 @@ async def keep_figures(
             await count_queue(spool, metrics, clock)
         except SpoolError as error:
             _log.warning("queue not counted", error=str(error))
-        except Exception:  # noqa: BLE001 - ours: figures must not end with it
-            _log.exception("counting broken off")
+        except Exception:  # noqa: BLE001 - ours: counting must go on
+            _log.exception("counting failed")
         took_s = clock.monotonic() - began
         pause_s = max(_FIGURES_S, took_s * _FIGURES_COST_FACTOR)
         await asyncio.sleep(pause_s)  # sleeps: the interval between counts
 
 
 async def count_queue(spool: SqliteSpool, metrics: Metrics, clock: Clock) -> None:
-    """Count once. Raises SpoolError."""
+    """Set the gauges of the queue once. Raises SpoolError."""
     counts = await spool.counts()
     for state, number in counts.entries.items():
         metrics.queue_entries.labels(state=state).set(number)
@@ -70,22 +67,22 @@ async def count_queue(spool: SqliteSpool, metrics: Metrics, clock: Clock) -> Non
     metrics.queue_unaccounted.set(counts.unaccounted)
 
 
-async def keep_pruning(spool: SqliteSpool, log: SubmissionLog, *, keep: Keep) -> None:
-    """Remove what is not to be kept until cancelled, in small steps."""
+async def prune_history(spool: SqliteSpool, log: SubmissionLog, *, keep: Keep) -> None:
+    """Remove expired history until cancelled, in small steps."""
     while True:
         try:
-            while await spool.keeping.prune(keep):  # noqa: ASYNC110 - the pause is for others
+            while await spool.keeping.prune(keep):  # noqa: ASYNC110 - the pause lets others write
                 await asyncio.sleep(_PRUNE_PAUSE_S)  # sleeps: lets others write
             await asyncio.to_thread(log.prune, math.ceil(keep.age_s / _DAY_S))
         except (SpoolError, OSError) as error:
             _log.warning("history not pruned", error=str(error))
-        except Exception:  # noqa: BLE001 - ours: pruning must not end with it
-            _log.exception("pruning broken off")
+        except Exception:  # noqa: BLE001 - ours: pruning must go on
+            _log.exception("pruning failed")
         await asyncio.sleep(_PRUNE_S)  # sleeps: the interval between passes
 
 
-async def keep_clock(store: FileStore) -> None:
-    """Write the store's anchor until cancelled, and once more then."""
+async def write_clock_anchor(store: FileStore) -> None:
+    """Write the mail store's clock anchor until cancelled, and once more at the end."""
     fault = LastingFault()
     try:
         while True:
@@ -93,7 +90,7 @@ async def keep_clock(store: FileStore) -> None:
                 await store.keep_anchor()
             except StoreError as error:
                 if fault.is_news(error):
-                    _log.warning("the time is not kept for the next start", error=str(error))
+                    _log.warning("the clock anchor cannot be written", error=str(error))
             else:
                 fault.is_over()
             await asyncio.sleep(_ANCHOR_S)  # sleeps: the interval between writes
@@ -103,7 +100,7 @@ async def keep_clock(store: FileStore) -> None:
 
 
 def log_continued(found: Continued | None, *, ahead_us: int) -> None:
-    """Say how this start continues the queue's time, if that is not what the clock alone says.
+    """Log how this start continues the queue time, if it differs from the wall clock.
 
     `ahead_us` is how far the wall clock is ahead of the queue's time.
     """
@@ -111,45 +108,45 @@ def log_continued(found: Continued | None, *, ahead_us: int) -> None:
         return
     if not found.is_exact and found.wall_passed_us < -_CLOCK_DIFFERS_US:
         _log.warning(
-            "the clock is behind the time of the last run: the queue's time goes on from there;"
+            "the clock is behind the time of the last run: queue time continues from there;"
             " is the clock right?",
             seconds=found.wall_passed_us / 1_000_000,
         )
     elif not found.is_exact and found.wall_passed_us > _DAY_S * 1_000_000:
         _log.warning(
-            "the machine was restarted, and its clock says that much has passed since the last run:"
-            " nothing expires before one more attempt, nothing is removed for its age for a day;"
+            "the machine was restarted, and by its clock this much time passed since the last run:"
+            " nothing expires before one more attempt, no history is removed for a day;"
             " is the clock right?",
             seconds=found.wall_passed_us / 1_000_000,
         )
     elif abs(ahead_us) > _CLOCK_DIFFERS_US:
         _log.warning(
-            "the clock differs from the queue's time, which goes on as before and follows slowly:"
+            "the clock differs from queue time, which continues and follows slowly:"
             " the clock is or was wrong",
             seconds=ahead_us / 1_000_000,
         )
 
 
-async def keep_contents_swept(spool: SqliteSpool) -> None:
-    """Remove the spool's files that nobody needs until cancelled: what a crash left, first."""
+async def sweep_contents(spool: SqliteSpool) -> None:
+    """Remove content files without a message, such as a crash leaves, until cancelled."""
     while True:
         try:
             if removed := await spool.keeping.sweep():
-                _log.info("left-over contents removed", files=removed)
+                _log.info("stale contents removed", files=removed)
         except SpoolError as error:
-            _log.warning("left-over contents not removed", error=str(error))
-        except Exception:  # noqa: BLE001 - ours: this must not end with it
-            _log.exception("sweeping broken off")
+            _log.warning("stale contents not removed", error=str(error))
+        except Exception:  # noqa: BLE001 - ours: the task must go on
+            _log.exception("sweeping failed")
         await asyncio.sleep(_DAY_S)  # sleeps: the interval between passes
 
 
-async def keep_uploads_few(remove_expired: Callable[[], Awaitable[None]]) -> None:
-    """Remove uploads that nobody finished in time, until cancelled."""
+async def expire_uploads(remove_expired: Callable[[], Awaitable[None]]) -> None:
+    """Remove expired upload sessions until cancelled."""
     while True:
         try:
             await remove_expired()
         except StoreError as error:
             _log.warning("uploads not removed", error=str(error))
-        except Exception:  # noqa: BLE001 - ours: this must not end with it
-            _log.exception("removing uploads broken off")
+        except Exception:  # noqa: BLE001 - ours: the task must go on
+            _log.exception("removing uploads failed")
         await asyncio.sleep(_PRUNE_S)  # sleeps: the interval between passes

@@ -1,10 +1,8 @@
-"""Measure each second how short of room the relay is, and tell those who take on less then.
+"""Measure disks, memory and the queue each second, and set the pressure level from them.
 
-On the path: beside it; sessions, the front door and pickup follow the state that is kept here.
-Holds: one look at a time; a disk that does not answer keeps nothing but its own look waiting; the
-    ballast is taken again when there is room for it.
-Fails: never; a figure that cannot be had counts as nothing, a disk that cannot be asked as full.
-Standards: statvfs(3), proc(5); docs/design.md 6.
+SMTP sessions, the Graph API and pickup read the level (relay/pressure.py). A disk that does not
+answer blocks only its own measurement; one that fails or is silent for 10 s counts as full. The
+reserve file of the spool is created again when there is space. docs/design.md 6.
 """
 
 import asyncio
@@ -40,26 +38,26 @@ _OPEN_FILES = 65536
 
 
 def resident_bytes() -> int:
-    """How much memory this process has; 0 where the system does not tell."""
+    """Return the resident set size of this process; 0 if unknown (proc(5))."""
     with suppress(OSError, ValueError, IndexError):
         return int(_STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
 
 
 def memory_limit_bytes() -> int:
-    """How much memory the machine has, or the control group of this process if that is less."""
+    """Return the memory of the machine, or of this process's control group if less (cgroups(7))."""
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with suppress(OSError):
         for line in _CGROUP.read_text().splitlines():
             group = _CGROUPS / line.rpartition(":")[2].strip("/")
             for place in (group, *group.parents):
-                with suppress(OSError, ValueError):  # none here, or "max"
+                with suppress(OSError, ValueError):  # no such file, or "max"
                     found.append(int((place / "memory.max").read_text()))
     return min(found)
 
 
 def raise_open_files_limit() -> int:
-    """Raise the limit of open files as far as this process may, and return it.
+    """Raise the soft limit of open files as far as allowed, and return it (getrlimit(2)).
 
     A shell's soft limit is often 1024, for programs that use select(2).
     """
@@ -73,26 +71,26 @@ def raise_open_files_limit() -> int:
 
 
 def trim_memory() -> None:
-    """Return to the system what was freed: the C library keeps it, and would be short for ever."""
+    """Return freed memory to the system; malloc keeps it otherwise (malloc_trim(3))."""
     gc.collect()
-    with suppress(Exception):  # what is not glibc has no such call
-        import ctypes  # noqa: PLC0415 - to import it is what a sandbox may forbid
+    with suppress(Exception):  # only glibc has this call
+        import ctypes  # noqa: PLC0415 - a sandbox may forbid the import
 
         ctypes.CDLL(None).malloc_trim(0)
 
 
 _log = get_logger("app")
 
-LOOK_S = 1.0
-_ANSWER_S = 0.5  # for a disk to be asked; a slow answer is taken at a later look
-_SILENT_S = 10.0  # without an answer it counts as full
+INTERVAL_S = 1.0
+_ANSWER_S = 0.5  # a slower answer is used at a later measurement
+_SILENT_S = 10.0  # without an answer the disk counts as full
 _CLOCK_DIFFERS_S = 60.0
-_MEMORY_PART = 0.75  # of what there is, unless a bound is set
+_MEMORY_PART = 0.75  # of the memory limit, unless pressure.memory is set
 _TRIM_S = 10.0
 
 
 def bounds_of(settings: Settings) -> Bounds:
-    """Return the bounds of these settings, on this machine."""
+    """Return the bounds that the settings give on this machine."""
     given = settings.pressure
     return Bounds(
         disk_free=given.disk_free,
@@ -103,7 +101,7 @@ def bounds_of(settings: Settings) -> Bounds:
 
 
 class PressureMonitor:
-    """Keeps a Pressure up to date. run() runs until cancelled; look() may come before."""
+    """Keeps a Pressure up to date. run() runs until cancelled; measure() may be called before."""
 
     def __init__(
         self,
@@ -117,7 +115,7 @@ class PressureMonitor:
         on_change: Callable[[State], None] = lambda _state: None,
         resident: Callable[[], int] | None = None,
     ) -> None:
-        """`on_change` hears every state whose levels differ from those before.
+        """`on_change` is called with every state whose levels differ from the previous ones.
 
         `resident` tells how much memory the process has, in bytes.
         """
@@ -136,16 +134,16 @@ class PressureMonitor:
         self._trimmed_s = -math.inf
 
     async def run(self) -> None:
-        """Look each second until cancelled."""
+        """Measure each second until cancelled."""
         while True:
             try:
-                await self.look()
-            except Exception:  # noqa: BLE001 - ours: what holds stays until the next look
+                await self.measure()
+            except Exception:  # noqa: BLE001 - the state stays until the next measurement
                 _log.exception("pressure not measured")
-            await asyncio.sleep(LOOK_S)  # sleeps: free space changes without an event
+            await asyncio.sleep(INTERVAL_S)  # sleeps: free space changes without an event
 
-    async def look(self) -> None:
-        """Measure once, and say what has changed."""
+    async def measure(self) -> None:
+        """Measure once, and log changes."""
         spool_disk, mail_disk = await asyncio.gather(*(disk.asked() for disk in self._disks))
         strain = self._spool.strain()
         figures = Figures(
@@ -168,7 +166,7 @@ class PressureMonitor:
             self._on_change(state)
         if state.has(Reason.MEMORY):
             await self._give_memory_back()
-        self._look_at_the_clock()
+        self._check_clock()
 
     async def _give_memory_back(self) -> None:
         now_s = self._clock.monotonic()
@@ -176,19 +174,19 @@ class PressureMonitor:
             self._trimmed_s = now_s
             await asyncio.to_thread(trim_memory)
 
-    def _look_at_the_clock(self) -> None:
+    def _check_clock(self) -> None:
         jumped_s = jump_us(self._clock) / 1_000_000
         self._metrics.clock_jump.set(jumped_s)
         differs = abs(jumped_s) > _CLOCK_DIFFERS_S
         if differs and not self._clock_differs:
-            _log.warning("the clock has jumped: the queue follows it slowly", seconds=jumped_s)
+            _log.warning("the clock has jumped: queue time follows slowly", seconds=jumped_s)
         elif self._clock_differs and not differs:
-            _log.info("the queue's time is the clock's again")
+            _log.info("queue time equals the clock again")
         self._clock_differs = differs
 
 
 def _tell(before: State, state: State) -> None:
-    """One line for each change of the level or its reasons."""
+    """Log one line for each change of the level or its reasons."""
     tell = _log.warning if state.level > before.level else _log.info
     because = "; ".join(words_of(reason) for reason in state.reasons)
     tell(
@@ -201,7 +199,7 @@ def _tell(before: State, state: State) -> None:
 
 
 class _AskedDisk:
-    """A disk as it was at its last answer; None when it has been silent for long, or refused."""
+    """The last answer of a disk; None after an error or a long silence."""
 
     def __init__(self, ask: Callable[[], Disk], clock: Clock) -> None:
         """`ask` blocks, and raises OSError."""
@@ -221,7 +219,7 @@ class _AskedDisk:
             try:
                 self._answer = answer.result()
             except OSError as error:
-                _log.warning("a disk cannot be asked", error=str(error))
+                _log.warning("disk usage cannot be read", error=str(error))
                 self._answer = None
         elif self._clock.monotonic() - self._asked_s > _SILENT_S:
             self._answer = None

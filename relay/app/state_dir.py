@@ -1,9 +1,9 @@
-"""The spool has one owner, and so have the notes of a mail store: whoever holds the locks.
+"""The owner locks of state_dir and mail store, and checks of their permissions.
 
-On the path: taken before the spool is opened for writing, kept until the process ends.
-Holds: the kernel drops it with the process, so a lock that can be had proves the old owner dead.
-Fails: AlreadyRunningError with the owner's pid.
-Standards: flock(2).
+The spool and the pending submissions of a mail store have one owner each: the process that holds
+the lock (flock(2)). The kernel releases a lock with its process, so a free lock proves that the
+old owner ended. The permission checks read only; `relay serve` and `relay check` report the same
+text.
 """
 
 import contextlib
@@ -22,48 +22,48 @@ class AlreadyRunningError(Exception):
 
 
 class OwnerLock:
-    """The lock of one state_dir and, with `notes`, that of the mail store with these notes.
+    """The lock of one state_dir and, with `submissions`, that of a mail store.
 
-    Two relays with a state_dir each would submit the same notes to two spools.
+    Without the second lock, two relays with different state_dirs could submit the same messages.
     """
 
-    def __init__(self, run_dir: Path, *, notes: Path | None = None) -> None:
+    def __init__(self, run_dir: Path, *, submissions: Path | None = None) -> None:
         self._run_dir = run_dir
-        self._notes = notes
+        self._submissions = submissions
         self._files: list[int] = []
 
     def take(self) -> None:
-        """Take the locks, making the directories. Raises AlreadyRunningError, OSError."""
+        """Acquire the locks; create the directories. Raises AlreadyRunningError, OSError."""
         self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._files.append(_locked(self._run_dir / "lock"))
-        if self._notes is None:
+        if self._submissions is None:
             return
-        # Who only asks whether a lock is taken need not load the store.
+        # A caller of is_running() should not load the store.
         from relay.mailbox.maildir import make_directory  # noqa: PLC0415
 
         try:
-            with contextlib.suppress(OSError):  # where no lock can be written, no note can be
-                make_directory(self._notes)
-                self._files.append(_locked(self._notes / "lock"))
+            with contextlib.suppress(OSError):  # if no lock can be written, no submission can
+                make_directory(self._submissions)
+                self._files.append(_locked(self._submissions / "lock"))
         except AlreadyRunningError:
             self.give_back()
             raise
 
     def give_back(self) -> None:
-        """Let the next one have it."""
+        """Release the locks."""
         while self._files:
             os.close(self._files.pop())
 
 
 def is_running(run_dir: Path) -> bool:
-    """Whether a relay runs there; nothing is made or changed."""
+    """Whether a relay holds the lock. Changes nothing."""
     return owner_of(run_dir) is not None
 
 
 def owner_of(run_dir: Path) -> str | None:
-    """Return the process that runs there ("" if it has not said), None where none does.
+    """Return the pid of the relay that holds the lock, "" if unknown, None if there is none.
 
-    Nothing is made or changed.
+    Changes nothing.
     """
     try:
         file = os.open(run_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
@@ -89,14 +89,14 @@ def _locked(path: Path) -> int:
             raise
         text = f"{path.parent.parent} is in use by process {owner}"
         raise AlreadyRunningError(text) from None
-    with contextlib.suppress(OSError):  # a full disk: the pid is only for people
+    with contextlib.suppress(OSError):  # a full disk: the pid is only informative
         os.ftruncate(file, 0)
         os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
     return file
 
 
 def unusable_state(settings: Settings) -> str:
-    """Return why this user cannot keep a queue in state_dir, or ""."""
+    """Return why this user cannot write in state_dir, or ""."""
     if fault := unwritable("state_dir", settings.state_dir):
         return fault
     if settings.run_dir.exists() and (fault := unwritable("state_dir", settings.run_dir)):
@@ -104,21 +104,21 @@ def unusable_state(settings: Settings) -> str:
     spool = settings.spool_file
     for file in (spool, spool.with_name(spool.name + "-wal"), settings.run_dir / "lock"):
         if file.is_file() and not os.access(file, os.R_OK | os.W_OK):
-            return f"state_dir: {file} is no file that this user can write"
+            return f"state_dir: {file} cannot be written by this user"
     return ""
 
 
 def unwritable(name: str, folder: Path) -> str:
-    """Return why this user cannot write `folder`, or the nearest one above it, or ""."""
+    """Return why this user cannot write in `folder` or its nearest existing parent, or ""."""
     while not os.access(folder, os.F_OK) and folder != folder.parent:
         folder = folder.parent
     if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
         return ""
-    return f"{name}: {folder} is no folder that this user can write"
+    return f"{name}: {folder} is not a directory that this user can write"
 
 
 def open_to_others(path: Path, *, to_read: bool = False) -> str:
-    """Return how others can write `path`, or read it as well, and what to do; or ""."""
+    """Return which permission of `path` is too wide, and the command that corrects it; or ""."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError:

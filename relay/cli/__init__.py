@@ -1,9 +1,8 @@
 """The `relay` command: a module per verb, no logic of its own.
 
-On the path: in front of app; the shell starts here.
-Touches: arguments, stdout, stderr, exit codes. Promises: exit codes are sysexits; facts go to
-stdout, everything else to stderr; no traceback reaches a user, not even when Ctrl-C comes while
-modules are still loading.
+On the path: in front of app; the shell starts here. Touches: arguments, stdout, stderr, exit
+codes. Promises: exit codes are sysexits; facts go to stdout, everything else to stderr; no
+traceback reaches a user, not even when Ctrl-C comes while modules are still loading.
 """
 
 import gc

@@ -1,9 +1,8 @@
 """`relay dev`: the whole pipeline on loopback, without a file.
 
-On the path: runs app.development and shows what it tells.
-Holds: facts on stdout, everything else on stderr; with --json one object a line.
-Fails: 69 for a port in use or a step that did not come, 130 when interrupted before the end.
-Standards: docs/names.md (Commands); JSON lines.
+On the path: runs app.development and shows what it tells. Holds: facts on stdout, everything else
+on stderr; with --json one object a line. Fails: 69 for a port in use or a step that did not come,
+130 when interrupted before the end. Standards: docs/names.md (Commands); JSON lines.
 """
 
 import errno

@@ -1,9 +1,7 @@
 """What becomes of an exception: one line on stderr and an exit code.
 
-On the path: main comes here with whatever a verb raised.
-Holds: no traceback reaches a user; every error has one code.
-Fails: never; what nobody foresaw is 70.
-Standards: sysexits(3).
+On the path: main comes here with whatever a verb raised. Holds: no traceback reaches a user;
+every error has one code. Fails: never; what nobody foresaw is 70. Standards: sysexits(3).
 """
 
 import os

@@ -1,9 +1,8 @@
 """What every verb shares: --config and --json, and the settings they name.
 
-On the path: each verb takes a CommandContext.
-Holds: both options may stand behind each word of the command; the last one wins.
-Fails: SettingsError for a configuration with faults, PermissionError for one that is not ours.
-Standards: docs/names.md (Commands).
+On the path: each verb takes a CommandContext. Holds: both options may stand behind each word of
+the command; the last one wins. Fails: SettingsError for a configuration with faults,
+PermissionError for one that is not ours. Standards: docs/names.md (Commands).
 """
 
 import functools

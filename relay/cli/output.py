@@ -1,9 +1,8 @@
 """Stdout, for facts only.
 
-On the path: every verb prints with these.
-Holds: JSON is UTF-8 whatever the terminal speaks; a document goes out whole, a stream line by line.
-Fails: BrokenPipeError when nobody reads any more, OSError when stdout cannot be written.
-Standards: RFC 8259, JSON lines.
+On the path: every verb prints with these. Holds: JSON is UTF-8 whatever the terminal speaks; a
+document goes out whole, a stream line by line. Fails: BrokenPipeError when nobody reads any more,
+OSError when stdout cannot be written. Standards: RFC 8259, JSON lines.
 """
 
 import sys

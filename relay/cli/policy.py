@@ -1,9 +1,8 @@
 """`relay policy check | test | try`: the rules.
 
-On the path: prints what the policy room reports.
-Holds: facts on stdout, everything else on stderr.
-Fails: 78 for faults and failing tests, 65 for a file that is no message.
-Standards: docs/names.md (Commands).
+On the path: prints what the policy room reports. Holds: facts on stdout, everything else on
+stderr. Fails: 78 for faults and failing tests, 65 for a file that is no message. Standards:
+docs/names.md (Commands).
 """
 
 from pathlib import Path

@@ -1,9 +1,8 @@
 """`relay send`: a message from the shell.
 
-On the path: a client in front of step 1, by app.commands.sending.
-Holds: facts on stdout, everything else on stderr.
-Fails: 65 when the relay refuses, 69 when none answers, 75 not now, 77 not with this token.
-Standards: docs/names.md (Commands).
+On the path: a client in front of step 1, by app.commands.sending. Holds: facts on stdout,
+everything else on stderr. Fails: 65 when the relay refuses, 69 when none answers, 75 not now, 77
+not with this token. Standards: docs/names.md (Commands).
 """
 
 import functools

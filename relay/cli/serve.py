@@ -1,9 +1,8 @@
 """`relay serve`: the service.
 
-On the path: loads everything, composes the daemon, runs it.
-Holds: facts on stdout, everything else on stderr.
-Fails: 78 for a configuration or a state_dir that cannot be used, 69 for a port in use.
-Standards: docs/names.md (Commands).
+On the path: loads everything, composes the daemon, runs it. Holds: facts on stdout, everything
+else on stderr. Fails: 78 for a configuration or a state_dir that cannot be used, 69 for a port in
+use. Standards: docs/names.md (Commands).
 """
 
 import asyncio

@@ -1,9 +1,7 @@
 """`relay trace`: the journey of a message.
 
-On the path: prints what app.commands.reading finds.
-Holds: facts on stdout, everything else on stderr.
-Fails: 65 for an unknown message.
-Standards: docs/names.md (Commands).
+On the path: prints what app.commands.reading finds. Holds: facts on stdout, everything else on
+stderr. Fails: 65 for an unknown message. Standards: docs/names.md (Commands).
 """
 
 import math

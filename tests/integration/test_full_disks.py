@@ -159,6 +159,6 @@ def test_a_start_on_a_read_only_disk(remotes: Remotes, folder: str) -> None:
             assert done.returncode == 78
             faults = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
             told = faults[0]
-            assert re.search(r"^[a-z_.]+: .* is no folder that this user can write$", told)
+            assert re.search(r"^[a-z_.]+: .* is not a directory that this user can write$", told)
             assert folder == "mail" or relay.log.splitlines()[-1] == told
         relay.start()

@@ -1,9 +1,6 @@
-"""`relay check`: is everything there that a start would need? It starts nothing.
+"""`relay check`: whether a service could start with a configuration, and clients could use it.
 
-On the path: before it.
-Holds: every look is read-only; each check says what it looked at.
-Fails: never; what is wrong becomes a CheckFinding.
-Standards: none.
+Checks read only and start nothing. Each result names what was checked; no check raises.
 """
 
 import asyncio
@@ -46,7 +43,7 @@ _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 @dataclass(frozen=True, slots=True)
 class CheckedListener:
-    """One address of the configuration, and the certificate that is shown there."""
+    """A configured address, and the certificate used there."""
 
     key: KeyPath
     address: Address
@@ -55,12 +52,12 @@ class CheckedListener:
 
     @property
     def is_open(self) -> bool:
-        """Whether other machines reach it."""
+        """Whether other machines can reach it."""
         return not is_loopback(self.address)
 
 
 def http_listeners(settings: Settings) -> list[CheckedListener]:
-    """Return the addresses at which tokens are taken, in plain HTTP."""
+    """Return the addresses that accept tokens over plain HTTP."""
     found = [
         CheckedListener(("http", "listen", number), address)
         for number, address in enumerate(settings.http.listen)
@@ -80,10 +77,10 @@ def smtp_listeners(settings: Settings) -> list[CheckedListener]:
 
 # -- ports
 def port_fault(address: Address, run_dir: Path, *, is_http: bool = False) -> str:
-    """Return what is expected where a relay could not listen at `address`, or "".
+    """Return what is expected if a relay cannot listen at `address`, or "".
 
-    No fault is that the relay of this `run_dir` runs, and listens there. HTTP takes one address of
-    a name, SMTP all of them.
+    An address used by the running relay of this `run_dir` is not a fault. HTTP uses one address
+    of a host name, SMTP all of them.
     """
     if address.path:
         return _unix_fault(Path(address.path), run_dir)
@@ -103,7 +100,7 @@ def port_fault(address: Address, run_dir: Path, *, is_http: bool = False) -> str
             if _is_own(run_dir, _holders(str(place[0]), address.port)):
                 continue
             hint = f"`ss -Hltnp 'sport = :{address.port}'` as root shows which"
-            return f"an address that is free: another program listens there ({hint})"
+            return f"a free address: another program listens there ({hint})"
         if error in (errno.EACCES, errno.EPERM):
             return (
                 "a port that this user may bind: a port below 1024 needs the capability "
@@ -115,7 +112,7 @@ def port_fault(address: Address, run_dir: Path, *, is_http: bool = False) -> str
 
 
 def _bind_error(family: int, place: Any) -> int:
-    """Bind as the servers do, but never listen; return the errno, 0 where it works."""
+    """Bind as the servers do, without listening; return the errno, 0 on success."""
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -129,23 +126,23 @@ def _bind_error(family: int, place: Any) -> int:
 
 def _unix_fault(path: Path, run_dir: Path) -> str:
     if not path.parent.exists() and path.parent in (run_dir, run_dir.parent):
-        return ""  # a start makes them before it listens
+        return ""  # created at start
     if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
-        return f"a socket in a folder that this user can write; {path.parent} is none"
+        return f"a socket in a directory that this user can write, which {path.parent} is not"
     if not path.exists():
         return ""
     if not path.is_socket():
-        return "the path of a socket, or of nothing that is there"
+        return "the path of a socket, or a path that does not exist"
     holders = _unix_holders(path)
     if not holders or _is_own(run_dir, holders):  # a start replaces an unused socket
         return ""
-    return "a socket that is free: another program listens there"
+    return "a free socket: another program listens there"
 
 
 def _is_own(run_dir: Path, inodes: set[str]) -> bool:
     """Whether the relay of this `run_dir` holds these sockets.
 
-    Where it runs and this user cannot look into it, it is believed to.
+    True if it runs and this user cannot read its open files.
     """
     pid = owner_of(run_dir)
     if pid is None:
@@ -161,7 +158,7 @@ def _is_own(run_dir: Path, inodes: set[str]) -> bool:
 
 
 def _holders(host: str, port: int) -> set[str]:
-    """Return the inode of what listens at `host` and `port`, else of all that overlaps with it."""
+    """Return the inodes of sockets that listen at `host` and `port`, else at an overlapping one."""
     exact, overlapping = set(), set()
     for line in (*_lines("/proc/net/tcp"), *_lines("/proc/net/tcp6")):
         if len(line) < 10 or line[3] != _LISTENING:
@@ -192,7 +189,7 @@ def _lines(file: str, *, columns: int = 0) -> Iterator[Sequence[str]]:
 
 
 def _address(written: str) -> str:
-    """Read an address of /proc/net/tcp: words of four bytes, each in the machine's order."""
+    """Parse an address of /proc/net/tcp: words of four bytes in the byte order of the machine."""
     words = [bytes.fromhex(written[at : at + 8]) for at in range(0, len(written), 8)]
     packed = b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
@@ -201,28 +198,28 @@ def _address(written: str) -> str:
 # -- certificates
 @dataclass(frozen=True, slots=True)
 class CertificateFinding:
-    """What clients would say of a certificate: a fault, or a warning, or neither."""
+    """The fault or the warning that a certificate causes for clients."""
 
     fault: str = ""
     warning: str = ""
 
 
-def judge(listener: CheckedListener, hostname: str, now_s: float) -> CertificateFinding:
-    """Return what is wrong with the certificate of a listener for clients that verify it."""
+def assess_listener(listener: CheckedListener, hostname: str, now_s: float) -> CertificateFinding:
+    """Return what prevents clients from verifying the certificate of a listener."""
     assert listener.tls is not None
     try:
-        certificate = _as_a_client_sees_it(listener.tls)
+        certificate = _certificate_of_handshake(listener.tls)
     except ssl.SSLCertVerificationError as error:
-        return CertificateFinding(f"found one that clients refuse: {error.verify_message}")
+        return CertificateFinding(f"found one that clients reject: {error.verify_message}")
     except OSError as error:
         return CertificateFinding(f"found one that fails in a handshake: {error.strerror or error}")
-    return judge_certificate(certificate, _names(listener, hostname), now_s)
+    return assess_certificate(certificate, _names(listener, hostname), now_s)
 
 
-def judge_certificate(
+def assess_certificate(
     certificate: Mapping[str, Any], names: Sequence[str], now_s: float
 ) -> CertificateFinding:
-    """Return what is wrong with a certificate for clients that ask for one of `names` (pure)."""
+    """Return what prevents clients that expect one of `names` from verifying a certificate."""
     begin_s = ssl.cert_time_to_seconds(certificate["notBefore"])
     end_s = ssl.cert_time_to_seconds(certificate["notAfter"])
     if end_s <= now_s:
@@ -246,7 +243,7 @@ def _day(moment_s: float) -> str:
 
 
 def _names(listener: CheckedListener, hostname: str) -> list[str]:
-    """Return the names by which clients may know the listener."""
+    """Return the names that clients may use for the listener."""
     names = [hostname]
     host = listener.address.host
     if host and host not in _WILDCARDS:
@@ -256,8 +253,8 @@ def _names(listener: CheckedListener, hostname: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _as_a_client_sees_it(tls: Tls) -> Mapping[str, Any]:
-    """Return the certificate from a handshake in memory, with a client that trusts it.
+def _certificate_of_handshake(tls: Tls) -> Mapping[str, Any]:
+    """Return the certificate as a client gets it in a TLS handshake in memory.
 
     Raises OSError, ssl.SSLError.
     """
@@ -283,17 +280,17 @@ def _as_a_client_sees_it(tls: Tls) -> Mapping[str, Any]:
 
 
 class CheckResult(StrEnum):
-    """How a check came out."""
+    """The result of one check."""
 
     OK = "ok"
-    WARNING = "warning"  # it works, and does harm
-    FAULT = "fault"  # relay serve would refuse to start, or clients would refuse it
-    FAILED = "failed"  # it would start, but not work as meant
+    WARNING = "warning"  # the service works, but is at risk
+    FAULT = "fault"  # relay serve does not start, or clients cannot use it
+    FAILED = "failed"  # it starts, but does not work as configured
 
 
 @dataclass(frozen=True, slots=True)
 class CheckFinding:
-    """One line of the check."""
+    """One line of the output."""
 
     what: str
     verdict: CheckResult
@@ -301,14 +298,14 @@ class CheckFinding:
 
 
 def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator[CheckFinding]:
-    """Check a configuration, and everything behind it once it can be read."""
+    """Check a configuration and, if it can be loaded, everything that it names."""
     try:
         settings = load(file, environ)
     except SettingsError as error:
         yield from _faults("configuration", error)
         return
     yield CheckFinding("configuration", CheckResult.OK, str(file))
-    place = read_document(file)  # for the lines of what is found beyond it
+    place = read_document(file)  # for line numbers
     yield from _accounts(settings, environ, clock)
     yield from _routes(settings, place)
     yield from _policies(settings)
@@ -316,18 +313,18 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
     root = settings.mailboxes.root
     yield _folder("state_dir", settings.state_dir, unusable)
     yield _folder("mailboxes.root", root, unwritable("mailboxes.root", root))
-    yield from _open_to_others(settings, place)
+    yield from _permissions(settings, place)
     yield from _listeners(settings, place, clock)
     yield from _spool(settings, is_usable=not unusable)
     yield asyncio.run(_dns(settings))
 
 
 def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
-    """Yield the routes whose password goes to a host that is not verified."""
+    """Yield a warning for each route that sends a password to an unverified host."""
     for number, route in enumerate(settings.route):
         host = host_of(route)
-        trusts_anybody = route.tls in ("required", "opportunistic")
-        if route.auth and trusts_anybody and host and not is_loopback(host):
+        is_unverified = route.tls in ("required", "opportunistic")
+        if route.auth and is_unverified and host and not is_loopback(host):
             text = (
                 f'found "{route.tls}" with auth, expected verify: the password goes to any host '
                 "that answers there, whatever its certificate"
@@ -335,8 +332,8 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
             yield _warning("routes", place.fault(("route", number, "tls"), text))
 
 
-def _open_to_others(settings: Settings, place: Document) -> Iterator[CheckFinding]:
-    """SpoolFiles and folders that other users of this machine can read or write."""
+def _permissions(settings: Settings, place: Document) -> Iterator[CheckFinding]:
+    """Yield a warning for each file or directory whose permissions are too wide."""
     secrets: list[tuple[KeyPath, Path]] = [
         (("route", number, "auth", "password_file"), route.auth.password_file)
         for number, route in enumerate(settings.route)
@@ -360,7 +357,7 @@ def _open_to_others(settings: Settings, place: Document) -> Iterator[CheckFindin
 
 
 def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[CheckFinding]:
-    """Ports, certificates, and who hears what is said there."""
+    """Check ports and certificates, and warn of listeners without TLS."""
     http, smtp = http_listeners(settings), smtp_listeners(settings)
     is_free = True
     for one in (*http, *smtp):
@@ -371,20 +368,20 @@ def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[Ch
     for one in http:
         if one.is_open:
             text = (
-                f'found "{one.address}", where tokens and mail travel in the clear; expected '
-                "loopback behind a proxy that speaks TLS"
+                f'found "{one.address}", where tokens and mail are sent in clear text; '
+                "expected loopback, with a TLS proxy in front"
             )
             yield _warning("listeners", place.fault(one.key, text))
     for one in smtp:
         if one.tls is None:
             continue
-        judgement = judge(one, settings.hostname, clock.time_us() / 1e6)
+        certificate = assess_listener(one, settings.hostname, clock.time_us() / 1e6)
         key = (*one.tls_key, "certificate")
-        if judgement.fault:
-            text = str(place.fault(key, judgement.fault))
+        if certificate.fault:
+            text = str(place.fault(key, certificate.fault))
             yield CheckFinding("certificates", CheckResult.FAULT, text)
-        if judgement.warning:
-            yield _warning("certificates", place.fault(key, judgement.warning))
+        if certificate.warning:
+            yield _warning("certificates", place.fault(key, certificate.warning))
     if is_free:
         addresses = ", ".join(str(one.address) for one in (*http, *smtp))
         yield CheckFinding("listeners", CheckResult.OK, addresses)
@@ -433,15 +430,12 @@ def _policies(settings: Settings) -> Iterator[CheckFinding]:
 def _folder(name: str, folder: Path, fault: str) -> CheckFinding:
     if fault:
         return CheckFinding(name, CheckResult.FAULT, fault)
-    made = "" if folder.exists() else " (it will be made)"
+    made = "" if folder.exists() else " (will be created)"
     return CheckFinding(name, CheckResult.OK, f"{folder}{made}")
 
 
 def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
-    """Whether the file can be opened; `relay storage verify` looks further.
-
-    In a state_dir that is not usable it cannot be opened, whatever is in it.
-    """
+    """Check that the spool can be opened; `relay storage verify` checks its content."""
     database = settings.spool_file
     try:
         if is_or_was_there(database):
@@ -452,22 +446,22 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
         return
     mark = mark_of(database)
     if mark.exists():
-        text = f"{database} is damaged, no new mail is taken on; see relay storage salvage"
+        text = f"{database} is damaged and accepts no mail; see relay storage salvage"
         yield CheckFinding("spool", CheckResult.FAILED, text)
         return
     if not is_usable:
         text = f"{database} cannot be opened: see state_dir"
         yield CheckFinding("spool", CheckResult.FAILED, text)
         return
-    made = "" if database.exists() else " (it will be made)"
+    made = "" if database.exists() else " (will be created)"
     yield CheckFinding("spool", CheckResult.OK, f"{database}{made}")
 
 
 async def _dns(settings: Settings) -> CheckFinding:
     servers = ", ".join(map(str, settings.dns.nameservers)) or "the system's name servers"
-    trouble = await name_servers_answer(settings.dns.nameservers, timeout_s=_DNS_TIMEOUT_S)
-    if trouble:
-        return CheckFinding("dns", CheckResult.FAILED, f"{servers}: {trouble}")
+    fault = await name_servers_answer(settings.dns.nameservers, timeout_s=_DNS_TIMEOUT_S)
+    if fault:
+        return CheckFinding("dns", CheckResult.FAILED, f"{servers}: {fault}")
     return CheckFinding("dns", CheckResult.OK, servers)
 
 

@@ -1,9 +1,9 @@
-"""The command line's way to a running daemon: /relay/v1 on the Unix socket run/control.sock.
+"""What the command line reads and changes: through the running daemon, or in the files without one.
 
-On the path: cli asks; web answers with an operator's rights, given by the socket's file mode.
-Holds: one connection per request, blocking, with a time-out; an answer is read up to a limit.
-Fails: ControlUnavailableError when no daemon answers, ControlError when it refuses.
-Standards: RFC 9112.
+ControlClient speaks HTTP on the Unix socket run/control.sock, whose file mode grants an
+operator's rights. If no daemon answers, OperatorClient owns the spool's files for one command
+(offline.py); modules for that are imported only then, so that a command to a daemon starts
+quickly.
 """
 
 import http.client
@@ -32,15 +32,15 @@ _ANSWER_BYTES_MAX = 64 * 1024 * 1024
 
 
 class ControlUnavailableError(Exception):
-    """No daemon answers on the socket."""
+    """No daemon answers on the control socket."""
 
 
 class ControlForbiddenError(ControlUnavailableError):
-    """The socket is there, but not for this user."""
+    """The control socket does not admit this user."""
 
 
 class ControlError(Exception):
-    """The daemon refused: `status` is HTTP's, `code` the envelope's."""
+    """The daemon returned an error: HTTP `status` and the `code` of the error envelope."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -49,15 +49,15 @@ class ControlError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The JSON of an answer, and its header fields."""
+class ControlResponse:
+    """The JSON of a response, and its header fields."""
 
     value: Any
     headers: http.client.HTTPMessage
 
 
 class ControlClient:
-    """Asks the daemon whose socket is at `path`; `timeout_s` bounds each read and write."""
+    """A blocking client of the control socket at `path`; `timeout_s` limits each read and write."""
 
     def __init__(self, path: Path, *, timeout_s: float = 30.0) -> None:
         self._path = path
@@ -68,20 +68,20 @@ class ControlClient:
 
         Raises ControlUnavailableError, ControlForbiddenError, ControlError.
         """
-        return self.look(path, query).value
+        return self.get_response(path, query).value
 
-    def look(self, path: str, query: Mapping[str, str] | None = None) -> Answer:
-        """As get(), with the header fields."""
-        return self._ask("GET", path + ("?" + urlencode(query) if query else ""), b"")
+    def get_response(self, path: str, query: Mapping[str, str] | None = None) -> ControlResponse:
+        """Like get(), with the header fields."""
+        return self._request("GET", path + ("?" + urlencode(query) if query else ""), b"")
 
     def post(self, path: str, value: Any) -> Any:
-        """Post `value` as JSON and return the JSON answered.
+        """Post `value` as JSON and return the JSON of the response.
 
         Raises ControlUnavailableError, ControlForbiddenError, ControlError.
         """
-        return self._ask("POST", path, msgspec.json.encode(value)).value
+        return self._request("POST", path, msgspec.json.encode(value)).value
 
-    def _ask(self, method: str, path: str, body: bytes) -> Answer:
+    def _request(self, method: str, path: str, body: bytes) -> ControlResponse:
         connection = _UnixConnection(self._path, self._timeout_s)
         try:
             connection.request(
@@ -93,21 +93,21 @@ class ControlClient:
             text = f"no relay is running: there is no {self._path}"
             raise ControlUnavailableError(text) from None
         except ConnectionRefusedError:
-            text = f"no relay is running: nobody listens on {self._path}"
+            text = f"no relay is running: nothing listens on {self._path}"
             raise ControlUnavailableError(text) from None
         except PermissionError:
             text = f"{self._path}: permission denied; run it as the relay's user or as root"
             raise ControlForbiddenError(text) from None
         except (OSError, http.client.HTTPException, msgspec.DecodeError, ValueError) as error:
-            text = f"the relay on {self._path} gave no answer: {error or type(error).__name__}"
+            text = f"the relay on {self._path} did not answer: {error or type(error).__name__}"
             raise ControlUnavailableError(text) from None
         finally:
             connection.close()
         if answer.status >= http.client.BAD_REQUEST:
-            told = value.get("error", {}) if isinstance(value, dict) else {}
-            message = str(told.get("message", "no reason given"))
-            raise ControlError(answer.status, str(told.get("code", "")), message)
-        return Answer(value, answer.headers)
+            fault = value.get("error", {}) if isinstance(value, dict) else {}
+            message = str(fault.get("message", "no reason given"))
+            raise ControlError(answer.status, str(fault.get("code", "")), message)
+        return ControlResponse(value, answer.headers)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -116,30 +116,30 @@ class _UnixConnection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        """Open the Unix socket in place of a TCP connection."""
+        """Connect to the Unix socket."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
 
 
 def path_of(key: str) -> str:
-    """Return the path of the message that `key` names."""
+    """Return the URL path of the message named `key`."""
     return "/messages/" + quote(key, safe="")
 
 
 T = TypeVar("T")
 LIST_MAX = 10_000
 _NOT_FOUND = 404
-WAIT_S_MAX = 300.0  # of one request
+WAIT_S_MAX = 300.0  # per request
 _WAIT_MARGIN_S = 10.0
-_ORDER_S_MAX = 3600.0  # an order for a million entries takes its time
+_CHANGE_S_MAX = 3600.0  # for a change of a million entries
 _NOTHING_CHANGED: dict[str, Any] = {
     "matched": 0, "done": 0, "unchanged": 0, "in_flight": 0, "dry_run": False, "entries": [],
 }  # fmt: skip
 
 
 class CommandInterruptedError(Exception):
-    """Ctrl-C before the answer came: so many were done; None where only the daemon knows."""
+    """Ctrl-C before the response; `done` entries were changed, None if only the daemon knows."""
 
     def __init__(self, done: int | None) -> None:
         super().__init__("interrupted")
@@ -147,16 +147,19 @@ class CommandInterruptedError(Exception):
 
 
 class OperatorClient:
-    """What the command line may ask; every method blocks."""
+    """Reads messages and the queue, and changes the queue. All methods block.
+
+    Raises ControlUnavailableError, ControlError; SpoolError and OSError for the files.
+    """
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
         self._client = ControlClient(settings.control_socket)
-        self.without_daemon = ""  # why the files were read, where no daemon answered
+        self.without_daemon = ""  # why the files were read, if no daemon answered
 
     def journey(self, key: str) -> dict[str, Any] | None:
-        """One message, None if there is none."""
+        """Return the journey of one message, or None."""
         try:
             found: dict[str, Any] = self._client.get(path_of(key))
         except ControlError as error:
@@ -170,10 +173,10 @@ class OperatorClient:
         return found
 
     def wait(self, key: str, *, state: str, timeout_s: float) -> dict[str, Any] | None:
-        """One message once it is in `state` ("final": every recipient is), with `reached`.
+        """Wait until a message is in `state` ("final": all recipients are final).
 
-        When time is up, or it has ended otherwise: as it is then, or None. Raises
-        ControlUnavailableError: without a daemon nothing would ever change.
+        Return its journey with `reached`, which is false after a time-out or if it ended in another
+        state, or None if no message is known. Raises ControlUnavailableError.
         """
         client = ControlClient(self._settings.control_socket, timeout_s=WAIT_S_MAX + _WAIT_MARGIN_S)
         deadline = self._clock.monotonic() + timeout_s
@@ -191,40 +194,40 @@ class OperatorClient:
                 return found
 
     def entries_of(self, queue_id: str) -> list[dict[str, Any]]:
-        """A message's entries that are not yet final, as the daemon knows them."""
+        """Return the entries of a message that are not final, from the daemon."""
         listed: list[dict[str, Any]] = self._client.get("/queue", {"id": queue_id})
         return listed
 
     def queue_list(self, selector: "Selector") -> Listed:
-        """Entries not yet final, oldest first, at most LIST_MAX."""
+        """Return entries that are not final, oldest first, at most LIST_MAX."""
         query = _query(selector) | {"limit": str(LIST_MAX)}
         try:
-            told = self._client.look("/queue", query)
+            response = self._client.get_response("/queue", query)
         except ControlUnavailableError as silent:
             return self._offline(
                 silent,
                 lambda files: files.spool.desk.list(selector, limit=LIST_MAX),
                 nothing=Listed(unknown=selector.ids),
             )
-        unknown = told.headers.get(UNKNOWN_HEADER, "")
-        return Listed(told.value, unknown=map(unquote, unknown.split(",") if unknown else ()))
+        unknown = response.headers.get(UNKNOWN_HEADER, "")
+        return Listed(response.value, unknown=map(unquote, unknown.split(",") if unknown else ()))
 
     def stats(self) -> dict[str, Any]:
-        """The queue in figures."""
+        """Return the statistics of the queue."""
         try:
-            told: dict[str, Any] = self._client.get("/queue/stats")
+            stats: dict[str, Any] = self._client.get("/queue/stats")
         except ControlUnavailableError as silent:
             return self._offline(silent, lambda files: files.spool.stats(), nothing={})
-        return told
+        return stats
 
     def change(self, operation: str, selector: "Selector", **more: Any) -> dict[str, Any]:
-        """Do something to entries: the answer of POST /queue/{operation}.
+        """Change entries; return the response of POST /queue/{operation}.
 
-        `more` are the other fields of its body, those that are given. Raises ControlError for what
-        makes no sense, CommandInterruptedError.
+        `more` are other fields of the body; empty ones are left out. Raises ControlError for an
+        invalid request, CommandInterruptedError.
         """
         wanted = _conditions(selector) | {name: one for name, one in more.items() if one}
-        client = ControlClient(self._settings.control_socket, timeout_s=_ORDER_S_MAX)
+        client = ControlClient(self._settings.control_socket, timeout_s=_CHANGE_S_MAX)
         try:
             done: dict[str, Any] = client.post(f"/queue/{operation}", wanted)
         except ControlUnavailableError as silent:
@@ -242,7 +245,7 @@ class OperatorClient:
         *,
         nothing: dict[str, Any],
     ) -> dict[str, Any]:
-        from relay.app.commands.offline import carry_out  # noqa: PLC0415 - see the head
+        from relay.app.commands.offline import carry_out  # noqa: PLC0415 - only without a daemon
 
         done = [0]
         order = partial(
@@ -251,7 +254,7 @@ class OperatorClient:
         )  # fmt: skip
         try:
             return self._offline(silent, lambda files: order(files.spool.desk), nothing=nothing)
-        except KeyboardInterrupt:  # the slice that was in work has been written
+        except KeyboardInterrupt:  # the slice in progress was committed
             raise CommandInterruptedError(done[-1]) from None
 
     def _offline(
@@ -261,10 +264,10 @@ class OperatorClient:
         *,
         nothing: T,
     ) -> T:
-        """Ask the files. Raises `silent` when there is a daemon after all, which did not answer."""
+        """Query the files. Raises `silent` if a daemon runs but did not answer."""
         if isinstance(silent, ControlForbiddenError):
             raise silent
-        from relay.app.commands.offline import with_spool_files  # noqa: PLC0415 - see the head
+        from relay.app.commands.offline import with_spool_files  # noqa: PLC0415 - only without a daemon
 
         self.without_daemon = str(silent)
         try:
@@ -274,12 +277,12 @@ class OperatorClient:
 
 
 def _conditions(selector: "Selector") -> dict[str, Any]:
-    """The conditions of a selector that are given, by their names in the body of a POST."""
+    """Return the conditions of a selector that are set, by their names in the body of a POST."""
     return {name: value for name, value in asdict(selector).items() if value not in ("", (), None)}
 
 
 def _query(selector: "Selector") -> dict[str, str]:
-    """A selector as the query of a GET."""
+    """Return a selector as the query parameters of a GET."""
     query = {
         "id": ",".join(quote(one, safe="") for one in selector.ids),  # a Message-ID may have commas
         "sender": selector.sender,

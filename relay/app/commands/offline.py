@@ -1,9 +1,7 @@
-"""One question to the spool's files, when no daemon runs.
+"""Use the spool's files without a daemon: one query, or one change of the queue.
 
-On the path: beside it; reading comes here when the control socket does not answer.
-Holds: the lock is taken while the spool is open, so there is never a second owner.
-Fails: AlreadyRunningError when a daemon has it after all, SpoolError, OSError.
-Standards: docs/design.md 2 (the spool has one owner).
+The owner lock is held while the spool is open, so a daemon cannot start meanwhile (docs/design.md
+2). Raises AlreadyRunningError if a daemon holds it; SpoolError, OSError.
 """
 
 import asyncio
@@ -37,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class SpoolFiles:
-    """What may be asked."""
+    """The parts of an open spool that commands use."""
 
     spool: SqliteSpool
     journeys: Journeys
@@ -46,7 +44,7 @@ class SpoolFiles:
 def with_spool_files(
     settings: Settings, clock: Clock, ask: Callable[[SpoolFiles], Awaitable[T]], *, nothing: T
 ) -> T:
-    """Own the spool for one question; `nothing` where there was never a relay."""
+    """Open the spool, run `ask` on it and return the result; `nothing` if there is no spool."""
     if not is_or_was_there(settings.spool_file):
         return nothing
 

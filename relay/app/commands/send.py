@@ -1,11 +1,8 @@
-"""Submit one message from the outside: by SMTP, or by Graph's sendMail.
+"""Submit one message as a client: by SMTP, or by Graph's sendMail.
 
-On the path: in front of step 1, as any client.
-Holds: speaks the public interfaces only; a message that is refused for one recipient is not sent
-    to any.
-Fails: RefusedError with the server's words, or with what is wrong with the draft (NotAllowedError,
-    TryLaterError where these are the reasons); OSError when nobody answers.
-Standards: RFC 5321, 6531; Graph's sendMail.
+A message that is rejected for one recipient is sent to none. Raises RefusedError with the text of
+the server or of the fault in the draft (NotAllowedError, TryLaterError for these causes), and
+OSError if nothing answers.
 """
 
 import base64
@@ -28,20 +25,20 @@ _TIMEOUT_S = 30.0
 
 
 class RefusedError(Exception):
-    """The relay said no, or would."""
+    """The relay rejected the message, or would."""
 
 
 class NotAllowedError(RefusedError):
-    """Not by this sender."""
+    """The sender or the token is not allowed."""
 
 
 class TryLaterError(RefusedError):
-    """Not now."""
+    """A temporary error."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftToSend:
-    """What to send; attachments are names with their bytes. `sender` may be "" for Graph."""
+    """The message to send. Attachments are (name, content); `sender` may be "" for Graph."""
 
     sender: str
     recipients: tuple[str, ...]
@@ -50,7 +47,7 @@ class DraftToSend:
     attachments: tuple[tuple[str, bytes], ...] = field(default=())
 
     def check(self) -> None:
-        """Raise RefusedError for what could not be written into a message."""
+        """Raise RefusedError for values that a message cannot contain."""
         for name, text in (("subject", self.subject), ("body", self.text)):
             if not _is_unicode(text):
                 raise RefusedError(f"{name}: expected text in UTF-8")
@@ -60,7 +57,7 @@ class DraftToSend:
             try:
                 parse_mailbox(one, smtputf8=True)
             except AddressError as error:
-                raise RefusedError(f"{one!a} is no address: {error}") from None
+                raise RefusedError(f"{one!a} is not an address: {error}") from None
 
 
 def read_attachments(paths: tuple[Path, ...]) -> tuple[tuple[str, bytes], ...]:
@@ -81,14 +78,14 @@ def send_by_graph(address: Address, draft: DraftToSend, *, token: str) -> str:
         body = msgspec.json.encode({"message": _as_graph(draft)})
         connection.request("POST", "/v1.0/me/sendMail", body, headers)
         answer = connection.getresponse()
-        told = answer.read()
+        body = answer.read()
     except http.client.HTTPException as error:
         raise TryLaterError(f"{address} does not speak HTTP: {error!r}") from error
     finally:
         connection.close()
     if answer.status == http.client.ACCEPTED:
         return answer.headers["x-relay-message-id"] or ""
-    text = f"{answer.status}: {_message_of(told)}"
+    text = f"{answer.status}: {_message_of(body)}"
     if answer.status in (http.client.UNAUTHORIZED, http.client.FORBIDDEN):
         raise NotAllowedError(text)
     if answer.status >= http.client.INTERNAL_SERVER_ERROR or answer.status == _TOO_MANY:
@@ -111,11 +108,11 @@ def send_by_smtp(address: Address, draft: DraftToSend) -> str:
                 _expect(client.rcpt(recipient))
             reply = client.data(data)
             _expect(reply)
-        finally:  # whatever comes after the last reply, what it said holds
+        finally:  # the last reply is valid whatever happens afterwards
             with contextlib.suppress(OSError):
                 client.quit()
     except smtplib.SMTPResponseException as error:
-        raise _refusal(error.smtp_code, _bytes(error.smtp_error)) from error
+        raise _rejection(error.smtp_code, _bytes(error.smtp_error)) from error
     except smtplib.SMTPException as error:
         raise TryLaterError(str(error)) from error
     return reply[1].decode("utf-8", "replace").rpartition(" ")[2]
@@ -142,7 +139,7 @@ def _as_graph(draft: DraftToSend) -> dict[str, Any]:
 
 
 def _as_mime(draft: DraftToSend, *, ascii_only: bool) -> bytes:
-    """The message; without `ascii_only` its header is UTF-8 (RFC 6532)."""
+    """Return the message; without `ascii_only` its header is UTF-8 (RFC 6532)."""
     message = EmailMessage(email.policy.SMTP if ascii_only else email.policy.SMTPUTF8)
     message["From"] = draft.sender
     message["To"] = ", ".join(draft.recipients)
@@ -156,12 +153,12 @@ def _as_mime(draft: DraftToSend, *, ascii_only: bool) -> bytes:
 
 def _expect(reply: tuple[int, bytes]) -> None:
     if reply[0] // 100 != 2:
-        raise _refusal(*reply)
+        raise _rejection(*reply)
 
 
-def _refusal(code: int, text: bytes) -> RefusedError:
-    told = f"{code} {text.decode('utf-8', 'replace')}"
-    return RefusedError(told) if code // 100 == 5 else TryLaterError(told)
+def _rejection(code: int, text: bytes) -> RefusedError:
+    reply = f"{code} {text.decode('utf-8', 'replace')}"
+    return RefusedError(reply) if code // 100 == 5 else TryLaterError(reply)
 
 
 def _bytes(text: bytes | str) -> bytes:
@@ -171,7 +168,7 @@ def _bytes(text: bytes | str) -> bytes:
 def _is_unicode(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
+    except UnicodeEncodeError:  # command line arguments that are not UTF-8
         return False
     return True
 

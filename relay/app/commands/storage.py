@@ -37,12 +37,12 @@ _ROOT = 0
 
 
 class UnknownAccountError(Exception):
-    """There is no such account, and no mailbox of that name."""
+    """There is no account and no mailbox of that name."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyOptions:
-    """What is to be verified, and how: every account where none is named."""
+    """What to verify, and how; without `accounts`, all accounts and the spool."""
 
     accounts: Sequence[str] = ()
     dry_run: bool = False
@@ -52,7 +52,7 @@ class VerifyOptions:
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
-    """What came of it; `document` is what --json prints."""
+    """The result; `document` is the JSON output."""
 
     tally: StoreCounts
     document: dict[str, Any]
@@ -148,7 +148,7 @@ def _verify_spool(
 
 @contextmanager
 def as_owner(root: Path) -> Iterator[None]:
-    """Let root act as the owner of the mailboxes."""
+    """Run as the owner of the mailboxes if the user is root."""
     if os.geteuid() != _ROOT or not root.exists() or root.stat().st_uid == _ROOT:
         yield
         return
@@ -166,15 +166,14 @@ def as_owner(root: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(settings: Settings, *, dry_run: bool) -> Iterator[bool]:
-    """Hold the locks of a relay, where none holds one of them: beside that, verify works as well.
-    Yield whether they are held.
+    """Hold the owner locks if no relay holds them; yield whether they are held.
 
-    Nothing is made where nothing is to be changed, or there is no store.
+    With `dry_run`, or without a mail store, nothing is created.
     """
     root = settings.mailboxes.root
-    lock, is_held = OwnerLock(settings.run_dir, notes=root / ".submissions"), False
+    lock, is_held = OwnerLock(settings.run_dir, submissions=root / ".submissions"), False
     if not dry_run and root.is_dir():
-        with suppress(AlreadyRunningError, OSError):  # no relay starts where no lock can be had
+        with suppress(AlreadyRunningError, OSError):  # without a lock, no relay can start either
             lock.take()
             is_held = True
     try:
@@ -206,22 +205,24 @@ _NOTHING = {"messages": 0, "submissions": 0, "kept": 0}
 def prune(
     settings: Settings, clock: Clock, *, older_than_s: float | None, dry_run: bool
 ) -> dict[str, Any]:
-    """Remove finished messages that arrived so long ago, else before spool.keep, and submission
-    keys whose own time is over. Return how many of each, and how many messages were `kept` that
-    look finished and are not.
+    """Remove the history of messages that finished `older_than_s` ago (default spool.keep).
+
+    Expired submission keys are removed as well. Return the number of both, and of messages that
+    were `kept` because a recipient without an entry is not final. Raises ControlUnavailableError,
+    ControlError; SpoolError, OSError for the files.
     """
     client = ControlClient(settings.control_socket, timeout_s=_STEP_S_MAX)
 
     def ask(*, only_say: bool) -> Mapping[str, Any]:
-        told: Mapping[str, Any] = client.post(
+        result: Mapping[str, Any] = client.post(
             "/storage/prune", {"older_than_s": older_than_s, "dry_run": only_say}
         )
-        return told
+        return result
 
     try:
         found = ask(only_say=True)
         while not dry_run and not ask(only_say=False)["ended"]:
-            pass  # the relay's own work went on between
+            pass  # the daemon prunes in small steps
     except ControlUnavailableError as silent:
         if isinstance(silent, ControlForbiddenError):
             raise
@@ -237,7 +238,7 @@ def _offline(
     older_than_s: float | None,
     dry_run: bool,
 ) -> Mapping[str, Any]:
-    from relay.app.commands.offline import SpoolFiles, with_spool_files  # noqa: PLC0415 - where none runs
+    from relay.app.commands.offline import SpoolFiles, with_spool_files  # noqa: PLC0415 - only without a daemon
 
     age_s = settings.spool.keep if older_than_s is None else older_than_s
 
@@ -254,7 +255,7 @@ def _offline(
 
 
 class NothingToRecoverError(SpoolError):
-    """There is no spool."""
+    """There is no spool to recover."""
 
 
 def salvage(settings: Settings, clock: Clock) -> dict[str, Any]:
@@ -279,11 +280,11 @@ _MISSING_SHOWN = 1000
 
 
 class BackupRefusedError(Exception):
-    """There is nothing to copy, or no place for it."""
+    """There is nothing to copy, or the target cannot be used."""
 
 
 def extent(settings: Settings) -> dict[str, Any]:
-    """What would be copied. Raises BackupRefusedError, SpoolError."""
+    """Return what a backup would copy. Raises BackupRefusedError, SpoolError."""
     found = backup.extent(_spool_of(settings))
     dead_letters = sum(1 for _ in _letters(settings.state_dir / DEAD_LETTER))
     return {
@@ -300,7 +301,7 @@ def back_up(
     clock: Clock,
     on_part: Callable[[int, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
-    """Copy into `folder`, which is made, or empty; return the manifest.
+    """Copy into `folder`, which is new or empty; return the manifest.
 
     Raises BackupRefusedError, SpoolError, OSError.
     """
@@ -339,7 +340,7 @@ def _spool_of(settings: Settings) -> Path:
 
 
 def _letters(maildir: Path) -> Iterator[Path]:
-    """The messages of a Maildir; its indexes are made anew."""
+    """Yield the messages of a Maildir; its index is a cache and is not copied."""
     for place, folders, names in os.walk(maildir):
         folders.sort()
         for name in sorted(names):
@@ -348,7 +349,7 @@ def _letters(maildir: Path) -> Iterator[Path]:
 
 
 def _copy_letters(source: Path, target: Path) -> int:
-    """Copy a Maildir; what moves meanwhile may be in two places, or, removed, in none."""
+    """Copy a Maildir. Messages moved meanwhile may be copied twice, removed ones not at all."""
     copied = 0
     folders = set()
     for letter in _letters(source):
@@ -365,7 +366,7 @@ def _copy_letters(source: Path, target: Path) -> int:
 
 
 def _write_checksums(folder: Path, *, contents: Path) -> tuple[int, int]:
-    """Write SHA256SUMS; return the number of contents, and their bytes."""
+    """Write SHA256SUMS; return the number of content files, and their bytes."""
     number = size_bytes = 0
     path = folder / CHECKSUMS
     with path.open("w") as sums:

@@ -125,7 +125,10 @@ def test_plain_secrets_are_warned_of(files):
 def test_a_folder_that_is_a_file_is_a_fault(files):
     (files.folder / "state").touch()
     assert of(files(), CheckResult.FAULT) == [
-        ("state_dir", f"state_dir: {files.folder}/state is no folder that this user can write")
+        (
+            "state_dir",
+            f"state_dir: {files.folder}/state is not a directory that this user can write",
+        )
     ]
 
 
@@ -146,7 +149,7 @@ def taken():
 )
 def test_a_port_that_another_program_has_is_a_fault(files, taken, old, new, key):
     faults = of(files(relay=CONFIG.replace(old, new.format(taken))), CheckResult.FAULT)
-    expected = f'found "{taken}", expected an address that is free: another program listens there'
+    expected = f'found "{taken}", expected a free address: another program listens there'
     ((what, text),) = faults
     assert what == "listeners"
     assert text.startswith(f"{files.folder}/relay.toml{key}: {expected}")
@@ -230,7 +233,7 @@ def test_unix_sockets_are_looked_at(files, tmp_path):
         listener.bind(str(place))
         listener.listen()
         ((_, text),) = of(files(relay=config), CheckResult.FAULT)
-        assert "expected a socket that is free: another program listens there" in text
+        assert "expected a free socket: another program listens there" in text
     assert of(files(relay=config), CheckResult.FAULT) == []  # it is left behind, and replaced
     place.unlink()
     place.touch()
@@ -240,7 +243,7 @@ def test_unix_sockets_are_looked_at(files, tmp_path):
     assert of(files(relay=ours), CheckResult.FAULT) == []
     nowhere = CONFIG.replace("127.0.0.1:0", "unix:nowhere/http.sock")
     ((_, text),) = of(files(relay=nowhere), CheckResult.FAULT)
-    assert "expected a socket in a folder that this user can write" in text
+    assert "expected a socket in a directory that this user can write" in text
 
 
 SMTP_TLS = """\
@@ -304,7 +307,7 @@ def test_a_certificate_of_the_future_is_a_fault(authority):
 
     def fault(day):
         moment_s = ssl.cert_time_to_seconds(f"Jan  {day} 00:00:00 2030 GMT")
-        return check.judge_certificate(certificate, ["a.test"], moment_s).fault
+        return check.assess_certificate(certificate, ["a.test"], moment_s).fault
 
     assert fault(1) == "found one that begins on 2030-01-02, expected one that is valid"
     assert fault(3) == ""
@@ -316,7 +319,7 @@ def test_plain_http_for_other_machines_is_warned_of(files):
     warnings = of(files(relay=config), CheckResult.WARNING)
     places = [text.partition(": found")[0].rpartition(" ")[2] for _, text in warnings]
     assert places == ["http.listen[0]", "observe.metrics"]
-    assert 'found "0.0.0.0:0", where tokens and mail travel in the clear' in warnings[0][1]
+    assert 'found "0.0.0.0:0", where tokens and mail are sent in clear text' in warnings[0][1]
 
 
 ROUTE = """\
@@ -422,7 +425,7 @@ def test_a_log_is_looked_at_where_nobody_writes_it(files):
         ("spool.sqlite", HEADER + b"\0\0\1\0", CheckResult.FAULT, "newer Relay (schema 256"),
         ("spool.sqlite", b"nothing of ours", CheckResult.FAULT, "see relay storage salvage"),
         ("spool.sqlite.salvage", b"", CheckResult.FAULT, "salvage was cut off"),
-        ("spool.sqlite.damage", b"a page", CheckResult.FAILED, "no new mail is taken on"),
+        ("spool.sqlite.damage", b"a page", CheckResult.FAILED, "is damaged and accepts no mail"),
     ],
 )
 def test_the_spool_is_looked_at(files, name, octets, verdict, told):

@@ -82,7 +82,7 @@ async def test_a_room_that_ends_by_itself_ends_the_relay(
 
     monkeypatch.setattr(daemon.pickup, "run", broken)
     async with asyncio.timeout(SOON_S):
-        with pytest.raises(BrokenRelayError, match="pickup has ended"):
+        with pytest.raises(BrokenRelayError, match="pickup ended unexpectedly"):
             await serve(daemon, ServiceManager(""))
     assert open_files() == []
 

@@ -53,18 +53,18 @@ def follower(journeys, changes, shown):
 
 async def test_a_step_that_is_written_late_is_shown_and_none_twice(follower, journeys, shown):
     journeys.all = [journey("q1", (1, 1), (5, 3))]
-    await follower.look()
+    await follower.update()
     journeys.all = [journey("q1", (1, 1), (4, 2), (5, 3), (6, 4))]
-    await follower.look()
-    await follower.look()
+    await follower.update()
+    await follower.update()
     assert shown == [("q1", 1), ("q1", 5), ("q1", 4), ("q1", 6)]
 
 
 async def test_what_was_there_before_is_not_shown(follower, journeys, shown):
     journeys.all = [journey("q1", (1, 1))]
-    await follower.look(quietly=True)
+    await follower.update(quietly=True)
     journeys.all.append(journey("q2", (5, 2)))
-    await follower.look()
+    await follower.update()
     assert shown == [("q2", 5)]
 
 
@@ -77,18 +77,18 @@ async def test_ignored_messages_are_neither_shown_nor_counted(follower, journeys
 
 
 async def test_a_burst_is_followed_back_to_what_is_known(follower, journeys, shown):
-    await follower.look(quietly=True)
+    await follower.update(quietly=True)
     journeys.all = [journey(f"q{n:03}", (5, 1)) for n in range(300)]
-    await follower.look()
+    await follower.update()
     assert [name for name, _ in shown] == [f"q{n:03}" for n in range(300)]
     journeys.limits.clear()
-    await follower.look()
+    await follower.update()
     assert journeys.limits == [50]
 
 
 async def test_it_ends_when_so_many_have_settled(follower, journeys, changes):
     journeys.all = [journey("old", (6, 1))]
-    await follower.look(quietly=True)
+    await follower.update(quietly=True)
     running = asyncio.create_task(follower.run(until_settled=2))
     journeys.all += [
         journey("q1", (6, 2)), journey("q2", (5, 3), state="queued"),

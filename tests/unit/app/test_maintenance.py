@@ -67,7 +67,7 @@ async def run_until_over(spool: Spool, work) -> None:
 async def test_figures_survive_a_spool_that_fails() -> None:
     spool, metrics = Spool([SpoolError("busy"), ZeroDivisionError(), COUNTS]), Metrics()
     counted = maintenance.MaintenanceGauges(sessions=lambda: 7, deferred_notes=lambda: 3)
-    figures = maintenance.keep_figures(spool, metrics, ManualClock(), figures=counted)
+    figures = maintenance.update_gauges(spool, metrics, ManualClock(), figures=counted)
     await run_until_over(spool, figures)
     value = metrics.registry.get_sample_value
     assert value("relay_queue_entries", {"state": "queued"}) == 2
@@ -79,7 +79,7 @@ async def test_figures_survive_a_spool_that_fails() -> None:
 async def test_pruning_goes_step_by_step_until_nothing_is_left() -> None:
     spool, log = Spool([200, 3, 0, SpoolError("busy"), ZeroDivisionError()]), Log()
     keep = Keep(86400 * 1.5)
-    await run_until_over(spool, maintenance.keep_pruning(spool, log, keep=keep))
+    await run_until_over(spool, maintenance.prune_history(spool, log, keep=keep))
     assert set(spool.asked) == {(keep,)}
     assert log.kept == [2]
 
@@ -87,7 +87,7 @@ async def test_pruning_goes_step_by_step_until_nothing_is_left() -> None:
 async def test_sweeping_goes_on_whatever_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "_DAY_S", 0.0)
     spool = Spool([3, SpoolError("busy"), ZeroDivisionError(), 0])
-    await run_until_over(spool, maintenance.keep_contents_swept(spool))
+    await run_until_over(spool, maintenance.sweep_contents(spool))
     assert len(spool.asked) == 5
 
 
@@ -107,6 +107,6 @@ async def test_uploads_are_removed_whatever_goes_wrong(monkeypatch: pytest.Monke
             raise error
 
     monkeypatch.setattr(maintenance, "_PRUNE_S", 0.0)
-    keeping = asyncio.create_task(maintenance.keep_uploads_few(remove_expired))
+    keeping = asyncio.create_task(maintenance.expire_uploads(remove_expired))
     await asyncio.wait_for(over.wait(), 5)
     keeping.cancel()

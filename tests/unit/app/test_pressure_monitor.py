@@ -45,8 +45,8 @@ class World:
             self.pressure, spool, metrics=self.metrics, clock=self.clock, **(options | changes)
         )
 
-    async def look(self) -> State:
-        await self.monitor.look()
+    async def measure(self) -> State:
+        await self.monitor.measure()
         return self.pressure.state
 
     def metric(self, name, **labels):
@@ -59,7 +59,7 @@ def world(tmp_path) -> World:
 
 
 async def test_nothing_is_short_and_the_ballast_is_there(world):
-    assert await world.look() == replace(State(), room_bytes=world.pressure.state.room_bytes)
+    assert await world.measure() == replace(State(), room_bytes=world.pressure.state.room_bytes)
     assert world.pressure.state.room_bytes > MIB
     assert (world.folder / "ballast").stat().st_size == MIB
     assert world.told == []
@@ -78,18 +78,18 @@ async def test_nothing_is_short_and_the_ballast_is_there(world):
 )
 async def test_each_transition_is_told_once_and_goes_back_by_itself(world, change, reason):
     before = {name: getattr(world, name) for name in change}
-    await world.look()
+    await world.measure()
     for name, value in change.items():
         setattr(world, name, value)
     with capture_logs() as logs:
         for _ in range(3):
-            await world.look()
+            await world.measure()
         for name, value in before.items():
             setattr(world, name, value)
         assert world.metric("relay_pressure_level") == 2
         assert world.metric("relay_pressure_reason", reason=str(reason)) == 2
         for _ in range(3):
-            await world.look()
+            await world.measure()
     assert [state.levels for state in world.told] == [{reason: Level.REFUSE}, {}]
     told = [(one["log_level"], one["state"], one["reasons"]) for one in logs]
     assert told == [("warning", "refuse", f"{reason}=refuse"), ("info", "normal", "")]
@@ -101,7 +101,7 @@ async def test_what_is_worse_than_short_is_a_warning_what_eases_is_none(world):
     for entries in (0, 950, 1000, 850, 0):
         world.strain = SpoolStrain(entries=entries)
         with capture_logs() as logs:
-            await world.look()
+            await world.measure()
         levels += [(one["log_level"], one["state"]) for one in logs]
     assert levels == [
         ("warning", "slow"), ("warning", "refuse"), ("info", "slow"), ("info", "normal"),
@@ -109,7 +109,7 @@ async def test_what_is_worse_than_short_is_a_warning_what_eases_is_none(world):
 
 
 async def test_a_disk_that_does_not_answer_keeps_nobody_waiting(world, monkeypatch):
-    await world.look()
+    await world.measure()
     monkeypatch.setattr(monitoring, "_ANSWER_S", 0.01)
     answers, real, asked = threading.Event(), monitoring.disk_of, []
 
@@ -119,14 +119,14 @@ async def test_a_disk_that_does_not_answer_keeps_nobody_waiting(world, monkeypat
         return real(path)
 
     monkeypatch.setattr(monitoring, "disk_of", silent)
-    assert (await world.look()).level is Level.NORMAL  # as at its last answer
+    assert (await world.measure()).level is Level.NORMAL  # as at its last answer
     world.clock.advance(11)
-    state = await world.look()
+    state = await world.measure()
     assert state.reasons == (Reason.SPOOL_DISK, Reason.MAIL_DISK)
     assert len(asked) == 2  # once each, however often it is looked
     answers.set()
     async with asyncio.timeout(5):
-        while (await world.look()).levels:
+        while (await world.measure()).levels:
             pass
 
 
@@ -136,8 +136,8 @@ async def test_a_disk_that_cannot_be_asked_counts_as_full(world, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(monitoring, "disk_of", gone)
-        assert (await world.look()).queue is Level.REFUSE
-    assert (await world.look()).level is Level.NORMAL
+        assert (await world.measure()).queue is Level.REFUSE
+    assert (await world.measure()).level is Level.NORMAL
 
 
 async def test_a_jump_of_the_clock_is_told_once_and_when_it_is_met(world):
@@ -145,11 +145,11 @@ async def test_a_jump_of_the_clock_is_told_once_and_when_it_is_met(world):
     with capture_logs() as logs:
         for jumped_us in (0, 59_000_000, day_us, day_us, 61_000_000, 0, -day_us, 0):
             world.clock.jumped_us = jumped_us
-            await world.look()
+            await world.measure()
     told = [(one["log_level"], one.get("seconds")) for one in logs]
     assert told == [("warning", 86400.0), ("info", None), ("warning", -86400.0), ("info", None)]
     world.clock.jumped_us = day_us
-    await world.look()
+    await world.measure()
     assert world.metric("relay_clock_jump_seconds") == 86400
 
 
@@ -161,7 +161,7 @@ async def test_a_fault_of_ours_ends_no_looking(world, monkeypatch):
         raise ZeroDivisionError
 
     world.monitor._resident = broken
-    monkeypatch.setattr(monitoring, "LOOK_S", 0)
+    monkeypatch.setattr(monitoring, "INTERVAL_S", 0)
     task = asyncio.create_task(world.monitor.run())
     async with asyncio.timeout(5):
         for _ in range(2):
@@ -195,7 +195,7 @@ async def test_memory_that_is_free_is_given_back_now_and_then(world, monkeypatch
     monkeypatch.setattr(monitoring, "trim_memory", lambda: given.append(world.clock.now_s))
     for memory_bytes in (0, 99 * MIB, 99 * MIB, 99 * MIB, 0, 0):
         world.memory_bytes = memory_bytes
-        await world.look()
+        await world.measure()
         world.clock.advance(5)
     assert [at - given[0] for at in given] == [0, 10]
 

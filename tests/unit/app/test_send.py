@@ -117,9 +117,9 @@ async def test_one_refused_recipient_keeps_it_from_all():
         (DraftToSend(ALICE, (BOB,), "a\0", "x"), "subject: a line break"),
         (DraftToSend(ALICE, (BOB,), "\udcff", "x"), "subject: expected text in UTF-8"),
         (DraftToSend(ALICE, (BOB,), "x", "\udcff"), "body: expected text in UTF-8"),
-        (DraftToSend(ALICE, ("bob@example.test\r\nRCPT TO:<x@y>",), "x", "y"), "is no address"),
-        (DraftToSend(ALICE, ("",), "x", "y"), "is no address"),
-        (DraftToSend("a b", (BOB,), "x", "y"), "'a b' is no address"),
+        (DraftToSend(ALICE, ("bob@example.test\r\nRCPT TO:<x@y>",), "x", "y"), "is not an address"),
+        (DraftToSend(ALICE, ("",), "x", "y"), "is not an address"),
+        (DraftToSend("a b", (BOB,), "x", "y"), "'a b' is not an address"),
     ],
 )
 def test_what_no_message_can_carry_is_told_before_anything_is_sent(draft, told):

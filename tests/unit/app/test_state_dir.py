@@ -36,21 +36,21 @@ def test_the_second_owner_hears_who_is_the_first(tmp_path: Path) -> None:
 
 def test_a_mail_store_has_one_owner_whatever_their_state_dirs_are(tmp_path: Path) -> None:
     notes = tmp_path / "mail" / ".submissions"
-    first = OwnerLock(tmp_path / "state" / "run", notes=notes)
-    second = OwnerLock(tmp_path / "other" / "run", notes=notes)
+    first = OwnerLock(tmp_path / "state" / "run", submissions=notes)
+    second = OwnerLock(tmp_path / "other" / "run", submissions=notes)
     first.take()
     with pytest.raises(AlreadyRunningError, match=f"mail is in use by process {os.getpid()}$"):
         second.take()
     OwnerLock(tmp_path / "other" / "run").take()  # nothing of it was kept
     first.give_back()
-    third = OwnerLock(tmp_path / "third" / "run", notes=notes)
+    third = OwnerLock(tmp_path / "third" / "run", submissions=notes)
     third.take()
     third.give_back()
 
 
 def test_a_mail_store_that_cannot_be_written_needs_no_lock(tmp_path: Path) -> None:
     (tmp_path / "mail").write_bytes(b"")
-    lock = OwnerLock(tmp_path / "run", notes=tmp_path / "mail" / ".submissions")
+    lock = OwnerLock(tmp_path / "run", submissions=tmp_path / "mail" / ".submissions")
     lock.take()
     lock.give_back()
 

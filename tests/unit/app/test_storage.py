@@ -99,7 +99,8 @@ def test_who_may_not_read_it_has_no_permission(not_ours, command, secret):
 def could_start(settings: Settings, state: str) -> bool:
     """Whether a relay with this state_dir would get its locks."""
     lock = OwnerLock(
-        settings.state_dir.with_name(state) / "run", notes=settings.mailboxes.root / ".submissions"
+        settings.state_dir.with_name(state) / "run",
+        submissions=settings.mailboxes.root / ".submissions",
     )
     with suppress(AlreadyRunningError):
         lock.take()
@@ -145,7 +146,7 @@ def test_what_changes_nothing_keeps_nobody_from_starting_and_makes_nothing(store
 @pytest.mark.parametrize("state", ["state", "other"])
 def test_beside_a_relay_it_works_and_leaves_that_its_locks(stored, state):
     notes = stored.mailboxes.root / ".submissions"
-    relay = OwnerLock(stored.state_dir.with_name(state) / "run", notes=notes)
+    relay = OwnerLock(stored.state_dir.with_name(state) / "run", submissions=notes)
     relay.take()
     assert during(stored, lambda: True) == [True]
     assert not could_start(stored, state)

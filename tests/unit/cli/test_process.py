@@ -302,7 +302,7 @@ def test_a_terminal_without_the_letters_still_gets_the_journey(shell, sent):
         (["wait", "friend@elsewhere.test", "--timeout", "600", "--state", "relayed"],
          75, "failed for good, expected relayed"),
         (["send", "--to", "nobody@example.test"], 65, "550 5.1.1"),
-        (["send", "--to", "not an address"], 65, "is no address"),
+        (["send", "--to", "not an address"], 65, "is not an address"),
         (["send", "--to", "bob@example.test", "--subject", "a\nBcc: x@y.test"], 65, "line break"),
         (["send", "--to", "bob@example.test", "--token", "a\nb"], 65, "token"),
         (["send", "--to", "bob@example.test", "--token", "alice", "--from", "bob@example.test"],

@@ -41,7 +41,7 @@ def run(folder, verb):
 
 def test_a_state_dir_that_is_a_file(folder):
     (folder / "state").touch()
-    told = f"state_dir: {folder}/state is no folder that this user can write"
+    told = f"state_dir: {folder}/state is not a directory that this user can write"
     for verb in ("serve", "check"):
         done = run(folder, verb)
         assert done.returncode == 78, done.stderr
@@ -59,4 +59,4 @@ def test_a_spool_that_is_another_users(folder, monkeypatch):
         state_dir.os, "access", lambda path, mode: path != spool and allowed(path, mode)
     )
     told = state_dir.unusable_state(load(folder / "relay.toml", {}))
-    assert told == f"state_dir: {spool} is no file that this user can write"
+    assert told == f"state_dir: {spool} cannot be written by this user"
