@@ -190,7 +190,7 @@ class _Composer:
             self.settings.dns.nameservers,
             timeout_s=self.settings.dns.timeout,
             clock=self.clock,
-            rng=self.rng,
+            chance=self.rng,
             hostname=self.settings.hostname,
             own_addresses=[listener.listen for listener in self.settings.smtp],
             port=self.settings.delivery.port,

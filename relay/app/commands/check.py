@@ -326,8 +326,8 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
         is_unverified = route.tls in ("required", "opportunistic")
         if route.auth and is_unverified and host and not is_loopback(host):
             text = (
-                f'found "{route.tls}" with auth, expected verify: the password goes to any host '
-                "that answers there, whatever its certificate"
+                f'found "{route.tls}" with auth, expected verify: any host that answers '
+                "gets the password, whatever its certificate"
             )
             yield _warning("routes", place.fault(("route", number, "tls"), text))
 
