@@ -223,10 +223,10 @@ class _ConversionProcess:
         assert self._writer is not None
         self._is_ready = False
         self._submissions += 1
-        asked = {"path": str(pending.path), "now_us": now_us, "cpu_s": int(limit_s) + 1}
+        request = {"path": str(pending.path), "now_us": now_us, "cpu_s": int(limit_s) + 1}
         try:
             async with asyncio.timeout(limit_s):
-                self._writer.write(json.dumps(asked).encode() + b"\n")
+                self._writer.write(json.dumps(request).encode() + b"\n")
                 length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
                 answer = await self._reader.readexactly(length)
         except TimeoutError:  # an OSError as well, as is the next one

@@ -55,12 +55,12 @@ def main(words: Sequence[str]) -> None:
         output.flush()
 
 
-def _answer(convert: Any, asked: dict[str, Any], hostname: str) -> Answer:
-    _limit_cpu(asked["cpu_s"])
-    path = Path(asked["path"])
+def _answer(convert: Any, request: dict[str, Any], hostname: str) -> Answer:
+    _limit_cpu(request["cpu_s"])
+    path = Path(request["path"])
     try:
         pending = FileOctets(path, 0, path.stat().st_size)
-        return convert(pending, now_us=asked["now_us"], hostname=hostname), None, ""
+        return convert(pending, now_us=request["now_us"], hostname=hostname), None, ""
     except (ConversionError, OSError) as error:
         return None, error, ""
     except Exception as error:  # noqa: BLE001 - any error is an answer

@@ -62,7 +62,7 @@ def submission_outcome(outcomes: Iterable[Outcome]) -> SubmissionOutcome:
 
     If one recipient is deferred, the whole submission is retried, with the same key.
     """
-    refused: Evidence | None = None
+    rejected: Evidence | None = None
     accepted: Evidence | None = None
     for outcome in outcomes:
         match outcome:
@@ -71,11 +71,11 @@ def submission_outcome(outcomes: Iterable[Outcome]) -> SubmissionOutcome:
             case Indeterminate(evidence):
                 return SubmissionDeferred(evidence, uncertain=True)
             case Failed(evidence):
-                refused = refused or evidence
+                rejected = rejected or evidence
             case Relayed(evidence) | Delivered(evidence):
                 accepted = evidence
-    if refused is not None:
-        return SubmissionRejected(replace(refused, host="", remote=False))
+    if rejected is not None:
+        return SubmissionRejected(replace(rejected, host="", remote=False))
     if accepted is None:
         return SubmissionDeferred(Evidence("4.3.0", "4.3.0 the transaction had no result"))
     found = _QUEUED_AS.search(accepted.reply)

@@ -1,9 +1,6 @@
-"""Converters that go wrong in the ways that real ones could, told by the subject of the note.
+"""Conversion functions that fail as real ones could; the Subject says how.
 
-On the path: pickup's tests pass one in for relay.mime.convert.convert; children import it.
-Holds: what goes wrong here goes wrong in a child as well, unless its name says otherwise.
-Fails: as it is told to.
-Standards: none.
+Pickup's tests use them in place of relay.mime.convert.convert; the child processes import them.
 """
 
 import os
@@ -26,14 +23,14 @@ def convert(note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
     if subject == b"crash" and _in_a_child():
         os.kill(os.getpid(), signal.SIGSEGV)
     if subject in (b"raise", b"crash"):
-        raise ZeroDivisionError("a fault of ours")
+        raise ZeroDivisionError("an internal error")
     for _ in range(HANGS_S * 100 if subject == b"hang" else 0):
         time.sleep(0.01)
     return convert_well(note, now_us=now_us, hostname=hostname)
 
 
 def only_in_a_child(note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
-    """Write down what the relay converts in its own process."""
+    """Record what is converted outside of a child process."""
     if not _in_a_child():
         calls_here.append(hostname)
     return convert(note, now_us=now_us, hostname=hostname)

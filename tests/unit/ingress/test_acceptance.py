@@ -20,7 +20,7 @@ CONTENT = (
     b"From: alice@example.test\r\nSubject: hello\r\nMessage-ID: <m@example.test>\r\n\r\ntext\r\n"
 )
 TRUSTED = Origin(ip="127.0.0.1", helo="client.test", trusted=True)
-STRANGER = replace(TRUSTED, ip="192.0.2.1", trusted=False)
+UNTRUSTED = replace(TRUSTED, ip="192.0.2.1", trusted=False)
 PICKUP = Origin(ip="", helo="relay", trusted=True, pickup=True)
 
 
@@ -33,10 +33,10 @@ class Rules:
 
     def __init__(self, *rejected: str, additions=(), fault: Exception | None = None):
         self.rejected, self.additions, self.fault = rejected, additions, fault
-        self.asked_about = None
+        self.evaluated = None
 
     def evaluate(self, subject) -> Verdict:
-        self.asked_about = subject
+        self.evaluated = subject
         if self.fault:
             raise self.fault
         verdicts = tuple(
@@ -92,7 +92,7 @@ async def test_the_message_that_is_committed():
         (replace(TRUSTED, login="alice@example.test"), "x@shared.test", "alice@example.test"),
         (TRUSTED, "al@example.test", "alice@example.test"),
         (TRUSTED, "someone@other.test", ""),
-        (STRANGER, "alice@example.test", ""),
+        (UNTRUSTED, "alice@example.test", ""),
         (PICKUP, "alice@example.test", "alice@example.test"),
     ],
 )
@@ -108,7 +108,7 @@ async def test_the_account_of_a_message(origin, sender, account):
         (TRUSTED, b"", Lane.NORMAL),
         (TRUSTED, b"Importance: high\r\n", Lane.HIGH),
         (PICKUP, b"Precedence: bulk\r\n", Lane.LOW),
-        (STRANGER, b"Importance: high\r\n", Lane.NORMAL),
+        (UNTRUSTED, b"Importance: high\r\n", Lane.NORMAL),
     ],
 )
 async def test_only_trusted_clients_set_the_priority(origin, field, priority):
@@ -137,7 +137,7 @@ async def test_a_rule_can_change_the_priority():
         (TRUSTED, "alice@example.test", 0.0, None),
         (TRUSTED, "alice@example.test", 3600.0, None),  # it expires at that time
         (TRUSTED, "", 600.0, None),
-        (STRANGER, "alice@example.test", 600.0, None),
+        (UNTRUSTED, "alice@example.test", 600.0, None),
     ],
 )
 async def test_when_a_delay_report_is_due(origin, sender, after_s, warned_s):
@@ -150,7 +150,7 @@ async def test_when_a_delay_report_is_due(origin, sender, after_s, warned_s):
     assert message.warn_us == expected
 
 
-@pytest.mark.parametrize("origin", [TRUSTED, STRANGER])
+@pytest.mark.parametrize("origin", [TRUSTED, UNTRUSTED])
 async def test_rules_that_reject_all_recipients_reject_the_message(origin):
     relay = Relay(rules=Rules("bob@example.test", additions=[Addition("x@b.test", "r")]))
     decision = await accept(relay, envelope("bob@example.test"), origin)
@@ -158,7 +158,7 @@ async def test_rules_that_reject_all_recipients_reject_the_message(origin):
     assert relay.spool.accepted == []
 
 
-@pytest.mark.parametrize(("origin", "reports"), [(TRUSTED, 1), (STRANGER, 0)])
+@pytest.mark.parametrize(("origin", "reports"), [(TRUSTED, 1), (UNTRUSTED, 0)])
 async def test_rules_that_reject_some_recipients_bounce_to_trusted_senders_only(origin, reports):
     relay = Relay(rules=Rules("bob@example.test"))
     decision = await accept(relay, envelope("bob@example.test", "alice@example.test"), origin)
@@ -199,7 +199,7 @@ async def test_an_event_lists_100_addresses_and_counts_the_others():
     await accept(relay, envelope("bob@example.test", *there))
     detail = relay.spool.accepted[1].events[0].detail
     assert detail["counts"] == {"mx:b.test": 101}
-    assert [len(people) for people in detail["next_hops"].values()] == [1, 100]
+    assert [len(addresses) for addresses in detail["next_hops"].values()] == [1, 100]
     hit = RuleHit("r", "enforce", "reject", tuple(there)).as_json()
     assert (hit["count"], len(hit["recipients"])) == (101, 100)
 
@@ -232,7 +232,7 @@ async def test_rules_see_valid_recipients_and_the_cleaned_up_content():
     rules = Rules()
     relay = Relay(rules=rules)
     await accept(relay, envelope("nobody@example.test", "bob@example.test", "x@b.test"), PICKUP)
-    asked = rules.asked_about
+    asked = rules.evaluated
     assert [(each.address, each.local) for each in asked.recipients] == [
         ("bob@example.test", True),
         ("x@b.test", False),
@@ -241,11 +241,11 @@ async def test_rules_see_valid_recipients_and_the_cleaned_up_content():
     assert asked.content == relay.spool.accepted[0].contents[0]
 
 
-@pytest.mark.parametrize(("origin", "is_ours"), [(TRUSTED, True), (STRANGER, False)])
-async def test_an_untrusted_client_with_a_local_sender_is_not_internal(origin, is_ours):
+@pytest.mark.parametrize(("origin", "is_local"), [(TRUSTED, True), (UNTRUSTED, False)])
+async def test_an_untrusted_client_with_a_local_sender_is_not_internal(origin, is_local):
     rules = Rules()
     await accept(Relay(rules=rules), envelope("bob@example.test"), origin)
-    assert rules.asked_about.sender_local is is_ours
+    assert rules.evaluated.sender_local is is_local
 
 
 @pytest.mark.parametrize("padding", [0, 100_000], ids=["inline", "in a thread"])
@@ -288,7 +288,7 @@ async def test_rules_that_time_out_defer_the_message_with_451():
 
 async def test_an_error_in_passing_on_claims_does_not_change_the_250():
     relay = Relay()
-    handed = []
+    passed_on = []
     claim = Claim(1, 1, None, None, (), 0, 1, 1)
     accept_really = relay.spool.accept
 
@@ -300,14 +300,14 @@ async def test_an_error_in_passing_on_claims_does_not_change_the_250():
     relay.spool.accept = accept_with_claims
 
     def take(claims):
-        handed.extend(claims)
+        passed_on.extend(claims)
         raise ZeroDivisionError
 
     acceptance = relay.acceptance(on_accepted=take)
     decision = await acceptance.accept(envelope("bob@example.test"), CONTENT, TRUSTED)
     acceptance.close()
     assert decision.reply.startswith("250 ")
-    assert len(handed) == 1
+    assert len(passed_on) == 1
 
 
 @pytest.mark.parametrize(("domains", "claimed"), [(100, True), (101, False)])

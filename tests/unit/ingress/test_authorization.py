@@ -15,32 +15,32 @@ ALICE = Origin("192.0.2.7", "client.test", login="alice@example.test", trusted=T
 CEO = b"ceo@bank.test"
 MANY_FIELDS = b"".join(b"X-%d: y\r\n" % number for number in range(3000))
 
-REFUSED = {
+REJECTED = {
     "another's address": b"From: ceo@bank.test",
     "another account's": b"From: bob@example.test",
     "its own domain in another": b"From: alice@example.test.bank.test",
     "white space before the colon": b"from \t: ceo@bank.test",
     "on the next line": b"FROM:\r\n ceo@bank.test",
-    "behind a line of white space": b"From: alice@example.test,\r\n \t\r\n ceo@bank.test",
+    "after a line of white space": b"From: alice@example.test,\r\n \t\r\n ceo@bank.test",
     "in a second field": b"From: alice@example.test\r\nFrom: ceo@bank.test",
     "in a first field": b"From: ceo@bank.test\r\nFrom: alice@example.test",
-    "behind a line that is no field": b"Subject: x\r\nno field\r\nFrom: ceo@bank.test",
-    "behind a byte order mark": b"Subject: x\r\n\xef\xbb\xbfFrom: ceo@bank.test",
+    "after a line that is no field": b"Subject: x\r\nno field\r\nFrom: ceo@bank.test",
+    "after a byte order mark": b"Subject: x\r\n\xef\xbb\xbfFrom: ceo@bank.test",
     "in a group": b"From: Board: alice@example.test, Boss <ceo@bank.test>;",
     "without a comma": b"From: ceo@bank.test <alice@example.test>",
     "as a source route": b"From: <@bank.test:alice@example.test>",
-    "behind an encoded comma": b"From: =?utf-8?q?ceo=40bank.test=2C?= alice@example.test",
+    "after an encoded comma": b"From: =?utf-8?q?ceo=40bank.test=2C?= alice@example.test",
     "as an encoded word": b"From: =?utf-8?q?ceo=40bank.test?=",
     "as a quoted name alone": b'From: "CEO <ceo@bank.test>"',
     "as a comment alone": b"From: (ceo@bank.test)",
     "as a quoted local part": b'From: "ceo@bank.test"@example.test',
-    "behind an escaped quote": b'From: a\\"b <ceo@bank.test>, "<alice@example.test>"',
-    "behind escaped quotes": b'From: \\"<ceo@bank.test>, \\"x <alice@example.test>',
+    "after an escaped quote": b'From: a\\"b <ceo@bank.test>, "<alice@example.test>"',
+    "after escaped quotes": b'From: \\"<ceo@bank.test>, \\"x <alice@example.test>',
     "in an escaped comment": b"From: \\(<ceo@bank.test>\\) <alice@example.test>",
     "beyond ASCII with one form": "From: alice@\uff45xample.test".encode(),
     "an empty field": b"From:",
     "an empty group": b"From: undisclosed-senders:;",
-    "a name beside a readable field": b"From: CEO of the Bank\r\nFrom: alice@example.test",
+    "a name in addition to a readable field": b"From: CEO of the Bank\r\nFrom: alice@example.test",
     "beyond ASCII": "From: älice@example.test".encode(),
     "no UTF-8": b"From: \xe4lice@example.test",
     "a sender": b"From: alice@example.test\r\nSender: ceo@bank.test",
@@ -91,7 +91,7 @@ async def accepted(header: bytes, origin: Origin = ALICE) -> tuple[str, bytes]:
     return decision.reply, b"".join(contents)
 
 
-@pytest.mark.parametrize("header", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("header", REJECTED.values(), ids=REJECTED)
 async def test_a_from_or_sender_that_the_account_may_not_use_is_rejected(header: bytes) -> None:
     reply, content = await accepted(header)
     assert reply.startswith("553 5.7.1 ")
@@ -120,7 +120,7 @@ async def test_an_account_may_use_its_own_addresses_in_any_notation(header: byte
         Origin("192.0.2.7", "client.test"),
         Origin("", "relay.test", trusted=True, pickup=True),
     ],
-    ids=["trusted network", "stranger", "pickup"],
+    ids=["trusted network", "untrusted", "pickup"],
 )
 async def test_without_a_login_any_from_is_accepted_and_none_added(origin: Origin) -> None:
     assert (await accepted(b"From: ceo@bank.test", origin))[0].startswith("250 ")
@@ -134,7 +134,7 @@ async def test_an_unquoted_name_is_rejected_with_advice() -> None:
 
 
 async def test_an_account_removed_after_its_login_is_rejected() -> None:
-    gone = Origin("192.0.2.7", "client.test", login="gone@example.test", trusted=True)
-    reply, content = await accepted(b"From: gone@example.test", gone)
+    removed = Origin("192.0.2.7", "client.test", login="gone@example.test", trusted=True)
+    reply, content = await accepted(b"From: gone@example.test", removed)
     assert reply.startswith("530 5.7.0 ")
     assert content == b""

@@ -84,14 +84,14 @@ async def test_an_http_request_ends_the_session(method: str, spelled: Callable[[
     ],
     ids=["TLS", "TURN", "other"],
 )
-@pytest.mark.parametrize("behind", [MAIL, b""], ids=["with mail", "no line"])
-async def test_binary_data_at_the_start_ends_the_session(begin: bytes, behind: bytes) -> None:
+@pytest.mark.parametrize("following", [MAIL, b""], ids=["with mail", "no line"])
+async def test_binary_data_at_the_start_ends_the_session(begin: bytes, following: bytes) -> None:
     relay = Relay()
     async with listening(relay, trusted_networks=("127.0.0.0/8",)) as server:
         reader, writer = await asyncio.open_connection(server.address.host, server.address.port)
         assert (await reader.readline()).startswith(b"220 ")
         with structlog.testing.capture_logs() as logged:
-            writer.write(begin[: None if behind else -2] + behind)
+            writer.write(begin[: None if following else -2] + following)
             async with asyncio.timeout(10):
                 assert (await reader.readline()).startswith(b"554 5.5.0 ")
                 assert await reader.read() == b""
@@ -121,7 +121,7 @@ def test_a_client_trusted_by_address_that_talks_early_is_rejected(loop: str) -> 
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("way", ["stranger", "unix"])
+@pytest.mark.parametrize("way", ["untrusted", "unix"])
 def test_other_clients_may_talk_early(loop: str, way: str, short_path) -> None:
     async def scenario() -> None:
         relay = Relay()

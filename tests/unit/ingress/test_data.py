@@ -70,7 +70,7 @@ def test_only_crlf_dot_crlf_ends_the_data(sequence, block_bytes):
 
 @pytest.mark.parametrize("block_bytes", [1, 50, 1000])
 @pytest.mark.parametrize(
-    ("lines", "refusal"),
+    ("lines", "rejection"),
     [
         (b"x" * 100 + b"\r\n", None),
         (b"x" * 101 + b"\r\n", ContentRejection.LONG_LINE),
@@ -82,10 +82,10 @@ def test_only_crlf_dot_crlf_ends_the_data(sequence, block_bytes):
         (b"..345678\r\n" * 111, None),  # 999 octets without the stuffed dots
     ],
 )
-def test_line_length_and_message_size_limits(lines, refusal, block_bytes):
+def test_line_length_and_message_size_limits(lines, rejection, block_bytes):
     one = reader()
     assert feed_in_blocks(one, lines + b".\r\n", block_bytes) == b""
-    assert one.rejection is refusal
+    assert one.rejection is rejection
 
 
 def test_rejected_content_is_not_kept():
@@ -170,21 +170,21 @@ def test_a_header_over_the_limit_is_rejected(block_bytes):
 
 
 @pytest.mark.parametrize(
-    ("bad", "refusal"),
+    ("bad", "rejection"),
     [
         (b"a\nb\r\n", ContentRejection.BARE),
         (b"x" * 101 + b"\r\n", ContentRejection.LONG_LINE),
         (b"12345678\r\n" * 100, ContentRejection.TOO_BIG),
     ],
 )
-def test_the_file_of_rejected_content_is_removed_at_once(bad, refusal):
+def test_the_file_of_rejected_content_is_removed_at_once(bad, rejection):
     arrival = MemoryArrival()
     one = reader(arrival=lambda: arrival, large_bytes=20)
     one.feed(b"A: b\r\n\r\n" + b"text\r\n" * 10)
     asyncio.run(one.spill())
     assert arrival.written
     one.feed(bad)
-    assert (one.rejection, one.needs_spill, arrival.discarded) == (refusal, False, 1)
+    assert (one.rejection, one.needs_spill, arrival.discarded) == (rejection, False, 1)
     one.feed(b"text\r\n.\r\n")
     one.release()
     assert (len(arrival.written), arrival.discarded) == (1, 1)

@@ -62,9 +62,9 @@ def test_valid_mail_arguments(argument, expected):
     ],
 )
 def test_rejected_mail_arguments(argument, reply):
-    with pytest.raises(SmtpRejection) as refused:
+    with pytest.raises(SmtpRejection) as rejected:
         parse_mail(argument, extended=True)
-    assert str(refused.value).startswith(f"{reply} ")
+    assert str(rejected.value).startswith(f"{reply} ")
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def test_valid_rcpt_arguments(argument, expected):
     ],
 )
 def test_rejected_rcpt_arguments(argument, reply):
-    with pytest.raises(SmtpRejection) as refused:
+    with pytest.raises(SmtpRejection) as rejected:
         parse_rcpt(argument, extended=True, smtputf8=False)
-    assert str(refused.value).startswith(f"{reply} ")
+    assert str(rejected.value).startswith(f"{reply} ")
 
 
 def test_parameters_are_rejected_after_helo():

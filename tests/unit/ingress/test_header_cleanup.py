@@ -9,7 +9,7 @@ from relay.ingress.header_cleanup import clean_up
 from relay.message.content import edited, gathered
 from relay.message.envelope import Envelope, ForwardPath
 from tests.support.contents import as_large
-from tests.unit.ingress.test_acceptance import CONTENT, PICKUP, STRANGER, TRUSTED, envelope
+from tests.unit.ingress.test_acceptance import CONTENT, PICKUP, TRUSTED, UNTRUSTED, envelope
 
 LONG_BODY = b"0123456789abcdef\r\n" * 200
 
@@ -52,7 +52,7 @@ def test_received_has_for_only_with_one_recipient():
     ],
 )  # fmt: skip
 def test_bcc_return_path_and_private_fields_are_removed(content, kept):
-    added, received, rest = cleaned_up(content, STRANGER).partition(b"+0000\r\n")
+    added, received, rest = cleaned_up(content, UNTRUSTED).partition(b"+0000\r\n")
     assert added.startswith(b"Received: ")
     assert received
     assert rest == kept
@@ -64,7 +64,7 @@ def test_only_trusted_mail_gets_a_missing_date_and_message_id():
         b"\r\nDate: Tue, 14 Nov 2023 22:13:20 +0000\r\nMessage-ID: <q1@relay.test>\r\n"
         in cleaned_up(bare)
     )
-    assert b"\r\nDate:" not in cleaned_up(bare, STRANGER)
+    assert b"\r\nDate:" not in cleaned_up(bare, UNTRUSTED)
     assert cleaned_up(CONTENT).count(b"Message-ID:") == 1
 
 

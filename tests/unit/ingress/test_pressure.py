@@ -7,7 +7,7 @@ from tests.support.ingress import Client, Relay
 
 SLOW = State({Reason.QUEUE: Level.SLOW})
 REFUSE = State({Reason.SPOOL_DISK: Level.REFUSE})
-STRANGERS = {"trusted_networks": ()}
+UNTRUSTED = {"trusted_networks": ()}
 
 
 @pytest.fixture
@@ -43,11 +43,11 @@ REST = ("RCPT TO:<bob@example.test>", "DATA", "Subject: x\r\n\r\nx\r\n.")
 @pytest.mark.parametrize("state", [SLOW, REFUSE])
 async def test_untrusted_clients_are_rejected_at_connect(relay, connect, state):
     relay.pressure.state = state
-    client, banner = await connect(**STRANGERS)
+    client, banner = await connect(**UNTRUSTED)
     assert banner.startswith("421 4.3.2 ")
     assert await client.reader.read() == b""
     relay.pressure.state = State()
-    _, banner = await connect(**STRANGERS)
+    _, banner = await connect(**UNTRUSTED)
     assert banner.startswith("220 ")
 
 
@@ -62,17 +62,17 @@ async def test_trusted_and_submission_clients_are_accepted_at_connect(relay, con
 
 
 async def test_an_open_session_continues_at_level_slow(relay, connect):
-    client, _ = await connect(**STRANGERS)
+    client, _ = await connect(**UNTRUSTED)
     relay.pressure.state = SLOW
     assert (await client.say_all(*MAIL, *REST))[-1].startswith("250 2.0.0 ")
 
 
-@pytest.mark.parametrize("settings", [{}, STRANGERS])
+@pytest.mark.parametrize("settings", [{}, UNTRUSTED])
 async def test_mail_is_rejected_with_452_and_the_session_continues(relay, connect, settings):
     client, _ = await connect(**settings)
     relay.pressure.state = REFUSE
-    _, refused = await client.say_all(*MAIL)
-    assert refused == (
+    _, rejected = await client.say_all(*MAIL)
+    assert rejected == (
         "452 4.3.1 No mail is taken now: the queue's disk is nearly full or cannot be written;"
         " try again later"
     )
@@ -96,10 +96,11 @@ async def test_pickup_is_not_rejected_because_of_pressure(relay, connect):
 
 
 @pytest.mark.parametrize(
-    ("told", "reply"), [("SIZE=1000", "250"), ("SIZE=1001", "452"), ("", "250"), ("SIZE=0", "250")]
+    ("declared", "reply"),
+    [("SIZE=1000", "250"), ("SIZE=1001", "452"), ("", "250"), ("SIZE=0", "250")],
 )
-async def test_the_declared_size_counts_against_the_free_space(relay, connect, told, reply):
+async def test_the_declared_size_counts_against_the_free_space(relay, connect, declared, reply):
     relay.pressure.state = State(room_bytes=1000)
     client, _ = await connect()
-    _, found = await client.say_all(MAIL[0], f"{MAIL[1]} {told}".rstrip())
+    _, found = await client.say_all(MAIL[0], f"{MAIL[1]} {declared}".rstrip())
     assert found.startswith(reply)

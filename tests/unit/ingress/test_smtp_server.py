@@ -361,8 +361,8 @@ async def test_rejected_commands_are_logged(relay, listening):
         await client.open_transaction()
         assert (await client.say(MESSAGE))[:3] == "250"
         assert (await client.say("MAIL FROM:<no>"))[:3] == "501"
-    refused = [(one["verb"], one["reply"][:3]) for one in lines if one["event"] == "rejected"]
-    assert refused == [("MAIL", "501")]
+    rejected = [(one["verb"], one["reply"][:3]) for one in lines if one["event"] == "rejected"]
+    assert rejected == [("MAIL", "501")]
 
 
 async def test_a_closed_session_is_freed(listening):
@@ -399,18 +399,18 @@ async def test_wrong_passwords_from_one_address_do_not_block_another(relay, list
     file.chmod(0o600)
     relay.accounts = load_accounts(file, ["example.test"], clock=relay.clock, environ={})
     address = (await listening()).address
-    stranger = {"local_addr": ("127.0.0.2", 0)}
+    untrusted = {"local_addr": ("127.0.0.2", 0)}
     with structlog.testing.capture_logs() as lines:
         for number in range(3):
-            client = await Client.connect(address, **stranger)
+            client = await Client.connect(address, **untrusted)
             assert (await log_in(client, f"guess {number}")).startswith("535 5.7.8 ")
-        reply = await log_in(await Client.connect(address, **stranger), "right")
+        reply = await log_in(await Client.connect(address, **untrusted), "right")
     assert reply == "454 4.7.0 Too many failed logins, try again in 1 second"
     found = [(one["client"], one["user"], one["reply"][:3]) for one in lines if "user" in one]
     assert found == [("127.0.0.2", "alice@example.test", code) for code in ("535",) * 3 + ("454",)]
     assert (await log_in(await Client.connect(address), "right")).startswith("235 ")
     relay.clock.advance(1.1)
-    client = await Client.connect(address, **stranger)
+    client = await Client.connect(address, **untrusted)
     assert (await log_in(client, "right")).startswith("235 ")
     relay.accounts.close()
 

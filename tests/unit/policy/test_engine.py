@@ -245,16 +245,16 @@ def test_a_new_cc_field_follows_the_trace_fields(evaluate):
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_every_recipient_has_one_verdict_and_no_address_gets_two_copies(tmp_path_factory, data):
-    people = ["a@in.test", "b@in.test", "c@out.test", "d@out.test"]
-    person = st.sampled_from([*people, "new@in.test"])
+    addresses = ["a@in.test", "b@in.test", "c@out.test", "d@out.test"]
+    address = st.sampled_from([*addresses, "new@in.test"])
     action = st.one_of(
         st.just(REJECT), st.just("{ discard = true }"), st.just(TAG),
-        person.map(lambda each: f'{{ redirect = "{each}" }}'),
-        person.map(lambda each: f'{{ cc = "{each}" }}'),
-        person.map(lambda each: f'{{ bcc = "{each}" }}'),
+        address.map(lambda each: f'{{ redirect = "{each}" }}'),
+        address.map(lambda each: f'{{ cc = "{each}" }}'),
+        address.map(lambda each: f'{{ bcc = "{each}" }}'),
     )  # fmt: skip
-    drawn = data.draw(st.lists(st.tuples(action, person, st.booleans()), max_size=6))
-    to = data.draw(st.lists(st.sampled_from(people), min_size=1, unique=True))
+    drawn = data.draw(st.lists(st.tuples(action, address, st.booleans()), max_size=6))
+    to = data.draw(st.lists(st.sampled_from(addresses), min_size=1, unique=True))
     directory = tmp_path_factory.mktemp("rules")
     text = "".join(
         rule(then, name=str(number), when=f"{{ recipient = '{who}' }}", stop=str(stop).lower())
