@@ -7,7 +7,7 @@ function whose work is bounded by the size of the message and by its numbers of 
 rules.
 """
 
-from relay.policy.attachments import TooManyPartsError
+from relay.policy.attachment_names import TooManyPartsError
 from relay.policy.engine import OverallVerdict, Rule, RuleMode, RuleSet
 from relay.policy.rule_files import PolicyError, crlf, load_rules, read_rules
 from relay.policy.rule_tests import (

@@ -22,7 +22,7 @@ from relay.message.content import Content, in_sight, size_of
 from relay.message.verdict import Examined, Source, Subject
 from relay.mime import headers
 from relay.mime.encodedwords import decode_words
-from relay.policy.attachments import attachment_names
+from relay.policy.attachment_names import attachment_names
 from relay.settings.values import parse_size
 
 GLOB_CHARACTERS_MAX = 500

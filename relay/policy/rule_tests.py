@@ -14,7 +14,7 @@ from relay.message.content import in_sight
 from relay.message.envelope import domain_of
 from relay.message.verdict import Examined, Fate, RecipientVerdict, Source, Subject, Verdict
 from relay.mime import headers
-from relay.policy.attachments import TooManyPartsError
+from relay.policy.attachment_names import TooManyPartsError
 from relay.policy.engine import OverallVerdict, RuleMode, RuleSet, RuleTest
 from relay.settings.document import counted
 
