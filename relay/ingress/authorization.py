@@ -22,6 +22,8 @@ from relay.mime.headread import originators
 Ask = Callable[[str], Awaitable[str]]
 _USER_NAME = "334 VXNlcm5hbWU6"  # "Username:"
 _PASSWORD = "334 UGFzc3dvcmQ6"  # noqa: S105 -- the prompt "Password:", which is no secret
+_SHOWN_CHARACTERS_MAX = 120
+_ADVICE = "use its own address, an alias, or an address that its send_as lists"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,6 @@ def _text(response: bytes) -> str:
         return response.decode("utf-8")
     except UnicodeDecodeError:
         raise SmtpRejection("501 5.5.2 User and password must be UTF-8") from None
-
-
-_SHOWN_CHARACTERS_MAX = 120
-_ADVICE = "use its own address, an alias, or an address that its send_as lists"
 
 
 class AccountLookup(Protocol):

@@ -44,6 +44,7 @@ _HTTP_HOST = "HOST:"
 _NO_HTTP = "554 5.5.0 This is an SMTP server and takes no HTTP, closing the connection"
 _EARLY_TALKER = "554 5.5.0 You spoke before the greeting, closing the connection"
 _NOT_OFFERED = frozenset({"BDAT", "EXPN", "HELP", "ETRN", "TURN", "SEND", "SOML", "SAML"})
+Accept = Callable[[Envelope, ReceivedContent, Origin], Awaitable[DataReply]]
 
 
 class LineError(StrEnum):
@@ -87,9 +88,6 @@ class MailboxQuota(Protocol):
     async def room(self, account: str, size: int) -> Room:
         """Return whether a message of `size` bytes fits into the account's quota."""
         ...
-
-
-Accept = Callable[[Envelope, ReceivedContent, Origin], Awaitable[DataReply]]
 
 
 @dataclass(frozen=True, slots=True)

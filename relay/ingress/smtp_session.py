@@ -33,6 +33,12 @@ from relay.observe.logs import get_logger
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
 
 _TEXT = frozenset((*b"\t\r\n", *range(0x20, 0x7F)))
+_log = get_logger("ingress")
+_LOCAL_ERROR = "451 4.3.0 Local error, try again later"
+_BUSY = "421 4.3.2 This server has too much to do, try again later"
+TLS_HANDSHAKE_S = 30.0
+_BATCH_REPLIES = 100
+_AUTH_VERB = b"AUTH "
 
 
 class InputBuffer:
@@ -146,14 +152,6 @@ class InputBuffer:
     def _wake(self) -> None:
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-_log = get_logger("ingress")
-_LOCAL_ERROR = "451 4.3.0 Local error, try again later"
-_BUSY = "421 4.3.2 This server has too much to do, try again later"
-TLS_HANDSHAKE_S = 30.0
-_BATCH_REPLIES = 100
-_AUTH_VERB = b"AUTH "
 
 
 class ClientDisconnected(Exception):  # noqa: N818 -- an event, not an error

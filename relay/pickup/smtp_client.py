@@ -29,6 +29,9 @@ from relay.smtp import (
 # The default of NOTIFY, and SUCCESS (RFC 3461 4.1).
 _WITH_SUCCESS = frozenset({Notify.SUCCESS, Notify.FAILURE, Notify.DELAY})
 _TIMEOUTS = Timeouts(connect_s=10, command_s=60, data_s=60, block_s=60, dot_s=600)
+FIRST_PROBE_DELAY_S = 0.2
+LONGEST_PROBE_DELAY_S = 5.0
+FAILURES_TO_OPEN = 3  # as many different submissions in a row: the server is at fault
 
 
 class SubmissionClient:
@@ -78,11 +81,6 @@ class SubmissionClient:
                 self._target, ehlo_name=self._hostname, timeouts=_TIMEOUTS
             )
         return self._connection
-
-
-FIRST_PROBE_DELAY_S = 0.2
-LONGEST_PROBE_DELAY_S = 5.0
-FAILURES_TO_OPEN = 3  # as many different submissions in a row: the server is at fault
 
 
 class CircuitBreaker:

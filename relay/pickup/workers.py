@@ -25,6 +25,10 @@ from relay.pickup.decisions import SubmissionDeferred, retry_delay_s
 from relay.pickup.processing import EarlierAttempts, InboxReporter, SubmissionProcessor
 from relay.pickup.smtp_client import CircuitBreaker, SubmissionClient
 
+SOCKET_NAME = "pickup.sock"
+_QUEUED_MAX = 4096  # an account with more than this delays the others
+_log = get_logger("pickup")
+
 
 class AccountFairQueue:
     """Submissions that wait for a worker: FIFO per account, round robin among accounts.
@@ -98,12 +102,6 @@ class AccountFairQueue:
             if not waiter.done():
                 waiter.set_result(None)
                 return
-
-
-SOCKET_NAME = "pickup.sock"
-_QUEUED_MAX = 4096  # an account with more than this delays the others
-
-_log = get_logger("pickup")
 
 
 class Pickup:

@@ -19,6 +19,7 @@ REJECT_STATUS = "5.7.1"
 ADDRESSES_MAX = 50
 PROTECTED = frozenset({"received", "return-path", "dkim-signature"})
 PROTECTED_PREFIX = "x-relay-"
+FINAL = ("reject", "discard", "redirect")  # no action can follow these
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,6 @@ ACTIONS: dict[str, ActionType] = {
     "remove_header": RemoveHeaderAction,
     "subject_prefix": SubjectPrefixAction,
 }
-FINAL = ("reject", "discard", "redirect")  # no action can follow these
 
 
 def _addresses(value: Any) -> tuple[str, ...]:

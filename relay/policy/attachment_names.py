@@ -31,6 +31,22 @@ from relay.message.content import (
 from relay.mime import headers
 from relay.mime.encodedwords import decode_words
 
+PARTS_MAX = 10_000
+NESTING_MAX = 50
+HEADER_OCTETS_MAX = 1024 * 1024  # of all parts together
+FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
+DELIMITERS_MAX = 100_000
+PARAMETERS_MAX = 100  # of one field: the stdlib's parser is quadratic in them
+SEARCHES_MAX = 64  # of the whole message, in total: each level of nesting needs one
+NAME_CHARACTERS_MAX = 255  # the last ones, with the file extension
+_FIELDS = {b"content-type": "name", b"content-disposition": "filename"}
+_MESSAGES = frozenset({b"message/rfc822", b"message/global"})
+_HINTS = (b"multipart", b"message/", b"name")  # without any of them, there is no attachment
+_NAMES = ("name", "filename")
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError)  # what the email package raises
+_loose_name = re.compile(r"name[*0-9]*\s*=\s*(\"[^\"]*\"|[^;\s]+)", re.IGNORECASE)
+_separators = re.compile(r"[/\\]")
+
 
 class SearchableContent(Protocol):
     """A message that can be searched, such as bytes."""
@@ -127,24 +143,6 @@ class BlockwiseContent:
                 found.append(octets)
             piece_start += piece.size
         return found[0] if len(found) == 1 else b"".join(found)
-
-
-PARTS_MAX = 10_000
-NESTING_MAX = 50
-HEADER_OCTETS_MAX = 1024 * 1024  # of all parts together
-FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
-DELIMITERS_MAX = 100_000
-PARAMETERS_MAX = 100  # of one field: the stdlib's parser is quadratic in them
-SEARCHES_MAX = 64  # of the whole message, in total: each level of nesting needs one
-NAME_CHARACTERS_MAX = 255  # the last ones, with the file extension
-
-_FIELDS = {b"content-type": "name", b"content-disposition": "filename"}
-_MESSAGES = frozenset({b"message/rfc822", b"message/global"})
-_HINTS = (b"multipart", b"message/", b"name")  # without any of them, there is no attachment
-_NAMES = ("name", "filename")
-_DAMAGE = (ValueError, LookupError, TypeError, AttributeError)  # what the email package raises
-_loose_name = re.compile(r"name[*0-9]*\s*=\s*(\"[^\"]*\"|[^;\s]+)", re.IGNORECASE)
-_separators = re.compile(r"[/\\]")
 
 
 class TooManyPartsError(Exception):

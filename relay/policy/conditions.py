@@ -27,6 +27,7 @@ from relay.settings.values import parse_size
 
 GLOB_CHARACTERS_MAX = 500
 VALUE_CHARACTERS_MAX = 2000  # the rest of a longer value is ignored
+FIELDS_MAX = 100  # of one name; further ones are ignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +66,6 @@ class Globs:
     def match_any(self, values: Sequence[str]) -> bool:
         """Return whether any glob matches any of `values`."""
         return any(map(self.match, values))
-
-
-FIELDS_MAX = 100  # of one name; further ones are ignored
 
 
 class MessageView:

@@ -38,6 +38,16 @@ from relay.settings.document import (
 )
 
 T = TypeVar("T")
+NAME_CHARACTERS_MAX = 100  # it is a metric's label
+_RULE_KEYS = ("name", "mode", "when", "unless", "then", "stop")
+SIZE_BYTES_MAX = 256 * 1024 * 1024
+_TEST_KEYS = ("name", "from", "to", "subject", "headers", "body", "attachments", "size", "message",
+         "source", "local", "expect")  # fmt: skip
+_DESCRIBING = ("subject", "headers", "body", "attachments", "size")
+_EXPECTED = ("verdict", "rules", "added", "redirected", "rejected", "subject")
+_BOUNDARY = "test-message"
+_line_end = re.compile(rb"\r\n|\r|\n")
+FILES_MAX = 500
 
 
 class TableReader:
@@ -153,10 +163,6 @@ def _title(path: KeyPath, table: Mapping[str, Any]) -> str:
     return f"{kind} {shown(name)}" if isinstance(name, str) and name else f"{kind} {number}"
 
 
-NAME_CHARACTERS_MAX = 100  # it is a metric's label
-_RULE_KEYS = ("name", "mode", "when", "unless", "then", "stop")
-
-
 def read_rule(
     document: Document, path: KeyPath, raw: object, *, faults: list[Fault]
 ) -> Rule | None:
@@ -245,16 +251,6 @@ def _mode(value: Any) -> RuleMode:
     if value not in list(RuleMode):
         raise ValueError(f"one of {', '.join(RuleMode)}")
     return RuleMode(value)
-
-
-SIZE_BYTES_MAX = 256 * 1024 * 1024
-
-_TEST_KEYS = ("name", "from", "to", "subject", "headers", "body", "attachments", "size", "message",
-         "source", "local", "expect")  # fmt: skip
-_DESCRIBING = ("subject", "headers", "body", "attachments", "size")
-_EXPECTED = ("verdict", "rules", "added", "redirected", "rejected", "subject")
-_BOUNDARY = "test-message"
-_line_end = re.compile(rb"\r\n|\r|\n")
 
 
 def read_test(
@@ -409,9 +405,6 @@ def _names(value: Any) -> tuple[str, ...]:
 
 def _address_set(value: Any) -> frozenset[str]:
     return frozenset(each.casefold() for each in texts(value))
-
-
-FILES_MAX = 500
 
 
 class PolicyError(SettingsError):
