@@ -19,11 +19,11 @@ from relay.mime.headers import split
 from relay.policy import (
     PolicyReport,
     crlf,
+    examined_message,
     format_check,
     format_test_results,
     format_verdict,
     load_rules,
-    make_subject,
     read_rules,
     run_tests,
 )
@@ -111,7 +111,7 @@ def try_(
     content = crlf(file.read_bytes())
     if not split(content):
         raise CommandError(ExitCode.DATA, f"relay policy try: {file} has no header")
-    subject = make_subject(
+    subject = examined_message(
         sender, recipients, content, source=Source(source), local_domains=domains
     )
     _print(context, format_verdict(rules, rules.evaluate(subject)))

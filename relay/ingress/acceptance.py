@@ -65,7 +65,7 @@ _LOOP = DataReply("554 5.4.6 Routing loop detected: too many Received fields")
 class PolicyRules(Protocol):
     """The mail-flow rules: relay.policy's RuleSet."""
 
-    def evaluate(self, subject: Subject) -> Verdict:
+    def evaluate(self, message: Subject) -> Verdict:
         """Return the verdict. Any exception becomes 451 4.7.1."""
         ...
 
@@ -170,7 +170,7 @@ class Acceptance:
         )
         examinations = [self.router.examine(path.address) for path in envelope.forward_paths]
         verdict = await self._evaluate(
-            self._subject(envelope, content, origin, examinations=examinations)
+            self._policy_input(envelope, content, origin, examinations=examinations)
         )
         if isinstance(verdict, DataReply):
             return verdict
@@ -201,7 +201,7 @@ class Acceptance:
             return header_rejection(self.accounts, origin.login, header)
         return await asyncio.to_thread(header_rejection, self.accounts, origin.login, header)
 
-    def _subject(
+    def _policy_input(
         self,
         envelope: Envelope,
         content: Content,
@@ -223,21 +223,21 @@ class Acceptance:
             source=origin.source,
         )
 
-    async def _evaluate(self, subject: Subject) -> Verdict | DataReply:
+    async def _evaluate(self, message: Subject) -> Verdict | DataReply:
         """Return the verdict of the rules, or a rejection if they fail or take too long."""
-        if not subject.recipients:
-            return Verdict((), (), (subject.content,), ())
+        if not message.recipients:
+            return Verdict((), (), (message.content,), ())
         rules = self.policy()
         try:
-            if size_of(subject.content) <= _INLINE_BYTES:
-                return rules.evaluate(subject)
+            if size_of(message.content) <= _INLINE_BYTES:
+                return rules.evaluate(message)
             async with asyncio.timeout(self.policy_timeout_s):
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self.threads, rules.evaluate, subject)
+                return await loop.run_in_executor(self.threads, rules.evaluate, message)
         except TooManyPartsError:
             return _TOO_MANY_PARTS
         except TimeoutError:
-            _log.error("policy timed out", size_bytes=size_of(subject.content))
+            _log.error("policy timed out", size_bytes=size_of(message.content))
         except Exception:  # noqa: BLE001 -- no message may bypass a rule that fails
             _log.exception("policy failed")
         return _NO_POLICY

@@ -142,12 +142,12 @@ class RuleSet:
     tests: tuple[RuleTest, ...] = field(default=(), repr=False)
     files: tuple[Path, ...] = ()
 
-    def evaluate(self, subject: Subject) -> Verdict:
+    def evaluate(self, message: Subject) -> Verdict:
         """Apply the rules in their order; each sees the changes of those before it.
 
         Raises TooManyPartsError.
         """
-        evaluation = _Evaluation(subject)
+        evaluation = _Evaluation(message)
         for rule in self.rules:
             if rule.mode is not RuleMode.OFF:
                 evaluation.apply(rule)

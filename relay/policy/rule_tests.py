@@ -32,7 +32,7 @@ def run_tests(rules: RuleSet, *, local_domains: Collection[str] = ()) -> tuple[R
     return tuple(_run(rules, test, local_domains) for test in rules.tests)
 
 
-def make_subject(
+def examined_message(
     sender: str,
     recipients: Collection[str],
     content: bytes,
@@ -60,7 +60,7 @@ def overall_verdict(verdict: Verdict) -> OverallVerdict:
 
 def _run(rules: RuleSet, test: RuleTest, local_domains: Collection[str]) -> RuleTestResult:
     local = local_domains if test.local is None else test.local
-    subject = make_subject(
+    subject = examined_message(
         test.sender, test.recipients, test.content, source=test.source, local_domains=local
     )
     try:

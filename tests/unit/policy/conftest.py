@@ -4,7 +4,7 @@ import pytest
 
 from relay.message.content import gathered
 from relay.message.verdict import Source
-from relay.policy import make_subject, read_rules
+from relay.policy import examined_message, read_rules
 from tests.support.contents import as_large
 
 MAIL = b"From: a@in.test\r\nSubject: hello\r\nX-Old: 1\r\n\r\nbody\r\n"
@@ -27,7 +27,7 @@ def evaluate(rules_of, request):
     """Evaluate rule files for a message, in both forms of a content; in.test is local."""
 
     def run(*texts, sender="a@in.test", to=("b@out.test",), content=MAIL, source=Source.SMTP):
-        subject = make_subject(sender, to, content, source=source, local_domains={"in.test"})
+        subject = examined_message(sender, to, content, source=source, local_domains={"in.test"})
         if request.param:
             subject = replace(subject, content=as_large(content))
         verdict = rules_of(*texts).evaluate(subject)

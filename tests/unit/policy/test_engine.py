@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.message.verdict import Fate, Source
-from relay.policy import OverallVerdict, make_subject, overall_verdict, read_rules
+from relay.policy import OverallVerdict, examined_message, overall_verdict, read_rules
 from tests.unit.policy.conftest import MAIL, rule
 
 REJECT = '{ reject = "5.7.1 no" }'
@@ -261,7 +261,7 @@ def test_every_recipient_has_one_verdict_and_no_address_gets_two_copies(tmp_path
         for number, (then, who, stop) in enumerate(drawn)
     )
     (directory / "10.toml").write_text(text)
-    subject = make_subject("s@in.test", to, MAIL, source=Source.SMTP, local_domains={"in.test"})
+    subject = examined_message("s@in.test", to, MAIL, source=Source.SMTP, local_domains={"in.test"})
     verdict = read_rules(directory).evaluate(subject)
     assert [each.address for each in verdict.recipients] == to
     served = [each.address for each in verdict.recipients if each.fate is Fate.DELIVER]

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from relay.message.verdict import Source
-from relay.policy import OverallVerdict, load_rules, make_subject, overall_verdict
+from relay.policy import OverallVerdict, examined_message, load_rules, overall_verdict
 from relay.settings.environment import shipped
 
 PLAIN = (
@@ -20,7 +20,7 @@ def rules():
 
 
 def plain(to):
-    return make_subject("a@in.test", [to], PLAIN, source=Source.SMTP, local_domains={"in.test"})
+    return examined_message("a@in.test", [to], PLAIN, source=Source.SMTP, local_domains={"in.test"})
 
 
 @pytest.mark.parametrize("to", ["b@out.test", "b@in.test"])
