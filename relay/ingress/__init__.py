@@ -10,18 +10,15 @@ as", data receives the content, session_limits has the limits. acceptance runs s
 header_cleanup edits the header (Received, Bcc), fanout sorts recipients into queue entries.
 """
 
-from relay.ingress.acceptance import Acceptance, FailureReporter, PolicyRules
-from relay.ingress.data import DataReply, Origin
+from relay.ingress.acceptance import Acceptance
+from relay.ingress.data import Origin
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.smtp_server import IngressDependencies, SmtpServer
 
 __all__ = [
     "Acceptance",
-    "DataReply",
-    "FailureReporter",
     "IngressDependencies",
     "Origin",
-    "PolicyRules",
     "SessionLimits",
     "SmtpServer",
 ]

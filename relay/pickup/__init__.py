@@ -9,7 +9,6 @@ child processes (conversion_child), smtp_client submits on run/pickup.sock and h
 breaker, decisions has the pure decisions: outcome, retry delay, giving up.
 """
 
-from relay.pickup.processing import InboxReporter
 from relay.pickup.workers import Pickup
 
-__all__ = ["InboxReporter", "Pickup"]
+__all__ = ["Pickup"]

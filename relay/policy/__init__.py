@@ -8,11 +8,10 @@ rules.
 """
 
 from relay.policy.attachment_names import TooManyPartsError
-from relay.policy.engine import OverallVerdict, Rule, RuleMode, RuleSet
+from relay.policy.engine import OverallVerdict, RuleSet
 from relay.policy.rule_files import PolicyError, crlf, load_rules, read_rules
 from relay.policy.rule_tests import (
     PolicyReport,
-    RuleTestResult,
     examined_message,
     format_check,
     format_test_results,
@@ -25,10 +24,7 @@ __all__ = [
     "OverallVerdict",
     "PolicyError",
     "PolicyReport",
-    "Rule",
-    "RuleMode",
     "RuleSet",
-    "RuleTestResult",
     "TooManyPartsError",
     "crlf",
     "examined_message",
