@@ -1,7 +1,6 @@
 """Messages over 1 MiB: the body is written to the spool while it arrives."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from relay.observe.metrics import Metrics
 from relay.policy import RuleSet, read_rules
 from relay.spool import SqliteSpool
 from relay.spool.types import Selector, Spool
+from tests.support.events import until
 from tests.support.ingress import Client, Relay
 
 QUICK = SessionLimits(last_reply_s=0.2, large_bytes=1000)
@@ -83,12 +83,6 @@ async def begin(server, *recipients: str) -> Client:
 
 def names(spool: SqliteSpool) -> list[str]:
     return sorted(path.name for path in spool._files._directory.iterdir())
-
-
-async def until(ready: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not ready():
-            await asyncio.sleep(0.001)
 
 
 async def test_the_body_is_in_the_spool_once_for_all_edited_copies(listening, spool) -> None:

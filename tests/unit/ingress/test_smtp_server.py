@@ -17,6 +17,7 @@ from relay.ingress import SessionLimits
 from relay.ingress.smtp_session import SmtpSession
 from relay.observe import logs
 from relay.settings.tree import Address
+from tests.support.events import until
 from tests.support.ingress import OPENING, Client, Relay, make_certificate
 
 MESSAGE = "Subject: hello\r\n\r\ntext\r\n."
@@ -55,9 +56,7 @@ async def test_a_disconnect_during_the_commit_keeps_the_mail(relay, listening):
     client.writer.write(MESSAGE.encode() + b"\r\n")
     await relay.spool.committing.wait()
     client.reset()
-    async with asyncio.timeout(5):
-        while server.sessions:
-            await asyncio.sleep(0)
+    await until(lambda: not server.sessions)
     assert relay.spool.accepted == []
     relay.spool.gate.set()
     await server.drain(1)
@@ -71,9 +70,7 @@ async def test_a_disconnect_before_the_end_of_data_discards_the_mail(relay, list
     client.writer.write(b"Subject: half\r\n\r\nte")
     await client.writer.drain()
     client.writer.close()
-    async with asyncio.timeout(5):
-        while server.sessions:
-            await asyncio.sleep(0)
+    await until(lambda: not server.sessions)
     assert relay.spool.accepted == []
 
 
@@ -117,9 +114,7 @@ async def test_a_client_that_does_not_read_is_disconnected(listening):
     server = await listening(timeout=0.2)
     client = await Client.connect(server.address, limit=10)
     client.writer.write(b"EHLO client.test\r\n" + b"VRFY a\r\n" * 2_000_000)
-    async with asyncio.timeout(10):
-        while server.sessions:
-            await asyncio.sleep(0.01)
+    await until(lambda: not server.sessions)
     client.writer.transport.abort()
 
 

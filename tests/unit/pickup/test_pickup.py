@@ -29,6 +29,7 @@ from relay.observe.metrics import Metrics
 from relay.pickup import Pickup, conversion
 from tests.support import converters
 from tests.support.drafts import write_draft
+from tests.support.events import until
 from tests.support.remote_mx import DROP, EXTENSIONS, RemoteMx
 
 DAY_S = 86400.0
@@ -123,12 +124,8 @@ class World:
 
     def __init__(self, tmp_path):
         self.clock = ManualClock()
-        self.store, self.reports, self.crash, self.metrics = (
-            Store(tmp_path),
-            Reports(),
-            Crash(),
-            Metrics(),
-        )
+        self.store, self.reports = Store(tmp_path), Reports()
+        self.crash, self.metrics = Crash(), Metrics()
         self.folder, self.path = tmp_path, str(tmp_path / "pickup.sock")
         self.log = SubmissionLog(tmp_path / "log", role="pickup", clock=self.clock)
         self.drained = False
@@ -221,9 +218,7 @@ async def test_a_temporary_failure_is_retried_with_the_same_key(world, replies):
 async def test_it_retries_with_growing_delays_while_the_server_is_down(world):
     world.submit()
     async with world.running():
-        async with asyncio.timeout(10):
-            while len(world.store.delays) < 3:
-                await asyncio.sleep(0.005)
+        await until(lambda: len(world.store.delays) >= 3)
         assert world.waiting == 1
         async with RemoteMx(path=world.path):
             await world.store.ended()
@@ -351,18 +346,14 @@ async def test_conversions_that_hang_do_not_delay_other_accounts(world):
         world.submit(number, content=b"Subject: hang\r\nTo: b@y.test\r\n\r\n")
     started = world.running(max_concurrent=4, converter=converters.convert)
     async with RemoteMx(path=world.path), started:
-        async with asyncio.timeout(60):
-            while not _children():
-                await asyncio.sleep(0.01)
+        await until(_children)
         others = [world.submit(21 + one, account="bob@example.test") for one in range(5)]
         await world.store.ended(5)
         assert set(world.store.filed) == {one.submission_id for one in others}
         assert world.store.failed == {}
         assert len(_children()) <= 3  # two shared processes, and one for long conversions
         assert set(threading.enumerate()) <= threads
-    async with asyncio.timeout(10):
-        while _children():
-            await asyncio.sleep(0.01)
+    await until(lambda: not _children())
 
 
 async def test_an_account_uses_only_one_of_the_shared_processes(tmp_path, monkeypatch):
@@ -469,9 +460,7 @@ async def test_giving_up_after_an_uncertain_attempt_reports_an_unknown_outcome(w
     world.clock.advance(-60)
     replies = {"DOT": [DROP, "451 4.3.0 busy"]}
     async with RemoteMx(path=world.path, replies=replies), world.running():
-        async with asyncio.timeout(10):
-            while not world.store.delays:
-                await asyncio.sleep(0.001)
+        await until(lambda: world.store.delays)
         world.clock.advance(DAY_S + 120)
         await world.store.ended()
     ((_, recipients),) = world.reports.asked
@@ -511,9 +500,7 @@ async def test_while_the_server_accepts_nothing_only_one_submission_probes_it(wo
         world.submit(number)
     replies = {"MAIL": ["451 4.3.0 no"] * 9 + ["250 ok"]}
     async with RemoteMx(path=world.path, replies=replies), world.running(max_concurrent=4):
-        async with asyncio.timeout(10):
-            while len(world.store.delays) < 4:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(world.store.delays) >= 4)
         loop = asyncio.get_running_loop()
         soon = loop.time() + 0.5
         while loop.time() < soon:
@@ -541,9 +528,7 @@ async def test_at_most_max_concurrent_submissions_are_in_progress(world):
         RemoteMx(path=world.path, gates={"DOT": gate}) as mx,
         world.running(max_concurrent=3),
     ):
-        async with asyncio.timeout(10):
-            while len(mx.envelopes) < 3:
-                await asyncio.sleep(0.005)
+        await until(lambda: len(mx.envelopes) >= 3)
         assert world.waiting == 9
         gate.set()
         await world.store.ended(9)
@@ -600,9 +585,7 @@ async def test_limit_concurrency_reduces_the_submissions_in_progress(world):
         pickup.limit_concurrency(4)
         for number in range(8, 16):
             world.submit(number)
-        async with asyncio.timeout(10):
-            while mx.most_open < 4:
-                await asyncio.sleep(0.005)
+        await until(lambda: mx.most_open >= 4)
         gate.set()
         await world.store.ended(16)
         assert mx.most_open == 4
