@@ -35,7 +35,7 @@ from relay.settings.document import (
     shown,
     unknown_key,
 )
-from relay.settings.reader import Reader
+from relay.settings.reader import DocumentReader
 from relay.settings.tree import Between, Bytes, Mailbox, Secret
 from relay.settings.values import parse_mailbox
 
@@ -134,7 +134,7 @@ def load_accounts(
     Raises SettingsError.
     """
     document = read_document(path)
-    reader = Reader(document, base=path.absolute().parent, environ=environ)
+    reader = DocumentReader(document, base=path.absolute().parent, environ=environ)
     faults = [
         document.fault((key,), unknown_key(key, ["account"]))
         for key in document.table.keys() - {"account"}

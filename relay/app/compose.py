@@ -128,7 +128,7 @@ class _Composer:
             submission_keep_s=settings.pickup.give_up_after + _SUBMISSION_KEEP_S,
             captured_keep_s=settings.spool.keep,
             ballast=Ballast(
-                settings.spool_file.with_name("ballast"), size_bytes=settings.spool.ballast,
+                settings.spool_file.with_name("ballast"), size_bytes=settings.spool.reserve_size,
                 reserve_bytes=settings.pressure.disk_free,
             ),
         )  # fmt: skip

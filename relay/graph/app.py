@@ -23,7 +23,7 @@ from relay.http.http_request import Call, bearer_account
 from relay.mailbox.api import MailStore
 from relay.mailbox.types import OutcomeUnknownError, StoreError
 from relay.pressure import Pressure
-from relay.settings.tree import Http
+from relay.settings.tree import HttpSettings
 
 _HELD_BODIES = 4  # how many of the largest bodies may be in memory at once
 _READY_RETRY_S = 5
@@ -37,7 +37,7 @@ def create_app(
     *,
     clock: Clock,
     hostname: str,
-    http: Http,
+    http: HttpSettings,
     crash: CrashPoints,
     ready: Callable[[], str],
     pressure: Pressure | None = None,

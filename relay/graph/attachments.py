@@ -29,7 +29,7 @@ from relay.mailbox.attachments import found_attachment
 from relay.mailbox.types import (
     Folder,
     OpenAttachment,
-    Opened,
+    OpenedMessage,
     StoredAttachment,
     StoredMessage,
 )
@@ -53,7 +53,7 @@ _NOWHERE = Folder("", "", Path())
 
 
 def json_pieces(
-    opened: Opened, attachments: Sequence[OpenAttachment], *, select: Collection[str] = ()
+    opened: OpenedMessage, attachments: Sequence[OpenAttachment], *, select: Collection[str] = ()
 ) -> Iterator[bytes]:
     """Yield the JSON array of attachments."""
     for number, one in enumerate(attachments):
@@ -63,7 +63,7 @@ def json_pieces(
 
 
 def attachment_pieces(
-    opened: Opened,
+    opened: OpenedMessage,
     one: OpenAttachment,
     *,
     select: Collection[str] = (),
@@ -304,7 +304,7 @@ async def _answer(
     return await asyncio.to_thread(json_answer, pieces, size_bytes, status=status, headers=headers)
 
 
-async def _opened(visit: Visit) -> Opened:
+async def _opened(visit: Visit) -> OpenedMessage:
     store = visit.door.store.attachments
     return await store.opened(visit.mailbox, visit.message_id, folder_id=visit.folder_id)
 
@@ -324,11 +324,11 @@ def _size(attachments: tuple[OpenAttachment, ...], options: Options) -> int:
     return sum(one.octets.size for one in attachments) * 4 // 3
 
 
-def _url(visit: Visit, opened: Opened) -> str:
+def _url(visit: Visit, opened: OpenedMessage) -> str:
     owner = f"{visit.root_url()}/users('{quote(visit.mailbox)}')"
     return f"{owner}/messages('{opened.message.id}')"
 
 
-def _context(visit: Visit, opened: Opened, rest: str) -> dict[str, Any]:
+def _context(visit: Visit, opened: OpenedMessage, rest: str) -> dict[str, Any]:
     owner = f"users('{quote(visit.mailbox)}')"
     return visit.context(f"{owner}/messages('{opened.message.id}')/attachments{rest}")

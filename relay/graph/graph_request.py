@@ -25,13 +25,13 @@ from relay.mailbox.api import MailStore
 from relay.mailbox.types import (
     AttachmentsTooLargeError,
     BeingSentError,
-    Condition,
     FolderError,
     FolderExistsError,
     MailboxFullError,
     MessageChangedError,
     NoSuchItemError,
     NotADraftError,
+    Precondition,
     ProtectedFolderError,
     StoreError,
     StoreUnavailableError,
@@ -113,13 +113,13 @@ class Visit:
         return identifier
 
     @property
-    def condition(self) -> Condition:
+    def condition(self) -> Precondition:
         """What the path and If-Match say must be true of the message.
 
         Raises ApiError 400 for an If-Match that cannot be read.
         """
         if_match = self.call.headers.getlist("if-match")
-        return Condition(self.folder_id, change_keys(",".join(if_match) if if_match else "*"))
+        return Precondition(self.folder_id, change_keys(",".join(if_match) if if_match else "*"))
 
     @property
     def folder_id(self) -> str:

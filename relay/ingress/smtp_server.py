@@ -27,7 +27,7 @@ from relay.ingress.smtp_session import TLS_HANDSHAKE_S, SessionDependencies, Smt
 from relay.message.envelope import Envelope
 from relay.pressure import Pressure
 from relay.routing.route_table import RouteTable
-from relay.settings.tree import Address, SmtpListener, Tls
+from relay.settings.tree import Address, SmtpListener, TlsSettings
 
 _BACKLOG = 512
 _COMMIT_S = 5.0
@@ -208,7 +208,7 @@ class SmtpServer:
         return any(address in network for network in self._networks)
 
 
-def tls_context(tls: Tls) -> ssl.SSLContext:
+def tls_context(tls: TlsSettings) -> ssl.SSLContext:
     """Return the context for a listener's certificate.
 
     Raises OSError or ssl.SSLError when the files cannot be used.

@@ -13,15 +13,15 @@ from typing import Protocol, TypeVar
 
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
-    UNCONDITIONAL,
-    Changes,
-    Condition,
+    NO_PRECONDITION,
+    ChangePage,
     Folder,
     MessageChange,
     NewUpload,
-    Opened,
+    OpenedMessage,
     Page,
     PendingSubmission,
+    Precondition,
     Room,
     SendOptions,
     StoredMessage,
@@ -86,7 +86,7 @@ class Arrivals(Protocol):
         message_id: str,
         *,
         expected_bytes: int,
-        condition: Condition = UNCONDITIONAL,
+        condition: Precondition = NO_PRECONDITION,
     ) -> Arrival[StoredMessage]:
         """New MIME for a draft. Raises NotADraftError, BeingSentError, MessageChangedError as well.
 
@@ -119,7 +119,7 @@ class AttachmentStore(Protocol):
     AttachmentsTooLargeError, MailboxFullError, StoreUnavailableError.
     """
 
-    async def opened(self, account: str, message_id: str, *, folder_id: str = "") -> Opened:
+    async def opened(self, account: str, message_id: str, *, folder_id: str = "") -> OpenedMessage:
         """A message and its attachments, which can be read while they are held.
 
         Raises NoSuchItemError, StoreUnavailableError.
@@ -205,7 +205,7 @@ class MailStore(Protocol):
         message_id: str,
         options: SendOptions,
         *,
-        condition: Condition = UNCONDITIONAL,
+        condition: Precondition = NO_PRECONDITION,
     ) -> PendingSubmission:
         """Submit an existing draft: /send.
 
@@ -228,7 +228,7 @@ class MailStore(Protocol):
         """
         ...
 
-    async def changes(self, account: str, *, after: str = "", limit: int = 1000) -> Changes:
+    async def changes(self, account: str, *, after: str = "", limit: int = 1000) -> ChangePage:
         """What happened to the mailbox's messages behind the position `after`, whoever did it.
 
         Of "" nothing: its answer tells where the feed is now. Raises StalePositionError for a
@@ -242,7 +242,7 @@ class MailStore(Protocol):
         message_id: str,
         change: MessageChange,
         *,
-        condition: Condition = UNCONDITIONAL,
+        condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
         """PATCH; properties without attachments keep those that are there.
 
@@ -252,7 +252,7 @@ class MailStore(Protocol):
         ...
 
     async def delete(
-        self, account: str, message_id: str, *, condition: Condition = UNCONDITIONAL
+        self, account: str, message_id: str, *, condition: Precondition = NO_PRECONDITION
     ) -> None:
         """Move to Deleted Items; from there, or a folder within it, remove.
 
@@ -266,7 +266,7 @@ class MailStore(Protocol):
         message_id: str,
         destination_id: str,
         *,
-        condition: Condition = UNCONDITIONAL,
+        condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
         """Put a message into another folder; its id stays.
 
@@ -280,7 +280,7 @@ class MailStore(Protocol):
         message_id: str,
         destination_id: str,
         *,
-        condition: Condition = UNCONDITIONAL,
+        condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
         """Put a copy of a message, with an id of its own, into a folder.
 
@@ -289,7 +289,7 @@ class MailStore(Protocol):
         ...
 
     async def remove_message(
-        self, account: str, message_id: str, *, condition: Condition = UNCONDITIONAL
+        self, account: str, message_id: str, *, condition: Precondition = NO_PRECONDITION
     ) -> None:
         """Remove a message for good, wherever it is. Raises NoSuchItemError, BeingSentError."""
         ...

@@ -20,15 +20,15 @@ from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.drafts import Drafts
 from relay.mailbox.folders import find_folder
 from relay.mailbox.maildir import looking_again, remove
-from relay.mailbox.messages import ComposedDraft, DraftHead, draft_head, next_identity, octets_of
+from relay.mailbox.messages import ComposedDraft, DraftHead, draft_head, next_identity, open_octets
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.submissions.submit import SubmissionWriter, first_submission
-from relay.mailbox.threads import Run
+from relay.mailbox.threads import RunInThread
 from relay.mailbox.types import (
-    UNCONDITIONAL,
+    NO_PRECONDITION,
     BeingSentError,
-    Condition,
     PendingSubmission,
+    Precondition,
     SendOptions,
     StoredMessage,
 )
@@ -94,7 +94,7 @@ class Arrival(Generic[_Result]):
     """An api.Arrival."""
 
     def __init__(
-        self, file: ArrivingFile, finish: Callable[[ArrivingFile], _Result], *, run: Run
+        self, file: ArrivingFile, finish: Callable[[ArrivingFile], _Result], *, run: RunInThread
     ) -> None:
         self._file = file
         self._finish = finish
@@ -135,7 +135,7 @@ class Arrivals:
         *,
         sending: SubmissionWriter,
         drafts: Drafts,
-        run: Run,
+        run: RunInThread,
         offer: Callable[[PendingSubmission], None],
     ) -> None:
         """`offer` tells pickup of a note."""
@@ -178,7 +178,7 @@ class Arrivals:
         message_id: str,
         *,
         expected_bytes: int,
-        condition: Condition = UNCONDITIONAL,
+        condition: Precondition = NO_PRECONDITION,
     ) -> Arrival[StoredMessage]:
         """See api.Arrivals."""
         file = await self._run(
@@ -211,11 +211,11 @@ class Arrivals:
         mailbox = self._ready(account, expected_bytes)
         folder = find_folder(mailbox, folder_id)
         head = draft_head(self._shared.identity(account))
-        return ArrivingFile(folder.path / "tmp" / head.stem, head)
+        return ArrivingFile(folder.path / "tmp" / head.base_name, head)
 
     @looking_again
     def _begin_replacement(
-        self, account: str, message_id: str, expected_bytes: int, *, condition: Condition
+        self, account: str, message_id: str, expected_bytes: int, *, condition: Precondition
     ) -> ArrivingFile:
         mailbox = self._shared.folders.mailbox(account)
         before = self._drafts.draft(mailbox, message_id, condition=condition)
@@ -223,8 +223,10 @@ class Arrivals:
         self._ready(account, expected_bytes - located.path.stat().st_size, messages=0)
         options = before.note.options if before.note else None
         identity = self._shared.identity(account, options)
-        head = draft_head(next_identity(located, octets_of(located), identity))
-        own_name = f"{head.stem}.{self._shared.ids.new()}"  # who is quicker writes this generation
+        head = draft_head(next_identity(located, open_octets(located), identity))
+        own_name = (
+            f"{head.base_name}.{self._shared.ids.new()}"  # who is quicker writes this generation
+        )
         return ArrivingFile(located.folder.path / "tmp" / own_name, head)
 
     def _ready(self, account: str, expected_bytes: int, *, messages: int = 1) -> Path:
@@ -232,5 +234,5 @@ class Arrivals:
         mailbox = self._shared.folders.mailbox(account)
         self._leftovers.clean(mailbox)
         quota, nothing = self._shared.quota, self._shared.ids.new()
-        with quota.room_for(account, mailbox, expected_bytes, stem=nothing, messages=messages):
+        with quota.room_for(account, mailbox, expected_bytes, base_name=nothing, messages=messages):
             return mailbox

@@ -11,13 +11,13 @@ from contextlib import suppress
 
 from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.drafts import Drafts
-from relay.mailbox.index import Located
+from relay.mailbox.index import MessageFile
 from relay.mailbox.maildir import looking_again
 from relay.mailbox.messages import (
     ComposedDraft,
-    Identity,
+    DraftIdentity,
     loaded,
-    octets_of,
+    open_octets,
     stored_attachment,
     with_attachments,
 )
@@ -26,7 +26,7 @@ from relay.mailbox.types import (
     NoSuchItemError,
     NotADraftError,
     OpenAttachment,
-    Opened,
+    OpenedMessage,
     StoredMessage,
 )
 from relay.mime.draft import KeptAttachment
@@ -48,24 +48,24 @@ class Attachments:
         self._drafts = drafts
 
     @looking_again
-    def opened(self, account: str, message_id: str, folder_id: str) -> Opened:
+    def opened(self, account: str, message_id: str, folder_id: str) -> OpenedMessage:
         """See api.AttachmentStore.opened()."""
         mailbox = self._shared.folders.mailbox(account)
         located = self._shared.index.get(mailbox, message_id, folder_id=folder_id)
-        octets = octets_of(located)
+        octets = open_octets(located)
         found = tuple(
             OpenAttachment(stored_attachment(one.facts, number), one.octets, one.encoding)
             for number, one in enumerate(attached(octets))
         )
-        return Opened(loaded(located), found)
+        return OpenedMessage(loaded(located), found)
 
     def add(
         self, account: str, message_id: str, new: KeptAttachment, *, limit_bytes: int
     ) -> StoredMessage:
         """See api.AttachmentStore.add()."""
 
-        def make(located: Located, identity: Identity) -> ComposedDraft:
-            stored = octets_of(located)
+        def make(located: MessageFile, identity: DraftIdentity) -> ComposedDraft:
+            stored = open_octets(located)
             kept = kept_attachments(stored)
             if any(one.part.id == new.part.id for one in kept):
                 raise _IsThereError
@@ -80,8 +80,8 @@ class Attachments:
     def remove(self, account: str, message_id: str, attachment_id: str) -> StoredMessage:
         """See api.AttachmentStore.remove()."""
 
-        def make(located: Located, identity: Identity) -> ComposedDraft:
-            stored = octets_of(located)
+        def make(located: MessageFile, identity: DraftIdentity) -> ComposedDraft:
+            stored = open_octets(located)
             kept = kept_attachments(stored)
             rest = tuple(one for one in kept if one.part.id != attachment_id)
             if len(rest) == len(kept):
@@ -104,7 +104,10 @@ class Attachments:
         return message
 
     def _changed(
-        self, account: str, message_id: str, make: Callable[[Located, Identity], ComposedDraft]
+        self,
+        account: str,
+        message_id: str,
+        make: Callable[[MessageFile, DraftIdentity], ComposedDraft],
     ) -> StoredMessage:
         try:
             return self._drafts.change(account, message_id, make)

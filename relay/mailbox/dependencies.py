@@ -12,13 +12,13 @@ from pathlib import Path
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.mailbox.folders import Folders
-from relay.mailbox.index import Indexes, Located
+from relay.mailbox.index import Indexes, MessageFile
 from relay.mailbox.maildir import DirectorySync, Stripes
-from relay.mailbox.messages import Identity, change_key
+from relay.mailbox.messages import DraftIdentity, change_key
 from relay.mailbox.quota import Quota
 from relay.mailbox.submissions import SubmissionDirectory
 from relay.mailbox.submissions.scheduled import ScheduledSends
-from relay.mailbox.types import Condition, SendOptions
+from relay.mailbox.types import Precondition, SendOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class StoreDependencies:
     stripes: Stripes
     deferred: ScheduledSends
 
-    def found(self, mailbox: Path, message_id: str, condition: Condition) -> Located:
+    def found(self, mailbox: Path, message_id: str, condition: Precondition) -> MessageFile:
         """Return where a message is; its lock must be held if the condition is to stay true.
 
         Raises NoSuchItemError, also for a message in another folder; MessageChangedError.
@@ -46,11 +46,11 @@ class StoreDependencies:
         condition.check_version(change_key(located))
         return located
 
-    def identity(self, account: str, options: SendOptions | None = None) -> Identity:
+    def identity(self, account: str, options: SendOptions | None = None) -> DraftIdentity:
         """Return the identity of a new draft, and of one that is sent with these options."""
         now_us = self.clock.time_us()
         options = options or SendOptions()
-        return Identity(
+        return DraftIdentity(
             account=account,
             message_id=self.ids.new(),
             hostname=self.hostname,

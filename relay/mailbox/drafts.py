@@ -14,7 +14,7 @@ from pathlib import Path
 from relay.crashpoints import CrashPoint
 from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.folders import find_folder
-from relay.mailbox.index import Located
+from relay.mailbox.index import MessageFile
 from relay.mailbox.maildir import (
     looking_again,
     named_in_order,
@@ -26,26 +26,26 @@ from relay.mailbox.maildir import (
 from relay.mailbox.message_file import FLAGGED, NEW_DRAFT, SEEN, parse_name, with_flags
 from relay.mailbox.messages import (
     ComposedDraft,
-    Identity,
+    DraftIdentity,
     compose,
     is_draft,
     load,
     loaded,
     next_generation,
-    octets_of,
+    open_octets,
 )
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.stale_files import StaleFiles
-from relay.mailbox.threads import QueryLimit
+from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import (
-    UNCONDITIONAL,
-    Condition,
+    NO_PRECONDITION,
     Folder,
     MessageChange,
     NoSuchItemError,
     NotADraftError,
     Page,
     PendingSubmission,
+    Precondition,
     StoredMessage,
 )
 from relay.message.content import Content, MemoryOctets, in_sight
@@ -61,7 +61,7 @@ class Before:
     """A draft that is to be changed: where it is, and its note if it waits for its time."""
 
     mailbox: Path
-    located: Located
+    located: MessageFile
     note: PendingSubmission | None
 
 
@@ -86,7 +86,7 @@ class Drafts:
     def create_composed(self, draft: ComposedDraft, mailbox: Path, folder: Folder) -> StoredMessage:
         """Write a new draft; if it is written, then to the folder's tmp/."""
         account = draft.account
-        with self._shared.quota.room_for(account, mailbox, draft.size, stem=draft.stem):
+        with self._shared.quota.room_for(account, mailbox, draft.size, base_name=draft.base_name):
             located = self._write(draft, folder, flags=NEW_DRAFT)
         return self._written(located, draft)
 
@@ -96,9 +96,9 @@ class Drafts:
         mailbox = self._shared.folders.mailbox(account)
         return loaded(self._shared.index.get(mailbox, message_id, folder_id=folder_id))
 
-    def query(self, account: str, query: MessageQuery, limit: QueryLimit | None = None) -> Page:
+    def query(self, account: str, query: MessageQuery, limit: QueryTimeLimit | None = None) -> Page:
         """See MailStore.query_messages(). A page also ends early when the time is over."""
-        limit = limit or QueryLimit(self._shared.clock)
+        limit = limit or QueryTimeLimit(self._shared.clock)
         limit.check()
         mailbox = self._shared.folders.mailbox(account)
         found = self._shared.index.query(mailbox, query, limit)
@@ -113,7 +113,7 @@ class Drafts:
                 size_bytes += message.size
         return Page(tuple(messages), found.total, next_after if found.more else "")
 
-    def _listed(self, mailbox: Path, located: Located, folder_id: str) -> StoredMessage | None:
+    def _listed(self, mailbox: Path, located: MessageFile, folder_id: str) -> StoredMessage | None:
         """Load a message of a listing, None if it is gone by now."""
         with suppress(FileNotFoundError):
             return loaded(located)
@@ -122,7 +122,7 @@ class Drafts:
         return None
 
     @looking_again
-    def _shown(self, located: Located) -> StoredMessage:
+    def _shown(self, located: MessageFile) -> StoredMessage:
         """Load a message that was just written, wherever it is by now."""
         with suppress(FileNotFoundError):
             return loaded(located)
@@ -133,7 +133,7 @@ class Drafts:
     def mime(self, account: str, message_id: str) -> Content:
         """See MailStore.mime()."""
         mailbox = self._shared.folders.mailbox(account)
-        return render(octets_of(self._shared.index.get(mailbox, message_id)))
+        return render(open_octets(self._shared.index.get(mailbox, message_id)))
 
     @looking_again
     def update(
@@ -142,7 +142,7 @@ class Drafts:
         message_id: str,
         change: MessageChange,
         *,
-        condition: Condition = UNCONDITIONAL,
+        condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
         """See MailStore.update()."""
         mailbox = self._shared.folders.mailbox(account)
@@ -158,7 +158,7 @@ class Drafts:
             if not is_draft(located):
                 raise NotADraftError("Only a draft's content can be changed.")
             self._leftovers.clean(mailbox)
-            stored = octets_of(located)
+            stored = open_octets(located)
             if note is not None:
                 before = read_message(stored).properties
                 note = self._shared.deferred.changed(
@@ -170,7 +170,10 @@ class Drafts:
 
     @looking_again
     def change(
-        self, account: str, message_id: str, make: Callable[[Located, Identity], ComposedDraft]
+        self,
+        account: str,
+        message_id: str,
+        make: Callable[[MessageFile, DraftIdentity], ComposedDraft],
     ) -> StoredMessage:
         """Put what `make` composes, with the identity that the draft has next, into its place.
 
@@ -186,7 +189,7 @@ class Drafts:
             return self.replace(before, draft, flags=located.name.flags)
 
     def draft(
-        self, mailbox: Path, message_id: str, *, condition: Condition = UNCONDITIONAL
+        self, mailbox: Path, message_id: str, *, condition: Precondition = NO_PRECONDITION
     ) -> Before:
         """Find a draft that can be changed.
 
@@ -206,7 +209,9 @@ class Drafts:
         located, note = before.located, before.note
         growth = draft.size - located.path.stat().st_size
         quota = self._shared.quota
-        with quota.room_for(draft.account, before.mailbox, growth, stem=draft.stem, messages=0):
+        with quota.room_for(
+            draft.account, before.mailbox, growth, base_name=draft.base_name, messages=0
+        ):
             if note is None:
                 changed = self._write(draft, located.folder, flags=flags)
             else:
@@ -217,8 +222,8 @@ class Drafts:
         return self._written(changed, draft)
 
     def _write_waiting(
-        self, draft: ComposedDraft, before: Located, note: PendingSubmission, *, flags: str
-    ) -> Located:
+        self, draft: ComposedDraft, before: MessageFile, note: PendingSubmission, *, flags: str
+    ) -> MessageFile:
         """Write a draft anew whose note waits: the note becomes the new file before the draft does.
 
         Raises BeingSentError.
@@ -241,16 +246,16 @@ class Drafts:
         *,
         flags: str,
         on_written: Callable[[Path], None] = lambda _path: None,
-    ) -> Located:
+    ) -> MessageFile:
         """Write a draft's file durably: tmp, fsync, link, fsync of the directory.
 
         `on_written` is called with the file before it is put in its place; it may give it names.
         """
         directory = folder.path / "cur"
-        temporary = draft.written or folder.path / "tmp" / draft.stem
-        name = parse_name(f"{draft.base}:2,{with_flags(flags)}")
+        temporary = draft.written or folder.path / "tmp" / draft.base_name
+        name = parse_name(f"{draft.name_with_size}:2,{with_flags(flags)}")
         assert name is not None
-        located = Located(folder, directory, name, name.message_id, name.generation)
+        located = MessageFile(folder, directory, name, name.message_id, name.generation)
         try:
             if draft.written:
                 descriptor = open_written(temporary)
@@ -268,18 +273,18 @@ class Drafts:
             remove(temporary)
         return located
 
-    def _written(self, located: Located, draft: ComposedDraft) -> StoredMessage:
+    def _written(self, located: MessageFile, draft: ComposedDraft) -> StoredMessage:
         """Return what was written, which a mail client may have renamed already."""
         if isinstance(draft.content, bytes):
             stored = MemoryOctets(draft.content)
-            return load(located, stored, touched_us=self._shared.clock.time_us())
+            return load(located, stored, mtime_us=self._shared.clock.time_us())
         return self._shown(located)
 
-    def _with_flags(self, located: Located, flags: str) -> Located:
+    def _with_flags(self, located: MessageFile, flags: str) -> MessageFile:
         """Rename a file for its flags; one in new/ goes to cur/."""
         if flags == located.name.flags and located.directory.name == "cur":
             return located
-        name = parse_name(f"{located.name.base}:2,{with_flags(flags)}")
+        name = parse_name(f"{located.name.name_with_size}:2,{with_flags(flags)}")
         assert name is not None
         changed = replace(located, directory=located.folder.path / "cur", name=name)
         located.path.rename(changed.path)

@@ -1,10 +1,13 @@
-"""Make, rename, move and delete folders, with all that is within them.
+"""Create, rename, move and delete folders with their subfolders, and keep `subscriptions` right.
 
-On the path: graph's mailFolders; no message's way leads through here.
-Holds: a folder changes its directory's name only, never its files; its id goes along. Children are
-    renamed before their parent: who repeats what a crash cut off finishes it.
-Fails: FolderError and its children, NoSuchItemError; OSError when the disk refuses.
-Standards: Maildir++; Graph's mailFolder.
+Only directory names change, never files, and a folder keeps its id. Subfolders are renamed before
+their parent, so that a repeated request completes what a crash interrupted. The file
+`subscriptions` says which folders IMAP clients show; it is replaced as a whole under Dovecot's
+lock, and other programs' lines stay (version 2: a tab separates a folder from its subfolder). If
+the lock stays taken, this is logged and the file is not changed.
+
+Raises FolderError and its children, NoSuchItemError, and OSError when the disk rejects a change.
+See Maildir++ and Graph's mailFolder.
 """
 
 import errno
@@ -20,18 +23,18 @@ from relay.mailbox.folders import (
     ROOT_ID,
     SEPARATOR,
     Folders,
+    as_single_name,
     checked_directory,
     directory_within,
+    encode_folder_name,
     find_folder,
     folder_directories,
-    folder_name,
     is_deleted,
     list_folders,
     make_folder,
-    one_name,
     root_folder,
     same_name,
-    write_ids,
+    write_folder_ids,
 )
 from relay.mailbox.maildir import Stripes, remove, sync_directory, write_synced
 from relay.mailbox.types import (
@@ -45,8 +48,8 @@ from relay.observe.logs import get_logger
 
 _FILE = "subscriptions"
 _HEADER = b"V\t2\n"
-_LOOKS = 20
-_LOOK_S = 0.05
+_LOCK_ATTEMPTS = 20
+_LOCK_PAUSE_S = 0.05
 _STALE_S = 30  # Dovecot's own limit for this lock
 
 _log = get_logger("mailbox")
@@ -57,7 +60,7 @@ def resubscribe(
 ) -> None:
     """Change the lines of some folders, each named by its directory.
 
-    `changed` has a folder's new directory, "" for one that is gone. Raises OSError.
+    `changed` has a folder's new directory, "" for a removed one. Raises OSError.
     """
     lock = mailbox / f"{_FILE}.lock"
     if not _lock(lock):
@@ -68,7 +71,7 @@ def resubscribe(
         before = _read(mailbox / _FILE)
         after = resubscribed(before, added=added, changed=changed or {})
         if after != before:
-            remove(fresh)  # what a crash left; the lock is ours
+            remove(fresh)  # left by a crash; we hold the lock
             write_synced(fresh, after)
             fresh.rename(mailbox / _FILE)
             sync_directory(mailbox)
@@ -78,7 +81,7 @@ def resubscribe(
 
 
 def resubscribed(content: bytes, *, added: Sequence[str], changed: Mapping[str, str]) -> bytes:
-    """Return the file's content after a change; pure."""
+    """Return the file's content after a change."""
     content = content or _HEADER + b"\n"
     separator = b"\t" if content.startswith(_HEADER) else b"."
     lines = content.removesuffix(b"\n").split(b"\n")
@@ -97,8 +100,8 @@ def _line(directory: str, separator: bytes) -> bytes:
 
 
 def _lock(lock: Path) -> bool:
-    """Take the lock, one that a crash left as well; False if others keep it."""
-    for _ in range(_LOOKS):
+    """Take the lock, also one that a crash left; return False if another program holds it."""
+    for _ in range(_LOCK_ATTEMPTS):
         with suppress(FileExistsError):
             write_synced(lock, b"")
             return True
@@ -106,12 +109,12 @@ def _lock(lock: Path) -> bool:
             if _now_s(lock) - lock.stat().st_mtime > _STALE_S:
                 remove(lock)
                 continue
-        threading.Event().wait(_LOOK_S)
+        threading.Event().wait(_LOCK_PAUSE_S)
     return False
 
 
 def _now_s(lock: Path) -> float:
-    """Return the time by the clock that the lock's own time is of."""
+    """Return the current time of the file system that holds the lock."""
     probe = lock.with_suffix(".probe")
     try:
         probe.touch()
@@ -133,7 +136,7 @@ _DELETED_NAMES_MAX = 1000
 
 
 class FolderTree:
-    """Blocking; the store calls it in its threads."""
+    """Changes folders. Blocking; the store calls it in its threads."""
 
     def __init__(self, folders: Folders, ids: Ids) -> None:
         self._folders = folders
@@ -141,18 +144,18 @@ class FolderTree:
         self._stripes = Stripes()  # one change of a mailbox's folders at a time
 
     def every(self, account: str) -> list[Folder]:
-        """Every folder without its counts.
+        """Return every folder without its counts.
 
-        Whoever reads this may keep an id: those that follow from names only are written down, as
-        far as the disk allows.
+        Clients may keep the ids. Ids that are only derived from names are therefore stored, if the
+        disk allows it.
         """
         folders = list_folders(self._folders.mailbox(account))
         with suppress(OSError), self._stripes.of(account):
-            write_ids(folders)
+            write_folder_ids(folders)
         return folders
 
     def find(self, account: str, folder_id: str) -> Folder:
-        """See MailStore.get_folder(), but for the counts."""
+        """See MailStore.get_folder(); the counts are not set."""
         folders = self.every(account)
         mailbox = self._folders.mailbox(account)
         if folder_id.lower() == ROOT_ID:
@@ -164,11 +167,13 @@ class FolderTree:
         mailbox = self._folders.mailbox(account)
         with self._stripes.of(account):
             parent = _parent(mailbox, parent_id)
-            _refuse_same_name(mailbox, parent, display_name)
+            _reject_same_name(mailbox, parent, display_name)
             if len(folder_directories(mailbox)) >= FOLDERS_MAX:
-                raise FolderError(f"The mailbox has {FOLDERS_MAX} folders already.")
-            directory = checked_directory(directory_within(parent, folder_name(display_name)))
-            _refuse_existing(mailbox, [directory])
+                raise FolderError(f"The mailbox has reached the maximum of {FOLDERS_MAX} folders.")
+            directory = checked_directory(
+                directory_within(parent, encode_folder_name(display_name))
+            )
+            _reject_existing(mailbox, [directory])
             folder_id = f"f{self._ids.new()}"
             make_folder(mailbox / directory, folder_id)
             resubscribe(mailbox, added=[directory])
@@ -180,9 +185,9 @@ class FolderTree:
         with self._stripes.of(account):
             folder = _changeable(find_folder(mailbox, folder_id), "renamed")
             parent = _parent(mailbox, folder.parent_id)
-            _refuse_same_name(mailbox, parent, display_name, but=folder)
+            _reject_same_name(mailbox, parent, display_name, but=folder)
             if folder.display_name != display_name:
-                self._relocate(folder, directory_within(parent, folder_name(display_name)))
+                self._relocate(folder, directory_within(parent, encode_folder_name(display_name)))
             return find_folder(mailbox, folder.id)
 
     def move(self, account: str, folder_id: str, parent_id: str) -> Folder:
@@ -192,7 +197,7 @@ class FolderTree:
             folder = _changeable(find_folder(mailbox, folder_id), "moved")
             parent = _parent(mailbox, parent_id)
             if folder.parent_id != ("" if parent is None else parent.id):
-                _refuse_same_name(mailbox, parent, folder.display_name)
+                _reject_same_name(mailbox, parent, folder.display_name)
                 self._relocate(folder, directory_within(parent, _own_name(mailbox, folder)))
             return find_folder(mailbox, folder.id)
 
@@ -201,48 +206,48 @@ class FolderTree:
         mailbox = self._folders.mailbox(account)
         with self._stripes.of(account):
             folder = _changeable(find_folder(mailbox, folder_id), "deleted")
-            gone: list[Path] = []
+            removed: list[Path] = []
             if permanently or is_deleted(folder):
-                gone = self._take_out(folder)
+                removed = self._detach(folder)
             else:
-                self._folders.remake(mailbox, WellKnown.DELETED_ITEMS)
+                self._folders.recreate(mailbox, WellKnown.DELETED_ITEMS)
                 parent = find_folder(mailbox, WellKnown.DELETED_ITEMS)
                 self._relocate(folder, _free_directory(mailbox, parent, _own_name(mailbox, folder)))
-        for path in gone:
-            shutil.rmtree(path, ignore_errors=True)  # what stays is a leftover
+        for path in removed:
+            shutil.rmtree(path, ignore_errors=True)  # the rest is removed later as stale files
 
     def _relocate(self, folder: Folder, directory: str) -> None:
-        """Give a folder and those within it other directories."""
+        """Rename the directories of a folder and its subfolders."""
         mailbox, source = folder.path.parent, folder.path.name
         if directory.startswith(source + SEPARATOR):
-            raise FolderError("A folder cannot be moved into one that is within it.")
+            raise FolderError("A folder cannot be moved into one of its subfolders.")
         changed = {name: directory + name[len(source) :] for name in _tree(mailbox, source)}
         for name in changed.values():
             checked_directory(name)
-        _refuse_existing(mailbox, changed.values(), but=changed)
-        write_ids(one for one in list_folders(mailbox) if one.path.name in changed)
+        _reject_existing(mailbox, changed.values(), but=changed)
+        write_folder_ids(one for one in list_folders(mailbox) if one.path.name in changed)
         for name, new_name in changed.items():
             _rename_directory(mailbox / name, mailbox / new_name)
         sync_directory(mailbox)
         resubscribe(mailbox, changed=changed)
 
-    def _take_out(self, folder: Folder) -> list[Path]:
-        """Make a folder and those within it directories that are no folders, durably.
+    def _detach(self, folder: Folder) -> list[Path]:
+        """Durably rename a folder and its subfolders to directories that are no folders.
 
-        Return them: a crash while they are emptied leaves no folder with half its messages.
+        Return them. A crash while they are removed leaves no folder with half of its messages.
         """
         mailbox = folder.path.parent
         names = _tree(mailbox, folder.path.name)
-        gone = [mailbox / f"{DELETED_PREFIX}{self._ids.new()}" for _ in names]
-        for name, path in zip(names, gone, strict=True):
+        removed = [mailbox / f"{DELETED_PREFIX}{self._ids.new()}" for _ in names]
+        for name, path in zip(names, removed, strict=True):
             (mailbox / name).rename(path)
         sync_directory(mailbox)
         resubscribe(mailbox, changed=dict.fromkeys(names, ""))
-        return gone
+        return removed
 
 
 def _parent(mailbox: Path, parent_id: str) -> Folder | None:
-    """Return the folder that others are to be within, None for the root of all."""
+    """Return the parent folder, None for the root."""
     if parent_id.lower() in ("", ROOT_ID):
         return None
     return find_folder(mailbox, parent_id)
@@ -254,7 +259,7 @@ def _changeable(folder: Folder, what: str) -> Folder:
     return folder
 
 
-def _refuse_same_name(
+def _reject_same_name(
     mailbox: Path, parent: Folder | None, display_name: str, *, but: Folder | None = None
 ) -> None:
     parent_id = "" if parent is None else parent.id
@@ -265,10 +270,10 @@ def _refuse_same_name(
             raise _existing(display_name)
 
 
-def _refuse_existing(
+def _reject_existing(
     mailbox: Path, directories: Iterable[str], *, but: Container[str] = ()
 ) -> None:
-    """Refuse directories that are there, a well-known folder's perhaps: `.Sent` is Sent Items."""
+    """Reject existing directories, also those of well-known folders: `.Sent` is Sent Items."""
     for name in directories:
         if name not in but and (mailbox / name / "cur").is_dir():
             raise _existing(name[1:])
@@ -279,14 +284,14 @@ def _existing(name: str) -> FolderExistsError:
 
 
 def _own_name(mailbox: Path, folder: Folder) -> str:
-    """Return the part of a directory's name that is the folder's own, as one name."""
+    """Return the folder's own part of its directory's name, as one name."""
     parent = _parent(mailbox, folder.parent_id)
     above = directory_within(parent, "")
-    return one_name(folder.path.name[len(above) :])
+    return as_single_name(folder.path.name[len(above) :])
 
 
 def _free_directory(mailbox: Path, parent: Folder, name: str) -> str:
-    """Return a directory within `parent` that is not there yet: with a number where `name` is."""
+    """Return a new directory name within `parent`; with a number if `name` exists."""
     for number in range(1, _DELETED_NAMES_MAX):
         directory = directory_within(parent, name if number == 1 else f"{name} ({number})")
         if not (mailbox / directory).exists():
@@ -295,7 +300,7 @@ def _free_directory(mailbox: Path, parent: Folder, name: str) -> str:
 
 
 def _tree(mailbox: Path, directory: str) -> list[str]:
-    """Return the directories of a folder and of all within it, the folder's own last."""
+    """Return the directories of a folder and its subfolders, the folder's own last."""
     names = folder_directories(mailbox)
     within = [name for name in names if name.startswith(directory + SEPARATOR)]
     return [*sorted(within, key=len, reverse=True), directory]

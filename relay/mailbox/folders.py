@@ -1,10 +1,13 @@
-"""The folders of a mailbox: made on first use, found by id or well-known name.
+"""The folders of a mailbox: Maildir++ directories, their names, and their ids.
 
-On the path: every module of the store asks it for a mailbox's and a folder's directory.
-Holds: folders of other programs are shown and kept; a folder's id stays when its directory is
-    renamed, by whomever, since it is written into the folder's marker file.
-Fails: NoSuchItemError for a folder that is not there; OSError when the disk refuses.
-Standards: Maildir++ (`.A.B` is B within A; the marker `maildirfolder`); Graph's mailFolder.
+Folders are created on first use and found by id or well-known name. Folders of other programs are
+shown and kept. A folder's id stays when any program renames its directory, because it is stored in
+the marker file `maildirfolder`. A display name becomes a directory name in modified UTF-7 (RFC
+3501 5.1.3); Relay and IMAP servers read back the same display name.
+
+Raises NoSuchItemError for an unknown folder, FolderError for a name that a Maildir++ cannot hold,
+and OSError when the disk rejects a change. See Maildir++ (`.A.B` is B within A), Graph's
+mailFolder and docs/design.md 3.
 """
 
 import hashlib
@@ -24,15 +27,15 @@ from relay.mailbox.types import Folder, FolderError, NoSuchItemError, WellKnown
 
 SEPARATOR = "."
 DIRECTORY_BYTES_MAX = 255
-# The one separates folders, the other directories, and an encoded one shows as "&AC4-" in Dovecot.
-# These look alike, hardly anybody types them, and every IMAP client shows them.
-_STAND_INS = {".": "\N{ONE DOT LEADER}", "/": "\N{DIVISION SLASH}"}
-_TO_STAND_INS = str.maketrans(_STAND_INS)
-_FROM_STAND_INS = str.maketrans({stand_in: sign for sign, stand_in in _STAND_INS.items()})
+# "." separates folders and "/" directories, and Dovecot shows an encoded one as "&AC4-". These
+# substitutes look alike, are hardly ever typed, and every IMAP client shows them.
+_SUBSTITUTES = {".": "\N{ONE DOT LEADER}", "/": "\N{DIVISION SLASH}"}
+_TO_SUBSTITUTES = str.maketrans(_SUBSTITUTES)
+_FROM_SUBSTITUTES = str.maketrans({substitute: sign for sign, substitute in _SUBSTITUTES.items()})
 
 
-def folder_name(display_name: str) -> str:
-    """Return the part of a directory's name that stands for a folder.
+def encode_folder_name(display_name: str) -> str:
+    """Return a display name as a part of a directory's name.
 
     Raises FolderError.
     """
@@ -47,23 +50,23 @@ def folder_name(display_name: str) -> str:
             )
     if name.startswith("~"):
         raise FolderError("A folder's name cannot begin with '~': IMAP servers refuse to open it.")
-    return _to_modified_utf7(name.translate(_TO_STAND_INS))
+    return _to_modified_utf7(name.translate(_TO_SUBSTITUTES))
 
 
-def one_name(name: str) -> str:
-    """Return a part of a directory's name, perhaps of several folders, as that of one."""
-    return name.replace(SEPARATOR, _to_modified_utf7(_STAND_INS[SEPARATOR]))
+def as_single_name(name: str) -> str:
+    """Return a part of a directory's name, perhaps of several folders, as that of one folder."""
+    return name.replace(SEPARATOR, _to_modified_utf7(_SUBSTITUTES[SEPARATOR]))
 
 
-def shown_name(name: str) -> str:
-    """Return what people call the folder of a (part of a) directory's name."""
+def decode_folder_name(name: str) -> str:
+    """Return the display name for (a part of) a directory's name."""
     text = os.fsencode(name).decode("utf-8", "replace")
     shown = SEPARATOR.join(_from_modified_utf7(each) for each in text.split(SEPARATOR))
-    return shown.translate(_FROM_STAND_INS)
+    return shown.translate(_FROM_SUBSTITUTES)
 
 
 def same_name(one: str, other: str) -> bool:
-    """Whether two display names are the same for people."""
+    """Return whether two display names differ at most in case and normalization."""
     return _compared(one) == _compared(other)
 
 
@@ -79,13 +82,13 @@ def checked_directory(name: str) -> str:
 
 
 def _compared(name: str) -> str:
-    return unicodedata.normalize("NFC", name).translate(_FROM_STAND_INS).casefold()
+    return unicodedata.normalize("NFC", name).translate(_FROM_SUBSTITUTES).casefold()
 
 
 def _to_modified_utf7(text: str) -> str:
     pieces: list[str] = []
     coded = ""
-    for character in f"{text}\0":  # the end is no text: what is gathered goes out before it
+    for character in f"{text}\0":  # the NUL at the end flushes the pending characters
         if character != "\0" and not " " <= character <= "~":
             coded += character
             continue
@@ -98,7 +101,7 @@ def _to_modified_utf7(text: str) -> str:
 
 
 def _from_modified_utf7(name: str) -> str:
-    """Read a name as IMAP servers write it; one that is written otherwise stays as it is."""
+    """Decode modified UTF-7; return a name that is not valid modified UTF-7 unchanged."""
     pieces = name.split("&")
     text = pieces[0]
     for piece in pieces[1:]:
@@ -107,7 +110,7 @@ def _from_modified_utf7(name: str) -> str:
             return name
         try:
             text += f"+{coded.replace(',', '/')}-".encode().decode("utf-7") if coded else "&"
-            text.encode()  # half of a surrogate pair is no text
+            text.encode()  # rejects an unpaired surrogate
         except UnicodeError:
             return name
         text += rest
@@ -115,23 +118,23 @@ def _from_modified_utf7(name: str) -> str:
 
 
 ROOT_ID = "msgfolderroot"
-DELETED_PREFIX = "relay-deleted."  # a folder that is being removed: no dot, so nobody's folder
+DELETED_PREFIX = "relay-deleted."  # a folder that is being removed; without a dot it is no folder
 MARKER = "maildirfolder"
-# What is there last makes the directory a folder: a crash before leaves nothing to be seen.
+# cur/ is made last and makes the directory a folder: a crash before it leaves no visible folder.
 DIRECTORIES = ("tmp", "new", "cur")
 _ROOT_NAME = "Top of Information Store"
 _MARKED = re.compile(rb"relay-folder-id ([a-z0-9]{2,64})\n")
 _MARKER_BYTES_MAX = 100
-_MAILBOXES_REMEMBERED = 10_000
-_INBOX_AS_PARENT = ".INBOX"  # the Inbox is the mailbox itself; what is within it is called so
+_MAILBOXES_CACHED = 10_000
+_INBOX_AS_PARENT = ".INBOX"  # the Inbox is the mailbox itself; its subfolders have this prefix
 _DOVECOT_DELETES = "..DOVECOT-TRASHED"
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _WellKnownFolder:
     """A well-known folder: its directory in the mailbox ("" is the mailbox itself).
 
-    Those that people look into are subscribed to when the mailbox is made.
+    With `subscribed`, IMAP clients show it: it is subscribed to when the mailbox is created.
     """
 
     directory: str
@@ -140,13 +143,13 @@ class _Known:
 
 
 _WELL_KNOWN = {
-    WellKnown.INBOX: _Known("", "Inbox"),
-    WellKnown.DRAFTS: _Known(".Drafts", "Drafts"),
-    WellKnown.SENT_ITEMS: _Known(".Sent", "Sent Items"),
-    WellKnown.DELETED_ITEMS: _Known(".Trash", "Deleted Items"),
-    WellKnown.JUNK_EMAIL: _Known(".Junk", "Junk Email"),
-    WellKnown.ARCHIVE: _Known(".Archive", "Archive"),
-    WellKnown.OUTBOX: _Known(".Outbox", "Outbox", subscribed=False),
+    WellKnown.INBOX: _WellKnownFolder("", "Inbox"),
+    WellKnown.DRAFTS: _WellKnownFolder(".Drafts", "Drafts"),
+    WellKnown.SENT_ITEMS: _WellKnownFolder(".Sent", "Sent Items"),
+    WellKnown.DELETED_ITEMS: _WellKnownFolder(".Trash", "Deleted Items"),
+    WellKnown.JUNK_EMAIL: _WellKnownFolder(".Junk", "Junk Email"),
+    WellKnown.ARCHIVE: _WellKnownFolder(".Archive", "Archive"),
+    WellKnown.OUTBOX: _WellKnownFolder(".Outbox", "Outbox", subscribed=False),
 }
 _BY_DIRECTORY = {known.directory: name for name, known in _WELL_KNOWN.items()}
 _IDS = {str(name): known.directory for name, known in _WELL_KNOWN.items()}
@@ -155,8 +158,8 @@ _SUBSCRIPTIONS = "V\t2\n\n" + "".join(
     for known in _WELL_KNOWN.values()
     if known.directory and known.subscribed
 )
-# Graph's other well-known folders: of Exchange's own machinery, or of clients that are no more.
-_NOT_HERE = frozenset(
+# Graph's other well-known folders, for Exchange's own functions or for former clients.
+_UNSUPPORTED = frozenset(
     (
         *("clutter", "conflicts", "conversationhistory", "localfailures", "scheduled"),
         *("recoverableitemsdeletions", "searchfolders", "serverfailures", "syncissues"),
@@ -165,8 +168,8 @@ _NOT_HERE = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
-    """A mailbox that was made or seen, and what is looked for to know that it is still there."""
+class _MailboxPaths:
+    """A mailbox that exists, and the directories that are checked on each use."""
 
     mailbox: Path
     drafts: Path
@@ -174,17 +177,17 @@ class _Made:
 
 
 class Folders:
-    """The mailboxes under one root, as directories."""
+    """The directories of mailboxes under one root."""
 
     def __init__(self, directory_of: Callable[[str], Path]) -> None:
-        """`directory_of` gives an account's Maildir, or raises NoSuchItemError."""
+        """`directory_of` returns an account's Maildir, or raises NoSuchItemError."""
         self._directory_of = directory_of
         self._lock = threading.Lock()
-        self._made: dict[str, _Made] = {}
+        self._known: dict[str, _MailboxPaths] = {}
 
     def mailbox(self, account: str) -> Path:
-        """Return the account's Maildir, made with all its folders on first use."""
-        made = self._made.get(account)
+        """Return the account's Maildir; create it with its folders on first use."""
+        made = self._known.get(account)
         if made is not None and made.drafts.is_dir() and made.inbox.is_dir():
             return made.mailbox
         mailbox = self._directory_of(account)
@@ -195,28 +198,28 @@ class Folders:
             if not subscriptions.exists():
                 write_synced(subscriptions, _SUBSCRIPTIONS.encode())
                 sync_directory(mailbox)
-            if len(self._made) >= _MAILBOXES_REMEMBERED:
-                self._made.clear()
+            if len(self._known) >= _MAILBOXES_CACHED:
+                self._known.clear()
             drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
-            self._made[account] = _Made(mailbox, drafts=drafts, inbox=mailbox / "cur")
+            self._known[account] = _MailboxPaths(mailbox, drafts=drafts, inbox=mailbox / "cur")
         return mailbox
 
-    def remake(self, mailbox: Path, folder: WellKnown) -> None:
-        """Make a folder that another program removed."""
+    def recreate(self, mailbox: Path, folder: WellKnown) -> None:
+        """Create a folder that another program removed."""
         _make_maildir(mailbox / _WELL_KNOWN[folder].directory, is_folder=folder != WellKnown.INBOX)
 
 
 def make_folder(path: Path, folder_id: str) -> None:
-    """Make a folder's directory, durable with its id in it; it is seen when it is whole."""
+    """Create a folder, durably, with its id. It becomes visible when it is complete."""
     make_directory(path)
-    write_id(path, folder_id)
+    write_folder_id(path, folder_id)
     _make_maildir(path, is_folder=True)
 
 
-def write_id(path: Path, folder_id: str) -> None:
+def write_folder_id(path: Path, folder_id: str) -> None:
     """Write a folder's id into its marker file."""
     fresh = path / f"{MARKER}.{folder_id}"
-    remove(fresh)  # what a crash left
+    remove(fresh)  # left by a crash
     try:
         write_synced(fresh, f"relay-folder-id {folder_id}\n".encode())
         fresh.rename(path / MARKER)
@@ -225,20 +228,20 @@ def write_id(path: Path, folder_id: str) -> None:
     sync_directory(path)
 
 
-def write_ids(folders: Iterable[Folder]) -> None:
-    """Write down the ids that follow from directory names only, as long as those are the names."""
+def write_folder_ids(folders: Iterable[Folder]) -> None:
+    """Store the ids that are only derived from directory names, before the names change."""
     for folder in folders:
-        if folder.well_known is None and marked_id(folder.path) != folder.id:
-            write_id(folder.path, folder.id)
+        if folder.well_known is None and read_folder_id(folder.path) != folder.id:
+            write_folder_id(folder.path, folder.id)
 
 
 def well_known_path(mailbox: Path, folder: WellKnown) -> Path:
-    """The directory of a well-known folder."""
+    """Return the directory of a well-known folder."""
     return mailbox / _WELL_KNOWN[folder].directory
 
 
 def folder_directories(mailbox: Path) -> list[str]:
-    """The names of the directories of all folders but the well-known ones, in order."""
+    """Return the directory names of all folders except the well-known ones, sorted."""
     return sorted(
         name
         for name in list_names(mailbox)
@@ -249,15 +252,15 @@ def folder_directories(mailbox: Path) -> list[str]:
     )
 
 
-def parent_directory(name: str, there: Iterable[str]) -> str:
+def parent_directory(name: str, existing: Iterable[str]) -> str:
     """Return the directory of the folder that `name` is within, "" for the mailbox's root.
 
-    A folder whose parent has no directory is within the next one above that has: `.A.B` without
-    `.A` is "A.B" in the root. `there` are the directories of all folders.
+    A folder whose parent has no directory is within the nearest ancestor that has one: `.A.B`
+    without `.A` is "A.B" in the root. `existing` are the directories of all folders.
     """
     parent = name
     while parent := parent.rpartition(SEPARATOR)[0]:
-        if parent in there:
+        if parent in existing:
             return parent
     return ""
 
@@ -271,17 +274,17 @@ def directory_within(parent: Folder | None, name: str) -> str:
 
 
 def is_deleted(folder: Folder) -> bool:
-    """Whether a folder is Deleted Items or within it: what goes from there goes for good."""
+    """Return whether a folder is Deleted Items or within it: deletion there is permanent."""
     deleted = _WELL_KNOWN[WellKnown.DELETED_ITEMS].directory
     return (folder.path.name + SEPARATOR).startswith(deleted + SEPARATOR)
 
 
 def list_folders(mailbox: Path) -> list[Folder]:
-    """Every folder without its counts, well-known ones first, the others by name."""
+    """Return every folder without its counts, well-known ones first, the others by name."""
     others = folder_directories(mailbox)
-    there = {_INBOX_AS_PARENT, *_BY_DIRECTORY, *others} - {""}
+    existing = {_INBOX_AS_PARENT, *_BY_DIRECTORY, *others} - {""}
     ids = _ids(mailbox, others)
-    parents = {name: parent_directory(name, there - {name}) for name in others}
+    parents = {name: parent_directory(name, existing - {name}) for name in others}
     children = Counter(ids[parent] for parent in parents.values() if parent)
     found = [
         Folder(str(name), known.display_name, mailbox / known.directory, name)
@@ -289,7 +292,7 @@ def list_folders(mailbox: Path) -> list[Folder]:
     ]
     for name in others:
         parent = parents[name]
-        shown = shown_name(name[len(parent) + 1 :])
+        shown = decode_folder_name(name[len(parent) + 1 :])
         parent_id = ids[parent] if parent else ""
         found.append(Folder(ids[name], shown, mailbox / name, parent_id=parent_id))
     return [replace(one, children=children[one.id]) for one in found]
@@ -304,9 +307,9 @@ def find_folder(mailbox: Path, folder_id: str) -> Folder:
     for folder in list_folders(mailbox):
         if folder.id == wanted:
             return folder
-    if wanted in _NOT_HERE:
+    if wanted in _UNSUPPORTED:
         raise NoSuchItemError(
-            f"There is no folder {folder_id!r} here: of Graph's well-known folders a mailbox has"
+            f"The folder {folder_id!r} is not supported. The well-known folders of a mailbox are"
             f" {', '.join(_IDS)} and {ROOT_ID}."
         )
     if wanted == ROOT_ID:
@@ -315,19 +318,19 @@ def find_folder(mailbox: Path, folder_id: str) -> Folder:
 
 
 def root_folder(mailbox: Path, folders: Iterable[Folder]) -> Folder:
-    """Return what stands above all folders; no directory is behind it."""
+    """Return msgfolderroot, the parent of all folders; it has no directory."""
     children = sum(not folder.parent_id for folder in folders)
     return Folder(ROOT_ID, _ROOT_NAME, mailbox, children=children)
 
 
 def _ids(mailbox: Path, others: Iterable[str]) -> dict[str, str]:
-    """Return each directory's folder id; one that is copied with its marker gets one of its own."""
+    """Return each directory's folder id; a copied directory gets an id of its own."""
     ids = {known.directory: str(name) for name, known in _WELL_KNOWN.items()}
     ids[_INBOX_AS_PARENT] = str(WellKnown.INBOX)
-    taken = set(ids.values()) | {ROOT_ID} | _NOT_HERE
+    taken = set(ids.values()) | {ROOT_ID} | _UNSUPPORTED
     unmarked = []
     for name in others:
-        folder_id = marked_id(mailbox / name)
+        folder_id = read_folder_id(mailbox / name)
         if folder_id and folder_id not in taken:
             ids[name] = folder_id
             taken.add(folder_id)
@@ -342,7 +345,7 @@ def _ids(mailbox: Path, others: Iterable[str]) -> dict[str, str]:
     return ids
 
 
-def marked_id(path: Path) -> str:
+def read_folder_id(path: Path) -> str:
     """Return the id in a folder's marker file, "" if there is none."""
     with suppress(OSError):
         descriptor = os.open(path / MARKER, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -14,7 +14,12 @@ from relay.mailbox.api import DeliveryResult
 from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.folders import list_folders
 from relay.mailbox.maildir import Stripes, list_names, named_in_order, place, remove, write_file
-from relay.mailbox.message_file import delivered_id, delivered_stem, is_delivered_id, parse_name
+from relay.mailbox.message_file import (
+    delivered_base_name,
+    delivered_id,
+    is_delivered_id,
+    parse_name,
+)
 from relay.mailbox.stale_files import StaleFiles
 from relay.message.content import Content, edited, size_of
 from relay.mime.delivered import with_id
@@ -45,8 +50,8 @@ class Inbox:
         self._leftovers.clean(mailbox)
         message_id = delivered_id(unique)
         content = edited(content, lambda header: with_id(header, message_id))
-        stem = delivered_stem(unique, hostname=self._shared.hostname)
-        temporary = mailbox / "tmp" / stem
+        base_name = delivered_base_name(unique, hostname=self._shared.hostname)
+        temporary = mailbox / "tmp" / base_name
         with self._stripes.of(message_id):
             if self._is_there(mailbox, message_id, is_repeat=is_repeat):
                 # A crash may have come between the link and what follows it.
@@ -54,9 +59,11 @@ class Inbox:
                 self._shared.syncs.sync(mailbox / "new")
                 return DeliveryResult.ALREADY_THERE
             quota, size_bytes = self._shared.quota, size_of(content)
-            with quota.room_for(account, mailbox, size_bytes, stem=stem, is_report=over_quota):
+            with quota.room_for(
+                account, mailbox, size_bytes, base_name=base_name, is_report=over_quota
+            ):
                 try:
-                    self._write(mailbox, stem, content)
+                    self._write(mailbox, base_name, content)
                 except FileExistsError:
                     return DeliveryResult.ALREADY_THERE
             self._delivered.add(mailbox, message_id)
@@ -72,10 +79,10 @@ class Inbox:
             return True
         return is_repeat and self._shared.index.find(mailbox, message_id) is not None
 
-    def _write(self, mailbox: Path, stem: str, content: Content) -> None:
+    def _write(self, mailbox: Path, base_name: str, content: Content) -> None:
         """Write the file durably. Raises FileExistsError if it is there already."""
-        base = f"{stem},S={size_of(content)}"
-        temporary = mailbox / "tmp" / stem
+        base = f"{base_name},S={size_of(content)}"
+        temporary = mailbox / "tmp" / base_name
         remove(temporary)  # what a crash left: this id's lock is ours
         try:
             with named_in_order(write_file(temporary, content)):

@@ -1,9 +1,8 @@
-"""Names on disk: an account's directory, and what a message's file name tells.
+"""The file of a message: what its name says, its id, and where it is.
 
-On the path: every module of the store asks it where something is and what it is called.
-Holds: no account's name leaves the root; a message's id is the same whatever its flags and folder.
-Fails: NoSuchItemError for an account that can have no directory.
-Standards: Maildir (base name, `,S=`, `:2,` and flags); Maildir++.
+A Maildir file name has a base name, `,S=` with the size, and `:2,` with the flags. A message's id
+does not depend on its flags and its folder. An account's directory is always below the mail root:
+mailbox_directory() raises NoSuchItemError for an account that can have none.
 """
 
 import hashlib
@@ -18,25 +17,25 @@ from relay.mailbox.types import Folder, NoSuchItemError, WellKnown
 DRAFT = "D"
 SEEN = "S"
 FLAGGED = "F"
-NEW_DRAFT = DRAFT + SEEN  # the flags of a draft that the store made
-_OURS = re.compile(r"(\d+)\.R([0-9a-z]{16})_(\d+)\.[^,:]*")
+NEW_DRAFT = DRAFT + SEEN  # the flags of a draft that the store creates
+_RELAY_NAME = re.compile(r"(\d+)\.R([0-9a-z]{16})_(\d+)\.[^,:]*")
 _SIZE = re.compile(r",S=(\d+)")
 _SECONDS = re.compile(r"\d{1,15}")
 _NAME_BYTES_MAX = 255
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 _SAFE_IN_NAMES = "!#$&'*+=^_`{|}~-."
-# Clock ids use neither letter, so these ids never collide with them and never tell a time.
-_FOREIGN = "o"  # a file that another program made
-_DELIVERED = "l"  # a file that local delivery made
+# Clock ids use neither letter, so these ids never collide with them and contain no time.
+_FOREIGN = "o"  # a file that another program delivered
+_DELIVERED = "l"  # a file that local delivery created
 
 
 @dataclass(frozen=True, slots=True)
 class MessageName:
-    """A file in new/ or cur/. `stem` is the base name without its `,S=`; `size` None if unknown."""
+    """The name of a file in new/ or cur/. `base_name` has no `,S=`; `size` None is unknown."""
 
     file_name: str
-    base: str
-    stem: str
+    name_with_size: str
+    base_name: str
     message_id: str
     generation: int
     seconds: int
@@ -45,22 +44,22 @@ class MessageName:
 
 
 def parse_name(file_name: str) -> MessageName | None:
-    """Take a file's name apart; None for a name that is no message's."""
+    """Parse a file name; return None for a name that is not a message's."""
     if file_name.startswith("."):
         return None
-    base, _, info = file_name.partition(":")
-    stem, _, _ = base.partition(",")
-    size = _SIZE.search(base)
+    name_with_size, _, info = file_name.partition(":")
+    base_name, _, _ = name_with_size.partition(",")
+    size = _SIZE.search(name_with_size)
     flags = info[2:] if info.startswith("2,") else ""
-    if ours := _OURS.fullmatch(stem):
-        seconds, message_id, generation = int(ours[1]), ours[2], int(ours[3])
+    if relay_name := _RELAY_NAME.fullmatch(base_name):
+        seconds, message_id, generation = int(relay_name[1]), relay_name[2], int(relay_name[3])
     else:
-        told = _SECONDS.match(stem)
-        seconds, message_id, generation = int(told[0]) if told else 0, foreign_id(stem), 1
+        found = _SECONDS.match(base_name)
+        seconds, message_id, generation = int(found[0]) if found else 0, foreign_id(base_name), 1
     return MessageName(
         file_name=file_name,
-        base=base,
-        stem=stem,
+        name_with_size=name_with_size,
+        base_name=base_name,
         message_id=message_id,
         generation=generation,
         seconds=seconds,
@@ -69,20 +68,20 @@ def parse_name(file_name: str) -> MessageName | None:
     )
 
 
-def is_our_name(file_name: str) -> bool:
-    """Whether the store named this file."""
-    return _OURS.fullmatch(file_name.partition(":")[0].partition(",")[0]) is not None
+def is_relay_name(file_name: str) -> bool:
+    """Return whether the store created this file name."""
+    return _RELAY_NAME.fullmatch(file_name.partition(":")[0].partition(",")[0]) is not None
 
 
-def message_stem(message_id: str, generation: int, *, time_us: int, hostname: str) -> str:
-    """Return a base name without `,S=` for a file of ours."""
+def make_base_name(message_id: str, generation: int, *, time_us: int, hostname: str) -> str:
+    """Return a new base name without `,S=`."""
     host = hostname.replace("/", r"\057").replace(":", r"\072").replace(",", r"\054")
     return f"{time_us // 1_000_000}.R{message_id}_{generation}.{host}"
 
 
-def foreign_id(stem: str) -> str:
-    """Return the id of a message that another program put there."""
-    return _FOREIGN + _digest(stem)
+def foreign_id(base_name: str) -> str:
+    """Return the id of a message that another program delivered."""
+    return _FOREIGN + _digest(base_name)
 
 
 def delivered_id(unique: str) -> str:
@@ -91,28 +90,28 @@ def delivered_id(unique: str) -> str:
 
 
 def is_delivered_id(message_id: str) -> bool:
-    """Whether local delivery made the message of that id."""
+    """Return whether local delivery created the message with that id."""
     return message_id.startswith(_DELIVERED)
 
 
-def delivered_stem(unique: str, *, hostname: str) -> str:
-    """Return a base name that follows from `unique` alone: the same delivery, the same name.
+def delivered_base_name(unique: str, *, hostname: str) -> str:
+    """Return a base name that depends only on `unique`: a repeated delivery has the same name.
 
     Its time is that of the id with which `unique` begins, 0 if there is none.
     """
     time_us = id_time_us(unique[:ID_LENGTH]) or 0
-    return message_stem(delivered_id(unique), 1, time_us=time_us, hostname=hostname)
+    return make_base_name(delivered_id(unique), 1, time_us=time_us, hostname=hostname)
 
 
 def with_flags(flags: str, *, add: str = "", remove: str = "") -> str:
-    """Return flags in ASCII order, each once, as Maildir wants them."""
+    """Return flags in ASCII order without duplicates, as Maildir requires."""
     return "".join(sorted((set(flags) | set(add)) - set(remove)))
 
 
 def mailbox_directory(root: Path, account: str) -> Path:
     """Return `root/<domain>/<local-part>`.
 
-    Raises NoSuchItemError for what is no address, or too long to be a name.
+    Raises NoSuchItemError for an invalid address or one that is too long for a file name.
     """
     local_part, _, domain = account.rpartition("@")
     names = [_safe(domain), _safe(local_part)]
@@ -122,7 +121,7 @@ def mailbox_directory(root: Path, account: str) -> Path:
 
 
 def _safe(text: str) -> str:
-    """Return one path component that cannot be "..", hidden, or lead elsewhere."""
+    """Return a path component that is not hidden and cannot leave its directory."""
     name = quote(text, safe=_SAFE_IN_NAMES, errors="replace")
     return "%2E" + name[1:] if name.startswith(".") else name
 
@@ -142,8 +141,12 @@ TIME_US_MAX = (1 << 52) - 1  # in the year 2112
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
-    """`directory` is the folder's new/ or cur/; `received_us` 0 if the file has to tell it."""
+class MessageFile:
+    """A message's file. `directory` is the folder's new/ or cur/.
+
+    `message_id` may differ from the id in the name: another program may have named the file.
+    `received_us` is 0 if it must be read from the file.
+    """
 
     folder: Folder
     directory: Path
@@ -154,18 +157,18 @@ class Located:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The path of the file."""
         return self.directory / self.name.file_name
 
 
 def is_draft_file(flags: str, folder: Folder) -> bool:
-    """Whether a file is a draft: by its flag, or because a mail client keeps it in Drafts."""
+    """Return whether a file is a draft: by its flag, or because it is in Drafts."""
     return DRAFT in flags or folder.well_known is WellKnown.DRAFTS
 
 
 def received_at_us(message_id: str, written_us: int) -> int:
-    """Return when a message came: what its id tells, if that is a time; else when it was written.
+    """Return the time of receipt: the time in the message's id, else when its file was written.
 
-    It is the same for all generations of a draft, and after its file has been moved.
+    It is the same for all generations of a draft, and after a move.
     """
     return min(max(id_time_us(message_id) or written_us, 0), TIME_US_MAX)

@@ -1,9 +1,9 @@
-"""A file of a mailbox as the message its callers see, and a new draft as the file it becomes.
+"""Convert between message files and StoredMessage, and compose the files of drafts.
 
-On the path: step 1 composes drafts here; every reading answer is loaded here.
-Holds: a draft's id, Message-ID and Date are given once and kept through every generation.
-Fails: never; who reads the files deals with those that are gone.
-Standards: Graph's message; Maildir flags.
+A draft's id, Message-ID and Date are assigned once and kept in every generation. Of a large file
+only the requested parts are in memory. A FIFO or a symbolic link in a mailbox is not opened.
+Raises FileNotFoundError for a file that was removed or is no regular file, and OSError. See
+Graph's message and Maildir flags.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 from relay.files import FileOctets, OpenOctets
 from relay.journeys.submission_log import SubmissionFacts
-from relay.mailbox.index import Located
+from relay.mailbox.index import MessageFile
 from relay.mailbox.maildir import open_message
-from relay.mailbox.message_file import FLAGGED, SEEN, is_draft_file, message_stem, received_at_us
+from relay.mailbox.message_file import FLAGGED, SEEN, is_draft_file, make_base_name, received_at_us
 from relay.mailbox.types import NotADraftError, StoredAttachment, StoredMessage
 from relay.message.content import (
     LARGE_BYTES,
@@ -52,8 +52,8 @@ from relay.mime.section import header_end
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """What makes a draft the same message from one generation to the next; times in µs."""
+class DraftIdentity:
+    """What stays the same from one generation of a draft to the next; times in µs."""
 
     account: str
     message_id: str
@@ -69,14 +69,14 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class ComposedDraft:
-    """A draft's file: its base name without `,S=`, its name without flags, its octets.
+    """A draft's file: its base name without and with `,S=`, and its content.
 
-    `properties` are those it was written from, None for MIME. `written` is where the file lies
-    already, not synced; None if it is still to be written.
+    `properties` are the source of the content, None for MIME. `written` is the path of a file that
+    exists already but is not synced; None if it must still be written.
     """
 
-    stem: str
-    base: str
+    base_name: str
+    name_with_size: str
     content: Content
     account: str
     properties: MessageProperties | None
@@ -90,16 +90,14 @@ class ComposedDraft:
 
 def compose(
     content: MessageProperties | bytes | Octets,
-    identity: Identity,
+    identity: DraftIdentity,
     kept: Sequence[KeptAttachment] = (),
     *,
     beside: BesideMime | None = None,
 ) -> ComposedDraft:
-    """Make the file of a draft from properties, with attachments of another file, or from MIME.
+    """Compose the file of a draft from properties, with attachments of another file, or from MIME.
 
-    `beside` is what MIME cannot hold.
-
-    Reading blocks; raises OSError.
+    `beside` has the properties that MIME cannot hold. Reading blocks; raises OSError.
     """
     wanted = identity.internet_message_id
     if isinstance(content, MessageProperties):
@@ -110,40 +108,41 @@ def compose(
         properties = _owned(content, origin)
         written = draft_content(properties, origin, kept)
     else:
-        written = _behind_block(mime_block(origin, beside), content)
-    base = f"{origin.base_name},S={size_of(written)}"
-    return ComposedDraft(origin.base_name, base, written, identity.account, properties)
+        written = _after_block(mime_block(origin, beside), content)
+    name_with_size = f"{origin.base_name},S={size_of(written)}"
+    return ComposedDraft(origin.base_name, name_with_size, written, identity.account, properties)
 
 
 @dataclass(frozen=True, slots=True)
 class DraftHead:
-    """How the file of a draft begins whose MIME is still to come."""
+    """The beginning of the file of a draft whose MIME is still being received."""
 
-    identity: Identity
-    stem: str
+    identity: DraftIdentity
+    base_name: str
     block: bytes
 
     def arrived(self, file: FileOctets, beginning: bytes) -> ComposedDraft:
-        """Return the draft that has been written to `file`; `beginning` is that of its MIME, with
-        all of its header.
+        """Return the draft that was written to `file`.
+
+        `beginning` is the beginning of its MIME, with the whole header.
         """
         header = self.block + beginning[: header_end(beginning).header]
         body = file.part(len(header), file.size - len(header))
         content = LargeContent(header, (body,), eight_bit=True)
-        base = f"{self.stem},S={file.size}"
+        name_with_size = f"{self.base_name},S={file.size}"
         account = self.identity.account
-        return ComposedDraft(self.stem, base, content, account, None, file.path)
+        return ComposedDraft(self.base_name, name_with_size, content, account, None, file.path)
 
 
-def draft_head(identity: Identity) -> DraftHead:
-    """Return the beginning of a draft whose MIME is still to come."""
+def draft_head(identity: DraftIdentity) -> DraftHead:
+    """Return the beginning of a draft whose MIME is still being received."""
     origin = _origin(identity, identity.internet_message_id)
     return DraftHead(identity, origin.base_name, mime_block(origin))
 
 
-def _origin(identity: Identity, wanted: str) -> DraftOrigin:
-    """Return what the private block tells of a draft; `wanted` is the Message-ID if it can be."""
-    stem = message_stem(
+def _origin(identity: DraftIdentity, wanted: str) -> DraftOrigin:
+    """Return the private block's values; `wanted` is the Message-ID if it is valid."""
+    base_name = make_base_name(
         identity.message_id,
         identity.generation,
         time_us=identity.created_us,
@@ -151,7 +150,7 @@ def _origin(identity: Identity, wanted: str) -> DraftOrigin:
     )
     return DraftOrigin(
         account=identity.account,
-        base_name=stem,
+        base_name=base_name,
         message_id=wanted
         if is_message_id(wanted)
         else f"<{identity.message_id}@{identity.hostname}>",
@@ -163,8 +162,8 @@ def _origin(identity: Identity, wanted: str) -> DraftOrigin:
     )
 
 
-def _behind_block(block: bytes, content: bytes | Octets) -> Content:
-    """Return the file of MIME as it was given, which may be large."""
+def _after_block(block: bytes, content: bytes | Octets) -> Content:
+    """Return the file of a draft from MIME, which may be large."""
     if isinstance(content, bytes):
         return block + content
     if content.size <= LARGE_BYTES:
@@ -175,14 +174,14 @@ def _behind_block(block: bytes, content: bytes | Octets) -> Content:
 
 
 def facts_of(draft: ComposedDraft, submission_id: str) -> SubmissionFacts:
-    """Return what the log tells of a draft that was just composed."""
+    """Return what is logged about a draft that was just composed."""
     if draft.properties is None:
         return submission_facts(in_sight(draft.content), submission_id)
     return _facts(draft.properties, submission_id, account=draft.account, message_id="")
 
 
 def submission_facts(head: bytes, submission_id: str) -> SubmissionFacts:
-    """Return what the log tells of a draft that is submitted.
+    """Return what is logged about a draft that is submitted.
 
     `head` is its file, or at least the private block and the header.
     """
@@ -200,8 +199,8 @@ def submission_facts(head: bytes, submission_id: str) -> SubmissionFacts:
 def _facts(
     properties: MessageProperties, submission_id: str, *, account: str, message_id: str
 ) -> SubmissionFacts:
-    """`message_id` counts where the message has none."""
-    everybody = (*properties.to, *properties.cc, *properties.bcc)
+    """Return the facts; `message_id` is used if the message has none."""
+    recipients = (*properties.to, *properties.cc, *properties.bcc)
     return SubmissionFacts(
         submission_id=submission_id,
         graph_id=submission_id.partition(".")[0],
@@ -209,18 +208,18 @@ def _facts(
         sender=properties.from_.address if properties.from_ else account,
         message_id=properties.internet_message_id or message_id,
         subject=properties.subject,
-        recipients=tuple(dict.fromkeys(person.address for person in everybody)),
+        recipients=tuple(dict.fromkeys(person.address for person in recipients)),
     )
 
 
-def load(located: Located, stored: Octets, *, touched_us: int) -> StoredMessage:
-    """Return a file as a message; `touched_us` is when it was last written.
+def load(located: MessageFile, stored: Octets, *, mtime_us: int) -> StoredMessage:
+    """Return a file as a message; `mtime_us` is when it was last written.
 
     Reading blocks; raises OSError.
     """
     block, _ = read_private(stored)
     message = read_message(stored)
-    created_us = block.origin.created_us if block else touched_us
+    created_us = block.origin.created_us if block else mtime_us
     properties = filled_in(message.properties, block)
     flags = located.name.flags
     attachments = tuple(
@@ -237,22 +236,24 @@ def load(located: Located, stored: Octets, *, touched_us: int) -> StoredMessage:
         flagged=FLAGGED in flags,
         size=stored.size,
         created_us=created_us,
-        modified_us=block.origin.modified_us if block else touched_us,
-        sent_us=message.date_us or (block.origin.modified_us if block else touched_us),
-        received_us=located.received_us or received_at_us(located.message_id, touched_us),
+        modified_us=block.origin.modified_us if block else mtime_us,
+        sent_us=message.date_us or (block.origin.modified_us if block else mtime_us),
+        received_us=located.received_us or received_at_us(located.message_id, mtime_us),
         change_key=change_key(located),
         is_mime=block is None or block.is_mime,
     )
 
 
-def change_key(located: Located) -> str:
-    """Return what changes whenever the content, the folder or the flags of a message do."""
-    place = f"{located.folder.id}/{located.name.base}:{''.join(sorted(located.name.flags))}"
+def change_key(located: MessageFile) -> str:
+    """Return a text that changes with the content, the folder or the flags of a message."""
+    place = (
+        f"{located.folder.id}/{located.name.name_with_size}:{''.join(sorted(located.name.flags))}"
+    )
     return hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
 
 
 def stored_attachment(facts: AttachmentFacts, number: int) -> StoredAttachment:
-    """Return an attachment as callers see it; its place is its id unless the draft gave it one."""
+    """Return an attachment; its id is its position unless the draft has stored one."""
     return StoredAttachment(
         facts.id or str(number),
         facts.name,
@@ -264,18 +265,22 @@ def stored_attachment(facts: AttachmentFacts, number: int) -> StoredAttachment:
     )
 
 
-def is_draft(located: Located) -> bool:
-    """Whether a file is a draft: by its flag, or because a mail client keeps it in Drafts."""
+def is_draft(located: MessageFile) -> bool:
+    """Return whether a file is a draft: by its flag, or because it is in Drafts."""
     return is_draft_file(located.name.flags, located.folder)
 
 
 def next_generation(
-    located: Located, stored: Octets, identity: Identity, *, change: MessageProperties | None
+    located: MessageFile,
+    stored: Octets,
+    identity: DraftIdentity,
+    *,
+    change: MessageProperties | None,
 ) -> ComposedDraft:
-    """Compose a draft anew: with `change`, keeping attachments; without, as it is.
+    """Compose a draft's next generation, changed by `change` or unchanged, with its attachments.
 
-    `identity` counts for what the old file does not tell. MIME stays MIME.
-    Reading blocks; raises NotADraftError for the body of what is signed, and OSError.
+    `identity` supplies what the old file does not contain. MIME stays MIME. Reading blocks; raises
+    NotADraftError for a change of a signed body, and OSError.
     """
     block, length = read_private(stored)
     identity = next_identity(located, stored, identity)
@@ -295,11 +300,15 @@ def next_generation(
 
 
 def with_attachments(
-    located: Located, stored: Octets, identity: Identity, *, attachments: Sequence[KeptAttachment]
+    located: MessageFile,
+    stored: Octets,
+    identity: DraftIdentity,
+    *,
+    attachments: Sequence[KeptAttachment],
 ) -> ComposedDraft:
-    """Compose a draft anew with these attachments and no others.
+    """Compose a draft's next generation with exactly these attachments.
 
-    A draft of MIME becomes one of properties. Reading blocks; raises OSError.
+    A draft from MIME becomes a draft from properties. Reading blocks; raises OSError.
     """
     identity = next_identity(located, stored, identity)
     properties = read_message(stored).properties
@@ -309,26 +318,27 @@ def with_attachments(
     return compose(properties, identity, attachments)
 
 
-def next_identity(located: Located, stored: Octets, identity: Identity) -> Identity:
-    """Return the identity of a draft's next generation: `identity`'s counts for what the file does
-    not tell. Reading blocks; raises OSError.
+def next_identity(located: MessageFile, stored: Octets, identity: DraftIdentity) -> DraftIdentity:
+    """Return the identity of a draft's next generation.
+
+    `identity` supplies what the file does not contain. Reading blocks; raises OSError.
     """
     block, _ = read_private(stored)
-    told = block.origin.message_id if block else ""
+    stored_id = block.origin.message_id if block else ""
     return replace(
         identity,
         message_id=located.message_id,
         generation=located.generation + 1,
         created_us=block.origin.created_us if block else identity.created_us,
-        internet_message_id=told or read_message(stored).properties.internet_message_id,
+        internet_message_id=stored_id or read_message(stored).properties.internet_message_id,
     )
 
 
 def _owned(properties: MessageProperties, origin: DraftOrigin) -> MessageProperties:
-    """Fill in the mailbox's owner where nobody is named, and who sends on behalf of somebody.
+    """Set From and Sender where the draft has none.
 
-    Without a sender, who is named in From is left to be the sender: whose address that is, is known
-    when it is sent.
+    Without From, the mailbox's owner is both. Sender is the owner if the draft is sent on behalf of
+    From. Otherwise a missing Sender is decided when the draft is sent.
     """
     sender = properties.sender
     if properties.from_ and properties.from_.address.lower() == origin.on_behalf_of.lower():
@@ -350,21 +360,21 @@ def _new_index(properties: MessageProperties, origin: DraftOrigin) -> str:
     return new_index(thread, time_us=origin.created_us)
 
 
-def octets_of(located: Located) -> Octets:
-    """Return the file's octets, which are there whatever becomes of its name."""
+def open_octets(located: MessageFile) -> Octets:
+    """Return the file's octets, which stay readable after a rename or removal."""
     with open_message(located.path) as file:
         return _octets(file)
 
 
-def loaded(located: Located) -> StoredMessage:
-    """Return the file as a message."""
+def loaded(located: MessageFile) -> StoredMessage:
+    """Load a file as a message."""
     with open_message(located.path) as file:
-        touched_us = os.fstat(file.fileno()).st_mtime_ns // 1000
-        return load(located, _octets(file), touched_us=touched_us)
+        mtime_us = os.fstat(file.fileno()).st_mtime_ns // 1000
+        return load(located, _octets(file), mtime_us=mtime_us)
 
 
 def _octets(file: BinaryIO) -> Octets:
-    """Small ones are read at once, large ones stay in the file."""
+    """Read a small file at once; leave a large one on disk."""
     if os.fstat(file.fileno()).st_size > LARGE_BYTES:
         return OpenOctets.of(file)
     return MemoryOctets(file.read())

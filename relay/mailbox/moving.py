@@ -1,10 +1,12 @@
 """Move, copy and delete messages.
 
-On the path: graph, outside of sending; no step of a message's way.
-Holds: a moved message keeps its id; a file is renamed or linked, its octets are never touched, and
-    nothing is replaced; a message that is being sent stays where it is.
-Fails: NoSuchItemError, BeingSentError, MailboxFullError; OSError when the disk refuses.
-Standards: Maildir; Graph's message: move, copy, delete, permanentDelete.
+A moved message keeps its id. A file is renamed or linked, its content never changes, and no file
+is replaced. A message that is being sent cannot be moved. Dovecot's keywords are lower-case
+letters among a file's flags, whose names each folder's `dovecot-keywords` lists; a letter is
+converted to the one with the same name in the other folder, or dropped.
+
+Raises NoSuchItemError, BeingSentError, MailboxFullError, and OSError when the disk rejects a
+change. See Maildir and Graph's message: move, copy, delete, permanentDelete.
 """
 
 import re
@@ -14,17 +16,17 @@ from pathlib import Path
 
 from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.folders import find_folder, is_deleted
-from relay.mailbox.index import Located
+from relay.mailbox.index import MessageFile
 from relay.mailbox.maildir import (
     looking_again,
     place_again,
     remove,
     rename,
 )
-from relay.mailbox.message_file import delivered_id, message_stem, parse_name
+from relay.mailbox.message_file import delivered_id, make_base_name, parse_name
 from relay.mailbox.messages import loaded
 from relay.mailbox.stale_files import StaleFiles
-from relay.mailbox.types import UNCONDITIONAL, Condition, Folder, StoredMessage, WellKnown
+from relay.mailbox.types import NO_PRECONDITION, Folder, Precondition, StoredMessage, WellKnown
 
 _FILE = "dovecot-keywords"
 _LINE = re.compile(rb"(\d{1,2}) ([^\n]+)")
@@ -32,13 +34,16 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _BYTES_MAX = 64 * 1024
 
 
-def translated(flags: str, source: Path, target: Path) -> str:
-    """Return flags with the letters that mean in folder `target` what they meant in `source`."""
+def convert_keywords(flags: str, source: Path, target: Path) -> str:
+    """Return flags with their keyword letters converted from folder `source` to `target`."""
     if not any(flag in _LETTERS for flag in flags):
         return flags
-    there = {name: letter for letter, name in _keywords(target).items()}
-    meant = _keywords(source)
-    kept = (there.get(meant.get(flag, b"")) if flag in _LETTERS else flag for flag in flags)
+    target_letters = {name: letter for letter, name in _keywords(target).items()}
+    source_names = _keywords(source)
+    kept = (
+        target_letters.get(source_names.get(flag, b"")) if flag in _LETTERS else flag
+        for flag in flags
+    )
     return "".join(sorted({flag for flag in kept if flag}))
 
 
@@ -49,12 +54,12 @@ def _keywords(folder: Path) -> dict[str, bytes]:
     return {}
 
 
-class Moving:
-    """Blocking; the store calls it in its threads."""
+class MessageMover:
+    """Moves, copies and deletes messages. Blocking; the store calls it in its threads."""
 
-    def __init__(self, equipment: StoreDependencies, leftovers: StaleFiles) -> None:
-        self._shared = equipment
-        self._leftovers = leftovers
+    def __init__(self, shared: StoreDependencies, stale_files: StaleFiles) -> None:
+        self._shared = shared
+        self._stale_files = stale_files
 
     @looking_again
     def move(
@@ -63,7 +68,7 @@ class Moving:
         message_id: str,
         destination_id: str,
         *,
-        condition: Condition = UNCONDITIONAL,
+        condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
         """See MailStore.move_message()."""
         mailbox = self._shared.folders.mailbox(account)
@@ -81,7 +86,7 @@ class Moving:
         account: str,
         message_id: str,
         *,
-        condition: Condition = UNCONDITIONAL,
+        condition: Precondition = NO_PRECONDITION,
         permanently: bool = False,
     ) -> None:
         """See MailStore.delete() and remove_message()."""
@@ -102,27 +107,29 @@ class Moving:
         message_id: str,
         destination_id: str,
         *,
-        condition: Condition = UNCONDITIONAL,
+        condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
         """See MailStore.copy_message()."""
         mailbox = self._shared.folders.mailbox(account)
-        self._leftovers.clean(mailbox)
+        self._stale_files.clean(mailbox)
         located = self._shared.found(mailbox, message_id, condition)
         destination = self._destination(mailbox, destination_id)
         size_bytes = located.path.stat().st_size
-        stem = message_stem(
-            delivered_id(self._shared.ids.new()),  # no clock id: it is as old as the original
+        base_name = make_base_name(
+            delivered_id(
+                self._shared.ids.new()
+            ),  # no clock id, so that the time of receipt is the original's
             1,
             time_us=located.name.seconds * 1_000_000,
             hostname=self._shared.hostname,
         )
-        copy = _in_folder(located, destination, f"{stem},S={size_bytes}")
+        copy = _in_folder(located, destination, f"{base_name},S={size_bytes}")
         copy = replace(copy, message_id=copy.name.message_id, generation=1, received_us=0)
-        with self._shared.quota.room_for(account, mailbox, size_bytes, stem=stem):
+        with self._shared.quota.room_for(account, mailbox, size_bytes, base_name=base_name):
             self._link(located, copy)
         return loaded(copy)
 
-    def _link(self, located: Located, copy: Located) -> None:
+    def _link(self, located: MessageFile, copy: MessageFile) -> None:
         try:
             place_again(located.path, copy.path)
             self._shared.syncs.sync(copy.directory)
@@ -130,12 +137,12 @@ class Moving:
             remove(copy.path)
             raise
 
-    def _moved(self, located: Located, destination: Folder) -> Located:
-        """Rename a message's file into another folder, durably; after an error it is where it was.
+    def _moved(self, located: MessageFile, destination: Folder) -> MessageFile:
+        """Rename a message's file into another folder, durably; undo the rename after an error.
 
-        A client repeats what was refused: a repeated DELETE would delete the message for good.
+        A client repeats a failed request, and a repeated DELETE would delete permanently.
         """
-        moved = _in_folder(located, destination, located.name.base)
+        moved = _in_folder(located, destination, located.name.name_with_size)
         rename(located.path, moved.path)
         try:
             self._shared.syncs.sync(moved.directory)
@@ -149,13 +156,13 @@ class Moving:
     def _destination(self, mailbox: Path, folder_id: str) -> Folder:
         folder = find_folder(mailbox, folder_id)
         if folder.well_known is not None:
-            self._shared.folders.remake(mailbox, folder.well_known)
+            self._shared.folders.recreate(mailbox, folder.well_known)
         return folder
 
 
-def _in_folder(located: Located, folder: Folder, base: str) -> Located:
-    """Return where a message is once it is in `folder` under a base name."""
-    flags = translated(located.name.flags, located.folder.path, folder.path)
+def _in_folder(located: MessageFile, folder: Folder, base: str) -> MessageFile:
+    """Return the file of a message after a move to `folder` under a base name."""
+    flags = convert_keywords(located.name.flags, located.folder.path, folder.path)
     name = parse_name(f"{base}:2,{flags}")
     assert name is not None
     return replace(located, folder=folder, directory=folder.path / "cur", name=name)

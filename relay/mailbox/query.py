@@ -1,10 +1,8 @@
-"""What can be asked of a mailbox: conditions, order and page, as values.
+"""A query of a mailbox: condition, sort order and page, as values.
 
-On the path: graph makes them of OData's options; the index answers them.
-Holds: pure; a condition is a tree of these values and nothing else, so that it is matched
-exhaustively; texts are compared without regard to case, as Graph does.
-Fails: never.
-Standards: OData 4.01 URL conventions 5.1 ($filter, $orderby); Graph's $search on messages (KQL).
+Graph converts OData's options to them, and the index evaluates them. Texts are compared without
+regard to case, as in Graph. See OData 4.01 URL conventions 5.1 ($filter, $orderby) and Graph's
+$search on messages (KQL).
 """
 
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from enum import StrEnum
 
 
 class Property(StrEnum):
-    """A message's properties that conditions and orders may name; the value is Graph's path."""
+    """The properties for conditions and sort orders; the value is Graph's path."""
 
     RECEIVED = "receivedDateTime"  # times are microseconds
     SENT = "sentDateTime"
@@ -35,7 +33,7 @@ class Property(StrEnum):
 
 
 class Collection(StrEnum):
-    """A message's properties of which there may be several."""
+    """The multi-valued properties of a message."""
 
     TO = "toRecipients"
     CC = "ccRecipients"
@@ -45,7 +43,7 @@ class Collection(StrEnum):
 
 
 class ItemProperty(StrEnum):
-    """What an item of a Collection is asked by."""
+    """The properties of an item of a Collection."""
 
     ADDRESS = "emailAddress/address"
     NAME = "emailAddress/name"
@@ -53,7 +51,7 @@ class ItemProperty(StrEnum):
 
 
 class Operator(StrEnum):
-    """OData's comparisons and its functions on texts."""
+    """OData's comparison operators and string functions."""
 
     EQ = "eq"
     NE = "ne"
@@ -67,7 +65,7 @@ class Operator(StrEnum):
 
 
 class SearchIn(StrEnum):
-    """Where a word of a search may stand; the value is KQL's name, "" for anywhere."""
+    """The part of a message to search; the value is KQL's name, "" for all parts."""
 
     ANYWHERE = ""
     SUBJECT = "subject"
@@ -85,8 +83,8 @@ class SearchIn(StrEnum):
 class Compare:
     """`property operator value`; times are integers, flags booleans, the rest texts.
 
-    Times are compared to the microsecond, though they are shown to the second: who asks for what is
-    later than the last one that was shown must not miss what came in the same second.
+    Times are compared in microseconds, though they are shown in seconds: a client that queries for
+    messages after the last one shown must not miss another one of the same second.
     """
 
     property: Property
@@ -96,7 +94,7 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class AnyItem:
-    """Some item of `collection` fulfils `condition`, whose leaves are CompareItem alone."""
+    """At least one item of `collection` matches `condition`, whose leaves are CompareItem."""
 
     collection: Collection
     condition: "Condition"
@@ -104,7 +102,7 @@ class AnyItem:
 
 @dataclass(frozen=True, slots=True)
 class CompareItem:
-    """`property operator value` of the item that an AnyItem asks about; it stands nowhere else."""
+    """`property operator value` of an item; only used within AnyItem."""
 
     property: ItemProperty
     operator: Operator
@@ -113,7 +111,7 @@ class CompareItem:
 
 @dataclass(frozen=True, slots=True)
 class HasWords:
-    """`words` stand next to each other; the last one may go on where `prefix`."""
+    """The phrase `words` occurs; with `prefix` its last word may be the beginning of a word."""
 
     where: SearchIn
     words: str
@@ -122,50 +120,50 @@ class HasWords:
 
 @dataclass(frozen=True, slots=True)
 class AllOf:
-    """Every one of them; of none, everything."""
+    """All conditions match; without conditions, every message matches."""
 
     conditions: tuple["Condition", ...]
 
 
 @dataclass(frozen=True, slots=True)
-class OneOf:
-    """At least one of them; of none, nothing."""
+class AnyOf:
+    """At least one condition matches; without conditions, no message matches."""
 
     conditions: tuple["Condition", ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Negated:
-    """Not this."""
+class Not:
+    """The condition does not match."""
 
     condition: "Condition"
 
 
-Condition = Compare | AnyItem | CompareItem | HasWords | AllOf | OneOf | Negated
+Condition = Compare | AnyItem | CompareItem | HasWords | AllOf | AnyOf | Not
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """One key of an order."""
+class SortOrder:
+    """One key of a sort order."""
 
     property: Property
     descending: bool = False
 
 
-NEWEST_FIRST = (Order(Property.RECEIVED, descending=True),)
+NEWEST_FIRST = (SortOrder(Property.RECEIVED, descending=True),)
 
 
 @dataclass(frozen=True, slots=True)
 class MessageQuery:
     """Which messages, in which order, and which page of them.
 
-    `folder_id` "" means all folders. A page begins behind `after`, what Page.next_after said of the
-    page before; `skip` then counts from there. `count` asks for how many there are in all.
+    `folder_id` "" means all folders. A page begins after `after`, the Page.next_after of the page
+    before; `skip` then counts from there. With `count` the total number is returned.
     """
 
     folder_id: str = ""
     condition: Condition | None = None
-    order: tuple[Order, ...] = NEWEST_FIRST
+    order: tuple[SortOrder, ...] = NEWEST_FIRST
     skip: int = 0
     top: int = 10
     after: str = ""

@@ -1,10 +1,9 @@
-"""Whether a mailbox has room for more, by size and by number, and room kept for what is on its way.
+"""Check and reserve the quota of a mailbox: its total size and its number of messages.
 
-On the path: asked before a draft is written (1), at RCPT, and before a local delivery (6).
-Holds: what is written at one moment by several threads fits together, not only each for itself.
-Notes do not count, and step 4 only moves: it is never refused.
-Fails: MailboxFullError; what the index fails with.
-Standards: RFC 3463 X.2.2 (mailbox full).
+The quota is checked before a draft is written, at RCPT, and before a local delivery (RFC 3463
+X.2.2: mailbox full). Files that several threads write at the same time fit together, because each
+thread reserves its room first. Pending submissions do not count. Filing the original in Sent Items
+only renames a file and is never rejected.
 """
 
 import threading
@@ -16,6 +15,7 @@ from typing import Protocol
 
 from relay.mailbox.maildir import Stripes
 from relay.mailbox.types import (
+    CountedUsage,
     MailboxFullError,
     MailboxTooSmallError,
     QuotaLimits,
@@ -25,57 +25,43 @@ from relay.mailbox.types import (
 
 _REPORTS_SIZE_BYTES = 10 * 1024 * 1024
 _REPORTS_MESSAGES = 100
-_REPORTS_SHARE = 10  # a tenth of the quota, where that is more
+_REPORTS_SHARE = 10  # reports may use a tenth of the quota more, if that is more than the above
 
 
-class Used(Protocol):
-    """What a mailbox holds, and which base names are counted in it: the index's Used."""
+class UsageCounter(Protocol):
+    """Counts what a mailbox holds: relay.mailbox.index.Indexes."""
 
-    @property
-    def usage(self) -> Usage:
-        """All folders together."""
-        ...
-
-    @property
-    def seen(self) -> frozenset[str]:
-        """Of the names that were asked for."""
-        ...
-
-
-class Counts(Protocol):
-    """Who counts: relay.mailbox.index.Indexes."""
-
-    def usage(self, mailbox: Path, *, besides: Collection[str] = ()) -> Used:
-        """What the mailbox holds now."""
+    def usage(self, mailbox: Path, *, base_names: Collection[str] = ()) -> CountedUsage:
+        """Return the current usage of a mailbox, and which of `base_names` it includes."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Reserved:
+class _Reservation:
     size_bytes: int
     messages: int
 
 
 class Quota:
-    """Asks the counts of mailboxes whose accounts have a quota; the others cost nothing."""
+    """Checks the quota of accounts that have one. A check for other accounts reads nothing."""
 
-    def __init__(self, limits_of: Callable[[str], QuotaLimits], counts: Counts) -> None:
+    def __init__(self, limits_of: Callable[[str], QuotaLimits], counter: UsageCounter) -> None:
         self._limits_of = limits_of
-        self._counts = counts
+        self._counter = counter
         self._lock = threading.Lock()
         self._stripes = Stripes(64)
-        self._reserved: dict[Path, dict[str, _Reserved]] = {}
+        self._reserved: dict[Path, dict[str, _Reservation]] = {}
 
     def is_limited(self, account: str) -> bool:
-        """Whether the account has a quota at all. Does not block."""
+        """Return whether the account has a quota. Does not block."""
         return self._limits_of(account) != _UNLIMITED
 
     def room(self, account: str, mailbox: Path, size_bytes: int) -> Room:
-        """Whether a message of `size_bytes` fits now."""
+        """Return whether a message of `size_bytes` fits now."""
         limits = self._limits_of(account)
         if limits == _UNLIMITED:
             return Room.FITS
-        return _found(limits, self._used(mailbox), _Reserved(size_bytes, 1)).room
+        return _check(limits, self._used(mailbox), _Reservation(size_bytes, 1)).room
 
     def room_for(
         self,
@@ -83,51 +69,58 @@ class Quota:
         mailbox: Path,
         size_bytes: int,
         *,
-        stem: str,
+        base_name: str,
         messages: int = 1,
         is_report: bool = False,
     ) -> AbstractContextManager[None]:
-        """Keep room for the file with the base name `stem` (without `,S=`) while it is written.
+        """Reserve room for the file `base_name` (without `,S=`) while it is written.
 
-        `is_report` may use a bounded room over the quota. Raises MailboxFullError, on entry.
+        With `is_report` a bounded room above the quota may be used. Raises MailboxFullError on
+        entry.
         """
         limits = self._limits_of(account)
         if limits == _UNLIMITED or (size_bytes <= 0 and not messages):
             return nullcontext()
         if is_report:
-            limits = _for_reports(limits)
-        wanted = _Reserved(size_bytes, messages)
-        return self._keeping(account, mailbox, limits, stem=stem, wanted=wanted)
+            limits = _limits_for_reports(limits)
+        wanted = _Reservation(size_bytes, messages)
+        return self._reserving(account, mailbox, limits, base_name=base_name, wanted=wanted)
 
     @contextmanager
-    def _keeping(
-        self, account: str, mailbox: Path, limits: QuotaLimits, *, stem: str, wanted: _Reserved
+    def _reserving(
+        self,
+        account: str,
+        mailbox: Path,
+        limits: QuotaLimits,
+        *,
+        base_name: str,
+        wanted: _Reservation,
     ) -> Iterator[None]:
-        with self._stripes.of(str(mailbox)):  # who asks next sees what is reserved here
-            found = _found(limits, self._used(mailbox), wanted)
-            if found.room is not Room.FITS:
-                raise _refusal(account, found)
+        with self._stripes.of(str(mailbox)):  # the next check includes what is reserved here
+            checked = _check(limits, self._used(mailbox), wanted)
+            if checked.room is not Room.FITS:
+                raise _full_error(account, checked)
             with self._lock:
-                self._reserved.setdefault(mailbox, {})[stem] = wanted
+                self._reserved.setdefault(mailbox, {})[base_name] = wanted
         try:
             yield
         finally:
             with self._lock:
-                del self._reserved[mailbox][stem]
+                del self._reserved[mailbox][base_name]
                 if not self._reserved[mailbox]:
                     del self._reserved[mailbox]
 
     def _used(self, mailbox: Path) -> Usage:
-        """What is there and what is being written: a file that is counted already counts once."""
+        """Return what is stored and reserved; a stored file with a reservation counts once."""
         with self._lock:
             reserved = dict(self._reserved.get(mailbox, {}))
         if not mailbox.is_dir():
             return Usage(0, 0)
-        used = self._counts.usage(mailbox, besides=reserved.keys())
-        coming = [one for stem, one in reserved.items() if stem not in used.seen]
+        used = self._counter.usage(mailbox, base_names=reserved.keys())
+        missing = [one for base_name, one in reserved.items() if base_name not in used.counted]
         return Usage(
-            used.usage.size_bytes + sum(one.size_bytes for one in coming),
-            used.usage.messages + sum(one.messages for one in coming),
+            used.usage.size_bytes + sum(one.size_bytes for one in missing),
+            used.usage.messages + sum(one.messages for one in missing),
         )
 
 
@@ -135,26 +128,26 @@ _UNLIMITED = QuotaLimits()
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """Whether there is room, and if not, which `limit` is in the way of how much more."""
+class _QuotaCheck:
+    """Whether there is room. If not, `limit` is the limit that `more` would exceed."""
 
     room: Room
     more: str = ""
     limit: str = ""
 
 
-def _found(limits: QuotaLimits, used: Usage, wanted: _Reserved) -> _Found:
-    for limit, there, more, unit in (
+def _check(limits: QuotaLimits, used: Usage, wanted: _Reservation) -> _QuotaCheck:
+    for limit, stored, more, unit in (
         (limits.size_bytes, used.size_bytes, wanted.size_bytes, "byte"),
         (limits.messages, used.messages, wanted.messages, "message"),
     ):
-        if limit is not None and there + more > limit:
+        if limit is not None and stored + more > limit:
             room = Room.NEVER if more > limit else Room.FULL
-            return _Found(room, _counted(more, unit), _counted(limit, unit))
-    return _Found(Room.FITS)
+            return _QuotaCheck(room, _counted(more, unit), _counted(limit, unit))
+    return _QuotaCheck(Room.FITS)
 
 
-def _for_reports(limits: QuotaLimits) -> QuotaLimits:
+def _limits_for_reports(limits: QuotaLimits) -> QuotaLimits:
     size_bytes, messages = limits.size_bytes, limits.messages
     if size_bytes is not None:
         size_bytes += max(size_bytes // _REPORTS_SHARE, _REPORTS_SIZE_BYTES)
@@ -167,8 +160,8 @@ def _counted(number: int, unit: str) -> str:
     return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
 
-def _refusal(account: str, found: _Found) -> MailboxFullError:
-    room = f"room for {found.more} more under its quota of {found.limit}."
-    if found.room is Room.NEVER:
+def _full_error(account: str, checked: _QuotaCheck) -> MailboxFullError:
+    room = f"room for {checked.more} more under its quota of {checked.limit}."
+    if checked.room is Room.NEVER:
         return MailboxTooSmallError(f"The mailbox {account} is too small: there is never {room}")
     return MailboxFullError(f"The mailbox {account} is full: there is no {room}")

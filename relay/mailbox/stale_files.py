@@ -26,7 +26,7 @@ from relay.mailbox.maildir import (
     place_again,
     remove,
 )
-from relay.mailbox.message_file import is_our_name
+from relay.mailbox.message_file import is_relay_name
 from relay.mailbox.messages import is_draft, submission_facts
 from relay.mailbox.submissions import PreparedFile, draft_of, read_block_of
 from relay.mailbox.types import StoreError, WellKnown
@@ -79,7 +79,7 @@ class StaleFiles:
         )
         if prepared.is_new and block is not None and is_cut_off:
             mailbox = self._shared.folders.mailbox(block.origin.account)
-            located = self._shared.index.find_stem(mailbox, block.origin.base_name)
+            located = self._shared.index.find_by_base_name(mailbox, block.origin.base_name)
             if located is not None and is_draft(located):
                 remove(located.path)
                 self._shared.syncs.sync(located.directory)
@@ -99,7 +99,7 @@ class StaleFiles:
         mailbox = self._shared.folders.mailbox(origin.account)
         draft_id = draft_of(prepared.submission_id)
         before = self._shared.index.find(mailbox, draft_id)
-        if before is None or before.name.stem == origin.base_name:
+        if before is None or before.name.base_name == origin.base_name:
             return
         base = f"{origin.base_name},S={prepared.path.stat().st_size}"
         placed = before.folder.path / "cur" / f"{base}:2,{before.name.flags}"
@@ -131,7 +131,7 @@ class StaleFiles:
 def _remove_half_done(mailbox: Path) -> None:
     temporary = well_known_path(mailbox, WellKnown.DRAFTS) / "tmp"
     for name in list_names(temporary):
-        if is_our_name(name):
+        if is_relay_name(name):
             remove(temporary / name)
     for name in list_names(mailbox):
         if name.startswith(DELETED_PREFIX):

@@ -26,7 +26,7 @@ from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import Indexes
 from relay.mailbox.maildir import SYNC_FAILURES, DirectorySync, Stripes, storage_errors
 from relay.mailbox.message_file import mailbox_directory
-from relay.mailbox.moving import Moving
+from relay.mailbox.moving import MessageMover
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.quota import Quota
 from relay.mailbox.stale_files import StaleFiles
@@ -40,16 +40,16 @@ from relay.mailbox.submissions.scheduled import (
     ScheduleTimer,
 )
 from relay.mailbox.submissions.submit import SubmissionWriter
-from relay.mailbox.threads import Pool, QueryLimit, Shares
+from relay.mailbox.threads import AccountQueues, QueryTimeLimit, ThreadPool
 from relay.mailbox.types import (
-    UNCONDITIONAL,
-    Changes,
-    Condition,
+    NO_PRECONDITION,
+    ChangePage,
     Folder,
     MessageChange,
     NoSuchItemError,
     Page,
     PendingSubmission,
+    Precondition,
     QuotaLimits,
     Room,
     SendOptions,
@@ -90,9 +90,9 @@ class FileStore:
         folders, stripes, syncs = Folders(directory_of), Stripes(), DirectorySync()
         self._index = Indexes(clock)
         notes = SubmissionDirectory(root / ".submissions", syncs)
-        self._actions = Pool(_THREADS, "mailbox")
-        self._queries = Pool(_QUERY_THREADS, "mailbox-query")
-        self._shares = Shares()
+        self._actions = ThreadPool(_THREADS, "mailbox")
+        self._queries = ThreadPool(_QUERY_THREADS, "mailbox-query")
+        self._shares = AccountQueues()
         self._precedence = SubmissionThrottle(clock.monotonic)
         self._board = PendingSubmissions(self._changed_ns, self._list_ready)
         self._due = ScheduleTimer(
@@ -119,7 +119,7 @@ class FileStore:
         self._leftovers = StaleFiles(self._shared, log)
         self._inbox = Inbox(self._shared, self._leftovers)
         self._drafts = Drafts(self._shared, self._leftovers)
-        self._moving = Moving(self._shared, self._leftovers)
+        self._moving = MessageMover(self._shared, self._leftovers)
         self._tree = FolderTree(folders, ids)
         self._sending = SubmissionWriter(self._shared, self._inbox, self._leftovers, log=log)
         self.arrivals = Arrivals(
@@ -169,7 +169,7 @@ class FileStore:
         message_id: str,
         options: SendOptions,
         *,
-        condition: Condition = UNCONDITIONAL,
+        condition: Precondition = NO_PRECONDITION,
     ) -> PendingSubmission:
         """Submit an existing draft."""
         submit = self._sending.submit_draft
@@ -183,13 +183,13 @@ class FileStore:
 
     async def query_messages(self, account: str, query: MessageQuery) -> Page:
         """A page of messages."""
-        limit = QueryLimit(self._shared.clock)
+        limit = QueryTimeLimit(self._shared.clock)
         try:
             return await self._run_query(account, self._drafts.query, account, query, limit)
         finally:
             limit.stop()
 
-    async def changes(self, account: str, *, after: str = "", limit: int = 1000) -> Changes:
+    async def changes(self, account: str, *, after: str = "", limit: int = 1000) -> ChangePage:
         """What happened behind a position of the feed."""
         return await self._run_query(account, self._changes, account, after=after, limit=limit)
 
@@ -199,7 +199,7 @@ class FileStore:
         message_id: str,
         change: MessageChange,
         *,
-        condition: Condition = UNCONDITIONAL,
+        condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
         """Change a message."""
         return await self._run(
@@ -207,7 +207,7 @@ class FileStore:
         )
 
     async def delete(
-        self, account: str, message_id: str, *, condition: Condition = UNCONDITIONAL
+        self, account: str, message_id: str, *, condition: Precondition = NO_PRECONDITION
     ) -> None:
         """Move to Deleted Items, or remove from there."""
         await self._run(self._moving.delete, account, message_id, condition=condition)
@@ -218,7 +218,7 @@ class FileStore:
         message_id: str,
         destination_id: str,
         *,
-        condition: Condition = UNCONDITIONAL,
+        condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
         """Put a message into another folder."""
         return await self._run(
@@ -231,7 +231,7 @@ class FileStore:
         message_id: str,
         destination_id: str,
         *,
-        condition: Condition = UNCONDITIONAL,
+        condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
         """Put a copy of a message into a folder."""
         return await self._run(
@@ -239,7 +239,7 @@ class FileStore:
         )
 
     async def remove_message(
-        self, account: str, message_id: str, *, condition: Condition = UNCONDITIONAL
+        self, account: str, message_id: str, *, condition: Precondition = NO_PRECONDITION
     ) -> None:
         """Remove a message for good."""
         await self._run(
@@ -391,7 +391,7 @@ class FileStore:
             for folder, one in pairs
         ]
 
-    def _changes(self, account: str, *, after: str, limit: int) -> Changes:
+    def _changes(self, account: str, *, after: str, limit: int) -> ChangePage:
         return self._index.changes(self._shared.folders.mailbox(account), after, limit)
 
     def _room(self, account: str, size_bytes: int) -> Room:
@@ -438,7 +438,7 @@ class FileStore:
 
     async def _run_in(
         self,
-        pool: Pool,
+        pool: ThreadPool,
         function: Callable[_Parameters, _Result],
         *args: _Parameters.args,
         **kwargs: _Parameters.kwargs,

@@ -1,10 +1,9 @@
-"""Threads for what blocks, with a short way there and back.
+"""Run blocking work in threads, with a time limit and a concurrency limit for queries.
 
-On the path: every call of the store that touches the disk goes through a Pool; the store passes its
-own way into it on as a Run.
-Holds: threads are made when they are needed, up to a number; who gives up waiting stops no call.
-Fails: what the call raises; RuntimeError after close().
-Standards: none.
+Every call of the store that reads or writes the disk runs in a ThreadPool. Threads are started as
+needed, up to a maximum. A cancelled caller does not stop its call. A query ends soon after its
+time is over or its client has disconnected, and no account can occupy all threads. Raises what the
+call raises, RuntimeError after close(), QueryTooLongError and TooManyQueriesError.
 """
 
 import asyncio
@@ -19,13 +18,16 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 from relay.clock import Clock
 from relay.mailbox.types import QueryTooLongError, TooManyQueriesError
 
+QUERY_TIME_MAX_S = 10.0
+QUERIES_PER_ACCOUNT_MAX = 2
+QUERIES_WAITING_MAX = 64
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 _Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
 
 
-class Run(Protocol):
-    """Call a function in a thread of the store: the disk's errors become StoreUnavailableError."""
+class RunInThread(Protocol):
+    """Call a function in a thread of the store; OSError becomes StoreUnavailableError."""
 
     async def __call__(
         self,
@@ -33,35 +35,35 @@ class Run(Protocol):
         *args: _Parameters.args,
         **kwargs: _Parameters.kwargs,
     ) -> _Result:
-        """Return what it returns."""
+        """Return the function's result."""
         ...
 
 
-class Pool:
-    """concurrent.futures would do the same by way of a second future: a fifth of all work here."""
+class ThreadPool:
+    """A thread pool. concurrent.futures needs a second future, which costs a fifth more CPU."""
 
     def __init__(self, threads_max: int, name: str) -> None:
         self._threads_max = threads_max
         self._name = name
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._in_work = 0
+        self._pending = 0
         self._is_closed = False
 
     async def run(self, call: Callable[[], _Result]) -> _Result:
-        """Return what `call` returns in a thread."""
+        """Call `call` in a thread and return its result."""
         if self._is_closed:
             raise RuntimeError("the store is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_Result] = loop.create_future()
-        self._in_work += 1
-        if self._in_work > len(self._threads) < self._threads_max:
+        self._pending += 1
+        if self._pending > len(self._threads) < self._threads_max:
             self._start_thread()
         self._jobs.put((loop, future, call))
         return await future
 
     def close(self) -> None:
-        """Let the threads finish what was asked of them, and end them."""
+        """Let the threads finish their queued calls, and end them."""
         self._is_closed = True
         for _ in self._threads:
             self._jobs.put(None)
@@ -80,14 +82,14 @@ class Pool:
             result, error = None, None
             try:
                 result = call()
-            except BaseException as caught:  # noqa: BLE001 - it is for the one who asked
+            except BaseException as caught:  # noqa: BLE001 - the caller gets it
                 error = caught
-            with suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            with suppress(RuntimeError):  # the loop is closed: no caller waits
                 loop.call_soon_threadsafe(self._settle, future, result, error)
-            del job, loop, future, call, result, error  # nothing is held while the thread waits
+            del job, loop, future, call, result, error  # hold no references while the thread waits
 
     def _settle(self, future: "asyncio.Future[Any]", result: Any, error: Any) -> None:
-        self._in_work -= 1
+        self._pending -= 1
         if future.done():  # cancelled
             return
         if error is None:
@@ -96,13 +98,8 @@ class Pool:
             future.set_exception(error)
 
 
-QUERY_TIME_MAX_S = 10.0
-QUERIES_OF_ONE_MAX = 2
-QUERIES_WAITING_MAX = 64
-
-
-class QueryLimit:
-    """The time of one query, which its thread begins. Any thread may stop it before."""
+class QueryTimeLimit:
+    """The time limit of one query, started by its thread. Any thread may stop the query."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -110,11 +107,11 @@ class QueryLimit:
         self.is_stopped = False
 
     def begin(self) -> None:
-        """Start the time: what comes before, such as waiting for a thread, does not count."""
+        """Start the time; waiting for a thread does not count."""
         self._until_s = self._clock.monotonic() + QUERY_TIME_MAX_S
 
     def stop(self) -> None:
-        """End the query, because its client has gone."""
+        """End the query, because its client has disconnected."""
         self.is_stopped = True
 
     def is_over(self) -> bool:
@@ -127,48 +124,50 @@ class QueryLimit:
             raise QueryTooLongError(f"The query takes longer than {QUERY_TIME_MAX_S:g} seconds.")
 
 
-class Shares:
-    """Lets each account run a few queries at once; its others wait in order. Of one event loop."""
+class AccountQueues:
+    """Runs up to 2 queries of each account at once; further ones wait in order. One event loop."""
 
     def __init__(self) -> None:
-        self._of: dict[str, _Share] = {}
+        self._queues: dict[str, _AccountQueue] = {}
 
     async def run(self, account: str, query: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
-        """Await `query()` when it is its turn.
+        """Await `query()` when fewer than 2 queries of the account run.
 
-        A caller that is cancelled leaves `query()` running, and its place taken until it ends.
-        Raises TooManyQueriesError.
+        After the caller is cancelled, `query()` runs on and counts until it ends. Raises
+        TooManyQueriesError.
         """
-        share = self._of.setdefault(account, _Share(asyncio.Semaphore(QUERIES_OF_ONE_MAX)))
-        if share.count >= QUERIES_OF_ONE_MAX + QUERIES_WAITING_MAX:
+        queue = self._queues.setdefault(
+            account, _AccountQueue(asyncio.Semaphore(QUERIES_PER_ACCOUNT_MAX))
+        )
+        if queue.count >= QUERIES_PER_ACCOUNT_MAX + QUERIES_WAITING_MAX:
             raise TooManyQueriesError(
-                f"The mailbox has {share.count} queries running or waiting; the maximum is"
-                f" {QUERIES_OF_ONE_MAX + QUERIES_WAITING_MAX}."
+                f"The mailbox has {queue.count} queries running or waiting; the maximum is"
+                f" {QUERIES_PER_ACCOUNT_MAX + QUERIES_WAITING_MAX}."
             )
-        share.count += 1
+        queue.count += 1
         try:
-            await share.places.acquire()
+            await queue.semaphore.acquire()
         except BaseException:
-            self._leave(account, share)
+            self._release(account, queue)
             raise
 
         def ended(_: object) -> None:
-            share.places.release()
-            self._leave(account, share)
+            queue.semaphore.release()
+            self._release(account, queue)
 
         running = asyncio.ensure_future(query())
         running.add_done_callback(ended)
         return await asyncio.shield(running)
 
-    def _leave(self, account: str, share: "_Share") -> None:
-        share.count -= 1
-        if not share.count:
-            del self._of[account]
+    def _release(self, account: str, queue: "_AccountQueue") -> None:
+        queue.count -= 1
+        if not queue.count:
+            del self._queues[account]
 
 
 @dataclass(slots=True)
-class _Share:
-    """An account's places, and how many queries run or wait."""
+class _AccountQueue:
+    """An account's semaphore, and how many of its queries run or wait."""
 
-    places: asyncio.Semaphore
+    semaphore: asyncio.Semaphore
     count: int = 0

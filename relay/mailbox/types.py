@@ -1,10 +1,7 @@
-"""What the store's callers see of it: stored messages, folders, notes, and why it refused.
+"""The values and errors of the store: messages, folders, submissions, quotas, changes.
 
-On the path: graph creates and lists, pickup takes notes and files originals, delivery and pickup
-deliver.
-Holds: `id` is the immutable Graph id: the same before and after step 4.
-Fails: the exceptions below, each with a text fit for the user.
-Standards: Graph's message, mailFolder; Maildir++.
+The ids of messages are immutable Graph ids: they are the same before and after step 4. The texts
+of the errors can be shown to users. See Graph's message and mailFolder, and Maildir++.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +14,7 @@ from relay.message.properties import MessageProperties
 
 
 class StoreError(Exception):
-    """The store refused; nothing was changed, unless the error is an OutcomeUnknownError."""
+    """The store failed. Nothing was changed, unless the error is an OutcomeUnknownError."""
 
 
 class MailboxFullError(StoreError):
@@ -25,7 +22,7 @@ class MailboxFullError(StoreError):
 
 
 class MailboxTooSmallError(MailboxFullError):
-    """The message would not fit into the mailbox if that were empty."""
+    """The message is larger than the quota of the mailbox."""
 
 
 class StoreUnavailableError(StoreError):
@@ -33,67 +30,67 @@ class StoreUnavailableError(StoreError):
 
 
 class OutcomeUnknownError(StoreError):
-    """The disk failed, and whether the message will be sent cannot be known: no answer is right."""
+    """The disk failed; it is unknown whether the message will be sent."""
 
 
 class ContentUnreadableError(StoreUnavailableError):
-    """What was to be stored is a file that cannot be read; the mailbox is well."""
+    """The source file of the content cannot be read; the mailbox works."""
 
 
 class NoSuchItemError(StoreError):
-    """No message or folder with that id in this mailbox."""
+    """The mailbox has no message or folder with that id."""
 
 
 class BeingSentError(StoreError):
-    """The draft has a note in ready/: it cannot be changed until step 4 (409)."""
+    """The draft has been submitted: it cannot be changed until step 4 (409)."""
 
 
 class NotADraftError(StoreError):
-    """The action wants a draft."""
+    """The action requires a draft."""
 
 
 class MessageChangedError(StoreError):
-    """The message is not in the version that the caller named (412)."""
+    """The message does not have the change key that the client requires (412)."""
 
 
 class AttachmentsTooLargeError(StoreError):
-    """The draft's attachments would be too many, or too large together (413)."""
+    """The number or the total size of the draft's attachments exceeds the limit (413)."""
 
 
 class TooManyUploadsError(StoreError):
-    """The account has as many uploads that are not complete as it may have (503)."""
+    """The account has the maximum number of incomplete uploads (503)."""
 
 
 class UploadBusyError(StoreError):
-    """A range of the upload is being taken: one comes behind the other (409)."""
+    """Another range of the upload is being received; ranges are sent in order (409)."""
 
 
 class FolderError(StoreError):
-    """The folder cannot be made, renamed, moved or removed; the text says why."""
+    """The folder cannot be created, renamed, moved or removed; the text says why."""
 
 
 class FolderExistsError(FolderError):
-    """There is a folder of that name already (409)."""
+    """A folder with that name exists (409)."""
 
 
 class ProtectedFolderError(FolderError):
-    """A well-known folder keeps its name and its place, and stays (403)."""
+    """A well-known folder cannot be renamed, moved or removed (403)."""
 
 
 class StalePositionError(StoreError):
-    """A position of the change feed, or of a page, that the index knows no more: begin anew."""
+    """A position of the change feed, or a page token, is not valid any more: start again."""
 
 
 class QueryTooLongError(StoreError):
-    """The query would run longer than a query may (400); a repeat would take as long."""
+    """The query exceeds the time limit of a query (400); a repeat would exceed it too."""
 
 
 class TooManyQueriesError(StoreError):
-    """The account has as many queries running and waiting as it may have (503)."""
+    """The account has the maximum number of queries running and waiting (503)."""
 
 
 class WellKnown(StrEnum):
-    """Graph's well-known folders that a mailbox has; the value is the name in a URL, lower case."""
+    """The well-known folders of a mailbox; the value is Graph's name in lower case."""
 
     INBOX = "inbox"
     DRAFTS = "drafts"
@@ -108,7 +105,7 @@ class WellKnown(StrEnum):
 class Folder:
     """One Maildir++ folder; `id` is stable, `path` its directory.
 
-    `parent_id` is "" for those directly under the mailbox's root; `size_bytes` counts its messages.
+    `parent_id` is "" for a folder in the mailbox's root; `size_bytes` is the size of its messages.
     """
 
     id: str
@@ -123,13 +120,13 @@ class Folder:
 
     @property
     def may_keep_sent(self) -> bool:
-        """Whether step 4 may file an original here: in some it would be a draft again."""
+        """Whether step 4 may file an original here; in Drafts and Outbox it would be a draft."""
         return self.well_known not in (WellKnown.DRAFTS, WellKnown.OUTBOX)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredAttachment:
-    """An attachment of a stored message, without its bytes; an `item` is a message itself."""
+    """An attachment of a stored message, without its content; an `item` is a message."""
 
     id: str
     name: str
@@ -142,8 +139,10 @@ class StoredAttachment:
 
 @dataclass(frozen=True, slots=True)
 class OpenAttachment:
-    """An attachment that can be read: `octets` as they lie in the message's file, which is open,
-    in the transfer encoding `encoding`, "" where that changes nothing.
+    """An attachment that can be read.
+
+    `octets` are a part of the message's file, which is open, in the transfer encoding `encoding`;
+    "" is none.
     """
 
     attachment: StoredAttachment
@@ -153,7 +152,7 @@ class OpenAttachment:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An upload session: how many bytes of how many there are, and what they become."""
+    """An upload session of an attachment: its size, and how many bytes were received."""
 
     account: str
     message_id: str
@@ -166,7 +165,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class NewUpload:
-    """An upload session and its token: who has that may go on with it."""
+    """An upload session and the token that authorizes its continuation."""
 
     token: str
     upload: Upload
@@ -194,11 +193,11 @@ class StoredMessage:
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
-    """What must be true of a message when an action changes it, checked under the message's lock.
+class Precondition:
+    """A condition for the change of a message, checked under the message's lock (If-Match).
 
     The message must be in `folder_id`, unless that is "", and its change key must be one of
-    `change_keys`, unless there are none.
+    `change_keys`, unless that is empty.
     """
 
     folder_id: str = ""
@@ -213,12 +212,12 @@ class Condition:
             )
 
 
-UNCONDITIONAL = Condition()
+NO_PRECONDITION = Precondition()
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """A message, and its attachments, which can be read while this is held."""
+class OpenedMessage:
+    """A message and its attachments, which stay readable as long as this object exists."""
 
     message: StoredMessage
     attachments: tuple[OpenAttachment, ...]
@@ -228,10 +227,9 @@ class Opened:
 class SendOptions:
     """When and for whom a draft is sent, and what step 4 does with the original.
 
-    `sent_folder` is the id of the folder that it is filed in, "" for Sent Items; `deferred_us` the
-    time before which it is not sent, 0 for at once; `on_behalf_of` an address that is not the
-    account's, from which a message is that names no sender. `client` is who asked for it: step 2
-    records it, a note does not keep it.
+    The original is filed in the folder `sent_folder`, "" is Sent Items. The draft is not sent
+    before `deferred_us`; 0 is at once. `on_behalf_of` is the From address of a message
+    without a sender, if it is not the account's. `client` is recorded in step 2 and not stored.
     """
 
     save_to_sent_items: bool = True
@@ -260,7 +258,7 @@ class PendingSubmission:
 
 @dataclass(frozen=True, slots=True)
 class MessageChange:
-    """A PATCH: only the fields that are not None change. The first group only on drafts."""
+    """A PATCH: fields that are not None change. `properties` change only on drafts."""
 
     properties: MessageProperties | None = None
     is_read: bool | None = None
@@ -269,10 +267,10 @@ class MessageChange:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some messages in the order that was asked for.
+    """A page of messages.
 
-    `total` is how many there are in all, None unless that was asked for; `next_after` where the
-    next page begins (MessageQuery.after), "" when nothing is left.
+    `total` is the number of all messages that match, None unless requested. `next_after` is the
+    token of the next page (MessageQuery.after), "" on the last page.
     """
 
     messages: tuple[StoredMessage, ...]
@@ -282,15 +280,23 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a mailbox holds in all its folders."""
+    """The size and number of the messages in all folders of a mailbox."""
 
     size_bytes: int
     messages: int
 
 
 @dataclass(frozen=True, slots=True)
+class CountedUsage:
+    """The usage of a mailbox; `counted` are those of the requested base names that it includes."""
+
+    usage: Usage
+    counted: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class QuotaLimits:
-    """What a mailbox may hold; None is no limit."""
+    """The quota of a mailbox; None is no limit."""
 
     size_bytes: int | None = None
     messages: int | None = None
@@ -300,8 +306,8 @@ class Room(Enum):
     """Whether a message fits under a mailbox's quota."""
 
     FITS = "fits"
-    FULL = "full"  # now
-    NEVER = "never"  # it is larger than all that the mailbox may hold
+    FULL = "full"  # not now
+    NEVER = "never"  # the message is larger than the quota
 
 
 class ChangeKind(StrEnum):
@@ -309,16 +315,16 @@ class ChangeKind(StrEnum):
 
     CREATED = "created"
     UPDATED = "updated"  # its content, its flags, or both
-    MOVED = "moved"  # from one folder to another; its flags may have changed as well
+    MOVED = "moved"  # to another folder; its flags may have changed as well
     DELETED = "deleted"
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One event of a mailbox's change feed; `sequence` grows by one from each to the next.
+    """One event of a mailbox's change feed; `sequence` increases by one with each event.
 
-    `folder_id` is where the message is now, or was last; `previous_folder_id` where it was moved
-    from, else "".
+    `folder_id` is the current or last folder of the message, `previous_folder_id` the folder that
+    it was moved from, else "".
     """
 
     sequence: int
@@ -329,8 +335,8 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
-    """Some of the feed, oldest first. `position` is where to go on from; `more`: at once."""
+class ChangePage:
+    """Events of the feed, oldest first. Continue from `position`, at once if `more`."""
 
     changes: tuple[Change, ...]
     position: str

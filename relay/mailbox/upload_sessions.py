@@ -32,12 +32,12 @@ from relay.mailbox.maildir import (
     sync_descriptor,
     write_synced,
 )
-from relay.mailbox.threads import Run
+from relay.mailbox.threads import RunInThread
 from relay.mailbox.types import (
     MailboxFullError,
     NewUpload,
     NoSuchItemError,
-    Opened,
+    OpenedMessage,
     TooManyUploadsError,
     Upload,
     UploadBusyError,
@@ -143,8 +143,8 @@ class Uploads:
         if not session.lock.acquire(blocking=False):
             raise UploadBusyError("Another range of this upload is being taken.")
         try:
-            stem = self._directory / _digest(token)
-            return RangeWriter(stem, session, equipment=self._shared, start=start)
+            base_name = self._directory / _digest(token)
+            return RangeWriter(base_name, session, equipment=self._shared, start=start)
         except BaseException:
             session.lock.release()
             raise
@@ -208,7 +208,11 @@ class Uploads:
         size_bytes = base64_size(facts.attachment.size)
         kept.enter_context(
             self._shared.quota.room_for(
-                facts.account, mailbox, size_bytes, stem=f"upload {facts.attachment.id}", messages=0
+                facts.account,
+                mailbox,
+                size_bytes,
+                base_name=f"upload {facts.attachment.id}",
+                messages=0,
             )
         )
         return kept
@@ -279,18 +283,18 @@ class RangeWriter:
     """One range that is being taken. Blocking; abort() or finish() ends it."""
 
     def __init__(
-        self, stem: Path, session: _Session, *, equipment: StoreDependencies, start: int
+        self, base_name: Path, session: _Session, *, equipment: StoreDependencies, start: int
     ) -> None:
         """Raises UploadBusyError when the session stands elsewhere by now; OSError."""
         if start != session.received:
             raise UploadBusyError("Another range of this upload has just come.")
-        self._stem = stem
+        self._stem = base_name
         self._session = session
         self._shared = equipment
         self._size = start
         self._lock = threading.Lock()
         self._is_over = False
-        path = stem.with_name(f"{stem.name}@{start}")
+        path = base_name.with_name(f"{base_name.name}@{start}")
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.lseek(self._descriptor, start, os.SEEK_SET)  # an aborted range is written over
 
@@ -360,7 +364,7 @@ def _read(path: Path) -> _Facts | None:
 class FileUploadRange:
     """An api.UploadRange."""
 
-    def __init__(self, taken: RangeWriter, run: Run) -> None:
+    def __init__(self, taken: RangeWriter, run: RunInThread) -> None:
         self._taken = taken
         self._run = run
         self._is_finishing = False
@@ -383,14 +387,14 @@ class FileUploadRange:
 class FileAttachments:
     """An api.AttachmentStore."""
 
-    def __init__(self, equipment: StoreDependencies, drafts: Drafts, *, run: Run) -> None:
+    def __init__(self, equipment: StoreDependencies, drafts: Drafts, *, run: RunInThread) -> None:
         self._attachments = Attachments(equipment, drafts)
         directory = equipment.notes.ready.with_name("uploads")
         self._uploads = Uploads(directory, equipment, self._attachments)
         self._run = run
         self._new_id = equipment.ids.new
 
-    async def opened(self, account: str, message_id: str, *, folder_id: str = "") -> Opened:
+    async def opened(self, account: str, message_id: str, *, folder_id: str = "") -> OpenedMessage:
         """See api.AttachmentStore."""
         return await self._run(self._attachments.opened, account, message_id, folder_id)
 

@@ -1,8 +1,7 @@
-"""Settings: the configuration, and the environment, each read once into frozen values.
+"""Settings: the configuration and the environment, each read once into frozen values.
 
-On the path: before step 1; app hands every room its branch of the tree.
-Touches: relay.toml and the files it names, and the environment.
-Promises: a tree that exists is right; a file that is wrong tells all its faults, with their lines.
+`load` reads relay.toml and the files it names, checks them, and returns Settings. A faulty file
+raises SettingsError with all its faults and their line numbers.
 """
 
 from relay.settings.document import Fault, SettingsError

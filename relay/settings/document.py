@@ -1,9 +1,9 @@
-"""Read a TOML file that a person wrote, and keep the place of everything in it.
+"""Read a TOML file with the line of every key, and report its faults.
 
-On the path: loader and accounts (and policy) read their files through it.
-Holds: the file is read once; a place is the line of the key, else of the nearest table around it.
-Fails: with SettingsError for a file that is missing, unreadable, too large, not UTF-8, or not TOML.
-Standards: TOML 1.0.
+relay.toml, accounts.toml and policies are read through it. All faults of a file are collected and
+reported together as FILE:LINE: KEY: MESSAGE; no text of a fault shows a secret. `relay check`
+prints them and exits with 78. Raises SettingsError for a file that is missing, unreadable, larger
+than 1 MiB, not UTF-8, or not TOML 1.0.
 """
 
 import difflib
@@ -21,7 +21,7 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault; `line` counts from 1, 0 is the file as a whole; `key` is dotted, or ""."""
+    """One fault; `line` counts from 1, 0 is the whole file; `key` is dotted, or ""."""
 
     file: Path
     line: int
@@ -34,7 +34,7 @@ class Fault:
 
 
 class SettingsError(Exception):
-    """A file cannot be used; `faults` are all that is wrong with it, in the order of its lines."""
+    """A file is faulty; `faults` are all its faults in the order of lines."""
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = tuple(sorted(faults, key=lambda fault: (str(fault.file), fault.line)))
@@ -42,7 +42,7 @@ class SettingsError(Exception):
 
 
 def dotted(path: KeyPath) -> str:
-    """Return a key path as people write it: smtp[0].tls.key."""
+    """Return a key path as text: smtp[0].tls.key."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -54,7 +54,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value as a fault shows it: on one line, and not endless."""
+    """Return a value as a fault shows it: one line of at most 80 characters."""
     match value:
         case bool():
             text = str(value).lower()
@@ -72,7 +72,7 @@ def shown(value: object) -> str:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """Return the message for a key that does not exist, with the likeliest one that does."""
+    """Return the message for an unknown key, with the most similar known key."""
     names = sorted(known)
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     hint = f' (did you mean "{near[0]}"?)' if near else ""
@@ -98,7 +98,7 @@ def locate(text: str) -> dict[KeyPath, int]:
 
 
 class _Scanner:
-    """Walks over the text once; `self._at` is the next character."""
+    """Scans the text once; `self._at` is the next character."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -196,7 +196,7 @@ class _Scanner:
             self._pair(path)
 
     def _next_item(self, end: str) -> bool:
-        """Go to the next item of an array or inline table; False behind its end."""
+        """Go to the next item of an array or inline table; return False at its end."""
         self._skip_blank()
         if self._text[self._at] == ",":
             self._at += 1
@@ -207,7 +207,7 @@ class _Scanner:
         return False
 
     def _string(self) -> None:
-        """Go behind a string of any of the four kinds."""
+        """Skip a string of any of the four kinds."""
         quote = self._text[self._at]
         fence = quote * 3 if self._text.startswith(quote * 3, self._at) else quote
         self._at += len(fence)
@@ -215,7 +215,7 @@ class _Scanner:
             self._at += 2 if quote == '"' and self._text[self._at] == "\\" else 1
         self._at += len(fence)
         if len(fence) == 3:
-            # one or two quotes may stand right before the closing three
+            # one or two quotes may precede the closing three
             while self._at < len(self._text) and self._text[self._at] == quote:
                 self._at += 1
 
@@ -242,7 +242,7 @@ class _Scanner:
 
 
 def _unquoted(text: str) -> str:
-    """Return the name that a quoted key stands for."""
+    """Return the name of a quoted key."""
     return next(iter(tomllib.loads(f"{text} = 0")))
 
 
@@ -252,21 +252,21 @@ _PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A TOML file: what is in it, and where."""
+    """A TOML file: its values and their lines."""
 
     file: Path
     table: Mapping[str, Any]
     lines: Mapping[KeyPath, int]
 
     def line(self, path: KeyPath) -> int:
-        """Return the line of a key, or of what is around it; 0 for the file as a whole."""
+        """Return the line of a key, or of the nearest table around it; 0 for the whole file."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.lines:
                 return self.lines[path[:length]]
         return 0
 
     def value(self, path: KeyPath) -> object:
-        """Return what stands at `path` in the file, as tomllib read it; None for nothing."""
+        """Return the value at `path` as tomllib read it, None if there is none."""
         found: Any = self.table
         for part in path:
             try:
@@ -276,7 +276,7 @@ class Document:
         return found
 
     def fault(self, path: KeyPath, message: str) -> Fault:
-        """Return a fault at the place of `path`."""
+        """Return a fault at the line of `path`."""
         return Fault(self.file, self.line(path), dotted(path), message)
 
 

@@ -1,9 +1,8 @@
-"""The environment of the process, read once and only here.
+"""Read the environment of the process, and find the files that are installed with Relay.
 
-On the path: the command line reads it and hands it to app.
-Holds: frozen; nothing else in Relay looks into os.environ.
-Fails: never; what is not set is "".
-Standards: sd_notify(3), systemd.exec(5) JOURNAL_STREAM, no-color.org.
+os.environ is read only here. An unset variable is "". See sd_notify(3), systemd.exec(5) on
+JOURNAL_STREAM, and no-color.org. shipped() finds `policies` and `conf` in a checkout and in an
+installed wheel.
 """
 
 import os
@@ -16,9 +15,9 @@ DEFAULT_CONFIG = Path("/etc/relay/relay.toml")
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What the environment says.
+    """The environment variables that Relay uses.
 
-    `names_config`: RELAY_CONFIG is set and not empty. `crash_at` is for crash tests
+    `names_config` is True if RELAY_CONFIG is set and not empty. `crash_at` is for crash tests
     (relay.crashpoints).
     """
 
@@ -36,7 +35,7 @@ class Environment:
 
 
 def read_environment() -> Environment:
-    """Return the environment as it is now."""
+    """Return the current environment."""
     variables = dict(os.environ)
     return Environment(
         config=Path(variables.get("RELAY_CONFIG") or DEFAULT_CONFIG),

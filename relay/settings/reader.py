@@ -1,9 +1,8 @@
-"""Read a table of a TOML file into a frozen dataclass, by the types of its fields.
+"""Load the configuration: read TOML tables into frozen dataclasses by the types of their fields.
 
-On the path: loader reads Settings with it, accounts its accounts.
-Holds: goes on behind a fault, so that all faults of a file are found at once.
-Fails: never; `faults` has what is wrong, `read` what was right, each with its place.
-Standards: none.
+load() returns Settings, or raises SettingsError with all faults of the file: DocumentReader
+continues after a fault. `faults` has the faults and `read` the valid values, each with its key
+path. accounts.toml is read with the same class.
 """
 
 import dataclasses
@@ -41,12 +40,12 @@ _SIZE_MAX = 1 << 50
 _WORDS = {"true": True, "false": False}
 
 
-class _FaultyError(Exception):
-    """The value at hand is faulty, and its fault is told."""
+class _InvalidValueError(Exception):
+    """The current value is faulty, and its fault is recorded."""
 
 
-class Reader:
-    """Reads one document; `base` is the folder that paths are relative to."""
+class DocumentReader:
+    """Reads one document; paths are relative to `base`."""
 
     def __init__(self, document: Document, *, base: Path, environ: Mapping[str, str]) -> None:
         self.document = document
@@ -58,11 +57,11 @@ class Reader:
     def fields(self, kind: type, table: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
         """Read the fields of the dataclass `kind`.
 
-        Those that are right are returned, and those whose default depends on `base`.
+        Valid fields are returned, and those whose default depends on `base`.
         """
         hints = get_type_hints(kind, include_extras=True)
         for key in table.keys() - hints.keys():
-            self._tell((*path, key), unknown_key(key, hints))
+            self._add_fault((*path, key), unknown_key(key, hints))
         values: dict[str, Any] = {}
         for field in dataclasses.fields(kind):
             place = (*path, field.name)
@@ -74,34 +73,34 @@ class Reader:
                         hint, table[field.name], place, empty_allowed=empty_allowed
                     )
                 elif _is_required(field):
-                    self._tell(place, "found nothing, expected a value: this key is required")
+                    self._add_fault(place, "found nothing, expected a value: this key is required")
                 elif dataclasses.is_dataclass(hint):
                     values[field.name] = self._table(hint, {}, place)
                 elif hint is Path:
                     values[field.name] = self._base / str(field.default)
-            except _FaultyError:
+            except _InvalidValueError:
                 continue
         return values
 
     def tables(self, kind: type, raw: object, path: KeyPath) -> list[tuple[KeyPath, Any]]:
-        """Read an array of tables: each right one with its place."""
+        """Read an array of tables: return each valid one with its key path."""
         if not isinstance(raw, list):
-            self._tell(path, f"found {shown(raw)}, expected [[{path[-1]}]]")
+            self._add_fault(path, f"found {shown(raw)}, expected [[{path[-1]}]]")
             return []
         found = []
         for index, item in enumerate(raw):
             try:
                 found.append(((*path, index), self._table(kind, item, (*path, index))))
-            except _FaultyError:
+            except _InvalidValueError:
                 continue
         return found
 
-    def _tell(self, path: KeyPath, message: str) -> None:
+    def _add_fault(self, path: KeyPath, message: str) -> None:
         self.faults.append(self.document.fault(path, message))
 
     def _value(self, hint: Any, raw: Any, path: KeyPath, *, empty_allowed: bool = False) -> Any:
         origin = get_origin(hint)
-        if origin in (UnionType, Union):  # X | None: what is there is an X
+        if origin in (UnionType, Union):  # X | None: a value that is present is an X
             inner = get_args(hint)[0]
             return None if inner is Path and raw == "" else self._value(inner, raw, path)
         if origin is tuple:
@@ -114,11 +113,11 @@ class Reader:
 
     def _table(self, kind: Any, raw: Any, path: KeyPath) -> Any:
         if not isinstance(raw, dict):
-            self._tell(path, f"found {shown(raw)}, expected a table")
-            raise _FaultyError
+            self._add_fault(path, f"found {shown(raw)}, expected a table")
+            raise _InvalidValueError
         values = self.fields(kind, raw, path)
         if any(_is_required(each) and each.name not in values for each in dataclasses.fields(kind)):
-            raise _FaultyError
+            raise _InvalidValueError
         made = kind(**values)
         self.read.append((path, made))
         return made
@@ -128,13 +127,13 @@ class Reader:
         if is_table:
             return tuple(made for _, made in self.tables(hint, raw, path))
         if not isinstance(raw, list):
-            self._tell(path, f"found {shown(raw)}, expected a list in [ ]")
-            raise _FaultyError
+            self._add_fault(path, f"found {shown(raw)}, expected a list in [ ]")
+            raise _InvalidValueError
         items = []
         for index, item in enumerate(raw):
             try:
                 items.append(self._value(hint, item, (*path, index)))
-            except _FaultyError:
+            except _InvalidValueError:
                 continue
         return tuple(items)
 
@@ -149,12 +148,12 @@ class Reader:
             return read_leaf(hint, value, self._base)
         except ValueError as error:
             found = "something else" if is_secret and not has_reference(str(raw)) else shown(raw)
-            self._tell(path, f"found {found}, expected {error}")
-            raise _FaultyError from None
+            self._add_fault(path, f"found {found}, expected {error}")
+            raise _InvalidValueError from None
 
 
 def read_leaf(hint: Any, value: object, base: Path) -> Any:
-    """Return `value` as the type `hint` wants it. Raises ValueError with what was expected."""
+    """Convert `value` to the type `hint`. Raises ValueError with what was expected."""
     if get_origin(hint) is Annotated:
         return _read_marked(get_args(hint)[1], value)
     if get_origin(hint) is Literal:
@@ -236,7 +235,7 @@ def _wants_text(hint: Any) -> bool:
 
 
 def _number_or_word(text: str) -> str | float | bool:
-    """Return what a text from elsewhere would be if it stood in the file without quotes."""
+    """Return the value of a replaced reference as if it were in the file without quotes."""
     if text in _WORDS:
         return _WORDS[text]
     if text.isascii() and text.isdecimal() and len(text) < 20:
@@ -250,7 +249,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
     Raises SettingsError.
     """
     document = read_document(path)
-    reader = Reader(document, base=path.absolute().parent, environ=environ)
+    reader = DocumentReader(document, base=path.absolute().parent, environ=environ)
     values = reader.fields(Settings, document.table, ())
     faults = list(reader.faults)
     for place, expected in check_together(reader.read, values.get("state_dir")):

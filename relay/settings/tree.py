@@ -1,9 +1,7 @@
-"""The configuration as one frozen typed tree; its attribute names are the TOML keys.
+"""The configuration as one frozen, typed tree; its attribute names are the TOML keys.
 
-On the path: loader makes it, app hands each room its branch.
-Holds: frozen; durations are seconds (float), sizes are bytes (int), paths are absolute.
-Fails: never; the loader has checked everything.
-Standards: none.
+Durations are seconds (float), sizes are bytes (int), paths are absolute. reader.load() has
+validated everything. Annotations mark the syntax and the limits of a value.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +22,7 @@ class Size:
     """Marks a number of bytes, written as "150 MiB", "64 kB" or a number of bytes."""
 
     at_least: int = 0
-    or_zero: bool = False  # which stands for something else
+    or_zero: bool = False  # 0 has a special meaning
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class Between:
 
 
 class Form(StrEnum):
-    """Marks a text that must have a form; the loader brings it into one spelling."""
+    """Marks a text with a syntax; the reader normalizes it."""
 
     DOMAIN = "domain"  # lower case, A-labels
     DOMAIN_PATTERN = "domain pattern"  # a domain, "*.suffix" or "*"
@@ -49,7 +47,7 @@ class Form(StrEnum):
 
 
 class Secret:
-    """Marks a text that no fault may show."""
+    """Marks a text that is never shown in a fault."""
 
 
 Seconds = Annotated[float, Duration()]
@@ -63,7 +61,7 @@ Network = Annotated[str, Form.NETWORK]
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen or connect: host and port, or a Unix socket's path (then "" and 0)."""
+    """An address to listen on or connect to: host and port, or the path of a Unix socket."""
 
     host: str = ""
     port: int = 0
@@ -76,8 +74,8 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Http:
-    """The HTTP front door."""
+class HttpSettings:
+    """The HTTP server."""
 
     listen: tuple[Address, ...] = (Address("127.0.0.1", 8025),)
     public_url: Annotated[str, Form.WEB_URL] = ""
@@ -87,7 +85,7 @@ class Http:
 
 
 @dataclass(frozen=True, slots=True)
-class Tls:
+class TlsSettings:
     """A certificate chain and its key, PEM files."""
 
     certificate: Path
@@ -96,7 +94,7 @@ class Tls:
 
 
 _LOOPBACK: Final = ("127.0.0.0/8", "::1/128")
-_BY_ROLE: Final = ("",)  # no network: it stands for the default of the listener's role
+_BY_ROLE: Final = ("",)  # stands for the default of the listener's role
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +111,7 @@ class SmtpListener:
     max_recipients: Annotated[int, Between(1, 100_000)] = 1000
     max_sessions: Annotated[int, Between(1, 100_000)] = 500
     timeout: PositiveSeconds = 300.0
-    tls: Tls | None = None
+    tls: TlsSettings | None = None
 
     def __post_init__(self) -> None:
         if self.trusted_networks == _BY_ROLE:
@@ -122,8 +120,8 @@ class SmtpListener:
 
 
 @dataclass(frozen=True, slots=True)
-class Mailboxes:
-    """The local domains and where their mail lives."""
+class MailboxSettings:
+    """The local domains and the directory of their mailboxes."""
 
     domains: tuple[Domain, ...] = ()
     root: Path = Path("mail")
@@ -133,7 +131,7 @@ class Mailboxes:
 
 
 @dataclass(frozen=True, slots=True)
-class Pickup:
+class PickupSettings:
     """The pickup daemon."""
 
     give_up_after: PositiveSeconds = 86400.0
@@ -141,21 +139,25 @@ class Pickup:
 
 
 @dataclass(frozen=True, slots=True)
-class Spool:
-    """The durable queue; `url` is "sqlite:PATH" with PATH relative to state_dir. `keep_size` 0 is
-    no limit.
+class SpoolSettings:
+    """The durable queue.
+
+    `url` is "sqlite:PATH" with PATH relative to state_dir. `keep_size` 0 is no limit.
+    `reserve_size` is the size of the reserve file.
     """
 
     url: Annotated[str, Form.SPOOL_URL, Secret] = "sqlite:spool.sqlite"
     keep: PositiveSeconds = 14 * 86400.0
     keep_size: Annotated[int, Size()] = 0
-    ballast: Annotated[int, Size()] = 16 * 1024 * 1024
+    reserve_size: Annotated[int, Size()] = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Pressure:
-    """Where new mail is refused; `memory` 0 is three quarters of what there is; less than
-    16 MiB is a slip, for no relay is so small: it would never take any mail.
+class PressureSettings:
+    """The limits above which new mail is refused.
+
+    `memory` 0 is three quarters of the machine's memory. Less than 16 MiB is an error, because
+    Relay would never accept mail.
     """
 
     disk_free: Bytes = 64 * 1024 * 1024
@@ -165,8 +167,8 @@ class Pressure:
 
 
 @dataclass(frozen=True, slots=True)
-class Dns:
-    """Name servers as "HOST:PORT"; none: the system's."""
+class DnsSettings:
+    """Name servers as "HOST:PORT"; by default the system's."""
 
     nameservers: tuple[Address, ...] = ()
     timeout: PositiveSeconds = 10.0
@@ -180,7 +182,7 @@ Rate = Annotated[str, Form.RATE]
 
 @dataclass(frozen=True, slots=True)
 class RetryByClass:
-    """Retry lists by why mail was put off (message.outcome's classes); () is the common one."""
+    """Retry lists by class of failure (message.outcome); () is the common list."""
 
     dns: RetryList = ()
     connect: RetryList = ()
@@ -195,8 +197,8 @@ class RetryByClass:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
-    """How mail leaves: retries, limits, TLS. `delay_warning_after` 0 is never."""
+class DeliverySettings:
+    """Delivery: retries, limits, TLS. `delay_warning_after` 0 is never."""
 
     port: Port = 25
     tls: Literal["none", "opportunistic", "required"] = "opportunistic"
@@ -222,11 +224,11 @@ class RouteAuth:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One line of the route table: a domain pattern and where its mail goes.
+    """One line of the route table: a domain pattern and its next hop.
 
     `next_hop` is mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT. `tls` None
     is "verify" with `auth` to a host that is not loopback, else as in [delivery]; `ca` None is the
-    system's store. The limits are for each site, and apply together with those of [delivery].
+    system's store. The limits are per site and apply in addition to those of [delivery].
     """
 
     domain: Annotated[str, Form.DOMAIN_PATTERN]
@@ -239,14 +241,14 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """Where the mail-flow rules are."""
+class PolicySettings:
+    """The directory of the mail-flow rules."""
 
     directory: Path = Path("policies")
 
 
 @dataclass(frozen=True, slots=True)
-class Observe:
+class ObserveSettings:
     """Metrics, health and logs."""
 
     metrics: Address | None = None
@@ -259,34 +261,34 @@ class Settings:
 
     hostname: Domain
     state_dir: Path
-    http: Http = field(default_factory=Http)
+    http: HttpSettings = field(default_factory=HttpSettings)
     smtp: tuple[SmtpListener, ...] = ()
-    mailboxes: Mailboxes = field(default_factory=Mailboxes)
-    pickup: Pickup = field(default_factory=Pickup)
-    spool: Spool = field(default_factory=Spool)
-    pressure: Pressure = field(default_factory=Pressure)
-    dns: Dns = field(default_factory=Dns)
-    delivery: Delivery = field(default_factory=Delivery)
+    mailboxes: MailboxSettings = field(default_factory=MailboxSettings)
+    pickup: PickupSettings = field(default_factory=PickupSettings)
+    spool: SpoolSettings = field(default_factory=SpoolSettings)
+    pressure: PressureSettings = field(default_factory=PressureSettings)
+    dns: DnsSettings = field(default_factory=DnsSettings)
+    delivery: DeliverySettings = field(default_factory=DeliverySettings)
     route: tuple[Route, ...] = ()
-    policy: Policy = field(default_factory=Policy)
-    observe: Observe = field(default_factory=Observe)
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    observe: ObserveSettings = field(default_factory=ObserveSettings)
 
     @property
     def run_dir(self) -> Path:
-        """Sockets and the lock live here."""
+        """The directory of the sockets and the lock."""
         return self.state_dir / "run"
 
     @property
     def spool_file(self) -> Path:
-        """The queue's file: spool.url is "sqlite:PATH", relative to state_dir."""
+        """The file of the queue."""
         return self.state_dir / self.spool.url.removeprefix("sqlite:")
 
     @property
     def pickup_socket(self) -> Path:
-        """Where pickup submits: its own SMTP listener, a Unix socket."""
+        """The Unix socket of the SMTP listener for pickup."""
         return self.run_dir / "pickup.sock"
 
     @property
     def control_socket(self) -> Path:
-        """`/relay/v1` with operator's rights, for the command line."""
+        """The Unix socket of `/relay/v1` with the role operate, for the command line."""
         return self.run_dir / "control.sock"

@@ -1,9 +1,8 @@
-"""Check what no single value shows: values against each other, and the files they name.
+"""Validate values against each other, and the files that they name.
 
-On the path: loader asks after everything was read.
-Holds: looks at what was right; so it finds its faults beside those of the reader.
-Fails: never; yields what was expected, and where. What was found is shown as it stands in the file.
-Standards: RFC 3207, RFC 8314 (where TLS is needed).
+It runs after everything was read, on the values that are valid alone, so its faults are reported
+together with the reader's. It yields what was expected and where; what was found is shown as it is
+in the file. See RFC 3207 and RFC 8314 on where TLS is required.
 """
 
 import ipaddress
@@ -14,14 +13,14 @@ from pathlib import Path
 from relay.settings.document import KeyPath
 from relay.settings.tree import (
     Address,
-    Delivery,
-    Dns,
-    Http,
-    Mailboxes,
-    Observe,
+    DeliverySettings,
+    DnsSettings,
+    HttpSettings,
+    MailboxSettings,
+    ObserveSettings,
     Route,
     SmtpListener,
-    Tls,
+    TlsSettings,
 )
 from relay.settings.values import is_ip, parse_address
 
@@ -31,21 +30,21 @@ _LONGEST_SOCKET = "run/control.sock"
 
 
 def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | None) -> Found:
-    """Yield the place of every fault and what was expected there; `read` is the reader's."""
-    yield from _listening_twice(read)
+    """Yield the key path of every fault and what was expected; `read` is DocumentReader.read."""
+    yield from _duplicate_listeners(read)
     if state_dir is not None:
-        yield from _sockets_fit(state_dir)
+        yield from _socket_paths_too_long(state_dir)
     for path, made in read:
         match made:
             case SmtpListener():
                 yield from _listener(path, made)
-            case Tls():
+            case TlsSettings():
                 yield from _certificate(path, made)
-            case Dns():
+            case DnsSettings():
                 yield from _name_servers(path, made)
-            case Mailboxes():
+            case MailboxSettings():
                 yield from _mailboxes(path, made)
-            case Delivery(retry=()):
+            case DeliverySettings(retry=()):
                 yield (*path, "retry"), "a list of at least one duration"
             case Route():
                 yield from _credentials(path, made)
@@ -55,31 +54,31 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
 
 
 def is_loopback(address: Address) -> bool:
-    """Whether only this machine reaches the address."""
+    """Return whether the address is reachable only from this machine."""
     if address.path or address.host == "localhost":
         return True
     return is_ip(address.host) and ipaddress.ip_address(address.host).is_loopback
 
 
-def _listening_twice(read: Sequence[tuple[KeyPath, object]]) -> Found:
+def _duplicate_listeners(read: Sequence[tuple[KeyPath, object]]) -> Found:
     places: list[tuple[KeyPath, Address]] = []
     for path, made in read:
         match made:
             case SmtpListener():
                 places.append(((*path, "listen"), made.listen))
-            case Http():
+            case HttpSettings():
                 places += [((*path, "listen"), address) for address in made.listen]
-            case Observe(metrics=Address() as address):
+            case ObserveSettings(metrics=Address() as address):
                 places.append(((*path, "metrics"), address))
     for number, (path, address) in enumerate(places):
         if any(_overlap(address, earlier) for _, earlier in places[:number]):
-            yield path, "an address at which nothing else here listens"
+            yield path, "an address that no other listener has"
 
 
 def _overlap(one: Address, other: Address) -> bool:
     if one.path or other.path:
         return one.path == other.path
-    if one.port != other.port or not one.port:  # port 0: a free one each time
+    if one.port != other.port or not one.port:  # port 0 is a free port each time
         return False
     return one.host == other.host or _is_wildcard_over(one, other) or _is_wildcard_over(other, one)
 
@@ -89,24 +88,24 @@ def _is_wildcard_over(one: Address, other: Address) -> bool:
     return one.host == wildcard
 
 
-def _sockets_fit(state_dir: Path) -> Found:
+def _socket_paths_too_long(state_dir: Path) -> Found:
     longest = len(str(state_dir / _LONGEST_SOCKET).encode())
     if longest > _SOCKET_PATH_BYTES_MAX:
         spare = _SOCKET_PATH_BYTES_MAX - len(f"/{_LONGEST_SOCKET}")
-        yield ("state_dir",), f"at most {spare} bytes, from the root on: there are sockets in it"
+        yield ("state_dir",), f"an absolute path of at most {spare} bytes: it contains sockets"
 
 
 def _listener(path: KeyPath, listener: SmtpListener) -> Found:
     if listener.tls is not None:
         return
     if listener.role == "submissions":
-        yield (*path, "role"), "tls beside it: a certificate and a key"
+        yield (*path, "role"), "tls with a certificate and a key"
     elif listener.role == "submission" and not is_loopback(listener.listen):
-        expected = "tls beside it, or loopback: passwords do not travel in the clear"
+        expected = "tls, or a loopback address: passwords are not accepted in the clear"
         yield (*path, "role"), expected
 
 
-def _certificate(path: KeyPath, tls: Tls) -> Found:
+def _certificate(path: KeyPath, tls: TlsSettings) -> Found:
     unreadable = [*_unreadable((*path, "certificate"), tls.certificate)]
     unreadable += _unreadable((*path, "key"), tls.key)
     yield from unreadable
@@ -114,7 +113,7 @@ def _certificate(path: KeyPath, tls: Tls) -> Found:
         return
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # the password stands for a prompt that nobody would answer
+        # without a password OpenSSL would prompt for one
         context.load_cert_chain(tls.certificate, tls.key, password="-")  # noqa: S106
     except (ssl.SSLError, ValueError, OSError) as error:
         reason = getattr(error, "reason", None) or "not PEM"
@@ -127,7 +126,7 @@ def _certificate(path: KeyPath, tls: Tls) -> Found:
 def _unreadable(path: KeyPath, file: Path) -> Found:
     try:
         if not file.is_file():
-            yield path, "the path of a file that is there"
+            yield path, "the path of an existing file"
             return
         with file.open("rb"):
             return
@@ -135,13 +134,13 @@ def _unreadable(path: KeyPath, file: Path) -> Found:
         yield path, f"a file that can be read ({error.strerror})"
 
 
-def _name_servers(path: KeyPath, dns: Dns) -> Found:
+def _name_servers(path: KeyPath, dns: DnsSettings) -> Found:
     for number, server in enumerate(dns.nameservers):
         if not (is_ip(server.host) and server.port):
             yield (*path, "nameservers", number), "the IP address and port of a name server"
 
 
-def _mailboxes(path: KeyPath, mailboxes: Mailboxes) -> Found:
+def _mailboxes(path: KeyPath, mailboxes: MailboxSettings) -> Found:
     for name in ("catch_all", "postmaster"):
         address = getattr(mailboxes, name)
         if address and address.rpartition("@")[2] not in mailboxes.domains:
@@ -152,18 +151,18 @@ def _credentials(path: KeyPath, route: Route) -> Found:
     if route.auth is None:
         return
     if not route.next_hop.startswith(("smtp://", "smtps://")):
-        yield (*path, "auth"), "auth only beside an smtp:// or smtps:// next hop"
+        yield (*path, "auth"), "auth only with an smtp:// or smtps:// next hop"
     yield from _unreadable((*path, "auth", "password_file"), route.auth.password_file)
 
 
 def host_of(route: Route) -> Address | None:
-    """The host and port of an smtp:// or smtps:// next hop, None for any other."""
+    """Return the host and port of an smtp:// or smtps:// next hop, None for any other."""
     scheme, _, place = route.next_hop.partition("://")
     return parse_address(place, Path()) if scheme in ("smtp", "smtps") else None
 
 
 def verifies(route: Route) -> bool:
-    """Whether the certificate of the route's host has to be right: the default with a login."""
+    """Return whether the certificate of the route's host is verified: the default with `auth`."""
     host = host_of(route)
     if route.tls is not None or route.auth is None or host is None:
         return route.tls == "verify"
@@ -173,7 +172,7 @@ def verifies(route: Route) -> bool:
 def _route_tls(path: KeyPath, route: Route) -> Found:
     host = host_of(route)
     if route.tls == "dane":
-        yield (*path, "tls"), "none, opportunistic, required or verify: dane is not built yet"
+        yield (*path, "tls"), "none, opportunistic, required or verify: dane is not implemented"
     elif route.tls is not None and host is None and route.next_hop != "mx":
         yield (*path, "tls"), "tls only with an mx, smtp:// or smtps:// next hop"
     elif route.tls == "none" and route.next_hop.startswith("smtps://"):
@@ -209,6 +208,6 @@ def _routes(routes: Sequence[tuple[KeyPath, Route]]) -> Found:
     for path, route in routes:
         if route.domain in seen or "*" in seen:
             other = "*" if "*" in seen else route.domain
-            expected = f'a route that mail can reach: the one for "{other}" above takes it all'
+            expected = f'a route that mail can reach: the route for "{other}" above matches first'
             yield (*path, "domain"), expected
         seen.add(route.domain)

@@ -1,9 +1,9 @@
-"""Read the values that people write as text: durations, sizes, addresses, domains, next hops.
+"""Parse values written as text: durations, sizes, addresses, domains, next hops, references.
 
-On the path: reader calls these for each leaf of a file; policy reads its sizes here.
-Holds: pure; each returns one spelling of what it read.
-Fails: ValueError, whose text is only what was expected: it never shows what was found.
-Standards: RFC 1035 2.3.1 and RFC 5890 (domains), RFC 5321 4.1.2 (mailboxes), RFC 3986 3.2.2.
+Each function returns the normalized value, or raises ValueError with a text that says only what
+was expected, never what was found. ${env:NAME} and ${file:PATH} are replaced before a value is
+parsed; the result is not expanded again. See RFC 1035 2.3.1 and RFC 5890 (domains), RFC 5321 4.1.2
+(mailboxes), RFC 3986 3.2.2.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _LOCAL_PART_BYTES_MAX = 64
 _ATOM_SPECIALS = frozenset("!#$%&'*+-=?^_`{|}~")  # RFC 5322 atext less "/": mailboxes are folders
 _UNIX_PATH_BYTES_MAX = 107  # sun_path
 _REJECT_TEXT_LENGTH_MAX = 400  # a reply line has at most 512 octets (RFC 5321 4.5.3.1.5)
-_WIDEST_NETWORK_BITS = {4: 8, 6: 7}  # 10.0.0.0/8 and fc00::/7 are the widest that are anybody's own
+_WIDEST_NETWORK_BITS = {4: 8, 6: 7}  # 10.0.0.0/8 and fc00::/7 are the widest private networks
 
 WRITTEN_DURATION_EXPECTED = 'a duration such as "8s", "5m", "4h", "2d"'
 DURATION_EXPECTED = f"{WRITTEN_DURATION_EXPECTED}, or a number of seconds"
@@ -67,7 +67,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_address(text: str, base: Path) -> Address:
-    """Return a place to listen at or to connect to; a socket's path is relative to `base`."""
+    """Return an address to listen on or connect to; a socket's path is relative to `base`."""
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
         if not path or "\0" in path:
@@ -90,7 +90,7 @@ def parse_address(text: str, base: Path) -> Address:
 
 
 def is_ip(text: str) -> bool:
-    """Whether `text` is an IPv4 or IPv6 address."""
+    """Return whether `text` is an IPv4 or IPv6 address."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -137,22 +137,20 @@ def _is_atom_character(character: str) -> bool:
 
 
 def parse_network(text: str) -> str:
-    """Return ADDRESS/BITS; refused is what is so wide that it would make an open relay."""
+    """Return ADDRESS/BITS; reject a network so wide that it would make an open relay."""
     try:
         network = ipaddress.ip_network(text)
     except ValueError:
-        expected = 'a network such as "192.0.2.0/24" (with no bit set behind the prefix)'
+        expected = 'a network such as "192.0.2.0/24" (with no bit set after the prefix)'
         raise ValueError(expected) from None
     widest = _WIDEST_NETWORK_BITS[network.version]
     if network.prefixlen < widest:
-        raise ValueError(
-            f"a network of your own, /{widest} or narrower: everybody in it is trusted"
-        )
+        raise ValueError(f"a network of your own, /{widest} or narrower: all its hosts are trusted")
     return str(network)
 
 
 def parse_next_hop(text: str) -> str:
-    """Return a next hop in one spelling; RFC 5321 text for reject."""
+    """Return a normalized next hop; RFC 5321 text for reject."""
     if text in ("mx", "local", "capture"):
         return text
     scheme, separator, place = text.partition("://")
@@ -175,7 +173,7 @@ def parse_next_hop(text: str) -> str:
 
 
 def parse_spool_url(text: str) -> str:
-    """Return "sqlite:PATH"; PATH lies in state_dir, because the lock there is what guards it."""
+    """Return "sqlite:PATH"; PATH must be in state_dir, whose lock protects it."""
     kind, _, path = text.partition(":")
     is_inside = not Path(path).is_absolute() and ".." not in Path(path).parts
     if kind != "sqlite" or not path or "\0" in path or not is_inside:
@@ -184,7 +182,7 @@ def parse_spool_url(text: str) -> str:
 
 
 def parse_web_url(text: str) -> str:
-    """Return an http or https URL without a slash at its end."""
+    """Return an http or https URL without a trailing slash."""
     expected = 'a URL such as "https://mail.example.org"'
     try:
         url = urlsplit(text)
@@ -214,19 +212,19 @@ _FILE_SIZE_MAX = 64 * 1024
 
 
 def has_reference(text: str) -> bool:
-    """Whether something in `text` is to be replaced."""
+    """Return whether `text` contains a reference."""
     return "${" in text
 
 
 def expand(text: str, *, base: Path, environ: Mapping[str, str]) -> str:
     """Return `text` with its references replaced; PATH is relative to `base`.
 
-    A file's last end of line is left out. Raises ValueError.
+    The last line ending of a file is removed. Raises ValueError.
     """
-    return _REFERENCE.sub(lambda found: _meaning(found[1], base, environ), text)
+    return _REFERENCE.sub(lambda found: _resolve_reference(found[1], base, environ), text)
 
 
-def _meaning(reference: str, base: Path, environ: Mapping[str, str]) -> str:
+def _resolve_reference(reference: str, base: Path, environ: Mapping[str, str]) -> str:
     kind, _, name = reference.partition(":")
     if kind == "env" and name:
         if name not in environ:
@@ -238,7 +236,7 @@ def _meaning(reference: str, base: Path, environ: Mapping[str, str]) -> str:
 
 
 def _as_utf_8(value: str, name: str) -> str:
-    """Return an environment variable that has no bytes which Python could only smuggle in."""
+    """Return an environment variable if it is valid UTF-8 (Python escapes other bytes)."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -248,7 +246,7 @@ def _as_utf_8(value: str, name: str) -> str:
 
 def _read(file: Path, name: str) -> str:
     try:
-        if not file.is_file():  # never wait on a pipe or a device
+        if not file.is_file():  # do not wait for a pipe or a device
             raise FileNotFoundError(None, "no such file")
         with file.open("rb") as stream:
             content = stream.read(_FILE_SIZE_MAX + 1)

@@ -33,9 +33,9 @@ from relay.mailbox.query import (
     HasWords,
     MessageQuery,
     Operator,
-    Order,
     Property,
     SearchIn,
+    SortOrder,
 )
 from relay.mailbox.types import QuotaLimits
 
@@ -204,7 +204,9 @@ QUESTIONS: dict[str, Callable[[random.Random], MessageQuery]] = {
     "from and unread": lambda c: query(
         AllOf((sender(c), Compare(Property.IS_READ, Operator.EQ, value=False)))
     ),
-    "oldest first": lambda _: MessageQuery(folder_id="inbox", order=(Order(Property.RECEIVED),)),
+    "oldest first": lambda _: MessageQuery(
+        folder_id="inbox", order=(SortOrder(Property.RECEIVED),)
+    ),
     "search a rare word": lambda c: query(
         HasWords(SearchIn.ANYWHERE, f"number{c.randrange(1000)}")
     ),

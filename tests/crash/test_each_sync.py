@@ -499,7 +499,7 @@ MODULES = (
     *("submissions/scheduled.py", "submissions/on_disk.py", "folders.py"),
 )
 # They say where a folder is shown, or which id it has; what is in it does not depend on them.
-OF_FOLDERS = ("mailbox", "make_folder", "write_id")
+OF_FOLDERS = ("mailbox", "make_folder", "write_folder_id")
 
 
 def sync_sites() -> list[str]:

@@ -26,7 +26,7 @@ from relay.clock import Ids, SystemClock
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore, SendOptions, maildir
-from relay.mailbox.message_file import delivered_stem
+from relay.mailbox.message_file import delivered_base_name
 from relay.mailbox.types import OutcomeUnknownError, QuotaLimits, StoreUnavailableError
 from relay.message.properties import MessageProperties, Person
 from relay.mime.draft import read_properties
@@ -136,8 +136,8 @@ async def one_client(store: FileStore, history: History, number: int) -> None:
         unique = f"{number}.{message_number}"
         letter = f"Subject: {unique}\r\n\r\n{body}".encode()
         await store.deliver(ALICE, unique=unique, content=letter)
-        stem = delivered_stem(unique, hostname="h")
-        [delivered] = (home / "new").glob(f"{stem}*")
+        base_name = delivered_base_name(unique, hostname="h")
+        [delivered] = (home / "new").glob(f"{base_name}*")
         history.promise(delivered)
 
 

@@ -19,18 +19,18 @@ from relay.graph.serializer import show_message
 from relay.mailbox.query import (
     AllOf,
     AnyItem,
+    AnyOf,
     Collection,
     Compare,
     CompareItem,
     Condition,
     HasWords,
     ItemProperty,
-    Negated,
-    OneOf,
+    Not,
     Operator,
-    Order,
     Property,
     SearchIn,
+    SortOrder,
 )
 from relay.mailbox.types import StoredMessage
 
@@ -104,9 +104,9 @@ def matches(condition: Condition | None, facts: Facts) -> bool:
             return True
         case AllOf(parts):
             return all(matches(part, facts) for part in parts)
-        case OneOf(parts):
+        case AnyOf(parts):
             return any(matches(part, facts) for part in parts)
-        case Negated(part):
+        case Not(part):
             return not matches(part, facts)
         case Compare(named, operator, value):
             return _compare(operator, _key(named, facts.values[named]), _key(named, value))
@@ -122,9 +122,9 @@ def _item_matches(condition: Condition, item: Mapping[ItemProperty, str]) -> boo
     match condition:
         case AllOf(parts):
             return all(_item_matches(part, item) for part in parts)
-        case OneOf(parts):
+        case AnyOf(parts):
             return any(_item_matches(part, item) for part in parts)
-        case Negated(part):
+        case Not(part):
             return not _item_matches(part, item)
         case CompareItem(named, operator, value):
             return _compare(operator, item[named].casefold(), value.casefold())
@@ -169,7 +169,7 @@ def _has_words(words: Sequence[str], wanted: Sequence[str], prefix: bool) -> boo
     return False
 
 
-def order_key(order: Sequence[Order], facts: Facts) -> tuple[Any, ...]:
+def order_key(order: Sequence[SortOrder], facts: Facts) -> tuple[Any, ...]:
     """What a message is sorted by: smaller ones come first, also where a key descends."""
     return tuple(
         _Descending(key) if one.descending else key
@@ -196,7 +196,7 @@ def trees(leaves: st.SearchStrategy[Condition]) -> st.SearchStrategy[Condition]:
 
     def grown(inner: st.SearchStrategy[Condition]) -> st.SearchStrategy[Condition]:
         parts = st.lists(inner, min_size=2, max_size=3).map(tuple)
-        return st.builds(AllOf, parts) | st.builds(OneOf, parts) | st.builds(Negated, inner)
+        return st.builds(AllOf, parts) | st.builds(AnyOf, parts) | st.builds(Not, inner)
 
     return st.recursive(leaves, grown, max_leaves=8)
 

@@ -22,7 +22,7 @@ from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
 from relay.reports import Reporter
 from relay.routing.route_table import RouteTable
-from relay.settings.tree import Address, Route, SmtpListener, Tls
+from relay.settings.tree import Address, Route, SmtpListener, TlsSettings
 from relay.spool.types import Accepted, Claim, NewMessage
 
 OPENING = [
@@ -189,7 +189,7 @@ class Relay:
         return SmtpServer(settings, neighbours, pickup=pickup, limits=quick)
 
 
-def make_certificate(directory: Path) -> Tls:
+def make_certificate(directory: Path) -> TlsSettings:
     """Make a self-signed certificate for localhost with the openssl command."""
     certificate, key = directory / "certificate.pem", directory / "key.pem"
     command = (
@@ -197,7 +197,7 @@ def make_certificate(directory: Path) -> Tls:
         f" -subj /CN=localhost -keyout {key} -out {certificate}"
     )
     subprocess.run(command.split(), check=True, capture_output=True)
-    return Tls(certificate, key)
+    return TlsSettings(certificate, key)
 
 
 class Client:

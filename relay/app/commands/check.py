@@ -25,7 +25,7 @@ from relay.policy import PolicyError, load_rules
 from relay.routing import name_servers_answer
 from relay.settings import Settings, SettingsError, load
 from relay.settings.document import Document, Fault, KeyPath, read_document
-from relay.settings.tree import Address, Tls
+from relay.settings.tree import Address, TlsSettings
 from relay.settings.validation import host_of, is_loopback
 from relay.smtp.tls import is_for, shown_names
 from relay.spool.sqlite.disk.presence import is_or_was_there
@@ -47,7 +47,7 @@ class CheckedListener:
 
     key: KeyPath
     address: Address
-    tls: Tls | None = None
+    tls: TlsSettings | None = None
     tls_key: KeyPath = ()
 
     @property
@@ -253,7 +253,7 @@ def _names(listener: CheckedListener, hostname: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _certificate_of_handshake(tls: Tls) -> Mapping[str, Any]:
+def _certificate_of_handshake(tls: TlsSettings) -> Mapping[str, Any]:
     """Return the certificate as a client gets it in a TLS handshake in memory.
 
     Raises OSError, ssl.SSLError.

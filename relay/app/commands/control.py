@@ -245,7 +245,7 @@ class OperatorClient:
         *,
         nothing: dict[str, Any],
     ) -> dict[str, Any]:
-        from relay.app.commands.offline import carry_out  # noqa: PLC0415 - only without a daemon
+        from relay.app.commands.offline import carry_out  # noqa: PLC0415 - slow
 
         done = [0]
         order = partial(
@@ -267,7 +267,7 @@ class OperatorClient:
         """Query the files. Raises `silent` if a daemon runs but did not answer."""
         if isinstance(silent, ControlForbiddenError):
             raise silent
-        from relay.app.commands.offline import with_spool_files  # noqa: PLC0415 - only without a daemon
+        from relay.app.commands.offline import with_spool_files  # noqa: PLC0415 - slow
 
         self.without_daemon = str(silent)
         try:

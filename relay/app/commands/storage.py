@@ -238,7 +238,7 @@ def _offline(
     older_than_s: float | None,
     dry_run: bool,
 ) -> Mapping[str, Any]:
-    from relay.app.commands.offline import SpoolFiles, with_spool_files  # noqa: PLC0415 - only without a daemon
+    from relay.app.commands.offline import SpoolFiles, with_spool_files  # noqa: PLC0415 - slow
 
     age_s = settings.spool.keep if older_than_s is None else older_than_s
 

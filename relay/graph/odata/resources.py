@@ -18,16 +18,16 @@ from relay.http.errors import ApiError, shown
 from relay.mailbox.query import (
     AllOf,
     AnyItem,
+    AnyOf,
     Collection,
     Compare,
     CompareItem,
     Condition,
     ItemProperty,
-    Negated,
-    OneOf,
+    Not,
     Operator,
-    Order,
     Property,
+    SortOrder,
 )
 from relay.mailbox.types import Folder
 
@@ -59,10 +59,10 @@ def message_condition(text: str) -> Condition:
     return resolve(parse_expression(text), _MESSAGE_RESOURCE)
 
 
-def message_order(text: str) -> tuple[Order, ...]:
+def message_order(text: str) -> tuple[SortOrder, ...]:
     """Return the keys of an $orderby on messages. Raises ApiError 400."""
     return tuple(
-        Order(_MESSAGE_BY_NAME[name], descending=descending)
+        SortOrder(_MESSAGE_BY_NAME[name], descending=descending)
         for name, descending in order_keys(
             text, tuple(_MESSAGE_BY_NAME), frozenset(_message_property_names())
         )
@@ -132,8 +132,8 @@ _MESSAGE_RESOURCE: Resource[Condition] = Resource(
     type_name="microsoft.graph.message",
     fields={named.lower(): _message_field(named) for named in Property},
     all_of=AllOf,
-    one_of=OneOf,
-    negated=Negated,
+    one_of=AnyOf,
+    negated=Not,
     items={collection.lower(): _items(collection) for collection in Collection},
     known=frozenset(_message_property_names()),
     hints={

@@ -16,11 +16,11 @@ from relay.graph.odata.expression import CHARACTERS_MAX, clause_fault
 from relay.http.errors import ApiError, shown
 from relay.mailbox.query import (
     AllOf,
+    AnyOf,
     Compare,
     Condition,
     HasWords,
-    Negated,
-    OneOf,
+    Not,
     Operator,
     Property,
     SearchIn,
@@ -111,7 +111,7 @@ class _Parser:
         while self._next.is_operator("OR"):
             self._take()
             parts.append(self._both())
-        return OneOf(tuple(parts)) if len(parts) > 1 else parts[0]
+        return AnyOf(tuple(parts)) if len(parts) > 1 else parts[0]
 
     def _both(self) -> Condition:
         parts = [self._negated()]
@@ -126,7 +126,7 @@ class _Parser:
             return self._term()
         self._enter()
         self._take()
-        condition = Negated(self._negated())
+        condition = Not(self._negated())
         self._depth -= 1
         return condition
 
@@ -237,7 +237,7 @@ def _dated(token: _Token, named: Property, *, operator: str, value: str) -> Cond
         case ">=":
             return since
         case "<>":
-            return Negated(AllOf((since, before)))
+            return Not(AllOf((since, before)))
         case _:
             return AllOf((since, before))
 

@@ -1,15 +1,16 @@
-"""The index of a mailbox: where its messages are, what they say, and what happened to them.
+"""The index of a mailbox: its messages, their searchable content, and the change feed.
 
-On the path: every reading request; quota; not the way of sendMail to its 202.
-Holds: a cache beside the Maildir's files, caught up before each answer with whatever changed them.
-Inside: indexes and mailbox answer; catchup, watch, looking, claims and identity bring the rows to
-what is on the disk; filling and facts read what a query needs; conditions, paging and querying make
-SQL of it; feed has the changes; checking and comparing are for verify.
-Fails: StoreError's children; OSError when a mailbox cannot be read.
-Standards: Maildir; docs/design.md 3.
+Every read request and the quota use it; the path of sendMail to its 202 does not. It is a cache,
+the file `relay-index` next to the Maildir's files. It is updated before each answer with the
+changes that any program made, and rebuilt when it is damaged or of another version.
+
+`indexes` answers, `mailbox_index` opens and rebuilds one index. `update`, `watch` and `identity`
+bring the rows to the state of the disk; `content_index` reads headers and text when a query needs
+them; `query_sql` compiles conditions and pages; `change_feed` has the changes; `consistency` is
+for `relay storage verify`. See docs/design.md 3.
 """
 
 from relay.mailbox.index.indexes import Indexes
-from relay.mailbox.message_file import Located
+from relay.mailbox.message_file import MessageFile
 
-__all__ = ["Indexes", "Located"]
+__all__ = ["Indexes", "MessageFile"]

@@ -1,10 +1,9 @@
-"""The change feed of a mailbox: what happened to its messages, in the order it was seen.
+"""The change feed of a mailbox: what happened to its messages, in the order of discovery.
 
-On the path: rows.py appends to it; delta and subscriptions read on from where they were.
-Holds: a position belongs to one feed; a feed never tells two things under one number. Where it
-might, as the disk may have lost the last of it, it is another feed from then on.
-Fails: StalePositionError for a position of another feed, or of changes that are kept no more.
-Standards: none.
+rows.py appends to it; Graph's delta queries and subscriptions read on from their positions. A
+position belongs to one feed. A feed never has two changes with one number: if the disk may have
+lost its last changes, a new feed begins. Raises StalePositionError for a position of another feed,
+or of changes that are no longer kept.
 """
 
 import functools
@@ -15,7 +14,7 @@ from pathlib import Path
 import apsw
 
 from relay.mailbox.index.database import fetch
-from relay.mailbox.types import Change, ChangeKind, Changes, StalePositionError
+from relay.mailbox.types import Change, ChangeKind, ChangePage, StalePositionError
 
 CHANGES_KEPT = 100_000
 _PRUNED_EVERY = 1000
@@ -24,34 +23,34 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _CLOSED = "closed"
 
 
-def open_feed(cursor: apsw.Cursor, *, made_as: str) -> None:
-    """Go on with the feed, or begin another where its last changes may be lost.
+def open_feed(cursor: apsw.Cursor, *, file_id: str) -> None:
+    """Continue the feed, or begin another one if its last changes may be lost.
 
-    `made_as` tells the file from a copy of it that was put back. In a transaction that is synced:
-    behind it, positions are given away.
+    `file_id` distinguishes the file from a restored copy of it. The transaction must be synced,
+    because positions are returned to clients after it.
     """
-    state = _about(cursor, "state")
+    state = _get_meta(cursor, "state")
     is_sound = state in (_CLOSED, f"open {boot_id()}") and boot_id() != ""
-    if not is_sound or _about(cursor, "made_as") != made_as:
+    if not is_sound or _get_meta(cursor, "made_as") != file_id:
         _set(cursor, "feed", os.urandom(8).hex())
-    _set(cursor, "made_as", made_as)
+    _set(cursor, "made_as", file_id)
     _set(cursor, "state", f"open {boot_id()}")
 
 
-def is_open(cursor: apsw.Cursor, *, made_as: str) -> bool:
-    """Whether open_feed() has been here since the machine started."""
-    is_same = _about(cursor, "made_as") == made_as
-    return is_same and _about(cursor, "state") == f"open {boot_id()}" and boot_id() != ""
+def is_open(cursor: apsw.Cursor, *, file_id: str) -> bool:
+    """Return whether open_feed() has run since the machine started."""
+    is_same = _get_meta(cursor, "made_as") == file_id
+    return is_same and _get_meta(cursor, "state") == f"open {boot_id()}" and boot_id() != ""
 
 
 def close_feed(cursor: apsw.Cursor) -> None:
-    """Say that nothing can be lost of it: what follows is a checkpoint, which syncs."""
+    """Mark the feed as complete. The checkpoint that follows syncs it."""
     _set(cursor, "state", _CLOSED)
 
 
 @functools.cache
 def boot_id() -> str:
-    """What tells one start of the machine from the next; "" where that is not known."""
+    """Return the id of this boot of the machine, "" if it is not known."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
@@ -66,7 +65,7 @@ def append_change(
     folder_id: str,
     previous_folder_id: str,
 ) -> None:
-    """Tell one thing, and forget the oldest now and then."""
+    """Append a change, and delete the oldest from time to time."""
     cursor.execute(
         "INSERT INTO change (kind, message_id, folder_id, previous_folder_id) VALUES (?, ?, ?, ?)",
         (str(kind), message_id, folder_id, previous_folder_id),
@@ -76,22 +75,24 @@ def append_change(
         cursor.execute("DELETE FROM change WHERE sequence <= ?", (sequence - CHANGES_KEPT,))
 
 
-def changes_after(cursor: apsw.Cursor, position: str, limit: int) -> Changes:
-    """Return up to `limit` changes behind a position; of "" none, and where the feed is now.
+def changes_after(cursor: apsw.Cursor, position: str, limit: int) -> ChangePage:
+    """Return up to `limit` changes after a position; for "" none, and the current position.
 
     Raises StalePositionError.
     """
-    feed = _about(cursor, "feed")
+    feed = _get_meta(cursor, "feed")
     last = _last(cursor)
     if not position:
-        return Changes((), f"{feed}.{last}", more=False)
+        return ChangePage((), f"{feed}.{last}", more=False)
     match = _POSITION.fullmatch(position)
     if match is None or match[1] != feed:
-        raise StalePositionError("The position is not one of this mailbox's feed; begin anew.")
+        raise StalePositionError(
+            "The position is not one of this mailbox's feed; start again without it."
+        )
     after = int(match[2])
     first = cursor.execute("SELECT min(sequence) FROM change").get or last + 1
     if not first - 1 <= after <= last:
-        raise StalePositionError("The position is too old; begin anew.")
+        raise StalePositionError("The position is too old; start again without it.")
     found = fetch(
         cursor,
         "SELECT sequence, kind, message_id, folder_id, previous_folder_id FROM change"
@@ -103,7 +104,7 @@ def changes_after(cursor: apsw.Cursor, position: str, limit: int) -> Changes:
         for sequence, kind, message_id, folder_id, previous in found[:limit]
     )
     reached = changes[-1].sequence if changes else after
-    return Changes(changes, f"{feed}.{reached}", more=len(found) > limit)
+    return ChangePage(changes, f"{feed}.{reached}", more=len(found) > limit)
 
 
 def _last(cursor: apsw.Cursor) -> int:
@@ -111,10 +112,10 @@ def _last(cursor: apsw.Cursor) -> int:
     return int(found[0]) if found else 0
 
 
-def _about(cursor: apsw.Cursor, name: str) -> str:
-    found = cursor.execute("SELECT value FROM about WHERE name = ?", (name,)).fetchone()
+def _get_meta(cursor: apsw.Cursor, name: str) -> str:
+    found = cursor.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
     return str(found[0]) if found else ""
 
 
 def _set(cursor: apsw.Cursor, name: str, value: str) -> None:
-    cursor.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (name, value))
+    cursor.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))

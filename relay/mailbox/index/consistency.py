@@ -1,10 +1,9 @@
-"""Look at one mailbox's index from outside: whether it is whole and agrees; make it anew.
+"""Compare a mailbox's index with its files, and rebuild it, for `relay storage verify`.
 
-On the path: `relay storage verify`, in a process of its own beside the relay's.
-Holds: nothing is watched and no index is made where there was none.
-Fails: IndexDamagedError, IndexUnusableError; StoreError's children; OSError when the mailbox cannot
-be read.
-Standards: docs/design.md 3.
+It runs in its own process while the relay runs. No index is created where none exists, and no
+directory is watched. Memory grows with the names of one directory, not with the mailbox. Raises
+IndexDamagedError, IndexUnusableError, StoreError's children, and OSError when a directory cannot
+be read. See docs/design.md 3.
 """
 
 import os
@@ -18,35 +17,35 @@ import apsw
 
 from relay.clock import Clock
 from relay.mailbox.folders import list_folders
-from relay.mailbox.index.content_index import FACT_COLUMNS, NO_FACTS, read_facts
+from relay.mailbox.index.content_index import HEADER_COLUMNS, NO_HEADER_DATA, read_header_data
 from relay.mailbox.index.database import (
     FILE_NAME,
     IndexDamagedError,
     fetch,
     open_database,
     remove_database,
-    translated,
+    translate_errors,
 )
 from relay.mailbox.index.mailbox_index import MailboxIndex
-from relay.mailbox.index.query_sql import FACTS
-from relay.mailbox.index.rows import COLUMNS, Body, FolderRow, Row, read_row
+from relay.mailbox.index.query_sql import HEADER_LEVEL
+from relay.mailbox.index.rows import COLUMNS, FolderRow, IndexedMessage, StatData, read_row
 from relay.mailbox.index.update import directory_path, names_on_disk, path_of
-from relay.mailbox.index.watch import Watches
+from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.message_file import (
     FLAGGED,
     SEEN,
     is_draft_file,
-    is_our_name,
+    is_relay_name,
     parse_name,
     received_at_us,
 )
 from relay.mailbox.types import Folder
 
 _ROWS_AT_ONCE = 1000
-_SAMPLE = 20  # of messages whose header is read again, in each directory
+_SAMPLE = 20  # messages per directory whose header is read again
 _DIFFERENCES_MAX = 10_000
-_STATE = "is_read, is_flagged, is_draft, filled"
-_READY = "SELECT 1 FROM about WHERE name = 'ready'"
+_STATE = "is_read, is_flagged, is_draft, content_level"
+_READY = "SELECT 1 FROM meta WHERE name = 'ready'"
 _COUNTS = (
     "SELECT id, total, unread, size_bytes,"
     " (SELECT count(*) FROM message WHERE folder = number),"
@@ -58,7 +57,7 @@ _COUNTS = (
 
 @dataclass(frozen=True, slots=True, order=True)
 class Difference:
-    """What is different, and of which file or folder."""
+    """A difference, and the file or folder that it concerns."""
 
     where: str
     what: str
@@ -67,10 +66,10 @@ class Difference:
 def differences(
     cursor: apsw.Cursor, folders: Sequence[Folder], *, names: bool, full: bool
 ) -> Iterator[Difference]:
-    """Compare all that follows from the files; `names`: also which files there are.
+    """Compare the rows with the files; with `names` also compare the lists of files.
 
-    `full` reads the header of each message that the index has read. Nothing differs in an index
-    that is still to be filled.
+    With `full` the header of each indexed message is read. An index that is not built yet has no
+    differences.
     """
     if cursor.execute(_READY).fetchone() is None:
         return
@@ -83,7 +82,7 @@ def differences(
     }
     if names:
         for folder_id in known.keys() ^ by_id.keys():
-            yield Difference(folder_id, "a folder that only one of both has")
+            yield Difference(folder_id, "a folder that exists only on disk or only in the index")
     count = 0
     for folder_id in sorted(known.keys() & by_id.keys()):
         row = FolderRow(known[folder_id], by_id[folder_id])
@@ -96,7 +95,7 @@ def differences(
 
 
 def feed_fault(cursor: apsw.Cursor) -> str:
-    """What is wrong with the change feed's numbers, "" if nothing is."""
+    """Return what is wrong with the change feed's sequence numbers, "" if nothing."""
     [(count, first, last)] = fetch(
         cursor, "SELECT count(*), min(sequence), max(sequence) FROM change"
     )
@@ -104,12 +103,12 @@ def feed_fault(cursor: apsw.Cursor) -> str:
         return f"{count} changes with the numbers {first} to {last}"
     given = cursor.execute("SELECT seq FROM sqlite_sequence WHERE name = 'change'").get or 0
     if count and given < last:
-        return f"a change with the number {last}, of {given} that were given"
+        return f"a change with the number {last}, but the last number given was {given}"
     return ""
 
 
-def place_of(cursor: apsw.Cursor, message_id: str) -> Path | None:
-    """The file of a message."""
+def find_path(cursor: apsw.Cursor, message_id: str) -> Path | None:
+    """Return the file of a message."""
     sql = (
         "SELECT directory, in_new, file_name FROM message JOIN folder ON folder = number"
         " WHERE message_id = ?"
@@ -126,20 +125,20 @@ def _of_directory(
     on_disk = dict(names_on_disk(directory_path(folder, in_new=in_new))) if names else {}
     sample = _SAMPLE
     for row, state in _rows(cursor, folder, in_new=in_new):
-        path = Path(path_of({folder.number: folder}, row.place))
+        path = Path(path_of({folder.number: folder}, row.location))
         body = _body(path)
-        is_there = on_disk.pop(row.place.file_name, None) is not None
-        if body != row.body:
+        is_there = on_disk.pop(row.location.file_name, None) is not None
+        if body != row.stat_data:
             if names:
-                what = "another file" if is_there else "no file"
-                yield Difference(str(path), f"the index has one that is {what}")
+                what = "another version of the file" if is_there else "a file that does not exist"
+                yield Difference(str(path), f"the index has {what}")
             continue
         for what in _row_faults(cursor, row, state, folder=folder.folder):
             yield Difference(str(path), what)
-        if state[-1] >= FACTS and (full or sample > 0):
+        if state[-1] >= HEADER_LEVEL and (full or sample > 0):
             sample -= 1
-            if not _has_right_facts(cursor, row, path):
-                yield Difference(str(path), "the index says something else of its header")
+            if not _has_right_header_data(cursor, row, path):
+                yield Difference(str(path), "the index has other header fields")
     for file_name in on_disk:
         if parse_name(os.fsdecode(file_name)) is not None:
             name = os.fsdecode(file_name)
@@ -148,7 +147,7 @@ def _of_directory(
 
 def _rows(
     cursor: apsw.Cursor, folder: FolderRow, *, in_new: bool
-) -> Iterator[tuple[Row, list[int]]]:
+) -> Iterator[tuple[IndexedMessage, list[int]]]:
     sql = (
         f"SELECT {COLUMNS}, {_STATE} FROM message"
         " WHERE folder = ? AND in_new = ? AND file_name > ? ORDER BY file_name LIMIT ?"
@@ -157,97 +156,97 @@ def _rows(
     while found := fetch(cursor, sql, (folder.number, in_new, after, _ROWS_AT_ONCE)):
         for one in found:
             row = read_row(one[:-4])
-            after = row.place.file_name
+            after = row.location.file_name
             yield row, list(one[-4:])
 
 
 def _row_faults(
-    cursor: apsw.Cursor, row: Row, state: Sequence[int], *, folder: Folder
+    cursor: apsw.Cursor, row: IndexedMessage, state: Sequence[int], *, folder: Folder
 ) -> Iterator[str]:
-    name = parse_name(os.fsdecode(row.place.file_name))
+    name = parse_name(os.fsdecode(row.location.file_name))
     if name is None:
-        yield "the index has what is no message's name"
+        yield "the index has a name that is not a message's"
         return
-    if row.stem != os.fsencode(name.stem) or row.flags != name.flags:
-        yield "the index has another name or other flags"
+    if row.base_name != os.fsencode(name.base_name) or row.flags != name.flags:
+        yield "the index has another base name or other flags"
     is_draft = is_draft_file(name.flags, folder)
     expected = [SEEN in name.flags, FLAGGED in name.flags, is_draft]
     if [bool(one) for one in state[:3]] != expected:
         yield f"the index has the flags {list(state[:3])}"
-    if row.received_us != received_at_us(row.message_id, row.body.written_ns // 1000):
-        yield "the index has another time"
-    if is_our_name(name.file_name) and name.message_id not in (row.message_id, row.claimed):
+    if row.received_us != received_at_us(row.message_id, row.stat_data.mtime_ns // 1000):
+        yield "the index has another time of receipt"
+    if is_relay_name(name.file_name) and name.message_id not in (row.message_id, row.claimed_id):
         sql = "SELECT 1 FROM message WHERE message_id = ?"
         if cursor.execute(sql, (name.message_id,)).fetchone() is None:
             yield f"the index has the id {row.message_id}"
 
 
-def _has_right_facts(cursor: apsw.Cursor, row: Row, path: Path) -> bool:
+def _has_right_header_data(cursor: apsw.Cursor, row: IndexedMessage, path: Path) -> bool:
     try:
-        facts = read_facts(path, message_id=row.message_id)
+        facts = read_header_data(path, message_id=row.message_id)
     except FileNotFoundError:
-        return True  # gone, or renamed meanwhile
+        return True  # removed or renamed meanwhile
     except OSError:
-        facts = NO_FACTS
+        facts = NO_HEADER_DATA
     columns: list[Any] = fetch(
-        cursor, f"SELECT {FACT_COLUMNS} FROM message WHERE uid = ?", (row.uid,)
+        cursor, f"SELECT {HEADER_COLUMNS} FROM message WHERE uid = ?", (row.uid,)
     )
     items = fetch(cursor, "SELECT kind, address_key, name_key FROM item WHERE uid = ?", (row.uid,))
     return [facts.columns] == columns and set(facts.items) == set(items)
 
 
-def _body(path: Path) -> Body | None:
+def _body(path: Path) -> StatData | None:
     try:
-        return Body.of(os.lstat(path))
+        return StatData.of(os.lstat(path))
     except OSError:
         return None
 
 
 def index_path(mailbox: Path) -> Path:
-    """Where a mailbox's index is."""
+    """Return the path of a mailbox's index."""
     return mailbox / FILE_NAME
 
 
 def check_file(mailbox: Path, *, full: bool) -> None:
-    """Raise IndexDamagedError for a file that SQLite finds fault with."""
-    with closing(open_database(index_path(mailbox))) as connection, translated():
+    """Raise IndexDamagedError if SQLite's integrity check fails."""
+    with closing(open_database(index_path(mailbox))) as connection, translate_errors():
         how = "integrity_check" if full else "quick_check"
-        told = connection.execute(f"PRAGMA {how}(1)").get
-    if told != "ok":
-        raise IndexDamagedError(str(told))
+        fault = connection.execute(f"PRAGMA {how}(1)").get
+    if fault != "ok":
+        raise IndexDamagedError(str(fault))
 
 
 def compare(mailbox: Path, clock: Clock, *, full: bool) -> set[Difference]:
-    """Catch the index up, and return what differs all the same."""
+    """Update the index, and return what still differs."""
     with closing(_index(mailbox, clock)) as index:
         return index.ask(lambda cursor: _compared(cursor, mailbox, names=True, full=full))
 
 
-def compare_as_it_is(mailbox: Path, *, full: bool) -> set[Difference]:
-    """Return what is wrong whatever happened since the index was last caught up."""
-    with closing(open_database(index_path(mailbox))) as connection, translated():
+def compare_without_update(mailbox: Path, *, full: bool) -> set[Difference]:
+    """Return differences that no change since the last update explains."""
+    with closing(open_database(index_path(mailbox))) as connection, translate_errors():
         return _compared(connection.cursor(), mailbox, names=False, full=full)
 
 
-def make_anew(mailbox: Path, clock: Clock) -> None:
-    """Remove the index and fill another one."""
+def rebuild(mailbox: Path, clock: Clock) -> None:
+    """Remove the index and build another one."""
     remove_database(index_path(mailbox))
     with closing(_index(mailbox, clock)) as index:
         index.ask(lambda _: None)
 
 
 def find_file(mailbox: Path, message_id: str) -> Path | None:
-    """The file of a message when the index was last caught up; None if there is none."""
-    with closing(open_database(index_path(mailbox))) as connection, translated():
-        return place_of(connection.cursor(), message_id)
+    """Return the file of a message as of the index's last update, or None."""
+    with closing(open_database(index_path(mailbox))) as connection, translate_errors():
+        return find_path(connection.cursor(), message_id)
 
 
 def _index(mailbox: Path, clock: Clock) -> MailboxIndex:
-    return MailboxIndex(mailbox, clock=clock, watches=Watches(watches_max=0))
+    return MailboxIndex(mailbox, clock=clock, watcher=InotifyWatcher(watches_max=0))
 
 
 def _compared(cursor: apsw.Cursor, mailbox: Path, *, names: bool, full: bool) -> set[Difference]:
     found = set(differences(cursor, list_folders(mailbox), names=names, full=full))
-    if told := feed_fault(cursor):
-        found.add(Difference("", told))
+    if fault := feed_fault(cursor):
+        found.add(Difference("", fault))
     return found

@@ -1,12 +1,13 @@
-"""Read of the messages what a query asks about, as far as that has not been done yet.
+"""Index the content of messages: header fields, and the full text.
 
-On the path: a query that needs more than what the file system says comes here first.
-Holds: one thread a mailbox reads; the index is free for others while files are read, and locked for
-a bounded number of octets at a time. What was read stays read when the time is over or the client
-leaves: the next request reads the rest.
-Fails: StoreUnavailableError when there is more to read than one request may wait for;
-QueryTooLongError when the client has left.
-Standards: none.
+What a query needs is read from the files when a query first needs it: level 1 is the header, level
+2 the text. The same readers show a message to clients. One thread per mailbox reads; the index is
+locked only while the content of up to 2 MiB of files is written. When the time limit is reached or
+the client leaves, what was read stays, and the next request reads the rest.
+
+Raises StoreUnavailableError when there is more to read than one request may wait for, and
+QueryTooLongError when the client has left. A bounded part of each file is read (RFC 5322; Graph's
+message).
 """
 
 import functools
@@ -21,12 +22,12 @@ import apsw
 
 from relay.clock import Clock
 from relay.mailbox.index.mailbox_index import MailboxIndex
-from relay.mailbox.index.query_sql import FACTS, RANKS, WORDS, key_of
-from relay.mailbox.index.rows import FolderRow, Row, select_rows
+from relay.mailbox.index.query_sql import HEADER_LEVEL, RANKS, TEXT_LEVEL, search_key
+from relay.mailbox.index.rows import FolderRow, IndexedMessage, select_rows
 from relay.mailbox.index.update import path_of
 from relay.mailbox.maildir import open_message
 from relay.mailbox.query import Collection
-from relay.mailbox.threads import QueryLimit
+from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import StoreUnavailableError
 from relay.message.properties import MessageProperties, Person
 from relay.mime.conversation import conversation_id
@@ -40,8 +41,8 @@ from relay.mime.section import cleaned, header_end, read_header, split_fields
 _HEADER_BYTES = 16 * 1024
 _HEADER_BYTES_MAX = 256 * 1024
 CONTENT_BYTES_MAX = 1024 * 1024
-_REMEMBERED_BYTES_MAX = 1024
-_PEOPLE = frozenset((b"from", b"sender", b"to", b"cc", b"bcc", b"reply-to"))
+_CACHED_BYTES_MAX = 1024
+_ADDRESS_FIELDS = frozenset((b"from", b"sender", b"to", b"cc", b"bcc", b"reply-to"))
 _OTHERS = frozenset(
     (
         *(b"subject", b"date", b"message-id", b"in-reply-to", b"references", b"keywords"),
@@ -51,8 +52,8 @@ _OTHERS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What a message's header says, or a draft's private block."""
+class HeaderData:
+    """The fields of a message's header, or of a draft's private block."""
 
     properties: MessageProperties
     internet_message_id: str
@@ -63,56 +64,56 @@ class Facts:
 
     @property
     def columns(self) -> tuple[str | int, ...]:
-        """In the order of FACT_COLUMNS."""
+        """The values of HEADER_COLUMNS."""
         one = self.properties
         from_, sender = one.from_ or Person(""), one.sender or one.from_ or Person("")
         return (
-            key_of(one.subject),
-            *(key_of(from_.address), key_of(from_.name or from_.address)),
-            *(key_of(sender.address), key_of(sender.name or sender.address)),
+            search_key(one.subject),
+            *(search_key(from_.address), search_key(from_.name or from_.address)),
+            *(search_key(sender.address), search_key(sender.name or sender.address)),
             *(self.sent_us, self.created_us, self.modified_us),
             RANKS.get(one.importance, RANKS["normal"]),
-            *(key_of(self.internet_message_id), key_of(self.conversation)),
+            *(search_key(self.internet_message_id), search_key(self.conversation)),
         )
 
     @property
     def items(self) -> list[tuple[str, str, str]]:
-        """Who it is for, and its categories: kind, address (or category) and name."""
+        """The recipients and categories: kind, address (or category) and name."""
         one = self.properties
-        people = (
+        recipients = (
             (Collection.TO, one.to),
             (Collection.CC, one.cc),
             (Collection.BCC, one.bcc),
             (Collection.REPLY_TO, one.reply_to),
         )
         found = [
-            (str(kind), key_of(person.address), key_of(person.name or person.address))
-            for kind, those in people
+            (str(kind), search_key(person.address), search_key(person.name or person.address))
+            for kind, those in recipients
             for person in those
         ]
-        return found + [(str(Collection.CATEGORIES), key_of(one), "") for one in one.categories]
+        return found + [(str(Collection.CATEGORIES), search_key(one), "") for one in one.categories]
 
 
-FACT_COLUMNS = (
+HEADER_COLUMNS = (
     "subject_key, from_key, from_name_key, sender_key, sender_name_key, sent_us, created_us,"
     " modified_us, importance, internet_key, conversation_key"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """The texts that words are looked for in, in the order of the table's columns."""
+class TextData:
+    """The texts of the full-text index, in the order of its columns."""
 
     texts: tuple[str, ...]
     has_attachments: bool
 
 
-NO_FACTS = Facts(MessageProperties(), "", "", 0, 0, 0)
-NO_WORDS = Words(("",) * 7, has_attachments=False)
+NO_HEADER_DATA = HeaderData(MessageProperties(), "", "", 0, 0, 0)
+NO_TEXT = TextData(("",) * 7, has_attachments=False)
 
 
-def read_facts(path: Path, *, message_id: str) -> Facts:
-    """Read the header of the message with that id. Raises OSError."""
+def read_header_data(path: Path, *, message_id: str) -> HeaderData:
+    """Read a message's header. Raises OSError."""
     with open_message(path) as file:
         written_us = os.fstat(file.fileno()).st_mtime_ns // 1000
         head = file.read(_HEADER_BYTES)
@@ -128,7 +129,7 @@ def read_facts(path: Path, *, message_id: str) -> Facts:
         properties, date_us = _read_header(head[length:end])
     properties = filled_in(properties, block)
     own = properties.internet_message_id
-    return Facts(
+    return HeaderData(
         properties=properties,
         internet_message_id=own,
         conversation=conversation_id(properties, own or message_id),
@@ -138,8 +139,8 @@ def read_facts(path: Path, *, message_id: str) -> Facts:
     )
 
 
-def read_words(path: Path) -> Words:
-    """Read a message's beginning. Raises OSError."""
+def read_text(path: Path) -> TextData:
+    """Read the text at the beginning of a message, up to 1 MiB. Raises OSError."""
     with open_message(path) as file:
         raw = file.read(CONTENT_BYTES_MAX)
         length = min(private_length(raw), PRIVATE_BYTES_MAX)
@@ -159,75 +160,80 @@ def read_words(path: Path) -> Words:
     texts = (
         properties.subject,
         body,
-        *(_people(those) for those in (authors, properties.to, properties.cc, properties.bcc)),
+        *(
+            _join_addresses(those)
+            for those in (authors, properties.to, properties.cc, properties.bcc)
+        ),
         " ".join(name for name, _ in attachments),
     )
-    return Words(
+    return TextData(
         tuple(text.encode("utf-8", "replace").decode() for text in texts),
         has_attachments=any(not inline for _, inline in attachments),
     )
 
 
 def _read_header(header: bytes) -> tuple[MessageProperties, int]:
-    """Return what a header says of what is asked for, and its date."""
+    """Return the indexed properties of a header, and its date."""
     people: dict[bytes, bytes] = {}
     others = []
     for name, field in split_fields(cleaned(header)):
-        if name in _PEOPLE:
+        if name in _ADDRESS_FIELDS:
             people[name] = people.get(name, b"") + field
         elif name in _OTHERS:
             others.append(field)
     fields = read_header(b"".join(others))
-    authors = [_people_in(people.get(name, b""), name) for name in (b"from", b"sender")]
+    authors = [_addresses_in(people.get(name, b""), name) for name in (b"from", b"sender")]
     properties = replace(
         read_properties_of_header(fields),
         from_=next(iter(authors[0]), None),
         sender=next(iter(authors[1]), None),
-        to=_people_in(people.get(b"to", b""), b"to"),
-        cc=_people_in(people.get(b"cc", b""), b"cc"),
-        bcc=_people_in(people.get(b"bcc", b""), b"bcc"),
-        reply_to=_people_in(people.get(b"reply-to", b""), b"reply-to"),
+        to=_addresses_in(people.get(b"to", b""), b"to"),
+        cc=_addresses_in(people.get(b"cc", b""), b"cc"),
+        bcc=_addresses_in(people.get(b"bcc", b""), b"bcc"),
+        reply_to=_addresses_in(people.get(b"reply-to", b""), b"reply-to"),
     )
     return properties, date_us_of(fields)
 
 
-def _people_in(fields: bytes, name: bytes) -> tuple[Person, ...]:
+def _addresses_in(fields: bytes, name: bytes) -> tuple[Person, ...]:
     if not fields:
         return ()
-    read = _people_read if len(fields) <= _REMEMBERED_BYTES_MAX else _people_read.__wrapped__
+    read = _read_addresses if len(fields) <= _CACHED_BYTES_MAX else _read_addresses.__wrapped__
     return read(fields, name)
 
 
 @functools.lru_cache(maxsize=4096)
-def _people_read(fields: bytes, name: bytes) -> tuple[Person, ...]:
-    """Read the fields of a name: in a mailbox the same ones come again and again."""
+def _read_addresses(fields: bytes, name: bytes) -> tuple[Person, ...]:
+    """Read address fields; cached, because they repeat within a mailbox."""
     return read_people(read_header(fields), name.decode())
 
 
-def _people(people: Iterable[Person]) -> str:
+def _join_addresses(people: Iterable[Person]) -> str:
     return " ".join(f"{one.name} {one.address}" for one in people)
 
 
 _MESSAGES_AT_ONCE = 200
-_BYTES_AT_ONCE = 2 * 1024 * 1024  # of files that are read before what they say is written down
-_LOOK_AGAIN_S = 0.1
+_BYTES_AT_ONCE = 2 * 1024 * 1024  # of files that are read before their content is written
+_LOCK_TIMEOUT_S = 0.1
 _TIME_MAX_S = 25.0
 _MISSES_MAX = 3
-_FACTS_SQL = (
-    f"UPDATE message SET filled = {FACTS}, ({FACT_COLUMNS})"
-    f" = ({', '.join('?' * len(FACT_COLUMNS.split(',')))}) WHERE uid = ?"
+_HEADER_SQL = (
+    f"UPDATE message SET content_level = {HEADER_LEVEL}, ({HEADER_COLUMNS})"
+    f" = ({', '.join('?' * len(HEADER_COLUMNS.split(',')))}) WHERE uid = ?"
 )
 _IS_AS_READ = (
-    "SELECT 1 FROM message WHERE uid = ? AND filled = ?"
-    " AND inode = ? AND size_bytes = ? AND written_ns = ?"
+    "SELECT 1 FROM message WHERE uid = ? AND content_level = ?"
+    " AND inode = ? AND size_bytes = ? AND mtime_ns = ?"
 )
 _T = TypeVar("_T")
 
 
-class Filling:
-    """Of one mailbox's index, for one query that needs `level` of every message."""
+class ContentIndexer:
+    """Reads the content of a mailbox's messages up to the level that one query needs."""
 
-    def __init__(self, index: MailboxIndex, level: int, *, clock: Clock, limit: QueryLimit) -> None:
+    def __init__(
+        self, index: MailboxIndex, level: int, *, clock: Clock, limit: QueryTimeLimit
+    ) -> None:
         self._index = index
         self._level = level
         self._clock = clock
@@ -236,67 +242,67 @@ class Filling:
         self._misses: Counter[int] = Counter()
 
     def ask(self, question: Callable[[apsw.Cursor, Mapping[int, FolderRow]], _T]) -> _T:
-        """Answer when everything has been read. Raises StoreUnavailableError, QueryTooLongError."""
+        """Read what is missing, then answer. Raises StoreUnavailableError, QueryTooLongError."""
 
         def asked(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> _T | None:
             return None if self._has_unread(cursor) else question(cursor, folders)
 
         while (answer := self._index.query(asked, self._limit)) is None:
-            while not self._index.filling.acquire(timeout=_LOOK_AGAIN_S):
+            while not self._index.content_lock.acquire(timeout=_LOCK_TIMEOUT_S):
                 self._check()
             try:
                 for level in _LEVELS:
                     if level.number <= self._level:
-                        self._fill(level)
+                        self._read_level(level)
             finally:
-                self._index.filling.release()
+                self._index.content_lock.release()
         return answer
 
-    def _fill(self, level: "_Level[Any]") -> None:
-        def unread(cursor: apsw.Cursor) -> list[tuple[Row, Path]]:
-            # what came since the level below was filled waits for the next turn
-            where = "WHERE filled < 2 AND filled = ? LIMIT ?"
+    def _read_level(self, level: "_Level[Any]") -> None:
+        def unread(cursor: apsw.Cursor) -> list[tuple[IndexedMessage, Path]]:
+            # messages that arrived after the level below was read wait for the next round
+            where = "WHERE content_level < 2 AND content_level = ? LIMIT ?"
             rows = select_rows(cursor, where, (level.number - 1, _MESSAGES_AT_ONCE))
-            return [(row, Path(path_of(self._index.folders, row.place))) for row in rows]
+            return [(row, Path(path_of(self._index.folders, row.location))) for row in rows]
 
         found = self._index.ask(unread)
         while found:
-            self._index.ask(self._writing(level, found))
+            self._index.ask(self._read_some(level, found))
             if found := self._index.ask(unread):
-                self._check()  # after the writing: each request reads at least one message
+                self._check()  # after writing, so that each request reads at least one message
 
-    def _writing(
-        self, level: "_Level[_T]", found: Sequence[tuple[Row, Path]]
+    def _read_some(
+        self, level: "_Level[_T]", found: Sequence[tuple[IndexedMessage, Path]]
     ) -> Callable[[apsw.Cursor], None]:
-        """Read some of the files, at least one; return how what was found is written down."""
-        read: list[tuple[Row, _T | None]] = []
+        """Read at least one of the files; return the function that writes their content."""
+        read: list[tuple[IndexedMessage, _T | None]] = []
         size_bytes = 0
         for row, path in found:
             read.append((row, self._read(level, row, path)))
-            size_bytes += min(row.body.size_bytes, CONTENT_BYTES_MAX)
+            size_bytes += min(row.stat_data.size_bytes, CONTENT_BYTES_MAX)
             if size_bytes >= _BYTES_AT_ONCE or self._is_over():
                 break
 
         def write(_: apsw.Cursor) -> None:
-            with self._index.writing() as cursor:
+            with self._index.transaction() as cursor:
                 for row, one in read:
                     if one is not None and _is_as_read(cursor, row, level.number):
                         level.write(cursor, row.uid, one)
 
         return write
 
-    def _read(self, level: "_Level[_T]", row: Row, path: Path) -> _T | None:
-        """Read a message's file: None if it is gone for now."""
+    def _read(self, level: "_Level[_T]", row: IndexedMessage, path: Path) -> _T | None:
+        """Read a message's file; return None if it was not found."""
         try:
             return level.read(row, path)
-        except FileNotFoundError:  # the index will know by its next question
+        except FileNotFoundError:  # the next update of the index finds it
             self._misses[row.uid] += 1
             return level.nothing if self._misses[row.uid] > _MISSES_MAX else None
         except OSError:
             return level.nothing
 
     def _has_unread(self, cursor: apsw.Cursor) -> bool:
-        where = "WHERE filled < 2 AND filled < ? LIMIT 1"
+        where = "WHERE content_level < 2 AND content_level < ? LIMIT 1"
         return bool(self._level) and any(select_rows(cursor, where, (self._level,)))
 
     def _is_over(self) -> bool:
@@ -304,37 +310,37 @@ class Filling:
 
     def _check(self) -> None:
         if self._is_over():
-            self._limit.check()  # whose time has not begun: it is over only where it was stopped
+            self._limit.check()  # its time has not begun: it is over only if it was stopped
             message = "The mailbox's messages are being read for the first search."
             raise StoreUnavailableError(message)
 
 
-def _is_as_read(cursor: apsw.Cursor, row: Row, level: int) -> bool:
-    body = row.body
-    values = (row.uid, level - 1, body.inode, body.size_bytes, body.written_ns)
+def _is_as_read(cursor: apsw.Cursor, row: IndexedMessage, level: int) -> bool:
+    body = row.stat_data
+    values = (row.uid, level - 1, body.inode, body.size_bytes, body.mtime_ns)
     return cursor.execute(_IS_AS_READ, values).fetchone() is not None
 
 
-def _write_facts(cursor: apsw.Cursor, uid: int, facts: Facts) -> None:
+def _write_header_data(cursor: apsw.Cursor, uid: int, facts: HeaderData) -> None:
     columns = facts.columns
-    cursor.execute(_FACTS_SQL, (*columns, uid))
+    cursor.execute(_HEADER_SQL, (*columns, uid))
     cursor.executemany(
         "INSERT OR IGNORE INTO item (kind, address_key, uid, name_key) VALUES (?, ?, ?, ?)",
         [(kind, address, uid, name) for kind, address, name in facts.items],
     )
     cursor.execute(
-        "INSERT INTO piece (rowid, subject_key, from_key, from_name_key) VALUES (?, ?, ?, ?)",
+        "INSERT INTO trigram (rowid, subject_key, from_key, from_name_key) VALUES (?, ?, ?, ?)",
         (uid, *columns[:3]),
     )
 
 
-def _write_words(cursor: apsw.Cursor, uid: int, words: Words) -> None:
+def _write_text(cursor: apsw.Cursor, uid: int, words: TextData) -> None:
     cursor.execute(
-        f"UPDATE message SET filled = {WORDS}, has_attachments = ? WHERE uid = ?",
+        f"UPDATE message SET content_level = {TEXT_LEVEL}, has_attachments = ? WHERE uid = ?",
         (words.has_attachments, uid),
     )
     cursor.execute(
-        "INSERT INTO word (rowid, subject, body, sender, recipient, cc, bcc, attachment)"
+        "INSERT INTO fulltext (rowid, subject, body, sender, recipient, cc, bcc, attachment)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (uid, *words.texts),
     )
@@ -342,20 +348,23 @@ def _write_words(cursor: apsw.Cursor, uid: int, words: Words) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Level(Generic[_T]):
-    """What is read of a message's file at once, and how it is written down under the row's uid.
+    """How one content level is read from a file and written under the row's uid.
 
-    `nothing` stands for what cannot be read.
+    `nothing` is written for a file that cannot be read.
     """
 
     number: int
-    read: Callable[[Row, Path], _T]
+    read: Callable[[IndexedMessage, Path], _T]
     nothing: _T
     write: Callable[[apsw.Cursor, int, _T], None]
 
 
 _LEVELS: tuple[_Level[Any], ...] = (
     _Level(
-        FACTS, lambda row, path: read_facts(path, message_id=row.message_id), NO_FACTS, _write_facts
+        HEADER_LEVEL,
+        lambda row, path: read_header_data(path, message_id=row.message_id),
+        NO_HEADER_DATA,
+        _write_header_data,
     ),
-    _Level(WORDS, lambda _, path: read_words(path), NO_WORDS, _write_words),
+    _Level(TEXT_LEVEL, lambda _, path: read_text(path), NO_TEXT, _write_text),
 )

@@ -1,11 +1,9 @@
-"""Open the SQLite file of a mailbox's index, or one in memory, and tell what its errors mean.
+"""Open the SQLite file of a mailbox's index, or one in memory, and convert SQLite's errors.
 
-On the path: under everything that the index does.
-Holds: WAL with synchronous=NORMAL: it is a cache, a loss of power may cost its last changes, never
-its order; what only a synced commit may promise (feed.py) asks for one.
-Fails: IndexDamagedError for what has to be made anew; IndexUnusableError for a disk that refuses;
-never with an apsw exception.
-Standards: SQLite file format 3, WAL.
+The journal mode is WAL with synchronous=NORMAL: the index is a cache, so a loss of power may cost
+its last changes, but never their order. change_feed.py requests the synced commits that it needs.
+Raises IndexDamagedError if the index must be rebuilt, IndexUnusableError if the disk rejects it,
+and never an exception of apsw.
 """
 
 import fcntl
@@ -19,45 +17,45 @@ from typing import Any
 
 import apsw
 
-from relay.mailbox.threads import QueryLimit
+from relay.mailbox.threads import QueryTimeLimit
 
 FILE_NAME = "relay-index"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _CACHE_KIB = 4 * 1024
 _BUSY_MS = 5000
 _CHECKPOINT_PAGES = 2000
 _LOCK_PAUSE_S = 0.01
 _LOCK_ATTEMPTS = 500
 _MEMORY = ":memory:"
-_STEPS_BETWEEN_LOOKS = 10_000  # some milliseconds; up to half a second in the index of words
+_STEPS_BETWEEN_CHECKS = 10_000  # a few milliseconds; up to 0.5 s in the full-text index
 
 
 class IndexDamagedError(Exception):
-    """The file is no index, one of another version, or broken: to be made anew."""
+    """The file is no index, of another version, or damaged: it must be rebuilt."""
 
 
 class IndexUnusableError(Exception):
-    """The disk refuses to hold the file, or to change it."""
+    """The disk rejects the file or a change of it."""
 
 
 def open_database(path: Path | None) -> apsw.Connection:
-    """Open the index at `path`, made if it is not there; None is one in memory.
+    """Open the index at `path`, created if it does not exist; None is one in memory.
 
     Raises IndexDamagedError, IndexUnusableError.
     """
     if path is None:
-        with translated():
-            return _prepared(apsw.Connection(_MEMORY))
-    with _locked(path.parent, fcntl.LOCK_SH), translated():
-        with suppress(OSError):  # SQLite says better what is wrong with the place
-            path.touch(0o600)  # there is mail in it; its WAL gets the same mode
-        return _prepared(apsw.Connection(str(path)))
+        with translate_errors():
+            return _set_up_or_close(apsw.Connection(_MEMORY))
+    with _locked(path.parent, fcntl.LOCK_SH), translate_errors():
+        with suppress(OSError):  # SQLite reports the cause better
+            path.touch(0o600)  # it contains mail; its WAL gets the same mode
+        return _set_up_or_close(apsw.Connection(str(path)))
 
 
 def remove_database(path: Path) -> None:
-    """Remove the index with what belongs to it; nobody opens it meanwhile.
+    """Remove the index and its WAL; no process opens it meanwhile.
 
-    The database goes first: after a crash nobody takes it for whole without its WAL.
+    The database is removed first, so that after a crash it is never opened without its WAL.
     """
     with _locked(path.parent, fcntl.LOCK_EX):
         for suffix in ("", "-wal", "-shm", "-journal"):
@@ -67,14 +65,13 @@ def remove_database(path: Path) -> None:
 
 @contextmanager
 def _locked(mailbox: Path, kind: int) -> Iterator[None]:
-    """Hold a lock on the directory: SQLite knows a WAL by its name alone, whoever's it was.
+    """Lock the directory during the opening or removal: SQLite finds a WAL by its name alone.
 
-    It lasts as long as the opening or the removal. Where none is to be had within a while, because
-    a stranger has it or the file system knows none, go on without.
+    If another program holds the lock for 5 s, or the file system has no locks, continue without it.
     """
     try:
         descriptor = os.open(mailbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:  # the opening will tell
+    except OSError:  # opening the database reports the cause
         yield
         return
     try:
@@ -90,17 +87,17 @@ def _locked(mailbox: Path, kind: int) -> Iterator[None]:
 
 
 def finish_schema(cursor: apsw.Cursor) -> None:
-    """Make the indexes: once, behind the first filling, which they would slow down."""
+    """Create the SQL indexes, once, after the first build: they would slow it down."""
     cursor.execute(files("relay.mailbox.index").joinpath("indexes.sql").read_text())
 
 
 def fetch(cursor: apsw.Cursor, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-    """All rows of a query, each a tuple whose columns the caller knows."""
+    """Return all rows of a query."""
     return cursor.execute(sql, values).fetchall()
 
 
 def open_snapshot(path: Path) -> apsw.Connection:
-    """Open the index at `path` to read it as it is now, whatever is written meanwhile.
+    """Open the index at `path` to read its current state, isolated from later writes.
 
     The index's own connection must be open. Raises apsw.Error.
     """
@@ -109,7 +106,7 @@ def open_snapshot(path: Path) -> apsw.Connection:
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         connection.set_busy_timeout(_BUSY_MS)
         connection.execute("BEGIN")
-        connection.execute("SELECT 1 FROM about").fetchone()  # here the snapshot is taken
+        connection.execute("SELECT 1 FROM meta").fetchone()  # here the snapshot is taken
     except BaseException:
         connection.close()
         raise
@@ -117,9 +114,9 @@ def open_snapshot(path: Path) -> apsw.Connection:
 
 
 @contextmanager
-def limited(connection: apsw.Connection, limit: QueryLimit) -> Iterator[None]:
-    """Break off a statement of the connection when `limit` is over. Raises QueryTooLongError."""
-    connection.set_progress_handler(limit.is_over, _STEPS_BETWEEN_LOOKS)
+def limit_statements(connection: apsw.Connection, limit: QueryTimeLimit) -> Iterator[None]:
+    """Interrupt the connection's statements when `limit` is over. Raises QueryTooLongError."""
+    connection.set_progress_handler(limit.is_over, _STEPS_BETWEEN_CHECKS)
     try:
         yield
     except apsw.InterruptError:
@@ -130,33 +127,33 @@ def limited(connection: apsw.Connection, limit: QueryLimit) -> Iterator[None]:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn apsw's exceptions into the index's."""
+def translate_errors() -> Iterator[None]:
+    """Convert apsw's exceptions to IndexDamagedError and IndexUnusableError."""
     try:
         yield
     except (apsw.FullError, apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError) as error:
         raise IndexUnusableError(str(error)) from error
     except (apsw.BusyError, apsw.LockedError, apsw.PermissionsError) as error:
         raise IndexUnusableError(str(error)) from error
-    except apsw.Error as error:  # NotADB, Corrupt, and a schema that is not what it says
+    except apsw.Error as error:  # NotADB, Corrupt, and another schema than expected
         raise IndexDamagedError(str(error)) from error
 
 
-def _prepared(connection: apsw.Connection) -> apsw.Connection:
+def _set_up_or_close(connection: apsw.Connection) -> apsw.Connection:
     try:
-        _prepare(connection)
+        _set_up(connection)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _prepare(connection: apsw.Connection) -> None:
+def _set_up(connection: apsw.Connection) -> None:
     connection.set_busy_timeout(_BUSY_MS)
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     found = connection.execute("PRAGMA user_version").get
     if found == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").get:
-        connection.execute("PRAGMA synchronous = OFF")  # of what is made anew nothing can be lost
+        connection.execute("PRAGMA synchronous = OFF")  # a new index has nothing to lose
         connection.execute("PRAGMA journal_mode = WAL")
         schema = files("relay.mailbox.index").joinpath("schema.sql").read_text()
         with connection:

@@ -1,11 +1,13 @@
-"""Which message a file is, when files came, went, and changed their names.
+"""Decide which message a file is when files appear, vanish or change their names.
 
-On the path: catchup hands in what vanished and what appeared; rows.py writes what comes out.
-Holds: an id stays with its message over moves and flag changes, whoever makes them; two files never
-have one id. Of two generations of a draft the higher is the message; a crash between two left the
-lower one, which goes.
-Fails: never by itself.
-Standards: docs/design.md 3; Maildir (a base name is never used twice).
+A message keeps its id when any program moves it or changes its flags. Two files never have the
+same id. A file claims an id by its name, by a draft's private block, or by the header field that
+local delivery writes; Dovecot's MOVE and COPY give a file another name. Only the first 2 KiB of a
+file are read, and only if its name is not the store's own. A file that cannot be read claims
+nothing.
+
+Of two generations of a draft the higher is the message. A crash can leave the lower one, which is
+then removed. See Maildir (a base name is never used twice) and docs/design.md 3.
 """
 
 import os
@@ -13,12 +15,18 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from relay.mailbox.index.rows import Body, Place, Row, Rows, Sighting
+from relay.mailbox.index.rows import (
+    FileLocation,
+    IndexedMessage,
+    MessageTable,
+    ScannedFile,
+    StatData,
+)
 from relay.mailbox.message_file import (
     MessageName,
     foreign_id,
     is_delivered_id,
-    is_our_name,
+    is_relay_name,
     parse_name,
 )
 from relay.mime.delivered import id_in
@@ -29,32 +37,32 @@ _BASE_NAME = re.compile(rb'"base_name":"([^"\\]{1,255})"')
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """The id that a file says is its own; `named`: in a name that the store gave it."""
+class IdClaim:
+    """The id that a file claims. With `in_file_name` its name has it, else its content."""
 
     message_id: str
     generation: int
-    named: bool
+    in_file_name: bool
 
 
-def claim_of(path: str, name: MessageName) -> Claim | None:
-    """Return what a file says of itself, None for one that another program made."""
-    if is_our_name(name.file_name):
-        return Claim(name.message_id, name.generation, named=True)
+def read_id_claim(path: str, name: MessageName) -> IdClaim | None:
+    """Return the id that a file claims, None for a file that another program made."""
+    if is_relay_name(name.file_name):
+        return IdClaim(name.message_id, name.generation, in_file_name=True)
     head = _head(path)
     if head.startswith(_BLOCK):
         return _claim_of_block(head)
     message_id = id_in(head)
-    return Claim(message_id, 1, named=False) if is_delivered_id(message_id) else None
+    return IdClaim(message_id, 1, in_file_name=False) if is_delivered_id(message_id) else None
 
 
-def _claim_of_block(head: bytes) -> Claim | None:
+def _claim_of_block(head: bytes) -> IdClaim | None:
     found = _BASE_NAME.search(head.replace(b"\r\n", b"\n").replace(b"\n ", b""))
     if found is None:
         return None
     base_name = found[1].decode("utf-8", "surrogateescape")
-    name = parse_name(base_name) if is_our_name(base_name) else None
-    return Claim(name.message_id, name.generation, named=False) if name else None
+    name = parse_name(base_name) if is_relay_name(base_name) else None
+    return IdClaim(name.message_id, name.generation, in_file_name=False) if name else None
 
 
 def _head(path: str) -> bytes:
@@ -70,155 +78,168 @@ def _head(path: str) -> bytes:
         os.close(descriptor)
 
 
-# An IMAP server links a message to its new place and unlinks the old one later: with many messages
-# much later. What is copied and removed within this time was moved.
+# An IMAP server moves a message by a link in the new folder and an unlink in the old one. With many
+# messages the unlink comes much later. A copy whose original is removed within this time is a move.
 _MOVE_US = 60_000_000
 
 
-class Resolver:
-    """One round: `lost` are rows whose file is not there any more, `found` files without a row."""
+class MessageMatcher:
+    """Matches files without a row (`found`) to rows without a file (`missing`).
+
+    An instance is used once.
+    """
 
     def __init__(
         self,
-        rows: Rows,
-        lost: Iterable[Row],
+        table: MessageTable,
+        missing: Iterable[IndexedMessage],
         *,
-        claim_of: Callable[[Sighting], Claim | None],
-        is_there: Callable[[Place], bool],
+        read_id_claim: Callable[[ScannedFile], IdClaim | None],
+        file_exists: Callable[[FileLocation], bool],
     ) -> None:
-        """`claim_of` and `is_there` ask the disk."""
-        self._rows = rows
-        self._claim_of = claim_of
-        self._is_there = is_there
-        self._lost = {row.uid: row for row in lost}
-        self._lost_ids = {row.message_id: row for row in self._lost.values()}
-        self._lost_stems: dict[bytes, list[Row]] = {}
-        self._lost_bodies: dict[Body, list[Row]] = {}
-        for row in self._lost.values():
-            self._lost_stems.setdefault(row.stem, []).append(row)
-            self._lost_bodies.setdefault(row.body, []).append(row)
-        self._superseded: list[Place] = []
+        """`read_id_claim` and `file_exists` read the disk."""
+        self._table = table
+        self._read_id_claim = read_id_claim
+        self._file_exists = file_exists
+        self._missing = {row.uid: row for row in missing}
+        self._missing_by_id = {row.message_id: row for row in self._missing.values()}
+        self._missing_by_base_name: dict[bytes, list[IndexedMessage]] = {}
+        self._missing_by_stat_data: dict[StatData, list[IndexedMessage]] = {}
+        for row in self._missing.values():
+            self._missing_by_base_name.setdefault(row.base_name, []).append(row)
+            self._missing_by_stat_data.setdefault(row.stat_data, []).append(row)
+        self._superseded: list[FileLocation] = []
 
-    def resolve(self, found: Iterable[Sighting]) -> list[Place]:
-        """Write what happened into the rows; return the files that are to be removed."""
-        stayed_first = sorted(found, key=self._is_elsewhere)
-        rest = [one for one in stayed_first if not self._keep_by_stem(one)]
-        claimed = [(one, self._claim_of(one)) for one in rest]
-        claimed.sort(key=_order)
-        for sighting, claim in claimed:
-            if not self._keep_by_claim(sighting, claim) and not self._keep_by_body(sighting):
-                self._add(sighting, claim)
-        for row in list(self._lost.values()):
-            self._let_go(row)
+    def match(self, found: Iterable[ScannedFile]) -> list[FileLocation]:
+        """Update the rows; return the locations of superseded files, which are to be removed."""
+        ordered = sorted(found, key=self._may_be_new_copy)
+        rest = [one for one in ordered if not self._match_by_base_name(one)]
+        claimed_id = [(one, self._read_id_claim(one)) for one in rest]
+        claimed_id.sort(key=_claim_order)
+        for file, claim in claimed_id:
+            if not self._match_by_claimed_id(file, claim) and not self._match_by_stat_data(file):
+                self._add(file, claim)
+        for row in list(self._missing.values()):
+            self._remove_or_transfer(row)
         return self._superseded
 
-    def _is_elsewhere(self, sighting: Sighting) -> bool:
-        """Whether no file of that base name vanished in its folder: then it may be a copy."""
-        lost = self._lost_stems.get(sighting.stem, ())
-        return all(row.place.folder != sighting.place.folder for row in lost)
+    def _may_be_new_copy(self, file: ScannedFile) -> bool:
+        """Return whether no file with that base name vanished from its folder."""
+        missing = self._missing_by_base_name.get(file.base_name, ())
+        return all(row.location.folder != file.location.folder for row in missing)
 
-    def _keep_by_stem(self, sighting: Sighting) -> bool:
-        """Know a file that was renamed: its flags, its folder, or from new/ to cur/."""
-        candidates = [row for row in self._lost_stems.get(sighting.stem, ()) if self._has(row)]
+    def _match_by_base_name(self, file: ScannedFile) -> bool:
+        """Match a file that was renamed: other flags, another folder, or new/ to cur/."""
+        candidates = [
+            row
+            for row in self._missing_by_base_name.get(file.base_name, ())
+            if self._is_missing(row)
+        ]
         if not candidates:
             return False
-        self._keep(max(candidates, key=lambda row: _likeness(row, sighting)), sighting)
+        self._assign(max(candidates, key=lambda row: _similarity(row, file)), file)
         return True
 
-    def _keep_by_claim(self, sighting: Sighting, claim: Claim | None) -> bool:
-        """Know a file that says who it is, if nobody else has that id."""
+    def _match_by_claimed_id(self, file: ScannedFile, claim: IdClaim | None) -> bool:
+        """Match a file by the id that it claims, if no other message has that id."""
         if claim is None:
             return False
-        row = self._lost_ids.get(claim.message_id)
-        if row is not None and self._has(row):
-            self._keep(row, sighting, generation=claim.generation)
+        row = self._missing_by_id.get(claim.message_id)
+        if row is not None and self._is_missing(row):
+            self._assign(row, file, generation=claim.generation)
             return True
-        holder = self._rows.with_id(claim.message_id)
+        holder = self._table.by_id(claim.message_id)
         if holder is None:
-            self._rows.add(sighting, claim.message_id, claimed="", generation=claim.generation)
+            self._table.add(file, claim.message_id, claimed_id="", generation=claim.generation)
             return True
-        if not self._is_there(holder.place):  # it moved between the look at its old place and now
-            self._rows.change(holder, sighting, generation=claim.generation)
+        if not self._file_exists(holder.location):  # it moved after its old location was scanned
+            self._table.change(holder, file, generation=claim.generation)
             return True
         is_higher = claim.generation > holder.generation
-        lower = holder.place if is_higher else sighting.place
+        lower = holder.location if is_higher else file.location
         if (
-            not claim.named
+            not claim.in_file_name
             or claim.generation == holder.generation
-            or not self._rows.is_draft(lower)
-            or self._may_be_copy(holder.place, sighting.place)
+            or not self._table.is_draft(lower)
+            or self._may_be_copy(holder.location, file.location)
         ):
             return False
         self._superseded.append(lower)
         if is_higher:
-            self._rows.change(holder, sighting, generation=claim.generation)
+            self._table.change(holder, file, generation=claim.generation)
         return True
 
-    def _may_be_copy(self, one: Place, other: Place) -> bool:
-        """Whether one of two generations may be a copy that an IMAP server made of the lower.
+    def _may_be_copy(self, one: FileLocation, other: FileLocation) -> bool:
+        """Return whether one of two generations may be an IMAP server's copy of the lower one.
 
-        Once there is an index, such a copy has an id of its own and is no rival.
+        After the index is built, such a copy has its own id and is not a generation.
         """
-        return self._rows.is_first and one.folder != other.folder
+        return self._table.is_first and one.folder != other.folder
 
-    def _keep_by_body(self, sighting: Sighting) -> bool:
-        """Know a file that has vanished elsewhere at the same time."""
-        for row in self._lost_bodies.get(sighting.body, ()):
-            if self._has(row):
-                self._keep(row, sighting)
+    def _match_by_stat_data(self, file: ScannedFile) -> bool:
+        """Match a file that vanished elsewhere at the same time."""
+        for row in self._missing_by_stat_data.get(file.stat_data, ()):
+            if self._is_missing(row):
+                self._assign(row, file)
                 return True
         return False
 
-    def _add(self, sighting: Sighting, claim: Claim | None) -> None:
-        """Take a file for a message of its own: a new one, or a copy."""
-        stem = sighting.name.stem
-        message_id, number = sighting.name.message_id, 0
-        if is_our_name(stem):  # which is another's
-            message_id = foreign_id(stem)
+    def _add(self, file: ScannedFile, claim: IdClaim | None) -> None:
+        """Insert a file as a new message, which may be a copy."""
+        base_name = file.name.base_name
+        message_id, number = file.name.message_id, 0
+        if is_relay_name(base_name):  # another message has that id
+            message_id = foreign_id(base_name)
         while self._is_taken(message_id):
             number += 1
-            message_id = foreign_id(f"{stem}/{number}")
-        claimed = claim.message_id if claim else ""
+            message_id = foreign_id(f"{base_name}/{number}")
+        claimed_id = claim.message_id if claim else ""
         generation = claim.generation if claim else 1
-        self._rows.add(sighting, message_id, claimed=claimed, generation=generation)
+        self._table.add(file, message_id, claimed_id=claimed_id, generation=generation)
 
-    def _let_go(self, row: Row) -> None:
-        """Take a message out, unless a copy of it was made a moment ago: then it was moved."""
-        twins = [one for one in self._rows.twins(row) if one.uid not in self._lost]
-        heirs = [one for one in twins if self._is_heir(one, row)]
-        del self._lost[row.uid]
-        if heirs:
-            self._rows.pass_on(row, max(heirs, key=lambda one: one.seen_us))
+    def _remove_or_transfer(self, row: IndexedMessage) -> None:
+        """Delete a message, unless a copy of it was made a moment ago: then it was moved."""
+        copies_of = [one for one in self._table.copies_of(row) if one.uid not in self._missing]
+        copies = [one for one in copies_of if self._was_copied_from(one, row)]
+        del self._missing[row.uid]
+        if copies:
+            self._table.transfer_id(row, max(copies, key=lambda one: one.first_seen_us))
         else:
-            self._rows.remove(row)
+            self._table.remove(row)
 
-    def _is_heir(self, twin: Row, row: Row) -> bool:
-        """Whether another program made `twin` from `row`, and not the other way round."""
-        is_claimed = twin.claimed == row.message_id  # else, seen together, either may be the copy
-        is_younger = twin.seen_us >= row.seen_us if is_claimed else twin.seen_us > row.seen_us
-        is_fresh = twin.seen_us >= max(self._rows.now_us - _MOVE_US, 1)
-        # The store never gives two files one name; what has the name of another is no copy of ours.
-        is_foreign = twin.stem == row.stem or not is_our_name(os.fsdecode(twin.stem))
-        return is_younger and is_fresh and is_foreign
+    def _was_copied_from(self, copy: IndexedMessage, row: IndexedMessage) -> bool:
+        """Return whether another program made `copy` from `row`, and not the other way round."""
+        is_claimed = copy.claimed_id == row.message_id  # else either may be the copy
+        is_newer = (
+            copy.first_seen_us >= row.first_seen_us
+            if is_claimed
+            else copy.first_seen_us > row.first_seen_us
+        )
+        is_recent = copy.first_seen_us >= max(self._table.now_us - _MOVE_US, 1)
+        # The store never gives two files the same base name.
+        is_foreign = copy.base_name == row.base_name or not is_relay_name(
+            os.fsdecode(copy.base_name)
+        )
+        return is_newer and is_recent and is_foreign
 
-    def _keep(self, row: Row, sighting: Sighting, *, generation: int = 0) -> None:
-        del self._lost[row.uid]
-        self._rows.change(row, sighting, generation=generation or row.generation)
+    def _assign(self, row: IndexedMessage, file: ScannedFile, *, generation: int = 0) -> None:
+        del self._missing[row.uid]
+        self._table.change(row, file, generation=generation or row.generation)
 
-    def _has(self, row: Row) -> bool:
-        return row.uid in self._lost
+    def _is_missing(self, row: IndexedMessage) -> bool:
+        return row.uid in self._missing
 
     def _is_taken(self, message_id: str) -> bool:
-        return self._rows.with_id(message_id) is not None
+        return self._table.by_id(message_id) is not None
 
 
-def _likeness(row: Row, sighting: Sighting) -> tuple[bool, bool]:
-    return row.body == sighting.body, row.place.folder == sighting.place.folder
+def _similarity(row: IndexedMessage, file: ScannedFile) -> tuple[bool, bool]:
+    return row.stat_data == file.stat_data, row.location.folder == file.location.folder
 
 
-def _order(one: tuple[Sighting, Claim | None]) -> tuple[bool, int, int, bytes]:
-    """Those that the store named come first, the highest generation first; then the oldest."""
-    sighting, claim = one
-    named = claim is not None and claim.named
-    generation = claim.generation if claim and named else 0
-    return not named, -generation, sighting.body.written_ns, sighting.place.file_name
+def _claim_order(one: tuple[ScannedFile, IdClaim | None]) -> tuple[bool, int, int, bytes]:
+    """Order files that the store named first, by descending generation; then the oldest."""
+    file, claim = one
+    in_file_name = claim is not None and claim.in_file_name
+    generation = claim.generation if claim and in_file_name else 0
+    return not in_file_name, -generation, file.stat_data.mtime_ns, file.location.file_name

@@ -1,10 +1,9 @@
-"""The indexes of all mailboxes, a bounded number of them open.
+"""The indexes of all mailboxes, of which a bounded number is open; the queries over them.
 
-On the path: the store asks it where a message is, what fulfils a condition, what has changed and
-how much there is.
-Holds: every answer is as of now: what other programs did to the Maildir is in it.
-Fails: StoreError's children; OSError when a mailbox cannot be read.
-Standards: none; docs/design.md 3.
+The store asks here where a message is, which messages match a query, what has changed and what the
+usage is. Every answer includes what other programs did to the Maildir up to now. A query reads
+only its page, by the SQL index that fits it best; counting is done only on request. Raises
+StoreError's children, and OSError when a mailbox cannot be read.
 """
 
 import os
@@ -19,98 +18,99 @@ import apsw
 
 from relay.clock import Clock
 from relay.mailbox.index.change_feed import changes_after
-from relay.mailbox.index.content_index import Filling
+from relay.mailbox.index.content_index import ContentIndexer
 from relay.mailbox.index.database import fetch
 from relay.mailbox.index.mailbox_index import MailboxIndex
 from relay.mailbox.index.query_sql import (
     UID,
     Clause,
-    Lead,
-    beyond,
-    compiled,
-    joined,
-    read_token,
+    DrivingTable,
+    after_row,
+    compile_condition,
+    join_clauses,
+    make_page_token,
+    read_page_token,
     sort_keys,
-    written_token,
 )
-from relay.mailbox.index.rows import COLUMNS, FolderRow, Row, read_row, select_rows
+from relay.mailbox.index.rows import COLUMNS, FolderRow, IndexedMessage, read_row, select_rows
 from relay.mailbox.index.update import directory_path
-from relay.mailbox.index.watch import Watches
-from relay.mailbox.message_file import Located, parse_name
+from relay.mailbox.index.watch import InotifyWatcher
+from relay.mailbox.message_file import MessageFile, parse_name
 from relay.mailbox.query import MessageQuery
-from relay.mailbox.threads import QueryLimit
-from relay.mailbox.types import Changes, Folder, NoSuchItemError, Usage
+from relay.mailbox.threads import QueryTimeLimit
+from relay.mailbox.types import ChangePage, CountedUsage, Folder, NoSuchItemError, Usage
 
 _WIDTH = len(COLUMNS.split(","))
 
 
 @dataclass(frozen=True, slots=True)
-class FoundRow:
-    """A message of a page; `position` is where the page behind it begins."""
+class PageRow:
+    """A message of a page; a page that begins after it has the token `position`."""
 
-    row: Row
+    row: IndexedMessage
     position: str
 
 
 @dataclass(frozen=True, slots=True)
-class FoundRows:
-    """A page; `more` says whether there is another."""
+class RowPage:
+    """A page; `more` says whether another page follows."""
 
-    rows: tuple[FoundRow, ...]
+    rows: tuple[PageRow, ...]
     total: int | None
     more: bool
 
 
-class Prepared:
-    """A query, compiled. `level` is what it needs to be read of the messages."""
+class CompiledQuery:
+    """A compiled query. `level` is the content level that it needs of all messages."""
 
     def __init__(self, query: MessageQuery) -> None:
         """Raise StalePositionError for a token of another query."""
         self._query = query
         self._keys = sort_keys(query.order)
-        self._compiled = compiled(query.condition)
-        self._after = read_token(self._keys, query.after) if query.after else ()
+        self._compiled = compile_condition(query.condition)
+        self._after = read_page_token(self._keys, query.after) if query.after else ()
         clauses = (self._compiled.lead.where, self._compiled.filter)
         self.level = max(*(one.level for one in clauses), *(one.level for one in self._keys))
 
-    def answer(self, cursor: apsw.Cursor, folder: int | None) -> FoundRows:
-        """Return the page; `folder` is the number of the only one that is asked about."""
+    def answer(self, cursor: apsw.Cursor, folder: int | None) -> RowPage:
+        """Return the page; `folder` is the number of the folder to search, None for all."""
         query, lead = self._query, self._compiled.lead
         where = [lead.where, self._compiled.filter]
         if folder is not None:
             where.append(Clause(self._compiled.folder, (folder,)))
         total = self._count(cursor, where, folder) if query.count else None
         if self._after:
-            where.append(beyond(self._keys, self._after))
+            where.append(after_row(self._keys, self._after))
         where += [Clause(f"{key.sql} IS NOT NULL") for key in self._keys if key.is_text]
-        clause = joined(where, " AND ", "1")
+        clause = join_clauses(where, " AND ", "1")
         keys = ", ".join(key.sql for key in self._keys)
         order = ", ".join(f"{key.sql} {'DESC' if key.descending else 'ASC'}" for key in self._keys)
+        key_columns = _with_driving_uid(keys, lead)
         distinct = "DISTINCT " if lead.may_repeat else ""
-        behind = _led(f"WHERE {clause.sql} ORDER BY {order} LIMIT ? OFFSET ?", lead)
+        clauses = _with_driving_uid(f"WHERE {clause.sql} ORDER BY {order} LIMIT ? OFFSET ?", lead)
         found = fetch(
             cursor,
-            f"SELECT {distinct}{_COLUMNS}, {_led(keys, lead)} FROM {lead.tables} {behind}",
+            f"SELECT {distinct}{_COLUMNS}, {key_columns} FROM {lead.tables} {clauses}",
             (*clause.values, query.top + 1, query.skip),
         )
         rows = tuple(
-            FoundRow(read_row(one[:_WIDTH]), written_token(self._keys, one[_WIDTH:]))
+            PageRow(read_row(one[:_WIDTH]), make_page_token(self._keys, one[_WIDTH:]))
             for one in found[: query.top]
         )
-        return FoundRows(rows, total, more=len(found) > query.top)
+        return RowPage(rows, total, more=len(found) > query.top)
 
     def _count(self, cursor: apsw.Cursor, where: Sequence[Clause], folder: int | None) -> int:
         if self._query.condition is None:
             sql = "SELECT coalesce(sum(total), 0) FROM folder WHERE ?1 IS NULL OR number = ?1"
             return int(fetch(cursor, sql, (folder,))[0][0])
-        clause, lead = joined(where, " AND ", "1"), self._compiled.lead
+        clause, lead = join_clauses(where, " AND ", "1"), self._compiled.lead
         what = f"DISTINCT {lead.uid}" if lead.may_repeat else "*"
-        sql = f"SELECT count({what}) FROM {lead.tables} WHERE {_led(clause.sql, lead)}"
+        sql = f"SELECT count({what}) FROM {lead.tables} WHERE {_with_driving_uid(clause.sql, lead)}"
         return int(fetch(cursor, sql, clause.values)[0][0])
 
 
-def _led(sql: str, lead: Lead) -> str:
-    """Call the uid by the leading table's name, so that its order is used and nothing is sorted."""
+def _with_driving_uid(sql: str, lead: DrivingTable) -> str:
+    """Replace the uid column by the driving table's, so that its order is used without a sort."""
     return sql.replace(UID, lead.uid)
 
 
@@ -121,71 +121,73 @@ _OPEN_MAX = 64  # each has three files open
 
 
 class Indexes:
-    """Blocking; the store calls it in its threads. `folder_id` "" means all folders."""
+    """The open indexes. Blocking; the store calls it in its threads. `folder_id` "" is all."""
 
     def __init__(
-        self, clock: Clock, *, watches: Watches | None = None, open_max: int = _OPEN_MAX
+        self, clock: Clock, *, watcher: InotifyWatcher | None = None, open_max: int = _OPEN_MAX
     ) -> None:
         self._clock = clock
-        self._watches = watches or Watches()
+        self._watcher = watcher or InotifyWatcher()
         self._open_max = open_max
         self._lock = threading.Lock()
         self._open: OrderedDict[Path, MailboxIndex] = OrderedDict()
         self._users: dict[Path, int] = {}
 
-    def find(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> Located | None:
-        """The file of a message, or None. Raises NoSuchItemError for an unknown folder."""
+    def find(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> MessageFile | None:
+        """Return the file of a message, or None. Raises NoSuchItemError for an unknown folder."""
 
-        def question(cursor: apsw.Cursor) -> Located | None:
+        def question(cursor: apsw.Cursor) -> MessageFile | None:
             folder = _folder_of_id(index.folders, folder_id)
             for row in select_rows(cursor, "WHERE message_id = ?", (message_id,)):
-                if folder is None or row.place.folder == folder.number:
-                    return locate(index.folders, row)
+                if folder is None or row.location.folder == folder.number:
+                    return message_file_of(index.folders, row)
             return None
 
         with self._of(mailbox) as index:
             return index.ask(question)
 
-    def get(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> Located:
-        """The file of a message. Raises NoSuchItemError."""
+    def get(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> MessageFile:
+        """Return the file of a message. Raises NoSuchItemError."""
         located = self.find(mailbox, message_id, folder_id=folder_id)
         if located is None:
             raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
         return located
 
-    def find_stem(self, mailbox: Path, stem: str) -> Located | None:
-        """The file whose base name, `,S=` apart, is `stem`, or None."""
+    def find_by_base_name(self, mailbox: Path, base_name: str) -> MessageFile | None:
+        """Return the file with this base name (without `,S=`), or None."""
 
-        def question(cursor: apsw.Cursor) -> Located | None:
-            where = "WHERE stem = ? ORDER BY generation DESC LIMIT 1"
-            for row in select_rows(cursor, where, (os.fsencode(stem),)):
-                return locate(index.folders, row)
+        def question(cursor: apsw.Cursor) -> MessageFile | None:
+            where = "WHERE base_name = ? ORDER BY generation DESC LIMIT 1"
+            for row in select_rows(cursor, where, (os.fsencode(base_name),)):
+                return message_file_of(index.folders, row)
             return None
 
         with self._of(mailbox) as index:
             return index.ask(question)
 
-    def query(self, mailbox: Path, query: MessageQuery, limit: QueryLimit | None = None) -> "Found":
-        """A page of the messages that are asked for.
+    def query(
+        self, mailbox: Path, query: MessageQuery, limit: QueryTimeLimit | None = None
+    ) -> "QueryResult":
+        """Return a page of messages.
 
         Raises NoSuchItemError for the folder, StalePositionError, QueryTooLongError,
         StoreUnavailableError.
         """
-        prepared, limit = Prepared(query), limit or QueryLimit(self._clock)
+        prepared, limit = CompiledQuery(query), limit or QueryTimeLimit(self._clock)
 
-        def question(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> Found:
+        def question(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> QueryResult:
             limit.begin()
             folder = _folder_of_id(folders, query.folder_id)
             page = prepared.answer(cursor, folder.number if folder else None)
-            hits = tuple(Hit(locate(folders, one.row), one.position) for one in page.rows)
-            return Found(hits, page.total, page.more)
+            hits = tuple(Hit(message_file_of(folders, one.row), one.position) for one in page.rows)
+            return QueryResult(hits, page.total, page.more)
 
         with self._of(mailbox) as index:
-            filling = Filling(index, prepared.level, clock=self._clock, limit=limit)
+            filling = ContentIndexer(index, prepared.level, clock=self._clock, limit=limit)
             return filling.ask(question)
 
     def folders(self, mailbox: Path) -> list[Folder]:
-        """Every folder with its counts, in the order of list_folders()."""
+        """Return every folder with its counts, in the order of list_folders()."""
 
         def question(cursor: apsw.Cursor) -> list[Folder]:
             counts = {
@@ -203,38 +205,38 @@ class Indexes:
         with self._of(mailbox) as index:
             return index.ask(question)
 
-    def usage(self, mailbox: Path, *, besides: Collection[str] = ()) -> "Used":
-        """What the mailbox holds; `seen` are those of the base names that it counts already."""
+    def usage(self, mailbox: Path, *, base_names: Collection[str] = ()) -> CountedUsage:
+        """Return the usage of all folders, and which of `base_names` it includes."""
 
-        def question(cursor: apsw.Cursor) -> Used:
+        def question(cursor: apsw.Cursor) -> CountedUsage:
             sql = "SELECT coalesce(sum(size_bytes), 0), coalesce(sum(total), 0) FROM folder"
             [(size_bytes, messages)] = fetch(cursor, sql)
-            seen = frozenset(stem for stem in besides if _has_stem(cursor, stem))
-            return Used(Usage(size_bytes, messages), seen)
+            counted = frozenset(one for one in base_names if _has_base_name(cursor, one))
+            return CountedUsage(Usage(size_bytes, messages), counted)
 
         with self._of(mailbox) as index:
             return index.ask(question)
 
-    def changes(self, mailbox: Path, after: str, limit: int) -> Changes:
+    def changes(self, mailbox: Path, after: str, limit: int) -> ChangePage:
         """See MailStore.changes()."""
         with self._of(mailbox) as index:
             return index.ask(lambda cursor: changes_after(cursor, after, limit))
 
     def close(self) -> None:
-        """Close them all."""
+        """Close all indexes."""
         with self._lock:
             closing, self._open = list(self._open.values()), OrderedDict()
         for index in closing:
             index.close()
-        self._watches.close()
+        self._watcher.close()
 
     @contextmanager
     def _of(self, mailbox: Path) -> Iterator[MailboxIndex]:
-        """Have a mailbox's index open; of those that nobody uses the longest unused goes."""
+        """Open a mailbox's index; close the least recently used ones above the maximum."""
         with self._lock:
             index = self._open.get(mailbox)
             if index is None:
-                index = MailboxIndex(mailbox, clock=self._clock, watches=self._watches)
+                index = MailboxIndex(mailbox, clock=self._clock, watcher=self._watcher)
                 self._open[mailbox] = index
             self._open.move_to_end(mailbox)
             self._users[mailbox] = self._users.get(mailbox, 0) + 1
@@ -255,36 +257,28 @@ class Indexes:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A message that was found; the page behind it begins at `position`."""
+    """A message that was found; a page that begins after it has the token `position`."""
 
-    located: Located
+    located: MessageFile
     position: str
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A page of a query; `more` says whether there is another."""
+class QueryResult:
+    """A page of a query; `more` says whether another page follows."""
 
     hits: tuple[Hit, ...]
     total: int | None
     more: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Used:
-    """A mailbox's usage, and which of the names that were asked for are counted in it."""
-
-    usage: Usage
-    seen: frozenset[str]
-
-
-def locate(folders: Mapping[int, FolderRow], row: Row) -> Located:
-    """Return a row as what the store knows."""
-    folder = folders[row.place.folder]
-    name = parse_name(os.fsdecode(row.place.file_name))
+def message_file_of(folders: Mapping[int, FolderRow], row: IndexedMessage) -> MessageFile:
+    """Return the file of a row."""
+    folder = folders[row.location.folder]
+    name = parse_name(os.fsdecode(row.location.file_name))
     assert name is not None
-    directory = directory_path(folder, in_new=row.place.in_new)
-    return Located(
+    directory = directory_path(folder, in_new=row.location.in_new)
+    return MessageFile(
         folder=folder.folder,
         directory=directory,
         name=name,
@@ -304,8 +298,8 @@ def _folder_of_id(folders: Mapping[int, FolderRow], folder_id: str) -> FolderRow
     raise NoSuchItemError(f"There is no folder {folder_id!r} in this mailbox.")
 
 
-def _has_stem(cursor: apsw.Cursor, stem: str) -> bool:
+def _has_base_name(cursor: apsw.Cursor, base_name: str) -> bool:
     found: Sequence[object] | None = cursor.execute(
-        "SELECT 1 FROM message WHERE stem = ? LIMIT 1", (os.fsencode(stem),)
+        "SELECT 1 FROM message WHERE base_name = ? LIMIT 1", (os.fsencode(base_name),)
     ).fetchone()
     return found is not None

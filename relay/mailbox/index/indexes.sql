@@ -1,13 +1,13 @@
--- Behind the first filling. An index ends with the uid, so each one is in the order of time as well.
+-- Created after the first build. Each index ends with the uid, so it is in the order of time as well.
 
-CREATE INDEX message_claimed ON message (claimed) WHERE claimed <> '';
-CREATE INDEX message_place ON message (folder, in_new, file_name);
-CREATE INDEX message_stem ON message (stem);
+CREATE INDEX message_claimed_id ON message (claimed_id) WHERE claimed_id <> '';
+CREATE INDEX message_location ON message (folder, in_new, file_name);
+CREATE INDEX message_base_name ON message (base_name);
 CREATE INDEX message_inode ON message (inode);
 CREATE INDEX message_folder ON message (folder);
 CREATE INDEX message_read ON message (is_read);
 CREATE INDEX message_folder_read ON message (folder, is_read);
-CREATE INDEX message_filled ON message (filled) WHERE filled < 2;
+CREATE INDEX message_content_level ON message (content_level) WHERE content_level < 2;
 CREATE INDEX message_subject ON message (subject_key) WHERE subject_key IS NOT NULL;
 CREATE INDEX message_from ON message (from_key) WHERE from_key IS NOT NULL;
 CREATE INDEX message_folder_from ON message (folder, from_key) WHERE from_key IS NOT NULL;
@@ -23,8 +23,8 @@ CREATE TRIGGER message_removed AFTER DELETE ON message BEGIN
     UPDATE folder SET total = total - 1, unread = unread - NOT old.is_read,
         size_bytes = size_bytes - old.size_bytes WHERE number = old.folder;
     DELETE FROM item WHERE uid = old.uid;
-    DELETE FROM word WHERE rowid = old.uid;
-    DELETE FROM piece WHERE rowid = old.uid;
+    DELETE FROM fulltext WHERE rowid = old.uid;
+    DELETE FROM trigram WHERE rowid = old.uid;
 END;
 CREATE TRIGGER message_changed AFTER UPDATE OF folder, is_read, size_bytes ON message BEGIN
     UPDATE folder SET total = total - 1, unread = unread - NOT old.is_read,
@@ -32,11 +32,11 @@ CREATE TRIGGER message_changed AFTER UPDATE OF folder, is_read, size_bytes ON me
     UPDATE folder SET total = total + 1, unread = unread + NOT new.is_read,
         size_bytes = size_bytes + new.size_bytes WHERE number = new.folder;
 END;
--- A row whose content is to be read anew keeps nothing of what was read before.
-CREATE TRIGGER message_emptied AFTER UPDATE OF filled ON message WHEN new.filled = 0 BEGIN
+-- A row whose content must be read again keeps nothing of what was read before.
+CREATE TRIGGER message_emptied AFTER UPDATE OF content_level ON message WHEN new.content_level = 0 BEGIN
     DELETE FROM item WHERE uid = old.uid;
-    DELETE FROM word WHERE rowid = old.uid;
-    DELETE FROM piece WHERE rowid = old.uid;
+    DELETE FROM fulltext WHERE rowid = old.uid;
+    DELETE FROM trigram WHERE rowid = old.uid;
 END;
 UPDATE folder SET
     total = (SELECT count(*) FROM message WHERE folder = number),

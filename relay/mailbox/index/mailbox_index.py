@@ -1,12 +1,9 @@
-"""The index of one mailbox: opened, made anew where it is damaged, caught up before it answers.
+"""One mailbox's index: open it, update it before each answer, rebuild it when it is damaged.
 
-On the path: indexes.py keeps a bounded number of these.
-Holds: one thread at a time asks; a query reads a snapshot, so no writer waits for it. What the
-disk cannot hold is held in memory for a while. It is a cache: whatever is wrong with it, the
-mailbox's files are what counts.
-Fails: StoreUnavailableError when it can be made neither on the disk nor in memory; OSError when the
-mailbox cannot be read.
-Standards: none; docs/design.md 3.
+One thread at a time updates it. A query reads a snapshot, so no writer waits for it. If the disk
+cannot hold the index, it is kept in memory for 60 s. It is a cache: only the mailbox's files
+count. Raises StoreUnavailableError when it can be created neither on disk nor in memory, and
+OSError when the mailbox cannot be read. See docs/design.md 3.
 """
 
 import threading
@@ -24,112 +21,112 @@ from relay.mailbox.index.database import (
     IndexDamagedError,
     IndexUnusableError,
     finish_schema,
-    limited,
+    limit_statements,
     open_database,
     open_snapshot,
     remove_database,
-    translated,
+    translate_errors,
 )
 from relay.mailbox.index.rows import FolderRow
-from relay.mailbox.index.update import CatchUp
-from relay.mailbox.index.watch import Watches
-from relay.mailbox.threads import QueryLimit
+from relay.mailbox.index.update import IndexUpdater
+from relay.mailbox.index.watch import InotifyWatcher
+from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import StoreError, StoreUnavailableError
 from relay.observe.logs import get_logger
 
 _ATTEMPTS = 3
 _IN_MEMORY_S = 60.0
-_READY = "SELECT value FROM about WHERE name = 'ready'"
+_READY = "SELECT value FROM meta WHERE name = 'ready'"
 _T = TypeVar("_T")
 
 _log = get_logger("mailbox")
 
 
 class MailboxIndex:
-    """Blocking; any thread may ask."""
+    """One mailbox's index. Blocking; any thread may call it."""
 
-    def __init__(self, mailbox: Path, *, clock: Clock, watches: Watches) -> None:
+    def __init__(self, mailbox: Path, *, clock: Clock, watcher: InotifyWatcher) -> None:
         self._mailbox = mailbox
         self._path = mailbox / FILE_NAME
         self._clock = clock
-        self._watch = watches.of_mailbox()
+        self._watch = watcher.for_mailbox()
         self._lock = threading.RLock()
         self._connection: apsw.Connection | None = None
-        self._made_as = ""
+        self._file_id = ""
         self._memory_until_s: float | None = None
-        self._catchup: CatchUp | None = None
-        self.filling = threading.Lock()  # who reads messages for the index reads alone
+        self._updater: IndexUpdater | None = None
+        self.content_lock = threading.Lock()  # one thread reads the content of messages
 
     @property
     def folders(self) -> dict[int, FolderRow]:
-        """The folders as of the last answer, by the index's numbers: for who asks it just now."""
-        assert self._catchup is not None
-        return self._catchup.folders
+        """The folders by number, as of the last update; for use within ask()."""
+        assert self._updater is not None
+        return self._updater.folders
 
     def ask(self, question: Callable[[apsw.Cursor], _T]) -> _T:
-        """Catch up and answer; the question may be asked again where the index has to be made anew.
+        """Update the index and call `question`, again if the index had to be rebuilt.
 
         Raises StoreUnavailableError.
         """
         with self._lock:
             for _ in range(_ATTEMPTS):
                 try:
-                    with translated():
-                        cursor, catchup = self._opened()
-                        catchup.run(cursor)
+                    with translate_errors():
+                        cursor, updater = self._opened()
+                        updater.run(cursor)
                         return question(cursor)
                 except IndexDamagedError as error:
-                    _log.warning("index made anew", mailbox=str(self._mailbox), reason=str(error))
-                    self._drop()
+                    _log.warning("index rebuilt", mailbox=str(self._mailbox), reason=str(error))
+                    self._discard()
                     remove_database(self._path)
                 except IndexUnusableError as error:
                     _log.warning("index in memory", mailbox=str(self._mailbox), reason=str(error))
-                    self._drop()
+                    self._discard()
                     self._memory_until_s = self._clock.monotonic() + _IN_MEMORY_S
                 except StoreError:
                     raise
                 except BaseException:
-                    self._drop()  # what is half-known is not gone on with
+                    self._discard()  # its state may be incomplete
                     raise
-            raise StoreUnavailableError("The mailbox's index cannot be made.")
+            raise StoreUnavailableError("The mailbox's index cannot be created.")
 
     def query(
-        self, question: Callable[[apsw.Cursor, Mapping[int, FolderRow]], _T], limit: QueryLimit
+        self, question: Callable[[apsw.Cursor, Mapping[int, FolderRow]], _T], limit: QueryTimeLimit
     ) -> _T:
-        """Catch up and answer from a snapshot, with the folders of it; others need not wait.
+        """Update the index and call `question` with a snapshot; other threads need not wait.
 
-        An index that has no snapshot, as it is in memory or damaged, is asked by ask(). Raises
+        Without a snapshot, for an index in memory or a damaged one, ask() is used. Raises
         QueryTooLongError, StoreUnavailableError.
         """
         snapshot = self.ask(lambda _: self._snapshot())
         if snapshot is not None:
             connection, folders = snapshot
             try:
-                with translated(), limited(connection, limit):
+                with translate_errors(), limit_statements(connection, limit):
                     return question(connection.cursor(), folders)
             except (IndexDamagedError, IndexUnusableError):
-                pass  # ask() finds out what is wrong, and makes the index again
+                pass  # ask() rebuilds the index
             finally:
                 connection.close()
 
         def limited_question(cursor: apsw.Cursor) -> _T:
-            with limited(cursor.connection, limit):
+            with limit_statements(cursor.connection, limit):
                 return question(cursor, self.folders)
 
         return self.ask(limited_question)
 
     @contextmanager
-    def writing(self) -> Iterator[apsw.Cursor]:
-        """Make a transaction, or go on with the one that there is."""
+    def transaction(self) -> Iterator[apsw.Cursor]:
+        """Begin a transaction, or continue the current one."""
         assert self._connection is not None
         connection = self._connection
         if connection.in_transaction:
             yield connection.cursor()
             return
-        if not is_open(connection.cursor(), made_as=self._made_as):
+        if not is_open(connection.cursor(), file_id=self._file_id):
             connection.execute("PRAGMA synchronous = FULL")
             with connection:
-                open_feed(connection.cursor(), made_as=self._made_as)
+                open_feed(connection.cursor(), file_id=self._file_id)
             connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -141,17 +138,17 @@ class MailboxIndex:
         connection.execute("COMMIT")
 
     def close(self) -> None:
-        """Write down what the next one to open it can go on from, and close the file."""
+        """Store what the next process can continue from, and close the file."""
         with self._lock:
             if self._connection is not None:
-                with suppress(IndexDamagedError, IndexUnusableError, OSError), translated():
+                with suppress(IndexDamagedError, IndexUnusableError, OSError), translate_errors():
                     cursor = self._connection.cursor()
-                    if self._catchup is not None:
-                        self._catchup.settle(cursor)
-                    if is_open(cursor, made_as=self._made_as):
+                    if self._updater is not None:
+                        self._updater.record_times(cursor)
+                    if is_open(cursor, file_id=self._file_id):
                         with self._connection:
                             close_feed(cursor)
-            self._drop()
+            self._discard()
             self._watch.close()
 
     def _snapshot(self) -> tuple[apsw.Connection, Mapping[int, FolderRow]] | None:
@@ -162,26 +159,26 @@ class MailboxIndex:
         except apsw.Error:
             return None
 
-    def _opened(self) -> tuple[apsw.Cursor, CatchUp]:
-        if self._is_to_be_opened():
-            self._drop()
+    def _opened(self) -> tuple[apsw.Cursor, IndexUpdater]:
+        if self._must_open():
+            self._discard()
             is_in_memory = self._memory_until_s is not None
             self._connection = open_database(None if is_in_memory else self._path)
-            self._made_as = "memory" if is_in_memory else str(self._path.stat().st_ino)
-            self._catchup = CatchUp(
-                self._mailbox, clock=self._clock, watch=self._watch, writing=self.writing
+            self._file_id = "memory" if is_in_memory else str(self._path.stat().st_ino)
+            self._updater = IndexUpdater(
+                self._mailbox, clock=self._clock, watch=self._watch, transaction=self.transaction
             )
         assert self._connection is not None
-        assert self._catchup is not None
+        assert self._updater is not None
         cursor = self._connection.cursor()
         if cursor.execute(_READY).fetchone() is None:
-            with self.writing() as filling:
-                self._catchup.fill(filling)
-                finish_schema(filling)
-                filling.execute("INSERT INTO about VALUES ('ready', '1')")
-        return cursor, self._catchup
+            with self.transaction() as cursor:
+                self._updater.build(cursor)
+                finish_schema(cursor)
+                cursor.execute("INSERT INTO meta VALUES ('ready', '1')")
+        return cursor, self._updater
 
-    def _is_to_be_opened(self) -> bool:
+    def _must_open(self) -> bool:
         if self._connection is None:
             return True
         if self._memory_until_s is not None:
@@ -189,13 +186,13 @@ class MailboxIndex:
                 return False
             self._memory_until_s = None
             return True
-        try:  # whoever removes the cache wants it made anew
-            return str(self._path.stat().st_ino) != self._made_as
+        try:  # a removed file is rebuilt
+            return str(self._path.stat().st_ino) != self._file_id
         except FileNotFoundError:
             return True
 
-    def _drop(self) -> None:
-        connection, self._connection, self._catchup = self._connection, None, None
+    def _discard(self) -> None:
+        connection, self._connection, self._updater = self._connection, None, None
         self._watch.close()
         if connection is not None:
             with suppress(apsw.Error):

@@ -1,10 +1,10 @@
-"""Conditions and orders as SQL: what is asked of a mailbox, in a form that costs the page.
+"""Compile conditions, sort orders and page tokens to SQL.
 
-On the path: querying.py runs what comes out.
-Holds: pure. Every value is bound, nothing of a caller's is in the text. What one
-index or one list of words can find leads, the rest filters.
-Fails: never.
-Standards: relay.mailbox.query; SQLite FTS5 3 (full-text query syntax).
+Pure: every value is bound, and no text of a client is part of the SQL. The condition that one SQL
+index or the full-text index can answer drives the query; the rest filters its rows. A page begins
+after the key values of a row, not after a count, so that new mail does not shift pages (OData 4.01
+11.2.6.7, server-driven paging; SQLite FTS5 3, full-text query syntax). Raises StalePositionError
+for a token that no page of the same order returned.
 """
 
 import json
@@ -14,38 +14,41 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
-from relay.mailbox.index.rows import UIDS_A_MICROSECOND
+from relay.mailbox.index.rows import UIDS_PER_US
 from relay.mailbox.message_file import TIME_US_MAX
 from relay.mailbox.query import (
     AllOf,
     AnyItem,
+    AnyOf,
     Compare,
     CompareItem,
     Condition,
     HasWords,
     ItemProperty,
-    Negated,
-    OneOf,
+    Not,
     Operator,
-    Order,
     Property,
     SearchIn,
+    SortOrder,
 )
 from relay.mailbox.types import StalePositionError
 
 KEY_CHARACTERS = 255
-FACTS, WORDS = 1, 2  # what has to be read of the messages: the header's facts; the words as well
+HEADER_LEVEL, TEXT_LEVEL = (
+    1,
+    2,
+)  # content levels: the header; the text as well
 UID = "message.uid"
 _LAST_LETTER = "\U0010ffff"
-_PIECE_LETTERS = 3
-_SLACK_US = 1024  # a full microsecond's messages have the uids of later ones
-TIMES = {
+_TRIGRAM_LETTERS = 3
+_SLACK_US = 1024  # messages of a full microsecond have uids of later ones
+TIME_COLUMNS = {
     Property.RECEIVED: "received_us",
     Property.SENT: "sent_us",
     Property.CREATED: "created_us",
     Property.MODIFIED: "modified_us",
 }
-TEXTS = {
+TEXT_COLUMNS = {
     Property.SUBJECT: "subject_key",
     Property.FROM_ADDRESS: "from_key",
     Property.FROM_NAME: "from_name_key",
@@ -54,19 +57,19 @@ TEXTS = {
     Property.INTERNET_MESSAGE_ID: "internet_key",
     Property.CONVERSATION_ID: "conversation_key",
 }
-MARKS = {
+FLAG_COLUMNS = {
     Property.IS_READ: "is_read",
     Property.IS_DRAFT: "is_draft",
     Property.HAS_ATTACHMENTS: "has_attachments",
     Property.IMPORTANCE: "importance",
     Property.FLAG: "is_flagged",
 }
-LEVELS = {
-    **dict.fromkeys(TEXTS, FACTS),
+CONTENT_LEVELS = {
+    **dict.fromkeys(TEXT_COLUMNS, HEADER_LEVEL),
     **dict.fromkeys(
-        (Property.SENT, Property.CREATED, Property.MODIFIED, Property.IMPORTANCE), FACTS
+        (Property.SENT, Property.CREATED, Property.MODIFIED, Property.IMPORTANCE), HEADER_LEVEL
     ),
-    Property.HAS_ATTACHMENTS: WORDS,
+    Property.HAS_ATTACHMENTS: TEXT_LEVEL,
 }
 _INDEXED = frozenset(
     (
@@ -75,10 +78,10 @@ _INDEXED = frozenset(
     )
 )
 _MARK = re.compile(r"\b(message\.is_read)\b")
-_IN_PIECES = frozenset((Property.SUBJECT, Property.FROM_ADDRESS, Property.FROM_NAME))
+_TRIGRAM_PROPERTIES = frozenset((Property.SUBJECT, Property.FROM_ADDRESS, Property.FROM_NAME))
 RANKS = {"low": 0, "normal": 1, "high": 2}
 _FLAGS = {"notflagged": 0, "flagged": 1}
-_NO_RANK = -1  # of a word that is none of these: equal to nothing
+_NO_RANK = -1  # of an unknown value: equal to nothing
 _OPERATORS = {
     Operator.EQ: "=",
     Operator.NE: "<>",
@@ -103,7 +106,7 @@ _WORD_COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """SQL with its values; `level` is what has to be read before."""
+    """SQL with its values; `level` is the content level that it needs."""
 
     sql: str
     values: tuple[Any, ...] = ()
@@ -111,10 +114,11 @@ class Clause:
 
 
 @dataclass(frozen=True, slots=True)
-class Lead:
-    """What a query begins with: a table in front of the messages, and what is asked of it.
+class DrivingTable:
+    """The table that drives a query (the outer loop of the join), and its condition.
 
-    `uid` is that table's name for a message's uid; `may_repeat`: it has a message more than once.
+    `uid` is that table's column with a message's uid. With `may_repeat` it has a message more than
+    once.
     """
 
     tables: str
@@ -124,35 +128,35 @@ class Lead:
 
 
 @dataclass(frozen=True, slots=True)
-class Compiled:
-    """A condition: `lead` and `filter` together; `folder` is the one on the folder's number."""
+class CompiledCondition:
+    """A compiled condition: `lead` and `filter` must match; `folder` tests the folder's number."""
 
-    lead: Lead
+    lead: DrivingTable
     filter: Clause
     folder: str
 
 
-EVERYTHING = Lead("message", Clause("1"))
+ALL_MESSAGES = DrivingTable("message", Clause("1"))
 
 
-def key_of(text: str) -> str:
-    """Return a text's beginning as it is compared: without regard to case."""
+def search_key(text: str) -> str:
+    """Return the first 255 characters of a text, case-folded, as they are compared."""
     return text.encode("utf-8", "replace").decode().casefold()[:KEY_CHARACTERS]
 
 
-def compiled(condition: Condition | None) -> Compiled:
-    """Return what leads and what filters."""
+def compile_condition(condition: Condition | None) -> CompiledCondition:
+    """Return a condition as SQL."""
     parts = list(_conjuncts(condition)) if condition is not None else []
-    lead, led = _lead(parts)
+    lead, led = _choose_driving_table(parts)
     rest = [_clause(part) for part in parts if part not in led]
     found_by = {one.property for one in parts if isinstance(one, Compare) and _has_index(one)}
-    # A plus keeps SQLite from using an index: of what finds few, not of what finds many.
+    # A unary plus keeps SQLite from using an index that finds many rows.
     folder = "message.folder"
-    if lead is not EVERYTHING or found_by - {Property.FROM_ADDRESS}:
+    if lead is not ALL_MESSAGES or found_by - {Property.FROM_ADDRESS}:
         folder = "+message.folder"
-    if lead is not EVERYTHING or found_by:
+    if lead is not ALL_MESSAGES or found_by:
         rest = [replace(one, sql=_MARK.sub(r"+\1", one.sql)) for one in rest]
-    return Compiled(lead, joined(rest, " AND ", "1"), f"{folder} = ?")
+    return CompiledCondition(lead, join_clauses(rest, " AND ", "1"), f"{folder} = ?")
 
 
 def _conjuncts(condition: Condition) -> Iterator[Condition]:
@@ -163,16 +167,18 @@ def _conjuncts(condition: Condition) -> Iterator[Condition]:
         yield condition
 
 
-def _lead(parts: Sequence[Condition]) -> tuple[Lead, Sequence[Condition]]:
-    """Choose what finds the fewest: words; then a value that has an index of its own.
+def _choose_driving_table(parts: Sequence[Condition]) -> tuple[DrivingTable, Sequence[Condition]]:
+    """Choose what finds the fewest rows: full text, then an indexed value.
 
-    Returns the conditions that it fulfils as well.
+    Also returns the conditions that it covers.
     """
-    words = [one for one in parts if _is_of_words(one)]
+    words = [one for one in parts if _is_fulltext(one)]
     if words:
-        expression = " AND ".join(f"({_words_of(one)})" for one in words)
-        where = Clause("word MATCH ?", (expression,), WORDS)
-        lead = Lead("word CROSS JOIN message ON message.uid = word.rowid", where, "word.rowid")
+        expression = " AND ".join(f"({_fts_expression(one)})" for one in words)
+        where = Clause("fulltext MATCH ?", (expression,), TEXT_LEVEL)
+        lead = DrivingTable(
+            "fulltext CROSS JOIN message ON message.uid = fulltext.rowid", where, "fulltext.rowid"
+        )
         return lead, words
     for one in parts:
         if isinstance(one, AnyItem) and isinstance(one.condition, CompareItem):
@@ -180,23 +186,23 @@ def _lead(parts: Sequence[Condition]) -> tuple[Lead, Sequence[Condition]]:
             if item.operator is Operator.EQ and item.property is not ItemProperty.NAME:
                 where = Clause(
                     "item.kind = ? AND item.address_key = ?",
-                    (str(one.collection), key_of(item.value)),
-                    FACTS,
+                    (str(one.collection), search_key(item.value)),
+                    HEADER_LEVEL,
                 )
                 tables = "item CROSS JOIN message ON message.uid = item.uid"
-                return Lead(tables, where, "item.uid", may_repeat=True), [one]
+                return DrivingTable(tables, where, "item.uid", may_repeat=True), [one]
     if not any(_has_index(one) for one in parts):
         for one in parts:
-            if isinstance(one, Compare) and _has_pieces(one):
-                column, quoted = TEXTS[one.property], _quoted(key_of(str(one.value)))
-                where = Clause("piece MATCH ?", (f"{column} : {quoted}",), FACTS)
-                tables = "piece CROSS JOIN message ON message.uid = piece.rowid"
-                return Lead(tables, where, "piece.rowid"), ()
-    return EVERYTHING, ()
+            if isinstance(one, Compare) and _can_use_trigrams(one):
+                column, quoted = TEXT_COLUMNS[one.property], _fts_string(search_key(str(one.value)))
+                where = Clause("trigram MATCH ?", (f"{column} : {quoted}",), HEADER_LEVEL)
+                tables = "trigram CROSS JOIN message ON message.uid = trigram.rowid"
+                return DrivingTable(tables, where, "trigram.rowid"), ()
+    return ALL_MESSAGES, ()
 
 
 def _has_index(condition: Condition) -> bool:
-    """Whether an index finds the few messages that a condition is about."""
+    """Return whether an SQL index finds the few messages that match."""
     if not isinstance(condition, Compare):
         return False
     if condition.operator is Operator.STARTS_WITH:
@@ -204,42 +210,42 @@ def _has_index(condition: Condition) -> bool:
     return condition.operator is Operator.EQ and condition.property in {*_INDEXED, Property.ID}
 
 
-def _has_pieces(condition: Compare) -> bool:
+def _can_use_trigrams(condition: Compare) -> bool:
     return (
         condition.operator is Operator.CONTAINS
-        and condition.property in _IN_PIECES
-        and len(key_of(str(condition.value))) >= _PIECE_LETTERS
+        and condition.property in _TRIGRAM_PROPERTIES
+        and len(search_key(str(condition.value))) >= _TRIGRAM_LETTERS
         and "\0" not in str(condition.value)
     )
 
 
-def _is_of_words(condition: Condition) -> bool:
-    """Whether the list of words can answer a condition alone."""
+def _is_fulltext(condition: Condition) -> bool:
+    """Return whether the full-text index alone can evaluate a condition."""
     match condition:
         case HasWords():
             return True
-        case AllOf(conditions) | OneOf(conditions):
-            return bool(conditions) and all(map(_is_of_words, conditions))
+        case AllOf(conditions) | AnyOf(conditions):
+            return bool(conditions) and all(map(_is_fulltext, conditions))
         case _:
             return False
 
 
-def _words_of(condition: Condition) -> str:
-    """Return a condition of words in FTS5's language."""
+def _fts_expression(condition: Condition) -> str:
+    """Return a full-text condition in FTS5's query syntax."""
     match condition:
         case HasWords(where, words, prefix):
             columns = _WORD_COLUMNS[where]
             field = f"{{{columns}}} : " if columns else ""
-            return f"{field}{_quoted(words)}{' *' if prefix else ''}"
+            return f"{field}{_fts_string(words)}{' *' if prefix else ''}"
         case AllOf(conditions):
-            return " AND ".join(f"({_words_of(one)})" for one in conditions)
-        case OneOf(conditions):
-            return " OR ".join(f"({_words_of(one)})" for one in conditions)
+            return " AND ".join(f"({_fts_expression(one)})" for one in conditions)
+        case AnyOf(conditions):
+            return " OR ".join(f"({_fts_expression(one)})" for one in conditions)
         case _:
             raise AssertionError(condition)
 
 
-def _quoted(text: str) -> str:
+def _fts_string(text: str) -> str:
     return '"' + text.replace('"', '""').replace("\0", " ") + '"'
 
 
@@ -253,18 +259,18 @@ def _clause(condition: Condition) -> Clause:
                 f"EXISTS (SELECT 1 FROM item AS one WHERE one.uid = {UID} AND one.kind = ?"
                 f" AND ({clause.sql}))"
             )
-            return Clause(sql, (str(collection), *clause.values), max(FACTS, clause.level))
+            return Clause(sql, (str(collection), *clause.values), max(HEADER_LEVEL, clause.level))
         case CompareItem(item_property, operator, value):
             column = "name_key" if item_property is ItemProperty.NAME else "address_key"
             return _text_compared(f"one.{column}", operator, value)
         case HasWords():
-            sql = f"{UID} IN (SELECT rowid FROM word WHERE word MATCH ?)"
-            return Clause(sql, (_words_of(condition),), WORDS)
+            sql = f"{UID} IN (SELECT rowid FROM fulltext WHERE fulltext MATCH ?)"
+            return Clause(sql, (_fts_expression(condition),), TEXT_LEVEL)
         case AllOf(conditions):
-            return joined([_clause(one) for one in conditions], " AND ", "1")
-        case OneOf(conditions):
-            return joined([_clause(one) for one in conditions], " OR ", "0")
-        case Negated(inner):
+            return join_clauses([_clause(one) for one in conditions], " AND ", "1")
+        case AnyOf(conditions):
+            return join_clauses([_clause(one) for one in conditions], " OR ", "0")
+        case Not(inner):
             clause = _clause(inner)
             return Clause(f"NOT ({clause.sql})", clause.values, clause.level)
         case _:
@@ -272,25 +278,29 @@ def _clause(condition: Condition) -> Clause:
 
 
 def _compared(condition: Compare) -> Clause:
-    operator, value, level = condition.operator, condition.value, LEVELS.get(condition.property, 0)
-    if condition.property in TIMES:
+    operator, value, level = (
+        condition.operator,
+        condition.value,
+        CONTENT_LEVELS.get(condition.property, 0),
+    )
+    if condition.property in TIME_COLUMNS:
         time_us = min(max(int(value), 0), TIME_US_MAX)
-        return _time_compared(TIMES[condition.property], operator, time_us, level=level)
+        return _time_compared(TIME_COLUMNS[condition.property], operator, time_us, level=level)
     if condition.property is Property.PARENT_FOLDER:
         clause = _text_compared("id", operator, str(value))
         sql = f"message.folder IN (SELECT number FROM folder WHERE {clause.sql})"
         return Clause(sql, clause.values)
     if condition.property is Property.ID:
         return _text_compared("message.message_id", operator, str(value))
-    if condition.property in TEXTS:
-        column = f"message.{TEXTS[condition.property]}"
+    if condition.property in TEXT_COLUMNS:
+        column = f"message.{TEXT_COLUMNS[condition.property]}"
         clause = _text_compared(column, operator, str(value))
         return Clause(clause.sql, clause.values, level)
     number = _number(condition)
     sign = _OPERATORS.get(operator)
     if sign is None or (number == _NO_RANK and operator is not Operator.NE):
         return Clause("0", (), level)
-    return Clause(f"message.{MARKS[condition.property]} {sign} ?", (number,), level)
+    return Clause(f"message.{FLAG_COLUMNS[condition.property]} {sign} ?", (number,), level)
 
 
 def _number(condition: Compare) -> int:
@@ -302,7 +312,7 @@ def _number(condition: Compare) -> int:
 
 
 def _text_compared(column: str, operator: Operator, value: str) -> Clause:
-    key = key_of(value)
+    key = search_key(value)
     match operator:
         case Operator.STARTS_WITH:
             return Clause(f"({column} >= ? AND {column} < ?)", (key, key + _LAST_LETTER))
@@ -321,8 +331,8 @@ def _time_compared(column: str, operator: Operator, value_us: int, *, level: int
     sql = f"message.{column} {sign} ?"
     if column != "received_us" or operator is Operator.NE:
         return Clause(sql, (value_us,), level)
-    # The uids are in the order of time, so the index needs to look no further than these.
-    first, last = value_us * UIDS_A_MICROSECOND, (value_us + _SLACK_US) * UIDS_A_MICROSECOND
+    # The uids are in the order of time, so these bounds limit the scan.
+    first, last = value_us * UIDS_PER_US, (value_us + _SLACK_US) * UIDS_PER_US
     bounds = {
         Operator.EQ: f"{UID} BETWEEN ? AND ?",
         Operator.GT: f"{UID} >= ?",
@@ -334,12 +344,12 @@ def _time_compared(column: str, operator: Operator, value_us: int, *, level: int
     return Clause(f"({bounds} AND {sql})", (*values.get(operator, (last,)), value_us), level)
 
 
-def joined(clauses: Sequence[Clause], between: str, of_none: str) -> Clause:
-    """Return clauses as one; `of_none` is what it is without any."""
+def join_clauses(clauses: Sequence[Clause], separator: str, empty: str) -> Clause:
+    """Join clauses with `separator`; `empty` is the result without clauses."""
     if not clauses:
-        return Clause(of_none)
+        return Clause(empty)
     return Clause(
-        between.join(f"({one.sql})" for one in clauses),
+        separator.join(f"({one.sql})" for one in clauses),
         tuple(value for one in clauses for value in one.values),
         max(one.level for one in clauses),
     )
@@ -351,7 +361,7 @@ _NUMBER_MAX = (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class SortKey:
-    """A key of an order as an expression; `is_text`, or a number."""
+    """A sort key as an SQL expression; `is_text` is False for numbers."""
 
     sql: str
     descending: bool
@@ -359,8 +369,8 @@ class SortKey:
     level: int = 0
 
 
-def sort_keys(orders: Sequence[Order]) -> tuple[SortKey, ...]:
-    """Return an order's keys; the uid, which is in the order of time, ends it."""
+def sort_keys(orders: Sequence[SortOrder]) -> tuple[SortKey, ...]:
+    """Return the keys of an order; the last is the uid, which is in the order of time."""
     keys = []
     for order in orders:
         if order.property is Property.RECEIVED and order is orders[-1]:
@@ -368,14 +378,14 @@ def sort_keys(orders: Sequence[Order]) -> tuple[SortKey, ...]:
         column = f"message.{_COLUMNS[order.property]}"
         if order.property is Property.PARENT_FOLDER:
             column = f"(SELECT id FROM folder WHERE number = {column})"
-        level = LEVELS.get(order.property, 0)
+        level = CONTENT_LEVELS.get(order.property, 0)
         keys.append(SortKey(column, order.descending, order.property in _TEXTS, level))
     descending = orders[-1].descending if orders else True
     return (*keys, SortKey(UID, descending))
 
 
-def beyond(keys: Sequence[SortKey], values: Sequence[Any]) -> Clause:
-    """Return the condition that a row comes behind the one whose keys have these values."""
+def after_row(keys: Sequence[SortKey], values: Sequence[Any]) -> Clause:
+    """Return the condition for rows after the row whose keys have these values."""
     if len({key.descending for key in keys}) == 1:
         sign = "<" if keys[0].descending else ">"
         columns = ", ".join(key.sql for key in keys)
@@ -385,21 +395,18 @@ def beyond(keys: Sequence[SortKey], values: Sequence[Any]) -> Clause:
         same = [Clause(f"{one.sql} = ?", (values[at],)) for at, one in enumerate(keys[:number])]
         sign = "<" if key.descending else ">"
         further = Clause(f"{key.sql} {sign} ?", (values[number],))
-        clauses.append(joined([*same, further], " AND ", "1"))
-    return joined(clauses, " OR ", "0")
+        clauses.append(join_clauses([*same, further], " AND ", "1"))
+    return join_clauses(clauses, " OR ", "0")
 
 
-def written_token(keys: Sequence[SortKey], values: Sequence[Any]) -> str:
-    """Return where the page behind a row with these values begins."""
+def make_page_token(keys: Sequence[SortKey], values: Sequence[Any]) -> str:
+    """Return the token of the page that begins after a row with these values."""
     text = json.dumps([_shape(keys), *values], separators=(",", ":"))
     return urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def read_token(keys: Sequence[SortKey], token: str) -> tuple[Any, ...]:
-    """Return the values of a token.
-
-    Raises StalePositionError.
-    """
+def read_page_token(keys: Sequence[SortKey], token: str) -> tuple[Any, ...]:
+    """Return the values of a page token. Raises StalePositionError."""
     if len(token) > _TOKEN_CHARACTERS_MAX:
         raise _stale()
     try:
@@ -419,24 +426,24 @@ def read_token(keys: Sequence[SortKey], token: str) -> tuple[Any, ...]:
 def _is_text(value: object) -> bool:
     try:
         return isinstance(value, str) and bool(value.encode() or True)
-    except UnicodeEncodeError:  # half of a character, that no key has
+    except UnicodeEncodeError:  # an unpaired surrogate, which no key has
         return False
 
 
 def _shape(keys: Sequence[SortKey]) -> str:
-    """What tells one order from another."""
+    """Return a text that identifies an order."""
     return ",".join(f"{'-' if key.descending else ''}{key.sql}" for key in keys)
 
 
 def _stale() -> StalePositionError:
-    return StalePositionError("The page's token is none of this query; begin with the first page.")
+    return StalePositionError("The page token is not one of this query; start with the first page.")
 
 
-_TEXTS = frozenset((*TEXTS, Property.PARENT_FOLDER, Property.ID))
+_TEXTS = frozenset((*TEXT_COLUMNS, Property.PARENT_FOLDER, Property.ID))
 _COLUMNS = {
-    **TIMES,
-    **TEXTS,
-    **MARKS,
+    **TIME_COLUMNS,
+    **TEXT_COLUMNS,
+    **FLAG_COLUMNS,
     Property.PARENT_FOLDER: "folder",
     Property.ID: "message_id",
 }

@@ -1,9 +1,8 @@
-"""The index's rows of messages and folders: read and written one by one.
+"""Read and write the rows of messages and folders in a mailbox's index.
 
-On the path: catchup finds what changed on the disk and brings the rows to it.
-Holds: every change of a message is in the feed; a uid follows from when the message came.
-Fails: with apsw's exceptions.
-Standards: none.
+The index update compares them with the files. Every change of a message is also appended to the
+change feed. A message's uid is derived from its time of receipt, so the uids are in that order.
+Raises apsw's exceptions.
 """
 
 import os
@@ -18,12 +17,12 @@ from relay.mailbox.index.database import fetch
 from relay.mailbox.message_file import FLAGGED, SEEN, MessageName, is_draft_file, received_at_us
 from relay.mailbox.types import ChangeKind, Folder
 
-UIDS_A_MICROSECOND = 1024
+UIDS_PER_US = 1024
 INODE_MASK = (1 << 63) - 1  # SQLite's integers have a sign
 _TIMES_REMEMBERED = 10_000
 COLUMNS = (
-    "uid, message_id, claimed, folder, in_new, file_name, stem, generation, inode, size_bytes,"
-    " written_ns, received_us, seen_us, flags"
+    "uid, message_id, claimed_id, folder, in_new, file_name, base_name, generation, inode,"
+    " size_bytes, mtime_ns, received_us, first_seen_us, flags"
 )
 _ALL = f"({COLUMNS}, is_read, is_flagged, is_draft)"
 _MARKS = f"({', '.join('?' * 17)})"
@@ -31,19 +30,19 @@ _MARKS = f"({', '.join('?' * 17)})"
 
 @dataclass(frozen=True, slots=True)
 class FolderRow:
-    """A folder as the index knows it: `number` is its name for it, `folder` the store's.
+    """A folder and its number in the index.
 
-    One that is gone is known until its messages are.
+    A removed folder stays in the index until its messages have been removed.
     """
 
     number: int
     folder: Folder
-    is_gone: bool = False
+    is_removed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a file is: `folder` is a FolderRow's number, `in_new` whether in new/ or in cur/."""
+class FileLocation:
+    """The directory and name of a file; `folder` is a FolderRow's number."""
 
     folder: int
     in_new: bool
@@ -51,47 +50,50 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
-    """What two names of one file have in common."""
+class StatData:
+    """What stat(2) returns about a file; it is equal for two links to one file."""
 
     inode: int
     size_bytes: int
-    written_ns: int
+    mtime_ns: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> Self:
-        """Return what the system says of a file."""
+        """Return the relevant part of a stat result."""
         return cls(status.st_ino & INODE_MASK, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
-    """A message's file that was seen on the disk."""
+class ScannedFile:
+    """A message file that a directory scan found."""
 
-    place: Place
+    location: FileLocation
     name: MessageName
-    stem: bytes
-    body: Body
+    base_name: bytes
+    stat_data: StatData
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A message as the index knows it; schema.sql tells of its fields."""
+class IndexedMessage:
+    """One row of the table `message`; schema.sql describes its columns."""
 
     uid: int
     message_id: str
-    claimed: str
-    place: Place
-    stem: bytes
+    claimed_id: str
+    location: FileLocation
+    base_name: bytes
     generation: int
-    body: Body
+    stat_data: StatData
     received_us: int
-    seen_us: int
+    first_seen_us: int
     flags: str
 
 
-class Rows:
-    """The tables within a transaction. `is_first`: the index is being made, there is no feed."""
+class MessageTable:
+    """The table `message` within a transaction.
+
+    With `is_first` the index is being built and no changes are recorded.
+    """
 
     def __init__(
         self, cursor: apsw.Cursor, folders: Iterable[FolderRow], *, is_first: bool, now_us: int
@@ -100,108 +102,114 @@ class Rows:
         self.is_first = is_first
         self._cursor = cursor
         self._folders = {one.number: one.folder for one in folders}
-        self._full_us: dict[int, int] = {}  # where those of a full microsecond go on
+        self._full_us: dict[int, int] = {}  # where the uids of a full microsecond continue
 
-    def at(self, place: Place) -> Row | None:
-        """The message whose file is there."""
+    def at(self, location: FileLocation) -> IndexedMessage | None:
+        """Return the message whose file has that location."""
         if self.is_first:
             return None
         where = "folder = ? AND in_new = ? AND file_name = ?"
-        return self._one(where, (place.folder, place.in_new, place.file_name))
+        return self._one(where, (location.folder, location.in_new, location.file_name))
 
-    def with_id(self, message_id: str) -> Row | None:
-        """The message of that id."""
+    def by_id(self, message_id: str) -> IndexedMessage | None:
+        """Return the message with that id."""
         return self._one("message_id = ?", (message_id,))
 
-    def twins(self, row: Row) -> Iterator[Row]:
-        """Other messages whose file is, or says it is, the one of `row`."""
+    def copies_of(self, row: IndexedMessage) -> Iterator[IndexedMessage]:
+        """Yield other messages with the same file as `row`, or whose file claims its id."""
         if self.is_first:
             return
         found = self._cursor.execute(
             f"SELECT {COLUMNS} FROM message WHERE inode = ? UNION"
-            f" SELECT {COLUMNS} FROM message WHERE claimed <> '' AND claimed = ?",
-            (row.body.inode, row.message_id),
+            f" SELECT {COLUMNS} FROM message WHERE claimed_id <> '' AND claimed_id = ?",
+            (row.stat_data.inode, row.message_id),
         )
         for values in found.fetchall():
             one = read_row(values)
-            if one.uid != row.uid and (one.body == row.body or one.claimed == row.message_id):
+            if one.uid != row.uid and (
+                one.stat_data == row.stat_data or one.claimed_id == row.message_id
+            ):
                 yield one
 
-    def is_draft(self, place: Place) -> bool:
-        """Whether the file there is a draft."""
-        _, _, info = os.fsdecode(place.file_name).partition(":2,")
-        return is_draft_file(info, self._folders[place.folder])
+    def is_draft(self, location: FileLocation) -> bool:
+        """Return whether the file at a location is a draft."""
+        _, _, info = os.fsdecode(location.file_name).partition(":2,")
+        return is_draft_file(info, self._folders[location.folder])
 
     def names_in(self, folder: int, *, in_new: bool) -> dict[bytes, int]:
-        """The names of a directory's files, with their inodes."""
+        """Return the names of the files of a directory, with tcopied inodes."""
         where = "folder = ? AND in_new = ?"
         sql = f"SELECT file_name, inode FROM message WHERE {where}"
         return dict(fetch(self._cursor, sql, (folder, in_new)))
 
-    def add(self, sighting: Sighting, message_id: str, *, claimed: str, generation: int) -> Row:
-        """Put in a message that was not there."""
-        uid = self._new_uid(received_at_us(message_id, sighting.body.written_ns // 1000))
-        row = self._row(sighting, message_id, claimed=claimed, generation=generation, uid=uid)
+    def add(
+        self, file: ScannedFile, message_id: str, *, claimed_id: str, generation: int
+    ) -> IndexedMessage:
+        """Insert a message."""
+        uid = self._new_uid(received_at_us(message_id, file.stat_data.mtime_ns // 1000))
+        row = self._row(file, message_id, claimed_id=claimed_id, generation=generation, uid=uid)
         self._insert(row)
-        self._tell(ChangeKind.CREATED, row)
+        self._append_change(ChangeKind.CREATED, row)
         return row
 
-    def change(self, row: Row, sighting: Sighting, *, generation: int) -> Row:
-        """Give a message the file that is its own now."""
-        changed = self._row(sighting, row.message_id, claimed=row.claimed, generation=generation)
-        changed = replace(changed, seen_us=row.seen_us)
-        is_same = (row.body, row.generation) == (changed.body, changed.generation)
+    def change(self, row: IndexedMessage, file: ScannedFile, *, generation: int) -> IndexedMessage:
+        """Record the current file of a message."""
+        changed = self._row(file, row.message_id, claimed_id=row.claimed_id, generation=generation)
+        changed = replace(changed, first_seen_us=row.first_seen_us)
+        is_same = (row.stat_data, row.generation) == (changed.stat_data, changed.generation)
         changed = self._put(row, changed, is_same_content=is_same)
-        if row.place.folder != changed.place.folder:
-            self._tell(ChangeKind.MOVED, changed, previous=row)
+        if row.location.folder != changed.location.folder:
+            self._append_change(ChangeKind.MOVED, changed, previous=row)
         elif not is_same or set(row.flags) != set(changed.flags):
-            self._tell(ChangeKind.UPDATED, changed)
+            self._append_change(ChangeKind.UPDATED, changed)
         return changed
 
-    def pass_on(self, row: Row, twin: Row) -> None:
-        """Give the id of a message that is gone to the copy that a move made of it."""
+    def transfer_id(self, row: IndexedMessage, copy: IndexedMessage) -> None:
+        """Give the id of a removed message to the copy of it that a move made."""
         self._delete(row)
-        received_us = received_at_us(row.message_id, twin.body.written_ns // 1000)
-        heir = replace(
-            twin,
+        received_us = received_at_us(row.message_id, copy.stat_data.mtime_ns // 1000)
+        copied = replace(
+            copy,
             message_id=row.message_id,
-            claimed="",
+            claimed_id="",
             generation=row.generation,
             received_us=received_us,
         )
-        heir = self._put(twin, heir, is_same_content=True)
-        self._tell(ChangeKind.DELETED, twin)
-        if row.place.folder != heir.place.folder:
-            self._tell(ChangeKind.MOVED, heir, previous=row)
-        elif set(row.flags) != set(heir.flags):
-            self._tell(ChangeKind.UPDATED, heir)
+        copied = self._put(copy, copied, is_same_content=True)
+        self._append_change(ChangeKind.DELETED, copy)
+        if row.location.folder != copied.location.folder:
+            self._append_change(ChangeKind.MOVED, copied, previous=row)
+        elif set(row.flags) != set(copied.flags):
+            self._append_change(ChangeKind.UPDATED, copied)
 
-    def remove(self, row: Row) -> None:
-        """Take out a message that is gone."""
+    def remove(self, row: IndexedMessage) -> None:
+        """Delete a message."""
         self._delete(row)
-        self._tell(ChangeKind.DELETED, row)
+        self._append_change(ChangeKind.DELETED, row)
 
     def _row(
-        self, sighting: Sighting, message_id: str, *, claimed: str, generation: int, uid: int = 0
-    ) -> Row:
-        return Row(
+        self, file: ScannedFile, message_id: str, *, claimed_id: str, generation: int, uid: int = 0
+    ) -> IndexedMessage:
+        return IndexedMessage(
             uid=uid,
             message_id=message_id,
-            claimed=claimed,
-            place=sighting.place,
-            stem=sighting.stem,
+            claimed_id=claimed_id,
+            location=file.location,
+            base_name=file.base_name,
             generation=generation,
-            body=sighting.body,
-            received_us=received_at_us(message_id, sighting.body.written_ns // 1000),
-            seen_us=0 if self.is_first else self.now_us,
-            flags=sighting.name.flags,
+            stat_data=file.stat_data,
+            received_us=received_at_us(message_id, file.stat_data.mtime_ns // 1000),
+            first_seen_us=0 if self.is_first else self.now_us,
+            flags=file.name.flags,
         )
 
-    def _put(self, row: Row, changed: Row, *, is_same_content: bool) -> Row:
-        """Write `changed` over `row`; under another uid where it came at another time."""
+    def _put(
+        self, row: IndexedMessage, changed: IndexedMessage, *, is_same_content: bool
+    ) -> IndexedMessage:
+        """Replace `row` by `changed`, with a new uid if the time of receipt is another."""
         if row.received_us == changed.received_us:
             changed = replace(changed, uid=row.uid)
-            emptied = "" if is_same_content else ", filled = 0"
+            emptied = "" if is_same_content else ", content_level = 0"
             self._cursor.execute(
                 f"UPDATE message SET {_ALL} = {_MARKS}{emptied} WHERE uid = ?",
                 (*self._values(changed), row.uid),
@@ -212,73 +220,83 @@ class Rows:
             self._insert(changed)
         return changed
 
-    def _insert(self, row: Row) -> None:
+    def _insert(self, row: IndexedMessage) -> None:
         self._cursor.execute(f"INSERT INTO message {_ALL} VALUES {_MARKS}", self._values(row))
 
-    def _delete(self, row: Row) -> None:
+    def _delete(self, row: IndexedMessage) -> None:
         self._cursor.execute("DELETE FROM message WHERE uid = ?", (row.uid,))
 
-    def _values(self, row: Row) -> tuple[Any, ...]:
+    def _values(self, row: IndexedMessage) -> tuple[Any, ...]:
         return (
-            *(row.uid, row.message_id, row.claimed),
-            *(row.place.folder, row.place.in_new, row.place.file_name),
-            *(row.stem, row.generation, row.body.inode, row.body.size_bytes, row.body.written_ns),
-            *(row.received_us, row.seen_us, row.flags),
+            *(row.uid, row.message_id, row.claimed_id),
+            *(row.location.folder, row.location.in_new, row.location.file_name),
+            *(
+                row.base_name,
+                row.generation,
+                row.stat_data.inode,
+                row.stat_data.size_bytes,
+                row.stat_data.mtime_ns,
+            ),
+            *(row.received_us, row.first_seen_us, row.flags),
             *(SEEN in row.flags, FLAGGED in row.flags),
-            is_draft_file(row.flags, self._folders[row.place.folder]),
+            is_draft_file(row.flags, self._folders[row.location.folder]),
         )
 
     def _new_uid(self, received_us: int) -> int:
-        """Behind those of the same microsecond; where they fill it, in the next one."""
+        """Return the next uid of that microsecond, or of the first later one that has room."""
         at_us = self._full_us.get(received_us, received_us)
         while True:
-            first = at_us * UIDS_A_MICROSECOND
+            first = at_us * UIDS_PER_US
             last = self._cursor.execute(
                 "SELECT max(uid) FROM message WHERE uid >= ? AND uid < ?",
-                (first, first + UIDS_A_MICROSECOND),
+                (first, first + UIDS_PER_US),
             ).get
             if last is None:
                 return first
-            if last + 1 < first + UIDS_A_MICROSECOND:
+            if last + 1 < first + UIDS_PER_US:
                 return int(last) + 1
             at_us += 1
             if len(self._full_us) >= _TIMES_REMEMBERED:
                 self._full_us.clear()
             self._full_us[received_us] = at_us
 
-    def _tell(self, kind: ChangeKind, row: Row, *, previous: Row | None = None) -> None:
+    def _append_change(
+        self, kind: ChangeKind, row: IndexedMessage, *, previous: IndexedMessage | None = None
+    ) -> None:
         if not self.is_first:
             append_change(
                 self._cursor,
                 kind,
                 row.message_id,
-                folder_id=self._folders[row.place.folder].id,
-                previous_folder_id=self._folders[previous.place.folder].id if previous else "",
+                folder_id=self._folders[row.location.folder].id,
+                previous_folder_id=self._folders[previous.location.folder].id if previous else "",
             )
 
-    def _one(self, where: str, values: Sequence[Any]) -> Row | None:
+    def _one(self, where: str, values: Sequence[Any]) -> IndexedMessage | None:
         return next(select_rows(self._cursor, f"WHERE {where} LIMIT 1", values), None)
 
 
-def select_rows(cursor: apsw.Cursor, behind: str, values: Sequence[Any] = ()) -> Iterator[Row]:
-    """Read messages; `behind` is what follows the table's name."""
-    found = cursor.execute(f"SELECT {COLUMNS} FROM message {behind}", values)
+def select_rows(
+    cursor: apsw.Cursor, clauses: str, values: Sequence[Any] = ()
+) -> Iterator[IndexedMessage]:
+    """Read messages; `clauses` follow the name of the table."""
+    found = cursor.execute(f"SELECT {COLUMNS} FROM message {clauses}", values)
     return map(read_row, found.fetchall())
 
 
-def read_row(values: Sequence[Any]) -> Row:
-    """Make a Row of what a query has found."""
-    uid, message_id, claimed, folder, in_new, file_name, stem, generation, *rest = values
-    inode, size_bytes, written_ns, received_us, seen_us, flags = rest
-    return Row(
+def read_row(values: Sequence[Any]) -> IndexedMessage:
+    """Convert a result row of COLUMNS."""
+    uid, message_id, claimed_id, folder, in_new, file_name, base_name, generation, *rest = values
+    inode, size_bytes, mtime_ns, received_us, first_seen_us, flags = rest
+    return IndexedMessage(
         uid=uid,
         message_id=message_id,
-        claimed=claimed,
-        place=Place(folder, bool(in_new), file_name),
-        stem=stem,
+        claimed_id=claimed_id,
+        location=FileLocation(folder, bool(in_new), file_name),
+        base_name=base_name,
         generation=generation,
-        body=Body(inode, size_bytes, written_ns),
+        stat_data=StatData(inode, size_bytes, mtime_ns),
         received_us=received_us,
-        seen_us=seen_us,
+        first_seen_us=first_seen_us,
         flags=flags,
     )

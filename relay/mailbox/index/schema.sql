@@ -1,8 +1,8 @@
--- The index of a mailbox. It is a cache: another version of it is made anew.
+-- The index of a mailbox. It is a cache: an index of another version is rebuilt.
 
-CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
--- `new_ns` and `cur_ns`: when those directories changed last; 0 if they are to be listed.
+-- `new_ns` and `cur_ns`: the modification times of those directories; 0 if they must be listed.
 CREATE TABLE folder (
     number INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -14,29 +14,29 @@ CREATE TABLE folder (
     size_bytes INTEGER NOT NULL DEFAULT 0
 );
 
--- `uid` is received_us * 1024 and a number, so that its order is that of time. `claimed` is the id
--- that a copy's file names and another message has. `seen_us`: when the file was first seen, 0 if it
--- was there before the index. `filled`: 1 with the header's facts, 2 with the words as well; a key is
--- a text's beginning without regard to case.
+-- `uid` is received_us * 1024 plus a number, so that its order is that of time. `claimed_id` is the id
+-- that a copy's file claims while another message has it. `first_seen_us`: when the file was first
+-- found, 0 if it existed before the index. `content_level`: 1 with the header's columns, 2 with the full
+-- text as well. A key is the beginning of a text, case-folded.
 CREATE TABLE message (
     uid INTEGER PRIMARY KEY,
     message_id TEXT NOT NULL,
-    claimed TEXT NOT NULL,
+    claimed_id TEXT NOT NULL,
     folder INTEGER NOT NULL,
     in_new INTEGER NOT NULL,
     file_name BLOB NOT NULL,
-    stem BLOB NOT NULL,
+    base_name BLOB NOT NULL,
     generation INTEGER NOT NULL,
     inode INTEGER NOT NULL,
     size_bytes INTEGER NOT NULL,
-    written_ns INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
     received_us INTEGER NOT NULL,
-    seen_us INTEGER NOT NULL,
+    first_seen_us INTEGER NOT NULL,
     flags TEXT NOT NULL,
     is_read INTEGER NOT NULL,
     is_flagged INTEGER NOT NULL,
     is_draft INTEGER NOT NULL,
-    filled INTEGER NOT NULL DEFAULT 0,
+    content_level INTEGER NOT NULL DEFAULT 0,
     subject_key TEXT,
     from_key TEXT,
     from_name_key TEXT,
@@ -53,7 +53,7 @@ CREATE TABLE message (
 
 CREATE UNIQUE INDEX message_id ON message (message_id);
 
--- What a message may have several of; `kind` is a Collection's value, a category has no name.
+-- Multi-valued properties; `kind` is a Collection's value, a category has no name.
 CREATE TABLE item (
     kind TEXT NOT NULL,
     address_key TEXT NOT NULL,
@@ -62,15 +62,15 @@ CREATE TABLE item (
     PRIMARY KEY (kind, address_key, uid, name_key)
 ) WITHOUT ROWID;
 
--- Without the indexes of prefixes, a word of up to three letters and * reads and merges the entries of
--- all words that begin so.
-CREATE VIRTUAL TABLE word USING fts5(
+-- Without the prefix indexes, a query such as ab* would read and merge the entries of all words that
+-- begin with ab.
+CREATE VIRTUAL TABLE fulltext USING fts5(
     subject, body, sender, recipient, cc, bcc, attachment,
     content = '', contentless_delete = 1, tokenize = 'unicode61 remove_diacritics 2', prefix = '1 2 3'
 );
 
--- Three letters each, for what is contained in a key.
-CREATE VIRTUAL TABLE piece USING fts5(
+-- Substring search in the keys.
+CREATE VIRTUAL TABLE trigram USING fts5(
     subject_key, from_key, from_name_key,
     content = '', contentless_delete = 1, tokenize = 'trigram'
 );

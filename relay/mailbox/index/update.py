@@ -1,11 +1,12 @@
-"""Bring the index to what is on the disk: look where something happened, and nowhere else.
+"""Update the index of a mailbox: scan what has changed in its directories, and nothing else.
 
-On the path: before each answer of a mailbox's index, under its lock.
-Holds: whoever tells that something happened only says where to look. A file that vanished is looked
-for twice: it may be on its way to another name. A directory's time counts only when it is older
+The update runs before each answer of a mailbox's index, under its lock. inotify events and the
+modification times of directories only say what to scan. A file that vanished is looked for twice,
+because it may be in the middle of a rename. The time of a directory counts only when it is older
 than a tick of the file system's clock.
-Fails: OSError when a directory cannot be read; with apsw's exceptions, and the transaction with it.
-Standards: Maildir; inotify(7); the modification time of a directory (POSIX).
+
+Raises OSError when a directory cannot be read, and apsw's exceptions; the transaction is then
+rolled back. See Maildir, inotify(7) and POSIX on the modification time of a directory.
 """
 
 import os
@@ -22,43 +23,51 @@ import apsw
 from relay.clock import Clock
 from relay.mailbox.folders import list_folders
 from relay.mailbox.index.database import fetch
-from relay.mailbox.index.identity import Claim, Resolver, claim_of
-from relay.mailbox.index.rows import INODE_MASK, Body, FolderRow, Place, Row, Rows, Sighting
+from relay.mailbox.index.identity import IdClaim, MessageMatcher, read_id_claim
+from relay.mailbox.index.rows import (
+    INODE_MASK,
+    FileLocation,
+    FolderRow,
+    IndexedMessage,
+    MessageTable,
+    ScannedFile,
+    StatData,
+)
 from relay.mailbox.index.watch import MailboxWatch
 from relay.mailbox.maildir import list_names, remove
-from relay.mailbox.message_file import is_our_name, parse_name
+from relay.mailbox.message_file import is_relay_name, parse_name
 from relay.mailbox.types import Folder
 
 
 @dataclass(slots=True)
-class Seen:
-    """What a look has found: rows whose file is not as it was, files that no row is about."""
+class ScanResult:
+    """Rows whose file vanished or changed (`missing`), and files without a row (`found`)."""
 
-    lost: list[Row] = field(default_factory=list)
-    found: list[Sighting] = field(default_factory=list)
+    missing: list[IndexedMessage] = field(default_factory=list)
+    found: list[ScannedFile] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.lost or self.found)
+        return bool(self.missing or self.found)
 
-    def is_open(self) -> bool:
-        """Whether a file vanished and none of its base name came: it may be on its way."""
-        stems = {one.stem for one in self.found}
-        return any(row.stem not in stems for row in self.lost)
+    def has_unmatched(self) -> bool:
+        """Return whether a file vanished and no file with its base name was found."""
+        base_names = {one.base_name for one in self.found}
+        return any(row.base_name not in base_names for row in self.missing)
 
 
 def directory_path(folder: FolderRow, *, in_new: bool) -> Path:
-    """A folder's new/ or cur/."""
+    """Return a folder's new/ or cur/."""
     return folder.folder.path / ("new" if in_new else "cur")
 
 
-def path_of(folders: dict[int, FolderRow], place: Place) -> str:
-    """The file at a place; no Path, as it is asked for by the hundred thousand."""
-    directory = folders[place.folder].folder.path
-    return f"{directory}/{'new' if place.in_new else 'cur'}/{os.fsdecode(place.file_name)}"
+def path_of(folders: dict[int, FolderRow], location: FileLocation) -> str:
+    """Return the path of a file; as a str, because a large mailbox has 100,000 of them."""
+    directory = folders[location.folder].folder.path
+    return f"{directory}/{'new' if location.in_new else 'cur'}/{os.fsdecode(location.file_name)}"
 
 
 def names_on_disk(directory: Path) -> Iterator[tuple[bytes, int]]:
-    """The files of a directory with their inodes; none if it is not there."""
+    """Yield the files of a directory with their inodes; none if it does not exist."""
     try:
         with os.scandir(os.fsencode(directory)) as entries:
             for entry in entries:
@@ -68,35 +77,39 @@ def names_on_disk(directory: Path) -> Iterator[tuple[bytes, int]]:
         return
 
 
-def differing(rows: Rows, folder: FolderRow, *, in_new: bool) -> Iterator[Place]:
-    """Where a directory's listing and the rows do not agree."""
+def differing_locations(
+    table: MessageTable, folder: FolderRow, *, in_new: bool
+) -> Iterator[FileLocation]:
+    """Yield the locations at which a directory's listing differs from the rows."""
     path = directory_path(folder, in_new=in_new)
-    on_disk = {} if folder.is_gone else dict(names_on_disk(path))
-    known = rows.names_in(folder.number, in_new=in_new)
+    on_disk = {} if folder.is_removed else dict(names_on_disk(path))
+    known = table.names_in(folder.number, in_new=in_new)
     for name in on_disk.keys() | known.keys():
         if on_disk.get(name) != known.get(name):
-            yield Place(folder.number, in_new, name)
+            yield FileLocation(folder.number, in_new, name)
 
 
-def look(rows: Rows, folders: dict[int, FolderRow], places: Iterable[Place]) -> Seen:
-    """Ask the disk what is at these places, and compare it with the rows."""
-    seen = Seen()
-    for place in places:
-        row = rows.at(place)
-        folder = folders[place.folder]
-        sighting = None if folder.is_gone else _sight(path_of(folders, place), place)
-        if row is not None and sighting is not None and row.body == sighting.body:
+def scan(
+    table: MessageTable, folders: dict[int, FolderRow], locations: Iterable[FileLocation]
+) -> ScanResult:
+    """Compare the files at these locations with the rows."""
+    scanned = ScanResult()
+    for location in locations:
+        row = table.at(location)
+        folder = folders[location.folder]
+        file = None if folder.is_removed else _scan_file(path_of(folders, location), location)
+        if row is not None and file is not None and row.stat_data == file.stat_data:
             continue
         if row is not None:
-            seen.lost.append(row)
-        if sighting is not None:
-            seen.found.append(sighting)
-    return seen
+            scanned.missing.append(row)
+        if file is not None:
+            scanned.found.append(file)
+    return scanned
 
 
-def _sight(path: str, place: Place) -> Sighting | None:
-    """Return the message's file at a place, None if there is none."""
-    name = parse_name(os.fsdecode(place.file_name))
+def _scan_file(path: str, location: FileLocation) -> ScannedFile | None:
+    """Return the message file at a location, None if there is none."""
+    name = parse_name(os.fsdecode(location.file_name))
     if name is None:
         return None
     try:
@@ -105,38 +118,38 @@ def _sight(path: str, place: Place) -> Sighting | None:
         return None
     if not stat.S_ISREG(status.st_mode):
         return None
-    return Sighting(place, name, os.fsencode(name.stem), Body.of(status))
+    return ScannedFile(location, name, os.fsencode(name.base_name), StatData.of(status))
 
 
-_LOOKS_MAX = 20  # a mail client may rename a file faster than it is looked for
+_SCANS_MAX = 20  # a mail client may rename a file faster than the scan finds it
 _TICK_NS = 100_000_000
-_COARSE_TICK_NS = 2_100_000_000  # where times are whole seconds
+_COARSE_TICK_NS = 2_100_000_000  # for file systems with times in whole seconds
 _SECOND_NS = 1_000_000_000
 _CHECK_INTERVAL_S = 10.0
 _FILES_AT_ONCE = 1000
-_MISSING = -1
+_NO_TIME = -1
 _BY_NAME = -2
-_UNFINISHED_MAX = 100
+_INCOMPLETE_MAX = 100
 _T = TypeVar("_T")
 Directory = tuple[int, bool]  # a FolderRow's number, and whether new/ or cur/
 
 
 @dataclass(slots=True)
-class _Where:
-    """Where to look: names, and directories as a whole with the time that they have now.
+class _Scope:
+    """What to scan: single files, and whole directories with their current modification times.
 
-    `unannounced` are those of them that the watch said nothing about; `times` are to be written
-    down: all that is known of those directories is that old.
+    `unannounced` are directories that changed without an event. `times` are to be stored: the index
+    is current with those directories as of these times.
     """
 
-    places: set[Place] = field(default_factory=set)
+    locations: set[FileLocation] = field(default_factory=set)
     directories: dict[Directory, int] = field(default_factory=dict)
     unannounced: set[Directory] = field(default_factory=set)
     times: dict[Directory, int] = field(default_factory=dict)
 
 
-class CatchUp:
-    """Of one mailbox, as long as its index is open. `writing` begins a transaction."""
+class IndexUpdater:
+    """Updates the index of one mailbox while it is open. `transaction` begins a transaction."""
 
     def __init__(
         self,
@@ -144,218 +157,226 @@ class CatchUp:
         *,
         clock: Clock,
         watch: MailboxWatch,
-        writing: Callable[[], AbstractContextManager[apsw.Cursor]],
+        transaction: Callable[[], AbstractContextManager[apsw.Cursor]],
     ) -> None:
         self.folders: dict[int, FolderRow] = {}
         self._mailbox = mailbox
         self._clock = clock
         self._watch = watch
-        self._writing = writing
+        self._transaction = transaction
         self._root_ns = 0
-        self._is_stale = True  # the folders: one came or went, or may have
+        self._is_stale = True  # the list of folders may have changed
         self._checked_s = clock.monotonic()
-        self._is_reliable = True  # the watch; no more where a change came without a word of it
-        # Directories whose time is not written down yet, with the time up to which they are known,
-        # or _BY_NAME where names were told since.
-        self._touched: dict[Directory, int] = {}
-        self._superseded: list[Place] = []
-        self._unfinished: tuple[Path, ...] = ()  # directories that may become folders
+        self._is_reliable = True  # the watch; False once a change came without an event
+        # Directories whose time is not stored yet, with the time up to which the index is current,
+        # or _BY_NAME if there were events since.
+        self._pending_times: dict[Directory, int] = {}
+        self._superseded: list[FileLocation] = []
+        self._incomplete: tuple[Path, ...] = ()  # directories that may become folders
 
-    def fill(self, cursor: apsw.Cursor) -> None:
-        """Take in everything, in the transaction of an index that is new."""
-        self._sync_folders(cursor)
-        rows = self._rows(cursor, is_first=True)
-        foreign: list[Place] = []
+    def build(self, cursor: apsw.Cursor) -> None:
+        """Index all messages, in the transaction that creates the index."""
+        self._update_folders(cursor)
+        table = self._table(cursor, is_first=True)
+        foreign: list[FileLocation] = []
         times = {}
         for directory, path in self._directories():
             times[directory] = _changed_ns(path)
             for names in _batched(names_on_disk(path)):
-                places = {Place(*directory, name) for name, _ in names}
-                others = {one for one in places if not is_our_name(os.fsdecode(one.file_name))}
+                locations = {FileLocation(*directory, name) for name, _ in names}
+                others = {one for one in locations if not is_relay_name(os.fsdecode(one.file_name))}
                 foreign += others
-                self._resolve(rows, look(rows, self.folders, places - others))
-        foreign.sort(key=lambda one: one.file_name)  # such names begin with a time: oldest first
+                self._match_files(table, scan(table, self.folders, locations - others))
+        foreign.sort(key=lambda one: one.file_name)  # these names begin with a time: oldest first
         for some in _batched(foreign):
-            self._resolve(rows, look(rows, self.folders, some))
-        self._note_times(cursor, _Where(times=times))
+            self._match_files(table, scan(table, self.folders, some))
+        self._store_times(cursor, _Scope(times=times))
 
     def run(self, cursor: apsw.Cursor) -> None:
-        """Look where something happened, and bring the rows to it."""
-        names = self._take()
-        everywhere = self._has_other_folders()
-        if everywhere:
-            self._sync_folders(cursor)
-        where = self._where(cursor, names, everywhere=everywhere)
-        if self._is_time_to_check():
-            self._check(cursor, where)
-        if where.places or where.directories:
-            self._bring_up(cursor, where)
+        """Scan what has changed since the last run, and update the rows."""
+        names = self._take_events()
+        all_directories = self._have_folders_changed()
+        if all_directories:
+            self._update_folders(cursor)
+        scope = self._find_scope(cursor, names, all_directories=all_directories)
+        if self._is_check_due():
+            self._check_times(cursor, scope)
+        if scope.locations or scope.directories:
+            self._update_rows(cursor, scope)
         self._remove_superseded()
-        self._forget_folders()
-        self._note_times(cursor, where)
+        self._delete_removed_folders()
+        self._store_times(cursor, scope)
 
-    def settle(self, cursor: apsw.Cursor) -> None:
-        """Write down how old what is known is: who opens the index next lists nothing of it."""
-        where = _Where()
-        self._check(cursor, where)
-        self._note_times(cursor, where)
+    def record_times(self, cursor: apsw.Cursor) -> None:
+        """Store the directories' times, so that the next process need not list them."""
+        scope = _Scope()
+        self._check_times(cursor, scope)
+        self._store_times(cursor, scope)
 
-    # -- where to look
+    # -- what to scan
 
-    def _take(self) -> dict[Path, set[bytes]]:
-        """Ask the watch; what it says of the folders is kept for the next run."""
-        news = self._watch.take()
-        in_root = news.names.pop(self._mailbox, set())
+    def _take_events(self) -> dict[Path, set[bytes]]:
+        """Take the watch's events; those about folders are noted for the next run."""
+        events = self._watch.take()
+        in_root = events.names.pop(self._mailbox, set())
         if any(name.startswith(b".") or name in (b"new", b"cur") for name in in_root):
             self._is_stale = True
-        if news.lost or news.gone:
+        if events.overflowed or events.removed:
             self._is_stale = True
             paths = dict(self._directories())
-            self._touched = {
+            self._pending_times = {
                 one: known_ns
-                for one, known_ns in self._touched.items()
-                if not news.lost and one in paths and paths[one] not in news.gone
+                for one, known_ns in self._pending_times.items()
+                if not events.overflowed and one in paths and paths[one] not in events.removed
             }
-        return news.names
+        return events.names
 
-    def _has_other_folders(self) -> bool:
-        if any((path / "cur").is_dir() for path in self._unfinished):
+    def _have_folders_changed(self) -> bool:
+        if any((path / "cur").is_dir() for path in self._incomplete):
             return True
-        if self._is_stale or self._watch.watches(self._mailbox):
+        if self._is_stale or self._watch.is_watching(self._mailbox):
             return self._is_stale
         changed_ns = _changed_ns(self._mailbox)
         return changed_ns != self._root_ns or not self._is_old(changed_ns)
 
-    def _where(
-        self, cursor: apsw.Cursor, names: Mapping[Path, set[bytes]], *, everywhere: bool
-    ) -> _Where:
-        where = _Where()
+    def _find_scope(
+        self, cursor: apsw.Cursor, names: Mapping[Path, set[bytes]], *, all_directories: bool
+    ) -> _Scope:
+        scope = _Scope()
         recorded: Mapping[Directory, int] = {}
         for directory, path in self._directories():
             if path in names:
-                where.places |= {Place(*directory, name) for name in names[path]}
-                self._touched[directory] = _BY_NAME
-            if self._watch.watches(path) and (not everywhere or directory in self._touched):
+                scope.locations |= {FileLocation(*directory, name) for name in names[path]}
+                self._pending_times[directory] = _BY_NAME
+            if self._watch.is_watching(path) and (
+                not all_directories or directory in self._pending_times
+            ):
                 continue
             recorded = recorded or self._recorded(cursor)
-            if _changed_ns(path) != recorded[directory] or self.folders[directory[0]].is_gone:
-                self._begin_to_watch(path)
-                where.directories[directory] = _changed_ns(path)
-        return where
+            if _changed_ns(path) != recorded[directory] or self.folders[directory[0]].is_removed:
+                self._watch_directory(path)
+                scope.directories[directory] = _changed_ns(path)
+        return scope
 
-    def _is_time_to_check(self) -> bool:
+    def _is_check_due(self) -> bool:
         now_s = self._clock.monotonic()
         if now_s - self._checked_s < _CHECK_INTERVAL_S or not self._is_reliable:
             return False
         self._checked_s = now_s
         return True
 
-    def _check(self, cursor: apsw.Cursor, where: _Where) -> None:
-        """Compare the times of watched directories with what the watch has told.
+    def _check_times(self, cursor: apsw.Cursor, scope: _Scope) -> None:
+        """Compare the times of watched directories with the events of the watch.
 
-        A change by another host, in a file system of the network, comes without a word.
+        A change by another host in a network file system causes no event.
         """
-        watched = {one: path for one, path in self._directories() if self._watch.watches(path)}
+        watched = {one: path for one, path in self._directories() if self._watch.is_watching(path)}
         times = {one: _changed_ns(path) for one, path in watched.items()}
-        names = self._take()  # behind the times: what made them is in it
+        names = (
+            self._take_events()
+        )  # after the times were read: it includes the causes of these times
         if self._is_stale:
             return
         recorded = self._recorded(cursor)
         for directory, path in watched.items():
             if path in names:
-                where.places |= {Place(*directory, name) for name in names[path]}
-                self._touched[directory] = _BY_NAME
-            elif (known_ns := self._touched.get(directory, recorded[directory])) == _BY_NAME:
-                where.times[directory] = times[directory]
+                scope.locations |= {FileLocation(*directory, name) for name in names[path]}
+                self._pending_times[directory] = _BY_NAME
+            elif (known_ns := self._pending_times.get(directory, recorded[directory])) == _BY_NAME:
+                scope.times[directory] = times[directory]
             elif times[directory] == known_ns:
-                where.times[directory] = known_ns
+                scope.times[directory] = known_ns
             else:
-                where.directories[directory] = times[directory]
-                where.unannounced.add(directory)
+                scope.directories[directory] = times[directory]
+                scope.unannounced.add(directory)
 
     def _directories(self) -> Iterator[tuple[Directory, Path]]:
-        """All of them; new/ before cur/: mail clients move files that way, so none is missed."""
+        """Yield all directories, new/ before cur/: mail clients move files in that direction."""
         for number, folder in self.folders.items():
             for in_new in (True, False):
                 yield (number, in_new), directory_path(folder, in_new=in_new)
 
-    # -- looking
+    # -- scan
 
-    def _bring_up(self, cursor: apsw.Cursor, where: _Where) -> None:
-        """Look, and write what is different; nothing is written where nothing is."""
-        self._add_listed(self._rows(cursor), where)
-        is_much = len(where.places) > _FILES_AT_ONCE
-        if is_much or look(self._rows(cursor), self.folders, where.places):
-            with self._writing() as writing:
-                rows = self._rows(writing)
-                self._resolve(rows, self._look_twice(writing, rows, where))
-        where.times |= where.directories
+    def _update_rows(self, cursor: apsw.Cursor, scope: _Scope) -> None:
+        """Scan, and write the differences, if there are any."""
+        self._add_listed(self._table(cursor), scope)
+        is_large = len(scope.locations) > _FILES_AT_ONCE
+        if is_large or scan(self._table(cursor), self.folders, scope.locations):
+            with self._transaction() as writing:
+                table = self._table(writing)
+                self._match_files(table, self._scan_until_stable(writing, table, scope))
+        scope.times |= scope.directories
 
-    def _look_twice(self, cursor: apsw.Cursor, rows: Rows, where: _Where) -> Seen:
-        """Look, and again while a file is missed and something goes on where it was."""
-        for number in range(_LOOKS_MAX):
-            seen = look(rows, self.folders, where.places)
-            if not seen.is_open():
+    def _scan_until_stable(
+        self, cursor: apsw.Cursor, table: MessageTable, scope: _Scope
+    ) -> ScanResult:
+        """Scan, and repeat while a file is missing and its directories still change."""
+        for number in range(_SCANS_MAX):
+            scanned = scan(table, self.folders, scope.locations)
+            if not scanned.has_unmatched():
                 break
-            names = self._take()
-            again = self._where(cursor, names, everywhere=False)
-            is_quiet = not names and again.directories.items() <= where.directories.items()
+            names = self._take_events()
+            again = self._find_scope(cursor, names, all_directories=False)
+            is_quiet = not names and again.directories.items() <= scope.directories.items()
             if number and is_quiet:
                 break
-            where.directories |= again.directories
-            where.places |= again.places
-            self._add_listed(rows, where)
-        return seen
+            scope.directories |= again.directories
+            scope.locations |= again.locations
+            self._add_listed(table, scope)
+        return scanned
 
-    def _add_listed(self, rows: Rows, where: _Where) -> None:
-        """List directories: where they differ from the rows is to be looked at."""
-        for number, in_new in where.directories:
-            listed = set(differing(rows, self.folders[number], in_new=in_new))
-            where.places |= listed
-            if listed and (number, in_new) in where.unannounced:
-                self._doubt((number, in_new), listed)
+    def _add_listed(self, table: MessageTable, scope: _Scope) -> None:
+        """List the directories, and add to the scope what differs from the rows."""
+        for number, in_new in scope.directories:
+            listed = set(differing_locations(table, self.folders[number], in_new=in_new))
+            scope.locations |= listed
+            if listed and (number, in_new) in scope.unannounced:
+                self._check_watch((number, in_new), listed)
 
-    def _doubt(self, directory: Directory, listed: set[Place]) -> None:
-        """Trust the watch no more, if it does not tell by now of what the listing has found."""
-        told = self._take().get(dict(self._directories())[directory], set())
-        if any(place.file_name not in told for place in listed):
+    def _check_watch(self, directory: Directory, listed: set[FileLocation]) -> None:
+        """Stop using the watch if it still has no event for what the listing has found."""
+        reported = self._take_events().get(dict(self._directories())[directory], set())
+        if any(location.file_name not in reported for location in listed):
             self._is_reliable = False
             self._watch.close()
-            self._touched.clear()
-            self._is_stale = True  # the next run compares all the times
+            self._pending_times.clear()
+            self._is_stale = True  # the next run compares all times
 
-    def _resolve(self, rows: Rows, seen: Seen) -> None:
-        resolver = Resolver(rows, seen.lost, claim_of=self._claim_of, is_there=self._is_there)
-        self._superseded += resolver.resolve(seen.found)
+    def _match_files(self, table: MessageTable, scanned: ScanResult) -> None:
+        matcher = MessageMatcher(
+            table, scanned.missing, read_id_claim=self._read_id_claim, file_exists=self._file_exists
+        )
+        self._superseded += matcher.match(scanned.found)
 
     def _remove_superseded(self) -> None:
-        """Remove the lower generations that a crash has left, now that it is written which is."""
-        for place in self._superseded:
+        """Remove the lower generations that a crash left; the higher ones are in the index now."""
+        for location in self._superseded:
             with suppress(OSError):
-                remove(Path(path_of(self.folders, place)))
+                remove(Path(path_of(self.folders, location)))
         self._superseded.clear()
 
-    def _claim_of(self, sighting: Sighting) -> Claim | None:
-        return claim_of(path_of(self.folders, sighting.place), sighting.name)
+    def _read_id_claim(self, file: ScannedFile) -> IdClaim | None:
+        return read_id_claim(path_of(self.folders, file.location), file.name)
 
-    def _is_there(self, place: Place) -> bool:
-        return Path(path_of(self.folders, place)).exists()
+    def _file_exists(self, location: FileLocation) -> bool:
+        return Path(path_of(self.folders, location)).exists()
 
-    def _rows(self, cursor: apsw.Cursor, *, is_first: bool = False) -> Rows:
+    def _table(self, cursor: apsw.Cursor, *, is_first: bool = False) -> MessageTable:
         now_us = self._clock.time_us()
-        return Rows(cursor, self.folders.values(), is_first=is_first, now_us=now_us)
+        return MessageTable(cursor, self.folders.values(), is_first=is_first, now_us=now_us)
 
     # -- folders
 
-    def _sync_folders(self, cursor: apsw.Cursor) -> None:
-        """Know the folders that there are; one that went stays until its messages are known."""
+    def _update_folders(self, cursor: apsw.Cursor) -> None:
+        """Read the list of folders; a removed one stays until its messages are removed."""
         self._is_stale = False
-        self._begin_to_watch(self._mailbox)
+        self._watch_directory(self._mailbox)
         self._root_ns = _changed_ns(self._mailbox)
         stored = fetch(cursor, "SELECT id, number, directory FROM folder")
         known = {folder_id: (number, directory) for folder_id, number, directory in stored}
         before, self.folders = self.folders, {}
-        self._unfinished = _unfinished(self._mailbox)
+        self._incomplete = _incomplete(self._mailbox)
         for folder in list_folders(self._mailbox):
             number, was = known.pop(folder.id, (0, b""))
             directory = os.fsencode(folder.path)
@@ -364,11 +385,11 @@ class CatchUp:
             self.folders[number] = FolderRow(number, folder)
         for folder_id, (number, directory) in known.items():
             gone = Folder(folder_id, "", Path(os.fsdecode(directory)))
-            self.folders[number] = FolderRow(number, gone, is_gone=True)
+            self.folders[number] = FolderRow(number, gone, is_removed=True)
         self._watch_all(before)
 
     def _store_folder(self, number: int, folder_id: str, directory: bytes) -> int:
-        with self._writing() as cursor:
+        with self._transaction() as cursor:
             cursor.execute(
                 "INSERT INTO folder (number, id, directory) VALUES (?, ?, ?) ON CONFLICT (number)"
                 " DO UPDATE SET directory = excluded.directory, new_ns = 0, cur_ns = 0",
@@ -376,28 +397,30 @@ class CatchUp:
             )
             return number or cursor.connection.last_insert_rowid()
 
-    def _forget_folders(self) -> None:
-        gone = [number for number, folder in self.folders.items() if folder.is_gone]
+    def _delete_removed_folders(self) -> None:
+        gone = [number for number, folder in self.folders.items() if folder.is_removed]
         if gone:
-            with self._writing() as cursor:
+            with self._transaction() as cursor:
                 for number in gone:
                     cursor.execute("DELETE FROM folder WHERE number = ?", (number,))
                     del self.folders[number]
 
     def _watch_all(self, before: Mapping[int, FolderRow]) -> None:
-        """Watch what is there now, and not what was there before."""
-        paths = {one: path for one, path in self._directories() if not self.folders[one[0]].is_gone}
+        """Watch the current directories, and stop watching former ones."""
+        paths = {
+            one: path for one, path in self._directories() if not self.folders[one[0]].is_removed
+        }
         for number, folder in before.items():
             for in_new in (True, False):
                 path = directory_path(folder, in_new=in_new)
                 if paths.get((number, in_new)) != path:
                     self._watch.remove(path)
         for directory, path in paths.items():
-            if not self._watch.watches(path):
-                self._touched.pop(directory, None)
-                self._begin_to_watch(path)
+            if not self._watch.is_watching(path):
+                self._pending_times.pop(directory, None)
+                self._watch_directory(path)
 
-    def _begin_to_watch(self, path: Path) -> None:
+    def _watch_directory(self, path: Path) -> None:
         if self._is_reliable:
             self._watch.add(path)
 
@@ -409,28 +432,28 @@ class CatchUp:
             recorded[number, True], recorded[number, False] = new_ns, cur_ns
         return recorded
 
-    def _note_times(self, cursor: apsw.Cursor, where: _Where) -> None:
-        """Write times down that are old enough; of the others the watch tells until they are."""
-        old = {one: ns for one, ns in where.times.items() if self._is_old(ns)}
-        for one, changed_ns in where.times.items():
+    def _store_times(self, cursor: apsw.Cursor, scope: _Scope) -> None:
+        """Store the times that are old enough; the others stay pending."""
+        old = {one: ns for one, ns in scope.times.items() if self._is_old(ns)}
+        for one, changed_ns in scope.times.items():
             if one in old:
-                self._touched.pop(one, None)
+                self._pending_times.pop(one, None)
             else:
-                self._touched[one] = changed_ns
+                self._pending_times[one] = changed_ns
         recorded = self._recorded(cursor) if old else {}
         old = {one: ns for one, ns in old.items() if recorded.get(one, ns) != ns}
         if old:
-            with self._writing() as writing:
+            with self._transaction() as writing:
                 self._write_times(writing, old)
 
     def _write_times(self, cursor: apsw.Cursor, times: Mapping[Directory, int]) -> None:
         for (number, in_new), changed_ns in times.items():
             column = "new_ns" if in_new else "cur_ns"
-            written_ns = changed_ns if self._is_old(changed_ns) else 0
-            cursor.execute(f"UPDATE folder SET {column} = ? WHERE number = ?", (written_ns, number))
+            mtime_ns = changed_ns if self._is_old(changed_ns) else 0
+            cursor.execute(f"UPDATE folder SET {column} = ? WHERE number = ?", (mtime_ns, number))
 
     def _is_old(self, changed_ns: int) -> bool:
-        """Whether a change after this one has another time for certain."""
+        """Return whether a later change certainly has another time."""
         tick_ns = _TICK_NS if changed_ns % _SECOND_NS else _COARSE_TICK_NS
         return self._clock.time_us() * 1000 - changed_ns > tick_ns
 
@@ -439,14 +462,14 @@ def _changed_ns(directory: Path) -> int:
     try:
         return directory.stat().st_mtime_ns
     except (FileNotFoundError, NotADirectoryError):
-        return _MISSING
+        return _NO_TIME
 
 
-def _unfinished(mailbox: Path) -> tuple[Path, ...]:
-    """Directories that are no folder yet: another program is making them, or never will."""
+def _incomplete(mailbox: Path) -> tuple[Path, ...]:
+    """Return directories that are no folders yet; another program may be creating them."""
     names = (name for name in list_names(mailbox) if name.startswith("."))
     paths = (mailbox / name for name in names)
-    return tuple(islice((path for path in paths if not (path / "cur").is_dir()), _UNFINISHED_MAX))
+    return tuple(islice((path for path in paths if not (path / "cur").is_dir()), _INCOMPLETE_MAX))
 
 
 def _batched(items: Iterable[_T]) -> Iterator[list[_T]]:

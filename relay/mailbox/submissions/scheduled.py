@@ -20,7 +20,7 @@ from relay.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.folders import Folders, find_folder, well_known_path
-from relay.mailbox.index import Located
+from relay.mailbox.index import MessageFile
 from relay.mailbox.maildir import SYNC_FAILURES, Stripes, list_names, remove
 from relay.mailbox.message_file import NEW_DRAFT, parse_name
 from relay.mailbox.messages import submission_facts
@@ -77,7 +77,7 @@ class ScheduledSends:
         self._failed_syncs = 0
         self._failures_made_up_for = 0
 
-    def note_of(self, message_id: str, located: Located) -> PendingSubmission | None:
+    def note_of(self, message_id: str, located: MessageFile) -> PendingSubmission | None:
         """The deferred note of a message, None if it has none, and none comes back with the power.
 
         Raises BeingSentError when its note is ready.
@@ -91,7 +91,7 @@ class ScheduledSends:
             raise BeingSentError(_BEING_SENT)
         return note
 
-    def set_free(self, message_id: str, located: Located, *, reason: str) -> None:
+    def set_free(self, message_id: str, located: MessageFile, *, reason: str) -> None:
         """See to it that no note of a message will be sent: DELETE and move begin with this.
 
         Raises BeingSentError.
@@ -255,7 +255,7 @@ class ScheduledSends:
         if (drafts / "cur" / untouched).exists():
             return True
         return any(
-            found.stem == note.base_name and _TRASHED not in found.flags
+            found.base_name == note.base_name and _TRASHED not in found.flags
             for _ in range(_LOOKS)
             for directory in (drafts / "new", drafts / "cur")
             for name in list_names(directory)

@@ -22,7 +22,7 @@ from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.folders import find_folder, well_known_path
 from relay.mailbox.inbox import Inbox
-from relay.mailbox.index import Located
+from relay.mailbox.index import MessageFile
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
     looking_again,
@@ -35,25 +35,25 @@ from relay.mailbox.maildir import (
 from relay.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
 from relay.mailbox.messages import (
     ComposedDraft,
-    Identity,
+    DraftIdentity,
     compose,
     facts_of,
     is_draft,
     next_generation,
-    octets_of,
+    open_octets,
     submission_facts,
 )
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.submissions import FIRST_SUBMISSION, draft_of
 from relay.mailbox.submissions.scheduled import notified_detail
 from relay.mailbox.types import (
-    UNCONDITIONAL,
+    NO_PRECONDITION,
     BeingSentError,
-    Condition,
     NoSuchItemError,
     NotADraftError,
     OutcomeUnknownError,
     PendingSubmission,
+    Precondition,
     SendOptions,
     WellKnown,
 )
@@ -93,17 +93,17 @@ class SubmissionWriter:
         return self.submit_composed(compose(content, identity), identity, options)
 
     def submit_composed(
-        self, draft: ComposedDraft, identity: Identity, options: SendOptions
+        self, draft: ComposedDraft, identity: DraftIdentity, options: SendOptions
     ) -> PendingSubmission:
         """Submit a new draft; if it is written, then to preparing/, under the submission's id."""
         account = identity.account
         mailbox = self._shared.folders.mailbox(account)
         submission_id = first_submission(identity)
         with (
-            self._shared.quota.room_for(account, mailbox, draft.size, stem=draft.stem),
+            self._shared.quota.room_for(account, mailbox, draft.size, base_name=draft.base_name),
             self._shared.stripes.of(identity.message_id),  # no PATCH before the note is ready
         ):
-            note = self._note(draft.stem, submission_id, account=account, options=options)
+            note = self._note(draft.base_name, submission_id, account=account, options=options)
             self._write_and_submit(mailbox, draft, note)
             return note
 
@@ -114,7 +114,7 @@ class SubmissionWriter:
         message_id: str,
         options: SendOptions,
         *,
-        condition: Condition = UNCONDITIONAL,
+        condition: Precondition = NO_PRECONDITION,
     ) -> PendingSubmission:
         """See MailStore.submit_draft()."""
         mailbox = self._shared.folders.mailbox(account)
@@ -124,7 +124,7 @@ class SubmissionWriter:
                 raise NotADraftError("Only a draft can be sent.")
             if (waiting := self._shared.deferred.note_of(message_id, located)) is not None:
                 return _as_before(waiting, options)
-            stored = octets_of(located)
+            stored = open_octets(located)
             # The time makes it grow from one send of a draft to the next.
             submission_id = f"{message_id}.{self._shared.clock.steady_us()}"
             identity = self._shared.identity(account, options)
@@ -132,7 +132,7 @@ class SubmissionWriter:
             if (
                 block is not None
                 and block.origin.account == account
-                and block.origin.base_name == located.name.stem
+                and block.origin.base_name == located.name.base_name
                 and block.origin.save_to_sent_items == options.save_to_sent_items
                 and block.origin.sent_folder == options.sent_folder
                 and block.origin.on_behalf_of == options.on_behalf_of
@@ -140,12 +140,12 @@ class SubmissionWriter:
                 and (block.is_mime or identity.created_us - block.origin.modified_us < _DATE_US)
             ):
                 note = self._note(
-                    located.name.stem, submission_id, account=account, options=options
+                    located.name.base_name, submission_id, account=account, options=options
                 )
                 created_us, head = block.origin.created_us, stored.read(0, LARGE_BYTES)
                 return self._submit_as_it_is(located, head, note, created_us=created_us)
             draft = next_generation(located, stored, identity, change=None)
-            note = self._note(draft.stem, submission_id, account=account, options=options)
+            note = self._note(draft.base_name, submission_id, account=account, options=options)
             self._write_and_submit(mailbox, draft, note)
             with suppress(OSError):  # it is being sent; what is left is the index's to remove
                 remove(located.path)
@@ -164,7 +164,7 @@ class SubmissionWriter:
         self._leftovers.clean(mailbox)
         self._shared.notes.make()
         drafts = _drafts_of(mailbox)
-        placed = drafts / f"{draft.base}:2,{NEW_DRAFT}"
+        placed = drafts / f"{draft.name_with_size}:2,{NEW_DRAFT}"
         prepared = self._shared.notes.preparing / note.submission_id
         reached = self._shared.crash.reached
         is_named = False
@@ -201,7 +201,7 @@ class SubmissionWriter:
             self._shared.notes.say_copied()
 
     def _submit_as_it_is(
-        self, located: Located, head: bytes, note: PendingSubmission, *, created_us: int
+        self, located: MessageFile, head: bytes, note: PendingSubmission, *, created_us: int
     ) -> PendingSubmission:
         """Submit a draft whose file says already all that a note must; it begins with `head`."""
         self._shared.notes.make()
@@ -271,7 +271,7 @@ class SubmissionWriter:
             self._log.withdraw(submission_facts(head, note.submission_id))
 
     def _note(
-        self, stem: str, submission_id: str, *, account: str, options: SendOptions
+        self, base_name: str, submission_id: str, *, account: str, options: SendOptions
     ) -> PendingSubmission:
         """The note of a submission: ready now, or deferred until a time that is still to come."""
         notes = self._shared.notes
@@ -287,7 +287,7 @@ class SubmissionWriter:
             submission_id=submission_id,
             draft_id=draft_of(submission_id),
             account=account,
-            base_name=stem,
+            base_name=base_name,
             path=path,
             ready_us=at_us,
             options=options,
@@ -352,7 +352,7 @@ class SubmissionWriter:
                 folder = find_folder(mailbox, note.options.sent_folder)
                 if folder.may_keep_sent and (folder.path / "cur").is_dir():
                     return folder.id, folder.path
-        self._shared.folders.remake(mailbox, WellKnown.SENT_ITEMS)
+        self._shared.folders.recreate(mailbox, WellKnown.SENT_ITEMS)
         return str(WellKnown.SENT_ITEMS), well_known_path(mailbox, WellKnown.SENT_ITEMS)
 
     def _save(self, mailbox: Path, note: PendingSubmission, folder: Path) -> None:
@@ -369,7 +369,7 @@ class SubmissionWriter:
     @looking_again
     def _find_and_save(self, mailbox: Path, note: PendingSubmission, target: Path) -> Path | None:
         """Save the original wherever it is; return the directory it was in."""
-        located = self._shared.index.find_stem(mailbox, note.base_name)
+        located = self._shared.index.find_by_base_name(mailbox, note.base_name)
         if located is None:
             with suppress(FileExistsError):
                 place_again(note.path, target)
@@ -377,13 +377,13 @@ class SubmissionWriter:
         if not is_draft(located):  # filed before a crash, or moved by a mail client
             return None
         flags = with_flags(located.name.flags, add=SEEN, remove=DRAFT)
-        located.path.rename(target.parent / f"{located.name.base}:2,{flags}")
+        located.path.rename(target.parent / f"{located.name.name_with_size}:2,{flags}")
         return located.directory
 
     def _discard(self, mailbox: Path, note: PendingSubmission) -> None:
         drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
         for _ in range(_REMOVALS):
-            located = self._shared.index.find_stem(mailbox, note.base_name)
+            located = self._shared.index.find_by_base_name(mailbox, note.base_name)
             if located is None or not is_draft(located):
                 break
             drafts = located.directory
@@ -412,7 +412,7 @@ def _is_rewritten(note: PendingSubmission) -> bool:
     return name is not None and name.generation > 1
 
 
-def first_submission(identity: Identity) -> str:
+def first_submission(identity: DraftIdentity) -> str:
     """Return the id of a submission whose draft is made with it."""
     return f"{identity.message_id}.{FIRST_SUBMISSION}"
 

@@ -14,15 +14,15 @@ from pathlib import Path
 
 from relay.clock import Clock, Ids
 from relay.mailbox.folder_tree import resubscribe
-from relay.mailbox.folders import DIRECTORIES, MARKER, list_folders, marked_id, write_id
+from relay.mailbox.folders import DIRECTORIES, MARKER, list_folders, read_folder_id, write_folder_id
 from relay.mailbox.index.consistency import (
     Difference,
     check_file,
     compare,
-    compare_as_it_is,
+    compare_without_update,
     find_file,
     index_path,
-    make_anew,
+    rebuild,
 )
 from relay.mailbox.index.database import IndexDamagedError, IndexUnusableError
 from relay.mailbox.maildir import list_names, remove, write_synced
@@ -30,7 +30,7 @@ from relay.mailbox.message_file import (
     MessageName,
     delivered_id,
     is_draft_file,
-    message_stem,
+    make_base_name,
     parse_name,
 )
 from relay.mailbox.types import Folder, StoreError
@@ -98,13 +98,13 @@ class IndexCheck:
 
     def _differences(self, mailbox: Path) -> set[Difference]:
         if self._mender.dry_run:
-            return compare_as_it_is(mailbox, full=self._full)
+            return compare_without_update(mailbox, full=self._full)
         return compare(mailbox, self._clock, full=self._full)
 
     def _made_anew(self, mailbox: Path) -> Repair:
         def act() -> None:
             try:
-                make_anew(mailbox, self._clock)
+                rebuild(mailbox, self._clock)
             except StoreError as error:
                 raise OSError(str(error)) from error
 
@@ -223,13 +223,13 @@ class MailboxCheck:
 
     def _check_folder_ids(self, mailbox: Path) -> None:
         for folder in list_folders(mailbox):
-            marked = marked_id(folder.path) if folder.well_known is None else ""
+            marked = read_folder_id(folder.path) if folder.well_known is None else ""
             if marked and marked != folder.id:
                 self._settle_folder_id(folder, marked)
 
     def _settle_folder_id(self, folder: Folder, marked: str) -> None:
         marker = folder.path / MARKER
-        if not self._flight.land(marker) or marked_id(folder.path) != marked:
+        if not self._flight.land(marker) or read_folder_id(folder.path) != marked:
             return
         fault = StoreFault(
             StoreFindingKind.SHARED_FOLDER_ID,
@@ -237,7 +237,7 @@ class MailboxCheck:
             f"{marked}, which another folder has",
             folder.id,
         )
-        cure = Repair("written anew", lambda: write_id(folder.path, folder.id))
+        cure = Repair("written anew", lambda: write_folder_id(folder.path, folder.id))
         self._mender.settle(fault, cure)
 
     # -- messages
@@ -253,7 +253,7 @@ class MailboxCheck:
         def take(name: MessageName) -> None:
             if name.message_id in known:
                 shared.add(name.message_id)
-            elif name.stem:
+            elif name.base_name:
                 known.add(name.message_id)
 
         def check(directory: Path) -> None:
@@ -300,18 +300,18 @@ class MailboxCheck:
             fault = StoreFault(
                 StoreFindingKind.SHARED_ID, path, f"the id of {kept}", "an id of its own"
             )
-            is_second_name = name.stem == parse_stem(kept) and path.samefile(kept)
+            is_second_name = name.base_name == parse_base_name(kept) and path.samefile(kept)
             self._mender.settle(fault, removed(path) if is_second_name else self._own(name, path))
 
     def _own(self, name: MessageName, path: Path) -> Repair:
         """Give a copy a name of its own."""
-        stem = message_stem(
+        base_name = make_base_name(
             delivered_id(self._ids.new()),
             1,
             time_us=name.seconds * 1_000_000,
             hostname=self._hostname,
         )
-        return renamed(path, path.with_name(stem + name.file_name[len(name.stem) :]))
+        return renamed(path, path.with_name(base_name + name.file_name[len(name.base_name) :]))
 
     # -- beside the messages
 
@@ -335,10 +335,10 @@ class MailboxCheck:
         tally.indexes += self._indexes.check(mailbox)
 
 
-def parse_stem(path: Path) -> str:
+def parse_base_name(path: Path) -> str:
     """The base name of a message's file, `,S=` apart."""
     name = parse_name(path.name)
-    return name.stem if name else ""
+    return name.base_name if name else ""
 
 
 def _is_mailbox(path: Path) -> bool:
@@ -364,7 +364,7 @@ def _with_ids(folder: Folder, message_ids: set[str]) -> Iterator[tuple[MessageNa
     for directory in (folder.path / "new", folder.path / "cur"):
         for file_name in list_names(directory):
             name = parse_name(file_name)
-            if name is not None and name.stem and name.message_id in message_ids:
+            if name is not None and name.base_name and name.message_id in message_ids:
                 yield name, directory / file_name
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from relay.files import OpenOctets
 from relay.mailbox.maildir import open_message
-from relay.mailbox.message_file import MessageName, is_our_name, parse_name
+from relay.mailbox.message_file import MessageName, is_relay_name, parse_name
 from relay.mailbox.stale_files import STALE_S
 from relay.mailbox.verify.findings import (
     QuietPeriod,
@@ -108,7 +108,7 @@ def _name_wrongs(name: MessageName, seen: FileStatus, *, in_new: bool) -> Iterat
     right = name.file_name if has_size else _sized(name, seen.size_bytes)
     if not has_size:
         assert name.size is not None
-        is_short = seen.size_bytes < name.size and is_our_name(name.file_name)
+        is_short = seen.size_bytes < name.size and is_relay_name(name.file_name)
         yield FileFault(
             StoreFindingKind.TRUNCATED if is_short else StoreFindingKind.WRONG_SIZE,
             f"{seen.size_bytes} bytes",
@@ -150,7 +150,7 @@ class MessageCheck:
                     continue
                 count += 1
                 take(name)
-                if not name.stem or self._wrongs(directory, name):
+                if not name.base_name or self._wrongs(directory, name):
                     suspects.append(name)
         for name in suspects:
             if self._flight.land(directory / name.file_name):
@@ -182,7 +182,7 @@ class MessageCheck:
 
     def _settle(self, directory: Path, name: MessageName) -> None:
         path = directory / name.file_name
-        if not name.stem:
+        if not name.base_name:
             fault = StoreFault(
                 StoreFindingKind.NO_BASE_NAME, path, "a name without a base", "a name of its own"
             )
@@ -232,7 +232,7 @@ def _is_broken(path: Path, *, full: bool) -> bool:
         head = file.read(FIRST_FIELD_BYTES)
         while full and file.read(_BLOCK_BYTES_READ):
             pass
-        if not is_our_name(path.name) or not private_length(head):
+        if not is_relay_name(path.name) or not private_length(head):
             return False
         if private_length(head) > PRIVATE_BYTES_MAX:
             return True

@@ -158,8 +158,8 @@ class SubmissionCheck:
             of_account.setdefault(note.account, {})[note.base_name] = note
         for account, wanted in of_account.items():
             for path in self._drafts(account, wanted):
-                stem = _stem_of(path.name)
-                note = wanted.pop(stem)
+                base_name = _stem_of(path.name)
+                note = wanted.pop(base_name)
                 self._check_link(note, path)
             for note in wanted.values():
                 change = self._notes.preparing / f"{note.submission_id}+"  # a start puts it there
@@ -174,8 +174,8 @@ class SubmissionCheck:
                 if not left:
                     return
                 for name in list_names(directory):
-                    if (stem := _stem_of(name)) in left:
-                        left.discard(stem)
+                    if (base_name := _stem_of(name)) in left:
+                        left.discard(base_name)
                         yield directory / name
 
     def _folders(self, account: str) -> Iterator[Path]:

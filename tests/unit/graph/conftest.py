@@ -14,7 +14,7 @@ from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.pressure import Pressure
-from relay.settings.tree import Http
+from relay.settings.tree import HttpSettings
 from tests.unit.graph.world import MAX_BODY, QUOTA_BYTES, Crash, MemoryStore, OnDisk, People, World
 
 
@@ -27,7 +27,7 @@ async def world() -> AsyncIterator[World]:
         People(),
         clock=clock,
         hostname="relay.example.test",
-        http=Http(public_url="", max_body=MAX_BODY, max_upload=8 << 20),
+        http=HttpSettings(public_url="", max_body=MAX_BODY, max_upload=8 << 20),
         crash=crash,  # type: ignore[arg-type]
         ready=lambda: made.not_ready,
         pressure=pressure,
@@ -59,7 +59,9 @@ async def on_disk(tmp_path: Path) -> AsyncIterator[OnDisk]:
         DevelopmentAccounts(),
         clock=clock,
         hostname="relay.example.test",
-        http=Http(public_url="https://mail.example.test/", max_body=1 << 20, max_upload=8 << 20),
+        http=HttpSettings(
+            public_url="https://mail.example.test/", max_body=1 << 20, max_upload=8 << 20
+        ),
         crash=crash,
         ready=lambda: "",
     )

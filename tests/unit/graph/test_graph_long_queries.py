@@ -17,7 +17,7 @@ from relay.http import HttpServer
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
-from relay.settings.tree import Address, Http
+from relay.settings.tree import Address, HttpSettings
 from tests.unit.graph.world import People, refused
 
 MESSAGES = 12
@@ -55,7 +55,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     )  # fmt: skip
     app = create_app(
         store, People(), clock=clock, hostname="relay.example.test", crash=crash,
-        http=Http(public_url="", max_body=1 << 20, max_upload=8 << 20), ready=lambda: "",
+        http=HttpSettings(public_url="", max_body=1 << 20, max_upload=8 << 20), ready=lambda: "",
     )  # fmt: skip
     server = HttpServer(app, [Address("127.0.0.1", 0)], clock=clock)
     await server.start()

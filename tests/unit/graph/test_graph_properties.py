@@ -21,7 +21,7 @@ from relay.mailbox.types import QuotaLimits
 from relay.message.content import gathered
 from relay.mime.convert import convert
 from relay.mime.converted import Converted
-from relay.settings.tree import Http
+from relay.settings.tree import HttpSettings
 from tests.support.drafts import read_attachments
 from tests.unit.graph.world import refused, to
 
@@ -102,7 +102,7 @@ async def mailbox(tmp_path: Path) -> AsyncIterator[Mailbox]:
         Accounts(),  # type: ignore[arg-type]
         clock=clock,
         hostname="relay.example.test",
-        http=Http(public_url="", max_body=8 << 20, max_upload=8 << 20),
+        http=HttpSettings(public_url="", max_body=8 << 20, max_upload=8 << 20),
         crash=crash,
         ready=lambda: "",
     )

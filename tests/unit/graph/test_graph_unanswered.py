@@ -12,7 +12,7 @@ from relay.graph import create_app
 from relay.http import HttpServer
 from relay.mailbox.types import OutcomeUnknownError
 from relay.message.properties import MessageProperties, Person
-from relay.settings.tree import Address, Http
+from relay.settings.tree import Address, HttpSettings
 from tests.unit.graph.world import MAX_BODY, Crash, MemoryStore, People, to
 
 MESSAGE = {"subject": "s", "toRecipients": to("bob@b.test")}
@@ -26,7 +26,7 @@ async def serving(store: MemoryStore) -> AsyncIterator[HttpServer]:
         People(),
         clock=store.clock,
         hostname="relay.example.test",
-        http=Http(public_url="", max_body=MAX_BODY, max_upload=8 << 20),
+        http=HttpSettings(public_url="", max_body=MAX_BODY, max_upload=8 << 20),
         crash=Crash(),  # type: ignore[arg-type]
         ready=lambda: "",
     )

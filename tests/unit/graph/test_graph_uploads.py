@@ -23,7 +23,7 @@ from relay.mailbox import upload_sessions
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.mailbox.upload_sessions import EXPIRE_S, UPLOADS_MAX, Uploads
-from relay.settings.tree import Http
+from relay.settings.tree import HttpSettings
 from tests.unit.graph.world import refused, to
 
 ALICE = "alice@example.test"
@@ -61,7 +61,7 @@ class Place:
             self.accounts,
             clock=self.clock,
             hostname="relay.example.test",
-            http=Http(public_url="", max_upload=MAX_UPLOAD),
+            http=HttpSettings(public_url="", max_upload=MAX_UPLOAD),
             crash=crash,
             ready=lambda: "",
         )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from relay.accounts import Account
 from relay.graph.message_parser import parse_message
-from relay.mailbox.messages import Identity, compose
+from relay.mailbox.messages import DraftIdentity, compose
 from relay.message.content import gathered
 from relay.message.properties import MessageProperties
 from relay.mime.convert import convert, render
@@ -25,7 +25,7 @@ from tests.support.drafts import read_attachments
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 ALICE = Account("alice@example.test", send_as=("office@example.test",))
-IDENTITY = Identity(
+IDENTITY = DraftIdentity(
     "alice@example.test",
     "0123456789abcdef",
     "relay.example.test",

@@ -13,13 +13,13 @@ from relay.http import ApiError
 from relay.mailbox.query import (
     AllOf,
     AnyItem,
+    AnyOf,
     Collection,
     Compare,
     CompareItem,
     Condition,
     ItemProperty,
-    Negated,
-    OneOf,
+    Not,
     Operator,
     Property,
 )
@@ -52,7 +52,7 @@ def to(value: str, operator: Operator = EQ, named: ItemProperty = ADDRESS) -> Co
         ("  isRead   eq\tfalse ", UNREAD),
         ("ISREAD EQ False", UNREAD),
         ("isRead", READ),
-        ("not isRead", Negated(READ)),
+        ("not isRead", Not(READ)),
         ("false eq isRead", UNREAD),
         ("subject eq 'it''s'", subject("it's")),
         ("subject eq ''", subject("")),
@@ -61,15 +61,15 @@ def to(value: str, operator: Operator = EQ, named: ItemProperty = ADDRESS) -> Co
         ("'m' ge subject", subject("m", LE)),
         ("subject eq null", subject("")),
         ("subject ne null", subject("", NE)),
-        ("subject gt null", OneOf(())),
+        ("subject gt null", AnyOf(())),
         ("isRead ne null", AllOf(())),
-        ("receivedDateTime eq null", OneOf(())),
+        ("receivedDateTime eq null", AnyOf(())),
         ("true", AllOf(())),
         ("tolower(subject) eq tolower('A')", subject("A")),
         ("toupper(tolower(subject)) eq 'A'", subject("A")),
         ("contains(subject,'x')", subject("x", CONTAINS)),
         ("contains(tolower(subject), 'x') eq true", subject("x", CONTAINS)),
-        ("contains(subject,'x') eq false", Negated(subject("x", CONTAINS))),
+        ("contains(subject,'x') eq false", Not(subject("x", CONTAINS))),
         ("false ne StartsWith(subject,'x')", subject("x", Operator.STARTS_WITH)),
         ("endswith(from/emailAddress/address,'@a.test')",
          Compare(Property.FROM_ADDRESS, Operator.ENDS_WITH, "@a.test")),
@@ -81,29 +81,29 @@ def to(value: str, operator: Operator = EQ, named: ItemProperty = ADDRESS) -> Co
         ("internetMessageId eq '<a@b>'", Compare(Property.INTERNET_MESSAGE_ID, EQ, "<a@b>")),
         # precedence
         ("isRead or subject eq 'a' and not isRead",
-         OneOf((READ, AllOf((subject("a"), Negated(READ)))))),
+         AnyOf((READ, AllOf((subject("a"), Not(READ)))))),
         ("(isRead or subject eq 'a') and isRead",
-         AllOf((OneOf((READ, subject("a"))), READ))),
+         AllOf((AnyOf((READ, subject("a"))), READ))),
         ("isRead and isRead and isRead", AllOf((READ, READ, READ))),
         ("isRead and (isRead and isRead)", AllOf((READ, AllOf((READ, READ))))),
-        ("not not isRead", Negated(Negated(READ))),
-        ("not(isRead)", Negated(READ)),
-        ("not subject eq 'a' and isRead", AllOf((Negated(subject("a")), READ))),
+        ("not not isRead", Not(Not(READ))),
+        ("not(isRead)", Not(READ)),
+        ("not subject eq 'a' and isRead", AllOf((Not(subject("a")), READ))),
         ("((isRead)) eq true", READ),
-        ("(isRead and isRead) eq false", Negated(AllOf((READ, READ)))),
+        ("(isRead and isRead) eq false", Not(AllOf((READ, READ)))),
         # lists
         ("toRecipients/any(r:r/emailAddress/address eq 'a@b.test')",
          AnyItem(Collection.TO, to("a@b.test"))),
         ("ccRecipients/any(r: contains(r/emailAddress/name,'a') and r/emailAddress/address ne 'b')",
          AnyItem(Collection.CC, AllOf((to("a", CONTAINS, NAME), to("b", NE))))),
         ("bccRecipients/all(x : endswith(x/emailAddress/address,'@a.test'))",
-         Negated(AnyItem(Collection.BCC, Negated(to("@a.test", Operator.ENDS_WITH))))),
+         Not(AnyItem(Collection.BCC, Not(to("@a.test", Operator.ENDS_WITH))))),
         ("replyTo/any()", AnyItem(Collection.REPLY_TO, AllOf(()))),
-        ("not replyTo/any()", Negated(AnyItem(Collection.REPLY_TO, AllOf(())))),
+        ("not replyTo/any()", Not(AnyItem(Collection.REPLY_TO, AllOf(())))),
         ("categories/any(c:c eq 'Red')",
          AnyItem(Collection.CATEGORIES, to("Red", named=ItemProperty.ITSELF))),
         ("categories/any(c:startswith(c,'R') or 'x' eq c)",
-         AnyItem(Collection.CATEGORIES, OneOf((
+         AnyItem(Collection.CATEGORIES, AnyOf((
              to("R", Operator.STARTS_WITH, ItemProperty.ITSELF),
              to("x", named=ItemProperty.ITSELF))))),
     ],
@@ -136,7 +136,7 @@ def test_times(written: str, time_us: int) -> None:
 def test_a_time_that_is_equal_is_so_to_the_second_as_times_are_shown() -> None:
     second = AllOf((received(GE), received(LT, RECEIVED_US + 1_000_000)))
     assert message_condition("receivedDateTime eq 2026-11-20T06:48:40Z") == second
-    assert message_condition("receivedDateTime ne 2026-11-20T06:48:40Z") == Negated(second)
+    assert message_condition("receivedDateTime ne 2026-11-20T06:48:40Z") == Not(second)
     exact = message_condition("receivedDateTime eq 2026-11-20T06:48:40.25Z")
     assert exact == received(EQ, RECEIVED_US + 250_000)
 
@@ -305,12 +305,12 @@ def written(condition: Condition, within: type | None = None) -> str:
     match condition:
         case AllOf(parts):
             text = " and ".join(written(part, AllOf) for part in parts)
-            return f"({text})" if within in (AllOf, Negated) else text
-        case OneOf(parts):
-            text = " or ".join(written(part, OneOf) for part in parts)
+            return f"({text})" if within in (AllOf, Not) else text
+        case AnyOf(parts):
+            text = " or ".join(written(part, AnyOf) for part in parts)
             return f"({text})" if within else text
-        case Negated(part):
-            return "not " + written(part, Negated)
+        case Not(part):
+            return "not " + written(part, Not)
         case AnyItem(collection, inner):
             return f"{collection}/any(item:{written(inner)})"
         case Compare(named, operator, value):

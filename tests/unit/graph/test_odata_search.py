@@ -12,11 +12,11 @@ from relay.graph.odata.search import DEPTH_MAX, PREFIXES_MAX, TERM_CHARACTERS_MA
 from relay.http import ApiError
 from relay.mailbox.query import (
     AllOf,
+    AnyOf,
     Compare,
     Condition,
     HasWords,
-    Negated,
-    OneOf,
+    Not,
     Operator,
     Property,
     SearchIn,
@@ -49,8 +49,8 @@ def days(first: int, last: int) -> AllOf:
         ('"fresh pizza"', AllOf((word("fresh"), word("pizza")))),
         ('"\\"fresh pizza\\""', word("fresh pizza")),
         ('"fresh" pizza', AllOf((word("fresh"), word("pizza")))),
-        ('"fresh pizza" OR "new wine"', OneOf((word("fresh pizza"), word("new wine")))),
-        ('"subject:\\"new wine\\" OR a"', OneOf((word("new wine", SearchIn.SUBJECT), word("a")))),
+        ('"fresh pizza" OR "new wine"', AnyOf((word("fresh pizza"), word("new wine")))),
+        ('"subject:\\"new wine\\" OR a"', AnyOf((word("new wine", SearchIn.SUBJECT), word("a")))),
         ('"a\\\\b"', word("a\\b")),
         ("subject:has", word("has", SearchIn.SUBJECT)),
         ("Subject=has", word("has", SearchIn.SUBJECT)),
@@ -61,11 +61,11 @@ def days(first: int, last: int) -> AllOf:
         ('"\\"new wi*\\""', word("new wi", prefix=True)),
         ("a b c", AllOf((word("a"), word("b"), word("c")))),
         ("a AND b c", AllOf((word("a"), word("b"), word("c")))),
-        ("a OR b AND c", OneOf((word("a"), AllOf((word("b"), word("c")))))),
-        ("(a OR b) c", AllOf((OneOf((word("a"), word("b"))), word("c")))),
+        ("a OR b AND c", AnyOf((word("a"), AllOf((word("b"), word("c")))))),
+        ("(a OR b) c", AllOf((AnyOf((word("a"), word("b"))), word("c")))),
         ("a (b c)", AllOf((word("a"), AllOf((word("b"), word("c")))))),
-        ("NOT a b", AllOf((Negated(word("a")), word("b")))),
-        ("NOT (a b)", Negated(AllOf((word("a"), word("b"))))),
+        ("NOT a b", AllOf((Not(word("a")), word("b")))),
+        ("NOT (a b)", Not(AllOf((word("a"), word("b"))))),
         ("a and or not", AllOf((word("a"), word("and"), word("or"), word("not")))),
         ('"\\"AND\\""', word("AND")),
         ("cc:a bcc:b participants:c",
@@ -79,7 +79,7 @@ def days(first: int, last: int) -> AllOf:
         ("received:2026-11-20", days(0, 0)),
         ("received=11/20/2026", days(0, 0)),
         ('received:"11/20/2026"', days(0, 0)),
-        ("received<>2026-11-20", Negated(days(0, 0))),
+        ("received<>2026-11-20", Not(days(0, 0))),
         ("received:2026-11-20..2026-11-22", days(0, 2)),
         ("received<2026-11-20", received(Operator.LT, NOVEMBER_20_US)),
         ("received<=2026-11-20", received(Operator.LT, NOVEMBER_20_US + DAY_US)),
@@ -181,12 +181,12 @@ def written(condition: Condition, within: type | None = None) -> str:
     match condition:
         case AllOf(parts):
             text = " ".join(written(part, AllOf) for part in parts)
-            return f"({text})" if within in (AllOf, Negated) else text
-        case OneOf(parts):
-            text = " OR ".join(written(part, OneOf) for part in parts)
+            return f"({text})" if within in (AllOf, Not) else text
+        case AnyOf(parts):
+            text = " OR ".join(written(part, AnyOf) for part in parts)
             return f"({text})" if within else text
-        case Negated(part):
-            return "NOT " + written(part, Negated)
+        case Not(part):
+            return "NOT " + written(part, Not)
         case HasWords(where, words, prefix):
             return f'{where}:"{words}{"*" * prefix}"'.removeprefix(":")
     raise AssertionError(condition)

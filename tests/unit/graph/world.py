@@ -11,7 +11,7 @@ from relay.clock import Ids, ManualClock
 from relay.crashpoints import CrashPoint
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
-    UNCONDITIONAL,
+    NO_PRECONDITION,
     Folder,
     MessageChange,
     NoSuchItemError,
@@ -92,7 +92,7 @@ class MemoryStore:
         draft = await self.create_draft(account, content)
         return self._note(draft, content, account, options)
 
-    async def submit_draft(self, account, message_id, options, *, condition=UNCONDITIONAL):
+    async def submit_draft(self, account, message_id, options, *, condition=NO_PRECONDITION):
         if self.refuse:
             raise self.refuse
         draft = await self.get(account, message_id)
@@ -126,7 +126,9 @@ class MemoryStore:
         total = len(found) if query.count else None
         return Page(tuple(found[begin:end]), total, str(end) if end < len(found) else "")
 
-    async def update(self, account, message_id, change: MessageChange, *, condition=UNCONDITIONAL):
+    async def update(
+        self, account, message_id, change: MessageChange, *, condition=NO_PRECONDITION
+    ):
         if self.refuse:
             raise self.refuse
         self.written += 1
@@ -142,7 +144,7 @@ class MemoryStore:
         mailbox[mailbox.index(before)] = after
         return after
 
-    async def delete(self, account, message_id, *, condition=UNCONDITIONAL):
+    async def delete(self, account, message_id, *, condition=NO_PRECONDITION):
         if self.refuse:
             raise self.refuse
         found = await self.get(account, message_id, folder_id=condition.folder_id)

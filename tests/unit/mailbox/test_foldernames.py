@@ -5,11 +5,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from relay.mailbox.folders import (
+    as_single_name,
     checked_directory,
-    folder_name,
-    one_name,
+    decode_folder_name,
+    encode_folder_name,
     same_name,
-    shown_name,
 )
 from relay.mailbox.types import FolderError
 
@@ -31,19 +31,19 @@ from relay.mailbox.types import FolderError
     ],
 )
 def test_a_name_is_written_as_imap_servers_do_and_read_back(display_name, on_disk):
-    assert folder_name(display_name) == on_disk
-    assert same_name(shown_name(on_disk), display_name)
+    assert encode_folder_name(display_name) == on_disk
+    assert same_name(decode_folder_name(on_disk), display_name)
 
 
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1))
 def test_every_name_that_is_taken_comes_back(text):
     assume(text.strip() and not text.startswith("~"))
-    name = folder_name(text)
+    name = encode_folder_name(text)
     assert name.isascii()
     assert "." not in name
     assert "/" not in name
-    assert same_name(shown_name(name), text)
-    assert folder_name(shown_name(name)) == name
+    assert same_name(decode_folder_name(name), text)
+    assert encode_folder_name(decode_folder_name(name)) == name
 
 
 @pytest.mark.parametrize(
@@ -59,19 +59,19 @@ def test_every_name_that_is_taken_comes_back(text):
 )
 def test_a_name_that_cannot_be_is_refused_with_the_reason(display_name, reason):
     with pytest.raises(FolderError, match=reason):
-        folder_name(display_name)
+        encode_folder_name(display_name)
 
 
 @pytest.mark.parametrize("name", ["&AC4", "&2AA-", "a&b", "\udcfcber", "&-x&", ".."])
 def test_what_others_wrote_differently_is_shown_as_it_is(name):
-    assert isinstance(shown_name(name), str)
-    assert shown_name(name).encode()
+    assert isinstance(decode_folder_name(name), str)
+    assert decode_folder_name(name).encode()
 
 
 def test_a_name_of_several_folders_becomes_one():
-    assert shown_name("A.&AMQ-") == "A.Ä"
-    assert one_name("A.&AMQ-") == "A&ICQ-&AMQ-"
-    assert shown_name(one_name("A.&AMQ-")) == "A.Ä"
+    assert decode_folder_name("A.&AMQ-") == "A.Ä"
+    assert as_single_name("A.&AMQ-") == "A&ICQ-&AMQ-"
+    assert decode_folder_name(as_single_name("A.&AMQ-")) == "A.Ä"
 
 
 def test_names_are_the_same_for_people_whatever_their_case_and_form():

@@ -12,7 +12,7 @@ from inotify_simple import INotify
 from relay.clock import ManualClock, SystemClock
 from relay.mailbox.index import Indexes, change_feed
 from relay.mailbox.index.database import FILE_NAME, SCHEMA_VERSION
-from relay.mailbox.index.watch import Watches
+from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.query import (
     NEWEST_FIRST,
     Compare,
@@ -195,7 +195,7 @@ def test_more_events_than_are_kept_and_lost_ones_are_made_up_for(mailbox, monkey
 
 
 def test_where_watches_end_directories_times_tell(mailbox):
-    index = mailbox.index(watches=Watches(watches_max=2))
+    index = mailbox.index(watcher=InotifyWatcher(watches_max=2))
     assert found(index, mailbox) == []
     files = [mailbox.add(".Archive"), mailbox.add(".Drafts"), mailbox.add()]
     assert found(index, mailbox) == files[::-1]
@@ -212,7 +212,7 @@ class Deaf(INotify):
 
 
 def test_what_came_without_a_word_is_seen_in_a_while_and_from_then_on_at_once(mailbox):
-    index = mailbox.index(watches=Watches(make=lambda: Deaf(nonblocking=True)))
+    index = mailbox.index(watcher=InotifyWatcher(make=lambda: Deaf(nonblocking=True)))
     found(index, mailbox)
     first = mailbox.add()
     assert found(index, mailbox) == []
@@ -304,7 +304,7 @@ def test_the_longest_unused_is_closed_and_knows_what_it_knew(tmp_path, monkeypat
         for mailbox, file in zip(mailboxes, files, strict=True):
             assert found(index, mailbox) == [file]
     assert len(index._open) == 2
-    monkeypatch.setattr("relay.mailbox.index.update.CatchUp.fill", None)  # none is made anew
+    monkeypatch.setattr("relay.mailbox.index.update.IndexUpdater.build", None)  # none is made anew
     mailboxes[0].clock.advance(1)
     for mailbox, file in zip(mailboxes, files, strict=True):
         assert found(index, mailbox) == [file]
@@ -525,15 +525,15 @@ def test_a_file_that_moves_while_the_index_is_made_is_one_message(mailbox, monke
     new = mailbox.path / "new/1000000000.R0123456789abcdef_1.h"
     cur = mailbox.path / f"cur/{new.name}:2,"
     new.write_bytes(b"x")
-    real = update.look
+    real = update.scan
 
-    def look(rows, folders, places):
+    def scan(rows, folders, places):
         seen = real(rows, folders, places)
         if new.exists() and places:
             new.rename(cur)
         return seen
 
-    monkeypatch.setattr(update, "look", look)
+    monkeypatch.setattr(update, "scan", scan)
     index = mailbox.index()
     assert ids(index, mailbox) == {cur: "0123456789abcdef"}
     assert ids(index, mailbox) == {cur: "0123456789abcdef"}
@@ -543,7 +543,7 @@ def test_a_file_that_moves_while_the_index_is_made_is_one_message(mailbox, monke
 
 
 def test_a_change_within_a_tick_is_seen_without_watches(mailbox):
-    index = mailbox.index(watches=Watches(watches_max=0))
+    index = mailbox.index(watcher=InotifyWatcher(watches_max=0))
     mailbox.add()
     found(index, mailbox)
     directory = mailbox.path / "cur"
@@ -609,15 +609,15 @@ def test_what_is_changed_while_it_is_read_is_read_again(mailbox, monkeypatch):
 
     file = mailbox.path / ".Drafts/cur/1000000000.R0123456789abcdef_1.h:2,DS"
     file.write_bytes(b"Subject: house\r\n\r\n")
-    real = content_index.read_facts
+    real = content_index.read_header_data
 
-    def read_facts(path, *, message_id):
+    def read_header_data(path, *, message_id):
         facts = real(path, message_id=message_id)
         if file.exists():
             changed(file)
         return facts
 
-    monkeypatch.setattr(content_index, "read_facts", read_facts)
+    monkeypatch.setattr(content_index, "read_header_data", read_header_data)
     by_subject = Compare(Property.SUBJECT, Operator.EQ, "house")
     assert found(mailbox.index(), mailbox, MessageQuery(condition=by_subject)) == []
 
@@ -626,7 +626,7 @@ def test_what_is_changed_while_it_is_read_is_read_again(mailbox, monkeypatch):
 def test_a_file_that_is_renamed_all_the_time_is_never_missed(mailbox, monkeypatch, watches_max):
     from relay.mailbox.index import update
 
-    index = mailbox.index(watches=Watches(watches_max=watches_max))
+    index = mailbox.index(watcher=InotifyWatcher(watches_max=watches_max))
     plain = mailbox.add()
     flagged = plain.with_name(plain.name + "F")
     [message_id] = ids(index, mailbox).values()

@@ -35,13 +35,13 @@ def test_nobody_opens_an_index_while_it_is_removed(tmp_path, monkeypatch):
 
 
 def test_nobody_removes_an_index_while_it_is_opened(tmp_path, monkeypatch):
-    really_prepare, seen = database._prepare, []
+    real_set_up, seen = database._set_up, []
 
     def prepare(connection) -> None:
         seen.append((is_free(tmp_path, fcntl.LOCK_EX), is_free(tmp_path, fcntl.LOCK_SH)))
-        really_prepare(connection)
+        real_set_up(connection)
 
-    monkeypatch.setattr(database, "_prepare", prepare)
+    monkeypatch.setattr(database, "_set_up", prepare)
     open_database(tmp_path / FILE_NAME).close()
     assert seen == [(False, True)]  # others may open it at the same moment
     assert is_free(tmp_path, fcntl.LOCK_EX)
@@ -60,15 +60,15 @@ def test_a_stranger_who_keeps_the_lock_stops_nobody_for_good(tmp_path, monkeypat
 def test_what_was_open_when_it_was_removed_spoils_no_other(tmp_path):
     path = tmp_path / FILE_NAME
     before = open_database(path)
-    before.execute("INSERT INTO about VALUES ('old', '1')")  # it is in the WAL
+    before.execute("INSERT INTO meta VALUES ('old', '1')")  # it is in the WAL
     remove_database(path)
     after = open_database(path)
-    after.execute("INSERT INTO about VALUES ('new', '1')")
-    before.execute("INSERT INTO about VALUES ('later', '1')")
+    after.execute("INSERT INTO meta VALUES ('new', '1')")
+    before.execute("INSERT INTO meta VALUES ('later', '1')")
     before.close()
     after.close()
     with_it = open_database(path)
-    assert with_it.execute("SELECT name FROM about").fetchall() == [("new",)]
+    assert with_it.execute("SELECT name FROM meta").fetchall() == [("new",)]
     assert with_it.execute("PRAGMA integrity_check").get == "ok"
     with_it.close()
 
@@ -76,10 +76,10 @@ def test_what_was_open_when_it_was_removed_spoils_no_other(tmp_path):
 def test_a_crash_in_between_leaves_nothing_to_be_taken_in(tmp_path):
     path = tmp_path / FILE_NAME
     before = open_database(path)
-    before.execute("INSERT INTO about VALUES ('old', '1')")
+    before.execute("INSERT INTO meta VALUES ('old', '1')")
     path.unlink()
     before.close()
     assert path.with_name(FILE_NAME + "-wal").stat().st_size  # as after a kill
     after = open_database(path)
-    assert after.execute("SELECT name FROM about").fetchall() == []
+    assert after.execute("SELECT name FROM meta").fetchall() == []
     after.close()

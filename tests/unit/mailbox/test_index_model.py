@@ -1,6 +1,6 @@
 """Whatever Relay and other programs do to a mailbox, in any order: its index says what is there.
 
-After each look the index has every file once, with its folder and flags; a message keeps its id; the
+After each scan the index has every file once, with its folder and flags; a message keeps its id; the
 change feed leads from what was there to what is there now; and an index that is made anew finds the
 same.
 """
@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from relay.clock import SystemClock
 from relay.mailbox.index import Indexes
 from relay.mailbox.index.database import FILE_NAME
-from relay.mailbox.index.watch import Watches
-from relay.mailbox.message_file import delivered_id, delivered_stem, message_stem
+from relay.mailbox.index.watch import InotifyWatcher
+from relay.mailbox.message_file import delivered_base_name, delivered_id, make_base_name
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import ChangeKind
 from relay.mime.draft import DraftOrigin
@@ -42,8 +42,8 @@ class Clock(SystemClock):
         return super().time_us() + self.ahead_us
 
 
-def draft(content: bytes, stem: str) -> bytes:
-    origin = DraftOrigin("alice@example.test", stem, "<a@b>", created_us=1, modified_us=1)
+def draft(content: bytes, base_name: str) -> bytes:
+    origin = DraftOrigin("alice@example.test", base_name, "<a@b>", created_us=1, modified_us=1)
     return write_mime_draft(content, origin)
 
 
@@ -68,8 +68,8 @@ class Box:
         self.position = self.index.changes(self.path, "", 10).position
 
     def open(self) -> None:
-        watches = Watches() if self.watched else Watches(make=impossible)
-        self.index = Indexes(self.clock, watches=watches)
+        watches = InotifyWatcher() if self.watched else InotifyWatcher(make=impossible)
+        self.index = Indexes(self.clock, watcher=watches)
 
     # -- what Relay and other programs do
 
@@ -79,22 +79,22 @@ class Box:
         content = f"Subject: {number}\r\n\r\nx".encode()
         match kind % 3:
             case 0:
-                stem = f"{1_700_000_000 + number}.M{number}P1.host"
+                base_name = f"{1_700_000_000 + number}.M{number}P1.host"
                 message_id = ""
             case 1:
                 message_id = f"0123456789ab{number:04d}"
-                stem = message_stem(message_id, 1, time_us=10**15, hostname="host")
-                content = draft(content, stem)
+                base_name = make_base_name(message_id, 1, time_us=10**15, hostname="host")
+                content = draft(content, base_name)
             case _:
                 unique = f"0123456789ab{number:04d}"
                 message_id = delivered_id(unique)
-                stem = delivered_stem(unique, hostname="host")
+                base_name = delivered_base_name(unique, hostname="host")
                 content = f"X-Relay-Id: {message_id}\r\n".encode() + content
         if kind >= 3 and FLAGS[flags] == "":
             directory = directory.parent / "new"
-            path = directory / stem
+            path = directory / base_name
         else:
-            path = directory / f"{stem},S={len(content)}:2,{FLAGS[flags]}"
+            path = directory / f"{base_name},S={len(content)}:2,{FLAGS[flags]}"
         path.write_bytes(content)
         self.ids[path] = message_id
 
@@ -108,48 +108,48 @@ class Box:
             self.ids[path.rename(target)] = self.ids.pop(path)
 
     def imap_move(self, which: int, folder: int, looks: bool) -> None:
-        """To a new name in another folder, as Dovecot does; somebody may look half-way."""
+        """To a new name in another folder, as Dovecot does; somebody may scan half-way."""
         if (path := self.some(which)) is None:
             return
         if looks:
-            self.look()  # else which of the two is the copy is not to be known
+            self.scan()  # else which of the two is the copy is not to be known
         target = self.new_name(path, folder)
         os.link(path, target)
         if looks:
             self.ids[target] = ""
-            self.look()
+            self.scan()
         path.unlink()
         self.ids[target] = self.ids.pop(path)
 
     def imap_copy(self, which: int, folder: int) -> None:
         if (path := self.some(which)) is None:
             return
-        self.look()  # the original is known
+        self.scan()  # the original is known
         target = self.new_name(path, folder)
         os.link(path, target)
         self.copied.add(self.ids[path])
         self.ids[target] = ""
-        self.look()
+        self.scan()
         self.copied.add(self.ids[target])
 
     def imap_undo(self, which: int, folder: int) -> None:
         """A copy is made, and removed at once: the original is what it was."""
         if (path := self.some(which)) is not None:
-            self.look()
+            self.scan()
             target = self.new_name(path, folder)
             os.link(path, target)
             self.ids[target] = ""
-            self.look()
+            self.scan()
             target.unlink()
             del self.ids[target]
 
     def remove(self, which: int) -> None:
         if (path := self.some(which)) is not None:
-            self.look()
+            self.scan()
             path.unlink()
             del self.ids[path]
             self.clock.ahead_us = 120 * 10**6  # later than any move
-            self.look()
+            self.scan()
             self.clock.ahead_us = 0
             for directory in self.path.rglob("cur"):  # what was just listed seemed to be old
                 os.utime(directory, ns=(0, 0))
@@ -164,14 +164,14 @@ class Box:
         if not drafts:
             return
         path = drafts[which % len(drafts)]
-        stem, _, flags = path.name.partition(":2,")
-        head, _, rest = stem.partition(",")[0].partition("_")
+        base_name, _, flags = path.name.partition(":2,")
+        head, _, rest = base_name.partition(",")[0].partition("_")
         generation, _, host = rest.partition(".")
         target = path.with_name(f"{head}_{int(generation) + 1}.{host}:2,{flags}")
         target.write_bytes(draft(b"Subject: changed\r\n\r\n", target.name.partition(":")[0]))
         self.ids[target] = self.ids.pop(path)
         if looks or crash:
-            self.look()
+            self.scan()
         path.unlink(missing_ok=True)
 
     def rename_folder(self, back: bool) -> None:
@@ -191,7 +191,7 @@ class Box:
 
     # -- what has to be true
 
-    def look(self) -> None:
+    def scan(self) -> None:
         found = self.listed()
         assert set(found) == set(self.ids)
         for path, message_id in found.items():
@@ -271,7 +271,7 @@ deeds = st.one_of(
     st.tuples(st.just("remove"), number),
     st.tuples(st.just("replace"), number, st.booleans(), st.booleans()),
     st.tuples(st.just("rename_folder"), st.just(False)),
-    st.tuples(st.just("look")),
+    st.tuples(st.just("scan")),
     st.tuples(st.just("reopen")),
 )
 
@@ -290,7 +290,7 @@ def test_the_index_is_what_is_there(tmp_path, watched, done):
     try:
         for name, *values in done:
             getattr(box, name)(*values)
-        box.look()
+        box.scan()
         box.made_anew()
     finally:
         box.index.close()

@@ -26,9 +26,9 @@ from relay.mailbox.query import (
     ItemProperty,
     MessageQuery,
     Operator,
-    Order,
     Property,
     SearchIn,
+    SortOrder,
 )
 from relay.mailbox.types import MessageChange, QuotaLimits, StalePositionError, StoredMessage
 from relay.message.properties import Attachment, MessageProperties, Person
@@ -166,7 +166,7 @@ words = st.builds(
 conditions = trees(comparisons(TEXTS, TIMES) | any_items(TEXTS) | words)
 # A flag's words are in no order that two people would agree on.
 sortable = st.sampled_from([one for one in Property if one is not Property.FLAG])
-orders = st.lists(st.builds(Order, sortable, st.booleans()), max_size=3).map(tuple)
+orders = st.lists(st.builds(SortOrder, sortable, st.booleans()), max_size=3).map(tuple)
 
 
 @SETTINGS
@@ -229,7 +229,7 @@ def test_a_token_of_no_page_is_refused(box, after):
 
 def test_a_token_of_another_order_is_refused(box):
     page = box.store._index.query(box.path, MessageQuery(top=1))
-    by_subject = (Order(Property.SUBJECT),)
+    by_subject = (SortOrder(Property.SUBJECT),)
     with pytest.raises(StalePositionError):
         box.found(MessageQuery(order=by_subject, after=page.hits[0].position))
 
@@ -244,9 +244,9 @@ TO_BOB = AnyItem(Collection.TO, CompareItem(ItemProperty.ADDRESS, Operator.EQ, "
 @pytest.mark.parametrize(
     ("condition", "order"),
     [
-        (None, (Order(Property.RECEIVED, descending=True),)),
-        (None, (Order(Property.RECEIVED),)),
-        (None, (Order(Property.SUBJECT),)),
+        (None, (SortOrder(Property.RECEIVED, descending=True),)),
+        (None, (SortOrder(Property.RECEIVED),)),
+        (None, (SortOrder(Property.SUBJECT),)),
         (compare(Property.FROM_ADDRESS, Operator.EQ, "bob@b.test"), ()),
         (compare(Property.SUBJECT, Operator.EQ, "invoice"), ()),
         (compare(Property.INTERNET_MESSAGE_ID, Operator.EQ, "<1@a.test>"), ()),

@@ -7,22 +7,21 @@ from pathlib import Path
 import pytest
 
 from relay.clock import ManualClock
-from relay.mailbox.index import Indexes
-from relay.mailbox.index import content_index as index_filling
+from relay.mailbox.index import Indexes, content_index
 from relay.mailbox.index import database as index_database
 from relay.mailbox.query import (
     NEWEST_FIRST,
+    AnyOf,
     Compare,
     Condition,
     HasWords,
     MessageQuery,
-    OneOf,
     Operator,
-    Order,
     Property,
     SearchIn,
+    SortOrder,
 )
-from relay.mailbox.threads import QUERY_TIME_MAX_S, QueryLimit
+from relay.mailbox.threads import QUERY_TIME_MAX_S, QueryTimeLimit
 from relay.mailbox.types import QueryTooLongError, StoreUnavailableError
 from tests.unit.mailbox.conftest import ALICE, Place
 
@@ -68,22 +67,22 @@ def beginning(letters: str) -> Condition:
 @pytest.mark.parametrize(
     "query",
     [
-        MessageQuery(condition=OneOf((beginning("aaaa"),) * 10)),
-        MessageQuery(condition=OneOf((beginning("aaaa"), *ENDINGS))),
-        MessageQuery(condition=OneOf(ENDINGS)),
-        MessageQuery(condition=OneOf(ENDINGS), count=True),
-        MessageQuery(condition=OneOf(ENDINGS), order=(Order(Property.SUBJECT),)),
+        MessageQuery(condition=AnyOf((beginning("aaaa"),) * 10)),
+        MessageQuery(condition=AnyOf((beginning("aaaa"), *ENDINGS))),
+        MessageQuery(condition=AnyOf(ENDINGS)),
+        MessageQuery(condition=AnyOf(ENDINGS), count=True),
+        MessageQuery(condition=AnyOf(ENDINGS), order=(SortOrder(Property.SUBJECT),)),
     ],
     ids=["words", "words among others", "filter", "count", "order"],
 )
 def test_sql_that_takes_too_long_is_broken_off(
     mailbox: Path, index: Indexes, query: MessageQuery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_LOOKS", 1000)
+    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_CHECKS", 1000)
     index.query(mailbox, MessageQuery(condition=ZEBRA))  # everything is read
     clock = HastyClock()
     with pytest.raises(QueryTooLongError, match="longer than 10 seconds"):
-        index.query(mailbox, query, QueryLimit(clock))
+        index.query(mailbox, query, QueryTimeLimit(clock))
     assert clock.looks
     assert len(index.query(mailbox, MessageQuery(top=20)).hits) == MESSAGES
 
@@ -91,14 +90,14 @@ def test_sql_that_takes_too_long_is_broken_off(
 def test_an_index_in_memory_is_not_lost_by_a_query_that_is_broken_off(
     mailbox: Path, index: Indexes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_LOOKS", 1000)
+    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_CHECKS", 1000)
     (mailbox / "relay-index").mkdir()  # in the place of the file: it cannot be opened
     index.query(mailbox, MessageQuery(condition=ZEBRA))
     opened = index._open[mailbox]._connection
     assert opened is not None
     assert not opened.filename
     with pytest.raises(QueryTooLongError):
-        index.query(mailbox, MessageQuery(condition=OneOf(ENDINGS)), QueryLimit(HastyClock()))
+        index.query(mailbox, MessageQuery(condition=AnyOf(ENDINGS)), QueryTimeLimit(HastyClock()))
     assert index._open[mailbox]._connection is opened
     assert len(index.query(mailbox, MessageQuery(top=20)).hits) == MESSAGES
 
@@ -106,11 +105,11 @@ def test_an_index_in_memory_is_not_lost_by_a_query_that_is_broken_off(
 def test_others_use_the_index_during_a_query(
     mailbox: Path, index: Indexes, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_LOOKS", 1000)
+    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_CHECKS", 1000)
     index.query(mailbox, MessageQuery(condition=ZEBRA))
     began, go_on = threading.Event(), threading.Event()
 
-    class Held(QueryLimit):
+    class Held(QueryTimeLimit):
         def is_over(self) -> bool:
             began.set()
             return not go_on.wait(30)
@@ -139,8 +138,8 @@ def test_others_use_the_index_during_a_query(
 def test_what_was_read_for_a_client_that_left_is_not_read_again(
     mailbox: Path, index: Indexes, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit, read = QueryLimit(place.clock), []
-    real = index_filling.read_words
+    limit, read = QueryTimeLimit(place.clock), []
+    real = content_index.read_text
 
     def reading(path: Path) -> object:
         read.append(path)
@@ -148,7 +147,7 @@ def test_what_was_read_for_a_client_that_left_is_not_read_again(
             limit.stop()
         return real(path)
 
-    monkeypatch.setattr(index_filling, "read_words", reading)
+    monkeypatch.setattr(content_index, "read_text", reading)
     with pytest.raises(QueryTooLongError):
         index.query(mailbox, MessageQuery(condition=ZEBRA), limit)
     assert len(read) == 3
@@ -160,14 +159,14 @@ def test_messages_are_read_for_a_while_and_gone_on_with_by_the_next_request(
     mailbox: Path, index: Indexes, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    real = index_filling.read_words
+    real = content_index.read_text
 
     def reading(path: Path) -> object:
         read.append(path)
         place.clock.advance(10)
         return real(path)
 
-    monkeypatch.setattr(index_filling, "read_words", reading)
+    monkeypatch.setattr(content_index, "read_text", reading)
     for expected in (3, 6, 9):
         with pytest.raises(StoreUnavailableError, match="being read for the first search"):
             index.query(mailbox, MessageQuery(condition=ZEBRA))
@@ -180,10 +179,10 @@ def test_few_octets_are_read_before_they_are_written_down(
     mailbox: Path, index: Indexes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size_bytes = min(one.stat().st_size for one in (mailbox / "cur").iterdir())
-    monkeypatch.setattr(index_filling, "_BYTES_AT_ONCE", 3 * size_bytes)
+    monkeypatch.setattr(content_index, "_BYTES_AT_ONCE", 3 * size_bytes)
     events: list[str] = []
-    real_read, real_write = index_filling.read_words, index_filling._write_words
-    levels = index_filling._LEVELS
+    real_read, real_write = content_index.read_text, content_index._write_text
+    levels = content_index._LEVELS
 
     def reading(path: Path) -> object:
         events.append("r")
@@ -193,9 +192,9 @@ def test_few_octets_are_read_before_they_are_written_down(
         events.append("w")
         real_write(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(index_filling, "read_words", reading)
-    words = index_filling._Level(levels[1].number, levels[1].read, levels[1].nothing, writing)
-    monkeypatch.setattr(index_filling, "_LEVELS", (levels[0], words))
+    monkeypatch.setattr(content_index, "read_text", reading)
+    words = content_index._Level(levels[1].number, levels[1].read, levels[1].nothing, writing)
+    monkeypatch.setattr(content_index, "_LEVELS", (levels[0], words))
     index.query(mailbox, MessageQuery(condition=ZEBRA))
     assert "".join(events) == "rrrwww" * (MESSAGES // 3)
 
@@ -203,12 +202,14 @@ def test_few_octets_are_read_before_they_are_written_down(
 def test_short_beginnings_are_looked_up_and_not_merged(
     mailbox: Path, index: Indexes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_LOOKS", 20)
+    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_CHECKS", 20)
     index.query(mailbox, MessageQuery(condition=ZEBRA))
 
     def work(letters: str) -> int:
         clock = CountingClock()
-        found = index.query(mailbox, MessageQuery(condition=beginning(letters)), QueryLimit(clock))
+        found = index.query(
+            mailbox, MessageQuery(condition=beginning(letters)), QueryTimeLimit(clock)
+        )
         assert len(found.hits) == 10
         return clock.looks
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from relay.clock import id_time_us
 from relay.mailbox.message_file import (
+    delivered_base_name,
     delivered_id,
-    delivered_stem,
     foreign_id,
     mailbox_directory,
-    message_stem,
+    make_base_name,
     parse_name,
     with_flags,
 )
@@ -56,11 +56,16 @@ def test_what_can_be_no_mailbox_is_refused(account):
 
 
 def test_a_name_of_ours_tells_everything():
-    stem = message_stem("0123456789abcdef", 2, time_us=5_000_000, hostname="a:b/c")
-    assert stem == r"5.R0123456789abcdef_2.a\072b\057c"
-    name = parse_name(f"{stem},S=42:2,DSa")
-    assert (name.stem, name.message_id, name.generation) == (stem, "0123456789abcdef", 2)
-    assert (name.base, name.seconds, name.size, name.flags) == (f"{stem},S=42", 5, 42, "DSa")
+    base_name = make_base_name("0123456789abcdef", 2, time_us=5_000_000, hostname="a:b/c")
+    assert base_name == r"5.R0123456789abcdef_2.a\072b\057c"
+    name = parse_name(f"{base_name},S=42:2,DSa")
+    assert (name.base_name, name.message_id, name.generation) == (base_name, "0123456789abcdef", 2)
+    assert (name.name_with_size, name.seconds, name.size, name.flags) == (
+        f"{base_name},S=42",
+        5,
+        42,
+        "DSa",
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +79,7 @@ def test_a_name_of_ours_tells_everything():
 def test_a_foreign_name_gets_an_id_that_its_flags_do_not_change(file_name, flags, size):
     name = parse_name(file_name)
     assert (name.flags, name.size) == (flags, size)
-    assert name.message_id == foreign_id(name.stem)
+    assert name.message_id == foreign_id(name.base_name)
     assert parse_name(file_name.partition(":")[0] + ":2,RST").message_id == name.message_id
 
 
@@ -86,9 +91,9 @@ def test_derived_ids_are_no_clock_ids():
 
 
 def test_a_delivery_has_the_same_name_again():
-    first, again = (delivered_stem("0123456789abcdef.7", hostname="h") for _ in range(2))
+    first, again = (delivered_base_name("0123456789abcdef.7", hostname="h") for _ in range(2))
     assert first == again
-    assert delivered_stem("0123456789abcdef.8", hostname="h") != first
+    assert delivered_base_name("0123456789abcdef.8", hostname="h") != first
     assert parse_name(first).seconds == id_time_us("0123456789abcdef") // 1_000_000
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from relay.mailbox import MailboxFullError
-from relay.mailbox.index.indexes import Used
 from relay.mailbox.quota import Quota
-from relay.mailbox.types import MailboxTooSmallError, QuotaLimits, Room, Usage
+from relay.mailbox.types import CountedUsage, MailboxTooSmallError, QuotaLimits, Room, Usage
 
 MIB = 1024 * 1024
 
@@ -21,8 +20,8 @@ class Counted:
         self.usage_now = Usage(size_bytes, messages)
         self.names: set[str] = set()
 
-    def usage(self, mailbox: Path, *, besides: Collection[str] = ()) -> Used:
-        return Used(self.usage_now, frozenset(self.names.intersection(besides)))
+    def usage(self, mailbox: Path, *, base_names: Collection[str] = ()) -> CountedUsage:
+        return CountedUsage(self.usage_now, frozenset(self.names.intersection(base_names)))
 
 
 def made(limits: QuotaLimits, *, size_bytes: int = 0, messages: int = 0) -> tuple[Quota, Counted]:
@@ -47,12 +46,12 @@ def test_what_fits(tmp_path, limits, size_bytes, room):
     quota, _ = made(limits, size_bytes=900, messages=9)
     assert quota.room("a@b", tmp_path, size_bytes) is room
     if room is Room.FITS:
-        with quota.room_for("a@b", tmp_path, size_bytes, stem="s"):
+        with quota.room_for("a@b", tmp_path, size_bytes, base_name="s"):
             return
     kind = MailboxTooSmallError if room is Room.NEVER else MailboxFullError
     with (
         pytest.raises(kind, match="a@b"),
-        quota.room_for("a@b", tmp_path, size_bytes, stem="s"),
+        quota.room_for("a@b", tmp_path, size_bytes, base_name="s"),
     ):
         pytest.fail("there was no room")
 
@@ -70,7 +69,7 @@ def test_a_refusal_says_which_limit_was_hit(tmp_path, limits, size_bytes, told):
     quota, _ = made(limits, size_bytes=900, messages=9)
     with (
         pytest.raises(MailboxFullError) as refused,
-        quota.room_for("a@b", tmp_path, size_bytes, stem="s"),
+        quota.room_for("a@b", tmp_path, size_bytes, base_name="s"),
     ):
         pytest.fail("there was no room")
     assert str(refused.value) == f"The mailbox a@b {told}"
@@ -78,7 +77,7 @@ def test_a_refusal_says_which_limit_was_hit(tmp_path, limits, size_bytes, told):
 
 def test_room_is_kept_until_the_file_is_counted_and_not_twice(tmp_path):
     quota, counted = made(QuotaLimits(1000), size_bytes=0)
-    with quota.room_for("a@b", tmp_path, 600, stem="one"):
+    with quota.room_for("a@b", tmp_path, 600, base_name="one"):
         assert quota.room("a@b", tmp_path, 401) is Room.FULL
         counted.usage_now, counted.names = Usage(600, 1), {"one"}
         assert quota.room("a@b", tmp_path, 400) is Room.FITS
@@ -87,16 +86,19 @@ def test_room_is_kept_until_the_file_is_counted_and_not_twice(tmp_path):
 
 def test_room_is_given_back_when_writing_fails(tmp_path):
     quota, _ = made(QuotaLimits(1000))
-    with pytest.raises(OSError, match="disk"), quota.room_for("a@b", tmp_path, 900, stem="one"):
+    with (
+        pytest.raises(OSError, match="disk"),
+        quota.room_for("a@b", tmp_path, 900, base_name="one"),
+    ):
         raise OSError("disk")
     assert quota.room("a@b", tmp_path, 1000) is Room.FITS
 
 
 def test_growth_counts_no_message(tmp_path):
     quota, _ = made(QuotaLimits(1000, 1), size_bytes=100, messages=1)
-    with quota.room_for("a@b", tmp_path, 900, stem="s", messages=0):
+    with quota.room_for("a@b", tmp_path, 900, base_name="s", messages=0):
         pass
-    with quota.room_for("a@b", tmp_path, -5, stem="s", messages=0):
+    with quota.room_for("a@b", tmp_path, -5, base_name="s", messages=0):
         pass
 
 
@@ -116,7 +118,7 @@ def test_growth_counts_no_message(tmp_path):
 def test_reports_pass_within_a_bound(tmp_path, limits, used, fits):
     quota, _ = made(limits, size_bytes=used.size_bytes, messages=used.messages)
     try:
-        with quota.room_for("a@b", tmp_path, 1, stem="s", is_report=True):
+        with quota.room_for("a@b", tmp_path, 1, base_name="s", is_report=True):
             assert fits
     except MailboxFullError:
         assert not fits

@@ -5,12 +5,12 @@ import threading
 
 import pytest
 
-from relay.mailbox.threads import Pool
+from relay.mailbox.threads import ThreadPool
 
 
 @pytest.fixture
 def pool():
-    made = Pool(3, "tested")
+    made = ThreadPool(3, "tested")
     yield made
     made.close()
 
@@ -51,7 +51,7 @@ async def test_who_gives_up_stops_no_call(pool):
 
 
 async def test_closing_waits_for_what_was_asked():
-    pool, done = Pool(1, "tested"), []
+    pool, done = ThreadPool(1, "tested"), []
     go_on = threading.Event()
     calls = [asyncio.ensure_future(pool.run(lambda: go_on.wait(5)))]
     calls += [asyncio.ensure_future(pool.run(lambda: done.append(1))) for _ in range(2)]

@@ -14,7 +14,7 @@ from relay.clock import ManualClock
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionFacts, read_submissions
 from relay.mailbox import MessageChange, SendOptions
-from relay.mailbox.folders import write_id
+from relay.mailbox.folders import write_folder_id
 from relay.mailbox.index.database import open_database
 from relay.mailbox.message_file import parse_name
 from relay.mailbox.query import HasWords, MessageQuery, SearchIn
@@ -122,7 +122,7 @@ def no_marker(checked: Checked) -> None:
 
 def shared_folder_id(checked: Checked) -> None:
     folder = next(one for one in checked.home.iterdir() if one.name.startswith(".&"))
-    write_id(folder, "f234567890abcdef")
+    write_folder_id(folder, "f234567890abcdef")
     copy = checked.home / ".ZCopy"
     for name in ("cur", "new", "tmp"):
         (copy / name).mkdir(parents=True)

@@ -187,8 +187,8 @@ max_connections = 0
             ' (did you mean "hostname"?)'
         ),
         (
-            ':6: smtp[0].listen: found "127.0.0.1:80", expected an address at which nothing else'
-            " here listens"
+            ':6: smtp[0].listen: found "127.0.0.1:80", expected an address that no other'
+            " listener has"
         ),
         (
             ':7: smtp[0].role: found "submision", expected one of relay, submission, submissions'
@@ -263,11 +263,11 @@ max_connections = 0
         ),
         (
             "[[route]]\ndomain='*'\nnext_hop='mx'\nauth = {user='u', password_file='secret'}",
-            "6: route[0].auth: found a table, expected auth only beside an smtp://",
+            "6: route[0].auth: found a table, expected auth only with an smtp://",
         ),
         (
             "[[route]]\ndomain='*'\nnext_hop='smtp://h:1'\nauth = {user='u', password_file='nope'}",
-            '6: route[0].auth.password_file: found "nope", expected the path of a file',
+            '6: route[0].auth.password_file: found "nope", expected the path of an existing file',
         ),
         (
             "[[route]]\ndomain='*'\nnext_hop='mx'\ntls = 'dane'",
@@ -296,7 +296,7 @@ max_connections = 0
         ),
         (
             f"{TO_H}ca = 'nope'\nauth = {LOGIN}",
-            '6: route[0].ca: found "nope", expected the path of a file that is there',
+            '6: route[0].ca: found "nope", expected the path of an existing file',
         ),
         (
             f"{TO_H}ca = 'secret'\ntls = 'verify'",
@@ -304,11 +304,11 @@ max_connections = 0
         ),
         (
             "[[smtp]]\nlisten = '192.0.2.1:587'\nrole = 'submission'",
-            '5: smtp[0].role: found "submission", expected tls beside it, or loopback',
+            '5: smtp[0].role: found "submission", expected tls, or a loopback address',
         ),
         (
             "[[smtp]]\nlisten = '127.0.0.1:465'\nrole = 'submissions'",
-            '5: smtp[0].role: found "submissions", expected tls beside it',
+            '5: smtp[0].role: found "submissions", expected tls with a certificate',
         ),
         (
             "[[smtp]]\nlisten = '0.0.0.0:25'\n[[smtp]]\nlisten = '127.0.0.1:25'",
