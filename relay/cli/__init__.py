@@ -1,22 +1,21 @@
-"""The `relay` command: a module per verb, no logic of its own.
+"""The `relay` command: one module for most verbs, without logic of its own.
 
-On the path: in front of app; the shell starts here. Touches: arguments, stdout, stderr, exit
-codes. Promises: exit codes are sysexits; facts go to stdout, everything else to stderr; no
-traceback reaches a user, not even when Ctrl-C comes while modules are still loading.
+Exit codes are those of sysexits(3). Facts go to stdout, everything else to stderr. No traceback
+reaches a user, not even if Ctrl-C arrives while modules are loaded.
 """
 
 import gc
 import sys
 
-_INTERRUPTED = 130  # as shells have it for SIGINT
-_COLLECT_AFTER = 50_000  # objects: loading modules makes many, and next to no garbage
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_COLLECT_AFTER = 50_000  # objects: importing modules creates many and little garbage
 
 
 def main() -> None:
     """Run the command line and exit."""
     gc.set_threshold(_COLLECT_AFTER)
     try:
-        from relay.cli.root import run  # noqa: PLC0415 - within reach of the except
+        from relay.cli.root import run  # noqa: PLC0415 - inside the try
 
         code = run()
     except KeyboardInterrupt:

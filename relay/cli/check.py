@@ -1,10 +1,8 @@
-"""`relay check`: whether everything is as a start would need it.
+"""`relay check`: print what relay/app/commands/check.py finds.
 
-On the path: prints what app.commands.checking finds.
-Holds: what is in order goes to stdout, faults and warnings to stderr, each as file:line: key: ...;
-    with --json everything is one document on stdout.
-Fails: 78 for what a start or clients would refuse, 69 for what does not answer.
-Standards: docs/names.md (Commands).
+Passed checks go to stdout; faults and warnings go to stderr as `file:line: key: text`. With
+--json everything is one document on stdout. Exits 78 for faults, 69 if a needed service does not
+answer.
 """
 
 import click
@@ -23,7 +21,7 @@ def check(context: CommandContext) -> None:
     """Check configuration, accounts, policies with their tests, ports, certificates and DNS.
 
     Starts nothing and changes nothing. Exits 78 when `relay serve` would refuse to start or clients
-    would refuse its certificate, 69 when something it needs does not answer, 0 with warnings only.
+    would reject its certificate, 69 when something it needs does not answer, 0 with warnings only.
     Run it as the user of the service.
     """
     environ = read_environment().variables
@@ -42,7 +40,7 @@ def check(context: CommandContext) -> None:
         raise CommandError(ExitCode.CONFIGURATION, text)
     if CheckResult.FAILED in verdicts:
         raise CommandError(
-            ExitCode.UNAVAILABLE, "relay check: something that it needs does not answer"
+            ExitCode.UNAVAILABLE, "relay check: a service that it needs does not answer"
         )
 
 

@@ -1,8 +1,7 @@
-"""`relay dev`: the whole pipeline on loopback, without a file.
+"""`relay dev`: run the development relay and print what it does.
 
-On the path: runs app.development and shows what it tells. Holds: facts on stdout, everything else
-on stderr; with --json one object a line. Fails: 69 for a port in use or a step that did not come,
-130 when interrupted before the end. Standards: docs/names.md (Commands); JSON lines.
+With --json, prints JSON lines. Exits 69 for a port in use or a failed demonstration, 130 if
+interrupted before the end.
 """
 
 import errno
@@ -32,7 +31,7 @@ from relay.settings.values import is_ip, parse_address
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]").fullmatch
 _HTTP_PORT, _SMTP_PORT = 8025, 1025
-_WHY = (Step.POLICY_AND_ROUTING, Step.REPORT)  # the steps that tell why a message bounced
+_WHY = (Step.POLICY_AND_ROUTING, Step.REPORT)  # the steps that show why a message bounced
 
 
 class _AddressType(click.ParamType[Address]):
@@ -67,7 +66,7 @@ class _HostType(click.ParamType[str]):
     "--dir",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keep mail and state here. [default: a folder that goes with Ctrl-C]",
+    help="Keep mail and state here. [default: a temporary directory, removed at the end]",
 )
 @click.option(
     "--http",
@@ -89,32 +88,32 @@ class _HostType(click.ParamType[str]):
     type=_HostType(),
     help="Answer HTTP requests for this host too, besides localhost; repeatable.",
 )
-@click.option("--once", is_flag=True, help="Show the two messages and exit: 0 if all went well.")
+@click.option("--once", is_flag=True, help="Show the two messages and exit; 0 on success.")
 @click.option(
     "--ready-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write pid and addresses here as JSON after the demonstration, when the first message "
-    "of yours would be shown and counted. With --once nothing is written.",
+    help="Write pid and addresses to this file as JSON after the demonstration, when the first "
+    "message of yours would be shown and counted. With --once nothing is written.",
 )
 @click.option(
     "--exit-after",
     type=click.IntRange(min=1),
     metavar="N",
-    help="ExitCode when N messages of yours came to an end.",
+    help="Exit after N of your messages have ended.",
 )
 @common_options
 def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
     """Run the development relay: no file, loopback only, no mail leaves this machine.
 
-    It shows one message going all seven steps and one that bounces, then every step of yours. It
-    writes its own configuration and takes none; the other commands find it by themselves, unless
-    --dir is given or /etc/relay/relay.toml exists.
+    It shows one message in all seven steps and one that bounces, then every step of your messages.
+    It writes its own configuration and reads none. The other commands find it, unless --dir is
+    given or /etc/relay/relay.toml exists.
     """
     if context.config is not None:
-        click.echo("relay dev: takes no configuration, --config is ignored", err=True)
+        click.echo("relay dev: --config is ignored, a configuration is not read", err=True)
     logs.configure(
         "auto", clock=SystemClock(), color=not read_environment().no_color, level="warning"
-    )  # the events themselves are shown on stdout
+    )  # events are printed to stdout
     for name, port in (("http", _HTTP_PORT), ("smtp", _SMTP_PORT)):
         options[name] = options[name] or Address("127.0.0.1", 0 if options["once"] else port)
     plan = DevelopmentOptions(**options)
@@ -134,7 +133,7 @@ def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
 
 
 def _port_in_use(error: OSError) -> Exception:
-    """Say what helps, where it is a matter of ports."""
+    """Add a hint to the error of a port in use."""
     if error.errno != errno.EADDRINUSE:
         return error
     text = f"relay dev: {error.strerror}; try --http 127.0.0.1:0 --smtp 127.0.0.1:0"
@@ -142,7 +141,7 @@ def _port_in_use(error: OSError) -> Exception:
 
 
 class _JsonView(DevelopmentView):
-    """One object a line: where it listens, journeys, then steps."""
+    """JSON lines: the listeners, two journeys, then steps."""
 
     def listening(self, http: Address, smtp: Address) -> None:
         print_json_line({"pid": os.getpid(), "http": [str(http)], "smtp": [str(smtp)]})
@@ -151,7 +150,7 @@ class _JsonView(DevelopmentView):
         print_json_line(shown.journey)
 
     def waiting(self, http: Address, smtp: Address) -> None:
-        """Nothing: the next line is a step."""
+        """Print nothing; the next line is a step."""
 
     def step(self, journey: dict[str, Any], step: dict[str, Any]) -> None:
         names = ("id", "graph_id", "submission_id", "message_id")
@@ -159,18 +158,18 @@ class _JsonView(DevelopmentView):
 
 
 class _TextView(DevelopmentView):
-    """Lines for people."""
+    """Text for a terminal."""
 
     def __init__(self, place: DevelopmentFolder) -> None:
         self._place = place
 
     def listening(self, http: Address, smtp: Address) -> None:
         mail = self._place.path / "mail" / "example.test"
-        kept = "" if not self._place.temporary else "; goes with Ctrl-C, --dir keeps it"
+        kept = "" if not self._place.temporary else "; removed at the end, --dir keeps it"
         _echo(
             f"relay dev {__version__}: no mail leaves this machine (no DNS, no connection out)",
             f"  Graph API  http://{http}/v1.0    Authorization: Bearer alice",
-            f"  SMTP       smtp://alice:alice@{smtp}    or no login at all",
+            f"  SMTP       smtp://alice:alice@{smtp}    or without a login",
             f"  Mail       {mail}/<name>/    plain Maildir{kept}",
             "  Accounts   alice, bob; a token NAME, or a login with NAME as user and password,",
             "             makes the mailbox NAME@example.test",
@@ -178,7 +177,7 @@ class _TextView(DevelopmentView):
         )
 
     def demonstrated(self, shown: DemonstratedMessage) -> None:
-        """The first message step by step; of the one that bounces, why and with what report."""
+        """Print all steps of the first message; of the bounced one, the reason and the report."""
         journey = shown.journey
         bounced = bool(shown.report_subject)
         _echo(f'{shown.title}: {journey["sender"]}, "{printable(journey["subject"])}"')
@@ -187,7 +186,7 @@ class _TextView(DevelopmentView):
             for step in mine:
                 _echo(*step_lines(step))
             if not mine:
-                _echo(f" {number:d} {number.title:<18} {'-':<13}  none due: nobody failed")
+                _echo(f" {number:d} {number.title:<18} {'-':<13}  none: no recipient failed")
         if bounced:
             _echo(f'   "{printable(shown.report_subject)}" is in {shown.mailbox}/new', "")
         else:

@@ -1,7 +1,6 @@
-"""What becomes of an exception: one line on stderr and an exit code.
+"""Map an exception to one line on stderr and an exit code of sysexits(3).
 
-On the path: main comes here with whatever a verb raised. Holds: no traceback reaches a user;
-every error has one code. Fails: never; what nobody foresaw is 70. Standards: sysexits(3).
+No traceback reaches a user. An unexpected exception exits with 70.
 """
 
 import os
@@ -18,11 +17,11 @@ from relay.app.state_dir import AlreadyRunningError
 from relay.settings import SettingsError
 from relay.spool.types import SpoolDamagedError, SpoolError, SpoolFormatError
 
-INTERRUPTED = 130  # as shells have it for SIGINT
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 class ExitCode(IntEnum):
-    """sysexits(3)."""
+    """Exit codes of sysexits(3)."""
 
     OK = 0
     USAGE = 64
@@ -42,7 +41,7 @@ class CommandError(Exception):
         self.code = code
 
 
-_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (  # the first that fits
+_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (  # the first match counts
     (ControlForbiddenError, ExitCode.NO_PERMISSION),
     (ControlUnavailableError, ExitCode.UNAVAILABLE),
     (AlreadyRunningError, ExitCode.UNAVAILABLE),
@@ -60,8 +59,8 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (  # the first that f
 _SERVER_FAULT = 500
 
 
-def tell(error: BaseException) -> int:
-    """Say what went wrong; return the exit code."""
+def report_error(error: BaseException) -> int:
+    """Print the error; return the exit code."""
     match error:
         case CommandError():
             if str(error):
@@ -74,19 +73,19 @@ def tell(error: BaseException) -> int:
             return ExitCode.USAGE
         case click.Abort() | KeyboardInterrupt():
             return INTERRUPTED
-        case SettingsError():  # each fault on its line, as compilers do
+        case SettingsError():  # one line per fault, as compilers print them
             _say(str(error))
             return ExitCode.CONFIGURATION
         case ControlError():
             _say(f"relay: {error}")
             return ExitCode.DATA if error.status < _SERVER_FAULT else ExitCode.TRY_LATER
-        # the reader of our output has seen enough; click makes a SystemExit of it
+        # the reader of stdout closed it; click turns that into a SystemExit
         case BrokenPipeError() | SystemExit():
             _discard_output()
             return ExitCode.OK
     for kind, code in _CODES:
         if isinstance(error, kind):
-            if kind is OSError:  # it may have been the output itself that could not be written
+            if kind is OSError:  # stdout itself may be the file that failed
                 _discard_output()
             _say(f"relay: {_text_of(error)}")
             if kind is SpoolDamagedError:
@@ -104,8 +103,8 @@ def _text_of(error: BaseException) -> str:
 
 
 def _discard_output() -> None:
-    """What is still buffered goes nowhere, so that the interpreter's end does not complain."""
-    with suppress(OSError, ValueError, AttributeError):  # closed, or no file at all
+    """Discard buffered output, so that the exit of the interpreter does not fail on it."""
+    with suppress(OSError, ValueError, AttributeError):  # closed, or not a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

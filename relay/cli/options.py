@@ -1,8 +1,6 @@
-"""What every verb shares: --config and --json, and the settings they name.
+"""The options that all verbs share, --config and --json, and the settings that they select.
 
-On the path: each verb takes a CommandContext. Holds: both options may stand behind each word of
-the command; the last one wins. Fails: SettingsError for a configuration with faults,
-PermissionError for one that is not ours. Standards: docs/names.md (Commands).
+Both options may stand at each level of the command; the last one counts.
 """
 
 import functools
@@ -23,12 +21,12 @@ from relay.settings import Settings, load, read_environment
 from relay.settings.document import shown
 
 F = TypeVar("F", bound=Callable[..., Any])
-_KEY_CHARACTERS_MAX = 1000  # a Message-ID is a line at most
+_KEY_CHARACTERS_MAX = 1000  # RFC 5322 limits the line of a Message-ID
 
 
 @dataclass(frozen=True, slots=True)
 class CommandContext:
-    """The common options as given."""
+    """The values of the common options."""
 
     config: Path | None = None
     json: bool = False
@@ -38,8 +36,9 @@ class CommandContext:
         return read_environment().config_file(self.config)
 
     def found_config_file(self) -> Path:
-        """Return config_file(), or where nothing names it and it does not exist, the file of this
-        user's running `relay dev`.
+        """Return config_file(), or the file of this user's running `relay dev`.
+
+        The latter is used if neither --config nor RELAY_CONFIG is given and the default is missing.
         """
         file = self.config_file()
         if self.config is not None or read_environment().names_config or file.exists():
@@ -62,22 +61,22 @@ class CommandContext:
 
 
 def common_options(command: F) -> F:
-    """Give a verb --config and --json as one argument, `given`."""
+    """Add --config and --json to a verb, as one argument `context`."""
     return _with_context(command, keep=False)
 
 
 def group_options(command: F) -> F:
-    """Give a group --config and --json for the verbs below it."""
+    """Add --config and --json to a group, for its verbs."""
     return _with_context(command, keep=True)
 
 
 class Key(click.ParamType[str]):
-    """A name of a message: an id of any kind, an address, or "last"."""
+    """The name of a message: an id of any kind, an address, or "last"."""
 
     name = "key"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Refuse what no message can be called."""
+        """Reject names that no message can have."""
         text = str(value)
         if not (text and len(text) <= _KEY_CHARACTERS_MAX and text.isprintable()):
             self.fail(f'expected an id, an address or "last", found {shown(text)}', param, ctx)
@@ -85,13 +84,13 @@ class Key(click.ParamType[str]):
 
 
 def unknown_message(verb: str, key: str, *, without_daemon: str) -> CommandError:
-    """Return the end of a verb that found no message; `without_daemon` says why files were read."""
+    """Return the error for an unknown message; `without_daemon` is why the files were read."""
     reason = f"; {without_daemon}" if without_daemon else ""
-    return CommandError(ExitCode.DATA, f"relay {verb}: no message is known as {shown(key)}{reason}")
+    return CommandError(ExitCode.DATA, f"relay {verb}: unknown message {shown(key)}{reason}")
 
 
 def user_name() -> str:
-    """Who runs this; the number where the user has no name."""
+    """Return the name of the user, or the uid if there is none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -1,8 +1,7 @@
-"""Stdout, for facts only.
+"""Print facts to stdout: JSON, and text for journeys, queue entries, statistics and findings.
 
-On the path: every verb prints with these. Holds: JSON is UTF-8 whatever the terminal speaks; a
-document goes out whole, a stream line by line. Fails: BrokenPipeError when nobody reads any more,
-OSError when stdout cannot be written. Standards: RFC 8259, JSON lines.
+JSON is UTF-8 on any terminal; a document is printed at once, a stream line by line. The text
+functions are pure and return lines.
 """
 
 import sys
@@ -18,27 +17,27 @@ from relay.settings.document import counted
 
 
 def print_json(value: Any) -> None:
-    """One JSON document, indented for people."""
+    """Print one JSON document, indented."""
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
 
 
 def print_json_line(value: Any) -> None:
-    """One JSON document on a line of its own, there at once."""
+    """Print one JSON document as a line."""
     click.echo(msgspec.json.encode(value))
 
 
 def print_lines(lines: list[str]) -> None:
-    """Lines for people."""
+    """Print lines of text."""
     click.echo("\n".join(lines))
 
 
 def flush() -> None:
-    """Make sure of what was printed, while an error can still be told."""
+    """Flush stdout while an error can still be reported."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
-_PEOPLE_MAX = 20  # of one message, one line each; --json has all
+_RECIPIENTS_MAX = 20  # of one message, one line each; --json has all
 _NAMES_MAX = 5  # on one line
 _ADDRESS_WIDTH_MAX = 40
 _DETAIL_CHARACTERS_MAX = 300
@@ -53,10 +52,10 @@ _DONE = {
 
 
 def journey_lines(found: Mapping[str, Any]) -> list[str]:
-    """A message's journey: a headline, its steps, its recipients."""
+    """Return a journey: a headline, its steps, its recipients."""
     name = found["id"] or found["submission_id"]
-    people = _names([one["address"] for one in found["recipients"]])
-    headline = f'{name}  "{found["subject"]}"  {found["sender"] or "<>"} -> {people}'
+    recipients = _names([one["address"] for one in found["recipients"]])
+    headline = f'{name}  "{found["subject"]}"  {found["sender"] or "<>"} -> {recipients}'
     days = {str(step["at"])[:10] for step in found["steps"]}
     lines = [printable(f"{headline}  {_state(found)}")]
     if client := client_line(found["client"]):
@@ -67,7 +66,7 @@ def journey_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def client_line(client: Mapping[str, str]) -> str:
-    """Return who submitted a message, "" where that is not known."""
+    """Return the client that submitted a message, "" if unknown."""
     parts = [client["address"] or ("a Unix socket" if any(client.values()) else "")]
     parts += [f"EHLO {client['helo']}"] if client["helo"] else []
     parts += [f"login {client['account']}"] if client["account"] else []
@@ -76,23 +75,23 @@ def client_line(client: Mapping[str, str]) -> str:
 
 
 def step_lines(step: Mapping[str, Any], *, with_date: bool = False) -> list[str]:
-    """One step: number, name, time of day (UTC), what happened; what does not fit goes below."""
+    """Return a step: number, name, time of day (UTC) and details, one line for each detail."""
     at = str(step["at"])
     clock = f"{at[:10]} {at[11:23]}" if with_date else at[11:23]
-    told = [*describe(int(step["step"]), step["detail"])] or [""]
+    details = [*describe(int(step["step"]), step["detail"])] or [""]
     head = f" {step['step']} {step['name']:<18} {clock}Z  "
-    first, *rest = told
+    first, *rest = details
     return [printable(f"{head}{first}".rstrip()), *(printable(" " * len(head) + x) for x in rest)]
 
 
 def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
-    """What an event's detail says, in a few words a line."""
+    """Yield the details of an event, one short line each."""
     if step == 5:
         for hit in detail.get("rules", []):
             yield f'rule "{hit["rule"]}": {hit["outcome"]}'
-        counts = detail.get("counts", {})  # an event does not name all of many
-        for hop, people in detail.get("next_hops", {}).items():
-            yield f"{hop}: {_names(people, counts.get(hop))}"
+        counts = detail.get("counts", {})  # an event names at most a few recipients
+        for hop, recipients in detail.get("next_hops", {}).items():
+            yield f"{hop}: {_names(recipients, counts.get(hop))}"
         refused = [f"refused: {x['address']} {x['reply']}" for x in detail.get("refused", [])]
         yield from _few(refused, counts.get("refused"))
     elif step == 6 and "recipients" in detail:
@@ -110,18 +109,18 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
 
 
 def recipient_lines(
-    people: Sequence[Mapping[str, Any]], *, indent: str = "   ", most: int = _PEOPLE_MAX
+    recipients: Sequence[Mapping[str, Any]], *, indent: str = "   ", most: int = _RECIPIENTS_MAX
 ) -> list[str]:
-    """A line for each recipient, those with trouble first, and one that counts the rest."""
-    ordered = sorted(people, key=lambda one: one["state"] in _UNREMARKABLE)
+    """Return a line per recipient, failed and deferred ones first, and a count of the rest."""
+    ordered = sorted(recipients, key=lambda one: one["state"] in _UNREMARKABLE)
     shown, rest = ordered[:most], ordered[most:]
     width = min(max((len(one["address"]) for one in shown), default=0), _ADDRESS_WIDTH_MAX)
     lines = []
     for one in shown:
-        tries = sum(tried["outcome"] != "expired" for tried in one.get("attempts", ()))
-        tried = f"  ({tries} attempts)" if tries > 1 else ""
+        number = sum(one["outcome"] != "expired" for one in one.get("attempts", ()))
+        attempts = f"  ({number} attempts)" if number > 1 else ""
         line = f"{indent}{one['address']:<{width}}  {one['state']:<9}  {one['reply']}".rstrip()
-        lines.append(printable(line + tried))
+        lines.append(printable(line + attempts))
     if rest:
         by_state = Counter(one["state"] for one in rest)
         states = ", ".join(f"{number} {state}" for state, number in by_state.items())
@@ -130,8 +129,8 @@ def recipient_lines(
 
 
 def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Entries as a table, and a line that counts them."""
-    head = ("ID", "STATE", "BYTES", "TRIES", "NEXT TRY (UTC)", "SENDER -> NEXT HOP")
+    """Return entries as a table, and a line with their number."""
+    head = ("ID", "STATE", "BYTES", "ATTEMPTS", "NEXT ATTEMPT (UTC)", "SENDER -> NEXT HOP")
     rows = [head, *map(_entry_cells, entries)] if entries else []
     widths = [max(len(row[column]) for row in rows) if rows else 0 for column in range(5)]
     lines = []
@@ -149,12 +148,12 @@ def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def changed_lines(answer: Mapping[str, Any]) -> list[str]:
-    """The entries of an answer to an order."""
+    """Return the entries of a response to a queue command."""
     return entry_lines(answer["entries"])[:-1]
 
 
 def changed_line(operation: str, answer: Mapping[str, Any]) -> str:
-    """What came of an order, in one line."""
+    """Return the result of a queue command in one line."""
     done, matched = answer["done"], answer["matched"]
     verb = f"would {operation}" if answer["dry_run"] else _DONE[operation]
     parts = [f"{verb} {done} of {counted(matched, 'entry')}"]
@@ -165,22 +164,22 @@ def changed_line(operation: str, answer: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def stats_lines(told: Mapping[str, Any], *, now_us: int) -> list[str]:
-    """The figures of `queue stats`."""
-    if not told:
-        return ["the queue is empty: there was never a relay here"]
-    by_state = ", ".join(f"{number} {state}" for state, number in told["entries"].items())
-    unaccounted = "not counted yet" if told["unaccounted"] is None else told["unaccounted"]
-    lanes = ", ".join(f"{one['entries']} {lane}" for lane, one in told["lanes"].items())
+def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
+    """Return the statistics of the queue."""
+    if not stats:
+        return ["the queue is empty: there is no spool"]
+    by_state = ", ".join(f"{number} {state}" for state, number in stats["entries"].items())
+    unaccounted = "not counted yet" if stats["unaccounted"] is None else stats["unaccounted"]
+    lanes = ", ".join(f"{one['entries']} {lane}" for lane, one in stats["lanes"].items())
     lines = [
         f"entries      {by_state}",
-        f"recipients   {told['recipients']}",
-        f"due now      {told['due']}, with delivery {told['in_work']}",
-        f"oldest       {_age(told['oldest'], now_us)}",
+        f"recipients   {stats['recipients']}",
+        f"due now      {stats['due']}, with delivery {stats['in_work']}",
+        f"oldest       {_age(stats['oldest'], now_us)}",
         f"lanes        {lanes}",
         f"unaccounted  {unaccounted}",
     ]
-    hops = told["next_hops"]
+    hops = stats["next_hops"]
     rows = [("NEXT HOP", "ENTRIES", "IN WORK", "DEFERRED", "OLDEST")] + [
         (
             one["next_hop"], str(one["entries"]), str(one["in_work"]), str(one["deferred"]),
@@ -194,49 +193,49 @@ def stats_lines(told: Mapping[str, Any], *, now_us: int) -> list[str]:
 
 
 def finding_line(one: Mapping[str, Any]) -> str:
-    """What `relay storage verify` has found, and what was done."""
+    """Return a finding of `relay storage verify`, and the action taken."""
     state = "repaired" if one["repaired"] else "REMAINS"
     action = f"; {one['action']}" if one["action"] else ""
-    told = f"found {one['found']}, expected {one['expected']}{action}"
-    return printable(f"{state:<9} {one['kind']:<17} {one['where']}: {told}")
+    result = f"found {one['found']}, expected {one['expected']}{action}"
+    return printable(f"{state:<9} {one['kind']:<17} {one['where']}: {result}")
 
 
-def backup_lines(told: Mapping[str, Any], directory: str, *, dry_run: bool) -> list[str]:
-    """What `relay storage backup` has copied, or would."""
-    database, contents = told["database"], told["contents"]
+def backup_lines(result: Mapping[str, Any], directory: str, *, dry_run: bool) -> list[str]:
+    """Return what `relay storage backup` has copied, or would copy."""
+    database, contents = result["database"], result["contents"]
     size_mib = (database["bytes"] + contents["bytes"]) / 2**20
     files = counted(contents["files"], "content file")
-    letters = counted(told["dead_letters"], "dead letter")
+    letters = counted(result["dead_letters"], "dead letter")
     lines = [f"{size_mib:.1f} MiB: the spool, {files}, {letters}"]
     if not dry_run:
-        entries = counted(sum(told["entries"].values()), "entry")
-        lines.append(f"in the queue: {entries}, {counted(told['recipients'], 'recipient')}")
+        entries = counted(sum(result["entries"].values()), "entry")
+        lines.append(f"in the queue: {entries}, {counted(result['recipients'], 'recipient')}")
         lines += [f"missing: {name}" for name in contents["missing"]]
         lines.append(f"copied to {directory}")
     return [printable(line) for line in lines]
 
 
-def salvage_lines(told: Mapping[str, Any]) -> list[str]:
+def salvage_lines(result: Mapping[str, Any]) -> list[str]:
     """What `relay storage salvage` has saved."""
-    if not told["faults"]:
+    if not result["faults"]:
         return ["the spool is not damaged: nothing was done"]
-    lines = [f"found: {fault}" for fault in told["faults"]]
-    saved = ", ".join(f"{n} {table}" for table, n in told["rows"].items())
+    lines = [f"found: {fault}" for fault in result["faults"]]
+    saved = ", ".join(f"{n} {table}" for table, n in result["rows"].items())
     lines.append(f"saved: {saved or 'nothing'}")
-    lines += [f"lost: {_hole(hole)}" for hole in told["holes"]]
-    if told["log_damaged"]:
+    lines += [f"lost: {_hole(hole)}" for hole in result["holes"]]
+    if result["log_damaged"]:
         lines.append("of its log, what can be read is saved; some last changes may be lost")
-    if told["recipients_lost"] is None:
+    if result["recipients_lost"] is None:
         lines.append("how many recipients are lost is not known")
-    elif told["recipients_lost"]:
-        lines.append(f"lost from the queue: {counted(told['recipients_lost'], 'recipient')}")
-    if told["without_content"]:
-        lines.append(f"without their content: {counted(told['without_content'], 'entry')}")
-    if told["without_recipients"]:
-        held = counted(told["without_recipients"], "entry")
+    elif result["recipients_lost"]:
+        lines.append(f"lost from the queue: {counted(result['recipients_lost'], 'recipient')}")
+    if result["without_content"]:
+        lines.append(f"without their content: {counted(result['without_content'], 'entry')}")
+    if result["without_recipients"]:
+        held = counted(result["without_recipients"], "entry")
         lines.append(f"without their recipients, now held: {held}")
-    lines.append(f"in the queue: {counted(told['entries_waiting'], 'entry')}")
-    lines.append(f"the damaged spool is kept as {told['aside']}")
+    lines.append(f"in the queue: {counted(result['entries_waiting'], 'entry')}")
+    lines.append(f"the damaged spool is kept as {result['aside']}")
     return [printable(line) for line in lines]
 
 
@@ -262,13 +261,13 @@ def verified_lines(document: Mapping[str, Any]) -> list[str]:
         f"{counted(submissions['ready'], 'submission')} ready, {submissions['scheduled']} scheduled"
     )
     lines = [f"{', '.join(looked_at)}; {waiting}"]
-    for name, told in (
+    for name, result in (
         ("without_draft", "the draft was removed, the submission is sent without it"),
         ("accepted", "accepted already, the next start removes the submission"),
         ("corrupt", "in corrupt/, to be examined"),
     ):
         if found := submissions[name]:
-            lines.append(f"{told}: {_names(found)}")
+            lines.append(f"{result}: {_names(found)}")
     if spool := document["spool"]:
         queue = f"{counted(spool['entries'], 'entry')} in the queue"
         contents = counted(spool["contents"], "content")
@@ -287,7 +286,7 @@ def _entry_cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
-    """What an operator should know of an entry besides its state."""
+    """Yield remarks about an entry: hold, reason, last result."""
     if entry["sender"] is None:
         yield "its message is lost: see relay storage verify"
     if entry.get("held_until"):
@@ -299,21 +298,21 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _operation(detail: Mapping[str, Any]) -> str:
-    """What an operator did, and why."""
+    """Return an operator's command, and the reason given."""
     numbers = [str(number) for number in detail.get("entries", ())]
-    told = [f"{detail['operation']} by {detail.get('who', '?')}"]
+    result = [f"{detail['operation']} by {detail.get('who', '?')}"]
     if "until" in detail:
-        told.append(f"until {str(detail['until'])[:19]}Z")
+        result.append(f"until {str(detail['until'])[:19]}Z")
     if "to" in detail:
-        told.append(f"to {_names(detail['to'])}")
+        result.append(f"to {_names(detail['to'])}")
     if detail.get("why"):
-        told.append(f"because: {detail['why']}")
-    told.append(f"{'entry' if len(numbers) == 1 else 'entries'} {_names(numbers)}")
-    return ", ".join(told)
+        result.append(f"because: {detail['why']}")
+    result.append(f"{'entry' if len(numbers) == 1 else 'entries'} {_names(numbers)}")
+    return ", ".join(result)
 
 
 def _age(at: str | None, now_us: int) -> str:
-    """How long ago a time in RFC 3339 was, in its two largest units."""
+    """Return the age of an RFC 3339 time in its two largest units."""
     if at is None:
         return "-"
     left_s = max(0, now_us // 1_000_000 - int(datetime.fromisoformat(at).timestamp()))
@@ -326,29 +325,29 @@ def _age(at: str | None, now_us: int) -> str:
 
 
 def _count(entries: Sequence[Mapping[str, Any]]) -> str:
-    people = sum(len(entry["recipients"]) for entry in entries)
+    recipients = sum(len(entry["recipients"]) for entry in entries)
     states = Counter(str(entry["state"]) for entry in entries)
     by_state = ", ".join(f"{number} {state}" for state, number in states.items())
-    total = f"{counted(len(entries), 'entry')}, {counted(people, 'recipient')}"
+    total = f"{counted(len(entries), 'entry')}, {counted(recipients, 'recipient')}"
     return total + (f": {by_state}" if by_state else "")
 
 
 def _state(found: Mapping[str, Any]) -> str:
-    """The state, and of how many recipients it holds where not of all."""
-    state, people = str(found["state"]), found["recipients"]
-    count = sum(1 for one in people if one["state"] == state)
-    return state.upper() + (f" ({count} of {len(people)})" if count < len(people) else "")
+    """Return the state, and the number of recipients in it if not all are."""
+    state, recipients = str(found["state"]), found["recipients"]
+    count = sum(1 for one in recipients if one["state"] == state)
+    return state.upper() + (f" ({count} of {len(recipients)})" if count < len(recipients) else "")
 
 
 def printable(text: str) -> str:
-    """`text` without what a terminal would obey."""
+    """Return `text` with control characters replaced, for a terminal."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _names(addresses: Sequence[str], count: int | None = None) -> str:
-    """The first of them, and how many more; `count` where there are more than `addresses`."""
+    """Return the first addresses and the number of the others; `count` is the total, if larger."""
     more = (count or len(addresses)) - _NAMES_MAX
     return ", ".join(addresses[:_NAMES_MAX]) + (f" and {more} more" if more > 0 else "")
 

@@ -1,8 +1,6 @@
-"""`relay policy check | test | try`: the rules.
+"""`relay policy check | test | try`: check the mail-flow rules, run their tests, try a message.
 
-On the path: prints what the policy room reports. Holds: facts on stdout, everything else on
-stderr. Fails: 78 for faults and failing tests, 65 for a file that is no message. Standards:
-docs/names.md (Commands).
+Exits 78 for faults and failed tests, 65 for a file that is not a message.
 """
 
 from pathlib import Path

@@ -1,10 +1,7 @@
-"""`relay queue`: what is not delivered yet, and what operators do with it.
+"""`relay queue`: list the queue, and the commands that change it.
 
-On the path: prints what app.commands.reading finds.
-Holds: facts on stdout, everything else on stderr; what changes something needs to be told which.
-Fails: 65 for an unknown message, 69 where another process is in the way, 75 where all that was
-    meant is being tried just now, 130 for Ctrl-C.
-Standards: docs/names.md (Commands).
+Commands that change entries need a selector. Exits 65 for an unknown message, 69 if another
+process owns the spool, 75 if all selected entries are in flight, 130 for Ctrl-C.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,11 +44,11 @@ from relay.spool.types import Selector
 F = TypeVar("F", bound=Callable[..., Any])
 _STATES = ["queued", "deferred", "held", "captured"]
 _CHARACTERS_MAX = 1000
-_OPTIONS = ("reason", "to", "until")  # that only the relay can judge
+_OPTIONS = ("reason", "to", "until")  # checked by the relay only
 
 
 def _once(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> str:
-    """An empty condition would mean everything, and of two one would be forgotten."""
+    """Reject an empty condition, which would select everything, and a repeated one."""
     if len(values) > 1:
         raise click.BadParameter("is given twice")
     if values and not 0 < len(values[0]) <= _CHARACTERS_MAX:
@@ -63,7 +60,7 @@ once = partial(click.option, multiple=True, callback=_once)
 
 
 def selectors(command: F) -> F:
-    """Give a command the selectors of docs/names.md."""
+    """Add the selectors of docs/names.md to a command."""
     return _with(
         command,
         click.argument("ids", nargs=-1, metavar="[ID]..."),
@@ -78,12 +75,14 @@ def selectors(command: F) -> F:
 
 
 def changing(command: F) -> F:
-    """Give a command what every change takes: selectors, --dry-run, --reason."""
+    """Add selectors, --dry-run and --reason to a command."""
     return _with(
         command,
         selectors,
-        click.option("--dry-run", is_flag=True, help="Only say what would be done."),
-        click.option("--reason", default="", metavar="TEXT", help="Why; the journey tells it."),
+        click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing."),
+        click.option(
+            "--reason", default="", metavar="TEXT", help="The reason, recorded in the journey."
+        ),
     )
 
 
@@ -112,10 +111,10 @@ def _selector(conditions: dict[str, Any]) -> Selector:
 @click.group()
 @group_options
 def queue(_given: CommandContext) -> None:
-    """Look at the queue and act on it.
+    """List the queue and change it.
 
-    An ID is that of an entry or message as the list shows it, a Graph id, a submission id or a
-    Message-ID. In a GLOB, * stands for any letters and ? for one.
+    An ID is the id of an entry or message as in the list, a Graph id, a submission id or a
+    Message-ID. In a GLOB, * matches any characters and ? matches one.
     """
 
 
@@ -123,11 +122,11 @@ def queue(_given: CommandContext) -> None:
 @selectors
 @common_options
 def list_(context: CommandContext, **conditions: Any) -> None:
-    """List what is not delivered yet, oldest first.
+    """List the entries of the queue, oldest first.
 
-    All conditions that are given must hold; without any, everything is listed.
+    An entry must match all conditions given; without any, all entries are listed.
     """
-    entries = _reading(context).queue_list(_selector(conditions))
+    entries = _client(context).queue_list(_selector(conditions))
     if context.json:
         print_json(entries)
     else:
@@ -140,12 +139,12 @@ def list_(context: CommandContext, **conditions: Any) -> None:
 @click.argument("key", type=Key(), metavar="ID")
 @common_options
 def show(context: CommandContext, key: str) -> None:
-    """Show one message: its journey and its entries in the queue."""
-    reading = _reading(context)
-    found = reading.journey(key)
+    """Show one message: its journey and its queue entries."""
+    client = _client(context)
+    found = client.journey(key)
     if found is None:
-        raise unknown_message("queue show", key, without_daemon=reading.without_daemon)
-    entries = reading.queue_list(Selector(ids=(found["id"],))) if found["id"] else []
+        raise unknown_message("queue show", key, without_daemon=client.without_daemon)
+    entries = client.queue_list(Selector(ids=(found["id"],))) if found["id"] else []
     if context.json:
         print_json({**found, "entries": entries})
     else:
@@ -168,31 +167,30 @@ def stats(context: CommandContext) -> None:
 @changing
 @common_options
 def retry(context: CommandContext, **conditions: Any) -> None:
-    """Try deferred mail now, also where nobody was there a moment ago."""
+    """Retry deferred mail now, even for unreachable hosts."""
     _change(context, "retry", conditions)
 
 
 @queue.command()
 @changing
-@once("--until", metavar="TIME|DURATION", help="When the hold ends by itself.")
+@once("--until", metavar="TIME|DURATION", help="When the hold ends automatically.")
 @common_options
 def hold(context: CommandContext, *, until: str, **conditions: Any) -> None:
-    """Keep mail from being tried until it is released, or expires.
+    """Suspend delivery of mail until it is released, or expires.
 
-    Its time goes on: held mail expires when it would have. A TIME is such as
-    2027-01-31T09:00:00Z.
+    Held mail expires as if it were not held. An example of a TIME is 2027-01-31T09:00:00Z.
     """
     _change(context, "hold", conditions, until=until)
 
 
 @queue.command()
 @changing
-@click.option("--as-before", is_flag=True, help="Not now, but when it was due before the hold.")
+@click.option("--as-before", is_flag=True, help="Restore the due time from before the hold.")
 @common_options
 def release(context: CommandContext, *, as_before: bool, **conditions: Any) -> None:
-    """Try held mail now.
+    """Release held mail and deliver it now.
 
-    With --as-before, a hold is undone: each entry is as it was, and waits for the time that it had.
+    With --as-before, each entry gets the state and due time from before the hold.
     """
     _change(context, "release", conditions, as_before=as_before)
 
@@ -201,22 +199,24 @@ def release(context: CommandContext, *, as_before: bool, **conditions: Any) -> N
 @changing
 @common_options
 def cancel(context: CommandContext, **conditions: Any) -> None:
-    """Take mail out of the queue for good; nobody gets a report.
+    """Remove mail from the queue, without a report to the sender.
 
-    It cannot be undone; hold what is not certain.
+    This cannot be undone; in doubt, use hold.
     """
     _change(context, "cancel", conditions)
 
 
 @queue.command()
 @changing
-@click.option("--to", required=True, metavar="NEXT-HOP", help="The new way.")
+@click.option("--to", required=True, metavar="NEXT-HOP", help="The new next hop.")
 @common_options
 def reroute(context: CommandContext, *, to: str, **conditions: Any) -> None:
-    """Send mail another way, and try it there now; also captured mail.
+    """Change the next hop of mail, and deliver it now.
+
+    Captured mail can be rerouted as well.
 
     NEXT-HOP is smtp://HOST:PORT, smtps://HOST:PORT, mx:DOMAIN, "mx" for each recipient's own
-    domain, "local", or "default" for what the routes say now. What is held stays held.
+    domain, "local", or "default" for the current routes. Held mail stays held.
     """
     _change(context, "reroute", conditions, to=to)
 
@@ -226,16 +226,16 @@ def _change(
 ) -> None:
     selector = _selector(conditions)
     if selector == Selector():
-        raise click.UsageError("say which: ID, a condition, or --all")
+        raise click.UsageError("expected a selector: ID, a condition, or --all")
     more |= conditions | {"who": user_name()}
     try:
-        answer = _reading(context).change(operation, selector, **more)
+        answer = _client(context).change(operation, selector, **more)
     except ControlError as error:
-        if error.status == HTTPStatus.BAD_REQUEST:  # what options say, that only the relay can tell
+        if error.status == HTTPStatus.BAD_REQUEST:  # an option that only the relay checks
             raise click.UsageError(_with_option(str(error))) from None
         raise
     except CommandInterruptedError as error:
-        so_far = "nothing was to be changed" if more["dry_run"] else _so_far(error.done)
+        so_far = "a dry run changes nothing" if more["dry_run"] else _so_far(error.done)
         raise CommandError(INTERRUPTED, f"relay queue {operation}: interrupted: {so_far}") from None
     line = changed_line(operation, answer)
     if context.json:
@@ -248,36 +248,34 @@ def _change(
     may_wait = operation == "retry" or answer["dry_run"]
     if answer["in_flight"] and not answer["done"] and not may_wait:
         flush()
-        text = f"relay queue {operation}: all of it is being tried just now; try again later"
+        text = f"relay queue {operation}: all selected entries are in flight; try again later"
         raise CommandError(ExitCode.TRY_LATER, text)
 
 
 def _with_option(text: str) -> str:
-    """Name a field of the body as the option that it came from."""
+    """Replace a field name of the body by the name of its option."""
     field, colon, rest = text.partition(":")
     return f"--{field}{colon}{rest}" if field in _OPTIONS else text
 
 
 def _so_far(done: int | None) -> str:
     if done is None:
-        return "what was done until then stays done; `relay queue list` shows how things are"
-    return f"{done} {'entry was' if done == 1 else 'entries were'} done, the others are as before"
+        return "entries changed before it stay changed; see `relay queue list`"
+    return f"{done} {'entry' if done == 1 else 'entries'} changed, the others unchanged"
 
 
 def _refuse_unknown(verb: str, unknown: Sequence[str]) -> None:
-    """End with what names nothing, once all else is told."""
+    """Exit with an error for selector ids that match nothing, after all other output."""
     if unknown:
         flush()
         names = ", ".join(shown(name) for name in unknown)
-        raise CommandError(
-            ExitCode.DATA, f"relay queue {verb}: nothing in the queue is known as {names}"
-        )
+        raise CommandError(ExitCode.DATA, f"relay queue {verb}: not in the queue: {names}")
 
 
-def _reading(context: CommandContext) -> OperatorClient:
+def _client(context: CommandContext) -> OperatorClient:
     return OperatorClient(context.settings(), SystemClock())
 
 
 def _say_if_cut(entries: list[dict[str, Any]]) -> None:
     if len(entries) >= LIST_MAX:
-        click.echo(f"relay queue: only the first {LIST_MAX} are shown; name a condition", err=True)
+        click.echo(f"relay queue: only the first {LIST_MAX} are shown; add a condition", err=True)

@@ -1,10 +1,6 @@
-"""The command's root: common options and the verbs.
+"""The root of the command: common options and the verbs.
 
-On the path: see the room.
-Holds: --config and --json may stand before or after the verb; only the verb asked for is imported,
-    since a question to the daemon should not wait for a daemon's worth of modules.
-Fails: with a sysexits code and one line on stderr (errors.py).
-Standards: sysexits(3).
+Only the module of the verb used is imported, so that a query to a daemon does not load a daemon.
 """
 
 import importlib
@@ -21,13 +17,13 @@ _VERBS = {
     "serve": "Run the service until SIGTERM.",
     "check": "Check configuration, accounts, rules, permissions, DNS.",
     "send": "Send one message and print its id.",
-    "wait": "Wait until a message is where it should be.",
+    "wait": "Wait until a message reaches a state.",
     "trace": "Show a message's journey through the seven steps.",
-    "queue": "Look at the queue and act on it.",
-    "storage": "Check, back up, prune and mend what is on the disk.",
+    "queue": "List the queue and change it.",
+    "storage": "Check, repair, back up and prune the stored data.",
     "policy": "Check and try the mail-flow rules.",
 }
-_MODULES = {"wait": "trace"}  # of the other verbs the module has the verb's name
+_MODULES = {"wait": "trace"}  # other verbs are in the module of their name
 
 
 class _Verbs(click.Group):
@@ -60,7 +56,7 @@ class _Verbs(click.Group):
 @click.group(
     cls=_Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="ExitCode codes are those of sysexits: 64 usage, 65 data, 69 unavailable, 75 try later, "
+    epilog="Exit codes are those of sysexits: 64 usage, 65 data, 69 unavailable, 75 try later, "
     "77 permission, 78 configuration.",
 )
 @click.version_option(__version__, prog_name="relay", message="%(prog)s %(version)s")
@@ -72,13 +68,13 @@ def cli(_given: CommandContext) -> None:
 def run() -> int:
     """Run the command line; return the exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # a terminal may not have every letter that a subject has
+        if stream is not None:  # the encoding of a terminal may lack characters of a subject
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         cli.main(standalone_mode=False)
         flush()
     except BaseException as error:  # noqa: BLE001 - no traceback reaches a user
-        from relay.cli.errors import tell  # noqa: PLC0415 - knows the errors of every room
+        from relay.cli.errors import report_error  # noqa: PLC0415 - imports the errors of all rooms
 
-        return tell(error)
+        return report_error(error)
     return 0

@@ -1,8 +1,7 @@
-"""`relay send`: a message from the shell.
+"""`relay send`: submit one message from the shell.
 
-On the path: a client in front of step 1, by app.commands.sending. Holds: facts on stdout,
-everything else on stderr. Fails: 65 when the relay refuses, 69 when none answers, 75 not now, 77
-not with this token. Standards: docs/names.md (Commands).
+Exits 65 if the relay rejects it, 69 if none answers, 75 for a temporary error, 77 for a token
+that is not allowed.
 """
 
 import functools
@@ -34,7 +33,7 @@ from relay.settings.tree import Address, Settings
     "sender",
     default="",
     metavar="ADDRESS",
-    help="[default: the token's account; without a token you at the relay's host]",
+    help="[default: the token's account; without a token, your user name at the relay's host]",
 )
 @click.option("--subject", default="", metavar="TEXT", help="[default: none]")
 @click.option(
@@ -53,23 +52,27 @@ from relay.settings.tree import Address, Settings
     "--token",
     default="",
     metavar="TOKEN",
-    help="Send by Graph's sendMail as this account; without it by SMTP.",
+    help="Send as this account by Graph's sendMail. [default: send by SMTP]",
 )
 @common_options
 def send(
-    context: CommandContext, *, recipients: tuple[str, ...], attach: tuple[Path, ...], **told: Any
+    context: CommandContext,
+    *,
+    recipients: tuple[str, ...],
+    attach: tuple[Path, ...],
+    **texts: Any,
 ) -> None:
     """Send one message through the running relay and print its id.
 
-    The id is one that `relay wait` and `relay trace` take.
+    `relay wait` and `relay trace` accept the id.
     """
     settings = context.settings()
-    token, sender, body = told["token"], told["sender"], told["body"]
+    token, sender, body = texts["token"], texts["sender"], texts["body"]
     if not sender and not token:
         sender = f"{user_name()}@{settings.hostname}"
     if body is None:
         body = _standard_input()
-    draft = DraftToSend(sender, recipients, told["subject"], body, read_attachments(attach))
+    draft = DraftToSend(sender, recipients, texts["subject"], body, read_attachments(attach))
     identity = _submit(settings, token, draft)
     if context.json:
         print_json({"id": identity})
@@ -98,7 +101,7 @@ def _submit(settings: Settings, token: str, draft: DraftToSend) -> str:
 
 
 def _way(settings: Settings, token: str) -> tuple[Address, Callable[[Address, DraftToSend], str]]:
-    """Where to send to, and how."""
+    """Return the address to send to, and the function that sends."""
     if token:
         listens = [one for one in settings.http.listen if one.port]
         missing = "http.listen has no TCP port"

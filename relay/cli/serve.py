@@ -1,8 +1,6 @@
-"""`relay serve`: the service.
+"""`relay serve`: load the configuration, compose the daemon, run it.
 
-On the path: loads everything, composes the daemon, runs it. Holds: facts on stdout, everything
-else on stderr. Fails: 78 for a configuration or a state_dir that cannot be used, 69 for a port in
-use. Standards: docs/names.md (Commands).
+Exits 78 for a configuration or a state_dir that cannot be used, 69 for a port in use.
 """
 
 import asyncio
@@ -27,13 +25,13 @@ from relay.settings import read_environment
 @click.option(
     "--ready-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the pid and the real addresses here as JSON when everything listens.",
+    help="Write the pid and the addresses in use to this file as JSON when everything listens.",
 )
 @common_options
 def serve(context: CommandContext, ready_file: Path | None) -> None:
     """Run the service until SIGTERM: HTTP, SMTP, pickup and delivery in one process.
 
-    SIGHUP reads rules and accounts again; a bad file changes nothing and is logged.
+    SIGHUP reloads rules and accounts; a file with faults is logged and changes nothing.
     """
     environment = read_environment()
     file, clock = context.config_file(), SystemClock()
@@ -50,7 +48,7 @@ def serve(context: CommandContext, ready_file: Path | None) -> None:
     )
     sources = RelayDependencies(active, active.rules, crash_at=environment.crash_at)
 
-    async def serve_until_told() -> None:
+    async def serve_until_stopped() -> None:
         try:
             daemon = compose(settings, sources)
         except ValueError as error:
@@ -59,7 +57,7 @@ def serve(context: CommandContext, ready_file: Path | None) -> None:
         await run(daemon, manager, active=active, ready_file=ready_file)
 
     try:
-        uvloop.run(serve_until_told())
+        uvloop.run(serve_until_stopped())
     except asyncio.CancelledError:
         raise CommandError(ExitCode.BUG, "relay: cancelled") from None
     finally:

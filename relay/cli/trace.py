@@ -1,7 +1,7 @@
-"""`relay trace`: the journey of a message.
+"""`relay trace` and `relay wait`: show the journey of a message, or wait for a state first.
 
-On the path: prints what app.commands.reading finds. Holds: facts on stdout, everything else on
-stderr. Fails: 65 for an unknown message. Standards: docs/names.md (Commands).
+Both exit 65 for an unknown message. wait exits 75 with a diagnosis after its time-out, 69 without
+a daemon.
 """
 
 import math
@@ -26,13 +26,13 @@ from relay.settings.document import counted, shown
 def trace(context: CommandContext, key: str) -> None:
     """Show the journey of a message through the seven steps.
 
-    ID is a Graph id, a submission id, a queue id or a Message-ID; an ADDRESS is that of the sender
-    or of a recipient, and means the newest message.
+    ID is a Graph id, a submission id, a queue id or a Message-ID; an ADDRESS selects the
+    newest message of that sender or recipient.
     """
-    reading = OperatorClient(context.settings(), SystemClock())
-    found = reading.journey(key)
+    client = OperatorClient(context.settings(), SystemClock())
+    found = client.journey(key)
     if found is None:
-        raise unknown_message("trace", key, without_daemon=reading.without_daemon)
+        raise unknown_message("trace", key, without_daemon=client.without_daemon)
     if context.json:
         print_json(found)
     else:
@@ -40,37 +40,35 @@ def trace(context: CommandContext, key: str) -> None:
 
 
 _WAITS_FOR = {
-    1: "the draft is made, nobody was told to send it",
+    1: "the draft is created, but not submitted",
     2: "pickup has not converted it yet",
-    3: "it is converted, but transport has not accepted it; pickup tries again",
+    3: "it is converted, but transport has not accepted it; pickup retries",
     4: "accepted, not routed yet",
-    5: "routed, delivery has not tried it yet",
-    6: "delivery has tried it",
+    5: "routed, but no delivery was attempted yet",
+    6: "delivery was attempted",
     7: "a report was sent",
 }
 _REASONS = {
-    "queued": "is about to be tried",
-    "deferred": "is tried again",
-    "held": "is held until an operator acts",
-    "captured": "is captured here by a route and is never sent",
+    "queued": "waits for its first attempt",
+    "deferred": "will be retried",
+    "held": "is held until an operator releases it",
+    "captured": "is captured by a route and never sent",
 }
-_PEOPLE_MAX = 10
+_RECIPIENTS_MAX = 10
 
 
 def diagnosis(found: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Where a message stands and what it waits for; `entries` are its own in the queue."""
+    """Return the last step of a message and what it waits for; `entries` are its queue entries."""
     last = max(found["steps"], key=lambda step: int(step["step"]), default=None)
     lines = []
     if last is not None:
-        lines.append(
-            f"it stands at step {last['step']} ({last['name']}): {_WAITS_FOR[last['step']]}"
-        )
+        lines.append(f"it is at step {last['step']} ({last['name']}): {_WAITS_FOR[last['step']]}")
     waiting = [one for one in found["recipients"] if one["state"] not in FINAL]
     due = {one["address"]: entry["due"] for entry in entries for one in entry["recipients"]}
-    shown = waiting[:_PEOPLE_MAX]
+    shown = waiting[:_RECIPIENTS_MAX]
     lines += [printable(_reason(one, due.get(one["address"]))) for one in shown]
-    if len(waiting) > _PEOPLE_MAX:
-        lines.append(f"and {counted(len(waiting) - _PEOPLE_MAX, 'more recipient')}")
+    if len(waiting) > _RECIPIENTS_MAX:
+        lines.append(f"and {counted(len(waiting) - _RECIPIENTS_MAX, 'more recipient')}")
     return lines
 
 
@@ -80,9 +78,9 @@ def _reason(recipient: Mapping[str, Any], due: str | None) -> str:
     if state == "deferred" and due:
         text += f" at {due[11:19]}Z"
     if attempts := recipient["attempts"]:
-        tries = "1 attempt" if len(attempts) == 1 else f"{len(attempts)} attempts"
+        number = "1 attempt" if len(attempts) == 1 else f"{len(attempts)} attempts"
         host = attempts[-1]["host"]
-        text += f", {tries} so far" + (f", the last by {host}" if host else "")
+        text += f", {number} so far" + (f", the last by {host}" if host else "")
     return f"{text}: {recipient['reply']}" if recipient["reply"] else text
 
 
@@ -97,8 +95,8 @@ _STATES = ["final", *(str(state) for state in State)]
     show_default=True,
     type=click.Choice(_STATES),
     metavar="STATE",
-    help="The state to wait for: final (no recipient is under way any more), or that of the "
-    "message as a whole.",
+    help="The state to wait for: final (all recipients are final), or a state of the message as "
+    "a whole.",
 )
 @click.option(
     "--timeout",
@@ -111,17 +109,17 @@ _STATES = ["final", *(str(state) for state in State)]
 )
 @common_options
 def wait(context: CommandContext, key: str, *, state: str, timeout_s: float) -> None:
-    """Wait until a message is where it should be, then show its journey.
+    """Wait until a message reaches a state, then show its journey.
 
-    A message that is not known yet is waited for as well. Exits 75 when the time is up, or the
-    message has ended otherwise, and says at which step it stands and why.
+    An unknown message is waited for as well. If the time is up, or the message ended in another
+    state, exits 75 and prints its last step and the reason.
     """
     if not math.isfinite(timeout_s):
         raise click.UsageError("--timeout: expected a number of seconds")
-    reading = OperatorClient(context.settings(), SystemClock())
-    found = reading.wait(key, state=state, timeout_s=timeout_s)
+    client = OperatorClient(context.settings(), SystemClock())
+    found = client.wait(key, state=state, timeout_s=timeout_s)
     if found is None:
-        text = f"relay wait: no message became known as {shown(key)} within {timeout_s:g} s"
+        text = f"relay wait: no message appeared as {shown(key)} within {timeout_s:g} s"
         raise CommandError(ExitCode.TRY_LATER, text)
     reached = found.pop("reached")
     if context.json:
@@ -130,7 +128,7 @@ def wait(context: CommandContext, key: str, *, state: str, timeout_s: float) -> 
         print_lines(journey_lines(found))
     if not reached:
         flush()  # the journey first
-        entries = reading.entries_of(found["id"]) if found["id"] else []
-        so_far = "for good" if is_final(found) else f"after {timeout_s:g} s"
+        entries = client.entries_of(found["id"]) if found["id"] else []
+        so_far = "permanently" if is_final(found) else f"after {timeout_s:g} s"
         text = f"relay wait: {found['state']} {so_far}, expected {state}"
         raise CommandError(ExitCode.TRY_LATER, "\n  ".join([text, *diagnosis(found, entries)]))

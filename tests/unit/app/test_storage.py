@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import relay.app.commands.storage  # noqa: F401 - later this user may not read it
 from relay.app.commands.storage import VerifyOptions, as_owner, verify
 from relay.app.state_dir import AlreadyRunningError, OwnerLock
-from relay.cli.errors import ExitCode, tell
+from relay.cli.errors import ExitCode, report_error
 from relay.cli.storage import storage
 from relay.clock import SystemClock
 from relay.settings import Settings
@@ -93,7 +93,7 @@ def test_who_may_not_read_it_has_no_permission(not_ours, command, secret):
         (not_ours / secret).chmod(0o700)
     assert isinstance(done.exception, PermissionError), done.output
     assert str(done.exception.filename).startswith(str(not_ours / secret))
-    assert tell(done.exception) == ExitCode.NO_PERMISSION
+    assert report_error(done.exception) == ExitCode.NO_PERMISSION
 
 
 def could_start(settings: Settings, state: str) -> bool:

@@ -10,7 +10,7 @@ from relay.app.commands.control import ControlError, ControlForbiddenError, Cont
 from relay.app.commands.send import NotAllowedError, RefusedError, TryLaterError
 from relay.app.development_folder import ForeignFolderError
 from relay.app.state_dir import AlreadyRunningError
-from relay.cli.errors import CommandError, ExitCode, tell
+from relay.cli.errors import CommandError, ExitCode, report_error
 from relay.settings import Fault, SettingsError
 from relay.spool.types import SpoolError
 
@@ -21,7 +21,7 @@ from relay.spool.types import SpoolError
         (CommandError(ExitCode.DATA, "relay trace: none"), 65, "relay trace: none"),
         (CommandError(ExitCode.CONFIGURATION), 78, ""),
         (click.exceptions.Exit(0), 0, ""),
-        (click.UsageError("say which"), 64, "Error: say which"),
+        (click.UsageError("expected a selector"), 64, "Error: expected a selector"),
         (KeyboardInterrupt(), 130, ""),
         (click.Abort(), 130, ""),
         (
@@ -46,7 +46,7 @@ from relay.spool.types import SpoolError
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
 def test_an_error_has_its_code_and_one_line(error, code, told, capsys):
-    assert tell(error) == code
+    assert report_error(error) == code
     printed = capsys.readouterr()
     assert printed.out == ""
     assert told in printed.err

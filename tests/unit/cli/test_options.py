@@ -71,7 +71,7 @@ def test_the_last_config_wins(config, tmp_path):
         (["wait", "last", "--state", "bogus"], "'bogus' is not one of"),
         (["wait", "last", "--timeout", "nan"], "expected a number of seconds"),
         (["wait", "last", "--timeout", "-1"], "not in the range"),
-        (["queue", "retry"], "say which"),
+        (["queue", "retry"], "expected a selector"),
         (["queue", "list", "--older-than", "soon"], "--older-than"),
         (["queue", "list", "--older-than", "30"], '"4h", "2d"\n'),
         (["queue", "list", "--older-than", "3x"], '--older-than: found "3x", expected'),

@@ -160,10 +160,10 @@ def test_an_event_that_does_not_name_all_still_counts_them():
 
 def test_entries_are_a_table_and_counted():
     assert entry_lines([entry(1), entry(22, "captured", due=None, people=2)]) == [
-        "ID     STATE     BYTES  TRIES  NEXT TRY (UTC)       SENDER -> NEXT HOP",
-        "q1-1   deferred     12      3  2026-11-20 10:00:00  a@x.test -> mx:b.test",
+        "ID     STATE     BYTES  ATTEMPTS  NEXT ATTEMPT (UTC)   SENDER -> NEXT HOP",
+        "q1-1   deferred     12         3  2026-11-20 10:00:00  a@x.test -> mx:b.test",
         "    u0@b.test  deferred   451 4.7.1 later",
-        "q22-1  captured     12      3  -                    a@x.test -> mx:b.test",
+        "q22-1  captured     12         3  -                    a@x.test -> mx:b.test",
         "    u0@b.test  captured   451 4.7.1 later",
         "    u1@b.test  captured   451 4.7.1 later",
         "2 entries, 3 recipients: 1 deferred, 1 captured",
@@ -189,8 +189,8 @@ def test_an_entry_without_its_message_does_not_look_like_a_report():
             journey(steps=[step(2, "notified")], recipients=[recipient("b@x.test", "queued")]),
             [],
             [
-                "it stands at step 2 (notified): pickup has not converted it yet",
-                "b@x.test is about to be tried",
+                "it is at step 2 (notified): pickup has not converted it yet",
+                "b@x.test waits for its first attempt",
             ],
         ),
         (
@@ -203,8 +203,8 @@ def test_an_entry_without_its_message_does_not_look_like_a_report():
             ),
             [entry(1)],
             [
-                "it stands at step 6 (delivery): delivery has tried it",
-                "u0@b.test is tried again at 10:00:00Z, 1 attempt so far, the last by mx1.b.test: 451",
+                "it is at step 6 (delivery): delivery was attempted",
+                "u0@b.test will be retried at 10:00:00Z, 1 attempt so far, the last by mx1.b.test: 451",
             ],
         ),
         (
@@ -213,8 +213,8 @@ def test_an_entry_without_its_message_does_not_look_like_a_report():
             ),
             [],
             [
-                "it stands at step 5 (policy and routing): routed, delivery has not tried it yet",
-                "c@x is captured here by a route and is never sent",
+                "it is at step 5 (policy and routing): routed, but no delivery was attempted yet",
+                "c@x is captured by a route and never sent",
             ],
         ),
     ],

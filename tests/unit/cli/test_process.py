@@ -294,13 +294,13 @@ def test_a_terminal_without_the_letters_still_gets_the_journey(shell, sent):
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (["trace", "unknown"], 65, 'no message is known as "unknown"'),
-        (["queue", "show", "unknown"], 65, 'no message is known as "unknown"'),
-        (["queue", "retry", "unknown"], 65, 'nothing in the queue is known as "unknown"'),
-        (["wait", "unknown", "--timeout", "0"], 75, "no message became known"),
+        (["trace", "unknown"], 65, 'unknown message "unknown"'),
+        (["queue", "show", "unknown"], 65, 'unknown message "unknown"'),
+        (["queue", "retry", "unknown"], 65, 'not in the queue: "unknown"'),
+        (["wait", "unknown", "--timeout", "0"], 75, "no message appeared"),
         (["wait", "friend@elsewhere.test", "--timeout", "0", "--state", "relayed"], 75, "at step 7"),
         (["wait", "friend@elsewhere.test", "--timeout", "600", "--state", "relayed"],
-         75, "failed for good, expected relayed"),
+         75, "failed permanently, expected relayed"),
         (["send", "--to", "nobody@example.test"], 65, "550 5.1.1"),
         (["send", "--to", "not an address"], 65, "is not an address"),
         (["send", "--to", "bob@example.test", "--subject", "a\nBcc: x@y.test"], 65, "line break"),
@@ -340,7 +340,7 @@ def test_trace_without_a_relay_says_that_none_is_running(short_path):
     assert shell("dev", "--dir", str(place), "--once", *ANY_PORTS).returncode == 0
     done = shell("trace", "--config", str(place / "relay.toml"), "unknown")
     assert done.returncode == 65
-    assert 'no message is known as "unknown"; no relay is running' in done.stderr
+    assert 'unknown message "unknown"; no relay is running' in done.stderr
 
 
 def test_addresses_beyond_ascii_are_sent(shell, dev):
