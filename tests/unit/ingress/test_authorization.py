@@ -1,4 +1,4 @@
-""" "Send as": which From, Sender and MAIL FROM an account may use."""
+"""Sender authorization ("send as"): which From, Sender and MAIL FROM an account may use."""
 
 from email import message_from_bytes
 from email.policy import compat32, default
