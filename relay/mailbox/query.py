@@ -133,13 +133,13 @@ class AnyOf:
 
 
 @dataclass(frozen=True, slots=True)
-class Not:
+class Negation:
     """The condition does not match."""
 
     condition: "Condition"
 
 
-Condition = Compare | AnyItem | CompareItem | HasWords | AllOf | AnyOf | Not
+Condition = Compare | AnyItem | CompareItem | HasWords | AllOf | AnyOf | Negation
 
 
 @dataclass(frozen=True, slots=True)

@@ -303,7 +303,7 @@ class QuotaLimits:
 
 
 class Room(Enum):
-    """Whether a message fits under a mailbox's quota."""
+    """The result of a quota check for a message."""
 
     FITS = "fits"
     FULL = "full"  # not now

@@ -255,7 +255,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
     for place, expected in check_together(reader.read, values.get("state_dir")):
         inside = (f"{dotted(place)}[", f"{dotted(place)}.")
         if any(fault.key.startswith(inside) for fault in reader.faults):
-            continue  # what is wrong inside has been told, and is why it does not fit
+            continue  # its faults have been recorded
         message = f"found {shown(document.value(place))}, expected {expected}"
         faults.append(document.fault(place, message))
     if faults:

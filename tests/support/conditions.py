@@ -26,7 +26,7 @@ from relay.mailbox.query import (
     Condition,
     HasWords,
     ItemProperty,
-    Not,
+    Negation,
     Operator,
     Property,
     SearchIn,
@@ -106,7 +106,7 @@ def matches(condition: Condition | None, facts: Facts) -> bool:
             return all(matches(part, facts) for part in parts)
         case AnyOf(parts):
             return any(matches(part, facts) for part in parts)
-        case Not(part):
+        case Negation(part):
             return not matches(part, facts)
         case Compare(named, operator, value):
             return _compare(operator, _key(named, facts.values[named]), _key(named, value))
@@ -124,7 +124,7 @@ def _item_matches(condition: Condition, item: Mapping[ItemProperty, str]) -> boo
             return all(_item_matches(part, item) for part in parts)
         case AnyOf(parts):
             return any(_item_matches(part, item) for part in parts)
-        case Not(part):
+        case Negation(part):
             return not _item_matches(part, item)
         case CompareItem(named, operator, value):
             return _compare(operator, item[named].casefold(), value.casefold())
@@ -196,7 +196,7 @@ def trees(leaves: st.SearchStrategy[Condition]) -> st.SearchStrategy[Condition]:
 
     def grown(inner: st.SearchStrategy[Condition]) -> st.SearchStrategy[Condition]:
         parts = st.lists(inner, min_size=2, max_size=3).map(tuple)
-        return st.builds(AllOf, parts) | st.builds(AnyOf, parts) | st.builds(Not, inner)
+        return st.builds(AllOf, parts) | st.builds(AnyOf, parts) | st.builds(Negation, inner)
 
     return st.recursive(leaves, grown, max_leaves=8)
 

@@ -24,7 +24,7 @@ from relay.mailbox.query import (
     CompareItem,
     Condition,
     ItemProperty,
-    Not,
+    Negation,
     Operator,
     Property,
     SortOrder,
@@ -133,7 +133,7 @@ _MESSAGE_RESOURCE: Resource[Condition] = Resource(
     fields={named.lower(): _message_field(named) for named in Property},
     all_of=AllOf,
     one_of=AnyOf,
-    negated=Not,
+    negated=Negation,
     items={collection.lower(): _items(collection) for collection in Collection},
     known=frozenset(_message_property_names()),
     hints={

@@ -20,7 +20,7 @@ from relay.mailbox.query import (
     Compare,
     Condition,
     HasWords,
-    Not,
+    Negation,
     Operator,
     Property,
     SearchIn,
@@ -126,7 +126,7 @@ class _Parser:
             return self._term()
         self._enter()
         self._take()
-        condition = Not(self._negated())
+        condition = Negation(self._negated())
         self._depth -= 1
         return condition
 
@@ -237,7 +237,7 @@ def _dated(token: _Token, named: Property, *, operator: str, value: str) -> Cond
         case ">=":
             return since
         case "<>":
-            return Not(AllOf((since, before)))
+            return Negation(AllOf((since, before)))
         case _:
             return AllOf((since, before))
 

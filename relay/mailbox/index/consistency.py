@@ -219,7 +219,7 @@ def check_file(mailbox: Path, *, full: bool) -> None:
 def compare(mailbox: Path, clock: Clock, *, full: bool) -> set[Difference]:
     """Update the index, and return what still differs."""
     with closing(_index(mailbox, clock)) as index:
-        return index.ask(lambda cursor: _compared(cursor, mailbox, names=True, full=full))
+        return index.run(lambda cursor: _compared(cursor, mailbox, names=True, full=full))
 
 
 def compare_without_update(mailbox: Path, *, full: bool) -> set[Difference]:
@@ -232,7 +232,7 @@ def rebuild(mailbox: Path, clock: Clock) -> None:
     """Remove the index and build another one."""
     remove_database(index_path(mailbox))
     with closing(_index(mailbox, clock)) as index:
-        index.ask(lambda _: None)
+        index.run(lambda _: None)
 
 
 def find_file(mailbox: Path, message_id: str) -> Path | None:

@@ -174,23 +174,23 @@ def read_text(path: Path) -> TextData:
 
 def _read_header(header: bytes) -> tuple[MessageProperties, int]:
     """Return the indexed properties of a header, and its date."""
-    people: dict[bytes, bytes] = {}
+    addresses: dict[bytes, bytes] = {}
     others = []
     for name, field in split_fields(cleaned(header)):
         if name in _ADDRESS_FIELDS:
-            people[name] = people.get(name, b"") + field
+            addresses[name] = addresses.get(name, b"") + field
         elif name in _OTHERS:
             others.append(field)
     fields = read_header(b"".join(others))
-    authors = [_addresses_in(people.get(name, b""), name) for name in (b"from", b"sender")]
+    authors = [_addresses_in(addresses.get(name, b""), name) for name in (b"from", b"sender")]
     properties = replace(
         read_properties_of_header(fields),
         from_=next(iter(authors[0]), None),
         sender=next(iter(authors[1]), None),
-        to=_addresses_in(people.get(b"to", b""), b"to"),
-        cc=_addresses_in(people.get(b"cc", b""), b"cc"),
-        bcc=_addresses_in(people.get(b"bcc", b""), b"bcc"),
-        reply_to=_addresses_in(people.get(b"reply-to", b""), b"reply-to"),
+        to=_addresses_in(addresses.get(b"to", b""), b"to"),
+        cc=_addresses_in(addresses.get(b"cc", b""), b"cc"),
+        bcc=_addresses_in(addresses.get(b"bcc", b""), b"bcc"),
+        reply_to=_addresses_in(addresses.get(b"reply-to", b""), b"reply-to"),
     )
     return properties, date_us_of(fields)
 
@@ -208,8 +208,8 @@ def _read_addresses(fields: bytes, name: bytes) -> tuple[Person, ...]:
     return read_people(read_header(fields), name.decode())
 
 
-def _join_addresses(people: Iterable[Person]) -> str:
-    return " ".join(f"{one.name} {one.address}" for one in people)
+def _join_addresses(addresses: Iterable[Person]) -> str:
+    return " ".join(f"{one.name} {one.address}" for one in addresses)
 
 
 _MESSAGES_AT_ONCE = 200
@@ -241,13 +241,13 @@ class ContentIndexer:
         self._until_s = clock.monotonic() + _TIME_MAX_S
         self._misses: Counter[int] = Counter()
 
-    def ask(self, question: Callable[[apsw.Cursor, Mapping[int, FolderRow]], _T]) -> _T:
+    def run(self, operation: Callable[[apsw.Cursor, Mapping[int, FolderRow]], _T]) -> _T:
         """Read what is missing, then answer. Raises StoreUnavailableError, QueryTooLongError."""
 
-        def asked(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> _T | None:
-            return None if self._has_unread(cursor) else question(cursor, folders)
+        def run_if_indexed(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> _T | None:
+            return None if self._has_unread(cursor) else operation(cursor, folders)
 
-        while (answer := self._index.query(asked, self._limit)) is None:
+        while (answer := self._index.query(run_if_indexed, self._limit)) is None:
             while not self._index.content_lock.acquire(timeout=_LOCK_TIMEOUT_S):
                 self._check()
             try:
@@ -265,10 +265,10 @@ class ContentIndexer:
             rows = select_rows(cursor, where, (level.number - 1, _MESSAGES_AT_ONCE))
             return [(row, Path(path_of(self._index.folders, row.location))) for row in rows]
 
-        found = self._index.ask(unread)
+        found = self._index.run(unread)
         while found:
-            self._index.ask(self._read_some(level, found))
-            if found := self._index.ask(unread):
+            self._index.run(self._read_some(level, found))
+            if found := self._index.run(unread):
                 self._check()  # after writing, so that each request reads at least one message
 
     def _read_some(

@@ -1,8 +1,8 @@
 """The indexes of all mailboxes, of which a bounded number is open; the queries over them.
 
-The store asks here where a message is, which messages match a query, what has changed and what the
-usage is. Every answer includes what other programs did to the Maildir up to now. A query reads
-only its page, by the SQL index that fits it best; counting is done only on request. Raises
+The store gets from here the location of a message, the results of queries, the changes, and the
+usage. Every answer includes what other programs did to the Maildir up to now. A query reads only
+its page, by the SQL index that fits it best; messages are counted only on request. Raises
 StoreError's children, and OSError when a mailbox cannot be read.
 """
 
@@ -136,7 +136,7 @@ class Indexes:
     def find(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> MessageFile | None:
         """Return the file of a message, or None. Raises NoSuchItemError for an unknown folder."""
 
-        def question(cursor: apsw.Cursor) -> MessageFile | None:
+        def operation(cursor: apsw.Cursor) -> MessageFile | None:
             folder = _folder_of_id(index.folders, folder_id)
             for row in select_rows(cursor, "WHERE message_id = ?", (message_id,)):
                 if folder is None or row.location.folder == folder.number:
@@ -144,7 +144,7 @@ class Indexes:
             return None
 
         with self._of(mailbox) as index:
-            return index.ask(question)
+            return index.run(operation)
 
     def get(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> MessageFile:
         """Return the file of a message. Raises NoSuchItemError."""
@@ -156,14 +156,14 @@ class Indexes:
     def find_by_base_name(self, mailbox: Path, base_name: str) -> MessageFile | None:
         """Return the file with this base name (without `,S=`), or None."""
 
-        def question(cursor: apsw.Cursor) -> MessageFile | None:
+        def operation(cursor: apsw.Cursor) -> MessageFile | None:
             where = "WHERE base_name = ? ORDER BY generation DESC LIMIT 1"
             for row in select_rows(cursor, where, (os.fsencode(base_name),)):
                 return message_file_of(index.folders, row)
             return None
 
         with self._of(mailbox) as index:
-            return index.ask(question)
+            return index.run(operation)
 
     def query(
         self, mailbox: Path, query: MessageQuery, limit: QueryTimeLimit | None = None
@@ -175,7 +175,7 @@ class Indexes:
         """
         prepared, limit = CompiledQuery(query), limit or QueryTimeLimit(self._clock)
 
-        def question(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> QueryResult:
+        def operation(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> QueryResult:
             limit.begin()
             folder = _folder_of_id(folders, query.folder_id)
             page = prepared.answer(cursor, folder.number if folder else None)
@@ -183,13 +183,13 @@ class Indexes:
             return QueryResult(hits, page.total, page.more)
 
         with self._of(mailbox) as index:
-            filling = ContentIndexer(index, prepared.level, clock=self._clock, limit=limit)
-            return filling.ask(question)
+            indexer = ContentIndexer(index, prepared.level, clock=self._clock, limit=limit)
+            return indexer.run(operation)
 
     def folders(self, mailbox: Path) -> list[Folder]:
         """Return every folder with its counts, in the order of list_folders()."""
 
-        def question(cursor: apsw.Cursor) -> list[Folder]:
+        def operation(cursor: apsw.Cursor) -> list[Folder]:
             counts = {
                 number: (total, unread, size_bytes)
                 for number, total, unread, size_bytes in fetch(
@@ -203,24 +203,24 @@ class Indexes:
             return found
 
         with self._of(mailbox) as index:
-            return index.ask(question)
+            return index.run(operation)
 
     def usage(self, mailbox: Path, *, base_names: Collection[str] = ()) -> CountedUsage:
         """Return the usage of all folders, and which of `base_names` it includes."""
 
-        def question(cursor: apsw.Cursor) -> CountedUsage:
+        def operation(cursor: apsw.Cursor) -> CountedUsage:
             sql = "SELECT coalesce(sum(size_bytes), 0), coalesce(sum(total), 0) FROM folder"
             [(size_bytes, messages)] = fetch(cursor, sql)
             counted = frozenset(one for one in base_names if _has_base_name(cursor, one))
             return CountedUsage(Usage(size_bytes, messages), counted)
 
         with self._of(mailbox) as index:
-            return index.ask(question)
+            return index.run(operation)
 
     def changes(self, mailbox: Path, after: str, limit: int) -> ChangePage:
         """See MailStore.changes()."""
         with self._of(mailbox) as index:
-            return index.ask(lambda cursor: changes_after(cursor, after, limit))
+            return index.run(lambda cursor: changes_after(cursor, after, limit))
 
     def close(self) -> None:
         """Close all indexes."""

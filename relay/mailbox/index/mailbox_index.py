@@ -59,12 +59,12 @@ class MailboxIndex:
 
     @property
     def folders(self) -> dict[int, FolderRow]:
-        """The folders by number, as of the last update; for use within ask()."""
+        """The folders by number, as of the last update; for use within run()."""
         assert self._updater is not None
         return self._updater.folders
 
-    def ask(self, question: Callable[[apsw.Cursor], _T]) -> _T:
-        """Update the index and call `question`, again if the index had to be rebuilt.
+    def run(self, operation: Callable[[apsw.Cursor], _T]) -> _T:
+        """Update the index and call `operation`, again if the index had to be rebuilt.
 
         Raises StoreUnavailableError.
         """
@@ -74,7 +74,7 @@ class MailboxIndex:
                     with translate_errors():
                         cursor, updater = self._opened()
                         updater.run(cursor)
-                        return question(cursor)
+                        return operation(cursor)
                 except IndexDamagedError as error:
                     _log.warning("index rebuilt", mailbox=str(self._mailbox), reason=str(error))
                     self._discard()
@@ -91,29 +91,29 @@ class MailboxIndex:
             raise StoreUnavailableError("The mailbox's index cannot be created.")
 
     def query(
-        self, question: Callable[[apsw.Cursor, Mapping[int, FolderRow]], _T], limit: QueryTimeLimit
+        self, operation: Callable[[apsw.Cursor, Mapping[int, FolderRow]], _T], limit: QueryTimeLimit
     ) -> _T:
-        """Update the index and call `question` with a snapshot; other threads need not wait.
+        """Update the index and call `operation` with a snapshot; other threads need not wait.
 
-        Without a snapshot, for an index in memory or a damaged one, ask() is used. Raises
+        Without a snapshot, for an index in memory or a damaged one, run() is used. Raises
         QueryTooLongError, StoreUnavailableError.
         """
-        snapshot = self.ask(lambda _: self._snapshot())
+        snapshot = self.run(lambda _: self._snapshot())
         if snapshot is not None:
             connection, folders = snapshot
             try:
                 with translate_errors(), limit_statements(connection, limit):
-                    return question(connection.cursor(), folders)
+                    return operation(connection.cursor(), folders)
             except (IndexDamagedError, IndexUnusableError):
-                pass  # ask() rebuilds the index
+                pass  # run() rebuilds the index
             finally:
                 connection.close()
 
-        def limited_question(cursor: apsw.Cursor) -> _T:
+        def limited_operation(cursor: apsw.Cursor) -> _T:
             with limit_statements(cursor.connection, limit):
-                return question(cursor, self.folders)
+                return operation(cursor, self.folders)
 
-        return self.ask(limited_question)
+        return self.run(limited_operation)
 
     @contextmanager
     def transaction(self) -> Iterator[apsw.Cursor]:

@@ -25,7 +25,7 @@ from relay.mailbox.query import (
     Condition,
     HasWords,
     ItemProperty,
-    Not,
+    Negation,
     Operator,
     Property,
     SearchIn,
@@ -270,7 +270,7 @@ def _clause(condition: Condition) -> Clause:
             return join_clauses([_clause(one) for one in conditions], " AND ", "1")
         case AnyOf(conditions):
             return join_clauses([_clause(one) for one in conditions], " OR ", "0")
-        case Not(inner):
+        case Negation(inner):
             clause = _clause(inner)
             return Clause(f"NOT ({clause.sql})", clause.values, clause.level)
         case _:

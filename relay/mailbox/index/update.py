@@ -135,7 +135,7 @@ Directory = tuple[int, bool]  # a FolderRow's number, and whether new/ or cur/
 
 
 @dataclass(slots=True)
-class _Scope:
+class _ScanScope:
     """What to scan: single files, and whole directories with their current modification times.
 
     `unannounced` are directories that changed without an event. `times` are to be stored: the index
@@ -190,7 +190,7 @@ class IndexUpdater:
         foreign.sort(key=lambda one: one.file_name)  # these names begin with a time: oldest first
         for some in _batched(foreign):
             self._match_files(table, scan(table, self.folders, some))
-        self._store_times(cursor, _Scope(times=times))
+        self._store_times(cursor, _ScanScope(times=times))
 
     def run(self, cursor: apsw.Cursor) -> None:
         """Scan what has changed since the last run, and update the rows."""
@@ -209,7 +209,7 @@ class IndexUpdater:
 
     def record_times(self, cursor: apsw.Cursor) -> None:
         """Store the directories' times, so that the next process need not list them."""
-        scope = _Scope()
+        scope = _ScanScope()
         self._check_times(cursor, scope)
         self._store_times(cursor, scope)
 
@@ -241,8 +241,8 @@ class IndexUpdater:
 
     def _find_scope(
         self, cursor: apsw.Cursor, names: Mapping[Path, set[bytes]], *, all_directories: bool
-    ) -> _Scope:
-        scope = _Scope()
+    ) -> _ScanScope:
+        scope = _ScanScope()
         recorded: Mapping[Directory, int] = {}
         for directory, path in self._directories():
             if path in names:
@@ -265,7 +265,7 @@ class IndexUpdater:
         self._checked_s = now_s
         return True
 
-    def _check_times(self, cursor: apsw.Cursor, scope: _Scope) -> None:
+    def _check_times(self, cursor: apsw.Cursor, scope: _ScanScope) -> None:
         """Compare the times of watched directories with the events of the watch.
 
         A change by another host in a network file system causes no event.
@@ -298,7 +298,7 @@ class IndexUpdater:
 
     # -- scan
 
-    def _update_rows(self, cursor: apsw.Cursor, scope: _Scope) -> None:
+    def _update_rows(self, cursor: apsw.Cursor, scope: _ScanScope) -> None:
         """Scan, and write the differences, if there are any."""
         self._add_listed(self._table(cursor), scope)
         is_large = len(scope.locations) > _FILES_AT_ONCE
@@ -309,7 +309,7 @@ class IndexUpdater:
         scope.times |= scope.directories
 
     def _scan_until_stable(
-        self, cursor: apsw.Cursor, table: MessageTable, scope: _Scope
+        self, cursor: apsw.Cursor, table: MessageTable, scope: _ScanScope
     ) -> ScanResult:
         """Scan, and repeat while a file is missing and its directories still change."""
         for number in range(_SCANS_MAX):
@@ -326,7 +326,7 @@ class IndexUpdater:
             self._add_listed(table, scope)
         return scanned
 
-    def _add_listed(self, table: MessageTable, scope: _Scope) -> None:
+    def _add_listed(self, table: MessageTable, scope: _ScanScope) -> None:
         """List the directories, and add to the scope what differs from the rows."""
         for number, in_new in scope.directories:
             listed = set(differing_locations(table, self.folders[number], in_new=in_new))
@@ -384,8 +384,8 @@ class IndexUpdater:
                 number = self._store_folder(number, folder.id, directory)
             self.folders[number] = FolderRow(number, folder)
         for folder_id, (number, directory) in known.items():
-            gone = Folder(folder_id, "", Path(os.fsdecode(directory)))
-            self.folders[number] = FolderRow(number, gone, is_removed=True)
+            removed = Folder(folder_id, "", Path(os.fsdecode(directory)))
+            self.folders[number] = FolderRow(number, removed, is_removed=True)
         self._watch_all(before)
 
     def _store_folder(self, number: int, folder_id: str, directory: bytes) -> int:
@@ -398,10 +398,10 @@ class IndexUpdater:
             return number or cursor.connection.last_insert_rowid()
 
     def _delete_removed_folders(self) -> None:
-        gone = [number for number, folder in self.folders.items() if folder.is_removed]
-        if gone:
+        removed = [number for number, folder in self.folders.items() if folder.is_removed]
+        if removed:
             with self._transaction() as cursor:
-                for number in gone:
+                for number in removed:
                     cursor.execute("DELETE FROM folder WHERE number = ?", (number,))
                     del self.folders[number]
 
@@ -432,7 +432,7 @@ class IndexUpdater:
             recorded[number, True], recorded[number, False] = new_ns, cur_ns
         return recorded
 
-    def _store_times(self, cursor: apsw.Cursor, scope: _Scope) -> None:
+    def _store_times(self, cursor: apsw.Cursor, scope: _ScanScope) -> None:
         """Store the times that are old enough; the others stay pending."""
         old = {one: ns for one, ns in scope.times.items() if self._is_old(ns)}
         for one, changed_ns in scope.times.items():

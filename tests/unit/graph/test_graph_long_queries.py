@@ -42,7 +42,7 @@ class Served:
 
     def busy(self) -> int:
         """How many queries the store's threads have in work."""
-        return self.store._queries._in_work
+        return self.store._queries._pending
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from relay.mailbox.query import (
     CompareItem,
     Condition,
     ItemProperty,
-    Not,
+    Negation,
     Operator,
     Property,
 )
@@ -52,7 +52,7 @@ def to(value: str, operator: Operator = EQ, named: ItemProperty = ADDRESS) -> Co
         ("  isRead   eq\tfalse ", UNREAD),
         ("ISREAD EQ False", UNREAD),
         ("isRead", READ),
-        ("not isRead", Not(READ)),
+        ("not isRead", Negation(READ)),
         ("false eq isRead", UNREAD),
         ("subject eq 'it''s'", subject("it's")),
         ("subject eq ''", subject("")),
@@ -69,7 +69,7 @@ def to(value: str, operator: Operator = EQ, named: ItemProperty = ADDRESS) -> Co
         ("toupper(tolower(subject)) eq 'A'", subject("A")),
         ("contains(subject,'x')", subject("x", CONTAINS)),
         ("contains(tolower(subject), 'x') eq true", subject("x", CONTAINS)),
-        ("contains(subject,'x') eq false", Not(subject("x", CONTAINS))),
+        ("contains(subject,'x') eq false", Negation(subject("x", CONTAINS))),
         ("false ne StartsWith(subject,'x')", subject("x", Operator.STARTS_WITH)),
         ("endswith(from/emailAddress/address,'@a.test')",
          Compare(Property.FROM_ADDRESS, Operator.ENDS_WITH, "@a.test")),
@@ -81,25 +81,25 @@ def to(value: str, operator: Operator = EQ, named: ItemProperty = ADDRESS) -> Co
         ("internetMessageId eq '<a@b>'", Compare(Property.INTERNET_MESSAGE_ID, EQ, "<a@b>")),
         # precedence
         ("isRead or subject eq 'a' and not isRead",
-         AnyOf((READ, AllOf((subject("a"), Not(READ)))))),
+         AnyOf((READ, AllOf((subject("a"), Negation(READ)))))),
         ("(isRead or subject eq 'a') and isRead",
          AllOf((AnyOf((READ, subject("a"))), READ))),
         ("isRead and isRead and isRead", AllOf((READ, READ, READ))),
         ("isRead and (isRead and isRead)", AllOf((READ, AllOf((READ, READ))))),
-        ("not not isRead", Not(Not(READ))),
-        ("not(isRead)", Not(READ)),
-        ("not subject eq 'a' and isRead", AllOf((Not(subject("a")), READ))),
+        ("not not isRead", Negation(Negation(READ))),
+        ("not(isRead)", Negation(READ)),
+        ("not subject eq 'a' and isRead", AllOf((Negation(subject("a")), READ))),
         ("((isRead)) eq true", READ),
-        ("(isRead and isRead) eq false", Not(AllOf((READ, READ)))),
+        ("(isRead and isRead) eq false", Negation(AllOf((READ, READ)))),
         # lists
         ("toRecipients/any(r:r/emailAddress/address eq 'a@b.test')",
          AnyItem(Collection.TO, to("a@b.test"))),
         ("ccRecipients/any(r: contains(r/emailAddress/name,'a') and r/emailAddress/address ne 'b')",
          AnyItem(Collection.CC, AllOf((to("a", CONTAINS, NAME), to("b", NE))))),
         ("bccRecipients/all(x : endswith(x/emailAddress/address,'@a.test'))",
-         Not(AnyItem(Collection.BCC, Not(to("@a.test", Operator.ENDS_WITH))))),
+         Negation(AnyItem(Collection.BCC, Negation(to("@a.test", Operator.ENDS_WITH))))),
         ("replyTo/any()", AnyItem(Collection.REPLY_TO, AllOf(()))),
-        ("not replyTo/any()", Not(AnyItem(Collection.REPLY_TO, AllOf(())))),
+        ("not replyTo/any()", Negation(AnyItem(Collection.REPLY_TO, AllOf(())))),
         ("categories/any(c:c eq 'Red')",
          AnyItem(Collection.CATEGORIES, to("Red", named=ItemProperty.ITSELF))),
         ("categories/any(c:startswith(c,'R') or 'x' eq c)",
@@ -136,7 +136,7 @@ def test_times(written: str, time_us: int) -> None:
 def test_a_time_that_is_equal_is_so_to_the_second_as_times_are_shown() -> None:
     second = AllOf((received(GE), received(LT, RECEIVED_US + 1_000_000)))
     assert message_condition("receivedDateTime eq 2026-11-20T06:48:40Z") == second
-    assert message_condition("receivedDateTime ne 2026-11-20T06:48:40Z") == Not(second)
+    assert message_condition("receivedDateTime ne 2026-11-20T06:48:40Z") == Negation(second)
     exact = message_condition("receivedDateTime eq 2026-11-20T06:48:40.25Z")
     assert exact == received(EQ, RECEIVED_US + 250_000)
 
@@ -305,12 +305,12 @@ def written(condition: Condition, within: type | None = None) -> str:
     match condition:
         case AllOf(parts):
             text = " and ".join(written(part, AllOf) for part in parts)
-            return f"({text})" if within in (AllOf, Not) else text
+            return f"({text})" if within in (AllOf, Negation) else text
         case AnyOf(parts):
             text = " or ".join(written(part, AnyOf) for part in parts)
             return f"({text})" if within else text
-        case Not(part):
-            return "not " + written(part, Not)
+        case Negation(part):
+            return "not " + written(part, Negation)
         case AnyItem(collection, inner):
             return f"{collection}/any(item:{written(inner)})"
         case Compare(named, operator, value):

@@ -16,7 +16,7 @@ from relay.mailbox.query import (
     Compare,
     Condition,
     HasWords,
-    Not,
+    Negation,
     Operator,
     Property,
     SearchIn,
@@ -64,8 +64,8 @@ def days(first: int, last: int) -> AllOf:
         ("a OR b AND c", AnyOf((word("a"), AllOf((word("b"), word("c")))))),
         ("(a OR b) c", AllOf((AnyOf((word("a"), word("b"))), word("c")))),
         ("a (b c)", AllOf((word("a"), AllOf((word("b"), word("c")))))),
-        ("NOT a b", AllOf((Not(word("a")), word("b")))),
-        ("NOT (a b)", Not(AllOf((word("a"), word("b"))))),
+        ("NOT a b", AllOf((Negation(word("a")), word("b")))),
+        ("NOT (a b)", Negation(AllOf((word("a"), word("b"))))),
         ("a and or not", AllOf((word("a"), word("and"), word("or"), word("not")))),
         ('"\\"AND\\""', word("AND")),
         ("cc:a bcc:b participants:c",
@@ -79,7 +79,7 @@ def days(first: int, last: int) -> AllOf:
         ("received:2026-11-20", days(0, 0)),
         ("received=11/20/2026", days(0, 0)),
         ('received:"11/20/2026"', days(0, 0)),
-        ("received<>2026-11-20", Not(days(0, 0))),
+        ("received<>2026-11-20", Negation(days(0, 0))),
         ("received:2026-11-20..2026-11-22", days(0, 2)),
         ("received<2026-11-20", received(Operator.LT, NOVEMBER_20_US)),
         ("received<=2026-11-20", received(Operator.LT, NOVEMBER_20_US + DAY_US)),
@@ -181,12 +181,12 @@ def written(condition: Condition, within: type | None = None) -> str:
     match condition:
         case AllOf(parts):
             text = " ".join(written(part, AllOf) for part in parts)
-            return f"({text})" if within in (AllOf, Not) else text
+            return f"({text})" if within in (AllOf, Negation) else text
         case AnyOf(parts):
             text = " OR ".join(written(part, AnyOf) for part in parts)
             return f"({text})" if within else text
-        case Not(part):
-            return "NOT " + written(part, Not)
+        case Negation(part):
+            return "NOT " + written(part, Negation)
         case HasWords(where, words, prefix):
             return f'{where}:"{words}{"*" * prefix}"'.removeprefix(":")
     raise AssertionError(condition)

@@ -1,4 +1,4 @@
-"""The index is a cache: damaged, removed, cut off or out of room, it is made anew and loses nothing."""
+"""The index is a cache: after damage, removal or a full disk it is rebuilt and nothing is lost."""
 
 import os
 import sqlite3

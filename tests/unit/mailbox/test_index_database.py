@@ -1,4 +1,4 @@
-"""The index's files: who opens it never meets half of another one."""
+"""The files of the index: no process opens the database with the WAL of another one."""
 
 import fcntl
 import os

@@ -1,8 +1,7 @@
-"""Whatever Relay and other programs do to a mailbox, in any order: its index says what is there.
+"""The index matches the files after any sequence of changes by Relay and other programs.
 
-After each scan the index has every file once, with its folder and flags; a message keeps its id; the
-change feed leads from what was there to what is there now; and an index that is made anew finds the
-same.
+After each scan the index has every file once, with its folder and flags. A message keeps its id. The
+change feed leads from the former to the current state, and a rebuilt index finds the same.
 """
 
 import itertools

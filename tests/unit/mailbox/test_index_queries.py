@@ -1,4 +1,4 @@
-"""What the index finds is what the plainest code finds; pages go on where the one before ended."""
+"""Queries of the index find what a naive evaluation finds; pages continue after the last one."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Queries that take long: they are broken off, in SQL and while messages are read, and lock nobody out."""
+"""Long queries are interrupted, in SQL and while messages are read, and do not block others."""
 
 import threading
 from dataclasses import dataclass

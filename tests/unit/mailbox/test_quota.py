@@ -1,4 +1,4 @@
-"""What a mailbox may hold, by size and by number; what is written at one moment fits together."""
+"""The quota of a mailbox, by size and by number; concurrent writes fit together."""
 
 import threading
 from collections.abc import Collection

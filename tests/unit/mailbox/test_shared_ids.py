@@ -1,4 +1,4 @@
-"""Ids when other programs link and rename files, as IMAP servers do, between two looks of ours."""
+"""Ids when other programs link and rename files between two scans, as IMAP servers do."""
 
 import os
 from pathlib import Path

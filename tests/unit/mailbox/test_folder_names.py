@@ -1,4 +1,4 @@
-"""Names of folders: any script, there and back, and a reason where a Maildir++ cannot hold one."""
+"""Folder names: any script is encoded and decoded; a name that Maildir++ cannot hold is rejected."""
 
 import pytest
 from hypothesis import assume, given

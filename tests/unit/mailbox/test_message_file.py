@@ -1,4 +1,4 @@
-"""Names on disk: nothing leaves the root, ids stay."""
+"""Names of message files and mailbox directories: no path leaves the root, ids are stable."""
 
 from pathlib import Path
 
