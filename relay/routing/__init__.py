@@ -1,15 +1,14 @@
-"""Routing: step 5 (address → next hop, a table) and step 6 (next hop → hosts, the DNS).
+"""Routing: address to next hop (step 5, the route table) and next hop to hosts (step 6, the DNS).
 
-Touches: the network through the resolver alone, and password files once, when the table is made.
-Promises: the table never waits; the resolver never raises for what a name server says, and never
-takes silence for a "no": only a definite answer is permanent.
+Only Resolver uses the network. It never raises for what a name server answers, and only a definite
+answer is permanent. The route table reads password files once, when it is made.
 """
 
 from relay.routing.dns_client import name_servers_answer
 from relay.routing.mx_hosts import (
     Host,
     Hosts,
-    Looped,
+    MailLoop,
     NoAddress,
     NoSuchDomain,
     NullMx,
@@ -20,24 +19,23 @@ from relay.routing.mx_hosts import (
 )
 from relay.routing.resolver import NoResolver, Resolver
 from relay.routing.route_table import (
-    Examination,
     HopLimits,
     HopTls,
     InvalidRecipient,
     LocalRecipient,
     RemoteRecipient,
     RouteTable,
+    RoutingResult,
 )
 
 __all__ = [
-    "Examination",
     "HopLimits",
     "HopTls",
     "Host",
     "Hosts",
     "InvalidRecipient",
     "LocalRecipient",
-    "Looped",
+    "MailLoop",
     "NoAddress",
     "NoResolver",
     "NoSuchDomain",
@@ -46,6 +44,7 @@ __all__ = [
     "Resolution",
     "Resolver",
     "RouteTable",
+    "RoutingResult",
     "TemporaryFailure",
     "Unresolved",
     "name_servers_answer",

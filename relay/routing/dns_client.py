@@ -1,9 +1,8 @@
-"""Ask name servers one question at a time each, and remember the answers for as long as they hold.
+"""A DNS stub resolver with a cache.
 
-On the path: the resolver asks; the name servers answer.
-Holds: one query in flight per question; bounded queries and cache; a TTL is never stretched.
-Fails: never; whatever goes wrong is Silence, with the reason as text, and is not remembered.
-Standards: RFC 1035, RFC 2181 5.2 and 8 (TTL), RFC 2308 (negative answers), RFC 6891 (EDNS).
+One query per question is in progress at a time; queries and cache are bounded; a TTL is never
+extended. Failures are NoAnswer with the reason, and are not cached. See RFC 1035, RFC 2181 5.2 and
+8 (TTL), RFC 2308 (negative answers), RFC 6891 (EDNS).
 """
 
 import asyncio
@@ -21,24 +20,25 @@ import dns.rdatatype
 import dns.resolver
 
 from relay.clock import Clock
-from relay.routing.mx_hosts import Answer, NoName, NoRecords, Records, Silence
+from relay.routing.mx_hosts import Answer, NoAnswer, NoName, NoRecords, Records
 from relay.settings.tree import Address
 
 # A name in lower case without the final dot, and "MX", "A", "AAAA" or "HOST".
-Question = tuple[str, str]
+DnsQuestion = tuple[str, str]
 
-QUERIES_MAX = 256  # in flight at once; what is more waits its turn
-CACHE_MAX = 20_000  # questions remembered
+QUERIES_MAX = 256  # in progress at once; others wait
+CACHE_MAX = 20_000  # questions in the cache
 TTL_MAX_S = 86_400.0
 NEGATIVE_TTL_MAX_S = 900.0
-ONE_SERVER_TIMEOUT_S = 2.0  # then the next server, or the same again, until the time-out is over
+ONE_SERVER_TIMEOUT_S = 2.0  # then the next server, or the same again, until the time-out
 EDNS_PAYLOAD_BYTES = 1232  # DNS flag day 2020: never fragmented
 
-Asked = tuple[Answer, float]  # an answer and for how many seconds it holds
+TimedAnswer = tuple[Answer, float]  # an answer and its TTL in seconds
+_NAME = "relay-check.invalid"  # RFC 6761 6.4: never exists
 
 
-class NameServers:
-    """One stub resolver over the given name servers; asks and does not remember."""
+class StubResolver:
+    """Queries the given name servers, without a cache."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class NameServers:
         timeout_s: float,
         resolv_conf: str = "/etc/resolv.conf",
     ) -> None:
-        """Without `nameservers` those of `resolv_conf` are taken; it is read once, here."""
+        """Without `nameservers`, those of `resolv_conf` are used; it is read once, here."""
         self._timeout_s = timeout_s
         self._backend = dns.asyncbackend.get_backend("asyncio")
         self._resolver = dns.asyncresolver.Resolver(configure=False)
@@ -60,13 +60,13 @@ class NameServers:
         else:
             _configure_from_system(self._resolver, resolv_conf)
 
-    async def ask(self, question: Question) -> Asked:
-        """Ask; the name server follows CNAMEs; what was truncated is asked again by TCP."""
+    async def ask(self, question: DnsQuestion) -> TimedAnswer:
+        """Send a query. The name server follows CNAMEs; truncated answers are repeated by TCP."""
         name, kind = question
         try:
             absolute = dns.name.from_text(name, dns.name.root)
         except dns.exception.DNSException:
-            return NoName(), TTL_MAX_S  # no name that the DNS could hold
+            return NoName(), TTL_MAX_S  # not a valid DNS name
         try:
             async with asyncio.timeout(self._timeout_s + ONE_SERVER_TIMEOUT_S):
                 answer = await self._resolver.resolve(
@@ -80,45 +80,47 @@ class NameServers:
         except dns.resolver.NXDOMAIN as error:
             return NoName(), _negative_ttl_s(*error.kwargs["responses"].values())
         except (TimeoutError, dns.exception.Timeout):
-            return Silence(f"no answer within {self._timeout_s:g} s"), 0.0
+            return NoAnswer(f"no answer within {self._timeout_s:g} s"), 0.0
         except dns.resolver.NoNameservers as error:
-            return Silence(_why(error)), 0.0
+            return NoAnswer(_why(error)), 0.0
         except (dns.exception.DNSException, OSError, ValueError) as error:
-            return Silence(f"the answer cannot be used: {_reason(error)}"), 0.0
+            return NoAnswer(f"the answer cannot be used: {_reason(error)}"), 0.0
         if answer.rrset is None:
             return NoRecords(), _negative_ttl_s(answer.response)
         values = tuple(_text(each, kind) for each in answer.rrset)
         return Records(values), min(float(answer.chaining_result.minimum_ttl), TTL_MAX_S)
 
 
-class Questions:
-    """A bounded cache in front of `ask`, in which equal questions share one query."""
+class DnsCache:
+    """A bounded cache in front of `ask`; equal questions share one query."""
 
-    def __init__(self, ask: Callable[[Question], Awaitable[Asked]], *, clock: Clock) -> None:
+    def __init__(
+        self, ask: Callable[[DnsQuestion], Awaitable[TimedAnswer]], *, clock: Clock
+    ) -> None:
         self._ask = ask
         self._clock = clock
         self._slots = asyncio.Semaphore(QUERIES_MAX)
-        self._cache: OrderedDict[Question, tuple[float, Answer]] = OrderedDict()
-        self._running: dict[Question, asyncio.Task[Answer]] = {}
+        self._cache: OrderedDict[DnsQuestion, tuple[float, Answer]] = OrderedDict()
+        self._running: dict[DnsQuestion, asyncio.Task[Answer]] = {}
 
-    async def answers(self, *questions: Question) -> list[Answer]:
-        """Return the answers in the questions' order; what is not remembered is asked at once."""
+    async def answers(self, *questions: DnsQuestion) -> list[Answer]:
+        """Return the answers in the order of the questions; all queries run in parallel."""
         remembered = {each: self._remembered(each) for each in questions}
         tasks = [self._task(each) for each, answer in remembered.items() if answer is None]
         if tasks:
-            await asyncio.wait(tasks)  # others need them as well, so they outlast this caller
+            await asyncio.wait(tasks)  # not cancelled with this caller: others may wait for them
             fresh = [each for each, answer in remembered.items() if answer is None]
             remembered |= {each: _result(task) for each, task in zip(fresh, tasks, strict=True)}
         return [answer for each in questions if (answer := remembered[each]) is not None]
 
     async def close(self) -> None:
-        """Give up the queries in flight."""
+        """Cancel the queries in progress."""
         running = list(self._running.values())
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    def _task(self, question: Question) -> asyncio.Task[Answer]:
+    def _task(self, question: DnsQuestion) -> asyncio.Task[Answer]:
         task = self._running.get(question)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._fetch(question))
@@ -126,7 +128,7 @@ class Questions:
             task.add_done_callback(lambda _: self._running.pop(question, None))
         return task
 
-    async def _fetch(self, question: Question) -> Answer:
+    async def _fetch(self, question: DnsQuestion) -> Answer:
         async with self._slots:
             answer, ttl_s = await self._ask(question)
         if ttl_s > 0:
@@ -136,7 +138,7 @@ class Questions:
                 self._cache.popitem(last=False)
         return answer
 
-    def _remembered(self, question: Question) -> Answer | None:
+    def _remembered(self, question: DnsQuestion) -> Answer | None:
         found = self._cache.get(question)
         if found is None:
             return None
@@ -152,11 +154,11 @@ def _configure_from_system(resolver: dns.asyncresolver.Resolver, resolv_conf: st
     try:
         resolver.read_resolv_conf(resolv_conf)
     except (OSError, dns.exception.DNSException):
-        resolver.nameservers = []  # every look-up is then a temporary failure that says so
+        resolver.nameservers = []  # every lookup is then a temporary failure that says so
 
 
 def _result(task: asyncio.Task[Answer]) -> Answer:
-    return Silence("the relay is shutting down") if task.cancelled() else task.result()
+    return NoAnswer("the relay is shutting down") if task.cancelled() else task.result()
 
 
 def _text(record: object, kind: str) -> str:
@@ -165,7 +167,7 @@ def _text(record: object, kind: str) -> str:
 
 
 def _negative_ttl_s(response: dns.message.QueryMessage) -> float:
-    """Take the SOA's minimum (RFC 2308 5); without an SOA a negative answer is not remembered."""
+    """The SOA's minimum (RFC 2308 5); without an SOA a negative answer is not cached."""
     for rrset in response.authority:
         if rrset.rdtype == dns.rdatatype.SOA:
             return min(float(rrset.ttl), float(rrset[0].minimum), NEGATIVE_TTL_MAX_S)
@@ -179,22 +181,22 @@ def _reason(error: Exception) -> str:
 
 
 def _why(error: dns.resolver.NoNameservers) -> str:
-    """Say in a few words why no name server was of use: the last one's answer."""
+    """Say why no name server answered: the result of the last one."""
     attempts = error.kwargs.get("errors") or []
     if not attempts:
         return "no name server is configured"
     server, _, port, reason, _ = attempts[-1]
-    host = str(server).removeprefix("Do53:").partition("@")[0]  # dnspython's own notation
+    host = str(server).removeprefix("Do53:").partition("@")[0]  # dnspython's notation
     return f"name server {host} port {port} answered {reason}"
 
 
-_NAME = "relay-check.invalid"  # RFC 6761 6.4: nobody has it
-
-
 async def name_servers_answer(nameservers: Sequence[Address], *, timeout_s: float) -> str:
-    """Return "" when they answer, else why not; none given: the system's."""
+    """Check the name servers for `relay check`: "" if they answer, otherwise why not.
+
+    Any definite answer is good, also "no such name". Without `nameservers`, the system's are used.
+    """
     try:
-        answer, _ = await NameServers(nameservers, timeout_s=timeout_s).ask((_NAME, "MX"))
+        answer, _ = await StubResolver(nameservers, timeout_s=timeout_s).ask((_NAME, "MX"))
     except OSError as error:
         return str(error)
-    return answer.text if isinstance(answer, Silence) else ""
+    return answer.text if isinstance(answer, NoAnswer) else ""

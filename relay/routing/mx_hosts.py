@@ -1,9 +1,8 @@
-"""What the DNS said, turned into hosts to try or a reason why there are none.
+"""MX selection: turn DNS answers into hosts to try, or the reason why there are none.
 
-On the path: the resolver asks, these functions decide; delivery turns the reason into an outcome.
-Holds: pure; silence and server failures are temporary, only definite answers are permanent.
-Fails: never.
-Standards: RFC 5321 5.1 (MX, implicit MX, loops), RFC 7505 (null MX), RFC 3463 (status codes).
+Pure functions. Hosts are ordered by MX preference, equals in random order; without MX records the
+domain itself is the host (RFC 5321 5.1). A null MX takes no mail (RFC 7505). A missing answer or a
+server failure is temporary; only definite answers are permanent.
 """
 
 import random
@@ -16,13 +15,13 @@ from typing import assert_never
 
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 
-EXCHANGES_MAX = 16  # hosts of one domain that are looked at; others stop at 5 to 10
+EXCHANGES_MAX = 16  # MX hosts of one domain that are considered; other MTAs take 5 to 10
 ADDRESSES_MAX = 16  # addresses of one host
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """Records of the type asked for, as text: an address each, or "PREFERENCE NAME"."""
+    """Records of the queried type, as text: an address each, or "PREFERENCE NAME"."""
 
     values: tuple[str, ...]
 
@@ -38,13 +37,13 @@ class NoName:
 
 
 @dataclass(frozen=True, slots=True)
-class Silence:
+class NoAnswer:
     """No usable answer (SERVFAIL, REFUSED, time-out, nonsense); `text` says which."""
 
     text: str
 
 
-Answer = Records | NoRecords | NoName | Silence
+Answer = Records | NoRecords | NoName | NoAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host to try; its addresses in the order in which to try them."""
+    """A host to try, with its addresses in the order to try them."""
 
     name: str
     preference: int
@@ -67,14 +66,14 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """Where to try, best first; never empty."""
+    """The hosts to try, best first; never empty."""
 
     hosts: tuple[Host, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class NullMx:
-    """The domain says that it takes no mail (RFC 7505)."""
+    """The domain accepts no mail (RFC 7505)."""
 
     domain: str
 
@@ -94,31 +93,31 @@ class NoAddress:
 
 
 @dataclass(frozen=True, slots=True)
-class Looped:
-    """The best mail host of the domain is this relay, which does not know the domain."""
+class MailLoop:
+    """The best MX host of the domain is this relay, which does not host the domain."""
 
     domain: str
 
 
 @dataclass(frozen=True, slots=True)
 class TemporaryFailure:
-    """Nothing definite is known now."""
+    """There is no definite answer now."""
 
     text: str
     status: str = "4.4.3"
 
 
-Unresolved = NullMx | NoSuchDomain | NoAddress | Looped | TemporaryFailure
+Unresolved = NullMx | NoSuchDomain | NoAddress | MailLoop | TemporaryFailure
 Resolution = Hosts | Unresolved
 
 
 def exchanges_of(domain: str, answer: Answer) -> tuple[Exchange, ...] | Unresolved:
-    """Choose the mail exchanges of `domain` from the answer to its MX question, in no order yet.
+    """Return the MX hosts of `domain` from the answer to its MX query, unordered.
 
-    Without MX records the domain is its own exchange (RFC 5321 5.1); that takes a definite NODATA.
+    After a definite NODATA the domain is its own MX host (RFC 5321 5.1).
     """
     match answer:
-        case Silence(text):
+        case NoAnswer(text):
             return TemporaryFailure(f"the MX records of {domain} could not be looked up: {text}")
         case NoName():
             return NoSuchDomain(domain)
@@ -130,10 +129,10 @@ def exchanges_of(domain: str, answer: Answer) -> tuple[Exchange, ...] | Unresolv
             return named or NullMx(domain)
 
 
-def in_order(exchanges: Sequence[Exchange], chance: random.Random) -> list[Exchange]:
-    """Sort by preference, equals in random order (RFC 5321 5.1), and keep EXCHANGES_MAX."""
+def by_preference(exchanges: Sequence[Exchange], rng: random.Random) -> list[Exchange]:
+    """Sort by preference, equals in random order (RFC 5321 5.1); keep EXCHANGES_MAX."""
     shuffled = list(exchanges)
-    chance.shuffle(shuffled)
+    rng.shuffle(shuffled)
     shuffled.sort(key=lambda exchange: exchange.preference)
     return shuffled[:EXCHANGES_MAX]
 
@@ -141,15 +140,15 @@ def in_order(exchanges: Sequence[Exchange], chance: random.Random) -> list[Excha
 def better_than_own(
     exchanges: Sequence[Exchange], is_own: Callable[[Exchange], bool]
 ) -> list[Exchange]:
-    """Drop this relay and all that are not better: from those, mail would come back."""
+    """Drop this relay and hosts that are not preferred to it: they would send mail back."""
     own = min((each.preference for each in exchanges if is_own(each)), default=None)
     return [each for each in exchanges if own is None or each.preference < own]
 
 
-def addresses_of(four: Answer, six: Answer, chance: random.Random) -> tuple[str, ...] | Silence:
-    """Merge the answers for A and AAAA: IPv4 first, then in turns; each family in random order.
+def addresses_of(four: Answer, six: Answer, rng: random.Random) -> tuple[str, ...] | NoAnswer:
+    """Merge the answers for A and AAAA, alternating and IPv4 first; each in random order.
 
-    Empty when it is definite that there are none; Silence when one answer is missing for that.
+    Empty if there are definitely none; NoAnswer if an answer is missing to know that.
     """
     families = []
     for answer in (four, six):
@@ -158,16 +157,16 @@ def addresses_of(four: Answer, six: Answer, chance: random.Random) -> tuple[str,
             if isinstance(answer, Records)
             else []
         )
-        chance.shuffle(usable)
+        rng.shuffle(usable)
         families.append(usable)
-    turns = [each for pair in zip_longest(*families) for each in pair if each is not None]
-    if turns:
-        return tuple(dict.fromkeys(turns[:ADDRESSES_MAX]))
-    return next((answer for answer in (four, six) if isinstance(answer, Silence)), ())
+    merged = [each for pair in zip_longest(*families) for each in pair if each is not None]
+    if merged:
+        return tuple(dict.fromkeys(merged[:ADDRESSES_MAX]))
+    return next((answer for answer in (four, six) if isinstance(answer, NoAnswer)), ())
 
 
 def outcome_of(unresolved: Unresolved) -> Failed | Deferred:
-    """Say what an unresolved next hop means for the recipients behind it."""
+    """Return the outcome for the recipients of a next hop that could not be resolved."""
     match unresolved:
         case NullMx(domain):
             text = f"{domain} accepts no mail: it publishes a null MX (RFC 7505)"
@@ -176,7 +175,7 @@ def outcome_of(unresolved: Unresolved) -> Failed | Deferred:
             return Failed(Evidence("5.1.2", f"the domain {domain} does not exist (NXDOMAIN)"))
         case NoAddress(domain):
             return Failed(Evidence("5.4.4", f"no mail host of {domain} has an address"))
-        case Looped(domain):
+        case MailLoop(domain):
             text = f"mail for {domain} loops back to this relay, which does not host that domain"
             return Failed(Evidence("5.4.6", text))
         case TemporaryFailure(text, status):
@@ -192,6 +191,6 @@ def _exchange(value: str) -> Exchange:
 
 @lru_cache(maxsize=4096)
 def _usable(address: str) -> bool:
-    """Whether it names one host: 0.0.0.0 and :: would quietly mean ourselves, multicast nobody."""
+    """Whether it is a unicast address; 0.0.0.0 and :: would connect to this machine."""
     parsed = ip_address(address)
     return not (parsed.is_unspecified or parsed.is_multicast)

@@ -1,9 +1,8 @@
-"""Find the hosts of a next hop.
+"""Resolve a next hop to the hosts to connect to.
 
-On the path: delivery asks before it connects; `relay explain` asks to tell.
-Holds: a failure to answer is never taken for "no such domain"; mail is never routed to ourselves.
-Fails: by value: NullMx, NoSuchDomain, NoAddress, Looped, TemporaryFailure.
-Standards: RFC 5321 5.1, RFC 7505, RFC 8499 (terms).
+Delivery calls it before it connects. A missing answer is never taken for "no such domain", and mail
+is never routed back to this relay. Failures are values: NullMx, NoSuchDomain, NoAddress, MailLoop,
+TemporaryFailure. See RFC 5321 5.1, RFC 7505 (null MX), RFC 8499 (terms).
 """
 
 import asyncio
@@ -16,24 +15,24 @@ from ipaddress import IPv6Address, ip_address
 
 from relay.clock import Clock
 from relay.message.nexthop import HopKind, NextHop
-from relay.routing.dns_client import Asked, NameServers, Question, Questions
+from relay.routing.dns_client import DnsCache, DnsQuestion, StubResolver, TimedAnswer
 from relay.routing.mx_hosts import (
     Answer,
     Exchange,
     Host,
     Hosts,
-    Looped,
+    MailLoop,
     NoAddress,
+    NoAnswer,
     NoName,
     NoRecords,
     Records,
     Resolution,
-    Silence,
     TemporaryFailure,
     addresses_of,
     better_than_own,
+    by_preference,
     exchanges_of,
-    in_order,
 )
 from relay.routing.route_table import literal_address
 from relay.settings.tree import Address
@@ -43,7 +42,7 @@ _SYSTEM_THREADS = 2
 
 
 class Resolver:
-    """Next hop → hosts, through name servers (and the system's host table for smarthosts only)."""
+    """Resolves next hops by DNS; smarthosts also by the system's host table."""
 
     def __init__(
         self,
@@ -51,24 +50,24 @@ class Resolver:
         *,
         timeout_s: float,
         clock: Clock,
-        chance: random.Random,
+        rng: random.Random,
         hostname: str,
         own_addresses: Iterable[Address] = (),
         port: int = 25,
     ) -> None:
-        """`port` is that of MX hosts; `own_addresses` are where our SMTP listeners listen."""
+        """`port` is that of MX hosts; `own_addresses` are those of our SMTP listeners."""
         self._timeout_s = timeout_s
-        self._chance = chance
+        self._rng = rng
         self._hostname = hostname.lower()
         self._own = frozenset((_plain(own.host), own.port) for own in own_addresses if own.host)
         self._port = port
-        self._servers = NameServers(nameservers, timeout_s=timeout_s)
-        self._questions = Questions(self._ask, clock=clock)
-        # Their own: the system's look-up may hang for long, and bodies are written in the loop's.
+        self._servers = StubResolver(nameservers, timeout_s=timeout_s)
+        self._dns = DnsCache(self._ask, clock=clock)
+        # Separate threads: the system's lookup may hang, and the default ones write bodies.
         self._threads = ThreadPoolExecutor(_SYSTEM_THREADS, thread_name_prefix="dns")
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
-        """Return the hosts of a next hop, best first; equals in a new order each time.
+        """Return the hosts of a next hop, best first; equals in random order.
 
         Raises ValueError for LOCAL and CAPTURE, which have no hosts.
         """
@@ -81,64 +80,69 @@ class Resolver:
                 raise ValueError(f"{next_hop} has no hosts")
 
     async def close(self) -> None:
-        """Give up the queries in flight."""
-        await self._questions.close()
+        """Cancel the queries in progress."""
+        await self._dns.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _resolve_mx(self, domain: str) -> Resolution:
         if literal := literal_address(domain):
             return self._literal(literal, domain, self._port)
-        [answer] = await self._questions.answers((domain, "MX"))
+        [answer] = await self._dns.answers((domain, "MX"))
         exchanges = exchanges_of(domain, answer)
         if not isinstance(exchanges, tuple):
             return exchanges
         better = better_than_own(exchanges, lambda each: each.name == self._hostname)
         if not better:
-            return Looped(domain)
-        return await self._with_addresses(domain, in_order(better, self._chance))
+            return MailLoop(domain)
+        return await self._with_addresses(domain, by_preference(better, self._rng))
 
     async def _with_addresses(self, domain: str, exchanges: list[Exchange]) -> Resolution:
-        """Look the addresses of all exchanges up side by side, and drop what leads back here."""
-        kinds = [(each.name, kind) for each in exchanges for kind in ("A", "AAAA")]
-        answers = await self._questions.answers(*kinds)
+        """Look up the addresses of all MX hosts in parallel, and drop hosts that lead back here."""
+        questions = [(each.name, kind) for each in exchanges for kind in ("A", "AAAA")]
+        answers = await self._dns.answers(*questions)
         hosts: dict[Exchange, tuple[str, ...]] = {}
-        silence: Silence | None = None
+        no_answer: NoAnswer | None = None
         for exchange, four, six in zip(exchanges, answers[::2], answers[1::2], strict=True):
-            found = addresses_of(four, six, self._chance)
-            if isinstance(found, Silence):
-                silence = silence or found
+            found = addresses_of(four, six, self._rng)
+            if isinstance(found, NoAnswer):
+                no_answer = no_answer or found
             elif found:
                 hosts[exchange] = found
-        if not hosts and silence:
-            return TemporaryFailure(f"no mail host of {domain} could be looked up: {silence.text}")
+        if not hosts and no_answer:
+            return TemporaryFailure(
+                f"no mail host of {domain} could be looked up: {no_answer.text}"
+            )
         if not hosts:
             return NoAddress(domain)
         better = better_than_own(list(hosts), lambda each: self._is_own(hosts[each], self._port))
         if not better:
-            return Looped(domain)
+            return MailLoop(domain)
         return Hosts(
             tuple(Host(each.name, each.preference, hosts[each], self._port) for each in better)
         )
 
     async def _resolve_smarthost(self, next_hop: NextHop) -> Resolution:
-        """A configured host that cannot be found is our fault, so its mail waits for the repair."""
+        """A smarthost that cannot be found is a configuration error: its mail is deferred."""
         name, port = next_hop.host, next_hop.port
         try:
             return self._literal(str(ip_address(name)), name, port)
         except ValueError:
             pass  # a name, then
         four, six = (
-            await self._questions.answers((name, "A"), (name, "AAAA"))
+            await self._dns.answers((name, "A"), (name, "AAAA"))
             if "." in name
-            else (NoName(), NoName())  # one label never leaves for the DNS: localhost, containers
+            else (
+                NoName(),
+                NoName(),
+            )  # a single label is not looked up in the DNS: localhost, containers
         )
-        found = addresses_of(four, six, self._chance)
+        found = addresses_of(four, six, self._rng)
         if found == ():
-            [table] = await self._questions.answers((name, "HOST"))
-            found = addresses_of(table, NoRecords(), self._chance)
-        if name == "localhost" and isinstance(found, tuple):  # RFC 6761 6.3: never another machine
+            [table] = await self._dns.answers((name, "HOST"))
+            found = addresses_of(table, NoRecords(), self._rng)
+        if name == "localhost" and isinstance(found, tuple):  # RFC 6761 6.3: loopback only
             found = tuple(address for address in found if ip_address(address).is_loopback)
-        if isinstance(found, Silence):
+        if isinstance(found, NoAnswer):
             return TemporaryFailure(f"the next hop {name} could not be looked up: {found.text}")
         if not found:
             return TemporaryFailure(f"the next hop {name} has no address; check [[route]]", "4.4.4")
@@ -149,40 +153,40 @@ class Resolver:
 
     def _hosts_unless_own(self, host: Host) -> Resolution:
         if self._is_own(host.addresses, host.port):
-            return Looped(host.name)
+            return MailLoop(host.name)
         return Hosts((host,))
 
     def _is_own(self, addresses: tuple[str, ...], port: int) -> bool:
         return any((_plain(address), port) in self._own for address in addresses)
 
-    async def _ask(self, question: Question) -> Asked:
+    async def _ask(self, question: DnsQuestion) -> TimedAnswer:
         if question[1] != "HOST":
             return await self._servers.ask(question)
         return await self._ask_system(question[0]), HOSTS_FILE_TTL_S
 
     async def _ask_system(self, name: str) -> Answer:
-        """Ask /etc/hosts and whatever else the system's own look-up knows."""
+        """Use the system's lookup: /etc/hosts and others."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 found = await asyncio.get_running_loop().run_in_executor(
                     self._threads, _addresses_by_system, name
                 )
         except TimeoutError:
-            return Silence(f"no answer within {self._timeout_s:g} s")
+            return NoAnswer(f"no answer within {self._timeout_s:g} s")
         except (OSError, UnicodeError):
             return NoName()
         return Records(found)
 
 
 class NoResolver:
-    """The resolver of a relay that sends nothing: development mode opens no outbound socket."""
+    """The resolver of development mode, which opens no outbound connections."""
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
-        """Return that `next_hop` cannot be looked up here, whatever it is."""
+        """Return a temporary failure for every next hop."""
         return TemporaryFailure(f"development mode asks no DNS, so {next_hop} stays unknown")
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 def _addresses_by_system(name: str) -> tuple[str, ...]:
@@ -192,7 +196,7 @@ def _addresses_by_system(name: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def _plain(address: str) -> str:
-    """Write an address in one way; an IPv4 address mapped into IPv6 is that IPv4 address."""
+    """Normalise an address; an IPv4-mapped IPv6 address becomes the IPv4 address."""
     try:
         parsed = ip_address(address)
     except ValueError:

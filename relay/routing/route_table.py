@@ -1,9 +1,9 @@
-"""Say where an address goes: a mailbox here, a next hop, or nowhere.
+"""The route table: an address belongs to a mailbox here, to a next hop, or is invalid.
 
-On the path: ingress examines every recipient; delivery asks for mailboxes, reports for next hops.
-Holds: pure once made; the first matching route wins; a look-up costs a few dictionary reads.
-Fails: ValueError when made from routes or mailboxes that make no sense; never afterwards.
-Standards: RFC 5321 2.3.5, 4.5.1 (postmaster), 5.1; RFC 3463.
+Ingress examines every recipient with it, delivery looks up mailboxes, TLS and limits, reports look
+up next hops. The reply for an unknown local user (550 5.1.1) is made here. The first route that
+matches wins. A table that cannot be made raises ValueError; a lookup never fails and costs a few
+dictionary reads. See RFC 5321 2.3.5, 4.5.1 (postmaster) and 5.1.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,9 +21,10 @@ from relay.message.status import own_reply, split_reply
 from relay.settings.tree import Route, RouteAuth, TlsLevel
 from relay.settings.validation import verifies
 
-REJECT_STATUS = "5.7.1"  # X.7.1: delivery not authorised, which is what a route that refuses says
+REJECT_STATUS = "5.7.1"  # X.7.1: delivery not authorised
 
 _EXPECTED = "mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT"
+_DOMAINS_KEPT = 4096  # domains whose route is cached: each address is looked up three times
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +33,19 @@ class UseMx:
 
 
 @dataclass(frozen=True, slots=True)
-class Reject:
-    """No such recipient: `status` is 5.y.z, `text` what the sender reads."""
+class RejectRoute:
+    """Reject the recipient: `status` is 5.y.z, `text` is for the sender."""
 
     status: str
     text: str
 
 
-Action = UseMx | Reject | NextHop
+RouteAction = UseMx | RejectRoute | NextHop
 
 
 @dataclass(frozen=True, slots=True)
 class HopTls:
-    """The TLS that a next hop must offer; `level` None is that of [delivery]."""
+    """The TLS that a next hop must have; `level` None is that of [delivery]."""
 
     level: TlsLevel | None = None
     ca: Path | None = None
@@ -58,10 +59,10 @@ class Credentials:
     password: str = field(repr=False)
 
 
-def parse_action(text: str) -> Action:
-    """Read a route's `next_hop`.
+def parse_action(text: str) -> RouteAction:
+    """Parse a route's `next_hop`.
 
-    "reject:5.1.6 Moved to example.org" carries its own enhanced status code; without one: 5.7.1.
+    "reject:5.1.6 Moved to example.org" has its own enhanced status code; the default is 5.7.1.
     Raises ValueError that says what was expected.
     """
     if text == "mx":
@@ -81,12 +82,12 @@ def parse_action(text: str) -> Action:
     return NextHop(hop.kind, hop.host.lower(), hop.port)
 
 
-def read_credentials(routes: Sequence[tuple[Route, Action]]) -> Mapping[NextHop, Credentials]:
-    """Read the password files of the routes that have `auth`; each comes with its parsed action.
+def read_credentials(routes: Sequence[tuple[Route, RouteAction]]) -> Mapping[NextHop, Credentials]:
+    """Read the password files of the routes that have `auth`.
 
-    Raises ValueError for a route that has no host to log in to, for a file that cannot be read or
-    is empty, and for two routes to one next hop of which one logs in and the other differently or
-    not at all: the spool knows an entry's next hop, and not its route.
+    Raises ValueError for a route without a host, for a file that cannot be read or is empty, and
+    for two routes to one next hop with different logins: the spool has the next hop of an entry,
+    not its route.
     """
     logins: dict[NextHop, Credentials | None] = {}
     for route, action in routes:
@@ -105,17 +106,17 @@ def read_credentials(routes: Sequence[tuple[Route, Action]]) -> Mapping[NextHop,
 
 
 def tls_of(route: Route) -> HopTls:
-    """Return what the route asks of its hosts.
+    """Return the TLS that the route requires.
 
-    A login makes "verify" the default, except where next_hop is a loopback address or localhost:
-    the route's own text decides, so that no answer of the DNS lowers the level.
+    With a login the default is "verify", unless next_hop is a loopback address or localhost. Only
+    the text of the route decides, so that no answer of the DNS lowers the level.
     """
-    assert route.tls != "dane"  # refused when the configuration is read
+    assert route.tls != "dane"  # rejected when the configuration is read
     return HopTls("verify" if verifies(route) else route.tls, route.ca)
 
 
-def read_tls(routes: Sequence[tuple[Route, Action]]) -> Mapping[NextHop, HopTls]:
-    """Return what the routes ask of each configured host.
+def read_tls(routes: Sequence[tuple[Route, RouteAction]]) -> Mapping[NextHop, HopTls]:
+    """Return the TLS that the routes require of each configured host.
 
     Raises ValueError for two routes to one next hop that ask different things: the spool knows an
     entry's next hop, and not its route.
@@ -146,14 +147,14 @@ def _login(domain: str, auth: RouteAuth) -> Credentials:
     return Credentials(auth.user, password)
 
 
-def _parse_reject(text: str) -> Reject:
+def _parse_reject(text: str) -> RejectRoute:
     reply = split_reply(text)
     status = reply.status or REJECT_STATUS
     if not status.startswith("5."):
         raise ValueError(f"found code {status}, expected 5.y.z: a reject is permanent")
     if not reply.text.strip() or not reply.text.isprintable():
-        raise ValueError("found no printable text behind reject:, expected one line for the sender")
-    return Reject(status, reply.text.strip())
+        raise ValueError("found no printable text after reject:, expected one line for the sender")
+    return RejectRoute(status, reply.text.strip())
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,7 @@ class RemoteRecipient:
 
 @dataclass(frozen=True, slots=True)
 class InvalidRecipient:
-    """Mail for it goes nowhere, ever: `text` is a whole SMTP reply, `status` the code in it."""
+    """Mail for it is rejected: `text` is a whole SMTP reply, `status` its enhanced code."""
 
     status: str
     text: str
@@ -180,30 +181,29 @@ class InvalidRecipient:
 
 @dataclass(frozen=True, slots=True)
 class HopLimits:
-    """What routes allow a next hop at most: None and "" is as the others; the rate is as settings
-    write it, "COUNT/SECONDS".
+    """The limits of a route for its next hop; None and "" are those of [delivery]. The rate is
+    "COUNT/SECONDS".
     """
 
     connections_max: int | None = None
     rate: str = ""
 
 
-Examination = LocalRecipient | RemoteRecipient | InvalidRecipient
+RoutingResult = LocalRecipient | RemoteRecipient | InvalidRecipient
 
 
 _NO_LIMITS = HopLimits()
 _DEFAULT_TLS = HopTls()
-_DOMAINS_KEPT = 4096  # whose routes need not be looked for again: each address is asked for thrice
 
 
 class RouteTable:
-    """The routes, the local domains and who lives there.
+    """The routes, the local domains and their mailboxes.
 
     A pattern is a domain, "*.suffix" (every domain below it, not itself) or "*". The first route
-    whose pattern matches decides; "*" stands for all domains that are not local, so that a
-    smarthost for the rest of the world does not carry local mail away (name the domain to do that).
-    Without a route a local domain's mail goes to its mailboxes, everything else to the domain's MX.
-    Address literals have no MX: they are refused unless a route matches "*" or the literal itself.
+    whose pattern matches decides. "*" matches all domains that are not local, so that a smarthost
+    for all other mail does not get local mail (name the domain to route it).
+    Without a route, mail for a local domain goes to its mailboxes, other mail to the domain's MX.
+    Address literals have no MX: they are rejected unless a route matches "*" or the literal itself.
     """
 
     def __init__(
@@ -232,12 +232,12 @@ class RouteTable:
         self._limits = [HopLimits(route.max_connections, route.max_rate) for route in routes]
         self._limits_to = _limits_by_hop(actions, self._limits)
         self._route_for = lru_cache(_DOMAINS_KEPT)(self._find_route)
-        self._routes: dict[str, tuple[int, Action]] = {}
+        self._routes: dict[str, tuple[int, RouteAction]] = {}
         for number, (route, action) in enumerate(zip(routes, actions, strict=True)):
             self._routes.setdefault(route.domain.lower(), (number, action))
 
-    def examine(self, address: str) -> Examination:
-        """Say where `address` goes; its syntax has been checked."""
+    def examine(self, address: str) -> RoutingResult:
+        """Return where mail for `address` goes; its syntax has been checked."""
         domain = domain_of(address)
         if not domain:
             return self._examine_without_domain(address)
@@ -254,7 +254,7 @@ class RouteTable:
                 return self._examine_local(address)
             case None | UseMx():
                 return _examine_mx(address, domain, routed=action is not None)
-            case Reject(status, text):
+            case RejectRoute(status, text):
                 return _refused(status, address, text)
             case NextHop(kind=HopKind.LOCAL):
                 return self._examine_local(address)
@@ -264,7 +264,7 @@ class RouteTable:
     def mailbox_for(self, address: str) -> str | None:
         """Return the mailbox for local mail to `address`, None if there is none (any more).
 
-        Routes are not asked: they were, when the copy for this mailbox was made.
+        Routes are not consulted: examine() did that when the message was accepted.
         """
         if account := self._accounts.by_address(address):
             return account.address
@@ -273,7 +273,7 @@ class RouteTable:
         return self._catch_all or None
 
     def next_hop_for(self, address: str) -> NextHop | None:
-        """Return where a report to `address` goes, or None if nothing can be sent there."""
+        """Return the next hop for a report to `address`, or None if the address is invalid."""
         match self.examine(address):
             case LocalRecipient():
                 return LOCAL
@@ -288,9 +288,9 @@ class RouteTable:
         return (login.user, login.password) if login else None
 
     def tls_for(self, next_hop: NextHop) -> HopTls:
-        """Return what the route to a next hop asks of its hosts.
+        """Return the TLS that the route to a next hop requires.
 
-        Mail that an operator sends to a domain's MX in place of its route's host has the default.
+        Mail that an operator reroutes to the MX of a routed domain has the default.
         """
         if next_hop.kind is not HopKind.MX:
             return self._tls_to.get(next_hop, _DEFAULT_TLS)
@@ -299,25 +299,25 @@ class RouteTable:
         return self._tls[route[0]] if route is not None and uses_mx else _DEFAULT_TLS
 
     def limits_for(self, next_hop: NextHop) -> HopLimits:
-        """Return what the routes to a next hop allow, of several to one host the strictest."""
+        """Return the limits for a next hop, of several routes to one host the strictest."""
         if next_hop.kind is not HopKind.MX:
             return self._limits_to.get(next_hop, _NO_LIMITS)
         route = self._route_for(next_hop.host)
         return self._limits[route[0]] if route else _NO_LIMITS
 
     def is_local_domain(self, domain: str) -> bool:
-        """Whether mailboxes of `domain` are here: rules ask it of the sender."""
+        """Whether `domain` is local; rules check the sender with it."""
         return domain.lower() in self._domains
 
-    def _action_for(self, domain: str) -> Action | None:
+    def _action_for(self, domain: str) -> RouteAction | None:
         found = self._route_for(domain)
         return found[1] if found else None
 
-    def _find_route(self, domain: str) -> tuple[int, Action] | None:
-        """Find, of the few patterns that can match, the one that was written first."""
+    def _find_route(self, domain: str) -> tuple[int, RouteAction] | None:
+        """Find the first route among the few patterns that can match."""
         if not self._routes:
             return None
-        best: tuple[int, Action] | None = self._routes.get(domain)
+        best: tuple[int, RouteAction] | None = self._routes.get(domain)
         patterns = [] if domain in self._domains else ["*"]
         labels = domain
         while "." in labels and not domain.startswith("["):
@@ -329,13 +329,15 @@ class RouteTable:
                 best = found
         return best
 
-    def _examine_local(self, address: str) -> Examination:
+    def _examine_local(self, address: str) -> RoutingResult:
         if mailbox := self.mailbox_for(address):
             return LocalRecipient(mailbox)
         return _refused("5.1.1", address, "no such user here; check the spelling")
 
-    def _examine_without_domain(self, address: str) -> Examination:
-        if address.lower() == "postmaster":  # RFC 5321 4.5.1: always taken, with no domain either
+    def _examine_without_domain(self, address: str) -> RoutingResult:
+        if (
+            address.lower() == "postmaster"
+        ):  # RFC 5321 4.5.1: always accepted, also without a domain
             return LocalRecipient(self._postmaster)
         return _refused("5.1.3", address, "this address has no domain; write user@domain")
 
@@ -349,7 +351,7 @@ class RouteTable:
 
 
 def _limits_by_hop(
-    actions: Sequence[Action], limits: Sequence[HopLimits]
+    actions: Sequence[RouteAction], limits: Sequence[HopLimits]
 ) -> dict[NextHop, HopLimits]:
     found: dict[NextHop, HopLimits] = {}
     for action, each in zip(actions, limits, strict=True):
@@ -369,14 +371,14 @@ def _per_second(rate: str) -> float:
     return int(count) / float(seconds)
 
 
-def _action_of(route: Route) -> Action:
+def _action_of(route: Route) -> RouteAction:
     try:
         return parse_action(route.next_hop)
     except ValueError as error:
         raise ValueError(f"route {route.domain!r}: next_hop: {error}") from error
 
 
-def _examine_mx(address: str, domain: str, *, routed: bool) -> Examination:
+def _examine_mx(address: str, domain: str, *, routed: bool) -> RoutingResult:
     if not domain.startswith("["):
         return RemoteRecipient(NextHop(HopKind.MX, domain))
     host = literal_address(domain)
@@ -388,7 +390,7 @@ def _examine_mx(address: str, domain: str, *, routed: bool) -> Examination:
 
 
 def literal_address(domain: str) -> str | None:
-    """Return what is in an address literal, "[192.0.2.1]" or "[IPv6:2001:db8::1]", or None."""
+    """Return the address in "[192.0.2.1]" or "[IPv6:2001:db8::1]", None for anything else."""
     if not (domain.startswith("[") and domain.endswith("]")):
         return None
     inside = domain[1:-1]

@@ -1,9 +1,9 @@
-"""One connection as bytes out and replies in: the protocol that takes over once the session stands.
+"""The asyncio protocol of an SMTP client: commands out, replies in.
 
-On the path: connect installs it on a transport; connection speaks through it.
-Holds: each reply answers the oldest command without one; one nobody asked for ends it all.
-Fails: WireError, and then always; replies that came before the trouble can still be read.
-Standards: RFC 5321 4.5.3.2 (time-outs), RFC 2920 3.1 (replies in order).
+ReplyParser turns bytes into replies, of at most 8 KiB and 100 lines each. SmtpClientProtocol
+pairs each reply with the oldest command without one (RFC 2920 3.1). An unsolicited reply ends the
+connection. After an error every call raises that error; replies received before it can still be
+read. See RFC 5321 4.2 and 4.5.3.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ _TOO_LONG = f"a reply of more than {REPLY_LINES_MAX} lines or {REPLY_BYTES_MAX} 
 _SHOWN_MAX = 80
 
 
-class ReplyReader:
-    """Takes bytes in, gives whole replies out; `fault` says what was wrong, "" if nothing."""
+class ReplyParser:
+    """Parses bytes into replies; `fault` is the first syntax error, "" if there is none."""
 
     def __init__(self) -> None:
         self.fault = ""
@@ -28,7 +28,7 @@ class ReplyReader:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing of a next reply has come yet."""
+        """Whether no part of a next reply has come."""
         return not self._rest and not self._texts
 
     def feed(self, data: bytes) -> list[Reply]:
@@ -48,7 +48,7 @@ class ReplyReader:
     def _take(self, line: bytes) -> Reply | None:
         code, separator = line[:3], line[3:4]
         if not (code.isdigit() and b"200" <= code < b"600" and separator in (b"", b" ", b"-")):
-            self.fault = f"{printable(line[:_SHOWN_MAX])!r}, which is no SMTP reply"
+            self.fault = f"{printable(line[:_SHOWN_MAX])!r}, which is not an SMTP reply"
             return None
         self._size_bytes += len(line)
         if self._size_bytes > REPLY_BYTES_MAX or len(self._texts) >= REPLY_LINES_MAX:
@@ -62,7 +62,7 @@ class ReplyReader:
 
 
 def printable(raw: bytes) -> str:
-    """Return `raw` as text safe in a report, a log, JSON: what is not printable becomes "?"."""
+    """Return `raw` as text for reports, logs and JSON: unprintable characters become "?"."""
     text = raw.decode("utf-8", "replace")
     if text.isprintable():
         return text
@@ -70,7 +70,7 @@ def printable(raw: bytes) -> str:
 
 
 def joined(lines: list[str]) -> str:
-    """Return a reply's lines as one, without the enhanced status that hosts repeat on each."""
+    """Return the lines of a reply as one, without the enhanced status that each line repeats."""
     if len(lines) == 1:
         return lines[0]
     first = lines[0].partition(" ")[0]
@@ -78,48 +78,48 @@ def joined(lines: list[str]) -> str:
     return " ".join([lines[0], *(line.removeprefix(repeated) for line in lines[1:])]).strip()
 
 
-class WireError(Exception):
-    """The connection is of no more use; `unasked` is a reply that came before its command."""
+class SmtpProtocolError(Exception):
+    """The connection cannot be used any more; `unsolicited` is a reply that came too early."""
 
-    def __init__(self, trouble: Trouble, words: str, *, unasked: Reply | None = None) -> None:
-        super().__init__(words)
+    def __init__(self, trouble: Trouble, text: str, *, unsolicited: Reply | None = None) -> None:
+        super().__init__(text)
         self.trouble = trouble
-        self.words = words
-        self.unasked = unasked
+        self.text = text
+        self.unsolicited = unsolicited
 
 
-class Wire(asyncio.Protocol):
-    """Writes with flow control, pairs replies with commands, and notices a dead peer while idle."""
+class SmtpClientProtocol(asyncio.Protocol):
+    """Writes with flow control, pairs replies with commands, notices a closed peer when idle."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
-        self._reader = ReplyReader()
+        self._parser = ReplyParser()
         self._replies: deque[Reply] = deque()
         self._outstanding = 0
         self._paused = False
         self._shut = False
-        self._trouble: WireError | None = None
+        self._trouble: SmtpProtocolError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._closed = self._loop.create_future()
 
     @property
     def is_open(self) -> bool:
-        """Whether a command may be written: no trouble, no EOF, nothing unasked-for."""
+        """Whether a command may be written: no error, no EOF, no unsolicited reply."""
         return self._trouble is None and not self._transport.is_closing()
 
-    # -- for connection
+    # -- called by Connection
     def send(self, data: bytes, *, replies: int) -> None:
-        """Write `data`, to which the peer owes `replies`. Raises WireError."""
+        """Write `data`; the peer owes `replies` replies to it. Raises SmtpProtocolError."""
         if self._trouble is not None:
             raise self._trouble
         if self._transport.is_closing():
-            raise WireError(Trouble.LOST, "the connection is closed")
+            raise SmtpProtocolError(Trouble.LOST, "the connection is closed")
         self._outstanding += replies
         self._transport.write(data)
 
     async def reply(self, timeout_s: float) -> Reply:
-        """Return the reply to the oldest unanswered command. Raises WireError."""
+        """Return the reply to the oldest command without one. Raises SmtpProtocolError."""
         deadline = self._loop.time() + timeout_s
         while not self._replies:
             if self._trouble is not None:
@@ -128,7 +128,7 @@ class Wire(asyncio.Protocol):
         return self._replies.popleft()
 
     async def drained(self, timeout_s: float) -> None:
-        """Wait until the peer has taken most of what was written. Raises WireError."""
+        """Wait until the peer has taken most of the data. Raises SmtpProtocolError."""
         deadline = self._loop.time() + timeout_s
         while self._paused and self._trouble is None:
             await self._woken(deadline, f"the peer took nothing for {timeout_s:g} s")
@@ -136,9 +136,9 @@ class Wire(asyncio.Protocol):
             raise self._trouble
 
     def close(self) -> None:
-        """Shut the wire; unwritten bytes are dropped: a stalled peer would keep them for ever."""
-        self._fail(WireError(Trouble.LOST, "the connection is closed"))
-        if self._shut:  # a TLS transport answers no question any more
+        """Close; drop unwritten bytes, which a stalled peer would keep for ever."""
+        self._fail(SmtpProtocolError(Trouble.LOST, "the connection is closed"))
+        if self._shut:  # a closed TLS transport has no buffer size
             return
         self._shut = True
         if self._transport.get_write_buffer_size():
@@ -147,12 +147,12 @@ class Wire(asyncio.Protocol):
             self._transport.close()
 
     async def closed(self, timeout_s: float) -> None:
-        """Wait until the transport is gone; after `timeout_s` it is torn down."""
+        """Wait until the transport is closed; after `timeout_s` abort it."""
         done, _ = await asyncio.wait([self._closed], timeout=timeout_s)
         if not done:
             self._transport.abort()
 
-    async def _woken(self, deadline: float, words: str) -> None:
+    async def _woken(self, deadline: float, text: str) -> None:
         self._waiter = waiter = self._loop.create_future()
         timer = self._loop.call_at(deadline, self._expire, waiter)
         try:
@@ -161,7 +161,7 @@ class Wire(asyncio.Protocol):
             timer.cancel()
             self._waiter = None
         if self._loop.time() >= deadline and not self._replies and self._trouble is None:
-            self._fail(WireError(Trouble.TIMEOUT, words))
+            self._fail(SmtpProtocolError(Trouble.TIMEOUT, text))
 
     def _expire(self, waiter: asyncio.Future[None]) -> None:
         if not waiter.done():
@@ -171,52 +171,54 @@ class Wire(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _fail(self, error: WireError) -> None:
-        """Keep the first trouble: what follows is only its consequence."""
+    def _fail(self, error: SmtpProtocolError) -> None:
+        """Keep the first error: later ones follow from it."""
         if self._trouble is None:
             self._trouble = error
         self._wake()
 
-    # -- for the transport
+    # -- called by the transport
     def data_received(self, data: bytes) -> None:
-        """Take replies in; after nonsense the connection goes at once, watched or not."""
+        """Parse replies; after a syntax error the connection is aborted at once."""
         if self._trouble is not None:
             return
-        replies = self._reader.feed(data)
-        asked, unasked = replies[: self._outstanding], replies[self._outstanding :]
+        replies = self._parser.feed(data)
+        asked, unsolicited = replies[: self._outstanding], replies[self._outstanding :]
         self._replies.extend(asked)
         self._outstanding -= len(asked)
-        if unasked:
-            self._nonsense(f"{str(unasked[0])!r} before it was asked", unasked[0])
-        elif self._reader.fault:
-            self._nonsense(self._reader.fault)
-        elif not self._outstanding and not self._reader.is_empty:
-            self._nonsense("something before it was asked")
+        if unsolicited:
+            self._protocol_error(f"{str(unsolicited[0])!r} before its command", unsolicited[0])
+        elif self._parser.fault:
+            self._protocol_error(self._parser.fault)
+        elif not self._outstanding and not self._parser.is_empty:
+            self._protocol_error("data before a command")
         elif asked:
             self._wake()
 
-    def _nonsense(self, words: str, unasked: Reply | None = None) -> None:
-        self._fail(WireError(Trouble.NONSENSE, f"the peer sent {words}", unasked=unasked))
+    def _protocol_error(self, text: str, unsolicited: Reply | None = None) -> None:
+        self._fail(
+            SmtpProtocolError(Trouble.NONSENSE, f"the peer sent {text}", unsolicited=unsolicited)
+        )
         self._shut = True
         self._transport.abort()
 
     def eof_received(self) -> bool:
         """Treat a half-closed connection as closed."""
-        self._fail(WireError(Trouble.LOST, "the peer closed the connection"))
+        self._fail(SmtpProtocolError(Trouble.LOST, "the peer closed the connection"))
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell whoever waits."""
-        words = f"the connection broke: {exc}" if exc else "the peer closed the connection"
-        self._fail(WireError(Trouble.LOST, words))
+        """Fail the call that waits."""
+        text = f"the connection broke: {exc}" if exc else "the peer closed the connection"
+        self._fail(SmtpProtocolError(Trouble.LOST, text))
         if not self._closed.done():
             self._closed.set_result(None)
 
     def pause_writing(self) -> None:
-        """Hold the writer back: the socket is full."""
+        """Pause the writer: the socket buffer is full."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """Let the writer go on."""
+        """Resume the writer."""
         self._paused = False
         self._wake()

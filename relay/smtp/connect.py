@@ -1,10 +1,9 @@
-"""From an address to a session that can take mail: TCP or Unix socket, TLS, EHLO, AUTH.
+"""Open an SMTP session: TCP or Unix socket, TLS, EHLO, AUTH.
 
-On the path: pickup and delivery call it; aiosmtplib speaks first, then the wire is ours.
-Holds: at most two connections a call, the second in clear where opportunistic TLS broke; a
-    password goes over TLS, or to an address of this machine's loopback interface.
-Fails: ConnectError with the outcome for whoever was to go this way; nothing else.
-Standards: RFC 5321 3.1, 3.2; RFC 3207; RFC 7435 (opportunistic security); RFC 4954; RFC 8314.
+aiosmtplib runs the session up to AUTH; then SmtpClientProtocol takes the transport over. Where
+opportunistic TLS fails, a second connection is made without it (RFC 7435). A password is sent only
+over TLS, or to a loopback address of this machine. All failures are ConnectError.
+See RFC 5321 3.1 and 3.2, RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 8314 (implicit TLS).
 """
 
 import asyncio
@@ -20,15 +19,22 @@ import aiosmtplib
 from relay.message.classify import Peer, Reply, Stage, Trouble, classify, classify_trouble
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.settings.tree import TlsLevel
-from relay.smtp.client_protocol import Wire, joined, printable
+from relay.smtp.client_protocol import SmtpClientProtocol, joined, printable
 from relay.smtp.connection import Connection, Timeouts
-from relay.smtp.tls import ip_of, is_for, is_loopback, shown_names, trust, unauthenticated
+from relay.smtp.tls import (
+    certificate_matches,
+    certificate_names,
+    ip_of,
+    is_loopback,
+    unverified_context,
+    verifying_context,
+)
 from relay.smtp.transaction import Extensions
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to: `host` is the name shown and sent as SNI, `address` the IP address dialled.
+    """Where to connect: `host` is the name for reports and SNI, `address` the IP address.
 
     With `path`, a Unix socket instead. `implicit` is TLS from the first byte. "verify" compares the
     certificate with `host` and trusts the system's store, or the file `ca` alone; the other levels
@@ -46,9 +52,9 @@ class Target:
 
     @property
     def stays_here(self) -> bool:
-        """Whether what is sent there stays on this machine, whatever the DNS answers.
+        """Whether the connection stays on this machine, whatever the DNS answers.
 
-        Another name that has a loopback address does not count: a forged answer could give it one.
+        A name with a loopback address does not count: a forged answer could give it one.
         """
         if self.path:
             return True
@@ -58,7 +64,7 @@ class Target:
 
     @property
     def level(self) -> TlsLevel:
-        """What the session must have: a password to another machine is no opportunistic matter."""
+        """The TLS level of the session: a password for another machine requires TLS."""
         if self.tls == "verify":
             return "verify"
         if self.implicit:
@@ -75,7 +81,7 @@ class Target:
 
 
 class ConnectError(Exception):
-    """No session with this target. Failed is its word alone: other hosts are asked first."""
+    """No session with this target. Other hosts are tried before a Failed outcome counts."""
 
     def __init__(self, outcome: Deferred | Failed, stage: Stage) -> None:
         super().__init__(outcome.evidence.reply)
@@ -86,16 +92,16 @@ class ConnectError(Exception):
 async def connect(target: Target, *, ehlo_name: str, timeouts: Timeouts) -> Connection:
     """Open a session with `target`. Raises ConnectError."""
     try:
-        return await _Attempt(target, ehlo_name, timeouts).session()
+        return await _SessionSetup(target, ehlo_name, timeouts).session()
     except ConnectError as error:
         if error.stage is not Stage.STARTTLS or target.level != "opportunistic":
             raise
-    in_clear = replace(target, tls="none")  # RFC 7435: some mail in clear is better than none
-    return await _Attempt(in_clear, ehlo_name, timeouts).session()
+    in_clear = replace(target, tls="none")  # RFC 7435: opportunistic
+    return await _SessionSetup(in_clear, ehlo_name, timeouts).session()
 
 
-class _Attempt:
-    """One connection on its way; `_stage` says what broke if anything does."""
+class _SessionSetup:
+    """One session being set up; `_stage` is the step that a failure belongs to."""
 
     def __init__(self, target: Target, ehlo_name: str, timeouts: Timeouts) -> None:
         self._target = target
@@ -109,12 +115,12 @@ class _Attempt:
         )
 
     def _context(self) -> ssl.SSLContext:
-        """Raises ConnectError where the CA file was there at the start and is not any more."""
+        """Raises ConnectError if the CA file cannot be read (any more)."""
         target = self._target
         if target.level != "verify":
-            return unauthenticated()
+            return unverified_context()
         try:
-            return trust(target.ca)
+            return verifying_context(target.ca)
         except OSError as error:
             is_read = isinstance(error, ssl.SSLError)
             why = "it holds no certificates" if is_read else reason(error)
@@ -135,7 +141,7 @@ class _Attempt:
         except aiosmtplib.SMTPResponseException as error:
             self._client.close()
             raise self._refused(error) from error
-        # ValueError: the library's own decoding of what a peer sent (base64, for one).
+        # ValueError: the library's decoding of invalid data, for example base64.
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:
             self._client.close()
             raise self._broken(error) from error
@@ -144,11 +150,11 @@ class _Attempt:
             raise
 
     async def _open(self) -> None:
-        """TCP or Unix connection, TLS from the first byte where asked for, and the banner."""
+        """Connect by TCP or Unix socket, with implicit TLS if required, and read the banner."""
         target = self._target
         use_tls = target.implicit
         if target.path:
-            # One bound for all: the socket is this machine's.
+            # One time-out for all: the socket is on this machine.
             await self._client.connect(
                 hostname=target.host or None, socket_path=target.path, use_tls=use_tls
             )
@@ -164,7 +170,7 @@ class _Attempt:
             raise
 
     async def _hello(self) -> None:
-        """EHLO, or HELO for a host that does not know it."""
+        """Send EHLO, or HELO if the host does not know EHLO."""
         self._stage = Stage.EHLO
         try:
             await self._client.ehlo()
@@ -174,7 +180,7 @@ class _Attempt:
             await self._client.helo()
 
     async def _secure(self) -> None:
-        """STARTTLS by the target's level, then EHLO again: what was said in clear is void."""
+        """STARTTLS as the level says, then EHLO again (RFC 3207 4.2)."""
         target, level = self._target, self._target.level
         if level == "none" or target.implicit:
             return
@@ -196,8 +202,8 @@ class _Attempt:
             return
         host = target.host or target.address
         certificate = tls.getpeercert() or {}
-        if not is_for(certificate, host):
-            found = printable(shown_names(certificate).encode("utf-8", "replace"))
+        if not certificate_matches(certificate, host):
+            found = printable(certificate_names(certificate).encode("utf-8", "replace"))
             name = host if ip_of(host) is None else f"the address {host}"
             advice = "correct the certificate, or the route's next_hop"
             raise self._no_tls(f"{target}: the certificate is for {found}, not {name}; {advice}")
@@ -210,24 +216,24 @@ class _Attempt:
         if self._tls() is None and not target.stays_here:
             raise self._no_tls(f"{target}: a password is not sent without TLS", "4.7.4")
         if not self._client.supports_extension("auth"):
-            words = f"{target}: the host offers no AUTH, and the route has a login for it"
-            raise ConnectError(self._trouble(Trouble.LOST, words), self._stage)
+            text = f"{target}: the host offers no AUTH, and the route has a login for it"
+            raise ConnectError(self._trouble(Trouble.LOST, text), self._stage)
         user, password = target.credentials
         await self._client.login(user, password)
 
     def _take_over(self) -> Connection:
-        """Put our protocol on the transport; the library must hold no byte it has not told us."""
+        """Install our protocol on the transport; the library must have no unread bytes."""
         protocol, transport = self._client.protocol, self._client.transport
         if protocol is None or transport is None or transport.is_closing():
             raise aiosmtplib.SMTPServerDisconnected("the host closed the connection")
         if protocol._buffer:  # noqa: SLF001  (the library offers no other way to see surplus bytes)
-            words = "the peer spoke before it was asked"
-            outcome = classify_trouble(self._stage, Trouble.NONSENSE, words, peer=self._peer())
+            text = "the peer spoke before it was asked"
+            outcome = classify_trouble(self._stage, Trouble.NONSENSE, text, peer=self._peer())
             raise ConnectError(cast("Deferred", outcome), self._stage)
         extensions = Extensions.offered(self._client.esmtp_extensions)
         stream = cast("asyncio.Transport", transport)
         peer = self._peer()
-        wire = Wire(stream)
+        wire = SmtpClientProtocol(stream)
         stream.set_protocol(wire)
         return Connection(wire, peer=peer, extensions=extensions, timeouts=self._timeouts)
 
@@ -240,18 +246,18 @@ class _Attempt:
         tls = self._tls()
         return Peer(self._target.host, tls.version() or "" if tls is not None else "")
 
-    def _no_tls(self, words: str, status: str = "4.7.5") -> ConnectError:
-        """TLS is not there, or not as this target needs it."""
-        evidence = Evidence(status, words, host=self._target.host)
+    def _no_tls(self, text: str, status: str = "4.7.5") -> ConnectError:
+        """The error for TLS that is missing, or not what this target requires."""
+        evidence = Evidence(status, text, host=self._target.host)
         return ConnectError(Deferred(evidence, DeferralClass.TLS), Stage.STARTTLS)
 
-    def _trouble(self, trouble: Trouble, words: str) -> Deferred:
-        outcome = classify_trouble(self._stage, trouble, words, peer=Peer(self._target.host))
+    def _trouble(self, trouble: Trouble, text: str) -> Deferred:
+        outcome = classify_trouble(self._stage, trouble, text, peer=Peer(self._target.host))
         assert isinstance(outcome, Deferred)
         return outcome
 
     def _refused(self, error: aiosmtplib.SMTPResponseException) -> ConnectError:
-        """The host answered, but not as hoped; the library's own code for nonsense is -1."""
+        """The error for a reply; the library's code for an invalid reply is -1."""
         if isinstance(error, aiosmtplib.SMTPConnectResponseError):
             self._stage = Stage.BANNER
         text = joined(
@@ -262,35 +268,35 @@ class _Attempt:
         outcome = classify(self._stage, reply, peer) if is_reply else None
         if outcome is None:
             said = reply if is_reply else text
-            words = f"{said} is no answer to {self._stage}"
-            outcome = classify_trouble(self._stage, Trouble.NONSENSE, words, peer=peer)
+            text = f"{said} is no answer to {self._stage}"
+            outcome = classify_trouble(self._stage, Trouble.NONSENSE, text, peer=peer)
         assert isinstance(outcome, Deferred | Failed)
         return ConnectError(outcome, self._stage)
 
     def _place(self) -> str:
-        """Return the address, and once connected the command that was not answered."""
+        """Return the address and, once connected, the command without a reply."""
         place = str(self._target)
         return place if self._stage is Stage.CONNECT else f"{place}: {self._stage}"
 
     def _broken(self, error: Exception) -> ConnectError:
-        """There was no answer, or none that could be read."""
+        """The error for a connection that broke, or data that cannot be read."""
         cause = error if isinstance(error, ssl.SSLError) else error.__cause__
         if isinstance(cause, ssl.SSLCertVerificationError):
-            words = f"the certificate is refused: {cause.verify_message}"
+            text = f"the certificate is refused: {cause.verify_message}"
             advice = "correct the certificate, or name its CA in the route's ca"
-            return self._no_tls(f"{self._target}: {words}; {advice}")
+            return self._no_tls(f"{self._target}: {text}; {advice}")
         if isinstance(cause, ssl.SSLError):
             self._stage = Stage.STARTTLS
         timed_out = isinstance(error, TimeoutError)
         nonsense = isinstance(error, ValueError) and not isinstance(error, OSError)
         trouble = Trouble.NONSENSE if nonsense else Trouble.TIMEOUT if timed_out else Trouble.LOST
-        # the library's own text repeats host and port
+        # the library's text repeats host and port
         said = error.__cause__ if error.__cause__ and str(error.__cause__) else error
         return ConnectError(self._trouble(trouble, f"{self._place()}: {reason(said)}"), self._stage)
 
 
 def reason(error: BaseException) -> str:
-    """Return what went wrong with a connection in a few words, such as "connection refused"."""
+    """Return what went wrong with a connection in a few text, such as "connection refused"."""
     if isinstance(error, ssl.SSLError):
         said = getattr(error, "verify_message", "") or (error.reason or "failed").replace("_", " ")
         return f"TLS: {said.lower()}"
@@ -302,7 +308,7 @@ def reason(error: BaseException) -> str:
 async def _dialled(target: Target, timeout_s: float) -> socket.socket:
     """Return a socket connected to the target's address. Raises OSError."""
     family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
-    # With its protocol named, asyncio too sets TCP_NODELAY: else a final dot may wait for an ACK.
+    # asyncio sets TCP_NODELAY only if the protocol is named; without it a final dot may be delayed.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setblocking(False)

@@ -1,9 +1,7 @@
-"""A connection to one host on which transactions follow each other.
+"""An open SMTP session on which transactions follow each other.
 
-On the path: connect makes it; pickup (step 3) and delivery (step 6) hold it.
-Holds: one transaction at a time; no final dot before `before_dot` is through.
-Fails: never: trouble becomes outcomes. What `before_dot` raises passes, connection closed.
-Standards: RFC 5321 3.3, 4.1.1.4, 4.5.3.2; RFC 2920 (PIPELINING).
+One transaction runs at a time. Trouble becomes outcomes; only what `before_dot` raises is passed
+on, after the connection is closed. See RFC 5321 3.3, 4.1.1.4 and 4.5.3.2, RFC 2920 (PIPELINING).
 """
 
 import asyncio
@@ -12,7 +10,7 @@ from dataclasses import dataclass
 
 from relay.message.classify import Peer, Reply
 from relay.message.content import Content, LargeContent, UnreadableError, blocks
-from relay.smtp.client_protocol import Wire, WireError
+from relay.smtp.client_protocol import SmtpClientProtocol, SmtpProtocolError
 from relay.smtp.transaction import (
     BLOCK_BYTES,
     DATA,
@@ -20,13 +18,13 @@ from relay.smtp.transaction import (
     QUIT,
     RSET,
     Extensions,
-    Progress,
     Transaction,
+    TransactionProgress,
     TransactionResult,
+    dot_stuffed,
     mail_command,
     rcpt_command,
-    refusal,
-    stuffed,
+    unsupported,
 )
 
 BeforeDot = Callable[[], Awaitable[None]]
@@ -35,10 +33,8 @@ AfterDot = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long a peer may take, in seconds (RFC 5321 4.5.3.2).
-
-    For connecting, a reply to a command and to DATA, each block of content, the reply to the
-    final dot, and for leaving.
+    """Time-outs in seconds (RFC 5321 4.5.3.2): for connecting, the reply to a command and to DATA,
+    each block of content, the reply to the final dot, and QUIT.
     """
 
     connect_s: float = 30.0
@@ -53,20 +49,25 @@ class Connection:
     """An open SMTP session. `transactions` counts those that ended on it."""
 
     def __init__(
-        self, wire: Wire, *, peer: Peer, extensions: Extensions, timeouts: Timeouts
+        self,
+        protocol: SmtpClientProtocol,
+        *,
+        peer: Peer,
+        extensions: Extensions,
+        timeouts: Timeouts,
     ) -> None:
         self.peer = peer
         self.extensions = extensions
         self.transactions = 0
-        self._wire = wire
+        self._protocol = protocol
         self._timeouts = timeouts
         self._busy = False
         self._needs_reset = False
 
     @property
     def is_open(self) -> bool:
-        """Whether it can take a transaction; a peer that closed or said 421 meanwhile shows."""
-        return self._wire.is_open and not self._busy
+        """Whether it can take a transaction. False once the peer has closed it or sent 421."""
+        return self._protocol.is_open and not self._busy
 
     async def transact(
         self,
@@ -75,92 +76,98 @@ class Connection:
         before_dot: BeforeDot | None = None,
         after_dot: AfterDot | None = None,
     ) -> TransactionResult:
-        """Offer one message to its recipients.
+        """Send one message to its recipients.
 
         `before_dot` is awaited before the final dot is written; for a small message before its
-        content, so that both leave in one write. `after_dot` is called when the dot has been
-        handed to the system and its reply not been read. Unless the result is `reusable`, and when
-        cancelled, the connection is closed.
+        content, so that both are one write. `after_dot` is called when the dot has been given to
+        the system, before its reply is read. The connection is closed unless the result is
+        `reusable`, and when cancelled.
         """
         assert not self._busy, "one transaction at a time"
-        progress = Progress(len(transaction.recipients), self.peer, whole=transaction.whole)
-        refused = refusal(transaction, self.extensions)
-        if refused is not None:
-            progress.refuse(refused.status, refused.text)
+        progress = TransactionProgress(
+            len(transaction.recipients), self.peer, whole=transaction.whole
+        )
+        reason = unsupported(transaction, self.extensions)
+        if reason is not None:
+            progress.refuse(reason.status, reason.text)
             return progress.result()
         self._busy = True
         try:
             if await self._envelope(transaction, progress):
                 await self._content(transaction.content, progress, before_dot)
                 if after_dot is not None:
-                    await asyncio.sleep(0)  # uvloop writes at the end of its turn
+                    await asyncio.sleep(0)  # uvloop writes at the end of the loop iteration
                     after_dot()
-                progress.dot(await self._wire.reply(self._timeouts.dot_s))
-        except WireError as error:
-            progress.broken(error.trouble, error.words, unasked=error.unasked)
+                progress.dot(await self._protocol.reply(self._timeouts.dot_s))
+        except SmtpProtocolError as error:
+            progress.broken(error.trouble, error.text, unsolicited=error.unsolicited)
         except UnreadableError as error:
             progress.unreadable(str(error))
         except BaseException:
-            self._wire.close()
+            self._protocol.close()
             raise
         finally:
             self._busy = False
         if progress.closing:
-            self._wire.close()
+            self._protocol.close()
             if self.transactions and progress.never_begun:
                 return TransactionResult({}, stale=True)
         self.transactions += 1
         return progress.result()
 
     async def quit(self) -> None:
-        """Say goodbye and close, within `quit_s`; what the peer answers does not matter."""
+        """Send QUIT and close within `quit_s`, whatever the peer replies."""
         try:
-            self._wire.send(QUIT, replies=1)
-            await self._wire.reply(self._timeouts.quit_s)
-        except WireError:
-            pass  # it is closed then
+            self._protocol.send(QUIT, replies=1)
+            await self._protocol.reply(self._timeouts.quit_s)
+        except SmtpProtocolError:
+            pass  # it is closed already
         finally:
-            self._wire.close()
-        await self._wire.closed(self._timeouts.quit_s)
+            self._protocol.close()
+        await self._protocol.closed(self._timeouts.quit_s)
 
     def close(self) -> None:
-        """Close at once, without a word."""
-        self._wire.close()
+        """Close without QUIT."""
+        self._protocol.close()
 
-    async def _envelope(self, transaction: Transaction, progress: Progress) -> bool:
-        """MAIL, RCPT and DATA; return whether the peer waits for content that goes to somebody."""
+    async def _envelope(self, transaction: Transaction, progress: TransactionProgress) -> bool:
+        """MAIL, RCPT and DATA; return whether the peer waits for content and took a recipient."""
         if self.extensions.pipelining:
             go_ahead = await self._envelope_at_once(transaction, progress)
         else:
             go_ahead = await self._envelope_by_steps(transaction, progress)
-        if go_ahead and not progress.accepted:  # 354 for nobody: RFC 2920 3.1
+        if go_ahead and not progress.accepted:  # 354 without a recipient: RFC 2920 3.1
             await self._exchange(FINAL_DOT, self._timeouts.dot_s)
             return False
         return go_ahead
 
-    async def _envelope_at_once(self, transaction: Transaction, progress: Progress) -> bool:
+    async def _envelope_at_once(
+        self, transaction: Transaction, progress: TransactionProgress
+    ) -> bool:
         """MAIL, every RCPT and DATA in one write; return whether the peer waits for content."""
         reset = self._needs_reset
         commands = [RSET] if reset else []
         commands.append(mail_command(transaction, self.extensions))
         commands.extend(rcpt_command(one, self.extensions) for one in transaction.recipients)
         commands.append(DATA)
-        self._wire.send(b"".join(commands), replies=len(commands))
+        self._protocol.send(b"".join(commands), replies=len(commands))
         self._needs_reset = True
         command_s = self._timeouts.command_s
         if reset:
-            await self._wire.reply(command_s)
-        progress.mail(await self._wire.reply(command_s))
+            await self._protocol.reply(command_s)
+        progress.mail(await self._protocol.reply(command_s))
         for index in range(len(transaction.recipients)):
             if progress.closing:
                 return False
-            progress.rcpt(index, await self._wire.reply(command_s))
+            progress.rcpt(index, await self._protocol.reply(command_s))
         if progress.closing:
             return False
-        return progress.data(await self._wire.reply(self._timeouts.data_s))
+        return progress.data(await self._protocol.reply(self._timeouts.data_s))
 
-    async def _envelope_by_steps(self, transaction: Transaction, progress: Progress) -> bool:
-        """Do the same for a peer without PIPELINING: each command waits for the reply before it."""
+    async def _envelope_by_steps(
+        self, transaction: Transaction, progress: TransactionProgress
+    ) -> bool:
+        """The same without PIPELINING: each command waits for the reply before it."""
         command_s = self._timeouts.command_s
         if self._needs_reset:
             await self._exchange(RSET, command_s)
@@ -178,13 +185,13 @@ class Connection:
         return progress.data(await self._exchange(DATA, self._timeouts.data_s))
 
     async def _content(
-        self, content: Content, progress: Progress, before_dot: BeforeDot | None
+        self, content: Content, progress: TransactionProgress, before_dot: BeforeDot | None
     ) -> None:
-        """Write content and final dot, big content in blocks that the peer must keep taking."""
+        """Write content and final dot; large content in blocks, each with a time-out."""
         if isinstance(content, bytes) and len(content) <= BLOCK_BYTES:
             if before_dot is not None:
                 await before_dot()
-            last = b"".join((*stuffed((content,)), FINAL_DOT))
+            last = b"".join((*dot_stuffed((content,)), FINAL_DOT))
         else:
             if isinstance(content, bytes):
                 await self._send_slices(content)
@@ -193,7 +200,7 @@ class Connection:
             if before_dot is not None:
                 await before_dot()
             last = FINAL_DOT
-        self._wire.send(last, replies=1)
+        self._protocol.send(last, replies=1)
         progress.dot_written()
         self._needs_reset = False
 
@@ -201,20 +208,21 @@ class Connection:
         slices = (
             content[start : start + BLOCK_BYTES] for start in range(0, len(content), BLOCK_BYTES)
         )
-        for block in stuffed(slices):
-            self._wire.send(block, replies=0)
-            await self._wire.drained(self._timeouts.block_s)
+        for block in dot_stuffed(slices):
+            self._protocol.send(block, replies=0)
+            await self._protocol.drained(self._timeouts.block_s)
 
     async def _send_file(self, content: LargeContent) -> None:
-        """Send what lies in files; the next block is read while the peer takes the last one."""
-        coming = stuffed(blocks(content, BLOCK_BYTES))
+        """Send content from files; the next block is read while the last one is sent."""
+        coming = dot_stuffed(blocks(content, BLOCK_BYTES))
         block = await asyncio.to_thread(next, coming, None)
         while block is not None:
-            self._wire.send(block, replies=0)
+            self._protocol.send(block, replies=0)
             block, _ = await asyncio.gather(
-                asyncio.to_thread(next, coming, None), self._wire.drained(self._timeouts.block_s)
+                asyncio.to_thread(next, coming, None),
+                self._protocol.drained(self._timeouts.block_s),
             )
 
     async def _exchange(self, command: bytes, timeout_s: float) -> Reply:
-        self._wire.send(command, replies=1)
-        return await self._wire.reply(timeout_s)
+        self._protocol.send(command, replies=1)
+        return await self._protocol.reply(timeout_s)

@@ -1,9 +1,8 @@
-"""What a TLS session with a host has to prove: the levels, the certificate's chain and its names.
+"""TLS contexts and certificate checks for SMTP sessions.
 
-On the path: connect asks before it opens a session and after each handshake.
-Holds: a level that verifies trusts only the certificates of the system, or of the one file given.
-Fails: OSError or ssl.SSLError from trust() for a file that holds no certificates.
-Standards: RFC 7435 (opportunistic), RFC 9525 (names), RFC 8314, RFC 5321 4.1.3 (address literals).
+"verify" trusts the certificates of the system, or of the given CA file alone; other levels accept
+any certificate. See RFC 7435 (opportunistic), RFC 9525 (names), RFC 8314, RFC 5321 4.1.3 (address
+literals).
 """
 
 import ssl
@@ -18,9 +17,9 @@ _CONTEXTS_KEPT = 32
 
 
 @lru_cache(maxsize=1)
-def unauthenticated() -> ssl.SSLContext:
+def unverified_context() -> ssl.SSLContext:
     """Return a context that encrypts and accepts any certificate, as Postfix's `encrypt`."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the default one loads 140 certificates
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the default context loads 140 certificates
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -28,11 +27,11 @@ def unauthenticated() -> ssl.SSLContext:
 
 
 @lru_cache(maxsize=_CONTEXTS_KEPT)
-def trust(ca: Path | None) -> ssl.SSLContext:
+def verifying_context(ca: Path | None) -> ssl.SSLContext:
     """Return a context that verifies the chain against the system's store, or against `ca` alone.
 
-    The name is left to is_for(), so that a refusal can say which names the certificate has. Raises
-    OSError, ssl.SSLError.
+    certificate_matches() checks the name, so that an error can say which names the certificate
+    has. Raises OSError or ssl.SSLError for a file without certificates.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -44,11 +43,11 @@ def trust(ca: Path | None) -> ssl.SSLContext:
     return context
 
 
-def is_for(certificate: Mapping[str, Any], host: str) -> bool:
-    """Whether a certificate whose chain is verified is for `host`.
+def certificate_matches(certificate: Mapping[str, Any], host: str) -> bool:
+    """Whether a certificate with a verified chain is for `host`.
 
     Only subjectAltName counts. A name may have "*" as its whole first label. An IP address needs
-    an iPAddress of the certificate; no dNSName stands for one.
+    an iPAddress; a dNSName does not match it.
     """
     address = ip_of(host)
     if address is not None:
@@ -56,8 +55,8 @@ def is_for(certificate: Mapping[str, Any], host: str) -> bool:
     return any(_matches(text.lower(), host.lower()) for text in _names(certificate, "DNS"))
 
 
-def shown_names(certificate: Mapping[str, Any]) -> str:
-    """Return the first few names and addresses that a certificate is for."""
+def certificate_names(certificate: Mapping[str, Any]) -> str:
+    """Return the first names and addresses of a certificate."""
     addresses = (f"the address {text}" for text in _names(certificate, "IP Address"))
     names = [*_names(certificate, "DNS"), *addresses]
     more = "" if len(names) <= _NAMES_SHOWN else f" and {len(names) - _NAMES_SHOWN} more"

@@ -14,7 +14,7 @@ from relay.message.nexthop import CAPTURE, HopKind, NextHop
 from relay.routing import (
     Host,
     Hosts,
-    Looped,
+    MailLoop,
     NoAddress,
     NoResolver,
     NoSuchDomain,
@@ -75,7 +75,7 @@ async def resolving(*servers, clock=None, timeout_s=5.0):
         [server.address for server in servers],
         timeout_s=timeout_s,
         clock=clock or ManualClock(),
-        chance=random.Random(7),
+        rng=random.Random(7),
         hostname="relay.example.test",
         own_addresses=[Address("127.0.0.1", 25), Address(path="/run/pickup.sock")],
     )
@@ -108,16 +108,16 @@ def mx(domain):
             Hosts((Host("www.alias-target.test", 10, ("127.0.0.11", "::1"), 25),)),
         ),
         ("backup.test", Hosts((MX1,))),
-        ("loop.test", Looped("loop.test")),
-        ("loop-address.test", Looped("loop-address.test")),
-        ("relay.example.test", Looped("relay.example.test")),
+        ("loop.test", MailLoop("loop.test")),
+        ("loop-address.test", MailLoop("loop-address.test")),
+        ("relay.example.test", MailLoop("relay.example.test")),
         ("[192.0.2.7]", Hosts((Host("[192.0.2.7]", 0, ("192.0.2.7",), 25),))),
-        ("[127.0.0.1]", Looped("[127.0.0.1]")),
+        ("[127.0.0.1]", MailLoop("[127.0.0.1]")),
         ("a..b", NoSuchDomain("a..b")),
         (f"{'a' * 64}.test", NoSuchDomain(f"{'a' * 64}.test")),
     ],
 )
-async def test_what_the_dns_says_decides_where_to_try(dns, domain, expected):
+async def test_dns_answers_decide_the_hosts(dns, domain, expected):
     async with resolving(dns) as resolver:
         assert await resolver.resolve(mx(domain)) == expected
 
@@ -151,7 +151,7 @@ async def test_equal_preferences_are_shuffled_at_each_call_though_the_answer_is_
     assert dns.asked("equal.test", "MX") == 1
 
 
-async def test_an_answer_is_remembered_for_its_ttl_and_no_longer(dns, clock):
+async def test_an_answer_is_cached_for_its_ttl(dns, clock):
     dns.ttl_s = 100
     async with resolving(dns, clock=clock) as resolver:
         await resolver.resolve(mx("implicit.test"))
@@ -181,14 +181,14 @@ async def test_ttls_are_capped_at_a_day_and_a_quarter_of_an_hour(dns, clock):
     assert dns.asked("three.test", "MX") == 2
 
 
-async def test_a_failure_is_not_remembered(dns):
+async def test_a_dns_failure_is_not_cached(dns):
     async with resolving(dns) as resolver:
         assert isinstance(await resolver.resolve(mx("servfail.test")), TemporaryFailure)
         dns.zone["servfail.test"] = {"A": ["127.0.0.16"]}
         assert isinstance(await resolver.resolve(mx("servfail.test")), Hosts)
 
 
-async def test_equal_look_ups_share_one_query_and_one_giving_up_harms_no_other(dns):
+async def test_equal_lookups_share_one_query_and_cancelling_one_keeps_the_other(dns):
     dns.zone["silent.test"] = "TIMEOUT"
     async with resolving(dns) as resolver:
         waiting = [asyncio.create_task(resolver.resolve(mx("silent.test"))) for _ in range(20)]
@@ -202,7 +202,7 @@ async def test_equal_look_ups_share_one_query_and_one_giving_up_harms_no_other(d
     assert dns.asked("silent.test", "A") == 1
 
 
-async def test_closing_answers_those_who_wait(dns):
+async def test_closing_answers_lookups_in_progress(dns):
     async with resolving(dns) as resolver:
         waiting = asyncio.create_task(resolver.resolve(mx("silent.test")))
         await dns.until_asked("silent.test", "MX")
@@ -225,7 +225,7 @@ async def test_the_next_name_server_is_asked_when_one_fails(dns):
             assert isinstance(await resolver.resolve(mx("implicit.test")), Hosts)
 
 
-async def test_families_take_turns_and_ipv4_begins(dns):
+async def test_address_families_alternate_and_ipv4_is_first(dns):
     dns.zone["both.test"] = {
         "A": ["127.0.0.30", "127.0.0.31"],
         "AAAA": ["2001:db8::1", "2001:db8::2", "2001:db8::3"],
@@ -242,8 +242,8 @@ async def test_families_take_turns_and_ipv4_begins(dns):
         ("::1", 2626, Hosts((Host("::1", 0, ("::1",), 2626),))),
         ("mx2.three.test", 587, Hosts((Host("mx2.three.test", 0, ("127.0.0.12",), 587),))),
         ("three.test", 25, None),  # has MX only, which a smarthost's name is not asked for
-        ("127.0.0.1", 25, Looped("127.0.0.1")),
-        ("::ffff:127.0.0.1", 25, Looped("::ffff:127.0.0.1")),
+        ("127.0.0.1", 25, MailLoop("127.0.0.1")),
+        ("::ffff:127.0.0.1", 25, MailLoop("::ffff:127.0.0.1")),
         ("relay.example.test", 2626, Hosts((Host("relay.example.test", 0, ("127.0.0.1",), 2626),))),
     ],
 )
@@ -285,13 +285,13 @@ async def test_local_and_capture_have_no_hosts(dns):
             await resolver.resolve(CAPTURE)
 
 
-async def test_no_resolver_knows_nothing_and_says_why():
+async def test_no_resolver_defers_and_says_why():
     found = await NoResolver().resolve(mx("three.test"))
     assert isinstance(found, TemporaryFailure)
     assert "development mode asks no DNS" in found.text
 
 
-async def test_a_look_up_of_the_system_that_hangs_holds_nobody_else_up(dns, monkeypatch):
+async def test_a_system_lookup_that_hangs_does_not_delay_others(dns, monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(10) and [])
     async with resolving(dns, timeout_s=0.1) as resolver:
@@ -302,7 +302,7 @@ async def test_a_look_up_of_the_system_that_hangs_holds_nobody_else_up(dns, monk
             await asyncio.to_thread(release.set)  # the loop's own threads are free
 
 
-def test_it_runs_on_uvloop_too(dns):
+def test_the_resolver_runs_on_uvloop(dns):
     async def story():
         async with resolving(dns) as resolver:
             return await resolver.resolve(mx("backup.test"))

@@ -105,7 +105,7 @@ def test_the_first_matching_route_wins(routes, domain, expected):
     assert table(*routes).next_hop_for(f"bob@{domain}") == expected
 
 
-def test_star_is_the_rest_of_the_world_and_not_the_local_domains():
+def test_star_matches_all_domains_that_are_not_local():
     routes = table(("*", "smtp://127.0.0.1:2626"))
     assert routes.examine("alice@example.test") == LocalRecipient("alice@example.test")
     assert routes.examine("bob@other.test") == RemoteRecipient(SMARTHOST)
@@ -137,7 +137,7 @@ def test_catch_all_takes_unknown_users_and_postmaster_has_its_own_mailbox():
         assert routes.next_hop_for(address) == LOCAL
 
 
-def test_mailbox_for_asks_no_routes_and_knows_no_strangers():
+def test_mailbox_for_ignores_routes_and_unknown_users():
     routes = table(("example.test", "capture"))
     assert routes.mailbox_for("alice@example.test") == "alice@example.test"
     assert routes.mailbox_for("nobody@example.test") is None
@@ -148,13 +148,13 @@ def test_mailbox_for_asks_no_routes_and_knows_no_strangers():
     ["hold", "lmtp://127.0.0.1:24", "smtp://host", "smtp://host:0", "mx:other.test", "", "reject:",
      "reject:4.7.1 later", "reject:two\r\nlines"],
 )  # fmt: skip
-def test_a_next_hop_that_is_none_is_a_fault_that_names_the_route(text):
+def test_an_invalid_next_hop_is_an_error_that_names_the_route(text):
     with pytest.raises(ValueError, match=r"route 'x\.test': next_hop: found"):
         table(("x.test", text))
 
 
 @pytest.mark.parametrize("key", ["catch_all", "postmaster"])
-def test_a_mailbox_that_is_no_account_is_a_fault(key):
+def test_a_mailbox_without_an_account_is_an_error(key):
     with pytest.raises(ValueError, match=rf"mailboxes\.{key}: found 'who@example\.test'"):
         table(**{key: "who@example.test"})
 
@@ -170,7 +170,7 @@ def test_a_mailbox_that_is_no_account_is_a_fault(key):
         ("smtp://127.0.0.1:25", HopLimits()),
     ],
 )
-def test_what_a_next_hop_is_allowed_at_most(hop, limits):
+def test_limits_of_a_next_hop(hop, limits):
     smarthost = "smtp://127.0.0.1:2626"
     routes = [
         Route("big.test", "mx", max_connections=5, max_rate="100/60.0"),
@@ -210,12 +210,12 @@ def test_credentials_are_read_once_and_belong_to_the_next_hop(tmp_path):
         (["u"], {"password": "\nsecret\n"}, "has an empty first line"),
     ],
 )
-def test_credentials_that_make_no_sense_are_faults(tmp_path, logins, options, fault):
+def test_invalid_credentials_are_errors(tmp_path, logins, options, fault):
     with pytest.raises(ValueError, match=fault):
         with_auth(tmp_path, *logins, **options)
 
 
-def test_a_missing_password_file_is_a_fault_that_names_it(tmp_path):
+def test_a_missing_password_file_is_an_error_that_names_it(tmp_path):
     route = Route("x.test", "smtp://127.0.0.1:25", RouteAuth("u", tmp_path / "gone"))
     with pytest.raises(ValueError, match="gone cannot be read"):
         RouteTable([route], [], Accounts())
@@ -248,7 +248,7 @@ def test_a_next_hop_has_the_tls_of_its_route(tmp_path):
         assert tls(hop) == HopTls(), hop
 
 
-def test_routes_to_one_next_hop_ask_the_same_tls_of_it():
+def test_routes_to_one_next_hop_must_require_the_same_tls():
     routes = [
         Route("a.test", "smtp://h.test:25", tls="verify"),
         Route("b.test", "smtp://h.test:25"),

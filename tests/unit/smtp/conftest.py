@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import uvloop
 
-from relay.smtp import Recipient, Target, Timeouts, Transaction, connect
+from relay.smtp import Target, Timeouts, Transaction, TransactionRecipient, connect
 from tests.support.tls import authority, certificate
 
 __all__ = ["authority", "certificate"]
@@ -38,7 +38,7 @@ def message():
     """`message("a@y.test", ...)` is a transaction for these recipients."""
 
     def make(*addresses, content=b"Subject: x\r\n\r\n.dot\r\n", **fields):
-        people = tuple(Recipient(address) for address in addresses or ("b@y.test",))
+        people = tuple(TransactionRecipient(address) for address in addresses or ("b@y.test",))
         return Transaction("a@x.test", people, content, **fields)
 
     return make

@@ -20,7 +20,7 @@ async def refusal(connected, mx, **fields):
     return caught.value
 
 
-async def test_a_closed_port_is_put_off():
+async def test_a_closed_port_defers():
     with socket.socket() as kept:
         kept.bind(("127.0.0.1", 0))  # and does not listen, so that nobody else does either
         target = Target("mx.test", *kept.getsockname())
@@ -32,7 +32,7 @@ async def test_a_closed_port_is_put_off():
     assert outcome.evidence.reply == f"{target.address}:{target.port}: connection refused"
 
 
-async def test_a_host_that_does_not_answer_is_put_off():
+async def test_a_host_that_does_not_answer_defers():
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         address = listener.getsockname()
         fillers = [socket.socket() for _ in range(4)]
@@ -59,7 +59,7 @@ async def test_a_host_that_does_not_answer_is_put_off():
         ({"EHLO": "550 no", "HELO": "550 5.7.1 no"}, Stage.EHLO, DeferralClass.SITE, "4.7.1"),
     ],
 )
-async def test_a_session_that_cannot_be_is_put_off(connected, replies, stage, kind, status):
+async def test_a_session_that_fails_defers(connected, replies, stage, kind, status):
     async with RemoteMx(replies=replies) as mx:
         error = await refusal(connected, mx)
     assert isinstance(error.outcome, Deferred)
@@ -67,7 +67,7 @@ async def test_a_session_that_cannot_be_is_put_off(connected, replies, stage, ki
     assert error.outcome.evidence.host == mx.name
 
 
-async def test_nonsense_is_quoted_without_the_librarys_own_code(connected):
+async def test_an_invalid_reply_is_quoted_without_the_code_of_the_library(connected):
     async with RemoteMx(replies={"CONNECT": "SSH-2.0-x"}) as mx:
         error = await refusal(connected, mx)
     assert "SSH-2.0-x" in error.outcome.evidence.reply
@@ -75,7 +75,7 @@ async def test_nonsense_is_quoted_without_the_librarys_own_code(connected):
 
 
 @pytest.mark.parametrize(("banner", "status"), [("554 no mail", "5.3.2"), ("521 never", "5.3.2")])
-async def test_a_banner_that_refuses_speaks_for_its_host(connected, banner, status):
+async def test_a_rejecting_banner_counts_for_its_host(connected, banner, status):
     async with RemoteMx(replies={"CONNECT": banner}) as mx:
         error = await refusal(connected, mx)
     assert isinstance(error.outcome, Failed)
@@ -83,14 +83,14 @@ async def test_a_banner_that_refuses_speaks_for_its_host(connected, banner, stat
 
 
 @pytest.mark.parametrize("stage", ["CONNECT", "EHLO"])
-async def test_a_silent_host_is_put_off(connected, stage):
+async def test_a_silent_host_defers(connected, stage):
     async with RemoteMx(gates={stage: asyncio.Event()}) as mx:
         error = await refusal(connected, mx, timeouts=IN_NO_TIME)
     assert isinstance(error.outcome, Deferred)
     assert error.outcome.kind is DeferralClass.CONNECT
 
 
-async def test_a_host_without_ehlo_is_spoken_to_plainly(connected, message):
+async def test_a_host_without_ehlo_gets_helo(connected, message):
     async with RemoteMx(replies={"EHLO": "500 5.5.2 what?"}) as mx:
         connection = await connected(mx)
         result = await connection.transact(message())
@@ -105,7 +105,7 @@ async def test_a_unix_socket_is_a_target(connected, message, tmp_path):
         assert isinstance(result.outcomes[0], Relayed)
 
 
-async def test_a_unix_socket_that_is_not_there_is_put_off(connected, tmp_path):
+async def test_a_missing_unix_socket_defers(connected, tmp_path):
     error = await refusal(connected, RemoteMx(path=str(tmp_path / "s")), tls="none")
     assert error.outcome.evidence.status == "4.4.1"
 
@@ -132,7 +132,7 @@ async def test_implicit_tls(connected, message, certificate):
         assert mx.commands[0] == "EHLO relay.test"
 
 
-async def test_a_peer_that_leaves_over_tls_is_noticed(connected, message, certificate):
+async def test_a_peer_that_closes_over_tls_is_noticed(connected, message, certificate):
     async with RemoteMx(tls=certificate.server_context(), replies={"DOT": DROP}) as mx:
         connection = await connected(mx)
         result = await connection.transact(message())
@@ -140,7 +140,7 @@ async def test_a_peer_that_leaves_over_tls_is_noticed(connected, message, certif
         assert not connection.is_open
 
 
-async def test_required_tls_that_is_not_offered_is_put_off(connected):
+async def test_required_tls_that_is_not_offered_defers(connected):
     async with RemoteMx() as mx:
         error = await refusal(connected, mx, tls="required")
     assert (error.outcome.kind, error.outcome.evidence.status) == (DeferralClass.TLS, "4.7.4")
@@ -148,7 +148,7 @@ async def test_required_tls_that_is_not_offered_is_put_off(connected):
 
 
 @pytest.mark.parametrize("replies", [{}, {"STARTTLS": "454 4.7.0 not now"}, {"STARTTLS": DROP}])
-async def test_broken_tls_is_retried_in_clear_unless_required(connected, message, replies):
+async def test_broken_opportunistic_tls_is_retried_without_tls(connected, message, replies):
     no_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     async with RemoteMx(tls=no_certificate, replies=replies) as mx:
         connection = await connected(mx, tls="opportunistic")
@@ -203,9 +203,7 @@ async def test_a_certificate_of_a_trusted_ca_for_the_host_is_verified(
         (["DNS:mail.test"], 1, False, "the certificate is refused: unable to get local issuer"),
     ],
 )
-async def test_a_certificate_that_does_not_hold_puts_mail_off(
-    connected, authority, names, days, ca, told, implicit
-):
+async def test_an_invalid_certificate_defers(connected, authority, names, days, ca, told, implicit):
     tls = authority.issue(*names, days=days).server_context()
     trusted = authority.certificate if ca else None
     async with RemoteMx(tls=tls, implicit_tls=implicit, users={"me": "secret"}) as mx:
@@ -231,7 +229,7 @@ async def test_a_self_signed_certificate_in_the_ca_file_is_verified(connected, c
     assert connection.peer.tls
 
 
-async def test_a_ca_file_that_has_gone_puts_mail_off(connected, certificate, tmp_path):
+async def test_a_missing_ca_file_defers(connected, certificate, tmp_path):
     async with RemoteMx(tls=certificate.server_context()) as mx:
         error = await refusal(connected, mx, tls="verify", ca=tmp_path / "gone.pem")
         assert "gone.pem cannot be used: no such file" in error.outcome.evidence.reply
@@ -260,7 +258,7 @@ async def test_no_password_is_sent_in_the_clear(connected, level, told):
 
 
 @pytest.mark.parametrize("replies", [{}, {"STARTTLS": "454 4.7.0 not now"}, {"STARTTLS": DROP}])
-async def test_no_password_is_sent_in_the_clear_where_tls_breaks(connected, replies):
+async def test_no_password_is_sent_in_the_clear_when_tls_breaks(connected, replies):
     no_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     async with RemoteMx(tls=no_certificate, replies=replies, users={"me": "secret"}) as mx:
         error = await refusal(connected, mx, tls="opportunistic", credentials=LOGIN)
@@ -271,7 +269,7 @@ async def test_no_password_is_sent_in_the_clear_where_tls_breaks(connected, repl
 
 # -- AUTH
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-async def test_credentials_are_shown(connected, message, host):
+async def test_credentials_are_sent(connected, message, host):
     async with RemoteMx(users={"me": "secret"}) as mx:
         connection = await connected(mx, host=host, credentials=LOGIN)
         await connection.transact(message())
@@ -287,7 +285,7 @@ async def test_credentials_are_shown(connected, message, host):
         ({"me": "secret"}, {"AUTH": "535 5.7.8 no"}),
     ],
 )
-async def test_credentials_that_do_not_work_put_mail_off(connected, users, replies):
+async def test_rejected_credentials_defer(connected, users, replies):
     async with RemoteMx(users=users, replies=replies) as mx:
         error = await refusal(connected, mx, host="localhost", credentials=LOGIN)
     assert isinstance(error.outcome, Deferred)

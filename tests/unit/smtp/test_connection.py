@@ -38,7 +38,7 @@ async def test_each_recipient_has_an_outcome_of_its_own(connected, message, exte
 
 
 @both_ways
-async def test_a_connection_is_used_again(connected, message, extensions):
+async def test_a_connection_is_reused_for_the_next_transaction(connected, message, extensions):
     async with RemoteMx(extensions=extensions, rcpt={"no@y.test": "550 5.1.1 no"}) as mx:
         connection = await connected(mx)
         for _ in range(3):
@@ -51,7 +51,7 @@ async def test_a_connection_is_used_again(connected, message, extensions):
 
 @both_ways
 @pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "CONTENT", "DOT"])
-async def test_a_lost_connection_leaves_doubt_only_behind_the_dot(
+async def test_a_lost_connection_is_indeterminate_only_after_the_dot(
     connected, message, extensions, stage
 ):
     content = b"x" * (20_000_000 if stage == "CONTENT" else 20)
@@ -67,7 +67,7 @@ async def test_a_lost_connection_leaves_doubt_only_behind_the_dot(
 
 @both_ways
 @pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "DOT"])
-async def test_a_silent_peer_is_given_up(connected, message, extensions, stage):
+async def test_a_silent_peer_times_out(connected, message, extensions, stage):
     async with RemoteMx(extensions=extensions, gates={stage: asyncio.Event()}) as mx:
         connection = await connected(mx, timeouts=IN_NO_TIME)
         result = await connection.transact(message())
@@ -86,7 +86,7 @@ async def test_a_silent_peer_is_given_up(connected, message, extensions, stage):
         ("DATA", "200"),
     ],
 )
-async def test_nonsense_is_put_off(connected, message, extensions, stage, nonsense):
+async def test_an_invalid_reply_defers(connected, message, extensions, stage, nonsense):
     async with RemoteMx(extensions=extensions, replies={stage: nonsense}) as mx:
         connection = await connected(mx)
         result = await connection.transact(message("a@y.test", "b@y.test"))
@@ -98,7 +98,7 @@ async def test_nonsense_is_put_off(connected, message, extensions, stage, nonsen
 
 @both_ways
 @pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "DOT"])
-async def test_421_puts_everybody_off(connected, message, extensions, stage):
+async def test_421_defers_all_recipients(connected, message, extensions, stage):
     async with RemoteMx(extensions=extensions, replies={stage: "421 4.3.2 going down"}) as mx:
         connection = await connected(mx)
         result = await connection.transact(message("a@y.test", "b@y.test"))
@@ -113,7 +113,7 @@ async def test_421_puts_everybody_off(connected, message, extensions, stage):
     [("MAIL", "552 too big", Failed), ("MAIL", "451 later", Deferred), ("DATA", "554 no", Failed),
      ("DATA", "451 later", Deferred), ("DOT", "550 5.7.1 spam", Failed), ("DOT", "452 full", Deferred)],
 )  # fmt: skip
-async def test_a_refusal_counts_for_all_and_keeps_the_connection(
+async def test_a_rejection_counts_for_all_and_keeps_the_connection(
     connected, message, extensions, stage, reply, expected
 ):
     async with RemoteMx(
@@ -139,7 +139,9 @@ async def test_replies_may_come_in_pieces(connected, message, extensions, fragme
 
 
 @both_ways
-async def test_a_reply_too_many_is_never_taken_for_the_dots(connected, message, extensions):
+async def test_an_unsolicited_reply_is_never_taken_for_the_reply_to_the_dot(
+    connected, message, extensions
+):
     replies = {"DATA": "354 go\r\n250 stale", "DOT": "550 5.7.1 rejected"}
     async with RemoteMx(extensions=extensions, replies=replies) as mx:
         connection = await connected(mx)
@@ -152,7 +154,7 @@ async def test_a_reply_too_many_is_never_taken_for_the_dots(connected, message, 
 
 
 @pytest.mark.parametrize("surplus", ["250 2.0.0 and again", "and", "421 4.3.2 bye"])
-async def test_what_comes_behind_the_dots_reply_ends_the_connection_not_the_delivery(
+async def test_data_after_the_reply_to_the_dot_ends_the_connection_not_the_delivery(
     connected, message, surplus
 ):
     async with RemoteMx(replies={"DOT": f"250 2.0.0 ok\r\n{surplus}"}) as mx:
@@ -173,7 +175,7 @@ async def test_a_full_transaction_goes_on_in_a_new_one(connected, message, exten
         assert kinds(await connection.transact(message("c@y.test"))) == {0: Relayed}
 
 
-async def test_a_full_transaction_without_anybody_accepted_is_put_off(connected, message):
+async def test_a_full_transaction_without_an_accepted_recipient_defers(connected, message):
     async with RemoteMx(replies={"RCPT": "452 4.5.3 too many"}) as mx:
         result = await (await connected(mx)).transact(message())
         assert kinds(result) == {0: Deferred}
@@ -191,7 +193,7 @@ async def test_a_whole_message_goes_to_all_or_none(connected, message, extension
         assert mx.envelopes == []
 
 
-async def test_354_for_nobody_gets_a_lone_dot(connected, message):
+async def test_354_without_an_accepted_recipient_gets_a_lone_dot(connected, message):
     async with RemoteMx(rcpt={"no@y.test": "550 no"}, replies={"NOBODY": "354 go ahead"}) as mx:
         connection = await connected(mx)
         result = await connection.transact(message("no@y.test"))
@@ -200,7 +202,7 @@ async def test_354_for_nobody_gets_a_lone_dot(connected, message):
         assert kinds(await connection.transact(message("yes@y.test"))) == {0: Relayed}
 
 
-async def test_a_refused_message_never_touches_the_wire(connected, message):
+async def test_an_unsupported_message_is_not_sent(connected, message):
     async with RemoteMx(extensions=["SIZE 10"]) as mx:
         connection = await connected(mx)
         result = await connection.transact(message(content=b"x" * 11))
@@ -209,7 +211,7 @@ async def test_a_refused_message_never_touches_the_wire(connected, message):
         assert not any(line.startswith("MAIL") for line in mx.commands)
 
 
-async def test_a_big_message_arrives_as_it_is(connected, message):
+async def test_a_big_message_arrives_unchanged(connected, message):
     dots = b"..\r\n.\r\n\r\n" + b"\r\n.\r\n" * 5_000
     content = b"".join([b"Subject: big\r\n\r\n", dots, b"x" * 3_000_000, b"\r"])
     async with RemoteMx() as mx:
@@ -218,7 +220,7 @@ async def test_a_big_message_arrives_as_it_is(connected, message):
         assert mx.envelopes[0].content == content + b"\r\n"
 
 
-async def test_a_peer_that_takes_nothing_is_given_up(connected, message):
+async def test_a_peer_that_takes_no_data_times_out(connected, message):
     async with RemoteMx(gates={"CONTENT": asyncio.Event()}, read_limit=2**16) as mx:
         connection = await connected(mx, timeouts=IN_NO_TIME)
         result = await connection.transact(message(content=b"x" * 20_000_000))
@@ -230,7 +232,7 @@ async def test_a_peer_that_takes_nothing_is_given_up(connected, message):
     ("reply", "expected"),
     [("552 5.3.4 too big", Failed), ("451 4.3.0 later", Deferred), ("250 2.0.0 ok", Deferred)],
 )
-async def test_a_refusal_in_the_middle_of_the_content_is_an_answer(
+async def test_a_rejection_in_the_middle_of_the_content_is_the_reply(
     connected, message, reply, expected
 ):
     async with RemoteMx(replies={"CONTENT": reply}, read_limit=2**16) as mx:
@@ -273,7 +275,7 @@ async def test_a_failing_settlement_ends_the_connection_without_the_dot(connecte
         assert mx.envelopes == []
 
 
-async def test_the_dot_is_away_when_after_dot_is_called(connected, message):
+async def test_the_dot_is_sent_when_after_dot_is_called(connected, message):
     gate = asyncio.Event()
     async with RemoteMx(gates={"DOT": gate}) as mx:
         connection = await connected(mx)
@@ -296,7 +298,7 @@ async def test_cancelling_closes_the_connection(connected, message):
         assert not connection.is_open
 
 
-async def test_cancelling_a_farewell_closes_the_connection(connected):
+async def test_cancelling_quit_closes_the_connection(connected):
     async with RemoteMx(gates={"QUIT": asyncio.Event()}) as mx:
         connection = await connected(mx)
         task = asyncio.create_task(connection.quit())
@@ -314,7 +316,7 @@ async def until(condition):
 
 
 @pytest.mark.parametrize("farewell", ["", "421 4.4.2 idle too long", "250 surprise", GARBAGE])
-async def test_a_peer_that_leaves_while_idle_is_noticed(connected, message, farewell):
+async def test_a_peer_that_closes_while_idle_is_noticed(connected, message, farewell):
     async with RemoteMx() as mx:
         connection = await connected(mx)
         await connection.transact(message())
@@ -326,7 +328,7 @@ async def test_a_peer_that_leaves_while_idle_is_noticed(connected, message, fare
 
 @both_ways
 @pytest.mark.parametrize("end", [DROP, "421 4.4.2 idle too long"])
-async def test_a_reused_connection_that_was_dead_is_stale_not_an_attempt(
+async def test_a_reused_connection_that_was_closed_is_stale_not_an_attempt(
     connected, message, extensions, end
 ):
     async with RemoteMx(extensions=extensions, replies={"MAIL": ["250 ok", end]}) as mx:

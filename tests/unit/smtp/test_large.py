@@ -33,7 +33,7 @@ def large(tmp_path):
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 5])
 @pytest.mark.parametrize("body", [b"\r\n.\r\n..x\r\n\r\n.", b"\r\n", b"\r\nx\r\n.\r\n"])
-async def test_it_arrives_wherever_blocks_and_files_end(
+async def test_content_arrives_wherever_blocks_and_files_end(
     connected, message, large, monkeypatch, block_bytes, body
 ):
     monkeypatch.setattr(connection_module, "BLOCK_BYTES", block_bytes)
@@ -67,7 +67,7 @@ async def test_30_mb_arrive_octet_for_octet(connected, message, large, certifica
         assert isinstance((await connection.transact(message())).outcomes[0], Relayed)
 
 
-async def test_a_connection_lost_midway_leaves_no_doubt(connected, message, large):
+async def test_a_connection_lost_midway_is_not_indeterminate(connected, message, large):
     content = large(b"\r\n" + b"x" * 20_000_000)
     async with RemoteMx(replies={"CONTENT": DROP}, read_limit=2**16) as mx:
         connection = await connected(mx)
@@ -78,7 +78,7 @@ async def test_a_connection_lost_midway_leaves_no_doubt(connected, message, larg
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut short"])
-async def test_a_file_lost_midway_is_no_message(connected, message, large, damage):
+async def test_a_file_lost_midway_sends_no_final_dot(connected, message, large, damage):
     content = large(b"\r\n" + (b"x" * 500 + b".\r\n") * 40_000)
     gate = asyncio.Event()
     async with RemoteMx(gates={"CONTENT": gate}, read_limit=2**16) as mx:
@@ -86,7 +86,7 @@ async def test_a_file_lost_midway_is_no_message(connected, message, large, damag
         sending = asyncio.ensure_future(connection.transact(message(content=content)))
         await mx.reached("DATA")
         async with asyncio.timeout(5):
-            while not connection._wire._paused:  # the peer does not read: much is yet to come
+            while not connection._protocol._paused:  # the peer does not read: much is yet to come
                 await asyncio.sleep(0)
         path = content.body[0].path
         if damage == "gone":
@@ -108,7 +108,7 @@ async def test_a_file_lost_midway_is_no_message(connected, message, large, damag
         assert mx.envelopes == []
 
 
-async def test_the_dot_waits_for_the_settlement_behind_the_content(connected, message, large):
+async def test_the_dot_waits_for_the_settlement_after_the_content(connected, message, large):
     content = large(b"\r\n" + b"x\r\n" * 500_000)
     gate = asyncio.Event()
     async with RemoteMx() as mx:

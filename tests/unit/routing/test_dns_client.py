@@ -4,8 +4,8 @@ import asyncio
 
 from relay.clock import ManualClock
 from relay.routing import dns_client
-from relay.routing.dns_client import NameServers, Questions
-from relay.routing.mx_hosts import Records, Silence
+from relay.routing.dns_client import DnsCache, StubResolver
+from relay.routing.mx_hosts import NoAnswer, Records
 
 
 class Server:
@@ -25,10 +25,10 @@ class Server:
         return Records((question[0],)), 60.0
 
 
-async def test_queries_in_flight_are_bounded(monkeypatch):
+async def test_dns_queries_in_progress_are_bounded(monkeypatch):
     monkeypatch.setattr(dns_client, "QUERIES_MAX", 4)
     server = Server()
-    asking = Questions(server.ask, clock=ManualClock())
+    asking = DnsCache(server.ask, clock=ManualClock())
     wanted = [(f"{number}.test", "A") for number in range(20)]
     waiting = asyncio.create_task(asking.answers(*wanted))
     while server.now < 4:
@@ -38,30 +38,30 @@ async def test_queries_in_flight_are_bounded(monkeypatch):
     assert server.most == 4
 
 
-async def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch):
+async def test_the_dns_cache_drops_the_least_recently_used_answer(monkeypatch):
     monkeypatch.setattr(dns_client, "CACHE_MAX", 2)
     server = Server()
     server.open.set()
-    asking = Questions(server.ask, clock=ManualClock())
+    asking = DnsCache(server.ask, clock=ManualClock())
     for name in ("a", "b", "a", "c", "a", "b"):
         await asking.answers((name, "A"))
     assert server.asked == ["a", "b", "c", "b"]
 
 
-async def test_the_same_question_twice_in_one_call_is_asked_once():
+async def test_the_same_question_twice_in_one_call_is_one_query():
     server = Server()
     server.open.set()
-    asking = Questions(server.ask, clock=ManualClock())
+    asking = DnsCache(server.ask, clock=ManualClock())
     assert await asking.answers(("a", "A"), ("a", "A")) == [Records(("a",))] * 2
     assert server.asked == ["a"]
 
 
-async def test_without_any_name_server_there_is_silence_that_says_so(tmp_path):
-    servers = NameServers((), timeout_s=1.0, resolv_conf=str(tmp_path / "none"))
-    assert await servers.ask(("x.test", "A")) == (Silence("no name server is configured"), 0.0)
+async def test_without_name_servers_the_answer_says_so(tmp_path):
+    servers = StubResolver((), timeout_s=1.0, resolv_conf=str(tmp_path / "none"))
+    assert await servers.ask(("x.test", "A")) == (NoAnswer("no name server is configured"), 0.0)
 
 
 def test_the_systems_name_servers_are_those_of_its_file(tmp_path):
     (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.53\nsearch example.test\n")
-    servers = NameServers((), timeout_s=1.0, resolv_conf=str(tmp_path / "resolv.conf"))
+    servers = StubResolver((), timeout_s=1.0, resolv_conf=str(tmp_path / "resolv.conf"))
     assert servers._resolver.nameservers == ["192.0.2.53"]

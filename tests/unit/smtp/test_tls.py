@@ -3,7 +3,7 @@
 import pytest
 
 from relay.smtp import Target
-from relay.smtp.tls import is_for, is_loopback, shown_names
+from relay.smtp.tls import certificate_matches, certificate_names, is_loopback
 
 
 def certificate(*names):
@@ -28,8 +28,8 @@ def certificate(*names):
         (["IP:2001:DB8:0:0:0:0:0:1"], "[IPv6:2001:db8::1]"),
     ],
 )
-def test_a_certificate_is_for_its_names(names, host):
-    assert is_for(certificate(*names), host)
+def test_a_certificate_matches_its_names(names, host):
+    assert certificate_matches(certificate(*names), host)
 
 
 @pytest.mark.parametrize(
@@ -52,16 +52,16 @@ def test_a_certificate_is_for_its_names(names, host):
          "a.test, b.test, c.test and 2 more"),
     ],
 )  # fmt: skip
-def test_a_certificate_for_others_is_told_by_their_names(names, host, found):
-    assert not is_for(certificate(*names), host)
-    assert shown_names(certificate(*names)) == found
+def test_a_certificate_for_others_is_described_by_its_names(names, host, found):
+    assert not certificate_matches(certificate(*names), host)
+    assert certificate_names(certificate(*names)) == found
 
 
-def test_a_certificate_without_anything_is_for_no_host():
-    assert not is_for({}, "mail.test")
-    assert shown_names({}) == "no host"
-    assert not is_for(certificate("DNS:"), "mail.test")
-    assert not is_for(certificate("DNS:"), "")
+def test_a_certificate_without_names_matches_no_host():
+    assert not certificate_matches({}, "mail.test")
+    assert certificate_names({}) == "no host"
+    assert not certificate_matches(certificate("DNS:"), "mail.test")
+    assert not certificate_matches(certificate("DNS:"), "")
 
 
 @pytest.mark.parametrize(
@@ -102,5 +102,5 @@ LOGIN = ("user", "secret")
         ({"tls": "opportunistic", "implicit": True}, "required"),
     ],
 )  # fmt: skip
-def test_what_a_session_must_have(fields, level):
+def test_the_tls_level_of_a_session(fields, level):
     assert Target(**{"host": "mail.test", "address": "192.0.2.1", **fields}).level == level

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from relay.message.outcome import DeferralClass, Deferred, Failed
 from relay.routing import (
-    Looped,
+    MailLoop,
     NoAddress,
     NoSuchDomain,
     NullMx,
     TemporaryFailure,
     outcome_of,
 )
-from relay.routing.mx_hosts import EXCHANGES_MAX, Exchange, better_than_own, in_order
+from relay.routing.mx_hosts import EXCHANGES_MAX, Exchange, better_than_own, by_preference
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from relay.routing.mx_hosts import EXCHANGES_MAX, Exchange, better_than_own, in_
         (NullMx("x.test"), Failed, "5.1.10"),
         (NoSuchDomain("x.test"), Failed, "5.1.2"),
         (NoAddress("x.test"), Failed, "5.4.4"),
-        (Looped("x.test"), Failed, "5.4.6"),
+        (MailLoop("x.test"), Failed, "5.4.6"),
         (TemporaryFailure("x.test: SERVFAIL"), Deferred, "4.4.3"),
         (TemporaryFailure("x.test has no address", "4.4.4"), Deferred, "4.4.4"),
     ],
@@ -43,14 +43,14 @@ EXCHANGES = st.lists(st.builds(Exchange, st.integers(0, 5), st.sampled_from("abc
 
 
 @given(EXCHANGES, st.integers())
-def test_order_never_puts_a_worse_preference_first(exchanges, seed):
-    ordered = in_order(exchanges, random.Random(seed))
+def test_mx_hosts_are_in_the_order_of_preference(exchanges, seed):
+    ordered = by_preference(exchanges, random.Random(seed))
     preferences = [each.preference for each in ordered]
     assert preferences == sorted(each.preference for each in exchanges)[:EXCHANGES_MAX]
 
 
 @given(EXCHANGES)
-def test_what_is_left_is_strictly_better_than_every_own_entry(exchanges):
+def test_mx_hosts_that_are_not_better_than_the_relay_are_dropped(exchanges):
     left = better_than_own(exchanges, lambda each: each.name == "a")
     own = [each.preference for each in exchanges if each.name == "a"]
     assert all(each.preference < least for each in left for least in own)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.message.classify import Reply
-from relay.smtp.client_protocol import REPLY_BYTES_MAX, REPLY_LINES_MAX, ReplyReader
+from relay.smtp.client_protocol import REPLY_BYTES_MAX, REPLY_LINES_MAX, ReplyParser
 
 STREAM = b"250-mx.test\r\n250-SIZE 1\r\n250 HELP\r\n354 go\r\n550-5.1.1 no such\r\n550 5.1.1 user\r\n250\r\n"
 REPLIES = [
@@ -20,7 +20,7 @@ REPLIES = [
 
 @given(st.lists(st.integers(0, len(STREAM))))
 def test_replies_do_not_depend_on_where_the_bytes_are_cut(cuts):
-    reader, replies = ReplyReader(), []
+    reader, replies = ReplyParser(), []
     edges = [0, *sorted(cuts), len(STREAM)]
     for start, end in pairwise(edges):
         replies += reader.feed(STREAM[start:end])
@@ -30,8 +30,8 @@ def test_replies_do_not_depend_on_where_the_bytes_are_cut(cuts):
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_make_it_raise(data):
-    reader = ReplyReader()
+def test_the_parser_never_raises(data):
+    reader = ReplyParser()
     for reply in reader.feed(data):
         assert 200 <= reply.code < 600
         assert reply.text.isprintable()
@@ -40,18 +40,18 @@ def test_no_bytes_make_it_raise(data):
 @pytest.mark.parametrize(
     "line", [b"hello", b"25 x", b"2500 x", b"199 x", b"600 x", b"", b"\x80\x81\x82 x", b"250_x"]
 )
-def test_what_is_no_reply_is_a_fault_and_spares_what_came_before(line):
-    reader = ReplyReader()
+def test_an_invalid_reply_is_a_fault_and_keeps_earlier_replies(line):
+    reader = ReplyParser()
     assert reader.feed(b"250 ok\r\n" + line + b"\r\n250 more\r\n") == [Reply(250, "ok")]
-    assert "no SMTP reply" in reader.fault
+    assert "not an SMTP reply" in reader.fault
 
 
 def test_the_last_line_gives_the_code():
-    assert ReplyReader().feed(b"250-ok\r\n550 no\r\n") == [Reply(550, "ok no")]
+    assert ReplyParser().feed(b"250-ok\r\n550 no\r\n") == [Reply(550, "ok no")]
 
 
 def test_unprintable_text_is_made_safe():
-    assert ReplyReader().feed(b"550 a\x00b\x1b[31m\xff\r\n") == [Reply(550, "a?b?[31m\ufffd")]
+    assert ReplyParser().feed(b"550 a\x00b\x1b[31m\xff\r\n") == [Reply(550, "a?b?[31m\ufffd")]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_unprintable_text_is_made_safe():
     ],
 )
 def test_a_reply_without_end_is_a_fault(data):
-    reader = ReplyReader()
+    reader = ReplyParser()
     for start in range(0, len(data), 1000):
         reader.feed(data[start : start + 1000])
     assert "more than" in reader.fault

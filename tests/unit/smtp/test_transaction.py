@@ -8,12 +8,12 @@ from relay.message.content import LargeContent, MemoryOctets
 from relay.message.envelope import Notify
 from relay.smtp.transaction import (
     Extensions,
-    Recipient,
     Transaction,
+    TransactionRecipient,
+    dot_stuffed,
     mail_command,
     rcpt_command,
-    refusal,
-    stuffed,
+    unsupported,
 )
 
 EVERYTHING = Extensions.offered(
@@ -28,7 +28,7 @@ def large(header=b"Subject: x\r\n", body=b"\r\nhi\r\n", *, eight_bit=False):
 
 
 def transaction(content=b"Subject: x\r\n\r\nhi\r\n", address="b@y.test", **fields):
-    return Transaction("a@x.test", (Recipient(address),), content, **fields)
+    return Transaction("a@x.test", (TransactionRecipient(address),), content, **fields)
 
 
 @pytest.mark.parametrize(
@@ -59,13 +59,15 @@ def test_mail_has_the_parameters_that_the_peer_offers(fields, parameters):
 @pytest.mark.parametrize(
     ("recipient", "parameters"),
     [
-        (Recipient("b@y.test"), ""),
-        (Recipient("b@y.test", frozenset({Notify.NEVER})), " NOTIFY=NEVER"),
+        (TransactionRecipient("b@y.test"), ""),
+        (TransactionRecipient("b@y.test", frozenset({Notify.NEVER})), " NOTIFY=NEVER"),
         (
-            Recipient("b@y.test", frozenset({Notify.SUCCESS, Notify.FAILURE}), "rfc822;B+1@y.test"),
+            TransactionRecipient(
+                "b@y.test", frozenset({Notify.SUCCESS, Notify.FAILURE}), "rfc822;B+1@y.test"
+            ),
             " NOTIFY=FAILURE,SUCCESS ORCPT=rfc822;B+2B1@y.test",
         ),
-        (Recipient("b@y.test", orcpt="rfc822;not ascii é"), ""),
+        (TransactionRecipient("b@y.test", orcpt="rfc822;not ascii é"), ""),
     ],
 )
 def test_rcpt_has_its_dsn_parameters_where_dsn_is_offered(recipient, parameters):
@@ -92,32 +94,32 @@ def test_rcpt_has_its_dsn_parameters_where_dsn_is_offered(recipient, parameters)
         (transaction(address="b@y.test>\r\nDATA"), EVERYTHING, "5.1.3"),
     ],
 )
-def test_what_the_peer_cannot_take_is_refused_here(one, offered, status):
-    refused = refusal(one, offered)
+def test_a_message_that_the_peer_does_not_support_is_not_sent(one, offered, status):
+    refused = unsupported(one, offered)
     assert (refused.status if refused else None) == status
 
 
 @pytest.mark.parametrize("size", ["", "x", "-1", "9" * 21, "²"])
-def test_an_odd_size_means_no_limit(size):
+def test_an_invalid_size_means_no_limit(size):
     assert Extensions.offered({"size": size}).size_max == 0
 
 
 @pytest.mark.parametrize("content", [b".\r\n.\r\n..\r\n\r\n.", b"a\r\n.b\r\n", b"\r\n\r\n..."])
-def test_stuffing_is_the_same_at_every_pair_of_cuts(content):
-    whole = b"".join(stuffed((content,)))
+def test_dot_stuffing_is_the_same_at_every_pair_of_cuts(content):
+    whole = b"".join(dot_stuffed((content,)))
     for first in range(len(content) + 1):
         for second in range(first, len(content) + 1):
             pieces = (content[:first], content[first:second], content[second:])
-            assert b"".join(stuffed(pieces)) == whole, pieces
+            assert b"".join(dot_stuffed(pieces)) == whole, pieces
 
 
 @given(
     st.lists(st.sampled_from([b"\r\n", b".", b"x", b".\r\n", b"\r\n..", b""])), st.integers(1, 9)
 )
-def test_stuffing_is_undone_by_the_receiver_wherever_blocks_end(pieces, block_bytes):
+def test_dot_stuffing_is_undone_by_the_receiver_wherever_blocks_end(pieces, block_bytes):
     content = b"".join(pieces)
     wire = b"".join(
-        stuffed(content[at : at + block_bytes] for at in range(0, len(content), block_bytes))
+        dot_stuffed(content[at : at + block_bytes] for at in range(0, len(content), block_bytes))
     )
     expected = content if content.endswith(b"\r\n") or not content else content + b"\r\n"
     assert b"\r\n.\r\n" not in b"\r\n" + wire
