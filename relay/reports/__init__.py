@@ -1,8 +1,8 @@
-"""Step 7: who hears that a message failed, and the report itself, already routed.
+"""Step 7: bounces and other reports about failed messages.
 
-Touches nothing: it makes values, which go into the spool in one transaction with the failure.
-Promises: one report a message however many recipients failed; none about a report, to the null
-reverse-path, to strangers, or against NOTIFY; what can reach no sender reaches the postmaster.
+Reports are values that go into the spool in one transaction with the failure. There is one report
+per message, however many recipients failed; none about a report, to the null reverse-path, to
+strangers, or against NOTIFY. Failures that no sender may be told of go to the postmaster.
 """
 
 from relay.reports.bounces import Reporter, ReportPlan

@@ -1,10 +1,9 @@
-"""Make the reports on failed recipients, as messages that the spool can take at once.
+"""Bounces: who gets a report on failed recipients, and the report as a message for the spool.
 
-On the path: ingress (step 5) and delivery (step 6) commit what comes out with the failure itself;
-pickup asks for the report of a failed step 3 and puts it into the Inbox.
-Holds: each message has the null reverse-path, one recipient with NOTIFY=NEVER, and a next hop.
-Fails: never.
-Standards: RFC 3461 6.1, RFC 3464, RFC 5321 4.4 (Return-Path), 4.5.5 (null reverse-path).
+decide_reports() prevents loops and backscatter (RFC 5321 6.1 and 6.2, RFC 3461 4.1 and 6.1).
+Reporter writes the report (RFC 3464) and routes it: it has the null reverse-path (RFC 5321 4.5.5),
+one recipient with NOTIFY=NEVER, and a next hop. Ingress (step 5) and delivery (step 6) commit it
+together with the failure; pickup puts the report on a failed step 3 into the Inbox.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,54 +22,52 @@ from relay.observe.metrics import Metrics
 from relay.spool.types import NewEntry, NewMessage, NewRecipient
 
 POSTMASTER = "postmaster"
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The failed recipients by what becomes of them.
-
-    `reported` go into the report to the reverse-path; those in `dead` make a copy of the message
-    for the postmaster; `dropped` are reports that failed at the postmaster: that is the end.
-    Recipients in none of them fail in silence, as their envelope or their sender's standing says.
-    """
-
-    reported: tuple[ReportedRecipient, ...] = ()
-    dead: tuple[ReportedRecipient, ...] = ()
-    dropped: tuple[ReportedRecipient, ...] = ()
-
-
-def decide(
-    recipients: Sequence[ReportedRecipient], *, reverse_path: str, trusted: bool, source: Source
-) -> Decision:
-    """Sort the failed `recipients` of one message.
-
-    `trusted` says that the sender was authenticated or in a listed network: to strangers
-    nothing is sent, because a reverse-path is easily forged.
-    """
-    if source is Source.REPORT:
-        return Decision(
-            dead=tuple(one for one in recipients if one.address != POSTMASTER),
-            dropped=tuple(one for one in recipients if one.address == POSTMASTER),
-        )
-    may_hear = trusted and bool(reverse_path)
-    return Decision(
-        reported=tuple(
-            one
-            for one in recipients
-            if may_hear and not one.added_by and wants_failure_report(one.notify)
-        ),
-        # The sender does not know of recipients that a rule added; the postmaster may.
-        dead=tuple(one for one in recipients if one.added_by),
-    )
-
-
-_NAMED_MAX = 100  # addresses in an event, which stays small
+_NAMED_MAX = 100  # addresses in an event, which must stay small
 _SUBJECT_CHARACTERS_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
+class ReportDecision:
+    """The failed recipients by what is done about them.
+
+    `reported` go into the report to the reverse-path. `dead_letters` cause a copy of the message
+    to the postmaster. `dropped` are reports that failed at the postmaster. Recipients in none of
+    them cause no report, because of NOTIFY or because the sender is not trusted.
+    """
+
+    reported: tuple[ReportedRecipient, ...] = ()
+    dead_letters: tuple[ReportedRecipient, ...] = ()
+    dropped: tuple[ReportedRecipient, ...] = ()
+
+
+def decide_reports(
+    recipients: Sequence[ReportedRecipient], *, reverse_path: str, trusted: bool, source: Source
+) -> ReportDecision:
+    """Sort the failed `recipients` of one message.
+
+    `trusted`: the sender was authenticated or in a listed network. Others get no reports, because a
+    reverse-path is easily forged (backscatter).
+    """
+    if source is Source.REPORT:
+        return ReportDecision(
+            dead_letters=tuple(one for one in recipients if one.address != POSTMASTER),
+            dropped=tuple(one for one in recipients if one.address == POSTMASTER),
+        )
+    may_report = trusted and bool(reverse_path)
+    return ReportDecision(
+        reported=tuple(
+            one
+            for one in recipients
+            if may_report and not one.added_by and wants_failure_report(one.notify)
+        ),
+        # The sender does not know recipients that a rule added; the postmaster may.
+        dead_letters=tuple(one for one in recipients if one.added_by),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class ReportPlan:
-    """What to commit with the failure: messages to accept, and events of the failed message."""
+    """What to commit with the failure: report messages, and events of the failed message."""
 
     messages: tuple[NewMessage, ...] = ()
     events: tuple[Event, ...] = ()
@@ -89,7 +86,7 @@ class Reporter:
         expire_after_s: float,
         metrics: Metrics,
     ) -> None:
-        """`next_hop_for` answers None for an address that nothing can be delivered to."""
+        """`next_hop_for` returns None for an address that has no next hop."""
         self._hostname = hostname
         self._clock = clock
         self._ids = ids
@@ -106,12 +103,13 @@ class Reporter:
         account: str,
         recipients: Sequence[ReportedRecipient],
     ) -> ReportPlan:
-        """Return what the failure of `recipients` causes: at most one report and one dead letter.
+        """Return what to commit for failed `recipients`: at most one report and one dead letter.
 
-        `account` owns the failed message's trace, and so the report's; a dead letter is the
-        operator's alone. Recipients that a rule added leave no event: the sender sees the trace.
+        `account` may see the trace of the failed message and of the report; a dead letter is for
+        operators only. Recipients that a rule added leave no event, because the sender sees the
+        trace.
         """
-        decision = decide(
+        decision = decide_reports(
             recipients, reverse_path=message.reverse_path, trusted=trusted, source=source
         )
         messages: list[NewMessage] = []
@@ -120,12 +118,12 @@ class Reporter:
             report, event = self._report(message, decision.reported, account=account)
             messages.append(report)
             events.append(event)
-        if decision.dead:
+        if decision.dead_letters:
             letter = self._message(message.content, _TO_POSTMASTER, about=message)
             messages.append(letter)
             self._count("dead-letter")
             if source is Source.REPORT:
-                events.append(_event(letter, "dead-letter", decision.dead))
+                events.append(_event(letter, "dead-letter", decision.dead_letters))
         if decision.dropped:
             self._count("dropped")
             detail = {"kind": "dropped", "recipients": _named(decision.dropped)}
@@ -135,9 +133,9 @@ class Reporter:
     def inbox_report(
         self, message: ReportedMessage, recipients: Sequence[ReportedRecipient]
     ) -> bytes:
-        """Return the report on a submission that failed in step 3, fit to lie in an Inbox.
+        """Return the report on a submission that failed in step 3, for the Inbox.
 
-        It has the Return-Path that final delivery adds, because no delivery follows.
+        It has the Return-Path that final delivery would add (RFC 5321 4.4).
         """
         self._count("failure")
         return b"Return-Path: <>\r\n" + self._written(message, recipients)
@@ -150,7 +148,7 @@ class Reporter:
         account: str,
     ) -> tuple[NewMessage, Event]:
         next_hop = self._next_hop_for(message.reverse_path)
-        if next_hop is None:  # the sender's own address leads nowhere
+        if next_hop is None:  # the sender's own address has no next hop
             route, kind, account = _TO_POSTMASTER, "dead-letter", ""
         else:
             route, kind = _Route(message.reverse_path, next_hop), "failure"
@@ -172,7 +170,7 @@ class Reporter:
     def _message(
         self, content: Content, route: "_Route", *, about: ReportedMessage, account: str = ""
     ) -> NewMessage:
-        """Return `content` as a message for one recipient, routed: it skips policy."""
+        """Return `content` as a routed message for one recipient: it skips policy."""
         now_us = self._clock.steady_us()
         header = in_sight(content)
         routed = {
@@ -212,7 +210,7 @@ _TO_POSTMASTER = _Route(POSTMASTER, LOCAL)
 
 
 def _event(made: NewMessage, kind: str, recipients: Sequence[ReportedRecipient]) -> Event:
-    """Return what the failed message's trace says of `made`."""
+    """Return the event about `made` for the trace of the failed message."""
     detail = {
         "report_id": made.id,
         "to": made.entries[0].recipients[0].address,

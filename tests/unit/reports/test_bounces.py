@@ -3,6 +3,7 @@
 import email
 import email.policy
 import email.utils
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from relay.message.reporting import ReportedMessage, ReportedRecipient
 from relay.message.verdict import Source
 from relay.observe.metrics import Metrics
 from relay.reports import Reporter, ReportPlan
+from relay.reports.bounces import decide_reports
 
 MX = NextHop(HopKind.MX, "example.com")
 HOUR_US = 3600 * 1_000_000
@@ -78,7 +80,7 @@ def world():
     return World()
 
 
-def test_one_report_for_all_failed_recipients(world):
+def test_one_bounce_for_all_failed_recipients(world):
     plan = world.failures([recipient(), recipient("carol@example.net")])
     (report,) = plan.messages
     found = scan_message(email.message_from_bytes(report.contents[0]))
@@ -86,7 +88,7 @@ def test_one_report_for_all_failed_recipients(world):
     assert world.counted() == {"failure": 1}
 
 
-def test_a_report_is_routed_to_the_sender_with_the_null_reverse_path(world):
+def test_a_bounce_is_routed_to_the_sender_with_the_null_reverse_path(world):
     (report,) = world.failures([recipient()]).messages
     assert report.reverse_path == ""
     assert report.source is Source.REPORT
@@ -105,7 +107,7 @@ def test_a_report_is_routed_to_the_sender_with_the_null_reverse_path(world):
     assert not report.smtputf8
 
 
-def test_what_the_spool_says_of_a_report_is_what_its_header_says(world):
+def test_the_envelope_of_a_bounce_matches_its_header(world):
     (report,) = world.failures([recipient()]).messages
     parsed = email.message_from_bytes(report.contents[0], policy=email.policy.default)
     assert report.message_id == parsed["message-id"]
@@ -148,7 +150,7 @@ def test_eight_bit_and_smtputf8_go_into_the_envelope(world):
 
 
 @pytest.mark.parametrize("who", [{"trusted": False}, {"message": "null"}])
-def test_silence(world, who):
+def test_no_bounce_is_sent(world, who):
     if who.pop("message", None):
         who["message"] = ReportedMessage(
             queue_id="q", reverse_path="", envid="", ret="", arrival_us=0, client="", content=b""
@@ -157,7 +159,7 @@ def test_silence(world, who):
     assert world.counted() == {}
 
 
-def test_a_failed_copy_goes_to_the_postmaster_and_the_sender_sees_none_of_it(world):
+def test_a_failed_copy_of_a_rule_goes_to_the_postmaster_and_not_to_the_sender(world):
     plan = world.failures([recipient(), recipient("copy@example.net", added_by="a rule")])
     report, letter = plan.messages
     assert b"copy@example.net" not in report.contents[0]
@@ -170,7 +172,7 @@ def test_a_failed_copy_goes_to_the_postmaster_and_the_sender_sees_none_of_it(wor
     assert world.counted() == {"failure": 1, "dead-letter": 1}
 
 
-def test_a_failed_report_becomes_a_dead_letter_and_never_a_report(world):
+def test_a_failed_bounce_becomes_a_dead_letter_and_never_a_bounce(world):
     plan = world.failures([recipient()], source=Source.REPORT)
     (letter,) = plan.messages
     assert letter.contents == (MESSAGE.content,)
@@ -180,7 +182,7 @@ def test_a_failed_report_becomes_a_dead_letter_and_never_a_report(world):
     assert world.counted() == {"dead-letter": 1}
 
 
-def test_a_large_content_becomes_a_dead_letter_as_it_lies(world):
+def test_a_large_content_becomes_a_dead_letter_from_its_file(world):
     large = LargeContent(MESSAGE.content[:-6], (MemoryOctets(b"\r\n\xff\r\n"),), eight_bit=True)
     failed = recipient(added_by="a rule")
     (letter,) = world.failures([failed], replace(MESSAGE, content=large)).messages
@@ -189,14 +191,14 @@ def test_a_large_content_becomes_a_dead_letter_as_it_lies(world):
     assert (letter.message_id, letter.subject) == ("<orig@example.com>", "Hello")
 
 
-def test_a_report_that_fails_at_the_postmaster_is_the_end(world):
+def test_a_bounce_that_fails_at_the_postmaster_is_dropped(world):
     plan = world.failures([recipient("postmaster")], source=Source.REPORT)
     assert plan.messages == ()
     assert plan.events[0].detail == {"kind": "dropped", "recipients": ["postmaster"]}
     assert world.counted() == {"dropped": 1}
 
 
-def test_failure_after_failure_comes_to_an_end(world):
+def test_repeated_failures_cause_no_endless_bounces(world):
     """Whatever fails next, nothing is made for ever: report, dead letter, nothing."""
     waiting, made = list(world.failures([recipient()]).messages), 0
     while waiting:
@@ -212,7 +214,7 @@ def test_failure_after_failure_comes_to_an_end(world):
     assert made == 2
 
 
-def test_a_sender_that_leads_nowhere_makes_a_dead_letter_of_the_report(world):
+def test_a_bounce_to_an_invalid_sender_becomes_a_dead_letter(world):
     world.hops.clear()
     plan = world.failures([recipient()])
     (letter,) = plan.messages
@@ -245,7 +247,7 @@ def test_the_inbox_report_is_the_same_with_its_return_path(world):
 
 
 @pytest.mark.parametrize("days", [1, -1])
-def test_behind_a_jump_a_report_expires_by_the_queues_time_and_tells_the_clocks(world, days):
+def test_after_a_clock_jump_a_bounce_expires_by_queue_time_and_shows_wall_time(world, days):
     world.clock.jumped_us = days * 24 * HOUR_US
     (report,) = world.failures([recipient()]).messages
     assert report.received_us == world.clock.steady_us()
@@ -256,3 +258,54 @@ def test_behind_a_jump_a_report_expires_by_the_queues_time_and_tells_the_clocks(
     arrived = email.utils.parsedate_to_datetime(str(arrival)).timestamp()
     assert arrived * 1_000_000 == MESSAGE.arrival_us + world.clock.jumped_us
     assert parsed["Date"].datetime.timestamp() == world.clock.time_us() // 1_000_000
+
+
+BOB = recipient()
+SILENT = recipient("silent@example.net", notify=frozenset({Notify.NEVER}))
+SUCCESS_ONLY = recipient("happy@example.net", notify=frozenset({Notify.SUCCESS, Notify.DELAY}))
+ASKED = recipient("asked@example.net", notify=frozenset({Notify.FAILURE}))
+ADDED = recipient("copy@example.net", added_by="a rule", notify=frozenset({Notify.NEVER}))
+POSTMASTER = recipient("postmaster")
+
+
+def groups(recipients, *, reverse_path="alice@example.com", trusted=True, source=Source.SMTP):
+    decision = decide_reports(recipients, reverse_path=reverse_path, trusted=trusted, source=source)
+    return decision.reported, decision.dead_letters, decision.dropped
+
+
+@pytest.mark.parametrize("source", [Source.GRAPH, Source.SMTP, Source.SENDMAIL])
+def test_a_trusted_sender_gets_a_bounce_by_notify(source):
+    everybody = [BOB, SILENT, SUCCESS_ONLY, ASKED, ADDED]
+    assert groups(everybody, source=source) == ((BOB, ASKED), (ADDED,), ())
+
+
+@pytest.mark.parametrize(
+    "sender", [{"reverse_path": ""}, {"trusted": False}, {"reverse_path": "", "trusted": False}]
+)
+def test_no_bounce_for_the_null_reverse_path_or_untrusted_senders(sender):
+    assert groups([BOB, ASKED], **sender) == ((), (), ())
+
+
+def test_failed_recipients_of_a_rule_go_to_the_postmaster():
+    assert groups([BOB, ADDED], trusted=False) == ((), (ADDED,), ())
+    assert groups([BOB, ADDED], reverse_path="") == ((), (ADDED,), ())
+
+
+def test_a_bounce_causes_no_bounce_and_ends_at_the_postmaster():
+    assert groups([BOB, ASKED], source=Source.REPORT, reverse_path="") == ((), (BOB, ASKED), ())
+    assert groups([POSTMASTER], source=Source.REPORT, reverse_path="") == ((), (), (POSTMASTER,))
+
+
+@pytest.mark.parametrize(
+    ("reverse_path", "trusted", "source"),
+    list(itertools.product(["", "alice@example.com"], [True, False], Source)),
+)
+def test_no_recipient_is_in_two_groups_and_no_bounce_is_about_a_bounce(
+    reverse_path, trusted, source
+):
+    everybody = [BOB, SILENT, SUCCESS_ONLY, ASKED, ADDED, POSTMASTER]
+    decided = groups(everybody, reverse_path=reverse_path, trusted=trusted, source=source)
+    flat = [one.address for group in decided for one in group]
+    assert len(flat) == len(set(flat))
+    if source is Source.REPORT or not trusted or not reverse_path:
+        assert decided[0] == ()
