@@ -20,16 +20,16 @@ from relay.app.state_dir import OwnerLock
 from relay.clock import Clock, Ids, SystemClock
 from relay.crashpoints import CrashPoints
 from relay.delivery import (
-    WINDOW_BYTES,
-    Cause,
+    ACTIVE_QUEUE_BYTES,
+    ActiveQueue,
+    AttemptRecorder,
     ConnectionSlots,
-    Contents,
-    Dispatcher,
+    ContentCache,
+    DeferralCause,
+    DeliveryScheduler,
     LocalDelivery,
-    Schedule,
-    Settler,
+    RetrySchedule,
     SiteOptions,
-    Window,
     parse_rate,
 )
 from relay.http import CONNECTIONS_MAX, ConnectionLimits, Dispatch, HostNames, HttpServer
@@ -139,8 +139,8 @@ class _Composer:
             expire_after_s=settings.delivery.expire_after, metrics=self.metrics,
         )  # fmt: skip
         self.resolver = sources.resolver or self._resolver()
-        self.dispatcher = self._dispatcher()
-        self.spool.desk.attend(self.dispatcher)
+        self.scheduler = self._scheduler()
+        self.spool.desk.attend(self.scheduler)
 
     def daemon(self) -> Daemon:
         acceptance = self._acceptance()
@@ -159,7 +159,7 @@ class _Composer:
             spool=self.spool,
             store=self.store,
             store_log=self.store_log,
-            dispatcher=self.dispatcher,
+            scheduler=self.scheduler,
             resolver=self.resolver,
             acceptance=acceptance,
             pickup_server=self._pickup_server(neighbours),
@@ -190,18 +190,18 @@ class _Composer:
             self.settings.dns.nameservers,
             timeout_s=self.settings.dns.timeout,
             clock=self.clock,
-            chance=self.rng,
+            rng=self.rng,
             hostname=self.settings.hostname,
             own_addresses=[listener.listen for listener in self.settings.smtp],
             port=self.settings.delivery.port,
         )
 
-    def _dispatcher(self) -> Dispatcher:
+    def _scheduler(self) -> DeliveryScheduler:
         delivery = self.settings.delivery
-        contents = Contents(self.spool, budget_bytes=4 * WINDOW_BYTES)
+        contents = ContentCache(self.spool, budget_bytes=4 * ACTIVE_QUEUE_BYTES)
         by_class = {name: steps for name, steps in asdict(delivery.retry_by_class).items() if steps}
-        schedule = Schedule(delivery.retry, self.rng.random, by_class)
-        settler = Settler(
+        schedule = RetrySchedule(delivery.retry, self.rng.random, by_class)
+        recorder = AttemptRecorder(
             self.spool, contents, self.reporter, clock=self.clock, metrics=self.metrics,
             schedule=schedule,
         )  # fmt: skip
@@ -215,14 +215,16 @@ class _Composer:
             ),
             connections_max=delivery.max_connections_per_next_hop,
             rate=parse_rate(delivery.max_rate_per_next_hop),
-            down_s=min(_DOWN_S_MAX, schedule.step_s(Cause()) / 2),
-            waited_s=lambda claim: schedule.step_s(Cause(claim.cause, claim.cause_attempts)),
+            unreachable_s=min(_DOWN_S_MAX, schedule.step_s(DeferralCause()) / 2),
+            waited_s=lambda claim: schedule.step_s(
+                DeferralCause(claim.cause, claim.cause_attempts)
+            ),
         )
-        return Dispatcher(
-            self.spool, settler, contents, local=LocalDelivery(self.store, self.table),
+        return DeliveryScheduler(
+            self.spool, recorder, contents, local=LocalDelivery(self.store, self.table),
             resolver=self.resolver, table=self.table, options=options, clock=self.clock,
             slots=ConnectionSlots(delivery.max_connections, self.metrics.connections),
-            window=Window(),
+            active_queue=ActiveQueue(),
             on_change=lambda _queue_id: self.changes.announce(),
         )  # fmt: skip
 
@@ -231,8 +233,8 @@ class _Composer:
             hostname=self.settings.hostname, router=self.table, policy=self.sources.rules,
             reporter=self.reporter, spool=self.spool, accounts=self.sources.accounts,
             clock=self.clock, ids=self.ids, metrics=self.metrics,
-            on_accepted=self._accepted, on_waiting=self.dispatcher.accepted_unclaimed,
-            lane_of=self.dispatcher.lane_of, has_room=self._takes_claim,
+            on_accepted=self._accepted, on_waiting=self.scheduler.accepted_unclaimed,
+            lane_of=self.scheduler.lane_of, has_room=self._takes_claim,
             expire_after_s=self.settings.delivery.expire_after,
             delay_warning_after_s=self.settings.delivery.delay_warning_after,
         )  # fmt: skip
@@ -241,10 +243,10 @@ class _Composer:
         """Whether delivery claims a message, with its content, as soon as it is accepted."""
         if self.pressure.state.has(Reason.MEMORY):
             return False
-        return self.dispatcher.has_room_for(next_hop, sender, lane)
+        return self.scheduler.has_room_for(next_hop, sender, lane)
 
     def _accepted(self, claims: Sequence[Claim]) -> None:
-        self.dispatcher.offer(claims)
+        self.scheduler.offer(claims)
         self.changes.announce()
 
     def _pickup_server(self, neighbours: IngressDependencies) -> SmtpServer:

@@ -33,7 +33,7 @@ from relay.app.maintenance import (
 from relay.app.pressure_monitor import PressureMonitor
 from relay.app.state_dir import OwnerLock
 from relay.clock import Clock, jump_us
-from relay.delivery import Dispatcher
+from relay.delivery import DeliveryScheduler
 from relay.http import HttpServer
 from relay.ingress import Acceptance, SmtpServer
 from relay.journeys.journey import Journeys
@@ -73,7 +73,7 @@ class Daemon:
     spool: SqliteSpool
     store: FileStore
     store_log: SubmissionLog
-    dispatcher: Dispatcher
+    scheduler: DeliveryScheduler
     resolver: Resolver | NoResolver
     acceptance: Acceptance
     pickup_server: SmtpServer
@@ -103,7 +103,7 @@ class Daemon:
         await self.pressure.measure()  # a full relay rejects from the first connection on
         self._spawn(self.pressure.run(), "pressure")
         self._spawn(write_clock_anchor(self.store), "clock")
-        self._spawn(self.dispatcher.run(), "delivery")
+        self._spawn(self.scheduler.run(), "delivery")
         await self.pickup_server.start()
         for smtp_server in self.smtp_servers:
             await smtp_server.start()
@@ -135,7 +135,7 @@ class Daemon:
             await _all_of(
                 self._finish_submissions(grace_s),
                 *(server.drain(grace_s) for server in self.smtp_servers),
-                self.dispatcher.drain(grace_s),
+                self.scheduler.drain(grace_s),
             )
 
     async def _finish_submissions(self, grace_s: float) -> None:

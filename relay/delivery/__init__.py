@@ -1,32 +1,31 @@
 """Step 6: delivery, to local mailboxes and by SMTP to the next hop.
 
-The dispatcher has the whole of it: `queue` says which claims are in memory and whose turn it is,
-`remote` and the mailroom try them, conclude and settlement write down what came of it.
-On the path: behind the spool's accept(), before its settle().
-Touches: the spool's claims, sockets through smtp, Maildirs through the store.
-Promises: at most one unsettled transaction per connection; limits per site; nothing tried after a
-    drain.
+`scheduler` is the queue manager: it takes claims from the spool and gives them to `site` (SMTP) or
+`local_delivery`. `active_queue` bounds the claims in memory, `queue_scanner` fetches what is due,
+`retry` has the retry schedule, `host_selection` chooses the next host when one does not answer,
+and `attempt_recorder` commits the result of each attempt. A connection has at most one transaction
+that is not settled.
 """
 
-from relay.delivery.active_queue import WINDOW_BYTES, Window
-from relay.delivery.attempt_recorder import Settler
+from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
+from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
-from relay.delivery.content_budget import Contents
+from relay.delivery.content_cache import ContentCache
 from relay.delivery.local_delivery import LocalDelivery
-from relay.delivery.retry import Cause, Schedule
-from relay.delivery.scheduler import Dispatcher
+from relay.delivery.retry import DeferralCause, RetrySchedule
+from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions, parse_rate
 
 __all__ = [
-    "WINDOW_BYTES",
-    "Cause",
+    "ACTIVE_QUEUE_BYTES",
+    "ActiveQueue",
+    "AttemptRecorder",
     "ConnectionSlots",
-    "Contents",
-    "Dispatcher",
+    "ContentCache",
+    "DeferralCause",
+    "DeliveryScheduler",
     "LocalDelivery",
-    "Schedule",
-    "Settler",
+    "RetrySchedule",
     "SiteOptions",
-    "Window",
     "parse_rate",
 ]

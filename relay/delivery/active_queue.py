@@ -1,159 +1,133 @@
-"""How many claims are in memory, shared so that no next hop, sender or lane can fill it.
+"""The active queue: how many claims may be in memory, and which claims are there.
 
-On the path: the dispatcher tells it of each claim that comes and goes, and asks who may have more.
-Holds: nobody gets more once it has some times as many claims, or bytes, as are left free: however
-    many a stalled one has, the others find room. So it is for a sender at a next hop, whom others
-    there must not wait for, for a next hop, and for a sender; in all, and in the part of a lane
-    that has one. Next hops where nobody was reached yet have a part at most: what is more goes to
-    the lane of those where nobody is, but for senders that have few there. What comes from the
-    queue leaves a reserve for what is accepted now, half of it for a sender that is full as well.
-Fails: never.
-Standards: dynamic thresholds (Choudhury and Hahne, 1998); docs/design.md 5 and 7.8.
+Nothing in the queue can fill it. A sender, a next hop, or a sender at one next hop gets no more
+once it holds a fixed multiple of what is left free, in claims or in bytes. So others always find
+room, however much a stalled next hop holds (dynamic thresholds, Choudhury and Hahne 1998). The same
+rule holds within the share of a priority level that has a limit. Next hops that have not been
+reached yet have a quarter at most. What exceeds it goes to the level of unreachable next hops,
+except for senders with only a few claims there. Claims from the queue leave a reserve for mail that
+is accepted now; a sender that is full may have half of that reserve.
+See docs/design.md 5 and 7.8.
 """
 
 import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from relay.delivery.fair_queue import FairQueue
 from relay.message.nexthop import HopKind, NextHop
 from relay.spool.types import Claim, Key
 from relay.spool.waiting import Lane
 
-WINDOW_CLAIMS = 2000
-WINDOW_BYTES = 64 * 1024 * 1024  # of contents that came with their claims
-_LANE_PARTS = {Lane.LOW: 2, Lane.DOWN: 4}  # one part in so many; the others may have it all
-_UNKNOWN_PART = 4  # one part in so many for next hops where nobody was reached yet
-_KNOWN_MAX = 20_000  # next hops where somebody was
-_RESERVED_PART = 16  # one in so many is not for the queue
-_PAIR_WEIGHT, _HOP_WEIGHT, _SENDER_WEIGHT = 1, 2, 8  # full with so many times what is left
-_FEW = 2  # claims of a sender at a next hop that come even where one of the two is full,
-_FEW_PART = 4  # while, of the next hop's, one part in so many is left
+ACTIVE_QUEUE_CLAIMS = 2000
+ACTIVE_QUEUE_BYTES = 64 * 1024 * 1024  # of contents that were claimed with their messages
+_LEVEL_PARTS = {Lane.LOW: 2, Lane.DOWN: 4}  # 1 / this of the active queue; the others may use all
+_UNREACHED_PART = 4  # 1 / this for next hops that have not been reached yet
+_REACHED_MAX = 20_000  # next hops that have been reached
+_RESERVED_PART = 16  # 1 / this is kept for mail that is accepted now
+_PAIR_WEIGHT, _HOP_WEIGHT, _SENDER_WEIGHT = 1, 2, 8  # full at this multiple of what is left
+_FEW = 2  # claims of one sender at one next hop that are let in although one of them is full,
+_FEW_PART = 4  # while 1 / this is left
 _BATCH_MAX = 200
-_BATCH_PART = 64  # of the window: to fetch fewer is not worth a commit
-_LOOK_PART = 16  # of what a lane may have: room for so many is worth a look
+_BATCH_PART = 64  # 1 / this of the active queue: fewer are not worth a commit
+_SCAN_PART = 16  # 1 / this of what a level may have: room for that many is worth a query
 
 Name = TypeVar("Name")
-Pair = tuple[NextHop, int]  # a sender at a next hop
-
-
-class Counted(Protocol):
-    """A claim, as the window sees it."""
-
-    @property
-    def next_hop(self) -> NextHop:
-        """As Claim."""
-        ...
-
-    @property
-    def sender(self) -> int:
-        """As Claim."""
-        ...
-
-    @property
-    def lane(self) -> Lane:
-        """As Claim."""
-        ...
-
-    @property
-    def attempts(self) -> int:
-        """As Claim."""
-        ...
-
-    @property
-    def content(self) -> bytes | None:
-        """As Claim."""
-        ...
+SenderAtHop = tuple[NextHop, int]
+_NONE: Counter[int] = Counter()
+_HEAP_SLACK = 64
+_RECHECK_US = 5_000_000  # until a claim that was being delivered when it expired is checked again
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """Who was full, in all or in a lane's part, and may have more again."""
+class FreedCapacity:
+    """What was full, in all or within a priority level, and may have more again."""
 
     next_hop: NextHop | None = None
     sender: int | None = None
-    pair: Pair | None = None
+    pair: SenderAtHop | None = None
 
 
-NOBODY = Opened()
-_NONE: Counter[int] = Counter()
+NOTHING_FREED = FreedCapacity()
 
 
-class Window:
-    """Counts claims and their inline content, in all and by next hop, sender, both, and lane.
+class ActiveQueue:
+    """Counts claims and their inline content: in all, by next hop, by sender, by both, and by
+    priority level.
 
-    A lane with a part of its own shares that as the whole is shared: what is full there, may have
-    no more in that lane.
+    A level with a limit shares that limit as the whole is shared. What is full there gets no more
+    claims of that level.
     """
 
     def __init__(
-        self, *, claims_max: int = WINDOW_CLAIMS, size_max_bytes: int = WINDOW_BYTES
+        self, *, claims_max: int = ACTIVE_QUEUE_CLAIMS, size_max_bytes: int = ACTIVE_QUEUE_BYTES
     ) -> None:
         self._claims_max = claims_max
-        self._whole = _Part(claims_max, size_max_bytes)
+        self._whole = _CapacityPart(claims_max, size_max_bytes)
         self._parts = {
-            lane: _Part(max(1, claims_max // part), size_max_bytes)
-            for lane, part in _LANE_PARTS.items()
+            lane: _CapacityPart(max(1, claims_max // part), size_max_bytes)
+            for lane, part in _LEVEL_PARTS.items()
         }
-        self._known: OrderedDict[NextHop, None] = OrderedDict()
-        self._unknown: dict[NextHop, Counter[int]] = {}  # claims by sender, not those of lane DOWN
-        self._unknown_of: Counter[int] = Counter()  # the same, of all next hops
-        self._unknown_claims = 0
+        self._reached: OrderedDict[NextHop, None] = OrderedDict()
+        # claims by sender at each next hop not reached yet, without those of the unreachable level
+        self._unreached: dict[NextHop, Counter[int]] = {}
+        self._unreached_by_sender: Counter[int] = Counter()  # the same, of all next hops
+        self._unreached_claims = 0
 
     @property
     def claims_left(self) -> int:
-        """How many more there may be in all."""
+        """How many more claims there may be in all."""
         return self._whole.left.claims
 
     def full_hops(self, lane: Lane) -> AbstractSet[NextHop]:
-        """The next hops that may have no more in a lane for now."""
+        """The next hops that get no more claims of a priority level for now."""
         part = self._parts.get(lane)
         return self._whole.hops.full | part.hops.full if part else self._whole.hops.full
 
     def full_senders(self, lane: Lane) -> AbstractSet[int]:
-        """The senders that may have no more in a lane for now."""
+        """The senders that get no more claims of a priority level for now."""
         part = self._parts.get(lane)
         return self._whole.senders.full | part.senders.full if part else self._whole.senders.full
 
-    def full_pairs(self, lane: Lane) -> AbstractSet[Pair]:
-        """The senders that may have no more at one next hop, in a lane, for now."""
+    def full_pairs(self, lane: Lane) -> AbstractSet[SenderAtHop]:
+        """The senders that get no more claims of a priority level at one next hop for now."""
         part = self._parts.get(lane)
         return self._whole.pairs.full | part.pairs.full if part else self._whole.pairs.full
 
     def is_full_for(self, next_hop: NextHop, sender: int, lane: Lane) -> bool:
-        """Whether a sender may have no more at a next hop, though that may have others' claims."""
+        """Whether a sender gets no more at a next hop, which may get claims of others."""
         part = self._parts.get(lane)
         return self._whole.is_full_for(next_hop, sender) or (
             part is not None and part.is_full_for(next_hop, sender)
         )
 
     def lane_of(self, next_hop: NextHop, sender: int, lane: Lane) -> Lane:
-        """The lane for what is accepted now and would be of `lane`."""
-        if next_hop in self._known or next_hop.kind is HopKind.LOCAL:
+        """The priority level for mail that is accepted now and would have the level `lane`."""
+        if next_hop in self._reached or next_hop.kind is HopKind.LOCAL:
             return lane
         is_too_much = (
-            self._unknown_claims >= max(1, self._claims_max // _UNKNOWN_PART)
-            and self._unknown_of[sender] >= _FEW
+            self._unreached_claims >= max(1, self._claims_max // _UNREACHED_PART)
+            and self._unreached_by_sender[sender] >= _FEW
         )
         return Lane.DOWN if is_too_much else lane
 
-    def reached(self, next_hop: NextHop) -> None:
-        """Note that somebody was there."""
-        self._known[next_hop] = None
-        self._known.move_to_end(next_hop)
-        for sender, count in self._unknown.pop(next_hop, _NONE).items():
-            self._count_out_unknown(sender, count)
-        if len(self._known) > _KNOWN_MAX:
-            self._known.popitem(last=False)
+    def mark_reached(self, next_hop: NextHop) -> None:
+        """Record that a host of the next hop answered."""
+        self._reached[next_hop] = None
+        self._reached.move_to_end(next_hop)
+        for sender, count in self._unreached.pop(next_hop, _NONE).items():
+            self._subtract_unreached(sender, count)
+        if len(self._reached) > _REACHED_MAX:
+            self._reached.popitem(last=False)
 
-    def unreached(self, next_hop: NextHop) -> None:
-        """Note that nobody was there."""
-        self._known.pop(next_hop, None)
+    def mark_unreachable(self, next_hop: NextHop) -> None:
+        """Record that no host of the next hop answered."""
+        self._reached.pop(next_hop, None)
 
     def has_room_for(self, next_hop: NextHop, sender: int, lane: Lane) -> bool:
-        """Whether a claim of what is accepted now may come, with its content."""
+        """Whether mail that is accepted now may come as a claim, with its content."""
         part = self._parts.get(lane)
         if part is not None and not part.has_room_for(next_hop, sender):
             return False
@@ -163,95 +137,95 @@ class Window:
         is_left = self.claims_left > half and self._whole.left.size_bytes > 0
         return is_left and self._whole.has_few_at(next_hop, sender)
 
-    def batch(self, lane: Lane) -> int:
-        """How many claims of a lane to fetch from the queue in one look; 0 for no look."""
-        room = self._room(lane)
+    def batch_size(self, lane: Lane) -> int:
+        """How many claims of a priority level one query fetches; 0 when there is no room."""
+        room = self._room_for_scan(lane)
         if room <= 0:
             return 0
         at_least = min(room, max(1, self._claims_max // _BATCH_PART))
         return min(_BATCH_MAX, max(at_least, room // 4))
 
-    def is_worth_a_look(self, lane: Lane) -> bool:
-        """Whether so much is free for a lane that a look finds a batch."""
+    def has_room_for_batch(self, lane: Lane) -> bool:
+        """Whether a query of this priority level has room for a whole batch."""
         part = self._parts.get(lane, self._whole)
-        return self._room(lane) >= max(1, part.claims_max // _LOOK_PART)
+        return self._room_for_scan(lane) >= max(1, part.claims_max // _SCAN_PART)
 
-    def enter(self, claim: Counted) -> None:
-        """Count a claim in; it has come, so it is counted wherever the limits are."""
-        self._count_unknown(claim)
-        self._whole.enter(claim)
+    def add(self, claim: Claim) -> None:
+        """Add a claim. It is in memory already, so it counts even above the limits."""
+        self._add_unreached(claim)
+        self._whole.add(claim)
         part = self._parts.get(claim.lane)
         if part is not None:
-            part.enter(claim)
+            part.add(claim)
 
-    def leave(self, claim: Counted) -> Opened:
-        """Count a claim out."""
-        self._forget_unknown(claim)
-        opened = self._whole.leave(claim)
+    def remove(self, claim: Claim) -> FreedCapacity:
+        """Remove a claim; return what may have more now."""
+        self._remove_unreached(claim)
+        opened = self._whole.remove(claim)
         part = self._parts.get(claim.lane)
         if part is None:
             return opened
-        there = part.leave(claim)
-        if there is NOBODY:
+        there = part.remove(claim)
+        if there is NOTHING_FREED:
             return opened
-        return Opened(
+        return FreedCapacity(
             next_hop=opened.next_hop or there.next_hop,
             sender=there.sender if opened.sender is None else opened.sender,
             pair=opened.pair or there.pair,
         )
 
-    def _count_unknown(self, claim: Counted) -> None:
+    def _add_unreached(self, claim: Claim) -> None:
         hop = claim.next_hop
-        if claim.lane is Lane.DOWN or hop.kind is HopKind.LOCAL or hop in self._known:
+        if claim.lane is Lane.DOWN or hop.kind is HopKind.LOCAL or hop in self._reached:
             return
-        if claim.attempts:  # the last one found somebody, be it before a restart
-            self.reached(hop)
+        if claim.attempts:  # the last attempt reached a host, perhaps before a restart
+            self.mark_reached(hop)
             return
-        self._unknown.setdefault(hop, Counter())[claim.sender] += 1
-        self._unknown_of[claim.sender] += 1
-        self._unknown_claims += 1
+        self._unreached.setdefault(hop, Counter())[claim.sender] += 1
+        self._unreached_by_sender[claim.sender] += 1
+        self._unreached_claims += 1
 
-    def _forget_unknown(self, claim: Counted) -> None:
-        """Those of a next hop that was known meanwhile are counted out already."""
-        waiting = _NONE if claim.lane is Lane.DOWN else self._unknown.get(claim.next_hop, _NONE)
+    def _remove_unreached(self, claim: Claim) -> None:
+        """Claims of a next hop that was reached meanwhile are subtracted already."""
+        waiting = _NONE if claim.lane is Lane.DOWN else self._unreached.get(claim.next_hop, _NONE)
         if claim.sender not in waiting:
             return
-        self._count_out_unknown(claim.sender, 1)
+        self._subtract_unreached(claim.sender, 1)
         waiting[claim.sender] -= 1
         if not waiting[claim.sender]:
             del waiting[claim.sender]
             if not waiting:
-                del self._unknown[claim.next_hop]
+                del self._unreached[claim.next_hop]
 
-    def _count_out_unknown(self, sender: int, count: int) -> None:
-        self._unknown_claims -= count
-        self._unknown_of[sender] -= count
-        if not self._unknown_of[sender]:
-            del self._unknown_of[sender]
+    def _subtract_unreached(self, sender: int, count: int) -> None:
+        self._unreached_claims -= count
+        self._unreached_by_sender[sender] -= count
+        if not self._unreached_by_sender[sender]:
+            del self._unreached_by_sender[sender]
 
-    def _room(self, lane: Lane) -> int:
-        """How many more claims of a lane may come from the queue."""
+    def _room_for_scan(self, lane: Lane) -> int:
+        """How many more claims of a priority level may come from the queue."""
         part = self._parts.get(lane, self._whole)
         return min(part.left.claims, self.claims_left - self._claims_max // _RESERVED_PART)
 
 
 @dataclass(slots=True)
-class _Share:
-    """What somebody has in the window."""
+class _Usage:
+    """What a next hop or a sender has in the active queue."""
 
     claims: int = 0
     size_bytes: int = 0
 
 
-class _Part:
-    """So many claims, with so many bytes, and who has how many of them."""
+class _CapacityPart:
+    """A limit of claims and bytes, and how much of it each next hop and sender has."""
 
     def __init__(self, claims_max: int, size_max_bytes: int) -> None:
         self.claims_max = claims_max
-        self.left = _Share(claims_max, size_max_bytes)
-        self.hops: _Shares[NextHop] = _Shares(self.left, _HOP_WEIGHT)
-        self.senders: _Shares[int] = _Shares(self.left, _SENDER_WEIGHT)
-        self.pairs: _Shares[Pair] = _Shares(self.left, _PAIR_WEIGHT)
+        self.left = _Usage(claims_max, size_max_bytes)
+        self.hops: _UsageByName[NextHop] = _UsageByName(self.left, _HOP_WEIGHT)
+        self.senders: _UsageByName[int] = _UsageByName(self.left, _SENDER_WEIGHT)
+        self.pairs: _UsageByName[SenderAtHop] = _UsageByName(self.left, _PAIR_WEIGHT)
 
     def is_full_for(self, next_hop: NextHop, sender: int) -> bool:
         return sender in self.senders.full or (next_hop, sender) in self.pairs.full
@@ -267,61 +241,61 @@ class _Part:
         return enough and self.senders.claims_of(sender) < _FEW
 
     def has_few_at(self, next_hop: NextHop, sender: int) -> bool:
-        """Whether a sender has next to nothing at a next hop that is not full."""
+        """Whether a sender has only a few claims at a next hop that is not full."""
         here = self.pairs.claims_of((next_hop, sender))
         return here < _FEW and next_hop not in self.hops.full
 
-    def enter(self, claim: Counted) -> None:
+    def add(self, claim: Claim) -> None:
         size_bytes = len(claim.content or b"")
         self.left.claims -= 1
         self.left.size_bytes -= size_bytes
-        self.hops.enter(claim.next_hop, size_bytes)
-        self.senders.enter(claim.sender, size_bytes)
-        self.pairs.enter((claim.next_hop, claim.sender), size_bytes)
+        self.hops.add(claim.next_hop, size_bytes)
+        self.senders.add(claim.sender, size_bytes)
+        self.pairs.add((claim.next_hop, claim.sender), size_bytes)
 
-    def leave(self, claim: Counted) -> Opened:
+    def remove(self, claim: Claim) -> FreedCapacity:
         size_bytes = len(claim.content or b"")
         self.left.claims += 1
         self.left.size_bytes += size_bytes
         pair = (claim.next_hop, claim.sender)
-        hop_opens = self.hops.leave(claim.next_hop, size_bytes)
-        sender_opens = self.senders.leave(claim.sender, size_bytes)
-        pair_opens = self.pairs.leave(pair, size_bytes)
+        hop_opens = self.hops.remove(claim.next_hop, size_bytes)
+        sender_opens = self.senders.remove(claim.sender, size_bytes)
+        pair_opens = self.pairs.remove(pair, size_bytes)
         if not (hop_opens or sender_opens or pair_opens):
-            return NOBODY
-        return Opened(
+            return NOTHING_FREED
+        return FreedCapacity(
             next_hop=claim.next_hop if hop_opens else None,
             sender=claim.sender if sender_opens else None,
             pair=pair if pair_opens else None,
         )
 
 
-class _Shares(Generic[Name]):
-    """What each next hop, or sender, or both, has, and which of them are full."""
+class _UsageByName(Generic[Name]):
+    """What each next hop, or sender, or pair of both has, and which of them are full."""
 
-    def __init__(self, left: _Share, weight: int) -> None:
+    def __init__(self, left: _Usage, weight: int) -> None:
         self._left = left
         self._weight = weight
-        self._shares: dict[Name, _Share] = {}
+        self._shares: dict[Name, _Usage] = {}
         self.full: set[Name] = set()
 
     def claims_of(self, name: Name) -> int:
         share = self._shares.get(name)
         return share.claims if share is not None else 0
 
-    def enter(self, name: Name, size_bytes: int) -> None:
+    def add(self, name: Name, size_bytes: int) -> None:
         share = self._shares.get(name)
         if share is None:
-            share = self._shares[name] = _Share()
+            share = self._shares[name] = _Usage()
         share.claims += 1
         share.size_bytes += size_bytes
-        if self._is_over(share, 1):
+        if self._is_over_share(share, 1):
             self.full.add(name)
 
-    def leave(self, name: Name, size_bytes: int) -> bool:
-        """Whether it was full and may have more again.
+    def remove(self, name: Name, size_bytes: int) -> bool:
+        """Remove a claim; return whether its name was full and may have more again.
 
-        It may when it has half of what made it full: so that a look for more finds a batch.
+        It may have more at half of the limit, so that the next query finds a batch.
         """
         share = self._shares[name]
         share.claims -= 1
@@ -330,91 +304,95 @@ class _Shares(Generic[Name]):
             del self._shares[name]
         if name not in self.full:
             return False
-        if share.claims and self._is_over(share, 2):  # who has nothing would never leave again
+        if share.claims and self._is_over_share(
+            share, 2
+        ):  # without claims it would stay full for ever
             return False
         self.full.remove(name)
         return True
 
-    def _is_over(self, share: _Share, times: int) -> bool:
-        """Whether `times` what it has is as much as it may have, or more."""
+    def _is_over_share(self, share: _Usage, times: int) -> bool:
+        """Whether `times` the usage reaches the limit."""
         claims_max = self._weight * self._left.claims
         size_max_bytes = self._weight * self._left.size_bytes
         return times * share.claims >= claims_max or times * share.size_bytes >= size_max_bytes
 
 
-_HEAP_SLACK = 64
-_BUSY_US = 5_000_000  # until what was in work when its time was over is looked at again
+class ClaimsInMemory:
+    """Where each claim in memory waits, and when it expires there.
 
-
-class Residents:
-    """Claims by entry. One that waits can be taken out; one that is in work cannot."""
+    A claim that waits can be taken out; one that is being delivered cannot. One heap has all
+    expiries, so that a claim needs no timer of its own.
+    """
 
     def __init__(self) -> None:
-        self._where: dict[Key, FairQueue] = {}
-        self._ends: dict[Key, int] = {}
+        self._queues: dict[Key, FairQueue] = {}
+        self._expiries: dict[Key, int] = {}
         self._heap: list[tuple[int, Key]] = []
 
-    def wait(self, claim: Claim, queue: FairQueue) -> None:
-        """Note that the claim is, or is about to be, in `queue`."""
-        self._where[claim.key] = queue
+    def track(self, claim: Claim, queue: FairQueue) -> None:
+        """Record that the claim is in `queue`, or is about to be."""
+        self._queues[claim.key] = queue
 
-    def expires(self, claim: Claim, end_us: int) -> None:
-        """Note when its time is over. A claim without this note stays until it was tried."""
+    def track_expiry(self, claim: Claim, end_us: int) -> None:
+        """Record when the claim expires. Without this it stays until it has been attempted."""
         key = claim.key
-        self._ends[key] = end_us
+        self._expiries[key] = end_us
         heapq.heappush(self._heap, (end_us, key))
 
     def forget(self, claim: Claim) -> None:
-        """It is settled, or given back."""
+        """Forget a claim that is settled or released."""
         key = claim.key
-        self._where.pop(key, None)
-        if self._ends.pop(key, None) is None:  # so it is with what is tried for the first time
+        self._queues.pop(key, None)
+        if self._expiries.pop(key, None) is None:  # a claim of a first attempt has no expiry
             return
-        if len(self._heap) > 2 * len(self._ends) + _HEAP_SLACK:  # most of it is long settled
-            self._heap = [(end_us, key) for key, end_us in self._ends.items()]
+        if len(self._heap) > 2 * len(self._expiries) + _HEAP_SLACK:  # most of it is settled already
+            self._heap = [(end_us, key) for key, end_us in self._expiries.items()]
             heapq.heapify(self._heap)
 
-    def waits(self, key: Key) -> bool:
-        """Whether take() would find it."""
-        queue = self._where.get(key)
+    def is_waiting(self, key: Key) -> bool:
+        """Whether take() would return the claim."""
+        queue = self._queues.get(key)
         return queue is not None and queue.get(key) is not None
 
     def take(self, key: Key) -> Claim | None:
-        """Take a claim out of the queue in which it waits; None where it is in work, or unknown."""
-        queue = self._where.get(key)
+        """Take out a claim that waits; None if it is being delivered, or unknown."""
+        queue = self._queues.get(key)
         claim = queue.remove(key) if queue is not None else None
         if claim is not None:
             self.forget(claim)
         return claim
 
     @property
-    def next_end_us(self) -> int | None:
-        """When to ask take_expired() next, None for not at all."""
+    def next_expiry_us(self) -> int | None:
+        """When to call take_expired() next; None when no claim expires."""
         return self._heap[0][0] if self._heap else None
 
     def take_expired(self, now_us: int) -> list[Claim]:
-        """Take out what waits and whose time is over; what is in work ends with its attempt."""
+        """Take out claims that wait and have expired. One being delivered ends with its attempt."""
         taken = []
         while self._heap and self._heap[0][0] <= now_us:
             end_us, key = heapq.heappop(self._heap)
-            if self._ends.get(key) != end_us:
+            if self._expiries.get(key) != end_us:
                 continue
             claim = self.take(key)
             if claim is not None:
                 taken.append(claim)
-            else:  # a connection that finds nobody may still put it back into a ready list
-                again_us = self._ends[key] = now_us + _BUSY_US
+            else:  # its connection may fail and requeue it here
+                again_us = self._expiries[key] = now_us + _RECHECK_US
                 heapq.heappush(self._heap, (again_us, key))
         return taken
 
-    def take_late(self, now_us: int) -> list[Claim]:
-        """Take out what waits and whose sender would hear by now that it is late.
+    def take_delayed(self, now_us: int) -> list[Claim]:
+        """Take out claims that wait and whose delay notice is due.
 
-        It looks at each claim: ask it once in a while.
+        This checks every claim in memory, so call it rarely.
         """
-        late = [key for key, queue in self._where.items() if _is_late(queue.get(key), now_us)]
-        return [claim for key in late if (claim := self.take(key)) is not None]
+        delayed = [
+            key for key, queue in self._queues.items() if _is_delayed(queue.get(key), now_us)
+        ]
+        return [claim for key in delayed if (claim := self.take(key)) is not None]
 
 
-def _is_late(claim: Claim | None, now_us: int) -> bool:
+def _is_delayed(claim: Claim | None, now_us: int) -> bool:
     return claim is not None and claim.warn_us is not None and claim.warn_us <= now_us

@@ -1,10 +1,9 @@
-"""Make the end of an attempt durable: outcomes, reports and events in one transaction.
+"""Record attempts: commit outcomes, reports and events in one transaction.
 
-On the path: sites and local delivery bring outcomes; the spool commits; report claims come back.
-Holds: a final status and its report are one transaction; returns only when it is committed.
-Fails: never while delivery goes on: a spool that refuses is asked again with growing pauses until
-    it agrees. With SpoolError after give_up().
-Standards: RFC 3461 6; docs/design.md 4, invariants 1 and 5.
+A final status and its report (bounce) are one transaction. Each method returns when it is
+committed. A spool that fails is retried with growing pauses, until stop_retrying(); then SpoolError
+is raised and the next start recovers the claim as indeterminate. See RFC 3461 6; docs/design.md 4,
+invariants 1 and 5.
 """
 
 import asyncio
@@ -15,19 +14,19 @@ from typing import TypeVar
 
 from relay.clock import Clock
 from relay.delivery.attempt_result import (
-    Conclusion,
-    Moment,
-    conclude,
-    conclude_some,
+    AttemptResult,
+    AttemptTime,
     deferral_class,
-    expire,
+    expiry_result,
     outcome_name,
-    put_back,
-    unrecorded,
+    partial_result,
+    requeue_result,
+    result_of_attempt,
+    unrecorded_result,
 )
-from relay.delivery.content_budget import Contents
-from relay.delivery.dependencies import Reporter
-from relay.delivery.retry import Schedule
+from relay.delivery.content_cache import ContentCache
+from relay.delivery.dependencies import FailureReporter
+from relay.delivery.retry import RetrySchedule
 from relay.journeys.events import Event
 from relay.message.content import Content, LargeContent, UnreadableError, octets_in_blocks
 from relay.message.lifecycle import State
@@ -53,25 +52,23 @@ _UNREADABLE = b"Subject: (the original message could not be read)\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
-    """`reports` are claimed already; `due_us` is when the entry is looked at again,
-    None if it is done.
-    """
+class RecordedAttempt:
+    """`reports` are claimed already; `due_us` is when the entry is due again, None if final."""
 
     reports: tuple[Claim, ...]
     due_us: int | None
 
 
-class Settler:
-    """Concludes attempts and writes them down."""
+class AttemptRecorder:
+    """Computes the results of attempts and commits them."""
 
     def __init__(
         self,
         spool: Spool,
-        contents: Contents,
-        reporter: Reporter,
+        contents: ContentCache,
+        reporter: FailureReporter,
         *,
-        schedule: Schedule,
+        schedule: RetrySchedule,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -81,111 +78,123 @@ class Settler:
         self._schedule = schedule
         self._clock = clock
         self._metrics = metrics
-        self._given_up = asyncio.Event()
-        self._refusal = LastingFault()  # of all that wait: a queue may be full of them
-        self.claims_reports = True  # False while delivery drains: they wait in the spool
+        self._stopped = asyncio.Event()
+        self._spool_fault = LastingFault()  # logged once for all claims that wait
+        self.claims_reports = True  # False while delivery drains: reports wait in the spool
 
-    def give_up(self) -> None:
-        """Ask a spool that refuses no more: the next start takes what is unsettled for in doubt."""
-        self._given_up.set()
+    def stop_retrying(self) -> None:
+        """Stop retrying a spool that fails: the next start recovers what is unsettled."""
+        self._stopped.set()
 
-    async def attempted(
+    async def record_attempt(
         self, claim: Claim, outcomes: Mapping[int, Outcome], *, reached: bool = True
-    ) -> Settled:
-        """Settle an attempt; `reached` as in conclude()."""
-        moment = self._moment()
-        conclusion = conclude(
-            claim, outcomes, moment=moment, schedule=self._schedule, reached=reached
+    ) -> RecordedAttempt:
+        """Settle an attempt; `reached` as in result_of_attempt()."""
+        time = self._time()
+        result = result_of_attempt(
+            claim, outcomes, time=time, schedule=self._schedule, reached=reached
         )
-        return await self._settle(claim, conclusion, moment)
+        return await self._settle(claim, result, time)
 
-    async def took_some(self, claim: Claim, outcomes: Mapping[int, Outcome]) -> None:
-        """Settle those who have the message, or may; the attempt goes on with the others."""
-        moment = self._moment()
-        conclusion = conclude_some(claim, outcomes, moment=moment)
+    async def record_partial(self, claim: Claim, outcomes: Mapping[int, Outcome]) -> None:
+        """Settle recipients that have the message, or may have it; the attempt goes on."""
+        time = self._time()
+        result = partial_result(claim, outcomes, time=time)
         settlement = Settlement(
-            claim=claim, at_us=conclusion.at_us, outcomes=outcomes, events=conclusion.events,
+            claim=claim, at_us=result.at_us, outcomes=outcomes, events=result.events,
             goes_on=True,
         )  # fmt: skip
-        in_time, _ = await self._until_written(settlement)
+        in_time, _ = await self._write(settlement)
         if in_time:
-            self._tell(claim, conclusion, moment)
+            self._log_outcomes(claim, result, time)
 
-    async def unrecorded(self, claim: Claim, outcomes: Mapping[int, Outcome]) -> Settled:
-        """Settle a claim whose settlement a fault of Relay's own broke off; as in conclude.
+    async def record_after_fault(
+        self, claim: Claim, outcomes: Mapping[int, Outcome]
+    ) -> RecordedAttempt:
+        """Settle a claim whose settlement failed with an internal error, by unrecorded_result().
 
-        Until that succeeds, no other task has the claim. Raises SpoolError after give_up().
+        Until that succeeds, no other task has the claim. Raises SpoolError after stop_retrying().
         """
 
-        async def settle() -> Settled:
-            moment = self._moment()
-            return await self._settle(claim, unrecorded(claim, outcomes, moment=moment), moment)
+        async def settle() -> RecordedAttempt:
+            time = self._time()
+            return await self._settle(claim, unrecorded_result(claim, outcomes, time=time), time)
 
-        return await self._insist(claim, settle)
+        return await self._retry_until_recorded(claim, settle)
 
-    async def some_unrecorded(self, claim: Claim, outcomes: Mapping[int, Relayed]) -> None:
-        """Record those as in doubt who have the message, where that could not be recorded."""
-        in_doubt = Indeterminate(Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}"))
-        doubts = dict.fromkeys(outcomes, in_doubt)
-        await self._insist(claim, lambda: self.took_some(claim, doubts))
+    async def record_partial_after_fault(
+        self, claim: Claim, outcomes: Mapping[int, Relayed]
+    ) -> None:
+        """Record recipients as indeterminate whose outcomes could not be recorded."""
+        indeterminate = Indeterminate(Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}"))
+        outcomes_in_doubt = dict.fromkeys(outcomes, indeterminate)
+        await self._retry_until_recorded(
+            claim, lambda: self.record_partial(claim, outcomes_in_doubt)
+        )
 
-    async def expired(self, claim: Claim) -> Settled:
-        """Settle a claim whose time is over, untried."""
-        moment = self._moment()
-        return await self._settle(claim, expire(claim, moment=moment), moment)
+    async def record_expiry(self, claim: Claim) -> RecordedAttempt:
+        """Settle an expired claim."""
+        time = self._time()
+        return await self._settle(claim, expiry_result(claim, time=time), time)
 
-    async def late(self, claim: Claim) -> Settled:
-        """Put a claim back untried as it was, but that its delay is told, once, when it is time."""
-        moment = self._moment()
-        return await self._settle(claim, put_back(claim, moment=moment), moment)
+    async def requeue(self, claim: Claim) -> RecordedAttempt:
+        """Requeue a claim without an attempt; record its delay notice once, when it is due."""
+        time = self._time()
+        return await self._settle(claim, requeue_result(claim, time=time), time)
 
-    def _moment(self) -> Moment:
-        return Moment(now_us=self._clock.steady_us(), at_us=self._clock.time_us())
+    def _time(self) -> AttemptTime:
+        return AttemptTime(now_us=self._clock.steady_us(), at_us=self._clock.time_us())
 
-    async def _settle(self, claim: Claim, conclusion: Conclusion, moment: Moment) -> Settled:
-        reports, events = await self._reports(claim, conclusion)
-        outcomes = conclusion.outcomes.values()
+    async def _settle(
+        self, claim: Claim, result: AttemptResult, time: AttemptTime
+    ) -> RecordedAttempt:
+        reports, events = await self._reports(claim, result)
+        outcomes = result.outcomes.values()
         settlement = Settlement(
             claim=claim,
-            at_us=conclusion.at_us,
-            outcomes=conclusion.outcomes,
-            waiting=conclusion.waiting,
-            expired=conclusion.expired,
+            at_us=result.at_us,
+            outcomes=result.outcomes,
+            waiting=result.waiting,
+            expired=result.expired,
             reports=reports,
-            events=(*conclusion.events, *events),
-            counts_as_attempt=bool(conclusion.outcomes),
-            held=conclusion.held,
+            events=(*result.events, *events),
+            counts_as_attempt=bool(result.outcomes),
+            held=result.held,
         )
-        in_time, claims = await self._until_written(settlement)
+        in_time, claims = await self._write(settlement)
         self._contents.release(claim)
         if not in_time:
-            _log.warning("settled too late", qid=claim.message.id, entry=claim.entry_id)
-            return Settled((), None)
-        if conclusion.held and any(isinstance(one, Indeterminate) for one in outcomes):
-            _log.error("message held: its outcome was not recorded", qid=claim.message.id)
-        elif conclusion.held:
-            _log.error("message held: it cannot be read", qid=claim.message.id)
-        self._tell(claim, conclusion, moment)
-        return Settled(claims, conclusion.waiting.due_us if conclusion.waiting else None)
+            _log.warning(
+                "settlement ignored: the claim has another owner",
+                qid=claim.message.id,
+                entry=claim.entry_id,
+            )
+            return RecordedAttempt((), None)
+        if result.held and any(isinstance(one, Indeterminate) for one in outcomes):
+            _log.error("message held: outcome not recorded", qid=claim.message.id)
+        elif result.held:
+            _log.error("message held: content unreadable", qid=claim.message.id)
+        self._log_outcomes(claim, result, time)
+        return RecordedAttempt(claims, result.waiting.due_us if result.waiting else None)
 
-    async def _until_written(self, settlement: Settlement) -> tuple[bool, tuple[Claim, ...]]:
+    async def _write(self, settlement: Settlement) -> tuple[bool, tuple[Claim, ...]]:
         pause_s = _PAUSE_S_FIRST
         while True:
             try:
                 settled = await self._spool.settle(settlement, claim_reports=self.claims_reports)
             except SpoolError as error:
-                if self._refusal.is_news(error):
+                if self._spool_fault.is_news(error):
                     qid = settlement.claim.message.id
-                    _log.error("spool refuses to settle", qid=qid, error=str(error))
-                if self._given_up.is_set():
+                    _log.error("spool cannot settle", qid=qid, error=str(error))
+                if self._stopped.is_set():
                     raise
                 pause_s = await self._pause(pause_s)
             else:
-                self._refusal.is_over()
+                self._spool_fault.is_over()
                 return settled
 
-    async def _insist(self, claim: Claim, settle: Callable[[], Awaitable[T]]) -> T:
-        """Settle, also after faults of Relay's own. Raises SpoolError after give_up()."""
+    async def _retry_until_recorded(self, claim: Claim, settle: Callable[[], Awaitable[T]]) -> T:
+        """Retry after internal errors as well. Raises SpoolError after stop_retrying()."""
         pause_s = _PAUSE_S_FIRST
         while True:
             try:
@@ -193,39 +202,39 @@ class Settler:
             except SpoolError:
                 raise
             except Exception as error:
-                if self._refusal.is_news(error):
-                    _log.exception("settlement broken off again", qid=claim.message.id)
-                if self._given_up.is_set():
+                if self._spool_fault.is_news(error):
+                    _log.exception("internal error in settlement again", qid=claim.message.id)
+                if self._stopped.is_set():
                     raise SpoolError(INTERNAL_ERROR) from error
             pause_s = await self._pause(pause_s)
 
     async def _pause(self, pause_s: float) -> float:
-        """Wait, unless it was given up; return how long to wait the next time."""
+        """Wait, or until stop_retrying(); return the next pause."""
         with suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                await self._given_up.wait()
+                await self._stopped.wait()
         return min(pause_s * 2, _PAUSE_S_MAX)
 
     async def _reports(
-        self, claim: Claim, conclusion: Conclusion
+        self, claim: Claim, result: AttemptResult
     ) -> tuple[tuple[NewMessage, ...], tuple[Event, ...]]:
-        if not conclusion.failed:
+        if not result.failed:
             return (), ()
         try:
             content = await self._contents.of(claim)
-            if isinstance(content, LargeContent):  # it was there when the attempt began
-                await asyncio.to_thread(_look_at, content)
+            if isinstance(content, LargeContent):  # it existed when the attempt began
+                await asyncio.to_thread(_check_readable, content)
         except (SpoolError, UnreadableError) as error:
-            _log.error("content lost", qid=claim.message.id, error=str(error))
+            _log.error("content unreadable for a report", qid=claim.message.id, error=str(error))
             content = _UNREADABLE
         try:
-            return self._plan(claim, conclusion, content)
-        except Exception:  # noqa: BLE001 - ours: no content may keep its failure from being told
-            _log.exception("report broken off", qid=claim.message.id)
-            return self._plan(claim, conclusion, _UNREADABLE)
+            return self._plan_reports(claim, result, content)
+        except Exception:  # noqa: BLE001 - no content may prevent its report
+            _log.exception("internal error in a report", qid=claim.message.id)
+            return self._plan_reports(claim, result, _UNREADABLE)
 
-    def _plan(
-        self, claim: Claim, conclusion: Conclusion, content: Content
+    def _plan_reports(
+        self, claim: Claim, result: AttemptResult, content: Content
     ) -> tuple[tuple[NewMessage, ...], tuple[Event, ...]]:
         message = claim.message
         reported = ReportedMessage(
@@ -235,28 +244,28 @@ class Settler:
         )  # fmt: skip
         plan = self._reporter.failures(
             reported, trusted=message.trusted, source=message.source, account=message.account,
-            recipients=conclusion.failed,
+            recipients=result.failed,
         )  # fmt: skip
         return plan.messages, plan.events
 
-    def _tell(self, claim: Claim, conclusion: Conclusion, moment: Moment) -> None:
-        """Metrics and one log line per recipient, in Postfix's words where they fit.
+    def _log_outcomes(self, claim: Claim, result: AttemptResult, time: AttemptTime) -> None:
+        """Count metrics and log one line per recipient, with Postfix's field names where they fit.
 
-        It is settled already: a fault here must not settle it again.
+        The attempt is settled: an error here must not settle it again.
         """
         try:
-            self._tell_all(claim, conclusion, moment)
-        except Exception:  # noqa: BLE001 - ours
-            _log.exception("outcome not logged", qid=claim.message.id)
+            self._log_each(claim, result, time)
+        except Exception:  # noqa: BLE001 - an internal error
+            _log.exception("internal error in logging an outcome", qid=claim.message.id)
 
-    def _tell_all(self, claim: Claim, conclusion: Conclusion, moment: Moment) -> None:
-        delay_s = (moment.now_us - claim.message.received_us) / 1_000_000
+    def _log_each(self, claim: Claim, result: AttemptResult, time: AttemptTime) -> None:
+        delay_s = (time.now_us - claim.message.received_us) / 1_000_000
         for recipient in claim.recipients:
-            outcome = conclusion.outcomes.get(recipient.id)
+            outcome = result.outcomes.get(recipient.id)
             if outcome is None:
-                if recipient.id not in conclusion.expired:
+                if recipient.id not in result.expired:
                     continue
-                outcome = conclusion.expired[recipient.id]
+                outcome = result.expired[recipient.id]
                 name = str(State.EXPIRED)
             else:
                 name = outcome_name(outcome)
@@ -273,8 +282,8 @@ class Settler:
             )  # fmt: skip
 
 
-def _look_at(content: LargeContent) -> None:
-    """Raise UnreadableError for a body that is gone: no report can be made of it, ever."""
+def _check_readable(content: LargeContent) -> None:
+    """Raise UnreadableError if the body is gone: the report goes without it then."""
     next(octets_in_blocks(content.body, block_bytes=1), b"")
 
 

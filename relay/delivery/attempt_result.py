@@ -1,9 +1,7 @@
-"""What an attempt means: which recipients are done, which wait until when, what the journey says.
+"""The result of an attempt: which recipients are final, which are retried and when, and the events.
 
-On the path: a session's or the local deliverer's outcomes go in; a Settlement's parts come out.
-Holds: pure; every recipient with an outcome is in exactly one of failed, expired, waiting, done.
-Fails: never.
-Standards: RFC 3463 X.4.7 (expired); RFC 3464 2.3. Times are steady time; `at_us` is the wall's.
+Pure functions. Each recipient with an outcome is final, or waits for a retry. Expired recipients
+get X.4.7 (RFC 3463). Times ending in `now_us` and `due_us` are queue time; `at_us` is wall time.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from relay.clock import rfc3339
-from relay.delivery.retry import Cause, Schedule
+from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.journeys.events import Event, Step
 from relay.message.lifecycle import PARKED, State
 from relay.message.outcome import (
@@ -30,30 +28,32 @@ from relay.spool.types import Claim, ClaimedRecipient
 from relay.spool.waiting import Lane, Waiting
 
 _DETAIL_RECIPIENTS_MAX = 1000
-_NAMED_MAX = 100  # addresses in an event that is not about each of them
+_NAMED_MAX = 100  # addresses in an event about several recipients
 _REPLY_CHARACTERS_MAX = 500
-_UNRECORDED_US = 600_000_000  # until a settlement that broke off is followed by another attempt
+_UNRECORDED_US = 600_000_000  # until the next attempt after a settlement that failed
 _NOT_READ = "the message cannot be read; release it when its file is back"
 _NOT_RECORDED = "a host may have the message; look at the log, then release or cancel it"
-_DOUBTFUL_END_US = 600_000_000  # until another look at what ends by a time that is not sure
+_UNSURE_EXPIRY_US = 600_000_000  # until the next check of an expiry that may not have passed
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """One moment on both clocks: `now_us` is steady time, `at_us` the wall's."""
+class AttemptTime:
+    """The same moment on both clocks: `now_us` is queue time, `at_us` is wall time."""
 
     now_us: int
     at_us: int
 
-    def on_the_wall(self, steady_us: int) -> str:
-        """A steady time as people read it."""
+    def wall_time(self, steady_us: int) -> str:
+        """A queue time as RFC 3339 wall time."""
         return rfc3339(steady_us + self.at_us - self.now_us)
 
 
 @dataclass(frozen=True, slots=True)
-class Conclusion:
-    """`failed` are those a report may tell of (failed and expired); `waiting` None when nothing
-    does; `held` when what waits waits for an operator.
+class AttemptResult:
+    """What to commit after an attempt.
+
+    `failed` are the failed and expired recipients, for reports. `waiting` is None when no recipient
+    waits. `held`: what waits needs an operator.
     """
 
     at_us: int
@@ -65,131 +65,140 @@ class Conclusion:
     held: bool = False
 
 
-def conclude(
+def result_of_attempt(
     claim: Claim,
     outcomes: Mapping[int, Outcome],
     *,
-    moment: Moment,
-    schedule: Schedule,
+    time: AttemptTime,
+    schedule: RetrySchedule,
     reached: bool = True,
-) -> Conclusion:
-    """Sort the outcomes of one attempt; keys are recipients' ids. Not `reached`: nobody answered
-    for the next hop, so that others go before it for now.
+) -> AttemptResult:
+    """Sort the outcomes of one attempt; keys are recipients' ids. Not `reached`: no host of the
+    next hop answered, so its mail waits at the unreachable priority level.
     """
     failed = tuple(
-        _reported(claim, recipient, outcome.evidence, at_us=moment.at_us)
+        _reported(claim, recipient, outcome.evidence, at_us=time.at_us)
         for recipient in claim.recipients
         if isinstance(outcome := outcomes.get(recipient.id), Failed)
     )
-    left = [one for one in claim.recipients if _waits(outcomes.get(one.id))]
+    left = [one for one in claim.recipients if _is_pending(outcomes.get(one.id))]
     if not left:
-        event = _attempt_event(claim, outcomes, moment.at_us)
-        return Conclusion(moment.at_us, outcomes, failed=failed, events=(event,))
+        event = _attempt_event(claim, outcomes, time.at_us)
+        return AttemptResult(time.at_us, outcomes, failed=failed, events=(event,))
     # in the recipients' order, each class once
     names = [deferral_class(outcomes[one.id]) for one in left if one.id in outcomes]
     held = DeferralClass.CONTENT in names and claim.cause == DeferralClass.CONTENT
     retry = schedule.retry(
-        Cause(claim.cause, claim.cause_attempts), dict.fromkeys(names), now_us=moment.now_us,
-        expires_us=claim.message.expires_us,
+        DeferralCause(claim.cause, claim.cause_attempts), dict.fromkeys(names),
+        now_us=time.now_us, expires_us=claim.message.expires_us,
     )  # fmt: skip
-    warned, late = _warning(claim, left, moment)
+    warned, late = _warning(claim, left, time)
     waiting = _waiting(
         claim, retry_us=None if held else retry.at_us, cause=retry.cause, warn_us=warned,
-        lane=claim.priority if reached else Lane.DOWN, now_us=moment.now_us,
+        lane=claim.priority if reached else Lane.DOWN, now_us=time.now_us,
     )  # fmt: skip
-    event = _attempt_event(claim, outcomes, moment.at_us, held=_NOT_READ if held else "")
-    return Conclusion(
-        moment.at_us, outcomes, failed=failed, waiting=waiting, events=(event, *late), held=held
+    event = _attempt_event(claim, outcomes, time.at_us, held=_NOT_READ if held else "")
+    return AttemptResult(
+        time.at_us, outcomes, failed=failed, waiting=waiting, events=(event, *late), held=held
     )
 
 
-def conclude_some(claim: Claim, outcomes: Mapping[int, Outcome], *, moment: Moment) -> Conclusion:
-    """Those of an attempt that is still going on who are done: nobody hears of them, nor waits."""
-    event = _attempt_event(claim, outcomes, moment.at_us)
-    return Conclusion(moment.at_us, outcomes, events=(event,))
+def partial_result(
+    claim: Claim, outcomes: Mapping[int, Outcome], *, time: AttemptTime
+) -> AttemptResult:
+    """The result for recipients that are done while the attempt goes on with the others."""
+    event = _attempt_event(claim, outcomes, time.at_us)
+    return AttemptResult(time.at_us, outcomes, events=(event,))
 
 
-def put_back(claim: Claim, *, moment: Moment) -> Conclusion:
-    """Let a claim wait on that was not tried; the journey says so if its sender would hear now."""
-    warned, late = _warning(claim, claim.recipients, moment)
+def requeue_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
+    """Requeue a claim without an attempt; record the delay notice if it is due."""
+    warned, late = _warning(claim, claim.recipients, time)
     waiting = _waiting(
-        claim, retry_us=claim.retry_us, cause=Cause(claim.cause, claim.cause_attempts),
-        lane=claim.lane, warn_us=warned, now_us=moment.now_us,
+        claim, retry_us=claim.retry_us, cause=DeferralCause(claim.cause, claim.cause_attempts),
+        lane=claim.lane, warn_us=warned, now_us=time.now_us,
     )  # fmt: skip
-    if claim.state in PARKED and waiting.due_us <= moment.now_us:  # it may be over, or may not
-        waiting = replace(waiting, due_us=moment.now_us + _DOUBTFUL_END_US)
-    elif claim.retry_us is not None and claim.retry_us <= moment.now_us:
-        # It still waits for its attempt: what came due while the relay was down gets one first.
+    if claim.state in PARKED and waiting.due_us <= time.now_us:  # it may have expired, or may not
+        waiting = replace(waiting, due_us=time.now_us + _UNSURE_EXPIRY_US)
+    elif claim.retry_us is not None and claim.retry_us <= time.now_us:
+        # It is due for an attempt, which it gets before it expires: its due time stays.
         waiting = replace(waiting, due_us=min(claim.due_us, waiting.due_us))
-    return Conclusion(moment.at_us, waiting=waiting, events=late)
+    return AttemptResult(time.at_us, waiting=waiting, events=late)
 
 
-def for_all(claim: Claim, outcome: Outcome) -> dict[int, Outcome]:
-    """One outcome that all recipients share."""
+def same_outcome(claim: Claim, outcome: Outcome) -> dict[int, Outcome]:
+    """The same outcome for all recipients."""
     return {recipient.id: outcome for recipient in claim.recipients}
 
 
-def broken_off(claim: Claim) -> dict[int, Outcome]:
-    """Return the outcome of an attempt that a fault of Relay's own has ended; the log has it."""
+def internal_error_outcomes(claim: Claim) -> dict[int, Outcome]:
+    """Return the outcomes of an attempt that ended with an internal error; the log has it."""
     evidence = Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}")
-    return for_all(claim, Deferred(evidence, DeferralClass.INTERNAL))
+    return same_outcome(claim, Deferred(evidence, DeferralClass.INTERNAL))
 
 
-def unrecorded(claim: Claim, outcomes: Mapping[int, Outcome], *, moment: Moment) -> Conclusion:
-    """Conclude a claim whose settlement a fault of Relay's own broke off, in the simplest way.
+def unrecorded_result(
+    claim: Claim, outcomes: Mapping[int, Outcome], *, time: AttemptTime
+) -> AttemptResult:
+    """The result for a claim whose settlement failed with an internal error.
 
-    What no host can have is tried later. What one may have is in doubt, and an operator decides:
-    tried by itself, it would be delivered again each time the fault comes back.
+    If no host can have the message, it is retried later. If one may have it, the claim is
+    indeterminate and held for an operator: a retry would deliver it again each time the error
+    recurs.
     """
-    again_us = moment.now_us + _UNRECORDED_US
+    again_us = time.now_us + _UNRECORDED_US
     if not outcomes:
         waiting = _waiting(
-            claim, retry_us=claim.retry_us, cause=Cause(claim.cause, claim.cause_attempts),
+            claim, retry_us=claim.retry_us, cause=DeferralCause(claim.cause, claim.cause_attempts),
             lane=claim.lane, warn_us=claim.warn_us, now_us=again_us,
         )  # fmt: skip
-        return Conclusion(moment.at_us, waiting=waiting)
-    in_doubt = any(isinstance(one, Relayed | Indeterminate) for one in outcomes.values())
-    concluded = broken_off(claim)
-    if in_doubt:
-        words = f"451 4.3.0 {INTERNAL_ERROR}; the attempt's outcome was not recorded"
-        concluded = for_all(claim, Indeterminate(Evidence("4.3.0", words)))
+        return AttemptResult(time.at_us, waiting=waiting)
+    may_be_delivered = any(isinstance(one, Relayed | Indeterminate) for one in outcomes.values())
+    concluded = internal_error_outcomes(claim)
+    if may_be_delivered:
+        text = f"451 4.3.0 {INTERNAL_ERROR}; the attempt's outcome was not recorded"
+        concluded = same_outcome(claim, Indeterminate(Evidence("4.3.0", text)))
     waiting = Waiting(
-        retry_us=None if in_doubt else again_us, lane=claim.lane, warn_us=claim.warn_us,
-        due_us=max(again_us, claim.message.expires_us) if in_doubt else again_us,
+        retry_us=None if may_be_delivered else again_us, lane=claim.lane, warn_us=claim.warn_us,
+        due_us=max(again_us, claim.message.expires_us) if may_be_delivered else again_us,
         cause=DeferralClass.INTERNAL, cause_attempts=claim.cause_attempts + 1,
     )  # fmt: skip
-    why = _NOT_RECORDED if in_doubt else ""
-    event = _attempt_event(claim, concluded, moment.at_us, held=why)
-    return Conclusion(moment.at_us, concluded, waiting=waiting, events=(event,), held=in_doubt)
+    reason = _NOT_RECORDED if may_be_delivered else ""
+    event = _attempt_event(claim, concluded, time.at_us, held=reason)
+    return AttemptResult(
+        time.at_us, concluded, waiting=waiting, events=(event,), held=may_be_delivered
+    )
 
 
-def expire(claim: Claim, *, moment: Moment) -> Conclusion:
-    """Give every recipient of the claim up, with the last reply that there was.
+def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
+    """Expire every recipient of the claim, with the last reply that it got.
 
-    Nobody hears of captured mail: it was never to be sent.
+    Captured mail gets no reports: it was not meant to be sent.
     """
     expired: dict[int, Outcome] = {}
     reported = []
     for recipient in claim.recipients:
-        evidence = _last_words(claim, recipient)
+        evidence = _expiry_evidence(claim, recipient)
         expired[recipient.id] = Failed(evidence)
         if claim.state is not State.CAPTURED:
-            # When it was tried last is not known here: that is not now.
+            # The time of the last attempt is not known here.
             reported.append(_reported(claim, recipient, evidence, at_us=0))
-    told = [_told(one, State.EXPIRED, expired[one.id].evidence) for one in claim.recipients]
-    detail = {"entry": claim.entry_id, "next_hop": str(claim.next_hop), "expired": len(told)}
-    detail |= {"recipients": told[:_DETAIL_RECIPIENTS_MAX]}
-    event = Event(Step.DELIVERY, moment.at_us, detail)
-    return Conclusion(moment.at_us, expired=expired, failed=tuple(reported), events=(event,))
+    details = [
+        _recipient_detail(one, State.EXPIRED, expired[one.id].evidence) for one in claim.recipients
+    ]
+    detail = {"entry": claim.entry_id, "next_hop": str(claim.next_hop), "expired": len(details)}
+    detail |= {"recipients": details[:_DETAIL_RECIPIENTS_MAX]}
+    event = Event(Step.DELIVERY, time.at_us, detail)
+    return AttemptResult(time.at_us, expired=expired, failed=tuple(reported), events=(event,))
 
 
 def outcome_name(outcome: Outcome) -> str:
-    """The word for an outcome in traces, metrics and logs."""
+    """The name of an outcome in traces, metrics and logs."""
     return _NAMES[type(outcome)]
 
 
 def deferral_class(outcome: Outcome) -> str:
-    """The `class` label: why it was deferred, "" for every other outcome."""
+    """The deferral class, for the `class` label; "" for other outcomes."""
     return outcome.kind if isinstance(outcome, Deferred) else ""
 
 
@@ -202,8 +211,8 @@ _NAMES = {
 }
 
 
-def _waits(outcome: Outcome | None) -> bool:
-    """Whether a recipient goes on waiting: deferred, in doubt, or not tried."""
+def _is_pending(outcome: Outcome | None) -> bool:
+    """Whether a recipient waits: deferred, indeterminate, or not attempted."""
     return outcome is None or isinstance(outcome, Deferred | Indeterminate)
 
 
@@ -211,12 +220,12 @@ def _waiting(
     claim: Claim,
     *,
     retry_us: int | None,
-    cause: Cause,
+    cause: DeferralCause,
     lane: Lane,
     warn_us: int | None,
     now_us: int,
 ) -> Waiting:
-    """When to look at it next is never in the past: what is over ends with the next look."""
+    """The due time is never in the past: what has expired ends at the next check."""
     ends_us = claim.due_us if claim.state is State.CAPTURED else claim.message.expires_us
     times = [time_us for time_us in (retry_us, warn_us, ends_us) if time_us is not None]
     return Waiting(
@@ -226,37 +235,37 @@ def _waiting(
 
 
 def _warning(
-    claim: Claim, late: Iterable[ClaimedRecipient], moment: Moment
+    claim: Claim, late: Iterable[ClaimedRecipient], time: AttemptTime
 ) -> tuple[int | None, tuple[Event, ...]]:
-    """When the sender would hear of the delay from now on; and that it would, if that is now."""
-    if claim.warn_us is None or moment.now_us < claim.warn_us:
+    """When the delay notice is due; and its event, if it is due now."""
+    if claim.warn_us is None or time.now_us < claim.warn_us:
         return claim.warn_us, ()
-    people = [one.address for one in late if not one.added_by]  # a sender sees no others
-    if not people:
+    addresses = [one.address for one in late if not one.added_by]  # the sender sees no others
+    if not addresses:
         return None, ()
     detail = {
         "kind": "delayed",
         "entry": claim.entry_id,
-        "recipients": people[:_NAMED_MAX],
-        "since": moment.on_the_wall(claim.message.received_us),
-        "until": moment.on_the_wall(claim.message.expires_us),
+        "recipients": addresses[:_NAMED_MAX],
+        "since": time.wall_time(claim.message.received_us),
+        "until": time.wall_time(claim.message.expires_us),
     }
-    return None, (Event(Step.REPORT, moment.at_us, detail),)
+    return None, (Event(Step.REPORT, time.at_us, detail),)
 
 
-def _last_words(claim: Claim, recipient: ClaimedRecipient) -> Evidence:
+def _expiry_evidence(claim: Claim, recipient: ClaimedRecipient) -> Evidence:
     if claim.state is State.CAPTURED:
-        return Evidence("5.4.7", "captured, and kept for its time")
-    words = recipient.reply or "no attempt succeeded"
-    return Evidence("5.4.7", f"delivery time expired; last: {words}")
+        return Evidence("5.4.7", "captured; its retention time is over")
+    text = recipient.reply or "no attempt succeeded"
+    return Evidence("5.4.7", f"delivery time expired; last: {text}")
 
 
 def _attempt_event(
     claim: Claim, outcomes: Mapping[int, Outcome], at_us: int, *, held: str = ""
 ) -> Event:
-    """`held` is the reason why an operator has to look, "" if there is none."""
-    told = [
-        _told(recipient, outcome_name(outcome), outcome.evidence)
+    """`held` is why an operator must act, "" if the claim is not held."""
+    details = [
+        _recipient_detail(recipient, outcome_name(outcome), outcome.evidence)
         for recipient in claim.recipients
         if (outcome := outcomes.get(recipient.id)) is not None
     ]
@@ -267,14 +276,16 @@ def _attempt_event(
         "next_hop": str(claim.next_hop),
         "host": first.evidence.host if first else "",
         "tls": first.evidence.tls if first else "",
-        "recipients": told[:_DETAIL_RECIPIENTS_MAX],
+        "recipients": details[:_DETAIL_RECIPIENTS_MAX],
     }
     if held:
         detail["held"] = held
     return Event(Step.DELIVERY, at_us, detail)
 
 
-def _told(recipient: ClaimedRecipient, outcome: str, evidence: Evidence) -> dict[str, Any]:
+def _recipient_detail(
+    recipient: ClaimedRecipient, outcome: str, evidence: Evidence
+) -> dict[str, Any]:
     return {
         "number": recipient.id,
         "address": recipient.address,

@@ -1,9 +1,6 @@
-"""What delivery needs of other rooms, and its parts of the dispatcher, as Protocols.
+"""What delivery needs of other rooms, and what its parts need of the scheduler, as Protocols.
 
-On the path: see the room; app passes the other rooms' real ones in.
-Holds: nothing here knows a concrete class.
-Fails: as each method says.
-Standards: none.
+relay/app passes the other rooms' objects in; tests pass fakes.
 """
 
 import asyncio
@@ -22,36 +19,36 @@ from relay.spool.types import Claim, NewMessage
 
 
 class Scheduler(Protocol):
-    """The dispatcher, whose claims they are, as sites and the mailroom see it."""
+    """What sites and the local delivery queue call of DeliveryScheduler."""
 
     async def settle(
         self, claim: Claim, outcomes: Mapping[int, Outcome], *, reached: bool = True
     ) -> None:
-        """Make an attempt's outcomes durable; returns when they are. Never raises.
+        """Make the outcomes of an attempt durable; return when they are. Never raises.
 
-        Not `reached`: nobody answered for the next hop.
+        Not `reached`: no host of the next hop answered.
         """
         ...
 
     async def settle_some(self, claim: Claim, outcomes: Mapping[int, Relayed]) -> None:
-        """Make it durable who has the message while others are still to be tried. Never raises."""
+        """Make the outcomes of some recipients durable; the attempt goes on. Never raises."""
         ...
 
     async def give_back(self, *claims: Claim) -> None:
-        """Say that claims were not tried, on the way out. Never raises."""
+        """Release claims that were not attempted, at a stop. Never raises."""
         ...
 
-    def see_to(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Have it done beside whoever asks; a stop waits for it."""
+    def run_in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Run it in the background; a stop waits for it."""
         ...
 
     async def content_of(self, claim: Claim) -> Content:
-        """What is to be sent. Raises SpoolError."""
+        """The content of a claim. Raises SpoolError."""
         ...
 
 
-class ReportPlan(Protocol):
-    """Reports to make durable, and what the original's journey says of them."""
+class PlannedReports(Protocol):
+    """Reports to make durable, and the events that the original's journey gets for them."""
 
     @property
     def messages(self) -> tuple[NewMessage, ...]:
@@ -64,8 +61,8 @@ class ReportPlan(Protocol):
         ...
 
 
-class Reporter(Protocol):
-    """Decides who hears of a failure."""
+class FailureReporter(Protocol):
+    """Decides which failure reports are sent."""
 
     def failures(
         self,
@@ -75,12 +72,12 @@ class Reporter(Protocol):
         source: Source,
         account: str,
         recipients: Sequence[ReportedRecipient],
-    ) -> ReportPlan:
+    ) -> PlannedReports:
         """The reports about these recipients; none where none may be sent."""
         ...
 
 
-class Resolver(Protocol):
+class HostResolver(Protocol):
     """Next hop to hosts."""
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
@@ -97,7 +94,7 @@ class Connect(Protocol):
 
 
 class LocalTable(Protocol):
-    """The parts of the route table that delivery asks."""
+    """What delivery needs of the route table."""
 
     def mailbox_for(self, address: str) -> str | None:
         """The mailbox that takes mail for `address`, None if there is none."""

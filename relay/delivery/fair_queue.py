@@ -1,11 +1,9 @@
-"""Claims that wait for a connection: urgent ones first, with fair turns among senders.
+"""Fair queues: urgent claims first, round robin among senders.
 
-On the path: a site keeps its ready claims here, the dispatcher those for mailboxes and for the
-    resolver; who has time for one takes it out.
-Holds: bounded by the scheduler's window; a sender with many does not delay another's one; a lane
-    that was passed over often enough goes first, so none waits for ever.
-Fails: never.
-Standards: round robin.
+FairQueue has the claims that wait for a connection or a local delivery. RoundRobin has anything
+else that waits for a scarce resource: connection slots, DNS lookups. A sender with many does not
+delay the single message of another. A priority level that was passed over PASSED_OVER_MAX times
+goes first, so nothing waits for ever. The active queue bounds both.
 """
 
 from collections import Counter, OrderedDict, deque
@@ -16,39 +14,41 @@ from typing import Generic, TypeVar
 from relay.spool.types import Claim, Key
 from relay.spool.waiting import Lane
 
-PASSED_OVER_MAX = 8  # turns that better lanes may have before one of this lane
+PASSED_OVER_MAX = 8  # claims of better levels that may go before one of this level
+T = TypeVar("T")
+_NOTHING: Counter[int] = Counter()
 
 
 class FairQueue:
-    """By lane; round robin among a lane's senders; first in, first out for each sender."""
+    """Claims by priority level; round robin among its senders, first in first out for each."""
 
     def __init__(self) -> None:
         self._claims: dict[Key, Claim] = {}
-        self._lanes = {lane: _Turns() for lane in Lane}
+        self._lanes = {lane: _LevelQueue() for lane in Lane}
 
     def __len__(self) -> int:
         return len(self._claims)
 
     def __iter__(self) -> Iterator[Claim]:
-        """In the order in which they came."""
+        """The claims in the order of their arrival."""
         return iter(self._claims.values())
 
     def push(self, claim: Claim) -> None:
-        """Put a claim behind those of its lane and sender."""
+        """Add a claim after those of its level and sender."""
         key = claim.key
         self._claims[key] = claim
         self._lanes[claim.lane].push(key, claim)
 
     def pop(self) -> Claim | None:
-        """Take the claim whose turn it is."""
-        if not self._claims:  # it is asked after each message
+        """Take the next claim; None if there is none."""
+        if not self._claims:  # called after each message
             return None
-        waiting = [turns for turns in self._lanes.values() if turns.by_sender]
+        waiting = [level for level in self._lanes.values() if level.by_sender]
         ours = waiting[0]
         if len(waiting) > 1:  # nearly never
-            ours = _whose_turn(waiting)
-            for turns in waiting:
-                turns.passed_over += 1
+            ours = _next_level(waiting)
+            for level in waiting:
+                level.passed_over += 1
         ours.passed_over = 0
         key, claim = ours.pop()
         del self._claims[key]
@@ -56,31 +56,31 @@ class FairQueue:
 
     @property
     def first(self) -> Claim | None:
-        """The claim whose turn it is, which stays here."""
-        waiting = [turns for turns in self._lanes.values() if turns.by_sender]
-        return _whose_turn(waiting).first if waiting else None
+        """The next claim, without taking it."""
+        waiting = [level for level in self._lanes.values() if level.by_sender]
+        return _next_level(waiting).first if waiting else None
 
     def get(self, key: Key) -> Claim | None:
-        """The claim of this entry, which stays here; None where it does not wait here."""
+        """The claim of this entry, without taking it; None if it does not wait here."""
         return self._claims.get(key)
 
     def remove(self, key: Key) -> Claim | None:
-        """Take the claim of this entry, None where it does not wait here."""
+        """Take the claim of this entry; None if it does not wait here."""
         claim = self._claims.pop(key, None)
         if claim is not None:
             self._lanes[claim.lane].remove(key, claim)
         return claim
 
     def drain(self) -> list[Claim]:
-        """Take everything."""
+        """Take all claims."""
         taken = []
         while (claim := self.pop()) is not None:
             taken.append(claim)
         return taken
 
 
-class _Turns:
-    """One lane: the sender whose turn it is comes first."""
+class _LevelQueue:
+    """The claims of one priority level; the next sender comes first."""
 
     def __init__(self) -> None:
         self.by_sender: OrderedDict[int, OrderedDict[Key, Claim]] = OrderedDict()
@@ -107,95 +107,99 @@ class _Turns:
             del self.by_sender[claim.sender]
 
 
-def _whose_turn(waiting: list[_Turns]) -> _Turns:
-    """The lane whose turn it is, of those in which something waits."""
+def _next_level(waiting: list[_LevelQueue]) -> _LevelQueue:
+    """The next priority level, of those that have claims."""
     return next((one for one in waiting if one.passed_over >= PASSED_OVER_MAX), waiting[0])
 
 
-T = TypeVar("T")
-_NOTHING: Counter[int] = Counter()
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class Turn(Generic[T]):
-    """What waits, in whose turn, and whether it is for mail that was just accepted."""
+class RoundRobinItem(Generic[T]):
+    """What waits, for which sender, and whether it is for mail that was just accepted."""
 
-    what: T
+    value: T
     sender: int
     is_new: bool
 
 
-class Turns(Generic[T]):
-    """Those that wait, each of which is there once."""
+class RoundRobin(Generic[T]):
+    """Items that wait, each of them once.
+
+    Items for new mail come before items for the queue, but not twice in a row while both wait.
+    The sender that holds least comes first, then round robin, then first in first out.
+    take() and remove() raise KeyError or ValueError for an item that does not wait.
+    """
 
     def __init__(self) -> None:
-        self._lines: dict[bool, _Line[T]] = {True: _Line(), False: _Line()}  # new mail, the queue
+        self._lines: dict[bool, _SenderQueues[T]] = {
+            True: _SenderQueues(),
+            False: _SenderQueues(),
+        }  # new mail, the queue
         self._was_new = False
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
 
-    def push(self, turn: Turn[T]) -> None:
-        """Put it behind those of its sender and kind."""
-        self._lines[turn.is_new].push(turn)
+    def push(self, item: RoundRobinItem[T]) -> None:
+        """Add an item after those of its sender and kind."""
+        self._lines[item.is_new].push(item)
 
-    def is_before(self, turn: Turn[T], other: Turn[T]) -> bool:
-        """Whether `turn`, which is not here, would come before `other`, which is, as far as their
-        senders' own turns go.
+    def is_before(self, item: RoundRobinItem[T], other: RoundRobinItem[T]) -> bool:
+        """Whether `item`, which does not wait here, would come before `other`, which does. Only the
+        order within their senders counts.
         """
-        ahead = self._lines[turn.is_new].length_of(turn.sender)
+        ahead = self._lines[item.is_new].length_of(item.sender)
         before = self._lines[other.is_new].index(other)
-        return (not turn.is_new, ahead) < (not other.is_new, before)
+        return (not item.is_new, ahead) < (not other.is_new, before)
 
-    def next(self, having: Counter[int] = _NOTHING) -> list[Turn[T]]:
-        """What comes next, and behind it what comes if that may not. `having` is what senders
+    def candidates(self, held: Counter[int] = _NOTHING) -> list[RoundRobinItem[T]]:
+        """The next item, then the one to take if that one may not go. `held` is what senders
         have already.
         """
         order = (False, True) if self._was_new else (True, False)
-        return [self._lines[is_new].first(having) for is_new in order if self._lines[is_new]]
+        return [self._lines[is_new].first(held) for is_new in order if self._lines[is_new]]
 
-    def take(self, turn: Turn[T]) -> None:
-        """It waits no more, for it has had its turn."""
-        self._was_new = turn.is_new
-        self._lines[turn.is_new].take(turn)
+    def take(self, item: RoundRobinItem[T]) -> None:
+        """Take an item: its sender goes to the end of the round."""
+        self._was_new = item.is_new
+        self._lines[item.is_new].take(item)
 
-    def remove(self, turn: Turn[T]) -> None:
-        """It waits no more."""
-        self._lines[turn.is_new].remove(turn)
+    def remove(self, item: RoundRobinItem[T]) -> None:
+        """Remove an item that is not wanted any more."""
+        self._lines[item.is_new].remove(item)
 
 
-class _Line(Generic[T]):
+class _SenderQueues(Generic[T]):
     def __init__(self) -> None:
-        self._by_sender: OrderedDict[int, deque[Turn[T]]] = OrderedDict()
+        self._by_sender: OrderedDict[int, deque[RoundRobinItem[T]]] = OrderedDict()
         self._length = 0
 
     def __len__(self) -> int:
         return self._length
 
-    def push(self, turn: Turn[T]) -> None:
-        self._by_sender.setdefault(turn.sender, deque()).append(turn)
+    def push(self, item: RoundRobinItem[T]) -> None:
+        self._by_sender.setdefault(item.sender, deque()).append(item)
         self._length += 1
 
     def length_of(self, sender: int) -> int:
         return len(self._by_sender.get(sender, ()))
 
-    def index(self, turn: Turn[T]) -> int:
-        return self._by_sender[turn.sender].index(turn)
+    def index(self, item: RoundRobinItem[T]) -> int:
+        return self._by_sender[item.sender].index(item)
 
-    def first(self, having: Counter[int]) -> Turn[T]:
+    def first(self, held: Counter[int]) -> RoundRobinItem[T]:
         sender = next(iter(self._by_sender))
-        if having:
-            sender = min(self._by_sender, key=having.__getitem__)
+        if held:
+            sender = min(self._by_sender, key=held.__getitem__)
         return self._by_sender[sender][0]
 
-    def take(self, turn: Turn[T]) -> None:
-        self.remove(turn)
-        if turn.sender in self._by_sender:
-            self._by_sender.move_to_end(turn.sender)
+    def take(self, item: RoundRobinItem[T]) -> None:
+        self.remove(item)
+        if item.sender in self._by_sender:
+            self._by_sender.move_to_end(item.sender)
 
-    def remove(self, turn: Turn[T]) -> None:
-        waiting = self._by_sender[turn.sender]
-        waiting.remove(turn)
+    def remove(self, item: RoundRobinItem[T]) -> None:
+        waiting = self._by_sender[item.sender]
+        waiting.remove(item)
         if not waiting:
-            del self._by_sender[turn.sender]
+            del self._by_sender[item.sender]
         self._length -= 1

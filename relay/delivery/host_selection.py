@@ -1,10 +1,10 @@
-"""The hosts of a site: in which order they are asked, and what is known of them.
+"""Which host of a site is tried next, for example when the first MX does not answer.
 
-On the path: a site asks before it tries a claim, and has connections opened here.
-Holds: a host that gave no connection is not asked again for a while, by whichever site; what is
-    known counts for a claim no longer than half the time that it has waited for this try.
-Fails: ConnectError when no host gives a connection.
-Standards: RFC 5321 5.1 (order of hosts); RFC 7435.
+Hosts are tried by MX preference (RFC 5321 5.1). A host whose addresses all failed lately comes
+last; of equals the one with the fewest sessions comes first. A failure to connect is remembered for
+all sites that use the address, so that it is not tried again for each message. For a retried
+message a failure counts for at most half of the time that it has waited: each retry ends with a
+fresh attempt to connect.
 """
 
 from collections import Counter, OrderedDict
@@ -23,76 +23,77 @@ from relay.spool.types import Claim
 
 HOSTS_MAX = 20_000
 
-# an address, a port, how TLS is used there, and as whom: who is not there for one login is for none
-Place = tuple[str, int, str, str]
+# address, port, how TLS is used, login: a failure with one of them says nothing about another
+HostKey = tuple[str, int, str, str]
+ADDRESSES_MAX = 5  # tried in one attempt, as Postfix's smtp_mx_address_limit
+ANSWERED_S = 600.0  # how long a connection shows that the host is reachable
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """What came of the last try, and when (a clock that never goes back)."""
+class ConnectFailure:
+    """Why the last attempt to connect failed, and when (monotonic clock)."""
 
     outcome: Deferred | Failed
     at_s: float
 
 
-class HostMemory:
-    """Answers and refusals by place."""
+class HostStatusCache:
+    """The last result of connecting to each host, bounded: the least recently used goes first.
+
+    It outlives the sites, and sites that share a host share it.
+    """
 
     def __init__(self, *, hosts_max: int = HOSTS_MAX) -> None:
         self._hosts_max = hosts_max
-        self._known: OrderedDict[Place, Refusal | float] = OrderedDict()
+        self._known: OrderedDict[HostKey, ConnectFailure | float] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def answered(self, place: Place, now_s: float) -> None:
-        """A connection to it stands."""
-        self._note(place, now_s)
+    def set_answered(self, key: HostKey, now_s: float) -> None:
+        """Record a connection."""
+        self._note(key, now_s)
 
-    def refused(self, place: Place, refusal: Refusal) -> None:
-        """It gave no connection."""
-        self._note(place, refusal)
+    def set_failed(self, key: HostKey, failure: ConnectFailure) -> None:
+        """Record a failure to connect."""
+        self._note(key, failure)
 
-    def refusal(self, place: Place, *, since_s: float) -> Refusal | None:
-        """What it refused with, if that was its last word and not before `since_s`."""
-        known = self._known.get(place)
-        if isinstance(known, Refusal) and known.at_s >= since_s:
+    def failure(self, key: HostKey, *, since_s: float) -> ConnectFailure | None:
+        """The last failure, unless a connection followed or it is older than `since_s`."""
+        known = self._known.get(key)
+        if isinstance(known, ConnectFailure) and known.at_s >= since_s:
             return known
         return None
 
-    def has_answered(self, place: Place, *, since_s: float) -> bool:
-        """Whether its last word was a connection, not before `since_s`."""
-        known = self._known.get(place)
+    def has_answered(self, key: HostKey, *, since_s: float) -> bool:
+        """Whether the last result is a connection and not older than `since_s`."""
+        known = self._known.get(key)
         return isinstance(known, float) and known >= since_s
 
-    def forget_refusal(self, place: Place) -> None:
-        """Somebody wants it to be asked again."""
-        if isinstance(self._known.get(place), Refusal):
-            del self._known[place]
+    def forget_failure(self, key: HostKey) -> None:
+        """Forget a failure, so that the host is tried again."""
+        if isinstance(self._known.get(key), ConnectFailure):
+            del self._known[key]
 
-    def _note(self, place: Place, known: Refusal | float) -> None:
-        self._known[place] = known
-        self._known.move_to_end(place)
+    def _note(self, key: HostKey, known: ConnectFailure | float) -> None:
+        self._known[key] = known
+        self._known.move_to_end(key)
         if len(self._known) > self._hosts_max:
             self._known.popitem(last=False)
 
 
-ADDRESSES_MAX = 5  # asked for a connection, as Postfix's smtp_mx_address_limit
-ANSWERED_S = 600.0  # so long an answer stands for the next one
-
-
 @dataclass(frozen=True, slots=True)
-class Use:
-    """What a site has of its hosts: how many sessions, with those that are being opened, and which
-    hosts have a connection that stands.
+class HostUse:
+    """A site's sessions: how many each host has, with those that are being opened, and which hosts
+    are connected.
     """
 
-    busy: Counter[str]
-    standing: frozenset[str]
+    sessions: Counter[str]
+    connected: frozenset[str]
 
 
-class Reach:
-    """Finds the way to one of the hosts. `hosts` may be renewed: the same ones in another order."""
+class HostSelection:
+    """Connects to the best host that answers. `hosts` may be replaced by the same, reordered."""
 
     def __init__(
         self,
@@ -100,90 +101,92 @@ class Reach:
         options: SiteOptions,
         *,
         credentials: tuple[str, str] | None,
-        memory: HostMemory,
+        host_status: HostStatusCache,
         clock: Clock,
         connect: Connect,
     ) -> None:
         self.hosts = hosts
         self._options = options
         self._credentials = credentials
-        self._memory = memory
+        self._host_status = host_status
         self._clock = clock
         self._connect = connect
-        self._tls = f"{options.tls} {options.implicit} {options.ca or ''} "
+        self._tls_key = f"{options.tls} {options.implicit} {options.ca or ''} "
 
-    def known(self, claim: Claim) -> Deferred | None:
-        """What came of the last tries at all hosts, if that is news enough for `claim`."""
-        since_s = self._clock.monotonic() - self._options.trust_s(claim)
+    def known_failure(self, claim: Claim) -> Deferred | None:
+        """The last failure, if all hosts failed recently enough for `claim`."""
+        since_s = self._clock.monotonic() - self._options.failure_age_max_s(claim)
         found: Deferred | None = None
-        for place in self._places():
-            refusal = self._memory.refusal(place, since_s=since_s)
-            if refusal is None:
+        for key in self._keys():
+            failure = self._host_status.failure(key, since_s=since_s)
+            if failure is None:
                 return None
-            # A host that may come back weighs more than one that said no for good.
-            if found is None and isinstance(refusal.outcome, Deferred):
-                found = refusal.outcome
+            # A temporary failure of one host outweighs a permanent one of another.
+            if found is None and isinstance(failure.outcome, Deferred):
+                found = failure.outcome
         return found
 
     def has_answered(self) -> bool:
-        """Whether one of the hosts gave a connection lately, to whichever site."""
+        """Whether one of the hosts was connected to lately, by any site."""
         since_s = self._clock.monotonic() - ANSWERED_S
-        return any(self._memory.has_answered(place, since_s=since_s) for place in self._places())
+        return any(self._host_status.has_answered(key, since_s=since_s) for key in self._keys())
 
-    def forget(self) -> None:
-        """Ask again those that were not there."""
-        for place in self._places():
-            self._memory.forget_refusal(place)
+    def forget_failures(self) -> None:
+        """Forget failures, so that all hosts are tried again."""
+        for key in self._keys():
+            self._host_status.forget_failure(key)
 
-    def equals_max(self) -> int:
-        """How many hosts are as good as the best."""
+    def count_of_best(self) -> int:
+        """How many hosts have the same rank as the best one."""
         ranks = sorted(map(self._rank, self.hosts.hosts))
         return ranks.count(ranks[0])
 
-    async def connection(
+    async def connect(
         self,
-        use: Use,
+        use: HostUse,
         at: Callable[[str], None],
         *,
-        patience: Callable[[], AbstractAsyncContextManager[object]],
+        probe_timeout: Callable[[], AbstractAsyncContextManager[object]],
     ) -> Connection:
-        """Open a connection to the best host that gives one, of equals to the least busy.
+        """Open a connection to the best host that gives one.
 
-        `at` hears whom it asks; each is asked within `patience`. Raises ConnectError.
+        `at` is called with the name of each host tried; `probe_timeout` limits each attempt.
+        Raises ConnectError if no host gives a connection.
         """
-        since_s = self._clock.monotonic() - self._options.down_s
-        refused: ConnectError | None = None
-        asked = 0
-        for host, address in self._in_turn(use.busy):
-            place = self._place(host, address)
-            known = self._memory.refusal(place, since_s=since_s)
-            if known is None and asked == ADDRESSES_MAX:
+        since_s = self._clock.monotonic() - self._options.unreachable_s
+        last_error: ConnectError | None = None
+        tried = 0
+        for host, address in self._addresses_in_order(use.sessions):
+            key = self._key(host, address)
+            known = self._host_status.failure(key, since_s=since_s)
+            if known is None and tried == ADDRESSES_MAX:
                 continue
             at(host.name)
             try:
                 if known is None:
-                    asked += 1
-                    connection = await self._ask(host, address, patience=patience)
-                    self._memory.answered(place, self._clock.monotonic())
+                    tried += 1
+                    connection = await self._connect_to(host, address, probe_timeout=probe_timeout)
+                    self._host_status.set_answered(key, self._clock.monotonic())
                     return connection
                 error = ConnectError(known.outcome, Stage.CONNECT)
             except ConnectError as raised:
                 error = raised
-                if host.name not in use.standing:  # else it is there, but has enough
-                    refusal = Refusal(error.outcome, self._clock.monotonic())
-                    self._memory.refused(place, refusal)
-            # A host that may come back weighs more than one that said no for good.
-            if refused is None or isinstance(refused.outcome, Failed):
-                refused = error
-        assert refused is not None
-        raise refused
+                # A connected host is reachable: it only takes no more connections.
+                if host.name not in use.connected:
+                    failure = ConnectFailure(error.outcome, self._clock.monotonic())
+                    self._host_status.set_failed(key, failure)
+            # A temporary failure of one host outweighs a permanent one of another.
+            if last_error is None or isinstance(last_error.outcome, Failed):
+                last_error = error
+        assert last_error is not None
+        raise last_error
 
-    async def _ask(
+    async def _connect_to(
         self,
         host: Host,
         address: str,
         *,
-        patience: Callable[[], AbstractAsyncContextManager[object]],
+        probe_timeout: Callable[[], AbstractAsyncContextManager[object]],
     ) -> Connection:
         options = self._options
         target = Target(
@@ -191,37 +194,35 @@ class Reach:
             implicit=options.implicit, ca=options.ca, credentials=self._credentials,
         )  # fmt: skip
         try:
-            async with patience():
+            async with probe_timeout():
                 return await self._connect(
                     target, ehlo_name=options.ehlo_name, timeouts=options.timeouts
                 )
         except TimeoutError:
-            words = "no answer yet, and others waited to be asked"
+            text = "no answer yet, and others waited to be asked"
             peer = Peer(host.name)
-            outcome = classify_trouble(Stage.CONNECT, Trouble.TIMEOUT, words, peer=peer)
+            outcome = classify_trouble(Stage.CONNECT, Trouble.TIMEOUT, text, peer=peer)
             assert isinstance(outcome, Deferred)
             raise ConnectError(outcome, Stage.CONNECT) from None
 
-    def _in_turn(self, busy: Counter[str]) -> list[tuple[Host, str]]:
-        """Every address, those of the best host first; of equals of the least busy."""
-        ordered = sorted(self.hosts.hosts, key=lambda host: (self._rank(host), busy[host.name]))
+    def _addresses_in_order(self, sessions: Counter[str]) -> list[tuple[Host, str]]:
+        """Every address, those of the best host first; of equals that with the fewest sessions."""
+        ordered = sorted(self.hosts.hosts, key=lambda host: (self._rank(host), sessions[host.name]))
         return [(host, address) for host in ordered for address in host.addresses]
 
     def _rank(self, host: Host) -> tuple[bool, int]:
-        since_s = self._clock.monotonic() - self._options.down_s
+        since_s = self._clock.monotonic() - self._options.unreachable_s
         down = all(
-            self._memory.refusal(self._place(host, address), since_s=since_s) is not None
+            self._host_status.failure(self._key(host, address), since_s=since_s) is not None
             for address in host.addresses
         )
         return (down, host.preference)
 
-    def _places(self) -> list[Place]:
-        return [
-            self._place(host, address) for host in self.hosts.hosts for address in host.addresses
-        ]
+    def _keys(self) -> list[HostKey]:
+        return [self._key(host, address) for host in self.hosts.hosts for address in host.addresses]
 
-    def _place(self, host: Host, address: str) -> Place:
+    def _key(self, host: Host, address: str) -> HostKey:
         login = self._credentials[0] if self._credentials else ""
-        # The name is what is verified: under another one the same address may have another answer.
+        # With "verify" the result depends on the host's name as well.
         name = host.name if self._options.tls == "verify" else ""
-        return (address, host.port, f"{self._tls}{name}", login)
+        return (address, host.port, f"{self._tls_key}{name}", login)

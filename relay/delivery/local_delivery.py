@@ -1,18 +1,17 @@
-"""Local delivery: into the Maildirs of this relay.
+"""Local delivery: into the Maildirs of this relay, a few at once, round robin among senders.
 
-On the path: the dispatcher hands entries for LOCAL over; the store makes them durable.
-Holds: idempotent: the file's name comes from the queue id and the recipient's number.
-Fails: never; trouble becomes an outcome.
-Standards: RFC 5321 4.4 (Return-Path); RFC 3463 X.2.
+LocalDelivery puts one copy into a mailbox. Its file is named after the queue id and the recipient's
+number, so that a repeated delivery finds the first copy. LocalDeliveryQueue has the claims that
+wait and their workers. A delivery that is cut off is indeterminate: its repeat checks the mailbox
+first. An unknown user gets 550 5.1.1 here, if the account was removed after ingress accepted it.
 """
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
 
-from relay.delivery.attempt_result import broken_off
-from relay.delivery.content_budget import unreadable
-from relay.delivery.dependencies import Scheduler
+from relay.delivery.attempt_result import internal_error_outcomes
+from relay.delivery.content_cache import unreadable
+from relay.delivery.dependencies import LocalTable, Scheduler
 from relay.delivery.fair_queue import FairQueue
 from relay.mailbox.api import DeliveryResult, DeliveryStore
 from relay.mailbox.types import (
@@ -37,27 +36,21 @@ from relay.observe.logs import get_logger
 from relay.spool.types import Claim, ClaimedRecipient, SpoolError
 
 _log = get_logger("delivery")
-
-
-class Addresses(Protocol):
-    """The part of the route table that local delivery asks."""
-
-    def mailbox_for(self, address: str) -> str | None:
-        """The mailbox that takes mail for `address`, None if there is none."""
-        ...
+_AT_ONCE = 16
+_CUT_OFF = Evidence("4.3.0", "the relay was stopped while it delivered this")
 
 
 class LocalDelivery:
     """Delivers to mailboxes."""
 
-    def __init__(self, store: DeliveryStore, addresses: Addresses) -> None:
+    def __init__(self, store: DeliveryStore, addresses: LocalTable) -> None:
         self._store = store
         self._addresses = addresses
 
     def by_mailbox(self, claim: Claim) -> list[list[ClaimedRecipient]]:
-        """Return the recipients of a claim, those of one mailbox together.
+        """Return the recipients of a claim, grouped by mailbox.
 
-        They get one copy and one outcome: `bob@`, `BOB@` and `bob+tag@` are one mailbox.
+        A group gets one copy and one outcome: `bob@`, `BOB@` and `bob+tag@` are one mailbox.
         """
         groups: dict[str | int, list[ClaimedRecipient]] = {}
         for recipient in claim.recipients:
@@ -70,8 +63,8 @@ class LocalDelivery:
     ) -> Outcome:
         """Put one copy into the Inbox of `recipients`, a group of by_mailbox().
 
-        The copy is named after the first of them, which is the same in every attempt, since they
-        share each outcome.
+        The copy is named after the first recipient, which is the same in every attempt, because
+        the group shares each outcome.
         """
         recipient = min(recipients, key=lambda one: one.id)
         mailbox = self._addresses.mailbox_for(recipient.address)
@@ -98,29 +91,25 @@ class LocalDelivery:
             return Deferred(Evidence("4.3.0", f"451 4.3.0 {error}"), DeferralClass.CONTENT)
         except StoreUnavailableError as error:
             return Deferred(Evidence("4.3.0", f"451 4.3.0 {error}"), DeferralClass.MAILBOX)
-        except Exception:  # noqa: BLE001 - an internal fault defers, nothing is lost
-            _log.exception("local delivery broken off", qid=claim.message.id)
+        except Exception:  # noqa: BLE001 - an internal error defers, nothing is lost
+            _log.exception("internal error in local delivery", qid=claim.message.id)
             evidence = Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}")
             return Deferred(evidence, DeferralClass.INTERNAL)
-        note = " (it was there already)" if result is DeliveryResult.ALREADY_THERE else ""
+        note = " (already delivered)" if result is DeliveryResult.ALREADY_THERE else ""
         return Delivered(Evidence("2.1.5", f"250 2.1.5 delivered to {mailbox}{note}"))
 
 
-_AT_ONCE = 16
-_CUT_OFF = Evidence("4.3.0", "the relay was stopped while it delivered this")
-
-
-class Mailroom:
-    """The ready list of all mailboxes, and who works it off."""
+class LocalDeliveryQueue:
+    """Claims for local mailboxes, and the workers that deliver them."""
 
     def __init__(self, local: LocalDelivery, scheduler: Scheduler) -> None:
         self._local = local
         self._scheduler = scheduler
         self.ready = FairQueue()
-        self.workers: dict[asyncio.Task[None], None] = {}  # in the order in which they began
+        self.workers: dict[asyncio.Task[None], None] = {}  # in the order of their start
 
     def push(self, claim: Claim) -> None:
-        """Take a claim."""
+        """Add a claim; start a worker if there are fewer than the limit."""
         self.ready.push(claim)
         if len(self.workers) < _AT_ONCE:
             worker = asyncio.get_running_loop().create_task(self._work())
@@ -128,7 +117,7 @@ class Mailroom:
             worker.add_done_callback(self.workers.pop)
 
     def abort(self) -> None:
-        """Cut off what is being delivered."""
+        """Cancel the deliveries in progress."""
         for worker in self.workers:
             worker.cancel()
 
@@ -140,9 +129,9 @@ class Mailroom:
             except asyncio.CancelledError:
                 await self._cut_off(claim, outcomes)
                 raise
-            except Exception:  # noqa: BLE001 - an internal fault must not end the worker
-                _log.exception("delivery broken off", qid=claim.message.id)
-                outcomes = broken_off(claim) | outcomes
+            except Exception:  # noqa: BLE001 - an internal error must not end the worker
+                _log.exception("internal error in local delivery", qid=claim.message.id)
+                outcomes = internal_error_outcomes(claim) | outcomes
             await self._scheduler.settle(claim, outcomes)
 
     async def _cut_off(self, claim: Claim, outcomes: dict[int, Outcome]) -> None:
@@ -152,7 +141,7 @@ class Mailroom:
             await self._scheduler.give_back(claim)
 
     async def _deliver(self, claim: Claim, outcomes: dict[int, Outcome]) -> None:
-        """Fill `outcomes`. What is cut off may be in the mailbox or not: a repeat looks for it."""
+        """Fill `outcomes`. A delivery that is cut off may have put its copy into the mailbox."""
         try:
             content = await self._scheduler.content_of(claim)
         except SpoolError as error:

@@ -1,11 +1,13 @@
-"""Which site a next hop's claims go to: resolved when it is asked for, and for a moment known.
+"""Next-hop resolution: which site a next hop's claims go to.
 
-On the path: the dispatcher pushes claims; they wait here for the resolver, then in their site.
-Holds: one search for a next hop at a time, and a bounded number in all; what was not found is not
-    looked for again at once; the same hosts are one site, whatever domains they serve; sites and
-    places are bounded.
-Fails: never; what the resolver says is wrong becomes an outcome of all that waits for it.
-Standards: RFC 5321 5.1.
+Sites looks up the hosts of a next hop, once for all claims that wait, and gives the claims to
+the site of those hosts. The same hosts are one site, whatever domains they serve. A next hop that
+could not be resolved is not looked up again at once; its claims share that outcome.
+
+LookupQueue bounds the DNS lookups in progress. Next hops that were not found the last time have a
+small limit of their own, so that they do not delay others. Lookups for new mail, and for sites that
+answered lately, start at once. The others start at a pace that leaves the event loop time: a
+site that has not been contacted may be dead, so new mail comes before queued mail.
 """
 
 import asyncio
@@ -17,12 +19,12 @@ from functools import partial
 from pathlib import Path
 
 from relay.clock import Clock
-from relay.delivery.active_queue import Residents
-from relay.delivery.attempt_result import for_all
+from relay.delivery.active_queue import ClaimsInMemory
+from relay.delivery.attempt_result import same_outcome
 from relay.delivery.connection_slots import ConnectionSlots
-from relay.delivery.dependencies import Connect, LocalTable, Resolver, Scheduler
-from relay.delivery.fair_queue import FairQueue, Turn, Turns
-from relay.delivery.host_selection import HOSTS_MAX, HostMemory, Place, Refusal
+from relay.delivery.dependencies import Connect, HostResolver, LocalTable, Scheduler
+from relay.delivery.fair_queue import FairQueue, RoundRobin, RoundRobinItem
+from relay.delivery.host_selection import HOSTS_MAX, ConnectFailure, HostKey, HostStatusCache
 from relay.delivery.site import Site
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.message.nexthop import HopKind, NextHop
@@ -34,22 +36,33 @@ from relay.spool.types import Claim
 from relay.spool.waiting import Lane
 
 _TICK_S = 0.002
-_PART = 0.4  # of the time since the last one that the loop may have been at work
-_SLOWEST_S = 0.02  # between two, however busy it is
+_BUSY_PART = (
+    0.4  # the share of the time since the last lookup that the event loop may have been busy
+)
+_SLOWEST_S = 0.02  # between two lookups, however busy the loop is
+LOOKUPS_MAX = 120  # each sends several DNS queries, and the DNS client has 256 at once
+LOOKUPS_UNREACHABLE_MAX = 16
+_RESERVED_PART = 8  # 1 / this is for new mail, half of it for senders that have no lookup
+_log = get_logger("delivery")
+_SITES_MAX = 4000
+_RESOLVED_MAX = 4000
+_RESOLVED_S = 1.0  # how long the site of a next hop is remembered without asking the resolver
+# names and ports, the TLS that is required (level, implicit, CA), and the login
+SiteKey = tuple[tuple[tuple[str, int], ...], TlsLevel, bool, Path | None, tuple[str, str] | None]
 
 
-class Pace:
-    """Calls `begin` from time to time, until it says that there is nothing more to begin."""
+class LookupPacing:
+    """Starts lookups at a pace that depends on how busy the event loop is."""
 
     def __init__(self, begin: Callable[[], bool], clock: Clock) -> None:
-        """`begin` begins one and returns whether there are more."""
+        """`begin` starts one lookup and returns whether another one could start."""
         self._begin = begin
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._last_s = self._last_busy_s = 0.0
 
     def go_on(self) -> None:
-        """There is something to begin."""
+        """Start lookups until `begin` returns False."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(0, self._tick)
 
@@ -62,28 +75,23 @@ class Pace:
     def _may_begin(self) -> bool:
         now_s, busy_s = self._clock.monotonic(), self._clock.busy_s()
         passed_s = now_s - self._last_s
-        if busy_s - self._last_busy_s > _PART * passed_s and passed_s < _SLOWEST_S:
+        if busy_s - self._last_busy_s > _BUSY_PART * passed_s and passed_s < _SLOWEST_S:
             return False
         self._last_s, self._last_busy_s = now_s, busy_s
         return True
 
 
-SEARCHES_MAX = 120  # each asks several questions, and the resolver asks 256 at once
-DOWN_MAX = 16
-_RESERVED_PART = 8  # one in so many is for new mail, and half of them for senders that have none
-
-
-class Searches:
-    """Turns to ask the resolver."""
+class LookupQueue:
+    """Limits how many next hops are looked up at once."""
 
     def __init__(self, clock: Clock) -> None:
-        self._new = _Line(SEARCHES_MAX, clock)
-        self._down = _Line(DOWN_MAX, clock)
+        self._new = _LookupSlots(LOOKUPS_MAX, clock)
+        self._down = _LookupSlots(LOOKUPS_UNREACHABLE_MAX, clock)
 
     @asynccontextmanager
-    async def turn(self, claim: Claim, *, at_once: bool) -> AsyncIterator[None]:
-        """Wait for a turn, and keep it for the block; `claim` is the first that asks. With
-        `at_once` it comes before others, without their pace.
+    async def slot(self, claim: Claim, *, at_once: bool) -> AsyncIterator[None]:
+        """Wait for a slot and hold it for the block; `claim` is the first of its next hop. With
+        `at_once` it comes before others and is not paced.
         """
         line = self._down if claim.lane is Lane.DOWN else self._new
         sender = await line.take(claim.next_hop, claim.sender, is_new=at_once)
@@ -92,30 +100,30 @@ class Searches:
         finally:
             line.give_back(sender)
 
-    def has_mail_of(self, claim: Claim, *, at_once: bool) -> None:
-        """Where a search waits already, let it have the turn of this claim if that is earlier."""
+    def use_earlier_turn(self, claim: Claim, *, at_once: bool) -> None:
+        """If a lookup waits already, let it wait in this claim's place if that is earlier."""
         for line in (self._new, self._down):
-            line.has_mail_of(claim.next_hop, claim.sender, is_new=at_once)
+            line.use_earlier_turn(claim.next_hop, claim.sender, is_new=at_once)
 
 
-class _Line:
-    """So many at once; who waits has turns by sender, and what is for the queue has a pace."""
+class _LookupSlots:
+    """A limit of lookups, round robin among senders; lookups for queued mail are paced."""
 
     def __init__(self, limit: int, clock: Clock) -> None:
         self._left = limit
         self._reserve = limit // _RESERVED_PART
-        self._having: Counter[int] = Counter()
-        self._waiting: Turns[asyncio.Future[int]] = Turns()
-        self._turns: dict[NextHop, Turn[asyncio.Future[int]]] = {}  # of the searches that wait
-        self._pace = Pace(self._begin_one, clock)
+        self._held_by_sender: Counter[int] = Counter()
+        self._waiting: RoundRobin[asyncio.Future[int]] = RoundRobin()
+        self._items: dict[NextHop, RoundRobinItem[asyncio.Future[int]]] = {}  # that wait
+        self._pacing = LookupPacing(self._begin_one, clock)
 
     async def take(self, next_hop: NextHop, sender: int, *, is_new: bool) -> int:
-        """Wait for a place; whose turn it was in."""
+        """Wait for a slot; return the sender that it counts for."""
         if is_new and self._has_place_for(sender, is_new=True):
             self._give(sender)
             return sender
         given: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._wait(next_hop, Turn(given, sender, is_new))
+        self._wait(next_hop, RoundRobinItem(given, sender, is_new))
         try:
             return await given
         except asyncio.CancelledError:
@@ -123,104 +131,96 @@ class _Line:
                 self.give_back(given.result())
             raise
         finally:
-            self._turns.pop(next_hop, None)
+            self._items.pop(next_hop, None)
 
-    def has_mail_of(self, next_hop: NextHop, sender: int, *, is_new: bool) -> None:
-        turn = self._turns.get(next_hop)
-        if turn is None or turn.what.done():
+    def use_earlier_turn(self, next_hop: NextHop, sender: int, *, is_new: bool) -> None:
+        item = self._items.get(next_hop)
+        if item is None or item.value.done():
             return
-        other = Turn(turn.what, sender, is_new)
-        if self._waiting.is_before(other, turn):
-            self._waiting.remove(turn)
+        other = RoundRobinItem(item.value, sender, is_new)
+        if self._waiting.is_before(other, item):
+            self._waiting.remove(item)
             self._wait(next_hop, other)
 
-    def _wait(self, next_hop: NextHop, turn: Turn[asyncio.Future[int]]) -> None:
-        self._turns[next_hop] = turn
-        self._waiting.push(turn)
-        self._begin_what_must()
+    def _wait(self, next_hop: NextHop, item: RoundRobinItem[asyncio.Future[int]]) -> None:
+        self._items[next_hop] = item
+        self._waiting.push(item)
+        self._begin_urgent()
 
     def give_back(self, sender: int) -> None:
         self._left += 1
-        self._having[sender] -= 1
-        if not self._having[sender]:
-            del self._having[sender]
-        self._begin_what_must()
+        self._held_by_sender[sender] -= 1
+        if not self._held_by_sender[sender]:
+            del self._held_by_sender[sender]
+        self._begin_urgent()
 
     def _begin_one(self) -> bool:
-        """Begin the next in its turn; whether another could begin."""
+        """Start the next lookup; return whether another could start."""
         if (first := self._first()) is not None:
             self._begin(first)
         return self._first() is not None
 
-    def _begin_what_must(self) -> None:
-        """Begin what is for new mail and comes next; the others at their pace."""
+    def _begin_urgent(self) -> None:
+        """Start lookups for new mail that come next; the others are paced."""
         while (first := self._first()) is not None:
             if not first.is_new:
-                self._pace.go_on()
+                self._pacing.go_on()
                 return
             self._begin(first)
 
-    def _first(self) -> Turn[asyncio.Future[int]] | None:
-        """Who comes next and has a place."""
+    def _first(self) -> RoundRobinItem[asyncio.Future[int]] | None:
+        """The next lookup that has a slot."""
         waiting = self._waiting
-        while cancelled := [one for one in waiting.next(self._having) if one.what.done()]:
+        while cancelled := [
+            one for one in waiting.candidates(self._held_by_sender) if one.value.done()
+        ]:
             waiting.remove(cancelled[0])
-        for turn in waiting.next(self._having):
-            if self._has_place_for(turn.sender, is_new=turn.is_new):
-                return turn
+        for item in waiting.candidates(self._held_by_sender):
+            if self._has_place_for(item.sender, is_new=item.is_new):
+                return item
         return None
 
-    def _begin(self, turn: Turn[asyncio.Future[int]]) -> None:
-        self._waiting.take(turn)
-        self._give(turn.sender)
-        turn.what.set_result(turn.sender)
+    def _begin(self, item: RoundRobinItem[asyncio.Future[int]]) -> None:
+        self._waiting.take(item)
+        self._give(item.sender)
+        item.value.set_result(item.sender)
 
     def _give(self, sender: int) -> None:
         self._left -= 1
-        self._having[sender] += 1
+        self._held_by_sender[sender] += 1
 
     def _has_place_for(self, sender: int, *, is_new: bool) -> bool:
-        if not self._having[sender]:
+        if not self._held_by_sender[sender]:
             return self._left > 0
         return self._left > (self._reserve // 2 if is_new else self._reserve)
 
 
-_log = get_logger("delivery")
-
-_SITES_MAX = 4000
-_PLACES_MAX = 4000
-_PLACE_S = 1.0  # how long the site of a next hop is remembered without asking the resolver
-
-# its places, the TLS that is asked there (its level, whether it comes first, the CA), and the login
-SiteKey = tuple[tuple[tuple[str, int], ...], TlsLevel, bool, Path | None, tuple[str, str] | None]
-
-
 @dataclass(slots=True)
-class _Place:
-    """Where a next hop's claims went a moment ago."""
+class _ResolvedSite:
+    """The site of a next hop that was resolved a moment ago."""
 
     site: Site
     until: float
 
 
 class Sites:
-    """All sites, and the claims that wait until theirs is known."""
+    """All sites, and the claims that wait for next-hop resolution."""
 
     def __init__(
         self,
         scheduler: Scheduler,
-        residents: Residents,
+        claims_in_memory: ClaimsInMemory,
         *,
-        resolver: Resolver,
+        resolver: HostResolver,
         table: LocalTable,
         slots: ConnectionSlots,
         options: SiteOptions,
         clock: Clock,
         connect: Connect,
     ) -> None:
-        """`residents` hears where each claim waits."""
+        """`claims_in_memory` is told where each claim waits."""
         self._scheduler = scheduler
-        self._residents = residents
+        self._claims_in_memory = claims_in_memory
         self._resolver = resolver
         self._table = table
         self._slots = slots
@@ -228,158 +228,158 @@ class Sites:
         self._clock = clock
         self._connect = connect
         self._sites: dict[SiteKey, Site] = {}
-        self._places: dict[NextHop, _Place] = {}
-        self._anew: dict[NextHop, None] = {}  # where somebody wants to be asked again who was down
-        self._resolving: dict[NextHop, FairQueue] = {}
-        self._searches: dict[NextHop, asyncio.Task[None]] = {}
+        self._resolved: dict[NextHop, _ResolvedSite] = {}
+        self._retry_now: dict[NextHop, None] = {}  # whose hosts' failures are forgotten once found
+        self._waiting: dict[NextHop, FairQueue] = {}
+        self._lookups: dict[NextHop, asyncio.Task[None]] = {}
         self._settling: set[asyncio.Task[None]] = set()
-        self._limit = Searches(clock)
-        self._memory = HostMemory()
+        self._lookup_queue = LookupQueue(clock)
+        self._host_status = HostStatusCache()
 
     def push(self, claim: Claim) -> None:
-        """Take a claim for a next hop that is not here."""
-        place = self._places.get(claim.next_hop)
-        if place is not None and (
-            place.until > self._clock.monotonic() or place.site.knows_nobody_for(claim)
+        """Take a claim for a remote next hop."""
+        resolved = self._resolved.get(claim.next_hop)
+        if resolved is not None and (
+            resolved.until > self._clock.monotonic() or resolved.site.has_known_failure_for(claim)
         ):
-            self._hand_on(claim, place.site)
+            self._push_to_site(claim, resolved.site)
             return
-        waiting = self._resolving.get(claim.next_hop)
-        if waiting is None and (refusal := self._not_found_lately(claim)) is not None:
-            settling = self._not_found([claim], refusal.outcome)
+        waiting = self._waiting.get(claim.next_hop)
+        if waiting is None and (failure := self._recent_failure(claim)) is not None:
+            settling = self._settle_unresolved([claim], failure.outcome)
             task = asyncio.get_running_loop().create_task(settling)
             self._settling.add(task)
             task.add_done_callback(self._settling.discard)
             return
         if waiting is None:
-            waiting = self._resolving[claim.next_hop] = FairQueue()
-            search = asyncio.get_running_loop().create_task(self._find_site(claim))
-            self._searches[claim.next_hop] = search
-            search.add_done_callback(self._settling.discard)
+            waiting = self._waiting[claim.next_hop] = FairQueue()
+            lookup = asyncio.get_running_loop().create_task(self._find_site(claim))
+            self._lookups[claim.next_hop] = lookup
+            lookup.add_done_callback(self._settling.discard)
         else:
-            self._limit.has_mail_of(claim, at_once=self._is_urgent(claim))
+            self._lookup_queue.use_earlier_turn(claim, at_once=self._is_urgent(claim))
         waiting.push(claim)
-        self._residents.wait(claim, waiting)
+        self._claims_in_memory.track(claim, waiting)
 
-    def try_anew(self, next_hops: Collection[NextHop]) -> None:
-        """Forget that nobody was there."""
+    def retry_now(self, next_hops: Collection[NextHop]) -> None:
+        """Forget failures of these next hops and their hosts."""
         for next_hop in next_hops:
-            self._memory.forget_refusal(_name(next_hop))
-            self._anew[next_hop] = None  # for the hosts that are found next
-            if len(self._anew) > HOSTS_MAX:
-                del self._anew[next(iter(self._anew))]
-            place = self._places.get(next_hop)
-            if place is not None:
-                place.until = 0.0
-                place.site.try_anew()
+            self._host_status.forget_failure(_host_key(next_hop))
+            self._retry_now[next_hop] = None  # for the hosts that the next lookup finds
+            if len(self._retry_now) > HOSTS_MAX:
+                del self._retry_now[next(iter(self._retry_now))]
+            resolved = self._resolved.get(next_hop)
+            if resolved is not None:
+                resolved.until = 0.0
+                resolved.site.retry_now()
 
     def close(self) -> list[Claim]:
-        """Take no more; return what was not begun. Connections end after their transaction."""
-        untried = [claim for site in self._sites.values() for claim in site.close()]
-        untried += [claim for waiting in self._resolving.values() for claim in waiting.drain()]
-        for search in self._searches.values():
-            search.cancel()
-            self._settling.add(search)
-        self._searches.clear()
-        return untried
+        """Take no more; return claims not begun. Connections end after their transaction."""
+        not_begun = [claim for site in self._sites.values() for claim in site.close()]
+        not_begun += [claim for waiting in self._waiting.values() for claim in waiting.drain()]
+        for lookup in self._lookups.values():
+            lookup.cancel()
+            self._settling.add(lookup)
+        self._lookups.clear()
+        return not_begun
 
     def abort(self) -> None:
-        """End every connection at once."""
+        """Cancel every connection."""
         for site in self._sites.values():
             site.abort()
 
     @property
     def tasks(self) -> Iterator[asyncio.Task[None]]:
-        """Searches, with what they settle, and connections that have not ended."""
-        yield from self._searches.values()
+        """Lookups, the settlements they began, and connections that have not ended."""
+        yield from self._lookups.values()
         yield from self._settling
         for site in self._sites.values():
             yield from site.workers
 
-    def _hand_on(self, claim: Claim, site: Site) -> None:
-        self._residents.wait(claim, site.ready)
+    def _push_to_site(self, claim: Claim, site: Site) -> None:
+        self._claims_in_memory.track(claim, site.ready)
         site.push(claim)
 
     async def _find_site(self, first: Claim) -> None:
-        """Resolve the next hop of the claim that asked first, and push all that waits for it."""
+        """Resolve the next hop of the first claim, and push all claims that wait for it."""
         next_hop = first.next_hop
-        found = await self._found(first)
-        self._settling.add(self._searches.pop(next_hop))  # from here on it is not cut off
-        claims = self._resolving.pop(next_hop).drain()
+        found = await self._resolve(first)
+        self._settling.add(self._lookups.pop(next_hop))  # from here on close() does not cancel it
+        claims = self._waiting.pop(next_hop).drain()
         if isinstance(found, Site):
-            if len(self._places) >= _PLACES_MAX:
-                self._places.clear()
-            self._places[next_hop] = _Place(found, self._clock.monotonic() + _PLACE_S)
-            if next_hop in self._anew:
-                del self._anew[next_hop]
-                found.try_anew()
+            if len(self._resolved) >= _RESOLVED_MAX:
+                self._resolved.clear()
+            self._resolved[next_hop] = _ResolvedSite(found, self._clock.monotonic() + _RESOLVED_S)
+            if next_hop in self._retry_now:
+                del self._retry_now[next_hop]
+                found.retry_now()
             for claim in claims:
-                self._hand_on(claim, found)
+                self._push_to_site(claim, found)
             return
         outcome = outcome_of(found)
         if isinstance(outcome, Deferred):
             now_s = self._clock.monotonic()
-            self._memory.refused(_name(next_hop), Refusal(outcome, now_s))
-        await self._not_found(claims, outcome)
+            self._host_status.set_failed(_host_key(next_hop), ConnectFailure(outcome, now_s))
+        await self._settle_unresolved(claims, outcome)
 
-    def _not_found_lately(self, claim: Claim) -> Refusal | None:
-        since_s = self._clock.monotonic() - self._options.trust_s(claim)
-        return self._memory.refusal(_name(claim.next_hop), since_s=since_s)
+    def _recent_failure(self, claim: Claim) -> ConnectFailure | None:
+        since_s = self._clock.monotonic() - self._options.failure_age_max_s(claim)
+        return self._host_status.failure(_host_key(claim.next_hop), since_s=since_s)
 
-    async def _found(self, first: Claim) -> Site | Unresolved:
+    async def _resolve(self, first: Claim) -> Site | Unresolved:
         try:
-            async with self._limit.turn(first, at_once=self._is_urgent(first)):
+            async with self._lookup_queue.slot(first, at_once=self._is_urgent(first)):
                 found = await self._resolver.resolve(first.next_hop)
                 return self._site(first.next_hop, found) if isinstance(found, Hosts) else found
-        except Exception:  # noqa: BLE001 - an internal fault: try the hop again later
-            _log.exception("resolving broken off", next_hop=str(first.next_hop))
+        except Exception:  # noqa: BLE001 - an internal error: defer
+            _log.exception("internal error in next-hop resolution", next_hop=str(first.next_hop))
             return TemporaryFailure(INTERNAL_ERROR)
 
     def _is_urgent(self, claim: Claim) -> bool:
-        """Whether its next hop is looked up at once: for new mail, or where somebody was lately."""
-        place = self._places.get(claim.next_hop)
-        return claim.is_fresh or (place is not None and place.site.has_answered())
+        """Whether to look up its next hop at once: for new mail, or if its site answered lately."""
+        resolved = self._resolved.get(claim.next_hop)
+        return claim.is_fresh or (resolved is not None and resolved.site.has_answered())
 
-    async def _not_found(self, claims: Iterable[Claim], outcome: Outcome) -> None:
+    async def _settle_unresolved(self, claims: Iterable[Claim], outcome: Outcome) -> None:
         settle = partial(self._scheduler.settle, reached=False)
-        await asyncio.gather(*(settle(one, for_all(one, outcome)) for one in claims))
+        await asyncio.gather(*(settle(one, same_outcome(one, outcome)) for one in claims))
 
     def _site(self, next_hop: NextHop, hosts: Hosts) -> Site:
         """The site of these hosts: the same for every domain that they serve.
 
-        Next hops that ask different TLS of one host have sites, and connections, of their own.
+        Next hops that require different TLS have sites, and connections, of their own.
         """
         credentials = self._table.credentials_for(next_hop)
-        asked = self._table.tls_for(next_hop)
-        tls = asked.level or self._options.tls
+        required = self._table.tls_for(next_hop)
+        tls = required.level or self._options.tls
         implicit = next_hop.kind is HopKind.SMTPS
-        places = tuple(sorted((host.name, host.port) for host in hosts.hosts))
-        key = (places, tls, implicit, asked.ca, credentials)
+        hosts_and_ports = tuple(sorted((host.name, host.port) for host in hosts.hosts))
+        key = (hosts_and_ports, tls, implicit, required.ca, credentials)
         site = self._sites.get(key)
         if site is None:
             if len(self._sites) >= _SITES_MAX:
                 self._forget_unused()
             site = self._sites[key] = Site(
-                name=",".join(f"{name}:{port}" for name, port in places[:3]),
+                name=",".join(f"{name}:{port}" for name, port in hosts_and_ports[:3]),
                 hosts=hosts,
-                options=replace(self._options, tls=tls, implicit=implicit, ca=asked.ca),
+                options=replace(self._options, tls=tls, implicit=implicit, ca=required.ca),
                 credentials=credentials,
                 scheduler=self._scheduler,
                 slots=self._slots,
                 clock=self._clock,
                 connect=self._connect,
-                memory=self._memory,
+                host_status=self._host_status,
             )
-        site.renew(hosts)
+        site.update_hosts(hosts)
         limits = self._table.limits_for(next_hop)
-        site.bound(limits.connections_max, parse_rate(limits.rate))
+        site.apply_limits(limits.connections_max, parse_rate(limits.rate))
         return site
 
     def _forget_unused(self) -> None:
-        self._places.clear()
+        self._resolved.clear()
         self._sites = {key: site for key, site in self._sites.items() if not site.is_unused}
 
 
-def _name(next_hop: NextHop) -> Place:
-    """A next hop whose hosts cannot be found, as the memory of hosts keeps it."""
+def _host_key(next_hop: NextHop) -> HostKey:
+    """The key in HostStatusCache of a next hop that cannot be resolved."""
     return (str(next_hop), 0, "", "")

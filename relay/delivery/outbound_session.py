@@ -1,41 +1,46 @@
-"""One connection of a site: claims one after the other, each settled before the next final dot.
+"""One connection of a site, with the settlement that its next final dot must wait for.
 
-On the path: a site's worker hands it claims; it speaks through smtp and hands outcomes on.
-Holds: at most one unsettled transaction; what is cut off is settled as far as it is known, in doubt
-    only if its final dot may have been written.
-Fails: ConnectError when no host gives a connection; nothing was tried then.
-Standards: RFC 5321 4.5.3.1.10 (452), RFC 1047 (doubt).
+A connection has at most one transaction that is not settled. When a stop cuts an attempt off, it is
+settled as far as it is known: indeterminate if its final dot may have been written (RFC 1047), and
+released if nothing is known. Recipients that did not fit into one transaction (452, RFC 5321
+4.5.3.1.10) are sent in further ones, which count as the same attempt.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 
-from relay.delivery.attempt_result import broken_off, for_all
-from relay.delivery.content_budget import unreadable
+from relay.delivery.attempt_result import internal_error_outcomes, same_outcome
+from relay.delivery.content_cache import unreadable
 from relay.delivery.dependencies import Scheduler
-from relay.delivery.site_limits import pushes_back
+from relay.delivery.site_limits import is_pushback
 from relay.message.outcome import Evidence, Indeterminate, Outcome, Relayed
 from relay.observe.logs import get_logger
-from relay.smtp import ConnectError, Connection, Recipient, Transaction, TransactionResult
+from relay.smtp import (
+    ConnectError,
+    Connection,
+    Transaction,
+    TransactionRecipient,
+    TransactionResult,
+)
 from relay.spool.types import Claim, SpoolError
 
 _log = get_logger("delivery")
 
 TRANSACTIONS_MAX = 1000  # per connection
-_AGAIN_MAX = 100  # transactions for one claim whose recipients did not fit into one
+_AGAIN_MAX = 100  # transactions for one claim
 
 
 @dataclass
 class _Attempt:
-    """What is known of one. `claim` has the recipients that are not settled yet."""
+    """An attempt in progress. `claim` has the recipients that are not settled yet."""
 
     claim: Claim
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     has_settled_some: bool = False
 
     def take_relayed(self) -> dict[int, Relayed]:
-        """Take out those who have the message."""
+        """Take out the recipients that the host has accepted the message for."""
         outcomes = self.outcomes.items()
         taken = {key: outcome for key, outcome in outcomes if isinstance(outcome, Relayed)}
         for key in taken:
@@ -46,35 +51,32 @@ class _Attempt:
         return taken
 
 
-class Session:
-    """A connection with the settlement that its next final dot must wait for.
-
-    `host` is where it goes, or where it went last.
-    """
+class OutboundSession:
+    """A connection and its last settlement. `host` is the last host that it connected to."""
 
     def __init__(
-        self, connect: Callable[["Session"], Awaitable[Connection]], scheduler: Scheduler
+        self, connect: Callable[["OutboundSession"], Awaitable[Connection]], scheduler: Scheduler
     ) -> None:
-        """`connect` opens a connection and says in `host` to whom. Raises ConnectError."""
+        """`connect` opens a connection and calls set_host(). It raises ConnectError."""
         self._connect = connect
         self._scheduler = scheduler
         self.host = ""
         self._connection: Connection | None = None
         self._unsettled: asyncio.Task[None] | None = None
-        self._in_doubt = False  # the final dot may have been written, and was not answered
+        self._in_doubt = False  # the final dot may have been written and was not answered
 
     @property
     def is_connected(self) -> bool:
-        """Whether it holds a connection, at work or idle."""
+        """Whether it has a connection, busy or idle."""
         return self._connection is not None
 
-    def goes_to(self, host: str) -> None:
-        """It is about to ask `host` for a connection."""
+    def set_host(self, host: str) -> None:
+        """Record the host that is being connected to."""
         self.host = host
 
     async def deliver(self, claim: Claim) -> bool:
-        """Try every recipient of the claim once, and begin to settle; whether the host turned it
-        away for its own sake. Raises ConnectError.
+        """Attempt every recipient of the claim once and begin to settle; return whether the host
+        pushed back. Raises ConnectError if no host gives a connection; nothing was attempted then.
         """
         attempt = _Attempt(claim)
         try:
@@ -84,18 +86,18 @@ class Session:
         except asyncio.CancelledError:  # the grace time of a stop is over
             self._cut_off(attempt)
             raise
-        except Exception:  # noqa: BLE001 - an internal fault must not end the worker
-            _log.exception("attempt broken off", qid=claim.message.id)
-            attempt.outcomes = broken_off(attempt.claim) | attempt.outcomes
-        self._finally(self._scheduler.settle(attempt.claim, attempt.outcomes))
-        await self._leave_when_worn()
-        return pushes_back(attempt.outcomes.values())
+        except Exception:  # noqa: BLE001 - an internal error must not end the worker
+            _log.exception("internal error in an attempt", qid=claim.message.id)
+            attempt.outcomes = internal_error_outcomes(attempt.claim) | attempt.outcomes
+        self._settle_in_order(self._scheduler.settle(attempt.claim, attempt.outcomes))
+        await self._quit_when_worn()
+        return is_pushback(attempt.outcomes.values())
 
     async def _attempt(self, attempt: _Attempt) -> None:
-        """Fill its outcomes. Raises ConnectError when nothing was tried."""
+        """Fill its outcomes. Raises ConnectError if nothing was attempted."""
         self._in_doubt = False
         claim = attempt.claim
-        await self._connected()  # first: who is not there must not keep contents in memory
+        await self._connected()  # first: an unreachable host must not keep contents in memory
         try:
             content = await self._scheduler.content_of(claim)
         except SpoolError as error:
@@ -106,7 +108,7 @@ class Session:
         for _ in range(_AGAIN_MAX):
             transaction = Transaction(
                 claim.message.reverse_path,
-                tuple(Recipient(one.address, one.notify, one.orcpt) for one in left),
+                tuple(TransactionRecipient(one.address, one.notify, one.orcpt) for one in left),
                 content, envid=claim.message.envid, ret=claim.message.ret,
                 smtputf8=claim.message.smtputf8, eight_bit=claim.message.eight_bit,
             )  # fmt: skip
@@ -115,7 +117,7 @@ class Session:
             except ConnectError as error:
                 if not attempt.outcomes and not attempt.has_settled_some:
                     raise
-                for one in left:  # others were tried already: this attempt is theirs too
+                for one in left:  # others were attempted already: this is the same attempt
                     attempt.outcomes.setdefault(one.id, error.outcome)
                 return
             for index, outcome in result.outcomes.items():
@@ -123,12 +125,12 @@ class Session:
             if not result.again:
                 return
             left = tuple(left[index] for index in result.again)
-            tried = attempt.claim
+            attempted = attempt.claim
             if taken := attempt.take_relayed():  # before the next final dot
-                self._finally(self._scheduler.settle_some(tried, taken))
+                self._settle_in_order(self._scheduler.settle_some(attempted, taken))
 
     async def _transact(self, transaction: Transaction) -> TransactionResult:
-        """One transaction, on a fresh connection where the old one turns out dead."""
+        """Run one transaction, on a new connection if the old one turns out to be closed."""
         while True:
             connection = await self._connected()
             result = await connection.transact(transaction, before_dot=self._before_dot)
@@ -139,27 +141,29 @@ class Session:
                 return result
 
     async def _connected(self) -> Connection:
-        """The connection, a new one where there is none that is good. Raises ConnectError."""
+        """Return the open connection, or a new one. Raises ConnectError."""
         if self._connection is None or not self._connection.is_open:
             self._connection = await self._connect(self)
         return self._connection
 
     def _cut_off(self, attempt: _Attempt) -> None:
-        """Keep what is known, say what is in doubt; with neither the claim was not tried."""
+        """Settle what is known; release the claim if nothing is."""
         claim, outcomes = attempt.claim, attempt.outcomes
         if self._in_doubt:
-            words = "the relay was stopped before the host answered the final dot"
-            in_doubt = Indeterminate(Evidence("4.4.2", words, host=self.host))
-            outcomes = for_all(claim, in_doubt) | outcomes
+            text = "the relay was stopped before the host answered the final dot"
+            in_doubt = Indeterminate(Evidence("4.4.2", text, host=self.host))
+            outcomes = same_outcome(claim, in_doubt) | outcomes
         scheduler = self._scheduler
-        self._finally(scheduler.settle(claim, outcomes) if outcomes else scheduler.give_back(claim))
+        self._settle_in_order(
+            scheduler.settle(claim, outcomes) if outcomes else scheduler.give_back(claim)
+        )
 
-    def _finally(self, settling: Coroutine[None, None, None]) -> None:
-        """Begin to settle, after what the connection settles already.
+    def _settle_in_order(self, settling: Coroutine[None, None, None]) -> None:
+        """Begin to settle, after the settlement in progress.
 
-        A transaction without a final dot waits for nothing before. If its settlement were done
-        first, the entry would be put back while those who have the message are not recorded, and
-        the next final dot would not wait for the settlement before.
+        A transaction without a final dot does not wait for that one. If it were settled first, the
+        entry would be requeued before its accepted recipients are recorded, and the next final dot
+        would not wait for the earlier settlement.
         """
         before = self._unsettled
 
@@ -167,24 +171,24 @@ class Session:
             try:
                 if before is not None:
                     await before
-            finally:  # a fault of that one must not leave this claim unsettled
+            finally:  # an error of that one must not leave this claim unsettled
                 await settling
 
-        self._unsettled = self._scheduler.see_to(in_order())
+        self._unsettled = self._scheduler.run_in_background(in_order())
 
     async def _before_dot(self) -> None:
         if self._unsettled is not None and not self._unsettled.done():
             await asyncio.shield(self._unsettled)
         self._in_doubt = True
 
-    async def _leave_when_worn(self) -> None:
+    async def _quit_when_worn(self) -> None:
         connection = self._connection
         if connection is not None and connection.transactions >= TRANSACTIONS_MAX:
             self._connection = None
             await connection.quit()
 
     async def end(self) -> None:
-        """Wait for the last settlement, then say goodbye."""
+        """Wait for the last settlement, then send QUIT."""
         try:
             if self._unsettled is not None:
                 await asyncio.shield(self._unsettled)

@@ -1,10 +1,10 @@
-"""When a recipient is tried next.
+"""When a recipient is retried, and when it is given up.
 
-On the path: conclude asks it after every attempt, sites how long what they know may hold.
-Holds: pure; +-10 % of jitter, so that a burst does not come back as one; a class without a list of
-    its own waits by the common one, and a change of list begins at its first step.
-Fails: never; a bad clock only makes mail late.
-Standards: RFC 5321 4.5.4.1 (sending strategy).
+RetrySchedule computes the next attempt after each deferral, for example after greylisting (a 4yz
+reply to RCPT has the class "recipient"). A class without a list of its own uses the common list. A
+change of list starts at its first step. Each wait has a jitter of 10 %, so that a burst does
+not come back as one. claim_action() says what to do with a claim: attempt it, expire it or requeue
+it. Times are queue time. See RFC 5321 4.5.4.1 (sending strategy) and docs/design.md 7.6.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,9 +18,9 @@ _JITTER = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Cause:
-    """Why something waits: the class of its last deferral, "" for none; and how many attempts in a
-    row have waited by the same list.
+class DeferralCause:
+    """The class of the last deferral, "" for none, and how many attempts in a row used the same
+    list.
     """
 
     name: str = ""
@@ -29,74 +29,79 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """When to try again (steady time), and why so: the position in the list for the next time."""
+    """When the next attempt is, and the cause, which has the position in the list."""
 
     at_us: int
-    cause: Cause
+    cause: DeferralCause
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
-    """Retry lists in seconds, the last step of each repeated: `by_class` by names of deferral
-    classes, `retry_s` for all others; `chance` gives a number from 0 to 1.
+class RetrySchedule:
+    """Retry lists in seconds; the last step of each repeats. `by_class` has lists for deferral
+    classes, `retry_s` is for all others; `rng` returns a number from 0 to 1.
     """
 
     retry_s: Sequence[float]
-    chance: Callable[[], float]
+    rng: Callable[[], float]
     by_class: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def retry(
-        self, before: Cause, names: Collection[str], *, now_us: int, expires_us: int
+        self, before: DeferralCause, names: Collection[str], *, now_us: int, expires_us: int
     ) -> Retry:
-        """Say when to try again after an attempt that ended with these classes, the earliest time
-        of each; never later than `expires_us`. No names at all: something was not tried.
+        """Compute the next attempt after one that ended with these deferral classes: the earliest
+        of their times, never later than `expires_us`. No names: recipients were not attempted.
         """
         causes = [self._following(before, name) for name in names or ("",)]
         cause = min(causes, key=self.step_s)
-        jittered_s = self.step_s(cause) * (1 + _JITTER * (2 * self.chance() - 1))
+        jittered_s = self.step_s(cause) * (1 + _JITTER * (2 * self.rng() - 1))
         return Retry(min(now_us + int(jittered_s * 1_000_000), expires_us), cause)
 
-    def step_s(self, cause: Cause) -> float:
-        """How long is waited after a cause; after none, the shortest first wait there is."""
+    def step_s(self, cause: DeferralCause) -> float:
+        """The wait after a cause; without one, the shortest first step of all lists."""
         if cause.attempts < 1:
             return min(steps[0] for steps in (self.retry_s, *self.by_class.values()))
         steps = self._list(cause.name)
         return steps[min(cause.attempts, len(steps)) - 1]
 
-    def _following(self, before: Cause, name: str) -> Cause:
+    def _following(self, before: DeferralCause, name: str) -> DeferralCause:
         same = self._list(before.name) is self._list(name)
-        return Cause(name, before.attempts + 1 if same else 1)
+        return DeferralCause(name, before.attempts + 1 if same else 1)
 
     def _list(self, name: str) -> Sequence[float]:
         return self.by_class.get(name) or self.retry_s
 
 
-class Errand(Enum):
+class ClaimAction(Enum):
     """What to do with a claim."""
 
-    TRY = auto()
+    ATTEMPT = auto()
     EXPIRE = auto()
-    PUT_BACK = auto()  # it waits on: at most its sender hears that it is late
+    REQUEUE = auto()  # it goes on waiting; its delay notice may be recorded
 
 
-def errand_of(claim: Claim, *, now_us: int, sure_us: int, started_us: int) -> Errand:
-    """`started_us` is when this relay started; `sure_us` is Clock.sure_us()."""
+def claim_action(claim: Claim, *, now_us: int, sure_us: int, started_us: int) -> ClaimAction:
+    """Decide what to do with a claim.
+
+    Held and captured claims are never attempted. A claim without an attempt gets one before it
+    expires, and so does one that came due while the relay was down. `started_us` is when this
+    relay started; `sure_us` is Clock.sure_us(), by which held and captured claims expire.
+    """
     ends_us = end_us(claim, started_us=started_us)
     is_parked = claim.state in PARKED
     if ends_us is not None and (sure_us if is_parked else now_us) >= ends_us:
-        return Errand.EXPIRE
+        return ClaimAction.EXPIRE
     if is_parked:
-        return Errand.PUT_BACK
+        return ClaimAction.REQUEUE
     is_over = now_us >= claim.message.expires_us
     if claim.retry_us is not None and now_us < claim.retry_us and not is_over:
-        return Errand.PUT_BACK
-    return Errand.TRY
+        return ClaimAction.REQUEUE
+    return ClaimAction.ATTEMPT
 
 
 def end_us(claim: Claim, *, started_us: int) -> int | None:
-    """When the claim is given up wherever it waits; None for not before it was tried once more."""
+    """When the claim expires while it waits; None if it must be attempted once more first."""
     if claim.state is State.CAPTURED:
-        return claim.due_us  # kept for a time, whatever its message says
+        return claim.due_us  # kept for a time of its own, whatever the message's expiry
     if claim.state is State.HELD:
         return claim.message.expires_us
     if claim.attempts == 0 or claim.due_us < started_us:

@@ -1,12 +1,10 @@
-"""A site: the hosts behind one next hop, and the connections that deliver to them.
+"""A site: the hosts that one next hop resolves to, and the connections that deliver to them.
 
-On the path: the dispatcher pushes claims; each connection takes the next one, tries it, and
-    settles.
-Holds: never more connections than the site was seen to take, nor than its limits; at most one
-    unsettled transaction per connection: the next final dot waits until the settlement before it is
-    durable. What waits for its rate has one timer, and no connection for longer than an idle one.
-Fails: never; what goes wrong becomes an outcome of the claims it concerns.
-Standards: RFC 5321 5.1 (order of hosts), 4.5.4.1.
+Each connection is a worker that takes the next claim, attempts it and settles it. A site opens one
+connection first, as a probe; once that stands, as many as its ConcurrencyLimit allows. When no host
+gives a connection, all claims that wait share the outcome of that probe. A site with another
+connection that works is not unreachable: it takes no more connections for a while. A claim that
+waits for the message rate holds no connection longer than an idle connection is kept.
 """
 
 import asyncio
@@ -16,13 +14,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from relay.clock import Clock
-from relay.delivery.attempt_result import for_all
-from relay.delivery.connection_slots import ConnectionSlots, Slot, Standing
+from relay.delivery.attempt_result import same_outcome
+from relay.delivery.connection_slots import ConnectionSlots, SiteStatus, Slot
 from relay.delivery.dependencies import Connect, Scheduler
 from relay.delivery.fair_queue import FairQueue
-from relay.delivery.host_selection import HostMemory, Reach, Use
-from relay.delivery.outbound_session import Session
-from relay.delivery.site_limits import Bucket, Concurrency, Rate, SiteOptions, stricter
+from relay.delivery.host_selection import HostSelection, HostStatusCache, HostUse
+from relay.delivery.outbound_session import OutboundSession
+from relay.delivery.site_limits import ConcurrencyLimit, Rate, SiteOptions, TokenBucket, stricter
 from relay.message.outcome import Deferred, Outcome
 from relay.observe.logs import get_logger
 from relay.routing import Hosts
@@ -37,7 +35,7 @@ _AFTER_FAULT_S = 1.0
 
 @dataclass
 class Site:
-    """One site, by the hosts that it begins with."""
+    """One site."""
 
     name: str
     hosts: Hosts
@@ -47,63 +45,65 @@ class Site:
     slots: ConnectionSlots
     clock: Clock
     connect: Connect
-    memory: HostMemory = field(default_factory=HostMemory)
+    host_status: HostStatusCache = field(default_factory=HostStatusCache)
     ready: FairQueue = field(default_factory=FairQueue)
 
     def __post_init__(self) -> None:
-        self.workers: dict[asyncio.Task[None], None] = {}  # one for each connection, in order
-        self._leaving: set[asyncio.Task[None]] = set()
-        self._sessions: set[Session] = set()
+        self.workers: dict[
+            asyncio.Task[None], None
+        ] = {}  # one for each connection, in the order of their start
+        self._closing_workers: set[asyncio.Task[None]] = set()
+        self._sessions: set[OutboundSession] = set()
         self._idle: deque[asyncio.Future[None]] = deque()
-        self._reach = Reach(
-            self.hosts, self.options, credentials=self.credentials, memory=self.memory,
+        self._host_selection = HostSelection(
+            self.hosts, self.options, credentials=self.credentials, host_status=self.host_status,
             clock=self.clock, connect=self.connect,
         )  # fmt: skip
         self._connections_max = self.options.connections_max
-        self._concurrency = Concurrency(self._connections_max)
-        self._bucket = Bucket(self.options.rate) if self.options.rate else None
+        self._concurrency = ConcurrencyLimit(self._connections_max)
+        self._bucket = TokenBucket(self.options.rate) if self.options.rate else None
         self._rate_timer: asyncio.TimerHandle | None = None
         self._closing = False
 
-    def renew(self, hosts: Hosts) -> None:
-        """The same hosts were found again, equals in another order."""
-        self.hosts = self._reach.hosts = hosts
+    def update_hosts(self, hosts: Hosts) -> None:
+        """Take the same hosts in a new order."""
+        self.hosts = self._host_selection.hosts = hosts
 
-    def bound(self, connections_max: int | None, rate: Rate | None) -> None:
-        """Hold to these limits as well from now on, each where it is stricter."""
+    def apply_limits(self, connections_max: int | None, rate: Rate | None) -> None:
+        """Apply these limits as well, each if it is stricter."""
         if connections_max is not None and connections_max < self._connections_max:
             self._connections_max = connections_max
             self._concurrency.lower(connections_max)
         strictest = stricter(self._bucket.rate if self._bucket else None, rate)
         if strictest is not None and (self._bucket is None or self._bucket.rate != strictest):
-            self._bucket = Bucket(strictest)
+            self._bucket = TokenBucket(strictest)
 
     @property
     def is_unused(self) -> bool:
-        """Whether nothing waits, no connection is open, and nothing would be forgotten with it."""
+        """Whether it has no claims, no connections and no state that must be kept."""
         spent = self._bucket is not None and not self._bucket.is_full(self.clock.monotonic())
         return not self.ready and not self.workers and not spent
 
     def push(self, claim: Claim) -> None:
-        """Take a claim; a connection is woken or opened for it."""
+        """Take a claim; an idle connection is woken for it, or one is opened."""
         self.ready.push(claim)
-        self._employ()
-        self.slots.has_mail_of(self, claim.sender, is_new=claim.is_fresh)
+        self._ensure_connection()
+        self.slots.use_earlier_turn(self, claim.sender, is_new=claim.is_fresh)
 
-    def knows_nobody_for(self, claim: Claim) -> bool:
-        """Whether a claim would be settled by what is known, whatever the resolver said now."""
-        return not self._stands and self._reach.known(claim) is not None
+    def has_known_failure_for(self, claim: Claim) -> bool:
+        """Whether a known failure would settle the claim, without another lookup."""
+        return not self._is_connected and self._host_selection.known_failure(claim) is not None
 
     def has_answered(self) -> bool:
-        """Whether somebody is there, or was lately."""
-        return self._stands or self._reach.has_answered()
+        """Whether it is connected, or was lately."""
+        return self._is_connected or self._host_selection.has_answered()
 
-    def try_anew(self) -> None:
-        """Forget that nobody was there."""
-        self._reach.forget()
+    def retry_now(self) -> None:
+        """Forget failures to connect."""
+        self._host_selection.forget_failures()
 
     def close(self) -> list[Claim]:
-        """Take no more; return what was not begun. Connections end after their transaction."""
+        """Take no more; return claims not begun. Connections end after their transaction."""
         self._closing = True
         if self._rate_timer is not None:
             self._rate_timer.cancel()
@@ -113,12 +113,12 @@ class Site:
         return self.ready.drain()
 
     def abort(self) -> None:
-        """End every connection at once."""
+        """Cancel every connection."""
         for worker in self.workers:
             worker.cancel()
 
-    def free_idle(self) -> bool:
-        """Give up one idle connection, so that another site can have its slot."""
+    def close_idle(self) -> bool:
+        """Close one idle connection, so that another site can have its slot."""
         while self._idle:
             waiter = self._idle.popleft()
             if not waiter.done():
@@ -126,19 +126,19 @@ class Site:
                 return True
         return False
 
-    # -- how many connections
-    def _employ(self) -> None:
-        """Have a connection for what is ready, if it may go now."""
+    # -- the number of connections
+    def _ensure_connection(self) -> None:
+        """Wake or open a connection for the next claim, if the rate allows it."""
         if self._closing or not self.ready or self._waits_for_rate():
             return
         # RFC 5321 5.1 shares the load among equals: each has its connection before one has two.
-        if self._leaves_equals_out() and self._open_worker():
+        if self._has_unused_equal_host() and self._open_worker():
             return
         if not self._wake_idle():
             self._open_worker()
 
     def _wake_idle(self) -> bool:
-        """Let an idle connection take what is ready; whether there was one."""
+        """Wake an idle connection; return whether there was one."""
         while self._idle:
             waiter = self._idle.popleft()
             if not waiter.done():
@@ -146,53 +146,53 @@ class Site:
                 return True
         return False
 
-    def _leaves_equals_out(self) -> bool:
+    def _has_unused_equal_host(self) -> bool:
         """Whether there are fewer connections than hosts as good as the best."""
-        if len(self.workers) >= len(self.hosts.hosts):  # nearly always, so it comes first
+        if len(self.workers) >= len(self.hosts.hosts):  # nearly always
             return False
-        return len(self.workers) < self._reach.equals_max()
+        return len(self.workers) < self._host_selection.count_of_best()
 
     def _open_worker(self) -> bool:
-        if self._closing or len(self.workers) - len(self._leaving) >= self._limit():
+        if self._closing or len(self.workers) - len(self._closing_workers) >= self._limit():
             return False
-        if len(self.workers) >= self._connections_max:  # who is leaving is still connected
+        if len(self.workers) >= self._connections_max:  # a closing worker is still connected
             return False
-        worker = asyncio.get_running_loop().create_task(self._work())
+        worker = asyncio.get_running_loop().create_task(self._run_connection())
         self.workers[worker] = None
-        worker.add_done_callback(self._ended)
+        worker.add_done_callback(self._worker_ended)
         return True
 
-    def _ended(self, worker: asyncio.Task[None]) -> None:
+    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
         self.workers.pop(worker)
-        self._leaving.discard(worker)
+        self._closing_workers.discard(worker)
         fault = None if worker.cancelled() else worker.exception()
-        if fault is not None:  # ours: another one may come to the same end as fast
-            _log.error("connection broken off", site=self.name, exc_info=fault)
-            asyncio.get_running_loop().call_later(_AFTER_FAULT_S, self._employ)
+        if fault is not None:  # an internal error may repeat: pause
+            _log.error("internal error in a connection", site=self.name, exc_info=fault)
+            asyncio.get_running_loop().call_later(_AFTER_FAULT_S, self._ensure_connection)
             return
-        self._employ()  # something may have been pushed while this one was saying goodbye
+        self._ensure_connection()  # a claim may have been pushed while this worker ended
 
     def _limit(self) -> int:
-        """How many connections there may be now: before one stands, only this probe."""
-        return self._concurrency.limit if self._stands else 1
+        """How many connections there may be now: one probe until a connection stands."""
+        return self._concurrency.limit if self._is_connected else 1
 
     @property
-    def _stands(self) -> bool:
+    def _is_connected(self) -> bool:
         return any(session.is_connected for session in self._sessions)
 
-    def _has_to_go(self, served: int) -> bool:
-        """Whether a connection should end though there may be work for it."""
-        one_too_many = len(self.workers) - len(self._leaving) > self._limit()
-        if not (one_too_many or self.slots.asks_back(self, served=served)):
+    def _must_close(self, served: int) -> bool:
+        """Whether a connection should end although there may be claims for it."""
+        one_too_many = len(self.workers) - len(self._closing_workers) > self._limit()
+        if not (one_too_many or self.slots.is_wanted_back(self, served=served)):
             return False
         worker = asyncio.current_task()
         assert worker is not None
-        self._leaving.add(worker)
+        self._closing_workers.add(worker)
         return True
 
-    # -- how fast
+    # -- the message rate
     def _waits_for_rate(self) -> bool:
-        """Whether the next message may not go yet; a timer is set then."""
+        """Whether the rate delays the next message; then a timer is set."""
         if self._bucket is None:
             return False
         wait_s = self._bucket.wait_s(self.clock.monotonic())
@@ -200,15 +200,15 @@ class Site:
             return False
         if self._rate_timer is None:
             loop = asyncio.get_running_loop()
-            self._rate_timer = loop.call_later(wait_s, self._rate_allows)
+            self._rate_timer = loop.call_later(wait_s, self._on_rate_timer)
         return True
 
-    def _rate_allows(self) -> None:
+    def _on_rate_timer(self) -> None:
         self._rate_timer = None
-        self._employ()
+        self._ensure_connection()
 
-    def _next(self) -> Claim | None:
-        """The next claim, if it may go now."""
+    def _next_claim(self) -> Claim | None:
+        """Take the next claim, if the rate allows it."""
         if self._bucket is None:
             return self.ready.pop()
         if self._waits_for_rate():
@@ -216,39 +216,40 @@ class Site:
         claim = self.ready.pop()
         if claim is not None:
             self._bucket.take(self.clock.monotonic())
-            self._employ()  # or set the timer
+            self._ensure_connection()  # or set the timer
         return claim
 
     # -- one connection
-    async def _work(self) -> None:
-        """One connection's life: from the first claim to the end of an idle wait."""
-        await self._share_what_is_known()
+    async def _run_connection(self) -> None:
+        """Run one connection, from the first claim to the end of an idle wait."""
+        await self._settle_known_failures()
         first = self.ready.first
         if first is None or self._closing:
             return
-        standing = Standing.DOWN if first.lane is Lane.DOWN else Standing.NEW
+        status = SiteStatus.UNREACHABLE if first.lane is Lane.DOWN else SiteStatus.UNKNOWN
         if self.has_answered():
-            standing = Standing.PROVEN
+            status = SiteStatus.ANSWERED
         async with self.slots.hold(
-            self, standing=standing, sender=first.sender, is_new=first.is_fresh
+            self, status=status, sender=first.sender, is_new=first.is_fresh
         ) as slot:
-            was_tried = first.attempts > 0
-            session = Session(
-                lambda session: self._connection(session, slot, was_tried=was_tried), self.scheduler
+            was_attempted = first.attempts > 0
+            session = OutboundSession(
+                lambda session: self._connect(session, slot, was_attempted=was_attempted),
+                self.scheduler,
             )
             self._sessions.add(session)
             served = 0
             try:
                 while not self._closing:
-                    claim = self._next()
+                    claim = self._next_claim()
                     if claim is None:
                         if not await self._wait_for_work():
                             break
-                    elif not await self._try(session, claim):
+                    elif not await self._attempt(session, claim):
                         break
                     else:
                         served += 1
-                        if self._has_to_go(served):
+                        if self._must_close(served):
                             break
             finally:
                 self._sessions.remove(session)
@@ -256,7 +257,7 @@ class Site:
 
     async def _wait_for_work(self) -> bool:
         """Wait idle for a claim; False when the connection should close instead."""
-        if self._closing or self.slots.are_wanted:
+        if self._closing or self.slots.has_waiters:
             return False
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._idle.append(waiter)
@@ -274,90 +275,96 @@ class Site:
                 self._idle.remove(waiter)
         return True
 
-    async def _try(self, session: Session, claim: Claim) -> bool:
-        """Try a claim; False when there was no connection for it."""
+    async def _attempt(self, session: OutboundSession, claim: Claim) -> bool:
+        """Attempt a claim; return False if there was no connection for it."""
         try:
-            pushed_back = await session.deliver(claim)
+            is_pushed_back = await session.deliver(claim)
         except ConnectError as error:
             others = sum(one.is_connected for one in self._sessions if one is not session)
             if others:
-                self._take_no_more_than(others, error.outcome)
-                await self._put_back(claim)
+                self._lower_limit(others, error.outcome)
+                await self._requeue(claim)
             else:
                 await self._unreachable(claim, error.outcome)
             return False
-        if pushed_back:
+        if is_pushed_back:
             self._concurrency.pushed_back()
-        elif session.host:  # else nothing was asked of it
+        elif session.host:  # otherwise no host was involved
             self._concurrency.succeeded(self.clock.monotonic())
             if self.ready and not self._waits_for_rate():
                 self._open_worker()
         return True
 
-    async def _connection(self, session: Session, slot: Slot, *, was_tried: bool) -> Connection:
+    async def _connect(
+        self, session: OutboundSession, slot: Slot, *, was_attempted: bool
+    ) -> Connection:
         """Open a connection for `session`. Raises ConnectError."""
         others = [one for one in self._sessions if one is not session]
-        use = Use(
-            busy=Counter(one.host for one in others),
-            standing=frozenset(one.host for one in others if one.is_connected),
+        use = HostUse(
+            sessions=Counter(one.host for one in others),
+            connected=frozenset(one.host for one in others if one.is_connected),
         )
-        # what is of lane DOWN for want of room elsewhere is for hosts that nobody asked yet
-        is_new = slot.standing is Standing.NEW or not (
-            was_tried or slot.standing is Standing.PROVEN
+        # a fresh claim of the unreachable level came there for want of room: its hosts are unknown
+        is_new = slot.status is SiteStatus.UNKNOWN or not (
+            was_attempted or slot.status is SiteStatus.ANSWERED
         )
-        patience = partial(self.slots.patience, slot) if is_new else nullcontext
-        connection = await self._reach.connection(use, session.goes_to, patience=patience)
-        self.slots.proven(slot)
-        if not use.standing:  # what waits for this answer
-            asyncio.get_running_loop().call_soon(self._fill)
+        probe_timeout = partial(self.slots.probe_timeout, slot) if is_new else nullcontext
+        connection = await self._host_selection.connect(
+            use, session.set_host, probe_timeout=probe_timeout
+        )
+        self.slots.mark_answered(slot)
+        if not use.connected:  # open connections for the claims that waited for this one
+            asyncio.get_running_loop().call_soon(self._open_connections)
         return connection
 
-    def _fill(self) -> None:
-        """As many connections as there is work for, and as the site takes."""
+    def _open_connections(self) -> None:
+        """Open as many connections as there are claims, up to the limit."""
         for _ in range(len(self.ready)):
             if self._waits_for_rate() or not self._open_worker():
                 return
 
-    # -- who cannot be reached
-    def _take_no_more_than(self, connections: int, outcome: Outcome) -> None:
-        """A site that talks on other connections is not dead: it has enough of them for a while."""
-        until_s = self.clock.monotonic() + self.options.down_s
+    # -- failures to connect
+    def _lower_limit(self, connections: int, outcome: Outcome) -> None:
+        """Take the failure as the site's limit: its other connections work."""
+        until_s = self.clock.monotonic() + self.options.unreachable_s
         self._concurrency.full_at(connections, until_s=until_s)
         reply = outcome.evidence.reply
-        _log.info("site has enough", site=self.name, connections=connections, reply=reply)
+        _log.info(
+            "site connection limit reached", site=self.name, connections=connections, reply=reply
+        )
 
-    async def _put_back(self, claim: Claim) -> None:
-        """Let a claim that there was no connection for wait for the others."""
-        if self._closing:  # nobody would come for it
+    async def _requeue(self, claim: Claim) -> None:
+        """Let a claim wait for the other connections."""
+        if self._closing:  # no worker would take it
             await self.scheduler.give_back(claim)
             return
         self.ready.push(claim)
         self._wake_idle()
 
     async def _unreachable(self, claim: Claim, outcome: Outcome) -> None:
-        """Nobody is there: all that waits shares the outcome of this one probe."""
+        """Settle all claims that wait with the outcome of this failed probe."""
         if isinstance(outcome, Deferred):
-            self._concurrency = Concurrency(self._connections_max)
-            _log.info("site down", site=self.name, reply=outcome.evidence.reply)
-        await self._share([(one, outcome) for one in (claim, *self.ready.drain())])
+            self._concurrency = ConcurrencyLimit(self._connections_max)
+            _log.info("site unreachable", site=self.name, reply=outcome.evidence.reply)
+        await self._settle_all([(one, outcome) for one in (claim, *self.ready.drain())])
 
-    async def _share_what_is_known(self) -> None:
-        """Settle what came behind a probe that found nobody, where that is news enough for it."""
-        if self._stands or not self.ready:
+    async def _settle_known_failures(self) -> None:
+        """Settle claims that came after a failed probe, if that failure is recent enough."""
+        if self._is_connected or not self.ready:
             return
         known: list[tuple[Claim, Outcome]] = []
         for claim in list(self.ready):
-            outcome = self._reach.known(claim)
+            outcome = self._host_selection.known_failure(claim)
             if outcome is not None:
                 self.ready.remove(claim.key)
                 known.append((claim, outcome))
-        await self._share(known)
+        await self._settle_all(known)
 
-    async def _share(self, outcomes: list[tuple[Claim, Outcome]]) -> None:
-        """Settle claims that were not tried for themselves, in as few commits as it takes."""
+    async def _settle_all(self, outcomes: list[tuple[Claim, Outcome]]) -> None:
+        """Settle claims without an attempt of their own, together in few commits."""
         await asyncio.gather(
             *(
-                self.scheduler.settle(claim, for_all(claim, outcome), reached=False)
+                self.scheduler.settle(claim, same_outcome(claim, outcome), reached=False)
                 for claim, outcome in outcomes
             )
         )

@@ -30,7 +30,7 @@ from relay.mime.priority import Priority, priority_of
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.policy import TooManyPartsError
-from relay.routing.route_table import Examination, InvalidRecipient, LocalRecipient, RouteTable
+from relay.routing.route_table import InvalidRecipient, LocalRecipient, RouteTable, RoutingResult
 from relay.spool.types import (
     Accepted,
     Claim,
@@ -207,7 +207,7 @@ class Acceptance:
         content: Content,
         origin: Origin,
         *,
-        examinations: Sequence[Examination],
+        examinations: Sequence[RoutingResult],
     ) -> Subject:
         # An untrusted client may write any domain into MAIL FROM, so that alone is not internal.
         claims_local = self.router.is_local_domain(domain_of(envelope.reverse_path))

@@ -18,7 +18,12 @@ from relay.message.outcome import Evidence
 from relay.message.reporting import ReportedRecipient
 from relay.message.status import own_reply
 from relay.message.verdict import Fate, RecipientVerdict, Verdict
-from relay.routing.route_table import Examination, InvalidRecipient, LocalRecipient, RemoteRecipient
+from relay.routing.route_table import (
+    InvalidRecipient,
+    LocalRecipient,
+    RemoteRecipient,
+    RoutingResult,
+)
 from relay.spool.types import NewEntry, NewRecipient
 
 _NEVER = frozenset({Notify.NEVER})
@@ -29,7 +34,7 @@ class RoutedRecipient:
     """A recipient with its routing result and the verdict of the rules."""
 
     path: ForwardPath
-    examination: Examination
+    examination: RoutingResult
     verdict: RecipientVerdict
 
 
@@ -55,7 +60,7 @@ class FanOut:
 
 
 def pair_with_verdicts(
-    paths: Sequence[ForwardPath], examinations: Sequence[Examination], verdict: Verdict
+    paths: Sequence[ForwardPath], examinations: Sequence[RoutingResult], verdict: Verdict
 ) -> tuple[RoutedRecipient, ...]:
     """Pair each recipient with its verdict: `verdict` has one per valid recipient, in order."""
     verdicts = iter(verdict.recipients)
@@ -69,7 +74,7 @@ def pair_with_verdicts(
 
 
 def fan_out(
-    routed: Sequence[RoutedRecipient], verdict: Verdict, examine: Callable[[str], Examination]
+    routed: Sequence[RoutedRecipient], verdict: Verdict, examine: Callable[[str], RoutingResult]
 ) -> FanOut:
     """Sort recipients into entries; `examine` routes those that a rule added."""
     buckets: dict[tuple[NextHop, int], list[NewRecipient]] = {}

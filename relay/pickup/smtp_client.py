@@ -19,10 +19,10 @@ from relay.pickup.decisions import SubmissionDeferred, SubmissionOutcome, submis
 from relay.smtp import (
     ConnectError,
     Connection,
-    Recipient,
     Target,
     Timeouts,
     Transaction,
+    TransactionRecipient,
     connect,
 )
 
@@ -49,7 +49,9 @@ class SubmissionClient:
         notify = _WITH_SUCCESS if message.notify_success else frozenset()
         transaction = Transaction(
             reverse_path=message.originator,
-            recipients=tuple(Recipient(address, notify) for address in message.recipients),
+            recipients=tuple(
+                TransactionRecipient(address, notify) for address in message.recipients
+            ),
             content=message.content,
             envid=submission_id,
             smtputf8=message.smtputf8,

@@ -119,7 +119,7 @@ class InDelivery(Protocol):
         """Forget those claims that only wait, and return which; the others are in work."""
         ...
 
-    def try_anew(self, next_hops: Collection[NextHop]) -> None:
+    def retry_now(self, next_hops: Collection[NextHop]) -> None:
         """Look at what is due, and forget that nobody was there at these next hops."""
         ...
 
@@ -139,7 +139,7 @@ class NothingInDelivery:
         """There is none: a start has released what a dead owner had claimed."""
         return frozenset()
 
-    def try_anew(self, next_hops: Collection[NextHop]) -> None:
+    def retry_now(self, next_hops: Collection[NextHop]) -> None:
         """Whoever starts next looks."""
 
     def due_at(self, due_us: int) -> None:

@@ -16,12 +16,12 @@ from typing import Any
 from unittest.mock import patch
 
 from relay.clock import SteadyTime
-from relay.delivery import Dispatcher, attempt_result, outbound_session, retry, scheduler
+from relay.delivery import DeliveryScheduler, attempt_result, outbound_session, retry, scheduler
 from relay.delivery.connection_slots import ConnectionSlots
-from relay.delivery.outbound_session import Session
-from relay.delivery.queue_scanner import LaneWalk, Refill
-from relay.delivery.retry import Schedule
-from relay.delivery.site_limits import Bucket
+from relay.delivery.outbound_session import OutboundSession
+from relay.delivery.queue_scanner import PriorityScan, QueueScanner
+from relay.delivery.retry import RetrySchedule
+from relay.delivery.site_limits import TokenBucket
 from relay.ingress import Acceptance
 from relay.ingress.data import DataReply
 from relay.message.classify import Reply, Stage
@@ -176,7 +176,7 @@ def _report_later(original: Any) -> Any:
 
 
 def _no_waiting(_original: Any) -> Any:
-    async def before_dot(self: Session) -> None:
+    async def before_dot(self: OutboundSession) -> None:
         self._in_doubt = True
 
     return before_dot
@@ -245,10 +245,10 @@ def _ten_times(original: Any) -> Any:
 
 
 def _to_anybody(original: Any) -> Any:
-    def decide(recipients: Any, **more: Any) -> Any:
+    def decide_reports(recipients: Any, **more: Any) -> Any:
         return original(recipients, **{**more, "trusted": True})
 
-    return decide
+    return decide_reports
 
 
 def _again(original: Any) -> Any:
@@ -272,8 +272,8 @@ def _released_in_its_epoch(original: Any) -> Any:
 
 
 def _still_tried(_original: Any) -> Any:
-    def withdraw(self: Dispatcher, keys: Any) -> Any:
-        return frozenset(key for key in keys if key in self._residents._where)
+    def withdraw(self: DeliveryScheduler, keys: Any) -> Any:
+        return frozenset(key for key in keys if key in self._claims_in_memory._where)
 
     return withdraw
 
@@ -391,7 +391,7 @@ def _first_version(original: Any) -> Any:
 
 
 def _retry_at_expiry(original: Any) -> Any:
-    def retry(self: Schedule, before: Any, names: Any, *, now_us: int, expires_us: int) -> Any:
+    def retry(self: RetrySchedule, before: Any, names: Any, *, now_us: int, expires_us: int) -> Any:
         found = original(self, before, names, now_us=now_us, expires_us=expires_us)
         return replace(found, at_us=expires_us)
 
@@ -453,7 +453,7 @@ BROKEN = (
         _instead(SqliteSpool, "settle", _report_later),
         "invariant 1", where=_slow_and_short,
     ),
-    Broken("next dot before settle", _instead(Session, "_before_dot", _no_waiting), "invariant 10", where=_crowded),
+    Broken("next dot before settle", _instead(OutboundSession, "_before_dot", _no_waiting), "invariant 10", where=_crowded),
     Broken(
         "settled behind several transactions",
         _instead(outbound_session._Attempt, "take_relayed", _taking_none),
@@ -467,11 +467,11 @@ BROKEN = (
     Broken("a failed commit is not written over", _instead(WriteAheadLog, "prove", _not_written_over), "invariant 1", where=_unsyncable),
     Broken("a commit is noted before it", _instead(WriteAheadLog, "commit", _noted_first), "looks damaged", where=_short),
     Broken("ten times the connections", _instead(ConnectionSlots, "__init__", _ten_times), "invariant 4"),
-    Broken("no rates", _instead(Bucket, "wait_s", _nothing), "invariant 4", where=_slowed),
+    Broken("no rates", _instead(TokenBucket, "wait_s", _nothing), "invariant 4", where=_slowed),
     Broken("no rates of routes", _instead(RouteTable, "limits_for", _no_rate_of_routes), "invariant 4", where=_slowed_by_route),
     Broken("new mail has the ballast", _instead(Writer, "submit", _like_outcomes), "invariant 10", where=_filled),
     Broken("new mail has what is kept", _instead(Ballast, "check_room", _nothing_kept), "invariant 10", where=_filled),
-    Broken("backscatter", _instead(bounces, "decide", _to_anybody), "invariant 5"),
+    Broken("backscatter", _instead(bounces, "decide_reports", _to_anybody), "invariant 5"),
     Broken("delivered twice at home", _instead(Mailboxes, "deliver", _again), "invariant 2"),
     Broken("a 4yz reply to RCPT is final", _instead(transaction, "classify", _final_for_4yz), "nobody refused it"),
     Broken("all get the first version", _instead(transactions, "_insert_message", _first_version), "another content", where=_in_versions),
@@ -484,7 +484,7 @@ BROKEN = (
     ),
     Broken(
         "a wrong clock expires what was not tried",
-        _instead(scheduler, "errand_of", _started_long_ago),
+        _instead(scheduler, "claim_action", _started_long_ago),
         "invariant 6", where=_leaps_ahead,
     ),
     Broken(
@@ -498,12 +498,12 @@ BROKEN = (
         _instead(changing._Change, "_release", _released_in_its_epoch),
         "invariant 3", where=_operated,
     ),
-    Broken("what is withdrawn is tried", _instead(Dispatcher, "withdraw", _still_tried), "invariant 2", where=_operated),
+    Broken("what is withdrawn is tried", _instead(DeliveryScheduler, "withdraw", _still_tried), "invariant 2", where=_operated),
     Broken("what is held never ends", _instead(changing, "look_us", _held_for_ever), "invariant 6", where=_operated),
-    Broken("retried at expiry only", _instead(Schedule, "retry", _retry_at_expiry), "expected"),
+    Broken("retried at expiry only", _instead(RetrySchedule, "retry", _retry_at_expiry), "expected"),
     Broken("seen at expiry only", _instead(attempt_result, "_waiting", _seen_at_expiry), "looked at after"),
-    Broken("always the first step", _instead(Schedule, "_following", _first_step_again), "expected"),
-    Broken("no timer for what is due", _instead(Refill, "due_at", _nothing), "was due", where=_never_anew),
+    Broken("always the first step", _instead(RetrySchedule, "_following", _first_step_again), "expected"),
+    Broken("no timer for what is due", _instead(QueueScanner, "due_at", _nothing), "was due", where=_never_anew),
     Broken("expired untried", _expiring_untried, "nobody has tried it", where=_slower_than_expiry),
     Broken("a cancel takes what is in flight", _instead(changing, "facts_of", _whoever_has_it), "invariant 9", where=_cancelled_in_flight),
     Broken("a cancel in flight is told as done", _instead(QueueDesk, "carry_out", _all_done), "invariant 9", where=_cancelled_in_flight),
@@ -512,6 +512,6 @@ BROKEN = (
     Broken("warned again", _instead(attempt_result, "_warning", _warned_again), "invariant 6"),
     Broken("never warned", _instead(attempt_result, "_warning", _never_warned), "invariant 6"),
     Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),
-    Broken("what is left is forgotten", _instead(LaneWalk, "_leave_hop", _not_indexed), "invariant 6"),
+    Broken("what is left is forgotten", _instead(PriorityScan, "_leave_hop", _not_indexed), "invariant 6"),
     Broken("events are lost", _instead(transactions, "append_events", _nothing), "invariant 9"),
 )  # fmt: skip

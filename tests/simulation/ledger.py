@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relay.clock import DOUBT_US
-from relay.delivery import Contents
+from relay.delivery import ContentCache
 from relay.delivery.site_limits import Rate
 from relay.message.content import LARGE_BYTES, Content, LargeContent
 from relay.message.lifecycle import PARKED, State
@@ -367,7 +367,7 @@ class Ledger:
         )  # fmt: skip
 
 
-class WatchedContents(Contents):
+class WatchedContents(ContentCache):
     """Tells the ledger of whom it made wait."""
 
     def __init__(self, witness: "Witness", ledger: Ledger) -> None:

@@ -19,14 +19,14 @@ from relay.accounts import Account
 from relay.clock import Ids
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.delivery import (
-    Cause,
+    ActiveQueue,
+    AttemptRecorder,
     ConnectionSlots,
-    Dispatcher,
+    DeferralCause,
+    DeliveryScheduler,
     LocalDelivery,
-    Schedule,
-    Settler,
+    RetrySchedule,
     SiteOptions,
-    Window,
     parse_rate,
 )
 from relay.ingress import Acceptance, IngressDependencies, SmtpServer
@@ -81,15 +81,15 @@ class Points(CrashPoints):
 class Attendant:
     """The dispatcher as the desk knows it; the ledger hears of what is withdrawn."""
 
-    def __init__(self, dispatcher: Dispatcher, ledger: Ledger) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, scheduler: DeliveryScheduler, ledger: Ledger) -> None:
+        self._scheduler = scheduler
         self._ledger = ledger
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._dispatcher, name)
+        return getattr(self._scheduler, name)
 
     def withdraw(self, keys: Any) -> Any:
-        taken = self._dispatcher.withdraw(keys)
+        taken = self._scheduler.withdraw(keys)
         for key in taken:
             self._ledger.withdrawn(key)
         return taken
@@ -152,14 +152,14 @@ class Node:
             next_hop_for=self.table.next_hop_for, expire_after_s=scenario.expire_after_s,
             metrics=self.metrics,
         )  # fmt: skip
-        self.dispatcher = self._dispatcher(around, reporter)
-        self.spool.desk.attend(Attendant(self.dispatcher, around.ledger))
+        self.scheduler = self._scheduler(around, reporter)
+        self.spool.desk.attend(Attendant(self.scheduler, around.ledger))
         acceptance = Acceptance(
             hostname="relay.test", router=self.table, policy=lambda: around.rules,
             reporter=reporter, spool=self.witness, accounts=accounts, clock=self.clock, ids=ids,
-            metrics=self.metrics, on_accepted=self.dispatcher.offer,
-            on_waiting=self.dispatcher.accepted_unclaimed, lane_of=self.dispatcher.lane_of,
-            has_room=self.dispatcher.has_room_for, expire_after_s=scenario.expire_after_s,
+            metrics=self.metrics, on_accepted=self.scheduler.offer,
+            on_waiting=self.scheduler.accepted_unclaimed, lane_of=self.scheduler.lane_of,
+            has_room=self.scheduler.has_room_for, expire_after_s=scenario.expire_after_s,
             delay_warning_after_s=scenario.warn_after_s,
         )  # fmt: skip
         self.acceptance = acceptance
@@ -179,11 +179,11 @@ class Node:
         ]
         self._tasks: list[asyncio.Task[None]] = []
 
-    def _dispatcher(self, around: VerifierDependencies, reporter: Reporter) -> Dispatcher:
+    def _scheduler(self, around: VerifierDependencies, reporter: Reporter) -> DeliveryScheduler:
         scenario = around.scenario
         contents = self.witness.contents = WatchedContents(self.witness, around.ledger)
-        schedule = Schedule(scenario.retry_s, around.world.rng.random, scenario.retry_by_class)
-        settler = Settler(
+        schedule = RetrySchedule(scenario.retry_s, around.world.rng.random, scenario.retry_by_class)
+        recorder = AttemptRecorder(
             self.witness, contents, reporter, clock=self.clock, metrics=self.metrics,
             schedule=schedule,
         )  # fmt: skip
@@ -193,14 +193,16 @@ class Node:
             timeouts=TIMEOUTS,
             connections_max=scenario.connections_per_site,
             rate=parse_rate(scenario.rate),
-            down_s=min(30.0, schedule.step_s(Cause()) / 2),
-            waited_s=lambda claim: schedule.step_s(Cause(claim.cause, claim.cause_attempts)),
+            down_s=min(30.0, schedule.step_s(DeferralCause()) / 2),
+            waited_s=lambda claim: schedule.step_s(
+                DeferralCause(claim.cause, claim.cause_attempts)
+            ),
         )
-        return Dispatcher(
-            self.witness, settler, contents, local=LocalDelivery(around.store, self.table),
+        return DeliveryScheduler(
+            self.witness, recorder, contents, local=LocalDelivery(around.store, self.table),
             resolver=around.resolver, table=self.table, options=options, clock=self.clock,
             slots=ConnectionSlots(scenario.connections_max, self.metrics.connections),
-            window=Window(claims_max=scenario.window_claims),
+            active_queue=ActiveQueue(claims_max=scenario.window_claims),
         )  # fmt: skip
 
     async def start(self) -> None:
@@ -210,7 +212,7 @@ class Node:
         await self.upkeep.measure()
         if self._commit_s:
             self.spool._writer._loop = _SlowDisk(self._world, self._commit_s)
-        self._tasks.append(asyncio.create_task(self.dispatcher.run()))
+        self._tasks.append(asyncio.create_task(self.scheduler.run()))
         self._tasks.append(asyncio.create_task(self.upkeep.run()))
         for task in self._tasks:
             task.add_done_callback(self._ended)
@@ -221,7 +223,7 @@ class Node:
         for server in self.servers:
             server.stop_listening()
         await asyncio.gather(
-            *(server.drain(grace_s) for server in self.servers), self.dispatcher.drain(grace_s)
+            *(server.drain(grace_s) for server in self.servers), self.scheduler.drain(grace_s)
         )
         for task in self._tasks:
             task.cancel()

@@ -62,7 +62,7 @@ async def cancel_in_flight(node: Any, ledger: Ledger, world: World) -> None:
 
 def ids_in_flight(node: Any, ledger: Ledger) -> list[str]:
     """The messages, but for reports, of which a connection has an entry."""
-    in_flight = ledger.open.keys() - node.dispatcher.waiting_of(ledger.open)
+    in_flight = ledger.open.keys() - node.scheduler.waiting_of(ledger.open)
     return sorted({key[0] for key in in_flight} & set(_ids(ledger)))
 
 

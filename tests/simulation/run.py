@@ -25,7 +25,7 @@ import apsw
 from relay import clock
 from relay.clock import SystemClock
 from relay.delivery import parse_rate, queue_scanner
-from relay.delivery.site_limits import Bucket, stricter
+from relay.delivery.site_limits import TokenBucket, stricter
 from relay.observe.logs import configure
 from relay.spool.types import Selector, SpoolDamagedError, SpoolError
 from tests.simulation import coverage, invariants, operators, scenario, tripwires
@@ -171,9 +171,9 @@ class _Play:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Have an eye on what nobody tells."""
-        wait_s = Bucket.wait_s
+        wait_s = TokenBucket.wait_s
 
-        def waits_s(bucket: Bucket, now_s: float) -> float:
+        def waits_s(bucket: TokenBucket, now_s: float) -> float:
             found = wait_s(bucket, now_s)
             self.world.reached["rate: waited"] += found > 0
             return found
@@ -181,9 +181,9 @@ class _Play:
         with (
             tripwires.watched(self.world.fault, self.disk, on_prune=self.ledger.archive.update),
             self.disk.in_place(),
-            patch.object(queue_scanner, "ANEW_US", int(self.plan.walks_anew_s * 1e6)),
+            patch.object(queue_scanner, "RESCAN_US", int(self.plan.walks_anew_s * 1e6)),
             patch.object(clock, "_FOLLOWING_PARTS", 1 << 80),  # steady time is exactly the world's
-            patch.object(Bucket, "wait_s", waits_s),
+            patch.object(TokenBucket, "wait_s", waits_s),
             patch.object(fcntl, "ioctl", ioctl),
         ):
             yield

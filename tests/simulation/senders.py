@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 from relay.message.outcome import Failed, Relayed
-from relay.smtp import ConnectError, Recipient, Target, Transaction, connect
+from relay.smtp import ConnectError, Target, Transaction, TransactionRecipient, connect
 from tests.simulation.ledger import Ledger, Try
 from tests.simulation.node import RELAY_IP, SMTP_PORT, TIMEOUTS
 from tests.simulation.scenario import Letter
@@ -82,7 +82,7 @@ class Senders:
         token = f"T{letter.number}"
         attempt = Try(token, letter)
         self.ledger.tries.append(attempt)
-        people = tuple(Recipient(address) for address, _ in letter.recipients)
+        people = tuple(TransactionRecipient(address) for address, _ in letter.recipients)
         transaction = Transaction(
             letter.reverse_path, people, content(letter, token), envid=f"draft{letter.number}.1",
             whole=True,

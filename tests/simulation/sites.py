@@ -35,7 +35,7 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class ConnectFailure:
     """One 5yz reply; `address` and `name` (as name_of()) are "" where the reply was to no RCPT and
     to no content.
     """
@@ -139,7 +139,7 @@ class Site:
         self.name = name
         self.manner = manner
         self.taken: list[Taken] = []
-        self.refusals: list[Refusal] = []
+        self.refusals: list[ConnectFailure] = []
         self.open = 0
         self._world = world
         self._rng: Random = world.rng
@@ -303,7 +303,7 @@ class _Session:
     def _note_refusal(self, reply: str, address: str = "", name: str = "") -> None:
         """Keep a reply that is about to be said, if it is a 5yz."""
         if reply.startswith("5"):
-            self.site.refusals.append(Refusal(reply, self.reverse_path, address, name))
+            self.site.refusals.append(ConnectFailure(reply, self.reverse_path, address, name))
 
     def _may_close(self, stage: str) -> None:
         manner = self.site.manner

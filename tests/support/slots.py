@@ -5,16 +5,16 @@ from contextlib import AbstractAsyncContextManager
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from relay.delivery.connection_slots import ConnectionSlots, Slot, Standing
+from relay.delivery.connection_slots import ConnectionSlots, SiteStatus, Slot
 
 
 class Site:
     """Holds what it is given until it is told to let go."""
 
     def __init__(
-        self, slots: ConnectionSlots, standing: Standing, sender: int = 0, *, is_new: bool = False
+        self, slots: ConnectionSlots, status: SiteStatus, sender: int = 0, *, is_new: bool = False
     ) -> None:
-        self.slots, self.standing, self.sender, self.is_new = slots, standing, sender, is_new
+        self.slots, self.status, self.sender, self.is_new = slots, status, sender, is_new
         self.held: list[Slot] = []
         self.idle = 0
         self._ends: list[asyncio.Event] = []
@@ -32,12 +32,12 @@ class Site:
         for task in self._tasks:
             task.cancel()
 
-    def free_idle(self) -> bool:
+    def close_idle(self) -> bool:
         self.idle += 1
         return False
 
     def _slot(self) -> AbstractAsyncContextManager[Slot]:
-        return self.slots.hold(self, standing=self.standing, sender=self.sender, is_new=self.is_new)
+        return self.slots.hold(self, status=self.status, sender=self.sender, is_new=self.is_new)
 
     async def _hold(self) -> None:
         async with self._slot() as slot:

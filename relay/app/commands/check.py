@@ -27,7 +27,7 @@ from relay.settings import Settings, SettingsError, load
 from relay.settings.document import Document, Fault, KeyPath, read_document
 from relay.settings.tree import Address, TlsSettings
 from relay.settings.validation import host_of, is_loopback
-from relay.smtp.tls import is_for, shown_names
+from relay.smtp.tls import certificate_matches, certificate_names
 from relay.spool.sqlite.disk.presence import is_or_was_there
 from relay.spool.sqlite.engine.damage import mark_of
 from relay.spool.sqlite.engine.migrating import check_files
@@ -230,8 +230,8 @@ def assess_certificate(
         return CertificateFinding(
             f"found one that begins on {_day(begin_s)}, expected one that is valid"
         )
-    if not any(is_for(certificate, name) for name in names):
-        found = shown_names(certificate)
+    if not any(certificate_matches(certificate, name) for name in names):
+        found = certificate_names(certificate)
         return CertificateFinding(f"found one for {found}, expected one for {' or '.join(names)}")
     if end_s - now_s < SOON_S:
         return CertificateFinding(warning=f"found one that expires on {_day(end_s)}: renew it")

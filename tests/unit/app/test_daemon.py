@@ -65,7 +65,7 @@ async def test_a_stop_gives_back_everything_though_one_room_fails(
     async def broken(_grace_s: float) -> None:
         raise SpoolError("no way out")
 
-    monkeypatch.setattr(daemon.dispatcher, "drain", broken)
+    monkeypatch.setattr(daemon.scheduler, "drain", broken)
     with pytest.raises(SpoolError, match="no way out"):
         await daemon.stop()
     assert open_files() == []

@@ -8,16 +8,16 @@ import pytest
 from relay.clock import Ids, SystemClock
 from relay.crashpoints import CrashPoints
 from relay.delivery import (
+    ActiveQueue,
+    AttemptRecorder,
     ConnectionSlots,
-    Contents,
-    Dispatcher,
+    ContentCache,
+    DeliveryScheduler,
     LocalDelivery,
-    Schedule,
-    Settler,
+    RetrySchedule,
     SiteOptions,
-    Window,
 )
-from relay.delivery.active_queue import WINDOW_BYTES
+from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES
 from relay.delivery.dependencies import Connect
 from relay.journeys.events import Event, Step
 from relay.mailbox.api import DeliveryResult
@@ -109,13 +109,13 @@ class House:
         self.table, self.store, self.reporter = Table(), Store(), RecordingReporter()
         self.folder = folder
         self.spool: SqliteSpool | None = None
-        self.dispatcher: Dispatcher | None = None
+        self.scheduler: DeliveryScheduler | None = None
         self.retry_s: tuple[float, ...] = (0.05,)
         self.connections_max = 20
         self.connections_in_all = 200
         self.window_claims = 2000
         self.idle_s = 0.3
-        self.down_s = 0.02
+        self.unreachable_s = 0.02
         self.connect: Connect = connect
         self.timeouts = Timeouts(connect_s=2, command_s=1, data_s=1, block_s=1, dot_s=1, quit_s=0.2)
 
@@ -135,31 +135,31 @@ class House:
 
     def compose(self) -> None:
         """Delivery on the open spool, as it is before it runs."""
-        contents = Contents(self.spool, budget_bytes=1 << 26)
-        settler = Settler(
-            self.spool, contents, self.reporter, schedule=Schedule(self.retry_s, lambda: 0.5),
+        contents = ContentCache(self.spool, budget_bytes=1 << 26)
+        recorder = AttemptRecorder(
+            self.spool, contents, self.reporter, schedule=RetrySchedule(self.retry_s, lambda: 0.5),
             clock=self.clock, metrics=self.metrics,
         )  # fmt: skip
         options = SiteOptions(
             ehlo_name="relay.test", tls="none", timeouts=self.timeouts,
-            connections_max=self.connections_max, down_s=self.down_s, idle_s=self.idle_s,
+            connections_max=self.connections_max, unreachable_s=self.unreachable_s, idle_s=self.idle_s,
             waited_s=lambda _claim: self.retry_s[0],
         )  # fmt: skip
         self.slots = ConnectionSlots(self.connections_in_all, self.metrics.connections)
-        self.window = Window(claims_max=self.window_claims)
+        self.active_queue = ActiveQueue(claims_max=self.window_claims)
         self.changed: asyncio.Queue[str] = asyncio.Queue()
-        self.dispatcher = Dispatcher(
-            self.spool, settler, contents, local=LocalDelivery(self.store, self.table),
+        self.scheduler = DeliveryScheduler(
+            self.spool, recorder, contents, local=LocalDelivery(self.store, self.table),
             resolver=self.table, table=self.table, options=options, clock=self.clock,
-            slots=self.slots, window=self.window, on_change=self.changed.put_nowait,
+            slots=self.slots, active_queue=self.active_queue, on_change=self.changed.put_nowait,
             connect=self.connect,
         )  # fmt: skip
 
     def run(self) -> None:
-        self.running = asyncio.create_task(self.dispatcher.run())
+        self.running = asyncio.create_task(self.scheduler.run())
 
     async def stop(self, grace_s: float = 2.0) -> None:
-        await self.dispatcher.drain(grace_s)
+        await self.scheduler.drain(grace_s)
         self.running.cancel()
         await asyncio.gather(self.running, return_exceptions=True)
         await self.spool.stop()
@@ -167,18 +167,22 @@ class House:
 
     def left(self) -> dict[str, object]:
         """What is still held for claims that nobody has any more."""
-        residents, contents = self.dispatcher._residents, self.dispatcher._contents
+        claims_in_memory, contents = self.scheduler._claims_in_memory, self.scheduler._contents
         held = {
-            "window": self.window_claims - self.window.claims_left,
-            "window's bytes": WINDOW_BYTES - self.window._whole.left.size_bytes,
-            "full": sorted(map(str, self.window.full_hops(Lane.DOWN))),
-            "unknown": self.window._unknown_claims,
-            "residents": [*residents._where, *residents._ends],
+            "window": self.window_claims - self.active_queue.claims_left,
+            "window's bytes": ACTIVE_QUEUE_BYTES - self.active_queue._whole.left.size_bytes,
+            "full": sorted(map(str, self.active_queue.full_hops(Lane.DOWN))),
+            "unknown": self.active_queue._unreached_claims,
+            "residents": [*claims_in_memory._queues, *claims_in_memory._expiries],
             "contents": [*contents._held] or contents._used or +contents._used_by,
             "slots": sum(self.slots._held.values()),
-            "lines": [*self.slots._holders, *self.slots._without, *self.slots._more],
-            "searches": [*self.dispatcher._sites._searches],
-            "workers": [*self.dispatcher._mailroom.workers],
+            "lines": [
+                *self.slots._holders,
+                *self.slots._first_by_holder,
+                *self.slots._waiting_more,
+            ],
+            "searches": [*self.scheduler._sites._lookups],
+            "workers": [*self.scheduler._local_queue.workers],
         }
         return {name: what for name, what in held.items() if what}
 
@@ -204,14 +208,14 @@ class House:
         message = NewMessage(**(values | changes))
         accepted: Accepted = await self.spool.accept(message, claim=claim)
         if claim:
-            self.dispatcher.offer(accepted.claims)
-        elif self.dispatcher is not None:
-            self.dispatcher.accepted_unclaimed([message])
+            self.scheduler.offer(accepted.claims)
+        elif self.scheduler is not None:
+            self.scheduler.accepted_unclaimed([message])
         return accepted.queue_id
 
     def has_room_for(self, hop: str, sender: str = "alice@example.test") -> bool:
         """Whether delivery would take a claim, of what is neither urgent nor low."""
-        return self.dispatcher.has_room_for(NextHop.parse(hop), sender_key(sender), Lane.NORMAL)
+        return self.scheduler.has_room_for(NextHop.parse(hop), sender_key(sender), Lane.NORMAL)
 
     async def claim_due(self) -> tuple[Claim, ...]:
         """Claim what is due now, as the dispatcher would."""

@@ -38,7 +38,7 @@ async def test_a_connection_is_reused(house) -> None:
         assert {one.session for one in mx.envelopes} == {1}
 
 
-async def test_twenty_sessions_at_a_site_that_takes_them_and_never_more(house) -> None:
+async def test_a_site_gets_up_to_its_limit_of_connections(house) -> None:
     gate = asyncio.Event()
     gate.set()
     async with RemoteMx(gates={"DOT": gate}) as mx:
@@ -57,7 +57,9 @@ async def test_twenty_sessions_at_a_site_that_takes_them_and_never_more(house) -
         assert mx.most_open == 20
 
 
-async def test_the_limit_of_all_connections_holds_and_idle_ones_give_way(house) -> None:
+async def test_the_global_connection_limit_holds_and_idle_connections_close_for_others(
+    house,
+) -> None:
     async with RemoteMx() as one, RemoteMx() as two:
         house.table.at("a.test", one)
         house.table.at("b.test", two)
@@ -101,7 +103,7 @@ async def test_a_long_queue_for_a_stalled_site_leaves_room_for_others(house, cla
             assert states(journey) == {address: "relayed"}
 
 
-async def test_a_queue_longer_than_the_window_goes_out_whole_once(house) -> None:
+async def test_a_queue_longer_than_the_active_queue_is_delivered_whole_once(house) -> None:
     async with RemoteMx() as mx:
         house.table.at("a.test", mx)
         house.window_claims = 8
@@ -127,7 +129,7 @@ async def test_equal_hosts_share_even_a_slow_stream(house) -> None:
     assert (one.sessions, two.sessions) == (1, 1)
 
 
-async def test_the_second_mx_is_tried_when_the_first_refuses(house) -> None:
+async def test_the_second_mx_is_tried_when_the_first_refuses_the_connection(house) -> None:
     async with RemoteMx(replies={"CONNECT": "421 4.3.2 busy"}) as first, RemoteMx() as second:
         house.table.at("a.test", first, second)
         await house.start()
@@ -137,7 +139,9 @@ async def test_the_second_mx_is_tried_when_the_first_refuses(house) -> None:
 
 
 @pytest.mark.parametrize("stage", ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA"])
-async def test_a_drop_before_the_dot_is_deferred_then_delivered_once(house, stage: str) -> None:
+async def test_a_connection_lost_before_the_dot_is_retried_and_delivered_once(
+    house, stage: str
+) -> None:
     scripts = {stage: [DROP, "250 ok"]} if stage not in ("CONNECT", "DATA") else {}
     async with RemoteMx(replies=scripts or {stage: DROP}) as mx:
         house.table.at("a.test", mx)
@@ -151,7 +155,7 @@ async def test_a_drop_before_the_dot_is_deferred_then_delivered_once(house, stag
     assert len(mx.received("x@a.test")) == 1
 
 
-async def test_a_drop_after_the_dot_is_indeterminate_and_tried_again(house) -> None:
+async def test_a_connection_lost_after_the_dot_is_indeterminate_and_retried(house) -> None:
     async with RemoteMx(replies={"DOT": [DROP, "250 2.0.0 ok"]}) as mx:
         house.table.at("a.test", mx)
         await house.start()
@@ -171,7 +175,7 @@ async def test_expiry_reports_the_last_reply(house) -> None:
 
 
 @pytest.mark.parametrize("resolution", [NullMx("a.test"), NoSuchDomain("a.test")])
-async def test_what_dns_says_for_good_fails(house, resolution) -> None:
+async def test_a_definite_dns_failure_bounces(house, resolution) -> None:
     house.table.hosts["a.test"] = resolution
     await house.start()
     journey = await house.done(await house.send("x@a.test"))
@@ -199,7 +203,7 @@ async def test_local_and_remote_of_one_message(house) -> None:
     assert content.startswith(b"Return-Path: <alice@example.test>\r\nDelivered-To: bob@example")
 
 
-async def test_what_came_as_no_claim_is_fetched_by_the_due_index(house) -> None:
+async def test_unclaimed_mail_is_fetched_by_the_due_index(house) -> None:
     async with RemoteMx() as mx:
         house.table.at("a.test", mx)
         await house.start()
@@ -209,12 +213,12 @@ async def test_what_came_as_no_claim_is_fetched_by_the_due_index(house) -> None:
         assert len(mx.envelopes) == 30
 
 
-async def test_a_hold_ends_when_it_was_said(house) -> None:
+async def test_a_hold_ends_at_its_time(house) -> None:
     async with RemoteMx(rcpt={"x@a.test": ["450 4.2.1 later", "250 2.1.5 ok"]}) as mx:
         house.table.at("a.test", mx)
         house.retry_s = (3600.0,)
         await house.start()
-        house.spool.desk.attend(house.dispatcher)
+        house.spool.desk.attend(house.scheduler)
         queue_id = await house.send("x@a.test", expire_s=7200)
         await house.changed.get()
         until_us = house.clock.steady_us() + 200_000
@@ -224,7 +228,7 @@ async def test_a_hold_ends_when_it_was_said(house) -> None:
     assert outcomes(journey, "x@a.test") == ["deferred", "relayed"]
 
 
-async def test_drain_finishes_transactions_and_gives_the_rest_back(house) -> None:
+async def test_drain_finishes_transactions_and_releases_the_rest(house) -> None:
     gate = asyncio.Event()
     async with RemoteMx(gates={"DOT": gate}) as mx:
         house.table.at("a.test", mx)
@@ -232,7 +236,7 @@ async def test_drain_finishes_transactions_and_gives_the_rest_back(house) -> Non
         await house.start()
         first, second = [await house.send(f"{n}@a.test") for n in range(2)]
         await mx.reached("DOT")
-        draining = asyncio.create_task(house.dispatcher.drain(5.0))
+        draining = asyncio.create_task(house.scheduler.drain(5.0))
         await asyncio.sleep(0)
         gate.set()
         await draining
@@ -243,7 +247,7 @@ async def test_drain_finishes_transactions_and_gives_the_rest_back(house) -> Non
         assert len(mx.envelopes) == 1
 
 
-async def test_a_hundred_recipients_in_pieces_of_what_the_remote_takes(house) -> None:
+async def test_recipients_over_the_remote_limit_go_into_further_transactions(house) -> None:
     full = ["250 ok"] * 30 + ["452 4.5.3 too many"] * 20 + ["250 ok"]
     async with RemoteMx(replies={"RCPT": full}) as mx:
         house.table.at("a.test", mx)
@@ -254,7 +258,7 @@ async def test_a_hundred_recipients_in_pieces_of_what_the_remote_takes(house) ->
     assert {len(one["attempts"]) for one in journey["recipients"]} == {1}
 
 
-async def test_who_has_the_message_is_settled_before_the_next_final_dot(house) -> None:
+async def test_relayed_recipients_are_settled_before_the_next_final_dot(house) -> None:
     full = ["250 ok"] * 3 + ["452 4.5.3 too many"] * 2 + ["250 ok", "550 5.1.1 no"]
     async with RemoteMx(replies={"RCPT": full}) as mx:
         house.table.at("a.test", mx)
@@ -275,7 +279,7 @@ async def test_who_has_the_message_is_settled_before_the_next_final_dot(house) -
     assert (counts.unaccounted, sum(counts.entries.values())) == (0, 0)
 
 
-async def test_a_nonsense_remote_is_deferred_and_never_a_crash(house) -> None:
+async def test_a_remote_with_invalid_replies_is_deferred(house) -> None:
     async with RemoteMx(replies={"MAIL": "what is this\r\n999 no", "DOT": "250 ok"}) as mx:
         house.table.at("a.test", mx)
         await house.start()
@@ -287,7 +291,7 @@ async def test_a_nonsense_remote_is_deferred_and_never_a_crash(house) -> None:
     assert states(journey) == {"x@a.test": "relayed"}
 
 
-async def test_a_dead_site_is_probed_by_one_connection(house) -> None:
+async def test_an_unreachable_site_is_probed_by_one_connection(house) -> None:
     never = asyncio.Event()
     async with RemoteMx(gates={"CONNECT": never}) as stalled:
         house.table.at("stalled.test", stalled)
@@ -317,7 +321,7 @@ async def test_a_site_that_takes_few_connections_loses_no_mail(house, refusal: s
     assert {len(one["recipients"][0]["attempts"]) for one in journeys} == {1}
 
 
-async def test_an_idle_connection_takes_what_another_could_not(house) -> None:
+async def test_an_idle_connection_takes_the_claim_of_a_failed_connection(house) -> None:
     async with RemoteMx(replies={"CONNECT": ["220 hello", "554 5.7.1 too many"]}) as mx:
         house.table.at("a.test", mx)
         await house.start()

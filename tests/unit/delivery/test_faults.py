@@ -7,7 +7,7 @@ import pytest
 
 from relay.delivery import attempt_recorder as settlement_module
 from relay.delivery import attempt_result, connection_slots, next_hop_resolution, site
-from relay.delivery.outbound_session import Session
+from relay.delivery.outbound_session import OutboundSession
 from relay.routing import HopLimits
 from relay.smtp import connect
 from relay.spool.types import Selector, Settlement
@@ -17,14 +17,14 @@ from tests.support.remote_mx import RemoteMx
 SOON_S = 2.0
 
 
-async def test_a_fault_of_the_resolver_defers(house) -> None:
+async def test_an_internal_error_of_the_resolver_defers(house) -> None:
     await house.start()
     queue_id = await house.send("x@unheard.test")  # the table of this house raises KeyError
     await house.changed.get()
     assert states(await house.spool.journey(queue_id)) == {"x@unheard.test": "deferred"}
 
 
-async def test_a_fault_of_the_routes_defers(house, monkeypatch) -> None:
+async def test_an_internal_error_of_the_route_table_defers(house, monkeypatch) -> None:
     def break_off(_next_hop) -> None:
         raise KeyError("ours")
 
@@ -39,7 +39,9 @@ async def test_a_fault_of_the_routes_defers(house, monkeypatch) -> None:
         assert states(await house.done(queue_id)) == {"x@a.test": "relayed"}
 
 
-async def test_a_fault_of_the_reporter_is_reported_without_the_content(house, monkeypatch) -> None:
+async def test_a_bounce_is_sent_without_the_content_that_broke_the_reporter(
+    house, monkeypatch
+) -> None:
     told = []
 
     def failures(message, **_):
@@ -82,22 +84,22 @@ async def breaking_off(house, monkeypatch, times: int) -> list[Settlement]:
 
 
 @pytest.mark.parametrize("times", [1, 3])
-async def test_a_deferral_that_cannot_be_settled_is_tried_again_without_a_restart(
+async def test_a_deferral_that_cannot_be_settled_is_retried_without_a_restart(
     house, monkeypatch, soon, times: int
 ) -> None:
     asked = await breaking_off(house, monkeypatch, times)
     async with RemoteMx(rcpt={"x@a.test": ["450 4.2.1 later", "250 2.1.5 ok"]}) as mx:
         house.table.at("a.test", mx)
         await house.start()
-        left = house.window.claims_left
+        left = house.active_queue.claims_left
         journey = await house.done(await house.send("x@a.test"))
         assert states(journey) == {"x@a.test": "relayed"}
         assert len(asked) > times
-        assert house.window.claims_left == left
+        assert house.active_queue.claims_left == left
 
 
 @pytest.mark.parametrize("times", [1, 3])
-async def test_a_delivery_that_cannot_be_settled_is_held_as_in_doubt(
+async def test_a_delivery_that_cannot_be_settled_is_held_as_indeterminate(
     house, monkeypatch, soon, times: int
 ) -> None:
     """Tried by itself, it would go out each time that the fault comes back."""
@@ -114,9 +116,7 @@ async def test_a_delivery_that_cannot_be_settled_is_held_as_in_doubt(
         assert len(mx.envelopes) == 1
 
 
-async def test_a_report_that_cannot_be_made_leaves_its_failure_for_another_attempt(
-    house, monkeypatch, soon
-) -> None:
+async def test_a_failure_whose_bounce_cannot_be_made_is_retried(house, monkeypatch, soon) -> None:
     def failures(message, **more):
         told.append(message.content)
         if len(told) <= 2:
@@ -128,15 +128,15 @@ async def test_a_report_that_cannot_be_made_leaves_its_failure_for_another_attem
     async with RemoteMx(rcpt={"x@a.test": "550 5.1.1 who?"}) as mx:
         house.table.at("a.test", mx)
         await house.start()
-        left = house.window.claims_left
+        left = house.active_queue.claims_left
         journey = await house.done(await house.send("x@a.test"))
         assert states(journey) == {"x@a.test": "failed"}
         assert outcomes(journey, "x@a.test") == ["deferred", "failed"]
-        assert house.window.claims_left == left
+        assert house.active_queue.claims_left == left
 
 
 @pytest.mark.parametrize("times", [1, 3])
-async def test_an_expiry_that_cannot_be_settled_comes_again(
+async def test_an_expiry_that_cannot_be_settled_is_retried(
     house, monkeypatch, soon, times: int
 ) -> None:
     await breaking_off(house, monkeypatch, times)
@@ -145,7 +145,9 @@ async def test_an_expiry_that_cannot_be_settled_comes_again(
     assert states(await house.done(queue_id)) == {"x@unheard.test": "expired"}
 
 
-async def test_a_fault_behind_a_settlement_does_not_settle_it_again(house, monkeypatch) -> None:
+async def test_an_internal_error_after_a_settlement_does_not_settle_it_again(
+    house, monkeypatch
+) -> None:
     def break_off(*_) -> None:
         raise ValueError("ours")
 
@@ -158,7 +160,7 @@ async def test_a_fault_behind_a_settlement_does_not_settle_it_again(house, monke
     assert len(asked) == 1
 
 
-async def test_a_fault_of_who_hears_of_changes_leaves_no_claim_behind(house, monkeypatch) -> None:
+async def test_an_internal_error_of_on_change_leaves_no_claim_behind(house, monkeypatch) -> None:
     """Workers that end of it would leave what waits without one."""
 
     def break_off(queue_id: str) -> None:
@@ -169,7 +171,7 @@ async def test_a_fault_of_who_hears_of_changes_leaves_no_claim_behind(house, mon
     house.table.mailboxes |= {"bob@b.test"}
     await house.open()
     house.compose()
-    monkeypatch.setattr(house.dispatcher, "_on_change", break_off)
+    monkeypatch.setattr(house.scheduler, "_on_change", break_off)
     sent = {await house.send("bob@b.test", claim=False) for _ in range(40)}
     house.run()  # more at once than there are workers
     async with asyncio.timeout(SOON_S * 5):
@@ -177,7 +179,7 @@ async def test_a_fault_of_who_hears_of_changes_leaves_no_claim_behind(house, mon
             await asyncio.sleep(0.01)
 
 
-async def test_a_settlement_waits_for_no_success_of_the_one_before() -> None:
+async def test_a_settlement_follows_a_failed_one() -> None:
     """What follows a settlement that a fault broke off is settled as well."""
 
     async def broken() -> None:
@@ -187,17 +189,17 @@ async def test_a_settlement_waits_for_no_success_of_the_one_before() -> None:
         done.append(True)
 
     class Now:
-        see_to = staticmethod(asyncio.ensure_future)
+        run_in_background = staticmethod(asyncio.ensure_future)
 
     done: list[bool] = []
-    session = Session(None, Now())  # type: ignore[arg-type]
-    session._finally(broken())
-    session._finally(settled())
+    session = OutboundSession(None, Now())  # type: ignore[arg-type]
+    session._settle_in_order(broken())
+    session._settle_in_order(settled())
     await asyncio.gather(session._unsettled, return_exceptions=True)
     assert done
 
 
-async def test_a_stop_ends_what_cannot_be_settled(house, monkeypatch) -> None:
+async def test_a_stop_ends_settlements_that_fail(house, monkeypatch) -> None:
     await breaking_off(house, monkeypatch, 1 << 30)
     async with RemoteMx() as mx:
         house.table.at("a.test", mx)
@@ -205,12 +207,12 @@ async def test_a_stop_ends_what_cannot_be_settled(house, monkeypatch) -> None:
         await house.send("x@a.test")
         await mx.reached("DOT")
         async with asyncio.timeout(SOON_S + 2):
-            await house.dispatcher.drain(0.05)
+            await house.scheduler.drain(0.05)
         monkeypatch.undo()
 
 
-async def test_the_places_of_next_hops_are_bounded(house, monkeypatch) -> None:
-    monkeypatch.setattr(next_hop_resolution, "_PLACES_MAX", 3)
+async def test_resolved_next_hops_are_bounded(house, monkeypatch) -> None:
+    monkeypatch.setattr(next_hop_resolution, "_RESOLVED_MAX", 3)
     async with RemoteMx() as mx:
         await house.start()
         for number in range(8):
@@ -218,8 +220,8 @@ async def test_the_places_of_next_hops_are_bounded(house, monkeypatch) -> None:
             house.table.at(domain, mx)
             house.table.hosts[domain] = house.table.hosts["0.test"]  # one site for all of them
             await house.done(await house.send(f"x@{domain}"))
-        assert len(house.dispatcher._sites._places) <= 3
-        assert len(house.dispatcher._sites._sites) == 1
+        assert len(house.scheduler._sites._resolved) <= 3
+        assert len(house.scheduler._sites._sites) == 1
 
 
 async def test_a_connection_does_not_stay_idle_while_another_site_waits(house) -> None:
@@ -234,21 +236,21 @@ async def test_a_connection_does_not_stay_idle_while_another_site_waits(house) -
         await one.reached("DOT")
         second = await house.send("y@b.test")
         async with asyncio.timeout(SOON_S):
-            while not house.slots.are_wanted:
+            while not house.slots.has_waiters:
                 await asyncio.sleep(0)
             gate.set()
             assert states(await house.done(first)) == {"x@a.test": "relayed"}
             assert states(await house.done(second)) == {"y@b.test": "relayed"}
 
 
-async def test_what_a_stop_cuts_off_before_its_dot_was_not_tried(house) -> None:
+async def test_an_attempt_cut_off_before_its_dot_does_not_count(house) -> None:
     never = asyncio.Event()
     async with RemoteMx(gates={"RCPT": never}) as mx:
         house.table.at("a.test", mx)
         await house.start()
         queue_id = await house.send("x@a.test")
         await mx.reached("RCPT")
-        await house.dispatcher.drain(0.05)
+        await house.scheduler.drain(0.05)
         journey = await house.spool.journey(queue_id)
         assert states(journey) == {"x@a.test": "queued"}
         assert journey["recipients"][0]["attempts"] == []
@@ -256,14 +258,14 @@ async def test_what_a_stop_cuts_off_before_its_dot_was_not_tried(house) -> None:
         assert claim.attempts == 0
 
 
-async def test_what_a_stop_cuts_off_behind_its_dot_is_indeterminate(house) -> None:
+async def test_an_attempt_cut_off_after_its_dot_is_indeterminate(house) -> None:
     never = asyncio.Event()
     async with RemoteMx(gates={"DOT": never}) as mx:
         house.table.at("a.test", mx)
         await house.start()
         queue_id = await house.send("x@a.test", "y@a.test")
         await mx.reached("DOT")
-        await house.dispatcher.drain(0.05)
+        await house.scheduler.drain(0.05)
         journey = await house.spool.journey(queue_id)
         assert set(states(journey).values()) == {"deferred"}
         assert outcomes(journey, "x@a.test") == ["indeterminate"]
@@ -272,13 +274,13 @@ async def test_what_a_stop_cuts_off_behind_its_dot_is_indeterminate(house) -> No
         assert entry["due"] is not None
 
 
-async def test_what_is_accepted_while_delivery_drains_is_given_back(house) -> None:
+async def test_mail_accepted_while_delivery_drains_is_released(house) -> None:
     house.table.mailboxes.add("bob@example.test")
     await house.start()
-    await house.dispatcher.drain(0.0)
+    await house.scheduler.drain(0.0)
     assert not house.has_room_for("mx:a.test")
     await house.send("x@a.test", "bob@example.test")  # its claims were made before
-    await asyncio.gather(*house.dispatcher._tasks)
+    await asyncio.gather(*house.scheduler._tasks)
     claims = await house.claim_due()
     assert [claim.attempts for claim in claims] == [0, 0]
     assert house.store.inboxes == {}
@@ -296,11 +298,11 @@ async def test_a_drain_does_not_wait_for_name_servers(house, monkeypatch) -> Non
     await house.send("x@a.test")
     await asked.wait()
     async with asyncio.timeout(SOON_S):
-        await house.dispatcher.drain(60.0)
+        await house.scheduler.drain(60.0)
     assert len(await house.claim_due()) == 1
 
 
-async def test_a_connection_that_breaks_off_at_once_is_not_opened_again_at_once(
+async def test_a_connection_that_fails_at_once_is_reopened_after_a_pause(
     house, monkeypatch
 ) -> None:
     faults = []
@@ -312,7 +314,7 @@ async def test_a_connection_that_breaks_off_at_once_is_not_opened_again_at_once(
     async with RemoteMx() as mx:
         house.table.at("a.test", mx)
         monkeypatch.setattr(site, "_AFTER_FAULT_S", 0.2)
-        monkeypatch.setattr(site.Reach, "has_answered", has_answered)
+        monkeypatch.setattr(site.HostSelection, "has_answered", has_answered)
         await house.start()
         queue_id = await house.send("x@a.test")
         async with asyncio.timeout(SOON_S):
@@ -323,7 +325,7 @@ async def test_a_connection_that_breaks_off_at_once_is_not_opened_again_at_once(
         assert states(await house.done(queue_id)) == {"x@a.test": "relayed"}
 
 
-async def test_what_has_no_connection_while_delivery_drains_was_not_tried(house) -> None:
+async def test_a_claim_without_a_connection_while_delivery_drains_is_released(house) -> None:
     """The second one is refused, the first at work: it waits for that, had the site not closed."""
     never, second, may_refuse = asyncio.Event(), asyncio.Event(), asyncio.Event()
     asked = []
@@ -345,7 +347,7 @@ async def test_what_has_no_connection_while_delivery_drains_was_not_tried(house)
         await mx.reached("DOT")
         queue_id = await house.send("y@a.test")
         await second.wait()
-        draining = asyncio.create_task(house.dispatcher.drain(0.3))
+        draining = asyncio.create_task(house.scheduler.drain(0.3))
         await asyncio.sleep(0)
         may_refuse.set()
         await draining
@@ -355,7 +357,7 @@ async def test_what_has_no_connection_while_delivery_drains_was_not_tried(house)
         assert waiting[queue_id] == 0
 
 
-async def test_a_connection_that_says_goodbye_counts_against_the_limit(house, monkeypatch) -> None:
+async def test_a_connection_that_sends_quit_counts_against_the_limit(house, monkeypatch) -> None:
     monkeypatch.setattr(connection_slots, "_SERVED_MAX", 1)
     goodbye, busy, waits = asyncio.Event(), asyncio.Event(), asyncio.Event()
     house.timeouts = replace(house.timeouts, quit_s=60)
@@ -376,7 +378,7 @@ async def test_a_connection_that_says_goodbye_counts_against_the_limit(house, mo
         await mx.reached("DOT")
         third_id = await house.send("x@c.test")  # has no connection: one is asked back
         async with asyncio.timeout(SOON_S):
-            while not house.slots.are_wanted:
+            while not house.slots.has_waiters:
                 await asyncio.sleep(0)
             waits.set()
             await house.done(first)
@@ -393,7 +395,7 @@ async def test_a_connection_that_says_goodbye_counts_against_the_limit(house, mo
     assert mx.most_open == 1
 
 
-async def test_a_claim_that_cannot_be_dispatched_takes_no_other_with_it(house, monkeypatch) -> None:
+async def test_a_claim_that_cannot_be_scheduled_does_not_affect_others(house, monkeypatch) -> None:
     push, faults = next_hop_resolution.Sites.push, []
 
     def break_once(self, claim) -> None:
@@ -414,7 +416,7 @@ async def test_a_claim_that_cannot_be_dispatched_takes_no_other_with_it(house, m
         assert len(mx.envelopes) == 3
 
 
-async def test_what_a_stop_cuts_off_in_a_mailbox_is_looked_for_there(house, monkeypatch) -> None:
+async def test_a_local_delivery_cut_off_by_a_stop_makes_no_second_copy(house, monkeypatch) -> None:
     """The store's thread goes on: the message may be in the mailbox when the stop is over."""
     house.table.mailboxes |= {"ann@example.test", "bob@example.test", "cid@example.test"}
     deliver, begun = house.store.deliver, asyncio.Event()
@@ -429,7 +431,7 @@ async def test_what_a_stop_cuts_off_in_a_mailbox_is_looked_for_there(house, monk
     await house.start()
     queue_id = await house.send("ann@example.test", "bob@example.test", "cid@example.test")
     await begun.wait()
-    await house.dispatcher.drain(0.05)
+    await house.scheduler.drain(0.05)
     journey = await house.spool.journey(queue_id)
     assert states(journey) == {
         "ann@example.test": "delivered",
@@ -439,7 +441,7 @@ async def test_what_a_stop_cuts_off_in_a_mailbox_is_looked_for_there(house, monk
     assert outcomes(journey, "bob@example.test") == ["indeterminate"]
 
 
-async def test_who_is_not_there_keeps_no_content_in_memory(house) -> None:
+async def test_an_unreachable_host_keeps_no_content_in_memory(house) -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
 
     async def dead(target, **options):
@@ -453,5 +455,5 @@ async def test_who_is_not_there_keeps_no_content_in_memory(house) -> None:
         await house.start()
         await house.send("x@a.test", claim=False)  # its content is in the spool only
         await asked.wait()
-        assert house.dispatcher._contents._held == {}
+        assert house.scheduler._contents._held == {}
         answer.set()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.delivery import content_budget as contents_module
+from relay.delivery import content_cache as contents_module
 from relay.files import FileOctets
 from relay.message.content import LARGE_BYTES, LargeContent, blocks
 from relay.spool.types import Selector
@@ -58,11 +58,11 @@ async def test_one_body_goes_to_hosts_and_mailboxes(house, large) -> None:
     head = b"Return-Path: <alice@example.test>\r\nDelivered-To: bob@here.test\r\n"
     assert delivered.header == head + content.header
     assert delivered.body[0].size == content.body[0].size
-    assert not house.dispatcher._contents._held
+    assert not house.scheduler._contents._held
 
 
 @pytest.mark.parametrize("claim", [True, False], ids=["accepted", "due"])
-async def test_a_body_lost_midway_defers_and_no_host_has_half(house, large, claim) -> None:
+async def test_a_body_lost_midway_defers_and_no_host_gets_a_part(house, large, claim) -> None:
     gate = asyncio.Event()
     house.retry_s = (60.0,)
     async with RemoteMx(gates={"CONTENT": gate}, read_limit=2**16) as mx:
@@ -83,7 +83,9 @@ async def test_a_body_lost_midway_defers_and_no_host_has_half(house, large, clai
 
 
 @pytest.mark.parametrize("lost", [False, True])
-async def test_a_failed_large_message_is_reported_as_it_lies(house, large, monkeypatch, lost):
+async def test_the_bounce_of_a_large_message_reads_it_from_its_file(
+    house, large, monkeypatch, lost
+):
     told = []
     failures = house.reporter.failures
 
@@ -111,14 +113,14 @@ async def test_a_failed_large_message_is_reported_as_it_lies(house, large, monke
         assert content.header.startswith(b"Subject: large\r\n")
 
 
-async def test_many_large_messages_wait_for_no_memory(house, large, monkeypatch) -> None:
+async def test_many_large_messages_do_not_wait_for_memory(house, large, monkeypatch) -> None:
     monkeypatch.setattr(contents_module, "LARGE_BYTES", 1)  # what is reserved before it is read
     house.timeouts = replace(house.timeouts, dot_s=60)  # no end of a wait lets the next one in
     gate = asyncio.Event()
     async with RemoteMx(gates={"DOT": gate}) as mx:
         house.table.at("a.test", mx)
         await house.start()
-        house.dispatcher._contents._budget = 1000  # headers of all, and not one body
+        house.scheduler._contents._budget = 1000  # headers of all, and not one body
         ids = [await house.send(f"{n}@a.test", contents=(large(3_000),)) for n in range(4)]
         async with asyncio.timeout(5):
             while len(mx.envelopes) < 4:
@@ -128,7 +130,7 @@ async def test_many_large_messages_wait_for_no_memory(house, large, monkeypatch)
             assert set(states(await house.done(queue_id)).values()) == {"relayed"}
 
 
-async def test_a_stop_midway_gives_the_message_back(house, large) -> None:
+async def test_a_stop_midway_releases_the_message(house, large) -> None:
     gate = asyncio.Event()
     house.timeouts = replace(house.timeouts, block_s=60)
     async with RemoteMx(gates={"CONTENT": gate}, read_limit=2**16) as mx:
@@ -136,7 +138,7 @@ async def test_a_stop_midway_gives_the_message_back(house, large) -> None:
         await house.start()
         queue_id = await house.send("x@a.test", contents=(large(50_000),))
         await mx.reached("DATA")
-        await house.dispatcher.drain(0.05)
+        await house.scheduler.drain(0.05)
         gate.set()
         journey = await house.spool.journey(queue_id)
         assert states(journey) == {"x@a.test": "queued"}

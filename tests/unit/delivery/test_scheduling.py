@@ -22,7 +22,7 @@ async def settled(house, queue_id: str) -> dict:
         return await house.done(queue_id)
 
 
-async def test_what_waits_in_a_ready_list_is_withdrawn_and_what_is_in_work_is_not(house) -> None:
+async def test_a_waiting_claim_is_withdrawn_and_one_being_delivered_is_not(house) -> None:
     gate = asyncio.Event()
     async with RemoteMx(gates={"DOT": gate}) as mx:
         house.table.at("a.test", mx)
@@ -30,21 +30,21 @@ async def test_what_waits_in_a_ready_list_is_withdrawn_and_what_is_in_work_is_no
         await house.start()
         works, waits = [await house.send(f"{n}@a.test") for n in range(2)]
         await mx.reached("DOT")
-        left = house.window.claims_left
+        left = house.active_queue.claims_left
         keys = {(works, 1), (waits, 1), ("unknown", 1)}
         for _ in range(2):  # asking takes nothing
-            assert house.dispatcher.waiting_of(keys) == {(waits, 1)}
-        assert house.window.claims_left == left
-        assert house.dispatcher.withdraw(keys) == {(waits, 1)}
-        assert house.dispatcher.withdraw(keys) == frozenset()
-        assert house.dispatcher.waiting_of(keys) == frozenset()
-        assert house.window.claims_left == left + 1
+            assert house.scheduler.waiting_of(keys) == {(waits, 1)}
+        assert house.active_queue.claims_left == left
+        assert house.scheduler.withdraw(keys) == {(waits, 1)}
+        assert house.scheduler.withdraw(keys) == frozenset()
+        assert house.scheduler.waiting_of(keys) == frozenset()
+        assert house.active_queue.claims_left == left + 1
         gate.set()
         assert states(await settled(house, works)) == {"0@a.test": "relayed"}
         assert [one.addresses for one in mx.envelopes] == [["0@a.test"]]
 
 
-async def test_what_is_withdrawn_leaves_no_content_behind(house) -> None:
+async def test_a_withdrawn_claim_leaves_no_content_behind(house) -> None:
     """It was read for a connection that was refused, and waits for the others since."""
     gate = asyncio.Event()
     async with RemoteMx(gates={"DOT": gate}) as mx:
@@ -54,19 +54,19 @@ async def test_what_is_withdrawn_leaves_no_content_behind(house) -> None:
         await house.send("works@a.test")
         await mx.reached("DOT")
         waits = await house.send("waits@a.test", claim=False)
-        (site,) = house.dispatcher._sites._sites.values()
+        (site,) = house.scheduler._sites._sites.values()
         async with asyncio.timeout(SOON_S):
             while not site.ready:
                 await asyncio.sleep(0.001)
-        contents = house.dispatcher._contents
+        contents = house.scheduler._contents
         await contents.of(site.ready.first)
         assert contents._used > 0
-        assert house.dispatcher.withdraw([(waits, 1)]) == {(waits, 1)}
+        assert house.scheduler.withdraw([(waits, 1)]) == {(waits, 1)}
         assert (contents._used, contents._held) == (0, {})
         gate.set()
 
 
-async def test_what_waits_for_the_resolver_is_withdrawn(house, monkeypatch) -> None:
+async def test_a_claim_that_waits_for_the_resolver_is_withdrawn(house, monkeypatch) -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
     resolve = house.table.resolve
 
@@ -81,13 +81,13 @@ async def test_what_waits_for_the_resolver_is_withdrawn(house, monkeypatch) -> N
         await house.start()
         first, second = [await house.send(f"{n}@a.test") for n in range(2)]
         await asked.wait()
-        assert house.dispatcher.withdraw([(first, 1)]) == {(first, 1)}
+        assert house.scheduler.withdraw([(first, 1)]) == {(first, 1)}
         answer.set()
         await settled(house, second)
         assert [one.addresses for one in mx.envelopes] == [["1@a.test"]]
 
 
-async def test_what_waits_in_a_ready_list_expires_on_time(house) -> None:
+async def test_a_claim_that_waits_in_memory_expires_on_time(house) -> None:
     """It was tried before, and waits behind one that is in work for ever."""
     never = asyncio.Event()
     busy = ["450 4.2.1 later"]
@@ -106,7 +106,7 @@ async def test_what_waits_in_a_ready_list_expires_on_time(house) -> None:
         assert house.reporter.failures_told == [("late@a.test", "5.4.7")]
 
 
-async def test_what_came_due_while_the_relay_was_down_is_tried_once_more(house) -> None:
+async def test_mail_that_came_due_while_the_relay_was_down_gets_one_attempt(house) -> None:
     async with RemoteMx() as mx:
         house.table.at("a.test", mx)
         await house.open()
@@ -119,7 +119,7 @@ async def test_what_came_due_while_the_relay_was_down_is_tried_once_more(house) 
         assert outcomes(journey, "x@a.test") == ["relayed"]
 
 
-async def test_what_a_crash_cut_off_is_tried_though_its_time_is_over(house) -> None:
+async def test_an_attempt_cut_off_by_a_crash_is_retried_although_it_has_expired(house) -> None:
     """It may never have been tried: it was claimed, and then the relay was down beyond its time."""
     async with RemoteMx() as mx:
         house.table.at("a.test", mx)
@@ -133,14 +133,14 @@ async def test_what_a_crash_cut_off_is_tried_though_its_time_is_over(house) -> N
         assert outcomes(journey, "x@a.test") == ["indeterminate", "relayed"]
 
 
-async def test_what_comes_due_after_its_time_expires(house) -> None:
+async def test_mail_that_comes_due_after_its_expiry_expires(house) -> None:
     await house.start()
     queue_id = await house.send("x@unheard.test", expire_s=0.05)  # its resolver has a fault
     journey = await settled(house, queue_id)
     assert outcomes(journey, "x@unheard.test") == ["deferred", "expired"]
 
 
-async def test_a_bulk_of_local_mail_does_not_delay_anothers_one(house, monkeypatch) -> None:
+async def test_a_bulk_of_local_mail_does_not_delay_another_sender(house, monkeypatch) -> None:
     monkeypatch.setattr(local_delivery, "_AT_ONCE", 2)
     house.table.mailboxes |= {f"{n}@example.test" for n in range(40)} | {"single@example.test"}
     order, may_go = [], asyncio.Event()
@@ -155,7 +155,7 @@ async def test_a_bulk_of_local_mail_does_not_delay_anothers_one(house, monkeypat
     await house.start()
     bulk = [await house.send(f"{n}@example.test", account="bulk") for n in range(40)]
     single = await house.send("single@example.test", account="single")
-    assert len(house.dispatcher._mailroom.workers) == 2
+    assert len(house.scheduler._local_queue.workers) == 2
     may_go.set()
     for queue_id in (*bulk, single):
         await settled(house, queue_id)
@@ -163,7 +163,7 @@ async def test_a_bulk_of_local_mail_does_not_delay_anothers_one(house, monkeypat
 
 
 @pytest.mark.parametrize("hops", [1, 30])
-async def test_a_bulk_in_the_queue_does_not_delay_anothers_one(house, hops: int) -> None:
+async def test_a_bulk_in_the_queue_does_not_delay_another_sender(house, hops: int) -> None:
     """One slow site, or a stalled one for each of many next hops; the queue is there at a start."""
     gate = asyncio.Event()
     async with RemoteMx(gates={"DOT": gate}) as mx:
@@ -180,9 +180,9 @@ async def test_a_bulk_in_the_queue_does_not_delay_anothers_one(house, hops: int)
         await house.start()
         await mx.reached("DOT")
         async with asyncio.timeout(SOON_S):
-            while (single, 1) not in house.dispatcher._residents._where:
+            while (single, 1) not in house.scheduler._claims_in_memory._queues:
                 await asyncio.sleep(0.001)
-        assert house.window.claims_left > 0
+        assert house.active_queue.claims_left > 0
         gate.set()
         await settled(house, single)
         listed = await house.spool.desk.list(Selector(all=True), limit=1000)
@@ -193,7 +193,7 @@ async def test_a_bulk_in_the_queue_does_not_delay_anothers_one(house, hops: int)
 
 
 @pytest.mark.parametrize("lane", [Lane.LOW, Lane.DOWN])
-async def test_a_stalled_bulk_of_a_lane_leaves_room_in_it_for_anothers_one(
+async def test_a_stalled_bulk_leaves_room_in_its_priority_level_for_another_sender(
     house, lane: Lane
 ) -> None:
     """The lane has a part of the window only, and one slow site must not have all of that."""
@@ -214,7 +214,7 @@ async def test_a_stalled_bulk_of_a_lane_leaves_room_in_it_for_anothers_one(
         gate.set()
 
 
-async def test_what_comes_before_its_time_is_put_back_untried(house) -> None:
+async def test_a_claim_before_its_retry_time_is_requeued(house) -> None:
     async with RemoteMx(rcpt={"x@a.test": ["450 4.2.1 later", "250 ok"]}) as mx:
         house.table.at("a.test", mx)
         house.retry_s = (0.5,)
@@ -226,8 +226,7 @@ async def test_what_comes_before_its_time_is_put_back_untried(house) -> None:
         assert len(mx.envelopes) == 1
 
 
-async def test_a_delay_is_told_once_while_it_waits_in_memory(house, monkeypatch) -> None:
-    monkeypatch.setattr(scheduler, "_LATE_US", 20_000)
+async def test_a_delay_is_reported_once_while_the_claim_waits_in_memory(house, monkeypatch) -> None:
     gate = asyncio.Event()
     async with RemoteMx(gates={"DOT": gate}) as mx:
         house.table.at("a.test", mx)
@@ -236,6 +235,9 @@ async def test_a_delay_is_told_once_while_it_waits_in_memory(house, monkeypatch)
         await house.start()
         works = await house.send("works@a.test", warn_us=house.clock.steady_us())
         await mx.reached("DOT")
+        monkeypatch.setattr(scheduler, "_DELAY_CHECK_US", 20_000)  # from now on
+        house.scheduler._delayed_us = 0
+        house.scheduler.due_now()
         waits = await house.send("waits@a.test", warn_us=house.clock.steady_us() + 50_000)
 
         async def told(queue_id: str) -> list[str]:
@@ -249,10 +251,10 @@ async def test_a_delay_is_told_once_while_it_waits_in_memory(house, monkeypatch)
         gate.set()
         assert outcomes(await settled(house, waits), "waits@a.test") == ["relayed"]
         assert await told(waits) == ["delayed"]
-        assert await told(works) == []  # it was in work all the time
+        assert await told(works) == []  # it was being delivered
 
 
-async def test_a_held_entry_is_never_tried_and_expires(house) -> None:
+async def test_a_held_entry_is_never_attempted_and_expires(house) -> None:
     async with RemoteMx() as mx:
         house.table.at("a.test", mx)
         await house.open()

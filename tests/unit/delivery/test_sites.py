@@ -80,7 +80,7 @@ async def test_a_route_may_allow_fewer_connections_and_never_more(
         assert len(mx.envelopes) == 80
 
 
-async def test_a_rate_is_held_whatever_else_is_free(house) -> None:
+async def test_a_message_rate_is_never_exceeded(house) -> None:
     """Two at once, then one in (0.5 s / 19): no half second has more than 20."""
     loop, went = asyncio.get_running_loop(), []
     async with RemoteMx() as mx:
@@ -103,7 +103,7 @@ async def test_a_rate_is_held_whatever_else_is_free(house) -> None:
     assert went[-1] - began >= 28 * 0.5 / 19 * 0.9
 
 
-async def test_a_site_that_waits_for_its_rate_keeps_no_connection(house) -> None:
+async def test_a_site_that_waits_for_its_rate_holds_no_connection(house) -> None:
     async with RemoteMx() as mx, RemoteMx() as other:
         house.table.at("a.test", mx)
         house.table.at("b.test", other)
@@ -119,18 +119,18 @@ async def test_a_site_that_waits_for_its_rate_keeps_no_connection(house) -> None
         assert len(mx.envelopes) == 1
 
 
-async def test_what_a_site_may_send_is_not_forgotten_with_it(house) -> None:
+async def test_the_rate_of_a_site_is_not_forgotten_with_it(house) -> None:
     async with RemoteMx() as mx:
         house.table.at("a.test", mx)
         house.table.limits["a.test"] = HopLimits(rate="1/600")
         house.idle_s = 0.01
         await house.start()
         await house.done(await house.send("1@a.test"))
-        (site,) = house.dispatcher._sites._sites.values()
+        (site,) = house.scheduler._sites._sites.values()
         await until(lambda: not site.workers)
         assert not site.is_unused
-        house.dispatcher._sites._forget_unused()
-        assert site in house.dispatcher._sites._sites.values()
+        house.scheduler._sites._forget_unused()
+        assert site in house.scheduler._sites._sites.values()
 
 
 class Dead:
@@ -156,7 +156,7 @@ class Dead:
 @pytest.fixture
 def dead(house) -> Dead:
     house.connect = Dead()
-    house.down_s = 30.0
+    house.unreachable_s = 30.0
     house.retry_s = (60.0,)
     return house.connect
 
@@ -168,7 +168,7 @@ async def all_deferred(house, ids: list[str]) -> None:
             left.discard(await house.changed.get())
 
 
-async def test_a_dead_host_is_asked_once_however_many_messages_there_are(house, dead) -> None:
+async def test_an_unreachable_host_is_tried_once_for_many_messages(house, dead) -> None:
     dead.serve(house, "dead.test")
     await house.start()
     await all_deferred(house, [await house.send(f"{n}@dead.test") for n in range(30)])
@@ -176,7 +176,7 @@ async def test_a_dead_host_is_asked_once_however_many_messages_there_are(house, 
     assert len(dead.asked) == 1
 
 
-async def test_a_dead_host_is_asked_once_however_many_domains_it_has(house, dead) -> None:
+async def test_an_unreachable_host_is_tried_once_for_many_domains(house, dead) -> None:
     domains = [f"{n}.dead.test" for n in range(20)]
     dead.serve(house, *domains)
     await house.start()
@@ -185,12 +185,12 @@ async def test_a_dead_host_is_asked_once_however_many_domains_it_has(house, dead
     assert len(dead.asked) == 1
 
 
-async def test_what_is_known_outlives_the_site_that_learnt_it(house, dead) -> None:
+async def test_the_status_of_a_host_outlives_its_site(house, dead) -> None:
     dead.serve(house, "dead.test")
     house.idle_s = 0.01
     await house.start()
     await all_deferred(house, [await house.send("1@dead.test")])
-    sites = house.dispatcher._sites
+    sites = house.scheduler._sites
     await until(lambda: all(site.is_unused for site in sites._sites.values()))
     sites._forget_unused()
     assert not sites._sites
@@ -198,7 +198,7 @@ async def test_what_is_known_outlives_the_site_that_learnt_it(house, dead) -> No
     assert len(dead.asked) == 1
 
 
-async def test_what_is_known_of_a_dead_host_needs_no_connection(house, dead) -> None:
+async def test_the_known_failure_of_a_host_needs_no_connection(house, dead) -> None:
     dead.serve(house, "dead.test")
     house.connections_in_all = 1
     house.timeouts = replace(house.timeouts, dot_s=60)
@@ -213,8 +213,8 @@ async def test_what_is_known_of_a_dead_host_needs_no_connection(house, dead) -> 
         never.set()
 
 
-async def test_what_is_known_of_a_dead_host_needs_no_name_server(house, dead, monkeypatch) -> None:
-    monkeypatch.setattr(next_hop_resolution, "_PLACE_S", 0.0)
+async def test_the_known_failure_of_a_host_needs_no_dns_lookup(house, dead, monkeypatch) -> None:
+    monkeypatch.setattr(next_hop_resolution, "_RESOLVED_S", 0.0)
     dead.serve(house, "dead.test")
     resolve, asked = house.table.resolve, []
 
@@ -227,15 +227,15 @@ async def test_what_is_known_of_a_dead_host_needs_no_name_server(house, dead, mo
     for number in range(5):
         await all_deferred(house, [await house.send(f"{number}@dead.test")])
     assert (len(asked), len(dead.asked)) == (1, 1)
-    house.dispatcher.try_anew(asked)
+    house.scheduler.retry_now(asked)
     await all_deferred(house, [await house.send("x@dead.test")])
     assert (len(asked), len(dead.asked)) == (2, 2)
 
 
-async def test_each_wait_ends_with_a_look_at_the_host(house, dead) -> None:
+async def test_each_retry_ends_with_a_fresh_attempt_to_connect(house, dead) -> None:
     """However long a message has waited, what is known never counts longer than half its step."""
     dead.serve(house, "dead.test")
-    house.down_s, house.retry_s = 0.02, (0.1,)
+    house.unreachable_s, house.retry_s = 0.02, (0.1,)
     await house.start()
     queue_id = await house.send("x@dead.test")
     await until(lambda: len(dead.asked) >= 4)
@@ -243,35 +243,35 @@ async def test_each_wait_ends_with_a_look_at_the_host(house, dead) -> None:
     assert len(journey["recipients"][0]["attempts"]) <= len(dead.asked)
 
 
-async def test_an_operator_can_have_a_dead_host_asked_at_once(house, dead) -> None:
+async def test_an_operator_can_retry_an_unreachable_host_at_once(house, dead) -> None:
     dead.serve(house, "dead.test")
     await house.start()
     await all_deferred(house, [await house.send("1@dead.test")])
-    hop = next(iter(house.dispatcher._sites._places))
-    house.dispatcher.try_anew([hop])
+    hop = next(iter(house.scheduler._sites._resolved))
+    house.scheduler.retry_now([hop])
     await all_deferred(house, [await house.send("2@dead.test")])
     assert len(dead.asked) == 2
 
 
-async def test_it_is_asked_though_its_place_was_forgotten_or_it_has_moved(
+async def test_a_retry_by_an_operator_reaches_a_next_hop_that_has_moved(
     house, dead, monkeypatch
 ) -> None:
-    monkeypatch.setattr(next_hop_resolution, "_PLACES_MAX", 1)
+    monkeypatch.setattr(next_hop_resolution, "_RESOLVED_MAX", 1)
     dead.serve(house, "1.dead.test")
     dead.serve(house, "2.dead.test", address="192.0.2.2")
     await house.start()
     for domain in ("1.dead.test", "2.dead.test"):
         await all_deferred(house, [await house.send(f"x@{domain}")])
     house.table.hosts["2.dead.test"] = house.table.hosts["1.dead.test"]
-    assert [hop.host for hop in house.dispatcher._sites._places] == ["2.dead.test"]
+    assert [hop.host for hop in house.scheduler._sites._resolved] == ["2.dead.test"]
     for asked, domain in ((3, "1.dead.test"), (4, "2.dead.test")):
-        house.dispatcher.try_anew([NextHop.parse(f"mx:{domain}")])
+        house.scheduler.retry_now([NextHop.parse(f"mx:{domain}")])
         for _ in range(2):  # once, not for ever after
             await all_deferred(house, [await house.send(f"y@{domain}")])
         assert len(dead.asked) == asked
 
 
-async def test_dead_domains_leave_connections_to_the_live(house, dead) -> None:
+async def test_unreachable_domains_leave_connections_for_others(house, dead) -> None:
     domains = [f"{n}.dead.test" for n in range(40)]
     for number, domain in enumerate(domains):
         dead.serve(house, domain, address=f"192.0.2.{number + 1}")
@@ -292,11 +292,9 @@ async def test_dead_domains_leave_connections_to_the_live(house, dead) -> None:
 
 
 @pytest.mark.parametrize("lane", [Lane.NORMAL, Lane.DOWN])
-async def test_hosts_that_were_never_asked_do_not_keep_each_other_waiting(
-    house, dead, monkeypatch, lane: Lane
-) -> None:
+async def test_unknown_hosts_do_not_block_each_other(house, dead, monkeypatch, lane: Lane) -> None:
     """None of them answers, and there are fewer connections for them than hosts."""
-    monkeypatch.setattr(connection_slots, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(connection_slots, "PROBE_TIMEOUT_S", 0.01)
     dead.gate.clear()
     house.connections_in_all = 8
     await house.start()
@@ -307,9 +305,11 @@ async def test_hosts_that_were_never_asked_do_not_keep_each_other_waiting(
     dead.gate.set()
 
 
-async def test_who_was_not_there_goes_behind_others_until_he_is(house, dead, monkeypatch) -> None:
+async def test_an_unreachable_host_has_low_priority_until_it_answers(
+    house, dead, monkeypatch
+) -> None:
     dead.serve(house, "dead.test")
-    house.down_s, house.retry_s = 0.01, (0.05,)
+    house.unreachable_s, house.retry_s = 0.01, (0.05,)
     await house.start()
     claim_due, lanes = house.spool.claim_due, []
 
@@ -329,7 +329,7 @@ async def test_who_was_not_there_goes_behind_others_until_he_is(house, dead, mon
     assert lanes[-1] is Lane.HIGH
 
 
-async def test_a_name_that_cannot_be_looked_up_is_asked_for_once(house) -> None:
+async def test_a_name_that_cannot_be_resolved_is_looked_up_once(house) -> None:
     asked = []
 
     async def resolve(next_hop):
@@ -337,12 +337,12 @@ async def test_a_name_that_cannot_be_looked_up_is_asked_for_once(house) -> None:
         return TemporaryFailure("SERVFAIL")
 
     house.table.resolve = resolve
-    house.down_s, house.retry_s = 30.0, (60.0,)
+    house.unreachable_s, house.retry_s = 30.0, (60.0,)
     await house.start()
     await all_deferred(house, [await house.send("1@a.test")])
     await all_deferred(house, [await house.send(f"{n}@a.test") for n in range(10)])
     assert len(asked) == 1
-    house.dispatcher.try_anew(asked)
+    house.scheduler.retry_now(asked)
     await all_deferred(house, [await house.send("2@a.test")])
     assert len(asked) == 2
 
@@ -372,7 +372,7 @@ async def test_no_final_dot_before_the_settlement_of_the_one_before(house, monke
         assert len(mx.envelopes) == 5
 
 
-async def test_a_content_that_cannot_be_read_is_held_the_second_time(house, monkeypatch) -> None:
+async def test_unreadable_content_is_held_the_second_time(house, monkeypatch) -> None:
     async def gone(_content_id, **_more):
         raise SpoolError("its file is gone")
 
@@ -394,7 +394,7 @@ async def test_a_content_that_cannot_be_read_is_held_the_second_time(house, monk
     assert sample("relay_attempts_total", labels) == 2
 
 
-async def test_a_delay_is_told_once_in_the_journey(house) -> None:
+async def test_a_delay_is_in_the_journey_once(house) -> None:
     house.retry_s = (0.05,)
     async with RemoteMx(replies={"RCPT": "450 4.2.0 later"}) as mx:
         house.table.at("a.test", mx)
@@ -408,7 +408,7 @@ async def test_a_delay_is_told_once_in_the_journey(house) -> None:
     assert [(one["kind"], one["recipients"]) for one in told] == [("delayed", ["x@a.test"])]
 
 
-async def test_a_delay_is_told_between_two_tries(house) -> None:
+async def test_a_delay_is_reported_between_two_attempts(house) -> None:
     house.retry_s = (3600.0,)
     async with RemoteMx(replies={"RCPT": "450 4.2.0 later"}) as mx:
         house.table.at("a.test", mx)
@@ -433,7 +433,7 @@ async def test_a_connection_of_one_level_of_tls_is_for_no_other(house, certifica
         hosts = Hosts((Host("mx.test", 0, (mx.host,), mx.port),))
         house.table.hosts = dict.fromkeys(("a.test", "b.test", "c.test"), hosts)
         house.table.tls = {"b.test": HopTls("required"), "c.test": HopTls("verify")}
-        house.idle_s, house.retry_s, house.down_s = 60.0, (600.0,), 300.0
+        house.idle_s, house.retry_s, house.unreachable_s = 60.0, (600.0,), 300.0
         await house.start()
         refused = await house.send("x@c.test")
         await all_deferred(house, [refused])

@@ -7,7 +7,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.delivery.content_budget import Contents
+from relay.delivery.content_cache import ContentCache
 from relay.files import FileOctets
 from relay.message.content import LargeContent, gathered
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
@@ -111,7 +111,7 @@ async def test_what_was_just_accepted_is_not_read_for_it_and_a_retry_is(
 ) -> None:
     (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
     due_us = clock.steady_us() + 1000
-    kept = Contents(spool, budget_bytes=1 << 20)
+    kept = ContentCache(spool, budget_bytes=1 << 20)
     flip(path, files)
     assert isinstance(await kept.of(claim), LargeContent)
     kept.release(claim)
@@ -132,7 +132,7 @@ async def test_a_later_life_reads_what_was_never_tried(
     spool = open_spool(path)
     await spool.start()
     seen = await spool.claim_due(clock.steady_us() + 1000, 10, Look())
-    kept = Contents(spool, budget_bytes=1 << 20)
+    kept = ContentCache(spool, budget_bytes=1 << 20)
     assert len(seen.claims) == 2
     for claim in seen.claims:
         with pytest.raises(SpoolError, match="other octets"):

@@ -152,7 +152,7 @@ class QueueDesk:
         if work.files:
             self._reader.later(partial(self._remove_files, work.files))
         if work.next_hops:
-            self._delivery.try_anew(work.next_hops)
+            self._delivery.retry_now(work.next_hops)
         if work.due_us is not None:
             self._delivery.due_at(work.due_us)
 
@@ -174,7 +174,7 @@ class QueueDesk:
                 await asyncio.sleep(pause_s)  # sleeps: limits retries after a fault
                 pause_s = min(pause_s * 2, _PAUSE_S_MAX)
             else:
-                self._delivery.try_anew(())
+                self._delivery.retry_now(())
                 return
 
     def _times(self) -> Times:

@@ -49,7 +49,7 @@ class Memory:
         self.waiting -= taken
         return frozenset(taken)
 
-    def try_anew(self, next_hops: Collection[NextHop]) -> None:
+    def retry_now(self, next_hops: Collection[NextHop]) -> None:
         self.anew += next_hops
 
     def due_at(self, due_us: int) -> None:

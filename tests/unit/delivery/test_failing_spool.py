@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay.delivery import scheduler
-from relay.delivery.outbound_session import Session
+from relay.delivery.outbound_session import OutboundSession
 from relay.routing import TemporaryFailure
 from relay.spool.types import SpoolUnavailableError
 from tests.support.journeys import states
@@ -18,7 +18,7 @@ SOON_S = 2.0
 
 
 @pytest.mark.parametrize("stage", ["RCPT", "DOT"])
-async def test_a_spool_that_refuses_does_not_stop_a_stop(house, monkeypatch, stage: str) -> None:
+async def test_a_failing_spool_does_not_block_a_stop(house, monkeypatch, stage: str) -> None:
     async def refuse(*_, **__):
         raise SpoolUnavailableError("the disk is read-only")
 
@@ -33,11 +33,11 @@ async def test_a_spool_that_refuses_does_not_stop_a_stop(house, monkeypatch, sta
         monkeypatch.setattr(house.spool, "release", refuse)
         monkeypatch.setattr(house.spool, "settle", refuse)
         async with asyncio.timeout(SOON_S):
-            await house.dispatcher.drain(0.05)
+            await house.scheduler.drain(0.05)
 
 
 @pytest.mark.parametrize("where", ["at the end of a connection", "with nobody there"])
-async def test_a_stop_leaves_nobody_asking_a_spool_that_refuses(house, monkeypatch, where) -> None:
+async def test_a_stop_ends_the_retries_of_a_failing_spool(house, monkeypatch, where) -> None:
     async with RemoteMx() as mx:
         house.idle_s = 0.01
         if where == "with nobody there":
@@ -52,13 +52,13 @@ async def test_a_stop_leaves_nobody_asking_a_spool_that_refuses(house, monkeypat
                 while asked.total() < 4:  # somebody was refused, and asks again
                     await asyncio.sleep(0.01)
             before = asyncio.all_tasks()
-            await house.dispatcher.drain(0.05)
+            await house.scheduler.drain(0.05)
         left = [one for one in asyncio.all_tasks() & before if "settle" in repr(one)]
         assert left == []
-        assert house.dispatcher._seen_to == set()
+        assert house.scheduler._background == set()
         told = [one["event"] for one in lines]
-        assert told.count("spool refuses to settle") == 1, "they are one fault"
-        assert told.count("claim kept, unsettled") == len(asked)
+        assert told.count("spool cannot settle") == 1, "they are one fault"
+        assert told.count("claim left unsettled") == len(asked)
         monkeypatch.undo()
         assert {*asked} <= {*queue_ids}
         due = {one.message.id for one in await house.claim_due()}
@@ -77,7 +77,7 @@ def refuse_to_settle(house, monkeypatch) -> Counter[str]:
     return asked
 
 
-async def test_who_has_the_message_is_settled_before_the_others_of_the_attempt(
+async def test_relayed_recipients_are_settled_before_the_others_of_the_attempt(
     house, monkeypatch
 ) -> None:
     """The others need no final dot, so that nothing else waits. Put back first, the entry would be
@@ -109,7 +109,7 @@ async def test_who_has_the_message_is_settled_before_the_others_of_the_attempt(
 async def test_a_final_dot_waits_for_every_settlement_of_its_connection(house, monkeypatch) -> None:
     """Also for the first of two, though the second needed no final dot and could be done sooner."""
     await house.open()
-    settle, before_dot = house.spool.settle, Session._before_dot
+    settle, before_dot = house.spool.settle, OutboundSession._before_dot
     overtaken, again, waited = asyncio.Event(), asyncio.Event(), []
 
     async def settle_first_later(settlement, **more):
@@ -135,7 +135,7 @@ async def test_a_final_dot_waits_for_every_settlement_of_its_connection(house, m
         await waiting
 
     monkeypatch.setattr(house.spool, "settle", settle_first_later)
-    monkeypatch.setattr(Session, "_before_dot", watched)
+    monkeypatch.setattr(OutboundSession, "_before_dot", watched)
     async with RemoteMx(rcpt={"refused@a.test": "550 5.1.1 no"}) as mx:
         house.table.at("a.test", mx)
         house.connections_max = 1
@@ -146,7 +146,7 @@ async def test_a_final_dot_waits_for_every_settlement_of_its_connection(house, m
     assert waited == [True]
 
 
-async def test_a_spool_that_cannot_be_read_is_told_once(house, monkeypatch) -> None:
+async def test_an_unreadable_spool_is_logged_once(house, monkeypatch) -> None:
     asked = []
 
     async def run() -> None:
@@ -156,8 +156,8 @@ async def test_a_spool_that_cannot_be_read_is_told_once(house, monkeypatch) -> N
     monkeypatch.setattr(scheduler, "_AFTER_FAULT_S", 0.001)
     await house.open()
     house.compose()
-    monkeypatch.setattr(house.dispatcher._refill, "run", run)
-    monkeypatch.setattr(house.dispatcher, "_pause_s", lambda: 0.001)
+    monkeypatch.setattr(house.scheduler._scanner, "run", run)
+    monkeypatch.setattr(house.scheduler, "_pause_s", lambda: 0.001)
     with capture_logs() as lines:
         house.run()
         async with asyncio.timeout(SOON_S):

@@ -1,18 +1,14 @@
-"""The contents of claims in work, what is in memory of them within a budget.
+"""The contents of claims being delivered, within a memory budget.
 
-On the path: sites and the settler ask for a claim's content; it is given back when the claim is
-    settled.
-Holds: what is in memory of contents read from the spool (of a large one its header) never exceeds
-    the budget, but for a single one larger than it; no next hop has more of it than it leaves
-    free, but for its first.
-Fails: SpoolError when a content is gone or damaged.
-Standards: docs/design.md 7.8.
+Contents read from the spool, of large ones only the header, never exceed the budget, except for a
+single one that is larger. No next hop has more of it than it leaves free, except for its first
+content. So a stalled next hop leaves room for the others. See docs/design.md 7.8.
 """
 
 import asyncio
 from collections import Counter, deque
 
-from relay.delivery.attempt_result import for_all
+from relay.delivery.attempt_result import same_outcome
 from relay.message.content import LARGE_BYTES, Content, in_sight
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Outcome
@@ -21,8 +17,8 @@ from relay.spool.types import Claim, Spool, SpoolError
 Key = tuple[str, int]
 
 
-class Contents:
-    """Reads contents and keeps each until its claim is settled."""
+class ContentCache:
+    """Reads contents, and keeps each until its claim is settled."""
 
     def __init__(self, spool: Spool, *, budget_bytes: int) -> None:
         self._spool = spool
@@ -33,7 +29,7 @@ class Contents:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def of(self, claim: Claim) -> Content:
-        """The content of a claim; a large one as the file it lies in. Raises SpoolError."""
+        """The content of a claim; a large one as its file. Raises SpoolError if it is damaged."""
         if claim.content is not None:
             return claim.content
         key = (claim.message.id, claim.entry_id)
@@ -42,7 +38,7 @@ class Contents:
         reserved = min(claim.content_size, LARGE_BYTES)
         await self._take(claim.next_hop, reserved)
         try:
-            # What this process has just written, nothing has damaged: large mail is read once.
+            # Content that this process has just written needs no check: large mail is read once.
             content = await self._spool.read_content(claim.content_id, check=not claim.is_fresh)
         except BaseException:
             self._give_back(claim.next_hop, reserved)
@@ -52,7 +48,7 @@ class Contents:
         return content
 
     def release(self, claim: Claim) -> None:
-        """The claim is settled: let its content go."""
+        """Drop the content of a settled claim."""
         content = self._held.pop((claim.message.id, claim.entry_id), None)
         if content is not None:
             self._give_back(claim.next_hop, len(in_sight(content)))
@@ -66,7 +62,7 @@ class Contents:
         self._used_by[next_hop] += size_bytes
 
     def _has_room(self, next_hop: NextHop, size: int) -> bool:
-        """As in the window: what a stalled next hop holds leaves room for the others."""
+        """As in ActiveQueue: a stalled next hop leaves room for the others."""
         left = self._budget - self._used - size
         mine = self._used_by[next_hop]
         return not self._used or left >= (mine + size if mine else 0)
@@ -78,13 +74,13 @@ class Contents:
         self._used_by[next_hop] -= size_bytes
         if not self._used_by[next_hop]:
             del self._used_by[next_hop]
-        while self._waiting:  # each looks for itself whether there is room now
+        while self._waiting:  # each checks for room itself
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
 
 
 def unreadable(claim: Claim, error: SpoolError) -> dict[int, Outcome]:
-    """The outcome of a claim whose content cannot be read: twice in a row, and it is held."""
+    """The outcome of a claim whose content cannot be read; the second time in a row it is held."""
     evidence = Evidence("4.3.0", f"451 4.3.0 the message cannot be read: {error}")
-    return for_all(claim, Deferred(evidence, DeferralClass.CONTENT))
+    return same_outcome(claim, Deferred(evidence, DeferralClass.CONTENT))

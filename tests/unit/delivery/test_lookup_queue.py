@@ -1,4 +1,4 @@
-"""Turns to ask the resolver."""
+"""RoundRobin to ask the resolver."""
 
 import asyncio
 import itertools
@@ -7,7 +7,12 @@ from dataclasses import dataclass, replace
 import pytest
 
 from relay.clock import Clock, ManualClock, SystemClock
-from relay.delivery.next_hop_resolution import DOWN_MAX, SEARCHES_MAX, Pace, Searches
+from relay.delivery.next_hop_resolution import (
+    LOOKUPS_MAX,
+    LOOKUPS_UNREACHABLE_MAX,
+    LookupPacing,
+    LookupQueue,
+)
 from relay.message.nexthop import NextHop
 from relay.spool.waiting import Lane
 from tests.support.claims import a_claim
@@ -24,7 +29,7 @@ class Search:
     """A search that ends when it is told to."""
 
     def __init__(
-        self, searches: Searches, lane: Lane, sender: int, *, at_once: bool = True
+        self, searches: LookupQueue, lane: Lane, sender: int, *, at_once: bool = True
     ) -> None:
         self.asks = False
         self.end = asyncio.Event()
@@ -32,30 +37,30 @@ class Search:
         self.claim = replace(a_claim(next_hop=next_hop), lane=lane, sender=sender)
         self.task = asyncio.create_task(self._run(searches, at_once=at_once))
 
-    async def _run(self, searches: Searches, *, at_once: bool) -> None:
-        async with searches.turn(self.claim, at_once=at_once):
+    async def _run(self, searches: LookupQueue, *, at_once: bool) -> None:
+        async with searches.slot(self.claim, at_once=at_once):
             self.asks = True
             await self.end.wait()
             self.asks = False
 
 
-async def test_what_was_not_found_before_holds_up_nobody() -> None:
-    searches = Searches(ManualClock())
+async def test_lookups_of_unreachable_next_hops_do_not_delay_others() -> None:
+    searches = LookupQueue(ManualClock())
     dead = [Search(searches, Lane.DOWN, 1) for _ in range(1000)]
     live = Search(searches, Lane.NORMAL, 2)
     await settled()
-    assert sum(one.asks for one in dead) == DOWN_MAX - DOWN_MAX // 16
+    assert sum(one.asks for one in dead) == LOOKUPS_UNREACHABLE_MAX - LOOKUPS_UNREACHABLE_MAX // 16
     assert live.asks
     for one in (*dead, live):
         one.end.set()
     await asyncio.gather(*(one.task for one in (*dead, live)))
 
 
-async def test_a_sender_of_many_does_not_delay_anothers_one() -> None:
-    searches = Searches(ManualClock())
-    bulk = [Search(searches, Lane.NORMAL, 1) for _ in range(SEARCHES_MAX + 100)]
+async def test_a_sender_with_many_lookups_does_not_delay_the_lookup_of_another() -> None:
+    searches = LookupQueue(ManualClock())
+    bulk = [Search(searches, Lane.NORMAL, 1) for _ in range(LOOKUPS_MAX + 100)]
     await settled()
-    assert sum(one.asks for one in bulk) == SEARCHES_MAX - SEARCHES_MAX // 16
+    assert sum(one.asks for one in bulk) == LOOKUPS_MAX - LOOKUPS_MAX // 16
     single = [Search(searches, Lane.NORMAL, 2) for _ in range(2)]
     await settled()
     assert [one.asks for one in single] == [True, False]  # a few are kept for who has none
@@ -69,7 +74,7 @@ async def test_a_sender_of_many_does_not_delay_anothers_one() -> None:
     for one in (*bulk, *single):
         one.end.set()
     await asyncio.gather(*(one.task for one in (*bulk, *single)))
-    after = [Search(searches, Lane.NORMAL, number) for number in range(SEARCHES_MAX)]
+    after = [Search(searches, Lane.NORMAL, number) for number in range(LOOKUPS_MAX)]
     await settled()
     assert all(one.asks for one in after)  # no turn was lost
     for one in after:
@@ -92,9 +97,9 @@ async def until_begun(begun: list[int], count: int) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_what_comes_from_the_queue_leaves_the_loop_most_of_its_time() -> None:
+async def test_lookups_for_queued_mail_leave_the_loop_most_of_its_time() -> None:
     clock, begun = BusyClock(), list[int]()
-    pace = Pace(lambda: begun.append(len(begun)) or True, clock)
+    pace = LookupPacing(lambda: begun.append(len(begun)) or True, clock)
     pace.go_on()
     pace.go_on()
     await until_begun(begun, 1)
@@ -113,9 +118,9 @@ async def test_what_comes_from_the_queue_leaves_the_loop_most_of_its_time() -> N
     await until_begun(begun, count + 1)
 
 
-async def test_it_begins_no_more_when_there_is_nothing_to_begin() -> None:
+async def test_pacing_stops_when_there_is_nothing_to_begin() -> None:
     clock, begun = ManualClock(), list[int]()
-    pace = Pace(lambda: begun.append(0) or False, clock)
+    pace = LookupPacing(lambda: begun.append(0) or False, clock)
     for count in range(1, 4):
         clock.advance(1.0)
         pace.go_on()
@@ -124,9 +129,9 @@ async def test_it_begins_no_more_when_there_is_nothing_to_begin() -> None:
         assert len(begun) == count
 
 
-async def test_searches_for_the_queue_begin_one_by_one_and_those_of_new_mail_at_once() -> None:
+async def test_lookups_for_queued_mail_are_paced_and_those_for_new_mail_begin_at_once() -> None:
     clock: Clock = BusyClock()
-    searches = Searches(clock)
+    searches = LookupQueue(clock)
     queued = [Search(searches, Lane.NORMAL, number, at_once=False) for number in range(3)]
     await settled()
     fresh = Search(searches, Lane.NORMAL, 9)
@@ -136,7 +141,7 @@ async def test_searches_for_the_queue_begin_one_by_one_and_those_of_new_mail_at_
     for one in (*queued, fresh):
         one.task.cancel()
     await asyncio.gather(*(one.task for one in (*queued, fresh)), return_exceptions=True)
-    searches = Searches(SystemClock())
+    searches = LookupQueue(SystemClock())
     queued = [Search(searches, Lane.NORMAL, number, at_once=False) for number in range(30)]
     async with asyncio.timeout(10):
         while not all(one.asks for one in queued):
@@ -146,15 +151,15 @@ async def test_searches_for_the_queue_begin_one_by_one_and_those_of_new_mail_at_
     await asyncio.gather(*(one.task for one in queued))
 
 
-async def test_new_mail_does_not_wait_behind_all_that_its_sender_has_queued() -> None:
-    searches = Searches(BusyClock())
-    queued = [Search(searches, Lane.NORMAL, 1, at_once=False) for _ in range(SEARCHES_MAX + 100)]
+async def test_a_lookup_for_new_mail_does_not_wait_for_those_of_queued_mail() -> None:
+    searches = LookupQueue(BusyClock())
+    queued = [Search(searches, Lane.NORMAL, 1, at_once=False) for _ in range(LOOKUPS_MAX + 100)]
     async with asyncio.timeout(10):
-        while sum(one.asks for one in queued) < SEARCHES_MAX - SEARCHES_MAX // 8:
+        while sum(one.asks for one in queued) < LOOKUPS_MAX - LOOKUPS_MAX // 8:
             await asyncio.sleep(0.001)
-    fresh = [Search(searches, Lane.NORMAL, 1) for _ in range(SEARCHES_MAX // 16 + 2)]
+    fresh = [Search(searches, Lane.NORMAL, 1) for _ in range(LOOKUPS_MAX // 16 + 2)]
     await settled()
-    assert [one.asks for one in fresh] == [True] * (SEARCHES_MAX // 16 + 1) + [False]
+    assert [one.asks for one in fresh] == [True] * (LOOKUPS_MAX // 16 + 1) + [False]
     everybody = [*queued, *fresh]
     for one in everybody:
         one.task.cancel()
@@ -162,21 +167,21 @@ async def test_new_mail_does_not_wait_behind_all_that_its_sender_has_queued() ->
 
 
 @pytest.mark.parametrize("sender", [1, 2])
-async def test_a_search_that_waits_takes_the_turn_of_new_mail_for_its_next_hop(sender: int) -> None:
-    searches = Searches(BusyClock())
-    queued = [Search(searches, Lane.NORMAL, 1, at_once=False) for _ in range(SEARCHES_MAX + 100)]
+async def test_a_waiting_lookup_uses_the_earlier_turn_of_new_mail(sender: int) -> None:
+    searches = LookupQueue(BusyClock())
+    queued = [Search(searches, Lane.NORMAL, 1, at_once=False) for _ in range(LOOKUPS_MAX + 100)]
     async with asyncio.timeout(10):
-        while sum(one.asks for one in queued) < SEARCHES_MAX - SEARCHES_MAX // 8:
+        while sum(one.asks for one in queued) < LOOKUPS_MAX - LOOKUPS_MAX // 8:
             await asyncio.sleep(0.001)
     last = queued[-1]
-    searches.has_mail_of(replace(last.claim, sender=9), at_once=False)
-    searches.has_mail_of(replace(last.claim, sender=sender), at_once=True)
+    searches.use_earlier_turn(replace(last.claim, sender=9), at_once=False)
+    searches.use_earlier_turn(replace(last.claim, sender=sender), at_once=True)
     await settled()
     assert last.asks
     last.end.set()
     await last.task
-    searches.has_mail_of(last.claim, at_once=True)  # it waits no more
+    searches.use_earlier_turn(last.claim, at_once=True)  # it waits no more
     for one in queued:
         one.end.set()
     await asyncio.gather(*(one.task for one in queued))
-    assert not searches._new._having  # each was given back to whom it was counted
+    assert not searches._new._held_by_sender  # each was given back to whom it was counted

@@ -1,8 +1,10 @@
-"""How many connections a site is given."""
+"""Messages per time."""
+
+from itertools import pairwise
 
 import pytest
 
-from relay.delivery.site_limits import Concurrency, pushes_back
+from relay.delivery.site_limits import ConcurrencyLimit, Rate, TokenBucket, is_pushback, stricter
 from relay.message.outcome import (
     DeferralClass,
     Deferred,
@@ -13,9 +15,61 @@ from relay.message.outcome import (
 )
 
 
+def greedy(rate: Rate, *, seconds: float, start_s: float = 1000.0) -> list[float]:
+    """When messages go, if one always waits."""
+    bucket, now_s, went = TokenBucket(rate), start_s, []
+    while now_s < start_s + seconds:
+        if (wait_s := bucket.wait_s(now_s)) > 0:
+            now_s += wait_s
+            continue
+        bucket.take(now_s)
+        went.append(now_s)
+    return went
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [Rate(1, 1), Rate(1, 60), Rate(3, 10), Rate(10, 1), Rate(100, 60), Rate(999, 7)],
+    ids=str,
+)
+def test_no_span_has_more_than_the_rate_and_nearly_all_of_it_is_used(rate: Rate) -> None:
+    went = greedy(rate, seconds=20 * rate.per_s)
+    for first, beyond in zip(went, went[rate.count :], strict=False):
+        assert beyond - first >= rate.per_s * (1 - 1e-9)
+    assert len(went) >= 0.9 * 20 * rate.count
+
+
+def test_a_tenth_goes_at_once_and_no_more() -> None:
+    went = greedy(Rate(100, 60), seconds=60)
+    assert went[9] == went[0]
+    gaps = [later - sooner for sooner, later in pairwise(went[9:])]
+    assert min(gaps) == pytest.approx(60 / 91)
+
+
+def test_unused_rate_accumulates_to_a_tenth_at_most() -> None:
+    bucket = TokenBucket(Rate(20, 60))
+    for now_s in (0.0, 0.0):
+        assert bucket.wait_s(now_s) == 0.0
+        bucket.take(now_s)
+    assert bucket.wait_s(0.0) == pytest.approx(60 / 19)
+    assert not bucket.is_full(1.0)
+    assert bucket.is_full(3600.0)
+    for now_s in (3600.0, 3600.0):
+        assert bucket.wait_s(now_s) == 0.0
+        bucket.take(now_s)
+    assert bucket.wait_s(3600.0) > 0
+
+
+def test_of_two_rates_the_stricter_counts() -> None:
+    slow, fast = Rate(10, 60), Rate(1, 1)
+    assert stricter(slow, fast) is stricter(fast, slow) is slow
+    assert stricter(None, fast) is stricter(fast, None) is fast
+    assert stricter(None, None) is None
+
+
 def after(story: str, *, ceiling: int = 20) -> int:
     """The limit after `story`: + is a success, - a push back, one a second."""
-    concurrency = Concurrency(ceiling)
+    concurrency = ConcurrencyLimit(ceiling)
     for now_s, event in enumerate(story):
         if event == "+":
             concurrency.succeeded(now_s)
@@ -47,19 +101,21 @@ def after(story: str, *, ceiling: int = 20) -> int:
         ("-" * 99 + "+" * 999, 20),
     ],
 )
-def test_it_grows_with_success_and_falls_by_half_once_for_a_cohort(story: str, limit: int) -> None:
+def test_concurrency_grows_with_success_and_halves_once_for_running_transactions(
+    story: str, limit: int
+) -> None:
     assert after(story) == limit
 
 
 @pytest.mark.parametrize("ceiling", [1, 2, 3, 5, 7, 1000])
-def test_it_is_never_above_its_ceiling_nor_below_one(ceiling: int) -> None:
+def test_concurrency_is_between_one_and_its_ceiling(ceiling: int) -> None:
     for story in ("+" * 50, "-" * 50, "+-" * 50, "+++-" * 50):
         for length in range(len(story)):
             assert 1 <= after(story[:length], ceiling=ceiling) <= ceiling
 
 
 def test_a_lower_ceiling_counts_at_once_and_stays() -> None:
-    concurrency = Concurrency(20)
+    concurrency = ConcurrencyLimit(20)
     for _ in range(9):
         concurrency.succeeded(0.0)
     concurrency.lower(3)
@@ -71,7 +127,7 @@ def test_a_lower_ceiling_counts_at_once_and_stays() -> None:
 
 
 def test_a_site_that_is_full_is_given_no_more_for_a_while() -> None:
-    concurrency = Concurrency(20)
+    concurrency = ConcurrencyLimit(20)
     for _ in range(15):
         concurrency.succeeded(0.0)
     concurrency.full_at(4, until_s=30.0)
@@ -105,7 +161,7 @@ def deferred(reply: str, kind: DeferralClass) -> Deferred:
         (Indeterminate(Evidence("4.4.2", "no answer to the final dot")), True),
     ],
 )
-def test_only_what_a_host_says_for_its_own_sake_pushes_back(outcome, expected: bool) -> None:
-    assert pushes_back([outcome]) is expected
-    assert pushes_back([Relayed(Evidence("2.0.0", "250 ok")), outcome]) is expected
-    assert not pushes_back([])
+def test_only_replies_about_the_load_of_a_host_are_pushback(outcome, expected: bool) -> None:
+    assert is_pushback([outcome]) is expected
+    assert is_pushback([Relayed(Evidence("2.0.0", "250 ok")), outcome]) is expected
+    assert not is_pushback([])

@@ -18,7 +18,7 @@ from relay.message.verdict import Source
         (StoreUnavailableError("no disk"), Deferred, "4.3.0", "451"),
     ],
 )
-async def test_a_refusal_of_the_mailbox(error, kind, status, code):
+async def test_a_mailbox_error_defers_or_bounces(error, kind, status, code):
     class Refusing:
         async def deliver(self, *args, **more):
             raise error

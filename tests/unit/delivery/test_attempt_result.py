@@ -4,8 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from relay.delivery.attempt_result import Moment, conclude, expire, put_back
-from relay.delivery.retry import Errand, Schedule, errand_of
+from relay.delivery.attempt_result import (
+    AttemptTime,
+    expiry_result,
+    requeue_result,
+    result_of_attempt,
+)
+from relay.delivery.retry import ClaimAction, RetrySchedule, claim_action
 from relay.journeys.events import Step
 from relay.message.lifecycle import State
 from relay.message.outcome import (
@@ -23,41 +28,41 @@ HOUR_US = 3600 * SECOND_US
 OK = Relayed(Evidence("2.0.0", "250 ok"))
 NO = Failed(Evidence("5.1.1", "550 no"))
 LATER = Deferred(Evidence("4.2.0", "450 later"), DeferralClass.RECIPIENT)
-NOBODY = Deferred(Evidence("4.4.1", "refused"), DeferralClass.CONNECT)
+NOTHING_FREED = Deferred(Evidence("4.4.1", "refused"), DeferralClass.CONNECT)
 LOST = Deferred(Evidence("4.3.0", "cannot be read"), DeferralClass.CONTENT)
 DOUBT = Indeterminate(Evidence("4.4.2", "lost"))
 BY_CLASS = {"recipient": (600, 1200)}
 
 
 def concluded(claim, outcomes, *, now_us: int = 0, jump_us: int = 0, **further):
-    return conclude(
-        claim, outcomes, moment=Moment(now_us, now_us + jump_us),
-        schedule=Schedule((60, 300), lambda: 0.5, BY_CLASS), **further,
+    return result_of_attempt(
+        claim, outcomes, time=AttemptTime(now_us, now_us + jump_us),
+        schedule=RetrySchedule((60, 300), lambda: 0.5, BY_CLASS), **further,
     )  # fmt: skip
 
 
-def test_an_untried_recipient_waits_with_the_deferred() -> None:
-    conclusion = concluded(a_claim(count=2), {1: OK})
-    assert conclusion.waiting.due_us == 60 * SECOND_US
-    assert conclusion.failed == ()
+def test_a_recipient_without_an_attempt_waits_with_the_deferred() -> None:
+    result = concluded(a_claim(count=2), {1: OK})
+    assert result.waiting.due_us == 60 * SECOND_US
+    assert result.failed == ()
 
 
-def test_everything_done_is_due_never() -> None:
-    conclusion = concluded(a_claim(count=2), {1: OK, 2: NO})
-    assert conclusion.waiting is None
-    assert [one.address for one in conclusion.failed] == ["2@a.test"]
+def test_an_entry_with_all_recipients_final_is_not_due_again() -> None:
+    result = concluded(a_claim(count=2), {1: OK, 2: NO})
+    assert result.waiting is None
+    assert [one.address for one in result.failed] == ["2@a.test"]
 
 
 @pytest.mark.parametrize(
     ("outcomes", "cause", "wait_s"),
     [
-        ({1: NOBODY, 2: NOBODY}, "connect", 60),
+        ({1: NOTHING_FREED, 2: NOTHING_FREED}, "connect", 60),
         ({1: LATER, 2: OK}, "recipient", 600),
-        ({1: LATER, 2: NOBODY}, "connect", 60),
+        ({1: LATER, 2: NOTHING_FREED}, "connect", 60),
         ({1: DOUBT, 2: OK}, "", 60),
     ],
 )
-def test_the_class_of_what_waits_decides_when(outcomes, cause: str, wait_s: float) -> None:
+def test_the_deferral_class_decides_the_retry_time(outcomes, cause: str, wait_s: float) -> None:
     waiting = concluded(a_claim(count=2), outcomes).waiting
     assert (waiting.cause, waiting.cause_attempts) == (cause, 1)
     assert waiting.retry_us == waiting.due_us == wait_s * SECOND_US
@@ -65,95 +70,95 @@ def test_the_class_of_what_waits_decides_when(outcomes, cause: str, wait_s: floa
 
 @pytest.mark.parametrize(("reached", "lane"), [(True, Lane.LOW), (False, Lane.DOWN)])
 @pytest.mark.parametrize("before", [Lane.LOW, Lane.DOWN])
-def test_what_nobody_answered_for_goes_behind_others_until_somebody_does(
+def test_an_unreachable_next_hop_has_the_lowest_priority_until_it_answers(
     before: Lane, reached: bool, lane: Lane
 ) -> None:
     claim = a_claim(lane=before, priority=Lane.LOW)
-    assert concluded(claim, {1: NOBODY}, reached=reached).waiting.lane is lane
+    assert concluded(claim, {1: NOTHING_FREED}, reached=reached).waiting.lane is lane
 
 
 @pytest.mark.parametrize(
     ("expires_s", "warn_s", "due_s"),
     [(9999, None, 1060), (9999, 1030, 1030), (1010, 1030, 1010), (500, None, 1000)],
 )
-def test_it_is_looked_at_for_whatever_comes_first_and_never_in_the_past(
+def test_the_due_time_is_the_earliest_event_and_never_in_the_past(
     expires_s: int, warn_s: int | None, due_s: int
 ) -> None:
     claim = a_claim(expires_us=expires_s * SECOND_US, warn_us=warn_s and warn_s * SECOND_US)
-    waiting = concluded(claim, {1: NOBODY}, now_us=1000 * SECOND_US).waiting
+    waiting = concluded(claim, {1: NOTHING_FREED}, now_us=1000 * SECOND_US).waiting
     assert waiting.due_us == due_s * SECOND_US
     assert waiting.warn_us == claim.warn_us
 
 
-def test_a_delay_is_told_once_and_with_the_attempt() -> None:
+def test_a_delay_is_reported_once_and_with_the_attempt() -> None:
     people = a_claim(count=3).recipients
     claim = a_claim(
         warn_us=4 * HOUR_US, expires_us=48 * HOUR_US, attempts=5,
         recipients=(*people[:2], replace(people[2], added_by="a rule")),
     )  # fmt: skip
-    conclusion = concluded(claim, {1: OK, 2: LATER, 3: LATER}, now_us=4 * HOUR_US, jump_us=60)
-    assert [event.step for event in conclusion.events] == [Step.DELIVERY, Step.REPORT]
-    assert conclusion.events[1].at_us == 4 * HOUR_US + 60
-    assert conclusion.events[1].detail == {
+    result = concluded(claim, {1: OK, 2: LATER, 3: LATER}, now_us=4 * HOUR_US, jump_us=60)
+    assert [event.step for event in result.events] == [Step.DELIVERY, Step.REPORT]
+    assert result.events[1].at_us == 4 * HOUR_US + 60
+    assert result.events[1].detail == {
         "kind": "delayed", "entry": 1, "recipients": ["2@a.test"],
         "since": "1970-01-01T00:00:00.000060Z", "until": "1970-01-03T00:00:00.000060Z",
     }  # fmt: skip
-    assert conclusion.waiting.warn_us is None
+    assert result.waiting.warn_us is None
     again = concluded(replace(claim, warn_us=None), {2: LATER}, now_us=5 * HOUR_US)
     assert [event.step for event in again.events] == [Step.DELIVERY]
 
 
-def test_nobody_hears_that_what_a_rule_added_is_late() -> None:
+def test_a_delay_of_recipients_added_by_a_rule_is_not_reported() -> None:
     (one,) = a_claim().recipients
     claim = a_claim(warn_us=1, recipients=(replace(one, added_by="a rule"),))
-    conclusion = put_back(claim, moment=Moment(2, 2))
-    assert (conclusion.events, conclusion.waiting.warn_us) == ((), None)
+    result = requeue_result(claim, time=AttemptTime(2, 2))
+    assert (result.events, result.waiting.warn_us) == ((), None)
 
 
 @pytest.mark.parametrize("state", [State.DEFERRED, State.HELD])
 @pytest.mark.parametrize("retry_us", [7 * HOUR_US, None])
-def test_what_is_late_waits_on_as_it_was(state: State, retry_us: int | None) -> None:
+def test_a_delayed_claim_keeps_its_retry_time(state: State, retry_us: int | None) -> None:
     claim = a_claim(
         state=state, warn_us=4 * HOUR_US, retry_us=retry_us, expires_us=8 * HOUR_US,
         lane=Lane.DOWN, cause="dns", cause_attempts=4,
     )  # fmt: skip
-    conclusion = put_back(claim, moment=Moment(4 * HOUR_US, 4 * HOUR_US))
-    waiting = conclusion.waiting
-    assert [event.detail["kind"] for event in conclusion.events] == ["delayed"]
+    result = requeue_result(claim, time=AttemptTime(4 * HOUR_US, 4 * HOUR_US))
+    waiting = result.waiting
+    assert [event.detail["kind"] for event in result.events] == ["delayed"]
     assert (waiting.retry_us, waiting.due_us) == (retry_us, retry_us or 8 * HOUR_US)
     assert (waiting.lane, waiting.cause, waiting.cause_attempts) == (Lane.DOWN, "dns", 4)
     assert waiting.warn_us is None
-    assert not conclusion.outcomes
+    assert not result.outcomes
 
 
 @pytest.mark.parametrize("state", [State.HELD, State.CAPTURED])
-def test_what_may_be_over_is_looked_at_again_later(state: State) -> None:
+def test_a_claim_that_may_have_expired_is_checked_again_later(state: State) -> None:
     claim = a_claim(state=state, retry_us=None, due_us=HOUR_US, expires_us=HOUR_US)
-    waiting = put_back(claim, moment=Moment(4 * HOUR_US, 4 * HOUR_US)).waiting
+    waiting = requeue_result(claim, time=AttemptTime(4 * HOUR_US, 4 * HOUR_US)).waiting
     assert 4 * HOUR_US < waiting.due_us < 5 * HOUR_US
 
 
-def test_a_delay_warning_leaves_what_came_due_before_the_start_its_attempt() -> None:
+def test_a_delay_warning_keeps_the_attempt_of_a_claim_due_before_the_start() -> None:
     claim = a_claim(
         attempts=1, retry_us=2 * HOUR_US, due_us=2 * HOUR_US, expires_us=3 * HOUR_US,
         warn_us=HOUR_US,
     )  # fmt: skip
     now_us = 4 * HOUR_US
-    waiting = put_back(claim, moment=Moment(now_us, now_us)).waiting
+    waiting = requeue_result(claim, time=AttemptTime(now_us, now_us)).waiting
     again = replace(claim, due_us=waiting.due_us, warn_us=waiting.warn_us)
     assert waiting.due_us == 2 * HOUR_US
-    errand = errand_of(again, now_us=now_us, sure_us=now_us, started_us=now_us - SECOND_US)
-    assert errand is Errand.TRY
+    action = claim_action(again, now_us=now_us, sure_us=now_us, started_us=now_us - SECOND_US)
+    assert action is ClaimAction.ATTEMPT
 
 
-def test_what_is_put_back_before_its_warning_keeps_it() -> None:
+def test_a_claim_requeued_before_its_delay_warning_keeps_it() -> None:
     claim = a_claim(warn_us=4 * HOUR_US, retry_us=7 * HOUR_US, expires_us=8 * HOUR_US)
-    conclusion = put_back(claim, moment=Moment(HOUR_US, HOUR_US))
-    assert conclusion.events == ()
-    assert conclusion.waiting.due_us == conclusion.waiting.warn_us == 4 * HOUR_US
+    result = requeue_result(claim, time=AttemptTime(HOUR_US, HOUR_US))
+    assert result.events == ()
+    assert result.waiting.due_us == result.waiting.warn_us == 4 * HOUR_US
 
 
-def test_a_content_that_cannot_be_read_twice_in_a_row_is_held() -> None:
+def test_a_claim_is_held_when_its_content_is_unreadable_twice_in_a_row() -> None:
     first = concluded(a_claim(), {1: LOST})
     assert (first.held, first.waiting.cause) == (False, "content")
     second = concluded(a_claim(attempts=1, cause="content", cause_attempts=1), {1: LOST})
@@ -165,19 +170,17 @@ def test_a_content_that_cannot_be_read_twice_in_a_row_is_held() -> None:
     assert not between.held
 
 
-def test_expiry_tells_the_last_reply() -> None:
+def test_an_expired_recipient_has_the_last_reply() -> None:
     claim = a_claim(attempts=3)
     people = (replace(claim.recipients[0], status="4.2.0", reply="450 4.2.0 greylisted"),)
-    conclusion = expire(replace(claim, recipients=people), moment=Moment(5, 5))
-    assert conclusion.failed[0].evidence.status == "5.4.7"
-    assert "greylisted" in conclusion.failed[0].evidence.reply
-    assert conclusion.failed[0].last_attempt_us == 0  # now it was not tried
+    result = expiry_result(replace(claim, recipients=people), time=AttemptTime(5, 5))
+    assert result.failed[0].evidence.status == "5.4.7"
+    assert "greylisted" in result.failed[0].evidence.reply
+    assert result.failed[0].last_attempt_us == 0  # now it was not tried
 
 
 @pytest.mark.parametrize(("state", "told"), [(State.HELD, 1), (State.CAPTURED, 0)])
-def test_a_report_tells_of_held_mail_that_expires_and_not_of_captured(
-    state: State, told: int
-) -> None:
-    conclusion = expire(a_claim(state=state), moment=Moment(5, 5))
-    assert len(conclusion.failed) == told
-    assert list(conclusion.expired) == [1]
+def test_expired_held_mail_is_reported_and_captured_mail_is_not(state: State, told: int) -> None:
+    result = expiry_result(a_claim(state=state), time=AttemptTime(5, 5))
+    assert len(result.failed) == told
+    assert list(result.expired) == [1]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from relay.clock import ManualClock
 from relay.delivery import queue_scanner as refilling
-from relay.delivery.active_queue import Window
-from relay.delivery.queue_scanner import LaneWalk, Refill
+from relay.delivery.active_queue import ActiveQueue
+from relay.delivery.queue_scanner import PriorityScan, QueueScanner
 from relay.message.nexthop import NextHop
 from relay.message.verdict import Source
 from relay.spool.sqlite import claiming, due
@@ -93,37 +93,37 @@ class World:
     def __init__(self, *, claims_max: int) -> None:
         self.clock = ManualClock()
         self.queue = Queue(self.clock)
-        self.window = Window(claims_max=claims_max)
-        self.refill = Refill(self.queue, self.window, self.clock, offer=self.offer)
+        self.active_queue = ActiveQueue(claims_max=claims_max)
+        self.scanner = QueueScanner(self.queue, self.active_queue, self.clock, offer=self.offer)
         self.claims: list[Claim] = []
         self.claimed: list[str] = []
         self.is_awake = True
 
     def offer(self, claims: tuple[Claim, ...]) -> None:
         for claim in claims:
-            self.window.enter(claim)
+            self.active_queue.add(claim)
             self.claims.append(claim)
             self.claimed.append(claim.message.id)
 
     def accept(self, hop: str, sender: str, lane: Lane = Lane.NORMAL, *, late_us: int = 0) -> None:
         """A message that came as no claim, committed some time after it was received."""
         message = self.queue.add(hop, sender, due_us=self.clock.now_us - late_us, lane=lane)
-        self.is_awake |= self.refill.came(message)
+        self.is_awake |= self.scanner.add_unclaimed(message)
 
     def settle(self, index: int, due_us: int | None = None) -> None:
         claim = self.claims.pop(index % len(self.claims))
         self.queue.settle(claim, due_us)
-        self.refill.opened(self.window.leave(claim))
-        self.is_awake |= self.refill.wants_a_run
+        self.scanner.capacity_freed(self.active_queue.remove(claim))
+        self.is_awake |= self.scanner.can_scan
         if due_us is not None:
-            self.is_awake |= self.refill.put_back(claim, due_us)
+            self.is_awake |= self.scanner.requeued(claim, due_us)
 
     async def run(self) -> None:
         for _ in range(1000):
-            if not self.is_awake and self.clock.now_us < self.refill.next_run_us:
+            if not self.is_awake and self.clock.now_us < self.scanner.next_run_us:
                 return
             self.is_awake = False
-            await self.refill.run()
+            await self.scanner.run()
         raise AssertionError("it never comes to rest")
 
 
@@ -158,7 +158,7 @@ def act(world: World, what: tuple) -> None:
         case ("wait", steps):
             world.clock.advance(steps)
         case ("anew",):
-            world.refill.begin_anew()
+            world.scanner.restart()
             world.is_awake = True
 
 
@@ -167,13 +167,13 @@ def narrow(monkeypatch) -> None:
     """Bounds so low that every look meets them, and no second walk that would mend anything."""
     monkeypatch.setattr(due, "ROWS_MAX", 3)
     monkeypatch.setattr(due, "SENDERS_MAX", 2)
-    monkeypatch.setattr(refilling, "ANEW_US", 1 << 61)
+    monkeypatch.setattr(refilling, "RESCAN_US", 1 << 61)
 
 
 @pytest.mark.usefixtures("narrow")
 @settings(max_examples=150, deadline=None)
 @given(acts=ACTS, meanwhile=ACTS, claims_max=st.sampled_from([1, 4, 16, 40]))
-def test_whatever_is_due_is_claimed_once(acts: list, meanwhile: list, claims_max: int) -> None:
+def test_each_due_entry_is_claimed_once(acts: list, meanwhile: list, claims_max: int) -> None:
     async def story() -> None:
         world = World(claims_max=claims_max)
         interruptions = iter([one for one in meanwhile if one[0] != "wait"])
@@ -193,7 +193,7 @@ def test_whatever_is_due_is_claimed_once(acts: list, meanwhile: list, claims_max
                 if world.queue.due(1 << 61) == []:
                     break
                 assert not world.queue.due(world.clock.now_us), "something due was forgotten"
-                world.clock.now_us = world.refill.next_run_us
+                world.clock.now_us = world.scanner.next_run_us
                 assert world.queue.due(world.clock.now_us), "waits for what is not there"
                 continue
             world.settle(0)
@@ -204,7 +204,7 @@ def test_whatever_is_due_is_claimed_once(acts: list, meanwhile: list, claims_max
 @pytest.mark.usefixtures("narrow")
 @settings(max_examples=60, deadline=None)
 @given(acts=ACTS)
-def test_nothing_that_has_room_is_left_waiting(acts: list) -> None:
+def test_no_entry_that_has_room_is_left_waiting(acts: list) -> None:
     async def story() -> None:
         world = World(claims_max=64)
         for what in acts:
@@ -214,15 +214,16 @@ def test_nothing_that_has_room_is_left_waiting(acts: list) -> None:
         for name in waiting:
             sql = "SELECT next_hop, sender, lane FROM entry WHERE message_id = ?"
             hop, sender, lane = world.queue.cursor.execute(sql, (name,)).fetchone()
-            window = world.window
+            active_queue = world.active_queue
             assert not (
-                window.batch(Lane(lane)) and window.has_room_for(NextHop.parse(hop), sender, lane)
+                active_queue.batch_size(Lane(lane))
+                and active_queue.has_room_for(NextHop.parse(hop), sender, lane)
             ), f"{name} waits"
 
     asyncio.run(story())
 
 
-async def test_a_long_queue_of_one_sender_is_read_once_and_delays_nobody() -> None:
+async def test_a_long_queue_of_one_sender_is_read_once_and_does_not_delay_others() -> None:
     world = World(claims_max=200)
     for _ in range(10_000):
         world.queue.add("mx:slow.test", "bulk", due_us=world.clock.now_us - 2)
@@ -240,7 +241,7 @@ async def test_a_long_queue_of_one_sender_is_read_once_and_delays_nobody() -> No
         assert look.next_hop == NextHop.parse("mx:slow.test") or look.after is not None
 
 
-async def test_a_bulk_over_many_next_hops_leaves_anothers_one_its_place() -> None:
+async def test_a_bulk_over_many_next_hops_leaves_room_for_another_sender() -> None:
     world = World(claims_max=200)
     for number in range(3000):
         world.queue.add(f"mx:{number}.test", "bulk", due_us=world.clock.now_us - 2)
@@ -249,7 +250,7 @@ async def test_a_bulk_over_many_next_hops_leaves_anothers_one_its_place() -> Non
     assert "003001" in world.claimed
 
 
-async def test_every_lane_comes_to_its_turn_within_its_part() -> None:
+async def test_every_priority_level_is_scanned_within_its_part() -> None:
     world = World(claims_max=160)
     for lane in Lane:
         for number in range(300):
@@ -259,41 +260,41 @@ async def test_every_lane_comes_to_its_turn_within_its_part() -> None:
     assert lanes.count(Lane.DOWN) in range(10, 41)
     assert lanes.count(Lane.LOW) in range(10, 81)
     assert lanes[0] is Lane.HIGH
-    assert world.window.claims_left == 10  # the reserve
+    assert world.active_queue.claims_left == 10  # the reserve
 
 
-def test_what_comes_for_a_sender_that_a_cycle_has_passed_makes_another_cycle() -> None:
+def test_new_entries_of_a_sender_that_a_cycle_has_passed_start_another_cycle() -> None:
     """The cycle goes through a next hop's senders; it has passed 7 when 3 has something."""
-    hop, walk = NextHop.parse("mx:a.test"), LaneWalk(Lane.NORMAL, Window())
+    hop, walk = NextHop.parse("mx:a.test"), PriorityScan(Lane.NORMAL, ActiveQueue())
     reached = Position(100, "z", 1)
-    look = walk.next_look()
-    walk.saw(look, Seen(reached=reached, left_hops=frozenset({hop})))
-    look = walk.next_look()
+    look = walk.next_query()
+    walk.apply(look, Seen(reached=reached, left_hops=frozenset({hop})))
+    look = walk.next_query()
     assert (look.next_hop, look.after_sender) == (hop, -1)
-    walk.saw(look, Seen(ended=False, reached_sender=7))
-    walk.came(hop, 3, 50)
-    look = walk.next_look()
+    walk.apply(look, Seen(ended=False, reached_sender=7))
+    walk.add_unclaimed(hop, 3, 50)
+    look = walk.next_query()
     assert (look.next_hop, look.after_sender) == (hop, 7)
-    walk.saw(look, Seen())
-    look = walk.next_look()
+    walk.apply(look, Seen())
+    look = walk.next_query()
     assert (look.next_hop, look.after_sender) == (hop, -1)
-    walk.saw(look, Seen())
-    assert walk.next_look() is None
-    assert not walk.wants_a_look
+    walk.apply(look, Seen())
+    assert walk.next_query() is None
+    assert not walk.has_work
 
 
-async def test_what_an_operator_makes_due_is_found_though_nobody_tells_where() -> None:
+async def test_entries_that_an_operator_makes_due_are_found() -> None:
     world = World(claims_max=20)
     world.queue.add("mx:a.test", "ann", due_us=world.clock.now_us + 10**12)
     await world.run()
     assert world.claims == []
     world.queue.cursor.execute("UPDATE entry SET due_us = 1")
-    world.refill.begin_anew()
+    world.scanner.restart()
     await world.run()
     assert world.claimed == ["000001"]
 
 
-async def test_a_fault_of_the_spool_forgets_nothing() -> None:
+async def test_a_spool_error_loses_no_entry() -> None:
     world = World(claims_max=20)
     for number in range(5):
         world.queue.add(f"mx:{number}.test", "ann", due_us=1)

@@ -1,0 +1,268 @@
+"""How next hops, senders and lanes share the window of claims and the budget of contents."""
+
+import asyncio
+from dataclasses import dataclass
+
+import pytest
+
+from relay.delivery import ActiveQueue, ContentCache
+from relay.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets
+from relay.message.nexthop import LOCAL, NextHop
+from relay.spool.waiting import Lane
+
+STALLED, LIVE = NextHop.parse("mx:stalled.test"), NextHop.parse("mx:live.test")
+
+
+@dataclass(frozen=True)
+class Message:
+    id: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    next_hop: NextHop
+    content: bytes | None = None
+    message: Message = Message("m")
+    entry_id: int = 1
+    content_size: int = 0
+    sender: int = 0
+    lane: Lane = Lane.NORMAL
+    attempts: int = 0
+    is_fresh: bool = False
+
+    @property
+    def content_id(self) -> int:
+        return self.content_size  # Spool below makes a content of that size
+
+
+def fill(
+    active_queue: ActiveQueue,
+    next_hop: NextHop,
+    content: bytes | None = None,
+    *,
+    sender: int = 1,
+    lane: Lane = Lane.NORMAL,
+) -> list[Claim]:
+    """Accept claims while there is room."""
+    claims = []
+    while active_queue.has_room_for(next_hop, sender, lane):
+        claims.append(Claim(next_hop, content, sender=sender, lane=lane))
+        active_queue.add(claims[-1])
+    return claims
+
+
+def test_a_sender_has_no_more_claims_at_a_next_hop_than_are_left_free() -> None:
+    active_queue = ActiveQueue(claims_max=60)
+    assert len(fill(active_queue, STALLED)) == 30
+    assert active_queue.full_pairs(Lane.NORMAL) == {(STALLED, 1)}
+    assert not active_queue.full_hops(Lane.NORMAL)
+    assert len(fill(active_queue, LIVE)) == 15
+    assert active_queue.claims_left == 15
+
+
+def test_a_next_hop_that_one_sender_has_filled_takes_anothers() -> None:
+    active_queue = ActiveQueue(claims_max=60)
+    fill(active_queue, STALLED)
+    assert active_queue.has_room_for(STALLED, 2, Lane.NORMAL)
+
+
+def test_a_next_hop_leaves_a_part_free_for_others() -> None:
+    active_queue = ActiveQueue(claims_max=60)
+    claims = [one for sender in range(1, 60) for one in fill(active_queue, STALLED, sender=sender)]
+    assert STALLED in active_queue.full_hops(Lane.NORMAL)
+    assert len(claims) == 45  # the few of one more sender go to a full one, to a quarter
+    assert active_queue.has_room_for(LIVE, 1, Lane.NORMAL)
+
+
+def test_a_sender_leaves_a_part_free_over_many_next_hops() -> None:
+    active_queue = ActiveQueue(claims_max=900)
+    for number in range(900):
+        hop = NextHop.parse(f"mx:{number}.test")
+        if active_queue.has_room_for(hop, 1, Lane.NORMAL):
+            active_queue.add(Claim(hop, sender=1))
+    assert active_queue.full_senders(Lane.NORMAL) == {1}
+    assert active_queue.claims_left == 28  # half of what the queue leaves to new mail
+    assert active_queue.has_room_for(NextHop.parse("mx:0.test"), 2, Lane.NORMAL)
+
+
+def test_a_full_sender_has_room_for_new_mail_at_next_hops_with_few_claims() -> None:
+    active_queue = ActiveQueue(claims_max=900)
+    for number in range(800):  # as the queue fills it
+        active_queue.add(Claim(NextHop.parse(f"mx:{number}.test"), sender=1))
+    assert active_queue.full_senders(Lane.NORMAL) == {1}
+    for has_room in (True, True, False):  # few at one next hop
+        assert active_queue.has_room_for(LIVE, 1, Lane.NORMAL) is has_room
+        active_queue.add(Claim(LIVE, sender=1))
+    for number in range(97 - 28):
+        hop = NextHop.parse(f"mx:new-{number}.test")
+        assert active_queue.has_room_for(hop, 1, Lane.NORMAL)
+        active_queue.add(Claim(hop, sender=1))
+    assert not active_queue.has_room_for(NextHop.parse("mx:last.test"), 1, Lane.NORMAL)
+    assert active_queue.has_room_for(NextHop.parse("mx:last.test"), 2, Lane.NORMAL)
+
+
+def test_a_sender_has_no_more_bytes_at_a_next_hop_than_are_left_free() -> None:
+    active_queue = ActiveQueue(size_max_bytes=60)
+    assert len(fill(active_queue, STALLED, b"x")) == 30
+    assert active_queue.has_room_for(LIVE, 1, Lane.NORMAL)
+
+
+@pytest.mark.parametrize(
+    ("lane", "most"), [(Lane.HIGH, 32), (Lane.NORMAL, 32), (Lane.LOW, 16), (Lane.DOWN, 8)]
+)
+def test_a_priority_level_has_its_part_at_most(lane: Lane, most: int) -> None:
+    active_queue = ActiveQueue(claims_max=64)
+    claims = fill(active_queue, STALLED, lane=lane)
+    assert len(claims) == most
+    for number in range(64):
+        hop = NextHop.parse(f"mx:{number}.test")
+        if active_queue.has_room_for(hop, number, lane):
+            active_queue.add(Claim(hop, sender=number, lane=lane))
+    parts = {Lane.LOW: 32, Lane.DOWN: 16}
+    assert 64 - active_queue.claims_left == parts.get(lane, 64)
+    assert bool(active_queue.batch_size(Lane.NORMAL)) == (lane in parts)
+    assert active_queue.batch_size(lane) == 0
+
+
+@pytest.mark.parametrize("lane", [Lane.LOW, Lane.DOWN])
+def test_the_part_of_a_priority_level_is_shared_as_the_whole_is(lane: Lane) -> None:
+    """A sender with very many unknown next hops leaves room for another's one."""
+    active_queue = ActiveQueue(claims_max=360)
+    claims = []
+    for number in range(360):
+        hop = NextHop.parse(f"mx:{number}.test")
+        if active_queue.has_room_for(hop, 1, lane):
+            claims.append(Claim(hop, sender=1, lane=lane))
+            active_queue.add(claims[-1])
+    assert len(claims) == {Lane.LOW: 160, Lane.DOWN: 80}[lane]
+    assert active_queue.full_senders(lane) == {1}
+    assert not active_queue.full_senders(Lane.NORMAL)
+    assert active_queue.has_room_for(LIVE, 2, lane)
+    assert active_queue.has_room_for(LIVE, 1, Lane.NORMAL)
+    senders = [active_queue.remove(claim).sender for claim in claims]
+    assert senders.count(1) == 1
+    assert not active_queue.full_senders(lane)
+
+
+def test_an_attempted_claim_shows_that_its_next_hop_was_reached() -> None:
+    active_queue = ActiveQueue(claims_max=8)
+    active_queue.add(Claim(STALLED))
+    assert active_queue.lane_of(LIVE, 0, Lane.NORMAL) is Lane.NORMAL
+    active_queue.add(Claim(STALLED))
+    assert active_queue.lane_of(LIVE, 0, Lane.NORMAL) is Lane.DOWN
+    assert active_queue.lane_of(LIVE, 1, Lane.NORMAL) is Lane.NORMAL  # it has none there
+    active_queue.add(Claim(NextHop.parse("mx:dead.test"), attempts=3, lane=Lane.DOWN))
+    active_queue.add(Claim(LIVE, attempts=1))
+    assert active_queue.lane_of(LIVE, 0, Lane.NORMAL) is Lane.NORMAL
+    assert active_queue.lane_of(NextHop.parse("mx:dead.test"), 0, Lane.NORMAL) is Lane.DOWN
+
+
+def test_next_hops_not_reached_yet_have_a_part_of_the_active_queue() -> None:
+    active_queue = ActiveQueue(claims_max=40)
+    active_queue.mark_reached(LIVE)
+    claims = []
+    for number in range(20):
+        hop = NextHop.parse(f"mx:{number}.test")
+        claims.append(Claim(hop, sender=0, lane=active_queue.lane_of(hop, 0, Lane.HIGH)))
+        active_queue.add(claims[-1])
+    assert [one.lane for one in claims] == [Lane.HIGH] * 10 + [Lane.DOWN] * 10
+    assert active_queue.lane_of(LIVE, 0, Lane.HIGH) is Lane.HIGH
+    assert active_queue.lane_of(LOCAL, 0, Lane.LOW) is Lane.LOW
+    active_queue.mark_reached(claims[0].next_hop)  # its claims are not of those any more
+    assert active_queue.lane_of(STALLED, 0, Lane.NORMAL) is Lane.NORMAL
+    active_queue.mark_unreachable(LIVE)
+    for claim in claims:
+        active_queue.remove(claim)
+    assert (
+        active_queue._unreached_claims,
+        active_queue._unreached_by_sender,
+        active_queue._unreached,
+    ) == (
+        0,
+        {},
+        {},
+    )
+
+
+def test_the_queue_leaves_a_reserve_for_new_mail() -> None:
+    active_queue = ActiveQueue(claims_max=1600)
+    number = 0
+    while active_queue.batch_size(Lane.NORMAL):
+        number += 1
+        active_queue.add(Claim(NextHop.parse(f"mx:{number}.test"), sender=number))
+    assert active_queue.claims_left == 100
+    assert active_queue.has_room_for(LIVE, 0, Lane.NORMAL)
+
+
+def test_a_full_pair_may_have_more_once_it_has_half() -> None:
+    active_queue = ActiveQueue(claims_max=60)
+    claims = fill(active_queue, STALLED)
+    opened = [active_queue.remove(claim).pair for claim in claims]
+    assert opened.index((STALLED, 1)) == 10  # with 19 in it and 41 left
+    assert opened.count((STALLED, 1)) == 1
+    assert not active_queue.full_pairs(Lane.NORMAL)
+    assert active_queue.claims_left == 60
+
+
+class Spool:
+    async def read_content(self, content_id: int, *, check: bool = True) -> Content:
+        if content_id > LARGE_BYTES:
+            return LargeContent(b"xx", (MemoryOctets(b""),), eight_bit=False)
+        return b"x" * content_id
+
+
+def test_a_sender_without_claims_is_not_full() -> None:
+    """What was let in together may be more than there is room for."""
+    active_queue = ActiveQueue(claims_max=2)
+    mine = Claim(STALLED)
+    for claim in (*(Claim(LIVE, sender=number) for number in range(1, 6)), mine):
+        active_queue.add(claim)
+    assert active_queue.claims_left < 0
+    opened = active_queue.remove(mine)
+    assert (opened.next_hop, opened.sender) == (STALLED, 0)
+    assert STALLED not in active_queue.full_hops(Lane.NORMAL)
+    assert 0 not in active_queue.full_senders(Lane.NORMAL)
+
+
+async def test_large_contents_of_a_stalled_next_hop_leave_room_for_others() -> None:
+    contents = ContentCache(Spool(), budget_bytes=100)
+    stalled = [Claim(STALLED, entry_id=number, content_size=30) for number in range(4)]
+    reading = [asyncio.ensure_future(contents.of(claim)) for claim in stalled]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        assert await contents.of(Claim(LIVE, entry_id=9, content_size=60)) == b"x" * 60
+    assert [one.done() for one in reading] == [True, False, False, False]
+    for one, claim in zip(reading, stalled, strict=True):
+        await one
+        contents.release(claim)
+        contents.release(Claim(LIVE, entry_id=9, content_size=60))
+
+
+async def test_a_content_larger_than_the_budget_is_read_alone() -> None:
+    contents = ContentCache(Spool(), budget_bytes=100)
+    large = Claim(LIVE, content_size=1000)
+    assert await contents.of(large) == b"x" * 1000
+    waiting = asyncio.ensure_future(contents.of(Claim(STALLED, entry_id=2, content_size=1)))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    contents.release(large)
+    assert await waiting == b"x"
+
+
+async def test_of_a_large_content_only_the_header_counts() -> None:
+    contents = ContentCache(Spool(), budget_bytes=8)
+    first, second = (Claim(LIVE, entry_id=number, content_size=1 << 30) for number in (1, 2))
+    async with asyncio.timeout(5):
+        await contents.of(first)
+        contents.release(first)
+        await contents.of(first)
+    waiting = asyncio.ensure_future(contents.of(second))
+    await asyncio.sleep(0)
+    assert not waiting.done()  # how much of it will be in memory is not known before it is read
+    small = [Claim(STALLED, entry_id=number, content_size=1) for number in (3, 4)]
+    async with asyncio.timeout(5):
+        assert [await contents.of(one) for one in small] == [b"x", b"x"]
+    for one in (first, *small):
+        contents.release(one)
+    async with asyncio.timeout(5):
+        await waiting

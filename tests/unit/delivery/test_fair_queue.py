@@ -1,0 +1,187 @@
+"""RoundRobin in a ready list: among lanes, among senders; what is taken out; what expires there."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from relay.delivery.active_queue import ClaimsInMemory
+from relay.delivery.fair_queue import PASSED_OVER_MAX, FairQueue, RoundRobin, RoundRobinItem
+from relay.message.nexthop import NextHop
+from relay.message.verdict import Source
+from relay.spool.types import Claim, MessageFacts
+from relay.spool.waiting import Lane, sender_key
+
+FACTS = MessageFacts(
+    "q", "", Source.SMTP, True, 0, 10**15, 10, "", "", "", "", False, False, "", "", ""
+)
+HOP = NextHop.parse("mx:a.test")
+
+
+def a_claim(name: str, sender: str = "a@x.test", *, lane: Lane = Lane.NORMAL) -> Claim:
+    return Claim(
+        1, 1, replace(FACTS, id=name), HOP, (), 0, 1, 10, sender=sender_key(sender), lane=lane
+    )
+
+
+def filled(*claims: Claim) -> FairQueue:
+    queue = FairQueue()
+    for claim in claims:
+        queue.push(claim)
+    return queue
+
+
+def order(queue: FairQueue) -> list[str]:
+    return [claim.message.id for claim in queue.drain()]
+
+
+def test_first_is_the_next_claim_and_stays() -> None:
+    claims = [
+        a_claim(f"{lane.name}{number}", f"{number % 3}@x.test", lane=lane)
+        for number in range(30)
+        for lane in Lane
+    ]
+    queue = filled(*claims)
+    for _ in claims:
+        assert queue.first is queue.first is queue.pop()
+    assert queue.first is None
+
+
+def test_a_sender_with_many_claims_does_not_delay_the_claim_of_another() -> None:
+    bulk = [a_claim(f"bulk{number}", "bulk@x.test") for number in range(100)]
+    queue = filled(*bulk, a_claim("single", "single@x.test"))
+    assert [queue.pop().message.id for _ in range(3)] == ["bulk0", "single", "bulk1"]
+    assert len(queue) == 98
+    assert len(queue.drain()) == 98
+    assert queue.pop() is None
+
+
+def test_urgent_claims_go_first_and_none_waits_for_ever() -> None:
+    urgent = [a_claim(f"high{number}", lane=Lane.HIGH) for number in range(30)]
+    queue = filled(a_claim("low", lane=Lane.LOW), a_claim("down", lane=Lane.DOWN), *urgent)
+    names = order(queue)
+    assert names.index("low") == PASSED_OVER_MAX
+    assert names.index("down") == PASSED_OVER_MAX + 1
+    assert len(names) == 32
+
+
+def test_a_single_priority_level_keeps_its_order() -> None:
+    queue = filled(*(a_claim(str(number), lane=Lane.LOW) for number in range(20)))
+    assert order(queue) == [str(number) for number in range(20)]
+
+
+def test_a_removed_claim_is_not_taken() -> None:
+    queue = filled(*(a_claim(name, f"{name}@x.test") for name in "abc"))
+    assert queue.remove(("b", 1)).message.id == "b"
+    assert queue.remove(("b", 1)) is None
+    assert queue.remove(("z", 1)) is None
+    assert order(queue) == ["a", "c"]
+
+
+def test_only_a_waiting_claim_can_be_taken_from_memory() -> None:
+    claims_in_memory, queue = ClaimsInMemory(), filled(a_claim("waits"), a_claim("works"))
+    for name in ("waits", "works"):
+        claims_in_memory.track(a_claim(name), queue)
+    queue.remove(("works", 1))  # a connection took it
+    assert claims_in_memory.take(("works", 1)) is None
+    assert claims_in_memory.take(("waits", 1)).message.id == "waits"
+    assert claims_in_memory.take(("waits", 1)) is None
+    assert claims_in_memory.take(("unknown", 1)) is None
+
+
+def test_a_waiting_claim_expires_on_time_and_a_busy_one_when_it_waits_again() -> None:
+    claims_in_memory, queue = ClaimsInMemory(), FairQueue()
+    claims = {name: a_claim(name) for name in ("late", "soon", "works", "settled")}
+    for end_us, name in ((30, "late"), (10, "soon"), (20, "works"), (5, "settled")):
+        queue.push(claims[name])
+        claims_in_memory.track(claims[name], queue)
+        claims_in_memory.track_expiry(claims[name], end_us)
+    for name in ("works", "settled"):
+        queue.remove((name, 1))
+    claims_in_memory.forget(claims["settled"])
+    assert [one.message.id for one in claims_in_memory.take_expired(10)] == ["soon"]
+    assert claims_in_memory.next_expiry_us == 20
+    assert [one.message.id for one in claims_in_memory.take_expired(30)] == ["late"]
+    queue.push(claims["works"])  # its connection found nobody, another one talks
+    again_us = claims_in_memory.next_expiry_us
+    assert again_us is not None
+    assert claims_in_memory.take_expired(again_us - 1) == []
+    assert claims_in_memory.take_expired(again_us) == [claims["works"]]
+    assert claims_in_memory.next_expiry_us is None
+
+
+def test_settled_claims_leave_no_expiries_behind() -> None:
+    claims_in_memory, queue = ClaimsInMemory(), FairQueue()
+    for number in range(10_000):
+        claim = a_claim(str(number))
+        claims_in_memory.track(claim, queue)
+        claims_in_memory.track_expiry(claim, 10**15)
+        claims_in_memory.forget(claim)
+    assert len(claims_in_memory._heap) < 200
+    assert (claims_in_memory._queues, claims_in_memory._expiries) == ({}, {})
+
+
+def some(words: str) -> dict[str, RoundRobinItem[str]]:
+    """`a1` is for the sender 1; with a `+` in front it is for new mail."""
+    return {
+        word: RoundRobinItem(word.strip("+"), int(word[-1]), is_new=word.startswith("+"))
+        for word in words.split()
+    }
+
+
+def taken(turns: RoundRobin[str], held: Counter[int] | None = None) -> str:
+    order = []
+    while turns:
+        turn = turns.candidates(held or Counter())[0]
+        turns.take(turn)
+        order.append(turn.value)
+    return " ".join(order)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "held", "order"),
+    [
+        ("a1 b1 c1 d2 e2 f3", "", "a1 d2 f3 b1 e2 c1"),
+        ("a1 b1 c1 d2 e2 f3", "112", "f3 d2 e2 a1 b1 c1"),
+        ("a1 b1 +c1 +d1", "", "c1 a1 d1 b1"),
+        ("a1 +b2 +c2 +d2 +e3", "", "b2 a1 e3 c2 d2"),
+        ("a1 +b2 +c2", "2222", "b2 a1 c2"),
+    ],
+)
+def test_round_robin_order(waiting: str, held: str, order: str) -> None:
+    turns: RoundRobin[str] = RoundRobin()
+    for turn in some(waiting).values():
+        turns.push(turn)
+    assert len(turns) == len(waiting.split())
+    assert taken(turns, Counter(map(int, held))) == order
+    assert len(turns) == 0
+
+
+def test_an_item_that_may_not_go_leaves_its_turn_to_the_next() -> None:
+    turns: RoundRobin[str] = RoundRobin()
+    waiting = some("a1 +b2")
+    for turn in waiting.values():
+        turns.push(turn)
+    assert [turn.value for turn in turns.candidates()] == ["b2", "a1"]
+    turns.remove(waiting["+b2"])
+    assert [turn.value for turn in turns.candidates()] == ["a1"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_before"),
+    [
+        ("x1", "c1", False),  # behind three of its own
+        ("x2", "c1", True),
+        ("x2", "a1", False),
+        ("+x1", "a1", True),
+        ("+x3", "+d3", False),
+        ("x2", "+d3", False),
+    ],
+)
+def test_is_before(one: str, other: str, is_before: bool) -> None:
+    turns: RoundRobin[str] = RoundRobin()
+    waiting = some("a1 b1 c1 +d3")
+    for turn in waiting.values():
+        turns.push(turn)
+    (new,) = some(one).values()
+    assert turns.is_before(new, waiting[other]) is is_before

@@ -1,0 +1,143 @@
+"""When something is tried again."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from relay.delivery.retry import ClaimAction, DeferralCause, RetrySchedule, claim_action, end_us
+from relay.message.lifecycle import State
+from relay.message.nexthop import NextHop
+from relay.message.outcome import DeferralClass
+from relay.message.verdict import Source
+from relay.settings.tree import RetryByClass
+from relay.spool.types import Claim, MessageFacts
+
+SECOND_US = 1_000_000
+NEVER_US = 10**15
+COMMON = (60, 300, 900)
+CLASSES = {"recipient": (300, 600), "dns": (10,)}
+
+
+def schedule(rng: float = 0.5, **by_class) -> RetrySchedule:
+    return RetrySchedule(COMMON, lambda: rng, by_class)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "rng", "seconds"),
+    [(0, 0.5, 60), (1, 0.5, 300), (2, 0.5, 900), (8, 0.5, 900), (0, 0.0, 54), (0, 1.0, 66)],
+)
+def test_the_last_retry_step_repeats_with_a_jitter_of_ten_percent(
+    attempts: int, rng: float, seconds: float
+) -> None:
+    retry = schedule(rng).retry(
+        DeferralCause("site", attempts), ["site"], now_us=0, expires_us=NEVER_US
+    )
+    assert retry.at_us == pytest.approx(seconds * SECOND_US)
+    assert retry.cause == DeferralCause("site", attempts + 1)
+
+
+def test_a_retry_is_never_later_than_expiry() -> None:
+    assert schedule().retry(DeferralCause(), ["site"], now_us=0, expires_us=5).at_us == 5
+
+
+@pytest.mark.parametrize(
+    ("before", "names", "seconds", "after"),
+    [
+        # classes without a list of their own share one, so a site that fails now so, now so
+        # is not tried each minute for ever
+        (DeferralCause("connect", 2), ["site"], 900, DeferralCause("site", 3)),
+        (DeferralCause("", 1), ["site"], 300, DeferralCause("site", 2)),
+        # a list of its own begins at its first step, and goes on while it is the one
+        (DeferralCause("connect", 2), ["recipient"], 300, DeferralCause("recipient", 1)),
+        (DeferralCause("recipient", 1), ["recipient"], 600, DeferralCause("recipient", 2)),
+        (DeferralCause("recipient", 7), ["connect"], 60, DeferralCause("connect", 1)),
+        (DeferralCause("dns", 7), ["dns"], 10, DeferralCause("dns", 8)),
+        # of several the earliest next time counts
+        (DeferralCause("recipient", 1), ["recipient", "site"], 60, DeferralCause("site", 1)),
+        (DeferralCause("site", 5), ["recipient", "site"], 300, DeferralCause("recipient", 1)),
+        # some were not tried: the common list
+        (DeferralCause("site", 1), [], 300, DeferralCause("", 2)),
+        # what another version wrote
+        (DeferralCause("phase of the moon", 1), ["site"], 300, DeferralCause("site", 2)),
+    ],
+)
+def test_each_deferral_class_is_retried_by_its_list(
+    before: DeferralCause, names: list[str], seconds: float, after: DeferralCause
+) -> None:
+    retry = schedule(**CLASSES).retry(before, names, now_us=0, expires_us=NEVER_US)
+    assert (retry.at_us, retry.cause) == (seconds * SECOND_US, after)
+
+
+@pytest.mark.parametrize(
+    ("cause", "seconds"),
+    [
+        (DeferralCause(), 10),
+        (DeferralCause("connect", 1), 60),
+        (DeferralCause("connect", 9), 900),
+        (DeferralCause("dns", 2), 10),
+    ],
+)
+def test_the_retry_step_after_a_cause(cause: DeferralCause, seconds: float) -> None:
+    assert schedule(**CLASSES).step_s(cause) == seconds
+
+
+def test_every_deferral_class_can_have_a_retry_list() -> None:
+    assert {field.name for field in fields(RetryByClass)} == set(DeferralClass)
+
+
+STARTED, NOW, PAST, FUTURE = 100, 1000, 500, 2000
+FACTS = MessageFacts(
+    "q", "", Source.SMTP, True, 0, PAST, 10, "", "", "", "", False, False, "", "", ""
+)
+CLAIM = Claim(
+    1, 1, FACTS, NextHop.parse("mx:a.test"), (), 1, 1, 10,
+    state=State.DEFERRED, retry_us=PAST, due_us=PAST,
+)  # fmt: skip
+
+
+def expiring(at_us: int, **changes) -> Claim:
+    return replace(CLAIM, message=replace(FACTS, expires_us=at_us), **changes)
+
+
+@pytest.mark.parametrize(
+    ("claim", "action"),
+    [
+        (expiring(FUTURE), ClaimAction.ATTEMPT),
+        (expiring(FUTURE, retry_us=None), ClaimAction.ATTEMPT),
+        (expiring(FUTURE, retry_us=FUTURE), ClaimAction.REQUEUE),
+        (expiring(PAST), ClaimAction.EXPIRE),
+        (expiring(NOW), ClaimAction.EXPIRE),
+        (expiring(PAST, retry_us=FUTURE), ClaimAction.EXPIRE),
+        (expiring(PAST, attempts=0, state=State.QUEUED), ClaimAction.ATTEMPT),
+        (expiring(PAST, attempts=0, state=State.QUEUED, retry_us=FUTURE), ClaimAction.ATTEMPT),
+        (expiring(PAST, due_us=STARTED - 1), ClaimAction.ATTEMPT),
+        (expiring(FUTURE, state=State.HELD, retry_us=None), ClaimAction.REQUEUE),
+        (expiring(PAST, state=State.HELD, retry_us=None), ClaimAction.EXPIRE),
+        (expiring(PAST, state=State.HELD, attempts=0, due_us=STARTED - 1), ClaimAction.EXPIRE),
+        (expiring(PAST, state=State.CAPTURED, due_us=FUTURE), ClaimAction.REQUEUE),
+        (expiring(FUTURE, state=State.CAPTURED, due_us=PAST), ClaimAction.EXPIRE),
+    ],
+)
+def test_claim_action(claim: Claim, action: ClaimAction) -> None:
+    assert claim_action(claim, now_us=NOW, sure_us=NOW, started_us=STARTED) is action
+
+
+@pytest.mark.parametrize(
+    ("claim", "action"),
+    [
+        (expiring(PAST, state=State.HELD, retry_us=None), ClaimAction.REQUEUE),
+        (expiring(FUTURE, state=State.CAPTURED, due_us=PAST), ClaimAction.REQUEUE),
+        (expiring(PAST), ClaimAction.EXPIRE),
+        (expiring(PAST, due_us=STARTED - 1), ClaimAction.ATTEMPT),
+    ],
+)
+def test_held_and_captured_mail_expires_only_by_a_sure_time(
+    claim: Claim, action: ClaimAction
+) -> None:
+    assert claim_action(claim, now_us=NOW, sure_us=PAST - 1, started_us=STARTED) is action
+
+
+def test_a_claim_that_must_be_attempted_once_more_does_not_expire_in_memory() -> None:
+    assert end_us(expiring(FUTURE, attempts=0), started_us=STARTED) is None
+    assert end_us(expiring(FUTURE, due_us=STARTED - 1), started_us=STARTED) is None
+    assert end_us(expiring(FUTURE), started_us=STARTED) == FUTURE
