@@ -1,4 +1,4 @@
-"""Sites that hold connection slots, for tests of who gets them."""
+"""Sites that hold connection slots, for tests of connection limits."""
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
@@ -9,7 +9,7 @@ from relay.delivery.connection_slots import ConnectionSlots, SiteStatus, Slot
 
 
 class Site:
-    """Holds what it is given until it is told to let go."""
+    """Holds its slots until let_go()."""
 
     def __init__(
         self, slots: ConnectionSlots, status: SiteStatus, sender: int = 0, *, is_new: bool = False

@@ -42,12 +42,12 @@ class Plan:
 
 @dataclass
 class RecordingReporter:
-    """Says step 7 of every failure and remembers it; makes no message."""
+    """Returns a step 7 event for every failure and records it; makes no bounce."""
 
-    failures_told: list[tuple[str, str]] = field(default_factory=list)
+    failures_reported: list[tuple[str, str]] = field(default_factory=list)
 
     def failures(self, message, *, trusted, source, account, recipients) -> Plan:
-        self.failures_told += [(one.address, one.evidence.status) for one in recipients]
+        self.failures_reported += [(one.address, one.evidence.status) for one in recipients]
         return Plan(events=(Event(Step.REPORT, message.arrival_us, {}),))
 
 
@@ -86,7 +86,7 @@ class Table:
 
 @dataclass
 class Store:
-    """Keeps what is delivered; idempotent by `unique`, as the real one."""
+    """Keeps delivered messages; idempotent by `unique`, as the real store."""
 
     inboxes: dict[str, bytes] = field(default_factory=dict)
 
@@ -99,8 +99,8 @@ class Store:
         return DeliveryResult.DELIVERED
 
 
-class House:
-    """The delivery room with a real spool, real sockets, and the rooms beside it small."""
+class World:
+    """Delivery with a real spool and real sockets, and fakes for the other rooms."""
 
     def __init__(self, folder: Path) -> None:
         self.clock = SystemClock()
@@ -120,7 +120,7 @@ class House:
         self.timeouts = Timeouts(connect_s=2, command_s=1, data_s=1, block_s=1, dot_s=1, quit_s=0.2)
 
     async def open(self) -> None:
-        """Only the spool, for what is in the queue before delivery starts."""
+        """Start only the spool, to fill the queue before delivery starts."""
         self.spool = SqliteSpool(
             self.folder / "spool.sqlite", clock=self.clock, crash=CrashPoints(),
             metrics=self.metrics, submission_keep_s=86400,
@@ -134,7 +134,7 @@ class House:
         self.run()
 
     def compose(self) -> None:
-        """Delivery on the open spool, as it is before it runs."""
+        """Make delivery on the open spool without running it."""
         contents = ContentCache(self.spool, budget_bytes=1 << 26)
         recorder = AttemptRecorder(
             self.spool, contents, self.reporter, schedule=RetrySchedule(self.retry_s, lambda: 0.5),
@@ -166,7 +166,7 @@ class House:
         assert self.left() == {}
 
     def left(self) -> dict[str, object]:
-        """What is still held for claims that nobody has any more."""
+        """What is still held for claims that have ended."""
         claims_in_memory, contents = self.scheduler._claims_in_memory, self.scheduler._contents
         held = {
             "window": self.window_claims - self.active_queue.claims_left,
@@ -214,11 +214,11 @@ class House:
         return accepted.queue_id
 
     def has_room_for(self, hop: str, sender: str = "alice@example.test") -> bool:
-        """Whether delivery would take a claim, of what is neither urgent nor low."""
+        """Whether delivery would take a claim of normal priority."""
         return self.scheduler.has_room_for(NextHop.parse(hop), sender_key(sender), Lane.NORMAL)
 
     async def claim_due(self) -> tuple[Claim, ...]:
-        """Claim what is due now, as the dispatcher would."""
+        """Claim what is due now, as the scheduler would."""
         return (await self.spool.claim_due(self.clock.steady_us(), 10, Look())).claims
 
     async def done(self, queue_id: str) -> dict:
@@ -232,7 +232,7 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    house = House(tmp_path)
-    yield house
-    await house.stop()
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(tmp_path)
+    yield world
+    await world.stop()

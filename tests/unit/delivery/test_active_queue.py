@@ -1,4 +1,4 @@
-"""How next hops, senders and lanes share the window of claims and the budget of contents."""
+"""How next hops, senders and priority levels share the active queue and the content cache."""
 
 import asyncio
 from dataclasses import dataclass
@@ -126,7 +126,7 @@ def test_a_priority_level_has_its_part_at_most(lane: Lane, most: int) -> None:
 
 @pytest.mark.parametrize("lane", [Lane.LOW, Lane.DOWN])
 def test_the_part_of_a_priority_level_is_shared_as_the_whole_is(lane: Lane) -> None:
-    """A sender with very many unknown next hops leaves room for another's one."""
+    """A sender with many unknown next hops leaves room for another sender."""
     active_queue = ActiveQueue(claims_max=360)
     claims = []
     for number in range(360):
@@ -212,7 +212,7 @@ class Spool:
 
 
 def test_a_sender_without_claims_is_not_full() -> None:
-    """What was let in together may be more than there is room for."""
+    """Claims added together may exceed the limit."""
     active_queue = ActiveQueue(claims_max=2)
     mine = Claim(STALLED)
     for claim in (*(Claim(LIVE, sender=number) for number in range(1, 6)), mine):

@@ -1,4 +1,4 @@
-"""What an attempt means for those who wait on."""
+"""Results of attempts: retries, expiry, delay notices, holds."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Who gets a connection when there are not enough for all."""
+"""Which site gets a connection when there are not enough for all."""
 
 import asyncio
 import itertools
@@ -192,7 +192,7 @@ async def test_a_connection_with_many_transactions_makes_room_for_a_site_without
 
 
 async def test_a_site_that_released_its_last_connection_waits_for_a_first_one_again() -> None:
-    """It waited for its second when it lost its first: else nobody would ever give way to it."""
+    """It waited for its second connection when it lost its first: now others make room for it."""
     slots = some_slots(1)
     one, other = Site(slots, ANSWERED).want(2), Site(slots, ANSWERED).want(2)
     await settled()
@@ -267,7 +267,7 @@ def no_probe_timeout(monkeypatch) -> None:
 
 
 class Probe(Site):
-    """Takes long to find somebody."""
+    """A connection attempt that is not answered."""
 
     is_over = False
 
@@ -307,7 +307,7 @@ async def test_a_probe_that_takes_long_ends_when_another_waits(no_probe_timeout,
 
 
 async def overdue_probes(slots: ConnectionSlots, count: int) -> None:
-    """So many probes take long, and nobody ends them."""
+    """Wait until `count` probes are overdue and still run."""
     async with asyncio.timeout(10):
         while len(slots._overdue) < count:
             await asyncio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""RoundRobin in a ready list: among lanes, among senders; what is taken out; what expires there."""
+"""Fair queues: order among priority levels and senders, removal, and expiry in memory."""
 
 from collections import Counter
 from dataclasses import replace
@@ -102,7 +102,7 @@ def test_a_waiting_claim_expires_on_time_and_a_busy_one_when_it_waits_again() ->
     assert [one.message.id for one in claims_in_memory.take_expired(10)] == ["soon"]
     assert claims_in_memory.next_expiry_us == 20
     assert [one.message.id for one in claims_in_memory.take_expired(30)] == ["late"]
-    queue.push(claims["works"])  # its connection found nobody, another one talks
+    queue.push(claims["works"])  # its connection failed, another one is open
     again_us = claims_in_memory.next_expiry_us
     assert again_us is not None
     assert claims_in_memory.take_expired(again_us - 1) == []

@@ -1,4 +1,4 @@
-"""What must never keep a claim, a slot or a stop: faults of our own, and stops at a bad moment."""
+"""Internal errors, and stops at a bad moment, leave no claim and no slot behind."""
 
 import asyncio
 from dataclasses import replace
@@ -17,30 +17,30 @@ from tests.support.remote_mx import RemoteMx
 SOON_S = 2.0
 
 
-async def test_an_internal_error_of_the_resolver_defers(house) -> None:
-    await house.start()
-    queue_id = await house.send("x@unheard.test")  # the table of this house raises KeyError
-    await house.changed.get()
-    assert states(await house.spool.journey(queue_id)) == {"x@unheard.test": "deferred"}
+async def test_an_internal_error_of_the_resolver_defers(world) -> None:
+    await world.start()
+    queue_id = await world.send("x@unheard.test")  # the table of this world raises KeyError
+    await world.changed.get()
+    assert states(await world.spool.journey(queue_id)) == {"x@unheard.test": "deferred"}
 
 
-async def test_an_internal_error_of_the_route_table_defers(house, monkeypatch) -> None:
+async def test_an_internal_error_of_the_route_table_defers(world, monkeypatch) -> None:
     def break_off(_next_hop) -> None:
         raise KeyError("ours")
 
     async with RemoteMx() as mx:
-        house.table.at("a.test", mx)
-        monkeypatch.setattr(house.table, "limits_for", break_off)
-        await house.start()
-        queue_id = await house.send("x@a.test")
-        await house.changed.get()
-        assert states(await house.spool.journey(queue_id)) == {"x@a.test": "deferred"}
+        world.table.at("a.test", mx)
+        monkeypatch.setattr(world.table, "limits_for", break_off)
+        await world.start()
+        queue_id = await world.send("x@a.test")
+        await world.changed.get()
+        assert states(await world.spool.journey(queue_id)) == {"x@a.test": "deferred"}
         monkeypatch.undo()
-        assert states(await house.done(queue_id)) == {"x@a.test": "relayed"}
+        assert states(await world.done(queue_id)) == {"x@a.test": "relayed"}
 
 
 async def test_a_bounce_is_sent_without_the_content_that_broke_the_reporter(
-    house, monkeypatch
+    world, monkeypatch
 ) -> None:
     told = []
 
@@ -48,14 +48,14 @@ async def test_a_bounce_is_sent_without_the_content_that_broke_the_reporter(
         told.append(message.content)
         if len(told) == 1:
             raise ValueError("what a content")
-        return house_failures(message, **_)
+        return world_failures(message, **_)
 
-    house_failures = house.reporter.failures
-    monkeypatch.setattr(house.reporter, "failures", failures)
+    world_failures = world.reporter.failures
+    monkeypatch.setattr(world.reporter, "failures", failures)
     async with RemoteMx(rcpt={"x@a.test": "550 5.1.1 who?"}) as mx:
-        house.table.at("a.test", mx)
-        await house.start()
-        journey = await house.done(await house.send("x@a.test"))
+        world.table.at("a.test", mx)
+        await world.start()
+        journey = await world.done(await world.send("x@a.test"))
     assert states(journey) == {"x@a.test": "failed"}
     assert told[0] != told[1]
     assert b"could not be read" in told[1]
@@ -63,14 +63,14 @@ async def test_a_bounce_is_sent_without_the_content_that_broke_the_reporter(
 
 @pytest.fixture
 def soon(monkeypatch) -> None:
-    """What could not be recorded is tried again at once."""
+    """Retry at once what could not be recorded."""
     monkeypatch.setattr(attempt_result, "_UNRECORDED_US", 0)
 
 
-async def breaking_off(house, monkeypatch, times: int) -> list[Settlement]:
-    """Have the spool break off so many settlements by another error than its own; all of them."""
-    await house.open()
-    settle, asked = house.spool.settle, []
+async def breaking_off(world, monkeypatch, times: int) -> list[Settlement]:
+    """Let the first `times` settlements fail with an internal error; return all settlements."""
+    await world.open()
+    settle, asked = world.spool.settle, []
 
     async def break_off(settlement, **more):
         asked.append(settlement)
@@ -78,109 +78,109 @@ async def breaking_off(house, monkeypatch, times: int) -> list[Settlement]:
             raise ValueError("ours")
         return await settle(settlement, **more)
 
-    monkeypatch.setattr(house.spool, "settle", break_off)
+    monkeypatch.setattr(world.spool, "settle", break_off)
     monkeypatch.setattr(settlement_module, "_PAUSE_S_FIRST", 0.001)
     return asked
 
 
 @pytest.mark.parametrize("times", [1, 3])
 async def test_a_deferral_that_cannot_be_settled_is_retried_without_a_restart(
-    house, monkeypatch, soon, times: int
+    world, monkeypatch, soon, times: int
 ) -> None:
-    asked = await breaking_off(house, monkeypatch, times)
+    asked = await breaking_off(world, monkeypatch, times)
     async with RemoteMx(rcpt={"x@a.test": ["450 4.2.1 later", "250 2.1.5 ok"]}) as mx:
-        house.table.at("a.test", mx)
-        await house.start()
-        left = house.active_queue.claims_left
-        journey = await house.done(await house.send("x@a.test"))
+        world.table.at("a.test", mx)
+        await world.start()
+        left = world.active_queue.claims_left
+        journey = await world.done(await world.send("x@a.test"))
         assert states(journey) == {"x@a.test": "relayed"}
         assert len(asked) > times
-        assert house.active_queue.claims_left == left
+        assert world.active_queue.claims_left == left
 
 
 @pytest.mark.parametrize("times", [1, 3])
 async def test_a_delivery_that_cannot_be_settled_is_held_as_indeterminate(
-    house, monkeypatch, soon, times: int
+    world, monkeypatch, soon, times: int
 ) -> None:
-    """Tried by itself, it would go out each time that the fault comes back."""
-    await breaking_off(house, monkeypatch, times)
+    """A retry would send it again each time that the error recurs."""
+    await breaking_off(world, monkeypatch, times)
     async with RemoteMx() as mx:
-        house.table.at("a.test", mx)
-        await house.start()
-        queue_id = await house.send("x@a.test")
-        await house.changed.get()
-        journey = await house.spool.journey(queue_id)
+        world.table.at("a.test", mx)
+        await world.start()
+        queue_id = await world.send("x@a.test")
+        await world.changed.get()
+        journey = await world.spool.journey(queue_id)
         assert outcomes(journey, "x@a.test") == ["indeterminate"]
-        (entry,) = await house.spool.desk.list(Selector(ids=(queue_id,)), limit=1)
+        (entry,) = await world.spool.desk.list(Selector(ids=(queue_id,)), limit=1)
         assert entry["state"] == "held"
         assert len(mx.envelopes) == 1
 
 
-async def test_a_failure_whose_bounce_cannot_be_made_is_retried(house, monkeypatch, soon) -> None:
+async def test_a_failure_whose_bounce_cannot_be_made_is_retried(world, monkeypatch, soon) -> None:
     def failures(message, **more):
         told.append(message.content)
         if len(told) <= 2:
             raise ValueError("nothing can be reported")
-        return house_failures(message, **more)
+        return world_failures(message, **more)
 
-    told, house_failures = [], house.reporter.failures
-    monkeypatch.setattr(house.reporter, "failures", failures)
+    told, world_failures = [], world.reporter.failures
+    monkeypatch.setattr(world.reporter, "failures", failures)
     async with RemoteMx(rcpt={"x@a.test": "550 5.1.1 who?"}) as mx:
-        house.table.at("a.test", mx)
-        await house.start()
-        left = house.active_queue.claims_left
-        journey = await house.done(await house.send("x@a.test"))
+        world.table.at("a.test", mx)
+        await world.start()
+        left = world.active_queue.claims_left
+        journey = await world.done(await world.send("x@a.test"))
         assert states(journey) == {"x@a.test": "failed"}
         assert outcomes(journey, "x@a.test") == ["deferred", "failed"]
-        assert house.active_queue.claims_left == left
+        assert world.active_queue.claims_left == left
 
 
 @pytest.mark.parametrize("times", [1, 3])
 async def test_an_expiry_that_cannot_be_settled_is_retried(
-    house, monkeypatch, soon, times: int
+    world, monkeypatch, soon, times: int
 ) -> None:
-    await breaking_off(house, monkeypatch, times)
-    await house.start()
-    queue_id = await house.send("x@unheard.test", expire_s=0.0, claim=False)
-    assert states(await house.done(queue_id)) == {"x@unheard.test": "expired"}
+    await breaking_off(world, monkeypatch, times)
+    await world.start()
+    queue_id = await world.send("x@unheard.test", expire_s=0.0, claim=False)
+    assert states(await world.done(queue_id)) == {"x@unheard.test": "expired"}
 
 
 async def test_an_internal_error_after_a_settlement_does_not_settle_it_again(
-    house, monkeypatch
+    world, monkeypatch
 ) -> None:
     def break_off(*_) -> None:
         raise ValueError("ours")
 
-    asked = await breaking_off(house, monkeypatch, 0)
-    monkeypatch.setattr(house.metrics.delivery_seconds, "observe", break_off)
+    asked = await breaking_off(world, monkeypatch, 0)
+    monkeypatch.setattr(world.metrics.delivery_seconds, "observe", break_off)
     async with RemoteMx() as mx:
-        house.table.at("a.test", mx)
-        await house.start()
-        assert states(await house.done(await house.send("x@a.test"))) == {"x@a.test": "relayed"}
+        world.table.at("a.test", mx)
+        await world.start()
+        assert states(await world.done(await world.send("x@a.test"))) == {"x@a.test": "relayed"}
     assert len(asked) == 1
 
 
-async def test_an_internal_error_of_on_change_leaves_no_claim_behind(house, monkeypatch) -> None:
-    """Workers that end of it would leave what waits without one."""
+async def test_an_internal_error_of_on_change_leaves_no_claim_behind(world, monkeypatch) -> None:
+    """If workers ended, waiting claims would have none."""
 
     def break_off(queue_id: str) -> None:
         heard.append(queue_id)
         raise ValueError("ours")
 
     heard: list[str] = []
-    house.table.mailboxes |= {"bob@b.test"}
-    await house.open()
-    house.compose()
-    monkeypatch.setattr(house.scheduler, "_on_change", break_off)
-    sent = {await house.send("bob@b.test", claim=False) for _ in range(40)}
-    house.run()  # more at once than there are workers
+    world.table.mailboxes |= {"bob@b.test"}
+    await world.open()
+    world.compose()
+    monkeypatch.setattr(world.scheduler, "_on_change", break_off)
+    sent = {await world.send("bob@b.test", claim=False) for _ in range(40)}
+    world.run()  # more at once than there are workers
     async with asyncio.timeout(SOON_S * 5):
-        while set(heard) != sent or house.left():
+        while set(heard) != sent or world.left():
             await asyncio.sleep(0.01)
 
 
 async def test_a_settlement_follows_a_failed_one() -> None:
-    """What follows a settlement that a fault broke off is settled as well."""
+    """The settlement after one that failed is done as well."""
 
     async def broken() -> None:
         raise ValueError("ours")
@@ -199,111 +199,111 @@ async def test_a_settlement_follows_a_failed_one() -> None:
     assert done
 
 
-async def test_a_stop_ends_settlements_that_fail(house, monkeypatch) -> None:
-    await breaking_off(house, monkeypatch, 1 << 30)
+async def test_a_stop_ends_settlements_that_fail(world, monkeypatch) -> None:
+    await breaking_off(world, monkeypatch, 1 << 30)
     async with RemoteMx() as mx:
-        house.table.at("a.test", mx)
-        await house.start()
-        await house.send("x@a.test")
+        world.table.at("a.test", mx)
+        await world.start()
+        await world.send("x@a.test")
         await mx.reached("DOT")
         async with asyncio.timeout(SOON_S + 2):
-            await house.scheduler.drain(0.05)
+            await world.scheduler.drain(0.05)
         monkeypatch.undo()
 
 
-async def test_resolved_next_hops_are_bounded(house, monkeypatch) -> None:
+async def test_resolved_next_hops_are_bounded(world, monkeypatch) -> None:
     monkeypatch.setattr(next_hop_resolution, "_RESOLVED_MAX", 3)
     async with RemoteMx() as mx:
-        await house.start()
+        await world.start()
         for number in range(8):
             domain = f"{number}.test"
-            house.table.at(domain, mx)
-            house.table.hosts[domain] = house.table.hosts["0.test"]  # one site for all of them
-            await house.done(await house.send(f"x@{domain}"))
-        assert len(house.scheduler._sites._resolved) <= 3
-        assert len(house.scheduler._sites._sites) == 1
+            world.table.at(domain, mx)
+            world.table.hosts[domain] = world.table.hosts["0.test"]  # one site for all of them
+            await world.done(await world.send(f"x@{domain}"))
+        assert len(world.scheduler._sites._resolved) <= 3
+        assert len(world.scheduler._sites._sites) == 1
 
 
-async def test_a_connection_does_not_stay_idle_while_another_site_waits(house) -> None:
+async def test_a_connection_does_not_stay_idle_while_another_site_waits(world) -> None:
     gate = asyncio.Event()
     async with RemoteMx(gates={"DOT": gate}) as one, RemoteMx() as two:
-        house.table.at("a.test", one)
-        house.table.at("b.test", two)
-        house.connections_in_all = 1
-        house.idle_s = 60.0
-        await house.start()
-        first = await house.send("x@a.test")
+        world.table.at("a.test", one)
+        world.table.at("b.test", two)
+        world.connections_in_all = 1
+        world.idle_s = 60.0
+        await world.start()
+        first = await world.send("x@a.test")
         await one.reached("DOT")
-        second = await house.send("y@b.test")
+        second = await world.send("y@b.test")
         async with asyncio.timeout(SOON_S):
-            while not house.slots.has_waiters:
+            while not world.slots.has_waiters:
                 await asyncio.sleep(0)
             gate.set()
-            assert states(await house.done(first)) == {"x@a.test": "relayed"}
-            assert states(await house.done(second)) == {"y@b.test": "relayed"}
+            assert states(await world.done(first)) == {"x@a.test": "relayed"}
+            assert states(await world.done(second)) == {"y@b.test": "relayed"}
 
 
-async def test_an_attempt_cut_off_before_its_dot_does_not_count(house) -> None:
+async def test_an_attempt_cut_off_before_its_dot_does_not_count(world) -> None:
     never = asyncio.Event()
     async with RemoteMx(gates={"RCPT": never}) as mx:
-        house.table.at("a.test", mx)
-        await house.start()
-        queue_id = await house.send("x@a.test")
+        world.table.at("a.test", mx)
+        await world.start()
+        queue_id = await world.send("x@a.test")
         await mx.reached("RCPT")
-        await house.scheduler.drain(0.05)
-        journey = await house.spool.journey(queue_id)
+        await world.scheduler.drain(0.05)
+        journey = await world.spool.journey(queue_id)
         assert states(journey) == {"x@a.test": "queued"}
         assert journey["recipients"][0]["attempts"] == []
-        (claim,) = await house.claim_due()
+        (claim,) = await world.claim_due()
         assert claim.attempts == 0
 
 
-async def test_an_attempt_cut_off_after_its_dot_is_indeterminate(house) -> None:
+async def test_an_attempt_cut_off_after_its_dot_is_indeterminate(world) -> None:
     never = asyncio.Event()
     async with RemoteMx(gates={"DOT": never}) as mx:
-        house.table.at("a.test", mx)
-        await house.start()
-        queue_id = await house.send("x@a.test", "y@a.test")
+        world.table.at("a.test", mx)
+        await world.start()
+        queue_id = await world.send("x@a.test", "y@a.test")
         await mx.reached("DOT")
-        await house.scheduler.drain(0.05)
-        journey = await house.spool.journey(queue_id)
+        await world.scheduler.drain(0.05)
+        journey = await world.spool.journey(queue_id)
         assert set(states(journey).values()) == {"deferred"}
         assert outcomes(journey, "x@a.test") == ["indeterminate"]
-        (entry,) = await house.spool.desk.list(Selector(all=True), limit=10)
+        (entry,) = await world.spool.desk.list(Selector(all=True), limit=10)
         assert entry["attempts"] == 1
         assert entry["due"] is not None
 
 
-async def test_mail_accepted_while_delivery_drains_is_released(house) -> None:
-    house.table.mailboxes.add("bob@example.test")
-    await house.start()
-    await house.scheduler.drain(0.0)
-    assert not house.has_room_for("mx:a.test")
-    await house.send("x@a.test", "bob@example.test")  # its claims were made before
-    await asyncio.gather(*house.scheduler._tasks)
-    claims = await house.claim_due()
+async def test_mail_accepted_while_delivery_drains_is_released(world) -> None:
+    world.table.mailboxes.add("bob@example.test")
+    await world.start()
+    await world.scheduler.drain(0.0)
+    assert not world.has_room_for("mx:a.test")
+    await world.send("x@a.test", "bob@example.test")  # its claims were made before
+    await asyncio.gather(*world.scheduler._tasks)
+    claims = await world.claim_due()
     assert [claim.attempts for claim in claims] == [0, 0]
-    assert house.store.inboxes == {}
+    assert world.store.inboxes == {}
 
 
-async def test_a_drain_does_not_wait_for_name_servers(house, monkeypatch) -> None:
+async def test_a_drain_does_not_wait_for_name_servers(world, monkeypatch) -> None:
     asked = asyncio.Event()
 
     async def resolve(_next_hop) -> None:
         asked.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(house.table, "resolve", resolve)
-    await house.start()
-    await house.send("x@a.test")
+    monkeypatch.setattr(world.table, "resolve", resolve)
+    await world.start()
+    await world.send("x@a.test")
     await asked.wait()
     async with asyncio.timeout(SOON_S):
-        await house.scheduler.drain(60.0)
-    assert len(await house.claim_due()) == 1
+        await world.scheduler.drain(60.0)
+    assert len(await world.claim_due()) == 1
 
 
 async def test_a_connection_that_fails_at_once_is_reopened_after_a_pause(
-    house, monkeypatch
+    world, monkeypatch
 ) -> None:
     faults = []
 
@@ -312,21 +312,23 @@ async def test_a_connection_that_fails_at_once_is_reopened_after_a_pause(
         raise RuntimeError("ours")
 
     async with RemoteMx() as mx:
-        house.table.at("a.test", mx)
+        world.table.at("a.test", mx)
         monkeypatch.setattr(site, "_AFTER_FAULT_S", 0.2)
         monkeypatch.setattr(site.HostSelection, "has_answered", has_answered)
-        await house.start()
-        queue_id = await house.send("x@a.test")
+        await world.start()
+        queue_id = await world.send("x@a.test")
         async with asyncio.timeout(SOON_S):
             while len(faults) < 2:
                 await asyncio.sleep(0.05)  # a hundred of them otherwise
         assert len(faults) == 2
         monkeypatch.undo()
-        assert states(await house.done(queue_id)) == {"x@a.test": "relayed"}
+        assert states(await world.done(queue_id)) == {"x@a.test": "relayed"}
 
 
-async def test_a_claim_without_a_connection_while_delivery_drains_is_released(house) -> None:
-    """The second one is refused, the first at work: it waits for that, had the site not closed."""
+async def test_a_claim_without_a_connection_while_delivery_drains_is_released(world) -> None:
+    """The second connection is refused while the first is busy: its claim would wait for that one,
+    if the site were not closed.
+    """
     never, second, may_refuse = asyncio.Event(), asyncio.Event(), asyncio.Event()
     asked = []
 
@@ -338,64 +340,64 @@ async def test_a_claim_without_a_connection_while_delivery_drains_is_released(ho
             target = replace(target, port=1)
         return await connect(target, **options)
 
-    house.connect = refuse_second
+    world.connect = refuse_second
     async with RemoteMx(gates={"DOT": never}) as mx:
-        house.table.at("a.test", mx)
-        house.connections_max = 2
-        await house.start()
-        await house.send("x@a.test")
+        world.table.at("a.test", mx)
+        world.connections_max = 2
+        await world.start()
+        await world.send("x@a.test")
         await mx.reached("DOT")
-        queue_id = await house.send("y@a.test")
+        queue_id = await world.send("y@a.test")
         await second.wait()
-        draining = asyncio.create_task(house.scheduler.drain(0.3))
+        draining = asyncio.create_task(world.scheduler.drain(0.3))
         await asyncio.sleep(0)
         may_refuse.set()
         await draining
-        journey = await house.spool.journey(queue_id)
+        journey = await world.spool.journey(queue_id)
         assert states(journey) == {"y@a.test": "queued"}
-        waiting = {claim.message.id: claim.attempts for claim in await house.claim_due()}
+        waiting = {claim.message.id: claim.attempts for claim in await world.claim_due()}
         assert waiting[queue_id] == 0
 
 
-async def test_a_connection_that_sends_quit_counts_against_the_limit(house, monkeypatch) -> None:
+async def test_a_connection_that_sends_quit_counts_against_the_limit(world, monkeypatch) -> None:
     monkeypatch.setattr(connection_slots, "_SERVED_MAX", 1)
     goodbye, busy, waits = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    house.timeouts = replace(house.timeouts, quit_s=60)
+    world.timeouts = replace(world.timeouts, quit_s=60)
     async with (
         RemoteMx(gates={"QUIT": goodbye, "DOT": waits}) as mx,
         RemoteMx(gates={"DOT": busy}) as other,
         RemoteMx() as third,
     ):
         for domain, server in (("a.test", mx), ("b.test", other), ("c.test", third)):
-            house.table.at(domain, server)
-        house.table.limits["a.test"] = HopLimits(1)
-        house.connections_in_all = 3
-        await house.start()
+            world.table.at(domain, server)
+        world.table.limits["a.test"] = HopLimits(1)
+        world.connections_in_all = 3
+        await world.start()
         for sender in range(2):
-            await house.send("x@b.test", account=f"{sender}")
+            await world.send("x@b.test", account=f"{sender}")
         await other.reached("DOT")
-        first = await house.send("1@a.test")
+        first = await world.send("1@a.test")
         await mx.reached("DOT")
-        third_id = await house.send("x@c.test")  # has no connection: one is asked back
+        third_id = await world.send("x@c.test")  # has no connection: one is asked back
         async with asyncio.timeout(SOON_S):
-            while not house.slots.has_waiters:
+            while not world.slots.has_waiters:
                 await asyncio.sleep(0)
             waits.set()
-            await house.done(first)
+            await world.done(first)
             await mx.reached("QUIT")
-            second = await house.send("2@a.test")
+            second = await world.send("2@a.test")
             busy.set()
-            await house.done(third_id)
+            await world.done(third_id)
             while third.open:  # from then on there is a connection for whoever wants one
                 await asyncio.sleep(0)
             for _ in range(200):
                 await asyncio.sleep(0)
             goodbye.set()
-            await house.done(second)
+            await world.done(second)
     assert mx.most_open == 1
 
 
-async def test_a_claim_that_cannot_be_scheduled_does_not_affect_others(house, monkeypatch) -> None:
+async def test_a_claim_that_cannot_be_scheduled_does_not_affect_others(world, monkeypatch) -> None:
     push, faults = next_hop_resolution.Sites.push, []
 
     def break_once(self, claim) -> None:
@@ -406,20 +408,20 @@ async def test_a_claim_that_cannot_be_scheduled_does_not_affect_others(house, mo
 
     monkeypatch.setattr(next_hop_resolution.Sites, "push", break_once)
     async with RemoteMx() as mx:
-        house.table.at("a.test", mx)
-        await house.open()
-        ids = [await house.send(f"{n}@a.test", claim=False) for n in range(3)]
-        await house.start()
-        journeys = [await house.done(queue_id) for queue_id in ids]
+        world.table.at("a.test", mx)
+        await world.open()
+        ids = [await world.send(f"{n}@a.test", claim=False) for n in range(3)]
+        await world.start()
+        journeys = [await world.done(queue_id) for queue_id in ids]
         told = [outcomes(journey, f"{n}@a.test") for n, journey in enumerate(journeys)]
         assert sorted(told) == [["deferred", "relayed"], ["relayed"], ["relayed"]]
         assert len(mx.envelopes) == 3
 
 
-async def test_a_local_delivery_cut_off_by_a_stop_makes_no_second_copy(house, monkeypatch) -> None:
-    """The store's thread goes on: the message may be in the mailbox when the stop is over."""
-    house.table.mailboxes |= {"ann@example.test", "bob@example.test", "cid@example.test"}
-    deliver, begun = house.store.deliver, asyncio.Event()
+async def test_a_local_delivery_cut_off_by_a_stop_makes_no_second_copy(world, monkeypatch) -> None:
+    """The thread of the store goes on: the message may be in the mailbox after the stop."""
+    world.table.mailboxes |= {"ann@example.test", "bob@example.test", "cid@example.test"}
+    deliver, begun = world.store.deliver, asyncio.Event()
 
     async def stall(account, **more):
         if account == "bob@example.test":
@@ -427,12 +429,12 @@ async def test_a_local_delivery_cut_off_by_a_stop_makes_no_second_copy(house, mo
             await asyncio.Event().wait()
         return await deliver(account, **more)
 
-    monkeypatch.setattr(house.store, "deliver", stall)
-    await house.start()
-    queue_id = await house.send("ann@example.test", "bob@example.test", "cid@example.test")
+    monkeypatch.setattr(world.store, "deliver", stall)
+    await world.start()
+    queue_id = await world.send("ann@example.test", "bob@example.test", "cid@example.test")
     await begun.wait()
-    await house.scheduler.drain(0.05)
-    journey = await house.spool.journey(queue_id)
+    await world.scheduler.drain(0.05)
+    journey = await world.spool.journey(queue_id)
     assert states(journey) == {
         "ann@example.test": "delivered",
         "bob@example.test": "deferred",
@@ -441,7 +443,7 @@ async def test_a_local_delivery_cut_off_by_a_stop_makes_no_second_copy(house, mo
     assert outcomes(journey, "bob@example.test") == ["indeterminate"]
 
 
-async def test_an_unreachable_host_keeps_no_content_in_memory(house) -> None:
+async def test_an_unreachable_host_keeps_no_content_in_memory(world) -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
 
     async def dead(target, **options):
@@ -449,11 +451,11 @@ async def test_an_unreachable_host_keeps_no_content_in_memory(house) -> None:
         await answer.wait()
         return await connect(replace(target, port=1), **options)
 
-    house.connect = dead
+    world.connect = dead
     async with RemoteMx() as mx:
-        house.table.at("a.test", mx)
-        await house.start()
-        await house.send("x@a.test", claim=False)  # its content is in the spool only
+        world.table.at("a.test", mx)
+        await world.start()
+        await world.send("x@a.test", claim=False)  # its content is in the spool only
         await asked.wait()
-        assert house.scheduler._contents._held == {}
+        assert world.scheduler._contents._held == {}
         answer.set()

@@ -1,4 +1,4 @@
-"""What is known of hosts."""
+"""The status of hosts: answers and connect failures."""
 
 from relay.delivery.host_selection import ConnectFailure, HostStatusCache
 from relay.message.outcome import DeferralClass, Deferred, Evidence

@@ -1,4 +1,4 @@
-"""Large contents on the way out: from the spool's file to hosts and mailboxes, whatever happens to it."""
+"""Large contents: from the file of the spool to hosts and mailboxes."""
 
 import asyncio
 import hashlib
@@ -37,73 +37,73 @@ def digest(content):
     return made.hexdigest()
 
 
-def body_files(house):
-    return list((house.folder / "spool.sqlite-content").iterdir())
+def body_files(world):
+    return list((world.folder / "spool.sqlite-content").iterdir())
 
 
-async def test_one_body_goes_to_hosts_and_mailboxes(house, large) -> None:
-    house.table.mailboxes.add("bob@here.test")
+async def test_one_body_goes_to_hosts_and_mailboxes(world, large) -> None:
+    world.table.mailboxes.add("bob@here.test")
     content = large()
     expected = digest(content)
     async with RemoteMx() as one, RemoteMx() as two:
-        house.table.at("a.test", one)
-        house.table.at("b.test", two)
-        await house.start()
-        queue_id = await house.send("x@a.test", "y@b.test", "bob@here.test", contents=(content,))
-        journey = await house.done(queue_id)
+        world.table.at("a.test", one)
+        world.table.at("b.test", two)
+        await world.start()
+        queue_id = await world.send("x@a.test", "y@b.test", "bob@here.test", contents=(content,))
+        journey = await world.done(queue_id)
         assert set(states(journey).values()) == {"relayed", "delivered"}
         assert {digest(mx.envelopes[0].content) for mx in (one, two)} == {expected}
-    [delivered] = house.store.inboxes.values()
+    [delivered] = world.store.inboxes.values()
     assert isinstance(delivered, LargeContent)
     head = b"Return-Path: <alice@example.test>\r\nDelivered-To: bob@here.test\r\n"
     assert delivered.header == head + content.header
     assert delivered.body[0].size == content.body[0].size
-    assert not house.scheduler._contents._held
+    assert not world.scheduler._contents._held
 
 
 @pytest.mark.parametrize("claim", [True, False], ids=["accepted", "due"])
-async def test_a_body_lost_midway_defers_and_no_host_gets_a_part(house, large, claim) -> None:
+async def test_a_body_lost_midway_defers_and_no_host_gets_a_part(world, large, claim) -> None:
     gate = asyncio.Event()
-    house.retry_s = (60.0,)
+    world.retry_s = (60.0,)
     async with RemoteMx(gates={"CONTENT": gate}, read_limit=2**16) as mx:
-        house.table.at("a.test", mx)
-        await house.start()
-        queue_id = await house.send("x@a.test", contents=(large(50_000),), claim=claim)
+        world.table.at("a.test", mx)
+        await world.start()
+        queue_id = await world.send("x@a.test", contents=(large(50_000),), claim=claim)
         await mx.reached("DATA")
-        for path in body_files(house):
+        for path in body_files(world):
             path.unlink()
         gate.set()
         async with asyncio.timeout(5):
-            assert await house.changed.get() == queue_id
-        journey = await house.spool.journey(queue_id)
+            assert await world.changed.get() == queue_id
+        journey = await world.spool.journey(queue_id)
         assert states(journey) == {"x@a.test": "deferred"}
         assert mx.envelopes == []
-        [listed] = await house.spool.desk.list(Selector(ids=(queue_id,)), limit=1)
+        [listed] = await world.spool.desk.list(Selector(ids=(queue_id,)), limit=1)
         assert "451 4.3.0 the message cannot be read: No such file" in str(listed)
 
 
 @pytest.mark.parametrize("lost", [False, True])
 async def test_the_bounce_of_a_large_message_reads_it_from_its_file(
-    house, large, monkeypatch, lost
+    world, large, monkeypatch, lost
 ):
     told = []
-    failures = house.reporter.failures
+    failures = world.reporter.failures
 
     def listening(message, **about):
         told.append(message.content)
         return failures(message, **about)
 
-    monkeypatch.setattr(house.reporter, "failures", listening)
+    monkeypatch.setattr(world.reporter, "failures", listening)
     gate = asyncio.Event()
     async with RemoteMx(replies={"DOT": "552 5.3.4 too large"}, gates={"DOT": gate}) as mx:
-        house.table.at("a.test", mx)
-        await house.start()
-        queue_id = await house.send("x@a.test", contents=(large(),))
+        world.table.at("a.test", mx)
+        await world.start()
+        queue_id = await world.send("x@a.test", contents=(large(),))
         await mx.reached("DOT")
-        for path in body_files(house) if lost else ():
+        for path in body_files(world) if lost else ():
             path.unlink()
         gate.set()
-        journey = await house.done(queue_id)
+        journey = await world.done(queue_id)
     assert outcomes(journey, "x@a.test") == ["failed"]
     [content] = told
     if lost:  # a report of a body that is gone could never be written
@@ -113,37 +113,37 @@ async def test_the_bounce_of_a_large_message_reads_it_from_its_file(
         assert content.header.startswith(b"Subject: large\r\n")
 
 
-async def test_many_large_messages_do_not_wait_for_memory(house, large, monkeypatch) -> None:
+async def test_many_large_messages_do_not_wait_for_memory(world, large, monkeypatch) -> None:
     monkeypatch.setattr(contents_module, "LARGE_BYTES", 1)  # what is reserved before it is read
-    house.timeouts = replace(house.timeouts, dot_s=60)  # no end of a wait lets the next one in
+    world.timeouts = replace(world.timeouts, dot_s=60)  # no end of a wait lets the next one in
     gate = asyncio.Event()
     async with RemoteMx(gates={"DOT": gate}) as mx:
-        house.table.at("a.test", mx)
-        await house.start()
-        house.scheduler._contents._budget = 1000  # headers of all, and not one body
-        ids = [await house.send(f"{n}@a.test", contents=(large(3_000),)) for n in range(4)]
+        world.table.at("a.test", mx)
+        await world.start()
+        world.scheduler._contents._budget = 1000  # headers of all, and not one body
+        ids = [await world.send(f"{n}@a.test", contents=(large(3_000),)) for n in range(4)]
         async with asyncio.timeout(5):
             while len(mx.envelopes) < 4:
                 await asyncio.sleep(0)
         gate.set()
         for queue_id in ids:
-            assert set(states(await house.done(queue_id)).values()) == {"relayed"}
+            assert set(states(await world.done(queue_id)).values()) == {"relayed"}
 
 
-async def test_a_stop_midway_releases_the_message(house, large) -> None:
+async def test_a_stop_midway_releases_the_message(world, large) -> None:
     gate = asyncio.Event()
-    house.timeouts = replace(house.timeouts, block_s=60)
+    world.timeouts = replace(world.timeouts, block_s=60)
     async with RemoteMx(gates={"CONTENT": gate}, read_limit=2**16) as mx:
-        house.table.at("a.test", mx)
-        await house.start()
-        queue_id = await house.send("x@a.test", contents=(large(50_000),))
+        world.table.at("a.test", mx)
+        await world.start()
+        queue_id = await world.send("x@a.test", contents=(large(50_000),))
         await mx.reached("DATA")
-        await house.scheduler.drain(0.05)
+        await world.scheduler.drain(0.05)
         gate.set()
-        journey = await house.spool.journey(queue_id)
+        journey = await world.spool.journey(queue_id)
         assert states(journey) == {"x@a.test": "queued"}
         assert outcomes(journey, "x@a.test") == []
-        assert await house.spool.next_due_us(0) is not None
+        assert await world.spool.next_due_us(0) is not None
         async with asyncio.timeout(5):
             while mx.open:
                 await asyncio.sleep(0)

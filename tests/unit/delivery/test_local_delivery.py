@@ -1,4 +1,4 @@
-"""What comes of a local delivery that the mailbox refuses: tried again, or reported at once."""
+"""A local delivery that the mailbox rejects: retried, or a bounce."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""RoundRobin to ask the resolver."""
+"""The limit and the order of next-hop lookups."""
 
 import asyncio
 import itertools
@@ -26,7 +26,7 @@ async def settled() -> None:
 
 
 class Search:
-    """A search that ends when it is told to."""
+    """A lookup that ends when the test says so."""
 
     def __init__(
         self, searches: LookupQueue, lane: Lane, sender: int, *, at_once: bool = True
@@ -83,7 +83,7 @@ async def test_a_sender_with_many_lookups_does_not_delay_the_lookup_of_another()
 
 @dataclass
 class BusyClock(ManualClock):
-    """Of a loop that has been at work so long."""
+    """The clock of an event loop that was busy for `worked_s`."""
 
     worked_s: float = 0.0
 

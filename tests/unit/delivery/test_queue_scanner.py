@@ -1,4 +1,4 @@
-"""The walk through what is due: everything once, whatever is full meanwhile; nothing read twice."""
+"""The scan of the queue: each due entry is claimed once, and no row is read twice."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.clock import ManualClock
-from relay.delivery import queue_scanner as refilling
+from relay.delivery import queue_scanner as scanner_module
 from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.queue_scanner import PriorityScan, QueueScanner
 from relay.message.nexthop import NextHop
@@ -24,7 +24,7 @@ STEP_US = 1_000_000
 
 
 class Queue:
-    """The tables of a spool, in memory; `meanwhile` runs while a look is under way."""
+    """The tables of a spool, in memory; `meanwhile` runs during each query."""
 
     def __init__(self, clock: ManualClock) -> None:
         self.clock = clock
@@ -34,7 +34,7 @@ class Queue:
         )
         self.cursor = self.connection.cursor()
         self.meanwhile: Callable[[], None] = lambda: None
-        self.looks: list[Look] = []
+        self.queries: list[Look] = []
         self.rows_read = 0
         self._number = 0
 
@@ -71,9 +71,9 @@ class Queue:
         sql = "SELECT message_id FROM entry WHERE claimed = 0 AND due_us <= ?"
         return [row[0] for row in self.cursor.execute(sql, (now_us,))]
 
-    # -- what the refill asks of a spool
+    # -- what the queue scanner calls
     async def claim_due(self, now_us: int, limit: int, look: Look) -> Seen:
-        self.looks.append(look)
+        self.queries.append(look)
         found = due.find(self.cursor, look, now_us=now_us, limit=limit)
         self.meanwhile()
         batch = Batch(self.cursor)
@@ -88,7 +88,7 @@ class Queue:
 
 
 class World:
-    """A refill as the dispatcher runs it, without the sites."""
+    """A queue scanner as the scheduler runs it, without sites."""
 
     def __init__(self, *, claims_max: int) -> None:
         self.clock = ManualClock()
@@ -106,7 +106,7 @@ class World:
             self.claimed.append(claim.message.id)
 
     def accept(self, hop: str, sender: str, lane: Lane = Lane.NORMAL, *, late_us: int = 0) -> None:
-        """A message that came as no claim, committed some time after it was received."""
+        """A message that was not claimed, committed some time after it was received."""
         message = self.queue.add(hop, sender, due_us=self.clock.now_us - late_us, lane=lane)
         self.is_awake |= self.scanner.add_unclaimed(message)
 
@@ -164,10 +164,10 @@ def act(world: World, what: tuple) -> None:
 
 @pytest.fixture
 def narrow(monkeypatch) -> None:
-    """Bounds so low that every look meets them, and no second walk that would mend anything."""
+    """Bounds so low that every query reaches them, and no rescan that would hide an error."""
     monkeypatch.setattr(due, "ROWS_MAX", 3)
     monkeypatch.setattr(due, "SENDERS_MAX", 2)
-    monkeypatch.setattr(refilling, "RESCAN_US", 1 << 61)
+    monkeypatch.setattr(scanner_module, "RESCAN_US", 1 << 61)
 
 
 @pytest.mark.usefixtures("narrow")
@@ -232,12 +232,12 @@ async def test_a_long_queue_of_one_sender_is_read_once_and_does_not_delay_others
     await world.run()
     assert {"010001", "010002"} <= set(world.claimed)
     assert 90 < len(world.claims) < 130  # about half of the window
-    looks = len(world.queue.looks)
-    assert looks < 10_000 / due.ROWS_MAX + 20
+    queries = len(world.queue.queries)
+    assert queries < 10_000 / due.ROWS_MAX + 20
     for _ in range(20):  # each makes room, none reads the queue again
         world.settle(0)
         await world.run()
-    for look in world.queue.looks[looks:]:
+    for look in world.queue.queries[queries:]:
         assert look.next_hop == NextHop.parse("mx:slow.test") or look.after is not None
 
 
@@ -264,7 +264,7 @@ async def test_every_priority_level_is_scanned_within_its_part() -> None:
 
 
 def test_new_entries_of_a_sender_that_a_cycle_has_passed_start_another_cycle() -> None:
-    """The cycle goes through a next hop's senders; it has passed 7 when 3 has something."""
+    """The cycle goes through the senders of a next hop; it has passed 7 when 3 has an entry."""
     hop, walk = NextHop.parse("mx:a.test"), PriorityScan(Lane.NORMAL, ActiveQueue())
     reached = Position(100, "z", 1)
     look = walk.next_query()

@@ -1,4 +1,4 @@
-"""When something is tried again."""
+"""When mail is retried, and what is done with a claim."""
 
 from dataclasses import fields, replace
 
@@ -43,21 +43,21 @@ def test_a_retry_is_never_later_than_expiry() -> None:
 @pytest.mark.parametrize(
     ("before", "names", "seconds", "after"),
     [
-        # classes without a list of their own share one, so a site that fails now so, now so
-        # is not tried each minute for ever
+        # classes without a list of their own share one: alternating failures of a site
+        # do not restart it
         (DeferralCause("connect", 2), ["site"], 900, DeferralCause("site", 3)),
         (DeferralCause("", 1), ["site"], 300, DeferralCause("site", 2)),
-        # a list of its own begins at its first step, and goes on while it is the one
+        # a list of its own starts at its first step and goes on while the class stays
         (DeferralCause("connect", 2), ["recipient"], 300, DeferralCause("recipient", 1)),
         (DeferralCause("recipient", 1), ["recipient"], 600, DeferralCause("recipient", 2)),
         (DeferralCause("recipient", 7), ["connect"], 60, DeferralCause("connect", 1)),
         (DeferralCause("dns", 7), ["dns"], 10, DeferralCause("dns", 8)),
-        # of several the earliest next time counts
+        # of several classes the earliest retry counts
         (DeferralCause("recipient", 1), ["recipient", "site"], 60, DeferralCause("site", 1)),
         (DeferralCause("site", 5), ["recipient", "site"], 300, DeferralCause("recipient", 1)),
-        # some were not tried: the common list
+        # some were not attempted: the common list
         (DeferralCause("site", 1), [], 300, DeferralCause("", 2)),
-        # what another version wrote
+        # a class that another version wrote
         (DeferralCause("phase of the moon", 1), ["site"], 300, DeferralCause("site", 2)),
     ],
 )

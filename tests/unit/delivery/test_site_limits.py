@@ -1,4 +1,4 @@
-"""Messages per time."""
+"""Message rates and the concurrency limit."""
 
 from itertools import pairwise
 
@@ -86,12 +86,12 @@ def after(story: str, *, ceiling: int = 20) -> int:
         ("+" * 15, 20),
         ("+" * 99, 20),
         ("-", 2),
-        ("-" * 5, 2),  # all that was in work when it fell
+        ("-" * 5, 2),  # all that ran when it fell
         ("-" * 6, 1),
         ("-" * 99, 1),
         ("+" * 15 + "-" * 20, 10),
         ("+" * 15 + "-" * 21, 5),
-        # behind a fall, one more for as many successes as there may be connections
+        # after a fall, one more for as many successes as there may be connections
         ("-" + "+" * 1, 2),
         ("-" + "+" * 2, 3),
         ("-" + "+" * 5, 4),

@@ -1,4 +1,4 @@
-"""Reports as messages for the spool."""
+"""Bounces: who gets one, and the message for the spool."""
 
 import email
 import email.policy
@@ -40,7 +40,7 @@ def recipient(address="bob@example.net", **about):
 
 
 class World:
-    """A reporter with its clock and metrics; `hops` are the only addresses that lead anywhere."""
+    """A reporter with its clock and metrics; `hops` are the only addresses with a next hop."""
 
     def __init__(self):
         self.clock = ManualClock()
@@ -199,7 +199,7 @@ def test_a_bounce_that_fails_at_the_postmaster_is_dropped(world):
 
 
 def test_repeated_failures_cause_no_endless_bounces(world):
-    """Whatever fails next, nothing is made for ever: report, dead letter, nothing."""
+    """Each failure causes less: bounce, dead letter, nothing."""
     waiting, made = list(world.failures([recipient()]).messages), 0
     while waiting:
         failed = waiting.pop()

@@ -1,4 +1,4 @@
-"""The cache in front of the name servers: bounded in memory and in queries, honest about time."""
+"""The DNS cache: bounded in memory and queries, TTLs."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from relay.routing.mx_hosts import NoAnswer, Records
 
 
 class Server:
-    """Answers when told to, and counts what is asked and how much of it at once."""
+    """Answers when the test says so, and counts queries."""
 
     def __init__(self):
         self.asked = []

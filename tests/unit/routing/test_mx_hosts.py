@@ -1,4 +1,4 @@
-"""DNS answers as values: what an unresolved next hop means for its recipients."""
+"""MX selection, and the outcome of an unresolved next hop."""
 
 import random
 

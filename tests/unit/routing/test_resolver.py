@@ -1,4 +1,4 @@
-"""Next hop → hosts, against a real DNS server on loopback."""
+"""Next hop to hosts, with a real DNS server on loopback."""
 
 import asyncio
 import contextlib

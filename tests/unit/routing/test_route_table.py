@@ -1,4 +1,4 @@
-"""Where addresses go: order of routes, local domains, postmaster, what is refused."""
+"""The route table: order of routes, local domains, postmaster, unknown users."""
 
 from pathlib import Path
 

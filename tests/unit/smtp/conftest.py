@@ -1,4 +1,4 @@
-"""Each test of the wire runs on asyncio's loop and on uvloop."""
+"""Each test of the SMTP client runs on asyncio and on uvloop."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Replies from bytes, wherever they are cut; nonsense and limits."""
+"""Replies from bytes, wherever they are cut; invalid replies and limits."""
 
 from itertools import pairwise
 

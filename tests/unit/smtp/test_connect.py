@@ -1,4 +1,4 @@
-"""Sessions on real sockets: TCP, Unix, TLS, EHLO, AUTH, and each way in which they fail."""
+"""Sessions on real sockets: TCP, Unix, TLS, EHLO, AUTH, and their failures."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""Transactions on real sockets: an outcome for each recipient, whatever the peer does."""
+"""Transactions on real sockets: an outcome for each recipient."""
 
 import asyncio
 

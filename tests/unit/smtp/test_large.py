@@ -1,4 +1,4 @@
-"""Contents that lie in files: they arrive octet for octet, or not at all."""
+"""Contents in files arrive octet for octet, or not at all."""
 
 import asyncio
 import hashlib

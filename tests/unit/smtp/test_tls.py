@@ -1,4 +1,4 @@
-"""Which certificate is whose, and what a session with a host must have."""
+"""Certificate names, and the TLS level of a session."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is written: parameters by extension, refusals, dot-stuffing."""
+"""Commands: parameters by extension, unsupported messages, dot-stuffing."""
 
 import pytest
 from hypothesis import given
