@@ -1,12 +1,16 @@
-"""/relay/v1, health and metrics: what happened to a message, and the queue.
+"""/relay/v1, health and metrics: what happened to a message, and queue administration.
 
-On the path: beside it; it shows all seven steps and takes an operator's commands for the queue.
-Touches: journeys, queue and metrics, through Protocols; no store, no spool of its own.
-Promises: an account sees its own messages only, others' are 404; the JSON is that of docs/names.md,
-the same as `relay trace` prints; waiting wakes on changes.
+An account sees only its own messages; others are 404. The JSON is described in docs/names.md and is
+the same as `relay trace` prints.
 """
 
 from relay.api.app import create_app, create_control_app
-from relay.api.dependencies import Changes, Journeys, Means
+from relay.api.dependencies import ApiDependencies, ChangeNotifier, JourneyReader
 
-__all__ = ["Changes", "Journeys", "Means", "create_app", "create_control_app"]
+__all__ = [
+    "ApiDependencies",
+    "ChangeNotifier",
+    "JourneyReader",
+    "create_app",
+    "create_control_app",
+]

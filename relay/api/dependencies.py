@@ -1,9 +1,6 @@
-"""What web is given: readers of journeys, the queue, a signal of changes, readiness, metrics.
+"""What the API needs: journeys, queue administration, change notification, readiness, metrics.
 
-On the path: app makes a Means out of the spool, the store's log and its own state.
-Holds: only these; web knows no other room's insides.
-Fails: whatever is behind a Protocol raises becomes a 500 in the gateway, SpoolError a 503.
-Standards: none.
+Also Principal: the role of the account or operator that makes a request.
 """
 
 import asyncio
@@ -20,36 +17,36 @@ from relay.pressure import Pressure
 from relay.spool.operating import Desk, Way
 
 
-class Journeys(Protocol):
-    """Messages' journeys, as the JSON of docs/names.md."""
+class JourneyReader(Protocol):
+    """Reads the journeys of messages as JSON (docs/names.md)."""
 
     async def journey(self, key: str, *, account: str | None) -> dict[str, Any] | None:
-        """The newest message that `key` names (an id of any kind, an address, "last").
+        """Return the newest message that `key` names: an id of any kind, an address, or "last".
 
-        `account` restricts it to that account's own; None sees all. None when there is nothing.
+        `account` restricts it to the messages of that account. Return None if there is none.
         """
         ...
 
     async def recent(self, *, account: str | None, state: str, limit: int) -> list[dict[str, Any]]:
-        """The newest messages, newest first; only those in `state` unless it is ""."""
+        """Return the newest messages first; only those in `state` unless it is ""."""
         ...
 
 
-class Changes:
-    """Tells those who wait that some journey went on; one for the whole process."""
+class ChangeNotifier:
+    """Wakes the waiting requests when a journey changes; one for the whole process."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # the store records its steps in threads
+        self._lock = threading.Lock()  # the store records steps in threads
         self._count = 0
         self._next: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     @property
     def count(self) -> int:
-        """How many changes there were: take it before looking, so that none is missed."""
+        """The number of changes. Read it before a query, so that no change is missed."""
         return self._count
 
-    def announce(self) -> None:
-        """Say that something changed, from any thread; cheap when nobody waits."""
+    def notify(self) -> None:
+        """Report a change, from any thread; cheap if no request waits."""
         with self._lock:
             self._count += 1
             waited_for, self._next = self._next, None
@@ -57,8 +54,8 @@ class Changes:
             loop, event = waited_for
             loop.call_soon_threadsafe(event.set)
 
-    async def beyond(self, count: int) -> None:
-        """Return when there have been more than `count` changes."""
+    async def wait_beyond(self, count: int) -> None:
+        """Return when the number of changes exceeds `count`."""
         while True:
             with self._lock:
                 if self._count > count:
@@ -74,19 +71,19 @@ async def _no_history(_older_than_s: float | None, _dry_run: bool) -> Mapping[st
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
-    """Everything that web is given.
+class ApiDependencies:
+    """What the handlers need.
 
-    `desk` lists and changes the queue, `stats` counts it, `way_to` reads where to reroute, or
-    raises ValueError. `ready` returns "" or why the relay is not ready; `pressure` has what is
-    short. `prune` removes history older than so many seconds, None for spool.keep, or counts it.
+    `way_to` parses the target of a reroute or raises ValueError. `ready` returns "" or the reason
+    why the relay is not ready. `prune` removes history older than some seconds (None: spool.keep),
+    or with the second argument only counts it.
     """
 
-    journeys: Journeys
+    journeys: JourneyReader
     desk: Desk
     stats: Callable[[], Awaitable[Mapping[str, Any]]]
     way_to: Callable[[str], Way]
-    changes: Changes
+    changes: ChangeNotifier
     metrics: Metrics
     ready: Callable[[], str]
     clock: Clock
@@ -95,34 +92,34 @@ class Means:
 
 
 @dataclass(frozen=True, slots=True)
-class Viewer:
-    """`name` is what a changed queue entry's event says of who did it."""
+class Principal:
+    """Who makes a request; `name` is recorded in the events of queue commands."""
 
     name: str
     role: Role
 
     @property
     def account(self) -> str | None:
-        """Whose messages may be seen; None for all."""
+        """The account whose messages are visible; None for all."""
         return self.name if self.role is Role.USER else None
 
     def check_may_read(self) -> None:
-        """Raise ApiError 403 unless the whole queue may be seen."""
+        """Raise ApiError 403 unless the role may see the whole queue."""
         if self.role is Role.USER:
             raise _denied("read or operate")
 
     def check_may_operate(self) -> None:
-        """Raise ApiError 403 unless the queue may be changed."""
+        """Raise ApiError 403 unless the role may change the queue."""
         if self.role is not Role.OPERATE:
             raise _denied("operate")
 
 
-OPERATOR = Viewer(name="control socket", role=Role.OPERATE)
+OPERATOR = Principal(name="control socket", role=Role.OPERATE)
 
 
-def viewer_of(account: Account) -> Viewer:
-    """Return what an account is here."""
-    return Viewer(name=account.address, role=account.role)
+def principal_of(account: Account) -> Principal:
+    """Return the principal of an account."""
+    return Principal(name=account.address, role=account.role)
 
 
 def _denied(role: str) -> ApiError:

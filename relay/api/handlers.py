@@ -1,10 +1,7 @@
-"""The queue: listed, counted, and changed by hand.
+"""Handlers of /relay/v1: messages (journeys), the queue, and storage.
 
-On the path: beside it; `relay queue` shows what these answer.
-Holds: all of it is for roles above user; whoever hangs up stops an order between two slices, and
-    what is done until then stays done.
-Fails: ApiError 400 for a parameter or body, 403 for the role.
-Standards: none; JSON from docs/names.md.
+An unknown message and another account's message are the same 404. A queue command needs the role
+operate; if its client disconnects, it stops, and what is done until then stays done.
 """
 
 import asyncio
@@ -16,130 +13,73 @@ from urllib.parse import quote
 import msgspec
 from starlette.responses import Response
 
-from relay.api.dependencies import OPERATOR, Means, Viewer
+from relay.api.dependencies import OPERATOR, ApiDependencies, Principal
 from relay.api.request_parameters import (
-    Asking,
+    CommandIssuer,
     limit_of,
     number_of,
-    order_of_body,
     read_body,
+    read_queue_command,
     selector_of_query,
 )
-from relay.http.errors import ApiError, shown, try_later
+from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import json_response
-from relay.http.http_request import Call
+from relay.http.http_request import HttpRequest
 from relay.journeys.journey import is_final
 from relay.message.lifecycle import State
 from relay.spool.operating import UNKNOWN_HEADER, Operation
-
-
-class Queue:
-    """The handlers of /queue."""
-
-    def __init__(self, means: Means) -> None:
-        self._means = means
-
-    async def list(self, query: Mapping[str, str], viewer: Viewer) -> Response:
-        """GET /queue?CONDITION=&limit=; what is not known stands in a header."""
-        viewer.check_may_read()
-        listed = await self._means.desk.list(selector_of_query(query), limit=limit_of(query))
-        unknown = ",".join(quote(name, safe="") for name in listed.unknown)
-        return json_response(listed, headers={UNKNOWN_HEADER: unknown} if unknown else None)
-
-    async def stats(self, viewer: Viewer) -> Mapping[str, Any]:
-        """GET /queue/stats."""
-        viewer.check_may_read()
-        return await self._means.stats()
-
-    async def change(self, operation: Operation, call: Call, viewer: Viewer) -> dict[str, Any]:
-        """POST /queue/{operation}."""
-        viewer.check_may_operate()
-        call.may_be_repeated = True  # what is held is held, and what is cancelled is gone
-        asking = Asking(
-            name=viewer.name,
-            may_say_who=viewer is OPERATOR,
-            way_to=self._means.way_to,
-            clock=self._means.clock,
-        )
-        order = order_of_body(operation, await call.body(), asking)
-        try:
-            changed = await call.unless_gone(self._means.desk.carry_out(order))
-        finally:
-            self._means.changes.announce()
-        return changed.as_json()
-
-
-_AGE_S_MAX = 1e9
-
-
-class _Prune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    older_than_s: float | None = None
-    dry_run: bool = False
-
-
-class Storage:
-    """The handler of /storage."""
-
-    def __init__(self, means: Means) -> None:
-        self._means = means
-
-    async def prune(self, call: Call, viewer: Viewer) -> Mapping[str, Any]:
-        """POST /storage/prune; without `older_than_s` what spool.keep says."""
-        viewer.check_may_operate()
-        body = read_body(await call.body(), _Prune)
-        if body.older_than_s is not None and not 0 <= body.older_than_s <= _AGE_S_MAX:
-            text = f"expected a number of seconds up to {_AGE_S_MAX:.0f}"
-            raise ApiError(400, "BadRequest", f"The field older_than_s: {text}.")
-        return await self._means.prune(body.older_than_s, body.dry_run)
-
 
 WAIT_S_MAX = 300.0
 _WAIT_S = 30.0
 _WAITING_MAX = 200
 _KEY_CHARACTERS = 1000
-# A net under the signal: another role's process writes the store's log without telling this one.
-_LOOK_AGAIN_S = 1.0
-_PAUSE_S = 0.05  # a relay that is busy changes all the time, and each look reads the spool
+# A process of another role writes the submission log without a notification: poll as well.
+_POLL_S = 1.0
+_PAUSE_S = 0.05  # a busy relay changes all the time, and each query reads the spool
+_AGE_S_MAX = 1e9
 
 
-class Messages:
+class MessageHandlers:
     """The handlers of /messages."""
 
-    def __init__(self, means: Means) -> None:
-        self._means = means
+    def __init__(self, dependencies: ApiDependencies) -> None:
+        self._dependencies = dependencies
         self._waiting = 0
 
-    async def recent(self, query: Mapping[str, str], viewer: Viewer) -> list[dict[str, Any]]:
+    async def recent(self, query: Mapping[str, str], principal: Principal) -> list[dict[str, Any]]:
         """GET /messages?limit=&state=."""
         state = query.get("state", "")
         if state and state not in tuple(State):
             raise _bad_state(state, tuple(State))
-        return await self._means.journeys.recent(
-            account=viewer.account, state=state, limit=limit_of(query)
+        return await self._dependencies.journeys.recent(
+            account=principal.account, state=state, limit=limit_of(query)
         )
 
-    async def one(self, key: str, viewer: Viewer) -> dict[str, Any]:
+    async def one(self, key: str, principal: Principal) -> dict[str, Any]:
         """GET /messages/{id}."""
-        found = await self._look(key, viewer)
+        found = await self._find(key, principal)
         if found is None:
             raise _unknown(key)
         return found
 
-    async def wait(self, key: str, query: Mapping[str, str], viewer: Viewer) -> dict[str, Any]:
-        """GET /messages/{id}/wait?state=final&timeout=30: the journey, and whether it got there.
+    async def wait(
+        self, key: str, query: Mapping[str, str], principal: Principal
+    ) -> dict[str, Any]:
+        """GET /messages/{id}/wait?state=final&timeout=30: the journey, and `reached`.
 
-        A message that is not known yet is waited for as well; one that has ended in another state
-        is not waited for any more.
+        An unknown message is waited for as well. The wait ends when all recipients are final.
         """
         state = query.get("state", "final")
         if state not in ("final", *State):
             raise _bad_state(state, ("final", *State))
         timeout_s = number_of(query, "timeout", default=_WAIT_S, limits=(0, WAIT_S_MAX))
         if self._waiting >= _WAITING_MAX:
-            raise try_later("ResourceUnhealthy", "Too many requests wait already.", after_s=5)
+            raise service_unavailable(
+                "ResourceUnhealthy", "Too many requests are waiting already.", retry_after_s=5
+            )
         self._waiting += 1
         try:
-            found = await self._wait(key, viewer, state=state, timeout_s=timeout_s)
+            found = await self._wait(key, principal, state=state, timeout_s=timeout_s)
         finally:
             self._waiting -= 1
         if found is None:
@@ -147,41 +87,100 @@ class Messages:
         return {**found, "reached": has_reached(found, state)}
 
     async def _wait(
-        self, key: str, viewer: Viewer, *, state: str, timeout_s: float
+        self, key: str, principal: Principal, *, state: str, timeout_s: float
     ) -> dict[str, Any] | None:
-        clock = self._means.clock
+        clock = self._dependencies.clock
         deadline = clock.monotonic() + timeout_s
         while True:
-            seen = self._means.changes.count
-            found = await self._look(key, viewer)
+            seen = self._dependencies.changes.count
+            found = await self._find(key, principal)
             left_s = deadline - clock.monotonic()
             is_over = found is not None and (has_reached(found, state) or is_final(found))
             if is_over or left_s <= 0:
                 return found
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left_s, _LOOK_AGAIN_S)):
-                    await self._means.changes.beyond(seen)
+                async with asyncio.timeout(min(left_s, _POLL_S)):
+                    await self._dependencies.changes.wait_beyond(seen)
                     await asyncio.sleep(_PAUSE_S)  # sleeps: reads a burst of events once
 
-    async def _look(self, key: str, viewer: Viewer) -> dict[str, Any] | None:
+    async def _find(self, key: str, principal: Principal) -> dict[str, Any] | None:
         if not key or len(key) > _KEY_CHARACTERS:
             return None
-        found = await self._means.journeys.journey(key, account=viewer.account)
+        found = await self._dependencies.journeys.journey(key, account=principal.account)
         if found is None and "@" in key and not key.startswith("<"):
             # a Message-ID without its brackets looks like an address
-            found = await self._means.journeys.journey(f"<{key}>", account=viewer.account)
+            found = await self._dependencies.journeys.journey(f"<{key}>", account=principal.account)
         return found
 
 
+class QueueHandlers:
+    """The handlers of /queue."""
+
+    def __init__(self, dependencies: ApiDependencies) -> None:
+        self._dependencies = dependencies
+
+    async def list(self, query: Mapping[str, str], principal: Principal) -> Response:
+        """GET /queue?CONDITION=&limit=; a response header lists the unknown ids."""
+        principal.check_may_read()
+        listed = await self._dependencies.desk.list(selector_of_query(query), limit=limit_of(query))
+        unknown = ",".join(quote(name, safe="") for name in listed.unknown)
+        return json_response(listed, headers={UNKNOWN_HEADER: unknown} if unknown else None)
+
+    async def stats(self, principal: Principal) -> Mapping[str, Any]:
+        """GET /queue/stats."""
+        principal.check_may_read()
+        return await self._dependencies.stats()
+
+    async def change(
+        self, operation: Operation, request: HttpRequest, principal: Principal
+    ) -> dict[str, Any]:
+        """POST /queue/{operation}."""
+        principal.check_may_operate()
+        request.is_idempotent = True  # a repeat finds entries held or cancelled and skips them
+        issuer = CommandIssuer(
+            name=principal.name,
+            may_name_other=principal is OPERATOR,
+            way_to=self._dependencies.way_to,
+            clock=self._dependencies.clock,
+        )
+        command = read_queue_command(operation, await request.body(), issuer)
+        try:
+            changed = await request.cancel_on_disconnect(self._dependencies.desk.carry_out(command))
+        finally:
+            self._dependencies.changes.notify()
+        return changed.as_json()
+
+
+class _PruneBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    older_than_s: float | None = None
+    dry_run: bool = False
+
+
+class StorageHandlers:
+    """The handler of /storage."""
+
+    def __init__(self, dependencies: ApiDependencies) -> None:
+        self._dependencies = dependencies
+
+    async def prune(self, request: HttpRequest, principal: Principal) -> Mapping[str, Any]:
+        """POST /storage/prune; the default of `older_than_s` is spool.keep."""
+        principal.check_may_operate()
+        body = read_body(await request.body(), _PruneBody)
+        if body.older_than_s is not None and not 0 <= body.older_than_s <= _AGE_S_MAX:
+            text = f"expected a number of seconds up to {_AGE_S_MAX:.0f}"
+            raise ApiError(400, "BadRequest", f"The field older_than_s: {text}.")
+        return await self._dependencies.prune(body.older_than_s, body.dry_run)
+
+
 def has_reached(journey: Mapping[str, Any], state: str) -> bool:
-    """Whether a journey is in `state`, or, for "final", has only recipients in final states."""
+    """Return whether a journey is in `state`; "final": whether all recipients are."""
     return is_final(journey) if state == "final" else bool(journey["state"] == state)
 
 
 def _unknown(key: str) -> ApiError:
-    return ApiError(404, "ErrorItemNotFound", f"No message is known as {shown(key)}.")
+    return ApiError(404, "ErrorItemNotFound", f"No message is known as {quoted(key)}.")
 
 
 def _bad_state(state: str, choices: tuple[str, ...]) -> ApiError:
-    message = f"state: found {shown(state)}, expected one of {', '.join(choices)}."
+    message = f"state: found {quoted(state)}, expected one of {', '.join(choices)}."
     return ApiError(400, "BadRequest", message)

@@ -1,9 +1,8 @@
-"""Parameters of /relay/v1, and its bodies: numbers, limits, the selector of queue entries.
+"""Query parameters and JSON bodies of /relay/v1: numbers, selectors, queue commands.
 
-On the path: the handlers read queries and bodies with these.
-Holds: an unknown parameter is refused, so that a misspelt condition never means everything.
-Fails: ApiError 400 that names the parameter, what was found and what was expected.
-Standards: none; names from docs/names.md (Commands).
+An unknown name is an error, and so is a command without a condition, so that a misspelt condition
+never selects the whole queue. Errors are ApiError 400 with the field, what was found and what was
+expected.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -15,7 +14,7 @@ from urllib.parse import unquote
 import msgspec
 
 from relay.clock import Clock
-from relay.http.errors import ApiError, shown
+from relay.http.errors import ApiError, quoted
 from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
 from relay.spool.operating import LIVE, Operation, Order, Way
 from relay.spool.types import Selector
@@ -25,12 +24,12 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 _LIMIT = 100
 _LIMIT_MAX = 10_000
 _TEXT_CHARACTERS_MAX = 1000
-TEXTS = ("sender", "recipient", "domain", "next_hop", "state")
-QUEUE_PARAMETERS = ("id", *TEXTS, "older_than", "limit")
+TEXT_CONDITIONS = ("sender", "recipient", "domain", "next_hop", "state")
+QUEUE_PARAMETERS = ("id", *TEXT_CONDITIONS, "older_than", "limit")
 
 
 def read_body(octets: bytes, kind: type[Body]) -> Body:
-    """Return a JSON body as a `kind`; an empty one says nothing. Raises ApiError 400."""
+    """Decode a JSON body as `kind`; an empty body is {}. Raises ApiError 400."""
     try:
         return msgspec.json.decode(octets or b"{}", type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -38,27 +37,27 @@ def read_body(octets: bytes, kind: type[Body]) -> Body:
 
 
 def single_values(query: Collection[tuple[str, str]], allowed: Collection[str]) -> dict[str, str]:
-    """Return a query as a mapping; a name that is not allowed, or comes twice, is refused."""
+    """Return a query as a mapping. Raises ApiError 400 for an unknown or repeated name."""
     values: dict[str, str] = {}
     for name, value in query:
         if name not in allowed:
-            message = f"The parameter {shown(name)} is not known here; there are: "
+            message = f"The parameter {quoted(name)} is unknown; expected: "
             raise _bad(message + (", ".join(allowed) or "none") + ".")
         if name in values:
-            raise _bad(f"The parameter {shown(name)} is given twice.")
+            raise _bad(f"The parameter {quoted(name)} is given twice.")
         values[name] = value
     return values
 
 
 def limit_of(query: Mapping[str, str]) -> int:
-    """Return how many items are wanted."""
+    """Return the parameter `limit`."""
     return int(number_of(query, "limit", default=_LIMIT, limits=(1, _LIMIT_MAX)))
 
 
 def number_of(
     query: Mapping[str, str], name: str, *, default: float, limits: tuple[float, float]
 ) -> float:
-    """Return a number within `limits`, both included."""
+    """Return a number within `limits`, inclusive. Raises ApiError 400."""
     text = query.get(name)
     if text is None:
         return default
@@ -68,28 +67,28 @@ def number_of(
     except ValueError:
         number = float("nan")
     if not low <= number <= high:
-        raise _bad(f"{name}: found {shown(text)}, expected a number from {low:g} to {high:g}.")
+        raise _bad(f"{name}: found {quoted(text)}, expected a number from {low:g} to {high:g}.")
     return number
 
 
 def selector_of_query(query: Mapping[str, str]) -> Selector:
-    """Return the selector of GET /queue; without a condition it means all.
+    """Return the selector of GET /queue; without a condition it selects all entries.
 
-    Between IDs are commas; what is part of one is percent-encoded in it, as in UNKNOWN_HEADER.
+    Commas separate IDs; a comma within an ID is percent-encoded, as in UNKNOWN_HEADER.
     """
     older_than_s = None
     if "older_than" in query:
         older_than_s = number_of(query, "older_than", default=0, limits=(0, 10**9))
     ids = tuple(unquote(one) for one in query.get("id", "").split(",") if one)
-    texts = conditions_of({name: query.get(name) for name in TEXTS})
+    texts = conditions_of({name: query.get(name) for name in TEXT_CONDITIONS})
     given = bool(ids) or older_than_s is not None or any(texts.values())
     return Selector(ids=ids, older_than_s=older_than_s, all=not given, **texts)
 
 
 def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
-    """Return conditions on text, "" for those that are not given.
+    """Return the text conditions, "" for those that are not given.
 
-    An empty one is refused: it would mean everything.
+    Raises ApiError 400 for an empty one, which would select everything.
     """
     for name, text in texts.items():
         if text is not None and not 0 < len(text) <= _TEXT_CHARACTERS_MAX:
@@ -97,7 +96,7 @@ def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
             raise _bad(f"{name}: found {len(text)} letters, expected {expected}.")
     state = texts.get("state")
     if state is not None and state not in LIVE:
-        raise _bad(f"state: found {shown(state)}, expected one of {', '.join(LIVE)}.")
+        raise _bad(f"state: found {quoted(state)}, expected one of {', '.join(LIVE)}.")
     return {name: text or "" for name, text in texts.items()}
 
 
@@ -110,8 +109,8 @@ _WHO_CHARACTERS_MAX = 100
 _UNTIL_EXPECTED = f'{WRITTEN_DURATION_EXPECTED}, or a time such as "2027-01-31T09:00:00Z"'
 
 
-class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A selector's conditions, and what every operation takes."""
+class _CommandBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The conditions of a selector, and the fields of every command."""
 
     ids: tuple[str, ...] = ()
     sender: str | None = None
@@ -126,53 +125,53 @@ class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     who: str = ""
 
 
-class _Hold(_Body, frozen=True, forbid_unknown_fields=True):
+class _HoldBody(_CommandBody, frozen=True, forbid_unknown_fields=True):
     until: str = ""
 
 
-class _Release(_Body, frozen=True, forbid_unknown_fields=True):
+class _ReleaseBody(_CommandBody, frozen=True, forbid_unknown_fields=True):
     as_before: bool = False
 
 
-class _Reroute(_Body, frozen=True, forbid_unknown_fields=True):
+class _RerouteBody(_CommandBody, frozen=True, forbid_unknown_fields=True):
     to: str = ""
 
 
-_BODIES: Mapping[Operation, type[_Body]] = {
-    Operation.RETRY: _Body,
-    Operation.HOLD: _Hold,
-    Operation.RELEASE: _Release,
-    Operation.CANCEL: _Body,
-    Operation.REROUTE: _Reroute,
+_BODIES: Mapping[Operation, type[_CommandBody]] = {
+    Operation.RETRY: _CommandBody,
+    Operation.HOLD: _HoldBody,
+    Operation.RELEASE: _ReleaseBody,
+    Operation.CANCEL: _CommandBody,
+    Operation.REROUTE: _RerouteBody,
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
-    """Who gives the order. With `may_say_who` the body may name somebody else: the user that runs
-    the command. `way_to` reads the `to` of a reroute, or raises ValueError.
+class CommandIssuer:
+    """Who issues a command. With `may_name_other` the body may name the user of `relay queue`.
+    `way_to` parses the `to` of a reroute or raises ValueError.
     """
 
     name: str
-    may_say_who: bool
+    may_name_other: bool
     way_to: Callable[[str], Way]
     clock: Clock
 
 
-def order_of_body(operation: Operation, body: bytes, asking: Asking) -> Order:
-    """Return what is to be done. Raises ApiError."""
-    asked = read_body(body, _BODIES[operation])
+def read_queue_command(operation: Operation, body: bytes, issuer: CommandIssuer) -> Order:
+    """Return the command in the body. Raises ApiError 400; 403 for `who`."""
+    given = read_body(body, _BODIES[operation])
     try:
         return Order(
             operation=operation,
-            selector=_selector(asked),
-            who=_who(asked, asking),
-            why=asked.reason.strip(),
-            dry_run=asked.dry_run,
-            until_us=_until_us(asked.until, asking.clock) if isinstance(asked, _Hold) else None,
-            as_before=isinstance(asked, _Release) and asked.as_before,
-            to=_way(asked.to, asking) if isinstance(asked, _Reroute) else None,
-            to_text=asked.to if isinstance(asked, _Reroute) else "",
+            selector=_selector(given),
+            who=_who(given, issuer),
+            why=given.reason.strip(),
+            dry_run=given.dry_run,
+            until_us=_until_us(given.until, issuer.clock) if isinstance(given, _HoldBody) else None,
+            as_before=isinstance(given, _ReleaseBody) and given.as_before,
+            to=_way(given.to, issuer) if isinstance(given, _RerouteBody) else None,
+            to_text=given.to if isinstance(given, _RerouteBody) else "",
         )
     except ValueError as error:
         text = str(error)
@@ -180,28 +179,28 @@ def order_of_body(operation: Operation, body: bytes, asking: Asking) -> Order:
         raise _bad(f"{text if names_a_field else text[:1].upper() + text[1:]}.") from None
 
 
-def _selector(asked: _Body) -> Selector:
-    if len(asked.ids) > _IDS_MAX:
-        raise _bad(f"ids: found {len(asked.ids)}, expected at most {_IDS_MAX}.")
-    if asked.older_than_s is not None and not 0 <= asked.older_than_s <= 1e9:
-        raise _bad(f"older_than_s: found {asked.older_than_s:g}, expected seconds from 0 to 1e9.")
-    texts = conditions_of({name: getattr(asked, name) for name in TEXTS})
-    return Selector(ids=asked.ids, older_than_s=asked.older_than_s, all=asked.all, **texts)
+def _selector(given: _CommandBody) -> Selector:
+    if len(given.ids) > _IDS_MAX:
+        raise _bad(f"ids: found {len(given.ids)}, expected at most {_IDS_MAX}.")
+    if given.older_than_s is not None and not 0 <= given.older_than_s <= 1e9:
+        raise _bad(f"older_than_s: found {given.older_than_s:g}, expected seconds from 0 to 1e9.")
+    texts = conditions_of({name: getattr(given, name) for name in TEXT_CONDITIONS})
+    return Selector(ids=given.ids, older_than_s=given.older_than_s, all=given.all, **texts)
 
 
-def _who(asked: _Body, asking: Asking) -> str:
-    if not asked.who:
-        return asking.name
-    if not asking.may_say_who:
-        message = "Access is denied: who does it follows from the token; leave who out."
+def _who(given: _CommandBody, issuer: CommandIssuer) -> str:
+    if not given.who:
+        return issuer.name
+    if not issuer.may_name_other:
+        message = "Access is denied: who follows from the token; omit it."
         raise ApiError(403, "ErrorAccessDenied", message)
-    if len(asked.who) > _WHO_CHARACTERS_MAX or not asked.who.isprintable():
-        raise _bad(f"who: found {shown(asked.who)}, expected a name.")
-    return asked.who
+    if len(given.who) > _WHO_CHARACTERS_MAX or not given.who.isprintable():
+        raise _bad(f"who: found {quoted(given.who)}, expected a name.")
+    return given.who
 
 
 def _until_us(text: str, clock: Clock) -> int | None:
-    """The end of a hold in steady time."""
+    """Return the end of a hold in queue time."""
     if not text:
         return None
     try:
@@ -210,17 +209,17 @@ def _until_us(text: str, clock: Clock) -> int | None:
         try:
             until = datetime.fromisoformat(text)
             if until.tzinfo is None:
-                raise ValueError  # noqa: TRY301 - whose midnight it is, nobody knows
+                raise ValueError  # noqa: TRY301 - the time zone is unknown
             ahead_s = until.timestamp() - clock.time_us() / 1e6
         except (ValueError, OverflowError):
-            raise _bad(f"until: found {shown(text)}, expected {_UNTIL_EXPECTED}.") from None
+            raise _bad(f"until: found {quoted(text)}, expected {_UNTIL_EXPECTED}.") from None
     if ahead_s <= 0:
-        raise _bad(f"until: found {shown(text)}, expected a time that is to come.")
+        raise _bad(f"until: found {quoted(text)}, expected a time in the future.")
     return clock.steady_us() + int(ahead_s * 1e6)
 
 
-def _way(text: str, asking: Asking) -> Way:
+def _way(text: str, issuer: CommandIssuer) -> Way:
     try:
-        return asking.way_to(text)
+        return issuer.way_to(text)
     except ValueError as error:
         raise _bad(f"to: {error}.") from None

@@ -32,7 +32,7 @@ from relay.delivery import (
     SiteOptions,
     parse_rate,
 )
-from relay.http import CONNECTIONS_MAX, ConnectionLimits, Dispatch, HostNames, HttpServer
+from relay.http import CONNECTIONS_MAX, AllowedHosts, ConnectionLimits, HttpServer, PathRouter
 from relay.ingress import Acceptance, IngressDependencies, SmtpServer
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog
@@ -110,13 +110,13 @@ class _Composer:
         self.crash = CrashPoints(sources.crash_at)
         self.metrics = Metrics()
         self.readiness = Readiness()
-        self.changes = api.Changes()
+        self.changes = api.ChangeNotifier()
         self.pressure = Pressure()
         boxes = settings.mailboxes
         self.table = route_table(settings, sources.accounts)
         self.store_log = SubmissionLog(
             boxes.root / ".submissions" / "log", role=sources.log_role, clock=clock,
-            on_append=self.changes.announce,
+            on_append=self.changes.notify,
         )  # fmt: skip
         self.store = FileStore(
             boxes.root, clock=clock, ids=self.ids, crash=self.crash, log=self.store_log,
@@ -225,7 +225,7 @@ class _Composer:
             resolver=self.resolver, table=self.table, options=options, clock=self.clock,
             slots=ConnectionSlots(delivery.max_connections, self.metrics.connections),
             active_queue=ActiveQueue(),
-            on_change=lambda _queue_id: self.changes.announce(),
+            on_change=lambda _queue_id: self.changes.notify(),
         )  # fmt: skip
 
     def _acceptance(self) -> Acceptance:
@@ -247,7 +247,7 @@ class _Composer:
 
     def _accepted(self, claims: Sequence[Claim]) -> None:
         self.scheduler.offer(claims)
-        self.changes.announce()
+        self.changes.notify()
 
     def _pickup_server(self, neighbours: IngressDependencies) -> SmtpServer:
         listener = SmtpListener(
@@ -275,7 +275,7 @@ class _Composer:
     def _http_servers(self, journeys: Journeys) -> list[HttpServer]:
         """The Graph API, the control socket, and the metrics listener if configured."""
         http = self.settings.http
-        means = api.Means(
+        means = api.ApiDependencies(
             journeys=journeys, desk=self.spool.desk, stats=self.spool.stats,
             way_to=lambda text: parse_next_hop(text, lambda: self.table), changes=self.changes,
             metrics=self.metrics, clock=self.clock,
@@ -287,7 +287,7 @@ class _Composer:
             http=http, crash=self.crash, ready=self.readiness, pressure=self.pressure,
         )  # fmt: skip
         relay_v1 = api.create_app(means, self.sources.accounts, hostname=self.settings.hostname)
-        everything = Dispatch({"v1.0": front_door, "beta": front_door}, otherwise=relay_v1)
+        everything = PathRouter({"v1.0": front_door, "beta": front_door}, otherwise=relay_v1)
         control = Address(path=str(self.settings.control_socket))
         limits = ConnectionLimits(
             connections=min(CONNECTIONS_MAX, raise_open_files_limit() // _FILES_PER_CONNECTION),
@@ -301,9 +301,9 @@ class _Composer:
             servers.append(HttpServer(relay_v1, [self.settings.observe.metrics], limits=limits))
         return servers
 
-    def _hosts(self) -> HostNames | None:
+    def _hosts(self) -> AllowedHosts | None:
         hosts = self.sources.hosts
         if hosts is None:
             return None
         public_host = urlsplit(self.settings.http.public_url).hostname
-        return HostNames(frozenset(map(str.lower, (*hosts, *filter(None, [public_host])))))
+        return AllowedHosts(frozenset(map(str.lower, (*hosts, *filter(None, [public_host])))))

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from relay.api import Changes
+from relay.api import ChangeNotifier
 from relay.app.configuration import ActiveConfiguration
 from relay.app.maintenance import (
     MaintenanceGauges,
@@ -81,7 +81,7 @@ class Daemon:
     pickup: Pickup
     http_servers: Sequence[HttpServer]
     journeys: Journeys
-    changes: Changes
+    changes: ChangeNotifier
     readiness: Readiness
     pressure: PressureMonitor
     on_fault: Callable[[], None] = lambda: (

@@ -60,7 +60,7 @@ class Follower:
             await self.update()
             if until_settled is not None and self._settled >= until_settled:
                 return
-            await self._daemon.changes.beyond(count)
+            await self._daemon.changes.wait_beyond(count)
             await asyncio.sleep(_PAUSE_S)  # sleeps: reads a burst of events once
 
     async def update(self, *, quietly: bool = False) -> None:
@@ -173,7 +173,7 @@ async def _wait(
                 found = await daemon.journeys.journey(key, account=None)
                 if found is not None and until(found):
                     return found
-                await daemon.changes.beyond(seen)
+                await daemon.changes.wait_beyond(seen)
     except TimeoutError:
         done = [step["name"] for step in found["steps"]] if found else []
         raise DemonstrationError(
@@ -205,6 +205,6 @@ async def _report_subject(daemon: Daemon) -> str:
                 page = await daemon.store.query_messages(_ALICE, newest)
                 if page.messages:
                     return page.messages[0].properties.subject
-                await daemon.changes.beyond(seen)
+                await daemon.changes.wait_beyond(seen)
     except TimeoutError:
         raise DemonstrationError("no report arrived in alice's Inbox") from None

@@ -1,12 +1,9 @@
-"""Step 1, the front door: Graph's mail resources over HTTP.
+"""The part of Microsoft Graph that Relay implements: messages, mail folders, sendMail (step 1).
 
-On the path: takes a request from http, checks all of it, and hands it to the store, which writes
-draft and note (steps 1 and 2); the 202 is sent when both are on disk.
-Touches: the mail store and the accounts, through their Protocols; no file, no socket.
-Inside: app and routes find the handler: messages, moving, sending, folders, listing, attachments/;
-they read with parse, mime, options, prefer and odata/, and answer with show.
-Promises: what it answers 202 or 201 is durable; what it refuses has written nothing, and the
-refusal names the field, what was found and what was expected; nothing is silently dropped.
+`app` and `routes` find the handler of a request: messages, send_mail, mail_folders, attachments,
+upload_sessions, users. They read JSON with message_parser and json_values, MIME with mime_body, and
+query options with query_options and odata/, and answer with serializer. Every error names the
+field, what was found and what was expected; then nothing has been written.
 """
 
 from relay.graph.app import create_app

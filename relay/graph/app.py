@@ -1,33 +1,29 @@
-"""The front door as an ASGI application: who asks, whose mailbox, which handler.
+"""The ASGI application for /v1.0 and /beta.
 
-On the path: the server's dispatch hands /v1.0 and /beta in; handlers call the store.
-Holds: nothing is read of a body before the token is known and the mailbox is the account's own.
-Fails: ApiError: 401, 403 for another account's mailbox, 404 for nobody's, 501
-for what Graph has and Relay has not, 503 while not ready.
-Standards: Graph's user and mail resources; its paths ignore case.
+A request is authenticated, and its mailbox and route are found, before its body is read.
 """
 
 from collections.abc import Callable
 
 from starlette.responses import Response
 
-from relay.accounts import Account, AccountDirectory
+from relay.accounts import AccountDirectory
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
-from relay.graph.graph_request import Door, Visit, refusal
-from relay.graph.routes import Brings, check_room, find_route, not_implemented, with_keys
+from relay.graph.graph_request import GraphDependencies, GraphRequest, api_error
+from relay.graph.routes import Intake, check_pressure, find_route, with_keys
 from relay.graph.upload_sessions import serve_upload
-from relay.http.errors import ApiError, UnansweredError, shown, try_later
-from relay.http.gateway import Gateway, Limits
-from relay.http.http_request import Call, bearer_account
+from relay.graph.users import path_in_mailbox
+from relay.http.errors import UnansweredError, service_unavailable
+from relay.http.gateway import Gateway, RequestLimits
+from relay.http.http_request import HttpRequest, bearer_account
 from relay.mailbox.api import MailStore
 from relay.mailbox.types import OutcomeUnknownError, StoreError
 from relay.pressure import Pressure
 from relay.settings.tree import HttpSettings
 
-_HELD_BODIES = 4  # how many of the largest bodies may be in memory at once
+_HELD_BODIES = 4  # bodies of the maximum size that may be in memory at once
 _READY_RETRY_S = 5
-_BESIDE_MAILBOXES = {"$batch": "$batch", "subscriptions": "The resource subscription"}
 _UPLOAD = ("v1.0", "uploads", "{token}")
 
 
@@ -44,11 +40,11 @@ def create_app(
 ) -> Gateway:
     """Return the application for /v1.0 and /beta.
 
-    Of `http` the limits and the public URL count; `ready` returns "" or why nothing can be answered
-    now; under `pressure` what brings messages is refused.
+    `http` gives the limits and the public URL. `ready` returns "", or the reason for a 503. Under
+    `pressure` requests that add messages or content are rejected.
     """
     pressure = pressure or Pressure()
-    door = Door(
+    dependencies = GraphDependencies(
         store=store,
         clock=clock,
         ids=Ids(clock),
@@ -58,49 +54,28 @@ def create_app(
         max_upload=http.max_upload,
     )
 
-    async def handle(call: Call) -> Response:
-        segments = with_keys(call.segments)
+    async def handle(request: HttpRequest) -> Response:
+        segments = with_keys(request.segments)
         is_upload = len(segments) == len(_UPLOAD) and segments[1].lower() == _UPLOAD[1]
         if not is_upload:
-            account = bearer_account(call.headers, accounts, realm=hostname)
+            account = bearer_account(request.headers, accounts, realm=hostname)
         if reason := ready():
-            raise try_later("ResourceUnhealthy", reason, after_s=_READY_RETRY_S)
+            raise service_unavailable("ResourceUnhealthy", reason, retry_after_s=_READY_RETRY_S)
         try:
-            if is_upload:  # the token in its URL is all that it needs
-                if call.method == "PUT":
-                    check_room(pressure.state, Brings.CONTENT)
-                return await serve_upload(door, call, segments[2], accounts=accounts)
-            rest = _behind_owner(segments[1:], account, accounts)
-            match = find_route(call.method, rest)
-            check_room(pressure.state, match.brings)
-            return await match.handler(Visit(door, call, account, match.names))
+            if is_upload:  # the URL's own token authorizes it
+                if request.method == "PUT":
+                    check_pressure(pressure.state, Intake.CONTENT)
+                return await serve_upload(dependencies, request, segments[2], accounts=accounts)
+            rest = path_in_mailbox(segments[1:], account, accounts)
+            match = find_route(request.method, rest)
+            check_pressure(pressure.state, match.intake)
+            return await match.handler(
+                GraphRequest(dependencies, request, account, match.path_parameters)
+            )
         except OutcomeUnknownError as error:
             raise UnansweredError(str(error)) from error
         except StoreError as error:
-            raise refusal(error) from error
+            raise api_error(error) from error
 
-    limits = Limits(body_bytes=http.max_body, held_bytes=_HELD_BODIES * http.max_body)
+    limits = RequestLimits(body_bytes=http.max_body, held_bytes=_HELD_BODIES * http.max_body)
     return Gateway(handle, clock=clock, limits=limits)
-
-
-def _behind_owner(
-    segments: tuple[str, ...], account: Account, accounts: AccountDirectory
-) -> tuple[str, ...]:
-    """Return the path behind /me or /users/{address}, which must be the account's own."""
-    first = segments[0].lower() if segments else ""
-    if first == "me":
-        return segments[1:]
-    if first in _BESIDE_MAILBOXES:
-        raise not_implemented(_BESIDE_MAILBOXES[first])
-    if first != "users" or len(segments) == 1:
-        path = "/".join(segments)
-        message = f"Resource not found for the path {shown(path)}; mail is under /me and /users/…."
-        raise ApiError(404, "ResourceNotFound", message)
-    owner = accounts.by_address(segments[1])
-    if owner is None:
-        message = f"The requested user {shown(segments[1])} is invalid."
-        raise ApiError(404, "ErrorInvalidUser", message)
-    if owner.address != account.address:
-        message = "Access is denied. Check credentials and try again."
-        raise ApiError(403, "ErrorAccessDenied", message)
-    return segments[2:]

@@ -1,9 +1,7 @@
-"""Extended properties in a message's JSON, read and shown.
+"""Extended properties in a message's JSON (singleValue and multiValue), and $expand.
 
-On the path: the parser of messages hands both lists in; $expand asks for some of them.
-Holds: what Relay does something for fits what it does; ids have one spelling.
-Fails: ApiError 400 that names the path, what was found and what was expected.
-Standards: Graph's singleValueLegacyExtendedProperty, multiValueLegacyExtendedProperty.
+Property ids have one canonical spelling. A property that Relay acts on must have a valid value. Of
+$expand only what it names is returned, attachments included.
 """
 
 import re
@@ -11,8 +9,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from relay.graph.json_values import a_text, an_array, an_object, missing, only_known, wrong
-from relay.http.errors import ApiError, shown
+from relay.graph.json_values import (
+    check_known_properties,
+    invalid_value,
+    missing_property,
+    read_array,
+    read_object,
+    read_string,
+)
+from relay.http.errors import ApiError, quoted
 from relay.mailbox.types import StoredMessage
 from relay.message.extended import (
     CONVERSATION_INDEX,
@@ -34,9 +39,9 @@ _SENSITIVITIES = {"0": "normal", "1": "personal", "2": "private", "3": "confiden
 
 
 def read_extended(message: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Return the fields of MessageProperties that a message's extended properties make.
+    """Return the fields of MessageProperties from a message's extended properties.
 
-    A property whose value is null has no values: a PATCH takes it away. Raises ApiError.
+    A null value means no values: a PATCH removes the property. Raises ApiError.
     """
     found = [
         *_read(message.get(SINGLE), prefix + SINGLE, multiple=False),
@@ -53,33 +58,33 @@ def read_extended(message: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _read(value: object, path: str, *, multiple: bool) -> list[ExtendedProperty]:
-    items = an_array(value, path, most=EXTENDED_MAX)
+    items = read_array(value, path, most=EXTENDED_MAX)
     found = [_property(item, f"{path}[{at}]", multiple=multiple) for at, item in enumerate(items)]
     by_id: dict[str, int] = {}
     for number, one in enumerate(found):
         if by_id.setdefault(one.id.lower(), number) != number:
-            raise wrong(f"{path}[{number}].id", one.id, "each property once")
+            raise invalid_value(f"{path}[{number}].id", one.id, "each property once")
     return found
 
 
 def _property(value: object, path: str, *, multiple: bool) -> ExtendedProperty:
-    given = an_object(value, path)
+    given = read_object(value, path)
     kind = "multiValue" if multiple else "singleValue"
     resource = f"microsoft.graph.{kind}LegacyExtendedProperty"
-    only_known(given, ("id", "value"), path=path, resource=resource)
-    told = a_text(given.get("id"), f"{path}.id")
-    if not told:
-        raise missing(f"{path}.id")
+    check_known_properties(given, ("id", "value"), path=path, resource=resource)
+    property_id = read_string(given.get("id"), f"{path}.id")
+    if not property_id:
+        raise missing_property(f"{path}.id")
     try:
-        identity = canonical_id(told, multiple=multiple)
+        identity = canonical_id(property_id, multiple=multiple)
     except ExtendedPropertyError as error:
-        raise _refused(f"{path}.id", told, error) from None
+        raise _property_error(f"{path}.id", property_id, error) from None
     if "value" not in given:
-        raise missing(f"{path}.value")
+        raise missing_property(f"{path}.value")
     value, path = given["value"], f"{path}.value"
     if value is None:
         return ExtendedProperty(identity, (), multiple)
-    values = an_array(value, path, most=VALUES_MAX) if multiple else [value]
+    values = read_array(value, path, most=VALUES_MAX) if multiple else [value]
     read = tuple(_value(identity, one, path) for one in values)
     return ExtendedProperty(identity, read, multiple)
 
@@ -91,13 +96,13 @@ def _value(identity: str, value: object, path: str) -> str:
     try:
         return canonical_value(identity, value)
     except ExtendedPropertyError as error:
-        raise _refused(path, value, error) from None
+        raise _property_error(path, value, error) from None
 
 
-def _refused(path: str, found: object, error: ExtendedPropertyError) -> ApiError:
+def _property_error(path: str, found: object, error: ExtendedPropertyError) -> ApiError:
     text = str(error)
     if text.startswith("expected "):
-        return wrong(path, found, text.removeprefix("expected "))
+        return invalid_value(path, found, text.removeprefix("expected "))
     return ApiError(400, "ErrorInvalidRequest", f"{path}: {text}.")
 
 
@@ -106,27 +111,31 @@ def _refused(path: str, found: object, error: ExtendedPropertyError) -> ApiError
 
 def _sensitivity(value: str, path: str) -> dict[str, Any]:
     if value and value not in _SENSITIVITIES:
-        raise wrong(path, value, "0 (normal), 1 (personal), 2 (private) or 3 (confidential)")
+        raise invalid_value(
+            path, value, "0 (normal), 1 (personal), 2 (private) or 3 (confidential)"
+        )
     return {"sensitivity": _SENSITIVITIES.get(value, "normal")}
 
 
 def _conversation_index(value: str, path: str) -> dict[str, Any]:
     if value and not is_index(value):
-        raise wrong(path, value, "base64 of 22 bytes, and 5 more for each reply")
+        raise invalid_value(path, value, "base64 of 22 bytes, and 5 more for each reply")
     return {"conversation_index": value}
 
 
 def _references(value: str, path: str) -> dict[str, Any]:
     ids = message_ids(value)
     if value.strip() and not ids:
-        raise wrong(path, value, "ids such as <unique@example.com>, with spaces between them")
+        raise invalid_value(
+            path, value, "ids such as <unique@example.com>, with spaces between them"
+        )
     return {"references": ids}
 
 
 def _in_reply_to(value: str, path: str) -> dict[str, Any]:
     ids = message_ids(value)
     if value.strip() and not ids:
-        raise wrong(path, value, "an id such as <unique@example.com>")
+        raise invalid_value(path, value, "an id such as <unique@example.com>")
     return {"in_reply_to": ids[0] if ids else ""}
 
 
@@ -141,10 +150,10 @@ _FIELDS = {
 # -- shown
 
 
-def show_extended(
+def extended_properties_json(
     properties: Sequence[ExtendedProperty], wanted: Sequence[str], *, multiple: bool
 ) -> list[dict[str, Any]]:
-    """Return the JSON of the properties with those canonical ids."""
+    """Return the JSON of the properties with the given canonical ids."""
     ids = {one.lower() for one in wanted}
     return [
         {"id": one.id, "value": list(one.values) if multiple else one.values[0]}
@@ -166,30 +175,33 @@ _NAMES = {SINGLE.lower(): SINGLE, MULTIPLE.lower(): MULTIPLE}
 
 
 @dataclass(frozen=True, slots=True)
-class Expand:
-    """The canonical ids of the properties to show. `attachments` is None unless these are wanted;
-    then it has the names of their properties, none for all.
+class ExpandOptions:
+    """The canonical ids of the properties to return.
+
+    `attachments` is None if these are not expanded, else their selected properties, () for all.
     """
 
     single: tuple[str, ...] = ()
     multiple: tuple[str, ...] = ()
     attachments: tuple[str, ...] | None = None
 
-    def show(self, message: StoredMessage) -> dict[str, Any]:
-        """Return what is asked for of a message, to be added to its JSON."""
+    def to_json(self, message: StoredMessage) -> dict[str, Any]:
+        """Return the expanded properties of a message, to be added to its JSON."""
         extended = message.properties.extended
         found = {
-            SINGLE: show_extended(extended, self.single, multiple=False),
-            MULTIPLE: show_extended(extended, self.multiple, multiple=True),
+            SINGLE: extended_properties_json(extended, self.single, multiple=False),
+            MULTIPLE: extended_properties_json(extended, self.multiple, multiple=True),
         }
         return {name: value for name, value in found.items() if value}
 
 
-def parse_expand(text: str | None, *, of_attachments: Collection[str] | None = None) -> Expand:
+def parse_expand(
+    text: str | None, *, of_attachments: Collection[str] | None = None
+) -> ExpandOptions:
     """Read an $expand such as `singleValueExtendedProperties($filter=id eq 'String 0x1045')`.
 
-    `of_attachments` are the properties that attachments have, where they can be expanded.
-    Raises ApiError 400.
+    `of_attachments` are the properties of attachments, if these can be expanded. Raises
+    ApiError 400.
     """
     ids: dict[str, tuple[str, ...]] = {}
     attachments: tuple[str, ...] | None = None
@@ -201,24 +213,24 @@ def parse_expand(text: str | None, *, of_attachments: Collection[str] | None = N
             continue
         match = _ITEM.match(text or "", position)
         if match is None:
-            raise _bad(f"$expand: found {shown((text or '')[position:])}, {_EXPECTED}.")
+            raise _bad(f"$expand: found {quoted((text or '')[position:])}, {_EXPECTED}.")
         name = _NAMES.get(match[1].lower())
         if name is None:
-            raise _bad(f"$expand: {shown(match[1])} cannot be expanded here, {_EXPECTED}.")
+            raise _bad(f"$expand: {quoted(match[1])} cannot be expanded here, {_EXPECTED}.")
         if match[2] is None:
-            raise _bad(f"$expand: {name} needs to know which, {_EXPECTED}.")
+            raise _bad(f"$expand: {name} needs a $filter, {_EXPECTED}.")
         if name in ids:
             raise _bad(f"$expand: {name} is given twice.")
         ids[name] = _ids(match[2], multiple=name == MULTIPLE)
         position, is_more = match.end(), match[3] == ","
-    return Expand(ids.get(SINGLE, ()), ids.get(MULTIPLE, ()), attachments)
+    return ExpandOptions(ids.get(SINGLE, ()), ids.get(MULTIPLE, ()), attachments)
 
 
 def _selected(text: str | None, known: Collection[str]) -> tuple[str, ...]:
     names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
     for name in names:
         if name not in known:
-            raise _bad(f"$expand: attachments have no property named {shown(name)}.")
+            raise _bad(f"$expand: attachments have no property named {quoted(name)}.")
     return names
 
 
@@ -228,11 +240,11 @@ def _ids(text: str, *, multiple: bool) -> tuple[str, ...]:
     while is_more:
         match = _TERM.match(text, position)
         if match is None or len(found) == _IDS_MAX:
-            raise _bad(f"$expand: found the $filter {shown(text)}, {_EXPECTED}.")
+            raise _bad(f"$expand: found the $filter {quoted(text)}, {_EXPECTED}.")
         try:
             found.append(canonical_id(match[1].replace("''", "'"), multiple=multiple))
         except ExtendedPropertyError as error:
-            raise _bad(f"$expand: found the id {shown(match[1])}, {error}.") from None
+            raise _bad(f"$expand: found the id {quoted(match[1])}, {error}.") from None
         position, is_more = match.end(), bool(match[2])
     return tuple(found)
 

@@ -1,26 +1,27 @@
-"""What a handler has in hand: the front door's means, the request, its account, the path's names.
+"""A request to one mailbox, what its handler needs, and the errors of the mail store.
 
-On the path: app makes a Visit per request; every handler takes it.
-Holds: the account is the token's own, and the mailbox in the path is that account's.
-Fails: ApiError for a body of another type; the store's refusals become Graph's errors here.
-Standards: RFC 9110 8.3.
+The account is the bearer token's, and the mailbox in the path belongs to it.
 """
 
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 from weakref import WeakValueDictionary
+
+from starlette.responses import Response
 
 from relay.accounts import Account
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
-from relay.graph.query_options import Options, parse_options
-from relay.http.errors import ApiError, shown, try_later
-from relay.http.http_request import Call
+from relay.graph.query_options import QueryOptions, max_page_size, parse_options, preferences
+from relay.http.errors import ApiError, quoted, service_unavailable
+from relay.http.gateway import json_response
+from relay.http.http_request import HttpRequest
 from relay.mailbox.api import MailStore
 from relay.mailbox.types import (
     AttachmentsTooLargeError,
@@ -40,42 +41,43 @@ from relay.mailbox.types import (
     UploadBusyError,
 )
 
-STREAMS_MAX = 32  # each has a block or two in memory
-STREAMS_OF_ONE_MAX = 8
+STREAMED_BODIES_MAX = 32  # request bodies that are written to disk in blocks
+STREAMED_BODIES_PER_ACCOUNT_MAX = 8
 _RETRY_S = 5
-
-
-class Streams:
-    """Counts those that are under way."""
-
-    def __init__(self) -> None:
-        self._of: Counter[str] = Counter()
-
-    @contextmanager
-    def one_of(self, account: str) -> Iterator[None]:
-        """Take a place for the time of the block. Raises ApiError 503 when there is none."""
-        if self._of[account] >= STREAMS_OF_ONE_MAX or self._of.total() >= STREAMS_MAX:
-            message = "Too many large bodies are being taken; try again."
-            raise try_later("ResourceUnhealthy", message, after_s=_RETRY_S)
-        self._of[account] += 1
-        try:
-            yield
-        finally:
-            self._of[account] -= 1
-            if not self._of[account]:
-                del self._of[account]
-
-
 _ID = re.compile(r"[A-Za-z0-9._=+-]{1,512}")
 _ENTITY_TAG = re.compile(r'(?:W/)?"(?P<quoted>[!#-~]{1,512})"|(?P<bare>[!#-+.-~]{1,512})')
 _STORE_RETRY_S = 10
 _UPLOAD_RETRY_S = 60
 
 
+class StreamedBodies:
+    """Counts the request bodies that are being streamed to disk."""
+
+    def __init__(self) -> None:
+        self._by_account: Counter[str] = Counter()
+
+    @contextmanager
+    def acquire(self, account: str) -> Iterator[None]:
+        """Count one body inside the with block. Raises ApiError 503 at either limit."""
+        if (
+            self._by_account[account] >= STREAMED_BODIES_PER_ACCOUNT_MAX
+            or self._by_account.total() >= STREAMED_BODIES_MAX
+        ):
+            message = "Too many large bodies are being received; try again."
+            raise service_unavailable("ResourceUnhealthy", message, retry_after_s=_RETRY_S)
+        self._by_account[account] += 1
+        try:
+            yield
+        finally:
+            self._by_account[account] -= 1
+            if not self._by_account[account]:
+                del self._by_account[account]
+
+
 @dataclass(frozen=True, slots=True)
-class Door:
-    """The front door's means; `changing` has a lock for each mailbox where a PATCH is in work,
-    `max_upload` limits what is taken in blocks, in bytes.
+class GraphDependencies:
+    """What the handlers need. `patch_locks` serializes the PATCHes of a mailbox. `max_upload` is
+    the maximum of a streamed body in bytes.
     """
 
     store: MailStore
@@ -85,64 +87,77 @@ class Door:
     public_url: str
     crash: CrashPoints
     max_upload: int
-    changing: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
-    streams: Streams = field(default_factory=Streams)
+    patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    streamed_bodies: StreamedBodies = field(default_factory=StreamedBodies)
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
-    """One request to one mailbox; `names` are the parts of the path that the route left open."""
+class GraphRequest:
+    """One request to one mailbox. `path_parameters` are the values of the route's {parameters}."""
 
-    door: Door
-    call: Call
+    dependencies: GraphDependencies
+    http: HttpRequest
     account: Account
-    names: Mapping[str, str]
+    path_parameters: Mapping[str, str]
 
     @property
     def mailbox(self) -> str:
-        """The store's name for the mailbox."""
+        """The address of the mailbox."""
         return self.account.address
 
     @property
     def message_id(self) -> str:
-        """The message that the path names. Raises ApiError 400 for what cannot be an id."""
-        identifier = self.names["message"]
+        """The message id in the path. Raises ApiError 400 if it is malformed."""
+        identifier = self.path_parameters["message"]
         if not _ID.fullmatch(identifier):
-            message = f"Id is malformed: {shown(identifier)}."
+            message = f"Id is malformed: {quoted(identifier)}."
             raise ApiError(400, "ErrorInvalidIdMalformed", message)
         return identifier
 
     @property
     def condition(self) -> Precondition:
-        """What the path and If-Match say must be true of the message.
+        """The folder in the path and the change keys in If-Match that the message must have.
 
-        Raises ApiError 400 for an If-Match that cannot be read.
+        Raises ApiError 400 for a malformed If-Match.
         """
-        if_match = self.call.headers.getlist("if-match")
+        if_match = self.http.headers.getlist("if-match")
         return Precondition(self.folder_id, change_keys(",".join(if_match) if if_match else "*"))
 
     @property
     def folder_id(self) -> str:
-        """The folder that the path names, "" if it names none."""
-        return self.names.get("folder", "")
+        """The folder id in the path, or ""."""
+        return self.path_parameters.get("folder", "")
 
-    def options(self, allowed: Collection[str] = (), known: Collection[str] = ()) -> Options:
-        """Read the query options; what is not allowed is refused."""
-        return parse_options(self.call.query, allowed=allowed, known=known)
+    def options(self, allowed: Collection[str] = (), known: Collection[str] = ()) -> QueryOptions:
+        """Read the query options. Raises ApiError 400 for one that is not `allowed`."""
+        return parse_options(self.http.query, allowed=allowed, known=known)
+
+    def collection_options(
+        self, allowed: Collection[str], known: Collection[str]
+    ) -> "CollectionOptions":
+        """Read the query options and the preferred page size of a list. Raises ApiError 400."""
+        page_size = max_page_size(preferences(self.http.headers.getlist("prefer")))
+        options = parse_options(self.http.query, allowed=allowed, known=known, page_size=page_size)
+        return CollectionOptions(options, page_size)
+
+    def url(self) -> str:
+        """Return the request's absolute URL without its query."""
+        path = "/".join(quote(segment, safe="@$") for segment in self.http.segments[1:])
+        return f"{self.root_url()}/{path}"
 
     def root_url(self) -> str:
-        """Where the API of this version is, as the client sees it."""
-        base = self.call.base_url(self.door.public_url, self.door.hostname)
-        return f"{base}/{self.call.segments[0].lower()}"
+        """Return the base URL of this API version as the client sees it."""
+        base = self.http.base_url(self.dependencies.public_url, self.dependencies.hostname)
+        return f"{base}/{self.http.segments[0].lower()}"
 
     def context(self, what: str) -> dict[str, Any]:
         """Return the JSON's @odata.context."""
         return {"@odata.context": f"{self.root_url()}/$metadata#{what}"}
 
     def is_mime(self) -> bool:
-        """Whether the body is MIME in base64, by its type; JSON when it says nothing.
+        """Return whether the body is MIME in base64 (text/plain) and not JSON, the default.
 
-        Raises ApiError 415 for another type.
+        Raises ApiError 415 for another Content-Type.
         """
         kind = self._content_type()
         if kind in ("", "application/json"):
@@ -151,10 +166,10 @@ class Visit:
             return True
         raise _unsupported(kind, "application/json, or text/plain for MIME in base64")
 
-    def is_mime_coded(self) -> bool:
-        """Whether a body that must be MIME is in base64, by its type.
+    def is_base64_mime(self) -> bool:
+        """Return whether a body that must be MIME is in base64 (text/plain, the default).
 
-        Raises ApiError 415 for another type.
+        Raises ApiError 415 for another Content-Type.
         """
         kind = self._content_type()
         if kind in ("", "text/plain"):
@@ -163,19 +178,46 @@ class Visit:
             return False
         raise _unsupported(
             kind,
-            "text/plain for MIME in base64, message/rfc822 or application/octet-stream for MIME as "
-            "it is",
+            "text/plain for MIME in base64, message/rfc822 or application/octet-stream for "
+            "plain MIME",
         )
 
     def _content_type(self) -> str:
-        return self.call.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return self.http.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionOptions:
+    """The query options of a list, and the page size that the Prefer header asks for."""
+
+    options: QueryOptions
+    page_size: int | None
+
+    def response(
+        self,
+        context: Mapping[str, Any],
+        items: Sequence[Mapping[str, Any]],
+        *,
+        total: int | None,
+        next_link: str,
+    ) -> Response:
+        """Return a page of the list; `total` is None unless $count asks for it."""
+        body = dict(context)
+        if total is not None:
+            body["@odata.count"] = total
+        body["value"] = items
+        if next_link:
+            body["@odata.nextLink"] = next_link
+        headers = {}
+        if self.page_size is not None:
+            headers["preference-applied"] = f"odata.maxpagesize={self.page_size}"
+        return json_response(body, headers=headers)
 
 
 def change_keys(if_match: str) -> frozenset[str]:
-    """Return the change keys that an If-Match names, none for `*`.
+    """Return the change keys in an If-Match; `*` gives an empty set.
 
-    A tag is an @odata.etag, strong or weak, or a changeKey as it is.
-    Raises ApiError 400.
+    A key is an @odata.etag, strong or weak, or a bare changeKey. Raises ApiError 400.
     """
     if if_match.strip() == "*":
         return frozenset()
@@ -184,19 +226,19 @@ def change_keys(if_match: str) -> frozenset[str]:
         match = _ENTITY_TAG.fullmatch(tag.strip())
         if match is None:
             expected = "an @odata.etag, a changeKey, or *"
-            message = f"If-Match: found {shown(if_match)}, expected {expected}."
+            message = f"If-Match: found {quoted(if_match)}, expected {expected}."
             raise ApiError(400, "BadRequest", message)
         keys.add(match["quoted"] or match["bare"])
     return frozenset(keys)
 
 
 def _unsupported(kind: str, expected: str) -> ApiError:
-    message = f"Content-Type: found {shown(kind)}, expected {expected}."
+    message = f"Content-Type: found {quoted(kind)}, expected {expected}."
     return ApiError(415, "UnsupportedMediaType", message)
 
 
-def refusal(error: StoreError) -> ApiError:
-    """Return what Graph would say for what the store refused; its text is fit for the user."""
+def api_error(error: StoreError) -> ApiError:
+    """Return Graph's error for an error of the mail store, whose text is meant for users."""
     text = str(error)
     match error:
         case NoSuchItemError():
@@ -213,9 +255,9 @@ def refusal(error: StoreError) -> ApiError:
         case AttachmentsTooLargeError():
             return ApiError(413, "ErrorMessageSizeExceeded", text)
         case TooManyQueriesError():
-            return try_later("ResourceUnhealthy", text, after_s=_STORE_RETRY_S)
+            return service_unavailable("ResourceUnhealthy", text, retry_after_s=_STORE_RETRY_S)
         case TooManyUploadsError():
-            return try_later("ResourceUnhealthy", text, after_s=_UPLOAD_RETRY_S)
+            return service_unavailable("ResourceUnhealthy", text, retry_after_s=_UPLOAD_RETRY_S)
         case UploadBusyError():
             return ApiError(409, "ErrorIrresolvableConflict", text)
         case FolderExistsError():
@@ -225,10 +267,15 @@ def refusal(error: StoreError) -> ApiError:
         case FolderError():
             return ApiError(400, "ErrorInvalidRequest", text)
         case MailboxFullError():
-            # 507, not 403: the request is in order and works again when there is room
+            # 507, not 403: the request is valid and succeeds once there is space
             return ApiError(507, "ErrorQuotaExceeded", text or "The mailbox is full.")
         case StoreUnavailableError():
-            message = text or "The store cannot be written now."
-            return try_later("ResourceUnhealthy", message, after_s=_STORE_RETRY_S)
+            message = text or "The store cannot be written to now."
+            return service_unavailable("ResourceUnhealthy", message, retry_after_s=_STORE_RETRY_S)
         case _:
-            return ApiError(500, "InternalServerError", "The store refused; see the log.")
+            return ApiError(500, "InternalServerError", "The store failed; see the log.")
+
+
+def not_implemented(what: str) -> ApiError:
+    """Return the 501 for a part of Graph that is not implemented."""
+    return ApiError(501, "NotImplemented", f"{what} is not implemented.")

@@ -1,9 +1,7 @@
-"""Leaves of a JSON document, read with the path to each in the fault.
+"""Values of a JSON body: decoding, type checks with the path in the error, and action parameters.
 
-On the path: the parsers of messages, attachments and action parameters read every value by these.
-Holds: text that goes into a header has no control character, line separator or lone surrogate.
-Fails: ApiError 400 RequestBodyRead that names the path, what was found and what was expected.
-Standards: RFC 8259; RFC 5322 2.2 (what a header body may hold).
+Text for a header field contains no control character, line separator or lone surrogate (RFC 5322
+2.2). Errors are ApiError 400 with the path, what was found and what was expected.
 """
 
 import re
@@ -13,43 +11,43 @@ from typing import Any
 
 import msgspec
 
-from relay.http.errors import ApiError, shown
+from relay.http.errors import ApiError, quoted
 from relay.message.extended import ExtendedPropertyError, canonical_value, time_us
 
-_DANGEROUS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_DANGEROUS_IN_BODY = re.compile("[\x00\ud800-\udfff]")
+_FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_FORBIDDEN_IN_BODY = re.compile("[\x00\ud800-\udfff]")
 
-# Small values take many times their size in memory; the largest message has some thousands.
+# Small values take many times their size in memory; the largest messages have a few thousand.
 _VALUES_MAX = 100_000
 _STRING_OR_SIGN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
 
 
-def wrong(path: str, found: object, expected: str) -> ApiError:
-    """Return the refusal of a value of the wrong type or form."""
-    return ApiError(400, "RequestBodyRead", f"{path}: found {shown(found)}, expected {expected}.")
+def invalid_value(path: str, found: object, expected: str) -> ApiError:
+    """Return the 400 for a value of the wrong type or form."""
+    return ApiError(400, "RequestBodyRead", f"{path}: found {quoted(found)}, expected {expected}.")
 
 
-def missing(path: str) -> ApiError:
-    """Return the refusal of a body that lacks something."""
+def missing_property(path: str) -> ApiError:
+    """Return the 400 for a required property that is missing."""
     return ApiError(400, "ErrorRequiredPropertyMissing", f"Required property is missing: {path}.")
 
 
 def unsupported(path: str, what: str) -> ApiError:
-    """Return the refusal of something that this relay cannot honour and will not pretend to."""
+    """Return the 501 for a value that Graph accepts and Relay does not support."""
     return ApiError(501, "NotImplemented", f"{path}: {what}.")
 
 
 def unknown_property(path: str, resource: str) -> ApiError:
-    """Return Graph's refusal of a property that does not exist."""
+    """Return Graph's 400 for a property that does not exist."""
     return ApiError(
         400,
         "RequestBodyRead",
-        f"The property {shown(path)} does not exist on type '{resource}'. Make sure to only use "
+        f"The property {quoted(path)} does not exist on type '{resource}'. Make sure to only use "
         "property names that are defined by the type.",
     )
 
 
-def json_object(body: bytes) -> dict[str, Any]:
+def read_json_object(body: bytes) -> dict[str, Any]:
     """Decode a body that must be a JSON object.
 
     Raises ApiError 400 UnableToDeserializePostBody.
@@ -67,12 +65,12 @@ def json_object(body: bytes) -> dict[str, Any]:
     else:
         if isinstance(value, dict):
             return value
-        reason = f"expected an object, found {shown(value)}"
+        reason = f"expected an object, found {quoted(value)}"
     raise _unreadable(reason)
 
 
 def _has_too_many_values(body: bytes) -> bool:
-    """Count what begins a value, first all of it and only then without what is in strings."""
+    """Count the signs that begin a value: first all of them, then without those in strings."""
     if sum(map(body.count, (b",", b"[", b"{"))) <= _VALUES_MAX:
         return False
     signs = (found for found in _STRING_OR_SIGN.finditer(body) if found.end() - found.start() == 1)
@@ -84,63 +82,63 @@ def _unreadable(reason: str) -> ApiError:
     return ApiError(400, "UnableToDeserializePostBody", message)
 
 
-def an_object(value: object, path: str) -> dict[str, Any]:
-    """Return `value` if it is an object."""
+def read_object(value: object, path: str) -> dict[str, Any]:
+    """Check that a value is an object."""
     if not isinstance(value, dict):
-        raise wrong(path, value, "an object")
+        raise invalid_value(path, value, "an object")
     return value
 
 
-def an_array(value: object, path: str, *, most: int | None = None) -> list[Any]:
-    """Return `value` if it is an array of at most `most` items; null is an empty one."""
+def read_array(value: object, path: str, *, most: int | None = None) -> list[Any]:
+    """Check that a value is an array of at most `most` items; null is an empty array."""
     if value is None:
         return []
     if not isinstance(value, list):
-        raise wrong(path, value, "an array")
+        raise invalid_value(path, value, "an array")
     if most is not None and len(value) > most:
         message = f"{path}: found {len(value)} items, expected at most {most}."
         raise ApiError(400, "ErrorInvalidRequest", message)
     return value
 
 
-def a_text(value: object, path: str) -> str:
-    """Return `value` if it is a string; null is an empty one."""
+def read_string(value: object, path: str) -> str:
+    """Check that a value is a string; null is an empty string."""
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise wrong(path, value, "a string")
+        raise invalid_value(path, value, "a string")
     return value
 
 
-def a_boolean(value: object, path: str) -> bool:
-    """Return `value` if it is true or false, also as a string: Graph's own examples have it so."""
+def read_boolean(value: object, path: str) -> bool:
+    """Read true or false, also as a string, as in Graph's own examples."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
-    raise wrong(path, value, "true or false")
+    raise invalid_value(path, value, "true or false")
 
 
-def a_time_us(value: object, path: str) -> int:
-    """Return the microseconds since 1970 of a DateTimeOffset."""
+def read_time_us(value: object, path: str) -> int:
+    """Return a DateTimeOffset in microseconds since 1970."""
     try:
-        return time_us(canonical_value("SystemTime", a_text(value, path)))
+        return time_us(canonical_value("SystemTime", read_string(value, path)))
     except ExtendedPropertyError:
-        raise wrong(path, value, "a time such as 2026-12-01T08:00:00Z") from None
+        raise invalid_value(path, value, "a time such as 2026-12-01T08:00:00Z") from None
 
 
 def one_of(value: object, path: str, choices: tuple[str, ...]) -> str:
-    """Return the choice that `value` means, in any case."""
-    text = a_text(value, path).lower()
+    """Return the choice that a string names, in any case."""
+    text = read_string(value, path).lower()
     if text not in choices:
-        raise wrong(path, value, f"one of {', '.join(choices)}")
+        raise invalid_value(path, value, f"one of {', '.join(choices)}")
     return text
 
 
-def header_text(value: object, path: str, *, longest: int) -> str:
-    """Return a string that may stand in a header field: one line, no control characters."""
-    text = a_text(value, path)
-    if found := _DANGEROUS.search(text):
+def read_header_text(value: object, path: str, *, longest: int) -> str:
+    """Read a string for a header field: one line without control characters."""
+    text = read_string(value, path)
+    if found := _FORBIDDEN.search(text):
         raise ApiError(
             400,
             "ErrorInvalidRequest",
@@ -153,30 +151,32 @@ def header_text(value: object, path: str, *, longest: int) -> str:
     return text
 
 
-def body_text(value: object, path: str) -> str:
-    """Return a string that may stand in a body: anything but NUL and halves of characters."""
-    text = a_text(value, path)
+def read_body_text(value: object, path: str) -> str:
+    """Read a string for a message body: no NUL and no lone surrogate."""
+    text = read_string(value, path)
     if text.isascii() and "\0" not in text:
-        return text  # most are, and the search takes 100 ms for 30 MB
-    if found := _DANGEROUS_IN_BODY.search(text):
+        return text  # most texts; the search takes 100 ms for 30 MB
+    if found := _FORBIDDEN_IN_BODY.search(text):
         raise ApiError(
             400,
             "ErrorInvalidRequest",
             f"{path}: found the character U+{ord(found[0]):04X} at position {found.start()}, which "
-            "no mail can carry.",
+            "a message cannot contain.",
         )
     return text
 
 
-def only_known(given: dict[str, Any], known: tuple[str, ...], *, path: str, resource: str) -> None:
-    """Refuse a property that an object does not have."""
+def check_known_properties(
+    given: dict[str, Any], known: tuple[str, ...], *, path: str, resource: str
+) -> None:
+    """Raise ApiError 400 for a property that the resource does not have."""
     for name in given:
         if name not in known and not is_annotation(name):
             raise unknown_property(f"{path}.{name}", resource)
 
 
 def is_annotation(name: str) -> bool:
-    """Whether a property name is an OData annotation, which says nothing that we need."""
+    """Return whether a property name is an OData annotation, which is ignored."""
     return "@" in name
 
 
@@ -184,9 +184,9 @@ _ID_CHARACTERS = 512
 
 
 def read_parameters(body: Mapping[str, Any], known: Collection[str], action: str) -> dict[str, Any]:
-    """Return the parameters that are given, by their names in lower case, as `known` has them.
+    """Return the parameters of an action by their names in lower case; names match in any case.
 
-    Raises ApiError 400 for one that `action` has not, or that is given twice.
+    Raises ApiError 400 for a parameter that `action` does not have, or that is given twice.
     """
     given: dict[str, Any] = {}
     for name, value in body.items():
@@ -196,15 +196,17 @@ def read_parameters(body: Mapping[str, Any], known: Collection[str], action: str
         if folded not in known:
             raise unknown_property(name, action)
         if folded in given:
-            raise wrong(name, value, "each parameter once, whatever its case")
+            raise invalid_value(name, value, "each parameter once, whatever its case")
         given[folded] = value
     return given
 
 
 def destination_id(body: Mapping[str, Any], action: str) -> str:
-    """Return the only parameter of move and copy: a folder's id or well-known name."""
+    """Return destinationId of move and copy: a folder's id or well-known name."""
     given = read_parameters(body, ("destinationid",), action)
-    identifier = header_text(given.get("destinationid"), "destinationId", longest=_ID_CHARACTERS)
+    identifier = read_header_text(
+        given.get("destinationid"), "destinationId", longest=_ID_CHARACTERS
+    )
     if not identifier:
-        raise missing("destinationId")
+        raise missing_property("destinationId")
     return identifier

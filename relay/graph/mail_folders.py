@@ -1,35 +1,35 @@
-"""Mail folders: list, get, create, rename, move and delete.
+"""Handlers of the mailFolder resource: list, get, create, rename, move and delete.
 
-On the path: none of a message's; the store changes its directories.
-Holds: a folder's id stays whatever it is called and wherever it is; a 201 is durable.
-Fails: ApiError for what cannot be read; 403 for well-known folders, 409 for a name that is there.
-Standards: Graph's mailFolder resource type.
+A folder keeps its id when it is renamed or moved. A 201 is sent when the change is on disk.
+Well-known folders cannot be moved or deleted (403); a name that exists already is a 409.
 """
 
+from collections.abc import Sequence
 from urllib.parse import quote
 
 from starlette.responses import Response
 
-from relay.graph.graph_request import Visit
+from relay.graph.graph_request import GraphRequest
 from relay.graph.json_values import (
-    a_boolean,
     destination_id,
-    header_text,
     is_annotation,
-    json_object,
-    missing,
+    missing_property,
+    read_boolean,
+    read_header_text,
+    read_json_object,
     unknown_property,
     unsupported,
 )
-from relay.graph.messages import list_these_folders
-from relay.graph.serializer import FOLDER_PROPERTIES, ROOT_FOLDER_ID, show_folder
+from relay.graph.odata import select_folders
+from relay.graph.serializer import FOLDER_PROPERTIES, ROOT_FOLDER_ID, folder_json
 from relay.http.errors import ApiError
 from relay.http.gateway import json_response
 from relay.mailbox.types import Folder, ProtectedFolderError
 
 _NAME_CHARACTERS = 255
 _RESOURCE = "microsoft.graph.mailFolder"
-# What clients send back as they got it: the server's to say.
+_LIST_OPTIONS = ("select", "filter", "orderby", "count", "top", "skip")
+# Clients send these back unchanged; they are ignored.
 _READ_ONLY = frozenset(
     (
         *("id", "parentFolderId", "childFolderCount", "unreadItemCount", "totalItemCount"),
@@ -38,106 +38,124 @@ _READ_ONLY = frozenset(
 )
 
 
-async def list_folders(visit: Visit) -> Response:
-    """GET the folders in the root of the mailbox."""
-    every = await visit.door.store.list_folders(visit.mailbox)
-    return list_these_folders(visit, [one for one in every if not one.parent_id])
+async def list_folders(request: GraphRequest) -> Response:
+    """GET mailFolders: return the top-level folders."""
+    folders = await request.dependencies.store.list_folders(request.mailbox)
+    return _list_page(request, [one for one in folders if not one.parent_id])
 
 
-async def list_children(visit: Visit) -> Response:
-    """GET the folders within one."""
-    parent = await _found(visit)
-    every = await visit.door.store.list_folders(visit.mailbox)
+async def list_children(request: GraphRequest) -> Response:
+    """GET childFolders."""
+    parent = await _find_folder(request)
+    folders = await request.dependencies.store.list_folders(request.mailbox)
     parent_id = "" if parent.id == ROOT_FOLDER_ID else parent.id
-    return list_these_folders(visit, [one for one in every if one.parent_id == parent_id])
+    return _list_page(request, [one for one in folders if one.parent_id == parent_id])
 
 
-async def get_folder(visit: Visit) -> Response:
+async def get_folder(request: GraphRequest) -> Response:
     """GET one mail folder."""
-    options = visit.options({"select"}, FOLDER_PROPERTIES)
-    return _folder(visit, await _found(visit), select=options.select)
+    options = request.options({"select"}, FOLDER_PROPERTIES)
+    return _folder_response(request, await _find_folder(request), select=options.select)
 
 
-async def create_folder(visit: Visit) -> Response:
-    """POST a folder: into the root, or as a child of the one that the path names."""
-    visit.options()
-    name = _display_name(await visit.call.body())
+async def create_folder(request: GraphRequest) -> Response:
+    """POST mailFolders or childFolders: create a folder."""
+    request.options()
+    name = _display_name(await request.http.body())
     if name is None:
-        raise missing("displayName")
-    made = await visit.door.store.create_folder(visit.mailbox, name, parent_id=visit.folder_id)
-    location = f"{visit.root_url()}/users/{quote(visit.mailbox)}/mailFolders/{made.id}"
-    return _folder(visit, made, status=201, headers={"location": location})
+        raise missing_property("displayName")
+    created = await request.dependencies.store.create_folder(
+        request.mailbox, name, parent_id=request.folder_id
+    )
+    location = f"{request.root_url()}/users/{quote(request.mailbox)}/mailFolders/{created.id}"
+    return _folder_response(request, created, status=201, headers={"location": location})
 
 
-async def change_folder(visit: Visit) -> Response:
-    """PATCH: the display name."""
-    visit.options()
-    name = _display_name(await visit.call.body())
-    folder = await _found(visit)
+async def change_folder(request: GraphRequest) -> Response:
+    """PATCH: change the display name."""
+    request.options()
+    name = _display_name(await request.http.body())
+    folder = await _find_folder(request)
     if name is not None and name != folder.display_name:
-        folder = await visit.door.store.rename_folder(visit.mailbox, folder.id, name)
-    return _folder(visit, folder)
+        folder = await request.dependencies.store.rename_folder(request.mailbox, folder.id, name)
+    return _folder_response(request, folder)
 
 
-async def move_folder(visit: Visit) -> Response:
-    """POST move: into another folder, with all that is within it."""
-    visit.options()
-    parent_id = destination_id(json_object(await visit.call.body()), "microsoft.graph.move")
-    store, folder_id = visit.door.store, visit.folder_id
+async def move_folder(request: GraphRequest) -> Response:
+    """POST move: move the folder and its child folders into another folder."""
+    request.options()
+    parent_id = destination_id(read_json_object(await request.http.body()), "microsoft.graph.move")
+    store, folder_id = request.dependencies.store, request.folder_id
     try:
-        moved = await store.move_folder(visit.mailbox, folder_id, parent_id=parent_id)
+        moved = await store.move_folder(request.mailbox, folder_id, parent_id=parent_id)
     except ProtectedFolderError as error:
         raise ApiError(403, "ErrorMoveDistinguishedFolder", str(error)) from error
-    return _folder(visit, moved, status=201)
+    return _folder_response(request, moved, status=201)
 
 
-async def delete_folder(visit: Visit) -> Response:
-    """DELETE: to Deleted Items with all that is within it, and from there for good."""
-    visit.options()
-    return await _delete(visit, permanently=False)
+async def delete_folder(request: GraphRequest) -> Response:
+    """DELETE: move the folder to Deleted Items; delete it permanently if it is there already."""
+    request.options()
+    return await _delete(request, permanently=False)
 
 
-async def remove_folder(visit: Visit) -> Response:
-    """POST permanentDelete: at once for good."""
-    visit.options()
-    return await _delete(visit, permanently=True)
+async def remove_folder(request: GraphRequest) -> Response:
+    """POST permanentDelete: delete the folder and its content permanently."""
+    request.options()
+    return await _delete(request, permanently=True)
 
 
-async def _delete(visit: Visit, *, permanently: bool) -> Response:
-    store = visit.door.store
+def _list_page(request: GraphRequest, folders: Sequence[Folder]) -> Response:
+    """Return the page of `folders` that the query options select."""
+    collection = request.collection_options(_LIST_OPTIONS, FOLDER_PROPERTIES)
+    options = collection.options
+    selected = select_folders(folders, filter_=options.filter, orderby=options.orderby)
+    page = selected[options.skip : options.skip + options.top]
+    items = [folder_json(one, options.select) for one in page]
+    next_skip = options.skip + len(page)
+    is_more = page and next_skip < len(selected)
+    link = options.next_link(request.url(), skip=next_skip) if is_more else ""
+    within = f"('{quote(request.folder_id)}')/childFolders" if request.folder_id else ""
+    context = request.context(f"users('{quote(request.mailbox)}')/mailFolders{within}")
+    total = len(selected) if options.count else None
+    return collection.response(context, items, total=total, next_link=link)
+
+
+async def _delete(request: GraphRequest, *, permanently: bool) -> Response:
+    store = request.dependencies.store
     try:
-        await store.delete_folder(visit.mailbox, visit.folder_id, permanently=permanently)
+        await store.delete_folder(request.mailbox, request.folder_id, permanently=permanently)
     except ProtectedFolderError as error:
         raise ApiError(403, "ErrorDeleteDistinguishedFolder", str(error)) from error
     return Response(status_code=204)
 
 
-async def _found(visit: Visit) -> Folder:
-    return await visit.door.store.get_folder(visit.mailbox, visit.folder_id)
+async def _find_folder(request: GraphRequest) -> Folder:
+    return await request.dependencies.store.get_folder(request.mailbox, request.folder_id)
 
 
 def _display_name(body: bytes) -> str | None:
-    """Read a mailFolder; None if it has no name."""
-    given = json_object(body)
+    """Return the displayName of a mailFolder's JSON, None if it has none."""
+    given = read_json_object(body)
     for name in given:
         known = name in ("displayName", "isHidden") or name in _READ_ONLY
         if not known and not is_annotation(name):
             raise unknown_property(name, _RESOURCE)
-    if a_boolean(given.get("isHidden") or False, "isHidden"):
-        raise unsupported("isHidden", "there are no hidden folders; leave it out or false")
+    if read_boolean(given.get("isHidden") or False, "isHidden"):
+        raise unsupported("isHidden", "hidden folders are not supported; omit it or send false")
     if given.get("displayName") is None:
         return None
-    return header_text(given["displayName"], "displayName", longest=_NAME_CHARACTERS)
+    return read_header_text(given["displayName"], "displayName", longest=_NAME_CHARACTERS)
 
 
-def _folder(
-    visit: Visit,
+def _folder_response(
+    request: GraphRequest,
     folder: Folder,
     *,
     status: int = 200,
     select: tuple[str, ...] = (),
     headers: dict[str, str] | None = None,
 ) -> Response:
-    context = visit.context(f"users('{quote(visit.mailbox)}')/mailFolders/$entity")
-    shown = {**context, **show_folder(folder, select)}
+    context = request.context(f"users('{quote(request.mailbox)}')/mailFolders/$entity")
+    shown = {**context, **folder_json(folder, select)}
     return json_response(shown, status=status, headers=headers)

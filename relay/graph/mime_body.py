@@ -1,10 +1,8 @@
-"""A message given as MIME: base64 text in the body of sendMail or of a new draft.
+"""Messages in MIME format in a request body, in base64 (RFC 4648 4) or plain.
 
-On the path: the handlers hand the body in when its type is text/plain.
-Holds: the bytes are not changed; Bcc counts as a recipient; nobody sends from another's address. A
-header that may take long keeps no other request waiting.
-Fails: ApiError 400 for what is no base64, no MIME or has no recipients; 403 ErrorSendAsDenied.
-Standards: Graph's sendMail in MIME format; RFC 5322 3.6.2, 3.6.3.
+The content is not changed. A body up to 1 MiB is held in memory; a larger one is checked when its
+header has arrived and streamed to the draft's file. Bcc fields count as recipients. Addresses in
+From and Sender must be the account's (RFC 5322 3.6.2).
 """
 
 import asyncio
@@ -15,9 +13,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from relay.accounts import Account
-from relay.graph.graph_request import Visit
+from relay.graph.graph_request import GraphRequest
 from relay.graph.recipients import check_has_recipients, check_own, check_recipients_count
-from relay.http.errors import ApiError, UnansweredError, shown
+from relay.http.errors import ApiError, UnansweredError, quoted
 from relay.mailbox.api import Arrival
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.content import LARGE_BYTES, Content, blocks
@@ -32,64 +30,24 @@ from relay.mime.headread import (
 from relay.mime.section import BLANK_LINE, HEADER_OCTETS_MAX, read_header
 
 _WHITE_SPACE = b" \t\r\n"
-_STRANGE = re.compile(rb"[^A-Za-z0-9+/=\s]|[\x0b\x0c]")
+_NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=\s]|[\x0b\x0c]")
+_QUICK_BYTES = 4 * 1024  # a header of this size is parsed in a few milliseconds
+_MESSAGE_ID = re.compile(r"<[!-;=?-~]+>")
+_Result = TypeVar("_Result")
+_IN_MEMORY_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3
+_HEAD_BYTES = HEADER_OCTETS_MAX + 4  # the longest header that can be sent, and the empty line
+_BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
 class Base64Error(ValueError):
-    """What is no base64, and where: in bytes from the body's beginning."""
-
-
-class Base64Decoder:
-    """Takes the body in blocks."""
-
-    def __init__(self) -> None:
-        self._held = b""  # less than a group of four, without white space
-        self._taken = 0  # bytes of the body before the block in hand
-        self._padding_ends: int | None = None  # where the last group ended, if that had padding
-
-    def feed(self, block: bytes) -> bytes:
-        """Return what can be decoded with this block. Raises Base64Error."""
-        plain = self._held + block.translate(None, _WHITE_SPACE)
-        end = len(plain) // 4 * 4
-        if plain and self._padding_ends is not None:
-            raise Base64Error(f"Data behind the padding that ends at byte {self._padding_ends}")
-        try:
-            decoded = binascii.a2b_base64(plain[:end], strict_mode=True)
-        except binascii.Error:
-            raise self._error(block) from None
-        if end and plain[end - 1] == ord("="):
-            if end < len(plain):
-                raise self._error(block)
-            self._padding_ends = self._taken + block.rfind(b"=") + 1
-        self._held = plain[end:]
-        if self._held and _STRANGE.search(self._held):
-            raise self._error(block)
-        self._taken += len(block)
-        return decoded
-
-    def close(self) -> None:
-        """Say that this was all. Raises Base64Error."""
-        if self._held:
-            found = self._held.decode("ascii", "replace")
-            raise Base64Error(f"It ends at byte {self._taken} in the middle of a group: {found!r}")
-
-    def _error(self, block: bytes) -> Base64Error:
-        if strange := _STRANGE.search(block):
-            at = self._taken + strange.start()
-            return Base64Error(f"Found {strange[0]!r} at byte {at}, expected base64")
-        at = self._taken + max(block.find(b"="), 0)
-        return Base64Error(f"Padding in the wrong place, at byte {at}")
-
-
-_QUICK_BYTES = 4 * 1024  # the worst that can be written in them takes some milliseconds
-_MESSAGE_ID = re.compile(r"<[!-;=?-~]+>")
+    """Invalid base64; the text gives the byte offset in the body."""
 
 
 @dataclass(frozen=True, slots=True)
 class MimeMessage:
-    """MIME content, who gets it, and its Message-ID ("" where it has none that can be shown).
+    """MIME content, its recipients, and its Message-ID ("" if it has none, or an invalid one).
 
-    `on_behalf_of` is an address in From that is not the account's, where no Sender tells whose.
+    `on_behalf_of` is an address in From that is not the account's, if there is no Sender.
     """
 
     content: bytes
@@ -98,8 +56,8 @@ class MimeMessage:
     on_behalf_of: str = ""
 
 
-def decoded_mime(body: bytes) -> bytes:
-    """Return the MIME of a body in base64. Raises ApiError."""
+def decode_base64_mime(body: bytes) -> bytes:
+    """Decode a body in base64. Raises ApiError 400."""
     decoder = Base64Decoder()
     try:
         content = decoder.feed(body)
@@ -110,22 +68,22 @@ def decoded_mime(body: bytes) -> bytes:
 
 
 def invalid_base64(error: Base64Error) -> ApiError:
-    """Return the refusal of what is no base64."""
+    """Return the 400 for invalid base64."""
     message = f"Invalid base64 string for MIME content. {error}."
     return ApiError(400, "ErrorMimeContentInvalidBase64String", message)
 
 
-async def checked(content: bytes, account: Account) -> MimeMessage:
-    """check_content(), in a thread where the header is long. Raises ApiError."""
+async def check_mime_content(content: bytes, account: Account) -> MimeMessage:
+    """Run check_content(), in a thread if the header is long. Raises ApiError."""
     if len(content) <= _QUICK_BYTES or BLANK_LINE.search(content, 0, _QUICK_BYTES):
         return check_content(content, account)
     return await asyncio.to_thread(check_content, content, account)
 
 
 def check_content(content: bytes, account: Account) -> MimeMessage:
-    """Check MIME that the account wants to send, which may have no recipients yet.
+    """Check the header of MIME that the account wants to send. It may have no recipients yet.
 
-    Raises ApiError.
+    Raises ApiError 400; 403 ErrorSendAsDenied.
     """
     if reason := check_mime(content):
         raise ApiError(400, "ErrorMimeContentInvalid", f"Invalid MIME content: {reason}.")
@@ -138,7 +96,7 @@ def check_content(content: bytes, account: Account) -> MimeMessage:
             if field.name == "From" and not account.owns(person.address):
                 others.append(person.address)
         if field.unread or not field.people:
-            found = f" that can be read: {shown(field.unread)}" if field.unread else ""
+            found = f" that can be read: {quoted(field.unread)}" if field.unread else ""
             message = f"Invalid MIME content: {field.name} has no address{found}."
             raise ApiError(400, "ErrorMimeContentInvalid", message)
     recipients = MessageProperties(
@@ -160,8 +118,8 @@ def check_content(content: bytes, account: Account) -> MimeMessage:
     )
 
 
-def head_of(content: Content) -> bytes:
-    """Return as much of MIME as checked() looks at. Reading blocks."""
+def header_block(content: Content) -> bytes:
+    """Read the beginning of MIME, as much as check_content() needs. Blocks."""
     head = b""
     for block in blocks(content):
         head += block
@@ -172,8 +130,8 @@ def head_of(content: Content) -> bytes:
 
 def _check_addresses(recipients: MessageProperties) -> None:
     fields = (("To", recipients.to), ("Cc", recipients.cc), ("Bcc", recipients.bcc))
-    for name, people in fields:
-        for person in people:
+    for name, mailboxes in fields:
+        for person in mailboxes:
             try:
                 parse_mailbox(person.address, smtputf8=True)
             except AddressError as error:
@@ -184,101 +142,102 @@ def _invalid_recipient(field: str, found: str, reason: str) -> ApiError:
     return ApiError(
         400,
         "ErrorInvalidRecipients",
-        f"At least one recipient is not valid., {field}: {shown(found)} is no mail address: "
+        f"At least one recipient is not valid., {field}: {quoted(found)} is no mail address: "
         f"{reason}.",
     )
 
 
-_Result = TypeVar("_Result")
-_HELD_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3
-_BEGINNING_BYTES = HEADER_OCTETS_MAX + 4  # a header that may be sent, and the blank line
-_BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
-
-
 @dataclass(frozen=True, slots=True)
-class Taken(Generic[_Result]):
-    """What the header says, and what the store made of the content."""
+class ReceivedMime(Generic[_Result]):
+    """The checked header, and the result of the store."""
 
     message: MimeMessage
     result: _Result
 
 
 @dataclass(frozen=True, slots=True)
-class Ways(Generic[_Result]):
-    """What the store does with MIME: `held` in memory, or `arriving`, whose header is here and of
-    which it is told how many bytes can be expected.
+class MimeConsumer(Generic[_Result]):
+    """How the store takes MIME: `in_memory`, or `streamed` after its header, with the size in bytes
+    that Content-Length announces.
     """
 
-    held: Callable[[MimeMessage], Awaitable[_Result]]
-    arriving: Callable[[MimeMessage, int], Awaitable[Arrival[_Result]]]
+    in_memory: Callable[[MimeMessage], Awaitable[_Result]]
+    streamed: Callable[[MimeMessage, int], Awaitable[Arrival[_Result]]]
 
 
-async def take_mime(visit: Visit, ways: Ways[_Result], *, to_send: bool = False) -> Taken[_Result]:
-    """Take a body of MIME in base64; what is sent must have recipients."""
-    declared_bytes = visit.call.declared_bytes
-    if declared_bytes is None or declared_bytes > _HELD_BODY_BYTES_MAX:
-        return await take_in_blocks(visit, ways.arriving, is_coded=True, to_send=to_send)
-    message = await checked(decoded_mime(await visit.call.body()), visit.account)
+async def receive_mime(
+    request: GraphRequest, consumer: MimeConsumer[_Result], *, to_send: bool = False
+) -> ReceivedMime[_Result]:
+    """Receive MIME in base64, in memory or streamed by its size.
+
+    With `to_send` it must have recipients. Raises ApiError.
+    """
+    declared_bytes = request.http.declared_bytes
+    if declared_bytes is None or declared_bytes > _IN_MEMORY_BODY_BYTES_MAX:
+        return await receive_in_blocks(request, consumer.streamed, is_base64=True, to_send=to_send)
+    message = await check_mime_content(
+        decode_base64_mime(await request.http.body()), request.account
+    )
     if to_send:
         check_has_recipients(message.recipients)
-    return Taken(message, await ways.held(message))
+    return ReceivedMime(message, await consumer.in_memory(message))
 
 
-async def take_in_blocks(
-    visit: Visit,
+async def receive_in_blocks(
+    request: GraphRequest,
     begin: Callable[[MimeMessage, int], Awaitable[Arrival[_Result]]],
     *,
-    is_coded: bool,
+    is_base64: bool,
     to_send: bool = False,
-) -> Taken[_Result]:
-    """Take a body of MIME, in base64 or as it is, block by block."""
-    limit_bytes = visit.door.max_upload
-    declared_bytes = visit.call.declared_bytes or 0
-    expected_bytes = declared_bytes * 2 // 3 if is_coded else declared_bytes
+) -> ReceivedMime[_Result]:
+    """Receive MIME block by block, in base64 or plain. Raises ApiError; nothing is left then."""
+    limit_bytes = request.dependencies.max_upload
+    declared_bytes = request.http.declared_bytes or 0
+    expected_bytes = declared_bytes * 2 // 3 if is_base64 else declared_bytes
     if expected_bytes > limit_bytes:
         raise _too_large(limit_bytes)
-    with visit.door.streams.one_of(visit.mailbox):
-        content = _decoded(visit, limit_bytes) if is_coded else _counted(visit, limit_bytes)
-        beginning = b""
+    with request.dependencies.streamed_bodies.acquire(request.mailbox):
+        content = _decoded(request, limit_bytes) if is_base64 else _counted(request, limit_bytes)
+        head = b""
         async for block in content:
-            beginning += block
-            if len(beginning) >= _BEGINNING_BYTES:
-                if not any(blank in beginning for blank in _BLANK_LINES):
-                    reason = f"no empty line within the first {len(beginning)} bytes"
+            head += block
+            if len(head) >= _HEAD_BYTES:
+                if not any(blank in head for blank in _BLANK_LINES):
+                    reason = f"no empty line within the first {len(head)} bytes"
                     message = f"Invalid MIME content: {reason}."
                     raise ApiError(400, "ErrorMimeContentInvalid", message)
                 break
-        message_told = await checked(beginning, visit.account)
+        mime = await check_mime_content(head, request.account)
         if to_send:
-            check_has_recipients(message_told.recipients)
-        arrival = await begin(message_told, expected_bytes)
+            check_has_recipients(mime.recipients)
+        arrival = await begin(mime, expected_bytes)
         try:
-            await arrival.write(beginning)
+            await arrival.write(head)
             async for block in content:
                 await arrival.write(block)
             finished = arrival.finish()
-            return Taken(message_told, await (submitted(finished) if to_send else finished))
+            return ReceivedMime(mime, await (await_submission(finished) if to_send else finished))
         finally:
             arrival.discard()
 
 
-async def submitted(submission: Awaitable[_Result]) -> _Result:
-    """Await a submission, which goes on when this is cancelled: no answer would be right then.
+async def await_submission(submission: Awaitable[_Result]) -> _Result:
+    """Await a submission. It continues if this is cancelled, so that no response would be correct.
 
-    Raises UnansweredError.
+    Raises UnansweredError then.
     """
     try:
         return await submission
     except asyncio.CancelledError:
-        message = "The server stopped while a message was submitted. It may be sent or not."
+        message = "The server stopped during a submission. Whether it will be sent is unknown."
         raise UnansweredError(message) from None
 
 
-async def _decoded(visit: Visit, limit_bytes: int) -> AsyncGenerator[bytes, None]:
+async def _decoded(request: GraphRequest, limit_bytes: int) -> AsyncGenerator[bytes, None]:
     decoder = Base64Decoder()
     size_bytes = 0
     try:
-        async for block in visit.call.blocks():
+        async for block in request.http.blocks():
             octets = decoder.feed(block)
             size_bytes += len(octets)
             if size_bytes > limit_bytes:
@@ -289,9 +248,9 @@ async def _decoded(visit: Visit, limit_bytes: int) -> AsyncGenerator[bytes, None
         raise invalid_base64(error) from None
 
 
-async def _counted(visit: Visit, limit_bytes: int) -> AsyncGenerator[bytes, None]:
+async def _counted(request: GraphRequest, limit_bytes: int) -> AsyncGenerator[bytes, None]:
     size_bytes = 0
-    async for block in visit.call.blocks():
+    async for block in request.http.blocks():
         size_bytes += len(block)
         if size_bytes > limit_bytes:
             raise _too_large(limit_bytes)
@@ -301,3 +260,47 @@ async def _counted(visit: Visit, limit_bytes: int) -> AsyncGenerator[bytes, None
 def _too_large(limit_bytes: int) -> ApiError:
     message = f"The content is larger than the maximum of {limit_bytes} bytes (http.max_upload)."
     return ApiError(413, "RequestEntityTooLarge", message)
+
+
+class Base64Decoder:
+    """Decodes a body block by block; white space is allowed anywhere."""
+
+    def __init__(self) -> None:
+        self._incomplete_group = b""  # an incomplete group of four, without white space
+        self._consumed_bytes = 0  # bytes of the body before the current block
+        self._padding_ends: int | None = None  # the offset after the padding
+
+    def feed(self, block: bytes) -> bytes:
+        """Return the octets that this block completes. Raises Base64Error."""
+        plain = self._incomplete_group + block.translate(None, _WHITE_SPACE)
+        end = len(plain) // 4 * 4
+        if plain and self._padding_ends is not None:
+            raise Base64Error(f"Data after the padding that ends at byte {self._padding_ends}")
+        try:
+            decoded = binascii.a2b_base64(plain[:end], strict_mode=True)
+        except binascii.Error:
+            raise self._error(block) from None
+        if end and plain[end - 1] == ord("="):
+            if end < len(plain):
+                raise self._error(block)
+            self._padding_ends = self._consumed_bytes + block.rfind(b"=") + 1
+        self._incomplete_group = plain[end:]
+        if self._incomplete_group and _NOT_BASE64.search(self._incomplete_group):
+            raise self._error(block)
+        self._consumed_bytes += len(block)
+        return decoded
+
+    def close(self) -> None:
+        """End the body. Raises Base64Error if it ends within a group."""
+        if self._incomplete_group:
+            found = self._incomplete_group.decode("ascii", "replace")
+            raise Base64Error(
+                f"It ends at byte {self._consumed_bytes} in the middle of a group: {found!r}"
+            )
+
+    def _error(self, block: bytes) -> Base64Error:
+        if strange := _NOT_BASE64.search(block):
+            at = self._consumed_bytes + strange.start()
+            return Base64Error(f"Found {strange[0]!r} at byte {at}, expected base64")
+        at = self._consumed_bytes + max(block.find(b"="), 0)
+        return Base64Error(f"Padding in the wrong place, at byte {at}")

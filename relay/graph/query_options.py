@@ -1,9 +1,7 @@
-"""OData's query options: those that a handler takes, and a refusal of all others.
+"""OData system query options of a request, and the preferences in its Prefer header.
 
-On the path: every handler asks, also those that take none.
-Holds: an option that would change the answer is never silently ignored.
-Fails: ApiError 400 that names the option.
-Standards: OData 4.01 URL conventions 5.1; Graph's paging (absolute @odata.nextLink).
+An option that a handler does not support is an error (400), never ignored. A preference that is
+unknown or malformed is ignored (RFC 7240 2). OData 4.01 URL conventions 5.1, Protocol 8.2.8.
 """
 
 import re
@@ -11,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
-from relay.http.errors import ApiError, shown
+from relay.http.errors import ApiError, quoted
 
 TOP_DEFAULT = 10
 TOP_MAX = 1000
@@ -26,10 +24,10 @@ _SYSTEM = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What a request asks for; `select` is empty for everything.
+class QueryOptions:
+    """The query options of a request; `select` is empty for all properties.
 
-    `expand`, `filter`, `search` and `orderby` are as they came, None where they did not.
+    `expand`, `filter`, `search` and `orderby` are the unparsed text, None if they are not given.
     """
 
     select: tuple[str, ...] = ()
@@ -43,9 +41,9 @@ class Options:
     skiptoken: str = ""
 
     def next_link(self, url: str, *, skip: int = 0, skiptoken: str = "") -> str:
-        """Return the absolute URL of the next page, by its token or by number; `url` has no query.
+        """Return the @odata.nextLink, by `skiptoken` or by `skip`; `url` has no query.
 
-        What the token says includes what was skipped before.
+        The token includes what was skipped before.
         """
         query = {
             "$select": ",".join(self.select) or None,
@@ -62,7 +60,7 @@ class Options:
         return f"{url}?{urlencode(given, safe='$,', quote_via=quote)}"
 
 
-_NONE_GIVEN = Options()
+_NONE_GIVEN = QueryOptions()
 
 
 def parse_options(
@@ -71,10 +69,10 @@ def parse_options(
     allowed: Collection[str] = (),
     known: Collection[str] = (),
     page_size: int | None = None,
-) -> Options:
-    """Read the options of a query; `known` are the properties that $select may name.
+) -> QueryOptions:
+    """Read the query options; `known` are the properties that $select may name.
 
-    A page has `page_size` items at most, if that is given. Raises ApiError 400.
+    `page_size` limits $top. Raises ApiError 400.
     """
     if not query and page_size is None:
         return _NONE_GIVEN
@@ -83,7 +81,7 @@ def parse_options(
         option = name.removeprefix("$").lower()
         if option not in _SYSTEM:
             if name.startswith("$"):
-                raise _bad(f"The query option {shown(name)} is not supported.")
+                raise _bad(f"The query option {quoted(name)} is not supported.")
             continue
         if option not in allowed:
             raise _bad(f"The query option '${option}' is not supported here.")
@@ -92,7 +90,7 @@ def parse_options(
         given[option] = value
     size = page_size or TOP_DEFAULT
     top = _number(given, "top", default=size, limits=(1, TOP_MAX))
-    return Options(
+    return QueryOptions(
         select=_select(given.get("select", ""), known),
         expand=given.get("expand"),
         filter=given.get("filter"),
@@ -109,7 +107,7 @@ def _select(value: str, known: Collection[str]) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
     for name in names:
         if name not in known:
-            raise _bad(f"$select: could not find a property named {shown(name)}.")
+            raise _bad(f"$select: could not find a property named {quoted(name)}.")
     return names
 
 
@@ -122,14 +120,14 @@ def _number(given: dict[str, str], name: str, *, default: int, limits: tuple[int
         number = int(text)
         if low <= number <= high:
             return number
-    raise _bad(f"${name}: found {shown(text)}, expected a number from {low} to {high}.")
+    raise _bad(f"${name}: found {quoted(text)}, expected a number from {low} to {high}.")
 
 
 def _truth(given: dict[str, str], name: str) -> bool:
     text = given.get(name, "false")
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    raise _bad(f"${name}: found {shown(text)}, expected true or false.")
+    raise _bad(f"${name}: found {quoted(text)}, expected true or false.")
 
 
 def _bad(message: str) -> ApiError:
@@ -138,14 +136,14 @@ def _bad(message: str) -> ApiError:
 
 _PREFERENCE = re.compile(
     r'[ \t,]*+([^\s,;="]++)(?:[ \t]*+=[ \t]*+("(?:[^"\\]|\\.)*+"|[^\s,;"]*+))?+'
-    r'((?:[^,"]|"(?:[^"\\]|\\.)*+")*+)'  # parameters, which no preference here has
+    r'((?:[^,"]|"(?:[^"\\]|\\.)*+")*+)'  # parameters, which are ignored
 )
-_DIGITS_MAX = 9  # of a number; what is longer is too much anyway
+_DIGITS_MAX = 9  # of a number; a longer one is over the maximum
 _ESCAPED = re.compile(r"\\(.)")
 
 
 def preferences(lines: Iterable[str]) -> dict[str, str]:
-    """Return the preferences of all Prefer header lines; the value is "" where there is none."""
+    """Return the preferences of all Prefer fields by lower-case name; of duplicates the first."""
     found: dict[str, str] = {}
     for line in lines:
         position = 0
@@ -158,8 +156,8 @@ def preferences(lines: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def page_size(preferred: Mapping[str, str]) -> int | None:
-    """Return how many items of a page odata.maxpagesize allows, None if it says nothing."""
+def max_page_size(preferred: Mapping[str, str]) -> int | None:
+    """Return the page size of odata.maxpagesize, at most 1000; None if it is not given."""
     text = preferred.get("odata.maxpagesize", preferred.get("maxpagesize", ""))
     if not (text.isascii() and text.isdecimal()):
         return None

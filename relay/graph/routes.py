@@ -1,10 +1,8 @@
-"""Which handler a method and a path mean.
+"""Find the handler of a method and a path, and reject intake under pressure.
 
-On the path: app asks it with the part of the path behind the mailbox's owner.
-Holds: names of resources and actions match in any case; `microsoft.graph.` before one is accepted.
-Fails: ApiError 404 for a path that is not here, 501 where Graph has it, 405 with Allow for a method
-that is not.
-Standards: RFC 9110 15.5.5, 15.5.6; Graph's URL conventions.
+Names of resources and actions match in any case; the prefix `microsoft.graph.` is accepted. An
+unknown path is a 404, a resource of Graph that is not implemented a 501, another method a 405 with
+Allow (RFC 9110 15.5.5, 15.5.6).
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,62 +11,64 @@ from enum import Enum, auto
 
 from starlette.responses import Response
 
-from relay.graph import attachments, mail_folders, messages, send_mail
-from relay.graph.graph_request import Visit
-from relay.http.errors import ApiError, shown, try_later
+from relay.graph import attachments, mail_folders, messages, send_mail, users
+from relay.graph.graph_request import GraphRequest, not_implemented
+from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.pressure import OF_MAILBOXES, OF_QUEUE, Reason, State, words_of
 
+Handler = Callable[[GraphRequest], Awaitable[Response]]
 _RETRY_S = 30
+_NAMESPACE = "microsoft.graph."
+_ANY_REST = "*"  # at the end of a pattern: any number of segments
 
 
-class Brings(Enum):
-    """What a request brings: a message for the queue, content for a mailbox, or neither."""
+class Intake(Enum):
+    """What a request adds: a message to the queue, content to a mailbox, or neither."""
 
     NOTHING = auto()
     CONTENT = auto()
     MESSAGE = auto()
 
 
-_SHORT_OF = {
-    Brings.NOTHING: frozenset[Reason](),
-    Brings.CONTENT: OF_MAILBOXES | {Reason.MEMORY},
-    Brings.MESSAGE: OF_MAILBOXES | OF_QUEUE,
+_REJECTED_FOR = {
+    Intake.NOTHING: frozenset[Reason](),
+    Intake.CONTENT: OF_MAILBOXES | {Reason.MEMORY},
+    Intake.MESSAGE: OF_MAILBOXES | OF_QUEUE,
 }
 
 
-def check_room(state: State, brings: Brings) -> None:
-    """Raise ApiError for what the relay takes on no more now."""
-    if (reason := state.refusing(_SHORT_OF[brings])) is None:
+def check_pressure(state: State, intake: Intake) -> None:
+    """Raise ApiError if the relay does not accept this intake at the present pressure level.
+
+    507 if the disk of the mailboxes is full (RFC 4918 11.5), else 503; both with Retry-After.
+    Reading, moving and deleting are possible at every level.
+    """
+    if (reason := state.refusing(_REJECTED_FOR[intake])) is None:
         return
     message = f"Nothing new is taken now: {words_of(reason)}. Try again later."
     if reason in OF_MAILBOXES:
         headers = {"retry-after": str(_RETRY_S)}
         raise ApiError(507, "ErrorInsufficientResources", message, headers=headers)
-    raise try_later("ResourceUnhealthy", message, after_s=_RETRY_S)
-
-
-Handler = Callable[[Visit], Awaitable[Response]]
-_NAMESPACE = "microsoft.graph."
-_WHATEVER = "*"  # last in a pattern: any segments, or none
+    raise service_unavailable("ResourceUnhealthy", message, retry_after_s=_RETRY_S)
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
-    """The handler, and what the path has in the places that the route leaves open."""
+class RouteMatch:
+    """A handler, and the values of the {parameters} in its path."""
 
     handler: Handler
-    names: Mapping[str, str]
+    path_parameters: Mapping[str, str]
 
     @property
-    def brings(self) -> Brings:
-        """What the request brings into the house."""
-        if self.handler in _BRING_MESSAGES:
-            return Brings.MESSAGE
-        return Brings.CONTENT if self.handler in _BRING_CONTENT else Brings.NOTHING
+    def intake(self) -> Intake:
+        """What the request adds."""
+        if self.handler in _MESSAGE_INTAKE:
+            return Intake.MESSAGE
+        return Intake.CONTENT if self.handler in _CONTENT_INTAKE else Intake.NOTHING
 
 
 def with_keys(segments: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a path with its keys as segments: messages('1') is messages/1, as OData writes it."""
+    """Return a path with OData's parentheses as segments: messages('1') becomes messages/1."""
     if not any(segment.endswith("')") for segment in segments):
         return segments
     found: list[str] = []
@@ -81,12 +81,12 @@ def with_keys(segments: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def find_route(method: str, segments: tuple[str, ...]) -> Match:
-    """Return what `method` on the path `segments` means."""
-    segments = _without_parents(segments)
+def find_route(method: str, segments: tuple[str, ...]) -> RouteMatch:
+    """Return the handler of `method` on the path `segments`. Raises ApiError 404, 405, 501."""
+    segments = _innermost_folder(segments)
     for pattern, by_method in _ROUTES:
-        names = _names(pattern, segments)
-        if names is None:
+        parameters = _match_pattern(pattern, segments)
+        if parameters is None:
             continue
         if isinstance(by_method, str):
             raise not_implemented(by_method)
@@ -98,19 +98,14 @@ def find_route(method: str, segments: tuple[str, ...]) -> Match:
                 "Specified HTTP method is not allowed for the request target.",
                 headers={"allow": ", ".join(by_method)},
             )
-        return Match(handler, names)
+        return RouteMatch(handler, parameters)
     path = "/".join(segments)
-    message = f"Resource not found for the path {shown(path)}."
+    message = f"Resource not found for the path {quoted(path)}."
     raise ApiError(404, "ResourceNotFound", message)
 
 
-def not_implemented(what: str) -> ApiError:
-    """Return the refusal of what Graph has and Relay has not."""
-    return ApiError(501, "NotImplemented", f"{what} is not implemented.")
-
-
-def _without_parents(segments: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the path to the innermost folder: an id says all, whatever folders it is within."""
+def _innermost_folder(segments: tuple[str, ...]) -> tuple[str, ...]:
+    """Remove the parent folders from mailFolders/{id}/childFolders/{id}: an id is enough."""
     while len(segments) > 3 and segments[0].lower() == "mailfolders":
         if segments[2].lower() != "childfolders":
             break
@@ -118,20 +113,20 @@ def _without_parents(segments: tuple[str, ...]) -> tuple[str, ...]:
     return segments
 
 
-def _names(pattern: tuple[str, ...], segments: tuple[str, ...]) -> dict[str, str] | None:
-    """Return the names that make `segments` fit `pattern`, None if nothing does."""
-    if pattern[-1:] == (_WHATEVER,):
+def _match_pattern(pattern: tuple[str, ...], segments: tuple[str, ...]) -> dict[str, str] | None:
+    """Return the path parameters if `segments` match `pattern`, else None."""
+    if pattern[-1:] == (_ANY_REST,):
         pattern = pattern[:-1]
         segments = segments[: len(pattern)]
     if len(pattern) != len(segments):
         return None
-    names: dict[str, str] = {}
+    parameters: dict[str, str] = {}
     for expected, segment in zip(pattern, segments, strict=True):
         if expected.startswith("{"):
-            names[expected[1:-1]] = segment
+            parameters[expected[1:-1]] = segment
         elif segment.lower().removeprefix(_NAMESPACE) != expected:
             return None
-    return names
+    return parameters
 
 
 def _pattern(path: str) -> tuple[str, ...]:
@@ -152,7 +147,7 @@ _ONE_FOLDER: Mapping[str, Handler] = {
     "PATCH": mail_folders.change_folder,
     "DELETE": mail_folders.delete_folder,
 }
-_OF_MESSAGES: Mapping[str, Mapping[str, Handler]] = {
+_MESSAGE_ROUTES: Mapping[str, Mapping[str, Handler]] = {
     "messages": _MESSAGES,
     "messages/$count": {"GET": messages.count_messages},
     "messages/{message}": _ONE_MESSAGE,
@@ -174,7 +169,7 @@ _OF_MESSAGES: Mapping[str, Mapping[str, Handler]] = {
     "messages/{message}/attachments/{attachment}/$value": {"GET": attachments.get_value},
     "messages/{message}/$value": {"GET": messages.get_mime, "PUT": messages.replace_mime},
 }
-_OF_FOLDERS: Mapping[str, Mapping[str, Handler]] = {
+_FOLDER_ROUTES: Mapping[str, Mapping[str, Handler]] = {
     "mailfolders": {"GET": mail_folders.list_folders, "POST": mail_folders.create_folder},
     "mailfolders/{folder}": _ONE_FOLDER,
     "mailfolders/{folder}/childfolders": {
@@ -184,7 +179,7 @@ _OF_FOLDERS: Mapping[str, Mapping[str, Handler]] = {
     "mailfolders/{folder}/move": {"POST": mail_folders.move_folder},
     "mailfolders/{folder}/permanentdelete": {"POST": mail_folders.remove_folder},
 }
-_NOT_OF_MESSAGES: Mapping[str, str] = {
+_NOT_IMPLEMENTED_MESSAGE_ROUTES: Mapping[str, str] = {
     "messages/delta": "A delta query",
     "messages/delta()": "A delta query",
     **{
@@ -197,14 +192,17 @@ _NOT_OF_MESSAGES: Mapping[str, str] = {
     "messages/{message}/extensions/*": "The resource openTypeExtension",
     "messages/{message}/attachments/$count": "$count of attachments",
 }
-_NOT_HERE: Mapping[str, str] = {
-    **_NOT_OF_MESSAGES,
+_NOT_IMPLEMENTED: Mapping[str, str] = {
+    **_NOT_IMPLEMENTED_MESSAGE_ROUTES,
     "mailfolders/delta": "A delta query",
     "mailfolders/delta()": "A delta query",
     "mailfolders/$count": "$count of folders",
     "mailfolders/{folder}/copy": "copy of a mailFolder",
     "mailfolders/{folder}/messagerules/*": "The resource messageRule",
-    **{f"mailfolders/{{folder}}/{path}": what for path, what in _NOT_OF_MESSAGES.items()},
+    **{
+        f"mailfolders/{{folder}}/{path}": what
+        for path, what in _NOT_IMPLEMENTED_MESSAGE_ROUTES.items()
+    },
     "mailboxsettings/*": "The resource mailboxSettings",
     "inferenceclassification/*": "The resource inferenceClassification",
     "outlook/*": "The resource outlookUser",
@@ -214,9 +212,9 @@ _NOT_HERE: Mapping[str, str] = {
     ),
     **dict.fromkeys(("contacts/*", "contactfolders/*"), "The resource contact"),
 }
-_BRING_MESSAGES: frozenset[Handler] = frozenset({send_mail.send_mail, send_mail.send_draft})
-# Not what changes or moves a message: that is how mail is read, and room is made.
-_BRING_CONTENT: frozenset[Handler] = frozenset(
+_MESSAGE_INTAKE: frozenset[Handler] = frozenset({send_mail.send_mail, send_mail.send_draft})
+# PATCH and move are not here: clients use them to read mail and to free space.
+_CONTENT_INTAKE: frozenset[Handler] = frozenset(
     {
         messages.create_message,
         messages.replace_mime,
@@ -226,13 +224,13 @@ _BRING_CONTENT: frozenset[Handler] = frozenset(
     }
 )
 _ROUTES: tuple[tuple[tuple[str, ...], Mapping[str, Handler] | str], ...] = (
-    (_pattern(""), {"GET": messages.get_user}),
+    (_pattern(""), {"GET": users.get_user}),
     (_pattern("sendmail"), {"POST": send_mail.send_mail}),
-    *((_pattern(path), what) for path, what in _NOT_HERE.items()),
-    *((_pattern(path), by_method) for path, by_method in _OF_MESSAGES.items()),
-    *((_pattern(path), by_method) for path, by_method in _OF_FOLDERS.items()),
+    *((_pattern(path), what) for path, what in _NOT_IMPLEMENTED.items()),
+    *((_pattern(path), by_method) for path, by_method in _MESSAGE_ROUTES.items()),
+    *((_pattern(path), by_method) for path, by_method in _FOLDER_ROUTES.items()),
     *(
         (_pattern(f"mailfolders/{{folder}}/{path}"), by_method)
-        for path, by_method in _OF_MESSAGES.items()
+        for path, by_method in _MESSAGE_ROUTES.items()
     ),
 )

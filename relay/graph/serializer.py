@@ -1,9 +1,6 @@
-"""Messages, folders and people as Graph's JSON.
+"""JSON of the message, mailFolder and user resources: one table of properties each.
 
-On the path: the handlers show what the store has; a table says how each property is made.
-Holds: enumerations in lower camel case, dates in UTC with Z, as strict clients need them.
-Fails: never.
-Standards: Graph's message, mailFolder and user resource types.
+Enumerations are in lower camel case and dates in UTC with Z, as strict clients require.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -19,21 +16,21 @@ from relay.mime.preview import preview
 ROOT_FOLDER_ID = "msgfolderroot"
 
 
-def show_message(message: StoredMessage, select: Collection[str] = ()) -> dict[str, Any]:
-    """Return a message's JSON; with `select` only those properties (and what always goes along)."""
+def message_json(message: StoredMessage, select: Collection[str] = ()) -> dict[str, Any]:
+    """Return a message's JSON; with `select` only these properties, the id and the etag."""
     wanted = (*_ALWAYS, *select) if select else _BY_DEFAULT
     shown = {name: MESSAGE_PROPERTIES[name](message) for name in wanted}
     return {name: value for name, value in shown.items() if value is not None}
 
 
-def show_folder(folder: Folder, select: Collection[str] = ()) -> dict[str, Any]:
+def folder_json(folder: Folder, select: Collection[str] = ()) -> dict[str, Any]:
     """Return a mail folder's JSON."""
     wanted = ("id", *select) if select else _FOLDER_BY_DEFAULT
     return {name: FOLDER_PROPERTIES[name](folder) for name in wanted}
 
 
-def show_user(account: Account, select: Collection[str] = ()) -> dict[str, Any]:
-    """Return a user's JSON: the address is the id as well."""
+def user_json(account: Account, select: Collection[str] = ()) -> dict[str, Any]:
+    """Return a user's JSON; the id is the address."""
     shown = {
         "id": account.address,
         "displayName": account.address.rpartition("@")[0],
@@ -47,7 +44,7 @@ USER_PROPERTIES = frozenset({"id", "displayName", "mail", "userPrincipalName"})
 
 
 def graph_date(time_us: int) -> str:
-    """Return a DateTimeOffset to the second."""
+    """Return a DateTimeOffset with seconds."""
     return rfc3339(time_us)[:19] + "Z"
 
 
@@ -56,16 +53,16 @@ def _conversation_id(message: StoredMessage) -> str:
     return conversation_id(message.properties, own)
 
 
-def _person(person: Person) -> dict[str, Any]:
+def _recipient(person: Person) -> dict[str, Any]:
     return {"emailAddress": {"name": person.name or person.address, "address": person.address}}
 
 
-def _people(people: tuple[Person, ...]) -> list[dict[str, Any]]:
-    return [_person(person) for person in people]
+def _recipients(recipients: tuple[Person, ...]) -> list[dict[str, Any]]:
+    return [_recipient(person) for person in recipients]
 
 
 def _originator(person: Person | None) -> dict[str, Any] | None:
-    return None if person is None else _person(person)
+    return None if person is None else _recipient(person)
 
 
 def _date(field: str) -> Callable[[StoredMessage], str]:
@@ -99,17 +96,17 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     },
     "sender": lambda message: _originator(message.properties.sender or message.properties.from_),
     "from": lambda message: _originator(message.properties.from_),
-    "toRecipients": lambda message: _people(message.properties.to),
-    "ccRecipients": lambda message: _people(message.properties.cc),
-    "bccRecipients": lambda message: _people(message.properties.bcc),
-    "replyTo": lambda message: _people(message.properties.reply_to),
+    "toRecipients": lambda message: _recipients(message.properties.to),
+    "ccRecipients": lambda message: _recipients(message.properties.cc),
+    "bccRecipients": lambda message: _recipients(message.properties.bcc),
+    "replyTo": lambda message: _recipients(message.properties.reply_to),
     "flag": lambda message: {"flagStatus": "flagged" if message.flagged else "notFlagged"},
     "sensitivity": lambda message: message.properties.sensitivity,
     "internetMessageHeaders": lambda message: [
         {"name": name, "value": value}
         for name, value in message.properties.internet_message_headers
     ],
-    # What Graph's clients often select and no mailbox here has: null, as Graph says it.
+    # Clients often select these; Relay has no value for them: null, as in Graph.
     **dict.fromkeys(("webLink", "inferenceClassification"), lambda _: None),
 }
 _ALWAYS = ("@odata.etag", "id")
@@ -124,6 +121,6 @@ FOLDER_PROPERTIES: Mapping[str, Callable[[Folder], Any]] = {
     "unreadItemCount": lambda folder: folder.unread,
     "totalItemCount": lambda folder: folder.total,
     "isHidden": lambda _: False,
-    "sizeInBytes": lambda folder: folder.size_bytes,  # Graph has it under /beta
+    "sizeInBytes": lambda folder: folder.size_bytes,  # in Graph only in /beta
 }
 _FOLDER_BY_DEFAULT = tuple(name for name in FOLDER_PROPERTIES if name != "sizeInBytes")

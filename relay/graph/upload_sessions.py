@@ -1,10 +1,7 @@
-"""Upload sessions: an attachment's file in ranges, to an URL that needs no token but its own.
+"""Upload sessions: the file of an attachment in ranges, PUT to a URL with a token of its own.
 
-On the path: beside step 1; the last range makes the file an attachment of its draft.
-Holds: a range counts when all of it came and is on disk; the last one may be sent again, and is
-answered in the same way.
-Fails: ApiError: 404 for an unknown or expired session, 416 for a range in the wrong place.
-Standards: Graph's uploadSession; RFC 9110 14.4 (Content-Range).
+A range counts when all of it is on disk. The last one makes the file an attachment of its draft; it
+may be sent again and gives the same response. RFC 9110 14.4 (Content-Range).
 """
 
 import re
@@ -14,11 +11,11 @@ from urllib.parse import quote
 from starlette.responses import Response
 
 from relay.accounts import AccountDirectory
-from relay.graph.graph_request import Door
+from relay.graph.graph_request import GraphDependencies
 from relay.graph.serializer import graph_date
-from relay.http.errors import ApiError, shown
+from relay.http.errors import ApiError, quoted
 from relay.http.gateway import json_response
-from relay.http.http_request import Call
+from relay.http.http_request import HttpRequest
 from relay.mailbox.types import NoSuchItemError, Upload
 
 _METHODS = ("GET", "PUT", "DELETE")
@@ -28,7 +25,7 @@ _EXPECTED = "expected a range such as bytes 0-5242879/12582912"
 
 @dataclass(frozen=True, slots=True)
 class ContentRange:
-    """What a Content-Range header says; `end` is the last byte's place."""
+    """A Content-Range; `end` is the offset of the last byte."""
 
     start: int
     end: int
@@ -36,25 +33,28 @@ class ContentRange:
 
 
 async def serve_upload(
-    door: Door, call: Call, token: str, *, accounts: AccountDirectory
+    dependencies: GraphDependencies, request: HttpRequest, token: str, *, accounts: AccountDirectory
 ) -> Response:
-    """Answer a request to an upload URL, which goes with its account."""
-    if call.method not in _METHODS:
+    """Handle a request to an upload URL. The session ends with its account.
+
+    Raises ApiError: 404 for an unknown or expired session, 416 for a range out of order.
+    """
+    if request.method not in _METHODS:
         raise ApiError(
             405,
             "Request_BadRequest",
             "Specified HTTP method is not allowed for the request target.",
             headers={"allow": ", ".join(_METHODS)},
         )
-    upload = await door.store.attachments.find_upload(token)
+    upload = await dependencies.store.attachments.find_upload(token)
     owner = accounts.by_address(upload.account)
     if owner is None or owner.address != upload.account:
         raise NoSuchItemError("The upload session is unknown, or it has expired.")
-    if call.method == "GET":
+    if request.method == "GET":
         return _status(upload)
-    if call.method == "PUT":
-        return await _put(door, call, token, upload=upload)
-    await door.store.attachments.remove_upload(token)
+    if request.method == "PUT":
+        return await _put(dependencies, request, token, upload=upload)
+    await dependencies.store.attachments.remove_upload(token)
     return Response(status_code=204)
 
 
@@ -62,57 +62,65 @@ def read_content_range(text: str, size: int) -> ContentRange:
     """Read a Content-Range of a file of `size` bytes. Raises ApiError."""
     match = _RANGE.fullmatch(text.strip())
     if match is None:
-        message = f"Content-Range: found {shown(text)}, {_EXPECTED}."
+        message = f"Content-Range: found {quoted(text)}, {_EXPECTED}."
         raise ApiError(400, "invalidRange", message)
-    told = ContentRange(*map(int, match.groups()))
-    if told.total != size:
-        message = f"Content-Range: found a total of {told.total}, expected {size}."
+    content_range = ContentRange(*map(int, match.groups()))
+    if content_range.total != size:
+        message = f"Content-Range: found a total of {content_range.total}, expected {size}."
         raise ApiError(400, "invalidRange", message)
-    if not told.start <= told.end < told.total:
-        raise _not_satisfiable("invalidRange", f"found {shown(text)}, {_EXPECTED}")
-    return told
+    if not content_range.start <= content_range.end < content_range.total:
+        raise _not_satisfiable("invalidRange", f"found {quoted(text)}, {_EXPECTED}")
+    return content_range
 
 
-async def _put(door: Door, call: Call, token: str, *, upload: Upload) -> Response:
-    given = read_content_range(call.headers.get("content-range", ""), upload.size)
+async def _put(
+    dependencies: GraphDependencies, request: HttpRequest, token: str, *, upload: Upload
+) -> Response:
+    given = read_content_range(request.headers.get("content-range", ""), upload.size)
     if upload.received == upload.size and given.end == upload.size - 1:
-        return await _attached(door, call, token)  # again: its answer was lost, or it failed
+        return await _attached(
+            dependencies, request, token
+        )  # a repeat: the response was lost, or attaching failed
     if given.start != upload.received:
         is_overlap = given.start < upload.received
         code = "fragmentOverlap" if is_overlap else "fragmentOutOfOrder"
         message = f"found {given.start}-{given.end}, expected {_next_range(upload)}"
         raise _not_satisfiable(code, message)
     length = given.end - given.start + 1
-    if call.declared_bytes not in (None, length):
-        raise _wrong_length(call.declared_bytes or 0, length)
-    with door.streams.one_of(upload.account):
-        upload = await _take(door, call, token, start=given.start, length=length)
+    if request.declared_bytes not in (None, length):
+        raise _wrong_length(request.declared_bytes or 0, length)
+    with dependencies.streamed_bodies.acquire(upload.account):
+        upload = await _take(dependencies, request, token, start=given.start, length=length)
     if upload.received < upload.size:
         return _status(upload)
-    return await _attached(door, call, token)
+    return await _attached(dependencies, request, token)
 
 
-async def _take(door: Door, call: Call, token: str, *, start: int, length: int) -> Upload:
-    taken = await door.store.attachments.upload_range(token, start)
+async def _take(
+    dependencies: GraphDependencies, request: HttpRequest, token: str, *, start: int, length: int
+) -> Upload:
+    upload_range = await dependencies.store.attachments.upload_range(token, start)
     try:
         size_bytes = 0
-        async for block in call.blocks():
+        async for block in request.blocks():
             size_bytes += len(block)
             if size_bytes > length:
                 raise _wrong_length(size_bytes, length)
-            await taken.write(block)
+            await upload_range.write(block)
         if size_bytes < length:
             raise _wrong_length(size_bytes, length)
-        return await taken.finish()
+        return await upload_range.finish()
     finally:
-        taken.abort()
+        upload_range.abort()
 
 
-async def _attached(door: Door, call: Call, token: str) -> Response:
-    upload = await door.store.attachments.attach_upload(token, limit_bytes=door.max_upload)
-    base = call.base_url(door.public_url, door.hostname)
+async def _attached(dependencies: GraphDependencies, request: HttpRequest, token: str) -> Response:
+    upload = await dependencies.store.attachments.attach_upload(
+        token, limit_bytes=dependencies.max_upload
+    )
+    base = request.base_url(dependencies.public_url, dependencies.hostname)
     location = (
-        f"{base}/{call.segments[0].lower()}/users('{quote(upload.account)}')"
+        f"{base}/{request.segments[0].lower()}/users('{quote(upload.account)}')"
         f"/messages('{upload.message_id}')/attachments('{upload.attachment_id}')"
     )
     return Response(status_code=201, headers={"location": location})
@@ -126,7 +134,7 @@ def _status(upload: Upload) -> Response:
 
 
 def _next_range(upload: Upload) -> str:
-    """Return what is still to come, always with its end: some clients need that."""
+    """Return the missing range, always with its end, which some clients require."""
     return f"{upload.received}-{upload.size - 1}"
 
 

@@ -1,11 +1,8 @@
-"""How the server's places are shared among client addresses: connections, requests, unread answers.
+"""Limits on connections, running requests and unread responses, in all and per client address.
 
-On the path: each connection has a place and reports what it does; the protocol asks before it takes
-on more.
-Holds: a connection that waits for its client gives way to a new one, the heaviest address first; an
-address never has more than half of the running requests and of the octets that wait to be read.
-Fails: never; a limit that is reached says no.
-Standards: RFC 9112 9.3, 9.5 (a server may close an idle connection at any time).
+At the connection limit a connection that waits for its client is closed for a new one, that of the
+address with the most connections first (RFC 9112 9.5 allows this). One address gets at most half of
+the running requests and of the memory for unread responses.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,26 +16,26 @@ from relay.accounts.passwords import client_of
 CONNECTIONS_MAX = 2000
 REQUESTS_MAX = 1000
 UNREAD_BYTES_MAX = 128 * 1024 * 1024
-UNREAD_GRACE_S = 10.0  # no answer is cut off earlier, so that bursts have time to be read
-STALLED_GRACE_S = 10.0  # nor a body of which nothing comes
-_SHARE = 2  # one address gets this part of the requests and of the unread octets
+UNREAD_GRACE_S = 10.0  # a response may stay unread so long before its connection is closed
+STALLED_GRACE_S = 10.0  # and a body may stall so long
+_SHARE = 2  # one address gets 1/2 of the requests and of the unread bytes
 
-NOT_COUNTED = ""  # the address of what is not counted by address: Unix sockets, proxies
+NOT_COUNTED = ""  # the address of Unix sockets and proxies, which have no limit per address
 
 
-class Stage(IntEnum):
-    """What a connection waits for. With the last three it has a request."""
+class ConnectionState(IntEnum):
+    """What a connection waits for. In the last three states it has a request."""
 
-    IDLE = 0  # a further request
+    IDLE = 0  # the next request
     HALF_OPEN = 1  # the rest of a header
     RECEIVING = 2  # the rest of a body
-    UNREAD = 3  # the client has to read before more can be sent
-    BUSY = 4  # the server's own work
+    UNREAD = 3  # the client to read its response
+    BUSY = 4  # the server
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What one server takes on. Connections from `proxy_networks` are not counted by address."""
+    """The limits of one server. Connections from `proxy_networks` have no limit per address."""
 
     connections: int = CONNECTIONS_MAX
     requests: int = REQUESTS_MAX
@@ -47,227 +44,246 @@ class ConnectionLimits:
 
 
 @dataclass(eq=False, slots=True)
-class Place:
-    """The place of one connection. `cut` closes it; `since` is when it began to wait, its request
-    or answer began, or the last octets of a body came.
+class HttpConnection:
+    """One connection. `since` is when it became idle, its request or response began, or when a part
+    of its body last arrived.
     """
 
-    client: "Client"
-    cut: Callable[[], None]
-    stage: Stage = Stage.HALF_OPEN
+    client: "ClientConnections"
+    close: Callable[[], None]
+    state: ConnectionState = ConnectionState.HALF_OPEN
     since: float = 0.0
-    promised_bytes: int = 0  # of an answer that is being sent
-    buffered_bytes: int = 0  # of those that were sent and wait in the connection's buffer
+    response_bytes: int = 0  # of the response that is being sent
+    buffered_bytes: int = 0  # sent responses in the buffer of the connection
 
     @property
     def unread_bytes(self) -> int:
-        """How many octets are in memory because the client has not read."""
-        return self.promised_bytes + self.buffered_bytes
+        """Bytes in memory that the client has not read."""
+        return self.response_bytes + self.buffered_bytes
 
 
 @dataclass(eq=False, slots=True)
-class Client:
-    """One client address: its places by stage, the oldest of each stage first."""
+class ClientConnections:
+    """The connections of one client address by state, the oldest of each state first."""
 
     address: str
-    at: list[dict[Place, None]] = field(default_factory=lambda: [{} for _ in Stage])
+    by_state: list[dict[HttpConnection, None]] = field(
+        default_factory=lambda: [{} for _ in ConnectionState]
+    )
     connections: int = 0
     unread_bytes: int = 0
 
     @property
     def requests(self) -> int:
-        """How many of them are more than open."""
-        return sum(len(places) for places in self.at[Stage.RECEIVING :])
+        """The number of running requests."""
+        return sum(len(connections) for connections in self.by_state[ConnectionState.RECEIVING :])
 
     @property
     def is_counted(self) -> bool:
-        """Whether the limits of one address hold for it."""
+        """Whether the limits per address apply."""
         return self.address != NOT_COUNTED
 
 
-class Places:
-    """The places of one server; `now_s` is the event loop's time."""
+class ConnectionTable:
+    """The connections of one server; `now_s` returns the time of the event loop."""
 
     def __init__(self, limits: ConnectionLimits, now_s: Callable[[], float]) -> None:
-        """Raises ValueError for a network."""
+        """Raise ValueError for an invalid network in `limits`."""
         self._limits = limits
         self._now_s = now_s
         self._proxies = tuple(map(ip_network, limits.proxy_networks))
-        self._clients: dict[str, Client] = {}
+        self._clients: dict[str, ClientConnections] = {}
         self._connections = 0
         self._requests = 0
         self._unread_bytes = 0
 
-    def enter(self, host: str, cut: Callable[[], None]) -> Place | None:
-        """Give a new connection from `host` a place, if need be another's; None if there is none.
+    def add(self, host: str, close: Callable[[], None]) -> HttpConnection | None:
+        """Add a connection from `host`, "" for a Unix socket; at the limit close another one.
 
-        `host` is "" for a Unix socket.
+        Return None if no other connection may be closed.
         """
         if self._connections >= self._limits.connections:
-            victim = self._heaviest(self._first_to_go, lambda client: client.connections)
+            victim = self._heaviest(self._oldest_waiting, lambda client: client.connections)
             if victim is None:
                 return None
-            self._cut(victim)
+            self._close_connection(victim)
         address = client_address(host, self._proxies)
         client = self._clients.get(address)
         if client is None:
-            client = self._clients[address] = Client(address)
-        place = Place(client, cut, since=self._now_s())
-        client.at[place.stage][place] = None
+            client = self._clients[address] = ClientConnections(address)
+        connection = HttpConnection(client, close, since=self._now_s())
+        client.by_state[connection.state][connection] = None
         client.connections += 1
         self._connections += 1
-        return place
+        return connection
 
-    def leave(self, place: Place) -> None:
-        """Give a place back; once more does no harm."""
-        client = place.client
-        if place not in client.at[place.stage]:
+    def remove(self, connection: HttpConnection) -> None:
+        """Remove a connection; no effect if it was removed before."""
+        client = connection.client
+        if connection not in client.by_state[connection.state]:
             return
-        self._count(place, promised_bytes=0, buffered_bytes=0)
-        self._requests -= _is_request(place.stage)
-        del client.at[place.stage][place]
+        self._count(connection, response_bytes=0, buffered_bytes=0)
+        self._requests -= _is_request(connection.state)
+        del client.by_state[connection.state][connection]
         client.connections -= 1
         self._connections -= 1
         if not client.connections:
             del self._clients[client.address]
 
-    def move(self, place: Place, stage: Stage) -> None:
-        """Note that a connection waits for something else."""
-        client = place.client
-        if stage is place.stage or place not in client.at[place.stage]:
+    def set_state(self, connection: HttpConnection, state: ConnectionState) -> None:
+        """Record the state of a connection."""
+        client = connection.client
+        if state is connection.state or connection not in client.by_state[connection.state]:
             return
-        is_one, was_one = _is_request(stage), _is_request(place.stage)
-        if not (is_one and was_one):
-            self._requests += is_one - was_one
-            place.since = self._now_s()
-        del client.at[place.stage][place]
-        client.at[stage][place] = None
-        place.stage = stage
+        is_request, was_request = _is_request(state), _is_request(connection.state)
+        if not (is_request and was_request):
+            self._requests += is_request - was_request
+            connection.since = self._now_s()
+        del client.by_state[connection.state][connection]
+        client.by_state[state][connection] = None
+        connection.state = state
 
-    def received(self, place: Place) -> None:
-        """Note that octets of a body came."""
-        places = place.client.at[Stage.RECEIVING]
-        if place in places:
-            place.since = self._now_s()
-            places[place] = places.pop(place)
+    def body_received(self, connection: HttpConnection) -> None:
+        """Record that a part of a body arrived."""
+        connections = connection.client.by_state[ConnectionState.RECEIVING]
+        if connection in connections:
+            connection.since = self._now_s()
+            connections[connection] = connections.pop(connection)
 
-    def may_begin(self, place: Place) -> bool:
-        """Whether a request may begin: its address has less than its share of those that run.
+    def may_start_request(self, connection: HttpConnection) -> bool:
+        """Return whether a request may start under the limits in all and per address.
 
-        An answer that has not been read for long gives way, and a body that has stopped.
+        At a limit, a connection with an unread response or a stalled body is closed for it.
         """
-        limit, client = self._limits.requests, place.client
-        if _is_request(place.stage):
+        limit, client = self._limits.requests, connection.client
+        if _is_request(connection.state):
             return True
         if client.is_counted and client.requests >= max(limit // _SHARE, 1):
-            return self._gives_way(self._silent_for_long(client))
+            return self._close_victim(self._stalled(client))
         if self._requests >= limit:
-            return self._gives_way(
-                self._heaviest(self._silent_for_long, lambda client: client.requests)
-            )
+            return self._close_victim(self._heaviest(self._stalled, lambda client: client.requests))
         return True
 
-    def may_answer(self, place: Place, size_bytes: int, *, may_be_refused: bool) -> bool:
-        """Whether an answer of so many octets may be sent; if so they are counted until read.
+    def may_send_response(
+        self, connection: HttpConnection, size_bytes: int, *, may_be_refused: bool
+    ) -> bool:
+        """Return whether a response may be sent; if so its bytes are counted until they are read.
 
-        Others that have not been read for long give way; if the answer may not be refused, any.
-        One alone may be larger than the limit.
+        Connections with responses that are unread for 10 s are closed for it, or with any unread
+        response if this one may not be refused. A single response may exceed the limit.
         """
-        find = self._unread_for_long if may_be_refused else _unread_longest
-        if not self._make_room(place.client, size_bytes, find) and may_be_refused:
+        find = self._unread_too_long if may_be_refused else _unread_longest
+        if not self._make_room(connection.client, size_bytes, find) and may_be_refused:
             return False
-        if place in place.client.at[place.stage]:  # else it is closed, and keeps nothing
-            self._count(place, promised_bytes=size_bytes, buffered_bytes=place.buffered_bytes)
-            place.since = self._now_s()
+        if connection in connection.client.by_state[connection.state]:  # else it was closed
+            self._count(
+                connection, response_bytes=size_bytes, buffered_bytes=connection.buffered_bytes
+            )
+            connection.since = self._now_s()
         return True
 
-    def answered(self, place: Place) -> None:
-        """Note that an answer was sent whole: from now on its connection's buffer counts."""
-        if place.promised_bytes:
-            self._count(place, promised_bytes=0, buffered_bytes=place.buffered_bytes)
+    def response_sent(self, connection: HttpConnection) -> None:
+        """Record that a response was sent: from now on the buffer of its connection counts."""
+        if connection.response_bytes:
+            self._count(connection, response_bytes=0, buffered_bytes=connection.buffered_bytes)
 
-    def buffered(self, place: Place, size_bytes: int) -> None:
-        """Note how many octets wait in a connection's buffer.
+    def set_buffered_bytes(self, connection: HttpConnection, size_bytes: int) -> None:
+        """Record the bytes in the buffer of a connection.
 
-        Answers that could not be refused may be too many by then: others give way to this one.
+        Responses that could not be refused may exceed the limit: then others are closed for it.
         """
-        if place in place.client.at[place.stage]:
-            self._count(place, promised_bytes=place.promised_bytes, buffered_bytes=size_bytes)
+        if connection in connection.client.by_state[connection.state]:
+            self._count(
+                connection, response_bytes=connection.response_bytes, buffered_bytes=size_bytes
+            )
             if size_bytes:
-                self._make_room(place.client, 0, _unread_longest)
+                self._make_room(connection.client, 0, _unread_longest)
 
     @property
     def _unread_share(self) -> int:
         return self._limits.unread_bytes // _SHARE
 
     def _make_room(
-        self, client: Client, size_bytes: int, find: Callable[[Client], Place | None]
+        self,
+        client: ClientConnections,
+        size_bytes: int,
+        find: Callable[[ClientConnections], HttpConnection | None],
     ) -> bool:
-        """Cut off what `find` has until so many octets more fit; return whether they do."""
-        while self._is_too_much(client, size_bytes):
+        """Close connections that `find` selects until `size_bytes` fit; return whether they do."""
+        while self._exceeds_limit(client, size_bytes):
             if client.is_counted and client.unread_bytes + size_bytes > self._unread_share:
                 victim = find(client)
             else:
                 victim = self._heaviest(find, lambda client: client.unread_bytes)
             if victim is None:
                 return False
-            self._cut(victim)
+            self._close_connection(victim)
         return True
 
-    def _is_too_much(self, client: Client, size_bytes: int) -> bool:
+    def _exceeds_limit(self, client: ClientConnections, size_bytes: int) -> bool:
         of_client = client.unread_bytes if client.is_counted else 0
         return bool(of_client and of_client + size_bytes > self._unread_share) or bool(
             self._unread_bytes and self._unread_bytes + size_bytes > self._limits.unread_bytes
         )
 
-    def _count(self, place: Place, *, promised_bytes: int, buffered_bytes: int) -> None:
-        before_bytes = place.unread_bytes
-        place.promised_bytes, place.buffered_bytes = promised_bytes, buffered_bytes
-        place.client.unread_bytes += place.unread_bytes - before_bytes
-        self._unread_bytes += place.unread_bytes - before_bytes
+    def _count(
+        self, connection: HttpConnection, *, response_bytes: int, buffered_bytes: int
+    ) -> None:
+        before_bytes = connection.unread_bytes
+        connection.response_bytes, connection.buffered_bytes = response_bytes, buffered_bytes
+        connection.client.unread_bytes += connection.unread_bytes - before_bytes
+        self._unread_bytes += connection.unread_bytes - before_bytes
 
-    def _first_to_go(self, client: Client) -> Place | None:
-        """Return which connection of a client gives way to a new one: the oldest idle first."""
-        waiting = chain(client.at[Stage.IDLE], client.at[Stage.HALF_OPEN])
-        return next(waiting, None) or self._silent_for_long(client)
+    def _oldest_waiting(self, client: ClientConnections) -> HttpConnection | None:
+        """Return the client's connection to close for a new one: the oldest idle one first."""
+        waiting = chain(
+            client.by_state[ConnectionState.IDLE], client.by_state[ConnectionState.HALF_OPEN]
+        )
+        return next(waiting, None) or self._stalled(client)
 
-    def _silent_for_long(self, client: Client) -> Place | None:
-        """Return a request whose client has to do something, and has not for long."""
-        stalled = next(iter(client.at[Stage.RECEIVING]), None)
+    def _stalled(self, client: ClientConnections) -> HttpConnection | None:
+        """Return a request whose body is stalled or whose response is unread for 10 s."""
+        stalled = next(iter(client.by_state[ConnectionState.RECEIVING]), None)
         if stalled and self._now_s() - stalled.since >= STALLED_GRACE_S:
             return stalled
-        return self._unread_for_long(client)
+        return self._unread_too_long(client)
 
-    def _unread_for_long(self, client: Client) -> Place | None:
-        place = _unread_longest(client)
-        return place if place and self._now_s() - place.since >= UNREAD_GRACE_S else None
+    def _unread_too_long(self, client: ClientConnections) -> HttpConnection | None:
+        connection = _unread_longest(client)
+        return (
+            connection
+            if connection and self._now_s() - connection.since >= UNREAD_GRACE_S
+            else None
+        )
 
     def _heaviest(
-        self, find: Callable[[Client], Place | None], weight: Callable[[Client], int]
-    ) -> Place | None:
-        """Return what `find` has of the heaviest client; proxies are many clients and come last."""
+        self,
+        find: Callable[[ClientConnections], HttpConnection | None],
+        weight: Callable[[ClientConnections], int],
+    ) -> HttpConnection | None:
+        """Return what `find` selects of the client with the highest weight; proxies come last."""
         most, heaviest = -1, None
         for client in self._clients.values():
-            its = weight(client) if client.is_counted else 0
-            if its > most and (place := find(client)):
-                most, heaviest = its, place
+            its_weight = weight(client) if client.is_counted else 0
+            if its_weight > most and (connection := find(client)):
+                most, heaviest = its_weight, connection
         return heaviest
 
-    def _gives_way(self, victim: Place | None) -> bool:
+    def _close_victim(self, victim: HttpConnection | None) -> bool:
         if victim is None:
             return False
-        self._cut(victim)
+        self._close_connection(victim)
         return True
 
-    def _cut(self, place: Place) -> None:
-        self.leave(place)
-        place.cut()
+    def _close_connection(self, connection: HttpConnection) -> None:
+        self.remove(connection)
+        connection.close()
 
 
 def client_address(host: str, proxies: Iterable[IPv4Network | IPv6Network] = ()) -> str:
-    """Return what stands for a client in counts: an IPv4 address, or the /64 of an IPv6 one.
+    """Return the key of a client: its IPv4 address, or the /64 of its IPv6 address.
 
-    NOT_COUNTED for what is in `proxies` and for a Unix socket.
+    NOT_COUNTED for an address in `proxies` and for a Unix socket.
     """
     if not host:
         return NOT_COUNTED
@@ -279,9 +295,9 @@ def client_address(host: str, proxies: Iterable[IPv4Network | IPv6Network] = ())
     return client_of(str(address))
 
 
-def _unread_longest(client: Client) -> Place | None:
-    return next(iter(client.at[Stage.UNREAD]), None)
+def _unread_longest(client: ClientConnections) -> HttpConnection | None:
+    return next(iter(client.by_state[ConnectionState.UNREAD]), None)
 
 
-def _is_request(stage: Stage) -> bool:
-    return stage >= Stage.RECEIVING
+def _is_request(state: ConnectionState) -> bool:
+    return state >= ConnectionState.RECEIVING

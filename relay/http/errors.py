@@ -1,20 +1,18 @@
-"""The one way to refuse a request, and Graph's error envelope around it.
+"""Error responses: ApiError, and Graph's error envelope around it.
 
-On the path: any handler raises ApiError; the gateway turns it into the answer.
-Holds: the message is fit for the client: it names the field, what was found and what was expected.
-Fails: never.
-Standards: Graph's error resource; RFC 9110 10.2.3 (Retry-After), 11.6.1 (WWW-Authenticate).
+A handler raises ApiError; the gateway turns it into the response. The message is meant for the
+client: it names the field, what was found and what was expected.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_SHOWN_CHARACTERS = 100
+_QUOTED_MAX = 100
 
 
 class ApiError(Exception):
-    """A request is refused: `status` is HTTP's, `code` Graph's, `headers` go with the answer."""
+    """An error response with an HTTP status, Graph's error code, and extra header fields."""
 
     def __init__(
         self, status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None
@@ -27,49 +25,50 @@ class ApiError(Exception):
 
 
 class UnansweredError(Exception):
-    """What was asked may be done or not: the connection is closed without an answer.
+    """The outcome of the request is unknown: the connection is closed without a response.
 
-    Any status would be taken for one of the two. The text is for the log.
+    Any status would tell the client one of the two. The text is for the log.
     """
 
 
 @dataclass(frozen=True, slots=True)
-class RequestNames:
-    """What an answer calls its request: our id, and the client's (or ours again)."""
+class RequestIds:
+    """The values of request-id and client-request-id; without the client's both are ours."""
 
     request_id: str
     client_request_id: str
 
 
-def envelope(error: ApiError, *, names: RequestNames, date: str) -> dict[str, Any]:
-    """Return Graph's JSON for a refusal; `date` is UTC to the second, without a zone."""
+def error_body(error: ApiError, *, ids: RequestIds, date: str) -> dict[str, Any]:
+    """Return Graph's JSON of an error; `date` is UTC to the second, without a zone."""
     return {
         "error": {
             "code": error.code,
             "message": error.message,
             "innerError": {
                 "date": date,
-                "request-id": names.request_id,
-                "client-request-id": names.client_request_id,
+                "request-id": ids.request_id,
+                "client-request-id": ids.client_request_id,
             },
         }
     }
 
 
-def try_later(code: str, message: str, *, after_s: int) -> ApiError:
-    """Return the 503 of back-pressure, which clients repeat after `after_s` seconds."""
-    return ApiError(503, code, message, headers={"retry-after": str(after_s)})
+def service_unavailable(code: str, message: str, *, retry_after_s: int) -> ApiError:
+    """Return a 503 with Retry-After (RFC 9110 10.2.3): clients repeat the request by themselves."""
+    return ApiError(503, code, message, headers={"retry-after": str(retry_after_s)})
 
 
-def shown(value: object) -> str:
-    """Return what a client sent: strings quoted and clipped, with control characters escaped.
+def quoted(value: object) -> str:
+    """Return a client's value for an error message.
 
-    Anything else is named as JSON has it; what is in an object or an array is not shown.
+    Strings are quoted, cut to 100 characters, and control characters escaped. Other values are
+    named as in JSON; the contents of objects and arrays are not shown.
     """
     match value:
         case str():
-            text = repr(value[: _SHOWN_CHARACTERS + 1])
-            return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+            text = repr(value[: _QUOTED_MAX + 1])
+            return text if len(text) <= _QUOTED_MAX else text[:_QUOTED_MAX] + "…"
         case None | bool():
             return {None: "null", True: "true", False: "false"}[value]
         case dict():

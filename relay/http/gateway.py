@@ -1,11 +1,8 @@
-"""The ASGI application around a room's handler: ids, limits, and an answer to every request.
+"""The ASGI application around a room's handler: request ids, limits, responses, prefix routing.
 
-On the path: the server calls it; it hands a Call to graph or web and sends what they return.
-Holds: each answer has request-id, client-request-id and date, each refusal Graph's envelope; an
-unexpected fault is logged with its request id, not shown to clients; a handler that cannot know
-what came of a request has the connection closed without an answer.
-Fails: never.
-Standards: ASGI 3.0; RFC 9110 6.6.1 (Date).
+Each response has request-id, client-request-id and date; each error Graph's envelope. An unexpected
+exception is logged under its request id and answered with 500. If the outcome of a request is
+unknown, the connection is closed without a response.
 """
 
 import asyncio
@@ -21,17 +18,27 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay.clock import Clock, Ids, rfc3339
-from relay.http.errors import ApiError, RequestNames, UnansweredError, envelope, try_later
-from relay.http.http_request import ANSWERING, BodyBudget, Call, ClientGoneError, Reading
+from relay.http.errors import ApiError, RequestIds, UnansweredError, error_body, service_unavailable
+from relay.http.http_request import (
+    ALLOW_RESPONSE,
+    BodyBudget,
+    BodyLimits,
+    ClientDisconnectedError,
+    HttpRequest,
+)
 from relay.observe.logs import get_logger
 
 BLOCK_BYTES = 64 * 1024
-# Sending it waits until the client has read most of what was sent before.
-_NOTHING = {"type": "http.response.body", "body": b"", "more_body": True}
+# Sending this waits until the client has read most of what was sent before.
+_EMPTY_CHUNK = {"type": "http.response.body", "body": b"", "more_body": True}
 
 
 class StreamedResponse(Response):
-    """`blocks` are iterated in threads, once; without `size_bytes` the body is sent in chunks."""
+    """A body that is read in a thread while it is sent, one block in memory at a time.
+
+    Without `size_bytes` the transfer is chunked. If reading fails, the connection is closed before
+    the end of the body, so that the client detects an incomplete message (RFC 9112 8).
+    """
 
     def __init__(
         self,
@@ -49,7 +56,7 @@ class StreamedResponse(Response):
             self.headers["content-length"] = str(size_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it (ASGI)."""
+        """Send the response (ASGI)."""
         start = {
             "type": "http.response.start",
             "status": self.status_code,
@@ -59,29 +66,31 @@ class StreamedResponse(Response):
             await send(start)
             await send({"type": "http.response.body", "body": b""})
             return
-        gone = asyncio.ensure_future(_gone(receive))
+        disconnected = asyncio.ensure_future(_wait_for_disconnect(receive))
         blocks = iter(self._blocks)
         try:
             await send(start)
-            while (block := await asyncio.to_thread(_next, blocks)) and not gone.done():
+            while (
+                block := await asyncio.to_thread(_next_block, blocks)
+            ) and not disconnected.done():
                 await send({"type": "http.response.body", "body": block, "more_body": True})
-                del block  # what was sent is not held while the client reads
-                await send(_NOTHING)
+                del block  # a block that was sent is not kept while the client reads
+                await send(_EMPTY_CHUNK)
         except OSError as error:
-            _log.warning("answer broken off", reason=str(error))
-            return  # the server closes a connection whose answer is not complete
+            _log.warning("response aborted", reason=str(error))
+            return  # the server closes a connection with an incomplete response
         finally:
-            gone.cancel()
+            disconnected.cancel()
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _next(blocks: Iterator[bytes]) -> bytes:
-    """Return the next octets, about a block of them; b"" at the end."""
+def _next_block(blocks: Iterator[bytes]) -> bytes:
+    """Return about one block of octets; b"" at the end."""
     pieces: list[bytes] = []
     size_bytes = 0
     while size_bytes < BLOCK_BYTES and (piece := next(blocks, None)) is not None:
@@ -92,31 +101,31 @@ def _next(blocks: Iterator[bytes]) -> bytes:
 
 _CLIENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _STOPPED_RETRY_S = 5
-_SMALL_BYTES = 16 * 1024  # an answer of which the connection's buffer holds all
-_UNREAD = try_later(
-    "ResourceUnhealthy", "Too many answers wait until their clients read them.", after_s=2
+_BUFFERED_BYTES = 16 * 1024  # a response that fits into the buffer of the connection
+_TOO_MANY_UNREAD = service_unavailable(
+    "ResourceUnhealthy", "Too many responses wait until their clients read them.", retry_after_s=2
 )
 _log = get_logger("http")
 
 
-class _Answering(Protocol):
-    """What the server puts into the scope."""
+class _AllowResponse(Protocol):
+    """The function that the server puts into the scope."""
 
     def __call__(self, size_bytes: int, *, may_be_refused: bool) -> bool:
-        """Whether an answer of this size may be sent."""
+        """Return whether a response of this size may be sent."""
         ...
 
 
-Handler = Callable[[Call], Awaitable[Response]]
+Handler = Callable[[HttpRequest], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What one application takes on.
+class RequestLimits:
+    """The limits of one application.
 
-    `body_bytes` limits one body, `held_bytes` all bodies held at once, `read_timeout_s` the time
-    one body may take to arrive. A body that is taken in blocks may take `stream_timeout_s`, but
-    `idle_timeout_s` for each block.
+    `body_bytes` limits one body in memory, `held_bytes` all of them together, `read_timeout_s` the
+    time for one. A body in blocks may take `idle_timeout_s` for each block and `stream_timeout_s`
+    in all.
     """
 
     body_bytes: int
@@ -127,14 +136,14 @@ class Limits:
 
 
 class Gateway:
-    """One ASGI application made of one handler."""
+    """An ASGI application made of one handler."""
 
-    def __init__(self, handler: Handler, *, clock: Clock, limits: Limits) -> None:
+    def __init__(self, handler: Handler, *, clock: Clock, limits: RequestLimits) -> None:
         self._handler = handler
         self._clock = clock
         self._ids = Ids(clock)
-        self._date = (0, b"")  # of a second, as it stands in answers
-        self._reading = Reading(
+        self._date = (0, b"")  # a second, and its Date field
+        self._body_limits = BodyLimits(
             limit_bytes=limits.body_bytes,
             timeout_s=limits.read_timeout_s,
             budget=BodyBudget(max(limits.held_bytes, limits.body_bytes)),
@@ -143,76 +152,79 @@ class Gateway:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request (ASGI)."""
+        """Handle one request (ASGI)."""
         assert scope["type"] == "http", "the server is set up for HTTP alone"
-        names = self._names(scope)
-        call: Call | None = None
+        ids = self._request_ids(scope)
+        request: HttpRequest | None = None
         response: Response | None = None
-        is_cut_off = False
+        is_cancelled = False
         try:
-            call = Call(scope, receive, names=names, reading=self._reading)
-            response = await self._handler(call)
+            request = HttpRequest(scope, receive, ids=ids, limits=self._body_limits)
+            response = await self._handler(request)
         except ApiError as error:
-            response = self._refusal(error, names)
-        except ClientGoneError:
+            response = self._error_response(error, ids)
+        except ClientDisconnectedError:
             return
         except UnansweredError as error:
-            _log.error("request not answered", request_id=names.request_id, reason=str(error))
-        except asyncio.CancelledError:  # the server stops, and the grace time is over
-            is_cut_off = True
-            response = self._refusal(_stopped(call), names)
-        except Exception:  # noqa: BLE001 - nothing may leave the server as a traceback
-            _log.exception("request failed", request_id=names.request_id, method=scope["method"])
-            message = f"The server made an error; its log tells more under {names.request_id}."
-            response = self._refusal(ApiError(500, "InternalServerError", message), names)
+            _log.error("request not answered", request_id=ids.request_id, reason=str(error))
+        except asyncio.CancelledError:  # the server stops and the grace time has passed
+            is_cancelled = True
+            response = self._error_response(_shutdown_error(request), ids)
+        except Exception:  # noqa: BLE001 - no traceback may leave the server
+            _log.exception("request failed", request_id=ids.request_id, method=scope["method"])
+            message = f"The server made an error; its log has more under {ids.request_id}."
+            response = self._error_response(ApiError(500, "InternalServerError", message), ids)
         finally:
-            if call is not None:
-                call.release()
+            if request is not None:
+                request.release()
         if response is None:
-            assert call is not None, "only a request that was read can be left unanswered"
-            await call.close()
+            assert request is not None, "only a request that was read can be left unanswered"
+            await request.close()
             return
-        if is_large := isinstance(response, StreamedResponse) or len(response.body) > _SMALL_BYTES:
-            may_be_refused = call is not None and call.method == "GET"
-            if not _may_be_sent(response, scope, may_be_refused=may_be_refused):
-                response = self._refusal(_UNREAD, names)
-        if is_cut_off or call is None or not await call.has_gone_by():
+        if (
+            is_large := isinstance(response, StreamedResponse)
+            or len(response.body) > _BUFFERED_BYTES
+        ):
+            may_be_refused = request is not None and request.method == "GET"
+            if not _may_send(response, scope, may_be_refused=may_be_refused):
+                response = self._error_response(_TOO_MANY_UNREAD, ids)
+        if is_cancelled or request is None or not await request.drain():
             response.raw_headers.append((b"connection", b"close"))
         response.raw_headers += (
-            (b"request-id", names.request_id.encode()),
-            (b"client-request-id", names.client_request_id.encode()),
-            (b"date", self._today()),
+            (b"request-id", ids.request_id.encode()),
+            (b"client-request-id", ids.client_request_id.encode()),
+            (b"date", self._date_header()),
             (b"x-content-type-options", b"nosniff"),
         )
         await response(scope, receive, partial(_send_in_blocks, send) if is_large else send)
 
-    def _today(self) -> bytes:
+    def _date_header(self) -> bytes:
         second = self._clock.time_us() // 1_000_000
         if second != self._date[0]:
             self._date = (second, formatdate(second, usegmt=True).encode())
         return self._date[1]
 
-    def _names(self, scope: Scope) -> RequestNames:
+    def _request_ids(self, scope: Scope) -> RequestIds:
         request_id = self._ids.new()
         for name, value in scope["headers"]:
             if name == b"client-request-id":
-                theirs = value.decode("latin-1")
-                if _CLIENT_REQUEST_ID.fullmatch(theirs):
-                    return RequestNames(request_id, theirs)
-        return RequestNames(request_id, request_id)
+                client_id = value.decode("latin-1")
+                if _CLIENT_REQUEST_ID.fullmatch(client_id):
+                    return RequestIds(request_id, client_id)
+        return RequestIds(request_id, request_id)
 
-    def _refusal(self, error: ApiError, names: RequestNames) -> Response:
+    def _error_response(self, error: ApiError, ids: RequestIds) -> Response:
         date = rfc3339(self._clock.time_us())[:19]
         return json_response(
-            envelope(error, names=names, date=date), status=error.status, headers=error.headers
+            error_body(error, ids=ids, date=date), status=error.status, headers=error.headers
         )
 
 
 async def _send_in_blocks(send: Send, message: Message) -> None:
-    """Send a large body a block at a time, each when the client has read most of those before.
+    """Send a large body in blocks, each when the client has read most of the blocks before it.
 
-    So what waits in a connection's buffer is small, and does not keep a whole answer in memory.
-    Between blocks the event loop notices a connection that broke, and others have their turn.
+    The buffer of a connection stays small, so it does not keep a whole response in memory. Between
+    blocks the event loop detects a broken connection and serves other requests.
     """
     body: bytes = message.get("body", b"")
     start = 0
@@ -226,31 +238,33 @@ async def _send_in_blocks(send: Send, message: Message) -> None:
         await asyncio.sleep(0)
 
 
-def _may_be_sent(response: Response, scope: Scope, *, may_be_refused: bool) -> bool:
-    """Whether there is room for a large answer until its client has read it.
+def _may_send(response: Response, scope: Scope, *, may_be_refused: bool) -> bool:
+    """Return whether a large response fits into memory until its client has read it.
 
-    What has been done is always answered; what was only read can be asked for again.
+    The response to a change is always sent; a GET can be repeated.
     """
     size_bytes = BLOCK_BYTES if isinstance(response, StreamedResponse) else len(response.body)
-    may_answer: _Answering | None = scope.get(ANSWERING)  # none outside Relay's own server
-    return may_answer is None or may_answer(size_bytes, may_be_refused=may_be_refused)
+    may_send_response: _AllowResponse | None = scope.get(
+        ALLOW_RESPONSE
+    )  # absent outside of Relay's own server
+    return may_send_response is None or may_send_response(size_bytes, may_be_refused=may_be_refused)
 
 
-def _stopped(call: Call | None) -> ApiError:
-    """Return a 503 where a repeat does no harm: clients repeat it, even sendMail, by themselves."""
+def _shutdown_error(request: HttpRequest | None) -> ApiError:
+    """Return 503 only if a repeat is harmless: clients repeat it by themselves, even sendMail."""
     message = "The server stopped before the request was done."
-    if call is None or call.method == "GET" or not call.is_complete:
-        return try_later("ResourceUnhealthy", message, after_s=_STOPPED_RETRY_S)
-    if call.may_be_repeated:
-        message += " What was done until then stays done; ask again for the rest."
-        return try_later("ResourceUnhealthy", message, after_s=_STOPPED_RETRY_S)
-    return ApiError(500, "InternalServerError", f"{message} What was asked may have been done.")
+    if request is None or request.method == "GET" or not request.is_complete:
+        return service_unavailable("ResourceUnhealthy", message, retry_after_s=_STOPPED_RETRY_S)
+    if request.is_idempotent:
+        message += " What was done until then stays done; repeat the request for the rest."
+        return service_unavailable("ResourceUnhealthy", message, retry_after_s=_STOPPED_RETRY_S)
+    return ApiError(500, "InternalServerError", f"{message} The request may have been carried out.")
 
 
 def json_response(
     value: Any, *, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    """Return `value` as a JSON answer."""
+    """Return a JSON response."""
     return Response(
         msgspec.json.encode(value),
         status_code=status,
@@ -259,14 +273,14 @@ def json_response(
     )
 
 
-class Dispatch:
-    """`by_prefix` maps a first path segment, lower case, to an application, else `otherwise`."""
+class PathRouter:
+    """Selects an application by the first path segment, in any case; `otherwise` is the default."""
 
     def __init__(self, by_prefix: Mapping[str, ASGIApp], *, otherwise: ASGIApp) -> None:
         self._by_prefix = dict(by_prefix)
         self._otherwise = otherwise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand a request on (ASGI)."""
+        """Forward a request (ASGI)."""
         first = str(scope.get("path", "")).lstrip("/").partition("/")[0].lower()
         await self._by_prefix.get(first, self._otherwise)(scope, receive, send)

@@ -1,10 +1,7 @@
-"""One request as the rooms see it: decoded names, and a body that is read when it is wanted.
+"""HttpRequest: the decoded request, its body on demand, and the account of its bearer token.
 
-On the path: the gateway makes it from the ASGI scope; graph and web read it.
-Holds: no body over its limit is held, whatever Content-Length says; all together keep a budget. Of
-one that is taken in blocks, a block is held.
-Fails: ApiError 400, 408, 413, 503; ClientGoneError when there is nobody left to answer.
-Standards: RFC 9110 8.6, 15.5.9, 15.5.14; RFC 3986 2.1.
+A body is read in whole within a limit and a budget for all bodies together, or in blocks of which
+one is in memory. RFC 9110 8.6, 15.5.9, 15.5.14; RFC 3986 2.1; RFC 6750.
 """
 
 import asyncio
@@ -19,67 +16,67 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from relay.accounts import Account, AccountDirectory
-from relay.http.errors import ApiError, RequestNames, shown, try_later
+from relay.http.errors import ApiError, RequestIds, quoted, service_unavailable
 
 _Result = TypeVar("_Result")
 
-BODY_IS_HERE = "relay.body_is_here"  # in the scope, once the whole body has come
-CLOSE = "relay.close"  # in the scope: closes the connection, without an answer if there was none
-ANSWERING = "relay.answering"  # in the scope: asked before an answer of some size is sent
+BODY_COMPLETE = "relay.body_complete"  # scope key: the whole body has arrived
+CLOSE = "relay.close"  # scope key: a function that closes the connection
+ALLOW_RESPONSE = "relay.allow_response"  # scope key: a function that admits a large response
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _QUERY_FIELDS_MAX = 64
 _BLOCK_BYTES = 256 * 1024
 _DRAIN_TIMEOUT_S = 10.0
-_DRAIN_PAUSE_S = 1.0  # who sends nothing for so long waits for the answer
+_DRAIN_PAUSE_S = 1.0  # a client that sends nothing for so long waits for the response
 
 
-class ClientGoneError(Exception):
-    """The client hung up before its request was complete."""
+class ClientDisconnectedError(Exception):
+    """The client closed the connection before its request was complete."""
 
 
 class BodyBudget:
-    """How many bytes of bodies may be held at once by all requests together."""
+    """Limits the bytes of request bodies that are in memory at once."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self._left = limit_bytes
+        self._left_bytes = limit_bytes
 
-    def take(self, size: int) -> bool:
-        """Whether `size` more bytes fit; if so they are taken."""
-        if size > self._left:
+    def reserve(self, size: int) -> bool:
+        """Reserve `size` bytes; return False if they do not fit."""
+        if size > self._left_bytes:
             return False
-        self._left -= size
+        self._left_bytes -= size
         return True
 
-    def give_back(self, size: int) -> None:
-        """Return bytes that were taken."""
-        self._left += size
+    def release(self, size: int) -> None:
+        """Release bytes that were reserved."""
+        self._left_bytes += size
 
 
-class Call:
-    """A request. `segments` are the path's, percent-decoded, empty ones left out. A handler says
-    `may_be_repeated` where it does no harm that part of it was done before.
+class HttpRequest:
+    """One HTTP request. `segments` are the percent-decoded parts of the path without empty ones. A
+    handler sets `is_idempotent` if the client may repeat a request that was interrupted.
     """
 
     def __init__(
-        self, scope: Scope, receive: Receive, *, names: RequestNames, reading: "Reading"
+        self, scope: Scope, receive: Receive, *, ids: RequestIds, limits: "BodyLimits"
     ) -> None:
-        self.names = names
+        self.ids = ids
         self.method = "GET" if scope["method"] == "HEAD" else str(scope["method"])
         self.headers = Headers(scope=scope)
         self.segments = _segments(scope)
         self.query = _query(scope["query_string"])
-        self.may_be_repeated = False
+        self.is_idempotent = False
         self._scope = scope
         self._receive = receive
-        self._reading = reading
-        self._taken_bytes = 0
+        self._limits = limits
+        self._held_bytes = 0
         self._complete = False
-        self._reading_began = False
-        self._too_late = False
+        self._body_requested = False
+        self._timed_out = False
 
     def base_url(self, public_url: str, fallback_host: str) -> str:
-        """Return where the client found us, without a final slash: `public_url`, else by Host."""
+        """Return `public_url`, else the URL from the Host field, without a final slash."""
         if public_url:
             return public_url.rstrip("/")
         host = self.headers.get("host", "")
@@ -87,170 +84,175 @@ class Call:
 
     @property
     def client_address(self) -> str:
-        """Return the client's IP address, "" on a Unix socket."""
+        """The client's IP address, "" on a Unix socket."""
         peer = self._scope.get("client")
         return str(peer[0]).removeprefix("::ffff:") if peer else ""
 
     async def body(self) -> bytes:
         """Read the whole body, once.
 
-        Raises ApiError 413 over the limit, 408 when it takes too long, 503 over the budget, 415
-        for one that is compressed.
+        Raises ApiError 413 over the limit, 408 after the time-out, 503 over the budget, 415 for a
+        compressed body.
         """
-        self._refuse_coding()
-        limit = self._reading.limit_bytes
+        self._reject_content_encoding()
+        limit = self._limits.limit_bytes
         if (self.declared_bytes or 0) > limit:
-            raise too_large(limit)
-        self._reading_began = True
-        if self._scope.get(BODY_IS_HERE):  # of most messages: there is nothing to wait for
-            return await self._whole(limit)
+            raise body_too_large(limit)
+        self._body_requested = True
+        if self._scope.get(BODY_COMPLETE):  # most bodies: no timer is needed
+            return await self._read_all(limit)
         try:
-            async with asyncio.timeout(self._reading.timeout_s):
-                return await self._whole(limit)
+            async with asyncio.timeout(self._limits.timeout_s):
+                return await self._read_all(limit)
         except TimeoutError:
-            self._too_late = True
+            self._timed_out = True
             raise ApiError(
                 408,
                 "RequestTimeout",
-                f"The body was not complete within {self._reading.timeout_s:g} seconds.",
+                f"The body was not complete within {self._limits.timeout_s:g} seconds.",
             ) from None
 
-    async def _whole(self, limit_bytes: int) -> bytes:
+    async def _read_all(self, limit_bytes: int) -> bytes:
         chunks: list[bytes] = []
         while not self._complete:
             chunk = await self._next_chunk()
-            if self._taken_bytes + len(chunk) > limit_bytes:
-                raise too_large(limit_bytes)
-            self._take(len(chunk))
+            if self._held_bytes + len(chunk) > limit_bytes:
+                raise body_too_large(limit_bytes)
+            self._reserve(len(chunk))
             chunks.append(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body in blocks while it comes, once; who takes them bounds how much that is.
+        """Yield the body in blocks of about 256 KiB as it arrives, once. The caller limits it.
 
-        Raises ApiError 408 when nothing comes for a while, or the end not in a long while, 415 for
-        a body that is compressed; ClientGoneError.
+        Raises ApiError 408 after the idle or the total time-out, 415 for a compressed body;
+        ClientDisconnectedError.
         """
-        self._refuse_coding()
-        self._reading_began = True
+        self._reject_content_encoding()
+        self._body_requested = True
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._reading.stream_timeout_s
+        deadline = loop.time() + self._limits.stream_timeout_s
         while not self._complete:
             chunks: list[bytes] = []
             size_bytes = 0
             while size_bytes < _BLOCK_BYTES and not self._complete:
                 try:
-                    patience = loop.time() + self._reading.idle_timeout_s
-                    async with asyncio.timeout_at(min(deadline, patience)):
+                    idle_deadline = loop.time() + self._limits.idle_timeout_s
+                    async with asyncio.timeout_at(min(deadline, idle_deadline)):
                         chunks.append(await self._next_chunk())
                 except TimeoutError:
-                    self._too_late = True
-                    raise self._stalled(is_idle=patience <= deadline) from None
+                    self._timed_out = True
+                    raise self._timeout_error(is_idle=idle_deadline <= deadline) from None
                 size_bytes += len(chunks[-1])
             yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     @property
     def declared_bytes(self) -> int | None:
-        """What Content-Length says, None where it says nothing."""
+        """The value of Content-Length, None without it."""
         declared = self.headers.get("content-length", "")
         return int(declared[:20]) if declared.isascii() and declared.isdecimal() else None
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of the body is here."""
+        """Whether the whole body has been read."""
         return self._complete
 
-    async def unless_gone(self, work: Coroutine[Any, Any, _Result]) -> _Result:
-        """Await `work`, which is given up when the client hangs up; a body is read past.
+    async def cancel_on_disconnect(self, coroutine: Coroutine[Any, Any, _Result]) -> _Result:
+        """Await `coroutine`; cancel it if the client disconnects. The rest of a body is discarded.
 
-        Raises ClientGoneError then.
+        Raises ClientDisconnectedError.
         """
-        working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(self._has_left())
+        operation, disconnect = (
+            asyncio.ensure_future(coroutine),
+            asyncio.ensure_future(self._wait_for_disconnect()),
+        )
         try:
-            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                return working.result()
-            raise ClientGoneError
+            await asyncio.wait((operation, disconnect), return_when=asyncio.FIRST_COMPLETED)
+            if operation.done():
+                return operation.result()
+            raise ClientDisconnectedError
         finally:
-            working.cancel()
-            leaving.cancel()
-            await asyncio.gather(working, leaving, return_exceptions=True)
+            operation.cancel()
+            disconnect.cancel()
+            await asyncio.gather(operation, disconnect, return_exceptions=True)
 
-    async def _has_left(self) -> None:
-        with contextlib.suppress(ClientGoneError):
+    async def _wait_for_disconnect(self) -> None:
+        with contextlib.suppress(ClientDisconnectedError):
             while True:
                 await self._next_chunk()
 
     async def close(self) -> None:
-        """Close the connection without an answer; return when it is closed."""
+        """Close the connection without a response; return when it is closed."""
         self._scope[CLOSE]()
-        await self._has_left()
+        await self._wait_for_disconnect()
 
     def release(self) -> None:
-        """Give the body's share of the budget back: nobody needs the body any more."""
-        self._reading.budget.give_back(self._taken_bytes)
-        self._taken_bytes = 0
+        """Release the body's share of the budget."""
+        self._limits.budget.release(self._held_bytes)
+        self._held_bytes = 0
 
-    async def has_gone_by(self) -> bool:
-        """Read past what is left of the body, for a while: a client that is still sending may not
-        look at its answer before.
+    async def drain(self) -> bool:
+        """Discard the rest of the body, for at most 10 s: many clients read no response before they
+        have sent everything.
 
-        Returns whether there is no more of it, so that the connection can be used again. A body
-        that waits for 100 Continue is never sent.
+        Return whether the body has ended, so that the connection can be used again. A body that
+        waits for 100 Continue is never sent.
         """
-        if self._too_late or self._waits_for_continue():
+        if self._timed_out or self._waits_for_continue():
             return False
-        return self._complete or await self._read_past()
+        return self._complete or await self._discard_rest()
 
-    async def _read_past(self) -> bool:
+    async def _discard_rest(self) -> bool:
         try:
             async with asyncio.timeout(_DRAIN_TIMEOUT_S):
                 while not self._complete:
                     async with asyncio.timeout(_DRAIN_PAUSE_S):
                         await self._next_chunk()
-        except (TimeoutError, ClientGoneError):
+        except (TimeoutError, ClientDisconnectedError):
             return False
         return self._complete
 
-    def _refuse_coding(self) -> None:
-        coding = self.headers.get("content-encoding", "").strip().lower()
-        if coding not in ("", "identity"):
-            message = f"Content-Encoding: found {shown(coding)}, expected a body as it is."
+    def _reject_content_encoding(self) -> None:
+        encoding = self.headers.get("content-encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
+            message = f"Content-Encoding: found {quoted(encoding)}, expected no compression."
             headers = {"accept-encoding": "identity"}
             raise ApiError(415, "UnsupportedMediaType", message, headers=headers)
 
     def _waits_for_continue(self) -> bool:
-        return not self._reading_began and "100-continue" in self.headers.get("expect", "").lower()
+        return not self._body_requested and "100-continue" in self.headers.get("expect", "").lower()
 
     async def _next_chunk(self) -> bytes:
         event = await self._receive()
         if event["type"] != "http.request":
-            raise ClientGoneError
+            raise ClientDisconnectedError
         self._complete = not event.get("more_body", False)
         chunk: bytes = event.get("body", b"")
         return chunk
 
-    def _take(self, size: int) -> None:
-        if not self._reading.budget.take(size):
-            raise try_later(
-                "ResourceUnhealthy", "Too many large requests are being read; try again.", after_s=2
+    def _reserve(self, size: int) -> None:
+        if not self._limits.budget.reserve(size):
+            raise service_unavailable(
+                "ResourceUnhealthy",
+                "Too many large requests are being read; try again.",
+                retry_after_s=2,
             )
-        self._taken_bytes += size
+        self._held_bytes += size
 
-    def _stalled(self, *, is_idle: bool) -> ApiError:
-        reading = self._reading
+    def _timeout_error(self, *, is_idle: bool) -> ApiError:
+        limits = self._limits
         if is_idle:
-            message = f"Nothing of the body came for {reading.idle_timeout_s:g} seconds."
+            message = f"No part of the body arrived for {limits.idle_timeout_s:g} seconds."
         else:
-            message = f"The body was not complete within {reading.stream_timeout_s:g} seconds."
+            message = f"The body was not complete within {limits.stream_timeout_s:g} seconds."
         return ApiError(408, "RequestTimeout", message)
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """How bodies are read: `limit_bytes` and `timeout_s` for each that is held, `budget` for all of
-    these together. Of one that is taken in blocks, the next may be `idle_timeout_s` late, and the
-    last `stream_timeout_s`.
+class BodyLimits:
+    """How bodies are read. `limit_bytes` and `timeout_s` apply to each body in memory, `budget` to
+    all of them together. A body in blocks may take `idle_timeout_s` for each block and
+    `stream_timeout_s` in all.
     """
 
     limit_bytes: int
@@ -260,8 +262,8 @@ class Reading:
     stream_timeout_s: float
 
 
-def too_large(limit_bytes: int) -> ApiError:
-    """Return the refusal of a body over its limit."""
+def body_too_large(limit_bytes: int) -> ApiError:
+    """Return the 413 for a body over the limit."""
     message = f"The request body is larger than the maximum of {limit_bytes} bytes."
     return ApiError(413, "RequestEntityTooLarge", message)
 
@@ -296,9 +298,9 @@ def _query(raw: bytes) -> tuple[tuple[str, str], ...]:
 
 
 def bearer_account(headers: Headers, accounts: AccountDirectory, *, realm: str) -> Account:
-    """Return whose token the request carries.
+    """Return the account of the bearer token, which is never logged or echoed.
 
-    Raises ApiError 401 when there is none, or nobody's.
+    Raises ApiError 401 with WWW-Authenticate (RFC 6750 3) if there is none, or it is unknown.
     """
     scheme, _, token = headers.get("authorization", "").partition(" ")
     token = token.strip()

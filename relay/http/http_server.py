@@ -1,10 +1,6 @@
-"""The HTTP server: uvicorn inside the running loop, on sockets bound before it starts.
+"""The HTTP server: uvicorn in the running event loop, on sockets that are bound before it starts.
 
-On the path: app starts it with the dispatch of graph and web, and stops it.
-Holds: a listener that cannot be had is found before anything starts; signals stay the daemon's;
-requests in work have their grace time, and after stop() nothing is left running.
-Fails: OSError from bind().
-Standards: RFC 9112.
+The daemon keeps its signal handlers. stop() lets running requests finish within the grace time.
 """
 
 import asyncio
@@ -19,8 +15,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from relay.clock import Clock, SystemClock
-from relay.http.connection_limits import ConnectionLimits, Places
-from relay.http.protocol import BoundedProtocol, HostNames
+from relay.http.connection_limits import ConnectionLimits, ConnectionTable
+from relay.http.protocol import AllowedHosts, BoundedProtocol
 from relay.settings.tree import Address
 
 _BACKLOG = 1024
@@ -29,7 +25,7 @@ _CANCELLED_GRACE_S = 1.0
 
 
 class HttpServer:
-    """One application on some addresses. bind(), start(), stop(); each once, in this order."""
+    """One application on its listeners. Call bind(), start(), stop() once each, in this order."""
 
     def __init__(
         self,
@@ -39,17 +35,17 @@ class HttpServer:
         mode: int = 0o600,
         clock: Clock | None = None,
         limits: ConnectionLimits | None = None,
-        hosts: HostNames | None = None,
+        hosts: AllowedHosts | None = None,
     ) -> None:
-        """Unix sockets get the file mode `mode`; `clock` dates the server's own refusals. With
-        `hosts`, requests for other hosts are refused.
+        """Unix sockets get the file mode `mode`; `clock` dates the server's own errors. Requests
+        for hosts other than `hosts` are rejected.
         """
         self._addresses = tuple(addresses)
         self._mode = mode
         self._sockets: list[socket.socket] = []
         self._paths: list[Path] = []
         self._task: asyncio.Task[None] | None = None
-        self._server = _Server(
+        self._server = _UvicornServer(
             uvicorn.Config(
                 app,
                 http=BoundedProtocol,
@@ -73,17 +69,17 @@ class HttpServer:
 
     @property
     def bound(self) -> tuple[Address, ...]:
-        """Where it really listens: ports of 0 have become numbers."""
+        """The addresses in use, with the real number for a port of 0."""
         return tuple(map(_bound, self._sockets))
 
     def bind(self) -> None:
-        """Take every address.
+        """Bind every address.
 
-        Raises OSError that names the one that cannot be had; none is kept then.
+        Raises OSError that names the address that failed; all sockets are closed then.
         """
         try:
             for address in self._addresses:
-                self._sockets.append(_listener(address, self._mode))
+                self._sockets.append(_tcp_listener(address, self._mode))
                 if address.path:
                     self._paths.append(Path(address.path))
         except OSError:
@@ -91,7 +87,7 @@ class HttpServer:
             raise
 
     async def start(self) -> None:
-        """Accept connections; returns when it does. Raises what made the start fail."""
+        """Start to accept connections. Raises the exception that made the start fail."""
         if not self._sockets:
             self.bind()
         self._task = asyncio.create_task(self._server.serve(self._sockets), name="http server")
@@ -105,7 +101,7 @@ class HttpServer:
             await self._task
 
     async def stop(self, grace_s: float) -> None:
-        """Stop listening, let requests in work end within `grace_s` seconds, cancel the rest."""
+        """Stop listening, let running requests end within `grace_s` seconds, cancel the others."""
         if self._task is None:
             self._close_sockets()
             return
@@ -126,8 +122,8 @@ class HttpServer:
         self._paths.clear()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server without its own signals, and with Unix sockets that are bound already."""
+class _UvicornServer(uvicorn.Server):
+    """uvicorn's server without signal handlers, on sockets that are bound already."""
 
     def __init__(
         self,
@@ -135,7 +131,7 @@ class _Server(uvicorn.Server):
         clock: Clock,
         *,
         limits: ConnectionLimits,
-        hosts: HostNames | None,
+        hosts: AllowedHosts | None,
     ) -> None:
         super().__init__(config)
         self._clock = clock
@@ -145,17 +141,21 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Leave the daemon's signal handlers alone."""
+        """Keep the daemon's signal handlers."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start serving on `sockets`."""
         loop = asyncio.get_running_loop()
-        places = Places(self._limits, loop.time)
+        connection_table = ConnectionTable(self._limits, loop.time)
 
         def connection() -> BoundedProtocol:
             made = BoundedProtocol(self.config, self.server_state, {}, loop)
-            made.clock, made.places, made.hosts = self._clock, places, self._hosts
+            made.clock, made.connection_table, made.hosts = (
+                self._clock,
+                connection_table,
+                self._hosts,
+            )
             return made
 
         await self.lifespan.startup()
@@ -170,18 +170,18 @@ class _Server(uvicorn.Server):
         self.accepting.set()
 
 
-def _listener(address: Address, mode: int) -> socket.socket:
+def _tcp_listener(address: Address, mode: int) -> socket.socket:
     if address.path:
         return _unix_listener(address.path, mode)
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    # with its protocol named: asyncio sets TCP_NODELAY on no other, and answers would wait 40 ms
+    # with IPPROTO_TCP: asyncio sets TCP_NODELAY only then, and responses would wait 40 ms
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((address.host, address.port))
-        listener.listen(_BACKLOG)  # now, so that a port somebody else listens on is found out
+        listener.listen(_BACKLOG)  # now, so that a port in use is detected before anything starts
         listener.setblocking(False)
     except OSError as error:
         listener.close()
@@ -190,7 +190,7 @@ def _listener(address: Address, mode: int) -> socket.socket:
 
 
 def _unix_listener(path: str, mode: int) -> socket.socket:
-    """Bind with the mode already narrow; a socket file that nobody answers on is removed first."""
+    """Bind with the umask set for `mode`; remove a stale socket file before."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)

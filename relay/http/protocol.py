@@ -1,12 +1,8 @@
-"""uvicorn's connection with the bounds it lacks: header bytes and time, and a place of its own.
+"""uvicorn's HTTP/1.1 connection with the limits that it lacks, and the check of the Host field.
 
-On the path: the server makes one for each connection; complete headers go on to the gateway.
-Holds: a header has a limited time in all, however it trickles in; a client that does not read its
-answer is cut off; a running request gets its own answer, whatever follows it; an offer to
-upgrade is passed over, body and all; in HTTP/1.1 a request names its host once.
-Fails: never; a connection over a bound is answered and closed.
-Standards: RFC 9110 4.1, 5.4 (limits), 7.4 (421), 7.8 (Upgrade); RFC 9112 3.2 (Host); RFC 6585 5
-(431).
+The size of a header and the time for it are limited, and so is the time in which a client reads
+nothing of its response. An error is answered with Graph's envelope and the connection closed. An
+offer to upgrade is ignored (RFC 9110 7.8). RFC 9110 5.4; RFC 9112 3.2; RFC 6585 5.
 """
 
 import asyncio
@@ -27,22 +23,25 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from relay.clock import Clock, Ids, rfc3339
-from relay.http.connection_limits import Place, Places, Stage
-from relay.http.errors import ApiError, RequestNames, envelope, shown, try_later
-from relay.http.http_request import ANSWERING, BODY_IS_HERE, CLOSE
+from relay.http.connection_limits import ConnectionState, ConnectionTable, HttpConnection
+from relay.http.errors import ApiError, RequestIds, error_body, quoted, service_unavailable
+from relay.http.http_request import ALLOW_RESPONSE, BODY_COMPLETE, CLOSE
 
 # RFC 3986 3.2.2: an IP literal or a registered name, which may be empty; then a port
 _HOST = re.compile(r"(\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
 
 @dataclass(frozen=True, slots=True)
-class HostNames:
-    """The names that a server answers to, lower case, besides those of the loopback interface."""
+class AllowedHosts:
+    """The host names of a server in lower case; those of the loopback interface are implied.
+
+    This protects a development relay from DNS rebinding.
+    """
 
     names: frozenset[str] = frozenset()
 
-    def has(self, name: str) -> bool:
-        """Whether a host without its port is one of them."""
+    def allows(self, name: str) -> bool:
+        """Return whether a host name without its port is allowed."""
         name = name.lower().removesuffix(".")
         if name in self.names or name == "localhost" or name.endswith(".localhost"):
             return True
@@ -52,12 +51,12 @@ class HostNames:
             return False
 
 
-def host_fault(
-    named: Sequence[bytes], *, is_required: bool, allowed: HostNames | None = None
+def host_error(
+    named: Sequence[bytes], *, is_required: bool, allowed: AllowedHosts | None = None
 ) -> ApiError | None:
-    """Return why a request with these Host fields is refused, None if it is not.
+    """Return the error for the Host fields of a request, None if they are valid.
 
-    Without `allowed` every host will do.
+    Without `allowed` every host name is valid. RFC 9110 7.4 (421); RFC 6761 6.3 (localhost).
     """
     if not named and not is_required:
         return None
@@ -68,93 +67,97 @@ def host_fault(
     parts = _HOST.fullmatch(text)
     if parts is None:
         return ApiError(
-            400, "BadRequest", f"Host: found {shown(text)}, expected NAME or NAME:PORT."
+            400, "BadRequest", f"Host: found {quoted(text)}, expected NAME or NAME:PORT."
         )
-    if allowed is None or allowed.has(parts[1]):
+    if allowed is None or allowed.allows(parts[1]):
         return None
     message = (
-        f"Host: found {shown(text)}. This development relay answers to localhost and to loopback "
+        f"Host: found {quoted(text)}. This development relay answers to localhost and to loopback "
         "addresses; to use another name, start it with: relay dev --host NAME"
     )
     return ApiError(421, "MisdirectedRequest", message)
 
 
-HEADER_BYTES_MAX = 64 * 1024  # URL and header fields together; long tokens have a few KB
+HEADER_BYTES_MAX = 64 * 1024  # URL and header fields together; long tokens take a few KB
 HEADER_TIMEOUT_S = 30.0
-UNREAD_TIMEOUT_S = 60.0  # nothing of an answer was taken for so long
-BUFFERED_BYTES = 16 * 1024  # of answers in a connection's buffer before its writer has to wait
-HEALTH_PATHS = (b"/healthz", b"/readyz")  # answered even if there is no place for other requests
+UNREAD_TIMEOUT_S = 60.0  # a client may read nothing of its response for so long
+BUFFERED_BYTES = 16 * 1024  # of responses in the buffer of a connection before the writer waits
+HEALTH_PATHS = (b"/healthz", b"/readyz")  # answered even at the limit of requests
 
 _RETRY_S = 2
 _UPGRADE_FIELDS = frozenset((b"connection", b"upgrade", b"http2-settings"))
 
 
-class _RefusedError(Exception):
-    """Raised inside the parser's callback to make it stop; `_refusal` says why."""
+class _RejectedError(Exception):
+    """Raised in a callback of the parser to stop it; `_error` has the response."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One HTTP/1.1 connection. The server sets `clock` and `places`, and `hosts` to check Host."""
+    """One HTTP/1.1 connection. The server sets `clock`, `connection_table` and `hosts`."""
 
     clock: Clock
-    places: Places
-    hosts: HostNames | None = None
-    _place: Place | None = None
-    _refusal: ApiError | None = None
-    _running: RequestResponseCycle | None = None  # the running request; `cycle` is the last parsed
+    connection_table: ConnectionTable
+    hosts: AllowedHosts | None = None
+    _connection: HttpConnection | None = None
+    _error: ApiError | None = None
+    _running_cycle: RequestResponseCycle | None = (
+        None  # the running request; `cycle` is the last parsed one
+    )
     _header_bytes = 0
-    _is_in_header = True  # the first one is expected from the beginning
-    _deadline: asyncio.TimerHandle | None = None
-    _reading_watch: asyncio.TimerHandle | None = None
-    _unread_bytes = math.inf  # at the last look; inf if it has read since
+    _is_in_header = True  # a new connection waits for its first header
+    _header_timer: asyncio.TimerHandle | None = None
+    _read_timer: asyncio.TimerHandle | None = None
+    _unread_bytes = math.inf  # at the last check; inf if the client has read since
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection, or turn it away when there are too many."""
+        """Add the connection, or answer 503 at the limit."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=BUFFERED_BYTES)
-        self._watch_reading()
+        self._check_client_reads()
         peer = transport.get_extra_info("peername")
-        self._place = self.places.enter(peer[0] if isinstance(peer, tuple) else "", self._cut)
-        if self._place is None:
-            self._refuse(_too_many("connections"))
+        self._connection = self.connection_table.add(
+            peer[0] if isinstance(peer, tuple) else "", self._close_connection
+        )
+        if self._connection is None:
+            self._send_error(_too_many("connections"))
         else:
-            self._expect_headers()
+            self._start_header_timeout()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
-        self._headers_are_here()
-        if self._reading_watch is not None:
-            self._reading_watch.cancel()
-        if self._place is not None:
-            self.places.leave(self._place)
-        if self._running is not None and not self._running.response_complete:
-            self._running.disconnected = True  # uvicorn marks only the last of pipelined requests
-            self._running.message_event.set()
+        """Remove the connection."""
+        self._cancel_header_timeout()
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+        if self._connection is not None:
+            self.connection_table.remove(self._connection)
+        if self._running_cycle is not None and not self._running_cycle.response_complete:
+            self._running_cycle.disconnected = True  # uvicorn marks only the last pipelined request
+            self._running_cycle.message_event.set()
         super().connection_lost(exc)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._running = cycle
+        self._running_cycle = cycle
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; between requests it starts the time for headers."""
+        """Parse data; between requests start the header time-out."""
         if self.transport.is_closing():
             return
-        if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
-            self._expect_headers()
+        if self._header_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._start_header_timeout()
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
-            self._go_on_without_upgrade(data[offer.args[0] :])
+            self._ignore_upgrade(data[offer.args[0] :])
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
-        self._move()
-        if self._place is not None:
-            self.places.received(self._place)
+        self._update_state()
+        if self._connection is not None:
+            self.connection_table.body_received(self._connection)
 
     def on_message_begin(self) -> None:
-        """Start counting a request's header."""
+        """Start to count the header of a request."""
         self._header_bytes = 0
         self._is_in_header = True
         super().on_message_begin()
@@ -171,60 +174,62 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Stop the time for headers and start the request."""
-        self._headers_are_here()
+        """Stop the header time-out and start the request."""
+        self._cancel_header_timeout()
         if not self.parser.should_upgrade():
             self._check_host()
-            self._take_up()
-            self.scope[ANSWERING] = self._may_answer  # type: ignore[literal-required]
+            self._admit_request()
+            self.scope[ALLOW_RESPONSE] = self._may_send_response  # type: ignore[literal-required]
             super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """End the request's body."""
         if not self.parser.should_upgrade():
-            self.scope[BODY_IS_HERE] = True  # type: ignore[literal-required]
+            self.scope[BODY_COMPLETE] = True  # type: ignore[literal-required]
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Count the answer by what of it has not been read; go on with the next request."""
-        if self._place is not None:
-            self.places.answered(self._place)
+        """From now on count the unread part of the response; continue with the next request."""
+        if self._connection is not None:
+            self.connection_table.response_sent(self._connection)
         super().on_response_complete()
         if self._is_in_header and self.cycle.response_complete and not self.transport.is_closing():
             self._unset_keepalive_if_required()
-            self._expect_headers()  # part of the next header came while this request ran
-        self._move()
+            self._start_header_timeout()  # a part of the next header arrived during this request
+        self._update_state()
 
     def pause_writing(self) -> None:
-        """Stop writing: the client has to read first."""
+        """Pause writing until the client has read."""
         super().pause_writing()
-        if self._place is not None:
-            self.places.buffered(self._place, self.transport.get_write_buffer_size())
-        self._move()
+        if self._connection is not None:
+            self.connection_table.set_buffered_bytes(
+                self._connection, self.transport.get_write_buffer_size()
+            )
+        self._update_state()
 
     def resume_writing(self) -> None:
-        """Go on writing: the client has read."""
+        """Resume writing: the client has read."""
         self._unread_bytes = math.inf
         super().resume_writing()
-        if self._place is not None:
-            self.places.buffered(self._place, 0)
-        self._move()
+        if self._connection is not None:
+            self.connection_table.set_buffered_bytes(self._connection, 0)
+        self._update_state()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, or too much of it, with an envelope."""
+        """Answer invalid HTTP, or a limit that was exceeded, with Graph's envelope."""
         if self.cycle is not None and not (self.cycle.more_body or self.cycle.response_complete):
-            self.cycle.keep_alive = False  # a complete request is in work: no more after its answer
+            self.cycle.keep_alive = False  # a complete request is running: close after its response
         else:
-            self._refuse(self._refusal or ApiError(400, "BadRequest", msg))
+            self._send_error(self._error or ApiError(400, "BadRequest", msg))
 
-    def _go_on_without_upgrade(self, rest: bytes) -> None:
-        """Read the request again without its offer: the parser takes no body behind one.
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Parse the request again without its Upgrade field: the parser reads no body after one.
 
-        `curl --http2` and Java's client make the offer with every first request.
+        `curl --http2` and Java's client send the field with every first request.
         """
         method = self.parser.get_method()
         if method == b"CONNECT":
-            self.send_400_response("This is no proxy: CONNECT is not taken.")
+            self.send_400_response("CONNECT is not supported: this is not a proxy.")
             return
         fields = [(name, value) for name, value in self.headers if name not in _UPGRADE_FIELDS]
         if not self.parser.should_keep_alive():
@@ -243,71 +248,71 @@ class BoundedProtocol(HttpToolsProtocol):
     def _check_host(self) -> None:
         named = [value for name, value in self.headers if name == b"host"]
         is_required = self.parser.get_http_version() == "1.1"
-        if fault := host_fault(named, is_required=is_required, allowed=self.hosts):
-            self._stop_parsing(fault)
+        if error := host_error(named, is_required=is_required, allowed=self.hosts):
+            self._stop_parsing(error)
 
-    def _take_up(self) -> None:
-        """Take up a request if there is a place for one more, or if it asks for the health."""
-        assert self._place is not None
+    def _admit_request(self) -> None:
+        """Admit a request under the limits; health checks are always admitted."""
+        assert self._connection is not None
         is_health = self.url.partition(b"?")[0] in HEALTH_PATHS
-        if not is_health and not self.places.may_begin(self._place):
+        if not is_health and not self.connection_table.may_start_request(self._connection):
             self._stop_parsing(_too_many("requests"))
-        self.places.move(self._place, Stage.BUSY)
+        self.connection_table.set_state(self._connection, ConnectionState.BUSY)
 
-    def _stop_parsing(self, refusal: ApiError) -> None:
-        self._refusal = refusal
-        raise _RefusedError
+    def _stop_parsing(self, error: ApiError) -> None:
+        self._error = error
+        raise _RejectedError
 
-    def _may_answer(self, size_bytes: int, *, may_be_refused: bool) -> bool:
-        assert self._place is not None
-        return self.places.may_answer(self._place, size_bytes, may_be_refused=may_be_refused)
+    def _may_send_response(self, size_bytes: int, *, may_be_refused: bool) -> bool:
+        assert self._connection is not None
+        return self.connection_table.may_send_response(
+            self._connection, size_bytes, may_be_refused=may_be_refused
+        )
 
-    def _move(self) -> None:
-        """Report to the places what the connection waits for now."""
-        if self._place is None:
+    def _update_state(self) -> None:
+        """Record what the connection waits for now."""
+        if self._connection is None:
             return
         if self.flow.write_paused:
-            stage = Stage.UNREAD
+            state = ConnectionState.UNREAD
         elif self.cycle is not None and not self.cycle.response_complete:
-            # A body behind another request is not what the connection waits for.
-            is_receiving = self.cycle.more_body and self._running is self.cycle
-            stage = Stage.RECEIVING if is_receiving else Stage.BUSY
+            # The connection does not wait for the body of a pipelined request.
+            is_receiving = self.cycle.more_body and self._running_cycle is self.cycle
+            state = ConnectionState.RECEIVING if is_receiving else ConnectionState.BUSY
         else:
-            stage = Stage.HALF_OPEN if self._is_in_header else Stage.IDLE
-        self.places.move(self._place, stage)
+            state = ConnectionState.HALF_OPEN if self._is_in_header else ConnectionState.IDLE
+        self.connection_table.set_state(self._connection, state)
 
-    def _cut(self) -> None:
-        """Give the place to another connection."""
+    def _close_connection(self) -> None:
+        """Close this connection in favour of another one."""
         if self.transport.get_write_buffer_size():
-            self.transport.abort()  # to close would be to wait for the client to read
+            self.transport.abort()  # close() would wait until the client has read
         else:
             self.transport.close()
 
-    def _watch_reading(self) -> None:
-        """Cut off who has taken nothing since the last look: to close would be to wait for it."""
+    def _check_client_reads(self) -> None:
+        """Abort the connection if the client has read nothing since the last check."""
         waiting_bytes = self.transport.get_write_buffer_size()
         if waiting_bytes and waiting_bytes >= self._unread_bytes:
             self.transport.abort()
             return
         self._unread_bytes = waiting_bytes or math.inf
-        self._reading_watch = self.loop.call_later(UNREAD_TIMEOUT_S, self._watch_reading)
+        self._read_timer = self.loop.call_later(UNREAD_TIMEOUT_S, self._check_client_reads)
 
-    def _expect_headers(self) -> None:
-        self._deadline = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.close)
+    def _start_header_timeout(self) -> None:
+        self._header_timer = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.close)
 
-    def _headers_are_here(self) -> None:
+    def _cancel_header_timeout(self) -> None:
         self._is_in_header = False
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
 
-    def _refuse(self, refusal: ApiError) -> None:
+    def _send_error(self, error: ApiError) -> None:
         now_us = self.clock.time_us()
         request_id = Ids(self.clock).new()
-        error = envelope(
-            refusal, names=RequestNames(request_id, request_id), date=rfc3339(now_us)[:19]
-        )
-        body = msgspec.json.encode(error)
+        ids = RequestIds(request_id, request_id)
+        body = msgspec.json.encode(error_body(error, ids=ids, date=rfc3339(now_us)[:19]))
         fields = {
             "content-type": "application/json",
             "connection": "close",
@@ -315,12 +320,14 @@ class BoundedProtocol(HttpToolsProtocol):
             "client-request-id": request_id,
             "date": formatdate(now_us // 1_000_000, usegmt=True),
             "content-length": str(len(body)),
-            **refusal.headers,
+            **error.headers,
         }
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        self.transport.write(STATUS_LINE[refusal.status] + lines.encode() + b"\r\n" + body)
+        self.transport.write(STATUS_LINE[error.status] + lines.encode() + b"\r\n" + body)
         self.transport.close()
 
 
 def _too_many(what: str) -> ApiError:
-    return try_later("ResourceUnhealthy", f"Too many {what} at once; try again.", after_s=_RETRY_S)
+    return service_unavailable(
+        "ResourceUnhealthy", f"Too many {what} at once; try again.", retry_after_s=_RETRY_S
+    )

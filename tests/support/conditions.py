@@ -15,7 +15,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from relay.graph.serializer import show_message
+from relay.graph.serializer import message_json
 from relay.mailbox.query import (
     AllOf,
     AnyItem,
@@ -56,7 +56,7 @@ class Facts:
 def facts_of(message: StoredMessage) -> Facts:
     """A stored message's facts, its times to the microsecond."""
     names = [one.name for one in message.attachments]
-    facts = facts_of_json(show_message(message), attachments=names)
+    facts = facts_of_json(message_json(message), attachments=names)
     exact = {named: getattr(message, field) for named, field in _TIMES.items()}
     return replace(facts, values=facts.values | exact)
 

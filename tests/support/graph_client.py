@@ -1,4 +1,4 @@
-"""What a Graph client says and hears: messages as JSON, answers.
+"""A Graph client: messages as JSON, and responses.
 
 On the path: relay_process and tests.
 Holds: nothing but values.
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What HTTP answered."""
+    """An HTTP response."""
 
     status: int
     headers: http.client.HTTPMessage
@@ -31,12 +31,12 @@ class Answer:
 
     @property
     def message(self) -> str:
-        """What the error envelope says to people."""
+        """The message of Graph's error envelope."""
         return str(self.json()["error"]["message"])
 
 
 def people(*addresses: str) -> list[dict[str, Any]]:
-    """Recipients as Graph writes them."""
+    """Return recipients as Graph's JSON."""
     return [{"emailAddress": {"address": address}} for address in addresses]
 
 
@@ -49,7 +49,7 @@ def message(
     text: str = "Hello.",
     **more: Any,
 ) -> dict[str, Any]:
-    """A message as JSON; `more` are further properties."""
+    """Return a message as JSON; `more` are further properties."""
     lists = {"toRecipients": to, "ccRecipients": cc, "bccRecipients": bcc}
     named = {name: people(*addresses) for name, addresses in lists.items() if addresses}
     return {"subject": subject, "body": {"contentType": "text", "content": text}, **named, **more}

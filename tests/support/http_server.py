@@ -8,31 +8,39 @@ from contextlib import asynccontextmanager
 from starlette.responses import Response
 
 from relay.clock import ManualClock
-from relay.http import Call, ConnectionLimits, Gateway, HostNames, HttpServer, Limits, json_response
+from relay.http import (
+    AllowedHosts,
+    ConnectionLimits,
+    Gateway,
+    HttpRequest,
+    HttpServer,
+    RequestLimits,
+    json_response,
+)
 from relay.settings.tree import Address
 
 ANY_PORT = Address("127.0.0.1", 0)
 LIMIT = 200_000
 
 
-async def echo(call: Call) -> Response:
-    """Answer with what came."""
+async def echo(call: HttpRequest) -> Response:
+    """Respond with what was received."""
     body = await call.body()
     return json_response({"method": call.method, "path": list(call.segments), "size": len(body)})
 
 
 @asynccontextmanager
 async def serving(
-    handler: Callable[[Call], Awaitable[Response]] = echo,
+    handler: Callable[[HttpRequest], Awaitable[Response]] = echo,
     address: Address = ANY_PORT,
     *,
     connection_limits: ConnectionLimits | None = None,
-    hosts: HostNames | None = None,
+    hosts: AllowedHosts | None = None,
     **limits: float,
 ) -> AsyncIterator[HttpServer]:
-    """Serve while the block runs; `limits` are those of the gateway."""
+    """Serve inside the with block; `limits` are those of the gateway."""
     chosen = {"body_bytes": LIMIT, "held_bytes": LIMIT * 4} | limits
-    app = Gateway(handler, clock=ManualClock(), limits=Limits(**chosen))  # type: ignore[arg-type]
+    app = Gateway(handler, clock=ManualClock(), limits=RequestLimits(**chosen))  # type: ignore[arg-type]
     server = HttpServer(app, [address], limits=connection_limits, hosts=hosts)
     await server.start()
     try:
@@ -42,7 +50,7 @@ async def serving(
 
 
 async def talk(server: HttpServer, *pieces: bytes, source: str = "") -> bytes:
-    """Send pieces on one connection and return all that comes until the server closes it."""
+    """Send pieces on one connection; return everything until the server closes it."""
     address = server.bound[0]
     reader, writer = await asyncio.open_connection(
         address.host, address.port, local_addr=(source, 0) if source else None
@@ -64,10 +72,10 @@ def request(body: bytes = b"", *headers: str, length: int | None = None) -> byte
 
 
 def status_of(answer: bytes) -> int:
-    """Return an answer's status."""
+    """Return the status of a response."""
     return int(answer.split(b" ", 2)[1])
 
 
 def code_of(answer: bytes) -> str:
-    """Return the code in the envelope of a refusal."""
+    """Return the code in the envelope of an error."""
     return str(json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"])

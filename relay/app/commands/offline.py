@@ -14,7 +14,7 @@ import msgspec
 
 from relay.accounts import load_accounts
 from relay.api.dependencies import OPERATOR
-from relay.api.request_parameters import Asking, order_of_body
+from relay.api.request_parameters import CommandIssuer, read_queue_command
 from relay.app.commands.control import ControlError
 from relay.app.configuration import parse_next_hop, route_table
 from relay.app.state_dir import OwnerLock
@@ -91,14 +91,14 @@ async def carry_out(
             until_done.callback(accounts.close)
             return route_table(settings, accounts)
 
-        asking = Asking(
+        asking = CommandIssuer(
             name=OPERATOR.name,
-            may_say_who=True,
+            may_name_other=True,
             way_to=lambda text: parse_next_hop(text, table),
             clock=clock,
         )
         try:
-            order = order_of_body(Operation(operation), msgspec.json.encode(wanted), asking)
+            order = read_queue_command(Operation(operation), msgspec.json.encode(wanted), asking)
         except ApiError as error:
             raise ControlError(error.status, error.code, error.message) from None
         return (await desk.carry_out(order, tell=tell)).as_json()

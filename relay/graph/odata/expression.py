@@ -1,10 +1,7 @@
-"""The grammar of $filter: a text becomes a tree that knows nothing of any resource.
+"""The grammar of $filter: a tokenizer and a parser, which know nothing of any resource.
 
-On the path: messages and folders parse a clause here and resolve what comes out.
-Holds: `or` binds weaker than `and`, that weaker than `not`; parentheses keep their grouping; depth
-and the number of names and values are bounded.
-Fails: ApiError 400 with the position, what was found and what was expected.
-Standards: OData 4.01 URL conventions 5.1.1 (operators, precedence, lambda); names in any case.
+`or` binds weaker than `and`, that weaker than `not`. Depth and the number of names and values are
+limited. Positions in errors count characters from 0. OData 4.01 URL conventions 5.1.1 and ABNF.
 """
 
 import re
@@ -12,11 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 
-from relay.http.errors import ApiError, shown
+from relay.http.errors import ApiError, quoted
 
 CHARACTERS_MAX = 8192
 _SECOND_US = 1_000_000
-_AHEAD_H_MAX = 14  # of UTC, in any zone there is
+_AHEAD_H_MAX = 14  # the largest offset from UTC of any time zone
 _MINUTE_MAX = 59
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -38,8 +35,8 @@ _TIME = re.compile(
 )
 
 
-class Kind(Enum):
-    """What a token is; the value is its group's name."""
+class TokenKind(Enum):
+    """The kind of a token; the value is the name of its group in the pattern."""
 
     TIME = "time"
     NUMBER = "number"
@@ -52,23 +49,23 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One of them; `text` is as it was written."""
+    """A token; `text` is its source text."""
 
-    kind: Kind
+    kind: TokenKind
     text: str
     position: int
 
     @property
     def word(self) -> str:
-        """A name in lower case, "" for what is none."""
-        return self.text.lower() if self.kind is Kind.NAME else ""
+        """A name in lower case, "" for other tokens."""
+        return self.text.lower() if self.kind is TokenKind.NAME else ""
 
 
-class Tokens:
-    """The tokens of one clause; `next` is the one that is to be read now."""
+class Tokenizer:
+    """Reads the tokens of one clause; `next` is the next token."""
 
     def __init__(self, text: str, option: str) -> None:
-        """`option` is the clause's name without the dollar sign."""
+        """`option` is the name of the query option without the dollar sign."""
         self._text = text
         self._option = option
         if len(text) > CHARACTERS_MAX:
@@ -77,59 +74,59 @@ class Tokens:
         self.next = self._token(0)
 
     def take(self) -> Token:
-        """Return the next token and go on to the one behind it."""
+        """Return the next token and advance."""
         taken = self.next
         self.next = self._token(taken.position + len(taken.text))
         return taken
 
     def take_sign(self, sign: str) -> None:
-        """Go past a sign that has to be there."""
+        """Advance past a required sign. Raises ApiError 400."""
         if not self.is_sign(sign):
-            raise self.fault(f"'{sign}'")
+            raise self.error(f"'{sign}'")
         self.take()
 
     def is_sign(self, sign: str) -> bool:
-        """Whether the next token is that sign."""
-        return self.next.kind is Kind.SIGN and self.next.text == sign
+        """Return whether the next token is this sign."""
+        return self.next.kind is TokenKind.SIGN and self.next.text == sign
 
-    def fault(self, expected: str, at: Token | None = None) -> ApiError:
-        """Return the refusal of a token (of the next one, if none is given)."""
+    def error(self, expected: str, at: Token | None = None) -> ApiError:
+        """Return the 400 for a token, by default the next one."""
         token = at or self.next
-        found = shown(token.text) if token.text else "the end"
+        found = quoted(token.text) if token.text else "the end"
         message = f"position {token.position}: found {found}, expected {expected}"
-        return clause_fault(self._option, message)
+        return clause_error(self._option, message)
 
     def _token(self, start: int) -> Token:
         match = _SPACE.match(self._text, start)
         position = match.end() if match else start
         if position == len(self._text):
-            return Token(Kind.END, "", position)
+            return Token(TokenKind.END, "", position)
         found = _TOKEN.match(self._text, position)
         if found is None:
             rest = self._text[position:]
             expected = "its closing quote" if rest.startswith("'") else "a name, a value or a sign"
-            raise self.fault(expected, Token(Kind.SIGN, rest, position))
-        return Token(Kind(found.lastgroup), found[0], position)
+            raise self.error(expected, Token(TokenKind.SIGN, rest, position))
+        return Token(TokenKind(found.lastgroup), found[0], position)
 
 
-def clause_fault(option: str, message: str) -> ApiError:
-    """Return the refusal of a clause that makes no sense, with the words that Graph begins with."""
+def clause_error(option: str, message: str) -> ApiError:
+    """Return the 400 for an invalid clause; the text begins as Graph's."""
     return ApiError(400, "BadRequest", f"Invalid {option} clause: {message}.")
 
 
 def text_of(token: Token) -> str:
-    """Return what a text literal says, without its quotes and its type."""
+    """Return the value of a text literal, without quotes and type."""
     return token.text[token.text.index("'") + 1 : -1].replace("''", "'")
 
 
 def time_of(token: Token) -> int | None:
-    """Return a point in time in microseconds, None for a date that does not exist.
+    """Return a time literal in microseconds since 1970, None for a date that does not exist.
 
-    A time without a zone, and the beginning of a date alone, are UTC's. A blank in the zone is a
-    plus sign that the client did not encode.
+    Without a zone it is UTC; a date alone is its start. A blank in the zone is a plus sign that the
+    client did not encode.
     """
     match = _TIME.fullmatch(token.text)
-    assert match is not None, "the scanner lets nothing else be a time"
+    assert match is not None, "the tokenizer accepts nothing else as a time"
     *numbers, fraction, sign, ahead_h, ahead_min = match.groups("0")
     year, month, day, hour, minute, second = map(int, numbers)
     try:
@@ -152,14 +149,14 @@ _CONSTANTS = {"true": True, "false": False, "null": None}
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """A property, as from/emailAddress/address."""
+    """A property such as from/emailAddress/address."""
 
     token: Token
 
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A value; a time is one of microseconds, `is_time` then."""
+    """A value; a time is in microseconds, with `is_time`."""
 
     token: Token
     value: str | int | bool | None
@@ -167,8 +164,8 @@ class Literal:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A function; `name` is in lower case."""
+class FunctionCall:
+    """A function call; `name` is in lower case."""
 
     token: Token
     name: str
@@ -177,7 +174,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Lambda:
-    """`path/any(variable: body)` or all; any() without a body asks whether there is an item."""
+    """`path/any(variable: body)` or all; any() without a body is true if there is an item."""
 
     token: Token
     path: str
@@ -188,7 +185,7 @@ class Lambda:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`left operator right`; `operator` is a word."""
+    """`left operator right`."""
 
     operator: Token
     left: "Expression"
@@ -197,102 +194,105 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """Not this."""
+    """The negation of `part`."""
 
     part: "Expression"
 
 
 @dataclass(frozen=True, slots=True)
 class And:
-    """All of them, two at least."""
+    """All of at least two parts."""
 
     parts: tuple["Expression", ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Or:
-    """One of them, two at least."""
+    """One of at least two parts."""
 
     parts: tuple["Expression", ...]
 
 
-Expression = Path | Literal | Call | Lambda | Comparison | Not | And | Or
+Expression = Path | Literal | FunctionCall | Lambda | Comparison | Not | And | Or
 
 
 def parse_expression(text: str, option: str = "filter") -> Expression:
-    """Read a clause. Raises ApiError 400."""
-    return _Parser(Tokens(text, option), option).clause()
+    """Parse a clause. Raises ApiError 400."""
+    return _ExpressionParser(Tokenizer(text, option), option).clause()
 
 
-class _Parser:
-    """Reads by recursive descent, one method for each level of precedence."""
+class _ExpressionParser:
+    """Recursive descent with one method for each level of precedence."""
 
-    def __init__(self, tokens: Tokens, option: str) -> None:
-        self._tokens = tokens
+    def __init__(self, tokenizer: Tokenizer, option: str) -> None:
+        self._tokenizer = tokenizer
         self._option = option
         self._depth = 0
         self._terms = 0
 
     def clause(self) -> Expression:
-        expression = self._either()
-        if self._tokens.next.kind is not Kind.END:
-            raise self._tokens.fault("'and', 'or' or the end")
+        expression = self._or()
+        if self._tokenizer.next.kind is not TokenKind.END:
+            raise self._tokenizer.error("'and', 'or' or the end")
         return expression
 
-    def _either(self) -> Expression:
-        parts = [self._both()]
-        while self._tokens.next.word == "or":
-            self._tokens.take()
-            parts.append(self._both())
+    def _or(self) -> Expression:
+        parts = [self._and()]
+        while self._tokenizer.next.word == "or":
+            self._tokenizer.take()
+            parts.append(self._and())
         return Or(tuple(parts)) if len(parts) > 1 else parts[0]
 
-    def _both(self) -> Expression:
-        parts = [self._negated()]
-        while self._tokens.next.word == "and":
-            self._tokens.take()
-            parts.append(self._negated())
+    def _and(self) -> Expression:
+        parts = [self._not()]
+        while self._tokenizer.next.word == "and":
+            self._tokenizer.take()
+            parts.append(self._not())
         return And(tuple(parts)) if len(parts) > 1 else parts[0]
 
-    def _negated(self) -> Expression:
-        if self._tokens.next.word != "not":
-            return self._compared()
+    def _not(self) -> Expression:
+        if self._tokenizer.next.word != "not":
+            return self._comparison()
         self._enter()
-        self._tokens.take()
-        part = self._negated()
+        self._tokenizer.take()
+        part = self._not()
         self._depth -= 1
         return Not(part)
 
-    def _compared(self) -> Expression:
-        left = self._operand()
-        if self._tokens.next.word not in _COMPARISONS:
-            if self._tokens.next.kind is Kind.NAME and self._tokens.next.word not in ("and", "or"):
-                raise self._tokens.fault(f"one of {', '.join(_COMPARISONS)}, and, or")
+    def _comparison(self) -> Expression:
+        left = self._primary()
+        if self._tokenizer.next.word not in _COMPARISONS:
+            if self._tokenizer.next.kind is TokenKind.NAME and self._tokenizer.next.word not in (
+                "and",
+                "or",
+            ):
+                raise self._tokenizer.error(f"one of {', '.join(_COMPARISONS)}, and, or")
             return left
-        operator = self._tokens.take()
-        return Comparison(operator, left, self._operand())
+        operator = self._tokenizer.take()
+        return Comparison(operator, left, self._primary())
 
-    def _operand(self) -> Expression:
-        token = self._tokens.next
-        if self._tokens.is_sign("("):
-            return self._grouped()
-        if token.kind in (Kind.SIGN, Kind.END):
-            raise self._tokens.fault("a property, a function or a value")
-        self._count()
-        self._tokens.take()
+    def _primary(self) -> Expression:
+        token = self._tokenizer.next
+        if self._tokenizer.is_sign("("):
+            return self._parentheses()
+        if token.kind in (TokenKind.SIGN, TokenKind.END):
+            raise self._tokenizer.error("a property, a function or a value")
+        self._count_term()
+        self._tokenizer.take()
         match token.kind:
-            case Kind.TEXT | Kind.TYPED:
+            case TokenKind.TEXT | TokenKind.TYPED:
                 return Literal(token, text_of(token))
-            case Kind.NUMBER:
+            case TokenKind.NUMBER:
                 return Literal(token, int(token.text))
-            case Kind.TIME:
+            case TokenKind.TIME:
                 if (time_us := time_of(token)) is None:
-                    raise self._tokens.fault("a date and time that exist", token)
+                    raise self._tokenizer.error("a date and time that exist", token)
                 return Literal(token, time_us, is_time=True)
             case _:
-                return self._named(token)
+                return self._name(token)
 
-    def _named(self, token: Token) -> Expression:
-        if self._tokens.is_sign("("):
+    def _name(self, token: Token) -> Expression:
+        if self._tokenizer.is_sign("("):
             path, _, function = token.text.rpartition("/")
             if path and function.lower() in ("any", "all"):
                 return self._lambda(token, path, is_all=function.lower() == "all")
@@ -301,53 +301,53 @@ class _Parser:
             return Literal(token, _CONSTANTS[token.word])
         return Path(token)
 
-    def _grouped(self) -> Expression:
+    def _parentheses(self) -> Expression:
         self._enter()
-        self._tokens.take_sign("(")
-        expression = self._either()
-        self._tokens.take_sign(")")
+        self._tokenizer.take_sign("(")
+        expression = self._or()
+        self._tokenizer.take_sign(")")
         self._depth -= 1
         return expression
 
     def _call(self, token: Token) -> Expression:
         self._enter()
-        self._tokens.take_sign("(")
+        self._tokenizer.take_sign("(")
         arguments: list[Expression] = []
-        while not self._tokens.is_sign(")"):
+        while not self._tokenizer.is_sign(")"):
             if arguments:
-                self._tokens.take_sign(",")
-            arguments.append(self._either())
-        self._tokens.take_sign(")")
+                self._tokenizer.take_sign(",")
+            arguments.append(self._or())
+        self._tokenizer.take_sign(")")
         self._depth -= 1
-        return Call(token, token.word, tuple(arguments))
+        return FunctionCall(token, token.word, tuple(arguments))
 
     def _lambda(self, token: Token, path: str, *, is_all: bool) -> Expression:
         self._enter()
-        self._tokens.take_sign("(")
-        if self._tokens.is_sign(")") and not is_all:
-            self._tokens.take()
+        self._tokenizer.take_sign("(")
+        if self._tokenizer.is_sign(")") and not is_all:
+            self._tokenizer.take()
             self._depth -= 1
             return Lambda(token, path, is_all)
-        variable = self._tokens.next
-        if variable.kind is not Kind.NAME or "/" in variable.text:
-            raise self._tokens.fault("the name of a variable")
-        self._tokens.take()
-        self._tokens.take_sign(":")
-        body = self._either()
-        self._tokens.take_sign(")")
+        variable = self._tokenizer.next
+        if variable.kind is not TokenKind.NAME or "/" in variable.text:
+            raise self._tokenizer.error("the name of a variable")
+        self._tokenizer.take()
+        self._tokenizer.take_sign(":")
+        body = self._or()
+        self._tokenizer.take_sign(")")
         self._depth -= 1
         return Lambda(token, path, is_all, variable.text, body)
 
     def _enter(self) -> None:
         self._depth += 1
         if self._depth > DEPTH_MAX:
-            message = f"position {self._tokens.next.position}: more than {DEPTH_MAX} levels"
-            raise clause_fault(self._option, message)
+            message = f"position {self._tokenizer.next.position}: more than {DEPTH_MAX} levels"
+            raise clause_error(self._option, message)
 
-    def _count(self) -> None:
+    def _count_term(self) -> None:
         self._terms += 1
         if self._terms > TERMS_MAX:
             message = (
-                f"position {self._tokens.next.position}: more than {TERMS_MAX} names and values"
+                f"position {self._tokenizer.next.position}: more than {TERMS_MAX} names and values"
             )
-            raise clause_fault(self._option, message)
+            raise clause_error(self._option, message)

@@ -1,9 +1,7 @@
-"""$filter and $orderby of messages: a table of what can be asked for, and by which type.
+"""The properties of messages and mail folders that $filter and $orderby accept.
 
-On the path: list_messages hands the options' texts in; the mailbox's index answers what comes out.
-Holds: every Property of relay.mailbox.query can be asked for and sorted by, under Graph's name.
-Fails: ApiError 400, see resolve; ErrorInvalidUrlQuery for an order that is none.
-Standards: Graph's message resource type; OData 4.01 URL conventions 5.1.1, 5.1.5 ($orderby).
+The mailbox index evaluates conditions on messages; those on folders are evaluated here, on the
+list of all folders. ErrorInvalidUrlQuery is the error for a property that cannot be sorted by.
 """
 
 import operator as compared_by
@@ -11,10 +9,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from relay.graph.odata.expression import CHARACTERS_MAX, clause_fault, parse_expression
-from relay.graph.odata.filter import Field, Items, Resource, Type, Value, resolve
+from relay.graph.odata.expression import CHARACTERS_MAX, clause_error, parse_expression
+from relay.graph.odata.filter import (
+    CollectionField,
+    FieldType,
+    QueryField,
+    Resource,
+    Value,
+    bind_filter,
+)
 from relay.graph.serializer import FOLDER_PROPERTIES, MESSAGE_PROPERTIES
-from relay.http.errors import ApiError, shown
+from relay.http.errors import ApiError, quoted
 from relay.mailbox.query import (
     AllOf,
     AnyItem,
@@ -34,33 +39,33 @@ from relay.mailbox.types import Folder
 ORDER_KEYS_MAX = 5
 _ORDER_KEY = re.compile(r"\s*+([\w/.]++)(?:\s++(asc|desc))?\s*+", re.ASCII | re.IGNORECASE)
 _MESSAGE_TYPES = {
-    Property.RECEIVED: Type.TIME,
-    Property.SENT: Type.TIME,
-    Property.CREATED: Type.TIME,
-    Property.MODIFIED: Type.TIME,
-    Property.IS_READ: Type.BOOLEAN,
-    Property.IS_DRAFT: Type.BOOLEAN,
-    Property.HAS_ATTACHMENTS: Type.BOOLEAN,
-    Property.IMPORTANCE: Type.CHOICE,
-    Property.FLAG: Type.CHOICE,
+    Property.RECEIVED: FieldType.TIME,
+    Property.SENT: FieldType.TIME,
+    Property.CREATED: FieldType.TIME,
+    Property.MODIFIED: FieldType.TIME,
+    Property.IS_READ: FieldType.BOOLEAN,
+    Property.IS_DRAFT: FieldType.BOOLEAN,
+    Property.HAS_ATTACHMENTS: FieldType.BOOLEAN,
+    Property.IMPORTANCE: FieldType.CHOICE,
+    Property.FLAG: FieldType.CHOICE,
 }
 _IMPORTANCES = ("low", "normal", "high")
 _FLAGS = ("notFlagged", "flagged", "complete")
-_PEOPLE = (Collection.TO, Collection.CC, Collection.BCC, Collection.REPLY_TO)
-_OTHERS = (
+_RECIPIENTS = (Collection.TO, Collection.CC, Collection.BCC, Collection.REPLY_TO)
+_UNQUERYABLE = (
     *("attachments", "extensions", "singleValueExtendedProperties", "uniqueBody", "sensitivity"),
     *("multiValueExtendedProperties", "sender", "from", "flag", "body", "mentions"),
 )
-_BODY_HINT = 'to find words of the text, ask $search="body:word"'
+_BODY_HINT = 'to find words of the text, use $search="body:word"'
 
 
 def message_condition(text: str) -> Condition:
-    """Return the condition that a $filter on messages means. Raises ApiError 400."""
-    return resolve(parse_expression(text), _MESSAGE_RESOURCE)
+    """Return the condition for a $filter on messages. Raises ApiError 400."""
+    return bind_filter(parse_expression(text), _MESSAGE_RESOURCE)
 
 
 def message_order(text: str) -> tuple[SortOrder, ...]:
-    """Return the keys of an $orderby on messages. Raises ApiError 400."""
+    """Return the sort keys of an $orderby on messages. Raises ApiError 400."""
     return tuple(
         SortOrder(_MESSAGE_BY_NAME[name], descending=descending)
         for name, descending in order_keys(
@@ -72,59 +77,61 @@ def message_order(text: str) -> tuple[SortOrder, ...]:
 def order_keys(
     text: str, names: tuple[str, ...], known: frozenset[str] = frozenset()
 ) -> list[tuple[str, bool]]:
-    """Return an $orderby's keys: the name, one of `names` (in lower case), and whether it descends.
+    """Return the keys of an $orderby: a name of `names`, and whether it is descending.
 
-    `known` are properties that exist, in lower case. Raises ApiError 400.
+    `known` are all properties that exist. All names are in lower case. Raises ApiError 400.
     """
     if len(text) > CHARACTERS_MAX:
-        raise clause_fault("orderby", f"found {len(text)} characters")
+        raise clause_error("orderby", f"found {len(text)} characters")
     keys: dict[str, bool] = {}
     for part in text.split(","):
         match = _ORDER_KEY.fullmatch(part)
         if match is None:
-            found = shown(part.strip())
-            raise clause_fault("orderby", f"found {found}, expected a property, and asc or desc")
+            found = quoted(part.strip())
+            raise clause_error("orderby", f"found {found}, expected a property, and asc or desc")
         name = match[1].lower()
         if name not in names and name.partition("/")[0] in known:
-            message = f"$orderby: cannot sort by {shown(match[1])}."
+            message = f"$orderby: cannot sort by {quoted(match[1])}."
             raise ApiError(400, "ErrorInvalidUrlQuery", message)
         if name not in names:
-            raise clause_fault("orderby", f"Could not find a property named {shown(match[1])}")
+            raise clause_error("orderby", f"Could not find a property named {quoted(match[1])}")
         if name in keys:
-            raise clause_fault("orderby", f"{shown(match[1])} is there twice")
+            raise clause_error("orderby", f"{quoted(match[1])} is given twice")
         keys[name] = (match[2] or "").lower() == "desc"
     if len(keys) > ORDER_KEYS_MAX:
-        raise clause_fault("orderby", f"found {len(keys)} keys, expected at most {ORDER_KEYS_MAX}")
+        raise clause_error("orderby", f"found {len(keys)} keys, expected at most {ORDER_KEYS_MAX}")
     return list(keys.items())
 
 
 def _message_property_names() -> set[str]:
-    return {name.lower() for name in (*MESSAGE_PROPERTIES, *_OTHERS)}
+    return {name.lower() for name in (*MESSAGE_PROPERTIES, *_UNQUERYABLE)}
 
 
-def _message_field(named: Property) -> Field[Condition]:
+def _message_field(named: Property) -> QueryField[Condition]:
     def compare(operator: Operator, value: Value) -> Condition:
         return Compare(named, operator, value)
 
     choices = {Property.IMPORTANCE: _IMPORTANCES, Property.FLAG: _FLAGS}.get(named, ())
-    kind = _MESSAGE_TYPES.get(named, Type.TEXT)
-    return Field(named, kind, compare, choices, has_order=named is not Property.FLAG)
+    kind = _MESSAGE_TYPES.get(named, FieldType.TEXT)
+    return QueryField(named, kind, compare, choices, has_order=named is not Property.FLAG)
 
 
-def _item_field(named: ItemProperty) -> Field[Condition]:
+def _item_field(named: ItemProperty) -> QueryField[Condition]:
     def compare(operator: Operator, value: Value) -> Condition:
-        assert isinstance(value, str), "a text's values are texts"
+        assert isinstance(value, str), "the values of a text field are texts"
         return CompareItem(named, operator, value)
 
-    return Field(named, Type.TEXT, compare)
+    return QueryField(named, FieldType.TEXT, compare)
 
 
-def _items(collection: Collection) -> Items[Condition]:
+def _items(collection: Collection) -> CollectionField[Condition]:
     names: tuple[ItemProperty, ...] = (ItemProperty.ITSELF,)
-    if collection in _PEOPLE:
+    if collection in _RECIPIENTS:
         names = (ItemProperty.ADDRESS, ItemProperty.NAME)
-    fields: Mapping[str, Field[Condition]] = {name.lower(): _item_field(name) for name in names}
-    return Items(fields, partial(AnyItem, collection))
+    fields: Mapping[str, QueryField[Condition]] = {
+        name.lower(): _item_field(name) for name in names
+    }
+    return CollectionField(fields, partial(AnyItem, collection))
 
 
 _MESSAGE_BY_NAME = {named.lower(): named for named in Property}
@@ -140,21 +147,21 @@ _MESSAGE_RESOURCE: Resource[Condition] = Resource(
         "body": _BODY_HINT,
         "bodypreview": _BODY_HINT,
         "uniquebody": _BODY_HINT,
-        "attachments": 'to find names of attachments, ask $search="attachment:name"',
+        "attachments": 'to find names of attachments, use $search="attachment:name"',
     },
 )
 
 
 _Matches = Callable[[Folder], bool]
 _FOLDER_TYPES = {
-    "displayName": Type.TEXT,
-    "id": Type.TEXT,
-    "parentFolderId": Type.TEXT,
-    "isHidden": Type.BOOLEAN,
-    "totalItemCount": Type.NUMBER,
-    "unreadItemCount": Type.NUMBER,
-    "childFolderCount": Type.NUMBER,
-    "sizeInBytes": Type.NUMBER,
+    "displayName": FieldType.TEXT,
+    "id": FieldType.TEXT,
+    "parentFolderId": FieldType.TEXT,
+    "isHidden": FieldType.BOOLEAN,
+    "totalItemCount": FieldType.NUMBER,
+    "unreadItemCount": FieldType.NUMBER,
+    "childFolderCount": FieldType.NUMBER,
+    "sizeInBytes": FieldType.NUMBER,
 }
 _FOLDER_BY_NAME = {name.lower(): name for name in _FOLDER_TYPES}
 _COMPARISONS: dict[Operator, Callable[..., bool]] = {
@@ -173,9 +180,9 @@ _COMPARISONS: dict[Operator, Callable[..., bool]] = {
 def select_folders(
     folders: Sequence[Folder], *, filter_: str | None, orderby: str | None
 ) -> Sequence[Folder]:
-    """Return the folders that a $filter and an $orderby mean. Raises ApiError 400."""
+    """Return the folders that match a $filter, sorted by $orderby. Raises ApiError 400."""
     if filter_ is not None:
-        matches = resolve(parse_expression(filter_), _FOLDER_RESOURCE)
+        matches = bind_filter(parse_expression(filter_), _FOLDER_RESOURCE)
         folders = [folder for folder in folders if matches(folder)]
     if orderby is not None:
         for name, descending in reversed(order_keys(orderby, tuple(_FOLDER_BY_NAME))):
@@ -185,7 +192,7 @@ def select_folders(
 
 
 def _folder_reader(name: str) -> Callable[[Folder], Value]:
-    """Return what reads a property as it is shown, for comparison without regard to case."""
+    """Return a function that reads a property for comparison without regard to case."""
     read = FOLDER_PROPERTIES[name]
     return lambda folder: _folded(read(folder))
 
@@ -194,14 +201,14 @@ def _folded(value: Value) -> Value:
     return value.casefold() if isinstance(value, str) else value
 
 
-def _folder_field(name: str, kind: Type) -> Field[_Matches]:
+def _folder_field(name: str, kind: FieldType) -> QueryField[_Matches]:
     read = _folder_reader(name)
 
     def compare(operator: Operator, value: Value) -> _Matches:
         holds, wanted = _COMPARISONS[operator], _folded(value)
         return lambda folder: holds(read(folder), wanted)
 
-    return Field(name, kind, compare)
+    return QueryField(name, kind, compare)
 
 
 def _all_match(parts: tuple[_Matches, ...]) -> _Matches:

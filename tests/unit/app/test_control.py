@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from relay.app.commands.control import ControlClient, ControlError, ControlUnavailableError, path_of
 from relay.clock import ManualClock
-from relay.http import ApiError, Call, Gateway, HttpServer, Limits, json_response
+from relay.http import ApiError, Gateway, HttpRequest, HttpServer, RequestLimits, json_response
 from relay.settings.tree import Address
 
 
@@ -18,7 +18,7 @@ async def test_the_control_socket(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     client = ControlClient(path, timeout_s=5)
 
-    async def handler(call: Call) -> Response:
+    async def handler(call: HttpRequest) -> Response:
         if call.method == "POST":
             raise ApiError(404, "ErrorItemNotFound", "No such entry.")
         return json_response({"path": list(call.segments), "query": list(call.query)})
@@ -27,7 +27,9 @@ async def test_the_control_socket(tmp_path: Path) -> None:
         stale.bind(str(path))  # what a daemon that was killed leaves behind
     with pytest.raises(ControlUnavailableError, match="nothing listens on"):
         client.get("/queue")
-    app = Gateway(handler, clock=ManualClock(), limits=Limits(body_bytes=1000, held_bytes=1000))
+    app = Gateway(
+        handler, clock=ManualClock(), limits=RequestLimits(body_bytes=1000, held_bytes=1000)
+    )
     server = HttpServer(app, [Address(path=str(path))])
     await server.start()
     try:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from relay.api import Changes
+from relay.api import ChangeNotifier
 from relay.app.demonstration import Follower, is_settled
 
 
@@ -42,7 +42,7 @@ def journeys():
 
 @pytest.fixture
 def changes():
-    return Changes()
+    return ChangeNotifier()
 
 
 @pytest.fixture
@@ -94,11 +94,11 @@ async def test_it_ends_when_so_many_have_settled(follower, journeys, changes):
         journey("q1", (6, 2)), journey("q2", (5, 3), state="queued"),
         journey("report", (6, 4), sender=""),
     ]  # fmt: skip
-    changes.announce()
+    changes.notify()
     done, _ = await asyncio.wait({running}, timeout=0.3)
     assert not done, "one has settled, one is queued, one is a report"
     journeys.all[2] = journey("q2", (5, 3), (6, 5), state="captured")
-    changes.announce()
+    changes.notify()
     await asyncio.wait_for(running, 5)
 
 

@@ -1,4 +1,4 @@
-"""The front door with a mailbox in memory behind it."""
+"""Fixtures: Graph's application with a mail store in memory or on disk."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +15,15 @@ from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.pressure import Pressure
 from relay.settings.tree import HttpSettings
-from tests.unit.graph.world import MAX_BODY, QUOTA_BYTES, Crash, MemoryStore, OnDisk, People, World
+from tests.support.graph_world import (
+    ACCOUNTS,
+    MAX_BODY,
+    QUOTA_BYTES,
+    Crash,
+    MemoryStore,
+    OnDisk,
+    World,
+)
 
 
 @pytest.fixture
@@ -24,7 +32,7 @@ async def world() -> AsyncIterator[World]:
     store, crash, pressure = MemoryStore(clock), Crash(), Pressure()
     app = create_app(
         store,  # type: ignore[arg-type]
-        People(),
+        ACCOUNTS,
         clock=clock,
         hostname="relay.example.test",
         http=HttpSettings(public_url="", max_body=MAX_BODY, max_upload=8 << 20),

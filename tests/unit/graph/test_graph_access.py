@@ -1,14 +1,14 @@
-"""Who may come in: tokens, mailboxes, readiness, and paths that are not there."""
+"""Tokens, access to mailboxes, readiness, and unknown paths."""
 
 import pytest
 
-from tests.unit.graph.world import World, refused
+from tests.support.graph_world import World, refused
 
 
 @pytest.mark.parametrize(
     "header", ["", "Bearer", "Bearer ", "Basic YWxpY2U6YWxpY2U=", "Bearer mallory", "alice"]
 )
-async def test_without_a_token_nobody_comes_in(world: World, header: str) -> None:
+async def test_a_request_without_a_known_token_is_401(world: World, header: str) -> None:
     headers = {"authorization": header}
     answer = await world.http.post("/v1.0/me/sendMail", json={}, headers=headers)
     assert refused(answer, 401, "InvalidAuthenticationToken")
@@ -69,7 +69,7 @@ async def test_what_is_not_there(world: World, path: str, status: int, code: str
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_what_is_not_implemented_is_501_and_named(
+async def test_a_resource_that_is_not_implemented_is_501(
     world: World, method: str, path: str, what: str
 ) -> None:
     url = f"/v1.0/me/{path}".replace("/me/..", "")
@@ -77,7 +77,7 @@ async def test_what_is_not_implemented_is_501_and_named(
     assert message == f"{what} is not implemented."
 
 
-async def test_405_says_what_is_allowed(world: World) -> None:
+async def test_405_has_allow(world: World) -> None:
     answer = await world.http.put("/v1.0/me/messages/x")
     assert answer.headers["allow"] == "GET, PATCH, DELETE"
 

@@ -1,4 +1,4 @@
-"""Attachments of messages over HTTP, with a real store behind them."""
+"""Attachments of messages over HTTP, with a mail store on disk."""
 
 import base64
 import email
@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.unit.graph.world import OnDisk, refused, to
+from tests.support.graph_world import OnDisk, refused, to
 
 PDF = {
     "@odata.type": "#microsoft.graph.fileAttachment",
@@ -210,7 +210,7 @@ async def test_a_mime_draft_whose_recipients_cannot_be_read_stays_mime(on_disk: 
     assert "while To has 'L'" in refused(answer, 400, "ErrorInvalidRequest")
 
 
-async def test_a_mime_draft_that_gets_an_attachment_keeps_what_it_says(on_disk: OnDisk) -> None:
+async def test_a_mime_draft_keeps_its_content_when_an_attachment_is_added(on_disk: OnDisk) -> None:
     message_id = await mime_draft(on_disk)
     before = (await on_disk.http.get(f"/messages/{message_id}")).json()
     assert (
@@ -240,7 +240,7 @@ ENCRYPTED = (
 
 @pytest.mark.parametrize("content", [SIGNED, ENCRYPTED], ids=["signed", "encrypted"])
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
-async def test_what_is_signed_stays_as_it_is(on_disk: OnDisk, content: bytes, method: str) -> None:
+async def test_signed_mime_is_not_changed(on_disk: OnDisk, content: bytes, method: str) -> None:
     message_id = await mime_draft(on_disk, content)
     [signature] = await listed(on_disk, message_id)
     path = f"/messages/{message_id}/attachments" + (
@@ -298,7 +298,7 @@ async def test_a_message_is_attached_to_a_draft(on_disk: OnDisk) -> None:
     assert inner.get_content() == "inner text\r\n"
 
 
-async def test_a_draft_that_waits_is_sent_with_what_it_got_meanwhile(on_disk: OnDisk) -> None:
+async def test_a_scheduled_draft_is_sent_with_attachments_added_later(on_disk: OnDisk) -> None:
     later = {"id": "SystemTime 0x3FEF", "value": "2030-01-01T00:00:00Z"}
     message_id = await draft(on_disk, TEXT, singleValueExtendedProperties=[later])
     assert (await on_disk.http.post(f"/messages/{message_id}/send")).status_code == 202

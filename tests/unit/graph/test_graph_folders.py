@@ -1,4 +1,4 @@
-"""Mail folders over HTTP, and messages that move between them, down to the disk."""
+"""Mail folders over HTTP, and moving messages between them, on disk."""
 
 import asyncio
 import re
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.graph.world import OnDisk, World, refused, to
+from tests.support.graph_world import OnDisk, World, refused, to
 
 ROOTS = ["inbox", "drafts", "sentitems", "deleteditems", "junkemail", "archive", "outbox"]
 
@@ -126,7 +126,7 @@ async def test_a_name_that_cannot_be_is_refused(on_disk, name, status, code, wor
         ([], 400, "UnableToDeserializePostBody"),
     ],
 )
-async def test_what_is_no_folder_is_refused(on_disk, body, status, code):
+async def test_an_invalid_folder_is_rejected(on_disk, body, status, code):
     refused(await on_disk.http.post("/mailFolders", json=body), status, code)
 
 
@@ -176,9 +176,11 @@ async def test_a_message_goes_to_another_folder(on_disk, action):
 
 async def test_a_message_is_moved_within_the_folder_that_the_path_names(on_disk: OnDisk) -> None:
     draft = await a_draft(on_disk)
-    wrong = f"/mailFolders/inbox/messages/{draft['id']}"
+    other_folder = f"/mailFolders/inbox/messages/{draft['id']}"
     for action in ("move", "copy", "permanentDelete"):
-        answer = await on_disk.http.post(f"{wrong}/{action}", json={"destinationId": "archive"})
+        answer = await on_disk.http.post(
+            f"{other_folder}/{action}", json={"destinationId": "archive"}
+        )
         refused(answer, 404, "ErrorItemNotFound")
     right = f"/mailFolders/drafts/messages/{draft['id']}"
     moved = await on_disk.http.post(f"{right}/move", json={"destinationId": "ARCHIVE"})
@@ -210,7 +212,7 @@ async def test_a_destination_that_is_none_moves_nothing(on_disk, action, body, s
     assert len(on_disk.files()) == 1
 
 
-async def test_what_is_being_sent_is_not_moved(on_disk: OnDisk) -> None:
+async def test_a_message_that_is_being_sent_is_not_moved(on_disk: OnDisk) -> None:
     draft = await a_draft(on_disk)
     assert (await on_disk.http.post(f"/messages/{draft['id']}/send")).status_code == 202
     path = f"/messages/{draft['id']}"
@@ -221,7 +223,7 @@ async def test_what_is_being_sent_is_not_moved(on_disk: OnDisk) -> None:
     assert (await on_disk.http.get(path)).json()["parentFolderId"] == "drafts"
 
 
-async def test_a_size_is_shown_when_it_is_asked_for(on_disk: OnDisk) -> None:
+async def test_size_in_bytes_is_returned_with_select(on_disk: OnDisk) -> None:
     answer = await on_disk.http.get("/mailFolders/inbox?$select=displayName,sizeInBytes")
     assert set(answer.json()) == {"@odata.context", "id", "displayName", "sizeInBytes"}
 

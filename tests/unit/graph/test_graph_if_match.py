@@ -1,8 +1,8 @@
-"""If-Match: a message is changed, moved, removed or sent only in the version that the client saw."""
+"""If-Match: a message is changed, moved, deleted or sent only in the version that the client names."""
 
 import pytest
 
-from tests.unit.graph.world import OnDisk, refused, to
+from tests.support.graph_world import OnDisk, refused, to
 
 MIME = "UzogbWltZQ0KDQpiDQo="
 CALLS = {
@@ -20,7 +20,7 @@ EVERY_CALL = pytest.mark.parametrize("call", CALLS)
 
 @pytest.fixture
 async def draft(on_disk: OnDisk) -> dict:
-    """A draft with its second version, as the client saw it last."""
+    """A draft in its second version, as the client read it last."""
     made = await on_disk.http.post("/messages", json={"subject": "s", "toRecipients": to("b@b.c")})
     path = f"/messages/{made.json()['id']}"
     changed = await on_disk.http.patch(path, json={"subject": "second"})
@@ -48,13 +48,13 @@ async def test_another_version_is_left_alone(on_disk, draft, call):
 
 @EVERY_CALL
 @pytest.mark.parametrize("form", ['W/"{}"', '"{}"', "{}", '"other", W/"{}"', "*"])
-async def test_the_version_that_was_seen_is_acted_on(on_disk, draft, call, form):
+async def test_if_match_with_the_current_version_succeeds(on_disk, draft, call, form):
     answer = await ask(on_disk, draft, call, form.replace("{}", draft["changeKey"]))
     assert answer.status_code < 300, answer.text
 
 
 @pytest.mark.parametrize("header", ['W/"no end', 'W/""', '"a" "b"', "a b", "", ",", "W/*,"])
-async def test_what_is_no_entity_tag_is_refused(on_disk, draft, header):
+async def test_an_invalid_entity_tag_is_rejected(on_disk, draft, header):
     assert "If-Match" in refused(await ask(on_disk, draft, "DELETE", header), 400, "BadRequest")
 
 
@@ -75,7 +75,7 @@ async def test_the_folder_in_the_path_is_checked_when_it_acts(on_disk, draft, ca
     refused(answer, 404, "ErrorItemNotFound")
 
 
-async def test_the_time_of_sending_of_what_is_no_draft_is_a_conflict(on_disk, draft):
+async def test_rescheduling_a_message_that_is_not_a_draft_is_a_conflict(on_disk, draft):
     [file] = [path for path in on_disk.files() if path.parent.parent.name == ".Drafts"]
     archive = on_disk.root / "example.test/alice/.Archive/cur"
     file.rename(archive / file.name.replace(":2,DS", ":2,S"))

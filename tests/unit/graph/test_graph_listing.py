@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from tests.unit.graph.world import World, refused, to
+from tests.support.graph_world import World, refused, to
 
 MESSAGES = "/v1.0/me/messages"
 PEOPLE = ("carol@a.test", "dave@b.test", "erin@a.test")
 
 
 async def filled(world: World, count: int = 12) -> list[dict[str, Any]]:
-    """Messages a minute apart, oldest first, as they are shown."""
+    """Messages one minute apart, oldest first, as JSON."""
     made = []
     for number in range(count):
         message = {
@@ -31,7 +31,7 @@ async def filled(world: World, count: int = 12) -> list[dict[str, Any]]:
 
 
 async def listed(world: World, query: str = "", *, path: str = MESSAGES) -> list[int]:
-    """The numbers of the messages that are listed, over all pages."""
+    """Return the numbers of the listed messages, over all pages."""
     url: str | None = f"{path}?{query}"
     numbers: list[int] = []
     while url:
@@ -64,7 +64,7 @@ async def listed(world: World, query: str = "", *, path: str = MESSAGES) -> list
         ('$search="to:dave"&$top=1', [10, 7, 4, 1]),
     ],
 )  # fmt: skip
-async def test_what_is_listed(world: World, query: str, numbers: list[int]) -> None:
+async def test_the_messages_of_a_list(world: World, query: str, numbers: list[int]) -> None:
     await filled(world)
     assert await listed(world, query) == numbers
     inside = "/v1.0/me/mailFolders/Drafts/messages"
@@ -91,7 +91,7 @@ async def test_the_next_link_carries_every_option(world: World) -> None:
     assert (rest["@odata.count"], len(rest["value"])) == (12, 5)
 
 
-async def test_ten_messages_unless_asked(world: World) -> None:
+async def test_the_default_of_top_is_10(world: World) -> None:
     await filled(world)
     page = (await world.http.get(MESSAGES)).json()
     assert len(page["value"]) == 10
@@ -159,10 +159,10 @@ async def test_the_count_alone(world: World, path: str, query: str, count: str) 
         ("$orderby=subject,", "Invalid orderby clause: found '', expected a property"),
         ("$orderby=subject down", "found 'subject down', expected a property, and asc or desc"),
         ("$orderby=nothing", "Could not find a property named 'nothing'"),
-        ("$orderby=subject,SUBJECT desc", "'SUBJECT' is there twice"),
+        ("$orderby=subject,SUBJECT desc", "'SUBJECT' is given twice"),
         ("$orderby=id,subject,isRead,isDraft,importance,sentDateTime", "found 6 keys"),
         ("$search=", "Invalid search clause: position 0"),
-        ("$skiptoken=never", "$skiptoken: it says no place in this list"),
+        ("$skiptoken=never", "$skiptoken: it is invalid or has expired"),
         ("$expand=attachments", "'attachments' cannot be expanded here"),
         ("$apply=x", "'$apply' is not supported here"),
         ("$weird=1", "$weird"),
@@ -184,7 +184,7 @@ async def test_options_that_cannot_be_honoured_are_named(
         ("$orderby=toRecipients/emailAddress/address", "ErrorInvalidUrlQuery"),
     ],
 )
-async def test_properties_that_cannot_be_asked_for_have_graphs_codes(
+async def test_properties_that_cannot_be_filtered_by_have_graphs_codes(
     world: World, query: str, code: str
 ) -> None:
     refused(await world.http.get(f"{MESSAGES}?{query}"), 400, code)
@@ -233,7 +233,7 @@ async def folders(world: World, query: str) -> list[str]:
         ("$skip=4", ["junkemail", "archive"]),
     ],
 )  # fmt: skip
-async def test_what_folders_are_listed(world: World, query: str, expected: list[str]) -> None:
+async def test_the_folders_of_a_list(world: World, query: str, expected: list[str]) -> None:
     world.store.folders = [one for one in world.store.folders if one.id in IDS]
     assert await folders(world, query) == expected
 

@@ -1,4 +1,4 @@
-"""Long queries over real connections: they end, and keep neither other accounts nor the mailbox waiting."""
+"""Long queries over real connections: they are cancelled, and block no other account or mailbox."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.settings.tree import Address, HttpSettings
-from tests.unit.graph.world import People, refused
+from tests.support.graph_world import ACCOUNTS, refused
 
 MESSAGES = 12
 BODY = ("a " * 35 + "\r\n") * 14_000  # 1 MB of one word: each phrase of it takes seconds to match
@@ -41,7 +41,7 @@ class Served:
         return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=WAIT_S)
 
     def busy(self) -> int:
-        """How many queries the store's threads have in work."""
+        """Return the number of queries that run in the store's threads."""
         return self.store._queries._pending
 
 
@@ -54,7 +54,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         limits_of=lambda _: QuotaLimits(), dead_letter=tmp_path / "dead",
     )  # fmt: skip
     app = create_app(
-        store, People(), clock=clock, hostname="relay.example.test", crash=crash,
+        store, ACCOUNTS, clock=clock, hostname="relay.example.test", crash=crash,
         http=HttpSettings(public_url="", max_body=1 << 20, max_upload=8 << 20), ready=lambda: "",
     )  # fmt: skip
     server = HttpServer(app, [Address("127.0.0.1", 0)], clock=clock)
@@ -121,7 +121,7 @@ async def test_a_client_that_leaves_stops_its_search(served: Served) -> None:
         assert (await alice.get("/messages", params=SHORT)).status_code == 200
 
 
-async def test_a_long_search_is_refused_with_what_makes_it_shorter(
+async def test_a_slow_search_is_rejected_with_advice(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("relay.mailbox.threads.QUERY_TIME_MAX_S", 0.2)
@@ -138,7 +138,7 @@ async def test_a_long_search_is_refused_with_what_makes_it_shorter(
     assert time.monotonic() - began_s < WAIT_S
 
 
-async def test_searches_beyond_those_that_may_wait_are_refused_for_now(
+async def test_too_many_waiting_searches_are_503(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("relay.mailbox.threads.QUERIES_WAITING_MAX", 3)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from relay.mailbox.types import BeingSentError, NotADraftError
-from tests.unit.graph.world import World, refused, to
+from tests.support.graph_world import World, refused, to
 
 DRAFT = {
     "subject": "Größe",
@@ -96,7 +96,7 @@ async def test_a_draft_in_a_folder(world: World, folder: str) -> None:
     assert (await world.http.get(f"{path}/{shown['id']}/$value")).content.startswith(b"Subject")
 
 
-async def test_patch_changes_what_it_names(world: World) -> None:
+async def test_patch_changes_only_the_given_properties(world: World) -> None:
     shown = await create(world)
     change = {"@odata.type": "#microsoft.graph.message", "subject": "new", "isRead": False}
     answer = await world.http.patch(f"/v1.0/me/messages/{shown['id']}", json=change)
@@ -185,7 +185,7 @@ async def test_folders(world: World) -> None:
     }
 
 
-async def test_what_no_mailbox_has_can_be_selected(world: World) -> None:
+async def test_properties_without_a_value_can_be_selected(world: World) -> None:
     created = (await world.http.post("/v1.0/me/messages", json={"subject": "x"})).json()
     query = "$select=subject,webLink,inferenceClassification,conversationIndex"
     shown = (await world.http.get(f"/v1.0/me/messages/{created['id']}?{query}")).json()

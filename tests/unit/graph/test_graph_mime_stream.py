@@ -1,4 +1,4 @@
-"""MIME that is not held in memory: what comes is on the disk as it came, what is refused leaves nothing."""
+"""Streamed MIME: it is stored unchanged, and a rejected body leaves no file."""
 
 import asyncio
 import base64
@@ -12,10 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.graph.graph_request import STREAMS_MAX, STREAMS_OF_ONE_MAX, Streams
+from relay.graph.graph_request import (
+    STREAMED_BODIES_MAX,
+    STREAMED_BODIES_PER_ACCOUNT_MAX,
+    StreamedBodies,
+)
 from relay.graph.mime_body import Base64Decoder, Base64Error
 from relay.http.errors import ApiError
-from tests.unit.graph.world import OnDisk, refused
+from tests.support.graph_world import OnDisk, refused
 
 LIMIT = 8 << 20  # on_disk's max_upload
 HEADER = b"To: c@a.test\r\nBcc: d@a.test\r\nSubject: large\r\nMessage-ID: <l@a.test>\r\n\r\n"
@@ -37,14 +41,14 @@ async def send(
 
 
 async def nothing_is_left(on_disk: OnDisk) -> None:
-    """What came is removed behind the answer."""
+    """The rest of the body is discarded after the response."""
     async with asyncio.timeout(10):
         while on_disk.files():
             await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
-async def test_what_is_sent_is_on_the_disk_as_it_came(on_disk: OnDisk, is_chunked: bool) -> None:
+async def test_sent_mime_is_on_disk_unchanged(on_disk: OnDisk, is_chunked: bool) -> None:
     body = base64.encodebytes(LARGE)
     content = pieces(body) if is_chunked else body
     answer = await on_disk.http.post("/sendMail", content=content, headers=BOB)
@@ -90,7 +94,7 @@ async def test_a_draft_is_created_replaced_and_sent(on_disk: OnDisk) -> None:
     assert refused(put, 409, "ErrorIrresolvableConflict")
 
 
-async def test_a_draft_that_was_changed_meanwhile_is_not_replaced(on_disk: OnDisk) -> None:
+async def test_a_draft_that_was_changed_during_the_upload_is_not_replaced(on_disk: OnDisk) -> None:
     created = await send(on_disk, HEADER + b"old", "/messages")
     one = f"/messages/{created.json()['id']}"
 
@@ -113,7 +117,7 @@ async def test_a_draft_that_was_changed_meanwhile_is_not_replaced(on_disk: OnDis
 
 
 class GoneError(Exception):
-    """Raised where the rest of a body would have to be read."""
+    """Raised if the rest of a body is read."""
 
 
 def refused_early(content: bytes) -> Callable[[], AsyncIterator[bytes]]:
@@ -189,21 +193,24 @@ async def test_a_value_of_another_type(on_disk: OnDisk, kind: str) -> None:
     assert kind in refused(answer, 415, "UnsupportedMediaType")
 
 
-def test_places_for_streams_are_shared() -> None:
-    streams = Streams()
-    taken = [streams.one_of("a") for _ in range(STREAMS_OF_ONE_MAX)]
+def test_streamed_bodies_are_limited_per_account() -> None:
+    streams = StreamedBodies()
+    taken = [streams.acquire("a") for _ in range(STREAMED_BODIES_PER_ACCOUNT_MAX)]
     for one in taken:
         one.__enter__()
-    with pytest.raises(ApiError) as refusal, streams.one_of("a"):
+    with pytest.raises(ApiError) as error, streams.acquire("a"):
         pass
-    assert (refusal.value.status, "retry-after" in refusal.value.headers) == (503, True)
-    others = [streams.one_of(str(n)) for n in range(STREAMS_MAX - STREAMS_OF_ONE_MAX)]
+    assert (error.value.status, "retry-after" in error.value.headers) == (503, True)
+    others = [
+        streams.acquire(str(n))
+        for n in range(STREAMED_BODIES_MAX - STREAMED_BODIES_PER_ACCOUNT_MAX)
+    ]
     for one in others:
         one.__enter__()
-    with pytest.raises(ApiError), streams.one_of("b"):
+    with pytest.raises(ApiError), streams.acquire("b"):
         pass
     taken[0].__exit__(None, None, None)
-    with streams.one_of("a"):
+    with streams.acquire("a"):
         pass
 
 
@@ -218,7 +225,7 @@ def test_base64_in_any_blocks(content: bytes, size: int, in_lines: bool) -> None
 
 @given(st.text("AB=+/ \n@\x0b", max_size=14).map(str.encode), st.integers(1, 5))
 def test_only_base64_is_taken(text: bytes, size: int) -> None:
-    """As the stdlib's strict mode, but for white space."""
+    """Like the strict mode of binascii, except for white space."""
     try:
         expected: bytes | None = binascii.a2b_base64(text.translate(None, b" \n"), strict_mode=True)
     except binascii.Error:

@@ -1,4 +1,4 @@
-"""The front door and the real store together: what is shown is what is on the disk."""
+"""Graph's application with the mail store on disk: responses match the files."""
 
 import base64
 import email
@@ -7,7 +7,7 @@ from email.message import EmailMessage
 
 import pytest
 
-from tests.unit.graph.world import QUOTA_BYTES, OnDisk, refused, to
+from tests.support.graph_world import QUOTA_BYTES, OnDisk, refused, to
 
 FILE = {
     "@odata.type": "#microsoft.graph.fileAttachment",
@@ -106,14 +106,14 @@ async def test_a_full_mailbox_takes_nothing(on_disk: OnDisk) -> None:
     assert on_disk.files() == []
 
 
-async def test_what_is_refused_leaves_no_file(on_disk: OnDisk) -> None:
+async def test_a_rejected_body_leaves_no_file(on_disk: OnDisk) -> None:
     message = {"subject": "a\r\nBcc: x@y.test", "toRecipients": to("c@a.test")}
     answer = await on_disk.http.post("/sendMail", json={"message": message})
     assert refused(answer, 400, "ErrorInvalidRequest")
     assert on_disk.files() == []
 
 
-async def test_folders_and_what_is_deleted(on_disk: OnDisk) -> None:
+async def test_folders_and_deletion(on_disk: OnDisk) -> None:
     http = on_disk.http
     names = {one["id"]: one for one in (await http.get("/mailFolders")).json()["value"]}
     drafts = (await http.get("/mailFolders/DRAFTS")).json()

@@ -1,4 +1,4 @@
-"""All that a message's JSON can say: kept in the draft, shown again, and there in what is sent."""
+"""Every property of a message's JSON: stored in the draft, returned, and present in the sent MIME."""
 
 import base64
 import email
@@ -22,8 +22,9 @@ from relay.message.content import gathered
 from relay.mime.convert import convert
 from relay.mime.converted import Converted
 from relay.settings.tree import HttpSettings
+from tests.support.accounts import TokenAccounts
 from tests.support.drafts import read_attachments
-from tests.unit.graph.world import refused, to
+from tests.support.graph_world import refused, to
 
 ALICE = Account(
     "alice@example.test",
@@ -37,14 +38,6 @@ FILE = {
     "contentType": "text/plain",
     "contentBytes": base64.b64encode("größe".encode()).decode(),
 }
-
-
-class Accounts:
-    def by_token(self, token: str) -> Account | None:
-        return ALICE if token == "alice" else None
-
-    def by_address(self, address: str) -> Account | None:
-        return ALICE if ALICE.owns(address) else None
 
 
 @dataclass
@@ -68,7 +61,7 @@ class Mailbox:
         return answer.json()
 
     def raw(self) -> bytes:
-        """The only draft's file."""
+        """Return the file of the only draft."""
         (path,) = (self.root / "example.test/alice/.Drafts/cur").iterdir()
         return path.read_bytes()
 
@@ -99,7 +92,7 @@ async def mailbox(tmp_path: Path) -> AsyncIterator[Mailbox]:
     )
     app = create_app(
         store,
-        Accounts(),  # type: ignore[arg-type]
+        TokenAccounts({"alice": ALICE}),  # type: ignore[arg-type]
         clock=clock,
         hostname="relay.example.test",
         http=HttpSettings(public_url="", max_body=8 << 20, max_upload=8 << 20),
@@ -118,7 +111,7 @@ def single(*properties: tuple[str, object]) -> list[dict[str, object]]:
     return [{"id": identity, "value": value} for identity, value in properties]
 
 
-async def test_what_can_be_written_is_shown_again_and_sent(mailbox: Mailbox) -> None:
+async def test_writable_properties_are_returned_and_sent(mailbox: Mailbox) -> None:
     written = {
         "subject": "RE: Größe ✓",
         "importance": "high",
@@ -151,7 +144,7 @@ async def test_a_conversation_has_an_index_from_its_first_moment(mailbox: Mailbo
     assert sent["thread-topic"] == "two"
 
 
-async def test_a_reply_says_what_it_answers(mailbox: Mailbox) -> None:
+async def test_a_reply_has_references_and_in_reply_to(mailbox: Mailbox) -> None:
     references = "<first@a.test> <second@b.test>"
     made = await mailbox.draft(
         toRecipients=to("bob@example.test"),
@@ -167,7 +160,7 @@ async def test_a_reply_says_what_it_answers(mailbox: Mailbox) -> None:
     assert sent["references"] == references
 
 
-async def test_extended_properties_are_kept_and_shown_where_they_are_asked_for(
+async def test_extended_properties_are_stored_and_returned_with_expand(
     mailbox: Mailbox,
 ) -> None:
     color = "{66f5a359-4659-4830-9070-00047ec6ac6e}"
@@ -262,7 +255,7 @@ async def test_some_extended_properties_are_header_fields(mailbox: Mailbox) -> N
         ({"sender": "office@example.test"}, "office@example.test", None, "office@example.test"),
     ],
 )  # fmt: skip
-async def test_who_sends_for_somebody_else_is_named(
+async def test_send_on_behalf_sets_sender(
     mailbox: Mailbox, given: dict, from_: str, sender: str | None, reverse_path: str
 ) -> None:
     people = {name: to(address)[0] for name, address in given.items()}
@@ -276,7 +269,9 @@ async def test_who_sends_for_somebody_else_is_named(
 
 
 @pytest.mark.parametrize("address", ["bob@example.test", "x@notshared.test", "x@a.shared.test"])
-async def test_nobody_sends_for_whom_the_rule_does_not_name(mailbox: Mailbox, address: str) -> None:
+async def test_send_as_rejects_an_address_that_is_not_listed(
+    mailbox: Mailbox, address: str
+) -> None:
     for message in ({"from": to(address)[0]}, {"sender": to(address)[0]}):
         answer = await mailbox.http.post("messages", json=message)
         assert "send_as" in refused(answer, 403, "ErrorSendAsDenied")
@@ -304,7 +299,7 @@ async def test_an_author_that_cannot_be_read_is_refused(mailbox: Mailbox, header
     assert "has no address" in refused(answer, 400, "ErrorMimeContentInvalid")
 
 
-async def test_a_tag_does_not_change_whose_address_it_is(mailbox: Mailbox) -> None:
+async def test_send_as_ignores_the_tag_of_an_address(mailbox: Mailbox) -> None:
     made = await mailbox.draft(
         toRecipients=to("bob@example.test"), **{"from": to("Alice+lists@example.test")[0]}
     )
@@ -313,7 +308,7 @@ async def test_a_tag_does_not_change_whose_address_it_is(mailbox: Mailbox) -> No
     assert made["from"]["emailAddress"]["address"] == "Alice+lists@example.test"
 
 
-async def test_mime_may_be_from_whom_send_as_lists(mailbox: Mailbox) -> None:
+async def test_mime_may_be_from_an_address_in_send_as(mailbox: Mailbox) -> None:
     mime = b"From: office@example.test\r\nSender: alice@example.test\r\nTo: b@b.test\r\n\r\nx\r\n"
     answer = await mailbox.http.post(
         "messages", content=base64.b64encode(mime), headers={"content-type": "text/plain"}
@@ -322,7 +317,7 @@ async def test_mime_may_be_from_whom_send_as_lists(mailbox: Mailbox) -> None:
     assert mailbox.converted().originator == "alice@example.test"
 
 
-async def test_no_header_is_written_beside_that_of_a_property(mailbox: Mailbox) -> None:
+async def test_a_property_has_one_header_field(mailbox: Mailbox) -> None:
     ids = ("String 0x1045", f"String {HEADERS} Name List-Unsubscribe", f"String {HEADERS} Name X-A")
     await mailbox.draft(
         importance="high",
@@ -455,7 +450,7 @@ async def test_a_message_can_be_attached_to_a_message(mailbox: Mailbox) -> None:
 
 
 async def test_an_attached_message_is_ascii_whatever_addresses_it_has(mailbox: Mailbox) -> None:
-    """A message/rfc822 may have nothing else, and who gets the mail may need no SMTPUTF8."""
+    """A message/rfc822 part is 7bit or 8bit only, and recipients may not support SMTPUTF8."""
     item = {
         "@odata.type": "#microsoft.graph.message",
         "from": {"emailAddress": {"address": "用户@elsewhere.test", "name": "Li, Ö"}},
@@ -520,7 +515,7 @@ async def test_an_address_in_any_field_may_need_smtputf8(mailbox: Mailbox) -> No
         "=",
     ],
 )
-async def test_base64_is_checked_as_a_whole(mailbox: Mailbox, content: str) -> None:
+async def test_all_of_the_base64_is_checked(mailbox: Mailbox, content: str) -> None:
     answer = await mailbox.http.post(
         "messages", json={"attachments": [FILE | {"contentBytes": content}]}
     )

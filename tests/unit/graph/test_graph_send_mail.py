@@ -1,4 +1,4 @@
-"""sendMail: what is taken, what is refused, and that a refusal writes nothing."""
+"""sendMail: what is accepted and what is rejected; a rejected message writes nothing."""
 
 import base64
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from relay.crashpoints import CrashPoint
 from relay.mailbox.types import MailboxFullError, StoreUnavailableError
 from relay.message.properties import Attachment, MessageProperties, Person
-from tests.unit.graph.world import MAX_BODY, World, refused, to
+from tests.support.graph_world import MAX_BODY, World, refused, to
 
 FILE = {
     "@odata.type": "#microsoft.graph.fileAttachment",
@@ -224,7 +224,7 @@ async def test_mime_is_kept_byte_for_byte(world: World) -> None:
     assert world.sent == content
 
 
-async def test_mime_without_message_id_is_told_none(world: World) -> None:
+async def test_mime_without_message_id_has_no_message_id_header(world: World) -> None:
     answer = await world.send_mime(b"To: carol@a.test\r\n\r\nhi\r\n")
     assert answer.status_code == 202
     assert "x-relay-internet-message-id" not in answer.headers
@@ -268,7 +268,7 @@ async def test_bad_mime_is_refused(world: World, body: bytes, status: int, code:
         (RuntimeError("a secret path"), 500, "InternalServerError", None),
     ],
 )
-async def test_what_the_store_refuses(
+async def test_errors_of_the_store(
     world: World, error: Exception, status: int, code: str, retry_after: str | None
 ) -> None:
     world.store.refuse = error

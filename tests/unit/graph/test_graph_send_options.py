@@ -1,4 +1,4 @@
-"""Where the original goes and when the message is sent: the header, the parameter, the properties."""
+"""Sent folder and time of sending: Prefer header, parameter and extended properties."""
 
 from datetime import UTC, datetime
 
@@ -7,7 +7,7 @@ import pytest
 from relay.mailbox.types import SendOptions
 from relay.message.extended import DEFERRED_SEND_TIME, DELETE_AFTER_SUBMIT, SENT_MAIL_ENTRY_ID
 from relay.message.properties import ExtendedProperty, MessageProperties, Person
-from tests.unit.graph.world import World, refused, to
+from tests.support.graph_world import World, refused, to
 
 MESSAGE = {"toRecipients": to("c@a.test")}
 MIME = b"VG86IGNAYS50ZXN0DQpTdWJqZWN0OiB4DQoNCmhpDQo="  # To: c@a.test
@@ -59,9 +59,9 @@ async def test_a_preference_is_honoured_and_said_to_be(world, how, prefer, optio
         ("relay.save-to-sent-items", "found '', expected true or false"),
         ("relay.sent-folder=", "expected a folder's id"),
         ("relay.sent-folder=nowhere", "there is no folder 'nowhere'"),
-        ("relay.sent-folder=drafts", "Drafts cannot hold"),
-        ("relay.save-to-sent-items=false, relay.sent-folder=archive", "forbids"),
-        ("relay.save-to-sent-item=false", "'relay.save-to-sent-item' is no preference"),
+        ("relay.sent-folder=drafts", "Drafts cannot keep"),
+        ("relay.save-to-sent-items=false, relay.sent-folder=archive", "contradicts"),
+        ("relay.save-to-sent-item=false", "'relay.save-to-sent-item' is not a preference"),
     ],
 )
 async def test_a_wrong_preference_is_refused_before_anything_is_written(world, how, prefer, told):

@@ -1,4 +1,4 @@
-"""Upload sessions: the wire as Graph's clients were seen to speak it, and what goes wrong."""
+"""Upload sessions: the requests that Graph's clients send, and errors."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.mailbox.upload_sessions import EXPIRE_S, UPLOADS_MAX, Uploads
 from relay.settings.tree import HttpSettings
-from tests.unit.graph.world import refused, to
+from tests.support.graph_world import refused, to
 
 ALICE = "alice@example.test"
 MAX_UPLOAD = 3_000_000
@@ -34,7 +34,7 @@ FIRST = 600_001
 
 @dataclass
 class Place:
-    """A store on disk, and a front door with a client of alice's; restart() is another process."""
+    """A mail store on disk and a client of alice; restart() acts as another process."""
 
     root: Path
     clock: ManualClock
@@ -78,7 +78,7 @@ class Place:
     async def call(
         self, method: str, path: str, body: Any = None, **options: Any
     ) -> httpx.Response:
-        """As alice."""
+        """Send a request as alice."""
         assert self.http is not None
         headers = {"authorization": "Bearer alice"} | options.pop("headers", {})
         return await self.http.request(method, path, json=body, headers=headers, **options)
@@ -97,7 +97,7 @@ class Place:
     async def put(
         self, url: str, start: int, octets: bytes, *, total: int = len(OCTETS), end: int = -1
     ) -> httpx.Response:
-        """Without a token, as O365 does; `end` is for bodies that are not what the range says."""
+        """PUT a range without a token, as O365 does; `end` is for wrong ranges."""
         assert self.http is not None
         last = end if end >= 0 else start + len(octets) - 1
         headers = {
@@ -157,7 +157,7 @@ async def test_the_session_is_as_clients_expect_it(place: Place) -> None:
 
 
 async def test_the_python_sdk_sends_the_last_range_again(place: Place) -> None:
-    """A file of one range: again with an empty body; of several: again with the same."""
+    """A file of one range is repeated with an empty body, of several ranges with the same one."""
     message_id = await place.draft()
     url = (await place.session(message_id, 100)).json()["uploadUrl"]
     bearer = {"authorization": "Bearer nobody's"}  # which is not looked at
@@ -212,7 +212,9 @@ async def test_an_upload_goes_on_after_a_restart(place: Place) -> None:
         ("", 400, "invalidRange"),
     ],
 )
-async def test_a_range_in_the_wrong_place(place: Place, text: str, status: int, code: str) -> None:
+async def test_a_range_out_of_order_is_rejected(
+    place: Place, text: str, status: int, code: str
+) -> None:
     message_id = await place.draft()
     url = (await place.session(message_id)).json()["uploadUrl"]
     await place.put(url, 0, OCTETS[:FIRST])
@@ -245,7 +247,7 @@ async def test_a_range_that_ends_too_early_never_came(place: Place) -> None:
     assert await attached(place, message_id) == [OCTETS]
 
 
-async def test_ranges_come_one_behind_the_other(place: Place) -> None:
+async def test_concurrent_ranges_are_rejected(place: Place) -> None:
     message_id = await place.draft()
     url = (await place.session(message_id)).json()["uploadUrl"]
     go_on = asyncio.Event()
@@ -322,7 +324,7 @@ async def test_a_draft_that_is_being_sent_takes_no_upload(place: Place) -> None:
     assert await attached(place, message_id) == []
 
 
-async def test_a_draft_that_is_gone(place: Place) -> None:
+async def test_an_upload_to_a_deleted_draft_is_404(place: Place) -> None:
     message_id = await place.draft()
     url = (await place.session(message_id)).json()["uploadUrl"]
     await place.call("POST", f"/messages/{message_id}/permanentDelete")
@@ -352,7 +354,7 @@ async def test_all_attachments_together_are_bounded(place: Place) -> None:
     assert len(await attached(place, message_id)) == 1
 
 
-async def test_what_is_to_come_counts_to_the_quota(place: Place) -> None:
+async def test_an_announced_upload_counts_towards_the_quota(place: Place) -> None:
     place.quota_bytes = 3_000_000
     message_id = await place.draft()
     url = (await place.session(message_id)).json()["uploadUrl"]  # 2.05 MB in base64
@@ -401,7 +403,7 @@ async def test_a_session_takes_a_size_as_odata_writes_it(place: Place) -> None:
     assert await attached(place, message_id) == [b"7 bytes"]
 
 
-async def test_a_file_is_attached_once_though_the_disk_fails_behind_it(
+async def test_a_file_is_attached_once_though_the_disk_fails_afterwards(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message_id = await place.draft()

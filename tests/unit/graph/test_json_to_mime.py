@@ -1,4 +1,4 @@
-"""A message's JSON to the MIME that is sent and back: nothing is lost, and the octets are known."""
+"""From a message's JSON to the sent MIME and back without loss; golden octets."""
 
 import base64
 import email
@@ -106,13 +106,13 @@ MESSAGE = st.fixed_dictionaries(
 
 
 def lines(text: str) -> list[str]:
-    """A body's lines: an end that is not there is made."""
+    """Return the lines of a body; a missing final line end is added."""
     return text.removesuffix("\n").split("\n")
 
 
 @settings(deadline=None)
 @given(MESSAGE)
-def test_the_standard_library_reads_what_the_json_said(message: dict) -> None:
+def test_the_standard_library_reads_the_mime_of_the_json(message: dict) -> None:
     asked = parse_message(message, ALICE).properties
     written = sent(drafted(message))
     read = email.message_from_bytes(written, policy=email.policy.default)
@@ -134,8 +134,8 @@ def test_the_standard_library_reads_what_the_json_said(message: dict) -> None:
 
 @settings(deadline=None)
 @given(MESSAGE)
-def test_we_read_what_the_json_said(message: dict) -> None:
-    """From the draft all of it, from the MIME all that MIME can say."""
+def test_relay_reads_the_mime_of_the_json(message: dict) -> None:
+    """The draft keeps every property, the MIME all that MIME can express."""
     asked = parse_message(message, ALICE).properties
     raw = drafted(message)
     kept = replace(read_properties(raw), attachments=read_attachments(raw))

@@ -1,4 +1,4 @@
-"""$filter: what it means, what it refuses, and that nothing else happens whatever is sent."""
+"""$filter: conditions, errors, and any input."""
 
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -108,7 +108,7 @@ def to(value: str, operator: Operator = EQ, named: ItemProperty = ADDRESS) -> Co
              to("x", named=ItemProperty.ITSELF))))),
     ],
 )  # fmt: skip
-def test_what_a_filter_means(text: str, expected: Condition) -> None:
+def test_a_filter_selects_messages(text: str, expected: Condition) -> None:
     assert message_condition(text) == expected
 
 
@@ -133,7 +133,7 @@ def test_times(written: str, time_us: int) -> None:
     assert message_condition(f"receivedDateTime ge {written}") == received(GE, time_us)
 
 
-def test_a_time_that_is_equal_is_so_to_the_second_as_times_are_shown() -> None:
+def test_eq_compares_times_to_the_second() -> None:
     second = AllOf((received(GE), received(LT, RECEIVED_US + 1_000_000)))
     assert message_condition("receivedDateTime eq 2026-11-20T06:48:40Z") == second
     assert message_condition("receivedDateTime ne 2026-11-20T06:48:40Z") == Negation(second)
@@ -141,7 +141,7 @@ def test_a_time_that_is_equal_is_so_to_the_second_as_times_are_shown() -> None:
     assert exact == received(EQ, RECEIVED_US + 250_000)
 
 
-def refusal(text: str) -> ApiError:
+def api_error(text: str) -> ApiError:
     with pytest.raises(ApiError) as caught:
         message_condition(text)
     assert caught.value.status == 400
@@ -198,12 +198,12 @@ def refusal(text: str) -> ApiError:
         ("toRecipients/any(r:r/emailAddress/address)", 19, "expected a comparison"),
         ("toRecipients/any(r:categories/any(c:c eq 'a'))", 19, "a property of 'r'"),
         ("foo eq 'x'", 0, "Could not find a property named 'foo' on type 'microsoft.graph.message'"),
-        ("subject/length eq 3", 0, "cannot be asked for"),
+        ("subject/length eq 3", 0, "cannot be filtered by"),
         ("subject eq 'x' and\x00", 18, "found '\\x00'"),
     ],
 )  # fmt: skip
-def test_a_bad_filter_is_told_where_it_is_bad(text: str, position: int, named: str) -> None:
-    error = refusal(text)
+def test_an_invalid_filter_gives_the_position(text: str, position: int, named: str) -> None:
+    error = api_error(text)
     assert f"position {position}:" in error.message
     assert named in error.message
     assert error.message.startswith("Invalid filter clause: ")
@@ -216,19 +216,19 @@ def test_a_bad_filter_is_told_where_it_is_bad(text: str, position: int, named: s
         ("contains(body/content,'x')", '$search="body:word"'),
         ("from eq 'a@b.test'", "expected from/emailAddress/address or from/emailAddress/name"),
         ("toRecipients eq 'a@b.test'", "toRecipients/any(x:x"),
-        ("toRecipients/emailAddress/address eq 'a@b.test'", "cannot be asked for"),
-        ("changeKey eq 'x'", "'changeKey' cannot be asked for"),
+        ("toRecipients/emailAddress/address eq 'a@b.test'", "cannot be filtered by"),
+        ("changeKey eq 'x'", "'changeKey' cannot be filtered by"),
         ("attachments/any(a:a/name eq 'x')", "attachment:name"),
-        ("singleValueExtendedProperties/any(p:p/id eq 'x')", "cannot be asked for"),
+        ("singleValueExtendedProperties/any(p:p/id eq 'x')", "cannot be filtered by"),
     ],
 )
-def test_a_property_that_exists_and_cannot_be_asked_for_is_told_so(text: str, hint: str) -> None:
-    error = refusal(text)
+def test_a_property_that_cannot_be_filtered_by_is_named(text: str, hint: str) -> None:
+    error = api_error(text)
     assert error.code == "ErrorInvalidUrlQueryFilter"
     assert hint in error.message
 
 
-def test_every_property_and_list_can_be_asked_for() -> None:
+def test_every_property_and_collection_can_be_filtered_by() -> None:
     for named in Property:
         condition = message_condition(f"{named} ne null")
         assert condition in (Compare(named, NE, ""), AllOf(()))
@@ -252,7 +252,7 @@ def test_every_property_and_list_can_be_asked_for() -> None:
         ),
     ],
 )
-def test_what_just_fits(text: str) -> None:
+def test_a_filter_at_the_limits_is_accepted(text: str) -> None:
     message_condition(text)
 
 
@@ -266,8 +266,8 @@ def test_what_just_fits(text: str) -> None:
         (f"subject eq '{'a' * (CHARACTERS_MAX - 12)}'", "expected at most 8192"),
     ],
 )
-def test_what_is_too_much(text: str, named: str) -> None:
-    assert named in refusal(text).message
+def test_a_filter_over_the_limits_is_rejected(text: str, named: str) -> None:
+    assert named in api_error(text).message
 
 
 @pytest.mark.parametrize(
@@ -290,8 +290,8 @@ def test_what_is_too_much(text: str, named: str) -> None:
     ],
 )
 def test_eight_kilobytes_of_anything_take_no_time(piece: str) -> None:
-    refusal((piece * CHARACTERS_MAX)[:CHARACTERS_MAX])
-    refusal("subject eq " + (piece * CHARACTERS_MAX)[: CHARACTERS_MAX - 11] + "\x00")
+    api_error((piece * CHARACTERS_MAX)[:CHARACTERS_MAX])
+    api_error("subject eq " + (piece * CHARACTERS_MAX)[: CHARACTERS_MAX - 11] + "\x00")
 
 
 # -- a tree, written down and read again, is the same tree
@@ -301,7 +301,7 @@ TIMES = st.integers(-62_135_596_800_000_000, 253_402_300_799_999_999)
 
 
 def written(condition: Condition, within: type | None = None) -> str:
-    """The $filter of a condition, with no parentheses but those that it needs."""
+    """Return the $filter of a condition with the fewest parentheses."""
     match condition:
         case AllOf(parts):
             text = " and ".join(written(part, AllOf) for part in parts)

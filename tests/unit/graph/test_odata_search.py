@@ -1,4 +1,4 @@
-"""$search: what it means, what it refuses, and that nothing else happens whatever is sent."""
+"""$search: conditions, errors, and any input."""
 
 from contextlib import suppress
 
@@ -89,11 +89,11 @@ def days(first: int, last: int) -> AllOf:
         ("größe", word("größe")),
     ],
 )  # fmt: skip
-def test_what_a_search_means(value: str, expected: Condition) -> None:
+def test_a_search_selects_messages(value: str, expected: Condition) -> None:
     assert search_condition(value) == expected
 
 
-def refusal(value: str) -> ApiError:
+def api_error(value: str) -> ApiError:
     with pytest.raises(ApiError) as caught:
         search_condition(value)
     assert (caught.value.status, caught.value.code) == (400, "BadRequest")
@@ -130,42 +130,42 @@ def refusal(value: str) -> ApiError:
         ("received:yesterday", 0, "a day: 2026-11-20"),
         ("received:2026-02-30", 0, "a day: 2026-11-20"),
         ("received:2026-11-20..", 0, "a day: 2026-11-20"),
-        ("received>2026-11-20..2026-11-21", 0, "one day behind < and >"),
+        ("received>2026-11-20..2026-11-21", 0, "one day after < and >"),
     ],
 )
-def test_a_bad_search_is_told_where_it_is_bad(value: str, position: int, named: str) -> None:
-    message = refusal(value).message
+def test_an_invalid_search_gives_the_position(value: str, position: int, named: str) -> None:
+    message = api_error(value).message
     assert message.startswith(f"Invalid search clause: position {position}: ")
     assert named in message
 
 
-def test_what_just_fits_and_what_is_too_much() -> None:
+def test_the_limits_of_a_search() -> None:
     search_condition("(" * DEPTH_MAX + "a" + ")" * DEPTH_MAX)
     search_condition("a " * TERMS_MAX)
     search_condition("(a) " * (DEPTH_MAX + 1))
     search_condition("NOT a " * (DEPTH_MAX + 1))
     search_condition("a* " * PREFIXES_MAX + "a " * (TERMS_MAX - PREFIXES_MAX))
     search_condition("a" * TERM_CHARACTERS_MAX + " " * (CHARACTERS_MAX - TERM_CHARACTERS_MAX))
-    assert "at most 32 levels" in refusal("(" * (DEPTH_MAX + 1) + "a").message
-    assert "at most 32 levels" in refusal("NOT " * (DEPTH_MAX + 1) + "a").message
+    assert "at most 32 levels" in api_error("(" * (DEPTH_MAX + 1) + "a").message
+    assert "at most 32 levels" in api_error("NOT " * (DEPTH_MAX + 1) + "a").message
     message = "Invalid search clause: found 51 words and phrases, expected at most 50."
-    assert refusal("a " * (TERMS_MAX + 1)).message == message
-    message = refusal("cc:a* OR " * PREFIXES_MAX + '"b c*"').message
+    assert api_error("a " * (TERMS_MAX + 1)).message == message
+    message = api_error("cc:a* OR " * PREFIXES_MAX + '"b c*"').message
     assert "found 11 words and phrases that end in *, expected at most 10." in message
     for term in ("a" * 256, '"' + "a " * 127 + 'aa"', "subject:" + "a" * 256, "a" * 255 + "*"):
-        message = refusal(f"b {term}").message
+        message = api_error(f"b {term}").message
         assert (
             "position 2: found a word or phrase of 256 characters, expected at most 255." in message
         )
-    assert "at most 8192" in refusal("a" * (CHARACTERS_MAX + 1)).message
+    assert "at most 8192" in api_error("a" * (CHARACTERS_MAX + 1)).message
 
 
 @pytest.mark.parametrize(
     "piece", ["(", ")", '"', '\\"', "\\", "NOT ", "a:", "a*", "<", "!", '"a" ']
 )
 def test_eight_kilobytes_of_anything_take_no_time(piece: str) -> None:
-    refusal((piece * CHARACTERS_MAX)[:CHARACTERS_MAX])
-    refusal(('"' + piece * CHARACTERS_MAX)[: CHARACTERS_MAX - 3] + ')*"')
+    api_error((piece * CHARACTERS_MAX)[:CHARACTERS_MAX])
+    api_error(('"' + piece * CHARACTERS_MAX)[: CHARACTERS_MAX - 3] + ')*"')
 
 
 # -- a tree, written down and read again, is the same tree
@@ -177,7 +177,7 @@ LEAVES = st.builds(HasWords, st.sampled_from(SearchIn), WORDS, st.booleans())
 
 
 def written(condition: Condition, within: type | None = None) -> str:
-    """The query of a condition, with no parentheses but those that it needs."""
+    """Return the $search of a condition with the fewest parentheses."""
     match condition:
         case AllOf(parts):
             text = " ".join(written(part, AllOf) for part in parts)

@@ -1,4 +1,4 @@
-"""The server on real sockets: binding, bounds on what a connection may do, stopping."""
+"""The server on real sockets: binding, limits of a connection, stopping."""
 
 import asyncio
 import json
@@ -14,14 +14,14 @@ from starlette.responses import Response
 from relay.app.commands.control import ControlClient
 from relay.clock import ManualClock
 from relay.http import (
+    AllowedHosts,
     ApiError,
-    Call,
     ConnectionLimits,
-    Dispatch,
     Gateway,
-    HostNames,
+    HttpRequest,
     HttpServer,
-    Limits,
+    PathRouter,
+    RequestLimits,
     http_request,
     json_response,
     protocol,
@@ -107,7 +107,7 @@ async def test_an_offer_to_upgrade_is_passed_over(offer: str, body: bytes) -> No
     assert sizes == [len(body), len(body), len(b"last")]
 
 
-async def test_an_offer_whose_body_comes_in_pieces() -> None:
+async def test_an_upgrade_offer_with_a_body_in_pieces() -> None:
     offering = request(b"abcdef", "Connection: Upgrade", "Upgrade: h2c")
     async with serving() as server:
         answer = await talk(server, *(bytes([octet]) for octet in offering))
@@ -117,8 +117,8 @@ async def test_an_offer_whose_body_comes_in_pieces() -> None:
 async def test_a_request_in_work_gets_its_own_answer_whatever_follows() -> None:
     sent, go_on = asyncio.Event(), asyncio.Event()
 
-    async def slow(call: Call) -> Response:
-        await http_request.body()
+    async def slow(call: HttpRequest) -> Response:
+        await call.body()
         sent.set()
         await go_on.wait()
         return Response("done")
@@ -141,8 +141,8 @@ async def test_a_body_that_does_not_arrive_in_time() -> None:
 async def test_all_bodies_together_keep_a_budget() -> None:
     first_has_body, go_on = asyncio.Event(), asyncio.Event()
 
-    async def slow(call: Call) -> Response:
-        await http_request.body()
+    async def slow(call: HttpRequest) -> Response:
+        await call.body()
         first_has_body.set()
         await go_on.wait()
         return Response("done")
@@ -161,7 +161,7 @@ async def test_all_bodies_together_keep_a_budget() -> None:
 async def test_requests_in_work_are_bounded() -> None:
     busy, go_on = asyncio.Event(), asyncio.Event()
 
-    async def slow(_: Call) -> Response:
+    async def slow(_: HttpRequest) -> Response:
         busy.set()
         await go_on.wait()
         return Response("done")
@@ -189,7 +189,7 @@ async def test_requests_in_work_are_bounded() -> None:
         (b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400, "BadRequest"),
     ],
 )
-async def test_headers_over_their_bound_and_what_is_no_http(
+async def test_long_headers_and_invalid_http_are_rejected(
     sent: bytes, status: int, code: str
 ) -> None:
     async with serving() as server:
@@ -212,7 +212,7 @@ async def test_a_client_that_never_ends_its_headers_is_cut_off(
 async def test_a_client_that_never_reads_its_answer_is_cut_off(
     connection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def much(_: Call) -> Response:
+    async def much(_: HttpRequest) -> Response:
         return Response(b"x" * 30_000_000)
 
     monkeypatch.setattr(protocol, "UNREAD_TIMEOUT_S", 0.05)
@@ -230,7 +230,7 @@ async def test_a_client_that_never_reads_its_answer_is_cut_off(
 
 
 async def test_a_client_that_reads_slowly_gets_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def much(_: Call) -> Response:
+    async def much(_: HttpRequest) -> Response:
         return Response(b"x" * 30_000_000)
 
     monkeypatch.setattr(protocol, "UNREAD_TIMEOUT_S", 0.7)
@@ -246,8 +246,8 @@ async def test_a_client_that_reads_slowly_gets_its_answer(monkeypatch: pytest.Mo
     assert received > 30_000_000
 
 
-async def test_a_fault_in_a_handler_is_not_told() -> None:
-    async def broken(_: Call) -> Response:
+async def test_an_exception_in_a_handler_is_not_disclosed() -> None:
+    async def broken(_: HttpRequest) -> Response:
         raise ValueError("the secret path")
 
     async with serving(broken) as server:
@@ -267,18 +267,20 @@ async def test_stop_lets_requests_end_and_then_cancels() -> None:
     begun: asyncio.Queue[None] = asyncio.Queue()
     go_on = asyncio.Event()
 
-    async def slow(call: Call) -> Response:
+    async def slow(call: HttpRequest) -> Response:
         begun.put_nowait(None)
-        if http_request.query == (("for", "body"),):
-            await http_request.body()
+        if call.query == (("for", "body"),):
+            await call.body()
             begun.put_nowait(None)
-        http_request.may_be_repeated = "again" in http_request.headers
-        if http_request.query:
+        call.is_idempotent = "again" in call.headers
+        if call.query:
             await asyncio.Event().wait()
         await go_on.wait()
         return Response("done")
 
-    server = HttpServer(Gateway(slow, clock=ManualClock(), limits=Limits(LIMIT, LIMIT)), [ANY_PORT])
+    server = HttpServer(
+        Gateway(slow, clock=ManualClock(), limits=RequestLimits(LIMIT, LIMIT)), [ANY_PORT]
+    )
     await server.start()
     address = server.bound[0]
     ends = asyncio.create_task(talk(server, request()))
@@ -295,12 +297,12 @@ async def test_stop_lets_requests_end_and_then_cancels() -> None:
     assert (status_of(await taken), code_of(await taken)) == (500, "InternalServerError")
     assert (status_of(await again), code_of(await again)) == (503, "ResourceUnhealthy")
     assert b"\r\nretry-after: 5\r\n" in await again
-    assert b"stays done; ask again for the rest" in await again
+    assert b"stays done; repeat the request for the rest" in await again
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(address.host, address.port)
 
 
-async def test_a_client_that_hangs_up_leaves_nothing_behind() -> None:
+async def test_a_client_that_disconnects_releases_everything() -> None:
     async with serving(held_bytes=LIMIT) as server:
         for _ in range(3):
             address = server.bound[0]
@@ -323,7 +325,7 @@ async def test_work_is_given_up_when_its_client_hangs_up() -> None:
             given_up.set()
         return Response()
 
-    async with serving(lambda call: http_request.unless_gone(endless())) as server:
+    async with serving(lambda call: call.cancel_on_disconnect(endless())) as server:
         address = server.bound[0]
         _, writer = await asyncio.open_connection(address.host, address.port)
         writer.write(request(b"body"))
@@ -333,7 +335,7 @@ async def test_work_is_given_up_when_its_client_hangs_up() -> None:
         await asyncio.wait_for(given_up.wait(), 5)
 
 
-async def test_a_client_that_hangs_up_is_noticed_behind_a_pipelined_request() -> None:
+async def test_a_disconnect_after_a_pipelined_request_is_detected() -> None:
     begun, given_up = asyncio.Event(), asyncio.Event()
 
     async def endless() -> Response:
@@ -344,7 +346,7 @@ async def test_a_client_that_hangs_up_is_noticed_behind_a_pipelined_request() ->
             given_up.set()
         return Response()
 
-    async with serving(lambda call: http_request.unless_gone(endless())) as server:
+    async with serving(lambda call: call.cancel_on_disconnect(endless())) as server:
         address = server.bound[0]
         _, writer = await asyncio.open_connection(address.host, address.port)
         writer.write(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n" * 2)
@@ -392,7 +394,7 @@ async def test_a_request_names_its_host_once(version: str, hosts: list[str], sta
 )
 async def test_where_hosts_are_named_others_are_misdirected(host: str, status: int) -> None:
     asked = f"GET /x HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
-    async with serving(hosts=HostNames(frozenset(("mail.test", "[fd00::1]")))) as server:
+    async with serving(hosts=AllowedHosts(frozenset(("mail.test", "[fd00::1]")))) as server:
         answer = await talk(server, asked)
     assert status_of(answer) == status
     if status == 421:
@@ -406,9 +408,7 @@ async def test_work_that_ends_or_fails_is_answered() -> None:
             raise ApiError(404, "ErrorItemNotFound", "There is nothing.")
         return Response("done")
 
-    async with serving(
-        lambda call: http_request.unless_gone(work(len(http_request.query)))
-    ) as server:
+    async with serving(lambda call: call.cancel_on_disconnect(work(len(call.query)))) as server:
         done = await talk(server, request().replace(b"/x", b"/x?a=b"))
         failed = await talk(server, request(b"body"))
     assert (status_of(done), status_of(failed)) == (200, 404)
@@ -417,7 +417,7 @@ async def test_work_that_ends_or_fails_is_answered() -> None:
 async def test_answers_do_not_wait_for_an_acknowledgement() -> None:
     no_delay: list[int] = []
 
-    async def handler(_: Call) -> Response:
+    async def handler(_: HttpRequest) -> Response:
         for connection in server._server.server_state.connections:
             peer = connection.transport.get_extra_info("socket")
             no_delay.append(peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
@@ -429,13 +429,13 @@ async def test_answers_do_not_wait_for_an_acknowledgement() -> None:
 
 
 async def test_dispatch_by_first_segment() -> None:
-    async def named(call: Call) -> Response:
+    async def named(call: HttpRequest) -> Response:
         return json_response("named")
 
-    def gateway(handler: Callable[[Call], Awaitable[Response]]) -> Gateway:
-        return Gateway(handler, clock=ManualClock(), limits=Limits(LIMIT, LIMIT))
+    def gateway(handler: Callable[[HttpRequest], Awaitable[Response]]) -> Gateway:
+        return Gateway(handler, clock=ManualClock(), limits=RequestLimits(LIMIT, LIMIT))
 
-    server = HttpServer(Dispatch({"v1.0": gateway(named)}, otherwise=gateway(echo)), [ANY_PORT])
+    server = HttpServer(PathRouter({"v1.0": gateway(named)}, otherwise=gateway(echo)), [ANY_PORT])
     await server.start()
     answers = [
         await talk(server, request().replace(b"/x", path))
@@ -460,9 +460,9 @@ def test_tcp_and_unix_sockets_on_uvloop(tmp_path: Path) -> None:
 # -- bodies that are taken in blocks
 
 
-async def measured(call: Call) -> Response:
-    """Answer with the sizes of the blocks that came."""
-    return json_response([len(block) async for block in http_request.blocks()])
+async def measured(call: HttpRequest) -> Response:
+    """Respond with the sizes of the blocks."""
+    return json_response([len(block) async for block in call.blocks()])
 
 
 PUT = b"PUT / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
@@ -506,15 +506,15 @@ async def test_a_body_in_blocks_that_stalls_is_ended(limits: dict[str, float]) -
 
 def streamed(
     blocks: list[bytes | OSError], **options: int
-) -> Callable[[Call], Awaitable[Response]]:
-    def reading() -> Iterator[bytes]:
+) -> Callable[[HttpRequest], Awaitable[Response]]:
+    def limits() -> Iterator[bytes]:
         for block in blocks:
             if isinstance(block, OSError):
                 raise block
             yield block
 
-    async def answer(_: Call) -> Response:
-        return StreamedResponse(reading(), headers={"content-type": "x/y"}, **options)
+    async def answer(_: HttpRequest) -> Response:
+        return StreamedResponse(limits(), headers={"content-type": "x/y"}, **options)
 
     return answer
 
@@ -537,7 +537,7 @@ async def test_an_answer_is_sent_as_it_is_read() -> None:
     assert b"aaa" not in head
 
 
-async def test_an_answer_that_cannot_be_read_is_never_taken_for_whole() -> None:
+async def test_a_response_that_cannot_be_read_is_incomplete() -> None:
     blocks: list[bytes | OSError] = [b"a" * 300_000, OSError("gone")]
     async with serving(streamed(blocks)) as server:
         answer = await talk(server, GET % b"GET")

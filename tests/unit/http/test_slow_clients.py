@@ -1,4 +1,4 @@
-"""Clients that hold connections: half-sent requests, idle ones, answers that nobody reads."""
+"""Slow clients: incomplete requests, idle connections, unread responses."""
 
 import asyncio
 import inspect
@@ -14,7 +14,7 @@ import pytest
 import uvloop
 from starlette.responses import Response
 
-from relay.http import Call, ConnectionLimits, HttpServer, connection_limits, protocol
+from relay.http import ConnectionLimits, HttpRequest, HttpServer, connection_limits, protocol
 from relay.http.gateway import BLOCK_BYTES, StreamedResponse
 from relay.settings.tree import Address
 from tests.support.http_server import echo, request, serving, status_of, talk
@@ -29,7 +29,7 @@ FILES = 8000
 def on_loops(
     *loops: Callable[[], asyncio.AbstractEventLoop],
 ) -> Callable[[Callable[..., Coroutine[Any, Any, None]]], Callable[..., None]]:
-    """Run a test on these event loops: their connections' buffers differ."""
+    """Run a test on these event loops: the buffers of their connections differ."""
     return lambda scenario: _on_loops(scenario, loops)
 
 
@@ -55,7 +55,7 @@ on_uvloop = on_loops(uvloop.new_event_loop)
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """Let this process have the files for both ends of thousands of connections."""
+    """Raise the limit of open files for both ends of thousands of connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < FILES:
         pytest.skip(f"needs {FILES} open files, the limit is {hard}")
@@ -68,7 +68,7 @@ def many_files() -> Iterator[None]:
 async def held(
     server: HttpServer, count: int, sent: bytes = b"", *, answered: bool = False
 ) -> AsyncIterator[list[socket.socket]]:
-    """Hold connections of the attacker's on which `sent` was sent, and an answer read perhaps."""
+    """Hold connections of the attacker that sent `sent`; with `answered` read a response."""
     loop = asyncio.get_running_loop()
     address = server.bound[0]
     clients: list[socket.socket] = []
@@ -97,7 +97,7 @@ async def held(
 )
 @pytest.mark.usefixtures("many_files")
 @on_uvloop
-async def test_one_address_takes_no_place_from_others(
+async def test_one_address_does_not_exhaust_the_connections(
     count: int, sent: bytes, answered: bool
 ) -> None:
     async with serving() as server, held(server, count, sent, answered=answered):
@@ -107,21 +107,23 @@ async def test_one_address_takes_no_place_from_others(
 
 
 @on_both_loops
-async def test_a_request_in_work_keeps_its_place() -> None:
+async def test_a_running_request_keeps_its_connection() -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
 
-    async def slow(call: Call) -> Response:
+    async def slow(call: HttpRequest) -> Response:
         begun.set()
         await go_on.wait()
         return await echo(call)
 
     limits = ConnectionLimits(connections=20)
     async with serving(slow, connection_limits=limits) as server:
-        working = asyncio.create_task(talk(server, request(b"", length=3), b"abc", source=ATTACKER))
+        operation = asyncio.create_task(
+            talk(server, request(b"", length=3), b"abc", source=ATTACKER)
+        )
         await begun.wait()
         async with held(server, 60, HALF):
             go_on.set()
-            assert b'"size":3' in await working
+            assert b'"size":3' in await operation
             assert len(server._server.server_state.connections) <= 20
 
 
@@ -130,7 +132,7 @@ async def test_one_address_has_half_of_the_requests_in_work() -> None:
     begun: asyncio.Queue[None] = asyncio.Queue()
     go_on = asyncio.Event()
 
-    async def slow(call: Call) -> Response:
+    async def slow(call: HttpRequest) -> Response:
         if call.segments == ("wait",):
             begun.put_nowait(None)
             await go_on.wait()
@@ -149,16 +151,16 @@ async def test_one_address_has_half_of_the_requests_in_work() -> None:
 
 
 @on_both_loops
-async def test_a_body_that_has_stopped_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stalled_body_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: asyncio.Queue[None] = asyncio.Queue()
     post = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n%b"
 
-    async def reading(call: Call) -> Response:
+    async def read_body(call: HttpRequest) -> Response:
         begun.put_nowait(None)
         return Response(await call.body())
 
     limits = ConnectionLimits(requests=2)
-    async with serving(reading, connection_limits=limits) as server, held(server, 1, post % b"1"):
+    async with serving(read_body, connection_limits=limits) as server, held(server, 1, post % b"1"):
         await begun.get()
         early = await talk(server, LAST_GET % b"/x", source=ATTACKER)
         monkeypatch.setattr(connection_limits, "STALLED_GRACE_S", 0.0)
@@ -174,7 +176,7 @@ async def test_proxies_and_unix_sockets_are_not_counted_by_address(
     begun: asyncio.Queue[None] = asyncio.Queue()
     go_on = asyncio.Event()
 
-    async def slow(_: Call) -> Response:
+    async def slow(_: HttpRequest) -> Response:
         begun.put_nowait(None)
         await go_on.wait()
         return Response("done")
@@ -228,7 +230,7 @@ async def test_a_header_has_a_limited_time_in_all(monkeypatch: pytest.MonkeyPatc
 
 
 def unread_bytes(server: HttpServer) -> int:
-    """Return how many octets of answers the server holds for its connections."""
+    """Return the bytes of responses that the server holds for its connections."""
     connections = server._server.server_state.connections
     return sum(one.transport.get_write_buffer_size() for one in connections)
 
@@ -247,7 +249,7 @@ async def test_answers_that_are_not_read_are_bounded(method: str, sent_as: str) 
     def held_bytes() -> int:
         return sum(len(one.body) for one in answers) + unread_bytes(server)
 
-    async def much(call: Call) -> Response:
+    async def much(call: HttpRequest) -> Response:
         nonlocal most, taken_up
         await call.body()
         most, taken_up = max(most, held_bytes()), taken_up + 1
@@ -277,7 +279,7 @@ async def test_answers_that_are_not_read_are_bounded(method: str, sent_as: str) 
 
 @on_both_loops
 async def test_an_answer_larger_than_the_limit_is_sent_where_nothing_else_waits() -> None:
-    async def much(_: Call) -> Response:
+    async def much(_: HttpRequest) -> Response:
         return Response(b"x" * ANSWER)
 
     async with serving(much, connection_limits=ConnectionLimits(unread_bytes=1000)) as server:
@@ -286,8 +288,8 @@ async def test_an_answer_larger_than_the_limit_is_sent_where_nothing_else_waits(
 
 
 @on_both_loops
-async def test_an_answer_unread_for_long_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def much(_: Call) -> Response:
+async def test_a_response_unread_for_long_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def much(_: HttpRequest) -> Response:
         return Response(b"x" * ANSWER)
 
     limits = ConnectionLimits(unread_bytes=ANSWER)
@@ -310,7 +312,7 @@ async def test_a_block_is_read_when_the_one_before_has_left() -> None:
             unread_at_reads.append(unread_bytes(server))
             yield bytes(60_000)
 
-    async def much(_: Call) -> Response:
+    async def much(_: HttpRequest) -> Response:
         return StreamedResponse(blocks())
 
     async with serving(much) as server, held(server, 1, LAST_GET % b"/x") as (client,):

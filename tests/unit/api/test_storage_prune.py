@@ -1,4 +1,4 @@
-"""POST /relay/v1/storage/prune: for operators, with what they said and nothing else."""
+"""POST /relay/v1/storage/prune: for operators only, with the given age."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,18 +8,12 @@ import httpx
 import pytest
 
 from relay.accounts import Account, Role
-from relay.api import Changes, Means, create_app, create_control_app
+from relay.api import ApiDependencies, ChangeNotifier, create_app, create_control_app
 from relay.clock import SystemClock
 from relay.observe.metrics import Metrics
+from tests.support.accounts import TokenAccounts
 
 ACCOUNTS = {role: Account(f"{role}@example.test", role=role) for role in Role}
-
-
-class People:
-    """Accounts whose token is their role."""
-
-    def by_token(self, token: str) -> Account | None:
-        return ACCOUNTS.get(token)
 
 
 @pytest.fixture
@@ -28,14 +22,14 @@ def asked() -> list[tuple[float | None, bool]]:
 
 
 @pytest.fixture
-def means(asked) -> Means:
+def dependencies(asked) -> ApiDependencies:
     async def prune(older_than_s: float | None, dry_run: bool) -> Mapping[str, Any]:
         asked.append((older_than_s, dry_run))
         return {"ended": True}
 
-    return Means(
+    return ApiDependencies(
         journeys=sentinel.journeys, desk=sentinel.desk, stats=sentinel.stats, way_to=sentinel.way_to,
-        changes=Changes(), metrics=Metrics(), ready=lambda: "", clock=SystemClock(), prune=prune,
+        changes=ChangeNotifier(), metrics=Metrics(), ready=lambda: "", clock=SystemClock(), prune=prune,
     )  # fmt: skip
 
 
@@ -54,8 +48,8 @@ async def post(app: Any, body: bytes, token: str = "") -> httpx.Response:
         (b'{"older_than_s": 0}', (0.0, False)),
     ],
 )
-async def test_the_control_socket_asks_for_what_it_says(means, asked, body, expected) -> None:
-    answer = await post(create_control_app(means), body)
+async def test_prune_passes_the_age_and_dry_run(dependencies, asked, body, expected) -> None:
+    answer = await post(create_control_app(dependencies), body)
     assert (answer.status_code, answer.json(), asked) == (200, {"ended": True}, [expected])
 
 
@@ -69,8 +63,8 @@ async def test_the_control_socket_asks_for_what_it_says(means, asked, body, expe
         (b"{", "body"),
     ],
 )
-async def test_what_makes_no_sense_removes_nothing(means, asked, body, named) -> None:
-    answer = await post(create_control_app(means), body)
+async def test_an_invalid_prune_removes_nothing(dependencies, asked, body, named) -> None:
+    answer = await post(create_control_app(dependencies), body)
     assert answer.status_code == 400
     assert named in answer.json()["error"]["message"]
     assert asked == []
@@ -79,7 +73,7 @@ async def test_what_makes_no_sense_removes_nothing(means, asked, body, named) ->
 @pytest.mark.parametrize(
     ("token", "status"), [("", 401), ("user", 403), ("read", 403), ("operate", 200)]
 )
-async def test_operators_only(means, asked, token, status) -> None:
-    app = create_app(means, People(), hostname="relay.example.test")
+async def test_operators_only(dependencies, asked, token, status) -> None:
+    app = create_app(dependencies, TokenAccounts(ACCOUNTS), hostname="relay.example.test")
     assert (await post(app, b"{}", token)).status_code == status
     assert len(asked) == (status == 200)

@@ -1,4 +1,4 @@
-"""/relay/v1, health and metrics: who sees what, waiting, and the queue's commands."""
+"""/relay/v1, health and metrics: visibility, waiting, and queue commands."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,13 +10,14 @@ import httpx
 import pytest
 
 from relay.accounts import Account, Role
-from relay.api import Changes, Means, create_app, create_control_app, handlers
+from relay.api import ApiDependencies, ChangeNotifier, create_app, create_control_app, handlers
 from relay.clock import SystemClock
 from relay.message.nexthop import NextHop
 from relay.observe.metrics import Metrics
 from relay.pressure import Level, Pressure, Reason, State
 from relay.spool.operating import Changed, Listed, Operation, Order, Result
 from relay.spool.types import Selector, SpoolUnavailableError
+from tests.support.accounts import TokenAccounts
 
 ACCOUNTS = {
     "alice": Account("alice@example.test"),
@@ -24,19 +25,6 @@ ACCOUNTS = {
     "watcher": Account("watcher@example.test", role=Role.READ),
     "operator": Account("operator@example.test", role=Role.OPERATE),
 }
-
-
-class People:
-    """Accounts whose token is the local part."""
-
-    def by_token(self, token: str) -> Account | None:
-        return ACCOUNTS.get(token)
-
-    def by_address(self, address: str) -> Account | None:
-        return ACCOUNTS.get(address.partition("@")[0])
-
-    async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
-        raise NotImplementedError
 
 
 def a_journey(*states: str, name: str = "q1") -> dict[str, Any]:
@@ -47,7 +35,7 @@ def a_journey(*states: str, name: str = "q1") -> dict[str, Any]:
 
 @dataclass
 class Records:
-    """Journeys by key with their owner, and a queue that notes what it is asked."""
+    """Journeys by key with their owner; `looks` records each query."""
 
     known: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
     asked: list[tuple[Any, ...]] = field(default_factory=list)
@@ -90,7 +78,7 @@ class World:
     http: httpx.AsyncClient
     control: httpx.AsyncClient
     records: Records
-    changes: Changes
+    changes: ChangeNotifier
     not_ready: str = ""
     pressure: Pressure = field(default_factory=Pressure)
 
@@ -100,9 +88,9 @@ class World:
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    records, changes = Records(), Changes()
+    records, changes = Records(), ChangeNotifier()
     records.allowed.set()
-    means = Means(
+    dependencies = ApiDependencies(
         journeys=records,
         desk=records,
         stats=records.stats,
@@ -113,8 +101,11 @@ async def world() -> AsyncIterator[World]:
         clock=SystemClock(),
         pressure=(pressure := Pressure()),
     )
-    app = create_app(means, People(), hostname="relay.example.test")
-    outside, inside = httpx.ASGITransport(app), httpx.ASGITransport(create_control_app(means))
+    app = create_app(dependencies, TokenAccounts(ACCOUNTS), hostname="relay.example.test")
+    outside, inside = (
+        httpx.ASGITransport(app),
+        httpx.ASGITransport(create_control_app(dependencies)),
+    )
     async with (
         httpx.AsyncClient(transport=outside, base_url="http://relay.test") as http,
         httpx.AsyncClient(transport=inside, base_url="http://localhost") as control,
@@ -128,7 +119,7 @@ def code(answer: httpx.Response) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("path", ["/messages", "/messages/q1", "/messages/q1/wait", "/queue"])
-async def test_nobody_without_a_token(world: World, path: str) -> None:
+async def test_a_token_is_required(world: World, path: str) -> None:
     assert code(await world.http.get("/relay/v1" + path)) == (401, "InvalidAuthenticationToken")
 
 
@@ -205,7 +196,7 @@ async def test_waiting_says_whether_it_got_there(
     assert answer.json() == {**a_journey(*states), "reached": reached}
 
 
-async def test_nobody_waits_for_a_message_that_has_ended_otherwise(world: World) -> None:
+async def test_wait_ends_when_the_message_is_final_in_another_state(world: World) -> None:
     world.records.known["q1"] = ("alice@example.test", a_journey("failed", "delivered"))
     async with asyncio.timeout(10):
         answer = await world.get("/relay/v1/messages/q1/wait?state=relayed&timeout=60")
@@ -213,53 +204,53 @@ async def test_nobody_waits_for_a_message_that_has_ended_otherwise(world: World)
 
 
 async def test_waiting_wakes_on_a_change(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handlers, "_LOOK_AGAIN_S", 60.0)
+    monkeypatch.setattr(handlers, "_POLL_S", 60.0)
     wait = asyncio.create_task(world.get("/relay/v1/messages/q1/wait?timeout=60"))
     await world.records.looks.get()
     world.records.known["q1"] = ("alice@example.test", a_journey("deferred"))
-    world.changes.announce()
+    world.changes.notify()
     await world.records.looks.get()
     assert not wait.done()
     world.records.known["q1"] = ("alice@example.test", a_journey("delivered"))
-    world.changes.announce()
+    world.changes.notify()
     async with asyncio.timeout(10):
         answer = await wait
     assert answer.json()["reached"] is True
 
 
-async def test_who_waits_does_not_look_at_every_change(world: World) -> None:
+async def test_wait_does_not_query_at_every_change(world: World) -> None:
     wait = asyncio.create_task(world.get("/relay/v1/messages/q1/wait?timeout=0.3"))
     await world.records.looks.get()
     while not wait.done():
-        world.changes.announce()
+        world.changes.notify()
         await asyncio.sleep(0)
     # each look for "q1" is one; a busy loop makes thousands of them
     assert world.records.looks.qsize() < 20
 
 
-async def test_a_change_while_looking_is_not_missed() -> None:
-    changes = Changes()
+async def test_a_change_during_a_query_is_not_missed() -> None:
+    changes = ChangeNotifier()
     seen = changes.count
-    changes.announce()
+    changes.notify()
     async with asyncio.timeout(10):
-        await changes.beyond(seen)
-    waiting = [asyncio.create_task(changes.beyond(changes.count)) for _ in range(3)]
+        await changes.wait_beyond(seen)
+    waiting = [asyncio.create_task(changes.wait_beyond(changes.count)) for _ in range(3)]
     await asyncio.sleep(0)
-    changes.announce()
+    changes.notify()
     async with asyncio.timeout(10):
         await asyncio.gather(*waiting)
 
 
-async def test_a_change_in_a_thread_wakes_who_waits() -> None:
-    changes = Changes()
-    waiting = asyncio.create_task(changes.beyond(changes.count))
+async def test_a_change_in_a_thread_wakes_waiters() -> None:
+    changes = ChangeNotifier()
+    waiting = asyncio.create_task(changes.wait_beyond(changes.count))
     await asyncio.sleep(0)
-    await asyncio.to_thread(changes.announce)
+    await asyncio.to_thread(changes.notify)
     async with asyncio.timeout(10):
         await waiting
 
 
-async def test_waiting_for_what_never_comes(world: World) -> None:
+async def test_wait_times_out(world: World) -> None:
     answer = await world.get("/relay/v1/messages/q1/wait?timeout=0.05")
     assert code(answer) == (404, "ErrorItemNotFound")
 
@@ -318,7 +309,7 @@ async def test_the_control_socket_is_an_operator(world: World) -> None:
     assert (await world.control.get("/relay/v1/messages/last")).status_code == 200
 
 
-async def test_who_gives_an_order_is_told_by_the_token_or_by_an_operators_command(
+async def test_the_issuer_of_a_command_is_the_token_or_the_operators_user(
     world: World,
 ) -> None:
     body = {"all": True, "who": "olga"}
@@ -331,7 +322,7 @@ async def test_who_gives_an_order_is_told_by_the_token_or_by_an_operators_comman
     assert [one.who for (one,) in world.records.asked] == ["olga", "operator@example.test"]
 
 
-async def test_an_order_wakes_those_who_wait(world: World) -> None:
+async def test_a_queue_command_wakes_waiters(world: World) -> None:
     before = world.changes.count
     await world.control.post("/relay/v1/queue/cancel", json={"all": True})
     assert world.changes.count > before

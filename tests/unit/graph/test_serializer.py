@@ -1,8 +1,8 @@
-"""Previews, one line of plain text in one pass; attachments by their kind."""
+"""JSON of messages and attachments: bodyPreview and the kinds of attachments."""
 
 import pytest
 
-from relay.graph.attachments import show_attachment
+from relay.graph.attachments import attachment_json
 from relay.mailbox.types import StoredAttachment
 from relay.mime.preview import preview
 
@@ -30,7 +30,7 @@ def test_preview_of_a_hostile_body_is_one_pass() -> None:
 
 def test_attachments_are_shown_by_their_kind() -> None:
     file = StoredAttachment("0", "a.png", "image/png", 5, inline=True, content_id="c@a.test")
-    shown = show_attachment(file, modified_us=1_700_000_000_000_000)
+    shown = attachment_json(file, modified_us=1_700_000_000_000_000)
     assert shown == {
         "@odata.type": "#microsoft.graph.fileAttachment",
         "@odata.mediaContentType": "image/png",
@@ -44,7 +44,7 @@ def test_attachments_are_shown_by_their_kind() -> None:
         "contentLocation": None,
     }
     message = StoredAttachment("1", "m", "message/rfc822", 9, inline=False, item=True)
-    shown = show_attachment(message, modified_us=0, item={"subject": "s"})
+    shown = attachment_json(message, modified_us=0, item={"subject": "s"})
     assert shown["@odata.type"] == "#microsoft.graph.itemAttachment"
     assert shown["item"] == {"subject": "s"}
     assert "contentBytes" not in shown

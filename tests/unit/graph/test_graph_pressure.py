@@ -1,9 +1,9 @@
-"""A relay that is short of room: what brings more is refused before its body is read, the rest goes on."""
+"""Under pressure new content is rejected before its body is read; other requests succeed."""
 
 import pytest
 
 from relay.pressure import Level, Reason, State
-from tests.unit.graph.world import World, refused, to
+from tests.support.graph_world import World, refused, to
 
 MESSAGE = {"subject": "s", "toRecipients": to("bob@y.test")}
 SEND = ("POST", "/me/sendMail", {"message": MESSAGE})
@@ -53,7 +53,7 @@ MAILBOXES = ("ErrorInsufficientResources", 507, SENDING | KEEPING)
         (Reason.MAIL_FILES, *MAILBOXES),
     ],
 )
-async def test_what_is_refused_when_something_is_short(
+async def test_intake_is_rejected_under_pressure(
     world: World, reason, code, status, stopped
 ) -> None:
     draft = (await world.http.post("/v1.0/me/messages", json=MESSAGE)).json()["id"]
@@ -69,7 +69,7 @@ async def test_what_is_refused_when_something_is_short(
     assert world.store.notes == []
 
 
-async def test_slow_stops_nobody_who_has_an_account(world: World) -> None:
+async def test_pressure_slow_does_not_reject_accounts(world: World) -> None:
     world.pressure.state = State(dict.fromkeys(Reason, Level.SLOW))
     assert (await world.send(MESSAGE)).status_code == 202
 
@@ -81,7 +81,7 @@ async def test_it_ends_with_its_reason(world: World) -> None:
     assert (await world.send(MESSAGE)).status_code == 202
 
 
-async def test_who_has_no_token_hears_nothing_of_it(world: World) -> None:
+async def test_without_a_token_pressure_is_not_disclosed(world: World) -> None:
     world.pressure.state = State({Reason.QUEUE: Level.REFUSE})
     world.http.headers["authorization"] = "Bearer wrong"
     assert (await world.send(MESSAGE)).status_code == 401

@@ -1,11 +1,11 @@
-"""Orders for the queue: what a body may say, and what it means."""
+"""Queue commands: the fields of a body, their meaning and errors."""
 
 import json
 from typing import Any
 
 import pytest
 
-from relay.api.request_parameters import Asking, order_of_body
+from relay.api.request_parameters import CommandIssuer, read_queue_command
 from relay.clock import ManualClock
 from relay.http import ApiError
 from relay.message.nexthop import NextHop
@@ -20,12 +20,14 @@ def way_to(text: str) -> Any:
     return lambda _: hop
 
 
-def read(operation: str, *, may_say_who: bool = True, **body: Any) -> Order:
-    asking = Asking("operator@a.test", may_say_who=may_say_who, way_to=way_to, clock=CLOCK)
-    return order_of_body(Operation(operation), json.dumps(body).encode(), asking)
+def read(operation: str, *, may_name_other: bool = True, **body: Any) -> Order:
+    issuer = CommandIssuer(
+        "operator@a.test", may_name_other=may_name_other, way_to=way_to, clock=CLOCK
+    )
+    return read_queue_command(Operation(operation), json.dumps(body).encode(), issuer)
 
 
-def test_every_condition_and_what_is_said_beside_it() -> None:
+def test_every_condition_and_field_of_a_command() -> None:
     given = {
         "ids": ["q1"], "sender": "s", "recipient": "r", "domain": "d", "next_hop": "n",
         "state": "held", "older_than_s": 5.5, "all": True,
@@ -78,13 +80,13 @@ def test_a_reroute_says_where_to() -> None:
         ("retry", {"all": True, "who": "a\nb"}, "who"),
         ("hold", {"all": True, "until": "soon"}, "until: found 'soon', expected a duration"),
         ("hold", {"all": True, "until": "2023-11-14T23:13:25"}, "until"),
-        ("hold", {"all": True, "until": "2001-01-01T00:00:00Z"}, "a time that is to come"),
-        ("hold", {"all": True, "until": "0s"}, "a time that is to come"),
+        ("hold", {"all": True, "until": "2001-01-01T00:00:00Z"}, "a time in the future"),
+        ("hold", {"all": True, "until": "0s"}, "a time in the future"),
         ("reroute", {"all": True}, "to: '' is no next hop"),
         ("reroute", {"all": True, "to": "nowhere"}, "to: 'nowhere' is no next hop"),
     ],
 )
-def test_what_makes_no_sense_is_named(operation: str, body: dict[str, Any], named: str) -> None:
+def test_an_invalid_value_is_named(operation: str, body: dict[str, Any], named: str) -> None:
     with pytest.raises(ApiError) as refused:
         read(operation, **body)
     assert (refused.value.status, refused.value.code) == (400, "BadRequest")
@@ -101,7 +103,7 @@ def test_what_makes_no_sense_is_named(operation: str, body: dict[str, Any], name
         ("hold", {"all": True, "as_before": True}, "as_before"),
     ],
 )
-def test_what_is_not_known_is_refused(operation: str, body: dict[str, Any], named: str) -> None:
+def test_an_unknown_field_is_rejected(operation: str, body: dict[str, Any], named: str) -> None:
     with pytest.raises(ApiError) as refused:
         read(operation, **body)
     assert (refused.value.status, refused.value.code) == (400, "UnableToDeserializePostBody")
@@ -109,14 +111,14 @@ def test_what_is_not_known_is_refused(operation: str, body: dict[str, Any], name
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"\xff", b"[" * 100_000])
-def test_what_is_no_json_object_is_refused(body: bytes) -> None:
-    asking = Asking("o", may_say_who=True, way_to=way_to, clock=CLOCK)
+def test_a_body_that_is_not_a_json_object_is_rejected(body: bytes) -> None:
+    issuer = CommandIssuer("o", may_name_other=True, way_to=way_to, clock=CLOCK)
     with pytest.raises(ApiError) as refused:
-        order_of_body(Operation.CANCEL, body, asking)
+        read_queue_command(Operation.CANCEL, body, issuer)
     assert refused.value.code == "UnableToDeserializePostBody"
 
 
-def test_only_a_command_on_this_machine_says_who() -> None:
+def test_only_the_control_socket_may_set_who() -> None:
     with pytest.raises(ApiError) as refused:
-        read("hold", may_say_who=False, all=True, who="olga")
+        read("hold", may_name_other=False, all=True, who="olga")
     assert refused.value.status == 403

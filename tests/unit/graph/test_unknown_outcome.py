@@ -1,4 +1,4 @@
-"""A submission of which nobody can know whether it is sent: the connection ends without an answer."""
+"""If the outcome of a submission is unknown, the connection is closed without a response."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from relay.http import HttpServer
 from relay.mailbox.types import OutcomeUnknownError
 from relay.message.properties import MessageProperties, Person
 from relay.settings.tree import Address, HttpSettings
-from tests.unit.graph.world import MAX_BODY, Crash, MemoryStore, People, to
+from tests.support.graph_world import ACCOUNTS, MAX_BODY, Crash, MemoryStore, to
 
 MESSAGE = {"subject": "s", "toRecipients": to("bob@b.test")}
 CALLS = ["sendMail", "sendMail in MIME", "send"]
@@ -23,7 +23,7 @@ CALLS = ["sendMail", "sendMail in MIME", "send"]
 async def serving(store: MemoryStore) -> AsyncIterator[HttpServer]:
     app = create_app(
         store,  # type: ignore[arg-type]
-        People(),
+        ACCOUNTS,
         clock=store.clock,
         hostname="relay.example.test",
         http=HttpSettings(public_url="", max_body=MAX_BODY, max_upload=8 << 20),
@@ -39,7 +39,7 @@ async def serving(store: MemoryStore) -> AsyncIterator[HttpServer]:
 
 
 async def ask(server: HttpServer, store: MemoryStore, call: str) -> bytes:
-    """Return all that comes until the server closes the connection."""
+    """Return everything until the server closes the connection."""
     path, body = "sendMail", json.dumps({"message": MESSAGE}).encode()
     kind = "application/json"
     if call == "sendMail in MIME":
@@ -59,7 +59,7 @@ async def ask(server: HttpServer, store: MemoryStore, call: str) -> bytes:
 
 @pytest.fixture
 async def store() -> MemoryStore:
-    """A store with a draft of alice's."""
+    """A mail store with one draft of alice."""
     made = MemoryStore(ManualClock())
     properties = MessageProperties(subject="s", to=(Person("bob@b.test"),))
     await made.create_draft("alice@example.test", properties)
@@ -76,7 +76,7 @@ async def test_where_the_disk_leaves_it_open_there_is_no_answer(store, call):
 
 
 async def first_line(server: HttpServer, store: MemoryStore) -> bytes:
-    """The server goes on with other connections."""
+    """The server still serves other connections."""
     reader, writer = await asyncio.open_connection(server.bound[0].host, server.bound[0].port)
     draft = store.messages["alice@example.test"][0].id
     head = f"POST /v1.0/me/messages/{draft}/send HTTP/1.1\r\nHost: x\r\n"

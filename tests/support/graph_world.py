@@ -1,4 +1,4 @@
-"""What the front door's tests share: a mailbox in memory, accounts, and a client as alice."""
+"""Fakes of the graph tests: a mail store in memory, accounts, and a client with alice's token."""
 
 import base64
 from dataclasses import dataclass, field, replace
@@ -25,31 +25,21 @@ from relay.mailbox.types import (
 )
 from relay.message.properties import MessageProperties
 from relay.pressure import Pressure
+from tests.support.accounts import TokenAccounts
 from tests.support.conditions import facts_of, matches, order_key
 
 MAX_BODY = 64 * 1024
 QUOTA_BYTES = 60_000  # alice's, on disk
-ACCOUNTS = (
-    Account("alice@example.test", aliases=("alias@example.test",)),
-    Account("bob@example.test"),
+ACCOUNTS = TokenAccounts(
+    {
+        "alice": Account("alice@example.test", aliases=("alias@example.test",)),
+        "bob": Account("bob@example.test"),
+    }
 )
 
 
-class People:
-    """Accounts whose token is the local part."""
-
-    def by_token(self, token: str) -> Account | None:
-        return next((one for one in ACCOUNTS if one.address.split("@")[0] == token), None)
-
-    def by_address(self, address: str) -> Account | None:
-        return next((one for one in ACCOUNTS if one.owns(address)), None)
-
-    async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
-        raise NotImplementedError
-
-
 class MemoryStore:
-    """A MailStore without a disk. `refuse` is raised instead of any change; `written` counts them."""
+    """A MailStore in memory. `refuse` is raised instead of a change; `written` counts changes."""
 
     def __init__(self, clock: ManualClock) -> None:
         self.clock, self.ids = clock, Ids(clock)
@@ -167,13 +157,13 @@ class MemoryStore:
 
 @dataclass
 class OnDisk:
-    """The front door with a real store behind it, and a client with alice's token."""
+    """Graph's application with a mail store on disk, and a client with alice's token."""
 
     http: httpx.AsyncClient
     root: Path
 
     def files(self) -> list[Path]:
-        """Everything in alice's mailbox and beside it, but for what describes the folders."""
+        """Return all files of alice's mailbox and next to it, except those that describe folders."""
         return [
             path
             for path in self.root.rglob("*")
@@ -183,7 +173,7 @@ class OnDisk:
 
 @dataclass
 class Crash:
-    """Remembers the points instead of dying at them."""
+    """Records the crash points."""
 
     points: list[CrashPoint] = field(default_factory=list)
 
@@ -193,7 +183,7 @@ class Crash:
 
 @dataclass
 class World:
-    """The front door, what is behind it, and a client with alice's token."""
+    """Graph's application, its dependencies, and a client with alice's token."""
 
     http: httpx.AsyncClient
     store: MemoryStore
@@ -203,7 +193,7 @@ class World:
 
     @property
     def sent(self) -> MessageProperties | bytes:
-        """What the only submission has in it."""
+        """Return the content of the only submission."""
         assert len(self.store.notes) == 1
         return self.store.notes[0][1]
 
@@ -218,12 +208,12 @@ class World:
 
 
 def to(*addresses: str) -> list[dict[str, dict[str, str]]]:
-    """Graph's recipients."""
+    """Return recipients as Graph's JSON."""
     return [{"emailAddress": {"address": address}} for address in addresses]
 
 
 def refused(answer: httpx.Response, status: int, code: str) -> str:
-    """Check a refusal with its envelope and headers; return its message."""
+    """Check an error response, its envelope and headers; return its message."""
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
     inner = answer.json()["error"]["innerError"]
     assert inner["request-id"] == answer.headers["request-id"]

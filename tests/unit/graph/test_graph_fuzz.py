@@ -1,4 +1,4 @@
-"""Whatever is sent: a message, or a refusal that can be told; never another exception."""
+"""Any input gives a message or an ApiError, never another exception."""
 
 import threading
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.accounts import Account
-from relay.graph.json_values import json_object
-from relay.graph.message_parser import SendMail, parse_message, parse_send_mail
-from relay.graph.mime_body import check_content, checked
+from relay.graph.json_values import read_json_object
+from relay.graph.message_parser import SendMailParameters, parse_message, parse_send_mail
+from relay.graph.mime_body import check_content, check_mime_content
 from relay.http import ApiError
 
 ALICE = Account("alice@example.test")
@@ -38,12 +38,12 @@ MESSAGES = st.dictionaries(st.sampled_from(PROPERTIES), VALUES, max_size=4)
 
 
 def outcome_of(parse: Callable[[], Any]) -> Any:
-    """What comes out, or the refusal; a refusal's words must fit into JSON."""
+    """Return the result or the ApiError, whose message must be valid in JSON."""
     try:
         return parse()
-    except ApiError as refusal:
-        msgspec.json.encode(refusal.message)
-        return refusal
+    except ApiError as api_error:
+        msgspec.json.encode(api_error.message)
+        return api_error
 
 
 @given(message=MESSAGES, patch=st.booleans())
@@ -58,12 +58,14 @@ def test_any_message(message: dict[str, Any], patch: bool) -> None:
 
 @given(body=st.dictionaries(st.sampled_from(["Message", "message", "saveToSentItems"]), VALUES))
 def test_any_parameters(body: dict[str, Any]) -> None:
-    assert isinstance(outcome_of(lambda: parse_send_mail(body, ALICE)), SendMail | ApiError)
+    assert isinstance(
+        outcome_of(lambda: parse_send_mail(body, ALICE)), SendMailParameters | ApiError
+    )
 
 
 @given(st.binary(max_size=200))
 def test_any_body(body: bytes) -> None:
-    outcome = outcome_of(lambda: json_object(body))
+    outcome = outcome_of(lambda: read_json_object(body))
     assert isinstance(outcome, dict) or outcome.code == "UnableToDeserializePostBody"
 
 
@@ -77,12 +79,12 @@ def test_any_body(body: bytes) -> None:
 )
 def test_many_small_values_are_refused_before_they_fill_the_memory(body: bytes) -> None:
     with pytest.raises(ApiError, match="more than 100000 values"):
-        json_object(body)
+        read_json_object(body)
 
 
-def test_what_is_in_strings_is_no_value() -> None:
+def test_signs_within_strings_are_not_counted_as_values() -> None:
     text = ",[{" * 100_000 + '\\" ,'
-    assert json_object(msgspec.json.encode({"content": text})) == {"content": text}
+    assert read_json_object(msgspec.json.encode({"content": text})) == {"content": text}
 
 
 HEADERS = st.lists(
@@ -102,7 +104,7 @@ def test_any_mime(content: bytes) -> None:
     assert isinstance(outcome, ApiError) or outcome.content == content
 
 
-def test_a_header_of_many_people_is_refused() -> None:
+def test_mime_with_too_many_recipients_is_rejected() -> None:
     people = b", ".join(b"%d@a.test" % n for n in range(501))
     with pytest.raises(ApiError, match="501 recipients"):
         check_content(b"To: " + people + b"\r\n\r\n", ALICE)
@@ -115,7 +117,9 @@ def test_a_header_without_end_is_refused() -> None:
 
 @pytest.mark.parametrize(("length", "is_quick"), [(10, True), (10_000, False)])
 @pytest.mark.parametrize("body", [b"x", b"x\r\n\r\n" * 10_000])
-async def test_a_long_header_keeps_nobody_waiting(length: int, is_quick: bool, body: bytes) -> None:
+async def test_a_long_header_is_checked_in_a_thread(
+    length: int, is_quick: bool, body: bytes
+) -> None:
     asked_by = set()
 
     class Watched(Account):
@@ -124,6 +128,6 @@ async def test_a_long_header_keeps_nobody_waiting(length: int, is_quick: bool, b
             return super().owns(address)
 
     content = b"From: alice@example.test\r\nTo: " + b"<" * length + b"z@b.c\r\n\r\n" + body
-    told = await checked(content, Watched("alice@example.test"))
+    told = await check_mime_content(content, Watched("alice@example.test"))
     assert told.content == content
     assert {one is threading.current_thread() for one in asked_by} == {is_quick}
