@@ -193,7 +193,7 @@ class Node:
             timeouts=TIMEOUTS,
             connections_max=scenario.connections_per_site,
             rate=parse_rate(scenario.rate),
-            down_s=min(30.0, schedule.step_s(DeferralCause()) / 2),
+            unreachable_s=min(30.0, schedule.step_s(DeferralCause()) / 2),
             waited_s=lambda claim: schedule.step_s(
                 DeferralCause(claim.cause, claim.cause_attempts)
             ),
