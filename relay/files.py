@@ -1,17 +1,18 @@
-"""Octets that lie in a file, and writing them there.
+"""Octets in files: read them in blocks, write them, sync them.
 
-On the path: who writes large contents hands these on; who passes them on reads them in blocks.
-Holds: of FileOctets nothing is open between two reads, and the file is the holder's to keep until
-they are read; OpenOctets keep it open, whoever renames or removes it.
-Fails: OSError from a file that is gone, and from a disk that refuses.
-Standards: POSIX pread, write.
+FileOctets opens its file for each read; the file must stay until the last one. OpenOctets keeps
+the file open, also when it is renamed or removed. All functions raise OSError.
 """
 
 import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copyfileobj
 from typing import BinaryIO
+
+_BLOCK_BYTES = 1 << 20
+_CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +35,25 @@ class FileOctets:
             os.close(descriptor)
 
     def part(self, start: int, length: int) -> "FileOctets":
-        """Return those from `start` on; nothing is read."""
+        """Return a part; nothing is read."""
         return FileOctets(self.path, self.start + start, max(0, min(length, self.size - start)))
 
 
 def check_readable(path: Path) -> None:
-    """Raise PermissionError for a file that is there, and not for this user."""
+    """Raise PermissionError for a file that exists and this user cannot read."""
     if path.exists() and not os.access(path, os.R_OK, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def write_all(descriptor: int, octets: bytes) -> None:
-    """Write octets to an open file; the system may take them a part at a time. Raises OSError."""
+    """Write all octets to an open file. Raises OSError."""
     view = memoryview(octets)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 class _Descriptor:
-    """An open file, closed when nobody has octets of it any more."""
+    """An open file, closed with the last reference to it."""
 
     __slots__ = ("number",)
 
@@ -65,7 +66,7 @@ class _Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class OpenOctets:
-    """`size` octets from `start` on of a file that is open (a relay.message.content.Octets)."""
+    """`size` octets from `start` on of an open file (a relay.message.content.Octets)."""
 
     descriptor: _Descriptor
     start: int
@@ -73,7 +74,7 @@ class OpenOctets:
 
     @classmethod
     def of(cls, file: BinaryIO) -> "OpenOctets":
-        """Return all of an open file, which its holder may close. Raises OSError."""
+        """Return all of an open file; the caller may close its own. Raises OSError."""
         number = os.dup(file.fileno())
         descriptor = _Descriptor(number)
         return cls(descriptor, 0, os.fstat(number).st_size)
@@ -86,6 +87,37 @@ class OpenOctets:
         return os.pread(self.descriptor.number, wanted, self.start + start)
 
     def part(self, start: int, length: int) -> "OpenOctets":
-        """Return those from `start` on; nothing is read."""
+        """Return a part; nothing is read."""
         size = max(0, min(length, self.size - start))
         return OpenOctets(self.descriptor, self.start + start, size)
+
+
+def fsync_path(path: Path) -> None:
+    """Sync a file or a directory. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard-link a file that never changes; where that is not possible, copy and sync it.
+
+    Raises OSError.
+    """
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            raise
+    else:
+        return
+    part = target.with_name(target.name + ".part")
+    with source.open("rb") as octets:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as copy:
+            copyfileobj(octets, copy, _BLOCK_BYTES)
+            copy.flush()
+            os.fsync(copy.fileno())
+    part.rename(target)

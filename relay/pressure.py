@@ -1,22 +1,22 @@
-"""How short the relay is of room, and what it takes on no more because of that.
+"""Load levels of the relay: when new mail is slowed down or rejected for lack of resources.
 
-On the path: app's monitor puts figures in; sessions, the front door and pickup ask what follows.
-Holds: pure; a level is left only when its reason is gone by a margin; what is in the queue goes on
-    at every level, for it is delivery that relieves the relay.
-Fails: never.
-Standards: RFC 5321 4.5.3.1.10, RFC 3463 3.4 (X.3.1), 3.4 (X.3.2); docs/design.md 6.
+The monitor in relay/app puts measurements in. SMTP sessions, the HTTP server and pickup check the
+resulting state. A level ends with hysteresis, so that it does not flap. Delivery of queued mail
+continues at every level, because it relieves the relay. This module is pure.
+
+See RFC 5321 4.5.3.1.10, RFC 3463 3.4 (X.3.1, X.3.2) and docs/design.md 6.
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
-RESERVE_PARTS = 16  # of a small disk, one in so many is kept free
+RESERVE_PARTS = 16  # one part in so many of a small disk is kept free
 _FILES_FREE_MAX = 1000
-_RELIEF = 0.9  # of the strain at which a level began: below that it ends
+_HYSTERESIS = 0.9  # of the load at which a level began: below that it ends
 
 
-class Level(IntEnum):
+class PressureLevel(IntEnum):
     """The values of relay_pressure_level."""
 
     NORMAL = 0
@@ -24,8 +24,8 @@ class Level(IntEnum):
     REFUSE = 2
 
 
-class Reason(StrEnum):
-    """What is short: the labels of relay_pressure_reason."""
+class PressureReason(StrEnum):
+    """The resource that is short: the labels of relay_pressure_reason."""
 
     SPOOL_DISK = "spool-disk"
     SPOOL_FILES = "spool-files"
@@ -37,35 +37,35 @@ class Reason(StrEnum):
     BACKLOG = "backlog"
 
 
-# From which strain on it is SLOW; from 1 on it is REFUSE.
-_SLOW_FROM: Mapping[Reason, float] = {
-    Reason.SPOOL_DISK: 0.5,
-    Reason.SPOOL_FILES: 0.5,
-    Reason.MAIL_DISK: 0.5,
-    Reason.MAIL_FILES: 0.5,
-    Reason.QUEUE: 0.9,
-    Reason.MEMORY: 0.85,
-    Reason.COMMITS: 0.4,
-    Reason.BACKLOG: 0.5,
+# The load from which the level is SLOW; from 1 it is REFUSE.
+_SLOW_FROM: Mapping[PressureReason, float] = {
+    PressureReason.SPOOL_DISK: 0.5,
+    PressureReason.SPOOL_FILES: 0.5,
+    PressureReason.MAIL_DISK: 0.5,
+    PressureReason.MAIL_FILES: 0.5,
+    PressureReason.QUEUE: 0.9,
+    PressureReason.MEMORY: 0.85,
+    PressureReason.COMMITS: 0.4,
+    PressureReason.BACKLOG: 0.5,
 }
-_WORDS: Mapping[Reason, str] = {
-    Reason.SPOOL_DISK: "the queue's disk is nearly full or cannot be written",
-    Reason.SPOOL_FILES: "the queue's disk has nearly no room for more files",
-    Reason.MAIL_DISK: "the mailboxes' disk is nearly full or cannot be written",
-    Reason.MAIL_FILES: "the mailboxes' disk has nearly no room for more files",
-    Reason.QUEUE: "the queue is full",
-    Reason.MEMORY: "memory is short",
-    Reason.COMMITS: "the queue's disk is too slow",
-    Reason.BACKLOG: "too much waits for the queue's disk",
+_TEXTS: Mapping[PressureReason, str] = {
+    PressureReason.SPOOL_DISK: "the queue's disk is nearly full or cannot be written",
+    PressureReason.SPOOL_FILES: "the queue's disk has nearly no room for more files",
+    PressureReason.MAIL_DISK: "the mailboxes' disk is nearly full or cannot be written",
+    PressureReason.MAIL_FILES: "the mailboxes' disk has nearly no room for more files",
+    PressureReason.QUEUE: "the queue is full",
+    PressureReason.MEMORY: "memory is short",
+    PressureReason.COMMITS: "the queue's disk is too slow",
+    PressureReason.BACKLOG: "too much waits for the queue's disk",
 }
-OF_MAILBOXES = frozenset({Reason.MAIL_DISK, Reason.MAIL_FILES})
-# A full mailbox disk stops no mail: it is taken on and waits in the queue.
-OF_QUEUE = frozenset(Reason) - OF_MAILBOXES
+MAILBOX_REASONS = frozenset({PressureReason.MAIL_DISK, PressureReason.MAIL_FILES})
+# A full mailbox disk does not stop mail: it is accepted and waits in the queue.
+QUEUE_REASONS = frozenset(PressureReason) - MAILBOX_REASONS
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Where REFUSE begins: the keys of `[pressure]`, sizes in bytes."""
+    """The load at which REFUSE begins: the keys of `[pressure]`, sizes in bytes."""
 
     disk_free: int
     queue_entries: int
@@ -75,7 +75,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A file system as it is now. `files` is 0 where it has no fixed number of them."""
+    """A file system. `files` is 0 where the number of files is not limited."""
 
     size_bytes: int
     free_bytes: int
@@ -84,17 +84,17 @@ class Disk:
     is_writable: bool = True
 
     def reserve_bytes(self, wanted_bytes: int) -> int:
-        """How much of it is to stay free, where so much is asked for."""
+        """Return how much must stay free if `wanted_bytes` are configured."""
         return min(wanted_bytes, self.size_bytes // RESERVE_PARTS)
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class Measurements:
     """What is measured. `spool` and `mail` are None while their disks do not answer, or fail.
 
-    `kept_bytes` of the spool's disk are free, but to be taken back: its ballast's, when that was
-    given up. `commit_s` is how long commits take, or the one that is running; `backlog` the part
-    of what may wait for them.
+    `kept_bytes` of the spool's disk are free but reserved: the size of a released reserve file.
+    `commit_s` is the duration of a commit, or of the running one; `backlog` the used part of the
+    writes that may wait for one.
     """
 
     spool: Disk | None
@@ -106,119 +106,123 @@ class Figures:
     backlog: float = 0.0
 
 
-def strains(figures: Figures, bounds: Bounds) -> dict[Reason, float]:
-    """Return how near each figure is to its bound: 1 is there."""
+def loads(figures: Measurements, bounds: Bounds) -> dict[PressureReason, float]:
+    """Return each measurement as a part of its bound: 1 is the bound."""
     spool, mail = figures.spool, figures.mail
     return {
-        Reason.SPOOL_DISK: _disk_strain(spool, bounds.disk_free, kept_bytes=figures.kept_bytes),
-        Reason.SPOOL_FILES: _files_strain(spool),
-        Reason.MAIL_DISK: _disk_strain(mail, bounds.disk_free),
-        Reason.MAIL_FILES: _files_strain(mail),
-        Reason.QUEUE: figures.queue_entries / bounds.queue_entries,
-        Reason.MEMORY: figures.memory_bytes / bounds.memory,
-        Reason.COMMITS: figures.commit_s / bounds.commit_latency_s,
-        Reason.BACKLOG: figures.backlog,
+        PressureReason.SPOOL_DISK: _disk_load(
+            spool, bounds.disk_free, kept_bytes=figures.kept_bytes
+        ),
+        PressureReason.SPOOL_FILES: _files_load(spool),
+        PressureReason.MAIL_DISK: _disk_load(mail, bounds.disk_free),
+        PressureReason.MAIL_FILES: _files_load(mail),
+        PressureReason.QUEUE: figures.queue_entries / bounds.queue_entries,
+        PressureReason.MEMORY: figures.memory_bytes / bounds.memory,
+        PressureReason.COMMITS: figures.commit_s / bounds.commit_latency_s,
+        PressureReason.BACKLOG: figures.backlog,
     }
 
 
-def _disk_strain(disk: Disk | None, wanted_bytes: int, *, kept_bytes: int = 0) -> float:
+def _disk_load(disk: Disk | None, wanted_bytes: int, *, kept_bytes: int = 0) -> float:
     if disk is None or not disk.is_writable:
         return 1.0
     free_bytes = disk.free_bytes - kept_bytes
     return disk.reserve_bytes(wanted_bytes) / free_bytes if free_bytes > 0 else 1.0
 
 
-def _files_strain(disk: Disk | None) -> float:
+def _files_load(disk: Disk | None) -> float:
     if disk is None or not disk.files:
         return 0.0
     kept = min(_FILES_FREE_MAX, disk.files // RESERVE_PARTS)
     return kept / disk.files_free if disk.files_free > 0 else 1.0
 
 
-def level_of(reason: Reason, strain: float, before: Level) -> Level:
-    """Return the level of a strain; `before` is left only when it is eased by a margin."""
+def level_of(reason: PressureReason, load: float, before: PressureLevel) -> PressureLevel:
+    """Return the level of a load; a level ends only below its start, with hysteresis."""
     slow_from = _SLOW_FROM[reason]
-    if strain >= 1.0 or (before is Level.REFUSE and strain >= _RELIEF):
-        return Level.REFUSE
-    if strain >= slow_from or (before is not Level.NORMAL and strain >= _RELIEF * slow_from):
-        return Level.SLOW
-    return Level.NORMAL
+    if load >= 1.0 or (before is PressureLevel.REFUSE and load >= _HYSTERESIS):
+        return PressureLevel.REFUSE
+    if load >= slow_from or (
+        before is not PressureLevel.NORMAL and load >= _HYSTERESIS * slow_from
+    ):
+        return PressureLevel.SLOW
+    return PressureLevel.NORMAL
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class PressureState:
     """The level of each reason that is not NORMAL.
 
-    `room_bytes` is how much the largest message may have on the spool's disk, None: not known.
+    `room_bytes` is the largest message that fits on the spool's disk, None: not known.
     """
 
-    levels: Mapping[Reason, Level] = field(default_factory=dict)
+    levels: Mapping[PressureReason, PressureLevel] = field(default_factory=dict)
     room_bytes: int | None = None
 
     @property
-    def level(self) -> Level:
-        """The highest of all."""
-        return max(self.levels.values(), default=Level.NORMAL)
+    def level(self) -> PressureLevel:
+        """The highest level."""
+        return max(self.levels.values(), default=PressureLevel.NORMAL)
 
     @property
-    def reasons(self) -> tuple[Reason, ...]:
-        """Those that make the level what it is."""
+    def reasons(self) -> tuple[PressureReason, ...]:
+        """The reasons with the highest level."""
         level = self.level
-        return tuple(reason for reason in Reason if self.levels.get(reason) is level)
+        return tuple(reason for reason in PressureReason if self.levels.get(reason) is level)
 
     @property
-    def queue(self) -> Level:
-        """How it is with taking on messages."""
-        found = (level for reason, level in self.levels.items() if reason in OF_QUEUE)
-        return max(found, default=Level.NORMAL)
+    def queue(self) -> PressureLevel:
+        """The level that counts for accepting messages."""
+        found = (level for reason, level in self.levels.items() if reason in QUEUE_REASONS)
+        return max(found, default=PressureLevel.NORMAL)
 
-    def refusing(self, among: Collection[Reason]) -> Reason | None:
-        """The first reason of `among` that is at REFUSE."""
+    def refusing(self, among: Collection[PressureReason]) -> PressureReason | None:
+        """Return the first reason of `among` with the level REFUSE."""
         for reason, level in self.levels.items():  # in the order of Reason
-            if level is Level.REFUSE and reason in among:
+            if level is PressureLevel.REFUSE and reason in among:
                 return reason
         return None
 
-    def has(self, reason: Reason) -> bool:
-        """Whether it is short of that at all."""
+    def has(self, reason: PressureReason) -> bool:
+        """Whether `reason` is not NORMAL."""
         return reason in self.levels
 
 
-def assess(before: State, figures: Figures, bounds: Bounds) -> State:
-    """Return the state that follows from what was measured."""
+def assess(before: PressureState, figures: Measurements, bounds: Bounds) -> PressureState:
+    """Return the state that follows from the measurements."""
     levels = {
         reason: level
-        for reason, strain in strains(figures, bounds).items()
-        if (level := level_of(reason, strain, before.levels.get(reason, Level.NORMAL)))
+        for reason, load in loads(figures, bounds).items()
+        if (level := level_of(reason, load, before.levels.get(reason, PressureLevel.NORMAL)))
     }
     room_bytes = None
     if figures.spool is not None:
         kept_bytes = figures.spool.reserve_bytes(bounds.disk_free) + figures.kept_bytes
         room_bytes = max(0, figures.spool.free_bytes - kept_bytes)
-    return State(levels, room_bytes)
+    return PressureState(levels, room_bytes)
 
 
-def words_of(reason: Reason) -> str:
-    """What is short, for people."""
-    return _WORDS[reason]
+def describe(reason: PressureReason) -> str:
+    """Return the text for a reason."""
+    return _TEXTS[reason]
 
 
 class Pressure:
-    """The state that holds now: one writes it, all others read."""
+    """The present state: the monitor writes it, others read it."""
 
     def __init__(self) -> None:
-        self.state = State()
+        self.state = PressureState()
 
     @property
-    def turns_strangers_away(self) -> bool:
-        """Whether whoever is not trusted begins no session."""
-        return self.state.queue is not Level.NORMAL
+    def rejects_untrusted(self) -> bool:
+        """Whether sessions of untrusted clients are rejected."""
+        return self.state.queue is not PressureLevel.NORMAL
 
-    def refusal(self, size_bytes: int = 0) -> str:
-        """Why no message of so many bytes is taken on now, "" if it is."""
+    def rejection(self, size_bytes: int = 0) -> str:
+        """Return why a message of `size_bytes` is rejected now, "" if it is not."""
         state = self.state
-        if (reason := state.refusing(OF_QUEUE)) is not None:
-            return words_of(reason)
+        if (reason := state.refusing(QUEUE_REASONS)) is not None:
+            return describe(reason)
         if state.room_bytes is not None and size_bytes > state.room_bytes:
             return "there is no room for a message of that size"
         return ""

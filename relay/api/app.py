@@ -17,8 +17,8 @@ from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import Gateway, RequestLimits, json_response
 from relay.http.http_request import HttpRequest, bearer_account
 from relay.observe.metrics import CONTENT_TYPE
-from relay.pressure import State
-from relay.spool.operating import Operation
+from relay.pressure import PressureState
+from relay.spool.queue_commands import Operation
 from relay.spool.types import SpoolError
 
 _BODY_BYTES_MAX = 1 << 20
@@ -86,7 +86,7 @@ def _public_response(request: HttpRequest, dependencies: ApiDependencies) -> Res
             return None
 
 
-def _readiness(state: State) -> str:
+def _readiness(state: PressureState) -> str:
     """Return the text of /readyz. Under pressure the relay is ready: it reads and delivers mail."""
     if not state.levels:
         return "ready"

@@ -14,7 +14,7 @@ from relay.clock import Clock
 from relay.http.errors import ApiError
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
-from relay.spool.operating import Desk, Way
+from relay.spool.queue_commands import QueueAdmin, RouteLookup
 
 
 class JourneyReader(Protocol):
@@ -80,9 +80,9 @@ class ApiDependencies:
     """
 
     journeys: JourneyReader
-    desk: Desk
+    queue_admin: QueueAdmin
     stats: Callable[[], Awaitable[Mapping[str, Any]]]
-    way_to: Callable[[str], Way]
+    way_to: Callable[[str], RouteLookup]
     changes: ChangeNotifier
     metrics: Metrics
     ready: Callable[[], str]

@@ -27,7 +27,7 @@ from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
 from relay.journeys.journey import is_final
 from relay.message.lifecycle import State
-from relay.spool.operating import UNKNOWN_HEADER, Operation
+from relay.spool.queue_commands import UNKNOWN_HEADER, Operation
 
 WAIT_S_MAX = 300.0
 _WAIT_S = 30.0
@@ -122,7 +122,9 @@ class QueueHandlers:
     async def list(self, query: Mapping[str, str], principal: Principal) -> Response:
         """GET /queue?CONDITION=&limit=; a response header lists the unknown ids."""
         principal.check_may_read()
-        listed = await self._dependencies.desk.list(selector_of_query(query), limit=limit_of(query))
+        listed = await self._dependencies.queue_admin.list(
+            selector_of_query(query), limit=limit_of(query)
+        )
         unknown = ",".join(quote(name, safe="") for name in listed.unknown)
         return json_response(listed, headers={UNKNOWN_HEADER: unknown} if unknown else None)
 
@@ -145,7 +147,9 @@ class QueueHandlers:
         )
         command = read_queue_command(operation, await request.body(), issuer)
         try:
-            changed = await request.cancel_on_disconnect(self._dependencies.desk.carry_out(command))
+            changed = await request.cancel_on_disconnect(
+                self._dependencies.queue_admin.execute(command)
+            )
         finally:
             self._dependencies.changes.notify()
         return changed.as_json()

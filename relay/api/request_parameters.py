@@ -16,7 +16,7 @@ import msgspec
 from relay.clock import Clock
 from relay.http.errors import ApiError, quoted
 from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
-from relay.spool.operating import LIVE, Operation, Order, Way
+from relay.spool.queue_commands import LIVE, Operation, QueueCommand, RouteLookup
 from relay.spool.types import Selector
 
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -154,15 +154,15 @@ class CommandIssuer:
 
     name: str
     may_name_other: bool
-    way_to: Callable[[str], Way]
+    way_to: Callable[[str], RouteLookup]
     clock: Clock
 
 
-def read_queue_command(operation: Operation, body: bytes, issuer: CommandIssuer) -> Order:
+def read_queue_command(operation: Operation, body: bytes, issuer: CommandIssuer) -> QueueCommand:
     """Return the command in the body. Raises ApiError 400; 403 for `who`."""
     given = read_body(body, _BODIES[operation])
     try:
-        return Order(
+        return QueueCommand(
             operation=operation,
             selector=_selector(given),
             who=_who(given, issuer),
@@ -215,10 +215,10 @@ def _until_us(text: str, clock: Clock) -> int | None:
             raise _bad(f"until: found {quoted(text)}, expected {_UNTIL_EXPECTED}.") from None
     if ahead_s <= 0:
         raise _bad(f"until: found {quoted(text)}, expected a time in the future.")
-    return clock.steady_us() + int(ahead_s * 1e6)
+    return clock.queue_us() + int(ahead_s * 1e6)
 
 
-def _way(text: str, issuer: CommandIssuer) -> Way:
+def _way(text: str, issuer: CommandIssuer) -> RouteLookup:
     try:
         return issuer.way_to(text)
     except ValueError as error:

@@ -42,15 +42,14 @@ from relay.message.nexthop import NextHop
 from relay.observe.metrics import Metrics
 from relay.pickup import Pickup
 from relay.policy import RuleSet
-from relay.pressure import Level, Pressure, Reason
+from relay.pressure import Pressure, PressureLevel, PressureReason
 from relay.reports import Reporter
 from relay.routing import NoResolver, Resolver
 from relay.settings import Settings
 from relay.settings.tree import Address, SmtpListener
 from relay.smtp import Timeouts
-from relay.spool import Ballast, SqliteSpool
-from relay.spool.types import Claim
-from relay.spool.waiting import Lane
+from relay.spool import ReserveFile, SqliteSpool
+from relay.spool.types import Claim, PriorityLevel
 
 _SUBMISSION_KEEP_S = 7 * 86400.0  # in addition to pickup.give_up_after
 _DOWN_S_MAX = 30.0
@@ -127,7 +126,7 @@ class _Composer:
             settings.spool_file, clock=clock, crash=self.crash, metrics=self.metrics,
             submission_keep_s=settings.pickup.give_up_after + _SUBMISSION_KEEP_S,
             captured_keep_s=settings.spool.keep,
-            ballast=Ballast(
+            reserve_file=ReserveFile(
                 settings.spool_file.with_name("ballast"), size_bytes=settings.spool.reserve_size,
                 reserve_bytes=settings.pressure.disk_free,
             ),
@@ -140,7 +139,7 @@ class _Composer:
         )  # fmt: skip
         self.resolver = sources.resolver or self._resolver()
         self.scheduler = self._scheduler()
-        self.spool.desk.attend(self.scheduler)
+        self.spool.queue_admin.attend(self.scheduler)
 
     def daemon(self) -> Daemon:
         acceptance = self._acceptance()
@@ -174,7 +173,11 @@ class _Composer:
 
     def _pressure_monitor(self, pickup: Pickup) -> PressureMonitor:
         notes = self.settings.pickup.max_concurrent
-        allowed = {Level.NORMAL: notes, Level.SLOW: notes // _SLOW_DIVISOR, Level.REFUSE: 1}
+        allowed = {
+            PressureLevel.NORMAL: notes,
+            PressureLevel.SLOW: notes // _SLOW_DIVISOR,
+            PressureLevel.REFUSE: 1,
+        }
         return PressureMonitor(
             self.pressure, self.spool, bounds=bounds_of(self.settings),
             mailboxes=self.settings.mailboxes.root, metrics=self.metrics, clock=self.clock,
@@ -234,16 +237,16 @@ class _Composer:
             reporter=self.reporter, spool=self.spool, accounts=self.sources.accounts,
             clock=self.clock, ids=self.ids, metrics=self.metrics,
             on_accepted=self._accepted, on_waiting=self.scheduler.accepted_unclaimed,
-            lane_of=self.scheduler.lane_of, has_room=self._takes_claim,
+            level_of=self.scheduler.level_of, has_room=self._takes_claim,
             expire_after_s=self.settings.delivery.expire_after,
             delay_warning_after_s=self.settings.delivery.delay_warning_after,
         )  # fmt: skip
 
-    def _takes_claim(self, next_hop: NextHop, sender: int, lane: Lane) -> bool:
+    def _takes_claim(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> bool:
         """Whether delivery claims a message, with its content, as soon as it is accepted."""
-        if self.pressure.state.has(Reason.MEMORY):
+        if self.pressure.state.has(PressureReason.MEMORY):
             return False
-        return self.scheduler.has_room_for(next_hop, sender, lane)
+        return self.scheduler.has_room_for(next_hop, sender, level)
 
     def _accepted(self, claims: Sequence[Claim]) -> None:
         self.scheduler.offer(claims)
@@ -270,13 +273,13 @@ class _Composer:
 
     async def _prune(self, older_than_s: float | None, dry_run: bool) -> Mapping[str, Any]:
         age_s = self.settings.spool.keep if older_than_s is None else older_than_s
-        return await self.spool.keeping.prune_many(age_s, dry_run=dry_run)
+        return await self.spool.maintenance.prune_many(age_s, dry_run=dry_run)
 
     def _http_servers(self, journeys: Journeys) -> list[HttpServer]:
         """The Graph API, the control socket, and the metrics listener if configured."""
         http = self.settings.http
         means = api.ApiDependencies(
-            journeys=journeys, desk=self.spool.desk, stats=self.spool.stats,
+            journeys=journeys, queue_admin=self.spool.queue_admin, stats=self.spool.stats,
             way_to=lambda text: parse_next_hop(text, lambda: self.table), changes=self.changes,
             metrics=self.metrics, clock=self.clock,
             ready=lambda: self.readiness() or self.spool.damage.text, prune=self._prune,

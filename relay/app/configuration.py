@@ -18,7 +18,7 @@ from relay.routing import RouteTable
 from relay.routing.route_table import parse_action
 from relay.settings import Fault, Settings, SettingsError, load
 from relay.settings.values import parse_domain
-from relay.spool.operating import Way
+from relay.spool.queue_commands import RouteLookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def route_table(settings: Settings, accounts: AccountDirectory) -> RouteTable:
     )
 
 
-def parse_next_hop(text: str, table: Callable[[], RouteTable]) -> Way:
+def parse_next_hop(text: str, table: Callable[[], RouteTable]) -> RouteLookup:
     """Return the function from address to next hop that the text of `queue reroute --to` means.
 
     "default" uses the routes, as for new mail; "mx" is the MX of each recipient's domain;

@@ -32,7 +32,7 @@ from relay.app.maintenance import (
 )
 from relay.app.pressure_monitor import PressureMonitor
 from relay.app.state_dir import OwnerLock
-from relay.clock import Clock, jump_us
+from relay.clock import Clock, wall_offset_us
 from relay.delivery import DeliveryScheduler
 from relay.http import HttpServer
 from relay.ingress import Acceptance, SmtpServer
@@ -44,7 +44,7 @@ from relay.observe.metrics import Metrics
 from relay.pickup import Pickup
 from relay.routing import NoResolver, Resolver
 from relay.settings import Settings, SettingsError
-from relay.spool import Keep, SqliteSpool
+from relay.spool import Retention, SqliteSpool
 
 _log = get_logger("app")
 _HTTP_GRACE_S = 2.0
@@ -95,7 +95,7 @@ class Daemon:
         """Start everything. Raises OSError, SpoolError; stop() must be called even then."""
         for server in self.http_servers:
             server.bind()
-        log_continued(self.clock.continued, ahead_us=jump_us(self.clock))
+        log_continued(self.clock.resumed, offset_us=wall_offset_us(self.clock))
         taken_over = await self.spool.start()
         if taken_over:
             _log.warning("took over from a relay that was cut off", entries=taken_over)
@@ -110,7 +110,7 @@ class Daemon:
         self._pickup_task = self._spawn(self.pickup.run(), "pickup")
         figures = MaintenanceGauges(self._sessions, lambda: self.store.deferred_count)
         self._spawn(update_gauges(self.spool, self.metrics, self.clock, figures=figures), "figures")
-        keep = Keep(self.settings.spool.keep, self.settings.spool.keep_size)
+        keep = Retention(self.settings.spool.keep, self.settings.spool.keep_size)
         self._spawn(prune_history(self.spool, self.store_log, keep=keep), "pruning")
         self._spawn(sweep_contents(self.spool), "sweeping")
         self._spawn(expire_uploads(self.store.attachments.remove_expired), "uploads")

@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from relay.clock import Clock, Continued
+from relay.clock import Clock, ResumedTime
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import StoreError
 from relay.observe.lasting import LastingFault
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.spool import Keep, SqliteSpool
+from relay.spool import Retention, SqliteSpool
 from relay.spool.types import SpoolError
 
 _log = get_logger("app")
@@ -62,16 +62,16 @@ async def count_queue(spool: SqliteSpool, metrics: Metrics, clock: Clock) -> Non
     counts = await spool.counts()
     for state, number in counts.entries.items():
         metrics.queue_entries.labels(state=state).set(number)
-    age_us = clock.steady_us() - counts.oldest_us if counts.oldest_us is not None else 0
+    age_us = clock.queue_us() - counts.oldest_us if counts.oldest_us is not None else 0
     metrics.queue_oldest.set(max(0, age_us) / 1_000_000)
     metrics.queue_unaccounted.set(counts.unaccounted)
 
 
-async def prune_history(spool: SqliteSpool, log: SubmissionLog, *, keep: Keep) -> None:
+async def prune_history(spool: SqliteSpool, log: SubmissionLog, *, keep: Retention) -> None:
     """Remove expired history until cancelled, in small steps."""
     while True:
         try:
-            while await spool.keeping.prune(keep):  # noqa: ASYNC110 - the pause lets others write
+            while await spool.maintenance.prune(keep):  # noqa: ASYNC110 - others write meanwhile
                 await asyncio.sleep(_PRUNE_PAUSE_S)  # sleeps: lets others write
             await asyncio.to_thread(log.prune, math.ceil(keep.age_s / _DAY_S))
         except (SpoolError, OSError) as error:
@@ -99,7 +99,7 @@ async def write_clock_anchor(store: FileStore) -> None:
             await store.keep_anchor()
 
 
-def log_continued(found: Continued | None, *, ahead_us: int) -> None:
+def log_continued(found: ResumedTime | None, *, offset_us: int) -> None:
     """Log how this start continues the queue time, if it differs from the wall clock.
 
     `ahead_us` is how far the wall clock is ahead of the queue's time.
@@ -119,11 +119,11 @@ def log_continued(found: Continued | None, *, ahead_us: int) -> None:
             " is the clock right?",
             seconds=found.wall_passed_us / 1_000_000,
         )
-    elif abs(ahead_us) > _CLOCK_DIFFERS_US:
+    elif abs(offset_us) > _CLOCK_DIFFERS_US:
         _log.warning(
             "the clock differs from queue time, which continues and follows slowly:"
             " the clock is or was wrong",
-            seconds=ahead_us / 1_000_000,
+            seconds=offset_us / 1_000_000,
         )
 
 
@@ -131,7 +131,7 @@ async def sweep_contents(spool: SqliteSpool) -> None:
     """Remove content files without a message, such as a crash leaves, until cancelled."""
     while True:
         try:
-            if removed := await spool.keeping.sweep():
+            if removed := await spool.maintenance.sweep():
                 _log.info("stale contents removed", files=removed)
         except SpoolError as error:
             _log.warning("stale contents not removed", error=str(error))

@@ -14,19 +14,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from relay.clock import Clock, jump_us
+from relay.clock import Clock, wall_offset_us
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.pressure import (
     Bounds,
     Disk,
-    Figures,
-    Level,
+    Measurements,
     Pressure,
-    Reason,
-    State,
+    PressureLevel,
+    PressureReason,
+    PressureState,
     assess,
-    words_of,
+    describe,
 )
 from relay.settings import Settings
 from relay.spool import SqliteSpool, disk_of
@@ -112,7 +112,7 @@ class PressureMonitor:
         mailboxes: Path,
         metrics: Metrics,
         clock: Clock,
-        on_change: Callable[[State], None] = lambda _state: None,
+        on_change: Callable[[PressureState], None] = lambda _state: None,
         resident: Callable[[], int] | None = None,
     ) -> None:
         """`on_change` is called with every state whose levels differ from the previous ones.
@@ -130,7 +130,7 @@ class PressureMonitor:
         self._clock = clock
         self._on_change = on_change
         self._resident = resident or resident_bytes
-        self._clock_differs = abs(jump_us(clock)) > _CLOCK_DIFFERS_S * 1_000_000
+        self._clock_differs = abs(wall_offset_us(clock)) > _CLOCK_DIFFERS_S * 1_000_000
         self._trimmed_s = -math.inf
 
     async def run(self) -> None:
@@ -145,26 +145,26 @@ class PressureMonitor:
     async def measure(self) -> None:
         """Measure once, and log changes."""
         spool_disk, mail_disk = await asyncio.gather(*(disk.asked() for disk in self._disks))
-        strain = self._spool.strain()
-        figures = Figures(
-            spool=None if strain.is_failing else spool_disk,
+        load = self._spool.load()
+        figures = Measurements(
+            spool=None if load.is_failing else spool_disk,
             mail=mail_disk,
-            kept_bytes=self._spool.ballast.missing_bytes,
-            queue_entries=strain.entries,
+            kept_bytes=self._spool.reserve_file.missing_bytes,
+            queue_entries=load.entries,
             memory_bytes=self._resident(),
-            commit_s=strain.commit_s,
-            backlog=strain.backlog,
+            commit_s=load.commit_s,
+            backlog=load.backlog,
         )
         before = self._pressure.state
         self._pressure.state = state = assess(before, figures, self._bounds)
         self._metrics.pressure.set(state.level)
-        for reason in Reason:
-            level = state.levels.get(reason, Level.NORMAL)
+        for reason in PressureReason:
+            level = state.levels.get(reason, PressureLevel.NORMAL)
             self._metrics.pressure_reasons.labels(reason=reason).set(level)
         if state.levels != before.levels:
             _tell(before, state)
             self._on_change(state)
-        if state.has(Reason.MEMORY):
+        if state.has(PressureReason.MEMORY):
             await self._give_memory_back()
         self._check_clock()
 
@@ -175,7 +175,7 @@ class PressureMonitor:
             await asyncio.to_thread(trim_memory)
 
     def _check_clock(self) -> None:
-        jumped_s = jump_us(self._clock) / 1_000_000
+        jumped_s = wall_offset_us(self._clock) / 1_000_000
         self._metrics.clock_jump.set(jumped_s)
         differs = abs(jumped_s) > _CLOCK_DIFFERS_S
         if differs and not self._clock_differs:
@@ -185,10 +185,10 @@ class PressureMonitor:
         self._clock_differs = differs
 
 
-def _tell(before: State, state: State) -> None:
+def _tell(before: PressureState, state: PressureState) -> None:
     """Log one line for each change of the level or its reasons."""
     tell = _log.warning if state.level > before.level else _log.info
-    because = "; ".join(words_of(reason) for reason in state.reasons)
+    because = "; ".join(describe(reason) for reason in state.reasons)
     tell(
         "pressure",
         state=state.level.name.lower(),
@@ -227,8 +227,8 @@ class _AskedDisk:
 
 
 def _spool_disk(spool: SqliteSpool) -> Disk:
-    spool.ballast.make()
-    return disk_of(spool.ballast.directory)
+    spool.reserve_file.make()
+    return disk_of(spool.reserve_file.directory)
 
 
 def _nearest_disk(path: Path) -> Disk:

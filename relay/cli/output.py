@@ -170,19 +170,19 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
         return ["the queue is empty: there is no spool"]
     by_state = ", ".join(f"{number} {state}" for state, number in stats["entries"].items())
     unaccounted = "not counted yet" if stats["unaccounted"] is None else stats["unaccounted"]
-    lanes = ", ".join(f"{one['entries']} {lane}" for lane, one in stats["lanes"].items())
+    levels = ", ".join(f"{one['entries']} {level}" for level, one in stats["priorities"].items())
     lines = [
         f"entries      {by_state}",
         f"recipients   {stats['recipients']}",
-        f"due now      {stats['due']}, with delivery {stats['in_work']}",
+        f"due now      {stats['due']}, with delivery {stats['in_delivery']}",
         f"oldest       {_age(stats['oldest'], now_us)}",
-        f"lanes        {lanes}",
+        f"priorities   {levels}",
         f"unaccounted  {unaccounted}",
     ]
     hops = stats["next_hops"]
     rows = [("NEXT HOP", "ENTRIES", "IN WORK", "DEFERRED", "OLDEST")] + [
         (
-            one["next_hop"], str(one["entries"]), str(one["in_work"]), str(one["deferred"]),
+            one["next_hop"], str(one["entries"]), str(one["in_delivery"]), str(one["deferred"]),
             _age(one["oldest"], now_us),
         )
         for one in hops
@@ -215,8 +215,8 @@ def backup_lines(result: Mapping[str, Any], directory: str, *, dry_run: bool) ->
     return [printable(line) for line in lines]
 
 
-def salvage_lines(result: Mapping[str, Any]) -> list[str]:
-    """What `relay storage salvage` has saved."""
+def recover_lines(result: Mapping[str, Any]) -> list[str]:
+    """What `relay storage recover` could read."""
     if not result["faults"]:
         return ["the spool is not damaged: nothing was done"]
     lines = [f"found: {fault}" for fault in result["faults"]]
@@ -243,7 +243,7 @@ def _hole(hole: Mapping[str, Any]) -> str:
     """Between which rows of a table some could not be read; where it has neither end, all."""
     ends = [
         f"{name} {' '.join(map(str, hole[name]))}"
-        for name in ("behind", "before")
+        for name in ("after", "before")
         if hole[name] is not None
     ]
     return f"rows of {hole['table']}" + (f" {', '.join(ends)}" if ends else ": none could be read")

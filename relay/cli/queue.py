@@ -154,7 +154,7 @@ def show(context: CommandContext, key: str) -> None:
 @queue.command()
 @common_options
 def stats(context: CommandContext) -> None:
-    """Count the queue: by state, by lane, by next hop."""
+    """Count the queue: by state, by priority, by next hop."""
     clock = SystemClock()
     told = OperatorClient(context.settings(), clock).stats()
     if context.json:

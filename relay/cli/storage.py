@@ -1,6 +1,6 @@
-"""`relay storage verify | backup | prune | salvage`: what is on the disk.
+"""`relay storage verify | backup | prune | recover`: what is on the disk.
 
-On the path: prints what app.commands and the spool's salvage find.
+On the path: prints what app.commands and the spool's recovery finds.
 Holds: facts on stdout, how far it is on stderr where somebody sits there.
 Fails: 65 where something remains that could not be repaired, for an unknown account, and where a
     directory cannot be used for a backup.
@@ -22,7 +22,7 @@ from relay.cli.output import (
     finding_line,
     print_json,
     print_lines,
-    salvage_lines,
+    recover_lines,
     verified_lines,
 )
 from relay.clock import SystemClock
@@ -151,23 +151,23 @@ def prune(context: CommandContext, *, older_than: str, dry_run: bool) -> None:
 
 @storage.command()
 @common_options
-def salvage(context: CommandContext) -> None:
+def recover(context: CommandContext) -> None:
     """Bring what can be read of a damaged spool into a new one.
 
     The damaged one is put aside with all that belongs to it; nothing is deleted. Without damage
     nothing is done. No relay may run. Exits 65 when something could not be read.
     """
     from relay.app.commands.storage import NothingToRecoverError  # noqa: PLC0415 - is slow
-    from relay.app.commands.storage import salvage as salvaged  # noqa: PLC0415 - the same
+    from relay.app.commands.storage import recover as recovered  # noqa: PLC0415 - the same
 
     try:
-        told = salvaged(context.settings(), SystemClock())
+        told = recovered(context.settings(), SystemClock())
     except NothingToRecoverError as error:
-        raise CommandError(ExitCode.DATA, f"relay storage salvage: {error}") from None
+        raise CommandError(ExitCode.DATA, f"relay storage recover: {error}") from None
     if context.json:
         print_json(told)
     else:
-        print_lines(salvage_lines(told))
+        print_lines(recover_lines(told))
     if not told["whole"]:
         raise CommandError(ExitCode.DATA)
 

@@ -18,12 +18,14 @@ from typing import Generic, TypeVar
 
 from relay.delivery.fair_queue import FairQueue
 from relay.message.nexthop import HopKind, NextHop
-from relay.spool.types import Claim, Key
-from relay.spool.waiting import Lane
+from relay.spool.types import Claim, Key, PriorityLevel
 
 ACTIVE_QUEUE_CLAIMS = 2000
 ACTIVE_QUEUE_BYTES = 64 * 1024 * 1024  # of contents that were claimed with their messages
-_LEVEL_PARTS = {Lane.LOW: 2, Lane.DOWN: 4}  # 1 / this of the active queue; the others may use all
+_LEVEL_PARTS = {
+    PriorityLevel.LOW: 2,
+    PriorityLevel.UNREACHABLE: 4,
+}  # 1 / this of the active queue; the others may use all
 _UNREACHED_PART = 4  # 1 / this for next hops that have not been reached yet
 _REACHED_MAX = 20_000  # next hops that have been reached
 _RESERVED_PART = 16  # 1 / this is kept for mail that is accepted now
@@ -67,8 +69,8 @@ class ActiveQueue:
         self._claims_max = claims_max
         self._whole = _CapacityPart(claims_max, size_max_bytes)
         self._parts = {
-            lane: _CapacityPart(max(1, claims_max // part), size_max_bytes)
-            for lane, part in _LEVEL_PARTS.items()
+            level: _CapacityPart(max(1, claims_max // part), size_max_bytes)
+            for level, part in _LEVEL_PARTS.items()
         }
         self._reached: OrderedDict[NextHop, None] = OrderedDict()
         # claims by sender at each next hop not reached yet, without those of the unreachable level
@@ -81,37 +83,37 @@ class ActiveQueue:
         """How many more claims there may be in all."""
         return self._whole.left.claims
 
-    def full_hops(self, lane: Lane) -> AbstractSet[NextHop]:
+    def full_hops(self, level: PriorityLevel) -> AbstractSet[NextHop]:
         """The next hops that get no more claims of a priority level for now."""
-        part = self._parts.get(lane)
+        part = self._parts.get(level)
         return self._whole.hops.full | part.hops.full if part else self._whole.hops.full
 
-    def full_senders(self, lane: Lane) -> AbstractSet[int]:
+    def full_senders(self, level: PriorityLevel) -> AbstractSet[int]:
         """The senders that get no more claims of a priority level for now."""
-        part = self._parts.get(lane)
+        part = self._parts.get(level)
         return self._whole.senders.full | part.senders.full if part else self._whole.senders.full
 
-    def full_pairs(self, lane: Lane) -> AbstractSet[SenderAtHop]:
+    def full_pairs(self, level: PriorityLevel) -> AbstractSet[SenderAtHop]:
         """The senders that get no more claims of a priority level at one next hop for now."""
-        part = self._parts.get(lane)
+        part = self._parts.get(level)
         return self._whole.pairs.full | part.pairs.full if part else self._whole.pairs.full
 
-    def is_full_for(self, next_hop: NextHop, sender: int, lane: Lane) -> bool:
+    def is_full_for(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> bool:
         """Whether a sender gets no more at a next hop, which may get claims of others."""
-        part = self._parts.get(lane)
+        part = self._parts.get(level)
         return self._whole.is_full_for(next_hop, sender) or (
             part is not None and part.is_full_for(next_hop, sender)
         )
 
-    def lane_of(self, next_hop: NextHop, sender: int, lane: Lane) -> Lane:
+    def level_of(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> PriorityLevel:
         """The priority level for mail that is accepted now and would have the level `lane`."""
         if next_hop in self._reached or next_hop.kind is HopKind.LOCAL:
-            return lane
+            return level
         is_too_much = (
             self._unreached_claims >= max(1, self._claims_max // _UNREACHED_PART)
             and self._unreached_by_sender[sender] >= _FEW
         )
-        return Lane.DOWN if is_too_much else lane
+        return PriorityLevel.UNREACHABLE if is_too_much else level
 
     def mark_reached(self, next_hop: NextHop) -> None:
         """Record that a host of the next hop answered."""
@@ -126,9 +128,9 @@ class ActiveQueue:
         """Record that no host of the next hop answered."""
         self._reached.pop(next_hop, None)
 
-    def has_room_for(self, next_hop: NextHop, sender: int, lane: Lane) -> bool:
+    def has_room_for(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> bool:
         """Whether mail that is accepted now may come as a claim, with its content."""
-        part = self._parts.get(lane)
+        part = self._parts.get(level)
         if part is not None and not part.has_room_for(next_hop, sender):
             return False
         if self._whole.has_room_for(next_hop, sender):
@@ -137,24 +139,24 @@ class ActiveQueue:
         is_left = self.claims_left > half and self._whole.left.size_bytes > 0
         return is_left and self._whole.has_few_at(next_hop, sender)
 
-    def batch_size(self, lane: Lane) -> int:
+    def batch_size(self, level: PriorityLevel) -> int:
         """How many claims of a priority level one query fetches; 0 when there is no room."""
-        room = self._room_for_scan(lane)
+        room = self._room_for_scan(level)
         if room <= 0:
             return 0
         at_least = min(room, max(1, self._claims_max // _BATCH_PART))
         return min(_BATCH_MAX, max(at_least, room // 4))
 
-    def has_room_for_batch(self, lane: Lane) -> bool:
+    def has_room_for_batch(self, level: PriorityLevel) -> bool:
         """Whether a query of this priority level has room for a whole batch."""
-        part = self._parts.get(lane, self._whole)
-        return self._room_for_scan(lane) >= max(1, part.claims_max // _SCAN_PART)
+        part = self._parts.get(level, self._whole)
+        return self._room_for_scan(level) >= max(1, part.claims_max // _SCAN_PART)
 
     def add(self, claim: Claim) -> None:
         """Add a claim. It is in memory already, so it counts even above the limits."""
         self._add_unreached(claim)
         self._whole.add(claim)
-        part = self._parts.get(claim.lane)
+        part = self._parts.get(claim.level)
         if part is not None:
             part.add(claim)
 
@@ -162,7 +164,7 @@ class ActiveQueue:
         """Remove a claim; return what may have more now."""
         self._remove_unreached(claim)
         opened = self._whole.remove(claim)
-        part = self._parts.get(claim.lane)
+        part = self._parts.get(claim.level)
         if part is None:
             return opened
         there = part.remove(claim)
@@ -176,7 +178,11 @@ class ActiveQueue:
 
     def _add_unreached(self, claim: Claim) -> None:
         hop = claim.next_hop
-        if claim.lane is Lane.DOWN or hop.kind is HopKind.LOCAL or hop in self._reached:
+        if (
+            claim.level is PriorityLevel.UNREACHABLE
+            or hop.kind is HopKind.LOCAL
+            or hop in self._reached
+        ):
             return
         if claim.attempts:  # the last attempt reached a host, perhaps before a restart
             self.mark_reached(hop)
@@ -187,7 +193,11 @@ class ActiveQueue:
 
     def _remove_unreached(self, claim: Claim) -> None:
         """Claims of a next hop that was reached meanwhile are subtracted already."""
-        waiting = _NONE if claim.lane is Lane.DOWN else self._unreached.get(claim.next_hop, _NONE)
+        waiting = (
+            _NONE
+            if claim.level is PriorityLevel.UNREACHABLE
+            else self._unreached.get(claim.next_hop, _NONE)
+        )
         if claim.sender not in waiting:
             return
         self._subtract_unreached(claim.sender, 1)
@@ -203,9 +213,9 @@ class ActiveQueue:
         if not self._unreached_by_sender[sender]:
             del self._unreached_by_sender[sender]
 
-    def _room_for_scan(self, lane: Lane) -> int:
+    def _room_for_scan(self, level: PriorityLevel) -> int:
         """How many more claims of a priority level may come from the queue."""
-        part = self._parts.get(lane, self._whole)
+        part = self._parts.get(level, self._whole)
         return min(part.left.claims, self.claims_left - self._claims_max // _RESERVED_PART)
 
 

@@ -143,7 +143,7 @@ class AttemptRecorder:
         return await self._settle(claim, requeue_result(claim, time=time), time)
 
     def _time(self) -> AttemptTime:
-        return AttemptTime(now_us=self._clock.steady_us(), at_us=self._clock.time_us())
+        return AttemptTime(now_us=self._clock.queue_us(), at_us=self._clock.time_us())
 
     async def _settle(
         self, claim: Claim, result: AttemptResult, time: AttemptTime

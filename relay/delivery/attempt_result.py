@@ -24,8 +24,7 @@ from relay.message.outcome import (
     Relayed,
 )
 from relay.message.reporting import ReportedRecipient
-from relay.spool.types import Claim, ClaimedRecipient
-from relay.spool.waiting import Lane, Waiting
+from relay.spool.types import Claim, ClaimedRecipient, EntrySchedule, PriorityLevel
 
 _DETAIL_RECIPIENTS_MAX = 1000
 _NAMED_MAX = 100  # addresses in an event about several recipients
@@ -43,9 +42,9 @@ class AttemptTime:
     now_us: int
     at_us: int
 
-    def wall_time(self, steady_us: int) -> str:
+    def wall_time(self, queue_us: int) -> str:
         """A queue time as RFC 3339 wall time."""
-        return rfc3339(steady_us + self.at_us - self.now_us)
+        return rfc3339(queue_us + self.at_us - self.now_us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class AttemptResult:
     outcomes: Mapping[int, Outcome] = field(default_factory=dict)
     expired: Mapping[int, Outcome] = field(default_factory=dict)
     failed: tuple[ReportedRecipient, ...] = ()
-    waiting: Waiting | None = None
+    waiting: EntrySchedule | None = None
     events: tuple[Event, ...] = ()
     held: bool = False
 
@@ -95,7 +94,7 @@ def result_of_attempt(
     warned, late = _warning(claim, left, time)
     waiting = _waiting(
         claim, retry_us=None if held else retry.at_us, cause=retry.cause, warn_us=warned,
-        lane=claim.priority if reached else Lane.DOWN, now_us=time.now_us,
+        level=claim.priority if reached else PriorityLevel.UNREACHABLE, now_us=time.now_us,
     )  # fmt: skip
     event = _attempt_event(claim, outcomes, time.at_us, held=_NOT_READ if held else "")
     return AttemptResult(
@@ -116,7 +115,7 @@ def requeue_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     warned, late = _warning(claim, claim.recipients, time)
     waiting = _waiting(
         claim, retry_us=claim.retry_us, cause=DeferralCause(claim.cause, claim.cause_attempts),
-        lane=claim.lane, warn_us=warned, now_us=time.now_us,
+        level=claim.level, warn_us=warned, now_us=time.now_us,
     )  # fmt: skip
     if claim.state in PARKED and waiting.due_us <= time.now_us:  # it may have expired, or may not
         waiting = replace(waiting, due_us=time.now_us + _UNSURE_EXPIRY_US)
@@ -150,7 +149,7 @@ def unrecorded_result(
     if not outcomes:
         waiting = _waiting(
             claim, retry_us=claim.retry_us, cause=DeferralCause(claim.cause, claim.cause_attempts),
-            lane=claim.lane, warn_us=claim.warn_us, now_us=again_us,
+            level=claim.level, warn_us=claim.warn_us, now_us=again_us,
         )  # fmt: skip
         return AttemptResult(time.at_us, waiting=waiting)
     may_be_delivered = any(isinstance(one, Relayed | Indeterminate) for one in outcomes.values())
@@ -158,8 +157,8 @@ def unrecorded_result(
     if may_be_delivered:
         text = f"451 4.3.0 {INTERNAL_ERROR}; the attempt's outcome was not recorded"
         concluded = same_outcome(claim, Indeterminate(Evidence("4.3.0", text)))
-    waiting = Waiting(
-        retry_us=None if may_be_delivered else again_us, lane=claim.lane, warn_us=claim.warn_us,
+    waiting = EntrySchedule(
+        retry_us=None if may_be_delivered else again_us, level=claim.level, warn_us=claim.warn_us,
         due_us=max(again_us, claim.message.expires_us) if may_be_delivered else again_us,
         cause=DeferralClass.INTERNAL, cause_attempts=claim.cause_attempts + 1,
     )  # fmt: skip
@@ -221,15 +220,15 @@ def _waiting(
     *,
     retry_us: int | None,
     cause: DeferralCause,
-    lane: Lane,
+    level: PriorityLevel,
     warn_us: int | None,
     now_us: int,
-) -> Waiting:
+) -> EntrySchedule:
     """The due time is never in the past: what has expired ends at the next check."""
     ends_us = claim.due_us if claim.state is State.CAPTURED else claim.message.expires_us
     times = [time_us for time_us in (retry_us, warn_us, ends_us) if time_us is not None]
-    return Waiting(
-        retry_us=retry_us, due_us=max(now_us, min(times)), lane=lane, cause=cause.name,
+    return EntrySchedule(
+        retry_us=retry_us, due_us=max(now_us, min(times)), level=level, cause=cause.name,
         cause_attempts=cause.attempts, warn_us=warn_us,
     )  # fmt: skip
 

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from relay.spool.types import Claim, Key
-from relay.spool.waiting import Lane
+from relay.spool.types import Claim, Key, PriorityLevel
 
 PASSED_OVER_MAX = 8  # claims of better levels that may go before one of this level
 T = TypeVar("T")
@@ -24,7 +23,7 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._claims: dict[Key, Claim] = {}
-        self._lanes = {lane: _LevelQueue() for lane in Lane}
+        self._levels = {level: _LevelQueue() for level in PriorityLevel}
 
     def __len__(self) -> int:
         return len(self._claims)
@@ -37,13 +36,13 @@ class FairQueue:
         """Add a claim after those of its level and sender."""
         key = claim.key
         self._claims[key] = claim
-        self._lanes[claim.lane].push(key, claim)
+        self._levels[claim.level].push(key, claim)
 
     def pop(self) -> Claim | None:
         """Take the next claim; None if there is none."""
         if not self._claims:  # called after each message
             return None
-        waiting = [level for level in self._lanes.values() if level.by_sender]
+        waiting = [level for level in self._levels.values() if level.by_sender]
         ours = waiting[0]
         if len(waiting) > 1:  # nearly never
             ours = _next_level(waiting)
@@ -57,7 +56,7 @@ class FairQueue:
     @property
     def first(self) -> Claim | None:
         """The next claim, without taking it."""
-        waiting = [level for level in self._lanes.values() if level.by_sender]
+        waiting = [level for level in self._levels.values() if level.by_sender]
         return _next_level(waiting).first if waiting else None
 
     def get(self, key: Key) -> Claim | None:
@@ -68,7 +67,7 @@ class FairQueue:
         """Take the claim of this entry; None if it does not wait here."""
         claim = self._claims.pop(key, None)
         if claim is not None:
-            self._lanes[claim.lane].remove(key, claim)
+            self._levels[claim.level].remove(key, claim)
         return claim
 
     def drain(self) -> list[Claim]:

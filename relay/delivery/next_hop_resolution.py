@@ -32,8 +32,7 @@ from relay.message.outcome import INTERNAL_ERROR, Deferred, Outcome
 from relay.observe.logs import get_logger
 from relay.routing import Hosts, TemporaryFailure, Unresolved, outcome_of
 from relay.settings.tree import TlsLevel
-from relay.spool.types import Claim
-from relay.spool.waiting import Lane
+from relay.spool.types import Claim, PriorityLevel
 
 _TICK_S = 0.002
 _BUSY_PART = (
@@ -93,7 +92,7 @@ class LookupQueue:
         """Wait for a slot and hold it for the block; `claim` is the first of its next hop. With
         `at_once` it comes before others and is not paced.
         """
-        line = self._down if claim.lane is Lane.DOWN else self._new
+        line = self._down if claim.level is PriorityLevel.UNREACHABLE else self._new
         sender = await line.take(claim.next_hop, claim.sender, is_new=at_once)
         try:
             yield

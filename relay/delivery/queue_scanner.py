@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from relay.clock import Clock
 from relay.delivery.active_queue import NOTHING_FREED, ActiveQueue, FreedCapacity
 from relay.message.nexthop import HopKind, NextHop
-from relay.spool.types import Claim, NewMessage, Seen, Spool
-from relay.spool.waiting import Lane, Look, Position
+from relay.spool.types import Claim, DueBatch, DueQuery, NewMessage, Position, PriorityLevel, Spool
 
 LEFT_BEHIND_MAX = 4000  # next hops, and the same number of senders
 RESCAN_US = 60_000_000  # between scans from the start
@@ -50,10 +49,10 @@ class _UnclaimedEntry:
 class PriorityScan:
     """The scan of one priority level. It has one query in progress at a time."""
 
-    def __init__(self, lane: Lane, active_queue: ActiveQueue) -> None:
-        self.lane = lane
+    def __init__(self, level: PriorityLevel, active_queue: ActiveQueue) -> None:
+        self.level = level
         self._active_queue = active_queue
-        self._query_kinds: deque[Callable[[], Look | None]] = deque(
+        self._query_kinds: deque[Callable[[], DueQuery | None]] = deque(
             (self._query_onward, self._query_for_hop, self._query_for_sender)
         )
         self.restart()
@@ -66,7 +65,7 @@ class PriorityScan:
         self._senders: dict[int, Position | None] = {}
         self._open_hops: dict[NextHop, None] = {}  # round robin
         self._open_senders: dict[int, None] = {}
-        self._query: Look | None = None
+        self._query: DueQuery | None = None
         self._queried_hop = _HopLeftBehind()  # the state of the next hop in that query
         self._added_meanwhile: list[_UnclaimedEntry] = []
 
@@ -79,7 +78,7 @@ class PriorityScan:
         """Whether there may be something to claim."""
         return bool(not self._has_ended or self._open_hops or self._open_senders)
 
-    def next_query(self) -> Look | None:
+    def next_query(self) -> DueQuery | None:
         """The next query; None when nothing that is left has room."""
         for _ in range(len(self._query_kinds)):
             kind = self._query_kinds[0]
@@ -90,7 +89,7 @@ class PriorityScan:
                 return query
         return None
 
-    def apply(self, query: Look, batch: Seen) -> None:
+    def apply(self, query: DueQuery, batch: DueBatch) -> None:
         """Take the result of a query of next_query(), once its claims are in the active queue."""
         if query is not self._query:  # begun before a restart
             return
@@ -134,42 +133,42 @@ class PriorityScan:
                 self._open_hop(next_hop)
 
     # -- the kinds of queries, round robin
-    def _query_onward(self) -> Look | None:
+    def _query_onward(self) -> DueQuery | None:
         if self._has_ended:
             return None
-        active_queue, lane = self._active_queue, self.lane
-        return Look(
-            lane, after=self._after, without_hops=frozenset(active_queue.full_hops(lane)),
-            without_senders=frozenset(active_queue.full_senders(lane)),
-            without_pairs=frozenset(active_queue.full_pairs(lane)),
+        active_queue, level = self._active_queue, self.level
+        return DueQuery(
+            level, after=self._after, without_hops=frozenset(active_queue.full_hops(level)),
+            without_senders=frozenset(active_queue.full_senders(level)),
+            without_pairs=frozenset(active_queue.full_pairs(level)),
         )  # fmt: skip
 
-    def _query_for_hop(self) -> Look | None:
-        active_queue, lane = self._active_queue, self.lane
+    def _query_for_hop(self) -> DueQuery | None:
+        active_queue, level = self._active_queue, self.level
         while self._open_hops:
             next_hop = next(iter(self._open_hops))
             del self._open_hops[next_hop]
             if next_hop not in active_queue.full_hops(
-                lane
+                level
             ):  # otherwise capacity_freed() reports when it has room
                 self._queried_hop = self._hops.pop(next_hop)
-                full_here = (one for hop, one in active_queue.full_pairs(lane) if hop == next_hop)
-                return Look(
-                    lane, next_hop=next_hop, after_sender=self._queried_hop.after_sender,
-                    without_senders=active_queue.full_senders(lane) | frozenset(full_here),
+                full_here = (one for hop, one in active_queue.full_pairs(level) if hop == next_hop)
+                return DueQuery(
+                    level, next_hop=next_hop, after_sender=self._queried_hop.after_sender,
+                    without_senders=active_queue.full_senders(level) | frozenset(full_here),
                 )  # fmt: skip
         return None
 
-    def _query_for_sender(self) -> Look | None:
-        active_queue, lane = self._active_queue, self.lane
+    def _query_for_sender(self) -> DueQuery | None:
+        active_queue, level = self._active_queue, self.level
         while self._open_senders:
             sender = next(iter(self._open_senders))
             del self._open_senders[sender]
-            if sender not in active_queue.full_senders(lane):
-                return Look(
-                    lane, sender=sender, after=self._senders.pop(sender),
-                    without_hops=frozenset(active_queue.full_hops(lane)),
-                    without_pairs=frozenset(active_queue.full_pairs(lane)),
+            if sender not in active_queue.full_senders(level):
+                return DueQuery(
+                    level, sender=sender, after=self._senders.pop(sender),
+                    without_hops=frozenset(active_queue.full_hops(level)),
+                    without_pairs=frozenset(active_queue.full_pairs(level)),
                 )  # fmt: skip
         return None
 
@@ -177,12 +176,12 @@ class PriorityScan:
     def _add_unclaimed(self, entry: _UnclaimedEntry) -> None:
         if self._after is None or entry.due_us > self._after.due_us:
             self.resume()
-        elif entry.sender in self._active_queue.full_senders(self.lane):
+        elif entry.sender in self._active_queue.full_senders(self.level):
             self._leave_sender(entry.sender, Position(entry.due_us, "", 0))
         else:
             self._leave_hop(entry.next_hop)
 
-    def _apply_for_hop(self, next_hop: NextHop, batch: Seen) -> None:
+    def _apply_for_hop(self, next_hop: NextHop, batch: DueBatch) -> None:
         hop = self._queried_hop
         began_at = hop.after_sender
         hop.again = hop.again or bool(batch.claims)
@@ -210,12 +209,12 @@ class PriorityScan:
 
     def _open_hop(self, next_hop: NextHop) -> None:
         """Queue a query for it, unless it or all of its senders left behind are full."""
-        active_queue, lane = self._active_queue, self.lane
-        if next_hop in active_queue.full_hops(lane):
+        active_queue, level = self._active_queue, self.level
+        if next_hop in active_queue.full_hops(level):
             return
         hop = self._hops[next_hop]
         if hop.is_parked:
-            if all(active_queue.is_full_for(next_hop, sender, lane) for sender in hop.blocked):
+            if all(active_queue.is_full_for(next_hop, sender, level) for sender in hop.blocked):
                 return
             self._hops[next_hop] = _HopLeftBehind()
         self._open_hops[next_hop] = None
@@ -226,7 +225,7 @@ class PriorityScan:
         elif len(self._senders) >= LEFT_BEHIND_MAX:
             return
         self._senders[sender] = after
-        if sender not in self._active_queue.full_senders(self.lane):
+        if sender not in self._active_queue.full_senders(self.level):
             self._open_senders[sender] = None
 
 
@@ -252,7 +251,7 @@ class QueueScanner:
         self._active_queue = active_queue
         self._clock = clock
         self._offer = offer
-        self._scans = {lane: PriorityScan(lane, active_queue) for lane in Lane}
+        self._scans = {level: PriorityScan(level, active_queue) for level in PriorityLevel}
         self._scanned_us = 0  # queries are for what was due by then
         self._next_due_us = 0  # the next due time after that
         self._has_newly_due = False  # entries have come due since then
@@ -277,16 +276,18 @@ class QueueScanner:
     @property
     def can_scan(self) -> bool:
         """Whether there may be something to fetch, and there is room."""
-        return any(self._active_queue.batch_size(lane) > 0 for lane in self._lanes_with_work())
+        return any(self._active_queue.batch_size(level) > 0 for level in self._lanes_with_work())
 
     @property
     def can_scan_batch(self) -> bool:
         """The same, with room for a whole batch."""
-        return any(self._active_queue.has_room_for_batch(lane) for lane in self._lanes_with_work())
+        return any(
+            self._active_queue.has_room_for_batch(level) for level in self._lanes_with_work()
+        )
 
     async def run(self) -> None:
         """Fetch until there is no more room, or nothing due. Raises SpoolError."""
-        now_us = self._clock.steady_us()
+        now_us = self._clock.queue_us()
         if now_us >= self._rescan_us:
             self.restart()
             self._rescan_us = now_us + RESCAN_US
@@ -321,14 +322,14 @@ class QueueScanner:
         has_room = False
         sender, due_us = message.sender_key, message.received_us
         for entry in message.entries:
-            lane = message.lane_of(entry)
+            level = message.level_of(entry)
             if entry.next_hop.kind is HopKind.CAPTURE:
                 continue
             if due_us > self._scanned_us:
                 self._has_newly_due = True
             else:
-                self._scans[lane].add_unclaimed(entry.next_hop, sender, due_us)
-            has_room = has_room or self._active_queue.has_room_for(entry.next_hop, sender, lane)
+                self._scans[level].add_unclaimed(entry.next_hop, sender, due_us)
+            has_room = has_room or self._active_queue.has_room_for(entry.next_hop, sender, level)
         return has_room
 
     def due_at(self, due_us: int) -> bool:
@@ -340,7 +341,7 @@ class QueueScanner:
 
     def requeued(self, claim: Claim, due_us: int) -> bool:
         """Record that a claim is in the queue again; return whether run() is due earlier for it."""
-        if due_us > self._clock.steady_us():
+        if due_us > self._clock.queue_us():
             return self.due_at(due_us)
         if due_us > self._scanned_us:
             self._has_newly_due = True
@@ -360,8 +361,8 @@ class QueueScanner:
         has_queried = False
         if self._is_stopped:
             return False
-        for lane, scan in self._scans.items():
-            limit = self._active_queue.batch_size(lane)
+        for level, scan in self._scans.items():
+            limit = self._active_queue.batch_size(level)
             query = scan.next_query() if limit else None
             if query is None:
                 continue
@@ -371,7 +372,7 @@ class QueueScanner:
             has_queried = True
         return has_queried
 
-    def _lanes_with_work(self) -> Iterator[Lane]:
-        for lane, scan in self._scans.items():
+    def _lanes_with_work(self) -> Iterator[PriorityLevel]:
+        for level, scan in self._scans.items():
             if scan.has_work or self._has_newly_due:
-                yield lane
+                yield level

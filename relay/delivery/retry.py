@@ -79,7 +79,7 @@ class ClaimAction(Enum):
     REQUEUE = auto()  # it goes on waiting; its delay notice may be recorded
 
 
-def claim_action(claim: Claim, *, now_us: int, sure_us: int, started_us: int) -> ClaimAction:
+def claim_action(claim: Claim, *, now_us: int, confirmed_us: int, started_us: int) -> ClaimAction:
     """Decide what to do with a claim.
 
     Held and captured claims are never attempted. A claim without an attempt gets one before it
@@ -88,7 +88,7 @@ def claim_action(claim: Claim, *, now_us: int, sure_us: int, started_us: int) ->
     """
     ends_us = end_us(claim, started_us=started_us)
     is_parked = claim.state in PARKED
-    if ends_us is not None and (sure_us if is_parked else now_us) >= ends_us:
+    if ends_us is not None and (confirmed_us if is_parked else now_us) >= ends_us:
         return ClaimAction.EXPIRE
     if is_parked:
         return ClaimAction.REQUEUE

@@ -29,8 +29,7 @@ from relay.message.outcome import Outcome, Relayed
 from relay.observe.lasting import LastingFault
 from relay.observe.logs import get_logger
 from relay.smtp import connect
-from relay.spool.types import Claim, Key, NewMessage, Spool, SpoolError
-from relay.spool.waiting import Lane
+from relay.spool.types import Claim, Key, NewMessage, PriorityLevel, Spool, SpoolError
 
 _log = get_logger("delivery")
 
@@ -75,7 +74,7 @@ class DeliveryScheduler:
             options=options, clock=clock, connect=connect,
         )  # fmt: skip
         self._scanner = QueueScanner(spool, active_queue, clock, offer=self.offer)
-        self._started_us = self._delayed_us = clock.steady_us()
+        self._started_us = self._delayed_us = clock.queue_us()
         self._wake = asyncio.Event()
         self._wake_timer: asyncio.TimerHandle | None = None
         self._scan_lock = asyncio.Lock()
@@ -84,13 +83,13 @@ class DeliveryScheduler:
         self._background: set[asyncio.Task[None]] = set()  # settlements begun by connections
         self._stopping = False
 
-    def has_room_for(self, next_hop: NextHop, sender: int, lane: Lane) -> bool:
+    def has_room_for(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> bool:
         """Whether mail accepted now may come as a claim; otherwise it waits in the spool."""
-        return not self._stopping and self._active_queue.has_room_for(next_hop, sender, lane)
+        return not self._stopping and self._active_queue.has_room_for(next_hop, sender, level)
 
-    def lane_of(self, next_hop: NextHop, sender: int, lane: Lane) -> Lane:
+    def level_of(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> PriorityLevel:
         """The priority level for mail that is accepted now, as ActiveQueue.lane_of()."""
-        return self._active_queue.lane_of(next_hop, sender, lane)
+        return self._active_queue.level_of(next_hop, sender, level)
 
     def offer(self, claims: Iterable[Claim]) -> None:
         """Take claims."""
@@ -123,7 +122,7 @@ class DeliveryScheduler:
 
     def due_at(self, due_us: int) -> None:
         """Report a due time that an operator has set."""
-        if due_us <= self._clock.steady_us():
+        if due_us <= self._clock.queue_us():
             self.due_now()
         elif self._scanner.due_at(due_us):
             self._wake.set()
@@ -133,7 +132,7 @@ class DeliveryScheduler:
         self._sites.retry_now(next_hops)
         self.due_now()
 
-    def waiting_of(self, keys: Collection[Key]) -> frozenset[Key]:
+    def waiting_among(self, keys: Collection[Key]) -> frozenset[Key]:
         """Return what withdraw() would return, without taking anything."""
         return frozenset(key for key in keys if self._claims_in_memory.is_waiting(key))
 
@@ -324,9 +323,11 @@ class DeliveryScheduler:
         if self._stopping:
             self._spawn(self.give_back(claim))
             return
-        now_us = self._clock.steady_us()
-        sure_us = self._clock.sure_us()
-        match claim_action(claim, now_us=now_us, sure_us=sure_us, started_us=self._started_us):
+        now_us = self._clock.queue_us()
+        confirmed_us = self._clock.confirmed_us()
+        match claim_action(
+            claim, now_us=now_us, confirmed_us=confirmed_us, started_us=self._started_us
+        ):
             case ClaimAction.EXPIRE:
                 self._spawn(self._finish(claim, self._recorder.record_expiry(claim)))
             case ClaimAction.REQUEUE:
@@ -345,12 +346,12 @@ class DeliveryScheduler:
             self._sites.push(claim)
 
     def _expire_waiting(self) -> None:
-        for claim in self._claims_in_memory.take_expired(self._clock.steady_us()):
+        for claim in self._claims_in_memory.take_expired(self._clock.queue_us()):
             self._spawn(self._finish(claim, self._recorder.record_expiry(claim)))
 
     def _requeue_delayed(self) -> None:
         """Requeue claims whose delay notice is due, which records it; they come again at once."""
-        now_us = self._clock.steady_us()
+        now_us = self._clock.queue_us()
         if now_us < self._delayed_us:
             return
         self._delayed_us = now_us + _DELAY_CHECK_US
@@ -362,7 +363,7 @@ class DeliveryScheduler:
         next_us = min(self._scanner.next_run_us, self._delayed_us)
         if self._claims_in_memory.next_expiry_us is not None:
             next_us = min(next_us, self._claims_in_memory.next_expiry_us)
-        return min(max(0.0, (next_us - self._clock.steady_us()) / 1_000_000), _SLEEP_S_MAX)
+        return min(max(0.0, (next_us - self._clock.queue_us()) / 1_000_000), _SLEEP_S_MAX)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -25,8 +25,7 @@ from relay.message.outcome import Deferred, Outcome
 from relay.observe.logs import get_logger
 from relay.routing import Hosts
 from relay.smtp import ConnectError, Connection
-from relay.spool.types import Claim
-from relay.spool.waiting import Lane
+from relay.spool.types import Claim, PriorityLevel
 
 _log = get_logger("delivery")
 
@@ -226,7 +225,11 @@ class Site:
         first = self.ready.first
         if first is None or self._closing:
             return
-        status = SiteStatus.UNREACHABLE if first.lane is Lane.DOWN else SiteStatus.UNKNOWN
+        status = (
+            SiteStatus.UNREACHABLE
+            if first.level is PriorityLevel.UNREACHABLE
+            else SiteStatus.UNKNOWN
+        )
         if self.has_answered():
             status = SiteStatus.ANSWERED
         async with self.slots.hold(

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from relay.graph import attachments, mail_folders, messages, send_mail, users
 from relay.graph.graph_request import GraphRequest, not_implemented
 from relay.http.errors import ApiError, quoted, service_unavailable
-from relay.pressure import OF_MAILBOXES, OF_QUEUE, Reason, State, words_of
+from relay.pressure import MAILBOX_REASONS, QUEUE_REASONS, PressureReason, PressureState, describe
 
 Handler = Callable[[GraphRequest], Awaitable[Response]]
 _RETRY_S = 30
@@ -31,13 +31,13 @@ class Intake(Enum):
 
 
 _REJECTED_FOR = {
-    Intake.NOTHING: frozenset[Reason](),
-    Intake.CONTENT: OF_MAILBOXES | {Reason.MEMORY},
-    Intake.MESSAGE: OF_MAILBOXES | OF_QUEUE,
+    Intake.NOTHING: frozenset[PressureReason](),
+    Intake.CONTENT: MAILBOX_REASONS | {PressureReason.MEMORY},
+    Intake.MESSAGE: MAILBOX_REASONS | QUEUE_REASONS,
 }
 
 
-def check_pressure(state: State, intake: Intake) -> None:
+def check_pressure(state: PressureState, intake: Intake) -> None:
     """Raise ApiError if the relay does not accept this intake at the present pressure level.
 
     507 if the disk of the mailboxes is full (RFC 4918 11.5), else 503; both with Retry-After.
@@ -45,8 +45,8 @@ def check_pressure(state: State, intake: Intake) -> None:
     """
     if (reason := state.refusing(_REJECTED_FOR[intake])) is None:
         return
-    message = f"Nothing new is taken now: {words_of(reason)}. Try again later."
-    if reason in OF_MAILBOXES:
+    message = f"Nothing new is taken now: {describe(reason)}. Try again later."
+    if reason in MAILBOX_REASONS:
         headers = {"retry-after": str(_RETRY_S)}
         raise ApiError(507, "ErrorInsufficientResources", message, headers=headers)
     raise service_unavailable("ResourceUnhealthy", message, retry_after_s=_RETRY_S)

@@ -35,11 +35,11 @@ from relay.spool.types import (
     Accepted,
     Claim,
     NewMessage,
+    PriorityLevel,
     Spool,
     SpoolFullError,
     SpoolUnavailableError,
 )
-from relay.spool.waiting import Lane
 
 _log = get_logger("ingress")
 RECEIVED_MAX = 100  # more Received fields are a loop (RFC 5321 6.3)
@@ -123,8 +123,12 @@ class Acceptance:
     expire_after_s: float
     delay_warning_after_s: float = 0.0
     on_waiting: Callable[[Sequence[NewMessage]], None] = lambda _messages: None
-    lane_of: Callable[[NextHop, int, Lane], Lane] = lambda _next_hop, _sender, lane: lane
-    has_room: Callable[[NextHop, int, Lane], bool] = lambda _next_hop, _sender, _lane: True
+    level_of: Callable[[NextHop, int, PriorityLevel], PriorityLevel] = (
+        lambda _next_hop, _sender, level: level
+    )
+    has_room: Callable[[NextHop, int, PriorityLevel], bool] = lambda _next_hop, _sender, _level: (
+        True
+    )
     policy_timeout_s: float = _POLICY_TIMEOUT_S
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_POLICY_THREADS, thread_name_prefix="policy"),
@@ -156,7 +160,7 @@ class Acceptance:
             return _LOOP
         if origin.login and (rejection := await self._author_rejection(known, origin)):
             return DataReply(rejection)
-        queue_id, now_us = self.ids.new(), self.clock.steady_us()
+        queue_id, now_us = self.ids.new(), self.clock.queue_us()
         content = edited(
             content,
             lambda content: header_cleanup.clean_up(
@@ -280,12 +284,12 @@ class Acceptance:
             warn_us=self._warn_us(envelope, origin, time_us),
         )
 
-    def _priority(self, origin: Origin, fan: FanOut) -> Lane:
+    def _priority(self, origin: Origin, fan: FanOut) -> PriorityLevel:
         """Return the priority in the header, after the rules; only trusted clients have one."""
         if not origin.trusted:
-            return Lane.NORMAL
+            return PriorityLevel.NORMAL
         priority = priority_of(in_sight(fan.contents[0]))
-        return Lane.NORMAL if priority is Priority.NORMAL else Lane(priority)
+        return PriorityLevel.NORMAL if priority is Priority.NORMAL else PriorityLevel(priority)
 
     def _warn_us(self, envelope: Envelope, origin: Origin, received_us: int) -> int | None:
         """Return when a delay report is due, None if the sender gets no reports."""
@@ -328,7 +332,7 @@ class Acceptance:
         """
         message, sender = self._with_priorities(message), message.sender_key
         claim = len(message.entries) <= _CLAIMED_MAX and all(
-            self.has_room(entry.next_hop, sender, message.lane_of(entry))
+            self.has_room(entry.next_hop, sender, message.level_of(entry))
             for entry in message.entries
         )
         accepted = await self.spool.accept(
@@ -347,11 +351,11 @@ class Acceptance:
     def _with_priorities(self, message: NewMessage) -> NewMessage:
         """Return the message, with the priority level of entries where it differs."""
         usual, sender = message.priority, message.sender_key
-        lanes = [self.lane_of(entry.next_hop, sender, usual) for entry in message.entries]
-        if lanes.count(usual) == len(lanes):  # nearly always
+        levels = [self.level_of(entry.next_hop, sender, usual) for entry in message.entries]
+        if levels.count(usual) == len(levels):  # nearly always
             return message
-        pairs = zip(message.entries, lanes, strict=True)
-        return replace(message, entries=tuple(replace(one, lane=lane) for one, lane in pairs))
+        pairs = zip(message.entries, levels, strict=True)
+        return replace(message, entries=tuple(replace(one, level=level) for one, level in pairs))
 
     def _log_accepted(self, message: NewMessage, client: Client) -> None:
         """Log one line per message, with Postfix's terms where they apply."""

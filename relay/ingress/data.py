@@ -17,7 +17,7 @@ from relay.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeConten
 from relay.message.envelope import Client
 from relay.message.verdict import Source
 from relay.mime import headers
-from relay.spool.types import Arrival
+from relay.spool.types import IncomingBody
 
 HEADER_BYTES_MAX = LARGE_BYTES  # the header stays in memory and is read on the event loop
 _CRLF = b"\r\n"
@@ -103,7 +103,7 @@ class ContentReader:
         size_max_bytes: int,
         limits: SessionLimits,
         budget: MemoryBudget,
-        arrival: Callable[[], Arrival],
+        arrival: Callable[[], IncomingBody],
     ) -> None:
         """`arrival` opens a file for the body of a large content."""
         self._size_max_bytes = size_max_bytes
@@ -117,7 +117,7 @@ class ContentReader:
         self._ended = False
         # Of a large content:
         self._header: bytes | None = None
-        self._arrival: Arrival | None = None
+        self._arrival: IncomingBody | None = None
         self._eight_bit = False
         self.size_bytes = 0
         self.rejection: ContentRejection | None = None

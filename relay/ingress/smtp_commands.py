@@ -26,7 +26,7 @@ from relay.mailbox.types import Room
 from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger
 from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient, RouteTable
-from relay.spool.types import Arrival
+from relay.spool.types import IncomingBody
 
 _log = get_logger("ingress")
 
@@ -103,7 +103,7 @@ class ListenerDependencies:
     accounts: AccountLookup
     quota: MailboxQuota
     accept: Accept
-    arrival: Callable[[], Arrival]
+    arrival: Callable[[], IncomingBody]
     crash: CrashPoints
     pressure_rejection: Callable[[int], str]  # the reason to reject that many bytes now, or ""
     offers_tls: bool = False

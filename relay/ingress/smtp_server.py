@@ -168,10 +168,10 @@ class SmtpServer:
             accounts=dependencies.accounts,
             quota=dependencies.quota,
             accept=self._accept,
-            arrival=dependencies.acceptance.spool.arrival,
+            arrival=dependencies.acceptance.spool.incoming_body,
             crash=dependencies.crash,
             # Mail from pickup already has its 202: only the spool itself may refuse it.
-            pressure_rejection=(lambda _size: "") if pickup else dependencies.pressure.refusal,
+            pressure_rejection=(lambda _size: "") if pickup else dependencies.pressure.rejection,
             offers_tls=self._tls_context is not None,
             requires_tls=requires_tls,
             requires_auth=listener.role != "relay",
@@ -199,7 +199,7 @@ class SmtpServer:
         Only on a listener of role relay: on the others, every client authenticates.
         """
         accepts_untrusted = self._listener.role == "relay"
-        return accepts_untrusted and self._dependencies.pressure.turns_strangers_away
+        return accepts_untrusted and self._dependencies.pressure.rejects_untrusted
 
     def _is_trusted(self, ip: str) -> bool:
         if not ip and not self._listener.listen.path:

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from relay.clock import Clock, id_time_us, least_us
+from relay.clock import Clock, id_time_us, now_at_least_us
 from relay.journeys.events import Event, Step
 
 _DAY_US = 86_400_000_000
@@ -132,7 +132,7 @@ class SubmissionLog:
 
     def prune(self, keep_days: int) -> int:
         """Remove whole days older than `keep_days`; return how many files went."""
-        before_us = least_us(self._clock) - keep_days * _DAY_US
+        before_us = now_at_least_us(self._clock) - keep_days * _DAY_US
         oldest = datetime.fromtimestamp(before_us // 1_000_000, UTC)
         old = [path for path in self._files() if path.name[:10] < f"{oldest:%Y-%m-%d}"]
         for path in old:

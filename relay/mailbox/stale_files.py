@@ -15,7 +15,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from relay.clock import least_us
+from relay.clock import now_at_least_us
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.folders import DELETED_PREFIX, list_folders, well_known_path
@@ -123,7 +123,7 @@ class StaleFiles:
             if cleaned_s is None:
                 _remove_half_done(mailbox)
             self._cleaned_s[mailbox] = now_s
-        old_s = least_us(self._shared.clock) / 1_000_000 - STALE_S
+        old_s = now_at_least_us(self._shared.clock) / 1_000_000 - STALE_S
         for folder in list_folders(mailbox):
             _remove_old(folder.path / "tmp", old_s)
 

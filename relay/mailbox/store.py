@@ -298,7 +298,7 @@ class FileStore:
 
     async def turn(self, note: PendingSubmission) -> None:
         """Wait for a note's turn in a rush of submissions."""
-        await self._precedence.turn((self._shared.clock.steady_us() - note.ready_us) / 1_000_000)
+        await self._precedence.turn((self._shared.clock.queue_us() - note.ready_us) / 1_000_000)
 
     async def submission_content(self, note: PendingSubmission) -> Octets:
         """A note's file."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from relay.clock import Clock, jump_us
+from relay.clock import Clock, wall_offset_us
 from relay.files import FileOctets, write_all
 from relay.mailbox.attachments import Attachments
 from relay.mailbox.dependencies import StoreDependencies
@@ -107,7 +107,7 @@ class Uploads:
         message = self._attachments.check(
             account, message_id, size_bytes=wanted.size, limit_bytes=limit_bytes
         )
-        expires_us = self._shared.clock.steady_us() + int(EXPIRE_S * 1_000_000)
+        expires_us = self._shared.clock.queue_us() + int(EXPIRE_S * 1_000_000)
         attachment = replace(wanted, id=self._shared.ids.new())
         facts = _Facts(account, message.id, attachment, expires_us)
         with self._all() as sessions:
@@ -196,7 +196,7 @@ class Uploads:
             with suppress(MailboxFullError):
                 session.kept = self._reserved(facts)
             raise
-        soon_us = self._shared.clock.steady_us() + int(_ATTACHED_EXPIRE_S * 1_000_000)
+        soon_us = self._shared.clock.queue_us() + int(_ATTACHED_EXPIRE_S * 1_000_000)
         session.facts = replace(facts, is_attached=True, expires_us=min(soon_us, facts.expires_us))
         self._write(digest, session.facts)
         remove(path)
@@ -225,7 +225,7 @@ class Uploads:
         with self._lock:
             if self._sessions is None:
                 self._sessions = self._loaded()
-            now_us = self._shared.clock.sure_us()
+            now_us = self._shared.clock.confirmed_us()
             for digest, session in list(self._sessions.items()):
                 if session.facts.expires_us <= now_us and session.lock.acquire(blocking=False):
                     self._remove(self._sessions, digest)
@@ -345,7 +345,7 @@ def _shown(session: _Session, clock: Clock) -> Upload:
         attachment_id=facts.attachment.id,
         size=facts.attachment.size,
         received=facts.attachment.size if facts.is_attached else session.received,
-        expires_us=facts.expires_us + jump_us(clock),
+        expires_us=facts.expires_us + wall_offset_us(clock),
         is_attached=facts.is_attached,
     )
 

@@ -115,7 +115,7 @@ class SubmissionProcessor:
             return None
         if not earlier.failures:
             self._record(pending, Step.CONVERTED, _facts_of(message))
-        self.crash.reached(CrashPoint.NOTE_CONVERTED)
+        self.crash.reached(CrashPoint.SUBMISSION_CONVERTED)
         return await self._submit(pending, message, client, earlier=earlier)
 
     async def _submit(
@@ -237,7 +237,7 @@ class SubmissionProcessor:
 
     def _age_s(self, pending: PendingSubmission) -> float:
         """Return its minimum age. The spool removes its key later, by the same clock."""
-        return (self.clock.sure_us() - pending.ready_us) / 1_000_000
+        return (self.clock.confirmed_us() - pending.ready_us) / 1_000_000
 
 
 def _facts_of(message: Converted) -> dict[str, Any]:

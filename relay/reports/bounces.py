@@ -9,7 +9,7 @@ together with the failure; pickup puts the report on a failed step 3 into the In
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from relay.clock import Clock, Ids, jump_us
+from relay.clock import Clock, Ids, wall_offset_us
 from relay.journeys.events import Event, Step
 from relay.message.content import Content, in_sight, is_eight_bit
 from relay.message.envelope import Notify, wants_failure_report
@@ -158,7 +158,7 @@ class Reporter:
         return report, _event(report, kind, recipients)
 
     def _written(self, message: ReportedMessage, recipients: Sequence[ReportedRecipient]) -> bytes:
-        arrival_us = message.arrival_us + jump_us(self._clock)
+        arrival_us = message.arrival_us + wall_offset_us(self._clock)
         return failure_report(
             replace(message, arrival_us=arrival_us),
             recipients,
@@ -171,7 +171,7 @@ class Reporter:
         self, content: Content, route: "_Route", *, about: ReportedMessage, account: str = ""
     ) -> NewMessage:
         """Return `content` as a routed message for one recipient: it skips policy."""
-        now_us = self._clock.steady_us()
+        now_us = self._clock.queue_us()
         header = in_sight(content)
         routed = {
             "rules": [],

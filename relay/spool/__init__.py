@@ -1,10 +1,10 @@
-"""The durable queue: one small Protocol (types.Spool), and the embedded SQLite behind it.
+"""The durable queue: the Spool protocol (types.Spool) and its implementation on SQLite.
 
-On the path: between 250 and delivery; ingress accepts, delivery claims and settles.
-Touches: its own file and content directory in state_dir.
-Promises: the invariants 1, 3, 7 and 9 of docs/design.md.
+The listener accepts messages into it before it answers 250. Delivery claims due entries, attempts
+them and settles the result. The spool keeps the invariants 1, 3, 7 and 9 of docs/design.md.
 
-SQLite's half is imported when it is asked for: who only needs the values need not load it.
+The SQLite implementation is imported on first use, so that a process that needs only the values
+does not load it.
 """
 
 from typing import TYPE_CHECKING
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from relay.spool.types import Spool
 
 if TYPE_CHECKING:
-    from relay.spool.sqlite import Ballast, Keep, SqliteSpool, disk_of
+    from relay.spool.sqlite import ReserveFile, Retention, SqliteSpool, disk_of
 
-__all__ = ["Ballast", "Keep", "Spool", "SqliteSpool", "disk_of"]
+__all__ = ["ReserveFile", "Retention", "Spool", "SqliteSpool", "disk_of"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,13 +1,18 @@
-"""What goes into the spool and what comes out: the values of its Protocol.
+"""The values that go into the spool and come out of it, and the Spool protocol.
 
-On the path: ingress and reports make NewMessage, delivery settles Claims, web and journal read.
-Holds: queue ids are Ids of the clock; times are microseconds since 1970 UTC.
-Fails: SpoolError and its children.
-Standards: RFC 3461 (what is kept of the envelope), RFC 3464 (what a report will need).
+Nothing here depends on the database. The listener and the reports create NewMessage; delivery
+claims entries (Claim), records results (Settlement) and says when an entry is due next
+(EntrySchedule). Queue ids are Ids of the clock. Times are microseconds since 1970 UTC in queue
+time (Clock.queue_us). Errors are SpoolError and its subclasses.
+
+See RFC 3461 (the envelope), RFC 3464 (what a report needs) and RFC 5321 4.5.4.1 (retries).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, Protocol
 
 from relay.journeys.events import Event
@@ -17,40 +22,98 @@ from relay.message.lifecycle import State
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome
 from relay.message.verdict import Source
-from relay.spool.waiting import Lane, Look, Position, Waiting, sender_key
 
-Key = tuple[str, int]  # an entry: its message's id, and its number in it
+
+class PriorityLevel(IntEnum):
+    """The order of due entries: the lower level first, and each with a share of its own."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
+    UNREACHABLE = 3  # the last attempt reached no host
+
+
+@lru_cache(maxsize=4096)  # called several times for each message
+def sender_key(name: str) -> int:
+    """Return the number that rows and indexes store in place of a sender's name."""
+    return int.from_bytes(blake2b(name.lower().encode(), digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class EntrySchedule:
+    """When and how an entry is tried next: columns of its row. Times as in Claim."""
+
+    retry_us: int | None
+    due_us: int
+    level: PriorityLevel = PriorityLevel.NORMAL
+    cause: str = ""
+    cause_attempts: int = 0
+    warn_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the order in which the entries of a level are due."""
+
+    due_us: int
+    message_id: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class DueQuery:
+    """Which due entries of a priority level are wanted.
+
+    Without `next_hop` and `sender`: all after the position `after`, oldest due first. With
+    `sender`: those of one sender. With `next_hop`: those for one next hop, round robin among its
+    senders, starting after `after_sender`.
+
+    Entries of `without_hops`, of `without_senders` and of both in `without_pairs` are skipped,
+    except for the next hop or sender that was asked for.
+    """
+
+    level: PriorityLevel = PriorityLevel.NORMAL
+    after: Position | None = None
+    next_hop: NextHop | None = None
+    after_sender: int = -1
+    sender: int | None = None
+    without_hops: Collection[NextHop] = ()
+    without_senders: Collection[int] = ()
+    without_pairs: Collection[tuple[NextHop, int]] = ()
+
+
+Key = tuple[str, int]  # of an entry: the id of its message, and its number there
 FIRST_EPOCH = 1
 
 
 class SpoolError(Exception):
-    """The spool did not do it; nothing was changed."""
+    """The operation failed and changed nothing."""
 
 
 class SpoolFormatError(SpoolError):
-    """The file is no spool, or one of a newer Relay: no use in trying again."""
+    """The file is not a spool, or a newer Relay made it. A retry does not help."""
 
 
 class SpoolDamagedError(SpoolFormatError):
-    """SQLite cannot read the file, or some page of it; nothing was changed."""
+    """SQLite cannot read the file, or a page of it. Nothing was changed."""
 
 
 class SpoolFullError(SpoolError):
-    """No room on the disk: 452 4.3.1."""
+    """There is no room on the disk: 452 4.3.1."""
 
 
 class SpoolUnavailableError(SpoolError):
-    """It cannot be written now: 451 4.3.0."""
+    """The spool cannot be written now: 451 4.3.0."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewRecipient:
-    """A recipient as accepted. With a final `state` it has no entry: rejected, invalid, discarded,
-    redirected.
+    """A recipient as accepted. With a final `state` (rejected, invalid, discarded, redirected) it
+    has no entry.
 
-    `successors` are the addresses that stand for a redirected one. `position` is its place in the
-    envelope, from 1; without one it comes behind those that have one.
-    `added_by` names the rule that added it: such a one has NOTIFY=NEVER and is not in the sender's
+    `successors` are the addresses that replace a redirected one. `position` is its place in the
+    envelope, from 1; a recipient without one is numbered after those that have one. `added_by`
+    names the rule that added the recipient: it then has NOTIFY=NEVER and is not in the sender's
     journey.
     """
 
@@ -67,27 +130,27 @@ class NewRecipient:
 
 @dataclass(frozen=True, slots=True)
 class NewEntry:
-    """The copy for one next hop; `content` is an index into NewMessage.contents.
+    """The copy of a message for one next hop; `content` is an index into NewMessage.contents.
 
-    `lane` is where it begins to wait, None for its message's priority.
+    `level` is its first priority level, None for the message's priority.
     """
 
     next_hop: NextHop
     recipients: tuple[NewRecipient, ...]
     content: int = 0
-    lane: Lane | None = None
+    level: PriorityLevel | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NewMessage:
-    """Everything one transaction makes durable: message, contents, entries, and recipients that
-    are final already.
+    """Everything that one transaction makes durable: message, contents, entries, and recipients
+    that are final already.
 
     `account` owns the message's trace: the authenticated account or the sender's; "" for strangers.
     `submission_id` is set for pickup's submissions; `client` is "name [address]" for
-    Received-From-MTA. `warn_us` is when its sender would hear that it is late, None for never;
-    times are steady time (Clock.steady_us). The body of a large content stays its maker's;
-    accepting it makes a name of the spool's own for it, or a copy.
+    Received-From-MTA. `warn_us` is when the sender gets a delay warning, None for never; times are
+    queue time (Clock.queue_us). The caller keeps the body of a large content; accepting it links it
+    into the spool, or copies it.
     """
 
     id: str
@@ -109,22 +172,22 @@ class NewMessage:
     message_id: str = ""
     subject: str = ""
     events: tuple[Event, ...] = ()
-    priority: Lane = Lane.NORMAL
+    priority: PriorityLevel = PriorityLevel.NORMAL
     warn_us: int | None = None
 
     @property
     def sender_key(self) -> int:
-        """Who takes turns with others: the account's number, or the reverse-path's."""
+        """The key for the round robin among senders: from the account, or the reverse-path."""
         return sender_key(self.account or self.reverse_path)
 
-    def lane_of(self, entry: NewEntry) -> Lane:
-        """Where one of its entries begins to wait."""
-        return self.priority if entry.lane is None else entry.lane
+    def level_of(self, entry: NewEntry) -> PriorityLevel:
+        """Return the first priority level of one of its entries."""
+        return self.priority if entry.level is None else entry.level
 
 
 @dataclass(frozen=True, slots=True)
 class MessageFacts:
-    """A message's row, without its contents; fields as in NewMessage."""
+    """The row of a message, without its contents; fields as in NewMessage."""
 
     id: str
     reverse_path: str
@@ -163,18 +226,17 @@ class ClaimedRecipient:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to try one entry once: it ends with settle or release, or when another raises the
-    epoch.
+    """The right to attempt one entry once. It ends with settle or release, or when the epoch of the
+    entry is raised.
 
-    `attempts` counts those before this one. `content` is there for small messages that were just
-    accepted;
-    else None: read it with Spool.read_content(content_id).
+    `attempts` counts the attempts before this one. `content` is set for small messages that were
+    just accepted; otherwise read it with Spool.read_content(content_id).
 
-    `state` is what the entry was before it was claimed: a held or captured one comes to expire.
-    `due_us` is when it was to be looked at: the earliest of `retry_us` (when it may be tried; None:
-    not by itself), `warn_us` and its expiry. `cause` is the class of its last deferral,
-    `cause_attempts` how many in a row had it. `sender` is NewMessage.sender_key, `priority` the
-    lane that its message asked for.
+    `state` is the entry's state before it was claimed: held and captured entries are claimed when
+    they expire. `due_us` is the earliest of `retry_us` (when it may be tried; None: not without an
+    operator), `warn_us` and its expiry. `cause` is the class of its last deferral, `cause_attempts`
+    how many attempts in a row had it. `sender` is NewMessage.sender_key, `priority` the level that
+    its message asked for.
     """
 
     entry_id: int
@@ -189,39 +251,39 @@ class Claim:
     state: State = State.QUEUED
     retry_us: int | None = 0
     due_us: int = 0
-    lane: Lane = Lane.NORMAL
+    level: PriorityLevel = PriorityLevel.NORMAL
     sender: int = 0
     cause: str = ""
     cause_attempts: int = 0
     warn_us: int | None = None
-    priority: Lane = Lane.NORMAL
+    priority: PriorityLevel = PriorityLevel.NORMAL
 
     @property
     def key(self) -> Key:
-        """Which entry it is."""
+        """The key of the entry."""
         return self.message.id, self.entry_id
 
     @property
     def is_fresh(self) -> bool:
-        """Whether it was made with its entry, by this process: every later one raises the epoch."""
+        """Whether this process created it with its entry: a later claim has a higher epoch."""
         return self.epoch == FIRST_EPOCH
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What a claim came to. Recipients without an outcome (never tried) stay as they are.
+    """The result of a claim. Recipients without an outcome (not tried) stay as they are.
 
-    `waiting` is how those deferred or untried go on; None where nothing is left. With `held` they
-    wait for an operator. One that does not count as an attempt leaves the entry's state as it was.
-    `expired` recipients end as State.EXPIRED with their last evidence. `reports` become durable
-    with it. One that `goes_on` tells of recipients that are done, and the claim stays with the
-    others.
+    `waiting` is the next schedule of deferred and untried recipients, None where none is left. With
+    `held` they wait for an operator. If `counts_as_attempt` is False, the entry keeps its state.
+    `expired` recipients end as State.EXPIRED with their last evidence. `reports` become durable in
+    the same transaction. With `goes_on` only these recipients are settled, and the claim remains
+    open for the others.
     """
 
     claim: Claim
     at_us: int
     outcomes: Mapping[int, Outcome]
-    waiting: Waiting | None = None
+    waiting: EntrySchedule | None = None
     expired: Mapping[int, Outcome] = field(default_factory=dict)
     reports: tuple[NewMessage, ...] = ()
     events: tuple[Event, ...] = ()
@@ -231,13 +293,12 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a look found. `ended` is False where more is due, and the next look goes on: behind
-    `reached`; for a next hop behind the sender `reached_sender`, with the first again where it is
-    -1.
+class DueBatch:
+    """The result of a DueQuery.
 
-    `left_hops` and `left_senders` had something due that was passed over on their account; for a
-    pair it is its next hop.
+    `ended` is False where more entries are due; the next query then continues after `reached`, or
+    for a next hop after the sender `reached_sender` (-1: from the first sender again). `left_hops`
+    and `left_senders` have due entries that were skipped; for a pair it is its next hop.
     """
 
     claims: tuple[Claim, ...] = ()
@@ -259,8 +320,8 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Which entries a queue command means (docs/names.md, Commands);
-    all given conditions must hold.
+    """Which entries a queue command selects (docs/names.md, Commands); conditions are combined by
+    AND.
     """
 
     ids: tuple[str, ...] = ()
@@ -275,7 +336,7 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class QueueCounts:
-    """How many entries by state, the age of the oldest, and recipients that are nowhere."""
+    """Entries by state, the age of the oldest, and the number of unaccounted recipients."""
 
     entries: Mapping[str, int]
     oldest_us: int | None
@@ -283,10 +344,10 @@ class QueueCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class SpoolStrain:
-    """How much a spool has to do. `entries` is as it was counted last; `backlog` is how much of
-    what may wait for a commit does; `commit_s` how long commits take now; `is_failing`: the last
-    one did not succeed.
+class SpoolLoad:
+    """Load of the spool. `entries` is the most recent count; `backlog` the used part of the writes
+    that may wait for a commit; `commit_s` the present duration of a commit; `is_failing`: the last
+    commit failed.
     """
 
     entries: int = 0
@@ -295,26 +356,24 @@ class SpoolStrain:
     is_failing: bool = False
 
 
-class Arrival(Protocol):
-    """A file for the body of a message that is coming in and that no row names yet."""
+class IncomingBody(Protocol):
+    """A file for the body of a message that is being received. No row names it yet."""
 
     async def write(self, blocks: Sequence[bytes]) -> None:
-        """Put blocks behind what is there. Raises SpoolFullError, SpoolUnavailableError."""
+        """Append blocks. Raises SpoolFullError, SpoolUnavailableError."""
         ...
 
     def octets(self) -> Octets:
-        """What was written; it is synced when a message is accepted that has it as its body."""
+        """Return what was written. It is synced when a message with this body is accepted."""
         ...
 
     def discard(self) -> None:
-        """Remove the file soon, without waiting; what was accepted has another name by then."""
+        """Remove the file in the background. An accepted body has another name by then."""
         ...
 
 
 class Spool(Protocol):
-    """The durable queue. Every coroutine returns only after the commit (and fsync) that covers
-    it.
-    """
+    """The durable queue. Every coroutine returns after the commit (and fsync) that covers it."""
 
     async def accept(
         self,
@@ -324,58 +383,59 @@ class Spool(Protocol):
         submission_key: str = "",
         claim: bool = True,
     ) -> Accepted:
-        """Make a message and the reports already due durable; with `claim`, its entries come back
-        claimed.
+        """Make a message, and reports that are already due, durable; with `claim`, return its
+        entries claimed.
 
-        The same `submission_key` again changes nothing and returns the first queue id.
-        Raises SpoolFullError, SpoolUnavailableError.
+        The same `submission_key` again changes nothing and returns the first queue id. Raises
+        SpoolFullError, SpoolUnavailableError.
         """
         ...
 
     async def settle(
         self, settlement: Settlement, *, claim_reports: bool = True
     ) -> tuple[bool, tuple[Claim, ...]]:
-        """Record what a claim came to; (False, ()) if its epoch is over.
-        Claims of its reports come back.
+        """Record the result of a claim and return claims of its reports; (False, ()) if the claim's
+        epoch has ended.
         """
         ...
 
-    async def claim_due(self, now_us: int, limit: int, look: Look) -> Seen:
-        """Claim up to `limit` entries that are due and that nobody has claimed.
+    async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
+        """Claim up to `limit` due and unclaimed entries.
 
-        It reads so much of the queue only as one look may cost: Seen tells where to go on.
+        One call reads a bounded part of the queue: DueBatch says where to continue.
         """
         ...
 
     async def next_due_us(self, after_us: int) -> int | None:
-        """When the first unclaimed entry is due behind `after_us`, None if there is none."""
+        """Return when the first unclaimed entry after `after_us` is due, None if there is none."""
         ...
 
     async def release(self, claims: Sequence[Claim]) -> None:
-        """Give claims back untried; they are due as they were."""
+        """Release untried claims; the entries are due as before."""
         ...
 
-    def arrival(self) -> Arrival:
-        """A place for the body of a large message, which accept() then takes as it is."""
+    def incoming_body(self) -> IncomingBody:
+        """Return a file for the body of a large message, which accept() then links."""
         ...
 
     async def read_content(self, content_id: int, *, check: bool = True) -> Content:
-        """A content, a large one as its header and the file of its body, which is there until the
-        claim is settled. Raises SpoolError when it is gone or damaged; `check` compares each octet
-        with its checksum.
+        """Read a content, a large one as its header and the file of its body. The file exists until
+        the claim is settled.
+
+        `check` compares the checksum. Raises SpoolError when the content is missing or damaged.
         """
         ...
 
     async def journey(self, queue_id: str) -> dict[str, Any] | None:
-        """What the spool knows of one message: its half of `/relay/v1/messages/{id}`."""
+        """The spool's part of the journey of one message: `/relay/v1/messages/{id}`."""
         ...
 
     async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
-        """Queue ids for a queue id, submission id, draft id, Message-ID or address; "last";
-        newest first.
+        """Return queue ids, newest first, for a queue id, submission id, draft id, Message-ID or
+        address, or for "last".
         """
         ...
 
     async def counts(self) -> QueueCounts:
-        """Queue figures for the metrics."""
+        """Count the queue, for the metrics."""
         ...

@@ -55,7 +55,7 @@ def test_a_filled_spool_has_its_queue_and_a_copy_has_it_at_its_own_time(tmp_path
             counts = await spool.counts()
             assert counts.entries == {"queued": 1, "deferred": 5, "held": 0, "captured": 0}
             assert counts.unaccounted == 0
-            now_us = clock.steady_us()
+            now_us = clock.queue_us()
             due_us = await spool.next_due_us(now_us + 7 * HOUR_US // 2)
             assert due_us is not None
             assert due_us == pytest.approx(now_us + 4 * HOUR_US, abs=60_000_000)

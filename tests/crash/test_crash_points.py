@@ -25,13 +25,13 @@ from tests.support.reports import report_about, reports_of
 pytestmark = pytest.mark.crash
 
 POINTS = list(CrashPoint)
-NOTE_READY = POINTS.index(CrashPoint.NOTE_READY)
+SUBMISSION_READY = POINTS.index(CrashPoint.SUBMISSION_READY)
 ANSWERED = POINTS.index(CrashPoint.REQUEST_ANSWERED)
 AFTER_A_FAILURE = CrashPoint.REPORT_WRITTEN
-SENT = POINTS[: POINTS.index(CrashPoint.NOTE_REMOVED) + 1]
+SENT = POINTS[: POINTS.index(CrashPoint.SUBMISSION_REMOVED) + 1]
 # What a second process passes again; the others lie behind its work, or before anything was promised.
 PASSED_AGAIN = POINTS[
-    POINTS.index(CrashPoint.NOTE_CONVERTED) : POINTS.index(CrashPoint.NOTE_REMOVED)
+    POINTS.index(CrashPoint.SUBMISSION_CONVERTED) : POINTS.index(CrashPoint.SUBMISSION_REMOVED)
 ]
 BIG = "0123456789abcdef" * 16_000  # the spool keeps it as a file
 RECIPIENTS: dict[str, Any] = {"to": ["x@a.test"], "cc": ["bob@example.test"], "bcc": ["y@a.test"]}
@@ -85,7 +85,7 @@ def test_killed_once(scene: Scene, point: CrashPoint) -> None:
         assert identity
     scene.open()
     relay.start()
-    first = [] if POINTS.index(point) < NOTE_READY else ["first"]
+    first = [] if POINTS.index(point) < SUBMISSION_READY else ["first"]
     check_steps(relay, once=bool(first))
     relay.send_mail(subject="second", **RECIPIENTS)
     check_all_there(scene, [*first, "second"])
@@ -111,8 +111,8 @@ def test_a_note_that_comes_back_with_the_power_sends_nothing_again(
     scene: Scene, save: bool
 ) -> None:
     """Its removal is not synced: what a loss of power may leave is made by hand."""
-    relay = scene.relay.start(crash_at=CrashPoint.NOTE_CONVERTED)
-    send(relay, CrashPoint.NOTE_CONVERTED, save=save)
+    relay = scene.relay.start(crash_at=CrashPoint.SUBMISSION_CONVERTED)
+    send(relay, CrashPoint.SUBMISSION_CONVERTED, save=save)
     assert relay.wait_end() == -SIGKILL
     [note] = relay.notes()
     (kept := relay.folder / "kept").hardlink_to(note)
@@ -141,7 +141,7 @@ def test_killed_twice_at_the_same_point(scene: Scene, point: CrashPoint) -> None
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        (CrashPoint.NOTE_READY, CrashPoint.NOTE_REMOVED),
+        (CrashPoint.SUBMISSION_READY, CrashPoint.SUBMISSION_REMOVED),
         (CrashPoint.SPOOL_COMMITTED, CrashPoint.ORIGINAL_FILED),
         (CrashPoint.SUBMISSION_SENT, CrashPoint.STEP_RECORDED),
     ],
@@ -200,12 +200,12 @@ def test_a_message_for_another_folder(scene: Scene, point: CrashPoint, gone: boo
 @pytest.mark.parametrize(
     ("point", "sent"),
     [
-        (CrashPoint.NOTE_PREPARED, False),
-        (CrashPoint.NOTE_READY, True),
+        (CrashPoint.SUBMISSION_PREPARED, False),
+        (CrashPoint.SUBMISSION_READY, True),
         (CrashPoint.READY_DIRECTORY_SYNCED, True),
         (CrashPoint.REQUEST_ANSWERED, True),
         (CrashPoint.ORIGINAL_FILED, True),
-        (CrashPoint.NOTE_REMOVED, True),
+        (CrashPoint.SUBMISSION_REMOVED, True),
     ],
 )
 def test_a_draft_that_is_sent(scene: Scene, point: CrashPoint, sent: bool) -> None:
@@ -228,7 +228,7 @@ def test_a_draft_that_is_sent(scene: Scene, point: CrashPoint, sent: bool) -> No
     [
         (CrashPoint.DRAFT_WRITTEN_BACK, False),
         (CrashPoint.DRAFT_LINKED, False),
-        (CrashPoint.NOTE_READY, True),
+        (CrashPoint.SUBMISSION_READY, True),
         (CrashPoint.READY_DIRECTORY_SYNCED, True),
         (CrashPoint.REQUEST_ANSWERED, True),
     ],

@@ -23,12 +23,20 @@ pytestmark = pytest.mark.crash
 
 PROPERTY = "SystemTime 0x3FEF"
 NEXT_YEAR = timedelta(days=400)
-SUBMITTING = (CrashPoint.DRAFT_LINKED, CrashPoint.NOTE_READY, CrashPoint.READY_DIRECTORY_SYNCED)
-COMING_UP = (CrashPoint.NOTE_DUE, CrashPoint.DUE_NOTES_SYNCED, CrashPoint.ORIGINAL_FILED)
+SUBMITTING = (
+    CrashPoint.DRAFT_LINKED,
+    CrashPoint.SUBMISSION_READY,
+    CrashPoint.READY_DIRECTORY_SYNCED,
+)
+COMING_UP = (
+    CrashPoint.SUBMISSION_DUE,
+    CrashPoint.DUE_SUBMISSIONS_SYNCED,
+    CrashPoint.ORIGINAL_FILED,
+)
 CHANGING = (
     CrashPoint.CHANGE_PREPARED,
-    CrashPoint.NOTE_POSTPONED,
-    CrashPoint.NOTE_REPLACED,
+    CrashPoint.SUBMISSION_RESCHEDULED,
+    CrashPoint.SUBMISSION_REPLACED,
     CrashPoint.DRAFT_REPLACED,
 )
 
@@ -115,7 +123,7 @@ def test_a_changed_draft_is_sent_as_it_is_shown(relay, point, sooner):
 def test_a_changed_draft_is_sent_from_a_mailbox_on_a_disk_of_its_own(relay):
     relay.home("alice").mkdir(parents=True)
     with disk_of_its_own(relay.home("alice")):
-        relay.start(crash_at=CrashPoint.NOTE_REPLACED)
+        relay.start(crash_at=CrashPoint.SUBMISSION_REPLACED)
         draft = submit(relay, NEXT_YEAR)
         with suppress(OSError, http.client.HTTPException):
             patch(relay, draft, {"subject": "second"})
@@ -129,7 +137,7 @@ def test_a_changed_draft_is_sent_from_a_mailbox_on_a_disk_of_its_own(relay):
 
 @pytest.mark.parametrize("by", ["DELETE", "PATCH"])
 def test_what_was_cancelled_stays_unsent(relay, by):
-    relay.start(crash_at=CrashPoint.NOTE_CANCELLED)
+    relay.start(crash_at=CrashPoint.SUBMISSION_CANCELLED)
     draft = submit(relay, NEXT_YEAR)
     with suppress(OSError, http.client.HTTPException):
         if by == "DELETE":

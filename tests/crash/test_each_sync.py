@@ -350,7 +350,7 @@ async def leftovers(world: World) -> None:
 
 async def changes_that_were_cut_off(world: World) -> None:
     note = await put_off(world)
-    world.dies_at = CrashPoint.NOTE_REPLACED
+    world.dies_at = CrashPoint.SUBMISSION_REPLACED
     changed = letter("changed", extended=until(note.options.deferred_us))
     with pytest.raises(KilledError):
         await world.store.update(ALICE, note.draft_id, MessageChange(properties=changed))

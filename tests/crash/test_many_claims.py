@@ -58,7 +58,7 @@ async def leave_claims(relay: RelayProcess) -> None:
         submission_keep_s=60,
     )  # fmt: skip
     await spool.start()
-    now_us = clock.steady_us()
+    now_us = clock.queue_us()
     messages = (
         NewMessage(
             id=ids.new(), reverse_path="alice@example.test", source=Source.SMTP, trusted=True,

@@ -211,7 +211,7 @@ class CommitsAnothers(CrashPoints):
         self._other, self._disk = other, disk
 
     def reached(self, point: CrashPoint) -> None:
-        if point is CrashPoint.NOTE_READY:
+        if point is CrashPoint.SUBMISSION_READY:
             with self._other.open("ab") as file:
                 file.write(b".")
                 file.flush()

@@ -110,7 +110,7 @@ def test_a_relay_whose_log_was_removed_does_not_start_with_an_empty_queue(
         relay.start(wait=False)
         assert relay.wait_end() == DAMAGED
     assert relay.cli("storage", "verify", "--dry-run").returncode == DAMAGED
-    assert relay.cli("storage", "salvage").returncode == DAMAGED
+    assert relay.cli("storage", "recover").returncode == DAMAGED
     relay.start()
     assert relay.queue() == []
     assert relay.stop() == 0

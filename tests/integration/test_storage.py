@@ -1,4 +1,4 @@
-"""`relay storage backup | prune | salvage | verify` of the spool, with real relays and a real remote host."""
+"""`relay storage backup | prune | recover | verify` of the spool, with real relays and a real remote host."""
 
 import json
 import shutil
@@ -154,14 +154,14 @@ def test_history_goes_when_somebody_wants_it(remotes):
         assert [one["id"] for one in relay.queue()] == [waiting]
 
 
-def test_a_spool_that_is_damaged_is_refused_and_salvaged(remotes):
+def test_a_damaged_spool_is_refused_and_recovered(remotes):
     remotes.start("a.test", rcpt={"x@a.test": LATER})
     with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
         waiting = [deferred(relay, f"waiting {number}") for number in range(2)]
-        running = relay.cli("storage", "salvage")
+        running = relay.cli("storage", "recover")
         assert (running.returncode, "is in use" in running.stderr) == (UNAVAILABLE, True)
         assert relay.stop() == OK
-        assert told(relay, "salvage") == {
+        assert told(relay, "recover") == {
             "faults": [], "aside": "", "rows": {}, "holes": [], "entries_waiting": 0,
             "without_content": 0, "without_recipients": 0, "recipients_lost": 0,
             "log_damaged": False, "whole": True,
@@ -175,9 +175,9 @@ def test_a_spool_that_is_damaged_is_refused_and_salvaged(remotes):
             file.write(b"\xff" * 4096)
         verified = relay.cli("storage", "verify")
         assert (verified.returncode, "damaged-spool" in verified.stdout) == (DATA, True)
-        salvaged = told(relay, "salvage", code=DATA)
-        assert (salvaged["entries_waiting"], salvaged["whole"]) == (2, False)
-        assert Path(salvaged["aside"]).exists()
+        recovered = told(relay, "recover", code=DATA)
+        assert (recovered["entries_waiting"], recovered["whole"]) == (2, False)
+        assert Path(recovered["aside"]).exists()
         relay.start()
         assert {one["id"] for one in relay.queue()} == set(waiting)
         assert relay.stop() == OK
@@ -185,9 +185,9 @@ def test_a_spool_that_is_damaged_is_refused_and_salvaged(remotes):
         spool.write_bytes(b"what a disk had to give" * 1000)
         relay.start(wait=False)
         assert relay.wait_end() == DATA
-        assert "`relay storage salvage` saves what can be read" in relay.log
-        salvaged = told(relay, "salvage", code=DATA)
-        assert (salvaged["entries_waiting"], salvaged["recipients_lost"]) == (0, None)
+        assert "`relay storage recover` saves what can be read" in relay.log
+        recovered = told(relay, "recover", code=DATA)
+        assert (recovered["entries_waiting"], recovered["recipients_lost"]) == (0, None)
         relay.start()
         assert relay.queue() == []
 
@@ -246,7 +246,7 @@ def test_a_page_that_cannot_be_read_keeps_new_mail_out_and_says_so(remotes):
             session.rcpt("bob@example.test")
             assert session.data(b"Subject: s\r\n\r\nx\r\n")[0] == 451
         assert relay.stop() == OK
-        told(relay, "salvage", code=DATA)
+        told(relay, "recover", code=DATA)
         relay.start()
         relay.until_final(note)
         assert relay.subjects("bob") == ["waits"]

@@ -15,7 +15,7 @@ from itertools import count, islice
 from typing import Any
 from unittest.mock import patch
 
-from relay.clock import SteadyTime
+from relay.clock import QueueTime
 from relay.delivery import DeliveryScheduler, attempt_result, outbound_session, retry, scheduler
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.outbound_session import OutboundSession
@@ -30,18 +30,14 @@ from relay.message.outcome import Deferred, Failed
 from relay.reports import bounces
 from relay.routing import RouteTable
 from relay.smtp import transaction
-from relay.spool import Ballast
+from relay.spool import ReserveFile
+from relay.spool.sqlite import maintenance, queue_changes, transactions, writer
 from relay.spool.sqlite import spool as spool_module
-from relay.spool.sqlite import transactions
-from relay.spool.sqlite.engine import batch
-from relay.spool.sqlite.engine.batch import Batch
-from relay.spool.sqlite.engine.last_commit import LastCommit
-from relay.spool.sqlite.engine.write_ahead import WriteAheadLog
-from relay.spool.sqlite.engine.writer import Writer
-from relay.spool.sqlite.operating import changing
-from relay.spool.sqlite.operating.desk import QueueDesk
+from relay.spool.sqlite.last_commit import LastCommit
+from relay.spool.sqlite.queue_admin import SqliteQueueAdmin
 from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.sqlite.upkeep import history, recovery
+from relay.spool.sqlite.write_ahead_log import WriteAheadLog
+from relay.spool.sqlite.writer import Batch, Writer
 from tests.simulation.clock import WorldClock
 from tests.simulation.neighbours import Mailboxes
 from tests.simulation.scenario import NEVER_S, Scenario, make
@@ -150,7 +146,7 @@ def _answer_at_once(original: Any) -> Any:
 def _any_epoch(original: Any) -> Any:
     def settle(batch: Any, settlement: Any, *args: Any, **more: Any) -> Any:
         claim = settlement.claim
-        row = batch.cursor.execute(
+        row = writer.cursor.execute(
             "SELECT epoch FROM entry WHERE message_id = ? AND number = ?",
             (claim.message.id, claim.entry_id),
         ).fetchone()
@@ -222,10 +218,10 @@ def _unsynced(original: Any) -> Any:
 
 
 def _not_written_over(_original: Any) -> Any:
-    def prove(self: WriteAheadLog) -> None:
-        self.is_doubtful = False
+    def confirm_writable(self: WriteAheadLog) -> None:
+        self.is_failing = False
 
-    return prove
+    return confirm_writable
 
 
 def _noted_first(original: Any) -> Any:
@@ -265,7 +261,7 @@ def _same_epoch(original: Any) -> Any:
 
 def _released_in_its_epoch(original: Any) -> Any:
     def release(self: Any, *args: Any) -> Any:
-        with patch.object(changing, "_WAIT", _same_epoch(changing._WAIT)):
+        with patch.object(queue_changes, "_WAIT", _same_epoch(queue_changes._WAIT)):
             return original(self, *args)
 
     return release
@@ -303,8 +299,8 @@ def _counted_later(_original: Any) -> Any:
         counts, self_counts = later.copy(), self.counts.copy()
         later.clear()
         later.update(self_counts)
-        counts[batch.COMMITS_COUNTER] += 1
-        self.cursor.executemany(batch._COUNT, counts.items())
+        counts[writer.COMMITS_COUNTER] += 1
+        self.cursor.executemany(writer._COUNT, counts.items())
 
     return write_counts
 
@@ -333,11 +329,11 @@ def _no_rate_of_routes(original: Any) -> Any:
 
 
 def _nothing_kept(original: Any) -> Any:
-    def check_room(self: Ballast, size_bytes: int) -> None:
+    def check_free_space(self: ReserveFile, size_bytes: int) -> None:
         with patch.object(self, "missing_bytes", 0):
             original(self, size_bytes)
 
-    return check_room
+    return check_free_space
 
 
 def _like_outcomes(original: Any) -> Any:
@@ -365,7 +361,7 @@ def _started_long_ago(original: Any) -> Any:
 
 
 def _steady_time(_original: Any) -> Any:
-    return WorldClock.steady_us
+    return WorldClock.queue_us
 
 
 def _wall_time(_original: Any) -> Any:
@@ -431,13 +427,13 @@ def _whoever_has_it(original: Any) -> Any:
 
 
 def _all_done(original: Any) -> Any:
-    async def carry_out(self: QueueDesk, order: Any, **more: Any) -> Any:
+    async def execute(self: SqliteQueueAdmin, order: Any, **more: Any) -> Any:
         changed = await original(self, order, **more)
         for one in changed.entries:
             one["result"] = "done"
         return changed
 
-    return carry_out
+    return execute
 
 
 BROKEN = (
@@ -461,25 +457,25 @@ BROKEN = (
     ),
     Broken("claims are lost", _instead(SqliteSpool, "claim_due", _losing_claims), "invariant 6"),
     Broken("no submission keys", _instead(SqliteSpool, "accept", _without_key), "invariant 7"),
-    Broken("keys end with history", _instead(history, "prune_keys", _keys_with_history), "invariant 7"),
+    Broken("keys end with history", _instead(maintenance, "prune_keys", _keys_with_history), "invariant 7"),
     Broken("nothing expires", _instead(SqliteSpool, "accept", _never_expiring), "invariant 6"),
     Broken("nothing synced", _instead(spool_module, "open_database", _unsynced), "invariant 1"),
-    Broken("a failed commit is not written over", _instead(WriteAheadLog, "prove", _not_written_over), "invariant 1", where=_unsyncable),
+    Broken("a failed commit is not written over", _instead(WriteAheadLog, "confirm_writable", _not_written_over), "invariant 1", where=_unsyncable),
     Broken("a commit is noted before it", _instead(WriteAheadLog, "commit", _noted_first), "looks damaged", where=_short),
     Broken("ten times the connections", _instead(ConnectionSlots, "__init__", _ten_times), "invariant 4"),
     Broken("no rates", _instead(TokenBucket, "wait_s", _nothing), "invariant 4", where=_slowed),
     Broken("no rates of routes", _instead(RouteTable, "limits_for", _no_rate_of_routes), "invariant 4", where=_slowed_by_route),
     Broken("new mail has the ballast", _instead(Writer, "submit", _like_outcomes), "invariant 10", where=_filled),
-    Broken("new mail has what is kept", _instead(Ballast, "check_room", _nothing_kept), "invariant 10", where=_filled),
+    Broken("new mail has what is kept", _instead(ReserveFile, "check_free_space", _nothing_kept), "invariant 10", where=_filled),
     Broken("backscatter", _instead(bounces, "decide_reports", _to_anybody), "invariant 5"),
     Broken("delivered twice at home", _instead(Mailboxes, "deliver", _again), "invariant 2"),
     Broken("a 4yz reply to RCPT is final", _instead(transaction, "classify", _final_for_4yz), "nobody refused it"),
     Broken("all get the first version", _instead(transactions, "_insert_message", _first_version), "another content", where=_in_versions),
-    Broken("doubts are not told", _instead(recovery, "append_events", _nothing), "invariant 2"),
-    Broken("wall time", _instead(WorldClock, "steady_us", _wall_time), "invariant 6"),
+    Broken("doubts are not told", _instead(maintenance, "append_events", _nothing), "invariant 2"),
+    Broken("wall time", _instead(WorldClock, "queue_us", _wall_time), "invariant 6"),
     Broken(
         "a start takes the wall clock as steady time",
-        _instead(SteadyTime, "resume", _nothing),
+        _instead(QueueTime, "resume", _nothing),
         "invariant 6", where=_wrong_for_one_life,
     ),
     Broken(
@@ -489,26 +485,26 @@ BROKEN = (
     ),
     Broken(
         "a wrong clock ends submission keys",
-        _instead(WorldClock, "sure_us", _steady_time),
+        _instead(WorldClock, "confirmed_us", _steady_time),
         "invariant 7", where=_leaps_ahead,
     ),
-    Broken("a hold keeps the epoch", _instead(changing, "_WAIT", _same_epoch), "invariant 3", where=_operated),
+    Broken("a hold keeps the epoch", _instead(queue_changes, "_WAIT", _same_epoch), "invariant 3", where=_operated),
     Broken(
         "a release keeps the epoch",
-        _instead(changing._Change, "_release", _released_in_its_epoch),
+        _instead(queue_changes._EntryChanger, "_release", _released_in_its_epoch),
         "invariant 3", where=_operated,
     ),
     Broken("what is withdrawn is tried", _instead(DeliveryScheduler, "withdraw", _still_tried), "invariant 2", where=_operated),
-    Broken("what is held never ends", _instead(changing, "look_us", _held_for_ever), "invariant 6", where=_operated),
+    Broken("what is held never ends", _instead(queue_changes, "earliest_due_us", _held_for_ever), "invariant 6", where=_operated),
     Broken("retried at expiry only", _instead(RetrySchedule, "retry", _retry_at_expiry), "expected"),
     Broken("seen at expiry only", _instead(attempt_result, "_waiting", _seen_at_expiry), "looked at after"),
     Broken("always the first step", _instead(RetrySchedule, "_following", _first_step_again), "expected"),
     Broken("no timer for what is due", _instead(QueueScanner, "due_at", _nothing), "was due", where=_never_anew),
     Broken("expired untried", _expiring_untried, "nobody has tried it", where=_slower_than_expiry),
-    Broken("a cancel takes what is in flight", _instead(changing, "facts_of", _whoever_has_it), "invariant 9", where=_cancelled_in_flight),
-    Broken("a cancel in flight is told as done", _instead(QueueDesk, "carry_out", _all_done), "invariant 9", where=_cancelled_in_flight),
-    Broken("a release forgets when", _instead(changing._Change, "_due_before", _nothing), "before its hold", where=_paused),
-    Broken("a release forgets the attempts", _instead(changing._Change, "_is_deferred_again", _nothing), "before its hold", where=_paused),
+    Broken("a cancel takes what is in flight", _instead(queue_changes, "read_entry_facts", _whoever_has_it), "invariant 9", where=_cancelled_in_flight),
+    Broken("a cancel in flight is told as done", _instead(SqliteQueueAdmin, "carry_out", _all_done), "invariant 9", where=_cancelled_in_flight),
+    Broken("a release forgets when", _instead(queue_changes._EntryChanger, "_due_before", _nothing), "before its hold", where=_paused),
+    Broken("a release forgets the attempts", _instead(queue_changes._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=_paused),
     Broken("warned again", _instead(attempt_result, "_warning", _warned_again), "invariant 6"),
     Broken("never warned", _instead(attempt_result, "_warning", _never_warned), "invariant 6"),
     Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),

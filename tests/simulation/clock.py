@@ -23,7 +23,7 @@ class Time:
         self._world = world
         self.jumped_us = 0  # of the wall clock, until now
         self.wrong_us = 0  # of the wall clock, while this process lives
-        self.ahead_us = 0  # of steady time
+        self.offset_us = 0  # of steady time
         self.boots = 0
         self._booted_us = 0
 
@@ -34,13 +34,13 @@ class Time:
     def wall_us(self) -> int:
         return self.passed_us() + self.jumped_us + self.wrong_us
 
-    def steady_us(self) -> int:
+    def queue_us(self) -> int:
         """What the relay's clock has to say."""
-        return self.passed_us() + self.ahead_us
+        return self.passed_us() + self.offset_us
 
     def steady_s(self) -> float:
         """The same, in seconds since the world began."""
-        return float(self._world.time()) + self.ahead_us / 1e6
+        return float(self._world.time()) + self.offset_us / 1e6
 
     def boot(self) -> None:
         """Start the machine."""

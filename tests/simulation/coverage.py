@@ -12,28 +12,28 @@ from collections.abc import Iterator, Mapping
 from relay.journeys.events import Step
 from relay.message.lifecycle import FINAL, State
 from relay.message.outcome import DeferralClass
-from relay.pressure import Level
-from relay.spool.operating import Operation, Result
-from relay.spool.waiting import Lane
+from relay.pressure import PressureLevel
+from relay.spool.queue_commands import CommandResult, Operation
+from relay.spool.types import PriorityLevel
 from tests.simulation.rows import Message
 from tests.simulation.sites import MANNERS
 
 # No site of a world speaks TLS or asks for a password; nothing of ours breaks down.
 _UNREACHABLE = {DeferralClass.TLS, DeferralClass.AUTH, DeferralClass.INTERNAL}
-_ALWAYS_DONE = (Operation.CANCEL, Result.UNCHANGED)  # whatever lives can be cancelled
+_ALWAYS_DONE = (Operation.CANCEL, CommandResult.UNCHANGED)  # whatever lives can be cancelled
 _PARTS_OF_LIFE = ("starting", "working", "stopping", "an order", "upkeep", "a report")
 WANTED = (
     *(f"site: {manner.name}" for manner in MANNERS),
     *(f"deferred: {kind}" for kind in DeferralClass if kind not in _UNREACHABLE),
     *(f"outcome: {name}" for name in ("delivered", "relayed", "failed", "indeterminate")),
     *(f"state: {state}" for state in sorted(FINAL - {State.EXPANDED})),
-    *(f"lane: {lane.name}" for lane in Lane),
+    *(f"lane: {level.name}" for level in PriorityLevel),
     *(f"look: {kind}" for kind in ("onward", "next hop", "sender")),
-    *(f"operation: {one}, {result}" for one in Operation for result in Result if (one, result) != _ALWAYS_DONE),
+    *(f"operation: {one}, {result}" for one in Operation for result in CommandResult if (one, result) != _ALWAYS_DONE),
     *(f"expired: {state}" for state in ("deferred", "held", "captured")),
     *(f"death: {part}" for part in _PARTS_OF_LIFE),
     *(f"report: {kind}" for kind in ("failure", "dead-letter", "delayed")),
-    *(f"pressure: {level.name}" for level in Level),
+    *(f"pressure: {level.name}" for level in PressureLevel),
     *(f"disk: {word}" for word in ("full", "a sync failed", "ballast given up")),
     *(f"answer: {word}" for word in ("250", "4yz", "5yz", "none")),
     "accepted: as no claim", "accepted: in a file", "accepted: in two versions", "accepted: large",

@@ -17,10 +17,9 @@ from relay.delivery.site_limits import Rate
 from relay.message.content import LARGE_BYTES, Content, LargeContent
 from relay.message.lifecycle import PARKED, State
 from relay.message.outcome import Deferred, Delivered, Failed, Relayed
-from relay.spool.operating import Changed, Operation, Order, Result
-from relay.spool.sqlite.disk.contents import is_in_file
-from relay.spool.types import Accepted, Claim, Seen, Settlement, SpoolError
-from relay.spool.waiting import Look
+from relay.spool.queue_commands import CommandReport, CommandResult, Operation, QueueCommand
+from relay.spool.sqlite.content_files import is_in_file
+from relay.spool.types import Accepted, Claim, DueBatch, DueQuery, Settlement, SpoolError
 from tests.simulation.clock import BEGINNING_US
 from tests.simulation.life import Life
 from tests.simulation.rows import Message
@@ -103,8 +102,8 @@ class Ledger:
                 self.names.setdefault(
                     claim.message.message_id, claim.message.id
                 )  # not its dead letter
-            self.world.reached[f"lane: {claim.lane.name}"] += 1
-            if claim.due_us > self.steady_us():
+            self.world.reached[f"lane: {claim.level.name}"] += 1
+            if claim.due_us > self.queue_us():
                 self.world.fault(f"invariant 6: {key} is claimed before it is due")
             self._judge_claim(claim)
             if claim.epoch <= self.epochs.get(key, 0):
@@ -124,13 +123,13 @@ class Ledger:
         if life.tasks_open > self._tasks_max:
             self.world.fault(f"invariant 8: {life.tasks_open} tasks in {life.name}")
 
-    def steady_us(self) -> int:
+    def queue_us(self) -> int:
         """What the relay's clock says."""
-        return self.world.clocks.steady_us()
+        return self.world.clocks.queue_us()
 
     def _judge_claim(self, claim: Claim) -> None:
         """Invariant 6: it is claimed as soon as the process can, if it is to be tried."""
-        if claim.retry_us is None or claim.retry_us > self.steady_us():
+        if claim.retry_us is None or claim.retry_us > self.queue_us():
             return
         # one of the two is in the past where its mail has expired, or was held for long
         ready_us = max(claim.retry_us, claim.due_us)
@@ -218,7 +217,7 @@ class Ledger:
     def _judge_wait(self, settlement: Settlement) -> None:
         """Invariant 6: the next attempt is due as the retry lists say."""
         now_us = self._concluded_us(settlement)
-        if abs(now_us - self.steady_us()) > _JUMP_US_MIN:  # the clock has jumped since
+        if abs(now_us - self.queue_us()) > _JUMP_US_MIN:  # the clock has jumped since
             self.waits.lost(settlement.claim)
             return
         for words in self.waits.settled(settlement, now_us=now_us):
@@ -229,7 +228,7 @@ class Ledger:
         claim, waiting = settlement.claim, settlement.waiting
         told = sum(one.detail.get("kind") == "delayed" for one in settlement.events)
         now_us = self._concluded_us(settlement)
-        if abs(now_us - self.steady_us()) > _JUMP_US_MIN:  # the clock has jumped since
+        if abs(now_us - self.queue_us()) > _JUMP_US_MIN:  # the clock has jumped since
             return
         is_late = claim.warn_us is not None and claim.warn_us <= now_us
         if told > is_late:
@@ -253,7 +252,7 @@ class Ledger:
         if any(before_s < expires_s <= after_s for before_s, after_s in self.gaps):
             self.world.fault(f"invariant 6: {claim.key} expired by a clock, and was not tried")
 
-    def continued(self, before_s: float) -> None:
+    def resumed(self, before_s: float) -> None:
         """A process has started; steady time was `before_s` until then."""
         after_s = self.world.clocks.steady_s()
         if after_s > before_s:
@@ -265,7 +264,7 @@ class Ledger:
     def _concluded_us(self, settlement: Settlement) -> int:
         """When the attempt ended, in steady time: it may take long to be written."""
         clocks = self.world.clocks
-        return settlement.at_us - (clocks.jumped_us + clocks.wrong_us - clocks.ahead_us)
+        return settlement.at_us - (clocks.jumped_us + clocks.wrong_us - clocks.offset_us)
 
     # -- the operators' side
 
@@ -273,20 +272,22 @@ class Ledger:
         """Whether it is claimed, and its settlement is not being written."""
         return key in self.open and self.open[key].epoch not in self._settling[key]
 
-    def answered(self, order: Order, changed: Changed, *, unclaimed: Mapping[Key, int]) -> None:
+    def answered(
+        self, order: QueueCommand, changed: CommandReport, *, unclaimed: Mapping[Key, int]
+    ) -> None:
         """An operator was told what an order came to; `unclaimed` has the epochs of the entries
         that nobody had when it was given.
         """
         self.unanswered.subtract(order.selector.ids)
         for one in changed.entries:
             key = (one["id"], one["entry"])
-            if one["result"] == Result.DONE:
+            if one["result"] == CommandResult.DONE:
                 self.operated[key] += 1
                 if order.operation is Operation.CANCEL:
                     self.cancelled.add(key)
                     if self.is_in_flight(key):
                         self.world.fault(f"invariant 9: {key} is told to be cancelled in flight")
-            elif one["result"] == Result.IN_FLIGHT:
+            elif one["result"] == CommandResult.IN_FLIGHT:
                 if unclaimed.get(key) == self.epochs.get(key):  # nobody has claimed it since
                     self._in_flight_since_s[key] = self.world.time()
                 if order.operation is Operation.CANCEL and key in self.open:
@@ -429,10 +430,10 @@ class Witness:
         self._ledger.claimed(claims, self._life)
         return held, claims
 
-    async def claim_due(self, now_us: int, limit: int, look: Look) -> Seen:
+    async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
         kind = "sender" if look.sender is not None else "next hop" if look.next_hop else "onward"
         self._ledger.world.reached[f"look: {kind}"] += 1
-        seen: Seen = await self._spool.claim_due(now_us, limit, look)
+        seen: DueBatch = await self._spool.claim_due(now_us, limit, look)
         self._ledger.claimed(seen.claims, self._life)
         return seen
 

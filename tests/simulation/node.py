@@ -37,14 +37,14 @@ from relay.routing import RouteTable
 from relay.settings.tree import Address, Route, SmtpListener
 from relay.smtp import Timeouts
 from relay.spool import SqliteSpool
-from relay.spool.sqlite.engine.last_commit import LastCommit
-from relay.spool.sqlite.engine.write_ahead import WriteAheadLog
+from relay.spool.sqlite.last_commit import LastCommit
+from relay.spool.sqlite.write_ahead_log import WriteAheadLog
 from tests.simulation import tripwires
 from tests.simulation.clock import WorldClock
 from tests.simulation.ledger import Ledger, WatchedContents, Witness
 from tests.simulation.life import Death, Life
 from tests.simulation.scenario import HOME, PEOPLE, ROUTED, Scenario
-from tests.simulation.upkeep import SimulatedBallast, Upkeep
+from tests.simulation.upkeep import SimulatedReserveFile, Upkeep
 from tests.simulation.world import World
 
 RELAY_IP = "192.0.2.1"
@@ -143,7 +143,7 @@ class Node:
             self._path, clock=self.clock, crash=Points(around.disk),
             metrics=self.metrics, submission_keep_s=_KEEP_S,
             captured_keep_s=scenario.captured_keep_s, inline=True,
-            ballast=SimulatedBallast(home / "ballast", around.disk),
+            reserve_file=SimulatedReserveFile(home / "ballast", around.disk),
         )  # fmt: skip
         self.witness = Witness(self.spool, around.ledger, life, around.disk)
         self.upkeep = Upkeep(world, life, scenario, spool=self.spool)
@@ -153,12 +153,12 @@ class Node:
             metrics=self.metrics,
         )  # fmt: skip
         self.scheduler = self._scheduler(around, reporter)
-        self.spool.desk.attend(Attendant(self.scheduler, around.ledger))
+        self.spool.queue_admin.attend(Attendant(self.scheduler, around.ledger))
         acceptance = Acceptance(
             hostname="relay.test", router=self.table, policy=lambda: around.rules,
             reporter=reporter, spool=self.witness, accounts=accounts, clock=self.clock, ids=ids,
             metrics=self.metrics, on_accepted=self.scheduler.offer,
-            on_waiting=self.scheduler.accepted_unclaimed, lane_of=self.scheduler.lane_of,
+            on_waiting=self.scheduler.accepted_unclaimed, level_of=self.scheduler.level_of,
             has_room=self.scheduler.has_room_for, expire_after_s=scenario.expire_after_s,
             delay_warning_after_s=scenario.warn_after_s,
         )  # fmt: skip

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from relay.message.nexthop import NextHop
-from relay.spool.operating import Changed, Operation, Order, Result
+from relay.spool.queue_commands import CommandReport, CommandResult, Operation, QueueCommand
 from relay.spool.types import Key, Selector, SpoolError
 from tests.simulation.ledger import Ledger
 from tests.simulation.world import World
@@ -37,9 +37,9 @@ async def operate(node: Any, ledger: Ledger, world: World) -> None:
         selector = Selector(ids=tuple(rng.sample(ids, min(len(ids), rng.randint(1, 4)))))
     until_us = None
     if operation is Operation.HOLD and rng.random() < 0.5:
-        until_us = node.clock.steady_us() + int(rng.choice(_HOLD_S) * 1e6)
+        until_us = node.clock.queue_us() + int(rng.choice(_HOLD_S) * 1e6)
     elsewhere = NextHop.parse(rng.choice(("mx:d0.test", "mx:d1.test")))
-    order = Order(
+    order = QueueCommand(
         operation=operation,
         selector=selector,
         who=_WHO,
@@ -49,20 +49,20 @@ async def operate(node: Any, ledger: Ledger, world: World) -> None:
         to_text=str(elsewhere) if operation is Operation.REROUTE else "",
         dry_run=rng.random() < 0.1,
     )
-    await _carry_out(order, node, ledger, world)
+    await _execute(order, node, ledger, world)
 
 
 async def cancel_in_flight(node: Any, ledger: Ledger, world: World) -> None:
     """Cancel an entry while a connection has it; nothing if none has any."""
     if ids := ids_in_flight(node, ledger):
         selector = Selector(ids=(world.rng.choice(ids),))
-        order = Order(operation=Operation.CANCEL, selector=selector, who=_WHO)
-        await _carry_out(order, node, ledger, world)
+        order = QueueCommand(operation=Operation.CANCEL, selector=selector, who=_WHO)
+        await _execute(order, node, ledger, world)
 
 
 def ids_in_flight(node: Any, ledger: Ledger) -> list[str]:
     """The messages, but for reports, of which a connection has an entry."""
-    in_flight = ledger.open.keys() - node.scheduler.waiting_of(ledger.open)
+    in_flight = ledger.open.keys() - node.scheduler.waiting_among(ledger.open)
     return sorted({key[0] for key in in_flight} & set(_ids(ledger)))
 
 
@@ -75,20 +75,20 @@ class Pause:
 
     async def hold(self, node: Any, ledger: Ledger, world: World) -> None:
         """Hold what is in the queue, and note how it was."""
-        ids, ahead_us = set(_ids(ledger)), _ahead_us(node)
-        listed = await node.spool.desk.list(Selector(all=True), limit=_LISTED_MAX)
+        ids, offset_us = set(_ids(ledger)), _ahead_us(node)
+        listed = await node.spool.queue_admin.list(Selector(all=True), limit=_LISTED_MAX)
         before = {_key(one): one for one in listed if one["id"] in ids}
         if not before:
             return
         selector = Selector(ids=tuple(sorted({key[0] for key in before})))
-        order = Order(operation=Operation.HOLD, selector=selector, who=_WHO)
-        changed = await _carry_out(order, node, ledger, world)
+        order = QueueCommand(operation=Operation.HOLD, selector=selector, who=_WHO)
+        changed = await _execute(order, node, ledger, world)
         for one in changed.entries if changed else ():
             key, was = _key(one), before.get(_key(one))
-            if one["result"] != Result.DONE or was is None:
+            if one["result"] != CommandResult.DONE or was is None:
                 continue
             if was["state"] in ("queued", "deferred") and was["attempts"] == one["attempts"]:
-                self._before[key] = (one["attempts"], _steady_us(was["due"], ahead_us))
+                self._before[key] = (one["attempts"], _steady_us(was["due"], offset_us))
                 self._operated[key] = ledger.operated[key]
 
     async def release(self, node: Any, ledger: Ledger, world: World) -> None:
@@ -97,20 +97,22 @@ class Pause:
         ids = sorted({key[0] for key in keys if not ledger.unanswered[key[0]]})
         if not ids:
             return
-        ahead_us, begun_us = _ahead_us(node), node.clock.steady_us()
+        offset_us, begun_us = _ahead_us(node), node.clock.queue_us()
         selector = Selector(ids=tuple(ids))
-        order = Order(operation=Operation.RELEASE, selector=selector, who=_WHO, as_before=True)
-        changed = await _carry_out(order, node, ledger, world)
+        order = QueueCommand(
+            operation=Operation.RELEASE, selector=selector, who=_WHO, as_before=True
+        )
+        changed = await _execute(order, node, ledger, world)
         for one in changed.entries if changed else ():
-            if one["result"] != Result.DONE or _key(one) not in keys:
+            if one["result"] != CommandResult.DONE or _key(one) not in keys:
                 continue
             attempts, before_us = self._before[_key(one)]
             state = "deferred" if attempts else "queued"
             when = "later" if before_us > begun_us else "now"
             world.reached[f"released as before: {state}, due {when}"] += 1
-            due_us = _steady_us(one["due"], ahead_us)
+            due_us = _steady_us(one["due"], offset_us)
             earliest_us = max(before_us, begun_us) - _CLOCKS_US
-            latest_us = max(before_us, node.clock.steady_us()) + _CLOCKS_US
+            latest_us = max(before_us, node.clock.queue_us()) + _CLOCKS_US
             if one["state"] != state or not earliest_us <= due_us <= latest_us:
                 world.fault(
                     f"invariant 9: {_key(one)} was {state} before its hold, and is {one['state']}"
@@ -118,7 +120,9 @@ class Pause:
                 )
 
 
-async def _carry_out(order: Order, node: Any, ledger: Ledger, world: World) -> Changed | None:
+async def _execute(
+    order: QueueCommand, node: Any, ledger: Ledger, world: World
+) -> CommandReport | None:
     """Return the answer, None where the spool gives none."""
     rng = world.rng
     unclaimed = {key: epoch for key, epoch in ledger.epochs.items() if key not in ledger.open}
@@ -129,7 +133,7 @@ async def _carry_out(order: Order, node: Any, ledger: Ledger, world: World) -> C
         node.life.may_die(rng)
         if order.operation is Operation.REROUTE:
             ledger.waits.rerouted(order.selector.ids)
-        changed: Changed = await node.spool.desk.carry_out(order)
+        changed: CommandReport = await node.spool.queue_admin.execute(order)
     except SpoolError as error:
         world.note("operator:", order.operation, error)
         return None
@@ -155,9 +159,9 @@ def _key(listed: dict[str, Any]) -> Key:
 
 def _ahead_us(node: Any) -> int:
     """How far ahead of steady time the relay tells times."""
-    ahead_us: int = node.clock.time_us() - node.clock.steady_us()
-    return ahead_us
+    offset_us: int = node.clock.time_us() - node.clock.queue_us()
+    return offset_us
 
 
-def _steady_us(told: str, ahead_us: int) -> int:
-    return (datetime.fromisoformat(told) - _BEGIN) // timedelta(microseconds=1) - ahead_us
+def _steady_us(told: str, offset_us: int) -> int:
+    return (datetime.fromisoformat(told) - _BEGIN) // timedelta(microseconds=1) - offset_us

@@ -15,7 +15,7 @@ import apsw
 import msgspec
 
 from relay.message.lifecycle import State
-from relay.spool.sqlite.engine.last_commit import COMMITS_COUNTER
+from relay.spool.sqlite.last_commit import COMMITS_COUNTER
 from tests.simulation.sites import TOKEN
 
 

@@ -318,8 +318,8 @@ class _Play:
             is_known = anchored_boot(home) == self.world.clocks.boot_id
         if not is_known:  # nobody can say what time it is: it is what the relay makes of it
             clocks = self.world.clocks
-            clocks.ahead_us = self.node.clock.steady_us() - clocks.passed_us()
-            self.ledger.continued(before_s)
+            clocks.offset_us = self.node.clock.queue_us() - clocks.passed_us()
+            self.ledger.resumed(before_s)
         self.senders.pickup_path = self.node.pickup_path
         await self.node.start()
 
@@ -329,7 +329,7 @@ class _Play:
             await asyncio.sleep(_LOOK_S)
             if self.disk.full or not all(task.done() for task in senders):
                 continue
-            if not (await self.node.spool.desk.list(Selector(all=True), limit=1)):
+            if not (await self.node.spool.queue_admin.list(Selector(all=True), limit=1)):
                 return
 
     async def _haunt(self, life: Life) -> None:

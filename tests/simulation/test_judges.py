@@ -31,7 +31,7 @@ def test_mail_that_waits_in_an_idle_process_is_late() -> None:
 
 
 def test_a_report_without_a_message_id_is_no_other_message() -> None:
-    clocks = SimpleNamespace(steady_s=lambda: 0.0, steady_us=lambda: 0)
+    clocks = SimpleNamespace(steady_s=lambda: 0.0, queue_us=lambda: 0)
     world = SimpleNamespace(
         clocks=clocks, time=lambda: 0.0, note=lambda *_: None, reached=Counter(), fault=print
     )

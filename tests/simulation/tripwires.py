@@ -14,8 +14,8 @@ from unittest.mock import patch
 import apsw
 
 from relay.message.lifecycle import FINAL
-from relay.spool.sqlite.engine.batch import Batch
-from relay.spool.sqlite.upkeep import history
+from relay.spool.sqlite import maintenance
+from relay.spool.sqlite.writer import Batch
 from tests.simulation.disk import Disk
 from tests.simulation.rows import Message, read_finished
 
@@ -82,7 +82,7 @@ def watched(
         connection.create_scalar_function("tripwire", lambda words: tell(f"invariant {words}"), 1)
         connection.create_scalar_function("ballast_given", lambda: disk.is_just_given, 0)
 
-    write_counts, prune = Batch.write_counts, history.prune
+    write_counts, prune = Batch.write_counts, maintenance.prune
 
     def count(batch: Batch) -> None:
         write_counts(batch)
@@ -90,13 +90,15 @@ def watched(
         if unaccounted := batch.cursor.execute(_UNACCOUNTED).fetchone()[0]:
             tell(f"invariant 1: {unaccounted} recipients are unaccounted for in a commit")
 
-    def keep(cursor: apsw.Cursor, before_us: int, *, after: str, ahead_us: int) -> history.Pruned:
+    def keep(
+        cursor: apsw.Cursor, before_us: int, *, after: str, offset_us: int
+    ) -> maintenance.Pruned:
         on_prune(read_finished(cursor, before_us))
-        return prune(cursor, before_us, after=after, ahead_us=ahead_us)
+        return prune(cursor, before_us, after=after, offset_us=offset_us)
 
     apsw.connection_hooks.append(register)
     try:
-        with patch.object(Batch, "write_counts", count), patch.object(history, "prune", keep):
+        with patch.object(Batch, "write_counts", count), patch.object(maintenance, "prune", keep):
             yield
     finally:
         apsw.connection_hooks.remove(register)

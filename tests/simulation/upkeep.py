@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from relay.pressure import Bounds, Figures, Pressure, assess
-from relay.spool import Ballast, SqliteSpool, disk_of
-from relay.spool.sqlite.upkeep.history import Keep
+from relay.pressure import Bounds, Measurements, Pressure, assess
+from relay.spool import ReserveFile, SqliteSpool, disk_of
+from relay.spool.sqlite.maintenance import Retention
 from relay.spool.types import SpoolError
 from tests.simulation.life import Life
 from tests.simulation.scenario import Scenario
@@ -25,15 +25,15 @@ _LOOKS_PER_COUNT = 4
 BALLAST_BYTES = 1 << 20
 
 
-class SimulatedBallast(Ballast):
+class SimulatedReserveFile(ReserveFile):
     """Gives room on the world's disk while that is full."""
 
     def __init__(self, path: Path, disk: Any) -> None:
         super().__init__(path, size_bytes=BALLAST_BYTES, reserve_bytes=1)
         self._disk = disk
 
-    def give_up(self) -> bool:
-        given = super().give_up()
+    def release(self) -> bool:
+        given = super().release()
         if given and self._disk.full:
             self._disk.world.reached["disk: ballast given up"] += 1
             self._disk.spare_bytes += BALLAST_BYTES
@@ -54,7 +54,7 @@ class Upkeep:
 
     async def run(self) -> None:
         with self._busy():
-            await self._spool.keeping.sweep()
+            await self._spool.maintenance.sweep()
         number = 0
         while True:
             await asyncio.sleep(_LOOK_S * self._world.rng.random() * 2)
@@ -77,7 +77,9 @@ class Upkeep:
         if counts:
             await self.count()
             if self._plan.history_s is not None:
-                while pruned := await self._spool.keeping.prune(Keep(self._plan.history_s)):
+                while pruned := await self._spool.maintenance.prune(
+                    Retention(self._plan.history_s)
+                ):
                     self._world.reached["history: pruned"] += pruned
         await self.measure()
 
@@ -89,12 +91,12 @@ class Upkeep:
 
     async def measure(self) -> None:
         """As app's monitor does, before anybody can call and then from time to time."""
-        ballast, strain = self._spool.ballast, self._spool.strain()
-        await asyncio.to_thread(ballast.make)
-        room = disk_of(ballast.directory)
-        figures = Figures(
-            spool=None if strain.is_failing else room, mail=room, kept_bytes=ballast.missing_bytes,
-            queue_entries=strain.entries, commit_s=strain.commit_s, backlog=strain.backlog,
+        reserve_file, load = self._spool.reserve_file, self._spool.load()
+        await asyncio.to_thread(reserve_file.make)
+        room = disk_of(reserve_file.directory)
+        figures = Measurements(
+            spool=None if load.is_failing else room, mail=room, kept_bytes=reserve_file.missing_bytes,
+            queue_entries=load.entries, commit_s=load.commit_s, backlog=load.backlog,
         )  # fmt: skip
         self.pressure.state = state = assess(self.pressure.state, figures, self._bounds)
         self._world.reached[f"pressure: {state.level.name}"] += 1

@@ -6,16 +6,16 @@ import pytest
 
 from relay.clock import (
     Anchor,
-    Continued,
     Ids,
     Machine,
     ManualClock,
-    SteadyTime,
+    QueueTime,
+    ResumedTime,
     SystemClock,
-    continued,
     id_time_us,
-    jump_us,
-    least_us,
+    now_at_least_us,
+    resumed,
+    wall_offset_us,
 )
 
 SECOND = 1_000_000
@@ -29,7 +29,7 @@ class World:
     def __init__(self) -> None:
         self.wall = START
         self.elapsed = 5 * DAY
-        self.steady = SteadyTime(wall_us=self.wall, elapsed_us=self.elapsed)
+        self.steady = QueueTime(wall_us=self.wall, elapsed_us=self.elapsed)
         self.seen = [START]
 
     def read(self) -> int:
@@ -93,20 +93,20 @@ def test_elapsed_time_that_goes_back_is_no_time(world):
 
 def test_the_systems_clock_keeps_both_together():
     clock = SystemClock()
-    first = clock.steady_us()
-    assert abs(jump_us(clock)) < SECOND
-    assert clock.steady_us() >= first
+    first = clock.queue_us()
+    assert abs(wall_offset_us(clock)) < SECOND
+    assert clock.queue_us() >= first
 
 
 @pytest.mark.parametrize("jump", [SECOND - 1, -SECOND + 1, 7, 0])
 def test_what_two_readings_lie_apart_is_no_jump(jump):
-    assert jump_us(ManualClock(jumped_us=jump)) == 0
+    assert wall_offset_us(ManualClock(jumped_us=jump)) == 0
 
 
 @pytest.mark.parametrize(("jump", "least"), [(DAY, 0), (-DAY, -DAY), (0, 0)])
 def test_nothing_is_old_for_a_jump(jump, least):
     clock = ManualClock(jumped_us=jump)
-    assert (jump_us(clock), least_us(clock) - clock.now_us) == (jump, least)
+    assert (wall_offset_us(clock), now_at_least_us(clock) - clock.now_us) == (jump, least)
 
 
 class Chance:
@@ -128,8 +128,8 @@ def test_ids_go_on_where_the_clock_goes_back(jump):
     clock.jumped_us = jump
     behind = [ids.new() for _ in range(1000)]
     assert before + behind == sorted({*before, *behind})
-    ahead_us = (id_time_us(behind[-1]) or 0) - (id_time_us(before[0]) or 0)
-    assert ahead_us == 1000 * 1000  # a millisecond each
+    offset_us = (id_time_us(behind[-1]) or 0) - (id_time_us(before[0]) or 0)
+    assert offset_us == 1000 * 1000  # a millisecond each
 
 
 def test_ids_have_the_walls_time_again_once_it_is_there():
@@ -150,18 +150,18 @@ def test_ids_of_one_moment_have_its_time():
     assert {id_time_us(one) for one in made} == {clock.time_us()}
 
 
-HERE = Anchor(steady_us=START, wall_us=START, elapsed_us=DAY, boot_id="here")
+HERE = Anchor(queue_us=START, wall_us=START, elapsed_us=DAY, boot_id="here")
 
 
-def go_on(*anchors: Anchor, wall: int, elapsed: int, boot_id: str = "here") -> Continued:
-    return continued(anchors, wall_us=wall, elapsed_us=elapsed, boot_id=boot_id)
+def go_on(*anchors: Anchor, wall: int, elapsed: int, boot_id: str = "here") -> ResumedTime:
+    return resumed(anchors, wall_us=wall, elapsed_us=elapsed, boot_id=boot_id)
 
 
 @pytest.mark.parametrize("wrong", [0, 400 * DAY, -400 * DAY, MINUTE])
 def test_without_a_restart_of_the_machine_the_time_that_passed_is_known(wrong):
     found = go_on(HERE, wall=START + wrong, elapsed=DAY + HOUR)
     assert found.is_exact
-    assert abs(found.steady_us - START - HOUR) <= HOUR // 10  # it comes to meet the clock
+    assert abs(found.queue_us - START - HOUR) <= HOUR // 10  # it comes to meet the clock
     assert found.doubtful_us == 0
 
 
@@ -170,36 +170,36 @@ def test_without_a_restart_of_the_machine_the_time_that_passed_is_known(wrong):
 )
 def test_behind_a_restart_of_the_machine_the_wall_clock_counts_but_not_as_sure(boot_id, elapsed):
     found = go_on(HERE, wall=START + 400 * DAY, elapsed=elapsed, boot_id=boot_id)
-    assert (found.steady_us, found.is_exact) == (START + 400 * DAY, False)
+    assert (found.queue_us, found.is_exact) == (START + 400 * DAY, False)
     assert (found.doubtful_us, found.doubt_ends_us) == (400 * DAY, START + 401 * DAY)
 
 
 def test_steady_time_does_not_go_back_with_the_wall_clock():
     found = go_on(HERE, wall=START - 400 * DAY, elapsed=SECOND, boot_id="there")
-    assert (found.steady_us, found.doubtful_us) == (START, 0)
+    assert (found.queue_us, found.doubtful_us) == (START, 0)
     assert found.wall_passed_us == -400 * DAY
 
 
 def test_a_short_stop_leaves_no_doubt():
     found = go_on(HERE, wall=START + HOUR - 1, elapsed=SECOND, boot_id="there")
-    assert (found.steady_us, found.doubtful_us) == (START + HOUR - 1, 0)
+    assert (found.queue_us, found.doubtful_us) == (START + HOUR - 1, 0)
 
 
 def test_an_anchor_of_this_start_of_the_machine_goes_before_one_of_another():
-    other = replace(HERE, steady_us=START - 30 * DAY, wall_us=START - 400 * DAY, boot_id="there")
+    other = replace(HERE, queue_us=START - 30 * DAY, wall_us=START - 400 * DAY, boot_id="there")
     found = go_on(other, HERE, wall=START, elapsed=DAY + SECOND)
     assert found.is_exact
-    assert abs(found.steady_us - START - SECOND) <= SECOND
-    ahead = replace(other, steady_us=START + DAY)  # but nothing goes back behind that
-    assert go_on(HERE, ahead, wall=START, elapsed=DAY + SECOND).steady_us == START + DAY
+    assert abs(found.queue_us - START - SECOND) <= SECOND
+    ahead = replace(other, queue_us=START + DAY)  # but nothing goes back behind that
+    assert go_on(HERE, ahead, wall=START, elapsed=DAY + SECOND).queue_us == START + DAY
 
 
 def test_a_doubt_lasts_until_the_relay_has_run_for_a_day():
-    first = SteadyTime(wall_us=START + 400 * DAY, elapsed_us=0, boot_id="there")
+    first = QueueTime(wall_us=START + 400 * DAY, elapsed_us=0, boot_id="there")
     first.resume(HERE, wall_us=START + 400 * DAY, elapsed_us=0)
     left = first.anchor(wall_us=START + 400 * DAY + HOUR, elapsed_us=HOUR)
-    assert (left.steady_us, left.doubtful_us) == (START + 400 * DAY + HOUR, 400 * DAY)
-    again = SteadyTime(wall_us=START, elapsed_us=2 * HOUR, boot_id="there")
+    assert (left.queue_us, left.doubtful_us) == (START + 400 * DAY + HOUR, 400 * DAY)
+    again = QueueTime(wall_us=START, elapsed_us=2 * HOUR, boot_id="there")
     again.resume(left, wall_us=START + 400 * DAY + 2 * HOUR, elapsed_us=2 * HOUR)
     now = again.read(wall_us=START + 400 * DAY + 2 * HOUR, elapsed_us=2 * HOUR)
     assert again.doubtful_us(now) == 400 * DAY
@@ -208,7 +208,7 @@ def test_a_doubt_lasts_until_the_relay_has_run_for_a_day():
     assert (later.doubtful_us, later.doubt_ends_us) == (0, 0)
     third = go_on(left, wall=START + 403 * DAY, elapsed=0, boot_id="a third")
     assert third.doubtful_us == 400 * DAY + 3 * DAY - HOUR  # doubts add up
-    assert DAY - HOUR < third.doubt_ends_us - third.steady_us < DAY
+    assert DAY - HOUR < third.doubt_ends_us - third.queue_us < DAY
 
 
 @pytest.mark.parametrize("up_hours", [4, 8, 16, 23])
@@ -216,7 +216,7 @@ def test_doubts_end_on_a_machine_that_is_stopped_every_day(up_hours):
     left, wall, most = HERE, START, 0
     for number in range(100):
         wall += DAY - up_hours * HOUR
-        line = SteadyTime(wall_us=wall, elapsed_us=0, boot_id=f"{number}")
+        line = QueueTime(wall_us=wall, elapsed_us=0, boot_id=f"{number}")
         line.resume(left, wall_us=wall, elapsed_us=0)
         wall += up_hours * HOUR
         left = line.anchor(wall_us=wall, elapsed_us=up_hours * HOUR)
@@ -234,11 +234,11 @@ def test_a_machine_without_a_boot_id_has_a_clock(monkeypatch, tmp_path):
     monkeypatch.setattr("relay.clock._BOOT_ID", tmp_path / "none")
     clock = SystemClock()
     clock.resume(None)
-    assert clock.continued is None
+    assert clock.resumed is None
     clock.resume(clock.anchor())
-    assert clock.continued is not None
-    assert not clock.continued.is_exact
-    assert clock.sure_us() <= clock.steady_us()
+    assert clock.resumed is not None
+    assert not clock.resumed.is_exact
+    assert clock.confirmed_us() <= clock.queue_us()
 
 
 @pytest.mark.parametrize("wrong", [400 * DAY, -400 * DAY])
@@ -250,6 +250,6 @@ def test_a_clock_goes_on_from_where_another_left_off(wrong):
     walls["now"] = START
     second = SystemClock(machine)
     second.resume(left)
-    assert second.steady_us() == first.steady_us() == START + wrong
-    assert second.sure_us() == second.steady_us()
-    assert jump_us(second) == -wrong
+    assert second.queue_us() == first.queue_us() == START + wrong
+    assert second.confirmed_us() == second.queue_us()
+    assert wall_offset_us(second) == -wrong

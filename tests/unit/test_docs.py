@@ -12,7 +12,7 @@ import pytest
 from relay.cli.root import cli
 from relay.crashpoints import CrashPoint
 from relay.observe.metrics import Metrics
-from relay.pressure import Reason
+from relay.pressure import PressureReason
 from relay.settings.values import parse_duration, parse_size
 
 TOP = Path(__file__).parents[2]
@@ -147,7 +147,7 @@ def test_every_metric_is_named(page):
 
 
 def test_every_reason_of_pressure_is_explained():
-    assert {str(one) for one in Reason} - {*code_of(TOP / "docs/operation.md")} == set()
+    assert {str(one) for one in PressureReason} - {*code_of(TOP / "docs/operation.md")} == set()
 
 
 def limits() -> list[tuple[str, str]]:

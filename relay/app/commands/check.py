@@ -28,9 +28,8 @@ from relay.settings.document import Document, Fault, KeyPath, read_document
 from relay.settings.tree import Address, TlsSettings
 from relay.settings.validation import host_of, is_loopback
 from relay.smtp.tls import certificate_matches, certificate_names
-from relay.spool.sqlite.disk.presence import is_or_was_there
-from relay.spool.sqlite.engine.damage import mark_of
-from relay.spool.sqlite.engine.migrating import check_files
+from relay.spool.sqlite.migrate import check_files
+from relay.spool.sqlite.spool_files import damage_mark_of, spool_has_traces
 from relay.spool.types import SpoolDamagedError, SpoolError
 
 SOON_S = 14 * 86400
@@ -438,15 +437,15 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
     """Check that the spool can be opened; `relay storage verify` checks its content."""
     database = settings.spool_file
     try:
-        if is_or_was_there(database):
+        if spool_has_traces(database):
             check_files(database, has_owner=is_running(settings.run_dir))
     except (SpoolError, OSError) as error:
-        hint = "; see relay storage salvage" if isinstance(error, SpoolDamagedError) else ""
+        hint = "; see relay storage recover" if isinstance(error, SpoolDamagedError) else ""
         yield CheckFinding("spool", CheckResult.FAULT, f"spool.url: {error}{hint}")
         return
-    mark = mark_of(database)
+    mark = damage_mark_of(database)
     if mark.exists():
-        text = f"{database} is damaged and accepts no mail; see relay storage salvage"
+        text = f"{database} is damaged and accepts no mail; see relay storage recover"
         yield CheckFinding("spool", CheckResult.FAILED, text)
         return
     if not is_usable:

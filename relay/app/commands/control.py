@@ -21,7 +21,7 @@ from relay.app.state_dir import AlreadyRunningError
 from relay.clock import Clock
 from relay.journeys.journey import is_final
 from relay.settings import Settings
-from relay.spool.operating import UNKNOWN_HEADER, Listed
+from relay.spool.queue_commands import UNKNOWN_HEADER, EntryList
 
 if TYPE_CHECKING:
     from relay.app.commands.offline import SpoolFiles
@@ -198,7 +198,7 @@ class OperatorClient:
         listed: list[dict[str, Any]] = self._client.get("/queue", {"id": queue_id})
         return listed
 
-    def queue_list(self, selector: "Selector") -> Listed:
+    def queue_list(self, selector: "Selector") -> EntryList:
         """Return entries that are not final, oldest first, at most LIST_MAX."""
         query = _query(selector) | {"limit": str(LIST_MAX)}
         try:
@@ -206,11 +206,13 @@ class OperatorClient:
         except ControlUnavailableError as silent:
             return self._offline(
                 silent,
-                lambda files: files.spool.desk.list(selector, limit=LIST_MAX),
-                nothing=Listed(unknown=selector.ids),
+                lambda files: files.spool.queue_admin.list(selector, limit=LIST_MAX),
+                nothing=EntryList(unknown=selector.ids),
             )
         unknown = response.headers.get(UNKNOWN_HEADER, "")
-        return Listed(response.value, unknown=map(unquote, unknown.split(",") if unknown else ()))
+        return EntryList(
+            response.value, unknown=map(unquote, unknown.split(",") if unknown else ())
+        )
 
     def stats(self) -> dict[str, Any]:
         """Return the statistics of the queue."""
@@ -245,15 +247,17 @@ class OperatorClient:
         *,
         nothing: dict[str, Any],
     ) -> dict[str, Any]:
-        from relay.app.commands.offline import carry_out  # noqa: PLC0415 - slow
+        from relay.app.commands.offline import execute  # noqa: PLC0415 - slow
 
         done = [0]
         order = partial(
-            carry_out, operation=operation, wanted=wanted, settings=self._settings,
+            execute, operation=operation, wanted=wanted, settings=self._settings,
             clock=self._clock, tell=done.append,
         )  # fmt: skip
         try:
-            return self._offline(silent, lambda files: order(files.spool.desk), nothing=nothing)
+            return self._offline(
+                silent, lambda files: order(files.spool.queue_admin), nothing=nothing
+            )
         except KeyboardInterrupt:  # the slice in progress was committed
             raise CommandInterruptedError(done[-1]) from None
 

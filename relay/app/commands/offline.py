@@ -27,8 +27,8 @@ from relay.observe.metrics import Metrics
 from relay.routing import RouteTable
 from relay.settings import Settings, read_environment
 from relay.spool import SqliteSpool
-from relay.spool.operating import Desk, Operation, Tell
-from relay.spool.sqlite.disk.presence import is_or_was_there
+from relay.spool.queue_commands import Operation, ProgressCallback, QueueAdmin
+from relay.spool.sqlite.spool_files import spool_has_traces
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ def with_spool_files(
     settings: Settings, clock: Clock, ask: Callable[[SpoolFiles], Awaitable[T]], *, nothing: T
 ) -> T:
     """Open the spool, run `ask` on it and return the result; `nothing` if there is no spool."""
-    if not is_or_was_there(settings.spool_file):
+    if not spool_has_traces(settings.spool_file):
         return nothing
 
     async def answer() -> T:
@@ -70,14 +70,14 @@ def with_spool_files(
         lock.give_back()
 
 
-async def carry_out(
-    desk: Desk,
+async def execute(
+    queue_admin: QueueAdmin,
     operation: str,
     wanted: Mapping[str, Any],
     *,
     settings: Settings,
     clock: Clock,
-    tell: Tell,
+    tell: ProgressCallback,
 ) -> dict[str, Any]:
     """Return what POST /relay/v1/queue/{operation} would have answered to `wanted`; `tell` is
     Desk.carry_out's.
@@ -101,4 +101,4 @@ async def carry_out(
             order = read_queue_command(Operation(operation), msgspec.json.encode(wanted), asking)
         except ApiError as error:
             raise ControlError(error.status, error.code, error.message) from None
-        return (await desk.carry_out(order, tell=tell)).as_json()
+        return (await queue_admin.execute(order, on_progress=tell)).as_json()

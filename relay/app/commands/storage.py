@@ -21,15 +21,13 @@ from relay.accounts import DEAD_LETTER, load_accounts
 from relay.app.commands.control import ControlClient, ControlForbiddenError, ControlUnavailableError
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, is_running
 from relay.clock import Clock, rfc3339
-from relay.files import check_readable
+from relay.files import check_readable, fsync_path, link_or_copy
 from relay.mailbox.verify import StoreCounts, StoreFinding, Verifier, VerifierDependencies
 from relay.settings import Settings
-from relay.spool.sqlite.disk.copying import sync
-from relay.spool.sqlite.disk.presence import is_or_was_there
-from relay.spool.sqlite.storage import backup
-from relay.spool.sqlite.storage.salvage import salvage as salvage_file
-from relay.spool.sqlite.storage.verify import Finding as InSpool
-from relay.spool.sqlite.storage.verify import Mode, SpoolVerifier
+from relay.spool.sqlite import backup
+from relay.spool.sqlite.recover import recover_spool
+from relay.spool.sqlite.spool_files import spool_has_traces
+from relay.spool.sqlite.verify import SpoolFinding, SpoolVerifier, VerifyMode
 from relay.spool.types import SpoolError
 
 _FINDINGS_MAX = 10_000  # of one document
@@ -75,7 +73,7 @@ def verify(
     accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
     findings: list[dict[str, Any]] = []
 
-    def found(finding: StoreFinding | InSpool) -> None:
+    def found(finding: StoreFinding | SpoolFinding) -> None:
         one = asdict(finding)
         if len(findings) < _FINDINGS_MAX:
             findings.append(one)
@@ -120,17 +118,17 @@ def _verify_spool(
     *,
     clock: Clock,
     is_owner: bool,
-    found: Callable[[InSpool], None],
+    found: Callable[[SpoolFinding], None],
     tally: StoreCounts,
 ) -> dict[str, int] | None:
-    if not is_or_was_there(settings.spool_file):
+    if not spool_has_traces(settings.spool_file):
         return None
     if wishes.dry_run:
-        mode = Mode.BESIDE if is_running(settings.run_dir) else Mode.DRY_RUN
+        mode = VerifyMode.READ_ONLY if is_running(settings.run_dir) else VerifyMode.DRY_RUN
     else:
-        mode = Mode.MEND if is_owner else Mode.BESIDE
+        mode = VerifyMode.REPAIR if is_owner else VerifyMode.READ_ONLY
 
-    def report(finding: InSpool) -> None:
+    def report(finding: SpoolFinding) -> None:
         tally.repaired += finding.repaired
         tally.remaining += not finding.repaired
         found(finding)
@@ -243,8 +241,8 @@ def _offline(
     age_s = settings.spool.keep if older_than_s is None else older_than_s
 
     async def ask(files: SpoolFiles) -> Mapping[str, Any]:
-        found = await files.spool.keeping.prune_many(age_s, dry_run=True)
-        while not dry_run and not (await files.spool.keeping.prune_many(age_s))["ended"]:
+        found = await files.spool.maintenance.prune_many(age_s, dry_run=True)
+        while not dry_run and not (await files.spool.maintenance.prune_many(age_s))["ended"]:
             pass
         return found
 
@@ -258,17 +256,17 @@ class NothingToRecoverError(SpoolError):
     """There is no spool to recover."""
 
 
-def salvage(settings: Settings, clock: Clock) -> dict[str, Any]:
-    """Salvage; the document says what came of it. Raises what the module says."""
+def recover(settings: Settings, clock: Clock) -> dict[str, Any]:
+    """Recover a damaged spool and return the result. Raises NothingToRecoverError, SpoolError."""
     database = settings.spool_file
     with as_owner(settings.state_dir):
-        if not is_or_was_there(database):
+        if not spool_has_traces(database):
             raise NothingToRecoverError(f"there is no {database}")
         lock = OwnerLock(settings.run_dir)
         lock.take()
         try:
             stamp = rfc3339(clock.time_us())[:19].replace(":", "").replace("-", "")
-            found = salvage_file(database, stamp=stamp)
+            found = recover_spool(database, stamp=stamp)
         finally:
             lock.give_back()
     return asdict(found) | {"rows": dict(found.rows), "whole": found.is_whole}
@@ -285,7 +283,7 @@ class BackupRefusedError(Exception):
 
 def extent(settings: Settings) -> dict[str, Any]:
     """Return what a backup would copy. Raises BackupRefusedError, SpoolError."""
-    found = backup.extent(_spool_of(settings))
+    found = backup.backup_size(_spool_of(settings))
     dead_letters = sum(1 for _ in _letters(settings.state_dir / DEAD_LETTER))
     return {
         "database": {"bytes": found.database_bytes},
@@ -326,14 +324,14 @@ def back_up(
         **copied.counts,
     }
     _write_synced(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
-    sync(folder)
-    sync(folder.parent)
+    fsync_path(folder)
+    fsync_path(folder.parent)
     return manifest
 
 
 def _spool_of(settings: Settings) -> Path:
     database = settings.spool_file
-    if not is_or_was_there(database):
+    if not spool_has_traces(database):
         raise BackupRefusedError(f"there is no {database}")
     check_readable(database)
     return database
@@ -358,10 +356,10 @@ def _copy_letters(source: Path, target: Path) -> int:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             folders.add(place)
         with suppress(FileNotFoundError):
-            backup.link_or_copy(letter, place / letter.name)
+            link_or_copy(letter, place / letter.name)
             copied += 1
     for place in sorted(folders):
-        sync(place)
+        fsync_path(place)
     return copied
 
 

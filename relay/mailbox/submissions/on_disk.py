@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import msgspec
@@ -45,7 +45,19 @@ _COPIED = "copied"  # a file of that name: notes here may be copies, not second 
 
 _ANCHOR = "clock"
 
-_anchor_decoder = msgspec.json.Decoder(Anchor)
+
+class _StoredAnchor(msgspec.Struct, frozen=True):
+    """An Anchor in its file, where the queue time is called `steady_us`."""
+
+    steady_us: int
+    wall_us: int
+    elapsed_us: int
+    boot_id: str
+    doubtful_us: int = 0
+    doubt_ends_us: int = 0
+
+
+_anchor_decoder = msgspec.json.Decoder(_StoredAnchor)
 _log = get_logger("mailbox")
 
 
@@ -74,9 +86,10 @@ class ClockAnchorFile:
     def read(self) -> Anchor | None:
         """Return what was written last; None if that cannot be read."""
         try:
-            return _anchor_decoder.decode(self._path.read_bytes())
+            stored = _anchor_decoder.decode(self._path.read_bytes())
         except (OSError, msgspec.MsgspecError):
             return None
+        return Anchor(*msgspec.structs.astuple(stored))
 
     def write(self, anchor: Anchor) -> None:
         """Replace it. Not synced: after a loss of power the one before is as good.
@@ -84,7 +97,7 @@ class ClockAnchorFile:
         Raises OSError.
         """
         part = self._path.with_name(f"{_ANCHOR}.new")
-        part.write_bytes(msgspec.json.encode(anchor))
+        part.write_bytes(msgspec.json.encode(_StoredAnchor(*astuple(anchor))))
         part.replace(self._path)
 
 

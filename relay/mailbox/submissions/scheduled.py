@@ -107,7 +107,7 @@ class ScheduledSends:
             note.path.unlink()
         except FileNotFoundError:
             raise BeingSentError(_BEING_SENT) from None
-        self._reached(CrashPoint.NOTE_CANCELLED)
+        self._reached(CrashPoint.SUBMISSION_CANCELLED)
         self._sync_cancellations()
 
     def _sync_cancellations(self) -> None:
@@ -176,9 +176,9 @@ class ScheduledSends:
             remove(spare)
             remove(marker)
             raise BeingSentError(_BEING_SENT) from None
-        self._reached(CrashPoint.NOTE_POSTPONED)
+        self._reached(CrashPoint.SUBMISSION_RESCHEDULED)
         spare.rename(changed.path)
-        self._reached(CrashPoint.NOTE_REPLACED)
+        self._reached(CrashPoint.SUBMISSION_REPLACED)
         self._notes.sync_deferred()
         self._on_deferred(changed)
         return changed
@@ -223,7 +223,7 @@ class ScheduledSends:
         if notes:
             self._notes.sync_ready()
             self._notes.sync_deferred()  # before pickup sees them: they must not come back
-            self._reached(CrashPoint.DUE_NOTES_SYNCED)
+            self._reached(CrashPoint.DUE_SUBMISSIONS_SYNCED)
         return DueSubmissions(tuple(notes), tuple(kept))
 
     def _made_ready(self, path: Path) -> PendingSubmission | None:
@@ -234,13 +234,13 @@ class ScheduledSends:
             with suppress(BeingSentError):  # by another process
                 self.cancel(note, reason="the draft was removed from Drafts")
             return None
-        now_us = self._clock.steady_us()
+        now_us = self._clock.queue_us()
         ready = self._notes.ready_path(note.submission_id, now_us)
         try:
             path.rename(ready)
         except FileNotFoundError:
             return None
-        self._reached(CrashPoint.NOTE_DUE)
+        self._reached(CrashPoint.SUBMISSION_DUE)
         return replace(
             note, path=ready, ready_us=now_us, options=replace(note.options, deferred_us=0)
         )

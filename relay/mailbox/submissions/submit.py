@@ -126,7 +126,7 @@ class SubmissionWriter:
                 return _as_before(waiting, options)
             stored = open_octets(located)
             # The time makes it grow from one send of a draft to the next.
-            submission_id = f"{message_id}.{self._shared.clock.steady_us()}"
+            submission_id = f"{message_id}.{self._shared.clock.queue_us()}"
             identity = self._shared.identity(account, options)
             block, _ = read_private(stored)
             if (
@@ -209,7 +209,7 @@ class SubmissionWriter:
         is_named = False
         try:
             self._shared.notes.prepare(located.path, prepared.name)
-            self._shared.crash.reached(CrashPoint.NOTE_PREPARED)
+            self._shared.crash.reached(CrashPoint.SUBMISSION_PREPARED)
             facts = submission_facts(head, note.submission_id)
             self._record_submission(note, facts, created_us=created_us)
             is_named = True
@@ -238,7 +238,7 @@ class SubmissionWriter:
     def _make_ready(self, prepared: Path, note: PendingSubmission) -> None:
         """Let pickup see the note."""
         os.rename(prepared, note.path)  # noqa: PTH104 - Path.rename() parses the target again
-        self._shared.crash.reached(CrashPoint.NOTE_READY)
+        self._shared.crash.reached(CrashPoint.SUBMISSION_READY)
 
     def _remove_note(self, prepared: Path, note: PendingSubmission, *drafts: Path) -> None:
         """Remove the note of a submission that fails, and its draft, and make the removal durable.
@@ -279,7 +279,7 @@ class SubmissionWriter:
             at_us = options.deferred_us
             path = notes.deferred_path(submission_id, at_us)
         else:
-            at_us = self._shared.clock.steady_us()
+            at_us = self._shared.clock.queue_us()
             if options.deferred_us:
                 options = replace(options, deferred_us=0)
             path = notes.ready_path(submission_id, at_us)
@@ -318,7 +318,7 @@ class SubmissionWriter:
             self._shared.crash.reached(CrashPoint.STEP_RECORDED)
             # Not synced: a note that comes back with the power is asked about by its key once more.
             self._shared.notes.remove_ready(note)
-            self._shared.crash.reached(CrashPoint.NOTE_REMOVED)
+            self._shared.crash.reached(CrashPoint.SUBMISSION_REMOVED)
 
     def fail_submission(
         self,
@@ -343,7 +343,7 @@ class SubmissionWriter:
                 self._shared.notes.move_to_corrupt(note.path)
             self._shared.notes.remove_ready(note)
             self._shared.notes.sync_ready()  # a refusal that was told must not be asked about again
-            self._shared.crash.reached(CrashPoint.NOTE_REMOVAL_SYNCED)
+            self._shared.crash.reached(CrashPoint.SUBMISSION_REMOVAL_SYNCED)
 
     def _sent_folder(self, mailbox: Path, note: PendingSubmission) -> tuple[str, Path]:
         """Id and path of the folder for the original: Sent Items if the one asked for is gone."""

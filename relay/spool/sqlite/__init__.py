@@ -1,13 +1,13 @@
-"""The embedded spool on SQLite: one file, one writer thread, readers beside it.
+"""The spool on SQLite: one database file, one writer thread, several readers.
 
-The way of a message is here: accepted and settled (transactions), found when it is due and claimed.
-Under it are `engine` and `disk`, beside it `upkeep`, `operating` and `storage`.
-Touches: the spool's file and its content directory. Promises: spool.types.Spool.
+`transactions` accepts and settles messages, `claims` finds and claims due entries, `spool` is the
+Spool that other rooms use. `queue_admin` executes operator commands; `backup`, `verify` and
+`recover` serve `relay storage`. `writer`, `database`, `write_ahead_log` and `last_commit` make
+commits durable.
 """
 
-from relay.spool.sqlite.disk.ballast import Ballast
-from relay.spool.sqlite.disk.room import disk_of
+from relay.spool.sqlite.disk_space import ReserveFile, disk_of
+from relay.spool.sqlite.maintenance import Retention
 from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.sqlite.upkeep.history import Keep
 
-__all__ = ["Ballast", "Keep", "SqliteSpool", "disk_of"]
+__all__ = ["ReserveFile", "Retention", "SqliteSpool", "disk_of"]

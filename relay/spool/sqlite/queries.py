@@ -1,9 +1,7 @@
-"""What is read of messages: their journeys, and which one a name means. Nothing is changed here.
+"""Read the journey of a message, and find messages by id, Message-ID or address.
 
-On the path: the command line and the web ask through the spool's reader.
-Holds: every answer is bounded by a limit or by one message.
-Fails: with apsw's exceptions.
-Standards: the JSON of docs/names.md: `/relay/v1/messages/{id}`.
+Nothing is changed here. A limit or a single message bounds each answer. The JSON is that of
+`/relay/v1/messages/{id}` (docs/names.md).
 """
 
 import re
@@ -15,7 +13,7 @@ import msgspec
 from relay.clock import ID_LENGTH, rfc3339
 from relay.journeys.events import Event, Step
 from relay.message.lifecycle import State, message_state
-from relay.spool.sqlite.engine.database import fetch, fetch_one
+from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.sqlite.transactions import read_facts
 
 SCAN_MAX = 20_000
@@ -23,12 +21,12 @@ _ENTRY = re.compile(rf"^([0-9a-z]{{{ID_LENGTH}}})-[0-9]{{1,9}}$", re.ASCII)
 
 
 def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
-    """One message with its steps 5 to 7 and its recipients; those that policy added stay out."""
+    """Return a message with its steps 5 to 7 and recipients, except those that policy added."""
     row = fetch_one(cursor, "SELECT * FROM message WHERE id = ?", (queue_id,))
     if row is None:
         return None
     facts = read_facts(row)
-    people = fetch(
+    recipients = fetch(
         cursor,
         "SELECT r.number, r.address, r.state, r.status, r.reply, r.added_by, r.successors,"
         " e.next_hop, r.entry FROM recipient r LEFT JOIN entry e"
@@ -36,8 +34,8 @@ def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
         " WHERE r.message_id = ? ORDER BY r.number",
         (queue_id,),
     )
-    hidden = {one[0] for one in people if one[5]}
-    entries = {one[8] for one in people if not one[5]}
+    hidden = {one[0] for one in recipients if one[5]}
+    entries = {one[8] for one in recipients if not one[5]}
     steps: list[dict[str, Any]] = []
     attempts: dict[int, list[dict[str, Any]]] = {}
     for step, at_us, text in fetch(
@@ -47,11 +45,12 @@ def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
     ):
         detail = msgspec.json.decode(text)
         if step == Step.DELIVERY and not (
-            _told(detail, at_us, hidden=hidden, attempts=attempts) and _concerns(detail, entries)
+            _collect_attempts(detail, at_us, hidden=hidden, attempts=attempts)
+            and _concerns(detail, entries)
         ):
             continue
         steps.append(Event(Step(step), at_us, detail).as_json())
-    shown = [one for one in people if one[0] not in hidden]
+    shown = [one for one in recipients if one[0] not in hidden]
     return {
         "id": facts.id,
         "account": facts.account,
@@ -76,18 +75,18 @@ def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
     }
 
 
-def _told(
+def _collect_attempts(
     detail: dict[str, Any],
     at_us: int,
     *,
     hidden: set[int],
     attempts: dict[int, list[dict[str, Any]]],
 ) -> bool:
-    """Sort an attempt's outcomes by recipient; False when only hidden ones took part."""
-    people = detail.get("recipients")
-    if people is None:
+    """Collect an attempt's outcomes by recipient; False if it had only hidden ones."""
+    recipients = detail.get("recipients")
+    if recipients is None:
         return True
-    for one in people:
+    for one in recipients:
         attempts.setdefault(one["number"], []).append(
             {
                 "at": rfc3339(at_us),
@@ -98,12 +97,12 @@ def _told(
                 "tls": detail.get("tls", ""),
             }
         )
-    detail["recipients"] = [one for one in people if one["number"] not in hidden]
+    detail["recipients"] = [one for one in recipients if one["number"] not in hidden]
     return bool(detail["recipients"])
 
 
 def _concerns(detail: dict[str, Any], entries: set[int]) -> bool:
-    """Leave out of an operation what only hidden recipients have; False when nothing is left."""
+    """Remove hidden entries from an operation; False if none is left."""
     if "operation" in detail:
         detail["entries"] = [number for number in detail["entries"] if number in entries]
         return bool(detail["entries"])
@@ -111,7 +110,7 @@ def _concerns(detail: dict[str, Any], entries: set[int]) -> bool:
 
 
 def find_queue_ids(cursor: apsw.Cursor, key: str, *, account: str | None, limit: int) -> list[str]:
-    """Newest first; every kind of name that docs/names.md has, and an entry's, ID-NUMBER."""
+    """Return ids, newest first, for any name in docs/names.md or an entry's ID-NUMBER."""
     key = _ENTRY.sub(r"\1", key)
     rows = fetch(cursor, _lookup(key), _lookup_values(key)) if key != "last" else []
     found = [row[0] for row in rows if account in (None, row[1])]
@@ -140,10 +139,10 @@ def _lookup_values(key: str) -> tuple[str, ...]:
 
 
 def _scan(cursor: apsw.Cursor, key: str, *, account: str | None, limit: int) -> list[str]:
-    """The newest messages of a sender or for a recipient; bounded, so an old one may be missed."""
+    """Scan the newest messages by sender or recipient; older ones may be missed."""
     found: list[str] = []
     wanted = key.lower()
-    rows = cursor.connection.execute(  # read as far as it takes, beside what `cursor` is asked
+    rows = cursor.connection.execute(  # a cursor of its own, read only as far as needed
         "SELECT id, account, reverse_path FROM message WHERE source <> 'report'"
         " ORDER BY id DESC LIMIT ?",
         (SCAN_MAX,),

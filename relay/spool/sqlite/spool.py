@@ -1,10 +1,6 @@
-"""The embedded spool: one SQLite file, one writer thread, readers beside it.
+"""The Spool on SQLite: one database file, one writer thread, several readers.
 
-On the path: ingress accepts into it, delivery claims from it and settles, web and the command line
-    read.
-Holds: spool.types.Spool's promises; a coroutine returns after the fsync that covers its change.
-Fails: SpoolFullError, SpoolUnavailableError, SpoolError.
-Standards: docs/design.md 4.
+A coroutine returns after the fsync that covers its change. See docs/design.md 4.
 """
 
 import asyncio
@@ -22,51 +18,49 @@ from relay.crashpoints import CrashPoint, CrashPoints
 from relay.message.content import Content, LargeContent, in_sight
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.spool.sqlite import claiming, due, queries, transactions
-from relay.spool.sqlite.disk.arriving import ArrivingFile
-from relay.spool.sqlite.disk.ballast import Ballast
-from relay.spool.sqlite.disk.contents import (
+from relay.spool.sqlite import queries, transactions
+from relay.spool.sqlite.claims import find_due, next_due_us, release_claims, take_claims
+from relay.spool.sqlite.content_files import (
     ContentFiles,
-    InFile,
-    Stored,
-    check_sum,
+    ContentRow,
+    IncomingFile,
+    StoredFile,
+    checksum_of,
     is_in_file,
-    sum_of,
+    verify_checksum,
 )
-from relay.spool.sqlite.disk.presence import contents_of
-from relay.spool.sqlite.engine.batch import Batch
-from relay.spool.sqlite.engine.damage import Damage
-from relay.spool.sqlite.engine.database import CAPTURED_KEEP_S, open_database, read_anchor
-from relay.spool.sqlite.engine.last_commit import LastCommit, commits_of
-from relay.spool.sqlite.engine.reader import Reader
-from relay.spool.sqlite.engine.write_ahead import sync_anew
-from relay.spool.sqlite.engine.writer import WAITING_MAX, Writer
-from relay.spool.sqlite.faults import translated
-from relay.spool.sqlite.operating.desk import QueueDesk
-from relay.spool.sqlite.upkeep.keeping import Keeping
+from relay.spool.sqlite.database import CAPTURED_KEEP_S, Reader, open_database, read_anchor
+from relay.spool.sqlite.disk_space import ReserveFile
+from relay.spool.sqlite.last_commit import LastCommit, commits_of
+from relay.spool.sqlite.maintenance import Maintenance
+from relay.spool.sqlite.queue_admin import SqliteQueueAdmin
+from relay.spool.sqlite.spool_errors import translate_sqlite_errors
+from relay.spool.sqlite.spool_files import Damage, contents_of
+from relay.spool.sqlite.write_ahead_log import rewrite_log
+from relay.spool.sqlite.writer import WAITING_MAX, Batch, Writer
 from relay.spool.types import (
     Accepted,
     Claim,
+    DueBatch,
+    DueQuery,
     NewMessage,
     QueueCounts,
-    Seen,
     Settlement,
     SpoolDamagedError,
     SpoolError,
     SpoolFullError,
-    SpoolStrain,
+    SpoolLoad,
     SpoolUnavailableError,
 )
-from relay.spool.waiting import Look
 
 T = TypeVar("T")
-_Files = Sequence[Sequence[Stored | None]]  # of each message's contents
+_Files = Sequence[Sequence[StoredFile | None]]  # of each message's contents
 _log = get_logger("spool")
 
 
 class SqliteSpool:
-    """A Spool. Open it only while holding the owner's lock:
-    it releases what a dead owner had claimed.
+    """A Spool. Open it only while holding the owner's lock: the start releases the claims of a dead
+    owner.
     """
 
     def __init__(
@@ -78,14 +72,14 @@ class SqliteSpool:
         metrics: Metrics,
         submission_keep_s: float,
         captured_keep_s: float = CAPTURED_KEEP_S,
-        ballast: Ballast | None = None,
+        reserve_file: ReserveFile | None = None,
         inline: bool = False,
     ) -> None:
         """`submission_keep_s` is how long a submission key is remembered after its first use,
         `captured_keep_s` how long captured mail stays.
 
-        `ballast` is on the disk of `path`; without it there is none.
-        With `inline` nothing has a thread of its own: the event loop decides when what is run.
+        `reserve_file` is on the disk of `path`; without it there is none. With `inline` there are
+        no threads: the event loop runs everything.
         """
         self._path = path
         self._clock = clock
@@ -93,13 +87,13 @@ class SqliteSpool:
         self._submission_keep_us = int(submission_keep_s * 1_000_000)
         self._captured_keep_us = int(captured_keep_s * 1_000_000)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.ballast = ballast or Ballast(path.with_name("ballast"))
+        self.reserve_file = reserve_file or ReserveFile(path.with_name("ballast"))
         self._files = ContentFiles(
             contents_of(path), crash=crash,
-            check_room=self.ballast.check_room, started_us=clock.time_us(),
+            check_free_space=self.reserve_file.check_free_space, started_us=clock.time_us(),
         )  # fmt: skip
         self._connection = self._open()
-        with translated(path):
+        with translate_sqlite_errors(path):
             clock.resume(read_anchor(self._connection))
         self.damage = Damage(path, metrics)
         crash.reached(CrashPoint.SPOOL_OPENED)
@@ -110,41 +104,41 @@ class SqliteSpool:
         self._writer = Writer(
             self._connection, last_commit=self._last_commit, clock=clock,
             crash=crash, metrics=metrics, inline=inline,
-            make_room=self.ballast.give_up, on_damage=self.damage.found,
+            make_room=self.reserve_file.release, on_damage=self.damage.found,
         )  # fmt: skip
         self._entries = 0
         reader = partial(Reader, path, on_damage=self.damage.found)
-        self._delivery = reader()  # what delivery waits for: never behind a long query
+        self._delivery = reader()  # delivery never waits for a long query
         self._queries = reader()
         self._counting = reader()
-        # It reads large bodies through, of which several may wait: nobody else is behind them.
+        # Reads whole large bodies; nothing else waits in this thread.
         self._checking = ThreadPoolExecutor(1, thread_name_prefix="spool-check")
-        self.keeping = Keeping(
+        self.maintenance = Maintenance(
             self._writer, self._files, queries=self._queries, counting=self._counting, clock=clock
         )
-        self.desk = QueueDesk(
+        self.queue_admin = SqliteQueueAdmin(
             self._writer, self._queries, remove_files=self._files.remove, clock=clock,
             metrics=metrics,
         )  # fmt: skip
 
     def _open(self) -> apsw.Connection:
         try:
-            sync_anew(self._path)
+            rewrite_log(self._path)
             return open_database(self._path, captured_keep_us=self._captured_keep_us)
-        except SpoolError as error:  # what is in the queue can leave it only by way of a start
-            if not self.ballast.relieves(error):
+        except SpoolError as error:  # mail in the queue can be delivered only after a start
+            if not self.reserve_file.release_for(error):
                 raise
-            sync_anew(self._path)
+            rewrite_log(self._path)
             return open_database(self._path, captured_keep_us=self._captured_keep_us)
 
     async def start(self) -> int:
-        """Release a dead owner's claims; return how many there were."""
+        """Release the claims of a dead owner; return their number."""
         self._writer.start()
         await asyncio.to_thread(self._files.prepare)
-        return await self.keeping.take_over()
+        return await self.maintenance.take_over()
 
     async def stop(self) -> None:
-        """Finish what waits and close the file; also what was never started."""
+        """Finish waiting writes and close the file; also for a spool that was not started."""
         await self._writer.stop()
         await asyncio.to_thread(self.close)
 
@@ -157,7 +151,7 @@ class SqliteSpool:
         self._crash.reached(CrashPoint.SPOOL_LOG_EMPTIED)
         try:
             self._connection.close()
-        except apsw.Error as error:  # the log still has it all
+        except apsw.Error as error:  # the log still has everything
             _log.warning("spool closed with its log", error=str(error))
         self._crash.reached(CrashPoint.SPOOL_CLOSED)
         self._last_commit.forget()
@@ -175,7 +169,7 @@ class SqliteSpool:
         self.damage.check()
         messages = (message, *reports)
         files = await self._store_large(messages)
-        expires_us = self._clock.steady_us() + self._submission_keep_us if submission_key else 0
+        expires_us = self._clock.queue_us() + self._submission_keep_us if submission_key else 0
         inline_bytes = sum(
             len(in_sight(content))
             for content, file in zip(message.contents, files[0], strict=True)
@@ -188,8 +182,8 @@ class SqliteSpool:
                 submission_expires_us=expires_us, captured_keep_us=self._captured_keep_us,
                 claim=claim,
             )  # fmt: skip
-            if not accepted.repeated:  # what is here already needs no room
-                self.ballast.check_room(inline_bytes)
+            if not accepted.repeated:  # a repetition needs no room
+                self.reserve_file.check_free_space(inline_bytes)
             return accepted
 
         try:
@@ -234,28 +228,28 @@ class SqliteSpool:
             self._metrics.accepted.labels(report.source).inc()
         return recorded.in_time, recorded.claims
 
-    async def claim_due(self, now_us: int, limit: int, look: Look) -> Seen:
+    async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
         """Spool.claim_due."""
-        found = await self._delivery.run(lambda c: due.find(c, look, now_us=now_us, limit=limit))
+        found = await self._delivery.run(lambda c: find_due(c, look, now_us=now_us, limit=limit))
         if not found.seen.claims and not found.damaged:
             return found.seen
         at_us = self._clock.time_us()
         claims = await self._writer.submit(
-            lambda b: claiming.take(b, found, now_us=now_us, at_us=at_us)
+            lambda b: take_claims(b, found, now_us=now_us, at_us=at_us)
         )
         return replace(found.seen, claims=claims)
 
     async def next_due_us(self, after_us: int = 0) -> int | None:
         """Spool.next_due_us."""
-        return await self._delivery.run(lambda c: due.next_due_us(c, after_us))
+        return await self._delivery.run(lambda c: next_due_us(c, after_us))
 
     async def release(self, claims: Sequence[Claim]) -> None:
         """Spool.release."""
-        await self._writer.submit(lambda b: claiming.release(b.cursor, claims))
+        await self._writer.submit(lambda b: release_claims(b.cursor, claims))
 
-    def arrival(self) -> ArrivingFile:
+    def incoming_body(self) -> IncomingFile:
         """Spool.arrival."""
-        return self._files.arrival()
+        return self._files.incoming_body()
 
     async def read_content(self, content_id: int, *, check: bool = True) -> Content:
         """Spool.read_content."""
@@ -269,7 +263,7 @@ class SqliteSpool:
             raise SpoolError(f"content {content_id} is not in the spool")
         size, data, file, header, eight_bit, crc32 = row
         if file:
-            in_file = InFile(file, size, header, bool(eight_bit), crc32)
+            in_file = ContentRow(file, size, header, bool(eight_bit), crc32)
             read = partial(self._files.read, in_file, check=check)
             if check and not in_file.is_small:
                 loop = asyncio.get_running_loop()
@@ -277,8 +271,8 @@ class SqliteSpool:
             return await self._delivery.run(lambda _: read())
         if not isinstance(data, bytes) or len(data) != size:
             raise SpoolError(f"content {content_id} is damaged: expected {size} bytes")
-        if check:  # inline ones are small: no thread is worth it
-            check_sum(str(content_id), sum_of((data,)), expected=crc32)
+        if check:  # inline contents are small: no thread is needed
+            verify_checksum(str(content_id), checksum_of((data,)), expected=crc32)
         return data
 
     async def journey(self, queue_id: str) -> dict[str, Any] | None:
@@ -291,31 +285,31 @@ class SqliteSpool:
             lambda c: queries.find_queue_ids(c, key, account=account, limit=limit)
         )
 
-    def strain(self) -> SpoolStrain:
-        """How much it has to do, as far as that is known without asking a disk."""
-        return SpoolStrain(
+    def load(self) -> SpoolLoad:
+        """Return the load, without a disk access."""
+        return SpoolLoad(
             entries=self._entries,
             backlog=self._writer.waiting / WAITING_MAX,
-            commit_s=self._writer.pace.commit_s(),
+            commit_s=self._writer.commit_timer.commit_s(),
             is_failing=self._writer.is_failing,
         )
 
     async def counts(self) -> QueueCounts:
         """Spool.counts."""
-        counts = await self.keeping.counts()
+        counts = await self.maintenance.counts()
         self._entries = sum(counts.entries.values())
         return counts
 
     async def stats(self) -> dict[str, Any]:
         """The JSON of `queue stats`."""
-        return await self.keeping.stats()
+        return await self.maintenance.stats()
 
     async def _store_large(self, messages: Iterable[NewMessage]) -> _Files:
-        """Write those contents that an entry needs into files; one for each, None where inline.
+        """Write the contents that need a file; return one for each, None where inline.
 
-        Nothing is left of them when one cannot be written.
+        If one cannot be written, all are removed.
         """
-        files: list[Sequence[Stored | None]] = []
+        files: list[Sequence[StoredFile | None]] = []
         try:
             for message in messages:
                 used = {entry.content for entry in message.entries}
@@ -331,18 +325,18 @@ class SqliteSpool:
         return files
 
     async def _store_reports(self, reports: Sequence[NewMessage]) -> _Files:
-        """Store them as _store_large() does, with the ballast's room where there is no other."""
+        """Store them like _store_large(); release the reserve file if the disk is full."""
         if not reports:
             return ()
         try:
             return await self._store_large(reports)
         except SpoolFullError:
-            if not await asyncio.to_thread(self.ballast.give_up):
+            if not await asyncio.to_thread(self.reserve_file.release):
                 raise
             return await self._store_large(reports)
 
     async def _remove(self, files: _Files) -> None:
-        """Remove the files that no transaction named, before anybody writes them once more."""
+        """Remove files that no transaction named."""
         names = [file.name for some in files for file in some if file]
         if names:
             await asyncio.to_thread(self._files.remove, names)

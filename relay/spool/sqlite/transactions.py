@@ -1,9 +1,10 @@
-"""What becomes of messages: accepted, and settled; each function runs inside one transaction.
+"""Accept messages and settle delivery attempts; each function runs inside one transaction.
 
-On the path: accept() is step 5's end, settle() is step 6's and 7's; the writer commits them.
-Holds: a recipient's state changes by message.lifecycle's table only; epochs only grow.
-Fails: with apsw's exceptions, and the transaction with it.
-Standards: docs/design.md 4, invariants 1, 2, 3, 7.
+accept() ends step 5 of a message, settle() ends steps 6 and 7. The writer commits them. The state
+of a recipient changes only as the table in message.lifecycle allows, and epochs only grow. apsw's
+exceptions roll the transaction back.
+
+See docs/design.md 4, invariants 1, 2, 3 and 7.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,20 +29,21 @@ from relay.message.outcome import (
     Relayed,
 )
 from relay.message.verdict import Source
-from relay.spool.sqlite.disk.contents import Stored
-from relay.spool.sqlite.engine.batch import Batch
-from relay.spool.sqlite.engine.database import LIVE_STATES, fetch_one
+from relay.spool.sqlite.content_files import StoredFile
+from relay.spool.sqlite.database import LIVE_STATES, fetch_one
+from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
     Accepted,
     Claim,
     ClaimedRecipient,
+    EntrySchedule,
     MessageFacts,
     NewEntry,
     NewMessage,
     NewRecipient,
+    PriorityLevel,
     Settlement,
 )
-from relay.spool.waiting import Lane, Waiting
 
 _MESSAGE = "INSERT INTO message VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _CONTENT = "INSERT INTO content (size, data, file, header, eight_bit, crc32) VALUES (?,?,?,?,?,?)"
@@ -56,8 +58,8 @@ ACCEPTED_COUNTER = "accepted"
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """`in_time`: the claim was still the entry's; else nothing was done. `claims` are of the
-    reports; `unneeded` is the content file that nobody needs any more, or "".
+    """`in_time`: the claim was still valid; otherwise nothing was done. `claims` are those of the
+    reports; `unneeded` is the content file to remove, or "".
     """
 
     in_time: bool
@@ -68,7 +70,7 @@ class Recorded:
 def accept(
     batch: Batch,
     messages: Sequence[NewMessage],
-    files: Sequence[Sequence[Stored | None]],
+    files: Sequence[Sequence[StoredFile | None]],
     *,
     submission_key: str,
     submission_expires_us: int,
@@ -77,8 +79,8 @@ def accept(
 ) -> Accepted:
     """Write messages[0] and the reports that follow it.
 
-    `files[i][j]` is the file of messages[i].contents[j], None where it goes inline. What is
-    captured ends `captured_keep_us` behind its arrival.
+    `files[i][j]` is the file of messages[i].contents[j], None where it is inline. Captured mail
+    expires `captured_keep_us` after its arrival.
     """
     first = messages[0]
     if submission_key:
@@ -102,12 +104,12 @@ def accept(
 def settle(
     batch: Batch,
     settlement: Settlement,
-    files: Sequence[Sequence[Stored | None]],
+    files: Sequence[Sequence[StoredFile | None]],
     *,
     captured_keep_us: int,
     claim_reports: bool,
 ) -> Recorded:
-    """Record outcomes, or nothing where the claim's epoch is over."""
+    """Record outcomes, or nothing where the claim's epoch has ended."""
     claim = settlement.claim
     key = (claim.message.id, claim.entry_id)
     changed: list[tuple[State, str, str, str, int, int]] = []
@@ -120,7 +122,7 @@ def settle(
     for number, outcome in settlement.expired.items():
         evidence = outcome.evidence
         changed.append((State.EXPIRED, evidence.status, evidence.reply, *key, number))
-    for state, *_ in changed:  # from either live state: they lead to the same
+    for state, *_ in changed:  # both live states allow the same
         check_transition(State.QUEUED, state)
     final = [state for state, *_ in changed if state in FINAL]
     finished = len(final) == len(claim.recipients) and not settlement.goes_on
@@ -144,7 +146,7 @@ def settle(
 
 
 def append_events(cursor: apsw.Cursor, message_id: str, events: Sequence[Event]) -> None:
-    """Put events behind those that the message has."""
+    """Append events to those of the message."""
     for event in events:
         cursor.execute(
             "INSERT INTO event SELECT ?1, coalesce(max(sequence), 0) + 1, ?2, ?3, ?4"
@@ -167,7 +169,7 @@ def _insert_events(cursor: apsw.Cursor, message_id: str, events: Sequence[Event]
 def _insert_message(
     batch: Batch,
     message: NewMessage,
-    files: Sequence[Stored | None],
+    files: Sequence[StoredFile | None],
     *,
     claim: bool,
     captured_keep_us: int,
@@ -195,22 +197,22 @@ def _insert_message(
             cursor, message, entry, number=position, content_id=content_id, claimed=claimed,
             captured_keep_us=captured_keep_us,
         )  # fmt: skip
-        people: list[ClaimedRecipient] = []
+        recipients: list[ClaimedRecipient] = []
         for recipient in entry.recipients:
             number = recipient.position or next(numbers)
             if entry.next_hop.kind is HopKind.CAPTURE:
                 recipient = replace(recipient, state=State.CAPTURED)  # noqa: PLW2901
             rows.append(_recipient_row(message.id, recipient, entry=position, number=number))
-            people.append(_claimed_recipient(number, recipient))
+            recipients.append(_claimed_recipient(number, recipient))
         if claimed:
             content = message.contents[entry.content]
             keep = content if isinstance(content, bytes) and not files[entry.content] else None
             claims.append(
                 Claim(
                     entry_id=position, epoch=1, message=facts, next_hop=entry.next_hop,
-                    recipients=tuple(people), attempts=0, content_id=content_id,
+                    recipients=tuple(recipients), attempts=0, content_id=content_id,
                     content_size=size_of(content), content=keep, retry_us=message.received_us,
-                    due_us=message.received_us, lane=message.lane_of(entry),
+                    due_us=message.received_us, level=message.level_of(entry),
                     sender=message.sender_key, warn_us=message.warn_us, priority=message.priority,
                 )
             )  # fmt: skip
@@ -221,7 +223,7 @@ def _insert_message(
 
 
 def _numbers(message: NewMessage) -> Iterator[int]:
-    """Numbers for recipients without a position, behind the last one that has one."""
+    """Numbers for recipients without a position, after the last one that has one."""
     entries = (entry.recipients for entry in message.entries)
     everybody = chain(message.final_recipients, *entries)
     return count(1 + max((one.position for one in everybody), default=0))
@@ -242,14 +244,14 @@ def _insert_entry(
     due_us = message.received_us + (captured_keep_us if captured else 0)
     row = (
         message.id, number, str(entry.next_hop), content_id, state, int(claimed), due_us,
-        None if captured else due_us, message.lane_of(entry), message.sender_key,
+        None if captured else due_us, message.level_of(entry), message.sender_key,
         None if captured else message.warn_us, message.priority,
     )  # fmt: skip
     cursor.execute(_ENTRY, row)
 
 
 def _leave(cursor: apsw.Cursor, settlement: Settlement, *, finished: bool) -> bool:
-    """Put the entry back, or end it; False if the claim's epoch is over and nothing was done."""
+    """Requeue the entry, or end it; False if the claim's epoch has ended and nothing was done."""
     claim = settlement.claim
     if settlement.goes_on:
         return _is_in_time(cursor, claim)
@@ -274,7 +276,7 @@ def _leave(cursor: apsw.Cursor, settlement: Settlement, *, finished: bool) -> bo
 
 
 def _is_in_time(cursor: apsw.Cursor, claim: Claim) -> bool:
-    """Whether nobody else has the entry, or changed it."""
+    """Whether the claim is still valid."""
     found = fetch_one(
         cursor,
         "SELECT 1 FROM entry WHERE message_id = ? AND number = ? AND epoch = ? AND claimed = 1",
@@ -283,11 +285,11 @@ def _is_in_time(cursor: apsw.Cursor, claim: Claim) -> bool:
     return found is not None
 
 
-def _waiting_columns(waiting: Waiting | None) -> tuple[Any, ...]:
+def _waiting_columns(waiting: EntrySchedule | None) -> tuple[Any, ...]:
     if waiting is None:
-        return None, None, Lane.NORMAL, "", 0, None
+        return None, None, PriorityLevel.NORMAL, "", 0, None
     return (
-        waiting.due_us, waiting.retry_us, waiting.lane, waiting.cause, waiting.cause_attempts,
+        waiting.due_us, waiting.retry_us, waiting.level, waiting.cause, waiting.cause_attempts,
         waiting.warn_us,
     )  # fmt: skip
 
@@ -325,7 +327,7 @@ def read_facts(row: Sequence[Any]) -> MessageFacts:
 
 
 def facts_of(message: NewMessage) -> MessageFacts:
-    """What the spool keeps of a message besides its contents."""
+    """Return the row of a message, without its contents."""
     return MessageFacts(
         id=message.id, reverse_path=message.reverse_path, source=message.source,
         trusted=message.trusted, received_us=message.received_us, expires_us=message.expires_us,
@@ -336,8 +338,8 @@ def facts_of(message: NewMessage) -> MessageFacts:
     )  # fmt: skip
 
 
-def _content_row(content: Content, file: Stored | None) -> tuple[Any, ...]:
-    """What is in a file has a name in place of its octets, and a large one its header beside it."""
+def _content_row(content: Content, file: StoredFile | None) -> tuple[Any, ...]:
+    """A content in a file has its name in place of its octets; a large one also its header."""
     if isinstance(content, bytes):
         if file is None:
             return len(content), content, None, None, 0, crc32(content)

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Iterator
 
-from relay.spool.waiting import Lane
+from relay.spool.types import PriorityLevel
 from tests.bench.queued.figures import Figure, at
 from tests.bench.queued.filling import Queued
 from tests.bench.queued.names import LIVE
@@ -29,7 +29,7 @@ def tried(domains: int) -> Iterator[Queued]:
         yield Queued(
             stamp=f"tried-{number}", sender=f"sender{number % 50}@bench.test",
             next_hop=f"mx:gone{number}.test", recipients=(f"user@gone{number}.test",),
-            due_in_us=-domains + number, lane=Lane.DOWN,
+            due_in_us=-domains + number, level=PriorityLevel.UNREACHABLE,
         )  # fmt: skip
 
 

@@ -23,8 +23,15 @@ from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.message.verdict import Source
 from relay.observe.metrics import Metrics
 from relay.spool import SqliteSpool
-from relay.spool.types import Claim, NewEntry, NewMessage, NewRecipient, Settlement
-from relay.spool.waiting import Lane, Waiting
+from relay.spool.types import (
+    Claim,
+    EntrySchedule,
+    NewEntry,
+    NewMessage,
+    NewRecipient,
+    PriorityLevel,
+    Settlement,
+)
 
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
@@ -45,7 +52,7 @@ class Queued:
     next_hop: str
     recipients: tuple[str, ...]
     due_in_us: int | None = None
-    lane: Lane = Lane.NORMAL
+    level: PriorityLevel = PriorityLevel.NORMAL
 
 
 def fill(path: Path, queue: Iterable[Queued]) -> float:
@@ -57,7 +64,7 @@ def copied(path: Path, target: Path, *, made_us: float, later_us: int = 0) -> No
     """Copy a filled spool, with its times moved on by what passed since it was made, or more."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, target)
-    passed_us = int(SystemClock().steady_us() - made_us) + later_us
+    passed_us = int(SystemClock().queue_us() - made_us) + later_us
     connection = apsw.Connection(str(target))
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute("PRAGMA cache_size = -400000")
@@ -73,7 +80,7 @@ def copied(path: Path, target: Path, *, made_us: float, later_us: int = 0) -> No
 
 async def _fill(path: Path, queue: Iterator[Queued]) -> float:
     clock = SystemClock()
-    now_us = clock.steady_us()
+    now_us = clock.queue_us()
     spool = SqliteSpool(
         path, clock=clock, crash=CrashPoints(""), metrics=Metrics(), submission_keep_s=DAY_US / 1e6
     )  # fmt: skip
@@ -127,8 +134,8 @@ def _deferred(claim: Claim, queued: Queued, now_us: int) -> Settlement:
         claim=claim,
         at_us=now_us,
         outcomes={one.id: outcome for one in claim.recipients},
-        waiting=Waiting(
-            retry_us=due_us, due_us=due_us, lane=queued.lane, cause=DeferralClass.CONNECT,
+        waiting=EntrySchedule(
+            retry_us=due_us, due_us=due_us, level=queued.level, cause=DeferralClass.CONNECT,
             cause_attempts=1, warn_us=claim.warn_us,
         ),
         events=(Event(Step.DELIVERY, now_us, detail),),

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay.spool.waiting import Lane
+from relay.spool.types import PriorityLevel
 from tests.bench.queued.figures import Figure
 from tests.bench.queued.filling import DAY_US, HOUR_US, Queued
 from tests.bench.queued.instance import Instance
@@ -44,7 +44,7 @@ def queue(entries: int) -> Iterator[Queued]:
             stamp=f"filled-{number}", sender=f"sender{number % 1000}@bench.test",
             next_hop=f"mx:{domain}",
             recipients=tuple(f"user{n}@{domain}" for n in range(RECIPIENTS_PER_ENTRY)),
-            due_in_us=due_in_us, lane=Lane.DOWN,
+            due_in_us=due_in_us, level=PriorityLevel.UNREACHABLE,
         )  # fmt: skip
         if number == entries // 2:
             yield Queued(

@@ -14,8 +14,14 @@ from relay.api import ApiDependencies, ChangeNotifier, create_app, create_contro
 from relay.clock import SystemClock
 from relay.message.nexthop import NextHop
 from relay.observe.metrics import Metrics
-from relay.pressure import Level, Pressure, Reason, State
-from relay.spool.operating import Changed, Listed, Operation, Order, Result
+from relay.pressure import Pressure, PressureLevel, PressureReason, PressureState
+from relay.spool.queue_commands import (
+    CommandReport,
+    CommandResult,
+    EntryList,
+    Operation,
+    QueueCommand,
+)
 from relay.spool.types import Selector, SpoolUnavailableError
 from tests.support.accounts import TokenAccounts
 
@@ -52,22 +58,24 @@ class Records:
         self.asked.append((account, state, limit))
         return [journey for owner, journey in self.known.values() if account in (None, owner)]
 
-    async def list(self, selector: Selector, *, limit: int) -> Listed:
+    async def list(self, selector: Selector, *, limit: int) -> EntryList:
         if self.fault:
             raise self.fault
         self.asked.append((selector, limit))
-        return Listed(
+        return EntryList(
             [{"id": "q1", "entry": 1}], unknown=(one for one in selector.ids if one[0] != "q")
         )
 
-    async def carry_out(self, order: Order) -> Changed:
+    async def execute(self, order: QueueCommand) -> CommandReport:
         self.asked.append((order,))
         try:
             await self.allowed.wait()
         except asyncio.CancelledError:
             self.asked.append(("given up",))
             raise
-        return Changed({**dict.fromkeys(Result, 0), Result.DONE: 3}, [{"id": "q1", "entry": 1}])
+        return CommandReport(
+            {**dict.fromkeys(CommandResult, 0), CommandResult.DONE: 3}, [{"id": "q1", "entry": 1}]
+        )
 
     async def stats(self) -> dict[str, Any]:
         return {"entries": {"queued": 1}}
@@ -92,7 +100,7 @@ async def world() -> AsyncIterator[World]:
     records.allowed.set()
     dependencies = ApiDependencies(
         journeys=records,
-        desk=records,
+        queue_admin=records,
         stats=records.stats,
         way_to=lambda text: lambda _: NextHop.parse(text),
         changes=changes,
@@ -269,7 +277,7 @@ async def test_roles_of_the_queue(
         body = {"all": True} | ({"to": "mx:a.test"} if operation == "reroute" else {})
         answer = await world.http.post(f"/relay/v1/queue/{operation}", json=body, headers=headers)
         assert answer.status_code == change_status
-    orders = [one for one in world.records.asked if isinstance(one[0], Order)]
+    orders = [one for one in world.records.asked if isinstance(one[0], QueueCommand)]
     assert len(orders) == (5 if change_status == 200 else 0)
 
 
@@ -298,7 +306,7 @@ async def test_the_control_socket_is_an_operator(world: World) -> None:
     }  # fmt: skip
     listed, (order,) = world.records.asked
     assert listed == (Selector(ids=("q1", "q2"), domain="a.test", older_than_s=60.0), 7)
-    assert order == Order(
+    assert order == QueueCommand(
         Operation.HOLD,
         Selector(sender="a@b.test", older_than_s=5.0),
         "control socket",
@@ -342,7 +350,9 @@ async def test_health_readiness_and_metrics_need_no_token(world: World) -> None:
     late = await world.http.get("/readyz")
     assert (late.status_code, late.text) == (503, "starting\n")
     world.not_ready = ""
-    world.pressure.state = State({Reason.QUEUE: Level.REFUSE, Reason.MEMORY: Level.SLOW})
+    world.pressure.state = PressureState(
+        {PressureReason.QUEUE: PressureLevel.REFUSE, PressureReason.MEMORY: PressureLevel.SLOW}
+    )
     short = await world.http.get("/readyz")  # mail is still read, and delivered
     assert (short.status_code, short.text) == (200, "ready; refuse: queue\n")
     metrics = await world.http.get("/metrics")

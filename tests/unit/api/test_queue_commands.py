@@ -9,7 +9,7 @@ from relay.api.request_parameters import CommandIssuer, read_queue_command
 from relay.clock import ManualClock
 from relay.http import ApiError
 from relay.message.nexthop import NextHop
-from relay.spool.operating import Operation, Order
+from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Selector
 
 CLOCK = ManualClock(jumped_us=5_000_000)  # 2023-11-14T22:13:25Z on the wall
@@ -20,7 +20,7 @@ def way_to(text: str) -> Any:
     return lambda _: hop
 
 
-def read(operation: str, *, may_name_other: bool = True, **body: Any) -> Order:
+def read(operation: str, *, may_name_other: bool = True, **body: Any) -> QueueCommand:
     issuer = CommandIssuer(
         "operator@a.test", may_name_other=may_name_other, way_to=way_to, clock=CLOCK
     )
@@ -33,7 +33,7 @@ def test_every_condition_and_field_of_a_command() -> None:
         "state": "held", "older_than_s": 5.5, "all": True,
     }  # fmt: skip
     order = read("release", **given, dry_run=True, reason="x", who="olga", as_before=True)
-    assert order == Order(
+    assert order == QueueCommand(
         Operation.RELEASE,
         Selector(**{**given, "ids": ("q1",)}),
         "olga",
@@ -55,7 +55,7 @@ def test_every_condition_and_field_of_a_command() -> None:
 )
 def test_a_hold_ends_in_steady_time(until: str, ahead_s: float) -> None:
     order = read("hold", all=True, until=until)
-    assert order.until_us == CLOCK.steady_us() + ahead_s * 1_000_000
+    assert order.until_us == CLOCK.queue_us() + ahead_s * 1_000_000
 
 
 def test_a_reroute_says_where_to() -> None:
@@ -68,8 +68,8 @@ def test_a_reroute_says_where_to() -> None:
 @pytest.mark.parametrize(
     ("operation", "body", "named"),
     [
-        ("retry", {}, "Say which"),
-        ("hold", {"dry_run": True}, "Say which"),
+        ("retry", {}, "Select entries"),
+        ("hold", {"dry_run": True}, "Select entries"),
         ("retry", {"state": "relayed"}, "expected one of queued, deferred, held, captured"),
         ("retry", {"sender": "", "all": True}, "sender: found 0 letters"),
         ("retry", {"domain": "", "state": "held"}, "domain: found 0 letters"),

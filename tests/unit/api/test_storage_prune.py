@@ -28,7 +28,7 @@ def dependencies(asked) -> ApiDependencies:
         return {"ended": True}
 
     return ApiDependencies(
-        journeys=sentinel.journeys, desk=sentinel.desk, stats=sentinel.stats, way_to=sentinel.way_to,
+        journeys=sentinel.journeys, queue_admin=sentinel.queue_admin, stats=sentinel.stats, way_to=sentinel.way_to,
         changes=ChangeNotifier(), metrics=Metrics(), ready=lambda: "", clock=SystemClock(), prune=prune,
     )  # fmt: skip
 

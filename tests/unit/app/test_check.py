@@ -14,7 +14,7 @@ from relay.app.commands import check
 from relay.app.commands.check import CheckResult, check_file
 from relay.app.state_dir import OwnerLock
 from relay.clock import SystemClock
-from relay.spool.sqlite.engine.database import open_database
+from relay.spool.sqlite.database import open_database
 from tests.support.tls import authority
 
 __all__ = ["authority"]
@@ -423,8 +423,8 @@ def test_a_log_is_looked_at_where_nobody_writes_it(files):
         ("spool.sqlite", HEADER + b"\0\0\0\3", CheckResult.OK, "spool.sqlite"),
         ("spool.sqlite", HEADER + b"\0\0\0\1", CheckResult.OK, "spool.sqlite"),
         ("spool.sqlite", HEADER + b"\0\0\1\0", CheckResult.FAULT, "newer Relay (schema 256"),
-        ("spool.sqlite", b"nothing of ours", CheckResult.FAULT, "see relay storage salvage"),
-        ("spool.sqlite.salvage", b"", CheckResult.FAULT, "salvage was cut off"),
+        ("spool.sqlite", b"nothing of ours", CheckResult.FAULT, "see relay storage recover"),
+        ("spool.sqlite.salvage", b"", CheckResult.FAULT, "recovery was interrupted"),
         ("spool.sqlite.damage", b"a page", CheckResult.FAILED, "is damaged and accepts no mail"),
     ],
 )

@@ -9,7 +9,7 @@ from relay.app import maintenance
 from relay.clock import ManualClock
 from relay.mailbox.types import StoreUnavailableError
 from relay.observe.metrics import Metrics
-from relay.spool import Keep
+from relay.spool import Retention
 from relay.spool.types import QueueCounts, SpoolError
 
 COUNTS = QueueCounts({"queued": 2, "deferred": 1}, 1_700_000_000_000_000 - 5_000_000, 0)
@@ -78,7 +78,7 @@ async def test_figures_survive_a_spool_that_fails() -> None:
 
 async def test_pruning_goes_step_by_step_until_nothing_is_left() -> None:
     spool, log = Spool([200, 3, 0, SpoolError("busy"), ZeroDivisionError()]), Log()
-    keep = Keep(86400 * 1.5)
+    keep = Retention(86400 * 1.5)
     await run_until_over(spool, maintenance.prune_history(spool, log, keep=keep))
     assert set(spool.asked) == {(keep,)}
     assert log.kept == [2]

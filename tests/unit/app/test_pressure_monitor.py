@@ -20,9 +20,9 @@ from relay.app.pressure_monitor import (
 )
 from relay.clock import ManualClock
 from relay.observe.metrics import Metrics
-from relay.pressure import Bounds, Level, Pressure, Reason, State
-from relay.spool import Ballast
-from relay.spool.types import SpoolStrain
+from relay.pressure import Bounds, Pressure, PressureLevel, PressureReason, PressureState
+from relay.spool import ReserveFile
+from relay.spool.types import SpoolLoad
 
 MIB = 1024 * 1024
 BOUNDS = Bounds(disk_free=1024, queue_entries=1000, memory=100 * MIB, commit_latency_s=5.0)
@@ -34,18 +34,18 @@ class World:
     def __init__(self, folder, **changes):
         self.folder, self.clock, self.metrics = folder, ManualClock(), Metrics()
         self.pressure, self.told = Pressure(), []
-        self.strain, self.memory_bytes = SpoolStrain(), 0
-        self.ballast = Ballast(folder / "ballast", size_bytes=MIB)
+        self.load, self.memory_bytes = SpoolLoad(), 0
+        self.reserve_file = ReserveFile(folder / "ballast", size_bytes=MIB)
         options = {
             "bounds": BOUNDS, "mailboxes": folder / "mail/not/there/yet",
             "on_change": self.told.append, "resident": lambda: self.memory_bytes,
         }  # fmt: skip
-        spool = SimpleNamespace(strain=lambda: self.strain, ballast=self.ballast)
+        spool = SimpleNamespace(load=lambda: self.load, reserve_file=self.reserve_file)
         self.monitor = PressureMonitor(
             self.pressure, spool, metrics=self.metrics, clock=self.clock, **(options | changes)
         )
 
-    async def measure(self) -> State:
+    async def measure(self) -> PressureState:
         await self.monitor.measure()
         return self.pressure.state
 
@@ -59,21 +59,23 @@ def world(tmp_path) -> World:
 
 
 async def test_nothing_is_short_and_the_ballast_is_there(world):
-    assert await world.measure() == replace(State(), room_bytes=world.pressure.state.room_bytes)
+    assert await world.measure() == replace(
+        PressureState(), room_bytes=world.pressure.state.room_bytes
+    )
     assert world.pressure.state.room_bytes > MIB
     assert (world.folder / "ballast").stat().st_size == MIB
     assert world.told == []
     assert world.metric("relay_pressure_level") == 0
-    assert {world.metric("relay_pressure_reason", reason=str(one)) for one in Reason} == {0}
+    assert {world.metric("relay_pressure_reason", reason=str(one)) for one in PressureReason} == {0}
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"strain": SpoolStrain(entries=1000)}, Reason.QUEUE),
-        ({"strain": SpoolStrain(commit_s=5.0)}, Reason.COMMITS),
-        ({"strain": SpoolStrain(backlog=1.0)}, Reason.BACKLOG),
-        ({"memory_bytes": 100 * MIB}, Reason.MEMORY),
+        ({"load": SpoolLoad(entries=1000)}, PressureReason.QUEUE),
+        ({"load": SpoolLoad(commit_s=5.0)}, PressureReason.COMMITS),
+        ({"load": SpoolLoad(backlog=1.0)}, PressureReason.BACKLOG),
+        ({"memory_bytes": 100 * MIB}, PressureReason.MEMORY),
     ],
 )
 async def test_each_transition_is_told_once_and_goes_back_by_itself(world, change, reason):
@@ -90,7 +92,7 @@ async def test_each_transition_is_told_once_and_goes_back_by_itself(world, chang
         assert world.metric("relay_pressure_reason", reason=str(reason)) == 2
         for _ in range(3):
             await world.measure()
-    assert [state.levels for state in world.told] == [{reason: Level.REFUSE}, {}]
+    assert [state.levels for state in world.told] == [{reason: PressureLevel.REFUSE}, {}]
     told = [(one["log_level"], one["state"], one["reasons"]) for one in logs]
     assert told == [("warning", "refuse", f"{reason}=refuse"), ("info", "normal", "")]
     assert world.metric("relay_pressure_level") == 0
@@ -99,7 +101,7 @@ async def test_each_transition_is_told_once_and_goes_back_by_itself(world, chang
 async def test_what_is_worse_than_short_is_a_warning_what_eases_is_none(world):
     levels = []
     for entries in (0, 950, 1000, 850, 0):
-        world.strain = SpoolStrain(entries=entries)
+        world.load = SpoolLoad(entries=entries)
         with capture_logs() as logs:
             await world.measure()
         levels += [(one["log_level"], one["state"]) for one in logs]
@@ -119,10 +121,10 @@ async def test_a_disk_that_does_not_answer_keeps_nobody_waiting(world, monkeypat
         return real(path)
 
     monkeypatch.setattr(monitoring, "disk_of", silent)
-    assert (await world.measure()).level is Level.NORMAL  # as at its last answer
+    assert (await world.measure()).level is PressureLevel.NORMAL  # as at its last answer
     world.clock.advance(11)
     state = await world.measure()
-    assert state.reasons == (Reason.SPOOL_DISK, Reason.MAIL_DISK)
+    assert state.reasons == (PressureReason.SPOOL_DISK, PressureReason.MAIL_DISK)
     assert len(asked) == 2  # once each, however often it is looked
     answers.set()
     async with asyncio.timeout(5):
@@ -136,8 +138,8 @@ async def test_a_disk_that_cannot_be_asked_counts_as_full(world, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(monitoring, "disk_of", gone)
-        assert (await world.measure()).queue is Level.REFUSE
-    assert (await world.measure()).level is Level.NORMAL
+        assert (await world.measure()).queue is PressureLevel.REFUSE
+    assert (await world.measure()).level is PressureLevel.NORMAL
 
 
 async def test_a_jump_of_the_clock_is_told_once_and_when_it_is_met(world):

@@ -7,7 +7,7 @@ from relay.cli.output import (
     entry_lines,
     journey_lines,
     recipient_lines,
-    salvage_lines,
+    recover_lines,
     step_lines,
 )
 from relay.cli.trace import diagnosis
@@ -124,28 +124,28 @@ def test_the_end_of_its_time_is_no_attempt(tries, ending):
     assert line.endswith(ending)
 
 
-def test_what_a_salvage_lost_is_said_in_words():
+def test_what_a_recovery_lost_is_printed():
     key = ("06gzm4j313svxyka", 1)
     told = {
         "faults": ["a page"], "aside": "A", "rows": {"entry": 7}, "entries_waiting": 7,
         "without_content": 0, "without_recipients": 0, "recipients_lost": 9, "whole": False,
         "log_damaged": True,
         "holes": [
-            {"table": "event", "behind": None, "before": None},
-            {"table": "entry", "behind": key, "before": None},
-            {"table": "message", "behind": key[:1], "before": ("06gzm4j7dp7rtn7a",)},
+            {"table": "event", "after": None, "before": None},
+            {"table": "entry", "after": key, "before": None},
+            {"table": "message", "after": key[:1], "before": ("06gzm4j7dp7rtn7a",)},
         ],
     }  # fmt: skip
-    lines = salvage_lines(told)
+    lines = recover_lines(told)
     assert lines[1:6] == [
         "saved: 7 entry",
         "lost: rows of event: none could be read",
-        "lost: rows of entry behind 06gzm4j313svxyka 1",
-        "lost: rows of message behind 06gzm4j313svxyka, before 06gzm4j7dp7rtn7a",
+        "lost: rows of entry after 06gzm4j313svxyka 1",
+        "lost: rows of message after 06gzm4j313svxyka, before 06gzm4j7dp7rtn7a",
         "of its log, what can be read is saved; some last changes may be lost",
     ]
     assert "lost from the queue: 9 recipients" in lines
-    nothing = salvage_lines(told | {"rows": {}, "recipients_lost": None})
+    nothing = recover_lines(told | {"rows": {}, "recipients_lost": None})
     assert {"saved: nothing", "how many recipients are lost is not known"} <= set(nothing)
 
 

@@ -56,7 +56,7 @@ def queued(config):
         await spool.start()
         made = []
         for domain in ("a.test", "b.test", "c.test"):
-            now_us = clock.steady_us()
+            now_us = clock.queue_us()
             entry = NewEntry(NextHop.parse(f"mx:{domain}"), (NewRecipient(f"x@{domain}"),))
             message = NewMessage(
                 id=ids.new(), reverse_path="alice@example.test", source=Source.SMTP, trusted=True,
@@ -77,11 +77,11 @@ class CtrlC(SystemClock):
         super().__init__()
         self._spool = spool
 
-    def steady_us(self):
+    def queue_us(self):
         with closing(sqlite3.connect(f"file:{self._spool}?mode=ro", uri=True)) as spool:
             if held(spool) and threading.current_thread() is threading.main_thread():
                 signal.raise_signal(signal.SIGINT)
-        return super().steady_us()
+        return super().queue_us()
 
 
 def held(spool):
@@ -102,7 +102,7 @@ def hasty(config, monkeypatch):
             NewEntry(NextHop.parse(f"mx:{n}.test"), (NewRecipient(f"x@{n}.test"),))
             for n in range(900)
         )
-        now_us = clock.steady_us()
+        now_us = clock.queue_us()
         message = NewMessage(
             id=Ids(clock).new(), reverse_path="", source=Source.SMTP, trusted=True,
             received_us=now_us, expires_us=now_us + 10**12, contents=(b"\r\n",), entries=entries,
@@ -251,7 +251,7 @@ def test_what_makes_no_sense_is_the_commands_fault(relay, queued, words, fault):
 @pytest.mark.parametrize(
     "words",
     [["queue", "list"], ["storage", "verify"], ["storage", "verify", "--dry-run"],
-     ["storage", "salvage"], ["storage", "prune"], ["storage", "backup", "copy"]],
+     ["storage", "recover"], ["storage", "prune"], ["storage", "backup", "copy"]],
 )  # fmt: skip
 def test_a_directory_in_place_of_the_spool_is_no_reason_to_try_later(config, words):
     spool = load(config, {}).spool_file
@@ -293,7 +293,7 @@ def test_figures(relay, queued):
     relay("hold", queued[0])
     told = json.loads(relay("stats", "--json").stdout)
     assert told["entries"] == {"queued": 2, "deferred": 0, "held": 1, "captured": 0}
-    assert (told["recipients"], told["unaccounted"], told["in_work"]) == (3, 0, 0)
+    assert (told["recipients"], told["unaccounted"], told["in_delivery"]) == (3, 0, 0)
     assert {one["next_hop"] for one in told["next_hops"]} == {
         "mx:a.test", "mx:b.test", "mx:c.test",
     }  # fmt: skip
@@ -313,9 +313,9 @@ def test_figures(relay, queued):
 def test_where_there_never_was_a_relay(relay, config):
     assert "there is no spool" in relay("stats").stdout
     assert relay("hold", "--all").stdout == "held 0 of 0 entries\n"
-    salvaged = CliRunner().invoke(cli, ["storage", "salvage", "--config", str(config)])
-    assert salvaged.exception.code == DATA
-    assert "there is no" in str(salvaged.exception)
+    recovered = CliRunner().invoke(cli, ["storage", "recover", "--config", str(config)])
+    assert recovered.exception.code == DATA
+    assert "there is no" in str(recovered.exception)
 
 
 # -- lines
@@ -323,10 +323,10 @@ def test_where_there_never_was_a_relay(relay, config):
 
 def test_ages_have_two_units():
     told = {
-        "entries": {"queued": 1}, "recipients": 1, "due": 0, "in_work": 0, "unaccounted": None,
-        "lanes": {"normal": {"entries": 1, "in_work": 0}}, "oldest": "2026-11-20T09:00:00.000000Z",
+        "entries": {"queued": 1}, "recipients": 1, "due": 0, "in_delivery": 0, "unaccounted": None,
+        "priorities": {"normal": {"entries": 1, "in_delivery": 0}}, "oldest": "2026-11-20T09:00:00.000000Z",
         "next_hops": [
-            {"next_hop": "mx:\x1b[31m", "entries": 1, "in_work": 0, "deferred": 0, "oldest": None},
+            {"next_hop": "mx:\x1b[31m", "entries": 1, "in_delivery": 0, "deferred": 0, "oldest": None},
         ],
     }  # fmt: skip
     begin_s = 1795165200  # 2026-11-20T09:00:00Z

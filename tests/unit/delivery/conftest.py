@@ -27,8 +27,17 @@ from relay.observe.metrics import Metrics
 from relay.routing import HopLimits, HopTls, Host, Hosts, Resolution
 from relay.smtp import Timeouts, connect
 from relay.spool import SqliteSpool
-from relay.spool.types import Accepted, Claim, NewEntry, NewMessage, NewRecipient, Selector
-from relay.spool.waiting import Lane, Look, sender_key
+from relay.spool.types import (
+    Accepted,
+    Claim,
+    DueQuery,
+    NewEntry,
+    NewMessage,
+    NewRecipient,
+    PriorityLevel,
+    Selector,
+    sender_key,
+)
 from tests.support.tls import authority, certificate
 
 __all__ = ["authority", "certificate"]
@@ -171,7 +180,7 @@ class World:
         held = {
             "window": self.window_claims - self.active_queue.claims_left,
             "window's bytes": ACTIVE_QUEUE_BYTES - self.active_queue._whole.left.size_bytes,
-            "full": sorted(map(str, self.active_queue.full_hops(Lane.DOWN))),
+            "full": sorted(map(str, self.active_queue.full_hops(PriorityLevel.UNREACHABLE))),
             "unknown": self.active_queue._unreached_claims,
             "residents": [*claims_in_memory._queues, *claims_in_memory._expiries],
             "contents": [*contents._held] or contents._used or +contents._used_by,
@@ -187,7 +196,7 @@ class World:
         return {name: what for name, what in held.items() if what}
 
     async def send(
-        self, *addresses: str, expire_s: float = 60.0, claim=True, lane: Lane | None = None,
+        self, *addresses: str, expire_s: float = 60.0, claim=True, level: PriorityLevel | None = None,
         **changes,
     ) -> str:  # fmt: skip
         """Accept a message and offer it; addresses of one domain make one entry."""
@@ -196,9 +205,9 @@ class World:
             domain = address.partition("@")[2]
             hop = "local" if address in self.table.mailboxes else f"mx:{domain}"
             hops.setdefault(hop, []).append(NewRecipient(address))
-        now_us = self.clock.steady_us()
+        now_us = self.clock.queue_us()
         entries = tuple(
-            NewEntry(NextHop.parse(hop), tuple(who), lane=lane) for hop, who in hops.items()
+            NewEntry(NextHop.parse(hop), tuple(who), level=level) for hop, who in hops.items()
         )
         values = {
             "id": self.ids.new(), "reverse_path": "alice@example.test", "source": Source.SMTP,
@@ -215,16 +224,18 @@ class World:
 
     def has_room_for(self, hop: str, sender: str = "alice@example.test") -> bool:
         """Whether delivery would take a claim of normal priority."""
-        return self.scheduler.has_room_for(NextHop.parse(hop), sender_key(sender), Lane.NORMAL)
+        return self.scheduler.has_room_for(
+            NextHop.parse(hop), sender_key(sender), PriorityLevel.NORMAL
+        )
 
     async def claim_due(self) -> tuple[Claim, ...]:
         """Claim what is due now, as the scheduler would."""
-        return (await self.spool.claim_due(self.clock.steady_us(), 10, Look())).claims
+        return (await self.spool.claim_due(self.clock.queue_us(), 10, DueQuery())).claims
 
     async def done(self, queue_id: str) -> dict:
         """The journey, once nothing of the message is queued any more."""
         async with asyncio.timeout(10):
-            while await self.spool.desk.list(Selector(ids=(queue_id,)), limit=1):
+            while await self.spool.queue_admin.list(Selector(ids=(queue_id,)), limit=1):
                 await self.changed.get()
         journey = await self.spool.journey(queue_id)
         assert journey is not None

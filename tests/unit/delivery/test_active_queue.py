@@ -8,7 +8,7 @@ import pytest
 from relay.delivery import ActiveQueue, ContentCache
 from relay.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets
 from relay.message.nexthop import LOCAL, NextHop
-from relay.spool.waiting import Lane
+from relay.spool.types import PriorityLevel
 
 STALLED, LIVE = NextHop.parse("mx:stalled.test"), NextHop.parse("mx:live.test")
 
@@ -26,7 +26,7 @@ class Claim:
     entry_id: int = 1
     content_size: int = 0
     sender: int = 0
-    lane: Lane = Lane.NORMAL
+    level: PriorityLevel = PriorityLevel.NORMAL
     attempts: int = 0
     is_fresh: bool = False
 
@@ -41,12 +41,12 @@ def fill(
     content: bytes | None = None,
     *,
     sender: int = 1,
-    lane: Lane = Lane.NORMAL,
+    level: PriorityLevel = PriorityLevel.NORMAL,
 ) -> list[Claim]:
     """Accept claims while there is room."""
     claims = []
-    while active_queue.has_room_for(next_hop, sender, lane):
-        claims.append(Claim(next_hop, content, sender=sender, lane=lane))
+    while active_queue.has_room_for(next_hop, sender, level):
+        claims.append(Claim(next_hop, content, sender=sender, level=level))
         active_queue.add(claims[-1])
     return claims
 
@@ -54,8 +54,8 @@ def fill(
 def test_a_sender_has_no_more_claims_at_a_next_hop_than_are_left_free() -> None:
     active_queue = ActiveQueue(claims_max=60)
     assert len(fill(active_queue, STALLED)) == 30
-    assert active_queue.full_pairs(Lane.NORMAL) == {(STALLED, 1)}
-    assert not active_queue.full_hops(Lane.NORMAL)
+    assert active_queue.full_pairs(PriorityLevel.NORMAL) == {(STALLED, 1)}
+    assert not active_queue.full_hops(PriorityLevel.NORMAL)
     assert len(fill(active_queue, LIVE)) == 15
     assert active_queue.claims_left == 15
 
@@ -63,98 +63,111 @@ def test_a_sender_has_no_more_claims_at_a_next_hop_than_are_left_free() -> None:
 def test_a_next_hop_that_one_sender_has_filled_takes_anothers() -> None:
     active_queue = ActiveQueue(claims_max=60)
     fill(active_queue, STALLED)
-    assert active_queue.has_room_for(STALLED, 2, Lane.NORMAL)
+    assert active_queue.has_room_for(STALLED, 2, PriorityLevel.NORMAL)
 
 
 def test_a_next_hop_leaves_a_part_free_for_others() -> None:
     active_queue = ActiveQueue(claims_max=60)
     claims = [one for sender in range(1, 60) for one in fill(active_queue, STALLED, sender=sender)]
-    assert STALLED in active_queue.full_hops(Lane.NORMAL)
+    assert STALLED in active_queue.full_hops(PriorityLevel.NORMAL)
     assert len(claims) == 45  # the few of one more sender go to a full one, to a quarter
-    assert active_queue.has_room_for(LIVE, 1, Lane.NORMAL)
+    assert active_queue.has_room_for(LIVE, 1, PriorityLevel.NORMAL)
 
 
 def test_a_sender_leaves_a_part_free_over_many_next_hops() -> None:
     active_queue = ActiveQueue(claims_max=900)
     for number in range(900):
         hop = NextHop.parse(f"mx:{number}.test")
-        if active_queue.has_room_for(hop, 1, Lane.NORMAL):
+        if active_queue.has_room_for(hop, 1, PriorityLevel.NORMAL):
             active_queue.add(Claim(hop, sender=1))
-    assert active_queue.full_senders(Lane.NORMAL) == {1}
+    assert active_queue.full_senders(PriorityLevel.NORMAL) == {1}
     assert active_queue.claims_left == 28  # half of what the queue leaves to new mail
-    assert active_queue.has_room_for(NextHop.parse("mx:0.test"), 2, Lane.NORMAL)
+    assert active_queue.has_room_for(NextHop.parse("mx:0.test"), 2, PriorityLevel.NORMAL)
 
 
 def test_a_full_sender_has_room_for_new_mail_at_next_hops_with_few_claims() -> None:
     active_queue = ActiveQueue(claims_max=900)
     for number in range(800):  # as the queue fills it
         active_queue.add(Claim(NextHop.parse(f"mx:{number}.test"), sender=1))
-    assert active_queue.full_senders(Lane.NORMAL) == {1}
+    assert active_queue.full_senders(PriorityLevel.NORMAL) == {1}
     for has_room in (True, True, False):  # few at one next hop
-        assert active_queue.has_room_for(LIVE, 1, Lane.NORMAL) is has_room
+        assert active_queue.has_room_for(LIVE, 1, PriorityLevel.NORMAL) is has_room
         active_queue.add(Claim(LIVE, sender=1))
     for number in range(97 - 28):
         hop = NextHop.parse(f"mx:new-{number}.test")
-        assert active_queue.has_room_for(hop, 1, Lane.NORMAL)
+        assert active_queue.has_room_for(hop, 1, PriorityLevel.NORMAL)
         active_queue.add(Claim(hop, sender=1))
-    assert not active_queue.has_room_for(NextHop.parse("mx:last.test"), 1, Lane.NORMAL)
-    assert active_queue.has_room_for(NextHop.parse("mx:last.test"), 2, Lane.NORMAL)
+    assert not active_queue.has_room_for(NextHop.parse("mx:last.test"), 1, PriorityLevel.NORMAL)
+    assert active_queue.has_room_for(NextHop.parse("mx:last.test"), 2, PriorityLevel.NORMAL)
 
 
 def test_a_sender_has_no_more_bytes_at_a_next_hop_than_are_left_free() -> None:
     active_queue = ActiveQueue(size_max_bytes=60)
     assert len(fill(active_queue, STALLED, b"x")) == 30
-    assert active_queue.has_room_for(LIVE, 1, Lane.NORMAL)
+    assert active_queue.has_room_for(LIVE, 1, PriorityLevel.NORMAL)
 
 
 @pytest.mark.parametrize(
-    ("lane", "most"), [(Lane.HIGH, 32), (Lane.NORMAL, 32), (Lane.LOW, 16), (Lane.DOWN, 8)]
+    ("level", "most"),
+    [
+        (PriorityLevel.HIGH, 32),
+        (PriorityLevel.NORMAL, 32),
+        (PriorityLevel.LOW, 16),
+        (PriorityLevel.UNREACHABLE, 8),
+    ],
 )
-def test_a_priority_level_has_its_part_at_most(lane: Lane, most: int) -> None:
+def test_a_priority_level_has_its_part_at_most(level: PriorityLevel, most: int) -> None:
     active_queue = ActiveQueue(claims_max=64)
-    claims = fill(active_queue, STALLED, lane=lane)
+    claims = fill(active_queue, STALLED, level=level)
     assert len(claims) == most
     for number in range(64):
         hop = NextHop.parse(f"mx:{number}.test")
-        if active_queue.has_room_for(hop, number, lane):
-            active_queue.add(Claim(hop, sender=number, lane=lane))
-    parts = {Lane.LOW: 32, Lane.DOWN: 16}
-    assert 64 - active_queue.claims_left == parts.get(lane, 64)
-    assert bool(active_queue.batch_size(Lane.NORMAL)) == (lane in parts)
-    assert active_queue.batch_size(lane) == 0
+        if active_queue.has_room_for(hop, number, level):
+            active_queue.add(Claim(hop, sender=number, level=level))
+    parts = {PriorityLevel.LOW: 32, PriorityLevel.UNREACHABLE: 16}
+    assert 64 - active_queue.claims_left == parts.get(level, 64)
+    assert bool(active_queue.batch_size(PriorityLevel.NORMAL)) == (level in parts)
+    assert active_queue.batch_size(level) == 0
 
 
-@pytest.mark.parametrize("lane", [Lane.LOW, Lane.DOWN])
-def test_the_part_of_a_priority_level_is_shared_as_the_whole_is(lane: Lane) -> None:
+@pytest.mark.parametrize("level", [PriorityLevel.LOW, PriorityLevel.UNREACHABLE])
+def test_the_part_of_a_priority_level_is_shared_as_the_whole_is(level: PriorityLevel) -> None:
     """A sender with many unknown next hops leaves room for another sender."""
     active_queue = ActiveQueue(claims_max=360)
     claims = []
     for number in range(360):
         hop = NextHop.parse(f"mx:{number}.test")
-        if active_queue.has_room_for(hop, 1, lane):
-            claims.append(Claim(hop, sender=1, lane=lane))
+        if active_queue.has_room_for(hop, 1, level):
+            claims.append(Claim(hop, sender=1, level=level))
             active_queue.add(claims[-1])
-    assert len(claims) == {Lane.LOW: 160, Lane.DOWN: 80}[lane]
-    assert active_queue.full_senders(lane) == {1}
-    assert not active_queue.full_senders(Lane.NORMAL)
-    assert active_queue.has_room_for(LIVE, 2, lane)
-    assert active_queue.has_room_for(LIVE, 1, Lane.NORMAL)
+    assert len(claims) == {PriorityLevel.LOW: 160, PriorityLevel.UNREACHABLE: 80}[level]
+    assert active_queue.full_senders(level) == {1}
+    assert not active_queue.full_senders(PriorityLevel.NORMAL)
+    assert active_queue.has_room_for(LIVE, 2, level)
+    assert active_queue.has_room_for(LIVE, 1, PriorityLevel.NORMAL)
     senders = [active_queue.remove(claim).sender for claim in claims]
     assert senders.count(1) == 1
-    assert not active_queue.full_senders(lane)
+    assert not active_queue.full_senders(level)
 
 
 def test_an_attempted_claim_shows_that_its_next_hop_was_reached() -> None:
     active_queue = ActiveQueue(claims_max=8)
     active_queue.add(Claim(STALLED))
-    assert active_queue.lane_of(LIVE, 0, Lane.NORMAL) is Lane.NORMAL
+    assert active_queue.level_of(LIVE, 0, PriorityLevel.NORMAL) is PriorityLevel.NORMAL
     active_queue.add(Claim(STALLED))
-    assert active_queue.lane_of(LIVE, 0, Lane.NORMAL) is Lane.DOWN
-    assert active_queue.lane_of(LIVE, 1, Lane.NORMAL) is Lane.NORMAL  # it has none there
-    active_queue.add(Claim(NextHop.parse("mx:dead.test"), attempts=3, lane=Lane.DOWN))
+    assert active_queue.level_of(LIVE, 0, PriorityLevel.NORMAL) is PriorityLevel.UNREACHABLE
+    assert (
+        active_queue.level_of(LIVE, 1, PriorityLevel.NORMAL) is PriorityLevel.NORMAL
+    )  # it has none there
+    active_queue.add(
+        Claim(NextHop.parse("mx:dead.test"), attempts=3, level=PriorityLevel.UNREACHABLE)
+    )
     active_queue.add(Claim(LIVE, attempts=1))
-    assert active_queue.lane_of(LIVE, 0, Lane.NORMAL) is Lane.NORMAL
-    assert active_queue.lane_of(NextHop.parse("mx:dead.test"), 0, Lane.NORMAL) is Lane.DOWN
+    assert active_queue.level_of(LIVE, 0, PriorityLevel.NORMAL) is PriorityLevel.NORMAL
+    assert (
+        active_queue.level_of(NextHop.parse("mx:dead.test"), 0, PriorityLevel.NORMAL)
+        is PriorityLevel.UNREACHABLE
+    )
 
 
 def test_next_hops_not_reached_yet_have_a_part_of_the_active_queue() -> None:
@@ -163,13 +176,15 @@ def test_next_hops_not_reached_yet_have_a_part_of_the_active_queue() -> None:
     claims = []
     for number in range(20):
         hop = NextHop.parse(f"mx:{number}.test")
-        claims.append(Claim(hop, sender=0, lane=active_queue.lane_of(hop, 0, Lane.HIGH)))
+        claims.append(Claim(hop, sender=0, level=active_queue.level_of(hop, 0, PriorityLevel.HIGH)))
         active_queue.add(claims[-1])
-    assert [one.lane for one in claims] == [Lane.HIGH] * 10 + [Lane.DOWN] * 10
-    assert active_queue.lane_of(LIVE, 0, Lane.HIGH) is Lane.HIGH
-    assert active_queue.lane_of(LOCAL, 0, Lane.LOW) is Lane.LOW
+    assert [one.level for one in claims] == [PriorityLevel.HIGH] * 10 + [
+        PriorityLevel.UNREACHABLE
+    ] * 10
+    assert active_queue.level_of(LIVE, 0, PriorityLevel.HIGH) is PriorityLevel.HIGH
+    assert active_queue.level_of(LOCAL, 0, PriorityLevel.LOW) is PriorityLevel.LOW
     active_queue.mark_reached(claims[0].next_hop)  # its claims are not of those any more
-    assert active_queue.lane_of(STALLED, 0, Lane.NORMAL) is Lane.NORMAL
+    assert active_queue.level_of(STALLED, 0, PriorityLevel.NORMAL) is PriorityLevel.NORMAL
     active_queue.mark_unreachable(LIVE)
     for claim in claims:
         active_queue.remove(claim)
@@ -187,11 +202,11 @@ def test_next_hops_not_reached_yet_have_a_part_of_the_active_queue() -> None:
 def test_the_queue_leaves_a_reserve_for_new_mail() -> None:
     active_queue = ActiveQueue(claims_max=1600)
     number = 0
-    while active_queue.batch_size(Lane.NORMAL):
+    while active_queue.batch_size(PriorityLevel.NORMAL):
         number += 1
         active_queue.add(Claim(NextHop.parse(f"mx:{number}.test"), sender=number))
     assert active_queue.claims_left == 100
-    assert active_queue.has_room_for(LIVE, 0, Lane.NORMAL)
+    assert active_queue.has_room_for(LIVE, 0, PriorityLevel.NORMAL)
 
 
 def test_a_full_pair_may_have_more_once_it_has_half() -> None:
@@ -200,7 +215,7 @@ def test_a_full_pair_may_have_more_once_it_has_half() -> None:
     opened = [active_queue.remove(claim).pair for claim in claims]
     assert opened.index((STALLED, 1)) == 10  # with 19 in it and 41 left
     assert opened.count((STALLED, 1)) == 1
-    assert not active_queue.full_pairs(Lane.NORMAL)
+    assert not active_queue.full_pairs(PriorityLevel.NORMAL)
     assert active_queue.claims_left == 60
 
 
@@ -220,8 +235,8 @@ def test_a_sender_without_claims_is_not_full() -> None:
     assert active_queue.claims_left < 0
     opened = active_queue.remove(mine)
     assert (opened.next_hop, opened.sender) == (STALLED, 0)
-    assert STALLED not in active_queue.full_hops(Lane.NORMAL)
-    assert 0 not in active_queue.full_senders(Lane.NORMAL)
+    assert STALLED not in active_queue.full_hops(PriorityLevel.NORMAL)
+    assert 0 not in active_queue.full_senders(PriorityLevel.NORMAL)
 
 
 async def test_large_contents_of_a_stalled_next_hop_leave_room_for_others() -> None:

@@ -21,7 +21,7 @@ from relay.message.outcome import (
     Indeterminate,
     Relayed,
 )
-from relay.spool.waiting import Lane
+from relay.spool.types import PriorityLevel
 from tests.support.claims import SECOND_US, a_claim
 
 HOUR_US = 3600 * SECOND_US
@@ -34,9 +34,9 @@ DOUBT = Indeterminate(Evidence("4.4.2", "lost"))
 BY_CLASS = {"recipient": (600, 1200)}
 
 
-def concluded(claim, outcomes, *, now_us: int = 0, jump_us: int = 0, **further):
+def concluded(claim, outcomes, *, now_us: int = 0, wall_offset_us: int = 0, **further):
     return result_of_attempt(
-        claim, outcomes, time=AttemptTime(now_us, now_us + jump_us),
+        claim, outcomes, time=AttemptTime(now_us, now_us + wall_offset_us),
         schedule=RetrySchedule((60, 300), lambda: 0.5, BY_CLASS), **further,
     )  # fmt: skip
 
@@ -68,13 +68,15 @@ def test_the_deferral_class_decides_the_retry_time(outcomes, cause: str, wait_s:
     assert waiting.retry_us == waiting.due_us == wait_s * SECOND_US
 
 
-@pytest.mark.parametrize(("reached", "lane"), [(True, Lane.LOW), (False, Lane.DOWN)])
-@pytest.mark.parametrize("before", [Lane.LOW, Lane.DOWN])
+@pytest.mark.parametrize(
+    ("reached", "level"), [(True, PriorityLevel.LOW), (False, PriorityLevel.UNREACHABLE)]
+)
+@pytest.mark.parametrize("before", [PriorityLevel.LOW, PriorityLevel.UNREACHABLE])
 def test_an_unreachable_next_hop_has_the_lowest_priority_until_it_answers(
-    before: Lane, reached: bool, lane: Lane
+    before: PriorityLevel, reached: bool, level: PriorityLevel
 ) -> None:
-    claim = a_claim(lane=before, priority=Lane.LOW)
-    assert concluded(claim, {1: NOTHING_FREED}, reached=reached).waiting.lane is lane
+    claim = a_claim(level=before, priority=PriorityLevel.LOW)
+    assert concluded(claim, {1: NOTHING_FREED}, reached=reached).waiting.level is level
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_a_delay_is_reported_once_and_with_the_attempt() -> None:
         warn_us=4 * HOUR_US, expires_us=48 * HOUR_US, attempts=5,
         recipients=(*people[:2], replace(people[2], added_by="a rule")),
     )  # fmt: skip
-    result = concluded(claim, {1: OK, 2: LATER, 3: LATER}, now_us=4 * HOUR_US, jump_us=60)
+    result = concluded(claim, {1: OK, 2: LATER, 3: LATER}, now_us=4 * HOUR_US, wall_offset_us=60)
     assert [event.step for event in result.events] == [Step.DELIVERY, Step.REPORT]
     assert result.events[1].at_us == 4 * HOUR_US + 60
     assert result.events[1].detail == {
@@ -120,13 +122,17 @@ def test_a_delay_of_recipients_added_by_a_rule_is_not_reported() -> None:
 def test_a_delayed_claim_keeps_its_retry_time(state: State, retry_us: int | None) -> None:
     claim = a_claim(
         state=state, warn_us=4 * HOUR_US, retry_us=retry_us, expires_us=8 * HOUR_US,
-        lane=Lane.DOWN, cause="dns", cause_attempts=4,
+        level=PriorityLevel.UNREACHABLE, cause="dns", cause_attempts=4,
     )  # fmt: skip
     result = requeue_result(claim, time=AttemptTime(4 * HOUR_US, 4 * HOUR_US))
     waiting = result.waiting
     assert [event.detail["kind"] for event in result.events] == ["delayed"]
     assert (waiting.retry_us, waiting.due_us) == (retry_us, retry_us or 8 * HOUR_US)
-    assert (waiting.lane, waiting.cause, waiting.cause_attempts) == (Lane.DOWN, "dns", 4)
+    assert (waiting.level, waiting.cause, waiting.cause_attempts) == (
+        PriorityLevel.UNREACHABLE,
+        "dns",
+        4,
+    )
     assert waiting.warn_us is None
     assert not result.outcomes
 
@@ -147,7 +153,7 @@ def test_a_delay_warning_keeps_the_attempt_of_a_claim_due_before_the_start() -> 
     waiting = requeue_result(claim, time=AttemptTime(now_us, now_us)).waiting
     again = replace(claim, due_us=waiting.due_us, warn_us=waiting.warn_us)
     assert waiting.due_us == 2 * HOUR_US
-    action = claim_action(again, now_us=now_us, sure_us=now_us, started_us=now_us - SECOND_US)
+    action = claim_action(again, now_us=now_us, confirmed_us=now_us, started_us=now_us - SECOND_US)
     assert action is ClaimAction.ATTEMPT
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from relay.message.outcome import Deferred
 from relay.routing import Host, Hosts, NoSuchDomain, NullMx, TemporaryFailure, outcome_of
-from relay.spool.operating import Operation, Order
+from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Selector
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import DROP, RemoteMx
@@ -218,12 +218,14 @@ async def test_a_hold_ends_at_its_time(world) -> None:
         world.table.at("a.test", mx)
         world.retry_s = (3600.0,)
         await world.start()
-        world.spool.desk.attend(world.scheduler)
+        world.spool.queue_admin.attend(world.scheduler)
         queue_id = await world.send("x@a.test", expire_s=7200)
         await world.changed.get()
-        until_us = world.clock.steady_us() + 200_000
+        until_us = world.clock.queue_us() + 200_000
         held = Selector(ids=(queue_id,))
-        await world.spool.desk.carry_out(Order(Operation.HOLD, held, "op", until_us=until_us))
+        await world.spool.queue_admin.execute(
+            QueueCommand(Operation.HOLD, held, "op", until_us=until_us)
+        )
         journey = await world.done(queue_id)
     assert outcomes(journey, "x@a.test") == ["deferred", "relayed"]
 

@@ -9,8 +9,7 @@ from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.fair_queue import PASSED_OVER_MAX, FairQueue, RoundRobin, RoundRobinItem
 from relay.message.nexthop import NextHop
 from relay.message.verdict import Source
-from relay.spool.types import Claim, MessageFacts
-from relay.spool.waiting import Lane, sender_key
+from relay.spool.types import Claim, MessageFacts, PriorityLevel, sender_key
 
 FACTS = MessageFacts(
     "q", "", Source.SMTP, True, 0, 10**15, 10, "", "", "", "", False, False, "", "", ""
@@ -18,9 +17,11 @@ FACTS = MessageFacts(
 HOP = NextHop.parse("mx:a.test")
 
 
-def a_claim(name: str, sender: str = "a@x.test", *, lane: Lane = Lane.NORMAL) -> Claim:
+def a_claim(
+    name: str, sender: str = "a@x.test", *, level: PriorityLevel = PriorityLevel.NORMAL
+) -> Claim:
     return Claim(
-        1, 1, replace(FACTS, id=name), HOP, (), 0, 1, 10, sender=sender_key(sender), lane=lane
+        1, 1, replace(FACTS, id=name), HOP, (), 0, 1, 10, sender=sender_key(sender), level=level
     )
 
 
@@ -37,9 +38,9 @@ def order(queue: FairQueue) -> list[str]:
 
 def test_first_is_the_next_claim_and_stays() -> None:
     claims = [
-        a_claim(f"{lane.name}{number}", f"{number % 3}@x.test", lane=lane)
+        a_claim(f"{level.name}{number}", f"{number % 3}@x.test", level=level)
         for number in range(30)
-        for lane in Lane
+        for level in PriorityLevel
     ]
     queue = filled(*claims)
     for _ in claims:
@@ -57,8 +58,12 @@ def test_a_sender_with_many_claims_does_not_delay_the_claim_of_another() -> None
 
 
 def test_urgent_claims_go_first_and_none_waits_for_ever() -> None:
-    urgent = [a_claim(f"high{number}", lane=Lane.HIGH) for number in range(30)]
-    queue = filled(a_claim("low", lane=Lane.LOW), a_claim("down", lane=Lane.DOWN), *urgent)
+    urgent = [a_claim(f"high{number}", level=PriorityLevel.HIGH) for number in range(30)]
+    queue = filled(
+        a_claim("low", level=PriorityLevel.LOW),
+        a_claim("down", level=PriorityLevel.UNREACHABLE),
+        *urgent,
+    )
     names = order(queue)
     assert names.index("low") == PASSED_OVER_MAX
     assert names.index("down") == PASSED_OVER_MAX + 1
@@ -66,7 +71,7 @@ def test_urgent_claims_go_first_and_none_waits_for_ever() -> None:
 
 
 def test_a_single_priority_level_keeps_its_order() -> None:
-    queue = filled(*(a_claim(str(number), lane=Lane.LOW) for number in range(20)))
+    queue = filled(*(a_claim(str(number), level=PriorityLevel.LOW) for number in range(20)))
     assert order(queue) == [str(number) for number in range(20)]
 
 

@@ -111,7 +111,7 @@ async def test_a_delivery_that_cannot_be_settled_is_held_as_indeterminate(
         await world.changed.get()
         journey = await world.spool.journey(queue_id)
         assert outcomes(journey, "x@a.test") == ["indeterminate"]
-        (entry,) = await world.spool.desk.list(Selector(ids=(queue_id,)), limit=1)
+        (entry,) = await world.spool.queue_admin.list(Selector(ids=(queue_id,)), limit=1)
         assert entry["state"] == "held"
         assert len(mx.envelopes) == 1
 
@@ -269,7 +269,7 @@ async def test_an_attempt_cut_off_after_its_dot_is_indeterminate(world) -> None:
         journey = await world.spool.journey(queue_id)
         assert set(states(journey).values()) == {"deferred"}
         assert outcomes(journey, "x@a.test") == ["indeterminate"]
-        (entry,) = await world.spool.desk.list(Selector(all=True), limit=10)
+        (entry,) = await world.spool.queue_admin.list(Selector(all=True), limit=10)
         assert entry["attempts"] == 1
         assert entry["due"] is not None
 

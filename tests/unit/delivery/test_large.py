@@ -78,7 +78,7 @@ async def test_a_body_lost_midway_defers_and_no_host_gets_a_part(world, large, c
         journey = await world.spool.journey(queue_id)
         assert states(journey) == {"x@a.test": "deferred"}
         assert mx.envelopes == []
-        [listed] = await world.spool.desk.list(Selector(ids=(queue_id,)), limit=1)
+        [listed] = await world.spool.queue_admin.list(Selector(ids=(queue_id,)), limit=1)
         assert "451 4.3.0 the message cannot be read: No such file" in str(listed)
 
 

@@ -14,7 +14,7 @@ from relay.delivery.next_hop_resolution import (
     LookupQueue,
 )
 from relay.message.nexthop import NextHop
-from relay.spool.waiting import Lane
+from relay.spool.types import PriorityLevel
 from tests.support.claims import a_claim
 
 _NUMBERS = itertools.count()
@@ -29,12 +29,12 @@ class Search:
     """A lookup that ends when the test says so."""
 
     def __init__(
-        self, searches: LookupQueue, lane: Lane, sender: int, *, at_once: bool = True
+        self, searches: LookupQueue, level: PriorityLevel, sender: int, *, at_once: bool = True
     ) -> None:
         self.asks = False
         self.end = asyncio.Event()
         next_hop = NextHop.parse(f"mx:{next(_NUMBERS)}.test")
-        self.claim = replace(a_claim(next_hop=next_hop), lane=lane, sender=sender)
+        self.claim = replace(a_claim(next_hop=next_hop), level=level, sender=sender)
         self.task = asyncio.create_task(self._run(searches, at_once=at_once))
 
     async def _run(self, searches: LookupQueue, *, at_once: bool) -> None:
@@ -46,8 +46,8 @@ class Search:
 
 async def test_lookups_of_unreachable_next_hops_do_not_delay_others() -> None:
     searches = LookupQueue(ManualClock())
-    dead = [Search(searches, Lane.DOWN, 1) for _ in range(1000)]
-    live = Search(searches, Lane.NORMAL, 2)
+    dead = [Search(searches, PriorityLevel.UNREACHABLE, 1) for _ in range(1000)]
+    live = Search(searches, PriorityLevel.NORMAL, 2)
     await settled()
     assert sum(one.asks for one in dead) == LOOKUPS_UNREACHABLE_MAX - LOOKUPS_UNREACHABLE_MAX // 16
     assert live.asks
@@ -58,13 +58,13 @@ async def test_lookups_of_unreachable_next_hops_do_not_delay_others() -> None:
 
 async def test_a_sender_with_many_lookups_does_not_delay_the_lookup_of_another() -> None:
     searches = LookupQueue(ManualClock())
-    bulk = [Search(searches, Lane.NORMAL, 1) for _ in range(LOOKUPS_MAX + 100)]
+    bulk = [Search(searches, PriorityLevel.NORMAL, 1) for _ in range(LOOKUPS_MAX + 100)]
     await settled()
     assert sum(one.asks for one in bulk) == LOOKUPS_MAX - LOOKUPS_MAX // 16
-    single = [Search(searches, Lane.NORMAL, 2) for _ in range(2)]
+    single = [Search(searches, PriorityLevel.NORMAL, 2) for _ in range(2)]
     await settled()
     assert [one.asks for one in single] == [True, False]  # a few are kept for who has none
-    gone = Search(searches, Lane.NORMAL, 2)
+    gone = Search(searches, PriorityLevel.NORMAL, 2)
     await settled()
     gone.task.cancel()
     bulk[0].end.set()
@@ -74,7 +74,7 @@ async def test_a_sender_with_many_lookups_does_not_delay_the_lookup_of_another()
     for one in (*bulk, *single):
         one.end.set()
     await asyncio.gather(*(one.task for one in (*bulk, *single)))
-    after = [Search(searches, Lane.NORMAL, number) for number in range(LOOKUPS_MAX)]
+    after = [Search(searches, PriorityLevel.NORMAL, number) for number in range(LOOKUPS_MAX)]
     await settled()
     assert all(one.asks for one in after)  # no turn was lost
     for one in after:
@@ -132,9 +132,9 @@ async def test_pacing_stops_when_there_is_nothing_to_begin() -> None:
 async def test_lookups_for_queued_mail_are_paced_and_those_for_new_mail_begin_at_once() -> None:
     clock: Clock = BusyClock()
     searches = LookupQueue(clock)
-    queued = [Search(searches, Lane.NORMAL, number, at_once=False) for number in range(3)]
+    queued = [Search(searches, PriorityLevel.NORMAL, number, at_once=False) for number in range(3)]
     await settled()
-    fresh = Search(searches, Lane.NORMAL, 9)
+    fresh = Search(searches, PriorityLevel.NORMAL, 9)
     await settled()
     assert fresh.asks
     assert sum(one.asks for one in queued) <= 1
@@ -142,7 +142,7 @@ async def test_lookups_for_queued_mail_are_paced_and_those_for_new_mail_begin_at
         one.task.cancel()
     await asyncio.gather(*(one.task for one in (*queued, fresh)), return_exceptions=True)
     searches = LookupQueue(SystemClock())
-    queued = [Search(searches, Lane.NORMAL, number, at_once=False) for number in range(30)]
+    queued = [Search(searches, PriorityLevel.NORMAL, number, at_once=False) for number in range(30)]
     async with asyncio.timeout(10):
         while not all(one.asks for one in queued):
             await asyncio.sleep(0.001)
@@ -153,11 +153,13 @@ async def test_lookups_for_queued_mail_are_paced_and_those_for_new_mail_begin_at
 
 async def test_a_lookup_for_new_mail_does_not_wait_for_those_of_queued_mail() -> None:
     searches = LookupQueue(BusyClock())
-    queued = [Search(searches, Lane.NORMAL, 1, at_once=False) for _ in range(LOOKUPS_MAX + 100)]
+    queued = [
+        Search(searches, PriorityLevel.NORMAL, 1, at_once=False) for _ in range(LOOKUPS_MAX + 100)
+    ]
     async with asyncio.timeout(10):
         while sum(one.asks for one in queued) < LOOKUPS_MAX - LOOKUPS_MAX // 8:
             await asyncio.sleep(0.001)
-    fresh = [Search(searches, Lane.NORMAL, 1) for _ in range(LOOKUPS_MAX // 16 + 2)]
+    fresh = [Search(searches, PriorityLevel.NORMAL, 1) for _ in range(LOOKUPS_MAX // 16 + 2)]
     await settled()
     assert [one.asks for one in fresh] == [True] * (LOOKUPS_MAX // 16 + 1) + [False]
     everybody = [*queued, *fresh]
@@ -169,7 +171,9 @@ async def test_a_lookup_for_new_mail_does_not_wait_for_those_of_queued_mail() ->
 @pytest.mark.parametrize("sender", [1, 2])
 async def test_a_waiting_lookup_uses_the_earlier_turn_of_new_mail(sender: int) -> None:
     searches = LookupQueue(BusyClock())
-    queued = [Search(searches, Lane.NORMAL, 1, at_once=False) for _ in range(LOOKUPS_MAX + 100)]
+    queued = [
+        Search(searches, PriorityLevel.NORMAL, 1, at_once=False) for _ in range(LOOKUPS_MAX + 100)
+    ]
     async with asyncio.timeout(10):
         while sum(one.asks for one in queued) < LOOKUPS_MAX - LOOKUPS_MAX // 8:
             await asyncio.sleep(0.001)

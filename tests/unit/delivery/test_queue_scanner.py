@@ -15,10 +15,20 @@ from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.queue_scanner import PriorityScan, QueueScanner
 from relay.message.nexthop import NextHop
 from relay.message.verdict import Source
-from relay.spool.sqlite import claiming, due
-from relay.spool.sqlite.engine.batch import Batch
-from relay.spool.types import Claim, NewEntry, NewMessage, NewRecipient, Seen
-from relay.spool.waiting import Lane, Look, Position, sender_key
+from relay.spool.sqlite import claims as spool_claims
+from relay.spool.sqlite.claims import find_due, next_due_us, take_claims
+from relay.spool.sqlite.writer import Batch
+from relay.spool.types import (
+    Claim,
+    DueBatch,
+    DueQuery,
+    NewEntry,
+    NewMessage,
+    NewRecipient,
+    Position,
+    PriorityLevel,
+    sender_key,
+)
 
 STEP_US = 1_000_000
 
@@ -29,16 +39,16 @@ class Queue:
     def __init__(self, clock: ManualClock) -> None:
         self.clock = clock
         self.connection = apsw.Connection(":memory:")
-        self.connection.execute(
-            files("relay.spool.sqlite.engine").joinpath("schema.sql").read_text()
-        )
+        self.connection.execute(files("relay.spool.sqlite").joinpath("schema.sql").read_text())
         self.cursor = self.connection.cursor()
         self.meanwhile: Callable[[], None] = lambda: None
-        self.queries: list[Look] = []
+        self.queries: list[DueQuery] = []
         self.rows_read = 0
         self._number = 0
 
-    def add(self, hop: str, sender: str, *, due_us: int, lane: Lane = Lane.NORMAL) -> NewMessage:
+    def add(
+        self, hop: str, sender: str, *, due_us: int, level: PriorityLevel = PriorityLevel.NORMAL
+    ) -> NewMessage:
         self._number += 1
         name = f"{self._number:06d}"
         self.cursor.execute(
@@ -48,7 +58,7 @@ class Queue:
         self.cursor.execute(
             "INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us,"
             " attempts, epoch, retry_us, lane, sender) VALUES (?,1,?,1,'queued',0,?,0,1,?,?,?)",
-            (name, hop, due_us, due_us, lane, sender_key(sender)),
+            (name, hop, due_us, due_us, level, sender_key(sender)),
         )
         self.cursor.execute(
             "INSERT INTO recipient VALUES (?,1,1,'x@a.test','','','queued','','','','')", (name,)
@@ -56,7 +66,7 @@ class Queue:
         entry = NewEntry(NextHop.parse(hop), (NewRecipient("x@a.test"),))
         return NewMessage(
             name, sender, Source.SMTP, True, due_us, due_us + 10**15, (b"",), (entry,),
-            account=sender, priority=lane,
+            account=sender, priority=level,
         )  # fmt: skip
 
     def settle(self, claim: Claim, due_us: int | None) -> None:
@@ -72,19 +82,19 @@ class Queue:
         return [row[0] for row in self.cursor.execute(sql, (now_us,))]
 
     # -- what the queue scanner calls
-    async def claim_due(self, now_us: int, limit: int, look: Look) -> Seen:
+    async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
         self.queries.append(look)
-        found = due.find(self.cursor, look, now_us=now_us, limit=limit)
+        found = find_due(self.cursor, look, now_us=now_us, limit=limit)
         self.meanwhile()
         batch = Batch(self.cursor)
-        claims = claiming.take(batch, found, now_us=now_us, at_us=now_us)
-        return Seen(
+        claims = take_claims(batch, found, now_us=now_us, at_us=now_us)
+        return DueBatch(
             claims, found.seen.ended, found.seen.reached, found.seen.reached_sender,
             found.seen.left_hops, found.seen.left_senders,
         )  # fmt: skip
 
     async def next_due_us(self, after_us: int) -> int | None:
-        return due.next_due_us(self.cursor, after_us)
+        return next_due_us(self.cursor, after_us)
 
 
 class World:
@@ -105,9 +115,16 @@ class World:
             self.claims.append(claim)
             self.claimed.append(claim.message.id)
 
-    def accept(self, hop: str, sender: str, lane: Lane = Lane.NORMAL, *, late_us: int = 0) -> None:
+    def accept(
+        self,
+        hop: str,
+        sender: str,
+        level: PriorityLevel = PriorityLevel.NORMAL,
+        *,
+        late_us: int = 0,
+    ) -> None:
         """A message that was not claimed, committed some time after it was received."""
-        message = self.queue.add(hop, sender, due_us=self.clock.now_us - late_us, lane=lane)
+        message = self.queue.add(hop, sender, due_us=self.clock.now_us - late_us, level=level)
         self.is_awake |= self.scanner.add_unclaimed(message)
 
     def settle(self, index: int, due_us: int | None = None) -> None:
@@ -133,7 +150,7 @@ ACTS = st.lists(
     st.one_of(
         st.tuples(
             st.just("accept"), st.sampled_from(HOPS), st.sampled_from(SENDERS),
-            st.sampled_from(Lane), st.integers(1, 12), st.integers(0, 2 * STEP_US),
+            st.sampled_from(PriorityLevel), st.integers(1, 12), st.integers(0, 2 * STEP_US),
         ),
         st.tuples(st.just("done"), st.integers(0, 99), st.integers(1, 6)),
         st.tuples(st.just("defer"), st.integers(0, 99), st.integers(-1, 3)),
@@ -146,9 +163,9 @@ ACTS = st.lists(
 
 def act(world: World, what: tuple) -> None:
     match what:
-        case ("accept", hop, sender, lane, times, late_us):
+        case ("accept", hop, sender, level, times, late_us):
             for _ in range(times):
-                world.accept(hop, sender, lane, late_us=late_us)
+                world.accept(hop, sender, level, late_us=late_us)
         case ("done", index, times):
             for _ in range(min(times, len(world.claims))):
                 world.settle(index)
@@ -165,8 +182,8 @@ def act(world: World, what: tuple) -> None:
 @pytest.fixture
 def narrow(monkeypatch) -> None:
     """Bounds so low that every query reaches them, and no rescan that would hide an error."""
-    monkeypatch.setattr(due, "ROWS_MAX", 3)
-    monkeypatch.setattr(due, "SENDERS_MAX", 2)
+    monkeypatch.setattr(spool_claims, "ROWS_MAX", 3)
+    monkeypatch.setattr(spool_claims, "SENDERS_MAX", 2)
     monkeypatch.setattr(scanner_module, "RESCAN_US", 1 << 61)
 
 
@@ -213,11 +230,11 @@ def test_no_entry_that_has_room_is_left_waiting(acts: list) -> None:
         waiting = world.queue.due(world.clock.now_us)
         for name in waiting:
             sql = "SELECT next_hop, sender, lane FROM entry WHERE message_id = ?"
-            hop, sender, lane = world.queue.cursor.execute(sql, (name,)).fetchone()
+            hop, sender, level = world.queue.cursor.execute(sql, (name,)).fetchone()
             active_queue = world.active_queue
             assert not (
-                active_queue.batch_size(Lane(lane))
-                and active_queue.has_room_for(NextHop.parse(hop), sender, lane)
+                active_queue.batch_size(PriorityLevel(level))
+                and active_queue.has_room_for(NextHop.parse(hop), sender, level)
             ), f"{name} waits"
 
     asyncio.run(story())
@@ -233,7 +250,7 @@ async def test_a_long_queue_of_one_sender_is_read_once_and_does_not_delay_others
     assert {"010001", "010002"} <= set(world.claimed)
     assert 90 < len(world.claims) < 130  # about half of the window
     queries = len(world.queue.queries)
-    assert queries < 10_000 / due.ROWS_MAX + 20
+    assert queries < 10_000 / spool_claims.ROWS_MAX + 20
     for _ in range(20):  # each makes room, none reads the queue again
         world.settle(0)
         await world.run()
@@ -252,33 +269,33 @@ async def test_a_bulk_over_many_next_hops_leaves_room_for_another_sender() -> No
 
 async def test_every_priority_level_is_scanned_within_its_part() -> None:
     world = World(claims_max=160)
-    for lane in Lane:
+    for level in PriorityLevel:
         for number in range(300):
-            world.queue.add(f"mx:{number}.test", f"{number}", due_us=1, lane=lane)
+            world.queue.add(f"mx:{number}.test", f"{number}", due_us=1, level=level)
     await world.run()
-    lanes = [claim.lane for claim in world.claims]
-    assert lanes.count(Lane.DOWN) in range(10, 41)
-    assert lanes.count(Lane.LOW) in range(10, 81)
-    assert lanes[0] is Lane.HIGH
+    levels = [claim.level for claim in world.claims]
+    assert levels.count(PriorityLevel.UNREACHABLE) in range(10, 41)
+    assert levels.count(PriorityLevel.LOW) in range(10, 81)
+    assert levels[0] is PriorityLevel.HIGH
     assert world.active_queue.claims_left == 10  # the reserve
 
 
 def test_new_entries_of_a_sender_that_a_cycle_has_passed_start_another_cycle() -> None:
     """The cycle goes through the senders of a next hop; it has passed 7 when 3 has an entry."""
-    hop, walk = NextHop.parse("mx:a.test"), PriorityScan(Lane.NORMAL, ActiveQueue())
+    hop, walk = NextHop.parse("mx:a.test"), PriorityScan(PriorityLevel.NORMAL, ActiveQueue())
     reached = Position(100, "z", 1)
     look = walk.next_query()
-    walk.apply(look, Seen(reached=reached, left_hops=frozenset({hop})))
+    walk.apply(look, DueBatch(reached=reached, left_hops=frozenset({hop})))
     look = walk.next_query()
     assert (look.next_hop, look.after_sender) == (hop, -1)
-    walk.apply(look, Seen(ended=False, reached_sender=7))
+    walk.apply(look, DueBatch(ended=False, reached_sender=7))
     walk.add_unclaimed(hop, 3, 50)
     look = walk.next_query()
     assert (look.next_hop, look.after_sender) == (hop, 7)
-    walk.apply(look, Seen())
+    walk.apply(look, DueBatch())
     look = walk.next_query()
     assert (look.next_hop, look.after_sender) == (hop, -1)
-    walk.apply(look, Seen())
+    walk.apply(look, DueBatch())
     assert walk.next_query() is None
     assert not walk.has_work
 

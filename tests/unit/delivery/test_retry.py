@@ -119,7 +119,7 @@ def expiring(at_us: int, **changes) -> Claim:
     ],
 )
 def test_claim_action(claim: Claim, action: ClaimAction) -> None:
-    assert claim_action(claim, now_us=NOW, sure_us=NOW, started_us=STARTED) is action
+    assert claim_action(claim, now_us=NOW, confirmed_us=NOW, started_us=STARTED) is action
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_claim_action(claim: Claim, action: ClaimAction) -> None:
 def test_held_and_captured_mail_expires_only_by_a_sure_time(
     claim: Claim, action: ClaimAction
 ) -> None:
-    assert claim_action(claim, now_us=NOW, sure_us=PAST - 1, started_us=STARTED) is action
+    assert claim_action(claim, now_us=NOW, confirmed_us=PAST - 1, started_us=STARTED) is action
 
 
 def test_a_claim_that_must_be_attempted_once_more_does_not_expire_in_memory() -> None:

@@ -7,9 +7,8 @@ import pytest
 
 from relay.delivery import local_delivery, scheduler
 from relay.message.outcome import DeferralClass, Deferred, Evidence
-from relay.spool.operating import Operation, Order
-from relay.spool.types import Selector, Settlement
-from relay.spool.waiting import Lane, Waiting
+from relay.spool.queue_commands import Operation, QueueCommand
+from relay.spool.types import EntrySchedule, PriorityLevel, Selector, Settlement
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
 
@@ -33,11 +32,11 @@ async def test_a_waiting_claim_is_withdrawn_and_one_being_delivered_is_not(world
         left = world.active_queue.claims_left
         keys = {(works, 1), (waits, 1), ("unknown", 1)}
         for _ in range(2):  # asking takes nothing
-            assert world.scheduler.waiting_of(keys) == {(waits, 1)}
+            assert world.scheduler.waiting_among(keys) == {(waits, 1)}
         assert world.active_queue.claims_left == left
         assert world.scheduler.withdraw(keys) == {(waits, 1)}
         assert world.scheduler.withdraw(keys) == frozenset()
-        assert world.scheduler.waiting_of(keys) == frozenset()
+        assert world.scheduler.waiting_among(keys) == frozenset()
         assert world.active_queue.claims_left == left + 1
         gate.set()
         assert states(await settled(world, works)) == {"0@a.test": "relayed"}
@@ -112,7 +111,7 @@ async def test_mail_that_came_due_while_the_relay_was_down_gets_one_attempt(worl
         await world.open()
         queue_id = await world.send("x@a.test", claim=False, expire_s=0.0)
         (claim,) = await world.claim_due()  # it was tried, then the relay was down beyond its time
-        waiting = Waiting(claim.message.expires_us, claim.message.expires_us)
+        waiting = EntrySchedule(claim.message.expires_us, claim.message.expires_us)
         await world.spool.settle(Settlement(claim, 5, {1: LATER}, waiting))
         await world.start()
         journey = await settled(world, queue_id)
@@ -127,7 +126,7 @@ async def test_an_attempt_cut_off_by_a_crash_is_retried_although_it_has_expired(
         queue_id = await world.send("x@a.test", claim=False, expire_s=0.0)
         assert len(await world.claim_due()) == 1
         world.compose()  # what the spool releases at a start was due before it
-        assert await world.spool.keeping.take_over() == 1
+        assert await world.spool.maintenance.take_over() == 1
         world.run()
         journey = await settled(world, queue_id)
         assert outcomes(journey, "x@a.test") == ["indeterminate", "relayed"]
@@ -185,16 +184,16 @@ async def test_a_bulk_in_the_queue_does_not_delay_another_sender(world, hops: in
         assert world.active_queue.claims_left > 0
         gate.set()
         await settled(world, single)
-        listed = await world.spool.desk.list(Selector(all=True), limit=1000)
+        listed = await world.spool.queue_admin.list(Selector(all=True), limit=1000)
         assert len(listed) > 100  # it did not wait for them
         for queue_id in bulk:
             await settled(world, queue_id)
     assert len(mx.envelopes) == 201
 
 
-@pytest.mark.parametrize("lane", [Lane.LOW, Lane.DOWN])
+@pytest.mark.parametrize("level", [PriorityLevel.LOW, PriorityLevel.UNREACHABLE])
 async def test_a_stalled_bulk_leaves_room_in_its_priority_level_for_another_sender(
-    world, lane: Lane
+    world, level: PriorityLevel
 ) -> None:
     """The level has a part of the active queue; one slow site must not have all of it."""
     gate = asyncio.Event()
@@ -205,10 +204,10 @@ async def test_a_stalled_bulk_leaves_room_in_its_priority_level_for_another_send
         world.timeouts = replace(world.timeouts, dot_s=60)
         await world.open()
         for _ in range(100):
-            await world.send("x@slow.test", account="bulk", claim=False, lane=lane)
+            await world.send("x@slow.test", account="bulk", claim=False, level=level)
         await world.start()
         await slow.reached("DOT")
-        single = await world.send("y@live.test", account="single", claim=False, lane=lane)
+        single = await world.send("y@live.test", account="single", claim=False, level=level)
         assert states(await settled(world, single)) == {"y@live.test": "relayed"}
         assert not any(one.answered for one in slow.envelopes)
         gate.set()
@@ -219,7 +218,7 @@ async def test_a_claim_before_its_retry_time_is_requeued(world) -> None:
         world.table.at("a.test", mx)
         world.retry_s = (0.5,)
         await world.start()
-        warn_us = world.clock.steady_us() + 150_000
+        warn_us = world.clock.queue_us() + 150_000
         queue_id = await world.send("x@a.test", warn_us=warn_us)
         journey = await settled(world, queue_id)
         assert outcomes(journey, "x@a.test") == ["deferred", "relayed"]
@@ -233,12 +232,12 @@ async def test_a_delay_is_reported_once_while_the_claim_waits_in_memory(world, m
         world.connections_max = 1
         world.timeouts = replace(world.timeouts, dot_s=60)
         await world.start()
-        works = await world.send("works@a.test", warn_us=world.clock.steady_us())
+        works = await world.send("works@a.test", warn_us=world.clock.queue_us())
         await mx.reached("DOT")
         monkeypatch.setattr(scheduler, "_DELAY_CHECK_US", 20_000)  # from now on
         world.scheduler._delayed_us = 0
         world.scheduler.due_now()
-        waits = await world.send("waits@a.test", warn_us=world.clock.steady_us() + 50_000)
+        waits = await world.send("waits@a.test", warn_us=world.clock.queue_us() + 50_000)
 
         async def told(queue_id: str) -> list[str]:
             steps = (await world.spool.journey(queue_id))["steps"]
@@ -259,8 +258,8 @@ async def test_a_held_entry_is_never_attempted_and_expires(world) -> None:
         world.table.at("a.test", mx)
         await world.open()
         queue_id = await world.send("x@a.test", claim=False, expire_s=0.3)
-        order = Order(Operation.HOLD, Selector(ids=(queue_id,)), who="t")
-        await world.spool.desk.carry_out(order)
+        order = QueueCommand(Operation.HOLD, Selector(ids=(queue_id,)), who="t")
+        await world.spool.queue_admin.execute(order)
         await world.start()
         journey = await settled(world, queue_id)
         assert states(journey) == {"x@a.test": "expired"}

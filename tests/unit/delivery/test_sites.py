@@ -10,8 +10,7 @@ from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass
 from relay.routing import HopLimits, HopTls, Host, Hosts, TemporaryFailure
 from relay.smtp import connect
-from relay.spool.types import SpoolError
-from relay.spool.waiting import Lane
+from relay.spool.types import PriorityLevel, SpoolError
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
 
@@ -291,8 +290,10 @@ async def test_unreachable_domains_leave_connections_for_others(world, dead) -> 
         dead.gate.set()
 
 
-@pytest.mark.parametrize("lane", [Lane.NORMAL, Lane.DOWN])
-async def test_unknown_hosts_do_not_block_each_other(world, dead, monkeypatch, lane: Lane) -> None:
+@pytest.mark.parametrize("level", [PriorityLevel.NORMAL, PriorityLevel.UNREACHABLE])
+async def test_unknown_hosts_do_not_block_each_other(
+    world, dead, monkeypatch, level: PriorityLevel
+) -> None:
     """No host answers, and there are fewer connections than hosts."""
     monkeypatch.setattr(connection_slots, "PROBE_TIMEOUT_S", 0.01)
     dead.gate.clear()
@@ -300,7 +301,7 @@ async def test_unknown_hosts_do_not_block_each_other(world, dead, monkeypatch, l
     await world.start()
     for number in range(12):
         dead.serve(world, f"{number}.dead.test", address=f"192.0.2.{number + 1}")
-        await world.send(f"x@{number}.dead.test", lane=lane)
+        await world.send(f"x@{number}.dead.test", level=level)
     await until(lambda: len(dead.asked) == 12)
     dead.gate.set()
 
@@ -311,22 +312,22 @@ async def test_an_unreachable_host_has_low_priority_until_it_answers(
     dead.serve(world, "dead.test")
     world.unreachable_s, world.retry_s = 0.01, (0.05,)
     await world.start()
-    claim_due, lanes = world.spool.claim_due, []
+    claim_due, levels = world.spool.claim_due, []
 
     async def seen(*look):
         found = await claim_due(*look)
-        lanes.extend(claim.lane for claim in found.claims)
+        levels.extend(claim.level for claim in found.claims)
         return found
 
     monkeypatch.setattr(world.spool, "claim_due", seen)
-    queue_id = await world.send("x@dead.test", priority=Lane.HIGH)
+    queue_id = await world.send("x@dead.test", priority=PriorityLevel.HIGH)
     await until(lambda: len(dead.asked) >= 3)
     async with RemoteMx(replies={"RCPT": ["450 4.2.0 later", "250 ok"]}) as mx:
         world.table.hosts["dead.test"] = Hosts((Host("back.test", 0, (mx.host,), mx.port),))
         journey = await world.done(queue_id)
     assert states(journey) == {"x@dead.test": "relayed"}
-    assert set(lanes[:-1]) == {Lane.DOWN}
-    assert lanes[-1] is Lane.HIGH
+    assert set(levels[:-1]) == {PriorityLevel.UNREACHABLE}
+    assert levels[-1] is PriorityLevel.HIGH
 
 
 async def test_a_name_that_cannot_be_resolved_is_looked_up_once(world) -> None:
@@ -399,7 +400,7 @@ async def test_a_delay_is_in_the_journey_once(world) -> None:
     async with RemoteMx(replies={"RCPT": "450 4.2.0 later"}) as mx:
         world.table.at("a.test", mx)
         await world.start()
-        warn_us = world.clock.steady_us() + 200_000
+        warn_us = world.clock.queue_us() + 200_000
         queue_id = await world.send("x@a.test", warn_us=warn_us)
         await until(lambda: sum("RCPT" in one for one in mx.commands) >= 8)
         mx.replies = {}
@@ -414,7 +415,7 @@ async def test_a_delay_is_reported_between_two_attempts(world) -> None:
         world.table.at("a.test", mx)
         await world.start()
         queue_id = await world.send(
-            "x@a.test", warn_us=world.clock.steady_us() + 100_000, expire_s=9999
+            "x@a.test", warn_us=world.clock.queue_us() + 100_000, expire_s=9999
         )
 
         async def steps() -> list[int]:

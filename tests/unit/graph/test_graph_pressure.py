@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.pressure import Level, Reason, State
+from relay.pressure import PressureLevel, PressureReason, PressureState
 from tests.support.graph_world import World, refused, to
 
 MESSAGE = {"subject": "s", "toRecipients": to("bob@y.test")}
@@ -43,21 +43,21 @@ MAILBOXES = ("ErrorInsufficientResources", 507, SENDING | KEEPING)
 @pytest.mark.parametrize(
     ("reason", "code", "status", "stopped"),
     [
-        (Reason.SPOOL_DISK, *QUEUE),
-        (Reason.SPOOL_FILES, *QUEUE),
-        (Reason.QUEUE, *QUEUE),
-        (Reason.COMMITS, *QUEUE),
-        (Reason.BACKLOG, *QUEUE),
-        (Reason.MEMORY, "ResourceUnhealthy", 503, SENDING | KEEPING),
-        (Reason.MAIL_DISK, *MAILBOXES),
-        (Reason.MAIL_FILES, *MAILBOXES),
+        (PressureReason.SPOOL_DISK, *QUEUE),
+        (PressureReason.SPOOL_FILES, *QUEUE),
+        (PressureReason.QUEUE, *QUEUE),
+        (PressureReason.COMMITS, *QUEUE),
+        (PressureReason.BACKLOG, *QUEUE),
+        (PressureReason.MEMORY, "ResourceUnhealthy", 503, SENDING | KEEPING),
+        (PressureReason.MAIL_DISK, *MAILBOXES),
+        (PressureReason.MAIL_FILES, *MAILBOXES),
     ],
 )
 async def test_intake_is_rejected_under_pressure(
     world: World, reason, code, status, stopped
 ) -> None:
     draft = (await world.http.post("/v1.0/me/messages", json=MESSAGE)).json()["id"]
-    world.pressure.state = State({reason: Level.REFUSE})
+    world.pressure.state = PressureState({reason: PressureLevel.REFUSE})
     found = set()
     for name, (method, path, body) in calls(draft).items():
         answer = await world.http.request(method, f"/v1.0{path}", json=body)
@@ -70,18 +70,18 @@ async def test_intake_is_rejected_under_pressure(
 
 
 async def test_pressure_slow_does_not_reject_accounts(world: World) -> None:
-    world.pressure.state = State(dict.fromkeys(Reason, Level.SLOW))
+    world.pressure.state = PressureState(dict.fromkeys(PressureReason, PressureLevel.SLOW))
     assert (await world.send(MESSAGE)).status_code == 202
 
 
 async def test_it_ends_with_its_reason(world: World) -> None:
-    world.pressure.state = State({Reason.QUEUE: Level.REFUSE})
+    world.pressure.state = PressureState({PressureReason.QUEUE: PressureLevel.REFUSE})
     assert (await world.send(MESSAGE)).status_code == 503
-    world.pressure.state = State()
+    world.pressure.state = PressureState()
     assert (await world.send(MESSAGE)).status_code == 202
 
 
 async def test_without_a_token_pressure_is_not_disclosed(world: World) -> None:
-    world.pressure.state = State({Reason.QUEUE: Level.REFUSE})
+    world.pressure.state = PressureState({PressureReason.QUEUE: PressureLevel.REFUSE})
     world.http.headers["authorization"] = "Bearer wrong"
     assert (await world.send(MESSAGE)).status_code == 401

@@ -12,8 +12,7 @@ from relay.message.lifecycle import State
 from relay.message.verdict import Addition, Fate, RecipientVerdict, RuleHit, Source, Verdict
 from relay.mime import headers
 from relay.policy import TooManyPartsError
-from relay.spool.types import Claim
-from relay.spool.waiting import Lane
+from relay.spool.types import Claim, PriorityLevel
 from tests.support.ingress import NoRules, Relay
 
 CONTENT = (
@@ -105,10 +104,10 @@ async def test_the_account_of_a_message(origin, sender, account):
 @pytest.mark.parametrize(
     ("origin", "field", "priority"),
     [
-        (TRUSTED, b"", Lane.NORMAL),
-        (TRUSTED, b"Importance: high\r\n", Lane.HIGH),
-        (PICKUP, b"Precedence: bulk\r\n", Lane.LOW),
-        (UNTRUSTED, b"Importance: high\r\n", Lane.NORMAL),
+        (TRUSTED, b"", PriorityLevel.NORMAL),
+        (TRUSTED, b"Importance: high\r\n", PriorityLevel.HIGH),
+        (PICKUP, b"Precedence: bulk\r\n", PriorityLevel.LOW),
+        (UNTRUSTED, b"Importance: high\r\n", PriorityLevel.NORMAL),
     ],
 )
 async def test_only_trusted_clients_set_the_priority(origin, field, priority):
@@ -126,7 +125,7 @@ async def test_a_rule_can_change_the_priority():
 
     relay = Relay(rules=Bulk())
     await accept(relay, envelope("bob@example.test"), TRUSTED, b"Importance: high\r\n" + CONTENT)
-    assert relay.spool.accepted[0].priority is Lane.LOW
+    assert relay.spool.accepted[0].priority is PriorityLevel.LOW
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ async def test_the_body_is_in_the_spool_once_for_all_edited_copies(listening, sp
         assert queue_id.encode() in received
     assert whole["local"][2] == CONTENT.partition(b"Subject: ")[2]
     assert whole["mx:b.test"][2] == b"[OUT] " + CONTENT.partition(b"Subject: ")[2]
-    (one, other) = await spool.desk.list(Selector(all=True), limit=10)
+    (one, other) = await spool.queue_admin.list(Selector(all=True), limit=10)
     assert one["size"] == other["size"] == len(gathered(found["local"]))
     assert server._shared.listener.budget.has(QUICK.buffered_bytes)
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from relay.pressure import Level, Reason, State
+from relay.pressure import PressureLevel, PressureReason, PressureState
 from tests.support.ingress import Client, Relay
 
-SLOW = State({Reason.QUEUE: Level.SLOW})
-REFUSE = State({Reason.SPOOL_DISK: Level.REFUSE})
+SLOW = PressureState({PressureReason.QUEUE: PressureLevel.SLOW})
+REFUSE = PressureState({PressureReason.SPOOL_DISK: PressureLevel.REFUSE})
 UNTRUSTED = {"trusted_networks": ()}
 
 
@@ -46,7 +46,7 @@ async def test_untrusted_clients_are_rejected_at_connect(relay, connect, state):
     client, banner = await connect(**UNTRUSTED)
     assert banner.startswith("421 4.3.2 ")
     assert await client.reader.read() == b""
-    relay.pressure.state = State()
+    relay.pressure.state = PressureState()
     _, banner = await connect(**UNTRUSTED)
     assert banner.startswith("220 ")
 
@@ -76,7 +76,7 @@ async def test_mail_is_rejected_with_452_and_the_session_continues(relay, connec
         "452 4.3.1 No mail is taken now: the queue's disk is nearly full or cannot be written;"
         " try again later"
     )
-    relay.pressure.state = State()
+    relay.pressure.state = PressureState()
     assert (await client.say_all(MAIL[1], *REST))[-1].startswith("250 2.0.0 ")
 
 
@@ -88,7 +88,9 @@ async def test_an_open_transaction_is_accepted_if_the_spool_can(relay, connect):
 
 
 async def test_pickup_is_not_rejected_because_of_pressure(relay, connect):
-    relay.pressure.state = State({Reason.SPOOL_DISK: Level.REFUSE}, room_bytes=0)
+    relay.pressure.state = PressureState(
+        {PressureReason.SPOOL_DISK: PressureLevel.REFUSE}, room_bytes=0
+    )
     client, banner = await connect(pickup=True)
     assert banner.startswith("220 ")
     mail = "MAIL FROM:<alice@example.test> SIZE=1000 ENVID=d1.1"
@@ -100,7 +102,7 @@ async def test_pickup_is_not_rejected_because_of_pressure(relay, connect):
     [("SIZE=1000", "250"), ("SIZE=1001", "452"), ("", "250"), ("SIZE=0", "250")],
 )
 async def test_the_declared_size_counts_against_the_free_space(relay, connect, declared, reply):
-    relay.pressure.state = State(room_bytes=1000)
+    relay.pressure.state = PressureState(room_bytes=1000)
     client, _ = await connect()
     _, found = await client.say_all(MAIL[0], f"{MAIL[1]} {declared}".rstrip())
     assert found.startswith(reply)

@@ -61,18 +61,18 @@ FILING = (
     CrashPoint.SENT_DIRECTORY_SYNCED,
     CrashPoint.DRAFTS_DIRECTORY_SYNCED_AGAIN,
     CrashPoint.STEP_RECORDED,
-    CrashPoint.NOTE_REMOVED,
+    CrashPoint.SUBMISSION_REMOVED,
 )
 SUBMITTING = (
     CrashPoint.DRAFT_WRITTEN,
     CrashPoint.DRAFT_WRITTEN_BACK,
     CrashPoint.DRAFT_LINKED,
-    CrashPoint.NOTE_READY,
+    CrashPoint.SUBMISSION_READY,
     CrashPoint.DRAFT_SYNCED,
     CrashPoint.DRAFTS_DIRECTORY_SYNCED,
     CrashPoint.READY_DIRECTORY_SYNCED,
 )
-PROMISED_FROM = CrashPoint.NOTE_READY  # what is ready is sent, promised or not
+PROMISED_FROM = CrashPoint.SUBMISSION_READY  # what is ready is sent, promised or not
 
 
 @pytest.fixture(scope="module")

@@ -270,7 +270,7 @@ class Die(CrashPoints):
             raise KeyboardInterrupt
 
 
-CHANGE = [CrashPoint.CHANGE_PREPARED, CrashPoint.NOTE_POSTPONED, CrashPoint.NOTE_REPLACED, CrashPoint.DRAFT_REPLACED]  # fmt: skip
+CHANGE = [CrashPoint.CHANGE_PREPARED, CrashPoint.SUBMISSION_RESCHEDULED, CrashPoint.SUBMISSION_REPLACED, CrashPoint.DRAFT_REPLACED]  # fmt: skip
 
 
 @pytest.mark.parametrize("seconds", [0, 1800])

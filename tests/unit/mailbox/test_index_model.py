@@ -35,10 +35,10 @@ def impossible() -> None:
 class Clock(SystemClock):
     """The machine's, and at times ahead of it."""
 
-    ahead_us = 0
+    offset_us = 0
 
     def time_us(self) -> int:
-        return super().time_us() + self.ahead_us
+        return super().time_us() + self.offset_us
 
 
 def draft(content: bytes, base_name: str) -> bytes:
@@ -147,9 +147,9 @@ class Box:
             self.scan()
             path.unlink()
             del self.ids[path]
-            self.clock.ahead_us = 120 * 10**6  # later than any move
+            self.clock.offset_us = 120 * 10**6  # later than any move
             self.scan()
-            self.clock.ahead_us = 0
+            self.clock.offset_us = 0
             for directory in self.path.rglob("cur"):  # what was just listed seemed to be old
                 os.utime(directory, ns=(0, 0))
 

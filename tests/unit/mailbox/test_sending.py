@@ -373,7 +373,7 @@ async def test_pickup_takes_no_note_whose_submission_may_still_fail(
     loop, taken = asyncio.get_running_loop(), []
 
     def reached(_, point):
-        if point is CrashPoint.NOTE_READY:
+        if point is CrashPoint.SUBMISSION_READY:
             [note] = store._shared.notes.list_ready((), 10)
             content = asyncio.run_coroutine_threadsafe(store.submission_content(note), loop)
             taken.append(content)

@@ -181,7 +181,7 @@ async def test_a_submission_is_converted_submitted_and_filed(world):
     assert envelope.parameters["ENVID"] == pending.submission_id
     assert not {"RET", "NOTIFY"} & (set(envelope.parameters) | set(envelope.recipients[0][1]))
     assert envelope.content.endswith(b"\r\n\r\nhello\r\n")
-    assert world.crash.passed == ["note-converted", "submission-sent", "submission-accepted"]
+    assert world.crash.passed == ["submission-converted", "submission-sent", "submission-accepted"]
     assert world.waiting == 0
     journey = await world.log.submission(pending.submission_id)
     (step,) = journey["steps"]

@@ -25,11 +25,11 @@ def test_an_empty_relay_config_is_as_one_that_is_not_set(monkeypatch):
 
 
 def test_what_is_set_is_there_and_what_is_not_is_empty(monkeypatch):
-    monkeypatch.setenv("RELAY_CRASH_AT", "note-ready")
+    monkeypatch.setenv("RELAY_CRASH_AT", "submission-ready")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     environment = read_environment()
-    assert environment.crash_at == environment.variables["RELAY_CRASH_AT"] == "note-ready"
+    assert environment.crash_at == environment.variables["RELAY_CRASH_AT"] == "submission-ready"
     assert environment.no_color
     assert environment.notify_socket == ""
 

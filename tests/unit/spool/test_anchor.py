@@ -10,8 +10,8 @@ from relay.clock import Anchor, Machine, SystemClock
 from relay.crashpoints import CrashPoints
 from relay.message.outcome import Evidence, Relayed
 from relay.observe.metrics import Metrics
-from relay.spool import Keep, SqliteSpool
-from relay.spool.sqlite.engine.database import read_anchor
+from relay.spool import Retention, SqliteSpool
+from relay.spool.sqlite.database import read_anchor
 from relay.spool.types import NewMessage, Settlement
 
 START, DAY = 1_700_000_000_000_000, 86_400_000_000
@@ -57,11 +57,11 @@ async def test_a_start_goes_on_with_it_whatever_the_clock_says(path, wrong_us) -
 
     clock, spool = opened()
     await spool.start()
-    before_us = clock.steady_us()
+    before_us = clock.queue_us()
     await spool.stop()
     now |= {"wall": START, "elapsed": DAY + 1_000_000}
     clock, spool = opened()
-    assert 900_000 <= clock.steady_us() - before_us <= 1_100_000
+    assert 900_000 <= clock.queue_us() - before_us <= 1_100_000
     spool.close()
 
 
@@ -70,17 +70,17 @@ async def test_what_a_doubt_makes_old_stays(spool, make, clock) -> None:
     await spool.accept(make(), submission_key="draft.1")
     clock.now_us += 400 * DAY
     clock.doubtful_us = 400 * DAY
-    assert await spool.keeping.prune(Keep(30)) == 0
+    assert await spool.maintenance.prune(Retention(30)) == 0
     assert (await spool.accept(make(), submission_key="draft.1")).repeated
     clock.doubtful_us = 0
-    assert await spool.keeping.prune(Keep(30)) == 2
+    assert await spool.maintenance.prune(Retention(30)) == 2
     assert await spool.journey(done) is None
 
 
-@pytest.mark.parametrize("ahead_us", [400 * DAY, -400 * DAY])
-async def test_history_goes_though_its_ids_have_another_time(spool, make, clock, ahead_us) -> None:
-    clock.jumped_us = ahead_us
-    await finished(spool, make(received_us=clock.steady_us()))
+@pytest.mark.parametrize("offset_us", [400 * DAY, -400 * DAY])
+async def test_history_goes_though_its_ids_have_another_time(spool, make, clock, offset_us) -> None:
+    clock.jumped_us = offset_us
+    await finished(spool, make(received_us=clock.queue_us()))
     clock.advance(60)
-    assert (await spool.keeping.prune_many(30, dry_run=True))["messages"] == 1
-    assert await spool.keeping.prune(Keep(30)) == 1
+    assert (await spool.maintenance.prune_many(30, dry_run=True))["messages"] == 1
+    assert await spool.maintenance.prune(Retention(30)) == 1

@@ -10,9 +10,8 @@ import pytest
 
 from relay.message.outcome import Evidence, Relayed
 from relay.spool import SqliteSpool
-from relay.spool.sqlite.disk import room
-from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
-from relay.spool.sqlite.storage import backup
+from relay.spool.sqlite import backup, disk_space
+from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.spool.types import Selector, Settlement, SpoolError, SpoolFormatError, SpoolFullError
 
 LARGE = b"Subject: large\r\n\r\n" + b"x" * INLINE_BYTES_MAX
@@ -50,7 +49,7 @@ async def test_a_copy_takes_the_spools_place(spool, path, folder, make, open_spo
     await spool.settle(Settlement(in_work, 5, {1: OK}))  # goes on without the copy
 
     copy = await opened(open_spool, folder)
-    listed = {one["id"]: one for one in await copy.desk.list(Selector(all=True), limit=10)}
+    listed = {one["id"]: one for one in await copy.queue_admin.list(Selector(all=True), limit=10)}
     assert {one: listed[one]["state"] for one in listed} == {
         in_work.message.id: "deferred",
         waiting.message.id: "queued",
@@ -145,7 +144,7 @@ async def test_without_room_nothing_is_begun(spool, path, folder, monkeypatch) -
     full = SimpleNamespace(
         f_frsize=1024, f_blocks=1024, f_bavail=7, f_files=9, f_favail=9, f_flag=0
     )
-    monkeypatch.setattr(room.os, "statvfs", lambda _: full)
+    monkeypatch.setattr(disk_space.os, "statvfs", lambda _: full)
     with pytest.raises(SpoolFullError):
         backup.back_up(path, folder)
     assert list(folder.iterdir()) == []
@@ -164,7 +163,7 @@ async def test_a_damaged_spool_is_told_with_its_copy(path, folder, make, open_sp
     )
     octets[(root - 1) * 4096 : (root - 1) * 4096 + 200] = b"\xff" * 200
     path.write_bytes(octets)
-    with pytest.raises(SpoolError, match="damaged, and so is its copy"):
+    with pytest.raises(SpoolError, match="damaged, and its copy too"):
         backup.back_up(path, folder)
 
 
@@ -178,6 +177,6 @@ def test_an_older_spool_is_not_copied_as_a_new_one(path: Path, folder: Path) -> 
 
 async def test_how_much_there_is(spool, path, make) -> None:
     await spool.accept(make(content=LARGE))
-    extent = backup.extent(path)
+    extent = backup.backup_size(path)
     assert (extent.contents, extent.content_bytes) == (1, len(LARGE))
     assert extent.database_bytes >= 4096

@@ -14,10 +14,9 @@ from relay.message.nexthop import LOCAL
 from relay.message.outcome import Evidence, Failed, Relayed
 from relay.message.verdict import Source
 from relay.observe.metrics import Metrics
-from relay.spool import Ballast, SqliteSpool
-from relay.spool.sqlite.engine.pace import Pace
-from relay.spool.types import NewEntry, NewRecipient, Settlement, SpoolFullError
-from relay.spool.waiting import Look
+from relay.spool import ReserveFile, SqliteSpool
+from relay.spool.sqlite.writer import CommitTimer
+from relay.spool.types import DueQuery, NewEntry, NewRecipient, Settlement, SpoolFullError
 from tests.support.disks import filled, journaled_disk, small_disk
 
 MIB = 1024 * 1024
@@ -59,11 +58,11 @@ async def open_here(disk: Path, clock: ManualClock) -> AsyncIterator:
         spool = SqliteSpool(
             disk / "spool.sqlite", clock=clock, crash=CrashPoints(), metrics=Metrics(),
             submission_keep_s=8 * 86400,
-            ballast=Ballast(disk / "ballast", size_bytes=size_bytes, reserve_bytes=64 * MIB),
+            reserve_file=ReserveFile(disk / "ballast", size_bytes=size_bytes, reserve_bytes=64 * MIB),
         )  # fmt: skip
         opened.append(spool)
         await spool.start()
-        spool.ballast.make()
+        spool.reserve_file.make()
         return spool
 
     yield open_here
@@ -95,15 +94,15 @@ async def test_a_report_is_written_on_a_disk_that_is_full(
         assert held
         assert len(claims) == reports
         assert not (disk / "ballast").exists()
-        assert spool.ballast.missing_bytes == SIZE
+        assert spool.reserve_file.missing_bytes == SIZE
         with pytest.raises(SpoolFullError):
             await spool.accept(make())
         outcomes = [await spool.settle(Settlement(one, 6, {1: OK})) for one in claims]
         assert outcomes == [(True, ())] * reports
-        spool.ballast.make()
-        assert spool.ballast.missing_bytes == SIZE  # no room for it yet
-    spool.ballast.make()
-    assert spool.ballast.missing_bytes == 0
+        spool.reserve_file.make()
+        assert spool.reserve_file.missing_bytes == SIZE  # no room for it yet
+    spool.reserve_file.make()
+    assert spool.reserve_file.missing_bytes == 0
     assert (disk / "ballast").stat().st_blocks * 512 >= SIZE
     assert (await spool.accept(make())).claims
 
@@ -129,13 +128,13 @@ async def test_new_mail_never_gets_the_ballast(disk, open_here, make):
 
 async def test_room_that_was_the_ballasts_is_not_new_mails(disk, open_here, make):
     spool = await open_here()
-    assert spool.ballast.give_up()
-    assert not spool.ballast.give_up()
+    assert spool.reserve_file.release()
+    assert not spool.reserve_file.release()
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     reserve = os.statvfs(disk).f_blocks * os.statvfs(disk).f_frsize // 16
-    spool.ballast.check_room(free - reserve - SIZE)
+    spool.reserve_file.check_free_space(free - reserve - SIZE)
     with pytest.raises(SpoolFullError):
-        spool.ballast.check_room(free - reserve - SIZE + 4096)
+        spool.reserve_file.check_free_space(free - reserve - SIZE + 4096)
 
 
 async def test_a_spool_opens_on_a_disk_that_is_full(disk, open_here, make, clock):
@@ -144,7 +143,7 @@ async def test_a_spool_opens_on_a_disk_that_is_full(disk, open_here, make, clock
     await spool.stop()
     with full(disk):
         again = await open_here()
-        claim = (await again.claim_due(clock.time_us(), 10, Look())).claims[0]
+        claim = (await again.claim_due(clock.time_us(), 10, DueQuery())).claims[0]
         assert (await again.settle(Settlement(claim, 5, {1: OK})))[0]
 
 
@@ -154,39 +153,39 @@ async def test_a_spool_opens_on_a_disk_that_is_full(disk, open_here, make, clock
 )
 def test_it_is_a_part_of_a_small_disk(tmp_path, disk_bytes, wanted, size_bytes):
     with small_disk(tmp_path, size_bytes=disk_bytes):
-        ballast = Ballast(tmp_path / "ballast", size_bytes=wanted)
-        ballast.make()
+        reserve_file = ReserveFile(tmp_path / "ballast", size_bytes=wanted)
+        reserve_file.make()
         path = tmp_path / "ballast"
         assert (path.stat().st_size if path.exists() else 0) == size_bytes
-        assert ballast.missing_bytes == 0
+        assert reserve_file.missing_bytes == 0
 
 
 def test_one_that_was_cut_off_or_became_too_large_is_mended(tmp_path):
     path = tmp_path / "ballast"
     path.write_bytes(b"half")
-    Ballast(path, size_bytes=MIB).make()
+    ReserveFile(path, size_bytes=MIB).make()
     assert (path.stat().st_size, path.stat().st_blocks * 512 >= MIB) == (MIB, True)
     os.truncate(path, 8 * MIB)  # a hole is no room
-    Ballast(path, size_bytes=2 * MIB).make()
+    ReserveFile(path, size_bytes=2 * MIB).make()
     assert (path.stat().st_size, path.stat().st_blocks * 512 >= 2 * MIB) == (2 * MIB, True)
-    Ballast(path, size_bytes=MIB).make()
+    ReserveFile(path, size_bytes=MIB).make()
     assert path.stat().st_size == MIB
 
 
 def test_one_that_an_operator_removed_comes_back(tmp_path):
-    ballast = Ballast(tmp_path / "ballast", size_bytes=MIB)
-    ballast.make()
+    reserve_file = ReserveFile(tmp_path / "ballast", size_bytes=MIB)
+    reserve_file.make()
     (tmp_path / "ballast").unlink()
-    ballast.make()
+    reserve_file.make()
     assert (tmp_path / "ballast").stat().st_size == MIB
 
 
 # -- how long commits take
 
 
-def committed(pace: Pace, clock: ManualClock, *times: float) -> None:
+def committed(commit_timer: CommitTimer, clock: ManualClock, *times: float) -> None:
     for seconds in times:
-        with pace.commit():
+        with commit_timer.commit():
             clock.advance(seconds)
 
 
@@ -203,25 +202,25 @@ def committed(pace: Pace, clock: ManualClock, *times: float) -> None:
 )
 def test_commits_are_as_slow_as_most_of_them(times, commit_s):
     clock = ManualClock()
-    pace = Pace(clock)
-    committed(pace, clock, *times)
-    assert pace.commit_s() == pytest.approx(commit_s)
+    commit_timer = CommitTimer(clock)
+    committed(commit_timer, clock, *times)
+    assert commit_timer.commit_s() == pytest.approx(commit_s)
 
 
 def test_the_one_that_runs_counts_at_once():
     clock = ManualClock()
-    pace = Pace(clock)
-    committed(pace, clock, 0.01, 0.01)
-    with pace.commit():
+    commit_timer = CommitTimer(clock)
+    committed(commit_timer, clock, 0.01, 0.01)
+    with commit_timer.commit():
         clock.advance(7)
-        assert pace.commit_s() == 7
-    assert pace.commit_s() == pytest.approx(0.01)
+        assert commit_timer.commit_s() == 7
+    assert commit_timer.commit_s() == pytest.approx(0.01)
 
 
 def test_slow_ones_are_forgotten():
     clock = ManualClock()
-    pace = Pace(clock)
-    committed(pace, clock, 4, 4, 4)
-    assert pace.commit_s() == 4
+    commit_timer = CommitTimer(clock)
+    committed(commit_timer, clock, 4, 4, 4)
+    assert commit_timer.commit_s() == 4
     clock.advance(31)
-    assert pace.commit_s() == 0
+    assert commit_timer.commit_s() == 0

@@ -6,10 +6,18 @@ import pytest
 from relay.message.lifecycle import State
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.spool.sqlite import due
-from relay.spool.sqlite.claiming import NEVER_US
-from relay.spool.types import Selector, Settlement
-from relay.spool.waiting import Lane, Look, Position, Waiting, sender_key
+from relay.spool.sqlite import claims
+from relay.spool.sqlite import spool as spool_module
+from relay.spool.sqlite.claims import NEVER_US
+from relay.spool.types import (
+    DueQuery,
+    EntrySchedule,
+    Position,
+    PriorityLevel,
+    Selector,
+    Settlement,
+    sender_key,
+)
 from tests.support.journeys import states
 
 A, B = NextHop.parse("mx:a.test"), NextHop.parse("mx:b.test")
@@ -42,18 +50,18 @@ def raw(tmp_path, sql: str, *values) -> list:
 
 async def test_a_lane_is_looked_through_from_its_oldest_on(spool, accept) -> None:
     names = await accept("mx:a.test", "ann", 5)
-    seen = await spool.claim_due(NOW, 2, Look())
+    seen = await spool.claim_due(NOW, 2, DueQuery())
     assert (found(seen), seen.ended) == (names[:2], False)
-    seen = await spool.claim_due(NOW, 9, Look(after=seen.reached))
+    seen = await spool.claim_due(NOW, 9, DueQuery(after=seen.reached))
     assert (found(seen), seen.ended) == (names[2:], True)
 
 
 async def test_each_lane_is_its_own(spool, accept) -> None:
-    names = {lane: await accept("mx:a.test", "ann", priority=lane) for lane in Lane}
-    for lane in Lane:
-        seen = await spool.claim_due(NOW, 9, Look(lane))
-        assert found(seen) == names[lane]
-        assert [claim.lane for claim in seen.claims] == [lane]
+    names = {level: await accept("mx:a.test", "ann", priority=level) for level in PriorityLevel}
+    for level in PriorityLevel:
+        seen = await spool.claim_due(NOW, 9, DueQuery(level))
+        assert found(seen) == names[level]
+        assert [claim.level for claim in seen.claims] == [level]
 
 
 async def test_what_is_passed_over_is_told_and_left(spool, accept) -> None:
@@ -62,7 +70,7 @@ async def test_what_is_passed_over_is_told_and_left(spool, accept) -> None:
     await accept("mx:b.test", "bob", 1)
     await accept("mx:c.test", "cid", 1)
     pair = (NextHop.parse("mx:c.test"), sender_key("cid"))
-    look = Look(without_hops=[A], without_senders=[sender_key("bob")], without_pairs=[pair])
+    look = DueQuery(without_hops=[A], without_senders=[sender_key("bob")], without_pairs=[pair])
     seen = await spool.claim_due(NOW, 9, look)
     assert found(seen) == others
     assert seen.left_hops == {A, pair[0]}
@@ -71,22 +79,22 @@ async def test_what_is_passed_over_is_told_and_left(spool, accept) -> None:
 
 
 async def test_a_look_reads_no_more_rows_than_it_may(spool, accept, monkeypatch) -> None:
-    monkeypatch.setattr(due, "ROWS_MAX", 4)
+    monkeypatch.setattr(claims, "ROWS_MAX", 4)
     await accept("mx:a.test", "ann", 6)
     behind = await accept("mx:b.test", "ann", 1)
-    seen = await spool.claim_due(NOW, 9, Look(without_hops=[A]))
+    seen = await spool.claim_due(NOW, 9, DueQuery(without_hops=[A]))
     assert (found(seen), seen.ended, seen.left_hops) == ([], False, {A})
-    seen = await spool.claim_due(NOW, 9, Look(without_hops=[A], after=seen.reached))
+    seen = await spool.claim_due(NOW, 9, DueQuery(without_hops=[A], after=seen.reached))
     assert (found(seen), seen.ended) == (behind, True)
 
 
 async def test_the_senders_of_a_next_hop_take_turns(spool, accept) -> None:
     bulk = await accept("mx:a.test", "bulk", 50)
     single = await accept("mx:a.test", "single")
-    seen = await spool.claim_due(NOW, 10, Look(next_hop=A))
+    seen = await spool.claim_due(NOW, 10, DueQuery(next_hop=A))
     assert sorted(found(seen)) == sorted([*bulk[:5], *single])
     assert (seen.ended, seen.reached_sender) == (False, -1)  # the bulk has more
-    look = Look(next_hop=A, without_senders=[sender_key("bulk")])
+    look = DueQuery(next_hop=A, without_senders=[sender_key("bulk")])
     seen = await spool.claim_due(NOW, 10, look)
     assert (found(seen), seen.ended, seen.left_senders) == ([], True, {sender_key("bulk")})
 
@@ -94,16 +102,16 @@ async def test_the_senders_of_a_next_hop_take_turns(spool, accept) -> None:
 async def test_a_look_for_a_next_hop_goes_on_behind_its_last_sender(
     spool, accept, monkeypatch
 ) -> None:
-    monkeypatch.setattr(due, "SENDERS_MAX", 3)
+    monkeypatch.setattr(claims, "SENDERS_MAX", 3)
     names = [name for number in range(8) for name in await accept("mx:a.test", f"s{number}")]
-    look, got, looks = Look(next_hop=A), [], 0
+    look, got, looks = DueQuery(next_hop=A), [], 0
     while True:
         seen = await spool.claim_due(NOW, 2, look)
         got += found(seen)
         looks += 1
         if seen.ended:
             break
-        look = Look(next_hop=A, after_sender=seen.reached_sender)
+        look = DueQuery(next_hop=A, after_sender=seen.reached_sender)
     assert sorted(got) == sorted(names)
     assert looks <= 8
 
@@ -112,56 +120,59 @@ async def test_a_look_for_a_sender_goes_along_its_own(spool, accept) -> None:
     await accept("mx:a.test", "ann", 2)
     names = await accept("mx:b.test", "bob", 2)
     left = await accept("mx:a.test", "bob", 1)
-    seen = await spool.claim_due(NOW, 9, Look(sender=sender_key("bob"), without_hops=[A]))
+    seen = await spool.claim_due(NOW, 9, DueQuery(sender=sender_key("bob"), without_hops=[A]))
     assert (found(seen), seen.left_hops) == (names, {A})
     after = Position(0, "", 0)
-    assert found(await spool.claim_due(NOW, 9, Look(sender=sender_key("bob"), after=after))) == left
+    assert (
+        found(await spool.claim_due(NOW, 9, DueQuery(sender=sender_key("bob"), after=after)))
+        == left
+    )
 
 
 async def test_what_is_due_next(spool, make, clock) -> None:
     assert await spool.next_due_us(0) is None
     times = {}
-    for lane in Lane:
-        claim = (await spool.accept(make(priority=lane))).claims[0]
-        times[lane] = clock.now_us + 1000 * (9 - lane)
-        waiting = Waiting(times[lane], times[lane], lane)
+    for level in PriorityLevel:
+        claim = (await spool.accept(make(priority=level))).claims[0]
+        times[level] = clock.now_us + 1000 * (9 - level)
+        waiting = EntrySchedule(times[level], times[level], level)
         await spool.settle(Settlement(claim, 5, {1: LATER}, waiting))
-    assert await spool.next_due_us(0) == times[Lane.DOWN]
-    assert await spool.next_due_us(times[Lane.DOWN]) == times[Lane.LOW]
-    assert await spool.next_due_us(times[Lane.HIGH]) is None
+    assert await spool.next_due_us(0) == times[PriorityLevel.UNREACHABLE]
+    assert await spool.next_due_us(times[PriorityLevel.UNREACHABLE]) == times[PriorityLevel.LOW]
+    assert await spool.next_due_us(times[PriorityLevel.HIGH]) is None
 
 
 async def test_a_claim_is_taken_only_under_the_epoch_that_was_seen(
     spool, accept, tmp_path, monkeypatch
 ) -> None:
     await accept("mx:a.test", "ann", 1)
-    find = due.find
+    find = claims.find_due
 
     def slow(*args, **more):
         result = find(*args, **more)
         raw(tmp_path, "UPDATE entry SET epoch = epoch + 1")
         return result
 
-    monkeypatch.setattr(due, "find", slow)
-    seen = await spool.claim_due(NOW, 9, Look())
+    monkeypatch.setattr(spool_module, "find_due", slow)
+    seen = await spool.claim_due(NOW, 9, DueQuery())
     assert seen.claims == ()
-    monkeypatch.setattr(due, "find", find)
-    (claim,) = (await spool.claim_due(NOW, 9, Look())).claims
+    monkeypatch.setattr(spool_module, "find_due", find)
+    (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
     assert claim.epoch == 3
-    assert (await spool.claim_due(NOW, 9, Look())).claims == ()
+    assert (await spool.claim_due(NOW, 9, DueQuery())).claims == ()
 
 
 async def test_what_is_given_back_is_due_as_it_was(spool, accept, tmp_path) -> None:
     await accept("mx:a.test", "ann", 1)
     columns = "SELECT state, due_us, retry_us, warn_us, lane FROM entry"
     before = raw(tmp_path, columns)
-    (claim,) = (await spool.claim_due(NOW, 9, Look())).claims
+    (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
     await spool.release([claim, claim])
     assert raw(tmp_path, columns) == before
-    (again,) = (await spool.claim_due(NOW, 9, Look())).claims
+    (again,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
     assert again.epoch == claim.epoch + 2
     await spool.release([claim])  # its epoch is over
-    assert (await spool.claim_due(NOW, 9, Look())).claims == ()
+    assert (await spool.claim_due(NOW, 9, DueQuery())).claims == ()
 
 
 async def hold(spool, make, clock, tmp_path, *, retry_us: int | None) -> str:
@@ -169,7 +180,7 @@ async def hold(spool, make, clock, tmp_path, *, retry_us: int | None) -> str:
     message = make(expires_us=clock.now_us + 1000)
     claim = (await spool.accept(message)).claims[0]
     due_us = min(message.expires_us, retry_us or message.expires_us)
-    await spool.settle(Settlement(claim, 5, {1: LATER}, Waiting(due_us, due_us)))
+    await spool.settle(Settlement(claim, 5, {1: LATER}, EntrySchedule(due_us, due_us)))
     raw(tmp_path, "UPDATE entry SET state = 'held', retry_us = ?, due_us = ?", retry_us, due_us)
     raw(tmp_path, "UPDATE recipient SET state = 'held'")
     return message.id
@@ -177,8 +188,8 @@ async def hold(spool, make, clock, tmp_path, *, retry_us: int | None) -> str:
 
 async def test_what_is_held_until_now_is_queued_again(spool, make, clock, tmp_path) -> None:
     name = await hold(spool, make, clock, tmp_path, retry_us=clock.now_us + 500)
-    assert found(await spool.claim_due(clock.now_us + 499, 9, Look())) == []
-    (claim,) = (await spool.claim_due(clock.now_us + 500, 9, Look())).claims
+    assert found(await spool.claim_due(clock.now_us + 499, 9, DueQuery())) == []
+    (claim,) = (await spool.claim_due(clock.now_us + 500, 9, DueQuery())).claims
     assert (claim.state, claim.message.id) == (State.QUEUED, name)
     journey = await spool.journey(name)
     assert states(journey) == {"x@a.test": "queued"}
@@ -191,8 +202,8 @@ async def test_what_is_held_comes_as_such_when_its_time_is_over(
     spool, make, clock, tmp_path
 ) -> None:
     name = await hold(spool, make, clock, tmp_path, retry_us=None)
-    assert found(await spool.claim_due(clock.now_us + 999, 9, Look())) == []
-    (claim,) = (await spool.claim_due(clock.now_us + 1000, 9, Look())).claims
+    assert found(await spool.claim_due(clock.now_us + 999, 9, DueQuery())) == []
+    (claim,) = (await spool.claim_due(clock.now_us + 1000, 9, DueQuery())).claims
     assert claim.state is State.HELD
     assert [one.address for one in claim.recipients] == ["x@a.test"]
     over = Failed(Evidence("5.4.7", "expired"))
@@ -216,26 +227,26 @@ async def test_what_cannot_be_read_is_held_and_the_others_go_on(
 ) -> None:
     broken, whole = await accept("mx:a.test", "ann", 2)
     raw(tmp_path, damage, broken)
-    assert found(await spool.claim_due(NOW, 9, Look())) == [whole]
+    assert found(await spool.claim_due(NOW, 9, DueQuery())) == [whole]
     sql = "SELECT state, claimed, due_us FROM entry WHERE message_id = ?"
     assert raw(tmp_path, sql, broken) == [("held", 0, NEVER_US)]
     (event,) = raw(tmp_path, "SELECT detail FROM event WHERE message_id = ?", broken)
     assert '"why":"damaged: ' in event[0]
-    assert found(await spool.claim_due(NOW, 9, Look())) == []
-    listed = await spool.desk.list(Selector(all=True), limit=10)
+    assert found(await spool.claim_due(NOW, 9, DueQuery())) == []
+    listed = await spool.queue_admin.list(Selector(all=True), limit=10)
     assert broken in {one["id"] for one in listed}
 
 
 @pytest.mark.parametrize(
     ("sql", "values", "index"),
     [
-        (due._OF_LANE, (1, NOW, 5, "x", 1, 9), "entry_due"),
-        (due._OF_SENDER, (1, 1, NOW, 5, "x", 1, 9), "entry_sender"),
-        (due._SENDERS, ("mx:a.test", 1, -1, 9), "entry_hop"),
-        (due._OF_SENDER_FOR_HOP, ("mx:a.test", 1, 7, NOW, 9), "entry_hop"),
-        (due._NEXT, (5,), "entry_due"),
-        (due._FACTS, ('[["a",1]]',), None),
-        (due._PEOPLE, ('[["a",1]]',), None),
+        (claims._OF_LEVEL, (1, NOW, 5, "x", 1, 9), "entry_due"),
+        (claims._OF_SENDER, (1, 1, NOW, 5, "x", 1, 9), "entry_sender"),
+        (claims._SENDERS, ("mx:a.test", 1, -1, 9), "entry_hop"),
+        (claims._OF_SENDER_FOR_HOP, ("mx:a.test", 1, 7, NOW, 9), "entry_hop"),
+        (claims._NEXT, (5,), "entry_due"),
+        (claims._FACTS, ('[["a",1]]',), None),
+        (claims._RECIPIENTS, ('[["a",1]]',), None),
     ],
 )
 async def test_no_look_scans_a_table_nor_sorts_what_waits(
@@ -254,6 +265,6 @@ async def test_no_look_scans_a_table_nor_sorts_what_waits(
 
 async def test_a_look_for_nothing_finds_nothing(spool, make, clock) -> None:
     await spool.accept(make({"mx:a.test": ["x@a.test"]}), claim=False)
-    look = Look(Lane.NORMAL, next_hop=NextHop.parse("mx:a.test"))
-    assert (await spool.claim_due(clock.steady_us(), 0, look)).claims == ()
-    assert len((await spool.claim_due(clock.steady_us(), 1, look)).claims) == 1
+    look = DueQuery(PriorityLevel.NORMAL, next_hop=NextHop.parse("mx:a.test"))
+    assert (await spool.claim_due(clock.queue_us(), 0, look)).claims == ()
+    assert len((await spool.claim_due(clock.queue_us(), 1, look)).claims) == 1

@@ -8,9 +8,15 @@ import pytest
 
 from relay.message.lifecycle import State
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed, Relayed
-from relay.spool.sqlite.upkeep import counting
-from relay.spool.types import NewRecipient, Settlement, SpoolUnavailableError
-from relay.spool.waiting import Lane, Look, Waiting
+from relay.spool.sqlite import stats
+from relay.spool.types import (
+    DueQuery,
+    EntrySchedule,
+    NewRecipient,
+    PriorityLevel,
+    Settlement,
+    SpoolUnavailableError,
+)
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 NO = Failed(Evidence("5.1.1", "550 5.1.1 no"))
@@ -32,11 +38,11 @@ def by_hand(tmp_path: Path):
 
 
 async def deferred(
-    spool, make, *, lane: Lane = Lane.NORMAL, due_us: int = 10**18, **changes
+    spool, make, *, level: PriorityLevel = PriorityLevel.NORMAL, due_us: int = 10**18, **changes
 ) -> str:
     (claim,) = (await spool.accept(make(**changes))).claims
     outcomes = {one.id: LATER for one in claim.recipients}
-    await spool.settle(Settlement(claim, 5, outcomes, Waiting(due_us, due_us, lane)))
+    await spool.settle(Settlement(claim, 5, outcomes, EntrySchedule(due_us, due_us, level)))
     return claim.message.id
 
 
@@ -44,11 +50,11 @@ async def deferred(
 async def test_every_state_and_lane_is_counted_once(
     spool, make, clock, monkeypatch, entries_at_once
 ):
-    monkeypatch.setattr(counting, "ENTRIES_AT_ONCE", entries_at_once)
-    oldest_us = clock.steady_us()
-    for lane in Lane:
+    monkeypatch.setattr(stats, "ENTRIES_AT_ONCE", entries_at_once)
+    oldest_us = clock.queue_us()
+    for level in PriorityLevel:
         for _ in range(3):
-            await deferred(spool, make, lane=lane, hops=TWO)
+            await deferred(spool, make, level=level, hops=TWO)
             clock.advance(1)
     await asyncio.gather(*(spool.accept(make(TWO)) for _ in range(4)))  # claimed
     await spool.accept(make({"capture": ["z@c.test"]}))
@@ -92,15 +98,15 @@ async def test_what_is_lost_is_unaccounted(spool, make, by_hand, lost, missing, 
 
 async def test_a_count_sees_one_moment(spool, make, monkeypatch) -> None:
     """Mail that moves while it is counted is counted once."""
-    monkeypatch.setattr(counting, "ENTRIES_AT_ONCE", 1)
+    monkeypatch.setattr(stats, "ENTRIES_AT_ONCE", 1)
     claims = [(await spool.accept(make(TWO))).claims[0] for _ in range(20)]
     busy = True
 
     async def move() -> None:
         for number, claim in enumerate(claims):
-            lane = Lane(number % 4)
+            level = PriorityLevel(number % 4)
             outcomes = {1: OK, 2: LATER}
-            await spool.settle(Settlement(claim, 5, outcomes, Waiting(10**18, 10**18, lane)))
+            await spool.settle(Settlement(claim, 5, outcomes, EntrySchedule(10**18, 10**18, level)))
             await spool.accept(make(TWO))
         nonlocal busy
         busy = False
@@ -116,19 +122,19 @@ async def test_a_count_sees_one_moment(spool, make, monkeypatch) -> None:
 
 async def test_a_count_that_takes_too_long_gives_its_snapshot_up(spool, make, clock, monkeypatch):
     """While it is kept, the log that everybody writes to only grows."""
-    monkeypatch.setattr(counting, "ENTRIES_AT_ONCE", 1)
+    monkeypatch.setattr(stats, "ENTRIES_AT_ONCE", 1)
     for _ in range(5):
         await spool.accept(make(TWO))
-    really = counting.Count.step
+    really = stats.QueueCounter.step
 
-    def slow(count: counting.Count, cursor: apsw.Cursor) -> bool:
+    def slow(count: stats.QueueCounter, cursor: apsw.Cursor) -> bool:
         clock.advance(20)
         return really(count, cursor)
 
-    monkeypatch.setattr(counting.Count, "step", slow)
+    monkeypatch.setattr(stats.QueueCounter, "step", slow)
     with pytest.raises(SpoolUnavailableError, match="not counted within 30 s"):
         await spool.counts()
-    monkeypatch.setattr(counting.Count, "step", really)
+    monkeypatch.setattr(stats.QueueCounter, "step", really)
     assert (await spool.counts()).entries["queued"] == 5
 
 
@@ -141,24 +147,26 @@ async def test_no_snapshot_stays_behind(spool, make, by_hand) -> None:
 
 async def test_statistics(spool, make, clock) -> None:
     oldest = clock.time_us()
-    now_us = clock.steady_us()
+    now_us = clock.queue_us()
     await deferred(spool, make, due_us=now_us, hops={"mx:slow.test": ["a@slow.test"]})
     clock.advance(60)
     for _ in range(2):
-        await deferred(spool, make, lane=Lane.DOWN, hops={"mx:down.test": ["b@down.test"]})
+        await deferred(
+            spool, make, level=PriorityLevel.UNREACHABLE, hops={"mx:down.test": ["b@down.test"]}
+        )
     (claim,) = (await spool.accept(make({"mx:down.test": ["c@down.test", "d@down.test"]}))).claims
     await spool.release([claim])
     await spool.accept(make(TWO))
     await spool.accept(make({"capture": ["z@c.test"]}))
     figures = await spool.stats()
     assert figures["entries"] == {"queued": 2, "deferred": 3, "held": 0, "captured": 1}
-    assert figures["lanes"] == {
-        "high": {"entries": 0, "in_work": 0},
-        "normal": {"entries": 4, "in_work": 1},
-        "low": {"entries": 0, "in_work": 0},
-        "down": {"entries": 2, "in_work": 0},
+    assert figures["priorities"] == {
+        "high": {"entries": 0, "in_delivery": 0},
+        "normal": {"entries": 4, "in_delivery": 1},
+        "low": {"entries": 0, "in_delivery": 0},
+        "unreachable": {"entries": 2, "in_delivery": 0},
     }
-    assert (figures["in_work"], figures["due"], figures["recipients"]) == (1, 2, 8)
+    assert (figures["in_delivery"], figures["due"], figures["recipients"]) == (1, 2, 8)
     assert figures["oldest"] == "2023-11-14T22:13:20.000000Z"
     assert oldest == 1_700_000_000_000_000
     assert figures["unaccounted"] == 0
@@ -166,29 +174,29 @@ async def test_statistics(spool, make, clock) -> None:
     assert first == {
         "next_hop": "mx:down.test",
         "entries": 3,
-        "in_work": 0,
+        "in_delivery": 0,
         "deferred": 2,
         "oldest": "2023-11-14T22:14:20.000000Z",
     }
-    hops = sorted((one["next_hop"], one["entries"], one["in_work"]) for one in others)
+    hops = sorted((one["next_hop"], one["entries"], one["in_delivery"]) for one in others)
     assert hops == [("capture", 1, 0), ("mx:a.test", 1, 1), ("mx:slow.test", 1, 0)]
 
 
 async def test_what_delivery_has_is_counted_with_what_waits(spool, make, clock) -> None:
     """A queue that fits into delivery's window would look as if it had no next hops."""
-    await deferred(spool, make, due_us=clock.steady_us(), hops=TWO)
-    await deferred(spool, make, due_us=clock.steady_us(), hops=TWO)
-    found = await spool.claim_due(clock.steady_us(), 1, Look(Lane.NORMAL))
+    await deferred(spool, make, due_us=clock.queue_us(), hops=TWO)
+    await deferred(spool, make, due_us=clock.queue_us(), hops=TWO)
+    found = await spool.claim_due(clock.queue_us(), 1, DueQuery(PriorityLevel.NORMAL))
     assert len(found.claims) == 1
     figures = await spool.stats()
     (hop,) = figures["next_hops"]
-    assert (hop["entries"], hop["in_work"], hop["deferred"]) == (2, 1, 2)
-    assert figures["lanes"]["normal"] == {"entries": 2, "in_work": 1}
+    assert (hop["entries"], hop["in_delivery"], hop["deferred"]) == (2, 1, 2)
+    assert figures["priorities"]["normal"] == {"entries": 2, "in_delivery": 1}
 
 
 async def test_statistics_have_the_times_that_people_read(spool, make, clock) -> None:
     await spool.accept(make(TWO))
-    await deferred(spool, make, due_us=clock.steady_us(), hops={"mx:slow.test": ["a@slow.test"]})
+    await deferred(spool, make, due_us=clock.queue_us(), hops={"mx:slow.test": ["a@slow.test"]})
     clock.jumped_us = 24 * 3600 * 1_000_000
     figures = await spool.stats()
     assert figures["oldest"] == "2023-11-15T22:13:20.000000Z"
@@ -216,11 +224,11 @@ async def test_figures_read_no_history_and_no_table_of_entries(spool, tmp_path) 
 
     connection.exec_trace = trace
     cursor = connection.cursor()
-    count = counting.Count()
+    count = stats.QueueCounter()
     while count.step(cursor):
         pass
     count.end(cursor)
-    counting.stats(cursor, now_us=5, ahead_us=0)
+    stats.stats(cursor, now_us=5, offset_us=0)
     connection.close()
     scans = {one for one in seen if one.startswith("SCAN")}
     assert scans <= {

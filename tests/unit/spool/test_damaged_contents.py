@@ -12,10 +12,9 @@ from relay.files import FileOctets
 from relay.message.content import LargeContent, gathered
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.spool import SqliteSpool
-from relay.spool.sqlite.disk import contents
-from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
-from relay.spool.types import Claim, Settlement, SpoolError
-from relay.spool.waiting import Look, Waiting
+from relay.spool.sqlite import content_files
+from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
+from relay.spool.types import Claim, DueQuery, EntrySchedule, Settlement, SpoolError
 
 HEADER = b"Subject: large\r\n"
 BODY = b"\r\n" + b"0123456789abcdef\r\n" * 10
@@ -35,10 +34,10 @@ def files(tmp_path: Path) -> Path:
 
 async def arrived(spool: SqliteSpool) -> LargeContent:
     """A content as a session hands it over, its body in two writes."""
-    arrival = spool.arrival()
-    await arrival.write([BODY[:7], BODY[7:20]])
-    await arrival.write([BODY[20:]])
-    return LargeContent(HEADER, (arrival.octets(),), eight_bit=False)
+    incoming_body = spool.incoming_body()
+    await incoming_body.write([BODY[:7], BODY[7:20]])
+    await incoming_body.write([BODY[20:]])
+    return LargeContent(HEADER, (incoming_body.octets(),), eight_bit=False)
 
 
 async def inline(_: SqliteSpool) -> bytes:
@@ -81,9 +80,9 @@ def overwrite(files: Path) -> None:
 
 async def deferred(spool: SqliteSpool, claim: Claim, *, due_us: int) -> Claim:
     """Settle a claim, and take the entry again."""
-    held, _ = await spool.settle(Settlement(claim, 5, {1: LATER}, Waiting(due_us, due_us)))
+    held, _ = await spool.settle(Settlement(claim, 5, {1: LATER}, EntrySchedule(due_us, due_us)))
     assert held
-    (again,) = (await spool.claim_due(due_us, 1, Look())).claims
+    (again,) = (await spool.claim_due(due_us, 1, DueQuery())).claims
     return again
 
 
@@ -100,7 +99,7 @@ async def test_octets_that_changed_are_noticed_until_they_are_back(
     expected = gathered(content)
     assert gathered(await spool.read_content(claim.content_id)) == expected
     flip(path, files, of=part)
-    with pytest.raises(SpoolError, match=r"other octets than it had: CRC-32 \w{8}, expected \w{8}"):
+    with pytest.raises(SpoolError, match=r"has changed: CRC-32 \w{8}, expected \w{8}"):
         await spool.read_content(claim.content_id)
     flip(path, files, of=part)
     assert gathered(await spool.read_content(claim.content_id)) == expected
@@ -110,13 +109,13 @@ async def test_what_was_just_accepted_is_not_read_for_it_and_a_retry_is(
     spool, make, path: Path, files: Path, clock
 ) -> None:
     (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
-    due_us = clock.steady_us() + 1000
+    due_us = clock.queue_us() + 1000
     kept = ContentCache(spool, budget_bytes=1 << 20)
     flip(path, files)
     assert isinstance(await kept.of(claim), LargeContent)
     kept.release(claim)
     again = await deferred(spool, claim, due_us=due_us)
-    with pytest.raises(SpoolError, match="other octets"):
+    with pytest.raises(SpoolError, match="has changed"):
         await kept.of(again)
 
 
@@ -131,11 +130,11 @@ async def test_a_later_life_reads_what_was_never_tried(
     overwrite(files)
     spool = open_spool(path)
     await spool.start()
-    seen = await spool.claim_due(clock.steady_us() + 1000, 10, Look())
+    seen = await spool.claim_due(clock.queue_us() + 1000, 10, DueQuery())
     kept = ContentCache(spool, budget_bytes=1 << 20)
     assert len(seen.claims) == 2
     for claim in seen.claims:
-        with pytest.raises(SpoolError, match="other octets"):
+        with pytest.raises(SpoolError, match="has changed"):
             await kept.of(claim)
     await spool.stop()
 
@@ -185,12 +184,12 @@ async def test_large_bodies_are_read_through_where_no_claim_waits_for_it(
     """One that takes long leaves the reader of the queue free."""
     (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
     threads: list[str] = []
-    really = contents.sum_of
+    really = content_files.checksum_of
 
-    def sum_of(*given: object) -> int:
+    def checksum_of(*given: object) -> int:
         threads.append(threading.current_thread().name)
         return really(*given)
 
-    monkeypatch.setattr(contents, "sum_of", sum_of)
+    monkeypatch.setattr(content_files, "checksum_of", checksum_of)
     await spool.read_content(claim.content_id)
     assert [one.rpartition("_")[0] for one in threads] == ["spool-check"]

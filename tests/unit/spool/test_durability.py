@@ -16,8 +16,8 @@ from relay.crashpoints import CrashPoints
 from relay.message.outcome import Evidence, Relayed
 from relay.observe.metrics import Metrics
 from relay.spool import SqliteSpool
-from relay.spool.sqlite.engine import write_ahead
-from relay.spool.sqlite.engine.log_check import check_log
+from relay.spool.sqlite import write_ahead_log
+from relay.spool.sqlite.write_ahead_log import check_log
 from relay.spool.types import (
     Accepted,
     NewMessage,
@@ -134,7 +134,7 @@ async def test_a_commit_whose_sync_failed_would_come_back_if_nothing_were_done(
     disk, spool, make, tmp_path: Path, monkeypatch
 ) -> None:
     """What the next test's tested code is good for."""
-    monkeypatch.setattr(write_ahead.WriteAheadLog, "prove", lambda _self: None)
+    monkeypatch.setattr(write_ahead_log.WriteAheadLog, "confirm_writable", lambda _self: None)
     disk.refuses("sync")
     message = make()
     with pytest.raises(SpoolUnavailableError):
@@ -145,7 +145,7 @@ async def test_a_commit_whose_sync_failed_would_come_back_if_nothing_were_done(
 async def test_nothing_is_taken_while_the_disk_cannot_sync_and_it_is_tried_unasked(
     disk, spool, make, monkeypatch
 ) -> None:
-    monkeypatch.setattr(write_ahead, "_DOUBT_S", 0.01)
+    monkeypatch.setattr(write_ahead_log, "_RETRY_S", 0.01)
     disk.refuses("sync")
     for _ in range(3):
         with pytest.raises(SpoolUnavailableError):
@@ -200,10 +200,10 @@ async def test_no_answer_was_a_lie_when_the_power_goes(
 ) -> None:
     """Messages come, syncs fail, the process is killed and another comes; then the power goes."""
     chance = random.Random(seed)
-    monkeypatch.setattr(write_ahead, "_PAGES_BUSY", chance.choice([40, 4000]))
+    monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", chance.choice([40, 4000]))
     told, path = Told(), tmp_path / "spool.sqlite"
     with FaultyDisk(chance=chance) as disk:
-        monkeypatch.setattr("relay.spool.sqlite.spool.sync_anew", syncing_anew_on(disk))
+        monkeypatch.setattr("relay.spool.sqlite.spool.rewrite_log", syncing_anew_on(disk))
         for life in range(4):
             spool = SqliteSpool(
                 path, clock=clock, crash=CrashPoints(), metrics=Metrics(), submission_keep_s=60,
@@ -223,12 +223,12 @@ async def test_no_answer_was_a_lie_when_the_power_goes(
 
 
 def syncing_anew_on(disk: FaultyDisk) -> Callable[[Path], None]:
-    def sync_anew(database: Path) -> None:
-        write_ahead.sync_anew(database)
+    def rewrite_log(database: Path) -> None:
+        write_ahead_log.rewrite_log(database)
         if (log := database.with_name(database.name + "-wal")).exists():
             disk.written_anew(log)
 
-    return sync_anew
+    return rewrite_log
 
 
 async def live(

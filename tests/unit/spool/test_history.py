@@ -7,15 +7,14 @@ import pytest
 
 from relay.clock import Ids, ManualClock, first_id_after
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
-from relay.spool import Keep
-from relay.spool.sqlite.upkeep import history, keeping
-from relay.spool.types import Settlement
-from relay.spool.waiting import Waiting
+from relay.spool import Retention
+from relay.spool.sqlite import maintenance
+from relay.spool.types import EntrySchedule, Settlement
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 KEY_KEPT_S = 8 * 86400
 HOUR_S = 3600.0
-EVER = Keep(1e9)
+EVER = Retention(1e9)
 
 
 async def finished(spool, make) -> str:
@@ -29,11 +28,11 @@ async def test_only_what_is_finished_and_old_goes(spool, make, clock) -> None:
     waiting = await spool.accept(make())
     clock.advance(60)
     young = await finished(spool, make)
-    keep = Keep(30)
-    would = await spool.keeping.prune_many(30, dry_run=True)
+    keep = Retention(30)
+    would = await spool.maintenance.prune_many(30, dry_run=True)
     assert would == {"messages": 1, "submissions": 0, "kept": 0, "ended": True}
-    assert await spool.keeping.prune(keep) == 1
-    assert await spool.keeping.prune(keep) == 0
+    assert await spool.maintenance.prune(keep) == 1
+    assert await spool.maintenance.prune(keep) == 0
     assert await spool.journey(old) is None
     assert await spool.journey(waiting.queue_id) is not None
     assert await spool.journey(young) is not None
@@ -53,34 +52,34 @@ async def test_who_was_not_done_when_the_entry_was_lost_does_not_end_silently(
 ) -> None:
     (claim,) = (await spool.accept(make({"mx:a.test": people}))).claims
     if len(people) > 1:
-        due_us = clock.steady_us() + 1
+        due_us = clock.queue_us() + 1
         outcomes = {1: OK, 2: Deferred(Evidence("4.2.0", "450 no"), DeferralClass.RECIPIENT)}
-        await spool.settle(Settlement(claim, 5, outcomes, Waiting(due_us, due_us)))
+        await spool.settle(Settlement(claim, 5, outcomes, EntrySchedule(due_us, due_us)))
     gone = await finished(spool, make)
     clock.advance(60)
     with closing(apsw.Connection(str(tmp_path / "spool.sqlite"))) as connection:
         connection.execute(lost, (claim.message.id,))
-    would = await spool.keeping.prune_many(30, dry_run=True)
+    would = await spool.maintenance.prune_many(30, dry_run=True)
     assert would == {"messages": 1, "submissions": 0, "kept": 1, "ended": True}
-    assert await spool.keeping.prune(Keep(30)) == 1
+    assert await spool.maintenance.prune(Retention(30)) == 1
     assert await spool.journey(gone) is None
     assert await spool.journey(claim.message.id) is not None
 
 
 async def test_a_round_looks_at_each_old_message_once(spool, make, clock, monkeypatch) -> None:
-    monkeypatch.setattr(history, "AT_ONCE", 2)
+    monkeypatch.setattr(maintenance, "AT_ONCE", 2)
     for _ in range(5):
         await spool.accept(make())
         clock.advance(0.01)
     old = [await finished(spool, make) for _ in range(3)]
     clock.advance(60)
     looks = []
-    really = history.prune
+    really = maintenance.prune
     monkeypatch.setattr(
-        history, "prune", lambda *a, **k: looks.append(k["after"]) or really(*a, **k)
+        maintenance, "prune", lambda *a, **k: looks.append(k["after"]) or really(*a, **k)
     )
     removed = 0
-    while number := await spool.keeping.prune(Keep(30)):
+    while number := await spool.maintenance.prune(Retention(30)):
         removed += number
     assert removed == len(old)
     assert looks == sorted(set(looks))
@@ -92,8 +91,8 @@ async def test_history_goes_early_while_it_takes_too_much_room(spool, make, cloc
     waiting = await spool.accept(make())
     clock.advance(HOUR_S + 60)
     young = await finished(spool, make)
-    assert await spool.keeping.prune(Keep(1e9, size_bytes=1 << 30)) == 0
-    assert await spool.keeping.prune(Keep(1e9, size_bytes=1)) == 1
+    assert await spool.maintenance.prune(Retention(1e9, size_bytes=1 << 30)) == 0
+    assert await spool.maintenance.prune(Retention(1e9, size_bytes=1)) == 1
     assert await spool.journey(old) is None
     assert await spool.journey(waiting.queue_id) is not None
     assert await spool.journey(young) is not None  # who waits for it can still ask
@@ -102,12 +101,12 @@ async def test_history_goes_early_while_it_takes_too_much_room(spool, make, cloc
 async def test_a_submission_key_goes_when_its_time_is_over(spool, make, clock) -> None:
     first = await spool.accept(make(), submission_key="draft.1")
     clock.advance(KEY_KEPT_S - 1)
-    assert await spool.keeping.prune(EVER) == 0
+    assert await spool.maintenance.prune(EVER) == 0
     assert (await spool.accept(make(), submission_key="draft.1")).queue_id == first.queue_id
     clock.advance(2)
-    would = await spool.keeping.prune_many(EVER.age_s, dry_run=True)
+    would = await spool.maintenance.prune_many(EVER.age_s, dry_run=True)
     assert would == {"messages": 0, "submissions": 1, "kept": 0, "ended": True}
-    assert await spool.keeping.prune(EVER) == 1
+    assert await spool.maintenance.prune(EVER) == 1
     assert not (await spool.accept(make(), submission_key="draft.1")).repeated
 
 
@@ -115,7 +114,7 @@ async def test_a_submission_key_outlives_the_history_of_its_message(spool, make,
     (claim,) = (await spool.accept(make(), submission_key="draft.1")).claims
     await spool.settle(Settlement(claim, 5, {1: OK}))
     clock.advance(60)
-    assert await spool.keeping.prune(Keep(30)) == 1
+    assert await spool.maintenance.prune(Retention(30)) == 1
     assert await spool.journey(claim.message.id) is None
     again = await spool.accept(make(), submission_key="draft.1")
     assert (again.repeated, again.queue_id) == (True, claim.message.id)
@@ -125,18 +124,18 @@ async def test_a_submission_key_outlives_the_history_of_its_message(spool, make,
 async def test_a_clock_that_jumps_takes_no_history_with_it(spool, make, clock, jumped_s) -> None:
     await finished(spool, make)
     clock.jumped_us = jumped_s * 1_000_000
-    assert await spool.keeping.prune(Keep(HOUR_S)) == 0
+    assert await spool.maintenance.prune(Retention(HOUR_S)) == 0
 
 
 async def test_who_waits_for_much_asks_again(spool, make, clock, monkeypatch) -> None:
-    monkeypatch.setattr(history, "AT_ONCE", 1)
-    monkeypatch.setattr(keeping, "_STEPS_AT_ONCE", 2)
+    monkeypatch.setattr(maintenance, "AT_ONCE", 1)
+    monkeypatch.setattr(maintenance, "_STEPS_AT_ONCE", 2)
     for _ in range(3):
         await finished(spool, make)
     clock.advance(60)
-    answers = [await spool.keeping.prune_many(30) for _ in range(2)]
+    answers = [await spool.maintenance.prune_many(30) for _ in range(2)]
     assert answers == [{"ended": False}, {"ended": True}]
-    would = await spool.keeping.prune_many(30, dry_run=True)
+    would = await spool.maintenance.prune_many(30, dry_run=True)
     assert would["messages"] == 0
 
 
@@ -152,10 +151,10 @@ async def test_what_is_captured_has_its_own_end(spool, make, clock) -> None:
 
 async def test_what_waits_has_no_history_to_lose(spool, make, clock) -> None:
     (claim,) = (await spool.accept(make())).claims
-    due_us = clock.steady_us() + 10**12
-    await spool.settle(Settlement(claim, 5, {}, Waiting(due_us, due_us)))
+    due_us = clock.queue_us() + 10**12
+    await spool.settle(Settlement(claim, 5, {}, EntrySchedule(due_us, due_us)))
     clock.advance(60)
-    assert await spool.keeping.prune(Keep(0)) == 0
+    assert await spool.maintenance.prune(Retention(0)) == 0
 
 
 def test_the_first_id_after_a_time_parts_earlier_ids_from_later_ones() -> None:

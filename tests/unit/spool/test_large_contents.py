@@ -13,7 +13,7 @@ from relay.files import FileOctets
 from relay.message.content import LargeContent, MemoryOctets, gathered
 from relay.message.outcome import Evidence, Failed, Relayed
 from relay.spool import SqliteSpool
-from relay.spool.sqlite.disk import contents
+from relay.spool.sqlite import content_files
 from relay.spool.types import (
     Settlement,
     SpoolError,
@@ -42,10 +42,10 @@ def names(files: Path) -> list[str]:
 
 async def arrived(spool: SqliteSpool, body: bytes = BODY) -> LargeContent:
     """A content as a session hands it over, its body in two writes."""
-    arrival = spool.arrival()
-    await arrival.write([body[:7], body[7:20]])
-    await arrival.write([body[20:]])
-    return LargeContent(HEADER, (arrival.octets(),), eight_bit=not body.isascii())
+    incoming_body = spool.incoming_body()
+    await incoming_body.write([body[:7], body[7:20]])
+    await incoming_body.write([body[20:]])
+    return LargeContent(HEADER, (incoming_body.octets(),), eight_bit=not body.isascii())
 
 
 async def gone(path: Path) -> None:
@@ -93,21 +93,21 @@ async def test_a_file_goes_with_the_last_entry_of_any_version(spool, make, files
 
 
 async def test_discarding_leaves_what_was_accepted(spool, make, files: Path) -> None:
-    arrival = spool.arrival()
-    await arrival.write([BODY])
-    content = LargeContent(HEADER, (arrival.octets(),), eight_bit=False)
+    incoming_body = spool.incoming_body()
+    await incoming_body.write([BODY])
+    content = LargeContent(HEADER, (incoming_body.octets(),), eight_bit=False)
     (claim,) = (await spool.accept(make(content=content))).claims
-    arrival.discard()
-    await gone(arrival.octets().path)
+    incoming_body.discard()
+    await gone(incoming_body.octets().path)
     assert gathered(await spool.read_content(claim.content_id)) == HEADER + BODY
 
 
 async def test_what_is_discarded_does_not_come_back(spool, files: Path) -> None:
-    arrival = spool.arrival()
-    await arrival.write([BODY])
-    arrival.discard()
-    await arrival.write([BODY])  # as the thread of a session that was cut off
-    await gone(arrival.octets().path)
+    incoming_body = spool.incoming_body()
+    await incoming_body.write([BODY])
+    incoming_body.discard()
+    await incoming_body.write([BODY])  # as the thread of a session that was cut off
+    await gone(incoming_body.octets().path)
     assert names(files) == []
 
 
@@ -173,7 +173,7 @@ async def test_where_links_are_impossible_it_is_copied(spool, make, files: Path,
         raise PermissionError(1, "Operation not permitted")
 
     content = await arrived(spool)
-    monkeypatch.setattr(contents.os, "link", refuse)
+    monkeypatch.setattr(content_files.os, "link", refuse)
     (claim,) = (await spool.accept(make(content=content))).claims
     assert (files / f"{claim.message.id}-0").stat().st_nlink == 1
     assert gathered(await spool.read_content(claim.content_id)) == HEADER + BODY
@@ -206,7 +206,7 @@ async def test_everything_is_synced_before_the_transaction_names_it(
     content = await arrived(spool)
     message = make(content=content)
     at_point: list[list[str]] = []
-    monkeypatch.setattr(contents.os, "fsync", fsync)
+    monkeypatch.setattr(content_files.os, "fsync", fsync)
     monkeypatch.setattr(spool._files._crash, "reached", lambda _: at_point.append(list(synced)))
     await spool.accept(message)
     assert at_point[0] == [f"{message.id}-0", files.name]

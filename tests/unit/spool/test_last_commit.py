@@ -12,14 +12,14 @@ import pytest
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.observe.metrics import Metrics
 from relay.spool import SqliteSpool
-from relay.spool.sqlite.disk.presence import last_commit_of
-from relay.spool.sqlite.engine import last_commit, write_ahead
-from relay.spool.sqlite.engine.database import open_database
-from relay.spool.sqlite.engine.last_commit import LastCommit, Noted, check_commits, read_noted
-from relay.spool.sqlite.engine.log_check import log_of
-from relay.spool.sqlite.engine.migrating import check_files
-from relay.spool.sqlite.storage.backup import back_up
-from relay.spool.sqlite.storage.salvage import salvage
+from relay.spool.sqlite import last_commit, write_ahead_log
+from relay.spool.sqlite.backup import back_up
+from relay.spool.sqlite.database import open_database
+from relay.spool.sqlite.last_commit import LastCommit, RecordedCommit, check_commits, read_recorded
+from relay.spool.sqlite.migrate import check_files
+from relay.spool.sqlite.recover import recover_spool
+from relay.spool.sqlite.spool_files import last_commit_of
+from relay.spool.sqlite.write_ahead_log import log_of
 from relay.spool.types import Selector, SpoolDamagedError
 
 MESSAGES = 40
@@ -91,7 +91,7 @@ def messages_in(path: Path) -> int:
 async def listed(open_spool, path: Path) -> list[str]:
     spool = open_spool(path)
     await spool.start()
-    found = await spool.desk.list(Selector(all=True), limit=1000)
+    found = await spool.queue_admin.list(Selector(all=True), limit=1000)
     await spool.stop()
     return sorted(one["id"] for one in found)
 
@@ -127,7 +127,7 @@ async def test_a_log_that_is_lost_is_damage_until_it_is_salvaged(
     (tmp_path / "backup").mkdir()
     with pytest.raises(SpoolDamagedError):
         back_up(killed, tmp_path / "backup")
-    found = salvage(killed, stamp="now")
+    found = recover_spool(killed, stamp="now")
     assert (found.is_whole, found.log_damaged) == (False, True)
     assert killed.with_name("spool.sqlite.damaged-now.last-commit").exists()
     assert not last_commit_of(killed).exists()
@@ -158,7 +158,7 @@ async def test_no_kill_at_any_point_makes_a_whole_spool_look_damaged(
     path: Path, tmp_path: Path, clock, make, monkeypatch, lost: str
 ) -> None:
     """Nor does one after another, nor when what was noted is lost with the power."""
-    monkeypatch.setattr(write_ahead, "_PAGES_BUSY", 30)
+    monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", 30)
     synced, fsync = {}, os.fsync
 
     def sync(descriptor: int) -> None:
@@ -207,7 +207,7 @@ async def test_a_file_that_is_gone_without_a_stop_is_damage(
 ) -> None:
     for ending in gone:
         killed.with_name(killed.name + ending).unlink()
-    with pytest.raises(SpoolDamagedError, match="is gone, and it"):
+    with pytest.raises(SpoolDamagedError, match="is missing, but it"):
         open_spool(killed)
 
 
@@ -216,7 +216,7 @@ async def test_a_log_is_missed_by_what_was_noted_and_synced(
     path: Path, tmp_path: Path, open_spool, make, monkeypatch, is_ended: bool
 ) -> None:
     """A loss of power takes what was noted since, but for the end of a checkpoint perhaps."""
-    monkeypatch.setattr(write_ahead, "_PAGES_BUSY", 50)
+    monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", 50)
     synced, fsync = [], os.fsync
 
     def sync(descriptor: int) -> None:
@@ -273,7 +273,7 @@ async def test_a_checkpoint_that_was_cut_off_needs_its_log(
     killed: Path, open_spool, tmp_path: Path
 ) -> None:
     """The database may have the newest count of commits, and not the pages of all of them."""
-    count = LastCommit(killed, read_noted(killed).number, crash=CrashPoints())
+    count = LastCommit(killed, read_recorded(killed).number, crash=CrashPoints())
     count.checkpoint_begins()
     whole = copied(killed, tmp_path / "whole")
     with closing(apsw.Connection(str(killed))) as connection:
@@ -315,25 +315,25 @@ async def test_a_count_that_cannot_be_written_refuses_no_mail(
 @pytest.mark.parametrize(
     ("line", "noted"),
     [
-        ("", Noted(0, is_checkpoint=False)),
-        ("\0" * 32, Noted(0, is_checkpoint=False)),
-        ("00000000000000000007           \n", Noted(7, is_checkpoint=False)),
-        ("00000000000000000007 checkpoint\n", Noted(7, is_checkpoint=True)),
+        ("", RecordedCommit(0, is_checkpoint=False)),
+        ("\0" * 32, RecordedCommit(0, is_checkpoint=False)),
+        ("00000000000000000007           \n", RecordedCommit(7, is_checkpoint=False)),
+        ("00000000000000000007 checkpoint\n", RecordedCommit(7, is_checkpoint=True)),
     ],
 )
 async def test_what_a_loss_of_power_leaves_of_the_file_is_read(
-    path: Path, open_spool, line: str, noted: Noted
+    path: Path, open_spool, line: str, noted: RecordedCommit
 ) -> None:
-    assert read_noted(path) is None
+    assert read_recorded(path) is None
     last_commit_of(path).write_text(line)
-    assert read_noted(path) == noted
+    assert read_recorded(path) == noted
 
 
 async def test_a_running_spool_may_be_read_while_it_commits(path: Path, open_spool, make) -> None:
     """The number is read first, so that a commit in between makes the spool newer, never older."""
     spool = open_spool(path)
     await spool.start()
-    noted = read_noted(path)
+    noted = read_recorded(path)
     await fill(spool, make, 3)
     with closing(open_database(path, read_only=True)) as connection:
         check_commits(connection, path, noted, with_log=True)

@@ -9,10 +9,15 @@ import pytest
 
 from relay.message.lifecycle import State
 from relay.message.outcome import Evidence, Relayed
-from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
-from relay.spool.sqlite.upkeep import recovery
-from relay.spool.types import NewRecipient, Settlement, SpoolUnavailableError
-from relay.spool.waiting import Look, Waiting
+from relay.spool.sqlite import maintenance
+from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
+from relay.spool.types import (
+    DueQuery,
+    EntrySchedule,
+    NewRecipient,
+    Settlement,
+    SpoolUnavailableError,
+)
 
 LARGE = b"x" * (INLINE_BYTES_MAX + 1)
 
@@ -37,12 +42,14 @@ async def test_what_a_dead_owner_had_claimed_is_an_indeterminate_attempt_of_each
     dead = open_spool(path)
     await dead.start()
     claim = (await dead.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
-    await dead.settle(Settlement(claim, 5, {1: Relayed(Evidence("2.0.0", "250"))}, Waiting(6, 6)))
-    await dead.claim_due(6, 10, Look())
+    await dead.settle(
+        Settlement(claim, 5, {1: Relayed(Evidence("2.0.0", "250"))}, EntrySchedule(6, 6))
+    )
+    await dead.claim_due(6, 10, DueQuery())
     await dead.stop()
     alive = open_spool(path)
     assert await alive.start() == 1
-    (taken,) = (await alive.claim_due(clock.time_us(), 10, Look())).claims
+    (taken,) = (await alive.claim_due(clock.time_us(), 10, DueQuery())).claims
     journey = await alive.journey(claim.message.id)
     await alive.stop()
     assert taken.epoch > claim.epoch
@@ -70,7 +77,7 @@ async def test_who_was_settled_while_the_attempt_went_on_is_not_in_doubt(
     alive = open_spool(path)
     assert await alive.start() == 1
     assert await alive.settle(taken) == (False, ())  # another's by now
-    (again,) = (await alive.claim_due(clock.time_us(), 10, Look())).claims
+    (again,) = (await alive.claim_due(clock.time_us(), 10, DueQuery())).claims
     journey = await alive.journey(claim.message.id)
     await alive.stop()
     assert [one.address for one in again.recipients] == ["y@a.test"]
@@ -101,14 +108,14 @@ async def test_what_was_parked_stays_parked(path: Path, make, clock, open_spool)
 async def test_many_claims_are_taken_over_in_small_transactions(
     path: Path, make, clock, open_spool, monkeypatch
 ) -> None:
-    monkeypatch.setattr(recovery, "_AT_ONCE", 7)
+    monkeypatch.setattr(maintenance, "_CLAIMS_AT_ONCE", 7)
     dead = open_spool(path)
     await dead.start()
     await asyncio.gather(*(dead.accept(make()) for _ in range(30)))
     await dead.stop()
     alive = open_spool(path)
     assert await alive.start() == 30
-    assert await alive.keeping.take_over() == 0
+    assert await alive.maintenance.take_over() == 0
     assert (await alive.counts()).entries["deferred"] == 30
     await alive.stop()
 
@@ -125,7 +132,7 @@ async def test_the_sweep_removes_the_files_that_no_entry_needs(
         (files / name).write_bytes(b"x")
     spool = open_spool(path)
     await spool.start()
-    assert await spool.keeping.sweep() == 4
+    assert await spool.maintenance.sweep() == 4
     await spool.stop()
     assert names(files) == [needed]
 
@@ -135,9 +142,9 @@ async def test_the_sweep_leaves_what_is_being_accepted(spool, make, files: Path)
     accepting = asyncio.gather(*(spool.accept(make(content=LARGE)) for _ in range(20)))
     removed = 0
     while not accepting.done():
-        removed += await spool.keeping.sweep()
+        removed += await spool.maintenance.sweep()
     accepted = await accepting
-    removed += await spool.keeping.sweep()
+    removed += await spool.maintenance.sweep()
     assert removed == 0
     for one in accepted:
         assert await spool.read_content(one.claims[0].content_id) == LARGE
@@ -148,13 +155,13 @@ async def test_the_sweep_knows_what_arrives_now_from_what_arrived_before_a_crash
 ) -> None:
     dead = open_spool(path)
     await dead.start()
-    await dead.arrival().write([b"x"])
+    await dead.incoming_body().write([b"x"])
     await dead.stop()
     clock.advance(60)
     alive = open_spool(path)
     await alive.start()
-    await alive.arrival().write([b"x"])
-    assert await alive.keeping.sweep() == 1
+    await alive.incoming_body().write([b"x"])
+    assert await alive.maintenance.sweep() == 1
     assert len(names(files)) == 1
     await alive.stop()
 

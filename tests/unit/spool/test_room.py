@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from relay.message.outcome import Evidence, Relayed
-from relay.spool.sqlite.disk import room
+from relay.spool.sqlite import disk_space
 from relay.spool.types import Selector, Settlement, SpoolFullError
 
 MIB = 1024 * 1024
@@ -29,7 +29,7 @@ def disk(monkeypatch):
             f_flag=0,
         )
 
-    monkeypatch.setattr(room.os, "statvfs", statvfs)
+    monkeypatch.setattr(disk_space.os, "statvfs", statvfs)
     return figures
 
 
@@ -40,10 +40,10 @@ def disk(monkeypatch):
 def test_a_sixteenth_of_a_small_disk_is_kept(disk, tmp_path, free_bytes, size_bytes, fits):
     disk.free_bytes = free_bytes
     if fits:
-        room.check_room(tmp_path, size_bytes)
+        disk_space.check_free_space(tmp_path, size_bytes)
     else:
         with pytest.raises(SpoolFullError):
-            room.check_room(tmp_path, size_bytes)
+            disk_space.check_free_space(tmp_path, size_bytes)
 
 
 async def test_a_refused_message_takes_no_outcome_with_it(spool, make, disk) -> None:
@@ -57,7 +57,7 @@ async def test_a_refused_message_takes_no_outcome_with_it(spool, make, disk) -> 
     )
     assert [type(each) for each in refused] == [SpoolFullError] * 3
     assert settled == (True, ())
-    assert await spool.desk.list(Selector(all=True), limit=10) == []
+    assert await spool.queue_admin.list(Selector(all=True), limit=10) == []
 
 
 async def test_a_repeated_submission_needs_no_room(spool, make, disk) -> None:

@@ -17,22 +17,27 @@ from relay.journeys.events import Event, Step
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.observe.metrics import Metrics
 from relay.spool import SqliteSpool
-from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
-from relay.spool.sqlite.disk.presence import contents_of, last_commit_of, salvage_mark_of
-from relay.spool.sqlite.engine.damage import mark_of
-from relay.spool.sqlite.engine.database import read_anchor
-from relay.spool.sqlite.engine.log_check import log_of
-from relay.spool.sqlite.engine.migrating import check_files
-from relay.spool.sqlite.storage.salvage import salvage
-from relay.spool.sqlite.storage.verify import Finding, Kind, Mode, SpoolVerifier
+from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
+from relay.spool.sqlite.database import read_anchor
+from relay.spool.sqlite.migrate import check_files
+from relay.spool.sqlite.recover import recover_spool
+from relay.spool.sqlite.spool_files import (
+    contents_of,
+    damage_mark_of,
+    last_commit_of,
+    recovery_mark_of,
+)
+from relay.spool.sqlite.verify import SpoolFault, SpoolFinding, SpoolVerifier, VerifyMode
+from relay.spool.sqlite.write_ahead_log import log_of
 from relay.spool.types import (
+    DueQuery,
+    EntrySchedule,
     Selector,
     Settlement,
     SpoolDamagedError,
     SpoolError,
     SpoolUnavailableError,
 )
-from relay.spool.waiting import Look, Waiting
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
@@ -42,9 +47,9 @@ PAGE = 4096
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from relay.spool.sqlite.storage import salvage
+from relay.spool.sqlite import recover
 
-act, left = getattr(salvage, sys.argv[2]), int(sys.argv[3])
+act, left = getattr(recover, sys.argv[2]), int(sys.argv[3])
 
 def killed(*args, **kwargs):
     global left
@@ -53,8 +58,8 @@ def killed(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return act(*args, **kwargs)
 
-setattr(salvage, sys.argv[2], killed)
-salvage.salvage(Path(sys.argv[1]), stamp="first")
+setattr(recover, sys.argv[2], killed)
+recover.recover_spool(Path(sys.argv[1]), stamp="first")
 """
 
 
@@ -69,14 +74,14 @@ async def filled(path: Path, make, open_spool, clock) -> Path:
     spool = open_spool(path)
     await spool.start()
     await spool.accept(make(content=LARGE))
-    due_us = clock.steady_us() + 1000
+    due_us = clock.queue_us() + 1000
     told = (Event(Step.POLICY_AND_ROUTING, 1, {"next_hops": {"mx:a.test": ["x@a.test"]}}),)
 
     async def one(number: int) -> None:
         message = make(events=told)
         (claim,) = (await spool.accept(message, submission_key=f"draft.{number}")).claims
         outcome = OK if number % 2 else LATER
-        await spool.settle(Settlement(claim, 5, {1: outcome}, Waiting(due_us, due_us)))
+        await spool.settle(Settlement(claim, 5, {1: outcome}, EntrySchedule(due_us, due_us)))
 
     await asyncio.gather(*map(one, range(MESSAGES)))
     await spool.stop()
@@ -106,7 +111,7 @@ def aside_of(path: Path, stamp: str = "now") -> Path:
 async def listed(open_spool, path: Path) -> dict[str, str]:
     spool = open_spool(path)
     await spool.start()
-    entries = await spool.desk.list(Selector(all=True), limit=1000)
+    entries = await spool.queue_admin.list(Selector(all=True), limit=1000)
     assert (await spool.counts()).unaccounted == 0
     await spool.stop()
     return {one["id"]: one["state"] for one in entries}
@@ -114,11 +119,11 @@ async def listed(open_spool, path: Path) -> dict[str, str]:
 
 def test_a_whole_spool_stays_as_it_is(filled: Path) -> None:
     before = filled.read_bytes()
-    mark_of(filled).write_text("it was thought to be damaged")
-    found = salvage(filled, stamp="now")
+    damage_mark_of(filled).write_text("it was thought to be damaged")
+    found = recover_spool(filled, stamp="now")
     assert (found.faults, found.aside, found.is_whole) == ([], "", True)
     assert filled.read_bytes() == before
-    assert not mark_of(filled).exists()
+    assert not damage_mark_of(filled).exists()
 
 
 @pytest.mark.parametrize("table", ["message", "entry", "recipient", "event", "submission"])
@@ -129,11 +134,11 @@ async def test_all_but_a_page_is_saved(filled: Path, table, open_spool) -> None:
     lost = pages[len(pages) // 2]
     damage(filled, lost)
     damaged = filled.read_bytes()  # noqa: ASYNC240
-    found = salvage(filled, stamp="now")
+    found = recover_spool(filled, stamp="now")
     assert found.aside == str(aside_of(filled))
     assert aside_of(filled).read_bytes() == damaged
-    with closing(apsw.Connection(str(filled))) as salvaged:
-        assert read_anchor(salvaged) is not None  # the queue's time goes on
+    with closing(apsw.Connection(str(filled))) as recovered:
+        assert read_anchor(recovered) is not None  # the queue's time goes on
     assert [hole["table"] for hole in found.holes] == [table]
     assert not found.is_whole
     saved = await listed(open_spool, filled)
@@ -157,10 +162,10 @@ async def test_rows_that_other_tables_know_of_are_found_between_two_holes(filled
     damage(filled, pages[1])
     damage(filled, pages[-2])
     assert len(pages) > 4
-    found = salvage(filled, stamp="now")
+    found = recover_spool(filled, stamp="now")
     (hole,) = found.holes
     saved = await listed(open_spool, filled)
-    between = [one for one in saved if hole["behind"][0] < one < hole["before"][0]]
+    between = [one for one in saved if hole["after"][0] < one < hole["before"][0]]
     assert between
     assert len(saved) < len(everything)
 
@@ -168,7 +173,7 @@ async def test_rows_that_other_tables_know_of_are_found_between_two_holes(filled
 async def test_what_has_no_recipients_any_more_is_held(filled, open_spool) -> None:
     pages = pages_of(filled, "recipient")
     damage(filled, pages[len(pages) // 2])
-    found = salvage(filled, stamp="now")
+    found = recover_spool(filled, stamp="now")
     assert found.without_recipients > 0
     states = list((await listed(open_spool, filled)).values())
     assert states.count("held") == found.without_recipients
@@ -191,7 +196,7 @@ async def test_what_lies_behind_a_damaged_first_page_is_saved(
     lose(filled)
     with pytest.raises(SpoolDamagedError):
         open_spool(filled)
-    found = salvage(filled, stamp="now")
+    found = recover_spool(filled, stamp="now")
     assert (found.is_whole, found.recipients_lost) == (True, 0)
     assert await listed(open_spool, filled) == before
     assert list(filled.parent.glob("*headed*")) == []
@@ -199,7 +204,7 @@ async def test_what_lies_behind_a_damaged_first_page_is_saved(
 
 async def test_where_nothing_can_be_read_a_new_spool_is_made(filled, open_spool) -> None:
     filled.write_bytes(b"no database any more " * 1000)
-    found = salvage(filled, stamp="now")
+    found = recover_spool(filled, stamp="now")
     assert (found.entries_waiting, found.is_whole) == (0, False)
     assert aside_of(filled).read_bytes().startswith(b"no database")
     assert [one.read_bytes() for one in aside_of(filled, "now-content").iterdir()] == [LARGE]
@@ -208,7 +213,7 @@ async def test_where_nothing_can_be_read_a_new_spool_is_made(filled, open_spool)
 
 @pytest.mark.parametrize(
     ("act", "nth"),
-    [("_put_aside", 1), ("_copy_ends", 4), ("sync", 5), ("sync", 6)],
+    [("_put_aside", 1), ("_copy_ends", 4), ("fsync_path", 5), ("fsync_path", 6)],
 )
 async def test_a_salvage_that_is_killed_is_gone_on_with(filled, open_spool, act, nth) -> None:
     everything = await listed(open_spool, filled)
@@ -218,13 +223,13 @@ async def test_a_salvage_that_is_killed_is_gone_on_with(filled, open_spool, act,
         sys.executable, "-c", KILLED, str(filled), act, str(nth)
     )
     assert await killed.wait() == -9
-    with pytest.raises(SpoolDamagedError, match="salvage was cut off"):
+    with pytest.raises(SpoolDamagedError, match="recovery was interrupted"):
         open_spool(filled)
     assert not list(filled.parent.glob("*damaged-second*"))
-    found = salvage(filled, stamp="second")
+    found = recover_spool(filled, stamp="second")
     assert found.aside == str(aside_of(filled, "first"))
     assert aside_of(filled, "first").read_bytes() == damaged
-    assert not salvage_mark_of(filled).exists()
+    assert not recovery_mark_of(filled).exists()
     assert await listed(open_spool, filled) == everything
 
 
@@ -242,7 +247,7 @@ async def test_a_page_that_is_found_damaged_keeps_new_mail_out_and_lets_mail_go_
     spool = opened(metrics)
     await spool.start()
     clock.advance(3600)
-    (claim, *others) = (await spool.claim_due(clock.steady_us(), 10, Look())).claims
+    (claim, *others) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
     await spool.accept(make())
     with pytest.raises(SpoolUnavailableError):
         await asyncio.gather(
@@ -250,7 +255,7 @@ async def test_a_page_that_is_found_damaged_keeps_new_mail_out_and_lets_mail_go_
         )
     assert "malformed" in spool.damage.text
     assert metrics.registry.get_sample_value("relay_spool_damaged") == 1
-    with pytest.raises(SpoolUnavailableError, match="no new mail is taken on"):
+    with pytest.raises(SpoolUnavailableError, match="no new mail is accepted"):
         await spool.accept(make())
     assert (await spool.settle(Settlement(claim, 5, {1: OK})))[0]
     await spool.release(others)
@@ -264,8 +269,8 @@ async def test_a_page_that_is_found_damaged_keeps_new_mail_out_and_lets_mail_go_
     with pytest.raises(SpoolUnavailableError):
         await again.accept(make())
     await again.stop()
-    assert not salvage(filled, stamp="now").is_whole
-    assert not mark_of(filled).exists()
+    assert not recover_spool(filled, stamp="now").is_whole
+    assert not damage_mark_of(filled).exists()
     repaired = opened(Metrics())
     await repaired.start()
     await repaired.accept(make())
@@ -291,7 +296,7 @@ async def test_of_a_file_that_was_cut_the_rest_is_saved(filled: Path, open_spool
     cut_in_half(filled)
     with pytest.raises(SpoolDamagedError):
         open_spool(filled)
-    found = salvage(filled, stamp="now")
+    found = recover_spool(filled, stamp="now")
     assert found.rows["message"] > 0
     assert not found.is_whole
     after = await listed(open_spool, filled)
@@ -313,7 +318,7 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize(("lose", "fault"), [(remove, "is gone"), (empty, "it is empty")])
+@pytest.mark.parametrize(("lose", "fault"), [(remove, "is missing"), (empty, "it is empty")])
 async def test_no_queue_begins_anew_in_place_of_one_that_was_lost(
     filled: Path, open_spool, lose: Callable[[Path], None], fault: str
 ) -> None:
@@ -322,7 +327,7 @@ async def test_no_queue_begins_anew_in_place_of_one_that_was_lost(
     with pytest.raises(SpoolDamagedError, match=fault):
         open_spool(filled)
     assert content.exists()
-    assert not salvage(filled, stamp="now").is_whole
+    assert not recover_spool(filled, stamp="now").is_whole
     assert await listed(open_spool, filled) == {}
     assert (aside_of(filled, "now-content") / content.name).read_bytes() == LARGE
 
@@ -332,7 +337,7 @@ async def test_a_spool_that_ran_empty_may_be_removed(path: Path, open_spool, cap
     assert "begins empty" not in "".join(capfd.readouterr())
     remove(path)
     assert await listed(open_spool, path) == {}
-    assert "a spool was here: the queue begins empty" in "".join(capfd.readouterr())
+    assert "a spool existed here: the queue starts empty" in "".join(capfd.readouterr())
 
 
 async def killed(path: Path, open_spool, make) -> list[str]:
@@ -382,7 +387,7 @@ async def test_no_commit_behind_a_damaged_place_in_the_log_is_lost(
         with pytest.raises(SpoolDamagedError, match="-wal is damaged: SQLite reads"):
             open_spool(path)
     assert log_of(path).read_bytes() == damaged
-    found = salvage(path, stamp="now")
+    found = recover_spool(path, stamp="now")
     assert (found.is_whole, found.log_damaged) == (False, True)
     assert sorted(await listed(open_spool, path)) == names
     assert aside_of(path, "now-wal").read_bytes() == damaged
@@ -429,11 +434,11 @@ async def test_who_looks_before_the_start_sees_what_the_start_sees(
     seen = told_by(lambda: check_files(path, has_owner=False))
     after = octets_beside(path)
     assert after == before, "it opened the spool"
-    findings: list[Finding] = []
+    findings: list[SpoolFinding] = []
     SpoolVerifier(
-        path, mode=Mode.DRY_RUN, full=False, clock=ManualClock(0), report=findings.append
+        path, mode=VerifyMode.DRY_RUN, full=False, clock=ManualClock(0), report=findings.append
     ).run()
-    verified = [one.found for one in findings if one.kind is Kind.DAMAGED_SPOOL]
+    verified = [one.found for one in findings if one.kind is SpoolFault.DAMAGED_SPOOL]
     started = told_by(lambda: open_spool(path))
     assert [bool(one) for one in (started, seen, verified)] == [is_damage] * 3
 
@@ -482,8 +487,10 @@ async def test_a_log_without_its_database_is_kept(
     kept = log_of(path).read_bytes()
     with pytest.raises(SpoolDamagedError, match=fault):
         open_spool(path)
-    SpoolVerifier(path, mode=Mode.DRY_RUN, full=True, clock=clock, report=lambda _: None).run()
+    SpoolVerifier(
+        path, mode=VerifyMode.DRY_RUN, full=True, clock=clock, report=lambda _: None
+    ).run()
     assert log_of(path).read_bytes() == kept
-    assert not salvage(path, stamp="now").is_whole
+    assert not recover_spool(path, stamp="now").is_whole
     assert aside_of(path, "now-wal").read_bytes() == kept
     assert sorted(await listed(open_spool, path)) == names

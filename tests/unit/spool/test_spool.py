@@ -10,16 +10,17 @@ import pytest
 from relay.journeys.events import Event, Step
 from relay.message.lifecycle import State
 from relay.message.outcome import DeferralClass, Deferred, Delivered, Evidence, Failed, Relayed
-from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
+from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.spool.types import (
+    DueBatch,
+    DueQuery,
+    EntrySchedule,
     NewRecipient,
-    Seen,
     Selector,
     Settlement,
     SpoolError,
     SpoolFormatError,
 )
-from relay.spool.waiting import Look, Waiting
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
@@ -43,14 +44,14 @@ async def test_the_same_submission_key_is_the_same_message(spool, make) -> None:
     assert again.repeated
     assert again.queue_id == first.queue_id
     assert again.claims == ()
-    assert len(await spool.desk.list(Selector(all=True), limit=10)) == 1
+    assert len(await spool.queue_admin.list(Selector(all=True), limit=10)) == 1
 
 
 async def test_settling_everything_ends_the_entry_and_its_content(spool, make) -> None:
     claim = (await spool.accept(make())).claims[0]
     held, _ = await spool.settle(Settlement(claim, 5, {1: OK}))
     assert held
-    assert await spool.desk.list(Selector(all=True), limit=10) == []
+    assert await spool.queue_admin.list(Selector(all=True), limit=10) == []
     with pytest.raises(SpoolError):
         await spool.read_content(claim.content_id)
     journey = await spool.journey(claim.message.id)
@@ -73,22 +74,22 @@ async def test_a_shared_content_stays_until_its_last_entry_ends(spool, make) -> 
 async def test_a_deferred_recipient_is_claimed_again_when_due_alone(spool, make, clock) -> None:
     claim = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
     due_us = clock.time_us() + 60_000_000
-    await spool.settle(Settlement(claim, 5, {1: OK, 2: LATER}, Waiting(due_us, due_us)))
+    await spool.settle(Settlement(claim, 5, {1: OK, 2: LATER}, EntrySchedule(due_us, due_us)))
     assert await spool.next_due_us(0) == due_us
-    assert await spool.claim_due(due_us - 1, 10, Look()) == Seen()
-    (again,) = (await spool.claim_due(due_us, 10, Look())).claims
+    assert await spool.claim_due(due_us - 1, 10, DueQuery()) == DueBatch()
+    (again,) = (await spool.claim_due(due_us, 10, DueQuery())).claims
     assert [one.address for one in again.recipients] == ["y@a.test"]
     assert again.recipients[0].reply == "450 4.2.0 later"
     assert again.attempts == 1
     assert again.content is None
     assert again.epoch > claim.epoch
-    assert await spool.claim_due(due_us, 10, Look()) == Seen()
+    assert await spool.claim_due(due_us, 10, DueQuery()) == DueBatch()
 
 
 async def test_a_fenced_claim_cannot_settle(spool, make, clock) -> None:
     claim = (await spool.accept(make())).claims[0]
     await spool.release([claim])
-    (stolen,) = (await spool.claim_due(clock.time_us(), 10, Look())).claims
+    (stolen,) = (await spool.claim_due(clock.time_us(), 10, DueQuery())).claims
     assert (await spool.settle(Settlement(claim, 5, {1: NO})))[0] is False
     assert (await spool.settle(Settlement(stolen, 5, {1: OK})))[0] is True
 
@@ -202,9 +203,9 @@ async def test_an_entry_that_cannot_be_read_does_not_keep_others_back(
     other = apsw.Connection(str(tmp_path / "spool.sqlite"))
     other.execute("UPDATE entry SET next_hop = '?' WHERE message_id = ?", (damaged,))
     other.close()
-    (claim,) = (await spool.claim_due(clock.time_us(), 10, Look())).claims
+    (claim,) = (await spool.claim_due(clock.time_us(), 10, DueQuery())).claims
     assert claim.message.id == whole
-    listed = await spool.desk.list(Selector(all=True), limit=10)
+    listed = await spool.queue_admin.list(Selector(all=True), limit=10)
     assert {one["id"] for one in listed} == {damaged, whole}
     assert (await spool.counts()).unaccounted == 0
 

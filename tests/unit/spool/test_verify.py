@@ -12,11 +12,10 @@ import pytest
 from relay.clock import ManualClock
 from relay.message.content import LargeContent
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
-from relay.spool.sqlite.disk.contents import INLINE_BYTES_MAX
-from relay.spool.sqlite.engine.damage import mark_of
-from relay.spool.sqlite.storage.verify import Finding, Kind, Mode, SpoolVerifier
-from relay.spool.types import Settlement
-from relay.spool.waiting import Look, Waiting
+from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
+from relay.spool.sqlite.spool_files import damage_mark_of
+from relay.spool.sqlite.verify import SpoolFault, SpoolFinding, SpoolVerifier, VerifyMode
+from relay.spool.types import DueQuery, EntrySchedule, Settlement
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
@@ -36,15 +35,15 @@ async def filled(path: Path, make, open_spool, clock) -> str:
     (done,) = (await spool.accept(make(), submission_key="draft.1")).claims
     await spool.settle(Settlement(done, 5, {1: OK}))
     await spool.accept(make())
-    due_us = clock.steady_us() + 1000
+    due_us = clock.queue_us() + 1000
     (claim,) = (await spool.accept(make(content=LARGE))).claims
-    await spool.settle(Settlement(claim, 5, {1: LATER}, Waiting(due_us, due_us)))
+    await spool.settle(Settlement(claim, 5, {1: LATER}, EntrySchedule(due_us, due_us)))
     await spool.stop()
     return claim.message.id
 
 
-def verify(path: Path, mode: Mode = Mode.MEND, **more: bool) -> list[Finding]:
-    findings: list[Finding] = []
+def verify(path: Path, mode: VerifyMode = VerifyMode.REPAIR, **more: bool) -> list[SpoolFinding]:
+    findings: list[SpoolFinding] = []
     wishes = {"full": False, **more}
     SpoolVerifier(
         path, mode=mode, clock=ManualClock(10**15), report=findings.append, **wishes
@@ -58,7 +57,7 @@ def by_hand(path: Path, sql: str, *values: object) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("mode", VerifyMode)
 @pytest.mark.parametrize("full", [True, False])
 def test_what_is_in_order_has_no_finding(path: Path, filled, mode, full) -> None:
     counts = SpoolVerifier(
@@ -87,28 +86,28 @@ def test_what_is_in_order_has_no_finding(path: Path, filled, mode, full) -> None
 )
 def test_rows_that_are_lost_are_told_and_stay_told(path, filled, sql, expected) -> None:
     by_hand(path, sql, filled)
-    found = verify(path, Mode.DRY_RUN)
+    found = verify(path, VerifyMode.DRY_RUN)
     assert expected <= {one.expected for one in found}
     assert not any(one.repaired for one in found)
-    lost = [one for one in verify(path) if one.kind is Kind.LOST_ROW]
+    lost = [one for one in verify(path) if one.kind is SpoolFault.LOST_ROW]
     assert lost
     assert not any(one.repaired for one in lost)
-    again = [one.kind for one in verify(path) if one.kind is not Kind.COUNTERS]
-    assert again == [Kind.LOST_ROW] * len(lost)
+    again = [one.kind for one in verify(path) if one.kind is not SpoolFault.COUNTERS]
+    assert again == [SpoolFault.LOST_ROW] * len(lost)
 
 
 def test_counters_are_counted_anew_by_who_says_so(path: Path, filled) -> None:
-    def counters(mode: Mode = Mode.MEND, **more: bool) -> list[tuple[str, bool, str]]:
-        found = [one for one in verify(path, mode, **more) if one.kind is Kind.COUNTERS]
+    def counters(mode: VerifyMode = VerifyMode.REPAIR, **more: bool) -> list[tuple[str, bool, str]]:
+        found = [one for one in verify(path, mode, **more) if one.kind is SpoolFault.COUNTERS]
         return [(one.found, one.repaired, one.action) for one in found]
 
     by_hand(path, "DELETE FROM recipient WHERE message_id = ?", filled)
     lost = "1 recipients unaccounted for"
-    advice = "once you know why, --recount counts anew"
-    for mode in (*Mode, Mode.MEND):  # it stays until then
+    advice = "once the cause is known, --recount corrects the counters"
+    for mode in (*VerifyMode, VerifyMode.REPAIR):  # it stays until then
         assert counters(mode) == [(lost, False, advice)]
-    assert counters(Mode.DRY_RUN, recount=True) == [(lost, False, "would be counted anew")]
-    assert counters(recount=True) == [(lost, True, "counted anew")]
+    assert counters(VerifyMode.DRY_RUN, recount=True) == [(lost, False, "would be corrected")]
+    assert counters(recount=True) == [(lost, True, "corrected")]
     assert counters(recount=True) == []
 
 
@@ -125,9 +124,9 @@ async def test_who_lost_the_entry_ends_as_cancelled_for_who_says_so(
     by_hand(path, lost, filled)
     told = ("1 recipients without an entry", "ended as cancelled")
     assert told not in [(one.found, one.action) for one in verify(path)]
-    would = [one.action for one in verify(path, Mode.DRY_RUN, recount=True)]
+    would = [one.action for one in verify(path, VerifyMode.DRY_RUN, recount=True)]
     assert "would be ended as cancelled" in would
-    assert "would be counted anew" in would
+    assert "would be corrected" in would
     repaired = [one for one in verify(path, recount=True) if one.repaired]
     assert [(one.found, one.action) for one in repaired] == [told], (
         "nothing else is unaccounted for"
@@ -141,20 +140,22 @@ async def test_who_lost_the_entry_ends_as_cancelled_for_who_says_so(
         "why": "its entry was lost",
     }  # fmt: skip
     assert (await spool.counts()).unaccounted == 0
-    assert (await spool.keeping.prune_many(0, dry_run=True))["kept"] == 0
+    assert (await spool.maintenance.prune_many(0, dry_run=True))["kept"] == 0
     await spool.stop()
 
 
 async def test_what_is_never_due_is_made_due(path: Path, filled, open_spool) -> None:
     by_hand(path, "UPDATE entry SET due_us = NULL, retry_us = NULL WHERE message_id = ?", filled)
-    (told,) = [one for one in verify(path, Mode.BESIDE) if one.kind is Kind.NEVER_DUE]
+    (told,) = [
+        one for one in verify(path, VerifyMode.READ_ONLY) if one.kind is SpoolFault.NEVER_DUE
+    ]
     assert (told.where, told.repaired) == (f"{filled}-1", False)
     assert told.action == "can be made due while no relay runs"
-    assert Kind.NEVER_DUE in {one.kind for one in verify(path) if one.repaired}
+    assert SpoolFault.NEVER_DUE in {one.kind for one in verify(path) if one.repaired}
     assert verify(path) == []
     spool = open_spool(path)
     await spool.start()
-    seen = await spool.claim_due(10**15, 10, Look())
+    seen = await spool.claim_due(10**15, 10, DueQuery())
     assert filled in {claim.message.id for claim in seen.claims}
     await spool.stop()
 
@@ -170,27 +171,36 @@ def cut_short(content: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "found"), [(lost, "no such file or directory"), (cut_short, "5 bytes")]
 )
-@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("mode", VerifyMode)
 def test_a_content_that_is_lost_is_told(path: Path, filled, harm, found, mode) -> None:
     content = path.with_name(path.name + "-content") / f"{filled}-0"
     harm(content)
     (told,) = verify(path, mode)
-    assert told == Finding(
-        Kind.LOST_CONTENT, str(content), found, f"{len(LARGE)} bytes", repaired=False, action=""
+    assert told == SpoolFinding(
+        SpoolFault.LOST_CONTENT,
+        str(content),
+        found,
+        f"{len(LARGE)} bytes",
+        repaired=False,
+        action="",
     )
 
 
-@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("mode", VerifyMode)
 def test_octets_that_changed_are_told_where_every_octet_is_read(path, filled, mode) -> None:
     content = path.with_name(path.name + "-content") / f"{filled}-0"
     content.write_bytes(LARGE.replace(b"large", b"lar9e"))
     by_hand(path, "UPDATE content SET data = zeroblob(size) WHERE data IS NOT NULL")
     assert verify(path, mode) == []
     in_file, inline = verify(path, mode, full=True)
-    assert (in_file.kind, in_file.where) == (Kind.LOST_CONTENT, str(content))
+    assert (in_file.kind, in_file.where) == (SpoolFault.LOST_CONTENT, str(content))
     assert in_file.expected == f"octets with CRC-32 {crc32(LARGE):08x}"
     assert in_file.found == f"octets with CRC-32 {crc32(content.read_bytes()):08x}"
-    assert (inline.kind, inline.repaired, inline.action) == (Kind.LOST_CONTENT, False, "")
+    assert (inline.kind, inline.repaired, inline.action) == (
+        SpoolFault.LOST_CONTENT,
+        False,
+        "",
+    )
     assert re.fullmatch(r"content \d+ of [0-9A-Za-z]+-1", inline.where)
     content.write_bytes(LARGE)
     assert verify(path, mode, full=True) == [inline]
@@ -199,28 +209,28 @@ def test_octets_that_changed_are_told_where_every_octet_is_read(path, filled, mo
 async def test_versions_that_share_a_file_have_a_sum_each(path, make, open_spool) -> None:
     spool = open_spool(path)
     await spool.start()
-    arrival = spool.arrival()
-    await arrival.write([b"\r\nbody\r\n"])
-    one = LargeContent(b"Subject: one\r\n", (arrival.octets(),), eight_bit=False)
+    incoming_body = spool.incoming_body()
+    await incoming_body.write([b"\r\nbody\r\n"])
+    one = LargeContent(b"Subject: one\r\n", (incoming_body.octets(),), eight_bit=False)
     entries = make({"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]}).entries
     versions = (one, replace(one, header=b"Subject: two\r\n"))
     await spool.accept(
         make(contents=versions, entries=(entries[0], replace(entries[1], content=1)))
     )
-    arrival.discard()
+    incoming_body.discard()
     await spool.stop()
     assert verify(path, full=True) == []
     by_hand(path, "UPDATE content SET header = CAST(replace(header, 'two', 'six') AS BLOB)")
     (told,) = verify(path, full=True)
-    assert told.kind is Kind.LOST_CONTENT
+    assert told.kind is SpoolFault.LOST_CONTENT
 
 
 def test_files_that_nobody_needs_are_put_aside(path: Path, filled) -> None:
     left = path.with_name(path.name + "-content") / "left-over-0"
     left.write_bytes(b"x")
-    assert verify(path, Mode.BESIDE) == []  # a running relay may be writing it
-    (would,) = verify(path, Mode.DRY_RUN)
-    assert (would.kind, would.repaired) == (Kind.LEFTOVER_CONTENT, False)
+    assert verify(path, VerifyMode.READ_ONLY) == []  # a running relay may be writing it
+    (would,) = verify(path, VerifyMode.DRY_RUN)
+    assert (would.kind, would.repaired) == (SpoolFault.STALE_CONTENT, False)
     assert left.exists()
     (told,) = verify(path)
     assert told.repaired
@@ -233,11 +243,11 @@ def test_contents_without_an_entry_are_put_aside_whole(path: Path, filled, colum
     """They may be all that is left of a message."""
     by_hand(path, f"DELETE FROM entry WHERE state <> 'final' AND content_id IN"
                   f" (SELECT id FROM content WHERE {column} IS NOT NULL)")  # fmt: skip
-    (told,) = [one for one in verify(path) if one.kind is Kind.UNNEEDED_CONTENT]
+    (told,) = [one for one in verify(path) if one.kind is SpoolFault.UNNEEDED_CONTENT]
     assert told.repaired
     (aside,) = path.with_name(path.name + "-put-aside").iterdir()
     assert aside.read_bytes() == (LARGE if column == "file" else b"Subject: s\r\n\r\nbody\r\n")
-    assert Kind.UNNEEDED_CONTENT not in {one.kind for one in verify(path)}
+    assert SpoolFault.UNNEEDED_CONTENT not in {one.kind for one in verify(path)}
 
 
 def test_an_index_that_deviates_is_found_by_a_full_look(path: Path, filled) -> None:
@@ -247,22 +257,24 @@ def test_an_index_that_deviates_is_found_by_a_full_look(path: Path, filled) -> N
     with path.open("r+b") as file:  # an empty leaf in place of the index
         file.seek((root - 1) * 4096)
         file.write(b"\x0a\0\0\0\0\x10\0\0" + bytes(4088))
-    assert {one.kind for one in verify(path, Mode.DRY_RUN, full=True)} == {Kind.DAMAGED_SPOOL}
+    assert {one.kind for one in verify(path, VerifyMode.DRY_RUN, full=True)} == {
+        SpoolFault.DAMAGED_SPOOL
+    }
 
 
 def test_damage_is_told_and_left_to_salvage(path: Path, filled) -> None:
     octets = path.read_bytes()
     path.write_bytes(octets[:4096] + b"\xff" * (len(octets) - 4096))
     found = verify(path)
-    assert {one.kind for one in found} == {Kind.DAMAGED_SPOOL}
+    assert {one.kind for one in found} == {SpoolFault.DAMAGED_SPOOL}
     assert not any(one.repaired for one in found)
 
 
 def test_a_mark_of_damage_goes_when_every_page_can_be_read(path: Path, filled) -> None:
-    mark_of(path).write_text("the disk was loose\n")
-    (told,) = verify(path, Mode.BESIDE)
+    damage_mark_of(path).write_text("the disk was loose\n")
+    (told,) = verify(path, VerifyMode.READ_ONLY)
     assert (told.kind, told.found, told.repaired) == (
-        Kind.DAMAGED_SPOOL, "the disk was loose", False,
+        SpoolFault.DAMAGED_SPOOL, "the disk was loose", False,
     )  # fmt: skip
     (told,) = verify(path)
     assert told.repaired

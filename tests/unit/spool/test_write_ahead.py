@@ -9,9 +9,9 @@ import apsw
 import pytest
 
 from relay.crashpoints import CrashPoints
-from relay.spool.sqlite.engine import write_ahead
-from relay.spool.sqlite.engine.last_commit import LastCommit
-from relay.spool.sqlite.engine.write_ahead import WriteAheadLog, sync_anew
+from relay.spool.sqlite import write_ahead_log
+from relay.spool.sqlite.last_commit import LastCommit
+from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log
 from relay.spool.types import SpoolUnavailableError
 from tests.support.disks import read_only
 from tests.support.vfs import FaultyDisk
@@ -46,9 +46,9 @@ def connection(disk: FaultyDisk, path: Path) -> Iterator[apsw.Connection]:
 def log(connection: apsw.Connection, path: Path, monkeypatch) -> WriteAheadLog:
     """Its limits are 20, 50 and 100 pages."""
     for name, pages in (("_PAGES_IDLE", 20), ("_PAGES_BUSY", 50), ("_PAGES_MAX", 100)):
-        monkeypatch.setattr(write_ahead, name, pages)
-    monkeypatch.setattr(write_ahead, "_READERS_WAIT_MS", 20)
-    monkeypatch.setattr(write_ahead, "_BYTES_KEPT", 120 * FRAME)
+        monkeypatch.setattr(write_ahead_log, name, pages)
+    monkeypatch.setattr(write_ahead_log, "_READERS_WAIT_MS", 20)
+    monkeypatch.setattr(write_ahead_log, "_BYTES_KEPT", 120 * FRAME)
     return WriteAheadLog(connection, LastCommit(path, 0, crash=CrashPoints()))
 
 
@@ -68,19 +68,19 @@ def test_a_log_that_has_grown_is_brought_into_the_database(
     disk, connection, log, is_idle: bool, pages: int
 ) -> None:
     commit(log, connection, pages=pages - 10)
-    log.keep_small(is_idle=is_idle)
+    log.checkpoint_if_grown(is_idle=is_idle)
     assert disk.syncs[""] == 0
     commit(log, connection, pages=10)
-    log.keep_small(is_idle=is_idle)
+    log.checkpoint_if_grown(is_idle=is_idle)
     assert disk.syncs[""] == 1
-    log.keep_small(is_idle=is_idle)  # nothing has come since
+    log.checkpoint_if_grown(is_idle=is_idle)  # nothing has come since
     assert disk.syncs[""] == 1
 
 
 async def test_an_idle_writer_brings_it_in_though_it_has_not_grown_much(
     disk, open_spool, make, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(write_ahead, "_PAGES_IDLE", 20)
+    monkeypatch.setattr(write_ahead_log, "_PAGES_IDLE", 20)
     spool = open_spool(tmp_path / "spool.sqlite")
     await spool.start()
     disk.syncs.clear()
@@ -97,7 +97,7 @@ async def test_an_idle_writer_brings_it_in_though_it_has_not_grown_much(
 def test_it_stays_small(connection, log, path: Path) -> None:
     for _ in range(40):
         commit(log, connection, pages=10)
-        log.keep_small(is_idle=False)
+        log.checkpoint_if_grown(is_idle=False)
     assert size_in_pages(path) < 70
 
 
@@ -115,14 +115,14 @@ def test_a_reader_keeps_it_long_and_it_is_short_again_behind_it(
         assert rows.fetchone() == (1,)
         for _ in range(30):
             commit(log, connection, pages=10)
-            log.keep_small(is_idle=False)
+            log.checkpoint_if_grown(is_idle=False)
         assert size_in_pages(path) > 300
         said = "".join(capfd.readouterr())
-        assert said.count("keeps the spool's log") == 1
+        assert said.count("blocks the reuse") == 1
         assert rows.fetchall() == [(2,)]
     for _ in range(8):
         commit(log, connection, pages=10)
-        log.keep_small(is_idle=False)
+        log.checkpoint_if_grown(is_idle=False)
     assert size_in_pages(path) <= 121
 
 
@@ -132,13 +132,13 @@ def test_a_checkpoint_that_fails_takes_nothing_away_and_is_tried_again(
     disk.refuses("sync", suffix=".sqlite")
     for _ in range(12):
         commit(log, connection, pages=10)
-        log.keep_small(is_idle=False)
+        log.checkpoint_if_grown(is_idle=False)
     tries = disk.syncs[""]
     assert tries > 1
     disk.is_well()
     for _ in range(12):
         commit(log, connection, pages=10)
-        log.keep_small(is_idle=False)
+        log.checkpoint_if_grown(is_idle=False)
     assert connection.execute("SELECT count(*) FROM some").get == 24
     assert size_in_pages(path) < 200
 
@@ -148,12 +148,12 @@ def test_what_a_dead_owner_left_is_synced_as_it_is(connection, path: Path) -> No
     log = path.with_name(path.name + "-wal")
     before = log.read_bytes()
     assert len(before) > 2 << 20
-    sync_anew(path)
+    rewrite_log(path)
     assert log.read_bytes() == before
 
 
 def test_there_may_be_no_log(tmp_path: Path) -> None:
-    sync_anew(tmp_path / "none.sqlite")
+    rewrite_log(tmp_path / "none.sqlite")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,4 +161,4 @@ def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk/some.sqlite-wal").write_bytes(b"x")
     with read_only(tmp_path / "disk"), pytest.raises(SpoolUnavailableError, match=r"sqlite-wal"):
-        sync_anew(tmp_path / "disk/some.sqlite")
+        rewrite_log(tmp_path / "disk/some.sqlite")

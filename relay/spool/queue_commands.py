@@ -1,0 +1,216 @@
+"""Operator commands on the queue (retry, hold, release, cancel, reroute) and their results.
+
+The HTTP API and the command line create a QueueCommand; the spool's QueueAdmin executes it. This
+module is pure: it holds the values and decides which operation is allowed in which state. Times
+are queue time (Clock.queue_us). A ValueError for an invalid command has a text for the operator.
+
+See docs/names.md (Commands) and docs/design.md 4.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from relay.message.lifecycle import TRANSITIONS, State
+from relay.message.nexthop import NextHop
+from relay.spool.types import Key, Selector
+
+ProgressCallback = Callable[[int], object]
+RouteLookup = Callable[[str], NextHop | None]
+WHY_CHARACTERS_MAX = 500
+LISTED_MAX = 10_000  # entries of one answer
+RECIPIENTS_MAX = 100_000  # recipients of these entries
+UNKNOWN_HEADER = "x-relay-unknown"  # of a list over HTTP: percent-encoded, separated by commas
+LIVE = tuple(state for state in State if TRANSITIONS[state])
+
+
+class Operation(StrEnum):
+    """What an operator can do with an entry."""
+
+    RETRY = "retry"
+    HOLD = "hold"
+    RELEASE = "release"
+    CANCEL = "cancel"
+    REROUTE = "reroute"
+
+
+class CommandResult(StrEnum):
+    """The result for one entry."""
+
+    DONE = "done"
+    UNCHANGED = "unchanged"
+    IN_FLIGHT = "in flight"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCommand:
+    """An operation and its parameters; `who` and `why` are recorded in the journey.
+
+    `until_us` ends a hold. `as_before` makes a release restore the state and the next retry time.
+    `to` returns the next hop of an address for a reroute, None where it has none; `to_text` is the
+    operator's text for it.
+    """
+
+    operation: Operation
+    selector: Selector
+    who: str
+    why: str = ""
+    dry_run: bool = False
+    until_us: int | None = None
+    as_before: bool = False
+    to: RouteLookup | None = None
+    to_text: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError."""
+        if self.selector == Selector():
+            raise ValueError("select entries: an ID, a condition, or all")
+        if len(self.why) > WHY_CHARACTERS_MAX or not self.why.isprintable():
+            raise ValueError(
+                f"reason: expected one line of at most {WHY_CHARACTERS_MAX} characters"
+            )
+        if (self.operation is Operation.REROUTE) != (self.to is not None):
+            raise ValueError("only a reroute takes a next hop, and it needs one")
+
+
+@dataclass(slots=True)
+class CommandReport:
+    """The result of a command: counts, and the first entries as `queue list` shows them.
+
+    Each listed entry has its `result` and, where that is not "done", a `note`. `unknown` are ids of
+    the selector that match no entry in the queue.
+    """
+
+    counts: dict[CommandResult, int] = field(
+        default_factory=lambda: dict.fromkeys(CommandResult, 0)
+    )
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    unknown: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The response of /relay/v1/queue/{operation}."""
+        return {
+            "matched": sum(self.counts.values()),
+            "done": self.counts[CommandResult.DONE],
+            "unchanged": self.counts[CommandResult.UNCHANGED],
+            "in_flight": self.counts[CommandResult.IN_FLIGHT],
+            "dry_run": self.dry_run,
+            "unknown": list(self.unknown),
+            "entries": self.entries,
+        }
+
+
+class EntryList(list[dict[str, Any]]):
+    """Entries as the JSON of `queue list`; `unknown` as in CommandReport."""
+
+    def __init__(
+        self, entries: Iterable[dict[str, Any]] = (), *, unknown: Iterable[str] = ()
+    ) -> None:
+        super().__init__(entries)
+        self.unknown = tuple(unknown)
+
+
+class ActiveClaims(Protocol):
+    """The claims that delivery holds in memory."""
+
+    def waiting_among(self, keys: Collection[Key]) -> frozenset[Key]:
+        """Return which of these claims wait for an attempt."""
+        ...
+
+    def withdraw(self, keys: Collection[Key]) -> frozenset[Key]:
+        """Remove the claims that wait for an attempt from memory, and return them."""
+        ...
+
+    def retry_now(self, next_hops: Collection[NextHop]) -> None:
+        """Scan for due entries, and forget that these next hops were unreachable."""
+        ...
+
+    def due_at(self, due_us: int) -> None:
+        """Scan the queue at this queue time at the latest."""
+        ...
+
+
+class NoActiveClaims:
+    """For a process in which no delivery runs (an ActiveClaims)."""
+
+    def waiting_among(self, keys: Collection[Key]) -> frozenset[Key]:  # noqa: ARG002 - Protocol
+        """See ActiveClaims."""
+        return frozenset()
+
+    def withdraw(self, keys: Collection[Key]) -> frozenset[Key]:  # noqa: ARG002 - Protocol
+        """There are none: the start has released the claims of a dead owner."""
+        return frozenset()
+
+    def retry_now(self, next_hops: Collection[NextHop]) -> None:
+        """Delivery scans when it starts."""
+
+    def due_at(self, due_us: int) -> None:
+        """Delivery scans when it starts."""
+
+
+class QueueAdmin(Protocol):
+    """List and change the queue."""
+
+    async def list(self, selector: Selector, *, limit: int) -> EntryList:
+        """Return entries that are not final, oldest first."""
+        ...
+
+    async def execute(
+        self, command: QueueCommand, *, on_progress: ProgressCallback = ...
+    ) -> CommandReport:
+        """Execute a command in slices. Each slice is durable when `on_progress` is called with the
+        number of entries done. Raises SpoolError between slices.
+        """
+        ...
+
+
+# Why an operation does not apply to a state; everything else is allowed.
+_INAPPLICABLE: Mapping[Operation, Mapping[State, str]] = {
+    Operation.RETRY: {
+        State.HELD: "it is held: release it",
+        State.CAPTURED: "it is captured: reroute it",
+    },
+    Operation.HOLD: {State.CAPTURED: "it is captured, and stays here as it is"},
+    Operation.RELEASE: {
+        State.QUEUED: "it is not held",
+        State.DEFERRED: "it is not held",
+        State.CAPTURED: "it is captured: say where to with reroute",
+    },
+    Operation.CANCEL: {},
+    Operation.REROUTE: {},
+}
+
+
+def inapplicable_reason(operation: Operation, state: State) -> str:
+    """Return why `operation` does not apply to an entry in `state`, "" if it does."""
+    return _INAPPLICABLE[operation].get(state, "")
+
+
+def state_after(operation: Operation, state: State, *, was_deferred: bool = False) -> State:
+    """Return the state of an entry, and of its recipients, after `operation`.
+
+    `was_deferred`: a release restores the state before the hold, and the entry had been attempted.
+    """
+    match operation:
+        case Operation.HOLD:
+            return State.HELD
+        case Operation.RELEASE:
+            return State.DEFERRED if was_deferred else State.QUEUED
+        case Operation.CANCEL:
+            return State.CANCELLED
+        case Operation.REROUTE:
+            return State.QUEUED if state is State.CAPTURED else state
+        case Operation.RETRY:
+            return state
+
+
+def states_before(after: State) -> tuple[State, ...]:
+    """Return the states that may change to `after`."""
+    return tuple(state for state in State if after in TRANSITIONS[state])
+
+
+def earliest_due_us(retry_us: int | None, *, warn_us: int | None, end_us: int) -> int:
+    """Return when an entry must be looked at: the earliest of its times."""
+    return min(one for one in (retry_us, warn_us, end_us) if one is not None)

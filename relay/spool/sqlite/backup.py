@@ -1,0 +1,176 @@
+"""Copy a running spool: the database, and the content files that it names.
+
+The copy is one snapshot of the database together with the contents of that moment. The spool is
+only read. A claim that was open at that moment becomes an indeterminate attempt when the copy is
+started.
+
+See docs/operation.md (Back-up).
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from relay.files import fsync_path, link_or_copy
+from relay.spool.sqlite import stats
+from relay.spool.sqlite.database import fetch, fetch_one, open_database
+from relay.spool.sqlite.disk_space import disk_of
+from relay.spool.sqlite.spool_errors import (
+    integrity_errors,
+    translate_os_errors,
+    translate_sqlite_errors,
+)
+from relay.spool.sqlite.spool_files import contents_of, copy_database
+from relay.spool.sqlite.transactions import is_file_needed
+from relay.spool.types import SpoolDamagedError, SpoolFullError
+
+_SNAPSHOTS_MAX = 10
+_BLOCK_BYTES = 1 << 20
+_LIVE_ENTRIES = "SELECT state, count(*) FROM entry WHERE state <> 'final' GROUP BY state"
+_FILES = "SELECT file FROM content INDEXED BY content_file WHERE file IS NOT NULL ORDER BY file"
+
+
+@dataclass(frozen=True, slots=True)
+class BackupSize:
+    """How much there is to copy."""
+
+    database_bytes: int
+    contents: int
+    content_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackupResult:
+    """What the copy contains; `missing` are contents that the spool had lost before."""
+
+    database: Path
+    contents: Path
+    counts: dict[str, Any]
+    missing: tuple[str, ...] = field(default=())
+
+
+def backup_size(database: Path) -> BackupSize:
+    """Return what back_up() would copy."""
+    folder = contents_of(database)
+    with (
+        closing(open_database(database, read_only=True)) as connection,
+        translate_sqlite_errors(database),
+    ):
+        pages = connection.pragma("page_count") * connection.pragma("page_size")
+        sizes = [_size_of(folder / name) for (name,) in connection.execute(_FILES)]
+    return BackupSize(pages, len(sizes), sum(sizes))
+
+
+def back_up(
+    database: Path, folder: Path, *, on_part: Callable[[int, int], None] = lambda *_: None
+) -> BackupResult:
+    """Copy the spool at `database` into `folder`, an empty directory."""
+    with closing(open_database(database, read_only=True)) as connection:
+        target = folder / database.name
+        with translate_sqlite_errors(database):
+            needed = connection.pragma("page_count") * connection.pragma("page_size")
+        with translate_os_errors(folder):
+            if disk_of(folder).free_bytes < needed:
+                raise SpoolFullError(f"{folder}: {needed >> 20} MiB are needed, less is free")
+            contents_of(target).mkdir(mode=0o700)
+        missing = _with_contents(connection, contents_of(database), contents_of(target))
+        copy_database(connection, target, on_part=on_part)
+        with translate_sqlite_errors(database):
+            _remove_others(connection, contents_of(target))
+    with translate_os_errors(folder):
+        fsync_path(contents_of(target))
+        fsync_path(folder)
+    return BackupResult(target, contents_of(target), _counts(target), missing)
+
+
+def checksums(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield every file below `folder` with its SHA-256."""
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(place) / name
+            yield path, _checksum(path)
+
+
+def _with_contents(connection: apsw.Connection, source: Path, target: Path) -> tuple[str, ...]:
+    """Begin a snapshot whose contents are all in `target`.
+
+    If a content is missing, it was probably settled after the snapshot began, and another snapshot
+    is taken. A content that is missing twice was lost before.
+    """
+    missing: list[str] = []
+    for _ in range(_SNAPSHOTS_MAX):
+        with translate_sqlite_errors():
+            connection.execute("BEGIN")
+            names = connection.execute(_FILES)
+            with translate_os_errors(target):
+                still_missing = [name for (name,) in names if not _taken(source, target, name)]
+            if not still_missing or still_missing == missing:
+                break
+            connection.execute("COMMIT")
+        missing = still_missing
+    else:
+        with translate_sqlite_errors():
+            connection.execute("BEGIN")
+    return tuple(still_missing)
+
+
+def _taken(source: Path, target: Path, name: str) -> bool:
+    if (target / name).exists():
+        return True
+    try:
+        link_or_copy(source / name, target / name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _remove_others(connection: apsw.Connection, folder: Path) -> None:
+    """Remove the files that only an earlier snapshot had."""
+    cursor = connection.cursor()
+    for path in list(folder.iterdir()):
+        if not is_file_needed(cursor, path.name):
+            path.unlink()
+
+
+def _counts(database: Path) -> dict[str, Any]:
+    """Return the counts for the manifest. Raises SpoolDamagedError where the copy is damaged."""
+    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    address = (
+        f"{database.absolute().as_uri()}?immutable=1"  # it has no log, and no process writes it
+    )
+    with (
+        translate_sqlite_errors(database),
+        closing(apsw.Connection(address, flags=flags)) as connection,
+    ):
+        if faults := integrity_errors(connection, full=False):
+            text = f"{database}: the spool is damaged, and its copy too: {faults[0]}"
+            raise SpoolDamagedError(text)
+        cursor = connection.cursor()
+        return {
+            "schema": connection.pragma("user_version"),
+            "messages": fetch_one(cursor, "SELECT count(*) FROM message")[0],
+            "entries": dict(fetch(cursor, _LIVE_ENTRIES)),
+            "recipients": stats.waiting_by(stats.read_counters(cursor)),
+            "submissions": fetch_one(cursor, "SELECT count(*) FROM submission")[0],
+        }
+
+
+def _size_of(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
+
+
+def _checksum(path: Path) -> str:
+    digest = sha256()
+    with path.open("rb") as octets:
+        while block := octets.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

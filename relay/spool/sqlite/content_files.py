@@ -1,0 +1,316 @@
+"""Store large contents as files next to the database.
+
+A content over INLINE_BYTES_MAX is a file. The file is durable (write, fsync, rename or link, fsync
+of the directory) before the transaction that names it, and is removed after the transaction that
+drops it. A body that came in as a file of this directory gets a second name; nothing is copied.
+A file with a row is never changed; its checksum is compared when it is read. A file without a row
+that no one is writing is stale; maintenance removes it.
+
+See docs/design.md 4.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from zlib import crc32
+
+from relay.crashpoints import CrashPoint, CrashPoints
+from relay.files import FileOctets, fsync_path, write_all
+from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, octets_in_blocks
+from relay.mime import headers
+from relay.spool.sqlite.spool_errors import translate_os_errors
+from relay.spool.sqlite.spool_files import ARRIVING
+from relay.spool.types import SpoolError
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingOctets(FileOctets):
+    """All of an incoming file, and the checksum of what was written."""
+
+    crc32: int
+
+
+class IncomingFile:
+    """A spool.types.IncomingBody. One write at a time; no write creates the file again after
+    discard().
+    """
+
+    def __init__(self, path: Path, *, check_free_space: Callable[[int], None]) -> None:
+        """`check_free_space` raises SpoolFullError where so many more bytes do not fit."""
+        self._path = path
+        self._check_free_space = check_free_space
+        self._size = 0
+        self._crc32 = 0
+        self._discarded = False
+        # A cancelled session may leave a write running in its thread; discard() waits for it.
+        self._lock = threading.Lock()
+
+    async def write(self, blocks: Sequence[bytes]) -> None:
+        """See IncomingBody."""
+        await asyncio.to_thread(self._write, blocks)
+
+    def octets(self) -> IncomingOctets:
+        """See IncomingBody."""
+        return IncomingOctets(self._path, 0, self._size, self._crc32)
+
+    def discard(self) -> None:
+        """See IncomingBody."""
+        asyncio.get_running_loop().run_in_executor(None, self._remove)
+
+    def _write(self, blocks: Sequence[bytes]) -> None:
+        octets = b"".join(blocks)
+        with self._lock, translate_os_errors(self._path.parent):
+            if self._discarded:
+                return
+            self._check_free_space(len(octets))
+            begin = os.O_APPEND if self._size else os.O_CREAT | os.O_TRUNC
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC | begin, 0o600)
+            try:
+                write_all(descriptor, octets)
+                self._size += len(octets)
+                self._crc32 = crc32(octets, self._crc32)
+            finally:
+                os.close(descriptor)
+
+    def _remove(self) -> None:
+        with self._lock:
+            self._discarded = True
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+
+INLINE_BYTES_MAX = 128 * 1024
+_LISTED_AT_ONCE = 1000
+_PART = ".part"
+_CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
+
+
+def is_in_file(content: Content) -> bool:
+    """Whether a content is stored in a file; of a large one, the header is not."""
+    return isinstance(content, LargeContent) or len(content) > INLINE_BYTES_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file that was written for a content, and the checksum of its octets."""
+
+    name: str
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRow:
+    """The row of a content in a file: `size` includes the header.
+
+    Without `header` the file is the whole content. `crc32` is that of the file, continued with the
+    header: versions share the file, and it is read once for each of their checksums. None: unknown.
+    """
+
+    name: str
+    size: int
+    header: bytes | None
+    eight_bit: bool
+    crc32: int | None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is held in memory."""
+        return self.header is None and self.size <= LARGE_BYTES
+
+
+class ContentFiles:
+    """The directory of contents. All methods but incoming_body() block: call them in a thread."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        crash: CrashPoints,
+        started_us: int = 0,
+        check_free_space: Callable[[int], None] = lambda _size_bytes: None,
+    ) -> None:
+        """`check_free_space` raises SpoolFullError where so many more bytes do not fit;
+        `started_us` distinguishes incoming files from those before a crash.
+        """
+        self._directory = directory
+        self._check_free_space = check_free_space
+        self._crash = crash
+        self._numbers = count(1)
+        self._arriving = f"{ARRIVING}{started_us:x}-"
+        self._in_use: set[str] = set()  # names that a transaction may still commit
+
+    def prepare(self) -> None:
+        """Create the directory, and sync its name and that of its parent."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for place in self._directory.parents[:2]:
+            with contextlib.suppress(PermissionError):  # the parent may belong to another user
+                fsync_path(place)
+
+    def incoming_body(self) -> IncomingFile:
+        """Return a file for an incoming body; the first write creates it.
+
+        No message has such an id: a file that a crash left is recognised by its name.
+        """
+        path = self._directory / f"{self._arriving}{next(self._numbers)}"
+        return IncomingFile(path, check_free_space=self._check_free_space)
+
+    def write(
+        self, message_id: str, contents: Sequence[Content], *, only: Container[int]
+    ) -> tuple[StoredFile | None, ...]:
+        """Store the contents with the indexes in `only`; return a file for each, None for others.
+
+        Contents that differ only in their header share the file of their body. The names are in use
+        until committed() or remove().
+        """
+        names = _names(message_id, contents, only)
+        self._in_use.update(filter(None, names))
+        stored: dict[str, StoredFile] = {}
+        try:
+            with translate_os_errors(self._directory):
+                for name, content in zip(names, contents, strict=True):
+                    if name and name not in stored:
+                        stored[name] = StoredFile(name, self._store(name, content))
+                if stored:
+                    fsync_path(self._directory)
+        except SpoolError:
+            self.remove(names)
+            raise
+        if stored:
+            self._crash.reached(CrashPoint.SPOOL_BODY_SYNCED)
+        return tuple(stored.get(name) for name in names)
+
+    def read(self, row: ContentRow, *, check: bool) -> Content:
+        """Return a content, a large one without its body; with `check` the body is read once.
+
+        Raises SpoolError if the file is missing or has another size or checksum than its row says.
+        """
+        path = self._directory / row.name
+        expected = row.size - len(row.header or b"")
+        try:
+            content = path.read_bytes() if row.is_small else b""
+            found = len(content) if row.is_small else path.stat().st_size
+            if found != expected:
+                raise SpoolError(f"content {row.name} has {found} bytes, expected {expected}")
+            body = FileOctets(path, 0, found)
+            if check and row.crc32 is not None:
+                blocks = (content,) if row.is_small else octets_in_blocks((body,))
+                verify_checksum(row.name, checksum_of(blocks, row.header), expected=row.crc32)
+            if row.is_small:
+                return content
+            if row.header is None:
+                return _divided(body)
+            return LargeContent(row.header, (body,), row.eight_bit)
+        except OSError as error:
+            raise SpoolError(
+                f"content {row.name} cannot be read: {error.strerror or error}"
+            ) from error
+
+    def committed(self, files: Iterable[Sequence[StoredFile | None]]) -> None:
+        """Rows name these files now."""
+        self._in_use.difference_update(file.name for some in files for file in some if file)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files that no row names; missing files are ignored."""
+        for name in names:
+            if name:
+                with contextlib.suppress(OSError):
+                    (self._directory / name).unlink()
+                self._in_use.discard(name)
+
+    def is_in_use(self, name: str) -> bool:
+        """Whether this process may be writing the file, or its row."""
+        return name.startswith(self._arriving) or name.removesuffix(_PART) in self._in_use
+
+    def listed(self) -> Iterator[tuple[str, ...]]:
+        """Yield the names of all files, in batches."""
+        with translate_os_errors(self._directory), os.scandir(self._directory) as entries:
+            names = (entry.name for entry in entries)
+            while some := tuple(islice(names, _LISTED_AT_ONCE)):
+                yield some
+
+    def _store(self, name: str, content: Content) -> int:
+        """Store a content in a file; return the file's checksum."""
+        if isinstance(content, bytes):
+            return self._write_one(name, (content,))
+        if not self._link(name, content.body):
+            return self._write_one(name, octets_in_blocks(content.body))
+        (whole,) = content.body
+        if isinstance(whole, IncomingOctets):
+            return whole.crc32
+        return checksum_of(octets_in_blocks(content.body))  # the body of another message, rare
+
+    def _link(self, name: str, body: Sequence[Octets]) -> bool:
+        """Link a body that is a whole file of this directory; False where it is not."""
+        if len(body) != 1 or not isinstance(whole := body[0], FileOctets):
+            return False
+        if whole.path.parent != self._directory or whole.start != 0:
+            return False
+        if whole.path.stat().st_size != whole.size:
+            return False
+        path = self._directory / name
+        try:
+            path.hardlink_to(whole.path)
+        except OSError as error:
+            if error.errno in _CANNOT_LINK:
+                return False
+            raise
+        fsync_path(path)
+        return True
+
+    def _write_one(self, name: str, blocks: Iterable[bytes]) -> int:
+        found = 0
+        path = self._directory / name
+        part = path.with_name(name + _PART)
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            for block in blocks:
+                write_all(descriptor, block)
+                found = crc32(block, found)
+            os.fsync(descriptor)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+        part.rename(path)
+        return found
+
+
+def checksum_of(blocks: Iterable[bytes], header: bytes | None = None) -> int:
+    """Return the CRC-32 of octets, continued with a header. Raises UnreadableError."""
+    found = 0
+    for block in blocks:
+        found = crc32(block, found)
+    return crc32(header or b"", found)
+
+
+def verify_checksum(name: str, found: int, *, expected: int | None) -> None:
+    """Raise SpoolError for a content whose octets have changed."""
+    if expected is not None and found != expected:
+        raise SpoolError(f"content {name} has changed: CRC-32 {found:08x}, expected {expected:08x}")
+
+
+def _names(message_id: str, contents: Sequence[Content], only: Container[int]) -> tuple[str, ...]:
+    """Return one name for each body that is stored."""
+    numbers: dict[tuple[Octets, ...], int] = {}
+    names: list[str] = []
+    for index, content in enumerate(contents):
+        number = index
+        if isinstance(content, LargeContent) and index in only:
+            number = numbers.setdefault(content.body, index)
+        names.append(f"{message_id}-{number}" if index in only else "")
+    return tuple(names)
+
+
+def _divided(whole: FileOctets) -> LargeContent:
+    """Return a large content whose file includes the header, as schema 1 stored it."""
+    header_end = headers.split(whole.read(0, 2 * LARGE_BYTES))
+    body = whole.part(header_end, whole.size - header_end)
+    eight_bit = not all(block.isascii() for block in octets_in_blocks((body,)))
+    return LargeContent(whole.read(0, header_end), (body,), eight_bit)

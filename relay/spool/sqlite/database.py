@@ -1,0 +1,151 @@
+"""Open the spool's SQLite database, and read from it in a thread.
+
+The database uses WAL with synchronous=FULL: a commit that has returned survives a power loss.
+SQLite 3.51.3 or later is required, because earlier versions can corrupt the WAL when it is reset.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+
+from relay.clock import Anchor
+from relay.message.lifecycle import FINAL, State
+from relay.spool.sqlite.last_commit import check_commits, has_log, read_recorded
+from relay.spool.sqlite.migrate import bring_to_version, check_version
+from relay.spool.sqlite.spool_errors import translate_os_errors, translate_sqlite_errors
+from relay.spool.sqlite.spool_files import check_presence
+from relay.spool.sqlite.write_ahead_log import check_log
+from relay.spool.types import SpoolDamagedError, SpoolError
+
+LIVE_STATES = "({})".format(", ".join(f"'{one}'" for one in State if one not in FINAL))
+SQLITE_VERSION_MIN = 3_051_003
+CAPTURED_KEEP_S = 14 * 86400.0  # the default of spool.keep
+_CHECKPOINT_PAGES = 4000  # for a process without the writer's checkpoints
+_LOG_BYTES_MAX = 64 * 1024 * 1024  # to which a longer log is truncated
+_CACHE_KIB = 16 * 1024
+_ANCHOR = "steady_us, wall_us, elapsed_us, boot_id, doubtful_us, doubt_ends_us"
+_READ_WRITE = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+
+
+def open_database(
+    path: Path, *, read_only: bool = False, captured_keep_us: int = int(CAPTURED_KEEP_S * 1_000_000)
+) -> apsw.Connection:
+    """Open the spool at `path`; with write access create it, or migrate it to the current schema.
+
+    Raises SpoolDamagedError for a file that SQLite cannot read, SpoolFormatError for one of a newer
+    Relay.
+    """
+    if _library_version() < SQLITE_VERSION_MIN:
+        raise SpoolError(
+            f"SQLite {apsw.sqlite_lib_version()} has a fault in its WAL: 3.51.3 is needed"
+        )
+    flags = apsw.SQLITE_OPEN_READONLY if read_only else _READ_WRITE
+    check_presence(path)
+    with_log = read_only or has_log(path)  # only the owner knows that no checkpoint runs
+    noted = read_recorded(path)
+    if not read_only:
+        with suppress(OSError):  # SQLite's error is clearer
+            path.touch(0o600)  # it contains mail; the WAL gets the same mode
+    with translate_sqlite_errors(path):
+        connection = apsw.Connection(str(path), flags=flags)
+        try:
+            connection.set_busy_timeout(5000)
+            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            if read_only:
+                check_commits(connection, path, noted, with_log=with_log)
+                check_version(connection, path)
+            else:
+                # A close leaves the log as it is: WriteAheadLog.empty() notes that it goes.
+                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+                connection.execute("PRAGMA journal_mode = WAL")
+                with translate_os_errors(path):
+                    check_log(connection, path)
+                check_commits(connection, path, noted, with_log=with_log)
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+                connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES_MAX}")
+                bring_to_version(connection, path, captured_keep_us=captured_keep_us)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def fetch(cursor: apsw.Cursor, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+    """Return all rows of a query."""
+    return cursor.execute(sql, values).fetchall()
+
+
+def fetch_one(cursor: apsw.Cursor, sql: str, values: Sequence[Any] = ()) -> Any:
+    """Return the first row of a query, or None."""
+    return cursor.execute(sql, values).fetchone()
+
+
+def _library_version() -> int:
+    major, minor, patch = (*apsw.sqlite_lib_version().split("."), "0")[:3]
+    return int(major) * 1_000_000 + int(minor) * 1000 + int(patch)
+
+
+def read_anchor(connection: apsw.Connection) -> Anchor | None:
+    """Return the clock anchor of the last commits, from which a start continues queue time; None in
+    a new file. Raises apsw's exceptions.
+    """
+    row = fetch_one(connection.cursor(), f"SELECT {_ANCHOR} FROM clock")
+    return Anchor(*row) if row is not None else None
+
+
+def write_anchor(cursor: apsw.Cursor, anchor: Anchor) -> None:
+    """Replace the clock anchor in the transaction of `cursor`. Raises apsw's exceptions."""
+    cursor.execute(
+        f"INSERT OR REPLACE INTO clock (id, {_ANCHOR}) VALUES (1, ?, ?, ?, ?, ?, ?)",
+        astuple(anchor),
+    )
+
+
+T = TypeVar("T")
+
+
+class Reader:
+    """A read-only connection with a thread of its own. Queries run in order; a snapshot that one
+    query begins remains for the next.
+
+    Delivery, queries and counting have one reader each, so that none waits for another. `on_damage`
+    is called in the thread when pages cannot be read.
+    """
+
+    def __init__(
+        self, path: Path, *, on_damage: Callable[[SpoolDamagedError], None] = lambda _: None
+    ) -> None:
+        self._path = path
+        self._on_damage = on_damage
+        self._connection = open_database(path, read_only=True)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="spool-reader")
+
+    async def run(self, query: Callable[[apsw.Cursor], T]) -> T:
+        """Run `query` in the reader's thread."""
+
+        def ask() -> T:
+            try:
+                with translate_sqlite_errors(self._path):
+                    return query(self._connection.cursor())
+            except SpoolDamagedError as error:
+                self._on_damage(error)
+                raise
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, ask)
+
+    def later(self, task: Callable[[], None]) -> None:
+        """Run `task` in the reader's thread, without waiting for it."""
+        asyncio.get_running_loop().run_in_executor(self._executor, task)
+
+    def close(self) -> None:
+        """Interrupt the running query, then close."""
+        self._connection.interrupt()
+        self._executor.shutdown()
+        self._connection.close()

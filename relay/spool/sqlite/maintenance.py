@@ -1,0 +1,296 @@
+"""Maintain the spool: release the claims of a dead owner, prune history, remove stale files.
+
+The start releases claims before anything else. The daemon calls the rest from time to time. Each
+step is one small transaction, so that mail does not wait for it. A file that is being written is
+never removed.
+
+A message with a live entry is not pruned. Neither is one with a live recipient whose entry was
+lost: its sender would get no report. Counters stay, so that relay_queue_unaccounted remains
+correct.
+
+See docs/design.md 4 (history, indeterminate attempts), invariants 2, 6, 8 and 9; RFC 1047.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import apsw
+
+from relay.clock import Clock, first_id_after, wall_offset_us
+from relay.journeys.events import Event, Step
+from relay.message.lifecycle import PARKED
+from relay.spool.sqlite import stats
+from relay.spool.sqlite.content_files import ContentFiles
+from relay.spool.sqlite.database import LIVE_STATES, Reader, fetch, fetch_one
+from relay.spool.sqlite.transactions import append_events, is_file_needed
+from relay.spool.sqlite.writer import Batch, Writer
+from relay.spool.types import QueueCounts, SpoolUnavailableError
+
+AT_ONCE = 200
+_IS_IN_QUEUE = "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id AND e.state <> 'final')"
+_HAS_LIVE = (
+    f"EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = m.id AND r.state IN {LIVE_STATES})"
+)
+_TABLES = (
+    ("recipient", "message_id"),
+    ("event", "message_id"),
+    ("entry", "message_id"),
+    ("message", "id"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long the history of a finished message is kept, from its arrival, and the size that the
+    spool's file may reach with it; 0: unlimited.
+    """
+
+    age_s: float
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prunable:
+    """What prune() would remove; `kept` are old messages that stay because an entry was lost."""
+
+    messages: int
+    submissions: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """`messages` were removed; `reached` is the last one read, "" when none was left."""
+
+    messages: int
+    reached: str
+
+
+def prune(cursor: apsw.Cursor, before_us: int, *, after: str, offset_us: int) -> Pruned:
+    """Remove finished messages received before `before_us`, from a slice after the id `after`.
+
+    `offset_us` is how far the wall clock, whose time the ids have, is ahead of queue time.
+    """
+    rows = fetch(
+        cursor,
+        f"SELECT id, received_us < ?1 AND NOT {_IS_IN_QUEUE} AND NOT {_HAS_LIVE}"
+        " FROM message m WHERE id > ?2 AND id < ?3 ORDER BY id LIMIT ?4",
+        (before_us, after, _ids_end(before_us, offset_us), AT_ONCE),
+    )
+    ids = [(row[0],) for row in rows if row[1]]
+    for table, column in _TABLES:
+        cursor.executemany(f"DELETE FROM {table} WHERE {column} = ?", ids)
+    return Pruned(len(ids), rows[-1][0] if len(rows) == AT_ONCE else "")
+
+
+def prune_keys(cursor: apsw.Cursor, now_us: int) -> int:
+    """Remove some expired submission keys; return how many."""
+    keys = fetch(
+        cursor, "SELECT key FROM submission WHERE expires_us < ? LIMIT ?", (now_us, AT_ONCE)
+    )
+    cursor.executemany("DELETE FROM submission WHERE key = ?", keys)
+    return len(keys)
+
+
+def prunable(cursor: apsw.Cursor, before_us: int, now_us: int, *, offset_us: int) -> Prunable:
+    """Count the messages and submission keys that would be removed; `offset_us` as for prune()."""
+    finished, kept = fetch_one(
+        cursor,
+        f"SELECT count(*), count(*) FILTER (WHERE {_HAS_LIVE})"
+        f" FROM message m WHERE id < ? AND received_us < ? AND NOT {_IS_IN_QUEUE}",
+        (_ids_end(before_us, offset_us), before_us),
+    )
+    keys = fetch_one(cursor, "SELECT count(*) FROM submission WHERE expires_us < ?", (now_us,))
+    return Prunable(finished - kept, keys[0], kept)
+
+
+def _ids_end(before_us: int, offset_us: int) -> str:
+    """Return the id at which a scan of messages received before `before_us` can stop.
+
+    Ids are ordered by wall time.
+    """
+    return first_id_after(before_us + max(0, offset_us))
+
+
+def used_bytes(cursor: apsw.Cursor) -> int:
+    """Return the used size of the file; new rows use its free pages first."""
+    pages = cursor.connection.pragma("page_count") - cursor.connection.pragma("freelist_count")
+    return int(pages * cursor.connection.pragma("page_size"))
+
+
+_STEPS_AT_ONCE = 50  # calls of prune() in one request
+_COUNT_S_MAX = 30.0
+_FRESH_US = 3600 * 1_000_000  # of history that is kept even where the file is too large
+
+
+class Maintenance:
+    """Maintains one spool. `counting` is a reader of its own, because it keeps a snapshot."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        files: ContentFiles,
+        *,
+        queries: Reader,
+        counting: Reader,
+        clock: Clock,
+    ) -> None:
+        self._writer = writer
+        self._files = files
+        self._queries = queries
+        self._counting = counting
+        self._clock = clock
+        self._pruned_to = ""
+        self._unaccounted: int | None = None
+
+    async def take_over(self) -> int:
+        """Release the claims of a dead owner; return their number."""
+        now_us, at_us = self._clock.queue_us(), self._clock.time_us()
+        released = 0
+        while number := await self._writer.submit(
+            lambda batch: release_abandoned(batch.cursor, now_us=now_us, at_us=at_us)
+        ):
+            released += number
+        return released
+
+    async def sweep(self) -> int:
+        """Remove stale content files; return their number."""
+        removed = 0
+        listed = self._files.listed()
+        while (number := await self._queries.run(partial(self._sweep_some, listed))) is not None:
+            removed += number
+        return removed
+
+    async def counts(self) -> QueueCounts:
+        """Count entries and unaccounted recipients. Raises SpoolUnavailableError when this takes so
+        long that the log, which cannot be reused during the snapshot, would grow too much.
+        """
+        count = stats.QueueCounter()
+        deadline = self._clock.monotonic() + _COUNT_S_MAX
+        try:
+            while await self._counting.run(count.step):
+                if self._clock.monotonic() > deadline:
+                    raise SpoolUnavailableError(f"not counted within {_COUNT_S_MAX:g} s")
+        finally:
+            await self._counting.run(count.end)
+        counts = count.result()
+        self._unaccounted = counts.unaccounted
+        return counts
+
+    async def stats(self) -> dict[str, Any]:
+        """The JSON of `queue stats`; `unaccounted` is from the most recent count."""
+        if self._unaccounted is None:
+            await self.counts()
+        now_us, offset_us = self._clock.queue_us(), wall_offset_us(self._clock)
+        figures = await self._queries.run(
+            lambda cursor: stats.stats(cursor, now_us=now_us, offset_us=offset_us)
+        )
+        return figures | {"unaccounted": self._unaccounted}
+
+    async def prune(self, keep: Retention) -> int:
+        """Remove some of the history; return how much, 0 when nothing is left.
+
+        Finished messages are removed oldest first; submission keys expire by themselves. Time that
+        is in doubt (Clock.confirmed_us) makes nothing old.
+        """
+        now_us, offset_us = self._clock.confirmed_us(), wall_offset_us(self._clock)
+        before_us = await self._queries.run(lambda c: _before_us(c, keep, now_us=now_us))
+        keys = await self._writer.submit(lambda batch: prune_keys(batch.cursor, now_us))
+
+        def prune_some(batch: Batch) -> Pruned:
+            return prune(batch.cursor, before_us, after=self._pruned_to, offset_us=offset_us)
+
+        while True:
+            pruned = await self._writer.submit(prune_some)
+            self._pruned_to = pruned.reached
+            if pruned.messages or keys or not pruned.reached:
+                return pruned.messages + keys
+
+    async def prune_many(self, age_s: float, *, dry_run: bool = False) -> dict[str, Any]:
+        """Remove, or with `dry_run` count, finished messages older than `age_s`, and submission
+        keys: the JSON of POST /storage/prune. Repeat until it has `ended`.
+        """
+        if dry_run:
+            now_us, offset_us = self._clock.confirmed_us(), wall_offset_us(self._clock)
+            before_us = now_us - int(age_s * 1_000_000)
+            would = await self._queries.run(
+                lambda c: prunable(c, before_us, now_us, offset_us=offset_us)
+            )
+            return asdict(would) | {"ended": True}
+        for _ in range(_STEPS_AT_ONCE):
+            if not await self.prune(Retention(age_s)):
+                return {"ended": True}
+        return {"ended": False}
+
+    def _sweep_some(self, listed: Iterator[tuple[str, ...]], cursor: apsw.Cursor) -> int | None:
+        names = next(listed, None)
+        if names is None:
+            return None
+        # In this order: a name that is not in use now has its row already, or never gets one.
+        idle = [name for name in names if not self._files.is_in_use(name)]
+        left = [name for name in idle if not is_file_needed(cursor, name)]
+        self._files.remove(left)
+        return len(left)
+
+
+def _before_us(cursor: apsw.Cursor, keep: Retention, *, now_us: int) -> int:
+    """Return the time before which history is removed. If the file is too large, that is any time
+    but the last hour.
+    """
+    before_us = now_us - int(keep.age_s * 1_000_000)
+    if keep.size_bytes and used_bytes(cursor) > keep.size_bytes:
+        return max(before_us, now_us - _FRESH_US)
+    return before_us
+
+
+_CLAIMS_AT_ONCE = 500
+_NOT_RECORDED = "the relay was stopped before this attempt was recorded"
+_LOST_STATUS = "4.4.2"  # RFC 3463: bad connection, which is how the peer saw it
+_WAITING = "message_id = ? AND entry = ? AND state IN ('queued', 'deferred')"
+
+
+def release_abandoned(cursor: apsw.Cursor, *, now_us: int, at_us: int) -> int:
+    """Record some abandoned claims as indeterminate attempts, due at once; return how many, 0 when
+    none is left.
+
+    An entry keeps its earlier due time, so that it is attempted although it may have expired
+    meanwhile. Held and captured entries were claimed to expire, and were not attempted. `now_us` is
+    queue time, `at_us` wall time.
+    """
+    claimed = fetch(
+        cursor,
+        "SELECT message_id, number, next_hop, attempts + 1, state"
+        f" FROM entry INDEXED BY entry_claimed WHERE claimed = 1 LIMIT {_CLAIMS_AT_ONCE}",
+    )
+    tried = [row for row in claimed if row[4] not in PARKED]
+    for message_id, entry, next_hop, attempt, _ in tried:
+        recipients = fetch(
+            cursor,
+            f"UPDATE recipient SET state = 'deferred', status = ?, reply = ? WHERE {_WAITING}"
+            " RETURNING number, address",
+            (_LOST_STATUS, _NOT_RECORDED, message_id, entry),
+        )
+        attempted = [
+            {
+                "number": number,
+                "address": address,
+                "outcome": "indeterminate",
+                "status": _LOST_STATUS,
+                "reply": _NOT_RECORDED,
+            }
+            for number, address in recipients
+        ]
+        detail = {"entry": entry, "attempt": attempt, "next_hop": next_hop, "recipients": attempted}
+        append_events(cursor, message_id, [Event(Step.DELIVERY, at_us, detail)])
+    cursor.executemany(
+        "UPDATE entry SET state = 'deferred', due_us = min(due_us, ?1), retry_us = ?1,"
+        " attempts = attempts + 1 WHERE message_id = ?2 AND number = ?3",
+        [(now_us, message_id, number) for message_id, number, *_ in tried],
+    )
+    cursor.executemany(
+        "UPDATE entry SET claimed = 0, epoch = epoch + 1 WHERE message_id = ? AND number = ?",
+        [(message_id, number) for message_id, number, *_ in claimed],
+    )
+    return len(claimed)

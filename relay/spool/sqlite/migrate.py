@@ -1,0 +1,211 @@
+"""Migrate a spool to the current schema with numbered SQL texts, one transaction each.
+
+A file has one schema or the next, whenever the process is killed. Before the first change the
+database is copied next to the original. The table `migration` records which texts made the file.
+A file of a newer Relay raises SpoolFormatError; a disk without room for the copy SpoolFullError.
+
+See docs/operation.md (Going back).
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from relay.observe.logs import get_logger
+from relay.spool.sqlite.disk_space import check_free_space
+from relay.spool.sqlite.last_commit import check_commits_unopened
+from relay.spool.sqlite.spool_files import check_presence, contents_of, copy_database
+from relay.spool.sqlite.write_ahead_log import preview_log
+from relay.spool.types import SpoolDamagedError, SpoolFormatError, SpoolFullError, sender_key
+
+_log = get_logger("spool")
+
+SCHEMA_VERSION = 4
+COPIES_MAX = 2
+_COPIES_ROOM = 2  # the copy, and as much for what the migration writes
+_PROGRESS_PARTS = 10
+_MAGIC = b"SQLite format 3\0"
+_HEADER_BYTES = 100
+_USER_VERSION = slice(60, 64)  # of a SQLite file
+_NEWER = (
+    "{path}: made by a newer Relay (schema {found}, expected {expected});"
+    " no older one opens it: docs/operation.md, Going back"
+)
+_RECORDS = (
+    "CREATE TABLE IF NOT EXISTS migration"
+    " (version INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """An SQL text that leaves a file with schema `version`."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        """The checksum of the statements: comments and white space may change."""
+        lines = [line.partition("--")[0] for line in self.sql.splitlines()]
+        return sha256(" ".join(" ".join(lines).split()).encode()).hexdigest()
+
+
+def migrations() -> tuple[Text, ...]:
+    """Return the texts that migrate a file from each schema to the next, in order."""
+    folder = files("relay.spool.sqlite").joinpath("migrations")
+    names = sorted(one.name for one in folder.iterdir() if one.name.endswith(".sql"))
+    return tuple(
+        Text(int(name.partition("_")[0]), name, folder.joinpath(name).read_text()) for name in names
+    )
+
+
+def schema() -> Text:
+    """Return the text that creates a new file."""
+    text = files("relay.spool.sqlite").joinpath("schema.sql").read_text()
+    return Text(SCHEMA_VERSION, "schema.sql", text)
+
+
+def check_files(path: Path, *, has_owner: bool) -> None:
+    """Check a spool without opening it in SQLite, which would create files next to it. The log is
+    skipped while an owner writes it.
+
+    Raises SpoolFormatError, SpoolDamagedError, OSError.
+    """
+    check_presence(path)
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    foreseen = preview_log(path)
+    if foreseen.fault and not has_owner:
+        raise SpoolDamagedError(foreseen.fault)
+    header = foreseen.first_page[:_HEADER_BYTES] or header
+    if header and not header.startswith(_MAGIC):
+        raise SpoolDamagedError(f"{path}: not a spool, nor any SQLite file")
+    found = int.from_bytes(header[_USER_VERSION], "big")
+    if found > SCHEMA_VERSION:
+        raise SpoolFormatError(_NEWER.format(path=path, found=found, expected=SCHEMA_VERSION))
+    if not has_owner:
+        check_commits_unopened(path)
+
+
+def check_version(connection: apsw.Connection, path: Path) -> None:
+    """Raise SpoolFormatError unless the file has this Relay's schema."""
+    found = connection.pragma("user_version")
+    if found > SCHEMA_VERSION:
+        raise SpoolFormatError(_NEWER.format(path=path, found=found, expected=SCHEMA_VERSION))
+    if found == 0:
+        raise SpoolFormatError(f"{path}: not a spool")
+    if found != SCHEMA_VERSION:
+        raise SpoolFormatError(
+            f"{path}: made by an older Relay (schema {found}, expected {SCHEMA_VERSION});"
+            " a start brings it forward"
+        )
+
+
+def bring_to_version(connection: apsw.Connection, path: Path, *, captured_keep_us: int) -> None:
+    """Create a new file's tables, or migrate an older file.
+
+    Older schemas kept captured mail for ever; it now expires `captured_keep_us` after its arrival.
+    """
+    found = connection.pragma("user_version")
+    if found == 0:
+        if connection.execute("SELECT count(*) FROM sqlite_schema").get:
+            raise SpoolFormatError(f"{path}: a SQLite file, but no spool")
+        if contents_of(path).exists():
+            _log.warning("a spool existed here: the queue starts empty", file=path.name)
+        _apply(connection, schema())
+    elif found < SCHEMA_VERSION:
+        _copy_before(connection, path, found=found)
+        _add_functions(connection, captured_keep_us=captured_keep_us)
+        for text in migrations():
+            if text.version > found:
+                _log.info("migrating spool", file=path.name, step=text.name)
+                _apply(connection, text)
+        _log.info("spool migrated", file=path.name, schema=SCHEMA_VERSION)
+    check_version(connection, path)
+    _check_records(connection, path)
+
+
+def _add_functions(connection: apsw.Connection, *, captured_keep_us: int) -> None:
+    """Define the SQL functions that the texts call."""
+
+    def key_of(*values: Any) -> int:
+        return sender_key(values[0])
+
+    def captured_until(*values: Any) -> int:
+        return int(values[0]) + captured_keep_us
+
+    connection.create_scalar_function("sender_key", key_of, 1)
+    connection.create_scalar_function("captured_until", captured_until, 1)
+
+
+def _apply(connection: apsw.Connection, text: Text) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.execute(text.sql)
+        connection.execute(_RECORDS)
+        record = (text.version, text.name, text.checksum)
+        connection.execute("INSERT INTO migration VALUES (?,?,?)", record)
+        connection.execute(f"PRAGMA user_version = {text.version}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _check_records(connection: apsw.Connection, path: Path) -> None:
+    """Reject a file that another text than this Relay's has made."""
+    known = {text.name: text.checksum for text in (*migrations(), schema())}
+    for name, version, checksum in connection.execute(
+        "SELECT name, version, checksum FROM migration"
+    ):
+        if name == "schema.sql" and version != SCHEMA_VERSION:
+            continue  # another one by now
+        if known.get(name) != checksum:
+            raise SpoolFormatError(
+                f"{path}: schema {version} by another {name} than this Relay's:"
+                " made by one that was never released"
+            )
+
+
+def _copy_before(connection: apsw.Connection, path: Path, *, found: int) -> None:
+    """Copy the file before its migration, so that it can be restored."""
+    copy = path.with_name(f"{path.name}.before-{SCHEMA_VERSION}")
+    size = connection.pragma("page_count") * connection.pragma("page_size")
+    try:
+        check_free_space(path.parent, _COPIES_ROOM * size)
+    except SpoolFullError:
+        raise SpoolFullError(
+            f"{path}: to bring it from schema {found} to {SCHEMA_VERSION},"
+            f" {_COPIES_ROOM * size >> 20} MiB are needed next to it; less is free"
+        ) from None
+    _log.info("copying spool before its migration", file=copy.name, size_bytes=size, schema=found)
+    copy_database(connection, copy, on_part=_progress(copy.name))
+    for old in sorted(path.parent.glob(f"{path.name}.before-*"), key=_version_of)[:-COPIES_MAX]:
+        with suppress(OSError):  # it stays and only uses room
+            old.unlink()
+
+
+def _version_of(copy: Path) -> int:
+    number = copy.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else 0
+
+
+def _progress(file: str) -> Callable[[int, int], None]:
+    reported = 0
+
+    def on_part(done: int, of: int) -> None:
+        nonlocal reported
+        if of and done * _PROGRESS_PARTS // of > reported:
+            reported = done * _PROGRESS_PARTS // of
+            _log.info("copying spool", file=file, percent=100 * done // of)
+
+    return on_part

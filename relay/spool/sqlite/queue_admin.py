@@ -1,0 +1,279 @@
+"""List and count the queue, and execute operator commands.
+
+An entry that is being delivered is not changed; the result says so. A large command runs in slices
+of one transaction each, and mail continues between them. When a slice fails with a SpoolError, the
+slices before it remain done.
+
+See docs/design.md 4; docs/names.md (Commands).
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import apsw
+
+from relay.clock import Clock
+from relay.message.lifecycle import State
+from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
+from relay.spool.queue_commands import (
+    LISTED_MAX,
+    RECIPIENTS_MAX,
+    ActiveClaims,
+    CommandReport,
+    CommandResult,
+    EntryList,
+    NoActiveClaims,
+    Operation,
+    ProgressCallback,
+    QueueCommand,
+)
+from relay.spool.sqlite.database import Reader
+from relay.spool.sqlite.queue_changes import (
+    IN_FLIGHT,
+    ChangeResult,
+    CommandTimes,
+    change,
+    dry_run_entry,
+    put_back,
+)
+from relay.spool.sqlite.queue_list import EntryListBuilder, EntrySelection
+from relay.spool.sqlite.writer import Batch, Writer
+from relay.spool.types import Key, Selector
+
+_AT_ONCE = 200  # entries of one transaction, so that the writer is free soon
+_ROUNDS = 3  # in which claims made meanwhile are withdrawn as well
+_PAUSE_S_FIRST = 0.2
+_PAUSE_S_MAX = 10.0
+_log = get_logger("spool")
+
+
+class SqliteQueueAdmin:
+    """A QueueAdmin on the spool's writer and a reader."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        reader: Reader,
+        *,
+        remove_files: Callable[[Sequence[str]], None],
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._remove_files = remove_files
+        self._clock = clock
+        self._metrics = metrics
+        self._delivery: ActiveClaims = NoActiveClaims()
+        self._releasing: set[asyncio.Task[None]] = set()
+
+    def attend(self, delivery: ActiveClaims) -> None:
+        """From now on `delivery` holds claims in memory."""
+        self._delivery = delivery
+
+    async def list(self, selector: Selector, *, limit: int) -> EntryList:
+        """QueueAdmin.list."""
+        times = self._times()
+        selection = EntrySelection(selector, now_us=times.queue_us, keys_at_once=2 * limit)
+        listing = EntryListBuilder(
+            offset_us=times.offset_us, entries_max=limit, recipients_max=RECIPIENTS_MAX
+        )
+
+        def look(cursor: apsw.Cursor) -> None:
+            for key in selection.step(cursor):
+                listing.add(cursor, key)
+
+        while not (selection.has_ended or listing.is_full):
+            await self._reader.run(look)
+        return EntryList(listing.entries, unknown=selection.unknown)
+
+    async def execute(
+        self, command: QueueCommand, *, on_progress: ProgressCallback = lambda _: None
+    ) -> CommandReport:
+        """QueueAdmin.execute."""
+        times = self._times()
+        selection = EntrySelection(command.selector, now_us=times.queue_us)
+        answer = _ReportBuilder(command, offset_us=times.offset_us, on_progress=on_progress)
+        while not selection.has_ended:
+            keys = await self._reader.run(selection.step)
+            for start in range(0, len(keys), _AT_ONCE):
+                some = keys[start : start + _AT_ONCE]
+                if command.dry_run:
+                    await self._dry_run(some, answer)
+                else:
+                    # a cancelled request must not lose withdrawn claims
+                    await asyncio.shield(self._do(some, answer))
+        return answer.changed(unknown=selection.unknown)
+
+    async def _dry_run(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
+        listed = answer.listing()
+        waiting = self._waiting(answer.command, keys)
+        rehearse = partial(
+            _dry_run, command=answer.command, keys=keys, waiting=waiting,
+            now_us=self._clock.queue_us(), listed=listed,
+        )  # fmt: skip
+        answer.add(await self._reader.run(rehearse), listed)
+
+    async def _do(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
+        """Change one slice; entries claimed meanwhile are withdrawn in another round."""
+        left = keys
+        for _ in range(_ROUNDS):
+            taken = self._take(answer.command, left)
+            if left is not keys and not taken:
+                break
+            write = partial(
+                _write, command=answer.command, keys=left, taken=taken, times=self._times(),
+                listing=answer.listing,
+            )  # fmt: skip
+            try:
+                result, listed = await self._writer.submit(write)
+            except Exception:
+                self._release_later(taken)
+                raise
+            self._follow_up(result)
+            certain = (
+                one for one, _ in result.results.values() if one is not CommandResult.IN_FLIGHT
+            )
+            answer.add(certain, listed)
+            left = [key for key in left if _is_in_flight(result, key)]
+            if not left:
+                return
+        listed = answer.listing()
+        await self._reader.run(partial(_show_in_flight, keys=left, listed=listed))
+        answer.add([CommandResult.IN_FLIGHT] * len(left), listed)
+
+    def _waiting(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
+        """Return what _take() would take."""
+        return (
+            frozenset()
+            if command.operation is Operation.RETRY
+            else self._delivery.waiting_among(keys)
+        )
+
+    def _take(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
+        """Withdraw the claims that wait for an attempt; a retry does not need that."""
+        return (
+            frozenset() if command.operation is Operation.RETRY else self._delivery.withdraw(keys)
+        )
+
+    def _follow_up(self, result: ChangeResult) -> None:
+        """Run what follows a durable change."""
+        if result.cancelled:
+            self._metrics.recipients.labels(str(State.CANCELLED)).inc(result.cancelled)
+        if result.files:
+            self._reader.later(partial(self._remove_files, result.files))
+        if result.next_hops:
+            self._delivery.retry_now(result.next_hops)
+        if result.due_us is not None:
+            self._delivery.due_at(result.due_us)
+
+    def _release_later(self, taken: Collection[Key]) -> None:
+        """Release withdrawn claims in the background after an operation failed."""
+        if taken:
+            task = asyncio.get_running_loop().create_task(self._release_until_done(taken))
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
+
+    async def _release_until_done(self, taken: Collection[Key]) -> None:
+        pause_s = _PAUSE_S_FIRST
+        while True:
+            try:
+                await self._writer.submit(partial(put_back, keys=taken))
+            except Exception as error:  # noqa: BLE001 - any: nothing else gives them back
+                # The next start releases them at the latest.
+                _log.warning(
+                    "withdrawn claims not released yet", claims=len(taken), error=str(error)
+                )
+                await asyncio.sleep(pause_s)  # sleeps: limits retries after a fault
+                pause_s = min(pause_s * 2, _PAUSE_S_MAX)
+            else:
+                self._delivery.retry_now(())
+                return
+
+    def _times(self) -> CommandTimes:
+        return CommandTimes(queue_us=self._clock.queue_us(), wall_us=self._clock.time_us())
+
+
+class _ReportBuilder:
+    """Collects the results of a command's slices."""
+
+    def __init__(
+        self, command: QueueCommand, *, offset_us: int, on_progress: ProgressCallback
+    ) -> None:
+        self.command = command
+        self._record = on_progress
+        self._ahead_us = offset_us
+        self._counts = dict.fromkeys(CommandResult, 0)
+        self._entries: list[dict[str, Any]] = []
+        self._recipients_left = RECIPIENTS_MAX
+
+    def listing(self) -> EntryListBuilder:
+        """Return a builder for what may still be listed; pass it to add()."""
+        return EntryListBuilder(
+            offset_us=self._ahead_us,
+            entries_max=LISTED_MAX - len(self._entries),
+            recipients_max=self._recipients_left,
+        )
+
+    def add(self, results: Iterable[CommandResult], listing: EntryListBuilder) -> None:
+        """Add certain results."""
+        for result in results:
+            self._counts[result] += 1
+        self._entries += listing.entries
+        self._recipients_left = listing.recipients_left
+        self._record(self._counts[CommandResult.DONE])
+
+    def changed(self, *, unknown: Sequence[str]) -> CommandReport:
+        """Return the report."""
+        return CommandReport(
+            self._counts, self._entries, tuple(unknown), dry_run=self.command.dry_run
+        )
+
+
+def _write(
+    batch: Batch,
+    *,
+    command: QueueCommand,
+    keys: Sequence[Key],
+    taken: Collection[Key],
+    times: CommandTimes,
+    listing: Callable[[], EntryListBuilder],
+) -> tuple[ChangeResult, EntryListBuilder]:
+    """Change and list in one transaction, so that entries are shown as the change left them."""
+    result, listed = change(batch, command, keys, taken=taken, times=times), listing()
+    for key, (outcome, note) in result.results.items():
+        if outcome is not CommandResult.IN_FLIGHT:
+            for one in (key, *result.made.get(key, ())):
+                listed.add(batch.cursor, one, result=str(outcome), note=note)
+    return result, listed
+
+
+def _dry_run(
+    cursor: apsw.Cursor,
+    *,
+    command: QueueCommand,
+    keys: Sequence[Key],
+    waiting: Collection[Key],
+    now_us: int,
+    listed: EntryListBuilder,
+) -> list[CommandResult]:
+    """Return what would be done; of the claimed entries, `waiting` would be withdrawn."""
+    results = []
+    for key in keys:
+        foreseen = dry_run_entry(cursor, command, key, waiting=waiting, now_us=now_us)
+        if foreseen is not None:
+            results.append(foreseen[0])
+            listed.add(cursor, key, result=str(foreseen[0]), note=foreseen[1])
+    return results
+
+
+def _show_in_flight(cursor: apsw.Cursor, *, keys: Sequence[Key], listed: EntryListBuilder) -> None:
+    for key in keys:
+        listed.add(cursor, key, result=str(CommandResult.IN_FLIGHT), note=IN_FLIGHT)
+
+
+def _is_in_flight(result: ChangeResult, key: Key) -> bool:
+    return key in result.results and result.results[key][0] is CommandResult.IN_FLIGHT

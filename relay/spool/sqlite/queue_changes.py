@@ -1,0 +1,402 @@
+"""Apply a queue command to single entries: retry, hold, release, cancel and reroute.
+
+Each call runs inside one transaction. A dry run and the change itself decide by the same
+functions. An entry that is being delivered is left alone. Every change raises the epoch, so that
+a claim made before cannot be settled; and it appends an event that says who changed the entry and
+why.
+
+See docs/design.md 4, invariants 1, 3 and 9.
+"""
+
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import apsw
+
+from relay.clock import offset_us, rfc3339
+from relay.journeys.events import Event, Step
+from relay.message.lifecycle import State, check_transition
+from relay.message.nexthop import HopKind, NextHop
+from relay.spool.queue_commands import (
+    CommandResult,
+    Operation,
+    QueueCommand,
+    RouteLookup,
+    earliest_due_us,
+    inapplicable_reason,
+    state_after,
+    states_before,
+)
+from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
+from relay.spool.sqlite.queue_list import operations
+from relay.spool.sqlite.transactions import append_events, drop_content
+from relay.spool.sqlite.writer import Batch
+from relay.spool.types import Key
+
+IN_FLIGHT = "it is being delivered"
+_FACTS = (
+    "SELECT e.state, e.claimed, e.next_hop, e.retry_us, e.due_us, e.warn_us, e.content_id,"
+    " e.attempts, coalesce(m.expires_us, 0) FROM entry e LEFT JOIN message m ON m.id = e.message_id"
+    " WHERE e.message_id = ? AND e.number = ? AND e.state <> 'final'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFacts:
+    """The facts of an entry on which an operation depends. Times are queue time in microseconds."""
+
+    state: State
+    is_claimed: bool
+    next_hop: str
+    retry_us: int | None
+    due_us: int | None
+    warn_us: int | None
+    content_id: int
+    attempts: int
+    expires_us: int
+
+
+def read_entry_facts(cursor: apsw.Cursor, key: Key) -> EntryFacts | None:
+    """Read the facts; None where the entry has ended."""
+    row = fetch_one(cursor, _FACTS, key)
+    return None if row is None else EntryFacts(State(row[0]), bool(row[1]), *row[2:])
+
+
+@dataclass(frozen=True, slots=True)
+class RerouteTargets:
+    """Which recipients of an entry (by number) a reroute sends where."""
+
+    onward: dict[str, list[int]]  # by next hop
+    already: list[int]  # these go there already
+    refused: list[int]  # these have no route
+
+    @property
+    def inapplicable_reason(self) -> str:
+        """Why nobody goes another way, "" where somebody does."""
+        if self.onward:
+            return ""
+        return (
+            "none of its recipients has a mailbox or a next hop there"
+            if self.refused
+            else "it goes there already"
+        )
+
+
+def reroute_targets(cursor: apsw.Cursor, key: Key, to: RouteLookup, *, now: str) -> RerouteTargets:
+    """Call `to` for each recipient of the entry whose next hop is `now`."""
+    onward: dict[str, list[int]] = {}
+    for number, address in fetch(
+        cursor,
+        "SELECT number, address FROM recipient WHERE message_id = ? AND entry = ?"
+        f" AND state IN {LIVE_STATES} ORDER BY number",
+        key,
+    ):
+        hop = to(address)
+        is_routed = hop is not None and hop.kind is not HopKind.CAPTURE
+        onward.setdefault(str(hop) if is_routed else "", []).append(number)
+    refused, already = onward.pop("", []), onward.pop(now, [])
+    return RerouteTargets(onward, already, refused)
+
+
+def unchanged_reason(command: QueueCommand, facts: EntryFacts, *, now_us: int) -> str:
+    """Return why a retry or a hold does not change the entry, "" where it does."""
+    match command.operation:
+        case Operation.RETRY if facts.retry_us is not None and facts.retry_us <= now_us:
+            return "it is due already"
+        case Operation.HOLD if facts.state is State.HELD and facts.retry_us == command.until_us:
+            return "it is held already"
+        case _:
+            return ""
+
+
+def dry_run_entry(
+    cursor: apsw.Cursor, command: QueueCommand, key: Key, *, waiting: Collection[Key], now_us: int
+) -> tuple[CommandResult, str] | None:
+    """Return what `command` would do; of the claimed entries, `waiting` would be withdrawn. None:
+    the entry has ended.
+    """
+    facts = read_entry_facts(cursor, key)
+    if facts is None:
+        return None
+    if facts.is_claimed and key not in waiting:
+        return CommandResult.IN_FLIGHT, IN_FLIGHT
+    note = inapplicable_reason(command.operation, facts.state) or unchanged_reason(
+        command, facts, now_us=now_us
+    )
+    if command.to is not None and not note:
+        note = reroute_targets(cursor, key, command.to, now=facts.next_hop).inapplicable_reason
+    return (CommandResult.UNCHANGED if note else CommandResult.DONE), note
+
+
+_BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
+_HOPS_RECORDED_MAX = 20  # of one event
+_WAIT = (
+    "UPDATE entry SET state = ?, claimed = 0, epoch = epoch + 1, retry_us = ?, due_us = ?"
+    " WHERE message_id = ? AND number = ?"
+)
+_END = (
+    "UPDATE entry SET state = 'final', claimed = 0, epoch = epoch + 1, retry_us = NULL,"
+    " due_us = NULL, warn_us = NULL WHERE message_id = ? AND number = ?"
+)
+# At another next hop, nothing was unreachable or deferred yet.
+_SET_NEXT_HOP = (
+    "UPDATE entry SET next_hop = ?, lane = priority, cause = '', cause_attempts = 0"
+    " WHERE message_id = ? AND number = ?"
+)
+_COPY = (
+    "INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us, attempts,"
+    " epoch, retry_us, lane, sender, warn_us, priority)"
+    " SELECT message_id, ?, ?, content_id, state, 0, due_us, attempts, 1, retry_us, priority,"
+    " sender, warn_us, priority FROM entry WHERE message_id = ? AND number = ?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandTimes:
+    """The present moment in queue time and in wall time."""
+
+    queue_us: int
+    wall_us: int
+
+    @property
+    def offset_us(self) -> int:
+        """How far the wall clock is ahead of queue time."""
+        return offset_us(wall_us=self.wall_us, queue_us=self.queue_us)
+
+
+@dataclass(slots=True)
+class ChangeResult:
+    """What one transaction did: a result and a note for each entry, new entries, free files."""
+
+    results: dict[Key, tuple[CommandResult, str]] = field(default_factory=dict)
+    made: dict[Key, list[Key]] = field(default_factory=dict)  # of entries that were split
+    next_hops: dict[NextHop, None] = field(default_factory=dict)  # with entries that are due now
+    due_us: int | None = None  # the earliest due time of a changed entry
+    files: list[str] = field(default_factory=list)  # that no content needs any more
+    cancelled: int = 0  # recipients
+
+
+def change(
+    batch: Batch,
+    command: QueueCommand,
+    keys: Sequence[Key],
+    *,
+    taken: Collection[Key],
+    times: CommandTimes,
+) -> ChangeResult:
+    """Apply `command` to these entries; `taken` are entries whose claims were withdrawn.
+
+    A withdrawn entry that is not changed is released; it is due as before.
+    """
+    return _EntryChanger(batch, command, taken=taken, times=times).run(keys)
+
+
+def put_back(batch: Batch, keys: Collection[Key]) -> None:
+    """Release claims that were withdrawn for an operation that was not done."""
+    batch.cursor.executemany(
+        "UPDATE entry SET claimed = 0, epoch = epoch + 1"
+        " WHERE message_id = ? AND number = ? AND claimed = 1 AND state <> 'final'",
+        keys,
+    )
+
+
+class _EntryChanger:
+    def __init__(
+        self, batch: Batch, command: QueueCommand, *, taken: Collection[Key], times: CommandTimes
+    ) -> None:
+        self._batch = batch
+        self._cursor = batch.cursor
+        self._order = command
+        self._taken = taken
+        self._times = times
+        self._work = ChangeResult()
+        self._events: dict[str, dict[str, Any]] = {}  # by message
+
+    def run(self, keys: Sequence[Key]) -> ChangeResult:
+        for key in keys:
+            facts = read_entry_facts(self._cursor, key)
+            if facts is None:  # it has ended meanwhile
+                continue
+            if facts.is_claimed and key not in self._taken:
+                self._result(key, CommandResult.IN_FLIGHT)
+            elif note := inapplicable_reason(self._order.operation, facts.state) or self._do(
+                key, facts
+            ):
+                self._result(key, CommandResult.UNCHANGED, note)
+                if facts.is_claimed:
+                    put_back(self._batch, [key])
+                    self._due_now(facts.next_hop)
+            else:
+                self._result(key, CommandResult.DONE)
+        for message_id, detail in self._events.items():
+            event = Event(Step.DELIVERY, self._times.wall_us, detail)
+            append_events(self._cursor, message_id, [event])
+        return self._work
+
+    def _do(self, key: Key, facts: EntryFacts) -> str:
+        """Do it, or return why there is nothing to do."""
+        match self._order.operation:
+            case Operation.RETRY:
+                return self._retry(key, facts)
+            case Operation.HOLD:
+                return self._hold(key, facts)
+            case Operation.RELEASE:
+                return self._release(key, facts)
+            case Operation.CANCEL:
+                return self._cancel(key, facts)
+            case Operation.REROUTE:
+                return self._reroute(key, facts)
+
+    def _retry(self, key: Key, facts: EntryFacts) -> str:
+        self._due_now(facts.next_hop)
+        if note := unchanged_reason(self._order, facts, now_us=self._times.queue_us):
+            return note
+        self._wait(key, facts, retry_us=self._times.queue_us)
+        self._record(key)
+        return ""
+
+    def _hold(self, key: Key, facts: EntryFacts) -> str:
+        until_us = self._order.until_us
+        if note := unchanged_reason(self._order, facts, now_us=self._times.queue_us):
+            return note
+        self._wait(key, facts, retry_us=until_us)
+        detail = self._record(key)
+        if until_us is not None:
+            detail["until"] = self._wall_time(until_us)
+        before = facts.retry_us
+        if facts.state is State.HELD:  # keep the time from before the first hold
+            before = self._due_before(key) or None
+        if before is not None:
+            detail.setdefault("due", {})[str(key[1])] = rfc3339(before)
+        return ""
+
+    def _release(self, key: Key, facts: EntryFacts) -> str:
+        now_us = self._times.queue_us
+        before_us = self._due_before(key) if self._order.as_before else now_us
+        self._wait(key, facts, retry_us=max(before_us, now_us))
+        self._due_now(facts.next_hop)
+        detail = self._record(key)
+        if self._is_deferred_again(facts):
+            detail.setdefault("deferred", []).append(key[1])
+        return ""
+
+    def _cancel(self, key: Key, facts: EntryFacts) -> str:
+        check_transition(facts.state, State.CANCELLED)
+        self._cursor.execute(_END, key)
+        ended = self._recipients_to(key, State.CANCELLED)
+        self._batch.counts[State.CANCELLED] += ended
+        self._work.cancelled += ended
+        if file := drop_content(self._cursor, key[0], facts.content_id):
+            self._work.files.append(file)
+        self._record(key)
+        return ""
+
+    def _reroute(self, key: Key, facts: EntryFacts) -> str:
+        assert self._order.to is not None
+        targets = reroute_targets(self._cursor, key, self._order.to, now=facts.next_hop)
+        if targets.inapplicable_reason:
+            return targets.inapplicable_reason
+        retry_us = facts.retry_us if facts.state is State.HELD else self._times.queue_us
+        hops = list(targets.onward)
+        apart = hops
+        if not (
+            targets.refused or targets.already
+        ):  # no recipient stays: the entry gets the first next hop
+            self._cursor.execute(_SET_NEXT_HOP, (hops[0], *key))
+            self._wait(key, facts, retry_us=retry_us)
+            apart = hops[1:]
+        elif facts.is_claimed:
+            put_back(self._batch, [key])
+            self._due_now(facts.next_hop)
+        made = [self._split(key, hop, targets.onward[hop]) for hop in apart]
+        for one in made:
+            self._wait(one, facts, retry_us=retry_us)
+        self._work.made[key] = made
+        self._record_next_hops(self._record(key, *made), key, before=facts.next_hop, hops=hops)
+        for hop in hops:
+            self._due_now(hop)
+        return ""
+
+    def _split(self, key: Key, hop: str, numbers: Sequence[int]) -> Key:
+        """Move these recipients to a new entry."""
+        message_id = key[0]
+        last = fetch_one(
+            self._cursor, "SELECT max(number) FROM entry WHERE message_id = ?", (message_id,)
+        )
+        made = (message_id, int(last[0]) + 1)
+        self._cursor.execute(_COPY, (made[1], hop, *key))
+        self._cursor.executemany(
+            "UPDATE recipient SET entry = ? WHERE message_id = ? AND entry = ? AND number = ?",
+            [(made[1], *key, number) for number in numbers],
+        )
+        return made
+
+    def _wait(self, key: Key, facts: EntryFacts, *, retry_us: int | None) -> None:
+        """Set the new state and times of the entry, and the state of its recipients."""
+        operation, was_deferred = self._order.operation, self._is_deferred_again(facts)
+        after = state_after(operation, facts.state, was_deferred=was_deferred)
+        if after is not facts.state:
+            check_transition(facts.state, after)
+            self._recipients_to(key, after)
+        # held mail gets no delay warning
+        warn_us = None if after is State.HELD else facts.warn_us
+        look = earliest_due_us(retry_us, warn_us=warn_us, end_us=facts.expires_us)
+        self._cursor.execute(_WAIT, (after, retry_us, look, *key))
+        self._work.due_us = min(look, look if self._work.due_us is None else self._work.due_us)
+
+    def _recipients_to(self, key: Key, after: State) -> int:
+        self._cursor.execute(
+            f"UPDATE recipient SET state = ? WHERE message_id = ? AND entry = ?"
+            f" AND state IN {_sql(states_before(after))}",
+            (after, *key),
+        )
+        return self._cursor.connection.changes()
+
+    def _is_deferred_again(self, facts: EntryFacts) -> bool:
+        return self._order.as_before and facts.attempts > 0
+
+    def _due_before(self, key: Key) -> int:
+        """Return when an entry was due before its hold, 0 where that is not known."""
+        for detail in operations(self._cursor, key):
+            recorded = detail.get("due", {}).get(str(key[1]))
+            if detail["operation"] == Operation.HOLD and recorded:
+                with suppress(ValueError):
+                    return (datetime.fromisoformat(recorded) - _BEGIN) // timedelta(microseconds=1)
+        return 0
+
+    def _due_now(self, next_hop: str) -> None:
+        with suppress(ValueError):  # of a damaged entry
+            self._work.next_hops[NextHop.parse(next_hop)] = None
+
+    def _record(self, *keys: Key) -> dict[str, Any]:
+        """Add these entries to the event of the message."""
+        detail = self._events.setdefault(
+            keys[0][0], {"operation": str(self._order.operation), "entries": []}
+        )
+        detail["entries"] += [number for _, number in keys]
+        detail["who"] = self._order.who
+        if self._order.why:
+            detail["why"] = self._order.why
+        return detail
+
+    def _record_next_hops(
+        self, detail: dict[str, Any], key: Key, *, before: str, hops: list[str]
+    ) -> None:
+        detail.setdefault("from", {})[str(key[1])] = before
+        recorded = detail.setdefault("to", [])
+        recorded += [hop for hop in hops if hop not in recorded][
+            : _HOPS_RECORDED_MAX - len(recorded)
+        ]
+
+    def _wall_time(self, queue_us: int) -> str:
+        return rfc3339(queue_us + self._times.offset_us)
+
+    def _result(self, key: Key, result: CommandResult, note: str = "") -> None:
+        self._work.results[key] = (result, note)
+
+
+def _sql(states: Collection[State]) -> str:
+    return "(" + ", ".join(f"'{state}'" for state in states) + ")"

@@ -1,0 +1,290 @@
+"""Find the entries that a selector matches, and list them as the JSON of `queue list`.
+
+EntrySelection returns entries in the order of their ids, some at a time. It reads live entries
+only, holds a bounded number of keys in memory, and does not return entries accepted after its
+start. EntryListBuilder bounds the answer by entries and by recipients; its times are wall time.
+
+See docs/names.md (Commands).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apsw
+import msgspec
+
+from relay.clock import ID_LENGTH, id_time_us, rfc3339
+from relay.journeys.events import Step
+from relay.message.lifecycle import FINAL, State, message_state
+from relay.spool.sqlite.database import fetch, fetch_one
+from relay.spool.types import Key, PriorityLevel, Selector
+
+_EVENTS_MAX = 50  # of a message, the newest, that are searched for a reason
+_ENTRY = (
+    "SELECT m.reverse_path, e.next_hop, e.state, e.retry_us, e.attempts, m.size, e.claimed, e.lane,"
+    " CASE e.state WHEN 'captured' THEN e.due_us ELSE m.expires_us END"
+    " FROM entry e LEFT JOIN message m ON m.id = e.message_id"
+    " WHERE e.message_id = ? AND e.number = ?"
+)
+_RECIPIENTS = (
+    "SELECT address, state, status, reply FROM recipient WHERE message_id = ? AND entry = ?"
+    " ORDER BY number LIMIT ?"
+)
+_EVENTS = (
+    "SELECT detail FROM event WHERE message_id = ? AND step = ? ORDER BY sequence DESC LIMIT ?"
+)
+
+
+class EntryListBuilder:
+    """Lists the entries of one answer."""
+
+    def __init__(self, *, offset_us: int, entries_max: int, recipients_max: int) -> None:
+        """`offset_us` is how far the wall clock is ahead of queue time."""
+        self.entries: list[dict[str, Any]] = []
+        self.recipients_left = recipients_max
+        self._entries_max = entries_max
+        self._ahead_us = offset_us
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more entries are listed."""
+        return len(self.entries) >= self._entries_max
+
+    def add(self, cursor: apsw.Cursor, key: Key, **more: str) -> None:
+        """Append the entry as it is in `cursor`'s transaction, with the fields `more`; nothing when
+        the list is full.
+        """
+        if self.is_full:
+            return
+        row = fetch_one(cursor, _ENTRY, key)
+        if row is None:
+            return
+        sender, next_hop, state, retry_us, attempts, size, claimed, level, expires_us = row
+        recipients = fetch(cursor, _RECIPIENTS, (*key, self.recipients_left + 1))
+        shown = recipients[: self.recipients_left]
+        self.recipients_left -= len(shown)
+        if state == "final":
+            state = str(message_state([State(one[1]) for one in recipients]))
+        is_held, is_final = state == State.HELD, state in FINAL
+        due = None if retry_us is None or is_final else self._wall_time(retry_us)
+        self.entries.append(
+            {
+                "id": key[0],
+                "entry": key[1],
+                "sender": sender,
+                "next_hop": next_hop,
+                "state": state,
+                "due": due,
+                "attempts": attempts,
+                "size": size,
+                "recipients": [
+                    {"address": one[0], "state": one[1], "status": one[2], "reply": one[3]}
+                    for one in shown
+                ],
+                "claimed": bool(claimed),
+                "priority": PriorityLevel(level).name.lower(),
+                "expires": None if expires_us is None or is_final else self._wall_time(expires_us),
+                "held_until": due if is_held else None,
+                "reason": last_reason(cursor, key) if is_held else "",
+                **({"recipients_cut": True} if len(shown) < len(recipients) else {}),
+                **more,
+            }
+        )
+
+    def _wall_time(self, queue_us: int) -> str:
+        return rfc3339(queue_us + self._ahead_us)
+
+
+def last_reason(cursor: apsw.Cursor, key: Key) -> str:
+    """Return why an entry is held: who held it and why; an operator or the relay itself."""
+    for detail in _details(cursor, key):
+        if detail.get("operation") == "hold":
+            return ": ".join(word for word in (detail.get("who"), detail.get("why")) if word)
+        if "held" in detail:
+            return f"relay: {detail['held']}"
+    return ""
+
+
+def operations(cursor: apsw.Cursor, key: Key) -> Iterator[dict[str, Any]]:
+    """Yield the operations on an entry, newest first."""
+    return (detail for detail in _details(cursor, key) if "operation" in detail)
+
+
+def _details(cursor: apsw.Cursor, key: Key) -> Iterator[dict[str, Any]]:
+    """Yield operations on an entry, and attempts that left it held, newest first."""
+    message_id, number = key
+    for (text,) in fetch(cursor, _EVENTS, (message_id, int(Step.DELIVERY), _EVENTS_MAX)):
+        if '"operation"' not in text and '"held"' not in text:
+            continue
+        detail = msgspec.json.decode(text, type=dict[str, Any])
+        if number in detail.get("entries", ()) or detail.get("entry") == number:
+            yield detail
+
+
+KEYS_AT_ONCE = 20_000
+STEP = 2000  # keys whose conditions are checked in one query
+_NAMED_MAX = 10_000  # entries of one id
+
+# Each live entry is in one of the two: it is claimed, or it has a due time.
+_CLAIMED = "entry INDEXED BY entry_claimed WHERE claimed = 1 AND state <> 'final'"
+_DUE = "entry INDEXED BY entry_due WHERE claimed = 0 AND due_us IS NOT NULL"
+_HOP = "entry INDEXED BY entry_hop WHERE claimed = 0 AND due_us IS NOT NULL"
+_BY_MESSAGE_ID = "SELECT id FROM message WHERE message_id IN (?, ?) AND message_id <> ''"
+_BY_ID = (
+    "SELECT ? UNION SELECT id FROM message WHERE submission_id <> ''"
+    " AND submission_id >= ? AND submission_id < ?"
+)
+
+
+class EntrySelection:
+    """One scan of the queue for a selector."""
+
+    def __init__(
+        self, selector: Selector, *, now_us: int, keys_at_once: int = KEYS_AT_ONCE
+    ) -> None:
+        """`now_us` is queue time."""
+        self._selector = selector
+        self._keys_at_once = keys_at_once
+        self._condition, self._values = _condition(selector, now_us)
+        self._after: Key = ("", 0)
+        self._newest_id: str | None = None
+        self._keys: list[Key] = []
+        self._is_last = False
+        self.unknown: list[str] = []
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left."""
+        return self._is_last and not self._keys
+
+    def step(self, cursor: apsw.Cursor) -> list[Key]:
+        """Return some matching entries; an empty list is not the end: see has_ended."""
+        if not self._keys:
+            self._fetch_keys(cursor)
+        some, self._keys = self._keys[:STEP], self._keys[STEP:]
+        return [
+            (row[0], row[1])
+            for row in cursor.executemany(
+                "SELECT e.message_id, e.number FROM entry e LEFT JOIN message m"
+                f" ON m.id = e.message_id WHERE e.message_id = ? AND e.number = ?{self._condition}",
+                [(*key, *self._values) for key in some],
+            )
+        ]
+
+    def _fetch_keys(self, cursor: apsw.Cursor) -> None:
+        if self._selector.ids:
+            self._keys = self._named(cursor)
+            self._is_last = True
+            return
+        cursor.execute("BEGIN")  # one snapshot: a claim moves an entry to the other index
+        try:
+            if self._newest_id is None:
+                self._newest_id = fetch(cursor, "SELECT max(message_id) FROM entry")[0][0] or ""
+            found = {
+                (str(row[0]), int(row[1]))
+                for table, values in _tables(self._selector)
+                for row in fetch(
+                    cursor,
+                    f"SELECT message_id, number FROM {table} AND (message_id, number) > (?, ?)"
+                    " AND message_id <= ? ORDER BY message_id, number LIMIT ?",
+                    (*values, *self._after, self._newest_id, self._keys_at_once),
+                )
+            }
+        finally:
+            cursor.execute("COMMIT")
+        self._keys = sorted(found)[: self._keys_at_once]
+        self._is_last = len(self._keys) < self._keys_at_once
+        if self._keys:
+            self._after = self._keys[-1]
+
+    def _named(self, cursor: apsw.Cursor) -> list[Key]:
+        found: dict[Key, None] = {}
+        for name in self._selector.ids:
+            keys = _entries_of(cursor, name)
+            if not keys:
+                self.unknown.append(name)
+            found |= dict.fromkeys(keys)
+        return sorted(found)
+
+
+def _entries_of(cursor: apsw.Cursor, name: str) -> list[Key]:
+    """Return the live entries of a message by any of its ids, or one entry by ID-NUMBER."""
+    where, values = _naming(name)
+    rows = fetch(
+        cursor,
+        "SELECT e.message_id, e.number FROM entry e WHERE e.state <> 'final' AND e.message_id IN"
+        f" ({where}) LIMIT ?",
+        (*values, _NAMED_MAX),
+    )
+    keys = [(str(row[0]), int(row[1])) for row in rows]
+    queue_id, dash, number = name.partition("-")
+    if keys or not (dash and number.isascii() and number.isdecimal() and _is_id(queue_id)):
+        return keys
+    return [key for key in _entries_of(cursor, queue_id) if key[1] == int(number)]
+
+
+def _naming(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return a query for the ids of messages with this name: a queue id, Message-ID, submission id,
+    or draft id (the part of a submission id before the point).
+    """
+    if "@" in name or name.startswith("<"):
+        bare = name.removeprefix("<").removesuffix(">")
+        return _BY_MESSAGE_ID, (bare, f"<{bare}>")
+    low, high = (name, name + "\0") if "." in name else (name + ".", name + "/")
+    return _BY_ID, (name, low, high)
+
+
+def _is_id(text: str) -> bool:
+    return len(text) == ID_LENGTH and id_time_us(text) is not None
+
+
+def _tables(selector: Selector) -> list[tuple[str, tuple[Any, ...]]]:
+    """Return the index ranges to scan for keys, each with its values."""
+    state, values = (" AND state = ?", (selector.state,)) if selector.state else ("", ())
+    tables: list[tuple[str, tuple[Any, ...]]] = [(_CLAIMED + state, values)]
+    ranges = [_range(one) for one in _hop_patterns(selector)]
+    if selector.next_hop and all(low for low, _ in ranges):
+        return tables + [(f"{_HOP} AND next_hop >= ? AND next_hop < ?", one) for one in ranges]
+    return [*tables, (_DUE + state, values)]
+
+
+def _hop_patterns(selector: Selector) -> tuple[str, ...]:
+    """A next hop as the list shows it, or the domain of an MX."""
+    return (selector.next_hop.lower(), "mx:" + selector.next_hop.lower())
+
+
+def _range(pattern: str) -> tuple[str, str]:
+    """Return the first text with the literal prefix of a pattern, and the first after these."""
+    prefix = pattern[: min((pattern + "*?").index(one) for one in "*?")]
+    return prefix, prefix + "\U0010ffff"
+
+
+def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
+    """Return a condition on e (entry) and m (message), and its values."""
+    conditions = ["", "e.state <> 'final'"]
+    values: list[Any] = []
+    if selector.sender:
+        conditions.append("lower(m.reverse_path) GLOB ?")
+        values.append(_glob(selector.sender.removeprefix("<").removesuffix(">")))
+    if selector.next_hop:
+        conditions.append("(e.next_hop GLOB ? OR e.next_hop GLOB ?)")
+        values += [_glob(one) for one in _hop_patterns(selector)]
+    if selector.state:
+        conditions.append("e.state = ?")
+        values.append(selector.state)
+    if selector.older_than_s is not None:
+        conditions.append("m.received_us < ?")
+        values.append(now_us - int(selector.older_than_s * 1e6))
+    for pattern in (selector.recipient, selector.domain and f"*@{selector.domain}"):
+        if pattern:
+            conditions.append(
+                "EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = e.message_id"
+                " AND r.entry = e.number AND lower(r.address) GLOB ?)"
+            )
+            values.append(_glob(pattern))
+    return " AND ".join(conditions), values
+
+
+def _glob(pattern: str) -> str:
+    """Escape brackets: only `*` and `?` are wildcards, brackets are part of an address literal."""
+    return pattern.lower().replace("[", "[[]")

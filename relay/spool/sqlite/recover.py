@@ -1,0 +1,444 @@
+"""Copy what is readable in a damaged spool into a new one; the damaged files are kept.
+
+`relay storage recover` calls it while no relay runs. The damaged file is only read, and nothing
+is deleted. A recovery that was interrupted is continued by the next one; until then no process
+opens the spool. Rows are copied as they are, so that entries being delivered are tried again.
+
+Where the first page or the log is damaged, a copy of the file with a repaired header or log is
+read instead (SQLite file format 1.3 and 4).
+
+See docs/operation.md (A damaged spool).
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from relay.files import fsync_path, link_or_copy
+from relay.message.lifecycle import FINAL
+from relay.spool.sqlite.database import (
+    LIVE_STATES,
+    fetch,
+    fetch_one,
+    open_database,
+    read_anchor,
+    write_anchor,
+)
+from relay.spool.sqlite.last_commit import check_commits_unopened
+from relay.spool.sqlite.migrate import SCHEMA_VERSION
+from relay.spool.sqlite.spool_errors import (
+    integrity_errors,
+    translate_os_errors,
+    translate_sqlite_errors,
+)
+from relay.spool.sqlite.spool_files import (
+    contents_of,
+    damage_mark_of,
+    is_openable,
+    recovery_mark_of,
+)
+from relay.spool.sqlite.transactions import ACCEPTED_COUNTER
+from relay.spool.sqlite.write_ahead_log import log_damage, log_of, write_repaired_log
+from relay.spool.types import SpoolDamagedError, SpoolError
+
+_HEADER_BYTES = 100  # the schema follows in the first page
+_PAGE_SIZE = slice(16, 18)
+_FORMATS = slice(18, 20)  # for writing and for reading
+_WITH_LOG = b"\x02\x02"
+_PAGES_AND_FREE = slice(28, 40)  # the number of pages, and the free list: empty
+_SCHEMA = "SELECT type, name, tbl_name, rootpage, sql FROM sqlite_schema ORDER BY 1, 2"
+_COMPANIONS = ("", "-wal", "-shm")
+
+
+@contextmanager
+def with_new_head(damaged: Path, new: Path) -> Iterator[apsw.Connection | None]:
+    """Open a copy of `damaged` that has the header, or else the whole first page, of `new`.
+
+    `new` is an empty spool without a log. The copy is removed afterwards.
+    """
+    copy = _beside(new)
+    connection = None
+    try:
+        connection = _open_copy(damaged, new, copy)
+        yield connection
+    finally:
+        _remove(connection, copy)
+
+
+@contextmanager
+def with_whole_log(damaged: Path, new: Path) -> Iterator[apsw.Connection | None]:
+    """Open a copy of `damaged` whose log consists of the good frames.
+
+    What a lost frame had changed is as it was before; the rows on its page may be lost.
+    """
+    copy = _beside(new)
+    connection = None
+    try:
+        shutil.copyfile(damaged if is_openable(damaged) else new, copy)
+        copy.chmod(0o600)  # there is mail in it
+        write_repaired_log(log_of(damaged), log_of(copy), size=_page_size(new))
+        with suppress(apsw.Error):
+            connection = apsw.Connection(str(copy))
+            connection.execute(
+                "PRAGMA writable_schema = ON"
+            )  # otherwise SQLite does not open a damaged schema
+        yield connection
+    finally:
+        _remove(connection, copy)
+
+
+def _open_copy(damaged: Path, new: Path, copy: Path) -> apsw.Connection | None:
+    size = _page_size(new)
+    with new.open("rb") as file:
+        page = file.read(size)
+    if not damaged.exists() or damaged.stat().st_size < 2 * size:
+        return None
+    _copy(damaged, copy)
+    with closing(apsw.Connection(str(new), flags=apsw.SQLITE_OPEN_READONLY)) as made:
+        expected = made.execute(_SCHEMA).fetchall()
+    with copy.open("rb") as file:
+        own = file.read(size)
+    for first in (page[:_HEADER_BYTES] + own[_HEADER_BYTES:], page):
+        _write_first(copy, first, pages=damaged.stat().st_size // size)
+        with suppress(apsw.Error):
+            connection = apsw.Connection(str(copy))
+            with suppress(apsw.Error):
+                if connection.execute(_SCHEMA).fetchall() == expected:
+                    return connection
+            connection.close()
+    return None
+
+
+def _copy(damaged: Path, copy: Path) -> None:
+    for ending in _COMPANIONS[:2]:
+        source, target = (one.with_name(one.name + ending) for one in (damaged, copy))
+        target.unlink(missing_ok=True)
+        if source.exists():
+            shutil.copyfile(source, target)
+            target.chmod(0o600)  # there is mail in it
+
+
+def _write_first(copy: Path, first: bytes, *, pages: int) -> None:
+    """Write a first page into the copy, with the number of pages of the file."""
+    changed = bytearray(first)
+    changed[_PAGES_AND_FREE] = pages.to_bytes(4, "big") + bytes(8)
+    if copy.with_name(copy.name + "-wal").exists():
+        changed[_FORMATS] = _WITH_LOG
+    with copy.open("r+b") as file:
+        file.write(changed)
+
+
+def _page_size(new: Path) -> int:
+    with new.open("rb") as file:
+        return int.from_bytes(file.read(_HEADER_BYTES)[_PAGE_SIZE], "big")
+
+
+def _beside(new: Path) -> Path:
+    return new.with_name(new.name + ".headed")
+
+
+def _remove(connection: apsw.Connection | None, copy: Path) -> None:
+    if connection is not None:
+        connection.close()
+    for ending in _COMPANIONS:
+        copy.with_name(copy.name + ending).unlink(missing_ok=True)
+
+
+_SPOOL_SUFFIXES = ("", "-wal", "-shm", "-content", ".damage", ".last-commit")
+_TABLES = {  # and their primary keys
+    "message": ("id",),
+    "entry": ("message_id", "number"),
+    "recipient": ("message_id", "entry", "number"),
+    "event": ("message_id", "sequence"),
+    "content": ("id",),
+    "submission": ("key",),
+    "counter": ("name",),
+}
+_KNOWN_MESSAGES = (
+    "SELECT id FROM message UNION SELECT message_id FROM entry"
+    " UNION SELECT message_id FROM recipient ORDER BY 1"
+)
+_KNOWN = {
+    "content": "SELECT DISTINCT content_id FROM entry WHERE state <> 'final' ORDER BY 1",
+    "submission": "SELECT submission_id FROM message WHERE submission_id <> '' ORDER BY 1",
+    "counter": "SELECT name FROM counter WHERE 0",
+}
+_HOLD_WITHOUT_RECIPIENTS = (
+    "UPDATE entry AS e SET state = 'held', claimed = 0, retry_us = NULL, warn_us = NULL, due_us ="
+    " coalesce((SELECT expires_us FROM message WHERE id = e.message_id), 0)"
+    " WHERE state <> 'final' AND NOT EXISTS (SELECT 1 FROM recipient r WHERE"
+    f" r.message_id = e.message_id AND r.entry = e.number AND r.state IN {LIVE_STATES})"
+)
+_COUNT_LIVE = (
+    "SELECT count(*) FROM recipient r JOIN entry e ON e.message_id = r.message_id"
+    " AND e.number = r.entry JOIN message m ON m.id = r.message_id"
+    f" WHERE e.state <> 'final' AND r.state IN {LIVE_STATES}"
+)
+
+
+@dataclass
+class RecoveryResult:
+    """The result: rows by table, and between which keys some could not be read.
+
+    `aside` is where the damaged files are, "" where nothing was wrong. An entry without recipients
+    is held. `recipients_lost` is from the counters, None where these are lost too.
+    """
+
+    faults: list[str]
+    aside: str = ""
+    rows: Counter[str] = field(default_factory=Counter)
+    holes: list[dict[str, Any]] = field(default_factory=list)
+    entries_waiting: int = 0
+    without_content: int = 0
+    without_recipients: int = 0
+    recipients_lost: int | None = 0
+    log_damaged: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything could be read."""
+        lost = self.holes or self.without_content or self.without_recipients
+        return not (lost or self.log_damaged)
+
+
+def recover_spool(database: Path, *, stamp: str) -> RecoveryResult:
+    """Recover the spool at `database` if it is damaged; `stamp` names the damaged files."""
+    mark = recovery_mark_of(database)
+    with translate_os_errors(database.parent):
+        if mark.exists():
+            stamp = mark.read_text().strip() or stamp
+            found = RecoveryResult(["a recovery was interrupted"])
+        else:
+            found = RecoveryResult(faults_of(database))
+            if not found.faults:
+                damage_mark_of(database).unlink(missing_ok=True)
+                return found
+            mark.write_text(stamp)
+            fsync_path(mark)
+        aside = database.with_name(f"{database.name}.damaged-{stamp}")
+        found.aside = str(aside)
+        _put_aside(database, aside)
+        _fill(database, aside, found)
+        mark.unlink()
+        fsync_path(database.parent)
+    return found
+
+
+def faults_of(database: Path) -> list[str]:
+    """Return what is wrong with the pages. Raises SpoolFormatError for another schema."""
+    if fault := log_damage(database):
+        return [fault]
+    try:
+        with (
+            closing(open_database(database, read_only=True)) as connection,
+            translate_sqlite_errors(database),
+        ):
+            return integrity_errors(connection, full=True)
+    except SpoolDamagedError as error:
+        return [str(error)]
+
+
+def _put_aside(database: Path, aside: Path) -> None:
+    """Rename the damaged database and its files; an interrupted recovery has renamed some."""
+    fsync_path(database.parent)  # the marker must be durable first
+    for ending in _SPOOL_SUFFIXES:
+        old, new = (place.with_name(place.name + ending) for place in (database, aside))
+        if old.exists() and not new.exists():
+            old.rename(new)
+    fsync_path(database.parent)
+
+
+def _fill(database: Path, aside: Path, found: RecoveryResult) -> None:
+    """Create the new spool under another name; rename it when it is complete and synced."""
+    part = database.with_name(database.name + ".salvaged")
+    for ending in ("", "-wal", "-shm", "-journal"):
+        part.with_name(part.name + ending).unlink(missing_ok=True)
+    contents = contents_of(database)
+    contents.mkdir(mode=0o700, exist_ok=True)
+    with closing(open_database(part)) as target, translate_sqlite_errors(part):
+        target.execute("PRAGMA synchronous = OFF")  # it is synced once, as a whole
+        target.execute("PRAGMA journal_mode = DELETE")
+        with _readable(aside, part, found) as source:
+            if source is not None:
+                _copy_all(source, target, found)
+            else:
+                found.holes += [_all_of(table) for table in _TABLES]
+        _take_contents(target, contents_of(aside), contents, found=found)
+        _recount(target, found)
+    fsync_path(contents)
+    fsync_path(part)
+    part.rename(database)
+    fsync_path(database.parent)
+
+
+@contextmanager
+def _readable(aside: Path, part: Path, found: RecoveryResult) -> Iterator[apsw.Connection | None]:
+    """Open the damaged file, or a copy with a repaired header or log."""
+    found.log_damaged = _is_commit_lost(aside)
+    is_log_alone = not is_openable(aside) and log_of(aside).exists()
+    if is_log_alone or log_damage(aside):
+        found.log_damaged = True
+        with with_whole_log(aside, part) as copy:
+            yield copy
+    elif (source := _open_damaged(aside)) is not None:
+        with closing(source):
+            yield source
+    else:
+        with with_new_head(aside, part) as copy:
+            yield copy
+
+
+def _is_commit_lost(aside: Path) -> bool:
+    with suppress(SpoolError):
+        try:
+            check_commits_unopened(aside)
+        except SpoolDamagedError:
+            return True
+    return False
+
+
+def _all_of(table: str) -> dict[str, Any]:
+    return {"table": table, "after": None, "before": None}
+
+
+def _open_damaged(path: Path) -> apsw.Connection | None:
+    """Open the damaged file; None where SQLite does not accept it."""
+    with suppress(apsw.Error):
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        with suppress(apsw.Error):
+            connection.execute(
+                "PRAGMA writable_schema = ON"
+            )  # otherwise SQLite does not open a truncated file
+            if connection.pragma("user_version") == SCHEMA_VERSION:
+                return connection
+        connection.close()
+    return None
+
+
+def _copy_all(source: apsw.Connection, target: apsw.Connection, found: RecoveryResult) -> None:
+    for table in _TABLES:
+        _copy_ends(source, target, table, found=found)
+    for hole in found.holes:
+        _copy_between(source, target, hole, found=found)
+    with suppress(apsw.Error):  # without it a start uses the wall clock
+        if (anchor := read_anchor(source)) is not None:
+            write_anchor(target.cursor(), anchor)
+
+
+def _copy_ends(
+    source: apsw.Connection, target: apsw.Connection, table: str, *, found: RecoveryResult
+) -> None:
+    """Copy what is readable of a table from its first row forwards, and from its last backwards."""
+    key = _TABLES[table]
+    rows = _Rows(source, target, table)
+    first = rows.copy(f"ORDER BY {', '.join(key)}")
+    if not rows.is_ended:
+        last = rows.copy(f"ORDER BY {', '.join(f'{one} DESC' for one in key)}", until=first)
+        found.holes.append({"table": table, "after": first, "before": last})
+    found.rows[table] += rows.copied
+
+
+def _copy_between(
+    source: apsw.Connection,
+    target: apsw.Connection,
+    hole: Mapping[str, Any],
+    *,
+    found: RecoveryResult,
+) -> None:
+    """Copy the rows in a gap whose keys other tables have."""
+    table, after, before = hole["table"], hole["after"], hole["before"]
+    rows = _Rows(source, target, table)
+    column = _TABLES[table][0]
+    for (name,) in fetch(target.cursor(), _KNOWN.get(table, _KNOWN_MESSAGES)):
+        if (after is None or name >= after[0]) and (before is None or name <= before[0]):
+            rows.copy(f"WHERE {column} = ?", (name,))
+    found.rows[table] += rows.copied
+
+
+class _Rows:
+    """Copies rows of one table; `is_ended` says whether the last query was read to its end."""
+
+    def __init__(self, source: apsw.Connection, target: apsw.Connection, table: str) -> None:
+        names = target.execute("SELECT name FROM pragma_table_info(?)", (table,)).fetchall()
+        self._columns = [str(row[0]) for row in names]
+        self._key = [self._columns.index(name) for name in _TABLES[table]]
+        self._source = source
+        self._target = target
+        self._table = table
+        self.copied = 0
+        self.is_ended = False
+
+    def copy(
+        self, which: str, values: Sequence[Any] = (), *, until: tuple[Any, ...] | None = None
+    ) -> tuple[Any, ...] | None:
+        """Copy until a page cannot be read, or the key `until` is reached; return the last key."""
+        columns, marks = ", ".join(self._columns), ", ".join("?" * len(self._columns))
+        insert = f"INSERT OR IGNORE INTO {self._table} ({columns}) VALUES ({marks})"
+        reached = None
+        before = self._target.total_changes()
+        with self._target:
+            for row in self._read(f"SELECT {columns} FROM {self._table} {which}", values):
+                at = tuple(row[place] for place in self._key)
+                if at == until:
+                    break
+                with suppress(apsw.ConstraintError):  # not a valid row
+                    self._target.execute(insert, row)
+                reached = at
+        self.copied += self._target.total_changes() - before
+        return reached
+
+    def _read(self, query: str, values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        self.is_ended = False
+        with suppress(apsw.CorruptError, apsw.IOError, apsw.NotADBError, apsw.SQLError):
+            yield from self._source.execute(query, values)
+            self.is_ended = True
+
+
+def _take_contents(
+    target: apsw.Connection, source: Path, contents: Path, *, found: RecoveryResult
+) -> None:
+    """Link the files of live entries into the new spool, and count the missing contents."""
+    cursor = target.cursor()
+    with target:
+        cursor.execute(
+            "DELETE FROM content WHERE id NOT IN"
+            " (SELECT content_id FROM entry WHERE state <> 'final')"
+        )
+    for (name,) in fetch(cursor, "SELECT file FROM content WHERE file IS NOT NULL"):
+        if not (contents / name).exists():
+            with suppress(FileNotFoundError):
+                link_or_copy(source / name, contents / name)
+        if not (contents / name).exists():
+            found.without_content += 1
+    (lost,) = fetch_one(
+        cursor,
+        "SELECT count(*) FROM entry WHERE state <> 'final'"
+        " AND content_id NOT IN (SELECT id FROM content)",
+    )
+    found.without_content += lost
+
+
+def _recount(target: apsw.Connection, found: RecoveryResult) -> None:
+    """Hold entries without recipients, and recount."""
+    cursor = target.cursor()
+    with target:
+        cursor.execute(_HOLD_WITHOUT_RECIPIENTS)
+        found.without_recipients = target.changes()
+        (live,) = fetch_one(cursor, _COUNT_LIVE)
+        counters: dict[str, int] = dict(fetch(cursor, "SELECT name, value FROM counter"))
+        final = sum(counters.get(state, 0) for state in FINAL)
+        accepted = counters.get(ACCEPTED_COUNTER)
+        found.recipients_lost = None if accepted is None else max(0, accepted - final - live)
+        cursor.execute(
+            "INSERT INTO counter VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2",
+            (ACCEPTED_COUNTER, final + live),
+        )
+        (found.entries_waiting,) = fetch_one(
+            cursor, "SELECT count(*) FROM entry WHERE state <> 'final'"
+        )

@@ -1,0 +1,190 @@
+"""The names of the spool's files, and whether there is a spool.
+
+A database that is missing or empty while its content files, its log or its markers exist is
+damaged (SpoolDamagedError). No process then starts with an empty queue, or removes the contents
+as stale files. copy_database() copies the database while others use it. Damage records that pages
+could not be read, until the spool was verified or recovered.
+
+See docs/operation.md (A damaged spool).
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import apsw
+
+from relay.files import fsync_path
+from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
+from relay.spool.sqlite.spool_errors import translate_os_errors, translate_sqlite_errors
+from relay.spool.types import SpoolDamagedError, SpoolFormatError, SpoolUnavailableError
+
+ARRIVING = "arriving-"  # the prefix of files that no message names
+
+
+def contents_of(database: Path) -> Path:
+    """Return the directory of the content files."""
+    return database.with_name(database.name + "-content")
+
+
+def recovery_mark_of(database: Path) -> Path:
+    """Return the file that exists while a spool is recovered."""
+    return database.with_name(database.name + ".salvage")
+
+
+def last_commit_of(database: Path) -> Path:
+    """Return the file with the number of the last commit; it exists while a spool is open."""
+    return database.with_name(database.name + ".last-commit")
+
+
+def log_bytes(database: Path) -> int:
+    """Return the size of the write-ahead log, 0 without one."""
+    return _size(database.with_name(database.name + "-wal"))
+
+
+def is_openable(database: Path) -> bool:
+    """Whether SQLite can open the file; it removes the log of a missing or empty one."""
+    return _size(database) > 0
+
+
+def spool_has_traces(database: Path) -> bool:
+    """Whether any file of a spool exists."""
+    return (
+        database.exists()
+        or recovery_mark_of(database).exists()
+        or last_commit_of(database).exists()
+        or _has_contents(database)
+        or log_bytes(database) > 0
+    )
+
+
+def check_presence(database: Path) -> None:
+    """Raise SpoolDamagedError for a file that was lost, SpoolFormatError for no file."""
+    if recovery_mark_of(database).exists():
+        raise SpoolDamagedError(f"{database}: its recovery was interrupted")
+    if not database.exists():
+        if _has_contents(database):
+            raise SpoolDamagedError(
+                f"{database} is missing, but {contents_of(database)} has contents of its messages"
+            )
+        if log_bytes(database):  # SQLite would remove it
+            raise SpoolDamagedError(f"{database} is missing, but its write-ahead log is not")
+        if last_commit_of(database).exists():
+            raise SpoolDamagedError(f"{database} is missing, but it was not closed")
+    elif not database.is_file():
+        found = "a directory" if database.is_dir() else "no regular file"
+        raise SpoolFormatError(f"{database}: found {found}, expected the spool's file")
+    elif not is_openable(database) and (
+        contents_of(database).exists() or last_commit_of(database).exists() or log_bytes(database)
+    ):
+        # All three are created after the file's first commit.
+        raise SpoolDamagedError(f"{database} is damaged: it is empty")
+
+
+def _size(path: Path) -> int:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return path.stat().st_size
+    return 0
+
+
+def _has_contents(database: Path) -> bool:
+    with (
+        suppress(FileNotFoundError, NotADirectoryError),
+        os.scandir(contents_of(database)) as entries,
+    ):
+        return any(not entry.name.startswith(ARRIVING) for entry in entries)
+    return False
+
+
+_PAGES_AT_ONCE = 1000
+
+
+def copy_database(
+    source: apsw.Connection, target: Path, *, on_part: Callable[[int, int], None] = lambda *_: None
+) -> None:
+    """Copy what `source` sees to `target`, replacing it; `on_part` is called with the pages done
+    and their number.
+
+    A source in a transaction is copied as that sees it. Without a transaction, the copy restarts
+    after each commit. The copy gets its name when it is complete and synced; it is removed after an
+    error.
+    """
+    part = target.with_name(target.name + ".part")
+    try:
+        with translate_os_errors(target.parent):
+            part.unlink(missing_ok=True)
+            part.touch(0o600)
+        with translate_sqlite_errors(target):
+            copy = apsw.Connection(str(part))
+            try:
+                _copy(source, copy, on_part)
+            finally:
+                copy.close()
+        with translate_os_errors(target.parent):
+            fsync_path(part)
+            part.rename(target)
+            fsync_path(target.parent)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _copy(
+    source: apsw.Connection, copy: apsw.Connection, on_part: Callable[[int, int], None]
+) -> None:
+    copy.execute("PRAGMA journal_mode = OFF")
+    copy.execute("PRAGMA synchronous = OFF")  # it is synced once, at the end
+    with copy.backup("main", source, "main") as backup:
+        while not backup.done:
+            backup.step(_PAGES_AT_ONCE)
+            on_part(backup.page_count - backup.remaining, backup.page_count)
+
+
+_log = get_logger("spool")
+_TEXT_CHARACTERS_MAX = 1000
+
+
+def damage_mark_of(database: Path) -> Path:
+    """Return the file that records that a spool is damaged."""
+    return database.with_name(database.name + ".damage")
+
+
+class Damage:
+    """The damage of one spool; `text` is "" for none. Thread-safe.
+
+    New mail is rejected while the spool is damaged; what can be read is still delivered.
+    """
+
+    def __init__(self, database: Path, metrics: Metrics) -> None:
+        self.text = ""
+        self._mark = damage_mark_of(database)
+        self._metrics = metrics
+        self._lock = threading.Lock()
+        with suppress(OSError):
+            self._set(self._mark.read_text(errors="replace")[:_TEXT_CHARACTERS_MAX].strip())
+
+    def found(self, error: SpoolDamagedError) -> None:
+        """Record the damage and log it, the first time."""
+        with self._lock:
+            if self.text:
+                return
+            self._set(str(error))
+        with suppress(
+            OSError
+        ):  # a failing disk may not store it: then the next start detects the damage again
+            self._mark.write_text(f"{self.text}\n")
+
+    def check(self) -> None:
+        """Raise SpoolUnavailableError if the spool is damaged."""
+        if self.text:
+            raise SpoolUnavailableError(f"no new mail is accepted: {self.text}")
+
+    def _set(self, text: str) -> None:
+        self.text = text or "the spool was found damaged"
+        self._metrics.spool_damaged.set(1)
+        _log.critical(
+            "spool damaged", error=self.text, effect="no new mail", do="relay storage recover"
+        )

@@ -1,0 +1,220 @@
+"""Count the queue: entries by state, unaccounted recipients, and the JSON of `queue stats`.
+
+Finished messages cost nothing. One step reads a bounded number of entries; all steps of a count
+read the same snapshot.
+
+See docs/names.md (relay_queue_unaccounted, `queue stats`).
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import apsw
+
+from relay.clock import rfc3339
+from relay.message.lifecycle import FINAL, State
+from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
+from relay.spool.sqlite.transactions import ACCEPTED_COUNTER
+from relay.spool.types import PriorityLevel, QueueCounts
+
+ENTRY_STATES = (State.QUEUED, State.DEFERRED, State.HELD, State.CAPTURED)
+ENTRIES_AT_ONCE = 5000
+HOPS_MAX = 20
+_WAITS = "claimed = 0 AND due_us IS NOT NULL"
+_SLICE = (
+    "SELECT e.state, count(*), min(e.message_id),"
+    " sum((SELECT count(*) FROM recipient r WHERE r.message_id = e.message_id"
+    f" AND r.entry = e.number AND r.state IN {LIVE_STATES})"
+    " * EXISTS (SELECT 1 FROM message m WHERE m.id = e.message_id)) FROM entry e"
+)
+_BY_LEVEL = (
+    "SELECT lane, count(*), min(message_id), "
+    + ", ".join(f"count(*) FILTER (WHERE state = '{state}')" for state in ENTRY_STATES)
+    + " FROM entry"
+)
+_BY_HOP = (
+    "SELECT next_hop, number, in_delivery, tried, received_us FROM ("
+    "SELECT next_hop, sum(number) AS number, sum(in_delivery) AS in_delivery, sum(tried) AS tried,"
+    " min(oldest) AS oldest FROM ("
+    "SELECT next_hop, count(*) AS number, 0 AS in_delivery, 0 AS tried, min(message_id) AS oldest"
+    f" FROM entry INDEXED BY entry_hop WHERE {_WAITS} GROUP BY next_hop UNION ALL"
+    " SELECT next_hop, count(*), count(*), count(*) FILTER (WHERE state = 'deferred'),"
+    " min(message_id) FROM entry INDEXED BY entry_claimed WHERE claimed = 1 GROUP BY next_hop)"
+    f" GROUP BY next_hop ORDER BY number DESC, next_hop LIMIT {HOPS_MAX})"
+    " LEFT JOIN message ON id = oldest ORDER BY number DESC, next_hop"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _IndexScan:
+    """Live entries in the order of an index, which has every column that is looked at."""
+
+    index: str
+    where: str
+    columns: str
+    first: tuple[Any, ...]
+    last: tuple[Any, ...]
+
+
+_LAST_ID = "~"  # after every id
+_CLAIMED = _IndexScan("entry_claimed", "claimed = 1", "message_id, number", ("", 0), (_LAST_ID, 0))
+_SCANS = (
+    _CLAIMED,
+    *(
+        _IndexScan(
+            "entry_due",
+            f"{_WAITS} AND lane = {level:d}",
+            "due_us, message_id, number",
+            (-(1 << 63), "", 0),
+            ((1 << 63) - 1, _LAST_ID, 0),
+        )
+        for level in PriorityLevel
+    ),
+)
+
+
+@dataclass
+class QueueCounter:
+    """A count in steps: call step() until it returns False, and end() in any case."""
+
+    entries: Counter[str] = field(default_factory=Counter)
+    recipients: int = 0
+    counters: dict[str, int] = field(default_factory=dict)
+    oldest_us: int | None = None
+    _oldest_id: str = _LAST_ID
+    _scan: int = 0
+    _reached: tuple[Any, ...] = ()
+
+    def step(self, cursor: apsw.Cursor) -> bool:
+        """Count a slice; return False when everything is counted."""
+        if not cursor.connection.in_transaction:
+            cursor.execute("BEGIN")
+            self.counters = read_counters(cursor)
+        if self._scan < len(_SCANS):
+            self._count_slice(cursor, _SCANS[self._scan])
+            return True
+        row = fetch_one(cursor, "SELECT received_us FROM message WHERE id = ?", (self._oldest_id,))
+        self.oldest_us = row[0] if row else None
+        return False
+
+    def end(self, cursor: apsw.Cursor) -> None:
+        """Release the snapshot."""
+        if cursor.connection.in_transaction:
+            cursor.execute("COMMIT")
+
+    def result(self) -> QueueCounts:
+        """Return the counts."""
+        return QueueCounts(
+            entries={state: self.entries[state] for state in ENTRY_STATES},
+            oldest_us=self.oldest_us,
+            unaccounted=waiting_by(self.counters) - self.recipients,
+        )
+
+    def _count_slice(self, cursor: apsw.Cursor, scan: _IndexScan) -> None:
+        """Count the entries after what was reached, up to the next bound."""
+        after = self._reached or scan.first
+        marks = ", ".join("?" * len(after))
+        source = f"INDEXED BY {scan.index} WHERE {scan.where} AND ({scan.columns})"
+        bound = fetch_one(
+            cursor,
+            f"SELECT {scan.columns} FROM entry {source} > ({marks})"
+            f" ORDER BY {scan.columns} LIMIT 1 OFFSET {ENTRIES_AT_ONCE - 1}",
+            after,
+        )
+        rows = fetch(
+            cursor,
+            f"{_SLICE} {source} > ({marks}) AND ({scan.columns}) <= ({marks}) GROUP BY e.state",
+            (*after, *(bound or scan.last)),
+        )
+        for state, entries, oldest_id, recipients in rows:
+            self.entries[state] += entries
+            self.recipients += recipients
+            if state in (State.QUEUED, State.DEFERRED):
+                self._oldest_id = min(self._oldest_id, oldest_id)
+        self._reached = bound or ()
+        self._scan += bound is None
+
+
+def read_counters(cursor: apsw.Cursor) -> dict[str, int]:
+    """Read the counters: recipients accepted, and final ones by state."""
+    return dict(fetch(cursor, "SELECT name, value FROM counter"))
+
+
+def waiting_by(counters: Mapping[str, int]) -> int:
+    """Return how many recipients are not final, according to the counters."""
+    return counters.get(ACCEPTED_COUNTER, 0) - sum(counters.get(state, 0) for state in FINAL)
+
+
+def stats(cursor: apsw.Cursor, *, now_us: int, offset_us: int) -> dict[str, Any]:
+    """Return the JSON of `queue stats`, from one snapshot and index pages only.
+
+    `now_us` is queue time, `offset_us` how far the wall clock is ahead of it. `recipients` is from
+    the counters. `due` entries could be attempted now; entries that delivery holds are not among
+    them, but are counted in their priorities and next hops, and there also as such. `oldest` is
+    when the oldest entry was received, null where there is none.
+    """
+    cursor.execute("BEGIN")
+    try:
+        counters = read_counters(cursor)
+        waiting = fetch(
+            cursor, f"{_BY_LEVEL} INDEXED BY entry_due WHERE {_WAITS} GROUP BY lane ORDER BY lane"
+        )
+        claimed = fetch(
+            cursor, f"{_BY_LEVEL} INDEXED BY entry_claimed WHERE claimed = 1 GROUP BY lane"
+        )
+        groups = [*waiting, *claimed]
+        oldest = min((row[2] for row in groups if row[2]), default=None)
+        received = fetch_one(cursor, "SELECT received_us FROM message WHERE id = ?", (oldest,))
+        due = fetch_one(
+            cursor,
+            f"SELECT count(*) FROM entry INDEXED BY entry_due WHERE {_WAITS}"
+            f" AND lane IN ({', '.join(str(int(one)) for one in PriorityLevel)}) AND due_us <= ?",
+            (now_us,),
+        )
+        hops = _next_hops(cursor, offset_us)
+    finally:
+        cursor.execute("COMMIT")
+    return {
+        "entries": {
+            state: sum(row[3 + column] for row in groups)
+            for column, state in enumerate(ENTRY_STATES)
+        },
+        "in_delivery": sum(row[1] for row in claimed),
+        "due": due[0],
+        "oldest": rfc3339(received[0] + offset_us) if received else None,
+        "recipients": waiting_by(counters),
+        "priorities": _priorities(waiting, claimed),
+        "next_hops": hops,
+    }
+
+
+def _priorities(
+    waiting: Sequence[Sequence[Any]], claimed: Sequence[Sequence[Any]]
+) -> dict[str, dict[str, int]]:
+    counts = {level: {"entries": 0, "in_delivery": 0} for level in PriorityLevel}
+    for row in (*waiting, *claimed):
+        counts[PriorityLevel(row[0])]["entries"] += row[1]
+    for row in claimed:
+        counts[PriorityLevel(row[0])]["in_delivery"] += row[1]
+    return {level.name.lower(): counted for level, counted in counts.items()}
+
+
+def _next_hops(cursor: apsw.Cursor, offset_us: int) -> list[dict[str, Any]]:
+    """The next hops with the most entries, and how many of these were deferred."""
+    rows = fetch(cursor, _BY_HOP)
+    deferred = (
+        "SELECT count(*) FROM entry INDEXED BY entry_hop"
+        f" WHERE {_WAITS} AND next_hop = ? AND state = 'deferred'"
+    )
+    return [
+        {
+            "next_hop": next_hop,
+            "entries": number,
+            "in_delivery": in_delivery,
+            "deferred": tried + fetch_one(cursor, deferred, (next_hop,))[0],
+            "oldest": None if received_us is None else rfc3339(received_us + offset_us),
+        }
+        for next_hop, number, in_delivery, tried, received_us in rows
+    ]

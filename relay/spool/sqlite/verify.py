@@ -1,0 +1,417 @@
+"""Check a spool for consistency: pages, references between rows, content files, counters.
+
+`relay storage verify` calls it. While a relay runs, the spool is only read. Otherwise faults whose
+repair loses nothing are repaired. No mail is deleted: what is not needed is moved to a directory.
+
+See docs/names.md (Commands) and docs/operation.md (Are the files in order?).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from functools import partial
+from pathlib import Path
+from shutil import copyfileobj
+from typing import Any
+
+import apsw
+
+from relay.clock import Clock
+from relay.crashpoints import CrashPoints
+from relay.files import FileOctets, fsync_path
+from relay.journeys.events import Event, Step
+from relay.message.content import octets_in_blocks
+from relay.message.lifecycle import State
+from relay.spool.sqlite import stats
+from relay.spool.sqlite.content_files import checksum_of
+from relay.spool.sqlite.database import (
+    LIVE_STATES,
+    fetch,
+    fetch_one,
+    open_database,
+    read_anchor,
+)
+from relay.spool.sqlite.last_commit import LastCommit, commits_of
+from relay.spool.sqlite.spool_errors import (
+    integrity_errors,
+    translate_os_errors,
+    translate_sqlite_errors,
+)
+from relay.spool.sqlite.spool_files import contents_of, damage_mark_of
+from relay.spool.sqlite.transactions import ACCEPTED_COUNTER, append_events, is_file_needed
+from relay.spool.sqlite.write_ahead_log import WriteAheadLog, log_damage
+from relay.spool.sqlite.writer import Batch
+from relay.spool.types import SpoolDamagedError
+
+_RECOUNT = "once the cause is known, --recount corrects the counters"
+_WHO_ENDS = {"who": "relay storage verify", "why": "its entry was lost"}
+_SHOWN_MAX = 1000  # of one kind
+_LIVE = "state <> 'final'"
+_LIVE_RECIPIENTS = f"r.state IN {LIVE_STATES}"
+# Rows that cannot be delivered: what is missing, and a query for them.
+_LOST_ROWS = {
+    "a message that it belongs to": f"""
+        SELECT message_id || '-' || number FROM entry e WHERE {_LIVE}
+        AND NOT EXISTS (SELECT 1 FROM message m WHERE m.id = e.message_id)""",
+    "an entry that it belongs to": """
+        SELECT message_id || ' recipient ' || number FROM recipient r WHERE entry <> 0
+        AND NOT EXISTS (SELECT 1 FROM entry e
+            WHERE e.message_id = r.message_id AND e.number = r.entry)""",
+    "an entry that is still in the queue": f"""
+        SELECT r.message_id || ' recipient ' || r.number FROM recipient r
+        JOIN entry e ON e.message_id = r.message_id AND e.number = r.entry
+        WHERE e.state = 'final' AND {_LIVE_RECIPIENTS}""",
+    "a recipient that is not final": f"""
+        SELECT e.message_id || '-' || e.number FROM entry e WHERE {_LIVE}
+        AND NOT EXISTS (SELECT 1 FROM recipient r
+            WHERE r.message_id = e.message_id AND r.entry = e.number AND {_LIVE_RECIPIENTS})""",
+    "a content": f"""
+        SELECT message_id || '-' || number FROM entry WHERE {_LIVE}
+        AND content_id NOT IN (SELECT id FROM content)""",
+}
+_ENTRYLESS = f"""FROM recipient r WHERE {_LIVE_RECIPIENTS}
+    AND EXISTS (SELECT 1 FROM message m WHERE m.id = r.message_id)
+    AND NOT EXISTS (SELECT 1 FROM entry e
+        WHERE e.message_id = r.message_id AND e.number = r.entry AND e.{_LIVE})"""
+_NEVER_DUE = f"{_LIVE} AND claimed = 0 AND due_us IS NULL"
+_UNNEEDED = (
+    f"SELECT id FROM content EXCEPT SELECT content_id FROM entry WHERE {_LIVE} LIMIT {_SHOWN_MAX}"
+)
+_FILES = (
+    "SELECT file, size - coalesce(length(header), 0), header, crc32"
+    " FROM content INDEXED BY content_file WHERE file IS NOT NULL"
+)
+_INLINE = (
+    "SELECT id, CAST(data AS BLOB), crc32 FROM content WHERE data IS NOT NULL AND crc32 IS NOT NULL"
+)
+_ENTRY_OF = f"SELECT message_id || '-' || number FROM entry WHERE content_id = ? AND {_LIVE}"
+_COUNTS = {
+    name: f"SELECT count(*) FROM {table}"
+    for name, table in (
+        ("messages", "message"),
+        ("entries", f"entry WHERE {_LIVE}"),
+        ("contents", "content"),
+        ("submissions", "submission"),
+    )
+}
+_ALL_COUNTS = (*_COUNTS, "unaccounted")
+
+
+class SpoolFault(StrEnum):
+    """What is wrong; docs/operation.md explains each."""
+
+    DAMAGED_SPOOL = "damaged-spool"
+    LOST_ROW = "lost-row"
+    LOST_CONTENT = "lost-content"
+    NEVER_DUE = "never-due"
+    UNNEEDED_CONTENT = "unneeded-content"
+    STALE_CONTENT = "stale-content"
+    COUNTERS = "counters"
+
+
+class VerifyMode(Enum):
+    """What may be done about a fault; the value is the text for its repair."""
+
+    REPAIR = "{}"
+    DRY_RUN = "would be {}"
+    READ_ONLY = "can be {} while no relay runs"  # the relay owns the file
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolFinding:
+    """A fault and what was done about it; `action` is "" where nothing can be done."""
+
+    kind: SpoolFault
+    where: str
+    found: str
+    expected: str
+    repaired: bool
+    action: str
+
+
+class SpoolVerifier:
+    """Verifies one spool. It blocks; `report` is called for each finding."""
+
+    def __init__(
+        self,
+        database: Path,
+        *,
+        mode: VerifyMode,
+        full: bool,
+        clock: Clock,
+        report: Callable[[SpoolFinding], None],
+        recount: bool = False,
+    ) -> None:
+        """With REPAIR the caller holds the owner's lock. Only with `recount` counters are repaired
+        and recipients without an entry are ended: until then both are evidence of a loss.
+        """
+        self._database = database
+        self._contents = contents_of(database)
+        self._aside = database.with_name(database.name + "-put-aside")
+        self._mode = mode
+        self._full = full
+        self._recount = recount
+        self._clock = clock
+        self._report = report
+
+    def run(self) -> dict[str, int]:
+        """Verify everything; return the counts. A file with damaged pages is not verified further.
+
+        Raises SpoolFormatError for another schema.
+        """
+        try:
+            with closing(self._opened()) as connection, translate_sqlite_errors(self._database):
+                if not self._pages_are_whole(connection):
+                    return dict.fromkeys(_ALL_COUNTS, 0)
+                counts = self._look_into(connection)
+                last_commit = self._log_emptied(connection)
+            if last_commit is not None:
+                last_commit.forget()
+        except SpoolDamagedError as error:
+            self._report_damage(str(error))
+            return dict.fromkeys(_ALL_COUNTS, 0)
+        return counts
+
+    def _log_emptied(self, connection: apsw.Connection) -> LastCommit | None:
+        """Checkpoint the log like a stop does, where this process owns the spool.
+
+        If the previous owner was killed during a checkpoint, its record says that the log is
+        needed, and a log that SQLite removed by itself would count as lost.
+        """
+        if self._mode is not VerifyMode.REPAIR:
+            return None
+        number = commits_of(connection) or 0
+        last_commit = LastCommit(self._database, number, crash=CrashPoints())
+        WriteAheadLog(connection, last_commit).empty()
+        return last_commit
+
+    def _opened(self) -> apsw.Connection:
+        if self._mode is not VerifyMode.READ_ONLY and (fault := log_damage(self._database)):
+            raise SpoolDamagedError(fault)
+        connection = open_database(self._database, read_only=True)
+        if self._mode is not VerifyMode.REPAIR:
+            return connection
+        connection.close()  # the schema is current: nothing is migrated here
+        return open_database(self._database)
+
+    def _pages_are_whole(self, connection: apsw.Connection) -> bool:
+        mark = damage_mark_of(self._database)
+        is_marked = mark.exists()
+        faults = integrity_errors(connection, full=self._full or is_marked)
+        for fault in faults:
+            self._report_damage(fault)
+        if is_marked and not faults:
+            self._settle(
+                SpoolFault.DAMAGED_SPOOL, self._database,
+                found=mark.read_text(errors="replace").strip(),
+                expected="no such mark: every page can be read", cure="removed", act=mark.unlink,
+            )  # fmt: skip
+        return not faults
+
+    def _look_into(self, connection: apsw.Connection) -> dict[str, int]:
+        cursor = connection.cursor()
+        self._clock.resume(read_anchor(connection))
+        for expected, query in _LOST_ROWS.items():
+            for (where,) in fetch(cursor, f"{query} LIMIT {_SHOWN_MAX}"):
+                self._settle(SpoolFault.LOST_ROW, where, found="none", expected=expected)
+        self._check_due(cursor)
+        self._check_unneeded(cursor)
+        for row in connection.execute(_FILES):
+            self._check_file(cursor, *row)
+        if self._full:
+            for row in connection.execute(_INLINE):
+                self._check_inline(cursor, *row)
+        if self._mode is not VerifyMode.READ_ONLY:  # a running relay writes some and removes others
+            for path in self._stale_files(cursor):
+                self._settle(
+                    SpoolFault.STALE_CONTENT, path, found="a file",
+                    expected="a content that has it",
+                    cure=f"moved to {self._aside / path.name}",
+                    act=partial(self._move_away, path),
+                )  # fmt: skip
+        if self._recount:
+            self._check_entryless(cursor)
+        unaccounted = self._check_counters(cursor)
+        counts = {name: fetch_one(cursor, query)[0] for name, query in _COUNTS.items()}
+        return counts | {"unaccounted": unaccounted}
+
+    def _check_due(self, cursor: apsw.Cursor) -> None:
+        for message_id, number, state in fetch(
+            cursor,
+            f"SELECT message_id, number, state FROM entry WHERE {_NEVER_DUE} LIMIT {_SHOWN_MAX}",
+        ):
+            is_tried = state in ("queued", "deferred")
+
+            def make_due(
+                key: tuple[str, int] = (message_id, number), tried: bool = is_tried
+            ) -> None:
+                cursor.execute(
+                    "UPDATE entry SET retry_us = iif(?1, ?2, NULL), epoch = epoch + 1, due_us ="
+                    " iif(?1, ?2, coalesce((SELECT expires_us FROM message WHERE id = ?3), ?2))"
+                    " WHERE message_id = ?3 AND number = ?4",
+                    (tried, self._clock.queue_us(), *key),
+                )
+
+            self._settle(
+                SpoolFault.NEVER_DUE, f"{message_id}-{number}", found="no time to look at it",
+                expected=f"one, as it is {state}", cure="made due", act=make_due,
+            )  # fmt: skip
+
+    def _check_unneeded(self, cursor: apsw.Cursor) -> None:
+        """Export contents without an entry: each may be all that is left of a message."""
+        for (content_id,) in fetch(cursor, _UNNEEDED):
+            target = self._aside / f"content-{content_id}.eml"
+            self._settle(
+                SpoolFault.UNNEEDED_CONTENT, f"content {content_id}",
+                found="no entry that needs it",
+                expected="one", cure=f"moved to {target}",
+                act=partial(self._export, cursor, content_id, target),
+            )  # fmt: skip
+
+    def _check_file(self, cursor: apsw.Cursor, *row: Any) -> None:
+        name, expected_bytes, header, checksum = row
+        path = self._contents / name
+        expected = f"{expected_bytes} bytes"
+        try:
+            found = f"{path.stat().st_size} bytes"
+            if self._full and found == expected and checksum is not None:
+                blocks = octets_in_blocks((FileOctets(path, 0, expected_bytes),))
+                found, expected = (
+                    _checksum_text(checksum_of(blocks, header)),
+                    _checksum_text(checksum),
+                )
+        except OSError as error:
+            found = (error.strerror or str(error)).lower()
+        if found != expected and is_file_needed(
+            cursor, name
+        ):  # otherwise it was delivered meanwhile
+            self._settle(SpoolFault.LOST_CONTENT, path, found=found, expected=expected)
+
+    def _check_inline(self, cursor: apsw.Cursor, *row: Any) -> None:
+        content_id, data, checksum = row
+        found = checksum_of((data,))
+        if found != checksum:
+            entry = fetch_one(cursor, _ENTRY_OF, (content_id,))
+            where = f"content {content_id}" + (f" of {entry[0]}" if entry else "")
+            self._settle(
+                SpoolFault.LOST_CONTENT,
+                where,
+                found=_checksum_text(found),
+                expected=_checksum_text(checksum),
+            )
+
+    def _stale_files(self, cursor: apsw.Cursor) -> Iterator[Path]:
+        if self._contents.is_dir():
+            for path in sorted(self._contents.iterdir()):
+                if not is_file_needed(cursor, path.name):
+                    yield path
+
+    def _check_entryless(self, cursor: apsw.Cursor) -> None:
+        """End recipients without an entry, once an operator knows the cause."""
+        (number,) = fetch_one(cursor, f"SELECT count(*) {_ENTRYLESS}")
+        if number:
+            self._settle(
+                SpoolFault.LOST_ROW, self._database,
+                found=f"{number} recipients without an entry",
+                expected="0", cure="ended as cancelled", act=partial(self._end_entryless, cursor),
+            )  # fmt: skip
+
+    def _end_entryless(self, cursor: apsw.Cursor) -> None:
+        with cursor.connection:
+            lost: dict[str, list[tuple[int, int]]] = {}
+            for message_id, *key in fetch(cursor, f"SELECT message_id, entry, number {_ENTRYLESS}"):
+                lost.setdefault(message_id, []).append((key[0], key[1]))
+            for message_id, recipients in lost.items():
+                cursor.executemany(
+                    "UPDATE recipient SET state = ? WHERE message_id = ? AND entry = ?"
+                    " AND number = ?",
+                    [(State.CANCELLED, message_id, *one) for one in recipients],
+                )
+                entries = sorted({entry for entry, _ in recipients})
+                detail = {"operation": "cancel", "entries": entries, **_WHO_ENDS}
+                append_events(
+                    cursor, message_id, [Event(Step.DELIVERY, self._clock.time_us(), detail)]
+                )
+            count = Batch(cursor)
+            count.counts[State.CANCELLED] += sum(map(len, lost.values()))
+            count.write_counts()
+
+    def _check_counters(self, cursor: apsw.Cursor) -> int:
+        count = stats.QueueCounter()
+        try:
+            while count.step(cursor):
+                pass
+        finally:
+            count.end(cursor)
+        unaccounted = count.result().unaccounted
+
+        def recount() -> None:
+            cursor.execute(
+                "UPDATE counter SET value = value - ? WHERE name = ?",
+                (unaccounted, ACCEPTED_COUNTER),
+            )
+
+        if unaccounted:
+            self._settle(
+                SpoolFault.COUNTERS, self._database,
+                found=f"{unaccounted} recipients unaccounted for",
+                expected="0", cure="corrected" if self._recount else "",
+                act=recount if self._recount else None,
+                advice="" if self._recount else _RECOUNT,
+            )  # fmt: skip
+        return unaccounted
+
+    def _move_away(self, path: Path) -> None:
+        self._aside.mkdir(mode=0o700, exist_ok=True)
+        path.rename(self._aside / path.name)
+        fsync_path(self._aside)
+        fsync_path(self._contents)
+
+    def _export(self, cursor: apsw.Cursor, content_id: int, target: Path) -> None:
+        data, file, header = fetch_one(
+            cursor, "SELECT data, file, header FROM content WHERE id = ?", (content_id,)
+        )
+        self._aside.mkdir(mode=0o700, exist_ok=True)
+        with target.open("wb") as copy:
+            target.chmod(0o600)
+            copy.write((header or b"") + (data or b""))
+            if file and (self._contents / file).exists():
+                with (self._contents / file).open("rb") as body:
+                    copyfileobj(body, copy)
+        fsync_path(target)
+        fsync_path(self._aside)
+        cursor.execute("DELETE FROM content WHERE id = ?", (content_id,))
+        if file and not is_file_needed(cursor, file):
+            (self._contents / file).unlink(missing_ok=True)
+
+    def _report_damage(self, found: str) -> None:
+        self._settle(
+            SpoolFault.DAMAGED_SPOOL,
+            self._database,
+            found=found,
+            expected="pages that can be read",
+        )
+
+    def _settle(
+        self,
+        kind: SpoolFault,
+        where: Path | str,
+        *,
+        found: str,
+        expected: str,
+        cure: str = "",
+        act: Callable[[], Any] | None = None,
+        advice: str = "",
+    ) -> None:
+        """Repair a fault where that is possible, and report it."""
+        is_mended = act is not None and self._mode is VerifyMode.REPAIR
+        if act is not None and is_mended:
+            with translate_os_errors(self._database.parent):
+                act()
+        action = self._mode.value.format(cure) if cure else advice
+        self._report(SpoolFinding(kind, str(where), found, expected, is_mended, action))
+
+
+def _checksum_text(checksum: int) -> str:
+    return f"octets with CRC-32 {checksum:08x}"

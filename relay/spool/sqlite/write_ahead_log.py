@@ -1,0 +1,380 @@
+"""SQLite's write-ahead log: checkpoints, failed commits, and damage.
+
+WriteAheadLog keeps the log small between commits and overwrites the frames of a failed commit.
+rewrite_log() runs before an owner opens the spool. check_log() finds committed frames that SQLite
+does not read: SQLite ends the log at the first frame with a wrong checksum, silently, and
+overwrites what follows. What a power loss or a failed sync leaves does not count as damage.
+
+See the SQLite file format 4 (the WAL) and docs/design.md 4.
+"""
+
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import apsw
+
+from relay.observe.logs import get_logger
+from relay.spool.sqlite.last_commit import LastCommit
+from relay.spool.sqlite.spool_errors import translate_os_errors, translate_sqlite_errors
+from relay.spool.sqlite.spool_files import is_openable
+from relay.spool.types import SpoolDamagedError
+
+_HEADER = struct.Struct(">IIII8s8s")  # magic, version, page size, checkpoints, salts, sums
+_FRAME = struct.Struct(">II8s8s")  # page, pages of the database after a commit, salts, sums
+_SUMMED = 8  # octets of a frame's header; then its page
+_ORDERS = {0x377F0682: "<", 0x377F0683: ">"}  # of the octets in what is summed, by the magic
+_MAGIC = 0x377F0682 if sys.byteorder == "little" else 0x377F0683
+_VERSION = 3007000
+_MASK = 0xFFFFFFFF
+_PAGE_BYTES = 4096
+_PAGE_SIZES = tuple(1 << bits for bits in range(9, 17))
+
+
+@dataclass(frozen=True, slots=True)
+class LogPreview:
+    """The first page as the log has it, b"" where it has none, and the damage of the log."""
+
+    first_page: bytes
+    fault: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    salts: bytes
+    sums: bytes
+    order: str
+    is_good: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    ends_commit: bool
+    salts: bytes
+    sums: bytes
+    octets: bytes  # covered by the checksum
+
+    @property
+    def page(self) -> int:
+        """The number of its page."""
+        return int.from_bytes(self.octets[:4], "big")
+
+    def follows(self, sums: bytes, order: str) -> bool:
+        """Whether its checksum continues from `sums`."""
+        return _sums(self.octets, sums, order) == self.sums
+
+
+def log_of(database: Path) -> Path:
+    """Return the write-ahead log of a spool."""
+    return database.with_name(database.name + "-wal")
+
+
+def check_log(connection: apsw.Connection, database: Path) -> None:
+    """Raise SpoolDamagedError where a synced commit follows the end that SQLite sees.
+
+    For the owner only: another process may see an old end.
+    """
+    path = log_of(database)
+    if not path.exists() or not path.stat().st_size:
+        return
+    connection.pragma("user_version")  # SQLite reads the log with the first page
+    seen = max(0, connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0])
+    if last := _last_certain(path, seen, size=int(connection.pragma("page_size"))):
+        raise SpoolDamagedError(_fault(path, seen=seen, last=last))
+
+
+def preview_log(database: Path) -> LogPreview:
+    """Return what an owner who opens `database` would find in its log. Neither file is opened by
+    SQLite, which would create files next to them. Raises OSError.
+    """
+    path = log_of(database)
+    if not path.exists() or not path.stat().st_size:
+        return LogPreview(b"", "")
+    size = _page_size(database, path)
+    seen, pending, first = 0, b"", b""
+    with path.open("rb") as file:
+        head = _head(file)
+        sums = head.sums
+        for number, frame in _frames(file, 0, size=size) if head.is_good else ():
+            if frame.salts != head.salts or not frame.follows(sums, head.order):
+                break
+            sums = frame.sums
+            if frame.page == 1:
+                pending = frame.octets[_SUMMED:]
+            if frame.ends_commit:
+                seen, first = number, pending
+    last = _last_certain(path, seen, size=size)
+    return LogPreview(first, _fault(path, seen=seen, last=last) if last else "")
+
+
+def log_damage(database: Path) -> str:
+    """Return what is wrong with the log of a spool that no process has open, or ""."""
+    if not is_openable(database):
+        return ""
+    with suppress(apsw.Error):
+        connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            check_log(connection, database)
+        except SpoolDamagedError as error:
+            return str(error)
+        finally:
+            connection.close()
+    return ""
+
+
+def write_repaired_log(damaged: Path, target: Path, *, size: int) -> None:
+    """Write a log that consists of the good frames of a damaged one."""
+    last = _last_certain(damaged, 0, size=size)
+    with damaged.open("rb") as source, target.open("wb") as log:
+        head = _head(source)
+        frames = list(_good(source, head, last=last, size=size))
+        while frames and not frames[-1].ends_commit:
+            frames.pop()
+        salts = head.salts or (frames[0].salts if frames else bytes(8))
+        header = _HEADER.pack(_MAGIC, _VERSION, size, 0, salts, bytes(8))[:24]
+        order = _ORDERS[_MAGIC]
+        sums = _sums(header, bytes(8), order)
+        log.write(header + sums)
+        for frame in frames:
+            sums = _sums(frame.octets, sums, order)
+            log.write(frame.octets[:_SUMMED] + salts + sums + frame.octets[_SUMMED:])
+
+
+def _fault(path: Path, *, seen: int, last: int) -> str:
+    return f"{path} is damaged: SQLite reads {seen} of its {last} pages, without those after them"
+
+
+def _page_size(database: Path, log: Path) -> int:
+    """Return the page size from the log, else from the database, else the usual one."""
+    with log.open("rb") as file:
+        size = _HEADER.unpack(file.read(_HEADER.size).ljust(_HEADER.size, b"\0"))[2]
+    if size not in _PAGE_SIZES and database.exists():
+        with database.open("rb") as file:
+            size = int.from_bytes(file.read(18)[16:], "big")
+    return size if size in _PAGE_SIZES else _PAGE_BYTES
+
+
+def _last_certain(path: Path, seen: int, *, size: int) -> int:
+    """Return the number of the last frame after the first `seen` that continues a commit; 0 for
+    none.
+
+    SQLite syncs a commit before it writes the frames of the next, and overwrites a commit that
+    could not be synced. So that commit, and everything before it, was on the disk.
+    """
+    last, before = 0, None
+    with path.open("rb") as file:
+        head = _head(file)
+        if seen and not head.is_good:
+            return 0
+        for number, frame in _frames(file, seen, size=size):
+            if head.is_good and frame.salts != head.salts:
+                before = None  # of an earlier log, whose pages are in the database
+                continue
+            if before is not None and before.ends_commit and before.salts == frame.salts:
+                last = number if frame.follows(before.sums, head.order) else last
+            before = frame
+    return last
+
+
+def _good(source: BinaryIO, head: _Head, *, last: int, size: int) -> Iterator[_Frame]:
+    """Yield the frames that continue those before them, up to the last good run."""
+    salts, sums = head.salts, head.sums
+    for number, frame in _frames(source, 0, size=size):
+        is_first = not head.is_good and number == 1  # nothing before it is known
+        salts = salts or frame.salts
+        if frame.salts == salts and (is_first or frame.follows(sums, head.order)):
+            yield frame
+        elif number > last:
+            return
+        sums = frame.sums
+
+
+def _head(file: BinaryIO) -> _Head:
+    """Read the header; an empty log, or zeros, has no valid frames."""
+    octets = file.read(_HEADER.size).ljust(_HEADER.size, b"\0")
+    magic, _, _, _, salts, sums = _HEADER.unpack(octets)
+    order = _ORDERS.get(magic, _ORDERS[_MAGIC])
+    is_good = not any(octets) or (magic in _ORDERS and _sums(octets[:24], bytes(8), order) == sums)
+    return _Head(salts if is_good else b"", sums, order, is_good)
+
+
+def _frames(file: BinaryIO, seen: int, *, size: int) -> Iterator[tuple[int, _Frame]]:
+    length = _FRAME.size + size
+    file.seek(_HEADER.size + seen * length)
+    number = seen
+    while len(octets := file.read(length)) == length:
+        number += 1
+        _, pages_after, salts, sums = _FRAME.unpack_from(octets)
+        summed = octets[:_SUMMED] + octets[_FRAME.size :]
+        yield number, _Frame(pages_after > 0, salts, sums, summed)
+
+
+def _sums(octets: bytes, before: bytes, order: str) -> bytes:
+    """Continue the checksum `before`."""
+    first, second = struct.unpack(">II", before)
+    words = struct.unpack(f"{order}{len(octets) // 4}I", octets)
+    for even, odd in zip(words[::2], words[1::2], strict=True):
+        first = (first + even + second) & _MASK
+        second = (second + odd + first) & _MASK
+    return struct.pack(">II", first, second)
+
+
+_log = get_logger("spool")
+
+_BYTES_KEPT = 64 * 1024 * 1024  # kept of a longer log
+_RETRY_S = 1.0  # between checks whether a failed disk can be written
+_IDLE_S = 0.05  # without a commit: a client may send its next message sooner
+_PAGES_IDLE = 1000  # to checkpoint when nothing waits
+_PAGES_BUSY = 2000  # to checkpoint while the next batch waits: 8 MiB, about 40 ms
+_PAGES_MAX = 16_000  # from here on the checkpoint waits for readers
+_READERS_WAIT_MS = 250
+_BUSY_MS = 5000
+_BLOCK_BYTES = 1 << 20
+
+
+class WriteAheadLog:
+    """The log, as the one connection that writes sees it; all methods are for the writer's thread.
+
+    fsync reports an error once: when it fails, the kernel may mark pages that it could not write as
+    clean, and the next fsync succeeds without them (Rebello et al., "Can Applications Recover from
+    fsync Failures?", USENIX ATC 2020). SQLite's COMMIT writes its frames and syncs them before
+    other connections may see them (wal.c, sqlite3WalFrames). When the sync fails it forgets them,
+    and the next commit overwrites them. Until then the frames, with valid checksums, are in the
+    file: if the process dies, the next one takes them for committed. Therefore, after a failure, no
+    result is returned before a frame of our own has replaced them, and nothing is committed before
+    such a frame could be synced. Each frame's checksum includes those before it, so that no frame
+    after it is valid.
+    """
+
+    def __init__(self, connection: apsw.Connection, last_commit: LastCommit) -> None:
+        self._connection = connection
+        self._last_commit = last_commit
+        self._pages = self._pages_seen = 0
+        self._is_blocked = False
+        self.is_failing = False
+        connection.set_wal_hook(self._grown)  # replaces SQLite's checkpoints inside COMMIT
+        connection.execute(f"PRAGMA journal_size_limit = {_BYTES_KEPT}")
+
+    @property
+    def idle_timeout_s(self) -> float | None:
+        """When to check the log although nothing is to be committed; None for never."""
+        if self.is_failing:
+            return _RETRY_S
+        return _IDLE_S if self._pages - self._pages_seen >= _PAGES_IDLE else None
+
+    def commit(self, cursor: apsw.Cursor) -> None:
+        """End the transaction durably. Raises apsw's exceptions; then nothing is committed."""
+        try:
+            cursor.execute("COMMIT")
+        except apsw.IOError:
+            self.is_failing = True
+            raise
+        self._last_commit.committed()
+
+    def confirm_writable(self) -> None:
+        """After a failed commit: overwrite its frames, and check that the disk can sync.
+
+        Raises SpoolUnavailableError or SpoolFullError while it cannot.
+        """
+        if not self.is_failing:
+            return
+        with translate_sqlite_errors():
+            cursor = self._connection.cursor()
+            version = cursor.execute("PRAGMA user_version").get
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                cursor.execute(f"PRAGMA user_version = {version}")  # unchanged, but written
+                cursor.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    cursor.execute("ROLLBACK")
+                raise
+        self.is_failing = False
+        _log.warning("the spool can be written again")
+
+    def checkpoint_if_grown(self, *, is_idle: bool) -> None:
+        """Checkpoint the log if it has grown enough; called when all results are returned.
+
+        The writer is idle when it had nothing to commit for idle_timeout_s. A reader blocks the
+        reuse of the log after its snapshot. Short readers do not matter; where the log is too long,
+        the checkpoint waits a little for them.
+        """
+        if self._pages - self._pages_seen < (_PAGES_IDLE if is_idle else _PAGES_BUSY):
+            return
+        is_long = self._pages >= _PAGES_MAX
+        try:
+            if is_long:
+                self._connection.set_busy_timeout(_READERS_WAIT_MS)
+                self._checkpoint(apsw.SQLITE_CHECKPOINT_RESTART)
+            else:
+                self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self._is_blocked = False
+        except apsw.BusyError:
+            if not self._is_blocked:
+                _log.warning("a long query blocks the reuse of the spool's log", pages=self._pages)
+            self._is_blocked = True
+        except apsw.Error as error:  # the log still has everything
+            _log.warning("checkpoint failed", error=str(error))
+        finally:
+            if is_long:
+                self._connection.set_busy_timeout(_BUSY_MS)
+        self._pages_seen = self._pages
+
+    def shrink(self) -> None:
+        """Checkpoint the log into free pages of the database, and truncate it."""
+        with suppress(apsw.Error):  # a reader blocks it; the next call tries again
+            if self._checkpoint(apsw.SQLITE_CHECKPOINT_FULL, log_goes=True):
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+    def empty(self) -> None:
+        """Checkpoint the log before SQLite removes it with the last connection.
+
+        If that fails, the log stays for the next start.
+        """
+        is_needed = True
+        try:
+            is_needed = not self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE, log_goes=True)
+        except apsw.Error as error:
+            _log.warning("spool closed with its log", error=str(error))
+        self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(is_needed))
+
+    def _checkpoint(self, mode: int, *, log_goes: bool = False) -> bool:
+        """Return whether the log is not needed any more. Raises apsw's exceptions."""
+        self._last_commit.checkpoint_begins()
+        pages, done = self._connection.wal_checkpoint(mode=mode)
+        return self._last_commit.checkpoint_ends(is_complete=pages == done, log_goes=log_goes)
+
+    def _grown(self, _connection: apsw.Connection, _database: str, pages: int) -> int:
+        if pages < self._pages:  # the log was restarted
+            self._pages_seen = 0
+        self._pages = pages
+        return apsw.SQLITE_OK
+
+
+def rewrite_log(database: Path) -> None:
+    """Rewrite the log of a dead owner in place, unchanged, and sync it.
+
+    The owner may have died between a failed sync and the overwriting that WriteAheadLog does:
+    SQLite would read such frames from the kernel's memory and append to them, and a power loss
+    would take all that follows. Call it before the spool is opened.
+
+    Raises SpoolUnavailableError, SpoolFullError.
+    """
+    path = database.with_name(database.name + "-wal")
+    with translate_os_errors(path):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            place = 0
+            while block := os.pread(descriptor, _BLOCK_BYTES, place):
+                place += os.pwrite(descriptor, block, place)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

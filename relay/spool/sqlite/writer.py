@@ -1,0 +1,310 @@
+"""Group commit: one thread that writes, and one fsync for all operations that wait.
+
+Every change of the spool goes through Writer.submit(); the result is returned after the commit.
+Operations that arrive during a commit go into the next one. An idle writer commits at once.
+
+An operation that fails, or for which there is no room, fails alone: the batch is repeated one by
+one. A commit that fails fails all of its operations, and none of them takes effect, also not
+after a crash (write_ahead_log). See docs/design.md 4.
+"""
+
+import asyncio
+import math
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import apsw
+
+from relay.clock import Clock
+from relay.crashpoints import CrashPoint, CrashPoints
+from relay.observe.metrics import Metrics
+from relay.spool.sqlite.database import write_anchor
+from relay.spool.sqlite.last_commit import COMMITS_COUNTER, LastCommit
+from relay.spool.sqlite.spool_errors import translate_sqlite_errors
+from relay.spool.sqlite.write_ahead_log import WriteAheadLog
+from relay.spool.types import (
+    SpoolDamagedError,
+    SpoolError,
+    SpoolFullError,
+    SpoolUnavailableError,
+)
+
+_COUNT = "INSERT INTO counter VALUES (?,?) ON CONFLICT DO UPDATE SET value = value + excluded.value"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One open transaction: its cursor, and counters that are written once for all operations."""
+
+    cursor: apsw.Cursor
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def write_counts(self) -> None:
+        """Write the counters, and the number of this commit; called last before the commit."""
+        self.counts[COMMITS_COUNTER] += 1
+        self.cursor.executemany(_COUNT, self.counts.items())
+
+
+_COMMITS_MAX = 100
+_LAST_S = 30.0
+_PART = 0.95
+
+
+class CommitTimer:
+    """How long recent commits took, and the running one. One thread writes it, another reads.
+
+    One slow commit alone does not count once it has ended.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ended: deque[tuple[float, float]] = deque(maxlen=_COMMITS_MAX)  # end, duration
+        self._began_s: float | None = None
+
+    @contextmanager
+    def commit(self) -> Iterator[None]:
+        """Time the block as one commit."""
+        began_s = self._began_s = self._clock.monotonic()
+        try:
+            yield
+        finally:
+            now_s = self._clock.monotonic()
+            self._ended.append((now_s, now_s - began_s))
+            self._began_s = None
+
+    def commit_s(self) -> float:
+        """Return the 95th percentile of recent commits, or the time of the running one."""
+        now_s, began_s = self._clock.monotonic(), self._began_s
+        running_s = now_s - began_s if began_s is not None else 0.0
+        times = sorted(took for ended, took in self._ended.copy() if now_s - ended <= _LAST_S)
+        took_s = times[int(_PART * (len(times) - 1))] if len(times) > 1 else 0.0
+        return max(running_s, took_s)
+
+
+T = TypeVar("T")
+Operation = Callable[[Batch], T]
+WAITING_MAX = 20_000
+_BATCH_MAX = 256
+_ANCHOR_S = 1.0  # between two anchors; within one boot an old anchor is as good
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    operation: Operation[Any]
+    future: asyncio.Future[Any]
+    accepts: bool  # for the crash points, and for the reserve
+
+
+class Writer:
+    """Owns the connection that writes. submit() belongs to the event loop that start() ran in."""
+
+    def __init__(
+        self,
+        connection: apsw.Connection,
+        *,
+        last_commit: LastCommit,
+        clock: Clock,
+        crash: CrashPoints,
+        metrics: Metrics,
+        inline: bool = False,
+        make_room: Callable[[], bool] = lambda: False,
+        on_damage: Callable[[SpoolDamagedError], None] = lambda _: None,
+    ) -> None:
+        """With `inline` there is no thread: the event loop gathers and writes.
+
+        `make_room` frees room for operations that do not accept mail; False when there is none.
+        `on_damage` is called in the thread when pages cannot be read.
+        """
+        self._connection = connection
+        self._log = WriteAheadLog(connection, last_commit)
+        self._inline = inline
+        self._clock = clock
+        self._crash = crash
+        self._metrics = metrics
+        self._make_room = make_room
+        self._on_damage = on_damage
+        self.commit_timer = CommitTimer(clock)
+        self._anchored_s = -math.inf
+        self._turn: list[_Job] = []  # of the loop's present iteration
+        self._jobs: deque[_Job] = deque()  # of earlier iterations: for the thread
+        self._wake = threading.Semaphore(0)
+        self._stopping = False
+        self._timer: asyncio.TimerHandle | None = None  # without a thread
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; the running loop gets the results."""
+        self._loop = asyncio.get_running_loop()
+        if not self._inline:
+            self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many operations wait for a commit."""
+        return len(self._turn) + len(self._jobs)
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last write to the disk failed; it is tried again from time to time."""
+        return self._log.is_failing
+
+    async def stop(self) -> None:
+        """Write what waits, then end."""
+        self._stopping = True
+        self._end_turn()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._thread.ident is not None:  # the start may have failed before
+            await asyncio.to_thread(self._thread.join)
+
+    def empty_log(self) -> None:
+        """Checkpoint the log before the connection of a stopped writer is closed."""
+        self._log.empty()
+
+    def submit(self, operation: Operation[T], *, accepts: bool = False) -> "asyncio.Future[T]":
+        """Queue `operation`; the future is done after the commit that contains it.
+
+        Operations submitted in the same iteration of the loop share a commit: the writer gets them
+        at its end. (If it got the first one at once, it would commit that one alone.)
+
+        Raises SpoolUnavailableError when too many wait, or the writer is stopping.
+        """
+        assert self._loop is not None
+        if self._stopping or self.waiting >= WAITING_MAX:
+            raise SpoolUnavailableError(
+                "the spool is stopping" if self._stopping else "the spool is busy"
+            )
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._turn.append(_Job(operation, future, accepts))
+        if len(self._turn) == 1:
+            self._loop.call_soon(self._end_turn)
+        return future
+
+    def _end_turn(self) -> None:
+        self._jobs += self._turn
+        self._turn.clear()
+        if self._inline:
+            self._write_all()
+            self._schedule_idle_work()
+        else:
+            self._wake.release()
+
+    def _write_all(self) -> None:
+        while batch := self._gather():
+            with self.commit_timer.commit():
+                self._write(batch)
+                self._log.checkpoint_if_grown(is_idle=False)
+
+    def _schedule_idle_work(self) -> None:
+        """Without a thread: run the idle work later, as the waiting thread would."""
+        assert self._loop is not None
+        if self._log.idle_timeout_s is not None and self._timer is None and not self._stopping:
+            self._timer = self._loop.call_later(self._log.idle_timeout_s, self._do_idle_work)
+
+    def _do_idle_work(self) -> None:
+        self._timer = None
+        if not self._stopping:
+            self._try_to_confirm_writable()
+            self._log.checkpoint_if_grown(is_idle=True)
+            self._schedule_idle_work()
+
+    def _run(self) -> None:
+        while True:
+            is_idle = not self._wake.acquire(timeout=self._log.idle_timeout_s)
+            self._write_all()
+            self._try_to_confirm_writable()
+            self._log.checkpoint_if_grown(is_idle=is_idle)
+            if self._stopping and not self._jobs:
+                return
+
+    def _gather(self) -> list[_Job]:
+        batch: list[_Job] = []
+        while self._jobs and len(batch) < _BATCH_MAX:
+            batch.append(self._jobs.popleft())
+        return batch
+
+    def _write(self, batch: Sequence[_Job], *, again: bool = False) -> None:
+        began = self._clock.monotonic()
+        try:
+            self._log.confirm_writable()
+            answers = self._commit(batch)
+        except SpoolFullError as error:
+            if again:
+                if not batch[0].accepts and self._make_room():
+                    self._write(batch, again=True)
+                    return
+                self._answer([(job.future, None, error) for job in batch])
+                return
+            self._log.shrink()
+            for job in batch:  # settling must not fail because accepting does
+                self._write([job], again=True)
+            return
+        except SpoolUnavailableError as error:  # the disk failed, not an operation
+            self._answer([(job.future, None, error) for job in batch])
+            return
+        except Exception as error:  # noqa: BLE001 - passed to the callers
+            if isinstance(error, SpoolDamagedError):
+                self._on_damage(error)
+            if len(batch) == 1:
+                self._answer([(batch[0].future, None, error)])
+                return
+            for job in batch:  # the operation at fault fails alone
+                self._write([job])
+            return
+        self._metrics.commit_seconds.observe(self._clock.monotonic() - began)
+        self._metrics.commit_batch.observe(len(batch))
+        self._answer(
+            [(job.future, answer, None) for job, answer in zip(batch, answers, strict=True)]
+        )
+
+    def _commit(self, batch: Sequence[_Job]) -> list[Any]:
+        accepts = any(job.accepts for job in batch)
+        with translate_sqlite_errors():
+            cursor = self._connection.cursor()
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                shared = Batch(cursor)
+                answers = [job.operation(shared) for job in batch]
+                now_s = self._clock.monotonic()
+                if is_anchored := now_s - self._anchored_s >= _ANCHOR_S:
+                    write_anchor(cursor, self._clock.anchor())
+                shared.write_counts()
+                if accepts:
+                    self._crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)
+                self._log.commit(cursor)
+            except BaseException:
+                if self._connection.in_transaction:
+                    cursor.execute("ROLLBACK")
+                self._try_to_confirm_writable()  # a caller that gets an error can rely on it
+                raise
+        if is_anchored:
+            self._anchored_s = now_s
+        if accepts:
+            self._crash.reached(CrashPoint.SPOOL_COMMITTED)
+        return answers
+
+    def _try_to_confirm_writable(self) -> None:
+        with suppress(SpoolError):
+            self._log.confirm_writable()
+
+    def _answer(self, answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+        assert self._loop is not None
+        if self._inline:
+            _settle_futures(answers)
+        else:
+            self._loop.call_soon_threadsafe(_settle_futures, answers)
+
+
+def _settle_futures(answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+    for future, answer, error in answers:
+        if future.cancelled():
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(answer)

@@ -1,0 +1,71 @@
+"""Who gives orders at the spool's desk, and what delivery has in memory meanwhile."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from relay.message.envelope import domain_of
+from relay.message.nexthop import HopKind, NextHop
+from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
+from relay.spool.queue_commands import Operation, QueueCommand
+from relay.spool.types import Key, Selector
+
+ALL = Selector(all=True)
+HOUR_US = 3600_000_000
+LATER = Deferred(Evidence("4.7.1", "451 4.7.1 greylisted"), DeferralClass.RECIPIENT)
+OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
+
+
+def ordered(operation: str, selector: Selector = ALL, **more: Any) -> QueueCommand:
+    return QueueCommand(Operation(operation), selector, "olga", **more)
+
+
+def reroute(to: str, selector: Selector = ALL, **more: Any) -> QueueCommand:
+    hop = NextHop.parse(to)
+    return ordered("reroute", selector, to=lambda _: hop, to_text=to, **more)
+
+
+def own_mx(address: str) -> NextHop | None:
+    """As the table of routes: a next hop for each domain, none for one that does not exist."""
+    domain = domain_of(address)
+    return None if domain == "gone.test" else NextHop(HopKind.MX, domain)
+
+
+class Memory:
+    """What delivery has in memory: keys that wait; what else is claimed is in work."""
+
+    def __init__(self) -> None:
+        self.waiting: set[Key] = set()
+        self.anew: list[NextHop] = []
+        self.due: list[int] = []
+
+    def waiting_among(self, keys: Collection[Key]) -> frozenset[Key]:
+        return frozenset(self.waiting & set(keys))
+
+    def withdraw(self, keys: Collection[Key]) -> frozenset[Key]:
+        taken = self.waiting & set(keys)
+        self.waiting -= taken
+        return frozenset(taken)
+
+    def retry_now(self, next_hops: Collection[NextHop]) -> None:
+        self.anew += next_hops
+
+    def due_at(self, due_us: int) -> None:
+        self.due.append(due_us)
+
+
+async def columns(tmp_path: Path, *names: str) -> list[tuple[Any, ...]]:
+    """Of all entries, in their order."""
+    other = apsw.Connection(str(tmp_path / "spool.sqlite"))
+    try:
+        sql = f"SELECT {', '.join(names)} FROM entry ORDER BY message_id, number"
+        return other.execute(sql).fetchall()
+    finally:
+        other.close()
+
+
+async def operations(spool, queue_id: str) -> list[dict[str, Any]]:
+    journey = await spool.journey(queue_id)
+    return [one["detail"] for one in journey["steps"] if "operation" in one["detail"]]

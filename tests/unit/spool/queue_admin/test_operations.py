@@ -1,0 +1,306 @@
+"""What retry, hold, release, cancel and reroute do to entries, and who hears of it."""
+
+from dataclasses import replace
+
+import pytest
+
+from relay.clock import rfc3339
+from relay.journeys.events import Event, Step
+from relay.message.lifecycle import State
+from relay.message.nexthop import CAPTURE, NextHop
+from relay.spool.types import (
+    DueQuery,
+    EntrySchedule,
+    NewRecipient,
+    PriorityLevel,
+    Selector,
+    Settlement,
+)
+from tests.unit.spool.queue_admin.operator import (
+    ALL,
+    HOUR_US,
+    LATER,
+    OK,
+    columns,
+    operations,
+    ordered,
+    own_mx,
+    reroute,
+)
+
+# -- retry
+
+
+async def test_a_retry_is_due_now(spool, defer, clock, memory) -> None:
+    queue_id = await defer()
+    answer = await spool.queue_admin.execute(ordered("retry", dry_run=True))
+    assert (answer.as_json()["done"], answer.dry_run) == (1, True)
+    assert (
+        await spool.claim_due(clock.queue_us(), 10, DueQuery(PriorityLevel.UNREACHABLE))
+    ).claims == ()
+    assert memory.anew == []
+    answer = await spool.queue_admin.execute(ordered("retry", why="they are back"))
+    (one,) = answer.entries
+    assert (one["id"], one["result"], one["due"]) == (queue_id, "done", rfc3339(clock.time_us()))
+    assert memory.anew == [NextHop.parse("mx:a.test")]
+    assert await operations(spool, queue_id) == [
+        {"operation": "retry", "entries": [1], "who": "olga", "why": "they are back"}
+    ]
+    again = await spool.queue_admin.execute(ordered("retry"))
+    assert again.entries[0]["note"] == "it is due already"
+    seen = await spool.claim_due(clock.queue_us(), 10, DueQuery(PriorityLevel.UNREACHABLE))
+    assert len(seen.claims) == 1
+    assert len(await operations(spool, queue_id)) == 1
+
+
+async def test_a_retry_leaves_alone_what_is_being_tried(spool, make, memory) -> None:
+    claim = (await spool.accept(make())).claims[0]
+    memory.waiting.add(claim.key)
+    answer = await spool.queue_admin.execute(ordered("retry", dry_run=True))
+    assert [one["result"] for one in answer.entries] == ["in flight"]
+    answer = await spool.queue_admin.execute(ordered("retry"))
+    assert [one["result"] for one in answer.entries] == ["in flight"]
+    assert memory.waiting == {claim.key}
+    held, _ = await spool.settle(Settlement(claim, 5, {1: OK}))
+    assert held
+
+
+# -- hold and release
+
+
+async def test_what_is_held_waits_for_its_release(spool, defer, clock, tmp_path) -> None:
+    queue_id = await defer()
+    due = (await spool.queue_admin.list(ALL, limit=1))[0]["due"]
+    answer = await spool.queue_admin.execute(ordered("hold", why="looks like spam"))
+    (one,) = answer.entries
+    assert (one["state"], one["due"], one["held_until"]) == ("held", None, None)
+    assert one["reason"] == "olga: looks like spam"
+    assert [person["state"] for person in one["recipients"]] == ["held"]
+    assert (await spool.journey(queue_id))["state"] == "held"
+    end_us = clock.queue_us() + HOUR_US  # of the message
+    assert await columns(tmp_path, "due_us", "retry_us") == [(end_us, None)]
+    again = await spool.queue_admin.execute(ordered("hold"))
+    assert [x["note"] for x in again.entries] == ["it is held already"]
+    answer = await spool.queue_admin.execute(ordered("release"))
+    (one,) = answer.entries
+    assert (one["state"], one["due"], one["reason"]) == ("queued", rfc3339(clock.time_us()), "")
+    assert due > one["due"]
+    assert [x["operation"] for x in await operations(spool, queue_id)] == ["hold", "release"]
+    assert (await spool.counts()).unaccounted == 0
+
+
+@pytest.mark.parametrize("hold_again", [False, True])
+async def test_a_hold_is_undone_by_a_release_as_before(spool, defer, clock, hold_again) -> None:
+    queue_id = await defer()
+    (before,) = await spool.queue_admin.list(ALL, limit=1)
+    await spool.queue_admin.execute(ordered("hold"))
+    clock.advance(60)
+    if hold_again:
+        until_us = clock.queue_us() + HOUR_US // 2
+        await spool.queue_admin.execute(ordered("hold", until_us=until_us))
+    answer = await spool.queue_admin.execute(ordered("release", as_before=True))
+    assert answer.entries[0]["due"] == before["due"]
+    assert answer.entries[0]["state"] == before["state"] == "deferred"
+    assert answer.entries[0]["recipients"] == before["recipients"]
+    assert (await operations(spool, queue_id))[-1]["deferred"] == [1]
+    await spool.queue_admin.execute(ordered("hold"))
+    clock.advance(7200)  # what would have come meanwhile comes now
+    answer = await spool.queue_admin.execute(ordered("release", as_before=True))
+    assert answer.entries[0]["due"] == rfc3339(clock.time_us())
+
+
+async def test_what_was_never_tried_is_queued_again_when_a_hold_is_undone(spool, make) -> None:
+    queue_id = (await spool.accept(make(), claim=False)).queue_id
+    await spool.queue_admin.execute(ordered("hold"))
+    (one,) = (await spool.queue_admin.execute(ordered("release", as_before=True))).entries
+    assert (one["state"], one["recipients"][0]["state"]) == ("queued", "queued")
+    assert "deferred" not in (await operations(spool, queue_id))[-1]
+
+
+async def test_a_hold_may_end_by_itself(spool, memory, defer, clock, tmp_path) -> None:
+    queue_id = await defer()
+    until_us = clock.queue_us() + HOUR_US // 2
+    answer = await spool.queue_admin.execute(ordered("hold", until_us=until_us))
+    assert answer.entries[0]["held_until"] == rfc3339(until_us)
+    assert await columns(tmp_path, "due_us", "retry_us") == [(until_us, until_us)]
+    assert (await operations(spool, queue_id))[0]["until"] == rfc3339(until_us)
+    assert memory.due == [until_us]
+    clock.advance(1801)
+    (claim,) = (
+        await spool.claim_due(clock.queue_us(), 10, DueQuery(PriorityLevel.UNREACHABLE))
+    ).claims
+    assert (claim.state, len(claim.recipients)) == (State.QUEUED, 1)
+    held, _ = await spool.settle(Settlement(claim, 5, {1: OK}))
+    assert held
+    assert (await spool.journey(queue_id))["state"] == "relayed"
+
+
+async def test_what_is_held_expires_at_its_time(spool, defer, clock) -> None:
+    queue_id = await defer()
+    await spool.queue_admin.execute(ordered("hold", until_us=clock.queue_us() + 10 * HOUR_US))
+    clock.advance(3601)
+    (claim,) = (
+        await spool.claim_due(clock.queue_us(), 10, DueQuery(PriorityLevel.UNREACHABLE))
+    ).claims
+    assert (claim.state, len(claim.recipients)) == (State.HELD, 1)
+    await spool.settle(Settlement(claim, 5, {}, expired={1: LATER}))
+    assert (await spool.journey(queue_id))["state"] == "expired"
+    assert (await spool.counts()).unaccounted == 0
+
+
+async def test_what_the_relay_holds_itself_says_why(spool, make, clock) -> None:
+    (claim,) = (await spool.accept(make())).claims
+    waiting = EntrySchedule(None, claim.message.expires_us)
+    detail = {"entry": 1, "recipients": [], "held": "it cannot be read"}
+    event = Event(Step.DELIVERY, 5, detail)
+    await spool.settle(Settlement(claim, 5, {1: LATER}, waiting, events=(event,), held=True))
+    (one,) = await spool.queue_admin.list(Selector(state="held"), limit=10)
+    assert (one["reason"], one["due"]) == ("relay: it cannot be read", None)
+    (one,) = (await spool.queue_admin.execute(ordered("release"))).entries
+    assert (one["state"], one["due"]) == ("queued", rfc3339(clock.time_us()))
+
+
+async def test_nobody_is_warned_of_what_is_held(spool, make, clock, tmp_path) -> None:
+    warn_us = clock.queue_us() + 60_000_000
+    (claim,) = (await spool.accept(make(warn_us=warn_us))).claims
+    later_us = clock.queue_us() + HOUR_US // 2
+    await spool.settle(
+        Settlement(claim, 5, {1: LATER}, EntrySchedule(later_us, warn_us, warn_us=warn_us))
+    )
+    await spool.queue_admin.execute(ordered("hold"))
+    assert await columns(tmp_path, "due_us", "warn_us") == [(claim.message.expires_us, warn_us)]
+    await spool.queue_admin.execute(ordered("release", as_before=True))
+    assert await columns(tmp_path, "due_us", "retry_us") == [(warn_us, later_us)]
+
+
+async def test_what_is_done_to_recipients_that_policy_added_is_not_told(spool, make) -> None:
+    message = make({"mx:a.test": ["x@a.test"], "mx:b.test": ["audit@b.test"]})
+    first, second = message.entries
+    added = (NewRecipient("audit@b.test", added_by="copy to audit"),)
+    message = replace(message, entries=(first, replace(second, recipients=added)))
+    await spool.accept(message, claim=False)
+    await spool.queue_admin.execute(ordered("hold", Selector(domain="b.test")))
+    assert await operations(spool, message.id) == []
+    await spool.queue_admin.execute(ordered("cancel"))
+    (cancel,) = await operations(spool, message.id)
+    assert (cancel["operation"], cancel["entries"]) == ("cancel", [1])
+
+
+# -- cancel
+
+
+async def test_what_is_cancelled_has_ended(spool, defer, make, tmp_path) -> None:
+    content = b"Subject: large\r\n\r\n" + b"x" * 200_000
+    queue_id = await defer({"mx:a.test": ["x@a.test", "y@a.test"], "mx:b.test": ["z@b.test"]},
+                           content=content)  # fmt: skip
+    files = tmp_path / "spool.sqlite-content"
+    assert len(list(files.iterdir())) == 1
+    answer = await spool.queue_admin.execute(
+        ordered("cancel", Selector(ids=(f"{queue_id}-1",)), why="sent by mistake")
+    )
+    (one,) = answer.entries
+    assert (one["state"], one["due"], one["expires"]) == ("cancelled", None, None)
+    assert [person["state"] for person in one["recipients"]] == ["cancelled"] * 2
+    assert len(list(files.iterdir())) == 1, "another entry needs it"
+    await spool.queue_admin.execute(ordered("cancel"))
+    assert await spool.queue_admin.list(ALL, limit=1) == []
+    await spool._queries.run(lambda _: None)  # behind the removal
+    assert list(files.iterdir()) == []
+    assert (await spool.counts()).unaccounted == 0
+    told = await operations(spool, queue_id)
+    assert told[0] == {
+        "operation": "cancel", "entries": [1], "who": "olga", "why": "sent by mistake",
+    }  # fmt: skip
+    assert (await spool.journey(queue_id))["state"] == "cancelled"
+
+
+async def test_whoever_was_delivered_is_not_cancelled(spool, make) -> None:
+    (claim,) = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims
+    waiting = EntrySchedule(claim.message.expires_us, claim.message.expires_us)
+    await spool.settle(Settlement(claim, 5, {1: OK, 2: LATER}, waiting))
+    await spool.queue_admin.execute(ordered("cancel"))
+    journey = await spool.journey(claim.message.id)
+    assert [one["state"] for one in journey["recipients"]] == ["relayed", "cancelled"]
+    assert (await spool.counts()).unaccounted == 0
+
+
+# -- reroute
+
+
+async def test_what_is_rerouted_is_tried_there_at_once(spool, defer, clock, tmp_path, memory):
+    queue_id = await defer()
+    answer = await spool.queue_admin.execute(reroute("smtp://smart.test:25"))
+    (one,) = answer.entries
+    assert (one["next_hop"], one["state"]) == ("smtp://smart.test:25", "deferred")
+    assert memory.anew == [NextHop.parse("smtp://smart.test:25")]
+    now_us = clock.queue_us()
+    assert await columns(tmp_path, "retry_us", "lane", "cause", "cause_attempts") == [
+        (now_us, PriorityLevel.NORMAL, "", 0)
+    ]
+    assert await operations(spool, queue_id) == [
+        {
+            "operation": "reroute", "entries": [1], "who": "olga",
+            "from": {"1": "mx:a.test"}, "to": ["smtp://smart.test:25"],
+        }
+    ]  # fmt: skip
+    again = await spool.queue_admin.execute(reroute("smtp://smart.test:25"))
+    assert again.entries[0]["note"] == "it goes there already"
+    await spool.queue_admin.execute(reroute("mx:a.test"))
+    assert (await spool.queue_admin.list(ALL, limit=1))[0]["next_hop"] == "mx:a.test"
+
+
+async def test_captured_mail_goes_where_an_operator_says(spool, make, clock) -> None:
+    await spool.accept(make({"capture": ["x@a.test"]}))
+    for operation in ("retry", "release", "hold"):
+        (one,) = (await spool.queue_admin.execute(ordered(operation))).entries
+        assert (one["result"], one["state"]) == ("unchanged", "captured"), operation
+    assert "reroute" in one["note"] or "stays here" in one["note"]
+    order = ordered("reroute", to=lambda _: CAPTURE, to_text="default")
+    (one,) = (await spool.queue_admin.execute(order)).entries
+    assert one["note"] == "none of its recipients has a mailbox or a next hop there"
+    (one,) = (await spool.queue_admin.execute(reroute("mx:a.test"))).entries
+    assert (one["state"], one["recipients"][0]["state"]) == ("queued", "queued")
+    (claim,) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
+    assert str(claim.next_hop) == "mx:a.test"
+
+
+async def test_what_is_held_stays_held_on_its_new_way(spool, defer) -> None:
+    await defer()
+    await spool.queue_admin.execute(ordered("hold"))
+    (one,) = (await spool.queue_admin.execute(reroute("mx:b.test"))).entries
+    assert (one["state"], one["next_hop"], one["due"]) == ("held", "mx:b.test", None)
+
+
+async def test_recipients_of_one_entry_may_have_different_ways(spool, defer, tmp_path) -> None:
+    people = ["x@a.test", "y@b.test", "z@a.test", "w@gone.test"]
+    queue_id = await defer({"smtp://smart.test:25": people})
+    order = ordered("reroute", to=own_mx, to_text="mx")
+    answer = await spool.queue_admin.execute(order)
+    assert answer.as_json()["done"] == 1
+    told = {
+        one["next_hop"]: [person["address"] for person in one["recipients"]]
+        for one in answer.entries
+    }
+    assert told == {
+        "smtp://smart.test:25": ["w@gone.test"],
+        "mx:a.test": ["x@a.test", "z@a.test"],
+        "mx:b.test": ["y@b.test"],
+    }
+    assert (await operations(spool, queue_id))[0]["entries"] == [1, 2, 3]
+    again = await spool.queue_admin.execute(order)
+    assert [one["result"] for one in again.entries] == ["unchanged"] * 3
+    assert "none of its recipients has a mailbox" in again.entries[0]["note"]
+    assert (await spool.counts()).unaccounted == 0
+    content = await columns(tmp_path, "content_id")
+    assert len(set(content)) == 1
+    await spool.queue_admin.execute(ordered("cancel"))
+    assert (await spool.counts()).unaccounted == 0
+    journey = await spool.journey(queue_id)
+    assert [one["state"] for one in journey["recipients"]] == ["cancelled"] * 4
+
+
+async def test_an_entry_whose_recipients_all_go_elsewhere_is_taken_apart(spool, defer) -> None:
+    await defer({"smtp://smart.test:25": ["x@a.test", "y@b.test"]})
+    answer = await spool.queue_admin.execute(ordered("reroute", to=own_mx, to_text="mx"))
+    assert [one["next_hop"] for one in answer.entries] == ["mx:a.test", "mx:b.test"]
+    assert [one["entry"] for one in answer.entries] == [1, 2]
