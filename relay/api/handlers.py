@@ -26,7 +26,7 @@ from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
 from relay.journeys.journey import is_final
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.spool.queue_commands import UNKNOWN_HEADER, Operation
 
 WAIT_S_MAX = 300.0
@@ -49,8 +49,8 @@ class MessageHandlers:
     async def recent(self, query: Mapping[str, str], principal: Principal) -> list[dict[str, Any]]:
         """GET /messages?limit=&state=."""
         state = query.get("state", "")
-        if state and state not in tuple(State):
-            raise _bad_state(state, tuple(State))
+        if state and state not in tuple(RecipientState):
+            raise _bad_state(state, tuple(RecipientState))
         return await self._dependencies.journeys.recent(
             account=principal.account, state=state, limit=limit_of(query)
         )
@@ -70,8 +70,8 @@ class MessageHandlers:
         An unknown message is waited for as well. The wait ends when all recipients are final.
         """
         state = query.get("state", "final")
-        if state not in ("final", *State):
-            raise _bad_state(state, ("final", *State))
+        if state not in ("final", *RecipientState):
+            raise _bad_state(state, ("final", *RecipientState))
         timeout_s = number_of(query, "timeout", default=_WAIT_S, limits=(0, WAIT_S_MAX))
         if self._waiting >= _WAITING_MAX:
             raise service_unavailable(

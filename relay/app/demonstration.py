@@ -19,7 +19,7 @@ from relay.app.daemon import Daemon
 from relay.journeys.events import Step
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import WellKnown
-from relay.message.lifecycle import FINAL, State
+from relay.message.lifecycle import FINAL, RecipientState
 
 READ_MAX = 1000
 _READ_FIRST = 50  # more if all of them are new
@@ -101,7 +101,7 @@ def name_of(journey: dict[str, Any]) -> str:
 def is_settled(journey: dict[str, Any]) -> bool:
     """Whether all recipients of a message that is not a report are captured or final."""
     states = [one["state"] for one in journey["recipients"]]
-    ends = FINAL | {State.CAPTURED}
+    ends = FINAL | {RecipientState.CAPTURED}
     return bool(journey["sender"] and states) and all(state in ends for state in states)
 
 

@@ -13,8 +13,7 @@ from relay.clock import Clock, ResumedTime
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import StoreError
-from relay.observe.lasting import LastingFault
-from relay.observe.logs import get_logger
+from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.spool import Retention, SqliteSpool
 from relay.spool.types import SpoolError
@@ -83,16 +82,16 @@ async def prune_history(spool: SqliteSpool, log: SubmissionLog, *, keep: Retenti
 
 async def write_clock_anchor(store: FileStore) -> None:
     """Write the mail store's clock anchor until cancelled, and once more at the end."""
-    fault = LastingFault()
+    fault = RepeatedError()
     try:
         while True:
             try:
                 await store.keep_anchor()
             except StoreError as error:
-                if fault.is_news(error):
+                if fault.is_new(error):
                     _log.warning("the clock anchor cannot be written", error=str(error))
             else:
-                fault.is_over()
+                fault.clear()
             await asyncio.sleep(_ANCHOR_S)  # sleeps: the interval between writes
     finally:
         with suppress(StoreError):

@@ -13,7 +13,7 @@ from relay.cli.options import CommandContext, common_options, group_options
 from relay.cli.output import print_json, print_lines
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.verdict import Source
-from relay.mime.headers import split
+from relay.mime.headers import header_size
 from relay.policy import (
     PolicyReport,
     crlf,
@@ -107,7 +107,7 @@ def try_(
     folder, domains = _place(context, None)
     rules = read_rules(folder)
     content = crlf(file.read_bytes())
-    if not split(content):
+    if not header_size(content):
         raise CommandError(ExitCode.DATA, f"relay policy try: {file} has no header")
     subject = examined_message(
         sender, recipients, content, source=Source(source), local_domains=domains

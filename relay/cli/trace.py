@@ -16,7 +16,7 @@ from relay.cli.options import CommandContext, Key, common_options, unknown_messa
 from relay.cli.output import flush, journey_lines, print_json, print_lines, printable
 from relay.clock import SystemClock
 from relay.journeys.journey import is_final
-from relay.message.lifecycle import FINAL, State
+from relay.message.lifecycle import FINAL, RecipientState
 from relay.settings.document import counted, shown
 
 
@@ -84,7 +84,7 @@ def _reason(recipient: Mapping[str, Any], due: str | None) -> str:
     return f"{text}: {recipient['reply']}" if recipient["reply"] else text
 
 
-_STATES = ["final", *(str(state) for state in State)]
+_STATES = ["final", *(str(state) for state in RecipientState)]
 
 
 @click.command()

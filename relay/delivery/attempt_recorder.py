@@ -29,7 +29,7 @@ from relay.delivery.dependencies import FailureReporter
 from relay.delivery.retry import RetrySchedule
 from relay.journeys.events import Event
 from relay.message.content import Content, LargeContent, UnreadableError, octets_in_blocks
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.message.outcome import (
     INTERNAL_ERROR,
     Delivered,
@@ -38,9 +38,8 @@ from relay.message.outcome import (
     Outcome,
     Relayed,
 )
-from relay.message.reporting import ReportedMessage
-from relay.observe.lasting import LastingFault
-from relay.observe.logs import get_logger
+from relay.mime.dsn import ReportedMessage
+from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.spool.types import Claim, NewMessage, Settlement, Spool, SpoolError
 
@@ -79,7 +78,7 @@ class AttemptRecorder:
         self._clock = clock
         self._metrics = metrics
         self._stopped = asyncio.Event()
-        self._spool_fault = LastingFault()  # logged once for all claims that wait
+        self._spool_fault = RepeatedError()  # logged once for all claims that wait
         self.claims_reports = True  # False while delivery drains: reports wait in the spool
 
     def stop_retrying(self) -> None:
@@ -183,14 +182,14 @@ class AttemptRecorder:
             try:
                 settled = await self._spool.settle(settlement, claim_reports=self.claims_reports)
             except SpoolError as error:
-                if self._spool_fault.is_news(error):
+                if self._spool_fault.is_new(error):
                     qid = settlement.claim.message.id
                     _log.error("spool cannot settle", qid=qid, error=str(error))
                 if self._stopped.is_set():
                     raise
                 pause_s = await self._pause(pause_s)
             else:
-                self._spool_fault.is_over()
+                self._spool_fault.clear()
                 return settled
 
     async def _retry_until_recorded(self, claim: Claim, settle: Callable[[], Awaitable[T]]) -> T:
@@ -202,7 +201,7 @@ class AttemptRecorder:
             except SpoolError:
                 raise
             except Exception as error:
-                if self._spool_fault.is_news(error):
+                if self._spool_fault.is_new(error):
                     _log.exception("internal error in settlement again", qid=claim.message.id)
                 if self._stopped.is_set():
                     raise SpoolError(INTERNAL_ERROR) from error
@@ -266,7 +265,7 @@ class AttemptRecorder:
                 if recipient.id not in result.expired:
                     continue
                 outcome = result.expired[recipient.id]
-                name = str(State.EXPIRED)
+                name = str(RecipientState.EXPIRED)
             else:
                 name = outcome_name(outcome)
                 self._metrics.attempts.labels(name, deferral_class(outcome)).inc()

@@ -11,7 +11,7 @@ from typing import Any
 from relay.clock import rfc3339
 from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.journeys.events import Event, Step
-from relay.message.lifecycle import PARKED, State
+from relay.message.lifecycle import PARKED, RecipientState
 from relay.message.outcome import (
     INTERNAL_ERROR,
     DeferralClass,
@@ -23,7 +23,7 @@ from relay.message.outcome import (
     Outcome,
     Relayed,
 )
-from relay.message.reporting import ReportedRecipient
+from relay.mime.dsn import ReportedRecipient
 from relay.spool.types import Claim, ClaimedRecipient, EntrySchedule, PriorityLevel
 
 _DETAIL_RECIPIENTS_MAX = 1000
@@ -179,11 +179,12 @@ def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     for recipient in claim.recipients:
         evidence = _expiry_evidence(claim, recipient)
         expired[recipient.id] = Failed(evidence)
-        if claim.state is not State.CAPTURED:
+        if claim.state is not RecipientState.CAPTURED:
             # The time of the last attempt is not known here.
             reported.append(_reported(claim, recipient, evidence, at_us=0))
     details = [
-        _recipient_detail(one, State.EXPIRED, expired[one.id].evidence) for one in claim.recipients
+        _recipient_detail(one, RecipientState.EXPIRED, expired[one.id].evidence)
+        for one in claim.recipients
     ]
     detail = {"entry": claim.entry_id, "next_hop": str(claim.next_hop), "expired": len(details)}
     detail |= {"recipients": details[:_DETAIL_RECIPIENTS_MAX]}
@@ -225,7 +226,7 @@ def _waiting(
     now_us: int,
 ) -> EntrySchedule:
     """The due time is never in the past: what has expired ends at the next check."""
-    ends_us = claim.due_us if claim.state is State.CAPTURED else claim.message.expires_us
+    ends_us = claim.due_us if claim.state is RecipientState.CAPTURED else claim.message.expires_us
     times = [time_us for time_us in (retry_us, warn_us, ends_us) if time_us is not None]
     return EntrySchedule(
         retry_us=retry_us, due_us=max(now_us, min(times)), level=level, cause=cause.name,
@@ -253,7 +254,7 @@ def _warning(
 
 
 def _expiry_evidence(claim: Claim, recipient: ClaimedRecipient) -> Evidence:
-    if claim.state is State.CAPTURED:
+    if claim.state is RecipientState.CAPTURED:
         return Evidence("5.4.7", "captured; its retention time is over")
     text = recipient.reply or "no attempt succeeded"
     return Evidence("5.4.7", f"delivery time expired; last: {text}")

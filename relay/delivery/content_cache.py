@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter, deque
 
 from relay.delivery.attempt_result import same_outcome
-from relay.message.content import LARGE_BYTES, Content, in_sight
+from relay.message.content import LARGE_BYTES, Content, memory_part
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Outcome
 from relay.spool.types import Claim, Spool, SpoolError
@@ -43,7 +43,7 @@ class ContentCache:
         except BaseException:
             self._give_back(claim.next_hop, reserved)
             raise
-        self._give_back(claim.next_hop, reserved - len(in_sight(content)))
+        self._give_back(claim.next_hop, reserved - len(memory_part(content)))
         self._held[key] = content
         return content
 
@@ -51,7 +51,7 @@ class ContentCache:
         """Drop the content of a settled claim."""
         content = self._held.pop((claim.message.id, claim.entry_id), None)
         if content is not None:
-            self._give_back(claim.next_hop, len(in_sight(content)))
+            self._give_back(claim.next_hop, len(memory_part(content)))
 
     async def _take(self, next_hop: NextHop, size_bytes: int) -> None:
         while not self._has_room(next_hop, size_bytes):

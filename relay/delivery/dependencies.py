@@ -11,8 +11,8 @@ from relay.journeys.events import Event
 from relay.message.content import Content
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome, Relayed
-from relay.message.reporting import ReportedMessage, ReportedRecipient
 from relay.message.verdict import Source
+from relay.mime.dsn import ReportedMessage, ReportedRecipient
 from relay.routing import HopLimits, HopTls, Resolution
 from relay.smtp import Connection, Target, Timeouts
 from relay.spool.types import Claim, NewMessage

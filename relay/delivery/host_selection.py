@@ -15,8 +15,14 @@ from dataclasses import dataclass
 from relay.clock import Clock
 from relay.delivery.dependencies import Connect
 from relay.delivery.site_limits import SiteOptions
-from relay.message.classify import Peer, Stage, Trouble, classify_trouble
-from relay.message.outcome import Deferred, Failed
+from relay.message.outcome import (
+    Deferred,
+    Failed,
+    Peer,
+    SessionFailure,
+    SmtpStage,
+    classify_session_failure,
+)
 from relay.routing import Host, Hosts
 from relay.smtp import ConnectError, Connection, Target
 from relay.spool.types import Claim
@@ -168,7 +174,7 @@ class HostSelection:
                     connection = await self._connect_to(host, address, probe_timeout=probe_timeout)
                     self._host_status.set_answered(key, self._clock.monotonic())
                     return connection
-                error = ConnectError(known.outcome, Stage.CONNECT)
+                error = ConnectError(known.outcome, SmtpStage.CONNECT)
             except ConnectError as raised:
                 error = raised
                 # A connected host is reachable: it only takes no more connections.
@@ -201,9 +207,11 @@ class HostSelection:
         except TimeoutError:
             text = "no answer yet, and others waited to be asked"
             peer = Peer(host.name)
-            outcome = classify_trouble(Stage.CONNECT, Trouble.TIMEOUT, text, peer=peer)
+            outcome = classify_session_failure(
+                SmtpStage.CONNECT, SessionFailure.TIMEOUT, text, peer=peer
+            )
             assert isinstance(outcome, Deferred)
-            raise ConnectError(outcome, Stage.CONNECT) from None
+            raise ConnectError(outcome, SmtpStage.CONNECT) from None
 
     def _addresses_in_order(self, sessions: Counter[str]) -> list[tuple[Host, str]]:
         """Every address, those of the best host first; of equals that with the fewest sessions."""

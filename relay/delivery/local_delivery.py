@@ -20,7 +20,7 @@ from relay.mailbox.types import (
     MailboxTooSmallError,
     StoreUnavailableError,
 )
-from relay.message.content import Content, edited
+from relay.message.content import Content, edit_header
 from relay.message.outcome import (
     INTERNAL_ERROR,
     DeferralClass,
@@ -78,7 +78,7 @@ class LocalDelivery:
             result = await self._store.deliver(
                 mailbox,
                 unique=f"{claim.message.id}-{recipient.id}",
-                content=edited(content, head.__add__),
+                content=edit_header(content, head.__add__),
                 over_quota=claim.message.source is Source.REPORT
                 or any(one.added_by for one in recipients),
                 is_repeat=claim.attempts > 0,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from relay.message.lifecycle import PARKED, State
+from relay.message.lifecycle import PARKED, RecipientState
 from relay.spool.types import Claim
 
 _JITTER = 0.1
@@ -100,9 +100,9 @@ def claim_action(claim: Claim, *, now_us: int, confirmed_us: int, started_us: in
 
 def end_us(claim: Claim, *, started_us: int) -> int | None:
     """When the claim expires while it waits; None if it must be attempted once more first."""
-    if claim.state is State.CAPTURED:
+    if claim.state is RecipientState.CAPTURED:
         return claim.due_us  # kept for a time of its own, whatever the message's expiry
-    if claim.state is State.HELD:
+    if claim.state is RecipientState.HELD:
         return claim.message.expires_us
     if claim.attempts == 0 or claim.due_us < started_us:
         return None

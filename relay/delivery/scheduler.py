@@ -26,8 +26,7 @@ from relay.delivery.site_limits import SiteOptions
 from relay.message.content import Content
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import Outcome, Relayed
-from relay.observe.lasting import LastingFault
-from relay.observe.logs import get_logger
+from relay.observe.logs import RepeatedError, get_logger
 from relay.smtp import connect
 from relay.spool.types import Claim, Key, NewMessage, PriorityLevel, Spool, SpoolError
 
@@ -78,7 +77,7 @@ class DeliveryScheduler:
         self._wake = asyncio.Event()
         self._wake_timer: asyncio.TimerHandle | None = None
         self._scan_lock = asyncio.Lock()
-        self._fault = LastingFault()
+        self._fault = RepeatedError()
         self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their start
         self._background: set[asyncio.Task[None]] = set()  # settlements begun by connections
         self._stopping = False
@@ -160,14 +159,14 @@ class DeliveryScheduler:
                     self._requeue_delayed()
                     await self._scanner.run()
             except Exception as error:  # noqa: BLE001 - delivery goes on
-                if self._fault.is_news(error):
+                if self._fault.is_new(error):
                     if isinstance(error, SpoolError):
                         _log.error("spool unreadable", error=str(error))
                     else:
                         _log.exception("internal error in the queue scan")
                 await asyncio.sleep(_AFTER_FAULT_S)  # sleeps: limits retries after a fault
             else:
-                self._fault.is_over()
+                self._fault.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_s()):
                     await self._wake.wait()

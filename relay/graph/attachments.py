@@ -32,8 +32,8 @@ from relay.mailbox.types import (
     StoredMessage,
 )
 from relay.message.content import LARGE_BYTES
-from relay.mime.mimeread import read_mime
-from relay.mime.recoding import decoded_blocks
+from relay.mime.read_mime import read_mime
+from relay.mime.transfer_encoding import decoded_blocks
 
 CONTENT = "contentBytes"
 ITEM_BYTES_MAX = 10 * 1024 * 1024

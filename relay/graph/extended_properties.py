@@ -19,7 +19,8 @@ from relay.graph.json_values import (
 )
 from relay.http.errors import ApiError, quoted
 from relay.mailbox.types import StoredMessage
-from relay.message.extended import (
+from relay.message.conversation import is_index, message_ids
+from relay.message.extended_properties import (
     CONVERSATION_INDEX,
     IN_REPLY_TO_ID,
     INTERNET_REFERENCES,
@@ -29,7 +30,6 @@ from relay.message.extended import (
     canonical_value,
 )
 from relay.message.properties import ExtendedProperty
-from relay.mime.conversation import is_index, message_ids
 
 SINGLE, MULTIPLE = "singleValueExtendedProperties", "multiValueExtendedProperties"
 EXTENDED_MAX = 100

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from relay.http.errors import ApiError, quoted
-from relay.message.extended import ExtendedPropertyError, canonical_value, time_us
+from relay.message.extended_properties import ExtendedPropertyError, canonical_value, time_us
 
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _FORBIDDEN_IN_BODY = re.compile("[\x00\ud800-\udfff]")

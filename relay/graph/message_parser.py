@@ -39,11 +39,11 @@ from relay.graph.recipients import (
 )
 from relay.http.errors import ApiError, quoted
 from relay.mailbox.attachments import ATTACHMENTS_MAX
-from relay.message.extended import merged
+from relay.message.extended_properties import merged
 from relay.message.properties import Attachment, MessageProperties
 from relay.mime.draft import write_message
-from relay.mime.fields import MESSAGE_ID_CHARACTERS_MAX, is_message_id
-from relay.mime.mimeread import AttachmentFacts
+from relay.mime.read_mime import AttachmentFacts
+from relay.mime.write_header import MESSAGE_ID_CHARACTERS_MAX, is_message_id
 
 _NAME_CHARACTERS = 255
 _TYPE_CHARACTERS = 255

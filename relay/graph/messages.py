@@ -40,7 +40,7 @@ from relay.mailbox.types import (
     StoredMessage,
 )
 from relay.message.content import blocks
-from relay.message.extended import merged, names_time_of_sending
+from relay.message.extended_properties import merged, sets_send_time
 
 _LIST_OPTIONS = (
     *("select", "expand", "filter", "search", "orderby", "count", "top", "skip", "skiptoken"),
@@ -100,7 +100,7 @@ async def change_message(request: GraphRequest) -> Response:
                     request.mailbox, before.id, change, condition=condition
                 )
             except NotADraftError:
-                if names_time_of_sending(parsed.fields.get("extended", ())):
+                if sets_send_time(parsed.fields.get("extended", ())):
                     raise BeingSentError(_NOT_A_SCHEDULED_DRAFT) from None
                 raise
     return message_response(request, changed, status=200)

@@ -20,14 +20,16 @@ from relay.mailbox.api import Arrival
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.content import LARGE_BYTES, Content, blocks
 from relay.message.properties import MessageProperties
-from relay.mime.headread import (
+from relay.mime.read_header import (
+    BLANK_LINE,
+    HEADER_OCTETS_MAX,
     check_mime,
-    header_of,
+    header_section,
     originators,
-    read_people,
-    unread_people,
+    parse_header,
+    read_addresses,
+    unreadable_addresses,
 )
-from relay.mime.section import BLANK_LINE, HEADER_OCTETS_MAX, read_header
 
 _WHITE_SPACE = b" \t\r\n"
 _NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=\s]|[\x0b\x0c]")
@@ -87,26 +89,26 @@ def check_content(content: bytes, account: Account) -> MimeMessage:
     """
     if reason := check_mime(content):
         raise ApiError(400, "ErrorMimeContentInvalid", f"Invalid MIME content: {reason}.")
-    header_octets = header_of(content)
-    header = read_header(header_octets)
+    header_octets = header_section(content)
+    header = parse_header(header_octets)
     others: list[str] = []
     for field in originators(header_octets):
-        for person in field.people:
+        for person in field.addresses:
             check_own(person, account, path=field.name)
             if field.name == "From" and not account.owns(person.address):
                 others.append(person.address)
-        if field.unread or not field.people:
+        if field.unread or not field.addresses:
             found = f" that can be read: {quoted(field.unread)}" if field.unread else ""
             message = f"Invalid MIME content: {field.name} has no address{found}."
             raise ApiError(400, "ErrorMimeContentInvalid", message)
     recipients = MessageProperties(
-        to=read_people(header, "To"),
-        cc=read_people(header, "Cc"),
-        bcc=read_people(header, "Bcc"),
+        to=read_addresses(header, "To"),
+        cc=read_addresses(header, "Cc"),
+        bcc=read_addresses(header, "Bcc"),
     )
     check_recipients_count(recipients)
     for name in ("To", "Cc", "Bcc"):
-        if unread := unread_people(header, name):
+        if unread := unreadable_addresses(header, name):
             raise _invalid_recipient(name, unread, "expected addresses with commas between them")
     _check_addresses(recipients)
     message_id = str(header.get("Message-ID", "")).strip()

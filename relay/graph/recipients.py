@@ -16,14 +16,14 @@ from relay.graph.json_values import (
 )
 from relay.http.errors import ApiError, quoted
 from relay.message.address import AddressError, parse_mailbox
-from relay.message.properties import MessageProperties, Person
+from relay.message.properties import EmailAddress, MessageProperties
 
 RECIPIENTS_MAX = 500
 _NAME_CHARACTERS = 320
 _ADDRESS_CHARACTERS = 320
 
 
-def read_recipients(value: object, path: str) -> tuple[Person, ...]:
+def read_recipients(value: object, path: str) -> tuple[EmailAddress, ...]:
     """Read an array of recipients. Raises ApiError."""
     items = read_array(value, path)
     if len(items) > RECIPIENTS_MAX:
@@ -31,12 +31,12 @@ def read_recipients(value: object, path: str) -> tuple[Person, ...]:
     return tuple(_recipient(item, f"{path}[{index}]") for index, item in enumerate(items))
 
 
-def read_originator(value: object, path: str) -> Person | None:
+def read_originator(value: object, path: str) -> EmailAddress | None:
     """Read `from` or `sender`; null gives None. Raises ApiError."""
     return None if value is None else _recipient(value, path)
 
 
-def check_own(person: Person | None, account: Account, *, path: str) -> None:
+def check_own(person: EmailAddress | None, account: Account, *, path: str) -> None:
     """Raise ErrorSendAsDenied unless the account may send mail from `person`."""
     if person is not None and not account.may_send_as(person.address):
         raise ApiError(
@@ -57,7 +57,7 @@ def sender_on_behalf(fields: Mapping[str, Any], account: Account) -> dict[str, A
     author = fields.get("from_")
     if author is None or fields.get("sender") is not None:
         return {}
-    return {"sender": None if account.owns(author.address) else Person(account.address)}
+    return {"sender": None if account.owns(author.address) else EmailAddress(account.address)}
 
 
 def author_on_behalf(properties: MessageProperties, account: Account) -> str:
@@ -86,7 +86,7 @@ def check_has_recipients(properties: MessageProperties) -> None:
         )
 
 
-def _recipient(value: object, path: str) -> Person:
+def _recipient(value: object, path: str) -> EmailAddress:
     given = read_object(value, path)
     check_known_properties(
         given, ("emailAddress",), path=path, resource="microsoft.graph.recipient"
@@ -104,7 +104,7 @@ def _recipient(value: object, path: str) -> Person:
     if not text:
         raise _invalid_recipient(f"{path} is missing or empty")
     try:
-        return Person(address=parse_mailbox(text, smtputf8=True), name=name)
+        return EmailAddress(address=parse_mailbox(text, smtputf8=True), name=name)
     except AddressError as error:
         raise _invalid_recipient(f"{path}: {quoted(text)} is no mail address: {error}") from None
 

@@ -37,7 +37,7 @@ from relay.mailbox.types import (
     WellKnown,
 )
 from relay.message.envelope import Client
-from relay.message.extended import SENT_MAIL_ENTRY_ID, send_wishes
+from relay.message.extended_properties import SENT_MAIL_ENTRY_ID, requested_send_options
 from relay.message.properties import ExtendedProperty, MessageProperties
 
 _OURS = "relay."
@@ -161,7 +161,9 @@ async def send_options(
         read_send_preferences(preferences(lines)) if lines else SendPreferences(None, "", "")
     )
     wishes = (
-        send_wishes(extended, now_us=request.dependencies.clock.time_us()) if extended else None
+        requested_send_options(extended, now_us=request.dependencies.clock.time_us())
+        if extended
+        else None
     )
     folder = ""
     if preferred.folder:
@@ -175,7 +177,7 @@ async def send_options(
     options = SendOptions(
         save_to_sent_items=save,
         sent_folder=folder if save else "",
-        deferred_us=wishes.deferred_us if wishes else 0,
+        deferred_us=wishes.scheduled_us if wishes else 0,
         client=Client(request.http.client_address, account=request.account.address),
     )
     return options, {"preference-applied": preferred.applied} if preferred.applied else {}

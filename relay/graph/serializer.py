@@ -9,9 +9,9 @@ from typing import Any
 from relay.accounts import Account
 from relay.clock import rfc3339
 from relay.mailbox.types import Folder, StoredMessage
-from relay.message.properties import Person
-from relay.mime.conversation import conversation_id
-from relay.mime.preview import preview
+from relay.message.conversation import conversation_id
+from relay.message.properties import EmailAddress
+from relay.mime.html_text import preview
 
 ROOT_FOLDER_ID = "msgfolderroot"
 
@@ -53,15 +53,15 @@ def _conversation_id(message: StoredMessage) -> str:
     return conversation_id(message.properties, own)
 
 
-def _recipient(person: Person) -> dict[str, Any]:
+def _recipient(person: EmailAddress) -> dict[str, Any]:
     return {"emailAddress": {"name": person.name or person.address, "address": person.address}}
 
 
-def _recipients(recipients: tuple[Person, ...]) -> list[dict[str, Any]]:
+def _recipients(recipients: tuple[EmailAddress, ...]) -> list[dict[str, Any]]:
     return [_recipient(person) for person in recipients]
 
 
-def _originator(person: Person | None) -> dict[str, Any] | None:
+def _originator(person: EmailAddress | None) -> dict[str, Any] | None:
     return None if person is None else _recipient(person)
 
 

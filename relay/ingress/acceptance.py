@@ -19,14 +19,14 @@ from relay.ingress.authorization import AccountLookup, header_rejection
 from relay.ingress.data import HEADER_BYTES_MAX, ContentRejection, DataReply, Origin
 from relay.ingress.fanout import FanOut, fan_out, pair_with_verdicts, reported_recipient
 from relay.journeys.events import Event, Step
-from relay.message.content import Content, edited, in_sight, size_of
+from relay.message.content import Content, edit_header, memory_part, size_of
 from relay.message.envelope import Client, Envelope, domain_of
 from relay.message.nexthop import NextHop
-from relay.message.reporting import ReportedMessage, ReportedRecipient
-from relay.message.verdict import Examined, Source, Subject, Verdict
+from relay.message.verdict import ExaminedMessage, ExaminedRecipient, Source, Verdict
 from relay.mime import headers
-from relay.mime.encodedwords import decode_words
-from relay.mime.priority import Priority, priority_of
+from relay.mime.dsn import ReportedMessage, ReportedRecipient
+from relay.mime.encoded_words import decode_words
+from relay.mime.headers import Priority, priority_of
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.policy import TooManyPartsError
@@ -65,7 +65,7 @@ _LOOP = DataReply("554 5.4.6 Routing loop detected: too many Received fields")
 class PolicyRules(Protocol):
     """The mail-flow rules: relay.policy's RuleSet."""
 
-    def evaluate(self, message: Subject) -> Verdict:
+    def evaluate(self, message: ExaminedMessage) -> Verdict:
         """Return the verdict. Any exception becomes 451 4.7.1."""
         ...
 
@@ -153,15 +153,15 @@ class Acceptance:
             return _LOCAL_ERROR
 
     async def _accept(self, envelope: Envelope, content: Content, origin: Origin) -> DataReply:
-        known = in_sight(content)
-        if headers.split(known) > HEADER_BYTES_MAX:
+        known = memory_part(content)
+        if headers.header_size(known) > HEADER_BYTES_MAX:
             return _LONG_HEADER
         if header_cleanup.is_looping(known, RECEIVED_MAX):
             return _LOOP
         if origin.login and (rejection := await self._author_rejection(known, origin)):
             return DataReply(rejection)
         queue_id, now_us = self.ids.new(), self.clock.queue_us()
-        content = edited(
+        content = edit_header(
             content,
             lambda content: header_cleanup.clean_up(
                 content,
@@ -200,7 +200,7 @@ class Acceptance:
 
         A long header is read in a thread.
         """
-        header = known[: headers.split(known)]
+        header = known[: headers.header_size(known)]
         if len(header) <= _QUICK_HEADER_BYTES:
             return header_rejection(self.accounts, origin.login, header)
         return await asyncio.to_thread(header_rejection, self.accounts, origin.login, header)
@@ -212,14 +212,14 @@ class Acceptance:
         origin: Origin,
         *,
         examinations: Sequence[RoutingResult],
-    ) -> Subject:
+    ) -> ExaminedMessage:
         # An untrusted client may write any domain into MAIL FROM, so that alone is not internal.
         claims_local = self.router.is_local_domain(domain_of(envelope.reverse_path))
-        return Subject(
+        return ExaminedMessage(
             reverse_path=envelope.reverse_path,
             sender_local=claims_local and origin.trusted,
             recipients=tuple(
-                Examined(path.address, isinstance(found, LocalRecipient))
+                ExaminedRecipient(path.address, isinstance(found, LocalRecipient))
                 for path, found in zip(envelope.forward_paths, examinations, strict=True)
                 if not isinstance(found, InvalidRecipient)
             ),
@@ -227,7 +227,7 @@ class Acceptance:
             source=origin.source,
         )
 
-    async def _evaluate(self, message: Subject) -> Verdict | DataReply:
+    async def _evaluate(self, message: ExaminedMessage) -> Verdict | DataReply:
         """Return the verdict of the rules, or a rejection if they fail or take too long."""
         if not message.recipients:
             return Verdict((), (), (message.content,), ())
@@ -259,7 +259,7 @@ class Acceptance:
     ) -> NewMessage:
         """Return the message for the spool; `content` is the one that the rules evaluated."""
         address = f" [{origin.ip}]" if origin.ip else ""
-        known = in_sight(content)
+        known = memory_part(content)
         return NewMessage(
             id=queue_id,
             reverse_path=envelope.reverse_path,
@@ -288,7 +288,7 @@ class Acceptance:
         """Return the priority in the header, after the rules; only trusted clients have one."""
         if not origin.trusted:
             return PriorityLevel.NORMAL
-        priority = priority_of(in_sight(fan.contents[0]))
+        priority = priority_of(memory_part(fan.contents[0]))
         return PriorityLevel.NORMAL if priority is Priority.NORMAL else PriorityLevel(priority)
 
     def _warn_us(self, envelope: Envelope, origin: Origin, received_us: int) -> int | None:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from relay.accounts import Account
 from relay.ingress.esmtp_parameters import SmtpRejection
-from relay.mime.headread import originators
+from relay.mime.read_header import originators
 
 Ask = Callable[[str], Awaitable[str]]
 _USER_NAME = "334 VXNlcm5hbWU6"  # "Username:"
@@ -116,10 +116,10 @@ def header_rejection(accounts: AccountLookup, login: str, header: bytes) -> str:
     if account is None or account.address != login:
         return sender_rejection(accounts, login, "")
     for header_field in originators(header):
-        for person in header_field.people:
+        for person in header_field.addresses:
             if not account.may_send_as(person.address):
                 return _rejection(f"<{_shown(person.address)}> in {header_field.name}", login)
-        if header_field.unread or not header_field.people:
+        if header_field.unread or not header_field.addresses:
             found = _shown(header_field.unread) if header_field.unread else "no address"
             return (
                 f"553 5.7.1 Found {found} in {header_field.name}, expected only addresses of the "

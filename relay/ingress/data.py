@@ -231,7 +231,7 @@ class ContentReader:
     def _split_large(self) -> None:
         """Separate the header from the part of the body that has arrived."""
         begun = b"".join(self._chunks)
-        header_end = headers.split(begun)
+        header_end = headers.header_size(begun)
         if header_end == len(begun):
             self.reject(ContentRejection.LONG_HEADER)
             return

@@ -9,9 +9,9 @@ RFC 5321 4.1.1.2, 4.1.1.3, 4.1.1.11; RFC 1870, 3461 4, 4954 5, 6152, 6531 3.4.
 import re
 from dataclasses import dataclass
 
-from relay.message.address import NEEDS_SMTPUTF8, AddressError, parse_path, shown
-from relay.message.envelope import ForwardPath
-from relay.message.xtext import (
+from relay.message.address import NEEDS_SMTPUTF8, AddressError, excerpt, parse_path
+from relay.message.envelope import (
+    ForwardPath,
     decode_xtext,
     parse_envid,
     parse_notify,
@@ -126,9 +126,11 @@ def _parameters(text: str, *, known: frozenset[str]) -> dict[str, str]:
         keyword, equals, value = word.partition("=")
         name = keyword.upper()
         if not _KEYWORD(keyword):
-            raise SmtpRejection(f"501 5.5.4 {shown(word)} is no parameter: expected KEYWORD=value")
+            raise SmtpRejection(
+                f"501 5.5.4 {excerpt(word)} is no parameter: expected KEYWORD=value"
+            )
         if name not in known:
-            raise SmtpRejection(f"555 5.5.4 The parameter {shown(name)} is not supported")
+            raise SmtpRejection(f"555 5.5.4 The parameter {excerpt(name)} is not supported")
         if name in given:
             raise SmtpRejection(f"501 5.5.4 {name} is given twice")
         if bool(equals) is (name == "SMTPUTF8") or (equals and not value) or "=" in value:

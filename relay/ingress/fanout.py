@@ -12,12 +12,12 @@ from typing import assert_never
 
 from relay.message.content import Content
 from relay.message.envelope import ForwardPath, Notify
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, NextHop
 from relay.message.outcome import Evidence
-from relay.message.reporting import ReportedRecipient
 from relay.message.status import own_reply
-from relay.message.verdict import Fate, RecipientVerdict, Verdict
+from relay.message.verdict import RecipientVerdict, Verdict, VerdictAction
+from relay.mime.dsn import ReportedRecipient
 from relay.routing.route_table import (
     InvalidRecipient,
     LocalRecipient,
@@ -49,14 +49,14 @@ class FanOut:
     @property
     def rejected(self) -> tuple[NewRecipient, ...]:
         """The rejected recipients, for which a report may be due."""
-        return tuple(each for each in self.final_recipients if each.state is State.FAILED)
+        return tuple(each for each in self.final_recipients if each.state is RecipientState.FAILED)
 
     @property
     def rejects_all(self) -> bool:
         """Whether every recipient that the client named is rejected."""
         given = [each for each in self.final_recipients if not each.added_by]
         in_entries = any(not each.added_by for entry in self.entries for each in entry.recipients)
-        return not in_entries and all(each.state is State.FAILED for each in given)
+        return not in_entries and all(each.state is RecipientState.FAILED for each in given)
 
 
 def pair_with_verdicts(
@@ -123,21 +123,21 @@ def reported_recipient(recipient: NewRecipient) -> ReportedRecipient:
 
 def _final_state(start: NewRecipient, verdict: RecipientVerdict) -> NewRecipient | None:
     """Return the recipient in its final state, or None if it is to be delivered."""
-    match verdict.fate:
-        case Fate.DELIVER:
+    match verdict.action:
+        case VerdictAction.DELIVER:
             return None
-        case Fate.REJECT:
+        case VerdictAction.REJECT:
             return _failed(start, verdict.status, own_reply(verdict.status, verdict.text))
-        case Fate.DISCARD:
-            return replace(start, state=State.DISCARDED)
-        case Fate.REDIRECT:
-            return replace(start, state=State.REDIRECTED, successors=verdict.successors)
+        case VerdictAction.DISCARD:
+            return replace(start, state=RecipientState.DISCARDED)
+        case VerdictAction.REDIRECT:
+            return replace(start, state=RecipientState.REDIRECTED, successors=verdict.successors)
         case _:
-            assert_never(verdict.fate)
+            assert_never(verdict.action)
 
 
 def _failed(recipient: NewRecipient, status: str, reply: str) -> NewRecipient:
-    return replace(recipient, state=State.FAILED, status=status, reply=reply)
+    return replace(recipient, state=RecipientState.FAILED, status=status, reply=reply)
 
 
 def _put(

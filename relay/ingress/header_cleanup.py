@@ -9,9 +9,9 @@ Message-ID).
 
 from relay.ingress.data import Origin
 from relay.message.envelope import Envelope
-from relay.message.properties import Person
+from relay.message.properties import EmailAddress
 from relay.mime import headers
-from relay.mime.fields import people_field
+from relay.mime.write_header import address_list_field
 
 # Bcc names hidden recipients, the final delivery writes Return-Path, and Content-Length is wrong
 # once the content changes.
@@ -59,5 +59,5 @@ def clean_up(
         if headers.first(content, "Message-ID") is None:
             new += headers.field("Message-ID", f"<{queue_id}@{hostname}>")
     if origin.login and headers.first(content, "From") is None:
-        new += people_field("From", [Person(origin.login)]).encode()
+        new += address_list_field("From", [EmailAddress(origin.login)]).encode()
     return headers.prepend(content, new)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from relay.clock import id_time_us, rfc3339
 from relay.journeys.events import Step
 from relay.message.envelope import Client
-from relay.message.lifecycle import FINAL, State
+from relay.message.lifecycle import FINAL, RecipientState
 
 _LOOKED_AT_MAX = 1000  # messages, when only some states are wanted
 
@@ -154,22 +154,22 @@ def _draft_of(submission_id: str | None) -> str | None:
     return submission_id.partition(".")[0] if submission_id else None
 
 
-def _before_transport(steps: Sequence[Mapping[str, Any]]) -> tuple[State, str]:
+def _before_transport(steps: Sequence[Mapping[str, Any]]) -> tuple[RecipientState, str]:
     """What steps 1 to 4 say of recipients that the spool does not know, and in which words."""
     details = {step["step"]: step["detail"] for step in steps}
     if (report := details.get(Step.REPORT)) is not None:
-        state = State.EXPIRED if report.get("kind") == "unknown" else State.FAILED
+        state = RecipientState.EXPIRED if report.get("kind") == "unknown" else RecipientState.FAILED
         return state, str(report.get("reply", ""))
     noted = details.get(Step.NOTIFIED, {})
     if Step.CONVERTED not in details:
         if "cancelled" in noted:
-            return State.CANCELLED, f"cancelled: {noted.get('reason', '')}"
+            return RecipientState.CANCELLED, f"cancelled: {noted.get('reason', '')}"
         if until := noted.get("deferred_until"):
-            return State.DEFERRED, f"waits until {until}"
-    return State.QUEUED, ""
+            return RecipientState.DEFERRED, f"waits until {until}"
+    return RecipientState.QUEUED, ""
 
 
-def _not_yet(address: str, state: State, reply: str) -> dict[str, Any]:
+def _not_yet(address: str, state: RecipientState, reply: str) -> dict[str, Any]:
     """A recipient that transport does not know of yet."""
     return {
         "address": address,

@@ -29,7 +29,7 @@ from relay.mailbox.types import (
 )
 from relay.message.content import Content, Octets
 from relay.message.properties import Attachment, MessageProperties
-from relay.mime.mimeread import AttachmentFacts
+from relay.mime.read_mime import AttachmentFacts
 
 
 class DeliveryResult(Enum):

@@ -32,7 +32,7 @@ from relay.mailbox.types import (
     SendOptions,
     StoredMessage,
 )
-from relay.mime.section import HEADER_OCTETS_MAX
+from relay.mime.read_header import HEADER_OCTETS_MAX
 
 _Result = TypeVar("_Result")
 _BEGINNING_BYTES = HEADER_OCTETS_MAX + 4  # a header that may be sent, and the blank line

@@ -29,9 +29,9 @@ from relay.mailbox.types import (
     OpenedMessage,
     StoredMessage,
 )
-from relay.mime.draft import KeptAttachment
-from relay.mime.keeping import SealedError, check_can_be_rewritten, kept_attachments
-from relay.mime.mimeread import attached
+from relay.mime.draft import DraftAttachment
+from relay.mime.edit_draft import NotEditableError, check_rewritable, stored_attachments
+from relay.mime.read_mime import read_attachments
 
 ATTACHMENTS_MAX = 250
 
@@ -55,22 +55,22 @@ class Attachments:
         octets = open_octets(located)
         found = tuple(
             OpenAttachment(stored_attachment(one.facts, number), one.octets, one.encoding)
-            for number, one in enumerate(attached(octets))
+            for number, one in enumerate(read_attachments(octets))
         )
         return OpenedMessage(loaded(located), found)
 
     def add(
-        self, account: str, message_id: str, new: KeptAttachment, *, limit_bytes: int
+        self, account: str, message_id: str, new: DraftAttachment, *, limit_bytes: int
     ) -> StoredMessage:
         """See api.AttachmentStore.add()."""
 
         def make(located: MessageFile, identity: DraftIdentity) -> ComposedDraft:
             stored = open_octets(located)
-            kept = kept_attachments(stored)
+            kept = stored_attachments(stored)
             if any(one.part.id == new.part.id for one in kept):
                 raise _IsThereError
             _check_room(kept, new, limit_bytes)
-            check_can_be_rewritten(stored)
+            check_rewritable(stored)
             return with_attachments(located, stored, identity, attachments=(*kept, new))
 
         with suppress(_IsThereError):
@@ -82,11 +82,11 @@ class Attachments:
 
         def make(located: MessageFile, identity: DraftIdentity) -> ComposedDraft:
             stored = open_octets(located)
-            kept = kept_attachments(stored)
+            kept = stored_attachments(stored)
             rest = tuple(one for one in kept if one.part.id != attachment_id)
             if len(rest) == len(kept):
                 raise no_such_attachment(attachment_id)
-            check_can_be_rewritten(stored)
+            check_rewritable(stored)
             return with_attachments(located, stored, identity, attachments=rest)
 
         return self._changed(account, message_id, make)
@@ -111,7 +111,7 @@ class Attachments:
     ) -> StoredMessage:
         try:
             return self._drafts.change(account, message_id, make)
-        except SealedError as error:
+        except NotEditableError as error:
             raise NotADraftError(str(error)) from None
 
 
@@ -128,7 +128,7 @@ def no_such_attachment(attachment_id: str) -> NoSuchItemError:
     return NoSuchItemError(f"The message has no attachment {attachment_id!r}.")
 
 
-def _check_room(kept: Sequence[KeptAttachment], new: KeptAttachment, limit_bytes: int) -> None:
+def _check_room(kept: Sequence[DraftAttachment], new: DraftAttachment, limit_bytes: int) -> None:
     _check_sizes([one.part.size for one in kept], new.part.size, limit_bytes)
 
 

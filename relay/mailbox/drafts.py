@@ -48,10 +48,10 @@ from relay.mailbox.types import (
     Precondition,
     StoredMessage,
 )
-from relay.message.content import Content, MemoryOctets, in_sight
+from relay.message.content import Content, MemoryOctets, memory_part
 from relay.message.properties import MessageProperties
 from relay.mime.convert import render
-from relay.mime.mimeread import read_message
+from relay.mime.read_mime import read_message
 
 _PAGE_BYTES = 128 * 1024 * 1024  # a page is held in memory several times over
 
@@ -230,7 +230,7 @@ class Drafts:
         """
 
         def replace_note(temporary: Path) -> None:
-            self._shared.deferred.replace(note, temporary, in_sight(draft.content))
+            self._shared.deferred.replace(note, temporary, memory_part(draft.content))
 
         try:
             return self._write(draft, before.folder, flags=flags, on_written=replace_note)

@@ -21,8 +21,8 @@ from relay.mailbox.message_file import (
     parse_name,
 )
 from relay.mailbox.stale_files import StaleFiles
-from relay.message.content import Content, edited, size_of
-from relay.mime.delivered import with_id
+from relay.message.content import Content, edit_header, size_of
+from relay.mime.headers import with_relay_id
 
 _IDS_REMEMBERED = 500_000
 
@@ -49,7 +49,7 @@ class Inbox:
         mailbox = self._shared.folders.mailbox(account)
         self._leftovers.clean(mailbox)
         message_id = delivered_id(unique)
-        content = edited(content, lambda header: with_id(header, message_id))
+        content = edit_header(content, lambda header: with_relay_id(header, message_id))
         base_name = delivered_base_name(unique, hostname=self._shared.hostname)
         temporary = mailbox / "tmp" / base_name
         with self._stripes.of(message_id):

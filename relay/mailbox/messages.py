@@ -25,30 +25,32 @@ from relay.message.content import (
     LargeContent,
     MemoryOctets,
     Octets,
-    in_sight,
-    joined,
+    join_octets,
+    memory_part,
     size_of,
 )
-from relay.message.properties import MessageProperties, Person
-from relay.mime.conversation import new_index, thread_of
+from relay.message.conversation import new_index, thread_of
+from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.draft import (
-    BesideMime,
+    DraftAttachment,
     DraftOrigin,
-    KeptAttachment,
+    MimeDraftProperties,
     draft_content,
-    mime_block,
-    private_length,
+    mime_draft_block,
+    private_block_length,
     read_block,
-    read_private,
+    read_private_block,
+    with_defaults,
 )
-from relay.mime.fields import is_message_id
-from relay.mime.headread import header_of
-from relay.mime.keeping import kept_attachments
-from relay.mime.mimebody import SealedError
-from relay.mime.mimechange import changed_mime, told_once
-from relay.mime.mimeread import AttachmentFacts, read_message, read_mime
-from relay.mime.privateblock import filled_in
-from relay.mime.section import header_end
+from relay.mime.edit_draft import (
+    NotEditableError,
+    changed_mime,
+    stored_attachments,
+    without_redundant_headers,
+)
+from relay.mime.read_header import header_end, header_section
+from relay.mime.read_mime import AttachmentFacts, read_message, read_mime
+from relay.mime.write_header import is_message_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,9 @@ class ComposedDraft:
 def compose(
     content: MessageProperties | bytes | Octets,
     identity: DraftIdentity,
-    kept: Sequence[KeptAttachment] = (),
+    kept: Sequence[DraftAttachment] = (),
     *,
-    beside: BesideMime | None = None,
+    beside: MimeDraftProperties | None = None,
 ) -> ComposedDraft:
     """Compose the file of a draft from properties, with attachments of another file, or from MIME.
 
@@ -108,7 +110,7 @@ def compose(
         properties = _owned(content, origin)
         written = draft_content(properties, origin, kept)
     else:
-        written = _after_block(mime_block(origin, beside), content)
+        written = _after_block(mime_draft_block(origin, beside), content)
     name_with_size = f"{origin.base_name},S={size_of(written)}"
     return ComposedDraft(origin.base_name, name_with_size, written, identity.account, properties)
 
@@ -137,7 +139,7 @@ class DraftHead:
 def draft_head(identity: DraftIdentity) -> DraftHead:
     """Return the beginning of a draft whose MIME is still being received."""
     origin = _origin(identity, identity.internet_message_id)
-    return DraftHead(identity, origin.base_name, mime_block(origin))
+    return DraftHead(identity, origin.base_name, mime_draft_block(origin))
 
 
 def _origin(identity: DraftIdentity, wanted: str) -> DraftOrigin:
@@ -176,7 +178,7 @@ def _after_block(block: bytes, content: bytes | Octets) -> Content:
 def facts_of(draft: ComposedDraft, submission_id: str) -> SubmissionFacts:
     """Return what is logged about a draft that was just composed."""
     if draft.properties is None:
-        return submission_facts(in_sight(draft.content), submission_id)
+        return submission_facts(memory_part(draft.content), submission_id)
     return _facts(draft.properties, submission_id, account=draft.account, message_id="")
 
 
@@ -189,8 +191,8 @@ def submission_facts(head: bytes, submission_id: str) -> SubmissionFacts:
     if block is not None and block.properties is not None:
         properties = block.properties
     else:
-        length = private_length(head) if block else 0
-        properties = read_mime(header_of(head[length:])).properties
+        length = private_block_length(head) if block else 0
+        properties = read_mime(header_section(head[length:])).properties
     account = block.origin.account if block else ""
     message_id = block.origin.message_id if block else ""
     return _facts(properties, submission_id, account=account, message_id=message_id)
@@ -217,10 +219,10 @@ def load(located: MessageFile, stored: Octets, *, mtime_us: int) -> StoredMessag
 
     Reading blocks; raises OSError.
     """
-    block, _ = read_private(stored)
+    block, _ = read_private_block(stored)
     message = read_message(stored)
     created_us = block.origin.created_us if block else mtime_us
-    properties = filled_in(message.properties, block)
+    properties = with_defaults(message.properties, block)
     flags = located.name.flags
     attachments = tuple(
         stored_attachment(one, number) for number, one in enumerate(message.attachments)
@@ -282,20 +284,20 @@ def next_generation(
     `identity` supplies what the old file does not contain. MIME stays MIME. Reading blocks; raises
     NotADraftError for a change of a signed body, and OSError.
     """
-    block, length = read_private(stored)
+    block, length = read_private_block(stored)
     identity = next_identity(located, stored, identity)
     if block is not None and block.properties is not None:
         properties = change or read_message(stored).properties
-        return compose(properties, identity, kept_attachments(stored))
+        return compose(properties, identity, stored_attachments(stored))
     content: Octets = stored.part(length, stored.size - length)
     if change is None:
         return compose(content, identity, beside=block.beside if block else None)
-    before = filled_in(read_message(stored).properties, block)
+    before = with_defaults(read_message(stored).properties, block)
     try:
-        content = joined(changed_mime(content, before, change))
-    except SealedError as error:
+        content = join_octets(changed_mime(content, before, change))
+    except NotEditableError as error:
         raise NotADraftError(str(error)) from None
-    beside = BesideMime(change.delivery_receipt, change.extended)
+    beside = MimeDraftProperties(change.delivery_receipt, change.extended)
     return compose(content, identity, beside=beside)
 
 
@@ -304,7 +306,7 @@ def with_attachments(
     stored: Octets,
     identity: DraftIdentity,
     *,
-    attachments: Sequence[KeptAttachment],
+    attachments: Sequence[DraftAttachment],
 ) -> ComposedDraft:
     """Compose a draft's next generation with exactly these attachments.
 
@@ -312,9 +314,9 @@ def with_attachments(
     """
     identity = next_identity(located, stored, identity)
     properties = read_message(stored).properties
-    block, _ = read_private(stored)
+    block, _ = read_private_block(stored)
     if block is None or block.is_mime:
-        properties = told_once(properties)
+        properties = without_redundant_headers(properties)
     return compose(properties, identity, attachments)
 
 
@@ -323,7 +325,7 @@ def next_identity(located: MessageFile, stored: Octets, identity: DraftIdentity)
 
     `identity` supplies what the file does not contain. Reading blocks; raises OSError.
     """
-    block, _ = read_private(stored)
+    block, _ = read_private_block(stored)
     stored_id = block.origin.message_id if block else ""
     return replace(
         identity,
@@ -342,8 +344,8 @@ def _owned(properties: MessageProperties, origin: DraftOrigin) -> MessagePropert
     """
     sender = properties.sender
     if properties.from_ and properties.from_.address.lower() == origin.on_behalf_of.lower():
-        sender = sender or Person(origin.account)
-    from_ = properties.from_ or sender or Person(origin.account)
+        sender = sender or EmailAddress(origin.account)
+    from_ = properties.from_ or sender or EmailAddress(origin.account)
     return replace(
         properties,
         from_=from_,

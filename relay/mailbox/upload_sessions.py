@@ -43,10 +43,10 @@ from relay.mailbox.types import (
     UploadBusyError,
 )
 from relay.message.properties import Attachment
-from relay.mime.draft import kept_attachment
-from relay.mime.keeping import new_attachment
-from relay.mime.mimeread import AttachmentFacts
-from relay.mime.recoding import base64_size
+from relay.mime.draft import draft_attachment
+from relay.mime.edit_draft import new_attachment
+from relay.mime.read_mime import AttachmentFacts
+from relay.mime.transfer_encoding import base64_size
 
 UPLOADS_MAX = 20  # of one account, not complete
 EXPIRE_S = 86400.0
@@ -405,7 +405,7 @@ class FileAttachments:
         identity = self._new_id()
 
         def added() -> None:
-            new = kept_attachment(attachment, identity=identity)
+            new = draft_attachment(attachment, identity=identity)
             self._attachments.add(account, message_id, new, limit_bytes=limit_bytes)
 
         await self._run(added)

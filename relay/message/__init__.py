@@ -1,9 +1,5 @@
-"""PURE: what a message is, and the values that rooms exchange.
+"""Values that rooms exchange: addresses, envelopes, contents, outcomes, states, Graph's properties.
 
-Inside: content (octets, however many); properties, draft, privateblock, keeping (the draft form);
-section, headread, structure, mimeread (reading what anybody wrote); convert, from_properties,
-from_mime, htmltext (step 3); mimechange, mimebody (a MIME draft changed); headers (edits on the
-way); address, envelope, xtext (SMTP); dsn, reporting, status (reports); classify, lifecycle, and
-the values that rooms exchange: NextHop, Verdict, Outcome.
-Touches nothing: no I/O, no clock, no randomness; imports nothing of Relay's.
+Pure: no I/O except reading the octets of a content, no clock, no randomness. The modules import
+nothing of Relay but each other. Formats (MIME, headers, DSN) are in relay.mime.
 """

@@ -1,9 +1,9 @@
-"""Read addresses as RFC 5321 writes them: mailboxes, and the paths of MAIL and RCPT.
+"""Parse and canonicalise addresses: mailboxes, and the paths of MAIL and RCPT.
 
-On the path: ingress parses MAIL and RCPT with it, graph the recipients of JSON, routing domains.
-Holds: what comes out has no CR, LF, NUL or other control, a lower-case domain, one way of quoting.
-Fails: AddressError, which says what is wrong and has the RFC 3463 status for the reply.
-Standards: RFC 5321 4.1.2, 4.1.3, 4.5.3.1 and appendix C; RFC 6531 3.3; RFC 5890.
+A parsed address has no CR, LF, NUL or other control character, a lower-case domain, and quotes
+around the local part only where they are needed. AddressError says what is wrong and carries the
+RFC 3463 status for the reply.
+RFC 5321 4.1.2, 4.1.3, 4.5.3.1 and appendix C; RFC 6531 3.3; RFC 5890.
 """
 
 import ipaddress
@@ -20,7 +20,7 @@ _SHOWN_MAX = 40
 BAD_SYNTAX = "5.1.3"
 NEEDS_SMTPUTF8 = "5.6.7"
 
-# What RFC 6532 adds to atext and qtext, without what a terminal or a log takes for a line end.
+# The characters that RFC 6532 adds to atext and qtext, except those that end a line in a terminal.
 _BEYOND_ASCII = r"[^\x00-\x9f\u2028\u2029\ud800-\udfff]"
 _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _ATOM = rf"(?:{_ATEXT}|{_BEYOND_ASCII})+"
@@ -41,15 +41,15 @@ _not_plain = re.compile(r'(["\\])')
 
 
 class AddressError(ValueError):
-    """An address that cannot be used; `status` is the RFC 3463 code that a reply should carry."""
+    """The address cannot be used. `status` is the RFC 3463 code for the reply."""
 
     def __init__(self, text: str, status: str = BAD_SYNTAX) -> None:
         super().__init__(text)
         self.status = status
 
 
-def shown(text: str) -> str:
-    """Quote a bit of the client's text for a reply: ASCII, no controls, not long."""
+def excerpt(text: str) -> str:
+    """Return the client's text quoted for a reply: ASCII, no controls, at most 40 characters."""
     clipped = text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "..."
     return ascii(clipped)
 
@@ -57,22 +57,21 @@ def shown(text: str) -> str:
 def parse_mailbox(text: str, *, smtputf8: bool = False) -> str:
     """Return the canonical form of `local-part@domain`.
 
-    The domain is lower case, a quoted local part that needs no quotes loses them.
-    `smtputf8` allows what is beyond ASCII.
-    Raises AddressError: 5.1.3, or 5.6.7 for what only SMTPUTF8 would allow.
+    The domain becomes lower case; quotes that the local part does not need are removed.
+    `smtputf8` allows characters beyond ASCII. Raises AddressError with status 5.1.3, or 5.6.7 for
+    an address that needs SMTPUTF8.
     """
     if len(text) <= _ADDRESS_OCTETS_MAX and _ordinary_mailbox(text):
         at = text.rindex("@")
         return text[:at] + text[at:].lower()
-    return _parse_rare(text, smtputf8=smtputf8)
+    return _parse_general(text, smtputf8=smtputf8)
 
 
 def parse_path(text: str, *, smtputf8: bool = False) -> tuple[str, str]:
     """Return the address in `<...>` and what follows it: the argument of MAIL FROM or RCPT TO.
 
     "<>" gives "", the null path; `<Postmaster>` gives "postmaster"; a source route is dropped.
-    Which of these a command takes is the caller's to say.
-    Raises AddressError as parse_mailbox does.
+    The caller decides which of these a command allows. Raises AddressError as parse_mailbox does.
     """
     text = text.strip(" ")
     found = _ordinary_path(text)
@@ -83,7 +82,7 @@ def parse_path(text: str, *, smtputf8: bool = False) -> tuple[str, str]:
             return address[:at] + address[at:].lower(), rest or ""
     found = _in_brackets(text)
     if not found:
-        raise AddressError(f"expected an address in angle brackets, found {shown(text)}")
+        raise AddressError(f"expected an address in angle brackets, found {excerpt(text)}")
     inner, rest = found.group(1), (found.group(2) or "").lstrip(" ")
     if not inner:
         return "", rest
@@ -95,43 +94,45 @@ def parse_path(text: str, *, smtputf8: bool = False) -> tuple[str, str]:
 
 
 def to_ascii_domain(domain: str) -> str:
-    """Return `domain` with A-labels, lower case: as the DNS has it. Raises AddressError."""
+    """Return `domain` in lower case with A-labels, as in the DNS. Raises AddressError."""
     if domain.isascii():
         return domain.lower()
     try:
         labels = [idna.ToASCII(label).decode("ascii").lower() for label in domain.split(".")]
     except UnicodeError as error:
-        raise AddressError(f"the domain {shown(domain)} is no internationalised name") from error
+        raise AddressError(
+            f"the domain {excerpt(domain)} is not a valid internationalised name"
+        ) from error
     ascii_domain = ".".join(labels)
     _check_ascii_domain(ascii_domain, found=domain)
     return ascii_domain
 
 
-def _parse_rare(text: str, *, smtputf8: bool) -> str:
+def _parse_general(text: str, *, smtputf8: bool) -> str:
     if not text.isascii():
         _check_international(text, smtputf8=smtputf8)
     if len(text.encode("utf-8")) > _ADDRESS_OCTETS_MAX:
         raise AddressError(f"the address is longer than {_ADDRESS_OCTETS_MAX} octets")
     local_part, at, domain = text.rpartition("@")
     if not at:
-        raise AddressError(f"expected local-part@domain, found {shown(text)}")
+        raise AddressError(f"expected local-part@domain, found {excerpt(text)}")
     return f"{_canonical_local_part(local_part)}@{_canonical_domain(domain)}"
 
 
 def _check_international(text: str, *, smtputf8: bool) -> None:
     if not smtputf8:
         raise AddressError(
-            f"the address {shown(text)} is not ASCII and needs SMTPUTF8", NEEDS_SMTPUTF8
+            f"the address {excerpt(text)} is not ASCII and needs SMTPUTF8", NEEDS_SMTPUTF8
         )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise AddressError(f"the address {shown(text)} is not valid UTF-8") from error
+        raise AddressError(f"the address {excerpt(text)} is not valid UTF-8") from error
 
 
 def _canonical_local_part(local_part: str) -> str:
     if not local_part:
-        raise AddressError("the local part in front of the @ is missing")
+        raise AddressError("the local part before the @ is missing")
     if len(local_part.encode("utf-8")) > LOCAL_PART_OCTETS_MAX:
         raise AddressError(f"the local part is longer than {LOCAL_PART_OCTETS_MAX} octets")
     if _dot_string(local_part):
@@ -139,7 +140,7 @@ def _canonical_local_part(local_part: str) -> str:
     quoted = _quoted(local_part)
     if not quoted:
         raise AddressError(
-            f"the local part {shown(local_part)} is neither atoms with single dots between them"
+            f"the local part {excerpt(local_part)} is neither atoms with single dots between them"
             " nor one quoted string"
         )
     plain = _pair.sub(r"\1", quoted.group(1))
@@ -157,31 +158,33 @@ def _canonical_domain(domain: str) -> str:
     try:
         domain = ".".join(idna.nameprep(label) for label in domain.split("."))
     except UnicodeError as error:
-        raise AddressError(f"the domain {shown(domain)} is no internationalised name") from error
-    _check_ascii_domain(to_ascii_domain(domain), found=domain)  # preparing may make ASCII of it
+        raise AddressError(
+            f"the domain {excerpt(domain)} is not a valid internationalised name"
+        ) from error
+    _check_ascii_domain(to_ascii_domain(domain), found=domain)  # nameprep may turn it into ASCII
     return domain
 
 
 def _check_ascii_domain(domain: str, *, found: str) -> None:
     if not domain:
-        raise AddressError("the domain behind the @ is missing")
+        raise AddressError("the domain after the @ is missing")
     if len(domain) > DOMAIN_OCTETS_MAX:
         raise AddressError(f"the domain is longer than {DOMAIN_OCTETS_MAX} octets")
     for label in domain.split("."):
         if not _label(label):
-            raise AddressError(f"the domain {shown(found)} has {_fault_of(label)}")
+            raise AddressError(f"the domain {excerpt(found)} has {_label_error(label)}")
 
 
-def _fault_of(label: str) -> str:
+def _label_error(label: str) -> str:
     if not label:
-        return "an empty label (a dot too many)"
+        return "an empty label (one dot too many)"
     if len(label) > _LABEL_OCTETS_MAX:
         return f"a label longer than {_LABEL_OCTETS_MAX} octets"
-    return f"the label {shown(label)}; expected letters, digits and inner hyphens"
+    return f"the label {excerpt(label)}; expected letters, digits and inner hyphens"
 
 
 def _canonical_literal(domain: str) -> str:
-    """Check `[192.0.2.1]` or `[IPv6:2001:db8::1]`; no other kind of literal has been registered."""
+    """Check `[192.0.2.1]` or `[IPv6:2001:db8::1]`; no other kind of literal is registered."""
     inner = domain[1:-1]
     try:
         if not domain.endswith("]") or "%" in inner:
@@ -191,7 +194,7 @@ def _canonical_literal(domain: str) -> str:
         return f"[{ipaddress.IPv4Address(inner)}]"
     except ValueError as error:
         raise AddressError(
-            f"expected [192.0.2.1] or [IPv6:2001:db8::1] behind the @, found {shown(domain)}"
+            f"expected [192.0.2.1] or [IPv6:2001:db8::1] after the @, found {excerpt(domain)}"
         ) from error
 
 
@@ -200,5 +203,5 @@ def _without_source_route(path: str) -> str:
         return path
     route = _source_route(path)
     if not route:
-        raise AddressError(f"the source route of {shown(path)} has no end")
+        raise AddressError(f"the source route of {excerpt(path)} has no end")
     return path[route.end() :]

@@ -1,10 +1,9 @@
 """The octets of a message: in memory while it is small, in a file when it is large.
 
-On the path: whoever takes a message in makes a Content; everybody behind edits its header only and
-passes its body on in blocks.
-Holds: a LargeContent's header is all that is in memory of it; its body is read where it lies.
-Fails: UnreadableError (an OSError) from reading a body whose file is gone or cut short.
-Standards: RFC 5322 2.1 (header section and body).
+Every intake path makes a Content. Later steps edit its header and pass the body on in blocks. Of a
+LargeContent only the header section is in memory; the body is read where it is stored.
+Reading a body whose file was removed or truncated raises UnreadableError, an OSError.
+RFC 5322 2.1 (header section and body).
 """
 
 from bisect import bisect_right
@@ -13,41 +12,41 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Protocol
 
-LARGE_BYTES = 1024 * 1024  # what is larger is not held in memory
-BLOCK_BYTES = 256 * 1024  # how much of it is read at once
+LARGE_BYTES = 1024 * 1024  # a larger message is not held in memory
+BLOCK_BYTES = 256 * 1024  # the size of one read
 _BLANK_LINE = b"\r\n"
 
 
 class UnreadableError(OSError):
-    """The octets of a body are not there to be read; the words say what was found."""
+    """The octets of a body cannot be read. The text says what was found."""
 
 
 class Octets(Protocol):
-    """Some octets that lie somewhere, a file mostly (relay.files.FileOctets). Reading blocks."""
+    """A source of octets, usually a part of a file (relay.files.FileOctets). Reading blocks."""
 
     @property
     def size(self) -> int:
-        """How many they are."""
+        """The number of octets."""
         ...
 
     def read(self, start: int, length: int) -> bytes:
-        """Return `length` octets from `start`, fewer only where they end. Raises OSError."""
+        """Return `length` octets from `start`, fewer only at the end. Raises OSError."""
         ...
 
     def part(self, start: int, length: int) -> "Octets":
-        """Return those from `start` on, as octets of their own; nothing is read."""
+        """Return a range of the octets as Octets. Nothing is read."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryOctets:
-    """Octets in memory, for those who take any."""
+    """Octets in memory."""
 
     octets: bytes = field(repr=False)
 
     @property
     def size(self) -> int:
-        """How many they are."""
+        """The number of octets."""
         return len(self.octets)
 
     def read(self, start: int, length: int) -> bytes:
@@ -61,7 +60,7 @@ class MemoryOctets:
 
 @dataclass(frozen=True, slots=True)
 class SpanOfOctets:
-    """`size` octets from `start` on of others, for those that are made while they are read."""
+    """A range of other octets, for sources that compute their octets while they are read."""
 
     source: Octets
     start: int
@@ -77,12 +76,22 @@ class SpanOfOctets:
         return SpanOfOctets(self.source, self.start + start, size)
 
 
+def as_octets(piece: bytes | Octets) -> Octets:
+    """Return bytes or Octets as Octets."""
+    return MemoryOctets(piece) if isinstance(piece, bytes) else piece
+
+
+def as_bytes(piece: bytes | Octets) -> bytes:
+    """Return bytes or Octets as bytes. Reading blocks; raises OSError."""
+    return piece if isinstance(piece, bytes) else piece.read(0, piece.size)
+
+
 @dataclass(frozen=True, slots=True)
 class LargeContent:
     """A message whose body is not in memory.
 
     `header` is the whole header section, its last CRLF included; `body` begins with the blank line.
-    `eight_bit` says whether the body has an octet that is not ASCII.
+    `eight_bit` says whether the body has octets that are not ASCII.
     """
 
     header: bytes = field(repr=False)
@@ -91,7 +100,7 @@ class LargeContent:
 
     @property
     def size(self) -> int:
-        """The whole message, in octets."""
+        """The size of the whole message in octets."""
         return len(self.header) + sum(one.size for one in self.body)
 
 
@@ -99,29 +108,30 @@ Content = bytes | LargeContent
 
 
 def size_of(content: Content) -> int:
-    """Return how many octets a content has."""
+    """Return the size of a content in octets."""
     return len(content) if isinstance(content, bytes) else content.size
 
 
 def is_eight_bit(content: Content) -> bool:
-    """Whether a content has an octet that is not ASCII."""
+    """Return whether a content has octets that are not ASCII."""
     if isinstance(content, bytes):
         return not content.isascii()
     return content.eight_bit or not content.header.isascii()
 
 
-def in_sight(content: Content) -> bytes:
+def memory_part(content: Content) -> bytes:
     """Return what is in memory of a content: all of it, or the header section of a large one.
 
-    The functions of relay.mime.headers that read take either.
+    The reading functions of relay.mime.headers accept either.
     """
     return content if isinstance(content, bytes) else content.header
 
 
-def edited(content: Content, edit: Callable[[bytes], bytes]) -> Content:
-    """Return a content whose header `edit` has changed: one of relay.mime.headers' functions.
+def edit_header(content: Content, edit: Callable[[bytes], bytes]) -> Content:
+    """Return a content whose header was changed by `edit`, a function of relay.mime.headers.
 
-    Of a large one they see the blank line as well: it tells an empty header from a missing one.
+    For a large content `edit` gets the blank line too: it separates an empty header from a missing
+    one.
     """
     if isinstance(content, bytes):
         return edit(content)
@@ -130,7 +140,7 @@ def edited(content: Content, edit: Callable[[bytes], bytes]) -> Content:
 
 
 def blocks(content: Content, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """Yield a content from its beginning to its end in blocks. Reading waits; UnreadableError."""
+    """Yield a content in blocks. Reading blocks; raises UnreadableError."""
     if isinstance(content, bytes):
         yield content
         return
@@ -139,7 +149,7 @@ def blocks(content: Content, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
 
 
 def octets_in_blocks(pieces: Sequence[Octets], block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """Yield pieces one behind the other in blocks. Raises UnreadableError."""
+    """Yield the octets of the pieces, in their order, in blocks. Raises UnreadableError."""
     for piece in pieces:
         position = 0
         while position < piece.size:
@@ -153,21 +163,21 @@ def octets_in_blocks(pieces: Sequence[Octets], block_bytes: int = BLOCK_BYTES) -
             position += len(block)
 
 
-def gathered(content: Content) -> bytes:
-    """Return all of a content in memory: for those who know that it is small."""
+def read_all(content: Content) -> bytes:
+    """Return a whole content in memory, for callers that know that it is small."""
     return content if isinstance(content, bytes) else b"".join(blocks(content))
 
 
 @dataclass(frozen=True, slots=True)
 class JoinedOctets:
-    """Pieces one behind the other as one; `ends` is where each of them ends."""
+    """Several pieces as one source; `ends` is the end of each of them."""
 
     pieces: tuple[Octets, ...]
     ends: tuple[int, ...]
 
     @property
     def size(self) -> int:
-        """How many they are."""
+        """The number of octets."""
         return self.ends[-1] if self.ends else 0
 
     def read(self, start: int, length: int) -> bytes:
@@ -182,7 +192,7 @@ class JoinedOctets:
             found.append(octets)
             start += len(octets)
             if start < min(end, self.ends[number]):
-                break  # who reads sees that it is cut short
+                break  # the caller sees that the source is truncated
             number += 1
         return b"".join(found)
 
@@ -195,17 +205,17 @@ class JoinedOctets:
             first, last = max(start, begin), min(end, piece_end)
             if first < last:
                 parts.append(piece.part(first - begin, last - first))
-        return joined(parts)
+        return join_octets(parts)
 
 
-def joined(pieces: Sequence[Octets]) -> JoinedOctets:
-    """Return pieces as one; those without octets are left out."""
+def join_octets(pieces: Sequence[Octets]) -> JoinedOctets:
+    """Return the pieces as one source; empty pieces are left out."""
     some = tuple(piece for piece in pieces if piece.size)
     return JoinedOctets(some, tuple(accumulate(piece.size for piece in some)))
 
 
 def contains(octets: Octets, wanted: bytes) -> bool:
-    """Whether octets have others in them. Reading blocks; raises UnreadableError."""
+    """Return whether `wanted` occurs in the octets. Reading blocks; raises UnreadableError."""
     end = b""
     for block in octets_in_blocks([octets]):
         if wanted in end + block:

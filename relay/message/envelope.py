@@ -1,13 +1,18 @@
-"""The envelope: who a message is from and for, with the ESMTP parameters that travel with it.
+"""The envelope of a message, and its DSN parameters in MAIL and RCPT (RFC 3461).
 
-On the path: ingress makes it from MAIL and RCPT, the spool keeps it, delivery speaks it again.
-Holds: addresses are without angle brackets; "" is the null reverse-path; domains are lower case.
-Fails: never; the parsers that make these values raise.
-Standards: RFC 5321 2.3.1, RFC 3461 4 (NOTIFY, ORCPT, RET, ENVID).
+Ingress makes an Envelope from MAIL and RCPT, the spool stores it, delivery sends it. Addresses are
+without angle brackets; "" is the null reverse-path; domains are lower case.
+The second half reads and writes xtext, NOTIFY, ORCPT, RET and ENVID. Case is kept, decoded values
+are printable, and decoding is the inverse of encoding. The parsers raise ValueError with the
+parameter, the value found and the value expected.
+RFC 5321 2.3.1; RFC 3461 4 and 4.1 to 4.4; RFC 6533 3 (the utf-8 address type).
 """
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+
+from relay.message.address import excerpt
 
 
 class Notify(StrEnum):
@@ -23,7 +28,7 @@ class Notify(StrEnum):
 class ForwardPath:
     """One RCPT TO: the address, and its DSN parameters as given.
 
-    `notify` is empty when the client said nothing (then FAILURE is meant, RFC 3461 4.1).
+    `notify` is empty when the client gave no NOTIFY, which means FAILURE (RFC 3461 4.1).
     `orcpt` is decoded, with its address type: "rfc822;Bob@example.net", or "".
     """
 
@@ -34,7 +39,7 @@ class ForwardPath:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """MAIL FROM with its parameters, and the forward-paths in the order they were given.
+    """MAIL FROM with its parameters, and the forward-paths in the order of RCPT.
 
     `ret` is "FULL", "HDRS" or ""; `envid` is decoded; `eight_bit` is BODY=8BITMIME.
     """
@@ -71,14 +76,132 @@ class Client:
 
 
 def wants_failure_report(notify: frozenset[Notify]) -> bool:
-    """Whether NOTIFY asks for a report when delivery fails: absent,
-    or with FAILURE (RFC 3461 4.1).
-    """
+    """Return whether NOTIFY asks for a DSN on failure: absent, or with FAILURE (RFC 3461 4.1)."""
     return not notify or Notify.FAILURE in notify
 
 
 def domain_of(address: str) -> str:
-    """Return the part behind the last @ in lower case; "" when there is none (the null path,
-    bare Postmaster).
-    """
+    """Return the part after the last @ in lower case; "" for the null path and bare Postmaster."""
     return address.rpartition("@")[2].lower() if "@" in address else ""
+
+
+ENVID_CHARACTERS_MAX = 100
+ORCPT_CHARACTERS_MAX = 500
+
+_xtext = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*").fullmatch
+_hexchar = re.compile(r"\+([0-9A-F]{2})")
+_not_xchar = re.compile(r"[^!-*,-<>-~]")
+_address_type = re.compile(r"[A-Za-z0-9-]{1,60}").fullmatch
+_printable = re.compile(r"[ -~]*").fullmatch
+_embedded = re.compile(r"\\x\{([0-9A-Fa-f]{2,6})\}")
+_not_qchar = re.compile(r"[^!-*,-<>-\[\]-~]")
+_no_control = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*").fullmatch
+
+
+def decode_xtext(text: str) -> str:
+    """Return the decoded text; each +HH is one character. Raises ValueError."""
+    if not _xtext(text):
+        raise ValueError(f"{excerpt(text)} is not xtext: expected +HH in place of + = and spaces")
+    if "+" not in text:
+        return text
+    return _hexchar.sub(lambda found: chr(int(found.group(1), 16)), text)
+
+
+def encode_xtext(text: str) -> str:
+    """Return printable ASCII `text` as xtext. Raises ValueError for anything else."""
+    if not _printable(text):
+        raise ValueError(f"{excerpt(text)} is not printable ASCII, and cannot be written as xtext")
+    return _not_xchar.sub(lambda found: f"+{ord(found.group()):02X}", text)
+
+
+def parse_notify(value: str) -> frozenset[Notify]:
+    """Read NOTIFY=: NEVER alone, or SUCCESS, FAILURE and DELAY, each once (RFC 3461 4.1)."""
+    words = value.upper().split(",")
+    if len(words) != len(set(words)):
+        raise ValueError(f"NOTIFY={excerpt(value)} names a keyword twice")
+    try:
+        notify = frozenset(Notify(word) for word in words)
+    except ValueError:
+        raise ValueError(
+            f"NOTIFY={excerpt(value)}: expected NEVER, or any of SUCCESS,FAILURE,DELAY"
+        ) from None
+    if Notify.NEVER in notify and len(notify) > 1:
+        raise ValueError("NOTIFY: NEVER must be the only keyword")
+    return notify
+
+
+def parse_ret(value: str) -> str:
+    """Read RET=: "FULL" or "HDRS" (RFC 3461 4.3)."""
+    ret = value.upper()
+    if ret not in ("FULL", "HDRS"):
+        raise ValueError(f"RET={excerpt(value)}: expected FULL or HDRS")
+    return ret
+
+
+def parse_envid(value: str) -> str:
+    """Read ENVID=, decoded, at most 100 printable characters (RFC 3461 4.4)."""
+    envid = _decoded(value, name="ENVID")
+    if not envid or len(envid) > ENVID_CHARACTERS_MAX:
+        raise ValueError(f"ENVID has {len(envid)} characters: expected 1 to {ENVID_CHARACTERS_MAX}")
+    return envid
+
+
+def parse_orcpt(value: str) -> str:
+    """Read ORCPT=: "rfc822;Bob@example.net" with the address decoded (RFC 3461 4.2)."""
+    if len(value) > ORCPT_CHARACTERS_MAX:
+        raise ValueError(f"ORCPT is longer than {ORCPT_CHARACTERS_MAX} characters")
+    kind, semicolon, encoded = value.partition(";")
+    if not semicolon or not encoded or not _address_type(kind):
+        raise ValueError(f"ORCPT={excerpt(value)}: expected an address type, ; and an address")
+    if kind.lower() == "utf-8":
+        return f"{kind};{_decoded_utf8_address(encoded)}"
+    return f"{kind};{_decoded(encoded, name='ORCPT')}"
+
+
+def encode_orcpt(orcpt: str) -> str:
+    """Return the value of ORCPT= for "type;address", always in ASCII.
+
+    Raises ValueError if it is not such a pair or not printable.
+    """
+    kind, semicolon, address = orcpt.partition(";")
+    if not semicolon or not _address_type(kind):
+        raise ValueError(f"{excerpt(orcpt)} is not an address type, ; and an address")
+    if kind.lower() != "utf-8":
+        return f"{kind};{encode_xtext(address)}"
+    return f"{kind};{encode_utf8_address(address)}"
+
+
+def encode_utf8_address(address: str, *, unicode: bool = False) -> str:
+    r"""Return an address of type utf-8, special and non-ASCII characters as \x{HEX} (RFC 6533 3).
+
+    With `unicode`, non-ASCII characters stay as they are (utf-8-addr-unitext).
+    """
+    if not _no_control(address):
+        raise ValueError(f"{excerpt(address)} has control characters")
+
+    def written(found: re.Match[str]) -> str:
+        character = found.group()
+        return character if unicode and character > "\x7f" else f"\\x{{{ord(character):02X}}}"
+
+    return _not_qchar.sub(written, address)
+
+
+def _decoded_utf8_address(encoded: str) -> str:
+    def read(found: re.Match[str]) -> str:
+        number = int(found.group(1), 16)
+        return chr(number) if number <= 0x10FFFF else "\0"
+
+    address = _embedded.sub(read, encoded)
+    if not _no_control(address) or " " in encoded:
+        raise ValueError(f"ORCPT={excerpt(encoded)} is not an address of type utf-8")
+    return address
+
+
+def _decoded(value: str, *, name: str) -> str:
+    try:
+        decoded = decode_xtext(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if not _printable(decoded):
+        raise ValueError(f"{name}={excerpt(value)} decodes to characters that are not printable")
+    return decoded

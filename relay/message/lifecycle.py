@@ -1,22 +1,20 @@
-"""The states of a recipient and the only table of their transitions.
+"""The states of a recipient and the table of their transitions.
 
-On the path: the spool asks it before it writes a state.
-Holds: a final state is never left.
-Fails: ValueError for a transition that is not in the table.
-Standards: names from docs/names.md (states); RFC 5321 6.1.
+The spool checks each state that it writes against this table. A final state is never left.
+The names are in docs/names.md (states). RFC 5321 6.1.
 """
 
 from enum import StrEnum
 
 
-class State(StrEnum):
-    """Where one recipient of one message stands."""
+class RecipientState(StrEnum):
+    """The state of one recipient of one message."""
 
     QUEUED = "queued"
     DEFERRED = "deferred"
     HELD = "held"
     CAPTURED = "captured"
-    DELIVERED = "delivered"  # in a Maildir here
+    DELIVERED = "delivered"  # in a local Maildir
     RELAYED = "relayed"  # a remote SMTP host's 250
     FAILED = "failed"
     EXPIRED = "expired"
@@ -26,49 +24,61 @@ class State(StrEnum):
     EXPANDED = "expanded"
 
 
-FINAL = frozenset(State) - {State.QUEUED, State.DEFERRED, State.HELD, State.CAPTURED}
+FINAL = frozenset(RecipientState) - {
+    RecipientState.QUEUED,
+    RecipientState.DEFERRED,
+    RecipientState.HELD,
+    RecipientState.CAPTURED,
+}
 
-_FROM_QUEUED = frozenset(State) - {State.QUEUED}
-PARKED = (State.HELD, State.CAPTURED)  # not tried until an operator acts
-_FROM_PARKED = frozenset({State.QUEUED, State.CANCELLED, State.DISCARDED, State.EXPIRED})
+_FROM_QUEUED = frozenset(RecipientState) - {RecipientState.QUEUED}
+PARKED = (RecipientState.HELD, RecipientState.CAPTURED)  # not attempted until an operator acts
+_FROM_PARKED = frozenset(
+    {
+        RecipientState.QUEUED,
+        RecipientState.CANCELLED,
+        RecipientState.DISCARDED,
+        RecipientState.EXPIRED,
+    }
+)
 
-TRANSITIONS: dict[State, frozenset[State]] = {
-    State.QUEUED: _FROM_QUEUED,
-    State.DEFERRED: _FROM_QUEUED | {State.QUEUED},
-    State.HELD: _FROM_PARKED | {State.DEFERRED},  # a hold that is undone
-    State.CAPTURED: _FROM_PARKED,
+TRANSITIONS: dict[RecipientState, frozenset[RecipientState]] = {
+    RecipientState.QUEUED: _FROM_QUEUED,
+    RecipientState.DEFERRED: _FROM_QUEUED | {RecipientState.QUEUED},
+    RecipientState.HELD: _FROM_PARKED | {RecipientState.DEFERRED},  # undoing a hold
+    RecipientState.CAPTURED: _FROM_PARKED,
     **{state: frozenset() for state in FINAL},
 }
 
 
-def check_transition(before: State, after: State) -> None:
+def check_transition(before: RecipientState, after: RecipientState) -> None:
     """Raise ValueError unless `before` may become `after`."""
     if after not in TRANSITIONS[before]:
         raise ValueError(f"a recipient that is {before} cannot become {after}")
 
 
-def message_state(states: list[State]) -> State:
-    """Return the one word for a whole message: the least finished state first, then the worst end.
+def message_state(states: list[RecipientState]) -> RecipientState:
+    """Return the state of a whole message: the least finished state, else the worst final state.
 
-    The order says what its sender most needs to know. No recipients at all is "discarded".
+    The order is by importance to the sender. A message without recipients is "discarded".
     """
-    for state in _TELLING_ORDER:
+    for state in _ORDER_OF_IMPORTANCE:
         if state in states:
             return state
-    return State.DISCARDED
+    return RecipientState.DISCARDED
 
 
-_TELLING_ORDER = (
-    State.DEFERRED,
-    State.QUEUED,
-    State.HELD,
-    State.FAILED,
-    State.EXPIRED,
-    State.CANCELLED,
-    State.CAPTURED,
-    State.DISCARDED,
-    State.RELAYED,
-    State.DELIVERED,
-    State.REDIRECTED,
-    State.EXPANDED,
+_ORDER_OF_IMPORTANCE = (
+    RecipientState.DEFERRED,
+    RecipientState.QUEUED,
+    RecipientState.HELD,
+    RecipientState.FAILED,
+    RecipientState.EXPIRED,
+    RecipientState.CANCELLED,
+    RecipientState.CAPTURED,
+    RecipientState.DISCARDED,
+    RecipientState.RELAYED,
+    RecipientState.DELIVERED,
+    RecipientState.REDIRECTED,
+    RecipientState.EXPANDED,
 )

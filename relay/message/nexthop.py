@@ -1,10 +1,7 @@
-"""Where the copy for some recipients goes next: one frozen value, and its text in the spool.
+"""The next hop of a recipient: a value, and its text in the spool.
 
-On the path: routing makes it per recipient, the spool keeps it per entry, delivery dispatches on
-    it.
-Holds: str(hop) and NextHop.parse are inverse.
-Fails: ValueError for a text that is no next hop.
-Standards: RFC 5321 2.3.5, 5.1.
+Routing chooses it per recipient, the spool stores it per entry, delivery dispatches on it.
+str(hop) and NextHop.parse() are inverse. RFC 5321 2.3.5, 5.1.
 """
 
 from enum import StrEnum
@@ -12,19 +9,20 @@ from typing import NamedTuple, Self
 
 
 class HopKind(StrEnum):
-    """What kind of place it is."""
+    """The kind of a next hop."""
 
     LOCAL = "local"  # a mailbox of this relay
     MX = "mx"  # the MX hosts of `host`, a domain
     SMTP = "smtp"  # this host and port
     SMTPS = "smtps"  # the same, TLS from the first byte
-    CAPTURE = "capture"  # kept here, never sent
+    CAPTURE = "capture"  # stored here, never sent
 
 
 class NextHop(NamedTuple):
     """A next hop; `host` is a domain for MX, a host name or address for SMTP and SMTPS, else "".
 
-    A tuple, for it is looked up many times for each message: that costs no call of Python's.
+    It is a tuple because it is a dictionary key many times per message: hashing a tuple runs no
+    Python code.
     """
 
     kind: HopKind
@@ -43,10 +41,7 @@ class NextHop(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what str() wrote.
-
-        Raises ValueError that says what was expected.
-        """
+        """Parse the text of str(). Raises ValueError with what was expected."""
         if text in (HopKind.LOCAL, HopKind.CAPTURE):
             return cls(HopKind(text))
         if text.startswith("mx:") and len(text) > len("mx:"):
@@ -59,7 +54,7 @@ class NextHop(NamedTuple):
             if 0 < number < 65536:
                 return cls(HopKind(scheme), host, number)
         raise ValueError(
-            f"{text!r} is no next hop: expected local, capture, mx:DOMAIN, smtp://HOST:PORT"
+            f"{text!r} is not a next hop: expected local, capture, mx:DOMAIN, smtp://HOST:PORT"
             " or smtps://HOST:PORT"
         )
 

@@ -1,11 +1,15 @@
-"""What one attempt came to for one recipient.
+"""The outcome of a delivery attempt for one recipient, and the table from SMTP replies to outcomes.
 
-On the path: delivery makes it, the spool settles it, reports tell it.
-Holds: exactly one of five cases, matched exhaustively.
-Fails: never.
-Standards: RFC 3463 (status), RFC 3464 2.3 (fields), RFC 1047 (why indeterminate exists).
+The SMTP client calls classify() for each reply and classify_session_failure() for each broken
+session. Delivery and pickup act on the result, the spool stores it, DSNs report it. An outcome is
+one of five classes, matched exhaustively. Only a 2yz reply to the final dot is Relayed. After that
+dot, only a 4yz or 5yz reply proves that the message was not accepted. A reply that is not SMTP has
+an outcome too.
+RFC 5321 4.2, 4.3.2, 4.5.3.1.10; RFC 3463 (status); RFC 3464 2.3; RFC 7504 (521, 556); RFC 1047 (why
+Indeterminate exists).
 """
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -13,7 +17,7 @@ INTERNAL_ERROR = "internal error in the relay; its log has the details"
 
 
 class DeferralClass(StrEnum):
-    """Why it was put off: the key of a retry list, and a metric label."""
+    """Why a recipient was deferred: the key of a retry list, and a metric label."""
 
     DNS = "dns"
     CONNECT = "connect"
@@ -21,19 +25,19 @@ class DeferralClass(StrEnum):
     AUTH = "auth"
     PROTOCOL = "protocol"
     SITE = "site"  # 4yz to the session or the transaction
-    RECIPIENT = "recipient"  # 4yz to one RCPT (greylisting and the like)
+    RECIPIENT = "recipient"  # 4yz to one RCPT, such as greylisting
     MAILBOX = "mailbox"  # a local mailbox is full or cannot be written
-    CONTENT = "content"  # what the spool keeps of the message cannot be read
+    CONTENT = "content"  # the stored message cannot be read
     INTERNAL = "internal"
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was said and by whom.
+    """The reply behind an outcome.
 
-    `status` is the RFC 3463 code; `reply` the remote reply as "550 5.1.1 text" or our own words;
-    `host` the MTA's name ("" for this relay), `remote` whether a remote MTA said it; `tls` the
-    protocol version or "".
+    `status` is the RFC 3463 code; `reply` the remote reply as "550 5.1.1 text", or a text of this
+    relay; `host` the MTA's name ("" for this relay); `remote` whether a remote MTA sent the reply;
+    `tls` the protocol version or "".
     """
 
     status: str
@@ -45,21 +49,21 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """In a mailbox."""
+    """Delivered to a local mailbox."""
 
     evidence: Evidence
 
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """A remote SMTP host took responsibility."""
+    """A remote SMTP host accepted the message."""
 
     evidence: Evidence
 
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """Not now: try again by the retry list of `kind`."""
+    """Temporary failure: retry by the retry list of `kind`."""
 
     evidence: Evidence
     kind: DeferralClass
@@ -67,16 +71,201 @@ class Deferred:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Never."""
+    """Permanent failure."""
 
     evidence: Evidence
 
 
 @dataclass(frozen=True, slots=True)
 class Indeterminate:
-    """Cut off after the final dot: it may or may not have arrived; it is tried again."""
+    """The session broke after the final dot: the message may have arrived. It is retried."""
 
     evidence: Evidence
 
 
 Outcome = Delivered | Relayed | Deferred | Failed | Indeterminate
+
+
+class SmtpStage(StrEnum):
+    """The command of a session or transaction that a reply or failure belongs to."""
+
+    CONNECT = "connect"
+    BANNER = "banner"
+    EHLO = "EHLO"
+    STARTTLS = "STARTTLS"
+    AUTH = "AUTH"
+    MAIL = "MAIL"
+    RCPT = "RCPT"
+    DATA = "DATA"  # the command and the content, up to the final dot
+    DOT = "final dot"
+
+
+class SessionFailure(StrEnum):
+    """Why there was no reply to classify."""
+
+    LOST = "lost"  # refused, unreachable, reset, closed
+    TIMEOUT = "timeout"
+    PROTOCOL = "nonsense"  # not SMTP, or a reply without a command
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply: its code, and its lines joined by a space, printable."""
+
+    code: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.text}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The remote host: its name, and the TLS version or "" without TLS."""
+
+    host: str
+    tls: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _StageRule:
+    """How replies in one stage are classified.
+
+    `success` is the class of codes with which the session continues. A 5yz reply is permanent only
+    if `final`. `status` replaces the status of the code where that would be misleading.
+    """
+
+    success: int
+    kind: DeferralClass
+    final: bool = True
+    status: str = ""
+
+
+_STAGE_RULES = {
+    # A rejecting banner is about one host: the caller tries the other hosts first.
+    SmtpStage.BANNER: _StageRule(2, DeferralClass.SITE),
+    SmtpStage.EHLO: _StageRule(2, DeferralClass.SITE, final=False),
+    SmtpStage.STARTTLS: _StageRule(2, DeferralClass.TLS, final=False, status="4.7.5"),
+    # The credentials are the operator's: a sender must not lose mail because of them.
+    SmtpStage.AUTH: _StageRule(2, DeferralClass.AUTH, final=False, status="4.7.8"),
+    SmtpStage.MAIL: _StageRule(2, DeferralClass.SITE),
+    SmtpStage.RCPT: _StageRule(2, DeferralClass.RECIPIENT),
+    SmtpStage.DATA: _StageRule(3, DeferralClass.SITE),
+    SmtpStage.DOT: _StageRule(2, DeferralClass.SITE),
+}
+
+_STATUS_BY_CODE = {
+    421: "4.3.2",
+    450: "4.2.0",
+    451: "4.3.0",
+    452: "4.3.1",
+    454: "4.7.0",
+    500: "5.5.2",
+    501: "5.5.4",
+    502: "5.5.1",
+    503: "5.5.1",
+    504: "5.5.4",
+    521: "5.3.2",
+    530: "5.7.0",
+    535: "5.7.8",
+    551: "5.1.6",
+    552: "5.2.2",
+    553: "5.1.3",
+    555: "5.5.4",
+    556: "5.1.10",
+}
+_STATUS_BY_STAGE = {
+    (SmtpStage.BANNER, 550): "5.3.2",
+    (SmtpStage.BANNER, 554): "5.3.2",
+    (SmtpStage.MAIL, 552): "5.3.4",
+    (SmtpStage.RCPT, 452): "4.5.3",
+    (SmtpStage.RCPT, 501): "5.1.3",
+    (SmtpStage.RCPT, 550): "5.1.1",
+    (SmtpStage.DATA, 552): "5.3.4",
+    (SmtpStage.DATA, 554): "5.7.1",
+    (SmtpStage.DOT, 552): "5.3.4",
+    (SmtpStage.DOT, 554): "5.7.1",
+}
+_ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?=\s|$)")
+_CLOSING = 421
+
+
+def classify(stage: SmtpStage, reply: Reply, peer: Peer) -> Outcome | None:
+    """Return the outcome of `reply` for its recipients; None when the session continues.
+
+    At DOT a 2yz reply is Relayed. A code of the wrong class is a protocol error, as in
+    classify_session_failure().
+    """
+    row = _STAGE_RULES[stage]
+    severity = reply.code // 100
+    if severity == row.success:
+        if stage is not SmtpStage.DOT:
+            return None
+        return Relayed(_evidence(status_of(stage, reply), reply, peer))
+    if severity not in (4, 5):
+        text = f"{reply} is not an answer to {stage}"
+        return classify_session_failure(stage, SessionFailure.PROTOCOL, text, peer=peer)
+    if closes_connection(reply):
+        kind = row.kind if row.kind is not DeferralClass.RECIPIENT else DeferralClass.SITE
+        return Deferred(_evidence(status_of(stage, reply), reply, peer), kind)
+    too_many = stage is SmtpStage.RCPT and _says_too_many(reply)
+    if severity == 5 and row.final and not too_many:
+        return Failed(_evidence(status_of(stage, reply), reply, peer))
+    status = row.status or "4" + status_of(stage, reply)[1:]
+    return Deferred(_evidence(status, reply, peer), row.kind)
+
+
+def classify_session_failure(
+    stage: SmtpStage, failure: SessionFailure, text: str, *, peer: Peer
+) -> Deferred | Indeterminate:
+    """Return the outcome for recipients whose session broke at `stage`; `text` says how.
+
+    At DOT it is unknown whether the message arrived (RFC 1047).
+    """
+    is_protocol_error = failure is SessionFailure.PROTOCOL
+    if stage is SmtpStage.CONNECT:
+        status, kind = "4.4.1", DeferralClass.CONNECT
+    elif stage is SmtpStage.STARTTLS:
+        status, kind = "4.7.5", DeferralClass.TLS
+    elif stage is SmtpStage.AUTH:
+        status, kind = "4.7.8", DeferralClass.AUTH
+    elif is_protocol_error:
+        status, kind = "4.5.0", DeferralClass.PROTOCOL
+    else:
+        status, kind = "4.4.2", DeferralClass.CONNECT
+    evidence = Evidence(status, text, host=peer.host, tls=peer.tls)
+    return Indeterminate(evidence) if stage is SmtpStage.DOT else Deferred(evidence, kind)
+
+
+def is_recipient_limit(reply: Reply) -> bool:
+    """Return whether a reply to RCPT says that there are too many recipients (RFC 5321 4.5.3.1.10).
+
+    This is valid only if an earlier RCPT was accepted. With another enhanced code, 452 and 552 have
+    another meaning.
+    """
+    return reply.code in (452, 552) and (
+        _says_too_many(reply) or _ENHANCED.match(reply.text) is None
+    )
+
+
+def closes_connection(reply: Reply) -> bool:
+    """Return whether the peer closes the connection after this reply (RFC 5321 3.8)."""
+    return reply.code == _CLOSING
+
+
+def status_of(stage: SmtpStage, reply: Reply) -> str:
+    """Return the peer's enhanced status if its class is the reply's, else the table's."""
+    severity = str(reply.code)[0]
+    enhanced = _ENHANCED.match(reply.text)
+    if enhanced and enhanced[0][0] == severity:
+        return enhanced[0]
+    by_stage = _STATUS_BY_STAGE.get((stage, reply.code))
+    return by_stage or _STATUS_BY_CODE.get(reply.code, f"{severity}.0.0")
+
+
+def _says_too_many(reply: Reply) -> bool:
+    return reply.text.startswith(("4.5.3", "5.5.3")) and _ENHANCED.match(reply.text) is not None
+
+
+def _evidence(status: str, reply: Reply, peer: Peer) -> Evidence:
+    return Evidence(status, str(reply), host=peer.host, remote=True, tls=peer.tls)

@@ -1,16 +1,15 @@
-"""A message as Graph's properties: what the front door parses and what conversion turns into MIME.
+"""The values of Graph's message resource: what requests are parsed into and conversion reads.
 
-On the path: graph makes it from JSON, the draft form stores it, pickup converts it.
-Holds: no field has CR, LF or NUL in it except body content; addresses are valid.
-Fails: never; graph checks the JSON before it makes one.
-Standards: Graph's message resource type.
+Graph makes MessageProperties from JSON, the draft's file stores them, pickup converts them to MIME.
+Only the body may have CR, LF or NUL; addresses are valid: graph checks the JSON. The field names of
+these classes are part of the file format of drafts (relay.mime.draft).
 """
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Person:
+class EmailAddress:
     """Graph's emailAddress: display name ("" if none) and address."""
 
     address: str
@@ -19,11 +18,10 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """Graph's fileAttachment; `content` is base64 text as the client gave it, already checked,
-    without white space.
+    """Graph's fileAttachment. `content` is the client's base64, valid and without white space.
 
-    `size` is the number of decoded bytes. With `item` it is Graph's itemAttachment: what is decoded
-    is a whole message (message/rfc822).
+    `size` is the number of decoded bytes. With `item` it is Graph's itemAttachment: the decoded
+    content is a whole message (message/rfc822).
     """
 
     name: str
@@ -39,7 +37,7 @@ class Attachment:
 class ExtendedProperty:
     """Graph's singleValue- or multiValueLegacyExtendedProperty.
 
-    `id` is canonical (relay.message.extended): "SystemTime 0x3FEF",
+    `id` is canonical (relay.message.extended_properties): "SystemTime 0x3FEF",
     "String {00020329-0000-0000-C000-000000000046} Name Keywords". A single value has one `values`.
     """
 
@@ -50,22 +48,22 @@ class ExtendedProperty:
 
 @dataclass(frozen=True, slots=True)
 class MessageProperties:
-    """Graph's message, the writable part. `body_type` is "text" or "html"; `importance` low,
-    normal or high; `sensitivity` normal, personal, private or confidential.
+    """The writable properties of Graph's message. `body_type` is "text" or "html"; `importance`
+    low, normal or high; `sensitivity` normal, personal, private or confidential.
 
-    `sender` and `from_` are None until the store fills in the mailbox's owner. `references` and
+    `sender` and `from_` are None until the mailbox store sets the mailbox's owner. `references` and
     `in_reply_to` are Message-IDs with their angle brackets; `conversation_index` is base64.
     """
 
     subject: str = ""
     body_type: str = "text"
     body: str = ""
-    from_: Person | None = None
-    sender: Person | None = None
-    to: tuple[Person, ...] = ()
-    cc: tuple[Person, ...] = ()
-    bcc: tuple[Person, ...] = ()
-    reply_to: tuple[Person, ...] = ()
+    from_: EmailAddress | None = None
+    sender: EmailAddress | None = None
+    to: tuple[EmailAddress, ...] = ()
+    cc: tuple[EmailAddress, ...] = ()
+    bcc: tuple[EmailAddress, ...] = ()
+    reply_to: tuple[EmailAddress, ...] = ()
     importance: str = "normal"
     internet_message_id: str = ""
     internet_message_headers: tuple[tuple[str, str], ...] = ()

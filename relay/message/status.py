@@ -1,9 +1,8 @@
-"""Status codes in words: for the replies this relay gives, and for the people who read reports.
+"""Status codes: the relay's own SMTP replies, and sentences for the readers of DSNs.
 
-On the path: ingress and policy make replies with it, dsn explains failures with it.
-Holds: a reply line is printable ASCII, has one line and fits into RFC 5321's 512 octets.
-Fails: never; an unknown status is explained by its class and subject.
-Standards: RFC 3463 and its registry (RFC 5248), RFC 2034, RFC 5321 4.2.
+A reply line is printable ASCII, one line, and fits into the 512 octets of RFC 5321. A status that
+is not in the table is explained by its subject.
+RFC 3463 and its registry (RFC 5248), RFC 2034, RFC 5321 4.2.
 """
 
 import re
@@ -18,7 +17,7 @@ _reply = re.compile(
 _status_first = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?:\s+|$)(.*)", re.DOTALL)
 _controls = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
-# The basic code that the registry has beside a status; else the class decides.
+# The basic code that the registry gives for a status; otherwise the class decides.
 _BASIC_CODES = {
     "4.2.2": 452,
     "4.3.1": 452,
@@ -43,8 +42,8 @@ _BASIC_CODE_OF_CLASS = {"2": 250, "4": 451, "5": 550}
 _SENTENCES = {
     "1.0": "The address was refused by {domain}.",
     "1.1": "The address was not found at {domain}. Check the spelling.",
-    "1.2": "The domain {domain} does not exist. Check the spelling behind the @.",
-    "1.3": "The address is not written correctly. Check the spelling.",
+    "1.2": "The domain {domain} does not exist. Check the spelling after the @.",
+    "1.3": "The address is not valid. Check the spelling.",
     "1.6": "The mailbox has moved and left no new address.",
     "1.7": "Your own address was refused by {domain}.",
     "1.8": "The domain of your own address was not found by {domain}.",
@@ -61,14 +60,14 @@ _SENTENCES = {
     "4.2": "The connection to {domain} broke off.",
     "4.3": "The name servers of {domain} gave no answer.",
     "4.4": "No mail system could be found for {domain}.",
-    "4.6": "The message went in circles between mail systems. The recipient's administrator must"
-    " mend this.",
+    "4.6": "The message loops between mail systems. The recipient's administrator must"
+    " correct this.",
     "4.7": "The message could not be delivered in the time allowed.",
     "5.0": "The mail system of {domain} did not understand this one.",
     "5.3": "The message has too many recipients.",
     "6.0": "The mail system of {domain} refused the content of the message.",
-    "6.3": "The mail system of {domain} cannot take the message in the form it has.",
-    "6.7": "The mail system of {domain} takes no addresses with characters beyond ASCII.",
+    "6.3": "The mail system of {domain} cannot accept the format of the message.",
+    "6.7": "The mail system of {domain} accepts only ASCII addresses.",
     "7.0": "The message was refused for reasons of security.",
     "7.1": "The message was refused by a rule. See the reason below.",
     "7.4": "No secure connection to {domain} was possible.",
@@ -76,11 +75,11 @@ _SENTENCES = {
     "7.8": "The next mail system refused this relay's credentials.",
 }
 _GENERAL = "The message could not be delivered."
-_GAVE_UP = "It was tried again and again, and has now been given up."
+_GAVE_UP = "Delivery was attempted several times and has now been given up."
 
 
 class SplitReply(NamedTuple):
-    """A reply in its parts; code 0 and status "" where the text has none."""
+    """The parts of a reply; code 0 and status "" if the text has none."""
 
     code: int
     status: str
@@ -88,7 +87,7 @@ class SplitReply(NamedTuple):
 
 
 def split_reply(reply: str) -> SplitReply:
-    """Take "550 5.1.1 text" apart; also "5.1.1 text", "550 text" and plain text."""
+    """Split "550 5.1.1 text", "5.1.1 text", "550 text" or plain text into its parts."""
     found = _reply.fullmatch(reply)
     if found:
         return SplitReply(int(found.group(1)), found.group(2) or "", found.group(3))
@@ -99,12 +98,12 @@ def split_reply(reply: str) -> SplitReply:
 
 
 def basic_code(status: str) -> int:
-    """Return the reply code that goes with an enhanced status: 550 for "5.1.1"."""
+    """Return the reply code for an enhanced status: 550 for "5.1.1"."""
     return _BASIC_CODES.get(status) or _BASIC_CODE_OF_CLASS.get(status[:1], 451)
 
 
 def own_reply(status: str, text: str) -> str:
-    """Return a reply of this relay's own, "550 5.7.1 text", fit for an SMTP line."""
+    """Return a reply of this relay, "550 5.7.1 text", as one SMTP line."""
     return f"{basic_code(status)} {status} {reply_text(text)}"
 
 
@@ -117,21 +116,21 @@ def reply_text(text: str) -> str:
 
 
 def ascii_folded(text: str) -> str:
-    """Return `text` with accents dropped and what else is not ASCII as "?"."""
+    """Return `text` in ASCII: without accents, any other character as "?"."""
     decomposed = unicodedata.normalize("NFKD", text)
     bare = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     return bare.encode("ascii", "replace").decode("ascii")
 
 
 def one_line(text: str) -> str:
-    """Return `text` with each run of white space and controls as one space."""
+    """Return `text` with each run of white space and control characters as one space."""
     return _controls.sub(" ", text).strip()
 
 
 def explain(status: str, domain: str) -> str:
-    """Return a sentence for people on a failure, permanent or (class 4) given up."""
+    """Return a sentence for the reader of a DSN about a permanent or given-up (class 4) failure."""
     kind, _, detail = status.partition(".")
     subject = detail.partition(".")[0]
     sentence = _SENTENCES.get(detail) or _SENTENCES.get(f"{subject}.0", _GENERAL)
-    told = sentence.format(domain=domain or "the recipient's domain")
-    return f"{told} {_GAVE_UP}" if kind == "4" else told
+    text = sentence.format(domain=domain or "the recipient's domain")
+    return f"{text} {_GAVE_UP}" if kind == "4" else text

@@ -1,10 +1,8 @@
-"""What policy decided about a message: per recipient, with the contents that its rules made.
+"""The decision of the mail-flow rules: an action per recipient, and the changed contents.
 
-On the path: policy makes it, ingress fans out by it, the spool keeps its trace.
-Holds: one RecipientVerdict for each examined recipient, in their order; contents[0] is the
-    original.
-Fails: never.
-Standards: none; the vocabulary is Exchange's mail flow rules.
+Policy makes it, ingress carries it out, the spool stores the rule hits. There is one
+RecipientVerdict for each examined recipient, in the same order; contents[0] is the original.
+The vocabulary is that of Exchange's mail flow rules.
 """
 
 from dataclasses import dataclass
@@ -13,11 +11,11 @@ from typing import Any
 
 from relay.message.content import Content
 
-_NAMED_MAX = 100  # recipients of a hit, of which a message may have many
+_NAMED_MAX = 100  # recipients named per hit; a message may have many
 
 
 class Source(StrEnum):
-    """How a message came in: the `source` condition and the `via` label of metrics."""
+    """How a message was accepted: the `source` condition and the `via` label of metrics."""
 
     GRAPH = "graph"
     SMTP = "smtp"
@@ -26,28 +24,29 @@ class Source(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
-    """A recipient that routing has examined."""
+class ExaminedRecipient:
+    """A recipient, and whether routing says that it is local."""
 
     address: str
     local: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """What the rules look at. `content` has CRLF line ends; `sender_local`: the reverse-path's
-    domain is ours and the session was trusted.
+class ExaminedMessage:
+    """The message that the rules examine. `content` has CRLF line ends.
+
+    `sender_local`: the domain of the reverse-path is local and the session was trusted.
     """
 
     reverse_path: str
     sender_local: bool
-    recipients: tuple[Examined, ...]
+    recipients: tuple[ExaminedRecipient, ...]
     content: Content
     source: Source
 
 
-class Fate(StrEnum):
-    """What becomes of one recipient."""
+class VerdictAction(StrEnum):
+    """The action for one recipient."""
 
     DELIVER = "deliver"
     REJECT = "reject"
@@ -57,12 +56,12 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RecipientVerdict:
-    """`status` and `text` for REJECT; `successors` for REDIRECT; `content` is an index;
-    `rule` decided it ("" if none).
+    """`status` and `text` for REJECT; `successors` for REDIRECT; `content` is an index
+    into the verdict's contents; `rule` is the rule that decided ("" if none).
     """
 
     address: str
-    fate: Fate = Fate.DELIVER
+    action: VerdictAction = VerdictAction.DELIVER
     content: int = 0
     rule: str = ""
     status: str = ""
@@ -71,7 +70,7 @@ class RecipientVerdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Addition:
+class AddedRecipient:
     """A recipient that a rule added (cc, bcc, or the target of a redirect)."""
 
     address: str
@@ -81,7 +80,7 @@ class Addition:
 
 @dataclass(frozen=True, slots=True)
 class RuleHit:
-    """One rule that matched: `outcome` is what it did, or would have done in audit mode."""
+    """A rule that matched. `outcome` is what it did, or would have done in audit mode."""
 
     rule: str
     mode: str
@@ -89,7 +88,7 @@ class RuleHit:
     recipients: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """The hit as `relay trace` shows it; `count` where it does not name all recipients."""
+        """Return the hit for `relay trace`, with `count` if not all recipients are named."""
         hit = {
             "rule": self.rule,
             "mode": self.mode,
@@ -104,6 +103,6 @@ class Verdict:
     """The whole decision."""
 
     recipients: tuple[RecipientVerdict, ...]
-    additions: tuple[Addition, ...]
+    additions: tuple[AddedRecipient, ...]
     contents: tuple[Content, ...]
     hits: tuple[RuleHit, ...]

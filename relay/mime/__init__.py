@@ -1,4 +1,4 @@
 """Formats: reading, writing and changing messages as octets (RFC 5322, MIME, DSN, drafts' files).
 
-Pure functions over `relay.message`'s values: no sockets, no event loop, no clock.
+Pure functions of relay.message's values: no sockets, no event loop, no clock.
 """

@@ -1,109 +1,291 @@
-"""Turn a draft into the MIME that is submitted: once per message, the Graph process's step 3.
+"""Convert a draft to the message that is submitted: MIME, envelope, and what SMTP must know.
 
-On the path: pickup hands the note's bytes in and submits what comes out.
-Holds: no private block, no Bcc; Date and Message-ID are there; lines end in CRLF. MIME content goes
-out as it came otherwise. The same note gives the same bytes, so that a repeat after a crash is the
-same message.
-Fails: ConversionError, with a text for the report to the sender.
-Standards: RFC 5321 2.3.1 (envelope and content).
+Pickup passes the stored file of a draft and submits the result. A file written from Graph's
+properties is converted here; MIME drafts by relay.mime.convert_mime. The result has no private
+block, no Bcc, CRLF line ends, lines of at most 998 octets, and Date and Message-ID. Attachments are
+spliced: their base64 is copied, and in a large message it stays in the draft's file.
+The same file gives the same bytes: a repeat after a crash submits the same message.
+ConversionError has a text for the DSN to the sender.
+RFC 5321 2.3.1 (envelope and content); RFC 6531 (SMTPUTF8); RFC 6152 (8BITMIME); RFC 3461 4.1
+(NOTIFY); RFC 2045; RFC 2046 5.1 (mixed, alternative); RFC 2387 (related); RFC 2392 (cid).
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from email.message import Message
+from email.message import Message, MIMEPart
+from email.policy import SMTP
+from urllib.parse import unquote
 
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.content import (
     LARGE_BYTES,
     Content,
     LargeContent,
-    MemoryOctets,
     Octets,
-    in_sight,
+    as_bytes,
+    as_octets,
+    contains,
     is_eight_bit,
+    memory_part,
 )
-from relay.message.properties import Person
-from relay.mime.converted import ConversionError, Converted
+from relay.message.properties import EmailAddress
+from relay.mime.convert_mime import RepairedMime, convert_mime
 from relay.mime.draft import (
     FIRST_FIELD_BYTES,
     DraftOrigin,
     PrivateBlock,
-    private_length,
-    read_private,
+    StoredPart,
+    attachment_fields,
+    part_octets,
+    private_block_length,
+    read_private_block,
 )
-from relay.mime.fields import ascii_address
-from relay.mime.from_mime import SentMime, from_mime
-from relay.mime.from_properties import from_properties
-from relay.mime.headread import (
+from relay.mime.html_text import html_to_text, unescaped
+from relay.mime.read_header import (
     check_header,
-    header_of,
-    read_people,
+    header_section,
+    read_addresses,
     read_text,
     read_token,
-    unread_people,
+    unreadable_addresses,
+    with_crlf,
 )
-from relay.mime.propertyfields import sender_beside
 from relay.mime.structure import read_structure
+from relay.mime.transfer_encoding import coded_text
+from relay.mime.write_header import (
+    CRLF,
+    address_list_field,
+    ascii_address,
+    explicit_sender,
+    header_fields,
+    raw_field,
+)
 
-__all__ = ["ConversionError", "Converted", "convert", "render"]
+
+class ConversionError(Exception):
+    """The draft cannot be converted to a message that can be sent. The text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedMessage:
+    """The message to submit. `originator` is the reverse-path: the address in Sender, else From.
+
+    `defects` are the damage in MIME and the repairs, each as a short text.
+    `notify_success`: the sender requested a DSN on delivery too.
+    """
+
+    content: Content
+    originator: str
+    recipients: tuple[str, ...]
+    smtputf8: bool
+    eight_bit: bool
+    message_id: str
+    subject: str
+    defects: tuple[str, ...] = ()
+    notify_success: bool = False
+
+
+_NO_LETTER = re.compile(r"[^A-Za-z0-9]")
+_CID = re.compile(r"cid:([^\"'\s<>()]+)", re.IGNORECASE)
+# relay.mime.write_header folds the fields; `email` must not fold them again.
+_POLICY = SMTP.clone(refold_source="none", utf8=True, max_line_length=None)
+
+
+def convert_properties(
+    stored: Octets, block: PrivateBlock, length: int, *, keep_bcc: bool
+) -> Content:
+    """Return the MIME of a draft whose private block has `length` octets.
+
+    `keep_bcc` is for its owner. Reading blocks. Raises ConversionError, and OSError where the file
+    cannot be read.
+    """
+    properties, body = block.properties, block.body
+    if properties is None or body is None:
+        raise ConversionError("The draft's private block has no place of its body.")
+    text = part_octets(stored.read(length + body.offset, body.length), body)
+    tree = _tree(stored, block, length=length, text=text)
+    fields = header_fields(
+        properties, message_id=block.origin.message_id, date_us=block.origin.modified_us
+    )
+    bcc = address_list_field("Bcc", properties.bcc) if keep_bcc else ""
+    top, _, rest = _written(tree).partition(b"\r\n\r\n")
+    header = f"{bcc}{fields}".encode() + top + b"\r\n"
+    pieces: list[bytes | Octets] = [b"\r\n"]
+    for leaf in tree.leaves:
+        before, _, rest = rest.partition(leaf.mark.encode())
+        pieces += [before, leaf.content]
+    pieces.append(rest)
+    if not as_bytes(rest or tree.leaves[-1].content).endswith(b"\r\n"):
+        pieces.append(b"\r\n")
+    if stored.size <= LARGE_BYTES:
+        return b"".join((header, *map(as_bytes, pieces)))
+    eight_bit = any(part.eight_bit for part in block.attachments)
+    body_pieces = tuple(as_octets(one) for one in pieces if one)
+    return LargeContent(header, body_pieces, eight_bit=eight_bit)
+
+
+# -- structure: mixed(alternative(text, related(html, images)), files), only the levels needed
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """A leaf. `mark` is a placeholder for its bytes in the tree: `email` would copy them."""
+
+    fields: Sequence[tuple[str, str]]
+    content: bytes | Octets
+    mark: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """The structure with placeholders, and the leaves in the order of the placeholders."""
+
+    root: MIMEPart
+    leaves: Sequence[_Leaf]
+
+
+def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _Tree:
+    body_type = block.properties.body_type.lower() if block.properties else "text"
+    source = text.decode("utf-8", "replace") if body_type == "html" else ""
+    shown = _cids(source) if block.attachments else frozenset()
+    images = [one for one in block.attachments if one.inline and _identity(one) in shown]
+    files = [one for one in block.attachments if one not in images]
+    items = [stored.part(length + one.offset, one.length) for one in files if one.item]
+    boundary = _boundary(block.origin.base_name, items)
+    leaves: list[_Leaf] = []
+
+    def leaf(fields: Sequence[tuple[str, str]], content: bytes | Octets) -> MIMEPart:
+        mark = f"{boundary}_bytes_of_{len(leaves)}_"
+        leaves.append(_Leaf(fields, content, mark))
+        return _part(fields, mark)
+
+    def text_leaf(subtype: str, content: bytes) -> MIMEPart:
+        coded = coded_text(with_crlf(content))
+        content_type = f"text/{subtype}; charset={coded.charset}"
+        fields = (("Content-Type", content_type), ("Content-Transfer-Encoding", coded.encoding))
+        return leaf(fields, coded.content)
+
+    def file_leaf(part: StoredPart, *, inline: bool) -> MIMEPart:
+        fields = attachment_fields(replace(part, inline=inline))
+        return leaf(fields, stored.part(length + part.offset, part.length))
+
+    if body_type == "html":
+        alternative = text_leaf("plain", html_to_text(source).encode("utf-8", "replace"))
+        root = text_leaf("html", text)
+        if images:
+            shown_parts = [file_leaf(one, inline=True) for one in images]
+            root = _multipart("related", [root, *shown_parts], f"{boundary}_related")
+        root = _multipart("alternative", [alternative, root], f"{boundary}_alternative")
+    else:
+        root = text_leaf("plain", text)
+    if files:
+        parts = [file_leaf(one, inline=False) for one in files]
+        root = _multipart("mixed", [root, *parts], f"{boundary}_mixed")
+    return _Tree(root, leaves)
+
+
+def _written(tree: _Tree) -> bytes:
+    """Return the tree with its placeholders. A single part needs no `email` generator."""
+    if len(tree.leaves) > 1:
+        return tree.root.as_bytes()
+    [leaf] = tree.leaves
+    return f"{''.join(raw_field(*field) for field in leaf.fields)}{CRLF}{leaf.mark}".encode()
+
+
+def _cids(source: str) -> frozenset[str]:
+    """Return the content ids in the HTML; in srcset a comma after an id is not part of it."""
+    found = _CID.findall(source)
+    ids = (*found, *(one.rstrip(",") for one in found))
+    return frozenset(unquote(unescaped(one)) for one in ids)
+
+
+def _identity(part: StoredPart) -> str:
+    return part.content_id.strip("<> ")
+
+
+def _boundary(base_name: str, items: Iterable[Octets]) -> str:
+    """Return the prefix of all boundaries: it occurs in no text, which has no "=_", and in no
+    attached message.
+    """
+    boundary = f"=_{_NO_LETTER.sub('_', base_name)[:40]}"
+    for item in items:
+        while contains(item, boundary.encode()):
+            boundary += "_"
+    return boundary
+
+
+def _multipart(subtype: str, parts: Iterable[MIMEPart], boundary: str) -> MIMEPart:
+    root_type = '; type="text/html"' if subtype == "related" else ""
+    whole = MIMEPart(policy=_POLICY)
+    whole.set_raw("Content-Type", f'multipart/{subtype}{root_type};{CRLF} boundary="{boundary}"')
+    for part in parts:
+        whole.attach(part)
+    return whole
+
+
+def _part(fields: Iterable[tuple[str, str]], mark: str) -> MIMEPart:
+    part = MIMEPart(policy=_POLICY)
+    for name, value in fields:
+        part.set_raw(name, value)
+    part.set_payload(mark)
+    return part
+
 
 _RECIPIENT_FIELDS = ("To", "Cc", "Bcc")
 
 
-def convert(note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
-    """Return the MIME, the recipients (To, Cc, Bcc; each once) and what the transport must know.
+def convert(stored: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedMessage:
+    """Return the message to submit, with the recipients in To, Cc and Bcc, each once.
 
-    What is longer than relay.message.content.LARGE_BYTES stays where it lies. `now_us` and
-    `hostname` serve only a message without Date or Message-ID that has no block.
-    Reading blocks. Raises ConversionError, and OSError where the note cannot be read.
+    A content larger than relay.message.content.LARGE_BYTES is not copied into memory. `now_us` and
+    `hostname` are used only for a message without a block that lacks Date or Message-ID.
+    Reading blocks. Raises ConversionError, and OSError where the file cannot be read.
     """
-    note = MemoryOctets(note) if isinstance(note, bytes) else note
-    block, length = read_private(note)
+    octets = as_octets(stored)
+    block, length = read_private_block(octets)
     if block is not None and block.properties is not None:
-        return _of_properties(note, block, length)
-    if block is None and private_length(note.read(0, FIRST_FIELD_BYTES)):
+        return _of_properties(octets, block, length)
+    if block is None and private_block_length(octets.read(0, FIRST_FIELD_BYTES)):
         raise ConversionError("The draft's file is damaged: it ends before its content does.")
-    content = note.part(length, note.size - length)
+    content = octets.part(length, octets.size - length)
     structure = read_structure(content)
     if reason := check_header(structure.message.header, structure.message.blank):
         raise ConversionError(f"The draft cannot be sent: {reason}.")
     header = structure.message.fields()
-    origin = block.origin if block else _origin_of_a_stranger(header, now_us, hostname)
-    made = _of_mime(header, from_mime(content, structure, origin), origin)
+    origin = block.origin if block else _origin_without_block(header, now_us, hostname)
+    made = _of_mime(header, convert_mime(content, structure, origin), origin)
     wants_receipt = block is not None and block.beside is not None and block.beside.delivery_receipt
     return replace(made, notify_success=True) if wants_receipt else made
 
 
 def render(raw: bytes | Octets) -> Content:
-    """Return a stored file as its owner reads it: MIME without the block, Bcc kept.
-
-    Raises OSError where it cannot be read.
-    """
-    stored = MemoryOctets(raw) if isinstance(raw, bytes) else raw
-    block, length = read_private(stored)
+    """Return a stored file as MIME for its owner: without the block, with Bcc. Raises OSError."""
+    stored = as_octets(raw)
+    block, length = read_private_block(stored)
     if block is not None and block.properties is not None:
-        return from_properties(stored, block, length, keep_bcc=True)
+        return convert_properties(stored, block, length, keep_bcc=True)
     content = stored.part(length, stored.size - length)
     if content.size <= LARGE_BYTES:
         return content.read(0, content.size)
-    # nobody edits this header, and its line ends may be any
+    # this header is not edited, and its line ends may be of any kind
     return LargeContent(b"", (content,), eight_bit=True)
 
 
-def _of_properties(note: Octets, block: PrivateBlock, length: int) -> Converted:
+def _of_properties(stored: Octets, block: PrivateBlock, length: int) -> ConvertedMessage:
     properties, origin = block.properties, block.origin
     assert properties is not None
-    author = properties.from_ or Person(origin.account)
+    author = properties.from_ or EmailAddress(origin.account)
     _checked(ascii_address(author.address))
-    sender = sender_beside(properties) or author
+    sender = explicit_sender(properties) or author
     envelope = _envelope(sender, (*properties.to, *properties.cc, *properties.bcc))
-    content = from_properties(note, block, length, keep_bcc=False)
-    return Converted(
+    content = convert_properties(stored, block, length, keep_bcc=False)
+    return ConvertedMessage(
         content=content,
         originator=envelope.originator,
         recipients=envelope.recipients,
-        # an address of Reply-To, say, may need it as well
-        smtputf8=envelope.smtputf8 or not header_of(in_sight(content)).isascii(),
+        # an address in another field, such as Reply-To, may need it
+        smtputf8=envelope.smtputf8 or not header_section(memory_part(content)).isascii(),
         eight_bit=is_eight_bit(content),
         message_id=origin.message_id,
         subject=properties.subject,
@@ -111,15 +293,17 @@ def _of_properties(note: Octets, block: PrivateBlock, length: int) -> Converted:
     )
 
 
-def _of_mime(header: "Message[str, str]", sent: SentMime, origin: DraftOrigin) -> Converted:
+def _of_mime(
+    header: "Message[str, str]", sent: RepairedMime, origin: DraftOrigin
+) -> ConvertedMessage:
     for name in _RECIPIENT_FIELDS:
-        if unread := unread_people(header, name):
+        if unread := unreadable_addresses(header, name):
             raise ConversionError(f"The draft cannot be sent: {name} has {unread[:100]!r}.")
     added = filter(None, [sent.sender])
-    authors = (*added, *read_people(header, "sender"), *read_people(header, "from"))
-    people = [one for name in _RECIPIENT_FIELDS for one in read_people(header, name)]
-    envelope = _envelope(next(iter(authors), Person(origin.account)), people)
-    return Converted(
+    authors = (*added, *read_addresses(header, "sender"), *read_addresses(header, "from"))
+    addressees = [one for name in _RECIPIENT_FIELDS for one in read_addresses(header, name)]
+    envelope = _envelope(next(iter(authors), EmailAddress(origin.account)), addressees)
+    return ConvertedMessage(
         content=sent.content,
         originator=envelope.originator,
         recipients=envelope.recipients,
@@ -131,8 +315,8 @@ def _of_mime(header: "Message[str, str]", sent: SentMime, origin: DraftOrigin) -
     )
 
 
-def _origin_of_a_stranger(header: "Message[str, str]", now_us: int, hostname: str) -> DraftOrigin:
-    author = read_people(header, "from")
+def _origin_without_block(header: "Message[str, str]", now_us: int, hostname: str) -> DraftOrigin:
+    author = read_addresses(header, "from")
     account = author[0].address if author else ""
     return DraftOrigin(account, "", f"<{now_us}@{hostname}>", now_us, now_us)
 
@@ -144,30 +328,27 @@ class _Envelope:
     smtputf8: bool
 
 
-def _envelope(author: Person, people: Iterable[Person]) -> _Envelope:
+def _envelope(author: EmailAddress, addressees: Iterable[EmailAddress]) -> _Envelope:
     """Return the envelope, addresses in canonical form. Raises ConversionError."""
     originator = author.address and _checked(ascii_address(author.address))
-    recipients = _each_once(people)
+    recipients = _each_once(addressees)
     if not recipients:
         raise ConversionError("The message has no recipients: To, Cc and Bcc are empty.")
     smtputf8 = not all(map(str.isascii, (originator, *recipients)))
     return _Envelope(originator, recipients, smtputf8)
 
 
-def _each_once(people: Iterable[Person]) -> tuple[str, ...]:
-    """Addresses with domains in lower case and A-labels, each once, in their order."""
+def _each_once(addressees: Iterable[EmailAddress]) -> tuple[str, ...]:
+    """Return the addresses in canonical form, each once, in their order."""
     found: dict[str, str] = {}
-    for person in people:
-        address = _checked(ascii_address(person.address))
+    for addressee in addressees:
+        address = _checked(ascii_address(addressee.address))
         found.setdefault(address.lower(), address)
     return tuple(found.values())
 
 
 def _checked(address: str) -> str:
-    """Return the canonical address: what a mail client put into a draft may be anything.
-
-    Raises ConversionError.
-    """
+    """Return the canonical address. Raises ConversionError."""
     try:
         return parse_mailbox(address, smtputf8=True)
     except AddressError as error:

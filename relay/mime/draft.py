@@ -1,66 +1,48 @@
-"""The draft form: a private block at offset 0, and behind it a message any mail client shows.
+"""The file of a draft: a private block at offset 0, then a message that mail clients can show.
 
-On the path: the store writes it in steps 1 and 2; conversion and the store's readers take it apart.
-Holds: the block is found at offset 0 only and removed by its length; it grants nothing. MIME is
-kept byte for byte behind it. The file has everything: properties that no header can hold are in the
-block, the body and the attachments' base64 lie in the message, where the block says.
-Fails: never on foreign bytes: a block that does not hold together is no block.
-Standards: RFC 5322; RFC 2045, 2046; Graph's message resource type.
+The mailbox store writes it in steps 1 and 2; conversion and the readers of mailboxes read it. The
+block is recognised at offset 0 only and removed by its length; it grants nothing. It holds the
+properties that have no header field, and the places of the body and attachments in the message. It
+is itself written as header fields, so that the file is a valid message. The content of a MIME draft
+is stored unchanged after the block. Other bytes never raise: a damaged block counts as none.
+The field names of PrivateBlock and the classes in it are part of the file format.
+RFC 5322; RFC 2045, 2046; Graph's message resource type.
 """
 
+import json
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from relay.message.content import (
     LARGE_BYTES,
     Content,
     LargeContent,
-    MemoryOctets,
     Octets,
+    as_bytes,
+    as_octets,
     contains,
-    joined,
+    join_octets,
 )
-from relay.message.properties import Attachment, MessageProperties
-from relay.mime.fields import CRLF, parameter, people_field, raw_field, without_smtputf8
-from relay.mime.privateblock import (
-    FIRST_FIELD_BYTES,
-    PRIVATE_BYTES_MAX,
-    BesideMime,
-    DraftOrigin,
-    Part,
-    PrivateBlock,
-    block_bytes,
-    private_length,
-    read_block,
-    read_private,
+from relay.message.properties import Attachment, EmailAddress, ExtendedProperty, MessageProperties
+from relay.mime.write_header import (
+    CRLF,
+    address_list_field,
+    explicit_sender,
+    header_fields,
+    parameter,
+    raw_field,
+    without_smtputf8,
 )
-from relay.mime.propertyfields import header_fields, sender_beside
 
-__all__ = [  # the block's names are a draft's as well
-    "FIRST_FIELD_BYTES",
-    "PRIVATE_BYTES_MAX",
-    "BesideMime",
-    "DraftOrigin",
-    "KeptAttachment",
-    "Part",
-    "PrivateBlock",
-    "attachment_fields",
-    "base64_lines",
-    "draft_content",
-    "has_line_over",
-    "kept_attachment",
-    "mime_block",
-    "part_octets",
-    "private_length",
-    "read_block",
-    "read_private",
-    "read_properties",
-    "safe_content_type",
-    "write_message",
-]
-
+FIRST_FIELD_BYTES = 29
+PRIVATE_BYTES_MAX = 16 * 1024 * 1024  # a longer block is not accepted
+_FIRST = re.compile(rb"X-Relay-Draft: 1 (\d{10})\r\n")
+_DATA_FIELD = "X-Relay-Data: "
+_DATA_LINE = 900
 _BASE64_LINE = 76
 _BASE64_BLOCK = _BASE64_LINE * 16384
 _LINE_OCTETS_MAX = 997
@@ -74,65 +56,194 @@ _NO_LETTER = re.compile(r"[^A-Za-z0-9]")
 _BOUNDARY_CHARACTERS = 60
 _BINARY = "application/octet-stream"
 _MESSAGE = "message/rfc822"
+_Pieces = Sequence[bytes | Octets]
 
 
 @dataclass(frozen=True, slots=True)
-class KeptAttachment:
-    """An attachment as it lies in a draft's file, or is to: `octets` are base64 in lines of 76, or
-    a message as it is. `part` says everything but where.
+class DraftOrigin:
+    """The values that the store sets in a new draft. `message_id` has its angle brackets.
+
+    `sent_folder` is the id of the folder that step 4 files the message in, "" for Sent Items.
+    `on_behalf_of` is the address of another user: a message that is from it and has no Sender gets
+    the account as its Sender.
     """
 
-    part: Part
+    account: str
+    base_name: str
+    message_id: str
+    created_us: int
+    modified_us: int
+    save_to_sent_items: bool = True
+    sent_folder: str = ""
+    on_behalf_of: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPart:
+    """The place of a part, counted from the end of the block; the other fields are an attachment's.
+
+    An `id` of "" means that the index among the attachments is the id.
+    """
+
+    offset: int
+    length: int
+    base64: bool
+    name: str = ""
+    content_type: str = ""
+    size: int = 0
+    inline: bool = False
+    content_id: str = ""
+    item: bool = False  # a message, stored without encoding
+    eight_bit: bool = False
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MimeDraftProperties:
+    """Properties of a MIME draft that have no header field."""
+
+    delivery_receipt: bool = False
+    extended: tuple[ExtendedProperty, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateBlock:
+    """The block. `properties` (without body and attachments) and `body` are None for MIME."""
+
+    origin: DraftOrigin
+    properties: MessageProperties | None = None
+    body: StoredPart | None = None
+    attachments: tuple[StoredPart, ...] = ()
+    beside: MimeDraftProperties | None = None
+
+    @property
+    def is_mime(self) -> bool:
+        """Whether the block is followed by the MIME that the client gave."""
+        return self.properties is None
+
+
+_decoder = msgspec.json.Decoder(PrivateBlock)
+
+
+def block_bytes(block: PrivateBlock) -> bytes:
+    """Return the block as it is written in the file."""
+    encoded = msgspec.json.encode(block)
+    if not encoded.isascii():
+        encoded = json.dumps(msgspec.to_builtins(block), separators=(",", ":")).encode()
+    # Spaces occur only in strings. Escaped, no folded line can be white space alone.
+    text = encoded.decode("ascii").replace(" ", "\\u0020")
+    lines = [text[start : start + _DATA_LINE] for start in range(0, len(text), _DATA_LINE)]
+    data = (_DATA_FIELD + f"{CRLF} ".join(lines) + CRLF).encode()
+    return b"X-Relay-Draft: 1 %010d\r\n" % (FIRST_FIELD_BYTES + len(data)) + data
+
+
+def private_block_length(head: bytes) -> int:
+    """Return the length of the block from its first field, 0 if there is no block."""
+    match = _FIRST.match(head)
+    return int(match[1]) if match else 0
+
+
+def read_private_block(octets: Octets) -> tuple[PrivateBlock | None, int]:
+    """Return the block and its length, (None, 0) if the octets do not begin with a valid block.
+
+    Only the block is read. Raises OSError.
+    """
+    length = private_block_length(octets.read(0, FIRST_FIELD_BYTES))
+    if not FIRST_FIELD_BYTES < length <= octets.size:
+        return None, 0
+    start = FIRST_FIELD_BYTES + len(_DATA_FIELD)
+    folded = octets.read(start, length - start)
+    try:
+        block = _decoder.decode(folded.replace(b"\r\n ", b""))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None, 0
+    places = [*block.attachments, *([block.body] if block.body else [])]
+    room = octets.size - length
+    inside = all(
+        min(one.offset, one.length) >= 0 and one.offset + one.length <= room for one in places
+    )
+    return (block, length) if inside and block.is_mime == (block.body is None) else (None, 0)
+
+
+def read_block(head: bytes) -> PrivateBlock | None:
+    """Read the block from `head`, which has all of it; the places of parts are not checked."""
+    length = private_block_length(head)
+    try:
+        folded = head[FIRST_FIELD_BYTES + len(_DATA_FIELD) : length]
+        return _decoder.decode(folded.replace(b"\r\n ", b"")) if length else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def with_defaults(properties: MessageProperties, block: PrivateBlock | None) -> MessageProperties:
+    """Return the properties of a MIME draft with the From and Message-ID that it is sent with."""
+    if block is None:
+        return properties
+    return replace(
+        properties,
+        from_=properties.from_ or EmailAddress(block.origin.account),
+        internet_message_id=properties.internet_message_id or block.origin.message_id,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DraftAttachment:
+    """An attachment as stored in a draft's file: `octets` are base64 in lines of 76, or a message
+    without encoding. `part` has everything except the place.
+    """
+
+    part: StoredPart
     octets: Octets
 
 
-def kept_attachment(attachment: Attachment, *, identity: str) -> KeptAttachment:
-    """Return an attachment that is to be added to a draft, under this id."""
+def draft_attachment(attachment: Attachment, *, identity: str) -> DraftAttachment:
+    """Return an attachment to be added to a draft with this id."""
     part, pieces = _stored(attachment)
-    return KeptAttachment(replace(part, id=identity), joined(list(map(_octets, pieces))))
+    return DraftAttachment(replace(part, id=identity), join_octets(list(map(as_octets, pieces))))
 
 
 def draft_content(
-    properties: MessageProperties, origin: DraftOrigin, kept: Sequence[KeptAttachment] = ()
+    properties: MessageProperties, origin: DraftOrigin, kept: Sequence[DraftAttachment] = ()
 ) -> Content:
-    """Return a draft's file for properties, with more attachments behind theirs; their `from_` and
-    message id are to be set.
+    """Return the file of a draft with these properties, and `kept` after their attachments.
 
-    What is longer than LARGE_BYTES is not copied. Reading blocks; raises OSError.
+    `from_` and the message id must be set. A file over LARGE_BYTES is not copied into memory.
+    Reading blocks; raises OSError.
     """
     fields = header_fields(properties, message_id=origin.message_id, date_us=origin.modified_us)
-    header = people_field("Bcc", properties.bcc) + fields
+    header = address_list_field("Bcc", properties.bcc) + fields
     attachments = [
         *map(_stored, properties.attachments),
         *((one.part, [one.octets]) for one in kept),
     ]
     written = _write_entity(properties, header, attachments, mark=origin.base_name, seven_bit=False)
-    told = replace(properties, body="", attachments=())
-    block = block_bytes(PrivateBlock(origin, told, written.body, written.attachments))
+    described = replace(properties, body="", attachments=())
+    block = block_bytes(PrivateBlock(origin, described, written.body, written.attachments))
     if sum(map(_size, written.pieces)) <= LARGE_BYTES:
-        return b"".join((block, *map(_in_memory, written.pieces)))
-    top, _, rest = _in_memory(written.pieces[0]).partition(b"\r\n\r\n")
+        return b"".join((block, *map(as_bytes, written.pieces)))
+    top, _, rest = as_bytes(written.pieces[0]).partition(b"\r\n\r\n")
     body = (b"\r\n" + rest, *written.pieces[1:])
-    return LargeContent(block + top + b"\r\n", tuple(map(_octets, body)), eight_bit=True)
+    return LargeContent(block + top + b"\r\n", tuple(map(as_octets, body)), eight_bit=True)
 
 
 def write_message(properties: MessageProperties, *, mark: str, date_us: int) -> bytes:
-    """Return a message in the form of a draft, without block and Bcc and in 7 bits: an item that is
-    attached to another. `mark` makes its boundary; a `date_us` of 0 is none.
+    """Return a message without block and Bcc in 7 bits: an item to attach to another message.
+
+    `mark` is used for its boundary; a `date_us` of 0 omits Date.
     """
     message_id = properties.internet_message_id
     header = header_fields(_without_smtputf8(properties), message_id=message_id, date_us=date_us)
     attachments = list(map(_stored, properties.attachments))
     entity = _write_entity(properties, header, attachments, mark=mark, seven_bit=True)
-    return b"".join(map(_in_memory, entity.pieces))
+    return b"".join(map(as_bytes, entity.pieces))
 
 
 def _without_smtputf8(properties: MessageProperties) -> MessageProperties:
-    """Name everybody in ASCII: a message/rfc822 has nothing else in its header."""
+    """Return the properties with ASCII addresses: the header of message/rfc822 must be ASCII."""
     from_, sender = (
-        one and without_smtputf8(one) for one in (properties.from_, sender_beside(properties))
+        one and without_smtputf8(one) for one in (properties.from_, explicit_sender(properties))
     )
-    asked_by = sender or from_
+    receipt_to = sender or from_
     return replace(
         properties,
         from_=from_,
@@ -140,27 +251,24 @@ def _without_smtputf8(properties: MessageProperties) -> MessageProperties:
         reply_to=tuple(map(without_smtputf8, properties.reply_to)),
         to=tuple(map(without_smtputf8, properties.to)),
         cc=tuple(map(without_smtputf8, properties.cc)),
-        # who is asked for by a receipt must have an address
-        read_receipt=properties.read_receipt and bool(asked_by and asked_by.address),
+        # a receipt needs an address
+        read_receipt=properties.read_receipt and bool(receipt_to and receipt_to.address),
     )
-
-
-_Pieces = Sequence[bytes | Octets]
 
 
 @dataclass(frozen=True, slots=True)
 class _Entity:
-    """A message's bytes in pieces, and where its parts lie in them."""
+    """The bytes of a message in pieces, and the places of its parts."""
 
     pieces: _Pieces
-    body: Part
-    attachments: tuple[Part, ...]
+    body: StoredPart
+    attachments: tuple[StoredPart, ...]
 
 
 def _write_entity(
     properties: MessageProperties,
     header: str,
-    attachments: Sequence[tuple[Part, _Pieces]],
+    attachments: Sequence[tuple[StoredPart, _Pieces]],
     *,
     mark: str,
     seven_bit: bool,
@@ -180,7 +288,7 @@ def _write_entity(
         start = f"{header}{mixed}--{boundary}{CRLF}{body_fields}{CRLF}"
         pieces = [start.encode(), body]
     offset = _size(pieces[0])
-    body_part = Part(offset, len(body), base64_body)
+    body_part = StoredPart(offset, len(body), base64_body)
     offset += len(body)
     parts = []
     for part, content in attachments:
@@ -195,10 +303,10 @@ def _write_entity(
     return _Entity(pieces, body_part, tuple(parts))
 
 
-def _boundary(mark: str, attachments: Sequence[tuple[Part, _Pieces]]) -> str:
-    """Return a boundary that no message among the attachments has in it."""
+def _boundary(mark: str, attachments: Sequence[tuple[StoredPart, _Pieces]]) -> str:
+    """Return a boundary that occurs in no attached message."""
     boundary = f"=_{_NO_LETTER.sub('_', mark)[:_BOUNDARY_CHARACTERS]}"
-    items = [_octets(pieces[0]) for part, pieces in attachments if part.item]
+    items = [as_octets(pieces[0]) for part, pieces in attachments if part.item]
     while any(contains(one, boundary.encode()) for one in items):
         boundary += "_"
     return boundary
@@ -208,17 +316,9 @@ def _size(piece: bytes | Octets) -> int:
     return len(piece) if isinstance(piece, bytes) else piece.size
 
 
-def _in_memory(piece: bytes | Octets) -> bytes:
-    return piece if isinstance(piece, bytes) else piece.read(0, piece.size)
-
-
-def _octets(piece: bytes | Octets) -> Octets:
-    return MemoryOctets(piece) if isinstance(piece, bytes) else piece
-
-
-def _stored(attachment: Attachment) -> tuple[Part, _Pieces]:
-    """Return an attachment as it lies in the file, in pieces: base64, or a message as it is."""
-    part = Part(
+def _stored(attachment: Attachment) -> tuple[StoredPart, _Pieces]:
+    """Return an attachment as stored, in pieces: base64, or a message without encoding."""
+    part = StoredPart(
         offset=0,
         length=0,
         base64=True,
@@ -232,14 +332,14 @@ def _stored(attachment: Attachment) -> tuple[Part, _Pieces]:
     if not attachment.item:
         return part, _line_blocks(attachment.content)
     message = b64decode(attachment.content)
-    if not _can_stand(message):  # base64, which no message/rfc822 may have, keeps it intact
+    if not _needs_no_encoding(message):  # as base64 it is not message/rfc822, but stays intact
         return replace(part, item=False), _line_blocks(attachment.content)
     eight_bit = not message.isascii()
     return replace(part, base64=False, content_type=_MESSAGE, eight_bit=eight_bit), [message]
 
 
-def _can_stand(message: bytes) -> bool:
-    """Whether a message can be in another without being coded."""
+def _needs_no_encoding(message: bytes) -> bool:
+    """Return whether a message can be inside another one without encoding."""
     ends = message.count(b"\r\n")
     return (
         ends == message.count(b"\n") == message.count(b"\r")
@@ -248,18 +348,18 @@ def _can_stand(message: bytes) -> bool:
     )
 
 
-def mime_block(origin: DraftOrigin, beside: BesideMime | None = None) -> bytes:
-    """Return the block that stands in front of MIME."""
+def mime_draft_block(origin: DraftOrigin, beside: MimeDraftProperties | None = None) -> bytes:
+    """Return the block of a MIME draft."""
     return block_bytes(PrivateBlock(origin, beside=beside))
 
 
 def read_properties(raw: bytes | Octets) -> MessageProperties:
-    """Return a draft's properties, its body included, its attachments' content left out.
+    """Return a draft's properties with its body, without the content of attachments.
 
-    Raises ValueError when `raw` is not a draft that was written from properties, and OSError.
+    Raises ValueError if `raw` is not a draft that was written from properties, and OSError.
     """
-    octets = MemoryOctets(raw) if isinstance(raw, bytes) else raw
-    block, length = read_private(octets)
+    octets = as_octets(raw)
+    block, length = read_private_block(octets)
     if block is None or block.properties is None or block.body is None:
         raise ValueError("expected a draft that was written from properties")
     stored = octets.read(length + block.body.offset, block.body.length)
@@ -267,18 +367,18 @@ def read_properties(raw: bytes | Octets) -> MessageProperties:
     return replace(block.properties, body=body)
 
 
-def part_octets(stored: bytes, part: Part) -> bytes:
-    """Return what a part says, of its octets as they lie in the file."""
+def part_octets(stored: bytes, part: StoredPart) -> bytes:
+    """Return the decoded octets of a part."""
     return b64decode(stored) if part.base64 else stored
 
 
 def base64_lines(content: bytes) -> bytes:
-    """Break base64 without white space into lines of 76 characters; no line end at the end."""
+    """Return base64 in lines of 76 characters, without a line end after the last."""
     return content if len(content) <= _BASE64_LINE else b"".join(_line_blocks(content))
 
 
 def _line_blocks(content: bytes) -> list[bytes]:
-    """Return base64_lines() in pieces: a list of all the lines would take three times as much."""
+    """Return base64_lines() in pieces: a list of all lines would need three times the memory."""
     pieces = []
     for start in range(0, len(content), _BASE64_BLOCK):
         end = min(start + _BASE64_BLOCK, len(content))
@@ -289,7 +389,7 @@ def _line_blocks(content: bytes) -> list[bytes]:
 
 
 def has_line_over(content: bytes, octets: int) -> bool:
-    """Whether a line has more octets than that in front of its LF."""
+    """Return whether a line has more than `octets` octets before its LF."""
     position = 0
     while len(content) - position > octets:
         position = content.rfind(b"\n", position, position + octets + 1) + 1
@@ -298,8 +398,8 @@ def has_line_over(content: bytes, octets: int) -> bool:
     return False
 
 
-def attachment_fields(part: Part) -> list[tuple[str, str]]:
-    """Return the fields of an attachment's part, values folded; its bytes follow."""
+def attachment_fields(part: StoredPart) -> list[tuple[str, str]]:
+    """Return the header fields of an attachment, with folded values."""
     name = parameter("name", part.name) if part.name else ""
     filename = parameter("filename", part.name) if part.name else ""
     disposition = "inline" if part.inline else "attachment"
@@ -317,10 +417,10 @@ def attachment_fields(part: Part) -> list[tuple[str, str]]:
 
 
 def safe_content_type(given: str) -> str:
-    """Return type/subtype and its parameters; composite types, which base64 must not hide, are
-    binary, and so is what is no type.
+    """Return type/subtype and parameters except name; application/octet-stream if invalid.
 
-    RFC 2045 6.4 allows no base64 on multipart and message. The name is not the type's to tell.
+    Multipart and message types become application/octet-stream too: RFC 2045 6.4 forbids base64
+    for them.
     """
     match = _CONTENT_TYPE.match(given.strip())
     if match is None or len(match[0]) > _TYPE_OCTETS_MAX:
@@ -346,7 +446,7 @@ def _body_fields(body_type: str, *, base64_body: bool) -> str:
 
 
 def _needs_base64(body: bytes, boundary: bytes) -> bool:
-    """Whether the text cannot stand in a message as it is."""
+    """Return whether the body cannot be in a message without encoding."""
     returns = body.count(b"\r")
     return (
         b"\0" in body

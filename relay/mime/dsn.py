@@ -1,20 +1,21 @@
-"""Write the report that a message could not be delivered.
+"""Write delivery status notifications (bounces), and the values that they are built from.
 
-On the path: reports asks for it at step 7, and pickup's failures of step 3.
-Holds: pure; lines end in CRLF; the original comes back octet for octet, but never its Bcc.
-Fails: never; what cannot be returned whole, as a large content, comes back as its header.
-Standards: RFC 3464 2, RFC 6522, RFC 3461 4.3 and 6, RFC 3834 5, RFC 6533 (international).
+Delivery, ingress and pickup fill in ReportedMessage and ReportedRecipient; the reports room decides
+who gets a DSN and calls write_dsn(). Lines end in CRLF. The original is returned octet for octet
+but without Bcc; a large content, or one that SMTP cannot carry, is returned as its header.
+RFC 3464 2, RFC 6522, RFC 3461 4.3 and 6, RFC 3834 5, RFC 6533 (international).
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
-from relay.message.content import in_sight
-from relay.message.envelope import domain_of
-from relay.message.reporting import Action, ReportedMessage, ReportedRecipient
+from relay.message.content import Content, memory_part
+from relay.message.envelope import Notify, domain_of, encode_utf8_address
+from relay.message.outcome import Evidence
 from relay.message.status import ascii_folded, explain, one_line, split_reply
-from relay.message.xtext import encode_utf8_address
 from relay.mime.headers import (
     LINE_OCTETS_MAX,
     date_field,
@@ -23,25 +24,65 @@ from relay.mime.headers import (
     fields,
     first,
     fold,
+    header_size,
     remove,
-    split,
     strip_private,
 )
 
 RETURNED_OCTETS_MAX = 50_000  # as Postfix's bounce_size_limit
-RETURNED_FULL_OCTETS_MAX = 1024 * 1024  # where the sender asked for RET=FULL
+RETURNED_FULL_OCTETS_MAX = 1024 * 1024  # if the sender requested RET=FULL
 _RETURNED_HEADER_OCTETS_MAX = 64 * 1024
-_SHOWN_RECIPIENTS_MAX = 100  # in the text and header; the second part names all
+_SHOWN_RECIPIENTS_MAX = 100  # in the text and header; the second part has all
 _REFERENCES_MAX = 20
 _SUBJECT_CHARACTERS_MAX = 200
 _VALUE_CHARACTERS_MAX = 500
-
 _message_id = re.compile(rb"<[!-;=?-~]{1,250}>")
 _thread_index = re.compile(rb"[A-Za-z0-9+/=]{1,500}").fullmatch
 
 
+class DsnAction(StrEnum):
+    """The Action field (RFC 3464 2.3.3)."""
+
+    FAILED = "failed"
+    DELAYED = "delayed"  # also: it is unknown whether the message was sent
+
+
 @dataclass(frozen=True, slots=True)
-class _Part:
+class ReportedRecipient:
+    """One per-recipient block. `log_id` is the Final-Log-ID; `last_attempt_us` is 0 if none.
+
+    `added_by` is the policy rule that added the recipient: the sender gets no DSN about it.
+    """
+
+    address: str
+    orcpt: str
+    evidence: Evidence
+    notify: frozenset[Notify] = frozenset()
+    added_by: str = ""
+    action: DsnAction = DsnAction.FAILED
+    last_attempt_us: int = 0
+    log_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedMessage:
+    """The message a report is about. `client` is "name [address]" for Received-From-MTA or "".
+
+    `arrival_us` is queue time; the reports room converts it to wall-clock time. Of a large
+    `content` only the header is read.
+    """
+
+    queue_id: str
+    reverse_path: str
+    envid: str
+    ret: str
+    arrival_us: int
+    client: str
+    content: Content = dataclasses.field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _ReportPart:
     """A body part: its media type with parameters, further header lines, and its octets."""
 
     media_type: str
@@ -54,7 +95,7 @@ class _Part:
         return head + self.header + label + b"\r\n" + self.body
 
 
-def failure_report(
+def write_dsn(
     message: ReportedMessage,
     recipients: Sequence[ReportedRecipient],
     *,
@@ -62,10 +103,10 @@ def failure_report(
     report_id: str,
     now_us: int,
 ) -> bytes:
-    """Return one report about all `recipients` of `message` that failed, to its reverse-path.
+    """Return one DSN about all failed `recipients` of `message`, to its reverse-path.
 
-    It is for the null reverse-path and NOTIFY=NEVER; `report_id` is unique and makes its
-    Message-ID and boundary. It needs SMTPUTF8 where the reverse-path is not ASCII.
+    It must be sent with the null reverse-path and NOTIFY=NEVER, and with SMTPUTF8 if the
+    reverse-path is not ASCII. `report_id` is unique; Message-ID and boundary are made from it.
     """
     parts = (
         _text_part(message, recipients, hostname),
@@ -93,23 +134,23 @@ class _Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
-    """How a report begins, by whether it is known that the recipients did not get the message."""
+class _Wording:
+    """The first words of a DSN, by whether it is known that delivery failed."""
 
     title: str
     opening: str
 
 
-_KINDS = {
-    False: _Kind("Undeliverable", "Delivery has failed to these recipients:"),
-    True: _Kind(
+_WORDINGS = {
+    False: _Wording("Undeliverable", "Delivery has failed to these recipients:"),
+    True: _Wording(
         "Unknown whether sent", "It is unknown whether the message was sent to these recipients:"
     ),
 }
 
 
 def _is_unknown(recipients: Sequence[ReportedRecipient]) -> bool:
-    return all(recipient.action is Action.DELAYED for recipient in recipients)
+    return all(recipient.action is DsnAction.DELAYED for recipient in recipients)
 
 
 def _header(
@@ -119,26 +160,26 @@ def _header(
     failed = [
         recipient.address
         for recipient in recipients
-        if recipient.address.isascii() and recipient.action is Action.FAILED
+        if recipient.address.isascii() and recipient.action is DsnAction.FAILED
     ]
-    content = in_sight(message.content)
+    content = memory_part(message.content)
     subject = decoded(content, "subject")[:_SUBJECT_CHARACTERS_MAX] or "(no subject)"
     lines = [
         field("From", f"Mail Delivery System <MAILER-DAEMON@{hostname}>"),
         fold("To", f"<{message.reverse_path}>"),
-        field("Subject", f"{_KINDS[_is_unknown(recipients)].title}: {subject}"),
+        field("Subject", f"{_WORDINGS[_is_unknown(recipients)].title}: {subject}"),
         field("Date", date_field(identity.now_us)),
         field("Message-ID", f"<{identity.report_id}.dsn@{hostname}>"),
         *_thread_fields(content),
         field("Auto-Submitted", "auto-replied"),
     ]
-    if failed:  # Exim's field, for machines: a header cannot hold the others everywhere
+    if failed:  # Exim's field, for programs; addresses that are not ASCII are left out
         lines.append(field("X-Failed-Recipients", ", ".join(failed[:_SHOWN_RECIPIENTS_MAX])))
     return b"".join(lines)
 
 
 def _thread_fields(content: bytes) -> Iterator[bytes]:
-    """Put the report into the original's conversation, for mail clients of every habit."""
+    """Yield the fields that put the DSN into the original's conversation."""
     original = _message_id.search(first(content, "message-id") or b"")
     known = _message_id.findall(first(content, "references") or b"")
     if not known:
@@ -160,8 +201,8 @@ def _thread_fields(content: bytes) -> Iterator[bytes]:
 
 def _text_part(
     message: ReportedMessage, recipients: Sequence[ReportedRecipient], hostname: str
-) -> _Part:
-    lines = [_KINDS[_is_unknown(recipients)].opening, ""]
+) -> _ReportPart:
+    lines = [_WORDINGS[_is_unknown(recipients)].opening, ""]
     for recipient in recipients[:_SHOWN_RECIPIENTS_MAX]:
         evidence = recipient.evidence
         speaker = one_line(evidence.host) if evidence.remote and evidence.host else hostname
@@ -172,21 +213,21 @@ def _text_part(
         lines.append("")
     more = len(recipients) - _SHOWN_RECIPIENTS_MAX
     if more > 0:
-        lines += [f"  and {more} more, all named in the second part of this report.", ""]
+        lines += [f"  and {more} more, all listed in the second part of this report.", ""]
     lines.append("Diagnostic information for administrators")
     lines.append(f"  Reporting server: {hostname}")
-    if message.queue_id:  # a submission that never came into the queue has none
+    if message.queue_id:  # a submission that was not queued has none
         lines.append(f"  Queue id: {message.queue_id}")
-    original = _message_id.search(first(in_sight(message.content), "message-id") or b"")
+    original = _message_id.search(first(memory_part(message.content), "message-id") or b"")
     if original:
         lines.append(f"  Original Message-ID: {original.group().decode('ascii')}")
     text = "\r\n".join((*lines, "")).encode("utf-8", "replace")
-    return _Part("text/plain; charset=utf-8", text, b"Content-Language: en\r\n")
+    return _ReportPart("text/plain; charset=utf-8", text, b"Content-Language: en\r\n")
 
 
 def _status_part(
     message: ReportedMessage, recipients: Sequence[ReportedRecipient], hostname: str
-) -> _Part:
+) -> _ReportPart:
     """Write RFC 3464's machine-readable part: one block of the message, one per recipient."""
     international = _is_international(message)
     blocks = [_message_block(message, hostname)]
@@ -199,7 +240,7 @@ def _status_part(
         for block in blocks
     )
     kind = "global-delivery-status" if international else "delivery-status"
-    return _Part(f"message/{kind}", b"\r\n".join(written))
+    return _ReportPart(f"message/{kind}", b"\r\n".join(written))
 
 
 def _message_block(message: ReportedMessage, hostname: str) -> list[tuple[str, str]]:
@@ -227,7 +268,7 @@ def _recipient_block(recipient: ReportedRecipient, international: bool) -> list[
     if evidence.remote and evidence.host:
         block.append(("Remote-MTA", f"dns; {evidence.host}"))
     if evidence.reply:
-        # Our own words are an SMTP reply too where they have its form: that is what a client reads.
+        # A text of this relay that has the form of an SMTP reply is one too.
         is_smtp = evidence.remote or split_reply(evidence.reply).code
         block.append(("Diagnostic-Code", f"{'smtp' if is_smtp else 'x-relay'}; {evidence.reply}"))
     if recipient.last_attempt_us:
@@ -238,25 +279,25 @@ def _recipient_block(recipient: ReportedRecipient, international: bool) -> list[
 
 
 def _typed_address(kind: str, address: str, international: bool) -> str:
-    """Return "type;address", type utf-8 escaped to ASCII where the report is ASCII (RFC 6533)."""
+    """Return "type;address"; type utf-8 is escaped if the DSN is ASCII (RFC 6533)."""
     if kind.lower() == "utf-8":
         address = encode_utf8_address(one_line(address), unicode=international)
     return f"{kind};{address}"
 
 
-def _returned_part(message: ReportedMessage) -> _Part:
-    content = in_sight(message.content)
-    if b"\r" not in content:  # a draft that a mail client wrote with its system's line ends
+def _returned_part(message: ReportedMessage) -> _ReportPart:
+    content = memory_part(message.content)
+    if b"\r" not in content:  # a draft that a mail client wrote with LF line ends
         content = content.replace(b"\n", b"\r\n")
     content = remove(strip_private(content), ("bcc", "resent-bcc"))
-    header = content[: split(content)]
+    header = content[: header_size(content)]
     as_global = _is_international(message) and not header.isascii() and _is_utf8(header)
     full_max = RETURNED_FULL_OCTETS_MAX if message.ret == "FULL" else RETURNED_OCTETS_MAX
     is_whole = isinstance(message.content, bytes)
     if is_whole and message.ret != "HDRS" and len(content) <= full_max and _fits_smtp(content):
-        return _Part("message/global" if as_global else "message/rfc822", content)
+        return _ReportPart("message/global" if as_global else "message/rfc822", content)
     kept = _returned_header(content)
-    return _Part("message/global-headers" if as_global else "text/rfc822-headers", kept)
+    return _ReportPart("message/global-headers" if as_global else "text/rfc822-headers", kept)
 
 
 def _returned_header(content: bytes) -> bytes:
@@ -273,7 +314,7 @@ def _returned_header(content: bytes) -> bytes:
 
 
 def _fits_smtp(octets: bytes) -> bool:
-    """Whether `octets` may follow DATA: RFC 5321 2.3.8 and 4.5.3.1.6."""
+    """Return whether SMTP can carry the octets (RFC 5321 2.3.8, 4.5.3.1.6)."""
     ends = octets.count(b"\r\n")
     if b"\0" in octets or ends != octets.count(b"\r") or ends != octets.count(b"\n"):
         return False
@@ -289,12 +330,12 @@ def _is_utf8(octets: bytes) -> bool:
 
 
 def _is_international(message: ReportedMessage) -> bool:
-    """Whether the report must travel with SMTPUTF8: its own recipient is not ASCII."""
+    """Return whether the DSN needs SMTPUTF8: its own recipient is not ASCII."""
     return not message.reverse_path.isascii()
 
 
 def _boundary(report_id: str, parts: Sequence[bytes]) -> str:
-    """Return a boundary that is in no part; the loop ends because the parts do."""
+    """Return a boundary that occurs in no part; the parts are finite, so the loop ends."""
     boundary, number = f"=_dsn_{report_id}", 0
     while any(boundary.encode("ascii") in part for part in parts):
         number += 1

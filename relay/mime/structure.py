@@ -1,9 +1,11 @@
-"""Read the structure of a MIME message from blocks: which parts it has, and where they lie.
+"""Read the structure of a MIME message from blocks: its entities, and where each of them is.
 
-On the path: conversion and the store's readers ask it about contents of any size.
-Holds: linear in the message, whatever is in it; of bodies nothing is kept, nothing is decoded.
-Fails: never; what is damaged is told in `defects` and read as lenient mail programs do.
-Standards: RFC 2045; RFC 2046 5.1 (multipart), 5.2.1 (message); RFC 1847 (signed, encrypted).
+Conversion and the mailbox's readers use it for contents of any size. Reading is linear in the size
+of the message, whatever it contains. Bodies are neither kept nor decoded. Nothing raises on damaged
+MIME: it is listed in `defects` and read as lenient mail programs read it. Positions count from the
+first octet of the message.
+RFC 2045 2.4 (entity), 2.8 (7bit); RFC 2046 5.1 (multipart), 5.2.1 (message); RFC 1847 (signed,
+encrypted); RFC 5322 2.1.1 (line lengths).
 """
 
 import contextlib
@@ -13,35 +15,165 @@ from dataclasses import dataclass, field
 from email.message import Message
 
 from relay.message.content import BLOCK_BYTES, Octets, octets_in_blocks
-from relay.mime.entities import Entity, Structure, Tally
-from relay.mime.section import (
+from relay.mime.read_header import (
     BLANK_LINE,
+    BYTE_ORDER_MARK,
     HEADER_OCTETS_MAX,
     LINE_END,
-    MARK,
     cleaned,
     fields_end,
-    read_header,
+    parse_header,
     split_fields,
 )
 
+LINE_OCTETS_MAX = 998  # RFC 5322 2.1.1, without the line end
 ENTITIES_MAX = 1000
 DEPTH_MAX = 50
 _MESSAGE_HEADER_OCTETS_MAX = 1024 * 1024
-_HEADERS_OCTETS_MAX = 4 * 1024 * 1024  # all headers together: they are kept
+_HEADERS_OCTETS_MAX = 4 * 1024 * 1024  # of all headers together: they are kept in memory
 _FALSE_DELIMITERS_MAX = 1_000_000
-_PADDING_OCTETS_MAX = 200  # of white space behind a boundary
+_PADDING_OCTETS_MAX = 200  # of white space after a boundary
 _DEFECTS_MAX = 20
 _SHOWN_CHARACTERS = 60
 _NO_BLANK = "no blank line between header and body"
-
-_BEHIND_BOUNDARY = re.compile(rb"(--)?[ \t]{0,%d}(?:\r\n|[\r\n]|\Z)" % _PADDING_OCTETS_MAX)
+_AFTER_BOUNDARY = re.compile(rb"(--)?[ \t]{0,%d}(?:\r\n|[\r\n]|\Z)" % _PADDING_OCTETS_MAX)
 _VISIBLE = re.compile(r"[!-~]+")
 _COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|\([^()]*\)')
 _IDENTITY = frozenset(("7bit", "8bit", "binary"))
 _ENCODINGS = frozenset((*_IDENTITY, "quoted-printable", "base64"))
 _WHOLE_MESSAGES = frozenset(("message/rfc822", "message/global", "message/news"))
-_SEALED = frozenset(("multipart/signed", "multipart/encrypted"))
+_PROTECTED_TYPES = frozenset(("multipart/signed", "multipart/encrypted"))
+
+
+@dataclass(frozen=True, slots=True)
+class BodyStatistics:
+    """Statistics of a body: its own text, without the parts that it contains.
+
+    Counts are of octets and CRLF pairs. `long_line`: a line has more than LINE_OCTETS_MAX octets.
+    """
+
+    size: int = 0
+    carriage_returns: int = 0
+    line_feeds: int = 0
+    pairs: int = 0
+    eight_bit: bool = False
+    nul: bool = False
+    long_line: bool = False
+
+    @property
+    def has_crlf_only(self) -> bool:
+        """Whether every line ends in CRLF, and there is no other CR or LF."""
+        return self.carriage_returns == self.line_feeds == self.pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """A message or a part of one (RFC 2045 2.4). Positions count from the message's first octet.
+
+    `lead` is the start of the delimiter before the entity, with the line end that belongs to it.
+    `header` are the original octets from `start` on; then follow `blank` (b"" if the blank line is
+    missing) and, at `body_start`, the body. The line end before the next delimiter is at `end`.
+    `parent` is an index into Structure.entities, -1 for the message itself. `content_type` and
+    `encoding` are in lower case; `boundary` is b"" unless the entity has parts. `protected`: the
+    entity is inside a signed or encrypted one, and must not be changed.
+    """
+
+    parent: int
+    depth: int
+    lead: int
+    start: int
+    header: bytes = field(repr=False)
+    blank: bytes
+    body_start: int
+    end: int
+    content_type: str
+    encoding: str
+    boundary: bytes
+    is_message: bool
+    protected: bool
+    body: BodyStatistics
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether the entity contains no other entity."""
+        return not self.boundary and not self.is_message
+
+    def fields(self) -> "Message[str, str]":
+        """Parse the header."""
+        return parse_header(self.header)
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """All entities in the order of their starts; the first is the message itself."""
+
+    entities: tuple[Entity, ...]
+    size: int
+    defects: tuple[str, ...] = ()
+
+    @property
+    def message(self) -> Entity:
+        """The message itself."""
+        return self.entities[0]
+
+    def within(self, index: int) -> range:
+        """Return the indices of the entities inside an entity."""
+        depth, end = self.entities[index].depth, index + 1
+        while end < len(self.entities) and self.entities[end].depth > depth:
+            end += 1
+        return range(index + 1, end)
+
+
+@dataclass(slots=True)
+class BodyCounter:
+    """Counts BodyStatistics slice by slice."""
+
+    size: int = 0
+    carriage_returns: int = 0
+    line_feeds: int = 0
+    pairs: int = 0
+    eight_bit: bool = False
+    nul: bool = False
+    long_line: bool = False
+    line_octets: int = 0  # of the unfinished line
+
+    def add(self, octets: bytes, before: bytes) -> None:
+        """Count a slice; `before` is the octet before it."""
+        line_feeds, returns = octets.count(b"\n"), octets.count(b"\r")
+        pairs = octets.count(b"\r\n") + (before == b"\r" and octets[:1] == b"\n")
+        self.size += len(octets)
+        self.line_feeds += line_feeds
+        self.carriage_returns += returns
+        self.pairs += pairs
+        self.eight_bit = self.eight_bit or not octets.isascii()
+        self.nul = self.nul or b"\0" in octets
+        if not self.long_line:
+            # the CR before the LF does not count
+            self._measure(octets, LINE_OCTETS_MAX + (1 if line_feeds == pairs else 0))
+
+    def _measure(self, octets: bytes, limit: int) -> None:
+        """Find a line longer than `limit`: one search per `limit` octets."""
+        start = -self.line_octets
+        while len(octets) - start > limit:
+            line_end = octets.rfind(b"\n", max(start, 0), max(start + limit + 1, 0))
+            if line_end < 0:
+                self.long_line = True
+                return
+            start = line_end + 1
+        last = octets.rfind(b"\n")
+        self.line_octets = len(octets) - 1 - last if last >= 0 else self.line_octets + len(octets)
+
+    def statistics(self) -> BodyStatistics:
+        """Return the counts at the end of the body."""
+        return BodyStatistics(
+            self.size,
+            self.carriage_returns,
+            self.line_feeds,
+            self.pairs,
+            eight_bit=self.eight_bit,
+            nul=self.nul,
+            long_line=self.long_line or self.line_octets > LINE_OCTETS_MAX,
+        )
 
 
 def read_structure(content: bytes | Octets) -> Structure:
@@ -52,7 +184,7 @@ def read_structure(content: bytes | Octets) -> Structure:
 
 
 def structure_of(blocks: Iterable[bytes]) -> Structure:
-    """Read a message that comes in blocks, however it is cut into them."""
+    """Read a message that comes in blocks of any sizes."""
     reader = StructureReader()
     for block in blocks:
         reader.feed(block)
@@ -60,15 +192,15 @@ def structure_of(blocks: Iterable[bytes]) -> Structure:
 
 
 @dataclass(slots=True)
-class _Open:
-    """An entity whose end has not been seen."""
+class _OpenEntity:
+    """An entity whose end has not been read."""
 
     parent: int
     depth: int
     lead: int
     start: int
     default_type: str = "text/plain"
-    sealed: bool = False
+    protected: bool = False
     header: bytes = b""
     blank: bytes = b""
     body_start: int = 0
@@ -79,10 +211,10 @@ class _Open:
     is_message: bool = False
     has_parts: bool = False
     closed: bool = False
-    tally: Tally = field(default_factory=Tally)
+    tally: BodyCounter = field(default_factory=BodyCounter)
 
     def ended(self) -> Entity:
-        """Return it as it was; what has no part is a leaf, whatever it is called."""
+        """Return the Entity; a multipart without parts is a leaf."""
         return Entity(
             parent=self.parent,
             depth=self.depth,
@@ -96,16 +228,16 @@ class _Open:
             encoding=self.encoding,
             boundary=self.boundary if self.has_parts else b"",
             is_message=self.is_message,
-            sealed=self.sealed,
-            body=self.tally.facts(),
+            protected=self.protected,
+            body=self.tally.statistics(),
         )
 
 
 @dataclass(frozen=True, slots=True)
-class _Delimiter:
-    """A delimiter line in what is held: `level` is its multipart's place in the path.
+class _BoundaryLine:
+    """A delimiter line in the buffer: `level` is the index of its multipart in the path.
 
-    It begins with the line end before its boundary, and ends behind its own.
+    It starts with the line end before its boundary, and ends after its own line end.
     """
 
     level: int
@@ -115,27 +247,27 @@ class _Delimiter:
 
 
 class StructureReader:
-    """Takes a message in blocks; works on whole blocks, never line by line.
+    """Reads a message in blocks: on whole blocks, never line by line.
 
-    What it holds begins with the last octet that is done with, so that a delimiter's line end is in
-    sight; the message begins as if behind a line end.
+    The buffer starts with the last octet that was processed, so that it has the line end before a
+    delimiter. The message starts as if after a line end.
     """
 
     def __init__(self) -> None:
         self._held = b"\n"
-        self._offset = -1  # of the first octet that is held
-        self._entities = [_Open(-1, 0, 0, 0)]
+        self._offset = -1  # of the first octet in the buffer
+        self._entities = [_OpenEntity(-1, 0, 0, 0)]
         self._path = [0]  # from the message to the innermost entity that is open
         self._in_header = True
         self._searching = True
         self._bare_returns = False
-        self._looked_for: dict[bytes, int] = {}  # up to which octet of the message
+        self._looked_for: dict[bytes, int] = {}  # boundary: up to which octet of the message
         self._headers_octets = 0
         self._false_delimiters = 0
         self._defects: dict[str, None] = {}
 
     def feed(self, block: bytes) -> None:
-        """Take the next octets."""
+        """Process the next octets."""
         for start in range(0, len(block), BLOCK_BYTES):
             piece = block[start : start + BLOCK_BYTES]
             if not self._bare_returns:
@@ -145,7 +277,7 @@ class StructureReader:
                 pass
 
     def close(self) -> Structure:
-        """Say that the message ends here; return what it was."""
+        """Process the end of the message; return its structure."""
         while self._step(final=True):
             pass
         size = self._offset + len(self._held)
@@ -153,7 +285,7 @@ class StructureReader:
         return Structure(tuple(one.ended() for one in self._entities), size, tuple(self._defects))
 
     def _step(self, *, final: bool) -> bool:
-        """Go on; False when more octets are needed, or when there are none."""
+        """Process one header or delimiter; False when more octets are needed, or at the end."""
         return self._header_step(final) if self._in_header else self._body_step(final)
 
     # -- headers
@@ -163,7 +295,7 @@ class StructureReader:
         limit = HEADER_OCTETS_MAX if entity.depth else _MESSAGE_HEADER_OCTETS_MAX
         delimiter = self._find(len(self._held), final)
         end = max(delimiter.start, 1) if delimiter else len(self._held)
-        # the delimiter's own line end may be the blank line's
+        # the line end of the delimiter may be that of the blank line
         blank = BLANK_LINE.search(self._held, 0, min(end + len(b"\r\n"), limit))
         if blank is not None:
             if not final and blank.end() + self._margin > len(self._held):
@@ -173,7 +305,7 @@ class StructureReader:
             self._enter(entity, line_end.end(), blank.end())
         elif delimiter is not None and end <= limit:
             self._defect(_NO_BLANK)
-            self._enter(entity, end, end)  # the delimiter is found again, in its body
+            self._enter(entity, end, end)  # the delimiter is found again in the body
         elif end > limit:
             self._defect("a header that is too long")
             place = max(self._held.rfind(b"\n", 1, limit) + 1, 1)
@@ -186,8 +318,8 @@ class StructureReader:
             return False
         return True
 
-    def _enter(self, entity: _Open, header_end: int, body_start: int) -> None:
-        """Take the header, and go on with the body: where the blank line is missing, behind it."""
+    def _enter(self, entity: _OpenEntity, header_end: int, body_start: int) -> None:
+        """Store the header and start the body: after the last field if there is no blank line."""
         last = 1 + fields_end(self._held[1:header_end])
         if last < header_end:
             self._defect(_NO_BLANK)
@@ -202,17 +334,17 @@ class StructureReader:
         if entity.is_message:
             self._open(entity, lead=entity.body_start)
 
-    def _describe(self, entity: _Open) -> None:
-        """Tell from its header what an entity is."""
+    def _describe(self, entity: _OpenEntity) -> None:
+        """Set the properties of an entity from its header."""
         for name, line in split_fields(cleaned(entity.header)):
             if not name:
                 shown = line[:_SHOWN_CHARACTERS].decode("ascii", "replace").strip()
-                self._defect(f"a line in a header that is no field: {shown!r}")
+                self._defect(f"a line in a header that is not a field: {shown!r}")
         if b"\0" in entity.header:
             self._defect("a NUL in a header")
-        if entity.header.startswith(MARK):
-            self._defect("a byte order mark in front of a header")
-        fields = read_header(entity.header)
+        if entity.header.startswith(BYTE_ORDER_MARK):
+            self._defect("a byte order mark before a header")
+        fields = parse_header(entity.header)
         entity.content_type = kind = _content_type(fields, entity.default_type)
         entity.encoding = _encoding(fields)
         if entity.encoding not in _ENCODINGS:
@@ -230,7 +362,7 @@ class StructureReader:
             self._defect(f"parts more than {DEPTH_MAX} deep")
         elif is_multipart:
             entity.boundary = boundary
-        else:  # in base64 it is a leaf
+        else:  # with a transfer encoding it is a leaf
             entity.is_message = entity.encoding in _IDENTITY and self._has_room()
 
     # -- bodies
@@ -244,8 +376,8 @@ class StructureReader:
         self._count(max(len(self._held) - kept, 1))
         return False
 
-    def _delimit(self, delimiter: _Delimiter) -> None:
-        """End what lies in the delimiter's multipart, and begin its next part."""
+    def _delimit(self, delimiter: _BoundaryLine) -> None:
+        """End the entities inside the delimiter's multipart, and start its next part."""
         moved = max(delimiter.start - 1, 0)
         self._count(moved + 1)
         lead = self._offset + 1
@@ -258,22 +390,22 @@ class StructureReader:
             multipart.has_parts = True
             self._open(multipart, lead=lead)
 
-    def _open(self, parent: _Open, *, lead: int) -> None:
+    def _open(self, parent: _OpenEntity, *, lead: int) -> None:
         is_digest = parent.content_type == "multipart/digest"
-        part = _Open(
+        part = _OpenEntity(
             parent=self._path[-1],
             depth=parent.depth + 1,
             lead=lead,
             start=self._offset + 1,
             default_type="message/rfc822" if is_digest else "text/plain",
-            sealed=parent.sealed or parent.content_type in _SEALED,
+            protected=parent.protected or parent.content_type in _PROTECTED_TYPES,
         )
         self._path.append(len(self._entities))
         self._entities.append(part)
         self._in_header = True
 
     def _leave(self, level: int, *, end: int) -> None:
-        """End the entities from that place in the path on."""
+        """End the entities from index `level` of the path on."""
         for number in self._path[level:]:
             entity = self._entities[number]
             entity.end = end
@@ -283,19 +415,20 @@ class StructureReader:
             if entity.tally.nul:
                 self._defect("a NUL in a body")
             if entity.tally.eight_bit and entity.encoding == "7bit":
-                self._defect("octets of 8 bits where the encoding says 7bit")
+                self._defect("octets of 8 bits where the encoding is 7bit")
         del self._path[level or 1 :]
 
-    def _find(self, limit: int, final: bool) -> _Delimiter | None:
-        """Return the first delimiter line that begins before `limit`, and is known to its end.
+    def _find(self, limit: int, final: bool) -> _BoundaryLine | None:
+        """Return the first delimiter line that starts before `limit` and is complete in the buffer.
 
-        Of multiparts with the same boundary it is the outermost's, as it is for other readers.
+        If several multiparts have the same boundary, it belongs to the outermost, as for other
+        readers.
         """
         if not self._searching:
             return None
         if not final:
             limit = min(limit, len(self._held) - self._margin)
-        found: _Delimiter | None = None
+        found: _BoundaryLine | None = None
         for level, boundary in self._boundaries():
             for lead in (b"\n", b"\r") if self._bare_returns else (b"\n",):
                 one = self._find_one(lead + b"--" + boundary, level, limit)
@@ -303,17 +436,17 @@ class StructureReader:
                     found, limit = one, one.start
         return found
 
-    def _find_one(self, wanted: bytes, level: int, limit: int) -> _Delimiter | None:
-        """Look for one boundary, from where it was looked for last: so each octet is seen once."""
+    def _find_one(self, wanted: bytes, level: int, limit: int) -> _BoundaryLine | None:
+        """Search one boundary from where its last search ended, so that each octet is read once."""
         position = max(self._looked_for.get(wanted, 0) - self._offset, 0)
         end = limit + len(wanted) - 1
         while limit > 0 and (position := self._held.find(wanted, position, end)) >= 0:
-            behind = _BEHIND_BOUNDARY.match(self._held, position + len(wanted))
-            if behind:
+            ended = _AFTER_BOUNDARY.match(self._held, position + len(wanted))
+            if ended:
                 self._looked_for[wanted] = self._offset + position
                 is_pair = self._held[max(position - 1, 0) : position + 1] == b"\r\n"
                 start = position - 1 if is_pair else position
-                return _Delimiter(level, start, behind.end(), closing=behind[1] is not None)
+                return _BoundaryLine(level, start, ended.end(), closing=ended[1] is not None)
             position += 1
             self._false_delimiters += 1
             if self._false_delimiters > _FALSE_DELIMITERS_MAX:
@@ -328,20 +461,20 @@ class StructureReader:
             if entity.boundary and not entity.closed:
                 yield level, entity.boundary
 
-    # -- what is held
+    # -- the buffer
 
     @property
-    def _innermost(self) -> _Open:
+    def _innermost(self) -> _OpenEntity:
         return self._entities[self._path[-1]]
 
     @property
     def _margin(self) -> int:
-        """How many octets at the end may be a delimiter line that has not come whole."""
+        """How many octets at the end of the buffer may be an incomplete delimiter line."""
         longest = max((len(one) for _, one in self._boundaries()), default=0)
         return longest + _PADDING_OCTETS_MAX + len(b"\r\n----\r\n") if longest else 1
 
     def _count(self, end: int) -> None:
-        """Count what is held up to `end` as text of the innermost entity, and let it go."""
+        """Count the buffer up to `end` as text of the innermost entity, and drop it."""
         if end > 1:
             self._innermost.tally.add(self._held[1:end], self._held[:1])
             self._skip(end)
@@ -351,7 +484,7 @@ class StructureReader:
         self._offset += end - 1
 
     def _has_room(self) -> bool:
-        """Whether one more entity may be read; if not, the rest is text of where that is."""
+        """Return whether another entity may be read; if not, the rest is text of this one."""
         if len(self._entities) >= ENTITIES_MAX:
             self._stop(f"more than {ENTITIES_MAX} parts")
         elif self._headers_octets > _HEADERS_OCTETS_MAX:
@@ -360,7 +493,7 @@ class StructureReader:
 
     def _stop(self, reason: str) -> None:
         self._searching = False
-        self._defect(f"{reason}: what is behind them is not read")
+        self._defect(f"{reason}: the rest is not read")
 
     def _defect(self, text: str) -> None:
         if len(self._defects) < _DEFECTS_MAX:
@@ -369,7 +502,7 @@ class StructureReader:
 
 def _content_type(fields: "Message[str, str]", default: str) -> str:
     fields.set_default_type(default)
-    with contextlib.suppress(Exception):  # fields of strangers break `email` in many ways
+    with contextlib.suppress(Exception):  # damaged fields make `email` raise in many ways
         kind = fields.get_content_type().split(maxsplit=1)[0]  # a semicolon may be missing
         return kind if _VISIBLE.fullmatch(kind) else "application/octet-stream"
     return "text/plain"

@@ -1,9 +1,9 @@
-"""The log: one event per line on stderr, as JSON, logfmt or for eyes.
+"""The log: one event per line on stderr, as JSON, as logfmt, or for a terminal.
 
-On the path: every room logs through get_logger(); app calls configure() once at start.
-Holds: a line has at most 4096 bytes and no control character; values are clipped, secrets left out.
-Fails: never; a reader that stops reading costs lines, which are counted, not time (see LogSink).
-Standards: sd-daemon(3) prefixes, JOURNAL_STREAM of systemd.exec(5), logfmt, JSON lines.
+Every room logs through get_logger(); the app calls configure() once at start. A line has at most
+4096 bytes and no control characters; values are clipped, secrets are left out. When the reader of
+the log stops reading, lines are dropped and counted, and nothing waits (see LogSink).
+sd-daemon(3) prefixes, JOURNAL_STREAM of systemd.exec(5), logfmt, JSON lines.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ from relay.clock import Clock, SystemClock, rfc3339
 
 Form = Literal["auto", "json", "logfmt", "pretty"]
 
-LINE_BYTES_MAX = 4096  # PIPE_BUF: what polls writable takes such a line whole, without blocking
-BACKLOG_LINES_MAX = 4000  # 16 MiB at the very most
+LINE_BYTES_MAX = 4096  # PIPE_BUF: a writable pipe takes such a line whole, without blocking
+BACKLOG_LINES_MAX = 4000  # at most 16 MiB
 _CLIPS = (512, 128, 32, 8)  # characters per value; the first that makes the line fit
 _FIELDS_MAX = 24
 _FRAMES_MAX = 4
@@ -44,7 +44,7 @@ _NEEDS_QUOTES = re.compile(r'[\s"=\\]|^$')
 def get_logger(name: str) -> FilteringBoundLogger:
     """Return the logger of a room: `log.info("accepted", qid=..., size_bytes=...)`.
 
-    The event is a few fixed words; everything that varies is a field.
+    The event is a fixed text; everything that varies is a field.
     """
     logger: FilteringBoundLogger = structlog.get_logger(room=name)
     return logger
@@ -59,10 +59,11 @@ def configure(
     descriptor: int = 2,
     level: Literal["info", "warning"] = "info",
 ) -> None:
-    """Choose the form of the lines and where they go; route the standard library's loggers in.
+    """Set the form and the descriptor of the log; add the standard library's loggers to it.
 
-    `environ_journal_stream` is JOURNAL_STREAM: if it names `descriptor`, the journal keeps time and
-    priority itself. "auto" is pretty on a terminal, else logfmt. Below `level` nothing is written.
+    `environ_journal_stream` is JOURNAL_STREAM: if it names `descriptor`, systemd's journal stores
+    time and priority. "auto" is pretty on a terminal, else logfmt. Events below `level` are
+    dropped.
     """
     _sink.clock = clock
     _sink.point_at(descriptor)
@@ -82,21 +83,39 @@ def configure(
 
 
 def drain(timeout_ms: int = _DRAIN_TIMEOUT_MS) -> None:
-    """Write what waits for a slow reader, at most so long: the last act of a process."""
+    """Write the backlog before the process ends; give up after `timeout_ms` without progress."""
     _sink.drain(timeout_ms)
+
+
+class RepeatedError:
+    """The last error of an operation that is repeated until it succeeds, to log each error once."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def is_new(self, error: Exception) -> bool:
+        """Store the error; return whether it differs from the last one."""
+        text = f"{type(error).__name__}: {error}"
+        is_new = text != self._last
+        self._last = text
+        return is_new
+
+    def clear(self) -> None:
+        """Note a success: the next error is new."""
+        self._last = ""
 
 
 class LogSink:
     """Renders events and writes lines to a descriptor that may not take them.
 
-    Before each line the descriptor is polled, without waiting. If its reader is behind (a stopped
-    pager, a full pipe, a stalled journal), the line waits in a bounded backlog that goes out before
-    the next line; when the backlog is full, new lines are dropped and counted, and the first line
-    after that says how many. So a log that nobody reads never stops the mail.
+    Before each line the descriptor is polled, without waiting. If it is not writable (a stopped
+    pager, a full pipe, a stalled journal), the line is added to a bounded backlog, which is written
+    before the next line. When the backlog is full, new lines are dropped and counted, and the first
+    line after that has the number. A log without a reader never stops the mail.
     """
 
     def __init__(self) -> None:
-        """Until configure(): warnings and worse, as logfmt, on stderr."""
+        """Before configure(): warnings and errors, as logfmt, on stderr."""
         self.clock: Clock = SystemClock()
         self.form: Form = "logfmt"
         self.to_journal = False
@@ -121,7 +140,7 @@ class LogSink:
         priority = _PRIORITY[method]
         if priority > self.priority_max:
             raise structlog.DropEvent
-        _tell_exception(event, method)
+        _describe_exception(event, method)
         for clip in _CLIPS:
             line = self._line(priority, _fields(event, clip))
             if len(line) < LINE_BYTES_MAX // 4 or _size(line) < LINE_BYTES_MAX:
@@ -129,7 +148,7 @@ class LogSink:
         return line[: LINE_BYTES_MAX // 8]
 
     def write(self, line: str) -> None:
-        """Write a line, or keep it for later, or drop and count it; never wait."""
+        """Write a line, or add it to the backlog, or drop and count it. Never waits."""
         encoded = line.encode("utf-8", "backslashreplace") + b"\n"
         with self._lock:
             if self._backlog or self._dropped:
@@ -160,7 +179,7 @@ class LogSink:
         return bool(self._poll.poll(timeout_ms))
 
     def _write_now(self, encoded: bytes) -> None:
-        with contextlib.suppress(OSError):  # stderr is closed: there is nobody to tell
+        with contextlib.suppress(OSError):  # stderr is closed
             os.write(self.descriptor, encoded)
 
     def _line(self, priority: int, fields: Mapping[str, Any]) -> str:
@@ -175,7 +194,7 @@ class LogSink:
         return prefix + head_text + " ".join(_pairs(fields))
 
     def _now(self) -> str:
-        """The time as rfc3339() writes it; the text of a second is made once."""
+        """Return the time in the format of rfc3339(); the text of a second is computed once."""
         time_us = self.clock.time_us()
         second, fraction_us = divmod(time_us, 1_000_000)
         if second != self._second:
@@ -192,7 +211,7 @@ class LogSink:
 
 
 class _StandardLibrary(logging.Handler):
-    """Hands the records of uvicorn, asyncio, aiosmtpd and other libraries to the log."""
+    """Writes the records of uvicorn, asyncio, aiosmtpd and other libraries to the log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         method = record.levelname.lower()
@@ -208,8 +227,8 @@ class _StandardLibrary(logging.Handler):
             _sink.write(_sink.render(None, known, event))
 
 
-def _tell_exception(event: MutableMapping[str, Any], method: str) -> None:
-    """Replace exc_info by what went wrong and the innermost places, on one line."""
+def _describe_exception(event: MutableMapping[str, Any], method: str) -> None:
+    """Replace exc_info by the error and the innermost frames, on one line."""
     given = event.pop("exc_info", method == "exception")
     if not given:
         return
@@ -234,7 +253,7 @@ def _fields(event: Mapping[str, Any], clip: int) -> dict[str, Any]:
     for name, value in itertools.islice(event.items(), _FIELDS_MAX):
         if name in _SECRET_NAMES:
             fields[name] = "(left out)"
-        elif type(value) is str and len(value) <= clip:  # nearly all
+        elif type(value) is str and len(value) <= clip:  # almost all
             fields[name] = value
         else:
             fields[name] = _plain(value, clip)
@@ -272,7 +291,7 @@ def _pairs(fields: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    """Return `text` as it is, or in quotes with JSON's escapes where a reader needs them."""
+    """Return `text` as it is, or quoted with JSON's escapes if necessary."""
     if not text.isprintable():
         return json.dumps(text)
     if not _NEEDS_QUOTES.search(text):
@@ -297,7 +316,7 @@ def _size(line: str) -> int:
 
 
 def _is_journal(descriptor: int, journal_stream: str) -> bool:
-    """Whether JOURNAL_STREAM ("device:inode") names this very descriptor."""
+    """Return whether JOURNAL_STREAM ("device:inode") names this descriptor."""
     try:
         status = os.fstat(descriptor)
     except OSError:

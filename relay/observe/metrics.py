@@ -1,9 +1,7 @@
 """The metrics of docs/names.md, in one registry that is passed in.
 
-On the path: rooms count into it; web prints it.
-Holds: bounded labels, never an address.
-Fails: never.
-Standards: Prometheus text format 0.0.4.
+Rooms count into it; the API writes it in Prometheus text format 0.0.4. Labels are bounded and never
+contain addresses.
 """
 
 from functools import partial
@@ -54,7 +52,7 @@ class Metrics:
         self.queue_oldest = gauge("relay_queue_oldest_seconds", "Age of the oldest queued entry.")
         self.queue_unaccounted = gauge(
             "relay_queue_unaccounted",
-            "Recipients accepted, less those final and those live; 0 unless one was lost.",
+            "Accepted recipients minus final and live ones; 0 unless one was lost.",
         )
         self.spool_damaged = gauge(
             "relay_spool_damaged", "1 when SQLite found a page of the spool that it cannot read."
@@ -80,21 +78,21 @@ class Metrics:
         self.connections = gauge("relay_connections", "Open connections.", ["state"])
         self.pressure = gauge(
             "relay_pressure_level",
-            "0: normal; 1: slow, strangers are turned away; 2: new mail is refused.",
+            "0: normal; 1: slow, untrusted clients are refused; 2: new mail is refused.",
         )
         self.pressure_reasons = gauge(
-            "relay_pressure_reason", "The level that each reason asks for.", ["reason"]
+            "relay_pressure_reason", "The level that each reason requires.", ["reason"]
         )
         self.clock_jump = gauge(
             "relay_clock_jump_seconds", "How far the clock is ahead of the queue's time."
         )
-        self.pickup_waiting = gauge("relay_pickup_waiting", "Notes that wait for pickup.")
-        self.pickup_deferred = gauge("relay_pickup_deferred", "Notes that wait for their time.")
+        self.pickup_waiting = gauge("relay_pickup_waiting", "Pending submissions.")
+        self.pickup_deferred = gauge("relay_pickup_deferred", "Scheduled sends.")
         self.reports = Counter("relay_reports", "Reports made.", ["kind"], registry=registry)
         self.policy_rules = Counter(
             "relay_policy_rule", "Rules that matched.", ["rule", "outcome"], registry=registry
         )
 
     def exposition(self) -> bytes:
-        """The text that /metrics answers."""
+        """Return the text of /metrics."""
         return generate_latest(self.registry)

@@ -23,8 +23,8 @@ from weakref import WeakValueDictionary
 from relay.clock import Clock
 from relay.mailbox.types import PendingSubmission
 from relay.message.content import Octets
-from relay.mime.converted import Converted
-from relay.mime.draft import FIRST_FIELD_BYTES, private_length
+from relay.mime.convert import ConvertedMessage
+from relay.mime.draft import FIRST_FIELD_BYTES, private_block_length
 from relay.pickup.conversion_child import LENGTH_BYTES, READY, Answer
 
 PLAIN_BYTES_MAX = 64 * 1024
@@ -49,7 +49,7 @@ class ConvertFunction(Protocol):
 
     __name__: str
 
-    def __call__(self, note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
+    def __call__(self, stored: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedMessage:
         """Return the message to submit. Raises ConversionError, OSError."""
         ...
 
@@ -82,7 +82,7 @@ class ConversionPool:
         self._killed: list[_ConversionProcess] = []
         self._is_closed = False
 
-    async def convert(self, pending: PendingSubmission, content: Octets) -> Converted:
+    async def convert(self, pending: PendingSubmission, content: Octets) -> ConvertedMessage:
         """Convert a submission within the usual time limit.
 
         Raises ConversionError, ConversionUnfinishedError, OSError.
@@ -99,7 +99,9 @@ class ConversionPool:
                 self._put_back(child)
         return _read_answer(made)
 
-    async def convert_isolated(self, pending: PendingSubmission, content: Octets) -> Converted:
+    async def convert_isolated(
+        self, pending: PendingSubmission, content: Octets
+    ) -> ConvertedMessage:
         """Convert a submission that was not finished, in its own process and with more time.
 
         Raises ConversionError, ConversionFailedError, OSError.
@@ -271,11 +273,11 @@ def is_plain(content: Octets) -> bool:
     """
     if content.size > PLAIN_BYTES_MAX:
         return False
-    length = private_length(content.read(0, FIRST_FIELD_BYTES))
+    length = private_block_length(content.read(0, FIRST_FIELD_BYTES))
     return _PLAIN in content.read(0, length)
 
 
-def _read_answer(octets: bytes) -> Converted:
+def _read_answer(octets: bytes) -> ConvertedMessage:
     """Return the result of a child process, or raise its error."""
     answer: Answer = pickle.loads(octets)  # noqa: S301 - only our own process writes it
     made, error, fault = answer

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from relay.files import FileOctets
-from relay.mime.converted import ConversionError, Converted
+from relay.mime.convert import ConversionError, ConvertedMessage
 
 READY = b"\n"
 LENGTH_BYTES = 8
@@ -26,7 +26,7 @@ _FAULT_CHARACTERS_MAX = 500
 
 
 # the converted message; or an error of the submission; or an internal error
-Answer = tuple[Converted | None, ConversionError | OSError | None, str]
+Answer = tuple[ConvertedMessage | None, ConversionError | OSError | None, str]
 
 
 def main(words: Sequence[str]) -> None:

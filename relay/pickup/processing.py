@@ -19,12 +19,12 @@ from relay.mailbox.types import MailboxFullError, NoSuchItemError, PendingSubmis
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, size_of
 from relay.message.outcome import Evidence
 from relay.message.properties import MessageProperties
-from relay.message.reporting import Action, ReportedMessage, ReportedRecipient
 from relay.message.status import one_line
-from relay.mime.converted import ConversionError, Converted
-from relay.mime.draft import read_private
-from relay.mime.mimeread import read_message
-from relay.mime.section import header_end
+from relay.mime.convert import ConversionError, ConvertedMessage
+from relay.mime.draft import read_private_block
+from relay.mime.dsn import DsnAction, ReportedMessage, ReportedRecipient
+from relay.mime.read_header import header_end
+from relay.mime.read_mime import read_message
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.pickup.conversion import ConversionFailedError, ConversionPool
@@ -121,7 +121,7 @@ class SubmissionProcessor:
     async def _submit(
         self,
         pending: PendingSubmission,
-        message: Converted,
+        message: ConvertedMessage,
         client: SubmissionClient,
         *,
         earlier: EarlierAttempts,
@@ -171,7 +171,7 @@ class SubmissionProcessor:
     async def _fail(
         self,
         pending: PendingSubmission,
-        message: Converted,
+        message: ConvertedMessage,
         end: FinalFailure,
         *,
         to_corrupt: bool = False,
@@ -192,7 +192,7 @@ class SubmissionProcessor:
                 address,
                 "",
                 end.evidence,
-                action=Action.DELAYED if end.unknown else Action.FAILED,
+                action=DsnAction.DELAYED if end.unknown else DsnAction.FAILED,
                 last_attempt_us=now_us,
             )
             for address in message.recipients
@@ -240,7 +240,7 @@ class SubmissionProcessor:
         return (self.clock.confirmed_us() - pending.ready_us) / 1_000_000
 
 
-def _facts_of(message: Converted) -> dict[str, Any]:
+def _facts_of(message: ConvertedMessage) -> dict[str, Any]:
     """Return the details of step 3, with the defects of the message if there are any."""
     facts: dict[str, Any] = {
         "size": size_of(message.content),
@@ -253,14 +253,14 @@ def _facts_of(message: Converted) -> dict[str, Any]:
 
 def _unconverted(
     content: Octets, pending: PendingSubmission, *, read_mime: bool = True
-) -> Converted:
+) -> ConvertedMessage:
     """Return a message that could not be converted, for its report.
 
     A report needs a recipient: if there is none, it is the sender. Unless `read_mime`, only the
     private block that Relay wrote is read.
     """
     head = content.read(0, LARGE_BYTES)
-    block, length = read_private(content)
+    block, length = read_private_block(content)
     header = head[length:]
     header = header[: min(header_end(header).header, _HEADER_BYTES_MAX)]
     properties = MessageProperties()
@@ -271,7 +271,7 @@ def _unconverted(
     addresses = (*properties.to, *properties.cc, *properties.bcc)
     is_whole = content.size == len(head)
     returned: Content = head[length:] if is_whole else LargeContent(header, (), eight_bit=True)
-    return Converted(
+    return ConvertedMessage(
         content=returned,
         originator=pending.account,
         recipients=tuple(dict.fromkeys(one_line(one.address) for one in addresses))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from relay.message.envelope import Notify
 from relay.message.outcome import Evidence
-from relay.mime.converted import Converted
+from relay.mime.convert import ConvertedMessage
 from relay.pickup.decisions import SubmissionDeferred, SubmissionOutcome, submission_outcome
 from relay.smtp import (
     ConnectError,
@@ -43,7 +43,7 @@ class SubmissionClient:
         self._connection: Connection | None = None
 
     async def submit(
-        self, message: Converted, *, submission_id: str, after_dot: Callable[[], None]
+        self, message: ConvertedMessage, *, submission_id: str, after_dot: Callable[[], None]
     ) -> SubmissionOutcome:
         """Submit `message` with the key `submission_id`. It is safe to repeat this."""
         notify = _WITH_SUCCESS if message.notify_success else frozenset()

@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.status import REPLY_TEXT_MAX, split_reply
-from relay.message.verdict import Subject
+from relay.message.verdict import ExaminedMessage
 from relay.mime import headers
 
 REJECT_STATUS = "5.7.1"
@@ -89,7 +89,7 @@ class CcAction:
         """Read addresses. Raises ValueError."""
         return cls(_addresses(value))
 
-    def edit(self, head: bytes, message: Subject) -> bytes:
+    def edit(self, head: bytes, message: ExaminedMessage) -> bytes:
         """Append those that are not yet recipients to the Cc field."""
         present = {recipient.address.casefold() for recipient in message.recipients}
         shown = [each for each in self.addresses if each.casefold() not in present]
@@ -124,7 +124,7 @@ class SetHeaderAction:
             raise ValueError(f"a value that a field can hold: {error}") from None
         return cls(value["name"], value["value"])
 
-    def edit(self, head: bytes, _: Subject) -> bytes:
+    def edit(self, head: bytes, _: ExaminedMessage) -> bytes:
         """Replace the field or append it."""
         return headers.set_field(head, self.name, self.value)
 
@@ -145,7 +145,7 @@ class RemoveHeaderAction:
             _check_name(name)
         return cls(tuple(names))
 
-    def edit(self, head: bytes, _: Subject) -> bytes:
+    def edit(self, head: bytes, _: ExaminedMessage) -> bytes:
         """Remove the fields."""
         return headers.remove(head, self.names)
 
@@ -163,7 +163,7 @@ class SubjectPrefixAction:
             raise ValueError('one line of text, "[EXTERNAL]"')
         return cls(value.strip())
 
-    def edit(self, head: bytes, _: Subject) -> bytes:
+    def edit(self, head: bytes, _: ExaminedMessage) -> bytes:
         """Add the tag, if it is missing."""
         return headers.prefix_subject(head, self.tag)
 

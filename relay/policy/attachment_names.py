@@ -26,10 +26,10 @@ from relay.message.content import (
     MemoryOctets,
     Octets,
     UnreadableError,
-    in_sight,
+    memory_part,
 )
 from relay.mime import headers
-from relay.mime.encodedwords import decode_words
+from relay.mime.encoded_words import decode_words
 
 PARTS_MAX = 10_000
 NESTING_MAX = 50
@@ -154,8 +154,8 @@ def attachment_names(content: Content) -> tuple[str, ...]:
 
     Raises TooManyPartsError; OSError for a large body that cannot be read.
     """
-    known = in_sight(content)
-    header = known[: headers.split(known)].lower()
+    known = memory_part(content)
+    header = known[: headers.header_size(known)].lower()
     if not any(hint in header for hint in _HINTS):
         return ()
     return _AttachmentScanner(searchable(content)).names()

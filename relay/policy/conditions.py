@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, Self
 
-from relay.message.content import Content, in_sight, size_of
-from relay.message.verdict import Examined, Source, Subject
+from relay.message.content import Content, memory_part, size_of
+from relay.message.verdict import ExaminedMessage, ExaminedRecipient, Source
 from relay.mime import headers
-from relay.mime.encodedwords import decode_words
+from relay.mime.encoded_words import decode_words
 from relay.policy.attachment_names import attachment_names
 from relay.settings.values import parse_size
 
@@ -71,10 +71,10 @@ class Globs:
 class MessageView:
     """A message for conditions: `message` as received, `content` after earlier rules."""
 
-    def __init__(self, message: Subject, content: Content) -> None:
+    def __init__(self, message: ExaminedMessage, content: Content) -> None:
         self.message = message
         self.content = content
-        self._in_sight = in_sight(content)
+        self._in_sight = memory_part(content)
         # Not cached_property, which takes a lock before Python 3.12.
         self._subject: str | None = None
         self._attachment_names: tuple[str, ...] | None = None
@@ -105,7 +105,7 @@ class MessageView:
     def _find(self, name: bytes) -> tuple[str, ...]:
         content = self._in_sight
         if self._lowered_header is None:
-            self._lowered_header = content[: headers.split(content)].lower()
+            self._lowered_header = content[: headers.header_size(content)].lower()
         if name not in self._lowered_header:
             return ()
         return tuple(
@@ -142,7 +142,7 @@ class RecipientAddressCondition:
         """Read globs. Raises ValueError."""
         return cls(Globs.of(_texts(value)))
 
-    def matches_recipient(self, _: MessageView, recipient: Examined) -> bool:
+    def matches_recipient(self, _: MessageView, recipient: ExaminedRecipient) -> bool:
         """Return whether the condition matches."""
         return self.globs.match(recipient.address)
 
@@ -166,7 +166,7 @@ class DirectionCondition:
         """Read one or more of inbound, outbound, internal. Raises ValueError."""
         return cls(frozenset(MailDirection(each) for each in _words(value, MailDirection)))
 
-    def matches_recipient(self, view: MessageView, recipient: Examined) -> bool:
+    def matches_recipient(self, view: MessageView, recipient: ExaminedRecipient) -> bool:
         """Return whether the condition matches."""
         if not recipient.local:
             return MailDirection.OUTBOUND in self.directions

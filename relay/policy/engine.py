@@ -14,16 +14,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from relay.message.content import Content, LargeContent, edited
+from relay.message.content import Content, LargeContent, edit_header
 from relay.message.verdict import (
-    Addition,
-    Examined,
-    Fate,
+    AddedRecipient,
+    ExaminedMessage,
+    ExaminedRecipient,
     RecipientVerdict,
     RuleHit,
     Source,
-    Subject,
     Verdict,
+    VerdictAction,
 )
 from relay.policy.actions import (
     BccAction,
@@ -86,7 +86,7 @@ class Rule:
         unless = self.unless.on_message
         return not unless or not any(each.matches(view) for each in unless)
 
-    def matches_recipient(self, view: MessageView, recipient: Examined) -> bool:
+    def matches_recipient(self, view: MessageView, recipient: ExaminedRecipient) -> bool:
         """Return whether a rule that matches this content also matches this recipient."""
         for each in self.when.on_recipient:
             if not each.matches_recipient(view, recipient):
@@ -142,7 +142,7 @@ class RuleSet:
     tests: tuple[RuleTest, ...] = field(default=(), repr=False)
     files: tuple[Path, ...] = ()
 
-    def evaluate(self, message: Subject) -> Verdict:
+    def evaluate(self, message: ExaminedMessage) -> Verdict:
         """Apply the rules in their order; each sees the changes of those before it.
 
         Raises TooManyPartsError.
@@ -157,13 +157,13 @@ class RuleSet:
 class _Evaluation:
     """The state of one evaluation, as parallel lists with an item per recipient."""
 
-    def __init__(self, message: Subject) -> None:
+    def __init__(self, message: ExaminedMessage) -> None:
         self._message = message
         self._views = [MessageView(message, message.content)]
         self._contents = [0] * len(message.recipients)
         self._decided: list[RecipientVerdict | None] = [None] * len(message.recipients)
         self._open = [True] * len(message.recipients)  # neither decided nor stopped
-        self._additions: list[Addition] = []
+        self._additions: list[AddedRecipient] = []
         self._hits: list[RuleHit] = []
 
     def apply(self, rule: Rule) -> None:
@@ -200,14 +200,14 @@ class _Evaluation:
         if len(used) < len(self._views):
             recipients = [_moved(each, place) for each in recipients]
             additions = [
-                Addition(each.address, each.rule, place[each.content]) for each in additions
+                AddedRecipient(each.address, each.rule, place[each.content]) for each in additions
             ]
         return self._verdict(recipients, additions, tuple(self._views[old].content for old in used))
 
     def _verdict(
         self,
         recipients: list[RecipientVerdict],
-        additions: list[Addition],
+        additions: list[AddedRecipient],
         contents: tuple[Content, ...],
     ) -> Verdict:
         return Verdict(tuple(recipients), tuple(additions), contents, tuple(self._hits))
@@ -251,7 +251,9 @@ class _Evaluation:
         """Add copies, with the content after this rule; later rules do not see them."""
         for action in rule.actions:
             if isinstance(action, CcAction | BccAction | RedirectAction):
-                self._additions += [Addition(each, rule.name, content) for each in action.addresses]
+                self._additions += [
+                    AddedRecipient(each, rule.name, content) for each in action.addresses
+                ]
 
     def _decide(self, rule: Rule, matched: list[int]) -> None:
         """Decide the matched recipients, if the rule's last action is final."""
@@ -260,20 +262,20 @@ class _Evaluation:
             match rule.actions[-1]:
                 case RejectAction(status, text):
                     decided = RecipientVerdict(
-                        address, Fate.REJECT, rule=rule.name, status=status, text=text
+                        address, VerdictAction.REJECT, rule=rule.name, status=status, text=text
                     )
                 case DiscardAction():
-                    decided = RecipientVerdict(address, Fate.DISCARD, rule=rule.name)
+                    decided = RecipientVerdict(address, VerdictAction.DISCARD, rule=rule.name)
                 case RedirectAction(addresses) if not _contains(addresses, address):
                     decided = RecipientVerdict(
-                        address, Fate.REDIRECT, rule=rule.name, successors=addresses
+                        address, VerdictAction.REDIRECT, rule=rule.name, successors=addresses
                     )
                 case _:
                     continue  # also a redirect to the recipient itself, which stays
             self._decided[index] = decided
             self._open[index] = False
 
-    def _needed(self, recipients: list[RecipientVerdict]) -> Iterable[Addition]:
+    def _needed(self, recipients: list[RecipientVerdict]) -> Iterable[AddedRecipient]:
         """Yield the additions, each address once, without those that get the message already.
 
         A recipient whose own copy was redirected or rejected may still be another rule's target:
@@ -281,7 +283,9 @@ class _Evaluation:
         """
         if not self._additions:
             return
-        served = {each.address.casefold() for each in recipients if each.fate is Fate.DELIVER}
+        served = {
+            each.address.casefold() for each in recipients if each.action is VerdictAction.DELIVER
+        }
         for addition in self._additions:
             folded = addition.address.casefold()
             if folded not in served:
@@ -289,7 +293,7 @@ class _Evaluation:
                 yield addition
 
 
-def _edited(content: Content, edits: Sequence[HeaderEdit], message: Subject) -> Content:
+def _edited(content: Content, edits: Sequence[HeaderEdit], message: ExaminedMessage) -> Content:
     """Return the content with an edited header, or the same object if nothing changes."""
 
     def edit(head: bytes) -> bytes:
@@ -298,7 +302,7 @@ def _edited(content: Content, edits: Sequence[HeaderEdit], message: Subject) -> 
         return head
 
     if isinstance(content, LargeContent):
-        new = edited(content, edit)
+        new = edit_header(content, edit)
         return content if new == content else new
     end = _header_end(content)
     old_head = content[:end]
@@ -322,5 +326,5 @@ def _moved(verdict: RecipientVerdict, place: dict[int, int]) -> RecipientVerdict
     if verdict.content == place[verdict.content]:
         return verdict
     return RecipientVerdict(
-        verdict.address, verdict.fate, content=place[verdict.content], rule=verdict.rule
+        verdict.address, verdict.action, content=place[verdict.content], rule=verdict.rule
     )

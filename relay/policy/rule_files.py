@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.verdict import Source
 from relay.mime import headers
-from relay.mime.fields import parameter
+from relay.mime.write_header import parameter
 from relay.policy.actions import ACTIONS, FINAL, RuleAction
 from relay.policy.conditions import CONDITIONS, Condition, SizeOverCondition
 from relay.policy.engine import (

@@ -10,9 +10,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from relay.message.content import in_sight
+from relay.message.content import memory_part
 from relay.message.envelope import domain_of
-from relay.message.verdict import Examined, Fate, RecipientVerdict, Source, Subject, Verdict
+from relay.message.verdict import (
+    ExaminedMessage,
+    ExaminedRecipient,
+    RecipientVerdict,
+    Source,
+    Verdict,
+    VerdictAction,
+)
 from relay.mime import headers
 from relay.policy.attachment_names import TooManyPartsError
 from relay.policy.engine import OverallVerdict, RuleMode, RuleSet, RuleTest
@@ -39,12 +46,14 @@ def examined_message(
     *,
     source: Source,
     local_domains: Collection[str],
-) -> Subject:
+) -> ExaminedMessage:
     """Return what ingress would pass to evaluate()."""
-    return Subject(
+    return ExaminedMessage(
         reverse_path=sender,
         sender_local=domain_of(sender) in local_domains,
-        recipients=tuple(Examined(each, domain_of(each) in local_domains) for each in recipients),
+        recipients=tuple(
+            ExaminedRecipient(each, domain_of(each) in local_domains) for each in recipients
+        ),
         content=content,
         source=source,
     )
@@ -52,10 +61,10 @@ def examined_message(
 
 def overall_verdict(verdict: Verdict) -> OverallVerdict:
     """Return the verdict for the whole message."""
-    fates = {each.fate for each in verdict.recipients}
-    if fates & {Fate.DELIVER, Fate.REDIRECT}:
+    fates = {each.action for each in verdict.recipients}
+    if fates & {VerdictAction.DELIVER, VerdictAction.REDIRECT}:
         return OverallVerdict.ACCEPT
-    return OverallVerdict.REJECT if Fate.REJECT in fates else OverallVerdict.DISCARD
+    return OverallVerdict.REJECT if VerdictAction.REJECT in fates else OverallVerdict.DISCARD
 
 
 def _run(rules: RuleSet, test: RuleTest, local_domains: Collection[str]) -> RuleTestResult:
@@ -84,8 +93,8 @@ def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> list[str]:
             failures.append(f"found rules {_quoted(found)}, expected {_quoted(expect.rules)}")
     for word, expected, addresses in (
         ("added", expect.added, [each.address for each in verdict.additions]),
-        ("redirected", expect.redirected, _with_fate(verdict, Fate.REDIRECT)),
-        ("rejected", expect.rejected, _with_fate(verdict, Fate.REJECT)),
+        ("redirected", expect.redirected, _with_fate(verdict, VerdictAction.REDIRECT)),
+        ("rejected", expect.rejected, _with_fate(verdict, VerdictAction.REJECT)),
     ):
         folded = {each.casefold() for each in addresses}
         if expected is not None and folded != expected:
@@ -96,15 +105,15 @@ def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> list[str]:
     return failures
 
 
-def _with_fate(verdict: Verdict, fate: Fate) -> list[str]:
-    return [each.address for each in verdict.recipients if each.fate is fate]
+def _with_fate(verdict: Verdict, fate: VerdictAction) -> list[str]:
+    return [each.address for each in verdict.recipients if each.action is fate]
 
 
 def _subjects(verdict: Verdict) -> set[str]:
     """Return the subjects of the delivered copies."""
-    used = {each.content for each in verdict.recipients if each.fate is Fate.DELIVER}
+    used = {each.content for each in verdict.recipients if each.action is VerdictAction.DELIVER}
     used |= {each.content for each in verdict.additions}
-    return {headers.decoded(in_sight(verdict.contents[each]), "Subject") for each in used}
+    return {headers.decoded(memory_part(verdict.contents[each]), "Subject") for each in used}
 
 
 def _quoted(names: Collection[str]) -> str:
@@ -193,7 +202,7 @@ def format_verdict(rules: RuleSet, verdict: Verdict) -> PolicyReport:
         "recipients": [
             {
                 "address": each.address,
-                "fate": str(each.fate),
+                "fate": str(each.action),
                 "rule": each.rule,
                 "status": each.status,
                 "text": each.text,
@@ -206,7 +215,9 @@ def format_verdict(rules: RuleSet, verdict: Verdict) -> PolicyReport:
             {"address": each.address, "rule": each.rule, "content": each.content}
             for each in verdict.additions
         ],
-        "subjects": [headers.decoded(in_sight(content), "Subject") for content in verdict.contents],
+        "subjects": [
+            headers.decoded(memory_part(content), "Subject") for content in verdict.contents
+        ],
     }
     return PolicyReport((*lines, f"verdict: {overall}"), document)
 
@@ -216,12 +227,12 @@ def _fate_line(address: str, fate: str, rule: str) -> str:
 
 
 def _fate(verdict: RecipientVerdict) -> str:
-    match verdict.fate:
-        case Fate.DELIVER:
+    match verdict.action:
+        case VerdictAction.DELIVER:
             return "delivered"
-        case Fate.REJECT:
+        case VerdictAction.REJECT:
             return f"rejected: {verdict.status} {verdict.text}"
-        case Fate.DISCARD:
+        case VerdictAction.DISCARD:
             return "discarded"
-        case Fate.REDIRECT:
+        case VerdictAction.REDIRECT:
             return f"redirected to {', '.join(verdict.successors)}"

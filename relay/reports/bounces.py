@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 
 from relay.clock import Clock, Ids, wall_offset_us
 from relay.journeys.events import Event, Step
-from relay.message.content import Content, in_sight, is_eight_bit
+from relay.message.content import Content, is_eight_bit, memory_part
 from relay.message.envelope import Notify, wants_failure_report
 from relay.message.nexthop import LOCAL, NextHop
-from relay.message.reporting import ReportedMessage, ReportedRecipient
 from relay.message.verdict import Source
-from relay.mime.dsn import failure_report
+from relay.mime.dsn import ReportedMessage, ReportedRecipient, write_dsn
 from relay.mime.headers import decoded
 from relay.observe.metrics import Metrics
 from relay.spool.types import NewEntry, NewMessage, NewRecipient
@@ -159,7 +158,7 @@ class Reporter:
 
     def _written(self, message: ReportedMessage, recipients: Sequence[ReportedRecipient]) -> bytes:
         arrival_us = message.arrival_us + wall_offset_us(self._clock)
-        return failure_report(
+        return write_dsn(
             replace(message, arrival_us=arrival_us),
             recipients,
             hostname=self._hostname,
@@ -172,7 +171,7 @@ class Reporter:
     ) -> NewMessage:
         """Return `content` as a routed message for one recipient: it skips policy."""
         now_us = self._clock.queue_us()
-        header = in_sight(content)
+        header = memory_part(content)
         routed = {
             "rules": [],
             "next_hops": {str(route.next_hop): [route.address]},

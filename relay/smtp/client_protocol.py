@@ -9,7 +9,7 @@ read. See RFC 5321 4.2 and 4.5.3.
 import asyncio
 from collections import deque
 
-from relay.message.classify import Reply, Trouble
+from relay.message.outcome import Reply, SessionFailure
 
 REPLY_BYTES_MAX = 8 * 1024
 REPLY_LINES_MAX = 100
@@ -81,7 +81,9 @@ def joined(lines: list[str]) -> str:
 class SmtpProtocolError(Exception):
     """The connection cannot be used any more; `unsolicited` is a reply that came too early."""
 
-    def __init__(self, trouble: Trouble, text: str, *, unsolicited: Reply | None = None) -> None:
+    def __init__(
+        self, trouble: SessionFailure, text: str, *, unsolicited: Reply | None = None
+    ) -> None:
         super().__init__(text)
         self.trouble = trouble
         self.text = text
@@ -114,7 +116,7 @@ class SmtpClientProtocol(asyncio.Protocol):
         if self._trouble is not None:
             raise self._trouble
         if self._transport.is_closing():
-            raise SmtpProtocolError(Trouble.LOST, "the connection is closed")
+            raise SmtpProtocolError(SessionFailure.LOST, "the connection is closed")
         self._outstanding += replies
         self._transport.write(data)
 
@@ -137,7 +139,7 @@ class SmtpClientProtocol(asyncio.Protocol):
 
     def close(self) -> None:
         """Close; drop unwritten bytes, which a stalled peer would keep for ever."""
-        self._fail(SmtpProtocolError(Trouble.LOST, "the connection is closed"))
+        self._fail(SmtpProtocolError(SessionFailure.LOST, "the connection is closed"))
         if self._shut:  # a closed TLS transport has no buffer size
             return
         self._shut = True
@@ -161,7 +163,7 @@ class SmtpClientProtocol(asyncio.Protocol):
             timer.cancel()
             self._waiter = None
         if self._loop.time() >= deadline and not self._replies and self._trouble is None:
-            self._fail(SmtpProtocolError(Trouble.TIMEOUT, text))
+            self._fail(SmtpProtocolError(SessionFailure.TIMEOUT, text))
 
     def _expire(self, waiter: asyncio.Future[None]) -> None:
         if not waiter.done():
@@ -197,20 +199,22 @@ class SmtpClientProtocol(asyncio.Protocol):
 
     def _protocol_error(self, text: str, unsolicited: Reply | None = None) -> None:
         self._fail(
-            SmtpProtocolError(Trouble.NONSENSE, f"the peer sent {text}", unsolicited=unsolicited)
+            SmtpProtocolError(
+                SessionFailure.PROTOCOL, f"the peer sent {text}", unsolicited=unsolicited
+            )
         )
         self._shut = True
         self._transport.abort()
 
     def eof_received(self) -> bool:
         """Treat a half-closed connection as closed."""
-        self._fail(SmtpProtocolError(Trouble.LOST, "the peer closed the connection"))
+        self._fail(SmtpProtocolError(SessionFailure.LOST, "the peer closed the connection"))
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the call that waits."""
         text = f"the connection broke: {exc}" if exc else "the peer closed the connection"
-        self._fail(SmtpProtocolError(Trouble.LOST, text))
+        self._fail(SmtpProtocolError(SessionFailure.LOST, text))
         if not self._closed.done():
             self._closed.set_result(None)
 

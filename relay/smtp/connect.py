@@ -16,8 +16,18 @@ from typing import cast
 
 import aiosmtplib
 
-from relay.message.classify import Peer, Reply, Stage, Trouble, classify, classify_trouble
-from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
+from relay.message.outcome import (
+    DeferralClass,
+    Deferred,
+    Evidence,
+    Failed,
+    Peer,
+    Reply,
+    SessionFailure,
+    SmtpStage,
+    classify,
+    classify_session_failure,
+)
 from relay.settings.tree import TlsLevel
 from relay.smtp.client_protocol import SmtpClientProtocol, joined, printable
 from relay.smtp.connection import Connection, Timeouts
@@ -83,7 +93,7 @@ class Target:
 class ConnectError(Exception):
     """No session with this target. Other hosts are tried before a Failed outcome counts."""
 
-    def __init__(self, outcome: Deferred | Failed, stage: Stage) -> None:
+    def __init__(self, outcome: Deferred | Failed, stage: SmtpStage) -> None:
         super().__init__(outcome.evidence.reply)
         self.outcome = outcome
         self.stage = stage
@@ -94,7 +104,7 @@ async def connect(target: Target, *, ehlo_name: str, timeouts: Timeouts) -> Conn
     try:
         return await _SessionSetup(target, ehlo_name, timeouts).session()
     except ConnectError as error:
-        if error.stage is not Stage.STARTTLS or target.level != "opportunistic":
+        if error.stage is not SmtpStage.STARTTLS or target.level != "opportunistic":
             raise
     in_clear = replace(target, tls="none")  # RFC 7435: opportunistic
     return await _SessionSetup(in_clear, ehlo_name, timeouts).session()
@@ -106,7 +116,7 @@ class _SessionSetup:
     def __init__(self, target: Target, ehlo_name: str, timeouts: Timeouts) -> None:
         self._target = target
         self._timeouts = timeouts
-        self._stage = Stage.CONNECT
+        self._stage = SmtpStage.CONNECT
         self._client = aiosmtplib.SMTP(
             local_hostname=ehlo_name,
             timeout=timeouts.command_s,
@@ -160,7 +170,7 @@ class _SessionSetup:
             )
             return
         sock = await _dialled(target, self._timeouts.connect_s)
-        self._stage = Stage.STARTTLS if use_tls else Stage.BANNER
+        self._stage = SmtpStage.STARTTLS if use_tls else SmtpStage.BANNER
         try:
             await self._client.connect(
                 hostname=target.host or target.address, sock=sock, use_tls=use_tls
@@ -171,7 +181,7 @@ class _SessionSetup:
 
     async def _hello(self) -> None:
         """Send EHLO, or HELO if the host does not know EHLO."""
-        self._stage = Stage.EHLO
+        self._stage = SmtpStage.EHLO
         try:
             await self._client.ehlo()
         except aiosmtplib.SMTPHeloError as error:
@@ -189,7 +199,7 @@ class _SessionSetup:
                 return
             why = "a password is not sent without TLS" if target.credentials else "TLS is required"
             raise self._no_tls(f"{target}: the host does not offer STARTTLS, and {why}", "4.7.4")
-        self._stage = Stage.STARTTLS
+        self._stage = SmtpStage.STARTTLS
         await self._client.starttls(server_hostname=target.host or target.address)
         self._check_name()
         await self._hello()
@@ -212,12 +222,12 @@ class _SessionSetup:
         target = self._target
         if target.credentials is None:
             return
-        self._stage = Stage.AUTH
+        self._stage = SmtpStage.AUTH
         if self._tls() is None and not target.stays_here:
             raise self._no_tls(f"{target}: a password is not sent without TLS", "4.7.4")
         if not self._client.supports_extension("auth"):
             text = f"{target}: the host offers no AUTH, and the route has a login for it"
-            raise ConnectError(self._trouble(Trouble.LOST, text), self._stage)
+            raise ConnectError(self._trouble(SessionFailure.LOST, text), self._stage)
         user, password = target.credentials
         await self._client.login(user, password)
 
@@ -228,7 +238,9 @@ class _SessionSetup:
             raise aiosmtplib.SMTPServerDisconnected("the host closed the connection")
         if protocol._buffer:  # noqa: SLF001  (the library offers no other way to see surplus bytes)
             text = "the peer spoke before it was asked"
-            outcome = classify_trouble(self._stage, Trouble.NONSENSE, text, peer=self._peer())
+            outcome = classify_session_failure(
+                self._stage, SessionFailure.PROTOCOL, text, peer=self._peer()
+            )
             raise ConnectError(cast("Deferred", outcome), self._stage)
         extensions = Extensions.offered(self._client.esmtp_extensions)
         stream = cast("asyncio.Transport", transport)
@@ -249,17 +261,17 @@ class _SessionSetup:
     def _no_tls(self, text: str, status: str = "4.7.5") -> ConnectError:
         """The error for TLS that is missing, or not what this target requires."""
         evidence = Evidence(status, text, host=self._target.host)
-        return ConnectError(Deferred(evidence, DeferralClass.TLS), Stage.STARTTLS)
+        return ConnectError(Deferred(evidence, DeferralClass.TLS), SmtpStage.STARTTLS)
 
-    def _trouble(self, trouble: Trouble, text: str) -> Deferred:
-        outcome = classify_trouble(self._stage, trouble, text, peer=Peer(self._target.host))
+    def _trouble(self, trouble: SessionFailure, text: str) -> Deferred:
+        outcome = classify_session_failure(self._stage, trouble, text, peer=Peer(self._target.host))
         assert isinstance(outcome, Deferred)
         return outcome
 
     def _refused(self, error: aiosmtplib.SMTPResponseException) -> ConnectError:
         """The error for a reply; the library's code for an invalid reply is -1."""
         if isinstance(error, aiosmtplib.SMTPConnectResponseError):
-            self._stage = Stage.BANNER
+            self._stage = SmtpStage.BANNER
         text = joined(
             [printable(line.encode("utf-8", "replace")) for line in error.message.split("\n")]
         )
@@ -269,14 +281,16 @@ class _SessionSetup:
         if outcome is None:
             said = reply if is_reply else text
             text = f"{said} is no answer to {self._stage}"
-            outcome = classify_trouble(self._stage, Trouble.NONSENSE, text, peer=peer)
+            outcome = classify_session_failure(
+                self._stage, SessionFailure.PROTOCOL, text, peer=peer
+            )
         assert isinstance(outcome, Deferred | Failed)
         return ConnectError(outcome, self._stage)
 
     def _place(self) -> str:
         """Return the address and, once connected, the command without a reply."""
         place = str(self._target)
-        return place if self._stage is Stage.CONNECT else f"{place}: {self._stage}"
+        return place if self._stage is SmtpStage.CONNECT else f"{place}: {self._stage}"
 
     def _broken(self, error: Exception) -> ConnectError:
         """The error for a connection that broke, or data that cannot be read."""
@@ -286,10 +300,16 @@ class _SessionSetup:
             advice = "correct the certificate, or name its CA in the route's ca"
             return self._no_tls(f"{self._target}: {text}; {advice}")
         if isinstance(cause, ssl.SSLError):
-            self._stage = Stage.STARTTLS
+            self._stage = SmtpStage.STARTTLS
         timed_out = isinstance(error, TimeoutError)
         nonsense = isinstance(error, ValueError) and not isinstance(error, OSError)
-        trouble = Trouble.NONSENSE if nonsense else Trouble.TIMEOUT if timed_out else Trouble.LOST
+        trouble = (
+            SessionFailure.PROTOCOL
+            if nonsense
+            else SessionFailure.TIMEOUT
+            if timed_out
+            else SessionFailure.LOST
+        )
         # the library's text repeats host and port
         said = error.__cause__ if error.__cause__ and str(error.__cause__) else error
         return ConnectError(self._trouble(trouble, f"{self._place()}: {reason(said)}"), self._stage)

@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from relay.message.classify import Peer, Reply
 from relay.message.content import Content, LargeContent, UnreadableError, blocks
+from relay.message.outcome import Peer, Reply
 from relay.smtp.client_protocol import SmtpClientProtocol, SmtpProtocolError
 from relay.smtp.transaction import (
     BLOCK_BYTES,

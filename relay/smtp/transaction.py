@@ -10,27 +10,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from relay.message.classify import (
-    Peer,
-    Reply,
-    Stage,
-    Trouble,
-    classify,
-    classify_trouble,
-    closes,
-    is_overflow,
-)
-from relay.message.content import Content, in_sight, is_eight_bit, size_of
-from relay.message.envelope import Notify
+from relay.message.content import Content, is_eight_bit, memory_part, size_of
+from relay.message.envelope import Notify, encode_orcpt, encode_xtext
 from relay.message.outcome import (
     DeferralClass,
     Deferred,
     Evidence,
     Failed,
     Outcome,
+    Peer,
     Relayed,
+    Reply,
+    SessionFailure,
+    SmtpStage,
+    classify,
+    classify_session_failure,
+    closes_connection,
+    is_recipient_limit,
 )
-from relay.message.xtext import encode_orcpt, encode_xtext
 
 BLOCK_BYTES = 128 * 1024
 FINAL_DOT = b".\r\n"
@@ -91,7 +88,7 @@ class TransactionProgress:
         """`count` is the number of recipients; `whole` as in Transaction."""
         self.outcomes: dict[int, Outcome] = {}
         self.accepted: list[int] = []
-        self.stage = Stage.MAIL
+        self.stage = SmtpStage.MAIL
         self.closing = False
         self.never_begun = True
         self._all = range(count)
@@ -106,18 +103,18 @@ class TransactionProgress:
 
     def mail(self, reply: Reply) -> bool:
         """Take the reply to MAIL; return whether recipients may follow."""
-        self.stage = Stage.RCPT
-        self.never_begun = closes(reply)
-        return self._go_on(Stage.MAIL, reply)
+        self.stage = SmtpStage.RCPT
+        self.never_begun = closes_connection(reply)
+        return self._go_on(SmtpStage.MAIL, reply)
 
     def rcpt(self, index: int, reply: Reply) -> None:
         """Take the reply to the RCPT of recipient `index`."""
         if index in self.outcomes:  # MAIL was rejected: this reply adds nothing
             return
-        outcome = classify(Stage.RCPT, reply, self._peer)
+        outcome = classify(SmtpStage.RCPT, reply, self._peer)
         if outcome is None:
             self.accepted.append(index)
-        elif self.accepted and is_overflow(reply) and not self._whole:
+        elif self.accepted and is_recipient_limit(reply) and not self._whole:
             self._again.append(index)
         else:
             self.outcomes[index] = outcome
@@ -125,7 +122,7 @@ class TransactionProgress:
 
     def data(self, reply: Reply) -> bool:
         """Take the reply to DATA; return whether content, or at least a lone dot, must follow."""
-        self.stage = Stage.DATA
+        self.stage = SmtpStage.DATA
         refused = list(self.outcomes.values())
         if self._whole and self.accepted and refused:
             self.closing = True  # without the final dot, the peer drops the transaction
@@ -133,22 +130,24 @@ class TransactionProgress:
             self._set(self.accepted, (later or refused)[0])
             return False
         if self.accepted:
-            return self._go_on(Stage.DATA, reply)
-        self.closing = closes(reply) or reply.code // 100 == 2
+            return self._go_on(SmtpStage.DATA, reply)
+        self.closing = closes_connection(reply) or reply.code // 100 == 2
         return reply.code // 100 == 3
 
     def dot_written(self) -> None:
         """From here on a lost connection makes recipients indeterminate."""
-        self.stage = Stage.DOT
+        self.stage = SmtpStage.DOT
 
     def dot(self, reply: Reply) -> None:
         """Take the reply to the final dot."""
-        outcome = classify(Stage.DOT, reply, self._peer)
+        outcome = classify(SmtpStage.DOT, reply, self._peer)
         assert outcome is not None
         self._set(self.accepted, outcome)
         self._check_for_end(reply, outcome)
 
-    def broken(self, trouble: Trouble, parts: str, *, unsolicited: Reply | None = None) -> None:
+    def broken(
+        self, trouble: SessionFailure, parts: str, *, unsolicited: Reply | None = None
+    ) -> None:
         """The connection broke; `unsolicited` is a reply that came too early.
 
         A 4yz or 5yz reply while the content was being sent is the reply to the message.
@@ -157,13 +156,13 @@ class TransactionProgress:
         outcome: Outcome | None = None
         if (
             unsolicited is not None
-            and self.stage is Stage.DATA
+            and self.stage is SmtpStage.DATA
             and unsolicited.code // 100 in (4, 5)
         ):
-            outcome = classify(Stage.DATA, unsolicited, self._peer)
+            outcome = classify(SmtpStage.DATA, unsolicited, self._peer)
         if outcome is None:
-            outcome = classify_trouble(self.stage, trouble, parts, peer=self._peer)
-        self._set(self.accepted if self.stage is Stage.DOT else self._all, outcome)
+            outcome = classify_session_failure(self.stage, trouble, parts, peer=self._peer)
+        self._set(self.accepted if self.stage is SmtpStage.DOT else self._all, outcome)
 
     def unreadable(self, parts: str) -> None:
         """The content cannot be read to its end: the peer must never get a final dot after it."""
@@ -176,7 +175,7 @@ class TransactionProgress:
         again = tuple(index for index in self._again if index not in self.outcomes)
         return TransactionResult(self.outcomes, again, reusable=not self.closing)
 
-    def _go_on(self, stage: Stage, reply: Reply) -> bool:
+    def _go_on(self, stage: SmtpStage, reply: Reply) -> bool:
         outcome = classify(stage, reply, self._peer)
         if outcome is None:
             return True
@@ -190,12 +189,12 @@ class TransactionProgress:
 
         After the final dot, recipients held back for `again` are not affected.
         """
-        if closes(reply):
+        if closes_connection(reply):
             self.closing = True
             self._set(self._all, outcome)
         elif reply.code // 100 in (2, 3) and not isinstance(outcome, Relayed):
             self.closing = True
-            if self.stage is not Stage.DOT:
+            if self.stage is not SmtpStage.DOT:
                 self._set(self._all, outcome)
 
     def _set(self, indexes: Iterable[int], outcome: Outcome) -> None:
@@ -255,7 +254,7 @@ def needs_smtputf8(transaction: Transaction) -> bool:
     """Whether an address is not ASCII, or the header is not and the client declared SMTPUTF8."""
     if not all(map(str.isascii, _addresses(transaction))):
         return True
-    content = in_sight(transaction.content)
+    content = memory_part(transaction.content)
     if not transaction.smtputf8 or content.isascii():
         return False
     return not content.partition(b"\r\n\r\n")[0].isascii()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from relay.message.lifecycle import TRANSITIONS, State
+from relay.message.lifecycle import TRANSITIONS, RecipientState
 from relay.message.nexthop import NextHop
 from relay.spool.types import Key, Selector
 
@@ -22,7 +22,7 @@ WHY_CHARACTERS_MAX = 500
 LISTED_MAX = 10_000  # entries of one answer
 RECIPIENTS_MAX = 100_000  # recipients of these entries
 UNKNOWN_HEADER = "x-relay-unknown"  # of a list over HTTP: percent-encoded, separated by commas
-LIVE = tuple(state for state in State if TRANSITIONS[state])
+LIVE = tuple(state for state in RecipientState if TRANSITIONS[state])
 
 
 class Operation(StrEnum):
@@ -167,48 +167,50 @@ class QueueAdmin(Protocol):
 
 
 # Why an operation does not apply to a state; everything else is allowed.
-_INAPPLICABLE: Mapping[Operation, Mapping[State, str]] = {
+_INAPPLICABLE: Mapping[Operation, Mapping[RecipientState, str]] = {
     Operation.RETRY: {
-        State.HELD: "it is held: release it",
-        State.CAPTURED: "it is captured: reroute it",
+        RecipientState.HELD: "it is held: release it",
+        RecipientState.CAPTURED: "it is captured: reroute it",
     },
-    Operation.HOLD: {State.CAPTURED: "it is captured, and stays here as it is"},
+    Operation.HOLD: {RecipientState.CAPTURED: "it is captured, and stays here as it is"},
     Operation.RELEASE: {
-        State.QUEUED: "it is not held",
-        State.DEFERRED: "it is not held",
-        State.CAPTURED: "it is captured: say where to with reroute",
+        RecipientState.QUEUED: "it is not held",
+        RecipientState.DEFERRED: "it is not held",
+        RecipientState.CAPTURED: "it is captured: say where to with reroute",
     },
     Operation.CANCEL: {},
     Operation.REROUTE: {},
 }
 
 
-def inapplicable_reason(operation: Operation, state: State) -> str:
+def inapplicable_reason(operation: Operation, state: RecipientState) -> str:
     """Return why `operation` does not apply to an entry in `state`, "" if it does."""
     return _INAPPLICABLE[operation].get(state, "")
 
 
-def state_after(operation: Operation, state: State, *, was_deferred: bool = False) -> State:
+def state_after(
+    operation: Operation, state: RecipientState, *, was_deferred: bool = False
+) -> RecipientState:
     """Return the state of an entry, and of its recipients, after `operation`.
 
     `was_deferred`: a release restores the state before the hold, and the entry had been attempted.
     """
     match operation:
         case Operation.HOLD:
-            return State.HELD
+            return RecipientState.HELD
         case Operation.RELEASE:
-            return State.DEFERRED if was_deferred else State.QUEUED
+            return RecipientState.DEFERRED if was_deferred else RecipientState.QUEUED
         case Operation.CANCEL:
-            return State.CANCELLED
+            return RecipientState.CANCELLED
         case Operation.REROUTE:
-            return State.QUEUED if state is State.CAPTURED else state
+            return RecipientState.QUEUED if state is RecipientState.CAPTURED else state
         case Operation.RETRY:
             return state
 
 
-def states_before(after: State) -> tuple[State, ...]:
+def states_before(after: RecipientState) -> tuple[RecipientState, ...]:
     """Return the states that may change to `after`."""
-    return tuple(state for state in State if after in TRANSITIONS[state])
+    return tuple(state for state in RecipientState if after in TRANSITIONS[state])
 
 
 def earliest_due_us(retry_us: int | None, *, warn_us: int | None, end_us: int) -> int:

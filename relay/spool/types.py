@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from relay.journeys.events import Event
 from relay.message.content import Content, Octets
 from relay.message.envelope import Notify
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome
 from relay.message.verdict import Source
@@ -120,7 +120,7 @@ class NewRecipient:
     address: str
     notify: frozenset[Notify] = frozenset()
     orcpt: str = ""
-    state: State = State.QUEUED
+    state: RecipientState = RecipientState.QUEUED
     status: str = ""
     reply: str = ""
     added_by: str = ""
@@ -248,7 +248,7 @@ class Claim:
     content_id: int
     content_size: int
     content: bytes | None = field(default=None, repr=False)
-    state: State = State.QUEUED
+    state: RecipientState = RecipientState.QUEUED
     retry_us: int | None = 0
     due_us: int = 0
     level: PriorityLevel = PriorityLevel.NORMAL

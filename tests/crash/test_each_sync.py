@@ -32,8 +32,8 @@ from relay.mailbox.types import (
     QuotaLimits,
     StoreUnavailableError,
 )
-from relay.message.extended import DEFERRED_SEND_TIME
-from relay.message.properties import ExtendedProperty, MessageProperties, Person
+from relay.message.extended_properties import DEFERRED_SEND_TIME
+from relay.message.properties import EmailAddress, ExtendedProperty, MessageProperties
 from relay.mime.draft import read_properties
 from tests.support.forgetful import ForgetfulDisk, KilledError
 
@@ -148,7 +148,7 @@ class World:
 
 
 def letter(subject: str, **more: object) -> MessageProperties:
-    return MessageProperties(subject=subject, body=BODY, to=(Person("bob@b.test"),), **more)
+    return MessageProperties(subject=subject, body=BODY, to=(EmailAddress("bob@b.test"),), **more)
 
 
 def mime(subject: str) -> bytes:

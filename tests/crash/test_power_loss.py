@@ -28,7 +28,7 @@ from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore, SendOptions, maildir
 from relay.mailbox.message_file import delivered_base_name
 from relay.mailbox.types import OutcomeUnknownError, QuotaLimits, StoreUnavailableError
-from relay.message.properties import MessageProperties, Person
+from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.draft import read_properties
 from tests.support.logged_disk import LoggedDisk
 
@@ -116,7 +116,7 @@ async def one_client(store: FileStore, history: History, number: int) -> None:
     chance, home = random.Random(number), history.mail / ALICES
     for message_number in range(MESSAGES):
         body = "0123456789abcde\n" * (chance.choice(LENGTHS) // 16)
-        message = MessageProperties(subject="s", body=body, to=(Person("bob@b.test"),))
+        message = MessageProperties(subject="s", body=body, to=(EmailAddress("bob@b.test"),))
         due_us = 2**52 * (message_number % 4 == 3)
         note = await store.submit_new(ALICE, message, SendOptions(deferred_us=due_us))
         [draft] = (home / ".Drafts/cur").glob(f"{note.base_name}*")
@@ -269,7 +269,7 @@ async def test_no_submission_that_a_failing_disk_refused_is_sent(
 
 
 async def answer_to(store: FileStore, subject: str) -> str:
-    message = MessageProperties(subject=subject, body="b", to=(Person("bob@b.test"),))
+    message = MessageProperties(subject=subject, body="b", to=(EmailAddress("bob@b.test"),))
     try:
         await store.submit_new(ALICE, message, SendOptions())
     except OutcomeUnknownError:

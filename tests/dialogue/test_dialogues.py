@@ -10,7 +10,7 @@ import pytest
 import uvloop
 
 from relay.ingress import SessionLimits
-from relay.message.content import gathered
+from relay.message.content import read_all
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
 from tests.dialogue.script import Script, octets, read_script
 from tests.support.ingress import Relay, make_certificate
@@ -87,7 +87,7 @@ async def converse(script: Script, relay: Relay, *, reader, writer) -> None:
             case "ACCEPTED":
                 assert len(relay.spool.accepted) == int(action.text), where
             case "CONTENT":
-                content = gathered(relay.spool.accepted[-1].contents[0])
+                content = read_all(relay.spool.accepted[-1].contents[0])
                 assert octets(action.text) in content, f"{where}: {content!r}"
     assert not unsent, "the script ends with lines without a reply"
 

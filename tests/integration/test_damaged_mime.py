@@ -47,7 +47,7 @@ def test_a_line_that_is_no_field_loses_nobody_and_shows_nobody(world: World) -> 
     identity = send(world, content)
     assert arrived(world, "junk@a.test") == content.replace(b"Bcc: junk-hidden@a.test\r\n", b"")
     assert received(world.a, "junk-hidden@a.test").addresses
-    assert defects(world, identity) == ["a line in a header that is no field: 'some junk'"]
+    assert defects(world, identity) == ["a line in a header that is not a field: 'some junk'"]
 
 
 def test_a_missing_end_arrives_as_it_came(world: World) -> None:
@@ -58,7 +58,7 @@ def test_a_missing_end_arrives_as_it_came(world: World) -> None:
     identity = send(world, content)
     assert arrived(world, "open@a.test") == content
     assert defects(world, identity) == [
-        "octets of 8 bits where the encoding says 7bit",
+        "octets of 8 bits where the encoding is 7bit",
         "multipart/alternative without a boundary",
         "multipart/mixed without its closing boundary",
     ]
@@ -78,6 +78,6 @@ def test_what_smtp_cannot_carry_is_encoded_anew(world: World) -> None:
     assert base64.b64encode(b"nul\0nul") in joined
     assert defects(world, identity) == [
         "a NUL in a body",
-        "a line of more than 998 octets in text/plain, encoded anew",
-        "a NUL in a/b, encoded anew",
+        "a line of more than 998 octets in text/plain, encoded again",
+        "a NUL in a/b, encoded again",
     ]

@@ -24,9 +24,8 @@ from relay.delivery.retry import RetrySchedule
 from relay.delivery.site_limits import TokenBucket
 from relay.ingress import Acceptance
 from relay.ingress.data import DataReply
-from relay.message.classify import Reply, Stage
 from relay.message.lifecycle import PARKED
-from relay.message.outcome import Deferred, Failed
+from relay.message.outcome import Deferred, Failed, Reply, SmtpStage
 from relay.reports import bounces
 from relay.routing import RouteTable
 from relay.smtp import transaction
@@ -369,9 +368,9 @@ def _wall_time(_original: Any) -> Any:
 
 
 def _final_for_4yz(original: Any) -> Any:
-    def classify(stage: Stage, reply: Reply, peer: Any) -> Any:
+    def classify(stage: SmtpStage, reply: Reply, peer: Any) -> Any:
         outcome = original(stage, reply, peer)
-        if stage is Stage.RCPT and isinstance(outcome, Deferred):
+        if stage is SmtpStage.RCPT and isinstance(outcome, Deferred):
             return Failed(outcome.evidence)
         return outcome
 

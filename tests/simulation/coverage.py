@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from relay.journeys.events import Step
-from relay.message.lifecycle import FINAL, State
+from relay.message.lifecycle import FINAL, RecipientState
 from relay.message.outcome import DeferralClass
 from relay.pressure import PressureLevel
 from relay.spool.queue_commands import CommandResult, Operation
@@ -26,7 +26,7 @@ WANTED = (
     *(f"site: {manner.name}" for manner in MANNERS),
     *(f"deferred: {kind}" for kind in DeferralClass if kind not in _UNREACHABLE),
     *(f"outcome: {name}" for name in ("delivered", "relayed", "failed", "indeterminate")),
-    *(f"state: {state}" for state in sorted(FINAL - {State.EXPANDED})),
+    *(f"state: {state}" for state in sorted(FINAL - {RecipientState.EXPANDED})),
     *(f"lane: {level.name}" for level in PriorityLevel),
     *(f"look: {kind}" for kind in ("onward", "next hop", "sender")),
     *(f"operation: {one}, {result}" for one in Operation for result in CommandResult if (one, result) != _ALWAYS_DONE),
@@ -59,7 +59,7 @@ def _of_message(message: Message) -> Iterator[str]:
         yield f"state: {one.state}"
         if one.added_by:
             yield "added by a rule"
-        if one.state in (State.FAILED, State.EXPIRED) and not one.added_by:
+        if one.state in (RecipientState.FAILED, RecipientState.EXPIRED) and not one.added_by:
             failed = failed or one.notify != "NEVER"
             if one.notify == "NEVER":
                 yield "silent: NOTIFY=NEVER"

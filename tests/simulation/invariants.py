@@ -14,7 +14,7 @@ from typing import Any
 
 from relay.delivery.site_limits import parse_rate
 from relay.journeys.events import Step
-from relay.message.lifecycle import FINAL, TRANSITIONS, State
+from relay.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.message.outcome import Evidence as Words
 from relay.message.outcome import Relayed
 from relay.spool.types import Claim, Settlement
@@ -110,10 +110,13 @@ def ends_are_true(evidence: Evidence) -> Iterator[str]:
     for message in evidence.rows.messages.values():
         for recipient in message.recipients:
             where = f"{message.id} ({message.token}) to {recipient.address}"
-            if recipient.state is State.RELAYED and not at_sites[message.id, recipient.address]:
+            if (
+                recipient.state is RecipientState.RELAYED
+                and not at_sites[message.id, recipient.address]
+            ):
                 yield f"1: {where} is relayed, and nobody has it"
             if (
-                recipient.state is State.DELIVERED
+                recipient.state is RecipientState.DELIVERED
                 and not at_home[f"{message.id}-{recipient.number}"]
             ):
                 yield f"1: {where} is delivered, and in no mailbox"
@@ -164,7 +167,7 @@ def failures_are_justified(evidence: Evidence) -> Iterator[str]:
     for message in evidence.rows.messages.values():
         failures = _failures(message)
         for one in message.recipients:
-            if one.state is not State.FAILED:
+            if one.state is not RecipientState.FAILED:
                 continue
             if one.number in failures:
                 next_hop, reply = failures[one.number]
@@ -221,7 +224,7 @@ def no_second_delivery(evidence: Evidence) -> Iterator[str]:
             yield f"2: {queue_id} was delivered to {address} and never accepted"
             continue
         mine = [one for one in message.recipients if one.address == address]
-        relayed = sum(one.state is State.RELAYED for one in mine)
+        relayed = sum(one.state is RecipientState.RELAYED for one in mine)
         doubts = sum(in_doubt(message, one.number) for one in mine)
         if count > relayed + doubts:
             yield f"2: {queue_id} ({message.token}) to {address}: {count} copies, {doubts} doubts"
@@ -258,9 +261,13 @@ def reports_are_made(evidence: Evidence) -> Iterator[str]:
             continue
         for one in message.recipients:
             wanted = not one.notify or "FAILURE" in one.notify
-            if one.state is State.EXPIRED and is_captured(message, one):
+            if one.state is RecipientState.EXPIRED and is_captured(message, one):
                 wanted = False  # whoever captures it knows
-            if one.state in (State.FAILED, State.EXPIRED) and wanted and not one.added_by:
+            if (
+                one.state in (RecipientState.FAILED, RecipientState.EXPIRED)
+                and wanted
+                and not one.added_by
+            ):
                 expected.add((message.token, one.address))
                 is_lost = (message.token, one.address) in lost
                 if len(found[message.token, one.address]) != 1 - is_lost:
@@ -329,7 +336,7 @@ def _lost(evidence: Evidence, causes: _Causes) -> Iterator[tuple[str, str]]:
         there = {name.partition("-")[0] for _, name, _ in evidence.ledger.inboxes}
         for message in evidence.rows.messages.values():
             dropped = any(detail.get("kind") == "dropped" for _, _, detail in message.events)
-            expired = all(one.state is State.EXPIRED for one in message.recipients)
+            expired = all(one.state is RecipientState.EXPIRED for one in message.recipients)
             if dropped and expired and message.id not in there:
                 gone.append(message.id)
     for queue_id in gone:
@@ -380,7 +387,7 @@ def cancelled_as_told(evidence: Evidence) -> Iterator[str]:
     ledger = evidence.ledger
     for message in evidence.rows.messages.values():
         for one in message.recipients:
-            is_cancelled = one.state is State.CANCELLED
+            is_cancelled = one.state is RecipientState.CANCELLED
             is_told = (message.id, one.entry) in ledger.cancelled
             where = f"{message.id} {one.entry} ({message.token}) to {one.address}"
             if is_cancelled and not is_told and not ledger.unanswered[message.id]:
@@ -397,7 +404,10 @@ def _ended_before_its_cancel(message: Message, recipient: Recipient) -> bool:
         if detail.get("operation") == "cancel" and recipient.entry in detail["entries"]:
             return False
         for told in detail.get("recipients", ()):
-            if told["number"] == recipient.number and State(_STATES[told["outcome"]]) in FINAL:
+            if (
+                told["number"] == recipient.number
+                and RecipientState(_STATES[told["outcome"]]) in FINAL
+            ):
                 return True
     return False
 
@@ -446,7 +456,11 @@ _STATES = {
     "deferred": "deferred", "indeterminate": "deferred",
 }  # fmt: skip
 
-_OPERATED = {"hold": State.HELD, "release": State.QUEUED, "cancel": State.CANCELLED}
+_OPERATED = {
+    "hold": RecipientState.HELD,
+    "release": RecipientState.QUEUED,
+    "cancel": RecipientState.CANCELLED,
+}
 # A reroute makes of a captured one a queued one, and changes no other state.
 
 
@@ -468,8 +482,8 @@ def recompute(message: Message) -> dict[int, str]:
                     states[one.number] = "queued"
         if after := _OPERATED.get(detail.get("operation", "")):
             for one in message.recipients:
-                state = State(states.get(one.number, "queued"))
-                to = State.DEFERRED if one.entry in detail.get("deferred", ()) else after
+                state = RecipientState(states.get(one.number, "queued"))
+                to = RecipientState.DEFERRED if one.entry in detail.get("deferred", ()) else after
                 if one.entry in detail["entries"] and to in TRANSITIONS[state]:
                     states[one.number] = to
     return states

@@ -15,7 +15,7 @@ from relay.clock import DOUBT_US
 from relay.delivery import ContentCache
 from relay.delivery.site_limits import Rate
 from relay.message.content import LARGE_BYTES, Content, LargeContent
-from relay.message.lifecycle import PARKED, State
+from relay.message.lifecycle import PARKED, RecipientState
 from relay.message.outcome import Deferred, Delivered, Failed, Relayed
 from relay.spool.queue_commands import CommandReport, CommandResult, Operation, QueueCommand
 from relay.spool.sqlite.content_files import is_in_file
@@ -188,7 +188,7 @@ class Ledger:
         if held and settlement.expired:
             reached[f"expired: {claim.state}"] += 1
             expires_us = claim.message.expires_us
-            if claim.state is State.CAPTURED:
+            if claim.state is RecipientState.CAPTURED:
                 expires_us = claim.message.received_us + self._captured_keep_us
             self._judge_untried(claim, expires_us)
             was_parked = claim.state in PARKED or key in self._kept_in_doubt

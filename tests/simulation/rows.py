@@ -14,7 +14,7 @@ from typing import Any
 import apsw
 import msgspec
 
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.spool.sqlite.last_commit import COMMITS_COUNTER
 from tests.simulation.sites import TOKEN
 
@@ -27,7 +27,7 @@ class Recipient:
     entry: int
     address: str
     notify: str
-    state: State
+    state: RecipientState
     reply: str
     added_by: str
 
@@ -109,6 +109,6 @@ def _message(cursor: apsw.Cursor, row: Any) -> Message:
     return Message(
         row[0], row[1], row[2], bool(row[3]), row[4],
         token[1].decode() if token and row[2] != "report" else "", row[6],
-        tuple(Recipient(*one[:4], State(one[4]), *one[5:]) for one in people),
+        tuple(Recipient(*one[:4], RecipientState(one[4]), *one[5:]) for one in people),
         tuple((one[0], one[1], msgspec.json.decode(one[2])) for one in events),
     )  # fmt: skip

@@ -10,14 +10,14 @@ Standards: RFC 5321 4.5.4.1 (sending strategy); docs/design.md 5 and 7.
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.message.outcome import Deferred, Indeterminate
 from relay.spool.types import Claim, Key, Settlement
 from tests.simulation.scenario import Scenario
 
 _JITTER = 0.1
 _ROUNDING_US = 2
-_PARKED = (State.HELD, State.CAPTURED)
+_PARKED = (RecipientState.HELD, RecipientState.CAPTURED)
 _FRESH = ("", 0)
 
 

@@ -8,13 +8,13 @@ Standards: none.
 
 from relay.message.content import Content, LargeContent, MemoryOctets
 from relay.mime import headers
-from relay.mime.mimeread import attached
-from relay.mime.recoding import decoded_blocks
+from relay.mime.read_mime import read_attachments
+from relay.mime.transfer_encoding import decoded_blocks
 
 
 def as_large(content: bytes) -> Content:
     """Return `content` as a large one; unchanged without a blank line where the header ends."""
-    header_end = headers.split(content)
+    header_end = headers.header_size(content)
     body = content[header_end:]
     if not body.startswith(b"\r\n"):
         return content
@@ -25,5 +25,5 @@ def as_large(content: bytes) -> Content:
 
 def attached_octets(content: bytes) -> list[bytes]:
     """Return the files that are attached to MIME, decoded."""
-    found = attached(MemoryOctets(content))
+    found = read_attachments(MemoryOctets(content))
     return [b"".join(decoded_blocks(one.octets, one.encoding)) for one in found]

@@ -9,14 +9,14 @@ import sys
 import time
 
 from relay.message.content import Octets
+from relay.mime.convert import ConvertedMessage
 from relay.mime.convert import convert as convert_well
-from relay.mime.converted import Converted
 
 HANGS_S = 30
 calls_here: list[str] = []
 
 
-def convert(note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
+def convert(note: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedMessage:
     """Crash, hang or raise."""
     content = note if isinstance(note, bytes) else note.read(0, note.size)
     subject = content.partition(b"Subject: ")[2].partition(b"\r\n")[0]
@@ -29,7 +29,7 @@ def convert(note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
     return convert_well(note, now_us=now_us, hostname=hostname)
 
 
-def only_in_a_child(note: bytes | Octets, *, now_us: int, hostname: str) -> Converted:
+def only_in_a_child(note: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedMessage:
     """Record what is converted outside of a child process."""
     if not _in_a_child():
         calls_here.append(hostname)

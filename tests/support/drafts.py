@@ -8,24 +8,30 @@ Standards: docs/design.md 3.
 
 from base64 import b64encode
 
-from relay.message.content import MemoryOctets, gathered
+from relay.message.content import MemoryOctets, read_all
 from relay.message.properties import Attachment, MessageProperties
-from relay.mime.draft import DraftOrigin, PrivateBlock, draft_content, mime_block, read_private
+from relay.mime.draft import (
+    DraftOrigin,
+    PrivateBlock,
+    draft_content,
+    mime_draft_block,
+    read_private_block,
+)
 
 
 def write_draft(properties: MessageProperties, origin: DraftOrigin) -> bytes:
     """Return a draft's file for properties; those of `from_` and the message id are to be set."""
-    return gathered(draft_content(properties, origin))
+    return read_all(draft_content(properties, origin))
 
 
 def write_mime_draft(content: bytes, origin: DraftOrigin) -> bytes:
     """Return a draft's file for MIME: the block, then `content` byte for byte."""
-    return mime_block(origin) + content
+    return mime_draft_block(origin) + content
 
 
 def split_private(raw: bytes) -> tuple[PrivateBlock | None, int]:
     """Return the private block and its length."""
-    return read_private(MemoryOctets(raw))
+    return read_private_block(MemoryOctets(raw))
 
 
 def read_attachments(raw: bytes) -> tuple[Attachment, ...]:

@@ -17,7 +17,7 @@ from relay.clock import Ids, ManualClock
 from relay.ingress import Acceptance, IngressDependencies, SessionLimits, SmtpServer
 from relay.mailbox.types import Room
 from relay.message.content import MemoryOctets
-from relay.message.verdict import RecipientVerdict, Subject, Verdict
+from relay.message.verdict import ExaminedMessage, RecipientVerdict, Verdict
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
 from relay.reports import Reporter
@@ -126,7 +126,7 @@ class FakeQuota:
 
 
 class NoRules:
-    def evaluate(self, subject: Subject) -> Verdict:
+    def evaluate(self, subject: ExaminedMessage) -> Verdict:
         kept = tuple(RecipientVerdict(each.address) for each in subject.recipients)
         return Verdict(kept, (), (subject.content,), ())
 

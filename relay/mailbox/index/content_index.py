@@ -29,14 +29,20 @@ from relay.mailbox.maildir import open_message
 from relay.mailbox.query import Collection
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import StoreUnavailableError
-from relay.message.properties import MessageProperties, Person
-from relay.mime.conversation import conversation_id
-from relay.mime.draft import PRIVATE_BYTES_MAX, private_length, read_block
-from relay.mime.headread import date_us_of, read_people, read_properties_of_header
-from relay.mime.mimeread import read_mime
-from relay.mime.preview import without_tags
-from relay.mime.privateblock import filled_in
-from relay.mime.section import cleaned, header_end, read_header, split_fields
+from relay.message.conversation import conversation_id
+from relay.message.properties import EmailAddress, MessageProperties
+from relay.mime.draft import PRIVATE_BYTES_MAX, private_block_length, read_block, with_defaults
+from relay.mime.html_text import without_tags
+from relay.mime.read_header import (
+    cleaned,
+    date_us_of,
+    header_end,
+    parse_header,
+    read_addresses,
+    read_properties_of_header,
+    split_fields,
+)
+from relay.mime.read_mime import read_mime
 
 _HEADER_BYTES = 16 * 1024
 _HEADER_BYTES_MAX = 256 * 1024
@@ -66,7 +72,7 @@ class HeaderData:
     def columns(self) -> tuple[str | int, ...]:
         """The values of HEADER_COLUMNS."""
         one = self.properties
-        from_, sender = one.from_ or Person(""), one.sender or one.from_ or Person("")
+        from_, sender = one.from_ or EmailAddress(""), one.sender or one.from_ or EmailAddress("")
         return (
             search_key(one.subject),
             *(search_key(from_.address), search_key(from_.name or from_.address)),
@@ -117,7 +123,7 @@ def read_header_data(path: Path, *, message_id: str) -> HeaderData:
     with open_message(path) as file:
         written_us = os.fstat(file.fileno()).st_mtime_ns // 1000
         head = file.read(_HEADER_BYTES)
-        length = min(private_length(head), PRIVATE_BYTES_MAX)
+        length = min(private_block_length(head), PRIVATE_BYTES_MAX)
         end = length + header_end(head[length:]).body
         if end >= len(head):
             head += file.read(length + _HEADER_BYTES_MAX - len(head))
@@ -127,7 +133,7 @@ def read_header_data(path: Path, *, message_id: str) -> HeaderData:
         properties, date_us = block.properties, block.origin.modified_us
     else:
         properties, date_us = _read_header(head[length:end])
-    properties = filled_in(properties, block)
+    properties = with_defaults(properties, block)
     own = properties.internet_message_id
     return HeaderData(
         properties=properties,
@@ -143,7 +149,7 @@ def read_text(path: Path) -> TextData:
     """Read the text at the beginning of a message, up to 1 MiB. Raises OSError."""
     with open_message(path) as file:
         raw = file.read(CONTENT_BYTES_MAX)
-        length = min(private_length(raw), PRIVATE_BYTES_MAX)
+        length = min(private_block_length(raw), PRIVATE_BYTES_MAX)
         if length:
             raw += file.read(length)
     block = read_block(raw) if length else None
@@ -152,7 +158,7 @@ def read_text(path: Path) -> TextData:
     if block is not None and block.properties is not None:
         properties = block.properties
         attachments = [(one.name, one.inline) for one in block.attachments]
-    properties = filled_in(properties, block)
+    properties = with_defaults(properties, block)
     body = read.properties.body
     if read.properties.body_type == "html":
         body = without_tags(body)
@@ -181,7 +187,7 @@ def _read_header(header: bytes) -> tuple[MessageProperties, int]:
             addresses[name] = addresses.get(name, b"") + field
         elif name in _OTHERS:
             others.append(field)
-    fields = read_header(b"".join(others))
+    fields = parse_header(b"".join(others))
     authors = [_addresses_in(addresses.get(name, b""), name) for name in (b"from", b"sender")]
     properties = replace(
         read_properties_of_header(fields),
@@ -195,7 +201,7 @@ def _read_header(header: bytes) -> tuple[MessageProperties, int]:
     return properties, date_us_of(fields)
 
 
-def _addresses_in(fields: bytes, name: bytes) -> tuple[Person, ...]:
+def _addresses_in(fields: bytes, name: bytes) -> tuple[EmailAddress, ...]:
     if not fields:
         return ()
     read = _read_addresses if len(fields) <= _CACHED_BYTES_MAX else _read_addresses.__wrapped__
@@ -203,12 +209,12 @@ def _addresses_in(fields: bytes, name: bytes) -> tuple[Person, ...]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _read_addresses(fields: bytes, name: bytes) -> tuple[Person, ...]:
+def _read_addresses(fields: bytes, name: bytes) -> tuple[EmailAddress, ...]:
     """Read address fields; cached, because they repeat within a mailbox."""
-    return read_people(read_header(fields), name.decode())
+    return read_addresses(parse_header(fields), name.decode())
 
 
-def _join_addresses(addresses: Iterable[Person]) -> str:
+def _join_addresses(addresses: Iterable[EmailAddress]) -> str:
     return " ".join(f"{one.name} {one.address}" for one in addresses)
 
 

@@ -29,7 +29,7 @@ from relay.mailbox.message_file import (
     is_relay_name,
     parse_name,
 )
-from relay.mime.delivered import id_in
+from relay.mime.headers import read_relay_id
 
 _HEAD_BYTES = 2048
 _BLOCK = b"X-Relay-Draft: 1 "  # also where a mail server has copied it with other line ends
@@ -52,7 +52,7 @@ def read_id_claim(path: str, name: MessageName) -> IdClaim | None:
     head = _head(path)
     if head.startswith(_BLOCK):
         return _claim_of_block(head)
-    message_id = id_in(head)
+    message_id = read_relay_id(head)
     return IdClaim(message_id, 1, in_file_name=False) if is_delivered_id(message_id) else None
 
 

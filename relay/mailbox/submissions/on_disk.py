@@ -31,7 +31,7 @@ from relay.mime.draft import (
     FIRST_FIELD_BYTES,
     PRIVATE_BYTES_MAX,
     PrivateBlock,
-    private_length,
+    private_block_length,
     read_block,
 )
 from relay.observe.logs import get_logger
@@ -298,7 +298,7 @@ def read_block_of(path: Path) -> PrivateBlock | None:
     """
     with open_message(path) as file:
         head = file.read(FIRST_FIELD_BYTES)
-        length = private_length(head)
+        length = private_block_length(head)
         if not FIRST_FIELD_BYTES < length <= PRIVATE_BYTES_MAX:
             return None
         return read_block(head + file.read(length - len(head)))

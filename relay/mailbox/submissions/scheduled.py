@@ -32,7 +32,7 @@ from relay.mailbox.types import (
     StoreError,
     WellKnown,
 )
-from relay.message.extended import SendWishes, send_wishes
+from relay.message.extended_properties import RequestedSendOptions, requested_send_options
 from relay.message.properties import ExtendedProperty
 from relay.mime.draft import read_block
 from relay.observe.logs import get_logger
@@ -138,11 +138,11 @@ class ScheduledSends:
         if before == after:
             return note
         now_us = self._clock.time_us()
-        old, new = (send_wishes(one, now_us=now_us) for one in (before, after))
-        if not new.deferred_us:
+        old, new = (requested_send_options(one, now_us=now_us) for one in (before, after))
+        if not new.scheduled_us:
             self.cancel(note, reason="its time was taken away")
             return None
-        options = replace(note.options, deferred_us=new.deferred_us)
+        options = replace(note.options, deferred_us=new.scheduled_us)
         if new.delete_after_submit != old.delete_after_submit:
             options = replace(options, save_to_sent_items=not new.delete_after_submit)
         if new.sent_folders != old.sent_folders:
@@ -262,7 +262,7 @@ class ScheduledSends:
             if name.startswith(note.base_name) and (found := parse_name(name))
         )
 
-    def _folder_of(self, account: str, wishes: SendWishes) -> str:
+    def _folder_of(self, account: str, wishes: RequestedSendOptions) -> str:
         mailbox = self._folders.mailbox(account)
         for wanted in wishes.sent_folders:
             with suppress(NoSuchItemError):

@@ -57,9 +57,9 @@ from relay.mailbox.types import (
     SendOptions,
     WellKnown,
 )
-from relay.message.content import LARGE_BYTES, in_sight
+from relay.message.content import LARGE_BYTES, memory_part
 from relay.message.properties import MessageProperties
-from relay.mime.draft import read_private
+from relay.mime.draft import read_private_block
 
 _REMOVALS = 3
 _MAILBOXES_REMEMBERED = 1000
@@ -128,7 +128,7 @@ class SubmissionWriter:
             # The time makes it grow from one send of a draft to the next.
             submission_id = f"{message_id}.{self._shared.clock.queue_us()}"
             identity = self._shared.identity(account, options)
-            block, _ = read_private(stored)
+            block, _ = read_private_block(stored)
             if (
                 block is not None
                 and block.origin.account == account
@@ -192,7 +192,7 @@ class SubmissionWriter:
             if is_named:
                 self._remove_note(prepared, note, placed)
             _remove_all(prepared, placed)
-            self._withdraw(in_sight(draft.content), note)
+            self._withdraw(memory_part(draft.content), note)
             raise
 
     def _place(self, prepared: Path, placed: Path) -> None:

@@ -27,7 +27,12 @@ from relay.mailbox.verify.findings import (
     removed,
     renamed,
 )
-from relay.mime.draft import FIRST_FIELD_BYTES, PRIVATE_BYTES_MAX, private_length, read_private
+from relay.mime.draft import (
+    FIRST_FIELD_BYTES,
+    PRIVATE_BYTES_MAX,
+    private_block_length,
+    read_private_block,
+)
 
 _SIZE = re.compile(r",S=\d+")
 _SIZE_OF_LINES = re.compile(r",W=\d+")  # Dovecot's, of the size with CRLF: wrong where S is
@@ -232,8 +237,8 @@ def _is_broken(path: Path, *, full: bool) -> bool:
         head = file.read(FIRST_FIELD_BYTES)
         while full and file.read(_BLOCK_BYTES_READ):
             pass
-        if not is_relay_name(path.name) or not private_length(head):
+        if not is_relay_name(path.name) or not private_block_length(head):
             return False
-        if private_length(head) > PRIVATE_BYTES_MAX:
+        if private_block_length(head) > PRIVATE_BYTES_MAX:
             return True
-        return read_private(OpenOctets.of(file))[0] is None
+        return read_private_block(OpenOctets.of(file))[0] is None

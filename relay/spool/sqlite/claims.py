@@ -17,7 +17,7 @@ import msgspec
 
 from relay.journeys.events import Event, Step
 from relay.message.envelope import Notify
-from relay.message.lifecycle import State, check_transition
+from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.nexthop import NextHop
 from relay.observe.logs import get_logger
 from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
@@ -205,8 +205,8 @@ def _claim(row: Sequence[Any], recipients: Sequence[Sequence[Any]]) -> Claim:
             ClaimedRecipient(one[0], one[1], _parse_notify(one[2]), *one[3:]) for one in recipients
         ),
         attempts=row[20], content_id=row[21], content_size=row[22] or 0,
-        state=State(row[23]), retry_us=row[24], due_us=row[25], level=PriorityLevel(row[26]),
-        sender=row[27], cause=row[28], cause_attempts=row[29], warn_us=row[30],
+        state=RecipientState(row[23]), retry_us=row[24], due_us=row[25],
+        level=PriorityLevel(row[26]), sender=row[27], cause=row[28], cause_attempts=row[29], warn_us=row[30],
         priority=PriorityLevel(row[31]),
     )  # fmt: skip
 
@@ -254,8 +254,8 @@ def take_claims(batch: Batch, found: DueEntries, *, now_us: int, at_us: int) -> 
 def _taken(batch: Batch, claim: Claim, *, now_us: int, at_us: int) -> Claim:
     """Return the claim as it is after it was taken."""
     state = claim.state
-    if state is State.HELD and claim.retry_us is not None and claim.retry_us <= now_us:
-        state = State.QUEUED
+    if state is RecipientState.HELD and claim.retry_us is not None and claim.retry_us <= now_us:
+        state = RecipientState.QUEUED
         check_transition(claim.state, state)
         batch.cursor.execute(
             "UPDATE entry SET state = ? WHERE message_id = ? AND number = ?", (state, *claim.key)
@@ -270,7 +270,7 @@ def _hold_damaged(batch: Batch, key: Key, text: str, *, at_us: int) -> None:
     if fetch_one(batch.cursor, _HOLD_DAMAGED, (NEVER_US, *key)) is None:
         return
     message_id, number = key
-    batch.cursor.execute(_MOVE_RECIPIENTS, (State.HELD, *key))
+    batch.cursor.execute(_MOVE_RECIPIENTS, (RecipientState.HELD, *key))
     detail = {"operation": "hold", "entries": [number], "who": "relay", "why": f"damaged: {text}"}
     append_events(batch.cursor, message_id, [Event(Step.DELIVERY, at_us, detail)])
     _log.error("entry damaged", qid=message_id, entry=number, error=text)

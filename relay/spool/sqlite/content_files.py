@@ -310,7 +310,7 @@ def _names(message_id: str, contents: Sequence[Content], only: Container[int]) -
 
 def _divided(whole: FileOctets) -> LargeContent:
     """Return a large content whose file includes the header, as schema 1 stored it."""
-    header_end = headers.split(whole.read(0, 2 * LARGE_BYTES))
+    header_end = headers.header_size(whole.read(0, 2 * LARGE_BYTES))
     body = whole.part(header_end, whole.size - header_end)
     eight_bit = not all(block.isascii() for block in octets_in_blocks((body,)))
     return LargeContent(whole.read(0, header_end), (body,), eight_bit)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import apsw
 
 from relay.clock import Anchor
-from relay.message.lifecycle import FINAL, State
+from relay.message.lifecycle import FINAL, RecipientState
 from relay.spool.sqlite.last_commit import check_commits, has_log, read_recorded
 from relay.spool.sqlite.migrate import bring_to_version, check_version
 from relay.spool.sqlite.spool_errors import translate_os_errors, translate_sqlite_errors
@@ -23,7 +23,7 @@ from relay.spool.sqlite.spool_files import check_presence
 from relay.spool.sqlite.write_ahead_log import check_log
 from relay.spool.types import SpoolDamagedError, SpoolError
 
-LIVE_STATES = "({})".format(", ".join(f"'{one}'" for one in State if one not in FINAL))
+LIVE_STATES = "({})".format(", ".join(f"'{one}'" for one in RecipientState if one not in FINAL))
 SQLITE_VERSION_MIN = 3_051_003
 CAPTURED_KEEP_S = 14 * 86400.0  # the default of spool.keep
 _CHECKPOINT_PAGES = 4000  # for a process without the writer's checkpoints

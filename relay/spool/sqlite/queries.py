@@ -12,7 +12,7 @@ import msgspec
 
 from relay.clock import ID_LENGTH, rfc3339
 from relay.journeys.events import Event, Step
-from relay.message.lifecycle import State, message_state
+from relay.message.lifecycle import RecipientState, message_state
 from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.sqlite.transactions import read_facts
 
@@ -58,7 +58,7 @@ def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
         "message_id": facts.message_id,
         "sender": facts.reverse_path,
         "subject": facts.subject,
-        "state": str(message_state([State(one[2]) for one in shown])),
+        "state": str(message_state([RecipientState(one[2]) for one in shown])),
         "steps": steps,
         "recipients": [
             {

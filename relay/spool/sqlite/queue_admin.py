@@ -15,7 +15,7 @@ from typing import Any
 import apsw
 
 from relay.clock import Clock
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.spool.queue_commands import (
@@ -162,7 +162,7 @@ class SqliteQueueAdmin:
     def _follow_up(self, result: ChangeResult) -> None:
         """Run what follows a durable change."""
         if result.cancelled:
-            self._metrics.recipients.labels(str(State.CANCELLED)).inc(result.cancelled)
+            self._metrics.recipients.labels(str(RecipientState.CANCELLED)).inc(result.cancelled)
         if result.files:
             self._reader.later(partial(self._remove_files, result.files))
         if result.next_hops:

@@ -18,7 +18,7 @@ import apsw
 
 from relay.clock import offset_us, rfc3339
 from relay.journeys.events import Event, Step
-from relay.message.lifecycle import State, check_transition
+from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.nexthop import HopKind, NextHop
 from relay.spool.queue_commands import (
     CommandResult,
@@ -48,7 +48,7 @@ _FACTS = (
 class EntryFacts:
     """The facts of an entry on which an operation depends. Times are queue time in microseconds."""
 
-    state: State
+    state: RecipientState
     is_claimed: bool
     next_hop: str
     retry_us: int | None
@@ -62,7 +62,7 @@ class EntryFacts:
 def read_entry_facts(cursor: apsw.Cursor, key: Key) -> EntryFacts | None:
     """Read the facts; None where the entry has ended."""
     row = fetch_one(cursor, _FACTS, key)
-    return None if row is None else EntryFacts(State(row[0]), bool(row[1]), *row[2:])
+    return None if row is None else EntryFacts(RecipientState(row[0]), bool(row[1]), *row[2:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,9 @@ def unchanged_reason(command: QueueCommand, facts: EntryFacts, *, now_us: int) -
     match command.operation:
         case Operation.RETRY if facts.retry_us is not None and facts.retry_us <= now_us:
             return "it is due already"
-        case Operation.HOLD if facts.state is State.HELD and facts.retry_us == command.until_us:
+        case Operation.HOLD if (
+            facts.state is RecipientState.HELD and facts.retry_us == command.until_us
+        ):
             return "it is held already"
         case _:
             return ""
@@ -267,7 +269,7 @@ class _EntryChanger:
         if until_us is not None:
             detail["until"] = self._wall_time(until_us)
         before = facts.retry_us
-        if facts.state is State.HELD:  # keep the time from before the first hold
+        if facts.state is RecipientState.HELD:  # keep the time from before the first hold
             before = self._due_before(key) or None
         if before is not None:
             detail.setdefault("due", {})[str(key[1])] = rfc3339(before)
@@ -284,10 +286,10 @@ class _EntryChanger:
         return ""
 
     def _cancel(self, key: Key, facts: EntryFacts) -> str:
-        check_transition(facts.state, State.CANCELLED)
+        check_transition(facts.state, RecipientState.CANCELLED)
         self._cursor.execute(_END, key)
-        ended = self._recipients_to(key, State.CANCELLED)
-        self._batch.counts[State.CANCELLED] += ended
+        ended = self._recipients_to(key, RecipientState.CANCELLED)
+        self._batch.counts[RecipientState.CANCELLED] += ended
         self._work.cancelled += ended
         if file := drop_content(self._cursor, key[0], facts.content_id):
             self._work.files.append(file)
@@ -299,7 +301,7 @@ class _EntryChanger:
         targets = reroute_targets(self._cursor, key, self._order.to, now=facts.next_hop)
         if targets.inapplicable_reason:
             return targets.inapplicable_reason
-        retry_us = facts.retry_us if facts.state is State.HELD else self._times.queue_us
+        retry_us = facts.retry_us if facts.state is RecipientState.HELD else self._times.queue_us
         hops = list(targets.onward)
         apart = hops
         if not (
@@ -342,12 +344,12 @@ class _EntryChanger:
             check_transition(facts.state, after)
             self._recipients_to(key, after)
         # held mail gets no delay warning
-        warn_us = None if after is State.HELD else facts.warn_us
+        warn_us = None if after is RecipientState.HELD else facts.warn_us
         look = earliest_due_us(retry_us, warn_us=warn_us, end_us=facts.expires_us)
         self._cursor.execute(_WAIT, (after, retry_us, look, *key))
         self._work.due_us = min(look, look if self._work.due_us is None else self._work.due_us)
 
-    def _recipients_to(self, key: Key, after: State) -> int:
+    def _recipients_to(self, key: Key, after: RecipientState) -> int:
         self._cursor.execute(
             f"UPDATE recipient SET state = ? WHERE message_id = ? AND entry = ?"
             f" AND state IN {_sql(states_before(after))}",
@@ -398,5 +400,5 @@ class _EntryChanger:
         self._work.results[key] = (result, note)
 
 
-def _sql(states: Collection[State]) -> str:
+def _sql(states: Collection[RecipientState]) -> str:
     return "(" + ", ".join(f"'{state}'" for state in states) + ")"

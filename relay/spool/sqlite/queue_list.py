@@ -15,7 +15,7 @@ import msgspec
 
 from relay.clock import ID_LENGTH, id_time_us, rfc3339
 from relay.journeys.events import Step
-from relay.message.lifecycle import FINAL, State, message_state
+from relay.message.lifecycle import FINAL, RecipientState, message_state
 from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.types import Key, PriorityLevel, Selector
 
@@ -64,8 +64,8 @@ class EntryListBuilder:
         shown = recipients[: self.recipients_left]
         self.recipients_left -= len(shown)
         if state == "final":
-            state = str(message_state([State(one[1]) for one in recipients]))
-        is_held, is_final = state == State.HELD, state in FINAL
+            state = str(message_state([RecipientState(one[1]) for one in recipients]))
+        is_held, is_final = state == RecipientState.HELD, state in FINAL
         due = None if retry_us is None or is_final else self._wall_time(retry_us)
         self.entries.append(
             {

@@ -15,7 +15,7 @@ import apsw
 
 from relay.clock import Clock
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.message.content import Content, LargeContent, in_sight
+from relay.message.content import Content, LargeContent, memory_part
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.spool.sqlite import queries, transactions
@@ -171,7 +171,7 @@ class SqliteSpool:
         files = await self._store_large(messages)
         expires_us = self._clock.queue_us() + self._submission_keep_us if submission_key else 0
         inline_bytes = sum(
-            len(in_sight(content))
+            len(memory_part(content))
             for content, file in zip(message.contents, files[0], strict=True)
             if not file or isinstance(content, LargeContent)
         )

@@ -14,12 +14,17 @@ from typing import Any
 import apsw
 
 from relay.clock import rfc3339
-from relay.message.lifecycle import FINAL, State
+from relay.message.lifecycle import FINAL, RecipientState
 from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
 from relay.spool.sqlite.transactions import ACCEPTED_COUNTER
 from relay.spool.types import PriorityLevel, QueueCounts
 
-ENTRY_STATES = (State.QUEUED, State.DEFERRED, State.HELD, State.CAPTURED)
+ENTRY_STATES = (
+    RecipientState.QUEUED,
+    RecipientState.DEFERRED,
+    RecipientState.HELD,
+    RecipientState.CAPTURED,
+)
 ENTRIES_AT_ONCE = 5000
 HOPS_MAX = 20
 _WAITS = "claimed = 0 AND due_us IS NOT NULL"
@@ -131,7 +136,7 @@ class QueueCounter:
         for state, entries, oldest_id, recipients in rows:
             self.entries[state] += entries
             self.recipients += recipients
-            if state in (State.QUEUED, State.DEFERRED):
+            if state in (RecipientState.QUEUED, RecipientState.DEFERRED):
                 self._oldest_id = min(self._oldest_id, oldest_id)
         self._reached = bound or ()
         self._scan += bound is None

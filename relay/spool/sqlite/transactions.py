@@ -18,7 +18,7 @@ import msgspec
 
 from relay.journeys.events import Event
 from relay.message.content import Content, size_of
-from relay.message.lifecycle import FINAL, State, check_transition
+from relay.message.lifecycle import FINAL, RecipientState, check_transition
 from relay.message.nexthop import HopKind
 from relay.message.outcome import (
     Deferred,
@@ -112,18 +112,18 @@ def settle(
     """Record outcomes, or nothing where the claim's epoch has ended."""
     claim = settlement.claim
     key = (claim.message.id, claim.entry_id)
-    changed: list[tuple[State, str, str, str, int, int]] = []
+    changed: list[tuple[RecipientState, str, str, str, int, int]] = []
     for number, outcome in settlement.outcomes.items():
         state = _state_after(outcome)
-        if settlement.held and state is State.DEFERRED:
-            state = State.HELD
+        if settlement.held and state is RecipientState.DEFERRED:
+            state = RecipientState.HELD
         evidence = outcome.evidence
         changed.append((state, evidence.status, evidence.reply, *key, number))
     for number, outcome in settlement.expired.items():
         evidence = outcome.evidence
-        changed.append((State.EXPIRED, evidence.status, evidence.reply, *key, number))
+        changed.append((RecipientState.EXPIRED, evidence.status, evidence.reply, *key, number))
     for state, *_ in changed:  # both live states allow the same
-        check_transition(State.QUEUED, state)
+        check_transition(RecipientState.QUEUED, state)
     final = [state for state, *_ in changed if state in FINAL]
     finished = len(final) == len(claim.recipients) and not settlement.goes_on
     if not _leave(batch.cursor, settlement, finished=finished):
@@ -201,7 +201,7 @@ def _insert_message(
         for recipient in entry.recipients:
             number = recipient.position or next(numbers)
             if entry.next_hop.kind is HopKind.CAPTURE:
-                recipient = replace(recipient, state=State.CAPTURED)  # noqa: PLW2901
+                recipient = replace(recipient, state=RecipientState.CAPTURED)  # noqa: PLW2901
             rows.append(_recipient_row(message.id, recipient, entry=position, number=number))
             recipients.append(_claimed_recipient(number, recipient))
         if claimed:
@@ -240,7 +240,7 @@ def _insert_entry(
     captured_keep_us: int,
 ) -> None:
     captured = entry.next_hop.kind is HopKind.CAPTURE
-    state = State.CAPTURED if captured else State.QUEUED
+    state = RecipientState.CAPTURED if captured else RecipientState.QUEUED
     due_us = message.received_us + (captured_keep_us if captured else 0)
     row = (
         message.id, number, str(entry.next_hop), content_id, state, int(claimed), due_us,
@@ -257,11 +257,11 @@ def _leave(cursor: apsw.Cursor, settlement: Settlement, *, finished: bool) -> bo
         return _is_in_time(cursor, claim)
     attempts = claim.attempts + int(settlement.counts_as_attempt)
     if settlement.held:
-        state = State.HELD
+        state = RecipientState.HELD
     elif not settlement.counts_as_attempt:
         state = claim.state
     else:
-        state = State.DEFERRED
+        state = RecipientState.DEFERRED
     cursor.execute(
         "UPDATE entry SET state = ?, attempts = ?, claimed = 0, epoch = epoch + ?, due_us = ?,"
         " retry_us = ?, lane = ?, cause = ?, cause_attempts = ?, warn_us = ?"
@@ -373,16 +373,16 @@ def _claimed_recipient(number: int, recipient: NewRecipient) -> ClaimedRecipient
     )
 
 
-def _state_after(outcome: Outcome) -> State:
+def _state_after(outcome: Outcome) -> RecipientState:
     match outcome:
         case Delivered():
-            return State.DELIVERED
+            return RecipientState.DELIVERED
         case Relayed():
-            return State.RELAYED
+            return RecipientState.RELAYED
         case Failed():
-            return State.FAILED
+            return RecipientState.FAILED
         case Deferred() | Indeterminate():
-            return State.DEFERRED
+            return RecipientState.DEFERRED
         case _:
             assert_never(outcome)
 

@@ -22,7 +22,7 @@ from relay.crashpoints import CrashPoints
 from relay.files import FileOctets, fsync_path
 from relay.journeys.events import Event, Step
 from relay.message.content import octets_in_blocks
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.spool.sqlite import stats
 from relay.spool.sqlite.content_files import checksum_of
 from relay.spool.sqlite.database import (
@@ -326,7 +326,7 @@ class SpoolVerifier:
                 cursor.executemany(
                     "UPDATE recipient SET state = ? WHERE message_id = ? AND entry = ?"
                     " AND number = ?",
-                    [(State.CANCELLED, message_id, *one) for one in recipients],
+                    [(RecipientState.CANCELLED, message_id, *one) for one in recipients],
                 )
                 entries = sorted({entry for entry, _ in recipients})
                 detail = {"operation": "cancel", "entries": entries, **_WHO_ENDS}
@@ -334,7 +334,7 @@ class SpoolVerifier:
                     cursor, message_id, [Event(Step.DELIVERY, self._clock.time_us(), detail)]
                 )
             count = Batch(cursor)
-            count.counts[State.CANCELLED] += sum(map(len, lost.values()))
+            count.counts[RecipientState.CANCELLED] += sum(map(len, lost.values()))
             count.write_counts()
 
     def _check_counters(self, cursor: apsw.Cursor) -> int:

@@ -82,8 +82,8 @@ def test_a_reroute_says_where_to() -> None:
         ("hold", {"all": True, "until": "2023-11-14T23:13:25"}, "until"),
         ("hold", {"all": True, "until": "2001-01-01T00:00:00Z"}, "a time in the future"),
         ("hold", {"all": True, "until": "0s"}, "a time in the future"),
-        ("reroute", {"all": True}, "to: '' is no next hop"),
-        ("reroute", {"all": True, "to": "nowhere"}, "to: 'nowhere' is no next hop"),
+        ("reroute", {"all": True}, "to: '' is not a next hop"),
+        ("reroute", {"all": True, "to": "nowhere"}, "to: 'nowhere' is not a next hop"),
     ],
 )
 def test_an_invalid_value_is_named(operation: str, body: dict[str, Any], named: str) -> None:

@@ -12,7 +12,7 @@ from relay.delivery.attempt_result import (
 )
 from relay.delivery.retry import ClaimAction, RetrySchedule, claim_action
 from relay.journeys.events import Step
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.message.outcome import (
     DeferralClass,
     Deferred,
@@ -117,9 +117,9 @@ def test_a_delay_of_recipients_added_by_a_rule_is_not_reported() -> None:
     assert (result.events, result.waiting.warn_us) == ((), None)
 
 
-@pytest.mark.parametrize("state", [State.DEFERRED, State.HELD])
+@pytest.mark.parametrize("state", [RecipientState.DEFERRED, RecipientState.HELD])
 @pytest.mark.parametrize("retry_us", [7 * HOUR_US, None])
-def test_a_delayed_claim_keeps_its_retry_time(state: State, retry_us: int | None) -> None:
+def test_a_delayed_claim_keeps_its_retry_time(state: RecipientState, retry_us: int | None) -> None:
     claim = a_claim(
         state=state, warn_us=4 * HOUR_US, retry_us=retry_us, expires_us=8 * HOUR_US,
         level=PriorityLevel.UNREACHABLE, cause="dns", cause_attempts=4,
@@ -137,8 +137,8 @@ def test_a_delayed_claim_keeps_its_retry_time(state: State, retry_us: int | None
     assert not result.outcomes
 
 
-@pytest.mark.parametrize("state", [State.HELD, State.CAPTURED])
-def test_a_claim_that_may_have_expired_is_checked_again_later(state: State) -> None:
+@pytest.mark.parametrize("state", [RecipientState.HELD, RecipientState.CAPTURED])
+def test_a_claim_that_may_have_expired_is_checked_again_later(state: RecipientState) -> None:
     claim = a_claim(state=state, retry_us=None, due_us=HOUR_US, expires_us=HOUR_US)
     waiting = requeue_result(claim, time=AttemptTime(4 * HOUR_US, 4 * HOUR_US)).waiting
     assert 4 * HOUR_US < waiting.due_us < 5 * HOUR_US
@@ -185,8 +185,12 @@ def test_an_expired_recipient_has_the_last_reply() -> None:
     assert result.failed[0].last_attempt_us == 0  # now it was not tried
 
 
-@pytest.mark.parametrize(("state", "told"), [(State.HELD, 1), (State.CAPTURED, 0)])
-def test_expired_held_mail_is_reported_and_captured_mail_is_not(state: State, told: int) -> None:
+@pytest.mark.parametrize(
+    ("state", "told"), [(RecipientState.HELD, 1), (RecipientState.CAPTURED, 0)]
+)
+def test_expired_held_mail_is_reported_and_captured_mail_is_not(
+    state: RecipientState, told: int
+) -> None:
     result = expiry_result(a_claim(state=state), time=AttemptTime(5, 5))
     assert len(result.failed) == told
     assert list(result.expired) == [1]

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 
 from relay.delivery.retry import ClaimAction, DeferralCause, RetrySchedule, claim_action, end_us
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass
 from relay.message.verdict import Source
@@ -91,7 +91,7 @@ FACTS = MessageFacts(
 )
 CLAIM = Claim(
     1, 1, FACTS, NextHop.parse("mx:a.test"), (), 1, 1, 10,
-    state=State.DEFERRED, retry_us=PAST, due_us=PAST,
+    state=RecipientState.DEFERRED, retry_us=PAST, due_us=PAST,
 )  # fmt: skip
 
 
@@ -108,14 +108,20 @@ def expiring(at_us: int, **changes) -> Claim:
         (expiring(PAST), ClaimAction.EXPIRE),
         (expiring(NOW), ClaimAction.EXPIRE),
         (expiring(PAST, retry_us=FUTURE), ClaimAction.EXPIRE),
-        (expiring(PAST, attempts=0, state=State.QUEUED), ClaimAction.ATTEMPT),
-        (expiring(PAST, attempts=0, state=State.QUEUED, retry_us=FUTURE), ClaimAction.ATTEMPT),
+        (expiring(PAST, attempts=0, state=RecipientState.QUEUED), ClaimAction.ATTEMPT),
+        (
+            expiring(PAST, attempts=0, state=RecipientState.QUEUED, retry_us=FUTURE),
+            ClaimAction.ATTEMPT,
+        ),
         (expiring(PAST, due_us=STARTED - 1), ClaimAction.ATTEMPT),
-        (expiring(FUTURE, state=State.HELD, retry_us=None), ClaimAction.REQUEUE),
-        (expiring(PAST, state=State.HELD, retry_us=None), ClaimAction.EXPIRE),
-        (expiring(PAST, state=State.HELD, attempts=0, due_us=STARTED - 1), ClaimAction.EXPIRE),
-        (expiring(PAST, state=State.CAPTURED, due_us=FUTURE), ClaimAction.REQUEUE),
-        (expiring(FUTURE, state=State.CAPTURED, due_us=PAST), ClaimAction.EXPIRE),
+        (expiring(FUTURE, state=RecipientState.HELD, retry_us=None), ClaimAction.REQUEUE),
+        (expiring(PAST, state=RecipientState.HELD, retry_us=None), ClaimAction.EXPIRE),
+        (
+            expiring(PAST, state=RecipientState.HELD, attempts=0, due_us=STARTED - 1),
+            ClaimAction.EXPIRE,
+        ),
+        (expiring(PAST, state=RecipientState.CAPTURED, due_us=FUTURE), ClaimAction.REQUEUE),
+        (expiring(FUTURE, state=RecipientState.CAPTURED, due_us=PAST), ClaimAction.EXPIRE),
     ],
 )
 def test_claim_action(claim: Claim, action: ClaimAction) -> None:
@@ -125,8 +131,8 @@ def test_claim_action(claim: Claim, action: ClaimAction) -> None:
 @pytest.mark.parametrize(
     ("claim", "action"),
     [
-        (expiring(PAST, state=State.HELD, retry_us=None), ClaimAction.REQUEUE),
-        (expiring(FUTURE, state=State.CAPTURED, due_us=PAST), ClaimAction.REQUEUE),
+        (expiring(PAST, state=RecipientState.HELD, retry_us=None), ClaimAction.REQUEUE),
+        (expiring(FUTURE, state=RecipientState.CAPTURED, due_us=PAST), ClaimAction.REQUEUE),
         (expiring(PAST), ClaimAction.EXPIRE),
         (expiring(PAST, due_us=STARTED - 1), ClaimAction.ATTEMPT),
     ],

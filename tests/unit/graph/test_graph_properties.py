@@ -18,9 +18,8 @@ from relay.graph import create_app
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
-from relay.message.content import gathered
-from relay.mime.convert import convert
-from relay.mime.converted import Converted
+from relay.message.content import read_all
+from relay.mime.convert import ConvertedMessage, convert
 from relay.settings.tree import HttpSettings
 from tests.support.accounts import TokenAccounts
 from tests.support.drafts import read_attachments
@@ -65,11 +64,11 @@ class Mailbox:
         (path,) = (self.root / "example.test/alice/.Drafts/cur").iterdir()
         return path.read_bytes()
 
-    def converted(self) -> Converted:
+    def converted(self) -> ConvertedMessage:
         return convert(self.raw(), now_us=0, hostname="h")
 
     def sent(self) -> EmailMessage:
-        content = gathered(self.converted().content)
+        content = read_all(self.converted().content)
         assert max(map(len, content.split(b"\r\n"))) <= 998
         message = email.message_from_bytes(content, policy=email.policy.default)
         assert not [part.defects for part in message.walk() if part.defects]
@@ -362,7 +361,7 @@ async def test_mime_on_behalf_gets_the_sender_that_it_lacks(
     assert answer.status_code == 202, answer.text
     (note,) = (mailbox.root / ".submissions/ready").iterdir()
     made = convert(note.read_bytes(), now_us=0, hostname="h")
-    assert gathered(made.content).decode() == header + rest + added + body
+    assert read_all(made.content).decode() == header + rest + added + body
     assert made.originator == reverse_path
 
 
@@ -396,7 +395,7 @@ async def test_mime_on_behalf_that_gets_an_attachment_keeps_it(
     where = "deferred" if when == "changed later" else "ready"
     (note,) = (mailbox.root / ".submissions" / where).iterdir()
     made = convert(note.read_bytes(), now_us=0, hostname="h")
-    sent = email.message_from_bytes(gathered(made.content))
+    sent = email.message_from_bytes(read_all(made.content))
     assert sent["sender"] == sender
     assert made.originator == (sender or sent["from"])
     assert len(sent.get_payload()) == 2
@@ -463,7 +462,7 @@ async def test_an_attached_message_is_ascii_whatever_addresses_it_has(mailbox: M
     attached = {"@odata.type": "#microsoft.graph.itemAttachment", "name": "m", "item": item}
     await mailbox.draft(toRecipients=to("bob@example.test"), attachments=[attached])
     made = mailbox.converted()
-    assert (gathered(made.content).isascii(), made.smtputf8, made.eight_bit) == (True, False, False)
+    assert (read_all(made.content).isascii(), made.smtputf8, made.eight_bit) == (True, False, False)
     (part,) = mailbox.sent().iter_attachments()
     inner = part.get_content()
     assert str(inner["from"]) == '"Li, Ö 用户@elsewhere.test":;'

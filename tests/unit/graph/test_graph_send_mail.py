@@ -7,7 +7,7 @@ import pytest
 
 from relay.crashpoints import CrashPoint
 from relay.mailbox.types import MailboxFullError, StoreUnavailableError
-from relay.message.properties import Attachment, MessageProperties, Person
+from relay.message.properties import Attachment, EmailAddress, MessageProperties
 from tests.support.graph_world import MAX_BODY, World, refused, to
 
 FILE = {
@@ -57,11 +57,11 @@ async def test_all_properties_arrive(world: World) -> None:
         subject="s",
         body_type="html",
         body="<b>x</b>\r\n.\r\n",
-        from_=Person("Alias@example.test", "Al"),
-        to=(Person("Carol@a.test", "Ca, Rol"),),
-        cc=(Person("dave@a.test"),),
-        bcc=(Person("jürgen@a.test"),),
-        reply_to=(Person("r@a.test"),),
+        from_=EmailAddress("Alias@example.test", "Al"),
+        to=(EmailAddress("Carol@a.test", "Ca, Rol"),),
+        cc=(EmailAddress("dave@a.test"),),
+        bcc=(EmailAddress("jürgen@a.test"),),
+        reply_to=(EmailAddress("r@a.test"),),
         importance="high",
         internet_message_id="<mine@a.test>",
         internet_message_headers=(("X-Tag", "ä b"),),

@@ -5,8 +5,12 @@ from datetime import UTC, datetime
 import pytest
 
 from relay.mailbox.types import SendOptions
-from relay.message.extended import DEFERRED_SEND_TIME, DELETE_AFTER_SUBMIT, SENT_MAIL_ENTRY_ID
-from relay.message.properties import ExtendedProperty, MessageProperties, Person
+from relay.message.extended_properties import (
+    DEFERRED_SEND_TIME,
+    DELETE_AFTER_SUBMIT,
+    SENT_MAIL_ENTRY_ID,
+)
+from relay.message.properties import EmailAddress, ExtendedProperty, MessageProperties
 from tests.support.graph_world import World, refused, to
 
 MESSAGE = {"toRecipients": to("c@a.test")}
@@ -110,7 +114,7 @@ def sent_folder(value: str) -> ExtendedProperty:
 async def test_a_draft_says_itself_how_it_is_sent(world, properties, prefer, options):
     draft = await world.store.create_draft(
         "alice@example.test",
-        MessageProperties(to=(Person("c@a.test"),), extended=tuple(properties)),
+        MessageProperties(to=(EmailAddress("c@a.test"),), extended=tuple(properties)),
     )
     headers = [("prefer", line) for line in prefer]
     answer = await world.http.post(f"/v1.0/me/messages/{draft.id}/send", headers=headers)
@@ -119,7 +123,7 @@ async def test_a_draft_says_itself_how_it_is_sent(world, properties, prefer, opt
 
 
 async def test_a_property_that_names_no_folder_is_refused(world):
-    properties = MessageProperties(to=(Person("c@a.test"),), extended=(NOWHERE,))
+    properties = MessageProperties(to=(EmailAddress("c@a.test"),), extended=(NOWHERE,))
     draft = await world.store.create_draft("alice@example.test", properties)
     answer = await world.http.post(f"/v1.0/me/messages/{draft.id}/send")
     assert "Binary 0x0E0A: there is no folder" in refused(answer, 400, "ErrorInvalidRequest")

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from relay.accounts import Account
 from relay.graph.message_parser import parse_message
 from relay.mailbox.messages import DraftIdentity, compose
-from relay.message.content import gathered
+from relay.message.content import read_all
 from relay.message.properties import MessageProperties
 from relay.mime.convert import convert, render
 from relay.mime.draft import read_properties
-from relay.mime.mimeread import read_mime
+from relay.mime.read_mime import read_mime
 from tests.support.contents import attached_octets
 from tests.support.drafts import read_attachments
 
@@ -35,11 +35,11 @@ IDENTITY = DraftIdentity(
 
 
 def drafted(message: dict) -> bytes:
-    return gathered(compose(parse_message(message, ALICE).properties, IDENTITY).content)
+    return read_all(compose(parse_message(message, ALICE).properties, IDENTITY).content)
 
 
 def sent(raw: bytes) -> bytes:
-    return gathered(convert(raw, now_us=0, hostname="h").content)
+    return read_all(convert(raw, now_us=0, hostname="h").content)
 
 
 @pytest.mark.parametrize("name", ["newsletter", "reply", "item"])
@@ -47,7 +47,7 @@ def test_golden(name: str, tmp_path: Path) -> None:
     raw = drafted(json.loads((GOLDEN / f"draft-{name}.json").read_bytes()))
     written = sent(raw)
     assert b"hidden@example.test" not in written
-    assert b"hidden@example.test" in gathered(render(raw)) or name != "newsletter"
+    assert b"hidden@example.test" in read_all(render(raw)) or name != "newsletter"
     golden = GOLDEN / f"message-{name}.eml"
     if not golden.exists() or golden.read_bytes() != written:
         other = tmp_path / golden.name

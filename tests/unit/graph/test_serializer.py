@@ -4,7 +4,7 @@ import pytest
 
 from relay.graph.attachments import attachment_json
 from relay.mailbox.types import StoredAttachment
-from relay.mime.preview import preview
+from relay.mime.html_text import preview
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from relay.clock import ManualClock
 from relay.graph import create_app
 from relay.http import HttpServer
 from relay.mailbox.types import OutcomeUnknownError
-from relay.message.properties import MessageProperties, Person
+from relay.message.properties import EmailAddress, MessageProperties
 from relay.settings.tree import Address, HttpSettings
 from tests.support.graph_world import ACCOUNTS, MAX_BODY, Crash, MemoryStore, to
 
@@ -61,7 +61,7 @@ async def ask(server: HttpServer, store: MemoryStore, call: str) -> bytes:
 async def store() -> MemoryStore:
     """A mail store with one draft of alice."""
     made = MemoryStore(ManualClock())
-    properties = MessageProperties(subject="s", to=(Person("bob@b.test"),))
+    properties = MessageProperties(subject="s", to=(EmailAddress("bob@b.test"),))
     await made.create_draft("alice@example.test", properties)
     return made
 

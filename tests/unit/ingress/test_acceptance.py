@@ -8,8 +8,15 @@ import pytest
 from relay.ingress import Origin
 from relay.journeys.events import Step
 from relay.message.envelope import Client, Envelope, ForwardPath
-from relay.message.lifecycle import State
-from relay.message.verdict import Addition, Fate, RecipientVerdict, RuleHit, Source, Verdict
+from relay.message.lifecycle import RecipientState
+from relay.message.verdict import (
+    AddedRecipient,
+    RecipientVerdict,
+    RuleHit,
+    Source,
+    Verdict,
+    VerdictAction,
+)
 from relay.mime import headers
 from relay.policy import TooManyPartsError
 from relay.spool.types import Claim, PriorityLevel
@@ -39,7 +46,7 @@ class Rules:
         if self.fault:
             raise self.fault
         verdicts = tuple(
-            RecipientVerdict(each.address, Fate.REJECT, 0, "r", "5.7.1", "Not today")
+            RecipientVerdict(each.address, VerdictAction.REJECT, 0, "r", "5.7.1", "Not today")
             if each.address in self.rejected
             else RecipientVerdict(each.address)
             for each in subject.recipients
@@ -151,7 +158,7 @@ async def test_when_a_delay_report_is_due(origin, sender, after_s, warned_s):
 
 @pytest.mark.parametrize("origin", [TRUSTED, UNTRUSTED])
 async def test_rules_that_reject_all_recipients_reject_the_message(origin):
-    relay = Relay(rules=Rules("bob@example.test", additions=[Addition("x@b.test", "r")]))
+    relay = Relay(rules=Rules("bob@example.test", additions=[AddedRecipient("x@b.test", "r")]))
     decision = await accept(relay, envelope("bob@example.test"), origin)
     assert (decision.reply, decision.queue_id) == ("550 5.7.1 Not today", "")
     assert relay.spool.accepted == []
@@ -163,7 +170,7 @@ async def test_rules_that_reject_some_recipients_bounce_to_trusted_senders_only(
     decision = await accept(relay, envelope("bob@example.test", "alice@example.test"), origin)
     assert decision.reply.startswith("250 2.0.0 ")
     (message,) = relay.spool.accepted
-    assert [each.state for each in message.final_recipients] == [State.FAILED]
+    assert [each.state for each in message.final_recipients] == [RecipientState.FAILED]
     assert len(relay.spool.reports) == reports
     assert [event.step for event in message.events][1:] == [Step.REPORT] * reports
     assert message.events[0].detail["rules"][0]["rule"] == "r"
@@ -220,7 +227,7 @@ async def test_subject_and_message_id_in_the_trace_are_bounded():
 
 
 async def test_recipients_added_by_a_rule_are_not_in_the_event():
-    relay = Relay(rules=Rules(additions=[Addition("spy@c.test", "r")]))
+    relay = Relay(rules=Rules(additions=[AddedRecipient("spy@c.test", "r")]))
     await accept(relay, envelope("x@b.test"))
     (message,) = relay.spool.accepted
     assert message.events[0].detail["next_hops"] == {"mx:b.test": ["x@b.test"]}

@@ -6,9 +6,9 @@ from email.policy import compat32, default
 import pytest
 
 from relay.ingress.data import Origin
-from relay.message.content import gathered
+from relay.message.content import read_all
 from relay.message.envelope import Envelope, ForwardPath
-from relay.mime.headread import ORIGINATORS_OCTETS_MAX
+from relay.mime.read_header import ORIGINATORS_OCTETS_MAX
 from tests.support.ingress import Relay
 
 ALICE = Origin("192.0.2.7", "client.test", login="alice@example.test", trusted=True)
@@ -87,7 +87,7 @@ async def accepted(header: bytes, origin: Origin = ALICE) -> tuple[str, bytes]:
         decision = await acceptance.accept(envelope, header + b"\r\n\r\ntext\r\n", origin)
     finally:
         acceptance.close()
-    contents = [gathered(message.contents[0]) for message in relay.spool.accepted]
+    contents = [read_all(message.contents[0]) for message in relay.spool.accepted]
     return decision.reply, b"".join(contents)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from relay.ingress.data import ContentReader, ContentRejection
 from relay.ingress.session_limits import MemoryBudget, SessionLimits
-from relay.message.content import BLOCK_BYTES, LARGE_BYTES, LargeContent, gathered
+from relay.message.content import BLOCK_BYTES, LARGE_BYTES, LargeContent, read_all
 from tests.support.ingress import MemoryArrival
 from tests.support.smuggling import SEQUENCES
 
@@ -142,7 +142,7 @@ def test_large_content_does_not_depend_on_the_block_size(
     content = one.hand_over().content
     assert isinstance(content, LargeContent)
     assert (content.header, content.eight_bit) == (header, eight_bit)
-    assert gathered(content) == sent.replace(b"\r\n..", b"\r\n.")
+    assert read_all(content) == sent.replace(b"\r\n..", b"\r\n.")
     assert content.size == one.size_bytes
 
 
@@ -150,7 +150,7 @@ def test_large_content_without_a_header_gets_a_blank_line():
     one = reader(large_bytes=50)
     assert feed_in_blocks(one, b"no field\r\n" * 20 + b".\r\n", 7) == b""
     content = one.hand_over().content
-    assert (content.header, gathered(content)) == (b"", b"\r\n" + b"no field\r\n" * 20)
+    assert (content.header, read_all(content)) == (b"", b"\r\n" + b"no field\r\n" * 20)
 
 
 @pytest.mark.parametrize(("size_bytes", "is_large"), [(100, False), (101, True)])

@@ -4,9 +4,9 @@ import pytest
 
 from relay.ingress.fanout import fan_out, pair_with_verdicts, reported_recipient
 from relay.message.envelope import ForwardPath, Notify
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, HopKind, NextHop
-from relay.message.verdict import Addition, Fate, RecipientVerdict, Verdict
+from relay.message.verdict import AddedRecipient, RecipientVerdict, Verdict, VerdictAction
 from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient
 
 MX_B = NextHop(HopKind.MX, "b.test")
@@ -41,7 +41,9 @@ def keep(address: str, content: int = 0) -> RecipientVerdict:
 
 
 def reject(address: str) -> RecipientVerdict:
-    return RecipientVerdict(address, Fate.REJECT, rule="r", status="5.7.1", text="Not tödäy\r\n")
+    return RecipientVerdict(
+        address, VerdictAction.REJECT, rule="r", status="5.7.1", text="Not tödäy\r\n"
+    )
 
 
 def buckets(result) -> list:
@@ -86,9 +88,14 @@ def test_one_entry_per_next_hop_and_content(recipients, expected):
 @pytest.mark.parametrize(
     ("verdict", "state", "status", "reply"),
     [
-        (keep("x@bad.test"), State.FAILED, "5.1.1", "550 5.1.1 <x@bad.test>: no such user here"),
-        (reject("x@b.test"), State.FAILED, "5.7.1", "550 5.7.1 Not today"),
-        (RecipientVerdict("x@b.test", Fate.DISCARD), State.DISCARDED, "", ""),
+        (
+            keep("x@bad.test"),
+            RecipientState.FAILED,
+            "5.1.1",
+            "550 5.1.1 <x@bad.test>: no such user here",
+        ),
+        (reject("x@b.test"), RecipientState.FAILED, "5.7.1", "550 5.7.1 Not today"),
+        (RecipientVerdict("x@b.test", VerdictAction.DISCARD), RecipientState.DISCARDED, "", ""),
     ],
 )
 def test_recipients_in_a_final_state(verdict, state, status, reply):
@@ -99,15 +106,17 @@ def test_recipients_in_a_final_state(verdict, state, status, reply):
     assert recipient.orcpt == f"rfc822;{verdict.address}"
     assert result.entries == ()
     assert result.contents == (b"zero",)
-    assert result.rejected == ((recipient,) if state is State.FAILED else ())
-    assert result.rejects_all is (state is State.FAILED)
+    assert result.rejected == ((recipient,) if state is RecipientState.FAILED else ())
+    assert result.rejects_all is (state is RecipientState.FAILED)
 
 
 def test_a_redirect_names_its_successors_which_get_no_reports():
-    redirect = RecipientVerdict("x@b.test", Fate.REDIRECT, rule="r", successors=("y@c.test",))
-    result = fan(redirect, additions=[Addition("y@c.test", "r", 1)])
+    redirect = RecipientVerdict(
+        "x@b.test", VerdictAction.REDIRECT, rule="r", successors=("y@c.test",)
+    )
+    result = fan(redirect, additions=[AddedRecipient("y@c.test", "r", 1)])
     (old,) = result.final_recipients
-    assert (old.state, old.successors) == (State.REDIRECTED, ("y@c.test",))
+    assert (old.state, old.successors) == (RecipientState.REDIRECTED, ("y@c.test",))
     assert buckets(result) == [(MX_C, b"one", ["y@c.test"])]
     (new,) = result.entries[0].recipients
     assert (new.notify, new.added_by) == (frozenset({Notify.NEVER}), "r")
@@ -115,20 +124,26 @@ def test_a_redirect_names_its_successors_which_get_no_reports():
 
 
 def test_an_added_recipient_that_is_already_one_gets_one_copy():
-    additions = [Addition("x@b.test", "r"), Addition("y@b.test", "r"), Addition("y@b.test", "s")]
+    additions = [
+        AddedRecipient("x@b.test", "r"),
+        AddedRecipient("y@b.test", "r"),
+        AddedRecipient("y@b.test", "s"),
+    ]
     result = fan(keep("x@b.test"), additions=additions)
     assert buckets(result) == [(MX_B, b"zero", ["x@b.test", "y@b.test"])]
     assert [each.added_by for each in result.entries[0].recipients] == ["", "r"]
 
 
 def test_an_invalid_added_recipient_fails_alone():
-    result = fan(keep("x@b.test"), additions=[Addition("y@bad.test", "r")])
+    result = fan(keep("x@b.test"), additions=[AddedRecipient("y@bad.test", "r")])
     (failed,) = result.rejected
-    assert (failed.state, failed.added_by, failed.status) == (State.FAILED, "r", "5.1.1")
+    assert (failed.state, failed.added_by, failed.status) == (RecipientState.FAILED, "r", "5.1.1")
     assert reported_recipient(failed).added_by == "r"
     assert not result.rejects_all
 
 
 def test_rejects_all_ignores_recipients_added_by_rules():
-    assert fan(reject("x@b.test"), additions=[Addition("y@c.test", "r")]).rejects_all
-    assert not fan(reject("x@b.test"), RecipientVerdict("y@b.test", Fate.DISCARD)).rejects_all
+    assert fan(reject("x@b.test"), additions=[AddedRecipient("y@c.test", "r")]).rejects_all
+    assert not fan(
+        reject("x@b.test"), RecipientVerdict("y@b.test", VerdictAction.DISCARD)
+    ).rejects_all

@@ -6,7 +6,7 @@ import pytest
 
 from relay.ingress import Origin
 from relay.ingress.header_cleanup import clean_up
-from relay.message.content import edited, gathered
+from relay.message.content import edit_header, read_all
 from relay.message.envelope import Envelope, ForwardPath
 from tests.support.contents import as_large
 from tests.unit.ingress.test_acceptance import CONTENT, PICKUP, TRUSTED, UNTRUSTED, envelope
@@ -92,4 +92,4 @@ def test_the_header_of_a_large_message_is_cleaned_up_like_a_small_one(
             content, envelope, origin, hostname="relay.test", queue_id="q", time_us=10**15
         )
 
-    assert gathered(edited(as_large(content), ours)) == ours(content)
+    assert read_all(edit_header(as_large(content), ours)) == ours(content)

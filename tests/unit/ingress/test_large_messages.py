@@ -8,7 +8,7 @@ import pytest
 from relay.clock import ManualClock
 from relay.crashpoints import CrashPoints
 from relay.ingress import SessionLimits
-from relay.message.content import BLOCK_BYTES, LargeContent, gathered
+from relay.message.content import BLOCK_BYTES, LargeContent, read_all
 from relay.observe.metrics import Metrics
 from relay.policy import RuleSet, read_rules
 from relay.spool import SqliteSpool
@@ -97,14 +97,14 @@ async def test_the_body_is_in_the_spool_once_for_all_edited_copies(listening, sp
         str(claim.next_hop): await spool.read_content(claim.content_id) for claim in relay.claims
     }
     assert all(isinstance(one, LargeContent) for one in found.values())
-    whole = {hop: gathered(one).partition(b"Subject: ") for hop, one in found.items()}
+    whole = {hop: read_all(one).partition(b"Subject: ") for hop, one in found.items()}
     for received, _, _ in whole.values():
         assert received.startswith(b"Received: from client.test ([127.0.0.1])\r\n")
         assert queue_id.encode() in received
     assert whole["local"][2] == CONTENT.partition(b"Subject: ")[2]
     assert whole["mx:b.test"][2] == b"[OUT] " + CONTENT.partition(b"Subject: ")[2]
     (one, other) = await spool.queue_admin.list(Selector(all=True), limit=10)
-    assert one["size"] == other["size"] == len(gathered(found["local"]))
+    assert one["size"] == other["size"] == len(read_all(found["local"]))
     assert server._shared.listener.budget.has(QUICK.buffered_bytes)
 
 
@@ -158,4 +158,4 @@ async def test_a_disconnect_during_the_commit_keeps_the_file(listening, spool, m
     await until(lambda: bool(relay.claims))
     (claim,) = relay.claims
     await until(lambda: names(spool) == [f"{claim.message.id}-0"])
-    assert gathered(await spool.read_content(claim.content_id)).endswith(BODY)
+    assert read_all(await spool.read_content(claim.content_id)).endswith(BODY)

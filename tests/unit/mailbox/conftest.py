@@ -11,7 +11,7 @@ from relay.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import QuotaLimits
-from relay.message.properties import MessageProperties, Person
+from relay.message.properties import EmailAddress, MessageProperties
 
 ALICE = "alice@example.test"
 
@@ -80,7 +80,7 @@ def store(place) -> FileStore:
 def draft() -> Callable[..., MessageProperties]:
     def make(**more) -> MessageProperties:
         return MessageProperties(
-            **({"subject": "s", "body": "b", "to": (Person("bob@b.test"),)} | more)
+            **({"subject": "s", "body": "b", "to": (EmailAddress("bob@b.test"),)} | more)
         )
 
     return make

@@ -10,7 +10,11 @@ import pytest
 
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox import BeingSentError, MessageChange, SendOptions, StoreUnavailableError
-from relay.message.extended import DEFERRED_SEND_TIME, DELETE_AFTER_SUBMIT, SENT_MAIL_ENTRY_ID
+from relay.message.extended_properties import (
+    DEFERRED_SEND_TIME,
+    DELETE_AFTER_SUBMIT,
+    SENT_MAIL_ENTRY_ID,
+)
 from relay.message.properties import ExtendedProperty
 from relay.mime.draft import read_properties
 

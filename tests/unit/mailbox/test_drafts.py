@@ -17,7 +17,7 @@ from relay.mailbox import (
 )
 from relay.mailbox.maildir import DirectorySync
 from relay.mailbox.query import MessageQuery
-from relay.message.properties import Attachment, ExtendedProperty, Person
+from relay.message.properties import Attachment, EmailAddress, ExtendedProperty
 
 ALICE = "alice@example.test"
 FILE = Attachment("Übersicht.txt", "text/plain", b64encode(b"content"), 7)
@@ -34,14 +34,17 @@ async def maildir(place, store):
 
 async def test_a_draft_reads_as_it_was_created(store, draft):
     wanted = draft(
-        subject="Größe", bcc=(Person("h@h.test"),), attachments=(FILE, INLINE), categories=("red",)
+        subject="Größe",
+        bcc=(EmailAddress("h@h.test"),),
+        attachments=(FILE, INLINE),
+        categories=("red",),
     )
     made = await store.create_draft(ALICE, wanted)
     assert made == await store.get(ALICE, made.id)
     assert made == await store.get(ALICE, made.id, folder_id="Drafts")
     assert (made.is_draft, made.is_read, made.is_mime) == (True, True, False)
     assert made.properties.bcc == wanted.bcc
-    assert made.properties.from_ == made.properties.sender == Person(ALICE)
+    assert made.properties.from_ == made.properties.sender == EmailAddress(ALICE)
     assert made.properties.internet_message_id == f"<{made.id}@relay.example.test>"
     assert [one.name for one in made.attachments] == ["Übersicht.txt", "i.png"]
     assert made.size == made.path.stat().st_size
@@ -58,7 +61,7 @@ async def test_a_message_id_of_the_users_is_kept_if_it_is_one(store, draft):
 async def test_mime_is_kept_byte_for_byte_and_read(store):
     made = await store.create_draft(ALICE, MIME)
     assert (made.is_mime, made.properties.subject, made.properties.body) == (True, "odd", "body\n")
-    assert made.properties.bcc == (Person("h@h.test"),)
+    assert made.properties.bcc == (EmailAddress("h@h.test"),)
     assert made.properties.internet_message_id == f"<{made.id}@relay.example.test>"
     assert await store.mime(ALICE, made.id) == MIME
 

@@ -31,7 +31,7 @@ from relay.mailbox.query import (
     SortOrder,
 )
 from relay.mailbox.types import MessageChange, QuotaLimits, StalePositionError, StoredMessage
-from relay.message.properties import Attachment, MessageProperties, Person
+from relay.message.properties import Attachment, EmailAddress, MessageProperties
 from tests.support.conditions import (
     any_items,
     comparisons,
@@ -138,8 +138,8 @@ class Box:
     def words(self) -> str:
         return " ".join(self.chance.choices(WORDS, k=4))
 
-    def person(self) -> Person:
-        return Person(self.chance.choice(ADDRESSES), self.chance.choice(NAMES))
+    def person(self) -> EmailAddress:
+        return EmailAddress(self.chance.choice(ADDRESSES), self.chance.choice(NAMES))
 
     def found(self, query: MessageQuery) -> list[str]:
         return [hit.located.message_id for hit in self.store._index.query(self.path, query).hits]

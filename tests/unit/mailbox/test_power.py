@@ -6,9 +6,8 @@ from contextlib import aclosing
 import pytest
 
 from relay.mailbox import SendOptions
-from relay.mime.convert import convert
-from relay.mime.converted import ConversionError
-from relay.mime.draft import private_length
+from relay.mime.convert import ConversionError, convert
+from relay.mime.draft import private_block_length
 
 ALICE = "alice@example.test"
 SAVE = SendOptions()
@@ -19,7 +18,7 @@ def nothing(_: bytes) -> int:
 
 
 def half_of_the_block(content: bytes) -> int:
-    return private_length(content) // 2
+    return private_block_length(content) // 2
 
 
 def half_of_the_body(content: bytes) -> int:

@@ -4,23 +4,30 @@ import itertools
 
 import pytest
 
-from relay.message.lifecycle import FINAL, State, check_transition, message_state
+from relay.message.lifecycle import FINAL, RecipientState, check_transition, message_state
 
 ALLOWED = {
-    State.QUEUED: set(State) - {State.QUEUED},
-    State.DEFERRED: set(State),
-    State.HELD: {
-        State.QUEUED,
-        State.DEFERRED,
-        State.CANCELLED,
-        State.DISCARDED,
-        State.EXPIRED,
+    RecipientState.QUEUED: set(RecipientState) - {RecipientState.QUEUED},
+    RecipientState.DEFERRED: set(RecipientState),
+    RecipientState.HELD: {
+        RecipientState.QUEUED,
+        RecipientState.DEFERRED,
+        RecipientState.CANCELLED,
+        RecipientState.DISCARDED,
+        RecipientState.EXPIRED,
     },
-    State.CAPTURED: {State.QUEUED, State.CANCELLED, State.DISCARDED, State.EXPIRED},
+    RecipientState.CAPTURED: {
+        RecipientState.QUEUED,
+        RecipientState.CANCELLED,
+        RecipientState.DISCARDED,
+        RecipientState.EXPIRED,
+    },
 }
 
 
-@pytest.mark.parametrize(("before", "after"), list(itertools.product(State, State)))
+@pytest.mark.parametrize(
+    ("before", "after"), list(itertools.product(RecipientState, RecipientState))
+)
 def test_every_transition(before, after):
     if after in ALLOWED.get(before, set()):
         check_transition(before, after)
@@ -29,7 +36,7 @@ def test_every_transition(before, after):
             check_transition(before, after)
 
 
-def test_final_states_are_the_contracts():
+def test_final_states_are_those_of_the_contract():
     assert " ".join(sorted(FINAL)) == (
         "cancelled delivered discarded expanded expired failed redirected relayed"
     )
@@ -38,18 +45,21 @@ def test_final_states_are_the_contracts():
 @pytest.mark.parametrize(
     ("states", "word"),
     [
-        ([], State.DISCARDED),
-        ([State.DELIVERED, State.QUEUED], State.QUEUED),
-        ([State.QUEUED, State.DEFERRED, State.FAILED], State.DEFERRED),
-        ([State.DELIVERED, State.FAILED], State.FAILED),
-        ([State.DELIVERED, State.RELAYED], State.RELAYED),
-        ([State.EXPANDED, State.DELIVERED], State.DELIVERED),
+        ([], RecipientState.DISCARDED),
+        ([RecipientState.DELIVERED, RecipientState.QUEUED], RecipientState.QUEUED),
+        (
+            [RecipientState.QUEUED, RecipientState.DEFERRED, RecipientState.FAILED],
+            RecipientState.DEFERRED,
+        ),
+        ([RecipientState.DELIVERED, RecipientState.FAILED], RecipientState.FAILED),
+        ([RecipientState.DELIVERED, RecipientState.RELAYED], RecipientState.RELAYED),
+        ([RecipientState.EXPANDED, RecipientState.DELIVERED], RecipientState.DELIVERED),
     ],
 )
-def test_a_message_is_as_far_as_its_least_finished_recipient(states, word):
+def test_a_message_has_the_state_of_its_least_finished_recipient(states, word):
     assert message_state(states) is word
 
 
-@pytest.mark.parametrize("state", State)
-def test_one_recipient_speaks_for_the_message(state):
+@pytest.mark.parametrize("state", RecipientState)
+def test_a_message_with_one_recipient_has_its_state(state):
     assert message_state([state]) is state

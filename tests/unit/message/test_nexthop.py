@@ -1,4 +1,4 @@
-"""Next hops as text and back."""
+"""Next hops: text and value."""
 
 import pytest
 
@@ -25,6 +25,6 @@ def test_text_and_value_are_inverse(text, hop):
     ["", "mx", "mx:", "smtp:", "smtp://host", "smtp://:25", "smtp://host:0", "smtp://host:65536",
      "smtp://host:x", "http://host:25", "lmtp://host:24", "LOCAL"],
 )  # fmt: skip
-def test_what_is_no_next_hop(text):
-    with pytest.raises(ValueError, match="is no next hop: expected"):
+def test_invalid_next_hops_are_rejected(text):
+    with pytest.raises(ValueError, match="is not a next hop: expected"):
         NextHop.parse(text)

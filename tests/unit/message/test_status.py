@@ -1,4 +1,4 @@
-"""Status codes in words."""
+"""Status codes, the relay's replies, and the sentences of DSNs."""
 
 import pytest
 from hypothesis import given
@@ -50,7 +50,7 @@ def test_reply_text_folds_accents_and_clips():
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "sentence"),
     [
         ("5.1.1", "The address was not found at example.net. Check the spelling."),
         ("5.2.2", "The mailbox is full. Try again later, or reach the recipient in another way."),
@@ -59,8 +59,8 @@ def test_reply_text_folds_accents_and_clips():
         ("5.0.0", "The message could not be delivered."),
         ("", "The message could not be delivered."),
         ("4.3.0", ("The mail system of example.net has a problem."
-                  " It was tried again and again, and has now been given up.")),
+                  " Delivery was attempted several times and has now been given up.")),
     ],
 )  # fmt: skip
-def test_every_status_is_explained(status, told):
-    assert explain(status, "example.net") == told
+def test_every_status_is_explained(status, sentence):
+    assert explain(status, "example.net") == sentence

@@ -1,4 +1,4 @@
-"""Drafts become MIME that others read right; MIME drafts go out as they came."""
+"""Drafts become MIME that other readers read correctly; MIME drafts are sent unchanged."""
 
 import email
 import email.policy
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.message.content import size_of
-from relay.message.properties import Attachment, MessageProperties, Person
+from relay.message.properties import Attachment, EmailAddress, MessageProperties
 from relay.mime.convert import ConversionError, convert, render
 from relay.mime.draft import DraftOrigin
 from tests.support.drafts import write_draft, write_mime_draft
@@ -25,7 +25,7 @@ ORIGIN = DraftOrigin(
     1_600_000_000_000_000,
     1_700_000_000_000_000,
 )
-ALICE, BOB = Person("alice@example.test", "Alice"), Person("bob@b.test", "Bob")
+ALICE, BOB = EmailAddress("alice@example.test", "Alice"), EmailAddress("bob@b.test", "Bob")
 BINARY = random.Random(7).randbytes(30_000)
 TEXT = "first\nsecond\r\n\r\n.\r\nFrom here\r\n=3D ümlaut\r\nno end of line".encode()
 
@@ -67,9 +67,9 @@ def test_a_whole_message():
             subject=subject,
             body_type="html",
             body=html,
-            cc=(Person("c@c.test", "Müller, Çé"),),
-            bcc=(Person("hidden@d.test"),),
-            reply_to=(Person("r@r.test"),),
+            cc=(EmailAddress("c@c.test", "Müller, Çé"),),
+            bcc=(EmailAddress("hidden@d.test"),),
+            reply_to=(EmailAddress("r@r.test"),),
             importance="low",
             internet_message_headers=(("X-Mine", "é and more"),),
             attachments=files,
@@ -127,7 +127,7 @@ def test_the_structure_follows_the_properties(body_type, inline, files, structur
         (f"<img src=cid:&#{'9' * 5000};&#98;><img src=cid:&#98;>", "b"),
     ],
 )
-def test_what_html_shows_is_related_to_it(body, shown):
+def test_images_of_html_are_in_multipart_related(body, shown):
     images = tuple(
         attached(f"{one}.png", b"i", "image/png", inline=True, content_id=one)
         for one in ("a", "b", "c,d")
@@ -159,22 +159,22 @@ def test_any_text_body_is_equal_after_decoding(body):
     assert got == re.sub("\r\n|\r|\n", "\r\n", body)
 
 
-def test_the_same_note_gives_the_same_bytes():
+def test_the_same_draft_gives_the_same_bytes():
     raw = write_draft(draft(body="é", attachments=(attached("f", b"x"),)), ORIGIN)
     first, second = (convert(raw, now_us=now, hostname="h") for now in (1, 2_000_000))
     assert first == second
 
 
-def test_recipients_are_each_named_once_and_in_a_labels():
-    people = (Person("B@x.test"), Person("b@X.TEST"), Person("c@bücher.test"))
+def test_each_recipient_is_listed_once_with_a_labels():
+    people = (EmailAddress("B@x.test"), EmailAddress("b@X.TEST"), EmailAddress("c@bücher.test"))
     assert converted(draft(to=people, bcc=people)).recipients == (
         "B@x.test",
         "c@xn--bcher-kva.test",
     )
 
 
-def test_a_local_part_that_needs_smtputf8_is_told_and_written_as_it_is():
-    made = converted(draft(to=(Person("jörg@b.test", "Jörg"),), subject="é"))
+def test_a_local_part_that_needs_smtputf8_is_written_unchanged():
+    made = converted(draft(to=(EmailAddress("jörg@b.test", "Jörg"),), subject="é"))
     assert made.smtputf8
     header = made.content.partition(b"\r\n\r\n")[0]
     assert "<jörg@b.test>".encode() in header
@@ -191,7 +191,7 @@ MIME = (
 )  # fmt: skip
 
 
-def test_mime_goes_out_as_it_came_but_for_bcc():
+def test_mime_is_sent_unchanged_except_for_bcc():
     made = from_mime(MIME)
     assert made.content == MIME.replace(b"BCC: hidden@a.test,\r\n more@a.test\r\n", b"")
     assert made.recipients == ("carol@a.test", "dave@a.test", "hidden@a.test", "more@a.test")
@@ -204,7 +204,7 @@ def test_line_feeds_become_crlf():
     assert made.content == from_mime(MIME).content
 
 
-def test_mime_gets_the_fields_it_lacks():
+def test_mime_gets_missing_fields():
     made = from_mime(b"To: b@b.test\r\nSubject: x\r\n\r\nbody")
     message = parsed(made.content)
     assert made.content.startswith(b"To: b@b.test\r\nSubject: x\r\n")
@@ -223,7 +223,7 @@ def test_a_header_without_a_body_is_a_message(content):
     assert parsed(made.content).get_payload().strip() == ""
 
 
-def test_eight_bit_mime_is_told():
+def test_eight_bit_mime_is_reported():
     assert from_mime(b"To: b@b.test\r\n\r\n\xfc\r\n").eight_bit
 
 
@@ -238,13 +238,13 @@ def test_eight_bit_mime_is_told():
         b"",
     ],
 )
-def test_the_impossible_is_refused_with_a_reason(raw):
+def test_drafts_that_cannot_be_sent_are_rejected_with_a_reason(raw):
     with pytest.raises(ConversionError, match=r"recipients|MIME message|Cc has 'nobody'"):
         convert(raw, now_us=0, hostname="h")
 
 
-def test_the_owner_reads_bcc_but_no_block():
-    raw = write_draft(draft(bcc=(Person("d@d.test"),)), ORIGIN)
+def test_the_owner_sees_bcc_but_not_the_private_block():
+    raw = write_draft(draft(bcc=(EmailAddress("d@d.test"),)), ORIGIN)
     message = parsed(render(raw))
     assert message["bcc"] == "d@d.test"
     assert render(write_mime_draft(MIME, ORIGIN)) == MIME
@@ -278,7 +278,7 @@ def test_a_large_text_costs_a_few_copies_and_little_time(line):
     "address", ["a@b>\r\nRCPT TO:<c@d", "a b@c.test", "a", "a@b\0c", "<a@b.test>"]
 )
 @pytest.mark.parametrize("field", ["to", "cc", "bcc", "from_"])
-def test_what_is_no_address_reaches_no_command(field, address):
-    people = Person(address) if field == "from_" else (Person(address),)
+def test_an_invalid_address_never_reaches_an_smtp_command(field, address):
+    people = EmailAddress(address) if field == "from_" else (EmailAddress(address),)
     with pytest.raises(ConversionError, match="cannot be sent"):
         converted(draft(**{field: people}))

@@ -1,4 +1,4 @@
-"""MIME drafts go out as they came; what SMTP cannot carry is repaired, told, and reads the same."""
+"""MIME drafts are sent unchanged; what SMTP cannot carry is repaired, reported, and reads the same."""
 
 import email
 import email.policy
@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.message.content import LARGE_BYTES, LargeContent, MemoryOctets, gathered, size_of
+from relay.message.content import LARGE_BYTES, LargeContent, MemoryOctets, read_all, size_of
 from relay.mime.convert import ConversionError, convert, render
 from relay.mime.draft import DraftOrigin
-from relay.mime.headread import check_mime
+from relay.mime.read_header import check_mime
 from relay.mime.structure import read_structure
 from tests.support.drafts import write_mime_draft
 from tests.unit.mime.test_structure import entities
@@ -34,9 +34,9 @@ def converted(content):
 
 
 def sent(content):
-    """What goes out, without the fields that every message has, and what is told of it."""
+    """Return the sent content, without the fields that every message has, and its defects."""
     made = converted(content)
-    octets = gathered(made.content)
+    octets = read_all(made.content)
     assert not re.search(rb"(?<!\r)\n|\r(?!\n)|\0", octets)
     assert octets.endswith(b"\r\n")
     assert made.eight_bit == (not octets.isascii())
@@ -61,12 +61,12 @@ def crlf(content):
 @pytest.mark.parametrize(
     ("content", "wanted", "defect"),
     [
-        (TO + b"\r\nx\0y\0\r\n", TO + b"MIME-Version: 1.0\r\n\r\neAB5AA0K\r\n", "a NUL in text/plain, encoded anew"),
-        (b"From a@b Mon\r\n" + TO + b"\r\nx\r\n", TO + b"\r\nx\r\n", "the line in front of the header was taken away"),
-        (b"\xef\xbb\xbfBcc: c@d.test\r\n" + TO + b"\r\nx\r\n", TO + b"\r\nx\r\n", "a byte order mark in front of a header"),
-        (b"\xef\xbb\xbf" + TO + b"\r\nx\r\n", TO + b"\r\nx\r\n", "a byte order mark in front of a header"),
+        (TO + b"\r\nx\0y\0\r\n", TO + b"MIME-Version: 1.0\r\n\r\neAB5AA0K\r\n", "a NUL in text/plain, encoded again"),
+        (b"From a@b Mon\r\n" + TO + b"\r\nx\r\n", TO + b"\r\nx\r\n", "the line before the header was removed"),
+        (b"\xef\xbb\xbfBcc: c@d.test\r\n" + TO + b"\r\nx\r\n", TO + b"\r\nx\r\n", "a byte order mark before a header"),
+        (b"\xef\xbb\xbf" + TO + b"\r\nx\r\n", TO + b"\r\nx\r\n", "a byte order mark before a header"),
         (TO + b"some junk\r\nX: y\r\n\r\nx\r\n", TO + b"some junk\r\nX: y\r\n\r\nx\r\n",
-         "a line in a header that is no field: 'some junk'"),
+         "a line in a header that is not a field: 'some junk'"),
         (TO + b"hello\r\nworld\r\n", TO + b"\r\nhello\r\nworld\r\n", "no blank line between header and body"),
         (TO + SIGNED % (b"x" * 999), TO + SIGNED % (b"x" * 999), "a line of more than 998 octets in text/plain, left as it is"),
         (TO + SIGNED % b"x\0y", TO + SIGNED % b"xy", "a NUL in a body"),
@@ -78,11 +78,11 @@ def crlf(content):
          "a line of more than 998 octets in multipart/mixed, left as it is"),
         (TO + MIXED % b"A: b", TO + MIXED % b"A: b", "no blank line between header and body"),
         (TO + MIXED % (b"Content-Type: message/partial\r\n\r\n" + b"x" * 999), None, "a line of more than 998 octets in message/partial, left as it is"),
-        (TO + MIXED % b"A: b\r\n\nx\xfc", TO + MIXED % b"A: b\r\n\r\nx\xfc", "octets of 8 bits where the encoding says 7bit"),
-        (TO + b"\r\n\xfc", TO + b"\r\n\xfc\r\n", "octets of 8 bits where the encoding says 7bit"),
+        (TO + MIXED % b"A: b\r\n\nx\xfc", TO + MIXED % b"A: b\r\n\r\nx\xfc", "octets of 8 bits where the encoding is 7bit"),
+        (TO + b"\r\n\xfc", TO + b"\r\n\xfc\r\n", "octets of 8 bits where the encoding is 7bit"),
     ],
 )  # fmt: skip
-def test_damage_is_mended_only_where_it_must_be_and_told(content, wanted, defect):
+def test_damage_is_repaired_only_if_necessary_and_reported(content, wanted, defect):
     octets, defects = sent(content)
     header = b"Content-Transfer-Encoding: base64\r\n"
     if wanted is not None:
@@ -102,7 +102,7 @@ def test_damage_is_mended_only_where_it_must_be_and_told(content, wanted, defect
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("where", ["alone", "in a part", "in an attached message"])
-def test_lines_that_are_too_long_are_encoded_anew(fields, text, encoding, where):
+def test_lines_that_are_too_long_are_encoded_again(fields, text, encoding, where):
     content = (fields + "\r\n" + text).encode()
     if where == "in an attached message":
         content = b"Content-Type: message/rfc822\r\n\r\nSubject: inner\r\n" + content
@@ -111,13 +111,13 @@ def test_lines_that_are_too_long_are_encoded_anew(fields, text, encoding, where)
     content = TO + content
     octets, defects = sent(content)
     assert max(map(len, octets.split(b"\r\n"))) <= 998
-    assert [one for one in defects if one.endswith("encoded anew")]
+    assert [one for one in defects if one.endswith("encoded again")]
     encodings = {one.encoding for one in read_structure(octets).entities if one.is_leaf}
     assert encodings <= {encoding, "7bit"}
     if where == "alone":
         assert octets.count(b"MIME-Version: 1.0\r\n") == 1
     had = [(kind, crlf(payload)) for kind, payload in leaves(content)]
-    # behind the last line of a message that is no part comes a line end
+    # after the last line of a message that is not a part comes a line end
     assert [(kind, text.removesuffix(b"\r\n")) for kind, text in leaves(octets)] == had
 
 
@@ -128,10 +128,10 @@ def test_binary_attachments_keep_every_octet():
     )
     octets, defects = sent(content)
     assert leaves(octets) == [("image/png", binary)]
-    assert "a NUL in image/png, encoded anew" in defects
+    assert "a NUL in image/png, encoded again" in defects
 
 
-def test_a_message_in_base64_is_only_wrapped():
+def test_a_message_in_base64_is_only_rewrapped():
     coded = b64encode(b"A: b\r\n" * 400)
     octets, _ = sent(
         TO + b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n\r\n" + coded
@@ -139,21 +139,21 @@ def test_a_message_in_base64_is_only_wrapped():
     assert octets.partition(b"\r\n\r\n")[2].replace(b"\r\n", b"") == coded
 
 
-def test_a_break_in_a_long_line_makes_no_delimiter():
+def test_a_break_in_a_long_line_produces_no_delimiter():
     text = b"y" * 1000 + b"".join(b"x" * n + b"--b\r\n" for n in range(900, 1100))
     octets, _ = sent(TO + MIXED % (b"\r\n" + text))
     assert leaves(octets) == leaves(TO + MIXED % (b"\r\n" + text))
 
 
-def test_new_fields_come_in_front_of_what_is_none():
+def test_new_fields_are_added_before_a_line_that_is_not_a_field():
     """There the header ends for others, who must know of the encoding."""
-    octets = gathered(converted(TO + b"junk\r\nX: y\r\n\r\n" + b"x" * 999 + b"\r\n").content)
-    told = [
+    octets = read_all(converted(TO + b"junk\r\nX: y\r\n\r\n" + b"x" * 999 + b"\r\n").content)
+    added = [
         b"Content-Transfer-Encoding: quoted-printable",
         *ADDED.splitlines(),
         b"MIME-Version: 1.0",
     ]
-    assert octets.partition(b"\r\n\r\n")[0].splitlines() == [TO[:-2], *told, b"junk", b"X: y"]
+    assert octets.partition(b"\r\n\r\n")[0].splitlines() == [TO[:-2], *added, b"junk", b"X: y"]
 
 
 @given(entities(), st.sampled_from([b"\r\n", b"\n", b"\r"]))
@@ -178,18 +178,18 @@ def test_damaged_mime_is_sent_and_hides_no_recipient(lines, data):
         )
         content = content[:place] + new + content[place + data.draw(st.integers(0, 30)) :]
     content = TO + b"junk\r\nB\0cc: hidden@b.test\r\nX-A: b\r\n" + content
-    if refused := check_mime(content):  # half of the blank line is gone
+    if refused := check_mime(content):  # half of the blank line is missing
         assert re.search("its header ends in (CR CR LF|LF CR), expected", refused)
         with pytest.raises(ConversionError, match=re.escape(refused)):
             converted(content)
         return
     made = converted(content)
     assert made.recipients[:2] == ("b@b.test", "hidden@b.test")
-    octets = gathered(made.content)
+    octets = read_all(made.content)
     assert not re.search(rb"(?<!\r)\n|\r(?!\n)|\0", octets)
     assert b"hidden@" not in octets
     again = converted(octets)
-    assert gathered(again.content) == octets
+    assert read_all(again.content) == octets
 
 
 def large(part):
@@ -225,7 +225,7 @@ class CountedPart:
 @pytest.mark.parametrize(
     "part", [b"\r\nhello", b"\r\n" + b"x" * 2000, b"\r\n\0", b"\r\nline\nfeeds"]
 )
-def test_of_a_large_message_only_headers_are_in_memory(part):
+def test_only_the_headers_of_a_large_message_are_in_memory(part):
     content = large(part)
     note = CountedOctets(write_mime_draft(content, ORIGIN))
     CountedOctets.longest = 0
@@ -233,7 +233,7 @@ def test_of_a_large_message_only_headers_are_in_memory(part):
     assert isinstance(made.content, LargeContent)
     assert made.content.header == TO + MIXED[: MIXED.index(b"\r\n") + 2] + ADDED
     assert b"Bcc" not in made.content.header
-    octets = gathered(made.content)
+    octets = read_all(made.content)
     assert CountedOctets.longest <= LARGE_BYTES // 4
     assert size_of(made.content) == len(octets)
     assert leaves(octets)[1] == leaves(content)[1]
@@ -242,10 +242,10 @@ def test_of_a_large_message_only_headers_are_in_memory(part):
     )
 
 
-def test_a_large_draft_is_shown_as_it_is():
+def test_a_large_draft_is_shown_unchanged():
     content = large(b"\r\nx")
     shown = render(CountedOctets(write_mime_draft(content, ORIGIN)))
-    assert gathered(shown) == content
+    assert read_all(shown) == content
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_large_draft_is_shown_as_it_is():
         b"x" * 200_000,
     ],
 )
-def test_what_cannot_be_read_of_recipients_is_an_error(fields):
+def test_unreadable_recipients_are_an_error(fields):
     with pytest.raises(ConversionError):
         converted(fields + b"\r\nx\r\n")
 
@@ -278,7 +278,7 @@ def test_what_cannot_be_read_of_recipients_is_an_error(fields):
     ],
 )
 @pytest.mark.parametrize("encoding", [b"7bit", b"base64", b"quoted-printable", b"binary"])
-def test_time_is_linear_in_what_has_to_be_mended(line, encoding):
+def test_repairs_take_linear_time(line, encoding):
     part = b"Content-Transfer-Encoding: " + encoding + b"\r\n\r\n" + line
     started = time.process_time()
     size_of(converted(TO + MIXED % part).content)

@@ -1,4 +1,4 @@
-"""The draft form: what goes in comes out, and nobody is fooled by a block that is none."""
+"""The file of a draft: it is read as it was written, and a forged block has no effect."""
 
 import email
 import email.policy
@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.message.properties import Attachment, MessageProperties, Person
+from relay.message.properties import Attachment, EmailAddress, MessageProperties
 from relay.mime.draft import (
     DraftOrigin,
     part_octets,
-    private_length,
+    private_block_length,
     read_block,
     read_properties,
     safe_content_type,
@@ -28,7 +28,7 @@ ORIGIN = DraftOrigin(
     created_us=1_700_000_000_000_000,
     modified_us=1_700_000_000_000_001,
 )
-ALICE = Person("alice@example.test", "Alice")
+ALICE = EmailAddress("alice@example.test", "Alice")
 
 
 def attached(name: str, content: bytes, **more) -> Attachment:
@@ -41,10 +41,10 @@ FULL = MessageProperties(
     body="<p>Maß</p>\n.\r\nFrom x",
     from_=ALICE,
     sender=ALICE,
-    to=(Person("b@b.test", "Bob, Jr."),),
-    cc=(Person("c@c.test"),),
-    bcc=(Person("d@d.test"),),
-    reply_to=(Person("r@r.test"),),
+    to=(EmailAddress("b@b.test", "Bob, Jr."),),
+    cc=(EmailAddress("c@c.test"),),
+    bcc=(EmailAddress("d@d.test"),),
+    reply_to=(EmailAddress("r@r.test"),),
     importance="high",
     internet_message_headers=(("X-A", "é"), ("x-b", "2")),
     attachments=(attached("Übersicht.txt", b"\0\xff" * 100), attached("", b"", inline=True)),
@@ -52,7 +52,7 @@ FULL = MessageProperties(
 )
 
 
-def test_properties_come_back_as_they_went_in():
+def test_properties_are_read_as_they_were_written():
     raw = write_draft(FULL, ORIGIN)
     assert replace(read_properties(raw), attachments=read_attachments(raw)) == FULL
     block, length = split_private(raw)
@@ -60,7 +60,7 @@ def test_properties_come_back_as_they_went_in():
     part = block.attachments[0]
     stored = raw[length:][part.offset : part.offset + part.length]
     assert part_octets(stored, part) == b"\0\xff" * 100
-    assert read_block(raw[: private_length(raw)]) == block
+    assert read_block(raw[: private_block_length(raw)]) == block
 
 
 def test_any_mail_client_can_show_a_draft():
@@ -73,11 +73,11 @@ def test_any_mail_client_can_show_a_draft():
     files = [(one.get_filename(), one.get_content()) for one in message.iter_attachments()]
     assert files == [("Übersicht.txt", b"\0\xff" * 100), (None, b"")]
     assert max(map(len, raw.split(b"\n"))) <= 998
-    assert raw[: private_length(raw)].isascii()
+    assert raw[: private_block_length(raw)].isascii()
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=400), st.booleans())
-def test_any_body_comes_back(body, with_attachment):
+def test_any_body_is_read_as_it_was_written(body, with_attachment):
     files = (attached("a", b"b"),) if with_attachment else ()
     wanted = MessageProperties(body=body, from_=ALICE, attachments=files)
     raw = write_draft(wanted, ORIGIN)
@@ -89,7 +89,7 @@ def test_any_body_comes_back(body, with_attachment):
     "body",
     ["x" * 5000, "a\rb", "a\0b", "--=_1700000000_R0123456789abcdef_1_relay_example_test--\r\n"],
 )
-def test_a_body_that_cannot_stand_as_it_is_is_coded(body):
+def test_a_body_is_encoded_if_necessary(body):
     raw = write_draft(
         MessageProperties(body=body, from_=ALICE, attachments=FULL.attachments), ORIGIN
     )
@@ -128,7 +128,7 @@ GOOD = write_draft(FULL, ORIGIN)
         GOOD[:-900],
     ],
 )
-def test_what_is_no_whole_block_is_no_block(raw):
+def test_a_damaged_block_is_not_a_block(raw):
     assert split_private(raw) == (None, 0)
     with pytest.raises(ValueError, match="draft"):
         read_properties(raw)

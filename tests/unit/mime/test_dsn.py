@@ -1,4 +1,4 @@
-"""Failure reports, read by others: Python's email package and flufl.bounce."""
+"""Bounces (DSNs), read by other programs: Python's email package and flufl.bounce."""
 
 import email
 import email.policy
@@ -10,8 +10,13 @@ from flufl.bounce import scan_message
 
 from relay.message.content import LargeContent
 from relay.message.outcome import Evidence
-from relay.message.reporting import ReportedMessage, ReportedRecipient
-from relay.mime.dsn import RETURNED_FULL_OCTETS_MAX, RETURNED_OCTETS_MAX, failure_report
+from relay.mime.dsn import (
+    RETURNED_FULL_OCTETS_MAX,
+    RETURNED_OCTETS_MAX,
+    ReportedMessage,
+    ReportedRecipient,
+    write_dsn,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 SECOND = 1_000_000
@@ -81,7 +86,7 @@ CASES = {
 
 
 def report(message=MESSAGE, recipients=(UNKNOWN,)):
-    return failure_report(
+    return write_dsn(
         message,
         recipients,
         hostname="relay.example.com",
@@ -104,13 +109,13 @@ def blocks(octets):
 
 
 def returned(octets):
-    """The third part's octets, cut out by hand: a parser might mend them."""
+    """Return the octets of the third part without a parser, which might repair them."""
     boundary = parsed(octets).get_boundary().encode()
     return octets.split(b"--" + boundary)[3].partition(b"\r\n\r\n")[2].removesuffix(b"\r\n")
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_golden(name, tmp_path):
+def test_golden_bounces(name, tmp_path):
     written = report(*CASES[name])
     golden = GOLDEN / f"report-{name}.eml"
     if not golden.exists() or golden.read_bytes() != written:
@@ -133,7 +138,7 @@ def test_python_reads_it_without_a_defect(name):
 
 
 @pytest.mark.parametrize("name", ["mixed", "local", "headers", "eight-bit"])
-def test_flufl_finds_exactly_the_failed_recipients(name):
+def test_flufl_bounce_finds_exactly_the_failed_recipients(name):
     message, recipients = CASES[name]
     found = scan_message(email.message_from_bytes(report(message, recipients)))
     assert {address.decode().lower() for address in found} == {one.address for one in recipients}
@@ -169,7 +174,7 @@ def test_blocks_have_every_field_of_rfc_3464():
     assert "Final-Log-ID" not in full
 
 
-def test_only_a_remote_host_is_named_and_only_smtp_is_called_smtp():
+def test_only_a_remote_mta_is_named_and_only_smtp_diagnostics_are_smtp():
     about, nobody, rejected, expired = blocks(report(*CASES["local"]))
     assert set(about) == {"Reporting-MTA", "Arrival-Date"}
     assert nobody["Diagnostic-Code"] == "smtp; 550 5.1.1 no such user here"
@@ -179,7 +184,7 @@ def test_only_a_remote_host_is_named_and_only_smtp_is_called_smtp():
     assert "Last-Attempt-Date" not in rejected
 
 
-def test_it_is_in_the_originals_conversation():
+def test_a_bounce_is_in_the_conversation_of_the_original():
     found = parsed(report())
     assert found["subject"] == "Undeliverable: Quarterly report"
     assert found["in-reply-to"] == "<orig-123@example.com>"
@@ -200,7 +205,7 @@ def test_long_references_keep_the_root_and_the_latest():
     assert len(references) == 20
 
 
-def test_the_original_comes_back_octet_for_octet_without_its_bcc():
+def test_the_original_is_returned_octet_for_octet_without_bcc():
     kept = ORIGINAL.replace(b"Bcc: eve@example.org,\r\n mallory@example.org\r\n", b"")
     assert returned(report()) == kept
     assert b"mallory" not in report()
@@ -224,7 +229,7 @@ def test_ret_hdrs_returns_the_header_only():
         ("FULL", RETURNED_FULL_OCTETS_MAX + 1, "text/rfc822-headers"),
     ],
 )
-def test_large_originals_come_back_as_their_header(ret, size, kind):
+def test_large_originals_are_returned_as_their_header(ret, size, kind):
     head = b"Subject: large\r\n\r\n"
     body = (b"x" * 98 + b"\r\n") * (size // 100) + b"y" * 100
     content = (head + body)[:size]
@@ -277,7 +282,7 @@ def test_eight_bit_originals_are_labelled():
     assert found["subject"] == "Undeliverable: Grüße aus Köln"
 
 
-def test_a_draft_with_line_feeds_only_comes_back_with_smtps_line_ends():
+def test_a_draft_with_lf_line_ends_is_returned_with_crlf():
     draft = b"X-Relay-Draft: 1\nSubject: Hello\nBcc: eve@example.org\n\nBcc: no field\n"
     written = report(replace(MESSAGE, queue_id="", content=draft))
     assert returned(written) == b"Subject: Hello\r\n\r\nBcc: no field\r\n"
@@ -285,14 +290,14 @@ def test_a_draft_with_line_feeds_only_comes_back_with_smtps_line_ends():
     assert b"Queue id" not in written
 
 
-def test_a_boundary_in_the_original_is_not_ours():
+def test_the_boundary_does_not_occur_in_the_original():
     forged = b"A: b\r\n\r\n--=_dsn_01jd3q8zreport00\r\n--=_dsn_01jd3q8zreport00_1--\r\n"
     written = report(replace(MESSAGE, content=forged))
     assert len(parts(written)) == 3
     assert returned(written) == forged
 
 
-def test_addresses_beyond_ascii():
+def test_non_ascii_addresses():
     about_unicode = blocks(report(MESSAGE, [UNICODE]))[1]
     assert about_unicode["Final-Recipient"] == r"utf-8;b\x{F8}b@example.net"
     assert about_unicode["Original-Recipient"] == r"utf-8;B\x{F8}b@example.net"
@@ -312,7 +317,7 @@ def test_a_hostile_reply_adds_no_line():
     assert max(map(len, written.split(b"\r\n"))) <= 998
 
 
-def test_many_recipients_are_all_in_the_second_part():
+def test_the_second_part_has_all_of_many_recipients():
     crowd = [replace(UNKNOWN, address=f"user{number}@example.net") for number in range(150)]
     written = report(MESSAGE, crowd)
     assert len(blocks(written)) == 151
@@ -320,7 +325,7 @@ def test_many_recipients_are_all_in_the_second_part():
 
 
 @pytest.mark.parametrize("content", [b"", b"body only", b"\r\n", b"\xff: x", b"Subject: \xff\r\n"])
-def test_originals_that_are_no_messages(content):
+def test_originals_that_are_not_messages(content):
     found = parsed(report(replace(MESSAGE, content=content)))
     assert found["subject"].startswith("Undeliverable: ")
     assert found["in-reply-to"] is None

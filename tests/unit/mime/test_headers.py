@@ -1,4 +1,4 @@
-"""Header edits on bytes: what is asked for changes, every other octet stays."""
+"""Header edits on bytes, the priority and the relay's id: every other octet stays."""
 
 import email
 import email.policy
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.mime import headers
+from relay.mime.headers import ID_WITHIN_BYTES, Priority, priority_of, read_relay_id, with_relay_id
 
 MESSAGE = (
     b"Received: from a\r\n\tby b; now\r\n"
@@ -28,10 +29,10 @@ ODD = [
 
 
 def test_where_the_header_ends():
-    assert MESSAGE[headers.split(MESSAGE) :].startswith(b"\r\nSubject: not a field")
-    assert headers.split(b"\r\nbody") == 0
-    assert headers.split(b" folded first\r\nA: b\r\n\r\n") == 0
-    assert headers.split(b"A: b\r\n") == 6
+    assert MESSAGE[headers.header_size(MESSAGE) :].startswith(b"\r\nSubject: not a field")
+    assert headers.header_size(b"\r\nbody") == 0
+    assert headers.header_size(b" folded first\r\nA: b\r\n\r\n") == 0
+    assert headers.header_size(b"A: b\r\n") == 6
 
 
 def test_fields_with_their_places():
@@ -43,7 +44,7 @@ def test_fields_with_their_places():
         b"to",
         b"received",
     ]
-    assert b"".join(octets for _, octets in found) == MESSAGE[: headers.split(MESSAGE)]
+    assert b"".join(octets for _, octets in found) == MESSAGE[: headers.header_size(MESSAGE)]
 
 
 def test_reading():
@@ -74,7 +75,7 @@ def test_reading():
         (b"=?utf-8?Q?unfinished", "=?utf-8?Q?unfinished"),
     ],
 )
-def test_decoding_for_people(raw, shown):
+def test_decoded_text(raw, shown):
     decoded = headers.decoded(b"Subject: " + raw + b"\r\n\r\n", "subject")
     assert decoded == shown
 
@@ -86,7 +87,7 @@ def test_prepend():
     assert headers.prepend(b" folds\r\n", b"A: b\r\n") == b"A: b\r\n\r\n folds\r\n"
 
 
-def test_remove_leaves_all_else():
+def test_remove_keeps_all_other_octets():
     removed = headers.remove(MESSAGE, ["Received", "to"])
     assert removed == MESSAGE.replace(b"Received: from a\r\n\tby b; now\r\n", b"").replace(
         b"TO : bob@example.net\r\n", b""
@@ -94,7 +95,7 @@ def test_remove_leaves_all_else():
     assert headers.remove(MESSAGE, ["cc", "rom"]) == MESSAGE
 
 
-def test_nobody_can_forge_a_private_field():
+def test_arriving_x_relay_fields_are_removed():
     assert headers.strip_private(MESSAGE) == MESSAGE.replace(
         b"X-Relay-Draft: 1\r\n  folded\r\n", b""
     )
@@ -105,14 +106,14 @@ def test_nobody_can_forge_a_private_field():
         )
 
 
-def test_set_field_replaces_the_first_and_drops_the_others():
+def test_set_field_replaces_the_first_and_removes_the_others():
     changed = headers.set_field(MESSAGE, "Received", "new")
     assert changed == MESSAGE.replace(
         b"Received: from a\r\n\tby b; now\r\n", b"Received: new\r\n"
     ).replace(b"received: from c by d; then\r\n", b"")
 
 
-def test_set_field_drops_even_a_megabyte_of_others_in_linear_time():
+def test_set_field_removes_a_megabyte_of_others_in_linear_time():
     many = b"A: b\r\nrubbish\r\n" * 50_000 + b"\r\ntext"
     began = time.process_time()
     changed = headers.set_field(many, "A", "c")
@@ -146,7 +147,7 @@ texts = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_
 
 
 @given(texts)
-def test_whatever_is_written_reads_the_same_and_fits_in_lines(value):
+def test_any_value_reads_as_it_was_written_and_fits_in_lines(value):
     line = headers.field("Subject", value)
     assert line.isascii()
     assert max(map(len, line.split(b"\r\n"))) <= 998
@@ -202,7 +203,7 @@ def test_prefix_subject_in_other_scripts_and_without_a_subject():
 @pytest.mark.parametrize("content", ODD)
 def test_damaged_content_never_raises_and_keeps_its_octets(content):
     list(headers.fields(content))
-    assert 0 <= headers.split(content) <= len(content)
+    assert 0 <= headers.header_size(content) <= len(content)
     assert headers.count(content, "a") <= 1
     headers.decoded(content, "a")
     assert headers.strip_private(content) == content
@@ -250,7 +251,7 @@ def test_received():
     )
 
 
-def test_received_shows_no_recipient_by_default_and_takes_no_injection():
+def test_received_shows_no_recipient_by_default_and_allows_no_injection():
     line = headers.received(
         helo="evil)\r\nBcc: x", ip="fe80::1%eth0", hostname="r", protocol="SMTP", queue_id="1", time_us=0
     )  # fmt: skip
@@ -262,3 +263,94 @@ def test_received_shows_no_recipient_by_default_and_takes_no_injection():
 def test_dates():
     assert headers.date_field(1_795_169_038_999_999) == "Fri, 20 Nov 2026 10:03:58 +0000"
     assert headers.date_field(0) == "Thu, 01 Jan 1970 00:00:00 +0000"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ("Subject: the importance of priority", Priority.NORMAL),
+        ("Importance: high", Priority.HIGH),
+        ("IMPORTANCE : High", Priority.HIGH),
+        ("Importance: normal", Priority.NORMAL),
+        ("Importance: low", Priority.LOW),
+        ("Importance:", Priority.NORMAL),
+        ("Importance: highest", Priority.NORMAL),
+        ("Priority: urgent", Priority.HIGH),
+        ("Priority: non-urgent", Priority.LOW),
+        ("Priority: normal", Priority.NORMAL),
+        ("X-Priority: 1 (Highest)", Priority.HIGH),
+        ("X-Priority:\r\n 2", Priority.HIGH),
+        ("X-Priority: 3", Priority.NORMAL),
+        ("X-Priority: 5", Priority.NORMAL),
+        ("X-MSMail-Priority: High", Priority.NORMAL),
+        ("Precedence: bulk", Priority.LOW),
+        ("Precedence: List", Priority.LOW),
+        ("Precedence: junk", Priority.LOW),
+        ("Precedence: first-class", Priority.NORMAL),
+        ("List-Unsubscribe: <https://a.test/>", Priority.LOW),
+        # what goes to many is not urgent because it says so
+        ("Importance: high\r\nPrecedence: bulk", Priority.LOW),
+        ("X-Priority: 1\r\nList-Unsubscribe: <https://a.test/>", Priority.LOW),
+        # the clearer word wins over the older field
+        ("X-Priority: 1\r\nImportance: low", Priority.LOW),
+        ("X-Priority: " + "1" * 100_000, Priority.NORMAL),
+    ],
+)
+def test_priority_of_a_header(fields: str, expected: Priority) -> None:
+    assert priority_of(f"From: a@a.test\r\n{fields}\r\n\r\nbody".encode()) is expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\r\nImportance: high\r\n", b"From: a\r\n\r\nImportance: high\r\n", b"\xff: \0"],
+)
+def test_the_body_does_not_set_the_priority(content: bytes) -> None:
+    assert priority_of(content) is Priority.NORMAL
+
+
+ID = "l123456789abcdef"
+FIELD = b"X-Relay-Id: l123456789abcdef\r\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "marked"),
+    [
+        (b"Subject: s\r\n\r\n", FIELD + b"Subject: s\r\n\r\n"),
+        (b"Return-Path: <>\r\nA: b\r\n\r\n", b"Return-Path: <>\r\n" + FIELD + b"A: b\r\n\r\n"),
+        (b"Return-Path: <>", FIELD + b"Return-Path: <>"),
+        (b"\r\nno header", FIELD + b"\r\nno header"),
+        (b"", FIELD),
+    ],
+)
+def test_the_relay_id_is_written_and_read(content, marked):
+    assert with_relay_id(content, ID) == marked
+    assert read_relay_id(marked[:ID_WITHIN_BYTES]) == ID
+
+
+def test_the_relay_id_is_found_after_the_longest_return_path():
+    address = b"a" * 64 + b"@" + b"b" * 255
+    assert (
+        read_relay_id(with_relay_id(b"Return-Path: <%b>\r\n" % address, ID)[:ID_WITHIN_BYTES]) == ID
+    )
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [FIELD.upper(), FIELD.replace(b"\r\n", b"\n"), b"Subject: s\r\n" + FIELD],
+)
+def test_the_relay_id_is_found_if_another_program_rewrote_it(beginning):
+    assert read_relay_id(beginning) == ID
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"",
+        b"Return-Path: <>\r\nDelivered-To: a\r\n" + FIELD,
+        FIELD.replace(b"l1", b"l"),
+        b" " + FIELD,
+        FIELD[:-2],
+    ],
+)
+def test_other_lines_are_not_a_relay_id(beginning):
+    assert read_relay_id(beginning) == ""

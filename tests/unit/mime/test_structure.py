@@ -1,4 +1,4 @@
-"""Where the parts of a message lie: as `email` sees well-formed ones, and something of any other."""
+"""The structure of a message: as `email` reads well-formed ones, and no exception for others."""
 
 import email
 import time
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.message.content import MemoryOctets
-from relay.mime.section import header_end
+from relay.mime.read_header import header_end
 from relay.mime.structure import DEPTH_MAX, ENTITIES_MAX, read_structure, structure_of
 
 LINES = st.lists(
@@ -26,10 +26,10 @@ def entities(draw, depth=0):
     kind = draw(st.sampled_from(["leaf", "leaf", "multipart", "message"])) if depth < 4 else "leaf"
     extra = draw(st.sampled_from([[], [b"X-A: b", b"\tc"], [b"Content-ID: <a@b>"]]))
     if kind == "leaf":
-        told = draw(
+        fields = draw(
             st.sampled_from([[], *([b"Content-Type: " + one.encode()] for one in LEAF_TYPES)])
         )
-        return [*told, *extra, b"", *draw(LINES)]
+        return [*fields, *extra, b"", *draw(LINES)]
     if kind == "message":
         return [b"Content-Type: message/rfc822", *extra, b"", *draw(entities(depth=depth + 1))]
     boundary = b"=_%d_%d" % (depth, draw(st.integers(0, 10**9)))
@@ -140,19 +140,19 @@ MIXED = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
         (b"Content-Type: multipart/mixed\r\n\r\n--b", "multipart/mixed without a boundary"),
         (MIXED + b"--b\r\nA: b\r\n--b--\r\n", "no blank line between header and body"),
         (b"A: b\r\nhello\r\n", "no blank line between header and body"),
-        (b"From x Mon\r\nA: b\r\n\r\n", "a line in a header that is no field: 'From x Mon'"),
-        (b"A: b\r\nju\0nk\r\nC: d\r\n\r\n", "a line in a header that is no field: 'junk'"),
+        (b"From x Mon\r\nA: b\r\n\r\n", "a line in a header that is not a field: 'From x Mon'"),
+        (b"A: b\r\nju\0nk\r\nC: d\r\n\r\n", "a line in a header that is not a field: 'junk'"),
         (b"A: \0b\r\n\r\n", "a NUL in a header"), (b"A: b\r\n\r\n\0", "a NUL in a body"),
-        (b"A: b\r\n\r\n\xff", "octets of 8 bits where the encoding says 7bit"),
+        (b"A: b\r\n\r\n\xff", "octets of 8 bits where the encoding is 7bit"),
         (b"Content-Transfer-Encoding: x-uuencode\r\n\r\n", "an unknown transfer encoding: 'x-uuencode'"),
         (b"Content-Transfer-Encoding: base64\r\nContent-Type: message/rfc822\r\n\r\nx",
          "message/rfc822 with a transfer encoding of its own"),
         (b"Content-Type: message/rfc822\r\n\r\n" * 60, "parts more than 50 deep"),
-        (MIXED + b"--b\r\n\r\n" * 2000, "more than 1000 parts: what is behind them is not read"),
+        (MIXED + b"--b\r\n\r\n" * 2000, "more than 1000 parts: the rest is not read"),
         (MIXED + b"--b\r\nA: " + b"b" * 300_000, "a header that is too long"),
     ],
 )  # fmt: skip
-def test_defects_are_told(content, defect):
+def test_defects_are_reported(content, defect):
     structure = checked(content)
     assert defect in structure.defects
     assert len(structure.entities) <= ENTITIES_MAX
@@ -175,19 +175,19 @@ def test_a_long_line_has_more_than_998_octets(line, is_long):
     "boundary",
     ['"b (c)"', "(comment) b", '"b" (comment)', "b ;charset=x", '"' + "b" * 300 + '"'],
 )  # fmt: skip
-def test_boundaries_in_any_dress(boundary):
+def test_boundaries_in_any_notation(boundary):
     wanted = b"b" * 300 if "bb" in boundary else b"b (c)" if "(c)" in boundary else b"b"
     content = b"Content-Type: multipart/mixed; boundary=%b\r\n\r\n--%b\r\n\r\nx\r\n--%b--\r\n"
     structure = checked(content % (boundary.encode(), wanted, wanted))
     assert [one.is_leaf for one in structure.entities] == [False, True]
 
 
-def test_what_is_signed_is_sealed_to_its_depth():
+def test_all_entities_inside_a_signed_one_are_protected():
     inner = MIXED + b"--b\r\n\r\nx\r\n--b--"
     content = (
         b"Content-Type: multipart/signed; boundary=s\r\n\r\n--s\r\n" + inner + b"\r\n--s--\r\n"
     )
-    assert [one.sealed for one in checked(content).entities] == [False, True, True]
+    assert [one.protected for one in checked(content).entities] == [False, True, True]
 
 
 def test_parts_of_a_digest_are_messages():
@@ -196,7 +196,7 @@ def test_parts_of_a_digest_are_messages():
     assert kinds == ["multipart/digest", "message/rfc822", "text/plain"]
 
 
-def test_the_outermost_of_two_with_one_boundary_has_the_parts():
+def test_of_two_multiparts_with_one_boundary_the_outermost_has_the_parts():
     inner = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nx\r\n--b--\r\n"
     assert leaves_of(MIXED + b"--b\r\n" + inner) == leaves_by_email(MIXED + b"--b\r\n" + inner)
 
@@ -230,7 +230,7 @@ def test_a_content_field_may_be_folded_anywhere(line_end):
 @pytest.mark.parametrize(
     "kind", [b"te\xfct/plain", b"text/\x1b[31m", b"\xc3\xbc/x", b"multip\x85rt/mixed"]
 )
-def test_a_type_that_nobody_can_write_is_unknown(kind):
+def test_an_invalid_type_is_application_octet_stream(kind):
     structure = read_structure(
         b"Content-Type: " + kind + b"; boundary=b\r\n\r\n--b\r\n\r\n--b--\r\n"
     )

@@ -1,4 +1,4 @@
-"""The log: one bounded line per event, in three forms, that never waits for its reader."""
+"""The log: one bounded line per event, in three forms, and writing never blocks."""
 
 import asyncio
 import fcntl
@@ -12,6 +12,7 @@ import pytest
 
 from relay.clock import ManualClock
 from relay.observe import logs
+from relay.observe.logs import RepeatedError
 
 log = logs.get_logger("ingress")
 NOW = "2023-11-14T22:13:20.000000Z"  # ManualClock's
@@ -88,13 +89,13 @@ def test_logfmt(reader):
     assert reader.line() == expected
 
 
-def test_for_eyes(reader):
+def test_pretty(reader):
     reader.configure("pretty")
     log.error("it broke", qid="abc")
     assert reader.line() == "22:13:20 ingress   it broke qid=abc"
 
 
-def test_auto_is_logfmt_for_a_pipe_and_for_eyes_in_color_on_a_terminal(reader):
+def test_auto_is_logfmt_for_a_pipe_and_pretty_in_color_on_a_terminal(reader):
     reader.configure("auto")
     log.info("here")
     assert reader.line().startswith("at=")
@@ -115,7 +116,7 @@ def test_auto_is_logfmt_for_a_pipe_and_for_eyes_in_color_on_a_terminal(reader):
 
 
 @pytest.mark.parametrize(("form", "rest"), [("logfmt", "room=ingress event=x"), ("pretty", "")])
-def test_the_journal_gets_priorities_and_keeps_the_time_itself(reader, form, rest):
+def test_the_systemd_journal_gets_priorities_and_no_time(reader, form, rest):
     status = os.fstat(reader.writing)
     stream = f"{status.st_dev}:{status.st_ino}"
     reader.configure(form, environ_journal_stream=stream)
@@ -146,7 +147,7 @@ def test_the_journal_gets_priorities_and_keeps_the_time_itself(reader, form, res
         1 << 80,
     ],
 )
-def test_nothing_in_a_value_can_make_a_line_or_move_a_cursor(reader, form, value):
+def test_no_value_contains_a_line_end_or_moves_the_cursor(reader, form, value):
     reader.configure(form)
     event = f"event {value}"
     log.info(event, field=value)
@@ -180,7 +181,7 @@ def fail() -> None:
     raise ValueError("two\nlines")
 
 
-def test_an_exception_is_one_line_that_says_where(reader):
+def test_an_exception_is_one_line_with_its_place(reader):
     reader.configure("logfmt")
     try:
         fail()
@@ -206,7 +207,7 @@ def test_enumerations_are_their_values(reader):
 
 
 @pytest.mark.parametrize("name", ["uvicorn.error", "asyncio", "mail.log", "somewhere"])
-def test_libraries_are_heard_when_they_warn(reader, name):
+def test_warnings_of_libraries_are_logged(reader, name):
     logging.getLogger().handlers.clear()  # pytest's own would choke on the bad format
     reader.configure("logfmt")
     logging.getLogger(name).info("chatter")
@@ -217,7 +218,7 @@ def test_libraries_are_heard_when_they_warn(reader, name):
     assert 'event="bad format %d"' in second
 
 
-def test_a_reader_that_stops_costs_lines_and_no_time(reader, monkeypatch):
+def test_a_reader_that_stops_loses_lines_and_blocks_nothing(reader, monkeypatch):
     monkeypatch.setattr(logs, "BACKLOG_LINES_MAX", 10)
     reader.configure("logfmt")
     reader.fill()
@@ -233,17 +234,17 @@ def test_a_reader_that_stops_costs_lines_and_no_time(reader, monkeypatch):
     assert lines[11].endswith("event=again")
 
 
-def test_what_waits_is_written_at_the_end_if_somebody_reads(reader):
+def test_the_backlog_is_written_at_the_end_if_there_is_a_reader(reader):
     reader.configure("logfmt")
     reader.fill()
     log.info("last words")
-    logs.drain(timeout_ms=1)  # nobody reads: it gives up
+    logs.drain(timeout_ms=1)  # without a reader it gives up
     reader.bytes()
     logs.drain(timeout_ms=1)
     assert reader.line().endswith('event="last words"')
 
 
-def test_a_closed_stderr_is_no_reason_to_stop(reader):
+def test_a_closed_stderr_does_not_raise(reader):
     reader.configure("logfmt")
     other, writing = os.pipe()
     os.close(other)
@@ -264,3 +265,17 @@ async def test_threads_do_not_mix_their_lines(reader):
     lines = reader.lines()
     assert sorted(int(line.rpartition("n=")[2]) for line in lines) == list(range(50))
     assert {line.count("room=") for line in lines} == {1}
+
+
+def test_an_error_is_new_once_until_it_changes() -> None:
+    repeated, full, gone = RepeatedError(), OSError("full"), OSError("gone")
+    new = [repeated.is_new(error) for error in (full, full, OSError("full"), gone, gone, full)]
+    assert new == [True, False, False, True, False, True]
+    assert repeated.is_new(ValueError("full")), "of another kind"
+
+
+def test_an_error_is_new_again_after_a_success() -> None:
+    repeated = RepeatedError()
+    assert repeated.is_new(OSError("full"))
+    repeated.clear()
+    assert repeated.is_new(OSError("full"))

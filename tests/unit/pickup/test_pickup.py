@@ -22,7 +22,7 @@ from relay.mailbox.types import (
     StoreUnavailableError,
 )
 from relay.message.content import LARGE_BYTES, MemoryOctets
-from relay.message.properties import MessageProperties, Person
+from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.convert import convert
 from relay.mime.draft import DraftOrigin
 from relay.observe.metrics import Metrics
@@ -189,8 +189,8 @@ async def test_a_submission_is_converted_submitted_and_filed(world):
 
 
 async def test_a_delivery_receipt_requests_notify_success_failure_and_delay(world):
-    alice = Person("alice@example.test")
-    wanted = MessageProperties(from_=alice, to=(Person("b@y.test"),), delivery_receipt=True)
+    alice = EmailAddress("alice@example.test")
+    wanted = MessageProperties(from_=alice, to=(EmailAddress("b@y.test"),), delivery_receipt=True)
     world.submit(content=write_draft(wanted, DraftOrigin(alice.address, "base", "<i@h>", 1, 1)))
     async with RemoteMx(path=world.path) as mx, world.running():
         await world.store.ended()
@@ -271,7 +271,10 @@ async def test_a_draft_that_cannot_be_converted_is_reported(world):
 
 
 async def test_a_malformed_recipient_of_a_draft_is_reported_on_one_line(world):
-    alice, nobody = Person("alice@example.test"), Person("b@y.test>\r\nRCPT TO:<c@y.test")
+    alice, nobody = (
+        EmailAddress("alice@example.test"),
+        EmailAddress("b@y.test>\r\nRCPT TO:<c@y.test"),
+    )
     origin = DraftOrigin(alice.address, "base", "<i@h>", 1, 1)
     world.submit(content=write_draft(MessageProperties(from_=alice, to=(nobody,)), origin))
     async with RemoteMx(path=world.path) as mx, world.running():
@@ -282,7 +285,7 @@ async def test_a_malformed_recipient_of_a_draft_is_reported_on_one_line(world):
 
 
 async def test_the_report_of_a_large_draft_in_corrupt_names_its_recipients(world):
-    alice, bob = Person("alice@example.test"), Person("b@y.test")
+    alice, bob = EmailAddress("alice@example.test"), EmailAddress("b@y.test")
     asked = MessageProperties(from_=alice, to=(bob,), subject="raise", body="x" * LARGE_BYTES)
     world.submit(content=write_draft(asked, DraftOrigin(alice.address, "base", "<i@h>", 1, 1)))
     started = world.running(converter=converters.convert)
@@ -325,8 +328,8 @@ async def test_a_conversion_that_crashes_or_hangs_does_not_stop_other_submission
 async def test_mime_and_html_are_parsed_only_in_child_processes(world):
     """A parser that crashes or hangs must not stop the relay."""
     converters.calls_here.clear()
-    alice = Person("alice@example.test")
-    plain = MessageProperties(from_=alice, to=(Person("b@y.test"),))
+    alice = EmailAddress("alice@example.test")
+    plain = MessageProperties(from_=alice, to=(EmailAddress("b@y.test"),))
     origin = DraftOrigin(alice.address, "base", "<i@h>", 1, 1)
     world.submit(1)
     world.submit(2, content=write_draft(replace(plain, body_type="html"), origin))

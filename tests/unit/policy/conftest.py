@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.message.content import gathered
+from relay.message.content import read_all
 from relay.message.verdict import Source
 from relay.policy import examined_message, read_rules
 from tests.support.contents import as_large
@@ -31,7 +31,7 @@ def evaluate(rules_of, request):
         if request.param:
             subject = replace(subject, content=as_large(content))
         verdict = rules_of(*texts).evaluate(subject)
-        return replace(verdict, contents=tuple(map(gathered, verdict.contents)))
+        return replace(verdict, contents=tuple(map(read_all, verdict.contents)))
 
     return run
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.message.verdict import Fate, Source
+from relay.message.verdict import Source, VerdictAction
 from relay.policy import OverallVerdict, examined_message, overall_verdict, read_rules
 from tests.unit.policy.conftest import MAIL, rule
 
@@ -57,7 +57,7 @@ def test_a_rule_matches_if_all_conditions_match(evaluate, when, message, matches
         return
     verdict = evaluate(rule(REJECT, when=f"{{ {when} }}"), **message)
     assert (hits(verdict) == ["r"]) is matches
-    assert (verdict.recipients[0].fate is Fate.REJECT) is matches
+    assert (verdict.recipients[0].action is VerdictAction.REJECT) is matches
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def test_a_reject_has_its_code_text_and_rule(evaluate):
 def test_without_rules_mail_is_delivered_unchanged(evaluate):
     verdict = evaluate(to=["b@out.test", "c@in.test"])
     assert verdict.contents == (MAIL,)
-    assert [(each.fate, each.content, each.rule) for each in verdict.recipients] == [
-        (Fate.DELIVER, 0, ""),
-        (Fate.DELIVER, 0, ""),
+    assert [(each.action, each.content, each.rule) for each in verdict.recipients] == [
+        (VerdictAction.DELIVER, 0, ""),
+        (VerdictAction.DELIVER, 0, ""),
     ]
     assert (verdict.additions, verdict.hits) == ((), ())
 
@@ -96,7 +96,7 @@ def test_audit_mode_records_a_match_and_changes_nothing(evaluate):
     audited = rule(f"{TAG}, {REJECT}", name="a", mode="'audit'", stop="true")
     verdict = evaluate(audited + rule(name="b", stop="true"))
     assert verdict.contents == (MAIL,)
-    assert verdict.recipients[0].fate is Fate.DELIVER
+    assert verdict.recipients[0].action is VerdictAction.DELIVER
     assert [hit.as_json() for hit in verdict.hits] == [
         {"rule": "a", "mode": "audit", "outcome": "subject_prefix,reject", "recipients": ["b@out.test"]},
         {"rule": "b", "mode": "enforce", "outcome": "stop", "recipients": ["b@out.test"]},
@@ -110,7 +110,10 @@ def test_mode_off_disables_a_rule(evaluate):
 def test_stop_ends_the_rules_only_for_the_matched_recipients(evaluate):
     first = rule(name="vip", when="{ recipient = 'b@*' }", stop="true")
     verdict = evaluate(first + rule(REJECT, name="rest"), to=["b@out.test", "c@out.test"])
-    assert [each.fate for each in verdict.recipients] == [Fate.DELIVER, Fate.REJECT]
+    assert [each.action for each in verdict.recipients] == [
+        VerdictAction.DELIVER,
+        VerdictAction.REJECT,
+    ]
     assert overall_verdict(verdict) is OverallVerdict.ACCEPT
 
 
@@ -123,7 +126,7 @@ def test_later_rules_see_the_edited_message_and_skip_decided_recipients(evaluate
     )  # fmt: skip
     assert hits(verdict) == ["drop", "mark", "tag"]
     assert verdict.hits[2].recipients == ("b@out.test",)
-    assert verdict.recipients[1].fate is Fate.DISCARD
+    assert verdict.recipients[1].action is VerdictAction.DISCARD
     assert verdict.contents[1] == MAIL.replace(b"Subject: hello", b"Subject: [X] hello").replace(
         b"\r\n\r\n", b"\r\nX-Seen: ja\r\n\r\n"
     )
@@ -170,7 +173,10 @@ def test_a_message_without_a_proper_header_can_be_edited(evaluate, content):
 def test_redirect_replaces_the_recipient(evaluate):
     verdict = evaluate(rule('{ redirect = ["x@in.test", "y@in.test"] }'))
     [recipient] = verdict.recipients
-    assert (recipient.fate, recipient.successors) == (Fate.REDIRECT, ("x@in.test", "y@in.test"))
+    assert (recipient.action, recipient.successors) == (
+        VerdictAction.REDIRECT,
+        ("x@in.test", "y@in.test"),
+    )
     assert [(each.address, each.rule, each.content) for each in verdict.additions] == [
         ("x@in.test", "r", 0),
         ("y@in.test", "r", 0),
@@ -179,7 +185,7 @@ def test_redirect_replaces_the_recipient(evaluate):
 
 def test_a_redirect_to_the_recipient_itself_changes_nothing(evaluate):
     verdict = evaluate(rule('{ redirect = "B@out.test" }'))
-    assert verdict.recipients[0].fate is Fate.DELIVER
+    assert verdict.recipients[0].action is VerdictAction.DELIVER
     assert verdict.additions == ()
 
 
@@ -188,7 +194,10 @@ def test_redirect_to_another_recipient_adds_no_copy(evaluate):
         rule('{ redirect = "c@out.test" }', when="{ recipient = 'b@*' }"),
         to=["b@out.test", "c@out.test"],
     )
-    assert [each.fate for each in verdict.recipients] == [Fate.REDIRECT, Fate.DELIVER]
+    assert [each.action for each in verdict.recipients] == [
+        VerdictAction.REDIRECT,
+        VerdictAction.DELIVER,
+    ]
     assert verdict.additions == ()
 
 
@@ -229,7 +238,7 @@ def test_a_copy_has_the_content_after_its_rule(evaluate):
     verdict = evaluate(
         rule(f'{{ bcc = "l@in.test" }}, {TAG}', name="1") + rule(REJECT, name="2")
     )  # fmt: skip
-    assert verdict.recipients[0].fate is Fate.REJECT
+    assert verdict.recipients[0].action is VerdictAction.REJECT
     [copy] = verdict.additions
     assert b"[X] hello" in verdict.contents[copy.content]
 
@@ -264,7 +273,7 @@ def test_every_recipient_has_one_verdict_and_no_address_gets_two_copies(tmp_path
     subject = examined_message("s@in.test", to, MAIL, source=Source.SMTP, local_domains={"in.test"})
     verdict = read_rules(directory).evaluate(subject)
     assert [each.address for each in verdict.recipients] == to
-    served = [each.address for each in verdict.recipients if each.fate is Fate.DELIVER]
+    served = [each.address for each in verdict.recipients if each.action is VerdictAction.DELIVER]
     served += [each.address for each in verdict.additions]
     assert len(served) == len(set(served))
     for each in verdict.recipients:

@@ -13,11 +13,11 @@ from relay.clock import Ids, ManualClock
 from relay.journeys.events import Step
 from relay.message.content import LargeContent, MemoryOctets
 from relay.message.envelope import Notify
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, HopKind, NextHop
 from relay.message.outcome import Evidence
-from relay.message.reporting import ReportedMessage, ReportedRecipient
 from relay.message.verdict import Source
+from relay.mime.dsn import ReportedMessage, ReportedRecipient
 from relay.observe.metrics import Metrics
 from relay.reports import Reporter, ReportPlan
 from relay.reports.bounces import decide_reports
@@ -98,7 +98,7 @@ def test_a_bounce_is_routed_to_the_sender_with_the_null_reverse_path(world):
     (to,) = entry.recipients
     assert to.address == "alice@example.com"
     assert to.notify == {Notify.NEVER}
-    assert to.state is State.QUEUED
+    assert to.state is RecipientState.QUEUED
     assert report.final_recipients == ()
     assert report.received_us == world.clock.time_us()
     assert report.expires_us == report.received_us + HOUR_US

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.message.classify import Reply
+from relay.message.outcome import Reply
 from relay.smtp.client_protocol import REPLY_BYTES_MAX, REPLY_LINES_MAX, ReplyParser
 
 STREAM = b"250-mx.test\r\n250-SIZE 1\r\n250 HELP\r\n354 go\r\n550-5.1.1 no such\r\n550 5.1.1 user\r\n250\r\n"

@@ -6,8 +6,7 @@ import ssl
 
 import pytest
 
-from relay.message.classify import Stage
-from relay.message.outcome import DeferralClass, Deferred, Failed, Relayed
+from relay.message.outcome import DeferralClass, Deferred, Failed, Relayed, SmtpStage
 from relay.smtp import ConnectError, Target, Timeouts, connect
 from tests.support.remote_mx import DROP, RemoteMx
 
@@ -48,15 +47,15 @@ async def test_a_host_that_does_not_answer_defers():
 @pytest.mark.parametrize(
     ("replies", "stage", "kind", "status"),
     [
-        ({"CONNECT": "421 4.3.2 busy"}, Stage.BANNER, DeferralClass.SITE, "4.3.2"),
-        ({"CONNECT": DROP}, Stage.BANNER, DeferralClass.CONNECT, "4.4.2"),
-        ({"CONNECT": "250 hello"}, Stage.BANNER, DeferralClass.PROTOCOL, "4.5.0"),
-        ({"CONNECT": "SSH-2.0-x"}, Stage.BANNER, DeferralClass.PROTOCOL, "4.5.0"),
-        ({"EHLO": "421 4.3.2 busy"}, Stage.EHLO, DeferralClass.SITE, "4.3.2"),
-        ({"EHLO": "451 4.3.0 later"}, Stage.EHLO, DeferralClass.SITE, "4.3.0"),
-        ({"EHLO": DROP}, Stage.EHLO, DeferralClass.CONNECT, "4.4.2"),
-        ({"EHLO": "250 mx\r\n250 surplus"}, Stage.EHLO, DeferralClass.PROTOCOL, "4.5.0"),
-        ({"EHLO": "550 no", "HELO": "550 5.7.1 no"}, Stage.EHLO, DeferralClass.SITE, "4.7.1"),
+        ({"CONNECT": "421 4.3.2 busy"}, SmtpStage.BANNER, DeferralClass.SITE, "4.3.2"),
+        ({"CONNECT": DROP}, SmtpStage.BANNER, DeferralClass.CONNECT, "4.4.2"),
+        ({"CONNECT": "250 hello"}, SmtpStage.BANNER, DeferralClass.PROTOCOL, "4.5.0"),
+        ({"CONNECT": "SSH-2.0-x"}, SmtpStage.BANNER, DeferralClass.PROTOCOL, "4.5.0"),
+        ({"EHLO": "421 4.3.2 busy"}, SmtpStage.EHLO, DeferralClass.SITE, "4.3.2"),
+        ({"EHLO": "451 4.3.0 later"}, SmtpStage.EHLO, DeferralClass.SITE, "4.3.0"),
+        ({"EHLO": DROP}, SmtpStage.EHLO, DeferralClass.CONNECT, "4.4.2"),
+        ({"EHLO": "250 mx\r\n250 surplus"}, SmtpStage.EHLO, DeferralClass.PROTOCOL, "4.5.0"),
+        ({"EHLO": "550 no", "HELO": "550 5.7.1 no"}, SmtpStage.EHLO, DeferralClass.SITE, "4.7.1"),
     ],
 )
 async def test_a_session_that_fails_defers(connected, replies, stage, kind, status):

@@ -3,7 +3,7 @@
 import apsw
 import pytest
 
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.spool.sqlite import claims
@@ -190,7 +190,7 @@ async def test_what_is_held_until_now_is_queued_again(spool, make, clock, tmp_pa
     name = await hold(spool, make, clock, tmp_path, retry_us=clock.now_us + 500)
     assert found(await spool.claim_due(clock.now_us + 499, 9, DueQuery())) == []
     (claim,) = (await spool.claim_due(clock.now_us + 500, 9, DueQuery())).claims
-    assert (claim.state, claim.message.id) == (State.QUEUED, name)
+    assert (claim.state, claim.message.id) == (RecipientState.QUEUED, name)
     journey = await spool.journey(name)
     assert states(journey) == {"x@a.test": "queued"}
     assert journey["steps"][-1]["detail"] == {
@@ -204,7 +204,7 @@ async def test_what_is_held_comes_as_such_when_its_time_is_over(
     name = await hold(spool, make, clock, tmp_path, retry_us=None)
     assert found(await spool.claim_due(clock.now_us + 999, 9, DueQuery())) == []
     (claim,) = (await spool.claim_due(clock.now_us + 1000, 9, DueQuery())).claims
-    assert claim.state is State.HELD
+    assert claim.state is RecipientState.HELD
     assert [one.address for one in claim.recipients] == ["x@a.test"]
     over = Failed(Evidence("5.4.7", "expired"))
     assert (await spool.settle(Settlement(claim, 5, {}, expired={1: over})))[0]

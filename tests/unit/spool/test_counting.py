@@ -6,7 +6,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed, Relayed
 from relay.spool.sqlite import stats
 from relay.spool.types import (
@@ -60,7 +60,9 @@ async def test_every_state_and_lane_is_counted_once(
     await spool.accept(make({"capture": ["z@c.test"]}))
     (done,) = (await spool.accept(make())).claims
     await spool.settle(Settlement(done, 5, {1: OK}))
-    refused = NewRecipient("bad@example.test", state=State.FAILED, status="5.7.1", reply="550")
+    refused = NewRecipient(
+        "bad@example.test", state=RecipientState.FAILED, status="5.7.1", reply="550"
+    )
     await spool.accept(make({}, final_recipients=(refused,)))
     counts = await spool.counts()
     assert counts.entries == {"queued": 4, "deferred": 12, "held": 0, "captured": 1}

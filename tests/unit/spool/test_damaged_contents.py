@@ -9,7 +9,7 @@ import pytest
 
 from relay.delivery.content_cache import ContentCache
 from relay.files import FileOctets
-from relay.message.content import LargeContent, gathered
+from relay.message.content import LargeContent, read_all
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.spool import SqliteSpool
 from relay.spool.sqlite import content_files
@@ -96,13 +96,13 @@ async def test_octets_that_changed_are_noticed_until_they_are_back(
 ) -> None:
     content = await store(spool)
     (claim,) = (await spool.accept(make(content=content))).claims
-    expected = gathered(content)
-    assert gathered(await spool.read_content(claim.content_id)) == expected
+    expected = read_all(content)
+    assert read_all(await spool.read_content(claim.content_id)) == expected
     flip(path, files, of=part)
     with pytest.raises(SpoolError, match=r"has changed: CRC-32 \w{8}, expected \w{8}"):
         await spool.read_content(claim.content_id)
     flip(path, files, of=part)
-    assert gathered(await spool.read_content(claim.content_id)) == expected
+    assert read_all(await spool.read_content(claim.content_id)) == expected
 
 
 async def test_what_was_just_accepted_is_not_read_for_it_and_a_retry_is(
@@ -149,7 +149,7 @@ async def test_no_octet_of_what_arrived_is_read_when_it_is_accepted(
     monkeypatch.setattr(FileOctets, "read", read)
     (claim,) = (await spool.accept(make(content=content))).claims
     monkeypatch.undo()
-    assert gathered(await spool.read_content(claim.content_id)) == HEADER + BODY
+    assert read_all(await spool.read_content(claim.content_id)) == HEADER + BODY
 
 
 async def test_versions_and_dead_letters_of_one_file_have_their_own_sums(spool, make) -> None:
@@ -164,8 +164,8 @@ async def test_versions_and_dead_letters_of_one_file_have_their_own_sums(spool, 
     letter = make({"local": ["postmaster"]}, content=replace(read, header=b"To: p\r\n" + HEADER))
     held, (dead,) = await spool.settle(Settlement(one, 5, {1: NO}, reports=(letter,)))
     assert held
-    assert gathered(await spool.read_content(two.content_id)) == other.header + BODY
-    assert gathered(await spool.read_content(dead.content_id)).startswith(b"To: p\r\n")
+    assert read_all(await spool.read_content(two.content_id)) == other.header + BODY
+    assert read_all(await spool.read_content(dead.content_id)).startswith(b"To: p\r\n")
 
 
 async def test_what_has_no_sum_is_read_as_before(spool, make, path: Path, files: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from relay.files import FileOctets
-from relay.message.content import LargeContent, MemoryOctets, gathered
+from relay.message.content import LargeContent, MemoryOctets, read_all
 from relay.message.outcome import Evidence, Failed, Relayed
 from relay.spool import SqliteSpool
 from relay.spool.sqlite import content_files
@@ -69,7 +69,7 @@ async def test_what_arrived_is_named_not_copied_and_read_back_in_pieces(
     assert claim.content_size == claim.message.size == len(HEADER + body)
     found = await spool.read_content(claim.content_id)
     assert isinstance(found, LargeContent)
-    assert (found.header, gathered(found)) == (HEADER, HEADER + body)
+    assert (found.header, read_all(found)) == (HEADER, HEADER + body)
     assert found.eight_bit is not body.isascii()
 
 
@@ -84,10 +84,10 @@ async def test_a_file_goes_with_the_last_entry_of_any_version(spool, make, files
     assert len({claim.content_id for claim in claims}) == 2
     assert f"{message.id}-0" in names(files)
     assert f"{message.id}-1" not in names(files)
-    assert gathered(await spool.read_content(claims[2].content_id)).startswith(b"X-Tag: yes\r\n")
+    assert read_all(await spool.read_content(claims[2].content_id)).startswith(b"X-Tag: yes\r\n")
     for number in (0, 2):
         await spool.settle(Settlement(claims[number], 5, {claims[number].recipients[0].id: OK}))
-    assert gathered(await spool.read_content(claims[1].content_id)) == HEADER + BODY
+    assert read_all(await spool.read_content(claims[1].content_id)) == HEADER + BODY
     await spool.settle(Settlement(claims[1], 5, {2: OK}))
     await gone(files / f"{message.id}-0")
 
@@ -99,7 +99,7 @@ async def test_discarding_leaves_what_was_accepted(spool, make, files: Path) -> 
     (claim,) = (await spool.accept(make(content=content))).claims
     incoming_body.discard()
     await gone(incoming_body.octets().path)
-    assert gathered(await spool.read_content(claim.content_id)) == HEADER + BODY
+    assert read_all(await spool.read_content(claim.content_id)) == HEADER + BODY
 
 
 async def test_what_is_discarded_does_not_come_back(spool, files: Path) -> None:
@@ -134,7 +134,7 @@ async def test_a_dead_letter_shares_the_file_and_outlives_the_message(
     held, (dead,) = await spool.settle(Settlement(claim, 5, {1: NO}, reports=(letter,)))
     assert held
     await gone(files / f"{claim.message.id}-0")
-    assert gathered(await spool.read_content(dead.content_id)) == HEADER + BODY
+    assert read_all(await spool.read_content(dead.content_id)) == HEADER + BODY
 
 
 async def test_both_halves_of_one_acceptance_may_have_the_same_body(spool, make) -> None:
@@ -142,7 +142,7 @@ async def test_both_halves_of_one_acceptance_may_have_the_same_body(spool, make)
     letter = make({"local": ["postmaster"]}, content=content)
     first, second = (await spool.accept(make(content=content), reports=[letter])).claims
     for claim in (first, second):
-        assert gathered(await spool.read_content(claim.content_id)) == HEADER + BODY
+        assert read_all(await spool.read_content(claim.content_id)) == HEADER + BODY
 
 
 def pieces_in_memory(_: FileOctets) -> tuple[MemoryOctets, ...]:
@@ -165,7 +165,7 @@ async def test_any_other_body_is_copied(spool, make, other: Callable, files: Pat
     content = replace(content, body=other(content.body[0]))
     (claim,) = (await spool.accept(make(content=content))).claims
     assert (files / f"{claim.message.id}-0").stat().st_nlink == 1
-    assert gathered(await spool.read_content(claim.content_id)) == gathered(content)
+    assert read_all(await spool.read_content(claim.content_id)) == read_all(content)
 
 
 async def test_where_links_are_impossible_it_is_copied(spool, make, files: Path, monkeypatch):
@@ -176,7 +176,7 @@ async def test_where_links_are_impossible_it_is_copied(spool, make, files: Path,
     monkeypatch.setattr(content_files.os, "link", refuse)
     (claim,) = (await spool.accept(make(content=content))).claims
     assert (files / f"{claim.message.id}-0").stat().st_nlink == 1
-    assert gathered(await spool.read_content(claim.content_id)) == HEADER + BODY
+    assert read_all(await spool.read_content(claim.content_id)) == HEADER + BODY
 
 
 async def test_a_body_that_is_gone_or_cut_short_is_no_message(spool, make, files: Path) -> None:

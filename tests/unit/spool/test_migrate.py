@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import apsw
 import pytest
 
-from relay.message.content import LARGE_BYTES, LargeContent, gathered
+from relay.message.content import LARGE_BYTES, LargeContent, read_all
 from relay.spool.sqlite import disk_space, migrate
 from relay.spool.sqlite.database import open_database
 from relay.spool.sqlite.migrate import SCHEMA_VERSION
@@ -146,7 +146,7 @@ async def test_a_large_content_of_schema_1_is_read_in_pieces(path, open_spool, l
     found = await spool.read_content(4)
     assert isinstance(found, LargeContent)
     assert (found.header, found.eight_bit) == (b"Subject: s\r\n", last == b"\xff")
-    assert gathered(found) == whole
+    assert read_all(found) == whole
     await spool.stop()
 
 

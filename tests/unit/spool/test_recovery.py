@@ -7,7 +7,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.message.outcome import Evidence, Relayed
 from relay.spool.sqlite import maintenance
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
@@ -167,7 +167,7 @@ async def test_the_sweep_knows_what_arrives_now_from_what_arrived_before_a_crash
 
 
 async def test_a_content_that_no_entry_needs_is_not_stored(spool, make, files: Path) -> None:
-    refused = NewRecipient("x@a.test", state=State.FAILED, status="5.7.1", reply="550")
+    refused = NewRecipient("x@a.test", state=RecipientState.FAILED, status="5.7.1", reply="550")
     await spool.accept(make({}, content=LARGE, final_recipients=(refused,)))
     assert names(files) == []
 

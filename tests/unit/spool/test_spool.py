@@ -8,7 +8,7 @@ import apsw
 import pytest
 
 from relay.journeys.events import Event, Step
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.message.outcome import DeferralClass, Deferred, Delivered, Evidence, Failed, Relayed
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.spool.types import (
@@ -126,7 +126,9 @@ async def test_large_contents_are_files_and_go_with_their_entry(
 async def test_unaccounted_is_zero_and_rises_when_a_row_is_lost(
     spool, make, tmp_path: Path
 ) -> None:
-    final = NewRecipient("bad@example.test", state=State.FAILED, status="5.1.1", reply="550")
+    final = NewRecipient(
+        "bad@example.test", state=RecipientState.FAILED, status="5.1.1", reply="550"
+    )
     await spool.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}, final_recipients=(final,)))
     claim = (await spool.accept(make())).claims[0]
     await spool.settle(Settlement(claim, 5, {1: NO}))

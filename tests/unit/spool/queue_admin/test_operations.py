@@ -6,7 +6,7 @@ import pytest
 
 from relay.clock import rfc3339
 from relay.journeys.events import Event, Step
-from relay.message.lifecycle import State
+from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import CAPTURE, NextHop
 from relay.spool.types import (
     DueQuery,
@@ -129,7 +129,7 @@ async def test_a_hold_may_end_by_itself(spool, memory, defer, clock, tmp_path) -
     (claim,) = (
         await spool.claim_due(clock.queue_us(), 10, DueQuery(PriorityLevel.UNREACHABLE))
     ).claims
-    assert (claim.state, len(claim.recipients)) == (State.QUEUED, 1)
+    assert (claim.state, len(claim.recipients)) == (RecipientState.QUEUED, 1)
     held, _ = await spool.settle(Settlement(claim, 5, {1: OK}))
     assert held
     assert (await spool.journey(queue_id))["state"] == "relayed"
@@ -142,7 +142,7 @@ async def test_what_is_held_expires_at_its_time(spool, defer, clock) -> None:
     (claim,) = (
         await spool.claim_due(clock.queue_us(), 10, DueQuery(PriorityLevel.UNREACHABLE))
     ).claims
-    assert (claim.state, len(claim.recipients)) == (State.HELD, 1)
+    assert (claim.state, len(claim.recipients)) == (RecipientState.HELD, 1)
     await spool.settle(Settlement(claim, 5, {}, expired={1: LATER}))
     assert (await spool.journey(queue_id))["state"] == "expired"
     assert (await spool.counts()).unaccounted == 0

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.message.lifecycle import FINAL, TRANSITIONS, State, check_transition
+from relay.message.lifecycle import FINAL, TRANSITIONS, RecipientState, check_transition
 from relay.spool.queue_commands import (
     LIVE,
     Operation,
@@ -39,11 +39,11 @@ def test_whatever_may_be_done_is_in_the_table_of_states(operation, state) -> Non
 )
 def test_what_may_be_done_to_what(operation: str, states: str) -> None:
     allowed = [one for one in LIVE if not inapplicable_reason(Operation(operation), one)]
-    assert allowed == [State(one) for one in states.split()]
+    assert allowed == [RecipientState(one) for one in states.split()]
 
 
 def test_what_lives_and_what_has_ended_are_all_states() -> None:
-    assert {*LIVE} | FINAL == set(State)
+    assert {*LIVE} | FINAL == set(RecipientState)
     assert all(TRANSITIONS[one] for one in LIVE)
 
 

@@ -1,6 +1,6 @@
-"""Mail that others collected for what is odd about it: CPython's own test messages.
+"""CPython's own test messages, a collection of unusual mail.
 
-They are where Python is installed with its tests (Debian: libpython3-testsuite), not in this house.
+They are available where Python is installed with its tests (Debian: libpython3-testsuite).
 """
 
 import importlib.util
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from relay.message.content import gathered
+from relay.message.content import read_all
 from relay.mime.convert import convert
 from relay.mime.draft import DraftOrigin
 from relay.mime.headers import remove
-from relay.mime.mimeread import read_message, read_mime
-from relay.mime.section import cleaned, header_end, split_fields, with_crlf
+from relay.mime.read_header import cleaned, header_end, split_fields, with_crlf
+from relay.mime.read_mime import read_message, read_mime
 from tests.support.drafts import write_mime_draft
 
 ORIGIN = DraftOrigin("alice@example.test", "1.R0123456789abcdef_1.h", "<id@h>", 5, 6)
@@ -21,7 +21,7 @@ ADDED = (b"from", b"date", b"message-id")
 
 
 def messages():
-    """The files, or one None where they are not installed."""
+    """Return the files, or [None] if they are not installed."""
     try:
         tests = importlib.util.find_spec("test.test_email")
     except ModuleNotFoundError:
@@ -39,22 +39,22 @@ def content(request):
     return request.param.read_bytes()
 
 
-def taken_apart(content):
-    """The fields of a message, but for those that every message gets, and its body."""
+def fields_and_body(content):
+    """Return the fields of a message, except for those that every message gets, and its body."""
     end = header_end(content)
     fields = [one for one in split_fields(cleaned(content[: end.header])) if one[0] not in ADDED]
     return fields, with_crlf(content[end.body :])
 
 
-def test_each_is_read_and_sent_as_it_came(content):
+def test_each_message_is_read_and_sent_unchanged(content):
     read_message(content)
     content = remove(b"X-First: x\r\n" + with_crlf(content), ("To", "Cc", "Bcc"))
     content = b"To: b@b.test\r\n" + content
     made = convert(write_mime_draft(content, ORIGIN), now_us=0, hostname="h")
     assert made.recipients == ("b@b.test",)
-    fields, body = taken_apart(gathered(made.content))
-    had_fields, had_body = taken_apart(content)
+    fields, body = fields_and_body(read_all(made.content))
+    had_fields, had_body = fields_and_body(content)
     assert fields == [one for one in had_fields if one[0] not in (b"bcc", b"resent-bcc")]
     is_whole = not had_body or had_body.endswith(b"\r\n")
     assert body == (had_body if is_whole else had_body + b"\r\n")
-    assert read_mime(gathered(made.content)).attachments == read_mime(content).attachments
+    assert read_mime(read_all(made.content)).attachments == read_mime(content).attachments

@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.message.content import BLOCK_BYTES, MemoryOctets
-from relay.message.properties import Person
-from relay.mime.mimebody import SealedError
-from relay.mime.mimechange import changed_mime
-from relay.mime.mimeread import read_mime
+from relay.message.properties import EmailAddress
+from relay.mime.edit_draft import NotEditableError, changed_mime
+from relay.mime.read_mime import read_mime
 from relay.mime.structure import read_structure
 from tests.support.contents import attached_octets
 from tests.unit.mime.test_structure import entities
@@ -59,14 +58,14 @@ def kinds(content):
     [
         ({"subject": "néu"}, b"Subject: old\r\n", b"Subject: =?utf-8?B?bsOpdQ==?=\r\n"),
         ({"subject": ""}, b"Subject: old\r\n", b""),
-        ({"to": (Person("n@n.test", "N, N"),)}, b"To: b@b.test,\r\n c@c.test\r\n", b'To: "N, N" <n@n.test>\r\n'),
+        ({"to": (EmailAddress("n@n.test", "N, N"),)}, b"To: b@b.test,\r\n c@c.test\r\n", b'To: "N, N" <n@n.test>\r\n'),
         ({"bcc": ()}, b"bcc: d@d.test\r\n", b""),
         ({"importance": "high"}, b"Importance: low\r\nX-Priority: 5\r\n", b"Importance: high\r\nX-Priority: 1 (Highest)\r\n"),
         ({"read_receipt": False}, b"Disposition-Notification-To: a@a.test\r\n", b""),
         ({"categories": ("x", "y z")}, b"Keywords: w\r\n", b"Keywords: x,\r\n y z\r\n"),
     ],
 )  # fmt: skip
-def test_only_the_fields_of_what_changes_change(new, had, has):
+def test_only_the_fields_of_a_changed_property_change(new, had, has):
     header = (
         FROM + b"X-Odd:\t odd  \r\n more\r\nSubject: old\r\nTo: b@b.test,\r\n c@c.test\r\nbcc: d@d.test\r\nImportance: low\r\nX-Priority: 5\r\n"
         b"Disposition-Notification-To: a@a.test\r\nKeywords: w\r\nMIME-Version: 1.0 (odd)\r\nmessage-id: <m@m>\r\n"
@@ -75,27 +74,27 @@ def test_only_the_fields_of_what_changes_change(new, had, has):
     assert changed(content, **new) == content.replace(had, has)
 
 
-def test_a_field_that_was_not_there_comes_at_the_end():
+def test_a_new_field_is_added_at_the_end():
     content = FROM + b"X-A: b\r\n\r\nx"
     assert (
-        changed_octets(content, to=(Person("b@b.test"),))
+        changed_octets(content, to=(EmailAddress("b@b.test"),))
         == FROM + b"X-A: b\r\nTo: b@b.test\r\n\r\nx"
     )
     assert changed_octets(b"X-A: b", subject="s") == b"X-A: b\r\nSubject: s\r\n"
 
 
-def test_a_field_comes_in_front_of_what_is_none():
+def test_a_new_field_is_added_before_a_line_that_is_not_a_field():
     """There the header ends for others."""
     content = FROM + b"junk line\r\nX-A: b\r\n\r\nx"
     assert (
-        changed_octets(content, to=(Person("b@b.test"),))
+        changed_octets(content, to=(EmailAddress("b@b.test"),))
         == FROM + b"To: b@b.test\r\njunk line\r\nX-A: b\r\n\r\nx"
     )
 
 
 @pytest.mark.parametrize("line", [b" white space\r\n", b"From a Mon\r\n"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_no_field_comes_in_front_of_the_first_line(mark, line):
+def test_no_field_is_added_before_the_first_line(mark, line):
     made = changed_octets(mark + line + FROM + b"\r\nx", subject="s")
     assert made == line + FROM + b"Subject: s\r\n\r\nx"
 
@@ -135,7 +134,7 @@ NEW_TEXT = {"body_type": "text", "body": "nëw text\nsecond"}
 )  # fmt: skip
 @pytest.mark.parametrize("wanted", ["to_html", "to_text"])
 @pytest.mark.parametrize("between", [b"--\r\n\r\n--", b"--\r\n--"], ids=["", "tight"])
-def test_a_body_takes_the_place_of_the_body(content, to_html, to_text, wanted, between):
+def test_a_new_body_replaces_the_body(content, to_html, to_text, wanted, between):
     """Tight: the line end of a closing delimiter is that in front of the next one."""
     content = FROM + content.replace(b"--\r\n\r\n--", between)
     new, structure = (NEW_HTML, to_html) if wanted == "to_html" else (NEW_TEXT, to_text)
@@ -162,7 +161,7 @@ def test_a_body_takes_the_place_of_the_body(content, to_html, to_text, wanted, b
     assert read_mime(changed(made, **NEW_TEXT)).properties.body.strip().startswith("nëw text")
 
 
-def test_an_empty_part_goes_with_its_delimiter_alone():
+def test_an_empty_part_is_removed_with_its_delimiter_only():
     """Its blank line is the line end of the next delimiter."""
     empty = b"Content-Type: text/html\r\n"
     content = FROM + multipart(b"mixed", TEXT, empty, FILE)
@@ -174,16 +173,16 @@ def test_an_empty_part_goes_with_its_delimiter_alone():
 
 @pytest.mark.parametrize("new", [NEW_HTML, NEW_TEXT])
 @pytest.mark.parametrize("kind", [b"signed", b"encrypted"])
-def test_what_is_signed_keeps_its_body(kind, new):
+def test_the_body_of_a_signed_message_cannot_be_changed(kind, new):
     content = FROM + multipart(kind, TEXT, SIGNATURE)
-    with pytest.raises(SealedError, match="cannot be changed"):
+    with pytest.raises(NotEditableError, match="cannot be changed"):
         changed(content, **new)
     assert multipart(kind, TEXT, SIGNATURE).partition(b"\r\n\r\n")[2] in changed(
         content, subject="new"
     )
 
 
-def test_a_new_text_holds_no_delimiter():
+def test_a_new_text_contains_no_delimiter():
     content = FROM + multipart(b"mixed", TEXT, FILE)
     body = "--mix\r\nContent-Type: x/y\r\n\r\n--mix--"
     made = changed(content, body=body)
@@ -192,7 +191,7 @@ def test_a_new_text_holds_no_delimiter():
 
 
 PEOPLE = st.lists(
-    st.sampled_from([Person("a@a.test"), Person("b@b.test", "B, Ü")]), max_size=2
+    st.sampled_from([EmailAddress("a@a.test"), EmailAddress("b@b.test", "B, Ü")]), max_size=2
 ).map(tuple)
 CHANGES = st.fixed_dictionaries(
     {},
@@ -210,7 +209,7 @@ CHANGES = st.fixed_dictionaries(
 
 
 @given(entities(), CHANGES)
-def test_what_was_changed_reads_as_it_was_meant(lines, new):
+def test_a_changed_draft_reads_as_intended(lines, new):
     content = b"\r\n".join([b"From: a@a.test", b"Subject: old", *lines, b""])
     was = read_mime(content)
     made = changed_octets(content, **new)
@@ -228,7 +227,7 @@ def test_what_was_changed_reads_as_it_was_meant(lines, new):
 
 
 def bytes_of(content):
-    """The attachments' bytes; what was the whole message has lost the line end behind it."""
+    """Return the attachments' bytes; a former whole message has lost its last line end."""
     return [one.removesuffix(b"\r\n") for one in attached_octets(content)]
 
 
@@ -242,7 +241,7 @@ class Counted(MemoryOctets):
         return super().read(start, length)
 
 
-def test_of_a_large_draft_only_headers_and_the_text_are_in_memory():
+def test_only_headers_and_text_of_a_large_draft_are_in_memory():
     large = b"Content-Type: a/b\r\nContent-Transfer-Encoding: base64\r\n\r\n" + b64encode(
         bytes(3_000_000)
     )
@@ -255,6 +254,6 @@ def test_of_a_large_draft_only_headers_and_the_text_are_in_memory():
     assert b64encode(bytes(3_000_000)) in b"".join(one.read(0, one.size) for one in pieces)
 
 
-def test_nothing_changed_is_the_same_octets():
+def test_without_changes_the_octets_are_the_same():
     content = b"\nodd\n" + multipart(b"mixed", TEXT)
     assert changed_octets(content) == content

@@ -1,4 +1,4 @@
-"""Anybody's MIME is read as well as it can be, and never raises."""
+"""Any MIME is read as well as possible, and reading never raises."""
 
 import time
 
@@ -6,11 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.message.properties import Attachment, MessageProperties, Person
+from relay.message.properties import Attachment, EmailAddress, MessageProperties
 from relay.mime.draft import DraftOrigin
-from relay.mime.headread import check_mime, header_of, read_people, unread_people
-from relay.mime.mimeread import read_message, read_mime
-from relay.mime.section import read_header
+from relay.mime.read_header import (
+    check_mime,
+    header_section,
+    parse_header,
+    read_addresses,
+    unreadable_addresses,
+)
+from relay.mime.read_mime import read_message, read_mime
 from tests.support.contents import attached_octets
 from tests.support.drafts import write_draft
 
@@ -69,11 +74,11 @@ def test_a_whole_message():
     properties = message.properties
     assert properties.subject == "Grüße and more"
     assert (properties.body_type, properties.body) == ("html", "<p>Grüße</p>")
-    assert properties.from_ == Person("juergen@a.test", "Jürgen")
-    assert properties.sender == Person("boss@a.test")
+    assert properties.from_ == EmailAddress("juergen@a.test", "Jürgen")
+    assert properties.sender == EmailAddress("boss@a.test")
     assert [one.address for one in properties.to] == ["bob@b.test", "c@c.test", "d@d.test"]
     assert properties.to[0].name == "Smith, Bob"
-    assert properties.reply_to == (Person("r@r.test"),)
+    assert properties.reply_to == (EmailAddress("r@r.test"),)
     assert (properties.importance, properties.internet_message_id) == ("high", "<x@a.test>")
     assert properties.internet_message_headers == (("In-Reply-To", "<parent@a.test>"),)
     assert message.date_us == 1_136_239_445_000_000
@@ -88,7 +93,7 @@ def test_a_whole_message():
 
 def test_a_draft_is_read_by_its_block():
     wanted = MessageProperties(
-        subject="é", body="b", from_=Person("a@a.test"), bcc=(Person("h@h.test"),),
+        subject="é", body="b", from_=EmailAddress("a@a.test"), bcc=(EmailAddress("h@h.test"),),
         attachments=(Attachment("n", "image/png", b"AAEC", 3, inline=True, content_id="c"),),
     )  # fmt: skip
     origin = DraftOrigin("a@a.test", "1.R0123456789abcdef_1.h", "<i@h>", 5, 6)
@@ -141,7 +146,7 @@ def test_no_bytes_raise(content):
         (b"\r\nSubject: x\r\n", "no header"), (b" Subject: x\r\n", "no header"), (b"\xff: x", "no header"),
     ],
 )  # fmt: skip
-def test_what_is_no_mime_message_is_refused_with_a_reason(content, fault):
+def test_content_that_is_not_mime_is_rejected_with_a_reason(content, fault):
     assert fault in check_mime(content)
 
 
@@ -159,14 +164,14 @@ def test_mime_messages_are_accepted(content):
     [b"Bcc : c@d.test\r\n", b"junk\r\nBcc: c@d.test\r\n", b"junk\r\n folded\r\nB\0cc:\0 c@d.test\n", b"x\rBcc: c@d.test\r",
      b"Sent to: x\r\n \r\n\t\r\nbCC:\r\n c@d.test\r\n", b"\xff\xfe: x\nBcc: c@d.test\n", b"\xef\xbb\xbfBcc: c@d.test\n"],
 )  # fmt: skip
-def test_no_recipient_behind_a_line_that_is_no_field_is_lost(between):
+def test_no_recipient_after_a_line_that_is_not_a_field_is_lost(between):
     content = (
         b"From a@b.test Mon\r\nTo: a@b.test\r\n" + between + b"Subject: x\r\n\r\nBcc: body@d.test"
     )
     properties = read_mime(content).properties
     assert [one.address for one in properties.bcc] == ["c@d.test"]
     assert (properties.subject, properties.body) == ("x", "Bcc: body@d.test")
-    assert read_header(header_of(content)).get_all("Bcc") is not None
+    assert parse_header(header_section(content)).get_all("Bcc") is not None
     assert check_mime(content) is None
 
 
@@ -175,17 +180,17 @@ def test_no_recipient_behind_a_line_that_is_no_field_is_lost(between):
     [(b"A: b\r\n\r\nx", b"A: b"), (b"A: b\n\nx", b"A: b"), (b"A: b\r\n", b"A: b\r\n"), (b"", b"")],
 )
 def test_the_header_ends_at_the_empty_line(content, header):
-    assert header_of(content) == header
+    assert header_section(content) == header
 
 
-def test_raw_utf8_in_a_header_is_read_as_what_it_is():
+def test_raw_utf8_in_a_header_is_read():
     message = read_mime(
         "From: Jürgen <jü@a.test>\r\nTo: ü@a.test\r\nSubject: schön ✓\r\n"
         'Content-Type: application/pdf; name="ü.pdf"\r\n\r\nx'.encode()
     )
     assert message.properties.subject == "schön ✓"
-    assert message.properties.from_ == Person("jü@a.test", "Jürgen")
-    assert message.properties.to == (Person("ü@a.test"),)
+    assert message.properties.from_ == EmailAddress("jü@a.test", "Jürgen")
+    assert message.properties.to == (EmailAddress("ü@a.test"),)
     assert message.attachments[0].name == "ü.pdf"
 
 
@@ -197,8 +202,8 @@ def test_raw_utf8_in_a_header_is_read_as_what_it_is():
         'a@b.test (5" disk), c@d.test (3" (x) disk)', "c@a.test <c@A.test>", "c@a.test,\r\n d@a.test", "ü <ü@ü.test>",
     ],
 )  # fmt: skip
-def test_address_fields_that_are_read_whole(field):
-    assert unread_people(read_header(f"To: {field}\r\n".encode()), "To") == ""
+def test_address_fields_that_are_read_completely(field):
+    assert unreadable_addresses(parse_header(f"To: {field}\r\n".encode()), "To") == ""
 
 
 @pytest.mark.parametrize(
@@ -210,24 +215,28 @@ def test_address_fields_that_are_read_whole(field):
         (", ".join(f"u{n}@b.test" for n in range(2001)), "more than 2000 addresses"),
     ],
 )  # fmt: skip
-def test_what_an_address_field_has_besides_addresses(field, unread):
-    assert unread_people(read_header(f"To: {field}\r\n".encode()), "To") == unread
+def test_text_in_an_address_field_that_is_not_an_address_is_reported(field, unread):
+    assert unreadable_addresses(parse_header(f"To: {field}\r\n".encode()), "To") == unread
 
 
-def test_an_address_that_is_no_utf8_is_not_guessed():
-    assert unread_people(read_header(b"To: \xfc@a.test\r\n"), "To") == "\ufffd@a.test"
+def test_an_address_that_is_not_utf8_is_not_guessed():
+    assert unreadable_addresses(parse_header(b"To: \xfc@a.test\r\n"), "To") == "\ufffd@a.test"
 
 
 def test_line_ends_hidden_in_encoded_words_are_spaces():
     properties = read_mime(
         b"To: =?utf-8?q?x=0D=0ABcc=3A?= <c@a.test>\r\nSubject: =?utf-8?q?a=0D=0AX-Evil=3A_1?=\r\n\r\n"
     ).properties
-    assert (properties.subject, properties.to) == ("a X-Evil: 1", (Person("c@a.test", "x Bcc:"),))
+    assert (properties.subject, properties.to) == (
+        "a X-Evil: 1",
+        (EmailAddress("c@a.test", "x Bcc:"),),
+    )
 
 
 def test_a_name_that_does_not_decode_loses_no_address():
     assert (
-        read_people(read_header(b"To: =?utf-8?b?a?= <a@b.test>\r\n"), "To")[0].address == "a@b.test"
+        read_addresses(parse_header(b"To: =?utf-8?b?a?= <a@b.test>\r\n"), "To")[0].address
+        == "a@b.test"
     )
 
 
@@ -250,7 +259,7 @@ def test_a_date_beyond_the_calendar_is_none(date):
     ],
     ids=["fields", "words", "parameters", "charset", "depth"],
 )  # fmt: skip
-def test_nobody_stalls_the_reader(content):
+def test_reading_takes_linear_time(content):
     started = time.process_time()
     assert read_mime(content).properties.body_type == "text"
     assert time.process_time() - started < 3

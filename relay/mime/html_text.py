@@ -1,13 +1,12 @@
-"""The text alternative of an html body: what a reader without html gets to see.
+"""Convert HTML to text: the text alternative of an HTML body, and the preview of a body.
 
-On the path: conversion asks for it once per message with an html body (step 3); a change of a MIME
-draft's body does too.
-Holds: time and memory are linear in the body, whatever its tags and attributes are: no tree is
-built, and each look at what is open takes constant time. Past a limit a line says that the rest is
-in the html.
-Fails: never; tags and attributes end where they end in a browser, whatever is wrong with them.
-Standards: the HTML standard 13.2.5 (tokenization), 13.2.6 (which elements end others); RFC 2046
-5.1.4 (alternatives).
+Conversion writes the text alternative once per message with an HTML body, and again when the HTML
+of a MIME draft changes. Graph's bodyPreview and the search index use preview() and without_tags().
+Time and memory are linear in the size of the body, whatever its tags and attributes are: no tree is
+built, and each query of the open elements takes constant time. Nothing raises: tags and attributes
+end where they end in a browser. After a limit, a line says that the rest is in the HTML part.
+The HTML standard 13.2.5 (tokenization), 13.2.6 (which elements end others); RFC 2046 5.1.4
+(alternatives).
 """
 
 import re
@@ -23,9 +22,9 @@ _REST = "\n\n[The rest is in the HTML part of this message.]"
 _INDENT_CHARACTERS_MAX = 40
 _URL_CHARACTERS_MAX = 2000
 
-_UNSEEN = frozenset(("head", "template", "noscript", "svg", "math", "object", "select"))
-_UNSEEN_TEXTS = frozenset(("script", "style", "title", "iframe", "noembed", "noframes"))
-_TEXTS = _UNSEEN_TEXTS | {"textarea", "xmp"}  # no tag in them is one, but for their own end
+_INVISIBLE = frozenset(("head", "template", "noscript", "svg", "math", "object", "select"))
+_INVISIBLE_TEXTS = frozenset(("script", "style", "title", "iframe", "noembed", "noframes"))
+_TEXTS = _INVISIBLE_TEXTS | {"textarea", "xmp"}  # they contain no tags except their own end tag
 _VOID = frozenset(
     (
         *("area", "base", "basefont", "bgsound", "br", "col", "embed", "frame", "hr", "img"),
@@ -42,21 +41,21 @@ _BLOCKS = frozenset(
 )
 _HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 _PARAGRAPHS = _HEADINGS | {"p", "ul", "ol", "dl", "blockquote", "table", "pre", "hr"}
-# their end tags end them across paragraphs
+# formatting elements: their end tags work across paragraphs
 _FORMATS = frozenset(
     (
         *("a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong"),
         *("tt", "u"),
     )
 )
-_LEFT_OPEN = frozenset(("html", "body"))  # what follows their end tags belongs to them still
+_LEFT_OPEN = frozenset(("html", "body"))  # what follows their end tags still belongs to them
 _IN_HEAD = _TEXTS | {"base", "basefont", "bgsound", "link", "meta", "noscript", "template", "head"}
 _PART_OF_TABLE = frozenset(("caption", "tbody", "thead", "tfoot", "tr", "td", "th"))
 _ENDS_P = (_BLOCKS | _PARAGRAPHS) - _PART_OF_TABLE - {"html", "body", "table"}
 _CELLS = ("caption", "td", "th")
 _ROW = (*_CELLS, "tr")
 _ROWS = (*_ROW, "tbody", "thead", "tfoot")
-# what a start tag ends where it is open in the same table
+# elements of the same table that a start tag ends
 _ENDED_IN_TABLE = {
     **dict.fromkeys(("td", "th"), ("td", "th")),
     **dict.fromkeys(("caption", "tbody", "thead", "tfoot"), _ROWS),
@@ -66,10 +65,10 @@ _FOREIGN = ("svg", "math")
 _HTML_IN_FOREIGN = ("foreignobject", "desc", "annotation-xml")
 _ENDS_FOREIGN = _ENDS_P | {"b", "body", "br", "code", "em", "i", "img", "span", "table"}
 _ENDED_ITEMS = {"li": ("li",), "dd": ("dd", "dt"), "dt": ("dd", "dt")}
-# elements outside of which an end tag does not look for its start tag
+# elements at which the search of an end tag for its start tag stops
 _TABLES = frozenset(("table", "template"))
 _SCOPES = _TABLES | {"td", "th", "caption", "object", "svg", "math"}
-_BLOCK_LIKE = _BLOCKS | _PARAGRAPHS | _SCOPES | _UNSEEN
+_BLOCK_LIKE = _BLOCKS | _PARAGRAPHS | _SCOPES | _INVISIBLE
 _BARRIERS: tuple[frozenset[str], ...] = (
     frozenset(),
     _TABLES,
@@ -89,8 +88,8 @@ _SPACES = re.compile(r"[ \t\r\n\f\xa0]+")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _LINKS = ("http://", "https://", "mailto:", "tel:")
 
-# All repeats are possessive: nothing is looked at twice. A quoted value without its end goes on to
-# the end of the text, so that there is no tag then.
+# All repeats are possessive, so that matching is linear. A quoted value without an end extends to
+# the end of the text: there is no tag then.
 _TAG = re.compile(r"<(/?)([A-Za-z][^\t\n\f />]*+)")
 _NAME = r"(?:=[^\t\n\f />=]*+|[^\t\n\f />=]++)"
 _EQUALS = r"[\t\n\f ]*+=[\t\n\f ]*+"
@@ -108,13 +107,16 @@ _LONG_NUMBER = re.compile(r"&#(?:[xX]([0-9a-fA-F]{8,})|([0-9]{8,}));?")
 _REFERENCE = re.compile(
     r"&(?:#(?:[0-9]+|[xX][0-9a-fA-F]+);?|([A-Za-z][A-Za-z0-9]{0,31}+)(;|(?!=)))"
 )
+_PREVIEW_CHARACTERS = 255
+_PREVIEW_SOURCE_CHARACTERS = 16_000
+_INVISIBLE_ELEMENTS = ("head", "script", "style", "title")
 
 
-def text_of_html(html: str) -> str:
-    """Return the text of an html body, lines ending in LF; none of them is wrapped."""
+def html_to_text(html: str) -> str:
+    """Return the text of an HTML body with LF line ends, not wrapped."""
     cut = html[:_CHARACTERS_MAX].encode("utf-8", "replace").decode()
-    page = _Page()
-    body = _Body(page)
+    writer = _TextWriter()
+    body = _HtmlReader(writer)
     tags = 0
     for token in _tokens(_LINE_END.sub("\n", cut).replace("\0", "")):
         tags += bool(token.name)
@@ -124,13 +126,13 @@ def text_of_html(html: str) -> str:
     else:
         is_cut = len(html) > _CHARACTERS_MAX
     body.end()
-    return page.text() + _REST if is_cut else page.text()
+    return writer.text() + _REST if is_cut else writer.text()
 
 
 def unescaped(text: str) -> str:
     """Return a text with its character references replaced.
 
-    html.unescape() raises ValueError for a number of more than 4300 digits.
+    Unlike html.unescape() it does not raise for a number of more than 4300 digits.
     """
     return unescape(_LONG_NUMBER.sub(_short_number, text) if "&#" in text else text)
 
@@ -138,29 +140,29 @@ def unescaped(text: str) -> str:
 def _short_number(found: "re.Match[str]") -> str:
     hexadecimal, decimal = found.groups()
     digits = (hexadecimal or decimal).lstrip("0")
-    if len(digits) >= 8:  # no character has so many
+    if len(digits) >= 8:  # larger than any character
         return "\ufffd"
     return f"&#{'x' if hexadecimal else ''}{digits or 0};"
 
 
-class _Token(NamedTuple):
-    """A tag, or a text if it has no name. `text` is a tag's attributes as they stand."""
+class _HtmlToken(NamedTuple):
+    """A tag, or a text if it has no name. For a tag `text` is the source of its attributes."""
 
     name: str
     text: str
     is_end: bool = False
 
 
-def _tokens(html: str) -> Iterator[_Token]:
-    """Split html as a browser does. Comments and the like are left out; texts come in pieces."""
+def _tokens(html: str) -> Iterator[_HtmlToken]:
+    """Split HTML as a browser does, without comments. A text may come in several pieces."""
     position = start = 0
     while (position := html.find("<", position)) >= 0:
         tag = _TAG.match(html, position)
         if tag is None and not html.startswith(("<!", "<?", "</"), position):
-            position += 1  # a character like others
+            position += 1  # an ordinary character
             continue
         if position > start:
-            yield _Token("", html[start:position])
+            yield _HtmlToken("", html[start:position])
         if tag is None:
             start = position = _end_of_comment(html, position)
             continue
@@ -169,20 +171,20 @@ def _tokens(html: str) -> Iterator[_Token]:
             return
         start = position = attributes.end()
         name = tag[2].lower()
-        yield _Token(name, attributes[0], is_end=bool(tag[1]))
+        yield _HtmlToken(name, attributes[0], is_end=bool(tag[1]))
         if name in _TEXTS and not tag[1]:
             ended = _TEXT_ENDS[name].search(html, position)
             start = position = ended.start() if ended else len(html)
-            if name not in _UNSEEN_TEXTS:
-                yield _Token("", html[attributes.end() : start])
+            if name not in _INVISIBLE_TEXTS:
+                yield _HtmlToken("", html[attributes.end() : start])
         elif name == "plaintext" and not tag[1]:
             break
     if start < len(html):
-        yield _Token("", html[start:])
+        yield _HtmlToken("", html[start:])
 
 
 def _end_of_comment(html: str, start: int) -> int:
-    """Return where a comment ends, or what counts as one: "<!doctype>", "<?xml>", "</3>"."""
+    """Return the end of a comment, or of what counts as one: "<!doctype>", "<?xml>", "</3>"."""
     if html.startswith("</>", start):
         return start + 3
     if not html.startswith("<!--", start):
@@ -192,7 +194,7 @@ def _end_of_comment(html: str, start: int) -> int:
 
 
 def _attributes(text: str) -> Mapping[str, str]:
-    """Return attributes that count: the first of each name."""
+    """Return the attributes; of several with one name the first counts."""
     found: dict[str, str] = {}
     for name, *values in _ATTRIBUTE.findall(text[:-1]):
         found.setdefault(name.lower(), "".join(values))
@@ -200,7 +202,7 @@ def _attributes(text: str) -> Mapping[str, str]:
 
 
 def _value(text: str) -> str:
-    """Return an attribute's value: "&copy=" and "&copyright" are no references in one."""
+    """Return an attribute's value, in which "&copy=" and "&copyright" are not references."""
 
     def character(found: "re.Match[str]") -> str:
         name = found[1]
@@ -211,27 +213,27 @@ def _value(text: str) -> str:
     return _REFERENCE.sub(character, text)
 
 
-class _Page:
-    """Lines as they grow: white space collapses, blank lines are wanted and not written twice."""
+class _TextWriter:
+    """Writes lines of text: white space collapses, and blank lines are never doubled."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
-        self._line: list[str] = []  # in pieces, none of them empty
+        self._line: list[str] = []  # non-empty pieces
         self._blank_wanted = False
         self._space_wanted = False
         self._marker = ""
         self._indents = [""]
 
     def indent(self, by: str) -> None:
-        """Begin lines that follow with `by` as well."""
+        """Start the following lines with `by` too."""
         self._indents.append((self._indents[-1] + by)[-_INDENT_CHARACTERS_MAX:])
 
     def outdent(self) -> None:
-        """End the last indent()."""
+        """Undo the last indent()."""
         self._indents.pop()
 
     def words(self, text: str) -> None:
-        """Add text whose white space counts as one space."""
+        """Add text; each run of white space becomes one space."""
         words = _SPACES.sub(" ", text)
         if words.startswith(" "):
             self._space_wanted = True
@@ -243,7 +245,7 @@ class _Page:
             self._space_wanted = words.endswith(" ")
 
     def preformatted(self, text: str) -> None:
-        """Add text as it stands."""
+        """Add text with its white space."""
         for number, line in enumerate(_LINE_END.split(text)):
             if number:
                 self.break_line()
@@ -252,23 +254,23 @@ class _Page:
                 self._line.append(line)
 
     def tab(self) -> None:
-        """Go to the next cell of a row, if the line has anything yet."""
+        """Start the next cell of a row, unless the line is empty."""
         if self._line and not self._line[-1].endswith("\t"):
             self._line.append("\t")
         self._space_wanted = False
 
     def mark(self, marker: str) -> None:
-        """Begin an item of a list."""
+        """Start an item of a list."""
         self._marker = marker
 
     def break_line(self) -> None:
-        """End the line, also an empty one."""
+        """End the line, even if it is empty."""
         self._open_line()
         self._end_line()
 
     def end_block(self, *, paragraph: bool) -> None:
-        """Begin a new line unless this one is empty; after a paragraph, a blank one as well."""
-        if self._line and self._line[-1].endswith("\t"):  # a cell that has nothing yet
+        """Start a new line unless this one is empty; after a paragraph, a blank line too."""
+        if self._line and self._line[-1].endswith("\t"):  # an empty cell
             return
         if self._line:
             self._end_line()
@@ -276,13 +278,13 @@ class _Page:
         self._blank_wanted |= paragraph
 
     def text(self) -> str:
-        """Return what was written, without blank lines around it."""
+        """Return the text without leading and trailing blank lines."""
         if self._line:
             self._end_line()
         return "\n".join(self._lines).strip("\n")
 
     def _open_line(self) -> None:
-        """Write what stands before the first text of a line."""
+        """Write the blank line, indent and marker before the first text of a line."""
         if self._line:
             return
         if self._blank_wanted and self._lines and self._lines[-1]:
@@ -302,8 +304,8 @@ class _Page:
         self._space_wanted = False
 
 
-class _Open:
-    """The elements that are open, and how far out an end tag looks for its start tag."""
+class _OpenElements:
+    """The stack of open elements, and how far an end tag searches it for its start tag."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
@@ -330,30 +332,30 @@ class _Open:
         return name
 
     def place(self, name: str, within: int = _ANYWHERE) -> int:
-        """Return where the innermost element of a name is, -1 if a barrier is further in.
+        """Return the index of the innermost element of a name, -1 if a barrier is inside of it.
 
-        An element that is a barrier itself is found.
+        An element that is itself a barrier is found.
         """
         places = self._places.get(name)
         return places[-1] if places and places[-1] >= self._barriers[within][-1] else -1
 
 
-class _Body:
-    """Takes tags and texts in their order, and writes what is seen of them to a page."""
+class _HtmlReader:
+    """Reads tags and texts in their order, and writes the visible text."""
 
-    def __init__(self, page: _Page) -> None:
-        self._page = page
-        self._open = _Open()
-        self._unseen: int | None = None  # the place of the outermost element that is not seen
+    def __init__(self, writer: _TextWriter) -> None:
+        self._writer = writer
+        self._open = _OpenElements()
+        self._invisible: int | None = None  # the index of the outermost invisible element
         self._preformatted = 0
         self._skips_line_end = False  # the first in <pre>
-        self._numbers: list[int | None] = []  # the next item's, of each open list; None is a bullet
+        self._numbers: list[int | None] = []  # the next number of each open list; None for bullets
         self._link = ""
         self._link_text: list[str] = []
         self._link_place = 0
 
-    def take(self, token: _Token) -> None:
-        """Write a token's text, or what its tag makes of the text around it."""
+    def take(self, token: _HtmlToken) -> None:
+        """Write the text of a token, or apply the effect of its tag."""
         skips, self._skips_line_end = self._skips_line_end, False
         if token.is_end:
             self._end_tag(token.name)
@@ -363,43 +365,43 @@ class _Body:
             text = token.text.removeprefix("\n") if skips else token.text
             if not text.isspace():
                 self._end_head()
-            if self._unseen is None:
+            if self._invisible is None:
                 self._text(unescaped(text))
 
     def end(self) -> None:
-        """Close what is open."""
+        """Close all open elements."""
         self._close_to(0)
-        self._tell_link()
+        self._write_link()
 
     def _start_tag(self, name: str, text: str) -> None:
-        if name in _UNSEEN_TEXTS or (name in _PART_OF_TABLE and self._open.place("table") < 0):
+        if name in _INVISIBLE_TEXTS or (name in _PART_OF_TABLE and self._open.place("table") < 0):
             return
         if name in ("html", "body") and self._open.place(name) >= 0:
             return
-        self._end_what_it_ends(name)
+        self._close_implied(name)
         attributes: Mapping[str, str] = {}
         if name in ("a", "img") or _MAY_HIDE.search(text):
             attributes = _attributes(text)
         is_hidden = "hidden" in attributes or _HIDDEN.search(_value(attributes.get("style", "")))
-        is_unseen = bool(is_hidden) or name in _UNSEEN
-        if self._unseen is None and not is_unseen:
+        is_invisible = bool(is_hidden) or name in _INVISIBLE
+        if self._invisible is None and not is_invisible:
             self._end_block(name)
             self._begin(name, attributes)
-        # an element that is seen and neither begins nor ends a line need not be known
-        is_known = name in _BLOCK_LIKE or is_unseen or self._unseen is not None
+        # visible inline elements need not be on the stack
+        is_known = name in _BLOCK_LIKE or is_invisible or self._invisible is not None
         if is_known and name not in _VOID and not self._is_whole(name, text):
-            if is_unseen and self._unseen is None:
-                self._unseen = len(self._open)
+            if is_invisible and self._invisible is None:
+                self._invisible = len(self._open)
             self._open.push(name)
 
     def _is_whole(self, name: str, text: str) -> bool:
-        """Whether a start tag is an element: "/>" in svg and MathML."""
+        """Return whether a start tag is self-closing: "/>" in SVG and MathML."""
         if not text.endswith("/>"):
             return False
         return name in _FOREIGN or any(self._open.place(one) >= 0 for one in _FOREIGN)
 
-    def _end_what_it_ends(self, name: str) -> None:
-        """Close what a start tag closes."""
+    def _close_implied(self, name: str) -> None:
+        """Close the elements that a start tag closes."""
         opened = self._open
         if name not in _IN_HEAD:
             self._end_head()
@@ -419,7 +421,7 @@ class _Body:
             self._close_to(opened.place("table", _IN_TABLE))
 
     def _end_head(self) -> None:
-        """Close the head if nothing else is open in it."""
+        """Close the head if no other element is open in it."""
         place = self._open.place("head")
         if place == len(self._open) - 1:
             self._close_to(place)
@@ -428,8 +430,8 @@ class _Body:
         opened = self._open
         if name in _LEFT_OPEN:
             return
-        if name == "a" and self._unseen is None:
-            self._tell_link()
+        if name == "a" and self._invisible is None:
+            self._write_link()
         if name == "br":
             self._start_tag(name, ">")
         elif name in _HEADINGS:
@@ -439,75 +441,75 @@ class _Body:
         elif name in _BLOCK_LIKE:
             place = opened.place(name, _IN_SCOPE)
             self._close_to(place)
-            if name == "p" and place < 0 and self._unseen is None:
+            if name == "p" and place < 0 and self._invisible is None:
                 self._end_block(name)
         else:
             within = _IN_SCOPE if name in _FORMATS else _IN_BLOCK
             self._close_to(opened.place(name, within))
 
     def _close_to(self, place: int) -> None:
-        """Close the element at a place and all in it; nothing if that is -1."""
+        """Close the element at an index and all inside it; nothing for -1."""
         while 0 <= place < len(self._open):
             name = self._open.pop()
-            if self._unseen is None:
+            if self._invisible is None:
                 self._leave(name)
-            elif len(self._open) == self._unseen:
-                self._unseen = None
+            elif len(self._open) == self._invisible:
+                self._invisible = None
 
     def _text(self, text: str) -> None:
         if self._link:
             self._link_text.append(text)
         if self._preformatted:
-            self._page.preformatted(text)
+            self._writer.preformatted(text)
         else:
-            self._page.words(text)
+            self._writer.words(text)
 
     def _begin(self, name: str, attributes: Mapping[str, str]) -> None:
         match name:
             case "br":
-                self._page.break_line()
+                self._writer.break_line()
             case "hr":
-                self._page.words("-" * 40)
+                self._writer.words("-" * 40)
                 self._end_block(name)
             case "img":
                 self._text(f" {_value(attributes.get('alt', ''))} ")
             case "td" | "th":
-                self._page.tab()
+                self._writer.tab()
             case "pre":
                 self._preformatted += 1
                 self._skips_line_end = True
             case "blockquote":
-                self._page.indent("> ")
+                self._writer.indent("> ")
             case "ul" | "ol":
                 self._numbers.append(1 if name == "ol" else None)
-                self._page.indent("  ")
+                self._writer.indent("  ")
             case "li":
-                self._page.mark(self._next_marker())
+                self._writer.mark(self._next_marker())
             case "a":
-                self._tell_link()
+                self._write_link()
                 href = _value(attributes.get("href", "")).strip()
                 is_link = href.lower().startswith(_LINKS) and len(href) <= _URL_CHARACTERS_MAX
                 self._link, self._link_text = href if is_link else "", []
                 self._link_place = len(self._open)
 
     def _leave(self, name: str) -> None:
-        if self._link and len(self._open) < self._link_place:  # its element ends here
-            self._tell_link()
+        if self._link and len(self._open) < self._link_place:  # the element of the link ends here
+            self._write_link()
         match name:
             case "pre":
                 self._preformatted -= 1
             case "blockquote":
-                self._page.outdent()
+                self._writer.outdent()
             case "ul" | "ol":
-                self._page.outdent()
+                self._writer.outdent()
                 self._numbers.pop()
         self._end_block(name)
 
     def _end_block(self, name: str) -> None:
         if name in _PARAGRAPHS:
-            self._page.end_block(paragraph=not self._numbers)
+            self._writer.end_block(paragraph=not self._numbers)
         elif name in _BLOCKS:
-            self._page.end_block(paragraph=False)
+            self._writer.end_block(paragraph=False)
 
     def _next_marker(self) -> str:
         number = self._numbers[-1] if self._numbers else None
@@ -516,12 +518,40 @@ class _Body:
         self._numbers[-1] = number + 1
         return f"{number}. "
 
-    def _tell_link(self) -> None:
-        """Write where a link leads, unless its text says so."""
+    def _write_link(self) -> None:
+        """Write the target of a link, unless its text is the target."""
         link, self._link = self._link, ""
         if not link:
             return
-        told = "".join(self._link_text).strip().rstrip("/")
+        text = "".join(self._link_text).strip().rstrip("/")
         bare = link.rstrip("/")
-        if told not in (bare, bare.partition("://")[2] or bare, bare.partition(":")[2]):
-            self._page.words(f" <{_SPACES.sub('%20', link)}>")
+        if text not in (bare, bare.partition("://")[2] or bare, bare.partition(":")[2]):
+            self._writer.words(f" <{_SPACES.sub('%20', link)}>")
+
+
+def preview(text: str, body_type: str) -> str:
+    """Return the beginning of a body as one line of plain text."""
+    source = text[:_PREVIEW_SOURCE_CHARACTERS]
+    if body_type == "html":
+        source = without_tags(source)
+    return " ".join(source.split())[:_PREVIEW_CHARACTERS]
+
+
+def without_tags(source: str) -> str:
+    """Return the text between tags, for a line that shows it and for searching."""
+    pieces: list[str] = []
+    position = 0
+    invisible = ""
+    while (start := source.find("<", position)) >= 0 and (end := source.find(">", start)) >= 0:
+        if not invisible:
+            pieces.append(source[position:start])
+        tag = source[start + 1 : end].split(maxsplit=1)
+        name = tag[0].lower() if tag else ""
+        if not invisible and name in _INVISIBLE_ELEMENTS:
+            invisible = name
+        elif name == f"/{invisible}":
+            invisible = ""
+        position = end + 1
+    if not invisible:
+        pieces.append(source[position:])
+    return unescaped(" ".join(pieces))

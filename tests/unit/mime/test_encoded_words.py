@@ -1,10 +1,10 @@
-"""Encoded words of every mailer, and of those who mean to stall us."""
+"""Encoded words of many mail programs, and hostile ones."""
 
 import time
 
 import pytest
 
-from relay.mime.encodedwords import decode_words
+from relay.mime.encoded_words import decode_words
 
 ATTACK_OCTETS = 150_000
 
@@ -18,12 +18,12 @@ ATTACK_OCTETS = 150_000
         (b"=?a?q?x =?utf-8?q?y?=", "=?a?q?x y"), (b"=?utf-8?b?w6k?=", "\xe9"),
     ],
 )  # fmt: skip
-def test_words_are_read_as_they_were_meant(value, text):
+def test_encoded_words_are_decoded(value, text):
     assert decode_words(value) == text
 
 
 @pytest.mark.parametrize("piece", [b"=?a?q?x ", b"=?a?q?", b"=?", b"=?a?b?=", b"?=", b"=?a?q?=?"])
-def test_no_value_takes_long(piece):
+def test_decoding_takes_linear_time(piece):
     started = time.process_time()
     decode_words(piece * (ATTACK_OCTETS // len(piece)))
     assert time.process_time() - started < 2

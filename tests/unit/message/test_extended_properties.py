@@ -1,16 +1,16 @@
-"""Extended properties: one spelling for each, values by type, and those that do something."""
+"""Extended properties: one spelling for each id, values by type, and the supported ones."""
 
 import pytest
 
-from relay.message.extended import (
-    HONOURED,
+from relay.message.extended_properties import (
+    SUPPORTED,
     ExtendedPropertyError,
-    SendWishes,
+    RequestedSendOptions,
     canonical_id,
     canonical_value,
-    header_fields_of,
+    extended_header_fields,
     merged,
-    send_wishes,
+    requested_send_options,
 )
 from relay.message.properties import ExtendedProperty
 
@@ -45,8 +45,8 @@ def test_an_id_has_one_spelling(given, canonical):
     assert canonical_id(canonical) == canonical
 
 
-def test_what_relay_honours_is_spelled_canonically():
-    assert {canonical_id(one) for one in HONOURED} == HONOURED
+def test_supported_ids_are_canonical():
+    assert {canonical_id(one) for one in SUPPORTED} == SUPPORTED
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,12 @@ def test_what_relay_honours_is_spelled_canonically():
         ("String {66f5a359-4659-4830-9070-00047ec6ac6e} Name " + "x" * 600, "expected an id such as"),
     ],
 )  # fmt: skip
-def test_an_id_that_is_none_is_refused(given, expected):
+def test_an_invalid_id_is_rejected(given, expected):
     with pytest.raises(ExtendedPropertyError, match=expected):
         canonical_id(given)
 
 
-def test_an_array_is_asked_for():
+def test_array_types_need_multiple():
     assert canonical_id("stringarray 0x8001", multiple=True) == "StringArray 0x8001"
     with pytest.raises(ExtendedPropertyError, match="StringArray"):
         canonical_id("String 0x8001", multiple=True)
@@ -107,7 +107,7 @@ def test_a_value_fits_its_type(kind, given, canonical):
         ("String", None), ("String", ["a"]), ("String", {}),
     ],
 )  # fmt: skip
-def test_a_value_of_another_type_is_refused(kind, given):
+def test_a_value_of_another_type_is_rejected(kind, given):
     with pytest.raises(ExtendedPropertyError, match=r"expected|found"):
         canonical_value(f"{kind} 0x8001", given)
 
@@ -127,25 +127,25 @@ def test_given_properties_replace_and_remove():
 @pytest.mark.parametrize(
     ("properties", "wishes"),
     [
-        ([], SendWishes()),
-        ([prop("Boolean 0x0E01", "true")], SendWishes(delete_after_submit=True)),
-        ([prop("Boolean 0x0E01", "false")], SendWishes()),
-        ([prop("SystemTime 0x3FEF", "2023-11-14T22:13:20Z")], SendWishes(deferred_us=NOW_US)),
-        ([prop("SystemTime 0x3FEF", "1601-01-01T00:00:00Z")], SendWishes()),
-        ([prop("SystemTime 0x000F", "2023-11-14T22:13:20.5Z")], SendWishes(deferred_us=NOW_US + 500_000)),
+        ([], RequestedSendOptions()),
+        ([prop("Boolean 0x0E01", "true")], RequestedSendOptions(delete_after_submit=True)),
+        ([prop("Boolean 0x0E01", "false")], RequestedSendOptions()),
+        ([prop("SystemTime 0x3FEF", "2023-11-14T22:13:20Z")], RequestedSendOptions(scheduled_us=NOW_US)),
+        ([prop("SystemTime 0x3FEF", "1601-01-01T00:00:00Z")], RequestedSendOptions()),
+        ([prop("SystemTime 0x000F", "2023-11-14T22:13:20.5Z")], RequestedSendOptions(scheduled_us=NOW_US + 500_000)),
         ([prop("SystemTime 0x000F", "2030-01-01T00:00:00Z"), prop("SystemTime 0x3FEF", "2023-11-14T22:13:20Z")],
-         SendWishes(deferred_us=NOW_US)),
+         RequestedSendOptions(scheduled_us=NOW_US)),
         ([prop("Integer 0x3FEB", "2"), prop("Integer 0x3FEC", "1"), prop("SystemTime 0x3FEF", "2030-01-01T00:00:00Z")],
-         SendWishes(deferred_us=NOW_US + 7_200_000_000)),
-        ([prop("Integer 0x3FEB", "2")], SendWishes()),
-        ([prop("Integer 0x3FEB", "1000"), prop("Integer 0x3FEC", "3")], SendWishes()),
-        ([prop("Binary 0x0E0A", "archive")], SendWishes(sent_folders=("archive",))),
-        ([prop("Binary 0x0E0A", "YXJjaGl2ZQ==")], SendWishes(sent_folders=("YXJjaGl2ZQ==", "archive"))),
-        ([prop("Binary 0x0E0A", "/w==")], SendWishes(sent_folders=("/w==",))),
+         RequestedSendOptions(scheduled_us=NOW_US + 7_200_000_000)),
+        ([prop("Integer 0x3FEB", "2")], RequestedSendOptions()),
+        ([prop("Integer 0x3FEB", "1000"), prop("Integer 0x3FEC", "3")], RequestedSendOptions()),
+        ([prop("Binary 0x0E0A", "archive")], RequestedSendOptions(sent_folders=("archive",))),
+        ([prop("Binary 0x0E0A", "YXJjaGl2ZQ==")], RequestedSendOptions(sent_folders=("YXJjaGl2ZQ==", "archive"))),
+        ([prop("Binary 0x0E0A", "/w==")], RequestedSendOptions(sent_folders=("/w==",))),
     ],
 )  # fmt: skip
-def test_what_properties_say_about_sending(properties, wishes):
-    assert send_wishes(properties, now_us=NOW_US) == wishes
+def test_requested_send_options(properties, wishes):
+    assert requested_send_options(properties, now_us=NOW_US) == wishes
 
 
 def test_some_properties_are_header_fields():
@@ -156,7 +156,7 @@ def test_some_properties_are_header_fields():
         prop(f"String {HEADERS} Name Bcc", "hidden@example.test"),
         prop("String {00020386-0000-0000-C000-000000000047} Name x-other", "no header"),
     )
-    assert header_fields_of(given) == (
+    assert extended_header_fields(given) == (
         ("List-Unsubscribe", "<https://example.test/u>, <mailto:u@example.test>"),
         ("X-Campaign", "é"),
         ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click"),

@@ -1,11 +1,10 @@
-"""Turn MIME as it was given into the MIME that is submitted: repaired where SMTP cannot carry it.
+"""Convert a MIME draft to the MIME that is submitted, with repairs where SMTP cannot carry it.
 
-On the path: convert hands in what stands behind a note's private block.
-Holds: what goes out is what came in, octet for octet, but for Bcc, the fields it lacks, line ends
-and what is told in `defects`; what is signed or encrypted keeps its text. Of a large message only
-headers are in memory. The same content gives the same bytes.
-Fails: OSError where the content cannot be read; damage never raises.
-Standards: RFC 5322 2.1.1 (line lengths), 3.6; RFC 2045 6; RFC 1847 2.1 (signed parts stay).
+The result is the original, octet for octet, except for: Bcc is removed, missing fields are added,
+line ends become CRLF, and the repairs listed in `defects`. Signed and encrypted entities are not
+changed. Of a large message only the headers are in memory. The same content gives the same bytes.
+Damage never raises; OSError where the content cannot be read.
+RFC 5322 2.1.1 (line lengths), 3.6; RFC 2045 6; RFC 1847 2.1 (signed parts stay).
 """
 
 from collections.abc import Sequence
@@ -18,25 +17,24 @@ from relay.message.content import (
     MemoryOctets,
     Octets,
     contains,
-    gathered,
     octets_in_blocks,
+    read_all,
 )
-from relay.message.properties import Person
+from relay.message.properties import EmailAddress
 from relay.mime.draft import DraftOrigin
-from relay.mime.entities import LINE_OCTETS_MAX, Entity, Structure, Tally
-from relay.mime.fields import CRLF, people_field, raw_field
 from relay.mime.headers import date_field
-from relay.mime.headread import read_people
-from relay.mime.recoding import (
+from relay.mime.read_header import MBOX_LINES, cleaned, read_addresses, split_fields, with_fields
+from relay.mime.structure import LINE_OCTETS_MAX, BodyCounter, Entity, Structure
+from relay.mime.transfer_encoding import (
     Base64Coding,
     CrlfCoding,
     QuotedPrintableCoding,
     RewrappedBase64,
     RewrappedQuotedPrintable,
     base64_size,
-    recoded,
+    recode,
 )
-from relay.mime.section import MBOX_LINES, cleaned, split_fields, with_fields
+from relay.mime.write_header import CRLF, address_list_field, raw_field
 
 _CRLF = CRLF.encode()
 _WHITE = (b" ", b"\t")
@@ -48,40 +46,37 @@ _LONG_LINE = f"a line of more than {LINE_OCTETS_MAX} octets"
 
 
 @dataclass(frozen=True, slots=True)
-class SentMime:
-    """What is sent, what was damaged in it or had to be repaired, and the sender it was given."""
+class RepairedMime:
+    """The content that is sent, the damage and repairs, and the Sender that was added."""
 
     content: Content
     defects: tuple[str, ...]
-    sender: Person | None
+    sender: EmailAddress | None
 
 
-def from_mime(content: Octets, structure: Structure, origin: DraftOrigin) -> SentMime:
-    """Return MIME content, whose structure is known, as it can be sent.
-
-    Reading blocks; raises OSError.
-    """
-    return _Mending(content, structure, origin).sent()
+def convert_mime(content: Octets, structure: Structure, origin: DraftOrigin) -> RepairedMime:
+    """Return MIME content in a form that SMTP can carry. Reading blocks; raises OSError."""
+    return _MimeRepair(content, structure, origin).sent()
 
 
-def _sender_for(message: Entity, origin: DraftOrigin) -> Person | None:
-    """Return the account where MIME is from another's address and names no sender, else None."""
+def _sender_for(message: Entity, origin: DraftOrigin) -> EmailAddress | None:
+    """Return the account if the message is from another address and has no Sender, else None."""
     if not origin.on_behalf_of or (header := message.fields()).get("sender") is not None:
         return None
-    authors = (one.address.lower() for one in read_people(header, "from"))
-    return Person(origin.account) if origin.on_behalf_of.lower() in authors else None
+    authors = (one.address.lower() for one in read_addresses(header, "from"))
+    return EmailAddress(origin.account) if origin.on_behalf_of.lower() in authors else None
 
 
 @dataclass(frozen=True, slots=True)
-class _Body:
-    """A leaf's body as it is written anew, and its transfer encoding."""
+class _RecodedBody:
+    """The encoded body of a leaf, and its transfer encoding."""
 
     octets: Octets
     encoding: str
 
 
-class _Mending:
-    """One message on its way: `pieces` are what is ready of its body, up to `place`."""
+class _MimeRepair:
+    """The repair of one message: `_pieces` are the finished part of its body, up to `_place`."""
 
     def __init__(self, content: Octets, structure: Structure, origin: DraftOrigin) -> None:
         self._content = content
@@ -93,8 +88,8 @@ class _Mending:
         self._place = self._structure.message.body_start
         self._pieces: list[Octets] = [MemoryOctets(_CRLF)]
 
-    def sent(self) -> SentMime:
-        """Go through the parts in their order; what is between two repaired places is copied."""
+    def sent(self) -> RepairedMime:
+        """Return the repaired message: the octets between two repairs are copied."""
         message = self._structure.message
         header, eight_bit = b"", False
         for entity in self._structure.entities:
@@ -113,47 +108,47 @@ class _Mending:
         if not _ends_a_line(self._pieces):
             self._pieces.append(MemoryOctets(_CRLF))
         content = LargeContent(header, tuple(self._pieces), eight_bit=eight_bit)
-        return SentMime(
-            content if self._content.size > LARGE_BYTES else gathered(content),
+        return RepairedMime(
+            content if self._content.size > LARGE_BYTES else read_all(content),
             tuple(self._defects),
             self._sender,
         )
 
-    # -- what is written
+    # -- output
 
     def _put(self, start: int, end: int, instead: Octets) -> None:
-        """Copy up to `start`; put something else in the place of what is up to `end`."""
+        """Copy up to `start`; replace the octets from there to `end`."""
         self._copy_to(start)
         self._pieces.append(instead)
         self._place = end
 
-    def _put_header(self, entity: Entity, header: bytes, body: _Body | None) -> None:
+    def _put_header(self, entity: Entity, header: bytes, body: _RecodedBody | None) -> None:
         if body is not None and not entity.blank:
             header += _CRLF
         elif not entity.header.endswith((b"\r", b"\n")):
-            header = header.removesuffix(_CRLF)  # the next delimiter's line end was its own
+            header = header.removesuffix(_CRLF)  # its last line end is that of the next delimiter
         if header != entity.header:
             self._put(entity.start, entity.start + len(entity.header), MemoryOctets(header))
 
     def _copy_to(self, end: int) -> None:
         if end > self._place:
             octets = self._content.part(self._place, end - self._place)
-            self._pieces.append(octets if self._is_clean else recoded(octets, CrlfCoding()))
+            self._pieces.append(octets if self._is_clean else recode(octets, CrlfCoding()))
             self._place = end
 
     # -- headers
 
     def _message_header(self, fields: list[tuple[bytes, bytes]], *, is_encoded: bool) -> bytes:
-        """Return the message's own header: no Bcc, and the fields that every message has."""
+        """Return the header of the message without Bcc and with the fields that it lacked."""
         if fields and fields[0][1].startswith(MBOX_LINES) and not fields[0][0]:
-            self._defects["the line in front of the header was taken away"] = None
+            self._defects["the line before the header was removed"] = None
             fields = fields[1:]
         names = {name for name, _ in fields}
         missing = ""
         if b"from" not in names:
-            missing += people_field("From", [Person(self._origin.account)])
+            missing += address_list_field("From", [EmailAddress(self._origin.account)])
         if self._sender is not None:
-            missing += people_field("Sender", [self._sender])
+            missing += address_list_field("Sender", [self._sender])
         if b"date" not in names:
             missing += raw_field("Date", date_field(self._origin.modified_us))
         if b"message-id" not in names:
@@ -164,7 +159,7 @@ class _Mending:
         return b"".join(field for _, field in with_fields(kept, [(b"", missing.encode())]))
 
     def _fields(self, entity: Entity, encoding: str) -> list[tuple[bytes, bytes]]:
-        """Return an entity's fields, in lines that are not too long, with another encoding."""
+        """Return the fields of an entity, long lines folded, with `encoding` unless it is ""."""
         wanted = raw_field("Content-Transfer-Encoding", encoding).encode() if encoding else b""
         fields = []
         for name, field in split_fields(cleaned(entity.header)):
@@ -172,11 +167,11 @@ class _Mending:
                 fields.append((name, wanted))
                 wanted = b""
             else:
-                fields.append((name, field if entity.sealed else self._folded(field)))
+                fields.append((name, field if entity.protected else self._folded(field)))
         return with_fields(fields, [(_ENCODING, wanted)]) if wanted else fields
 
     def _folded(self, field: bytes) -> bytes:
-        """Break lines that are too long in front of white space, where there is some."""
+        """Fold lines that are too long before white space, if there is any."""
         if len(field) <= LINE_OCTETS_MAX:
             return field
         lines = []
@@ -194,47 +189,47 @@ class _Mending:
 
     # -- bodies
 
-    def _body(self, entity: Entity) -> _Body | None:
-        """Return what must stand in the place of a body, None where it can stay."""
-        facts = entity.body
+    def _body(self, entity: Entity) -> _RecodedBody | None:
+        """Return the repaired body, None if it can stay."""
+        statistics = entity.body
         octets = self._content.part(entity.body_start, entity.end - entity.body_start)
-        is_binary = entity.encoding == "binary" and not facts.has_crlf_only
-        is_long = facts.long_line and (facts.has_crlf_only or _has_long_line(octets))
-        if not is_long and not facts.nul and not is_binary:
+        is_binary = entity.encoding == "binary" and not statistics.has_crlf_only
+        is_long = statistics.long_line and (statistics.has_crlf_only or _has_long_line(octets))
+        if not is_long and not statistics.nul and not is_binary:
             return None
-        if not entity.is_leaf or entity.sealed or not _can_be_coded(entity):
+        if not entity.is_leaf or entity.protected or not _can_be_coded(entity):
             if is_long:
                 self._defects[f"{_LONG_LINE} in {entity.content_type}, left as it is"] = None
             return None
         body = self._coded(entity, octets, is_binary=is_binary)
         if body is not None:
-            why = _LONG_LINE if is_long else "a NUL" if facts.nul else "binary lines"
-            self._defects[f"{why} in {entity.content_type}, encoded anew"] = None
+            why = _LONG_LINE if is_long else "a NUL" if statistics.nul else "binary lines"
+            self._defects[f"{why} in {entity.content_type}, encoded again"] = None
         return body
 
-    def _coded(self, entity: Entity, octets: Octets, *, is_binary: bool) -> _Body | None:
+    def _coded(self, entity: Entity, octets: Octets, *, is_binary: bool) -> _RecodedBody | None:
         if entity.encoding == "base64":
-            return _Body(recoded(octets, RewrappedBase64()), "base64")
+            return _RecodedBody(recode(octets, RewrappedBase64()), "base64")
         has_crlf = entity.body.has_crlf_only and not entity.body.nul
         if entity.encoding == "quoted-printable":
-            text = octets if has_crlf else recoded(octets, CrlfCoding())
-            quoted = recoded(text, RewrappedQuotedPrintable())
-            return None if self._has_boundary(quoted) else _Body(quoted, "quoted-printable")
-        text = octets if is_binary or has_crlf else recoded(octets, CrlfCoding(keeps_nul=True))
+            text = octets if has_crlf else recode(octets, CrlfCoding())
+            quoted = recode(text, RewrappedQuotedPrintable())
+            return None if self._has_boundary(quoted) else _RecodedBody(quoted, "quoted-printable")
+        text = octets if is_binary or has_crlf else recode(octets, CrlfCoding(keeps_nul=True))
         if not is_binary and not entity.body.nul:
-            quoted = recoded(text, QuotedPrintableCoding())
+            quoted = recode(text, QuotedPrintableCoding())
             if quoted.size <= base64_size(text.size) and not self._has_boundary(quoted):
-                return _Body(quoted, "quoted-printable")
-        return _Body(recoded(text, Base64Coding()), "base64")
+                return _RecodedBody(quoted, "quoted-printable")
+        return _RecodedBody(recode(text, Base64Coding()), "base64")
 
     def _has_boundary(self, octets: Octets) -> bool:
-        """Whether a break in a long line has made what looks like a delimiter."""
+        """Return whether a break in a long line has produced a delimiter."""
         boundaries = {one.boundary for one in self._structure.entities if one.boundary}
         return any(contains(octets, b"\n--" + one) for one in boundaries)
 
 
 def _is_clean(entity: Entity) -> bool:
-    """Whether SMTP carries it as it is, but for the lengths of its lines."""
+    """Return whether SMTP can carry the entity, apart from the lengths of its lines."""
     return (
         entity.body.has_crlf_only
         and not entity.body.nul
@@ -253,15 +248,15 @@ def _ends_a_line(pieces: Sequence[Octets]) -> bool:
 
 
 def _can_be_coded(entity: Entity) -> bool:
-    """RFC 2045 6.4: what has parts, or is a message, has no encoding of its own."""
+    """Return whether the entity may be encoded: multiparts and messages may not (RFC 2045 6.4)."""
     if entity.encoding in _IDENTITY:
         return not entity.content_type.startswith(_COMPOSITE)
     return entity.encoding in ("base64", "quoted-printable")
 
 
 def _has_long_line(octets: Octets) -> bool:
-    """Whether a line is too long once its line ends are CRLF."""
-    tally = Tally()
-    for block in octets_in_blocks([recoded(octets, CrlfCoding(keeps_nul=True))]):
-        tally.add(block, b"\r")
-    return tally.facts().long_line
+    """Return whether a line is too long after its line ends become CRLF."""
+    counter = BodyCounter()
+    for block in octets_in_blocks([recode(octets, CrlfCoding(keeps_nul=True))]):
+        counter.add(block, b"\r")
+    return counter.statistics().long_line

@@ -1,9 +1,9 @@
-"""Extended properties: their ids, their values by type, and what Relay does for some of them.
+"""Extended properties of Graph: their ids, their values by type, and the ones that Relay acts on.
 
-On the path: graph reads and shows them; the draft form keeps them; step 4 and conversion ask here.
-Holds: an id is canonical, so that two spellings are one property; a value fits its id's type.
-Fails: ExtendedPropertyError, whose text says what was found and what was expected.
-Standards: Graph's singleValueLegacyExtendedProperty; MS-OXPROPS 2; MS-OXOMSG 2.2.3 (deferral).
+Graph requests are parsed and shown with it, drafts store the properties, submission and conversion
+ask for their effect. An id has one canonical spelling; a value fits the type in its id.
+ExtendedPropertyError says what was found and what was expected.
+Graph's singleValueLegacyExtendedProperty; MS-OXPROPS 2; MS-OXOMSG 2.2.3 (deferred send).
 """
 
 import math
@@ -29,7 +29,7 @@ SENSITIVITY = "Integer 0x0036"
 CONVERSATION_INDEX = "Binary 0x0071"
 INTERNET_REFERENCES = "String 0x1039"
 IN_REPLY_TO_ID = "String 0x1042"
-HONOURED = frozenset(
+SUPPORTED = frozenset(
     (
         *(DEFERRED_SEND_TIME, DEFERRED_DELIVERY_TIME, DEFERRED_SEND_NUMBER, DEFERRED_SEND_UNITS),
         *(DELETE_AFTER_SUBMIT, SENT_MAIL_ENTRY_ID, SENSITIVITY),
@@ -49,7 +49,7 @@ _LIST_FIELDS = {
 }
 _FIELD_NAME = re.compile(r"[!-9;-~]{1,76}")
 _FIELD_CHARACTERS_MAX = 8000
-# Others are the relay's to write, or could change who gets a message and what it is.
+# The relay writes other fields itself, or they could change the recipients or the structure.
 _FIELD_PREFIXES = ("x-", "list-")
 _FIELDS = frozenset(("auto-submitted", "precedence", "organization", "comments", "feedback-id"))
 _OWN_PREFIX = "x-relay-"
@@ -71,29 +71,30 @@ _DIGITS_MAX = 20
 
 
 class ExtendedPropertyError(ValueError):
-    """An id or a value that cannot be; the text is fit for the user."""
+    """The id or the value is invalid. The text is for the user."""
 
 
 @dataclass(frozen=True, slots=True)
-class SendWishes:
-    """What a draft's extended properties say about its sending.
+class RequestedSendOptions:
+    """What the extended properties of a draft request for its sending.
 
-    `sent_folders` are spellings of one folder's id, to be tried in their order; () for Sent Items.
-    `deferred_us` is 0 for at once.
+    `sent_folders` are spellings of one folder's id, to be tried in order; () is Sent Items.
+    `scheduled_us` is the time of a scheduled send, 0 to send at once.
     """
 
     delete_after_submit: bool = False
     sent_folders: tuple[str, ...] = ()
-    deferred_us: int = 0
+    scheduled_us: int = 0
 
 
 # -- ids and values
 
 
 def canonical_id(text: str, *, multiple: bool = False) -> str:
-    """Return the one spelling of a property's id.
+    """Return the canonical spelling of a property's id.
 
-    Raises ExtendedPropertyError; with `multiple` the type must be an array, else it must not.
+    With `multiple` the type must be an array, otherwise a single value.
+    Raises ExtendedPropertyError.
     """
     match = _ID.fullmatch(text.strip()) if len(text) <= _ID_CHARACTERS_MAX else None
     if match is None or _NOT_IN_A_FIELD.search(text):
@@ -114,9 +115,9 @@ def canonical_id(text: str, *, multiple: bool = False) -> str:
 
 
 def canonical_value(identity: str, value: object) -> str:
-    """Return a value as the type of a canonical id has it; each of an array's by itself.
+    """Return one value in the canonical form of the type in the id; for arrays, one element.
 
-    JSON's numbers and booleans are taken as well as their strings.
+    JSON numbers and booleans are accepted as well as their strings.
     Raises ExtendedPropertyError.
     """
     kind = identity.partition(" ")[0].removesuffix("Array")
@@ -126,7 +127,7 @@ def canonical_value(identity: str, value: object) -> str:
         text = str(value)
     else:
         raise ExtendedPropertyError("expected a string")
-    if identity == SENT_MAIL_ENTRY_ID:  # Graph's folder ids are base64 of another alphabet
+    if identity == SENT_MAIL_ENTRY_ID:  # Graph's folder ids use another base64 alphabet
         return _line(text)
     made = _VALUES[kind](text)
     if field := _field_of(identity):
@@ -139,31 +140,33 @@ def canonical_value(identity: str, value: object) -> str:
 def merged(
     before: Sequence[ExtendedProperty], given: Sequence[ExtendedProperty]
 ) -> tuple[ExtendedProperty, ...]:
-    """Return the properties of before with those that were given; one without values goes."""
+    """Return `before` updated with `given`; a property without values is removed."""
     by_id = {(one.id.lower(), one.multiple): one for one in (*before, *given)}
     return tuple(one for one in by_id.values() if one.values)
 
 
-# -- what Relay does for them
+# -- the properties that Relay acts on
 
 
-def send_wishes(extended: Sequence[ExtendedProperty], *, now_us: int) -> SendWishes:
-    """Return what properties say about sending and filing; `now_us` is the time of submission."""
+def requested_send_options(
+    extended: Sequence[ExtendedProperty], *, now_us: int
+) -> RequestedSendOptions:
+    """Return the options for sending and filing; `now_us` is the time of submission."""
     values = _single_values(extended)
-    return SendWishes(
+    return RequestedSendOptions(
         delete_after_submit=values.get(DELETE_AFTER_SUBMIT) == "true",
         sent_folders=_folder_ids(values.get(SENT_MAIL_ENTRY_ID, "")),
-        deferred_us=_deferred_us(values, now_us),
+        scheduled_us=_scheduled_us(values, now_us),
     )
 
 
-def names_time_of_sending(extended: Sequence[ExtendedProperty]) -> bool:
-    """Whether one of the properties, with or without a value, says when a message is sent."""
+def sets_send_time(extended: Sequence[ExtendedProperty]) -> bool:
+    """Return whether a property sets or removes the time of a scheduled send."""
     return any(one.id in _TIME_OF_SENDING for one in extended)
 
 
-def header_fields_of(extended: Sequence[ExtendedProperty]) -> tuple[tuple[str, str], ...]:
-    """Return (name, value) of the header fields that properties stand for."""
+def extended_header_fields(extended: Sequence[ExtendedProperty]) -> tuple[tuple[str, str], ...]:
+    """Return (name, value) of the header fields that the properties define."""
     return tuple(
         (field, one.values[0])
         for one in extended
@@ -172,7 +175,7 @@ def header_fields_of(extended: Sequence[ExtendedProperty]) -> tuple[tuple[str, s
 
 
 def time_us(text: str) -> int:
-    """Return a canonical SystemTime's microseconds since 1970, 0 for those before."""
+    """Return a canonical SystemTime in microseconds since 1970, 0 for earlier times."""
     return max(0, (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1))
 
 
@@ -180,8 +183,8 @@ def _single_values(extended: Sequence[ExtendedProperty]) -> dict[str, str]:
     return {one.id: one.values[0] for one in extended if one.values and not one.multiple}
 
 
-def _deferred_us(values: Mapping[str, str], now_us: int) -> int:
-    """MS-OXOMSG: number and units, where both are there, replace the time of sending."""
+def _scheduled_us(values: Mapping[str, str], now_us: int) -> int:
+    """Return the scheduled time. Number and units, if both are set, override it (MS-OXOMSG)."""
     number, units = values.get(DEFERRED_SEND_NUMBER, ""), values.get(DEFERRED_SEND_UNITS, "")
     if number and units and int(number) <= _SEND_NUMBER_MAX and int(units) in range(len(_UNITS)):
         return now_us + max(0, int(number)) * (_UNITS[int(units)] // timedelta(microseconds=1))
@@ -190,7 +193,7 @@ def _deferred_us(values: Mapping[str, str], now_us: int) -> int:
 
 
 def _folder_ids(value: str) -> tuple[str, ...]:
-    """Return the value, and what it is base64 of: clients that know MAPI send the latter."""
+    """Return the value and its base64 decoding: MAPI clients send the folder id in base64."""
     if not value:
         return ()
     with suppress(ValueError, BinasciiError):
@@ -201,7 +204,7 @@ def _folder_ids(value: str) -> tuple[str, ...]:
 
 
 def _field_of(identity: str) -> str:
-    """Return the header field that a property is written as, "" for none."""
+    """Return the header field that the property is written as, "" if none."""
     if field := _LIST_FIELDS.get(identity):
         return field
     kind, _, rest = identity.partition(" ")
@@ -216,12 +219,12 @@ def _check_field(name: str, value: str) -> None:
     if not _FIELD_NAME.fullmatch(name):
         raise ExtendedPropertyError("expected a header's name: visible ASCII without a colon")
     if name.lower().startswith(_OWN_PREFIX):
-        raise ExtendedPropertyError("headers that start with 'X-Relay-' are this relay's own")
+        raise ExtendedPropertyError("headers that start with 'X-Relay-' are reserved")
     _line(value)
 
 
 def _line(text: str) -> str:
-    """Check that a text may stand in a header field."""
+    """Return the text if it is allowed in a header field. Raises ExtendedPropertyError."""
     if found := _NOT_IN_A_FIELD.search(text):
         raise ExtendedPropertyError(
             f"found the character U+{ord(found[0]):04X}; control characters and line breaks are "
@@ -243,10 +246,10 @@ def _type(text: str, *, multiple: bool) -> str:
 
 
 def _of_its_type(identity: str, tag: int) -> str:
-    """Refuse a type that a property which Relay honours does not have: it would do nothing."""
+    """Reject a wrong type of a supported property: the property would have no effect."""
     expected = _TYPE_OF_TAG.get(tag)
     if expected and identity != expected:
-        raise ExtendedPropertyError(f"expected '{expected}': the property is of that type")
+        raise ExtendedPropertyError(f"expected '{expected}': the property has that type")
     return identity
 
 
@@ -255,7 +258,9 @@ def _of_its_type(identity: str, tag: int) -> str:
 
 def _text(text: str) -> str:
     if found := _NOT_IN_TEXT.search(text):
-        raise ExtendedPropertyError(f"found the character U+{ord(found[0]):04X}, which no mail has")
+        raise ExtendedPropertyError(
+            f"found the character U+{ord(found[0]):04X}, which is not allowed in mail"
+        )
     return text
 
 
@@ -334,4 +339,4 @@ _TYPES = {
     for name in (kind, f"{kind}Array")
     if name != "BooleanArray"
 }
-_TYPE_OF_TAG = {int(identity.partition(" ")[2], 16): identity for identity in HONOURED}
+_TYPE_OF_TAG = {int(identity.partition(" ")[2], 16): identity for identity in SUPPORTED}

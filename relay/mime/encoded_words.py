@@ -1,32 +1,31 @@
-"""Text beyond ASCII in a header field: RFC 2047 encoded words, read and written.
+"""RFC 2047 encoded words: read and write header text that is not ASCII.
 
-On the path: headers and dsn use it for subjects and whatever policy sets.
-Holds: what is read has no control characters; what is written is ASCII in words of at most 75.
-Fails: never; what cannot be decoded is shown as it stands.
-Standards: RFC 2047 2 to 6, RFC 2231 5 (a language behind the charset).
+Decoded text has no control characters. Encoded words are ASCII and at most 75 characters long.
+Text that cannot be decoded is returned as it is.
+RFC 2047 2 to 6, RFC 2231 5 (a language after the charset).
 """
 
 import re
 from binascii import Error as BinasciiError
 from binascii import a2b_base64, a2b_qp, b2a_base64
 
-_LINE_OCTETS_MAX = 76  # for a line with an encoded word
+_LINE_OCTETS_MAX = 76  # of a line with an encoded word
 _AROUND = len("=?utf-8?B??=")
-_PIECE_OCTETS_MIN = 6  # an encoded word must hold a whole character, whatever stands before it
-# Codecs that Python has but no mail: quadratic, or not for text.
+_PIECE_OCTETS_MIN = 6  # an encoded word holds at least one whole character
+# Codecs of Python that mail does not use: quadratic, or not for text.
 _NOT_CHARSETS = frozenset({"idna", "punycode", "unicode_escape", "raw_unicode_escape"})
 
-# A text ends where the next word begins at the latest, so that no search runs over all of them.
+# The text ends before the next word at the latest, so that a search never runs over all words.
 _word = re.compile(rb"=\?([!->@-~]{1,60})\?([bBqQ])\?((?:(?!\?=|=\?[^=])[ -~])*)\?=")
 _controls = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
 def decode_words(value: bytes) -> str:
-    """Return an unfolded field value as text for people; raw UTF-8 is read as such."""
+    """Return the decoded text of an unfolded field value; raw 8-bit text is read as UTF-8."""
     if value.isascii() and b"=?" not in value:
         return printable(value.decode("ascii"))
     shown: list[str] = []
-    pending, charset = b"", ""  # a character may be split between words of one charset
+    pending, charset = b"", ""  # a character may be split between two words of one charset
     position = 0
     for found in _word.finditer(value):
         between = value[position : found.start()]
@@ -44,32 +43,32 @@ def decode_words(value: bytes) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text with its controls, and halves of characters, as spaces."""
+    """Return text with control characters and lone surrogates replaced by spaces."""
     return _controls.sub(" ", text).strip()
 
 
 def is_for_mail(charset: str) -> bool:
-    """Whether Python's codec of that name, if there is one, is one that mail may ask for."""
+    """Return whether mail may name this charset; some of Python's codecs are not for mail."""
     return charset.lower().replace("-", "_") not in _NOT_CHARSETS
 
 
 def encode_text(text: str, *, taken: int = 0) -> list[str]:
-    """Return `text` as encoded words in UTF-8; joined by white space they decode to it.
+    """Return `text` as encoded words in UTF-8, to be joined by white space.
 
-    `taken` are the octets that stand before the first word in its line.
+    `taken` is the number of octets before the first word in its line.
     """
-    words, piece, room = [], b"", _room_behind(taken)
+    words, piece, room = [], b"", _room_after(taken)
     for character in text:
         octets = character.encode("utf-8", "replace")
         if piece and len(piece) + len(octets) > room:
             words.append(_written(piece))
-            piece, room = b"", _room_behind(1)
+            piece, room = b"", _room_after(1)
         piece += octets
     return [*words, _written(piece)]
 
 
-def _room_behind(taken: int) -> int:
-    """How many octets fit into the base64 of a word behind `taken` octets of its line."""
+def _room_after(taken: int) -> int:
+    """Return how many octets fit into the base64 of a word after `taken` octets of its line."""
     return max((_LINE_OCTETS_MAX - taken - _AROUND) // 4 * 3, _PIECE_OCTETS_MIN)
 
 
@@ -93,4 +92,4 @@ def _text(octets: bytes, charset: str) -> str:
             return octets.decode(charset or "utf-8")
     except (LookupError, ValueError):
         pass
-    return octets.decode("latin-1")  # it has a letter for every octet: a wrong one beats none
+    return octets.decode("latin-1")  # it decodes every octet: a wrong letter is better than none

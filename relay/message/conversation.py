@@ -1,9 +1,8 @@
-"""Conversations: what makes messages one thread for Outlook, and for everybody else.
+"""Conversations: Graph's conversationId and Outlook's conversation index of a message.
 
-On the path: the store gives a new draft its index; the header's fields and graph's ids come of it.
-Holds: the same message and time give the same index; all of a thread share its last 16 octets.
-Fails: never; an index that is none begins a new conversation.
-Standards: MS-OXOMSG 2.2.1.3 (PidTagConversationIndex), 2.2.1.5 (topic); RFC 5322 3.6.4.
+All messages of a thread share the last 16 octets of the index header. The same message and time
+give the same index. An invalid index starts a new conversation.
+MS-OXOMSG 2.2.1.3 (PidTagConversationIndex), 2.2.1.5 (topic); RFC 5322 3.6.4.
 """
 
 import re
@@ -18,7 +17,7 @@ _THREAD_BYTES = 16
 _CHILD_BYTES = 5
 _INDEX_BYTES_MAX = HEADER_BYTES + 1000 * _CHILD_BYTES
 _RESERVED = 1
-# Tenths of microseconds from 1601 to 1970; an index has the upper six octets of eight.
+# Microseconds from 1601 to 1970. An index holds the upper six octets of a 64-bit FILETIME.
 _EPOCH_US = 11_644_473_600_000_000
 _TIME_MAX = (1 << 64) - 1
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]+>")
@@ -26,13 +25,13 @@ _PREFIXES = re.compile(r"(?:[^\W\d_]{1,3}(?:\[\d{1,3}\])?:[ \t]*)*")
 
 
 def thread_of(message_id: str, *, in_reply_to: str = "", references: Sequence[str] = ()) -> bytes:
-    """Return the 16 octets that the messages of a thread share, from the id of its first."""
+    """Return the 16 octets that all messages of a thread share, a hash of its first Message-ID."""
     root = next(iter(references), "") or in_reply_to or message_id
     return blake2b(root.encode("utf-8", "replace"), digest_size=_THREAD_BYTES).digest()
 
 
 def conversation_id(properties: MessageProperties, message_id: str) -> str:
-    """Return Graph's conversationId of the message with this Message-ID: its thread, in hex."""
+    """Return Graph's conversationId of the message with this Message-ID: the thread in hex."""
     references, in_reply_to = properties.references, properties.in_reply_to
     if not references and not in_reply_to:
         fields = {name.lower(): value for name, value in properties.internet_message_headers}
@@ -48,7 +47,7 @@ def new_index(thread: bytes, *, time_us: int) -> str:
 
 
 def is_index(text: str) -> bool:
-    """Whether `text` is the base64 of an index: its header, and five octets for each reply."""
+    """Return whether `text` is the base64 of an index: 22 octets, and five for each reply."""
     try:
         octets = b64decode(text, validate=True)
     except ValueError:
@@ -58,11 +57,11 @@ def is_index(text: str) -> bool:
 
 
 def topic_of(subject: str) -> str:
-    """Return a subject without what replying and forwarding put in front (`RE: `, `AW: `)."""
+    """Return a subject without the prefixes of replies and forwards (`RE: `, `AW: `)."""
     match = _PREFIXES.match(subject)
     return subject[match.end() :].strip() if match else subject.strip()
 
 
 def message_ids(text: str) -> tuple[str, ...]:
-    """Return the message ids in a References or In-Reply-To field."""
+    """Return the message ids in the value of a References or In-Reply-To field."""
     return tuple(_MESSAGE_ID.findall(text))

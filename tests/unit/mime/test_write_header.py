@@ -1,4 +1,4 @@
-"""What header fields hold after they were written and read again, by the stdlib's parser."""
+"""Header fields, written and read again by the standard library's parser."""
 
 import email
 import email.policy
@@ -7,16 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.message.properties import Person
-from relay.mime.fields import (
+from relay.message.properties import EmailAddress
+from relay.mime.read_header import parse_header, read_addresses, read_text
+from relay.mime.read_mime import read_mime
+from relay.mime.write_header import (
+    address_list_field,
     ascii_address,
     parameter,
-    people_field,
     text_field,
 )
-from relay.mime.headread import read_people, read_text
-from relay.mime.mimeread import read_mime
-from relay.mime.section import read_header
 
 HARD_SUBJECTS = [
     "plain",
@@ -47,7 +46,7 @@ def test_a_subject_reads_as_it_was_written(subject):
     field = text_field("Subject", subject)
     assert field.isascii()
     assert max(map(len, physical_lines(field))) <= 998
-    assert read_text(read_header(field.encode()), "subject") == subject.strip()
+    assert read_text(parse_header(field.encode()), "subject") == subject.strip()
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=300))
@@ -56,22 +55,22 @@ def test_any_text_reads_as_it_was_written(subject):
     assert max(map(len, physical_lines(field))) <= 998
     message = email.message_from_string(field, policy=email.policy.default)
     assert message.keys() == ["Subject"]
-    assert read_text(read_header(field.encode()), "subject") == subject.strip()
+    assert read_text(parse_header(field.encode()), "subject") == subject.strip()
 
 
 @pytest.mark.parametrize("attack", ["a\r\nBcc: x@y", "a\nB: c", "a\0b", "a\rX: y"])
 def test_no_value_starts_another_field(attack):
     for field in (
         text_field("Subject", attack),
-        people_field("To", [Person("a@b.test", attack)]),
-        people_field("To", [Person(attack)]),
+        address_list_field("To", [EmailAddress("a@b.test", attack)]),
+        address_list_field("To", [EmailAddress(attack)]),
         f"Content-Type: text/plain{parameter('name', attack)}\r\n",
     ):
         assert email.message_from_string(field).keys() == [field.partition(":")[0]]
 
 
 @pytest.mark.parametrize("name", ["", "X:", "X\r\nBcc", "X y", "Ü", "X" * 1000])
-def test_a_name_that_no_field_can_have_makes_no_field(name):
+def test_an_invalid_name_gives_no_field(name):
     assert text_field(name, "value") == ""
 
 
@@ -80,13 +79,13 @@ def test_a_name_that_no_field_can_have_makes_no_field(name):
     ["", "Bob", "Bob Smith", "Smith, Bob", 'Bob "the" \\ Smith', "Jürgen Müller", "a@b", "(x)",
      "=?utf-8?q?x?=", "名前" * 40, "long name " * 30],
 )  # fmt: skip
-def test_people_read_as_they_were_written(name):
-    people = (Person("bob@example.test", name), Person("x@y.test"))
-    field = people_field("To", people)
+def test_addresses_read_as_they_were_written(name):
+    people = (EmailAddress("bob@example.test", name), EmailAddress("x@y.test"))
+    field = address_list_field("To", people)
     assert field.isascii()
     assert max(map(len, physical_lines(field))) <= 998
-    wanted = (Person("bob@example.test", name.strip()), Person("x@y.test"))
-    assert read_people(read_header(field.encode()), "to") == wanted
+    wanted = (EmailAddress("bob@example.test", name.strip()), EmailAddress("x@y.test"))
+    assert read_addresses(parse_header(field.encode()), "to") == wanted
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Octets read in another encoding are those of coding the whole, wherever chunks end."""
+"""Octets encoded in chunks are those of encoding the whole, wherever chunks end."""
 
 import quopri
 import re
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.message.content import MemoryOctets, octets_in_blocks
-from relay.mime import recoding
-from relay.mime.recoding import (
+from relay.mime import transfer_encoding
+from relay.mime.transfer_encoding import (
     Base64Coding,
     CrlfCoding,
     QuotedPrintableCoding,
@@ -18,7 +18,7 @@ from relay.mime.recoding import (
     RewrappedQuotedPrintable,
     base64_size,
     decoded_blocks,
-    recoded,
+    recode,
 )
 
 TEXTS = st.lists(
@@ -31,13 +31,13 @@ TEXTS = st.lists(
 
 @pytest.fixture(params=[8, 57, 100, 57 * 1024])
 def chunk(request, monkeypatch):
-    monkeypatch.setattr(recoding, "_CHUNK_OCTETS", request.param)
+    monkeypatch.setattr(transfer_encoding, "_CHUNK_OCTETS", request.param)
     return request.param
 
 
 def written(octets, coding):
     """Everything that can be read of recoded octets, read in several ways."""
-    made = recoded(MemoryOctets(octets), coding)
+    made = recode(MemoryOctets(octets), coding)
     whole = made.read(0, made.size)
     assert len(whole) == made.size
     for size in (13, 77):
@@ -49,9 +49,9 @@ def written(octets, coding):
 
 
 @given(TEXTS, st.sampled_from([57, 114, 57 * 1024]))
-def test_what_is_coded_is_read_back(octets, chunk_octets):
+def test_encoding_and_decoding_are_inverse(octets, chunk_octets):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recoding, "_CHUNK_OCTETS", chunk_octets)
+        patch.setattr(transfer_encoding, "_CHUNK_OCTETS", chunk_octets)
         text = written(octets, CrlfCoding(keeps_nul=True))
         assert text.replace(b"\r\n", b"\n") == re.sub(b"\r\n|\r", b"\n", octets)
         assert not re.search(rb"(?<!\r)\n|\r(?!\n)", text)
@@ -77,9 +77,9 @@ def base64_lines(octets):
 
 
 @given(TEXTS, st.sampled_from([0, 50, 900]), st.sampled_from([57, 57 * 1024]))
-def test_long_lines_are_wrapped_and_mean_the_same(octets, width, chunk_octets):
+def test_long_lines_are_rewrapped_and_decode_to_the_same(octets, width, chunk_octets):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recoding, "_CHUNK_OCTETS", chunk_octets)
+        patch.setattr(transfer_encoding, "_CHUNK_OCTETS", chunk_octets)
         coded = b64encode(octets)
         if width:
             coded = b" \n".join(
@@ -116,9 +116,9 @@ class ShrinkingOctets(MemoryOctets):
         return b"" if start > 100_000 else super().read(start, length)
 
 
-def test_a_source_that_shrinks_is_seen():
-    made = recoded(MemoryOctets(b"x\n" * 100_000), CrlfCoding())
-    shrunk = recoding.Recoded(
+def test_a_source_that_shrinks_raises():
+    made = recode(MemoryOctets(b"x\n" * 100_000), CrlfCoding())
+    shrunk = transfer_encoding.RecodedOctets(
         ShrinkingOctets(b"x\n" * 100_000), made.coding, made.size, made.sources, made.places
     )
     with pytest.raises(OSError, match="found"):
@@ -126,7 +126,7 @@ def test_a_source_that_shrinks_is_seen():
 
 
 @pytest.mark.parametrize("line_end", [b"\r", b"\n", b"\r\n", b" \r\n", b"\t\r"])
-def test_a_soft_line_break_loses_nothing_behind_it(chunk, line_end):
+def test_a_soft_line_break_loses_nothing_after_it(chunk, line_end):
     quoted = b"one" + b"=" + line_end + b"two=3D\rthree=" + line_end + b"four\nfive"
     assert (
         b"".join(decoded_blocks(MemoryOctets(quoted), "quoted-printable"))

@@ -1,10 +1,9 @@
-"""Read any MIME message as Graph's properties, wherever it lies.
+"""Read any MIME message as Graph's properties and attachments.
 
-On the path: the store shows what others wrote, and what was given as MIME.
-Holds: damaged MIME gives the best that can be read of it; reading never raises. Of a large message
-only headers and the shown text are in memory, and of the text at most TEXT_OCTETS_MAX.
-Fails: OSError where the octets cannot be read; what makes no sense is empty, and told in `defects`.
-Standards: RFC 2045-2047, 2231; RFC 2183 (inline, attachment); RFC 2387 (related).
+The mailbox shows messages of others and MIME drafts with it. Damaged MIME gives what can be read of
+it; damage is listed in `defects` and never raises. Of a large message only headers and the shown
+text are in memory, and of the text at most TEXT_OCTETS_MAX. Raises OSError if it cannot be read.
+RFC 2045-2047, 2231; RFC 2183 (inline, attachment); RFC 2387 (related).
 """
 
 import contextlib
@@ -13,31 +12,30 @@ from dataclasses import dataclass, replace
 from email.message import Message
 from email.utils import collapse_rfc2231_value
 
-from relay.message.content import MemoryOctets, Octets
+from relay.message.content import Octets, as_octets
 from relay.message.properties import MessageProperties
-from relay.mime.draft import BesideMime, Part, read_private, read_properties
-from relay.mime.encodedwords import is_for_mail, printable
-from relay.mime.entities import Entity, Structure
-from relay.mime.headread import (
+from relay.mime.draft import MimeDraftProperties, StoredPart, read_private_block, read_properties
+from relay.mime.encoded_words import is_for_mail, printable
+from relay.mime.read_header import (
     date_us_of,
+    decode_text,
     read_properties_of_header,
     read_text,
     read_token,
-    words_in,
 )
-from relay.mime.recoding import decoded_blocks
-from relay.mime.structure import read_structure
+from relay.mime.structure import Entity, Structure, read_structure
+from relay.mime.transfer_encoding import decoded_blocks
 
-TEXT_OCTETS_MAX = 10 * 1024 * 1024  # of a text that is shown; the rest is there, but not shown
+TEXT_OCTETS_MAX = 10 * 1024 * 1024  # of the shown text; the rest is not shown
 _PADDING_OCTETS_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
 class AttachmentFacts:
-    """An attachment without its bytes; `size` counts the decoded ones.
+    """An attachment without its content; `size` is the decoded size.
 
-    `item`: it is a whole message (message/rfc822). `id` is "" unless a draft gave it one: then its
-    place in the order is its id.
+    `item`: it is a whole message (message/rfc822). `id` is the id that a draft stores; if it is "",
+    the index in the order of attachments is the id.
     """
 
     name: str
@@ -51,9 +49,7 @@ class AttachmentFacts:
 
 @dataclass(frozen=True, slots=True)
 class AttachedOctets:
-    """An attachment where it lies: `octets` are in the transfer encoding, "" where that changes
-    nothing.
-    """
+    """An attachment with its stored octets; `encoding` is "" if they need no decoding."""
 
     facts: AttachmentFacts
     octets: Octets
@@ -62,7 +58,7 @@ class AttachedOctets:
 
 @dataclass(frozen=True, slots=True)
 class ReadMessage:
-    """A message as it was read; `date_us` is 0 without a Date that makes sense."""
+    """A message as it was read; `date_us` is 0 without a valid Date."""
 
     properties: MessageProperties
     attachments: tuple[AttachmentFacts, ...]
@@ -72,9 +68,9 @@ class ReadMessage:
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """What a mail program shows or offers as one thing: an entity without parts, or a message.
+    """An entity that mail programs show as one body or attachment: a leaf, or a whole message.
 
-    `number` is its place in Structure.entities.
+    `number` is its index in Structure.entities.
     """
 
     number: int
@@ -92,12 +88,12 @@ class SortedLeaves:
 
 
 def read_message(raw: bytes | Octets) -> ReadMessage:
-    """Read a file of a mailbox: a draft by its block, anything else as MIME.
+    """Read a file of a mailbox: a draft by its block, other messages as MIME.
 
     Reading blocks; raises OSError.
     """
-    stored = MemoryOctets(raw) if isinstance(raw, bytes) else raw
-    block, length = read_private(stored)
+    stored = as_octets(raw)
+    block, length = read_private_block(stored)
     if block is None or block.properties is None:
         message = read_mime(stored.part(length, stored.size - length))
         return _with_beside(message, block.beside) if block and block.beside else message
@@ -105,7 +101,7 @@ def read_message(raw: bytes | Octets) -> ReadMessage:
     return ReadMessage(read_properties(stored), attachments, block.origin.modified_us)
 
 
-def _with_beside(message: ReadMessage, beside: BesideMime) -> ReadMessage:
+def _with_beside(message: ReadMessage, beside: MimeDraftProperties) -> ReadMessage:
     properties = replace(
         message.properties,
         delivery_receipt=beside.delivery_receipt,
@@ -115,11 +111,11 @@ def _with_beside(message: ReadMessage, beside: BesideMime) -> ReadMessage:
 
 
 def read_mime(content: bytes | Octets) -> ReadMessage:
-    """Read a MIME message; attachments' bytes are only counted.
+    """Read a MIME message; of attachments only the size is computed.
 
     Reading blocks; raises OSError.
     """
-    octets = MemoryOctets(content) if isinstance(content, bytes) else content
+    octets = as_octets(content)
     structure = read_structure(octets)
     leaves = sorted_leaves(structure)
     body = leaves.html or leaves.text
@@ -137,12 +133,12 @@ def read_mime(content: bytes | Octets) -> ReadMessage:
     return ReadMessage(properties, facts, date_us_of(fields), (*structure.defects, *text.defects))
 
 
-def attached(stored: Octets) -> tuple[AttachedOctets, ...]:
-    """Return the attachments of a file of a mailbox, in the order in which read_message() tells.
+def read_attachments(stored: Octets) -> tuple[AttachedOctets, ...]:
+    """Return the attachments of a file of a mailbox, in the order of read_message().
 
     Reading blocks; raises OSError.
     """
-    block, length = read_private(stored)
+    block, length = read_private_block(stored)
     if block is None or block.properties is None:
         return _attached_to_mime(stored.part(length, stored.size - length))
     return tuple(
@@ -170,16 +166,16 @@ def _attached_to_mime(octets: Octets) -> tuple[AttachedOctets, ...]:
 
 
 def sorted_leaves(structure: Structure) -> SortedLeaves:
-    """Find the html body, the text body and everything else; what is in messages stays there."""
+    """Find the HTML body, the text body and the attachments; attached messages are not searched."""
     html = text = None
     attached = []
-    behind = 0
+    end = 0
     for number, entity in enumerate(structure.entities):
-        if number < behind or not (entity.is_leaf or entity.is_message):
+        if number < end or not (entity.is_leaf or entity.is_message):
             continue
-        behind = structure.within(number).stop
+        end = structure.within(number).stop
         leaf = Leaf(number, entity, entity.fields())
-        # A multipart without parts is the text that stands there.
+        # A multipart without parts is shown as text.
         kind = entity.content_type
         is_text = kind == "text/plain" or kind.startswith("multipart/")
         wants_to_attach = disposition_of(leaf) == "attachment" or _filename(leaf.fields)
@@ -193,8 +189,8 @@ def sorted_leaves(structure: Structure) -> SortedLeaves:
 
 
 def disposition_of(leaf: Leaf) -> str:
-    """Return "inline", "attachment" or what else is said; "" where nothing is."""
-    with contextlib.suppress(Exception):  # fields of strangers break `email` in many ways
+    """Return the Content-Disposition in lower case, "" if there is none."""
+    with contextlib.suppress(Exception):  # damaged fields make `email` raise in many ways
         return leaf.fields.get_content_disposition() or ""
     return ""
 
@@ -204,7 +200,7 @@ def _body(octets: Octets, entity: Entity) -> Octets:
 
 
 def _encoding(entity: Entity) -> str:
-    """A message in an attachment is not decoded: its parts have encodings of their own."""
+    """Return the encoding of the body; attached messages are not decoded, only their parts are."""
     return "" if entity.is_message else entity.encoding
 
 
@@ -224,7 +220,7 @@ def _read_text(octets: Octets, leaf: Leaf) -> _Text:
     is_cut = size > TEXT_OCTETS_MAX
     payload = b"".join(pieces)
     defects = (f"a text of more than {TEXT_OCTETS_MAX} octets",) if is_cut else ()
-    with contextlib.suppress(Exception):  # LookupError, UnicodeError, and what damaged fields do
+    with contextlib.suppress(Exception):  # LookupError, UnicodeError, and errors in damaged fields
         charset = str(leaf.fields.get_content_charset("utf-8"))
         if is_for_mail(charset):
             return _Text(payload.decode(charset, "ignore" if is_cut else "strict"), defects)
@@ -250,7 +246,7 @@ def _attachment(
 
 
 def _decoded_size(octets: Octets, entity: Entity) -> int:
-    """Return how many octets there are behind the encoding; of base64 they are not decoded."""
+    """Return the decoded size; for base64 it is computed without decoding."""
     body = _body(octets, entity)
     if _encoding(entity) == "quoted-printable":
         return sum(map(len, decoded_blocks(body, entity.encoding)))
@@ -263,24 +259,24 @@ def _decoded_size(octets: Octets, entity: Entity) -> int:
 
 
 def _title(structure: Structure, leaf: Leaf) -> str:
-    """Name an attached message by its subject, as mail programs do."""
+    """Return the subject of an attached message, which mail programs use as its name."""
     inner = structure.within(leaf.number)
     return read_text(structure.entities[inner[0]].fields(), "subject") if inner else ""
 
 
 def _filename(fields: "Message[str, str]") -> str:
-    """Return a part's name: by RFC 2231 to the letter, else with RFC 2047 words in it as well."""
+    """Return the file name: an RFC 2231 value, or a plain one that may have RFC 2047 words."""
     with contextlib.suppress(Exception):
         for name, field in (("filename", "content-disposition"), ("name", "content-type")):
             value = fields.get_param(name, "", field)
             if isinstance(value, tuple):
                 return printable(collapse_rfc2231_value(value))
             if value:
-                return printable(words_in(str(value)))
+                return printable(decode_text(str(value)))
     return ""
 
 
-def _facts(part: Part) -> AttachmentFacts:
+def _facts(part: StoredPart) -> AttachmentFacts:
     return AttachmentFacts(
         part.name,
         part.content_type,

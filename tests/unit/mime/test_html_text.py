@@ -1,4 +1,4 @@
-"""The text alternative: what a reader without html needs, whatever the html is like."""
+"""The text alternative of HTML, whatever the HTML is."""
 
 import time
 
@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.mime.htmltext import text_of_html
-from relay.mime.preview import preview
+from relay.mime.html_text import html_to_text, preview
 
 
 @pytest.mark.parametrize(
@@ -39,13 +38,13 @@ from relay.mime.preview import preview
         ("<p>a\0b", "ab"),
     ],
 )  # fmt: skip
-def test_text_of_html(html, text):
-    assert text_of_html(html) == text
+def test_html_to_text(html, text):
+    assert html_to_text(html) == text
 
 
 def test_a_long_document_is_read_in_pieces_without_loss():
     rows = [f"<tr><td>row</td><td>{number}</td></tr>" for number in range(30_000)]
-    text = text_of_html(f"<table>{''.join(rows)}</table>")
+    text = html_to_text(f"<table>{''.join(rows)}</table>")
     assert text.split() == [word for number in range(30_000) for word in ("row", str(number))]
 
 
@@ -93,7 +92,7 @@ def test_a_long_document_is_read_in_pieces_without_loss():
     ],
 )  # fmt: skip
 def test_tags_and_elements_end_where_a_browser_ends_them(html, text):
-    assert text_of_html(html) == text
+    assert html_to_text(html) == text
 
 
 SHAPES = {
@@ -130,14 +129,14 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_time_grows_as_the_body_does(shape):
+def test_time_is_linear_in_the_body(shape):
     """Eight times as long takes eight times as long, not 64 times."""
 
     def shortest_s(html):
         taken_s = []
         for _ in range(2):
             began = time.process_time()
-            text_of_html(html)
+            html_to_text(html)
             taken_s.append(time.process_time() - began)
         return min(taken_s)
 
@@ -149,19 +148,19 @@ def test_a_number_of_any_length_can_be_previewed():
     assert preview(f"<p>a&#{'9' * 5000};b", "html") == "a\ufffdb"
 
 
-def test_output_is_in_proportion_to_the_body():
+def test_output_is_proportional_to_the_body():
     deep = "<blockquote>" * 1000 + "<ul><li>x" * 10_000
-    assert len(text_of_html(deep)) < 10 * len(deep)
+    assert len(html_to_text(deep)) < 10 * len(deep)
 
 
-def test_what_is_too_long_says_where_the_rest_is():
-    text = text_of_html("word " * 2_000_000)
+def test_a_text_that_is_too_long_says_where_the_rest_is():
+    text = html_to_text("word " * 2_000_000)
     assert text.endswith("\n\n[The rest is in the HTML part of this message.]")
     assert len(text) < 8_100_000
 
 
 @given(st.text(st.sampled_from("<>/!-= \"'abp\n&;#") | st.characters(), max_size=300))
-def test_nothing_makes_it_raise(html):
-    text = text_of_html(html)
+def test_no_html_raises(html):
+    text = html_to_text(html)
     assert "\r" not in text
     assert not text.startswith("\n")

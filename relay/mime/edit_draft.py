@@ -1,0 +1,482 @@
+"""Change a draft that exists: edit its MIME in place, or carry its attachments to a new file.
+
+changed_mime() changes only the fields and the body that a PATCH names. Other octets stay as they
+are: attachments and inline parts are spliced, so that of a large draft only the headers and the new
+text are in memory. Where the HTML body has a text alternative, the alternative is written again.
+
+stored_attachments() returns the attachments of a stored file for a draft that is written again from
+its properties. They are read in blocks while the new file is written.
+
+Raises NotEditableError where the body is signed or encrypted, and OSError where the file cannot be
+read. Standards: RFC 5322 3.6; RFC 2045 6; RFC 2046 5.1; RFC 2387 (related); RFC 1847.
+"""
+
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from operator import itemgetter
+
+from relay.message.content import MemoryOctets, Octets, octets_in_blocks
+from relay.message.extended_properties import extended_header_fields
+from relay.message.properties import MessageProperties
+from relay.mime.draft import DraftAttachment, StoredPart, base64_lines, read_private_block
+from relay.mime.html_text import html_to_text
+from relay.mime.read_header import (
+    BYTE_ORDER_MARK,
+    cleaned,
+    split_fields,
+    unreadable_addresses,
+    with_crlf,
+    with_fields,
+)
+from relay.mime.read_mime import (
+    TEXT_OCTETS_MAX,
+    AttachedOctets,
+    AttachmentFacts,
+    SortedLeaves,
+    read_attachments,
+    sorted_leaves,
+)
+from relay.mime.structure import BodyCounter, Entity, Structure, read_structure
+from relay.mime.transfer_encoding import (
+    Base64Octets,
+    CodedText,
+    QuotedPrintableDecoding,
+    RewrappedBase64,
+    coded_text,
+    recode,
+)
+from relay.mime.write_header import address_list_field, header_fields, raw_field
+
+CRLF = b"\r\n"
+Fields = list[tuple[bytes, bytes]]  # lower-case name, the field with its line end
+_BOUNDARY = "=_relay_%d"  # no encoded text contains "=_"
+_KINDS_OF_MIXED = ("multipart/related", "multipart/alternative")
+_BODY = ("body", "body_type")
+# The fields of a property: when it changes, all of them are removed and one may be written again.
+_FIELDS_OF: Mapping[str, Sequence[str]] = {
+    "subject": ("Subject", "Thread-Topic"),
+    "from_": ("From", "Sender"),
+    "sender": ("Sender",),
+    "to": ("To",),
+    "cc": ("Cc",),
+    "bcc": ("Bcc",),
+    "reply_to": ("Reply-To",),
+    "internet_message_id": ("Message-ID",),
+    "importance": ("Importance", "X-Priority", "X-MSMail-Priority", "Priority"),
+    "sensitivity": ("Sensitivity",),
+    "categories": ("Keywords",),
+    "read_receipt": ("Disposition-Notification-To",),
+    "in_reply_to": ("In-Reply-To",),
+    "references": ("References",),
+    "conversation_index": ("Thread-Index",),
+}
+_NOT_KEPT = frozenset(
+    ("resent-bcc", *(name.lower() for names in _FIELDS_OF.values() for name in names))
+)
+_PROTECTED_TYPES = frozenset(("application/pkcs7-mime", "application/x-pkcs7-mime"))
+_MESSAGE = "message/rfc822"
+_SHOWN_CHARACTERS = 100
+
+
+class MimeEdits:
+    """The changes of a MIME message: replaced ranges of its body, and the fields of its header.
+
+    Octets that no edit replaces stay unchanged and are not copied. Edits must not overlap.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self.structure = structure
+        message = structure.message
+        # a NUL in a name, or a byte order mark, would hide a field
+        is_odd = b"\0" in message.header or message.header.startswith(BYTE_ORDER_MARK)
+        header = cleaned(message.header) if is_odd else message.header
+        if header and not header.endswith((b"\r", b"\n")):
+            header += CRLF
+        self.fields = list(split_fields(header))
+        self._places: list[tuple[int, int, tuple[bytes | range, ...]]] = []
+        self._ends_of_lines: set[int] = set()
+
+    def replace_fields(self, names: Iterable[str], written: Iterable[tuple[bytes, bytes]]) -> None:
+        """Replace the fields of these names by those in `written`, in the place of the first."""
+        wanted = {name.lower().encode() for name in names}
+        new = [one for one in written if one[0] in wanted]
+        kept = []
+        for name, octets in self.fields:
+            if name not in wanted:
+                kept.append((name, octets))
+                continue
+            mine = [one for one in new if one[0] == name]
+            kept += mine
+            new = [one for one in new if one[0] != name]
+        self.fields = with_fields(kept, new)
+
+    def replace(self, start: int, end: int, *instead: bytes | range) -> None:
+        """Replace the range from start to end by octets and ranges of the content."""
+        self._places.append((start, end, instead))
+
+    def replace_lines(self, start: int, end: int, *instead: bytes | range) -> None:
+        """Replace a range, and add a line end after it if there is none.
+
+        The line end of a delimiter may belong to the delimiter or blank line before it.
+        """
+        self.replace(start, end, *instead)
+        self._ends_of_lines.add(end)
+
+    def replace_header(self, entity: Entity, fields: Fields) -> None:
+        """Replace the fields of a part, or of the message."""
+        if entity is self.structure.message:
+            self.fields = fields
+            return
+        header = b"".join(octets for _, octets in fields)
+        end = entity.start + len(entity.header)
+        self.replace(entity.start, end, header if entity.blank else header + CRLF)
+
+    def applied(self, content: Octets) -> tuple[Octets, ...]:
+        """Return the changed message in pieces; unchanged octets are not copied."""
+        message = self.structure.message
+        header = b"".join(octets for _, octets in self.fields)
+        has_body = self.structure.size > message.body_start or bool(self._places)
+        pieces: list[Octets] = [MemoryOctets(header + (message.blank or CRLF * has_body))]
+        place = message.body_start
+        for start, end, instead in sorted(self._places, key=itemgetter(0)):
+            pieces.append(content.part(place, start - place))
+            for one in instead:
+                if isinstance(one, bytes):
+                    pieces.append(MemoryOctets(one))
+                else:
+                    pieces.append(content.part(one.start, len(one)))
+            if end in self._ends_of_lines and content.read(end, 1) not in (b"\r", b"\n"):
+                pieces.append(MemoryOctets(CRLF))
+            place = end
+        pieces.append(content.part(place, self.structure.size - place))
+        return tuple(one for one in pieces if one.size)
+
+
+class NotEditableError(ValueError):
+    """The draft cannot be changed, for example because it is signed or encrypted."""
+
+
+def change_body(edits: MimeEdits, leaves: SortedLeaves, *, body_type: str, body: str) -> None:
+    """Replace the body that mail programs show. Raises NotEditableError."""
+    shown = leaves.html or leaves.text
+    if shown is not None and shown.entity.protected:
+        raise NotEditableError("The body of a signed or encrypted message cannot be changed.")
+    change = _BodyChange(
+        edits, leaves, html=body if body_type.lower() == "html" else None, text=body
+    )
+    if shown is None:
+        change.add()
+    elif change.html is None:
+        change.to_text()
+    else:
+        change.to_html()
+    if all(name != b"mime-version" for name, _ in edits.fields):
+        edits.fields.append(_field("MIME-Version", "1.0"))
+
+
+class _BodyChange:
+    """The change of a body; `html` is None for a text body."""
+
+    def __init__(
+        self, edits: MimeEdits, leaves: SortedLeaves, *, html: str | None, text: str
+    ) -> None:
+        self.html = html
+        self._edits = edits
+        self._structure: Structure = edits.structure
+        self._html_leaf = leaves.html.entity if leaves.html else None
+        self._text_leaf = leaves.text.entity if leaves.text else None
+        self._attached = [one.entity for one in leaves.attached]
+        self._boundaries = {one.boundary for one in self._structure.entities}
+        self._plain = self._coded(text if html is None else html_to_text(html))
+        self._rich = None if html is None else self._coded(html)
+
+    def to_html(self) -> None:
+        """Replace HTML by HTML, and its text alternative if there is one."""
+        assert self._rich is not None
+        if self._html_leaf is None:
+            assert self._text_leaf is not None
+            self._put(self._text_leaf, *self._whole(), keeps_content=False)
+            return
+        self._put(self._html_leaf, _text_fields("html", self._rich), self._rich.content)
+        alternative = self._alternative()
+        if alternative is not None and self._text_leaf is not None:
+            self._put(self._text_leaf, _text_fields("plain", self._plain), self._plain.content)
+
+    def to_text(self) -> None:
+        """Replace HTML and text by a text; images of the HTML stay as attachments."""
+        fields, content = self._whole()
+        if self._html_leaf is None:
+            assert self._text_leaf is not None
+            self._put(self._text_leaf, fields, content)
+            return
+        for one in self._attached:
+            if (
+                one.content_type == "text/html" and not one.protected
+            ):  # it would be shown as the body
+                self._put_fields(one, [_field("Content-Disposition", "attachment")])
+        if self._text_leaf is None:
+            self._put(self._html_leaf, fields, content)
+            self._make_mixed(self._over(self._html_leaf))
+            return
+        alternative = self._alternative()
+        if alternative is not None and self._is_all_of(alternative):
+            self._put(alternative, fields, content, keeps_content=False)
+            self._make_mixed(self._over(alternative))
+            return
+        self._put(self._text_leaf, fields, content)
+        removed_entity = self._html_leaf
+        over = list(self._over(removed_entity))
+        while self._parts(over[0]) == 1:  # the multipart that contains the text too has two parts
+            removed_entity = over.pop(0)
+        self._edits.replace_lines(removed_entity.lead, removed_entity.end)
+        self._make_mixed(over)
+
+    def add(self) -> None:
+        """Add a body to a message that has only attachments."""
+        message = self._structure.message
+        fields, content = self._whole()
+        part = b"".join(octets for _, octets in fields) + CRLF + content
+        if message.content_type == "multipart/mixed" and message.boundary:
+            lead = self._structure.entities[1].lead
+            delimiter = b"--" + message.boundary + CRLF
+            if lead == message.body_start:  # the first delimiter may have no line end before it
+                self._edits.replace(lead, lead, delimiter, part, CRLF)
+            else:
+                self._edits.replace(lead, lead, CRLF, delimiter, part)
+            return
+        had = [one for one in self._edits.fields if one[0].startswith(b"content-")]
+        kept = [one for one in self._edits.fields if not one[0].startswith(b"content-")]
+        boundary = self._boundary()
+        delimiter = b"--" + boundary + CRLF
+        old = b"".join(cleaned(octets) for _, octets in had)
+        self._edits.fields = [*kept, _multipart_field("mixed", boundary)]
+        self._edits.replace(
+            message.body_start,
+            message.end,
+            delimiter + part + CRLF + delimiter + old + CRLF,
+            range(message.body_start, message.end),
+            CRLF + b"--" + boundary + b"--" + CRLF,
+        )
+
+    def _put(
+        self, entity: Entity, fields: Fields, content: bytes, *, keeps_content: bool = True
+    ) -> None:
+        """Replace an entity and all that it contains by a text or a multipart.
+
+        `keeps_content`: its other Content fields, such as Content-ID, stay valid.
+        """
+        self._put_fields(entity, fields, removed=b"content-md5" if keeps_content else b"content-")
+        self._edits.replace_lines(entity.body_start, entity.end, content)
+
+    def _put_fields(self, entity: Entity, fields: Fields, *, removed: bytes = b"\0") -> None:
+        """Set these fields of an entity; remove those whose names begin with `removed`."""
+        replaced = {name for name, _ in fields}
+        is_message = entity is self._structure.message
+        had = self._edits.fields if is_message else _fields_of(entity)
+        kept = [one for one in had if one[0] not in replaced and not one[0].startswith(removed)]
+        self._edits.replace_header(entity, [*kept, *fields])
+
+    def _whole(self) -> tuple[Fields, bytes]:
+        """Return the body as one entity: the text, or multipart/alternative of text and html."""
+        if self._rich is None:
+            return _text_fields("plain", self._plain), self._plain.content
+        boundary = self._boundary()
+        pieces = []
+        for subtype, text in (("plain", self._plain), ("html", self._rich)):
+            fields = b"".join(octets for _, octets in _text_fields(subtype, text))
+            pieces += [b"--", boundary, CRLF, fields, CRLF, text.content, CRLF]
+        content = b"".join((*pieces, b"--", boundary, b"--"))
+        encoding = _field("Content-Transfer-Encoding", "7bit")
+        return [_multipart_field("alternative", boundary), encoding], content
+
+    def _boundary(self) -> bytes:
+        """Return a boundary that is not in the message, a new one at each call."""
+        number = 0
+        while (boundary := (_BOUNDARY % number).encode()) in self._boundaries:
+            number += 1
+        self._boundaries.add(boundary)
+        return boundary
+
+    def _coded(self, text: str) -> CodedText:
+        octets = with_crlf(text.encode("utf-8", "replace"))
+        coded = coded_text(octets)
+        if any(one and b"--" + one in coded.content for one in self._boundaries):
+            return CodedText(coded.charset, "base64", base64_lines(b64encode(octets)))
+        return coded
+
+    def _over(self, entity: Entity) -> Iterator[Entity]:
+        """Yield the multiparts that contain an entity, the innermost first."""
+        while entity.parent >= 0:
+            entity = self._structure.entities[entity.parent]
+            yield entity
+
+    def _alternative(self) -> Entity | None:
+        """Return the multipart/alternative that contains both HTML and text, or None."""
+        if self._html_leaf is None or self._text_leaf is None:
+            return None
+        over_text = list(self._over(self._text_leaf))
+        for one in self._over(self._html_leaf):
+            if one.content_type == "multipart/alternative" and one in over_text:
+                return one
+        return None
+
+    def _is_all_of(self, multipart: Entity) -> bool:
+        """Return whether the multipart contains nothing but the HTML and the text."""
+        number = self._structure.entities.index(multipart)
+        inner = (self._structure.entities[one] for one in self._structure.within(number))
+        return all(one.boundary or one in (self._html_leaf, self._text_leaf) for one in inner)
+
+    def _parts(self, multipart: Entity) -> int:
+        number = self._structure.entities.index(multipart)
+        return sum(one.parent == number for one in self._structure.entities)
+
+    def _make_mixed(self, multiparts: Iterator[Entity] | list[Entity]) -> None:
+        """Turn related and alternative multiparts into mixed: images become attachments."""
+        for one in multiparts:
+            if one.content_type in _KINDS_OF_MIXED:
+                self._put_fields(one, [_multipart_field("mixed", one.boundary)])
+
+
+def _fields_of(entity: Entity) -> Fields:
+    return [one for one in split_fields(cleaned(entity.header)) if one[0]]
+
+
+def _field(name: str, value: str) -> tuple[bytes, bytes]:
+    return name.lower().encode(), raw_field(name, value).encode()
+
+
+def _text_fields(subtype: str, text: CodedText) -> Fields:
+    return [
+        _field("Content-Type", f"text/{subtype}; charset={text.charset}"),
+        _field("Content-Transfer-Encoding", text.encoding),
+    ]
+
+
+def _multipart_field(subtype: str, boundary: bytes) -> tuple[bytes, bytes]:
+    quoted = boundary.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+    value = b"multipart/" + subtype.encode() + b';\r\n boundary="' + quoted + b'"'
+    return b"content-type", b"Content-Type: " + value + CRLF
+
+
+def changed_mime(
+    content: Octets, before: MessageProperties, after: MessageProperties
+) -> tuple[Octets, ...]:
+    """Return MIME content with the properties of `after` that differ from `before`.
+
+    `before` are the properties that were read of the content. Reading blocks.
+    Raises NotEditableError and OSError.
+    """
+    structure = read_structure(content)
+    changed = [name for name in _FIELDS_OF if getattr(before, name) != getattr(after, name)]
+    names = [name for one in changed for name in _FIELDS_OF[one]]
+    if before.extended != after.extended:
+        names += [name for name, _ in extended_header_fields((*before.extended, *after.extended))]
+    edits = MimeEdits(structure)
+    edits.replace_fields(names, _written(after))
+    if any(getattr(before, name) != getattr(after, name) for name in _BODY):
+        change_body(edits, sorted_leaves(structure), body_type=after.body_type, body=after.body)
+    return edits.applied(content)
+
+
+def without_redundant_headers(properties: MessageProperties) -> MessageProperties:
+    """Return properties read from MIME for a draft of properties.
+
+    internetMessageHeaders that repeat a property, and Resent-Bcc, are removed.
+    """
+    headers = properties.internet_message_headers
+    kept = tuple(one for one in headers if one[0].lower() not in _NOT_KEPT)
+    return replace(properties, internet_message_headers=kept)
+
+
+def _written(properties: MessageProperties) -> list[tuple[bytes, bytes]]:
+    """Return all header fields of the properties, with their names in lower case."""
+    shown = replace(properties, internet_message_headers=())  # they repeat all fields
+    fields = header_fields(shown, message_id=properties.internet_message_id, date_us=0)
+    header = address_list_field("Bcc", properties.bcc) + fields
+    return list(split_fields(header.encode()))
+
+
+def stored_attachments(stored: Octets) -> tuple[DraftAttachment, ...]:
+    """Return the attachments of a file of a mailbox for a new file; each gets a stored id.
+
+    Reading blocks; raises OSError.
+    """
+    block, length = read_private_block(stored)
+    if block is not None and block.properties is not None:
+        return tuple(
+            DraftAttachment(
+                replace(part, id=part.id or str(number)),
+                stored.part(length + part.offset, part.length),
+            )
+            for number, part in enumerate(block.attachments)
+        )
+    return tuple(_from_mime(one, number) for number, one in enumerate(read_attachments(stored)))
+
+
+def check_rewritable(stored: Octets) -> None:
+    """Raise NotEditableError for MIME that would lose something if written from properties.
+
+    Reading blocks; raises OSError.
+    """
+    block, length = read_private_block(stored)
+    if block is not None and block.properties is not None:
+        return
+    structure = read_structure(stored.part(length, stored.size - length))
+    leaves = sorted_leaves(structure)
+    if structure.message.content_type in _PROTECTED_TYPES or any(
+        one.protected for one in structure.entities
+    ):
+        raise NotEditableError(
+            "The attachments of a signed or encrypted message cannot be changed."
+        )
+    header = structure.message.fields()
+    for name in ("To", "Cc", "Bcc"):
+        if unread := unreadable_addresses(header, name):
+            shown = unread[:_SHOWN_CHARACTERS]
+            raise NotEditableError(f"The attachments cannot be changed while {name} has {shown!r}.")
+    for leaf in (leaves.html, leaves.text):
+        if leaf is not None and leaf.entity.body.size > TEXT_OCTETS_MAX:
+            raise NotEditableError(
+                "The message's text is too large for its attachments to be changed."
+            )
+
+
+def new_attachment(facts: AttachmentFacts, octets: Octets) -> DraftAttachment:
+    """Return a file as a new attachment; it is encoded while it is read."""
+    return DraftAttachment(_part(facts), Base64Octets(octets))
+
+
+def _from_mime(one: AttachedOctets, number: int) -> DraftAttachment:
+    part = replace(_part(one.facts), id=str(number))
+    if one.facts.item:
+        text = BodyCounter()
+        for block in octets_in_blocks([one.octets]):
+            text.add(block, b"")
+        statistics = text.statistics()
+        if statistics.has_crlf_only and not statistics.nul and not statistics.long_line:
+            part = replace(
+                part, item=True, base64=False, content_type=_MESSAGE, eight_bit=statistics.eight_bit
+            )
+            return DraftAttachment(part, one.octets)
+    if one.encoding == "base64":
+        return DraftAttachment(part, recode(one.octets, RewrappedBase64()))
+    if one.encoding == "quoted-printable":
+        decoded = recode(one.octets, QuotedPrintableDecoding())
+        return DraftAttachment(part, Base64Octets(decoded))
+    return DraftAttachment(part, Base64Octets(one.octets))
+
+
+def _part(facts: AttachmentFacts) -> StoredPart:
+    """Return the part of an attachment in base64, which message/rfc822 does not allow."""
+    return StoredPart(
+        offset=0,
+        length=0,
+        base64=True,
+        name=facts.name,
+        content_type=facts.content_type,
+        size=facts.size,
+        inline=facts.inline,
+        content_id=facts.content_id,
+        id=facts.id,
+    )

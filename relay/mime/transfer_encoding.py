@@ -1,0 +1,301 @@
+"""Content transfer encodings: encode, decode and rewrap base64 and quoted-printable in chunks.
+
+RecodedOctets encode their source while they are read, so that conversion repairs the parts of large
+messages with one chunk in memory; every reading returns the same octets. decoded_blocks() decodes a
+body: octets that cannot be decoded give what can be read of them. coded_text() encodes a new text.
+Reading raises OSError where the source cannot be read.
+RFC 2045 6.7 (quoted-printable), 6.8 (base64); RFC 2046 4.1.2 (charset); RFC 5322 2.3 (CR and LF
+only together).
+"""
+
+import re
+from base64 import b64encode
+from binascii import a2b_base64, a2b_qp, b2a_qp
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from relay.message.content import Octets, SpanOfOctets, octets_in_blocks
+from relay.mime.draft import base64_lines, has_line_over
+from relay.mime.read_header import with_crlf
+
+_CHUNK_OCTETS = 57 * 1024  # whole lines of base64; the size of a chunk
+_LOOKAHEAD_OCTETS = 4096
+_LINE = 76
+_LINE_SOURCE = 57  # octets in a line of base64
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
+_NOT_BASE64 = bytes(set(range(256)) - set(_ALPHABET))
+# With bare CRs too: after one, binascii skips everything up to an LF.
+_SOFT_BREAK = re.compile(rb"=[ \t]*(?>\r\n|[\r\n])")
+# 25 encoded octets ("=XX" is one) have at most 75 characters.
+_WRAPPED = re.compile(rb"((?:=[^\r\n]{2}|[^=\r\n]){25})(?=[^\r\n])")
+_BODY_LINE_BYTES = 78
+_ASCII = bytes(range(128))
+_QUOTED_PRINTABLE_SHARE = 6  # base64 is shorter if more than one byte in six needs "=XX"
+
+
+class Coding(Protocol):
+    """A conversion of octets, chunk by chunk."""
+
+    def cut(self, octets: bytes) -> int:
+        """Return how many octets can be converted before the next ones are known; 0 for none."""
+        ...
+
+    def code(self, octets: bytes, *, last: bool) -> bytes:
+        """Return the converted octets."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CrlfCoding:
+    """Every line end becomes CRLF. NULs, which SMTP forbids, are removed unless `keeps_nul`."""
+
+    keeps_nul: bool = False
+
+    def cut(self, octets: bytes) -> int:
+        """See Coding: a CR at the end may be the first half of a line end."""
+        return len(octets.rstrip(b"\r" if self.keeps_nul else b"\r\0"))
+
+    def code(self, octets: bytes, *, last: bool) -> bytes:  # noqa: ARG002 - no difference here
+        """See Coding."""
+        return with_crlf(octets if self.keeps_nul else octets.replace(b"\0", b""))
+
+
+class Base64Coding:
+    """Encode as base64 in lines of 76."""
+
+    def cut(self, octets: bytes) -> int:
+        """See Coding: whole lines."""
+        return len(octets) // 57 * 57
+
+    def code(self, octets: bytes, *, last: bool) -> bytes:
+        """See Coding."""
+        coded = b64encode(octets)
+        lines = [coded[start : start + _LINE] for start in range(0, len(coded), _LINE)]
+        return b"\r\n".join(lines) + (b"" if last else b"\r\n")
+
+
+class QuotedPrintableCoding:
+    """Encode text with CRLF line ends as quoted-printable."""
+
+    def cut(self, octets: bytes) -> int:
+        """See Coding: at a line end; a line longer than a chunk is cut anywhere."""
+        return octets.rfind(b"\n") + 1 or len(octets) - octets.endswith(b"\r")
+
+    def code(self, octets: bytes, *, last: bool) -> bytes:
+        """See Coding: a cut inside a line becomes a soft line break."""
+        coded = with_crlf(b2a_qp(octets, istext=True))
+        return coded if last or octets.endswith(b"\n") else coded + b"=\r\n"
+
+
+class RewrappedBase64:
+    """Rewrap base64 into lines of 76; octets that are not base64 are removed."""
+
+    def cut(self, octets: bytes) -> int:
+        """See Coding: as much as gives whole lines."""
+        surplus = len(octets.translate(None, _NOT_BASE64)) % _LINE
+        end = len(octets)
+        while surplus and end > len(octets) - _LOOKAHEAD_OCTETS:
+            end -= 1
+            surplus -= octets[end] in _ALPHABET
+        return len(octets) if surplus else end
+
+    def code(self, octets: bytes, *, last: bool) -> bytes:
+        """See Coding."""
+        plain = octets.translate(None, _NOT_BASE64)
+        lines = [plain[start : start + _LINE] for start in range(0, len(plain), _LINE)]
+        return b"\r\n".join(lines) + (b"" if last or not lines else b"\r\n")
+
+
+class RewrappedQuotedPrintable:
+    """Rewrap quoted-printable with CRLF: long lines get soft line breaks."""
+
+    def cut(self, octets: bytes) -> int:
+        """See Coding: at a line end; in a longer line, not inside "=XX"."""
+        line_end = octets.rfind(b"\n") + 1
+        return line_end or _end_of_escapes(octets) - octets.endswith(b"\r")
+
+    def code(self, octets: bytes, *, last: bool) -> bytes:
+        """See Coding."""
+        wrapped = _WRAPPED.sub(rb"\1=\r\n", octets)
+        return wrapped if last or octets.endswith(b"\n") else wrapped + b"=\r\n"
+
+
+class QuotedPrintableDecoding:
+    """Decode quoted-printable, line by line."""
+
+    def cut(self, octets: bytes) -> int:
+        """See Coding: at a line end; in a longer line, not inside "=XX"."""
+        return octets.rfind(b"\n") + 1 or _end_of_escapes(octets)
+
+    def code(self, octets: bytes, *, last: bool) -> bytes:  # noqa: ARG002 - no difference here
+        """See Coding."""
+        return decoded_quoted_printable(octets)
+
+
+@dataclass(frozen=True, slots=True)
+class RecodedOctets:
+    """Octets converted by a coding (relay.message.content.Octets); made by recode().
+
+    `sources` and `places` are the starts of the chunks in the source and in the result.
+    """
+
+    source: Octets
+    coding: Coding
+    size: int
+    sources: tuple[int, ...] = field(repr=False)
+    places: tuple[int, ...] = field(repr=False)
+
+    def read(self, start: int, length: int) -> bytes:
+        """See Octets."""
+        end = min(start + length, self.size)
+        pieces = []
+        number = bisect_right(self.places, start) - 1
+        while start < end:
+            begin, stop = self.sources[number], self.sources[number + 1]
+            octets = self.source.read(begin, stop - begin)
+            if len(octets) < stop - begin:
+                break  # the caller sees that the source is truncated
+            coded = self.coding.code(octets, last=stop == self.source.size)
+            place = self.places[number]
+            pieces.append(coded[start - place : end - place])
+            start += len(pieces[-1])
+            number += 1
+        return b"".join(pieces)
+
+    def part(self, start: int, length: int) -> "Octets":
+        """See Octets."""
+        return SpanOfOctets(self, start, max(0, min(length, self.size - start)))
+
+
+def recode(source: Octets, coding: Coding) -> RecodedOctets:
+    """Return a source as converted octets: the source is read once for the sizes of its chunks.
+
+    Reading blocks; raises OSError.
+    """
+    sources, places = [0], [0]
+    held = b""
+
+    def take(end: int) -> None:
+        nonlocal held
+        stop = sources[-1] + end
+        coded = coding.code(held[:end], last=stop == source.size)
+        sources.append(stop)
+        places.append(places[-1] + len(coded))
+        held = held[end:]
+
+    for block in octets_in_blocks([source], _CHUNK_OCTETS):
+        held += block
+        if end := coding.cut(held):
+            take(end)
+        elif len(held) > 2 * _CHUNK_OCTETS:  # only first halves of line ends
+            take(len(held))
+    if held:
+        take(len(held))
+    return RecodedOctets(source, coding, places[-1], tuple(sources), tuple(places))
+
+
+@dataclass(frozen=True, slots=True)
+class Base64Octets:
+    """Octets in base64 in lines of 76 (relay.message.content.Octets)."""
+
+    source: Octets
+
+    @property
+    def size(self) -> int:
+        """See Octets."""
+        return base64_size(self.source.size)
+
+    def read(self, start: int, length: int) -> bytes:
+        """See Octets: whole lines are encoded and then cut."""
+        end = min(start + length, self.size)
+        if start >= end:
+            return b""
+        first, last = start // (_LINE + 2), -(-end // (_LINE + 2))
+        octets = self.source.read(first * _LINE_SOURCE, (last - first) * _LINE_SOURCE)
+        coded = base64_lines(b64encode(octets)) + b"\r\n"
+        skipped = start - first * (_LINE + 2)
+        return coded[skipped : skipped + end - start]
+
+    def part(self, start: int, length: int) -> Octets:
+        """See Octets."""
+        return SpanOfOctets(self, start, max(0, min(length, self.size - start)))
+
+
+def base64_size(octets: int) -> int:
+    """Return the size of base64 in lines of 76, without a line end after the last line."""
+    coded = -(-octets // 3) * 4
+    return coded + max(-(-coded // _LINE) - 1, 0) * len(b"\r\n")
+
+
+def decoded_blocks(source: Octets, encoding: str) -> Iterator[bytes]:
+    """Yield the decoded octets; damaged ones as far as they can be decoded. Raises OSError."""
+    blocks = octets_in_blocks([source], _CHUNK_OCTETS)
+    if encoding == "base64":
+        yield from _from_base64(blocks)
+    elif encoding == "quoted-printable":
+        yield from _from_quoted_printable(blocks)
+    else:
+        yield from blocks
+
+
+def _from_base64(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    held = b""
+    for block in blocks:
+        held += block.translate(None, _NOT_BASE64)
+        padding = held.find(b"=")
+        if padding >= 0:
+            held = held[:padding]
+            break
+        end = len(held) // 4 * 4
+        yield a2b_base64(held[:end])
+        held = held[end:]
+    if len(held) % 4 == 1:
+        held = held[:-1]  # six bits are less than an octet
+    yield a2b_base64(held + b"=" * (-len(held) % 4))
+
+
+def _from_quoted_printable(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    held = b""
+    for block in blocks:
+        held += block
+        end = held.rfind(b"\n") + 1 or _end_of_escapes(held)
+        yield decoded_quoted_printable(held[:end])
+        held = held[end:]
+    yield decoded_quoted_printable(held)
+
+
+def decoded_quoted_printable(octets: bytes) -> bytes:
+    """Decode octets that do not end inside "=XX"."""
+    return a2b_qp(_SOFT_BREAK.sub(b"", octets))
+
+
+def _end_of_escapes(octets: bytes) -> int:
+    """Return the length of the octets without an incomplete "=XX" at the end."""
+    escape = octets.rfind(b"=", -2)
+    return len(octets) if escape < 0 else escape
+
+
+@dataclass(frozen=True, slots=True)
+class CodedText:
+    """A text encoded in 7 bits."""
+
+    charset: str
+    encoding: str
+    content: bytes
+
+
+def coded_text(text: bytes) -> CodedText:
+    """Return the text as it is if that is possible, else as quoted-printable or base64.
+
+    The shorter encoding is used. The boundaries of this relay begin with "=_", which neither
+    encoding produces; a text that contains it is encoded.
+    """
+    charset = "us-ascii" if text.isascii() else "utf-8"
+    plain = text.isascii() and b"\0" not in text and b"=_" not in text
+    if plain and not has_line_over(text, _BODY_LINE_BYTES + len("\r")):
+        return CodedText(charset, "7bit", text)
+    if len(text.translate(None, _ASCII)) * _QUOTED_PRINTABLE_SHARE > len(text):
+        return CodedText(charset, "base64", base64_lines(b64encode(text)))
+    return CodedText(charset, "quoted-printable", with_crlf(b2a_qp(text, istext=True)))
