@@ -206,7 +206,8 @@ def _claim(row: Sequence[Any], recipients: Sequence[Sequence[Any]]) -> Claim:
         ),
         attempts=row[20], content_id=row[21], content_size=row[22] or 0,
         state=RecipientState(row[23]), retry_us=row[24], due_us=row[25],
-        level=PriorityLevel(row[26]), sender=row[27], cause=row[28], cause_attempts=row[29], warn_us=row[30],
+        level=PriorityLevel(row[26]), sender=row[27], cause=row[28], cause_attempts=row[29],
+        warn_us=row[30],
         priority=PriorityLevel(row[31]),
     )  # fmt: skip
 
