@@ -84,7 +84,7 @@ def claim_action(claim: Claim, *, now_us: int, confirmed_us: int, started_us: in
 
     Held and captured claims are never attempted. A claim without an attempt gets one before it
     expires, and so does one that came due while the relay was down. `started_us` is when this
-    relay started; `sure_us` is Clock.sure_us(), by which held and captured claims expire.
+    relay started; `confirmed_us` is Clock.confirmed_us(), by which held and captured claims expire.
     """
     ends_us = end_us(claim, started_us=started_us)
     is_parked = claim.state in PARKED

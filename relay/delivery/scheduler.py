@@ -87,7 +87,7 @@ class DeliveryScheduler:
         return not self._stopping and self._active_queue.has_room_for(next_hop, sender, level)
 
     def level_of(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> PriorityLevel:
-        """The priority level for mail that is accepted now, as ActiveQueue.lane_of()."""
+        """The priority level for mail that is accepted now, as ActiveQueue.level_of()."""
         return self._active_queue.level_of(next_hop, sender, level)
 
     def offer(self, claims: Iterable[Claim]) -> None:

@@ -132,7 +132,7 @@ class Node:
         self._disk, self._path = around.disk, home / "spool.sqlite"
         self.clock = WorldClock(world)
         self.metrics = Metrics()
-        ids = Ids(self.clock, chance=world.rng.randbytes)
+        ids = Ids(self.clock, random_bytes=world.rng.randbytes)
         accounts = People()
         routes = (
             Route("captured.test", "capture"), Route("refused.test", "reject:5.7.1 no"),

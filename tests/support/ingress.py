@@ -67,7 +67,7 @@ class MemorySpool:
     committing: asyncio.Event = field(default_factory=asyncio.Event)
     arrivals: list["MemoryArrival"] = field(default_factory=list)
 
-    def arrival(self) -> "MemoryArrival":
+    def incoming_body(self) -> "MemoryArrival":
         self.arrivals.append(MemoryArrival(fault=self.fault))
         return self.arrivals[-1]
 

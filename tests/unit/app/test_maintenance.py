@@ -36,7 +36,7 @@ class Spool:
     counts = prune = sweep = _next
 
     @property
-    def keeping(self) -> "Spool":
+    def maintenance(self) -> "Spool":
         return self
 
 

@@ -49,7 +49,7 @@ class World:
         self.reporter = Reporter(
             hostname="relay.example.com",
             clock=self.clock,
-            ids=Ids(self.clock, chance=self._chance),
+            ids=Ids(self.clock, random_bytes=self._chance),
             next_hop_for=self.hops.get,
             expire_after_s=3600,
             metrics=self.metrics,
