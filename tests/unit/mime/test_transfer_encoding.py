@@ -49,7 +49,7 @@ def written(octets, coding):
 
 
 @given(TEXTS, st.sampled_from([57, 114, 57 * 1024]))
-def test_encoding_and_decoding_are_inverse(octets, chunk_octets):
+def test_what_is_coded_is_read_back(octets, chunk_octets):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer_encoding, "_CHUNK_OCTETS", chunk_octets)
         text = written(octets, CrlfCoding(keeps_nul=True))
