@@ -106,6 +106,6 @@ def _told(relay: RelayProcess, name: str) -> str:
     lines = [
         one
         for one in relay.log.splitlines()
-        if "the clock has jumped" in one or "is the clock's again" in one
+        if "the clock has jumped" in one or "equals the clock again" in one
     ]
     return lines[-1] if len(lines) == (1 if name == "there" else 2) else ""

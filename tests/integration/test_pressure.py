@@ -120,7 +120,7 @@ def test_the_spools_disk_is_full(remotes: Remotes, kind: str) -> None:
                 received(remote, address)
             takes_mail(relay, remote)
             until("the ballast", (place / "ballast").exists)
-            assert [one for one in relay.faults() if "refuses to settle" in one] == []
+            assert [one for one in relay.faults() if "spool cannot settle" in one] == []
     finally:
         relay.close()
 
@@ -149,7 +149,7 @@ def test_the_spools_disk_breaks_off(remotes: Remotes, tmp_path: Path) -> None:
             until("it is being sent", lambda: remote.envelopes)
             break_off(place)
             remotes.open_gate(gate)
-            until("it cannot settle", lambda: "refuses to settle" in relay.log)
+            until("it cannot settle", lambda: "spool cannot settle" in relay.log)
             pressed(relay, 2, "spool-disk")
             refuses(relay, "the queue's disk is nearly full or cannot be written")
         with state_on_a_disk_of_its_own(relay, mounted(image, relay.folder / "state")):

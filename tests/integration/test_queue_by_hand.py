@@ -59,7 +59,7 @@ def test_what_is_in_flight_is_told_and_what_waits_behind_it_never_arrives(
             relay.until_state(queue_id, "relayed")
         assert [one["id"] for one in relay.queue()] == [others[3]]
         listed = relay.cli("queue", "list", "<a,b@c>", others[3])
-        assert listed.stderr.strip().endswith('known as "<a,b@c>"')
+        assert listed.stderr.strip().endswith('not in the queue: "<a,b@c>"')
         assert others[3] in listed.stdout
         assert Counter(one.addresses[0] for one in mx.envelopes) == {
             "first@slow.test": 1, "1@slow.test": 1, "2@slow.test": 1,
