@@ -149,9 +149,7 @@ def test_check_knows_the_ports_of_the_running_relay(remotes: Remotes) -> None:
             done = relay.cli("check", "--config", config)
         assert done.returncode == CONFIGURATION
         place = f"{config}:{line_of(config, 'listen', 2)}: smtp[0].listen: "
-        assert f'{place}found "{address[0]}:{address[1]}", expected a free address' in (
-            done.stderr
-        )
+        assert f'{place}found "{address[0]}:{address[1]}", expected a free address' in (done.stderr)
         assert "relay check: 1 fault\n" in done.stderr
 
 
