@@ -1,6 +1,6 @@
 """Relay: a self-hosted mail relay with the shape of Microsoft Graph's send-mail process.
 
-The rooms and the way of a message through them: docs/flow.md.
+docs/flow.md follows one message through the rooms, docs/design.md gives the reasons.
 """
 
 __version__ = "0.1.0"

@@ -1,7 +1,8 @@
-"""/relay/v1, health and metrics: what happened to a message, and queue administration.
+"""The operator's API: /relay/v1 (journeys and queue commands), health checks and metrics.
 
-An account sees only its own messages; others are 404. The JSON is described in docs/names.md and is
-the same as `relay trace` prints.
+It shows all seven steps and changes the queue only through the Protocols in `dependencies`. An
+account sees only its own messages; others are 404. docs/names.md describes the JSON, which is the
+same as that of `relay trace`.
 """
 
 from relay.api.app import create_app, create_control_app

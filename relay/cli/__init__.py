@@ -1,7 +1,8 @@
-"""The `relay` command: one module for most verbs, without logic of its own.
+"""The `relay` command: options and output of each verb, usually one module for a verb.
 
-Exit codes are those of sysexits(3). Facts go to stdout, everything else to stderr. No traceback
-reaches a user, not even if Ctrl-C arrives while modules are loaded.
+What a verb does is in relay.app.commands. Exit codes are those of sysexits(3). Facts are printed to
+stdout, everything else to stderr. The user never gets a traceback, not even after Ctrl-C while
+modules are loaded.
 """
 
 import gc

@@ -1,9 +1,12 @@
-"""The part of Microsoft Graph that Relay implements: messages, mail folders, sendMail (step 1).
+"""Step 1: the part of Microsoft Graph that Relay implements: sendMail, messages, mail folders.
+
+A request is checked completely and passed to the mail store, which writes the draft and its pending
+submission (steps 1 and 2). The 202 is sent when both are durable. An error response names the
+field, the found and the expected value, and means that nothing was written.
 
 `app` and `routes` find the handler of a request: messages, send_mail, mail_folders, attachments,
-upload_sessions, users. They read JSON with message_parser and json_values, MIME with mime_body, and
-query options with query_options and odata/, and answer with serializer. Every error names the
-field, what was found and what was expected; then nothing has been written.
+upload_sessions, users. `message_parser` reads JSON, `mime_body` MIME, `query_options` and `odata`
+the query; `serializer` writes the response.
 """
 
 from relay.graph.app import create_app

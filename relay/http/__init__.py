@@ -1,7 +1,8 @@
-"""HTTP: the server, requests and responses that graph and api share, and bearer tokens.
+"""The HTTP server, requests and responses that graph and api share, and bearer tokens.
 
-Bodies, headers, time, connections and memory are bounded for every request. An unexpected exception
-becomes a 500 without internals; its traceback goes to the log under the request id.
+The server makes an HttpRequest of the octets of a client, and a response of what the handler
+returns or raises. Bodies, headers, time, connections and memory are bounded for every request. An
+unexpected exception becomes a 500 without internals; its traceback is logged with the request id.
 """
 
 from relay.http.connection_limits import CONNECTIONS_MAX, ConnectionLimits

@@ -1,13 +1,12 @@
-"""Receive mail by SMTP: the server for clients and for pickup (steps 3 and 5).
+"""The SMTP server, for clients and for pickup (end of step 3), and step 5 up to the 250.
 
 A 250 to the final dot means that the message, its recipients and the reports that are already due
 are durable. Only CRLF.CRLF ends the data. Clients that are not trusted cannot relay. An internal
 error is a 4yz reply with a fixed text.
 
-smtp_server is a listener, smtp_session a connection, smtp_commands the commands (EHLO, MAIL, RCPT,
-DATA ...). esmtp_parameters parses the arguments of MAIL and RCPT, authorization has AUTH and "send
-as", data receives the content, session_limits has the limits. acceptance runs step 5 up to the 250,
-header_cleanup edits the header (Received, Bcc), fanout sorts recipients into queue entries.
+`smtp_server` is a listener, `smtp_session` a connection, `smtp_commands` has the commands (EHLO,
+MAIL, RCPT, DATA ...). `acceptance` runs step 5, `header_cleanup` edits the header (Received, Bcc),
+`fanout` sorts recipients into queue entries.
 """
 
 from relay.ingress.acceptance import Acceptance

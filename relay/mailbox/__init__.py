@@ -1,12 +1,13 @@
-"""The store: mailboxes as Maildir++ directories, drafts, and the notes of those submitted.
+"""The mail store: mailboxes as Maildir++ directories, drafts, and their pending submissions.
 
-On the path: steps 1 and 2 (draft and note), 4 (the original to Sent Items), 6 (local delivery).
-Touches: the mail root, `.submissions/` beside the mailboxes, the dead-letter Maildir; no network.
-Inside: api says what callers get, store puts it together; drafts, sending, moving, inbox and
-arrivals change mailboxes; folders/, notes/, attachments/ and index/ are one thing each; verify/
-looks at all of them.
-Promises: what a call says it did is on disk, directories fsynced; a crash between any two acts
-loses nothing and doubles nothing; mail clients may use the Maildirs at the same time.
+It implements steps 1 and 2 (draft and pending submission), step 4 (the original to Sent Items) and
+local delivery in step 6. It touches the mail root, `.submissions/` in it, and the dead-letter
+Maildir. When a call returns, its changes are durable, directories included. A crash between any two
+operations loses nothing and duplicates nothing. Other mail programs may use the Maildirs at the
+same time.
+
+`api` has a Protocol for each caller, `store` implements them. `submissions` has steps 2 and 4,
+`inbox` local delivery, `index` queries and changes, `verify` is `relay storage verify`.
 """
 
 from relay.mailbox.api import DeliveryResult, DeliveryStore, MailStore, SubmissionStore

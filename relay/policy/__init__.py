@@ -1,10 +1,9 @@
-"""Apply the mail-flow rules of policies/ to a message before it is accepted (step 5).
+"""Step 5: apply the mail-flow rules of policies/ to a message before it is accepted.
 
-rule_files loads the rules and their tests, conditions and actions are the keys of `when` and
-`then`, engine applies a rule set to a message, rule_tests runs the [[test]] tables and formats what
-`relay policy` prints. Files are read only when the rules are loaded; an evaluation is a pure
-function whose work is bounded by the size of the message and by its numbers of recipients and
-rules.
+`conditions` and `actions` have the keys of `when` and `then`. `rule_files` loads the rules,
+`engine` applies them, `rule_tests` runs the [[test]] tables and formats the output of `relay
+policy`. Files are read only when the rules are loaded. An evaluation is a pure function; its cost
+is bounded by the size of the message and the numbers of recipients and rules.
 """
 
 from relay.policy.attachment_names import TooManyPartsError

@@ -1,8 +1,9 @@
 """Step 7: bounces and other reports about failed messages.
 
-Reports are values that go into the spool in one transaction with the failure. There is one report
-per message, however many recipients failed; none about a report, to the null reverse-path, to
-strangers, or against NOTIFY. Failures that no sender may be told of go to the postmaster.
+A report is committed to the spool in one transaction with the failure. One report covers all
+recipients of a message that failed together. No report is sent about a report, to the null
+reverse-path, to untrusted senders, or against NOTIFY. A report that cannot be delivered goes to the
+postmaster.
 """
 
 from relay.reports.bounces import Reporter, ReportPlan

@@ -1,7 +1,8 @@
-"""Routing: address to next hop (step 5, the route table) and next hop to hosts (step 6, the DNS).
+"""Routing: from an address to its next hop (step 5), and from a next hop to its hosts (step 6).
 
-Only Resolver uses the network. It never raises for what a name server answers, and only a definite
-answer is permanent. The route table reads password files once, when it is made.
+`route_table` finds the next hop or the rejection of an address; it reads password files once, when
+it is created. `resolver` finds the hosts with DNS and is the only user of the network. It returns
+every answer of a name server as a value; only a definite one is a permanent failure.
 """
 
 from relay.routing.dns_client import name_servers_answer

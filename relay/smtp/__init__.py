@@ -1,8 +1,8 @@
 """The SMTP client, used by pickup (step 3) and delivery (step 6).
 
-connect() opens a session with a target; each Connection runs one transaction after another. Every
-wait has a time-out. Every reply is paired with its command, or the connection is closed. Each
-recipient gets an outcome of its own.
+connect() opens a session with a target. A Connection runs transactions one after another. Every
+wait has a time-out. Every reply is matched to its command; if that is impossible, the connection is
+closed. Each recipient gets an outcome of its own.
 """
 
 from relay.smtp.connect import ConnectError, Target, connect

@@ -1,7 +1,8 @@
 """The durable queue: the Spool protocol (types.Spool) and its implementation on SQLite.
 
-The listener accepts messages into it before it answers 250. Delivery claims due entries, attempts
-them and settles the result. The spool keeps the invariants 1, 3, 7 and 9 of docs/design.md.
+The SMTP server commits a message to the spool before it replies 250 (step 5). Delivery claims due
+entries, attempts them and settles the result (step 6). It touches only its database and content
+files. The spool keeps the invariants 1, 3, 7 and 9 of docs/design.md.
 
 The SQLite implementation is imported on first use, so that a process that needs only the values
 does not load it.

@@ -1,5 +1,6 @@
-"""What the command's verbs do: ask the running daemon, or the files where none runs.
+"""What the verbs of the command line do.
 
-Touches: run/control.sock; without a daemon the spool, the mail store and their locks. Promises:
-who asks a daemon loads none of it, so nothing is imported here.
+Verbs about the queue and journeys query the running daemon over run/control.sock. If no daemon
+runs, they take the locks and open the spool and the mail store. This package imports nothing, so
+that a command that uses the daemon loads neither of them.
 """
