@@ -501,7 +501,7 @@ BROKEN = (
     Broken("no timer for what is due", _instead(QueueScanner, "due_at", _nothing), "was due", where=_never_anew),
     Broken("expired untried", _expiring_untried, "nobody has tried it", where=_slower_than_expiry),
     Broken("a cancel takes what is in flight", _instead(queue_changes, "read_entry_facts", _whoever_has_it), "invariant 9", where=_cancelled_in_flight),
-    Broken("a cancel in flight is told as done", _instead(SqliteQueueAdmin, "carry_out", _all_done), "invariant 9", where=_cancelled_in_flight),
+    Broken("a cancel in flight is told as done", _instead(SqliteQueueAdmin, "execute", _all_done), "invariant 9", where=_cancelled_in_flight),
     Broken("a release forgets when", _instead(queue_changes._EntryChanger, "_due_before", _nothing), "before its hold", where=_paused),
     Broken("a release forgets the attempts", _instead(queue_changes._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=_paused),
     Broken("warned again", _instead(attempt_result, "_warning", _warned_again), "invariant 6"),
