@@ -1,0 +1,124 @@
+"""A relay opens what the version before left on the disk, and loses no message of it.
+
+tests/golden/README.md says what is in the archives and how they are made.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.golden.make_state import CONFIG, SEND_AT
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remotes import Remotes, received
+
+ARCHIVES = sorted((Path(__file__).parents[1] / "golden").glob("state-schema-*.tar.gz"))
+
+
+@pytest.fixture(scope="module", params=ARCHIVES, ids=lambda path: path.name.partition(".")[0])
+def archive(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def opened(archive: Path) -> Iterator[tuple[RelayProcess, dict[str, Any], Remotes]]:
+    """The present relay on the old state; the next hops that were down are up."""
+    with Remotes() as remotes:
+        for domain in ("other.test", "third.test"):
+            remotes.start(domain)
+        relay = remotes.relay(config=CONFIG)
+        with tarfile.open(archive) as tar:
+            tar.extractall(relay.folder, filter="data")
+        expected = json.loads((relay.folder / "expected.json").read_text())
+        with relay:
+            relay.until_final(expected["ready"])
+            yield relay, expected, remotes
+
+
+def test_nothing_is_found_to_be_wrong(opened) -> None:
+    relay, expected, _ = opened
+    found = relay.cli_json("storage", "verify", "--full")
+    assert (found["findings"], found["submissions"]["scheduled"]) == (
+        [],
+        len(expected["scheduled"]),
+    )
+
+
+def test_final_messages_have_their_journeys(opened) -> None:
+    relay, expected, _ = opened
+    for state in ("delivered", "failed"):
+        assert relay.journey(expected[state])["state"] == state
+        sent = relay.graph("GET", f"/me/messages/{expected[state]}").json()
+        assert (sent["subject"], sent["isDraft"]) == (state, False)
+    assert "delivered" in relay.subjects("bob")
+    assert len(relay.messages("inbox")) == 1  # the bounce
+
+
+def test_a_submission_in_ready_is_delivered_once(opened) -> None:
+    relay, expected, _ = opened
+    assert relay.states(expected["ready"]) == {"bob@example.test": "delivered"}
+    until("it is in Sent Items", lambda: "ready" in relay.subjects("alice", "Sent"))
+    assert relay.subjects("bob").count("ready") == 1
+
+
+def test_deferred_and_held_messages_are_delivered_when_the_next_hop_is_up(opened) -> None:
+    relay, expected, remotes = opened
+    queued = {one["id"] for one in relay.queue()}
+    deferred, held = expected["deferred"], expected["held"]
+    assert queued == {*deferred.values(), *held.values()}
+    (held_id, held_queue_id) = next(iter(held.items()))
+    assert relay.states(held_id) == {"grace@other.test": "held"}
+    relay.cli_json("queue", "retry", *deferred.values())
+    relay.cli_json("queue", "release", held_queue_id)
+    for identity in (*deferred, held_id):
+        relay.until_final(identity)
+        assert set(relay.states(identity).values()) == {"relayed"}
+    other, third = remotes.servers
+    for name in ("carol", "erin", "frank", "grace"):
+        assert received(other, f"{name}@other.test").content
+    assert len(received(third, "dave@third.test").content) > 200_000
+    assert relay.queue() == []
+
+
+def test_scheduled_sends_can_be_changed_sent_and_cancelled(opened) -> None:
+    relay, expected, _ = opened
+    sent, cancelled = expected["scheduled"]
+    for identity in (sent, cancelled):
+        assert relay.journey(identity)["recipients"][0]["reply"].startswith("waits until 209")
+        assert relay.graph("GET", f"/me/messages/{identity}").json()["isDraft"]
+    now = {"singleValueExtendedProperties": [{"id": SEND_AT, "value": "2026-01-01T00:00:00Z"}]}
+    assert relay.graph("PATCH", f"/me/messages/{sent}", now).status == 200
+    assert relay.graph("DELETE", f"/me/messages/{cancelled}").status == 204
+    relay.until_final(sent)
+    assert relay.states(sent) == {"bob@example.test": "delivered"}
+    assert relay.journey(cancelled)["state"] == "cancelled"
+
+
+def test_drafts_are_as_they_were(opened) -> None:
+    relay, expected, _ = opened
+    for identity, subject in expected["drafts"].items():
+        draft = relay.graph("GET", f"/me/messages/{identity}").json()
+        assert (draft["subject"], draft["isDraft"]) == (subject, True)
+        attachments = relay.graph("GET", f"/me/messages/{identity}/attachments").json()["value"]
+        names = ["a.txt"] if subject == "with attachment" else []
+        assert [one["name"] for one in attachments] == names
+
+
+def test_an_upload_session_goes_on_where_it_stood(opened) -> None:
+    relay, expected, _ = opened
+    upload = expected["upload"]
+    start, size = upload["received"], upload["size"]
+    told = relay.request("GET", upload["path"]).json()["nextExpectedRanges"]
+    assert told == [f"{start}-{size - 1}"]
+    headers = {"Content-Range": f"bytes {start}-{size - 1}/{size}"}
+    assert relay.request("PUT", upload["path"], bytes(size - start), headers).status == 201
+    shown = relay.graph("GET", f"/me/messages/{upload['draft']}/attachments").json()["value"]
+    assert [one["name"] for one in shown] == ["large.bin"]
+
+
+def test_no_error_is_logged(opened) -> None:
+    relay, _, _ = opened
+    assert relay.faults() == []
