@@ -49,21 +49,21 @@ def code_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
-def test_a_module_can_be_read_in_one_go(path):
+def test_modules_and_functions_are_short(path):
     assert len((TOP / path).read_text().splitlines()) <= MODULE_LINES_MAX
     long = [f.name for f in functions(path) if f.end_lineno - f.lineno >= FUNCTION_LINES_MAX]
     assert long == []
 
 
 @pytest.mark.parametrize("path", [*MODULES, *TESTS], ids=str)
-def test_a_line_fits_the_screen(path):
+def test_lines_are_short(path):
     lines = (TOP / path).read_text().splitlines()
     limit = LINE_LENGTH_MAX if path in MODULES else 200  # tests hold wire data
     assert [n for n, line in enumerate(lines, start=1) if len(line) > limit] == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
-def test_a_signature_names_what_it_wants(path):
+def test_signatures_have_few_positional_parameters(path):
     wide = []
     for function in functions(path):
         names = [argument.arg for argument in function.args.posonlyargs + function.args.args]
@@ -87,7 +87,7 @@ def test_a_package_has_a_docstring(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
-def test_time_chance_and_environment_are_passed_in(path):
+def test_time_randomness_and_environment_are_passed_in(path):
     found = [
         f"{number}: {line.strip()}"
         for pattern, allowed in BANNED.items()
@@ -99,7 +99,7 @@ def test_time_chance_and_environment_are_passed_in(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
-def test_a_sleep_says_why_it_is_no_polling_loop(path):
+def test_sleeps_say_why_they_do_not_poll(path):
     bare = [
         f"{number}: {line.strip()}"
         for number, line in code_lines(path)
@@ -109,12 +109,12 @@ def test_a_sleep_says_why_it_is_no_polling_loop(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
-def test_a_time_out_is_not_taken_for_an_error_of_the_disk(path):
+def test_timeouts_are_not_handled_as_disk_errors(path):
     """asyncio.TimeoutError is an OSError since Python 3.11: who catches that has to look first."""
     assert errors_for_time_outs(syntax(path)) == []
 
 
-def test_a_time_out_that_is_taken_for_an_error_of_the_disk_is_found():
+def test_timeouts_handled_as_disk_errors_are_found():
     module = """
 async def ask(self):
     try:
@@ -208,7 +208,7 @@ def test_no_test_waits_for_a_fixed_time(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
-def test_a_line_of_the_log_names_its_room_and_says_in_words_what_happened(path):
+def test_log_lines_name_their_room_and_are_plain_text(path):
     if path == Path("relay/observe/logs.py"):
         return
     text = (TOP / path).read_text()
@@ -218,7 +218,7 @@ def test_a_line_of_the_log_names_its_room_and_says_in_words_what_happened(path):
     assert [event for event in events if re.fullmatch(r"\S+[._]\S+", event)] == []
 
 
-def test_a_module_is_named_after_what_it_does():
+def test_module_names_are_specific():
     vague = {"utils", "util", "helpers", "helper", "common", "misc"}
     assert [str(p) for p in MODULES if p.stem in vague or p.stem.endswith("_utils")] == []
 
@@ -235,7 +235,7 @@ def test_only_the_command_line_prints():
     assert prints == []
 
 
-def test_no_file_knows_a_machine_or_kills_by_name():
+def test_no_file_contains_machine_paths_or_kills_by_name():
     """Paths of somebody's machine, addresses of package indexes, pkill: none in any tracked file."""
     names = subprocess.run(
         ["git", "ls-files", "-z"],

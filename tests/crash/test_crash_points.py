@@ -75,7 +75,7 @@ def files_in(relay: RelayProcess, folder: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("point", SENT)
-def test_killed_once(scene: Scene, point: CrashPoint) -> None:
+def test_a_kill_at_each_point_sends_once_or_never(scene: Scene, point: CrashPoint) -> None:
     relay = scene.relay.start(crash_at=point)
     identity = send(relay, point)
     assert relay.wait_end() == -SIGKILL
@@ -107,9 +107,7 @@ def steps(relay: RelayProcess) -> list[int]:
 
 
 @pytest.mark.parametrize("save", [True, False])
-def test_a_note_that_comes_back_with_the_power_sends_nothing_again(
-    scene: Scene, save: bool
-) -> None:
+def test_a_submission_restored_by_power_loss_is_not_sent_again(scene: Scene, save: bool) -> None:
     """Its removal is not synced: what a loss of power may leave is made by hand."""
     relay = scene.relay.start(crash_at=CrashPoint.SUBMISSION_CONVERTED)
     send(relay, CrashPoint.SUBMISSION_CONVERTED, save=save)
@@ -127,7 +125,7 @@ def test_a_note_that_comes_back_with_the_power_sends_nothing_again(
 
 
 @pytest.mark.parametrize("point", PASSED_AGAIN)
-def test_killed_twice_at_the_same_point(scene: Scene, point: CrashPoint) -> None:
+def test_two_kills_at_the_same_point_send_once(scene: Scene, point: CrashPoint) -> None:
     relay = scene.relay.start(crash_at=point)
     send(relay, point)
     assert relay.wait_end() == -SIGKILL
@@ -146,9 +144,7 @@ def test_killed_twice_at_the_same_point(scene: Scene, point: CrashPoint) -> None
         (CrashPoint.SUBMISSION_SENT, CrashPoint.STEP_RECORDED),
     ],
 )
-def test_killed_at_one_point_then_at_another(
-    scene: Scene, first: CrashPoint, second: CrashPoint
-) -> None:
+def test_kills_at_two_points_send_once(scene: Scene, first: CrashPoint, second: CrashPoint) -> None:
     relay = scene.relay.start(crash_at=first)
     send(relay, first)
     assert relay.wait_end() == -SIGKILL
@@ -162,7 +158,7 @@ def test_killed_at_one_point_then_at_another(
 @pytest.mark.parametrize(
     "point", [point for point in PASSED_AGAIN[-5:] if point is not CrashPoint.SENT_DIRECTORY_SYNCED]
 )
-def test_a_message_that_is_not_saved(scene: Scene, point: CrashPoint) -> None:
+def test_a_kill_with_save_to_sent_items_false(scene: Scene, point: CrashPoint) -> None:
     relay = scene.relay.start(crash_at=point)
     send(relay, point, save=False)
     assert relay.wait_end() == -SIGKILL
@@ -173,7 +169,7 @@ def test_a_message_that_is_not_saved(scene: Scene, point: CrashPoint) -> None:
 
 @pytest.mark.parametrize("point", PASSED_AGAIN[-5:])
 @pytest.mark.parametrize("gone", [False, True])
-def test_a_message_for_another_folder(scene: Scene, point: CrashPoint, gone: bool) -> None:
+def test_a_kill_with_another_sent_folder(scene: Scene, point: CrashPoint, gone: bool) -> None:
     """The folder may be removed by another program while the relay is down: then it is Sent Items."""
     relay = scene.relay.start(crash_at=point)
     folder = relay.graph("POST", "/me/mailFolders", {"displayName": "Projects"}).json()["id"]
@@ -208,7 +204,7 @@ def test_a_message_for_another_folder(scene: Scene, point: CrashPoint, gone: boo
         (CrashPoint.SUBMISSION_REMOVED, True),
     ],
 )
-def test_a_draft_that_is_sent(scene: Scene, point: CrashPoint, sent: bool) -> None:
+def test_a_kill_while_a_draft_is_sent(scene: Scene, point: CrashPoint, sent: bool) -> None:
     relay = scene.relay.start(crash_at=point)
     draft = relay.graph("POST", "/me/messages", message(subject="first", **RECIPIENTS)).json()["id"]
     with suppress(OSError, http.client.HTTPException):
@@ -233,7 +229,9 @@ def test_a_draft_that_is_sent(scene: Scene, point: CrashPoint, sent: bool) -> No
         (CrashPoint.REQUEST_ANSWERED, True),
     ],
 )
-def test_a_draft_of_a_mail_client_that_is_sent(scene: Scene, point: CrashPoint, sent: bool) -> None:
+def test_a_kill_while_a_mail_clients_draft_is_sent(
+    scene: Scene, point: CrashPoint, sent: bool
+) -> None:
     relay = scene.relay.start(crash_at=point)
     write_draft_as_a_mail_client_does(relay)
     (draft,) = relay.messages("drafts")
@@ -260,7 +258,7 @@ def write_draft_as_a_mail_client_does(relay: RelayProcess) -> None:
 
 
 @pytest.mark.parametrize("crashes", [1, 2])
-def test_a_failure_is_reported_once(scene: Scene, crashes: int) -> None:
+def test_a_kill_after_a_failure_bounces_once(scene: Scene, crashes: int) -> None:
     relay = scene.relay.start(crash_at=CrashPoint.REQUEST_ANSWERED)
     draft = send(relay, CrashPoint.REQUEST_ANSWERED)
     assert relay.wait_end() == -SIGKILL

@@ -78,7 +78,7 @@ def send_now(relay: RelayProcess, draft: str) -> None:
 
 
 @pytest.mark.parametrize("point", SUBMITTING)
-def test_a_submission_that_was_to_wait_waits_or_was_never_promised(relay, point):
+def test_a_kill_while_a_message_is_scheduled(relay, point):
     relay.start(crash_at=point)
     with suppress(OSError, http.client.HTTPException):
         submit(relay, NEXT_YEAR)
@@ -93,7 +93,7 @@ def test_a_submission_that_was_to_wait_waits_or_was_never_promised(relay, point)
 
 
 @pytest.mark.parametrize("point", COMING_UP)
-def test_a_note_that_comes_to_its_time_is_sent_once(relay, point):
+def test_a_kill_when_a_scheduled_message_is_due_sends_once(relay, point):
     relay.start(crash_at=point)
     submit(relay, timedelta(seconds=0.3))
     assert relay.wait_end() == -SIGKILL
@@ -103,7 +103,7 @@ def test_a_note_that_comes_to_its_time_is_sent_once(relay, point):
 
 @pytest.mark.parametrize("sooner", [False, True], ids=["same time", "another time"])
 @pytest.mark.parametrize("point", CHANGING)
-def test_a_changed_draft_is_sent_as_it_is_shown(relay, point, sooner):
+def test_a_kill_while_a_scheduled_message_is_changed(relay, point, sooner):
     relay.start(crash_at=point)
     draft = submit(relay, NEXT_YEAR)
     changes = {"subject": "second", **(at(NEXT_YEAR / 2) if sooner else {})}
@@ -120,7 +120,7 @@ def test_a_changed_draft_is_sent_as_it_is_shown(relay, point, sooner):
     until_sent(relay, shown["subject"])
 
 
-def test_a_changed_draft_is_sent_from_a_mailbox_on_a_disk_of_its_own(relay):
+def test_a_kill_while_a_scheduled_message_is_changed_across_file_systems(relay):
     relay.home("alice").mkdir(parents=True)
     with disk_of_its_own(relay.home("alice")):
         relay.start(crash_at=CrashPoint.SUBMISSION_REPLACED)
@@ -136,7 +136,7 @@ def test_a_changed_draft_is_sent_from_a_mailbox_on_a_disk_of_its_own(relay):
 
 
 @pytest.mark.parametrize("by", ["DELETE", "PATCH"])
-def test_what_was_cancelled_stays_unsent(relay, by):
+def test_a_kill_while_a_scheduled_message_is_cancelled(relay, by):
     relay.start(crash_at=CrashPoint.SUBMISSION_CANCELLED)
     draft = submit(relay, NEXT_YEAR)
     with suppress(OSError, http.client.HTTPException):

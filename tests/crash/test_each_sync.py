@@ -238,7 +238,7 @@ async def sends(world: World) -> None:
     await world.promised(("sentitems", "asked"), sent="asked")
 
 
-async def sends_anew(world: World) -> None:
+async def sends_rewritten(world: World) -> None:
     made = await world.store.create_draft(ALICE, letter("asked"))
     await world.settled_store().submit_draft(ALICE, made.id, SendOptions(sent_folder="archive"))
     await world.promised(("archive", "asked"), sent="asked")
@@ -258,7 +258,7 @@ async def damaged_notes(world: World) -> None:
     await world.promised(("drafts", "asked"), aside=1)
 
 
-async def put_off(world: World, **properties: object) -> PendingSubmission:
+async def schedule_message(world: World, **properties: object) -> PendingSubmission:
     """Submit a message that waits for an hour."""
     due_us = world.clock.time_us() + HOUR_US
     options = SendOptions(deferred_us=due_us)
@@ -266,16 +266,16 @@ async def put_off(world: World, **properties: object) -> PendingSubmission:
     return await world.store.submit_new(ALICE, asked, options)
 
 
-async def deferred_sends(world: World) -> None:
-    note = await put_off(world)
+async def scheduled_sends(world: World) -> None:
+    note = await schedule_message(world)
     await world.promised(("sentitems", "asked"), sent="asked")
     store = world.settled_store()
     await store._bring_up([note.path.name])
     await world.promised(("sentitems", "asked"), sent="asked")
 
 
-async def changes_of_deferred_sends(world: World) -> None:
-    note = await put_off(world)
+async def changes_of_scheduled_sends(world: World) -> None:
+    note = await schedule_message(world)
     later = until(world.clock.time_us() + 2 * HOUR_US)
     changed = MessageChange(properties=letter("changed", extended=later))
     await world.settled_store().update(ALICE, note.draft_id, changed)
@@ -283,14 +283,14 @@ async def changes_of_deferred_sends(world: World) -> None:
 
 
 async def cancelled_sends(world: World) -> None:
-    note = await put_off(world)
+    note = await schedule_message(world)
     changed = MessageChange(properties=letter("asked"))
     await world.settled_store().update(ALICE, note.draft_id, changed)
     await world.promised(("drafts", "asked"))
 
 
-async def refused_changes_of_deferred_sends(world: World) -> None:
-    note = await put_off(world)
+async def rejected_changes_of_scheduled_sends(world: World) -> None:
+    note = await schedule_message(world)
     changed = MessageChange(properties=letter("changed", extended=until(note.options.deferred_us)))
     store = world.settled_store()
     world.fails_at("drafts.py:_write", 1)
@@ -299,7 +299,7 @@ async def refused_changes_of_deferred_sends(world: World) -> None:
     await world.check(lambda found: found.sent == Counter(["asked"]))
 
 
-async def refused_submissions(world: World) -> None:
+async def rejected_submissions(world: World) -> None:
     await world.store.list_folders(ALICE)
     store = world.settled_store()
     world.fails_at("submit.py:_write_and_submit", 1)
@@ -310,7 +310,7 @@ async def refused_submissions(world: World) -> None:
 
 async def repeated_cancellations(world: World) -> None:
     """The first one is refused, and says nothing; the second one promises."""
-    note = await put_off(world)
+    note = await schedule_message(world)
     store, changed = world.settled_store(), MessageChange(properties=letter("asked"))
     world.fails_at("scheduled.py", 0)
     with pytest.raises(StoreUnavailableError):
@@ -349,7 +349,7 @@ async def leftovers(world: World) -> None:
 
 
 async def changes_that_were_cut_off(world: World) -> None:
-    note = await put_off(world)
+    note = await schedule_message(world)
     world.dies_at = CrashPoint.SUBMISSION_REPLACED
     changed = letter("changed", extended=until(note.options.deferred_us))
     with pytest.raises(KilledError):
@@ -362,7 +362,7 @@ async def changes_that_were_cut_off(world: World) -> None:
 
 async def changes_after_a_start(world: World) -> None:
     """A start knows that notes may be copies of their drafts."""
-    note = await put_off(world)
+    note = await schedule_message(world)
     changed = letter("changed", extended=until(note.options.deferred_us))
     expected = Found(Counter(["changed"]), Counter([("sentitems", "changed")]))
     await world.check(
@@ -380,12 +380,12 @@ SCENARIOS: tuple[Scenario, ...] = (
         repeated_deletes,
         copies,
         sends,
-        sends_anew,
-        refused_submissions,
+        sends_rewritten,
+        rejected_submissions,
     ),
     *(step_4, step_4_without_a_draft, step_4_without_a_folder, repeated_cancellations),
-    *(failures, damaged_notes, deferred_sends, changes_of_deferred_sends, cancelled_sends),
-    *(refused_changes_of_deferred_sends, deliveries, repeated_deliveries, leftovers),
+    *(failures, damaged_notes, scheduled_sends, changes_of_scheduled_sends, cancelled_sends),
+    *(rejected_changes_of_scheduled_sends, deliveries, repeated_deliveries, leftovers),
     *(changes_that_were_cut_off, changes_after_a_start),
 )
 
@@ -410,16 +410,16 @@ async def by_send(store: FileStore, draft_id: str, due_us: int) -> None:
     await store.submit_draft(ALICE, draft_id, SendOptions(deferred_us=due_us))
 
 
-async def by_send_anew(store: FileStore, draft_id: str, due_us: int) -> None:
+async def by_send_rewritten(store: FileStore, draft_id: str, due_us: int) -> None:
     """The draft is written anew: its file does not say that it is not kept."""
     await store.submit_draft(ALICE, draft_id, SendOptions(False, deferred_us=due_us))
 
 
 @pytest.mark.parametrize("in_order", [False, True], ids=["synced before", "written back"])
 @pytest.mark.parametrize("due_us", [0, ManualClock().now_us + HOUR_US], ids=["now", "deferred"])
-@pytest.mark.parametrize("submit", [by_send_mail, by_send, by_send_anew])
+@pytest.mark.parametrize("submit", [by_send_mail, by_send, by_send_rewritten])
 @pytest.mark.parametrize("fault", ["once", "for good"])
-async def test_no_submission_that_was_refused_is_sent(
+async def test_no_rejected_submission_is_sent(
     tmp_path: Path, monkeypatch, *, fault: str, submit, due_us: int, in_order: bool
 ) -> None:
     """Whichever sync fails: the client hears of a failure only if the note is gone for good."""
@@ -479,9 +479,7 @@ def with_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.__name__)
 @pytest.mark.usefixtures("with_links")
-async def test_what_was_promised_outlives_any_loss_of_power(
-    tmp_path: Path, scenario: Scenario
-) -> None:
+async def test_accepted_data_survives_any_power_loss(tmp_path: Path, scenario: Scenario) -> None:
     with world_on(tmp_path) as world:
         await scenario(world)
 
@@ -539,7 +537,7 @@ def sites_of(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[bool, Scena
 
 
 @pytest.mark.parametrize("site", sync_sites())
-def test_without_this_sync_a_promise_is_broken(
+def test_every_sync_is_necessary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sites_of, site: str
 ) -> None:
     reaching = [one for one, sites in sites_of.items() if site in sites]

@@ -77,7 +77,7 @@ class Load:
             self.accepted.add(address)
 
 
-def test_nothing_accepted_is_lost() -> None:
+def test_kills_under_load_lose_no_accepted_message() -> None:
     chance = random.Random(SEED)
     with Remotes() as remotes:
         remote = remotes.start("a.test")

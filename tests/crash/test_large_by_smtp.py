@@ -54,7 +54,7 @@ def body_of(content: bytes) -> str:
         (CrashPoint.SMTP_REPLIED, True),
     ],
 )
-def test_killed_around_the_commit(scene: Scene, point: CrashPoint, accepted: bool) -> None:
+def test_a_kill_around_the_commit(scene: Scene, point: CrashPoint, accepted: bool) -> None:
     relay, remote = scene.relay.start(crash_at=point), scene.remote
     heard_250 = submit(relay)
     assert accepted or not heard_250
@@ -78,7 +78,7 @@ def test_killed_around_the_commit(scene: Scene, point: CrashPoint, accepted: boo
     assert relay.faults() == []
 
 
-def test_killed_in_the_middle_of_the_upload(scene: Scene) -> None:
+def test_a_kill_during_data(scene: Scene) -> None:
     relay = scene.relay.start()
     with (
         socket.create_connection(relay.smtp_address(), timeout=60) as client,

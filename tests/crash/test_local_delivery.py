@@ -46,7 +46,7 @@ def moved(file: Path) -> None:
 
 
 @pytest.mark.parametrize("meanwhile", [left_alone, seen, moved])
-def test_what_was_delivered_before_a_crash_is_there_once(relay: RelayProcess, meanwhile) -> None:
+def test_a_kill_after_local_delivery_delivers_once(relay: RelayProcess, meanwhile) -> None:
     relay.start(crash_at=CrashPoint.DELIVERED_LOCALLY)
     with suppress(SMTPException, OSError):
         relay.submit("carol@b.test", [BOB], b"Subject: once\r\n\r\nx\r\n")

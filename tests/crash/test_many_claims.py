@@ -32,7 +32,7 @@ DELIVERED = 500  # of them, when the test has seen enough
 START_S = 10.0  # on a machine that does much else
 
 
-def test_each_of_them_is_told_and_due_and_they_are_tried_again() -> None:
+def test_claims_of_a_killed_relay_are_indeterminate_and_retried() -> None:
     with Remotes() as remotes:
         remote = remotes.start("a.test")
         relay = remotes.relay()
@@ -41,7 +41,7 @@ def test_each_of_them_is_told_and_due_and_they_are_tried_again() -> None:
             began = time.monotonic()
             relay.start()
             assert time.monotonic() - began < START_S
-            check_each_was_told(relay)
+            check_indeterminate_attempts(relay)
             until("many have come", lambda: len(remote.envelopes) > DELIVERED, timeout_s=60)
         finally:
             relay.close()
@@ -73,7 +73,7 @@ async def leave_claims(relay: RelayProcess) -> None:
     await spool.stop()
 
 
-def check_each_was_told(relay: RelayProcess) -> None:
+def check_indeterminate_attempts(relay: RelayProcess) -> None:
     with closing(sqlite3.connect(relay.folder / "state/spool.sqlite")) as spool:
         told = Counter(
             recipient["outcome"]

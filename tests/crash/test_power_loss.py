@@ -183,7 +183,7 @@ def another_disk() -> None:
 
 
 @pytest.mark.parametrize("in_order", [True, False], ids=["written back", "synced before"])
-async def test_what_was_promised_is_there_and_no_name_without_content(
+async def test_accepted_data_survives_power_loss_and_no_name_lacks_content(
     disk, tmp_path, monkeypatch, in_order
 ):
     if not in_order:
@@ -202,7 +202,7 @@ async def test_what_was_promised_is_there_and_no_name_without_content(
         assert history.at(moment) - there.keys() == set()
 
 
-class CommitsAnothers(CrashPoints):
+class SyncsAnotherFile(CrashPoints):
     """At the moment at which a note has its name and nothing is synced, another file is synced."""
 
     def __init__(self, other: Path, disk: LoggedDisk) -> None:
@@ -219,12 +219,12 @@ class CommitsAnothers(CrashPoints):
             self.moments.append(self._disk.position())
 
 
-async def test_without_order_names_are_there_without_content(disk, tmp_path, monkeypatch):
+async def test_without_ordering_names_lack_content(disk, tmp_path, monkeypatch):
     """That the test can fail: with neither write-back nor fsync in front of the names."""
     monkeypatch.setattr(maildir, "keeps_order", lambda _: True)
     monkeypatch.setattr(maildir, "_write_back", lambda _: None)
     with mounted(disk.file, tmp_path / "mail") as mail:
-        crash = CommitsAnothers(mail / "other", disk)
+        crash = SyncsAnotherFile(mail / "other", disk)
         content = (await used(mail, disk.position, crash)).content
     chance = random.Random(3)
     found = (after_loss(disk, moment, chance) for moment in crash.moments)
@@ -237,7 +237,7 @@ async def test_without_order_names_are_there_without_content(disk, tmp_path, mon
 
 
 @pytest.mark.parametrize("in_order", [True, False], ids=["written back", "synced before"])
-async def test_no_submission_that_a_failing_disk_refused_is_sent(
+async def test_no_submission_rejected_by_a_failing_disk_is_sent(
     disk, tmp_path, monkeypatch, in_order
 ):
     """The power goes while clients submit: the disk fails first, and the relay still answers."""

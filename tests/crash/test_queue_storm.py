@@ -54,7 +54,7 @@ def storm(seed: int) -> Iterator[QueueStorm]:
 
 
 @pytest.mark.parametrize("seed", range(max(1, KILLS // KILLS_EACH)))
-def test_every_answer_is_kept_whenever_the_relay_is_killed(storm: QueueStorm) -> None:
+def test_kills_at_random_moments_keep_every_reply(storm: QueueStorm) -> None:
     relay, chance = storm.relay, storm.chance
     relay.start()
     with storm.blowing():

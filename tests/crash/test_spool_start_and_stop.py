@@ -56,7 +56,7 @@ def die(relay: RelayProcess, point: CrashPoint, *, to: str = "bob@example.test")
         (CrashPoint.SPOOL_CLOSED, CrashPoint.SPOOL_COMMIT_NOTED, False),
     ],
 )
-def test_no_kill_makes_a_whole_spool_look_damaged(
+def test_no_kill_makes_an_intact_spool_look_damaged(
     relay: RelayProcess, first: CrashPoint, second: CrashPoint, with_mail: bool
 ) -> None:
     sent = 0
@@ -79,9 +79,7 @@ def test_no_kill_makes_a_whole_spool_look_damaged(
 
 
 @pytest.mark.parametrize("point", [CrashPoint.SPOOL_CHECKPOINT_BEGUN, CrashPoint.SPOOL_CLOSED])
-def test_a_spool_that_is_verified_after_a_kill_stays_whole(
-    relay: RelayProcess, point: CrashPoint
-) -> None:
+def test_verify_after_a_kill_keeps_the_spool_intact(relay: RelayProcess, point: CrashPoint) -> None:
     relay.start()
     relay.submit("alice@example.test", ["x@remote.test"])
     assert relay.stop() == 0
@@ -95,9 +93,7 @@ def test_a_spool_that_is_verified_after_a_kill_stays_whole(
 
 
 @pytest.mark.parametrize("messages", [0, 40])
-def test_a_relay_whose_log_was_removed_does_not_start_with_an_empty_queue(
-    relay: RelayProcess, messages: int
-) -> None:
+def test_a_missing_wal_prevents_the_start(relay: RelayProcess, messages: int) -> None:
     relay.start()
     for _ in range(messages):
         relay.submit("alice@example.test", ["x@remote.test"])

@@ -55,7 +55,9 @@ def heal(mx: RemoteMx) -> None:
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "CONTENT"])
-def test_it_closes_the_connection(shared: tuple[Remotes, RelayProcess], stage: str) -> None:
+def test_remote_closes_the_connection_and_mail_is_retried(
+    shared: tuple[Remotes, RelayProcess], stage: str
+) -> None:
     remotes, relay = shared
     mx = remotes.start(f"closes-{stage.lower()}.test", replies={stage: DROP})
     check_deferred_then_relayed(relay, mx, f"x@closes-{stage.lower()}.test")
@@ -63,7 +65,9 @@ def test_it_closes_the_connection(shared: tuple[Remotes, RelayProcess], stage: s
 
 @pytest.mark.parametrize("kind", NONSENSE)
 @pytest.mark.parametrize("stage", STAGES)
-def test_it_talks_nonsense(shared: tuple[Remotes, RelayProcess], stage: str, kind: str) -> None:
+def test_remote_sends_invalid_replies_and_mail_is_retried(
+    shared: tuple[Remotes, RelayProcess], stage: str, kind: str
+) -> None:
     remotes, relay = shared
     domain = f"{kind.replace(' ', '-')}-{stage.lower()}.test"
     mx = remotes.start(domain, replies={stage: NONSENSE[kind]})
@@ -71,7 +75,9 @@ def test_it_talks_nonsense(shared: tuple[Remotes, RelayProcess], stage: str, kin
 
 
 @pytest.mark.parametrize("stage", ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA"])
-def test_it_stalls(shared: tuple[Remotes, RelayProcess], stage: str) -> None:
+def test_remote_stalls_and_mail_is_retried(
+    shared: tuple[Remotes, RelayProcess], stage: str
+) -> None:
     remotes, relay = shared
     gate = asyncio.Event()
     mx = remotes.start(f"stalls-{stage.lower()}.test", gates={stage: gate})
@@ -79,7 +85,9 @@ def test_it_stalls(shared: tuple[Remotes, RelayProcess], stage: str) -> None:
 
 
 @pytest.mark.parametrize("surplus", ["250 2.0.0 Ok\r\n250 2.0.0 and one more", "250 Ok\r\n354 go"])
-def test_it_says_more_than_it_was_asked(shared: tuple[Remotes, RelayProcess], surplus: str) -> None:
+def test_remote_sends_surplus_replies_and_mail_is_retried(
+    shared: tuple[Remotes, RelayProcess], surplus: str
+) -> None:
     remotes, relay = shared
     domain = f"surplus-{len(surplus)}.test"
     mx = remotes.start(domain, replies={"MAIL": surplus})
@@ -87,7 +95,7 @@ def test_it_says_more_than_it_was_asked(shared: tuple[Remotes, RelayProcess], su
 
 
 @pytest.mark.parametrize("stage", ["EHLO", "MAIL", "RCPT", "DATA", "DOT"])
-def test_it_wants_it_later(shared: tuple[Remotes, RelayProcess], stage: str) -> None:
+def test_temporary_rejection_is_retried(shared: tuple[Remotes, RelayProcess], stage: str) -> None:
     remotes, relay = shared
     domain = f"later-{stage.lower()}.test"
     mx = remotes.start(domain, replies={stage: "451 4.3.0 come again"})
@@ -95,7 +103,7 @@ def test_it_wants_it_later(shared: tuple[Remotes, RelayProcess], stage: str) -> 
 
 
 @pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "DOT"])
-def test_it_refuses_for_good(shared: tuple[Remotes, RelayProcess], stage: str) -> None:
+def test_permanent_rejection_bounces(shared: tuple[Remotes, RelayProcess], stage: str) -> None:
     remotes, relay = shared
     address = f"x@never-{stage.lower()}.test"
     remotes.start(address[2:], replies={stage: "554 5.7.1 not here"})
@@ -124,7 +132,7 @@ def test_a_stalled_site_does_not_delay_another(remotes: Remotes, stage: str) -> 
         assert stalled.most_open <= 5
 
 
-def test_twenty_sessions_at_a_site_that_takes_them(remotes: Remotes) -> None:
+def test_concurrency_at_a_healthy_site_grows_to_twenty(remotes: Remotes) -> None:
     gate = asyncio.Event()
     gate.set()
     mx = remotes.start("busy.test", gates={"DOT": gate})
@@ -152,7 +160,7 @@ def test_twenty_sessions_at_a_site_that_takes_them(remotes: Remotes) -> None:
         )
 
 
-def test_a_host_that_is_not_there_leaves_it_to_the_next(
+def test_the_next_mx_host_is_used_when_the_first_is_down(
     shared: tuple[Remotes, RelayProcess],
 ) -> None:
     remotes, relay = shared
@@ -164,7 +172,7 @@ def test_a_host_that_is_not_there_leaves_it_to_the_next(
 
 
 @pytest.mark.parametrize("trouble", ["SERVFAIL", "REFUSED", "TIMEOUT"])
-def test_name_servers_in_trouble(shared: tuple[Remotes, RelayProcess], trouble: str) -> None:
+def test_dns_failures_are_retried(shared: tuple[Remotes, RelayProcess], trouble: str) -> None:
     remotes, relay = shared
     domain = f"{trouble.lower()}.test"
     mx = remotes.start(domain)
@@ -186,7 +194,7 @@ def test_name_servers_in_trouble(shared: tuple[Remotes, RelayProcess], trouble: 
         ("empty.test", {"MX": ["10 gone.empty.test."]}, "5.4.4"),
     ],
 )
-def test_domains_without_mail(
+def test_null_mx_and_unknown_domains_bounce(
     shared: tuple[Remotes, RelayProcess], domain: str, records: Any, status: str
 ) -> None:
     remotes, relay = shared
@@ -199,7 +207,7 @@ def test_domains_without_mail(
     assert str(report.returned["subject"]) == domain
 
 
-def test_what_cannot_be_delivered_expires(remotes: Remotes) -> None:
+def test_expired_mail_bounces(remotes: Remotes) -> None:
     mx = remotes.start("never.test", replies={"RCPT": "450 4.2.1 not today"})
     with remotes.relay(config={"delivery": {"expire_after": "2s", "retry": [0.3]}}) as relay:
         identity = relay.send_mail(to=["x@never.test"], subject="too late")
@@ -214,7 +222,7 @@ def test_what_cannot_be_delivered_expires(remotes: Remotes) -> None:
         until("the report is settled", lambda: not relay.queue())
 
 
-def test_the_relay_is_well_after_all_that(shared: tuple[Remotes, RelayProcess]) -> None:
+def test_the_relay_still_delivers(shared: tuple[Remotes, RelayProcess]) -> None:
     relay = shared[1]
     relay.until_state(submit(relay, "end@well.test"), "relayed")
     until("the queue is empty", lambda: not relay.queue())

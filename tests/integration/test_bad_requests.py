@@ -72,7 +72,7 @@ def files(relay: RelayProcess) -> set[Path]:
         ),
     ],
 )
-def test_a_bad_message(
+def test_an_invalid_message_is_rejected(
     relay: RelayProcess, properties: dict[str, Any], code: str, named: str
 ) -> None:
     before = files(relay)
@@ -104,7 +104,7 @@ def test_a_bad_message(
         (b"{}", "application/xml", 415, ""),
     ],
 )
-def test_a_bad_body(
+def test_an_invalid_body_is_rejected(
     relay: RelayProcess, body: bytes, content_type: str, status: int, code: str
 ) -> None:
     before = files(relay)
@@ -117,7 +117,7 @@ def test_a_bad_body(
 
 
 @pytest.mark.parametrize("authorization", ["", "Bearer wrong", "Basic YWxpY2U6YWxpY2U=", "Bearer "])
-def test_no_right_token(relay: RelayProcess, authorization: str) -> None:
+def test_an_invalid_token_is_rejected(relay: RelayProcess, authorization: str) -> None:
     body = json.dumps({"message": message(to=["c@a.test"])}).encode()
     headers = {"Content-Type": "application/json"}
     if authorization:
@@ -133,18 +133,20 @@ def test_no_right_token(relay: RelayProcess, authorization: str) -> None:
     ("user", "status"),
     [("bob@example.test", 403), ("nobody@example.test", 404), ("alice@example.test", 202)],
 )
-def test_sending_as_somebody_else(relay: RelayProcess, user: str, status: int) -> None:
+def test_send_mail_for_another_user_is_rejected(
+    relay: RelayProcess, user: str, status: int
+) -> None:
     body = {"message": message(to=["other@a.test"])}
     assert relay.graph("POST", f"/users/{user}/sendMail", body).status == status
 
 
-def test_from_somebody_else(relay: RelayProcess) -> None:
+def test_another_users_from_address_is_rejected(relay: RelayProcess) -> None:
     properties = message(to=["c@a.test"]) | {"from": people("bob@example.test")[0]}
     answer = relay.graph("POST", "/me/sendMail", {"message": properties})
     assert (answer.status, answer.code) == (403, "ErrorSendAsDenied")
 
 
-def test_a_body_over_the_limit(relay: RelayProcess) -> None:
+def test_a_body_over_the_limit_is_rejected(relay: RelayProcess) -> None:
     before = files(relay)
     connection = http.client.HTTPConnection(*relay.http, timeout=20)
     connection.putrequest("POST", "/v1.0/me/sendMail")
@@ -159,7 +161,7 @@ def test_a_body_over_the_limit(relay: RelayProcess) -> None:
     assert files(relay) == before
 
 
-def test_the_relay_is_well_after_all_that(world: World) -> None:
+def test_the_relay_still_delivers(world: World) -> None:
     identity = world.relay.send_mail(to=["well@a.test"], subject="well")
     world.relay.until_final(identity)
     until("no note is left", lambda: not world.relay.notes())

@@ -63,7 +63,7 @@ IN_TIME = (200, 201, 204)
 TOO_LATE = (409, 412)
 
 
-def test_who_cancels_knows_whether_it_was_in_time() -> None:
+def test_the_answer_to_a_cancellation_says_whether_the_message_was_sent() -> None:
     with RelayProcess() as relay:
         waiting = [deferred(relay, number) for number in range(SENDS)]
         answers = raced(relay, waiting)

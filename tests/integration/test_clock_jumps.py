@@ -53,7 +53,7 @@ def queue_ids(relay: RelayProcess) -> list[str]:
         return [row[0] for row in spool.execute("SELECT id FROM message ORDER BY received_us")]
 
 
-def _note_that_meets_a_jump(relay: RelayProcess, wall: WallClock, jump: timedelta) -> str:
+def _submission_during_a_jump(relay: RelayProcess, wall: WallClock, jump: timedelta) -> str:
     """Send what pickup cannot submit before the clock jumps, nor for a moment behind."""
     with closing(sqlite3.connect(relay.folder / "state/spool.sqlite")) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -69,7 +69,7 @@ def _note_that_meets_a_jump(relay: RelayProcess, wall: WallClock, jump: timedelt
 
 
 @pytest.mark.parametrize("first", [DAY, -DAY], ids=["forth and back", "back and forth"])
-def test_the_clock_jumps_a_day(
+def test_a_clock_jump_of_a_day_expires_and_retries_nothing(
     relay: RelayProcess, remotes: Remotes, wall: WallClock, first: timedelta
 ) -> None:
     (remote,) = remotes.servers
@@ -77,7 +77,7 @@ def test_the_clock_jumps_a_day(
     relay.until_state(deferred, "deferred")
     goes_through(relay, remotes, wall, "before")
     for jump, name in ((first, "there"), (timedelta(), "again")):
-        note = _note_that_meets_a_jump(relay, wall, first) if jump else ""
+        note = _submission_during_a_jump(relay, wall, first) if jump else ""
         wall.jump(jump)
         told = until("it is told", lambda n=name: _told(relay, n))
         assert "jumped" in told if jump else "again" in told

@@ -103,7 +103,7 @@ def test_deferred_mail_is_listed_and_retried(remotes: Remotes) -> None:
         received(mx, "later@a.test")
 
 
-def test_without_a_daemon_the_files_answer(remotes: Remotes) -> None:
+def test_without_a_daemon_commands_read_the_files(remotes: Remotes) -> None:
     remotes.start("a.test", replies={"RCPT": "450 4.2.1 not now"})
     with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
         identity = relay.send_mail(to=["x@a.test"], subject="offline")
@@ -159,7 +159,7 @@ def line_of(file: str, key: str, turn: int) -> int:
     return [number for number, line in enumerate(lines, 1) if line.startswith(key)][turn - 1]
 
 
-def test_the_rules(relay: RelayProcess) -> None:
+def test_policy_check_test_and_try(relay: RelayProcess) -> None:
     folder = relay.folder / "rules"
     folder.mkdir(exist_ok=True)
     rules = folder / "10-exe.toml"

@@ -42,7 +42,7 @@ def head(name: bytes) -> bytes:
     )
 
 
-def test_a_line_that_is_no_field_loses_nobody_and_shows_nobody(world: World) -> None:
+def test_an_invalid_header_line_hides_no_recipient_and_keeps_bcc_secret(world: World) -> None:
     content = head(b"junk") + b"some junk\r\nBcc: junk-hidden@a.test\r\nSubject: x\r\n\r\nbody\r\n"
     identity = send(world, content)
     assert arrived(world, "junk@a.test") == content.replace(b"Bcc: junk-hidden@a.test\r\n", b"")
@@ -50,7 +50,7 @@ def test_a_line_that_is_no_field_loses_nobody_and_shows_nobody(world: World) -> 
     assert defects(world, identity) == ["a line in a header that is not a field: 'some junk'"]
 
 
-def test_a_missing_end_arrives_as_it_came(world: World) -> None:
+def test_a_missing_closing_boundary_is_relayed_unchanged(world: World) -> None:
     content = (
         head(b"open") + b"Content-Type: multipart/mixed; boundary=b\r\n\r\npreamble\r\n--b\r\n\r\n"
         b"text\xfc\r\n--b\r\nContent-Type: multipart/alternative\r\n\r\nno boundary\r\n"
@@ -64,7 +64,7 @@ def test_a_missing_end_arrives_as_it_came(world: World) -> None:
     ]
 
 
-def test_what_smtp_cannot_carry_is_encoded_anew(world: World) -> None:
+def test_long_lines_and_nul_are_re_encoded(world: World) -> None:
     long = b"x" * 70_000
     content = (
         head(b"long") + b"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\n"

@@ -23,7 +23,7 @@ def later(wait: timedelta) -> dict[str, Any]:
     return single(**{PROPERTY: (datetime.now(UTC) + wait).isoformat()})
 
 
-def test_a_deferred_message_is_there_at_its_time_and_not_before(relay: RelayProcess) -> None:
+def test_a_scheduled_message_is_sent_at_its_time_and_not_before(relay: RelayProcess) -> None:
     """Within tests nobody waits for minutes: what is due in an hour is given another time."""
     relay.until_final(relay.send_mail(to=["bob@example.test"], subject="earlier"))
     identity = relay.send_mail(to=["bob@example.test"], subject="later", **later(HOUR))
@@ -54,7 +54,7 @@ def test_a_deferred_message_is_there_at_its_time_and_not_before(relay: RelayProc
 
 
 @pytest.mark.parametrize("by", ["DELETE", "move", "PATCH", "mail client"])
-def test_a_deferred_message_is_cancelled(relay: RelayProcess, by: str) -> None:
+def test_a_scheduled_message_is_cancelled(relay: RelayProcess, by: str) -> None:
     identity = relay.send_mail(to=["bob@example.test"], subject=by, **later(HOUR))
     path = f"/me/messages/{identity}"
     if by == "DELETE":
@@ -73,7 +73,7 @@ def test_a_deferred_message_is_cancelled(relay: RelayProcess, by: str) -> None:
     assert by not in relay.subjects("bob")
 
 
-def test_a_draft_says_where_its_original_goes(relay: RelayProcess) -> None:
+def test_a_draft_selects_the_folder_of_its_sent_copy(relay: RelayProcess) -> None:
     for subject, properties in (
         ("gone", {DELETE_AFTER_SUBMIT: "true"}),
         ("archived", {SENT_FOLDER: "archive"}),
@@ -88,7 +88,7 @@ def test_a_draft_says_where_its_original_goes(relay: RelayProcess) -> None:
     assert "gone" not in relay.subjects("alice", "Drafts")
 
 
-def test_a_full_disk_changes_nothing_of_what_waits(remotes: Remotes) -> None:
+def test_a_full_disk_leaves_scheduled_messages_unchanged(remotes: Remotes) -> None:
     with remotes.relay() as relay:
         relay.stop()
         with small_disk(relay.folder / "mail", size_bytes=1024 * 1024):

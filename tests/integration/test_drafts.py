@@ -28,7 +28,7 @@ def pickup_stalled(relay: RelayProcess) -> Iterator[None]:
         away.rename(socket)
 
 
-def test_while_its_note_is_ready_a_draft_stays_as_it_is(world: World) -> None:
+def test_a_draft_being_sent_cannot_be_changed(world: World) -> None:
     relay = world.relay  # its pickup has no connection yet
     draft = create(relay, to=["stalled@a.test"], subject="as it was")
     with pickup_stalled(relay):

@@ -53,7 +53,7 @@ def until_taken(relay: RelayProcess, subject: bytes) -> None:
     until("taken", lambda: reply_to(relay, SMALL.replace(b"refused", subject)) == TAKEN)
 
 
-def test_no_250_and_no_message_while_commits_cannot_be_synced(relay: RelayProcess) -> None:
+def test_mail_is_deferred_while_the_spool_cannot_be_synced(relay: RelayProcess) -> None:
     with failing(relay, UNSYNCED_LOG):
         relay.send_mail(to=["alice@example.test"], subject="waits")
         until("it was tried", lambda: "submission deferred" in relay.log)
@@ -63,7 +63,7 @@ def test_no_250_and_no_message_while_commits_cannot_be_synced(relay: RelayProces
     until("filed", lambda: relay.subjects(folder="Sent") == ["waits"] and not relay.notes())
 
 
-def test_what_was_refused_does_not_come_back_with_the_next_process(relay: RelayProcess) -> None:
+def test_a_rejected_message_is_not_delivered_after_a_restart(relay: RelayProcess) -> None:
     with failing(relay, UNSYNCED_LOG):
         assert reply_to(relay, SMALL) == REFUSED
         relay.kill()
@@ -80,7 +80,7 @@ def check_arrived(relay: RelayProcess, *subjects: str) -> None:
     until("counted", lambda: relay.metric("relay_queue_unaccounted") == 0)
 
 
-def test_no_250_while_a_content_cannot_be_synced(relay: RelayProcess) -> None:
+def test_no_250_while_a_content_file_cannot_be_synced(relay: RelayProcess) -> None:
     with failing(relay, UNSYNCED_FILES):
         assert reply_to(relay, IN_A_FILE) == REFUSED
         assert reply_to(relay, SMALL) == TAKEN  # and cannot be delivered yet

@@ -39,7 +39,7 @@ def running(remotes: Remotes, **options: Any) -> Iterator[RelayProcess]:
         until("counted", lambda: relay.metric("relay_queue_unaccounted") == 0)
 
 
-def test_a_mailbox_over_its_quota(remotes: Remotes) -> None:
+def test_a_mailbox_over_its_quota_rejects_mail(remotes: Remotes) -> None:
     tiny = account("tiny", quota="20 KiB", quota_messages=1)
     content = base64.b64encode(b"x" * 30 * KIB).decode()
     attachment = {
@@ -69,7 +69,7 @@ def test_a_mailbox_over_its_quota(remotes: Remotes) -> None:
             assert (code, text[:5]) == (452, b"4.2.2")  # it has the one message that it may hold
 
 
-def test_the_stores_disk_is_full(remotes: Remotes) -> None:
+def test_local_delivery_is_retried_after_the_mail_disk_was_full(remotes: Remotes) -> None:
     with running(remotes) as relay, small_disk_for_mail(relay):
         relay.send_mail(to=["bob@example.test"], subject="before")
         until("delivered", lambda: relay.subjects("bob") == ["before"] and not relay.notes())
@@ -96,7 +96,7 @@ def small_disk_for_mail(relay: RelayProcess) -> Iterator[None]:
         relay.start()  # somebody asks it for metrics
 
 
-def test_the_store_is_read_only(remotes: Remotes) -> None:
+def test_send_mail_is_rejected_while_the_mail_store_is_read_only(remotes: Remotes) -> None:
     with running(remotes) as relay:
         relay.send_mail(to=["bob@example.test"], subject="before")
         until("delivered", lambda: relay.subjects("bob") == ["before"] and not relay.notes())
@@ -120,7 +120,7 @@ def refusal(relay: RelayProcess, content: bytes) -> tuple[int, bytes]:
     return reply
 
 
-def test_the_spools_contents_are_read_only(remotes: Remotes) -> None:
+def test_smtp_defers_while_the_content_directory_is_read_only(remotes: Remotes) -> None:
     with running(remotes) as relay:
         (contents,) = [
             path for path in (relay.folder / "state").iterdir() if "content" in path.name
@@ -133,7 +133,7 @@ def test_the_spools_contents_are_read_only(remotes: Remotes) -> None:
         relay.until_final(relay.submit("alice@example.test", ["x@a.test"], BIG))
 
 
-def test_the_spool_is_locked_by_somebody_else(remotes: Remotes) -> None:
+def test_smtp_defers_while_another_process_locks_the_spool(remotes: Remotes) -> None:
     with running(remotes) as relay:
         with closing(sqlite3.connect(relay.folder / "state/spool.sqlite")) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -147,7 +147,7 @@ def test_the_spool_is_locked_by_somebody_else(remotes: Remotes) -> None:
 
 
 @pytest.mark.parametrize("folder", ["state", "mail"])
-def test_a_start_on_a_read_only_disk(remotes: Remotes, folder: str) -> None:
+def test_the_relay_does_not_start_on_a_read_only_disk(remotes: Remotes, folder: str) -> None:
     with running(remotes) as relay:
         assert relay.stop() == 0
         with read_only(relay.folder / folder):

@@ -44,7 +44,7 @@ def send(relay: RelayProcess, content: str, prefix: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_another_account_sends_its_html_meanwhile(world: World, kind: str) -> None:
+def test_hostile_html_does_not_delay_other_accounts(world: World, kind: str) -> None:
     relay = world.relay
     for address in send(relay, HARMLESS, f"warm-{kind}-"):
         received(world.a, address)
@@ -58,7 +58,7 @@ def test_another_account_sends_its_html_meanwhile(world: World, kind: str) -> No
     until("the threads have ended", lambda: threads(relay) <= before + 3)  # pools may have grown
 
 
-def test_a_mime_draft_is_changed_and_others_are_answered(world: World) -> None:
+def test_hostile_html_in_a_patch_does_not_delay_other_requests(world: World) -> None:
     relay = world.relay
     mime = b"From: alice@example.test\r\nTo: patched@a.test\r\nContent-Type: text/html\r\n\r\n<p>a"
     headers = {"Content-Type": "text/plain"}
@@ -76,7 +76,7 @@ def test_a_mime_draft_is_changed_and_others_are_answered(world: World) -> None:
     assert "seen" in relay.graph("GET", path).json()["body"]["content"]
 
 
-def test_a_number_that_no_character_has_is_listed_and_sent(world: World) -> None:
+def test_an_invalid_character_reference_is_replaced(world: World) -> None:
     relay = world.relay
     content = f"<p>a&#{'9' * 5000};b</p>"
     relay.send_mail(to=["number@a.test"], subject="number", **html(content))

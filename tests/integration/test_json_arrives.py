@@ -63,7 +63,7 @@ def parsed(content: bytes) -> EmailMessage:
     return message
 
 
-def test_all_that_json_says_arrives_where_nothing_is_offered(remotes: Remotes) -> None:
+def test_every_json_property_arrives_at_a_host_without_extensions(remotes: Remotes) -> None:
     plain = remotes.start("plain.test", extensions=())
     with remotes.relay() as relay:
         answer = relay.graph("POST", "/me/sendMail", {"message": MESSAGE})

@@ -81,7 +81,9 @@ def from_pickup(relay: RelayProcess) -> socket.socket:
 
 
 @pytest.mark.parametrize("connect", [from_outside, from_pickup])
-def test_a_large_message_comes_in_whole_and_is_never_in_memory(remotes: Remotes, connect) -> None:
+def test_a_large_message_is_received_without_loading_it_into_memory(
+    remotes: Remotes, connect
+) -> None:
     remote = remotes.start("a.test")
     with remotes.relay(policies={"10-rules.toml": RULES}) as relay:
         relay.until_final(relay.submit("alice@example.test", ["bob@example.test", "x@a.test"]))

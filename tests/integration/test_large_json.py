@@ -26,7 +26,7 @@ def forget_the_most(relay: RelayProcess) -> None:
     Path(f"/proc/{relay.process.pid}/clear_refs").write_text("5")
 
 
-def test_a_body_of_the_largest_size_takes_a_few_times_its_size(remotes: Remotes) -> None:
+def test_memory_for_the_largest_json_body_is_bounded(remotes: Remotes) -> None:
     octets = random.Random(3).randbytes(FILE_BYTES)
     attachment = {
         "@odata.type": "#microsoft.graph.fileAttachment",

@@ -59,7 +59,7 @@ def body_hash(octets: bytes) -> str:
     return hashlib.sha256(octets.partition(b"\r\n\r\n")[2].lstrip(b" ")).hexdigest()
 
 
-def test_a_large_message_goes_all_the_way_and_is_never_in_memory(remotes: Remotes) -> None:
+def test_a_large_mime_message_is_sent_without_loading_it_into_memory(remotes: Remotes) -> None:
     remote = remotes.start("a.test")
     with remotes.relay() as relay:
         relay.until_final(relay.send_mail(to=["bob@example.test", "x@a.test"], subject="small"))
@@ -95,7 +95,7 @@ def arriving(relay: RelayProcess) -> list[str]:
     return [path.name for path in submissions.glob("preparing/*")]
 
 
-def test_what_is_cut_off_leaves_nothing() -> None:
+def test_an_interrupted_upload_leaves_no_files() -> None:
     begun = b"".join(coded(content(2_000_000)))
     with RelayProcess() as relay:
         client = open_upload(relay, 10 * len(begun))
@@ -130,7 +130,7 @@ def put_range(relay: RelayProcess, url: str, start: int, end: int) -> Answer:
     return relay.request("PUT", path, UPLOADED[start:end], headers=headers)
 
 
-def test_an_upload_goes_on_after_a_kill_and_is_never_in_memory(remotes: Remotes) -> None:
+def test_an_upload_session_continues_after_a_kill(remotes: Remotes) -> None:
     remote = remotes.start("a.test")
     with remotes.relay() as relay:
         message = {"subject": "large", "toRecipients": people("x@a.test", "bob@example.test")}

@@ -55,7 +55,7 @@ async def put_into_spool(
         await spool.stop()
 
 
-def test_a_large_message_goes_out_whole_and_is_never_in_memory(
+def test_a_large_message_is_relayed_without_loading_it_into_memory(
     remotes: Remotes, tmp_path: Path
 ) -> None:
     octets = HEADER + b"\r\n" + LINE * (BODY_BYTES // len(LINE))

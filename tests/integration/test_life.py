@@ -28,7 +28,7 @@ METRICS = (
 
 
 # -- how it is
-def test_every_metric_is_there(world: World) -> None:
+def test_every_metric_is_exposed(world: World) -> None:
     identity = world.relay.send_mail(to=["metric@a.test", "nobody@b.test", "bob@example.test"])
     world.relay.until_final(identity)
     told = world.relay.exposition()
@@ -58,7 +58,7 @@ def test_health_needs_no_token(relay: RelayProcess) -> None:
 
 
 # -- how it starts
-def test_all_faults_are_listed_at_once(remotes: Remotes) -> None:
+def test_all_configuration_faults_are_listed_at_once(remotes: Remotes) -> None:
     relay = remotes.relay()
     bad = {"hostname": "not a name", "delivery": {"retyr": ["1m"], "port": 0, "tls": "maybe"}}
     relay.write_config(changed(configuration(None, 25), bad))
@@ -98,7 +98,7 @@ def test_all_faults_are_listed_at_once(remotes: Remotes) -> None:
         ),
     ],
 )
-def test_it_does_not_start_with_a_fault_elsewhere(
+def test_a_fault_in_accounts_or_rules_prevents_the_start(
     remotes: Remotes, accounts: list[dict[str, str]], policies: dict[str, str], told: str
 ) -> None:
     relay = remotes.relay(accounts=accounts, policies=policies)
@@ -110,7 +110,7 @@ def test_it_does_not_start_with_a_fault_elsewhere(
     relay.close()
 
 
-def test_a_port_in_use(relay: RelayProcess, remotes: Remotes) -> None:
+def test_a_port_in_use_prevents_the_start(relay: RelayProcess, remotes: Remotes) -> None:
     taken = "{}:{}".format(*relay.http)
     second = remotes.relay(config={"http": {"listen": [taken]}})
     second.start(wait=False)
@@ -120,7 +120,7 @@ def test_a_port_in_use(relay: RelayProcess, remotes: Remotes) -> None:
     second.close()
 
 
-def test_a_mail_store_in_use(relay: RelayProcess, remotes: Remotes) -> None:
+def test_a_mail_store_in_use_prevents_the_start(relay: RelayProcess, remotes: Remotes) -> None:
     """With a state_dir of its own it would send the other's notes a second time."""
     assert relay.process is not None
     second = remotes.relay(config={"mailboxes": {"root": str(relay.folder / "mail")}})
@@ -131,7 +131,7 @@ def test_a_mail_store_in_use(relay: RelayProcess, remotes: Remotes) -> None:
 
 
 # -- how it stops
-def test_sigterm_finishes_what_is_under_way(remotes: Remotes) -> None:
+def test_sigterm_finishes_open_sessions_and_deliveries(remotes: Remotes) -> None:
     gate = asyncio.Event()
     mx = remotes.start("a.test", gates={"DOT": gate})
     with remotes.relay() as relay:
@@ -165,7 +165,7 @@ def listens(relay: RelayProcess) -> bool:
         return False
 
 
-def test_sigterm_does_not_wait_for_ever(remotes: Remotes) -> None:
+def test_sigterm_ends_stalled_deliveries_after_the_grace_period(remotes: Remotes) -> None:
     mx = remotes.start("a.test", gates={"MAIL": asyncio.Event()})
     with remotes.relay(config={"delivery": {"shutdown_grace": "1s"}}) as relay:
         identity = relay.send_mail(to=["x@a.test"])
@@ -179,7 +179,7 @@ def test_sigterm_does_not_wait_for_ever(remotes: Remotes) -> None:
         received(mx, "x@a.test")
 
 
-def test_under_load_sigterm_loses_nothing(remotes: Remotes) -> None:
+def test_sigterm_under_load_loses_no_message(remotes: Remotes) -> None:
     mx = remotes.start("a.test")
     accepted: list[str] = []
     with remotes.relay() as relay:
@@ -241,7 +241,7 @@ def test_dev_shows_seven_steps_and_a_bounce(tmp_path: Path) -> None:
     assert b"Content-Type: multipart/report" in report.read_bytes()
 
 
-def test_dev_counts_a_message_that_is_sent_as_soon_as_the_ready_file_is_there(
+def test_dev_counts_a_message_sent_when_the_ready_file_appears(
     tmp_path: Path,
 ) -> None:
     ready_file = tmp_path / "ready.json"

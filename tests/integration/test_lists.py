@@ -192,14 +192,14 @@ def test_filters(mailbox: Mailbox, text: str) -> None:
     assert (len(found), set(found)) == (len(expected), expected)
 
 
-def test_the_filters_are_worth_asking(mailbox: Mailbox) -> None:
+def test_most_filters_match_some_messages(mailbox: Mailbox) -> None:
     """Most find something, and not everything."""
     counts = [len(mailbox.answer(message_condition(text))) for text in FILTERS]
     assert sum(0 < count < len(mailbox.shown) for count in counts) > len(FILTERS) - 8
 
 
 @pytest.mark.parametrize("named", ["id", "internetMessageId", "conversationId"])
-def test_what_is_shown_finds_itself(mailbox: Mailbox, named: str) -> None:
+def test_a_listed_id_finds_its_message(mailbox: Mailbox, named: str) -> None:
     for value in {one[named] for one in list(mailbox.shown.values())[::5]}:
         found = {one["id"] for one in mailbox.pages({"$filter": f"{named} eq '{value}'"})}
         assert found == {one["id"] for one in mailbox.shown.values() if one[named] == value}
@@ -218,7 +218,7 @@ def test_what_is_shown_finds_itself(mailbox: Mailbox, named: str) -> None:
         ("lt 2023-06-01T10:00:00.500000Z", False),
     ],
 )
-def test_within_a_second(mailbox: Mailbox, asked: str, found: bool) -> None:
+def test_fractions_of_a_second_are_compared(mailbox: Mailbox, asked: str, found: bool) -> None:
     text = f"receivedDateTime {asked} and subject eq 'at half past'"
     assert len(mailbox.pages({"$filter": text})) == found
 
@@ -346,7 +346,7 @@ def test_counts_and_skips(mailbox: Mailbox, folder: str) -> None:
 @pytest.mark.parametrize(
     "token", ["x", "1", "-1", "9" * 400, "%00", "null", "[]", "WzFd", "AAAA", "..", "a" * 5000]
 )
-def test_a_page_that_is_none_is_refused(mailbox: Mailbox, token: str) -> None:
+def test_an_invalid_skiptoken_is_rejected(mailbox: Mailbox, token: str) -> None:
     answer = mailbox.relay.graph("GET", f"/me/messages?$skiptoken={token}", token="dave")
     assert (answer.status, answer.code) == (400, "BadRequest")
 
@@ -384,7 +384,7 @@ def test_pages_show_each_message_once_while_mail_comes_in(
     assert before <= set(found)
 
 
-def test_pages_show_what_stays_once_while_messages_go(mailbox: Mailbox) -> None:
+def test_pages_show_remaining_messages_once_while_others_are_deleted(mailbox: Mailbox) -> None:
     inbox = "/me/mailFolders/inbox/messages"
     ids = [one["id"] for one in mailbox.pages({"$top": "1000", "$select": "id"}, path=inbox)]
     doomed = ids[3::4]

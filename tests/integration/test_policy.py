@@ -74,7 +74,7 @@ def content(subject: str, *fields: str) -> bytes:
     return "\r\n".join(lines).encode()
 
 
-def test_copies_reach_people_and_are_nobody_elses_business(setting: Setting) -> None:
+def test_bcc_and_cc_actions_add_recipients_that_the_sender_cannot_see(setting: Setting) -> None:
     relay = setting.relay
     identity = relay.send_mail(to=["copied@a.test"], subject="copy this")
     journey = relay.until_final(identity)
@@ -90,7 +90,7 @@ def test_copies_reach_people_and_are_nobody_elses_business(setting: Setting) -> 
     assert "carol@example.test" in str(setting.parsed("copied@a.test")["cc"])
 
 
-def test_a_redirected_recipient_names_its_successor(setting: Setting) -> None:
+def test_a_redirected_recipient_is_replaced(setting: Setting) -> None:
     identity = setting.relay.send_mail(to=["old@a.test"], subject="moves")
     received(setting.remote, "new@a.test")
     states = {one["address"]: one for one in setting.relay.until_final(identity)["recipients"]}
@@ -110,7 +110,7 @@ def test_header_actions(setting: Setting) -> None:
     assert found["to"] == "header@a.test"
 
 
-def test_discarded_mail_is_gone_without_a_word(setting: Setting) -> None:
+def test_discarded_mail_is_removed_without_a_bounce(setting: Setting) -> None:
     identity = setting.relay.send_mail(to=["void@a.test"], subject="into the void")
     assert setting.relay.until_final(identity)["state"] == "discarded"
     assert not setting.remote.received("void@a.test")
@@ -126,7 +126,7 @@ def test_an_audited_rule_changes_nothing(setting: Setting) -> None:
     assert setting.relay.metric("relay_policy_rule_total", rule="only watched") == 1
 
 
-def test_a_rejected_submission_is_reported(setting: Setting) -> None:
+def test_a_rejected_submission_bounces(setting: Setting) -> None:
     relay = setting.relay
     identity = relay.send_mail(to=["refused@a.test", "accepted@a.test"], subject="half")
     states = {one["address"]: one["state"] for one in relay.until_final(identity)["recipients"]}
@@ -141,7 +141,7 @@ def test_a_rejected_submission_is_reported(setting: Setting) -> None:
 
 
 @pytest.mark.parametrize("source", ["127.0.0.1", STRANGER])
-def test_a_session_learns_of_a_rejection_itself(setting: Setting, source: str) -> None:
+def test_a_rejection_is_the_smtp_reply(setting: Setting, source: str) -> None:
     recipient = "refused@a.test" if source != STRANGER else "dave@example.test"
     rules = RULES.replace("refused@a.test", recipient)
     with setting.remotes.relay(policies={"10-rules.toml": rules}) as relay:
@@ -162,7 +162,7 @@ def report_at(remote: RemoteMx, address: str) -> Report:
     return report
 
 
-def test_a_remote_sender_of_a_trusted_submission_gets_a_report(setting: Setting) -> None:
+def test_a_remote_sender_of_a_trusted_submission_gets_a_bounce(setting: Setting) -> None:
     options = ["NOTIFY=FAILURE", "ORCPT=rfc822;First+2BName@a.test"]
     with setting.relay.smtp() as session:
         session.ehlo()
@@ -188,7 +188,7 @@ def test_a_remote_sender_of_a_trusted_submission_gets_a_report(setting: Setting)
         ("app@a.test", "127.0.0.1", ["NOTIFY=NEVER"]),
     ],
 )
-def test_nobody_else_gets_one(
+def test_other_senders_get_no_bounce(
     remotes: Remotes, sender: str, source: str, options: list[str]
 ) -> None:
     remote = remotes.start("a.test", rcpt={"gone@a.test": "550 5.1.1 gone"})

@@ -93,7 +93,9 @@ def in_a_moment() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
-def test_the_spools_disk_is_full(remotes: Remotes, kind: str) -> None:
+def test_a_full_spool_disk_rejects_new_mail_and_delivers_the_queue(
+    remotes: Remotes, kind: str
+) -> None:
     rcpt = {f"r{number}@a.test": ["451 4.2.0 later", "250 ok"] for number in range(8)}
     rcpt |= {"no@a.test": ["451 4.2.0 later", "550 5.1.1 nobody"]}
     remote = remotes.start("a.test", rcpt=rcpt)
@@ -125,7 +127,7 @@ def test_the_spools_disk_is_full(remotes: Remotes, kind: str) -> None:
         relay.close()
 
 
-def test_the_spools_disk_is_read_only(remotes: Remotes) -> None:
+def test_a_read_only_spool_disk_rejects_new_mail(remotes: Remotes) -> None:
     remote = remotes.start("a.test")
     with remotes.relay() as relay:
         with read_only(relay.folder / "state"):
@@ -135,7 +137,9 @@ def test_the_spools_disk_is_read_only(remotes: Remotes) -> None:
         takes_mail(relay, remote)
 
 
-def test_the_spools_disk_breaks_off(remotes: Remotes, tmp_path: Path) -> None:
+def test_a_spool_disk_that_fails_during_delivery_repeats_the_attempt(
+    remotes: Remotes, tmp_path: Path
+) -> None:
     """The kernel makes it read-only at a fault; the operator mounts it anew and starts the relay."""
     gate = remotes.gate()
     remote = remotes.start("a.test", gates={"DOT": gate})
@@ -162,7 +166,7 @@ def test_the_spools_disk_breaks_off(remotes: Remotes, tmp_path: Path) -> None:
         relay.close()
 
 
-def test_the_spools_disk_hangs(remotes: Remotes, tmp_path: Path) -> None:
+def test_a_hanging_spool_disk_rejects_new_mail(remotes: Remotes, tmp_path: Path) -> None:
     remote = remotes.start("a.test")
     relay = remotes.relay(config={"pressure": {"commit_latency": "1s"}})
     try:
@@ -190,7 +194,7 @@ def test_the_spools_disk_hangs(remotes: Remotes, tmp_path: Path) -> None:
         relay.close()
 
 
-def test_the_queue_is_full(remotes: Remotes) -> None:
+def test_a_full_queue_rejects_new_mail(remotes: Remotes) -> None:
     rcpt = {f"r{number}@a.test": "451 4.2.0 later" for number in range(3)}
     remote = remotes.start("a.test", rcpt=rcpt)
     with remotes.relay(config={"pressure": {"queue_entries": 3}}) as relay:
@@ -204,7 +208,7 @@ def test_the_queue_is_full(remotes: Remotes) -> None:
         takes_mail(relay, remote)
 
 
-def test_memory_is_short(remotes: Remotes) -> None:
+def test_low_memory_rejects_new_mail(remotes: Remotes) -> None:
     gate = remotes.gate()
     remote = remotes.start("a.test", gates={"DOT": gate})
     with remotes.relay(config={"delivery": {"shutdown_grace": "0.2s"}}) as relay:
@@ -225,7 +229,7 @@ def test_memory_is_short(remotes: Remotes) -> None:
         takes_mail(relay, remote)
 
 
-def test_the_mailboxes_disk_is_full(remotes: Remotes) -> None:
+def test_a_full_mail_disk_rejects_drafts_and_defers_local_delivery(remotes: Remotes) -> None:
     remote = remotes.start("a.test")
     relay = remotes.relay()
     try:

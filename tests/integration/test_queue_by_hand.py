@@ -26,7 +26,7 @@ def told(relay: RelayProcess, queue_id: str) -> list[dict[str, Any]]:
     return [one for one in details if "operation" in one]
 
 
-def test_what_is_in_flight_is_told_and_what_waits_behind_it_never_arrives(
+def test_hold_reports_entries_in_flight_and_holds_the_others(
     remotes: Remotes,
 ) -> None:
     gate = remotes.gate()
@@ -69,7 +69,7 @@ def test_what_is_in_flight_is_told_and_what_waits_behind_it_never_arrives(
         assert relay.faults() == []
 
 
-def test_a_retry_does_not_believe_that_nobody_is_there(remotes: Remotes) -> None:
+def test_a_retry_by_hand_ignores_the_unreachable_state_of_the_site(remotes: Remotes) -> None:
     live = remotes.start("live.test")
     remotes.dns.zone["dead.test"] = {"MX": ["10 mx.dead.test."]}
     remotes.dns.zone["mx.dead.test"] = {"A": ["127.0.0.12"]}  # where the next one will listen
@@ -90,7 +90,7 @@ def test_a_retry_does_not_believe_that_nobody_is_there(remotes: Remotes) -> None
         assert [one["operation"] for one in told(relay, retried)] == ["retry"]
 
 
-def test_captured_mail_goes_out_only_when_it_is_rerouted(remotes: Remotes) -> None:
+def test_captured_mail_is_sent_only_after_a_reroute(remotes: Remotes) -> None:
     mx = remotes.start("a.test")
     route = {"domain": "a.test", "next_hop": "capture"}
     with remotes.relay(config={"route": [route]}) as relay:
@@ -105,7 +105,7 @@ def test_captured_mail_goes_out_only_when_it_is_rerouted(remotes: Remotes) -> No
         assert relay.states(kept[1]) == {"1@a.test": "captured"}
 
 
-def test_orders_under_load_lose_nothing_and_send_nothing_twice(remotes: Remotes) -> None:
+def test_queue_commands_under_load_lose_and_duplicate_nothing(remotes: Remotes) -> None:
     mx = remotes.start("busy.test", fragment=4)  # a slow one, so that a queue grows
     chance = random.Random(4)
     config = {"delivery": {"retry": [0.2], "max_connections_per_next_hop": 2}}

@@ -47,7 +47,7 @@ def relay():
         yield relay
 
 
-def test_new_rules_hold_from_the_next_message_on(relay):
+def test_new_rules_apply_to_the_next_message(relay):
     assert state_of(relay, "spam") == "delivered"
     (relay.folder / "policies" / "10-spam.toml").write_text(NO_SPAM)
     hang_up(relay, "reloaded")
@@ -56,7 +56,7 @@ def test_new_rules_hold_from_the_next_message_on(relay):
 
 
 @pytest.mark.parametrize("text", [FAULTY, FAILING, "[[rule"], ids=["fault", "test", "no TOML"])
-def test_a_bad_file_changes_nothing_and_is_named(relay, text):
+def test_a_faulty_rule_file_is_named_and_the_active_rules_stay(relay, text):
     file = relay.folder / "policies" / "10-spam.toml"
     file.write_text(NO_SPAM)
     hang_up(relay, "reloaded")
@@ -66,7 +66,7 @@ def test_a_bad_file_changes_nothing_and_is_named(relay, text):
     assert state_of(relay, "spam") == "failed"
 
 
-def test_accounts_come_and_go(relay):
+def test_accounts_are_added_and_removed(relay):
     file = relay.folder / "accounts.toml"
     assert relay.graph("GET", "/me", token="erin").status == 401
     file.write_text(to_toml({"account": [account(name) for name in ("erin", "bob")]}))
@@ -76,6 +76,6 @@ def test_accounts_come_and_go(relay):
     assert relay.stop() == 0
 
 
-def test_a_changed_configuration_is_said_to_want_a_restart(relay):
+def test_a_changed_configuration_logs_that_a_restart_is_needed(relay):
     relay.write_config(relay.config | {"hostname": "other.example.test"})
     hang_up(relay, "a restart is needed")

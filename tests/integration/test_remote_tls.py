@@ -37,7 +37,7 @@ def deferral(relay: RelayProcess, address: str) -> dict[str, Any]:
     return attempt
 
 
-def was_not_told(server: RemoteMx) -> bool:
+def received_no_login(server: RemoteMx) -> bool:
     """Whether the server never saw the login or the message."""
     assert not server.envelopes
     return not [line for line in server.commands if line.startswith(("AUTH", "MAIL"))]
@@ -56,11 +56,11 @@ def test_a_password_is_not_sent_in_the_clear_where_tls_is_not_offered(
     told = f"{place}: the host does not offer STARTTLS, and a password is not sent without TLS"
     assert attempt["reply"] == told
     assert entry["recipients"][0]["reply"] == told
-    assert was_not_told(server)
+    assert received_no_login(server)
 
 
 @pytest.mark.parametrize("implicit", [False, True], ids=["starttls", "smtps"])
-def test_a_login_takes_a_certificate_that_is_trusted_and_of_that_name(
+def test_a_login_requires_a_trusted_certificate_with_the_host_name(
     remotes: Remotes, tmp_path: Path, certificate: Certificate, authority: Authority, implicit: bool
 ) -> None:
     servers = {
@@ -98,13 +98,13 @@ def test_a_login_takes_a_certificate_that_is_trusted_and_of_that_name(
             attempt = deferral(relay, f"x@{domain}")
             server = running[domain]
             assert attempt["reply"].startswith(f"{server.host}:{server.port}: {told}")
-            assert was_not_told(server)
+            assert received_no_login(server)
         for domain in ("good.test", "required.test"):
             relay.until_final(relay.submit("alice@example.test", [f"x@{domain}"]))
             assert received(running[domain], f"x@{domain}").tls
 
 
-def test_a_loopback_address_is_logged_in_to_in_the_clear(remotes: Remotes, tmp_path: Path) -> None:
+def test_a_login_at_a_loopback_address_needs_no_tls(remotes: Remotes, tmp_path: Path) -> None:
     server = remotes.start("a.test", **LOGIN)
     route = {"next_hop": f"smtp://{server.host}:{server.port}"}
     with routed(remotes, tmp_path, {"a.test": route}) as relay:
@@ -129,7 +129,7 @@ def test_an_address_is_verified_by_the_addresses_of_the_certificate(
         attempt = deferral(relay, "x@b.test")
     assert received(right, "x@a.test").tls
     assert "the certificate is for 127.0.0.12, not the address 127.0.0.12; " in attempt["reply"]
-    assert was_not_told(wrong)
+    assert received_no_login(wrong)
 
 
 def test_an_mx_route_may_verify_the_mx_hosts(
@@ -143,4 +143,4 @@ def test_an_mx_route_may_verify_the_mx_hosts(
         attempt = deferral(relay, "x@b.test")
     assert received(right, "x@a.test").tls
     assert "the certificate is for b.test, not mx.b.test; " in attempt["reply"]
-    assert was_not_told(wrong)
+    assert received_no_login(wrong)

@@ -130,7 +130,7 @@ def assert_filed_with_bcc(world: World, identity: str) -> None:
     assert (sent["isDraft"], sent["hasAttachments"]) == (False, True)
 
 
-def test_mime_goes_out_as_it_came(world: World) -> None:
+def test_mime_is_relayed_unchanged(world: World) -> None:
     headers = {"Content-Type": "text/plain"}
     answer = world.relay.graph("POST", "/me/sendMail", base64.b64encode(MIME), headers=headers)
     assert (answer.status, answer.body) == (202, b"")
@@ -147,7 +147,7 @@ def test_mime_goes_out_as_it_came(world: World) -> None:
     until("filed", lambda: "=?utf-8?q?Sch=C3=B6n?=" in world.relay.subjects("alice", "Sent"))
 
 
-def test_unsaved_leaves_no_copy(world: World) -> None:
+def test_save_to_sent_items_false_leaves_no_copy(world: World) -> None:
     identity = world.relay.send_mail(to=["unsaved@a.test"], subject="unsaved", save=False)
     world.relay.until_final(identity)
     until("the note is gone", lambda: not world.relay.notes())
@@ -157,7 +157,7 @@ def test_unsaved_leaves_no_copy(world: World) -> None:
     assert not [path for path in files if b"unsaved@a.test" in path.read_bytes()]
 
 
-def test_others_see_nothing_of_it(world: World) -> None:
+def test_other_users_cannot_see_the_message(world: World) -> None:
     identity = world.relay.send_mail(to=["private@a.test"])
     journey = world.relay.until_final(identity)
     for key in (identity, journey["id"], journey["submission_id"]):
@@ -174,7 +174,7 @@ def test_parameter_names_in_any_case(world: World) -> None:
     received(world.a, "case@a.test")
 
 
-def test_nothing_is_unaccounted_for(world: World) -> None:
+def test_no_message_is_unaccounted_for(world: World) -> None:
     until("the queue is empty", lambda: not world.relay.queue())
     until("counted", lambda: world.relay.metric("relay_queue_unaccounted") == 0)
     assert world.relay.faults() == []

@@ -31,7 +31,7 @@ STRANGER = "127.0.0.2"
         ("127.0.0.1", "x@@a.test", 501, b"5.1.3"),
     ],
 )
-def test_recipients(
+def test_unknown_user_and_relaying_denied(
     relay: RelayProcess, source: str, recipient: str, code: int, status: bytes
 ) -> None:
     with relay.smtp(source=source) as session:
@@ -50,7 +50,7 @@ def test_spellings_of_one_mailbox_get_one_copy(relay: RelayProcess) -> None:
     assert relay.subjects("alice").count("one copy") == 1
 
 
-def test_fields_that_name_hidden_recipients_are_dropped(world: World) -> None:
+def test_bcc_fields_are_removed(world: World) -> None:
     content = (
         b"Return-Path: <forged@a.test>\r\n"
         b"From:  alice@example.test \r\n"
@@ -71,7 +71,7 @@ def test_fields_that_name_hidden_recipients_are_dropped(world: World) -> None:
     assert body == b"Bcc: text of the body\r\n"
 
 
-def test_a_session_outlives_its_errors(world: World) -> None:
+def test_a_session_continues_after_errors(world: World) -> None:
     with world.relay.smtp() as session:
         for command, code in (
             ("MAIL FROM:<a@b.test>", 503),  # no EHLO yet
@@ -95,7 +95,7 @@ def test_a_session_outlives_its_errors(world: World) -> None:
     assert received(world.a, "alive@a.test").content.endswith(b"\r\n\r\n.\r\n..\r\n")
 
 
-def test_too_many_recipients_are_refused_one_by_one(remotes: Remotes) -> None:
+def test_recipients_over_the_limit_are_deferred(remotes: Remotes) -> None:
     listener = {"listen": "127.0.0.1:0", "max_recipients": 3, "max_message_size": "64 KiB"}
     a = remotes.start("a.test")
     with remotes.relay(config={"smtp": [listener]}) as relay, relay.smtp() as session:
@@ -115,7 +115,7 @@ def test_too_many_recipients_are_refused_one_by_one(remotes: Remotes) -> None:
 @pytest.mark.parametrize(
     "bad", [b"a\nb", b"a\rb", b"a\0b", b"a\n.\nb", b"a\n.\r\nMAIL FROM:<x@b.test>"]
 )
-def test_strange_line_ends_are_refused(relay: RelayProcess, bad: bytes) -> None:
+def test_bare_line_ends_are_rejected(relay: RelayProcess, bad: bytes) -> None:
     with relay.smtp() as session:
         session.ehlo()
         session.mail("alice@example.test")
@@ -151,7 +151,7 @@ def client_context() -> ssl.SSLContext:
     return context
 
 
-def test_nothing_goes_without_tls_and_login(submission: tuple[Remotes, RelayProcess]) -> None:
+def test_submission_requires_tls_and_login(submission: tuple[Remotes, RelayProcess]) -> None:
     with submission[1].smtp() as session:
         session.ehlo()
         assert "auth" not in session.esmtp_features
@@ -163,7 +163,7 @@ def test_nothing_goes_without_tls_and_login(submission: tuple[Remotes, RelayProc
         assert session.docmd("MAIL FROM:<alice@example.test>")[0] == 530
 
 
-def test_the_journey_and_the_log_say_who_sent_a_message(
+def test_the_journey_and_the_log_name_the_client(
     submission: tuple[Remotes, RelayProcess],
 ) -> None:
     relay = submission[1]
@@ -191,7 +191,9 @@ def test_the_journey_and_the_log_say_who_sent_a_message(
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
 @pytest.mark.parametrize("user", ["alice@example.test", "ALICE@Example.Test"])
-def test_submission(submission: tuple[Remotes, RelayProcess], mechanism: str, user: str) -> None:
+def test_authenticated_submission(
+    submission: tuple[Remotes, RelayProcess], mechanism: str, user: str
+) -> None:
     remotes, relay = submission
     address = f"{mechanism}-{user[:5]}@a.test".lower()
     with relay.smtp() as session:
@@ -218,7 +220,9 @@ def log_in(session: smtplib.SMTP, mechanism: str, user: str, password: str) -> N
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
-def test_a_wrong_password(submission: tuple[Remotes, RelayProcess], mechanism: str) -> None:
+def test_a_wrong_password_is_rejected(
+    submission: tuple[Remotes, RelayProcess], mechanism: str
+) -> None:
     with submission[1].smtp() as session:
         session.starttls(context=client_context())
         session.ehlo()
@@ -228,13 +232,13 @@ def test_a_wrong_password(submission: tuple[Remotes, RelayProcess], mechanism: s
         log_in(session, mechanism, "alice@example.test", "alice")
 
 
-def test_tls_from_the_first_byte(submission: tuple[Remotes, RelayProcess]) -> None:
+def test_implicit_tls_submission(submission: tuple[Remotes, RelayProcess]) -> None:
     host, port = submission[1].smtp_address(1)
     with smtplib.SMTP_SSL(host, port, timeout=20, context=client_context()) as session:
         session.login("alice@example.test", "alice")
         assert session.mail("alice@example.test")[0] == 250
 
 
-def test_the_relay_saw_no_fault(world: World, submission: tuple[Remotes, RelayProcess]) -> None:
+def test_the_relay_logged_no_fault(world: World, submission: tuple[Remotes, RelayProcess]) -> None:
     assert world.relay.faults() == []
     assert submission[1].faults() == []

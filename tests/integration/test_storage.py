@@ -50,7 +50,7 @@ def contents(relay: RelayProcess) -> Path:
     return relay.folder / "state" / "spool.sqlite-content"
 
 
-def test_a_copy_made_beside_a_running_relay_takes_its_place(remotes, tmp_path):
+def test_a_backup_of_a_running_relay_is_restored(remotes, tmp_path):
     remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
     with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
         waiting = [deferred(relay, f"waiting {number}") for number in range(3)]
@@ -87,7 +87,7 @@ def test_a_copy_made_beside_a_running_relay_takes_its_place(remotes, tmp_path):
         assert relay.metric("relay_queue_unaccounted") == 0
 
 
-def test_a_body_that_is_gone_is_held_until_it_is_back(remotes, tmp_path):
+def test_an_entry_whose_content_is_missing_is_held_until_it_is_restored(remotes, tmp_path):
     remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
     with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
         queue_id = deferred(relay, "large", body=BODY)
@@ -109,7 +109,7 @@ def test_a_body_that_is_gone_is_held_until_it_is_back(remotes, tmp_path):
         assert subjects(remote) == ["large"]
 
 
-def test_a_body_that_was_damaged_is_held_and_never_delivered(remotes):
+def test_an_entry_with_damaged_content_is_held_and_not_delivered(remotes):
     remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
     with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
         queue_id = deferred(relay, "large", body=BODY)
@@ -135,7 +135,7 @@ def test_a_body_that_was_damaged_is_held_and_never_delivered(remotes):
         assert subjects(remote) == ["large"]
 
 
-def test_history_goes_when_somebody_wants_it(remotes):
+def test_prune_removes_history(remotes):
     remotes.start("a.test", rcpt={"x@a.test": LATER})
     with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
         waiting = deferred(relay, "waiting")
@@ -192,7 +192,7 @@ def test_a_damaged_spool_is_refused_and_recovered(remotes):
         assert relay.queue() == []
 
 
-def test_a_row_that_is_lost_is_told_beside_a_running_relay(remotes):
+def test_verify_reports_a_lost_row_while_the_relay_runs(remotes):
     remotes.start("a.test", rcpt={"x@a.test": LATER})
     with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
         queue_id = deferred(relay, "lost")
@@ -221,7 +221,7 @@ def test_a_row_that_is_lost_is_told_beside_a_running_relay(remotes):
         assert (refused.returncode, "name none" in refused.stderr) == (USAGE, True)
 
 
-def test_a_page_that_cannot_be_read_keeps_new_mail_out_and_says_so(remotes):
+def test_an_unreadable_page_rejects_new_mail_and_is_reported(remotes):
     remotes.start("a.test", rcpt={"x@a.test": LATER})
     with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
         deferred(relay, "waiting")
@@ -252,7 +252,7 @@ def test_a_page_that_cannot_be_read_keeps_new_mail_out_and_says_so(remotes):
         assert relay.subjects("bob") == ["waits"]
 
 
-def test_captured_mail_ends_when_its_time_is_over_and_nobody_hears_of_it():
+def test_captured_mail_expires_without_a_bounce():
     config = {"spool": {"keep": "1s"}, "route": [{"domain": "*", "next_hop": "capture"}]}
     with RelayProcess(config=config) as relay:
         queue_id = relay.submit("alice@example.test", ["x@a.test"])

@@ -28,7 +28,7 @@ def relay() -> Iterator[RelayProcess]:
             yield relay
 
 
-def test_what_is_done_may_leave_the_history(relay: RelayProcess) -> None:
+def test_pruned_history_is_not_unaccounted(relay: RelayProcess) -> None:
     with closing(sqlite3.connect(relay.folder / "state/spool.sqlite")) as spool, spool:
         done = "(SELECT message_id FROM entry WHERE state = 'final')"
         assert spool.execute(f"DELETE FROM recipient WHERE message_id IN {done}").rowcount == 1
@@ -38,7 +38,7 @@ def test_what_is_done_may_leave_the_history(relay: RelayProcess) -> None:
     assert relay.metric("relay_queue_unaccounted") == 0
 
 
-def test_it_rises_with_each_row_that_somebody_deletes_and_falls_when_it_is_put_back(
+def test_unaccounted_counts_deleted_rows_until_they_are_restored(
     relay: RelayProcess,
 ) -> None:
     assert relay.metric("relay_queue_unaccounted") == 0

@@ -59,7 +59,7 @@ class People(threading.Thread):
         assert graph("DELETE", path, token=token).status == 204
 
 
-def test_beside_a_relay_at_work_it_finds_nothing_and_breaks_nothing(relay):
+def test_verify_finds_nothing_while_the_relay_runs(relay):
     people = [People(relay, name) for name in ("alice", "bob")]
     for one in people:
         one.start()
@@ -87,7 +87,7 @@ def test_beside_a_relay_at_work_it_finds_nothing_and_breaks_nothing(relay):
     assert last["messages"] == 4 * len(sent)
 
 
-def test_people_read_what_was_done(relay):
+def test_verify_prints_repairs_and_remaining_faults(relay):
     relay.until_final(relay.send_mail(to=["bob@example.test"]))
     [path] = relay.home("bob").glob("new/*")
     path.rename(path.with_name(f"{path.name.partition(',')[0]},S=9"))

@@ -110,12 +110,12 @@ def test_a_fault_has_its_file_and_line(files, changed, what, told):
     assert told in faults[0][1]
 
 
-def test_faults_of_accounts_and_rules_are_told_together(files):
+def test_faults_of_accounts_and_rules_are_reported_together(files):
     faults = of(files(accounts="x = 1\n", **{"policies/10": "y = 1\n"}), CheckResult.FAULT)
     assert [what for what, _ in faults] == ["accounts", "policy"]
 
 
-def test_plain_secrets_are_warned_of(files):
+def test_plain_secrets_cause_a_warning(files):
     warnings = of(files(accounts=ACCOUNTS + 'token = "plain:alice"\n'), CheckResult.WARNING)
     assert [what for what, _ in warnings] == ["accounts"]
     assert "accounts.toml:3: account[0].token: found a plain secret" in warnings[0][1]
@@ -178,7 +178,7 @@ def test_the_ports_of_the_relay_that_runs_there_are_no_fault(files, taken, monke
     assert len(of(files(relay=config), CheckResult.FAULT)) == 1
 
 
-def test_a_port_that_another_has_at_another_address_is_no_fault_beside_ones_own(files):
+def test_a_port_that_another_process_has_at_another_address_is_no_fault(files):
     lock = OwnerLock(files.folder / "state/run")
     lock.take()
     try:
@@ -225,7 +225,7 @@ def test_an_address_of_another_machine_is_a_fault(files):
     assert (what, "expected an address of this machine" in text) == ("listeners", True)
 
 
-def test_unix_sockets_are_looked_at(files, tmp_path):
+def test_unix_sockets_are_checked(files, tmp_path):
     config = CONFIG.replace("127.0.0.1:0", "unix:http.sock")
     place = files.folder / "http.sock"
     assert of(files(relay=config), CheckResult.FAULT) == []
@@ -269,7 +269,7 @@ def with_certificate(certificate):
         ([], 30, "found one for no host, expected one for relay.example.test or"),
     ],
 )
-def test_a_certificate_that_clients_refuse_is_a_fault(files, authority, names, days, told):
+def test_a_certificate_that_clients_reject_is_a_fault(files, authority, names, days, told):
     made = authority.issue(*names, days=days)
     ((what, text),) = of(files(relay=with_certificate(made)), CheckResult.FAULT)
     assert what == "certificates"
@@ -293,7 +293,7 @@ def test_a_certificate_for_a_name_of_the_listener_is_in_order(files, authority, 
     assert of(findings, CheckResult.WARNING) == []
 
 
-def test_a_certificate_that_soon_expires_is_warned_of(files, authority):
+def test_a_certificate_that_expires_soon_causes_a_warning(files, authority):
     made = authority.issue("DNS:relay.example.test", days=5)
     ((what, text),) = of(files(relay=with_certificate(made)), CheckResult.WARNING)
     assert (what, "found one that expires on 20" in text) == ("certificates", True)
@@ -313,7 +313,7 @@ def test_a_certificate_of_the_future_is_a_fault(authority):
     assert fault(3) == ""
 
 
-def test_plain_http_for_other_machines_is_warned_of(files):
+def test_plain_http_for_other_machines_causes_a_warning(files):
     config = CONFIG.replace('"127.0.0.1:0"', '"0.0.0.0:0", "[::1]:0", "unix:http.sock"')
     config = config.replace("[policy]", '[observe]\nmetrics = "0.0.0.0:0"\n[policy]')
     warnings = of(files(relay=config), CheckResult.WARNING)
@@ -338,7 +338,7 @@ auth = {{ user = "u", password_file = "secret" }}
         ("h.test", "", 0), ("127.0.0.1", "required", 0), ("localhost", "required", 0),
     ],
 )  # fmt: skip
-def test_a_login_for_whoever_answers_is_warned_of(files, host, tls, count):
+def test_a_login_without_tls_verification_causes_a_warning(files, host, tls, count):
     (files.folder / "secret").write_text("pa55\n")
     (files.folder / "secret").chmod(0o600)
     line = f'tls = "{tls}"' if tls else ""
@@ -350,7 +350,7 @@ def test_a_login_for_whoever_answers_is_warned_of(files, host, tls, count):
     assert all(told in text for _, text in warnings)
 
 
-def test_secrets_that_others_can_read_are_warned_of(files, authority):
+def test_secrets_that_others_can_read_cause_a_warning(files, authority):
     made = authority.issue("DNS:relay.example.test", days=31)
     (files.folder / "secret").write_text("pa55\n")
     config = with_certificate(made).replace("[policy]", ROUTE.format("h.test", ""))
@@ -365,7 +365,7 @@ def test_secrets_that_others_can_read_are_warned_of(files, authority):
     made.key.chmod(0o600)
 
 
-def test_folders_that_others_can_write_are_warned_of(files):
+def test_folders_that_others_can_write_cause_a_warning(files):
     for name in ("state", "mail"):
         (files.folder / name).mkdir()
         (files.folder / name).chmod(0o777)
@@ -384,7 +384,7 @@ def a_spool(folder, name="spool.sqlite", octets=b""):
 HEADER = b"SQLite format 3\0".ljust(60, b"\1")
 
 
-def test_a_directory_in_place_of_the_spool_is_said(files):
+def test_a_directory_in_place_of_the_spool_is_a_fault(files):
     spool = files.folder / "state" / "spool.sqlite"
     spool.mkdir(parents=True)
     [found] = [one for one in files() if one.what == "spool"]
@@ -392,7 +392,7 @@ def test_a_directory_in_place_of_the_spool_is_said(files):
     assert (found.verdict, found.text) == (CheckResult.FAULT, expected)
 
 
-def test_a_log_is_looked_at_where_nobody_writes_it(files):
+def test_a_damaged_wal_is_a_fault_unless_a_relay_runs(files):
     folder = files.folder / "state"
     folder.mkdir()
     with closing(open_database(folder / "spool.sqlite")) as connection:
@@ -428,7 +428,7 @@ def test_a_log_is_looked_at_where_nobody_writes_it(files):
         ("spool.sqlite.damage", b"a page", CheckResult.FAILED, "is damaged and accepts no mail"),
     ],
 )
-def test_the_spool_is_looked_at(files, name, octets, verdict, told):
+def test_the_spool_file_is_checked(files, name, octets, verdict, told):
     a_spool(files.folder, name, octets)
     [found] = [one for one in files() if one.what == "spool"]
     assert found.verdict is verdict

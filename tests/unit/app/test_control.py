@@ -52,7 +52,7 @@ async def test_the_control_socket(tmp_path: Path) -> None:
         client.get("/queue")
 
 
-async def test_a_control_socket_that_answers_nonsense(tmp_path: Path) -> None:
+async def test_an_invalid_answer_on_the_control_socket(tmp_path: Path) -> None:
     async def nonsense(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 this is SMTP\r\n")
         writer.close()

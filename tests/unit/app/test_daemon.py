@@ -21,7 +21,7 @@ def threads() -> set[str]:
     return {name for name in names if not name.startswith(("asyncio_", "MainThread"))}
 
 
-async def test_what_was_opened_before_a_composition_failed_is_closed(
+async def test_a_failed_composition_closes_what_it_opened(
     settings_with, composed, open_files, monkeypatch
 ) -> None:
     def broken(*_, **__):
@@ -37,7 +37,7 @@ async def test_what_was_opened_before_a_composition_failed_is_closed(
 
 
 @pytest.mark.parametrize("listener", ["http", "smtp"])
-async def test_a_start_that_fails_half_way_leaves_nothing_behind(
+async def test_a_failed_start_releases_everything(
     settings_with, composed, open_files, listener: str
 ) -> None:
     before = threads()
@@ -56,7 +56,7 @@ async def test_a_start_that_fails_half_way_leaves_nothing_behind(
     lock.give_back()
 
 
-async def test_a_stop_gives_back_everything_though_one_room_fails(
+async def test_a_stop_releases_everything_when_one_room_fails(
     settings_with, composed, open_files, monkeypatch
 ) -> None:
     daemon = composed(settings_with())
@@ -72,7 +72,7 @@ async def test_a_stop_gives_back_everything_though_one_room_fails(
     assert [task for task in daemon._tasks if not task.done()] == []
 
 
-async def test_a_room_that_ends_by_itself_ends_the_relay(
+async def test_a_room_that_fails_ends_the_relay(
     settings_with, composed, open_files, monkeypatch
 ) -> None:
     daemon = composed(settings_with())
@@ -102,7 +102,7 @@ async def test_two_signals_at_once_stop_it_once(settings_with, composed, tmp_pat
     assert daemon.readiness() == "stopping"
 
 
-async def test_a_signal_during_the_start_stops_it_behind_it(
+async def test_a_signal_during_the_start_stops_the_relay_after_it(
     settings_with, composed, monkeypatch
 ) -> None:
     daemon = composed(settings_with())

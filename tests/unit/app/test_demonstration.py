@@ -60,7 +60,7 @@ async def test_a_step_that_is_written_late_is_shown_and_none_twice(follower, jou
     assert shown == [("q1", 1), ("q1", 5), ("q1", 4), ("q1", 6)]
 
 
-async def test_what_was_there_before_is_not_shown(follower, journeys, shown):
+async def test_earlier_messages_are_not_shown(follower, journeys, shown):
     journeys.all = [journey("q1", (1, 1))]
     await follower.update(quietly=True)
     journeys.all.append(journey("q2", (5, 2)))
@@ -86,7 +86,7 @@ async def test_a_burst_is_followed_back_to_what_is_known(follower, journeys, sho
     assert journeys.limits == [50]
 
 
-async def test_it_ends_when_so_many_have_settled(follower, journeys, changes):
+async def test_it_ends_when_the_given_number_has_settled(follower, journeys, changes):
     journeys.all = [journey("old", (6, 1))]
     await follower.update(quietly=True)
     running = asyncio.create_task(follower.run(until_settled=2))
@@ -113,5 +113,5 @@ async def test_it_ends_when_so_many_have_settled(follower, journeys, changes):
         ({**journey("q"), "recipients": []}, False),
     ],
 )
-def test_settled_is_where_nothing_more_happens_by_itself(found, expected):
+def test_is_settled(found, expected):
     assert is_settled(found) is expected

@@ -28,7 +28,7 @@ def own(temporary):
     return temporary / f"relay-dev-{os.getuid()}"
 
 
-def test_the_users_own_folder_comes_and_goes(own):
+def test_the_users_folder_is_created_and_removed(own):
     folder = open_folder(None)
     assert (folder.path, folder.temporary) == (own, True)
     assert own.stat().st_mode & 0o777 == 0o700
@@ -45,7 +45,7 @@ def test_a_second_relay_has_a_folder_of_its_own(own):
     first.remove()
 
 
-def test_what_a_killed_one_left_is_removed(own):
+def test_files_of_a_killed_relay_are_removed(own):
     (own / "mail").mkdir(parents=True)
     (own / "mail" / "old").touch()
     (own / "relay.toml").touch()
@@ -55,7 +55,7 @@ def test_what_a_killed_one_left_is_removed(own):
 
 
 @pytest.mark.parametrize("kind", ["a link", "a file"])
-def test_what_somebody_else_put_there_is_left_alone(own, temporary, kind):
+def test_a_foreign_link_or_file_is_not_touched(own, temporary, kind):
     elsewhere = temporary / "elsewhere"
     elsewhere.mkdir()
     if kind == "a link":
@@ -93,14 +93,14 @@ def test_a_given_folder_stays_and_has_one_relay_at_a_time(temporary):
 
 
 @pytest.mark.parametrize("name", ["relay.toml", "accounts.toml"])
-def test_files_of_somebody_else_are_not_touched(temporary, name):
+def test_foreign_configuration_files_are_not_touched(temporary, name):
     (temporary / name).write_text("hostname = 'mine'\n")
     with pytest.raises(ForeignFolderError, match=name):
         open_folder(temporary)
     assert [one.name for one in temporary.iterdir()] == [name]
 
 
-def test_its_configuration_is_good_and_lets_nothing_out(temporary):
+def test_the_configuration_is_valid_and_captures_all_mail(temporary):
     folder = open_folder(temporary / '"ü"')
     settings = write_config(folder, http=HTTP, smtp=SMTP)
     assert (settings.http.listen, settings.smtp[0].listen) == ((HTTP,), SMTP)

@@ -108,7 +108,7 @@ async def test_no_250_where_the_commit_fails(
 
 
 @pytest.mark.parametrize("fault", ["sync", "full"])
-async def test_what_had_its_202_waits_for_the_spools_disk_and_is_sent_once(
+async def test_a_submission_waits_for_the_spool_disk_and_is_sent_once(
     disk: FaultyDisk, running: Running, fault: str
 ) -> None:
     disk.refuses(fault)

@@ -64,7 +64,7 @@ async def run_until_over(spool: Spool, work) -> None:
     assert task.cancelled()
 
 
-async def test_figures_survive_a_spool_that_fails() -> None:
+async def test_gauges_continue_after_spool_errors() -> None:
     spool, metrics = Spool([SpoolError("busy"), ZeroDivisionError(), COUNTS]), Metrics()
     counted = maintenance.MaintenanceGauges(sessions=lambda: 7, deferred_notes=lambda: 3)
     figures = maintenance.update_gauges(spool, metrics, ManualClock(), figures=counted)
@@ -76,7 +76,7 @@ async def test_figures_survive_a_spool_that_fails() -> None:
     assert value("relay_connections", {"state": "incoming"}) == 7
 
 
-async def test_pruning_goes_step_by_step_until_nothing_is_left() -> None:
+async def test_pruning_runs_in_batches_and_continues_after_errors() -> None:
     spool, log = Spool([200, 3, 0, SpoolError("busy"), ZeroDivisionError()]), Log()
     keep = Retention(86400 * 1.5)
     await run_until_over(spool, maintenance.prune_history(spool, log, keep=keep))
@@ -84,14 +84,16 @@ async def test_pruning_goes_step_by_step_until_nothing_is_left() -> None:
     assert log.kept == [2]
 
 
-async def test_sweeping_goes_on_whatever_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sweeping_continues_after_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "_DAY_S", 0.0)
     spool = Spool([3, SpoolError("busy"), ZeroDivisionError(), 0])
     await run_until_over(spool, maintenance.sweep_contents(spool))
     assert len(spool.asked) == 5
 
 
-async def test_uploads_are_removed_whatever_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_removing_expired_uploads_continues_after_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     outcomes: list[Exception | None] = [
         None,
         StoreUnavailableError("full"),

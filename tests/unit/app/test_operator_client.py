@@ -88,13 +88,13 @@ def daemon(settings, clock):
 UNKNOWN = (404, {"error": {"code": "ErrorItemNotFound", "message": "none"}})
 
 
-def test_a_journey_is_asked_for_by_any_name(reading, daemon):
+def test_a_journey_is_requested_by_any_name(reading, daemon):
     daemon.answers.append((200, {"id": "q1"}))
     assert reading.journey("<a/b@c>") == {"id": "q1"}
     assert daemon.asked == [("/relay/v1/messages/%3Ca%2Fb%40c%3E", {})]
 
 
-def test_an_unknown_message_is_none_and_a_refusal_is_not(reading, daemon):
+def test_an_unknown_message_is_none_and_an_error_raises(reading, daemon):
     daemon.answers += [
         UNKNOWN,
         (400, {"error": {"code": "BadRequest", "message": "no such state"}}),
@@ -114,7 +114,7 @@ def test_conditions_of_a_list_become_its_query(reading, daemon):
     ]  # fmt: skip
 
 
-def test_a_list_says_what_is_not_known(reading, daemon):
+def test_a_list_names_unknown_ids(reading, daemon):
     daemon.answers.append((200, [{"id": "q1"}], {"x-relay-unknown": "%3Cx%40y%3E,%C3%BC%2C"}))
     listed = reading.queue_list(Selector(ids=("q1", "<x@y>", "ü,")))
     assert (listed, listed.unknown) == ([{"id": "q1"}], ("<x@y>", "ü,"))
@@ -126,7 +126,7 @@ WAITING = {"id": "q1", "recipients": [{"state": "queued"}], "reached": False}
 ANSWER = {"matched": 0, "done": 0, "unchanged": 0, "in_flight": 0, "entries": [], "unknown": []}
 
 
-def test_an_order_sends_only_what_was_given(reading, daemon):
+def test_a_queue_command_sends_only_given_options(reading, daemon):
     daemon.answers.append((200, ANSWER))
     selector = Selector(domain="x.test")
     more = {"who": "me", "dry_run": True, "reason": "", "until": "2h", "as_before": False}
@@ -137,7 +137,7 @@ def test_an_order_sends_only_what_was_given(reading, daemon):
     assert given == {"domain": "x.test", "dry_run": True, "who": "me", "until": "2h"}
 
 
-def test_an_order_that_is_interrupted_says_that_only_the_daemon_knows(reading, daemon):
+def test_an_interrupted_queue_command_has_an_unknown_result(reading, daemon):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     daemon.answers.append(KeyboardInterrupt)
     try:
@@ -148,13 +148,13 @@ def test_an_order_that_is_interrupted_says_that_only_the_daemon_knows(reading, d
     assert interrupted.value.done is None
 
 
-def test_figures_are_the_daemons(reading, daemon):
+def test_stats_come_from_the_daemon(reading, daemon):
     daemon.answers.append((200, {"due": 5}))
     assert reading.stats() == {"due": 5}
     assert daemon.asked == [("/relay/v1/queue/stats", {})]
 
 
-def test_a_wait_for_what_has_ended_otherwise_is_over(reading, daemon):
+def test_a_wait_ends_when_the_message_ended_in_another_state(reading, daemon):
     ended = WAITING | {"recipients": [{"state": "failed"}]}
     daemon.answers.append((200, ended))
     assert reading.wait("q1", state="relayed", timeout_s=1000) == ended
@@ -172,13 +172,13 @@ def test_a_long_wait_is_several_short_ones(reading, daemon):
     [(UNKNOWN, None), ((200, WAITING), WAITING)],
     ids=["unknown", "not there yet"],
 )
-def test_a_wait_ends_with_its_time(reading, daemon, answer, expected):
+def test_a_wait_ends_at_its_timeout(reading, daemon, answer, expected):
     daemon.answers += [answer, answer]
     assert reading.wait("q1", state="final", timeout_s=400) == expected
     assert [float(query["timeout"]) for _, query in daemon.asked] == [300, 100]
 
 
-def test_where_there_never_was_a_relay_there_is_nothing(reading, settings):
+def test_without_a_state_dir_results_are_empty(reading, settings):
     assert reading.journey("last") is None
     assert reading.queue_list(Selector()) == []
     assert reading.queue_list(Selector(ids=("q1",))).unknown == ("q1",)
@@ -192,7 +192,7 @@ def test_waiting_needs_a_daemon(reading):
         reading.wait("q1", state="final", timeout_s=1)
 
 
-def test_a_daemon_that_does_not_answer_is_told_and_the_files_are_left_alone(reading, settings):
+def test_a_daemon_that_does_not_answer_is_an_error_and_files_stay_unchanged(reading, settings):
     settings.run_dir.mkdir(parents=True)
     spool = settings.state_dir / "spool.sqlite"
     spool.touch()

@@ -78,7 +78,7 @@ async def test_nothing_is_short_and_the_ballast_is_there(world):
         ({"memory_bytes": 100 * MIB}, PressureReason.MEMORY),
     ],
 )
-async def test_each_transition_is_told_once_and_goes_back_by_itself(world, change, reason):
+async def test_each_transition_is_logged_once_and_reverts(world, change, reason):
     before = {name: getattr(world, name) for name in change}
     await world.measure()
     for name, value in change.items():
@@ -98,7 +98,7 @@ async def test_each_transition_is_told_once_and_goes_back_by_itself(world, chang
     assert world.metric("relay_pressure_level") == 0
 
 
-async def test_what_is_worse_than_short_is_a_warning_what_eases_is_none(world):
+async def test_rising_pressure_is_a_warning_and_falling_pressure_is_info(world):
     levels = []
     for entries in (0, 950, 1000, 850, 0):
         world.load = SpoolLoad(entries=entries)
@@ -110,7 +110,7 @@ async def test_what_is_worse_than_short_is_a_warning_what_eases_is_none(world):
     ]  # fmt: skip
 
 
-async def test_a_disk_that_does_not_answer_keeps_nobody_waiting(world, monkeypatch):
+async def test_a_hanging_disk_does_not_block_the_monitor(world, monkeypatch):
     await world.measure()
     monkeypatch.setattr(monitoring, "_ANSWER_S", 0.01)
     answers, real, asked = threading.Event(), monitoring.disk_of, []
@@ -132,7 +132,7 @@ async def test_a_disk_that_does_not_answer_keeps_nobody_waiting(world, monkeypat
             pass
 
 
-async def test_a_disk_that_cannot_be_asked_counts_as_full(world, monkeypatch):
+async def test_a_disk_error_counts_as_full(world, monkeypatch):
     def gone(path):
         raise OSError(5, "Input/output error")
 
@@ -142,7 +142,7 @@ async def test_a_disk_that_cannot_be_asked_counts_as_full(world, monkeypatch):
     assert (await world.measure()).level is PressureLevel.NORMAL
 
 
-async def test_a_jump_of_the_clock_is_told_once_and_when_it_is_met(world):
+async def test_a_clock_jump_is_logged_once_and_when_it_ends(world):
     day_us = 86400 * 1_000_000
     with capture_logs() as logs:
         for jumped_us in (0, 59_000_000, day_us, day_us, 61_000_000, 0, -day_us, 0):
@@ -155,7 +155,7 @@ async def test_a_jump_of_the_clock_is_told_once_and_when_it_is_met(world):
     assert world.metric("relay_clock_jump_seconds") == 86400
 
 
-async def test_a_fault_of_ours_ends_no_looking(world, monkeypatch):
+async def test_an_internal_error_does_not_end_the_monitor(world, monkeypatch):
     looked = asyncio.Event()
 
     def broken():
@@ -174,13 +174,13 @@ async def test_a_fault_of_ours_ends_no_looking(world, monkeypatch):
     assert task.cancelled()
 
 
-def test_how_much_memory_there_is(settings_with):
+def test_memory_limit(settings_with):
     assert MIB < resident_bytes() < memory_limit_bytes()
     assert bounds_of(settings_with()).memory == int(0.75 * memory_limit_bytes())
     assert bounds_of(settings_with(pressure={"memory": "300 MiB"})).memory == 300 * MIB
 
 
-def test_a_control_group_bounds_it(tmp_path, monkeypatch):
+def test_memory_limit_of_a_control_group(tmp_path, monkeypatch):
     group = tmp_path / "system.slice/relay.service"
     group.mkdir(parents=True)
     (tmp_path / "cgroup").write_text("0::/system.slice/relay.service\n")
@@ -192,7 +192,7 @@ def test_a_control_group_bounds_it(tmp_path, monkeypatch):
     assert (memory_limit_bytes(), unbounded > MIB) == (MIB, True)
 
 
-async def test_memory_that_is_free_is_given_back_now_and_then(world, monkeypatch):
+async def test_free_memory_is_returned_to_the_system(world, monkeypatch):
     given = []
     monkeypatch.setattr(monitoring, "trim_memory", lambda: given.append(world.clock.now_s))
     for memory_bytes in (0, 99 * MIB, 99 * MIB, 99 * MIB, 0, 0):
@@ -202,7 +202,7 @@ async def test_memory_that_is_free_is_given_back_now_and_then(world, monkeypatch
     assert [at - given[0] for at in given] == [0, 10]
 
 
-def test_what_was_freed_in_small_pieces_goes_back_to_the_system():
+def test_trim_memory_returns_fragmented_memory():
     pieces = [bytes([number % 256]) * 1000 for number in range(100_000)]
     full = resident_bytes()
     del pieces[:-1]  # the last one keeps the heap from shrinking at its end
@@ -211,7 +211,7 @@ def test_what_was_freed_in_small_pieces_goes_back_to_the_system():
     assert pieces
 
 
-def test_as_many_files_may_be_open_as_this_process_may_have():
+def test_the_open_files_limit_is_raised():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
     try:

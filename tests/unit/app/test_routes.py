@@ -41,14 +41,14 @@ def table_with_catch_all() -> RouteTable:
         ("smtps://[::1]:465", "x@a.test", "smtps://[::1]:465"),
     ],
 )
-def test_a_way_leads_an_address_to_its_next_hop(text: str, address: str, hop: str) -> None:
+def test_parse_next_hop_routes_an_address(text: str, address: str, hop: str) -> None:
     assert str(parse_next_hop(text, table)(address)) == hop
 
 
 @pytest.mark.parametrize(
     "text", ["", "capture", "hold", "reject:no", "mx:", "mx:a b", "smtp://x", "b.test"]
 )
-def test_no_way_leads_where_nothing_is_sent(text: str) -> None:
+def test_parse_next_hop_rejects_routes_that_send_nothing(text: str) -> None:
     with pytest.raises(ValueError, match="expected default, mx, mx:DOMAIN, local, smtp://"):
         parse_next_hop(text, table)
 
@@ -60,7 +60,7 @@ def test_a_catch_all_takes_rerouted_mail_for_local_domains_only(address: str, ho
     assert str(parse_next_hop("local", table_with_catch_all)(address)) == hop
 
 
-def test_the_routes_are_asked_only_for_a_way_that_needs_them() -> None:
+def test_the_route_table_is_loaded_only_when_needed() -> None:
     def unwanted() -> RouteTable:
         raise AssertionError
 

@@ -67,12 +67,12 @@ async def test_a_message_goes_out_with_its_attachment():
 
 
 @pytest.mark.parametrize("goodbye", [b"500 what?\r\n", b"\r\n", None])
-async def test_what_comes_after_the_last_reply_changes_nothing(goodbye):
+async def test_the_reply_to_quit_is_ignored(goodbye):
     identity, _ = await send(HELLO, QUIT=goodbye)
     assert identity == "q1"
 
 
-async def test_addresses_beyond_ascii_ask_for_smtputf8():
+async def test_non_ascii_addresses_use_smtputf8():
     _, wire = await send(DraftToSend("jürgen@example.test", ("ü@bücher.example",), "x", "y"))
     assert "mail FROM:<jürgen@example.test> ".encode() in wire
     assert b"smtputf8" in wire
@@ -93,13 +93,13 @@ async def test_addresses_beyond_ascii_ask_for_smtputf8():
     ],
     ids=str,
 )
-async def test_a_refusal_is_told_in_the_servers_words(replies, kind, told):
+async def test_a_rejection_carries_the_servers_reply(replies, kind, told):
     with pytest.raises(RefusedError, match=told) as refused:
         await send(HELLO, **replies)
     assert type(refused.value) is kind
 
 
-async def test_one_refused_recipient_keeps_it_from_all():
+async def test_one_rejected_recipient_stops_the_message():
     seen = []
     server, address = await smtp_server({"RCPT": b"550 5.1.1 no\r\n"}, seen)
     async with server:
@@ -122,7 +122,7 @@ async def test_one_refused_recipient_keeps_it_from_all():
         (DraftToSend("a b", (BOB,), "x", "y"), "'a b' is not an address"),
     ],
 )
-def test_what_no_message_can_carry_is_told_before_anything_is_sent(draft, told):
+def test_invalid_input_is_rejected_before_connecting(draft, told):
     nobody = Address("127.0.0.1", 1)
     with pytest.raises(RefusedError, match=told):
         send_by_smtp(nobody, draft)
@@ -131,7 +131,7 @@ def test_what_no_message_can_carry_is_told_before_anything_is_sent(draft, told):
 
 
 @pytest.mark.parametrize("token", ["a\nb", "a b", "ü", "\udcff"])
-def test_a_token_that_no_header_can_carry_is_refused(token):
+def test_an_invalid_token_is_rejected(token):
     with pytest.raises(RefusedError, match="token"):
         send_by_graph(Address("127.0.0.1", 1), HELLO, token=token)
 
@@ -174,7 +174,7 @@ def test_graph_answers_with_the_id(front_door):
     [(400, RefusedError), (401, NotAllowedError), (403, NotAllowedError), (413, RefusedError),
      (429, TryLaterError), (500, TryLaterError), (503, TryLaterError)],
 )  # fmt: skip
-def test_graphs_refusals_have_their_kind_and_words(front_door, status, kind):
+def test_graph_errors_have_their_kind_and_text(front_door, status, kind):
     address, handler = front_door
     handler.answer = (status, {}, b'{"error": {"code": "X", "message": "the reason"}}')
     with pytest.raises(RefusedError, match=f"{status}: the reason") as refused:
@@ -182,7 +182,7 @@ def test_graphs_refusals_have_their_kind_and_words(front_door, status, kind):
     assert type(refused.value) is kind
 
 
-def test_an_answer_that_is_no_envelope_is_shown_as_it_is(front_door):
+def test_an_unknown_error_body_is_shown(front_door):
     address, handler = front_door
     handler.answer = (400, {}, b"<html>")
     with pytest.raises(RefusedError, match="400: <html>"):

@@ -24,7 +24,7 @@ def no_file_may_grow() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_the_second_owner_hears_who_is_the_first(tmp_path: Path) -> None:
+def test_a_second_owner_gets_the_pid_of_the_first(tmp_path: Path) -> None:
     first, second = OwnerLock(tmp_path / "state" / "run"), OwnerLock(tmp_path / "state" / "run")
     first.take()
     with pytest.raises(AlreadyRunningError, match=f"state is in use by process {os.getpid()}$"):
@@ -55,7 +55,7 @@ def test_a_mail_store_that_cannot_be_written_needs_no_lock(tmp_path: Path) -> No
     lock.give_back()
 
 
-def test_a_full_disk_does_not_keep_the_lock_from_anybody(tmp_path: Path) -> None:
+def test_a_full_disk_does_not_prevent_locking(tmp_path: Path) -> None:
     lock = OwnerLock(tmp_path)
     lock.take()
     lock.give_back()
@@ -67,7 +67,7 @@ def test_a_full_disk_does_not_keep_the_lock_from_anybody(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["path", "abstract"])
-def test_the_manager_hears_the_states(tmp_path: Path, name: str) -> None:
+def test_the_service_manager_receives_states(tmp_path: Path, name: str) -> None:
     abstract = f"relay-test-{os.getpid()}"
     address = {"path": str(tmp_path / "notify"), "abstract": "\0" + abstract}[name]
     given = {"path": str(tmp_path / "notify"), "abstract": "@" + abstract}[name]
@@ -79,5 +79,5 @@ def test_the_manager_hears_the_states(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["", "/no/such/socket", "@no-such-socket"])
-def test_a_manager_that_is_not_there_is_no_trouble(given: str) -> None:
+def test_a_missing_service_manager_is_ignored(given: str) -> None:
     ServiceManager(given).tell("READY=1")

@@ -34,7 +34,7 @@ def root() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_root_acts_as_the_owner_and_is_root_again(root):
+def test_root_acts_as_the_owner_of_the_mailboxes(root):
     with as_owner(root):
         (root / "made").mkdir()
         with pytest.raises(PermissionError):
@@ -46,7 +46,7 @@ def test_root_acts_as_the_owner_and_is_root_again(root):
 
 
 @pytest.mark.parametrize("name", ["own", "missing"])
-def test_nothing_changes_where_the_mailboxes_are_ones_own(tmp_path, name):
+def test_the_user_stays_when_the_mailboxes_are_its_own(tmp_path, name):
     (tmp_path / "own").mkdir()
     with as_owner(tmp_path / name):
         (tmp_path / "made").touch()
@@ -79,7 +79,7 @@ def not_ours() -> Iterator[Path]:
         ("backup", "state/spool.sqlite"),
     ],
 )
-def test_who_may_not_read_it_has_no_permission(not_ours, command, secret):
+def test_an_unreadable_file_exits_with_no_permission(not_ours, command, secret):
     (not_ours / secret).chmod(0)
     words = [command, "--config", str(not_ours / "relay.toml")]
     user = os.geteuid()
@@ -129,12 +129,12 @@ def during(settings: Settings, ask: Callable[[], bool], *, dry_run: bool = False
 
 
 @pytest.mark.parametrize("state", ["state", "other"])
-def test_no_relay_starts_in_the_middle(stored, state):
+def test_no_relay_starts_during_verify(stored, state):
     assert during(stored, lambda: could_start(stored, state)) == [False]
     assert could_start(stored, state)
 
 
-def test_what_changes_nothing_keeps_nobody_from_starting_and_makes_nothing(stored, tmp_path):
+def test_a_dry_run_takes_no_lock_and_creates_nothing(stored, tmp_path):
     assert during(stored, lambda: could_start(stored, "state"), dry_run=True) == [True]
     shutil.rmtree(stored.state_dir)
     shutil.rmtree(stored.mailboxes.root / ".submissions")
@@ -144,7 +144,7 @@ def test_what_changes_nothing_keeps_nobody_from_starting_and_makes_nothing(store
 
 
 @pytest.mark.parametrize("state", ["state", "other"])
-def test_beside_a_relay_it_works_and_leaves_that_its_locks(stored, state):
+def test_verify_works_while_a_relay_runs(stored, state):
     notes = stored.mailboxes.root / ".submissions"
     relay = OwnerLock(stored.state_dir.with_name(state) / "run", submissions=notes)
     relay.take()
@@ -154,7 +154,7 @@ def test_beside_a_relay_it_works_and_leaves_that_its_locks(stored, state):
     assert could_start(stored, state)
 
 
-def test_where_no_mail_ever_was_nothing_is_made(settings_with, tmp_path):
+def test_verify_creates_nothing_without_mail(settings_with, tmp_path):
     settings = settings_with()
     before = sorted(tmp_path.rglob("*"))
     assert during(settings, lambda: True) == []

@@ -67,13 +67,13 @@ def test_a_journey_has_a_headline_steps_and_recipients_in_columns():
     ]
 
 
-def test_an_attempt_names_who_what_and_where():
+def test_an_attempt_names_recipient_outcome_and_host():
     people = [{"address": "a@x.test", "outcome": "relayed", "reply": "250 2.0.0 Ok"}]
     lines = step_lines(step(6, "delivery", recipients=people, host="mx1.x.test"))
     assert lines[0].endswith("  a@x.test relayed by mx1.x.test: 250 2.0.0 Ok")
 
 
-def test_an_attempt_that_left_its_message_held_says_why():
+def test_an_attempt_that_held_its_entry_says_why():
     people = [{"address": "a@x.test", "outcome": "deferred", "reply": "451 4.3.0 cannot be read"}]
     lines = step_lines(step(6, "delivery", recipients=people, held="release it when it is back"))
     assert [line.strip() for line in lines[1:]] == ["held: release it when it is back"]
@@ -103,7 +103,7 @@ def test_nothing_of_a_message_reaches_the_terminal_as_a_command(nasty):
     assert all(line.isprintable() for line in lines)
 
 
-def test_a_thousand_recipients_fit_on_a_screen_those_in_trouble_first():
+def test_a_thousand_recipients_fit_on_a_screen_with_failures_first():
     people = [recipient(f"u{n}@x.test") for n in range(999)]
     failed = recipient("bad@x.test", "failed", "550 no")
     names = [one["address"] for one in people]
@@ -118,7 +118,7 @@ def test_a_thousand_recipients_fit_on_a_screen_those_in_trouble_first():
 
 
 @pytest.mark.parametrize(("tries", "ending"), [(0, "5.4.7 late"), (1, "late"), (2, "(2 attempts)")])
-def test_the_end_of_its_time_is_no_attempt(tries, ending):
+def test_expiry_is_no_attempt(tries, ending):
     attempts = [{"outcome": "deferred"}] * tries + [{"outcome": "expired"}]
     (line,) = recipient_lines([recipient("u@x.test", "expired", "5.4.7 late", attempts)])
     assert line.endswith(ending)
@@ -149,7 +149,7 @@ def test_what_a_recovery_lost_is_printed():
     assert {"saved: nothing", "how many recipients are lost is not known"} <= set(nothing)
 
 
-def test_an_event_that_does_not_name_all_still_counts_them():
+def test_an_event_counts_recipients_it_does_not_name():
     names = [f"u{n}@x.test" for n in range(100)]
     refused = [{"address": name, "reply": "550 no"} for name in names]
     counts = {"local": 1000, "refused": 300}
@@ -158,7 +158,7 @@ def test_an_event_that_does_not_name_all_still_counts_them():
     assert lines[-1] == "and 295 more"
 
 
-def test_entries_are_a_table_and_counted():
+def test_entries_are_printed_as_a_table():
     assert entry_lines([entry(1), entry(22, "captured", due=None, people=2)]) == [
         "ID     STATE     BYTES  ATTEMPTS  NEXT ATTEMPT (UTC)   SENDER -> NEXT HOP",
         "q1-1   deferred     12         3  2026-11-20 10:00:00  a@x.test -> mx:b.test",
@@ -224,7 +224,7 @@ def test_a_diagnosis_names_the_step_and_the_reason(found, entries, expected):
     assert diagnosis(found, entries) == expected
 
 
-def test_an_original_that_is_not_kept_has_no_folder():
+def test_an_unsaved_original_has_no_folder():
     assert list(describe(4, {"folder": None, "queue_id": "q1"})) == ["not kept, queue_id q1"]
     assert list(describe(4, {"folder": "sentitems", "queue_id": "q1"})) == [
         "folder sentitems, queue_id q1"

@@ -46,7 +46,7 @@ def test_a_source_is_named_as_in_the_rules(written, options, fate):
         ("a@b.test", "<>", '"<>"'),
     ],
 )
-def test_what_is_no_address_is_refused(written, sender, recipient, found):
+def test_an_invalid_address_is_rejected(written, sender, recipient, found):
     arguments = ["policy", "try", str(written / "one.eml"), "--from", sender, "--to", recipient]
     told = CliRunner().invoke(cli, [*arguments, "--config", str(written / "relay.toml")])
     assert told.exit_code == 2

@@ -205,7 +205,7 @@ def test_dev_takes_host_names_without_ports(shell):
     assert 'expected a host name without a port, found "mail.test:8025"' in done.stderr
 
 
-def test_a_folder_is_kept_works_again_and_is_nobody_elses(tmp_path):
+def test_a_dev_folder_is_kept_and_has_one_relay(tmp_path):
     shell, place = Shell(tmp_path), tmp_path / "kept"
     told = tmp_path / "told"
     with told.open("w") as out:
@@ -228,7 +228,7 @@ def test_a_folder_is_kept_works_again_and_is_nobody_elses(tmp_path):
     assert len(list(inbox.iterdir())) == 3, "two demonstrations and one of ours"
 
 
-def test_a_configuration_of_somebody_else_is_never_overwritten(tmp_path):
+def test_a_foreign_configuration_is_not_overwritten(tmp_path):
     (tmp_path / "relay.toml").write_text('hostname = "mine.example.test"\n')
     done = Shell(tmp_path)("dev", "--dir", str(tmp_path), "--once", *ANY_PORTS)
     assert done.returncode == 64
@@ -268,7 +268,7 @@ def test_the_journey_is_found_by_every_name(shell, sent):
         assert json.loads(shell("--json", "trace", name).stdout) == found
 
 
-def test_output_that_nobody_reads_is_no_error(shell, sent):
+def test_a_closed_output_is_no_error(shell, sent):
     command = f"{sys.executable} -m relay trace {sent} "
     for closed, code in ((">&-", 0), (">/dev/full", 69), ("| true; exit ${PIPESTATUS[0]}", 0)):
         done = subprocess.run(
@@ -281,7 +281,7 @@ def test_output_that_nobody_reads_is_no_error(shell, sent):
         assert "Traceback" not in done.stderr
 
 
-def test_a_terminal_without_the_letters_still_gets_the_journey(shell, sent):
+def test_a_latin_1_terminal_gets_the_journey(shell, sent):
     environment = {**shell.environment, "PYTHONIOENCODING": "latin-1"}
     done = subprocess.run(
         [*RELAY, "trace", sent], env=environment, capture_output=True, check=False,
@@ -311,7 +311,7 @@ def test_a_terminal_without_the_letters_still_gets_the_journey(shell, sent):
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
 )  # fmt: skip
-def test_what_fails_says_why_with_its_code(shell, dev, words, code, told):
+def test_failures_have_their_text_and_exit_code(shell, dev, words, code, told):
     done = shell(*words)
     assert done.returncode == code, done.stderr
     assert told in done.stderr
@@ -343,7 +343,7 @@ def test_trace_without_a_relay_says_that_none_is_running(short_path):
     assert 'unknown message "unknown"; no relay is running' in done.stderr
 
 
-def test_addresses_beyond_ascii_are_sent(shell, dev):
+def test_non_ascii_addresses_are_sent(shell, dev):
     sent = shell("send", "--from", "jürgen@example.test", "--to", "ü@bücher.example", "--body", "ä")
     assert sent.returncode == 0, sent.stderr
     found = json.loads(shell("trace", sent.stdout.strip(), "--json").stdout)
@@ -352,7 +352,7 @@ def test_addresses_beyond_ascii_are_sent(shell, dev):
     )  # fmt: skip
 
 
-def test_the_configuration_that_it_runs_with_is_a_good_one(shell, dev):
+def test_the_dev_configuration_passes_check(shell, dev):
     done = shell("check", "--json")
     assert done.returncode in (0, 69), done.stderr  # 69: this machine has no name server
     assert {one["verdict"] for one in json.loads(done.stdout)} <= {"ok", "warning", "failed"}
@@ -360,7 +360,7 @@ def test_the_configuration_that_it_runs_with_is_a_good_one(shell, dev):
 
 @pytest.mark.usefixtures("dev")
 @pytest.mark.parametrize("words", [("queue", "stats"), ("queue", "list"), ("trace", "last")])
-def test_who_asks_a_daemon_does_not_load_one(shell, words):
+def test_client_commands_do_not_import_the_daemon(shell, words):
     asked = [sys.executable, "-X", "importtime", "-m", "relay", *words]
     done = subprocess.run(
         asked, env=shell.environment, capture_output=True, text=True, check=False,

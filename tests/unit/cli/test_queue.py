@@ -117,7 +117,7 @@ def hasty(config, monkeypatch):
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_says_how_far_an_order_came(relay, hasty):
+def test_ctrl_c_reports_how_many_entries_were_done(relay, hasty):
     done = relay("hold", "--all")
     assert isinstance(done.exception, CommandError), done.output
     assert done.exception.code == INTERRUPTED
@@ -168,7 +168,7 @@ def test_a_dry_run_changes_nothing(relay, queued):
     assert set(states(relay).values()) == {"queued"}
 
 
-def test_a_reroute_by_the_routes_as_they_are_now(relay, queued):
+def test_a_reroute_uses_the_current_routes(relay, queued):
     assert relay("reroute", "--all", "--to", "default").exit_code == 0
     assert set(states(relay)) == {"mx:a.test", "smtp://smart.test:26", "mx:c.test"}
     done = relay("reroute", "--next-hop", "smtp://*", "--to", "mx")
@@ -186,7 +186,7 @@ def test_a_hold_with_an_end(relay, queued, until):
     assert "held until " in relay("list").stdout
 
 
-def test_what_is_not_known_is_told_and_the_rest_is_done(relay, queued):
+def test_unknown_ids_are_reported_and_the_rest_is_done(relay, queued):
     done = relay("hold", queued[0], "nobody-knows", "<m@x>")
     assert isinstance(done.exception, CommandError)
     assert done.exception.code == DATA
@@ -195,7 +195,7 @@ def test_what_is_not_known_is_told_and_the_rest_is_done(relay, queued):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_list_tells_what_is_not_known_behind_the_rest(relay, queued, known):
+def test_a_list_reports_unknown_ids_after_the_entries(relay, queued, known):
     done = relay("list", "--json", *queued[:known], "nobody-knows", "ü,x")
     assert isinstance(done.exception, CommandError)
     assert done.exception.code == DATA
@@ -204,7 +204,7 @@ def test_a_list_tells_what_is_not_known_behind_the_rest(relay, queued, known):
     assert relay("list", queued[0], "--domain", "b.test").exit_code == 0, "known, and left out"
 
 
-def test_what_there_is_nothing_to_do_about_says_so(relay, queued):
+def test_unchanged_entries_are_reported(relay, queued):
     done = relay("release", queued[0])
     assert done.exit_code == 0
     assert "unchanged: it is not held" in done.stdout
@@ -212,7 +212,7 @@ def test_what_there_is_nothing_to_do_about_says_so(relay, queued):
 
 
 @pytest.mark.parametrize("operation", ["retry", "hold", "release", "cancel"])
-def test_nothing_is_changed_without_saying_which(relay, queued, operation):
+def test_queue_commands_require_a_selection(relay, queued, operation):
     done = relay(operation)
     assert done.exit_code == 2
     assert "expected a selector: ID, a condition, or --all" in done.stderr
@@ -228,7 +228,7 @@ def test_nothing_is_changed_without_saying_which(relay, queued, operation):
         (["--recipient", "a" * 1001], "'--recipient': found 1001 letters"),
     ],
 )
-def test_no_condition_is_left_out_of_account(relay, queued, words, fault):
+def test_invalid_conditions_are_rejected(relay, queued, words, fault):
     done = relay("cancel", *words)
     assert done.exit_code == 2
     assert fault in done.stderr
@@ -242,7 +242,7 @@ def test_no_condition_is_left_out_of_account(relay, queued, words, fault):
         (["reroute", "--all", "--to", "nowhere"], "Error: --to: found 'nowhere'"),
     ],
 )
-def test_what_makes_no_sense_is_the_commands_fault(relay, queued, words, fault):
+def test_invalid_options_are_rejected(relay, queued, words, fault):
     done = relay(*words)
     assert done.exit_code == 2  # that of click, which becomes 64
     assert fault in done.stderr
@@ -253,7 +253,7 @@ def test_what_makes_no_sense_is_the_commands_fault(relay, queued, words, fault):
     [["queue", "list"], ["storage", "verify"], ["storage", "verify", "--dry-run"],
      ["storage", "recover"], ["storage", "prune"], ["storage", "backup", "copy"]],
 )  # fmt: skip
-def test_a_directory_in_place_of_the_spool_is_no_reason_to_try_later(config, words):
+def test_a_directory_in_place_of_the_spool_is_a_configuration_error(config, words):
     spool = load(config, {}).spool_file
     spool.mkdir(parents=True)
     command = [sys.executable, "-m", "relay", "--config", str(config), *words]
@@ -276,7 +276,7 @@ def test_a_hold_without_an_end_says_so_itself(relay, queued):
         (["retry", "--all"], 0, None),
     ],
 )
-def test_what_is_in_flight_is_tried_again_later(relay, monkeypatch, words, done, code):
+def test_entries_in_flight_exit_with_try_later(relay, monkeypatch, words, done, code):
     def change(_self, _operation, _selector, **more):
         return {
             "matched": 2, "done": done, "unchanged": 0, "in_flight": 2 - done, "unknown": [],
@@ -289,7 +289,7 @@ def test_what_is_in_flight_is_tried_again_later(relay, monkeypatch, words, done,
     assert (ended.exception.code if ended.exception else None) == code
 
 
-def test_figures(relay, queued):
+def test_stats(relay, queued):
     relay("hold", queued[0])
     told = json.loads(relay("stats", "--json").stdout)
     assert told["entries"] == {"queued": 2, "deferred": 0, "held": 1, "captured": 0}
@@ -310,7 +310,7 @@ def test_figures(relay, queued):
     ]
 
 
-def test_where_there_never_was_a_relay(relay, config):
+def test_queue_commands_without_a_state_dir(relay, config):
     assert "there is no spool" in relay("stats").stdout
     assert relay("hold", "--all").stdout == "held 0 of 0 entries\n"
     recovered = CliRunner().invoke(cli, ["storage", "recover", "--config", str(config)])
@@ -338,7 +338,7 @@ def test_ages_have_two_units():
     assert lines[-1].split() == ["mx:?[31m", "1", "0", "0", "-"]
 
 
-def test_what_was_done_by_hand_reads_as_a_sentence():
+def test_a_queue_command_in_a_journey_reads_as_a_sentence():
     detail = {
         "operation": "reroute", "entries": [1, 2], "who": "olga", "why": "they moved",
         "from": {"1": "mx:a.test"}, "to": ["mx:b.test"],
