@@ -69,8 +69,8 @@ def main() -> None:
 def measure(place: Path, size: int, rounds: int) -> dict[str, float]:
     """Make one mailbox and ask it everything."""
     mailbox = place / "mail/example.test/alice"
-    chance = random.Random(size)
-    names = fill(mailbox, size, chance)
+    rng = random.Random(size)
+    names = fill(mailbox, size, rng)
     clock = SystemClock()
     log = SubmissionLog(place / "log", role="graph", clock=clock)
     store = FileStore(
@@ -96,8 +96,8 @@ def measure(place: Path, size: int, rounds: int) -> dict[str, float]:
         for name, make in QUESTIONS.items():
             took = []
             for _ in range(rounds):
-                touch(mailbox, names, chance)
-                one = make(chance)
+                touch(mailbox, names, rng)
+                one = make(rng)
                 began = time.perf_counter()
                 store._drafts.query(ALICE, one)
                 took.append((time.perf_counter() - began) * 1000)
@@ -121,7 +121,7 @@ def ask(store: FileStore, one: MessageQuery, found: dict[str, float], name: str)
     return True
 
 
-def fill(mailbox: Path, size: int, chance: random.Random) -> list[Path]:
+def fill(mailbox: Path, size: int, rng: random.Random) -> list[Path]:
     """Make the messages; one in five in Archive, one in ten unread."""
     folders = [mailbox / folder / "cur" for folder in ("", ".Archive")]
     for folder in folders:
@@ -130,19 +130,19 @@ def fill(mailbox: Path, size: int, chance: random.Random) -> list[Path]:
             (folder.parent / name).mkdir()
     names = []
     for number in range(size):
-        at_s = START_S + chance.randrange(YEARS_S)
-        sender = chance.randrange(SENDERS)
-        words = " ".join(chance.choices(WORDS, k=120))
+        at_s = START_S + rng.randrange(YEARS_S)
+        sender = rng.randrange(SENDERS)
+        words = " ".join(rng.choices(WORDS, k=120))
         content = (
             f"Return-Path: <sender{sender}@a.test>\r\nX-Relay-Id: {number:016d}\r\n"
             f"From: Sender {sender} <sender{sender}@a.test>\r\nTo: Alice <{ALICE}>\r\n"
-            f"Subject: {chance.choice(WORDS)} {number} of {chance.choice(WORDS)}\r\n"
+            f"Subject: {rng.choice(WORDS)} {number} of {rng.choice(WORDS)}\r\n"
             f"Date: Thu, 01 Jan 2015 00:00:00 +0000\r\nMessage-ID: <{number}@a.test>\r\n"
             "MIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n"
             f"{words} number{number}\r\n"
         )
-        flags = "" if chance.random() < 0.1 else "S"
-        folder = folders[chance.random() < 0.2]
+        flags = "" if rng.random() < 0.1 else "S"
+        folder = folders[rng.random() < 0.2]
         path = folder / f"{at_s}.M{number}P1.host,S={len(content)}:2,{flags}"
         path.write_text(content, newline="")
         os.utime(path, (at_s, at_s))
@@ -150,9 +150,9 @@ def fill(mailbox: Path, size: int, chance: random.Random) -> list[Path]:
     return names
 
 
-def touch(mailbox: Path, names: list[Path], chance: random.Random) -> None:
+def touch(mailbox: Path, names: list[Path], rng: random.Random) -> None:
     """Let another program flag a message."""
-    at = chance.randrange(len(names))
+    at = rng.randrange(len(names))
     path = names[at]
     base, _, flags = path.name.partition(":2,")
     names[at] = path.rename(
@@ -164,17 +164,17 @@ def query(condition: Condition, folder_id: str = "inbox", top: int = 10) -> Mess
     return MessageQuery(folder_id=folder_id, condition=condition, top=top)
 
 
-def sender(chance: random.Random) -> Condition:
-    address = f"sender{chance.randrange(SENDERS)}@a.test"
+def sender(rng: random.Random) -> Condition:
+    address = f"sender{rng.randrange(SENDERS)}@a.test"
     return Compare(Property.FROM_ADDRESS, Operator.EQ, address)
 
 
-def some_day_us(chance: random.Random) -> int:
-    return (START_S + chance.randrange(YEARS_S)) * 1_000_000
+def some_day_us(rng: random.Random) -> int:
+    return (START_S + rng.randrange(YEARS_S)) * 1_000_000
 
 
-def between(chance: random.Random) -> Condition:
-    day_us = some_day_us(chance)
+def between(rng: random.Random) -> Condition:
+    day_us = some_day_us(rng)
     return AllOf(
         (
             Compare(Property.RECEIVED, Operator.GE, day_us - 10**13),

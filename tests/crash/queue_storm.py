@@ -1,10 +1,9 @@
-"""Clients, remote hosts, an operator and somebody who reads the figures, around a relay that is killed.
+"""Clients, remote hosts, an operator and a metrics scraper around a relay that is killed.
 
-On the path: test_queue_storm drives it; everybody stands outside the relay, as in life.
-Holds: each message has a token of its own, is handed in once, and what its client heard is kept;
-    the remote hosts are not killed, so that what they took is known.
-Fails: AssertionError that names the messages and what is wrong with them.
-Standards: docs/design.md 7.1, 7.2, 7.5, 7.10; RFC 1047 (who may get a second copy).
+Each message has a token of its own, is handed in once, and what its client heard is kept; the
+remote hosts are not killed, so that what they took is known. Raises AssertionError that names the
+messages and what is wrong with them. See docs/design.md 7.1, 7.2, 7.5, 7.10; RFC 1047 (who may get
+a second copy).
 """
 
 import http.client
@@ -78,9 +77,9 @@ class Arrived:
 class QueueStorm:
     """The world around one relay."""
 
-    def __init__(self, remotes: Remotes, chance: random.Random) -> None:
-        self.chance = chance
-        drops = [DROP if chance.random() < 1 / 3 else "250 2.0.0 Ok" for _ in range(2000)]
+    def __init__(self, remotes: Remotes, rng: random.Random) -> None:
+        self.rng = rng
+        drops = [DROP if rng.random() < 1 / 3 else "250 2.0.0 Ok" for _ in range(2000)]
         self._hosts: list[RemoteMx] = [
             remotes.start("takes.test"),
             remotes.start("greylists.test", greylist=True),
@@ -121,18 +120,18 @@ class QueueStorm:
     def _client(self, send: Callable[[random.Random], None]) -> Callable[[], None]:
         def run() -> None:
             with self._lock:
-                chance = random.Random(self.chance.random())
+                rng = random.Random(self.rng.random())
             while not self._over.wait(_PAUSE_S):
                 with suppress(OSError, smtplib.SMTPException, http.client.HTTPException):
-                    send(chance)
+                    send(rng)
 
         return run
 
-    def _by_smtp(self, chance: random.Random) -> None:
+    def _by_smtp(self, rng: random.Random) -> None:
         with self.relay.smtp() as session:
             session.ehlo()
             while not self._over.wait(_PAUSE_S):
-                letter = self._write("smtp", chance)
+                letter = self._write("smtp", rng)
                 codes = [session.mail(f"{letter.sender}@{LOCAL}")[0]]
                 codes += [session.rcpt(address)[0] for address in letter.recipients]
                 if set(codes) != {250}:
@@ -141,8 +140,8 @@ class QueueStorm:
                     continue
                 letter.accepted = session.data(letter.content)[0] == 250
 
-    def _by_graph(self, chance: random.Random) -> None:
-        letter = self._write("graph", chance)
+    def _by_graph(self, rng: random.Random) -> None:
+        letter = self._write("graph", rng)
         people = [{"emailAddress": {"address": one}} for one in letter.recipients]
         body = {"contentType": "text", "content": letter.content.partition("\r\n\r\n")[2]}
         message = {"subject": letter.token, "body": body, "toRecipients": people}
@@ -155,14 +154,14 @@ class QueueStorm:
         else:
             letter.accepted = answer.status == 202
 
-    def _write(self, way: str, chance: random.Random) -> Letter:
+    def _write(self, way: str, rng: random.Random) -> Letter:
         """A letter to one remote address at least; it counts from here on."""
         with self._lock:
             token = f"t{len(self.letters)}"
-            domains = chance.sample(list(FATES), chance.choice((1, 1, 2)))
+            domains = rng.sample(list(FATES), rng.choice((1, 1, 2)))
             people = [f"{token}@{domain}" for domain in domains]
-            people += [f"{one}@{LOCAL}" for one in FRIENDS if chance.random() < 0.4]
-            lines = 3500 if chance.randrange(_LARGE_PARTS) == 0 else chance.randint(5, 60)
+            people += [f"{one}@{LOCAL}" for one in FRIENDS if rng.random() < 0.4]
+            lines = 3500 if rng.randrange(_LARGE_PARTS) == 0 else rng.randint(5, 60)
             text = f"{token} {'abcdefgh' * 7}\r\n" * lines
             content = f"Subject: {token}\r\n\r\n{text}{END}\r\n"
             letter = Letter(token, SENDERS[way], people, content)
@@ -174,13 +173,13 @@ class QueueStorm:
     def _operate(self) -> None:
         """Hold what is for one domain, and let it go again."""
         with self._lock:
-            chance = random.Random(self.chance.random())
+            rng = random.Random(self.rng.random())
         while not self._over.is_set():
             with suppress(OSError, http.client.HTTPException):
-                self.held += self._operation("hold", {"domain": chance.choice(list(FATES))})
-                self._over.wait(chance.uniform(0, 0.2))
+                self.held += self._operation("hold", {"domain": rng.choice(list(FATES))})
+                self._over.wait(rng.uniform(0, 0.2))
                 self.released += self._operation("release", {"state": "held"})
-            self._over.wait(chance.uniform(0, 0.2))
+            self._over.wait(rng.uniform(0, 0.2))
 
     def _operation(self, name: str, selector: dict[str, object]) -> int:
         answer = self.relay.graph("POST", f"/relay/v1/queue/{name}", selector, token=OPERATOR)
@@ -199,7 +198,7 @@ class QueueStorm:
     def settle(self) -> None:
         """Let everything come to its end; the relay runs."""
         self._operation("release", {"state": "held"})
-        until("no note is left", lambda: not self.relay.notes(), timeout_s=60)
+        until("no submission is pending", lambda: not self.relay.notes(), timeout_s=60)
         until("the queue is empty", lambda: not self.relay.queue(), timeout_s=90)
 
     def check(self) -> None:
@@ -216,9 +215,9 @@ class QueueStorm:
         assert {one: times for one, times in arrived.reported.items() if times > 1} == {}
         for address, dots in arrived.dots.items():
             if dots > 1:
-                told = outcomes(self.relay.journey(address), address)
-                allowed = 1 + told.count("indeterminate")
-                assert dots <= allowed, f"{address} had {dots} copies, with {told}"
+                found_text = outcomes(self.relay.journey(address), address)
+                allowed = 1 + found_text.count("indeterminate")
+                assert dots <= allowed, f"{address} had {dots} copies, with {found_text}"
 
     def _arrived(self) -> Arrived:
         envelopes = [one for host in self._hosts for one in host.envelopes]

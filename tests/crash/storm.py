@@ -1,9 +1,7 @@
-"""People who write, send, change and cancel messages while their relay is killed again and again.
+"""Users who write, send, change and cancel messages while the relay is killed repeatedly.
 
-On the path: test_storm drives it; every deed goes by HTTP, as a client's would.
-Holds: each message has a subject of its own, and what its owner was told of it is written down.
-Fails: AssertionError that names the message and what is wrong with it.
-Standards: docs/design.md 7.1, 7.2, 7.10.
+Each message has a subject of its own, and every answer to its owner is recorded. Raises
+AssertionError that names the message and what is wrong with it. See docs/design.md 7.1, 7.2, 7.10.
 """
 
 import http.client
@@ -30,7 +28,7 @@ FOLDERS = {"sentitems": "Sent", "archive": "Archive", "": ""}
 @dataclass
 class Letter:
     """One message. `folder` is where its original is to be, "" nowhere; `sent` and `cancelled` say
-    what its owner was told, None while nobody can know; `is_draft`: it was a draft before.
+    the answer to its owner, None while nobody can know; `is_draft`: it was a draft before.
     """
 
     subject: str
@@ -46,7 +44,7 @@ class Storm:
     """The people, and what they know of their messages."""
 
     relay: RelayProcess
-    chance: random.Random
+    rng: random.Random
     letters: list[Letter] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -65,14 +63,14 @@ class Storm:
                 thread.join()
 
     def _live(self, owner: str) -> None:
-        chance = random.Random(f"{self.chance.random()}{owner}")
+        rng = random.Random(f"{self.rng.random()}{owner}")
         deeds = (self._send, self._send, self._send_unsaved, self._send_elsewhere, self._draft_and_send,
                  self._send_later, self._send_later_changed, self._send_later_cancelled)  # fmt: skip
         while not self.over.is_set():
             with self._lock:
                 letter = Letter(f"{owner} {len(self.letters)}", owner)
                 self.letters.append(letter)
-            chance.choice(deeds)(letter)
+            rng.choice(deeds)(letter)
 
     # -- the deeds
 
@@ -142,7 +140,7 @@ class Storm:
         until("nothing is being sent", lambda: not self.relay.notes(), timeout_s=60)
         self._send_what_still_waits()
         self._use_every_mailbox()
-        until("no note is left", lambda: not self.relay.notes() and not self.relay.waiting_notes(), timeout_s=60)  # fmt: skip
+        until("no submission is pending", lambda: not self.relay.notes() and not self.relay.waiting_notes(), timeout_s=60)  # fmt: skip
         until("the queue is empty", lambda: not self.relay.queue(), timeout_s=60)
         came = self._found(FRIEND, "")
         copies = {

@@ -1,9 +1,7 @@
 """kill -9 at every named point between a request and the removal of its note.
 
-On the path: steps 1 to 4, from outside: the process dies by RELAY_CRASH_AT, another one takes over.
-Holds: who got a 202 is served once and filed once; who got none is served once or not at all.
-Fails: -
-Standards: docs/design.md 1 and 7.1, 7.2, 7.7, 7.10.
+A request answered with 202 is sent once and filed once; any other is sent once or never. See
+docs/design.md 1 and 7.1, 7.2, 7.7, 7.10.
 """
 
 import http.client
@@ -50,7 +48,7 @@ def send(relay: RelayProcess, point: CrashPoint, **options: Any) -> str:
 def check_all_there(scene: Scene, subjects: list[str], *, saved: bool = True) -> None:
     """Each of these messages is wherever it must be once, and nothing else is anywhere."""
     relay, remote = scene.relay, scene.remote
-    until("no note is left", lambda: not relay.notes())
+    until("no submission is pending", lambda: not relay.notes())
     until(
         "all is delivered", lambda: not relay.queue() and len(relay.maildir("bob")) >= len(subjects)
     )
@@ -183,7 +181,7 @@ def test_a_kill_with_another_sent_folder(scene: Scene, point: CrashPoint, gone: 
         shutil.rmtree(relay.folder / "mail/example.test/alice/.Projects")
     scene.open()
     relay.start()
-    until("no note is left", lambda: not relay.notes())
+    until("no submission is pending", lambda: not relay.notes())
     there = "sentitems" if gone and not is_filed else folder
     assert [one["subject"] for one in relay.messages(there)] == ["first"]
     assert files_in(relay, ".Drafts") == []
@@ -268,7 +266,7 @@ def test_a_kill_after_a_failure_bounces_once(scene: Scene, crashes: int) -> None
         assert relay.wait_end() == -SIGKILL
     scene.open()
     relay.start()
-    until("no note is left", lambda: not relay.notes())
+    until("no submission is pending", lambda: not relay.notes())
     report = report_about(relay, "x@a.test")
     assert len(reports_of(relay)) == 1
     assert report.recipients.keys() == {"x@a.test", "bob@example.test", "y@a.test"}

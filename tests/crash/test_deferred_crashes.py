@@ -1,9 +1,7 @@
-"""kill -9 while a draft waits for its time: submitted, changed, cancelled, and made ready.
+"""kill -9 of a relay with a scheduled send: submitted, changed, cancelled, and due.
 
-On the path: deferred sends, from outside.
-Holds: what is sent is what the mailbox shows, once; what was cancelled is not sent.
-Fails: -
-Standards: docs/design.md 1 (cancelling) and 7.10.
+What is sent is what the mailbox shows, once; what was cancelled is not sent. See docs/design.md 1
+(cancelling) and 7.10.
 """
 
 import http.client
@@ -65,7 +63,7 @@ def patch(relay: RelayProcess, draft: str, changes: dict[str, Any]) -> Answer:
 
 def until_sent(relay: RelayProcess, subject: str) -> None:
     """The message is in bob's Inbox and alice's Sent Items once, and nothing is anywhere else."""
-    until("no note is left", lambda: not relay.notes() and not relay.waiting_notes())
+    until("no submission is pending", lambda: not relay.notes() and not relay.waiting_notes())
     until("it is delivered", lambda: relay.maildir("bob") and not relay.queue())
     assert relay.subjects("bob") == relay.subjects("alice", "Sent") == [subject]
     assert relay.messages("drafts") == []

@@ -1,9 +1,6 @@
-"""Every sync of the store is needed: without it, some loss of power breaks a promise.
+"""Every sync of the mail store is necessary: without it, some power loss loses accepted data.
 
-On the path: drafts, notes, Sent Items and local delivery on the weakest disk that POSIX allows.
-Holds: docs/design.md 1 and 3 on every file system, not only where one fsync covers several directories.
-Fails: -
-Standards: none.
+Tests docs/design.md 1 and 3 on every file system, not only where one fsync covers several directories.
 """
 
 import ast
@@ -411,7 +408,7 @@ async def by_send(store: FileStore, draft_id: str, due_us: int) -> None:
 
 
 async def by_send_rewritten(store: FileStore, draft_id: str, due_us: int) -> None:
-    """The draft is written anew: its file does not say that it is not kept."""
+    """The draft is written again: its file does not say that it is not kept."""
     await store.submit_draft(ALICE, draft_id, SendOptions(False, deferred_us=due_us))
 
 
@@ -422,7 +419,7 @@ async def by_send_rewritten(store: FileStore, draft_id: str, due_us: int) -> Non
 async def test_no_rejected_submission_is_sent(
     tmp_path: Path, monkeypatch, *, fault: str, submit, due_us: int, in_order: bool
 ) -> None:
-    """Whichever sync fails: the client hears of a failure only if the note is gone for good."""
+    """Whichever sync fails, the client gets an error only if the submission is removed durably."""
     monkeypatch.setattr(maildir, "keeps_order", lambda _: in_order)
     answers = []
     while answers[-1:] != ["accepted"]:

@@ -1,9 +1,7 @@
 """Clients submit by SMTP and by sendMail while the relay is killed (-9) and started again.
 
-On the path: all of it; a small version of what runs for minutes elsewhere.
-Holds: every message that got a 250 or a 202 arrives, whole.
-Fails: -
-Standards: docs/design.md 7.1 and 7.10; RFC 5321 4.5.4 (a client keeps what was not accepted).
+Every message that got a 250 or a 202 arrives, whole. See docs/design.md 7.1 and 7.10; RFC 5321
+4.5.4 (a client keeps what was not accepted).
 """
 
 import http.client
@@ -78,7 +76,7 @@ class Load:
 
 
 def test_kills_under_load_lose_no_accepted_message() -> None:
-    chance = random.Random(SEED)
+    rng = random.Random(SEED)
     with Remotes() as remotes:
         remote = remotes.start("a.test")
         with remotes.relay() as relay:
@@ -86,8 +84,8 @@ def test_kills_under_load_lose_no_accepted_message() -> None:
             in_flight = 0
             with load.running():
                 for _ in range(KILLS):
-                    wait_for_more(load, PER_TURN + chance.randrange(PER_TURN))
-                    time.sleep(chance.uniform(0, 0.05))  # so that the kill hits any moment
+                    wait_for_more(load, PER_TURN + rng.randrange(PER_TURN))
+                    time.sleep(rng.uniform(0, 0.05))  # so that the kill hits any moment
                     relay.kill()
                     in_flight += remote.most_open
                     relay.start()

@@ -1,9 +1,7 @@
-"""kill -9 around a large message by SMTP: its body is in a file before any message names it.
+"""kill -9 around the acceptance of a large message by SMTP: the content file is synced before the commit.
 
-On the path: step 5, from outside; the client sends again what got no 250.
-Holds: what got a 250 is delivered once; no file is left that no message needs.
-Fails: -
-Standards: docs/design.md 4, 7.1, 7.10; RFC 5321 4.5.4.
+What got a 250 is delivered once; no file is left that no message needs. See docs/design.md 4, 7.1,
+7.10; RFC 5321 4.5.4.
 """
 
 import hashlib
@@ -62,18 +60,16 @@ def test_a_kill_around_the_commit(scene: Scene, point: CrashPoint, accepted: boo
     assert stored(relay), "it died too early to leave anything"
     relay.start()
     if not accepted:
-        until("what was left over is gone", lambda: stored(relay) == [])
+        until("stale files are removed", lambda: stored(relay) == [])
         assert submit(relay)
-    (name,) = until(
-        "what no message needs is gone", lambda: len(stored(relay)) == 1 and stored(relay)
-    )
+    (name,) = until("unneeded files are removed", lambda: len(stored(relay)) == 1 and stored(relay))
     assert not name.startswith("arriving")
     scene.open()
     until("all is delivered", lambda: not relay.queue() and relay.subjects("bob") == ["large"])
     (copy,) = remote.envelopes
     (path,) = (relay.folder / "mail/example.test/bob/new").iterdir()
     assert {body_of(copy.content), body_of(path.read_bytes())} == {body_of(CONTENT)}
-    until("its file is gone", lambda: stored(relay) == [])
+    until("its file is removed", lambda: stored(relay) == [])
     assert relay.metric("relay_queue_unaccounted") == 0
     assert relay.faults() == []
 
@@ -93,5 +89,5 @@ def test_a_kill_during_data(scene: Scene) -> None:
         until("its body arrives", lambda: stored(relay))
         relay.kill()
     relay.start()
-    until("what was left over is gone", lambda: stored(relay) == [])
+    until("stale files are removed", lambda: stored(relay) == [])
     assert relay.queue() == []

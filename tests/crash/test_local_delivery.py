@@ -1,9 +1,7 @@
-"""kill -9 between a local delivery and its settlement, while the recipient's mail program is at work.
+"""kill -9 between a local delivery and its commit, while the recipient's mail client moves the file.
 
-On the path: step 6 for a mailbox of this relay, from outside.
-Holds: the recipient has the message once, wherever and under whatever name it lies by then.
-Fails: -
-Standards: docs/design.md 7.2 (never a second local delivery).
+The recipient has the message once, in whatever folder and under whatever name. See
+docs/design.md 7.2 (never a second local delivery).
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,7 @@
-"""A relay that was killed while it had thousands of claims: the next one tries them, once more each.
+"""A relay killed with thousands of claims: the next start retries each of them once.
 
-On the path: the start, before the first claim.
-Holds: each is an indeterminate attempt in its journey, and due; the start waits for no delivery.
-Fails: -
-Standards: docs/design.md 4 and 7.2; RFC 1047.
+Each is an indeterminate attempt in its journey, and due; the start waits for no delivery. See
+docs/design.md 4 and 7.2; RFC 1047.
 """
 
 import asyncio
@@ -75,11 +73,11 @@ async def leave_claims(relay: RelayProcess) -> None:
 
 def check_indeterminate_attempts(relay: RelayProcess) -> None:
     with closing(sqlite3.connect(relay.folder / "state/spool.sqlite")) as spool:
-        told = Counter(
+        reported = Counter(
             recipient["outcome"]
             for (detail,) in spool.execute("SELECT detail FROM event")
             for recipient in json.loads(detail).get("recipients", ())
         )
         attempts = spool.execute("SELECT count(*) FROM entry WHERE attempts >= 1").fetchone()
-    assert told["indeterminate"] == CLAIMS
+    assert reported["indeterminate"] == CLAIMS
     assert attempts == (CLAIMS,)

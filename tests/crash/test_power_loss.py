@@ -1,11 +1,8 @@
-"""The power goes: what was promised is there, and no name is there without its content.
+"""Power loss: accepted data exists afterwards, and no name exists without its content.
 
-On the path: drafts, notes, Sent Items and local delivery on an ext4 whose disk forgets what was not
-flushed, in part or all of it.
-Holds: docs/design.md 1, "names imply content", on the kernel that runs the test. One fsync of ext4
-commits every directory: tests/crash/test_each_sync.py shows that each of them has its own.
-Fails: -
-Standards: ext4 with a journal.
+Tests docs/design.md 1, "names imply content", on the kernel that runs the test. One fsync of ext4
+commits every directory: tests/crash/test_each_sync.py shows that each of them has its own. See
+ext4 with a journal.
 """
 
 import asyncio
@@ -113,9 +110,9 @@ class History:
 
 async def one_client(store: FileStore, history: History, number: int) -> None:
     """Submit, file, deliver, change and remove, one after the other."""
-    chance, home = random.Random(number), history.mail / ALICES
+    rng, home = random.Random(number), history.mail / ALICES
     for message_number in range(MESSAGES):
-        body = "0123456789abcde\n" * (chance.choice(LENGTHS) // 16)
+        body = "0123456789abcde\n" * (rng.choice(LENGTHS) // 16)
         message = MessageProperties(subject="s", body=body, to=(EmailAddress("bob@b.test"),))
         due_us = 2**52 * (message_number % 4 == 3)
         note = await store.submit_new(ALICE, message, SendOptions(deferred_us=due_us))
@@ -168,10 +165,10 @@ async def used(
     return history
 
 
-def after_loss(disk: LoggedDisk, moment: int, chance: random.Random) -> dict[str, bytes]:
+def after_loss(disk: LoggedDisk, moment: int, rng: random.Random) -> dict[str, bytes]:
     """What is there when the power went at that moment and the journal was played back."""
     image = disk.file.parents[1] / "image"
-    image.write_bytes(disk.after_loss(moment, chance))
+    image.write_bytes(disk.after_loss(moment, rng))
     with mounted(image, image.with_name("again")) as mail:
         return files(mail)
 
@@ -191,12 +188,12 @@ async def test_accepted_data_survives_power_loss_and_no_name_lacks_content(
     with mounted(disk.file, tmp_path / "mail") as mail:
         assert maildir.keeps_order(mail.stat().st_dev) is in_order
         history = await used(mail, disk.position)
-    chance = random.Random(2)
-    moments = [chance.randrange(history.begun, history.ended) for _ in range(LOSSES // 2)]
+    rng = random.Random(2)
+    moments = [rng.randrange(history.begun, history.ended) for _ in range(LOSSES // 2)]
     since = sorted(since for since, _ in history.promised.values())
-    moments += chance.sample(since, LOSSES // 2)
+    moments += rng.sample(since, LOSSES // 2)
     for moment in moments:
-        there = after_loss(disk, moment, chance)
+        there = after_loss(disk, moment, rng)
         known = there.keys() & history.content.keys()
         assert [name for name in known if there[name] != history.content[name]] == []
         assert history.at(moment) - there.keys() == set()
@@ -226,8 +223,8 @@ async def test_without_ordering_names_lack_content(disk, tmp_path, monkeypatch):
     with mounted(disk.file, tmp_path / "mail") as mail:
         crash = SyncsAnotherFile(mail / "other", disk)
         content = (await used(mail, disk.position, crash)).content
-    chance = random.Random(3)
-    found = (after_loss(disk, moment, chance) for moment in crash.moments)
+    rng = random.Random(3)
+    found = (after_loss(disk, moment, rng) for moment in crash.moments)
     assert any(
         octets != content[name]
         for there in found
@@ -259,9 +256,9 @@ async def test_no_submission_rejected_by_a_failing_disk_is_sent(
 
     with mounted(disk.file, tmp_path / "mail") as mail, store_on(mail) as store:
         await asyncio.gather(*(client(store, number) for number in range(SUBMITTERS)))
-    chance = random.Random(4)
+    rng = random.Random(4)
     for _ in range(LOSSES):
-        there = after_loss(disk, disk.position(), chance).items()
+        there = after_loss(disk, disk.position(), rng).items()
         notes = [octets for name, octets in there if "/ready/" in name]
         subjects = {read_properties(octets).subject for octets in notes}
         assert subjects & {*answers["refused"]} == set()

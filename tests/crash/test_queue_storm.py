@@ -2,11 +2,9 @@
 
 `make crash RUNS=50` runs it for as many kills; without, six.
 
-On the path: steps 5 to 7, with pickup before them, from outside.
-Holds: what had its 250 or 202 is at its remote host, in its mailbox or reported; a second copy only
-    behind an attempt that the journey calls indeterminate; none in a mailbox; the figures agree.
-Fails: the seed is in the test's name.
-Standards: docs/design.md 7.1, 7.2, 7.10.
+What had its 250 or 202 is at its remote host, in its mailbox or reported; a second copy only
+behind an attempt that the journey calls indeterminate; none in a mailbox; the figures agree. The
+seed is in the test's name. See docs/design.md 7.1, 7.2, 7.10.
 """
 
 import json
@@ -55,18 +53,18 @@ def storm(seed: int) -> Iterator[QueueStorm]:
 
 @pytest.mark.parametrize("seed", range(max(1, KILLS // KILLS_EACH)))
 def test_kills_at_random_moments_keep_every_reply(storm: QueueStorm) -> None:
-    relay, chance = storm.relay, storm.chance
+    relay, rng = storm.relay, storm.rng
     relay.start()
     with storm.blowing():
         for _ in range(min(KILLS, KILLS_EACH)):
-            live(storm, chance.randint(0, LETTERS_EACH))
-            time.sleep(chance.uniform(0, LONGEST_PAUSE_S))
+            live(storm, rng.randint(0, LETTERS_EACH))
+            time.sleep(rng.uniform(0, LONGEST_PAUSE_S))
             relay.kill()
-            if chance.random() < 0.3:  # while it takes over from the one before
+            if rng.random() < 0.3:  # while it takes over from the one before
                 relay.start(wait=False)
-                time.sleep(chance.uniform(0, LONGEST_START_S))
+                time.sleep(rng.uniform(0, LONGEST_START_S))
                 relay.kill()
-            come_up(relay, chance)
+            come_up(relay, rng)
         live(storm, LETTERS_EACH)
     relay.kill()
     relay.start()
@@ -82,9 +80,9 @@ def test_kills_at_random_moments_keep_every_reply(storm: QueueStorm) -> None:
     check_files(relay)
 
 
-def come_up(relay: RelayProcess, chance: random.Random) -> None:
+def come_up(relay: RelayProcess, rng: random.Random) -> None:
     """Start it, half of the times to die at a named point; it may die before it is ready."""
-    point = f"{chance.choice(POINTS)}:{chance.randint(1, 30)}" if chance.random() < 0.5 else ""
+    point = f"{rng.choice(POINTS)}:{rng.randint(1, 30)}" if rng.random() < 0.5 else ""
     relay.start(crash_at=point, wait=False)
     ready = relay.folder / "ready.json"
     until("ready, or ended", lambda: ready.exists() or relay.process_ended, timeout_s=60)

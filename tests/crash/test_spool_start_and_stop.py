@@ -1,9 +1,7 @@
 """kill -9 at every named point of the spool's start, stop and checkpoints, and a log that is removed.
 
-On the path: beside it, from outside: the process dies by RELAY_CRASH_AT, another one takes over.
-Holds: no kill makes a whole spool look damaged; a spool whose log was removed is damaged.
-Fails: -
-Standards: docs/design.md 4; docs/operation.md (A damaged spool).
+No kill makes a whole spool look damaged; a spool whose log was removed is damaged. See
+docs/design.md 4; docs/operation.md (A damaged spool).
 """
 
 from collections.abc import Iterator

@@ -1,11 +1,9 @@
-"""kill -9 at random moments and at named points, while people write, send, change and cancel.
+"""kill -9 at random moments and at named points, while users write, send, change and cancel.
 
 `make crash RUNS=200` runs it for as many kills; without, a few, with a seed of its own each.
 
-On the path: steps 1 to 4 and local delivery, from outside.
-Holds: none lost, none sent twice, no half file, no draft or note left behind.
-Fails: the seed is in the test's name.
-Standards: docs/design.md 7.1, 7.2, 7.10.
+No message is lost or sent twice; no partial file, draft or pending submission remains. The seed is in the test's
+name. See docs/design.md 7.1, 7.2, 7.10.
 """
 
 import json
@@ -41,16 +39,14 @@ def relay() -> Iterator[RelayProcess]:
 
 @pytest.mark.parametrize("seed", range(max(1, RUNS // KILLS_EACH)))
 def test_a_storm_loses_nothing_and_doubles_nothing(relay: RelayProcess, seed: int) -> None:
-    chance = random.Random(seed)
-    storm = Storm(relay, chance)
+    rng = random.Random(seed)
+    storm = Storm(relay, rng)
     relay.start()
     with storm.blowing():
         for _ in range(KILLS_EACH):
-            live(relay, chance.uniform(0.05, LONGEST_LIFE_S))
+            live(relay, rng.uniform(0.05, LONGEST_LIFE_S))
             relay.kill()
-            point = (
-                f"{chance.choice(POINTS)}:{chance.randint(1, 8)}" if chance.random() < 0.5 else ""
-            )
+            point = f"{rng.choice(POINTS)}:{rng.randint(1, 8)}" if rng.random() < 0.5 else ""
             come_up(relay, point)
         live(relay, LONGEST_LIFE_S)
     relay.kill()
@@ -69,7 +65,7 @@ def come_up(relay: RelayProcess, crash_at: str) -> None:
 
 
 def live(relay: RelayProcess, seconds: float) -> None:
-    """Wait for a moment that is nobody's event: chance says when, unless the relay is dead before."""
+    """Wait for a moment that is nobody's event: rng says when, unless the relay is dead before."""
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s and not relay.process_ended:
         time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Remote servers that stall, close or talk nonsense at any point, and name servers that fail: deferred, then delivered."""
+"""Remote servers that stall, close or send invalid replies, and name servers that fail: mail is deferred and retried."""
 
 import asyncio
 import re
@@ -42,9 +42,9 @@ def check_deferred_then_relayed(relay: RelayProcess, mx: RemoteMx, address: str)
     """Submit, wait for an attempt that failed, heal the remote, wait for the message."""
     identity = submit(relay, address)
     deferred = relay.until_state(identity, "deferred")
-    (told,) = deferred["recipients"]
-    assert told["attempts"][0]["outcome"] in ("deferred", "indeterminate")
-    assert told["status"].startswith("4.")
+    (reported,) = deferred["recipients"]
+    assert reported["attempts"][0]["outcome"] in ("deferred", "indeterminate")
+    assert reported["status"].startswith("4.")
     heal(mx)
     relay.until_state(identity, "relayed")
     assert mx.received(address)
@@ -122,13 +122,13 @@ def test_a_stalled_site_does_not_delay_another(remotes: Remotes, stage: str) -> 
     with remotes.relay(config={"delivery": limits}) as relay:
         for number in range(60):
             submit(relay, f"x{number}@stalled.test")
-        until("somebody waits there", lambda: stalled.open)
+        until("a connection is open", lambda: stalled.open)
         relay.until_state(submit(relay, "x@well.test"), "relayed")
         received(well, "x@well.test")
         assert stalled.open
         assert not any(one.answered for one in stalled.envelopes)
         remotes.open_gate(gate)
-        until("all came", lambda: len(stalled.envelopes) == 60)
+        until("all were received", lambda: len(stalled.envelopes) == 60)
         assert stalled.most_open <= 5
 
 
@@ -139,7 +139,7 @@ def test_concurrency_at_a_healthy_site_grows_to_twenty(remotes: Remotes) -> None
     with remotes.relay() as relay:
         for number in range(20):
             submit(relay, f"first{number}@busy.test")
-        until("it has shown what it takes", lambda: len(mx.envelopes) == 20)
+        until("concurrency has grown", lambda: len(mx.envelopes) == 20)
         gate.clear()
         mx.envelopes.clear()
         threads = [
@@ -153,7 +153,7 @@ def test_concurrency_at_a_healthy_site_grows_to_twenty(remotes: Remotes) -> None
         until("twenty are open", lambda: len(mx.envelopes) == 20)
         assert mx.open == mx.most_open == 20
         remotes.open_gate(gate)
-        until("all came", lambda: len(mx.envelopes) == 40)
+        until("all were received", lambda: len(mx.envelopes) == 40)
         assert mx.most_open == 20
         assert sorted(address for one in mx.envelopes for address in one.addresses) == sorted(
             f"x{number}@busy.test" for number in range(40)
@@ -179,8 +179,8 @@ def test_dns_failures_are_retried(shared: tuple[Remotes, RelayProcess], trouble:
     records = remotes.dns.zone[domain]
     remotes.dns.zone[domain] = trouble
     identity = submit(relay, f"x@{domain}")
-    (told,) = relay.until_state(identity, "deferred")["recipients"]
-    assert told["status"] == "4.4.3"
+    (reported,) = relay.until_state(identity, "deferred")["recipients"]
+    assert reported["status"] == "4.4.3"
     remotes.dns.zone[domain] = records
     relay.until_state(identity, "relayed")
     received(mx, f"x@{domain}")
@@ -211,9 +211,9 @@ def test_expired_mail_bounces(remotes: Remotes) -> None:
     mx = remotes.start("never.test", replies={"RCPT": "450 4.2.1 not today"})
     with remotes.relay(config={"delivery": {"expire_after": "2s", "retry": [0.3]}}) as relay:
         identity = relay.send_mail(to=["x@never.test"], subject="too late")
-        (told,) = relay.until_final(identity)["recipients"]
-        assert told["state"] == "expired"
-        assert len(told["attempts"]) > 1
+        (reported,) = relay.until_final(identity)["recipients"]
+        assert reported["state"] == "expired"
+        assert len(reported["attempts"]) > 1
         report = report_about(relay, "x@never.test")
         assert report.recipients["x@never.test"]["action"] == "failed"
         assert re.fullmatch(r"4\.4\.7|5\.4\.7", report.recipients["x@never.test"]["status"])

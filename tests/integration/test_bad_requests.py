@@ -1,4 +1,4 @@
-"""HTTP requests that must come to nothing: the right status and code, a message that names the field, no file."""
+"""Rejected HTTP requests: status and code, a message that names the field, and no file."""
 
 import base64
 import http.client
@@ -19,7 +19,7 @@ TO: dict[str, Any] = {"to": ["c@a.test"]}
 
 def files(relay: RelayProcess) -> set[Path]:
     """Every file of the mail store, once nothing is on its way any more."""
-    until("no note is left", lambda: not relay.notes())
+    until("no submission is pending", lambda: not relay.notes())
     return {path for path in (relay.folder / "mail").rglob("*") if path.is_file()}
 
 
@@ -164,6 +164,6 @@ def test_a_body_over_the_limit_is_rejected(relay: RelayProcess) -> None:
 def test_the_relay_still_delivers(world: World) -> None:
     identity = world.relay.send_mail(to=["well@a.test"], subject="well")
     world.relay.until_final(identity)
-    until("no note is left", lambda: not world.relay.notes())
+    until("no submission is pending", lambda: not world.relay.notes())
     assert world.relay.faults() == []
     assert [one for one in world.a.envelopes if "x@b.test" in one.addresses] == []

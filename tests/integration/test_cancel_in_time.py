@@ -1,4 +1,4 @@
-"""Deferred sends that are cancelled at about their time: the answer says whether it was in time."""
+"""Scheduled sends that are cancelled close to their time: the answer says whether the message was sent."""
 
 import random
 import threading
@@ -67,7 +67,7 @@ def test_the_answer_to_a_cancellation_says_whether_the_message_was_sent() -> Non
     with RelayProcess() as relay:
         waiting = [deferred(relay, number) for number in range(SENDS)]
         answers = raced(relay, waiting)
-        until("nothing waits", lambda: not relay.waiting_notes() and not relay.notes())
+        until("nothing is pending", lambda: not relay.waiting_notes() and not relay.notes())
         until("the queue is empty", lambda: not relay.queue(), timeout_s=60)
         arrived = Counter(relay.subjects("bob"))
     wrong = {
@@ -100,8 +100,8 @@ def at(due_s: float) -> dict[str, Any]:
 
 def raced(relay: RelayProcess, waiting: list[Deferred]) -> list[tuple[str, Deferred, Answer]]:
     """Give each its time, and cancel each at about that time; return way, message and answer."""
-    chance = random.Random(9)
-    offsets_s = [chance.uniform(-EARLY_S, LATE_S) for _ in waiting]
+    rng = random.Random(9)
+    offsets_s = [rng.uniform(-EARLY_S, LATE_S) for _ in waiting]
     never = threading.Event()
 
     def client(number: int) -> list[tuple[str, Deferred, Answer]]:

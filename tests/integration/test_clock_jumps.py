@@ -1,4 +1,4 @@
-"""The wall clock of a running relay jumps a day forth and back: nothing expires, nothing is sent early."""
+"""The wall clock of a running relay jumps by a day and back: nothing expires or is sent early."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -58,12 +58,12 @@ def _submission_during_a_jump(relay: RelayProcess, wall: WallClock, jump: timede
     with closing(sqlite3.connect(relay.folder / "state/spool.sqlite")) as other:
         other.execute("BEGIN IMMEDIATE")
         note = relay.send_mail(to=["note@a.test"])
-        until("it was tried", lambda: "submission deferred" in relay.log)
+        until("it was attempted", lambda: "submission deferred" in relay.log)
         wall.jump(jump)
-        until("it is told", lambda: _told(relay, "there"))
+        until("it is reported", lambda: _clock_log_line(relay, "there"))
         tries = relay.log.count("submission deferred")
         until(
-            "it was tried behind the jump", lambda: relay.log.count("submission deferred") > tries
+            "it was retried after the jump", lambda: relay.log.count("submission deferred") > tries
         )
     return note
 
@@ -79,8 +79,8 @@ def test_a_clock_jump_of_a_day_expires_and_retries_nothing(
     for jump, name in ((first, "there"), (timedelta(), "again")):
         note = _submission_during_a_jump(relay, wall, first) if jump else ""
         wall.jump(jump)
-        told = until("it is told", lambda n=name: _told(relay, n))
-        assert "jumped" in told if jump else "again" in told
+        reported = until("it is reported", lambda n=name: _clock_log_line(relay, n))
+        assert "jumped" in reported if jump else "again" in reported
         goes_through(relay, remotes, wall, name)
         assert relay.states(deferred) == {"later@a.test": "deferred"}
         assert len(relay.journey(deferred)["recipients"][0]["attempts"]) == 1
@@ -101,7 +101,7 @@ def test_a_clock_jump_of_a_day_expires_and_retries_nothing(
     received(remote, "later@a.test")
 
 
-def _told(relay: RelayProcess, name: str) -> str:
+def _clock_log_line(relay: RelayProcess, name: str) -> str:
     """The last line about the clock, once it is about this jump."""
     lines = [
         one

@@ -25,15 +25,17 @@ def test_send_wait_trace_queue(world: World) -> None:
     assert waited["state"] == "relayed"
     assert waited["graph_id"] == sent["id"]
     assert b"notes.txt" in received(world.a, "sent@a.test").content
-    until("step 4 is told", lambda: len(relay.journey(sent["id"])["steps"]) == 6)
+    until("step 4 is recorded", lambda: len(relay.journey(sent["id"])["steps"]) == 6)
     traced = relay.cli_json("trace", "last")
     assert traced == relay.journey(sent["id"])
     for key in (traced["id"], traced["submission_id"], traced["message_id"], "sent@a.test"):
         assert relay.cli_json("trace", key)["id"] == traced["id"], key
     shown = relay.cli_json("queue", "show", traced["id"])
     assert (shown["id"], shown["entries"]) == (traced["id"], [])
-    told = relay.cli("trace", "last").stdout
-    assert all(f" {number} {name}" in told for number, name in ((1, "created"), (6, "delivery")))
+    expected_text = relay.cli("trace", "last").stdout
+    assert all(
+        f" {number} {name}" in expected_text for number, name in ((1, "created"), (6, "delivery"))
+    )
 
 
 def test_send_by_smtp_from_standard_input(world: World) -> None:
@@ -46,7 +48,7 @@ def test_send_by_smtp_from_standard_input(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "expected_text"),
     [
         (["nonsense"], USAGE, "nonsense"),
         (["queue", "retry"], USAGE, "--all"),
@@ -63,11 +65,11 @@ def test_send_by_smtp_from_standard_input(world: World) -> None:
         (["storage", "verify", "../../etc"], DATA, "no account and no mailbox"),
     ],
 )
-def test_exit_codes(relay: RelayProcess, words: list[str], code: int, told: str) -> None:
+def test_exit_codes(relay: RelayProcess, words: list[str], code: int, expected_text: str) -> None:
     config = ("--config", str(relay.client_config())) if words[0] == "send" else ()
     done = relay.cli(*words, *config)
     assert done.returncode == code, done.stderr
-    assert told in done.stderr
+    assert expected_text in done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
 

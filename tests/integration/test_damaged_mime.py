@@ -1,4 +1,4 @@
-"""Damaged MIME through a real relay: it arrives as it came, repaired where SMTP cannot carry it, and told."""
+"""Damaged MIME through a real relay: it is relayed unchanged, or repaired where SMTP cannot carry it; the journey lists the defects."""
 
 import base64
 from typing import Any

@@ -1,4 +1,4 @@
-"""Deferred send and step 4's options through a running relay, as clients see them."""
+"""Scheduled send and the options of step 4 through a running relay."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,7 +24,7 @@ def later(wait: timedelta) -> dict[str, Any]:
 
 
 def test_a_scheduled_message_is_sent_at_its_time_and_not_before(relay: RelayProcess) -> None:
-    """Within tests nobody waits for minutes: what is due in an hour is given another time."""
+    """The message is due in an hour; a PATCH then gives it an earlier time."""
     relay.until_final(relay.send_mail(to=["bob@example.test"], subject="earlier"))
     identity = relay.send_mail(to=["bob@example.test"], subject="later", **later(HOUR))
     assert relay.journey("alice@example.test")["subject"] == "later"
@@ -68,7 +68,7 @@ def test_a_scheduled_message_is_cancelled(relay: RelayProcess, by: str) -> None:
         (file,) = (relay.folder / "mail/example.test/alice/.Drafts/cur").glob(f"*R{identity}_*")
         file.unlink()
     until("it is cancelled", lambda: relay.journey(identity)["state"] == "cancelled")
-    until("its note is gone", lambda: not relay.waiting_notes())
+    until("its submission is removed", lambda: not relay.waiting_notes())
     assert "cancelled" in relay.cli("trace", identity).stdout
     assert by not in relay.subjects("bob")
 
@@ -82,7 +82,7 @@ def test_a_draft_selects_the_folder_of_its_sent_copy(relay: RelayProcess) -> Non
         identity = relay.graph("POST", "/me/messages", draft).json()["id"]
         assert relay.graph("POST", f"/me/messages/{identity}/send").status == 202
         relay.until_final(identity)
-    until("all is filed", lambda: not relay.notes())
+    until("all are filed", lambda: not relay.notes())
     assert relay.subjects("alice", "Archive").count("archived") == 1
     assert not {"gone", "archived"} & set(relay.subjects("alice", "Sent"))
     assert "gone" not in relay.subjects("alice", "Drafts")

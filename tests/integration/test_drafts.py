@@ -1,4 +1,4 @@
-"""Drafts by Graph and by mail clients: made, changed, sent, and left alone while they are being sent."""
+"""Drafts by Graph and by mail clients: created, changed, sent, and unchanged while they are being sent."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ def create(relay: RelayProcess, **properties: Any) -> str:
 
 @contextmanager
 def pickup_stalled(relay: RelayProcess) -> Iterator[None]:
-    """While the pickup socket is out of the way, notes stay ready."""
+    """While the pickup socket is moved away, submissions stay in ready/."""
     socket = relay.folder / "state/run/pickup.sock"
     away = socket.with_name("away.sock")
     socket.rename(away)

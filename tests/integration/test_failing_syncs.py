@@ -1,4 +1,4 @@
-"""A running relay whose disk begins to refuse, as strace lets the system calls fail."""
+"""A running relay whose disk fails: strace injects the errors of the system calls."""
 
 import http.client
 from collections.abc import Iterator
@@ -49,16 +49,16 @@ def reply_to(relay: RelayProcess, content: bytes) -> tuple[int, bytes]:
     return code, text[:5]
 
 
-def until_taken(relay: RelayProcess, subject: bytes) -> None:
+def until_accepted(relay: RelayProcess, subject: bytes) -> None:
     until("taken", lambda: reply_to(relay, SMALL.replace(b"refused", subject)) == TAKEN)
 
 
 def test_mail_is_deferred_while_the_spool_cannot_be_synced(relay: RelayProcess) -> None:
     with failing(relay, UNSYNCED_LOG):
         relay.send_mail(to=["alice@example.test"], subject="waits")
-        until("it was tried", lambda: "submission deferred" in relay.log)
+        until("it was attempted", lambda: "submission deferred" in relay.log)
         assert {reply_to(relay, SMALL) for _ in range(3)} <= {REFUSED, REFUSED_EARLY}
-    until_taken(relay, b"behind")
+    until_accepted(relay, b"behind")
     check_arrived(relay, "before", "behind", "waits")
     until("filed", lambda: relay.subjects(folder="Sent") == ["waits"] and not relay.notes())
 
@@ -68,7 +68,7 @@ def test_a_rejected_message_is_not_delivered_after_a_restart(relay: RelayProcess
         assert reply_to(relay, SMALL) == REFUSED
         relay.kill()
     relay.start()
-    until_taken(relay, b"behind")
+    until_accepted(relay, b"behind")
     check_arrived(relay, "before", "behind")
 
 

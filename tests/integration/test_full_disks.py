@@ -1,4 +1,4 @@
-"""Mailboxes over their quota, and disks that are full or read-only: refused whole, and well again afterwards."""
+"""Mailboxes over their quota, and disks that are full or read-only: mail is rejected as a whole and accepted later."""
 
 import base64
 import os
@@ -140,7 +140,7 @@ def test_smtp_defers_while_another_process_locks_the_spool(remotes: Remotes) -> 
             code, text = refusal(relay, b"Subject: x\r\n\r\nx\r\n")
             assert (code, text[:5]) == (451, b"4.3.0")
             identity = relay.send_mail(to=["x@a.test"])
-            until("it was tried", lambda: "submission deferred" in relay.log)
+            until("it was attempted", lambda: "submission deferred" in relay.log)
             assert relay.journey(identity)["state"] == "queued"
         relay.until_final(identity)
         assert relay.subjects("bob") == []
@@ -158,7 +158,9 @@ def test_the_relay_does_not_start_on_a_read_only_disk(remotes: Remotes, folder: 
             done = relay.cli("check")
             assert done.returncode == 78
             faults = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
-            told = faults[0]
-            assert re.search(r"^[a-z_.]+: .* is not a directory that this user can write$", told)
-            assert folder == "mail" or relay.log.splitlines()[-1] == told
+            reported = faults[0]
+            assert re.search(
+                r"^[a-z_.]+: .* is not a directory that this user can write$", reported
+            )
+            assert folder == "mail" or relay.log.splitlines()[-1] == reported
         relay.start()

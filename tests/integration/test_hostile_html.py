@@ -1,4 +1,4 @@
-"""Html that is made to keep a parser busy: it is sent like other mail, and nobody waits for it."""
+"""HTML that keeps a parser busy: it is sent like other mail and delays no other request."""
 
 import email
 from base64 import b64encode

@@ -1,4 +1,4 @@
-"""All that a message's JSON can say, sent to a host without extensions: it arrives as ordinary mail."""
+"""A message with every JSON property, sent to a host without ESMTP extensions."""
 
 import base64
 import email
@@ -81,8 +81,8 @@ def test_every_json_property_arrives_at_a_host_without_extensions(remotes: Remot
     assert read_mime(content).properties.categories == ("Rot, grün", "青")
     assert message["disposition-notification-to"].endswith("alice@example.test")
     assert message["x-long"] == "z" * 3000 + " ü"
-    told = (message["in-reply-to"], message["list-id"])
-    assert told == ("<first@elsewhere.test>", "<list.example.test>")
+    reported = (message["in-reply-to"], message["list-id"])
+    assert reported == ("<first@elsewhere.test>", "<list.example.test>")
     assert body_of(message, "html") == HTML.replace("\r\n", "\n")
     assert "From me xxx" in body_of(message, "plain")
     named, item = message.iter_attachments()

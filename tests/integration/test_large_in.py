@@ -1,4 +1,4 @@
-"""Large messages on their way into a real relay, from outside and from pickup's side: never in its memory."""
+"""Large messages by SMTP and from pickup: received without loading them into memory."""
 
 import hashlib
 import socket

@@ -1,4 +1,4 @@
-"""A JSON body of the largest size: how much memory it takes, and that all of it arrives."""
+"""A JSON body of the largest size: memory use and complete delivery."""
 
 import base64
 import hashlib
@@ -17,8 +17,8 @@ TIMES_THE_BODY_MAX = 5
 def memory_bytes(relay: RelayProcess, what: str) -> int:
     """What the relay's process has in memory: VmRSS now, VmHWM at most since it was reset."""
     assert relay.process is not None
-    told = Path(f"/proc/{relay.process.pid}/status").read_text()
-    return 1024 * int(told.partition(f"{what}:")[2].split()[0])
+    reported = Path(f"/proc/{relay.process.pid}/status").read_text()
+    return 1024 * int(reported.partition(f"{what}:")[2].split()[0])
 
 
 def forget_the_most(relay: RelayProcess) -> None:

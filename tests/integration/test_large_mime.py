@@ -1,4 +1,4 @@
-"""MIME bodies over HTTP that are never in memory: sent, kept as drafts, replaced, refused early."""
+"""Large MIME bodies over HTTP, not loaded into memory: sent, stored as drafts, replaced, rejected early."""
 
 import base64
 import hashlib
@@ -50,9 +50,9 @@ def upload(
         connection.send(b"%x\r\n%b\r\n" % (len(block), block))
     connection.send(b"0\r\n\r\n")
     answer = connection.getresponse()
-    told = Answer(answer.status, answer.headers, answer.read())
+    reported = Answer(answer.status, answer.headers, answer.read())
     connection.close()
-    return told
+    return reported
 
 
 def body_hash(octets: bytes) -> str:
@@ -102,7 +102,7 @@ def test_an_interrupted_upload_leaves_no_files() -> None:
         client.sendall(begun)
         until("it is on its way", lambda: arriving(relay))
         client.close()
-        until("it is gone", lambda: not arriving(relay))
+        until("it is removed", lambda: not arriving(relay))
         client = open_upload(relay, 10 * len(begun))
         client.sendall(begun)
         until("it is on its way again", lambda: arriving(relay))
@@ -112,9 +112,9 @@ def test_an_interrupted_upload_leaves_no_files() -> None:
         nobody = b"".join(coded(content(2_000_000, HEADER.replace(b"To:", b"X:"))))
         client = open_upload(relay, 10 * len(nobody))
         client.sendall(nobody)
-        told = client.recv(1000)
+        reported = client.recv(1000)
         client.close()
-        assert told.startswith(b"HTTP/1.1 400 ")
+        assert reported.startswith(b"HTTP/1.1 400 ")
         assert arriving(relay) == []
         assert relay.maildir("alice", "Drafts") == []
         assert relay.faults() == []
@@ -144,8 +144,8 @@ def test_an_upload_session_continues_after_a_kill(remotes: Remotes) -> None:
         relay.restart()
         idle_bytes = most_memory_bytes(relay)
         token = url.rpartition("/")[2]
-        told = relay.request("GET", f"/v1.0/uploads/{token}").json()["nextExpectedRanges"]
-        assert told == [f"{RANGE_BYTES}-{len(UPLOADED) - 1}"]
+        reported = relay.request("GET", f"/v1.0/uploads/{token}").json()["nextExpectedRanges"]
+        assert reported == [f"{RANGE_BYTES}-{len(UPLOADED) - 1}"]
         for start in range(RANGE_BYTES, len(UPLOADED), RANGE_BYTES):
             answer = put_range(relay, url, start, min(start + RANGE_BYTES, len(UPLOADED)))
         assert answer.status == 201

@@ -1,4 +1,4 @@
-"""A large message on its way out of a real relay: as it came, and without being in its memory."""
+"""Large messages relayed unchanged, without loading them into memory."""
 
 import asyncio
 import hashlib
@@ -25,8 +25,8 @@ LINE = b"x" * 500 + b".\r\n" + b".\r\n"
 def most_memory_bytes(relay: RelayProcess) -> int:
     """The most that the relay's process has had in memory (VmHWM)."""
     assert relay.process is not None
-    told = Path(f"/proc/{relay.process.pid}/status").read_text()
-    return 1024 * int(told.partition("VmHWM:")[2].split()[0])
+    reported = Path(f"/proc/{relay.process.pid}/status").read_text()
+    return 1024 * int(reported.partition("VmHWM:")[2].split()[0])
 
 
 async def put_into_spool(

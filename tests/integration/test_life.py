@@ -1,4 +1,4 @@
-"""How a relay starts, says how it is, and stops: faults at once, health, metrics, SIGTERM, and `relay dev`."""
+"""Start, health, metrics and stop of a relay: configuration faults, SIGTERM, and `relay dev`."""
 
 import asyncio
 import json
@@ -31,10 +31,10 @@ METRICS = (
 def test_every_metric_is_exposed(world: World) -> None:
     identity = world.relay.send_mail(to=["metric@a.test", "nobody@b.test", "bob@example.test"])
     world.relay.until_final(identity)
-    told = world.relay.exposition()
+    exposition = world.relay.exposition()
     for name in METRICS:
         assert re.search(
-            rf"^# TYPE relay_{name.removesuffix('_total')}(_total)? ", told, re.MULTILINE
+            rf"^# TYPE relay_{name.removesuffix('_total')}(_total)? ", exposition, re.MULTILINE
         ), name
     metric = world.relay.metric
     until("the report went", lambda: metric("relay_messages_accepted_total", via="report") == 1)
@@ -79,7 +79,7 @@ def test_all_configuration_faults_are_listed_at_once(remotes: Remotes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("accounts", "policies", "told"),
+    ("accounts", "policies", "expected"),
     [
         ([{"address": "x@other.test", "token": "plain:x"}], {}, "accounts.toml"),
         ([{"address": "x@example.test", "token": "sha256:short"}], {}, "accounts.toml"),
@@ -99,12 +99,12 @@ def test_all_configuration_faults_are_listed_at_once(remotes: Remotes) -> None:
     ],
 )
 def test_a_fault_in_accounts_or_rules_prevents_the_start(
-    remotes: Remotes, accounts: list[dict[str, str]], policies: dict[str, str], told: str
+    remotes: Remotes, accounts: list[dict[str, str]], policies: dict[str, str], expected: str
 ) -> None:
     relay = remotes.relay(accounts=accounts, policies=policies)
     relay.start(wait=False)
     assert relay.wait_end() == 78
-    assert told in relay.log
+    assert expected in relay.log
     assert "Traceback" not in relay.log
     assert relay.cli("check").returncode == 78
     relay.close()
@@ -136,14 +136,14 @@ def test_sigterm_finishes_open_sessions_and_deliveries(remotes: Remotes) -> None
     mx = remotes.start("a.test", gates={"DOT": gate})
     with remotes.relay() as relay:
         relay.submit("alice@example.test", ["x@a.test"])
-        until("its content is there", lambda: mx.envelopes)
+        until("its content was received", lambda: mx.envelopes)
         with closing(relay.smtp()) as session:  # without QUIT: it may have its 421 by then
             session.ehlo()
             session.mail("alice@example.test")
             session.rcpt("bob@example.test")
             assert relay.process is not None
             relay.process.send_signal(signal.SIGTERM)
-            until("it does not listen any more", lambda: not listens(relay))
+            until("it no longer listens", lambda: not listens(relay))
             assert session.data(b"Subject: late\r\n\r\nx\r\n")[0] == 250
         remotes.open_gate(gate)
         assert relay.wait_end() == 0
@@ -196,7 +196,7 @@ def test_sigterm_under_load_loses_no_message(remotes: Remotes) -> None:
         threads = [threading.Thread(target=submit, args=(client,)) for client in range(4)]
         for thread in threads:
             thread.start()
-        until("there is some load", lambda: len(accepted) > 40)
+        until("40 messages are accepted", lambda: len(accepted) > 40)
         assert relay.stop() == 0
         for thread in threads:
             thread.join()
@@ -252,9 +252,9 @@ def test_dev_counts_a_message_sent_when_the_ready_file_appears(
     try:
         output = tmp_path / "out"
         until("it is ready", lambda: ready_file.exists() or process.poll() is not None)
-        told = json.loads(ready_file.read_text())
-        assert told["pid"] == process.pid
-        host, port = told["smtp"][0].split(":")
+        ready = json.loads(ready_file.read_text())
+        assert ready["pid"] == process.pid
+        host, port = ready["smtp"][0].split(":")
         with smtplib.SMTP(host, int(port)) as session:
             session.sendmail("a@b.test", ["c@d.test"], "Subject: x\n\nx")
         assert process.wait(30) == 0, output.read_text()

@@ -173,7 +173,7 @@ def mailbox() -> Iterator[Mailbox]:
             found = list(answer.json()["value"])
             return found if len(found) >= total else []
 
-        shown = until("all is there", everything)
+        shown = until("all are listed", everything)
         assert len(shown) == total
         facts = {one["id"]: facts_of_json(one, attachments=attachments(one)) for one in shown}
         yield Mailbox(relay, {one["id"]: one for one in shown}, facts)

@@ -1,4 +1,4 @@
-"""Mail-flow rules from end to end: what reaches whom, what journeys and reports tell, and what they do not."""
+"""Mail-flow rules from end to end: recipients, journeys and bounces."""
 
 import smtplib
 from collections.abc import Iterator

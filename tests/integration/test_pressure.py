@@ -1,4 +1,4 @@
-"""A relay that is short of something refuses early, delivers what it has, and is well again by itself."""
+"""A relay under pressure rejects new mail, delivers its queue, and accepts mail again by itself."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +61,7 @@ def mail_reply(relay: RelayProcess, *options: str, source: str = "127.0.0.1") ->
 
 
 def refuses(relay: RelayProcess, words: str) -> None:
-    """Whoever brings messages is refused, each in his own way; whoever reads is not."""
+    """Every intake path rejects messages in its own way; reading works."""
     assert mail_reply(relay).startswith(f"452 4.3.1 No mail is taken now: {words}")
     assert mail_reply(relay, source=STRANGER).startswith("421 4.3.2 ")
     answer = relay.graph("POST", "/me/sendMail", {"message": message(to=[BOB])})
@@ -140,7 +140,7 @@ def test_a_read_only_spool_disk_rejects_new_mail(remotes: Remotes) -> None:
 def test_a_spool_disk_that_fails_during_delivery_repeats_the_attempt(
     remotes: Remotes, tmp_path: Path
 ) -> None:
-    """The kernel makes it read-only at a fault; the operator mounts it anew and starts the relay."""
+    """The kernel makes it read-only at a fault; the operator mounts it again and starts the relay."""
     gate = remotes.gate()
     remote = remotes.start("a.test", gates={"DOT": gate})
     relay = remotes.relay(config={"delivery": {"shutdown_grace": "0.2s"}})
@@ -153,7 +153,7 @@ def test_a_spool_disk_that_fails_during_delivery_repeats_the_attempt(
             until("it is being sent", lambda: remote.envelopes)
             break_off(place)
             remotes.open_gate(gate)
-            until("it cannot settle", lambda: "spool cannot settle" in relay.log)
+            until("the attempt is not recorded", lambda: "spool cannot settle" in relay.log)
             pressed(relay, 2, "spool-disk")
             refuses(relay, "the queue's disk is nearly full or cannot be written")
         with state_on_a_disk_of_its_own(relay, mounted(image, relay.folder / "state")):

@@ -1,5 +1,4 @@
-"""The queue by hand, against real remote hosts: what is held or cancelled never arrives, what is not
-arrives once."""
+"""Queue commands with real remote hosts: held or cancelled mail is not sent, other mail is sent once."""
 
 import random
 import threading
@@ -20,7 +19,7 @@ def change(relay: RelayProcess, operation: str, **body: Any) -> dict[str, Any]:
     return dict(answer.json())
 
 
-def told(relay: RelayProcess, queue_id: str) -> list[dict[str, Any]]:
+def queue_commands(relay: RelayProcess, queue_id: str) -> list[dict[str, Any]]:
     """What the journey says was done by hand."""
     details = (step["detail"] for step in relay.journey(queue_id)["steps"])
     return [one for one in details if "operation" in one]
@@ -47,7 +46,7 @@ def test_hold_reports_entries_in_flight_and_holds_the_others(
         assert change(relay, "cancel", ids=others[:1], reason="twice")["done"] == 1
         remotes.open_gate(gate)
         assert relay.until_final(first)["state"] == "relayed"
-        (hold,) = told(relay, others[1])
+        (hold,) = queue_commands(relay, others[1])
         assert (hold["operation"], hold["why"]) == ("hold", "the remote is slow")
         assert hold["who"]
         assert relay.stop() == OK
@@ -87,7 +86,7 @@ def test_a_retry_by_hand_ignores_the_unreachable_state_of_the_site(remotes: Remo
         assert change(relay, "retry", next_hop="dead.test")["done"] == 1
         assert relay.until_final(retried)["state"] == "relayed"
         received(back, "retried@dead.test")
-        assert [one["operation"] for one in told(relay, retried)] == ["retry"]
+        assert [one["operation"] for one in queue_commands(relay, retried)] == ["retry"]
 
 
 def test_captured_mail_is_sent_only_after_a_reroute(remotes: Remotes) -> None:
@@ -107,7 +106,7 @@ def test_captured_mail_is_sent_only_after_a_reroute(remotes: Remotes) -> None:
 
 def test_queue_commands_under_load_lose_and_duplicate_nothing(remotes: Remotes) -> None:
     mx = remotes.start("busy.test", fragment=4)  # a slow one, so that a queue grows
-    chance = random.Random(4)
+    rng = random.Random(4)
     config = {"delivery": {"retry": [0.2], "max_connections_per_next_hop": 2}}
     with remotes.relay(config=config) as relay:
         queue_ids: list[str] = []
@@ -120,7 +119,7 @@ def test_queue_commands_under_load_lose_and_duplicate_nothing(remotes: Remotes) 
         senders.start()
         cancelled: set[str] = set()
         while senders.is_alive():
-            operation = chance.choice(["hold", "hold", "release", "cancel", "retry", "reroute"])
+            operation = rng.choice(["hold", "hold", "release", "cancel", "retry", "reroute"])
             more = {"to": "mx:busy.test"} if operation == "reroute" else {}
             some = queue_ids[-5:] if operation == "cancel" else queue_ids[-40:]
             if not some:

@@ -1,4 +1,4 @@
-"""SIGHUP: rules and accounts are read again, and a bad file changes nothing."""
+"""SIGHUP reloads rules and accounts; a faulty file changes nothing."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Mail that logs in to another host: over TLS whose certificate holds, or not at all."""
+"""Routes with a login: only over TLS with a valid certificate."""
 
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,9 @@ def test_a_password_is_not_sent_in_the_clear_where_tls_is_not_offered(
         assert relay.metric("relay_attempts_total", outcome="deferred", **{"class": "tls"}) == 1
         (entry,) = relay.queue()
     place = f"{server.host}:{server.port}"
-    told = f"{place}: the host does not offer STARTTLS, and a password is not sent without TLS"
-    assert attempt["reply"] == told
-    assert entry["recipients"][0]["reply"] == told
+    reported = f"{place}: the host does not offer STARTTLS, and a password is not sent without TLS"
+    assert attempt["reply"] == reported
+    assert entry["recipients"][0]["reply"] == reported
     assert received_no_login(server)
 
 
@@ -89,7 +89,7 @@ def test_a_login_requires_a_trusted_certificate_with_the_host_name(
     routes["required.test"] |= {"tls": "required"}
     del routes["required.test"]["ca"]
     with routed(remotes, tmp_path, routes) as relay:
-        for domain, told in {
+        for domain, reported in {
             "self.test": "the certificate is refused: self-signed certificate; correct",
             "other.test": "the certificate is for mx.self.test, not mx.other.test; correct",
             "old.test": "the certificate is refused: certificate has expired; correct",
@@ -97,7 +97,7 @@ def test_a_login_requires_a_trusted_certificate_with_the_host_name(
         }.items():
             attempt = deferral(relay, f"x@{domain}")
             server = running[domain]
-            assert attempt["reply"].startswith(f"{server.host}:{server.port}: {told}")
+            assert attempt["reply"].startswith(f"{server.host}:{server.port}: {reported}")
             assert received_no_login(server)
         for domain in ("good.test", "required.test"):
             relay.until_final(relay.submit("alice@example.test", [f"x@{domain}"]))

@@ -60,7 +60,7 @@ def test_json_through_all_seven_steps(world: World) -> None:
 
 def test_the_journey_has_seven_steps_in_order(world: World) -> None:
     identity = world.relay.send_mail(to=["again@c.test", "nobody@b.test"], subject="journey")
-    until("step 4 is told", lambda: 4 in steps(world, identity))
+    until("step 4 is recorded", lambda: 4 in steps(world, identity))
     journey = world.relay.until_final(identity)
     names = {one["step"]: one["name"] for one in journey["steps"]}
     assert names == {
@@ -108,10 +108,10 @@ def assert_right_content(content: bytes) -> None:
 def assert_report(world: World, message_id: str) -> None:
     report = report_about(world.relay, "nobody@b.test")
     assert report.recipients.keys() == {"nobody@b.test"}
-    told = report.recipients["nobody@b.test"]
-    assert (told["action"], told["status"]) == ("failed", "5.1.1")
-    assert told["diagnostic-code"] == "smtp; 550 5.1.1 No such user here"
-    assert told["remote-mta"] == "dns; mx.b.test"
+    reported = report.recipients["nobody@b.test"]
+    assert (reported["action"], reported["status"]) == ("failed", "5.1.1")
+    assert reported["diagnostic-code"] == "smtp; 550 5.1.1 No such user here"
+    assert reported["remote-mta"] == "dns; mx.b.test"
     assert report.about["reporting-mta"] == "dns; relay.example.test"
     assert report.message["auto-submitted"] == "auto-replied"
     assert report.message["in-reply-to"] == message_id
@@ -150,7 +150,7 @@ def test_mime_is_relayed_unchanged(world: World) -> None:
 def test_save_to_sent_items_false_leaves_no_copy(world: World) -> None:
     identity = world.relay.send_mail(to=["unsaved@a.test"], subject="unsaved", save=False)
     world.relay.until_final(identity)
-    until("the note is gone", lambda: not world.relay.notes())
+    until("the submission is removed", lambda: not world.relay.notes())
     assert world.relay.graph("GET", f"/me/messages/{identity}").status == 404
     home = world.relay.folder / "mail/example.test/alice"
     files = [path for path in home.rglob("*") if path.is_file()]

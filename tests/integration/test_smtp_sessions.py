@@ -1,4 +1,4 @@
-"""SMTP from outside: who may relay, who is known, TLS and AUTH, and sessions that outlive every error."""
+"""SMTP sessions: unknown user, relaying denied, submission with TLS and AUTH, and errors within a session."""
 
 import base64
 import json
@@ -185,8 +185,8 @@ def test_the_journey_and_the_log_name_the_client(
     (logged,) = (one for one in lines if one["event"] == "accepted" and one["qid"] == queue_id)
     names = ("client", "helo", "login", "tls")
     assert [logged[name] for name in names] == list(client.values())
-    told = relay.cli("trace", queue_id).stdout
-    assert "from 127.0.0.1, EHLO laptop.example.test, login alice@example.test, TLSv1.3" in told
+    reported = relay.cli("trace", queue_id).stdout
+    assert "from 127.0.0.1, EHLO laptop.example.test, login alice@example.test, TLSv1.3" in reported
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])

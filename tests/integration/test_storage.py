@@ -23,7 +23,7 @@ def remotes():
         yield started
 
 
-def told(relay: RelayProcess, *words: str, code: int = OK):
+def storage_json(relay: RelayProcess, *words: str, code: int = OK):
     done = relay.cli("storage", *words, "--json")
     assert done.returncode == code, f"{done.returncode}: {done.stdout}{done.stderr}"
     return json.loads(done.stdout)
@@ -57,9 +57,9 @@ def test_a_backup_of_a_running_relay_is_restored(remotes, tmp_path):
         large = deferred(relay, "large", body=BODY)
         finished = relay.send_mail(to=["bob@example.test"], subject="local")
         relay.until_final(finished)
-        would = told(relay, "backup", str(tmp_path / "copy"), "--dry-run")
+        would = storage_json(relay, "backup", str(tmp_path / "copy"), "--dry-run")
         assert (would["contents"]["files"], (tmp_path / "copy").exists()) == (1, False)
-        manifest = told(relay, "backup", str(tmp_path / "copy"))
+        manifest = storage_json(relay, "backup", str(tmp_path / "copy"))
         assert manifest["entries"] == {"deferred": 4}
         assert manifest == json.loads((tmp_path / "copy/manifest.json").read_text())
         checked = subprocess.run(
@@ -83,7 +83,7 @@ def test_a_backup_of_a_running_relay_is_restored(remotes, tmp_path):
         assert subjects(remote) == [
             "large", "waiting 0", "waiting 1", "waiting 2",
         ]  # fmt: skip
-        assert told(relay, "verify")["spool"]["unaccounted"] == 0
+        assert storage_json(relay, "verify")["spool"]["unaccounted"] == 0
         assert relay.metric("relay_queue_unaccounted") == 0
 
 
@@ -100,10 +100,10 @@ def test_an_entry_whose_content_is_missing_is_held_until_it_is_restored(remotes,
             until("read again", lambda: relay.queue()[0]["recipients"][0]["reply"] != LATER)
         [entry] = relay.queue()
         assert "cannot be read" in entry["recipients"][0]["reply"]
-        found = told(relay, "verify", code=DATA)
+        found = storage_json(relay, "verify", code=DATA)
         assert [one["kind"] for one in found["findings"]] == ["lost-content"]
         (tmp_path / "kept").rename(file)
-        assert told(relay, "verify")["findings"] == []
+        assert storage_json(relay, "verify")["findings"] == []
         assert relay.cli("queue", "release", queue_id).returncode == OK
         relay.until_state(queue_id, "relayed")
         assert subjects(remote) == ["large"]
@@ -117,8 +117,8 @@ def test_an_entry_with_damaged_content_is_held_and_not_delivered(remotes):
         (file,) = contents(relay).iterdir()
         original = file.read_bytes()
         file.write_bytes(original.replace(b"large", b"lar9e", 1))
-        assert told(relay, "verify", "--dry-run")["findings"] == []
-        (found,) = told(relay, "verify", "--full", code=DATA)["findings"]
+        assert storage_json(relay, "verify", "--dry-run")["findings"] == []
+        (found,) = storage_json(relay, "verify", "--full", code=DATA)["findings"]
         assert (found["kind"], found["where"]) == ("lost-content", str(file))
         remote.rcpt.clear()
         relay.start()
@@ -141,15 +141,15 @@ def test_prune_removes_history(remotes):
         waiting = deferred(relay, "waiting")
         sent = [relay.send_mail(to=["bob@example.test"]) for _ in range(3)]
         ids = [relay.until_final(one)["id"] for one in sent]
-        assert told(relay, "prune")["messages"] == 0  # spool.keep is 14 days
-        assert told(relay, "prune", "--older-than", "0s")["messages"] == 3
+        assert storage_json(relay, "prune")["messages"] == 0  # spool.keep is 14 days
+        assert storage_json(relay, "prune", "--older-than", "0s")["messages"] == 3
         answer = relay.graph("GET", f"/relay/v1/messages/{ids[0]}", token="operator")
         assert answer.status == 404
         relay.until_final(relay.send_mail(to=["bob@example.test"]))
         assert relay.stop() == OK
-        would = told(relay, "prune", "--older-than", "0s", "--dry-run")
+        would = storage_json(relay, "prune", "--older-than", "0s", "--dry-run")
         assert (would["messages"], would["dry_run"]) == (1, True)
-        assert told(relay, "prune", "--older-than", "0s")["messages"] == 1
+        assert storage_json(relay, "prune", "--older-than", "0s")["messages"] == 1
         relay.start()
         assert [one["id"] for one in relay.queue()] == [waiting]
 
@@ -161,7 +161,7 @@ def test_a_damaged_spool_is_refused_and_recovered(remotes):
         running = relay.cli("storage", "recover")
         assert (running.returncode, "is in use" in running.stderr) == (UNAVAILABLE, True)
         assert relay.stop() == OK
-        assert told(relay, "recover") == {
+        assert storage_json(relay, "recover") == {
             "faults": [], "aside": "", "rows": {}, "holes": [], "entries_waiting": 0,
             "without_content": 0, "without_recipients": 0, "recipients_lost": 0,
             "log_damaged": False, "whole": True,
@@ -175,7 +175,7 @@ def test_a_damaged_spool_is_refused_and_recovered(remotes):
             file.write(b"\xff" * 4096)
         verified = relay.cli("storage", "verify")
         assert (verified.returncode, "damaged-spool" in verified.stdout) == (DATA, True)
-        recovered = told(relay, "recover", code=DATA)
+        recovered = storage_json(relay, "recover", code=DATA)
         assert (recovered["entries_waiting"], recovered["whole"]) == (2, False)
         assert Path(recovered["aside"]).exists()
         relay.start()
@@ -186,7 +186,7 @@ def test_a_damaged_spool_is_refused_and_recovered(remotes):
         relay.start(wait=False)
         assert relay.wait_end() == DATA
         assert "`relay storage recover` saves what can be read" in relay.log
-        recovered = told(relay, "recover", code=DATA)
+        recovered = storage_json(relay, "recover", code=DATA)
         assert (recovered["entries_waiting"], recovered["recipients_lost"]) == (0, None)
         relay.start()
         assert relay.queue() == []
@@ -200,20 +200,22 @@ def test_verify_reports_a_lost_row_while_the_relay_runs(remotes):
         connection.set_busy_timeout(5000)
         connection.execute("DELETE FROM entry WHERE message_id = ?", (queue_id,))
         connection.close()
-        until("told", lambda: relay.metric("relay_queue_unaccounted") == 1)
-        found = told(relay, "verify", code=DATA)
+        until("the lost row is counted", lambda: relay.metric("relay_queue_unaccounted") == 1)
+        found = storage_json(relay, "verify", code=DATA)
         kinds = {one["kind"] for one in found["findings"]}
         assert kinds == {"lost-row", "counters", "unneeded-content"}
         assert not any(one["repaired"] for one in found["findings"])
         pruned = relay.cli("storage", "prune", "--older-than", "0s")
         assert "kept 1 message with" in pruned.stderr
         assert relay.stop() == OK
-        assert told(relay, "prune", "--older-than", "0s")["kept"] == 1
+        assert storage_json(relay, "prune", "--older-than", "0s")["kept"] == 1
         repaired = [
-            one["kind"] for one in told(relay, "verify", code=DATA)["findings"] if one["repaired"]
+            one["kind"]
+            for one in storage_json(relay, "verify", code=DATA)["findings"]
+            if one["repaired"]
         ]
         assert repaired == ["unneeded-content"]
-        found = told(relay, "verify", "--recount", code=DATA)
+        found = storage_json(relay, "verify", "--recount", code=DATA)
         repaired = [one["action"] for one in found["findings"] if one["repaired"]]
         assert repaired == ["ended as cancelled"]
         assert found["spool"]["unaccounted"] == 0
@@ -246,7 +248,7 @@ def test_an_unreadable_page_rejects_new_mail_and_is_reported(remotes):
             session.rcpt("bob@example.test")
             assert session.data(b"Subject: s\r\n\r\nx\r\n")[0] == 451
         assert relay.stop() == OK
-        told(relay, "recover", code=DATA)
+        storage_json(relay, "recover", code=DATA)
         relay.start()
         relay.until_final(note)
         assert relay.subjects("bob") == ["waits"]

@@ -1,4 +1,4 @@
-"""relay_queue_unaccounted: 0 while the queue is as the relay left it, and not when a row has vanished."""
+"""relay_queue_unaccounted: 0 while the queue is intact, above 0 when a row is missing."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -60,8 +60,8 @@ def test_unaccounted_counts_deleted_rows_until_they_are_restored(
     until_unaccounted(relay, 3)
     relay.restart()
     until_unaccounted(relay, 3)
-    told = relay.graph("GET", "/relay/v1/queue/stats", token=OPERATOR).json()
-    assert told["unaccounted"] == 3
+    reported = relay.graph("GET", "/relay/v1/queue/stats", token=OPERATOR).json()
+    assert reported["unaccounted"] == 3
 
 
 def until_unaccounted(relay: RelayProcess, number: int) -> None:

@@ -1,4 +1,4 @@
-"""`relay storage verify` beside a running relay and without one: facts, exit codes, and nobody's way."""
+"""`relay storage verify` while a relay runs and without one: output and exit codes."""
 
 import json
 import threading
@@ -25,7 +25,7 @@ def verified(relay: RelayProcess, *words: str) -> dict:
 
 
 class People(threading.Thread):
-    """Somebody who sends, drafts, changes, moves, lists and receives until told to stop."""
+    """A user who sends, drafts, changes, moves, lists and receives until stopped."""
 
     def __init__(self, relay: RelayProcess, name: str) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class People(threading.Thread):
             number += 1
             try:
                 self.do(f"{self.person} {number}")
-            except Exception as error:  # noqa: BLE001 - told by the test
+            except Exception as error:  # noqa: BLE001 - reported by the test
                 self.trouble.append(repr(error))
 
     def do(self, subject: str) -> None:

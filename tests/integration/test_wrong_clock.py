@@ -131,7 +131,7 @@ def test_every_202_is_delivered_once_whatever_the_clock_was(
     left = len(relay.notes())
     wall.jump(timedelta())
     relay.start()
-    until("no note is left", lambda: not relay.notes(), timeout_s=60)
+    until("no submission is pending", lambda: not relay.notes(), timeout_s=60)
     until("the queue is empty", lambda: not relay.queue(), timeout_s=60)
     found = Counter(relay.subjects("bob"))
     assert {one: found[one] for one in accepted} == dict.fromkeys(accepted, 1), f"{left} notes left"
@@ -156,7 +156,7 @@ def test_behind_a_restart_of_the_machine_nothing_ends_untried(
     with closing(sqlite3.connect(relay.folder / "state/spool.sqlite")) as other:
         other.execute("BEGIN IMMEDIATE")
         note = relay.send_mail(to=["note@a.test"])
-        until("it was tried", lambda: "submission deferred" in relay.log)
+        until("it was attempted", lambda: "submission deferred" in relay.log)
         relay.kill()
     restart_the_machine(relay)
     wall.jump(timedelta())

@@ -258,7 +258,7 @@ def test_both_work_at_once(relay, dovecot):
                     imap.enter("INBOX")
                     imap.uid("STORE", "1:*", "+FLAGS.SILENT", "(\\Flagged)")
                     imap.uid("MOVE", "1", "Archive")
-        except Exception as error:  # noqa: BLE001 - it is told by the test
+        except Exception as error:  # noqa: BLE001 - it is reported by the test
             failures.append(error)
 
     player = threading.Thread(target=play)

@@ -20,9 +20,9 @@ def test_postfix_takes_what_graph_sends_and_its_refusal_comes_back_as_a_report(d
         sent = relay.send_mail(to=["carol@post.test", "nobody@post.test"], subject="Grüße")
         journey = relay.until_final(sent)
 
-        told = states(journey)
-        assert told["carol@post.test"][0] == "relayed"
-        assert told["nobody@post.test"] == ("failed", "5.1.1")
+        reported = states(journey)
+        assert reported["carol@post.test"][0] == "relayed"
+        assert reported["nobody@post.test"] == ("failed", "5.1.1")
         arrived = until("Postfix delivers", lambda: postfix.mail("carol"))
         assert [str(one["Received"]).count("with ESMTPS ") for one in arrived] == [
             int(tls == "opportunistic")

@@ -1,10 +1,7 @@
 """`make simulate`: many worlds, on all cores; one line for each that went wrong.
 
-On the path: `python -m tests.simulation --seeds 10000`, or `--seed 123 --trace`.
-Holds: a line has the seed, the commit, and what is violated: all that it takes to see it again; the
-    last one says what never came to pass in these worlds.
-Fails: exit status 1 when anything was violated.
-Standards: none.
+A line has the seed, the commit, and what is violated: all that it takes to see it again; the last
+one says what never came to pass in these worlds. Exit status 1 when anything was violated.
 """
 
 import argparse

@@ -1,9 +1,7 @@
 """Relays that are broken in one way each: the simulation must find every one of them.
 
-On the path: tests run worlds on them; each is a context in which the real code does one thing wrong.
-Holds: outside of its context everything is as it was.
-Fails: AttributeError where the code that it breaks is gone: then it has to be broken anew.
-Standards: docs/design.md 4, 7.
+Each is a context in which the real code does one thing wrong. It raises AttributeError where the code
+that it breaks no longer exists. See docs/design.md 4, 7.
 """
 
 import asyncio
@@ -470,7 +468,7 @@ BROKEN = (
     Broken("delivered twice at home", _instead(Mailboxes, "deliver", _again), "invariant 2"),
     Broken("a 4yz reply to RCPT is final", _instead(transaction, "classify", _final_for_4yz), "nobody refused it"),
     Broken("all get the first version", _instead(transactions, "_insert_message", _first_version), "another content", where=_in_versions),
-    Broken("doubts are not told", _instead(maintenance, "append_events", _nothing), "invariant 2"),
+    Broken("doubts are not reported", _instead(maintenance, "append_events", _nothing), "invariant 2"),
     Broken("wall time", _instead(WorldClock, "queue_us", _wall_time), "invariant 6"),
     Broken(
         "a start takes the wall clock as steady time",
@@ -501,7 +499,7 @@ BROKEN = (
     Broken("no timer for what is due", _instead(QueueScanner, "due_at", _nothing), "was due", where=_never_anew),
     Broken("expired untried", _expiring_untried, "nobody has tried it", where=_slower_than_expiry),
     Broken("a cancel takes what is in flight", _instead(queue_changes, "read_entry_facts", _whoever_has_it), "invariant 9", where=_cancelled_in_flight),
-    Broken("a cancel in flight is told as done", _instead(SqliteQueueAdmin, "execute", _all_done), "invariant 9", where=_cancelled_in_flight),
+    Broken("a cancel in flight is reported as done", _instead(SqliteQueueAdmin, "execute", _all_done), "invariant 9", where=_cancelled_in_flight),
     Broken("a release forgets when", _instead(queue_changes._EntryChanger, "_due_before", _nothing), "before its hold", where=_paused),
     Broken("a release forgets the attempts", _instead(queue_changes._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=_paused),
     Broken("warned again", _instead(attempt_result, "_warning", _warned_again), "invariant 6"),

@@ -1,10 +1,7 @@
 """The time of a world as the relay reads it.
 
-On the path: relay.clock.Clock of every process.
-Holds: the relay's own code makes steady time of the world's clocks; the wall clock may jump, and be
-    wrong for as long as a process lives. `Time` knows what steady time ought to be.
-Fails: never.
-Standards: none.
+The relay's own code makes steady time of the world's clocks; the wall clock may jump, and be wrong
+for as long as a process lives. `Time` knows what steady time ought to be.
 """
 
 from typing import Any
@@ -28,7 +25,7 @@ class Time:
         self._booted_us = 0
 
     def passed_us(self) -> int:
-        """Microseconds since the world began, as times are told."""
+        """Microseconds since the world began, as times are reported."""
         return BEGINNING_US + round(self._world.time() * 1_000_000)
 
     def wall_us(self) -> int:

@@ -1,9 +1,6 @@
 """What ought to come to pass in two hundred worlds: what never does is a hole in the simulation.
 
-On the path: `make simulate` counts and prints it; a test wants all of it.
-Holds: the names are made of the code's own words, so that a new one is missed at once.
-Fails: never.
-Standards: none.
+The names are made of the code's own words, so that a new one is missed at once.
 """
 
 from collections import Counter
@@ -42,7 +39,7 @@ WANTED = (
     "added by a rule", "clock: jumped", "clock: wrong", "clock: a doubtful gap", "history: pruned", "mailbox: full", "power: lost",
     "released as before: queued, due now", "released as before: deferred, due now",
     "released as before: deferred, due later",
-    "told in flight: relayed", "told in flight: not relayed",
+    "reported in flight: relayed", "reported in flight: not relayed",
     "rate: waited", "released by its time", "settled: fenced", "settled: some",
     "silent: NOTIFY=NEVER", "silent: null reverse-path", "silent: a stranger",
 )  # fmt: skip

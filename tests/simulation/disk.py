@@ -1,9 +1,7 @@
 """The disk of a world: real files through an SQLite VFS that can fail, fill up and forget.
 
-On the path: beneath the spool; a process that dies leaves its folder as the disk has it.
-Holds: a dead process writes nothing; after a loss of power any write that was not synced may be gone.
-Fails: as it is told to: IOError for a sync, FullError for a write.
-Standards: SQLite's VFS; fsync of POSIX.
+A dead process writes nothing; after a loss of power any write that was not synced may be gone. As
+it is reported to: IOError for a sync, FullError for a write. See SQLite's VFS; fsync of POSIX.
 """
 
 import os

@@ -1,9 +1,7 @@
 """The invariants of docs/design.md 7, each a function of what is left of a world.
 
-On the path: behind every run.
-Holds: pure but for haunt(); a message says which invariant, whose message, what is.
-Fails: never.
-Standards: docs/design.md 7; RFC 3464 (what a report names).
+Pure but for haunt(); a message says which invariant, whose message, what is. See docs/design.md 7;
+RFC 3464 (what a report names).
 """
 
 import re
@@ -253,8 +251,8 @@ def reports_are_made(evidence: Evidence) -> Iterator[str]:
         name = _MESSAGE_ID.search(content)
         for address in _FINAL_RECIPIENT.findall(content):
             # of a message that could not be read then, only its trace tells
-            told = token[1].decode() if token else _cause(causes, queue_id)[0]
-            found[told, address.decode()].add(name[1].decode() if name else "")
+            found_text = token[1].decode() if token else _cause(causes, queue_id)[0]
+            found[found_text, address.decode()].add(name[1].decode() if name else "")
     expected: set[tuple[str, str]] = set()
     for message in evidence.rows.messages.values():
         if message.source == "report" or not message.trusted or not message.reverse_path:
@@ -383,7 +381,7 @@ def _turns_s(evidence: Evidence) -> float:
 
 
 def cancelled_as_told(evidence: Evidence) -> Iterator[str]:
-    """9: what an operator was told to be cancelled ends so, and nothing else does."""
+    """9: what an operator saw cancelled ends so, and nothing else does."""
     ledger = evidence.ledger
     for message in evidence.rows.messages.values():
         for one in message.recipients:
@@ -391,9 +389,9 @@ def cancelled_as_told(evidence: Evidence) -> Iterator[str]:
             is_told = (message.id, one.entry) in ledger.cancelled
             where = f"{message.id} {one.entry} ({message.token}) to {one.address}"
             if is_cancelled and not is_told and not ledger.unanswered[message.id]:
-                yield f"9: {where} is cancelled, and no operator was told so"
+                yield f"9: {where} is cancelled, and no operator was found_text so"
             if is_told and not is_cancelled and not _ended_before_its_cancel(message, one):
-                yield f"9: {where} was told to be cancelled, and is {one.state}"
+                yield f"9: {where} saw cancelled, and is {one.state}"
 
 
 def _ended_before_its_cancel(message: Message, recipient: Recipient) -> bool:
@@ -403,10 +401,10 @@ def _ended_before_its_cancel(message: Message, recipient: Recipient) -> bool:
             continue
         if detail.get("operation") == "cancel" and recipient.entry in detail["entries"]:
             return False
-        for told in detail.get("recipients", ()):
+        for found_text in detail.get("recipients", ()):
             if (
-                told["number"] == recipient.number
-                and RecipientState(_STATES[told["outcome"]]) in FINAL
+                found_text["number"] == recipient.number
+                and RecipientState(_STATES[found_text["outcome"]]) in FINAL
             ):
                 return True
     return False
@@ -415,14 +413,14 @@ def _ended_before_its_cancel(message: Message, recipient: Recipient) -> bool:
 def delays_are_told_once(evidence: Evidence) -> Iterator[str]:
     """6: whoever waits for late mail hears of each entry's delay once."""
     for message in evidence.rows.messages.values():
-        told = Counter(
+        found_text = Counter(
             detail["entry"]
             for _, step, detail in message.events
             if step == Step.REPORT and detail.get("kind") == "delayed"
         )
-        for entry, times in told.items():
+        for entry, times in found_text.items():
             if times > 1:
-                yield f"6: the delay of {message.id} {entry} was told {times} times"
+                yield f"6: the delay of {message.id} {entry} was found_text {times} times"
 
 
 def keys_are_kept(evidence: Evidence) -> Iterator[str]:
@@ -445,10 +443,10 @@ def events_tell_all(evidence: Evidence) -> Iterator[str]:
         sequences = [sequence for sequence, _, _ in message.events]
         if sequences != list(range(1, len(sequences) + 1)):
             yield f"9: {message.id} has the events {sequences}"
-        told = recompute(message)
+        found_text = recompute(message)
         for one in message.recipients:
-            if one.entry and told.get(one.number, "queued") != one.state:
-                yield f"9: {message.id} to {one.address} is {one.state}, told {told.get(one.number)}"
+            if one.entry and found_text.get(one.number, "queued") != one.state:
+                yield f"9: {message.id} to {one.address} is {one.state}, found_text {found_text.get(one.number)}"
 
 
 _STATES = {
@@ -474,8 +472,8 @@ def recompute(message: Message) -> dict[int, str]:
     for _, step, detail in message.events:
         if step != Step.DELIVERY:
             continue
-        for told in detail.get("recipients", ()):
-            states[told["number"]] = _STATES[told["outcome"]]
+        for found_text in detail.get("recipients", ()):
+            states[found_text["number"]] = _STATES[found_text["outcome"]]
         if detail.get("operation") == "reroute":
             for one in message.recipients:
                 if one.entry in detail["entries"] and states.get(one.number) == "captured":

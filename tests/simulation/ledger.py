@@ -1,9 +1,7 @@
 """What everybody saw, kept outside of every process: answers, claims, settlements, copies.
 
-On the path: clients and a Witness around the spool write it; the invariants read it.
-Holds: nothing in it is the relay's word alone where somebody else's is to be had.
-Fails: it tells the world of a fault at once where no later look could find it.
-Standards: docs/design.md 7.
+Nothing in it is the relay's word alone where somebody else's is to be had. It tells the world of a
+fault at once where no later look could find it. See docs/design.md 7.
 """
 
 from collections import Counter, defaultdict, deque
@@ -61,7 +59,7 @@ class Ledger:
         self.epochs: dict[Key, int] = {}
         self.open: dict[Key, Claim] = {}
         self.ghosts: list[Claim] = []  # claims that a dead process never settled
-        # when an operator was told that an entry is in flight whose claim is not known here
+        # when an operator saw that an entry is in flight whose claim is not known here
         self._in_flight_since_s: dict[Key, float] = {}
         self.settlements: Counter[tuple[str, str]] = Counter()
         # queue id, expires_us, when it was settled, how much later that may be; in steady time
@@ -86,9 +84,9 @@ class Ledger:
         self._claims_max = claims_max
         self.waits = Waits(plan)
         self.operated: Counter[Key] = Counter()  # how often an operator changed an entry
-        self.cancelled: set[Key] = set()  # as an operator was told
+        self.cancelled: set[Key] = set()  # as answered to an operator
         self.unanswered: Counter[str] = Counter()  # orders for a message that nobody answered
-        self._in_flight: set[Key] = set()  # as who cancelled them was told, until they are settled
+        self._in_flight: set[Key] = set()  # as answered to the operator, until they are settled
 
     # -- the spool's side
 
@@ -111,7 +109,7 @@ class Ledger:
             if key in self.open and self.open[key].epoch not in self._settling[key]:
                 self.world.fault(f"invariant 3: {key} is claimed twice at once")
             if key in self.cancelled:
-                self.world.fault(f"invariant 9: {key} is claimed, and was told to be cancelled")
+                self.world.fault(f"invariant 9: {key} is claimed, and was reported to be cancelled")
             # the spool may answer an operator before it hands over a claim of the same commit
             if self._in_flight_since_s.pop(key, self.world.time()) < self.world.time():
                 self._told_in_flight(key)
@@ -162,7 +160,9 @@ class Ledger:
         if key in self._in_flight and not settlement.goes_on:
             self._in_flight.remove(key)
             is_done = any(isinstance(one, Relayed) for one in settlement.outcomes.values())
-            self.world.reached[f"told in flight: {'relayed' if is_done else 'not relayed'}"] += 1
+            self.world.reached[
+                f"reported in flight: {'relayed' if is_done else 'not relayed'}"
+            ] += 1
         if held and was_fenced:
             self.world.fault(f"invariant 3: a fenced claim of {key} was settled")
         reached = self.world.reached
@@ -224,15 +224,15 @@ class Ledger:
             self.world.fault(f"invariant 6: {words}")
 
     def _judge_delay(self, settlement: Settlement) -> None:
-        """Invariant 6: what waits on behind its moment is told to be late, and only then."""
+        """Invariant 6: what waits on behind its moment is reported to be late, and only then."""
         claim, waiting = settlement.claim, settlement.waiting
-        told = sum(one.detail.get("kind") == "delayed" for one in settlement.events)
+        reported = sum(one.detail.get("kind") == "delayed" for one in settlement.events)
         now_us = self._concluded_us(settlement)
         if abs(now_us - self.queue_us()) > _JUMP_US_MIN:  # the clock has jumped since
             return
         is_late = claim.warn_us is not None and claim.warn_us <= now_us
-        if told > is_late:
-            self.world.fault(f"invariant 6: a delay of {claim.key} is told that is none")
+        if reported > is_late:
+            self.world.fault(f"invariant 6: a delay of {claim.key} is reported that is none")
         people = settlement.outcomes or {one.id for one in claim.recipients}
         done = {
             number
@@ -241,8 +241,8 @@ class Ledger:
         }
         late = [one for one in claim.recipients if one.id in people and one.id not in done]
         concerns = any(not one.added_by for one in late)  # the sender knows of no others
-        if is_late and waiting is not None and concerns and not told:
-            self.world.fault(f"invariant 6: nobody is told of the delay of {claim.key}")
+        if is_late and waiting is not None and concerns and not reported:
+            self.world.fault(f"invariant 6: no delay is reported for of {claim.key}")
 
     def _judge_untried(self, claim: Claim, expires_us: int) -> None:
         """Invariant 6: a wrong clock alone ends nothing that may still be tried."""
@@ -275,7 +275,7 @@ class Ledger:
     def answered(
         self, order: QueueCommand, changed: CommandReport, *, unclaimed: Mapping[Key, int]
     ) -> None:
-        """An operator was told what an order came to; `unclaimed` has the epochs of the entries
+        """An operator received the result of a queue command; `unclaimed` has the epochs of the entries
         that nobody had when it was given.
         """
         self.unanswered.subtract(order.selector.ids)
@@ -286,7 +286,9 @@ class Ledger:
                 if order.operation is Operation.CANCEL:
                     self.cancelled.add(key)
                     if self.is_in_flight(key):
-                        self.world.fault(f"invariant 9: {key} is told to be cancelled in flight")
+                        self.world.fault(
+                            f"invariant 9: {key} is reported to be cancelled in flight"
+                        )
             elif one["result"] == CommandResult.IN_FLIGHT:
                 if unclaimed.get(key) == self.epochs.get(key):  # nobody has claimed it since
                     self._in_flight_since_s[key] = self.world.time()
@@ -299,7 +301,7 @@ class Ledger:
             self._told_in_flight(key)
 
     def _told_in_flight(self, key: Key) -> None:
-        self.world.fault(f"invariant 9: {key} is told to be in flight, and is not")
+        self.world.fault(f"invariant 9: {key} is reported to be in flight, and is not")
 
     def withdrawn(self, key: Key) -> None:
         """An operator took it out of memory."""

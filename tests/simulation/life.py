@@ -1,9 +1,6 @@
 """A process of a world: its tasks, its sockets, and when it dies.
 
-On the path: every context of a process has its Life; the loop and the disk ask it before each step.
-Holds: which process is at work is in LIFE, None for what is none of ours.
-Fails: never.
-Standards: none.
+Which process is at work is in LIFE, None for what is none of ours.
 """
 
 import asyncio

@@ -1,9 +1,7 @@
 """The relay's neighbours in a world: mailboxes that last, name servers, rules.
 
-On the path: delivery and ingress ask them.
-Holds: a mailbox has what was put there whoever died since; the same `unique` is put there once.
-Fails: StoreUnavailableError, by chance.
-Standards: docs/design.md 3 (local delivery is idempotent).
+A mailbox has what was put there whoever died since; the same `unique` is put there once. Raises
+StoreUnavailableError, by chance. See docs/design.md 3 (local delivery is idempotent).
 """
 
 import asyncio

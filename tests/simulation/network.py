@@ -1,9 +1,7 @@
 """The network of a world: addresses, who listens at them, and calls that are refused or never answered.
 
-On the path: the loop's own ways to connect and to listen, all of them led here.
-Holds: a connection is known to the process at either end, so that its death severs it.
-Fails: OSError, as a network does.
-Standards: async-solipsism's mock sockets.
+A connection is known to the process at either end, so that its death severs it. Raises OSError, as
+a network does. See async-solipsism's mock sockets.
 """
 
 import asyncio

@@ -1,9 +1,6 @@
 """One process of the relay: the rooms of steps 5 to 7, wired as relay.app wires them.
 
-On the path: run.py starts it, stops it, or lets it die.
-Holds: real rooms; only name servers, mailboxes and the network are the world's.
-Fails: as relay.app's daemon.
-Standards: none.
+Real rooms; only name servers, mailboxes and the network are the world's. As relay.app's daemon.
 """
 
 import asyncio

@@ -1,10 +1,7 @@
 """Operators, who hold, release, cancel, reroute and retry what they please.
 
-On the path: as the command line does, through the spool's desk.
-Holds: what they do is by the seed's choice; reports are left alone. What an operator is told is
-    compared with what happens.
-Fails: never; a spool that cannot is an answer too.
-Standards: docs/names.md (Commands).
+What they do is by the seed's choice; reports are left alone. The answer to an operator is compared
+with what happens. Never; a spool that cannot is an answer too. See docs/names.md (Commands).
 """
 
 from collections.abc import Callable, Coroutine
@@ -163,5 +160,5 @@ def _ahead_us(node: Any) -> int:
     return offset_us
 
 
-def _steady_us(told: str, offset_us: int) -> int:
-    return (datetime.fromisoformat(told) - _BEGIN) // timedelta(microseconds=1) - offset_us
+def _steady_us(reported: str, offset_us: int) -> int:
+    return (datetime.fromisoformat(reported) - _BEGIN) // timedelta(microseconds=1) - offset_us

@@ -1,10 +1,8 @@
 """The order of things in a world: what is ready is taken up in an order of the seed's choice.
 
-On the path: beneath the loop, whose queue of handles, tasks, futures and threads are these.
-Holds: tasks and threads may overtake, callbacks keep their order; a process that is dead takes no
-    step. Sets of tasks and futures have one order.
-Fails: EndlessError when time does not go on.
-Standards: asyncio's private parts.
+Tasks and threads may overtake, callbacks keep their order; a process that is dead takes no step.
+Sets of tasks and futures have one order. Raises EndlessError when time does not go on. See
+asyncio's private parts.
 """
 
 import asyncio

@@ -1,9 +1,7 @@
 """What a spool's file has, for who judges: messages with their recipients, entries and events.
 
-On the path: behind every run, and before history is pruned in one.
-Holds: reads only; the rows as they are, whatever the code of the spool makes of them.
-Fails: with apsw's exceptions.
-Standards: relay/spool/sqlite/engine/schema.sql.
+Reads only; the rows as they are, whatever the code of the spool makes of them. With apsw's
+exceptions. See relay/spool/sqlite/engine/schema.sql.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,7 @@
 """Play a scenario to its end, through every death, and judge what is left.
 
-On the path: the tests and `make simulate` call run().
-Holds: the same seed gives the same run, to the last line of its trace.
-Fails: never; what is wrong is in the outcome's violations.
-Standards: docs/design.md 7.
+The same seed gives the same run, to the last line of its trace. What is wrong is in the
+outcome's violations. See docs/design.md 7.
 """
 
 import asyncio

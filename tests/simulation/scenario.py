@@ -1,9 +1,6 @@
 """What happens in a world, decided beforehand by its seed: who writes what, how sites are, when it breaks.
 
-On the path: run.py plays it.
-Holds: pure: the same seed gives the same scenario.
-Fails: never.
-Standards: none.
+Pure: the same seed gives the same scenario.
 """
 
 from dataclasses import dataclass, field, replace

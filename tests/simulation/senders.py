@@ -1,10 +1,8 @@
 """Who sends: SMTP clients that repeat until they are answered, and a pickup with submission keys.
 
-On the path: in front of the relay's listeners.
-Holds: every try has a token of its own, and pickup's always the same; what was answered is in the
-    ledger the moment it is read.
-Fails: never; a letter that gets no answer for a very long time is let go.
-Standards: RFC 5321 4.5.4.1 (a client's queue); RFC 3461 4.4 (ENVID).
+Every try has a token of its own, and pickup's always the same; what was answered is in the ledger
+the moment it is read. Never; a letter that gets no answer for a very long time is let go. See RFC
+5321 4.5.4.1 (a client's queue); RFC 3461 4.4 (ENVID).
 """
 
 import asyncio

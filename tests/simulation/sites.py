@@ -1,9 +1,7 @@
 """Remote sites: good, slow, dead, greylisting, lying; each keeps a durable record of what it took.
 
-On the path: where the relay delivers to; where its reports arrive.
-Holds: `taken` is what a site's mailboxes have, whatever it answered and whoever heard it.
-Fails: never; a session that breaks off ends quietly.
-Standards: RFC 5321, 2920; RFC 3461 by keyword only.
+`taken` is what a site's mailboxes have, whatever it answered and whoever heard it. Never; a
+session that breaks off ends quietly. See RFC 5321, 2920; RFC 3461 by keyword only.
 """
 
 import asyncio

@@ -58,8 +58,8 @@ def test_the_same_seed_gives_the_same_run_in_every_process() -> None:
     command = [sys.executable, "-W", "ignore", "-c", program]
     for hash_seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(TOP)}
-        told = subprocess.run(
+        reported = subprocess.run(
             command, cwd=TOP, env=environment, capture_output=True, text=True, check=True
         )
-        assert str(mine) in told.stdout
+        assert str(mine) in reported.stdout
     assert len(set(mine)) == len(mine)

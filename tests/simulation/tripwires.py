@@ -1,9 +1,6 @@
-"""Tripwires in the spool's file: changes that no correct relay ever makes, told when they are made.
+"""Tripwires in the spool's file: changes that no correct relay ever makes, reported when they are made.
 
-On the path: run.py lays them once a spool is there; SQLite trips them inside the relay's transactions.
-Holds: they change nothing, and cannot be caught by what trips them.
-Fails: never.
-Standards: docs/design.md 7.3, 7.7, 7.9.
+They change nothing, and cannot be caught by what trips them. See docs/design.md 7.3, 7.7, 7.9.
 """
 
 from collections.abc import Callable, Iterator

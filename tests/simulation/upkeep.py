@@ -1,9 +1,7 @@
 """What the daemon does beside the mail: it measures pressure, counts, sweeps and prunes.
 
-On the path: a task of each process; the pressure that it finds is what sessions obey.
-Holds: the relay's own code decides and works; the disk that is measured is the world's.
-Fails: a count that is not 0 is told as a violation.
-Standards: docs/design.md 4, 6, 7.1.
+The relay's own code decides and works; the disk that is measured is the world's. A count that is
+not 0 is reported as a violation. See docs/design.md 4, 6, 7.1.
 """
 
 import asyncio

@@ -1,10 +1,8 @@
 """The waits between the attempts at each entry, compared with the retry lists that the plan has.
 
-On the path: the ledger asks about every settlement and every claim.
-Holds: it computes each wait from the outcomes that it saw. Where it did not see all of them (a
-    process died, an operator rerouted the mail), it bounds the wait by the number of attempts.
-Fails: never.
-Standards: RFC 5321 4.5.4.1 (sending strategy); docs/design.md 5 and 7.
+It computes each wait from the outcomes that it saw. Where it did not see all of them (a process
+died, an operator rerouted the mail), it bounds the wait by the number of attempts. See RFC 5321
+4.5.4.1 (sending strategy); docs/design.md 5 and 7.
 """
 
 from bisect import bisect_left

@@ -1,10 +1,9 @@
 """A world: one event loop with virtual time, a network, a disk, and processes that live and die in it.
 
-On the path: beneath everything here; the rooms of Relay run on it without knowing.
-Holds: whatever happens is decided by the seed: which ready task is next, how long things take, when
-    a process dies. A process that is dead does nothing more: no step, no octet, no write.
-Fails: what is raised where nobody catches it is in `faults`.
-Standards: async-solipsism's mock sockets and clock; asyncio's private parts, here and in what it is made of.
+Whatever happens is decided by the seed: which ready task is next, how long things take, when a
+process dies. A process that is dead does nothing more: no step, no octet, no write. What is raised
+where nobody catches it is in `faults`. See async-solipsism's mock sockets and clock; asyncio's
+private parts, here and in what it is made of.
 """
 
 import asyncio

@@ -1,1 +1,1 @@
-"""What the tests share: servers that do as they are told, certificates, clients."""
+"""What the tests share: scripted servers, certificates, clients."""

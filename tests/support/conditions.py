@@ -1,9 +1,8 @@
 """What a condition on messages means, by the plainest code there is, and conditions to try.
 
-On the path: tests compare what the mailbox's index answers with what this says.
-Holds: nothing of the index or of the front door's parsers is used; only what a message shows.
-Fails: KeyError for a property that a message does not show.
-Standards: Graph's message; texts compare without case, words without accents as well.
+Nothing of the index or of the front door's parsers is used; only what a message shows. Raises
+KeyError for a property that a message does not show. See Graph's message; texts compare without
+case, words without accents as well.
 """
 
 import re

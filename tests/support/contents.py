@@ -1,9 +1,6 @@
 """Contents for tests: a small one in the form of a large one, and what is attached to one.
 
-On the path: tests that hold both forms to the same result, or look at what was written.
-Holds: the octets are the same, the body in two pieces.
-Fails: never.
-Standards: none.
+The octets are the same, the body in two pieces.
 """
 
 from relay.message.content import Content, LargeContent, MemoryOctets

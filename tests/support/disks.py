@@ -1,9 +1,7 @@
 """Disks that are small, full or read-only: mounted where we may, else by the mode of a directory.
 
-On the path: integration tests put a store or a spool onto one.
-Holds: what was mounted is gone at the end of the with block.
-Fails: the test is skipped, with the reason, where nobody may mount.
-Standards: mount(8).
+What was mounted is gone at the end of the with block. The test is skipped, with the reason, where
+nobody may mount. See mount(8).
 """
 
 import os
@@ -62,7 +60,7 @@ def make_ext4(image: Path) -> None:
 
 
 def break_off(path: Path) -> None:
-    """Let the ext4 at `path` find itself broken: it refuses all changes until it is mounted anew."""
+    """Let the ext4 at `path` find itself broken: it refuses all changes until it is mounted again."""
     _mount("-o", "remount,abort", str(path))
 
 

@@ -5,10 +5,8 @@
         imap.select("Sent")
     assert dovecot.complaints() == []
 
-On the path: interop tests look at a mailbox as an IMAP client does, while the relay writes it.
-Holds: it touches no other Dovecot of the machine; a session ends with its `with`.
-Fails: NoDovecotError, with the reason to skip, where it is not installed.
-Standards: RFC 9051 (IMAP), as much as imaplib speaks.
+It touches no other Dovecot of the machine; a session ends with its `with`. Raises NoDovecotError,
+with the reason to skip, where it is not installed. See RFC 9051 (IMAP), as much as imaplib speaks.
 """
 
 import imaplib
@@ -136,7 +134,7 @@ class Dovecot:
         return done.stdout
 
     def complaints(self) -> list[str]:
-        """Every error and warning that it told so far."""
+        """Every error and warning that it reported so far."""
         log = self._log.read_text() if self._log.exists() else ""
         return [line for line in log.splitlines() if _TOLD.search(line)]
 

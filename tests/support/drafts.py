@@ -1,9 +1,6 @@
 """Files of drafts for tests, in memory: written, and taken apart again.
 
-On the path: tests of what reads or converts drafts.
-Holds: what is written is what the store writes.
-Fails: never.
-Standards: docs/design.md 3.
+The files are those that the store writes. See docs/design.md 3.
 """
 
 from base64 import b64encode

@@ -5,12 +5,10 @@
         for left in disk.after_loss(elsewhere):     # every state that a loss of power may leave now
             ...
 
-On the path: power-loss tests of the store, in this process; os.fsync() is replaced in the block.
-Holds: each directory is durable by its own fsync alone, and independent of all others: after a loss it has
-    the names of its last fsync, or those of any later moment at which something was synced; a file has its
-    octets if it was synced, none if not. No real file system keeps less.
-Fails: -
-Standards: POSIX fsync(2), rename(2), link(2).
+Each directory is durable by its own fsync alone, and independent of all others: after a loss it
+has the names of its last fsync, or those of any later moment at which something was synced; a file
+has its octets if it was synced, none if not. No real file system keeps less. See POSIX fsync(2),
+rename(2), link(2).
 """
 
 import errno
@@ -142,11 +140,11 @@ class ForgetfulDisk:
             for chosen in itertools.product(*candidates):
                 yield dict(zip(inodes, chosen, strict=True))
             return
-        chance = random.Random(1)
+        rng = random.Random(1)
         for place in (0, -1):
             yield {inode: names[place] for inode, names in self._names.items()}
         for _ in range(_STATES_MAX):
-            yield {inode: chance.choice(names) for inode, names in self._names.items()}
+            yield {inode: rng.choice(names) for inode, names in self._names.items()}
 
     def _tree(self, inode: int, path: str, names: dict[int, Names]) -> Iterator[tuple[str, int]]:
         for name, number in names[inode].items():

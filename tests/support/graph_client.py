@@ -1,9 +1,6 @@
 """A Graph client: messages as JSON, and responses.
 
-On the path: relay_process and tests.
-Holds: nothing but values.
-Fails: KeyError for an answer that is no error envelope.
-Standards: Graph v1.0.
+Nothing but values. Raises KeyError for an answer that is no error envelope. See Graph v1.0.
 """
 
 import http.client

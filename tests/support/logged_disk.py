@@ -4,10 +4,9 @@
         ... make a file system on disk.file, mount it by loop, work, unmount ...
     disk.after_loss(position, chance)     # a position is what disk.position() was at some moment
 
-On the path: a crash test puts a store onto one. A process of its own serves the file by FUSE.
-Holds: what was flushed is in an image; of what was not, any part, each write as a whole or not at all.
-Fails: the test is skipped, with the reason, where there is no FUSE or nobody may mount.
-Standards: the kernel's fuse.h, protocol 7.31; the cache of a disk as T10's SYNCHRONIZE CACHE has it.
+What was flushed is in an image; of what was not, any part, each write as a whole or not at all.
+The test is skipped, with the reason, where there is no FUSE or nobody may mount. See the kernel's
+fuse.h, protocol 7.31; the cache of a disk as T10's SYNCHRONIZE CACHE has it.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""Ports for programs that are told where to listen, and are started a while later."""
+"""Ports for programs that get a listening address and start later."""
 
 import itertools
 import os

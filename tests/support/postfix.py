@@ -3,10 +3,8 @@
     with Postfix(domain="post.test", people=["carol"]) as postfix:
         ... postfix.port takes mail, postfix.mail("carol") reads it ...
 
-On the path: interop tests deliver to it as a remote MX, or let it submit as a client.
-Holds: it touches no other Postfix of the machine, and is stopped by its own configuration.
-Fails: NoPostfixError, with the reason to skip, where it is not installed or there are no rights.
-Standards: none.
+It touches no other Postfix of the machine, and is stopped by its own configuration. Raises
+NoPostfixError, with the reason to skip, where it is not installed or there are no rights.
 """
 
 import mailbox

@@ -1,9 +1,7 @@
 """The configuration and the accounts of a relay under test, as the files' text.
 
-On the path: relay_process writes them; tests change single keys.
-Holds: every port is 0, so the relay takes free ones; times are short.
-Fails: never.
-Standards: TOML 1.0, as much as these files need.
+Every port is 0, so the relay takes free ones; times are short. See TOML 1.0, as much as these
+files need.
 """
 
 import json

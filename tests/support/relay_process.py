@@ -4,11 +4,10 @@
         identity = relay.send_mail(to=["carol@a.test"], subject="hello")
         relay.until_final(identity)
 
-On the path: integration, crash and interop tests stand outside the process, as clients do.
-Holds: every port is a free one that the relay took itself; the environment is scrubbed; the process
-    is ended by its pid and its folder removed, whatever the test did; the log is shown with a failure.
-Fails: AssertionError with the end of the log when it does not start, stop or come to what is waited for.
-Standards: none.
+Every port is a free one that the relay took itself; the environment is scrubbed; the process is
+ended by its pid and its folder removed, whatever the test did; the log is shown with a failure.
+Raises AssertionError with the end of the log when it does not start, stop or come to what is
+waited for.
 """
 
 import http.client
@@ -274,7 +273,9 @@ class RelayProcess:
         """The sum of a metric over the samples that have `labels`."""
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
         samples = re.findall(rf"^{name}(\{{[^}}]*\}})? (\S+)$", self.exposition(), re.MULTILINE)
-        return sum(float(value) for told, value in samples if all(one in told for one in wanted))
+        return sum(
+            float(value) for reported, value in samples if all(one in reported for one in wanted)
+        )
 
     # -- SMTP
     def smtp_address(self, listener: int = 0) -> tuple[str, int]:
@@ -303,8 +304,8 @@ class RelayProcess:
             _expect(250, session.mail(sender, list(mail_options)))
             for recipient in recipients:
                 _expect(250, session.rcpt(recipient, list(rcpt_options)))
-            told = _expect(250, session.data(data))
-        return told.rpartition(" ")[2]
+            reported = _expect(250, session.data(data))
+        return reported.rpartition(" ")[2]
 
     # -- disk
     def home(self, person: str) -> Path:

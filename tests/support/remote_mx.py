@@ -1,9 +1,8 @@
-"""A remote SMTP server that does as it is told: replies by stage, drops, stalls, TLS; it records what it got.
+"""A remote SMTP server with scripted behaviour: replies by stage, drops, stalls, TLS; it records what it got.
 
-On the path: tests of smtp, pickup and delivery connect to it over a real socket.
-Holds: an envelope is recorded before the reply to its final dot can be read.
-Fails: a session ends quietly when its client is gone or talks nonsense.
-Standards: RFC 5321, 2920, 3207, 4954 (PLAIN), as far as the tests need them.
+An envelope is recorded before the reply to its final dot can be read. A session ends quietly when
+its client is gone or talks nonsense. See RFC 5321, 2920, 3207, 4954 (PLAIN), as far as the tests
+need them.
 """
 
 import asyncio

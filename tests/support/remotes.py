@@ -4,10 +4,8 @@
         a = remotes.start("a.test", rcpt={"nobody@a.test": "550 5.1.1 no such user"})
         with remotes.relay() as relay: ...
 
-On the path: integration and crash tests; each domain has one MX host at a loopback address of its own.
-Holds: all listen at the same port, since delivery.port is one; gates are set by open_gate() only.
-Fails: OSError when no port is free at every address.
-Standards: none.
+All listen at the same port, since delivery.port is one; gates are set by open_gate() only. Raises
+OSError when no port is free at every address.
 """
 
 import asyncio

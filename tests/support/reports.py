@@ -1,9 +1,7 @@
 """Reports taken apart with the stdlib's parser and with flufl.bounce.
 
-On the path: tests read what step 7 delivered.
-Holds: a message is a report by its structure only.
-Fails: AssertionError for a report without its parts.
-Standards: RFC 3462, 3464.
+A message is a report by its structure only. Raises AssertionError for a report without its parts.
+See RFC 3462, 3464.
 """
 
 import email
@@ -39,8 +37,8 @@ def parse_report(raw: bytes) -> Report | None:
     if message.get_content_type() != "multipart/report":
         return None
     assert message.get_param("report-type") == "delivery-status"
-    told, status, returned = message.iter_parts()
-    assert told.get_content_type() == "text/plain"
+    reported, status, returned = message.iter_parts()
+    assert reported.get_content_type() == "text/plain"
     about, *recipients = [_fields(block) for block in status.iter_parts()]
     by_address = {one["final-recipient"].partition(";")[2].strip(): one for one in recipients}
     inner = returned.get_payload()

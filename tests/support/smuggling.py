@@ -1,9 +1,7 @@
 """What SMTP smuggling is made of: octets that a lax server takes for the end of data.
 
-On the path: tests of the content reader and of whole sessions send each of them.
-Holds: none of these ends the data, and each makes the message unacceptable.
-Fails: never.
-Standards: RFC 5321 4.1.1.4; CVE-2023-51764, -51765, -51766.
+None of these ends the data, and each makes the message unacceptable. See RFC 5321 4.1.1.4;
+CVE-2023-51764, -51765, -51766.
 """
 
 SEQUENCES = {

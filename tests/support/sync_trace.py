@@ -4,11 +4,9 @@
         ... messages go in, as many at the same time as one likes ...
     assert trace.missing == 0 and trace.synced == 5
 
-On the path: interop tests and tests/bench/sync_check.py use it.
-Holds: what counts is a sync that began behind the last octet that came on the connection of the
-    answer, and that returned 0 before the answer was written.
-Fails: CannotTraceError where strace is missing or may not attach.
-Standards: RFC 5321 6.1 (what a 250 promises).
+What counts is a sync that began behind the last octet that came on the connection of the answer,
+and that returned 0 before the answer was written. Raises CannotTraceError where strace is missing
+or may not attach. See RFC 5321 6.1 (what a 250 promises).
 """
 
 import re

@@ -1,9 +1,7 @@
 """Certificates for the tests' servers, made with openssl: a self-signed one, and those of a CA.
 
-On the path: servers in tests offer STARTTLS or TLS with them; clients trust Authority.certificate.
-Holds: the self-signed one is good for mx.remote.test and localhost, one day.
-Fails: a test that asks for one is skipped where there is no openssl.
-Standards: RFC 5280.
+The self-signed one is good for mx.remote.test and localhost, one day. A test that asks for one is
+skipped where there is no openssl. See RFC 5280.
 """
 
 import shutil

@@ -6,11 +6,10 @@
         assert disk.syncs["-wal"] == 1
     disk.after_loss_of_power(folder, chance)
 
-On the path: tests of the spool's durability; every database opened inside uses it.
-Holds: a sync that failed is said once; what it should have written is clean for the system from then
-    on, visible, and on the disk in part or not at all, unless it is written anew.
-Fails: as SQLite's own layer does, with the same codes.
-Standards: SQLite's VFS; Rebello et al., "Can Applications Recover from fsync Failures?" (USENIX ATC 2020).
+A failed sync is reported once; what it should have written is clean for the system from then on,
+visible, and on the disk in part or not at all, unless it is written again. As SQLite's own layer
+does, with the same codes. See SQLite's VFS; Rebello et al., "Can Applications Recover from fsync
+Failures?" (USENIX ATC 2020).
 """
 
 import copy

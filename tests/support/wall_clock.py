@@ -1,9 +1,7 @@
 """A wall clock of its own for a relay's process, by libfaketime; all other clocks stay the machine's.
 
-On the path: tests in which the clock jumps, or is wrong while a relay runs.
-Holds: a jump is there for the process within a second.
-Fails: the test is skipped where libfaketime is not installed.
-Standards: none.
+A jump is there for the process within a second. The test is skipped where libfaketime is not
+installed.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -38,6 +36,6 @@ class WallClock:
         part.replace(self._file)
         self.ahead = ahead
 
-    def is_now(self, told: datetime) -> bool:
+    def is_now(self, reported: datetime) -> bool:
         """Whether that is the time on it, within half an hour."""
-        return abs(told - datetime.now(UTC) - self.ahead) < timedelta(minutes=30)
+        return abs(reported - datetime.now(UTC) - self.ahead) < timedelta(minutes=30)

@@ -1,9 +1,7 @@
 """Ten thousand dead domains among a hundred live ones: what live mail notices of them.
 
-On the path: __main__ has filled the spools; one message for each dead domain is due at the start.
-Holds: the same mail comes to the same live domains at the same pace, with the dead and without.
-Fails: SystemExit when live mail does not arrive.
-Standards: none.
+The same mail comes to the same live domains at the same pace, with the dead and without.
+Raises SystemExit when live mail does not arrive.
 """
 
 import statistics

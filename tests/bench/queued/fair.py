@@ -1,9 +1,7 @@
 """One sender has a hundred thousand messages queued, another sends one: how long that one takes.
 
-On the path: __main__ has filled the spools; the other's messages come one a second.
-Holds: the worst of the other's messages is told.
-Fails: never; what does not arrive takes as long as it was waited for.
-Standards: none.
+The slowest of the other's messages is reported. What does not arrive takes as long as it was
+waited for.
 """
 
 import itertools

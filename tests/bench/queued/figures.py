@@ -1,9 +1,6 @@
 """What was measured, each figure beside its bound.
 
-On the path: every scenario tells its figures; __main__ prints them and ends with 1 if one is missed.
-Holds: a figure is a ratio, a growth or a number of things, so that machines can be compared.
-Fails: never.
-Standards: none.
+A figure is a ratio, a growth or a number of things, so that machines can be compared.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,6 @@
 """Make spools that are full already, by the spool's own accept() and settle().
 
-On the path: each scenario fills one file, keeps it, and runs relays on copies.
-Holds: times are relative to `NOW_US`; copied() moves them to the time of the copy.
-Fails: SpoolError.
-Standards: none.
+Times are relative to `NOW_US`; copied() moves them to the time of the copy. Raises SpoolError.
 """
 
 import asyncio
@@ -123,12 +120,12 @@ def _message(queued: Queued, queue_id: str, now_us: int) -> NewMessage:
 
 def _deferred(claim: Claim, queued: Queued, now_us: int) -> Settlement:
     due_us = now_us + (queued.due_in_us or 0)
-    told = [
+    reported = [
         {"number": one.id, "address": one.address, "outcome": "deferred",
          "status": _REFUSED.status, "reply": _REFUSED.reply}
         for one in claim.recipients
     ]  # fmt: skip
-    detail = {"entry": claim.entry_id, "attempt": 1, "host": _REFUSED.host, "recipients": told}
+    detail = {"entry": claim.entry_id, "attempt": 1, "host": _REFUSED.host, "recipients": reported}
     outcome = Deferred(_REFUSED, DeferralClass.CONNECT)
     return Settlement(
         claim=claim,

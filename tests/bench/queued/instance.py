@@ -1,9 +1,6 @@
 """One `relay serve` in a folder of its own, and what it costs.
 
-On the path: a scenario starts it on a spool that it filled, or on none.
-Holds: it is ended by its own process id.
-Fails: SystemExit with the end of its log when it does not start.
-Standards: none.
+It is ended by its own process id. Raises SystemExit with the end of its log when it does not start.
 """
 
 import json

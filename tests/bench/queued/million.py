@@ -1,11 +1,9 @@
 """A million queued recipients: memory, start, rates and figures beside those of an empty queue.
 
-On the path: __main__ has filled the spool; relays run on copies of it.
-Holds: all but one are deferred, nine in ten of them come due evenly within the next hour, as the
-    shipped retry list would have it; their hosts refuse connections. Rates are taken twice: where
-    all is due a day later, so that only its length counts, and while it is retried like this.
-Fails: SystemExit when a message does not arrive at all.
-Standards: none.
+All but one are deferred, nine in ten of them come due evenly within the next hour, as the shipped
+retry list would have it; their hosts refuse connections. Rates are taken twice: where all is due a
+day later, so that only its length counts, and while it is retried like this. Raises SystemExit when a
+message does not arrive at all.
 """
 
 import statistics

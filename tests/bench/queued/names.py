@@ -1,9 +1,7 @@
 """The DNS of the benchmark, in a process of its own: who is alive, and how the dead are dead.
 
-On the path: every relay asks it.
-Holds: live hosts take mail; of the dead, some refuse, some say nothing, some have no answer.
-Fails: never.
-Standards: RFC 1035.
+Live hosts take mail; of the dead, some refuse, some say nothing, some have no answer. See RFC
+1035.
 """
 
 import multiprocessing

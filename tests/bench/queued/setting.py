@@ -1,9 +1,6 @@
 """What every scenario runs in: folders, the world, the DNS, and how much is asked of them.
 
-On the path: __main__ makes one.
-Holds: each relay has a folder of its own, with a copy of a filled spool or without one.
-Fails: never.
-Standards: none.
+Each relay has a folder of its own, with a copy of a filled spool or without one.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,6 @@
 """The spools that the scenarios need, filled before anything is measured.
 
-On the path: __main__ asks for those of the scenarios that run.
-Holds: two are filled at a time, each in a process of its own.
-Fails: SpoolError.
-Standards: none.
+Two are filled at a time, each in a process of its own. Raises SpoolError.
 """
 
 import time

@@ -1,9 +1,7 @@
 """How many messages share a sync, and what a lone sender waits for.
 
-On the path: a relay with an empty queue, under strace where that is installed.
-Holds: every sync of the relay counts, those of settlements and checkpoints as well.
-Fails: never; without strace, commits count in place of syncs.
-Standards: none.
+Every sync of the relay counts, those of settlements and checkpoints as well. Without
+strace, commits count in place of syncs.
 """
 
 import os

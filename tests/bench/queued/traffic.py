@@ -1,9 +1,7 @@
 """The world around a relay, in a process of its own: clients that send, servers that take.
 
-On the path: a scenario calls World's methods; each runs in the child on an event loop.
-Holds: times are time.monotonic(), which all processes of a machine share.
-Fails: what the child raises is raised in the caller.
-Standards: RFC 5321, 2920.
+Times are time.monotonic(), which all processes of a machine share. What the child raises is raised
+in the caller. See RFC 5321, 2920.
 """
 
 import asyncio

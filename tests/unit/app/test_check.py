@@ -92,7 +92,7 @@ def test_name_servers_that_do_not_answer_are_no_fault_of_the_files(files):
 
 
 @pytest.mark.parametrize(
-    ("changed", "what", "told"),
+    ("changed", "what", "expected_text"),
     [
         ({"relay": CONFIG + "bogus = 1\n"}, "configuration", "relay.toml:13: dns.bogus: "),
         ({"relay": "x = ["}, "configuration", "relay.toml:1: "),
@@ -103,11 +103,11 @@ def test_name_servers_that_do_not_answer_are_no_fault_of_the_files(files):
     ],
     ids=["unknown key", "no TOML", "account", "rule", "failing test"],
 )  # fmt: skip
-def test_a_fault_has_its_file_and_line(files, changed, what, told):
+def test_a_fault_has_its_file_and_line(files, changed, what, expected_text):
     faults = of(files(**changed), CheckResult.FAULT)
     assert [name for name, _ in faults] == [what]
     assert f"{files.folder}/" in faults[0][1]
-    assert told in faults[0][1]
+    assert expected_text in faults[0][1]
 
 
 def test_faults_of_accounts_and_rules_are_reported_together(files):
@@ -258,7 +258,7 @@ def with_certificate(certificate):
 
 
 @pytest.mark.parametrize(
-    ("names", "days", "told"),
+    ("names", "days", "expected_text"),
     [
         (["DNS:relay.example.test"], -1, "found one that expired on 20"),
         (
@@ -269,11 +269,11 @@ def with_certificate(certificate):
         ([], 30, "found one for no host, expected one for relay.example.test or"),
     ],
 )
-def test_a_certificate_that_clients_reject_is_a_fault(files, authority, names, days, told):
+def test_a_certificate_that_clients_reject_is_a_fault(files, authority, names, days, expected_text):
     made = authority.issue(*names, days=days)
     ((what, text),) = of(files(relay=with_certificate(made)), CheckResult.FAULT)
     assert what == "certificates"
-    assert f"relay.toml:11: smtp[0].tls.certificate: {told}" in text
+    assert f"relay.toml:11: smtp[0].tls.certificate: {expected_text}" in text
 
 
 def test_a_certificate_of_another_key_is_a_fault(files, authority):
@@ -346,8 +346,10 @@ def test_a_login_without_tls_verification_causes_a_warning(files, host, tls, cou
     assert of(findings, CheckResult.FAULT) == []
     warnings = of(findings, CheckResult.WARNING)
     assert len(warnings) == count
-    told = f'relay.toml:13: route[0].tls: found "{tls}" with auth, expected verify: the password'
-    assert all(told in text for _, text in warnings)
+    expected_text = (
+        f'relay.toml:13: route[0].tls: found "{tls}" with auth, expected verify: the password'
+    )
+    assert all(expected_text in text for _, text in warnings)
 
 
 def test_secrets_that_others_can_read_cause_a_warning(files, authority):
@@ -417,7 +419,7 @@ def test_a_damaged_wal_is_a_fault_unless_a_relay_runs(files):
 
 
 @pytest.mark.parametrize(
-    ("name", "octets", "verdict", "told"),
+    ("name", "octets", "verdict", "expected_text"),
     [
         ("spool.sqlite", b"", CheckResult.OK, "spool.sqlite"),
         ("spool.sqlite", HEADER + b"\0\0\0\3", CheckResult.OK, "spool.sqlite"),
@@ -428,8 +430,8 @@ def test_a_damaged_wal_is_a_fault_unless_a_relay_runs(files):
         ("spool.sqlite.damage", b"a page", CheckResult.FAILED, "is damaged and accepts no mail"),
     ],
 )
-def test_the_spool_file_is_checked(files, name, octets, verdict, told):
+def test_the_spool_file_is_checked(files, name, octets, verdict, expected_text):
     a_spool(files.folder, name, octets)
     [found] = [one for one in files() if one.what == "spool"]
     assert found.verdict is verdict
-    assert told in found.text
+    assert expected_text in found.text

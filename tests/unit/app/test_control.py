@@ -35,8 +35,8 @@ async def test_the_control_socket(tmp_path: Path) -> None:
     try:
         assert server.bound == (Address(path=str(path)),)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        told = await asyncio.to_thread(client.get, path_of("<a/b@c>"), {"state": "queued"})
-        assert told == {
+        reported = await asyncio.to_thread(client.get, path_of("<a/b@c>"), {"state": "queued"})
+        assert reported == {
             "path": ["relay", "v1", "messages", "<a/b@c>"],
             "query": [["state", "queued"]],
         }

@@ -1,4 +1,4 @@
-"""Starts that end half-way, rooms that end by themselves, and stops in which something fails."""
+"""Starts that fail, rooms that fail while running, and stops in which something fails."""
 
 import asyncio
 import os

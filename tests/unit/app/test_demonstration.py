@@ -1,4 +1,4 @@
-"""Following journeys: each step once, in whatever order it becomes known."""
+"""The follower prints each step of a journey once, in the order in which steps become known."""
 
 import asyncio
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The development relay's folder: whose it is, how it is found, and what is written there."""
+"""The development relay's folder: ownership, discovery and content."""
 
 import os
 import tempfile

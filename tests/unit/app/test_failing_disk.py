@@ -1,4 +1,4 @@
-"""A relay whose spool's disk refuses: no 250 that is not kept, nothing refused that comes all the same."""
+"""A relay whose spool disk fails: no 250 for mail that is not stored, no delivery of rejected mail."""
 
 import asyncio
 import http.client
@@ -30,7 +30,7 @@ class Running:
         """The reply to the final dot of a message to alice, or an earlier refusal."""
         return await asyncio.to_thread(self._submit, subject)
 
-    async def until_taken(self, subject: str) -> None:
+    async def until_accepted(self, subject: str) -> None:
         """Submit until it is taken: a relay knows some time later that its disk is well."""
         async with asyncio.timeout(SOON_S):
             while (await self.submit(subject))[0] != 250:
@@ -103,7 +103,7 @@ async def test_no_250_where_the_commit_fails(
     replies = await asyncio.gather(*(running.submit("refused") for _ in range(5)))
     assert {reply[0] for reply in replies} <= {code, 452}  # the relay may know it by now
     disk.is_well()
-    await running.until_taken("behind")
+    await running.until_accepted("behind")
     await running.until_inbox_has("before", "behind")
 
 
@@ -116,7 +116,7 @@ async def test_a_submission_waits_for_the_spool_disk_and_is_sent_once(
     notes = running.folder / "mail/.submissions/ready"
     assert len(list(notes.iterdir())) == 1
     async with asyncio.timeout(SOON_S):
-        while disk.refusals[fault] < 2:  # it was tried, and again
+        while disk.refusals[fault] < 2:  # it was attempted, and again
             await asyncio.sleep(0.02)
     assert len(list(notes.iterdir())) == 1
     disk.is_well()

@@ -1,4 +1,4 @@
-"""MaintenanceGauges and pruning go on, whatever one pass came to."""
+"""Gauges and pruning continue after errors."""
 
 import asyncio
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Questions from the command line: to the daemon if there is one, else to the files."""
+"""The command line asks the daemon if it runs, else reads the files."""
 
 import json
 import os
@@ -198,8 +198,10 @@ def test_a_daemon_that_does_not_answer_is_an_error_and_files_stay_unchanged(read
     spool.touch()
     owner = OwnerLock(settings.run_dir)
     owner.take()
-    told = f"no relay is running: .* but {settings.state_dir} is in use by process {os.getpid()}"
-    with pytest.raises(ControlUnavailableError, match=told):
+    reported = (
+        f"no relay is running: .* but {settings.state_dir} is in use by process {os.getpid()}"
+    )
+    with pytest.raises(ControlUnavailableError, match=reported):
         reading.journey("last")
     assert spool.read_bytes() == b""
     owner.give_back()

@@ -1,4 +1,4 @@
-"""The look at disks, memory and commits, and what it tells."""
+"""The pressure monitor: disks, memory and commit latency."""
 
 import asyncio
 import resource
@@ -33,12 +33,12 @@ class World:
 
     def __init__(self, folder, **changes):
         self.folder, self.clock, self.metrics = folder, ManualClock(), Metrics()
-        self.pressure, self.told = Pressure(), []
+        self.pressure, self.reported = Pressure(), []
         self.load, self.memory_bytes = SpoolLoad(), 0
         self.reserve_file = ReserveFile(folder / "ballast", size_bytes=MIB)
         options = {
             "bounds": BOUNDS, "mailboxes": folder / "mail/not/there/yet",
-            "on_change": self.told.append, "resident": lambda: self.memory_bytes,
+            "on_change": self.reported.append, "resident": lambda: self.memory_bytes,
         }  # fmt: skip
         spool = SimpleNamespace(load=lambda: self.load, reserve_file=self.reserve_file)
         self.monitor = PressureMonitor(
@@ -64,7 +64,7 @@ async def test_nothing_is_short_and_the_ballast_is_there(world):
     )
     assert world.pressure.state.room_bytes > MIB
     assert (world.folder / "ballast").stat().st_size == MIB
-    assert world.told == []
+    assert world.reported == []
     assert world.metric("relay_pressure_level") == 0
     assert {world.metric("relay_pressure_reason", reason=str(one)) for one in PressureReason} == {0}
 
@@ -92,9 +92,9 @@ async def test_each_transition_is_logged_once_and_reverts(world, change, reason)
         assert world.metric("relay_pressure_reason", reason=str(reason)) == 2
         for _ in range(3):
             await world.measure()
-    assert [state.levels for state in world.told] == [{reason: PressureLevel.REFUSE}, {}]
-    told = [(one["log_level"], one["state"], one["reasons"]) for one in logs]
-    assert told == [("warning", "refuse", f"{reason}=refuse"), ("info", "normal", "")]
+    assert [state.levels for state in world.reported] == [{reason: PressureLevel.REFUSE}, {}]
+    reported = [(one["log_level"], one["state"], one["reasons"]) for one in logs]
+    assert reported == [("warning", "refuse", f"{reason}=refuse"), ("info", "normal", "")]
     assert world.metric("relay_pressure_level") == 0
 
 
@@ -148,8 +148,8 @@ async def test_a_clock_jump_is_logged_once_and_when_it_ends(world):
         for jumped_us in (0, 59_000_000, day_us, day_us, 61_000_000, 0, -day_us, 0):
             world.clock.jumped_us = jumped_us
             await world.measure()
-    told = [(one["log_level"], one.get("seconds")) for one in logs]
-    assert told == [("warning", 86400.0), ("info", None), ("warning", -86400.0), ("info", None)]
+    reported = [(one["log_level"], one.get("seconds")) for one in logs]
+    assert reported == [("warning", 86400.0), ("info", None), ("warning", -86400.0), ("info", None)]
     world.clock.jumped_us = day_us
     await world.measure()
     assert world.metric("relay_clock_jump_seconds") == 86400

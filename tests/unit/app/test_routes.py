@@ -1,4 +1,4 @@
-"""The ways that an operator may name."""
+"""Next hops that an operator may give to `relay queue reroute`."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""relay send as a client: what it puts on the wire, and what it makes of a refusal."""
+"""relay send as a client: what it sends, and how it handles rejections."""
 
 import asyncio
 import email
@@ -81,7 +81,7 @@ async def test_non_ascii_addresses_use_smtputf8():
 
 
 @pytest.mark.parametrize(
-    ("replies", "kind", "told"),
+    ("replies", "kind", "expected_text"),
     [
         ({"RCPT": b"550 5.1.1 no such user\r\n"}, RefusedError, "550 5.1.1 no such user"),
         ({"RCPT": b"451 4.3.0 not now\r\n"}, TryLaterError, "451 4.3.0 not now"),
@@ -93,8 +93,8 @@ async def test_non_ascii_addresses_use_smtputf8():
     ],
     ids=str,
 )
-async def test_a_rejection_carries_the_servers_reply(replies, kind, told):
-    with pytest.raises(RefusedError, match=told) as refused:
+async def test_a_rejection_carries_the_servers_reply(replies, kind, expected_text):
+    with pytest.raises(RefusedError, match=expected_text) as refused:
         await send(HELLO, **replies)
     assert type(refused.value) is kind
 
@@ -111,7 +111,7 @@ async def test_one_rejected_recipient_stops_the_message():
 
 
 @pytest.mark.parametrize(
-    ("draft", "told"),
+    ("draft", "expected_text"),
     [
         (DraftToSend(ALICE, (BOB,), "a\nBcc: c@d.test", "x"), "subject: a line break"),
         (DraftToSend(ALICE, (BOB,), "a\0", "x"), "subject: a line break"),
@@ -122,11 +122,11 @@ async def test_one_rejected_recipient_stops_the_message():
         (DraftToSend("a b", (BOB,), "x", "y"), "'a b' is not an address"),
     ],
 )
-def test_invalid_input_is_rejected_before_connecting(draft, told):
+def test_invalid_input_is_rejected_before_connecting(draft, expected_text):
     nobody = Address("127.0.0.1", 1)
-    with pytest.raises(RefusedError, match=told):
+    with pytest.raises(RefusedError, match=expected_text):
         send_by_smtp(nobody, draft)
-    with pytest.raises(RefusedError, match=told):
+    with pytest.raises(RefusedError, match=expected_text):
         send_by_graph(nobody, draft, token="alice")
 
 

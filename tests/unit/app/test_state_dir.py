@@ -1,4 +1,4 @@
-"""The owner's lock, and what systemd is told."""
+"""The owner lock of the state_dir, and notifications to systemd."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""With whose rights `relay storage verify` works, and who may start meanwhile."""
+"""The user and the locks of `relay storage verify`."""
 
 import os
 import shutil

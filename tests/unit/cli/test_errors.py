@@ -16,7 +16,7 @@ from relay.spool.types import SpoolError
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "text"),
     [
         (CommandError(ExitCode.DATA, "relay trace: none"), 65, "relay trace: none"),
         (CommandError(ExitCode.CONFIGURATION), 78, ""),
@@ -45,10 +45,10 @@ from relay.spool.types import SpoolError
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
-def test_an_error_has_its_code_and_one_line(error, code, told, capsys):
+def test_an_error_has_its_code_and_one_line(error, code, text, capsys):
     assert report_error(error) == code
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert told in printed.err
-    assert bool(told) == bool(printed.err)
+    assert text in printed.err
+    assert bool(text) == bool(printed.err)
     assert "Traceback" not in printed.err

@@ -1,4 +1,4 @@
-"""--config, --json and --help stand wherever a person puts them."""
+"""--config, --json and --help are accepted at every place."""
 
 import json
 import re
@@ -34,36 +34,36 @@ def everywhere(words, *option):
 
 @pytest.mark.parametrize("words", verbs(), ids=" ".join)
 def test_every_verb_has_a_help_that_says_what_it_does(words):
-    told = CliRunner().invoke(cli, [*words, "--help"])
-    assert told.exit_code == 0
-    assert "--config" in told.output
-    assert "--json" in told.output
-    assert max(map(len, told.output.splitlines())) <= 80
-    assert "..." not in re.sub(r"\[[A-Z]+\]\.\.\.", "", told.output.split("Commands:")[-1])
+    text = CliRunner().invoke(cli, [*words, "--help"])
+    assert text.exit_code == 0
+    assert "--config" in text.output
+    assert "--json" in text.output
+    assert max(map(len, text.output.splitlines())) <= 80
+    assert "..." not in re.sub(r"\[[A-Z]+\]\.\.\.", "", text.output.split("Commands:")[-1])
 
 
 @pytest.mark.parametrize("arguments", everywhere(["queue", "list"], "--json"), ids=" ".join)
 def test_json_may_stand_anywhere(arguments, config):
-    told = CliRunner().invoke(cli, [*arguments, "--config", config])
-    assert (told.exit_code, told.stderr) == (0, "")
-    assert json.loads(told.stdout) == []
+    text = CliRunner().invoke(cli, [*arguments, "--config", config])
+    assert (text.exit_code, text.stderr) == (0, "")
+    assert json.loads(text.stdout) == []
 
 
 @pytest.mark.parametrize("arguments", everywhere(["queue", "list"], "--config", "FILE"), ids=str)
 def test_config_may_stand_anywhere(arguments, config):
-    told = CliRunner().invoke(cli, [config if one == "FILE" else one for one in arguments])
-    assert (told.exit_code, told.output) == (0, "0 entries, 0 recipients\n")
+    text = CliRunner().invoke(cli, [config if one == "FILE" else one for one in arguments])
+    assert (text.exit_code, text.output) == (0, "0 entries, 0 recipients\n")
 
 
 def test_the_last_config_wins(config, tmp_path):
     missing = str(tmp_path / "missing.toml")
-    told = CliRunner().invoke(cli, ["--config", config, "queue", "list", "--config", missing])
-    assert isinstance(told.exception, SettingsError)
-    assert f"{missing}: found no such file" in str(told.exception)
+    text = CliRunner().invoke(cli, ["--config", config, "queue", "list", "--config", missing])
+    assert isinstance(text.exception, SettingsError)
+    assert f"{missing}: found no such file" in str(text.exception)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "text"),
     [
         (["trace", ""], "expected an id"),
         (["trace", "x" * 1001], "expected an id"),
@@ -85,10 +85,10 @@ def test_the_last_config_wins(config, tmp_path):
     ],
     ids=str,
 )
-def test_wrong_usage_says_what_is_expected(arguments, told, config):
+def test_wrong_usage_says_what_is_expected(arguments, text, config):
     done = CliRunner().invoke(cli, [*arguments[:1], "--config", config, *arguments[1:]])
     assert done.exit_code == 2  # click's own; errors.py makes it 64
-    assert told in done.stderr
+    assert text in done.stderr
     assert done.stdout == ""
 
 

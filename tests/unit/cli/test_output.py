@@ -1,4 +1,4 @@
-"""What people see: aligned, bounded, and nothing that a terminal would obey."""
+"""Output for people: aligned, bounded, without terminal escape sequences."""
 
 import pytest
 
@@ -126,7 +126,7 @@ def test_expiry_is_no_attempt(tries, ending):
 
 def test_what_a_recovery_lost_is_printed():
     key = ("06gzm4j313svxyka", 1)
-    told = {
+    reported = {
         "faults": ["a page"], "aside": "A", "rows": {"entry": 7}, "entries_waiting": 7,
         "without_content": 0, "without_recipients": 0, "recipients_lost": 9, "whole": False,
         "log_damaged": True,
@@ -136,7 +136,7 @@ def test_what_a_recovery_lost_is_printed():
             {"table": "message", "after": key[:1], "before": ("06gzm4j7dp7rtn7a",)},
         ],
     }  # fmt: skip
-    lines = recover_lines(told)
+    lines = recover_lines(reported)
     assert lines[1:6] == [
         "saved: 7 entry",
         "lost: rows of event: none could be read",
@@ -145,7 +145,7 @@ def test_what_a_recovery_lost_is_printed():
         "of its log, what can be read is saved; some last changes may be lost",
     ]
     assert "lost from the queue: 9 recipients" in lines
-    nothing = recover_lines(told | {"rows": {}, "recipients_lost": None})
+    nothing = recover_lines(reported | {"rows": {}, "recipients_lost": None})
     assert {"saved: nothing", "how many recipients are lost is not known"} <= set(nothing)
 
 

@@ -33,9 +33,11 @@ def test_a_source_is_named_as_in_the_rules(written, options, fate):
         "--to",
         "c@d.test",
     ]
-    told = CliRunner().invoke(cli, [*arguments, "--config", str(written / "relay.toml"), *options])
-    assert told.exit_code == 0, told.output
-    assert f"c@d.test: {fate}\n" in told.output
+    reported = CliRunner().invoke(
+        cli, [*arguments, "--config", str(written / "relay.toml"), *options]
+    )
+    assert reported.exit_code == 0, reported.output
+    assert f"c@d.test: {fate}\n" in reported.output
 
 
 @pytest.mark.parametrize(
@@ -48,12 +50,12 @@ def test_a_source_is_named_as_in_the_rules(written, options, fate):
 )
 def test_an_invalid_address_is_rejected(written, sender, recipient, found):
     arguments = ["policy", "try", str(written / "one.eml"), "--from", sender, "--to", recipient]
-    told = CliRunner().invoke(cli, [*arguments, "--config", str(written / "relay.toml")])
-    assert told.exit_code == 2
-    assert f"found {found}, expected an address" in told.stderr
+    reported = CliRunner().invoke(cli, [*arguments, "--config", str(written / "relay.toml")])
+    assert reported.exit_code == 2
+    assert f"found {found}, expected an address" in reported.stderr
 
 
 def test_the_null_reverse_path_is_an_address_to_try_from(written):
     arguments = ["policy", "try", str(written / "one.eml"), "--from", "<>", "--to", "c@d.test"]
-    told = CliRunner().invoke(cli, [*arguments, "--config", str(written / "relay.toml")])
-    assert told.exit_code == 0, told.output
+    reported = CliRunner().invoke(cli, [*arguments, "--config", str(written / "relay.toml")])
+    assert reported.exit_code == 0, reported.output

@@ -1,4 +1,4 @@
-"""A port that somebody else has: exit 69 and its name, for the service and the development relay."""
+"""A port in use: exit 69 and its name, for the service and the development relay."""
 
 import socket
 import subprocess

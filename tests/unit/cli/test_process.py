@@ -1,4 +1,4 @@
-"""The command as a process: what a shell, a pipe and a hasty user see of it."""
+"""The command as a process: exit codes, pipes, signals."""
 
 import contextlib
 import fcntl
@@ -79,18 +79,18 @@ def dev(shell):
     """A development relay in the user's own folder, which the other commands find. Both messages of
     its demonstration have come to their ends.
     """
-    told = shell.folder / "told"
-    with told.open("w") as out:
+    expected_text = shell.folder / "expected_text"
+    with expected_text.open("w") as out:
         process = shell.begin("dev", "--json", *ANY_PORTS, stdout=out)
     until(
         "it listens, one is captured, one failed",
-        lambda: told.read_text().count("\n") >= 3 or process.poll() is not None,
+        lambda: expected_text.read_text().count("\n") >= 3 or process.poll() is not None,
     )
     yield process
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, err) == (0, "")
-    lines = [json.loads(line) for line in told.read_text().splitlines()]
+    lines = [json.loads(line) for line in expected_text.read_text().splitlines()]
     assert lines[0]["pid"] == process.pid
     assert [line["state"] for line in lines[1:3]] == ["captured", "failed"]
     assert all(line["step"] in range(1, 8) for line in lines[3:])
@@ -152,15 +152,18 @@ def test_once_takes_free_ports_where_none_are_given(short_path):
 @contextlib.contextmanager
 def running_dev(folder, *words, before=""):
     """Run a development relay, `before` what the shell does first; yield where HTTP listens."""
-    told, command = folder / "told", shlex.join((*RELAY, "dev", "--json", *words, *ANY_PORTS))
-    with told.open("w") as out:
+    expected_text, command = (
+        folder / "expected_text",
+        shlex.join((*RELAY, "dev", "--json", *words, *ANY_PORTS)),
+    )
+    with expected_text.open("w") as out:
         process = subprocess.Popen(
             ["/bin/sh", "-c", f"{before}\nexec {command}"], env=Shell(folder).environment,
             stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
     try:
-        until("it listens", lambda: "\n" in told.read_text() or process.poll() is not None)
-        [address] = json.loads(told.read_text().splitlines()[0])["http"]
+        until("it listens", lambda: "\n" in expected_text.read_text() or process.poll() is not None)
+        [address] = json.loads(expected_text.read_text().splitlines()[0])["http"]
         yield address
     finally:
         process.send_signal(signal.SIGINT)
@@ -207,12 +210,12 @@ def test_dev_takes_host_names_without_ports(shell):
 
 def test_a_dev_folder_is_kept_and_has_one_relay(tmp_path):
     shell, place = Shell(tmp_path), tmp_path / "kept"
-    told = tmp_path / "told"
-    with told.open("w") as out:
+    expected_text = tmp_path / "expected_text"
+    with expected_text.open("w") as out:
         first = shell.begin(
             "dev", "--dir", str(place), *ANY_PORTS, "--exit-after", "1", stdout=out
         )  # fmt: skip
-    until("a prompt", lambda: "ready (pid" in told.read_text() or first.poll() is not None)
+    until("a prompt", lambda: "ready (pid" in expected_text.read_text() or first.poll() is not None)
     config = place / "relay.toml"
     before = config.read_bytes()
     second = shell("dev", "--dir", str(place), "--once", *ANY_PORTS)
@@ -292,7 +295,7 @@ def test_a_latin_1_terminal_gets_the_journey(shell, sent):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "expected_text"),
     [
         (["trace", "unknown"], 65, 'unknown message "unknown"'),
         (["queue", "show", "unknown"], 65, 'unknown message "unknown"'),
@@ -311,10 +314,10 @@ def test_a_latin_1_terminal_gets_the_journey(shell, sent):
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
 )  # fmt: skip
-def test_failures_have_their_text_and_exit_code(shell, dev, words, code, told):
+def test_failures_have_their_text_and_exit_code(shell, dev, words, code, expected_text):
     done = shell(*words)
     assert done.returncode == code, done.stderr
-    assert told in done.stderr
+    assert expected_text in done.stderr
 
 
 def test_serve_does_not_take_the_configuration_of_a_running_dev(shell, dev):

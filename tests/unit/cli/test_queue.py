@@ -291,10 +291,10 @@ def test_entries_in_flight_exit_with_try_later(relay, monkeypatch, words, done, 
 
 def test_stats(relay, queued):
     relay("hold", queued[0])
-    told = json.loads(relay("stats", "--json").stdout)
-    assert told["entries"] == {"queued": 2, "deferred": 0, "held": 1, "captured": 0}
-    assert (told["recipients"], told["unaccounted"], told["in_delivery"]) == (3, 0, 0)
-    assert {one["next_hop"] for one in told["next_hops"]} == {
+    reported = json.loads(relay("stats", "--json").stdout)
+    assert reported["entries"] == {"queued": 2, "deferred": 0, "held": 1, "captured": 0}
+    assert (reported["recipients"], reported["unaccounted"], reported["in_delivery"]) == (3, 0, 0)
+    assert {one["next_hop"] for one in reported["next_hops"]} == {
         "mx:a.test", "mx:b.test", "mx:c.test",
     }  # fmt: skip
     lines = relay("stats").stdout.splitlines()
@@ -322,7 +322,7 @@ def test_queue_commands_without_a_state_dir(relay, config):
 
 
 def test_ages_have_two_units():
-    told = {
+    reported = {
         "entries": {"queued": 1}, "recipients": 1, "due": 0, "in_delivery": 0, "unaccounted": None,
         "priorities": {"normal": {"entries": 1, "in_delivery": 0}}, "oldest": "2026-11-20T09:00:00.000000Z",
         "next_hops": [
@@ -332,7 +332,7 @@ def test_ages_have_two_units():
     begin_s = 1795165200  # 2026-11-20T09:00:00Z
     ages = {0: "0s", 59: "59s", 60: "1m0s", 3700: "1h1m", 90061: "1d1h", -5: "0s"}
     for age_s, words in ages.items():
-        lines = stats_lines(told, now_us=(begin_s + age_s) * 1_000_000)
+        lines = stats_lines(reported, now_us=(begin_s + age_s) * 1_000_000)
         assert f"oldest       {words}" in lines
     assert lines[5] == "unaccounted  not counted yet"
     assert lines[-1].split() == ["mx:?[31m", "1", "0", "0", "-"]

@@ -41,11 +41,11 @@ def run(folder, verb):
 
 def test_a_state_dir_that_is_a_file(folder):
     (folder / "state").touch()
-    told = f"state_dir: {folder}/state is not a directory that this user can write"
+    reported = f"state_dir: {folder}/state is not a directory that this user can write"
     for verb in ("serve", "check"):
         done = run(folder, verb)
         assert done.returncode == 78, done.stderr
-        assert done.stderr.splitlines()[0] == told
+        assert done.stderr.splitlines()[0] == reported
     assert done.stdout.count("spool") == 0, "a spool that cannot be opened is not in order"
     assert "spool: " in done.stderr
 
@@ -58,5 +58,5 @@ def test_a_spool_that_is_another_users(folder, monkeypatch):
     monkeypatch.setattr(
         state_dir.os, "access", lambda path, mode: path != spool and allowed(path, mode)
     )
-    told = state_dir.unusable_state(load(folder / "relay.toml", {}))
-    assert told == f"state_dir: {spool} cannot be written by this user"
+    reported = state_dir.unusable_state(load(folder / "relay.toml", {}))
+    assert reported == f"state_dir: {spool} cannot be written by this user"
