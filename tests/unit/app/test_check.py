@@ -346,9 +346,7 @@ def test_a_login_without_tls_verification_causes_a_warning(files, host, tls, cou
     assert of(findings, CheckResult.FAULT) == []
     warnings = of(findings, CheckResult.WARNING)
     assert len(warnings) == count
-    expected_text = (
-        f'relay.toml:13: route[0].tls: found "{tls}" with auth, expected verify: the password'
-    )
+    expected_text = f'relay.toml:13: route[0].tls: found "{tls}" with auth, expected verify: '
     assert all(expected_text in text for _, text in warnings)
 
 
