@@ -34,3 +34,13 @@ def scene() -> Iterator[Scene]:
             yield Scene(remotes, remote, relay, gate)
         finally:
             relay.close()
+
+
+@pytest.fixture
+def relay() -> Iterator[RelayProcess]:
+    """A relay that is not started yet."""
+    made = RelayProcess()
+    try:
+        yield made
+    finally:
+        made.close()

@@ -39,15 +39,6 @@ CHANGING = (
 )
 
 
-@pytest.fixture
-def relay():
-    made = RelayProcess()
-    try:
-        yield made
-    finally:
-        made.close()
-
-
 def at(wait: timedelta) -> dict[str, Any]:
     due = datetime.now(UTC) + wait
     return {"singleValueExtendedProperties": [{"id": PROPERTY, "value": due.isoformat()}]}

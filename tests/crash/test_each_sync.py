@@ -13,26 +13,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from relay.clock import Ids, ManualClock
-from relay.crashpoints import CrashPoint, CrashPoints
-from relay.journeys.submission_log import SubmissionLog
+from relay.clock import ManualClock
+from relay.crashpoints import CrashPoint
 from relay.mailbox import FileStore, SendOptions, maildir
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
     MessageChange,
     OutcomeUnknownError,
     PendingSubmission,
-    QuotaLimits,
     StoreUnavailableError,
 )
 from relay.message.extended_properties import DEFERRED_SEND_TIME
 from relay.message.properties import EmailAddress, ExtendedProperty, MessageProperties
 from relay.mime.draft import read_properties
 from tests.support.forgetful import ForgetfulDisk, KilledError
+from tests.support.stores import store_on
 
 pytestmark = pytest.mark.crash
 
@@ -59,21 +57,6 @@ AtStart = Callable[[FileStore], Awaitable[object]]
 
 async def nothing(_: FileStore) -> None:
     """Do nothing at the start."""
-
-
-@contextmanager
-def store_on(root: Path, clock: ManualClock, crash: Any = None) -> Iterator[FileStore]:
-    """A store, as a start makes it."""
-    log = SubmissionLog(root / ".submissions/log", role="graph", clock=clock)
-    store = FileStore(
-        root, clock=clock, ids=Ids(clock), crash=crash or CrashPoints(), log=log, hostname="h",
-        limits_of=lambda _: QuotaLimits(), dead_letter=root.parent / "dead",
-    )  # fmt: skip
-    try:
-        yield store
-    finally:
-        store.close()
-        log.close()
 
 
 async def start_again(root: Path, clock: ManualClock, at_start: AtStart) -> Found:

@@ -4,7 +4,6 @@ The recipient has the message once, in whatever folder and under whatever name. 
 docs/design.md 7.2 (never a second local delivery).
 """
 
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
@@ -18,15 +17,6 @@ from tests.support.relay_process import RelayProcess, until
 pytestmark = pytest.mark.crash
 
 BOB = "bob@example.test"
-
-
-@pytest.fixture
-def relay() -> Iterator[RelayProcess]:
-    made = RelayProcess()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def left_alone(_: Path) -> None:

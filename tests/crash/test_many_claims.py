@@ -13,15 +13,9 @@ from contextlib import closing
 
 import pytest
 
-from relay.clock import Ids, SystemClock
-from relay.crashpoints import CrashPoints
-from relay.message.nexthop import NextHop
-from relay.message.verdict import Source
-from relay.observe.metrics import Metrics
-from relay.spool import SqliteSpool
-from relay.spool.types import NewEntry, NewMessage, NewRecipient
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
+from tests.support.spools import new_message, spool_on
 
 pytestmark = pytest.mark.crash
 
@@ -49,26 +43,10 @@ def test_claims_of_a_killed_relay_are_indeterminate_and_retried() -> None:
 
 async def leave_claims(relay: RelayProcess) -> None:
     """Accept as the relay does, and end without a word."""
-    clock = SystemClock()
-    ids = Ids(clock)
-    spool = SqliteSpool(
-        relay.folder / "state/spool.sqlite", clock=clock, crash=CrashPoints(), metrics=Metrics(),
-        submission_keep_s=60,
-    )  # fmt: skip
-    await spool.start()
-    now_us = clock.queue_us()
-    messages = (
-        NewMessage(
-            id=ids.new(), reverse_path="alice@example.test", source=Source.SMTP, trusted=True,
-            received_us=now_us, expires_us=now_us + 3600 * 1_000_000,
-            contents=(b"Subject: s\r\n\r\nHello.\r\n",),
-            entries=(NewEntry(NextHop.parse("mx:a.test"), (NewRecipient(f"x{number}@a.test"),)),),
-        )
-        for number in range(CLAIMS)
-    )  # fmt: skip
-    accepted = await asyncio.gather(*(spool.accept(message) for message in messages))
-    assert all(one.claims for one in accepted)
-    await spool.stop()
+    async with spool_on(relay.folder / "state/spool.sqlite") as spool:
+        messages = (new_message([("mx:a.test", f"x{n}@a.test")]) for n in range(CLAIMS))
+        accepted = await asyncio.gather(*(spool.accept(message) for message in messages))
+        assert all(one.claims for one in accepted)
 
 
 def check_indeterminate_attempts(relay: RelayProcess) -> None:

@@ -19,15 +19,15 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import Ids, SystemClock
+from relay.clock import SystemClock
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore, SendOptions, maildir
 from relay.mailbox.message_file import delivered_base_name
-from relay.mailbox.types import OutcomeUnknownError, QuotaLimits, StoreUnavailableError
+from relay.mailbox.types import OutcomeUnknownError, StoreUnavailableError
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.draft import read_properties
 from tests.support.logged_disk import LoggedDisk
+from tests.support.stores import store_on
 
 pytestmark = pytest.mark.crash
 
@@ -138,27 +138,12 @@ async def one_client(store: FileStore, history: History, number: int) -> None:
         history.promise(delivered)
 
 
-@contextmanager
-def store_on(mail: Path, crash: CrashPoints | None = None) -> Iterator[FileStore]:
-    clock = SystemClock()
-    log = SubmissionLog(mail / ".submissions/log", role="graph", clock=clock)
-    store = FileStore(
-        mail, clock=clock, ids=Ids(clock), crash=crash or CrashPoints(), log=log, hostname="h",
-        limits_of=lambda _: QuotaLimits(), dead_letter=mail / "dead",
-    )  # fmt: skip
-    try:
-        yield store
-    finally:
-        store.close()
-        log.close()
-
-
 async def used(
     mail: Path, position: Callable[[], int], crash: CrashPoints | None = None
 ) -> History:
     """Let some clients work at once; return what was promised to them."""
     history = History(mail, position)
-    with store_on(mail, crash) as store:
+    with store_on(mail, SystemClock(), crash) as store:
         history.begun = position()
         await asyncio.gather(*(one_client(store, history, number) for number in range(CLIENTS)))
         history.ended = position()
@@ -254,7 +239,7 @@ async def test_no_submission_rejected_by_a_failing_disk_is_sent(
             if answer != "accepted":
                 return
 
-    with mounted(disk.file, tmp_path / "mail") as mail, store_on(mail) as store:
+    with mounted(disk.file, tmp_path / "mail") as mail, store_on(mail, SystemClock()) as store:
         await asyncio.gather(*(client(store, number) for number in range(SUBMITTERS)))
     rng = random.Random(4)
     for _ in range(LOSSES):

@@ -4,7 +4,6 @@ No kill makes a whole spool look damaged; a spool whose log was removed is damag
 docs/design.md 4; docs/operation.md (A damaged spool).
 """
 
-from collections.abc import Iterator
 from signal import SIGKILL
 
 import pytest
@@ -24,15 +23,6 @@ AT_STOP = (
 )
 POINTS = (*AT_START, *AT_STOP)
 DAMAGED = 65
-
-
-@pytest.fixture
-def relay() -> Iterator[RelayProcess]:
-    relay = RelayProcess()
-    try:
-        yield relay
-    finally:
-        relay.close()
 
 
 def die(relay: RelayProcess, point: CrashPoint, *, to: str = "bob@example.test") -> None:

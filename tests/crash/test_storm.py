@@ -10,7 +10,6 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -26,15 +25,6 @@ RUNS = int(os.environ.get("RUNS", "5"))
 NOT_PASSED = {CrashPoint.REPORT_WRITTEN, CrashPoint.SPOOL_BODY_SYNCED}
 POINTS = [point for point in CrashPoint if point not in NOT_PASSED]
 LONGEST_LIFE_S = 1.5
-
-
-@pytest.fixture
-def relay() -> Iterator[RelayProcess]:
-    made = RelayProcess()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.mark.parametrize("seed", range(max(1, RUNS // KILLS_EACH)))

@@ -4,17 +4,11 @@ import asyncio
 import hashlib
 from pathlib import Path
 
-from relay.clock import Ids, SystemClock
-from relay.crashpoints import CrashPoints
 from relay.files import FileOctets
 from relay.message.content import LargeContent
-from relay.message.nexthop import NextHop
-from relay.message.verdict import Source
-from relay.observe.metrics import Metrics
-from relay.spool import SqliteSpool
-from relay.spool.types import NewEntry, NewMessage, NewRecipient
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
+from tests.support.spools import new_message, spool_on
 
 BODY_BYTES = 60_000_000
 GROWTH_BYTES_MAX = 30_000_000
@@ -33,26 +27,10 @@ async def put_into_spool(
     relay: RelayProcess, content: LargeContent, next_hops: dict[str, str]
 ) -> str:
     """Put a message into the spool of a relay that does not run; return its queue id."""
-    clock = SystemClock()
-    spool = SqliteSpool(
-        relay.folder / "state/spool.sqlite", clock=clock, crash=CrashPoints(), metrics=Metrics(),
-        submission_keep_s=0,
-    )  # fmt: skip
-    now_us = clock.time_us()
-    message = NewMessage(
-        id=Ids(clock).new(), reverse_path="alice@example.test", source=Source.SMTP, trusted=True,
-        received_us=now_us, expires_us=now_us + 3_600_000_000, account="alice@example.test",
-        contents=(content,),
-        entries=tuple(
-            NewEntry(NextHop.parse(hop), (NewRecipient(address),))
-            for address, hop in next_hops.items()
-        ),
-    )  # fmt: skip
-    await spool.start()
-    try:
+    hops = [(hop, address) for address, hop in next_hops.items()]
+    message = new_message(hops, account="alice@example.test", contents=(content,))
+    async with spool_on(relay.folder / "state/spool.sqlite") as spool:
         return (await spool.accept(message, claim=False)).queue_id
-    finally:
-        await spool.stop()
 
 
 def test_a_large_message_is_relayed_without_loading_it_into_memory(

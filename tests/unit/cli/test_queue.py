@@ -16,14 +16,9 @@ from relay.app.commands.control import OperatorClient
 from relay.cli.errors import INTERRUPTED, CommandError
 from relay.cli.output import changed_line, entry_lines, stats_lines, step_lines
 from relay.cli.root import cli
-from relay.clock import Ids, SystemClock
-from relay.crashpoints import CrashPoints
-from relay.message.nexthop import NextHop
-from relay.message.verdict import Source
-from relay.observe.metrics import Metrics
+from relay.clock import SystemClock
 from relay.settings import load
-from relay.spool import SqliteSpool
-from relay.spool.types import NewEntry, NewMessage, NewRecipient
+from tests.support.spools import new_message, spool_on
 
 DATA, TRY_LATER, CONFIGURATION = 65, 75, 78
 
@@ -45,27 +40,15 @@ def config(tmp_path):
 @pytest.fixture
 def queued(config):
     """Three messages, to a.test, b.test and c.test; their ids."""
-    clock = SystemClock()
-    ids = Ids(clock)
 
     async def fill():
-        spool = SqliteSpool(
-            load(config, {}).spool_file, clock=clock, crash=CrashPoints(), metrics=Metrics(),
-            submission_keep_s=60,
-        )  # fmt: skip
-        await spool.start()
-        made = []
-        for domain in ("a.test", "b.test", "c.test"):
-            now_us = clock.queue_us()
-            entry = NewEntry(NextHop.parse(f"mx:{domain}"), (NewRecipient(f"x@{domain}"),))
-            message = NewMessage(
-                id=ids.new(), reverse_path="alice@example.test", source=Source.SMTP, trusted=True,
-                received_us=now_us, expires_us=now_us + 10**12, contents=(b"Subject: x\r\n\r\n",),
-                entries=(entry,), message_id=f"<{domain}>",
-            )  # fmt: skip
-            made.append((await spool.accept(message, claim=False)).queue_id)
-        await spool.stop()
-        return made
+        async with spool_on(load(config, {}).spool_file) as spool:
+            return [
+                (await spool.accept(
+                    new_message([(f"mx:{name}", f"x@{name}")], message_id=f"<{name}>"), claim=False
+                )).queue_id
+                for name in ("a.test", "b.test", "c.test")
+            ]  # fmt: skip
 
     return asyncio.run(fill())
 
@@ -91,24 +74,12 @@ def held(spool):
 @pytest.fixture
 def hasty(config, monkeypatch):
     """The file of a spool with a long queue, and an operator who is in a hurry."""
-    clock, file = SystemClock(), load(config, {}).spool_file
+    file = load(config, {}).spool_file
 
     async def fill():
-        spool = SqliteSpool(
-            file, clock=clock, crash=CrashPoints(), metrics=Metrics(), submission_keep_s=60
-        )
-        await spool.start()
-        entries = tuple(
-            NewEntry(NextHop.parse(f"mx:{n}.test"), (NewRecipient(f"x@{n}.test"),))
-            for n in range(900)
-        )
-        now_us = clock.queue_us()
-        message = NewMessage(
-            id=Ids(clock).new(), reverse_path="", source=Source.SMTP, trusted=True,
-            received_us=now_us, expires_us=now_us + 10**12, contents=(b"\r\n",), entries=entries,
-        )  # fmt: skip
-        await spool.accept(message, claim=False)
-        await spool.stop()
+        hops = [(f"mx:{n}.test", f"x@{n}.test") for n in range(900)]
+        async with spool_on(file) as spool:
+            await spool.accept(new_message(hops, reverse_path=""), claim=False)
 
     asyncio.run(fill())
     monkeypatch.setattr("relay.cli.queue.SystemClock", lambda: CtrlC(file))
