@@ -1,20 +1,18 @@
-"""One account, and the Protocol by which rooms look accounts up.
+"""One account, and the Protocol by which rooms look up accounts.
 
-On the path: see the room.
-Holds: addresses are lower case, local parts too: mailboxes are matched without regard to case.
-Fails: never; look-ups return None.
-Standards: RFC 5321 2.3.11.
+Addresses are in lower case, local parts as well: mailboxes are matched without regard to case
+(RFC 5321 2.3.11).
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-DEAD_LETTER = "dead-letter"  # the postmaster's Maildir in state_dir, where none is configured
+DEAD_LETTER = "dead-letter"  # the Maildir in state_dir if no postmaster is configured
 
 
 class Role(StrEnum):
-    """What an account's token may see and do beyond its own mailbox."""
+    """The rights of an account's token beyond its own mailbox."""
 
     USER = "user"
     READ = "read"  # sees all messages
@@ -29,11 +27,12 @@ def untagged(address: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """`quota` is in bytes, `quota_messages` a number, each None for no limit; `aliases` are more
-    addresses of the same mailbox.
+    """An account with its mailbox.
 
-    `send_as` are others' addresses that it may send from; `*@domain` is all of a domain. `reserved`
-    are the addresses with a tag (local+tag) that some account has as its own.
+    `quota` is in bytes, `quota_messages` a number; None means no limit. `aliases` are further
+    addresses of the mailbox. `send_as` are other addresses that it may send from; `*@domain` is a
+    whole domain. `reserved` are the addresses with a tag (local+tag) that belong to an account by
+    name.
     """
 
     address: str
@@ -45,7 +44,7 @@ class Account:
     reserved: frozenset[str] = frozenset()
 
     def owns(self, address: str) -> bool:
-        """Whether mail from `address` is this account's own: so is an address with a tag."""
+        """Whether `address` belongs to this account, with or without a tag."""
         wanted, own = address.lower(), (self.address, *self.aliases)
         return wanted in own or (wanted not in self.reserved and untagged(wanted) in own)
 
@@ -58,23 +57,23 @@ class Account:
 
 
 class AccountDirectory(Protocol):
-    """Who there is."""
+    """Looks up accounts."""
 
     def by_token(self, token: str) -> Account | None:
-        """The account of a bearer token; constant time per candidate."""
+        """Return the account of a bearer token, or None; compares in constant time."""
         ...
 
     def by_address(self, address: str) -> Account | None:
-        """The account that gets mail for `address`: itself, an alias, or `local+tag`.
+        """Return the account whose address, alias or `local+tag` is `address`, or None.
 
-        Case-insensitive; never makes an account.
+        Case-insensitive; never creates an account.
         """
         ...
 
     async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
-        """The account that logs in so from the address `client` ("" on a Unix socket).
+        """Return the account that logs in from the address `client` ("" on a Unix socket), or None.
 
-        Argon2 runs in a bounded thread; successes are cached briefly. Raises LoginDelayedError for
-        what is not checked now.
+        Argon2 runs in a bounded thread; successes are cached briefly. Raises LoginDelayedError if the
+        password is not checked now.
         """
         ...

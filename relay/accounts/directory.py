@@ -1,9 +1,8 @@
-"""The accounts of accounts.toml.
+"""The accounts of accounts.toml, and those of the development relay.
 
-On the path: app loads them once; http, ingress and routing look accounts up.
-Holds: every address, alias and token belongs to one account; the file is nobody else's to read.
-Fails: load_accounts raises SettingsError with every fault of the file at once; look-ups never.
-Standards: RFC 5321 2.3.11, RFC 5233 (subaddresses).
+Each address, alias and token belongs to one account, and others must not be able to read the
+file. load_accounts() raises SettingsError with all faults of the file (RFC 5321 2.3.11; RFC 5233
+for tags).
 """
 
 import contextlib
@@ -40,17 +39,17 @@ from relay.settings.tree import Between, Bytes, Mailbox, Secret
 from relay.settings.values import parse_mailbox
 
 _NOBODY = Password(
-    # the time of a check that fails, for users who do not exist
+    # makes a check for an unknown user as slow as for a known one
     hashed="$argon2id$v=19$m=65536,t=3,p=4$cmVsYXlyZWxheXJlbGF5cg$"
     "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 )
 _TOKEN_LENGTH_MAX = 4096
-_USER_LENGTH_MAX = 320  # what a guesser calls itself is remembered for a while
+_USER_LENGTH_MAX = 320  # user names of failed logins are stored for a while
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One [[account]] as it stands in the file."""
+    """One [[account]] of the file."""
 
     address: Mailbox
     password: Annotated[str, Secret] = ""
@@ -65,13 +64,13 @@ class _Entry:
 class FileAccounts:
     """The accounts of one file (an AccountDirectory)."""
 
-    def __init__(self, clock: Clock, *, chance: Callable[[int], bytes] = os.urandom) -> None:
+    def __init__(self, clock: Clock, *, rng: Callable[[int], bytes] = os.urandom) -> None:
         self._accounts: list[Account] = []
         self._by_address: dict[str, Account] = {}
         self._by_token: dict[bytes, tuple[bytes, Account]] = {}
         self._passwords: dict[str, Password] = {}
         self._warnings: list[str] = []
-        self._checker = PasswordChecker(clock, chance=chance)
+        self._checker = PasswordChecker(clock, rng=rng)
 
     @property
     def accounts(self) -> Sequence[Account]:
@@ -79,7 +78,7 @@ class FileAccounts:
         return tuple(self._accounts)
 
     def by_token(self, token: str) -> Account | None:
-        """The account of a bearer token: found by its digest, then compared in full."""
+        """Return the account of a bearer token: found by its digest, then compared in full."""
         if not token or len(token) > _TOKEN_LENGTH_MAX:
             return None
         digest = digest_of(token)
@@ -87,15 +86,15 @@ class FileAccounts:
         return account if hmac.compare_digest(stored, digest) else None
 
     def by_address(self, address: str) -> Account | None:
-        """The account that gets mail for `address`: itself, an alias, or `local+tag`."""
+        """Return the account whose address, alias or `local+tag` is `address`, or None."""
         wanted = address.lower()
         return self._by_address.get(wanted) or self._by_address.get(untagged(wanted))
 
     async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
-        """The account that logs in with its address, or an alias, and its password.
+        """Return the account that logs in with its address or an alias, or None.
 
-        A user who does not exist costs as much time as one who does, and waits as one who does.
-        Raises LoginDelayedError.
+        An unknown user takes as much time, and is delayed as much, as a known one. Raises
+        LoginDelayedError.
         """
         account = self._by_address.get(user.lower())
         name = account.address if account else user[:_USER_LENGTH_MAX].lower()
@@ -104,15 +103,15 @@ class FileAccounts:
         return account if is_right and stored else None
 
     def warnings(self) -> Sequence[str]:
-        """What `relay check` says about secrets that everybody who sees the file can read."""
+        """Return the warnings of `relay check` about secrets in plain text."""
         return tuple(self._warnings)
 
     def close(self) -> None:
-        """End the threads that check passwords."""
+        """Stop the threads that check passwords."""
         self._checker.close()
 
     def add(self, account: Account, *, password: Password | None, token: bytes | None) -> None:
-        """Take in an account whose addresses and token nobody has; `token` is a digest."""
+        """Add an account whose addresses and token are unique; `token` is a digest."""
         self._accounts.append(account)
         for address in (account.address, *account.aliases):
             self._by_address[address] = account
@@ -122,7 +121,7 @@ class FileAccounts:
             self._by_token[token] = (token, account)
 
     def warn(self, warning: str) -> None:
-        """Keep a warning for `relay check`."""
+        """Add a warning for `relay check`."""
         self._warnings.append(warning)
 
 
@@ -152,7 +151,7 @@ def load_accounts(
 
 
 class _Loading:
-    """Turns entries into accounts, one after another, and knows what is taken."""
+    """Converts entries to accounts and detects duplicates."""
 
     def __init__(
         self,
@@ -169,7 +168,7 @@ class _Loading:
         self._taken: dict[str | bytes, KeyPath] = {}
 
     def take(self, place: KeyPath, entry: _Entry) -> Iterator[Fault]:
-        """Add the account; yield what is wrong with it."""
+        """Add the account; yield its faults."""
         for path, address in _addresses(place, entry):
             if address.rpartition("@")[2] not in self._domains:
                 expected = "an address in one of mailboxes.domains"
@@ -209,7 +208,7 @@ class _Loading:
     def _claim(self, path: KeyPath, value: str | bytes, found: str) -> Iterator[Fault]:
         earlier = self._taken.setdefault(value, path)
         if earlier != path:
-            where = f"{dotted(earlier)} in line {self._document.line(earlier)} has it already"
+            where = f"{dotted(earlier)} in line {self._document.line(earlier)} has the same"
             yield self._document.fault(path, f"found {found}, expected one of its own: {where}")
 
     def _warn_of_plain(self, place: KeyPath, entry: _Entry) -> None:
@@ -239,7 +238,7 @@ ACCOUNTS_MAX = 1000
 
 
 class DevelopmentAccounts:
-    """Accounts that need no set-up (an AccountDirectory); for loopback only: nothing is secret."""
+    """The accounts of `relay dev` (an AccountDirectory). Nothing is secret: for loopback only."""
 
     def __init__(self) -> None:
         self._accounts: dict[str, Account] = {}
@@ -247,11 +246,11 @@ class DevelopmentAccounts:
             self._named(name)
 
     def by_token(self, token: str) -> Account | None:
-        """The account that the token names, by local part or address; it is made if need be."""
+        """Return the account that the token names by local part or address; create it if needed."""
         return self._named(token)
 
     def by_address(self, address: str) -> Account | None:
-        """The account that gets mail for `address`, if there is one already."""
+        """Return the existing account of `address`, or None."""
         local_part, _, domain = address.lower().rpartition("@")
         if domain != DOMAIN:
             return None
@@ -264,7 +263,7 @@ class DevelopmentAccounts:
         *,
         client: str = "",  # noqa: ARG002 -- no password is secret here, so guesses need no delay
     ) -> Account | None:
-        """The account `user`, whose password is its name; it is made if need be."""
+        """Return the account `user`, whose password is its name; create it if needed."""
         name = user.lower().removesuffix(f"@{DOMAIN}")
         return self._named(name) if password.lower() in (name, f"{name}@{DOMAIN}") else None
 

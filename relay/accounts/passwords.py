@@ -1,11 +1,9 @@
-"""Check passwords: off the event loop, few at once, and ever slower for those who guess.
+"""Parse and check passwords and tokens, and delay clients that guess.
 
-On the path: directory hands in a log-in; Argon2 runs in two threads.
-Holds: failures count by user and client address, and by client address over all users, so that
-    failures at one address do not lock a user out at another; all tables and waiting checks are
-    bounded; a success is remembered for a minute, as a keyed digest only.
-Fails: LoginDelayedError for what is not checked now: it says nothing about the password.
-Standards: RFC 9106; RFC 4954 4 and 6 (454 4.7.0).
+Argon2 (RFC 9106) runs in two threads. Failures are counted by user and client address, and by
+client address over all users, so that failures at one address do not lock out a user at another.
+All tables and queues are bounded. A success is remembered for a minute, as a keyed digest only.
+LoginDelayedError means that the password was not checked (454 4.7.0, RFC 4954 4 and 6).
 """
 
 import asyncio
@@ -27,7 +25,7 @@ _PLAIN = "plain:"
 _DIGEST = "sha256:"
 _ARGON2ID = "$argon2id$"
 _DIGEST_BYTES = 32
-_MEMORY_KIB_MAX = 1024 * 1024  # a stored hash says itself how much memory it takes
+_MEMORY_KIB_MAX = 1024 * 1024  # a stored hash determines how much memory it takes
 _ROUNDS_MAX = 64
 _LANES_MAX = 16
 
@@ -40,9 +38,9 @@ class Password:
     plain: bytes = b""
 
     def matches(self, given: str) -> bool:
-        """Whether `given` is it. With Argon2id this takes a tenth of a second of processor time.
+        """Whether `given` is the password. Argon2id takes a tenth of a second of CPU.
 
-        Raises VerificationError where that cannot be computed: memory is short, for one.
+        Raises VerificationError if it cannot be computed, for example for lack of memory.
         """
         if not self.hashed:
             return hmac.compare_digest(self.plain, given.encode("utf-8", "surrogatepass"))
@@ -73,7 +71,7 @@ def parse_password(text: str) -> Password:
 
 
 def parse_token(text: str) -> bytes:
-    """Return the SHA-256 of what `sha256:HEX` or `plain:...` stands for. Raises ValueError."""
+    """Return the SHA-256 of a token stored as `sha256:HEX` or `plain:...`. Raises ValueError."""
     if text.startswith(_PLAIN) and len(text) > len(_PLAIN):
         return digest_of(text.removeprefix(_PLAIN))
     if text.startswith(_DIGEST):
@@ -93,7 +91,7 @@ def digest_of(token: str) -> bytes:
 
 
 def is_plain(text: str) -> bool:
-    """Whether a stored form shows its secret."""
+    """Whether a stored password or token is in plain text."""
     return text.startswith(_PLAIN)
 
 
@@ -106,9 +104,9 @@ FREE_FAILURES = 3  # of one user from one address
 FREE_FAILURES_OF_CLIENT = 10  # of all users from one address
 _BACK_OFF_FIRST_S = 1.0
 _BACK_OFF_MAX_S = 60.0
-_FORGOTTEN_S = 900.0  # who stays within the free failures guesses slower than by waiting
+_FORGOTTEN_S = 900.0  # with the free failures only, guessing is slower than with the delays
 _BUSY_S = 1.0
-_NETWORK_BITS = 64  # of IPv6: one customer has at least so much, and changes addresses within it
+_NETWORK_BITS = 64  # of IPv6: one customer has at least a /64 and changes addresses within it
 
 _SHARED_BY_USERS = frozenset(("", "127.0.0.1", "::1"))
 
@@ -116,7 +114,7 @@ _Pair = tuple[str, str]
 
 
 class LoginDelayedError(Exception):
-    """A log-in is not checked now; `retry_after_s` says when it may be."""
+    """A login is not checked now, but after `retry_after_s`."""
 
     def __init__(self, reason: str, retry_after_s: float) -> None:
         super().__init__(reason)
@@ -124,7 +122,7 @@ class LoginDelayedError(Exception):
 
 
 def client_of(address: str) -> str:
-    """Return what the failures of a client are counted by; "" for one on a Unix socket."""
+    """Return the key by which failures of a client are counted; "" for a Unix socket."""
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:
@@ -136,14 +134,14 @@ def client_of(address: str) -> str:
 
 @dataclass(slots=True)
 class _Failures:
-    """Failures in a row: how many, the last one, and until when no further guess is checked."""
+    """Consecutive failures: their number, the last one, and when the next check is allowed."""
 
     count: int = 0
     last_s: float = 0.0
     until_s: float = 0.0
 
     def add(self, free: int, now: float) -> None:
-        """Count one more; from `free` on, the time to wait doubles."""
+        """Count one failure; from `free` on, the delay doubles."""
         self.count += 1
         self.last_s = now
         if self.count >= free:
@@ -152,16 +150,15 @@ class _Failures:
 
 
 class FailureTable:
-    """Failures by key, at most `entries_max`, the key that failed last at the end.
+    """Failures by key, at most `entries_max`, ordered by the last failure.
 
-    A key that has to wait is never evicted: if the oldest one still waits, those that have no place
-    are counted as one key. So a flood of keys resets no count; to push out a key that does
-    not wait any more takes as many failures as the table has places, more than that key may make
-    by waiting.
+    A key with a delay is never evicted: if the oldest key still has one, further keys are counted
+    as one. A flood of keys therefore resets no count. Evicting a key without a delay takes
+    `entries_max` failures, more than that key could make with delays.
     """
 
     def __init__(self, free: int, *, entries_max: int = ENTRIES_MAX) -> None:
-        """`free` is how many failures have no consequence, less one."""
+        """The failure number `free` is the first one that causes a delay."""
         self._free = free
         self._entries_max = entries_max
         self._entries: OrderedDict[str | _Pair, _Failures] = OrderedDict()
@@ -171,16 +168,16 @@ class FailureTable:
         return len(self._entries)
 
     def wait_s(self, key: str | _Pair, now: float) -> float:
-        """Return how long a key has to wait, 0 if it need not."""
+        """Return the remaining delay of a key, 0 if none."""
         return max(0.0, self._entries.get(key, self._others).until_s - now)
 
     def count(self, key: str | _Pair, now: float) -> int:
-        """Return how many failures a key has."""
+        """Return the number of failures of a key."""
         failures = self._entries.get(key, self._others)
         return failures.count if now - failures.last_s < _FORGOTTEN_S else 0
 
     def add(self, key: str | _Pair, now: float) -> int:
-        """Count a failure of a key; return how many it has."""
+        """Count a failure of a key; return the number of its failures."""
         self._forget(now)
         failures = self._entries.get(key)
         if failures is None:
@@ -213,12 +210,12 @@ class FailureTable:
 
 
 class PasswordChecker:
-    """Compares given passwords with stored ones."""
+    """Checks passwords, and delays clients that guess."""
 
-    def __init__(self, clock: Clock, *, chance: Callable[[int], bytes]) -> None:
-        """`chance` makes the key of the remembered digests; it lives as long as this process."""
+    def __init__(self, clock: Clock, *, rng: Callable[[int], bytes]) -> None:
+        """`rng` makes the key of the remembered digests, which lives as long as the process."""
         self._clock = clock
-        self._key = chance(32)
+        self._key = rng(32)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="argon2")
         self._running: dict[bytes, asyncio.Future[bool]] = {}
         self._running_of: Counter[str | _Pair] = Counter()
@@ -236,23 +233,23 @@ class PasswordChecker:
             return False
         now = self._clock.monotonic()
         pair = (user, client_of(client))
-        # Also what is remembered waits: else it could be guessed without a limit.
-        self._refuse_while_waiting(self._of_pairs, pair, now)
+        # A remembered password is delayed as well; otherwise it could be guessed without a limit.
+        self._raise_if_delayed(self._of_pairs, pair, now)
         digest = self._digest(pair, stored, given)
         if self._is_remembered(pair, digest, now):
             return True
-        running = self._running.get(digest)  # sessions that open together share one check
+        running = self._running.get(digest)  # concurrent sessions share one check
         if running is None:
             running = self._begin(pair, digest, functools.partial(stored.matches, given))
-        await asyncio.wait({running})  # which leaves it running if this client goes
-        if running.cancelled():  # the accounts were read again meanwhile
+        await asyncio.wait({running})  # does not cancel it if this client disconnects
+        if running.cancelled():  # the accounts were reloaded meanwhile
             raise LoginDelayedError("The login could not be checked", _BUSY_S)
         if error := running.exception():
             raise LoginDelayedError("The login could not be checked", _BUSY_S) from error
         return running.result()
 
     def close(self) -> None:
-        """End the threads; what still waits is not checked."""
+        """Stop the threads; waiting checks are cancelled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _begin(
@@ -260,12 +257,12 @@ class PasswordChecker:
     ) -> "asyncio.Future[bool]":
         """Start a check. Raises LoginDelayedError."""
         now, client = self._clock.monotonic(), pair[1]
-        # A guess that is being checked counts as a failure, so that many at once avoid no wait.
+        # A running check counts as a failure, so that parallel guesses do not avoid the delay.
         guesses = self._running_of[pair]
         if guesses and self._of_pairs.count(pair, now) + guesses >= FREE_FAILURES:
             raise LoginDelayedError("Too many logins of this user at once", _BUSY_S)
         if _counts_all_users(client):
-            self._refuse_by_client(pair, now)
+            self._delay_by_client(pair, now)
         if len(self._running) >= WAITING_MAX:
             raise LoginDelayedError("Too many logins at once", _BUSY_S)
         running = asyncio.get_running_loop().run_in_executor(self._threads, compare)
@@ -274,21 +271,21 @@ class PasswordChecker:
         running.add_done_callback(functools.partial(self._finished, pair, digest))
         return running
 
-    def _refuse_by_client(self, pair: _Pair, now: float) -> None:
-        """Raise LoginDelayedError for what other users did at this address.
+    def _delay_by_client(self, pair: _Pair, now: float) -> None:
+        """Raise LoginDelayedError for failures of other users at this client address.
 
-        A user who has logged in from there before does not wait for their failures.
+        A user who has logged in from there before is not delayed by them.
         """
         client = pair[1]
         running = self._running_of[client]
         if pair not in self._successes:
-            self._refuse_while_waiting(self._of_clients, client, now)
+            self._raise_if_delayed(self._of_clients, client, now)
             if running and self._of_clients.count(client, now) >= FREE_FAILURES_OF_CLIENT:
                 raise LoginDelayedError("Too many logins from your address at once", _BUSY_S)
         if running >= WAITING_MAX // 2:
             raise LoginDelayedError("Too many logins from your address at once", _BUSY_S)
 
-    def _refuse_while_waiting(self, table: FailureTable, key: str | _Pair, now: float) -> None:
+    def _raise_if_delayed(self, table: FailureTable, key: str | _Pair, now: float) -> None:
         if wait_s := table.wait_s(key, now):
             raise LoginDelayedError("Too many failed logins", wait_s)
 
@@ -305,7 +302,7 @@ class PasswordChecker:
         return now < until_s and hmac.compare_digest(remembered, digest)
 
     def _finished(self, pair: _Pair, digest: bytes, check: "asyncio.Future[bool]") -> None:
-        """Remember how a check ended, also when the client has not waited for it."""
+        """Record the result of a check, even if its client has disconnected."""
         del self._running[digest]
         for key in (pair, pair[1]):
             self._running_of[key] -= 1
@@ -321,8 +318,8 @@ class PasswordChecker:
             if len(self._successes) > ENTRIES_MAX:
                 self._successes.popitem(last=False)
             return
-        # From here on the wait of user and address slows it down. If it went on to count over all
-        # users, one device with an old password would lock out all users at its address.
+        # Further failures are delayed by user and address. If they counted for the client as well,
+        # one device with an old password would lock out all users at its address.
         if self._of_pairs.add(pair, now) <= FREE_FAILURES and _counts_all_users(pair[1]):
             self._of_clients.add(pair[1], now)
 
@@ -330,7 +327,7 @@ class PasswordChecker:
 def _counts_all_users(client: str) -> bool:
     """Whether failures of a client are also counted over all users.
 
-    Not for a Unix socket and the addresses that a program on this machine connects from: all users
-    of a proxy there share one, and a stranger who guesses would keep each of them out.
+    Not for a Unix socket and loopback: all users of a local proxy share that address, and a
+    stranger who guesses would lock out all of them.
     """
     return client not in _SHARED_BY_USERS

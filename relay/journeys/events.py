@@ -1,9 +1,8 @@
-"""The events of a message's journey: the seven steps and what happens in them.
+"""The events of a message's journey: the seven steps, and what happened in each.
 
-On the path: every room makes them; the store's log keeps steps 1 to 4, the spool steps 5 to 7.
-Holds: `at_us` is when the step ended, taken before the hand-over, not when it was written.
-Fails: never.
-Standards: the steps of Graph's send-mail process; names from docs/names.md.
+Every room creates events. The submission log keeps those of steps 1 to 4, the spool those of
+steps 5 to 7. `at_us` is the time at which the step ended, taken before the hand-over to the next
+step. The names are those of docs/names.md.
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from relay.clock import rfc3339
 
 
 class Step(IntEnum):
-    """One of the seven."""
+    """One of the seven steps."""
 
     CREATED = 1
     NOTIFIED = 2
@@ -27,20 +26,20 @@ class Step(IntEnum):
 
     @property
     def title(self) -> str:
-        """The step's name in the trace."""
+        """The name of the step in a journey."""
         return self.name.lower().replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One step of one message; `detail` is JSON-ready and small."""
+    """One event of one message; `detail` is small and can be encoded as JSON."""
 
     step: Step
     at_us: int
     detail: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The event as the trace shows it."""
+        """Return the event as in the journey's JSON."""
         return {
             "step": int(self.step),
             "name": self.step.title,

@@ -1,9 +1,7 @@
-"""The journey of a message: one JSON document from two halves, the store's log and the spool.
+"""Build the journey of a message: one JSON document from the submission log and the spool.
 
-On the path: web and the command line ask; readers passed in answer.
-Holds: the JSON is the message of docs/names.md, the same everywhere; an account sees its own only.
-Fails: never; unknown is None.
-Standards: none.
+The document is the message of docs/names.md, the same for the API and the command line. An
+account sees its own messages only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,44 +12,44 @@ from relay.journeys.events import Step
 from relay.message.envelope import Client
 from relay.message.lifecycle import FINAL, RecipientState
 
-_LOOKED_AT_MAX = 1000  # messages, when only some states are wanted
+_READ_MAX = 1000  # messages, to find those in one state
 
 
 class SpoolJourneys(Protocol):
-    """The spool's half."""
+    """What Journeys needs of the spool."""
 
     async def journey(self, queue_id: str) -> dict[str, Any] | None:
-        """Steps 5 to 7, recipients and facts of a message."""
+        """Return steps 5 to 7, recipients and facts of a message."""
         ...
 
     async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
-        """Queue ids for any of a message's names, newest first."""
+        """Return queue ids for any of a message's names, newest first."""
         ...
 
 
 class StoreJourneys(Protocol):
-    """The store's half: steps 1 to 4 by submission."""
+    """What Journeys needs of the submission log."""
 
     async def submission(self, submission_id: str) -> dict[str, Any] | None:
-        """Facts {submission_id, graph_id, account, ..., queue_id, recipients, steps} or None."""
+        """Return {submission_id, graph_id, account, ..., queue_id, recipients, steps} or None."""
         ...
 
     async def find_submission_ids(
         self, key: str, *, account: str | None, limit: int
     ) -> Sequence[str]:
-        """Submission ids for any of a submission's names, newest first."""
+        """Return submission ids for any of a submission's names, newest first."""
         ...
 
 
 class Journeys:
-    """Joins the halves by submission id."""
+    """Joins the steps of submission log and spool by submission id."""
 
     def __init__(self, spool: SpoolJourneys, store: StoreJourneys) -> None:
         self._spool = spool
         self._store = store
 
     async def journey(self, key: str, *, account: str | None) -> dict[str, Any] | None:
-        """The newest message that `key` names, if it is `account`'s (None: anybody's).
+        """Return the newest message that `key` names, or None; only of `account` if it is given.
 
         `key` is a Graph id, submission id, queue id, Message-ID, an address, or "last".
         """
@@ -59,26 +57,26 @@ class Journeys:
         return found[0] if found else None
 
     async def recent(self, *, account: str | None, state: str, limit: int) -> list[dict[str, Any]]:
-        """The newest messages, newest first; only those in `state` unless it is ""."""
-        looked_at = limit if not state else _LOOKED_AT_MAX
-        found = await self._recent("last", account=account, limit=looked_at)
+        """Return the newest messages, newest first; only those in `state` unless it is ""."""
+        read_max = limit if not state else _READ_MAX
+        found = await self._recent("last", account=account, limit=read_max)
         return [one for one in found if state in ("", one["state"])][:limit]
 
     async def _recent(self, key: str, *, account: str | None, limit: int) -> list[dict[str, Any]]:
         queue_ids = await self._spool.find_queue_ids(key, account=account, limit=limit)
-        if queue_ids and (key in queue_ids or _is_submission(key)):  # no other has that name
-            told = await self._by_queue_id(queue_ids[0])
-            return [told] if told else []
+        if queue_ids and (key in queue_ids or _is_submission(key)):  # the name is unique
+            journey = await self._by_queue_id(queue_ids[0])
+            return [journey] if journey else []
         submissions = await self._store.find_submission_ids(key, account=account, limit=limit)
         journeys: dict[str, dict[str, Any]] = {}
         for queue_id in queue_ids:
-            if told := await self._by_queue_id(queue_id):
-                journeys[told["submission_id"] or queue_id] = told
+            if journey := await self._by_queue_id(queue_id):
+                journeys[journey["submission_id"] or queue_id] = journey
         for submission_id in submissions:
             if submission_id in journeys:
                 continue
-            if told := await self._by_submission(submission_id):
-                journeys[submission_id] = told
+            if journey := await self._by_submission(submission_id):
+                journeys[submission_id] = journey
         return sorted(journeys.values(), key=_known_at, reverse=True)[:limit]
 
     async def _by_queue_id(self, queue_id: str) -> dict[str, Any] | None:
@@ -99,11 +97,13 @@ class Journeys:
 
 
 def join(store: dict[str, Any] | None, transport: dict[str, Any] | None) -> dict[str, Any] | None:
-    """One document from what there is of the two halves (pure)."""
+    """Join the two parts of a journey; either may be missing."""
     if transport is None and store is None:
         return None
     steps = [*(store or {}).get("steps", []), *(transport or {}).get("steps", [])]
-    steps.sort(key=lambda step: step["step"])  # each half is in its order; a clock may go back
+    steps.sort(
+        key=lambda step: step["step"]
+    )  # each part is sorted already; the clock may have gone back
     client = _client_of(steps)
     known = transport or store or {}
     waiting, reply = _before_transport((store or {}).get("steps", []))
@@ -124,24 +124,24 @@ def join(store: dict[str, Any] | None, transport: dict[str, Any] | None) -> dict
 
 
 def _client_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Take the client out of the details: step 2 has it for HTTP, step 5 for SMTP."""
+    """Remove the client from the details: step 2 has it for HTTP, step 5 for SMTP."""
     found = [step["detail"].pop("client") for step in steps if "client" in step["detail"]]
     return found[0] if found else Client().as_json()
 
 
 def is_final(journey: Mapping[str, Any]) -> bool:
-    """Whether nothing more will happen: all recipients, if it has any, are in final states."""
+    """Whether there are recipients and all of them are in final states."""
     recipients = journey["recipients"]
     return bool(recipients) and all(one["state"] in FINAL for one in recipients)
 
 
 def _is_submission(key: str) -> bool:
-    """Whether a name that the spool knows is a submission's: an address may have dots as well."""
+    """Whether a name known to the spool is a submission id; an address may contain dots as well."""
     return "." in key and "@" not in key
 
 
 def _known_at(journey: Mapping[str, Any]) -> tuple[str, str]:
-    """When it came into the queue, or else was sent: a draft's id tells only when that was made."""
+    """Return when it was queued, or else submitted; a draft's id has its creation time only."""
     queue_id = journey["id"] or ""
     accepted_us = id_time_us(queue_id)
     if accepted_us is not None:
@@ -155,22 +155,22 @@ def _draft_of(submission_id: str | None) -> str | None:
 
 
 def _before_transport(steps: Sequence[Mapping[str, Any]]) -> tuple[RecipientState, str]:
-    """What steps 1 to 4 say of recipients that the spool does not know, and in which words."""
+    """Return state and reply, by steps 1 to 4, of recipients that the spool does not know."""
     details = {step["step"]: step["detail"] for step in steps}
     if (report := details.get(Step.REPORT)) is not None:
         state = RecipientState.EXPIRED if report.get("kind") == "unknown" else RecipientState.FAILED
         return state, str(report.get("reply", ""))
-    noted = details.get(Step.NOTIFIED, {})
+    notified = details.get(Step.NOTIFIED, {})
     if Step.CONVERTED not in details:
-        if "cancelled" in noted:
-            return RecipientState.CANCELLED, f"cancelled: {noted.get('reason', '')}"
-        if until := noted.get("deferred_until"):
+        if "cancelled" in notified:
+            return RecipientState.CANCELLED, f"cancelled: {notified.get('reason', '')}"
+        if until := notified.get("deferred_until"):
             return RecipientState.DEFERRED, f"waits until {until}"
     return RecipientState.QUEUED, ""
 
 
 def _not_yet(address: str, state: RecipientState, reply: str) -> dict[str, Any]:
-    """A recipient that transport does not know of yet."""
+    """Return a recipient that the spool does not know yet."""
     return {
         "address": address,
         "state": str(state),

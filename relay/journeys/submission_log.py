@@ -1,9 +1,9 @@
-"""The store's log: steps 1 to 4 of every submission, one JSON line each, a file a day and role.
+"""The submission log: steps 1 to 4 of every submission, one JSON line each, one file per day and
+role.
 
-On the path: mailbox and pickup append; the journey reads.
-Holds: append-only; a line is whole or it is not read; unique by step when read.
-Fails: OSError when the disk refuses; a damaged line is skipped.
-Standards: none.
+The log is append-only. A line is written with one write(2); incomplete and damaged lines are
+skipped. Writing raises OSError. read_submissions() reads all of it in memory that grows with the
+number of unfinished submissions only, for `relay storage verify`.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ from relay.journeys.events import Event, Step
 _DAY_US = 86_400_000_000
 _CHUNK_BYTES = 1 << 20
 _RECIPIENTS_MAX = 1000  # in a line
-_LINE_BYTES_MAX = 512 * 1024  # so many addresses of 320 characters, and room for the rest
+_LINE_BYTES_MAX = 512 * 1024  # _RECIPIENTS_MAX addresses of 320 characters, and the rest
 
 
 @dataclass(frozen=True, slots=True)
 class SubmissionFacts:
-    """What every line says of its submission. `recipients` are addresses, Bcc included."""
+    """The facts of a submission, in its line of step 1. `recipients` include Bcc."""
 
     submission_id: str
     graph_id: str
@@ -52,9 +52,9 @@ class SubmissionLog:
         clock: Clock,
         on_append: Callable[[], None] = lambda: None,
     ) -> None:
-        """`directory` is `<mailboxes.root>/.submissions/log`; it is made on first use.
+        """`directory` is `<mailboxes.root>/.submissions/log`; it is created on first use.
 
-        `on_append` is called in the thread that appended, when the step can be read.
+        `on_append` is called in the appending thread, once the step can be read.
         """
         self._directory = directory
         self._role = role
@@ -62,10 +62,10 @@ class SubmissionLog:
         self._on_append = on_append
         self._lock = threading.Lock()  # the store appends in its threads, pickup on the loop
         self._file: int | None = None
-        self._day = -1  # whose file that is, counted from 1970
+        self._day = -1  # the day of the open file, counted from 1970
 
     def append(self, facts: SubmissionFacts, *events: Event, queue_id: str = "") -> None:
-        """Write steps in one write(2), so that readers never see a part of a line."""
+        """Write steps with one write(2), so that readers never see a part of a line."""
         lines = []
         for event in events:
             line: dict[str, Any] = {
@@ -82,12 +82,12 @@ class SubmissionLog:
         self._write(*lines)
 
     def withdraw(self, facts: SubmissionFacts) -> None:
-        """Say that a submission came to nothing: its client was told so, and it has no journey."""
+        """Record that a submission was rejected: it has no journey."""
         line = {"submission_id": facts.submission_id, "step": 0, "withdrawn": True}
         self._write(line | _names(facts))
 
     def remark(self, submission_id: str, detail: Mapping[str, Any]) -> None:
-        """Add to what step 2 of a submission says: what became of it before step 3."""
+        """Add `detail` to step 2 of a submission: what happened to it before step 3."""
         self._write({"submission_id": submission_id, "step": 0, "detail": dict(detail)})
 
     def _write(self, *lines: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ class SubmissionLog:
         with self._lock:
             file = self._todays_file()
             written = os.write(file, octets)
-            if written < len(octets):  # the disk is full: half a line would spoil the next one
+            if written < len(octets):  # the disk is full: a partial line would damage the next one
                 os.ftruncate(file, os.fstat(file).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._on_append()
@@ -103,14 +103,14 @@ class SubmissionLog:
     def _todays_file(self) -> int:
         now_us = self._clock.time_us()
         day = now_us // _DAY_US
-        if self._file is None or day > self._day:  # ids do not go back with the clock either
+        if self._file is None or day > self._day:  # a day never goes back, as ids do not
             self.close()
             self._directory.mkdir(parents=True, exist_ok=True)
             path = self._directory / f"{_day_of(now_us)}-{self._role}"
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
             self._day = day
             size = os.fstat(self._file).st_size
-            if size and os.pread(self._file, 1, size - 1) != b"\n":  # a crash cut a line short
+            if size and os.pread(self._file, 1, size - 1) != b"\n":  # a crash left a partial line
                 os.write(self._file, b"\n")
         return self._file
 
@@ -121,17 +121,17 @@ class SubmissionLog:
             self._file = None
 
     async def submission(self, submission_id: str) -> dict[str, Any] | None:
-        """Facts and steps 1 to 4 of one submission (StoreJourneys)."""
+        """Return facts and steps 1 to 4 of one submission (StoreJourneys)."""
         return await asyncio.to_thread(self._submission, submission_id)
 
     async def find_submission_ids(
         self, key: str, *, account: str | None, limit: int
     ) -> Sequence[str]:
-        """Submission ids by any of their names, newest first (StoreJourneys)."""
+        """Return submission ids for any of their names, newest first (StoreJourneys)."""
         return await asyncio.to_thread(self._find, key, account, limit)
 
     def prune(self, keep_days: int) -> int:
-        """Remove whole days older than `keep_days`; return how many files went."""
+        """Remove whole days older than `keep_days`; return the number of removed files."""
         before_us = now_at_least_us(self._clock) - keep_days * _DAY_US
         oldest = datetime.fromtimestamp(before_us // 1_000_000, UTC)
         old = [path for path in self._files() if path.name[:10] < f"{oldest:%Y-%m-%d}"]
@@ -140,13 +140,13 @@ class SubmissionLog:
         return len(old)
 
     def client_of(self, submission_id: str) -> dict[str, str] | None:
-        """Return the client that step 2 of a submission names; blocks while it reads the logs."""
+        """Return the client that step 2 of a submission names; blocks."""
         steps = (self._submission(submission_id) or {}).get("steps", ())
         found = [step["detail"].get("client") for step in steps if step["step"] == Step.NOTIFIED]
         return found[0] if found else None
 
     def _submission(self, submission_id: str) -> dict[str, Any] | None:
-        earliest = self._made_us(submission_id)
+        earliest = self._created_us(submission_id)
         found: dict[str, Any] = {"submission_id": submission_id, "queue_id": None, "steps": []}
         steps: dict[int, Event] = {}
         remark: dict[str, Any] = {}
@@ -155,68 +155,68 @@ class SubmissionLog:
             if earliest is not None and path.name[:10] < _day_of(earliest):
                 break
             for line in _lines_backwards(path):
-                if wanted not in line or (told := _decoded(line)) is None:
+                if wanted not in line or (record := _decoded(line)) is None:
                     continue
-                if told.get("submission_id") != submission_id:
+                if record.get("submission_id") != submission_id:
                     continue
-                if "withdrawn" in told:
+                if "withdrawn" in record:
                     return None
-                step = int(told["step"])
+                step = int(record["step"])
                 if not step:
-                    remark = {**told.get("detail", {}), **remark}
+                    remark = {**record.get("detail", {}), **remark}
                     continue
                 if step == Step.REPORT and step in steps:
-                    continue  # where it went at last is told last; of the others the first holds
-                steps[step] = Event(Step(step), int(told["at_us"]), told.get("detail", {}))
-                if told.get("queue_id"):
-                    found["queue_id"] = told["queue_id"]
+                    continue  # the last report counts; of other steps, the first line
+                steps[step] = Event(Step(step), int(record["at_us"]), record.get("detail", {}))
+                if record.get("queue_id"):
+                    found["queue_id"] = record["queue_id"]
                 if step == Step.CREATED:
-                    found |= {name: told[name] for name in _FACTS if name in told}
-                    break  # its other steps come later in the file, and were seen
+                    found |= {name: record[name] for name in _FACTS if name in record}
+                    break  # its other steps are later in the file and were read before
         if not steps:
             return None
-        if remark and (noted := steps.get(Step.NOTIFIED)):
-            steps[Step.NOTIFIED] = replace(noted, detail={**noted.detail, **remark})
+        if remark and (notified := steps.get(Step.NOTIFIED)):
+            steps[Step.NOTIFIED] = replace(notified, detail={**notified.detail, **remark})
         found["steps"] = [steps[step].as_json() for step in sorted(steps)]
         return found
 
-    def _made_us(self, identifier: str) -> int | None:
-        """When an id was made, before which no line is about it; None if that is not known.
+    def _created_us(self, identifier: str) -> int | None:
+        """Return when an id was created, None if unknown; no earlier line concerns it.
 
-        An id from the future was made by a wrong clock, whose days come before those of now.
+        An id from the future was created under a wrong clock and says nothing.
         """
-        made_us = id_time_us(identifier)
-        return made_us if made_us is None or made_us <= self._clock.time_us() else None
+        created_us = id_time_us(identifier)
+        return created_us if created_us is None or created_us <= self._clock.time_us() else None
 
     def _find(self, key: str, account: str | None, limit: int) -> list[str]:
         found: dict[str, None] = {}
-        withdrawn: set[str] = set()  # said behind the steps, and so read before them
+        withdrawn: set[str] = set()  # written after the steps, so read before them
         lowered = key.lower()
-        plain = key != "last" and key.isascii()  # bytes know no other letters' small ones
+        plain = key != "last" and key.isascii()  # bytes.lower() changes ASCII only
         wanted = msgspec.json.encode(lowered)[1:-1] if plain else b""
-        made_us = None if "@" in key else self._made_us(key)
+        created_us = None if "@" in key else self._created_us(key)
         for path in self._files():
-            if made_us is not None and path.name[:10] < _day_of(made_us):
-                break  # an id is in no log of a day before its own
+            if created_us is not None and path.name[:10] < _day_of(created_us):
+                break  # no earlier log contains an id
             for line in _lines_backwards(path):
-                if wanted not in line.lower() or (told := _decoded(line)) is None:
+                if wanted not in line.lower() or (record := _decoded(line)) is None:
                     continue
-                if "account" not in told or account not in (None, told["account"]):
+                if "account" not in record or account not in (None, record["account"]):
                     continue
-                names = (told["submission_id"], told["graph_id"], told["message_id"])
-                people = (told["sender"], *told["recipients"])
-                if told["submission_id"] in withdrawn:
+                names = (record["submission_id"], record["graph_id"], record["message_id"])
+                addresses = (record["sender"], *record["recipients"])
+                if record["submission_id"] in withdrawn:
                     continue
-                if "withdrawn" in told:
-                    withdrawn.add(told["submission_id"])
-                elif key == "last" or key in names or lowered in map(str.lower, people):
-                    found[told["submission_id"]] = None
+                if "withdrawn" in record:
+                    withdrawn.add(record["submission_id"])
+                elif key == "last" or key in names or lowered in map(str.lower, addresses):
+                    found[record["submission_id"]] = None
                     if len(found) >= limit:
                         return list(found)
         return list(found)
 
     def _files(self) -> list[Path]:
-        """Newest day first."""
+        """Return the files, newest day first."""
         try:
             names = [path for path in self._directory.iterdir() if path.name[:1].isdigit()]
         except FileNotFoundError:
@@ -228,7 +228,7 @@ _FACTS = ("graph_id", "account", "sender", "message_id", "subject", "recipients"
 
 
 def _names(facts: SubmissionFacts) -> dict[str, Any]:
-    """What a submission can be found by."""
+    """Return the facts by which a submission can be found."""
     return {
         "graph_id": facts.graph_id,
         "account": facts.account,
@@ -245,16 +245,18 @@ def _day_of(time_us: int) -> str:
 
 def _decoded(line: bytes) -> dict[str, Any] | None:
     try:
-        told = msgspec.json.decode(line)
+        record = msgspec.json.decode(line)
     except msgspec.DecodeError:
         return None
-    return told if isinstance(told, dict) and "submission_id" in told and "step" in told else None
+    return (
+        record
+        if isinstance(record, dict) and "submission_id" in record and "step" in record
+        else None
+    )
 
 
 def _lines_backwards(path: Path) -> Iterator[bytes]:
-    """Yield a file's lines from the last to the first in bounded memory;
-    overlong lines are skipped.
-    """
+    """Yield the lines of a file from last to first, in bounded memory; skip overlong lines."""
     try:
         file = path.open("rb")
     except FileNotFoundError:  # pruned meanwhile
@@ -280,7 +282,7 @@ _DAY_CHARACTERS = 10
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedSubmission:
-    """A submission that was notified, when, and by whom."""
+    """A submission whose step 2 is recorded, and no end."""
 
     account: str
     draft_id: str
@@ -289,10 +291,7 @@ class UnfinishedSubmission:
 
 @dataclass(slots=True)
 class LoggedSubmissions:
-    """`accepted`: those whose step 4 is recorded, among the ones that were asked for.
-
-    `open`: by submission id, those that were notified and came to no end.
-    """
+    """`accepted`: requested submissions whose step 4 is recorded; `open`: the unfinished ones."""
 
     accepted: set[str] = field(default_factory=set)
     open: dict[str, UnfinishedSubmission] = field(default_factory=dict)
@@ -314,16 +313,18 @@ def _read_file(
     path: Path, found: LoggedSubmissions, ended: set[str], *, among: Collection[str]
 ) -> None:  # fmt: skip
     names: dict[str, tuple[str, str]] = {}
-    for told in _lines(path):
-        submission_id, step = str(told.get("submission_id")), told.get("step")
-        detail = told.get("detail") or {}
+    for record in _lines(path):
+        submission_id, step = str(record.get("submission_id")), record.get("step")
+        detail = record.get("detail") or {}
         if step == Step.CREATED:
-            names[submission_id] = str(told.get("account")), str(told.get("graph_id"))
+            names[submission_id] = str(record.get("account")), str(record.get("graph_id"))
         elif step == Step.NOTIFIED and submission_id in names:
             account, draft_id = names.pop(submission_id)
-            at_us = int(told.get("at_us", 0))
+            at_us = int(record.get("at_us", 0))
             found.open[submission_id] = UnfinishedSubmission(account, draft_id, at_us)
-        elif step in (Step.ACCEPTED, Step.REPORT) or told.get("withdrawn") or "cancelled" in detail:
+        elif (
+            step in (Step.ACCEPTED, Step.REPORT) or record.get("withdrawn") or "cancelled" in detail
+        ):
             ended.add(submission_id)
             if step == Step.ACCEPTED and submission_id in among:
                 found.accepted.add(submission_id)
@@ -337,15 +338,15 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with file:
         while line := file.readline(_READ_BYTES_MAX):
             try:
-                told = msgspec.json.decode(line)
+                record = msgspec.json.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 continue
-            if isinstance(told, dict):
-                yield told
+            if isinstance(record, dict):
+                yield record
 
 
 def _files(directory: Path) -> list[Path]:
-    """Oldest day first."""
+    """Return the files, oldest day first."""
     try:
         names = [path for path in directory.iterdir() if path.name[:1].isdigit()]
     except FileNotFoundError:

@@ -48,7 +48,7 @@ def clock():
 
 @pytest.fixture
 def checker(clock):
-    made = PasswordChecker(clock, chance=bytes)
+    made = PasswordChecker(clock, rng=bytes)
     yield made
     made.close()
 
