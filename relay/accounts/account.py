@@ -73,7 +73,7 @@ class AccountDirectory(Protocol):
     async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
         """Return the account that logs in from the address `client` ("" on a Unix socket), or None.
 
-        Argon2 runs in a bounded thread; successes are cached briefly. Raises LoginDelayedError if the
-        password is not checked now.
+        Argon2 runs in a bounded thread; successes are cached briefly. Raises LoginDelayedError if
+        the password is not checked now.
         """
         ...
