@@ -86,7 +86,12 @@ class QuotedPrintableCoding:
     def code(self, octets: bytes, *, last: bool) -> bytes:
         """See Coding: a cut inside a line becomes a soft line break."""
         coded = with_crlf(b2a_qp(octets, istext=True))
-        return coded if last or octets.endswith(b"\n") else coded + b"=\r\n"
+        if last or octets.endswith(b"\n"):
+            return coded
+        if len(coded) - coded.rfind(b"\n") > _LINE:
+            # No room for the "=". b2a_qp fills a line to 76 only with a literal character.
+            coded = coded[:-1] + b"=\r\n" + coded[-1:]
+        return coded + b"=\r\n"
 
 
 class RewrappedBase64:

@@ -49,7 +49,7 @@ def written(octets, coding):
 
 
 @given(TEXTS, st.sampled_from([57, 114, 57 * 1024]))
-def test_what_is_coded_is_read_back(octets, chunk_octets):
+def test_encoded_octets_decode_to_the_same(octets, chunk_octets):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer_encoding, "_CHUNK_OCTETS", chunk_octets)
         text = written(octets, CrlfCoding(keeps_nul=True))
@@ -69,6 +69,17 @@ def test_what_is_coded_is_read_back(octets, chunk_octets):
         for encoding, source in (("base64", coded), ("quoted-printable", quoted), ("8bit", octets)):
             wanted = text if encoding == "quoted-printable" else octets
             assert b"".join(decoded_blocks(MemoryOctets(source), encoding)) == wanted
+
+
+@pytest.mark.parametrize("octets_before", [0, 33, 75, 76])
+@pytest.mark.parametrize("repeated", [b"a", b"=", b"ab=", b"a ", b"\xc3\xbc", b"."])
+def test_a_quoted_printable_line_that_is_cut_has_at_most_76_characters(octets_before, repeated):
+    """A line longer than a chunk is cut between two chunks, with a soft break (RFC 2045 6.7)."""
+    text = b"x" * octets_before + b"\r\n" + (repeated * 200_000)[:200_000] + b"\r\nend"
+    made = recode(MemoryOctets(text), QuotedPrintableCoding())
+    quoted = made.read(0, made.size)
+    assert max(map(len, quoted.split(b"\r\n"))) <= 76
+    assert b"".join(decoded_blocks(MemoryOctets(quoted), "quoted-printable")) == text
 
 
 def base64_lines(octets):
