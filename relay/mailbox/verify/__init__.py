@@ -1,9 +1,7 @@
-"""`relay storage verify`: whether the store's files hold together, and mending what follows from
-others of them.
+"""`relay storage verify`: check the files of the mail store, and repair what other files imply.
 
-On the path: beside it; an operator asks, whether the relay runs or not.
-Touches: mailboxes, their indexes, and `.submissions/`; never the contents of a message.
-Promises: no mail is deleted: what nothing can be done with is put aside, and where is said.
+It checks mailboxes, their indexes and `.submissions/`. It neither changes the content of a message
+nor deletes mail: a file that cannot be repaired is moved to `.submissions/corrupt/`.
 """
 
 from relay.mailbox.verify.findings import StoreCounts, StoreFinding, StoreFindingKind

@@ -1,9 +1,7 @@
-"""One mailbox: its directories, its messages, its subscriptions and its index.
+"""Check one mailbox: its directories, messages, subscriptions and index.
 
-On the path: verifier.py goes through all mailboxes with it.
-Holds: memory grows with the ids of one folder; folders of other programs are folders as well.
-Fails: never; what cannot be read is a finding.
-Standards: Maildir++.
+Folders that other programs created are checked too. Memory grows with the number of messages in one
+folder. A file or directory that cannot be read is a finding, not an error. See Maildir++.
 """
 
 import stat
@@ -42,86 +40,90 @@ from relay.mailbox.verify.findings import (
     StoreCounts,
     StoreFault,
     StoreFindingKind,
-    made,
-    removed,
-    renamed,
+    create_directory,
+    remove_file,
+    rename_file,
 )
 
-_LOOKS = 3
-_SHOWN = 3
+_COMPARISONS = 3
+_DIFFERENCES_SHOWN = 3
 
 
 class IndexCheck:
-    """Checks indexes; `full` reads the header of every message, not of a sample."""
+    """Checks indexes; with `full` it reads the header of every message, not of a sample."""
 
-    def __init__(self, mender: Repairer, flight: QuietPeriod, *, clock: Clock, full: bool) -> None:
-        self._mender = mender
-        self._flight = flight
+    def __init__(
+        self, repairer: Repairer, quiet_period: QuietPeriod, *, clock: Clock, full: bool
+    ) -> None:
+        self._repairer = repairer
+        self._quiet_period = quiet_period
         self._clock = clock
         self._full = full
 
     def check(self, mailbox: Path) -> bool:
-        """Check a mailbox's index; return whether there is one."""
+        """Check a mailbox's index; return whether it exists."""
         path = index_path(mailbox)
         if not path.exists():
             return False
         try:
             check_file(mailbox, full=self._full)
-            found = self._persistent(mailbox)
+            found = self._lasting_differences(mailbox)
         except IndexDamagedError as error:
-            fault = StoreFault(
-                StoreFindingKind.DAMAGED_INDEX, path, str(error), "an index that can be read"
-            )
-            self._mender.settle(fault, self._made_anew(mailbox))
+            fault = StoreFault(StoreFindingKind.DAMAGED_INDEX, path, str(error), "a readable index")
+            self._repairer.handle(fault, self._rebuild_index(mailbox))
         except (IndexUnusableError, StoreError) as error:
-            fault = StoreFault(
-                StoreFindingKind.UNREADABLE, path, str(error), "an index that can be used"
-            )
-            self._mender.settle(fault)
+            fault = StoreFault(StoreFindingKind.UNREADABLE, path, str(error), "a usable index")
+            self._repairer.handle(fault)
         else:
             if found:
                 fault = StoreFault(
-                    StoreFindingKind.INDEX_MISMATCH, path, _told(found), "what the files say"
+                    StoreFindingKind.INDEX_MISMATCH,
+                    path,
+                    _summary(found),
+                    "the state of the files",
                 )
-                self._mender.settle(fault, self._made_anew(mailbox))
+                self._repairer.handle(fault, self._rebuild_index(mailbox))
         return True
 
-    def _persistent(self, mailbox: Path) -> list[Difference]:
-        """What differs every time: others may be at work in the mailbox meanwhile."""
+    def _lasting_differences(self, mailbox: Path) -> list[Difference]:
+        """Return the differences of every comparison; other processes may use the mailbox."""
         found = self._differences(mailbox)
-        for _ in range(_LOOKS - 1):
+        for _ in range(_COMPARISONS - 1):
             if not found:
                 break
-            self._flight.pass_by(self._clock.time_us() / 1_000_000)
+            self._quiet_period.wait_since(self._clock.time_us() / 1_000_000)
             found &= self._differences(mailbox)
         return sorted(found)
 
     def _differences(self, mailbox: Path) -> set[Difference]:
-        if self._mender.dry_run:
+        if self._repairer.dry_run:
             return compare_without_update(mailbox, full=self._full)
         return compare(mailbox, self._clock, full=self._full)
 
-    def _made_anew(self, mailbox: Path) -> Repair:
+    def _rebuild_index(self, mailbox: Path) -> Repair:
         def act() -> None:
             try:
                 rebuild(mailbox, self._clock)
             except StoreError as error:
                 raise OSError(str(error)) from error
 
-        return Repair("made anew", act)
+        return Repair("rebuilt", act)
 
 
-def keeper_of(mailbox: Path, message_id: str) -> Path | None:
-    """The file that has an id by the mailbox's index; None where there is none that tells."""
+def indexed_file(mailbox: Path, message_id: str) -> Path | None:
+    """Return the file that has an id in the mailbox's index; None without a usable index."""
     if index_path(mailbox).exists():
         with suppress(IndexDamagedError, IndexUnusableError):
             return find_file(mailbox, message_id)
     return None
 
 
-def _told(found: list[Difference]) -> str:
-    shown = "; ".join(f"{one.where}: {one.what}".removeprefix(": ") for one in found[:_SHOWN])
-    return shown if len(found) <= _SHOWN else f"{shown}; and {len(found) - _SHOWN} more"
+def _summary(found: list[Difference]) -> str:
+    shown = "; ".join(
+        f"{one.where}: {one.what}".removeprefix(": ") for one in found[:_DIFFERENCES_SHOWN]
+    )
+    more = len(found) - _DIFFERENCES_SHOWN
+    return shown if more <= 0 else f"{shown}; and {more} more"
 
 
 _SUBSCRIPTIONS = "subscriptions"
@@ -130,12 +132,15 @@ _TEXT = frozenset((0x09, 0x0A, 0x0D))
 
 
 class MailboxCheck:
-    """Checks mailboxes. `hostname` is for the names that copies get, `owner` the user of all."""
+    """Checks mailboxes.
+
+    `hostname` is used in new names of copies. `owner` is the expected owner of all files.
+    """
 
     def __init__(
         self,
-        mender: Repairer,
-        flight: QuietPeriod,
+        repairer: Repairer,
+        quiet_period: QuietPeriod,
         *,
         messages: MessageCheck,
         indexes: IndexCheck,
@@ -143,38 +148,38 @@ class MailboxCheck:
         hostname: str,
         owner: int,
     ) -> None:
-        self._mender = mender
-        self._flight = flight
+        self._repairer = repairer
+        self._quiet_period = quiet_period
         self._messages = messages
         self._indexes = indexes
         self._ids = ids
         self._hostname = hostname
         self._owner = owner
 
-    def check(self, mailbox: Path, tally: StoreCounts) -> bool:
-        """Check a mailbox; False where there is none."""
+    def check(self, mailbox: Path, counts: StoreCounts) -> bool:
+        """Check a mailbox; return False if there is none."""
         if not _is_mailbox(mailbox):
             return False
-        tally.mailboxes += 1
+        counts.mailboxes += 1
         self._readable(mailbox, lambda: self._check_directories(mailbox))
         self._readable(mailbox, lambda: self._check_owners(mailbox))
         self._readable(mailbox, lambda: self._check_folder_ids(mailbox))
-        self._readable(mailbox, lambda: self._check_messages(mailbox, tally))
+        self._readable(mailbox, lambda: self._check_messages(mailbox, counts))
         self._readable(mailbox, lambda: self._check_subscriptions(mailbox))
-        self._readable(mailbox, lambda: self._check_index(mailbox, tally))
+        self._readable(mailbox, lambda: self._check_index(mailbox, counts))
         return True
 
     def _readable(self, mailbox: Path, check: Callable[[], None]) -> None:
-        """Go on with the next check where one cannot read what it has to."""
+        """Run a check; report what it cannot read."""
         try:
             check()
         except (FileNotFoundError, NotADirectoryError):
-            return  # renamed or removed meanwhile, or told already
+            return  # renamed or removed meanwhile, or reported already
         except OSError as error:
             where = Path(str(error.filename or mailbox))
             found = error.strerror or str(error)
-            self._mender.settle(
-                StoreFault(StoreFindingKind.UNREADABLE, where, found, "what can be read")
+            self._repairer.handle(
+                StoreFault(StoreFindingKind.UNREADABLE, where, found, "readable files")
             )
 
     # -- directories
@@ -183,7 +188,7 @@ class MailboxCheck:
         for folder in _folders(mailbox):
             for path in (folder, *(folder / name for name in DIRECTORIES)):
                 if path.is_dir() and (fault := self._owner_fault(path)):
-                    self._mender.settle(fault)
+                    self._repairer.handle(fault)
 
     def _owner_fault(self, path: Path) -> StoreFault | None:
         status = path.stat()
@@ -192,7 +197,7 @@ class MailboxCheck:
             expected = f"{self._owner}, as the root's"
             return StoreFault(StoreFindingKind.OWNER, path, f"the user {status.st_uid}", expected)
         if permissions & 0o700 != 0o700 or permissions & 0o002:
-            expected = "a directory that its owner uses and not everybody writes"
+            expected = "usable by its owner, not writable by everybody"
             return StoreFault(StoreFindingKind.OWNER, path, f"mode {permissions:04o}", expected)
         return None
 
@@ -200,36 +205,41 @@ class MailboxCheck:
         for folder in _folders(mailbox):
             missing = [name for name in DIRECTORIES if not (folder / name).is_dir()]
             is_marked = folder == mailbox or (folder / MARKER).exists()
-            if (not missing and is_marked) or not self._flight.land(folder):
+            if (not missing and is_marked) or not self._quiet_period.wait_until_unchanged(folder):
                 continue
-            for name in missing:  # cur/ last: it makes a folder of the directory
+            for name in missing:  # cur/ last: it makes the directory a folder
                 path = folder / name
                 if not path.is_dir():
                     fault = StoreFault(
-                        StoreFindingKind.MISSING_DIRECTORY, path, _found(path), "a directory"
+                        StoreFindingKind.MISSING_DIRECTORY, path, _what_exists(path), "a directory"
                     )
-                    if _found(path) == "nothing" or self._aside(fault):
-                        self._mender.settle(fault, made(path))
+                    if _what_exists(path) == "nothing" or self._move_away(fault):
+                        self._repairer.handle(fault, create_directory(path))
             if not is_marked and not (folder / MARKER).exists():
                 marker = folder / MARKER
                 fault = StoreFault(
-                    StoreFindingKind.MISSING_MARKER, marker, "nothing", "the mark of a folder"
+                    StoreFindingKind.MISSING_MARKER, marker, "nothing", "the marker of a folder"
                 )
-                self._mender.settle(fault, _written(marker, b""))
+                self._repairer.handle(fault, _create_file(marker, b""))
 
-    def _aside(self, fault: StoreFault) -> bool:
-        """Put what is in a directory's place aside."""
-        return self._mender.settle(fault, self._mender.move_to_corrupt(fault.where, is_whole=True))
+    def _move_away(self, fault: StoreFault) -> bool:
+        """Move a file that has the name of a directory to corrupt/."""
+        return self._repairer.handle(
+            fault, self._repairer.move_to_corrupt(fault.where, is_complete=True)
+        )
 
     def _check_folder_ids(self, mailbox: Path) -> None:
         for folder in list_folders(mailbox):
             marked = read_folder_id(folder.path) if folder.well_known is None else ""
             if marked and marked != folder.id:
-                self._settle_folder_id(folder, marked)
+                self._replace_folder_id(folder, marked)
 
-    def _settle_folder_id(self, folder: Folder, marked: str) -> None:
+    def _replace_folder_id(self, folder: Folder, marked: str) -> None:
         marker = folder.path / MARKER
-        if not self._flight.land(marker) or read_folder_id(folder.path) != marked:
+        if (
+            not self._quiet_period.wait_until_unchanged(marker)
+            or read_folder_id(folder.path) != marked
+        ):
             return
         fault = StoreFault(
             StoreFindingKind.SHARED_FOLDER_ID,
@@ -237,106 +247,110 @@ class MailboxCheck:
             f"{marked}, which another folder has",
             folder.id,
         )
-        cure = Repair("written anew", lambda: write_folder_id(folder.path, folder.id))
-        self._mender.settle(fault, cure)
+        repair = Repair("rewritten", lambda: write_folder_id(folder.path, folder.id))
+        self._repairer.handle(fault, repair)
 
     # -- messages
 
-    def _check_messages(self, mailbox: Path, tally: StoreCounts) -> None:
+    def _check_messages(self, mailbox: Path, counts: StoreCounts) -> None:
         for folder in list_folders(mailbox):
-            self._check_folder(mailbox, folder, tally)
+            self._check_folder(mailbox, folder, counts)
 
-    def _check_folder(self, mailbox: Path, folder: Folder, tally: StoreCounts) -> None:
+    def _check_folder(self, mailbox: Path, folder: Folder, counts: StoreCounts) -> None:
         known: set[str] = set()
         shared: set[str] = set()
 
-        def take(name: MessageName) -> None:
+        def on_name(name: MessageName) -> None:
             if name.message_id in known:
                 shared.add(name.message_id)
             elif name.base_name:
                 known.add(name.message_id)
 
         def check(directory: Path) -> None:
-            tally.messages += self._messages.check(directory, take)
+            counts.messages += self._messages.check(directory, on_name)
 
         new, cur, tmp = (folder.path / name for name in ("new", "cur", "tmp"))
         self._readable(new, partial(check, new))
         self._readable(cur, partial(check, cur))
-        self._readable(tmp, partial(self._messages.check_leftovers, tmp))
+        self._readable(tmp, partial(self._messages.check_stale_files, tmp))
         if shared:
-            self._settle_shared(mailbox, folder, shared)
+            self._check_shared_ids(mailbox, folder, shared)
 
-    def _settle_shared(self, mailbox: Path, folder: Folder, shared: set[str]) -> None:
-        """Let one file of a folder have each id, once what was on its way to a new name has it.
+    def _check_shared_ids(self, mailbox: Path, folder: Folder, shared: set[str]) -> None:
+        """Leave each id to one file of a folder, after renames in progress have ended.
 
-        In another folder it may have the same name: IMAP servers copy so.
+        A file in another folder may have the same name: some IMAP servers copy in this way.
         """
         for _, path in list(_with_ids(folder, shared)):
-            self._flight.land(path)
-        files: dict[str, list[tuple[MessageName, Path]]] = {}
+            self._quiet_period.wait_until_unchanged(path)
+        by_id: dict[str, list[tuple[MessageName, Path]]] = {}
         for name, path in _with_ids(folder, shared):
-            files.setdefault(name.message_id, []).append((name, path))
-        for message_id, those in files.items():
-            if len(those) > 1:
-                self._settle_one_id(keeper_of(mailbox, message_id), folder, those)
+            by_id.setdefault(name.message_id, []).append((name, path))
+        for message_id, files in by_id.items():
+            if len(files) > 1:
+                self._separate(indexed_file(mailbox, message_id), folder, files)
 
-    def _settle_one_id(
-        self, keeper: Path | None, folder: Folder, those: list[tuple[MessageName, Path]]
+    def _separate(
+        self, indexed: Path | None, folder: Folder, files: list[tuple[MessageName, Path]]
     ) -> None:
-        highest = max(name.generation for name, _ in those)
+        highest = max(name.generation for name, _ in files)
         rest = []
-        for name, path in those:
+        for name, path in files:
             if name.generation < highest and is_draft_file(name.flags, folder):
-                found = f"generation {name.generation} beside {highest}"
+                found = f"generation {name.generation} and {highest}"
                 fault = StoreFault(
-                    StoreFindingKind.SUPERSEDED_DRAFT, path, found, "the newest of a draft alone"
+                    StoreFindingKind.SUPERSEDED_DRAFT, path, found, "only the newest generation"
                 )
-                self._mender.settle(fault, self._mender.move_to_corrupt(path, is_whole=True))
+                self._repairer.handle(fault, self._repairer.move_to_corrupt(path, is_complete=True))
             elif path.exists():
                 rest.append((name, path))
-        rest.sort(key=lambda one: _likeness(one[1], keeper))
+        rest.sort(key=lambda one: _keep_order(one[1], indexed))
         for name, path in rest[1:]:
             kept = rest[0][1]
-            fault = StoreFault(
-                StoreFindingKind.SHARED_ID, path, f"the id of {kept}", "an id of its own"
+            fault = StoreFault(StoreFindingKind.SHARED_ID, path, f"the id of {kept}", "its own id")
+            is_second_name = name.base_name == _base_name(kept) and path.samefile(kept)
+            self._repairer.handle(
+                fault, remove_file(path) if is_second_name else self._new_name(name, path)
             )
-            is_second_name = name.base_name == parse_base_name(kept) and path.samefile(kept)
-            self._mender.settle(fault, removed(path) if is_second_name else self._own(name, path))
 
-    def _own(self, name: MessageName, path: Path) -> Repair:
-        """Give a copy a name of its own."""
+    def _new_name(self, name: MessageName, path: Path) -> Repair:
+        """Return the repair that gives a copy its own name."""
         base_name = make_base_name(
             delivered_id(self._ids.new()),
             1,
             time_us=name.seconds * 1_000_000,
             hostname=self._hostname,
         )
-        return renamed(path, path.with_name(base_name + name.file_name[len(name.base_name) :]))
+        return rename_file(path, path.with_name(base_name + name.file_name[len(name.base_name) :]))
 
-    # -- beside the messages
+    # -- subscriptions and index
 
     def _check_subscriptions(self, mailbox: Path) -> None:
         path = mailbox / _SUBSCRIPTIONS
         found = _subscriptions_fault(path)
-        if not found or not self._flight.land(path) or not _subscriptions_fault(path):
+        if (
+            not found
+            or not self._quiet_period.wait_until_unchanged(path)
+            or not _subscriptions_fault(path)
+        ):
             return
-        aside = self._mender.move_to_corrupt(path)
+        moved = self._repairer.move_to_corrupt(path)
         directories = [one.path.name for one in list_folders(mailbox) if one.path != mailbox]
 
         def act() -> None:
-            aside.act()
+            moved.act()
             resubscribe(mailbox, added=directories)
 
         fault = StoreFault(StoreFindingKind.SUBSCRIPTIONS, path, found, "lines of text")
-        cure = Repair(f"{aside.text}, and made anew with all folders", act)
-        self._mender.settle(fault, cure)
+        repair = Repair(f"{moved.text}, and created again with all folders", act)
+        self._repairer.handle(fault, repair)
 
-    def _check_index(self, mailbox: Path, tally: StoreCounts) -> None:
-        tally.indexes += self._indexes.check(mailbox)
+    def _check_index(self, mailbox: Path, counts: StoreCounts) -> None:
+        counts.indexes += self._indexes.check(mailbox)
 
 
-def parse_base_name(path: Path) -> str:
-    """The base name of a message's file, `,S=` apart."""
+def _base_name(path: Path) -> str:
+    """Return the base name of a message's file, without `,S=`."""
     name = parse_name(path.name)
     return name.base_name if name else ""
 
@@ -349,7 +363,7 @@ def _is_mailbox(path: Path) -> bool:
 
 
 def _folders(mailbox: Path) -> Iterator[Path]:
-    """The directories that are folders, or were to be."""
+    """Yield the directories that are folders, also incomplete ones."""
     yield mailbox
     for name in sorted(list_names(mailbox)):
         if name.startswith(".") and not name.startswith("..") and _is_folder(mailbox / name):
@@ -368,15 +382,18 @@ def _with_ids(folder: Folder, message_ids: set[str]) -> Iterator[tuple[MessageNa
                 yield name, directory / file_name
 
 
-def _likeness(path: Path, keeper: Path | None) -> tuple[bool, bool, bool, float, str]:
-    """Sorts first what keeps the id: the index's, a note's draft, in cur/, the oldest."""
+def _keep_order(path: Path, indexed: Path | None) -> tuple[bool, bool, bool, float, str]:
+    """Return a sort key; the first file keeps the id.
+
+    It is the indexed one, then a submitted draft, then one in cur/, then the oldest.
+    """
     status = path.stat()
     is_alone = status.st_nlink == 1
-    return path != keeper, is_alone, path.parent.name == "new", status.st_mtime, str(path)
+    return path != indexed, is_alone, path.parent.name == "new", status.st_mtime, str(path)
 
 
 def _subscriptions_fault(path: Path) -> str:
-    """What is wrong with the file, "" if nothing is, or if there is none."""
+    """Return the fault of the file, "" if there is none or no file."""
     try:
         with path.open("rb") as file:
             content = file.read(_SUBSCRIPTIONS_BYTES_MAX + 1)
@@ -390,13 +407,13 @@ def _subscriptions_fault(path: Path) -> str:
     return "" if odd is None else f"an octet {odd}"
 
 
-def _found(path: Path) -> str:
+def _what_exists(path: Path) -> str:
     return "something else" if path.is_symlink() or path.exists() else "nothing"
 
 
-def _written(path: Path, content: bytes) -> Repair:
+def _create_file(path: Path, content: bytes) -> Repair:
     def act() -> None:
-        remove(path)  # a link that leads nowhere
+        remove(path)  # a dangling symbolic link
         write_synced(path, content)
 
-    return Repair("made", act)
+    return Repair("created", act)

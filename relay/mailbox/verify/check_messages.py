@@ -1,17 +1,15 @@
-"""The files of one directory of a folder: whether each is a message, and named as it should be.
+"""Check the message files of a folder's directory: content, owner and name.
 
-On the path: mailboxes.py goes through the folders with it.
-Holds: what is wrong with a file is decided by pure functions of what was seen of it; what is seen
-once is looked at again before it counts.
-Fails: OSError when the directory cannot be read.
-Standards: Maildir (new/ has no flags); Maildir++ (`,S=`); docs/design.md 3.
+file_faults() is a pure function of a file's name and status. A file with a fault is checked again
+when it has not changed for 2 s; only then the fault counts. Raises OSError if the directory cannot
+be read. See Maildir (new/ has no flags), Maildir++ (`,S=`) and docs/design.md 3.
 """
 
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from relay.files import OpenOctets
@@ -24,8 +22,8 @@ from relay.mailbox.verify.findings import (
     Repairer,
     StoreFault,
     StoreFindingKind,
-    removed,
-    renamed,
+    remove_file,
+    rename_file,
 )
 from relay.mime.draft import (
     FIRST_FIELD_BYTES,
@@ -35,7 +33,7 @@ from relay.mime.draft import (
 )
 
 _SIZE = re.compile(r",S=\d+")
-_SIZE_OF_LINES = re.compile(r",W=\d+")  # Dovecot's, of the size with CRLF: wrong where S is
+_SIZE_OF_LINES = re.compile(r",W=\d+")  # Dovecot's size with CRLF: wrong if S is wrong
 _BLOCK_BYTES_READ = 1 << 20
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -49,78 +47,81 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class FileStatus:
-    """What there is under a message's name. `trouble`: why it cannot be read; `is_broken_draft`:
-    it begins with a private block that does not hold together.
+    """The status of a file. `read_error` is "" if the file can be read.
+
+    With `is_broken_draft` it begins with an invalid private block.
     """
 
     mode: int
     owner: int
     size_bytes: int
-    trouble: str = ""
+    read_error: str = ""
     is_broken_draft: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class FileFault:
-    """What is wrong with a file. `name` is the one that it should have, in cur/ if `to_cur`."""
+    """A fault of a file. `name` is the correct name, in cur/ if `to_cur`; "" is no change."""
 
     kind: StoreFindingKind
     found: str
     expected: str
     name: str = ""
     to_cur: bool = False
-    is_to_go: bool = False  # out of the mailbox
-    is_lost: bool = False  # something of it, whatever is done
+    is_unusable: bool = False  # move it out of the mailbox
+    loses_data: bool = False  # also if it is repaired
 
 
 def file_faults(
-    name: MessageName, seen: FileStatus, *, in_new: bool, owner: int
+    name: MessageName, status: FileStatus, *, in_new: bool, owner: int
 ) -> Iterator[FileFault]:
-    """Say what is wrong with a file; `owner` is whose it should be."""
-    if not stat.S_ISREG(seen.mode):
-        found = _KINDS.get(stat.S_IFMT(seen.mode), "something else")
-        yield FileFault(StoreFindingKind.NOT_A_FILE, found, "a message's file", is_to_go=True)
+    """Yield the faults of a file; `owner` is the expected owner."""
+    if not stat.S_ISREG(status.mode):
+        found = _KINDS.get(stat.S_IFMT(status.mode), "something else")
+        yield FileFault(StoreFindingKind.NOT_A_FILE, found, "a message's file", is_unusable=True)
         return
-    if seen.trouble:
-        yield FileFault(StoreFindingKind.UNREADABLE, seen.trouble, "a file that can be read")
-    elif seen.is_broken_draft:
-        found = f"{seen.size_bytes} bytes, and a private block that does not fit them"
+    if status.read_error:
+        yield FileFault(StoreFindingKind.UNREADABLE, status.read_error, "a file that can be read")
+    elif status.is_broken_draft:
+        found = f"{status.size_bytes} bytes, and a private block that does not match them"
         yield FileFault(
-            StoreFindingKind.BROKEN_DRAFT, found, "a whole draft", is_to_go=True, is_lost=True
+            StoreFindingKind.BROKEN_DRAFT, found, "a whole draft", is_unusable=True, loses_data=True
         )
         return
-    elif not seen.size_bytes:
+    elif not status.size_bytes:
         yield FileFault(
-            StoreFindingKind.EMPTY_FILE, "no octets", "a message", is_to_go=True, is_lost=True
+            StoreFindingKind.EMPTY_FILE, "no octets", "a message", is_unusable=True, loses_data=True
         )
         return
-    yield from _owner_wrongs(seen, owner)
-    yield from _name_wrongs(name, seen, in_new=in_new)
+    yield from _owner_faults(status, owner)
+    yield from _name_faults(name, status, in_new=in_new)
 
 
-def _owner_wrongs(seen: FileStatus, owner: int) -> Iterator[FileFault]:
-    permissions = stat.S_IMODE(seen.mode)
-    if seen.owner != owner:
-        yield FileFault(StoreFindingKind.OWNER, f"the user {seen.owner}", f"{owner}, as the root's")
+def _owner_faults(status: FileStatus, owner: int) -> Iterator[FileFault]:
+    permissions = stat.S_IMODE(status.mode)
+    if status.owner != owner:
+        yield FileFault(
+            StoreFindingKind.OWNER, f"the user {status.owner}", f"{owner}, as the root's"
+        )
     elif not permissions & 0o400 or permissions & 0o002:
-        expected = "a file that its owner reads and not everybody writes"
+        expected = "readable by its owner, not writable by everybody"
         yield FileFault(StoreFindingKind.OWNER, f"mode {permissions:04o}", expected)
 
 
-def _name_wrongs(name: MessageName, seen: FileStatus, *, in_new: bool) -> Iterator[FileFault]:
+def _name_faults(name: MessageName, status: FileStatus, *, in_new: bool) -> Iterator[FileFault]:
     is_misplaced = in_new and bool(name.flags)
-    has_size = name.size is None or name.size == seen.size_bytes
-    right = name.file_name if has_size else _sized(name, seen.size_bytes)
+    has_size = name.size is None or name.size == status.size_bytes
+    right = name.file_name if has_size else _sized(name, status.size_bytes)
     if not has_size:
         assert name.size is not None
-        is_short = seen.size_bytes < name.size and is_relay_name(name.file_name)
+        is_short = status.size_bytes < name.size and is_relay_name(name.file_name)
         yield FileFault(
             StoreFindingKind.TRUNCATED if is_short else StoreFindingKind.WRONG_SIZE,
-            f"{seen.size_bytes} bytes",
+            f"{status.size_bytes} bytes",
             f"{name.size}, as its name says",
             name=right,
             to_cur=is_misplaced,
-            is_lost=is_short,
+            loses_data=is_short,
         )
     elif is_misplaced:
         found = f"flags {name.flags} in new/"
@@ -136,16 +137,18 @@ def _sized(name: MessageName, size_bytes: int) -> str:
 
 
 class MessageCheck:
-    """Checks directories of messages; `full` reads every octet."""
+    """Checks directories of messages; with `full` it reads every octet."""
 
-    def __init__(self, mender: Repairer, flight: QuietPeriod, *, owner: int, full: bool) -> None:
-        self._mender = mender
-        self._flight = flight
+    def __init__(
+        self, repairer: Repairer, quiet_period: QuietPeriod, *, owner: int, full: bool
+    ) -> None:
+        self._repairer = repairer
+        self._quiet_period = quiet_period
         self._owner = owner
         self._full = full
 
-    def check(self, directory: Path, take: Callable[[MessageName], None]) -> int:
-        """Check new/ or cur/; `take` gets every name. Return how many there are."""
+    def check(self, directory: Path, on_name: Callable[[MessageName], None]) -> int:
+        """Check new/ or cur/, and call `on_name` with every name. Return the number of files."""
         suspects = []
         count = 0
         with os.scandir(directory) as entries:
@@ -154,21 +157,21 @@ class MessageCheck:
                 if name is None:
                     continue
                 count += 1
-                take(name)
-                if not name.base_name or self._wrongs(directory, name):
+                on_name(name)
+                if not name.base_name or self._faults(directory, name):
                     suspects.append(name)
         for name in suspects:
-            if self._flight.land(directory / name.file_name):
-                self._settle(directory, name)
+            if self._quiet_period.wait_until_unchanged(directory / name.file_name):
+                self._repair(directory, name)
         return count
 
-    def check_leftovers(self, directory: Path) -> None:
-        """Remove what lies in a tmp/ since long: nobody will finish it."""
+    def check_stale_files(self, directory: Path) -> None:
+        """Remove files that have been in tmp/ for 36 hours."""
         with os.scandir(directory) as entries:
             for entry in entries:
                 path = directory / entry.name
                 status = path.lstat()
-                age_s = self._flight.age_s(status.st_ctime)
+                age_s = self._quiet_period.age_s(status.st_ctime)
                 if age_s < STALE_S:
                     continue
                 fault = StoreFault(
@@ -178,60 +181,58 @@ class MessageCheck:
                     "at most 36",
                 )
                 is_directory = stat.S_ISDIR(status.st_mode)
-                cure = (
-                    self._mender.move_to_corrupt(path, is_whole=True)
+                repair = (
+                    self._repairer.move_to_corrupt(path, is_complete=True)
                     if is_directory
-                    else removed(path)
+                    else remove_file(path)
                 )
-                self._mender.settle(fault, cure)
+                self._repairer.handle(fault, repair)
 
-    def _settle(self, directory: Path, name: MessageName) -> None:
+    def _repair(self, directory: Path, name: MessageName) -> None:
         path = directory / name.file_name
         if not name.base_name:
             fault = StoreFault(
                 StoreFindingKind.NO_BASE_NAME, path, "a name without a base", "a name of its own"
             )
-            self._mender.settle(fault, self._mender.move_to_corrupt(path))
+            self._repairer.handle(fault, self._repairer.move_to_corrupt(path))
             return
-        for wrong in self._wrongs(directory, name):
-            fault = StoreFault(wrong.kind, path, wrong.found, wrong.expected)
-            self._mender.settle(fault, self._cure(path, wrong))
+        for file_fault in self._faults(directory, name):
+            fault = StoreFault(file_fault.kind, path, file_fault.found, file_fault.expected)
+            self._repairer.handle(fault, self._repair_of(path, file_fault))
 
-    def _cure(self, path: Path, wrong: FileFault) -> Repair | None:
-        if wrong.is_to_go:
-            return self._mender.move_to_corrupt(path, is_whole=not wrong.is_lost)
-        if not wrong.name:
+    def _repair_of(self, path: Path, file_fault: FileFault) -> Repair | None:
+        if file_fault.is_unusable:
+            return self._repairer.move_to_corrupt(path, is_complete=not file_fault.loses_data)
+        if not file_fault.name:
             return None
-        directory = path.parent.parent / "cur" if wrong.to_cur else path.parent
-        return renamed(path, directory / wrong.name, is_whole=not wrong.is_lost)
+        directory = path.parent.parent / "cur" if file_fault.to_cur else path.parent
+        return rename_file(path, directory / file_fault.name, is_complete=not file_fault.loses_data)
 
-    def _wrongs(self, directory: Path, name: MessageName) -> list[FileFault]:
+    def _faults(self, directory: Path, name: MessageName) -> list[FileFault]:
         in_new = directory.name == "new"
         try:
-            seen = self._see(directory / name.file_name)
+            status = self._status(directory / name.file_name)
         except FileNotFoundError:
             return []
-        return list(file_faults(name, seen, in_new=in_new, owner=self._owner))
+        return list(file_faults(name, status, in_new=in_new, owner=self._owner))
 
-    def _see(self, path: Path) -> FileStatus:
-        status = path.lstat()
-        seen = FileStatus(status.st_mode, status.st_uid, status.st_size)
-        if not stat.S_ISREG(status.st_mode):
-            return seen
+    def _status(self, path: Path) -> FileStatus:
+        found = path.lstat()
+        status = FileStatus(found.st_mode, found.st_uid, found.st_size)
+        if not stat.S_ISREG(found.st_mode):
+            return status
         try:
-            is_broken = _is_broken(path, full=self._full)
+            return replace(status, is_broken_draft=_is_broken(path, full=self._full))
         except FileNotFoundError:
             raise
         except OSError as error:
-            trouble = error.strerror or str(error)
-            return FileStatus(seen.mode, seen.owner, seen.size_bytes, trouble=trouble)
-        return FileStatus(seen.mode, seen.owner, seen.size_bytes, is_broken_draft=is_broken)
+            return replace(status, read_error=error.strerror or str(error))
 
 
 def _is_broken(path: Path, *, full: bool) -> bool:
-    """Read a file, or its beginning; return whether it is a draft of ours that is not whole.
+    """Read a file, or its beginning; return whether it is an incomplete draft of the store.
 
-    A foreign file may begin as it likes. Raises OSError.
+    A file of another program may begin in any way. Raises OSError.
     """
     with open_message(path) as file:
         head = file.read(FIRST_FIELD_BYTES)

@@ -1,10 +1,8 @@
-"""The notes of submitted drafts, and the store's log: whether each submission has what it needs.
+"""Check pending submissions against their drafts, accounts and the submission log; check uploads.
 
-On the path: verifier.py, before the mailboxes.
-Holds: nothing that pickup or a start would do is done here, so that nobody's work is met: a note is
-put aside only when it cannot be read, as pickup would.
-Fails: OSError when a directory cannot be read.
-Standards: docs/design.md 1.
+The check leaves to pickup and to the start of a relay what they do, because they may run at the
+same time: like pickup, it moves only unreadable submissions to corrupt/. Raises OSError if a
+directory cannot be read. See docs/design.md 1.
 """
 
 import re
@@ -28,17 +26,17 @@ from relay.mailbox.verify.findings import (
     StoreFault,
     StoreFindingKind,
     SubmissionCounts,
-    named,
-    removed,
+    add_name,
+    remove_file,
     shown,
 )
 
 _PREPARED = re.compile(r"[0-9a-z]{16}\.\d{1,20}[+~]?")
-_IN_WORK_S = 60.0
+_IN_PROGRESS_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Note:
+class _SubmissionFile:
     path: Path
     submission_id: str
     account: str
@@ -46,43 +44,43 @@ class _Note:
 
 
 class SubmissionCheck:
-    """Checks `.submissions`; only what `accounts` sent where it is not None."""
+    """Checks `.submissions/`, or only the submissions of `accounts` if that is not None."""
 
     def __init__(
         self,
         root: Path,
-        notes: SubmissionDirectory,
-        mender: Repairer,
+        submissions: SubmissionDirectory,
+        repairer: Repairer,
         *,
-        flight: QuietPeriod,
+        quiet_period: QuietPeriod,
         is_account: Callable[[str], bool],
         accounts: Collection[str] | None,
     ) -> None:
         self._root = root
-        self._notes = notes
-        self._mender = mender
-        self._flight = flight
+        self._directory = submissions
+        self._repairer = repairer
+        self._quiet_period = quiet_period
         self._is_account = is_account
         self._accounts = accounts
 
-    def check(self, tally: SubmissionCounts) -> None:
-        """Check the notes; raise OSError."""
-        notes = [*self._read(self._notes.ready), *self._read(self._notes.deferred)]
+    def check(self, counts: SubmissionCounts) -> None:
+        """Check the submissions. Raises OSError."""
+        submissions = [*self._read(self._directory.ready), *self._read(self._directory.deferred)]
         if self._accounts is not None:
-            notes = [one for one in notes if one.account in self._accounts]
-        for note in notes:
-            if note.path.parent == self._notes.ready:
-                tally.ready += 1
+            submissions = [one for one in submissions if one.account in self._accounts]
+        for submission in submissions:
+            if submission.path.parent == self._directory.ready:
+                counts.ready += 1
             else:
-                tally.scheduled += 1
-        self._check_prepared(tally)
-        for name in sorted(list_names(self._mender.corrupt)):
-            named(tally.corrupt, shown(self._mender.corrupt / name))
-        self._check_accounts(notes)
-        self._check_drafts(notes, tally)
-        self._check_log({one.submission_id: one for one in notes}, tally)
+                counts.scheduled += 1
+        self._check_preparing(counts)
+        for name in sorted(list_names(self._repairer.corrupt)):
+            add_name(counts.corrupt, shown(self._repairer.corrupt / name))
+        self._check_accounts(submissions)
+        self._check_drafts(submissions, counts)
+        self._check_log({one.submission_id: one for one in submissions}, counts)
 
-    def _read(self, directory: Path) -> Iterator[_Note]:
+    def _read(self, directory: Path) -> Iterator[_SubmissionFile]:
         for name in sorted(list_names(directory)):
             path = directory / name
             match = NOTE_NAME.fullmatch(name)
@@ -90,11 +88,13 @@ class SubmissionCheck:
                 fault = StoreFault(
                     StoreFindingKind.SUBMISSION_NAME,
                     path,
-                    "a name that is no note's",
+                    "not the name of a submission",
                     "ID.NUMBER@TIME",
                 )
-                if self._flight.land(path):
-                    self._mender.settle(fault, self._mender.move_to_corrupt(path, is_whole=True))
+                if self._quiet_period.wait_until_unchanged(path):
+                    self._repairer.handle(
+                        fault, self._repairer.move_to_corrupt(path, is_complete=True)
+                    )
                 continue
             try:
                 block = read_block_of(path) if path.is_file() else None
@@ -102,79 +102,90 @@ class SubmissionCheck:
                 continue
             except OSError as error:
                 found = error.strerror or str(error)
-                self._mender.settle(StoreFault(StoreFindingKind.UNREADABLE, path, found, "a note"))
+                self._repairer.handle(
+                    StoreFault(StoreFindingKind.UNREADABLE, path, found, "a submission")
+                )
                 continue
             if block is not None:
                 submission_id = f"{match[1]}.{match[2]}"
-                yield _Note(path, submission_id, block.origin.account, block.origin.base_name)
-            elif self._flight.land(path):
+                yield _SubmissionFile(
+                    path, submission_id, block.origin.account, block.origin.base_name
+                )
+            elif self._quiet_period.wait_until_unchanged(path):
                 fault = StoreFault(
                     StoreFindingKind.BROKEN_SUBMISSION,
                     path,
                     "no private block",
-                    "a draft's beginning",
+                    "the beginning of a draft",
                 )
-                self._mender.settle(fault, self._mender.move_to_corrupt(path))
+                self._repairer.handle(fault, self._repairer.move_to_corrupt(path))
 
-    def _check_prepared(self, tally: SubmissionCounts) -> None:
-        """Count requests that go on; a start sees to what a crash left, and knows the drafts."""
-        for name in sorted(list_names(self._notes.preparing)):
-            path = self._notes.preparing / name
+    def _check_preparing(self, counts: SubmissionCounts) -> None:
+        """Count requests in progress; the start of a relay cleans up after a crash."""
+        for name in sorted(list_names(self._directory.preparing)):
+            path = self._directory.preparing / name
             if _PREPARED.fullmatch(name) is None:
-                if self._flight.land(path):
+                if self._quiet_period.wait_until_unchanged(path):
                     fault = StoreFault(
                         StoreFindingKind.SUBMISSION_NAME,
                         path,
-                        "a name that is no note's",
+                        "not the name of a submission",
                         "ID.NUMBER",
                     )
-                    self._mender.settle(fault, self._mender.move_to_corrupt(path, is_whole=True))
+                    self._repairer.handle(
+                        fault, self._repairer.move_to_corrupt(path, is_complete=True)
+                    )
                 continue
             try:
                 status = path.lstat()
             except FileNotFoundError:
                 continue
-            tally.preparing += 1
-            age_s = self._flight.age_s(status.st_ctime)
+            counts.preparing += 1
+            age_s = self._quiet_period.age_s(status.st_ctime)
             if age_s >= STALE_S and status.st_nlink == 1:
                 found = f"untouched for {age_s / 3600:.0f} hours"
-                self._mender.settle(
+                self._repairer.handle(
                     StoreFault(StoreFindingKind.STALE_FILE, path, found, "at most 36"),
-                    removed(path),
+                    remove_file(path),
                 )
 
-    def _check_accounts(self, notes: list[_Note]) -> None:
-        for note in notes:
-            if not self._is_account(note.account) and note.path.exists():
+    def _check_accounts(self, submissions: list[_SubmissionFile]) -> None:
+        for submission in submissions:
+            if not self._is_account(submission.account) and submission.path.exists():
                 fault = StoreFault(
-                    StoreFindingKind.NO_ACCOUNT, note.path, note.account, "a note of an account"
+                    StoreFindingKind.NO_ACCOUNT,
+                    submission.path,
+                    submission.account,
+                    "an existing account",
                 )
-                self._mender.settle(fault)
+                self._repairer.handle(fault)
 
-    def _check_drafts(self, notes: list[_Note], tally: SubmissionCounts) -> None:
-        """Look for the draft of each note, and whether that is the note's file."""
-        of_account: dict[str, dict[str, _Note]] = {}
-        for note in notes:
-            of_account.setdefault(note.account, {})[note.base_name] = note
+    def _check_drafts(self, submissions: list[_SubmissionFile], counts: SubmissionCounts) -> None:
+        """Find the draft of each submission, and check that both are one file."""
+        of_account: dict[str, dict[str, _SubmissionFile]] = {}
+        for submission in submissions:
+            of_account.setdefault(submission.account, {})[submission.base_name] = submission
         for account, wanted in of_account.items():
             for path in self._drafts(account, wanted):
-                base_name = _stem_of(path.name)
-                note = wanted.pop(base_name)
-                self._check_link(note, path)
-            for note in wanted.values():
-                change = self._notes.preparing / f"{note.submission_id}+"  # a start puts it there
-                if note.path.exists() and not change.exists():
-                    named(tally.without_draft, note.submission_id)
+                base_name = _base_name_of(path.name)
+                submission = wanted.pop(base_name)
+                self._check_link(submission, path)
+            for submission in wanted.values():
+                change = (
+                    self._directory.preparing / f"{submission.submission_id}+"
+                )  # the next start puts it into Drafts
+                if submission.path.exists() and not change.exists():
+                    add_name(counts.without_draft, submission.submission_id)
 
     def _drafts(self, account: str, wanted: Collection[str]) -> Iterator[Path]:
-        """The files with these base names in a mailbox, each once: in Drafts, or wherever."""
+        """Yield the files with these base names in a mailbox, each once; search Drafts first."""
         left = set(wanted)
         for folder in self._folders(account):
             for directory in (folder / "new", folder / "cur"):
                 if not left:
                     return
                 for name in list_names(directory):
-                    if (base_name := _stem_of(name)) in left:
+                    if (base_name := _base_name_of(name)) in left:
                         left.discard(base_name)
                         yield directory / name
 
@@ -187,70 +198,72 @@ class SubmissionCheck:
         yield drafts
         yield from (one.path for one in list_folders(mailbox) if one.path != drafts)
 
-    def _check_link(self, note: _Note, draft: Path) -> None:
-        """A draft that is no link of its note's file looks as if it had none."""
-        if self._is_linked(note, draft) or self._notes.knows_copies():
+    def _check_link(self, submission: _SubmissionFile, draft: Path) -> None:
+        """Check the hard link, by which a draft is known to be submitted."""
+        if self._is_linked(submission, draft) or self._directory.knows_copies():
             return
-        if not self._flight.land(draft) or self._is_linked(note, draft):
+        if not self._quiet_period.wait_until_unchanged(draft) or self._is_linked(submission, draft):
             return
         fault = StoreFault(
             StoreFindingKind.UNMARKED_COPY,
-            note.path,
+            submission.path,
             f"a copy of {draft}",
             "another name of the same file",
         )
-        cure = Repair("told by a mark, so that drafts know of their notes", self._notes.say_copied)
-        self._mender.settle(fault, cure)
+        repair = Repair("marked in .submissions/copied", self._directory.say_copied)
+        self._repairer.handle(fault, repair)
 
-    def _is_linked(self, note: _Note, draft: Path) -> bool:
+    def _is_linked(self, submission: _SubmissionFile, draft: Path) -> bool:
         try:
-            return note.path.samefile(draft)
-        except FileNotFoundError:  # done with, or renamed
+            return submission.path.samefile(draft)
+        except FileNotFoundError:  # sent or renamed
             return True
 
-    def _check_log(self, notes: dict[str, _Note], tally: SubmissionCounts) -> None:
-        told = self._told(notes)
-        lost = self._lost(told, notes)
-        if lost or told.accepted:  # the log goes on while it is read
-            self._flight.pass_by(max([one.at_us for one in lost.values()], default=0) / 1_000_000)
-            told = self._told(notes)
-        for submission_id in sorted(told.accepted):
-            if notes[submission_id].path.exists():
-                named(tally.accepted, submission_id)
-        for submission_id, one in sorted(self._lost(told, notes).items()):
+    def _check_log(self, submissions: dict[str, _SubmissionFile], counts: SubmissionCounts) -> None:
+        logged = self._read_log(submissions)
+        lost = self._lost_submissions(logged, submissions)
+        if lost or logged.accepted:  # the log grows while it is read
+            self._quiet_period.wait_since(
+                max([one.at_us for one in lost.values()], default=0) / 1_000_000
+            )
+            logged = self._read_log(submissions)
+        for submission_id in sorted(logged.accepted):
+            if submissions[submission_id].path.exists():
+                add_name(counts.accepted, submission_id)
+        for submission_id, one in sorted(self._lost_submissions(logged, submissions).items()):
             draft = self._waiting_draft(one.account, one.draft_id)
             if submission_id in lost and draft is not None:
-                found = f"the draft of submission {submission_id}, which has no note any more"
-                self._mender.settle(
+                found = f"the draft of submission {submission_id}, which does not exist any more"
+                self._repairer.handle(
                     StoreFault(
                         StoreFindingKind.LOST_SUBMISSION,
                         draft,
                         found,
-                        "a note, or a draft that can be sent again",
+                        "a submission, or no draft",
                     )
                 )
 
-    def _told(self, notes: Collection[str]) -> LoggedSubmissions:
-        return read_submissions(self._notes.ready.parent / "log", among=notes)
+    def _read_log(self, submissions: Collection[str]) -> LoggedSubmissions:
+        return read_submissions(self._directory.ready.parent / "log", among=submissions)
 
-    def _lost(
-        self, told: LoggedSubmissions, notes: Collection[str]
+    def _lost_submissions(
+        self, logged: LoggedSubmissions, submissions: Collection[str]
     ) -> dict[str, UnfinishedSubmission]:
-        """Submissions that were notified and have neither note nor end."""
-        there = {*notes}
-        for directory in (self._notes.ready, self._notes.deferred, self._mender.corrupt):
-            there |= {name.partition("@")[0] for name in list_names(directory)}
-        there |= {name.rstrip("+~") for name in list_names(self._notes.preparing)}
+        """Return logged submissions that have neither a file nor an end."""
+        known = {*submissions}
+        for directory in (self._directory.ready, self._directory.deferred, self._repairer.corrupt):
+            known |= {name.partition("@")[0] for name in list_names(directory)}
+        known |= {name.rstrip("+~") for name in list_names(self._directory.preparing)}
         return {
             submission_id: one
-            for submission_id, one in told.open.items()
-            if submission_id not in there
+            for submission_id, one in logged.open.items()
+            if submission_id not in known
             and (self._accounts is None or one.account in self._accounts)
-            and self._flight.age_s(one.at_us / 1_000_000) > _IN_WORK_S
+            and self._quiet_period.age_s(one.at_us / 1_000_000) > _IN_PROGRESS_S
         }
 
     def _waiting_draft(self, account: str, draft_id: str) -> Path | None:
-        """The draft of an id if it is still one, in Drafts."""
+        """Return the file of a draft if it is still a draft, in Drafts."""
         try:
             drafts = well_known_path(mailbox_directory(self._root, account), WellKnown.DRAFTS)
         except NoSuchItemError:
@@ -263,45 +276,55 @@ class SubmissionCheck:
         return None
 
 
-def _stem_of(file_name: str) -> str:
+def _base_name_of(file_name: str) -> str:
     return file_name.partition(":")[0].partition(",")[0]
 
 
 _RECEIVED = re.compile(r"[0-9a-f]{64}@(\d{1,18})")
-_FACTS = ".json"
+_SESSION_SUFFIX = ".json"
 
 
-def check_uploads(directory: Path, mender: Repairer, flight: QuietPeriod) -> int:
-    """Put aside what cannot be gone on with; return how many sessions there are."""
+def check_uploads(directory: Path, repairer: Repairer, quiet_period: QuietPeriod) -> int:
+    """Move unusable upload files to corrupt/; return the number of upload sessions."""
     count = 0
     for name in sorted(list_names(directory)):
         path = directory / name
-        count += name.endswith(_FACTS)
-        if _fault(path) is not None and flight.land(path) and (fault := _fault(path)) is not None:
-            mender.settle(fault, mender.move_to_corrupt(path))
+        count += name.endswith(_SESSION_SUFFIX)
+        if (
+            _upload_fault(path) is not None
+            and quiet_period.wait_until_unchanged(path)
+            and (fault := _upload_fault(path)) is not None
+        ):
+            repairer.handle(fault, repairer.move_to_corrupt(path))
     return count
 
 
-def _fault(path: Path) -> StoreFault | None:
-    """What is wrong with a file, None if nothing is or it is gone."""
+def _upload_fault(path: Path) -> StoreFault | None:
+    """Return the fault of a file, None if it has none or was removed."""
     try:
-        if path.name.endswith(_FACTS):
-            return None if _is_table(path) else _broken(path, "no JSON", "a session's facts")
+        if path.name.endswith(_SESSION_SUFFIX):
+            return (
+                None
+                if _is_json_object(path)
+                else _broken_upload(path, "no JSON", "an upload session")
+            )
         match = _RECEIVED.fullmatch(path.name)
         size_bytes = path.stat().st_size
         if match and size_bytes < int(match[1]):
-            return _broken(path, f"{size_bytes} bytes", f"the {match[1]} that were confirmed")
+            return _broken_upload(
+                path, f"{size_bytes} bytes", f"the {match[1]} that were acknowledged"
+            )
     except FileNotFoundError:
         return None
     return None
 
 
-def _is_table(path: Path) -> bool:
+def _is_json_object(path: Path) -> bool:
     try:
         return isinstance(msgspec.json.decode(path.read_bytes()), dict)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
 
 
-def _broken(path: Path, found: str, expected: str) -> StoreFault:
+def _broken_upload(path: Path, found: str, expected: str) -> StoreFault:
     return StoreFault(StoreFindingKind.BROKEN_UPLOAD, path, found, expected)

@@ -1,9 +1,7 @@
-"""What verify finds, and how it is counted.
+"""The faults that verify finds, their repairs, and the counts of both.
 
-On the path: the checks make Faults, the mender makes Findings of them; app and cli show those.
-Holds: a finding is repaired when nothing is lost by it and nobody has to look any more.
-Fails: never.
-Standards: docs/names.md (Commands).
+The checks create a StoreFault, and the Repairer reports a StoreFinding. A finding is repaired if
+nothing is lost and the operator has nothing to do. See docs/names.md (Commands).
 """
 
 import errno
@@ -17,11 +15,11 @@ from pathlib import Path
 from relay.clock import Clock
 from relay.mailbox.maildir import make_directory, remove, rename, sync_directory
 
-NAMED_MAX = 1000  # of anything that is listed by name
+NAMES_LISTED_MAX = 1000  # in each list of SubmissionCounts
 
 
 class StoreFindingKind(StrEnum):
-    """What is wrong; docs/operation.md says what each means."""
+    """The kinds of faults; docs/operation.md describes them."""
 
     MISSING_DIRECTORY = "missing-directory"
     MISSING_MARKER = "missing-marker"
@@ -51,7 +49,7 @@ class StoreFindingKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoreFault:
-    """What is wrong with what is at `where`."""
+    """A fault of the file or directory `where`."""
 
     kind: StoreFindingKind
     where: Path
@@ -61,7 +59,7 @@ class StoreFault:
 
 @dataclass(frozen=True, slots=True)
 class StoreFinding:
-    """A fault and what was done about it; `action` is "" where there is nothing to be done."""
+    """A fault and the action that was taken, "" if there is none."""
 
     kind: StoreFindingKind
     where: str
@@ -73,10 +71,10 @@ class StoreFinding:
 
 @dataclass(slots=True)
 class SubmissionCounts:
-    """Submissions: how many notes there are, and those that are worth a word.
+    """The number of submissions, and the ids of those that the operator may have to examine.
 
-    `without_draft`: somebody removed the draft, the note alone will be filed. `accepted`: step 4 is
-    recorded, only the note is still to go; a start sees to it. `corrupt` are files.
+    `without_draft`: the draft was removed; the submission is sent and filed without it. `accepted`:
+    step 4 is logged, and the next start removes the submission. `corrupt` has paths of files.
     """
 
     ready: int = 0
@@ -89,7 +87,7 @@ class SubmissionCounts:
 
 @dataclass(slots=True)
 class StoreCounts:
-    """What was looked at, and how much was wrong."""
+    """The number of checked items, and of repaired and remaining faults."""
 
     mailboxes: int = 0
     messages: int = 0
@@ -100,71 +98,74 @@ class StoreCounts:
     remaining: int = 0
 
     def count(self, finding: StoreFinding) -> None:
-        """Take a finding into account."""
+        """Count a finding."""
         if finding.repaired:
             self.repaired += 1
         else:
             self.remaining += 1
 
 
-def named(names: list[str], name: str) -> None:
-    """Add a name to a list that stays bounded."""
-    if len(names) < NAMED_MAX:
+def add_name(names: list[str], name: str) -> None:
+    """Add a name to a list of at most NAMES_LISTED_MAX names."""
+    if len(names) < NAMES_LISTED_MAX:
         names.append(name)
 
 
-_NAMES_TRIED = 1000
+_NAMES_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What to do, and in words that complete "it was". `is_whole`: nobody has to look then."""
+    """A repair. `text` completes "it was".
+
+    With `is_complete` the operator has nothing to examine afterwards.
+    """
 
     text: str
     act: Callable[[], None]
-    is_whole: bool = True
+    is_complete: bool = True
 
 
 class Repairer:
-    """Reports every fault, repaired or not."""
+    """Applies repairs, and reports every fault, repaired or not."""
 
     def __init__(
         self, root: Path, *, dry_run: bool, report: Callable[[StoreFinding], None]
     ) -> None:  # fmt: skip
-        """`root` is where the mailboxes are."""
+        """`root` is the directory of the mailboxes."""
         self.dry_run = dry_run
         self.corrupt = root / ".submissions" / "corrupt"
         self._root = root
         self._report = report
 
-    def settle(self, fault: StoreFault, cure: Repair | None = None) -> bool:
-        """Do what can be done about a fault, and report it; return whether the cure was done."""
+    def handle(self, fault: StoreFault, repair: Repair | None = None) -> bool:
+        """Apply the repair, if any, and report the fault; return whether it was applied."""
         is_done, action = False, ""
-        if cure is not None:
+        if repair is not None:
             try:
                 if self.dry_run:
-                    action = f"would be {cure.text}"
+                    action = f"would be {repair.text}"
                 else:
-                    cure.act()
-                    is_done, action = True, cure.text
+                    repair.act()
+                    is_done, action = True, repair.text
             except FileNotFoundError:
                 return False
             except OSError as error:
-                action = f"could not be {cure.text}: {error.strerror or error}"
+                action = f"could not be {repair.text}: {error.strerror or error}"
         self._report(
             StoreFinding(
                 kind=fault.kind,
                 where=shown(fault.where),
                 found=shown(fault.found),
                 expected=shown(fault.expected),
-                repaired=is_done and cure is not None and cure.is_whole,
+                repaired=is_done and repair is not None and repair.is_complete,
                 action=shown(action),
             )
         )
         return is_done
 
-    def move_to_corrupt(self, path: Path, *, is_whole: bool = False) -> Repair:
-        """Move a file to .submissions/corrupt, under the directories that it is in here."""
+    def move_to_corrupt(self, path: Path, *, is_complete: bool = False) -> Repair:
+        """Return the repair that moves a file to `.submissions/corrupt/`, below its directories."""
         target = self._free(path)
 
         def act() -> None:
@@ -173,26 +174,26 @@ class Repairer:
             sync_directory(target.parent)
             sync_directory(path.parent)
 
-        return Repair(f"moved to {shown(target)}", act, is_whole)
+        return Repair(f"moved to {shown(target)}", act, is_complete)
 
     def _free(self, path: Path) -> Path:
-        """Return where to put a file aside: a name that nothing has."""
+        """Return an unused path in `corrupt/` for a file."""
         try:
             below = path.relative_to(self._root)
-        except ValueError:  # the dead-letter mailbox lies elsewhere
+        except ValueError:  # the dead-letter mailbox is outside the root
             below = Path(*path.parts[-4:])
         if below.parts[0] == ".submissions":
             below = Path(path.name)
         target = self.corrupt / below
-        for number in range(1, _NAMES_TRIED):
+        for number in range(1, _NAMES_MAX):
             if not os.path.lexists(target):
                 break
             target = target.with_name(f"{path.name}~{number}")
         return target
 
 
-def renamed(path: Path, target: Path, *, is_whole: bool = True) -> Repair:
-    """Give a file another name, which nothing may have."""
+def rename_file(path: Path, target: Path, *, is_complete: bool = True) -> Repair:
+    """Return the repair that renames a file; an existing target is not replaced."""
 
     def act() -> None:
         if target.exists() and not target.samefile(path):
@@ -202,11 +203,11 @@ def renamed(path: Path, target: Path, *, is_whole: bool = True) -> Repair:
             sync_directory(directory)
 
     to = target.name if target.parent == path.parent else f"{target.parent.name}/{target.name}"
-    return Repair(f"renamed to {shown(to)}", act, is_whole)
+    return Repair(f"renamed to {shown(to)}", act, is_complete)
 
 
-def removed(path: Path) -> Repair:
-    """Remove what is no mail, or another name of mail that stays."""
+def remove_file(path: Path) -> Repair:
+    """Return the repair that removes a file: no mail, or a second name of mail that stays."""
 
     def act() -> None:
         remove(path)
@@ -215,45 +216,48 @@ def removed(path: Path) -> Repair:
     return Repair("removed", act)
 
 
-def made(path: Path) -> Repair:
-    """Make a directory."""
-    return Repair("made", lambda: make_directory(path))
+def create_directory(path: Path) -> Repair:
+    """Return the repair that creates a directory."""
+    return Repair("created", lambda: make_directory(path))
 
 
 def shown(path: Path | str) -> str:
-    """Return a name as text that can be printed and be JSON, whatever its octets are."""
+    """Return a name as printable text, also if its octets are not UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-_STILL_S = 2.0
+_UNCHANGED_S = 2.0
 
 
 def wait(seconds: float) -> None:
-    """Let time go by."""
+    """Sleep for `seconds`."""
     threading.Event().wait(seconds)
 
 
 class QuietPeriod:
-    """`pause` lets so many seconds go by."""
+    """Waits until a file has not changed for 2 s, since other processes use the store meanwhile.
+
+    `pause` waits for a number of seconds.
+    """
 
     def __init__(self, clock: Clock, pause: Callable[[float], None] = wait) -> None:
         self._clock = clock
         self._pause = pause
 
-    def land(self, path: Path) -> bool:
-        """Wait until a file has kept its content and name for a while; False if it is gone."""
+    def wait_until_unchanged(self, path: Path) -> bool:
+        """Wait until a file has not changed for 2 s; return False if it was removed."""
         try:
-            self.pass_by(path.lstat().st_ctime)
+            self.wait_since(path.lstat().st_ctime)
         except OSError:
             return False
         return os.path.lexists(path)
 
-    def pass_by(self, at_s: float) -> None:
-        """Wait until a time is a while ago."""
-        left_s = at_s + _STILL_S - self._clock.time_us() / 1_000_000
+    def wait_since(self, at_s: float) -> None:
+        """Wait until 2 s after a time."""
+        left_s = at_s + _UNCHANGED_S - self._clock.time_us() / 1_000_000
         if left_s > 0:
-            self._pause(min(left_s, _STILL_S))
+            self._pause(min(left_s, _UNCHANGED_S))
 
     def age_s(self, at_s: float) -> float:
-        """How long ago a time is."""
+        """Return the seconds since a time."""
         return self._clock.time_us() / 1_000_000 - at_s

@@ -1,9 +1,8 @@
-"""Go through the whole store, or some mailboxes: notes, mailboxes, indexes.
+"""Verify the whole store, or some mailboxes: submissions, mailboxes, indexes.
 
-On the path: beside it; `relay storage verify` runs this in a process of its own.
-Holds: memory grows with the largest folder and with the names of a domain's, not with the mail.
-Fails: OSError when the root cannot be listed.
-Standards: docs/design.md 1 and 3.
+`relay storage verify` runs this in its own process, also while a relay runs. Memory grows with the
+number of messages in the largest folder and of mailboxes in a domain. Raises OSError if the root
+cannot be listed. See docs/design.md 1 and 3.
 """
 
 import os
@@ -32,8 +31,10 @@ from relay.mailbox.verify.findings import (
 
 @dataclass(frozen=True, slots=True)
 class VerifierDependencies:
-    """What verify needs of others. `dead_letter` is a Maildir beside the root;
-    `is_account` tells accounts that there are; `pause` lets seconds go by.
+    """The surroundings of the verifier.
+
+    `dead_letter` is a Maildir outside the root. `is_account` returns whether an account exists.
+    `pause` waits for a number of seconds.
     """
 
     clock: Clock
@@ -44,76 +45,79 @@ class VerifierDependencies:
 
 
 class Verifier:
-    """Blocking. `on_finding` is called as things are found, `on_mailbox` before each mailbox."""
+    """Verifies a store. Blocking.
+
+    `on_finding` is called with each finding, `on_mailbox` with a number before each mailbox.
+    """
 
     def __init__(
         self,
         root: Path,
-        surroundings: VerifierDependencies,
+        dependencies: VerifierDependencies,
         *,
         dry_run: bool = False,
         full: bool = False,
         on_finding: Callable[[StoreFinding], None] = lambda _: None,
         on_mailbox: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """With `dry_run` nothing is changed; `full` reads every octet and every header."""
+        """With `dry_run`, change nothing; with `full`, read every octet and every header."""
         self._root = root
-        self._surroundings = surroundings
+        self._dependencies = dependencies
         self._on_mailbox = on_mailbox
-        self._tally = StoreCounts()
+        self._counts = StoreCounts()
 
         def report(finding: StoreFinding) -> None:
-            self._tally.count(finding)
+            self._counts.count(finding)
             on_finding(finding)
 
-        clock = surroundings.clock
-        self._flight = QuietPeriod(clock, surroundings.pause)
-        self._mender = Repairer(root, dry_run=dry_run, report=report)
+        clock = dependencies.clock
+        self._quiet_period = QuietPeriod(clock, dependencies.pause)
+        self._repairer = Repairer(root, dry_run=dry_run, report=report)
         owner = root.stat().st_uid if root.exists() else os.geteuid()
         self._mailboxes = MailboxCheck(
-            self._mender,
-            self._flight,
-            messages=MessageCheck(self._mender, self._flight, owner=owner, full=full),
-            indexes=IndexCheck(self._mender, self._flight, clock=clock, full=full),
+            self._repairer,
+            self._quiet_period,
+            messages=MessageCheck(self._repairer, self._quiet_period, owner=owner, full=full),
+            indexes=IndexCheck(self._repairer, self._quiet_period, clock=clock, full=full),
             ids=Ids(clock),
-            hostname=surroundings.hostname,
+            hostname=dependencies.hostname,
             owner=owner,
         )
 
     def run(self, accounts: Collection[str] | None = None) -> StoreCounts:
-        """Verify everything, or what is of these accounts. Raises OSError."""
-        self._check_notes(accounts)
+        """Verify everything, or what belongs to these accounts. Raises OSError."""
+        self._check_submissions(accounts)
         for number, mailbox in enumerate(self._directories(accounts)):
             self._on_mailbox(number)
-            self._mailboxes.check(mailbox, self._tally)
-        return self._tally
+            self._mailboxes.check(mailbox, self._counts)
+        return self._counts
 
     def has_mailbox(self, account: str) -> bool:
-        """Whether there is a mailbox of that name, whoever's it is."""
+        """Return whether a mailbox of that name exists, also without an account."""
         try:
             return mailbox_directory(self._root, account).is_dir()
         except NoSuchItemError:
             return False
 
-    def _check_notes(self, accounts: Collection[str] | None) -> None:
+    def _check_submissions(self, accounts: Collection[str] | None) -> None:
         check = SubmissionCheck(
             self._root,
             SubmissionDirectory(self._root / ".submissions", DirectorySync()),
-            self._mender,
-            flight=self._flight,
-            is_account=self._surroundings.is_account,
+            self._repairer,
+            quiet_period=self._quiet_period,
+            is_account=self._dependencies.is_account,
             accounts=accounts,
         )
         try:
-            check.check(self._tally.submissions)
+            check.check(self._counts.submissions)
             if accounts is None:
                 uploads = self._root / ".submissions" / "uploads"
-                self._tally.uploads = check_uploads(uploads, self._mender, self._flight)
+                self._counts.uploads = check_uploads(uploads, self._repairer, self._quiet_period)
         except OSError as error:
             where = Path(str(error.filename or self._root / ".submissions"))
             found = error.strerror or str(error)
-            self._mender.settle(
-                StoreFault(StoreFindingKind.UNREADABLE, where, found, "what can be read")
+            self._repairer.handle(
+                StoreFault(StoreFindingKind.UNREADABLE, where, found, "readable files")
             )
 
     def _directories(self, accounts: Collection[str] | None) -> Iterator[Path]:
@@ -123,12 +127,12 @@ class Verifier:
         for domain in sorted(_directories_in(self._root)):
             for name in sorted(_directories_in(self._root / domain)):
                 yield self._root / domain / name
-        if self._surroundings.dead_letter.is_dir():
-            yield self._surroundings.dead_letter
+        if self._dependencies.dead_letter.is_dir():
+            yield self._dependencies.dead_letter
 
 
 def _directories_in(path: Path) -> list[str]:
-    """The directories in one, but hidden ones: no domain and no local part begins with a dot."""
+    """Return the directories in `path`. Domains and local parts never begin with a dot."""
     return [
         name for name in list_names(path) if not name.startswith(".") and (path / name).is_dir()
     ]
