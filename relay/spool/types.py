@@ -23,6 +23,9 @@ from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome
 from relay.message.verdict import Source
 
+Key = tuple[str, int]  # of an entry: the id of its message, and its number there
+FIRST_EPOCH = 1
+
 
 class PriorityLevel(IntEnum):
     """The order of due entries: the lower level first, and each with a share of its own."""
@@ -80,10 +83,6 @@ class DueQuery:
     without_hops: Collection[NextHop] = ()
     without_senders: Collection[int] = ()
     without_pairs: Collection[tuple[NextHop, int]] = ()
-
-
-Key = tuple[str, int]  # of an entry: the id of its message, and its number there
-FIRST_EPOCH = 1
 
 
 class SpoolError(Exception):

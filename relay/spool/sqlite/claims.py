@@ -33,6 +33,8 @@ from relay.spool.types import (
     PriorityLevel,
 )
 
+_log = get_logger("spool")
+
 ROWS_MAX = 2000  # of an index, in one query
 SENDERS_MAX = 500  # in one query for a next hop
 _AFTER = (
@@ -75,6 +77,19 @@ _RECIPIENTS = (
     "SELECT r.message_id, r.entry, r.number, r.address, r.notify, r.orcpt, r.added_by, r.status,"
     f" r.reply {_KEYS} recipient r ON r.message_id = k.value ->> 0 AND r.entry = k.value ->> 1"
     f" AND r.state IN {LIVE_STATES} ORDER BY 1, 2, 3"
+)
+NEVER_US = 1 << 62  # when a damaged entry is due
+_TAKE = (
+    "UPDATE entry SET claimed = 1, epoch = epoch + 1 WHERE message_id = ? AND number = ?"
+    " AND epoch = ? AND claimed = 0 RETURNING message_id, number"
+)
+_HOLD_DAMAGED = (
+    "UPDATE entry SET state = 'held', due_us = ?, retry_us = NULL, warn_us = NULL,"
+    " epoch = epoch + 1 WHERE message_id = ? AND number = ? AND claimed = 0 RETURNING number"
+)
+_MOVE_RECIPIENTS = (
+    "UPDATE recipient SET state = ?1 WHERE message_id = ?2 AND entry = ?3"
+    " AND state IN ('queued', 'deferred', 'held')"
 )
 
 
@@ -215,23 +230,6 @@ def _claim(row: Sequence[Any], recipients: Sequence[Sequence[Any]]) -> Claim:
 def _parse_notify(text: str) -> frozenset[Notify]:
     """Parse what accept() wrote."""
     return frozenset(Notify(word) for word in text.split(",")) if text else frozenset()
-
-
-_log = get_logger("spool")
-
-NEVER_US = 1 << 62  # when a damaged entry is due
-_TAKE = (
-    "UPDATE entry SET claimed = 1, epoch = epoch + 1 WHERE message_id = ? AND number = ?"
-    " AND epoch = ? AND claimed = 0 RETURNING message_id, number"
-)
-_HOLD_DAMAGED = (
-    "UPDATE entry SET state = 'held', due_us = ?, retry_us = NULL, warn_us = NULL,"
-    " epoch = epoch + 1 WHERE message_id = ? AND number = ? AND claimed = 0 RETURNING number"
-)
-_MOVE_RECIPIENTS = (
-    "UPDATE recipient SET state = ?1 WHERE message_id = ?2 AND entry = ?3"
-    " AND state IN ('queued', 'deferred', 'held')"
-)
 
 
 def take_claims(batch: Batch, found: DueEntries, *, now_us: int, at_us: int) -> tuple[Claim, ...]:

@@ -28,6 +28,11 @@ from relay.spool.sqlite.spool_errors import translate_os_errors
 from relay.spool.sqlite.spool_files import ARRIVING
 from relay.spool.types import SpoolError
 
+INLINE_BYTES_MAX = 128 * 1024
+_LISTED_AT_ONCE = 1000
+_PART = ".part"
+_CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
+
 
 @dataclass(frozen=True, slots=True)
 class IncomingOctets(FileOctets):
@@ -83,12 +88,6 @@ class IncomingFile:
             self._discarded = True
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
-
-
-INLINE_BYTES_MAX = 128 * 1024
-_LISTED_AT_ONCE = 1000
-_PART = ".part"
-_CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
 
 
 def is_in_file(content: Content) -> bool:

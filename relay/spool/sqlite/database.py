@@ -31,6 +31,7 @@ _LOG_BYTES_MAX = 64 * 1024 * 1024  # to which a longer log is truncated
 _CACHE_KIB = 16 * 1024
 _ANCHOR = "steady_us, wall_us, elapsed_us, boot_id, doubtful_us, doubt_ends_us"
 _READ_WRITE = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+T = TypeVar("T")
 
 
 def open_database(
@@ -106,9 +107,6 @@ def write_anchor(cursor: apsw.Cursor, anchor: Anchor) -> None:
         f"INSERT OR REPLACE INTO clock (id, {_ANCHOR}) VALUES (1, ?, ?, ?, ?, ?, ?)",
         astuple(anchor),
     )
-
-
-T = TypeVar("T")
 
 
 class Reader:

@@ -21,7 +21,12 @@ from relay.observe.logs import get_logger
 from relay.pressure import RESERVE_PARTS, Disk
 from relay.spool.types import SpoolError, SpoolFullError
 
+_log = get_logger("spool")
+
 RESERVE_BYTES = 64 * 1024 * 1024
+_FULL_BYTES = 256 * 1024
+_BLOCK = b"\0" * 65536
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # a file system that cannot allocate
 
 
 def check_free_space(
@@ -46,12 +51,6 @@ def disk_of(path: Path) -> Disk:
         files_free=found.f_favail,
         is_writable=not found.f_flag & os.ST_RDONLY,
     )
-
-
-_log = get_logger("spool")
-_FULL_BYTES = 256 * 1024
-_BLOCK = b"\0" * 65536
-_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # a file system that cannot allocate
 
 
 class ReserveFile:

@@ -32,6 +32,7 @@ _LINE = "{number:020d} {state:<10}\n"  # always as long: it is written over in p
 _COMMITS = "SELECT value FROM counter WHERE name = ?"
 
 _log = get_logger("spool")
+_CAUSE = "its write-ahead log is missing or was cut short"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,3 @@ def check_commits_unopened(database: Path) -> None:
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # nor is the log removed
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         check_commits(connection, database, noted, with_log=with_log)
-
-
-_CAUSE = "its write-ahead log is missing or was cut short"

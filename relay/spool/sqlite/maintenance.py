@@ -39,6 +39,13 @@ _TABLES = (
     ("entry", "message_id"),
     ("message", "id"),
 )
+_STEPS_AT_ONCE = 50  # calls of prune() in one request
+_COUNT_S_MAX = 30.0
+_FRESH_US = 3600 * 1_000_000  # of history that is kept even where the file is too large
+_CLAIMS_AT_ONCE = 500
+_NOT_RECORDED = "the relay was stopped before this attempt was recorded"
+_LOST_STATUS = "4.4.2"  # RFC 3463: bad connection, which is how the peer saw it
+_WAITING = "message_id = ? AND entry = ? AND state IN ('queued', 'deferred')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +125,6 @@ def used_bytes(cursor: apsw.Cursor) -> int:
     """Return the used size of the file; new rows use its free pages first."""
     pages = cursor.connection.pragma("page_count") - cursor.connection.pragma("freelist_count")
     return int(pages * cursor.connection.pragma("page_size"))
-
-
-_STEPS_AT_ONCE = 50  # calls of prune() in one request
-_COUNT_S_MAX = 30.0
-_FRESH_US = 3600 * 1_000_000  # of history that is kept even where the file is too large
 
 
 class Maintenance:
@@ -243,12 +245,6 @@ def _before_us(cursor: apsw.Cursor, keep: Retention, *, now_us: int) -> int:
     if keep.size_bytes and used_bytes(cursor) > keep.size_bytes:
         return max(before_us, now_us - _FRESH_US)
     return before_us
-
-
-_CLAIMS_AT_ONCE = 500
-_NOT_RECORDED = "the relay was stopped before this attempt was recorded"
-_LOST_STATUS = "4.4.2"  # RFC 3463: bad connection, which is how the peer saw it
-_WAITING = "message_id = ? AND entry = ? AND state IN ('queued', 'deferred')"
 
 
 def release_abandoned(cursor: apsw.Cursor, *, now_us: int, at_us: int) -> int:

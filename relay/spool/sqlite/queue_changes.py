@@ -42,6 +42,27 @@ _FACTS = (
     " e.attempts, coalesce(m.expires_us, 0) FROM entry e LEFT JOIN message m ON m.id = e.message_id"
     " WHERE e.message_id = ? AND e.number = ? AND e.state <> 'final'"
 )
+_BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
+_HOPS_RECORDED_MAX = 20  # of one event
+_WAIT = (
+    "UPDATE entry SET state = ?, claimed = 0, epoch = epoch + 1, retry_us = ?, due_us = ?"
+    " WHERE message_id = ? AND number = ?"
+)
+_END = (
+    "UPDATE entry SET state = 'final', claimed = 0, epoch = epoch + 1, retry_us = NULL,"
+    " due_us = NULL, warn_us = NULL WHERE message_id = ? AND number = ?"
+)
+# At another next hop, nothing was unreachable or deferred yet.
+_SET_NEXT_HOP = (
+    "UPDATE entry SET next_hop = ?, lane = priority, cause = '', cause_attempts = 0"
+    " WHERE message_id = ? AND number = ?"
+)
+_COPY = (
+    "INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us, attempts,"
+    " epoch, retry_us, lane, sender, warn_us, priority)"
+    " SELECT message_id, ?, ?, content_id, state, 0, due_us, attempts, 1, retry_us, priority,"
+    " sender, warn_us, priority FROM entry WHERE message_id = ? AND number = ?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,29 +152,6 @@ def dry_run_entry(
     if command.to is not None and not note:
         note = reroute_targets(cursor, key, command.to, now=facts.next_hop).inapplicable_reason
     return (CommandResult.UNCHANGED if note else CommandResult.DONE), note
-
-
-_BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
-_HOPS_RECORDED_MAX = 20  # of one event
-_WAIT = (
-    "UPDATE entry SET state = ?, claimed = 0, epoch = epoch + 1, retry_us = ?, due_us = ?"
-    " WHERE message_id = ? AND number = ?"
-)
-_END = (
-    "UPDATE entry SET state = 'final', claimed = 0, epoch = epoch + 1, retry_us = NULL,"
-    " due_us = NULL, warn_us = NULL WHERE message_id = ? AND number = ?"
-)
-# At another next hop, nothing was unreachable or deferred yet.
-_SET_NEXT_HOP = (
-    "UPDATE entry SET next_hop = ?, lane = priority, cause = '', cause_attempts = 0"
-    " WHERE message_id = ? AND number = ?"
-)
-_COPY = (
-    "INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us, attempts,"
-    " epoch, retry_us, lane, sender, warn_us, priority)"
-    " SELECT message_id, ?, ?, content_id, state, 0, due_us, attempts, 1, retry_us, priority,"
-    " sender, warn_us, priority FROM entry WHERE message_id = ? AND number = ?"
-)
 
 
 @dataclass(frozen=True, slots=True)

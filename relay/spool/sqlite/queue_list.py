@@ -33,6 +33,18 @@ _RECIPIENTS = (
 _EVENTS = (
     "SELECT detail FROM event WHERE message_id = ? AND step = ? ORDER BY sequence DESC LIMIT ?"
 )
+KEYS_AT_ONCE = 20_000
+STEP = 2000  # keys whose conditions are checked in one query
+_NAMED_MAX = 10_000  # entries of one id
+# Each live entry is in one of the two: it is claimed, or it has a due time.
+_CLAIMED = "entry INDEXED BY entry_claimed WHERE claimed = 1 AND state <> 'final'"
+_DUE = "entry INDEXED BY entry_due WHERE claimed = 0 AND due_us IS NOT NULL"
+_HOP = "entry INDEXED BY entry_hop WHERE claimed = 0 AND due_us IS NOT NULL"
+_BY_MESSAGE_ID = "SELECT id FROM message WHERE message_id IN (?, ?) AND message_id <> ''"
+_BY_ID = (
+    "SELECT ? UNION SELECT id FROM message WHERE submission_id <> ''"
+    " AND submission_id >= ? AND submission_id < ?"
+)
 
 
 class EntryListBuilder:
@@ -119,21 +131,6 @@ def _details(cursor: apsw.Cursor, key: Key) -> Iterator[dict[str, Any]]:
         detail = msgspec.json.decode(text, type=dict[str, Any])
         if number in detail.get("entries", ()) or detail.get("entry") == number:
             yield detail
-
-
-KEYS_AT_ONCE = 20_000
-STEP = 2000  # keys whose conditions are checked in one query
-_NAMED_MAX = 10_000  # entries of one id
-
-# Each live entry is in one of the two: it is claimed, or it has a due time.
-_CLAIMED = "entry INDEXED BY entry_claimed WHERE claimed = 1 AND state <> 'final'"
-_DUE = "entry INDEXED BY entry_due WHERE claimed = 0 AND due_us IS NOT NULL"
-_HOP = "entry INDEXED BY entry_hop WHERE claimed = 0 AND due_us IS NOT NULL"
-_BY_MESSAGE_ID = "SELECT id FROM message WHERE message_id IN (?, ?) AND message_id <> ''"
-_BY_ID = (
-    "SELECT ? UNION SELECT id FROM message WHERE submission_id <> ''"
-    " AND submission_id >= ? AND submission_id < ?"
-)
 
 
 class EntrySelection:

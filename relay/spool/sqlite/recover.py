@@ -54,6 +54,36 @@ _WITH_LOG = b"\x02\x02"
 _PAGES_AND_FREE = slice(28, 40)  # the number of pages, and the free list: empty
 _SCHEMA = "SELECT type, name, tbl_name, rootpage, sql FROM sqlite_schema ORDER BY 1, 2"
 _COMPANIONS = ("", "-wal", "-shm")
+_SPOOL_SUFFIXES = ("", "-wal", "-shm", "-content", ".damage", ".last-commit")
+_TABLES = {  # and their primary keys
+    "message": ("id",),
+    "entry": ("message_id", "number"),
+    "recipient": ("message_id", "entry", "number"),
+    "event": ("message_id", "sequence"),
+    "content": ("id",),
+    "submission": ("key",),
+    "counter": ("name",),
+}
+_KNOWN_MESSAGES = (
+    "SELECT id FROM message UNION SELECT message_id FROM entry"
+    " UNION SELECT message_id FROM recipient ORDER BY 1"
+)
+_KNOWN = {
+    "content": "SELECT DISTINCT content_id FROM entry WHERE state <> 'final' ORDER BY 1",
+    "submission": "SELECT submission_id FROM message WHERE submission_id <> '' ORDER BY 1",
+    "counter": "SELECT name FROM counter WHERE 0",
+}
+_HOLD_WITHOUT_RECIPIENTS = (
+    "UPDATE entry AS e SET state = 'held', claimed = 0, retry_us = NULL, warn_us = NULL, due_us ="
+    " coalesce((SELECT expires_us FROM message WHERE id = e.message_id), 0)"
+    " WHERE state <> 'final' AND NOT EXISTS (SELECT 1 FROM recipient r WHERE"
+    f" r.message_id = e.message_id AND r.entry = e.number AND r.state IN {LIVE_STATES})"
+)
+_COUNT_LIVE = (
+    "SELECT count(*) FROM recipient r JOIN entry e ON e.message_id = r.message_id"
+    " AND e.number = r.entry JOIN message m ON m.id = r.message_id"
+    f" WHERE e.state <> 'final' AND r.state IN {LIVE_STATES}"
+)
 
 
 @contextmanager
@@ -148,38 +178,6 @@ def _remove(connection: apsw.Connection | None, copy: Path) -> None:
         connection.close()
     for ending in _COMPANIONS:
         copy.with_name(copy.name + ending).unlink(missing_ok=True)
-
-
-_SPOOL_SUFFIXES = ("", "-wal", "-shm", "-content", ".damage", ".last-commit")
-_TABLES = {  # and their primary keys
-    "message": ("id",),
-    "entry": ("message_id", "number"),
-    "recipient": ("message_id", "entry", "number"),
-    "event": ("message_id", "sequence"),
-    "content": ("id",),
-    "submission": ("key",),
-    "counter": ("name",),
-}
-_KNOWN_MESSAGES = (
-    "SELECT id FROM message UNION SELECT message_id FROM entry"
-    " UNION SELECT message_id FROM recipient ORDER BY 1"
-)
-_KNOWN = {
-    "content": "SELECT DISTINCT content_id FROM entry WHERE state <> 'final' ORDER BY 1",
-    "submission": "SELECT submission_id FROM message WHERE submission_id <> '' ORDER BY 1",
-    "counter": "SELECT name FROM counter WHERE 0",
-}
-_HOLD_WITHOUT_RECIPIENTS = (
-    "UPDATE entry AS e SET state = 'held', claimed = 0, retry_us = NULL, warn_us = NULL, due_us ="
-    " coalesce((SELECT expires_us FROM message WHERE id = e.message_id), 0)"
-    " WHERE state <> 'final' AND NOT EXISTS (SELECT 1 FROM recipient r WHERE"
-    f" r.message_id = e.message_id AND r.entry = e.number AND r.state IN {LIVE_STATES})"
-)
-_COUNT_LIVE = (
-    "SELECT count(*) FROM recipient r JOIN entry e ON e.message_id = r.message_id"
-    " AND e.number = r.entry JOIN message m ON m.id = r.message_id"
-    f" WHERE e.state <> 'final' AND r.state IN {LIVE_STATES}"
-)
 
 
 @dataclass

@@ -22,7 +22,11 @@ from relay.observe.metrics import Metrics
 from relay.spool.sqlite.spool_errors import translate_os_errors, translate_sqlite_errors
 from relay.spool.types import SpoolDamagedError, SpoolFormatError, SpoolUnavailableError
 
+_log = get_logger("spool")
+
 ARRIVING = "arriving-"  # the prefix of files that no message names
+_PAGES_AT_ONCE = 1000
+_TEXT_CHARACTERS_MAX = 1000
 
 
 def contents_of(database: Path) -> Path:
@@ -99,9 +103,6 @@ def _has_contents(database: Path) -> bool:
     return False
 
 
-_PAGES_AT_ONCE = 1000
-
-
 def copy_database(
     source: apsw.Connection, target: Path, *, on_part: Callable[[int, int], None] = lambda *_: None
 ) -> None:
@@ -141,10 +142,6 @@ def _copy(
         while not backup.done:
             backup.step(_PAGES_AT_ONCE)
             on_part(backup.page_count - backup.remaining, backup.page_count)
-
-
-_log = get_logger("spool")
-_TEXT_CHARACTERS_MAX = 1000
 
 
 def damage_mark_of(database: Path) -> Path:

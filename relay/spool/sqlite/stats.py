@@ -50,6 +50,7 @@ _BY_HOP = (
     f" GROUP BY next_hop ORDER BY number DESC, next_hop LIMIT {HOPS_MAX})"
     " LEFT JOIN message ON id = oldest ORDER BY number DESC, next_hop"
 )
+_LAST_ID = "~"  # after every id
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,6 @@ class _IndexScan:
     last: tuple[Any, ...]
 
 
-_LAST_ID = "~"  # after every id
 _CLAIMED = _IndexScan("entry_claimed", "claimed = 1", "message_id, number", ("", 0), (_LAST_ID, 0))
 _SCANS = (
     _CLAIMED,

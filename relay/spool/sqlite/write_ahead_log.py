@@ -25,6 +25,8 @@ from relay.spool.sqlite.spool_errors import translate_os_errors, translate_sqlit
 from relay.spool.sqlite.spool_files import is_openable
 from relay.spool.types import SpoolDamagedError
 
+_log = get_logger("spool")
+
 _HEADER = struct.Struct(">IIII8s8s")  # magic, version, page size, checkpoints, salts, sums
 _FRAME = struct.Struct(">II8s8s")  # page, pages of the database after a commit, salts, sums
 _SUMMED = 8  # octets of a frame's header; then its page
@@ -34,6 +36,15 @@ _VERSION = 3007000
 _MASK = 0xFFFFFFFF
 _PAGE_BYTES = 4096
 _PAGE_SIZES = tuple(1 << bits for bits in range(9, 17))
+_BYTES_KEPT = 64 * 1024 * 1024  # kept of a longer log
+_RETRY_S = 1.0  # between checks whether a failed disk can be written
+_IDLE_S = 0.05  # without a commit: a client may send its next message sooner
+_PAGES_IDLE = 1000  # to checkpoint when nothing waits
+_PAGES_BUSY = 2000  # to checkpoint while the next batch waits: 8 MiB, about 40 ms
+_PAGES_MAX = 16_000  # from here on the checkpoint waits for readers
+_READERS_WAIT_MS = 250
+_BUSY_MS = 5000
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,19 +233,6 @@ def _sums(octets: bytes, before: bytes, order: str) -> bytes:
         first = (first + even + second) & _MASK
         second = (second + odd + first) & _MASK
     return struct.pack(">II", first, second)
-
-
-_log = get_logger("spool")
-
-_BYTES_KEPT = 64 * 1024 * 1024  # kept of a longer log
-_RETRY_S = 1.0  # between checks whether a failed disk can be written
-_IDLE_S = 0.05  # without a commit: a client may send its next message sooner
-_PAGES_IDLE = 1000  # to checkpoint when nothing waits
-_PAGES_BUSY = 2000  # to checkpoint while the next batch waits: 8 MiB, about 40 ms
-_PAGES_MAX = 16_000  # from here on the checkpoint waits for readers
-_READERS_WAIT_MS = 250
-_BUSY_MS = 5000
-_BLOCK_BYTES = 1 << 20
 
 
 class WriteAheadLog:

@@ -34,6 +34,13 @@ from relay.spool.types import (
 )
 
 _COUNT = "INSERT INTO counter VALUES (?,?) ON CONFLICT DO UPDATE SET value = value + excluded.value"
+_COMMITS_MAX = 100
+_LAST_S = 30.0
+_PART = 0.95
+T = TypeVar("T")
+WAITING_MAX = 20_000
+_BATCH_MAX = 256
+_ANCHOR_S = 1.0  # between two anchors; within one boot an old anchor is as good
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +54,6 @@ class Batch:
         """Write the counters, and the number of this commit; called last before the commit."""
         self.counts[COMMITS_COUNTER] += 1
         self.cursor.executemany(_COUNT, self.counts.items())
-
-
-_COMMITS_MAX = 100
-_LAST_S = 30.0
-_PART = 0.95
 
 
 class CommitTimer:
@@ -85,11 +87,7 @@ class CommitTimer:
         return max(running_s, took_s)
 
 
-T = TypeVar("T")
 Operation = Callable[[Batch], T]
-WAITING_MAX = 20_000
-_BATCH_MAX = 256
-_ANCHOR_S = 1.0  # between two anchors; within one boot an old anchor is as good
 
 
 @dataclass(frozen=True, slots=True)
