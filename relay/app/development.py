@@ -2,7 +2,7 @@
 
 No name server is queried and no outbound connection opened: mail for other domains is captured
 (RFC 6761 6.2: example.test never exists). Raises OSError for a port in use, AlreadyRunningError
-for a directory in use, ForeignFolderError, and DemonstrationError or RefusedError if the
+for a directory in use, ForeignFolderError, and DemonstrationError or RejectedError if the
 demonstration fails.
 """
 

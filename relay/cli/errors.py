@@ -11,7 +11,7 @@ from enum import IntEnum
 import click
 
 from relay.app.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
-from relay.app.commands.send import NotAllowedError, RefusedError, TryLaterError
+from relay.app.commands.send import NotAllowedError, RejectedError, TryLaterError
 from relay.app.development_folder import ForeignFolderError
 from relay.app.state_dir import AlreadyRunningError
 from relay.settings import SettingsError
@@ -48,7 +48,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (  # the first match 
     (ForeignFolderError, ExitCode.USAGE),
     (NotAllowedError, ExitCode.NO_PERMISSION),
     (TryLaterError, ExitCode.TRY_LATER),
-    (RefusedError, ExitCode.DATA),
+    (RejectedError, ExitCode.DATA),
     (SpoolDamagedError, ExitCode.DATA),
     (SpoolFormatError, ExitCode.CONFIGURATION),
     (SpoolError, ExitCode.TRY_LATER),

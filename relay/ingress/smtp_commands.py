@@ -1,7 +1,7 @@
 """The SMTP commands: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA and the others, each with its reply.
 
 One handler is the state of one session: command order, authentication, one transaction at a time.
-RCPT is rejected here for an unknown local user or domain (the reply text is in
+RCPT is rejected here for an unknown user or domain (the reply text is in
 relay/routing/route_table.py), for relaying by an untrusted client, for a full mailbox, and beyond
 the limit of recipients per message (max_recipients). MAIL and DATA enforce the size limit. Too many
 rejected commands end the session with 421.

@@ -1,4 +1,4 @@
-"""Resolve a next hop to the hosts to connect to.
+"""Resolve a next hop (a domain's MX or a smarthost) to the hosts to connect to.
 
 Delivery calls it before it connects. A missing answer is never taken for "no such domain", and mail
 is never routed back to this relay. Failures are values: NullMx, NoSuchDomain, NoAddress, MailLoop,

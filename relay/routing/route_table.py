@@ -1,7 +1,7 @@
 """The route table: an address belongs to a mailbox here, to a next hop, or is invalid.
 
 Ingress examines every recipient with it, delivery looks up mailboxes, TLS and limits, reports look
-up next hops. The reply for an unknown local user (550 5.1.1) is made here. The first route that
+up next hops. The reply for an unknown user (550 5.1.1) is made here. The first route that
 matches wins. A table that cannot be made raises ValueError; a lookup never fails and costs a few
 dictionary reads. See RFC 5321 2.3.5, 4.5.1 (postmaster) and 5.1.
 """
@@ -245,7 +245,7 @@ class RouteTable:
             try:
                 domain = to_ascii_domain(domain)
             except AddressError:
-                return _refused("5.1.2", address, "this domain cannot exist; check its spelling")
+                return _rejected("5.1.2", address, "this domain cannot exist; check its spelling")
         if domain in self._domains and _local_part(address) == "postmaster":
             return LocalRecipient(self.mailbox_for(address) or self._postmaster)
         action = self._action_for(domain)
@@ -255,7 +255,7 @@ class RouteTable:
             case None | UseMx():
                 return _examine_mx(address, domain, routed=action is not None)
             case RejectRoute(status, text):
-                return _refused(status, address, text)
+                return _rejected(status, address, text)
             case NextHop(kind=HopKind.LOCAL):
                 return self._examine_local(address)
             case NextHop():
@@ -330,16 +330,17 @@ class RouteTable:
         return best
 
     def _examine_local(self, address: str) -> RoutingResult:
+        """Return the mailbox, or 550 5.1.1 for an unknown user."""
         if mailbox := self.mailbox_for(address):
             return LocalRecipient(mailbox)
-        return _refused("5.1.1", address, "no such user here; check the spelling")
+        return _rejected("5.1.1", address, "no such user here; check the spelling")
 
     def _examine_without_domain(self, address: str) -> RoutingResult:
         if (
             address.lower() == "postmaster"
         ):  # RFC 5321 4.5.1: always accepted, also without a domain
             return LocalRecipient(self._postmaster)
-        return _refused("5.1.3", address, "this address has no domain; write user@domain")
+        return _rejected("5.1.3", address, "this address has no domain; write user@domain")
 
     def _mailbox_of(self, key: str, address: str) -> str:
         if not address:
@@ -383,9 +384,9 @@ def _examine_mx(address: str, domain: str, *, routed: bool) -> RoutingResult:
         return RemoteRecipient(NextHop(HopKind.MX, domain))
     host = literal_address(domain)
     if host is None:
-        return _refused("5.1.3", address, "this address literal is malformed; use a domain name")
+        return _rejected("5.1.3", address, "this address literal is malformed; use a domain name")
     if not routed:
-        return _refused("5.1.2", address, "no mail to address literals; use a domain name")
+        return _rejected("5.1.2", address, "no mail to address literals; use a domain name")
     return RemoteRecipient(NextHop(HopKind.MX, domain))
 
 
@@ -406,5 +407,5 @@ def _local_part(address: str) -> str:
     return address.rpartition("@")[0].lower() if "@" in address else address.lower()
 
 
-def _refused(status: str, address: str, text: str) -> InvalidRecipient:
+def _rejected(status: str, address: str, text: str) -> InvalidRecipient:
     return InvalidRecipient(status, own_reply(status, f"<{address}>: {text}"))

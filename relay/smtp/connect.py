@@ -150,7 +150,7 @@ class _SessionSetup:
             raise
         except aiosmtplib.SMTPResponseException as error:
             self._client.close()
-            raise self._refused(error) from error
+            raise self._rejected(error) from error
         # ValueError: the library's decoding of invalid data, for example base64.
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:
             self._client.close()
@@ -268,7 +268,7 @@ class _SessionSetup:
         assert isinstance(outcome, Deferred)
         return outcome
 
-    def _refused(self, error: aiosmtplib.SMTPResponseException) -> ConnectError:
+    def _rejected(self, error: aiosmtplib.SMTPResponseException) -> ConnectError:
         """The error for a reply; the library's code for an invalid reply is -1."""
         if isinstance(error, aiosmtplib.SMTPConnectResponseError):
             self._stage = SmtpStage.BANNER

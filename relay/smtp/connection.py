@@ -89,7 +89,7 @@ class Connection:
         )
         reason = unsupported(transaction, self.extensions)
         if reason is not None:
-            progress.refuse(reason.status, reason.text)
+            progress.reject(reason.status, reason.text)
             return progress.result()
         self._busy = True
         try:

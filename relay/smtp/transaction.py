@@ -96,7 +96,7 @@ class TransactionProgress:
         self._whole = whole
         self._peer = peer
 
-    def refuse(self, status: str, text: str) -> None:
+    def reject(self, status: str, text: str) -> None:
         """Fail all recipients: the message cannot be sent to this peer."""
         evidence = Evidence(status, f"{status} {text}", host=self._peer.host, tls=self._peer.tls)
         self._set(self._all, Failed(evidence))
@@ -123,11 +123,11 @@ class TransactionProgress:
     def data(self, reply: Reply) -> bool:
         """Take the reply to DATA; return whether content, or at least a lone dot, must follow."""
         self.stage = SmtpStage.DATA
-        refused = list(self.outcomes.values())
-        if self._whole and self.accepted and refused:
+        rejected = list(self.outcomes.values())
+        if self._whole and self.accepted and rejected:
             self.closing = True  # without the final dot, the peer drops the transaction
-            later = [outcome for outcome in refused if isinstance(outcome, Deferred)]
-            self._set(self.accepted, (later or refused)[0])
+            later = [outcome for outcome in rejected if isinstance(outcome, Deferred)]
+            self._set(self.accepted, (later or rejected)[0])
             return False
         if self.accepted:
             return self._go_on(SmtpStage.DATA, reply)

@@ -1,6 +1,6 @@
 """Submit one message as a client: by SMTP, or by Graph's sendMail.
 
-A message that is rejected for one recipient is sent to none. Raises RefusedError with the text of
+A message that is rejected for one recipient is sent to none. Raises RejectedError with the text of
 the server or of the fault in the draft (NotAllowedError, TryLaterError for these causes), and
 OSError if nothing answers.
 """
@@ -24,15 +24,15 @@ from relay.settings.tree import Address
 _TIMEOUT_S = 30.0
 
 
-class RefusedError(Exception):
+class RejectedError(Exception):
     """The relay rejected the message, or would."""
 
 
-class NotAllowedError(RefusedError):
+class NotAllowedError(RejectedError):
     """The sender or the token is not allowed."""
 
 
-class TryLaterError(RefusedError):
+class TryLaterError(RejectedError):
     """A temporary error."""
 
 
@@ -47,17 +47,17 @@ class DraftToSend:
     attachments: tuple[tuple[str, bytes], ...] = field(default=())
 
     def check(self) -> None:
-        """Raise RefusedError for values that a message cannot contain."""
+        """Raise RejectedError for values that a message cannot contain."""
         for name, text in (("subject", self.subject), ("body", self.text)):
             if not _is_unicode(text):
-                raise RefusedError(f"{name}: expected text in UTF-8")
+                raise RejectedError(f"{name}: expected text in UTF-8")
         if "\n" in self.subject or "\r" in self.subject or "\0" in self.subject:
-            raise RefusedError("subject: a line break or NUL is not allowed there")
+            raise RejectedError("subject: a line break or NUL is not allowed there")
         for one in (*self.recipients, *([self.sender] if self.sender else ())):
             try:
                 parse_mailbox(one, smtputf8=True)
             except AddressError as error:
-                raise RefusedError(f"{one!a} is not an address: {error}") from None
+                raise RejectedError(f"{one!a} is not an address: {error}") from None
 
 
 def read_attachments(paths: tuple[Path, ...]) -> tuple[tuple[str, bytes], ...]:
@@ -66,12 +66,12 @@ def read_attachments(paths: tuple[Path, ...]) -> tuple[tuple[str, bytes], ...]:
 
 
 def send_by_graph(address: Address, draft: DraftToSend, *, token: str) -> str:
-    """POST /me/sendMail with `token`; return the message's Graph id. Raises RefusedError,
+    """POST /me/sendMail with `token`; return the message's Graph id. Raises RejectedError,
     OSError.
     """
     draft.check()
     if not (token.isascii() and token.isprintable() and " " not in token):
-        raise RefusedError("token: expected ASCII without spaces")
+        raise RejectedError("token: expected ASCII without spaces")
     connection = http.client.HTTPConnection(address.host, address.port, timeout=_TIMEOUT_S)
     try:
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
@@ -90,11 +90,11 @@ def send_by_graph(address: Address, draft: DraftToSend, *, token: str) -> str:
         raise NotAllowedError(text)
     if answer.status >= http.client.INTERNAL_SERVER_ERROR or answer.status == _TOO_MANY:
         raise TryLaterError(text)
-    raise RefusedError(text)
+    raise RejectedError(text)
 
 
 def send_by_smtp(address: Address, draft: DraftToSend) -> str:
-    """Submit by SMTP; return the queue id. Raises RefusedError, OSError."""
+    """Submit by SMTP; return the queue id. Raises RejectedError, OSError."""
     draft.check()
     ascii_only = "".join((draft.sender, *draft.recipients)).isascii()
     data = _as_mime(draft, ascii_only=ascii_only)
@@ -156,9 +156,9 @@ def _expect(reply: tuple[int, bytes]) -> None:
         raise _rejection(*reply)
 
 
-def _rejection(code: int, text: bytes) -> RefusedError:
+def _rejection(code: int, text: bytes) -> RejectedError:
     reply = f"{code} {text.decode('utf-8', 'replace')}"
-    return RefusedError(reply) if code // 100 == 5 else TryLaterError(reply)
+    return RejectedError(reply) if code // 100 == 5 else TryLaterError(reply)
 
 
 def _bytes(text: bytes | str) -> bytes:

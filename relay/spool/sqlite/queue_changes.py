@@ -92,7 +92,7 @@ class RerouteTargets:
 
     onward: dict[str, list[int]]  # by next hop
     already: list[int]  # these go there already
-    refused: list[int]  # these have no route
+    rejected: list[int]  # these have no route
 
     @property
     def inapplicable_reason(self) -> str:
@@ -101,7 +101,7 @@ class RerouteTargets:
             return ""
         return (
             "none of its recipients has a mailbox or a next hop there"
-            if self.refused
+            if self.rejected
             else "it goes there already"
         )
 
@@ -118,8 +118,8 @@ def reroute_targets(cursor: apsw.Cursor, key: Key, to: RouteLookup, *, now: str)
         hop = to(address)
         is_routed = hop is not None and hop.kind is not HopKind.CAPTURE
         onward.setdefault(str(hop) if is_routed else "", []).append(number)
-    refused, already = onward.pop("", []), onward.pop(now, [])
-    return RerouteTargets(onward, already, refused)
+    rejected, already = onward.pop("", []), onward.pop(now, [])
+    return RerouteTargets(onward, already, rejected)
 
 
 def unchanged_reason(command: QueueCommand, facts: EntryFacts, *, now_us: int) -> str:
@@ -303,7 +303,7 @@ class _EntryChanger:
         hops = list(targets.onward)
         apart = hops
         if not (
-            targets.refused or targets.already
+            targets.rejected or targets.already
         ):  # no recipient stays: the entry gets the first next hop
             self._cursor.execute(_SET_NEXT_HOP, (hops[0], *key))
             self._wait(key, facts, retry_us=retry_us)

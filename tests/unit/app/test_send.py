@@ -11,7 +11,7 @@ import pytest
 from relay.app.commands.send import (
     DraftToSend,
     NotAllowedError,
-    RefusedError,
+    RejectedError,
     TryLaterError,
     send_by_graph,
     send_by_smtp,
@@ -83,27 +83,27 @@ async def test_non_ascii_addresses_use_smtputf8():
 @pytest.mark.parametrize(
     ("replies", "kind", "expected_text"),
     [
-        ({"RCPT": b"550 5.1.1 no such user\r\n"}, RefusedError, "550 5.1.1 no such user"),
+        ({"RCPT": b"550 5.1.1 no such user\r\n"}, RejectedError, "550 5.1.1 no such user"),
         ({"RCPT": b"451 4.3.0 not now\r\n"}, TryLaterError, "451 4.3.0 not now"),
-        ({"MAIL": b"501 5.1.7 bad\r\n"}, RefusedError, "501 5.1.7 bad"),
-        ({"DATA": b"554 5.7.1 no\r\n"}, RefusedError, "554 5.7.1 no"),
-        ({".": b"552 5.3.4 too big\r\n"}, RefusedError, "552 5.3.4 too big"),
+        ({"MAIL": b"501 5.1.7 bad\r\n"}, RejectedError, "501 5.1.7 bad"),
+        ({"DATA": b"554 5.7.1 no\r\n"}, RejectedError, "554 5.7.1 no"),
+        ({".": b"552 5.3.4 too big\r\n"}, RejectedError, "552 5.3.4 too big"),
         ({"greeting": b"421 4.3.2 full\r\n"}, TryLaterError, "421 4.3.2 full"),
         ({"greeting": b"nonsense\r\n"}, TryLaterError, "-1"),
     ],
     ids=str,
 )
 async def test_a_rejection_carries_the_servers_reply(replies, kind, expected_text):
-    with pytest.raises(RefusedError, match=expected_text) as refused:
+    with pytest.raises(RejectedError, match=expected_text) as rejected:
         await send(HELLO, **replies)
-    assert type(refused.value) is kind
+    assert type(rejected.value) is kind
 
 
 async def test_one_rejected_recipient_stops_the_message():
     seen = []
     server, address = await smtp_server({"RCPT": b"550 5.1.1 no\r\n"}, seen)
     async with server:
-        with pytest.raises(RefusedError):
+        with pytest.raises(RejectedError):
             await asyncio.to_thread(
                 send_by_smtp, address, DraftToSend(ALICE, (BOB, ALICE), "x", "y")
             )
@@ -124,15 +124,15 @@ async def test_one_rejected_recipient_stops_the_message():
 )
 def test_invalid_input_is_rejected_before_connecting(draft, expected_text):
     nobody = Address("127.0.0.1", 1)
-    with pytest.raises(RefusedError, match=expected_text):
+    with pytest.raises(RejectedError, match=expected_text):
         send_by_smtp(nobody, draft)
-    with pytest.raises(RefusedError, match=expected_text):
+    with pytest.raises(RejectedError, match=expected_text):
         send_by_graph(nobody, draft, token="alice")
 
 
 @pytest.mark.parametrize("token", ["a\nb", "a b", "ü", "\udcff"])
 def test_an_invalid_token_is_rejected(token):
-    with pytest.raises(RefusedError, match="token"):
+    with pytest.raises(RejectedError, match="token"):
         send_by_graph(Address("127.0.0.1", 1), HELLO, token=token)
 
 
@@ -171,19 +171,19 @@ def test_graph_answers_with_the_id(front_door):
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(400, RefusedError), (401, NotAllowedError), (403, NotAllowedError), (413, RefusedError),
+    [(400, RejectedError), (401, NotAllowedError), (403, NotAllowedError), (413, RejectedError),
      (429, TryLaterError), (500, TryLaterError), (503, TryLaterError)],
 )  # fmt: skip
 def test_graph_errors_have_their_kind_and_text(front_door, status, kind):
     address, handler = front_door
     handler.answer = (status, {}, b'{"error": {"code": "X", "message": "the reason"}}')
-    with pytest.raises(RefusedError, match=f"{status}: the reason") as refused:
+    with pytest.raises(RejectedError, match=f"{status}: the reason") as rejected:
         send_by_graph(address, HELLO, token="alice")
-    assert type(refused.value) is kind
+    assert type(rejected.value) is kind
 
 
 def test_an_unknown_error_body_is_shown(front_door):
     address, handler = front_door
     handler.answer = (400, {}, b"<html>")
-    with pytest.raises(RefusedError, match="400: <html>"):
+    with pytest.raises(RejectedError, match="400: <html>"):
         send_by_graph(address, HELLO, token="alice")

@@ -7,7 +7,7 @@ import click
 import pytest
 
 from relay.app.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
-from relay.app.commands.send import NotAllowedError, RefusedError, TryLaterError
+from relay.app.commands.send import NotAllowedError, RejectedError, TryLaterError
 from relay.app.development_folder import ForeignFolderError
 from relay.app.state_dir import AlreadyRunningError
 from relay.cli.errors import CommandError, ExitCode, report_error
@@ -35,7 +35,7 @@ from relay.spool.types import SpoolError
         (ControlError(503, "Busy", "too many"), 75, "relay: too many"),
         (AlreadyRunningError("state is in use"), 69, "relay: state is in use"),
         (ForeignFolderError("not ours"), 64, "relay: not ours"),
-        (RefusedError("550 5.1.1 no"), 65, "relay: 550 5.1.1 no"),
+        (RejectedError("550 5.1.1 no"), 65, "relay: 550 5.1.1 no"),
         (NotAllowedError("403"), 77, "relay: 403"),
         (TryLaterError("451"), 75, "relay: 451"),
         (SpoolError("the disk is full"), 75, "relay: the disk is full"),
