@@ -1,7 +1,7 @@
 """Named points at which a crash test kills the process: each fsync, link, rename, commit and reply.
 
 A room calls reached() right after the act that the point names. Without a configured point,
-reached() does nothing. See docs/design.md 7.10.
+reached() does nothing. See docs/design.md 7, invariant 10.
 """
 
 import os

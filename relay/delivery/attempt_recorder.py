@@ -2,8 +2,9 @@
 
 A final status and its report (bounce) are one transaction. Each method returns when it is
 committed. A spool that fails is retried with growing pauses, until stop_retrying(); then SpoolError
-is raised and the next start recovers the claim as indeterminate. See RFC 3461 6; docs/design.md 4,
-invariants 1 and 5.
+is raised and the next start recovers the claim as indeterminate. Each attempt, of deferred mail
+too, is then counted in the metric relay_attempts_total and logged. See RFC 3461 6; docs/design.md 4
+and 7, invariants 1 and 5.
 """
 
 import asyncio
@@ -105,7 +106,7 @@ class AttemptRecorder:
         )  # fmt: skip
         in_time, _ = await self._write(settlement)
         if in_time:
-            self._log_outcomes(claim, result, time)
+            self._count_and_log(claim, result, time)
 
     async def record_after_fault(
         self, claim: Claim, outcomes: Mapping[int, Outcome]
@@ -173,7 +174,7 @@ class AttemptRecorder:
             _log.error("message held: outcome not recorded", qid=claim.message.id)
         elif result.held:
             _log.error("message held: content unreadable", qid=claim.message.id)
-        self._log_outcomes(claim, result, time)
+        self._count_and_log(claim, result, time)
         return RecordedAttempt(claims, result.waiting.due_us if result.waiting else None)
 
     async def _write(self, settlement: Settlement) -> tuple[bool, tuple[Claim, ...]]:
@@ -247,17 +248,17 @@ class AttemptRecorder:
         )  # fmt: skip
         return plan.messages, plan.events
 
-    def _log_outcomes(self, claim: Claim, result: AttemptResult, time: AttemptTime) -> None:
+    def _count_and_log(self, claim: Claim, result: AttemptResult, time: AttemptTime) -> None:
         """Count metrics and log one line per recipient, with Postfix's field names where they fit.
 
         The attempt is settled: an error here must not settle it again.
         """
         try:
-            self._log_each(claim, result, time)
+            self._count_and_log_each(claim, result, time)
         except Exception:  # noqa: BLE001 - an internal error
             _log.exception("internal error in logging an outcome", qid=claim.message.id)
 
-    def _log_each(self, claim: Claim, result: AttemptResult, time: AttemptTime) -> None:
+    def _count_and_log_each(self, claim: Claim, result: AttemptResult, time: AttemptTime) -> None:
         delay_s = (time.now_us - claim.message.received_us) / 1_000_000
         for recipient in claim.recipients:
             outcome = result.outcomes.get(recipient.id)

@@ -2,7 +2,7 @@
 
 Contents read from the spool, of large ones only the header, never exceed the budget, except for a
 single one that is larger. No next hop has more of it than it leaves free, except for its first
-content. So a stalled next hop leaves room for the others. See docs/design.md 7.8.
+content. So a stalled next hop leaves room for the others. See docs/design.md 7, invariant 8.
 """
 
 import asyncio

@@ -1,10 +1,10 @@
-"""Which host of a site is tried next, for example when the first MX does not answer.
+"""Choose the next host of a site, for example when the first MX is down.
 
-Hosts are tried by MX preference (RFC 5321 5.1). A host whose addresses all failed lately comes
-last; of equals the one with the fewest sessions comes first. A failure to connect is remembered for
-all sites that use the address, so that it is not tried again for each message. For a retried
-message a failure counts for at most half of the time that it has waited: each retry ends with a
-fresh attempt to connect.
+Hosts are tried by MX preference (RFC 5321 5.1). A host whose addresses all failed recently is tried
+last. Among hosts of the same rank, the one with the fewest sessions is first. A failure to connect
+is recorded for all sites that use the address, so that not every message causes a new attempt. For
+a retried message a failure counts for at most half of the time that the message has waited, so that
+each retry connects again.
 """
 
 from collections import Counter, OrderedDict
@@ -44,9 +44,8 @@ class ConnectFailure:
 
 
 class HostStatusCache:
-    """The last result of connecting to each host, bounded: the least recently used goes first.
-
-    It outlives the sites, and sites that share a host share it.
+    """The last result of connecting to each host. If it is full, the least recently used result is
+    removed. All sites share it, and it remains when a site is removed.
     """
 
     def __init__(self, *, hosts_max: int = HOSTS_MAX) -> None:
@@ -133,7 +132,7 @@ class HostSelection:
         return found
 
     def has_answered(self) -> bool:
-        """Whether one of the hosts was connected to lately, by any site."""
+        """Whether one of the hosts was connected to recently, by any site."""
         since_s = self._clock.monotonic() - ANSWERED_S
         return any(self._host_status.has_answered(key, since_s=since_s) for key in self._keys())
 

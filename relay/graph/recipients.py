@@ -1,5 +1,6 @@
 """Recipients and originators in a message's JSON: parsing, limits, and the right to send as.
 
+The limit of recipients per message is 500 in to, cc and bcc together (check_recipients_count()).
 Addresses are valid and names fit into a header field. From and Sender must be the account's own or
 listed in its `send_as` (403 ErrorSendAsDenied). RFC 5322 3.6.2.
 """
@@ -69,7 +70,7 @@ def author_on_behalf(properties: MessageProperties, account: Account) -> str:
 
 
 def check_recipients_count(properties: MessageProperties) -> None:
-    """Raise ErrorInvalidRecipients if a message has more than 500 recipients."""
+    """The limit of recipients per message: raise ErrorInvalidRecipients beyond 500."""
     count = len(properties.to) + len(properties.cc) + len(properties.bcc)
     if count > RECIPIENTS_MAX:
         raise _too_many_recipients(count)

@@ -1,13 +1,15 @@
 """The mail store: mailboxes as Maildir++ directories, drafts, and their pending submissions.
 
-It implements steps 1 and 2 (draft and pending submission), step 4 (the original to Sent Items) and
+It implements steps 1, 2 and 4 on disk (draft, pending submission, the original to Sent Items) and
 local delivery in step 6. It touches the mail root, `.submissions/` in it, and the dead-letter
 Maildir. When a call returns, its changes are durable, directories included. A crash between any two
 operations loses nothing and duplicates nothing. Other mail programs may use the Maildirs at the
 same time.
 
-`api` has a Protocol for each caller, `store` implements them. `submissions` has steps 2 and 4,
-`inbox` local delivery, `index` queries and changes, `verify` is `relay storage verify`.
+`api` has a Protocol for each caller, `store` implements them. `drafts` writes drafts, the package
+`submissions` has steps 2 and 4 and scheduled sends, `inbox` local delivery. `messages`, `folders`,
+`attachments` and `upload_sessions` have the other operations of Graph. `index` finds messages,
+`quota` limits mailboxes, `verify` is `relay storage verify`.
 """
 
 from relay.mailbox.api import DeliveryResult, DeliveryStore, MailStore, SubmissionStore

@@ -24,7 +24,7 @@ class DeferralClass(StrEnum):
     TLS = "tls"
     AUTH = "auth"
     PROTOCOL = "protocol"
-    SITE = "site"  # 4yz to the session or the transaction
+    SITE = "site"  # 4yz to the session or the transaction, and 421 to any command
     RECIPIENT = "recipient"  # 4yz to one RCPT, such as greylisting
     MAILBOX = "mailbox"  # a local mailbox is full or cannot be written
     CONTENT = "content"  # the stored message cannot be read

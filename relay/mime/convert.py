@@ -1,9 +1,10 @@
 """Convert a draft to the message that is submitted: MIME, envelope, and what SMTP must know.
 
 Pickup passes the stored file of a draft and submits the result. A file written from Graph's
-properties is converted here; MIME drafts by relay.mime.convert_mime. The result has no private
-block, no Bcc, CRLF line ends, lines of at most 998 octets, and Date and Message-ID. Attachments are
-spliced: their base64 is copied, and in a large message it stays in the draft's file.
+properties is converted here; MIME drafts by relay.mime.convert_mime. Bcc and the private block are
+removed. The result has CRLF line ends, lines of at most 998 octets, and Date and Message-ID.
+Attachments are spliced: their base64 is copied, and in a large message it stays in the draft's
+file.
 The same file gives the same bytes: a repeat after a crash submits the same message.
 ConversionError has a text for the DSN to the sender.
 RFC 5321 2.3.1 (envelope and content); RFC 6531 (SMTPUTF8); RFC 6152 (8BITMIME); RFC 3461 4.1

@@ -41,10 +41,14 @@ _thread_index = re.compile(rb"[A-Za-z0-9+/=]{1,500}").fullmatch
 
 
 class DsnAction(StrEnum):
-    """The Action field (RFC 3464 2.3.3)."""
+    """The Action field (RFC 3464 2.3.3).
+
+    DELAYED also reports a submission that ended without an answer after the final dot: it is
+    unknown whether the message was accepted.
+    """
 
     FAILED = "failed"
-    DELAYED = "delayed"  # also: it is unknown whether the message was sent
+    DELAYED = "delayed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        # relay_attempts_total, of deferred mail too; counted in relay/delivery/attempt_recorder.py
         self.attempts = Counter(
             "relay_attempts", "Attempts by outcome.", ["outcome", "class"], registry=registry
         )
@@ -87,7 +88,10 @@ class Metrics:
             "relay_clock_jump_seconds", "How far the clock is ahead of the queue's time."
         )
         self.pickup_waiting = gauge("relay_pickup_waiting", "Pending submissions.")
-        self.pickup_deferred = gauge("relay_pickup_deferred", "Scheduled sends.")
+        self.pickup_deferred = gauge(
+            "relay_pickup_deferred",
+            "Scheduled sends that wait for their time; not deferred mail.",
+        )
         self.reports = Counter("relay_reports", "Reports made.", ["kind"], registry=registry)
         self.policy_rules = Counter(
             "relay_policy_rule", "Rules that matched.", ["rule", "outcome"], registry=registry

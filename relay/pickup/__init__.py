@@ -1,4 +1,4 @@
-"""Pick up pending submissions, convert them to MIME and submit them by SMTP (steps 2 to 4).
+"""Step 3: convert pending submissions to MIME and submit them by SMTP; the 250 starts step 4.
 
 A submission ends with its original filed in Sent Items, or with a report in the sender's Inbox;
 until then it is retried. The submission id is the key of the message in the spool, so a repeated

@@ -2,8 +2,8 @@
 
 Each message has a token of its own, is handed in once, and what its client heard is kept; the
 remote hosts are not killed, so that what they took is known. Raises AssertionError that names the
-messages and what is wrong with them. See docs/design.md 7.1, 7.2, 7.5, 7.10; RFC 1047 (who may get
-a second copy).
+messages and what is wrong with them. See docs/design.md 7, invariants 1, 2, 5
+and 10; RFC 1047 (who may get a second copy).
 """
 
 import http.client

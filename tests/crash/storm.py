@@ -1,7 +1,8 @@
 """Users who write, send, change and cancel messages while the relay is killed repeatedly.
 
 Each message has a subject of its own, and every answer to its owner is recorded. Raises
-AssertionError that names the message and what is wrong with it. See docs/design.md 7.1, 7.2, 7.10.
+AssertionError that names the message and what is wrong with it. See docs/design.md 7, invariants
+1, 2 and 10.
 """
 
 import http.client

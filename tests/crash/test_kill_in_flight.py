@@ -1,7 +1,7 @@
 """Clients submit by SMTP and by sendMail while the relay is killed (-9) and started again.
 
-Every message that got a 250 or a 202 arrives, whole. See docs/design.md 7.1 and 7.10; RFC 5321
-4.5.4 (a client keeps what was not accepted).
+Every message that got a 250 or a 202 arrives, whole. See docs/design.md 7, invariants
+1 and 10; RFC 5321 4.5.4 (a client keeps what was not accepted).
 """
 
 import http.client

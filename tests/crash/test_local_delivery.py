@@ -1,7 +1,7 @@
 """kill -9 between a local delivery and its commit, while the recipient's mail client moves the file.
 
 The recipient has the message once, in whatever folder and under whatever name. See
-docs/design.md 7.2 (never a second local delivery).
+docs/design.md 7, invariant 2 (never a second local delivery).
 """
 
 from contextlib import suppress

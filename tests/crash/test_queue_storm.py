@@ -4,7 +4,7 @@
 
 What had its 250 or 202 is at its remote host, in its mailbox or reported; a second copy only
 behind an attempt that the journey calls indeterminate; none in a mailbox; the figures agree. The
-seed is in the test's name. See docs/design.md 7.1, 7.2, 7.10.
+seed is in the test's name. See docs/design.md 7, invariants 1, 2 and 10.
 """
 
 import json

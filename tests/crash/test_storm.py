@@ -3,7 +3,7 @@
 `make crash RUNS=200` runs it for as many kills; without, a few, with a seed of its own each.
 
 No message is lost or sent twice; no partial file, draft or pending submission remains. The seed is in the test's
-name. See docs/design.md 7.1, 7.2, 7.10.
+name. See docs/design.md 7, invariants 1, 2 and 10.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Tripwires in the spool's file: changes that no correct relay ever makes, reported when they are made.
 
-They change nothing, and cannot be caught by what trips them. See docs/design.md 7.3, 7.7, 7.9.
+They change nothing, and cannot be caught by what trips them. See docs/design.md 7, invariants 3,
+7 and 9.
 """
 
 from collections.abc import Callable, Iterator

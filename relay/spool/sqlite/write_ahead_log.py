@@ -1,5 +1,6 @@
 """SQLite's write-ahead log: checkpoints, failed commits, and damage.
 
+WriteAheadLog.commit() makes the fsync before the 250: COMMIT with synchronous=FULL syncs the log.
 WriteAheadLog keeps the log small between commits and overwrites the frames of a failed commit.
 rewrite_log() runs before an owner opens the spool. check_log() finds committed frames that SQLite
 does not read: SQLite ends the log at the first frame with a wrong checksum, silently, and
@@ -266,7 +267,10 @@ class WriteAheadLog:
         return _IDLE_S if self._pages - self._pages_seen >= _PAGES_IDLE else None
 
     def commit(self, cursor: apsw.Cursor) -> None:
-        """End the transaction durably. Raises apsw's exceptions; then nothing is committed."""
+        """End the transaction durably: the fsync before the 250 (synchronous=FULL).
+
+        Raises apsw's exceptions; then nothing is committed.
+        """
         try:
             cursor.execute("COMMIT")
         except apsw.IOError:

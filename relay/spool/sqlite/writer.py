@@ -1,6 +1,7 @@
 """Group commit: one thread that writes, and one fsync for all operations that wait.
 
-Every change of the spool goes through Writer.submit(); the result is returned after the commit.
+Every change of the spool goes through Writer.submit(); the result is returned after the commit. For
+a message that arrives, that is the fsync before the 250 (WriteAheadLog.commit()).
 Operations that arrive during a commit go into the next one. An idle writer commits at once.
 
 An operation that fails, or for which there is no room, fails alone: the batch is repeated one by
