@@ -1,7 +1,8 @@
 """The metrics of docs/names.md, in one registry that is passed in.
 
 Rooms count into it; the API writes it in Prometheus text format 0.0.4. Labels are bounded and never
-contain addresses.
+contain addresses. relay_attempts_total, of deferred mail too, is counted in
+relay/delivery/attempt_recorder.py.
 """
 
 from functools import partial
@@ -63,7 +64,6 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        # relay_attempts_total, of deferred mail too; counted in relay/delivery/attempt_recorder.py
         self.attempts = Counter(
             "relay_attempts", "Attempts by outcome.", ["outcome", "class"], registry=registry
         )
@@ -89,8 +89,7 @@ class Metrics:
         )
         self.pickup_waiting = gauge("relay_pickup_waiting", "Pending submissions.")
         self.pickup_deferred = gauge(
-            "relay_pickup_deferred",
-            "Scheduled sends that wait for their time; not deferred mail.",
+            "relay_pickup_deferred", "Scheduled sends that wait for their time; not deferred mail."
         )
         self.reports = Counter("relay_reports", "Reports made.", ["kind"], registry=registry)
         self.policy_rules = Counter(
