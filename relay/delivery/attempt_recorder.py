@@ -249,7 +249,7 @@ class AttemptRecorder:
         return plan.messages, plan.events
 
     def _count_and_log(self, claim: Claim, result: AttemptResult, time: AttemptTime) -> None:
-        """Count metrics and log one line per recipient, with Postfix's field names where they fit.
+        """Count the attempts and log one line per recipient, with Postfix's field names where they fit.
 
         The attempt is settled: an error here must not settle it again.
         """

@@ -98,8 +98,8 @@ def convert_properties(
 ) -> Content:
     """Return the MIME of a draft whose private block has `length` octets.
 
-    `keep_bcc` is for its owner. Reading blocks. Raises ConversionError, and OSError where the file
-    cannot be read.
+    Bcc is removed unless `keep_bcc`, which is for its owner. Reading blocks. Raises
+    ConversionError, and OSError where the file cannot be read.
     """
     properties, body = block.properties, block.body
     if properties is None or body is None:

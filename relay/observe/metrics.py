@@ -10,6 +10,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_PICKUP_DEFERRED = "Scheduled sends that wait for their time; not deferred mail."
 _SECONDS = (
     0.001,
     0.0025,
@@ -88,9 +89,7 @@ class Metrics:
             "relay_clock_jump_seconds", "How far the clock is ahead of the queue's time."
         )
         self.pickup_waiting = gauge("relay_pickup_waiting", "Pending submissions.")
-        self.pickup_deferred = gauge(
-            "relay_pickup_deferred", "Scheduled sends that wait for their time; not deferred mail."
-        )
+        self.pickup_deferred = gauge("relay_pickup_deferred", _PICKUP_DEFERRED)
         self.reports = Counter("relay_reports", "Reports made.", ["kind"], registry=registry)
         self.policy_rules = Counter(
             "relay_policy_rule", "Rules that matched.", ["rule", "outcome"], registry=registry
