@@ -249,9 +249,10 @@ class AttemptRecorder:
         return plan.messages, plan.events
 
     def _count_and_log(self, claim: Claim, result: AttemptResult, time: AttemptTime) -> None:
-        """Count the attempts and log one line per recipient, with Postfix's field names where they fit.
+        """Count the attempt and log it, one line per recipient.
 
-        The attempt is settled: an error here must not settle it again.
+        The names of the fields are Postfix's where they fit. The attempt is settled: an
+        error here must not settle it again.
         """
         try:
             self._count_and_log_each(claim, result, time)
