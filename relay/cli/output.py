@@ -216,17 +216,19 @@ def backup_lines(result: Mapping[str, Any], directory: str, *, dry_run: bool) ->
 
 
 def recover_lines(result: Mapping[str, Any]) -> list[str]:
-    """What `relay storage recover` could read."""
+    """Return what `relay storage recover` has copied and lost."""
     if not result["faults"]:
         return ["the spool is not damaged: nothing was done"]
     lines = [f"found: {fault}" for fault in result["faults"]]
-    saved = ", ".join(f"{n} {table}" for table, n in result["rows"].items())
-    lines.append(f"saved: {saved or 'nothing'}")
+    recovered = ", ".join(f"{n} {table}" for table, n in result["rows"].items())
+    lines.append(f"recovered: {recovered or 'nothing'}")
     lines += [f"lost: {_hole(hole)}" for hole in result["holes"]]
     if result["log_damaged"]:
-        lines.append("of its log, what can be read is saved; some last changes may be lost")
+        lines.append(
+            "the log is damaged: its readable part is recovered, the last changes may be lost"
+        )
     if result["recipients_lost"] is None:
-        lines.append("how many recipients are lost is not known")
+        lines.append("the number of lost recipients is unknown")
     elif result["recipients_lost"]:
         lines.append(f"lost from the queue: {counted(result['recipients_lost'], 'recipient')}")
     if result["without_content"]:
@@ -240,7 +242,7 @@ def recover_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _hole(hole: Mapping[str, Any]) -> str:
-    """Between which rows of a table some could not be read; where it has neither end, all."""
+    """Return the rows of a table between which rows are unreadable; without both ends, all."""
     ends = [
         f"{name} {' '.join(map(str, hole[name]))}"
         for name in ("after", "before")
@@ -250,9 +252,9 @@ def _hole(hole: Mapping[str, Any]) -> str:
 
 
 def verified_lines(document: Mapping[str, Any]) -> list[str]:
-    """What `relay storage verify` has looked at."""
+    """Return the counts of `relay storage verify`."""
     submissions = document["submissions"]
-    looked_at = (
+    checked = (
         counted(document["mailboxes"], "mailbox"),
         counted(document["messages"], "message"),
         counted(document["indexes"], "index"),
@@ -260,7 +262,7 @@ def verified_lines(document: Mapping[str, Any]) -> list[str]:
     waiting = (
         f"{counted(submissions['ready'], 'submission')} ready, {submissions['scheduled']} scheduled"
     )
-    lines = [f"{', '.join(looked_at)}; {waiting}"]
+    lines = [f"{', '.join(checked)}; {waiting}"]
     for name, result in (
         ("without_draft", "the draft was removed, the submission is sent without it"),
         ("accepted", "accepted already, the next start removes the submission"),

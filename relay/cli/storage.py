@@ -1,10 +1,8 @@
-"""`relay storage verify | backup | prune | recover`: what is on the disk.
+"""The commands `relay storage verify | backup | prune | recover`.
 
-On the path: prints what app.commands and the spool's recovery finds.
-Holds: facts on stdout, how far it is on stderr where somebody sits there.
-Fails: 65 where something remains that could not be repaired, for an unknown account, and where a
-    directory cannot be used for a backup.
-Standards: docs/names.md (Commands).
+Results are printed on stdout, progress on stderr if that is a terminal. The exit status is 65 if a
+fault remains that could not be repaired, for an unknown account, and if a directory cannot be used
+for a backup. See docs/names.md (Commands).
 """
 
 import sys
@@ -30,44 +28,45 @@ from relay.settings import read_environment
 from relay.settings.document import counted, shown
 from relay.settings.values import parse_duration
 
-_PROGRESS_EVERY = 100
-_PAGES_TOLD = 10_000
+_PROGRESS_MAILBOXES = 100
+_PROGRESS_PAGES = 10_000
 
 
 @click.group()
 @group_options
 def storage(_given: CommandContext) -> None:
-    """Look after what is on the disk."""
+    """Verify, back up, prune and recover the files of the relay."""
 
 
 @storage.command()
 @click.argument("accounts", nargs=-1, metavar="[ACCOUNT]...")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 @click.option("--full", is_flag=True, help="Read every octet, and every message's header.")
-@click.option("--recount", is_flag=True, help="Cancel recipients without an entry; count anew.")
+@click.option("--recount", is_flag=True, help="Cancel recipients without an entry; count again.")
 @common_options
-def verify(context: CommandContext, *, accounts: tuple[str, ...], **wishes: bool) -> None:
-    """Check mailboxes, notes and the spool, and mend them.
+def verify(context: CommandContext, *, accounts: tuple[str, ...], **flags: bool) -> None:
+    """Check and repair mailboxes, submissions and the spool.
 
-    Where accounts are named, only what is theirs. What follows from other files is repaired,
-    indexes as well. No mail is deleted: what cannot be repaired is moved to corrupt/. The
-    relay may run meanwhile; its spool is only read then. Exits 65 when something remains that
-    somebody has to look at. --recount is for relay_queue_unaccounted, once you know why it was not
-    0: it ends recipients whose entry was lost as cancelled, and counts anew.
+    With ACCOUNTs, only their mailboxes and submissions are checked. Whatever can be derived from
+    other files is repaired, indexes as well. No mail is deleted: files that cannot be repaired are
+    moved to corrupt/. The relay may run meanwhile; its spool is only read then. Exits 65 when a
+    fault remains that the operator has to examine. --recount is for relay_queue_unaccounted, once
+    you know why it was not 0: it ends recipients whose entry was lost as cancelled, and counts
+    again.
     """
-    if accounts and wishes["recount"]:
-        raise click.UsageError("--recount: the spool is not one account's: name none")
+    if accounts and flags["recount"]:
+        raise click.UsageError("--recount: the spool belongs to all accounts: expected no ACCOUNT")
     settings = context.settings()
     is_watched = _is_watched()
 
     def progress(number: int) -> None:
-        if is_watched and number and number % _PROGRESS_EVERY == 0:
+        if is_watched and number and number % _PROGRESS_MAILBOXES == 0:
             click.echo(f"relay storage verify: {number} mailboxes so far", err=True)
 
     try:
         result = verified(
             settings,
-            VerifyOptions(accounts, **wishes),
+            VerifyOptions(accounts, **flags),
             environ=read_environment().variables,
             clock=SystemClock(),
             on_finding=(lambda _: None)
@@ -82,20 +81,21 @@ def verify(context: CommandContext, *, accounts: tuple[str, ...], **wishes: bool
     else:
         for line in verified_lines(result.document):
             click.echo(line)
-    if result.tally.remaining:
+    if result.counts.remaining:
         raise CommandError(ExitCode.DATA)
 
 
 @storage.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--dry-run", is_flag=True, help="Only say how much would be copied.")
+@click.option("--dry-run", is_flag=True, help="Only show how much would be copied.")
 @common_options
 def backup(context: CommandContext, directory: Path, *, dry_run: bool) -> None:
-    """Copy the spool into DIRECTORY, also beside a running relay.
+    """Copy the spool and the dead letters into DIRECTORY.
 
-    The dead letters go with it. The copy is one moment of the spool, and can take its place.
-    DIRECTORY is made, or empty; its SHA256SUMS are for sha256sum --check, and its manifest.json
-    says that it is whole. Copy the notes (.submissions) before it, and the mailboxes after it.
+    The relay may run meanwhile. The copy is a consistent snapshot of the spool, and can replace it.
+    DIRECTORY is created, or must be empty. Its SHA256SUMS are for sha256sum --check; its
+    manifest.json is written last, when the copy is complete. Copy the pending submissions
+    (.submissions) before it, and the mailboxes after it.
     """
     from relay.app.commands.storage import (  # noqa: PLC0415 - is slow
         BackupRefusedError,
@@ -106,45 +106,44 @@ def backup(context: CommandContext, directory: Path, *, dry_run: bool) -> None:
     settings = context.settings()
 
     def progress(done: int, pages: int) -> None:
-        if _is_watched() and done != pages and done % _PAGES_TOLD == 0:
+        if _is_watched() and done != pages and done % _PROGRESS_PAGES == 0:
             click.echo(f"relay storage backup: {100 * done // pages} %", err=True)
 
     try:
         if dry_run:
-            told = extent(settings)
+            result = extent(settings)
         else:
-            told = back_up(settings, directory, clock=SystemClock(), on_part=progress)
+            result = back_up(settings, directory, clock=SystemClock(), on_part=progress)
     except BackupRefusedError as error:
         raise CommandError(ExitCode.DATA, f"relay storage backup: {error}") from None
     if context.json:
-        print_json(told)
+        print_json(result)
     else:
-        print_lines(backup_lines(told, str(directory), dry_run=dry_run))
+        print_lines(backup_lines(result, str(directory), dry_run=dry_run))
 
 
 @storage.command()
-@click.option("--older-than", default="", metavar="DURATION", help="In place of spool.keep.")
-@click.option("--dry-run", is_flag=True, help="Only say how much would be removed.")
+@click.option("--older-than", default="", metavar="DURATION", help="Instead of spool.keep.")
+@click.option("--dry-run", is_flag=True, help="Only show how much would be removed.")
 @common_options
 def prune(context: CommandContext, *, older_than: str, dry_run: bool) -> None:
     """Remove the history of finished messages now.
 
-    Submission keys go when their own time is over. What is in the queue stays, and so do the
-    mailboxes.
+    Expired submission keys are removed as well. The queue and the mailboxes do not change.
     """
     try:
         older_than_s = parse_duration(older_than) if older_than else None
     except ValueError as error:
         text = f"--older-than: found {shown(older_than)}, expected {error}"
         raise click.UsageError(text) from None
-    told = pruned(context.settings(), SystemClock(), older_than_s=older_than_s, dry_run=dry_run)
+    result = pruned(context.settings(), SystemClock(), older_than_s=older_than_s, dry_run=dry_run)
     if context.json:
-        print_json(told)
+        print_json(result)
         return
     verb = "would remove" if dry_run else "removed"
-    keys = counted(told["submissions"], "submission key")
-    click.echo(f"{verb} {counted(told['messages'], 'message')}, {keys}")
-    if kept := told["kept"]:
+    keys = counted(result["submissions"], "submission key")
+    click.echo(f"{verb} {counted(result['messages'], 'message')}, {keys}")
+    if kept := result["kept"]:
         why = "recipients in no final state, and no entry: see relay storage verify"
         click.echo(f"relay storage prune: kept {counted(kept, 'message')} with {why}", err=True)
 
@@ -152,23 +151,23 @@ def prune(context: CommandContext, *, older_than: str, dry_run: bool) -> None:
 @storage.command()
 @common_options
 def recover(context: CommandContext) -> None:
-    """Bring what can be read of a damaged spool into a new one.
+    """Copy the readable rows of a damaged spool into a new one.
 
-    The damaged one is put aside with all that belongs to it; nothing is deleted. Without damage
-    nothing is done. No relay may run. Exits 65 when something could not be read.
+    The damaged spool and its files are renamed and kept; nothing is deleted. Without damage nothing
+    is done. No relay may run. Exits 65 when a part could not be read.
     """
     from relay.app.commands.storage import NothingToRecoverError  # noqa: PLC0415 - is slow
     from relay.app.commands.storage import recover as recovered  # noqa: PLC0415 - the same
 
     try:
-        told = recovered(context.settings(), SystemClock())
+        result = recovered(context.settings(), SystemClock())
     except NothingToRecoverError as error:
         raise CommandError(ExitCode.DATA, f"relay storage recover: {error}") from None
     if context.json:
-        print_json(told)
+        print_json(result)
     else:
-        print_lines(recover_lines(told))
-    if not told["whole"]:
+        print_lines(recover_lines(result))
+    if not result["whole"]:
         raise CommandError(ExitCode.DATA)
 
 

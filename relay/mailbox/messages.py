@@ -95,11 +95,11 @@ def compose(
     identity: DraftIdentity,
     kept: Sequence[DraftAttachment] = (),
     *,
-    beside: MimeDraftProperties | None = None,
+    mime_properties: MimeDraftProperties | None = None,
 ) -> ComposedDraft:
     """Compose the file of a draft from properties, with attachments of another file, or from MIME.
 
-    `beside` has the properties that MIME cannot hold. Reading blocks; raises OSError.
+    `mime_properties` has the properties that MIME cannot hold. Reading blocks; raises OSError.
     """
     wanted = identity.internet_message_id
     if isinstance(content, MessageProperties):
@@ -110,7 +110,7 @@ def compose(
         properties = _owned(content, origin)
         written = draft_content(properties, origin, kept)
     else:
-        written = _after_block(mime_draft_block(origin, beside), content)
+        written = _after_block(mime_draft_block(origin, mime_properties), content)
     name_with_size = f"{origin.base_name},S={size_of(written)}"
     return ComposedDraft(origin.base_name, name_with_size, written, identity.account, properties)
 
@@ -291,14 +291,14 @@ def next_generation(
         return compose(properties, identity, stored_attachments(stored))
     content: Octets = stored.part(length, stored.size - length)
     if change is None:
-        return compose(content, identity, beside=block.beside if block else None)
+        return compose(content, identity, mime_properties=block.beside if block else None)
     before = with_defaults(read_message(stored).properties, block)
     try:
         content = join_octets(changed_mime(content, before, change))
     except NotEditableError as error:
         raise NotADraftError(str(error)) from None
-    beside = MimeDraftProperties(change.delivery_receipt, change.extended)
-    return compose(content, identity, beside=beside)
+    mime_properties = MimeDraftProperties(change.delivery_receipt, change.extended)
+    return compose(content, identity, mime_properties=mime_properties)
 
 
 def with_attachments(

@@ -116,9 +116,8 @@ class MessageMover:
         destination = self._destination(mailbox, destination_id)
         size_bytes = located.path.stat().st_size
         base_name = make_base_name(
-            delivered_id(
-                self._shared.ids.new()
-            ),  # no clock id, so that the time of receipt is the original's
+            # no clock id, so that the time of receipt is the original's
+            delivered_id(self._shared.ids.new()),
             1,
             time_us=located.name.seconds * 1_000_000,
             hostname=self._shared.hostname,

@@ -243,8 +243,8 @@ class SendOptions:
 class PendingSubmission:
     """A submitted draft as pickup sees it: the exact snapshot that is sent.
 
-    `account` is the mailbox's address; `ready_us` when it was submitted, in steady time, or until
-    when it waits, in the wall's; `path` the note's file.
+    `account` is the address of the mailbox, `path` the file of the submission. `ready_us` is the
+    queue time at which it was submitted, or the wall clock time until which a scheduled one waits.
     """
 
     submission_id: str

@@ -1,11 +1,7 @@
-"""Verify the store and the spool of a configuration, with the rights of whoever owns it.
+"""Verify, prune, recover and back up the store and the spool, whether the relay runs or not.
 
-On the path: beside it; the command line comes here, whether a daemon runs or not.
-Holds: what root starts works as the owner of the mailboxes, so that it leaves nothing that the
-    relay cannot write; no relay starts in the middle of mending.
-Fails: UnknownAccountError; SettingsError for accounts with faults; OSError, of which
-    PermissionError is for who may not read what is to be verified.
-Standards: none.
+If root starts a command, it works as the owner of the mailboxes, so that the relay can write all
+files that the command creates. No relay can start during a repair.
 """
 
 import os
@@ -35,12 +31,12 @@ _ROOT = 0
 
 
 class UnknownAccountError(Exception):
-    """There is no account and no mailbox of that name."""
+    """No account and no mailbox has that name."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyOptions:
-    """What to verify, and how; without `accounts`, all accounts and the spool."""
+    """The options of verify; without `accounts`, it checks all accounts and the spool."""
 
     accounts: Sequence[str] = ()
     dry_run: bool = False
@@ -50,25 +46,29 @@ class VerifyOptions:
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
-    """The result; `document` is the JSON output."""
+    """The result of verify; `document` is the JSON output."""
 
-    tally: StoreCounts
+    counts: StoreCounts
     document: dict[str, Any]
 
 
 def verify(
     settings: Settings,
-    wishes: VerifyOptions,
+    options: VerifyOptions,
     *,
     environ: Mapping[str, str],
     clock: Clock,
     on_finding: Callable[[dict[str, Any]], None] = lambda _: None,
     on_mailbox: Callable[[int], None] = lambda _: None,
 ) -> VerifyResult:
-    """Verify, and mend what can be repaired. Raises what the module says."""
+    """Verify the store and the spool, and repair what can be repaired.
+
+    Raises UnknownAccountError; SettingsError for an accounts file with faults; OSError,
+    PermissionError if the user may not read a file.
+    """
     boxes = settings.mailboxes
     check_readable(boxes.accounts)
-    if not wishes.accounts:
+    if not options.accounts:
         check_readable(settings.spool_file)
     accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
     findings: list[dict[str, Any]] = []
@@ -82,62 +82,62 @@ def verify(
     with (
         closing(accounts),
         as_owner(boxes.root),
-        _locked(settings, dry_run=wishes.dry_run) as is_owner,
+        _locked(settings, dry_run=options.dry_run) as is_owner,
     ):
-        surroundings = VerifierDependencies(
+        dependencies = VerifierDependencies(
             clock=clock,
             hostname=settings.hostname,
             dead_letter=settings.state_dir / DEAD_LETTER,
             is_account=lambda address: accounts.by_address(address) is not None,
         )
         verifier = Verifier(
-            boxes.root, surroundings, dry_run=wishes.dry_run, full=wishes.full,
+            boxes.root, dependencies, dry_run=options.dry_run, full=options.full,
             on_finding=found, on_mailbox=on_mailbox,
         )  # fmt: skip
         wanted = []
-        for name in wishes.accounts:
+        for name in options.accounts:
             account = accounts.by_address(name)
             address = account.address if account else name.lower()
             if account is None and not verifier.has_mailbox(address):
                 raise UnknownAccountError(f"there is no account and no mailbox {name!r}")
             wanted.append(address)
-        tally = verifier.run(list(dict.fromkeys(wanted)) if wanted else None)
+        counts = verifier.run(list(dict.fromkeys(wanted)) if wanted else None)
         spool = (
             None
             if wanted
             else _verify_spool(
-                settings, wishes, clock=clock, is_owner=is_owner, found=found, tally=tally
+                settings, options, clock=clock, is_owner=is_owner, found=found, counts=counts
             )
         )
-    return VerifyResult(tally, _document(tally, findings, spool))
+    return VerifyResult(counts, _document(counts, findings, spool))
 
 
 def _verify_spool(
     settings: Settings,
-    wishes: VerifyOptions,
+    options: VerifyOptions,
     *,
     clock: Clock,
     is_owner: bool,
     found: Callable[[SpoolFinding], None],
-    tally: StoreCounts,
+    counts: StoreCounts,
 ) -> dict[str, int] | None:
     if not spool_has_traces(settings.spool_file):
         return None
-    if wishes.dry_run:
+    if options.dry_run:
         mode = VerifyMode.READ_ONLY if is_running(settings.run_dir) else VerifyMode.DRY_RUN
     else:
         mode = VerifyMode.REPAIR if is_owner else VerifyMode.READ_ONLY
 
     def report(finding: SpoolFinding) -> None:
-        tally.repaired += finding.repaired
-        tally.remaining += not finding.repaired
+        counts.repaired += finding.repaired
+        counts.remaining += not finding.repaired
         found(finding)
 
     verifier = SpoolVerifier(
         settings.spool_file,
         mode=mode,
-        full=wishes.full,
-        recount=wishes.recount,
+        full=options.full,
+        recount=options.recount,
         clock=clock,
         report=report,
     )
@@ -181,17 +181,17 @@ def _locked(settings: Settings, *, dry_run: bool) -> Iterator[bool]:
 
 
 def _document(
-    tally: StoreCounts, findings: list[dict[str, Any]], spool: dict[str, int] | None
+    counts: StoreCounts, findings: list[dict[str, Any]], spool: dict[str, int] | None
 ) -> dict[str, Any]:
     return {
-        "mailboxes": tally.mailboxes,
-        "messages": tally.messages,
-        "indexes": tally.indexes,
-        "uploads": tally.uploads,
-        "submissions": asdict(tally.submissions),
+        "mailboxes": counts.mailboxes,
+        "messages": counts.messages,
+        "indexes": counts.indexes,
+        "uploads": counts.uploads,
+        "submissions": asdict(counts.submissions),
         "spool": spool,
-        "repaired": tally.repaired,
-        "remaining": tally.remaining,
+        "repaired": counts.repaired,
+        "remaining": counts.remaining,
         "findings": findings,
     }
 
@@ -211,27 +211,27 @@ def prune(
     """
     client = ControlClient(settings.control_socket, timeout_s=_STEP_S_MAX)
 
-    def ask(*, only_say: bool) -> Mapping[str, Any]:
+    def ask(*, dry_run_only: bool) -> Mapping[str, Any]:
         result: Mapping[str, Any] = client.post(
-            "/storage/prune", {"older_than_s": older_than_s, "dry_run": only_say}
+            "/storage/prune", {"older_than_s": older_than_s, "dry_run": dry_run_only}
         )
         return result
 
     try:
-        found = ask(only_say=True)
-        while not dry_run and not ask(only_say=False)["ended"]:
+        found = ask(dry_run_only=True)
+        while not dry_run and not ask(dry_run_only=False)["ended"]:
             pass  # the daemon prunes in small steps
-    except ControlUnavailableError as silent:
-        if isinstance(silent, ControlForbiddenError):
+    except ControlUnavailableError as unavailable:
+        if isinstance(unavailable, ControlForbiddenError):
             raise
-        found = _offline(settings, clock, silent, older_than_s=older_than_s, dry_run=dry_run)
+        found = _offline(settings, clock, unavailable, older_than_s=older_than_s, dry_run=dry_run)
     return {name: found[name] for name in _NOTHING} | {"dry_run": dry_run}
 
 
 def _offline(
     settings: Settings,
     clock: Clock,
-    silent: ControlUnavailableError,
+    unavailable: ControlUnavailableError,
     *,
     older_than_s: float | None,
     dry_run: bool,
@@ -249,7 +249,7 @@ def _offline(
     try:
         return with_spool_files(settings, clock, ask, nothing=_NOTHING)
     except AlreadyRunningError as running:
-        raise ControlUnavailableError(f"{silent}, but {running}") from None
+        raise ControlUnavailableError(f"{unavailable}, but {running}") from None
 
 
 class NothingToRecoverError(SpoolError):

@@ -145,8 +145,8 @@ def test_a_dry_run_takes_no_lock_and_creates_nothing(stored, tmp_path):
 
 @pytest.mark.parametrize("state", ["state", "other"])
 def test_verify_works_while_a_relay_runs(stored, state):
-    notes = stored.mailboxes.root / ".submissions"
-    relay = OwnerLock(stored.state_dir.with_name(state) / "run", submissions=notes)
+    submissions = stored.mailboxes.root / ".submissions"
+    relay = OwnerLock(stored.state_dir.with_name(state) / "run", submissions=submissions)
     relay.take()
     assert during(stored, lambda: True) == [True]
     assert not could_start(stored, state)

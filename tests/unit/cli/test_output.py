@@ -138,15 +138,15 @@ def test_what_a_recovery_lost_is_printed():
     }  # fmt: skip
     lines = recover_lines(reported)
     assert lines[1:6] == [
-        "saved: 7 entry",
+        "recovered: 7 entry",
         "lost: rows of event: none could be read",
         "lost: rows of entry after 06gzm4j313svxyka 1",
         "lost: rows of message after 06gzm4j313svxyka, before 06gzm4j7dp7rtn7a",
-        "of its log, what can be read is saved; some last changes may be lost",
+        "the log is damaged: its readable part is recovered, the last changes may be lost",
     ]
     assert "lost from the queue: 9 recipients" in lines
     nothing = recover_lines(reported | {"rows": {}, "recipients_lost": None})
-    assert {"saved: nothing", "how many recipients are lost is not known"} <= set(nothing)
+    assert {"recovered: nothing", "the number of lost recipients is unknown"} <= set(nothing)
 
 
 def test_an_event_counts_recipients_it_does_not_name():

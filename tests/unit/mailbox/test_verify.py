@@ -1,4 +1,4 @@
-"""`relay storage verify`: one test for each kind of damage on a real store; what is repaired stays so."""
+"""`relay storage verify`: one test for each kind of damage on a real store; repairs last."""
 
 import json
 import os
@@ -34,7 +34,7 @@ LATER_S = 100 * 3600
 
 @dataclass
 class Checked:
-    """A store with a little of everything, and verify on it, long after all of it was written."""
+    """A store with all kinds of files, and a verifier whose clock is 100 hours later."""
 
     root: Path
     clock: ManualClock
@@ -46,26 +46,26 @@ class Checked:
         return self.root / "example.test/alice"
 
     @property
-    def notes(self) -> Path:
+    def submissions(self) -> Path:
         return self.root / ".submissions"
 
     def verify(self, *, accounts=None, **options) -> StoreCounts:
-        """Run it; `findings` are those of this run."""
+        """Run verify; `findings` are those of this run."""
         self.findings = []
-        surroundings = VerifierDependencies(
+        dependencies = VerifierDependencies(
             clock=self.clock,
             hostname="relay.example.test",
             dead_letter=self.root.parent / "dead-letter",
             is_account=lambda account: account == ALICE,
             pause=self.pause,
         )
-        verifier = Verifier(self.root, surroundings, on_finding=self.findings.append, **options)
+        verifier = Verifier(self.root, dependencies, on_finding=self.findings.append, **options)
         return verifier.run(accounts)
 
     def pause(self, seconds: float) -> None:
         self.waited.append(seconds)
 
-    def seen(self) -> list[tuple[str, bool]]:
+    def reported(self) -> list[tuple[str, bool]]:
         return [(str(one.kind), one.repaired) for one in self.findings]
 
     def message(self, where: str) -> Path:
@@ -73,9 +73,13 @@ class Checked:
         return min((self.home / where).iterdir())
 
     def octets(self) -> list[bytes]:
-        """The content of every file that could be mail, wherever it is: none may go."""
-        places = [*self.home.rglob("new/*"), *self.home.rglob("cur/*"), *self.notes.rglob("*@*")]
-        places += [one for one in (self.notes / "corrupt").rglob("*") if one.is_file()]
+        """The content of every file that could be mail, in any directory; none may be lost."""
+        places = [
+            *self.home.rglob("new/*"),
+            *self.home.rglob("cur/*"),
+            *self.submissions.rglob("*@*"),
+        ]
+        places += [one for one in (self.submissions / "corrupt").rglob("*") if one.is_file()]
         return sorted(
             {one.read_bytes() for one in places if one.is_file() and not one.is_symlink()}
         )
@@ -94,12 +98,12 @@ async def checked(place, store, draft) -> Checked:
     foreign = place.root / "example.test/alice/cur/1700000000.M1P2.other,S=40,W=40:2,S"
     foreign.write_bytes(MAIL)
     foreign.chmod(0o600)
-    words = HasWords(SearchIn.ANYWHERE, "hello")  # all that an index can have is in it then
+    words = HasWords(SearchIn.ANYWHERE, "hello")  # so that the index is complete
     await store.query_messages(ALICE, MessageQuery(condition=words))
     return Checked(place.root, ManualClock(time.time_ns() // 1000 + LATER_S * 10**6))
 
 
-# -- kinds of damage: what is done, and what is found
+# -- kinds of damage: findings and repairs
 
 
 def folder_without(name: str) -> Callable[[Checked], None]:
@@ -245,41 +249,43 @@ def sql(*statements: str) -> Callable[[Checked], None]:
     return damage
 
 
-def odd_note(checked: Checked) -> None:
-    (checked.notes / "ready/readme.txt").write_bytes(b"x")
+def odd_submission(checked: Checked) -> None:
+    (checked.submissions / "ready/readme.txt").write_bytes(b"x")
 
 
 def odd_preparation(checked: Checked) -> None:
-    (checked.notes / "preparing/readme.txt").write_bytes(b"x")
+    (checked.submissions / "preparing/readme.txt").write_bytes(b"x")
 
 
-def broken_note(checked: Checked) -> None:
-    (checked.notes / "ready/0123456789abcdef.1@1700000000000000").write_bytes(b"Subject: x\r\n")
+def broken_submission(checked: Checked) -> None:
+    (checked.submissions / "ready/0123456789abcdef.1@1700000000000000").write_bytes(
+        b"Subject: x\r\n"
+    )
 
 
 def old_preparation(checked: Checked) -> None:
-    (checked.notes / "preparing/0123456789abcdef.1").write_bytes(b"half")
+    (checked.submissions / "preparing/0123456789abcdef.1").write_bytes(b"half")
 
 
 def lost_range(checked: Checked) -> None:
-    (checked.notes / "uploads").mkdir()
-    (checked.notes / "uploads" / f"{'0' * 64}@1000").write_bytes(b"not as much")
+    (checked.submissions / "uploads").mkdir()
+    (checked.submissions / "uploads" / f"{'0' * 64}@1000").write_bytes(b"not as much")
 
 
 def odd_upload(checked: Checked) -> None:
-    (checked.notes / "uploads").mkdir()
-    (checked.notes / "uploads" / f"{'0' * 64}.json").write_bytes(b"{")
+    (checked.submissions / "uploads").mkdir()
+    (checked.submissions / "uploads" / f"{'0' * 64}.json").write_bytes(b"{")
 
 
 def copied_draft(checked: Checked) -> None:
-    note = next((checked.notes / "ready").iterdir())
-    content = note.read_bytes()
-    note.unlink()
-    note.write_bytes(content)
+    submission = next((checked.submissions / "ready").iterdir())
+    content = submission.read_bytes()
+    submission.unlink()
+    submission.write_bytes(content)
 
 
 CHANGE = "INSERT INTO change VALUES ({}, 'created', 'x', 'inbox', '')"
-MENDED = {
+REPAIRED = {
     "no cur": (folder_without("cur"), "missing-directory"),
     "no new": (folder_without("new"), "missing-directory"),
     "no tmp": (folder_without("tmp"), "missing-directory"),
@@ -312,17 +318,17 @@ MENDED = {
     "subject": (sql("UPDATE message SET subject_key = 'zwei' WHERE in_new"), "index-mismatch"),
     "people": (sql("DELETE FROM item"), "index-mismatch"),
     "feed": (sql(CHANGE.format(1), CHANGE.format(3)), "index-mismatch"),
-    "odd note": (odd_note, "submission-name"),
+    "odd submission": (odd_submission, "submission-name"),
     "odd preparation": (odd_preparation, "submission-name"),
     "old preparation": (old_preparation, "stale-file"),
     "copied draft": (copied_draft, "unmarked-copy"),
 }
-REPORTED = {  # once: then it is put aside, or named by what is left
+REPORTED = {  # once: it is moved to corrupt/, or another finding names it
     "empty": (empty, "empty-file"),
     "broken draft": (broken_draft, "broken-draft"),
     "truncated": (truncated, "truncated"),
     "no name": (no_name, "no-base-name"),
-    "broken note": (broken_note, "broken-submission"),
+    "broken submission": (broken_submission, "broken-submission"),
     "lost range": (lost_range, "broken-upload"),
     "odd upload": (odd_upload, "broken-upload"),
 }
@@ -332,25 +338,30 @@ REMAINING = {
     "another's folder": (others_folder, "owner"),
     "everybody's folder": (open_folder, "owner"),
 }
-ALL = MENDED | REPORTED | REMAINING
+ALL = REPAIRED | REPORTED | REMAINING
 
 
 async def test_nothing_is_wrong_with_a_store_in_use(checked):
-    tally = checked.verify(full=True)
+    counts = checked.verify(full=True)
     assert checked.findings == []
-    assert (tally.mailboxes, tally.messages, tally.indexes) == (1, 6, 1)
-    notes = tally.submissions
-    assert (notes.ready, notes.scheduled, notes.preparing, notes.without_draft) == (1, 1, 0, [])
+    assert (counts.mailboxes, counts.messages, counts.indexes) == (1, 6, 1)
+    submissions = counts.submissions
+    assert (
+        submissions.ready,
+        submissions.scheduled,
+        submissions.preparing,
+        submissions.without_draft,
+    ) == (1, 1, 0, [])
 
 
-@pytest.mark.parametrize("name", MENDED)
-async def test_damage_is_mended(checked, name):
-    damage, kind = MENDED[name]
+@pytest.mark.parametrize("name", REPAIRED)
+async def test_damage_is_repaired(checked, name):
+    damage, kind = REPAIRED[name]
     checked.verify()
     damage(checked)
     before = checked.octets()
     checked.verify()
-    assert checked.seen() == [(kind, True)]
+    assert checked.reported() == [(kind, True)]
     after = checked.octets()
     assert [one for one in before if one not in after] == []
     checked.verify(full=True)
@@ -358,12 +369,12 @@ async def test_damage_is_mended(checked, name):
 
 
 @pytest.mark.parametrize("name", REPORTED)
-async def test_loss_is_reported_and_put_right(checked, name):
+async def test_loss_is_reported_once_and_moved_to_corrupt(checked, name):
     damage, kind = REPORTED[name]
     damage(checked)
     before = checked.octets()
     checked.verify()
-    assert checked.seen() == [(kind, False)]
+    assert checked.reported() == [(kind, False)]
     assert checked.findings[0].action
     after = checked.octets()
     assert [one for one in before if one not in after] == []
@@ -372,17 +383,17 @@ async def test_loss_is_reported_and_put_right(checked, name):
 
 
 @pytest.mark.parametrize("name", REMAINING)
-async def test_what_only_people_can_mend_remains(checked, name):
+async def test_damage_that_only_the_operator_can_repair_remains(checked, name):
     damage, kind = REMAINING[name]
     damage(checked)
     for _ in range(2):
-        tally = checked.verify()
-        assert checked.seen() == [(kind, False)]
-        assert (tally.remaining, tally.repaired) == (1, 0)
+        counts = checked.verify()
+        assert checked.reported() == [(kind, False)]
+        assert (counts.remaining, counts.repaired) == (1, 0)
 
 
 def snapshot(root: Path) -> list[tuple[str, int, int]]:
-    """Every file and directory but the index's own, which reading may change."""
+    """Every file and directory except the index's files, which reading may change."""
     found = []
     for path in sorted(root.rglob("*")):
         status = path.lstat()
@@ -392,34 +403,36 @@ def snapshot(root: Path) -> list[tuple[str, int, int]]:
 
 
 @pytest.mark.parametrize("name", ALL)
-async def test_a_dry_run_says_it_and_changes_nothing(checked, name):
+async def test_a_dry_run_reports_and_changes_nothing(checked, name):
     damage, kind = ALL[name]
     damage(checked)
     is_by_names = name in ("a row less", "size")  # the index is not caught up in a dry run
     before = snapshot(checked.root)
     for _ in range(2):
-        tally = checked.verify(dry_run=True)
-        assert {one for one, _ in checked.seen()} == {kind} or is_by_names
-        assert tally.repaired == 0
+        counts = checked.verify(dry_run=True)
+        assert {one for one, _ in checked.reported()} == {kind} or is_by_names
+        assert counts.repaired == 0
     assert snapshot(checked.root) == before
 
 
-# -- what is told of it
+# -- reports
 
 
-async def test_a_file_that_is_put_aside_is_where_it_says(checked):
+async def test_a_file_moved_to_corrupt_has_the_reported_path(checked):
     (checked.home / "new/1700000001.M1P1.other").touch(0o600)
     checked.verify()
-    aside = checked.notes / "corrupt/example.test/alice/new/1700000001.M1P1.other"
-    assert checked.findings[0].action == f"moved to {aside}"
-    assert aside.exists()
+    moved = checked.submissions / "corrupt/example.test/alice/new/1700000001.M1P1.other"
+    assert checked.findings[0].action == f"moved to {moved}"
+    assert moved.exists()
     (checked.home / "new/1700000001.M1P1.other").touch(0o600)
     checked.verify()
-    assert aside.with_name("1700000001.M1P1.other~1").exists()
-    assert checked.verify().submissions.corrupt == [str(checked.notes / "corrupt/example.test")]
+    assert moved.with_name("1700000001.M1P1.other~1").exists()
+    assert checked.verify().submissions.corrupt == [
+        str(checked.submissions / "corrupt/example.test")
+    ]
 
 
-async def test_a_name_that_is_no_text_can_be_told(checked):
+async def test_a_name_that_is_not_utf_8_is_reported(checked):
     odd = checked.home / os.fsdecode(b"cur/1700000000.M1P3.\xff,S=7:2,")
     odd.write_bytes(MAIL)
     odd.chmod(0o600)
@@ -463,18 +476,18 @@ async def test_an_imap_server_copies_under_the_same_name(checked, store, draft):
     sql("UPDATE folder SET total = 7")(checked)
     before = checked.octets()
     checked.verify(full=True)
-    assert checked.seen() == [("index-mismatch", True)]
+    assert checked.reported() == [("index-mismatch", True)]
     assert checked.octets() == before
     archived = (await store.query_messages(ALICE, MessageQuery("archive"))).messages
     assert sorted(one.properties.subject for one in archived) == ["before", "one"]
     assert (await store.get(ALICE, made.id)).properties.subject == "after"
 
 
-async def test_an_index_made_anew_answers_as_before(checked, store):
+async def test_a_rebuilt_index_answers_as_before(checked, store):
     before = [one.id for one in (await store.query_messages(ALICE, MessageQuery())).messages]
     sql("UPDATE message SET flags = 'X'")(checked)
     checked.verify()
-    assert checked.seen() == [("index-mismatch", True)]
+    assert checked.reported() == [("index-mismatch", True)]
     after = [one.id for one in (await store.query_messages(ALICE, MessageQuery())).messages]
     assert after == before
 
@@ -483,8 +496,8 @@ async def test_fresh_leftovers_are_somebodys_work(checked):
     leftover(checked)
     old_preparation(checked)
     checked.clock.now_us -= LATER_S * 10**6
-    tally = checked.verify()
-    assert (checked.findings, tally.submissions.preparing) == ([], 1)
+    counts = checked.verify()
+    assert (checked.findings, counts.submissions.preparing) == ([], 1)
 
 
 def half_delivered(checked: Checked) -> Path:
@@ -506,13 +519,13 @@ def half_made(checked: Checked) -> Path:
     return path
 
 
-def half_noted(checked: Checked) -> Path:
-    broken_note(checked)
-    return checked.notes / "ready/0123456789abcdef.1@1700000000000000"
+def half_submitted(checked: Checked) -> Path:
+    broken_submission(checked)
+    return checked.submissions / "ready/0123456789abcdef.1@1700000000000000"
 
 
-@pytest.mark.parametrize("begin", [half_delivered, half_changed, half_made, half_noted])
-async def test_what_is_going_on_is_no_fault(checked, monkeypatch, begin):
+@pytest.mark.parametrize("begin", [half_delivered, half_changed, half_made, half_submitted])
+async def test_a_change_in_progress_is_no_fault(checked, monkeypatch, begin):
     """What is seen is gone, or as it should be, a moment later; nobody waits longer than that."""
     path = begin(checked)
     checked.clock.now_us = time.time_ns() // 1000
@@ -531,10 +544,10 @@ async def test_what_is_going_on_is_no_fault(checked, monkeypatch, begin):
     assert max(checked.waited) <= 2
 
 
-async def test_the_log_goes_on_while_it_is_read(checked, place, monkeypatch):
-    [note] = (checked.notes / "ready").iterdir()
-    submission_id = note.name.partition("@")[0]
-    note.unlink()
+async def test_the_log_grows_while_it_is_read(checked, place, monkeypatch):
+    [submission] = (checked.submissions / "ready").iterdir()
+    submission_id = submission.name.partition("@")[0]
+    submission.unlink()
 
     def read(*args, **kwargs):
         found = read_submissions(*args, **kwargs)
@@ -552,9 +565,9 @@ async def test_only_the_accounts_that_are_named(checked, store):
     (checked.root / "example.test/bob/cur/1.M1P1.other:2,").symlink_to("nowhere")
     assert checked.verify(accounts=[ALICE]).mailboxes == 1
     assert checked.findings == []
-    tally = checked.verify(accounts=["bob@example.test"])
-    assert (tally.mailboxes, tally.submissions.ready) == (1, 0)
-    assert checked.seen() == [("not-a-file", True)]
+    counts = checked.verify(accounts=["bob@example.test"])
+    assert (counts.mailboxes, counts.submissions.ready) == (1, 0)
+    assert checked.reported() == [("not-a-file", True)]
 
 
 async def test_the_dead_letters_are_a_mailbox_as_well(checked, store):
@@ -562,10 +575,10 @@ async def test_the_dead_letters_are_a_mailbox_as_well(checked, store):
     assert checked.verify().mailboxes == 2
     (checked.root.parent / "dead-letter/new/1.M1P1.other").mkdir()
     checked.verify()
-    assert checked.seen() == [("not-a-file", True)]
+    assert checked.reported() == [("not-a-file", True)]
 
 
-async def test_a_mailbox_that_cannot_be_listed_stops_nothing(checked, store, monkeypatch):
+async def test_an_unreadable_mailbox_does_not_stop_verify(checked, store, monkeypatch):
     await store.deliver("bob@example.test", unique="0123456789abcdef.3", content=MAIL)
     (checked.root / "example.test/bob/cur/1.M1P1.other:2,").symlink_to("nowhere")
     real = os.scandir
@@ -577,64 +590,66 @@ async def test_a_mailbox_that_cannot_be_listed_stops_nothing(checked, store, mon
 
     monkeypatch.setattr(os, "scandir", scandir)
     checked.verify()
-    assert checked.seen()[0] == ("unreadable", False)
-    assert ("not-a-file", True) in checked.seen()
+    assert checked.reported()[0] == ("unreadable", False)
+    assert ("not-a-file", True) in checked.reported()
 
 
 # -- submissions
 
 
-async def test_a_note_of_nobody_remains(checked, store, draft):
+async def test_a_submission_without_account_remains(checked, store, draft):
     await store.submit_new("gone@example.test", draft(), SendOptions())
     checked.verify()
-    assert checked.seen() == [("no-account", False)]
+    assert checked.reported() == [("no-account", False)]
 
 
-async def test_a_draft_that_was_removed_is_told(checked):
+async def test_a_removed_draft_is_reported(checked):
     for path in (checked.home / ".Drafts/cur").iterdir():
         if path.stat().st_nlink > 1:
             path.unlink()
-    names = sorted(one.name.partition("@")[0] for one in checked.notes.rglob("*@*"))
-    tally = checked.verify()
-    assert (sorted(tally.submissions.without_draft), checked.findings) == (names, [])
+    names = sorted(one.name.partition("@")[0] for one in checked.submissions.rglob("*@*"))
+    counts = checked.verify()
+    assert (sorted(counts.submissions.without_draft), checked.findings) == (names, [])
 
 
 async def test_a_draft_whose_change_was_cut_off_is_on_its_way(checked):
-    """The note says the next generation already; the next start puts it into Drafts."""
-    [note] = (checked.notes / "deferred").iterdir()
-    [draft] = [one for one in (checked.home / ".Drafts/cur").iterdir() if one.samefile(note)]
+    """The submission is the next generation already; the next start puts it into Drafts."""
+    [submission] = (checked.submissions / "deferred").iterdir()
+    [draft] = [one for one in (checked.home / ".Drafts/cur").iterdir() if one.samefile(submission)]
     draft.unlink()
-    (checked.notes / "preparing" / f"{note.name.partition('@')[0]}+").hardlink_to(note)
-    tally = checked.verify()
-    assert (tally.submissions.without_draft, tally.submissions.preparing, checked.findings) == (
+    (checked.submissions / "preparing" / f"{submission.name.partition('@')[0]}+").hardlink_to(
+        submission
+    )
+    counts = checked.verify()
+    assert (counts.submissions.without_draft, counts.submissions.preparing, checked.findings) == (
         [],
         1,
         [],
     )
 
 
-async def test_a_note_that_was_accepted_is_told(checked, place):
-    [note] = (checked.notes / "ready").iterdir()
-    submission_id = note.name.partition("@")[0]
+async def test_an_accepted_submission_is_reported(checked, place):
+    [submission] = (checked.submissions / "ready").iterdir()
+    submission_id = submission.name.partition("@")[0]
     facts = SubmissionFacts(submission_id, submission_id[:16], ALICE, ALICE)
     place.log.append(facts, Event(Step.ACCEPTED, place.clock.time_us()), queue_id="q")
-    tally = checked.verify()
-    assert (tally.submissions.accepted, checked.findings) == ([submission_id], [])
-    assert note.exists()
+    counts = checked.verify()
+    assert (counts.submissions.accepted, checked.findings) == ([submission_id], [])
+    assert submission.exists()
 
 
-async def test_a_draft_whose_note_is_gone_is_reported(checked):
-    [note] = (checked.notes / "ready").iterdir()
-    note.unlink()
+async def test_a_draft_whose_submission_was_removed_is_reported(checked):
+    [submission] = (checked.submissions / "ready").iterdir()
+    submission.unlink()
     checked.verify()
-    assert checked.seen() == [("lost-submission", False)]
-    assert note.name.partition("@")[0] in checked.findings[0].found
+    assert checked.reported() == [("lost-submission", False)]
+    assert submission.name.partition("@")[0] in checked.findings[0].found
 
 
 @pytest.mark.parametrize("end", ["accepted", "reported", "cancelled", "withdrawn", "in corrupt"])
-async def test_a_submission_that_came_to_an_end_needs_no_note(checked, place, end):
-    [note] = (checked.notes / "ready").iterdir()
-    submission_id = note.name.partition("@")[0]
+async def test_a_submission_that_ended_needs_no_file(checked, place, end):
+    [submission] = (checked.submissions / "ready").iterdir()
+    submission_id = submission.name.partition("@")[0]
     facts = SubmissionFacts(submission_id, submission_id[:16], ALICE, ALICE)
     match end:
         case "accepted":
@@ -646,9 +661,9 @@ async def test_a_submission_that_came_to_an_end_needs_no_note(checked, place, en
         case "withdrawn":
             place.log.withdraw(facts)
         case _:
-            (checked.notes / "corrupt").mkdir()
-            (checked.notes / "corrupt" / note.name).hardlink_to(note)
-    note.unlink()
+            (checked.submissions / "corrupt").mkdir()
+            (checked.submissions / "corrupt" / submission.name).hardlink_to(submission)
+    submission.unlink()
     checked.verify()
     assert checked.findings == []
 
@@ -657,10 +672,10 @@ async def test_memory_does_not_grow_with_the_mailboxes(checked, store):
     """Each mailbox is forgotten before the next one: what is kept is a count."""
     for number in range(20):
         await store.deliver(f"p{number}@example.test", unique=f"{number:016d}.1", content=MAIL)
-    told: list[int] = []
-    tally = checked.verify(on_mailbox=told.append)
-    assert told == list(range(21))
-    assert (tally.mailboxes, tally.messages) == (21, 26)
+    numbers: list[int] = []
+    counts = checked.verify(on_mailbox=numbers.append)
+    assert numbers == list(range(21))
+    assert (counts.mailboxes, counts.messages) == (21, 26)
 
 
 async def test_it_waits_for_nobody_where_all_is_well(checked):
