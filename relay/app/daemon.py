@@ -108,7 +108,7 @@ class Daemon:
         for smtp_server in self.smtp_servers:
             await smtp_server.start()
         self._pickup_task = self._spawn(self.pickup.run(), "pickup")
-        figures = MaintenanceGauges(self._sessions, lambda: self.store.deferred_count)
+        figures = MaintenanceGauges(self._sessions, lambda: self.store.scheduled_count)
         self._spawn(update_gauges(self.spool, self.metrics, self.clock, figures=figures), "figures")
         keep = Retention(self.settings.spool.keep, self.settings.spool.keep_size)
         self._spawn(prune_history(self.spool, self.store_log, keep=keep), "pruning")

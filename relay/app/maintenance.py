@@ -34,7 +34,7 @@ class MaintenanceGauges:
     """Numbers that are read at each pass: SMTP sessions, and scheduled sends."""
 
     sessions: Callable[[], int]
-    deferred_notes: Callable[[], int]
+    scheduled_sends: Callable[[], int]
 
 
 async def update_gauges(
@@ -44,7 +44,7 @@ async def update_gauges(
     while True:
         began = clock.monotonic()
         metrics.connections.labels(state="incoming").set(figures.sessions())
-        metrics.pickup_deferred.set(figures.deferred_notes())
+        metrics.pickup_deferred.set(figures.scheduled_sends())
         try:
             await count_queue(spool, metrics, clock)
         except SpoolError as error:

@@ -63,11 +63,11 @@ async def send_mail(request: GraphRequest) -> Response:
     options, applied = await send_options(
         request, properties.extended, save=parameters.save_to_sent_items
     )
-    note = await await_submission(
+    submission = await await_submission(
         request.dependencies.store.submit_new(request.mailbox, properties, options)
     )
     return _accepted(
-        request, note, internet_message_id=properties.internet_message_id, headers=applied
+        request, submission, internet_message_id=properties.internet_message_id, headers=applied
     )
 
 
@@ -110,17 +110,20 @@ async def send_draft(request: GraphRequest) -> Response:
     check_own(draft.properties.sender, request.account, path="sender")
     options, applied = await send_options(request, draft.properties.extended)
     options = replace(options, on_behalf_of=on_behalf_of)
-    note = await await_submission(
+    submission = await await_submission(
         store.submit_draft(request.mailbox, draft.id, options, condition=request.condition)
     )
     return _accepted(
-        request, note, internet_message_id=draft.properties.internet_message_id, headers=applied
+        request,
+        submission,
+        internet_message_id=draft.properties.internet_message_id,
+        headers=applied,
     )
 
 
 def _accepted(
     request: GraphRequest,
-    note: PendingSubmission,
+    submission: PendingSubmission,
     *,
     internet_message_id: str,
     headers: Mapping[str, str],
@@ -129,8 +132,8 @@ def _accepted(
         request.dependencies.crash.reached(CrashPoint.REQUEST_ANSWERED)
 
     headers = {
-        "x-relay-message-id": note.draft_id,
-        "x-relay-submission-id": note.submission_id,
+        "x-relay-message-id": submission.draft_id,
+        "x-relay-submission-id": submission.submission_id,
         **headers,
     }
     # MIME may have none: the conversion adds one
@@ -177,7 +180,7 @@ async def send_options(
     options = SendOptions(
         save_to_sent_items=save,
         sent_folder=folder if save else "",
-        deferred_us=wishes.scheduled_us if wishes else 0,
+        scheduled_us=wishes.scheduled_us if wishes else 0,
         client=Client(request.http.client_address, account=request.account.address),
     )
     return options, {"preference-applied": preferred.applied} if preferred.applied else {}

@@ -347,35 +347,35 @@ class MailStore(Protocol):
 class SubmissionStore(Protocol):
     """The notes of what was submitted, as pickup has them: steps 2 to 4."""
 
-    def notes(self) -> AsyncGenerator[PendingSubmission, None]:
+    def submissions(self) -> AsyncGenerator[PendingSubmission, None]:
         """Notes in ready/, those there at start first, then each as it comes; never ends.
 
         While somebody reads them, deferred ones are made ready at their time.
         """
         ...
 
-    async def turn(self, note: PendingSubmission) -> None:
+    async def turn(self, submission: PendingSubmission) -> None:
         """Return when the note may be taken up: at once but in a rush of submissions, soon then."""
         ...
 
-    async def submission_content(self, note: PendingSubmission) -> Octets:
+    async def submission_content(self, submission: PendingSubmission) -> Octets:
         """The note's file, private block and all: what convert() wants.
 
         Raises NoSuchItemError, StoreUnavailableError.
         """
         ...
 
-    def retry_submission(self, note: PendingSubmission, delay_s: float) -> None:
+    def retry_submission(self, submission: PendingSubmission, delay_s: float) -> None:
         """Put a note back: notes() yields it again after `delay_s` seconds."""
         ...
 
-    async def complete_submission(self, note: PendingSubmission, *, queue_id: str) -> None:
+    async def complete_submission(self, submission: PendingSubmission, *, queue_id: str) -> None:
         """Step 4: move to Sent Items (or remove), record it, remove the note. Idempotent."""
         ...
 
     async def fail_submission(
         self,
-        note: PendingSubmission,
+        submission: PendingSubmission,
         report: bytes | None,
         *,
         report_to: str = "",

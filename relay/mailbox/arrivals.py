@@ -19,7 +19,7 @@ from relay.files import FileOctets, write_all
 from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.drafts import Drafts
 from relay.mailbox.folders import find_folder
-from relay.mailbox.maildir import looking_again, remove
+from relay.mailbox.maildir import remove, retry_if_renamed
 from relay.mailbox.messages import ComposedDraft, DraftHead, draft_head, next_identity, open_octets
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.submissions.submit import SubmissionWriter, first_submission
@@ -130,18 +130,18 @@ class Arrivals:
 
     def __init__(
         self,
-        equipment: StoreDependencies,
-        leftovers: StaleFiles,
+        dependencies: StoreDependencies,
+        stale_files: StaleFiles,
         *,
-        sending: SubmissionWriter,
+        submission_writer: SubmissionWriter,
         drafts: Drafts,
         run: RunInThread,
         offer: Callable[[PendingSubmission], None],
     ) -> None:
         """`offer` tells pickup of a note."""
-        self._shared = equipment
-        self._leftovers = leftovers
-        self._sending = sending
+        self._shared = dependencies
+        self._stale_files = stale_files
+        self._submission_writer = submission_writer
         self._drafts = drafts
         self._run = run
         self._offer = offer
@@ -153,9 +153,11 @@ class Arrivals:
         file = await self._run(self._begin_submission, account, options, expected_bytes)
 
         def submitted(file: ArrivingFile) -> PendingSubmission:
-            note = self._sending.submit_composed(file.finished(), file.head.identity, options)
-            self._offer(note)
-            return note
+            submission = self._submission_writer.submit_composed(
+                file.finished(), file.head.identity, options
+            )
+            self._offer(submission)
+            return submission
 
         return Arrival(file, submitted, run=self._run)
 
@@ -202,9 +204,9 @@ class Arrivals:
         self, account: str, options: SendOptions, expected_bytes: int
     ) -> ArrivingFile:
         self._ready(account, expected_bytes)
-        self._shared.notes.make()
+        self._shared.submissions.make()
         identity = self._shared.identity(account, options)
-        path = self._shared.notes.preparing / first_submission(identity)
+        path = self._shared.submissions.preparing / first_submission(identity)
         return ArrivingFile(path, draft_head(identity))
 
     def _begin_draft(self, account: str, folder_id: str, expected_bytes: int) -> ArrivingFile:
@@ -213,7 +215,7 @@ class Arrivals:
         head = draft_head(self._shared.identity(account))
         return ArrivingFile(folder.path / "tmp" / head.base_name, head)
 
-    @looking_again
+    @retry_if_renamed
     def _begin_replacement(
         self, account: str, message_id: str, expected_bytes: int, *, condition: Precondition
     ) -> ArrivingFile:
@@ -221,7 +223,7 @@ class Arrivals:
         before = self._drafts.draft(mailbox, message_id, condition=condition)
         located = before.located
         self._ready(account, expected_bytes - located.path.stat().st_size, messages=0)
-        options = before.note.options if before.note else None
+        options = before.submission.options if before.submission else None
         identity = self._shared.identity(account, options)
         head = draft_head(next_identity(located, open_octets(located), identity))
         own_name = (
@@ -232,7 +234,7 @@ class Arrivals:
     def _ready(self, account: str, expected_bytes: int, *, messages: int = 1) -> Path:
         """Refuse what will not fit before it comes; return the mailbox."""
         mailbox = self._shared.folders.mailbox(account)
-        self._leftovers.clean(mailbox)
+        self._stale_files.clean(mailbox)
         quota, nothing = self._shared.quota, self._shared.ids.new()
         with quota.room_for(account, mailbox, expected_bytes, base_name=nothing, messages=messages):
             return mailbox

@@ -12,7 +12,7 @@ from contextlib import suppress
 from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.drafts import Drafts
 from relay.mailbox.index import MessageFile
-from relay.mailbox.maildir import looking_again
+from relay.mailbox.maildir import retry_if_renamed
 from relay.mailbox.messages import (
     ComposedDraft,
     DraftIdentity,
@@ -43,11 +43,11 @@ class _IsThereError(Exception):
 class Attachments:
     """Blocking; the store calls it in its threads."""
 
-    def __init__(self, equipment: StoreDependencies, drafts: Drafts) -> None:
-        self._shared = equipment
+    def __init__(self, dependencies: StoreDependencies, drafts: Drafts) -> None:
+        self._shared = dependencies
         self._drafts = drafts
 
-    @looking_again
+    @retry_if_renamed
     def opened(self, account: str, message_id: str, folder_id: str) -> OpenedMessage:
         """See api.AttachmentStore.opened()."""
         mailbox = self._shared.folders.mailbox(account)

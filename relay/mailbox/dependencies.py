@@ -32,10 +32,10 @@ class StoreDependencies:
     folders: Folders
     index: Indexes
     quota: Quota
-    notes: SubmissionDirectory
+    submissions: SubmissionDirectory
     syncs: DirectorySync
     stripes: Stripes
-    deferred: ScheduledSends
+    scheduled: ScheduledSends
 
     def found(self, mailbox: Path, message_id: str, condition: Precondition) -> MessageFile:
         """Return where a message is; its lock must be held if the condition is to stay true.

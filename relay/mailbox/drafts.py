@@ -16,11 +16,11 @@ from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.folders import find_folder
 from relay.mailbox.index import MessageFile
 from relay.mailbox.maildir import (
-    looking_again,
     named_in_order,
     open_written,
     place,
     remove,
+    retry_if_renamed,
     write_file,
 )
 from relay.mailbox.message_file import FLAGGED, NEW_DRAFT, SEEN, parse_name, with_flags
@@ -62,22 +62,22 @@ class Before:
 
     mailbox: Path
     located: MessageFile
-    note: PendingSubmission | None
+    submission: PendingSubmission | None
 
 
 class Drafts:
     """Blocking; the store calls it in its threads."""
 
-    def __init__(self, equipment: StoreDependencies, leftovers: StaleFiles) -> None:
-        self._shared = equipment
-        self._leftovers = leftovers
+    def __init__(self, dependencies: StoreDependencies, stale_files: StaleFiles) -> None:
+        self._shared = dependencies
+        self._stale_files = stale_files
 
     def create(
         self, account: str, content: MessageProperties | bytes, folder_id: str
     ) -> StoredMessage:
         """See MailStore.create_draft()."""
         mailbox = self._shared.folders.mailbox(account)
-        self._leftovers.clean(mailbox)
+        self._stale_files.clean(mailbox)
         folder = find_folder(mailbox, folder_id)
         return self.create_composed(
             compose(content, self._shared.identity(account)), mailbox, folder
@@ -90,7 +90,7 @@ class Drafts:
             located = self._write(draft, folder, flags=NEW_DRAFT)
         return self._written(located, draft)
 
-    @looking_again
+    @retry_if_renamed
     def get(self, account: str, message_id: str, folder_id: str) -> StoredMessage:
         """See MailStore.get()."""
         mailbox = self._shared.folders.mailbox(account)
@@ -121,7 +121,7 @@ class Drafts:
             return loaded(self._shared.index.get(mailbox, located.message_id, folder_id=folder_id))
         return None
 
-    @looking_again
+    @retry_if_renamed
     def _shown(self, located: MessageFile) -> StoredMessage:
         """Load a message that was just written, wherever it is by now."""
         with suppress(FileNotFoundError):
@@ -129,13 +129,13 @@ class Drafts:
         mailbox = located.folder.path.parent
         return loaded(self._shared.index.get(mailbox, located.message_id))
 
-    @looking_again
+    @retry_if_renamed
     def mime(self, account: str, message_id: str) -> Content:
         """See MailStore.mime()."""
         mailbox = self._shared.folders.mailbox(account)
         return render(open_octets(self._shared.index.get(mailbox, message_id)))
 
-    @looking_again
+    @retry_if_renamed
     def update(
         self,
         account: str,
@@ -148,7 +148,7 @@ class Drafts:
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
             located = self._shared.found(mailbox, message_id, condition)
-            note = self._shared.deferred.note_of(message_id, located)
+            submission = self._shared.scheduled.scheduled_submission(message_id, located)
             flags = located.name.flags
             for flag, wanted in ((SEEN, change.is_read), (FLAGGED, change.flagged)):
                 if wanted is not None:
@@ -157,18 +157,18 @@ class Drafts:
                 return loaded(self._with_flags(located, flags))
             if not is_draft(located):
                 raise NotADraftError("Only a draft's content can be changed.")
-            self._leftovers.clean(mailbox)
+            self._stale_files.clean(mailbox)
             stored = open_octets(located)
-            if note is not None:
+            if submission is not None:
                 before = read_message(stored).properties
-                note = self._shared.deferred.changed(
-                    note, before.extended, change.properties.extended
+                submission = self._shared.scheduled.changed(
+                    submission, before.extended, change.properties.extended
                 )
-            identity = self._shared.identity(account, note.options if note else None)
+            identity = self._shared.identity(account, submission.options if submission else None)
             draft = next_generation(located, stored, identity, change=change.properties)
-            return self.replace(Before(mailbox, located, note), draft, flags=flags)
+            return self.replace(Before(mailbox, located, submission), draft, flags=flags)
 
-    @looking_again
+    @retry_if_renamed
     def change(
         self,
         account: str,
@@ -181,11 +181,13 @@ class Drafts:
         does.
         """
         mailbox = self._shared.folders.mailbox(account)
-        self._leftovers.clean(mailbox)
+        self._stale_files.clean(mailbox)
         with self._shared.stripes.of(message_id):
             before = self.draft(mailbox, message_id)
-            note, located = before.note, before.located
-            draft = make(located, self._shared.identity(account, note.options if note else None))
+            submission, located = before.submission, before.located
+            draft = make(
+                located, self._shared.identity(account, submission.options if submission else None)
+            )
             return self.replace(before, draft, flags=located.name.flags)
 
     def draft(
@@ -196,47 +198,52 @@ class Drafts:
         Raises NoSuchItemError, NotADraftError, BeingSentError, MessageChangedError.
         """
         located = self._shared.found(mailbox, message_id, condition)
-        note = self._shared.deferred.note_of(message_id, located)
+        submission = self._shared.scheduled.scheduled_submission(message_id, located)
         if not is_draft(located):
             raise NotADraftError("Only a draft's content can be changed.")
-        return Before(mailbox, located, note)
+        return Before(mailbox, located, submission)
 
     def replace(self, before: Before, draft: ComposedDraft, *, flags: str) -> StoredMessage:
         """Write a draft's next generation; the caller holds the message's lock.
 
         If it is written, then to the tmp/ of the draft's folder.
         """
-        located, note = before.located, before.note
+        located, submission = before.located, before.submission
         growth = draft.size - located.path.stat().st_size
         quota = self._shared.quota
         with quota.room_for(
             draft.account, before.mailbox, growth, base_name=draft.base_name, messages=0
         ):
-            if note is None:
+            if submission is None:
                 changed = self._write(draft, located.folder, flags=flags)
             else:
-                changed = self._write_waiting(draft, located, note, flags=flags)
+                changed = self._write_waiting(draft, located, submission, flags=flags)
         remove(located.path)
-        if note is not None:
-            self._shared.deferred.settled(note)
+        if submission is not None:
+            self._shared.scheduled.finish_replace(submission)
         return self._written(changed, draft)
 
     def _write_waiting(
-        self, draft: ComposedDraft, before: MessageFile, note: PendingSubmission, *, flags: str
+        self,
+        draft: ComposedDraft,
+        before: MessageFile,
+        submission: PendingSubmission,
+        *,
+        flags: str,
     ) -> MessageFile:
         """Write a draft anew whose note waits: the note becomes the new file before the draft does.
 
         Raises BeingSentError.
         """
 
-        def replace_note(temporary: Path) -> None:
-            self._shared.deferred.replace(note, temporary, memory_part(draft.content))
+        def replace_submission(temporary: Path) -> None:
+            self._shared.scheduled.replace(submission, temporary, memory_part(draft.content))
 
         try:
-            return self._write(draft, before.folder, flags=flags, on_written=replace_note)
+            return self._write(draft, before.folder, flags=flags, on_written=replace_submission)
         except OSError:
             with suppress(OSError):
-                self._shared.deferred.take_back(note, before.path)
+                self._shared.scheduled.undo_replace(submission, before.path)
             raise
 
     def _write(

@@ -30,9 +30,9 @@ _IDS_REMEMBERED = 500_000
 class Inbox:
     """Blocking; the store calls it in its threads."""
 
-    def __init__(self, equipment: StoreDependencies, leftovers: StaleFiles) -> None:
-        self._shared = equipment
-        self._leftovers = leftovers
+    def __init__(self, dependencies: StoreDependencies, stale_files: StaleFiles) -> None:
+        self._shared = dependencies
+        self._stale_files = stale_files
         self._stripes = Stripes()  # of its own: who delivers a report holds a shared one
         self._delivered = DeliveredIds()
 
@@ -47,7 +47,7 @@ class Inbox:
     ) -> DeliveryResult:
         """See DeliveryStore.deliver()."""
         mailbox = self._shared.folders.mailbox(account)
-        self._leftovers.clean(mailbox)
+        self._stale_files.clean(mailbox)
         message_id = delivered_id(unique)
         content = edit_header(content, lambda header: with_relay_id(header, message_id))
         base_name = delivered_base_name(unique, hostname=self._shared.hostname)

@@ -49,7 +49,7 @@ def storage_errors() -> Iterator[None]:
         raise StoreUnavailableError(f"The mail store cannot be used: {reason}.") from error
 
 
-def looking_again(
+def retry_if_renamed(
     action: Callable[_Parameters, _Result],
 ) -> Callable[_Parameters, _Result]:
     """Repeat what lost its file: a mail client may change a file's flags, and so its name."""

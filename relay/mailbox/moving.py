@@ -18,10 +18,10 @@ from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.folders import find_folder, is_deleted
 from relay.mailbox.index import MessageFile
 from relay.mailbox.maildir import (
-    looking_again,
     place_again,
     remove,
     rename,
+    retry_if_renamed,
 )
 from relay.mailbox.message_file import delivered_id, make_base_name, parse_name
 from relay.mailbox.messages import loaded
@@ -61,7 +61,7 @@ class MessageMover:
         self._shared = shared
         self._stale_files = stale_files
 
-    @looking_again
+    @retry_if_renamed
     def move(
         self,
         account: str,
@@ -77,10 +77,12 @@ class MessageMover:
             destination = self._destination(mailbox, destination_id)
             if destination.path == located.folder.path:
                 return loaded(located)
-            self._shared.deferred.set_free(message_id, located, reason="the draft was moved")
+            self._shared.scheduled.cancel_scheduled(
+                message_id, located, reason="the draft was moved"
+            )
             return loaded(self._moved(located, destination))
 
-    @looking_again
+    @retry_if_renamed
     def delete(
         self,
         account: str,
@@ -93,14 +95,16 @@ class MessageMover:
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
             located = self._shared.found(mailbox, message_id, condition)
-            self._shared.deferred.set_free(message_id, located, reason="the draft was deleted")
+            self._shared.scheduled.cancel_scheduled(
+                message_id, located, reason="the draft was deleted"
+            )
             if permanently or is_deleted(located.folder):
                 remove(located.path)
                 self._shared.syncs.sync(located.directory)
             else:
                 self._moved(located, self._destination(mailbox, WellKnown.DELETED_ITEMS))
 
-    @looking_again
+    @retry_if_renamed
     def copy(
         self,
         account: str,

@@ -43,8 +43,8 @@ _log = get_logger("mailbox")
 class StaleFiles:
     """Blocking; the store calls it in its threads."""
 
-    def __init__(self, equipment: StoreDependencies, log: SubmissionLog) -> None:
-        self._shared = equipment
+    def __init__(self, dependencies: StoreDependencies, log: SubmissionLog) -> None:
+        self._shared = dependencies
         self._log = log
         self._lock = threading.Lock()
         # One path an account: whatever is forgotten would be cleaned under its writers' hands.
@@ -55,27 +55,27 @@ class StaleFiles:
 
         What cannot be removed now stays for the next start: one broken mailbox stops no other.
         """
-        notes = self._shared.notes
+        submissions = self._shared.submissions
         removed = 0
-        for prepared in notes.prepared():
+        for prepared in submissions.prepared():
             SYNC_FAILURES.begin()
             try:
                 self._remove_one(prepared)
             except (OSError, StoreError) as error:
-                _log.error("leftover kept", file=str(prepared.path), reason=str(error))
+                _log.error("stale file kept", file=str(prepared.path), reason=str(error))
             else:
                 removed += 1
         return removed  # not synced: what comes back with the power, the next start removes
 
     def _remove_one(self, prepared: PreparedFile) -> None:
-        notes = self._shared.notes
+        submissions = self._shared.submissions
         block = read_block_of(prepared.path)
         if prepared.is_change and block is not None:
             self._finish_change(prepared, block.origin)
         is_cut_off = (
             prepared.submission_id != ""
             and not prepared.is_change
-            and notes.find_submission(prepared.submission_id) is None
+            and submissions.find_submission(prepared.submission_id) is None
         )
         if prepared.is_new and block is not None and is_cut_off:
             mailbox = self._shared.folders.mailbox(block.origin.account)
@@ -91,9 +91,9 @@ class StaleFiles:
 
     def _finish_change(self, prepared: PreparedFile, origin: DraftOrigin) -> None:
         """Put a waiting draft's next generation in its place if its note says it already."""
-        notes = self._shared.notes
-        note = notes.find_submission(prepared.submission_id)
-        said = read_block_of(note) if note else None
+        submissions = self._shared.submissions
+        submission = submissions.find_submission(prepared.submission_id)
+        said = read_block_of(submission) if submission else None
         if said is None or said.origin.base_name != origin.base_name:
             return
         mailbox = self._shared.folders.mailbox(origin.account)

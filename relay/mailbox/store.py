@@ -89,19 +89,21 @@ class FileStore:
         self._directory_of = directory_of
         folders, stripes, syncs = Folders(directory_of), Stripes(), DirectorySync()
         self._index = Indexes(clock)
-        notes = SubmissionDirectory(root / ".submissions", syncs)
+        submissions = SubmissionDirectory(root / ".submissions", syncs)
         self._actions = ThreadPool(_THREADS, "mailbox")
         self._queries = ThreadPool(_QUERY_THREADS, "mailbox-query")
         self._shares = AccountQueues()
-        self._precedence = SubmissionThrottle(clock.monotonic)
-        self._board = PendingSubmissions(self._changed_ns, self._list_ready)
-        self._due = ScheduleTimer(
-            ScheduledDirectory(self._deferred_changed_ns, self._list_deferred, self._bring_up),
-            clock=clock, on_ready=self._board.offer,
+        self._throttle = SubmissionThrottle(clock.monotonic)
+        self._pending = PendingSubmissions(self._changed_ns, self._list_ready)
+        self._timer = ScheduleTimer(
+            ScheduledDirectory(
+                self._scheduled_changed_ns, self._list_scheduled, self._make_due_ready
+            ),
+            clock=clock, on_ready=self._pending.offer,
         )  # fmt: skip
-        deferred = ScheduledSends(
-            notes, folders=folders, stripes=stripes, clock=clock, crash=crash, log=log,
-            on_deferred=self._due.add,
+        scheduled = ScheduledSends(
+            submissions, folders=folders, stripes=stripes, clock=clock, crash=crash, log=log,
+            on_scheduled=self._timer.add,
         )  # fmt: skip
         self._shared = StoreDependencies(
             clock=clock,
@@ -111,20 +113,22 @@ class FileStore:
             folders=folders,
             index=self._index,
             quota=Quota(limits_of, self._index),
-            notes=notes,
+            submissions=submissions,
             syncs=syncs,
             stripes=stripes,
-            deferred=deferred,
+            scheduled=scheduled,
         )
-        self._leftovers = StaleFiles(self._shared, log)
-        self._inbox = Inbox(self._shared, self._leftovers)
-        self._drafts = Drafts(self._shared, self._leftovers)
-        self._moving = MessageMover(self._shared, self._leftovers)
+        self._stale_files = StaleFiles(self._shared, log)
+        self._inbox = Inbox(self._shared, self._stale_files)
+        self._drafts = Drafts(self._shared, self._stale_files)
+        self._moving = MessageMover(self._shared, self._stale_files)
         self._tree = FolderTree(folders, ids)
-        self._sending = SubmissionWriter(self._shared, self._inbox, self._leftovers, log=log)
+        self._submission_writer = SubmissionWriter(
+            self._shared, self._inbox, self._stale_files, log=log
+        )
         self.arrivals = Arrivals(
-            self._shared, self._leftovers, sending=self._sending, drafts=self._drafts,
-            run=self._run, offer=self._offer,
+            self._shared, self._stale_files, submission_writer=self._submission_writer,
+            drafts=self._drafts, run=self._run, offer=self._offer,
         )  # fmt: skip
         self.attachments = FileAttachments(self._shared, self._drafts, run=self._run)
 
@@ -133,15 +137,15 @@ class FileStore:
 
         Returns how many there were.
         """
-        return await self._run(self._leftovers.remove_unfinished)
+        return await self._run(self._stale_files.remove_unfinished)
 
     async def keep_anchor(self) -> None:
         """Write down the present moment, from which the next start continues. Raises StoreError."""
         await self._run(self._write_anchor)
 
     def _write_anchor(self) -> None:
-        notes = self._shared.notes
-        ClockAnchorFile(notes.preparing.parent).write(self._shared.clock.anchor())
+        submissions = self._shared.submissions
+        ClockAnchorFile(submissions.preparing.parent).write(self._shared.clock.anchor())
 
     def close(self) -> None:
         """Let the threads finish what they do, and end them."""
@@ -161,7 +165,7 @@ class FileStore:
         self, account: str, content: MessageProperties | bytes, options: SendOptions
     ) -> PendingSubmission:
         """Write a draft and its note."""
-        return await self._submitted(self._sending.submit_new, account, content, options)
+        return await self._submitted(self._submission_writer.submit_new, account, content, options)
 
     async def submit_draft(
         self,
@@ -172,7 +176,7 @@ class FileStore:
         condition: Precondition = NO_PRECONDITION,
     ) -> PendingSubmission:
         """Submit an existing draft."""
-        submit = self._sending.submit_draft
+        submit = self._submission_writer.submit_draft
         return await self._submitted(submit, account, message_id, options, condition=condition)
 
     # -- reading and changing
@@ -282,44 +286,44 @@ class FileStore:
 
     # -- pickup
 
-    async def notes(self) -> AsyncGenerator[PendingSubmission, None]:
+    async def submissions(self) -> AsyncGenerator[PendingSubmission, None]:
         """Notes in ready/, for ever; deferred ones as they come to their time."""
-        timer = asyncio.create_task(self._due.run(), name="deferred-notes")
+        timer = asyncio.create_task(self._timer.run(), name="scheduled-sends")
         try:
-            async for note in self._board.notes():
-                yield note
+            async for submission in self._pending.submissions():
+                yield submission
         finally:
             timer.cancel()
 
     @property
-    def deferred_count(self) -> int:
+    def scheduled_count(self) -> int:
         """About how many notes wait for their time."""
-        return self._due.count
+        return self._timer.count
 
-    async def turn(self, note: PendingSubmission) -> None:
+    async def turn(self, submission: PendingSubmission) -> None:
         """Wait for a note's turn in a rush of submissions."""
-        await self._precedence.turn((self._shared.clock.queue_us() - note.ready_us) / 1_000_000)
+        await self._throttle.turn((self._shared.clock.queue_us() - submission.ready_us) / 1_000_000)
 
-    async def submission_content(self, note: PendingSubmission) -> Octets:
+    async def submission_content(self, submission: PendingSubmission) -> Octets:
         """A note's file."""
         try:
-            return await self._run(self._note_content, note)
+            return await self._run(self._submission_content, submission)
         except NoSuchItemError:  # a listing saw it just before it was done with
-            self._board.done(note)
+            self._pending.done(submission)
             raise
 
-    def retry_submission(self, note: PendingSubmission, delay_s: float) -> None:
+    def retry_submission(self, submission: PendingSubmission, delay_s: float) -> None:
         """Put a note back for later."""
-        self._board.retry(note, delay_s)
+        self._pending.retry(submission, delay_s)
 
-    async def complete_submission(self, note: PendingSubmission, *, queue_id: str) -> None:
+    async def complete_submission(self, submission: PendingSubmission, *, queue_id: str) -> None:
         """Step 4."""
-        await self._run(self._sending.complete_submission, note, queue_id=queue_id)
-        self._board.done(note)
+        await self._run(self._submission_writer.complete_submission, submission, queue_id=queue_id)
+        self._pending.done(submission)
 
     async def fail_submission(
         self,
-        note: PendingSubmission,
+        submission: PendingSubmission,
         report: bytes | None,
         *,
         report_to: str = "",
@@ -327,9 +331,13 @@ class FileStore:
     ) -> None:
         """Report, and remove the note."""
         await self._run(
-            self._sending.fail_submission, note, report, report_to=report_to, to_corrupt=to_corrupt
+            self._submission_writer.fail_submission,
+            submission,
+            report,
+            report_to=report_to,
+            to_corrupt=to_corrupt,
         )
-        self._board.done(note)
+        self._pending.done(submission)
 
     # -- step 6
 
@@ -361,20 +369,22 @@ class FileStore:
 
         If nobody waits for the answer any more, pickup finds the note when it lists.
         """
-        with self._precedence.submission():
-            note = await self._run(submit, *args, **kwargs)
-        self._offer(note)
-        return note
+        with self._throttle.submission():
+            submission = await self._run(submit, *args, **kwargs)
+        self._offer(submission)
+        return submission
 
-    def _offer(self, note: PendingSubmission) -> None:
-        if note.options.deferred_us:
-            self._due.add(note)
+    def _offer(self, submission: PendingSubmission) -> None:
+        if submission.options.scheduled_us:
+            self._timer.add(submission)
         else:
-            self._board.offer(note)
+            self._pending.offer(submission)
 
-    def _note_content(self, note: PendingSubmission) -> Octets:
-        with self._shared.stripes.of(note.draft_id):  # its submission may still fail and remove it
-            return content_of(note)
+    def _submission_content(self, submission: PendingSubmission) -> Octets:
+        with self._shared.stripes.of(
+            submission.draft_id
+        ):  # its submission may still fail and remove it
+            return content_of(submission)
 
     def _list_folders(self, account: str) -> list[Folder]:
         return self._counted(account, self._tree.every(account))
@@ -398,19 +408,19 @@ class FileStore:
         return self._shared.quota.room(account, self._directory_of(account), size_bytes)
 
     async def _changed_ns(self) -> int:
-        return await self._run(self._shared.notes.changed_ns)
+        return await self._run(self._shared.submissions.changed_ns)
 
-    async def _deferred_changed_ns(self) -> int:
-        return await self._run(self._shared.notes.deferred_changed_ns)
+    async def _scheduled_changed_ns(self) -> int:
+        return await self._run(self._shared.submissions.scheduled_changed_ns)
 
-    async def _list_deferred(self) -> list[tuple[int, str]]:
-        return await self._run(self._shared.notes.list_deferred)
+    async def _list_scheduled(self) -> list[tuple[int, str]]:
+        return await self._run(self._shared.submissions.list_scheduled)
 
-    async def _bring_up(self, names: Sequence[str]) -> DueSubmissions:
-        return await self._run(self._shared.deferred.bring_up, names)
+    async def _make_due_ready(self, names: Sequence[str]) -> DueSubmissions:
+        return await self._run(self._shared.scheduled.make_due_ready, names)
 
     async def _list_ready(self, known: frozenset[str], limit: int) -> list[PendingSubmission]:
-        return await self._run(self._shared.notes.list_ready, known, limit)
+        return await self._run(self._shared.submissions.list_ready, known, limit)
 
     async def _run(
         self,

@@ -228,13 +228,13 @@ class SendOptions:
     """When and for whom a draft is sent, and what step 4 does with the original.
 
     The original is filed in the folder `sent_folder`, "" is Sent Items. The draft is not sent
-    before `deferred_us`; 0 is at once. `on_behalf_of` is the From address of a message
+    before `scheduled_us`; 0 is at once. `on_behalf_of` is the From address of a message
     without a sender, if it is not the account's. `client` is recorded in step 2 and not stored.
     """
 
     save_to_sent_items: bool = True
     sent_folder: str = ""
-    deferred_us: int = 0
+    scheduled_us: int = 0
     on_behalf_of: str = ""
     client: Client | None = field(default=None, compare=False)
 

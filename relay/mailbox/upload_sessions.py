@@ -86,10 +86,10 @@ class Uploads:
     """
 
     def __init__(
-        self, directory: Path, equipment: StoreDependencies, attachments: Attachments
+        self, directory: Path, dependencies: StoreDependencies, attachments: Attachments
     ) -> None:
         self._directory = directory
-        self._shared = equipment
+        self._shared = dependencies
         self._attachments = attachments
         self._lock = threading.Lock()
         self._sessions: dict[str, _Session] | None = None
@@ -144,7 +144,7 @@ class Uploads:
             raise UploadBusyError("Another range of this upload is being taken.")
         try:
             base_name = self._directory / _digest(token)
-            return RangeWriter(base_name, session, equipment=self._shared, start=start)
+            return RangeWriter(base_name, session, dependencies=self._shared, start=start)
         except BaseException:
             session.lock.release()
             raise
@@ -283,14 +283,14 @@ class RangeWriter:
     """One range that is being taken. Blocking; abort() or finish() ends it."""
 
     def __init__(
-        self, base_name: Path, session: _Session, *, equipment: StoreDependencies, start: int
+        self, base_name: Path, session: _Session, *, dependencies: StoreDependencies, start: int
     ) -> None:
         """Raises UploadBusyError when the session stands elsewhere by now; OSError."""
         if start != session.received:
             raise UploadBusyError("Another range of this upload has just come.")
         self._stem = base_name
         self._session = session
-        self._shared = equipment
+        self._shared = dependencies
         self._size = start
         self._lock = threading.Lock()
         self._is_over = False
@@ -387,12 +387,14 @@ class FileUploadRange:
 class FileAttachments:
     """An api.AttachmentStore."""
 
-    def __init__(self, equipment: StoreDependencies, drafts: Drafts, *, run: RunInThread) -> None:
-        self._attachments = Attachments(equipment, drafts)
-        directory = equipment.notes.ready.with_name("uploads")
-        self._uploads = Uploads(directory, equipment, self._attachments)
+    def __init__(
+        self, dependencies: StoreDependencies, drafts: Drafts, *, run: RunInThread
+    ) -> None:
+        self._attachments = Attachments(dependencies, drafts)
+        directory = dependencies.submissions.ready.with_name("uploads")
+        self._uploads = Uploads(directory, dependencies, self._attachments)
         self._run = run
-        self._new_id = equipment.ids.new
+        self._new_id = dependencies.ids.new
 
     async def opened(self, account: str, message_id: str, *, folder_id: str = "") -> OpenedMessage:
         """See api.AttachmentStore."""

@@ -162,7 +162,7 @@ class Pickup:
         for number in range(self._max_concurrent + 1):  # one more, for another account
             self._workers.add(asyncio.create_task(self._work(number), name=f"pickup-{number}"))
         self._workers.add(asyncio.create_task(self._work_on_slow(), name="pickup-slow"))
-        async with aclosing(self._store.notes()) as submissions:
+        async with aclosing(self._store.submissions()) as submissions:
             async for pending in submissions:
                 if pending.submission_id not in self._attempts:
                     self._waiting.inc()

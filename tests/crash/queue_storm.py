@@ -198,7 +198,9 @@ class QueueStorm:
     def settle(self) -> None:
         """Let everything come to its end; the relay runs."""
         self._operation("release", {"state": "held"})
-        until("no submission is pending", lambda: not self.relay.notes(), timeout_s=60)
+        until(
+            "no submission is pending", lambda: not self.relay.pending_submissions(), timeout_s=60
+        )
         until("the queue is empty", lambda: not self.relay.queue(), timeout_s=90)
 
     def check(self) -> None:

@@ -138,10 +138,10 @@ class Storm:
 
     def check(self) -> None:
         """Every message is where it must be, once, whole; nothing is left over."""
-        until("nothing is being sent", lambda: not self.relay.notes(), timeout_s=60)
+        until("nothing is being sent", lambda: not self.relay.pending_submissions(), timeout_s=60)
         self._send_what_still_waits()
         self._use_every_mailbox()
-        until("no submission is pending", lambda: not self.relay.notes() and not self.relay.waiting_notes(), timeout_s=60)  # fmt: skip
+        until("no submission is pending", lambda: not self.relay.pending_submissions() and not self.relay.scheduled_submissions(), timeout_s=60)  # fmt: skip
         until("the queue is empty", lambda: not self.relay.queue(), timeout_s=60)
         came = self._found(FRIEND, "")
         copies = {

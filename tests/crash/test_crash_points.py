@@ -48,7 +48,7 @@ def send(relay: RelayProcess, point: CrashPoint, **options: Any) -> str:
 def check_all_there(scene: Scene, subjects: list[str], *, saved: bool = True) -> None:
     """Each of these messages is wherever it must be once, and nothing else is anywhere."""
     relay, remote = scene.relay, scene.remote
-    until("no submission is pending", lambda: not relay.notes())
+    until("no submission is pending", lambda: not relay.pending_submissions())
     until(
         "all is delivered", lambda: not relay.queue() and len(relay.maildir("bob")) >= len(subjects)
     )
@@ -95,7 +95,7 @@ def check_steps(relay: RelayProcess, *, once: bool) -> None:
     listed = relay.graph("GET", "/relay/v1/messages", token="operator").json()
     assert len(listed) == once
     if once:
-        until("step 4", lambda: steps(relay)[3:4] == [4] and not relay.notes())
+        until("step 4", lambda: steps(relay)[3:4] == [4] and not relay.pending_submissions())
         relay.until_final("last")
         assert [one for one in steps(relay) if one != 6] == [1, 2, 3, 4, 5]
 
@@ -110,7 +110,7 @@ def test_a_submission_restored_by_power_loss_is_not_sent_again(scene: Scene, sav
     relay = scene.relay.start(crash_at=CrashPoint.SUBMISSION_CONVERTED)
     send(relay, CrashPoint.SUBMISSION_CONVERTED, save=save)
     assert relay.wait_end() == -SIGKILL
-    [note] = relay.notes()
+    [note] = relay.pending_submissions()
     (kept := relay.folder / "kept").hardlink_to(note)
     scene.open()
     relay.start()
@@ -181,7 +181,7 @@ def test_a_kill_with_another_sent_folder(scene: Scene, point: CrashPoint, gone: 
         shutil.rmtree(relay.folder / "mail/example.test/alice/.Projects")
     scene.open()
     relay.start()
-    until("no submission is pending", lambda: not relay.notes())
+    until("no submission is pending", lambda: not relay.pending_submissions())
     there = "sentitems" if gone and not is_filed else folder
     assert [one["subject"] for one in relay.messages(there)] == ["first"]
     assert files_in(relay, ".Drafts") == []
@@ -266,7 +266,7 @@ def test_a_kill_after_a_failure_bounces_once(scene: Scene, crashes: int) -> None
         assert relay.wait_end() == -SIGKILL
     scene.open()
     relay.start()
-    until("no submission is pending", lambda: not relay.notes())
+    until("no submission is pending", lambda: not relay.pending_submissions())
     report = report_about(relay, "x@a.test")
     assert len(reports_of(relay)) == 1
     assert report.recipients.keys() == {"x@a.test", "bob@example.test", "y@a.test"}
@@ -282,6 +282,6 @@ def test_a_kill_after_a_failure_bounces_once(scene: Scene, crashes: int) -> None
 
 def make_too_old_to_send(relay: RelayProcess) -> None:
     """A note's name says since when it is ready; so old a key may be forgotten, so it is never sent."""
-    (note,) = relay.notes()
+    (note,) = relay.pending_submissions()
     submission_id, _, ready_us = note.name.partition("@")
     note.rename(note.with_name(f"{submission_id}@{int(ready_us) - TEN_DAYS_US}"))

@@ -54,7 +54,10 @@ def patch(relay: RelayProcess, draft: str, changes: dict[str, Any]) -> Answer:
 
 def until_sent(relay: RelayProcess, subject: str) -> None:
     """The message is in bob's Inbox and alice's Sent Items once, and nothing is anywhere else."""
-    until("no submission is pending", lambda: not relay.notes() and not relay.waiting_notes())
+    until(
+        "no submission is pending",
+        lambda: not relay.pending_submissions() and not relay.scheduled_submissions(),
+    )
     until("it is delivered", lambda: relay.maildir("bob") and not relay.queue())
     assert relay.subjects("bob") == relay.subjects("alice", "Sent") == [subject]
     assert relay.messages("drafts") == []
@@ -74,7 +77,9 @@ def test_a_kill_while_a_message_is_scheduled(relay, point):
     assert relay.wait_end() == -SIGKILL
     relay.start()
     found = relay.messages("drafts")
-    assert len(found) == len(relay.waiting_notes()) == (point is not CrashPoint.DRAFT_LINKED)
+    assert (
+        len(found) == len(relay.scheduled_submissions()) == (point is not CrashPoint.DRAFT_LINKED)
+    )
     if found:
         assert relay.journey("last")["state"] == "deferred"
         send_now(relay, found[0]["id"])
@@ -100,10 +105,10 @@ def test_a_kill_while_a_scheduled_message_is_changed(relay, point, sooner):
         patch(relay, draft, changes)
     assert relay.wait_end() == -SIGKILL
     relay.start()
-    assert len(relay.waiting_notes()) == 1
+    assert len(relay.scheduled_submissions()) == 1
     (shown,) = relay.messages("drafts")
     assert shown["subject"] == ("first" if point in CHANGING[:2] else "second")
-    (note,) = relay.waiting_notes()
+    (note,) = relay.scheduled_submissions()
     assert f"Subject: {shown['subject']}\r\n".encode() in note.read_bytes()
     send_now(relay, draft)
     until_sent(relay, shown["subject"])
@@ -136,7 +141,7 @@ def test_a_kill_while_a_scheduled_message_is_cancelled(relay, by):
             patch(relay, draft, {"singleValueExtendedProperties": [property_]})
     assert relay.wait_end() == -SIGKILL
     relay.start()
-    assert relay.waiting_notes() == relay.notes() == []
+    assert relay.scheduled_submissions() == relay.pending_submissions() == []
     assert [one["id"] for one in relay.messages("drafts")] == [draft]
     assert relay.journey(draft)["state"] == "cancelled"
     assert relay.graph("DELETE", f"/me/messages/{draft}").status == 204

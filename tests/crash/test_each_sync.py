@@ -65,7 +65,7 @@ async def start_again(root: Path, clock: ManualClock, at_start: AtStart) -> Foun
     with store_on(root, clock) as store:
         await store.remove_unfinished_submissions()
         await at_start(store)
-        await store._bring_up([name for _, name in await store._list_deferred()])
+        await store._make_due_ready([name for _, name in await store._list_scheduled()])
         for note in await store._list_ready(frozenset(), 1000):
             content = await store.submission_content(note)
             found.sent[read_properties(content.read(0, content.size)).subject] += 1
@@ -230,7 +230,7 @@ async def failures(world: World) -> None:
     await world.promised(("drafts", "asked"), ("inbox", "report, unread"))
 
 
-async def damaged_notes(world: World) -> None:
+async def damaged_submissions(world: World) -> None:
     note = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
     note.path.unlink()
     note.path.write_bytes(b"")
@@ -241,7 +241,7 @@ async def damaged_notes(world: World) -> None:
 async def schedule_message(world: World, **properties: object) -> PendingSubmission:
     """Submit a message that waits for an hour."""
     due_us = world.clock.time_us() + HOUR_US
-    options = SendOptions(deferred_us=due_us)
+    options = SendOptions(scheduled_us=due_us)
     asked = letter("asked", extended=until(due_us), **properties)
     return await world.store.submit_new(ALICE, asked, options)
 
@@ -250,7 +250,7 @@ async def scheduled_sends(world: World) -> None:
     note = await schedule_message(world)
     await world.promised(("sentitems", "asked"), sent="asked")
     store = world.settled_store()
-    await store._bring_up([note.path.name])
+    await store._make_due_ready([note.path.name])
     await world.promised(("sentitems", "asked"), sent="asked")
 
 
@@ -271,7 +271,7 @@ async def cancelled_sends(world: World) -> None:
 
 async def rejected_changes_of_scheduled_sends(world: World) -> None:
     note = await schedule_message(world)
-    changed = MessageChange(properties=letter("changed", extended=until(note.options.deferred_us)))
+    changed = MessageChange(properties=letter("changed", extended=until(note.options.scheduled_us)))
     store = world.settled_store()
     world.fails_at("drafts.py:_write", 1)
     with pytest.raises(StoreUnavailableError):
@@ -331,7 +331,7 @@ async def leftovers(world: World) -> None:
 async def changes_that_were_cut_off(world: World) -> None:
     note = await schedule_message(world)
     world.dies_at = CrashPoint.SUBMISSION_REPLACED
-    changed = letter("changed", extended=until(note.options.deferred_us))
+    changed = letter("changed", extended=until(note.options.scheduled_us))
     with pytest.raises(KilledError):
         await world.store.update(ALICE, note.draft_id, MessageChange(properties=changed))
     world.disk.settle()
@@ -343,7 +343,7 @@ async def changes_that_were_cut_off(world: World) -> None:
 async def changes_after_a_start(world: World) -> None:
     """A start knows that notes may be copies of their drafts."""
     note = await schedule_message(world)
-    changed = letter("changed", extended=until(note.options.deferred_us))
+    changed = letter("changed", extended=until(note.options.scheduled_us))
     expected = Found(Counter(["changed"]), Counter([("sentitems", "changed")]))
     await world.check(
         lambda found: found == expected,
@@ -364,7 +364,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         rejected_submissions,
     ),
     *(step_4, step_4_without_a_draft, step_4_without_a_folder, repeated_cancellations),
-    *(failures, damaged_notes, scheduled_sends, changes_of_scheduled_sends, cancelled_sends),
+    *(failures, damaged_submissions, scheduled_sends, changes_of_scheduled_sends, cancelled_sends),
     *(rejected_changes_of_scheduled_sends, deliveries, repeated_deliveries, leftovers),
     *(changes_that_were_cut_off, changes_after_a_start),
 )
@@ -382,17 +382,17 @@ def no_order(monkeypatch: pytest.MonkeyPatch) -> None:
 async def by_send_mail(store: FileStore, _: str, due_us: int) -> None:
     extended = until(due_us) if due_us else ()
     await store.submit_new(
-        ALICE, letter("asked", extended=extended), SendOptions(deferred_us=due_us)
+        ALICE, letter("asked", extended=extended), SendOptions(scheduled_us=due_us)
     )
 
 
 async def by_send(store: FileStore, draft_id: str, due_us: int) -> None:
-    await store.submit_draft(ALICE, draft_id, SendOptions(deferred_us=due_us))
+    await store.submit_draft(ALICE, draft_id, SendOptions(scheduled_us=due_us))
 
 
 async def by_send_rewritten(store: FileStore, draft_id: str, due_us: int) -> None:
     """The draft is written again: its file does not say that it is not kept."""
-    await store.submit_draft(ALICE, draft_id, SendOptions(False, deferred_us=due_us))
+    await store.submit_draft(ALICE, draft_id, SendOptions(False, scheduled_us=due_us))
 
 
 @pytest.mark.parametrize("in_order", [False, True], ids=["synced before", "written back"])

@@ -90,7 +90,9 @@ def test_kills_under_load_lose_no_accepted_message() -> None:
                     in_flight += remote.most_open
                     relay.start()
                 wait_for_more(load, PER_TURN)
-            until("the queue is empty", lambda: not relay.notes() and not relay.queue())
+            until(
+                "the queue is empty", lambda: not relay.pending_submissions() and not relay.queue()
+            )
             came = Counter(one.addresses[0] for one in remote.envelopes)
             assert load.accepted - came.keys() == set()
             assert sum(came.values()) - len(came) <= in_flight, (

@@ -115,7 +115,7 @@ async def one_client(store: FileStore, history: History, number: int) -> None:
         body = "0123456789abcde\n" * (rng.choice(LENGTHS) // 16)
         message = MessageProperties(subject="s", body=body, to=(EmailAddress("bob@b.test"),))
         due_us = 2**52 * (message_number % 4 == 3)
-        note = await store.submit_new(ALICE, message, SendOptions(deferred_us=due_us))
+        note = await store.submit_new(ALICE, message, SendOptions(scheduled_us=due_us))
         [draft] = (home / ".Drafts/cur").glob(f"{note.base_name}*")
         names = [history.promise(note.path), history.promise(draft)]
         if message_number % 4 == 1:

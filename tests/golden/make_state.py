@@ -90,12 +90,12 @@ def main(archive: Path) -> None:
     """Run the relay, stop it and pack what it leaves."""
     with RelayProcess(config=CONFIG) as relay:
         expected = filled(relay)
-        until("all is filed", lambda: not relay.notes())
+        until("all is filed", lambda: not relay.pending_submissions())
         relay.stop()
         relay.start(crash_at="request-answered")  # killed before pickup takes the submission
         expected["ready"] = relay.send_mail(to=["bob@example.test"], subject="ready")
         relay.wait_end()
-        assert [one.parent.name for one in relay.notes()] == ["ready"]
+        assert [one.parent.name for one in relay.pending_submissions()] == ["ready"]
         for facts in (relay.folder / "mail/.submissions/uploads").glob("*.json"):
             told = json.loads(facts.read_bytes())  # an upload session ends after a day
             facts.write_text(json.dumps(told | {"expires_us": FAR_US}))

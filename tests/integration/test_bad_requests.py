@@ -19,7 +19,7 @@ TO: dict[str, Any] = {"to": ["c@a.test"]}
 
 def files(relay: RelayProcess) -> set[Path]:
     """Every file of the mail store, once nothing is on its way any more."""
-    until("no submission is pending", lambda: not relay.notes())
+    until("no submission is pending", lambda: not relay.pending_submissions())
     return {path for path in (relay.folder / "mail").rglob("*") if path.is_file()}
 
 
@@ -164,6 +164,6 @@ def test_a_body_over_the_limit_is_rejected(relay: RelayProcess) -> None:
 def test_the_relay_still_delivers(world: World) -> None:
     identity = world.relay.send_mail(to=["well@a.test"], subject="well")
     world.relay.until_final(identity)
-    until("no submission is pending", lambda: not world.relay.notes())
+    until("no submission is pending", lambda: not world.relay.pending_submissions())
     assert world.relay.faults() == []
     assert [one for one in world.a.envelopes if "x@b.test" in one.addresses] == []

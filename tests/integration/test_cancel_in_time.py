@@ -67,7 +67,10 @@ def test_the_answer_to_a_cancellation_says_whether_the_message_was_sent() -> Non
     with RelayProcess() as relay:
         waiting = [deferred(relay, number) for number in range(SENDS)]
         answers = raced(relay, waiting)
-        until("nothing is pending", lambda: not relay.waiting_notes() and not relay.notes())
+        until(
+            "nothing is pending",
+            lambda: not relay.scheduled_submissions() and not relay.pending_submissions(),
+        )
         until("the queue is empty", lambda: not relay.queue(), timeout_s=60)
         arrived = Counter(relay.subjects("bob"))
     wrong = {

@@ -110,7 +110,7 @@ def test_without_a_daemon_commands_read_the_files(remotes: Remotes) -> None:
     with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
         identity = relay.send_mail(to=["x@a.test"], subject="offline")
         relay.until_state(identity, "deferred")
-        until("filed", lambda: not relay.notes())
+        until("filed", lambda: not relay.pending_submissions())
         running = relay.cli_json("trace", identity)
         assert relay.stop() == OK
         assert relay.cli_json("trace", identity) == running

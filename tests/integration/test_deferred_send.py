@@ -68,7 +68,7 @@ def test_a_scheduled_message_is_cancelled(relay: RelayProcess, by: str) -> None:
         (file,) = (relay.folder / "mail/example.test/alice/.Drafts/cur").glob(f"*R{identity}_*")
         file.unlink()
     until("it is cancelled", lambda: relay.journey(identity)["state"] == "cancelled")
-    until("its submission is removed", lambda: not relay.waiting_notes())
+    until("its submission is removed", lambda: not relay.scheduled_submissions())
     assert "cancelled" in relay.cli("trace", identity).stdout
     assert by not in relay.subjects("bob")
 
@@ -82,7 +82,7 @@ def test_a_draft_selects_the_folder_of_its_sent_copy(relay: RelayProcess) -> Non
         identity = relay.graph("POST", "/me/messages", draft).json()["id"]
         assert relay.graph("POST", f"/me/messages/{identity}/send").status == 202
         relay.until_final(identity)
-    until("all are filed", lambda: not relay.notes())
+    until("all are filed", lambda: not relay.pending_submissions())
     assert relay.subjects("alice", "Archive").count("archived") == 1
     assert not {"gone", "archived"} & set(relay.subjects("alice", "Sent"))
     assert "gone" not in relay.subjects("alice", "Drafts")
@@ -100,8 +100,8 @@ def test_a_full_disk_leaves_scheduled_messages_unchanged(remotes: Remotes) -> No
                     assert answer.status in (503, 507), answer.body
                 body = {"message": message(to=["bob@example.test"]) | later(HOUR)}
                 assert relay.graph("POST", "/me/sendMail", body).status in (503, 507)
-                assert relay.notes() == []
-                assert len(relay.waiting_notes()) == 1
+                assert relay.pending_submissions() == []
+                assert len(relay.scheduled_submissions()) == 1
             now = later(timedelta(seconds=-1))
             assert relay.graph("PATCH", f"/me/messages/{identity}", now).status == 200
             relay.until_final(identity)

@@ -41,7 +41,7 @@ def test_a_draft_being_sent_cannot_be_changed(world: World) -> None:
             answer = relay.graph(method, f"/me/messages/{draft}{path}", body)
             assert answer.status == 409, f"{method} {path}: {answer.status}"
             assert "being sent" in answer.message
-        assert len(relay.notes()) == 1
+        assert len(relay.pending_submissions()) == 1
         assert world.a.received("stalled@a.test") == []
     assert b"Subject: as it was" in received(world.a, "stalled@a.test").content
     until("filed", lambda: "as it was" in relay.subjects("alice", "Sent"))

@@ -60,7 +60,10 @@ def test_mail_is_deferred_while_the_spool_cannot_be_synced(relay: RelayProcess) 
         assert {reply_to(relay, SMALL) for _ in range(3)} <= {REFUSED, REFUSED_EARLY}
     until_accepted(relay, b"behind")
     check_arrived(relay, "before", "behind", "waits")
-    until("filed", lambda: relay.subjects(folder="Sent") == ["waits"] and not relay.notes())
+    until(
+        "filed",
+        lambda: relay.subjects(folder="Sent") == ["waits"] and not relay.pending_submissions(),
+    )
 
 
 def test_a_rejected_message_is_not_delivered_after_a_restart(relay: RelayProcess) -> None:
@@ -75,7 +78,7 @@ def test_a_rejected_message_is_not_delivered_after_a_restart(relay: RelayProcess
 def check_arrived(relay: RelayProcess, *subjects: str) -> None:
     """Just these are in alice's Inbox, and nothing else is on its way."""
     until("delivered", lambda: set(subjects) <= set(relay.subjects()))
-    until("all is done", lambda: not relay.notes() and not relay.queue())
+    until("all is done", lambda: not relay.pending_submissions() and not relay.queue())
     assert relay.subjects() == list(subjects)
     until("counted", lambda: relay.metric("relay_queue_unaccounted") == 0)
 
@@ -91,7 +94,7 @@ def test_no_250_while_a_content_file_cannot_be_synced(relay: RelayProcess) -> No
 
 def test_no_202_while_drafts_cannot_be_synced(relay: RelayProcess) -> None:
     relay.send_mail(to=["alice@example.test"], subject="makes the mailbox")
-    until("sent", lambda: len(relay.subjects()) == 2 and not relay.notes())
+    until("sent", lambda: len(relay.subjects()) == 2 and not relay.pending_submissions())
     with failing(relay, UNSYNCED_FILES):
         body = {"message": message(to=["alice@example.test"], subject="refused")}
         try:
@@ -101,9 +104,9 @@ def test_no_202_while_drafts_cannot_be_synced(relay: RelayProcess) -> None:
         else:
             assert answer.status == 503
             assert answer.headers["retry-after"]
-    assert relay.notes() == []
+    assert relay.pending_submissions() == []
     assert relay.messages("drafts") == []
     relay.send_mail(to=["alice@example.test"], subject="taken")
-    until("sent", lambda: not relay.notes())
+    until("sent", lambda: not relay.pending_submissions())
     until("delivered", lambda: "taken" in relay.subjects())
     assert "refused" not in relay.subjects()

@@ -25,7 +25,7 @@ def half_written(relay: RelayProcess) -> list[Path]:
     """What is left of a message that was refused."""
     home = relay.folder / "mail"
     return [
-        *relay.notes(),
+        *relay.pending_submissions(),
         *home.glob("*/*/**/.Drafts/*/*[0-9]*"),
         *home.glob("*/*/tmp/*"),
     ]
@@ -72,7 +72,10 @@ def test_a_mailbox_over_its_quota_rejects_mail(remotes: Remotes) -> None:
 def test_local_delivery_is_retried_after_the_mail_disk_was_full(remotes: Remotes) -> None:
     with running(remotes) as relay, small_disk_for_mail(relay):
         relay.send_mail(to=["bob@example.test"], subject="before")
-        until("delivered", lambda: relay.subjects("bob") == ["before"] and not relay.notes())
+        until(
+            "delivered",
+            lambda: relay.subjects("bob") == ["before"] and not relay.pending_submissions(),
+        )
         with filled(relay.folder / "mail"):
             answer = relay.graph("POST", "/me/sendMail", {"message": message(to=["x@a.test"])})
             assert answer.status in (503, 507)
@@ -99,7 +102,10 @@ def small_disk_for_mail(relay: RelayProcess) -> Iterator[None]:
 def test_send_mail_is_rejected_while_the_mail_store_is_read_only(remotes: Remotes) -> None:
     with running(remotes) as relay:
         relay.send_mail(to=["bob@example.test"], subject="before")
-        until("delivered", lambda: relay.subjects("bob") == ["before"] and not relay.notes())
+        until(
+            "delivered",
+            lambda: relay.subjects("bob") == ["before"] and not relay.pending_submissions(),
+        )
         home = relay.folder / "mail"
         with read_only(home if os.geteuid() == 0 else home / "example.test/alice/.Drafts/tmp"):
             answer = relay.graph("POST", "/me/sendMail", {"message": message(to=["x@a.test"])})

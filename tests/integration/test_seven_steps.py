@@ -150,7 +150,7 @@ def test_mime_is_relayed_unchanged(world: World) -> None:
 def test_save_to_sent_items_false_leaves_no_copy(world: World) -> None:
     identity = world.relay.send_mail(to=["unsaved@a.test"], subject="unsaved", save=False)
     world.relay.until_final(identity)
-    until("the submission is removed", lambda: not world.relay.notes())
+    until("the submission is removed", lambda: not world.relay.pending_submissions())
     assert world.relay.graph("GET", f"/me/messages/{identity}").status == 404
     home = world.relay.folder / "mail/example.test/alice"
     files = [path for path in home.rglob("*") if path.is_file()]

@@ -83,7 +83,7 @@ def test_each_of_many_clients_gets_its_202_behind_syncs_of_its_own_and_pickup_it
             relay.send_mail(to=["bob@example.test"], subject=f"{number} {turn}")
 
     relay.send_mail(to=["bob@example.test"], subject="makes the mailbox")
-    until("sent", lambda: relay.subjects("bob") and not relay.notes())
+    until("sent", lambda: relay.subjects("bob") and not relay.pending_submissions())
     ready = threading.Barrier(CLIENTS + 1)
     clients = [threading.Thread(target=send, args=(number,)) for number in range(CLIENTS)]
     for client in clients:
@@ -92,7 +92,10 @@ def test_each_of_many_clients_gets_its_202_behind_syncs_of_its_own_and_pickup_it
         ready.wait()
         for client in clients:
             client.join()
-        until("sent", lambda: len(relay.subjects("bob")) > CLIENTS * each and not relay.notes())
+        until(
+            "sent",
+            lambda: len(relay.subjects("bob")) > CLIENTS * each and not relay.pending_submissions(),
+        )
     assert len(trace.accepted) == CLIENTS * each
     for syncs in trace.accepted:
         assert is_in_order(syncs, "/.Drafts/cur"), syncs
@@ -156,7 +159,7 @@ def test_a_202_is_behind_three_syncs_in_their_order(journal):
         with traced(relay) as trace:
             for _ in range(3):
                 relay.send_mail(to=["x@remote.test"])
-                until("step 4 is over", lambda: not relay.notes())
+                until("step 4 is over", lambda: not relay.pending_submissions())
     assert len(trace.submissions) == 3
     for acts in trace.submissions:
         coming = iter(acts)

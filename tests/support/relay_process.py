@@ -325,12 +325,12 @@ class RelayProcess:
         """The subjects in a Maildir, sorted."""
         return sorted(str(one["subject"]) for one in self.maildir(person, folder))
 
-    def notes(self) -> list[Path]:
+    def pending_submissions(self) -> list[Path]:
         """What is in .submissions/preparing and ready."""
         submissions = self.folder / "mail" / ".submissions"
         return [*submissions.glob("preparing/*"), *submissions.glob("ready/*")]
 
-    def waiting_notes(self) -> list[Path]:
+    def scheduled_submissions(self) -> list[Path]:
         """What is in .submissions/deferred."""
         return list((self.folder / "mail" / ".submissions").glob("deferred/*"))
 

@@ -9,7 +9,7 @@ Standards: none; docs/design.md 1.
 
 from relay.mailbox.submissions.on_disk import (
     FIRST_SUBMISSION,
-    NOTE_NAME,
+    SUBMISSION_FILE_NAME,
     PreparedFile,
     SubmissionDirectory,
     content_of,
@@ -19,7 +19,7 @@ from relay.mailbox.submissions.on_disk import (
 
 __all__ = [
     "FIRST_SUBMISSION",
-    "NOTE_NAME",
+    "SUBMISSION_FILE_NAME",
     "PreparedFile",
     "SubmissionDirectory",
     "content_of",

@@ -39,7 +39,7 @@ from relay.observe.logs import get_logger
 FIRST_SUBMISSION = (
     1  # the number of a draft that sendMail made: it goes if its note never got ready
 )
-NOTE_NAME = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
+SUBMISSION_FILE_NAME = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
 _PREPARED = re.compile(r"([0-9a-z]{16})\.(\d{1,20})(\+?)")
 _COPIED = "copied"  # a file of that name: notes here may be copies, not second names
 
@@ -107,7 +107,7 @@ class SubmissionDirectory:
     def __init__(self, directory: Path, syncs: DirectorySync) -> None:
         self.preparing = directory / "preparing"
         self.ready = directory / "ready"
-        self.deferred = directory / "deferred"
+        self.scheduled = directory / "deferred"
         self._corrupt = directory / "corrupt"
         self._copied = directory / _COPIED
         self._syncs = syncs
@@ -120,7 +120,7 @@ class SubmissionDirectory:
             return
         with self._lock:  # who comes second waits until they are durable
             if not self._made:
-                for directory in (self.preparing, self.ready, self.deferred):
+                for directory in (self.preparing, self.ready, self.scheduled):
                     make_directory(directory)
                 self._made = True
 
@@ -128,23 +128,23 @@ class SubmissionDirectory:
         """The note's name once it is ready."""
         return self.ready / f"{submission_id}@{ready_us}"
 
-    def deferred_path(self, submission_id: str, due_us: int) -> Path:
+    def scheduled_path(self, submission_id: str, due_us: int) -> Path:
         """The note's name while it waits for its time."""
-        return self.deferred / f"{submission_id}@{due_us}"
+        return self.scheduled / f"{submission_id}@{due_us}"
 
     def prepare(self, source: Path, name: str) -> Path:
         """Give a draft's file a second name in preparing/."""
         prepared = self.preparing / name
         link_or_copy(source, prepared)
         if prepared.stat().st_nlink == 1:
-            self.say_copied()
+            self.mark_copied()
         return prepared
 
-    def knows_copies(self) -> bool:
+    def has_copies(self) -> bool:
         """Whether say_copied() was called, ever."""
         return self._copied.exists()
 
-    def say_copied(self) -> None:
+    def mark_copied(self) -> None:
         """Remember for good that notes here may be copies: the number of links tells nothing."""
         if not self._copied.exists():
             self._copied.touch(0o600)
@@ -158,23 +158,25 @@ class SubmissionDirectory:
         """
         if file.stat().st_nlink == 1 and not self._copied.exists():
             return None
-        return _first(self.deferred, f"{draft_id}.") or _first(self.ready, f"{draft_id}.")
+        return _first(self.scheduled, f"{draft_id}.") or _first(self.ready, f"{draft_id}.")
 
-    def is_ready(self, note: Path) -> bool:
+    def is_ready(self, submission: Path) -> bool:
         """Whether a note that find() gave is ready, not deferred."""
-        return note.parent == self.ready
+        return submission.parent == self.ready
 
     def find_submission(self, submission_id: str) -> Path | None:
         """The note of a submission, deferred or ready."""
-        return _first(self.deferred, f"{submission_id}@") or _first(self.ready, f"{submission_id}@")
+        return _first(self.scheduled, f"{submission_id}@") or _first(
+            self.ready, f"{submission_id}@"
+        )
 
     def changed_ns(self) -> int:
         """When ready/ last changed, by the file system's clock; 0 if it is not there yet."""
         return _changed_ns(self.ready)
 
-    def deferred_changed_ns(self) -> int:
+    def scheduled_changed_ns(self) -> int:
         """When deferred/ last changed, as changed_ns()."""
-        return _changed_ns(self.deferred)
+        return _changed_ns(self.scheduled)
 
     def list_ready(self, known: Container[str], limit: int) -> list[PendingSubmission]:
         """Up to `limit` notes that are not in `known`, longest ready first.
@@ -183,7 +185,7 @@ class SubmissionDirectory:
         """
         waiting = []
         for name in list_names(self.ready):
-            match = NOTE_NAME.fullmatch(name)
+            match = SUBMISSION_FILE_NAME.fullmatch(name)
             if match and f"{match[1]}.{match[2]}" not in known:
                 waiting.append((int(match[3]), name))
         found: list[PendingSubmission] = []
@@ -192,24 +194,28 @@ class SubmissionDirectory:
             if len(found) >= limit:
                 break
             try:
-                if (note := self.read(self.ready / name)) is not None:
-                    found.append(note)
+                if (submission := self.read(self.ready / name)) is not None:
+                    found.append(submission)
             except OSError as error:
                 trouble = error
         if trouble is not None and not found:
             raise trouble
         return found
 
-    def list_deferred(self) -> list[tuple[int, str]]:
+    def list_scheduled(self) -> list[tuple[int, str]]:
         """When each note in deferred/ is due, and its name; none is read."""
-        names = list_names(self.deferred)
-        return [(int(match[3]), name) for name in names if (match := NOTE_NAME.fullmatch(name))]
+        names = list_names(self.scheduled)
+        return [
+            (int(match[3]), name)
+            for name in names
+            if (match := SUBMISSION_FILE_NAME.fullmatch(name))
+        ]
 
     def read(self, path: Path) -> PendingSubmission | None:
         """Return the note of a file in ready/ or deferred/; None if it is gone, or damaged and put
         aside.
         """
-        match = NOTE_NAME.fullmatch(path.name)
+        match = SUBMISSION_FILE_NAME.fullmatch(path.name)
         if match is None:
             return None
         try:
@@ -247,48 +253,48 @@ class SubmissionDirectory:
             found.append(PreparedFile(self.preparing / name, submission_id, is_new, is_change))
         return found
 
-    def remove_ready(self, note: PendingSubmission) -> None:
+    def remove_ready(self, submission: PendingSubmission) -> None:
         """Unlink a note; the caller makes it durable."""
-        remove(note.path)
+        remove(submission.path)
 
-    def sync(self, note: PendingSubmission) -> None:
+    def sync(self, submission: PendingSubmission) -> None:
         """Make a note durable where it is."""
-        self._syncs.sync(note.path.parent)
+        self._syncs.sync(submission.path.parent)
 
     def sync_ready(self) -> None:
         """Make what happened in ready/ durable."""
         self._syncs.sync(self.ready)
 
-    def sync_deferred(self) -> None:
+    def sync_scheduled(self) -> None:
         """Make what happened in deferred/ durable."""
-        self._syncs.sync(self.deferred)
+        self._syncs.sync(self.scheduled)
 
     def move_to_corrupt(self, path: Path) -> None:
         """Move a note that nothing can be done with to corrupt/, for people to look at."""
         make_directory(self._corrupt)
         path.rename(self._corrupt / path.name)
         self._syncs.sync(self._corrupt)
-        _log.error("note corrupt", note=path.name, moved_to=str(self._corrupt))
+        _log.error("submission corrupt", submission=path.name, moved_to=str(self._corrupt))
 
 
-def content_of(note: PendingSubmission) -> Octets:
+def content_of(submission: PendingSubmission) -> Octets:
     """Return a note's file, in memory while it is small. Raises NoSuchItemError, OSError."""
     try:
-        descriptor = os.open(note.path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(submission.path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise NoSuchItemError(f"The note {note.submission_id} is gone.") from None
+        raise NoSuchItemError(f"The submission {submission.submission_id} was removed.") from None
     try:  # by few calls: behind each one a submission may have to wait for this thread
         size_bytes = os.fstat(descriptor).st_size
         if size_bytes > LARGE_BYTES:
-            return FileOctets(note.path, 0, size_bytes)
+            return FileOctets(submission.path, 0, size_bytes)
         return MemoryOctets(os.read(descriptor, size_bytes))
     finally:
         os.close(descriptor)
 
 
-def draft_of(note_name: str) -> str:
+def draft_of(file_name: str) -> str:
     """Return the draft's id that a note's name begins with."""
-    return note_name.partition(".")[0]
+    return file_name.partition(".")[0]
 
 
 def read_block_of(path: Path) -> PrivateBlock | None:

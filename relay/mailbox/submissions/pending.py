@@ -16,7 +16,9 @@ from relay.mailbox.types import PendingSubmission, StoreError
 from relay.observe.logs import get_logger
 
 SUBMISSIONS_IN_MEMORY_MAX = 10_000
-_NOTES_OF_ONE_MAX = 16  # beyond the limit an account that has fewer is not kept waiting by others
+_SUBMISSIONS_PER_ACCOUNT_MAX = (
+    16  # beyond the limit an account that has fewer is not kept waiting by others
+)
 LISTING_INTERVAL_S = 1.0
 _LISTINGS_OF_ONE_STATE = 2  # the second sees what came within a tick of the file system's clock
 
@@ -32,13 +34,13 @@ class PendingSubmissions:
         list_ready: Callable[[frozenset[str], int], Awaitable[list[PendingSubmission]]],
         *,
         interval_s: float = LISTING_INTERVAL_S,
-        notes_max: int = SUBMISSIONS_IN_MEMORY_MAX,
+        submissions_max: int = SUBMISSIONS_IN_MEMORY_MAX,
     ) -> None:
         """`changed_ns` and `list_ready` ask the directory, off the loop."""
         self._changed_ns = changed_ns
         self._list_ready = list_ready
         self._interval_s = interval_s
-        self._notes_max = notes_max
+        self._submissions_max = submissions_max
         self._waiting: dict[
             str, deque[PendingSubmission]
         ] = {}  # by account, whose turn it is first
@@ -49,25 +51,25 @@ class PendingSubmissions:
         self._listed_ns = -1
         self._listings = 0
 
-    def offer(self, note: PendingSubmission) -> None:
+    def offer(self, submission: PendingSubmission) -> None:
         """Hand over a new note, from any thread; without a reader the directory keeps it."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._add, note)
+            self._loop.call_soon_threadsafe(self._add, submission)
 
-    def retry(self, note: PendingSubmission, delay_s: float) -> None:
+    def retry(self, submission: PendingSubmission, delay_s: float) -> None:
         """Hand a note that is in work out again after `delay_s` seconds."""
-        if self._loop is not None and note.submission_id in self._known:
-            self._loop.call_later(delay_s, self._put_back, note)
+        if self._loop is not None and submission.submission_id in self._known:
+            self._loop.call_later(delay_s, self._put_back, submission)
 
-    def done(self, note: PendingSubmission) -> None:
+    def done(self, submission: PendingSubmission) -> None:
         """Forget a note that is gone."""
-        account = self._known.pop(note.submission_id, None)
+        account = self._known.pop(submission.submission_id, None)
         if account is not None:
             self._of_account[account] -= 1
             if not self._of_account[account]:
                 del self._of_account[account]
 
-    async def notes(self) -> AsyncIterator[PendingSubmission]:
+    async def submissions(self) -> AsyncIterator[PendingSubmission]:
         """Yield notes as they come, for ever; the longest ready of those that are there first."""
         self._loop = asyncio.get_running_loop()
         next_listing_s = 0.0
@@ -87,11 +89,11 @@ class PendingSubmissions:
 
     def _next(self) -> PendingSubmission:
         account = next(iter(self._waiting))
-        notes = self._waiting.pop(account)
-        note = notes.popleft()
-        if notes:
-            self._waiting[account] = notes  # to the end of the line
-        return note
+        submissions = self._waiting.pop(account)
+        submission = submissions.popleft()
+        if submissions:
+            self._waiting[account] = submissions  # to the end of the line
+        return submission
 
     async def _list(self) -> None:
         """List ready/ if it changed, or if there was more than memory may hold."""
@@ -99,38 +101,38 @@ class PendingSubmissions:
             changed_ns = await self._changed_ns()
             if changed_ns != self._listed_ns:
                 self._listed_ns, self._listings = changed_ns, 0
-            room = self._notes_max - len(self._known)
+            room = self._submissions_max - len(self._known)
             if room <= 0 or self._listings >= _LISTINGS_OF_ONE_STATE:
                 return
             found = await self._list_ready(frozenset(self._known), room)
         except StoreError as error:
-            _log.error("notes not listed", reason=str(error))
+            _log.error("submissions not listed", reason=str(error))
             return
         if len(found) < room:
             self._listings += 1
-        for note in found:
-            self._add(note)
+        for submission in found:
+            self._add(submission)
 
-    def _add(self, note: PendingSubmission) -> None:
-        if note.submission_id in self._known or not self._has_room(note.account):
+    def _add(self, submission: PendingSubmission) -> None:
+        if submission.submission_id in self._known or not self._has_room(submission.account):
             self._listings = 0  # ready/ has more than is known here: it is to be listed again
             return
-        self._known[note.submission_id] = note.account
-        self._of_account[note.account] += 1
-        self._wait(note)
+        self._known[submission.submission_id] = submission.account
+        self._of_account[submission.account] += 1
+        self._wait(submission)
 
     def _has_room(self, account: str) -> bool:
-        if len(self._known) < self._notes_max:
+        if len(self._known) < self._submissions_max:
             return True
-        is_modest = self._of_account[account] < _NOTES_OF_ONE_MAX
-        return is_modest and len(self._known) < 2 * self._notes_max
+        is_modest = self._of_account[account] < _SUBMISSIONS_PER_ACCOUNT_MAX
+        return is_modest and len(self._known) < 2 * self._submissions_max
 
-    def _put_back(self, note: PendingSubmission) -> None:
-        if note.submission_id in self._known:
-            self._wait(note)
+    def _put_back(self, submission: PendingSubmission) -> None:
+        if submission.submission_id in self._known:
+            self._wait(submission)
 
-    def _wait(self, note: PendingSubmission) -> None:
-        self._waiting.setdefault(note.account, deque()).append(note)
+    def _wait(self, submission: PendingSubmission) -> None:
+        self._waiting.setdefault(submission.account, deque()).append(submission)
         self._wake.set()
 
 

@@ -48,7 +48,7 @@ _log = get_logger("mailbox")
 class DueSubmissions:
     """Notes that are ready now, and the names of those that have to be tried again."""
 
-    notes: tuple[PendingSubmission, ...]
+    submissions: tuple[PendingSubmission, ...]
     kept: tuple[str, ...]
 
 
@@ -57,54 +57,56 @@ class ScheduledSends:
 
     def __init__(
         self,
-        notes: SubmissionDirectory,
+        submissions: SubmissionDirectory,
         *,
         folders: Folders,
         stripes: Stripes,
         clock: Clock,
         crash: CrashPoints,
         log: SubmissionLog,
-        on_deferred: Callable[[PendingSubmission], None],
+        on_scheduled: Callable[[PendingSubmission], None],
     ) -> None:
-        """`on_deferred` is told of each note that waits for another time than before."""
-        self._notes = notes
+        """`on_scheduled` is called with each submission whose send time was set or changed."""
+        self._directory = submissions
         self._folders = folders
         self._stripes = stripes
         self._clock = clock
         self._reached = crash.reached
         self._log = log
-        self._on_deferred = on_deferred
+        self._on_scheduled = on_scheduled
         self._failed_syncs = 0
         self._failures_made_up_for = 0
 
-    def note_of(self, message_id: str, located: MessageFile) -> PendingSubmission | None:
+    def scheduled_submission(
+        self, message_id: str, located: MessageFile
+    ) -> PendingSubmission | None:
         """The deferred note of a message, None if it has none, and none comes back with the power.
 
         Raises BeingSentError when its note is ready.
         """
-        path = self._notes.find(message_id, located.path)
+        path = self._directory.find(message_id, located.path)
         if path is None:
             if self._failed_syncs != self._failures_made_up_for:
                 self._sync_cancellations()
             return None
-        if self._notes.is_ready(path) or (note := self._notes.read(path)) is None:
+        if self._directory.is_ready(path) or (submission := self._directory.read(path)) is None:
             raise BeingSentError(_BEING_SENT)
-        return note
+        return submission
 
-    def set_free(self, message_id: str, located: MessageFile, *, reason: str) -> None:
+    def cancel_scheduled(self, message_id: str, located: MessageFile, *, reason: str) -> None:
         """See to it that no note of a message will be sent: DELETE and move begin with this.
 
         Raises BeingSentError.
         """
-        if (note := self.note_of(message_id, located)) is not None:
-            self.cancel(note, reason=reason)
+        if (submission := self.scheduled_submission(message_id, located)) is not None:
+            self.cancel(submission, reason=reason)
 
-    def cancel(self, note: PendingSubmission, *, reason: str) -> None:
+    def cancel(self, submission: PendingSubmission, *, reason: str) -> None:
         """Take a note out of deferred/, for good. Raises BeingSentError."""
         at = rfc3339(self._clock.time_us())
-        self._log.remark(note.submission_id, {"cancelled": at, "reason": reason})
+        self._log.remark(submission.submission_id, {"cancelled": at, "reason": reason})
         try:
-            note.path.unlink()
+            submission.path.unlink()
         except FileNotFoundError:
             raise BeingSentError(_BEING_SENT) from None
         self._reached(CrashPoint.SUBMISSION_CANCELLED)
@@ -117,7 +119,7 @@ class ScheduledSends:
         """
         failures = self._failed_syncs
         try:
-            self._notes.sync_deferred()
+            self._directory.sync_scheduled()
         except OSError:
             self._failed_syncs += 1
             raise
@@ -127,7 +129,7 @@ class ScheduledSends:
 
     def changed(
         self,
-        note: PendingSubmission,
+        submission: PendingSubmission,
         before: Sequence[ExtendedProperty],
         after: Sequence[ExtendedProperty],
     ) -> PendingSubmission | None:
@@ -136,20 +138,20 @@ class ScheduledSends:
         None, the note cancelled, when the change takes the time away. Raises BeingSentError.
         """
         if before == after:
-            return note
+            return submission
         now_us = self._clock.time_us()
         old, new = (requested_send_options(one, now_us=now_us) for one in (before, after))
         if not new.scheduled_us:
-            self.cancel(note, reason="its time was taken away")
+            self.cancel(submission, reason="its time was taken away")
             return None
-        options = replace(note.options, deferred_us=new.scheduled_us)
+        options = replace(submission.options, scheduled_us=new.scheduled_us)
         if new.delete_after_submit != old.delete_after_submit:
             options = replace(options, save_to_sent_items=not new.delete_after_submit)
         if new.sent_folders != old.sent_folders:
-            options = replace(options, sent_folder=self._folder_of(note.account, new))
-        return replace(note, options=options)
+            options = replace(options, sent_folder=self._folder_of(submission.account, new))
+        return replace(submission, options=options)
 
-    def replace(self, note: PendingSubmission, file: Path, head: bytes) -> PendingSubmission:
+    def replace(self, submission: PendingSubmission, file: Path, head: bytes) -> PendingSubmission:
         """Let `file`, which begins with `head` (private block and header at least), be what is
         sent, at the time in the note's options.
 
@@ -158,20 +160,22 @@ class ScheduledSends:
         Raises BeingSentError.
         """
         changed = replace(
-            note,
-            path=self._notes.deferred_path(note.submission_id, note.options.deferred_us),
-            ready_us=note.options.deferred_us,
+            submission,
+            path=self._directory.scheduled_path(
+                submission.submission_id, submission.options.scheduled_us
+            ),
+            ready_us=submission.options.scheduled_us,
         )
         self._record(changed, head)
-        marker = self._notes.preparing / f"{note.submission_id}+"
-        spare = self._notes.preparing / f"{note.submission_id}~"
+        marker = self._directory.preparing / f"{submission.submission_id}+"
+        spare = self._directory.preparing / f"{submission.submission_id}~"
         for path in (marker, spare):
             remove(path)  # what a failure left
-        self._notes.prepare(file, marker.name)
-        self._notes.prepare(file, spare.name)
+        self._directory.prepare(file, marker.name)
+        self._directory.prepare(file, spare.name)
         self._reached(CrashPoint.CHANGE_PREPARED)
         try:
-            note.path.rename(changed.path)  # the time first: there are never two notes
+            submission.path.rename(changed.path)  # the time first: there are never two notes
         except FileNotFoundError:
             remove(spare)
             remove(marker)
@@ -179,87 +183,94 @@ class ScheduledSends:
         self._reached(CrashPoint.SUBMISSION_RESCHEDULED)
         spare.rename(changed.path)
         self._reached(CrashPoint.SUBMISSION_REPLACED)
-        self._notes.sync_deferred()
-        self._on_deferred(changed)
+        self._directory.sync_scheduled()
+        self._on_scheduled(changed)
         return changed
 
-    def take_back(self, note: PendingSubmission, file: Path) -> None:
+    def undo_replace(self, submission: PendingSubmission, file: Path) -> None:
         """Undo replace(): `file` is what is sent again, at the time in the note's name."""
         SYNC_FAILURES.begin()
-        after = self._notes.deferred_path(note.submission_id, note.options.deferred_us)
-        spare = self._notes.preparing / f"{note.submission_id}~"
+        after = self._directory.scheduled_path(
+            submission.submission_id, submission.options.scheduled_us
+        )
+        spare = self._directory.preparing / f"{submission.submission_id}~"
         remove(spare)
         if after.exists():
             if not after.samefile(file):
-                self._notes.prepare(file, spare.name)
+                self._directory.prepare(file, spare.name)
                 spare.rename(after)
-            after.rename(note.path)
-            self._notes.sync_deferred()
-            if (before := self._notes.read(note.path)) is not None:
-                self._on_deferred(before)
-        self.settled(note)
+            after.rename(submission.path)
+            self._directory.sync_scheduled()
+            if (before := self._directory.read(submission.path)) is not None:
+                self._on_scheduled(before)
+        self.finish_replace(submission)
 
-    def settled(self, note: PendingSubmission) -> None:
+    def finish_replace(self, submission: PendingSubmission) -> None:
         """Say that the mailbox shows what the note says."""
-        remove(self._notes.preparing / f"{note.submission_id}+")
+        remove(self._directory.preparing / f"{submission.submission_id}+")
 
     # -- when their time has come
 
-    def bring_up(self, names: Sequence[str]) -> DueSubmissions:
+    def make_due_ready(self, names: Sequence[str]) -> DueSubmissions:
         """Make deferred notes ready whose drafts are still there; durably, when this returns.
 
         One that cannot be read, or whose mailbox is broken, keeps none of the others back.
         """
-        notes: list[PendingSubmission] = []
+        submissions: list[PendingSubmission] = []
         kept: list[str] = []
         for name in names:
             try:
                 with self._stripes.of(draft_of(name)):
-                    if (note := self._made_ready(self._notes.deferred / name)) is not None:
-                        notes.append(note)
+                    if (
+                        submission := self._made_ready(self._directory.scheduled / name)
+                    ) is not None:
+                        submissions.append(submission)
             except (OSError, StoreError) as error:
-                _log.error("deferred note kept", note=name, reason=str(error))
+                _log.error("scheduled send kept", submission=name, reason=str(error))
                 kept.append(name)
-        if notes:
-            self._notes.sync_ready()
-            self._notes.sync_deferred()  # before pickup sees them: they must not come back
+        if submissions:
+            self._directory.sync_ready()
+            self._directory.sync_scheduled()  # before pickup sees them: they must not come back
             self._reached(CrashPoint.DUE_SUBMISSIONS_SYNCED)
-        return DueSubmissions(tuple(notes), tuple(kept))
+        return DueSubmissions(tuple(submissions), tuple(kept))
 
     def _made_ready(self, path: Path) -> PendingSubmission | None:
-        note = self._notes.read(path)
-        if note is None:
+        submission = self._directory.read(path)
+        if submission is None:
             return None
-        if not self._is_in_drafts(note):
+        if not self._is_in_drafts(submission):
             with suppress(BeingSentError):  # by another process
-                self.cancel(note, reason="the draft was removed from Drafts")
+                self.cancel(submission, reason="the draft was removed from Drafts")
             return None
         now_us = self._clock.queue_us()
-        ready = self._notes.ready_path(note.submission_id, now_us)
+        ready = self._directory.ready_path(submission.submission_id, now_us)
         try:
             path.rename(ready)
         except FileNotFoundError:
             return None
         self._reached(CrashPoint.SUBMISSION_DUE)
         return replace(
-            note, path=ready, ready_us=now_us, options=replace(note.options, deferred_us=0)
+            submission,
+            path=ready,
+            ready_us=now_us,
+            options=replace(submission.options, scheduled_us=0),
         )
 
-    def _is_in_drafts(self, note: PendingSubmission) -> bool:
+    def _is_in_drafts(self, submission: PendingSubmission) -> bool:
         """Whether the draft is where the note's sender left it, by its base name.
 
         A mail client that changed the draft has written it under another name.
         """
-        drafts = well_known_path(self._folders.mailbox(note.account), WellKnown.DRAFTS)
-        untouched = f"{note.base_name},S={note.path.stat().st_size}:2,{NEW_DRAFT}"
+        drafts = well_known_path(self._folders.mailbox(submission.account), WellKnown.DRAFTS)
+        untouched = f"{submission.base_name},S={submission.path.stat().st_size}:2,{NEW_DRAFT}"
         if (drafts / "cur" / untouched).exists():
             return True
         return any(
-            found.base_name == note.base_name and _TRASHED not in found.flags
+            found.base_name == submission.base_name and _TRASHED not in found.flags
             for _ in range(_LOOKS)
             for directory in (drafts / "new", drafts / "cur")
             for name in list_names(directory)
-            if name.startswith(note.base_name) and (found := parse_name(name))
+            if name.startswith(submission.base_name) and (found := parse_name(name))
         )
 
     def _folder_of(self, account: str, wishes: RequestedSendOptions) -> str:
@@ -269,32 +280,32 @@ class ScheduledSends:
                 return find_folder(mailbox, wanted).id
         return ""
 
-    def _record(self, note: PendingSubmission, head: bytes) -> None:
+    def _record(self, submission: PendingSubmission, head: bytes) -> None:
         """Record steps 1 and 2 again, with the client of before: the last ones count."""
-        facts = submission_facts(head, note.submission_id)
+        facts = submission_facts(head, submission.submission_id)
         now_us = self._clock.time_us()
         block = read_block(head)
         created_us = block.origin.created_us if block else now_us
-        known = self._log.client_of(note.submission_id)
+        known = self._log.client_of(submission.submission_id)
         self._log.append(facts, Event(Step.CREATED, created_us, {"folder": str(WellKnown.DRAFTS)}))
-        detail = notified_detail(note) | ({"client": known} if known else {})
+        detail = notified_detail(submission) | ({"client": known} if known else {})
         self._log.append(facts, Event(Step.NOTIFIED, now_us, detail))
 
 
-def notified_detail(note: PendingSubmission) -> dict[str, Any]:
+def notified_detail(submission: PendingSubmission) -> dict[str, Any]:
     """Return the detail of step 2: until when the note waits if it does, and its client."""
     detail: dict[str, Any] = {}
-    if note.options.deferred_us:
-        detail["deferred_until"] = rfc3339(note.options.deferred_us)
-    if note.options.client is not None:
-        detail["client"] = note.options.client.as_json()
+    if submission.options.scheduled_us:
+        detail["deferred_until"] = rfc3339(submission.options.scheduled_us)
+    if submission.options.client is not None:
+        detail["client"] = submission.options.client.as_json()
     return detail
 
 
 NAMES_IN_MEMORY_MAX = 10_000
 _WAIT_S_MAX = 60.0
 _AFTER_TROUBLE_S = 5.0
-_BATCH_NOTES = 256
+_BATCH_SUBMISSIONS = 256
 _LISTINGS_OF_ONE_STATE = 2  # the second sees what came within a tick of the file system's clock
 
 
@@ -303,12 +314,12 @@ class ScheduledDirectory:
     """deferred/ as the timer asks for it, off the loop.
 
     `changed_ns` is when it last changed; `listed` gives (due time in µs, name) of each note;
-    `bring_up` makes the named ones ready, as far as that is possible now.
+    `make_due_ready` makes the named ones ready, as far as that is possible now.
     """
 
     changed_ns: Callable[[], Awaitable[int]]
     listed: Callable[[], Awaitable[list[tuple[int, str]]]]
-    bring_up: Callable[[Sequence[str]], Awaitable[DueSubmissions]]
+    make_due_ready: Callable[[Sequence[str]], Awaitable[DueSubmissions]]
 
 
 class ScheduleTimer:
@@ -316,7 +327,7 @@ class ScheduleTimer:
 
     def __init__(
         self,
-        deferred: ScheduledDirectory,
+        scheduled: ScheduledDirectory,
         *,
         clock: Clock,
         on_ready: Callable[[PendingSubmission], None],
@@ -324,7 +335,7 @@ class ScheduleTimer:
         names_max: int = NAMES_IN_MEMORY_MAX,
     ) -> None:
         """`on_ready` gets each note that has come to its time."""
-        self._deferred = deferred
+        self._scheduled = scheduled
         self._clock = clock
         self._on_ready = on_ready
         self._wait_s_max = wait_s_max
@@ -340,10 +351,12 @@ class ScheduleTimer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.count = 0  # about how many there are; right whenever deferred/ has been listed
 
-    def add(self, note: PendingSubmission) -> None:
+    def add(self, submission: PendingSubmission) -> None:
         """Hand over a note that waits, from any thread; before run(), the directory keeps it."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._add, note.options.deferred_us, note.path.name)
+            self._loop.call_soon_threadsafe(
+                self._add, submission.options.scheduled_us, submission.path.name
+            )
 
     async def run(self) -> None:
         """Bring each note up when it is due, until cancelled."""
@@ -352,9 +365,9 @@ class ScheduleTimer:
             self._wake.clear()
             try:
                 await self._look_again()
-                wait_s = await self._bring_up_what_is_due()
+                wait_s = await self._release_due()
             except StoreError as error:
-                _log.error("deferred notes not listed", reason=str(error))
+                _log.error("scheduled sends not listed", reason=str(error))
                 wait_s = _AFTER_TROUBLE_S
             if wait_s > 0:
                 await self._sleep(wait_s)
@@ -372,7 +385,7 @@ class ScheduleTimer:
         exhausted = self._beyond_us is not None and not self._earliest
         if now_s < self._next_look_s and not exhausted:
             return
-        changed_ns = await self._deferred.changed_ns()
+        changed_ns = await self._scheduled.changed_ns()
         if changed_ns != self._listed_ns:
             self._listed_ns, self._listings = changed_ns, 0
         if self._listings < _LISTINGS_OF_ONE_STATE or exhausted:
@@ -382,7 +395,7 @@ class ScheduleTimer:
     async def _list(self) -> None:
         self._missed, self._listing = [], True
         try:
-            listed = {*await self._deferred.listed(), *self._missed}
+            listed = {*await self._scheduled.listed(), *self._missed}
         finally:
             self._listing = False
         self._listings += 1
@@ -393,26 +406,26 @@ class ScheduleTimer:
         self._earliest = heapq.nsmallest(self._names_max, names)
         self._beyond_us = None if complete else self._earliest[-1][0]
 
-    async def _bring_up_what_is_due(self) -> float:
+    async def _release_due(self) -> float:
         """Make the first of what is due ready; return how long to wait, 0 when there is more."""
         now_us = self._clock.time_us()
         due: list[tuple[int, str]] = []
-        while self._earliest and self._earliest[0][0] <= now_us and len(due) < _BATCH_NOTES:
+        while self._earliest and self._earliest[0][0] <= now_us and len(due) < _BATCH_SUBMISSIONS:
             due.append(heapq.heappop(self._earliest))
         if not due:
             if self._earliest:
                 return (self._earliest[0][0] - now_us) / 1_000_000
             return self._wait_s_max
         try:
-            brought = await self._deferred.bring_up([name for _, name in due])
+            brought = await self._scheduled.make_due_ready([name for _, name in due])
         except BaseException:
             for one in due:
                 heapq.heappush(self._earliest, one)
             raise
         self.count = max(0, self.count - len(due) + len(brought.kept))
         self._try_again(brought.kept)
-        for note in brought.notes:
-            self._on_ready(note)
+        for submission in brought.submissions:
+            self._on_ready(submission)
         return 0.0
 
     def _try_again(self, kept: Iterable[str]) -> None:

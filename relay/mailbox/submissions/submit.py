@@ -25,11 +25,11 @@ from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import MessageFile
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
-    looking_again,
     named_in_order,
     open_written,
     place_again,
     remove,
+    retry_if_renamed,
     write_file,
 )
 from relay.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
@@ -72,14 +72,14 @@ class SubmissionWriter:
 
     def __init__(
         self,
-        equipment: StoreDependencies,
+        dependencies: StoreDependencies,
         inbox: Inbox,
-        leftovers: StaleFiles,
+        stale_files: StaleFiles,
         *,
         log: SubmissionLog,
     ) -> None:
-        self._shared = equipment
-        self._leftovers = leftovers
+        self._shared = dependencies
+        self._stale_files = stale_files
         self._inbox = inbox
         self._log = log
 
@@ -103,11 +103,13 @@ class SubmissionWriter:
             self._shared.quota.room_for(account, mailbox, draft.size, base_name=draft.base_name),
             self._shared.stripes.of(identity.message_id),  # no PATCH before the note is ready
         ):
-            note = self._note(draft.base_name, submission_id, account=account, options=options)
-            self._write_and_submit(mailbox, draft, note)
-            return note
+            submission = self._new_submission(
+                draft.base_name, submission_id, account=account, options=options
+            )
+            self._write_and_submit(mailbox, draft, submission)
+            return submission
 
-    @looking_again
+    @retry_if_renamed
     def submit_draft(
         self,
         account: str,
@@ -122,7 +124,9 @@ class SubmissionWriter:
             located = self._shared.found(mailbox, message_id, condition)
             if not is_draft(located):
                 raise NotADraftError("Only a draft can be sent.")
-            if (waiting := self._shared.deferred.note_of(message_id, located)) is not None:
+            if (
+                waiting := self._shared.scheduled.scheduled_submission(message_id, located)
+            ) is not None:
                 return _as_before(waiting, options)
             stored = open_octets(located)
             # The time makes it grow from one send of a draft to the next.
@@ -139,20 +143,22 @@ class SubmissionWriter:
                 and located.folder.well_known is WellKnown.DRAFTS
                 and (block.is_mime or identity.created_us - block.origin.modified_us < _DATE_US)
             ):
-                note = self._note(
+                submission = self._new_submission(
                     located.name.base_name, submission_id, account=account, options=options
                 )
                 created_us, head = block.origin.created_us, stored.read(0, LARGE_BYTES)
-                return self._submit_as_it_is(located, head, note, created_us=created_us)
+                return self._submit_as_it_is(located, head, submission, created_us=created_us)
             draft = next_generation(located, stored, identity, change=None)
-            note = self._note(draft.base_name, submission_id, account=account, options=options)
-            self._write_and_submit(mailbox, draft, note)
+            submission = self._new_submission(
+                draft.base_name, submission_id, account=account, options=options
+            )
+            self._write_and_submit(mailbox, draft, submission)
             with suppress(OSError):  # it is being sent; what is left is the index's to remove
                 remove(located.path)
-            return note
+            return submission
 
     def _write_and_submit(
-        self, mailbox: Path, draft: ComposedDraft, note: PendingSubmission
+        self, mailbox: Path, draft: ComposedDraft, submission: PendingSubmission
     ) -> None:
         """Write a draft and make its note ready; after an error nothing of either is left.
 
@@ -161,11 +167,11 @@ class SubmissionWriter:
         The file is written in preparing/ and linked into Drafts from there: a start finds what is
         half done without looking into any mailbox, and there is no third name to be removed.
         """
-        self._leftovers.clean(mailbox)
-        self._shared.notes.make()
+        self._stale_files.clean(mailbox)
+        self._shared.submissions.make()
         drafts = _drafts_of(mailbox)
         placed = drafts / f"{draft.name_with_size}:2,{NEW_DRAFT}"
-        prepared = self._shared.notes.preparing / note.submission_id
+        prepared = self._shared.submissions.preparing / submission.submission_id
         reached = self._shared.crash.reached
         is_named = False
         try:
@@ -179,68 +185,70 @@ class SubmissionWriter:
                 self._place(prepared, placed)
                 reached(CrashPoint.DRAFT_LINKED)
                 created_us = self._shared.clock.time_us()
-                facts = facts_of(draft, note.submission_id)
-                self._record_submission(note, facts, created_us=created_us)
+                facts = facts_of(draft, submission.submission_id)
+                self._record_submission(submission, facts, created_us=created_us)
                 is_named = True
-                self._make_ready(prepared, note)
+                self._make_ready(prepared, submission)
             reached(CrashPoint.DRAFT_SYNCED)
             self._shared.syncs.sync(drafts)
             reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
-            self._shared.notes.sync(note)
+            self._shared.submissions.sync(submission)
             reached(CrashPoint.READY_DIRECTORY_SYNCED)
         except BaseException:
             if is_named:
-                self._remove_note(prepared, note, placed)
+                self._remove_submission(prepared, submission, placed)
             _remove_all(prepared, placed)
-            self._withdraw(memory_part(draft.content), note)
+            self._withdraw(memory_part(draft.content), submission)
             raise
 
     def _place(self, prepared: Path, placed: Path) -> None:
         """Give a prepared draft its name in the mailbox; where no link can be, a copy by tmp/."""
         if not place_again(prepared, placed):
-            self._shared.notes.say_copied()
+            self._shared.submissions.mark_copied()
 
     def _submit_as_it_is(
-        self, located: MessageFile, head: bytes, note: PendingSubmission, *, created_us: int
+        self, located: MessageFile, head: bytes, submission: PendingSubmission, *, created_us: int
     ) -> PendingSubmission:
         """Submit a draft whose file says already all that a note must; it begins with `head`."""
-        self._shared.notes.make()
-        prepared = self._shared.notes.preparing / note.submission_id
+        self._shared.submissions.make()
+        prepared = self._shared.submissions.preparing / submission.submission_id
         is_named = False
         try:
-            self._shared.notes.prepare(located.path, prepared.name)
+            self._shared.submissions.prepare(located.path, prepared.name)
             self._shared.crash.reached(CrashPoint.SUBMISSION_PREPARED)
-            facts = submission_facts(head, note.submission_id)
-            self._record_submission(note, facts, created_us=created_us)
+            facts = submission_facts(head, submission.submission_id)
+            self._record_submission(submission, facts, created_us=created_us)
             is_named = True
-            self._make_ready(prepared, note)
-            self._shared.notes.sync(note)
+            self._make_ready(prepared, submission)
+            self._shared.submissions.sync(submission)
             self._shared.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
         except BaseException:
             if is_named:
-                self._remove_note(prepared, note)
+                self._remove_submission(prepared, submission)
             _remove_all(prepared)
-            self._withdraw(head, note)
+            self._withdraw(head, submission)
             raise
-        return note
+        return submission
 
     def _record_submission(
-        self, note: PendingSubmission, facts: SubmissionFacts, *, created_us: int
+        self, submission: PendingSubmission, facts: SubmissionFacts, *, created_us: int
     ) -> None:
         """Record steps 1 and 2 before pickup sees the note.
 
         A note that is ready always has them, and their times precede whatever pickup does.
         """
         created = Event(Step.CREATED, created_us, _IN_DRAFTS)
-        notified = Event(Step.NOTIFIED, self._shared.clock.time_us(), notified_detail(note))
+        notified = Event(Step.NOTIFIED, self._shared.clock.time_us(), notified_detail(submission))
         self._log.append(facts, created, notified)
 
-    def _make_ready(self, prepared: Path, note: PendingSubmission) -> None:
+    def _make_ready(self, prepared: Path, submission: PendingSubmission) -> None:
         """Let pickup see the note."""
-        os.rename(prepared, note.path)  # noqa: PTH104 - Path.rename() parses the target again
+        os.rename(prepared, submission.path)  # noqa: PTH104 - Path.rename() parses the target again
         self._shared.crash.reached(CrashPoint.SUBMISSION_READY)
 
-    def _remove_note(self, prepared: Path, note: PendingSubmission, *drafts: Path) -> None:
+    def _remove_submission(
+        self, prepared: Path, submission: PendingSubmission, *drafts: Path
+    ) -> None:
         """Remove the note of a submission that fails, and its draft, and make the removal durable.
 
         Nothing is to be done while the file has the name that it was prepared under.
@@ -255,34 +263,34 @@ class SubmissionWriter:
             return
         SYNC_FAILURES.begin()
         try:
-            remove(note.path)
+            remove(submission.path)
             _remove_all(*drafts)
-            self._shared.notes.sync(note)
+            self._shared.submissions.sync(submission)
         except OSError as error:
             raise OutcomeUnknownError(
-                f"The mail store's disk failed while {note.submission_id} was submitted, and again "
-                f"when its note was to be removed: {error.strerror or error}. Whether it will be "
-                "sent is not known."
+                f"The mail store's disk failed while {submission.submission_id} was submitted, and "
+                f"again when the submission was removed: {error.strerror or error}. Whether it "
+                "will be sent is not known."
             ) from error
 
-    def _withdraw(self, head: bytes, note: PendingSubmission) -> None:
+    def _withdraw(self, head: bytes, submission: PendingSubmission) -> None:
         """Take steps 1 and 2 back, as far as the disk allows."""
         with suppress(OSError):
-            self._log.withdraw(submission_facts(head, note.submission_id))
+            self._log.withdraw(submission_facts(head, submission.submission_id))
 
-    def _note(
+    def _new_submission(
         self, base_name: str, submission_id: str, *, account: str, options: SendOptions
     ) -> PendingSubmission:
         """The note of a submission: ready now, or deferred until a time that is still to come."""
-        notes = self._shared.notes
-        if options.deferred_us > self._shared.clock.time_us():
-            at_us = options.deferred_us
-            path = notes.deferred_path(submission_id, at_us)
+        submissions = self._shared.submissions
+        if options.scheduled_us > self._shared.clock.time_us():
+            at_us = options.scheduled_us
+            path = submissions.scheduled_path(submission_id, at_us)
         else:
             at_us = self._shared.clock.queue_us()
-            if options.deferred_us:
-                options = replace(options, deferred_us=0)
-            path = notes.ready_path(submission_id, at_us)
+            if options.scheduled_us:
+                options = replace(options, scheduled_us=0)
+            path = submissions.ready_path(submission_id, at_us)
         return PendingSubmission(
             submission_id=submission_id,
             draft_id=draft_of(submission_id),
@@ -295,84 +303,89 @@ class SubmissionWriter:
 
     # -- step 4
 
-    def complete_submission(self, note: PendingSubmission, *, queue_id: str) -> None:
+    def complete_submission(self, submission: PendingSubmission, *, queue_id: str) -> None:
         """See SubmissionStore.complete_submission()."""
-        with self._shared.stripes.of(note.draft_id):
-            if not note.path.exists():
+        with self._shared.stripes.of(submission.draft_id):
+            if not submission.path.exists():
                 return
-            mailbox = self._shared.folders.mailbox(note.account)
-            if not note.submission_id.endswith(f".{FIRST_SUBMISSION}") or _is_rewritten(note):
+            mailbox = self._shared.folders.mailbox(submission.account)
+            if not submission.submission_id.endswith(f".{FIRST_SUBMISSION}") or _is_rewritten(
+                submission
+            ):
                 # A crash may have left the file that the draft was written again from, which the
                 # index removes as long as both are in one folder.
-                self._shared.index.find(mailbox, note.draft_id)
+                self._shared.index.find(mailbox, submission.draft_id)
             detail: dict[str, Any] = {"folder": None, "queue_id": queue_id}
-            if note.options.save_to_sent_items:
-                detail["folder"], path = self._sent_folder(mailbox, note)
-                if note.options.sent_folder not in ("", detail["folder"]):
-                    detail["folder_gone"] = note.options.sent_folder
-                self._save(mailbox, note, path)
+            if submission.options.save_to_sent_items:
+                detail["folder"], path = self._sent_folder(mailbox, submission)
+                if submission.options.sent_folder not in ("", detail["folder"]):
+                    detail["folder_gone"] = submission.options.sent_folder
+                self._save(mailbox, submission, path)
             else:
-                self._discard(mailbox, note)
+                self._discard(mailbox, submission)
             accepted = Event(Step.ACCEPTED, self._shared.clock.time_us(), detail)
-            self._log.append(_facts_of(note), accepted, queue_id=queue_id)
+            self._log.append(_facts_of(submission), accepted, queue_id=queue_id)
             self._shared.crash.reached(CrashPoint.STEP_RECORDED)
             # Not synced: a note that comes back with the power is asked about by its key once more.
-            self._shared.notes.remove_ready(note)
+            self._shared.submissions.remove_ready(submission)
             self._shared.crash.reached(CrashPoint.SUBMISSION_REMOVED)
 
     def fail_submission(
         self,
-        note: PendingSubmission,
+        submission: PendingSubmission,
         report: bytes | None,
         *,
         report_to: str = "",
         to_corrupt: bool = False,
     ) -> None:
         """See SubmissionStore.fail_submission()."""
-        with self._shared.stripes.of(note.draft_id):
-            if not note.path.exists():
+        with self._shared.stripes.of(submission.draft_id):
+            if not submission.path.exists():
                 return
             if report is not None:
-                unique = f"{note.submission_id}.report"
-                mailbox = report_to or note.account
+                unique = f"{submission.submission_id}.report"
+                mailbox = report_to or submission.account
                 self._inbox.deliver(
                     mailbox, unique=unique, content=report, over_quota=True, is_repeat=True
                 )  # whether it is one cannot be known: a crash may have come before the note went
             self._shared.crash.reached(CrashPoint.REPORT_WRITTEN)
             if to_corrupt:
-                self._shared.notes.move_to_corrupt(note.path)
-            self._shared.notes.remove_ready(note)
-            self._shared.notes.sync_ready()  # a refusal that was told must not be asked about again
+                self._shared.submissions.move_to_corrupt(submission.path)
+            self._shared.submissions.remove_ready(submission)
+            # A rejection that was reported must not be requested again.
+            self._shared.submissions.sync_ready()
             self._shared.crash.reached(CrashPoint.SUBMISSION_REMOVAL_SYNCED)
 
-    def _sent_folder(self, mailbox: Path, note: PendingSubmission) -> tuple[str, Path]:
+    def _sent_folder(self, mailbox: Path, submission: PendingSubmission) -> tuple[str, Path]:
         """Id and path of the folder for the original: Sent Items if the one asked for is gone."""
-        if note.options.sent_folder:
+        if submission.options.sent_folder:
             with suppress(NoSuchItemError):
-                folder = find_folder(mailbox, note.options.sent_folder)
+                folder = find_folder(mailbox, submission.options.sent_folder)
                 if folder.may_keep_sent and (folder.path / "cur").is_dir():
                     return folder.id, folder.path
         self._shared.folders.recreate(mailbox, WellKnown.SENT_ITEMS)
         return str(WellKnown.SENT_ITEMS), well_known_path(mailbox, WellKnown.SENT_ITEMS)
 
-    def _save(self, mailbox: Path, note: PendingSubmission, folder: Path) -> None:
+    def _save(self, mailbox: Path, submission: PendingSubmission, folder: Path) -> None:
         """Move the original to a folder, or put the note's file there if the draft is gone."""
         sent = folder / "cur"
         drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
-        base = f"{note.base_name},S={note.path.stat().st_size}"
+        base = f"{submission.base_name},S={submission.path.stat().st_size}"
         try:  # where it is unless a mail client touched it: no directory is listed
             (drafts / f"{base}:2,{NEW_DRAFT}").rename(sent / f"{base}:2,{SEEN}")
         except FileNotFoundError:
-            drafts = self._find_and_save(mailbox, note, sent / f"{base}:2,{SEEN}") or drafts
+            drafts = self._find_and_save(mailbox, submission, sent / f"{base}:2,{SEEN}") or drafts
         self._synced_after_filing(sent, drafts)
 
-    @looking_again
-    def _find_and_save(self, mailbox: Path, note: PendingSubmission, target: Path) -> Path | None:
+    @retry_if_renamed
+    def _find_and_save(
+        self, mailbox: Path, submission: PendingSubmission, target: Path
+    ) -> Path | None:
         """Save the original wherever it is; return the directory it was in."""
-        located = self._shared.index.find_by_base_name(mailbox, note.base_name)
+        located = self._shared.index.find_by_base_name(mailbox, submission.base_name)
         if located is None:
             with suppress(FileExistsError):
-                place_again(note.path, target)
+                place_again(submission.path, target)
             return None
         if not is_draft(located):  # filed before a crash, or moved by a mail client
             return None
@@ -380,10 +393,10 @@ class SubmissionWriter:
         located.path.rename(target.parent / f"{located.name.name_with_size}:2,{flags}")
         return located.directory
 
-    def _discard(self, mailbox: Path, note: PendingSubmission) -> None:
+    def _discard(self, mailbox: Path, submission: PendingSubmission) -> None:
         drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
         for _ in range(_REMOVALS):
-            located = self._shared.index.find_by_base_name(mailbox, note.base_name)
+            located = self._shared.index.find_by_base_name(mailbox, submission.base_name)
             if located is None or not is_draft(located):
                 break
             drafts = located.directory
@@ -406,9 +419,9 @@ def _drafts_of(mailbox: Path) -> Path:
     return well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
 
 
-def _is_rewritten(note: PendingSubmission) -> bool:
+def _is_rewritten(submission: PendingSubmission) -> bool:
     """Whether the draft was changed between its submission and its time."""
-    name = parse_name(note.base_name)
+    name = parse_name(submission.base_name)
     return name is not None and name.generation > 1
 
 
@@ -417,19 +430,21 @@ def first_submission(identity: DraftIdentity) -> str:
     return f"{identity.message_id}.{FIRST_SUBMISSION}"
 
 
-def _as_before(note: PendingSubmission, options: SendOptions) -> PendingSubmission:
+def _as_before(submission: PendingSubmission, options: SendOptions) -> PendingSubmission:
     """Answer a second send of a draft that waits: nothing new if it says nothing new."""
-    if note.options != options:
+    if submission.options != options:
         raise BeingSentError(
             "The message waits to be sent. Take its time of sending away before you send it in "
             "another way."
         )
-    return note
+    return submission
 
 
-def _facts_of(note: PendingSubmission) -> SubmissionFacts:
+def _facts_of(submission: PendingSubmission) -> SubmissionFacts:
     """Enough for a later step: the log joins it to the line of step 1."""
-    return SubmissionFacts(note.submission_id, note.draft_id, note.account, note.account)
+    return SubmissionFacts(
+        submission.submission_id, submission.draft_id, submission.account, submission.account
+    )
 
 
 def _remove_all(*paths: Path) -> None:

@@ -17,7 +17,7 @@ from relay.mailbox.folders import list_folders, well_known_path
 from relay.mailbox.maildir import list_names
 from relay.mailbox.message_file import DRAFT, mailbox_directory, parse_name
 from relay.mailbox.stale_files import STALE_S
-from relay.mailbox.submissions import NOTE_NAME, SubmissionDirectory, read_block_of
+from relay.mailbox.submissions import SUBMISSION_FILE_NAME, SubmissionDirectory, read_block_of
 from relay.mailbox.types import NoSuchItemError, WellKnown
 from relay.mailbox.verify.findings import (
     QuietPeriod,
@@ -65,7 +65,7 @@ class SubmissionCheck:
 
     def check(self, counts: SubmissionCounts) -> None:
         """Check the submissions. Raises OSError."""
-        submissions = [*self._read(self._directory.ready), *self._read(self._directory.deferred)]
+        submissions = [*self._read(self._directory.ready), *self._read(self._directory.scheduled)]
         if self._accounts is not None:
             submissions = [one for one in submissions if one.account in self._accounts]
         for submission in submissions:
@@ -83,7 +83,7 @@ class SubmissionCheck:
     def _read(self, directory: Path) -> Iterator[_SubmissionFile]:
         for name in sorted(list_names(directory)):
             path = directory / name
-            match = NOTE_NAME.fullmatch(name)
+            match = SUBMISSION_FILE_NAME.fullmatch(name)
             if match is None:
                 fault = StoreFault(
                     StoreFindingKind.SUBMISSION_NAME,
@@ -200,7 +200,7 @@ class SubmissionCheck:
 
     def _check_link(self, submission: _SubmissionFile, draft: Path) -> None:
         """Check the hard link, by which a draft is known to be submitted."""
-        if self._is_linked(submission, draft) or self._directory.knows_copies():
+        if self._is_linked(submission, draft) or self._directory.has_copies():
             return
         if not self._quiet_period.wait_until_unchanged(draft) or self._is_linked(submission, draft):
             return
@@ -210,7 +210,7 @@ class SubmissionCheck:
             f"a copy of {draft}",
             "another name of the same file",
         )
-        repair = Repair("marked in .submissions/copied", self._directory.say_copied)
+        repair = Repair("marked in .submissions/copied", self._directory.mark_copied)
         self._repairer.handle(fault, repair)
 
     def _is_linked(self, submission: _SubmissionFile, draft: Path) -> bool:
@@ -251,7 +251,7 @@ class SubmissionCheck:
     ) -> dict[str, UnfinishedSubmission]:
         """Return logged submissions that have neither a file nor an end."""
         known = {*submissions}
-        for directory in (self._directory.ready, self._directory.deferred, self._repairer.corrupt):
+        for directory in (self._directory.ready, self._directory.scheduled, self._repairer.corrupt):
             known |= {name.partition("@")[0] for name in list_names(directory)}
         known |= {name.rstrip("+~") for name in list_names(self._directory.preparing)}
         return {

@@ -66,7 +66,7 @@ async def run_until_over(spool: Spool, work) -> None:
 
 async def test_gauges_continue_after_spool_errors() -> None:
     spool, metrics = Spool([SpoolError("busy"), ZeroDivisionError(), COUNTS]), Metrics()
-    counted = maintenance.MaintenanceGauges(sessions=lambda: 7, deferred_notes=lambda: 3)
+    counted = maintenance.MaintenanceGauges(sessions=lambda: 7, scheduled_sends=lambda: 3)
     figures = maintenance.update_gauges(spool, metrics, ManualClock(), figures=counted)
     await run_until_over(spool, figures)
     value = metrics.registry.get_sample_value

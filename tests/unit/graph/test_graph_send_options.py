@@ -101,7 +101,7 @@ def sent_folder(value: str) -> ExtendedProperty:
 @pytest.mark.parametrize(
     ("properties", "prefer", "options"),
     [
-        ([DUE], [], SendOptions(deferred_us=DUE_US)),
+        ([DUE], [], SendOptions(scheduled_us=DUE_US)),
         ([DELETED], [], FORGET),
         ([sent_folder("archive")], [], ARCHIVE),
         ([sent_folder("YXJjaGl2ZQ==")], [], ARCHIVE),

@@ -52,7 +52,7 @@ class Place:
         directory = self.root / domain / local_part / folder
         return sorted(path for name in ("new", "cur") for path in (directory / name).iterdir())
 
-    def notes(self) -> list[Path]:
+    def submissions(self) -> list[Path]:
         directory = self.root / ".submissions" / "ready"
         return sorted(directory.iterdir()) if directory.exists() else []
 

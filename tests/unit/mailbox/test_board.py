@@ -9,7 +9,7 @@ from relay.mailbox.submissions.pending import PendingSubmissions
 from relay.mailbox.types import PendingSubmission, StoreUnavailableError
 
 
-def note(number: int, account: str = "a@b") -> PendingSubmission:
+def submission(number: int, account: str = "a@b") -> PendingSubmission:
     name = f"{number:016}"
     return PendingSubmission(
         f"{name}.1", name, account, "base", Path(f"/ready/{name}.1@{number}"), number
@@ -20,7 +20,7 @@ class Directory:
     """ready/ as the board asks for it."""
 
     def __init__(self):
-        self.notes: list[PendingSubmission] = []
+        self.submissions: list[PendingSubmission] = []
         self.changed = 1
         self.looks = 0
         self.listings = 0
@@ -35,9 +35,9 @@ class Directory:
         if self.failures:
             self.failures -= 1
             raise StoreUnavailableError("broken")
-        return [one for one in self.notes if one.submission_id not in known][:limit]
+        return [one for one in self.submissions if one.submission_id not in known][:limit]
 
-    def board(self, **more) -> PendingSubmissions:
+    def pending(self, **more) -> PendingSubmissions:
         return PendingSubmissions(
             self.changed_ns, self.list_ready, **({"interval_s": 0.005} | more)
         )
@@ -48,119 +48,119 @@ def directory():
     return Directory()
 
 
-async def take(notes, count: int) -> list[PendingSubmission]:
+async def take(submissions, count: int) -> list[PendingSubmission]:
     async with asyncio.timeout(10):
-        return [await anext(notes) for _ in range(count)]
+        return [await anext(submissions) for _ in range(count)]
 
 
-async def nothing_comes(notes) -> bool:
+async def nothing_comes(submissions) -> bool:
     try:
         async with asyncio.timeout(0.05):
-            await anext(notes)
+            await anext(submissions)
     except TimeoutError:
         return True
     return False
 
 
 async def test_a_note_is_handed_out_once_however_often_it_is_seen(directory):
-    directory.notes = [note(1), note(2)]
-    board = directory.board()
-    notes = board.notes()
-    assert await take(notes, 2) == [note(1), note(2)]
-    board.offer(note(1))
-    assert await nothing_comes(notes)
+    directory.submissions = [submission(1), submission(2)]
+    pending = directory.pending()
+    submissions = pending.submissions()
+    assert await take(submissions, 2) == [submission(1), submission(2)]
+    pending.offer(submission(1))
+    assert await nothing_comes(submissions)
 
 
 async def test_a_note_is_offered_from_any_thread(directory):
-    board = directory.board(interval_s=3600)
-    notes = board.notes()
-    reader = asyncio.create_task(take(notes, 1))
+    pending = directory.pending(interval_s=3600)
+    submissions = pending.submissions()
+    reader = asyncio.create_task(take(submissions, 1))
     while not directory.listings:
         await asyncio.sleep(0)
-    await asyncio.to_thread(board.offer, note(7))
-    assert await reader == [note(7)]
+    await asyncio.to_thread(pending.offer, submission(7))
+    assert await reader == [submission(7)]
 
 
 async def test_notes_of_another_process_are_found(directory):
-    notes = directory.board().notes()
-    reader = asyncio.create_task(take(notes, 1))
+    submissions = directory.pending().submissions()
+    reader = asyncio.create_task(take(submissions, 1))
     while directory.listings < 2:
         await asyncio.sleep(0.001)
-    directory.notes, directory.changed = [note(3)], 2
-    assert await reader == [note(3)]
+    directory.submissions, directory.changed = [submission(3)], 2
+    assert await reader == [submission(3)]
 
 
 async def test_a_directory_that_rests_is_not_listed_again(directory):
-    notes = directory.board().notes()
-    reader = asyncio.create_task(take(notes, 1))
+    submissions = directory.pending().submissions()
+    reader = asyncio.create_task(take(submissions, 1))
     while directory.looks < 10:
         await asyncio.sleep(0.001)
     assert directory.listings == 2
-    directory.notes, directory.changed = [note(1)], 2
-    assert await reader == [note(1)]
+    directory.submissions, directory.changed = [submission(1)], 2
+    assert await reader == [submission(1)]
 
 
 async def test_a_note_comes_again_when_it_was_put_back(directory):
-    directory.notes = [note(1)]
-    board = directory.board()
-    notes = board.notes()
-    [taken] = await take(notes, 1)
-    board.retry(taken, 0.001)
-    assert await take(notes, 1) == [taken]
-    directory.notes = []
-    board.done(taken)
-    board.retry(taken, 0.001)
-    assert await nothing_comes(notes)
+    directory.submissions = [submission(1)]
+    pending = directory.pending()
+    submissions = pending.submissions()
+    [taken] = await take(submissions, 1)
+    pending.retry(taken, 0.001)
+    assert await take(submissions, 1) == [taken]
+    directory.submissions = []
+    pending.done(taken)
+    pending.retry(taken, 0.001)
+    assert await nothing_comes(submissions)
 
 
 async def test_memory_is_bounded_and_nothing_is_forgotten(directory):
-    directory.notes = [note(number) for number in range(7)]
-    board = directory.board(notes_max=3)
-    notes = board.notes()
+    directory.submissions = [submission(number) for number in range(7)]
+    pending = directory.pending(submissions_max=3)
+    submissions = pending.submissions()
     found = []
     for _ in range(7):
-        [taken] = await take(notes, 1)
+        [taken] = await take(submissions, 1)
         found.append(taken)
-        assert len(board._known) <= 3
-        directory.notes.remove(taken)
-        board.done(taken)
-    assert found == [note(number) for number in range(7)]
+        assert len(pending._known) <= 3
+        directory.submissions.remove(taken)
+        pending.done(taken)
+    assert found == [submission(number) for number in range(7)]
 
 
 async def test_an_offer_over_the_limit_is_found_by_listing(directory):
-    board = directory.board(notes_max=1)
-    notes = board.notes()
-    assert await nothing_comes(notes)  # listed, and at rest
-    notes = board.notes()
-    directory.notes = [note(1), note(2)]
-    board.offer(note(1))
-    board.offer(note(2))
-    assert await take(notes, 1) == [note(1)]
-    board.done(directory.notes.pop(0))
-    assert await take(notes, 1) == [note(2)]
+    pending = directory.pending(submissions_max=1)
+    submissions = pending.submissions()
+    assert await nothing_comes(submissions)  # listed, and at rest
+    submissions = pending.submissions()
+    directory.submissions = [submission(1), submission(2)]
+    pending.offer(submission(1))
+    pending.offer(submission(2))
+    assert await take(submissions, 1) == [submission(1)]
+    pending.done(directory.submissions.pop(0))
+    assert await take(submissions, 1) == [submission(2)]
 
 
 async def test_a_failing_directory_stops_nothing(directory):
-    directory.failures, directory.notes = 3, [note(1)]
-    assert await take(directory.board().notes(), 1) == [note(1)]
+    directory.failures, directory.submissions = 3, [submission(1)]
+    assert await take(directory.pending().submissions(), 1) == [submission(1)]
 
 
 async def test_accounts_take_turns(directory):
-    directory.notes = [note(number) for number in range(50)]
-    directory.notes += [note(number, "c@d") for number in (50, 51)]
-    found = await take(directory.board().notes(), 5)
+    directory.submissions = [submission(number) for number in range(50)]
+    directory.submissions += [submission(number, "c@d") for number in (50, 51)]
+    found = await take(directory.pending().submissions(), 5)
     assert [one.account for one in found] == ["a@b", "c@d", "a@b", "c@d", "a@b"]
 
 
 async def test_one_accounts_many_do_not_keep_others_from_memory(directory):
     """What does not fit is found by listing, longest ready first: behind all of the others'."""
-    directory.notes = [note(number) for number in range(100)]
-    board = directory.board(notes_max=10, interval_s=3600)
-    notes = board.notes()
-    await take(notes, 1)
-    board.offer(note(100, "c@d"))
+    directory.submissions = [submission(number) for number in range(100)]
+    pending = directory.pending(submissions_max=10, interval_s=3600)
+    submissions = pending.submissions()
+    await take(submissions, 1)
+    pending.offer(submission(100, "c@d"))
     for number in range(101, 130):
-        board.offer(note(number))
+        pending.offer(submission(number))
     await asyncio.sleep(0)
-    assert "c@d" in [one.account for one in await take(notes, 2)]
-    assert len(board._known) == 17
+    assert "c@d" in [one.account for one in await take(submissions, 2)]
+    assert len(pending._known) == 17

@@ -19,7 +19,7 @@ from relay.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore, SendOptions
 from relay.mailbox.types import QuotaLimits
-from relay.message.properties import MessageProperties, Person
+from relay.message.properties import EmailAddress, MessageProperties
 
 async def main(root, point, deed, save, told):
     clock = SystemClock()
@@ -28,17 +28,17 @@ async def main(root, point, deed, save, told):
                       hostname="h", limits_of=lambda _: QuotaLimits(), dead_letter=root / "dead")
     await store.remove_unfinished_submissions()
     if deed == "submit":
-        message = MessageProperties(subject="s", to=(Person("bob@b.test"),))
+        message = MessageProperties(subject="s", to=(EmailAddress("bob@b.test"),))
         await store.submit_new("alice@example.test", message, SendOptions(save == "save"))
         os.write(told, b"202")
     left = len(list((root / ".submissions/ready").glob("*")))
-    notes = store.notes()
+    submissions = store.submissions()
     for _ in range(left):
-        note = await anext(notes)
+        submission = await anext(submissions)
         if deed == "fail":
-            await store.fail_submission(note, b"Subject: report\\r\\n\\r\\n")
+            await store.fail_submission(submission, b"Subject: report\\r\\n\\r\\n")
         else:
-            await store.complete_submission(note, queue_id="q")
+            await store.complete_submission(submission, queue_id="q")
 
 for line in sys.stdin:
     root, point, deed, save = json.loads(line)
@@ -103,12 +103,12 @@ def run(place, parent) -> Callable[..., bool]:
 def test_a_submission_is_filed_once_or_was_never_promised(place, run, point):
     promised = run(point, "submit")
     assert promised is (point in FILING)
-    if point in FILING and place.notes():  # again, in the recovery
+    if point in FILING and place.submissions():  # again, in the recovery
         run(point, "recover")
     run("", "recover")
     ready = (*SUBMITTING, *FILING).index(point) >= SUBMITTING.index(PROMISED_FROM)
     assert len(place.files(".Sent")) == int(ready)
-    assert (place.files(".Drafts"), place.notes()) == ([], [])
+    assert (place.files(".Drafts"), place.submissions()) == ([], [])
     run("", "submit")  # the mailbox is used again: what was half-written goes
     assert place.left_over() == []
     assert len(place.files(".Sent")) == int(ready) + 1
@@ -119,7 +119,7 @@ def test_a_submission_is_filed_once_or_was_never_promised(place, run, point):
 def test_an_unsaved_submission_leaves_nothing(place, run, point):
     assert run(point, "submit", "forget")
     run("", "recover")
-    assert (place.files(".Sent"), place.files(".Drafts"), place.notes()) == ([], [], [])
+    assert (place.files(".Sent"), place.files(".Drafts"), place.submissions()) == ([], [], [])
 
 
 @pytest.mark.crash
@@ -128,7 +128,7 @@ async def test_a_failed_submission_is_reported_once(place, run, store, draft):
     for _ in range(2):
         run(CrashPoint.REPORT_WRITTEN, "fail")
     run("", "fail")
-    assert (len(place.files("")), len(place.files(".Drafts")), place.notes()) == (1, 1, [])
+    assert (len(place.files("")), len(place.files(".Drafts")), place.submissions()) == (1, 1, [])
 
 
 @pytest.mark.crash

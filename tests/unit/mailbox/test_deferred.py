@@ -37,7 +37,7 @@ def due_us(place) -> int:
 async def waiting(store, draft, due_us):
     """A submission that waits for an hour."""
     return await store.submit_new(
-        ALICE, draft(extended=until(due_us)), SendOptions(deferred_us=due_us)
+        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
     )
 
 
@@ -46,26 +46,26 @@ def deferred(place) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-async def step_2(place, note) -> dict:
-    told = await place.log.submission(note.submission_id)
+async def step_2(place, submission) -> dict:
+    told = await place.log.submission(submission.submission_id)
     return next(step["detail"] for step in told["steps"] if step["step"] == 2)
 
 
 async def come_to_time(place, store) -> list:
     """Let an hour go by; return what the timer would hand to pickup."""
     place.clock.advance(3600)
-    return list((await brought_up(place, store)).notes)
+    return list((await brought_up(place, store)).submissions)
 
 
 async def brought_up(place, store):
     now_us = place.clock.time_us()
-    return await store._bring_up(
-        [name for at, name in await store._list_deferred() if at <= now_us]
+    return await store._make_due_ready(
+        [name for at, name in await store._list_scheduled() if at <= now_us]
     )
 
 
 async def test_a_deferred_submission_waits_and_is_seen_to_wait(place, store, waiting, due_us):
-    assert place.notes() == []
+    assert place.submissions() == []
     assert deferred(place) == [f"{waiting.submission_id}@{due_us}"]
     [file] = place.files(".Drafts")
     assert file.samefile(waiting.path)
@@ -76,24 +76,26 @@ async def test_a_deferred_submission_waits_and_is_seen_to_wait(place, store, wai
 
 
 async def test_a_time_in_the_past_is_now(place, store, draft):
-    note = await store.submit_new(ALICE, draft(), SendOptions(deferred_us=place.clock.time_us()))
-    assert place.notes() == [note.path]
+    submission = await store.submit_new(
+        ALICE, draft(), SendOptions(scheduled_us=place.clock.time_us())
+    )
+    assert place.submissions() == [submission.path]
     assert deferred(place) == []
-    assert note.options.deferred_us == 0
+    assert submission.options.scheduled_us == 0
 
 
 async def test_what_is_due_is_ready_since_then(place, store, waiting):
     place.clock.advance(3600)
-    notes = store.notes()
+    submissions = store.submissions()
     async with asyncio.timeout(10):
-        note = await anext(notes)
-    await notes.aclose()
-    assert note.submission_id == waiting.submission_id
-    assert note.ready_us == place.clock.time_us()
-    assert place.notes() == [note.path]
+        submission = await anext(submissions)
+    await submissions.aclose()
+    assert submission.submission_id == waiting.submission_id
+    assert submission.ready_us == place.clock.time_us()
+    assert place.submissions() == [submission.path]
     assert deferred(place) == []
-    await store.complete_submission(note, queue_id="q")
-    assert (len(place.files(".Sent")), place.files(".Drafts"), place.notes()) == (1, [], [])
+    await store.complete_submission(submission, queue_id="q")
+    assert (len(place.files(".Sent")), place.files(".Drafts"), place.submissions()) == (1, [], [])
 
 
 async def test_nothing_is_ready_before_its_time(place, store, waiting):
@@ -115,7 +117,7 @@ async def test_a_draft_that_a_mail_client_took_away_is_not_sent(place, store, wa
         if deed == "replace":
             (file.parent / "1700000000.M1P2.laptop:2,DS").write_bytes(content)
     assert await come_to_time(place, store) == []
-    assert (place.notes(), deferred(place)) == ([], [])
+    assert (place.submissions(), deferred(place)) == ([], [])
     detail = await step_2(place, waiting)
     assert detail["reason"] == "the draft was removed from Drafts"
     assert detail["cancelled"] > detail["deferred_until"][:10]
@@ -123,19 +125,19 @@ async def test_a_draft_that_a_mail_client_took_away_is_not_sent(place, store, wa
 
 @pytest.mark.parametrize("broken", ["its mailbox", "its note"])
 async def test_one_that_cannot_come_up_keeps_nobody_back(place, store, draft, waiting, broken):
-    due_us = waiting.options.deferred_us
-    theirs = await store.submit_new(BOB, draft(), SendOptions(deferred_us=due_us))
+    due_us = waiting.options.scheduled_us
+    theirs = await store.submit_new(BOB, draft(), SendOptions(scheduled_us=due_us))
     path = place.root / "example.test/alice" if broken == "its mailbox" else waiting.path
     away = path.rename(path.with_name("away"))
     path.write_bytes(b"") if broken == "its mailbox" else path.symlink_to(path.name)
     place.clock.advance(3600)
     brought = await brought_up(place, store)
-    assert [one.submission_id for one in brought.notes] == [theirs.submission_id]
+    assert [one.submission_id for one in brought.submissions] == [theirs.submission_id]
     assert brought.kept == ((waiting.path.name,) if broken == "its mailbox" else ())
     path.unlink()
     away.rename(path)
-    [note] = (await brought_up(place, store)).notes
-    assert note.submission_id == waiting.submission_id
+    [submission] = (await brought_up(place, store)).submissions
+    assert submission.submission_id == waiting.submission_id
 
 
 async def test_a_draft_whose_flags_changed_is_sent(place, store, waiting):
@@ -158,8 +160,8 @@ async def test_taking_the_time_away_cancels_and_the_draft_can_be_sent(place, sto
     await store.update(ALICE, waiting.draft_id, MessageChange(properties=draft(subject="new")))
     assert deferred(place) == []
     assert (await step_2(place, waiting))["reason"] == "its time was taken away"
-    note = await store.submit_draft(ALICE, waiting.draft_id, SendOptions())
-    assert place.notes() == [note.path]
+    submission = await store.submit_draft(ALICE, waiting.draft_id, SendOptions())
+    assert place.submissions() == [submission.path]
 
 
 async def test_another_time_counts(place, store, draft, waiting, due_us):
@@ -169,8 +171,8 @@ async def test_another_time_counts(place, store, draft, waiting, due_us):
     )
     assert deferred(place) == [f"{waiting.submission_id}@{later_us}"]
     assert await come_to_time(place, store) == []
-    [note] = await come_to_time(place, store)
-    assert note.submission_id == waiting.submission_id
+    [submission] = await come_to_time(place, store)
+    assert submission.submission_id == waiting.submission_id
     assert (await step_2(place, waiting)).keys() == {"deferred_until"}
 
 
@@ -179,22 +181,22 @@ async def test_a_changed_draft_is_sent_as_it_is_shown(place, store, draft, waiti
     await store.update(ALICE, waiting.draft_id, MessageChange(properties=changed))
     [file] = place.files(".Drafts")
     assert deferred(place) == [f"{waiting.submission_id}@{due_us}"]
-    [note] = await come_to_time(place, store)
-    assert file.samefile(note.path)
-    assert read_properties(note.path.read_bytes()).subject == "better"
+    [submission] = await come_to_time(place, store)
+    assert file.samefile(submission.path)
+    assert read_properties(submission.path.read_bytes()).subject == "better"
     assert (await place.log.submission(waiting.submission_id))["subject"] == "better"
     assert place.left_over() == []
 
 
 async def test_options_follow_a_changed_draft(place, store, draft, due_us):
-    options = SendOptions(sent_folder="archive", deferred_us=due_us)
-    note = await store.submit_new(ALICE, draft(extended=until(due_us)), options)
+    options = SendOptions(sent_folder="archive", scheduled_us=due_us)
+    submission = await store.submit_new(ALICE, draft(extended=until(due_us)), options)
 
     async def after(*more: ExtendedProperty) -> SendOptions:
         properties = draft(subject=str(more), extended=(*until(due_us), *more))
-        await store.update(ALICE, note.draft_id, MessageChange(properties=properties))
+        await store.update(ALICE, submission.draft_id, MessageChange(properties=properties))
         [name] = deferred(place)
-        return store._shared.notes.read(note.path.with_name(name)).options
+        return store._shared.submissions.read(submission.path.with_name(name)).options
 
     assert await after() == options
     assert await after(ExtendedProperty(DELETE_AFTER_SUBMIT, ("true",))) == replace(
@@ -213,7 +215,7 @@ async def test_flags_of_a_waiting_draft_are_free(place, store, waiting):
 
 
 async def test_a_second_send_of_a_waiting_draft_is_the_first(place, store, waiting, due_us):
-    options = SendOptions(deferred_us=due_us)
+    options = SendOptions(scheduled_us=due_us)
     assert await store.submit_draft(ALICE, waiting.draft_id, options) == waiting
     for other in (SendOptions(), replace(options, save_to_sent_items=False)):
         with pytest.raises(BeingSentError, match="waits to be sent"):
@@ -231,7 +233,7 @@ async def test_what_is_ready_is_cancelled_no_more(place, store, draft, waiting):
     ):
         with pytest.raises(BeingSentError):
             await deed
-    assert len(place.notes()) == 1
+    assert len(place.submissions()) == 1
 
 
 async def test_drafts_without_a_note_cost_no_listing(place, store, draft, monkeypatch):
@@ -249,11 +251,11 @@ async def test_notes_that_are_copies_are_found_as_well(place, store, draft, monk
         raise OSError(errno.EPERM, "no links here")
 
     monkeypatch.setattr(os, "link", link)
-    note = await store.submit_new(ALICE, draft(), SendOptions())
+    submission = await store.submit_new(ALICE, draft(), SendOptions())
     with pytest.raises(BeingSentError):
-        await store.delete(ALICE, note.draft_id)
+        await store.delete(ALICE, submission.draft_id)
     held = await store.submit_new(
-        ALICE, draft(extended=until(due_us)), SendOptions(deferred_us=due_us)
+        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
     )
     changed = draft(subject="better", extended=until(due_us))
     await store.update(ALICE, held.draft_id, MessageChange(properties=changed))
@@ -283,7 +285,7 @@ def test_a_change_that_a_crash_cut_off_is_all_or_nothing(place, draft, due_us, p
     later_us = due_us + seconds * 1_000_000
     store = place.store()
     waiting = asyncio.run(
-        store.submit_new(ALICE, draft(extended=until(due_us)), SendOptions(deferred_us=due_us))
+        store.submit_new(ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us))
     )
     waiting_on_disk = store._shared.deferred
     store._drafts._shared = replace(store._shared, crash=Die(point))
@@ -294,14 +296,14 @@ def test_a_change_that_a_crash_cut_off_is_all_or_nothing(place, draft, due_us, p
     again = place.store()
     asyncio.run(again.remove_unfinished_submissions())
     place.clock.advance(seconds)
-    notes = asyncio.run(come_to_time(place, again))
-    [note] = notes
-    assert note.submission_id == waiting.submission_id
+    submissions = asyncio.run(come_to_time(place, again))
+    [submission] = submissions
+    assert submission.submission_id == waiting.submission_id
     shown = asyncio.run(again.get(ALICE, waiting.draft_id))
-    assert shown.properties.subject == read_properties(note.path.read_bytes()).subject
+    assert shown.properties.subject == read_properties(submission.path.read_bytes()).subject
     assert shown.properties.subject == ("new" if point in CHANGE[2:] else "s")
-    asyncio.run(again.complete_submission(note, queue_id="q"))
-    assert (len(place.files(".Sent")), place.files(".Drafts"), place.notes(), deferred(place)) == (1, [], [], [])  # fmt: skip
+    asyncio.run(again.complete_submission(submission, queue_id="q"))
+    assert (len(place.files(".Sent")), place.files(".Drafts"), place.submissions(), deferred(place)) == (1, [], [], [])  # fmt: skip
     asyncio.run(again.create_draft(ALICE, draft()))
     assert place.left_over() == []
 
@@ -319,7 +321,7 @@ async def test_a_change_that_the_disk_refuses_changes_nothing(
 
     monkeypatch.setattr(store._shared.syncs, "sync", failing)
     before = waiting.path.read_bytes()
-    later = until(waiting.options.deferred_us + HOUR_US)
+    later = until(waiting.options.scheduled_us + HOUR_US)
     with pytest.raises(StoreUnavailableError):
         await store.update(ALICE, waiting.draft_id, MessageChange(properties=draft(subject="new", extended=later)))  # fmt: skip
     monkeypatch.undo()

@@ -61,18 +61,18 @@ async def test_a_copied_draft_is_sent_by_itself(place, store, draft):
     copy = await store.copy_message(ALICE, made.id, "drafts")
     assert copy.is_draft
     for message in (made, copy):
-        note = await store.submit_draft(ALICE, message.id, SendOptions())
-        await store.complete_submission(note, queue_id="q")
+        submission = await store.submit_draft(ALICE, message.id, SendOptions())
+        await store.complete_submission(submission, queue_id="q")
     assert (len(place.files(".Sent")), place.files(".Drafts")) == (2, [])
     assert {(await store.get(ALICE, each.id)).folder.id for each in (made, copy)} == {"sentitems"}
 
 
 async def test_what_is_being_sent_stays_where_it_is(place, store, draft):
-    note = await store.submit_new(ALICE, draft(), SendOptions())
+    submission = await store.submit_new(ALICE, draft(), SendOptions())
     with pytest.raises(BeingSentError):
-        await store.move_message(ALICE, note.draft_id, "archive")
+        await store.move_message(ALICE, submission.draft_id, "archive")
     with pytest.raises(BeingSentError):
-        await store.remove_message(ALICE, note.draft_id)
+        await store.remove_message(ALICE, submission.draft_id)
     assert len(place.files(".Drafts")) == 1
 
 

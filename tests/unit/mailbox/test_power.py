@@ -47,15 +47,15 @@ async def test_in_preparing_it_goes_at_the_next_start(place, shortened, length):
     if length is not half_of_the_body:
         file.unlink()  # its name came last, and cannot be found by what is in the file
     assert await place.store().remove_unfinished_submissions() == 1
-    assert (place.files(".Drafts"), place.notes(), place.left_over()) == ([], [], [])
+    assert (place.files(".Drafts"), place.submissions(), place.left_over()) == ([], [], [])
 
 
 @pytest.mark.parametrize("length", [nothing, half_of_the_block])
 async def test_in_ready_it_is_put_aside_for_people_to_look_at(place, store, draft, shortened):
     whole = await store.submit_new(ALICE, draft(), SAVE)
-    async with aclosing(place.store().notes()) as notes:
-        assert (await anext(notes)).submission_id == whole.submission_id
-    assert place.notes() == [whole.path]
+    async with aclosing(place.store().submissions()) as submissions:
+        assert (await anext(submissions)).submission_id == whole.submission_id
+    assert place.submissions() == [whole.path]
     assert (place.root / ".submissions/corrupt" / shortened.path.name).exists()
 
 

@@ -31,104 +31,104 @@ SAVE, FORGET = SendOptions(), SendOptions(save_to_sent_items=False)
 
 
 async def test_a_submission_is_a_draft_and_a_second_name_of_its_file(place, store, draft):
-    note = await store.submit_new(ALICE, draft(), SAVE)
-    [file], [ready] = place.files(".Drafts"), place.notes()
+    submission = await store.submit_new(ALICE, draft(), SAVE)
+    [file], [ready] = place.files(".Drafts"), place.submissions()
     assert file.samefile(ready)
-    assert ready == note.path
-    assert note.submission_id == f"{note.draft_id}.1"
+    assert ready == submission.path
+    assert submission.submission_id == f"{submission.draft_id}.1"
     assert file.name.endswith(f",S={file.stat().st_size}:2,DS")
     assert place.left_over() == []
     assert {oct(path.stat().st_mode & 0o777) for path in (file, file.parent)} == {"0o600", "0o700"}
-    steps = (await place.log.submission(note.submission_id))["steps"]
+    steps = (await place.log.submission(submission.submission_id))["steps"]
     assert [step["name"] for step in steps] == ["created", "notified"]
-    assert (await place.log.submission(note.submission_id))["recipients"] == ["bob@b.test"]
+    assert (await place.log.submission(submission.submission_id))["recipients"] == ["bob@b.test"]
 
 
 async def test_the_note_is_what_is_sent_whatever_happens_to_the_draft(place, store, draft):
-    note = await store.submit_new(ALICE, draft(subject="first"), SAVE)
+    submission = await store.submit_new(ALICE, draft(subject="first"), SAVE)
     for file in place.files(".Drafts"):
         file.unlink()
-    content = (await store.submission_content(note)).octets
+    content = (await store.submission_content(submission)).octets
     assert read_properties(content).subject == "first"
     assert convert(content, now_us=0, hostname="h").recipients == ("bob@b.test",)
 
 
 async def test_step_4_moves_the_original_once(place, store, draft):
-    note = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submit_new(ALICE, draft(), SAVE)
     before = place.files(".Drafts")[0].read_bytes()
     for _ in range(2):
-        await store.complete_submission(note, queue_id="q1")
+        await store.complete_submission(submission, queue_id="q1")
     [sent] = place.files(".Sent")
-    assert sent.name == f"{note.base_name},S={len(before)}:2,S"
+    assert sent.name == f"{submission.base_name},S={len(before)}:2,S"
     assert sent.read_bytes() == before
-    assert (place.files(".Drafts"), place.notes()) == ([], [])
-    told = await place.log.submission(note.submission_id)
+    assert (place.files(".Drafts"), place.submissions()) == ([], [])
+    told = await place.log.submission(submission.submission_id)
     assert told["queue_id"] == "q1"
     assert told["steps"][-1]["detail"] == {"folder": "sentitems", "queue_id": "q1"}
-    message = await store.get(ALICE, note.draft_id)
+    message = await store.get(ALICE, submission.draft_id)
     assert (message.is_draft, message.folder.id) == (False, "sentitems")
 
 
 async def test_an_unsaved_message_is_removed(place, store, draft):
-    note = await store.submit_new(ALICE, draft(), FORGET)
-    await store.complete_submission(note, queue_id="q")
-    assert (place.files(".Drafts"), place.files(".Sent"), place.notes()) == ([], [], [])
-    told = await place.log.submission(note.submission_id)
+    submission = await store.submit_new(ALICE, draft(), FORGET)
+    await store.complete_submission(submission, queue_id="q")
+    assert (place.files(".Drafts"), place.files(".Sent"), place.submissions()) == ([], [], [])
+    told = await place.log.submission(submission.submission_id)
     assert told["steps"][-1]["detail"] == {"folder": None, "queue_id": "q"}
 
 
 async def test_a_draft_that_is_gone_is_saved_from_the_note(place, store, draft):
-    note = await store.submit_new(ALICE, draft(), SAVE)
-    content = note.path.read_bytes()
+    submission = await store.submit_new(ALICE, draft(), SAVE)
+    content = submission.path.read_bytes()
     place.files(".Drafts")[0].unlink()
-    await store.complete_submission(note, queue_id="q")
+    await store.complete_submission(submission, queue_id="q")
     assert [file.read_bytes() for file in place.files(".Sent")] == [content]
 
 
 async def test_a_draft_whose_flags_changed_is_found_by_its_base_name(place, store, draft):
-    note = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submit_new(ALICE, draft(), SAVE)
     [file] = place.files(".Drafts")
     file.rename(file.with_name(file.name.replace(":2,DS", ":2,DFRS")))
-    await store.complete_submission(note, queue_id="q")
+    await store.complete_submission(submission, queue_id="q")
     assert [file.name.partition(":")[2] for file in place.files(".Sent")] == ["2,FRS"]
     assert place.files(".Drafts") == []
 
 
 async def test_an_original_that_a_mail_client_filed_is_not_doubled(place, store, draft):
-    note = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submit_new(ALICE, draft(), SAVE)
     [file] = place.files(".Drafts")
     file.rename(file.parents[2] / ".Archive/cur" / file.name.replace(":2,DS", ":2,S"))
-    await store.complete_submission(note, queue_id="q")
-    assert (place.files(".Sent"), len(place.files(".Archive")), place.notes()) == ([], 1, [])
+    await store.complete_submission(submission, queue_id="q")
+    assert (place.files(".Sent"), len(place.files(".Archive")), place.submissions()) == ([], 1, [])
 
 
 async def test_step_4_is_never_refused_by_quota(place, store, draft):
-    note = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submit_new(ALICE, draft(), SAVE)
     place.quotas[ALICE] = 1
-    await store.complete_submission(note, queue_id="q")
+    await store.complete_submission(submission, queue_id="q")
     assert len(place.files(".Sent")) == 1
 
 
 async def test_what_is_being_sent_cannot_be_changed(place, store, draft):
-    note = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submit_new(ALICE, draft(), SAVE)
     for action in (
-        store.update(ALICE, note.draft_id, MessageChange(properties=draft(subject="x"))),
-        store.delete(ALICE, note.draft_id),
-        store.submit_draft(ALICE, note.draft_id, SAVE),
+        store.update(ALICE, submission.draft_id, MessageChange(properties=draft(subject="x"))),
+        store.delete(ALICE, submission.draft_id),
+        store.submit_draft(ALICE, submission.draft_id, SAVE),
     ):
         with pytest.raises(BeingSentError):
             await action
-    assert len(place.notes()) == 1
-    await store.complete_submission(note, queue_id="q")
-    await store.delete(ALICE, note.draft_id)
+    assert len(place.submissions()) == 1
+    await store.complete_submission(submission, queue_id="q")
+    await store.delete(ALICE, submission.draft_id)
     assert len(place.files(".Trash")) == 1
 
 
 async def test_a_draft_is_sent_as_it_is(place, store, draft):
     made = await store.create_draft(ALICE, draft())
-    note = await store.submit_draft(ALICE, made.id, SAVE)
-    assert note.path.samefile(made.path)
-    await store.complete_submission(note, queue_id="q")
+    submission = await store.submit_draft(ALICE, made.id, SAVE)
+    assert submission.path.samefile(made.path)
+    await store.complete_submission(submission, queue_id="q")
     assert [file.name for file in place.files(".Sent")] == [made.path.name.replace(":2,DS", ":2,S")]
     with pytest.raises(NotADraftError):
         await store.submit_draft(ALICE, made.id, SAVE)
@@ -138,12 +138,12 @@ async def test_a_draft_is_sent_as_it_is(place, store, draft):
 
 async def test_a_draft_is_written_anew_when_it_is_not_to_be_saved(place, store, draft):
     made = await store.create_draft(ALICE, draft())
-    note = await store.submit_draft(ALICE, made.id, FORGET)
+    submission = await store.submit_draft(ALICE, made.id, FORGET)
     [file] = place.files(".Drafts")
-    assert (note.draft_id, file.samefile(note.path)) == (made.id, True)
+    assert (submission.draft_id, file.samefile(submission.path)) == (made.id, True)
     after_a_crash = place.store()
     [again] = [found async for found in first(after_a_crash, 1)]
-    assert again == note
+    assert again == submission
 
 
 async def test_a_draft_of_a_mail_client_keeps_its_id_and_its_bytes(place, store):
@@ -152,10 +152,10 @@ async def test_a_draft_of_a_mail_client_keeps_its_id_and_its_bytes(place, store)
     file = place.root / "example.test/alice/.Drafts/cur/1700.M1P1.mutt:2,DS"
     file.write_bytes(content)
     [found] = (await store.query_messages(ALICE, MessageQuery(folder_id="drafts"))).messages
-    note = await store.submit_draft(ALICE, found.id, SAVE)
-    assert note.draft_id == found.id
+    submission = await store.submit_draft(ALICE, found.id, SAVE)
+    assert submission.draft_id == found.id
     assert len(place.files(".Drafts")) == 1
-    assert (await store.submission_content(note)).octets.endswith(content)
+    assert (await store.submission_content(submission)).octets.endswith(content)
     assert await store.mime(ALICE, found.id) == content
 
 
@@ -164,40 +164,40 @@ async def test_each_send_of_a_draft_has_a_higher_number(place, store, draft):
     numbers = []
     for _ in range(3):
         place.clock.advance(1)
-        note = await store.submit_draft(ALICE, made.id, SAVE)
-        numbers.append(int(note.submission_id.partition(".")[2]))
-        assert len(note.submission_id) <= 64
-        await store.fail_submission(note, None)
+        submission = await store.submit_draft(ALICE, made.id, SAVE)
+        numbers.append(int(submission.submission_id.partition(".")[2]))
+        assert len(submission.submission_id) <= 64
+        await store.fail_submission(submission, None)
     assert numbers == sorted(set(numbers))
 
 
 async def test_a_failed_note_leaves_one_report_and_a_plain_draft(place, store, draft):
     place.quotas[ALICE] = 10_000
-    note = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submit_new(ALICE, draft(), SAVE)
     place.quotas[ALICE] = 1
     for _ in range(2):
-        await store.fail_submission(note, b"Subject: report\r\n\r\n")
-    note.path.write_bytes(b"the crash came before the note went")
-    await place.store().fail_submission(note, b"Subject: report\r\n\r\n")
+        await store.fail_submission(submission, b"Subject: report\r\n\r\n")
+    submission.path.write_bytes(b"the crash came before the note went")
+    await place.store().fail_submission(submission, b"Subject: report\r\n\r\n")
     [report] = place.files("")
     assert report.read_bytes().endswith(b"\r\nSubject: report\r\n\r\n")
-    assert (len(place.files(".Drafts")), place.notes()) == (1, [])
-    assert (await store.get(ALICE, note.draft_id)).is_draft
+    assert (len(place.files(".Drafts")), place.submissions()) == (1, [])
+    assert (await store.get(ALICE, submission.draft_id)).is_draft
 
 
 async def test_a_report_without_room_leaves_the_note_until_it_goes_elsewhere(place, store, draft):
     place.message_quotas[ALICE] = 1
-    note = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submit_new(ALICE, draft(), SAVE)
     for number in range(110):
         (place.files(".Drafts")[0].parent / f"{number}.x.y,S=1:2,S").write_bytes(b"x")
     with pytest.raises(MailboxFullError):
-        await store.fail_submission(note, b"Subject: report\r\n\r\n")
-    assert place.notes() == [note.path]
-    await store.fail_submission(note, b"Subject: report\r\n\r\n", report_to=DEAD_LETTER)
+        await store.fail_submission(submission, b"Subject: report\r\n\r\n")
+    assert place.submissions() == [submission.path]
+    await store.fail_submission(submission, b"Subject: report\r\n\r\n", report_to=DEAD_LETTER)
     [report] = (place.root.parent / "dead-letter" / "new").iterdir()
     assert report.read_bytes().endswith(b"\r\nSubject: report\r\n\r\n")
-    assert (place.files(""), place.notes()) == ([], [])
-    assert (await store.get(ALICE, note.draft_id)).is_draft
+    assert (place.files(""), place.submissions()) == ([], [])
+    assert (await store.get(ALICE, submission.draft_id)).is_draft
 
 
 async def test_without_hard_links_the_note_is_a_copy(place, store, draft, monkeypatch):
@@ -205,20 +205,20 @@ async def test_without_hard_links_the_note_is_a_copy(place, store, draft, monkey
         raise OSError(errno.EXDEV, "no links")
 
     monkeypatch.setattr(os, "link", refuse)
-    note = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submit_new(ALICE, draft(), SAVE)
     [file] = place.files(".Drafts")
-    assert not file.samefile(note.path)
-    assert file.read_bytes() == note.path.read_bytes()
+    assert not file.samefile(submission.path)
+    assert file.read_bytes() == submission.path.read_bytes()
     file.unlink()
-    await store.complete_submission(note, queue_id="q")
-    assert (len(place.files(".Sent")), place.notes(), place.left_over()) == (1, [], [])
+    await store.complete_submission(submission, queue_id="q")
+    assert (len(place.files(".Sent")), place.submissions(), place.left_over()) == (1, [], [])
 
 
 async def test_a_full_mailbox_takes_no_draft(place, store, draft):
     place.quotas[ALICE] = 100
     with pytest.raises(MailboxFullError, match="100 bytes"):
         await store.submit_new(ALICE, draft(), SAVE)
-    assert (place.files(".Drafts"), place.notes(), place.left_over()) == ([], [], [])
+    assert (place.files(".Drafts"), place.submissions(), place.left_over()) == ([], [], [])
 
 
 @pytest.mark.parametrize("in_order", [True, False])
@@ -240,34 +240,36 @@ async def test_a_failing_disk_leaves_nothing_half_written(
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StoreUnavailableError, match="disk is full"):
         await store.submit_new(ALICE, draft(), SAVE)
-    assert (place.files(".Drafts"), place.notes(), place.left_over()) == ([], [], [])
+    assert (place.files(".Drafts"), place.submissions(), place.left_over()) == ([], [], [])
 
 
 async def first(store, count):
     """The first `count` notes, or fewer if they do not come in time."""
-    notes = store.notes()
+    submissions = store.submissions()
     async with asyncio.timeout(10):
         for _ in range(count):
-            yield await anext(notes)
-    await notes.aclose()
+            yield await anext(submissions)
+    await submissions.aclose()
 
 
 async def test_notes_come_as_they_are_made_and_after_a_restart(place, store, draft):
     made = [await store.submit_new(ALICE, draft(), SAVE) for _ in range(2)]
     place.clock.advance(1)
     made.append(await store.submit_new(ALICE, draft(), FORGET))
-    found = [note async for note in first(place.store(), 3)]
-    assert sorted(found, key=lambda note: note.path) == sorted(made, key=lambda note: note.path)
+    found = [submission async for submission in first(place.store(), 3)]
+    assert sorted(found, key=lambda submission: submission.path) == sorted(
+        made, key=lambda submission: submission.path
+    )
     assert found[-1] == made[-1]
 
 
 async def test_a_damaged_note_is_put_aside_and_stops_nobody(place, store, draft):
-    note = await store.submit_new(ALICE, draft(), SAVE)
-    damaged = note.path.with_name(f"0000000000000000.1@{note.ready_us - 1}")
+    submission = await store.submit_new(ALICE, draft(), SAVE)
+    damaged = submission.path.with_name(f"0000000000000000.1@{submission.ready_us - 1}")
     damaged.write_bytes(b"Subject: no block\r\n\r\n")
-    assert [found async for found in first(place.store(), 1)] == [note]
+    assert [found async for found in first(place.store(), 1)] == [submission]
     assert (place.root / ".submissions/corrupt" / damaged.name).exists()
-    gone = replace(note, path=damaged)
+    gone = replace(submission, path=damaged)
     with pytest.raises(NoSuchItemError):
         await store.submission_content(gone)
 
@@ -275,11 +277,11 @@ async def test_a_damaged_note_is_put_aside_and_stops_nobody(place, store, draft)
 async def test_a_note_that_is_ready_keeps_its_draft_when_it_seems_to_be_preparing_too(
     place, store, draft
 ):
-    note = await store.submit_new(ALICE, draft(), SAVE)
-    prepared = place.root / ".submissions/preparing" / note.submission_id
-    prepared.hardlink_to(note.path)  # a rename of which only one half became durable
+    submission = await store.submit_new(ALICE, draft(), SAVE)
+    prepared = place.root / ".submissions/preparing" / submission.submission_id
+    prepared.hardlink_to(submission.path)  # a rename of which only one half became durable
     assert await place.store().remove_unfinished_submissions() == 1
-    assert (len(place.files(".Drafts")), len(place.notes()), place.left_over()) == (1, 1, [])
+    assert (len(place.files(".Drafts")), len(place.submissions()), place.left_over()) == (1, 1, [])
 
 
 @pytest.mark.parametrize(("waited_s", "dates"), [(5, 1), (86400, 2)])
@@ -289,39 +291,39 @@ async def test_a_draft_of_yesterday_goes_out_with_todays_date(
     made = await store.create_draft(ALICE, draft())
     before = await store.mime(ALICE, made.id)
     place.clock.advance(waited_s)
-    note = await store.submit_draft(ALICE, made.id, SAVE)
-    sent = (await store.submission_content(note)).octets
+    submission = await store.submit_draft(ALICE, made.id, SAVE)
+    sent = (await store.submission_content(submission)).octets
     found = {re.search(rb"\r\nDate: (.*)\r\n", each)[1] for each in (before, sent)}
     assert len(found) == dates
-    assert note.draft_id == made.id
+    assert submission.draft_id == made.id
     assert len(place.files(".Drafts")) == 1
 
 
 async def test_a_report_is_delivered_by_who_works_on_its_draft(place, draft, monkeypatch):
     monkeypatch.setattr(Stripes.__init__, "__defaults__", (1,))  # one lock for all names
     store = place.store()
-    note = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submit_new(ALICE, draft(), SAVE)
     async with asyncio.timeout(10):
-        await store.fail_submission(note, b"Subject: report\r\n\r\n")
+        await store.fail_submission(submission, b"Subject: report\r\n\r\n")
     assert len(place.files("")) == 1
 
 
 async def test_a_note_that_was_gone_when_it_was_read_is_forgotten(store, draft):
-    note = await store.submit_new(ALICE, draft(), SAVE)
-    notes = store.notes()
-    assert await anext(notes) == note
-    note.path.unlink()
+    submission = await store.submit_new(ALICE, draft(), SAVE)
+    submissions = store.submissions()
+    assert await anext(submissions) == submission
+    submission.path.unlink()
     with pytest.raises(NoSuchItemError):
-        await store.submission_content(note)
-    assert store._board._known == {}
-    await notes.aclose()
+        await store.submission_content(submission)
+    assert store._pending._known == {}
+    await submissions.aclose()
 
 
 async def test_a_draft_that_waited_is_dated_when_it_is_sent(place, store, draft):
     made = await store.create_draft(ALICE, draft())
     place.clock.advance(3600)
-    note = await store.submit_draft(ALICE, made.id, SAVE)
-    sent = convert(await store.submission_content(note), now_us=0, hostname="h").content
+    submission = await store.submit_draft(ALICE, made.id, SAVE)
+    sent = convert(await store.submission_content(submission), now_us=0, hostname="h").content
     assert b"Date: Tue, 14 Nov 2023 23:13:20 +0000\r\n" in sent
     assert (await store.get(ALICE, made.id)).sent_us == place.clock.now_us
 
@@ -341,9 +343,9 @@ async def test_a_sync_that_fails_refuses_whatever_was_begun_before(
     monkeypatch.setattr(os, "fsync", synced)
     with pytest.raises(StoreUnavailableError):
         await store.submit_new(ALICE, draft(), SAVE)
-    assert (place.notes(), place.files(".Drafts")) == ([], [])
+    assert (place.submissions(), place.files(".Drafts")) == ([], [])
     await store.submit_new(ALICE, draft(), SAVE)
-    assert len(place.notes()) == 1
+    assert len(place.submissions()) == 1
 
 
 async def test_a_new_submission_cannot_be_changed_before_its_note_is_ready(
@@ -374,8 +376,8 @@ async def test_pickup_takes_no_note_whose_submission_may_still_fail(
 
     def reached(_, point):
         if point is CrashPoint.SUBMISSION_READY:
-            [note] = store._shared.notes.list_ready((), 10)
-            content = asyncio.run_coroutine_threadsafe(store.submission_content(note), loop)
+            [submission] = store._shared.submissions.list_ready((), 10)
+            content = asyncio.run_coroutine_threadsafe(store.submission_content(submission), loop)
             taken.append(content)
             assert not wait([content], timeout=0.2).done
             if fails:
@@ -387,11 +389,11 @@ async def test_pickup_takes_no_note_whose_submission_may_still_fail(
             await store.submit_new(ALICE, draft(), SAVE)
         with pytest.raises(NoSuchItemError):
             await asyncio.wrap_future(taken[0])
-        assert (place.files(".Drafts"), place.notes()) == ([], [])
+        assert (place.files(".Drafts"), place.submissions()) == ([], [])
     else:
-        note = await store.submit_new(ALICE, draft(), SAVE)
+        submission = await store.submit_new(ALICE, draft(), SAVE)
         content = await asyncio.wrap_future(taken[0])
-        assert content.read(0, content.size) == note.path.read_bytes()
+        assert content.read(0, content.size) == submission.path.read_bytes()
 
 
 async def test_a_line_that_the_disk_has_no_room_for_is_not_half_written(
@@ -408,16 +410,16 @@ async def test_a_line_that_the_disk_has_no_room_for_is_not_half_written(
     with pytest.raises(StoreUnavailableError, match="disk is full"):
         await store.submit_new(ALICE, draft(), SAVE)
     monkeypatch.setattr(os, "write", write)
-    assert place.notes() == [first.path]
+    assert place.submissions() == [first.path]
     second = await store.submit_new(ALICE, draft(), SAVE)
-    for note in (first, second):
-        assert len((await place.log.submission(note.submission_id))["steps"]) == 2
+    for submission in (first, second):
+        assert len((await place.log.submission(submission.submission_id))["steps"]) == 2
 
 
 async def test_a_long_message_id_is_kept(store, draft):
     wanted = "<" + "x" * 890 + "@h.test>"
-    note = await store.submit_new(ALICE, draft(internet_message_id=wanted), SAVE)
-    sent = convert(await store.submission_content(note), now_us=0, hostname="h")
+    submission = await store.submit_new(ALICE, draft(internet_message_id=wanted), SAVE)
+    sent = convert(await store.submission_content(submission), now_us=0, hostname="h")
     assert (sent.message_id, wanted.encode() in sent.content) == (wanted, True)
 
 
@@ -425,13 +427,13 @@ async def test_a_copy_in_sent_items_is_whole_or_not_there(place, store, draft, m
     def refuse(source, target):
         raise OSError(errno.EXDEV, "no links")
 
-    note = await store.submit_new(ALICE, draft(), SAVE)
-    content = note.path.read_bytes()
+    submission = await store.submit_new(ALICE, draft(), SAVE)
+    content = submission.path.read_bytes()
     place.files(".Drafts")[0].unlink()
-    begun = place.root / "example.test/alice/.Sent/tmp" / note.base_name
+    begun = place.root / "example.test/alice/.Sent/tmp" / submission.base_name
     begun.write_bytes(content[:10])  # what a crash left
     monkeypatch.setattr(os, "link", refuse)
-    await store.complete_submission(note, queue_id="q")
+    await store.complete_submission(submission, queue_id="q")
     assert [file.read_bytes() for file in place.files(".Sent")] == [content]
     assert place.left_over() == []
 

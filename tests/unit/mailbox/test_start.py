@@ -39,18 +39,18 @@ async def test_no_mailbox_is_looked_into(place, draft, listings):
     before = place.store()
     due_us = place.clock.time_us() + HOUR_US
     sent = [await before.submit_new(ALICE, draft(), SendOptions()) for _ in range(3)]
-    later = [await before.submit_new(ALICE, draft(), SendOptions(deferred_us=due_us)) for _ in range(3)]  # fmt: skip
+    later = [await before.submit_new(ALICE, draft(), SendOptions(scheduled_us=due_us)) for _ in range(3)]  # fmt: skip
     for number in range(MAILBOXES):
         (place.root / f"example.test/user{number}/cur").mkdir(parents=True)
     listings.seen = []
     after = place.store()
     await after.remove_unfinished_submissions()
-    notes = after.notes()
+    submissions = after.submissions()
     async with asyncio.timeout(10):
-        found = [await anext(notes) for _ in sent]
-        while after.deferred_count < len(later):
+        found = [await anext(submissions) for _ in sent]
+        while after.scheduled_count < len(later):
             await asyncio.sleep(0)
-    await notes.aclose()
+    await submissions.aclose()
     looked_into, listings.seen = listings.seen, None
     assert {one.submission_id for one in found} == {one.submission_id for one in sent}
     assert {Path(one).parent.name for one in looked_into} == {".submissions"}
@@ -68,7 +68,7 @@ class Killed(CrashPoints):
 def cut_off(place, draft, monkeypatch) -> None:
     """Leave what a crash before the 202 leaves: a draft, and its second name in preparing/."""
     store = place.store()
-    sending = store._sending
+    sending = store._submission_writer
     sending._shared = replace(store._shared, crash=Killed())
     with monkeypatch.context() as patched:
         patched.setattr("relay.mailbox.submissions.submit._remove_all", lambda *_: None)
@@ -100,9 +100,9 @@ async def test_what_a_crash_cut_off_behind_its_steps_is_withdrawn(
         patched.setattr("relay.mailbox.submissions.submit._remove_all", lambda *_: None)
         patched.setattr(SubmissionWriter, "_withdraw", lambda *_: None)
         patched.setattr("relay.mailbox.submissions.submit.os.rename", killed)
-        send, what = store._sending.submit_new, draft()
+        send, what = store._submission_writer.submit_new, draft()
         if kept is not None:
-            send, what = store._sending.submit_draft, kept.id
+            send, what = store._submission_writer.submit_draft, kept.id
         with pytest.raises(KeyboardInterrupt):
             send(ALICE, what, SendOptions())
     [cut_off] = await place.log.find_submission_ids(ALICE, account=ALICE, limit=1)
@@ -132,23 +132,23 @@ async def test_a_note_that_cannot_be_read_keeps_no_start_from_the_others(place, 
         return really_open(path, *more, **named)
 
     monkeypatch.setattr(os, "open", failing)
-    notes = place.store().notes()
+    submissions = place.store().submissions()
     async with asyncio.timeout(10):
-        assert (await anext(notes)).submission_id == second.submission_id
+        assert (await anext(submissions)).submission_id == second.submission_id
         monkeypatch.undo()
-        assert (await anext(notes)).submission_id == first.submission_id
-    await notes.aclose()
+        assert (await anext(submissions)).submission_id == first.submission_id
+    await submissions.aclose()
 
 
 async def test_what_is_no_file_is_no_note(place, draft):
-    note = await place.store().submit_new(ALICE, draft(), SendOptions())
-    name, _, at = note.path.name.partition(".")
+    submission = await place.store().submit_new(ALICE, draft(), SendOptions())
+    name, _, at = submission.path.name.partition(".")
     letters = set("abcd") - {name[-1]}
-    strangers = [note.path.with_name(f"{name[:-1]}{letter}.{at}") for letter in letters]
+    strangers = [submission.path.with_name(f"{name[:-1]}{letter}.{at}") for letter in letters]
     os.mkfifo(strangers[0])
     strangers[1].mkdir()
-    strangers[2].symlink_to(note.path)
-    notes = place.store().notes()
+    strangers[2].symlink_to(submission.path)
+    submissions = place.store().submissions()
     async with asyncio.timeout(10):
-        assert (await anext(notes)).submission_id == note.submission_id
-    await notes.aclose()
+        assert (await anext(submissions)).submission_id == submission.submission_id
+    await submissions.aclose()

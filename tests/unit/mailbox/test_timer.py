@@ -31,7 +31,7 @@ class Directory:
         self.names[name] = due_us
         self.changed += 1
         return PendingSubmission(
-            name, name, "a@b", name, Path(name), due_us, SendOptions(deferred_us=due_us)
+            name, name, "a@b", name, Path(name), due_us, SendOptions(scheduled_us=due_us)
         )
 
     async def changed_ns(self) -> int:
@@ -42,22 +42,22 @@ class Directory:
         self.listings += 1
         return [(due_us, name) for name, due_us in self.names.items()]
 
-    async def bring_up(self, names):
+    async def make_due_ready(self, names):
         if self.trouble:
             self.trouble -= 1
             raise StoreUnavailableError("broken")
         self.largest_batch = max(self.largest_batch, len(names))
         kept = tuple(name for name in names if name in self.refused)
         found = [name for name in names if name not in kept and self.names.pop(name, 0)]
-        notes = (PendingSubmission(name, name, "a@b", name, Path(name), 0) for name in found)
-        return DueSubmissions(tuple(notes), kept)
+        submissions = (PendingSubmission(name, name, "a@b", name, Path(name), 0) for name in found)
+        return DueSubmissions(tuple(submissions), kept)
 
-    def on_ready(self, note: PendingSubmission) -> None:
-        self.ready.append(note.draft_id)
+    def on_ready(self, submission: PendingSubmission) -> None:
+        self.ready.append(submission.draft_id)
         self.came.set()
 
     def timer(self, **more) -> ScheduleTimer:
-        asked = ScheduledDirectory(self.changed_ns, self.listed, self.bring_up)
+        asked = ScheduledDirectory(self.changed_ns, self.listed, self.make_due_ready)
         return ScheduleTimer(
             asked, clock=self.clock, on_ready=self.on_ready, **({"wait_s_max": 0.01} | more)
         )

@@ -93,7 +93,7 @@ async def checked(place, store, draft) -> Checked:
     place.clock.advance(1)
     await store.submit_new(ALICE, draft(subject="ready"), SendOptions())
     due_us = place.clock.time_us() + 3600 * 10**6
-    await store.submit_new(ALICE, draft(subject="later"), SendOptions(deferred_us=due_us))
+    await store.submit_new(ALICE, draft(subject="later"), SendOptions(scheduled_us=due_us))
     await store.create_folder(ALICE, "Ärger")
     foreign = place.root / "example.test/alice/cur/1700000000.M1P2.other,S=40,W=40:2,S"
     foreign.write_bytes(MAIL)

@@ -58,7 +58,7 @@ class Store:
         self._queue.put_nowait(pending)
         return pending
 
-    async def notes(self):
+    async def submissions(self):
         while True:
             yield await self._queue.get()
 
