@@ -133,7 +133,7 @@ class Arrivals:
         dependencies: StoreDependencies,
         stale_files: StaleFiles,
         *,
-        submission_writer: SubmissionWriter,
+        writer: SubmissionWriter,
         drafts: Drafts,
         run: RunInThread,
         offer: Callable[[PendingSubmission], None],
@@ -141,7 +141,7 @@ class Arrivals:
         """`offer` tells pickup of a note."""
         self._shared = dependencies
         self._stale_files = stale_files
-        self._submission_writer = submission_writer
+        self._writer = writer
         self._drafts = drafts
         self._run = run
         self._offer = offer
@@ -153,9 +153,7 @@ class Arrivals:
         file = await self._run(self._begin_submission, account, options, expected_bytes)
 
         def submitted(file: ArrivingFile) -> PendingSubmission:
-            submission = self._submission_writer.submit_composed(
-                file.finished(), file.head.identity, options
-            )
+            submission = self._writer.submit_composed(file.finished(), file.head.identity, options)
             self._offer(submission)
             return submission
 

@@ -97,8 +97,7 @@ class FileStore:
         self._pending = PendingSubmissions(self._changed_ns, self._list_ready)
         self._timer = ScheduleTimer(
             ScheduledDirectory(
-                self._scheduled_changed_ns, self._list_scheduled, self._make_due_ready
-            ),
+                self._scheduled_changed_ns, self._list_scheduled, self._make_due_ready),
             clock=clock, on_ready=self._pending.offer,
         )  # fmt: skip
         scheduled = ScheduledSends(
@@ -123,11 +122,9 @@ class FileStore:
         self._drafts = Drafts(self._shared, self._stale_files)
         self._moving = MessageMover(self._shared, self._stale_files)
         self._tree = FolderTree(folders, ids)
-        self._submission_writer = SubmissionWriter(
-            self._shared, self._inbox, self._stale_files, log=log
-        )
+        self._writer = SubmissionWriter(self._shared, self._inbox, self._stale_files, log=log)
         self.arrivals = Arrivals(
-            self._shared, self._stale_files, submission_writer=self._submission_writer,
+            self._shared, self._stale_files, writer=self._writer,
             drafts=self._drafts, run=self._run, offer=self._offer,
         )  # fmt: skip
         self.attachments = FileAttachments(self._shared, self._drafts, run=self._run)
@@ -165,7 +162,7 @@ class FileStore:
         self, account: str, content: MessageProperties | bytes, options: SendOptions
     ) -> PendingSubmission:
         """Write a draft and its note."""
-        return await self._submitted(self._submission_writer.submit_new, account, content, options)
+        return await self._submitted(self._writer.submit_new, account, content, options)
 
     async def submit_draft(
         self,
@@ -176,7 +173,7 @@ class FileStore:
         condition: Precondition = NO_PRECONDITION,
     ) -> PendingSubmission:
         """Submit an existing draft."""
-        submit = self._submission_writer.submit_draft
+        submit = self._writer.submit_draft
         return await self._submitted(submit, account, message_id, options, condition=condition)
 
     # -- reading and changing
@@ -318,7 +315,7 @@ class FileStore:
 
     async def complete_submission(self, submission: PendingSubmission, *, queue_id: str) -> None:
         """Step 4."""
-        await self._run(self._submission_writer.complete_submission, submission, queue_id=queue_id)
+        await self._run(self._writer.complete_submission, submission, queue_id=queue_id)
         self._pending.done(submission)
 
     async def fail_submission(
@@ -331,7 +328,7 @@ class FileStore:
     ) -> None:
         """Report, and remove the note."""
         await self._run(
-            self._submission_writer.fail_submission,
+            self._writer.fail_submission,
             submission,
             report,
             report_to=report_to,

@@ -68,7 +68,7 @@ class Killed(CrashPoints):
 def cut_off(place, draft, monkeypatch) -> None:
     """Leave what a crash before the 202 leaves: a draft, and its second name in preparing/."""
     store = place.store()
-    sending = store._submission_writer
+    sending = store._writer
     sending._shared = replace(store._shared, crash=Killed())
     with monkeypatch.context() as patched:
         patched.setattr("relay.mailbox.submissions.submit._remove_all", lambda *_: None)
@@ -100,9 +100,9 @@ async def test_what_a_crash_cut_off_behind_its_steps_is_withdrawn(
         patched.setattr("relay.mailbox.submissions.submit._remove_all", lambda *_: None)
         patched.setattr(SubmissionWriter, "_withdraw", lambda *_: None)
         patched.setattr("relay.mailbox.submissions.submit.os.rename", killed)
-        send, what = store._submission_writer.submit_new, draft()
+        send, what = store._writer.submit_new, draft()
         if kept is not None:
-            send, what = store._submission_writer.submit_draft, kept.id
+            send, what = store._writer.submit_draft, kept.id
         with pytest.raises(KeyboardInterrupt):
             send(ALICE, what, SendOptions())
     [cut_off] = await place.log.find_submission_ids(ALICE, account=ALICE, limit=1)
