@@ -287,7 +287,7 @@ def test_a_change_that_a_crash_cut_off_is_all_or_nothing(place, draft, due_us, p
     waiting = asyncio.run(
         store.submit_new(ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us))
     )
-    waiting_on_disk = store._shared.deferred
+    waiting_on_disk = store._shared.scheduled
     store._drafts._shared = replace(store._shared, crash=Die(point))
     waiting_on_disk._reached = Die(point).reached
     change = MessageChange(properties=draft(subject="new", extended=until(later_us)))
